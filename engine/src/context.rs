@@ -1,0 +1,170 @@
+//! What a kind sees while it runs: inputs, a folder to fill, a seeded generator, progress. Knows no orchestrator.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{At, Error, Result};
+use crate::names::Digest;
+
+/// One artifact at a port.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Input {
+    /// The matrix labels of the instance that made it, joined by commas; the stage's name if it has none.
+    pub label: String,
+    #[serde(rename = "type")]
+    pub artifact_type: String,
+    pub digest: Digest,
+    /// Its files; not to be written to.
+    pub folder: PathBuf,
+}
+
+/// What an attempt tells while it runs. Never part of an artifact.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "tell", rename_all = "lowercase")]
+pub enum Tell {
+    /// How far the stage is, and its headline metric.
+    Progress { done: u64, total: u64, unit: String, headline: Option<(String, f64)> },
+    /// Seconds spent, by name, for the journal: such as one PPO phase's sampling, scoring and update.
+    Timing { what: String, seconds: BTreeMap<String, f64> },
+    /// Something the user should read.
+    Warning { message: String },
+}
+
+/// What a kind sees.
+pub struct Context {
+    pub(crate) kind: &'static str,
+    pub(crate) seed: u64,
+    pub(crate) inputs: BTreeMap<String, Vec<Input>>,
+    pub(crate) out: PathBuf,
+    pub(crate) checkpoints: PathBuf,
+    pub(crate) threads: usize,
+    pub(crate) sink: Box<dyn FnMut(Tell) + Send>,
+    metrics: BTreeMap<String, f64>,
+}
+
+impl Context {
+    /// For attempts, and for tests of kinds.
+    pub fn new(
+        kind: &'static str,
+        seed: u64,
+        inputs: BTreeMap<String, Vec<Input>>,
+        out: PathBuf,
+        checkpoints: PathBuf,
+    ) -> Self {
+        Self { kind, seed, inputs, out, checkpoints, threads: 1, sink: Box::new(|_| ()), metrics: BTreeMap::new() }
+    }
+
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
+        self
+    }
+
+    #[must_use]
+    pub fn with_sink(mut self, sink: impl FnMut(Tell) + Send + 'static) -> Self {
+        self.sink = Box::new(sink);
+        self
+    }
+
+    /// The artifact at a port that takes exactly one.
+    pub fn one(&self, port: &str) -> Result<&Input> {
+        self.optional(port).ok_or_else(|| Error::ours(format!("{}: no input at port `{port}`", self.kind)))
+    }
+
+    pub fn optional(&self, port: &str) -> Option<&Input> {
+        self.inputs.get(port).and_then(|inputs| inputs.first())
+    }
+
+    /// The artifacts at a port that takes many, in the order of the pipeline file.
+    pub fn many(&self, port: &str) -> &[Input] {
+        self.inputs.get(port).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every input, by port.
+    pub fn inputs(&self) -> &BTreeMap<String, Vec<Input>> {
+        &self.inputs
+    }
+
+    /// The folder to fill: exists and is empty.
+    pub fn out(&self) -> &Path {
+        &self.out
+    }
+
+    /// Where checkpoints of this key are kept between attempts.
+    pub fn checkpoints(&self) -> &Path {
+        &self.checkpoints
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Threads that the attempt may use. Never changes a result.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The key of a generator for one purpose: BLAKE3 of (seed, kind, purpose).
+    pub fn generator_key(&self, purpose: &str) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("temper generator v1");
+        hasher.update(&self.seed.to_le_bytes());
+        for part in [self.kind, purpose] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    /// A counter-based generator for one purpose, keyed by (seed, kind, purpose).
+    pub fn generator(&self, purpose: &str) -> ChaCha12Rng {
+        ChaCha12Rng::from_seed(self.generator_key(purpose))
+    }
+
+    pub fn progress(&mut self, done: u64, total: u64, unit: &str, headline: Option<(&str, f64)>) {
+        let headline = headline.map(|(name, value)| (name.to_owned(), value));
+        (self.sink)(Tell::Progress { done, total, unit: unit.to_owned(), headline });
+    }
+
+    /// Seconds for the journal; never for artifacts.
+    pub fn timing(&mut self, what: &str, seconds: &[(&str, f64)]) {
+        let seconds = seconds.iter().map(|(name, s)| ((*name).to_owned(), *s)).collect();
+        (self.sink)(Tell::Timing { what: what.to_owned(), seconds });
+    }
+
+    pub fn warn(&mut self, message: impl Into<String>) {
+        (self.sink)(Tell::Warning { message: message.into() });
+    }
+
+    /// Notes a metric; all of them become the artifact's `metrics.json` when the kind has run.
+    pub fn metric(&mut self, name: impl Into<String>, value: f64) {
+        self.metrics.insert(name.into(), value);
+    }
+
+    /// Writes `metrics.json`; called by the attempt after the kind has run. Nothing is written when there are none.
+    pub fn write_metrics(&self) -> Result<()> {
+        if self.metrics.is_empty() {
+            return Ok(());
+        }
+        let path = self.out.join("metrics.json");
+        let mut text = serde_json::to_vec_pretty(&self.metrics).expect("a map of numbers is plain data");
+        text.push(b'\n');
+        std::fs::write(&path, text).at(&path)
+    }
+
+    /// Takes a file of an input into the output under the relative path `to`, as a hard link where the file system can,
+    /// else as a copy.
+    pub fn take(&self, from: &Path, to: &str) -> Result<()> {
+        let to = self.out.join(to);
+        if let Some(parent) = to.parent() {
+            std::fs::create_dir_all(parent).at(parent)?;
+        }
+        if std::fs::hard_link(from, &to).is_err() {
+            std::fs::copy(from, &to).at(from)?;
+        }
+        Ok(())
+    }
+}

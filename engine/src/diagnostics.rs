@@ -1,0 +1,327 @@
+//! Faults of a pipeline file, each with its place, rendered for people and for machines. Knows no YAML and no graph.
+
+use std::collections::HashMap;
+use std::fmt::{self, Write};
+
+use serde::ser::SerializeSeq;
+use serde::{Serialize, Serializer};
+
+/// A place in a source: bytes `start..start + length` of source number `source`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span {
+    pub source: u32,
+    pub start: u32,
+    pub length: u32,
+}
+
+/// One fault: what is wrong, where, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// None: the source as a whole, such as a file that cannot be read.
+    pub span: Option<Span>,
+    /// Lower-case, one line.
+    pub message: String,
+    /// Other places that matter, each with what it is.
+    pub also: Vec<(Span, String)>,
+    pub help: Option<String>,
+    /// The instances that have it, where a stage has several.
+    pub instances: Vec<String>,
+}
+
+impl Fault {
+    pub fn new(span: Span, message: impl Into<String>) -> Self {
+        Self { span: Some(span), ..Self::nowhere(message) }
+    }
+
+    pub fn nowhere(message: impl Into<String>) -> Self {
+        Self { span: None, message: message.into(), also: Vec::new(), help: None, instances: Vec::new() }
+    }
+
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    #[must_use]
+    pub fn maybe_help(mut self, help: Option<String>) -> Self {
+        self.help = help;
+        self
+    }
+
+    #[must_use]
+    pub fn also(mut self, span: Span, what: impl Into<String>) -> Self {
+        self.also.push((span, what.into()));
+        self
+    }
+
+    #[must_use]
+    pub fn of_instance(mut self, name: Option<String>) -> Self {
+        self.instances.extend(name);
+        self
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Text {
+    /// What stands after `-->`: a file's path, or `--set`.
+    name: String,
+    text: String,
+}
+
+/// The sources that were read and every fault found in them. `Display` renders all faults, in order of place.
+#[derive(Clone, Debug, Default)]
+pub struct Diagnostics {
+    sources: Vec<Text>,
+    faults: Vec<Fault>,
+}
+
+impl Diagnostics {
+    /// Sources are rendered in the order in which they were added. Texts above 4 GiB must have been refused before.
+    pub fn add_source(&mut self, name: impl Into<String>, text: impl Into<String>) -> u32 {
+        self.sources.push(Text { name: name.into(), text: text.into() });
+        (self.sources.len() - 1) as u32
+    }
+
+    pub fn push(&mut self, fault: Fault) {
+        self.faults.push(fault);
+    }
+
+    pub fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+
+    /// The source's text under `span`.
+    pub fn slice(&self, span: Span) -> &str {
+        let text = self.sources.get(span.source as usize).map_or("", |source| &source.text);
+        text.get(span.start as usize..(span.start + span.length) as usize).unwrap_or("")
+    }
+
+    pub fn source(&self, source: u32) -> &str {
+        &self.sources[source as usize].text
+    }
+
+    /// `value` if there is no fault; else all faults, sorted by place, those that differ only by instance told once.
+    pub fn finish<T>(mut self, value: Option<T>) -> Result<T, Self> {
+        if self.faults.is_empty()
+            && let Some(value) = value
+        {
+            return Ok(value);
+        }
+        let mut first: HashMap<(Option<Span>, String), usize> = HashMap::new();
+        let mut merged: Vec<Fault> = Vec::new();
+        for fault in self.faults.drain(..) {
+            match first.entry((fault.span, fault.message.clone())) {
+                std::collections::hash_map::Entry::Occupied(at) => merged[*at.get()].instances.extend(fault.instances),
+                std::collections::hash_map::Entry::Vacant(at) => {
+                    at.insert(merged.len());
+                    merged.push(fault);
+                }
+            }
+        }
+        merged.sort_by_key(|fault| (fault.span.is_none(), fault.span));
+        self.faults = merged;
+        Err(self)
+    }
+
+    /// The pipeline file is at fault.
+    pub fn exit_code(&self) -> u8 {
+        2
+    }
+
+    /// All faults for a terminal; `colour` adds ANSI colours.
+    pub fn render(&self, colour: bool) -> String {
+        let paint = Paint { colour };
+        let mut lines = Lines::default();
+        let mut out = String::new();
+        for (n, fault) in self.faults.iter().enumerate() {
+            if n > 0 {
+                out.push('\n');
+            }
+            self.render_one(fault, &paint, &mut lines, &mut out).expect("writing to a string cannot fail");
+        }
+        if self.faults.len() > 1 {
+            let _ = writeln!(out, "\n{} faults", self.faults.len());
+        }
+        out
+    }
+
+    fn render_one(&self, fault: &Fault, paint: &Paint, lines: &mut Lines, out: &mut String) -> fmt::Result {
+        writeln!(out, "{}: {}", paint.red("error"), paint.bold(&fault.message))?;
+        let mut width = 1;
+        let places: Vec<(Place, &str)> = fault
+            .span
+            .iter()
+            .map(|span| (*span, ""))
+            .chain(fault.also.iter().map(|(span, what)| (*span, what.as_str())))
+            .map(|(span, what)| (self.place(span, lines), what))
+            .collect();
+        for (place, _) in &places {
+            width = width.max(place.line.to_string().len());
+        }
+        let margin = " ".repeat(width);
+        for (n, (place, what)) in places.iter().enumerate() {
+            let arrow = if n == 0 { "-->" } else { ":::" };
+            writeln!(out, "{margin}{} {}:{}:{}", paint.blue(arrow), place.name, place.line, place.column)?;
+            let bar = paint.blue("|");
+            if n == 0 {
+                writeln!(out, "{margin} {bar}")?;
+            }
+            let (shown, before) = window(place.text, place.column - 1, place.length);
+            writeln!(out, "{} {bar} {shown}", paint.blue(&format!("{:>width$}", place.line)))?;
+            let marks =
+                if n == 0 { paint.red(&"^".repeat(place.length)) } else { paint.blue(&"-".repeat(place.length)) };
+            writeln!(out, "{}", format!("{margin} {bar} {}{marks} {what}", " ".repeat(before)).trim_end())?;
+        }
+        let mut note = |kind: &str, text: &str| writeln!(out, "{margin} {} {kind}: {text}", paint.blue("="));
+        match fault.instances.as_slice() {
+            [] => {}
+            [one] => note("in", one)?,
+            [one, rest @ ..] => note("in", &format!("{one} and {} more", rest.len()))?,
+        }
+        fault.help.iter().try_for_each(|help| note("help", help))
+    }
+
+    fn place<'a>(&'a self, span: Span, lines: &mut Lines) -> Place<'a> {
+        let source = &self.sources[span.source as usize];
+        let starts = lines.0.entry(span.source).or_insert_with(|| {
+            std::iter::once(0).chain(source.text.match_indices('\n').map(|(at, _)| at + 1)).collect()
+        });
+        let at = (span.start as usize).min(source.text.len());
+        let line = starts.partition_point(|start| *start <= at);
+        let start = starts[line - 1];
+        let text = source.text[start..].lines().next().unwrap_or("");
+        let column = source.text.get(start..at).map_or(0, |before| before.chars().count());
+        let end = (at + span.length as usize).min(start + text.len()).max(at);
+        let length = source.text.get(at..end).map_or(1, |under| under.trim_end().chars().count().max(1));
+        Place { name: &source.name, line, column: column + 1, length, text }
+    }
+}
+
+/// Byte offsets at which lines start, by source.
+#[derive(Default)]
+struct Lines(HashMap<u32, Vec<usize>>);
+
+/// A span as people count: lines and columns from 1, in characters.
+struct Place<'a> {
+    name: &'a str,
+    line: usize,
+    column: usize,
+    length: usize,
+    text: &'a str,
+}
+
+/// The part of a long line that is worth showing, and how many characters stand before the caret in it.
+fn window(line: &str, column: usize, length: usize) -> (String, usize) {
+    const SHOWN: usize = 140;
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let total = line.chars().count();
+    if total <= SHOWN {
+        return (line.chars().map(plain).collect(), column);
+    }
+    let from = (column + length.min(SHOWN / 2)).saturating_sub(SHOWN * 2 / 3).min(column);
+    let mut shown: String = line.chars().skip(from).take(SHOWN).map(plain).collect();
+    if from + SHOWN < total {
+        shown.push('…');
+    }
+    if from == 0 { (shown, column) } else { (format!("…{shown}"), column - from + 1) }
+}
+
+struct Paint {
+    colour: bool,
+}
+
+impl Paint {
+    fn with(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn red(&self, text: &str) -> String {
+        self.with("1;31", text)
+    }
+
+    fn blue(&self, text: &str) -> String {
+        self.with("1;34", text)
+    }
+
+    fn bold(&self, text: &str) -> String {
+        self.with("1", text)
+    }
+}
+
+impl fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.render(false).trim_end())
+    }
+}
+
+impl std::error::Error for Diagnostics {}
+
+impl From<Diagnostics> for crate::error::Error {
+    fn from(diagnostics: Diagnostics) -> Self {
+        Self::yours(diagnostics.to_string())
+    }
+}
+
+/// A list of objects: message, file, line, column, length, and where there are any also, help, instances.
+impl Serialize for Diagnostics {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut lines = Lines::default();
+        let mut list = s.serialize_seq(Some(self.faults.len()))?;
+        for fault in &self.faults {
+            let place = |span: Span, lines: &mut Lines| {
+                let Place { name, line, column, length, .. } = self.place(span, lines);
+                serde_json::json!({ "file": name, "line": line, "column": column, "length": length })
+            };
+            let mut object = serde_json::json!({ "message": fault.message });
+            if let Some(span) = fault.span
+                && let serde_json::Value::Object(at) = place(span, &mut lines)
+            {
+                object.as_object_mut().expect("made as an object above").extend(at);
+            }
+            if !fault.also.is_empty() {
+                let also = fault.also.iter().map(|(span, what)| {
+                    let mut at = place(*span, &mut lines);
+                    at["what"] = what.as_str().into();
+                    at
+                });
+                object["also"] = also.collect();
+            }
+            if let Some(help) = &fault.help {
+                object["help"] = help.as_str().into();
+            }
+            if !fault.instances.is_empty() {
+                object["instances"] = fault.instances.iter().map(String::as_str).collect();
+            }
+            list.serialize_element(&object)?;
+        }
+        list.end()
+    }
+}
+
+/// The candidate that `word` is most probably a slip of.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let allowed = (word.chars().count() / 3).max(1);
+    let distance = |candidate: &str| {
+        if candidate.eq_ignore_ascii_case(word) { 0 } else { strsim::damerau_levenshtein(word, candidate) }
+    };
+    let near =
+        candidates.into_iter().map(|c| (distance(c), c)).filter(|(d, c)| *d <= allowed && *d < c.chars().count());
+    near.min_by_key(|(d, _)| *d).map(|(_, c)| c)
+}
+
+/// Help for a word that is none of the candidates: the nearest one, else what there is.
+pub fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    const LISTED: usize = 12;
+    let candidates: Vec<&str> = candidates.into_iter().collect();
+    if let Some(near) = nearest(word, candidates.iter().copied()) {
+        return Some(format!("did you mean `{near}`?"));
+    }
+    let listed: Vec<String> = candidates.iter().take(LISTED).map(|c| format!("`{c}`")).collect();
+    let more = if candidates.len() > LISTED { ", …" } else { "" };
+    match listed.as_slice() {
+        [] => None,
+        [one] => Some(format!("there is only {one}")),
+        many => Some(format!("there are {}{more}", many.join(", "))),
+    }
+}

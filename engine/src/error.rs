@@ -1,0 +1,113 @@
+//! Errors with a blame tag, which decides the exit code. Knows no stage and no format.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// Whose fault an error is; decides the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Blame {
+    /// The pipeline file, its parameters or its data: exit code 2.
+    Yours,
+    /// Disk, network, an API, a budget: exit code 3.
+    Surroundings,
+    /// A bug in temper: exit code 4.
+    Ours,
+}
+
+/// What went wrong, and what to do about it. Crosses the process border between attempt and orchestrator as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Error {
+    pub blame: Blame,
+    /// Lower-case, one line: what happened, where, what was expected.
+    pub message: String,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+    /// Whether trying again later may succeed (the runner then retries with backoff).
+    #[serde(default)]
+    pub transient: bool,
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub fn new(blame: Blame, message: impl Into<String>) -> Self {
+        Self { blame, message: message.into(), help: None, transient: false }
+    }
+
+    /// The pipeline file, its parameters or its data are at fault.
+    pub fn yours(message: impl Into<String>) -> Self {
+        Self::new(Blame::Yours, message)
+    }
+
+    /// The machine, the network or an API is at fault.
+    pub fn surroundings(message: impl Into<String>) -> Self {
+        Self::new(Blame::Surroundings, message)
+    }
+
+    /// A bug in temper.
+    pub fn ours(message: impl Into<String>) -> Self {
+        Self::new(Blame::Ours, message)
+    }
+
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    #[must_use]
+    pub fn transient(mut self) -> Self {
+        self.transient = true;
+        self
+    }
+
+    /// Puts `what` in front of the message: `what: message`.
+    #[must_use]
+    pub fn within(mut self, what: impl fmt::Display) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    pub fn exit_code(&self) -> u8 {
+        match self.blame {
+            Blame::Yours => 2,
+            Blame::Surroundings => 3,
+            Blame::Ours => 4,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.help {
+            Some(help) => write!(f, "\n  help: {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Names the path in an I/O error: `std::fs::read(p).at(p)?`.
+pub trait At<T> {
+    fn at(self, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T> At<T> for std::io::Result<T> {
+    fn at(self, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|e| {
+            let error = Error::surroundings(format!("{}: {e}", path.as_ref().display()));
+            match e.kind() {
+                std::io::ErrorKind::StorageFull => {
+                    error.help("no space left on the device: free some, then run again; finished stages are kept")
+                }
+                _ => error,
+            }
+        })
+    }
+}

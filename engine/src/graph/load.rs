@@ -1,0 +1,299 @@
+//! File to Graph: every check in turn, each skipping what an earlier one found at fault. Knows no store.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::expand::{self, Draft, Layout};
+use super::params::{self, Checked, Known};
+use super::select::{Found, Selector};
+use super::{Graph, Instance, Options, PortInputs, Source, order, wire};
+use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
+use crate::kind::{Arity, Registry, Signature};
+use crate::spec::{self, Spec};
+
+/// Largest pipeline file.
+pub const MAX_BYTES: u64 = 8 << 20;
+
+pub fn file(file: &Path, options: &Options, registry: &Registry, faults: &mut Diagnostics) -> Option<Graph> {
+    let text = read(file, faults)?;
+    let source = faults.add_source(file.display().to_string(), text);
+    let spec = spec::read(source, &options.profiles, &options.set, faults)?;
+    let whole = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let folder = whole.parent().unwrap_or(Path::new("/"));
+    let name = file.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+
+    let layout = Layout::new(&spec, faults);
+    let mut drafts = expand::drafts(&layout, faults);
+    let checked = check_params(&spec, &mut drafts, folder, registry, faults);
+    let signatures: Vec<Option<Signature>> = checked.iter().map(|c| c.as_ref().map(|c| c.signature.clone())).collect();
+    let wired: Vec<bool> = (0..drafts.len()).map(|at| wire::check(at, &drafts, &signatures, &layout, faults)).collect();
+    for (draft, wired) in drafts.iter_mut().zip(wired) {
+        draft.sound &= wired;
+    }
+    check_equal(&layout, &drafts, &checked, faults);
+    let needs: Vec<Vec<usize>> = drafts
+        .iter()
+        .map(|draft| draft.needs.iter().flat_map(|need| need.from.iter().map(|(at, _)| *at)).collect())
+        .collect();
+    let sorted = order::sort(&needs);
+    if let Err(left) = &sorted {
+        tell_cycles(&needs, left, &drafts, faults);
+    }
+    let targets = targets(&layout, &options.until, faults);
+    let needed = order::needed(&needs, &targets);
+    check_paths(&checked, &needed, faults);
+    if targets.is_empty() && faults.faults().is_empty() {
+        let at = Span { source, start: 0, length: 0 };
+        faults.push(Fault::new(at, "the file has nothing to make: no stage, or an empty list of targets"));
+    }
+    if !faults.faults().is_empty() {
+        return None;
+    }
+    Some(freeze(&spec, name, drafts, checked, &sorted.ok()?, &targets, &needed))
+}
+
+fn read(file: &Path, faults: &mut Diagnostics) -> Option<String> {
+    let mut bytes = Vec::new();
+    let told = match std::fs::File::open(file).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut bytes)) {
+        Err(e) => format!("cannot read the pipeline file `{}`: {e}", file.display()),
+        Ok(_) if bytes.len() as u64 > MAX_BYTES => {
+            format!("the pipeline file `{}` has more than {} MiB", file.display(), MAX_BYTES >> 20)
+        }
+        Ok(_) => match String::from_utf8(bytes) {
+            Ok(text) => return Some(text),
+            Err(e) => format!(
+                "the pipeline file `{}` is not UTF-8 text: byte {}",
+                file.display(),
+                e.utf8_error().valid_up_to()
+            ),
+        },
+    };
+    faults.push(Fault::nowhere(told));
+    None
+}
+
+/// An instance whose parameters are right.
+struct Typed {
+    checked: Checked,
+    signature: Signature,
+}
+
+/// Parameters and signatures of the drafts that are sound; the others are marked.
+fn check_params(
+    spec: &Spec,
+    drafts: &mut [Draft],
+    folder: &Path,
+    registry: &Registry,
+    faults: &mut Diagnostics,
+) -> Vec<Option<Typed>> {
+    let mut kinds: HashMap<&str, Known> = HashMap::new();
+    for stage in &spec.stages {
+        let Some((kind, span)) = &stage.uses else { continue };
+        match registry.get_kind(kind) {
+            Some(found) => {
+                kinds.entry(kind).or_insert_with(|| Known { kind: found, schema: found.schema().to_value() });
+            }
+            None => {
+                let help = did_you_mean(kind, registry.kinds().map(|kind| kind.name()));
+                faults.push(Fault::new(*span, format!("unknown kind `{kind}`")).maybe_help(help));
+            }
+        }
+    }
+    let mut typed = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        let stage = &spec.stages[draft.stage];
+        let known = stage.uses.as_ref().and_then(|(kind, _)| kinds.get(kind.as_str()));
+        let found = match known {
+            Some(known) if stage.sound => params::check(draft, stage, known, folder, faults)
+                .and_then(|checked| sign(draft, stage, known, checked, registry, faults)),
+            _ => None,
+        };
+        draft.sound &= found.is_some();
+        typed.push(found);
+    }
+    typed
+}
+
+fn sign(
+    draft: &Draft,
+    stage: &spec::Stage,
+    known: &Known,
+    checked: Checked,
+    registry: &Registry,
+    faults: &mut Diagnostics,
+) -> Option<Typed> {
+    let span = draft.with.entry("output").map_or(stage.with_span, |entry| entry.value.span);
+    match known.kind.signature(&checked.params) {
+        Ok(signature) if registry.get_type(&signature.output).is_none() => {
+            let message = format!("stage `{}` gives `{}`, which is no artifact type", stage.name, signature.output);
+            let help = did_you_mean(&signature.output, registry.types().map(|t| t.name()));
+            faults.push(Fault::new(span, message).maybe_help(help).of_instance(draft.told_as()));
+            None
+        }
+        Ok(signature) => Some(Typed { checked, signature }),
+        Err(e) => {
+            let fault =
+                Fault::new(stage.with_span, format!("stage `{}`: {}", stage.name, e.message)).maybe_help(e.help);
+            faults.push(fault.of_instance(draft.told_as()));
+            None
+        }
+    }
+}
+
+/// Instances of one stage that would have one key.
+fn check_equal(layout: &Layout, drafts: &[Draft], typed: &[Option<Typed>], faults: &mut Diagnostics) {
+    for (n, stage) in layout.spec.stages.iter().enumerate() {
+        let range = layout.drafts_of(n);
+        if range.len() < 2 || !stage.all_used {
+            continue;
+        }
+        let mut alike: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for at in range {
+            let (draft, Some(typed)) = (&drafts[at], &typed[at]) else { continue };
+            if draft.sound {
+                let seed = typed.signature.seeded.then_some(draft.seed);
+                let inputs: BTreeMap<&str, Vec<usize>> = draft
+                    .needs
+                    .iter()
+                    .map(|need| (need.port.as_str(), need.from.iter().map(|(at, _)| *at).collect()))
+                    .collect();
+                alike.entry(format!("{} {seed:?} {inputs:?}", typed.checked.params)).or_default().push(at);
+            }
+        }
+        let mut groups: Vec<Vec<usize>> = alike.into_values().filter(|group| group.len() > 1).collect();
+        groups.sort();
+        for group in groups {
+            let names: Vec<String> = group.iter().take(4).map(|at| format!("`{}`", drafts[*at].name)).collect();
+            let more = if group.len() > 4 { format!(" and {} more", group.len() - 4) } else { String::new() };
+            let message =
+                format!("instances {}{more} are equal: same kind, parameters, seed and inputs", names.join(", "));
+            let (kind, seeded) = (
+                stage.uses.as_ref().map_or("", |(k, _)| k),
+                typed[group[0]].as_ref().is_some_and(|t| t.signature.seeded),
+            );
+            let seeds_differ = group.iter().any(|at| drafts[*at].seed != drafts[group[0]].seed);
+            let help = if !seeded && seeds_differ {
+                format!("they differ by seed alone, and {kind} at these parameters draws nothing")
+            } else {
+                "let them differ, such as by `seed`, or take the values out that make no difference".to_owned()
+            };
+            faults.push(Fault::new(stage.matrix.first().map_or(stage.span, |d| d.span), message).help(help));
+        }
+    }
+}
+
+fn tell_cycles(needs: &[Vec<usize>], left: &[usize], drafts: &[Draft], faults: &mut Diagnostics) {
+    const SHOWN: usize = 12;
+    let mut stages_told: Vec<Vec<usize>> = Vec::new();
+    for cycle in order::cycles(needs, left) {
+        // Instances of one matrix often go the same round: told once.
+        let mut stages: Vec<usize> = cycle.iter().map(|at| drafts[*at].stage).collect();
+        let least = (0..stages.len()).min_by_key(|n| stages[*n]).unwrap_or(0);
+        stages.rotate_left(least);
+        if stages_told.contains(&stages) {
+            continue;
+        }
+        stages_told.push(stages);
+        let mut names: Vec<String> = cycle.iter().chain(&cycle[..1]).map(|at| drafts[*at].name.to_string()).collect();
+        if names.len() > SHOWN {
+            let hidden = names.len() - SHOWN;
+            names.splice(SHOWN / 2..SHOWN / 2 + hidden, [format!("({hidden} more)")]);
+        }
+        let first = &drafts[cycle[0]];
+        let next = cycle.get(1).copied().unwrap_or(cycle[0]);
+        let span = first.needs.iter().flat_map(|need| &need.from).find(|(at, _)| *at == next).map(|(_, span)| *span);
+        let fault = Fault { span, ..Fault::nowhere(format!("cycle: {}", names.join(" -> "))) };
+        faults.push(fault.help("each needs the next: take one of these needs out"));
+    }
+}
+
+fn targets(layout: &Layout, until: &[String], faults: &mut Diagnostics) -> Vec<usize> {
+    let given: Vec<(String, Option<Span>)> = if until.is_empty() {
+        layout.spec.targets.clone()
+    } else {
+        let mut place = |text: &String| {
+            let source = faults.add_source("--until", text);
+            Span { source, start: 0, length: text.len() as u32 }
+        };
+        until.iter().map(|text| (text.clone(), Some(place(text)))).collect()
+    };
+    let mut targets = Vec::new();
+    for (text, span) in given {
+        match Selector::parse(&text).and_then(|selector| layout.select(&selector)) {
+            Ok(Found::Instances { drafts, .. }) => targets.extend(drafts),
+            Ok(Found::Faulty) => {}
+            Err((message, help)) => {
+                let fault = Fault { span, ..Fault::nowhere(format!("target: {message}")) };
+                faults.push(fault.maybe_help(help));
+            }
+        }
+    }
+    targets.sort_unstable();
+    targets.dedup();
+    targets
+}
+
+/// Tells files that the file names, that the targets need, and that are not there.
+fn check_paths(typed: &[Option<Typed>], needed: &[bool], faults: &mut Diagnostics) {
+    let mut seen: HashMap<&PathBuf, bool> = HashMap::new();
+    for typed in typed.iter().zip(needed).filter(|(_, needed)| **needed).filter_map(|(typed, _)| typed.as_ref()) {
+        for (path, span) in &typed.checked.paths {
+            // A wildcard is the kind's to follow.
+            let there = || path.exists() || path.to_string_lossy().contains(['*', '?', '[']);
+            if !*seen.entry(path).or_insert_with(there) {
+                let help = "relative paths start from the folder of the pipeline file";
+                faults.push(Fault::new(*span, format!("no file or folder at `{}`", path.display())).help(help));
+            }
+        }
+    }
+}
+
+/// The checked drafts as a graph. `sorted` holds each draft once, inputs first.
+fn freeze(
+    spec: &Spec,
+    name: String,
+    drafts: Vec<Draft>,
+    typed: Vec<Option<Typed>>,
+    sorted: &[usize],
+    targets: &[usize],
+    needed: &[bool],
+) -> Graph {
+    let mut place = vec![usize::MAX; drafts.len()];
+    for (n, at) in sorted.iter().filter(|at| needed[**at]).enumerate() {
+        place[*at] = n;
+    }
+    let labels: Vec<String> = drafts
+        .iter()
+        .map(|d| if d.name.labels.is_empty() { d.name.stage.to_string() } else { d.name.labels.join(",") })
+        .collect();
+    let mut instances: Vec<Option<Instance>> = Vec::new();
+    instances.resize_with(needed.iter().filter(|needed| **needed).count(), || None);
+    let mut not_needed = Vec::new();
+    for (at, (draft, typed)) in drafts.into_iter().zip(typed).enumerate() {
+        // Without faults every draft has its type.
+        let Some(Typed { checked, signature }) = typed.filter(|_| needed[at]) else {
+            not_needed.push(draft.name);
+            continue;
+        };
+        let mut inputs: Vec<PortInputs> = Vec::with_capacity(draft.needs.len());
+        for need in draft.needs.into_iter().filter(|need| !need.from.is_empty()) {
+            let declared = signature.ports.iter().find(|port| port.name == need.port).map(|port| port.arity);
+            let arity = declared.unwrap_or(if need.several { Arity::Many } else { Arity::One });
+            let from =
+                need.from.iter().map(|(at, _)| Source { instance: place[*at], label: labels[*at].clone() }).collect();
+            inputs.push(PortInputs { port: need.port, arity, from });
+        }
+        inputs.sort_by(|a, b| a.port.cmp(&b.port));
+        let kind = spec.stages[draft.stage].uses.as_ref().map_or_else(String::new, |(kind, _)| kind.clone());
+        let (name, matrix, seed) = (draft.name, draft.matrix, draft.seed);
+        instances[place[at]] = Some(Instance { name, matrix, kind, params: checked.params, seed, signature, inputs });
+    }
+    Graph {
+        instances: instances.into_iter().flatten().collect(),
+        targets: targets.iter().map(|at| place[*at]).collect(),
+        not_needed,
+        name,
+        report: spec.report.clone(),
+    }
+}

@@ -1,0 +1,282 @@
+//! Parameters against their kind: unknown names, wrong types, paths. Knows no wiring.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use super::expand::Draft;
+use super::shape::Shape;
+use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean, nearest};
+use crate::kind::{AnyKind, PATH_KEY};
+use crate::spec::Stage;
+use crate::spec::node::{Map, Node, Value};
+
+/// A kind with its schema, which is made once.
+pub struct Known<'a> {
+    pub kind: &'a dyn AnyKind,
+    pub schema: Json,
+}
+
+/// Parameters as the kind normalised them, paths made absolute.
+pub struct Checked {
+    pub params: Json,
+    /// The paths that the file gives, each with its place.
+    pub paths: Vec<(PathBuf, Span)>,
+}
+
+/// How often the parameters of one instance are parsed before giving up on finding more faults.
+const MAX_ROUNDS: usize = 256;
+
+/// Checks the parameters of one instance; None after a fault. `folder` is what relative paths are relative to.
+pub fn check(draft: &Draft, stage: &Stage, known: &Known, folder: &Path, faults: &mut Diagnostics) -> Option<Checked> {
+    let before = faults.faults().len();
+    let mut with = draft.json.clone();
+    let mut names = Names { draft, stage, path: String::new(), unknown: Vec::new() };
+    names.check(&draft.with, &mut with, &Shape::of(&known.schema), faults);
+    let normal = normalise(with, draft, stage, known, &names.unknown, faults);
+    let mut params = normal.filter(|_| faults.faults().len() == before)?;
+    let mut paths = Vec::new();
+    absolute(&mut params, Some(&draft.with), folder, &mut paths);
+    Some(Checked { params, paths })
+}
+
+/// The walk that tells names which the schema does not have.
+struct Names<'a> {
+    draft: &'a Draft,
+    stage: &'a Stage,
+    path: String,
+    /// Paths of the unknown names.
+    unknown: Vec<String>,
+}
+
+impl Names<'_> {
+    /// Takes unknown names out of `json`, which `map` is the tree of.
+    fn check(&mut self, map: &Map, json: &mut Json, shape: &Shape, faults: &mut Diagnostics) {
+        let Json::Object(object) = json else { return };
+        if !shape.is_object() {
+            return;
+        }
+        for entry in &map.0 {
+            let length = self.path.len();
+            let dot = if length == 0 { "" } else { "." };
+            self.path.extend([dot, &entry.key]);
+            if let Some(inner) = shape.property(&entry.key) {
+                if let Some(value) = object.get_mut(&entry.key) {
+                    self.check_value(&entry.value, value, &inner, faults);
+                }
+            } else {
+                object.shift_remove(&entry.key);
+                self.unknown.push(self.path.clone());
+                let kind = self.stage.uses.as_ref().map_or("", |(kind, _)| kind);
+                let message = format!("stage `{}`: {kind} has no parameter `{}`", self.stage.name, self.path);
+                let help = did_you_mean(&entry.key, shape.names());
+                let help = help.or_else(|| Some(format!("{kind} takes no parameters")).filter(|_| length == 0));
+                faults.push(Fault::new(entry.key_span, message).maybe_help(help).of_instance(self.draft.told_as()));
+            }
+            self.path.truncate(length);
+        }
+    }
+
+    fn check_value(&mut self, node: &Node, json: &mut Json, shape: &Shape, faults: &mut Diagnostics) {
+        match (&node.value, json) {
+            (Value::Map(map), json) => self.check(map, json, shape, faults),
+            (Value::List(items), Json::Array(values)) => {
+                let shape = shape.items();
+                for (n, (item, value)) in items.iter().zip(values).enumerate() {
+                    let length = self.path.len();
+                    self.path.push_str(&format!("[{n}]"));
+                    self.check_value(item, value, &shape, faults);
+                    self.path.truncate(length);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Parses `with`; after a fault, again without the field at fault, so that several are told.
+fn normalise(
+    mut with: Json,
+    draft: &Draft,
+    stage: &Stage,
+    known: &Known,
+    unknown: &[String],
+    faults: &mut Diagnostics,
+) -> Option<Json> {
+    let mut removed: Vec<String> = Vec::new();
+    for _ in 0..MAX_ROUNDS {
+        let found = match known.kind.normalise(&with) {
+            Ok(params) => return removed.is_empty().then_some(params),
+            Err(found) => found,
+        };
+        let mut progress = false;
+        for (path, message) in found {
+            let at = locate(&draft.with, &path);
+            if message.ends_with("expected a string") && written_as_text(&mut with, &path, at, draft) {
+                progress = true;
+                continue;
+            }
+            let missing = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
+            let whole = match missing {
+                Some(name) if path.is_empty() => name.to_owned(),
+                Some(name) => format!("{path}.{name}"),
+                None => path.clone(),
+            };
+            // What was taken out is missed, and so is what an unknown name was meant to be; and once something was
+            // taken out, only what the file itself says can be at fault.
+            let follows = removed.iter().any(|gone| touches(gone, &whole))
+                || missing.is_some_and(|name| unknown.iter().any(|slip| is_slip(slip, &path, name)))
+                || (!removed.is_empty() && missing.is_none() && at.is_none());
+            if follows {
+                continue;
+            }
+            let span = at.or_else(|| parent(&draft.with, &path)).map_or(stage.with_span, |node| node.span);
+            let (text, help) = match missing {
+                Some(_) => (format!("stage `{}` lacks the parameter `{whole}`", stage.name), None),
+                None => {
+                    let (text, help) = super::wording::plain(&message, known.schema_at(&path).as_ref());
+                    let subject = if path.is_empty() { String::new() } else { format!("`{path}`: ") };
+                    (format!("stage `{}`: {subject}{text}", stage.name), help)
+                }
+            };
+            faults.push(Fault::new(span, text).maybe_help(help).of_instance(draft.told_as()));
+            if at.is_some() && take_out(&mut with, &path) {
+                removed.push(path);
+                progress = true;
+            }
+        }
+        if !progress {
+            return None;
+        }
+    }
+    None
+}
+
+/// Whether one of the paths is the other or lies within it.
+fn touches(a: &str, b: &str) -> bool {
+    let within = |inner: &str, outer: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    within(a, b) || within(b, a)
+}
+
+/// Whether the unknown parameter at path `slip` was probably meant to be `name` of the map at `path`.
+fn is_slip(slip: &str, path: &str, name: &str) -> bool {
+    let (parent, word) = slip.rsplit_once('.').unwrap_or(("", slip));
+    parent == path && nearest(word, [name]).is_some()
+}
+
+/// Where text is expected and a variable stands alone, such as a number in an argument list: its text.
+fn written_as_text(with: &mut Json, path: &str, at: Option<&Node>, draft: &Draft) -> bool {
+    let (Some(Node { value: Value::Str(text), .. }), Some(slot)) = (at, slot(with, path)) else { return false };
+    let variable = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+    let label = draft.matrix.iter().find(|(dimension, _)| Some(dimension.as_str()) == variable);
+    if let Some((_, label)) = label.filter(|_| !slot.is_string()) {
+        *slot = label.as_str().into();
+        return true;
+    }
+    false
+}
+
+impl Known<'_> {
+    fn schema_at(&self, path: &str) -> Option<Shape<'_>> {
+        let mut shape = Shape::of(&self.schema);
+        for part in path.split('.').filter(|part| !part.is_empty()) {
+            let (key, indices) =
+                part.split_once('[').map_or((part, 0), |(key, rest)| (key, 1 + rest.matches('[').count()));
+            shape = shape.property(key)?;
+            for _ in 0..indices {
+                shape = shape.items();
+            }
+        }
+        Some(shape)
+    }
+}
+
+/// The keys of a path such as `lora.targets[2].name` that `keys` (which may have dots themselves) starts with: the longest.
+fn first_key<'k>(keys: impl Iterator<Item = &'k str>, path: &str) -> Option<&'k str> {
+    keys.filter(|key| path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])))
+        .max_by_key(|key| key.len())
+}
+
+/// What the tree has at `path`; None for the empty path.
+fn locate<'a>(map: &'a Map, path: &str) -> Option<&'a Node> {
+    let key = first_key(map.keys(), path)?;
+    let mut rest = &path[key.len()..];
+    let mut node = map.get(key)?;
+    while let Some((index, after)) = rest.strip_prefix('[').and_then(|inside| inside.split_once(']')) {
+        let Value::List(items) = &node.value else { return None };
+        node = items.get(index.parse::<usize>().ok()?)?;
+        rest = after;
+    }
+    match rest.strip_prefix('.') {
+        None => Some(node),
+        Some(rest) => locate(node.as_map()?, rest),
+    }
+}
+
+/// What the JSON has at `path`.
+fn slot<'a>(json: &'a mut Json, path: &str) -> Option<&'a mut Json> {
+    let object = json.as_object_mut()?;
+    let key = first_key(object.keys().map(String::as_str), path)?.to_owned();
+    let mut rest = &path[key.len()..];
+    let mut json = object.get_mut(&key)?;
+    while let Some((index, after)) = rest.strip_prefix('[').and_then(|inside| inside.split_once(']')) {
+        json = json.get_mut(index.parse::<usize>().ok()?)?;
+        rest = after;
+    }
+    match rest.strip_prefix('.') {
+        None => Some(json),
+        Some(rest) => slot(json, rest),
+    }
+}
+
+/// The nearest thing above `path` that the file has.
+fn parent<'a>(map: &'a Map, path: &str) -> Option<&'a Node> {
+    let cuts = path.rmatch_indices(['.', '[']).map(|(at, _)| &path[..at]);
+    cuts.into_iter().find_map(|cut| locate(map, cut))
+}
+
+/// Takes the field at `path` out; of a list, the list as a whole.
+fn take_out(json: &mut Json, path: &str) -> bool {
+    let Json::Object(object) = json else { return false };
+    let Some(key) = first_key(object.keys().map(String::as_str), path).map(str::to_owned) else { return false };
+    match path[key.len()..].strip_prefix('.') {
+        Some(rest) => object.get_mut(&key).is_some_and(|inner| take_out(inner, rest)),
+        None => object.shift_remove(&key).is_some(),
+    }
+}
+
+/// Makes every path absolute, and notes those that the file gives.
+fn absolute(params: &mut Json, map: Option<&Map>, folder: &Path, paths: &mut Vec<(PathBuf, Span)>) {
+    if let Json::Object(object) = params {
+        for (key, value) in object {
+            absolute_value(value, map.and_then(|map| map.get(key)), folder, paths);
+        }
+    }
+}
+
+fn absolute_value(value: &mut Json, node: Option<&Node>, folder: &Path, paths: &mut Vec<(PathBuf, Span)>) {
+    match value {
+        Json::Object(object) if object.len() == 1 && object.contains_key(PATH_KEY) => {
+            if let Some(Json::String(path)) = object.get_mut(PATH_KEY) {
+                // Components, so that `./data` and `data` are one.
+                let whole: PathBuf = folder.join(&*path).components().collect();
+                *path = whole.to_string_lossy().into_owned();
+                paths.extend(node.map(|node| (whole, node.span)));
+            }
+        }
+        Json::Object(_) => absolute(value, node.and_then(Node::as_map), folder, paths),
+        Json::Array(items) => {
+            // A kind may take one path where it takes a list.
+            let nodes = match node.map(|node| &node.value) {
+                Some(Value::List(nodes)) => nodes.as_slice(),
+                _ => node.map_or(&[][..], std::slice::from_ref),
+            };
+            for (n, item) in items.iter_mut().enumerate() {
+                absolute_value(item, nodes.get(n), folder, paths);
+            }
+        }
+        _ => {}
+    }
+}

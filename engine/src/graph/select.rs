@@ -1,0 +1,130 @@
+//! Selectors: `sft`, `sft[s]`, `proxy[*,11]`, and the instances that they name. Knows no kind.
+
+use super::expand::Layout;
+use crate::diagnostics::did_you_mean;
+
+/// Message and help.
+pub type Unfound = (String, Option<String>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selector<'a> {
+    pub stage: &'a str,
+    /// One a dimension, `*` being any; None: every instance of the stage.
+    pub labels: Option<Vec<&'a str>>,
+}
+
+/// What a selector names.
+#[derive(Debug)]
+pub enum Found {
+    Instances {
+        /// Indices of drafts, in declared order.
+        drafts: Vec<usize>,
+        /// Whether it is written so that it may be several.
+        several: bool,
+    },
+    /// Instances of a stage whose matrix is at fault, which was told.
+    Faulty,
+}
+
+impl<'a> Selector<'a> {
+    /// # Errors
+    /// When `text` has not the form of a selector.
+    pub fn parse(text: &'a str) -> Result<Self, Unfound> {
+        let malformed = || {
+            let help = "a stage's name, with one label for each matrix variable: `sft[s]`, `proxy[*,11]`";
+            (format!("`{text}` is no selector"), Some(help.to_owned()))
+        };
+        let text = text.trim();
+        let Some((stage, rest)) = text.split_once('[') else {
+            return if text.is_empty() || text.contains([']', ',']) {
+                Err(malformed())
+            } else {
+                Ok(Self { stage: text, labels: None })
+            };
+        };
+        let inside = rest.strip_suffix(']').ok_or_else(malformed)?;
+        let labels: Vec<&str> = inside.split(',').map(str::trim).collect();
+        if labels.iter().any(|label| label.is_empty() || label.contains(['[', ']'])) {
+            return Err(malformed());
+        }
+        Ok(Self { stage: stage.trim(), labels: Some(labels) })
+    }
+}
+
+impl Layout<'_> {
+    /// # Errors
+    /// When there is no such stage, dimension or label.
+    pub fn select(&self, selector: &Selector) -> Result<Found, Unfound> {
+        let name = selector.stage;
+        let Some(&at) = self.by_name.get(name) else {
+            return Err((
+                format!("unknown stage `{name}`"),
+                did_you_mean(name, self.spec.stages.iter().map(|s| s.name.as_str())),
+            ));
+        };
+        let stage = &self.spec.stages[at];
+        let drafts = self.drafts_of(at);
+        if drafts.is_empty() {
+            return Ok(Found::Faulty);
+        }
+        let Some(labels) = &selector.labels else {
+            return Ok(Found::Instances { drafts: drafts.collect(), several: !stage.matrix.is_empty() });
+        };
+        if stage.matrix.is_empty() {
+            return Err((format!("stage `{name}` has no matrix"), Some(format!("write `{name}`"))));
+        }
+        if labels.len() != stage.matrix.len() {
+            let wanted = stage.matrix.len();
+            let names: Vec<&str> = stage.matrix.iter().map(|d| d.name.as_str()).collect();
+            let s = if wanted == 1 { "" } else { "s" };
+            let message = format!("stage `{name}` has {wanted} matrix variable{s}, the selector {}", labels.len());
+            return Err((message, Some(format!("write `{name}[{}]`", names.join(",")))));
+        }
+        // Each dimension multiplies what the ones before it have left.
+        let mut chosen = vec![0];
+        for (dimension, wanted) in stage.matrix.iter().zip(labels) {
+            let count = dimension.labels.len();
+            let positions = if *wanted == "*" {
+                0..count
+            } else {
+                match dimension.labels.iter().position(|label| label.text == *wanted) {
+                    Some(at) => at..at + 1,
+                    None if !dimension.sound => return Ok(Found::Faulty),
+                    None => {
+                        let message =
+                            format!("matrix variable `{}` of stage `{name}` has no value `{wanted}`", dimension.name);
+                        return Err((message, did_you_mean(wanted, dimension.labels.iter().map(|l| l.text.as_str()))));
+                    }
+                }
+            };
+            chosen = chosen.iter().flat_map(|base| positions.clone().map(move |at| base * count + at)).collect();
+        }
+        let drafts = chosen.into_iter().map(|at| drafts.start + at).collect();
+        Ok(Found::Instances { drafts, several: labels.contains(&"*") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_are_read_or_refused() {
+        let labels = |labels: &[&'static str]| Some(labels.to_vec());
+        let cases = [
+            ("sft", Some(("sft", None))),
+            (" sft[ s , * ] ", Some(("sft", labels(&["s", "*"])))),
+            ("rl[0.005]", Some(("rl", labels(&["0.005"])))),
+            ("", None),
+            ("sft[]", None),
+            ("sft[s", None),
+            ("sft[s]]", None),
+            ("sft]", None),
+            ("a,b", None),
+        ];
+        for (text, expected) in cases {
+            let got = Selector::parse(text).ok().map(|s| (s.stage, s.labels));
+            assert_eq!(got, expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What a JSON schema says of names: which properties an object may have. Knows no values.
+
+use serde_json::{Map, Value as Json};
+
+/// The alternatives that a schema allows at one place, references followed.
+pub struct Shape<'a> {
+    root: &'a Json,
+    alternatives: Vec<&'a Map<String, Json>>,
+    /// Whether anything goes (`true`, or a schema that says nothing).
+    anything: bool,
+}
+
+/// References and alternatives that are followed at one place.
+const MAX_FOLLOWED: usize = 256;
+
+impl<'a> Shape<'a> {
+    pub fn of(schema: &'a Json) -> Self {
+        Self::from(schema, vec![schema])
+    }
+
+    fn from(root: &'a Json, mut pending: Vec<&'a Json>) -> Self {
+        let mut shape = Self { root, alternatives: Vec::new(), anything: pending.is_empty() };
+        let mut followed = 0;
+        while let Some(schema) = pending.pop() {
+            followed += 1;
+            let Some(object) = schema.as_object().filter(|_| followed <= MAX_FOLLOWED) else {
+                shape.anything |= schema != &Json::Bool(false);
+                continue;
+            };
+            if let Some(target) =
+                object.get("$ref").and_then(Json::as_str).and_then(|r| root.pointer(r.strip_prefix('#')?))
+            {
+                pending.push(target);
+            }
+            for key in ["anyOf", "oneOf", "allOf"] {
+                pending.extend(object.get(key).and_then(Json::as_array).into_iter().flatten());
+            }
+            let says = ["type", "properties", "additionalProperties", "items", "enum", "const"];
+            if says.iter().any(|key| object.contains_key(*key)) {
+                shape.alternatives.push(object);
+            } else if !object.keys().any(|key| matches!(key.as_str(), "$ref" | "anyOf" | "oneOf" | "allOf")) {
+                shape.anything = true;
+            }
+        }
+        shape
+    }
+
+    fn objects(&self) -> impl Iterator<Item = &'a Map<String, Json>> {
+        let is_object = |schema: &&&'a Map<String, Json>| match schema.get("type") {
+            Some(Json::String(one)) => one == "object",
+            Some(Json::Array(several)) => several.iter().any(|one| one == "object"),
+            _ => schema.contains_key("properties"),
+        };
+        self.alternatives.iter().filter(is_object).copied()
+    }
+
+    /// Whether an object may stand here.
+    pub fn is_object(&self) -> bool {
+        !self.anything && self.objects().next().is_some()
+    }
+
+    /// Names of all properties that some alternative has.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.objects().filter_map(|o| o.get("properties")?.as_object()).flat_map(|p| p.keys().map(String::as_str))
+    }
+
+    /// What may stand under `name`; None: nothing has that name.
+    pub fn property(&self, name: &str) -> Option<Self> {
+        let mut schemas = Vec::new();
+        let mut open = self.anything;
+        for object in self.objects() {
+            match object.get("properties").and_then(|p| p.get(name)) {
+                Some(schema) => schemas.push(schema),
+                None => match object.get("additionalProperties") {
+                    None if object.contains_key("properties") => {}
+                    Some(Json::Bool(false)) => {}
+                    Some(schema) => schemas.push(schema),
+                    None => open = true,
+                },
+            }
+        }
+        (open || !schemas.is_empty()).then(|| {
+            let mut shape = Self::from(self.root, schemas);
+            shape.anything |= open;
+            shape
+        })
+    }
+
+    /// What may stand in a list here.
+    pub fn items(&self) -> Self {
+        Self::from(self.root, self.alternatives.iter().filter_map(|o| o.get("items")).collect())
+    }
+
+    /// Whether a path is expected here.
+    pub fn is_path(&self) -> bool {
+        self.alternatives.iter().any(|o| o.get("format").is_some_and(|f| f == "path"))
+    }
+}

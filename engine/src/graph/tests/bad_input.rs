@@ -1,0 +1,455 @@
+//! What is wrong with a file, as it is told.
+
+use super::*;
+
+/// Stages that each test adds to.
+const GOOD: &str = "
+  posts: { uses: dataset }
+  base: { uses: base, with: { size: 1 } }
+  sft: { uses: train, needs: { base: base, posts: posts } }
+";
+
+/// Loads `stages` (after `version: 1\nstages:`) and compares what is told: message, place, help.
+fn check(stages: &str, expected: &[&str]) {
+    check_with(stages, &Options::default(), expected);
+}
+
+fn check_with(stages: &str, options: &Options, expected: &[&str]) {
+    let told = load_text(&format!("version: 1\nstages:{stages}"), options).expect_err("something is wrong");
+    let lines: Vec<&str> = told
+        .lines()
+        .filter_map(|line| {
+            let line = line.trim_start();
+            ["error: ", "--> ", ":::", "= "].iter().any(|start| line.starts_with(start)).then_some(line)
+        })
+        .collect();
+    assert_eq!(lines, expected, "\n{told}\n");
+}
+
+fn with_good(more: &str) -> String {
+    format!("{GOOD}{more}\n")
+}
+
+#[test]
+fn a_whole_message_shows_the_place_and_helps() {
+    let text = "version: 1
+stages:
+  posts: { uses: dataset, with: { post: 5, style: wyld } }
+  sft: { uses: train, needs: { base: posts } }
+";
+    let expected = "error: stage `posts`: dataset has no parameter `post`
+ --> p.yaml:3:35
+  |
+3 |   posts: { uses: dataset, with: { post: 5, style: wyld } }
+  |                                   ^^^^
+  = help: did you mean `posts`?
+
+error: stage `posts`: `style`: unknown value `wyld`
+ --> p.yaml:3:51
+  |
+3 |   posts: { uses: dataset, with: { post: 5, style: wyld } }
+  |                                                   ^^^^
+  = help: did you mean `wild`?
+
+error: stage `sft` lacks an input: train needs `posts`
+ --> p.yaml:4:3
+  |
+4 |   sft: { uses: train, needs: { base: posts } }
+  |   ^^^
+  = help: give it Posts or Preferences: `needs: { posts: … }`
+
+3 faults";
+    assert_eq!(load_text(text, &Options::default()).expect_err("three faults"), expected);
+}
+
+#[test]
+fn an_override_is_shown_as_it_was_typed() {
+    let text = format!("version: 1\nstages:{GOOD}");
+    let told = load_text(&text, &options(&[], &["stages.sft.with.lr=fast"], &[])).expect_err("no number");
+    let expected = "error: stage `sft`: `lr`: expected a number, found text \"fast\"
+ --> --set:1:20
+  |
+1 | stages.sft.with.lr=fast
+  |                    ^^^^";
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn unknown_kinds_parameters_stages_and_labels_are_told() {
+    check(
+        "\n  a: { uses: datset }",
+        &["error: unknown kind `datset`", "--> p.yaml:3:14", "= help: did you mean `dataset`?"],
+    );
+    check(
+        "\n  a: { uses: dataset, with: { shuffel: true } }",
+        &["error: stage `a`: dataset has no parameter `shuffel`", "--> p.yaml:3:31", "= help: did you mean `shuffle`?"],
+    );
+    check(
+        &with_good("  x: { uses: ensemble, needs: { members: sft }, with: { x: 1 } }"),
+        &["error: stage `x`: ensemble has no parameter `x`", "--> p.yaml:6:57", "= help: ensemble takes no parameters"],
+    );
+    check(
+        &with_good("  x: { uses: train, needs: { base: bas, posts: 'sft[s]' } }"),
+        &[
+            "error: unknown stage `bas`",
+            "--> p.yaml:6:36",
+            "= help: did you mean `base`?",
+            "error: stage `sft` has no matrix",
+            "--> p.yaml:6:48",
+            "= help: write `sft`",
+        ],
+    );
+    check(
+        &with_good(
+            "  m: { uses: base, matrix: { size: [1, 2] }, with: { size: '${size}' } }
+  x: { uses: train, needs: { base: 'm[3]', posts: posts } }
+  y: { uses: train, needs: { base: 'm[1,2]', posts: posts } }",
+        ),
+        &[
+            "error: matrix variable `size` of stage `m` has no value `3`",
+            "--> p.yaml:7:36",
+            "= help: there are `1`, `2`",
+            "error: stage `m` has 1 matrix variable, the selector 2",
+            "--> p.yaml:8:36",
+            "= help: write `m[size]`",
+        ],
+    );
+}
+
+#[test]
+fn nested_parameters_are_checked_by_name() {
+    check(
+        &with_good(
+            "  x:
+    uses: train
+    needs: { base: base, posts: posts }
+    with: { lora: { rnak: 2 }, schedule: [{ at: 1, lr: 1 }, { at: 2, lr: 1, tl: 3 }] }",
+        ),
+        &[
+            "error: stage `x`: train has no parameter `lora.rnak`",
+            "--> p.yaml:9:21",
+            "= help: did you mean `rank`?",
+            "error: stage `x`: train has no parameter `schedule[1].tl`",
+            "--> p.yaml:9:77",
+            "= help: there are `at`, `lr`",
+        ],
+    );
+}
+
+#[test]
+fn several_wrong_types_of_one_stage_are_told_at_once() {
+    check(
+        "
+  a: { uses: dataset, with: { posts: -1, style: 3, shuffle: yes, from: [1] } }
+  b: { uses: base, with: { size: big } }
+  c: { uses: base }
+  d: { uses: base, with: { size: [1] }, matrix: 5 }",
+        &[
+            "error: stage `a`: `posts`: expected a whole number from 0 up, found `-1`",
+            "--> p.yaml:3:38",
+            "error: stage `a`: `style`: expected text or a map, found `3`",
+            "--> p.yaml:3:49",
+            "error: stage `a`: `shuffle`: expected true or false, found text \"yes\"",
+            "--> p.yaml:3:61",
+            "= help: YAML's truth values are `true` and `false`",
+            "error: stage `a`: `from`: expected a path",
+            "--> p.yaml:3:72",
+            "error: stage `b`: `size`: expected a whole number from 0 up, found text \"big\"",
+            "--> p.yaml:4:34",
+            "error: stage `c` lacks the parameter `size`",
+            "--> p.yaml:5:3",
+            "error: `matrix` must be a map; this is a number",
+            "--> p.yaml:6:49",
+        ],
+    );
+}
+
+#[test]
+fn what_a_kind_checks_itself_has_its_place() {
+    check(
+        &with_good("  x: { uses: train, with: { epochs: 2, lr: 0 }, needs: { base: base, posts: posts } }"),
+        &["error: stage `x`: `lr`: must be above 0", "--> p.yaml:6:44"],
+    );
+}
+
+#[test]
+fn duplicate_keys_and_case_twins_are_refused() {
+    check(
+        "\n  a: { uses: dataset }\n  b: { uses: dataset }\n  a: { uses: base }",
+        &["error: duplicate key `a`", "--> p.yaml:5:3", "::: p.yaml:3:3"],
+    );
+    check(
+        "\n  a: { uses: dataset }\n  A: { uses: dataset }\n  a b: { uses: dataset }",
+        &[
+            "error: stage `A` differs from `a` only by case",
+            "--> p.yaml:4:3",
+            "::: p.yaml:3:3",
+            "error: `a b` is no name for a stage: expected [A-Za-z0-9_-]{1,64}",
+            "--> p.yaml:5:3",
+        ],
+    );
+}
+
+#[test]
+fn cycles_are_told_with_their_path() {
+    check(
+        "
+  a: { uses: command, with: { run: [a] }, needs: { x: c } }
+  b: { uses: command, with: { run: [b] }, needs: { x: a } }
+  c: { uses: command, with: { run: [c] }, needs: { x: b } }
+  d: { uses: command, with: { run: [d] }, needs: { x: d } }",
+        &[
+            "error: cycle: a -> c -> b -> a",
+            "--> p.yaml:3:55",
+            "= help: each needs the next: take one of these needs out",
+            "error: cycle: d -> d",
+            "--> p.yaml:6:55",
+            "= help: each needs the next: take one of these needs out",
+        ],
+    );
+    check(
+        "
+  a: { uses: command, matrix: { n: [1, 2] }, with: { run: ['${n}'] }, needs: { x: 'b[${n}]' } }
+  b: { uses: command, matrix: { n: [1, 2] }, with: { run: ['${n}'] }, needs: { x: 'a[${n}]' } }",
+        &[
+            "error: cycle: a[1] -> b[1] -> a[1]",
+            "--> p.yaml:3:83",
+            "= help: each needs the next: take one of these needs out",
+        ],
+    );
+}
+
+#[test]
+fn wrong_wiring_is_told() {
+    check(
+        &with_good(
+            "  a: { uses: train, needs: { base: posts, posts: base, bsae: base } }
+  f: { uses: command, with: { run: [x] } }
+  p: { uses: pairs, needs: { models: [base, base], posts: f } }
+  q: { uses: dataset, needs: { x: f } }
+  m: { uses: base, matrix: { n: [1, 2] }, with: { size: '${n}' } }
+  n: { uses: train, needs: { base: m, posts: posts } }
+  o: { uses: pairs, needs: { models: [], posts: posts } }
+  r: { uses: command, with: { run: [x], output: Post } }",
+        ),
+        &[
+            "error: port `base` of stage `a` takes Model; `posts` gives Posts",
+            "--> p.yaml:6:36",
+            "error: port `posts` of stage `a` takes Posts or Preferences; `base` gives Model",
+            "--> p.yaml:6:50",
+            "error: stage `a`: train has no port `bsae`",
+            "--> p.yaml:6:56",
+            "= help: did you mean `base`?",
+            "error: port `models` of stage `p` is given `base` twice",
+            "--> p.yaml:8:45",
+            "error: port `posts` of stage `p` takes Posts; `f` gives Files",
+            "--> p.yaml:8:59",
+            "error: stage `q`: dataset has no port `x`",
+            "--> p.yaml:9:32",
+            "= help: dataset takes no inputs",
+            "error: port `base` of stage `n` takes one, and is given 2",
+            "--> p.yaml:11:36",
+            "= help: name one of them, such as `m[1]`",
+            "error: stage `o` lacks an input: pairs needs `models`",
+            "--> p.yaml:12:3",
+            "= help: Model is given by `base`, `sft`, `a`: `needs: { models: base }`",
+            "error: stage `r` gives `Post`, which is no artifact type",
+            "--> p.yaml:13:49",
+            "= help: did you mean `Posts`?",
+        ],
+    );
+}
+
+#[test]
+fn a_matrix_must_make_a_difference() {
+    check(
+        "\n  a: { uses: dataset, matrix: { n: [1, 2] } }\n  b: { uses: dataset, matrix: { n: { x: {}, y: } } }",
+        &[
+            "error: nothing in stage `a` uses its matrix variable `n`",
+            "--> p.yaml:3:33",
+            "= help: its instances would all be equal; put `${n}` into `with`, `needs` or `seed`",
+            "error: nothing in stage `b` uses its matrix variable `n`",
+            "--> p.yaml:4:33",
+            "= help: its instances would all be equal; put `${n}` into `with`, `needs` or `seed`",
+        ],
+    );
+    check(
+        "\n  a: { uses: base, matrix: { member: [1, 2, 3, 4, 5] }, seed: '${member}', with: { size: 1 } }",
+        &[
+            "error: instances `a[1]`, `a[2]`, `a[3]`, `a[4]` and 1 more are equal: same kind, parameters, seed and inputs",
+            "--> p.yaml:3:30",
+            "= help: they differ by seed alone, and base at these parameters draws nothing",
+        ],
+    );
+    check(
+        "\n  a: { uses: dataset, matrix: { m: { x: { with: { posts: 100 } }, y: {} } } }",
+        &[
+            "error: instances `a[x]`, `a[y]` are equal: same kind, parameters, seed and inputs",
+            "--> p.yaml:3:33",
+            "= help: let them differ, such as by `seed`, or take the values out that make no difference",
+        ],
+    );
+}
+
+#[test]
+fn a_matrix_has_sound_values() {
+    check(
+        "
+  a: { uses: dataset, matrix: { n: [1, 1, a b, [2]], N: [], m: 3 }, with: { posts: '${n}${N}${m}' } }
+  b: { uses: dataset, with: { posts: '${n}' }, seed: '${' }
+  c: { uses: dataset, matrix: { n: [x, 2] }, seed: '${n}' }
+  d: { uses: dataset, matrix: { n: { x: { wiht: { posts: 1 } } } } }",
+        &[
+            "error: matrix variable `n` has the value `1` twice",
+            "--> p.yaml:3:40",
+            "::: p.yaml:3:37",
+            "error: `a b` is no name for a matrix label: expected [A-Za-z0-9_.-]{1,64}",
+            "--> p.yaml:3:43",
+            "error: matrix variable `n`: expected text or a number, found a list",
+            "--> p.yaml:3:48",
+            "= help: a map of labels to `with`, `needs` and `seed` gives each label its own",
+            "error: matrix variable `N` differs from `n` only by case",
+            "--> p.yaml:3:54",
+            "::: p.yaml:3:33",
+            "error: matrix variable `N` of stage `a` has no values",
+            "--> p.yaml:3:57",
+            "error: matrix variable `m` must be a list of values or a map of labels",
+            "--> p.yaml:3:64",
+            "error: unknown matrix variable `n`",
+            "--> p.yaml:4:39",
+            "= help: stage `b` has no matrix; write `$${n}` for the text itself",
+            "error: `${` without its `}`",
+            "--> p.yaml:4:55",
+            "= help: write `$${` for the text `${`",
+            "error: seed of stage `c`: expected a whole number from 0 to 2^64 - 1, found `x`",
+            "--> p.yaml:5:52",
+            "= in: c[x]",
+            "error: a matrix label has no key `wiht`",
+            "--> p.yaml:6:43",
+            "= help: did you mean `with`?",
+        ],
+    );
+}
+
+#[test]
+fn what_the_command_line_names_must_be_there() {
+    let good = with_good("");
+    let told = |options: Options, expected: &[&str]| check_with(&good, &options, expected);
+    told(
+        options(&["papre"], &[], &[]),
+        &["error: unknown profile `papre`", "--> --profile:1:1", "= help: the file has no profiles"],
+    );
+    told(
+        options(&[], &[], &["sfd", "sft[s]"]),
+        &[
+            "error: target: unknown stage `sfd`",
+            "--> --until:1:1",
+            "= help: did you mean `sft`?",
+            "error: target: stage `sft` has no matrix",
+            "--> --until:1:1",
+            "= help: write `sft`",
+        ],
+    );
+    let cases: &[(&str, &[&str])] = &[
+        ("stages.sfd.with.lr=1", &["error: unknown stage `sfd`", "--> --set:1:8", "= help: did you mean `sft`?"]),
+        ("stages.sft.wth.lr=1", &["error: unknown key `wth`", "--> --set:1:12", "= help: did you mean `with`?"]),
+        (
+            "stages.sft.with.rl=1",
+            &["error: stage `sft`: train has no parameter `rl`", "--> --set:1:17", "= help: did you mean `lr`?"],
+        ),
+        ("stage.sft.with.lr=1", &["error: unknown key `stage`", "--> --set:1:1", "= help: did you mean `stages`?"]),
+        ("stages.sft.matrix.n.a.with.lr=1", &["error: unknown matrix variable `n`", "--> --set:1:19"]),
+        ("stages.sft.uses.x=1", &["error: `uses` has no parts", "--> --set:1:12"]),
+        ("profiles.x=1", &["error: profiles are applied before `--set`: set the value itself", "--> --set:1:1"]),
+        ("stages.sft.with.lr", &["error: expected `path=YAML`, such as `stages.sft.with.lr=1e-4`", "--> --set:1:1"]),
+        (
+            "stages.sft.with.lr=",
+            &["error: no value", "--> --set:1:19", "= help: write `=null` to delete, `=''` for empty text"],
+        ),
+        ("stages.sft.with.epochs=null", &["error: unknown entry `epochs`", "--> --set:1:17"]),
+        (
+            "stages.new=null",
+            &["error: unknown stage `new`", "--> --set:1:8", "= help: there are `posts`, `base`, `sft`"],
+        ),
+        ("version=2", &["error: `version` says how to read the file: it cannot be set", "--> --set:1:1"]),
+        ("stages.sft.with={lr: [1}", &["error: no valid YAML: mismatched bracket '[' closed by '}'", "--> --set:1:22"]),
+    ];
+    for (set, expected) in cases {
+        told(options(&[], &[set], &[]), expected);
+    }
+}
+
+#[test]
+fn one_fault_has_no_followers() {
+    // Neither the users of `a` nor its missing parameters are told.
+    check(
+        "
+  a: { uses: bse, matrix: { n: [1, 2] }, wiht: { size: '${n}' }, with: { size: '${n}' } }
+  b: { uses: train, needs: { base: 'a[1]', posts: p } }
+  c: { uses: ensemble, needs: { members: ['a[*]', b] } }
+  p: { uses: dataset }",
+        &[
+            "error: unknown kind `bse`",
+            "--> p.yaml:3:14",
+            "= help: did you mean `base`?",
+            "error: a stage has no key `wiht`",
+            "--> p.yaml:3:42",
+            "= help: did you mean `with`?",
+        ],
+    );
+}
+
+#[test]
+fn files_that_are_not_there_are_told_if_they_are_needed() {
+    let stages = "\n  a: { uses: dataset, with: { from: data/x.txt } }\n  b: { uses: dataset }";
+    check(
+        stages,
+        &[
+            "error: no file or folder at `data/x.txt`",
+            "--> p.yaml:3:37",
+            "= help: relative paths start from the folder of the pipeline file",
+        ],
+    );
+    for fine in [options(&[], &[], &["b"]), options(&[], &["stages.a.with.from=data/*.txt"], &[])] {
+        load_text(&format!("version: 1\nstages:{stages}"), &fine).expect("not needed, or a wildcard");
+    }
+}
+
+#[test]
+fn a_file_has_the_shape_of_a_pipeline() {
+    let whole = |text: &str, expected: &[&str]| {
+        let told = load_text(text, &Options::default()).expect_err("something is wrong");
+        let messages: Vec<&str> =
+            told.lines().filter(|l| l.starts_with("error") || l.contains("help:")).map(str::trim).collect();
+        assert_eq!(messages, expected, "\n{told}\n");
+    };
+    whole("", &["error: the file is empty", "= help: a pipeline file starts with `version: 1`"]);
+    whole("[1]", &["error: a pipeline file is a map with `version` and `stages`; this is a list"]);
+    whole("version: 1", &["error: the file has no `stages`"]);
+    whole("version: 1\nstages: {}", &["error: the file has nothing to make: no stage, or an empty list of targets"]);
+    whole(
+        "stage: {}\nseed: -1\ntargets: [3, x]\nreport: 5\nstages: { a: { uses: dataset, seed: 1.5 }, b: 3, c: { needs: {} } }\nprofiles: { p: { stagse: 1 }, q: { stages: { a: { with: {}, neds: {} } } } }",
+        &[
+            "error: the file does not say its `version`",
+            "= help: start it with `version: 1`",
+            "error: a pipeline file has no key `stage`",
+            "= help: did you mean `stages`?",
+            "error: seed of the pipeline: expected a whole number from 0 to 2^64 - 1, found `-1`",
+            "error: targets: expected `stage` or `stage[label]`, found a number",
+            "error: target: unknown stage `x`",
+            "= help: there are `a`, `b`, `c`",
+            "error: seed of stage `a`: expected a whole number from 0 to 2^64 - 1, found `1.5`",
+            "error: stage `b` must be a map; this is a number",
+            "error: stage `c` does not say what it `uses`",
+            "= help: name a kind: `temper kinds` lists them",
+            "error: a profile has no key `stagse`",
+            "= help: did you mean `stages`?",
+            "error: a stage has no key `neds`",
+            "= help: did you mean `needs`?",
+        ],
+    );
+    let gone =
+        load(Path::new("gone.yaml"), &Options::default(), &kinds::registry()).expect_err("there is no such file");
+    assert!(gone.to_string().starts_with("error: cannot read the pipeline file `gone.yaml`: "), "{gone}");
+    assert_eq!(gone.exit_code(), 2);
+}

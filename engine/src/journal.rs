@@ -1,0 +1,292 @@
+//! The journal of a run: every event and every decision, one JSON line each. Knows no stage and no store.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{At, Error, Result};
+use crate::names::{Digest, Key};
+
+/// What happens in a run, in the order in which it happens. `stage` is always an instance's name: `rl[mean]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    Started {
+        run: String,
+        pipeline: String,
+        #[serde(default)]
+        profiles: Vec<String>,
+        targets: Vec<String>,
+        /// The folder of the run: journal, graph.json, report.
+        folder: PathBuf,
+    },
+    /// The plan; told again when a damaged artifact made the run plan once more.
+    Planned { stages: Vec<PlannedStage> },
+    StageStarted {
+        stage: String,
+        key: Key,
+        threads: usize,
+        /// The name of the attempt's folder.
+        attempt: String,
+        /// Where its standard error goes.
+        log: PathBuf,
+    },
+    /// Another process holds the key of this stage.
+    Waiting { stage: String, key: Key, holder: String },
+    Progress {
+        stage: String,
+        done: u64,
+        total: u64,
+        unit: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        headline: Option<(String, f64)>,
+    },
+    /// Seconds by name, such as one PPO phase's sampling, scoring and update.
+    Timing { stage: String, what: String, seconds: BTreeMap<String, f64> },
+    Warning {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stage: Option<String>,
+        message: String,
+    },
+    /// An attempt failed in a way that its kind calls transient; the next one starts after `seconds`.
+    Retrying { stage: String, error: Error, tries: u32, seconds: f64 },
+    StageFinished {
+        stage: String,
+        key: Key,
+        digest: Digest,
+        seconds: f64,
+        /// The most memory that the attempt had resident.
+        #[serde(default)]
+        peak_bytes: u64,
+    },
+    StageReused {
+        stage: String,
+        key: Key,
+        digest: Digest,
+        /// Whether this was known only when its inputs had been made (early cutoff), or another process made it meanwhile.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        cutoff: bool,
+    },
+    StageFailed {
+        stage: String,
+        error: Error,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        log: Option<PathBuf>,
+        /// The last lines of the log.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tail: Vec<String>,
+    },
+    /// Not run, because the stage `because` failed or, if none is named, because the run was interrupted.
+    StageSkipped {
+        stage: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
+    },
+    Finished {
+        ran: Vec<String>,
+        reused: Vec<String>,
+        failed: Vec<String>,
+        #[serde(default)]
+        skipped: Vec<String>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        interrupted: bool,
+        seconds: f64,
+    },
+}
+
+/// One stage of a plan, in the words of `temper plan --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedStage {
+    pub stage: String,
+    pub kind: String,
+    pub action: PlannedAction,
+    pub reason: String,
+    pub key: Option<Key>,
+    #[serde(default)]
+    pub waits_on: Vec<String>,
+    /// Wall time of an earlier attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_seconds: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlannedAction {
+    Reuse,
+    Run,
+    Pending,
+}
+
+/// A line of the journal: an event and when it was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// Seconds since 1970, UTC.
+    pub at: f64,
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// How often a stage's progress is written down; listeners hear all of it.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// The folder of one run and its open journal.
+pub struct Journal {
+    id: String,
+    folder: PathBuf,
+    file: File,
+    progress: BTreeMap<String, Instant>,
+}
+
+impl Journal {
+    /// Starts a run: a fresh folder under `runs`, whose name sorts by time.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn create(runs: &Path) -> Result<Self> {
+        std::fs::create_dir_all(runs).at(runs)?;
+        loop {
+            let id = fresh_id(SystemTime::now());
+            let folder = runs.join(&id);
+            match std::fs::create_dir(&folder) {
+                Ok(()) => {
+                    let path = folder.join("journal.jsonl");
+                    let file = OpenOptions::new().append(true).create(true).open(&path).at(&path)?;
+                    return Ok(Self { id, folder, file, progress: BTreeMap::new() });
+                }
+                // Another run of this process began in the same millisecond.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => std::thread::sleep(Duration::from_millis(1)),
+                Err(e) => return Err(e).at(&folder),
+            }
+        }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Appends one line, in one write, so that a reader or a crash never sees half an event but at the very end.
+    pub fn write(&mut self, event: &Event) -> Result<()> {
+        if let Event::Progress { stage, done, total, .. } = event {
+            let due = self.progress.get(stage).is_none_or(|last| last.elapsed() >= PROGRESS_EVERY);
+            if !due && done < total {
+                return Ok(());
+            }
+            self.progress.insert(stage.clone(), Instant::now());
+        }
+        let line = Line { at: unix_seconds(SystemTime::now()), event: event.clone() };
+        let mut text =
+            serde_json::to_vec(&line).map_err(|e| Error::ours(format!("an event does not serialise: {e}")))?;
+        text.push(b'\n');
+        self.file.write_all(&text).at(self.folder.join("journal.jsonl"))
+    }
+}
+
+/// The events of the run in `folder`; a last line that a crash cut short is left out.
+///
+/// # Errors
+/// When there is no journal, or a line before the last is no event.
+pub fn read(folder: &Path) -> Result<Vec<Line>> {
+    let path = folder.join("journal.jsonl");
+    let text = std::fs::read_to_string(&path).at(&path)?;
+    let lines: Vec<&str> = text.lines().collect();
+    let mut events = Vec::with_capacity(lines.len());
+    for (i, line) in lines.iter().enumerate() {
+        match serde_json::from_str(line) {
+            Ok(event) => events.push(event),
+            Err(_) if i + 1 == lines.len() => break,
+            Err(e) => return Err(Error::surroundings(format!("{}: line {}: {e}", path.display(), i + 1))),
+        }
+    }
+    Ok(events)
+}
+
+pub(crate) fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// `20261123-124100-123-4f2a`: UTC to the millisecond, then the process.
+fn fresh_id(now: SystemTime) -> String {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let (millis, pid) = (since.subsec_millis(), std::process::id());
+    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}-{millis:03}-{pid:x}")
+}
+
+/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let is_leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
+    let (mut year, mut day) = (1970, days);
+    while day >= 365 + u64::from(is_leap(year)) {
+        day -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if day < length {
+            break;
+        }
+        day -= length;
+        month += 1;
+    }
+    (year, month, day + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(done: u64) -> Event {
+        Event::Progress { stage: "sft".into(), done, total: 100, unit: "steps".into(), headline: None }
+    }
+
+    #[test]
+    fn days_become_dates() {
+        for (days, date) in [(0, (1970, 1, 1)), (59, (1970, 3, 1)), (789, (1972, 2, 29)), (20_780, (2026, 11, 23))] {
+            assert_eq!(civil(days), date);
+        }
+    }
+
+    #[test]
+    fn what_is_written_can_be_read_and_a_torn_last_line_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path()).unwrap();
+        let events = [
+            Event::StageSkipped { stage: "a".into(), because: None },
+            Event::StageFailed { stage: "b".into(), error: Error::yours("no rows"), log: None, tail: vec![] },
+        ];
+        events.iter().for_each(|e| journal.write(e).unwrap());
+        journal.file.write_all(b"{\"at\":1,\"event\":\"stage_sk").unwrap();
+        let read: Vec<Event> = read(journal.folder()).unwrap().into_iter().map(|line| line.event).collect();
+        assert_eq!(read, events);
+    }
+
+    #[test]
+    fn progress_is_written_about_once_a_second_and_at_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path()).unwrap();
+        for done in 0..=100 {
+            journal.write(&progress(done)).unwrap();
+        }
+        let events: Vec<Event> = read(journal.folder()).unwrap().into_iter().map(|line| line.event).collect();
+        assert_eq!(events, [progress(0), progress(100)]);
+    }
+
+    #[test]
+    fn two_runs_never_share_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Journal::create(dir.path()).unwrap();
+        let second = Journal::create(dir.path()).unwrap();
+        assert!(first.id() < second.id(), "{} {}", first.id(), second.id());
+    }
+}

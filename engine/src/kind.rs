@@ -1,0 +1,281 @@
+//! The stage contract: what a kind declares and what it does. Knows no graph and no store.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::artifact::ArtifactType;
+use crate::context::Context;
+use crate::error::Result;
+
+/// How many instances a port takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arity {
+    One,
+    Optional,
+    /// One or more, in the order of the pipeline file.
+    Many,
+}
+
+/// A named, typed input of a kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Port {
+    pub name: String,
+    /// Names of the artifact types that it accepts; empty: any type.
+    pub accepts: Vec<&'static str>,
+    pub arity: Arity,
+}
+
+/// What a kind takes and gives at given parameters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Signature {
+    pub ports: Vec<Port>,
+    /// Whether further inputs under names of the pipeline's choosing are taken (`command`).
+    pub open: bool,
+    /// Name of the artifact type that it gives.
+    pub output: String,
+    /// Whether the seed enters the key.
+    pub seeded: bool,
+    /// Whether the same key must give the same bytes on this platform (false: a paid API, an arbitrary program).
+    pub deterministic: bool,
+    /// The version of the numerics, for kinds that train or sample; part of the key.
+    pub numerics: Option<u32>,
+    /// Whether one attempt can make use of several threads.
+    pub parallel: bool,
+    /// Environment variables that the attempt may see besides PATH, HOME, LANG and TMPDIR. Never part of the key.
+    pub env: Vec<String>,
+    /// Which of `env` are secrets: redacted wherever the attempt's output is kept.
+    pub secrets: Vec<String>,
+}
+
+impl Signature {
+    /// A deterministic, unseeded kind without ports that gives `output`.
+    pub fn gives(output: impl Into<String>) -> Self {
+        Self {
+            ports: Vec::new(),
+            open: false,
+            output: output.into(),
+            seeded: false,
+            deterministic: true,
+            numerics: None,
+            parallel: false,
+            env: Vec::new(),
+            secrets: Vec::new(),
+        }
+    }
+
+    fn port(mut self, name: &str, accepts: &[&'static str], arity: Arity) -> Self {
+        self.ports.push(Port { name: name.to_owned(), accepts: accepts.to_vec(), arity });
+        self
+    }
+
+    #[must_use]
+    pub fn one(self, name: &str, accepts: &[&'static str]) -> Self {
+        self.port(name, accepts, Arity::One)
+    }
+
+    #[must_use]
+    pub fn optional(self, name: &str, accepts: &[&'static str]) -> Self {
+        self.port(name, accepts, Arity::Optional)
+    }
+
+    #[must_use]
+    pub fn many(self, name: &str, accepts: &[&'static str]) -> Self {
+        self.port(name, accepts, Arity::Many)
+    }
+
+    #[must_use]
+    pub fn seeded(mut self) -> Self {
+        self.seeded = true;
+        self
+    }
+
+    /// For kinds that train or sample: `numerics` is `lm::NUMERICS`.
+    #[must_use]
+    pub fn numerics(mut self, numerics: u32) -> Self {
+        self.numerics = Some(numerics);
+        self.parallel = true;
+        self
+    }
+}
+
+/// A kind of stage. Register one with [`Registry::kind`].
+pub trait Kind: Send + Sync + 'static {
+    /// Deserialised from the stage's `with`; every field but required ones has a serde default. Use
+    /// `#[serde(deny_unknown_fields)]` and doc comments: they become the schema and `temper kinds`.
+    type Params: DeserializeOwned + Serialize + JsonSchema;
+
+    /// `reward.train`, …
+    const NAME: &'static str;
+    /// Raised whenever the same recipe would give other bytes.
+    const VERSION: u32;
+    /// One line for people.
+    const ABOUT: &'static str;
+
+    fn signature(&self, params: &Self::Params) -> Signature;
+
+    /// Checks what types cannot say (ranges, exclusive options): each fault as (path of the field such as `lr` or
+    /// `lora.rank`, message). Runs at planning.
+    fn check(&self, params: &Self::Params) -> Vec<(String, String)> {
+        let _ = params;
+        Vec::new()
+    }
+
+    /// Fills `ctx.out()`.
+    ///
+    /// # Errors
+    /// Anything returned fails the stage and commits nothing.
+    fn run(&self, params: Self::Params, ctx: &mut Context) -> Result<()>;
+}
+
+/// A kind with its parameter type erased; implemented for every [`Kind`].
+pub trait AnyKind: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn version(&self) -> u32;
+    fn about(&self) -> &'static str;
+    /// The JSON schema of the parameters.
+    fn schema(&self) -> Schema;
+    /// Parses `with` and writes it back with every default filled in.
+    ///
+    /// # Errors
+    /// The faults found, each as (path of the field, or empty; message).
+    fn normalise(&self, with: &Value) -> Result<Value, Vec<(String, String)>>;
+    /// `params` as normalised.
+    fn signature(&self, params: &Value) -> Result<Signature>;
+    fn run(&self, params: &Value, ctx: &mut Context) -> Result<()>;
+}
+
+impl<K: Kind> AnyKind for K {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn version(&self) -> u32 {
+        K::VERSION
+    }
+
+    fn about(&self) -> &'static str {
+        K::ABOUT
+    }
+
+    fn schema(&self) -> Schema {
+        SchemaGenerator::default().into_root_schema_for::<K::Params>()
+    }
+
+    fn normalise(&self, with: &Value) -> Result<Value, Vec<(String, String)>> {
+        let params: K::Params = serde_path_to_error::deserialize(with).map_err(|e| {
+            let path = e.path().to_string();
+            vec![(if path == "." { String::new() } else { path }, e.into_inner().to_string())]
+        })?;
+        let faults = self.check(&params);
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        serde_json::to_value(&params).map_err(|e| vec![(String::new(), e.to_string())])
+    }
+
+    fn signature(&self, params: &Value) -> Result<Signature> {
+        Ok(Kind::signature(self, &parse::<K>(params)?))
+    }
+
+    fn run(&self, params: &Value, ctx: &mut Context) -> Result<()> {
+        Kind::run(self, parse::<K>(params)?, ctx)
+    }
+}
+
+fn parse<K: Kind>(params: &Value) -> Result<K::Params> {
+    serde_json::from_value(params.clone())
+        .map_err(|e| crate::error::Error::ours(format!("normalised parameters of {} do not parse: {e}", K::NAME)))
+}
+
+/// Everything that a pipeline can use: the kinds and artifact types of this binary.
+#[derive(Default)]
+pub struct Registry {
+    kinds: BTreeMap<&'static str, Box<dyn AnyKind>>,
+    types: BTreeMap<&'static str, Box<dyn ArtifactType>>,
+}
+
+impl Registry {
+    /// Registers a kind; a second of the same name replaces the first.
+    #[must_use]
+    pub fn kind(mut self, kind: impl Kind) -> Self {
+        let kind: Box<dyn AnyKind> = Box::new(kind);
+        self.kinds.insert(kind.name(), kind);
+        self
+    }
+
+    #[must_use]
+    pub fn artifact_type(mut self, t: impl ArtifactType + 'static) -> Self {
+        self.types.insert(t.name(), Box::new(t));
+        self
+    }
+
+    pub fn get_kind(&self, name: &str) -> Option<&dyn AnyKind> {
+        self.kinds.get(name).map(Box::as_ref)
+    }
+
+    pub fn get_type(&self, name: &str) -> Option<&dyn ArtifactType> {
+        self.types.get(name).map(Box::as_ref)
+    }
+
+    /// In order of name.
+    pub fn kinds(&self) -> impl Iterator<Item = &dyn AnyKind> {
+        self.kinds.values().map(Box::as_ref)
+    }
+
+    /// In order of name.
+    pub fn types(&self) -> impl Iterator<Item = &dyn ArtifactType> {
+        self.types.values().map(Box::as_ref)
+    }
+}
+
+/// A parameter that names a file or folder outside the store. It enters the key by content; the path is provenance.
+///
+/// In the pipeline file: a plain string, relative to the file's folder. In normalised parameters: `{"$path": "…"}`, which
+/// the engine finds, makes absolute and, in recipes, replaces by the digest of what lies there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputPath(pub PathBuf);
+
+/// The key under which an [`InputPath`] stands in normalised parameters.
+pub const PATH_KEY: &str = "$path";
+
+impl Serialize for InputPath {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = s.serialize_map(Some(1))?;
+        map.serialize_entry(PATH_KEY, &self.0)?;
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for InputPath {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Plain(PathBuf),
+            Marked(BTreeMap<String, PathBuf>),
+        }
+        match Either::deserialize(d)? {
+            Either::Plain(path) => Ok(Self(path)),
+            Either::Marked(mut map) => {
+                map.remove(PATH_KEY).map(Self).ok_or_else(|| serde::de::Error::custom("expected a path"))
+            }
+        }
+    }
+}
+
+impl JsonSchema for InputPath {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "InputPath".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({ "type": "string", "format": "path" })
+    }
+}

@@ -1,0 +1,16 @@
+//! The orchestrator: spec -> graph -> plan -> attempts -> artifact store. Knows no machine learning.
+
+pub mod artifact;
+pub mod attempt;
+pub mod context;
+pub mod diagnostics;
+pub mod error;
+pub mod graph;
+pub mod journal;
+pub mod kind;
+pub mod names;
+pub mod plan;
+pub mod run;
+pub mod schema;
+pub mod spec;
+pub mod store;

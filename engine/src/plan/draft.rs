@@ -1,0 +1,119 @@
+//! From an instance and what is known of its inputs to a recipe, or to as much of it as there is. Knows no records.
+
+use serde_json::{Map, Value};
+
+use super::{Index, Recipe, RecipeInput, RecipePort};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Instance};
+use crate::kind::{Arity, PATH_KEY, Registry};
+use crate::names::Digest;
+
+/// A recipe, or what it waits for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RecipeState {
+    Ready(Recipe),
+    /// The instances at its ports whose digests are not known yet; indices into the graph, sorted.
+    Pending(Vec<usize>),
+}
+
+/// The recipe of an instance, given the digests known so far (shorter than the graph: the rest is unknown).
+///
+/// # Errors
+/// When a path parameter names nothing (yours).
+pub fn recipe(
+    graph: &Graph,
+    registry: &Registry,
+    index: &dyn Index,
+    instance: usize,
+    known: &[Option<Digest>],
+) -> Result<RecipeState> {
+    let draft = draft(graph, registry, index, instance, known)?;
+    Ok(match draft.unknown.is_empty() {
+        true => RecipeState::Ready(draft.recipe),
+        false => RecipeState::Pending(draft.waits_on()),
+    })
+}
+
+/// A recipe in which unknown inputs have a stand-in for their digest, one per instance: drafts of two instances that
+/// wait for the same inputs have equal keys iff their recipes will have.
+pub(super) struct Draft {
+    pub recipe: Recipe,
+    pub unknown: Vec<UnknownInput>,
+}
+
+/// An input whose digest is not known yet.
+pub(super) struct UnknownInput {
+    pub port: String,
+    /// Among the artifacts at the port.
+    pub index: usize,
+    /// The instance that will make it.
+    pub instance: usize,
+}
+
+impl Draft {
+    /// Sorted, each once.
+    pub fn waits_on(&self) -> Vec<usize> {
+        let mut waits_on: Vec<usize> = self.unknown.iter().map(|unknown| unknown.instance).collect();
+        waits_on.sort_unstable();
+        waits_on.dedup();
+        waits_on
+    }
+}
+
+pub(super) fn draft(
+    graph: &Graph,
+    registry: &Registry,
+    index: &dyn Index,
+    instance: usize,
+    known: &[Option<Digest>],
+) -> Result<Draft> {
+    let Instance { name, kind, params, seed, signature, inputs, .. } = &graph.instances[instance];
+    let Some(any_kind) = registry.get_kind(kind) else {
+        return Err(Error::ours(format!("{name}: the graph has a kind `{kind}` that is not registered")));
+    };
+    let mut unknown = Vec::new();
+    let mut ports = Vec::with_capacity(inputs.len());
+    for port in inputs {
+        let mut from = Vec::with_capacity(port.from.len());
+        for (at, source) in port.from.iter().enumerate() {
+            let digest = known.get(source.instance).copied().flatten().unwrap_or_else(|| {
+                unknown.push(UnknownInput { port: port.port.clone(), index: at, instance: source.instance });
+                Digest::of(format!("instance {} is not known yet", source.instance).as_bytes())
+            });
+            let label = (port.arity == Arity::Many).then(|| source.label.clone());
+            from.push(RecipeInput { label, digest });
+        }
+        if !from.is_empty() {
+            ports.push(RecipePort { port: port.port.clone(), from });
+        }
+    }
+    ports.sort_by(|a, b| a.port.cmp(&b.port));
+    let recipe = Recipe {
+        kind: kind.clone(),
+        version: any_kind.version(),
+        numerics: signature.numerics,
+        params: by_content(params, index).map_err(|e| e.within(name))?,
+        seed: signature.seeded.then_some(*seed),
+        inputs: ports,
+    };
+    Ok(Draft { recipe, unknown })
+}
+
+/// Parameters with every path replaced by the digest of what lies there. Recurses as deep as the parameters do, which
+/// the pipeline file's bound on depth limits.
+fn by_content(params: &Value, index: &dyn Index) -> Result<Value> {
+    Ok(match params {
+        Value::Object(fields) => match path(fields) {
+            Some(path) => serde_json::json!({ "content": index.content_of(path.as_ref())? }),
+            None => Value::Object(
+                fields.iter().map(|(name, v)| Ok((name.clone(), by_content(v, index)?))).collect::<Result<_>>()?,
+            ),
+        },
+        Value::Array(items) => Value::Array(items.iter().map(|v| by_content(v, index)).collect::<Result<_>>()?),
+        plain => plain.clone(),
+    })
+}
+
+fn path(fields: &Map<String, Value>) -> Option<&str> {
+    if fields.len() == 1 { fields.get(PATH_KEY)?.as_str() } else { None }
+}

@@ -1,0 +1,174 @@
+//! Why a stage must run: which field of its recipe changed against the nearest earlier record. Decides nothing.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::diff::{Change, Leaves, Way, differences, leaves};
+use super::{Plan, State, draft};
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::kind::{Arity, Registry};
+use crate::names::{Digest, InstanceName, Key};
+use crate::store::{ActionRecord, Store};
+
+/// What decides whether an instance runs, for people.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Explanation {
+    pub stage: InstanceName,
+    /// `reuse`, `run` or `pending`.
+    pub action: &'static str,
+    /// In a few words.
+    pub reason: String,
+    /// `None` while pending.
+    pub key: Option<Key>,
+    /// The record that the changes are told against.
+    pub against: Option<Against>,
+    pub changes: Vec<Change>,
+    /// The inputs that are not known yet.
+    pub unknown: Vec<Unknown>,
+}
+
+/// An earlier record.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Against {
+    pub stage: InstanceName,
+    pub key: Key,
+    pub run: String,
+    /// Seconds since 1970.
+    pub started: f64,
+}
+
+/// An input that is not known yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unknown {
+    pub port: String,
+    /// The instance that will make it.
+    pub from: InstanceName,
+    /// The instances that must run before it is known.
+    pub after: Vec<InstanceName>,
+}
+
+/// Explains the plan for one instance. Reads every record of the store.
+pub fn explain(graph: &Graph, registry: &Registry, store: &Store, plan: &Plan, instance: usize) -> Result<Explanation> {
+    let draft = draft::draft(graph, registry, store, instance, &plan.known())?;
+    let name = &graph.instances[instance].name;
+    let (action, reason, key) = match &plan.stages[instance].state {
+        State::Reuse { key, digest } => ("reuse", format!("artifact {}", digest.short()), Some(*key)),
+        State::Run { key, reason } => ("run", reason.to_string(), Some(*key)),
+        State::Pending { .. } => ("pending", "its key is known once its inputs are".to_owned(), None),
+    };
+    let unknown = |u: &draft::UnknownInput| Unknown {
+        port: u.port.clone(),
+        from: graph.instances[u.instance].name.clone(),
+        after: roots(graph, plan, u.instance),
+    };
+    let unknown: Vec<Unknown> = draft.unknown.iter().map(unknown).collect();
+    let mut new = leaves(&draft.recipe);
+    let stand_ins: Vec<Way> = draft.unknown.iter().map(|u| Way::input(&u.port, u.index)).collect();
+    stand_ins.iter().for_each(|way| drop(new.remove(way)));
+    let own = key.map(|key| store.action(&key)).transpose()?.flatten();
+    let nearest = match own {
+        Some(record) => Some(record),
+        None => nearest_record(store.actions()?, &draft.recipe.kind, name, &new, &stand_ins),
+    };
+    let mut changes = Vec::new();
+    if let Some(record) = &nearest {
+        let mut old = leaves(&record.recipe);
+        stand_ins.iter().for_each(|way| drop(old.remove(way)));
+        changes = differences(&old, &new);
+        changes.iter_mut().for_each(|change| name_input(graph, instance, change));
+    }
+    let against = nearest.map(|record| Against {
+        stage: record.provenance.stage,
+        key: record.key,
+        run: record.provenance.run,
+        started: record.provenance.started,
+    });
+    Ok(Explanation { stage: name.clone(), action, reason, key, against, changes, unknown })
+}
+
+/// Of the same kind; rather of the same stage, then with the fewest differing fields, then of the same instance, then
+/// the latest.
+fn nearest_record(
+    records: Vec<ActionRecord>,
+    kind: &str,
+    name: &InstanceName,
+    new: &Leaves,
+    stand_ins: &[Way],
+) -> Option<ActionRecord> {
+    let distance = |record: &ActionRecord| {
+        let mut old = leaves(&record.recipe);
+        stand_ins.iter().for_each(|way| drop(old.remove(way)));
+        let stage = &record.provenance.stage;
+        // Negated times order the latest first; those of records are positive, so their bits order as they do.
+        let age = u64::MAX - record.provenance.started.max(0.0).to_bits();
+        (stage.stage != name.stage, differences(&old, new).len(), stage != name, age, record.key)
+    };
+    records.into_iter().filter(|record| record.recipe.kind == kind).min_by_key(distance)
+}
+
+/// The instances that must run before `instance` is known.
+fn roots(graph: &Graph, plan: &Plan, instance: usize) -> Vec<InstanceName> {
+    let mut roots = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let mut open = vec![instance];
+    while let Some(i) = open.pop() {
+        match &plan.stages[i].state {
+            State::Run { .. } => drop(roots.insert(i)),
+            State::Pending { waits_on } => open.extend(waits_on.iter().filter(|i| seen.insert(**i))),
+            State::Reuse { .. } => (),
+        }
+    }
+    roots.into_iter().map(|i| graph.instances[i].name.clone()).collect()
+}
+
+/// Names the instance that feeds `inputs.PORT[I]`, and drops the index where the port takes only one.
+fn name_input(graph: &Graph, instance: usize, change: &mut Change) {
+    let place = change.field.strip_prefix("inputs.").and_then(|rest| rest.strip_suffix(']')?.split_once('['));
+    let Some((port, index)) = place else { return };
+    let Some(inputs) = graph.instances[instance].inputs.iter().find(|inputs| inputs.port == port) else { return };
+    let source = index.parse::<usize>().ok().and_then(|index| inputs.from.get(index));
+    change.from = source.map(|source| graph.instances[source.instance].name.clone());
+    if inputs.arity != Arity::Many {
+        change.field = format!("inputs.{port}");
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}: {}", self.stage, self.action, self.reason)?;
+        match &self.against {
+            Some(against) if Some(against.key) == self.key => {
+                writeln!(f, "  made by {} in run {}", against.stage, against.run)?;
+            }
+            Some(against) => {
+                writeln!(f, "  against the nearest record, {} of run {}:", against.stage, against.run)?;
+                if self.changes.is_empty() {
+                    writeln!(f, "    nothing that is known so far differs")?;
+                }
+            }
+            None => writeln!(f, "  no earlier record of its kind")?,
+        }
+        for Change { field, old, new, from } in &self.changes {
+            let shown = |value: &Option<String>| value.as_deref().map_or("absent".to_owned(), shorten);
+            let from = from.as_ref().map_or(String::new(), |from| format!(" (from `{from}`)"));
+            writeln!(f, "    {field}{from}: {} -> {}", shown(old), shown(new))?;
+        }
+        for Unknown { port, from, after } in &self.unknown {
+            let after: Vec<String> = after.iter().map(|name| format!("`{name}`")).collect();
+            writeln!(f, "  input `{port}` (from `{from}`): known after {}", after.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// Digests by their first digits, long texts by their beginning.
+fn shorten(value: &str) -> String {
+    match value.parse::<Digest>() {
+        Ok(digest) => digest.short(),
+        Err(_) if value.chars().count() > 120 => format!("{}…", value.chars().take(119).collect::<String>()),
+        Err(_) => value.to_owned(),
+    }
+}

@@ -1,0 +1,177 @@
+//! The recipe: the readable document that a key hashes. Knows no graph and no store.
+//!
+//! [`Recipe::visit`] is the only description of what a recipe consists of. The hasher and the explainer both listen to
+//! it, so that what is hashed and what is explained cannot drift apart.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Number, Value};
+
+use crate::names::{Digest, Key};
+
+/// Everything that decides the bytes a stage gives, and nothing else.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    pub kind: String,
+    /// The kind's version.
+    pub version: u32,
+    /// The version of the numerics, for kinds that train or sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numerics: Option<u32>,
+    /// Normalised; every path stands as `{"content": digest}`.
+    pub params: Value,
+    /// Present iff the kind is seeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Sorted by port name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<RecipePort>,
+}
+
+/// The artifacts at one port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipePort {
+    pub port: String,
+    /// In the order of the pipeline file.
+    pub from: Vec<RecipeInput>,
+}
+
+/// One artifact at a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipeInput {
+    /// Only at ports that take many: there labels tell members apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    pub digest: Digest,
+}
+
+/// One step of the way from a recipe to one of its leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step<'a> {
+    Field(&'a str),
+    Index(usize),
+}
+
+/// What stands at the end of such a way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Leaf<'a> {
+    Null,
+    Bool(bool),
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Text(&'a str),
+    Digest(&'a Digest),
+    EmptyMap,
+    EmptyList,
+}
+
+/// Listens to a recipe: one call per leaf, in an order that the set of leaves decides.
+pub trait Visitor {
+    fn leaf(&mut self, way: &[Step<'_>], leaf: Leaf<'_>);
+}
+
+impl Recipe {
+    pub fn key(&self) -> Key {
+        let mut hasher = KeyHasher(blake3::Hasher::new_derive_key("temper recipe v1"));
+        self.visit(&mut hasher);
+        hasher.0.finalize().into()
+    }
+
+    pub fn visit(&self, visitor: &mut dyn Visitor) {
+        use Step::{Field, Index};
+        visitor.leaf(&[Field("kind")], Leaf::Text(&self.kind));
+        visitor.leaf(&[Field("version")], Leaf::Unsigned(self.version.into()));
+        if let Some(numerics) = self.numerics {
+            visitor.leaf(&[Field("numerics")], Leaf::Unsigned(numerics.into()));
+        }
+        visit_value(&mut vec![Field("params")], &self.params, visitor);
+        if let Some(seed) = self.seed {
+            visitor.leaf(&[Field("seed")], Leaf::Unsigned(seed));
+        }
+        for port in &self.inputs {
+            for (i, input) in port.from.iter().enumerate() {
+                let way = [Field("inputs"), Field(&port.port), Index(i), Field("label")];
+                if let Some(label) = &input.label {
+                    visitor.leaf(&way, Leaf::Text(label));
+                }
+                visitor.leaf(&way[..3], Leaf::Digest(&input.digest));
+            }
+        }
+    }
+}
+
+/// Recurses as deep as the parameters do, which the pipeline file's bound on depth limits.
+fn visit_value<'a>(way: &mut Vec<Step<'a>>, value: &'a Value, visitor: &mut dyn Visitor) {
+    match value {
+        Value::Null => visitor.leaf(way, Leaf::Null),
+        Value::Bool(b) => visitor.leaf(way, Leaf::Bool(*b)),
+        Value::Number(n) => visitor.leaf(way, number(n)),
+        Value::String(s) => visitor.leaf(way, Leaf::Text(s)),
+        Value::Array(items) if items.is_empty() => visitor.leaf(way, Leaf::EmptyList),
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                way.push(Step::Index(i));
+                visit_value(way, item, visitor);
+                way.pop();
+            }
+        }
+        Value::Object(fields) if fields.is_empty() => visitor.leaf(way, Leaf::EmptyMap),
+        Value::Object(fields) => {
+            let mut sorted: Vec<_> = fields.iter().collect();
+            sorted.sort_unstable_by_key(|(name, _)| *name);
+            for (name, field) in sorted {
+                way.push(Step::Field(name));
+                visit_value(way, field, visitor);
+                way.pop();
+            }
+        }
+    }
+}
+
+fn number(n: &Number) -> Leaf<'_> {
+    if let Some(n) = n.as_u64() {
+        Leaf::Unsigned(n)
+    } else if let Some(n) = n.as_i64() {
+        Leaf::Signed(n)
+    } else {
+        // serde_json holds u64, i64 or f64 and nothing else without its `arbitrary_precision`.
+        Leaf::Float(n.as_f64().unwrap_or(f64::NAN))
+    }
+}
+
+/// Each leaf as: number of steps, each step tagged and length-prefixed, then the leaf tagged and length-prefixed.
+struct KeyHasher(blake3::Hasher);
+
+impl KeyHasher {
+    fn part(&mut self, tag: u8, bytes: &[u8]) {
+        self.0.update(&[tag]);
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+}
+
+impl Visitor for KeyHasher {
+    fn leaf(&mut self, way: &[Step<'_>], leaf: Leaf<'_>) {
+        self.part(b'w', &(way.len() as u64).to_le_bytes());
+        for step in way {
+            match step {
+                Step::Field(name) => self.part(b'f', name.as_bytes()),
+                Step::Index(i) => self.part(b'i', &(*i as u64).to_le_bytes()),
+            }
+        }
+        match leaf {
+            Leaf::Null => self.part(b'0', &[]),
+            Leaf::Bool(b) => self.part(b'b', &[b.into()]),
+            Leaf::Unsigned(n) => self.part(b'u', &n.to_le_bytes()),
+            Leaf::Signed(n) => self.part(b's', &n.to_le_bytes()),
+            Leaf::Float(n) => self.part(b'd', &n.to_bits().to_le_bytes()),
+            Leaf::Text(text) => self.part(b't', text.as_bytes()),
+            Leaf::Digest(digest) => self.part(b'h', digest.as_bytes()),
+            Leaf::EmptyMap => self.part(b'm', &[]),
+            Leaf::EmptyList => self.part(b'l', &[]),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+use serde_json::json;
+
+use super::{chain, force, registry};
+use crate::graph::Graph;
+use crate::plan::{Explanation, Flags, RecipeState, explain, plan, recipe};
+use crate::store::tests::{Space, record};
+
+/// Runs everything in a real store; each instance gives its number and parameters.
+fn complete(space: &Space, graph: &Graph, started: f64) {
+    let mut known = Vec::new();
+    for (i, instance) in graph.instances.iter().enumerate() {
+        let state = recipe(graph, &registry(), &space.store, i, &known).unwrap();
+        let RecipeState::Ready(recipe) = state else { panic!("pending") };
+        let (digest, _) = space.commit(&[("x", format!("{i} {}", instance.params).as_bytes())]);
+        let mut record = record(0, digest);
+        (record.key, record.recipe) = (recipe.key(), recipe);
+        record.provenance.stage = instance.name.clone();
+        record.provenance.run = format!("run-{started}");
+        record.provenance.started = started;
+        space.store.record(&record).unwrap();
+        known.push(Some(digest));
+    }
+}
+
+fn explained(space: &Space, graph: &Graph, flags: &Flags, instance: usize) -> Explanation {
+    let plan = plan(graph, &registry(), &space.store, flags).unwrap();
+    explain(graph, &registry(), &space.store, &plan, instance).unwrap()
+}
+
+#[test]
+fn a_changed_parameter_is_named_old_and_new() {
+    let space = Space::new();
+    complete(&space, &chain(1, 1, 1), 1.0);
+    let told = explained(&space, &chain(1, 5, 1), &Flags::default(), 1);
+    let text = told.to_string();
+    assert_eq!((told.action, told.changes.len()), ("run", 1));
+    assert!(text.contains("params.n: 1 -> 5") && text.contains("against the nearest record, b of run run-1"), "{text}");
+}
+
+#[test]
+fn a_changed_input_is_named_with_the_stage_that_feeds_it() {
+    let space = Space::new();
+    complete(&space, &chain(1, 1, 1), 1.0);
+    let mut other = chain(1, 5, 1);
+    other.instances.truncate(2);
+    other.targets = vec![1];
+    complete(&space, &other, 2.0);
+    let told = explained(&space, &chain(1, 5, 1), &Flags::default(), 2);
+    assert_eq!(told.changes.len(), 1);
+    assert_eq!(told.changes[0].field, "inputs.in");
+    assert_eq!(told.changes[0].from.as_ref().unwrap().to_string(), "b");
+    assert_ne!(told.changes[0].old, told.changes[0].new);
+}
+
+#[test]
+fn a_pending_stage_tells_what_is_known_and_what_it_waits_for() {
+    let space = Space::new();
+    complete(&space, &chain(1, 1, 1), 1.0);
+    let told = explained(&space, &chain(2, 1, 7), &Flags::default(), 2);
+    let text = told.to_string();
+    assert_eq!((told.action, told.key), ("pending", None));
+    assert!(text.contains("params.n: 1 -> 7"), "{text}");
+    assert!(text.contains("input `in` (from `b`): known after `a`"), "{text}");
+    assert!(!text.contains("inputs.in:"), "{text}");
+}
+
+#[test]
+fn the_nearest_record_is_of_the_same_stage_with_the_fewest_differences_and_the_latest() {
+    let space = Space::new();
+    complete(&space, &chain(1, 1, 1), 1.0);
+    complete(&space, &chain(2, 1, 1), 2.0);
+    // The same stage, although a record of another one would differ in less.
+    let mut g = chain(3, 1, 1);
+    g.instances[0].params = json!({ "n": 3, "m": 0 });
+    let told = explained(&space, &g, &Flags::default(), 0);
+    let against = told.against.unwrap();
+    assert_eq!((against.stage.to_string().as_str(), against.run.as_str()), ("a", "run-2"));
+    let fields: Vec<_> = told.changes.iter().map(|c| (c.field.as_str(), c.old.as_deref(), c.new.as_deref())).collect();
+    assert_eq!(fields, [("params.m", None, Some("0")), ("params.n", Some("2"), Some("3"))]);
+}
+
+#[test]
+fn a_stage_without_forerunners_says_so_and_a_reused_or_forced_one_names_its_record() {
+    let space = Space::new();
+    let first = explained(&space, &chain(1, 1, 1), &Flags::default(), 0);
+    assert!(first.against.is_none() && first.to_string().contains("no earlier record"));
+    complete(&space, &chain(1, 1, 1), 1.0);
+    let reused = explained(&space, &chain(1, 1, 1), &Flags::default(), 0);
+    assert_eq!((reused.action, reused.changes.len()), ("reuse", 0));
+    assert!(reused.to_string().contains("made by a in run run-1"));
+    let forced = explained(&space, &chain(1, 1, 1), &force(&["a"]), 0);
+    assert_eq!((forced.action, forced.reason.as_str()), ("run", "forced"));
+}
+
+#[test]
+fn a_new_version_of_a_kind_is_a_difference() {
+    let space = Space::new();
+    complete(&space, &chain(1, 1, 1), 1.0);
+    let newer = crate::kind::Registry::default().kind(super::Work::<4>);
+    let plan = plan(&chain(1, 1, 1), &newer, &space.store, &Flags::default()).unwrap();
+    let told = explain(&chain(1, 1, 1), &newer, &space.store, &plan, 0).unwrap();
+    assert!(told.to_string().contains("version: 3 -> 4"), "{told}");
+}

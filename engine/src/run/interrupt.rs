@@ -1,0 +1,66 @@
+//! Ctrl-C and SIGTERM: the first stops the runs of this process in order, the second ends it at once. Knows no run.
+
+use std::sync::{Mutex, Once, PoisonError};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+struct Hook {
+    id: u64,
+    call: Box<dyn Fn() + Send>,
+    called: bool,
+}
+
+static HOOKS: Mutex<Vec<Hook>> = Mutex::new(Vec::new());
+static LISTENING: Once = Once::new();
+
+/// The exit code of an interrupted command.
+pub const EXIT_CODE: u8 = 130;
+
+/// While it lives, the first signal calls its hook.
+pub struct Guard(u64);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        HOOKS.lock().unwrap_or_else(PoisonError::into_inner).retain(|hook| hook.id != self.0);
+    }
+}
+
+/// Calls `hook` at the first signal. A process that once listened goes on listening, since handlers cannot be taken back:
+/// without a living guard, a signal ends it at once, as it would have without us.
+pub fn on_signal(hook: impl Fn() + Send + 'static) -> Guard {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    LISTENING.call_once(|| {
+        let (ready, started) = std::sync::mpsc::channel();
+        // Without the thread signals keep their default: the process ends, and its attempts with it.
+        let _ = std::thread::Builder::new().name("signals".into()).spawn(move || listen(&ready));
+        let _ = started.recv();
+    });
+    let id = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    HOOKS.lock().unwrap_or_else(PoisonError::into_inner).push(Hook { id, call: Box::new(hook), called: false });
+    Guard(id)
+}
+
+fn listen(ready: &std::sync::mpsc::Sender<()>) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else { return };
+    runtime.block_on(async {
+        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            return;
+        };
+        let _ = ready.send(());
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            let mut hooks = HOOKS.lock().unwrap_or_else(PoisonError::into_inner);
+            if hooks.iter().all(|hook| hook.called) {
+                std::process::exit(i32::from(EXIT_CODE));
+            }
+            for hook in hooks.iter_mut() {
+                (hook.call)();
+                hook.called = true;
+            }
+        }
+    });
+}

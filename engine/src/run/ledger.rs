@@ -1,0 +1,240 @@
+//! The truth about a run: each instance's fate, failures in order, and the journal. Knows no process and no thread.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::{Failure, Outcome, RunOptions};
+use crate::error::{At, Error, Result};
+use crate::graph::Graph;
+use crate::journal::{Event, Journal, PlannedAction, PlannedStage};
+use crate::names::{Digest, InstanceName, Key};
+use crate::plan::{Flags, Plan, State, Twins};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Ran,
+    Reused,
+    Failed,
+    /// Not run, because this instance failed.
+    Skipped {
+        root: usize,
+    },
+}
+
+pub(super) struct Ledger<'a> {
+    graph: &'a Graph,
+    journal: Journal,
+    listener: &'a mut dyn FnMut(&Event),
+    keep_going: bool,
+    clock: Instant,
+    pub fates: Vec<Option<Fate>>,
+    pub digests: Vec<Option<Digest>>,
+    /// In order of time, with their instances.
+    failures: Vec<(usize, Failure)>,
+    pub interrupted: bool,
+    /// The keys that became known, by stage.
+    pub twins: Twins,
+    /// The journal could not be written: the run ends, and this is why.
+    broken: Option<Error>,
+}
+
+impl<'a> Ledger<'a> {
+    /// Tells that the run has started and writes its graph beside the journal.
+    pub fn begin(
+        graph: &'a Graph,
+        journal: Journal,
+        options: &RunOptions,
+        listener: &'a mut dyn FnMut(&Event),
+    ) -> Result<Self> {
+        let path = journal.folder().join("graph.json");
+        let text = serde_json::to_vec(&describe(graph))
+            .map_err(|e| Error::ours(format!("a graph does not serialise: {e}")))?;
+        std::fs::write(&path, text).at(&path)?;
+        let started = Event::Started {
+            run: journal.id().to_owned(),
+            pipeline: graph.name.clone(),
+            profiles: options.profiles.clone(),
+            targets: graph.targets.iter().map(|target| graph.instances[*target].name.to_string()).collect(),
+            folder: journal.folder().to_owned(),
+        };
+        let (fates, digests) = (vec![None; graph.instances.len()], vec![None; graph.instances.len()]);
+        let mut ledger = Self {
+            graph,
+            journal,
+            listener,
+            keep_going: options.keep_going,
+            clock: Instant::now(),
+            fates,
+            digests,
+            failures: Vec::new(),
+            interrupted: false,
+            twins: Twins::default(),
+            broken: None,
+        };
+        ledger.tell(started);
+        Ok(ledger)
+    }
+
+    /// Writes an event down and passes it on. When it cannot be written, the run stops.
+    pub fn tell(&mut self, event: Event) {
+        if self.broken.is_none()
+            && let Err(error) = self.journal.write(&event)
+        {
+            self.broken = Some(error);
+        }
+        (self.listener)(&event);
+    }
+
+    /// Whether nothing new may start.
+    pub fn stopping(&self) -> bool {
+        self.interrupted || self.broken.is_some() || (!self.keep_going && !self.failures.is_empty())
+    }
+
+    pub fn planned(&mut self, plan: &Plan) {
+        let name = |node: usize| self.graph.instances[node].name.to_string();
+        let stages = plan.stages.iter().map(|stage| {
+            let (action, reason, key, waits_on) = match &stage.state {
+                State::Reuse { key, .. } => (PlannedAction::Reuse, "up to date".to_owned(), Some(*key), Vec::new()),
+                State::Run { key, reason } => (PlannedAction::Run, reason.to_string(), Some(*key), Vec::new()),
+                State::Pending { waits_on } => {
+                    let waits_on: Vec<String> = waits_on.iter().map(|node| name(*node)).collect();
+                    (PlannedAction::Pending, format!("key known after {}", waits_on.join(", ")), None, waits_on)
+                }
+            };
+            let kind = self.graph.instances[stage.instance].kind.clone();
+            let expected_seconds = stage.expected_seconds;
+            PlannedStage { stage: name(stage.instance), kind, action, reason, key, waits_on, expected_seconds }
+        });
+        let stages = stages.collect();
+        self.tell(Event::Planned { stages });
+    }
+
+    /// The flags without the stages that were forced and have run.
+    pub fn flags_left(&self, flags: &Flags) -> Flags {
+        let ran = |name: &InstanceName| {
+            let mut fates = self.graph.instances.iter().zip(&self.fates);
+            fates.any(|(instance, fate)| instance.name == *name && *fate == Some(Fate::Ran))
+        };
+        let force = flags.force.iter().filter(|name| !ran(name)).cloned().collect();
+        Flags { force, from: flags.from.clone() }
+    }
+
+    pub fn warn(&mut self, node: usize, message: String) {
+        let stage = Some(self.name(node));
+        self.tell(Event::Warning { stage, message });
+    }
+
+    /// An instance whose record is there. One that this run has made keeps that fate.
+    pub fn reuse(&mut self, node: usize, key: Key, digest: Digest, cutoff: bool) {
+        if self.fates[node].is_none() {
+            self.fates[node] = Some(Fate::Reused);
+            self.tell(Event::StageReused { stage: self.name(node), key, digest, cutoff });
+        }
+    }
+
+    pub fn fail(&mut self, node: usize, failure: Failure) {
+        self.fates[node] = Some(Fate::Failed);
+        let (error, log, tail) = (failure.error.clone(), failure.log.clone(), failure.tail.clone());
+        self.failures.push((node, failure));
+        self.tell(Event::StageFailed { stage: self.name(node), error, log, tail });
+    }
+
+    pub fn skip(&mut self, node: usize, root: usize) {
+        if self.fates[node].is_none() {
+            self.fates[node] = Some(Fate::Skipped { root });
+            self.tell(Event::StageSkipped { stage: self.name(node), because: Some(self.name(root)) });
+        }
+    }
+
+    /// Instances whose inputs were damaged and will not be made again by this run.
+    pub fn give_up(&mut self, damaged: Vec<(usize, Digest, Error)>) {
+        for (node, _, error) in damaged {
+            let failure = Failure::without_log(&self.graph.instances[node].name, error.help("run again"));
+            self.fail(node, failure);
+        }
+    }
+
+    /// Accounts for what has no fate, tells that the run is over and sums it up.
+    pub fn finish(mut self) -> Result<Outcome> {
+        let first = self.failures.first().map(|(node, _)| *node);
+        for node in 0..self.fates.len() {
+            if self.fates[node].is_some() {
+                continue;
+            }
+            let sources = self.graph.instances[node].inputs.iter().flat_map(|port| &port.from);
+            let root = sources.map(|source| self.fates[source.instance]).find_map(|fate| match fate {
+                Some(Fate::Skipped { root }) => Some(root),
+                _ => None,
+            });
+            match root.or(first) {
+                Some(root) => self.skip(node, root),
+                None => self.tell(Event::StageSkipped { stage: self.name(node), because: None }),
+            }
+        }
+        let of = |wanted: fn(&Option<Fate>) -> bool| {
+            let named = self.graph.instances.iter().zip(&self.fates).filter(move |(_, fate)| wanted(fate));
+            named.map(|(instance, _)| instance.name.clone()).collect::<Vec<_>>()
+        };
+        let ran = of(|fate| *fate == Some(Fate::Ran));
+        let reused = of(|fate| *fate == Some(Fate::Reused));
+        let skipped = of(|fate| matches!(fate, None | Some(Fate::Skipped { .. })));
+        let failed: Vec<Failure> = std::mem::take(&mut self.failures).into_iter().map(|(_, failure)| failure).collect();
+        let seconds = self.clock.elapsed().as_secs_f64();
+        let names = |names: &[InstanceName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let finished = Event::Finished {
+            ran: names(&ran),
+            reused: names(&reused),
+            failed: failed.iter().map(|failure| failure.stage.to_string()).collect(),
+            skipped: names(&skipped),
+            interrupted: self.interrupted,
+            seconds,
+        };
+        self.tell(finished);
+        if let Some(error) = self.broken {
+            return Err(error.within("the journal of the run"));
+        }
+        Ok(Outcome {
+            run_id: self.journal.id().to_owned(),
+            folder: self.journal.folder().to_owned(),
+            ran,
+            reused,
+            failed,
+            skipped,
+            digests: self.digests,
+            interrupted: self.interrupted,
+            seconds,
+        })
+    }
+
+    fn name(&self, node: usize) -> String {
+        self.graph.instances[node].name.to_string()
+    }
+}
+
+/// What graph.json holds: everything about the instances that a report needs, inputs by name.
+fn describe(graph: &Graph) -> Value {
+    let name = |node: &usize| graph.instances[*node].name.to_string();
+    let instances = graph.instances.iter().map(|instance| {
+        let inputs = instance.inputs.iter().map(|port| {
+            let from: Vec<String> = port.from.iter().map(|source| name(&source.instance)).collect();
+            json!({ "port": port.port, "from": from })
+        });
+        json!({
+            "name": instance.name.to_string(),
+            "matrix": instance.matrix.iter().map(|(dimension, label)| json!([dimension, label])).collect::<Vec<_>>(),
+            "kind": instance.kind,
+            "params": instance.params,
+            "seed": instance.signature.seeded.then_some(instance.seed),
+            "output": instance.signature.output,
+            "inputs": inputs.collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "name": graph.name,
+        "instances": instances.collect::<Vec<_>>(),
+        "targets": graph.targets.iter().map(name).collect::<Vec<_>>(),
+        "not_needed": graph.not_needed.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "report": graph.report,
+    })
+}

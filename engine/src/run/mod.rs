@@ -1,0 +1,235 @@
+//! Running a plan: rounds of attempts until everything that can be made is made. Knows no machine learning.
+//!
+//! Each round gives dagrs the instances that must run or are pending; reused ones are values. When nothing must run, no
+//! thread and no runtime starts. A round ends with damaged inputs set aside; then the run plans once more and goes on.
+
+mod child;
+mod conductor;
+mod flow;
+mod inputs;
+mod interrupt;
+mod ledger;
+mod node;
+mod queue;
+mod record;
+mod redact;
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::journal::{Event, Journal};
+use crate::kind::Registry;
+use crate::names::{Digest, InstanceName};
+use crate::plan::{Flags, Plan, State};
+use crate::store::Store;
+use conductor::{Conductor, Round};
+use ledger::{Fate, Ledger};
+use node::Work;
+use state::Word;
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// CPU threads that attempts may use in all. At least one.
+    pub jobs: usize,
+    /// Whether a failure leaves what does not depend on it going on; else nothing new starts after it.
+    pub keep_going: bool,
+    /// What the plan was made with; needed again for what is pending.
+    pub flags: Flags,
+    /// The binary to spawn as `COMMAND attempt JOB.json`.
+    pub command: PathBuf,
+    /// Variables that the program sets for its own attempts, such as its allocator's.
+    pub env: Vec<(String, String)>,
+    /// The pause before the second try of a stage that failed in a transient way; four times as long before the third.
+    pub retry_delay: Duration,
+    /// For the journal.
+    pub profiles: Vec<String>,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            jobs: std::thread::available_parallelism().map_or(1, usize::from),
+            keep_going: false,
+            flags: Flags::default(),
+            command: PathBuf::from("/proc/self/exe"),
+            env: Vec::new(),
+            retry_delay: Duration::from_secs(1),
+            profiles: Vec::new(),
+        }
+    }
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Outcome {
+    pub run_id: String,
+    /// Journal, graph.json, report.
+    pub folder: PathBuf,
+    pub ran: Vec<InstanceName>,
+    pub reused: Vec<InstanceName>,
+    /// In the order in which they failed: the first is the cause to show last.
+    pub failed: Vec<Failure>,
+    /// Neither run nor reused, because something failed or the run was interrupted.
+    pub skipped: Vec<InstanceName>,
+    /// By instance of the graph.
+    pub digests: Vec<Option<Digest>>,
+    pub interrupted: bool,
+    pub seconds: f64,
+}
+
+impl Outcome {
+    /// 0, the first cause's code, or 130 after an interruption.
+    pub fn exit_code(&self) -> u8 {
+        match self.failed.first() {
+            _ if self.interrupted => interrupt::EXIT_CODE,
+            Some(failure) => failure.error.exit_code(),
+            None => 0,
+        }
+    }
+}
+
+/// A stage's failure, as it is shown: its name, what happened, the end of its log and where the rest is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    pub stage: InstanceName,
+    pub error: crate::error::Error,
+    /// There is none if it came to no attempt.
+    pub log: Option<PathBuf>,
+    /// The last lines of the log.
+    pub tail: Vec<String>,
+}
+
+impl Failure {
+    fn without_log(stage: &InstanceName, error: crate::error::Error) -> Self {
+        Self { stage: stage.clone(), error, log: None, tail: Vec::new() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.stage, self.error)?;
+        if !self.tail.is_empty() {
+            write!(f, "\n  the last lines of its log:")?;
+            self.tail.iter().try_for_each(|line| write!(f, "\n    {line}"))?;
+        }
+        match &self.log {
+            Some(log) => write!(f, "\n  log: {}", log.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How often a run plans again because artifacts turned out to be damaged.
+const ROUNDS: usize = 8;
+
+/// Runs a plan. Events go to the journal and to `events`, which is called on this thread.
+///
+/// A stage's failure is part of the outcome, not an error.
+///
+/// # Errors
+/// When the journal or the store cannot be written, or when something of ours breaks.
+pub fn run(
+    graph: &Graph,
+    plan: &Plan,
+    store: &Store,
+    registry: &Registry,
+    options: &RunOptions,
+    mut events: impl FnMut(&Event),
+) -> Result<Outcome> {
+    let journal = Journal::create(&store.runs())?;
+    let run = journal.id().to_owned();
+    let mut ledger = Ledger::begin(graph, journal, options, &mut events)?;
+    ledger.planned(plan);
+    let mut replanned = None;
+    let mut set_aside: Vec<Digest> = Vec::new();
+    for number in 1.. {
+        let plan = replanned.as_ref().unwrap_or(plan);
+        let flags = ledger.flags_left(&options.flags);
+        let bytes = plan.stages.iter().map(|stage| stage.bytes).collect();
+        let work = Work { graph, store, registry, options, flags, bytes, run: &run };
+        let round = one_round(&work, plan, &mut ledger)?;
+        let again = round.damaged.iter().any(|(_, input, _)| !set_aside.contains(input));
+        if round.damaged.is_empty() || !again || number == ROUNDS || ledger.stopping() {
+            ledger.give_up(round.damaged);
+            break;
+        }
+        for (node, input, error) in round.damaged {
+            ledger.warn(node, format!("{}; it is made again", error.message));
+            set_aside.push(input);
+        }
+        let flags = ledger.flags_left(&options.flags);
+        match crate::plan::plan(graph, registry, store, &flags) {
+            Ok(plan) => {
+                ledger.planned(&plan);
+                replanned = Some(plan);
+            }
+            Err(error) => {
+                ledger.finish()?;
+                return Err(error);
+            }
+        }
+    }
+    ledger.finish()
+}
+
+/// Takes over what the plan reuses and runs the rest.
+fn one_round<'a>(work: &'a Work<'a>, plan: &Plan, ledger: &mut Ledger) -> Result<Round> {
+    let graph = work.graph;
+    let mut open = vec![false; graph.instances.len()];
+    let mut costs = vec![0; graph.instances.len()];
+    for stage in &plan.stages {
+        let node = stage.instance;
+        if let State::Reuse { key, digest } = &stage.state {
+            ledger.digests[node] = Some(*digest);
+            ledger.reuse(node, *key, *digest, false);
+        } else {
+            open[node] = ledger.fates[node] != Some(Fate::Failed);
+            // An unknown stage counts as a second: longer chains still go first.
+            costs[node] = (stage.expected_seconds.unwrap_or(1.0) * 1000.0) as u64;
+        }
+    }
+    if !open.contains(&true) {
+        return Ok(Round::default());
+    }
+    let inputs_of = |node: usize| {
+        let sources = graph.instances[node].inputs.iter().flat_map(|port| &port.from);
+        sources.map(|source| source.instance).collect::<BTreeSet<usize>>()
+    };
+    let mut parents = BTreeMap::new();
+    for node in 0..open.len() {
+        if !open[node] {
+            continue;
+        }
+        let inputs = inputs_of(node);
+        // What depends on a failure of an earlier round stays skipped.
+        let root = inputs.iter().find_map(|input| match ledger.fates[*input] {
+            Some(Fate::Failed) => Some(*input),
+            Some(Fate::Skipped { root }) => Some(root),
+            _ => None,
+        });
+        match root {
+            Some(root) => {
+                ledger.skip(node, root);
+                open[node] = false;
+            }
+            None => drop(parents.insert(node, inputs.into_iter().filter(|input| open[*input]).collect::<Vec<_>>())),
+        }
+    }
+    let ranks = queue::ranks(&costs, |node| inputs_of(node).into_iter().collect());
+    let digests = ledger.digests.clone();
+    let (words, heard) = channel();
+    let _guard = interrupt::on_signal({
+        let words = words.clone();
+        move || drop(words.send(Word::Interrupt))
+    });
+    std::thread::scope(|scope| {
+        Conductor::new(scope, work, ledger, &ranks, words, &parents, digests).conduct(&heard, parents)
+    })
+}

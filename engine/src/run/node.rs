@@ -1,0 +1,295 @@
+//! What is done for one instance: decide, check inputs, attempt, record. Runs on a thread of its own; knows nothing of the
+//! other instances.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::child::{self, Ending, Launch, Leash};
+use super::inputs::known;
+use super::redact::Secrets;
+use super::{Failure, RunOptions};
+use crate::attempt::{Job, Last};
+use crate::context::{Input, Tell};
+use crate::error::{At, Error, Result};
+use crate::graph::{Graph, Instance};
+use crate::journal::unix_seconds;
+use crate::kind::Registry;
+use crate::names::{Digest, Key};
+use crate::plan::{Bytes, Decision, Flags, Reason, Recipe, RecipeState};
+use crate::store::{ActionRecord, AttemptFolder, Holder, KeyLock, Store};
+
+/// How many lines of a failed attempt's log are shown.
+const TAIL: usize = 10;
+
+/// Digests by instance, as far as they are known.
+pub(super) type Digests = Arc<Vec<Option<Digest>>>;
+
+/// What every instance's work reads.
+pub(super) struct Work<'a> {
+    pub graph: &'a Graph,
+    pub store: &'a Store,
+    pub registry: &'a Registry,
+    pub options: &'a RunOptions,
+    /// Without the stages that this run has forced already.
+    pub flags: Flags,
+    /// By instance: whether somebody is known to need its artifact's bytes.
+    pub bytes: Vec<Bytes>,
+    pub run: &'a str,
+}
+
+/// What is to be done for an instance whose inputs are known.
+pub(super) enum Decided {
+    Reuse { key: Key, digest: Digest },
+    Run(Box<Ready>),
+}
+
+/// An instance that must run.
+#[derive(Clone)]
+pub(super) struct Ready {
+    pub recipe: Recipe,
+    pub key: Key,
+    pub reason: Reason,
+}
+
+/// One go at an instance, with its slots.
+pub(super) struct Go {
+    pub node: usize,
+    pub ready: Box<Ready>,
+    /// If it is held already.
+    pub lock: Option<KeyLock>,
+    pub leash: Leash,
+    pub threads: usize,
+    /// How many went before and failed.
+    pub tries: u32,
+    pub digests: Digests,
+}
+
+/// How a go ended.
+pub(super) enum Ended {
+    Made {
+        key: Key,
+        digest: Digest,
+        seconds: f64,
+        peak_bytes: u64,
+    },
+    /// Another process made it while we waited.
+    Reused {
+        key: Key,
+        digest: Digest,
+    },
+    /// Another process holds the key; nothing was done.
+    Busy {
+        key: Key,
+        holder: String,
+    },
+    /// An input is not what it should be and has been set aside: it must be made again, and then this.
+    Damaged {
+        input: Digest,
+        error: Error,
+    },
+    /// The lock is kept for the next try.
+    Failed {
+        ready: Box<Ready>,
+        lock: Option<KeyLock>,
+        failure: Failure,
+    },
+    Killed,
+}
+
+/// Why a go failed, and where its log is if it came to an attempt.
+struct Fault {
+    error: Error,
+    log: Option<PathBuf>,
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self { error, log: None }
+    }
+}
+
+/// What is told while a go goes on.
+pub(super) enum News {
+    Started { key: Key, threads: usize, folder: AttemptFolder },
+    Told(Tell),
+    Warning(String),
+}
+
+impl Work<'_> {
+    pub fn instance(&self, node: usize) -> &Instance {
+        &self.graph.instances[node]
+    }
+
+    /// The planner's own two functions, now that the inputs are known.
+    pub fn decide(&self, node: usize, digests: &[Option<Digest>]) -> Result<Decided> {
+        let recipe = self.recipe(node, digests)?;
+        let key = recipe.key();
+        Ok(match crate::plan::decide(&self.instance(node).name, &key, self.bytes[node], &self.flags, self.store)? {
+            Decision::Reuse(digest) => Decided::Reuse { key, digest },
+            Decision::Run(reason) => Decided::Run(Box::new(Ready { recipe, key, reason })),
+        })
+    }
+
+    fn recipe(&self, node: usize, digests: &[Option<Digest>]) -> Result<Recipe> {
+        match crate::plan::recipe(self.graph, self.registry, self.store, node, digests)? {
+            RecipeState::Ready(recipe) => Ok(recipe),
+            RecipeState::Pending(on) => {
+                let on: Vec<String> = on.iter().map(|i| self.instance(*i).name.to_string()).collect();
+                Err(Error::ours(format!("asked to run before its inputs were known: {}", on.join(", "))))
+            }
+        }
+    }
+
+    /// Locks, looks again, checks the inputs, runs an attempt, checks the inputs again, records. Waits for nothing but the
+    /// attempt.
+    pub fn go(&self, mut go: Go, tell: &mut dyn FnMut(News)) -> Ended {
+        match self.try_go(&mut go, tell) {
+            Ok(ended) => ended,
+            Err(Fault { error, log }) => {
+                let tail = log.as_deref().map(|log| child::tail(log, TAIL)).unwrap_or_default();
+                let failure = Failure { stage: self.instance(go.node).name.clone(), error, log, tail };
+                Ended::Failed { ready: go.ready, lock: go.lock, failure }
+            }
+        }
+    }
+
+    fn try_go(&self, go: &mut Go, tell: &mut dyn FnMut(News)) -> Result<Ended, Fault> {
+        let (instance, key) = (self.instance(go.node), go.ready.key);
+        if go.lock.is_none() {
+            go.lock = self.store.try_lock(&key)?;
+        }
+        let Some(lock) = &go.lock else {
+            return Ok(Ended::Busy { key, holder: self.holder(&key) });
+        };
+        let holder = Holder { pid: std::process::id(), run: self.run.to_owned(), stage: instance.name.to_string() };
+        lock.announce(&holder)?;
+        // Between the decision and the lock another process may have made it.
+        match self.decide(go.node, &go.digests)? {
+            Decided::Reuse { key, digest } => return Ok(Ended::Reused { key, digest }),
+            Decided::Run(ready) if ready.key == key => go.ready = ready,
+            Decided::Run(_) => return Err(changed_outside().into()),
+        }
+        match &go.ready.reason {
+            // Also its checkpoints.
+            Reason::Forced if go.tries == 0 => self.store.clear_work(&key)?,
+            Reason::ArtifactRotten { file } => {
+                if let Some(digest) = self.store.recorded(&key)? {
+                    let aside = self.store.quarantine(&digest)?;
+                    let message =
+                        format!("its artifact was damaged ({file}); it lies in {} and is made again", aside.display());
+                    tell(News::Warning(message));
+                }
+            }
+            _ => (),
+        }
+        if let Some(damaged) = self.check_inputs(instance, &go.digests)? {
+            return Ok(damaged);
+        }
+
+        let folder = self.store.new_attempt(&key)?;
+        let ended = self.attempt(go, &folder, tell).map_err(|error| Fault { error, log: Some(folder.log.clone()) });
+        // Only the log and the job are kept: what was committed has links of its own.
+        if let Err(error) = folder.discard() {
+            tell(News::Warning(format!("cannot clear {}: {error}", folder.out.display())));
+        }
+        ended
+    }
+
+    fn attempt(&self, go: &Go, folder: &AttemptFolder, tell: &mut dyn FnMut(News)) -> Result<Ended> {
+        let (instance, key) = (self.instance(go.node), go.ready.key);
+        let signature = &instance.signature;
+        let secrets = Secrets::new(signature.secrets.iter().filter_map(|name| std::env::var(name).ok()));
+        let job = self.job(go, folder)?;
+        let job_file = folder.root.join("job.json");
+        job.write(&job_file)?;
+        tell(News::Started { key, threads: go.threads, folder: folder.clone() });
+
+        let Some(lock) = &go.lock else { return Err(Error::ours("an attempt without its key's lock")) };
+        let launch = Launch {
+            command: &self.options.command,
+            job: &job_file,
+            folder: &folder.root,
+            log: &folder.log,
+            threads: go.threads,
+            env: &signature.env,
+            set_env: &self.options.env,
+            secrets: &secrets,
+            lock: lock.as_fd(),
+        };
+        let strangers = self.strangers(instance, &go.digests)?;
+        let (started, clock) = (unix_seconds(SystemTime::now()), Instant::now());
+        let ending = child::run(&launch, &go.leash, |told| tell(News::Told(told)))?;
+        let seconds = clock.elapsed().as_secs_f64();
+        let changed = self.changed_input(instance, &go.digests, &strangers)?;
+        match (ending, changed) {
+            (Ending::Killed, _) => Ok(Ended::Killed),
+            (_, Some(error)) => Err(error),
+            (Ending::Said(Last::Done { digest, peak_bytes }), None) => {
+                // Files outside the store may have changed under it; what was made of them must not stand under this key.
+                if self.recipe(go.node, &go.digests)?.key() != key {
+                    return Err(changed_outside());
+                }
+                let provenance = self.provenance(instance, folder, started, seconds)?;
+                let record = ActionRecord { key, digest, recipe: go.ready.recipe.clone(), provenance };
+                let forced = go.ready.reason == Reason::Forced;
+                let digest = self.record(instance, &record, forced, tell)?;
+                self.clear_checkpoints(&key, tell);
+                Ok(Ended::Made { key, digest, seconds, peak_bytes })
+            }
+            (Ending::Said(Last::Failed { error }), None) => Err(error),
+            (Ending::Silent(status), None) => Err(child::silent_death(status)),
+        }
+    }
+
+    /// There is a record now, so no attempt will ever go on from them.
+    fn clear_checkpoints(&self, key: &Key, tell: &mut dyn FnMut(News)) {
+        let cleared = self.store.checkpoints(key).and_then(|folder| std::fs::remove_dir_all(&folder).at(&folder));
+        if let Err(error) = cleared {
+            tell(News::Warning(format!("cannot clear its checkpoints: {error}")));
+        }
+    }
+
+    fn job(&self, go: &Go, folder: &AttemptFolder) -> Result<Job> {
+        let instance = self.instance(go.node);
+        let mut inputs = BTreeMap::new();
+        for port in &instance.inputs {
+            let mut at_port = Vec::with_capacity(port.from.len());
+            for source in &port.from {
+                let digest = known(&go.digests, source.instance)?;
+                let artifact = self.store.open_artifact(&digest)?;
+                let artifact_type = artifact.manifest.artifact_type;
+                at_port.push(Input { label: source.label.clone(), artifact_type, digest, folder: artifact.folder });
+            }
+            inputs.insert(port.port.clone(), at_port);
+        }
+        Ok(Job {
+            stage: instance.name.to_string(),
+            kind: instance.kind.clone(),
+            version: go.ready.recipe.version,
+            params: instance.params.clone(),
+            seed: instance.seed,
+            inputs,
+            output: instance.signature.output.clone(),
+            store: self.store.root().to_owned(),
+            out: folder.out.clone(),
+            checkpoints: self.store.checkpoints(&go.ready.key)?,
+            threads: go.threads,
+        })
+    }
+
+    fn holder(&self, key: &Key) -> String {
+        match self.store.holder(key) {
+            Some(holder) if holder.run == self.run => format!("{} of this run", holder.stage),
+            Some(holder) => format!("{} of run {} (process {})", holder.stage, holder.run, holder.pid),
+            None => "another process".to_owned(),
+        }
+    }
+}
+
+fn changed_outside() -> Error {
+    Error::yours("a file or folder that its parameters name changed meanwhile")
+        .help("run again when nobody writes to it")
+}

@@ -1,0 +1,93 @@
+//! Which stage starts next and with how many threads, as a function of values. Knows no process and no lock.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+/// CPU threads as slots, and the instances that wait for some.
+#[derive(Debug)]
+pub(super) struct Queue {
+    free: usize,
+    /// By rank, the highest first; then in the order of the graph.
+    waiting: BTreeSet<(Reverse<u64>, usize)>,
+}
+
+impl Queue {
+    pub fn new(jobs: usize) -> Self {
+        Self { free: jobs.max(1), waiting: BTreeSet::new() }
+    }
+
+    pub fn push(&mut self, node: usize, rank: u64) {
+        self.waiting.insert((Reverse(rank), node));
+    }
+
+    /// Takes every waiting instance out.
+    pub fn drain(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.waiting).into_iter().map(|(_, node)| node).collect()
+    }
+
+    /// The next instance to start and its threads, which are taken. One thread for an instance that cannot use more; else its
+    /// fair share of the free ones among all that wait and `others` that are about to: all of them if it is alone.
+    pub fn next(&mut self, others: usize, parallel: impl Fn(usize) -> bool) -> Option<(usize, usize)> {
+        if self.free == 0 {
+            return None;
+        }
+        let claims = self.waiting.len() + others;
+        let (_, node) = self.waiting.pop_first()?;
+        let threads = if parallel(node) { (self.free / claims).max(1) } else { 1 };
+        self.free -= threads;
+        Some((node, threads))
+    }
+
+    pub fn release(&mut self, threads: usize) {
+        self.free += threads;
+    }
+}
+
+/// The length of the longest way from each instance to an end, in milliseconds: what is started first, so that the longest
+/// chain never waits for a shorter one. `follows` gives each instance's inputs, which stand before it.
+pub(super) fn ranks(costs: &[u64], inputs_of: impl Fn(usize) -> Vec<usize>) -> Vec<u64> {
+    let mut ranks = costs.to_vec();
+    for node in (0..costs.len()).rev() {
+        for input in inputs_of(node) {
+            ranks[input] = ranks[input].max(costs[input].saturating_add(ranks[node]));
+        }
+    }
+    ranks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_chain_goes_first() {
+        // 0 stands alone; 1 -> 2 -> 3.
+        let ranks = ranks(&[5, 3, 3, 3], |node| if node > 1 { vec![node - 1] } else { vec![] });
+        assert_eq!(ranks, [5, 9, 6, 3]);
+        let mut queue = Queue::new(1);
+        queue.push(0, ranks[0]);
+        queue.push(1, ranks[1]);
+        assert_eq!(queue.next(0, |_| true), Some((1, 1)));
+    }
+
+    #[test]
+    fn one_alone_takes_all_threads_and_several_share_them() {
+        let mut queue = Queue::new(8);
+        queue.push(0, 1);
+        assert_eq!(queue.next(0, |_| true), Some((0, 8)));
+        assert_eq!(queue.next(0, |_| true), None);
+        queue.release(8);
+        (0..5).for_each(|node| queue.push(node, 1));
+        let threads: Vec<usize> = std::iter::from_fn(|| queue.next(0, |_| true)).map(|(_, n)| n).collect();
+        assert_eq!(threads, [1, 1, 2, 2, 2]);
+    }
+
+    #[test]
+    fn one_that_cannot_use_more_takes_one_and_those_about_to_wait_count() {
+        let mut queue = Queue::new(4);
+        queue.push(0, 1);
+        assert_eq!(queue.next(0, |_| false), Some((0, 1)));
+        queue.push(1, 1);
+        assert_eq!(queue.next(2, |_| true), Some((1, 1)));
+    }
+}

@@ -1,0 +1,234 @@
+//! The JSON schema of a pipeline file, made from the kinds' own parameter types. Knows no file.
+
+use serde_json::{Map, Value, json};
+
+use crate::kind::{AnyKind, Arity, Registry};
+
+/// For `temper schema` and editors: completes keys, kinds, parameters and ports, and marks what cannot be right.
+pub fn schema(registry: &Registry) -> Value {
+    let names: Vec<&str> = registry.kinds().map(AnyKind::name).collect();
+    let mut definitions = shared(&names);
+    definitions.insert("stage".into(), json!({ "oneOf": registry.kinds().map(stage).collect::<Vec<_>>() }));
+    for kind in registry.kinds() {
+        definitions.insert(definition(kind), parameters(kind));
+    }
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "temper pipeline",
+        "type": "object",
+        "required": ["version", "stages"],
+        "additionalProperties": false,
+        "properties": {
+            "version": { "const": 1, "description": "Version of this format." },
+            "seed": described(&reference("seed"), "Of every stage that does not state its own; 0 if absent."),
+            "targets": described(&reference("selectors"), "What is made; absent: every stage that no other stage needs."),
+            "stages": {
+                "type": "object",
+                "description": "Stages by name.",
+                "propertyNames": reference("name"),
+                "additionalProperties": reference("stage"),
+            },
+            "profiles": {
+                "type": "object",
+                "description": "Changes by name: maps merge, null deletes, a stage that names `uses` replaces the whole stage.",
+                "propertyNames": reference("name"),
+                "additionalProperties": reference("profile"),
+            },
+            "report": described(&json!({}), "For the report."),
+        },
+        "$defs": definitions,
+    })
+}
+
+fn definition(kind: &dyn AnyKind) -> String {
+    format!("kind:{}", kind.name())
+}
+
+fn reference(name: &str) -> Value {
+    json!({ "$ref": format!("#/$defs/{name}") })
+}
+
+fn described(schema: &Value, description: &str) -> Value {
+    let mut schema = schema.clone();
+    schema["description"] = description.into();
+    schema
+}
+
+/// What every kind's stage shares.
+fn shared(kinds: &[&str]) -> Map<String, Value> {
+    let parts = || {
+        json!({
+            "with": { "type": ["object", "null"] },
+            "needs": { "type": ["object", "null"], "additionalProperties": { "anyOf": [reference("selectors"), { "type": "null" }] } },
+            "seed": { "anyOf": [reference("seed"), { "type": "null" }] },
+        })
+    };
+    let label = json!({ "type": ["object", "null"], "additionalProperties": false, "properties": parts() });
+    let mut changes = json!({ "type": ["object", "null"], "additionalProperties": false, "properties": parts() });
+    changes["properties"]["uses"] = json!({ "enum": kinds });
+    changes["properties"]["matrix"] = json!({ "anyOf": [reference("matrix"), { "type": "null" }] });
+    changes["not"] = json!({ "required": ["uses"] });
+    let shared = json!({
+        "name": { "type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$" },
+        "variable": { "type": "string", "pattern": "\\$\\{[A-Za-z0-9_-]+\\}", "description": "Text with matrix variables." },
+        "seed": { "anyOf": [{ "type": "integer", "minimum": 0 }, reference("variable")] },
+        "selectors": {
+            "description": "`stage`, `stage[label]`, `stage[*,label]`, or a list of these.",
+            "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }],
+        },
+        "matrix": {
+            "description": "Variables, each a list of values or a map of labels to changes; the stage has one instance for each combination.",
+            "type": "object",
+            "propertyNames": reference("name"),
+            "additionalProperties": {
+                "anyOf": [
+                    { "type": "array", "minItems": 1, "items": { "type": ["string", "number", "boolean"] } },
+                    { "type": "object", "minProperties": 1, "additionalProperties": label },
+                ],
+            },
+        },
+        "profile": {
+            "type": ["object", "null"],
+            "additionalProperties": false,
+            "properties": {
+                "seed": reference("seed"),
+                "targets": { "anyOf": [reference("selectors"), { "type": "null" }] },
+                "stages": {
+                    "type": "object",
+                    "propertyNames": reference("name"),
+                    "additionalProperties": { "anyOf": [reference("stage"), changes] },
+                },
+                "report": {},
+            },
+        },
+    });
+    match shared {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+fn stage(kind: &dyn AnyKind) -> Value {
+    json!({
+        "type": "object",
+        "description": kind.about(),
+        "required": ["uses"],
+        "additionalProperties": false,
+        "properties": {
+            "uses": { "const": kind.name(), "description": kind.about() },
+            "with": reference(&definition(kind)),
+            "needs": ports(kind),
+            "matrix": reference("matrix"),
+            "seed": reference("seed"),
+        },
+    })
+}
+
+/// The ports at default parameters; others may be there at other parameters.
+fn ports(kind: &dyn AnyKind) -> Value {
+    let mut ports = Map::new();
+    let signature = kind.normalise(&json!({})).ok().and_then(|params| kind.signature(&params).ok());
+    for port in signature.into_iter().flat_map(|signature| signature.ports) {
+        let types = if port.accepts.is_empty() { "any artifact".to_owned() } else { port.accepts.join(" or ") };
+        let count = match port.arity {
+            Arity::One => "one",
+            Arity::Optional => "at most one",
+            Arity::Many => "one or more",
+        };
+        ports.insert(port.name, described(&reference("selectors"), &format!("Takes {count}: {types}.")));
+    }
+    json!({ "type": ["object", "null"], "properties": ports, "additionalProperties": reference("selectors") })
+}
+
+/// The schema of a kind's parameters: any of them may be a variable instead, and a matrix label may bring the required ones.
+fn parameters(kind: &dyn AnyKind) -> Value {
+    let mut schema = kind.schema().to_value();
+    let prefix = format!("#/$defs/{}", definition(kind));
+    let mut pending = vec![&mut schema];
+    while let Some(next) = pending.pop() {
+        match next {
+            Value::Object(object) => {
+                if let Some(Value::String(target)) = object.get_mut("$ref")
+                    && let Some(inside) = target.strip_prefix('#')
+                {
+                    *target = format!("{prefix}{inside}");
+                }
+                if let Some(Value::Object(properties)) = object.get_mut("properties") {
+                    properties.values_mut().for_each(or_variable);
+                }
+                object.get_mut("items").into_iter().for_each(or_variable);
+                // A default is a value, not a schema.
+                pending.extend(
+                    object
+                        .iter_mut()
+                        .filter(|(key, _)| !matches!(key.as_str(), "default" | "enum" | "const"))
+                        .map(|(_, v)| v),
+                );
+            }
+            Value::Array(items) => pending.extend(items),
+            _ => {}
+        }
+    }
+    if let Value::Object(object) = &mut schema {
+        object.retain(|key, _| !matches!(key.as_str(), "$schema" | "title" | "required"));
+    }
+    schema
+}
+
+/// Lets text with variables stand in the place of what `schema` allows.
+fn or_variable(schema: &mut Value) {
+    if schema.get("type").is_some_and(|t| t == "string") && schema.get("enum").is_none() {
+        return;
+    }
+    let Value::Object(object) = schema else { return };
+    let mut outer = Map::new();
+    for key in ["description", "default"] {
+        outer.extend(object.shift_remove(key).map(|value| (key.to_owned(), value)));
+    }
+    let inner = Value::Object(std::mem::take(object));
+    // Not a reference: those inside a kind's schema are rewritten.
+    outer.insert("anyOf".into(), json!([inner, { "type": "string", "pattern": "\\$\\{" }]));
+    *object = outer;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::tests::kinds::registry;
+
+    #[test]
+    fn every_reference_resolves() {
+        let schema = schema(&registry());
+        let mut pending = vec![&schema];
+        let mut references = 0;
+        while let Some(next) = pending.pop() {
+            match next {
+                Value::Object(object) => {
+                    if let Some(Value::String(target)) = object.get("$ref") {
+                        references += 1;
+                        assert!(schema.pointer(target.trim_start_matches('#')).is_some(), "{target}");
+                    }
+                    pending.extend(object.values());
+                }
+                Value::Array(items) => pending.extend(items),
+                _ => {}
+            }
+        }
+        assert!(references > 20, "{references}");
+    }
+
+    #[test]
+    fn parameters_have_their_types_or_a_variable() {
+        let schema = schema(&registry());
+        let posts = &schema["$defs"]["kind:dataset"]["properties"]["posts"];
+        assert_eq!(posts["anyOf"][0]["type"], "integer");
+        assert_eq!(posts["anyOf"][1]["pattern"], "\\$\\{");
+        assert_eq!(posts["default"], 100);
+        assert_eq!(schema["$defs"]["kind:dataset"]["additionalProperties"], false);
+        let train = schema["$defs"]["stage"]["oneOf"]
+            .as_array()
+            .and_then(|all| all.iter().find(|s| s["properties"]["uses"]["const"] == "train"));
+        let needs = &train.expect("the registry has `train`")["properties"]["needs"]["properties"];
+        assert_eq!(needs["posts"]["description"], "Takes one: Posts or Preferences.");
+    }
+}

@@ -1,0 +1,245 @@
+//! Text to Spec: the pipeline file as data, with places, profiles and overrides applied. Knows no kind and no graph.
+
+use std::collections::{HashMap, HashSet};
+
+use self::node::{Map, Node, Value};
+use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
+use crate::names::is_name;
+
+pub mod interpolate;
+pub mod matrix;
+pub mod merge;
+pub mod node;
+pub mod set;
+pub mod stage;
+pub mod yaml;
+
+pub use stage::Stage;
+
+pub const TOP_KEYS: &[&str] = &["version", "seed", "targets", "stages", "profiles", "report"];
+pub const PROFILE_KEYS: &[&str] = &["seed", "targets", "stages", "report"];
+pub const STAGE_KEYS: &[&str] = &["uses", "needs", "with", "matrix", "seed"];
+pub const LABEL_KEYS: &[&str] = &["with", "needs", "seed"];
+
+/// A pipeline file with profiles and overrides applied, in the file's own terms.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub seed: u64,
+    /// Selectors, each with its place; a target that the file does not state has none and is a stage's name.
+    pub targets: Vec<(String, Option<Span>)>,
+    pub stages: Vec<Stage>,
+    pub report: serde_json::Value,
+}
+
+/// Reads the file's text (source number `source`) and applies profiles, then overrides.
+/// None if there is nothing to go on with.
+pub fn read(source: u32, profiles: &[String], set: &[String], faults: &mut Diagnostics) -> Option<Spec> {
+    let text = faults.source(source).to_owned();
+    let start = Span { source, start: 0, length: 0 };
+    let Some(root) = yaml::parse(source, &text, 0, faults) else {
+        if faults.faults().is_empty() {
+            faults.push(Fault::new(start, "the file is empty").help("a pipeline file starts with `version: 1`"));
+        }
+        return None;
+    };
+    let what = root.what();
+    let Value::Map(mut root) = root.value else {
+        let message = format!("a pipeline file is a map with `version` and `stages`; this is {what}");
+        faults.push(Fault::new(root.span, message));
+        return None;
+    };
+    let implied = sinks(&root);
+    match root.entry("version") {
+        Some(entry) if entry.value.value == Value::Int(1) => {}
+        Some(entry) => {
+            let fault = Fault::new(
+                entry.value.span,
+                "this version of the pipeline format is not known here: expected `version: 1`",
+            );
+            faults.push(fault);
+        }
+        None => {
+            faults.push(Fault::new(start, "the file does not say its `version`").help("start it with `version: 1`"))
+        }
+    }
+    known_keys(&root, TOP_KEYS, "a pipeline file", faults);
+    apply_profiles(&mut root, profiles, faults);
+    for argument in set {
+        set::apply(&mut root, argument, faults);
+    }
+    Some(spec(root, implied, start, faults))
+}
+
+fn spec(mut root: Map, implied: Vec<String>, start: Span, faults: &mut Diagnostics) -> Spec {
+    let seed = root.get("seed").map_or(Ok(0), |node| seed_of(node, &node.value, "the pipeline", faults));
+    let seed = seed.unwrap_or_else(|fault| {
+        faults.push(fault);
+        0
+    });
+    let report = root.get("report").map_or(serde_json::Value::Null, |node| interpolate::json(node, &[]));
+    let targets = root.get("targets").filter(|node| !node.is_null()).map(|node| texts(node, "targets", faults));
+    let at = root.position("stages").map(|at| root.0.swap_remove(at));
+    let mut stages = Vec::new();
+    match at {
+        Some(entry) => match entry.value.value {
+            Value::Map(map) => stages = stage::read(map, faults),
+            _ => faults
+                .push(Fault::new(entry.value.span, format!("`stages` must be a map; this is {}", entry.value.what()))),
+        },
+        None => faults.push(Fault::new(start, "the file has no `stages`")),
+    }
+    let targets = match targets {
+        Some(given) => given.into_iter().map(|(text, span)| (text, Some(span))).collect(),
+        None => {
+            let there: HashSet<&str> = stages.iter().map(|stage: &Stage| stage.name.as_str()).collect();
+            implied.into_iter().filter(|name| there.contains(name.as_str())).map(|name| (name, None)).collect()
+        }
+    };
+    Spec { seed, targets, stages, report }
+}
+
+/// The stages that no other stage needs, in order.
+fn sinks(root: &Map) -> Vec<String> {
+    let Some(stages) = root.get("stages").and_then(Node::as_map) else { return Vec::new() };
+    let mut needed: HashSet<&str> = HashSet::new();
+    for stage in &stages.0 {
+        let Some(map) = stage.value.as_map() else { continue };
+        let dimensions = map.get("matrix").and_then(Node::as_map).into_iter().flat_map(|matrix| &matrix.0);
+        let labels = dimensions.filter_map(|dimension| dimension.value.as_map()).flat_map(|labels| &labels.0);
+        let partials = labels.filter_map(|label| label.value.as_map());
+        for part in std::iter::once(map).chain(partials) {
+            for port in part.get("needs").and_then(Node::as_map).into_iter().flat_map(|needs| &needs.0) {
+                let selectors = match &port.value.value {
+                    Value::List(items) => items.as_slice(),
+                    _ => std::slice::from_ref(&port.value),
+                };
+                for selector in selectors {
+                    if let Value::Str(text) = &selector.value {
+                        let name = text.split('[').next().unwrap_or(text).trim();
+                        if name != stage.key {
+                            needed.insert(name);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    stages.keys().filter(|name| !needed.contains(name)).map(str::to_owned).collect()
+}
+
+fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
+    let profiles = match root.position("profiles").map(|at| root.0.remove(at).value) {
+        None => Map::default(),
+        Some(Node { value: Value::Map(map), .. }) => map,
+        Some(other) => {
+            if !other.is_null() {
+                faults.push(Fault::new(other.span, format!("`profiles` must be a map; this is {}", other.what())));
+            }
+            Map::default()
+        }
+    };
+    check_names(profiles.0.iter().map(|e| (e.key.as_str(), e.key_span)), "profile", is_name, faults);
+    for entry in &profiles.0 {
+        match &entry.value.value {
+            Value::Map(map) => {
+                known_keys(map, PROFILE_KEYS, "a profile", faults);
+                for stage in map.get("stages").and_then(Node::as_map).into_iter().flat_map(|stages| &stages.0) {
+                    if let Value::Map(stage) = &stage.value.value {
+                        known_keys(stage, STAGE_KEYS, "a stage", faults);
+                    }
+                }
+            }
+            Value::Null => {}
+            _ => {
+                let message = format!("profile `{}` must be a map; this is {}", entry.key, entry.value.what());
+                faults.push(Fault::new(entry.value.span, message));
+            }
+        }
+    }
+    for name in names {
+        match profiles.get(name) {
+            Some(Node { value: Value::Map(profile), .. }) => merge::profile(root, profile),
+            Some(_) => {}
+            None => {
+                let source = faults.add_source("--profile", name);
+                let span = Span { source, start: 0, length: name.len() as u32 };
+                let help = did_you_mean(name, profiles.keys()).or(Some("the file has no profiles".into()));
+                faults.push(Fault::new(span, format!("unknown profile `{name}`")).maybe_help(help));
+            }
+        }
+    }
+}
+
+/// One text, or a list of texts, each with its place.
+pub fn texts(node: &Node, what: &str, faults: &mut Diagnostics) -> Vec<(String, Span)> {
+    let items = match &node.value {
+        Value::List(items) => items.as_slice(),
+        _ => std::slice::from_ref(node),
+    };
+    let mut texts = Vec::with_capacity(items.len());
+    for item in items {
+        match &item.value {
+            Value::Str(text) => texts.push((text.clone(), item.span)),
+            _ => {
+                let message = format!("{what}: expected `stage` or `stage[label]`, found {}", item.what());
+                faults.push(Fault::new(item.span, message));
+            }
+        }
+    }
+    texts
+}
+
+/// `value` (of `node`, variables filled in) as a seed.
+///
+/// # Errors
+/// What is wrong with it; `whose`: such as ``stage `sft` ``.
+pub fn seed_of(node: &Node, value: &Value, whose: &str, faults: &Diagnostics) -> Result<u64, Fault> {
+    let seed = match (value, &node.value) {
+        (Value::Int(n), _) => u64::try_from(*n).ok(),
+        // Text that variables made, such as "1${member}".
+        (Value::Str(text), Value::Str(written)) if text != written => text.parse().ok(),
+        _ => None,
+    };
+    seed.ok_or_else(|| {
+        let shown = match value {
+            Value::Str(text) => text,
+            _ => faults.slice(node.span),
+        };
+        Fault::new(node.span, format!("seed of {whose}: expected a whole number from 0 to 2^64 - 1, found `{shown}`"))
+    })
+}
+
+fn known_keys(map: &Map, known: &[&str], what: &str, faults: &mut Diagnostics) {
+    for entry in map.0.iter().filter(|entry| !known.contains(&entry.key.as_str())) {
+        let fault = Fault::new(entry.key_span, format!("{what} has no key `{}`", entry.key));
+        faults.push(fault.maybe_help(did_you_mean(&entry.key, known.iter().copied())));
+    }
+}
+
+/// Names must match `[A-Za-z0-9_-]{1,64}` (labels may have dots) and differ by more than case.
+pub(crate) fn check_names<'a>(
+    names: impl Iterator<Item = (&'a str, Span)>,
+    what: &str,
+    valid: fn(&str) -> bool,
+    faults: &mut Diagnostics,
+) {
+    let mut folded: HashMap<String, (&str, Span)> = HashMap::new();
+    for (name, span) in names {
+        if !valid(name) {
+            let dot = if valid("a.b") { "." } else { "" };
+            faults.push(Fault::new(
+                span,
+                format!("`{name}` is no name for a {what}: expected [A-Za-z0-9_{dot}-]{{1,64}}"),
+            ));
+        }
+        match folded.get(&name.to_ascii_lowercase()) {
+            Some((twin, before)) if *twin != name => {
+                let message = format!("{what} `{name}` differs from `{twin}` only by case");
+                faults.push(Fault::new(span, message).also(*before, "the other"));
+            }
+            _ => {
+                folded.insert(name.to_ascii_lowercase(), (name, span));
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! `--set path=YAML`: one value put at a path of the tree. Knows the shape of a pipeline file, and no kind.
+
+use super::node::{Entry, Map, Node, Value};
+use super::{LABEL_KEYS, STAGE_KEYS, TOP_KEYS, merge, yaml};
+use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
+
+/// What may stand under a path's parts so far.
+#[derive(Clone, Copy)]
+enum Place {
+    Top,
+    Stages,
+    Stage,
+    Needs,
+    Matrix,
+    Dimension,
+    Label,
+    /// `with`, `report` and below: what is missing is made.
+    Free,
+    /// `uses`, `seed`, a port: has no parts.
+    Leaf,
+}
+
+impl Place {
+    fn under(self, key: &str) -> Self {
+        match (self, key) {
+            (Self::Top, "stages") => Self::Stages,
+            (Self::Stages, _) => Self::Stage,
+            (Self::Stage, "matrix") => Self::Matrix,
+            (Self::Matrix, _) => Self::Dimension,
+            (Self::Dimension, _) => Self::Label,
+            (Self::Stage | Self::Label, "needs") => Self::Needs,
+            (Self::Top, "report" | "targets") | (Self::Stage | Self::Label, "with") | (Self::Free | Self::Needs, _) => {
+                Self::Free
+            }
+            _ => Self::Leaf,
+        }
+    }
+
+    /// The keys that a map here may hold; None: any.
+    fn keys(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Top => Some(TOP_KEYS),
+            Self::Stage => Some(STAGE_KEYS),
+            Self::Label => Some(LABEL_KEYS),
+            _ => None,
+        }
+    }
+
+    /// What a key here is called.
+    fn names(self) -> &'static str {
+        match self {
+            Self::Stages => "stage",
+            Self::Matrix => "matrix variable",
+            Self::Dimension => "matrix label",
+            Self::Needs => "port",
+            Self::Free => "entry",
+            Self::Top | Self::Stage | Self::Label | Self::Leaf => "key",
+        }
+    }
+
+    /// Whether a missing map is made on the way to the value.
+    fn makes(self, key: &str) -> bool {
+        match self {
+            Self::Top => matches!(key, "stages" | "report"),
+            Self::Stage | Self::Label | Self::Free => true,
+            Self::Stages | Self::Matrix | Self::Dimension | Self::Needs | Self::Leaf => false,
+        }
+    }
+}
+
+/// Applies one argument to the merged file.
+pub fn apply(root: &mut Map, argument: &str, faults: &mut Diagnostics) {
+    let source = faults.add_source("--set", argument);
+    let whole = Span { source, start: 0, length: argument.len() as u32 };
+    let Some((path, text)) = argument.split_once('=') else {
+        return faults.push(Fault::new(whole, "expected `path=YAML`, such as `stages.sft.with.lr=1e-4`"));
+    };
+    let offset = path.len() + 1;
+    if text.trim().is_empty() {
+        let at = Span { start: path.len() as u32, length: 1, ..whole };
+        return faults.push(Fault::new(at, "no value").help("write `=null` to delete, `=''` for empty text"));
+    }
+    let Some(value) = yaml::parse(source, text, offset, faults) else { return };
+    if let Err(fault) = put(root, source, path, value) {
+        faults.push(fault);
+    }
+}
+
+fn put(root: &mut Map, source: u32, path: &str, value: Node) -> Result<(), Fault> {
+    let mut map = root;
+    let mut place = Place::Top;
+    let mut start = 0;
+    loop {
+        let key = next_key(map, &path[start..]);
+        let span = Span { source, start: start as u32, length: key.len() as u32 };
+        start += key.len() + 1;
+        let last = start > path.len();
+        admit(map, place, key, span, last.then_some(&value))?;
+        if last {
+            let entry = Entry { key: key.to_owned(), key_span: span, value };
+            leave(map, place, entry);
+            return Ok(());
+        }
+        let next = place.under(key);
+        if matches!(next, Place::Leaf) {
+            return Err(Fault::new(span, format!("`{key}` has no parts")));
+        }
+        let at = map.position(key).unwrap_or_else(|| {
+            map.0.push(Entry { key: key.to_owned(), key_span: span, value: Node::map(span) });
+            map.0.len() - 1
+        });
+        let node = &mut map.0[at].value;
+        if node.is_null() {
+            *node = Node::map(span);
+        }
+        let what = node.what();
+        let Value::Map(inner) = &mut node.value else {
+            let help = "set the whole of it, such as `--set targets=[a, b]`";
+            return Err(Fault::new(span, format!("`{key}` is {what}: its parts cannot be set")).help(help));
+        };
+        map = inner;
+        place = next;
+    }
+}
+
+/// The part of `path` up to the next dot, or further if a key of `map` itself has dots.
+fn next_key<'p>(map: &Map, path: &'p str) -> &'p str {
+    let first = path.split('.').next().unwrap_or(path);
+    let whole = |key: &&str| path.strip_prefix(*key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let longest = map.keys().filter(whole).map(str::len).max().unwrap_or(0);
+    &path[..longest.max(first.len())]
+}
+
+/// Whether `key` can stand in `map`; `value` is what is set there, if the path ends here.
+fn admit(map: &Map, place: Place, key: &str, span: Span, value: Option<&Node>) -> Result<(), Fault> {
+    let unknown = |known: &[&str]| {
+        let message = format!("unknown {} `{key}`", place.names());
+        Err(Fault::new(span, message).maybe_help(did_you_mean(key, known.iter().copied())))
+    };
+    if let Some(keys) = place.keys()
+        && !keys.contains(&key)
+    {
+        return unknown(keys);
+    }
+    match (place, key) {
+        (Place::Top, "profiles") => {
+            return Err(Fault::new(span, "profiles are applied before `--set`: set the value itself"));
+        }
+        (Place::Top, "version") => {
+            return Err(Fault::new(span, "`version` says how to read the file: it cannot be set"));
+        }
+        _ => {}
+    }
+    if map.position(key).is_some() {
+        return Ok(());
+    }
+    let there: Vec<&str> = map.keys().collect();
+    match value {
+        Some(value) if value.is_null() => unknown(&there),
+        Some(value) if matches!(place, Place::Stages) => {
+            let whole = value.as_map().is_some_and(|stage| stage.entry("uses").is_some());
+            if whole { Ok(()) } else { unknown(&there) }
+        }
+        Some(_) => Ok(()),
+        None if place.makes(key) => Ok(()),
+        None => unknown(&there),
+    }
+}
+
+fn leave(map: &mut Map, place: Place, entry: Entry) {
+    match place {
+        Place::Matrix | Place::Dimension if entry.value.is_null() => map.remove(&entry.key),
+        Place::Matrix | Place::Dimension => map.put(entry),
+        Place::Top => merge::profile(map, &Map(vec![entry])),
+        Place::Stages => merge::stages(map, &Map(vec![entry])),
+        Place::Stage => merge::stage(map, &Map(vec![entry])),
+        Place::Needs | Place::Label | Place::Free | Place::Leaf => merge::plain(map, &Map(vec![entry])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FILE: &str = "
+seed: 1
+targets: [a]
+stages:
+  a: { uses: x, needs: { p: b }, with: { lr: 1, lora: { rank: 2 } }, matrix: { n: [1, 2], arm: { m: { with: { k: 1 } } } } }
+  b: { uses: y }
+report: { title: t }
+";
+
+    fn with(arguments: &[String]) -> (Map, usize) {
+        let mut faults = Diagnostics::default();
+        let source = faults.add_source("p.yaml", FILE);
+        let Some(Node { value: Value::Map(mut root), .. }) = yaml::parse(source, FILE, 0, &mut faults) else {
+            panic!("a file of maps");
+        };
+        for argument in arguments {
+            apply(&mut root, argument, &mut faults);
+        }
+        (root, faults.faults().len())
+    }
+
+    /// The value at a path, without places.
+    fn at(root: &Map, path: &str) -> Option<serde_json::Value> {
+        let whole = crate::spec::interpolate::json(
+            &Node { value: Value::Map(root.clone()), ..Node::map(Span::default()) },
+            &[],
+        );
+        whole.pointer(&format!("/{}", path.replace('.', "/"))).cloned()
+    }
+
+    fn path() -> impl Strategy<Value = String> {
+        let paths = [
+            "seed",
+            "targets",
+            "stages.a.uses",
+            "stages.a.seed",
+            "stages.a.needs.p",
+            "stages.a.with.lr",
+            "stages.a.with.lora.rank",
+            "stages.a.with.lora.fresh",
+            "stages.a.with.made.on.the.way",
+            "stages.a.matrix.n",
+            "stages.a.matrix.arm.m.with.k",
+            "stages.b.with.lr",
+            "report.title",
+            "report.made.here",
+        ];
+        prop::sample::select(paths.map(str::to_owned).to_vec())
+    }
+
+    proptest! {
+        #[test]
+        fn the_later_of_two_overrides_wins(path in path(), first in "[a-c1-3]", second in "(\\[[a-c1-3]\\]|[a-c1-3])") {
+            let last = format!("{path}={second}");
+            let (both, faults) = with(&[format!("{path}={first}"), last.clone()]);
+            prop_assert_eq!(faults, 0);
+            let (alone, _) = with(&[last]);
+            prop_assert_eq!(at(&both, &path), at(&alone, &path));
+            prop_assert!(at(&both, &path).is_some());
+        }
+
+        #[test]
+        fn an_override_changes_nothing_else(path in path(), other in path(), value in "[a-c1-3]") {
+            prop_assume!(!path.starts_with(&other) && !other.starts_with(&path));
+            let (before, _) = with(&[]);
+            let (after, _) = with(&[format!("{path}={value}")]);
+            prop_assert_eq!(at(&before, &other), at(&after, &other));
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! One entry of `stages`: what it may hold and what of it is wrong. Knows no kind.
+
+use super::matrix::{self, Dimension};
+use super::node::{Map, Node, Value};
+use super::{STAGE_KEYS, check_names, known_keys};
+use crate::diagnostics::{Diagnostics, Fault, Span, nearest};
+use crate::names::{StageName, is_name};
+
+#[derive(Clone, Debug)]
+pub struct Stage {
+    pub name: StageName,
+    /// Of its name.
+    pub span: Span,
+    pub uses: Option<(String, Span)>,
+    /// By port.
+    pub needs: Map,
+    pub with: Map,
+    /// Where `with` stands, or the stage's name.
+    pub with_span: Span,
+    pub seed: Option<Node>,
+    pub matrix: Vec<Dimension>,
+    /// Whether nothing is wrong with it so far; faults that follow from others are not told.
+    pub sound: bool,
+    /// Whether each variable of the matrix is used.
+    pub all_used: bool,
+}
+
+/// Every stage of `stages`, in order; what is at fault in one leaves it there, marked.
+pub fn read(map: Map, faults: &mut Diagnostics) -> Vec<Stage> {
+    check_names(map.0.iter().map(|e| (e.key.as_str(), e.key_span)), "stage", is_name, faults);
+    let names: Vec<String> = map.keys().map(str::to_owned).collect();
+    let mut stages = Vec::with_capacity(names.len());
+    for entry in map.0 {
+        // A wrong name was told by `check_names`.
+        let Ok(name) = StageName::try_from(entry.key) else { continue };
+        let span = entry.key_span;
+        let what = entry.value.what();
+        let mut stage = Stage {
+            name,
+            span,
+            uses: None,
+            needs: Map::default(),
+            with: Map::default(),
+            with_span: span,
+            seed: None,
+            matrix: Vec::new(),
+            sound: true,
+            all_used: true,
+        };
+        match entry.value.value {
+            Value::Map(map) => fill_stage(&mut stage, map, &names, faults),
+            _ => {
+                let message = format!("stage `{}` must be a map; this is {what}", stage.name);
+                faults.push(Fault::new(entry.value.span, message));
+                stage.sound = false;
+            }
+        }
+        stages.push(stage);
+    }
+    stages
+}
+
+fn fill_stage(stage: &mut Stage, map: Map, names: &[String], faults: &mut Diagnostics) {
+    let before = faults.faults().len();
+    known_keys(&map, STAGE_KEYS, "a stage", faults);
+    if map.entry("uses").is_none() {
+        let message = format!("stage `{}` does not say what it `uses`", stage.name);
+        let others = names.iter().map(String::as_str).filter(|name| *name != stage.name.as_str());
+        let near = nearest(stage.name.as_str(), others);
+        let help =
+            near.map_or("name a kind: `temper kinds` lists them".into(), |near| format!("did you mean `{near}`?"));
+        faults.push(Fault::new(stage.span, message).help(help));
+    }
+    let mut matrix = None;
+    for entry in map.0 {
+        match (entry.key.as_str(), entry.value) {
+            ("uses", Node { value: Value::Str(kind), span }) => stage.uses = Some((kind, span)),
+            ("uses", other) => faults.push(Fault::new(other.span, "`uses` must name a kind")),
+            ("seed", node) => stage.seed = Some(node),
+            ("with", node) => {
+                stage.with_span = entry.key_span;
+                stage.with = map_of(node, "with", faults);
+            }
+            ("needs", node) => stage.needs = map_of(node, "needs", faults),
+            ("matrix", node) => matrix = Some(node),
+            _ => {}
+        }
+    }
+    if let Some(node) = matrix {
+        stage.matrix = matrix::read(node, &stage.name, faults);
+    }
+    let used = matrix::check_variables(stage, faults);
+    stage.sound = faults.faults().len() == before;
+    stage.all_used = matrix::check_use(stage, &used, faults);
+}
+
+/// The map under `key`; nothing counts as an empty one.
+fn map_of(node: Node, key: &str, faults: &mut Diagnostics) -> Map {
+    let what = node.what();
+    match node.value {
+        Value::Map(map) => map,
+        Value::Null => Map::default(),
+        _ => {
+            faults.push(Fault::new(node.span, format!("`{key}` must be a map; this is {what}")));
+            Map::default()
+        }
+    }
+}

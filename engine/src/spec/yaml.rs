@@ -1,0 +1,408 @@
+//! Text to tree: YAML events become nodes with places; aliases and merge keys are applied, within bounds. Knows no pipeline.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use granit_parser::{Event, Parser, ScalarStyle, Tag};
+
+use super::node::{Entry, Map, Node, Value, resolve};
+use crate::diagnostics::{Diagnostics, Fault, Span};
+
+/// Deepest nesting of lists and maps.
+pub const MAX_DEPTH: usize = 64;
+/// Nodes that all aliases of a file may add to it.
+pub const MAX_ALIASED: usize = 1_000_000;
+
+/// The tree of the single document in `text`, which stands at byte `offset` of source number `source`.
+/// None after a fault that leaves no tree; other faults leave one without what is at fault.
+pub fn parse(source: u32, text: &str, offset: usize, faults: &mut Diagnostics) -> Option<Node> {
+    let mut options = granit_parser::options! { emit_unresolved_aliases: true };
+    options.set_emit_comments(false);
+    let mut builder = Builder {
+        source,
+        offset,
+        open: Vec::new(),
+        anchors: HashMap::new(),
+        aliased: 0,
+        root: None,
+        documents: 0,
+        faults,
+    };
+    for event in Parser::new_from_str_with_options(text, options) {
+        let go_on = match event {
+            Ok((event, span)) => builder.event(event, span),
+            Err(e) => {
+                let at = e.marker().byte_offset().unwrap_or(text.len()).min(text.len());
+                // The end of the text is shown behind its last word, not on the empty line that follows it.
+                let at = if text[at..].trim().is_empty() { text.trim_end().len() } else { at };
+                let span = Span { source, start: (offset + at) as u32, length: 1 };
+                builder.faults.push(Fault::new(span, format!("no valid YAML: {}", e.info())));
+                None
+            }
+        };
+        go_on?;
+    }
+    builder.root.map(|built| built.node)
+}
+
+/// A finished node with what its aliases will need to know.
+#[derive(Clone)]
+struct Built {
+    node: Node,
+    /// Nodes in it, itself included.
+    count: usize,
+    /// Levels of lists and maps in it.
+    depth: usize,
+    /// Whether it is an unquoted scalar.
+    plain: bool,
+}
+
+struct Open {
+    span: Span,
+    anchor: usize,
+    count: usize,
+    depth: usize,
+    content: Content,
+}
+
+enum Content {
+    List(Vec<Node>),
+    Map { entries: Vec<Entry>, key: Option<Key> },
+}
+
+enum Key {
+    Text(String, Span),
+    /// `<<`
+    Merge(Span),
+    /// Already told; its value is dropped.
+    Faulty,
+}
+
+struct Builder<'a> {
+    source: u32,
+    offset: usize,
+    open: Vec<Open>,
+    anchors: HashMap<usize, Built>,
+    aliased: usize,
+    root: Option<Built>,
+    documents: usize,
+    faults: &'a mut Diagnostics,
+}
+
+/// The key that merge entries stand under until their map ends; no text of a file is this one.
+const MERGE: &str = "<<\0";
+
+impl Builder<'_> {
+    /// None: there is no going on.
+    fn event(&mut self, event: Event<'_>, span: granit_parser::Span) -> Option<()> {
+        let bytes = span.byte_range().unwrap_or(0..0);
+        let start = (self.offset + bytes.start) as u32;
+        let span = Span { source: self.source, start, length: (bytes.end - bytes.start) as u32 };
+        match event {
+            Event::DocumentStart(..) => {
+                self.documents += 1;
+                if self.documents > 1 {
+                    return self.stop(span, "a second document: expected one");
+                }
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let value = self.scalar(&text, style, tag, span);
+                self.take(
+                    Built { node: Node { span, value }, count: 1, depth: 0, plain: style == ScalarStyle::Plain },
+                    anchor,
+                )?;
+            }
+            Event::SequenceStart(_, anchor, tag) => self.begin(span, anchor, tag, Content::List(Vec::new()))?,
+            Event::MappingStart(_, anchor, tag) => {
+                self.begin(span, anchor, tag, Content::Map { entries: Vec::new(), key: None })?;
+            }
+            Event::SequenceEnd | Event::MappingEnd => self.end(span)?,
+            Event::Alias(anchor) => {
+                let Some(built) = self.anchors.get(&anchor).cloned() else {
+                    return self.stop(span, "an anchor cannot contain itself");
+                };
+                self.aliased += built.count;
+                if self.aliased > MAX_ALIASED {
+                    return self.stop(span, &format!("aliases add more than {MAX_ALIASED} values to this file"));
+                }
+                if self.open.len() + built.depth > MAX_DEPTH {
+                    return self.too_deep(span);
+                }
+                self.take(built, 0)?;
+            }
+            Event::UnresolvedAlias(name) => {
+                self.faults.push(Fault::new(span, format!("no anchor `&{name}` stands before this alias")));
+                self.take(Built { node: Node { span, value: Value::Null }, count: 1, depth: 0, plain: false }, 0)?;
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn stop(&mut self, span: Span, message: &str) -> Option<()> {
+        self.faults.push(Fault::new(span, message));
+        None
+    }
+
+    fn too_deep(&mut self, span: Span) -> Option<()> {
+        self.stop(span, &format!("nested deeper than {MAX_DEPTH} levels"))
+    }
+
+    fn scalar(&mut self, text: &str, style: ScalarStyle, tag: Option<Cow<'_, Tag>>, span: Span) -> Value {
+        let resolved = match tag.as_deref().map(|tag| (tag, tag.core_suffix())) {
+            None if style == ScalarStyle::Plain => resolve(text),
+            None | Some((_, Some("str"))) => Ok(Value::Str(text.to_owned())),
+            Some((_, Some("null"))) if text.is_empty() => Ok(Value::Null),
+            Some((_, Some("float"))) => resolve(text).map(|value| match value {
+                Value::Int(n) => Value::Float(n as f64),
+                other => other,
+            }),
+            Some((_, Some("int" | "bool" | "null"))) => resolve(text),
+            Some((tag, _)) => {
+                self.faults.push(Fault::new(span, format!("tag `{}` is not supported", tag.original())));
+                Ok(Value::Null)
+            }
+        };
+        resolved.unwrap_or_else(|what| {
+            self.faults.push(Fault::new(span, format!("`{text}`: {what}")));
+            Value::Null
+        })
+    }
+
+    fn begin(&mut self, span: Span, anchor: usize, tag: Option<Cow<'_, Tag>>, content: Content) -> Option<()> {
+        if let Some(tag) = tag.filter(|tag| !matches!(tag.core_suffix(), Some("map" | "seq"))) {
+            self.faults.push(Fault::new(span, format!("tag `{}` is not supported", tag.original())));
+        }
+        if self.open.len() >= MAX_DEPTH {
+            return self.too_deep(span);
+        }
+        self.open.push(Open { span, anchor, count: 1, depth: 1, content });
+        Some(())
+    }
+
+    fn end(&mut self, end: Span) -> Option<()> {
+        // The parser gives one end for each start.
+        let Open { mut span, anchor, count, depth, content } = self.open.pop()?;
+        span.length = (end.start + end.length).saturating_sub(span.start);
+        let value = match content {
+            Content::List(items) => Value::List(items),
+            Content::Map { entries, .. } => Value::Map(self.whole(entries)),
+        };
+        self.take(Built { node: Node { span, value }, count, depth, plain: false }, anchor)
+    }
+
+    /// A finished node goes into what is open.
+    fn take(&mut self, built: Built, anchor: usize) -> Option<()> {
+        if anchor != 0 {
+            self.anchors.insert(anchor, built.clone());
+        }
+        let Some(parent) = self.open.last_mut() else {
+            self.root = Some(built);
+            return Some(());
+        };
+        parent.count += built.count;
+        parent.depth = parent.depth.max(built.depth + 1);
+        let node = built.node;
+        match &mut parent.content {
+            Content::List(items) => items.push(node),
+            Content::Map { entries, key } => match key.take() {
+                None => {
+                    let span = node.span;
+                    *key = Some(match node.value {
+                        Value::Str(text) if built.plain && text == "<<" => Key::Merge(span),
+                        Value::Str(text) => Key::Text(text, span),
+                        Value::List(_) | Value::Map(_) => {
+                            self.faults.push(Fault::new(span, "a key must be plain text"));
+                            Key::Faulty
+                        }
+                        // Numbers, truth values and null: as they are written.
+                        _ => Key::Text(self.faults.slice(span).to_owned(), span),
+                    });
+                }
+                Some(Key::Text(key, key_span)) => entries.push(Entry { key, key_span, value: node }),
+                Some(Key::Merge(key_span)) => entries.push(Entry { key: MERGE.to_owned(), key_span, value: node }),
+                Some(Key::Faulty) => {}
+            },
+        }
+        Some(())
+    }
+
+    /// A map without duplicate keys and with its merge key applied.
+    fn whole(&mut self, entries: Vec<Entry>) -> Map {
+        let mut first: HashMap<String, Span> = HashMap::with_capacity(entries.len());
+        let mut unique = Vec::with_capacity(entries.len());
+        let mut merges = false;
+        for entry in entries {
+            merges |= entry.key == MERGE;
+            match first.get(&entry.key) {
+                Some(before) => {
+                    let shown = entry.key.trim_end_matches('\0');
+                    let fault = Fault::new(entry.key_span, format!("duplicate key `{shown}`"))
+                        .also(*before, "first given here");
+                    self.faults.push(fault);
+                }
+                None => {
+                    first.insert(entry.key.clone(), entry.key_span);
+                    unique.push(entry);
+                }
+            }
+        }
+        if !merges {
+            return Map(unique);
+        }
+        let mut map = Vec::with_capacity(unique.len());
+        for entry in unique {
+            if entry.key != MERGE {
+                map.push(entry);
+                continue;
+            }
+            for merged in self.merged(entry.value) {
+                // Keys of the map itself win, then the earlier merged map.
+                if !first.contains_key(&merged.key) {
+                    first.insert(merged.key.clone(), merged.key_span);
+                    map.push(merged);
+                }
+            }
+        }
+        Map(map)
+    }
+
+    fn merged(&mut self, value: Node) -> Vec<Entry> {
+        let sources = match value {
+            Node { value: Value::List(items), .. } => items,
+            one => vec![one],
+        };
+        let mut entries = Vec::new();
+        for source in sources {
+            match source.value {
+                Value::Map(map) => entries.extend(map.0),
+                _ => self.faults.push(Fault::new(source.span, "`<<` takes a map or a list of maps")),
+            }
+        }
+        entries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tree written as JSON-like text, or the faults rendered.
+    fn check(text: &str, expected: &str) {
+        let mut faults = Diagnostics::default();
+        let source = faults.add_source("p.yaml", text);
+        let node = parse(source, text, 0, &mut faults);
+        let got = match faults.finish(node) {
+            Ok(node) => show(&node),
+            Err(faults) => faults.to_string(),
+        };
+        assert_eq!(got, expected.trim_start_matches('\n').trim_end(), "\n{got}\n");
+    }
+
+    fn show(node: &Node) -> String {
+        match &node.value {
+            Value::Null => "null".into(),
+            Value::Bool(b) => b.to_string(),
+            Value::Int(n) => n.to_string(),
+            Value::Float(x) => format!("{x:?}"),
+            Value::Str(s) => format!("{s:?}"),
+            Value::List(items) => format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(", ")),
+            Value::Map(map) => {
+                let entries: Vec<_> = map.0.iter().map(|e| format!("{}: {}", e.key, show(&e.value))).collect();
+                format!("{{{}}}", entries.join(", "))
+            }
+        }
+    }
+
+    #[test]
+    fn a_document_becomes_a_tree() {
+        check(
+            "a: [1, 2.5, x, '3', null]\nb: { c: true }\n1: ~",
+            r#"{a: [1, 2.5, "x", "3", null], b: {c: true}, 1: null}"#,
+        );
+        check("a: !!str 5\nb: !!float 5", r#"{a: "5", b: 5.0}"#);
+    }
+
+    #[test]
+    fn aliases_and_merge_keys_apply() {
+        check(
+            "a: &a { x: 1, y: 2 }\nb: { <<: *a, y: 3 }\nc: *a",
+            "{a: {x: 1, y: 2}, b: {x: 1, y: 3}, c: {x: 1, y: 2}}",
+        );
+        check(
+            "a: &a { x: 1 }\nb: &b { x: 2, z: 2 }\nc: { <<: [*a, *b] }",
+            "{a: {x: 1}, b: {x: 2, z: 2}, c: {x: 1, z: 2}}",
+        );
+    }
+
+    #[test]
+    fn a_duplicate_key_is_told_with_both_places() {
+        check(
+            "a: 1\nbc: 2\nbc: 3\n",
+            "
+error: duplicate key `bc`
+ --> p.yaml:3:1
+  |
+3 | bc: 3
+  | ^^
+ ::: p.yaml:2:1
+2 | bc: 2
+  | -- first given here
+",
+        );
+    }
+
+    #[test]
+    fn bad_syntax_is_told_with_its_place() {
+        check(
+            "a: [1, 2\nb: 3\n",
+            "
+error: no valid YAML: illegal placement of ':' indicator
+ --> p.yaml:2:2
+  |
+2 | b: 3
+  |  ^
+",
+        );
+        check(
+            "a: *b\nc: !thing 1",
+            "
+error: no anchor `&b` stands before this alias
+ --> p.yaml:1:4
+  |
+1 | a: *b
+  |    ^^
+
+error: tag `!thing` is not supported
+ --> p.yaml:2:11
+  |
+2 | c: !thing 1
+  |           ^
+
+2 faults
+",
+        );
+    }
+
+    fn faults_of(text: &str) -> Vec<String> {
+        let mut faults = Diagnostics::default();
+        let source = faults.add_source("p.yaml", text);
+        parse(source, text, 0, &mut faults);
+        faults.faults().iter().map(|f| f.message.clone()).collect()
+    }
+
+    #[test]
+    fn depth_and_aliases_are_bounded() {
+        let deep = format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
+        assert_eq!(faults_of(&deep), [""; 0]);
+        assert_eq!(faults_of(&format!("[{deep}]")), ["nested deeper than 64 levels"]);
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for n in 1..12 {
+            let last = format!("*a{}", n - 1);
+            bomb += &format!("a{n}: &a{n} [{}]\n", vec![last; 10].join(", "));
+        }
+        assert_eq!(faults_of(&bomb), ["aliases add more than 1000000 values to this file"]);
+        assert_eq!(faults_of("a: &a [*a]"), ["an anchor cannot contain itself"]);
+        assert_eq!(faults_of("a: 1\n---\nb: 2"), ["a second document: expected one"]);
+    }
+}

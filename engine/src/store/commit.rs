@@ -1,0 +1,239 @@
+//! Commit: from the folder that an attempt filled to an artifact on disk. Writes no action record.
+//!
+//! The steps, each of which may be the last one:
+//! check the output, hash it, put its files into `blobs/`, build the artifact under a temporary name, sync all of that,
+//! rename the artifact to its digest, sync the rename, note the stats. What an interrupted commit leaves under `blobs/`
+//! is believed only after hashing, and nothing reads temporary names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, Metadata};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::files::{self, Stat, Temporary};
+use super::{Presence, Store, crash};
+use crate::artifact::{ArtifactType, FileEntry, Manifest};
+use crate::error::{At, Error, Result};
+use crate::names::Digest;
+
+/// Up to this many files are synced one by one; more by one `syncfs`.
+const SYNC_EACH: usize = 16;
+pub(crate) const MANIFEST: &str = "manifest.json";
+
+/// A file of the output, hashed.
+struct Hashed {
+    /// Relative, with `/` between parts.
+    name: String,
+    path: PathBuf,
+    stat: Stat,
+    /// Whether the output holds the only link, so that the store may take the file itself.
+    sole: bool,
+    digest: Digest,
+}
+
+impl Store {
+    /// Makes an artifact of what lies in `out`, for the attempt that filled it. On disk when it returns.
+    ///
+    /// `out` should be discarded afterwards: its files may now be links to the store's.
+    ///
+    /// # Errors
+    /// When the output is not a whole artifact of type `t`, or holds anything but files and folders; when the disk fails.
+    pub fn commit(&self, out: &Path, t: &dyn ArtifactType) -> Result<(Digest, Manifest)> {
+        let found = list(out)?;
+        let mut facts = t.check(out)?;
+        if facts.metrics.is_empty() {
+            facts.metrics = metrics(out)?;
+        }
+        // JSON has no words for the others.
+        facts.metrics.retain(|_, value| value.is_finite());
+        let hashed = self.hash(found)?;
+        let files =
+            hashed.iter().map(|f| (f.name.clone(), FileEntry { bytes: f.stat.size, digest: f.digest })).collect();
+        let manifest =
+            Manifest { artifact_type: t.name().to_owned(), schema_version: t.schema_version(), files, facts };
+        let digest = manifest.digest();
+        crash::point();
+        self.publish(&digest, &manifest, &hashed)?;
+        Ok((digest, manifest))
+    }
+
+    fn hash(&self, found: Vec<(String, PathBuf, Metadata)>) -> Result<Vec<Hashed>> {
+        let mut hashed = Vec::with_capacity(found.len());
+        for (name, path, metadata) in found {
+            // A link to a file that the store knows, such as one taken over from an input.
+            let known = if metadata.nlink() > 1 { self.index.vouched(&Stat::from(&metadata))? } else { None };
+            let (digest, metadata) = match known {
+                Some(digest) => (digest, metadata),
+                None => files::hash_file(&path)?,
+            };
+            hashed.push(Hashed { name, path, stat: Stat::from(&metadata), sole: metadata.nlink() == 1, digest });
+        }
+        Ok(hashed)
+    }
+
+    fn publish(&self, digest: &Digest, manifest: &Manifest, hashed: &[Hashed]) -> Result<()> {
+        if self.presence(digest)? == Presence::Whole {
+            // Another process may have renamed it a moment ago.
+            return files::sync(&self.artifacts());
+        }
+        let mut notes = Vec::with_capacity(hashed.len() + 1);
+        for file in hashed {
+            self.put_blob(file, &mut notes)?;
+            crash::point();
+        }
+        let folder = self.artifact_folder(digest);
+        let name = files::fresh_name(&folder);
+        fs::create_dir(&name).at(&name)?;
+        let temporary = Temporary::new(name.clone());
+        self.fill(&name, manifest, &mut notes)?;
+        crash::point();
+        sync(&name, manifest, &self.artifacts())?;
+        crash::point();
+        for _ in 0..3 {
+            match fs::rename(&name, &folder) {
+                Ok(()) => {
+                    temporary.keep();
+                    crash::point();
+                    files::sync(&self.artifacts())?;
+                    return self.index.note(&notes);
+                }
+                // Somebody else committed the same bytes, or what is there has rotted.
+                Err(e) if is_occupied(&e) => match self.presence(digest)? {
+                    Presence::Whole => return files::sync(&self.artifacts()),
+                    Presence::Missing => (),
+                    Presence::Rotten { .. } => drop(self.quarantine(digest)?),
+                },
+                Err(e) => return Err(e).at(&folder),
+            }
+        }
+        Err(Error::surroundings(format!("{}: the folder is in the way and keeps changing", folder.display())))
+    }
+
+    /// Makes sure that a whole blob of the file's bytes is there.
+    fn put_blob(&self, file: &Hashed, notes: &mut Vec<(Stat, Digest)>) -> Result<()> {
+        let blob = self.blob(&file.digest);
+        loop {
+            if let Some(metadata) = files::look(&blob)? {
+                let stat = Stat::from(&metadata);
+                if self.has_digest(&blob, &stat, &file.digest)? {
+                    return Ok(());
+                }
+                self.quarantine_file(&blob, "a blob whose bytes are not those of its digest")?;
+            }
+            let shard = blob.parent().unwrap_or(&blob);
+            fs::create_dir_all(shard).at(shard)?;
+            // With other links about (an input's, a user's file), whoever holds them could write to the blob.
+            if file.sole {
+                files::make_read_only(&file.path)?;
+                match fs::hard_link(&file.path, &blob) {
+                    Ok(()) => {
+                        notes.push((file.stat, file.digest));
+                        return Ok(());
+                    }
+                    Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                    Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Err(e).at(&blob),
+                    // Another file system, or one without links.
+                    Err(_) => (),
+                }
+            }
+            let stat = copy(&file.path, &blob)?;
+            let now = fs::symlink_metadata(&file.path).at(&file.path)?;
+            if Stat::from(&now) != file.stat {
+                return Err(Error::surroundings(format!("{}: changed while it was committed", file.path.display())));
+            }
+            notes.push((stat, file.digest));
+            return Ok(());
+        }
+    }
+
+    /// Links or copies the blobs of `manifest` into `folder`, and writes the manifest there.
+    fn fill(&self, folder: &Path, manifest: &Manifest, notes: &mut Vec<(Stat, Digest)>) -> Result<()> {
+        let mut made = BTreeSet::new();
+        for (name, entry) in &manifest.files {
+            let (path, blob) = (folder.join(name), self.blob(&entry.digest));
+            if let Some(parent) = path.parent()
+                && made.insert(parent.to_owned())
+            {
+                fs::create_dir_all(parent).at(parent)?;
+            }
+            match fs::hard_link(&blob, &path) {
+                Ok(()) => (),
+                Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Err(e).at(&path),
+                // EMLINK at 65,000 links on ext4, or a file system without links.
+                Err(_) => notes.push((copy(&blob, &path)?, entry.digest)),
+            }
+        }
+        let path = folder.join(MANIFEST);
+        let mut file = File::create_new(&path).at(&path)?;
+        file.write_all(&manifest.to_bytes()).at(&path)?;
+        files::make_read_only(&path)
+    }
+}
+
+/// The files below `out`, sorted by name.
+fn list(out: &Path) -> Result<Vec<(String, PathBuf, Metadata)>> {
+    let mut found = Vec::new();
+    let mut folders = vec![(String::new(), out.to_owned())];
+    while let Some((prefix, folder)) = folders.pop() {
+        for entry in fs::read_dir(&folder).at(&folder)? {
+            let path = entry.at(&folder)?.path();
+            let wrong = |what: &str| Error::yours(format!("{}: {what}", path.display()));
+            let metadata = fs::symlink_metadata(&path).at(&path)?;
+            let Some(name) = path.file_name().and_then(|n| n.to_str()) else {
+                return Err(wrong("a file name of an artifact must be UTF-8"));
+            };
+            let name = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+            if metadata.is_dir() {
+                folders.push((name, path));
+            } else if metadata.is_symlink() {
+                return Err(wrong("an artifact holds no symbolic links")
+                    .help("write or copy the file itself into the output folder"));
+            } else if !metadata.is_file() {
+                return Err(wrong("an artifact holds regular files only"));
+            } else if name == MANIFEST {
+                return Err(wrong("this name is the artifact's own manifest").help("give the file another name"));
+            } else {
+                found.push((name, path, metadata));
+            }
+        }
+    }
+    found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
+}
+
+/// The numbers of `metrics.json`, if there is one.
+fn metrics(out: &Path) -> Result<BTreeMap<String, f64>> {
+    let Some(bytes) = files::read_if_there(&out.join("metrics.json"))? else { return Ok(BTreeMap::new()) };
+    let values: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&bytes).unwrap_or_default();
+    Ok(values.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
+}
+
+/// Copies a file so that it appears whole or not at all, read-only.
+fn copy(from: &Path, to: &Path) -> Result<Stat> {
+    let name = files::fresh_name(to);
+    let temporary = Temporary::new(name.clone());
+    fs::copy(from, &name).at(to)?;
+    files::make_read_only(&name)?;
+    let stat = Stat::from(&fs::symlink_metadata(&name).at(&name)?);
+    fs::rename(&name, to).at(to)?;
+    temporary.keep();
+    Ok(stat)
+}
+
+/// Everything below `folder` onto the disk.
+fn sync(folder: &Path, manifest: &Manifest, file_system: &Path) -> Result<()> {
+    if manifest.files.len() > SYNC_EACH {
+        let handle = File::open(file_system).at(file_system)?;
+        return rustix::fs::syncfs(&handle).map_err(Into::into).at(file_system);
+    }
+    let mut paths = BTreeSet::from([folder.to_owned()]);
+    for name in manifest.files.keys().map(String::as_str).chain([MANIFEST]) {
+        paths.extend(folder.join(name).ancestors().take_while(|p| p.starts_with(folder)).map(Path::to_owned));
+    }
+    paths.into_iter().collect::<Vec<_>>().chunks(SYNC_EACH).try_for_each(files::sync_all)
+}
+
+fn is_occupied(e: &std::io::Error) -> bool {
+    matches!(e.kind(), std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists)
+}

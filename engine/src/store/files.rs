@@ -1,0 +1,181 @@
+//! Files on disk: their identity, their digest, writing one so that it is there whole or not at all. Knows no store.
+
+use std::fs::{self, File, Metadata};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::{At, Error, Result};
+use crate::names::Digest;
+
+/// What identifies a file's content without reading it. Never ctime: making a hard link changes that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub device: u64,
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Nanoseconds since 1970.
+    pub mtime: i64,
+}
+
+impl From<&Metadata> for Stat {
+    fn from(m: &Metadata) -> Self {
+        let mtime = m.mtime().wrapping_mul(1_000_000_000).wrapping_add(m.mtime_nsec());
+        Self { device: m.dev(), inode: m.ino(), size: m.len(), mtime }
+    }
+}
+
+impl Stat {
+    /// Whether the file has rested long enough that a later write must give it another mtime: the clock behind mtime
+    /// ticks every few milliseconds, or every two seconds where whole seconds are all that is stored.
+    pub fn settled(&self) -> bool {
+        let needed = if self.mtime % 1_000_000_000 == 0 { 2_000_000_000 } else { 50_000_000 };
+        nanoseconds_now().saturating_sub(self.mtime) > needed
+    }
+}
+
+fn nanoseconds_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}
+
+const BUFFER: usize = 4 << 20;
+
+/// BLAKE3 of a file's bytes, with its stat. Large files on several threads.
+///
+/// Read, not mapped: a file that is truncated under a mapping would kill the process.
+///
+/// # Errors
+/// When it cannot be read, or changes meanwhile.
+pub(crate) fn hash_file(path: &Path) -> Result<(Digest, Metadata)> {
+    let mut file = File::open(path).at(path)?;
+    let before = file.metadata().at(path)?;
+    let mut hasher = blake3::Hasher::new();
+    // One byte more than the file has, so that a small one is seen to end in one read.
+    let size = usize::try_from(before.len()).unwrap_or(BUFFER).saturating_add(1).min(BUFFER);
+    let mut buffer = vec![0; size];
+    loop {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match file.read(&mut buffer[filled..]).at(path)? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        if filled >= 1 << 20 {
+            hasher.update_rayon(&buffer[..filled]);
+        } else {
+            hasher.update(&buffer[..filled]);
+        }
+        if filled < buffer.len() {
+            break;
+        }
+    }
+    let after = file.metadata().at(path)?;
+    if Stat::from(&before) != Stat::from(&after) {
+        return Err(Error::surroundings(format!("{}: changed while it was read", path.display()))
+            .help("wait until whatever writes to it has finished, then run again"));
+    }
+    Ok((hasher.finalize().into(), after))
+}
+
+/// A name beside `path` that nothing else uses; a crash may leave it behind, nobody will read it.
+pub(crate) fn fresh_name(path: &Path) -> PathBuf {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let mut name = std::ffi::OsString::from(".new-");
+    name.push(format!("{:x}-{:x}-{n:x}", nanoseconds_now(), std::process::id()));
+    path.with_file_name(name)
+}
+
+/// Whether a name was made by [`fresh_name`].
+pub(crate) fn is_fresh_name(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".new-")
+}
+
+/// A file or folder under a temporary name; deleted unless it is kept.
+pub(crate) struct Temporary(Option<PathBuf>);
+
+impl Temporary {
+    pub fn new(path: PathBuf) -> Self {
+        Self(Some(path))
+    }
+
+    /// It now has another name.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // Nothing reads temporary names: what cannot be deleted is only litter.
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
+    }
+}
+
+/// Writes a file that appears whole or not at all, whatever crashes, and replaces what was there.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = write_beside(path, bytes)?;
+    fs::rename(&temporary.1, path).at(path)?;
+    temporary.0.keep();
+    sync_parent(path)
+}
+
+/// Writes and syncs a temporary file beside `path`.
+pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> Result<(Temporary, PathBuf)> {
+    let name = fresh_name(path);
+    let mut file = File::create_new(&name).at(path)?;
+    let temporary = Temporary::new(name.clone());
+    file.write_all(bytes).at(path)?;
+    file.sync_all().at(path)?;
+    Ok((temporary, name))
+}
+
+/// A file or a folder.
+pub(crate) fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|f| f.sync_all()).at(path)
+}
+
+/// At once, so that the file system can write them in one go: a sync is mostly waiting.
+pub(crate) fn sync_all(paths: &[PathBuf]) -> Result<()> {
+    std::thread::scope(|scope| {
+        let syncs: Vec<_> = paths.iter().map(|path| scope.spawn(|| sync(path))).collect();
+        // A thread that only syncs does not panic.
+        syncs.into_iter().try_for_each(|sync| sync.join().unwrap_or(Ok(())))
+    })
+}
+
+pub(crate) fn sync_parent(path: &Path) -> Result<()> {
+    path.parent().map_or(Ok(()), sync)
+}
+
+pub(crate) fn make_read_only(path: &Path) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o444)).at(path)
+}
+
+/// `None` when there is nothing at `path`. Does not follow symlinks.
+pub(crate) fn look(path: &Path) -> Result<Option<Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(e) if is_absent(&e) => Ok(None),
+        Err(e) => Err(e).at(path),
+    }
+}
+
+/// `None` when there is nothing at `path`.
+pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if is_absent(&e) => Ok(None),
+        Err(e) => Err(e).at(path),
+    }
+}
+
+fn is_absent(e: &std::io::Error) -> bool {
+    matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+}

@@ -1,0 +1,174 @@
+//! The stat index: which digest a file had when it was last hashed, as long as its stat is unchanged. Knows no artifacts.
+//!
+//! One append-only file of fixed-size entries, each with its own check, that every process may append to and delete.
+//! It is never synced: it is written only after what it speaks of, and an entry that a crash tore is not believed.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::files::{self, Stat};
+use crate::error::{At, Result};
+use crate::names::Digest;
+
+/// Device, inode, size, mtime (8 bytes each, little-endian), digest (32), check (8).
+const ENTRY: usize = 72;
+/// Stands for "no digest is known any more".
+const FORGOTTEN: [u8; 32] = [0; 32];
+
+#[derive(Debug)]
+pub(crate) struct StatIndex {
+    file: PathBuf,
+    lock: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// (device, inode) of the index file that was loaded; another after it was rewritten.
+    identity: (u64, u64),
+    /// Bytes loaded.
+    loaded: u64,
+    /// Entries loaded, those that were replaced later included.
+    entries: usize,
+    known: HashMap<(u64, u64), (Stat, [u8; 32])>,
+}
+
+impl StatIndex {
+    pub fn new(file: PathBuf, lock: PathBuf) -> Self {
+        Self { file, lock, state: Mutex::default() }
+    }
+
+    /// The digest of a file whose stat is as it was when it was hashed.
+    pub fn vouched(&self, stat: &Stat) -> Result<Option<Digest>> {
+        let mut state = self.state();
+        if let Some(digest) = state.get(stat) {
+            return Ok(Some(digest));
+        }
+        // Another process may have hashed it meanwhile.
+        self.load(&mut state)?;
+        Ok(state.get(stat))
+    }
+
+    /// Notes what was just hashed.
+    pub fn note(&self, hashed: &[(Stat, Digest)]) -> Result<()> {
+        let entries: Vec<_> = hashed.iter().map(|(stat, digest)| (*stat, *digest.as_bytes())).collect();
+        self.append(&entries)
+    }
+
+    /// Makes the next reader of these files hash them again.
+    pub fn forget(&self, stats: &[Stat]) -> Result<()> {
+        let entries: Vec<_> = stats.iter().map(|stat| (*stat, FORGOTTEN)).collect();
+        self.append(&entries)
+    }
+
+    fn append(&self, entries: &[(Stat, [u8; 32])]) -> Result<()> {
+        let mut state = self.state();
+        let fresh: Vec<_> = entries.iter().filter(|(stat, digest)| !state.holds(stat, digest)).collect();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let _lock = self.exclusively()?;
+        self.load(&mut state)?;
+        let bytes: Vec<u8> = fresh.iter().flat_map(|(stat, digest)| encode(stat, digest)).collect();
+        let mut file = File::options().create(true).append(true).open(&self.file).at(&self.file)?;
+        let length = file.metadata().at(&self.file)?.len();
+        if length % ENTRY as u64 != 0 {
+            // A write that the disk had no room for, or a crash.
+            file.set_len(length - length % ENTRY as u64).at(&self.file)?;
+        }
+        file.write_all(&bytes).at(&self.file)?;
+        self.load(&mut state)?;
+        if state.entries > 4096 && state.entries > 2 * state.known.len() {
+            self.rewrite(&mut state)?;
+        }
+        Ok(())
+    }
+
+    /// Drops replaced entries. Under the lock.
+    fn rewrite(&self, state: &mut State) -> Result<()> {
+        let bytes: Vec<u8> = state.known.values().flat_map(|(stat, digest)| encode(stat, digest)).collect();
+        let name = files::fresh_name(&self.file);
+        fs::write(&name, bytes).at(&self.file)?;
+        fs::rename(&name, &self.file).at(&self.file)?;
+        *state = State::default();
+        self.load(state)
+    }
+
+    /// Reads what has been appended since.
+    fn load(&self, state: &mut State) -> Result<()> {
+        let Some(metadata) = files::look(&self.file)? else {
+            *state = State::default();
+            return Ok(());
+        };
+        let stat = Stat::from(&metadata);
+        if (stat.device, stat.inode) != state.identity || stat.size < state.loaded {
+            *state = State { identity: (stat.device, stat.inode), ..State::default() };
+        }
+        if stat.size < state.loaded + ENTRY as u64 {
+            return Ok(());
+        }
+        let mut file = File::open(&self.file).at(&self.file)?;
+        file.seek(SeekFrom::Start(state.loaded)).at(&self.file)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(stat.size - state.loaded).unwrap_or(0));
+        file.read_to_end(&mut bytes).at(&self.file)?;
+        let (entries, _) = bytes.as_chunks::<ENTRY>();
+        state.known.reserve(entries.len());
+        for entry in entries {
+            if let Some((stat, digest)) = decode(entry) {
+                state.known.insert((stat.device, stat.inode), (stat, digest));
+            }
+        }
+        state.entries += entries.len();
+        state.loaded += (entries.len() * ENTRY) as u64;
+        Ok(())
+    }
+
+    fn exclusively(&self) -> Result<File> {
+        let file = File::options().create(true).truncate(false).write(true).open(&self.lock).at(&self.lock)?;
+        file.lock().at(&self.lock)?;
+        Ok(file)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The map holds only whole entries, also after a panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn get(&self, stat: &Stat) -> Option<Digest> {
+        let (known, digest) = self.known.get(&(stat.device, stat.inode))?;
+        (known == stat && *digest != FORGOTTEN).then(|| blake3::Hash::from_bytes(*digest).into())
+    }
+
+    fn holds(&self, stat: &Stat, digest: &[u8; 32]) -> bool {
+        self.known.get(&(stat.device, stat.inode)) == Some(&(*stat, *digest))
+    }
+}
+
+fn encode(stat: &Stat, digest: &[u8; 32]) -> [u8; ENTRY] {
+    let mut entry = [0; ENTRY];
+    entry[..8].copy_from_slice(&stat.device.to_le_bytes());
+    entry[8..16].copy_from_slice(&stat.inode.to_le_bytes());
+    entry[16..24].copy_from_slice(&stat.size.to_le_bytes());
+    entry[24..32].copy_from_slice(&stat.mtime.to_le_bytes());
+    entry[32..64].copy_from_slice(digest);
+    let check = check(&entry);
+    entry[64..].copy_from_slice(&check);
+    entry
+}
+
+fn decode(entry: &[u8; ENTRY]) -> Option<(Stat, [u8; 32])> {
+    // Each slice below has eight bytes.
+    let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| entry[at + i]));
+    let stat = Stat { device: number(0), inode: number(8), size: number(16), mtime: number(24).cast_signed() };
+    (check(entry) == entry[64..]).then(|| (stat, std::array::from_fn(|i| entry[32 + i])))
+}
+
+fn check(entry: &[u8; ENTRY]) -> [u8; 8] {
+    let hash = blake3::hash(&entry[..64]);
+    std::array::from_fn(|i| hash.as_bytes()[i])
+}

@@ -1,0 +1,88 @@
+//! Locks on keys, released by death. Knows nothing of what is done under them.
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use crate::error::{At, Result};
+use crate::names::Key;
+
+/// Who holds a lock, for the message of those that wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Of the orchestrator.
+    pub pid: u32,
+    /// The run's id.
+    pub run: String,
+    /// The instance.
+    pub stage: String,
+}
+
+/// The lock of one key. Held as long as this value lives, or any process that inherited its descriptor.
+///
+/// The descriptor is closed on exec unless the child's spawner clears that flag.
+#[derive(Debug)]
+pub struct KeyLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl AsFd for KeyLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl KeyLock {
+    /// Writes who holds the lock.
+    pub fn announce(&self, holder: &Holder) -> Result<()> {
+        let text = serde_json::to_vec(holder).expect("a holder is plain data");
+        let mut file = &self.file;
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&text)).at(&self.path)
+    }
+}
+
+impl Store {
+    /// `None` when another process or thread holds the key.
+    pub fn try_lock(&self, key: &Key) -> Result<Option<KeyLock>> {
+        let path = self.lock_file(key);
+        let file = open(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(take(file, path)?)),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(e)) => Err(e).at(path),
+        }
+    }
+
+    /// Waits until nobody else holds the key. Blocks the thread.
+    pub fn lock(&self, key: &Key) -> Result<KeyLock> {
+        let path = self.lock_file(key);
+        let file = open(&path)?;
+        file.lock().at(&path)?;
+        take(file, path)
+    }
+
+    /// Who holds the key, if it is held and they have said so.
+    pub fn holder(&self, key: &Key) -> Option<Holder> {
+        serde_json::from_slice(&std::fs::read(self.lock_file(key)).ok()?).ok()
+    }
+
+    // Lock files stay: deleting one whose descriptor a child still holds would let a second process lock the key.
+    fn lock_file(&self, key: &Key) -> PathBuf {
+        self.root().join("locks").join(key.to_string())
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::options().create(true).truncate(false).read(true).write(true).open(path).at(path)
+}
+
+/// Wipes out the last holder, who may have been killed.
+fn take(file: File, path: PathBuf) -> Result<KeyLock> {
+    file.set_len(0).at(&path)?;
+    Ok(KeyLock { file, path })
+}

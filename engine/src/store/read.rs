@@ -1,0 +1,161 @@
+//! Reading artifacts: are they there, are they whole, and what to do with those that are not. Commits nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::Store;
+use super::commit::MANIFEST;
+use super::files::{self, Stat};
+use crate::artifact::Manifest;
+use crate::error::{At, Error, Result};
+use crate::names::Digest;
+
+/// Whether an artifact's bytes can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    Whole,
+    Missing,
+    /// A file is gone or has other bytes than the manifest says.
+    Rotten {
+        /// Relative to the artifact's folder.
+        file: String,
+    },
+}
+
+/// An artifact on disk.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    pub folder: PathBuf,
+    pub manifest: Manifest,
+}
+
+impl Store {
+    /// Whether an artifact is there and whole. A few stats when nothing changed since it was last hashed; a file
+    /// whose stat changed is hashed again, and remembered if its bytes are still the right ones.
+    pub fn presence(&self, digest: &Digest) -> Result<Presence> {
+        let folder = self.artifact_folder(digest);
+        let Some(bytes) = files::read_if_there(&folder.join(MANIFEST))? else {
+            let there = files::look(&folder)?.is_some();
+            return Ok(if there { Presence::Rotten { file: MANIFEST.to_owned() } } else { Presence::Missing });
+        };
+        let Some(manifest) = parse(&bytes, digest) else {
+            return Ok(Presence::Rotten { file: MANIFEST.to_owned() });
+        };
+        for (name, entry) in &manifest.files {
+            let path = folder.join(name);
+            let whole = match files::look(&path)? {
+                Some(metadata) if metadata.is_file() && metadata.len() == entry.bytes => {
+                    self.has_digest(&path, &Stat::from(&metadata), &entry.digest)?
+                }
+                _ => false,
+            };
+            if !whole {
+                return Ok(Presence::Rotten { file: name.clone() });
+            }
+        }
+        Ok(Presence::Whole)
+    }
+
+    /// For an attempt, before it reads an artifact: [`Store::presence`] under the name of its duty. What is rotten goes
+    /// to [`Store::quarantine`] and is computed again.
+    pub fn check_before_reading(&self, digest: &Digest) -> Result<Presence> {
+        self.presence(digest)
+    }
+
+    /// Files in an artifact's folder that its manifest does not name. With [`Store::presence`] this tells the runner,
+    /// after an attempt, whether the stage wrote to its input: root writes through a read-only link as if it were none.
+    pub(crate) fn strangers(&self, digest: &Digest) -> Result<Vec<String>> {
+        let Artifact { folder, manifest } = self.open_artifact(digest)?;
+        let known: BTreeSet<PathBuf> = manifest.files.keys().map(|name| folder.join(name)).collect();
+        let mut strangers = Vec::new();
+        let mut folders = vec![folder.clone()];
+        while let Some(inner) = folders.pop() {
+            for entry in fs::read_dir(&inner).at(&inner)? {
+                let entry = entry.at(&inner)?;
+                let path = entry.path();
+                if entry.file_type().at(&path)?.is_dir() {
+                    folders.push(path);
+                } else if !known.contains(&path) && path != folder.join(MANIFEST) {
+                    // Every path found lies below the folder.
+                    strangers.push(path.strip_prefix(&folder).unwrap_or(&path).display().to_string());
+                }
+            }
+        }
+        strangers.sort_unstable();
+        Ok(strangers)
+    }
+
+    /// The folder and manifest of an artifact. Checks the manifest, not the files: that is [`Store::presence`]'s.
+    ///
+    /// # Errors
+    /// When it is not there or its manifest is damaged (surroundings).
+    pub fn open_artifact(&self, digest: &Digest) -> Result<Artifact> {
+        let folder = self.artifact_folder(digest);
+        let path = folder.join(MANIFEST);
+        let bytes = fs::read(&path).at(&path)?;
+        match parse(&bytes, digest) {
+            Some(manifest) => Ok(Artifact { folder, manifest }),
+            None => Err(Error::surroundings(format!("{}: the manifest is damaged", path.display()))
+                .help("run the pipeline again: the artifact will be recomputed")),
+        }
+    }
+
+    /// Moves a rotten artifact out of the way, with a note, and the blobs that rotted with it, so that computing it
+    /// again repairs the store. Leaves a whole one where it is (another process has repaired it). Gives the folder
+    /// under `quarantine/`.
+    pub fn quarantine(&self, digest: &Digest) -> Result<PathBuf> {
+        let folder = self.artifact_folder(digest);
+        let Presence::Rotten { file } = self.presence(digest)? else { return Ok(folder) };
+        if let Ok(Artifact { manifest, .. }) = self.open_artifact(digest) {
+            for entry in manifest.files.values() {
+                let blob = self.blob(&entry.digest);
+                if let Some(metadata) = files::look(&blob)?
+                    && !self.has_digest(&blob, &Stat::from(&metadata), &entry.digest)?
+                {
+                    self.quarantine_file(&blob, "a blob whose bytes are not those of its digest")?;
+                }
+            }
+        }
+        self.move_away(&folder, &format!("an artifact whose file `{file}` is not as its manifest says"))
+    }
+
+    pub(crate) fn quarantine_file(&self, path: &Path, why: &str) -> Result<()> {
+        self.move_away(path, why).map(drop)
+    }
+
+    fn move_away(&self, path: &Path, why: &str) -> Result<PathBuf> {
+        let quarantine = self.root().join("quarantine");
+        let fresh = files::fresh_name(&quarantine.join("new"));
+        let fresh = fresh.file_name().unwrap_or_default().to_string_lossy().replace(".new-", "");
+        let name = path.strip_prefix(self.root()).unwrap_or(path).to_string_lossy().replace('/', "-");
+        let to = quarantine.join(format!("{name}-{fresh}"));
+        match fs::rename(path, &to) {
+            // Another process was faster.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(to),
+            other => other.at(path)?,
+        }
+        let note = quarantine.join(format!("{name}-{fresh}.txt"));
+        fs::write(&note, format!("{}\n{why}\n", path.display())).at(&note)?;
+        Ok(to)
+    }
+
+    /// Whether the index vouches for a file, or its bytes do.
+    pub(crate) fn has_digest(&self, path: &Path, stat: &Stat, digest: &Digest) -> Result<bool> {
+        if let Some(known) = self.index.vouched(stat)? {
+            return Ok(known == *digest);
+        }
+        let (found, metadata) = files::hash_file(path)?;
+        if found == *digest {
+            self.index.note(&[(Stat::from(&metadata), found)])?;
+        }
+        Ok(found == *digest)
+    }
+}
+
+fn parse(bytes: &[u8], digest: &Digest) -> Option<Manifest> {
+    if Digest::of(bytes) != *digest {
+        return None;
+    }
+    serde_json::from_slice(bytes).ok()
+}

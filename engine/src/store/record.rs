@@ -1,0 +1,217 @@
+//! Action records: which digest a key gave, how and when. Knows no artifacts.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use rustix::fs::{CWD, RenameFlags};
+use serde::{Deserialize, Serialize};
+
+use super::{Store, files};
+use crate::error::{At, Error, Result};
+use crate::names::{Digest, InstanceName, Key};
+use crate::plan::Recipe;
+
+/// What running a recipe gave. Its presence is what makes a stage done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ActionRecord {
+    pub key: Key,
+    /// Of the artifact.
+    pub digest: Digest,
+    pub recipe: Recipe,
+    pub provenance: Provenance,
+}
+
+/// How an artifact came to be. Never part of a key or an artifact.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The instance that ran.
+    pub stage: InstanceName,
+    /// Seconds since 1970.
+    pub started: f64,
+    /// Wall time of the attempt.
+    pub seconds: f64,
+    pub host: String,
+    pub platform: Platform,
+    /// The run's id.
+    pub run: String,
+    /// The name of the attempt's folder.
+    pub attempt: String,
+    /// The files and folders outside the store that the recipe names by content.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub paths: BTreeMap<PathBuf, Digest>,
+}
+
+/// What bytes may depend on besides the recipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// Processor family and operating system: `x86_64-linux`.
+    pub target: String,
+    /// The widest vector instructions: `avx512`.
+    pub instructions: String,
+    /// `cpu`, or the name of a GPU.
+    pub device: String,
+}
+
+impl Platform {
+    /// The processor that this process runs on.
+    pub fn this_cpu() -> Self {
+        Self {
+            target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            instructions: vector_instructions().to_owned(),
+            device: "cpu".to_owned(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn vector_instructions() -> &'static str {
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        "avx512"
+    } else if std::arch::is_x86_feature_detected!("avx2") {
+        "avx2"
+    } else {
+        "sse2"
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn vector_instructions() -> &'static str {
+    "baseline"
+}
+
+/// What became of a record that was handed in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Recorded {
+    New,
+    /// There was one already, with the same digest.
+    Same,
+    /// There was one already, with another digest; it stays. [`settle`] says what to do.
+    Differs {
+        first: Box<ActionRecord>,
+    },
+}
+
+/// What to do about a second digest for one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The first record stays, and its artifact is the stage's result.
+    First,
+    /// The second replaces it ([`Store::replace`]).
+    Second,
+    /// The same recipe must give the same bytes on one platform: our bug.
+    Bug,
+}
+
+/// Judges two records of one key with different digests. `first_is_whole`: the first one's artifact can be read;
+/// `forced`: the user asked for the second.
+pub fn settle(
+    first: &ActionRecord,
+    second: &ActionRecord,
+    deterministic: bool,
+    first_is_whole: bool,
+    forced: bool,
+) -> Settled {
+    if first.digest == second.digest {
+        Settled::First
+    } else if deterministic && first.provenance.platform == second.provenance.platform {
+        Settled::Bug
+    } else if !first_is_whole || (forced && !deterministic) {
+        Settled::Second
+    } else {
+        Settled::First
+    }
+}
+
+impl Store {
+    /// The record at a key. A record that is damaged counts as none.
+    pub fn action(&self, key: &Key) -> Result<Option<ActionRecord>> {
+        let Some(bytes) = files::read_if_there(&self.action_file(key))? else { return Ok(None) };
+        let record = serde_json::from_slice::<ActionRecord>(&bytes).ok();
+        Ok(record.filter(|r| r.key == *key && r.recipe.key() == *key))
+    }
+
+    /// The digest in the record at a key: what [`Store::action`] says, without reading all of it.
+    pub fn recorded(&self, key: &Key) -> Result<Option<Digest>> {
+        #[derive(Deserialize)]
+        struct Head {
+            key: Key,
+            digest: Digest,
+        }
+        let Some(bytes) = files::read_if_there(&self.action_file(key))? else { return Ok(None) };
+        let head = serde_json::from_slice::<Head>(&bytes).ok();
+        Ok(head.filter(|h| h.key == *key).map(|h| h.digest))
+    }
+
+    /// Writes a record unless there is one already: the first one wins. For the orchestrator alone, last of all, after
+    /// the artifact is committed. On disk when it returns; a crash leaves no record or a whole one.
+    pub fn record(&self, record: &ActionRecord) -> Result<Recorded> {
+        let path = self.action_file(&record.key);
+        let (temporary, name) = files::write_beside(&path, &self.checked(record)?)?;
+        super::crash::point();
+        loop {
+            match rustix::fs::renameat_with(CWD, &name, CWD, &path, RenameFlags::NOREPLACE) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::EXIST) => match self.action(&record.key)? {
+                    Some(first) if first.digest == record.digest => return Ok(Recorded::Same),
+                    Some(first) => return Ok(Recorded::Differs { first: Box::new(first) }),
+                    // Damaged: out of the way.
+                    None => self.quarantine_file(&path, "an action record that cannot be read")?,
+                },
+                // A file system that cannot: the key's lock, which the orchestrator holds, is all there is.
+                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                    if let Some(first) = self.action(&record.key)? {
+                        return Ok(match first.digest == record.digest {
+                            true => Recorded::Same,
+                            false => Recorded::Differs { first: Box::new(first) },
+                        });
+                    }
+                    fs::rename(&name, &path).at(&path)?;
+                    break;
+                }
+                Err(e) => return Err(e.into()).at(&path),
+            }
+        }
+        temporary.keep();
+        super::crash::point();
+        files::sync_parent(&path)?;
+        self.note_seconds(record)?;
+        Ok(Recorded::New)
+    }
+
+    /// Puts a record in the place of another, as [`settle`] allows.
+    pub fn replace(&self, record: &ActionRecord) -> Result<()> {
+        files::write_atomically(&self.action_file(&record.key), &self.checked(record)?)?;
+        self.note_seconds(record)
+    }
+
+    /// Every record that can be read, in no order. Reads all of them.
+    pub fn actions(&self) -> Result<Vec<ActionRecord>> {
+        let folder = self.root().join("actions");
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&folder).at(&folder)? {
+            let name = entry.at(&folder)?.file_name();
+            let key = name.to_str().and_then(|name| name.strip_suffix(".json")).and_then(|key| key.parse().ok());
+            if let Some(key) = key {
+                records.extend(self.action(&key)?);
+            }
+        }
+        Ok(records)
+    }
+
+    fn checked(&self, record: &ActionRecord) -> Result<Vec<u8>> {
+        if record.recipe.key() != record.key {
+            return Err(Error::ours(format!(
+                "the action record of {} has the recipe of another key",
+                record.provenance.stage
+            )));
+        }
+        let manifest = self.artifact_folder(&record.digest).join("manifest.json");
+        if files::look(&manifest)?.is_none() {
+            return Err(Error::ours(format!("{}: the artifact of a record is not there", manifest.display())));
+        }
+        let mut bytes = serde_json::to_vec_pretty(record).expect("a record is plain data");
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,199 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use super::{Anything, Space, rot, writable};
+use crate::artifact::{ArtifactType, Facts};
+use crate::error::{Blame, Error, Result};
+use crate::names::Digest;
+use crate::store::{Presence, verify};
+
+#[test]
+fn an_artifact_is_its_files_as_read_only_links_to_blobs() {
+    let space = Space::new();
+    let (digest, manifest) = space.commit(&[("a.txt", b"one"), ("deep/er/b.txt", b"two")]);
+    let artifact = space.store.open_artifact(&digest).unwrap();
+    assert_eq!(artifact.manifest, manifest);
+    assert_eq!(manifest.files.keys().collect::<Vec<_>>(), ["a.txt", "deep/er/b.txt"]);
+    for (name, entry) in &manifest.files {
+        let (file, blob) = (artifact.folder.join(name), space.store.blob(&entry.digest));
+        let (file, blob) = (fs::metadata(file).unwrap(), fs::metadata(blob).unwrap());
+        assert_eq!(file.ino(), blob.ino());
+        assert_eq!(file.permissions().mode() & 0o777, 0o444);
+    }
+    assert_eq!(fs::read(artifact.folder.join("deep/er/b.txt")).unwrap(), b"two");
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    assert!(verify(&space.store).unwrap().is_sound());
+}
+
+#[test]
+fn equal_content_is_one_artifact_whoever_commits_it() {
+    let space = Space::new();
+    let files: &[(&str, &[u8])] = &[("a", b"same"), ("b", b"other")];
+    let (first, _) = space.commit(files);
+    let digests: Vec<Digest> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| space.again().commit(&space.out(files), &Anything).unwrap().0)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(digests.iter().all(|digest| *digest == first));
+    let report = verify(&space.store).unwrap();
+    assert!(report.is_sound() && report.leftovers.is_empty(), "{report:?}");
+    assert_eq!(report.artifacts, 1);
+}
+
+#[test]
+fn commits_of_the_same_bytes_at_the_same_time_do_not_get_in_each_others_way() {
+    for _ in 0..10 {
+        let space = Space::new();
+        std::thread::scope(|scope| {
+            for i in 0..6 {
+                let (space, own) = (&space, [i]);
+                scope.spawn(move || {
+                    let out = space.out(&[("shared", b"the same in all"), ("own", &own[..(i as usize) % 2])]);
+                    space.again().commit(&out, &Anything).unwrap();
+                });
+            }
+        });
+        let report = verify(&space.store).unwrap();
+        assert!(report.is_sound() && report.leftovers.is_empty(), "{report:?}");
+    }
+}
+
+#[test]
+fn an_artifact_of_many_files_is_whole() {
+    let space = Space::new();
+    let names: Vec<String> = (0..40).map(|i| format!("part{}/{i}", i % 3)).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), name.as_bytes())).collect();
+    let (digest, manifest) = space.commit(&files);
+    assert_eq!(manifest.files.len(), 40);
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+}
+
+#[test]
+fn a_large_file_has_the_digest_of_its_bytes() {
+    let space = Space::new();
+    let bytes: Vec<u8> = (0..(9 << 20) + 17_u32).map(|i| (i % 251) as u8).collect();
+    for size in [0, 1, (1 << 20) - 1, 4 << 20, (4 << 20) + 1, bytes.len()] {
+        let (_, manifest) = space.commit(&[("x", &bytes[..size])]);
+        assert_eq!(manifest.files["x"].digest, Digest::of(&bytes[..size]), "{size}");
+        assert_eq!(manifest.files["x"].bytes, size as u64);
+    }
+}
+
+#[test]
+fn symbolic_links_special_files_and_the_manifests_name_are_refused() {
+    let space = Space::new();
+    let refused = |prepare: &dyn Fn(&std::path::Path)| {
+        let out = space.out(&[("good", b"x")]);
+        prepare(&out);
+        let error = space.store.commit(&out, &Anything).unwrap_err();
+        assert_eq!(error.blame, Blame::Yours);
+        error.message
+    };
+    assert!(refused(&|out| symlink("/etc/hostname", out.join("link")).unwrap()).contains("symbolic"));
+    assert!(refused(&|out| symlink("..", out.join("up")).unwrap()).contains("symbolic"));
+    assert!(refused(&|out| fs::write(out.join("manifest.json"), "{}").unwrap()).contains("manifest"));
+    assert!(refused(&|out| drop(std::os::unix::net::UnixListener::bind(out.join("s")).unwrap())).contains("regular"));
+    assert_eq!(verify(&space.store).unwrap().artifacts, 0);
+}
+
+/// Demands a file `wanted`.
+struct Demanding;
+
+impl ArtifactType for Demanding {
+    fn name(&self) -> &'static str {
+        "Demanding"
+    }
+
+    fn about(&self) -> &'static str {
+        "a file `wanted`"
+    }
+
+    fn check(&self, folder: &std::path::Path) -> Result<Facts> {
+        match folder.join("wanted").exists() {
+            true => Ok(Facts { metrics: [("a".into(), 1.0), ("b".into(), f64::NAN)].into(), ..Facts::default() }),
+            false => Err(Error::yours("wanted: expected a file")),
+        }
+    }
+
+    fn preview(&self, _: &std::path::Path, _: usize) -> Result<String> {
+        Ok(String::new())
+    }
+}
+
+#[test]
+fn an_output_that_is_not_of_its_type_leaves_nothing() {
+    let space = Space::new();
+    assert!(space.store.commit(&space.out(&[("a", b"x")]), &Demanding).is_err());
+    let report = verify(&space.store).unwrap();
+    assert_eq!((report.artifacts, report.files), (0, 0));
+}
+
+#[test]
+fn a_manifest_reads_back_as_it_was_written() {
+    let space = Space::new();
+    let (digest, manifest) = space.store.commit(&space.out(&[("wanted", b"x")]), &Demanding).unwrap();
+    assert_eq!(space.store.open_artifact(&digest).unwrap().manifest, manifest);
+    assert_eq!(manifest.facts.metrics.keys().collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
+fn metrics_json_is_among_the_facts() {
+    let space = Space::new();
+    let (_, manifest) = space.commit(&[("metrics.json", br#"{"loss": 0.25, "n": 3, "bad": null}"#)]);
+    assert_eq!(manifest.facts.metrics, [("loss".into(), 0.25), ("n".into(), 3.0)].into());
+}
+
+#[test]
+fn a_file_taken_over_from_an_input_is_not_hashed_again() {
+    let space = Space::new();
+    let (input, manifest) = space.commit(&[("weights", b"many bytes")]);
+    let file = space.store.artifact_folder(&input).join("weights");
+    let out = space.out(&[("new", b"x")]);
+    fs::hard_link(&file, out.join("weights")).unwrap();
+    // Were it read, the rot would be seen.
+    rot(&file);
+    let (_, taken) = space.store.commit(&out, &Anything).unwrap();
+    assert_eq!(taken.files["weights"], manifest.files["weights"]);
+}
+
+#[test]
+fn a_file_that_others_hold_links_to_is_copied() {
+    let space = Space::new();
+    let theirs = space.folder.path().join("theirs");
+    fs::write(&theirs, b"mine to change").unwrap();
+    let out = space.out(&[]);
+    fs::hard_link(&theirs, out.join("a")).unwrap();
+    let (digest, _) = space.store.commit(&out, &Anything).unwrap();
+    writable(&theirs);
+    fs::write(&theirs, b"changed").unwrap();
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    assert_eq!(fs::read(space.store.artifact_folder(&digest).join("a")).unwrap(), b"mine to change");
+}
+
+#[test]
+fn an_output_on_another_file_system_is_copied() {
+    let Ok(elsewhere) = tempfile::tempdir_in("/dev/shm") else { return };
+    let space = Space::new();
+    fs::write(elsewhere.path().join("a"), b"from afar").unwrap();
+    let (digest, _) = space.store.commit(elsewhere.path(), &Anything).unwrap();
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    assert!(verify(&space.store).unwrap().is_sound());
+}
+
+#[test]
+fn a_blob_without_links_left_is_copied() {
+    let space = Space::new();
+    let (_, manifest) = space.commit(&[("a", b"popular")]);
+    let blob = space.store.blob(&manifest.files["a"].digest);
+    let links = space.folder.path().join("links");
+    fs::create_dir(&links).unwrap();
+    // 65,000 on ext4; file systems without such a limit have nothing to show here.
+    if !(0..70_000).any(|i| fs::hard_link(&blob, links.join(i.to_string())).is_err()) {
+        return;
+    }
+    let (digest, _) = space.commit(&[("b", b"popular")]);
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    let copy = fs::metadata(space.store.artifact_folder(&digest).join("b")).unwrap();
+    assert_ne!(copy.ino(), fs::metadata(&blob).unwrap().ino());
+}

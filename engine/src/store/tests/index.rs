@@ -1,0 +1,101 @@
+use std::fs;
+use std::io::Write;
+
+use super::{Space, rot};
+use crate::names::Digest;
+use crate::store::Presence;
+use crate::store::files::Stat;
+
+/// A stat that no file has.
+fn stat(n: u64) -> Stat {
+    Stat { device: 1, inode: n, size: n, mtime: 5 }
+}
+
+#[test]
+fn an_entry_counts_only_while_the_stat_is_the_same() {
+    let space = Space::new();
+    let (index, digest) = (&space.store.index, Digest::of(b"x"));
+    index.note(&[(stat(1), digest)]).unwrap();
+    assert_eq!(index.vouched(&stat(1)).unwrap(), Some(digest));
+    assert_eq!(index.vouched(&Stat { mtime: 6, ..stat(1) }).unwrap(), None);
+    assert_eq!(index.vouched(&Stat { size: 2, ..stat(1) }).unwrap(), None);
+    assert_eq!(index.vouched(&Stat { device: 2, ..stat(1) }).unwrap(), None);
+    index.forget(&[stat(1)]).unwrap();
+    assert_eq!(index.vouched(&stat(1)).unwrap(), None);
+}
+
+#[test]
+fn processes_see_each_others_entries() {
+    let space = Space::new();
+    let other = space.again();
+    for n in 0..20 {
+        let (writer, reader) = if n % 2 == 0 { (&space.store, &other) } else { (&other, &space.store) };
+        writer.index.note(&[(stat(n), Digest::of(&[1]))]).unwrap();
+        assert_eq!(reader.index.vouched(&stat(n)).unwrap(), Some(Digest::of(&[1])));
+    }
+}
+
+#[test]
+fn entries_written_at_the_same_time_all_survive() {
+    let space = Space::new();
+    std::thread::scope(|scope| {
+        for t in 0..8 {
+            let store = space.again();
+            scope.spawn(move || {
+                for n in 0..50 {
+                    store.index.note(&[(stat(t * 100 + n), Digest::of(&[2]))]).unwrap();
+                }
+            });
+        }
+    });
+    let store = space.again();
+    for n in (0..8).flat_map(|t| (0..50).map(move |n| t * 100 + n)) {
+        assert!(store.index.vouched(&stat(n)).unwrap().is_some(), "{n}");
+    }
+}
+
+#[test]
+fn a_torn_or_damaged_entry_is_not_believed_and_harms_no_other() {
+    let space = Space::new();
+    let file = space.store.root().join("index");
+    for n in 0..3 {
+        space.store.index.note(&[(stat(n), Digest::of(&[3]))]).unwrap();
+    }
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[72 + 40] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    fs::File::options().append(true).open(&file).unwrap().write_all(&bytes[..50]).unwrap();
+
+    let store = space.again();
+    let known: Vec<bool> = (0..3).map(|n| store.index.vouched(&stat(n)).unwrap().is_some()).collect();
+    assert_eq!(known, [true, false, true]);
+    store.index.note(&[(stat(9), Digest::of(&[3]))]).unwrap();
+    assert!(space.again().index.vouched(&stat(9)).unwrap().is_some());
+}
+
+#[test]
+fn an_index_with_many_replaced_entries_is_rewritten_and_says_the_same() {
+    let space = Space::new();
+    let reader = space.again();
+    for n in 0..6_000_u64 {
+        let mtime = i64::try_from(n).unwrap();
+        space.store.index.note(&[(Stat { mtime, ..stat(n % 7) }, Digest::of(&n.to_le_bytes()))]).unwrap();
+    }
+    assert!(fs::metadata(space.store.root().join("index")).unwrap().len() < 4_000 * 72);
+    for store in [&space.store, &reader, &space.again()] {
+        let last = Stat { mtime: 5_999, ..stat(5_999 % 7) };
+        assert_eq!(store.index.vouched(&last).unwrap(), Some(Digest::of(&5_999_u64.to_le_bytes())));
+    }
+}
+
+#[test]
+fn the_index_may_be_deleted() {
+    let space = Space::new();
+    let (digest, _) = space.commit(&[("a", b"good")]);
+    fs::remove_file(space.store.root().join("index")).unwrap();
+    for store in [&space.store, &space.again()] {
+        assert_eq!(store.presence(&digest).unwrap(), Presence::Whole);
+    }
+    rot(&space.store.artifact_folder(&digest).join("a"));
+    assert_eq!(space.again().presence(&digest).unwrap(), Presence::Whole, "what was hashed again was not noted");
+}

@@ -1,0 +1,98 @@
+use std::fs;
+use std::os::fd::AsFd;
+
+use super::{Space, record};
+use crate::error::Blame;
+use crate::names::{Digest, Key};
+use crate::store::{Holder, Store};
+
+#[test]
+fn several_processes_may_create_a_store_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("cache");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| Store::open(&root).unwrap());
+        }
+    });
+    assert_eq!(fs::read_to_string(root.join("version")).unwrap(), "1\n");
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_refused_by_both_versions() {
+    let space = Space::new();
+    fs::write(space.store.root().join("version"), "7\n").unwrap();
+    let error = Store::open(space.store.root()).unwrap_err();
+    assert_eq!((error.blame, error.exit_code()), (Blame::Yours, 2));
+    assert!(error.message.contains("version 7") && error.message.contains("version 1"), "{error}");
+}
+
+#[test]
+fn a_folder_whose_version_says_something_else_is_refused() {
+    let space = Space::new();
+    for text in ["v2 of my notes", "0", "-1"] {
+        fs::write(space.store.root().join("version"), text).unwrap();
+        assert_eq!(Store::open(space.store.root()).unwrap_err().blame, Blame::Yours);
+    }
+}
+
+#[test]
+fn a_key_is_held_by_one_at_a_time_and_says_by_whom() {
+    let space = Space::new();
+    let (key, other) = (Key::of(b"key"), space.again());
+    let lock = space.store.try_lock(&key).unwrap().unwrap();
+    let holder = Holder { pid: 12, run: "r1".into(), stage: "sft[s]".into() };
+    lock.announce(&holder).unwrap();
+    assert!(other.try_lock(&key).unwrap().is_none());
+    assert_eq!(other.holder(&key), Some(holder));
+    assert!(other.try_lock(&Key::of(b"another")).unwrap().is_some());
+    drop(lock);
+    assert!(other.try_lock(&key).unwrap().is_some());
+    assert_eq!(other.holder(&key), None);
+}
+
+#[test]
+fn a_key_stays_locked_while_an_inheritor_of_its_descriptor_lives() {
+    let space = Space::new();
+    let key = Key::of(b"key");
+    let lock = space.store.try_lock(&key).unwrap().unwrap();
+    let inherited = lock.as_fd().try_clone_to_owned().unwrap();
+    drop(lock);
+    assert!(space.again().try_lock(&key).unwrap().is_none());
+    drop(inherited);
+    assert!(space.again().try_lock(&key).unwrap().is_some());
+}
+
+#[test]
+fn waiting_for_a_key_ends_when_it_is_let_go() {
+    let space = Space::new();
+    let key = Key::of(b"key");
+    let lock = space.store.try_lock(&key).unwrap().unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| space.again().lock(&key).unwrap());
+        drop(lock);
+        let held = waiting.join().unwrap();
+        assert!(space.store.try_lock(&key).unwrap().is_none());
+        drop(held);
+    });
+}
+
+#[test]
+fn no_attempt_folder_is_ever_used_twice() {
+    let space = Space::new();
+    let key = record(1, Digest::of(b"")).key;
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..50 {
+        let attempt = space.store.new_attempt(&key).unwrap();
+        assert!(attempt.out.read_dir().unwrap().next().is_none());
+        assert!(seen.insert(attempt.root.clone()));
+        attempt.discard().unwrap();
+        attempt.discard().unwrap();
+        fs::remove_dir_all(&attempt.root).unwrap();
+    }
+    let checkpoints = space.store.checkpoints(&key).unwrap();
+    assert!(checkpoints.is_dir());
+    space.store.clear_work(&key).unwrap();
+    space.store.clear_work(&key).unwrap();
+    assert!(!checkpoints.exists());
+}

@@ -1,0 +1,97 @@
+use std::fs;
+
+use super::{Space, instance, record};
+use crate::names::Digest;
+use crate::store::{ActionRecord, Recorded, Settled, settle, verify};
+
+#[test]
+fn the_first_record_at_a_key_wins() {
+    let space = Space::new();
+    let (a, b) = (space.commit(&[("a", b"1")]).0, space.commit(&[("a", b"2")]).0);
+    let (first, second) = (record(1, a), record(1, b));
+    assert_eq!(space.store.recorded(&first.key).unwrap(), None);
+    assert_eq!(space.store.record(&first).unwrap(), Recorded::New);
+    assert_eq!(space.store.record(&first).unwrap(), Recorded::Same);
+    assert_eq!(space.store.record(&second).unwrap(), Recorded::Differs { first: Box::new(first.clone()) });
+    assert_eq!(space.store.action(&first.key).unwrap(), Some(first.clone()));
+    space.store.replace(&second).unwrap();
+    assert_eq!(space.store.recorded(&first.key).unwrap(), Some(b));
+    let names = fs::read_dir(space.store.root().join("actions")).unwrap();
+    assert_eq!(names.count(), 1, "a temporary file was left");
+}
+
+#[test]
+fn a_record_reads_back_with_its_key() {
+    let space = Space::new();
+    let mut written = record(1, space.commit(&[("a", b"1")]).0);
+    written.recipe.params =
+        serde_json::json!({ "lr": 1e-4, "third": 1.0 / 3.0, "tiny": 5e-324, "n": u64::MAX, "m": -3, "s": "ü\n" });
+    written.key = written.recipe.key();
+    space.store.record(&written).unwrap();
+    let read = space.store.action(&written.key).unwrap().unwrap();
+    assert_eq!(read, written);
+    assert_eq!(read.recipe.key(), written.key);
+    assert_eq!(space.store.actions().unwrap(), [written]);
+}
+
+#[test]
+fn a_damaged_record_counts_as_none_and_is_replaced() {
+    let space = Space::new();
+    let whole = record(1, space.commit(&[("a", b"1")]).0);
+    space.store.record(&whole).unwrap();
+    let path = space.store.action_file(&whole.key);
+    let text = fs::read_to_string(&path).unwrap();
+    for damaged in [&text[..text.len() / 2], "", &text.replace("\"n\": 1", "\"n\": 2")] {
+        fs::write(&path, damaged).unwrap();
+        assert_eq!(space.store.action(&whole.key).unwrap(), None);
+        assert_eq!(verify(&space.store).unwrap().broken_records, std::slice::from_ref(&path));
+        assert_eq!(space.store.record(&whole).unwrap(), Recorded::New);
+        assert_eq!(space.store.action(&whole.key).unwrap(), Some(whole.clone()));
+    }
+}
+
+#[test]
+fn no_record_is_written_for_an_artifact_that_is_not_there_or_of_another_key() {
+    let space = Space::new();
+    assert!(space.store.record(&record(1, Digest::of(b"never"))).is_err());
+    let mut wrong = record(1, space.commit(&[("a", b"1")]).0);
+    wrong.key = record(2, wrong.digest).key;
+    assert!(space.store.record(&wrong).is_err());
+    assert!(space.store.actions().unwrap().is_empty());
+}
+
+#[test]
+fn a_second_digest_is_our_bug_only_for_a_deterministic_kind_on_one_platform() {
+    let first = record(1, Digest::of(b"1"));
+    let second = record(1, Digest::of(b"2"));
+    let mut elsewhere = second.clone();
+    elsewhere.provenance.platform.instructions = "other".into();
+    let judged =
+        |second: &ActionRecord, deterministic, whole, forced| settle(&first, second, deterministic, whole, forced);
+    assert_eq!(judged(&first, true, true, false), Settled::First);
+    assert_eq!(judged(&second, true, true, false), Settled::Bug);
+    assert_eq!(judged(&second, true, true, true), Settled::Bug);
+    assert_eq!(judged(&elsewhere, true, true, true), Settled::First);
+    assert_eq!(judged(&elsewhere, true, false, false), Settled::Second);
+    assert_eq!(judged(&second, false, true, false), Settled::First);
+    assert_eq!(judged(&second, false, true, true), Settled::Second);
+    assert_eq!(judged(&second, false, false, false), Settled::Second);
+}
+
+#[test]
+fn expected_seconds_are_those_of_the_instance_else_of_its_stage() {
+    let space = Space::new();
+    let digest = space.commit(&[("a", b"1")]).0;
+    for (n, stage, seconds) in [(1, "rl[a,1]", 10.0), (2, "rl[b,1]", 20.0), (3, "rl[a,1]", 12.0)] {
+        let mut record = record(n, digest);
+        (record.provenance.stage, record.provenance.seconds) = (instance(stage), seconds);
+        space.store.record(&record).unwrap();
+    }
+    let timings = space.store.timings().unwrap();
+    let expected = |kind, stage| timings.expected(kind, &instance(stage));
+    assert_eq!(expected("test.work", "rl[a,1]"), Some(12.0));
+    assert_eq!(expected("test.work", "rl[b,1]"), Some(20.0));
+    assert_eq!(expected("test.work", "rl[c,1]"), Some(12.0));
+    assert_eq!(expected("test.other", "rl[a,1]"), None);
+    assert_eq!(expected("test.work", "other"), None);
+}

@@ -1,0 +1,151 @@
+use std::fs;
+
+use super::{Anything, Space, flip, rot, writable};
+use crate::names::Digest;
+use crate::store::{Presence, verify};
+
+#[test]
+fn a_flipped_bit_is_found_quarantined_and_repaired_by_computing_again() {
+    let space = Space::new();
+    let files: &[(&str, &[u8])] = &[("a", b"good"), ("b", b"also good")];
+    let (digest, manifest) = space.commit(files);
+    flip(&space.store.blob(&manifest.files["a"].digest));
+    for store in [&space.store, &space.again()] {
+        assert_eq!(store.check_before_reading(&digest).unwrap(), Presence::Rotten { file: "a".into() });
+    }
+    let aside = space.store.quarantine(&digest).unwrap();
+    assert!(aside.join("a").exists() && aside.starts_with(space.store.root().join("quarantine")));
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Missing);
+    assert_eq!(space.commit(files).0, digest);
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    assert!(verify(&space.store).unwrap().is_sound());
+}
+
+#[test]
+fn computing_again_repairs_also_what_nobody_quarantined() {
+    let space = Space::new();
+    let (digest, manifest) = space.commit(&[("a", b"good")]);
+    flip(&space.store.blob(&manifest.files["a"].digest));
+    space.commit(&[("a", b"good")]);
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    assert!(verify(&space.store).unwrap().is_sound());
+}
+
+#[test]
+fn a_rotten_blob_does_not_get_into_another_artifact() {
+    let space = Space::new();
+    let (_, manifest) = space.commit(&[("a", b"good")]);
+    flip(&space.store.blob(&manifest.files["a"].digest));
+    let (other, _) = space.commit(&[("b", b"good"), ("c", b"more")]);
+    assert_eq!(space.store.presence(&other).unwrap(), Presence::Whole);
+    assert_eq!(fs::read(space.store.artifact_folder(&other).join("b")).unwrap(), b"good");
+}
+
+#[test]
+fn a_file_that_grew_shrank_or_vanished_is_found() {
+    for bytes in [Some(&b"goo"[..]), Some(b"good!"), Some(b""), None] {
+        let space = Space::new();
+        let (digest, _) = space.commit(&[("a", b"good")]);
+        let file = space.store.artifact_folder(&digest).join("a");
+        fs::remove_file(&file).unwrap();
+        if let Some(bytes) = bytes {
+            fs::write(&file, bytes).unwrap();
+        }
+        assert_eq!(space.store.presence(&digest).unwrap(), Presence::Rotten { file: "a".into() });
+    }
+}
+
+#[test]
+fn a_damaged_or_missing_manifest_is_found() {
+    let space = Space::new();
+    let rotten = Presence::Rotten { file: "manifest.json".into() };
+    let (digest, _) = space.commit(&[("a", b"good")]);
+    rot(&space.store.artifact_folder(&digest).join("manifest.json"));
+    assert_eq!(space.store.presence(&digest).unwrap(), rotten);
+    space.store.quarantine(&digest).unwrap();
+    space.commit(&[("a", b"good")]);
+    fs::remove_file(space.store.artifact_folder(&digest).join("manifest.json")).unwrap();
+    assert_eq!(space.store.presence(&digest).unwrap(), rotten);
+    space.commit(&[("a", b"good")]);
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+}
+
+#[test]
+fn an_artifact_that_is_not_there_is_missing() {
+    let space = Space::new();
+    let (digest, _) = space.commit(&[("a", b"good")]);
+    assert_eq!(space.store.presence(&Digest::of(b"never")).unwrap(), Presence::Missing);
+    fs::remove_dir_all(space.store.artifact_folder(&digest)).unwrap();
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Missing);
+    assert!(space.store.open_artifact(&digest).is_err());
+}
+
+#[test]
+fn rot_that_leaves_stat_unchanged_is_found_by_verify_and_then_by_everybody() {
+    let space = Space::new();
+    let other = space.again();
+    let (digest, manifest) = space.commit(&[("a", b"good")]);
+    rot(&space.store.blob(&manifest.files["a"].digest));
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    assert_eq!(other.presence(&digest).unwrap(), Presence::Whole);
+    let report = verify(&space.store).unwrap();
+    assert_eq!((report.rotten.len(), report.rotten_blobs.len()), (1, 1));
+    for store in [&space.store, &space.again()] {
+        assert_eq!(store.presence(&digest).unwrap(), Presence::Rotten { file: "a".into() });
+    }
+    space.store.quarantine(&digest).unwrap();
+    space.commit(&[("a", b"good")]);
+    assert!(verify(&space.store).unwrap().is_sound());
+}
+
+#[test]
+fn quarantine_leaves_a_whole_artifact_where_it_is() {
+    let space = Space::new();
+    let (digest, _) = space.commit(&[("a", b"good")]);
+    space.store.quarantine(&digest).unwrap();
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+}
+
+#[test]
+fn a_copied_store_is_hashed_once_and_then_believed() {
+    let space = Space::new();
+    let (digest, manifest) = space.commit(&[("a", b"good")]);
+    // Another inode, another mtime, no link to the blob.
+    let file = space.store.artifact_folder(&digest).join("a");
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, b"good").unwrap();
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    rot(&file);
+    assert_eq!(space.again().presence(&digest).unwrap(), Presence::Whole, "it was hashed a second time");
+    assert_eq!(manifest.files.len(), 1);
+}
+
+#[test]
+fn a_write_to_an_artifact_and_a_file_added_to_it_are_found() {
+    let space = Space::new();
+    let (digest, _) = space.commit(&[("a", b"good"), ("sub/b", b"x")]);
+    let folder = space.store.artifact_folder(&digest);
+    assert!(space.store.strangers(&digest).unwrap().is_empty());
+    fs::write(folder.join("sub/new"), b"litter").unwrap();
+    assert_eq!(space.store.strangers(&digest).unwrap(), ["sub/new"]);
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    writable(&folder.join("a"));
+    fs::write(folder.join("a"), b"evil").unwrap();
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Rotten { file: "a".into() });
+}
+
+#[test]
+fn verify_counts_bytes_once_and_names_leftovers_and_strangers() {
+    let space = Space::new();
+    let (digest, _) = space.commit(&[("a", b"1234"), ("b", b"1234")]);
+    let folder = space.store.artifact_folder(&digest);
+    fs::write(folder.join("extra"), b"x").unwrap();
+    fs::create_dir(folder.with_file_name(".new-1-2-3")).unwrap();
+    let report = verify(&space.store).unwrap();
+    assert_eq!((report.files, report.bytes, report.artifacts), (1, 4, 1));
+    assert_eq!(report.strangers, [folder.join("extra")]);
+    assert_eq!(report.leftovers.len(), 1);
+    assert!(report.is_sound());
+    let out = space.out(&[("a", b"1234")]);
+    space.store.commit(&out, &Anything).unwrap();
+}

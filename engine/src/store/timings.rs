@@ -1,0 +1,81 @@
+//! How long stages took, for estimates. Knows no plan; losing the file loses only estimates.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+
+use super::{ActionRecord, Store, files};
+use crate::error::{At, Result};
+use crate::names::InstanceName;
+
+/// Above this many bytes the file is rewritten with the last line of each instance.
+const REWRITE_ABOVE: u64 = 1 << 20;
+
+/// Seconds of earlier attempts, by kind and instance.
+#[derive(Clone, Debug, Default)]
+pub struct Timings {
+    /// By (kind, instance).
+    exact: HashMap<(String, String), f64>,
+    /// By (kind, stage): the last one of any instance.
+    stage: HashMap<(String, String), f64>,
+}
+
+impl Timings {
+    /// Seconds that the instance took last, else another instance of its stage with the same kind.
+    pub fn expected(&self, kind: &str, instance: &InstanceName) -> Option<f64> {
+        let exact = (kind.to_owned(), instance.to_string());
+        self.exact.get(&exact).or_else(|| self.stage.get(&(exact.0, instance.stage.to_string()))).copied()
+    }
+
+    /// One line per attempt: kind, instance, seconds, separated by tabs. Lines that are torn are passed over.
+    fn parse(text: &str) -> Self {
+        let mut timings = Self::default();
+        for line in text.lines() {
+            let mut parts = line.split('\t');
+            let (Some(kind), Some(instance), Some(seconds)) = (parts.next(), parts.next(), parts.next()) else {
+                continue;
+            };
+            let Ok(seconds) = seconds.parse::<f64>() else { continue };
+            let stage = instance.split('[').next().unwrap_or(instance);
+            timings.stage.insert((kind.to_owned(), stage.to_owned()), seconds);
+            timings.exact.insert((kind.to_owned(), instance.to_owned()), seconds);
+        }
+        timings
+    }
+}
+
+impl Store {
+    pub fn timings(&self) -> Result<Timings> {
+        let bytes = files::read_if_there(&self.root().join("timings"))?.unwrap_or_default();
+        Ok(Timings::parse(&String::from_utf8_lossy(&bytes)))
+    }
+
+    pub(crate) fn note_seconds(&self, record: &ActionRecord) -> Result<()> {
+        let path = self.root().join("timings");
+        let Recorded { kind, stage, seconds } = Recorded::of(record);
+        let mut file = File::options().create(true).append(true).open(&path).at(&path)?;
+        // One write: lines of several processes do not mix.
+        file.write_all(format!("{kind}\t{stage}\t{seconds:.3}\n").as_bytes()).at(&path)?;
+        if file.metadata().at(&path)?.len() > REWRITE_ABOVE {
+            let mut lines: Vec<_> = self.timings()?.exact.into_iter().collect();
+            lines.sort_by(|a, b| a.0.cmp(&b.0));
+            let text: String = lines.iter().map(|((kind, stage), s)| format!("{kind}\t{stage}\t{s:.3}\n")).collect();
+            let name = files::fresh_name(&path);
+            // A line that another process appends meanwhile is lost, and with it only an estimate.
+            fs::write(&name, text).and_then(|()| fs::rename(&name, &path)).at(&path)?;
+        }
+        Ok(())
+    }
+}
+
+struct Recorded<'a> {
+    kind: &'a str,
+    stage: &'a InstanceName,
+    seconds: f64,
+}
+
+impl<'a> Recorded<'a> {
+    fn of(record: &'a ActionRecord) -> Self {
+        Self { kind: &record.recipe.kind, stage: &record.provenance.stage, seconds: record.provenance.seconds }
+    }
+}

@@ -1,0 +1,164 @@
+//! `verify`: reads every byte of the store, also what the stat index vouches for. Moves and deletes nothing.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::Store;
+use super::files::{self, Stat};
+use crate::error::{At, Result};
+use crate::names::{Digest, Key};
+
+/// What `verify` found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    pub artifacts: u64,
+    /// Files hashed; hard links to one file count once.
+    pub files: u64,
+    /// Bytes hashed.
+    pub bytes: u64,
+    pub records: u64,
+    /// Artifacts that must be computed again.
+    pub rotten: Vec<Broken>,
+    /// Blobs whose bytes are not those of their name.
+    pub rotten_blobs: Vec<PathBuf>,
+    /// Files in artifacts' folders that no manifest names; they do no harm.
+    pub strangers: Vec<PathBuf>,
+    /// Action records that cannot be read or are not those of their key.
+    pub broken_records: Vec<PathBuf>,
+    /// Records whose artifact is not in the store; valid until its bytes are needed.
+    pub without_artifact: Vec<Key>,
+    /// Temporary files and folders that crashes left.
+    pub leftovers: Vec<PathBuf>,
+}
+
+/// An artifact that is not as its manifest says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Broken {
+    pub artifact: Digest,
+    /// Relative to the artifact's folder.
+    pub file: String,
+}
+
+impl Report {
+    /// Whether every byte is as it should be.
+    pub fn is_sound(&self) -> bool {
+        self.rotten.is_empty() && self.rotten_blobs.is_empty() && self.broken_records.is_empty()
+    }
+}
+
+/// Hashes everything. What is found rotten the stat index vouches for no longer, so that the next reader sees it too.
+pub fn verify(store: &Store) -> Result<Report> {
+    let mut verifier = Verifier { store, hashed: HashMap::new(), report: Report::default() };
+    for path in verifier.entries(&store.artifacts())? {
+        match digest_of_name(&path) {
+            Some(digest) => verifier.artifact(digest, &path)?,
+            None => verifier.report.strangers.push(path),
+        }
+    }
+    for shard in verifier.entries(&store.root().join("blobs"))? {
+        for path in verifier.entries(&shard)? {
+            verifier.blob(path)?;
+        }
+    }
+    for path in verifier.entries(&store.root().join("actions"))? {
+        verifier.record(path)?;
+    }
+    Ok(verifier.report)
+}
+
+struct Verifier<'a> {
+    store: &'a Store,
+    /// By (device, inode).
+    hashed: HashMap<(u64, u64), Digest>,
+    report: Report,
+}
+
+impl Verifier<'_> {
+    /// What a folder holds, sorted; temporaries are set apart.
+    fn entries(&mut self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(folder).at(folder)? {
+            let entry = entry.at(folder)?;
+            if files::is_fresh_name(&entry.file_name()) {
+                self.report.leftovers.push(entry.path());
+            } else {
+                entries.push(entry.path());
+            }
+        }
+        entries.sort_unstable();
+        Ok(entries)
+    }
+
+    fn artifact(&mut self, digest: Digest, folder: &Path) -> Result<()> {
+        self.report.artifacts += 1;
+        let broken = |file: &str| Broken { artifact: digest, file: file.to_owned() };
+        let Ok(artifact) = self.store.open_artifact(&digest) else {
+            self.report.rotten.push(broken(super::commit::MANIFEST));
+            return Ok(());
+        };
+        for (name, entry) in &artifact.manifest.files {
+            if !self.holds(&folder.join(name), &entry.digest)? {
+                self.report.rotten.push(broken(name));
+            }
+        }
+        let strangers = self.store.strangers(&digest)?;
+        self.report.strangers.extend(strangers.into_iter().map(|name| folder.join(name)));
+        Ok(())
+    }
+
+    fn blob(&mut self, path: PathBuf) -> Result<()> {
+        let shard = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        let rest = path.file_name().unwrap_or_default().to_string_lossy();
+        match format!("{shard}{rest}").parse() {
+            Ok(digest) if self.holds(&path, &digest)? => (),
+            Ok(_) => self.report.rotten_blobs.push(path),
+            Err(_) => self.report.strangers.push(path),
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, path: PathBuf) -> Result<()> {
+        let key = path.file_stem().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        let record = match key {
+            Some(key) => self.store.action(&key)?,
+            None => None,
+        };
+        match record {
+            Some(record) => {
+                self.report.records += 1;
+                if files::look(&self.store.artifact_folder(&record.digest))?.is_none() {
+                    self.report.without_artifact.push(record.key);
+                }
+            }
+            None => self.report.broken_records.push(path),
+        }
+        Ok(())
+    }
+
+    /// Whether the file at `path` is there and has this digest, by its bytes.
+    fn holds(&mut self, path: &Path, digest: &Digest) -> Result<bool> {
+        let Some(metadata) = files::look(path)?.filter(fs::Metadata::is_file) else { return Ok(false) };
+        let stat = Stat::from(&metadata);
+        let found = match self.hashed.get(&(stat.device, stat.inode)) {
+            Some(found) => *found,
+            None => {
+                let (found, _) = files::hash_file(path)?;
+                self.report.files += 1;
+                self.report.bytes += stat.size;
+                self.hashed.insert((stat.device, stat.inode), found);
+                found
+            }
+        };
+        if found != *digest {
+            self.store.index.forget(&[stat])?;
+        }
+        Ok(found == *digest)
+    }
+}
+
+fn digest_of_name(path: &Path) -> Option<Digest> {
+    path.file_name()?.to_str()?.parse().ok()
+}

@@ -1,0 +1,167 @@
+//! One kind that does what its parameters say, good or bad, and the artifact type that it gives.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use engine::artifact::{ArtifactType, Facts};
+use engine::context::Context;
+use engine::error::{At, Error, Result};
+use engine::kind::{Kind, Registry, Signature};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub fn registry() -> Registry {
+    Registry::default().kind(Fake).artifact_type(Text)
+}
+
+/// A file `text`.
+struct Text;
+
+impl ArtifactType for Text {
+    fn name(&self) -> &'static str {
+        "Text"
+    }
+
+    fn about(&self) -> &'static str {
+        "a text"
+    }
+
+    fn check(&self, folder: &Path) -> Result<Facts> {
+        let path = folder.join("text");
+        fs::read(&path).at(&path).map(|_| Facts::default())
+    }
+
+    fn preview(&self, folder: &Path, _: usize) -> Result<String> {
+        fs::read_to_string(folder.join("text")).at(folder)
+    }
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Params {
+    /// Written in front of the texts of the inputs.
+    pub text: String,
+    /// Only this many characters of the inputs' texts are taken.
+    pub take: Option<usize>,
+    /// A file that each attempt appends a line to: its stage's `text` and its process.
+    pub diary: Option<PathBuf>,
+    pub sleep_ms: u64,
+    pub does: Option<Deed>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Deed {
+    Fail,
+    /// Fails in a transient way this many times, counted in its checkpoints.
+    FailOften(u32),
+    Panic,
+    /// Writes to the first file of its first input.
+    SpoilInput,
+    /// Puts a file beside those of its first input.
+    LitterInput,
+    /// Writes its process number into its artifact and claims to be deterministic.
+    Vary,
+    /// The same, and owns up to it.
+    VaryOpenly,
+    /// Says that it is parallel and tells its threads.
+    TellThreads,
+    /// Prints what looks like the protocol on standard output.
+    Babble,
+    /// Says its secret everywhere, then fails.
+    Blab,
+    /// Writes the names of its environment variables.
+    ShowEnvironment,
+    /// Starts a program that outlives it, and tells its process number.
+    LeaveOrphan,
+    /// Gives no `text`.
+    GiveNothing,
+}
+
+struct Fake;
+
+impl Kind for Fake {
+    type Params = Params;
+    const NAME: &'static str = "fake";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "does what it is told";
+
+    fn signature(&self, params: &Params) -> Signature {
+        let mut signature = Signature::gives("Text");
+        signature.open = true;
+        signature.parallel = params.does == Some(Deed::TellThreads);
+        signature.deterministic = params.does != Some(Deed::VaryOpenly);
+        signature.env = vec!["FAKE_SECRET".into(), "FAKE_OPEN".into()];
+        signature.secrets = vec!["FAKE_SECRET".into()];
+        signature
+    }
+
+    fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
+        let mut text = params.text.clone();
+        let inputs: Vec<PathBuf> = ctx.inputs().values().flatten().map(|input| input.folder.join("text")).collect();
+        for path in &inputs {
+            let read = fs::read_to_string(path).at(path)?;
+            text.extend(read.chars().take(params.take.unwrap_or(usize::MAX)));
+        }
+        if let Some(diary) = &params.diary {
+            let mut diary = OpenOptions::new().create(true).append(true).open(diary).at(diary)?;
+            diary.write_all(format!("{} {}\n", params.text, std::process::id()).as_bytes()).at("diary")?;
+        }
+        eprintln!("{} at work", params.text);
+        ctx.progress(1, 2, "steps", Some(("loss", 0.5)));
+        ctx.metric("length", text.len() as f64);
+        std::thread::sleep(Duration::from_millis(params.sleep_ms));
+        let pid = std::process::id();
+        match params.does {
+            None => {}
+            Some(Deed::Fail) => return Err(Error::yours("told to fail")),
+            Some(Deed::FailOften(times)) => {
+                let count = fs::read_dir(ctx.checkpoints()).at(ctx.checkpoints())?.count();
+                if count < times as usize {
+                    fs::write(ctx.checkpoints().join(count.to_string()), "").at(ctx.checkpoints())?;
+                    return Err(Error::surroundings("busy just now").transient());
+                }
+            }
+            Some(Deed::Panic) => panic!("told to panic"),
+            Some(Deed::SpoilInput) => {
+                let mut permissions = fs::metadata(&inputs[0]).at(&inputs[0])?.permissions();
+                #[allow(clippy::permissions_set_readonly_false)] // the point of it
+                permissions.set_readonly(false);
+                fs::set_permissions(&inputs[0], permissions).at(&inputs[0])?;
+                fs::write(&inputs[0], "spoilt").at(&inputs[0])?;
+            }
+            Some(Deed::LitterInput) => {
+                let litter = inputs[0].with_file_name("litter");
+                fs::write(&litter, "").at(&litter)?;
+            }
+            Some(Deed::Vary | Deed::VaryOpenly) => text.push_str(&pid.to_string()),
+            Some(Deed::TellThreads) => ctx.warn(format!("threads {}", ctx.threads())),
+            Some(Deed::Babble) => {
+                println!(
+                    "{}",
+                    serde_json::json!({ "tell": "failed", "error": { "blame": "ours", "message": "babble" } })
+                );
+                println!("not even JSON");
+            }
+            Some(Deed::Blab) => {
+                let secret = std::env::var("FAKE_SECRET").unwrap_or_default();
+                eprintln!("the secret is {secret}");
+                ctx.warn(format!("the secret is {secret}"));
+                return Err(Error::yours(format!("the secret is {secret}")));
+            }
+            Some(Deed::ShowEnvironment) => {
+                let mut names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
+                names.sort();
+                text = names.join("\n");
+            }
+            Some(Deed::LeaveOrphan) => {
+                let orphan = std::process::Command::new("sleep").arg("600").spawn().at("sleep")?;
+                ctx.warn(format!("orphan {}", orphan.id()));
+            }
+            Some(Deed::GiveNothing) => return Ok(()),
+        }
+        fs::write(ctx.out().join("text"), text).at(ctx.out())
+    }
+}

@@ -1,0 +1,216 @@
+//! A place for one test: a store, a graph written as a list of stages, and runs over it, here or in a process of their own.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use engine::graph::{Graph, Instance, PortInputs, Source};
+use engine::journal::Event;
+use engine::kind::Arity;
+use engine::names::{Digest, InstanceName};
+use engine::plan::{Flags, Plan, plan};
+use engine::run::{Outcome, RunOptions, run};
+use engine::store::Store;
+use serde::{Deserialize, Serialize};
+
+use crate::fake::{Deed, Params, registry};
+
+/// One stage of a test's pipeline. Its text is its name unless it says otherwise.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stage {
+    pub name: String,
+    pub needs: Vec<String>,
+    pub params: Params,
+}
+
+pub fn stage(name: &str, needs: &[&str]) -> Stage {
+    let needs = needs.iter().map(|need| (*need).to_owned()).collect();
+    Stage { name: name.into(), needs, params: Params { text: name.into(), ..Params::default() } }
+}
+
+impl Stage {
+    pub fn does(mut self, deed: Deed) -> Self {
+        self.params.does = Some(deed);
+        self
+    }
+
+    pub fn with(mut self, change: impl FnOnce(&mut Params)) -> Self {
+        change(&mut self.params);
+        self
+    }
+}
+
+fn name(of: &str) -> InstanceName {
+    let (stage, label) = of.split_once('/').unwrap_or((of, ""));
+    let labels = if label.is_empty() { vec![] } else { vec![label.to_owned()] };
+    InstanceName { stage: stage.to_owned().try_into().unwrap(), labels }
+}
+
+/// Stages in order, inputs first; all of them are targets, but for those whose name begins with `_`.
+pub fn graph(stages: &[Stage]) -> Graph {
+    let registry = registry();
+    let kind = registry.get_kind("fake").unwrap();
+    let instances = stages.iter().map(|stage| {
+        let params = serde_json::to_value(&stage.params).unwrap();
+        let inputs = stage.needs.iter().enumerate().map(|(i, need)| {
+            let instance = stages.iter().position(|s| s.name == *need).unwrap();
+            let from = vec![Source { instance, label: need.clone() }];
+            PortInputs { port: format!("in{i:04}"), arity: Arity::One, from }
+        });
+        Instance {
+            name: name(&stage.name),
+            matrix: vec![],
+            kind: "fake".into(),
+            signature: kind.signature(&params).unwrap(),
+            params,
+            seed: 0,
+            inputs: inputs.collect(),
+        }
+    });
+    let targets = (0..stages.len()).filter(|i| !stages[*i].name.starts_with('_')).collect();
+    Graph {
+        instances: instances.collect(),
+        targets,
+        not_needed: vec![],
+        name: "test".into(),
+        report: serde_json::Value::Null,
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Orders {
+    pub store: PathBuf,
+    pub stages: Vec<Stage>,
+    pub jobs: usize,
+    pub keep_going: bool,
+    pub force: Vec<String>,
+}
+
+impl Orders {
+    pub fn obey(&self, mut listen: impl FnMut(&Event)) -> (Outcome, Plan) {
+        let registry = registry();
+        let store = Store::open(&self.store).unwrap();
+        let graph = graph(&self.stages);
+        let force: BTreeSet<InstanceName> = self.force.iter().map(|stage| name(stage)).collect();
+        let flags = Flags { force, from: BTreeSet::new() };
+        let plan = plan(&graph, &registry, &store, &flags).unwrap();
+        let options = RunOptions {
+            jobs: self.jobs,
+            keep_going: self.keep_going,
+            flags,
+            command: std::env::current_exe().unwrap(),
+            retry_delay: Duration::from_millis(5),
+            ..RunOptions::default()
+        };
+        let outcome = run(&graph, &plan, &store, &registry, &options, &mut listen).unwrap();
+        (outcome, plan)
+    }
+}
+
+pub struct Space {
+    pub dir: tempfile::TempDir,
+    pub orders: Orders,
+}
+
+/// What a run gave, in names.
+pub struct Seen {
+    pub outcome: Outcome,
+    pub plan: Plan,
+    pub events: Vec<Event>,
+    pub ran: String,
+    pub reused: String,
+    pub failed: String,
+    pub skipped: String,
+}
+
+impl Space {
+    pub fn new(stages: &[Stage]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("cache");
+        let orders = Orders { store, stages: stages.to_vec(), jobs: 2, keep_going: false, force: vec![] };
+        let mut space = Self { dir, orders };
+        space.keep_diaries();
+        space
+    }
+
+    pub fn keep_diaries(&mut self) {
+        let diary = self.dir.path().join("diary");
+        self.orders.stages.iter_mut().for_each(|stage| stage.params.diary = Some(diary.clone()));
+    }
+
+    /// Replaces a stage by one of the same name.
+    pub fn change(&mut self, stage: Stage) {
+        let place = self.orders.stages.iter().position(|s| s.name == stage.name).unwrap();
+        self.orders.stages[place] = stage;
+        self.keep_diaries();
+    }
+
+    pub fn store(&self) -> Store {
+        Store::open(&self.orders.store).unwrap()
+    }
+
+    pub fn run(&self) -> Seen {
+        let mut events = Vec::new();
+        let (outcome, plan) = self.orders.obey(|event| events.push(event.clone()));
+        let names = |names: &[InstanceName]| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let failed: Vec<InstanceName> = outcome.failed.iter().map(|failure| failure.stage.clone()).collect();
+        let (ran, reused) = (names(&outcome.ran), names(&outcome.reused));
+        let (failed, skipped) = (names(&failed), names(&outcome.skipped));
+        Seen { outcome, plan, events, ran, reused, failed, skipped }
+    }
+
+    /// Starts an orchestrator in a process of its own; its events come on its standard output.
+    pub fn start(&self) -> (Child, BufReader<ChildStdout>) {
+        let file = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap();
+        serde_json::to_writer(&file, &self.orders).unwrap();
+        let path = file.into_temp_path().keep().unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut child = command.arg("orchestrate").arg(path).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        (child, stdout)
+    }
+
+    /// Which stage ran in which process, in order.
+    pub fn diary(&self) -> Vec<(String, i32)> {
+        let text = std::fs::read_to_string(self.dir.path().join("diary")).unwrap_or_default();
+        let entries = text.lines().filter_map(|line| line.split_once(' '));
+        entries.map(|(stage, pid)| (stage.to_owned(), pid.parse().unwrap())).collect()
+    }
+
+    /// The process of a stage's attempt, once it is at work.
+    pub fn pid_of(&self, stage: &str) -> i32 {
+        until(|| self.diary().iter().rev().find(|(name, _)| name == stage).map(|(_, pid)| *pid))
+    }
+
+    pub fn text(&self, digest: &Digest) -> String {
+        std::fs::read_to_string(self.store().artifact_folder(digest).join("text")).unwrap()
+    }
+
+    pub fn count(&self, folder: &str) -> usize {
+        std::fs::read_dir(self.orders.store.join(folder)).unwrap().count()
+    }
+}
+
+pub fn events(lines: BufReader<ChildStdout>) -> Vec<Event> {
+    lines.lines().map_while(|line| serde_json::from_str(&line.ok()?).ok()).collect()
+}
+
+/// Waits for what must come soon.
+pub fn until<T>(mut there: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        match there() {
+            Some(found) => return found,
+            None if start.elapsed() > Duration::from_secs(60) => panic!("waited for nothing"),
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+pub fn lives(pid: i32) -> bool {
+    // A zombie has no memory any more.
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.contains("VmSize")
+}

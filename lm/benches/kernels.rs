@@ -1,0 +1,340 @@
+//! Kernels against the same functions in stock candle operations, one by one and in a whole training step: milliseconds
+//! and ratios (how many times as long stock takes). Run it with nothing else on the machine:
+//!
+//!     MIMALLOC_PURGE_DELAY=-1 cargo bench -p temper-lm --bench kernels [-- T|M [rounds] [step [alone]]]
+//!
+//! Shapes: T is the default pipeline's policy, M a 14-million-parameter GPT-2. Medians of interleaved rounds.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::{Optimizer, ParamsAdamW};
+use lm::kernels::{self, Adapter, Block, Projection, StatRows, reference};
+use lm::{AdamW, AdamWConfig, Variable};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Clone, Copy)]
+struct Shape {
+    name: &'static str,
+    layers: usize,
+    d: usize,
+    heads: usize,
+    vocab: usize,
+    batch: usize,
+    time: usize,
+}
+
+const SHAPES: [Shape; 2] = [
+    Shape { name: "T", layers: 3, d: 96, heads: 4, vocab: 1536, batch: 32, time: 128 },
+    Shape { name: "M", layers: 6, d: 384, heads: 6, vocab: 8192, batch: 8, time: 128 },
+];
+const RANK: usize = 8;
+
+impl Shape {
+    fn rows(self) -> usize {
+        self.batch * self.time
+    }
+
+    /// Targets of the response part: the last 3/8 of each sequence.
+    fn targets(self) -> Vec<u32> {
+        (0..self.rows() * 3 / 8).map(|i| (i * 7919 % self.vocab) as u32).collect()
+    }
+}
+
+fn normal(shape: &[usize], std: f64) -> Tensor {
+    Tensor::randn(0f32, 1.0, shape, &Device::Cpu).and_then(|t| t * std).expect("random numbers")
+}
+
+fn var(shape: &[usize], std: f64) -> Tensor {
+    Var::from_tensor(&normal(shape, std)).expect("a variable").into_inner()
+}
+
+/// The functions under test: ours or stock.
+struct Kit {
+    layer_norm: fn(&Tensor, &Tensor, &Tensor, f64) -> Result<Tensor>,
+    block: fn(&Tensor, &Block) -> Result<Tensor>,
+    embedding: fn(&Tensor, &Tensor) -> Result<Tensor>,
+    stats: fn(&Tensor, &Tensor, &StatRows, bool) -> Result<kernels::TokenStats>,
+    backward: fn(&Tensor) -> Result<GradStore>,
+}
+
+const OURS: Kit = Kit {
+    layer_norm: kernels::layer_norm,
+    block: kernels::transformer_block,
+    embedding: kernels::embedding,
+    stats: kernels::token_stats,
+    backward: kernels::backward,
+};
+const STOCK: Kit = Kit {
+    layer_norm: reference::layer_norm,
+    block: reference::transformer_block,
+    embedding: reference::embedding,
+    stats: reference::token_stats,
+    backward: Tensor::backward,
+};
+
+fn milliseconds(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Runs both in turn and prints medians and their ratio.
+fn compare(name: &str, rounds: usize, mut ours: impl FnMut(), mut stock: impl FnMut()) {
+    ours();
+    stock();
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        a.push(milliseconds(&mut ours));
+        b.push(milliseconds(&mut stock));
+    }
+    let (a, b) = (median(a), median(b));
+    println!("{name:<34} {a:9.2} {b:9.2} {:6.2}x", b / a);
+}
+
+fn forward_and_backward(
+    name: &str,
+    rounds: usize,
+    ours: impl Fn() -> Result<Tensor>,
+    stock: impl Fn() -> Result<Tensor>,
+) {
+    let run = |f: &dyn Fn() -> Result<Tensor>| drop(black_box(f().expect("the forward pass")));
+    compare(&format!("{name} forward"), rounds, || run(&ours), || run(&stock));
+    // The weight on each output makes the incoming gradient a real one.
+    let weights = normal(ours().expect("the forward pass").dims(), 1.0);
+    let backward = |f: &dyn Fn() -> Result<Tensor>| {
+        let y = f().expect("the forward pass");
+        let loss = y.mul(&weights).and_then(|y| y.sum_all()).expect("a loss");
+        drop(black_box(loss.backward().expect("the backward pass")));
+    };
+    compare(&format!("{name} forward + backward"), rounds, || backward(&ours), || backward(&stock));
+}
+
+fn kernel_by_kernel(s: Shape, rounds: usize) {
+    let (n, d) = (s.rows(), s.d);
+    let x = var(&[n, d], 1.0);
+    let wide = var(&[n, 4 * d], 1.0);
+    let (norm_w, norm_b) = (var(&[d], 1.0), var(&[d], 1.0));
+    forward_and_backward(
+        "layer norm",
+        rounds,
+        || kernels::layer_norm(&x, &norm_w, &norm_b, 1e-5),
+        || reference::layer_norm(&x, &norm_w, &norm_b, 1e-5),
+    );
+    forward_and_backward("gelu", rounds, || kernels::gelu_tanh(&wide), || reference::gelu_tanh(&wide));
+    let (w, b) = (var(&[d, 4 * d], 0.05), var(&[4 * d], 0.05));
+    forward_and_backward(
+        "linear d -> 4d, trained",
+        rounds,
+        || kernels::linear(&x, &w, Some(&b)),
+        || reference::linear(&x, &w, Some(&b)),
+    );
+    let (w, b) = (w.detach(), b.detach());
+    let (lora_a, lora_b) = (var(&[RANK, d], 0.05), var(&[4 * d, RANK], 0.05));
+    let adapter = Adapter { a: &lora_a, b: &lora_b, scale: 2.0, mask: None };
+    forward_and_backward(
+        "linear d -> 4d, lora",
+        rounds,
+        || kernels::lora_linear(&x, &w, Some(&b), &adapter),
+        || reference::lora_linear(&x, &w, Some(&b), &adapter),
+    );
+    let qkv = var(&[n, 3 * d], 1.0);
+    forward_and_backward(
+        "attention",
+        rounds,
+        || kernels::causal_attention_qkv(&qkv, s.time, s.heads),
+        || reference::causal_attention_qkv(&qkv, s.time, s.heads),
+    );
+    let table = var(&[s.vocab, d], 0.05);
+    let ids: Vec<u32> = (0..n).map(|i| (i * 7919 % s.vocab) as u32).collect();
+    let ids = Tensor::from_vec(ids, (n,), &Device::Cpu).expect("ids");
+    forward_and_backward(
+        "embedding",
+        rounds,
+        || kernels::embedding(&ids, &table),
+        || reference::embedding(&ids, &table),
+    );
+    let targets = s.targets();
+    let rows = StatRows { targets: &targets, forbidden: None };
+    let hidden = var(&[targets.len(), d], 1.0);
+    for (name, table, entropy) in [
+        ("token stats, tied, trained", table.clone(), false),
+        ("token stats, frozen", table.detach(), false),
+        ("token stats, frozen, entropy", table.detach(), true),
+    ] {
+        forward_and_backward(
+            name,
+            rounds,
+            || Ok(kernels::token_stats(&hidden, &table, &rows, entropy)?.logprob),
+            || Ok(reference::token_stats(&hidden, &table, &rows, entropy)?.logprob),
+        );
+    }
+}
+
+/// A linear layer of the model below.
+struct Layer {
+    w: Tensor,
+    bias: Tensor,
+    adapter: Option<(Tensor, Tensor)>,
+}
+
+impl Layer {
+    fn new(d_in: usize, d_out: usize, lora: bool) -> Self {
+        let (w, bias) = (var(&[d_in, d_out], 0.02), var(&[d_out], 0.02));
+        match lora {
+            false => Self { w, bias, adapter: None },
+            true => {
+                let adapter = (var(&[RANK, d_in], 0.02), var(&[d_out, RANK], 0.02));
+                Self { w: w.detach(), bias: bias.detach(), adapter: Some(adapter) }
+            }
+        }
+    }
+
+    fn projection(&self) -> Projection<'_> {
+        let adapter = self.adapter.as_ref().map(|(a, b)| Adapter { a, b, scale: 2.0, mask: None });
+        Projection { w: &self.w, bias: &self.bias, adapter }
+    }
+}
+
+/// A GPT-2, only as far as a training step needs it.
+struct Model {
+    shape: Shape,
+    wte: Tensor,
+    wpe: Tensor,
+    norms: Vec<(Tensor, Tensor)>,
+    blocks: Vec<[Layer; 4]>,
+}
+
+impl Model {
+    fn new(shape: Shape, lora: bool) -> Self {
+        let d = shape.d;
+        let kept = |t: Tensor| if lora { t.detach() } else { t };
+        let norm = || (kept(var(&[d], 1.0)), kept(var(&[d], 0.1)));
+        let layer = |i, o| Layer::new(i, o, lora);
+        Self {
+            shape,
+            wte: kept(var(&[shape.vocab, d], 0.02)),
+            wpe: kept(var(&[shape.time, d], 0.02)),
+            norms: (0..2 * shape.layers + 1).map(|_| norm()).collect(),
+            blocks: (0..shape.layers)
+                .map(|_| [layer(d, 3 * d), layer(d, d), layer(d, 4 * d), layer(4 * d, d)])
+                .collect(),
+        }
+    }
+
+    fn variables(&self) -> Vec<Variable> {
+        let layers = self.blocks.iter().flatten();
+        let layers = layers.flat_map(|l| match &l.adapter {
+            None => vec![&l.w, &l.bias],
+            Some((a, b)) => vec![a, b],
+        });
+        let norms = self.norms.iter().flat_map(|(w, b)| [w, b]);
+        let all = [&self.wte, &self.wpe].into_iter().chain(norms).chain(layers).filter(|t| t.is_variable());
+        all.enumerate()
+            .map(|(i, t)| Variable {
+                name: i.to_string(),
+                var: Var::from_tensor(t).expect("a variable"),
+                decays: t.rank() == 2,
+            })
+            .collect()
+    }
+
+    fn loss(&self, kit: &Kit, ids: &Tensor, response: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        let Shape { d, heads, batch, time, .. } = self.shape;
+        let norm = |i: usize, x: &Tensor| (kit.layer_norm)(x, &self.norms[i].0, &self.norms[i].1, 1e-5);
+        let tokens = (kit.embedding)(ids, &self.wte)?.reshape((batch, time, d))?;
+        let mut x = tokens.broadcast_add(&self.wpe)?.reshape((batch * time, d))?;
+        for (i, [qkv, proj, up, down]) in self.blocks.iter().enumerate() {
+            let norm = |i: usize| (&self.norms[i].0, &self.norms[i].1);
+            let block = Block {
+                ln_1: norm(2 * i),
+                c_attn: qkv.projection(),
+                attn_proj: proj.projection(),
+                ln_2: norm(2 * i + 1),
+                c_fc: up.projection(),
+                mlp_proj: down.projection(),
+                attn_mask: None,
+                mlp_mask: None,
+                eps: 1e-5,
+                n_head: heads,
+                time,
+            };
+            x = (kit.block)(&x, &block)?;
+        }
+        let h = norm(self.norms.len() - 1, &x)?.index_select(response, 0)?;
+        (kit.stats)(&h, &self.wte, &StatRows { targets, forbidden: None }, false)?.logprob.mean_all()?.neg()
+    }
+}
+
+/// With `alone`, stock is left out: for a profiler.
+fn training_step(s: Shape, lora: bool, rounds: usize, alone: bool) {
+    let model = Model::new(s, lora);
+    let ids: Vec<u32> = (0..s.rows()).map(|i| (i * 7919 % s.vocab) as u32).collect();
+    let ids = Tensor::from_vec(ids, (s.rows(),), &Device::Cpu).expect("ids");
+    let targets = s.targets();
+    let response: Vec<u32> = (0..s.rows() as u32).filter(|i| i % 8 >= 5).collect();
+    let response = Tensor::from_vec(response, (targets.len(),), &Device::Cpu).expect("rows");
+    let variables = model.variables();
+    let mut ours = AdamW::new(variables.clone(), AdamWConfig::default()).expect("an optimiser");
+    let vars = variables.into_iter().map(|v| v.var).collect();
+    let mut stock =
+        candle_nn::AdamW::new(vars, ParamsAdamW { lr: 1e-4, ..ParamsAdamW::default() }).expect("an optimiser");
+    let mut times = [[(); 3]; 2].map(|kit| kit.map(|()| Vec::new()));
+    for round in 0..=rounds {
+        for (which, kit) in [OURS, STOCK].iter().enumerate().take(if alone { 1 } else { 2 }) {
+            let mut phases = [0.0; 3];
+            let (mut loss, mut grads) = (None, None);
+            phases[0] = milliseconds(|| loss = model.loss(kit, &ids, &response, &targets).ok());
+            let loss = loss.expect("the forward pass");
+            phases[1] = milliseconds(|| grads = (kit.backward)(&loss).ok());
+            let grads = grads.expect("the backward pass");
+            phases[2] = milliseconds(|| match which {
+                0 => drop(ours.step(&grads, 1e-4, Some(1.0)).expect("a step")),
+                _ => stock.step(&grads).expect("a step"),
+            });
+            // The first round warms up.
+            if round > 0 {
+                times[which].iter_mut().zip(phases).for_each(|(t, p)| t.push(p));
+            }
+        }
+    }
+    let name = if lora { "LoRA step" } else { "full step" };
+    let medians = times.map(|kit| kit.map(median));
+    for (i, phase) in ["forward", "backward", "optimiser"].iter().enumerate() {
+        let (a, b) = (medians[0][i], medians[1][i]);
+        println!("{:<34} {a:9.2} {b:9.2} {:6.2}x", format!("{name}: {phase}"), b / a);
+    }
+    let [a, b] = medians.map(|kit| kit.iter().sum::<f64>());
+    let rate = |ms: f64| s.rows() as f64 / ms * 1e3;
+    println!("{name:<34} {a:9.2} {b:9.2} {:6.2}x   {:.0} against {:.0} tokens/s", b / a, rate(a), rate(b));
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let rounds = words.iter().find_map(|w| w.parse().ok()).unwrap_or(7);
+    let chosen =
+        |s: &Shape| !words.iter().any(|w| SHAPES.iter().any(|o| o.name == w)) || words.iter().any(|w| w == s.name);
+    for s in SHAPES.into_iter().filter(chosen) {
+        let Shape { name, layers, d, heads, vocab, batch, time } = s;
+        println!(
+            "\nshape {name}: {layers} layers, d {d}, {heads} heads, vocab {vocab}, batch {batch} x {time}, {:?}",
+            DType::F32
+        );
+        println!("{:<34} {:>9} {:>9} {:>7}", "milliseconds", "ours", "stock", "ratio");
+        let asked = |word: &str| words.iter().any(|w| w == word);
+        if !asked("step") {
+            kernel_by_kernel(s, rounds);
+        }
+        training_step(s, true, rounds, asked("alone"));
+        training_step(s, false, rounds, asked("alone"));
+    }
+}

@@ -1,0 +1,116 @@
+//! Linear heads that turn hidden states into one number, and reward models made of them; knows no preferences.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use rand_chacha::ChaCha12Rng;
+
+use crate::linear::Dropout;
+use crate::model::rows;
+use crate::weights::{self, Weights};
+use crate::{Batch, CausalLm, Error, Result, Variable, WeightType, random, variable};
+
+/// x . w + b: weight `[1, d]`, bias `[1]`.
+#[derive(Debug, Clone)]
+pub struct ScalarHead {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl ScalarHead {
+    /// Trainable, the weight normal with the given standard deviation, the bias 0.
+    pub fn init(d: usize, std: f64, rng: &mut ChaCha12Rng) -> Result<Self> {
+        let weight = variable::fresh(&random::normal(&[1, d], std, rng)?)?;
+        Ok(Self { weight, bias: variable::fresh(&Tensor::zeros(1, DType::F32, &Device::Cpu)?)? })
+    }
+
+    /// Trainable, all zero.
+    pub fn zeros(d: usize) -> Result<Self> {
+        let zeros = |shape: &[usize]| variable::fresh(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+        Ok(Self { weight: zeros(&[1, d])?, bias: zeros(&[1])? })
+    }
+
+    /// `[n, d]` to `[n]`.
+    pub fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(hidden.matmul(&self.weight.t()?)?.squeeze(1)?.broadcast_add(&self.bias)?)
+    }
+
+    /// `head.weight` and `head.bias`, if trainable. Neither decays.
+    pub fn variables(&self) -> Vec<Variable> {
+        [("head.weight", &self.weight), ("head.bias", &self.bias)]
+            .into_iter()
+            .filter_map(|(name, tensor)| variable::of(name.to_owned(), tensor, false))
+            .collect()
+    }
+
+    /// A detached view sharing the storage.
+    pub fn frozen(&self) -> Self {
+        Self { weight: self.weight.detach(), bias: self.bias.detach() }
+    }
+
+    /// A fresh trainable copy.
+    pub fn trainable(&self) -> Result<Self> {
+        Ok(Self { weight: variable::fresh(&self.weight)?, bias: variable::fresh(&self.bias)? })
+    }
+
+    /// Writes a safetensors file with `weight` and `bias`.
+    pub fn save(&self, file: &Path) -> Result<()> {
+        let tensors = [("weight".to_owned(), &self.weight), ("bias".to_owned(), &self.bias)];
+        weights::write(file, &tensors, WeightType::F32)
+    }
+
+    /// Reads what `save` wrote; frozen. Errors name the file, the tensor and the width `d` expected.
+    pub fn load(file: &Path, d: usize) -> Result<Self> {
+        let weights = Weights::read(file)?;
+        Ok(Self { weight: weights.get("weight", &[1, d])?, bias: weights.get("bias", &[1])? })
+    }
+}
+
+/// Which hidden states a reward is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pool {
+    /// The last real token of the sequence: EOS if the response has it.
+    Last,
+    /// The sum of the head's output over the response tokens.
+    Sum,
+}
+
+/// A language model with a scalar head.
+#[derive(Debug, Clone)]
+pub struct RewardModel {
+    pub lm: CausalLm,
+    pub head: ScalarHead,
+    pub pool: Pool,
+}
+
+impl RewardModel {
+    /// One score a sequence, `[batch]`. Errors: `Sum` and a sequence without response.
+    pub fn scores(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
+        let hidden = self.lm.hidden(batch, dropout)?;
+        match self.pool {
+            Pool::Last => self.head.forward(&rows(&hidden, &batch.last())?),
+            Pool::Sum => {
+                if let Some(i) = batch.row_ranges().iter().position(|r| r.is_empty()) {
+                    return Err(Error::input(format!("sequence {i} of the batch has no response to score")));
+                }
+                let (at, of) = batch.response_positions();
+                let tokens = self.head.forward(&rows(&hidden, &at)?)?;
+                let of = Tensor::from_vec(of, at.len(), &Device::Cpu)?;
+                Ok(Tensor::zeros(batch.len(), DType::F32, &Device::Cpu)?.index_add(&of, &tokens, 0)?)
+            }
+        }
+    }
+
+    /// The model's variables, then the head's.
+    pub fn variables(&self) -> Vec<Variable> {
+        let mut all = self.lm.variables();
+        all.extend(self.head.variables());
+        all
+    }
+
+    /// A detached view for scoring.
+    pub fn frozen(&self) -> Self {
+        Self { lm: self.lm.frozen(), head: self.head.frozen(), pool: self.pool }
+    }
+}

@@ -1,0 +1,175 @@
+//! Output buffers filled in parallel by fixed chunks, and disjoint column bands of a matrix. Knows no arithmetic.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+/// Elements that one task handles in elementwise kernels: 64 KiB, so that a chunk stays in the first cache levels.
+pub const CHUNK: usize = 16 * 1024;
+
+/// A new buffer of `len` elements: each chunk is zeroed, then handed to `f(first element's index, chunk)` while it is in
+/// cache. `f` runs in parallel; what it writes may depend on its own chunk only.
+pub fn build(len: usize, chunk: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut buffer: Vec<f32> = Vec::with_capacity(len);
+    let chunk = chunk.max(1);
+    let fill = |i: usize, part: &mut [MaybeUninit<f32>]| f(i * chunk, zeroed(part));
+    let room = &mut buffer.spare_capacity_mut()[..len];
+    if len <= chunk {
+        fill(0, room);
+    } else {
+        room.par_chunks_mut(chunk).enumerate().for_each(|(i, part)| fill(i, part));
+    }
+    // SAFETY: the chunks cover `room`, which is the first `len` elements, and `zeroed` has initialised each of them.
+    unsafe { buffer.set_len(len) };
+    buffer
+}
+
+fn zeroed(part: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    part.fill(MaybeUninit::new(0.0));
+    // SAFETY: every element was just written, and MaybeUninit<f32> has the layout of f32.
+    unsafe { &mut *(std::ptr::from_mut::<[MaybeUninit<f32>]>(part) as *mut [f32]) }
+}
+
+/// Calls `f(first element's index, chunk)` for each chunk of `out`, in parallel.
+pub fn for_chunks(out: &mut [f32], chunk: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let chunk = chunk.max(1);
+    if out.len() <= chunk {
+        f(0, out);
+    } else {
+        out.par_chunks_mut(chunk).enumerate().for_each(|(i, part)| f(i * chunk, part));
+    }
+}
+
+/// Sums the columns of a row-major matrix of `d` columns given as partial sums: `f(i, acc)` adds chunk `i` of `chunks`
+/// to `acc [d]`. Chunks run in parallel and are combined in index order.
+pub fn sum_chunks(d: usize, chunks: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let partial = build(chunks * d, d, |start, acc| f(start / d.max(1), acc));
+    let mut parts = partial.chunks_exact(d.max(1));
+    let mut sum = parts.next().map_or_else(|| vec![0.0; d], <[f32]>::to_vec);
+    for part in parts {
+        super::simd::add_assign(&mut sum, part);
+    }
+    sum
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends a scratch slice of `len` elements with arbitrary contents, kept by this thread for the next call.
+pub fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    let result = f(&mut buffer[..len]);
+    SCRATCH.with_borrow_mut(|pool| pool.push(buffer));
+    result
+}
+
+/// Some neighbouring columns of some neighbouring rows of a row-major matrix, with exclusive access to them.
+pub struct Band<'a> {
+    first: *mut f32,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    matrix: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: a band is an exclusive borrow of its elements, which no other band holds (see `bands`); f32 is Send.
+unsafe impl Send for Band<'_> {}
+
+impl Band<'_> {
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    #[cfg(test)]
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows);
+        // SAFETY: the row lies within the matrix (checked by `bands`), belongs to this band alone, and `&mut self` keeps
+        // it borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.stride), self.cols) }
+    }
+
+    /// The rows `0..rows` of this band.
+    pub fn head(&mut self, rows: usize) -> Band<'_> {
+        self.part(0, rows)
+    }
+
+    /// `rows` rows of this band from row `start` on.
+    pub fn part(&mut self, start: usize, rows: usize) -> Band<'_> {
+        assert!(rows > 0 && start + rows <= self.rows);
+        // SAFETY: row `start` lies within the matrix.
+        let first = unsafe { self.first.add(start * self.stride) };
+        Band { first, rows, cols: self.cols, stride: self.stride, matrix: PhantomData }
+    }
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.first
+    }
+}
+
+/// Cuts a row-major matrix `[blocks * rows, bands * cols]` into its disjoint bands `[rows, cols]`: the bands of the first
+/// block of rows from left to right, then those of the second, and so on.
+pub fn bands(matrix: &mut [f32], rows: usize, cols: usize, bands: usize) -> Vec<Band<'_>> {
+    let stride = bands * cols;
+    assert!(rows * stride > 0 && matrix.len().is_multiple_of(rows * stride), "a matrix of whole blocks of bands");
+    let blocks = matrix.len() / (rows * stride);
+    let base = matrix.as_mut_ptr();
+    (0..blocks * bands)
+        .map(|i| {
+            // SAFETY: block i / bands starts within the matrix, and band i % bands within its rows; by the assertion all
+            // `rows` rows of the block do. Each (row, column) belongs to exactly one (block, band), so bands are disjoint.
+            let first = unsafe { base.add(i / bands * rows * stride + i % bands * cols) };
+            Band { first, rows, cols, stride, matrix: PhantomData }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn build_fills_every_chunk_at_its_place() {
+        let v = build(1000, 64, |start, part| {
+            for (i, x) in part.iter_mut().enumerate() {
+                *x = (start + i) as f32;
+            }
+        });
+        assert!(v.iter().enumerate().all(|(i, &x)| x == i as f32) && v.len() == 1000);
+        assert!(build(0, 8, |_, _| {}).is_empty());
+    }
+
+    #[test]
+    fn bands_are_disjoint_and_cover_the_matrix() {
+        let mut m = vec![0.0; 2 * 3 * 4 * 5];
+        for (i, mut band) in bands(&mut m, 3, 5, 4).into_iter().enumerate() {
+            for r in 0..band.rows() {
+                band.row_mut(r).iter_mut().for_each(|x| *x += (i + 1) as f32);
+            }
+        }
+        for (at, &x) in m.iter().enumerate() {
+            let (row, column) = (at / 20, at % 20);
+            assert_eq!(x as usize, row / 3 * 4 + column / 5 + 1);
+        }
+    }
+
+    #[test]
+    fn sums_of_chunks_are_those_of_all_rows() {
+        let sum = sum_chunks(3, 5, |i, acc| acc.iter_mut().for_each(|a| *a += i as f32));
+        assert_eq!(sum, [10.0; 3]);
+        assert_eq!(sum_chunks(2, 0, |_, _| {}), [0.0; 2]);
+    }
+}

@@ -1,0 +1,63 @@
+//! Rows of a table by id, and the addition of their gradients in the order of the ids. Knows no positions.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+use super::buffer::{CHUNK, build};
+use super::glue::{View, output, slice};
+use super::simd::add_assign;
+use super::sink::deliver;
+
+pub struct Embedding {
+    /// The ids, each below `v`.
+    pub ids: Vec<u32>,
+    /// Their shape.
+    pub shape: Vec<usize>,
+    pub d: usize,
+}
+
+impl Embedding {
+    /// For a table of `v` rows of `d`; an id that the table has no row for is an error.
+    pub fn new(ids: &Tensor, v: usize, d: usize) -> Result<Self> {
+        let (shape, ids) = (ids.dims().to_vec(), ids.flatten_all()?.to_vec1::<u32>()?);
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= v) {
+            bail!("token id {id} is not below the table's {v} rows");
+        }
+        Ok(Self { ids, shape, d })
+    }
+}
+
+impl CustomOp1 for Embedding {
+    fn name(&self) -> &'static str {
+        "temper-embedding"
+    }
+
+    fn cpu_fwd(&self, table: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (table, d) = (slice(table, layout)?, self.d);
+        let rows = build(self.ids.len() * d, (CHUNK / d).max(1) * d, |start, out| {
+            for (row, &id) in out.chunks_exact_mut(d).zip(&self.ids[start / d..]) {
+                row.copy_from_slice(&table[id as usize * d..(id as usize + 1) * d]);
+            }
+        });
+        let mut shape = self.shape.clone();
+        shape.push(d);
+        output(rows, shape)
+    }
+
+    fn bwd(&self, table: &Tensor, _rows: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let g = g.contiguous()?;
+        let (g, d) = (View::of(&g)?, self.d);
+        // Each task owns some rows of the table and takes their gradients in the order of the ids.
+        let chunk = (8 * CHUNK / d).max(1);
+        let sum = build(table.elem_count(), chunk * d, |start, out| {
+            let first = start / d;
+            let rows = first..first + out.len() / d;
+            for (&id, g) in self.ids.iter().zip(g.chunks_exact(d)) {
+                let id = id as usize;
+                if rows.contains(&id) {
+                    add_assign(&mut out[(id - first) * d..(id - first + 1) * d], g);
+                }
+            }
+        });
+        deliver(table, sum)
+    }
+}

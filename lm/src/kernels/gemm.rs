@@ -1,0 +1,142 @@
+//! Matrix products of slices through the `gemm` crate, bounds checked. Knows no tensors.
+
+use gemm::Parallelism;
+
+use super::buffer::Band;
+
+/// A matrix somewhere in a slice.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Row-major and dense.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// Row-major, `row_stride` elements from row to row.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        let last = if rows * cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
+        assert!(last <= data.len(), "a {rows} x {cols} matrix of row stride {row_stride} in {} elements", data.len());
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The transpose.
+    pub fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            data: self.data,
+        }
+    }
+}
+
+/// Who computes a product.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling thread alone: inside parallel tasks.
+    One,
+    /// The current rayon pool. The result is the same bit for bit.
+    Pool,
+}
+
+/// What becomes of the destination's contents.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Into {
+    Overwrite,
+    Add,
+}
+
+/// `out [a.rows, b.cols] = or += scale * a b`.
+pub fn gemm(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, threads: Threads) {
+    assert!(out.len() >= a.rows * b.cols, "the product fits its destination");
+    // SAFETY: `out` holds a.rows rows of b.cols elements.
+    unsafe { raw(out.as_mut_ptr(), b.cols, into, scale, a, b, threads) }
+}
+
+/// [`gemm`] into a band of a larger matrix, on the calling thread.
+pub fn gemm_band(out: &mut Band, into: Into, scale: f32, a: Mat, b: Mat) {
+    assert!(out.rows() == a.rows && out.cols() == b.cols, "the product has its destination's shape");
+    // SAFETY: a band gives exclusive access to `rows` rows of `cols` elements, `stride` apart.
+    unsafe { raw(out.as_mut_ptr(), out.stride(), into, scale, a, b, Threads::One) }
+}
+
+/// A new `scale * a b`.
+pub fn product(scale: f32, a: Mat, b: Mat) -> Vec<f32> {
+    let len = a.rows * b.cols;
+    let mut out = Vec::with_capacity(len);
+    // SAFETY: the capacity holds the product; `raw` writes all of it without reading when it overwrites.
+    unsafe {
+        raw(out.as_mut_ptr(), b.cols, Into::Overwrite, scale, a, b, Threads::Pool);
+        out.set_len(len);
+    }
+    out
+}
+
+/// # Safety
+/// `out` points to a.rows rows of b.cols elements, `stride` apart, writable and not aliased; initialised if `into` adds.
+unsafe fn raw(out: *mut f32, stride: usize, into: Into, scale: f32, a: Mat, b: Mat, threads: Threads) {
+    assert_eq!(a.cols, b.rows, "inner dimensions of a product");
+    let parallelism = match threads {
+        Threads::Pool if rayon::current_num_threads() > 1 => Parallelism::Rayon(0),
+        _ => Parallelism::None,
+    };
+    let add = into == Into::Add;
+    // SAFETY: `Mat` checked that its elements lie within its slice, the caller vouches for `out`; with `read_dst` false
+    // the destination is only written.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            out,
+            1,
+            stride as isize,
+            add,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            if add { 1.0 } else { 0.0 },
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_transposes_and_bands_are_right() {
+        let a: Vec<f32> = (0..6).map(|i| i as f32).collect(); // 2 x 3
+        let b: Vec<f32> = (0..12).map(|i| i as f32 - 4.0).collect(); // 3 x 4
+        let expected = [8.0, 11.0, 14.0, 17.0, 8.0, 20.0, 32.0, 44.0];
+        assert_eq!(product(1.0, Mat::new(&a, 2, 3), Mat::new(&b, 3, 4)), expected);
+        let transposed = product(1.0, Mat::new(&b, 3, 4).t(), Mat::new(&a, 2, 3).t());
+        assert_eq!(transposed, [8.0, 8.0, 11.0, 20.0, 14.0, 32.0, 17.0, 44.0]);
+        let mut out = expected.to_vec();
+        gemm(&mut out, Into::Add, -1.0, Mat::new(&a, 2, 3), Mat::new(&b, 3, 4), Threads::One);
+        assert_eq!(out, [0.0; 8]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a 2 x 3 matrix")]
+    fn a_matrix_larger_than_its_slice_is_refused() {
+        Mat::new(&[0.0; 5], 2, 3);
+    }
+}

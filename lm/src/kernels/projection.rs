@@ -1,0 +1,254 @@
+//! A linear map with bias and an optional low-rank adapter, on slices of some rows of a batch: the arithmetic that the
+//! transformer block shares among its four maps. Knows no attention and no normalisation.
+
+use std::borrow::Cow;
+
+use candle_core::{Result, Tensor, bail};
+
+use super::buffer::scratch;
+use super::gemm::{self, Into, Mat, Threads};
+use super::glue::{View, expect};
+use super::layer_norm::add_columns;
+use super::simd::multiply;
+use super::sink::deliver_aside;
+use super::{Adapter, Projection};
+
+/// What a projection is made of, kept for the backward pass.
+pub struct Parts {
+    w: Tensor,
+    bias: Tensor,
+    low: Option<LowParts>,
+    pub d_in: usize,
+    pub d_out: usize,
+}
+
+struct LowParts {
+    a: Tensor,
+    b: Tensor,
+    rank: usize,
+    scale: f32,
+    mask: Option<Tensor>,
+}
+
+impl Parts {
+    /// Checks the shapes of a map from `d_in`, applied to `rows` rows.
+    pub fn new(p: &Projection, rows: usize, d_in: usize) -> Result<Self> {
+        let (w_in, d_out) = p.w.dims2()?;
+        if w_in != d_in || d_out == 0 {
+            bail!("a projection {:?} of rows of width {d_in}", p.w.shape());
+        }
+        expect("a projection's bias", p.bias, &[d_out])?;
+        let Some(Adapter { a, b, scale, mask }) = &p.adapter else {
+            return Ok(Self { w: trained(p.w)?, bias: trained(p.bias)?, low: None, d_in, d_out });
+        };
+        let rank = a.dims2()?.0;
+        expect("lora_A", a, &[rank, d_in])?;
+        expect("lora_B", b, &[d_out, rank])?;
+        if let Some(mask) = mask
+            && mask.elem_count() != rows * d_in
+        {
+            bail!("an adapter's dropout mask {:?} for {rows} rows of width {d_in}", mask.shape());
+        }
+        let mask = mask.map(|m| m.detach().contiguous()).transpose()?;
+        let low = LowParts { a: trained(a)?, b: trained(b)?, rank, scale: *scale as f32, mask };
+        let frozen = |t: &Tensor| t.detach().contiguous();
+        Ok(Self { w: frozen(p.w)?, bias: frozen(p.bias)?, low: Some(low), d_in, d_out })
+    }
+
+    /// The tensors that are trained.
+    pub fn trained(&self) -> impl Iterator<Item = &Tensor> {
+        let low = self.low.iter().flat_map(|l| [&l.a, &l.b]);
+        [&self.w, &self.bias].into_iter().chain(low).filter(|t| t.track_op())
+    }
+
+    /// Views of the tensors, to be opened once per pass.
+    pub fn views(&self) -> Result<Views<'_>> {
+        let low = match &self.low {
+            Some(l) => Some((View::of(&l.a)?, View::of(&l.b)?, l.mask.as_ref().map(View::of).transpose()?)),
+            None => None,
+        };
+        Ok(Views { w: View::of(&self.w)?, bias: View::of(&self.bias)?, low, parts: self })
+    }
+}
+
+/// A trainable tensor: a variable, or one that needs no gradient.
+pub fn trained(t: &Tensor) -> Result<Tensor> {
+    if t.track_op() && !t.is_variable() {
+        bail!("a transformer block's weights are variables or constants, not results of other operations");
+    }
+    if t.is_variable() { Ok(t.clone()) } else { t.contiguous() }
+}
+
+type LowViews<'a> = (View<'a>, View<'a>, Option<View<'a>>);
+
+pub struct Views<'a> {
+    w: View<'a>,
+    bias: View<'a>,
+    low: Option<LowViews<'a>>,
+    parts: &'a Parts,
+}
+
+impl Views<'_> {
+    /// What the map computes with. An adapter without dropout becomes part of the weight: w + scale a' b'.
+    pub fn map(&self) -> Map<'_> {
+        let Parts { d_in, d_out, .. } = *self.parts;
+        let mut w: Cow<[f32]> = Cow::Borrowed(&self.w);
+        let mut low = None;
+        if let (Some((a, b, mask)), Some(of)) = (&self.low, &self.parts.low) {
+            low = Some(Low { a, b, rank: of.rank, scale: of.scale, mask: mask.as_deref() });
+            if mask.is_none() {
+                let (a, b) = (Mat::new(a, of.rank, d_in), Mat::new(b, d_out, of.rank));
+                gemm::gemm(w.to_mut(), Into::Add, of.scale, a.t(), b.t(), Threads::Pool);
+            }
+        }
+        Map { w, bias: &self.bias, low, d_in, d_out, trains_bias: self.parts.bias.track_op() }
+    }
+}
+
+struct Low<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    rank: usize,
+    scale: f32,
+    mask: Option<&'a [f32]>,
+}
+
+/// A map ready to run. Rows are given with the number of their first one in the batch, for the dropout mask.
+pub struct Map<'a> {
+    w: Cow<'a, [f32]>,
+    bias: &'a [f32],
+    low: Option<Low<'a>>,
+    d_in: usize,
+    d_out: usize,
+    trains_bias: bool,
+}
+
+impl Map<'_> {
+    /// The map of `x`, new.
+    pub fn apply(&self, x: &[f32], first: usize) -> Vec<f32> {
+        let mut y = self.bias.repeat(x.len() / self.d_in);
+        self.add(&mut y, x, first);
+        y
+    }
+
+    /// `y +=` the map of `x`.
+    pub fn add_to(&self, y: &mut [f32], x: &[f32], first: usize) {
+        for row in y.chunks_exact_mut(self.d_out) {
+            super::simd::add_assign(row, self.bias);
+        }
+        self.add(y, x, first);
+    }
+
+    fn add(&self, y: &mut [f32], x: &[f32], first: usize) {
+        let Self { d_in, d_out, .. } = *self;
+        let n = x.len() / d_in;
+        gemm::gemm(y, Into::Add, 1.0, Mat::new(x, n, d_in), Mat::new(&self.w, d_in, d_out), Threads::One);
+        if let Some(low) = &self.low
+            && let Some(mask) = low.mask
+        {
+            scratch(n * (d_in + low.rank), |buffer| {
+                let (seen, z) = buffer.split_at_mut(n * d_in);
+                multiply(seen, x, &mask[first * d_in..]);
+                let a = Mat::new(low.a, low.rank, d_in);
+                gemm::gemm(z, Into::Overwrite, 1.0, Mat::new(seen, n, d_in), a.t(), Threads::One);
+                let (z, b) = (Mat::new(z, n, low.rank), Mat::new(low.b, d_out, low.rank));
+                gemm::gemm(y, Into::Add, low.scale, z, b.t(), Threads::One);
+            });
+        }
+    }
+
+    /// Elements of the gradients of what is small: bias, A, B'.
+    pub fn small(&self) -> usize {
+        let bias = if self.trains_bias { self.d_out } else { 0 };
+        bias + self.low.as_ref().map_or(0, |l| l.rank * (self.d_in + self.d_out))
+    }
+
+    /// Writes the gradient of the map's input to `dx`.
+    pub fn input_gradient(&self, dx: &mut [f32], g: &[f32], first: usize) {
+        let Self { d_in, d_out, .. } = *self;
+        let n = g.len() / d_out;
+        let g = Mat::new(g, n, d_out);
+        gemm::gemm(dx, Into::Overwrite, 1.0, g, Mat::new(&self.w, d_in, d_out).t(), Threads::One);
+        let Some(Low { a, b, rank, scale, mask: Some(mask) }) = self.low else { return };
+        scratch(n * (rank + d_in), |buffer| {
+            let (dz, seen) = buffer.split_at_mut(n * rank);
+            gemm::gemm(dz, Into::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
+            gemm::gemm(seen, Into::Overwrite, 1.0, Mat::new(dz, n, rank), Mat::new(a, rank, d_in), Threads::One);
+            for ((dx, &s), &m) in dx.iter_mut().zip(&*seen).zip(&mask[first * d_in..]) {
+                *dx += s * m;
+            }
+        });
+    }
+
+    /// Writes the gradients of bias, A and B' to `small`, one after the other.
+    pub fn small_gradients(&self, small: &mut [f32], x: &[f32], g: &[f32], first: usize) {
+        let Self { d_in, d_out, .. } = *self;
+        let n = x.len() / d_in;
+        let (bias, adapter) = small.split_at_mut(if self.trains_bias { d_out } else { 0 });
+        if self.trains_bias {
+            add_columns(bias, g);
+        }
+        let Some(Low { a, b, rank, scale, mask }) = self.low else { return };
+        let g = Mat::new(g, n, d_out);
+        let (da, db) = adapter.split_at_mut(rank * d_in);
+        scratch(n * (2 * rank + d_in), |buffer| {
+            let (z, rest) = buffer.split_at_mut(n * rank);
+            let (dz, seen) = rest.split_at_mut(n * rank);
+            let x = match mask {
+                None => x,
+                Some(mask) => {
+                    multiply(seen, x, &mask[first * d_in..]);
+                    &*seen
+                }
+            };
+            let x = Mat::new(x, n, d_in);
+            gemm::gemm(dz, Into::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
+            gemm::gemm(da, Into::Overwrite, 1.0, Mat::new(dz, n, rank).t(), x, Threads::One);
+            gemm::gemm(z, Into::Overwrite, scale, x, Mat::new(a, rank, d_in).t(), Threads::One);
+            // Transposed, since a product of few rows is quicker than one of few columns.
+            gemm::gemm(db, Into::Overwrite, 1.0, Mat::new(z, n, rank).t(), g, Threads::One);
+        });
+    }
+}
+
+impl Parts {
+    /// Delivers the small gradients, in the layout of [`Map::small_gradients`].
+    pub fn deliver_small(&self, small: &[f32]) -> Result<()> {
+        let (bias, adapter) = small.split_at(if self.bias.track_op() { self.d_out } else { 0 });
+        if self.bias.track_op() {
+            deliver_aside(&self.bias, bias.to_vec())?;
+        }
+        let Some(low) = &self.low else { return Ok(()) };
+        let (da, db) = adapter.split_at(low.rank * self.d_in);
+        if low.a.track_op() {
+            deliver_aside(&low.a, da.to_vec())?;
+        }
+        if low.b.track_op() {
+            let transposed = (0..db.len()).map(|i| db[i % low.rank * self.d_out + i / low.rank]).collect();
+            deliver_aside(&low.b, transposed)?;
+        }
+        Ok(())
+    }
+
+    pub fn trains_weight(&self) -> bool {
+        self.w.track_op()
+    }
+
+    /// Delivers the weight's gradient: the sum of x' g over the chunks (x, g), in their order.
+    pub fn deliver_weight<'c>(&self, chunks: impl Iterator<Item = (&'c [f32], &'c [f32])>) -> Result<()> {
+        if !self.trains_weight() {
+            return Ok(());
+        }
+        let mut dw = Vec::new();
+        for (x, g) in chunks {
+            let n = x.len() / self.d_in;
+            let (x, g) = (Mat::new(x, n, self.d_in), Mat::new(g, n, self.d_out));
+            if dw.is_empty() {
+                dw = gemm::product(1.0, x.t(), g);
+            } else {
+                gemm::gemm(&mut dw, Into::Add, 1.0, x.t(), g, Threads::Pool);
+            }
+        }
+        deliver_aside(&self.w, dw)
+    }
+}

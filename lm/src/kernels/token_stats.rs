@@ -1,0 +1,184 @@
+//! Log-probabilities and entropies from hidden states and the output embedding, a chunk of rows at a time: the logits of
+//! all rows never exist together, and the backward pass computes them again. Knows no sequences.
+//!
+//! With logits l, p = softmax(l), H = -sum p log p: d log p_t / d l = [t] - p and d H / d l = -p (log p + H).
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::buffer::{for_chunks, scratch};
+use super::gemm::{self, Into, Mat, Threads};
+use super::glue::{View, gradient, output, slice};
+use super::simd::{exp, fma, max, simd, sum_map};
+use super::sink::deliver;
+
+/// Logits held at once.
+const LOGITS: usize = 4 << 20;
+
+/// Sizes: `n` rows of `d` columns, a vocabulary of `v`; what each row is asked about.
+pub struct Stats {
+    pub n: usize,
+    pub d: usize,
+    pub v: usize,
+    /// `[n]`, each below v.
+    pub targets: Vec<u32>,
+    /// A token that is impossible in the rows where the flag is set.
+    pub forbidden: Option<(u32, Vec<bool>)>,
+    pub entropy: bool,
+    /// Whether the forward pass also computes d logprob / d hidden: if the embedding is frozen, that saves the backward
+    /// pass from computing the logits again.
+    pub eager: bool,
+    /// What the forward pass found.
+    pub rows: OnceLock<Vec<Row>>,
+    /// d logprob / d hidden `[n, d]`, if computed.
+    pub slopes: OnceLock<Vec<f32>>,
+}
+
+/// What a row's distribution comes to.
+#[derive(Clone, Copy)]
+pub struct Row {
+    logprob: f32,
+    entropy: f32,
+    log_sum_exp: f32,
+}
+
+impl Stats {
+    /// Rows of a chunk: a function of the shape alone.
+    fn chunk(&self) -> usize {
+        (LOGITS / self.v).clamp(64, 4096)
+    }
+
+    /// Computes the logits of rows `start..` into `logits`, -infinity where forbidden.
+    fn logits(&self, logits: &mut [f32], hidden: &[f32], embedding: &[f32], start: usize) {
+        let n = logits.len() / self.v;
+        let hidden = Mat::new(&hidden[start * self.d..], n, self.d);
+        gemm::gemm(logits, Into::Overwrite, 1.0, hidden, Mat::new(embedding, self.v, self.d).t(), Threads::Pool);
+        if let Some((token, rows)) = &self.forbidden {
+            for (row, &forbidden) in logits.chunks_exact_mut(self.v).zip(&rows[start..]) {
+                if forbidden {
+                    row[*token as usize] = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+
+    /// Logits of rows `start..` to their gradient, in place; `g(i)` is that of row i's log-probability and entropy.
+    fn logit_gradients(&self, logits: &mut [f32], found: &[Row], start: usize, g: impl Fn(usize) -> (f32, f32) + Sync) {
+        for_chunks(logits, self.v, |at, logits| {
+            let i = at / self.v;
+            let (g_logprob, g_entropy) = g(start + i);
+            logit_gradient(logits, found[i].log_sum_exp, found[i].entropy, g_logprob, g_entropy);
+            logits[self.targets[start + i] as usize] += g_logprob;
+        });
+    }
+
+    fn row(&self, logits: &[f32], target: u32) -> Row {
+        let m = max(logits);
+        let (sum, weighted) = exp_sums(logits, m, self.entropy);
+        let log_sum_exp = m + sum.ln();
+        // H = log sum - sum (l - m) e^(l - m) / sum
+        let entropy = if self.entropy { sum.ln() - weighted / sum } else { 0.0 };
+        Row { logprob: logits[target as usize] - log_sum_exp, entropy, log_sum_exp }
+    }
+}
+
+simd! {
+    /// The sums of e^(l - m) and, if asked for, of (l - m) e^(l - m).
+    fn exp_sums(logits: &[f32], m: f32, both: bool) -> (f32, f32) {
+        let sum = sum_map(logits, |l| exp::<FMA>(l - m));
+        // A forbidden token's (-infinity) times 0 counts as 0.
+        let weighted = |l: f32| if l - m < -80.0 { 0.0 } else { (l - m) * exp::<FMA>(l - m) };
+        (sum, if both { sum_map(logits, weighted) } else { 0.0 })
+    }
+}
+
+simd! {
+    /// Logits to the gradient of logits, in place, but for the target's own term:
+    /// -p (g_logprob + g_entropy (log p + H)).
+    fn logit_gradient(logits: &mut [f32], log_sum_exp: f32, entropy: f32, g_logprob: f32, g_entropy: f32) {
+        if g_entropy == 0.0 {
+            for l in logits.iter_mut() {
+                *l = -g_logprob * exp::<FMA>(*l - log_sum_exp);
+            }
+        } else {
+            for l in logits.iter_mut() {
+                let logp = *l - log_sum_exp;
+                let p = exp::<FMA>(logp);
+                let term = fma::<FMA>(g_entropy, logp + entropy, g_logprob);
+                *l = if p == 0.0 { 0.0 } else { -p * term };
+            }
+        }
+    }
+}
+
+/// Operands: hidden `[n, d]`, embedding `[v, d]`. Result `[2, n]`: log-probabilities, entropies (0 if not asked for).
+impl CustomOp2 for Stats {
+    fn name(&self) -> &'static str {
+        "temper-token-stats"
+    }
+
+    fn cpu_fwd(&self, h: &CpuStorage, h_l: &Layout, e: &CpuStorage, e_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (h, e) = (slice(h, h_l)?, slice(e, e_l)?);
+        let mut found: Vec<Row> = Vec::with_capacity(self.n);
+        let mut slopes = if self.eager { vec![0.0; self.n * self.d] } else { vec![] };
+        scratch(self.chunk().min(self.n) * self.v, |logits| {
+            for start in (0..self.n).step_by(self.chunk()) {
+                let end = (start + self.chunk()).min(self.n);
+                let logits = &mut logits[..(end - start) * self.v];
+                self.logits(logits, h, e, start);
+                let rows = logits.par_chunks_exact(self.v).zip(&self.targets[start..end]);
+                found.par_extend(rows.map(|(logits, &target)| self.row(logits, target)));
+                if self.eager {
+                    self.logit_gradients(logits, &found[start..], start, |_| (1.0, 0.0));
+                    let slopes = &mut slopes[start * self.d..end * self.d];
+                    let dl = Mat::new(logits, end - start, self.v);
+                    gemm::gemm(slopes, Into::Overwrite, 1.0, dl, Mat::new(e, self.v, self.d), Threads::Pool);
+                }
+            }
+        });
+        if self.eager {
+            self.slopes.get_or_init(|| slopes);
+        }
+        let out = found.iter().map(|r| r.logprob).chain(found.iter().map(|r| r.entropy)).collect();
+        self.rows.get_or_init(|| found);
+        output(out, (2, self.n))
+    }
+
+    fn bwd(&self, h: &Tensor, e: &Tensor, _res: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some(found) = self.rows.get() else { bail!("token statistics' backward pass before their forward pass") };
+        let g = g.contiguous()?;
+        let (h_v, e_v, g_v) = (View::of(h)?, View::of(e)?, View::of(&g)?);
+        let (g_logprob, g_entropy) = g_v.split_at(self.n);
+        let Self { n, d, v, .. } = *self;
+        if let Some(slopes) = self.slopes.get()
+            && g_entropy.iter().all(|&g| g == 0.0)
+        {
+            let mut dh = slopes.clone();
+            dh.chunks_exact_mut(d).zip(g_logprob).for_each(|(row, &g)| row.iter_mut().for_each(|x| *x *= g));
+            return Ok((Some(gradient(dh, h)?), None));
+        }
+        let mut dh = h.track_op().then(|| vec![0.0; n * d]);
+        let mut de = e.track_op().then(|| vec![0.0; v * d]);
+        scratch(self.chunk().min(n) * v, |logits| {
+            for start in (0..n).step_by(self.chunk()) {
+                let end = (start + self.chunk()).min(n);
+                let logits = &mut logits[..(end - start) * v];
+                self.logits(logits, &h_v, &e_v, start);
+                self.logit_gradients(logits, &found[start..], start, |i| (g_logprob[i], g_entropy[i]));
+                let dl = Mat::new(logits, end - start, v);
+                if let Some(dh) = &mut dh {
+                    let dh = &mut dh[start * d..end * d];
+                    gemm::gemm(dh, Into::Overwrite, 1.0, dl, Mat::new(&e_v, v, d), Threads::Pool);
+                }
+                if let Some(de) = &mut de {
+                    let h = Mat::new(&h_v[start * d..], end - start, d);
+                    gemm::gemm(de, Into::Add, 1.0, dl.t(), h, Threads::Pool);
+                }
+            }
+        });
+        let dh = dh.map(|x| gradient(x, h)).transpose()?;
+        Ok((dh, de.map_or(Ok(None), |x| deliver(e, x))?))
+    }
+}

@@ -1,0 +1,47 @@
+//! Language models on candle for the CPU, in f32: GPT-2, LoRA adapters, heads, sampling, tokenizers, optimisers.
+//! Knows no pipeline, no corpus and no learning objective.
+//!
+//! Shapes are written `[batch, time, d]`. A `Batch` is right-padded; flat arrays of response tokens are
+//! `[response_tokens]`, in row order. Nothing here depends on the number of threads.
+
+mod adapter;
+mod batch;
+mod config;
+mod decode;
+mod draws;
+mod error;
+mod gpt2;
+mod head;
+pub mod kernels;
+mod linear;
+mod model;
+pub mod optim;
+mod pick;
+mod random;
+mod sample;
+mod stats;
+mod threads;
+mod tokenizer;
+mod variable;
+mod weights;
+
+pub use adapter::LoraConfig;
+pub use batch::{Batch, Sequence};
+pub use config::{Gpt2Config, InitStd};
+pub use draws::Draws;
+pub use error::{Error, Result};
+pub use head::{Pool, RewardModel, ScalarHead};
+pub use kernels::backward;
+pub use linear::Dropout;
+pub use model::{CausalLm, LmLoss};
+pub use optim::{AdamW, AdamWConfig, Schedule, Shape, StepNorms};
+pub use sample::{SampleOptions, Sampled, sample};
+pub use stats::{StatOptions, TokenStats};
+pub use threads::set_threads;
+pub use tokenizer::Tokenizer;
+pub use variable::Variable;
+pub use weights::WeightType;
+
+/// Raised whenever the same weights, data and seeds give other numbers than before; part of the key of every
+/// stage that trains or samples.
+pub const NUMERICS: u32 = 1;

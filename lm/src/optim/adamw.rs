@@ -1,0 +1,350 @@
+//! AdamW (Loshchilov & Hutter 2019) over named variables, updated in place, with state that can be saved. Knows no model
+//! and no schedule.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, bail};
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::kernels::{glue::View, simd::fma, simd::simd};
+use crate::{Error, Result, Variable};
+
+/// Elements that one task updates. Norms are summed per chunk, in index order, so that they do not depend on threads.
+const CHUNK: usize = 16 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Decoupled: the weight shrinks by `lr * weight_decay`, in variables that decay.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    /// PyTorch's defaults.
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+/// Euclidean norms over all variables of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepNorms {
+    /// Of the gradient, before clipping.
+    pub grad_norm: f64,
+    /// Of the change of the variables, decay included.
+    pub update_norm: f64,
+}
+
+struct Slot {
+    variable: Variable,
+    /// First and second moments of the gradient.
+    m: Vec<f32>,
+    v: Vec<f32>,
+    /// What decay pulls towards, instead of zero.
+    anchor: Option<Tensor>,
+}
+
+/// The optimiser: the variables with their moments, and the number of steps taken.
+pub struct AdamW {
+    config: AdamWConfig,
+    slots: Vec<Slot>,
+    steps: u64,
+}
+
+impl AdamW {
+    /// An optimiser at step 0. Names must be unique; variables f32 on the CPU.
+    pub fn new(variables: Vec<Variable>, config: AdamWConfig) -> Result<Self> {
+        let mut seen = std::collections::HashSet::new();
+        for v in &variables {
+            if !seen.insert(v.name.clone()) {
+                return Err(Error::input(format!("two variables have the name {}", v.name)));
+            }
+            View::of(v.var.as_tensor())?;
+        }
+        let slots = variables
+            .into_iter()
+            .map(|variable| {
+                let n = variable.var.elem_count();
+                Slot { variable, m: vec![0.0; n], v: vec![0.0; n], anchor: None }
+            })
+            .collect();
+        Ok(Self { config, slots, steps: 0 })
+    }
+
+    /// Lets weight decay pull towards `reference(name)` instead of zero: towards the reference policy, in full training.
+    pub fn decay_towards(&mut self, mut reference: impl FnMut(&str) -> Option<Tensor>) -> Result<()> {
+        for slot in &mut self.slots {
+            let name = &slot.variable.name;
+            slot.anchor = match reference(name) {
+                Some(anchor) if anchor.shape() == slot.variable.var.shape() => Some(anchor.detach().contiguous()?),
+                Some(anchor) => {
+                    let (is, wanted) = (anchor.dims(), slot.variable.var.dims());
+                    return Err(Error::input(format!("the reference of {name} has shape {is:?}, expected {wanted:?}")));
+                }
+                None => None,
+            };
+        }
+        Ok(())
+    }
+
+    /// Steps taken so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    pub fn config(&self) -> &AdamWConfig {
+        &self.config
+    }
+
+    /// One step with the learning rate `lr`. With `clip`, the gradient is first scaled to that norm if it is longer (as
+    /// PyTorch's `clip_grad_norm_`).
+    ///
+    /// Errors, before anything changes: a variable without gradient; a gradient that is not finite.
+    pub fn step(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepNorms> {
+        let mut square = 0.0;
+        let mut gradients = Vec::with_capacity(self.slots.len());
+        for Slot { variable, .. } in &self.slots {
+            let name = &variable.name;
+            let Some(grad) = grads.get(variable.var.as_tensor()) else {
+                return Err(Error::input(format!("variable {name} has no gradient: the loss does not depend on it")));
+            };
+            let grad = grad.contiguous()?;
+            let own = sum_squares(&View::of(&grad)?);
+            if !own.is_finite() {
+                return Err(Error::NonFinite { what: format!("the gradient of {name}") });
+            }
+            square += own;
+            gradients.push(grad);
+        }
+        let grad_norm = square.sqrt();
+        let step = self.steps + 1;
+        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+        let power = i32::try_from(step).unwrap_or(i32::MAX);
+        let bias1 = 1.0 - beta1.powi(power);
+        let bias2 = 1.0 - beta2.powi(power);
+        let mut update = 0.0;
+        for (slot, grad) in self.slots.iter_mut().zip(&gradients) {
+            let Slot { variable, m, v, anchor } = slot;
+            let rule = Rule {
+                clip: clip.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0)) as f32,
+                beta1: beta1 as f32,
+                beta2: beta2 as f32,
+                fresh1: (1.0 - beta1) as f32,
+                fresh2: (1.0 - beta2) as f32,
+                rate: (lr / bias1) as f32,
+                root: (1.0 / bias2.sqrt()) as f32,
+                eps: eps as f32,
+                decay: if variable.decays { (lr * weight_decay) as f32 } else { 0.0 },
+            };
+            let grad = View::of(grad)?;
+            let anchor = anchor.as_ref().map(View::of).transpose()?;
+            let op = Update {
+                rule,
+                grad: &grad,
+                anchor: anchor.as_deref(),
+                state: std::cell::RefCell::new((m, v)),
+                square: std::cell::Cell::new(0.0),
+            };
+            variable.var.inplace_op1(&op)?;
+            update += op.square.get();
+        }
+        self.steps = step;
+        Ok(StepNorms { grad_norm, update_norm: update.sqrt() })
+    }
+
+    /// Writes moments and step count as safetensors: `m.NAME`, `v.NAME`, and `step` in the metadata.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let bytes = |x: &[f32]| x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let mut data = Vec::with_capacity(2 * self.slots.len());
+        for slot in &self.slots {
+            let (name, shape) = (&slot.variable.name, slot.variable.var.dims().to_vec());
+            data.push((format!("m.{name}"), shape.clone(), bytes(&slot.m)));
+            data.push((format!("v.{name}"), shape, bytes(&slot.v)));
+        }
+        let views: Vec<(&String, TensorView)> = data
+            .iter()
+            .map(|(name, shape, bytes)| {
+                Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(odd(path))?))
+            })
+            .collect::<Result<_>>()?;
+        let step = HashMap::from([("step".to_owned(), self.steps.to_string())]);
+        let bytes = safetensors::serialize(views, Some(step)).map_err(odd(path))?;
+        std::fs::write(path, bytes).map_err(Error::io(path))
+    }
+
+    /// Takes over what [`AdamW::save`] wrote for the same variables. On an error nothing has changed.
+    pub fn load(&mut self, path: &Path) -> Result<()> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(odd(path))?;
+        let steps = header.metadata().as_ref().and_then(|m| m.get("step")?.parse::<u64>().ok());
+        let steps = steps.ok_or_else(|| Error::model(path, "no step count: this is not an optimiser's state"))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(odd(path))?;
+        if file.len() != 2 * self.slots.len() {
+            let (is, wanted) = (file.len(), 2 * self.slots.len());
+            return Err(Error::model(path, format!("holds {is} tensors, expected {wanted}: the model is another one")));
+        }
+        let moment = |kind: &str, variable: &Variable| -> Result<Vec<f32>> {
+            let name = format!("{kind}.{}", variable.name);
+            let t = file.tensor(&name).map_err(|_| Error::model(path, format!("tensor {name} is missing")))?;
+            if t.dtype() != Dtype::F32 || t.shape() != variable.var.dims() {
+                let (is, wanted) = (t.shape(), variable.var.dims());
+                return Err(Error::model(path, format!("{name} is {:?} {is:?}, expected F32 {wanted:?}", t.dtype())));
+            }
+            let (values, _) = t.data().as_chunks::<4>();
+            Ok(values.iter().map(|&b| f32::from_le_bytes(b)).collect())
+        };
+        let moments = self
+            .slots
+            .iter()
+            .map(|s| Ok((moment("m", &s.variable)?, moment("v", &s.variable)?)))
+            .collect::<Result<Vec<_>>>()?;
+        for (slot, (m, v)) in self.slots.iter_mut().zip(moments) {
+            (slot.m, slot.v) = (m, v);
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+fn odd(path: &Path) -> impl Fn(safetensors::SafeTensorError) -> Error + '_ {
+    move |e| Error::model(path, format!("not a valid safetensors file: {e}"))
+}
+
+fn sum_squares(x: &[f32]) -> f64 {
+    let parts: Vec<f64> = x.par_chunks(CHUNK).map(squares).collect();
+    parts.iter().sum()
+}
+
+simd! {
+    fn squares(x: &[f32]) -> f64 {
+        let mut acc = [0f64; 16];
+        let (chunks, rest) = x.as_chunks::<16>();
+        for c in chunks {
+            for i in 0..16 {
+                acc[i] += f64::from(c[i]) * f64::from(c[i]);
+            }
+        }
+        for (a, &v) in acc.iter_mut().zip(rest) {
+            *a += f64::from(v) * f64::from(v);
+        }
+        acc.iter().sum()
+    }
+}
+
+/// The numbers of one step.
+#[derive(Clone, Copy)]
+struct Rule {
+    clip: f32,
+    beta1: f32,
+    beta2: f32,
+    /// 1 - beta1, 1 - beta2, rounded once.
+    fresh1: f32,
+    fresh2: f32,
+    /// lr / (1 - beta1^t)
+    rate: f32,
+    /// 1 / sqrt(1 - beta2^t)
+    root: f32,
+    eps: f32,
+    /// lr * weight_decay, or 0
+    decay: f32,
+}
+
+/// Updates one variable where it lies.
+struct Update<'a> {
+    rule: Rule,
+    grad: &'a [f32],
+    anchor: Option<&'a [f32]>,
+    state: std::cell::RefCell<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
+    /// Receives the squared norm of the change.
+    square: std::cell::Cell<f64>,
+}
+
+impl InplaceOp1 for Update<'_> {
+    fn name(&self) -> &'static str {
+        "temper-adamw"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (CpuStorage::F32(p), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            bail!("variables are contiguous f32 tensors");
+        };
+        let p = &mut p[start..end];
+        let (m, v) = &mut *self.state.borrow_mut();
+        if p.len() != self.grad.len() {
+            bail!("a gradient of {} elements for a variable of {}", self.grad.len(), p.len());
+        }
+        let Self { rule, grad, anchor, .. } = *self;
+        let parts: Vec<f64> = p
+            .par_chunks_mut(CHUNK)
+            .zip(m.par_chunks_mut(CHUNK))
+            .zip(v.par_chunks_mut(CHUNK))
+            .enumerate()
+            .map(|(i, ((p, m), v))| {
+                let part = i * CHUNK..i * CHUNK + p.len();
+                let anchor = anchor.map(|a| &a[part.clone()]);
+                update(p, m, v, &grad[part], anchor, rule)
+            })
+            .collect();
+        self.square.set(parts.iter().sum());
+        Ok(())
+    }
+}
+
+fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], anchor: Option<&[f32]>, rule: Rule) -> f64 {
+    let mut change = [0f32; 1024];
+    let mut square = 0.0;
+    for start in (0..p.len()).step_by(change.len()) {
+        let part = start..(start + change.len()).min(p.len());
+        let change = &mut change[..part.len()];
+        moments(change, &mut m[part.clone()], &mut v[part.clone()], &g[part.clone()], rule);
+        let p = &mut p[part.clone()];
+        if rule.decay != 0.0 {
+            match anchor {
+                None => shrink(change, p, rule.decay),
+                Some(anchor) => pull(change, p, &anchor[part], rule.decay),
+            }
+        }
+        crate::kernels::simd::add_assign(p, change);
+        square += squares(change);
+    }
+    square
+}
+
+simd! {
+    /// Moves the moments on and writes the change that they ask for.
+    fn moments(change: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], rule: Rule) {
+        for (((c, m), v), &g) in change.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(g) {
+            let g = g * rule.clip;
+            *m = fma::<FMA>(rule.beta1, *m, rule.fresh1 * g);
+            *v = fma::<FMA>(rule.beta2, *v, rule.fresh2 * g * g);
+            *c = -rule.rate * *m / fma::<FMA>(v.sqrt(), rule.root, rule.eps);
+        }
+    }
+}
+
+simd! {
+    fn shrink(change: &mut [f32], p: &[f32], decay: f32) {
+        for (c, &p) in change.iter_mut().zip(p) {
+            *c -= decay * p;
+        }
+    }
+}
+
+simd! {
+    fn pull(change: &mut [f32], p: &[f32], anchor: &[f32], decay: f32) {
+        for ((c, &p), &a) in change.iter_mut().zip(p).zip(anchor) {
+            *c -= decay * (p - a);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "adamw_tests.rs"]
+mod tests;

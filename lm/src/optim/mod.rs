@@ -1,0 +1,7 @@
+//! Optimisation: AdamW with checkpointable state, learning-rate schedules. Knows no model.
+
+mod adamw;
+mod schedule;
+
+pub use adamw::{AdamW, AdamWConfig, StepNorms};
+pub use schedule::{Schedule, Shape};

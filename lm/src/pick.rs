@@ -1,0 +1,189 @@
+//! One token from one row of logits and one uniform number; knows no model.
+
+use crate::SampleOptions;
+use crate::kernels::simd::{exp, max, simd};
+
+/// Draws tokens; holds buffers only.
+pub(crate) struct Picker<'a> {
+    o: &'a SampleOptions,
+    /// e^(l - max) of each token.
+    weights: Vec<f32>,
+    /// The same at the temperature asked for.
+    tempered: Vec<f32>,
+    order: Vec<u32>,
+}
+
+impl<'a> Picker<'a> {
+    pub fn new(o: &'a SampleOptions) -> Self {
+        Self { o, weights: vec![], tempered: vec![], order: vec![] }
+    }
+
+    /// The token at `step` of a response for the uniform `u` in [0, 1), and its log-probability at temperature 1 with
+    /// EOS masked before the minimum. `None` if the logits are no distribution. Masks `logits` in place.
+    ///
+    /// Sums run in f64 in a fixed order: that of ids, or with top-p that of falling probability, ties by id.
+    pub fn pick(&mut self, logits: &mut [f32], step: usize, u: f64) -> Option<(u32, f32)> {
+        let o = self.o;
+        if step < o.min_new_tokens {
+            logits[o.eos as usize] = f32::NEG_INFINITY;
+        }
+        let m = greatest(logits);
+        self.weights.resize(logits.len(), 0.0);
+        exponentials(&mut self.weights, logits, m, 1.0);
+        let total: f64 = self.weights.iter().map(|&w| f64::from(w)).sum();
+        // The greatest logit has weight 1; a NaN or an infinity anywhere spoils the sum.
+        if !(total.is_finite() && total >= 1.0) {
+            return None;
+        }
+        let id = if o.greedy {
+            logits.iter().position(|&l| l == m)?
+        } else {
+            let weights = if o.temperature == 1.0 {
+                &self.weights
+            } else {
+                self.tempered.resize(logits.len(), 0.0);
+                exponentials(&mut self.tempered, logits, m, (1.0 / o.temperature) as f32);
+                &self.tempered
+            };
+            if o.top_p < 1.0 { nucleus(weights, o.top_p, u, &mut self.order) } else { by_id(weights, u)? }
+        };
+        let logprob = f64::from(logits[id] - m) - total.ln();
+        Some((id as u32, logprob as f32))
+    }
+}
+
+/// The first token whose cumulated weight exceeds `u` of the whole.
+fn by_id(weights: &[f32], u: f64) -> Option<usize> {
+    let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+    let target = u * total;
+    let mut sum = 0.0;
+    for (id, &w) in weights.iter().enumerate() {
+        sum += f64::from(w);
+        if sum > target {
+            return Some(id);
+        }
+    }
+    // u total may round up to total: then it is the last token that can be drawn at all.
+    weights.iter().rposition(|&w| w > 0.0)
+}
+
+/// The same among the fewest most probable tokens that together reach `top_p`.
+fn nucleus(weights: &[f32], top_p: f64, u: f64, order: &mut Vec<u32>) -> usize {
+    order.clear();
+    order.extend(0..weights.len() as u32);
+    let weight = |id: u32| weights[id as usize];
+    order.sort_unstable_by(|&a, &b| weight(b).total_cmp(&weight(a)).then(a.cmp(&b)));
+    let total: f64 = order.iter().map(|&id| f64::from(weight(id))).sum();
+    let mut kept = 0.0;
+    let mut n = 0;
+    while n < order.len() && (n == 0 || kept < top_p * total) {
+        kept += f64::from(weight(order[n]));
+        n += 1;
+    }
+    let target = u * kept;
+    let mut sum = 0.0;
+    for &id in &order[..n] {
+        sum += f64::from(weight(id));
+        if sum > target {
+            return id as usize;
+        }
+    }
+    order[n - 1] as usize
+}
+
+simd! {
+    fn greatest(x: &[f32]) -> f32 {
+        max(x)
+    }
+}
+
+simd! {
+    /// `out = e^((x - m) scale)`.
+    fn exponentials(out: &mut [f32], x: &[f32], m: f32, scale: f32) {
+        for (o, &x) in out.iter_mut().zip(x) {
+            *o = exp::<FMA>((x - m) * scale);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> SampleOptions {
+        SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 0, max_new_tokens: 9, eos: 0, greedy: false }
+    }
+
+    /// Logits of the probabilities 0.1, 0.4, 0.2, 0.3.
+    fn logits() -> Vec<f32> {
+        [0.1f32, 0.4, 0.2, 0.3].iter().map(|p| p.ln() + 5.0).collect()
+    }
+
+    fn pick(o: &SampleOptions, step: usize, u: f64) -> (u32, f32) {
+        Picker::new(o).pick(&mut logits(), step, u).unwrap()
+    }
+
+    #[test]
+    fn a_uniform_number_is_inverted_in_the_order_of_ids() {
+        let o = options();
+        for (u, id) in [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.69, 2), (0.71, 3), (0.999_999_999, 3)]
+        {
+            let (got, logprob) = pick(&o, 0, u);
+            assert_eq!(got, id, "at {u}");
+            assert!((logprob - [0.1f32, 0.4, 0.2, 0.3][id as usize].ln()).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn eos_is_impossible_before_the_minimum_and_the_rest_renormalised() {
+        let o = SampleOptions { min_new_tokens: 2, ..options() };
+        let (id, logprob) = pick(&o, 1, 0.0);
+        assert_eq!(id, 1);
+        assert!((logprob - (0.4f32 / 0.9).ln()).abs() < 1e-6);
+        assert_eq!(pick(&o, 2, 0.0).0, 0);
+        let greedy = SampleOptions { greedy: true, eos: 1, min_new_tokens: 1, ..options() };
+        assert_eq!((pick(&greedy, 0, 0.9).0, pick(&greedy, 1, 0.9).0), (3, 1));
+    }
+
+    #[test]
+    fn top_p_keeps_the_fewest_tokens_and_reports_untempered_probabilities() {
+        let o = SampleOptions { top_p: 0.65, ..options() };
+        for i in 0..100 {
+            let (id, logprob) = pick(&o, 0, f64::from(i) / 100.0);
+            assert_eq!(
+                id,
+                if i < 57 {
+                    1
+                } else if i > 57 {
+                    3
+                } else {
+                    id
+                }
+            );
+            assert!((logprob - if id == 1 { 0.4f32.ln() } else { 0.3f32.ln() }).abs() < 1e-6);
+        }
+        assert_eq!(pick(&SampleOptions { top_p: 1e-9, ..options() }, 0, 0.99).0, 1);
+    }
+
+    #[test]
+    fn temperature_sharpens_the_draw_but_not_the_log_probability() {
+        let o = SampleOptions { temperature: 0.5, ..options() };
+        // Squares: 0.01, 0.16, 0.04, 0.09 of 0.3.
+        for (u, id) in [(0.03, 0), (0.04, 1), (0.56, 1), (0.57, 2), (0.69, 2), (0.71, 3)] {
+            let (got, logprob) = pick(&o, 0, u);
+            assert_eq!(got, id, "at {u}");
+            assert!((logprob - [0.1f32, 0.4, 0.2, 0.3][id as usize].ln()).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn logits_that_are_no_distribution_are_refused() {
+        let o = options();
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut logits = logits();
+            logits[2] = bad;
+            assert_eq!(Picker::new(&o).pick(&mut logits, 0, 0.5), None);
+        }
+        assert_eq!(Picker::new(&o).pick(&mut [f32::NEG_INFINITY; 3], 0, 0.5), None);
+    }
+}

@@ -1,0 +1,189 @@
+//! Sampling responses from a model; knows no text and no rewards.
+
+use rayon::prelude::*;
+
+use crate::decode::{Cache, Decoder, Export, Work};
+use crate::kernels::gemm::Threads;
+use crate::pick::Picker;
+use crate::{CausalLm, Draws, Error, Result};
+
+/// How to draw.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SampleOptions {
+    /// Logits are divided by it before drawing; above 0.
+    pub temperature: f64,
+    /// Only the most probable tokens that together reach this probability are drawn; in (0, 1], 1 is off.
+    pub top_p: f64,
+    /// The first that many tokens cannot be EOS.
+    pub min_new_tokens: usize,
+    pub max_new_tokens: usize,
+    pub eos: u32,
+    /// Take the most probable token (the smallest id among equals) instead of drawing.
+    pub greedy: bool,
+}
+
+/// One response.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// With EOS if it was sampled.
+    pub ids: Vec<u32>,
+    /// log p of each id at temperature 1 over the whole vocabulary, EOS masked before the minimum, in nats.
+    pub logprobs: Vec<f32>,
+    /// Whether EOS was sampled.
+    pub ended: bool,
+}
+
+/// Draws one response a prompt. The token at position t of the response to prompt i is a function of
+/// `draws.uniform(rows[i], t)` and the distribution there, so that neither the batch nor the number of threads matter;
+/// another batch may change the distribution by floating noise. Errors: an empty prompt, ids above the vocabulary, a
+/// prompt that leaves no room for `max_new_tokens` in the model's window, logits that are not finite.
+pub fn sample(
+    lm: &CausalLm,
+    prompts: &[&[u32]],
+    o: &SampleOptions,
+    draws: &Draws,
+    rows: &[u64],
+) -> Result<Vec<Sampled>> {
+    check(lm, prompts, o, rows)?;
+    if o.max_new_tokens == 0 {
+        return Ok(prompts.iter().map(|_| Sampled { ids: vec![], logprobs: vec![], ended: false }).collect());
+    }
+    let merged = lm.merged()?;
+    let export = Export::of(merged.weights())?;
+    let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + o.max_new_tokens;
+    let plan = Plan::of(lm, longest);
+    let decoder = Decoder::new(&export, plan.threads);
+    let group = |(prompts, rows): (&[&[u32]], &[u64])| generate(&decoder, prompts, o, draws, rows, plan.prefill_tokens);
+    let groups: Vec<Vec<Sampled>> = match plan.threads {
+        Threads::One => {
+            prompts.par_chunks(plan.rows).zip(rows.par_chunks(plan.rows)).map(group).collect::<Result<_>>()?
+        }
+        Threads::Pool => prompts.chunks(plan.rows).zip(rows.chunks(plan.rows)).map(group).collect::<Result<_>>()?,
+    };
+    Ok(groups.into_iter().flatten().collect())
+}
+
+fn check(lm: &CausalLm, prompts: &[&[u32]], o: &SampleOptions, rows: &[u64]) -> Result<()> {
+    let config = lm.config();
+    let bad = |what: String| Err(Error::input(what));
+    if rows.len() != prompts.len() {
+        return bad(format!("{} prompts and {} row numbers to sample for", prompts.len(), rows.len()));
+    }
+    if !(o.temperature > 0.0 && o.temperature.is_finite()) {
+        return bad(format!("temperature {}; expected a positive number", o.temperature));
+    }
+    if !(o.top_p > 0.0 && o.top_p <= 1.0) {
+        return bad(format!("top_p {}; expected above 0 and at most 1", o.top_p));
+    }
+    if o.eos as usize >= config.vocab_size {
+        return bad(format!("EOS id {} is not below the model's vocabulary of {}", o.eos, config.vocab_size));
+    }
+    if config.vocab_size < 2 {
+        return bad("a vocabulary of one token has nothing but EOS to sample".to_owned());
+    }
+    for (i, prompt) in prompts.iter().enumerate() {
+        if prompt.is_empty() {
+            return bad(format!("prompt {i} is empty"));
+        }
+        if let Some(id) = prompt.iter().find(|&&id| id as usize >= config.vocab_size) {
+            return bad(format!("prompt {i} holds id {id}; the model's vocabulary is {}", config.vocab_size));
+        }
+        let needed = prompt.len().saturating_add(o.max_new_tokens);
+        if needed > config.n_positions {
+            let (n, new, positions) = (prompt.len(), o.max_new_tokens, config.n_positions);
+            return bad(format!("prompt {i} of {n} tokens and {new} new ones; the model has {positions} positions"));
+        }
+    }
+    Ok(())
+}
+
+/// How rows are grouped: a function of shapes alone, so that thread counts change nothing.
+struct Plan {
+    /// Sequences decoded together.
+    rows: usize,
+    /// Prompt tokens read together.
+    prefill_tokens: usize,
+    threads: Threads,
+}
+
+impl Plan {
+    fn of(lm: &CausalLm, positions: usize) -> Self {
+        /// A layer that leaves room for its activations in a core's second-level cache.
+        const SMALL_LAYER: usize = 2 << 20;
+        const CACHE_BYTES: usize = 512 << 20;
+        let config = lm.config();
+        let d = config.n_embd;
+        let layer_bytes = 4 * (4 * d * d + 2 * d * config.inner());
+        if layer_bytes <= SMALL_LAYER {
+            // Each thread takes whole groups: no step ever waits for another thread.
+            return Self { rows: 32, prefill_tokens: 512, threads: Threads::One };
+        }
+        let row_bytes = 8 * d * config.n_layer * positions;
+        Self { rows: (CACHE_BYTES / row_bytes.max(1)).clamp(8, 64), prefill_tokens: 2048, threads: Threads::Pool }
+    }
+}
+
+/// A sequence that has not ended.
+struct Live {
+    /// Its place in the group.
+    at: usize,
+    /// Its number for the draws.
+    row: u64,
+    cache: Cache,
+}
+
+fn generate(
+    decoder: &Decoder,
+    prompts: &[&[u32]],
+    o: &SampleOptions,
+    draws: &Draws,
+    rows: &[u64],
+    prefill_tokens: usize,
+) -> Result<Vec<Sampled>> {
+    let mut live: Vec<Live> = prompts
+        .iter()
+        .zip(rows)
+        .enumerate()
+        .map(|(at, (prompt, &row))| Live { at, row, cache: decoder.cache(prompt.len() + o.max_new_tokens) })
+        .collect();
+    let (mut work, mut states, mut logits) = (Work::default(), Vec::new(), Vec::new());
+    let mut start = 0;
+    while start < prompts.len() {
+        let mut end = start + 1;
+        let mut tokens = prompts[start].len();
+        while end < prompts.len() && tokens + prompts[end].len() <= prefill_tokens {
+            tokens += prompts[end].len();
+            end += 1;
+        }
+        let mut caches: Vec<&mut Cache> = live[start..end].iter_mut().map(|l| &mut l.cache).collect();
+        decoder.prefill(&mut caches, &prompts[start..end], &mut work, &mut states);
+        start = end;
+    }
+
+    let mut out = vec![Sampled { ids: vec![], logprobs: vec![], ended: false }; prompts.len()];
+    let mut picker = Picker::new(o);
+    let mut tokens = Vec::with_capacity(prompts.len());
+    for step in 0..o.max_new_tokens {
+        tokens.clear();
+        for (live, logits) in live.iter().zip(decoder.logits(&mut logits, &states, &mut work)) {
+            let u = draws.uniform(live.row, step as u32);
+            let (id, logprob) = picker.pick(logits, step, u).ok_or_else(|| Error::NonFinite {
+                what: format!("the distribution of token {step} of the response in row {}", live.row),
+            })?;
+            let sampled = &mut out[live.at];
+            sampled.ids.push(id);
+            sampled.logprobs.push(logprob);
+            sampled.ended = id == o.eos;
+            tokens.push(id);
+        }
+        let mut ids = tokens.iter();
+        live.retain(|_| ids.next().is_some_and(|&id| id != o.eos));
+        tokens.retain(|&id| id != o.eos);
+        if live.is_empty() || step + 1 == o.max_new_tokens {
+            break;
+        }
+        let mut caches: Vec<&mut Cache> = live.iter_mut().map(|l| &mut l.cache).collect();
+        decoder.step(&mut caches, &tokens, &mut work, &mut states);
+    }
+    Ok(out)
+}

@@ -1,0 +1,52 @@
+//! Log-probabilities and entropies of response tokens from hidden states; knows no model but its output embedding.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{Batch, Error, Result, kernels};
+
+/// How the distribution over the next token is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatOptions {
+    /// The first that many tokens of a response cannot be EOS: its probability is 0 there, the rest renormalised.
+    pub min_new_tokens: usize,
+    pub eos: u32,
+    /// Whether to compute the entropy too.
+    pub entropy: bool,
+}
+
+/// Figures of the response tokens, flat `[response_tokens]`, in nats.
+#[derive(Debug, Clone)]
+pub struct TokenStats {
+    /// log p(token | what came before).
+    pub logprob: Tensor,
+    /// The entropy of the distribution the token was drawn from.
+    pub entropy: Option<Tensor>,
+}
+
+/// `hidden` `[n, d]` predicts `targets`; `forbidden.1[i]` says that the token `forbidden.0` is impossible in row i.
+pub(crate) fn token_stats(
+    hidden: &Tensor,
+    wte: &Tensor,
+    targets: &[u32],
+    forbidden: Option<(u32, &[bool])>,
+    entropy: bool,
+) -> Result<TokenStats> {
+    if targets.is_empty() {
+        let none = Tensor::zeros(0, DType::F32, &Device::Cpu)?;
+        return Ok(TokenStats { entropy: entropy.then(|| none.clone()), logprob: none });
+    }
+    if let Some((token, _)) = forbidden
+        && token as usize >= wte.dim(0)?
+    {
+        return Err(Error::input(format!("EOS id {token} is not below the model's vocabulary of {}", wte.dim(0)?)));
+    }
+    // Rows without a mask take the kernel's plain path.
+    let forbidden = forbidden.filter(|(_, rows)| rows.contains(&true));
+    let stats = kernels::token_stats(hidden, wte, &kernels::StatRows { targets, forbidden }, entropy)?;
+    Ok(TokenStats { logprob: stats.logprob, entropy: stats.entropy })
+}
+
+/// For each response token of the batch, whether EOS is impossible there.
+pub(crate) fn before_minimum(batch: &Batch, min_new_tokens: usize) -> Vec<bool> {
+    batch.row_ranges().iter().flat_map(|range| (0..range.len()).map(|t| t < min_new_tokens)).collect()
+}

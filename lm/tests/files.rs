@@ -1,0 +1,246 @@
+//! Models and adapters on disk.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use common::*;
+use lm::{Batch, CausalLm, Error, LoraConfig, ScalarHead, WeightType};
+
+const LORA: LoraConfig = LoraConfig { r: 3, alpha: 6.0, dropout: 0.1 };
+
+fn hidden(lm: &CausalLm) -> Vec<f32> {
+    let rows = sequences();
+    let batch = Batch::new(&refs(&rows)).unwrap();
+    let hidden = lm.hidden(&batch, None).unwrap();
+    floats(&lm.predicting(&hidden, &batch).unwrap())
+}
+
+fn adapted(base: &CausalLm) -> CausalLm {
+    let lm = base.with_adapter(&LORA, &mut rng(50)).unwrap();
+    shake(&lm.variables(), 0.2, 51);
+    lm
+}
+
+fn bytes(folder: &Path, file: &str) -> Vec<u8> {
+    fs::read(folder.join(file)).unwrap()
+}
+
+#[test]
+fn a_model_survives_its_folder_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+    let lm = model(tiny_config(), 1);
+    for dtype in [WeightType::F32, WeightType::F16] {
+        lm.save(&a, dtype).unwrap();
+        let again = CausalLm::load(&a).unwrap();
+        again.save(&b, dtype).unwrap();
+        assert_eq!(again.config(), lm.config());
+        assert!(again.variables().is_empty(), "a loaded model is frozen");
+        for file in ["config.json", "model.safetensors"] {
+            assert_eq!(bytes(&a, file), bytes(&b, file), "{file}");
+        }
+        if dtype == WeightType::F32 {
+            assert_eq!(hidden(&lm), hidden(&again));
+        } else {
+            assert_close(&hidden(&lm), &hidden(&again), 1e-2);
+        }
+    }
+}
+
+#[test]
+fn the_folder_is_hugging_faces() {
+    let folder = tempfile::tempdir().unwrap();
+    model(tiny_config(), 2).save(folder.path(), WeightType::F32).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&bytes(folder.path(), "config.json")).unwrap();
+    assert_eq!(config["architectures"][0], "GPT2LMHeadModel");
+    assert_eq!((&config["n_embd"], &config["eos_token_id"]), (&12.into(), &0.into()));
+    let file = bytes(folder.path(), "model.safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    assert_eq!(tensors.tensor("transformer.h.1.attn.c_attn.weight").unwrap().shape(), [12, 36]);
+    assert_eq!(tensors.tensor("transformer.h.0.mlp.c_proj.bias").unwrap().shape(), [12]);
+    assert_eq!(tensors.len(), 2 + 2 * 12 + 2);
+}
+
+/// Writes the model's tensors under other names and types, as other tools do.
+fn rewrite(lm: &CausalLm, folder: &Path, dtype: DType, rename: impl Fn(&str) -> Option<String>) {
+    lm.save(folder, WeightType::F32).unwrap();
+    let tensors: std::collections::HashMap<String, Tensor> = lm
+        .variables()
+        .iter()
+        .filter_map(|v| Some((rename(&v.name)?, v.var.as_detached_tensor().to_dtype(dtype).unwrap())))
+        .collect();
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+}
+
+#[test]
+fn names_without_prefix_and_half_precision_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let lm = model(tiny_config(), 3);
+    for (dtype, tolerance) in [(DType::F32, 0.0), (DType::F16, 1e-2), (DType::BF16, 1e-1)] {
+        for prefix in ["", "transformer."] {
+            rewrite(&lm, folder.path(), dtype, |name| Some(name.replace("transformer.", prefix)));
+            assert_close(&hidden(&CausalLm::load(folder.path()).unwrap()), &hidden(&lm), tolerance);
+        }
+    }
+}
+
+#[track_caller]
+fn assert_bad(result: lm::Result<CausalLm>, parts: &[&str]) {
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::BadModel { .. }), "{error:?}");
+    for part in parts {
+        assert!(error.to_string().contains(part), "`{error}` does not say `{part}`");
+    }
+}
+
+#[test]
+fn a_broken_folder_is_refused_with_file_tensor_and_shapes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let lm = model(tiny_config(), 4);
+    let load = || CausalLm::load(path);
+
+    rewrite(&lm, path, DType::F32, |name| (!name.contains("h.1.mlp.c_fc.bias")).then(|| name.to_owned()));
+    assert_bad(load(), &["model.safetensors", "transformer.h.1.mlp.c_fc.bias", "missing", "[48]"]);
+
+    rewrite(&lm, path, DType::F32, |name| Some(name.to_owned()));
+    let text = fs::read_to_string(path.join("config.json")).unwrap();
+    let config = |from: &str, to: &str| fs::write(path.join("config.json"), text.replace(from, to)).unwrap();
+    config("\"n_positions\": 24", "\"n_positions\": 25");
+    assert_bad(load(), &["model.safetensors", "transformer.wpe.weight", "[24, 12]", "[25, 12]"]);
+    config("\"n_head\": 3", "\"n_head\": 5");
+    assert_bad(load(), &["config.json", "n_embd 12", "n_head 5"]);
+    config("\"gelu_new\"", "\"relu\"");
+    assert_bad(load(), &["config.json", "relu", "gelu_new"]);
+    config("\"n_layer\": 2,", "");
+    assert_bad(load(), &["config.json", "n_layer"]);
+    config("\"model_type\": \"gpt2\"", "\"model_type\": \"bert\"");
+    assert_bad(load(), &["config.json", "bert", "gpt2"]);
+
+    config("", "");
+    rewrite(&lm, path, DType::F64, |name| Some(name.to_owned()));
+    assert_bad(load(), &["F64", "F32, F16 or BF16"]);
+
+    let whole = {
+        lm.save(path, WeightType::F32).unwrap();
+        bytes(path, "model.safetensors")
+    };
+    fs::write(path.join("model.safetensors"), &whole[..whole.len() - 1]).unwrap();
+    assert_bad(load(), &["model.safetensors", "not a safetensors file"]);
+
+    fs::remove_file(path.join("model.safetensors")).unwrap();
+    assert!(matches!(load(), Err(Error::Io { .. })));
+}
+
+#[test]
+fn weights_that_are_not_finite_are_neither_written_nor_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let lm = model(tiny_config(), 5);
+    let v = lm.variables().remove(0);
+    let mut values = floats(&v.var);
+    values[7] = f32::NAN;
+    v.var.set(&Tensor::from_vec(values, v.var.shape(), v.var.device()).unwrap()).unwrap();
+    let error = lm.save(folder.path(), WeightType::F32).unwrap_err();
+    assert!(error.to_string().contains("transformer.wte.weight"), "{error}");
+    rewrite_nan(&lm, folder.path());
+    assert_bad(CausalLm::load(folder.path()), &["transformer.wte.weight", "NaN", "index 7"]);
+}
+
+fn rewrite_nan(lm: &CausalLm, folder: &Path) {
+    model(tiny_config(), 6).save(folder, WeightType::F32).unwrap();
+    let tensors: std::collections::HashMap<String, Tensor> =
+        lm.variables().iter().map(|v| (v.name.clone(), v.var.as_detached_tensor())).collect();
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+}
+
+#[test]
+fn merged_equals_adapter_on_and_base_equals_adapter_off() {
+    let base = model(tiny_config(), 7).frozen();
+    let lm = adapted(&base);
+    assert_close(&hidden(&lm.merged().unwrap()), &hidden(&lm), 1e-5);
+    assert_close(&hidden(&lm.base()), &hidden(&base), 0.0);
+    assert_close(&hidden(&lm.frozen()), &hidden(&lm), 0.0);
+    let moved = hidden(&lm).iter().zip(hidden(&base)).any(|(a, b)| (a - b).abs() > 1e-2);
+    assert!(moved, "the adapter does something");
+    let fresh = base.with_adapter(&LORA, &mut rng(8)).unwrap();
+    assert_close(&hidden(&fresh), &hidden(&base), 0.0);
+}
+
+#[test]
+fn training_an_adapter_or_a_copy_leaves_the_base_alone() {
+    let base = model(tiny_config(), 9).frozen();
+    let before = hidden(&base);
+    adapted(&base);
+    shake(&base.with_full_training().unwrap().variables(), 1.0, 10);
+    assert_eq!(hidden(&base), before);
+}
+
+#[test]
+fn an_adapter_survives_its_peft_folder_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+    let base = model(tiny_config(), 11).frozen();
+    let lm = adapted(&base);
+    lm.save_adapter(&a, "blake3:abc").unwrap();
+    let again = base.load_adapter(&a).unwrap();
+    assert!(again.variables().is_empty(), "a loaded adapter is frozen");
+    assert_eq!(again.lora(), Some(&LORA));
+    assert_eq!(hidden(&again), hidden(&lm));
+    let trainable = again.with_trainable_adapter().unwrap();
+    assert_eq!(trainable.variables().len(), lm.variables().len());
+    trainable.save_adapter(&b, "blake3:abc").unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        assert_eq!(bytes(&a, file), bytes(&b, file), "{file}");
+    }
+    let config: serde_json::Value = serde_json::from_slice(&bytes(&a, "adapter_config.json")).unwrap();
+    assert_eq!(config["fan_in_fan_out"], true);
+    assert_eq!(config["peft_type"], "LORA");
+    assert_eq!(config["target_modules"], serde_json::json!(["c_attn", "c_fc", "c_proj"]));
+    let file = bytes(&a, "adapter_model.safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let shape = |name: &str| tensors.tensor(name).unwrap().shape().to_vec();
+    assert_eq!(shape("base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"), [3, 12]);
+    assert_eq!(shape("base_model.model.transformer.h.0.attn.c_attn.lora_B.weight"), [36, 3]);
+    assert_eq!(shape("base_model.model.transformer.h.1.mlp.c_proj.lora_A.weight"), [3, 48]);
+}
+
+#[test]
+fn an_adapter_of_another_base_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    adapted(&model(tiny_config(), 12)).save_adapter(folder.path(), "x").unwrap();
+    let mut config = tiny_config();
+    config.n_layer = 1;
+    assert_bad(
+        model(config.clone(), 13).load_adapter(folder.path()),
+        &["adapter_model.safetensors", "h.1.attn.c_attn"],
+    );
+    config.n_layer = 2;
+    config.n_embd = 24;
+    assert_bad(model(config, 14).load_adapter(folder.path()), &["lora_A", "[3, 12]", "[3, 24]"]);
+    let path = folder.path().join("adapter_config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("\"fan_in_fan_out\": true", "\"fan_in_fan_out\": false")).unwrap();
+    assert_bad(model(tiny_config(), 15).load_adapter(folder.path()), &["adapter_config.json", "fan_in_fan_out"]);
+    fs::write(&path, text.replace("\"use_dora\": false", "\"use_dora\": true")).unwrap();
+    assert_bad(model(tiny_config(), 15).load_adapter(folder.path()), &["use_dora"]);
+}
+
+#[test]
+fn a_head_survives_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("head.safetensors");
+    let head = ScalarHead::init(12, 0.3, &mut rng(16)).unwrap();
+    shake(&head.variables(), 0.4, 17);
+    head.save(&file).unwrap();
+    let again = ScalarHead::load(&file, 12).unwrap();
+    assert!(again.variables().is_empty());
+    let x = Tensor::randn(0f32, 1f32, (5, 12), &candle_core::Device::Cpu).unwrap();
+    assert_eq!(floats(&head.forward(&x).unwrap()), floats(&again.forward(&x).unwrap()));
+    let error = ScalarHead::load(&file, 13).unwrap_err().to_string();
+    assert!(error.contains("`weight` has shape [1, 12]; expected [1, 13]"), "{error}");
+    let zero = ScalarHead::zeros(12).unwrap();
+    assert_eq!(floats(&zero.forward(&x).unwrap()), [0.0; 5]);
+}

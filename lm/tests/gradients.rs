@@ -1,0 +1,185 @@
+//! That gradients reach every variable and are right.
+
+mod common;
+
+use candle_core::Tensor;
+use common::*;
+use lm::{Batch, CausalLm, Dropout, LoraConfig, Pool, RewardModel, ScalarHead, StatOptions, Variable};
+use rand::Rng;
+
+const LORA: LoraConfig = LoraConfig { r: 3, alpha: 6.0, dropout: 0.2 };
+
+fn adapted(seed: u64) -> CausalLm {
+    let lm = model(tiny_config(), seed).with_adapter(&LORA, &mut rng(seed + 1)).unwrap();
+    // B is zero at first, which would hide what is wrong with A's gradient.
+    shake(&lm.variables(), 0.3, seed + 2);
+    lm
+}
+
+/// Everything that stages differentiate, in one number: both losses' log-probabilities, entropies, and the scores.
+fn objective(reward: &RewardModel, batch: &Batch) -> Tensor {
+    let lm = &reward.lm;
+    let loss = lm.lm_loss(batch, 0.5, None).unwrap().loss;
+    let hidden = lm.hidden(batch, None).unwrap();
+    let options = StatOptions { min_new_tokens: 2, eos: EOS, entropy: true };
+    let stats = lm.token_stats(&lm.predicting(&hidden, batch).unwrap(), batch, &options).unwrap();
+    let scores = reward.scores(batch, None).unwrap();
+    let sum = (loss + stats.entropy.unwrap().mean_all().unwrap() * 0.7).unwrap();
+    let sum = (sum + stats.logprob.sqr().unwrap().mean_all().unwrap() * 0.3).unwrap();
+    (sum + scores.sqr().unwrap().mean_all().unwrap() * 0.2).unwrap()
+}
+
+fn reward(lm: CausalLm, pool: Pool) -> RewardModel {
+    let head = ScalarHead::init(lm.config().n_embd, 0.3, &mut rng(77)).unwrap();
+    RewardModel { lm, head, pool }
+}
+
+fn assert_every_variable_has_a_gradient(variables: &[Variable], loss: &Tensor) {
+    let grads = loss.backward().unwrap();
+    for v in variables {
+        let grad = grads.get(&v.var).unwrap_or_else(|| panic!("{} has no gradient", v.name));
+        assert_eq!(grad.dims(), v.var.dims(), "{}", v.name);
+        let norm: f32 = floats(grad).iter().map(|g| g * g).sum();
+        assert!(norm > 0.0 && norm.is_finite(), "{}: squared gradient norm {norm}", v.name);
+    }
+}
+
+#[test]
+fn every_variable_of_a_full_model_gets_a_gradient() {
+    let rows = sequences();
+    let batch = Batch::new(&refs(&rows)).unwrap();
+    for pool in [Pool::Last, Pool::Sum] {
+        let reward = reward(model(tiny_config(), 1), pool);
+        assert_eq!(reward.variables().len(), 2 + 2 * 12 + 2 + 2);
+        assert_every_variable_has_a_gradient(&reward.variables(), &objective(&reward, &batch));
+    }
+    // Each of the losses alone reaches the whole trunk.
+    let lm = model(tiny_config(), 2);
+    assert_every_variable_has_a_gradient(&lm.variables(), &lm.lm_loss(&batch, 0.0, None).unwrap().loss);
+}
+
+#[test]
+fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
+    let rows = sequences();
+    let batch = Batch::new(&refs(&rows)).unwrap();
+    let lm = adapted(3);
+    assert_eq!(lm.variables().len(), 2 * 4 * 2);
+    let mut dropout = Dropout::with_model(0.1, rng(4));
+    for loss in [
+        lm.lm_loss(&batch, 0.0, None).unwrap().loss,
+        lm.lm_loss(&batch, 1.0, Some(&mut dropout)).unwrap().loss,
+        objective(&reward(lm.clone(), Pool::Last), &batch),
+    ] {
+        assert_every_variable_has_a_gradient(&lm.variables(), &loss);
+    }
+    // What is left in the store after backward belongs to leaves and to frozen operands. The one frozen operand that a
+    // stock operation gives a gradient to is the embedding's output, in the first residual addition.
+    let grads = lm.lm_loss(&batch, 0.0, None).unwrap().loss.backward().unwrap();
+    let variables: Vec<_> = lm.variables().iter().map(|v| v.var.id()).collect();
+    let other: Vec<_> =
+        grads.get_ids().filter(|id| !variables.contains(id)).map(|id| grads.get_id(*id).unwrap().dims()).collect();
+    assert_eq!(other, [[batch.len(), batch.time(), 12]], "gradients of frozen weights were computed");
+}
+
+#[test]
+fn a_fresh_adapter_learns_b_first() {
+    let rows = sequences();
+    let batch = Batch::new(&refs(&rows)).unwrap();
+    let lm = model(tiny_config(), 5).with_adapter(&LORA, &mut rng(6)).unwrap();
+    let grads = lm.lm_loss(&batch, 0.0, None).unwrap().loss.backward().unwrap();
+    for v in lm.variables() {
+        let norm: f32 = floats(grads.get(&v.var).unwrap()).iter().map(|g| g * g).sum();
+        assert_eq!(norm > 0.0, v.name.ends_with("lora_B.weight"), "{}", v.name);
+    }
+}
+
+#[test]
+fn a_frozen_model_builds_no_graph() {
+    let rows = sequences();
+    let batch = Batch::new(&refs(&rows)).unwrap();
+    for lm in [model(tiny_config(), 7), adapted(8)] {
+        for lm in [lm.frozen(), lm.base(), lm.merged().unwrap()] {
+            assert!(lm.variables().is_empty());
+            let hidden = lm.hidden(&batch, None).unwrap();
+            assert!(!hidden.track_op(), "a graph is kept");
+        }
+    }
+}
+
+fn set(v: &Variable, values: &[f32]) {
+    v.var.set(&Tensor::from_slice(values, v.var.shape(), v.var.device()).unwrap()).unwrap();
+}
+
+/// Central differences against the gradient: along the gradient itself, and at single entries.
+///
+/// A step of 1e-2 in weights of spread 0.3 leaves a truncation error of a few 1e-4 of the curvature, and f32 an error of
+/// some 1e-6 / 1e-2 in the difference: hence the tolerances.
+fn assert_gradients_match_differences(reward: &RewardModel) {
+    let rows = sequences();
+    let batch = Batch::new(&refs(&rows)).unwrap();
+    let value = || f64::from(objective(reward, &batch).to_scalar::<f32>().unwrap());
+    let grads = objective(reward, &batch).backward().unwrap();
+    let mut rng = rng(9);
+    for v in &reward.variables() {
+        let (start, grad) = (floats(&v.var), floats(grads.get(&v.var).unwrap()));
+        let along = |direction: &[f32], step: f32| -> f64 {
+            let moved =
+                |sign: f32| -> Vec<f32> { start.iter().zip(direction).map(|(x, d)| x + sign * step * d).collect() };
+            set(v, &moved(1.0));
+            let up = value();
+            set(v, &moved(-1.0));
+            let down = value();
+            set(v, &start);
+            (up - down) / (2.0 * f64::from(step))
+        };
+        let norm = grad.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let direction: Vec<f32> = grad.iter().map(|g| (f64::from(*g) / norm) as f32).collect();
+        let slope = along(&direction, 3e-3);
+        assert!((slope - norm).abs() < 5e-3 * norm + 5e-4, "{}: slope {slope}, gradient norm {norm}", v.name);
+        let largest = (0..grad.len()).max_by(|&a, &b| grad[a].abs().total_cmp(&grad[b].abs())).unwrap();
+        for at in std::iter::once(largest).chain((0..4).map(|_| rng.random_range(0..grad.len())).collect::<Vec<_>>()) {
+            let mut unit = vec![0.0; grad.len()];
+            unit[at] = 1.0;
+            let slope = along(&unit, 5e-3);
+            let g = f64::from(grad[at]);
+            assert!((slope - g).abs() < 1e-2 * g.abs() + 5e-4, "{}[{at}]: slope {slope}, gradient {g}", v.name);
+        }
+    }
+}
+
+#[test]
+fn gradients_of_a_full_model_match_finite_differences() {
+    assert_gradients_match_differences(&reward(model(tiny_config(), 10), Pool::Last));
+}
+
+#[test]
+fn gradients_of_an_adapter_match_finite_differences() {
+    assert_gradients_match_differences(&reward(adapted(11), Pool::Sum));
+}
+
+#[test]
+fn dropout_is_seeded_and_off_unless_asked_for() {
+    let rows = sequences();
+    let batch = Batch::new(&refs(&rows)).unwrap();
+    let lm = adapted(12);
+    let with = |seed| {
+        let mut dropout = Dropout::new(rng(seed));
+        floats(&lm.hidden(&batch, Some(&mut dropout)).unwrap())
+    };
+    assert_eq!(with(1), with(1));
+    assert_ne!(with(1), with(2));
+    assert_ne!(with(1), floats(&lm.hidden(&batch, None).unwrap()));
+    let full = model(tiny_config(), 13);
+    let plain = floats(&full.hidden(&batch, None).unwrap());
+    assert_eq!(plain, floats(&full.hidden(&batch, Some(&mut Dropout::new(rng(1)))).unwrap()));
+    assert_ne!(plain, floats(&full.hidden(&batch, Some(&mut Dropout::with_model(0.1, rng(1)))).unwrap()));
+}
+
+#[test]
+fn only_matrices_of_the_model_decay() {
+    let reward = reward(model(tiny_config(), 14), Pool::Last);
+    for v in reward.variables() {
+        assert_eq!(v.decays, v.var.rank() == 2 && !v.name.starts_with("head"), "{}", v.name);
+    }
+    assert!(adapted(15).variables().iter().all(|v| v.decays));
+}

@@ -1,0 +1,222 @@
+//! That samples come from the model's distribution, whatever the batch.
+
+mod common;
+
+use common::*;
+use lm::{Batch, CausalLm, Draws, Gpt2Config, LoraConfig, SampleOptions, Sampled, Sequence, StatOptions, sample};
+
+fn options() -> SampleOptions {
+    SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 2, max_new_tokens: 10, eos: EOS, greedy: false }
+}
+
+/// Twelve prompts of 1 to 12 tokens.
+fn prompts() -> Vec<Vec<u32>> {
+    (0..12u32).map(|i| (0..=i).map(|j| 1 + (7 * i + 3 * j) % 30).collect()).collect()
+}
+
+fn run(lm: &CausalLm, prompts: &[Vec<u32>], rows: &[u64], o: &SampleOptions) -> Vec<Sampled> {
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    sample(lm, &prompts, o, &Draws([3; 32]), rows).unwrap()
+}
+
+/// A model whose layers are too large for groups of rows to run in parallel, so that the work within a group does.
+fn wide_config() -> Gpt2Config {
+    let mut config = Gpt2Config::new(40, 24, 216, 2, 3);
+    config.eos_token_id = Some(EOS);
+    config
+}
+
+fn adapted(seed: u64) -> CausalLm {
+    let lora = LoraConfig { r: 2, alpha: 4.0, dropout: 0.5 };
+    let lm = model(tiny_config(), seed).with_adapter(&lora, &mut rng(seed)).unwrap();
+    shake(&lm.variables(), 0.2, seed);
+    lm
+}
+
+/// Weights of spread 0.3 drown a wide model; 0.05 leaves it a distribution with some entropy.
+fn wide(seed: u64) -> CausalLm {
+    let lm = model(wide_config(), seed);
+    shake(&lm.variables(), 0.05, seed);
+    lm
+}
+
+#[test]
+fn decoding_with_a_cache_equals_the_full_forward_pass() {
+    for (lm, tolerance) in [(model(tiny_config(), 1), 1e-4), (adapted(2), 1e-4), (wide(3), 1e-4)] {
+        let prompts = prompts();
+        let o = SampleOptions { min_new_tokens: 3, ..options() };
+        let rows: Vec<u64> = (0..prompts.len() as u64).collect();
+        let sampled = run(&lm, &prompts, &rows, &o);
+        let sequences: Vec<Sequence> =
+            prompts.iter().zip(&sampled).map(|(p, s)| Sequence::new(p.as_slice(), s.ids.as_slice())).collect();
+        let batch = Batch::new(&refs(&sequences)).unwrap();
+        let frozen = lm.frozen();
+        let hidden = frozen.hidden(&batch, None).unwrap();
+        let so = StatOptions { min_new_tokens: 3, eos: EOS, entropy: false };
+        let stats = frozen.token_stats(&frozen.predicting(&hidden, &batch).unwrap(), &batch, &so).unwrap();
+        let kept: Vec<f32> = sampled.iter().flat_map(|s| s.logprobs.clone()).collect();
+        assert!(kept.iter().any(|l| *l < -0.1), "the distributions have some entropy");
+        assert_close(&floats(&stats.logprob), &kept, tolerance);
+    }
+}
+
+#[test]
+fn a_rows_sample_does_not_depend_on_its_batch() {
+    for lm in [model(tiny_config(), 4), wide(5)] {
+        // Enough rows for several groups.
+        let prompts: Vec<Vec<u32>> = prompts().into_iter().cycle().take(80).collect();
+        let rows: Vec<u64> = (100..180).collect();
+        let together = run(&lm, &prompts, &rows, &options());
+        for i in (0..80).step_by(7) {
+            let alone = run(&lm, &prompts[i..=i], &rows[i..=i], &options());
+            assert_eq!(alone[0].ids, together[i].ids, "row {i}");
+            assert_close(&alone[0].logprobs, &together[i].logprobs, 1e-4);
+        }
+        let reversed = run(
+            &lm,
+            &prompts.iter().rev().cloned().collect::<Vec<_>>(),
+            &rows.iter().rev().copied().collect::<Vec<_>>(),
+            &options(),
+        );
+        for (a, b) in together.iter().zip(reversed.iter().rev()) {
+            assert_eq!(a.ids, b.ids);
+        }
+        assert_eq!(together, run(&lm, &prompts, &rows, &options()), "the same call gives the same bytes");
+    }
+}
+
+#[test]
+fn eos_ends_a_response_and_never_comes_before_the_minimum() {
+    // Nearly uniform over 31 tokens, so that EOS comes up often.
+    let lm = model(tiny_config(), 6);
+    shake(&lm.variables(), 0.1, 6);
+    let prompts: Vec<Vec<u32>> = prompts().into_iter().cycle().take(300).collect();
+    let rows: Vec<u64> = (0..300).collect();
+    for min_new_tokens in [0, 1, 5] {
+        let o = SampleOptions { min_new_tokens, ..options() };
+        let sampled = run(&lm, &prompts, &rows, &o);
+        let ended = sampled.iter().filter(|s| s.ended).count();
+        assert!(ended > 10 && ended < 290, "{ended} of 300 ended");
+        for s in &sampled {
+            assert_eq!(s.ids.len(), s.logprobs.len());
+            assert_eq!(s.ended, s.ids.last() == Some(&EOS));
+            assert!(s.ended || s.ids.len() == 10);
+            assert!(!s.ids[..s.ids.len() - 1].contains(&EOS));
+            assert!(!s.ended || s.ids.len() > min_new_tokens);
+        }
+        let shortest = sampled.iter().map(|s| s.ids.len()).min().unwrap();
+        assert_eq!(shortest, min_new_tokens + 1, "the minimum is not exceeded needlessly");
+    }
+}
+
+#[test]
+fn sampled_tokens_follow_the_models_distribution() {
+    let lm = model(tiny_config(), 7);
+    let reference = Reference::of(&lm);
+    let prompt = vec![3u32, 14, 15];
+    const N: usize = 20_000;
+    let prompts = vec![prompt.clone(); N];
+    let rows: Vec<u64> = (0..N as u64).collect();
+    for (temperature, top_p, min) in [(1.0, 1.0, 0), (1.0, 1.0, 1), (0.6, 1.0, 0), (1.0, 0.8, 0), (1.7, 0.9, 1)] {
+        let o = SampleOptions { temperature, top_p, min_new_tokens: min, max_new_tokens: 1, ..options() };
+        let sampled = run(&lm, &prompts, &rows, &o);
+        let p = reference.probabilities(&prompt, |_| (min > 0).then_some(EOS)).pop().unwrap();
+        let expected = {
+            let tempered: Vec<f64> = p.iter().map(|p| p.powf(1.0 / temperature)).collect();
+            let total: f64 = tempered.iter().sum();
+            let mut order: Vec<usize> = (0..p.len()).collect();
+            order.sort_by(|&a, &b| tempered[b].total_cmp(&tempered[a]));
+            let mut kept = vec![0.0; p.len()];
+            let mut sum = 0.0;
+            for id in order {
+                if sum < top_p * total {
+                    kept[id] = tempered[id];
+                }
+                sum += tempered[id];
+            }
+            let total: f64 = kept.iter().sum();
+            kept.iter().map(|k| k / total * N as f64).collect::<Vec<f64>>()
+        };
+        let mut seen = vec![0.0; p.len()];
+        for s in &sampled {
+            seen[s.ids[0] as usize] += 1.0;
+            let exact = p[s.ids[0] as usize].ln();
+            assert!((f64::from(s.logprobs[0]) - exact).abs() < 1e-4, "the untempered log-probability");
+        }
+        // Rare tokens are pooled, as the approximation wants at least 5 in a bin.
+        let (mut chi2, mut bins, mut rare) = (0.0, 0, (0.0, 0.0));
+        for (&e, &o) in expected.iter().zip(&seen) {
+            if e == 0.0 {
+                assert_eq!(o, 0.0, "an impossible token was drawn");
+            } else if e < 5.0 {
+                rare = (rare.0 + e, rare.1 + o);
+            } else {
+                chi2 += (o - e) * (o - e) / e;
+                bins += 1;
+            }
+        }
+        if rare.0 >= 5.0 {
+            chi2 += (rare.1 - rare.0) * (rare.1 - rare.0) / rare.0;
+            bins += 1;
+        }
+        // Wilson and Hilferty's quantile at p = 0.001.
+        let k = f64::from(bins - 1);
+        let limit = k * (1.0 - 2.0 / (9.0 * k) + 3.09 * (2.0 / (9.0 * k)).sqrt()).powi(3);
+        assert!(bins > 4, "{bins} bins");
+        assert!(chi2 < limit, "T {temperature}, top-p {top_p}: chi-square {chi2} of {bins} bins, limit {limit}");
+    }
+}
+
+#[test]
+fn greedy_takes_the_most_probable_token() {
+    let lm = model(tiny_config(), 8);
+    let reference = Reference::of(&lm);
+    let o = SampleOptions { greedy: true, min_new_tokens: 10, ..options() };
+    let prompts = prompts();
+    let rows = vec![0; prompts.len()];
+    for (prompt, s) in prompts.iter().zip(run(&lm, &prompts, &rows, &o)) {
+        let ids = [prompt.as_slice(), &s.ids].concat();
+        let p = reference.probabilities(&ids, |_| Some(EOS));
+        for (t, &id) in s.ids.iter().enumerate() {
+            let p = &p[prompt.len() + t - 1];
+            let best = p.iter().copied().fold(0.0, f64::max);
+            assert!(p[id as usize] >= best * (1.0 - 1e-4));
+        }
+    }
+}
+
+#[test]
+fn draws_of_different_rows_differ_and_equal_rows_agree() {
+    let lm = model(tiny_config(), 9);
+    let prompts = vec![vec![5, 6]; 3];
+    let s = run(&lm, &prompts, &[4, 5, 4], &options());
+    assert_eq!(s[0], s[2]);
+    assert_ne!(s[0].ids, s[1].ids);
+}
+
+#[test]
+fn senseless_requests_are_refused() {
+    let lm = model(tiny_config(), 10);
+    let error = |prompt: &[u32], rows: &[u64], o: SampleOptions| {
+        sample(&lm, &[prompt], &o, &Draws([0; 32]), rows).unwrap_err().to_string()
+    };
+    let o = options();
+    assert!(error(&[], &[0], o).contains("prompt 0 is empty"));
+    assert!(error(&[31], &[0], o).contains("holds id 31"));
+    assert!(error(&[1; 15], &[0], o).contains("15 tokens and 10 new ones; the model has 24 positions"));
+    assert!(error(&[1], &[], o).contains("1 prompts and 0 row numbers"));
+    assert!(error(&[1], &[0], SampleOptions { temperature: 0.0, ..o }).contains("temperature 0"));
+    assert!(error(&[1], &[0], SampleOptions { top_p: 0.0, ..o }).contains("top_p 0"));
+    assert!(error(&[1], &[0], SampleOptions { eos: 31, ..o }).contains("EOS id 31"));
+    let none = SampleOptions { max_new_tokens: 0, ..o };
+    assert_eq!(run(&lm, &[vec![1]], &[0], &none)[0], Sampled { ids: vec![], logprobs: vec![], ended: false });
+    assert!(run(&lm, &[], &[], &o).is_empty());
+}
+
+#[test]
+fn weights_that_blew_up_are_told_and_not_sampled_from() {
+    let lm = model(tiny_config(), 11);
+    shake(&lm.variables(), f64::INFINITY, 12);
+    let error = sample(&lm, &[&[1, 2]], &options(), &Draws([0; 32]), &[7]).unwrap_err();
+    assert!(matches!(&error, lm::Error::NonFinite { what } if what.contains("row 7")), "{error}");
+}

@@ -1,0 +1,113 @@
+//! That the number of threads changes no byte.
+
+mod common;
+
+use std::process::Command;
+
+use common::*;
+use lm::{
+    AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Gpt2Config, InitStd, LoraConfig, Pool, RewardModel,
+    SampleOptions, ScalarHead, Sequence, StatOptions, sample,
+};
+use rand::Rng;
+
+const THREADS: &str = "TEMPER_LM_TEST_THREADS";
+
+fn hash(bytes: impl IntoIterator<Item = u32>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
+fn hash_floats(values: &[f32]) -> u64 {
+    hash(values.iter().map(|v| v.to_bits()))
+}
+
+/// Trains a model and an adapter with a head for some steps, scores and samples: every path that a pipeline takes.
+fn work(config: Gpt2Config) -> Vec<u64> {
+    let mut rng = rng(1);
+    let vocab = config.vocab_size as u32;
+    let rows: Vec<Sequence> = (0..24)
+        .map(|_| {
+            let mut ids = |n: usize| (0..n).map(|_| rng.random_range(1..vocab)).collect::<Vec<_>>();
+            let (prompt, response) = (ids(30), ids(17));
+            Sequence::new(prompt, response)
+        })
+        .collect();
+    let batch = Batch::new(&refs(&rows)).unwrap();
+    let mut hashes = Vec::new();
+
+    let lm = CausalLm::init(config, InitStd::InverseSqrtWidth, &mut rng).unwrap();
+    let settings = AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
+    let mut adam = AdamW::new(lm.variables(), settings).unwrap();
+    for _ in 0..3 {
+        let loss = lm.lm_loss(&batch, 0.3, None).unwrap().loss;
+        adam.step(&loss.backward().unwrap(), 1e-3, Some(1.0)).unwrap();
+        hashes.push(u64::from(loss.to_scalar::<f32>().unwrap().to_bits()));
+    }
+    hashes.extend(lm.variables().iter().map(|v| hash_floats(&floats(&v.var))));
+
+    let lora = LoraConfig { r: 8, alpha: 32.0, dropout: 0.1 };
+    let lm = lm.frozen().with_adapter(&lora, &mut rng).unwrap();
+    let head = ScalarHead::init(lm.config().n_embd, 0.1, &mut rng).unwrap();
+    let reward = RewardModel { lm: lm.clone(), head, pool: Pool::Sum };
+    let mut adam = AdamW::new(reward.variables(), settings).unwrap();
+    let mut dropout = Dropout::new(rng.clone());
+    for _ in 0..3 {
+        let scores = reward.scores(&batch, Some(&mut dropout)).unwrap();
+        let hidden = lm.hidden(&batch, None).unwrap();
+        let o = StatOptions { min_new_tokens: 3, eos: EOS, entropy: true };
+        let stats = lm.token_stats(&lm.predicting(&hidden, &batch).unwrap(), &batch, &o).unwrap();
+        let loss = (scores.sqr().unwrap().mean_all().unwrap() - stats.entropy.unwrap().mean_all().unwrap()).unwrap();
+        let loss = (loss - stats.logprob.mean_all().unwrap()).unwrap();
+        adam.step(&loss.backward().unwrap(), 1e-3, Some(1.0)).unwrap();
+        hashes.push(u64::from(loss.to_scalar::<f32>().unwrap().to_bits()));
+    }
+    hashes.extend(reward.variables().iter().map(|v| hash_floats(&floats(&v.var))));
+
+    let prompts: Vec<&[u32]> = (0..96).map(|i| &rows[i % 24].prompt[..10 + i % 20]).collect();
+    let numbers: Vec<u64> = (0..96).collect();
+    let o =
+        SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 2, max_new_tokens: 17, eos: EOS, greedy: false };
+    for s in sample(&lm, &prompts, &o, &Draws([5; 32]), &numbers).unwrap() {
+        hashes.extend([hash(s.ids), hash_floats(&s.logprobs)]);
+    }
+    hashes
+}
+
+/// Not a claim of its own: what the test below runs in child processes.
+#[test]
+fn child() {
+    let Ok(threads) = std::env::var(THREADS) else { return };
+    let threads: usize = threads.parse().unwrap();
+    lm::set_threads(threads);
+    assert_eq!(rayon::current_num_threads(), threads);
+    // A test is not alone in its process, so the parent has set what `set_threads` may not.
+    assert_eq!(candle_core::utils::barrier_pool().n_workers() + 1, threads, "candle's own pool");
+    // One model on each side of where sampling changes its way of sharing work.
+    for config in [Gpt2Config::new(300, 64, 96, 3, 3), Gpt2Config::new(1000, 64, 216, 2, 6)] {
+        println!("hashes {:?}", work(config));
+    }
+}
+
+#[test]
+fn results_are_the_same_bytes_at_one_two_and_three_threads() {
+    let run = |threads: &str| {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+            .env(THREADS, threads)
+            .env("RAYON_NUM_THREADS", threads)
+            .env("CANDLE_NUM_THREADS", threads)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lines: Vec<String> = String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .filter_map(|l| l.find("hashes ").map(|at| l[at..].to_owned()))
+            .collect();
+        assert_eq!(lines.len(), 2);
+        lines
+    };
+    let one = run("1");
+    assert_eq!(one, run("2"));
+    assert_eq!(one, run("3"));
+}

@@ -1,0 +1,117 @@
+//! Byte-level BPE: training, files, text in and out.
+
+mod common;
+
+use common::tiny_config;
+use lm::{Error, Tokenizer};
+use proptest::prelude::*;
+
+const EOS: &str = "<|endoftext|>";
+
+fn texts() -> Vec<String> {
+    let (who, what, when) = (
+        ["my sister", "an old friend", "the neighbour", "my boss (34M)"],
+        ["took my car", "didn't answer", "won't move out", "is lying to me", "lost 200 euros"],
+        ["yesterday", "last week", "for two years", "again"],
+    );
+    let mut texts = Vec::new();
+    for a in who {
+        for b in what {
+            for c in when {
+                texts.push(format!("{a} {b} {c}, and I don't know what to do.\nTL;DR: {a} {b}"));
+            }
+        }
+    }
+    texts
+}
+
+fn trained() -> Tokenizer {
+    Tokenizer::train_bpe(texts().into_iter(), 320).unwrap()
+}
+
+#[test]
+fn training_gives_the_vocabulary_asked_for_and_the_same_bytes_every_time() {
+    let tokenizer = trained();
+    assert_eq!(tokenizer.vocab_size(), 320);
+    assert_eq!(tokenizer.eos(), 0);
+    for _ in 0..3 {
+        assert_eq!(tokenizer.to_json().unwrap(), trained().to_json().unwrap());
+    }
+    let ids = tokenizer.encode(" my sister took my car");
+    assert!(ids.len() <= 8, "frequent words are tokens: {ids:?}");
+}
+
+#[test]
+fn a_tokenizer_survives_its_file_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (folder.path().join("a.json"), folder.path().join("b.json"));
+    let tokenizer = trained();
+    tokenizer.save(&a).unwrap();
+    let again = Tokenizer::load(&a).unwrap();
+    again.save(&b).unwrap();
+    assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+    let from_bytes = Tokenizer::from_bytes(&std::fs::read(&a).unwrap()).unwrap();
+    for text in texts() {
+        assert_eq!(tokenizer.encode(&text), again.encode(&text));
+        assert_eq!(tokenizer.encode(&text), from_bytes.encode(&text));
+    }
+}
+
+#[test]
+fn the_end_of_text_written_out_is_text() {
+    let tokenizer = trained();
+    let ids = tokenizer.encode(&format!("a{EOS}b"));
+    assert!(!ids.contains(&tokenizer.eos()), "a post cannot end its own prompt");
+    assert_eq!(tokenizer.decode(&ids), format!("a{EOS}b"));
+    assert_eq!(tokenizer.decode(&[tokenizer.encode("x")[0], tokenizer.eos()]), "x");
+}
+
+#[test]
+fn ids_above_a_models_vocabulary_are_told() {
+    let tokenizer = trained();
+    let mut config = tiny_config();
+    config.vocab_size = 319;
+    let error = tokenizer.check_fits(&config).unwrap_err().to_string();
+    assert!(error.contains("id 319") && error.contains("only 319 tokens"), "{error}");
+    config.vocab_size = 320;
+    tokenizer.check_fits(&config).unwrap();
+}
+
+#[test]
+fn files_that_are_no_byte_level_tokenizer_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let good = trained().to_json().unwrap();
+    let error = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let error = Tokenizer::load(&path).unwrap_err();
+        assert!(matches!(error, Error::Tokenizer { .. }), "{error:?}");
+        assert!(error.to_string().contains("tokenizer.json"), "{error}");
+        error.to_string()
+    };
+    error("{");
+    error("{}");
+    assert!(error(&good.replace(EOS, "<eos>")).contains(EOS));
+    let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
+    value["pre_tokenizer"] = serde_json::Value::Null;
+    assert!(error(&value.to_string()).contains("byte-level"));
+    let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
+    value["model"]["vocab"].as_object_mut().unwrap().remove("!");
+    assert!(error(&value.to_string()).contains("`!`"));
+    assert!(matches!(Tokenizer::load(&folder.path().join("none.json")), Err(Error::Io { .. })));
+    assert!(Tokenizer::train_bpe(texts().into_iter(), 256).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_text_comes_back(text in "\\PC{0,60}|[ \\n\\t]{0,9}|.{0,60}") {
+        thread_local!(static TOKENIZER: Tokenizer = trained());
+        TOKENIZER.with(|t| {
+            let ids = t.encode(&text);
+            assert!(!ids.contains(&t.eos()));
+            assert_eq!(t.decode(&ids), text);
+        });
+    }
+}

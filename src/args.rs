@@ -1,0 +1,152 @@
+//! The command line. Knows what may be asked, not how it is done.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs RLHF experiments as a graph of cached stages.
+#[derive(Debug, Parser)]
+#[command(name = "temper", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Plan, then run what is missing
+    Run(Run),
+    /// What a run would do: reuse, run or pending, and why
+    Plan {
+        #[command(flatten)]
+        file: Pipeline,
+        #[command(flatten)]
+        cut: Cut,
+    },
+    /// Which field of a stage's recipe changed, against the nearest earlier record
+    Explain {
+        #[command(flatten)]
+        file: Pipeline,
+        /// An instance, such as `sft[s]`
+        stage: String,
+    },
+    /// The graph with what is cached
+    Graph {
+        #[command(flatten)]
+        file: Pipeline,
+        #[arg(long, value_enum, default_value_t = GraphFormat::Mermaid)]
+        format: GraphFormat,
+    },
+    /// A stage's artifact: manifest, provenance, schema, first rows, metrics
+    Show {
+        #[command(flatten)]
+        file: Pipeline,
+        stage: String,
+        /// Rows of each table
+        #[arg(long, default_value_t = 5)]
+        rows: usize,
+    },
+    /// The folder of a stage's artifact
+    Path {
+        #[command(flatten)]
+        file: Pipeline,
+        stage: String,
+    },
+    /// The runs in the store, newest last
+    Runs {
+        #[command(flatten)]
+        store: StoreAt,
+    },
+    /// Render a run's report again
+    Report {
+        #[command(flatten)]
+        file: Pipeline,
+        /// A run's id; the latest of this pipeline if absent
+        #[arg(long)]
+        run: Option<String>,
+    },
+    /// The kinds of stages with ports, parameters and defaults
+    Kinds {
+        /// One kind, in full
+        kind: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// The JSON schema of the pipeline file
+    Schema,
+    /// Rehash everything in the store
+    Verify {
+        #[command(flatten)]
+        store: StoreAt,
+    },
+    /// One execution of one instance (started by `run`)
+    #[command(hide = true)]
+    Attempt { job: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub file: Pipeline,
+    #[command(flatten)]
+    pub cut: Cut,
+    /// Everything upstream of this stage must be reusable
+    #[arg(long, value_name = "STAGE")]
+    pub from: Vec<String>,
+    /// Run this stage although its record would do
+    #[arg(long, value_name = "STAGE")]
+    pub force: Vec<String>,
+    /// CPU threads to share out among stages [default: all]
+    #[arg(short, long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// After a failure, go on with what does not depend on it
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Tell the plan and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// The pipeline file and what is laid over it.
+#[derive(Debug, Args)]
+pub struct Pipeline {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE")]
+    pub file: PathBuf,
+    /// A profile of the file; may repeat, later ones win
+    #[arg(long, value_name = "NAME")]
+    pub profile: Vec<String>,
+    /// Change one place: stages.sft.with.lr=1e-4
+    #[arg(long, value_name = "PATH=YAML")]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub store: StoreAt,
+}
+
+#[derive(Debug, Args)]
+pub struct StoreAt {
+    /// Where artifacts and runs lie [default: `cache` beside the pipeline file]
+    #[arg(long, env = "TEMPER_STORE", value_name = "FOLDER")]
+    pub store: Option<PathBuf>,
+    /// For machines
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Cut {
+    /// Run no further than this stage; may repeat
+    #[arg(long, value_name = "STAGE")]
+    pub until: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum GraphFormat {
+    Mermaid,
+    Dot,
+    Svg,
+}
+
+pub fn parse() -> Cli {
+    Cli::parse()
+}

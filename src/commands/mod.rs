@@ -1,0 +1,123 @@
+//! What each command does: reads the pipeline, asks the engine, prints. Decides nothing itself.
+
+mod explain;
+mod graph;
+mod kinds;
+mod plan;
+mod report;
+mod run;
+mod show;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use engine::error::{Error, Result};
+use engine::graph::{Graph, Options};
+use engine::kind::Registry;
+use engine::store::Store;
+
+use crate::args::{Cli, Command, Pipeline, StoreAt};
+
+/// Runs a command and turns its errors into messages and exit codes.
+pub fn main(cli: Cli) -> ExitCode {
+    let registry = stages::registry();
+    let done = match cli.command {
+        Command::Attempt { job } => return engine::attempt::main(&job, &registry),
+        Command::Run(args) => run::run(&args, &registry),
+        Command::Plan { file, cut } => plan::plan(&file, &cut, &registry),
+        Command::Explain { file, stage } => explain::explain(&file, &stage, &registry),
+        Command::Graph { file, format } => graph::graph(&file, format, &registry),
+        Command::Show { file, stage, rows } => show::show(&file, &stage, rows, &registry),
+        Command::Path { file, stage } => show::path(&file, &stage, &registry),
+        Command::Runs { store } => report::runs(&store),
+        Command::Report { file, run } => report::report(&file, run.as_deref(), &registry),
+        Command::Kinds { kind, json } => kinds::kinds(kind.as_deref(), json, &registry),
+        Command::Schema => kinds::schema(&registry),
+        Command::Verify { store } => verify::verify(&store),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            match &failure {
+                Failure::File(faults) => eprint!("{}", faults.render(colour)),
+                Failure::Error(error) => eprintln!("error: {error}"),
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// Why a command did not do what it was asked.
+enum Failure {
+    /// The pipeline file, with every fault in its place.
+    File(engine::diagnostics::Diagnostics),
+    Error(Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::File(faults) => faults.exit_code(),
+            Self::Error(error) => error.exit_code(),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<engine::diagnostics::Diagnostics> for Failure {
+    fn from(faults: engine::diagnostics::Diagnostics) -> Self {
+        Self::File(faults)
+    }
+}
+
+/// A command's exit code.
+type Done = std::result::Result<u8, Failure>;
+
+/// The graph that the file, its profiles and `--set` ask for, cut to `until`.
+fn load(pipeline: &Pipeline, until: &[String], registry: &Registry) -> std::result::Result<Graph, Failure> {
+    let options = Options { profiles: pipeline.profile.clone(), set: pipeline.set.clone(), until: until.to_vec() };
+    Ok(engine::graph::load(&pipeline.file, &options, registry)?)
+}
+
+/// The store that was named, else `cache` beside the pipeline file.
+fn open_store(pipeline: &Pipeline) -> Result<Store> {
+    let beside = pipeline.file.parent().unwrap_or(Path::new("")).join("cache");
+    Store::open(&pipeline.store.store.clone().unwrap_or(beside))
+}
+
+/// The store that was named, else `cache` in the working directory; it must be there.
+fn existing_store(at: &StoreAt) -> Result<Store> {
+    let root = at.store.clone().unwrap_or_else(|| PathBuf::from("cache"));
+    if !root.is_dir() {
+        return Err(
+            Error::yours(format!("{}: there is no store", root.display())).help("name it with `--store FOLDER`")
+        );
+    }
+    Store::open(&root)
+}
+
+/// The graph cut to one instance, and that instance's place in it.
+fn load_to(pipeline: &Pipeline, stage: &str, registry: &Registry) -> std::result::Result<(Graph, usize), Failure> {
+    let graph = load(pipeline, &[stage.to_owned()], registry)?;
+    match graph.targets[..] {
+        [target] => Ok((graph, target)),
+        _ => {
+            let names: Vec<String> = graph.targets.iter().map(|t| graph.instances[*t].name.to_string()).collect();
+            Err(Error::yours(format!("`{stage}` is {} instances", names.len()))
+                .help(format!("name one of {}", names.join(", ")))
+                .into())
+        }
+    }
+}
+
+/// Prints a value for machines.
+fn print_json(value: &serde_json::Value) {
+    say!("{value}");
+}

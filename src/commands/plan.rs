@@ -1,0 +1,105 @@
+//! `temper plan`: what a run would do, and why. Runs nothing.
+
+use engine::graph::Graph;
+use engine::kind::Registry;
+use engine::plan::{Flags, Plan, State};
+use serde_json::{Value, json};
+
+use super::{Done, load, open_store, print_json};
+use crate::args::{Cut, Pipeline};
+use crate::report::terminal::table;
+
+pub fn plan(pipeline: &Pipeline, cut: &Cut, registry: &Registry) -> Done {
+    let graph = load(pipeline, &cut.until, registry)?;
+    let store = open_store(pipeline)?;
+    let plan = engine::plan::plan(&graph, registry, &store, &Flags::default())?;
+    tell(&graph, &plan, pipeline.store.json);
+    Ok(0)
+}
+
+/// Prints a plan, for people or for machines.
+pub fn tell(graph: &Graph, plan: &Plan, for_machines: bool) {
+    if for_machines {
+        return print_json(&describe(graph, plan));
+    }
+    let rows: Vec<Vec<String>> = plan
+        .stages
+        .iter()
+        .map(|planned| {
+            let line = line(graph, &planned.state);
+            let instance = &graph.instances[planned.instance];
+            let seconds = match planned.state {
+                State::Reuse { .. } => String::new(),
+                _ => planned.expected_seconds.map_or_else(String::new, |s| format!("{s:.0} s")),
+            };
+            vec![
+                line.action.to_owned(),
+                instance.name.to_string(),
+                instance.kind.clone(),
+                line.key.map_or_else(String::new, |k| k[..12].to_owned()),
+                seconds,
+                line.reason,
+            ]
+        })
+        .collect();
+    put!("{}", table(&["", "stage", "kind", "key", "expected", "reason"], 6, &rows));
+    let expected: f64 =
+        plan.stages.iter().filter(|p| !matches!(p.state, State::Reuse { .. })).filter_map(|p| p.expected_seconds).sum();
+    let open = plan.stages.iter().filter(|p| !matches!(p.state, State::Reuse { .. })).count();
+    say!("\n{} stages: {open} to run or pending, {} reused", plan.stages.len(), plan.stages.len() - open);
+    if expected > 0.0 {
+        say!("expected: {expected:.0} s of stage time, by earlier runs");
+    }
+    if !graph.not_needed.is_empty() {
+        let names: Vec<String> = graph.not_needed.iter().map(ToString::to_string).collect();
+        say!("not needed: {}", names.join(", "));
+    }
+}
+
+struct Line {
+    action: &'static str,
+    reason: String,
+    key: Option<String>,
+    waits_on: Vec<String>,
+}
+
+fn line(graph: &Graph, state: &State) -> Line {
+    match state {
+        State::Reuse { key, .. } => {
+            Line { action: "reuse", reason: String::new(), key: Some(key.to_string()), waits_on: Vec::new() }
+        }
+        State::Run { key, reason } => {
+            Line { action: "run", reason: reason.to_string(), key: Some(key.to_string()), waits_on: Vec::new() }
+        }
+        State::Pending { waits_on } => {
+            let names: Vec<String> = waits_on.iter().map(|i| graph.instances[*i].name.to_string()).collect();
+            let shown = if names.len() > 3 {
+                format!("{}, … ({})", names[..3].join(", "), names.len())
+            } else {
+                names.join(", ")
+            };
+            Line { action: "pending", reason: format!("waits on {shown}"), key: None, waits_on: names }
+        }
+    }
+}
+
+fn describe(graph: &Graph, plan: &Plan) -> Value {
+    let stages: Vec<Value> = plan
+        .stages
+        .iter()
+        .map(|planned| {
+            let instance = &graph.instances[planned.instance];
+            let line = line(graph, &planned.state);
+            json!({
+                "stage": instance.name.to_string(),
+                "kind": instance.kind,
+                "action": line.action,
+                "reason": line.reason,
+                "key": line.key,
+                "waits_on": line.waits_on,
+                "expected_seconds": planned.expected_seconds,
+            })
+        })
+        .collect();
+    json!({ "stages": stages, "not_needed": graph.not_needed.iter().map(ToString::to_string).collect::<Vec<_>>() })
+}

@@ -1,0 +1,97 @@
+//! `temper report` and `temper runs`: what runs left behind. Runs nothing.
+
+use std::path::PathBuf;
+
+use engine::error::{At, Error, Result};
+use engine::journal::{self, Event};
+use engine::kind::Registry;
+use engine::store::Store;
+use serde_json::json;
+
+use super::{Done, existing_store, load, open_store, print_json};
+use crate::args::{Pipeline, StoreAt};
+use crate::report;
+
+pub fn report(pipeline: &Pipeline, run: Option<&str>, registry: &Registry) -> Done {
+    let store = open_store(pipeline)?;
+    let folder = match run {
+        Some(id) => folders(&store)?
+            .into_iter()
+            .find(|f| f.file_name().is_some_and(|name| name == id))
+            .ok_or_else(|| Error::yours(format!("there is no run `{id}`")).help("`temper runs` lists them"))?,
+        None => {
+            let graph = load(pipeline, &[], registry)?;
+            latest(&store, &graph.name)?
+                .ok_or_else(|| Error::yours(format!("{} was never run in this store", pipeline.file.display())))?
+        }
+    };
+    let written = report::render(&folder, &store)?;
+    if pipeline.store.json {
+        print_json(&json!({ "report": written.path }));
+    } else {
+        put!("{}", written.summary);
+        say!("report: {}", written.path.display());
+    }
+    Ok(0)
+}
+
+pub fn runs(at: &StoreAt) -> Done {
+    let store = existing_store(at)?;
+    for folder in folders(&store)? {
+        let id = folder.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let (mut pipeline, mut profiles, mut end) = (String::new(), Vec::new(), None);
+        for line in journal::read(&folder)? {
+            match line.event {
+                Event::Started { pipeline: name, profiles: p, .. } => (pipeline, profiles) = (name, p),
+                Event::Finished { ran, reused, failed, interrupted, seconds, .. } => {
+                    end = Some((ran.len(), reused.len(), failed, interrupted, seconds));
+                }
+                _ => {}
+            }
+        }
+        if at.json {
+            let end = end.map(|(ran, reused, failed, interrupted, seconds)| {
+                json!({ "ran": ran, "reused": reused, "failed": failed, "interrupted": interrupted, "seconds": seconds })
+            });
+            print_json(&json!({ "run": id, "pipeline": pipeline, "profiles": profiles, "end": end }));
+            continue;
+        }
+        let profiles = if profiles.is_empty() { String::new() } else { format!(" +{}", profiles.join(" +")) };
+        let end = match end {
+            None => "did not end".to_owned(),
+            Some((ran, reused, failed, interrupted, seconds)) => {
+                let cut = if interrupted { ", interrupted" } else { "" };
+                format!("{ran} ran, {reused} reused, {} failed{cut}, {seconds:.1} s", failed.len())
+            }
+        };
+        say!("{id}  {pipeline}{profiles}  {end}");
+    }
+    Ok(0)
+}
+
+/// The runs' folders, oldest first: their names sort by time.
+fn folders(store: &Store) -> Result<Vec<PathBuf>> {
+    let runs = store.runs();
+    if !runs.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(&runs).at(&runs)? {
+        let path = entry.at(&runs)?.path();
+        if path.join("journal.jsonl").is_file() {
+            folders.push(path);
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}
+
+fn latest(store: &Store, pipeline: &str) -> Result<Option<PathBuf>> {
+    for folder in folders(store)?.into_iter().rev() {
+        let first = journal::read(&folder)?.into_iter().next();
+        if matches!(first.map(|line| line.event), Some(Event::Started { pipeline: name, .. }) if name == pipeline) {
+            return Ok(Some(folder));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,70 @@
+//! `temper run`: plan, run, report. The report is rendered after every run, also a failed one.
+
+use std::sync::Arc;
+
+use engine::journal::Event;
+use engine::kind::Registry;
+use engine::plan::Flags;
+use engine::run::RunOptions;
+
+use super::{Done, load, open_store, plan};
+use crate::args::Run;
+use crate::progress::Progress;
+use crate::report;
+
+pub fn run(args: &Run, registry: &Registry) -> Done {
+    let graph = load(&args.file, &args.cut.until, registry)?;
+    let store = open_store(&args.file)?;
+    let flags = Flags::new(&graph, &args.force, &args.from)?;
+    let plan = engine::plan::plan(&graph, registry, &store, &flags)?;
+    if args.dry_run {
+        plan::tell(&graph, &plan, args.file.store.json);
+        return Ok(0);
+    }
+    let options = RunOptions {
+        jobs: args.jobs.unwrap_or_else(|| RunOptions::default().jobs).max(1),
+        keep_going: args.keep_going,
+        flags,
+        profiles: args.file.profile.clone(),
+        // Attempts take and free large buffers all the time: pages that are given back must be faulted in again.
+        env: vec![("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned())],
+        ..RunOptions::default()
+    };
+    let for_machines = args.file.store.json;
+    let progress = Arc::new(Progress::new(for_machines));
+    let outcome = engine::run::run(&graph, &plan, &store, registry, &options, {
+        let progress = Arc::clone(&progress);
+        move |event: &Event| progress.tell(event)
+    })?;
+    progress.end();
+
+    // What the run found stands, whatever becomes of its picture.
+    let written = report::render(&outcome.folder, &store);
+    if !for_machines {
+        match &written {
+            Ok(report) => {
+                if !report.summary.is_empty() {
+                    say!("\n{}", report.summary.trim_end());
+                }
+                say!("\nreport: {}", report.path.display());
+            }
+            Err(error) => eprintln!("warning: no report: {error}"),
+        }
+        say!(
+            "{} ran, {} reused, {} failed, {} skipped in {:.1} s",
+            outcome.ran.len(),
+            outcome.reused.len(),
+            outcome.failed.len(),
+            outcome.skipped.len(),
+            outcome.seconds
+        );
+    }
+    if outcome.interrupted {
+        eprintln!("interrupted: what was finished is kept; run again to go on");
+    }
+    // The first cause is what the user sees last.
+    for failure in outcome.failed.iter().rev() {
+        eprintln!("error: {failure}");
+    }
+    Ok(outcome.exit_code())
+}

@@ -1,0 +1,145 @@
+//! Draws a small graph of stages as SVG, in layers from left to right. Knows no store.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::report::escape;
+
+/// One stage.
+#[derive(Clone, Debug, Default)]
+pub struct Box {
+    pub name: String,
+    /// Names of the boxes that it is made from.
+    pub from: BTreeSet<String>,
+    /// The second line.
+    pub note: String,
+    pub instances: usize,
+    pub seconds: f64,
+    pub ran: bool,
+    pub failed: bool,
+}
+
+const WIDTH: f64 = 116.0;
+const HEIGHT: f64 = 38.0;
+const GAP_X: f64 = 38.0;
+const GAP_Y: f64 = 14.0;
+
+/// The boxes, which name their inputs before their users or after, as one `<svg>`.
+pub fn layers_svg(boxes: &[Box]) -> String {
+    let layer = layers(boxes);
+    let order = rows(boxes, &layer);
+    let tallest = order.iter().map(Vec::len).max().unwrap_or(0);
+    let (width, height) =
+        (order.len() as f64 * (WIDTH + GAP_X) - GAP_X + 4.0, tallest as f64 * (HEIGHT + GAP_Y) - GAP_Y + 4.0);
+    let mut place: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    for (column, names) in order.iter().enumerate() {
+        let top = (height - (names.len() as f64 * (HEIGHT + GAP_Y) - GAP_Y)) / 2.0;
+        for (row, &i) in names.iter().enumerate() {
+            place.insert(&boxes[i].name, (2.0 + column as f64 * (WIDTH + GAP_X), top + row as f64 * (HEIGHT + GAP_Y)));
+        }
+    }
+    let mut out = format!(
+        "<svg class=\"graph\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" \
+         xmlns=\"http://www.w3.org/2000/svg\" font-family=\"sans-serif\" font-size=\"12\">"
+    );
+    for b in boxes {
+        let (x, y) = place[b.name.as_str()];
+        for from in b.from.iter().filter_map(|from| place.get(from.as_str())) {
+            let (x0, y0, y1) = (from.0 + WIDTH, from.1 + HEIGHT / 2.0, y + HEIGHT / 2.0);
+            let bend = (x - x0) / 2.0;
+            out.push_str(&format!(
+                "<path d=\"M{x0:.0} {y0:.0}C{:.0} {y0:.0} {:.0} {y1:.0} {x:.0} {y1:.0}\" fill=\"none\" stroke=\"#888\"/>",
+                x0 + bend,
+                x - bend
+            ));
+        }
+    }
+    for b in boxes {
+        let (x, y) = place[b.name.as_str()];
+        let class = if b.failed {
+            "failed"
+        } else if b.ran {
+            "ran"
+        } else {
+            ""
+        };
+        out.push_str(&format!(
+            "<rect class=\"{class}\" x=\"{x:.0}\" y=\"{y:.0}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" rx=\"5\" fill=\"#f4f4f1\" stroke=\"#999\"/>\
+             <text x=\"{tx:.0}\" y=\"{:.0}\" text-anchor=\"middle\">{}</text>\
+             <text class=\"small\" x=\"{tx:.0}\" y=\"{:.0}\" text-anchor=\"middle\" font-size=\"10\">{}</text>",
+            y + 16.0,
+            escape(&b.name),
+            y + 30.0,
+            escape(&b.note),
+            tx = x + WIDTH / 2.0,
+        ));
+    }
+    out.push_str("</svg>");
+    out
+}
+
+/// The longest way from a source, by box. Stages may need each other's instances in a ring; such an edge is left out.
+fn layers(boxes: &[Box]) -> Vec<usize> {
+    let index: BTreeMap<&str, usize> = boxes.iter().enumerate().map(|(i, b)| (b.name.as_str(), i)).collect();
+    let mut layer = vec![0; boxes.len()];
+    // At most as many rounds as boxes: a ring cannot push its members on for ever.
+    for _ in 0..boxes.len() {
+        let mut moved = false;
+        for (i, b) in boxes.iter().enumerate() {
+            let least =
+                b.from.iter().filter_map(|from| index.get(from.as_str())).map(|&f| layer[f] + 1).max().unwrap_or(0);
+            if least > layer[i] && least < boxes.len() {
+                layer[i] = least;
+                moved = true;
+            }
+        }
+        if !moved {
+            break;
+        }
+    }
+    layer
+}
+
+/// Boxes by layer, each layer ordered by the mean row of what its boxes are made from.
+fn rows(boxes: &[Box], layer: &[usize]) -> Vec<Vec<usize>> {
+    let depth = layer.iter().max().map_or(0, |d| d + 1);
+    let mut order: Vec<Vec<usize>> =
+        (0..depth).map(|l| (0..boxes.len()).filter(|&i| layer[i] == l).collect()).collect();
+    for l in 1..depth {
+        let row_of: BTreeMap<&str, f64> = order[..l]
+            .iter()
+            .flat_map(|names| {
+                names
+                    .iter()
+                    .enumerate()
+                    .map(|(row, &i)| (boxes[i].name.as_str(), row as f64 - names.len() as f64 / 2.0))
+            })
+            .collect();
+        let weight = |i: usize| {
+            let rows: Vec<f64> = boxes[i].from.iter().filter_map(|from| row_of.get(from.as_str()).copied()).collect();
+            if rows.is_empty() { 0.0 } else { rows.iter().sum::<f64>() / rows.len() as f64 }
+        };
+        order[l].sort_by(|&a, &b| weight(a).total_cmp(&weight(b)).then(a.cmp(&b)));
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(name: &str, from: &[&str]) -> Box {
+        Box { name: name.into(), from: from.iter().map(|f| (*f).to_owned()).collect(), ..Box::default() }
+    }
+
+    #[test]
+    fn a_box_stands_right_of_all_it_is_made_from() {
+        let boxes = [named("a", &[]), named("b", &["a"]), named("c", &["a", "b"])];
+        assert_eq!(layers(&boxes), [0, 1, 2]);
+    }
+
+    #[test]
+    fn stages_that_need_each_other_do_not_hang_the_layout() {
+        let boxes = [named("a", &["b"]), named("b", &["a"])];
+        assert!(layers_svg(&boxes).starts_with("<svg"));
+    }
+}

@@ -1,0 +1,165 @@
+//! What a run tells while it goes: bars on a terminal, lines elsewhere, JSON for machines. Decides nothing.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use engine::journal::Event;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// How often a stage's progress is told where there is no terminal.
+const PLAIN_EVERY: Duration = Duration::from_secs(15);
+
+pub struct Progress {
+    how: How,
+    state: Mutex<State>,
+}
+
+enum How {
+    Json,
+    Plain,
+    Bars(MultiProgress),
+}
+
+#[derive(Default)]
+struct State {
+    bars: BTreeMap<String, ProgressBar>,
+    told: BTreeMap<String, Instant>,
+    /// Stages left, by the plan.
+    open: usize,
+    done: usize,
+    reused: usize,
+}
+
+impl Progress {
+    pub fn new(for_machines: bool) -> Self {
+        let how = if for_machines {
+            How::Json
+        } else if std::io::stderr().is_terminal() {
+            How::Bars(MultiProgress::new())
+        } else {
+            How::Plain
+        };
+        Self { how, state: Mutex::default() }
+    }
+
+    pub fn tell(&self, event: &Event) {
+        if let How::Json = self.how {
+            // Events are plain data; one that does not serialise would be a bug that the journal has already told.
+            if let Ok(line) = serde_json::to_string(event) {
+                say!("{line}");
+            }
+            return;
+        }
+        // Nothing that holds this lock panics.
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.tell_people(event, &mut state);
+    }
+
+    /// Takes the bars away.
+    pub fn end(&self) {
+        if let How::Bars(bars) = &self.how {
+            // A terminal that cannot be cleared is left as it is.
+            let _ = bars.clear();
+        }
+    }
+
+    fn tell_people(&self, event: &Event, state: &mut State) {
+        match event {
+            Event::Planned { stages } => {
+                use engine::journal::PlannedAction::Reuse;
+                state.open = stages.iter().filter(|s| s.action != Reuse).count();
+                state.done = 0;
+                if state.open > 0 {
+                    self.line(&format!(
+                        "{} stages: {} to run or pending, {} reused",
+                        stages.len(),
+                        state.open,
+                        stages.len() - state.open
+                    ));
+                }
+            }
+            Event::StageStarted { stage, threads, .. } => match &self.how {
+                How::Bars(bars) => {
+                    let bar = bars.add(ProgressBar::new(0));
+                    bar.set_style(style("{spinner} {prefix:<22} {elapsed:>5} {wide_msg}"));
+                    bar.set_prefix(stage.clone());
+                    bar.enable_steady_tick(Duration::from_millis(200));
+                    state.bars.insert(stage.clone(), bar);
+                }
+                _ => {
+                    self.line(&format!("{stage}: started on {threads} thread{}", if *threads == 1 { "" } else { "s" }))
+                }
+            },
+            Event::Progress { stage, done, total, unit, headline } => {
+                let headline =
+                    headline.as_ref().map_or_else(String::new, |(name, value)| format!("  {name} {value:.3}"));
+                if let Some(bar) = state.bars.get(stage) {
+                    if bar.length() != Some(*total) {
+                        bar.set_length(*total);
+                        bar.set_style(style(
+                            "{spinner} {prefix:<22} {elapsed:>5} {bar:20} {pos}/{len} {msg}  {per_sec}, {eta} left",
+                        ));
+                    }
+                    bar.set_position(*done);
+                    bar.set_message(format!("{unit}{headline}"));
+                } else if state.told.get(stage).is_none_or(|t| t.elapsed() >= PLAIN_EVERY) {
+                    state.told.insert(stage.clone(), Instant::now());
+                    self.line(&format!("{stage}: {done}/{total} {unit}{headline}"));
+                }
+            }
+            Event::StageFinished { stage, seconds, .. } => {
+                state.done += 1;
+                self.clear(stage, state);
+                self.line(&format!("{stage}: done in {seconds:.1} s ({}/{})", state.done, state.open));
+            }
+            Event::StageReused { stage, cutoff, .. } => {
+                if *cutoff {
+                    state.done += 1;
+                    self.clear(stage, state);
+                    self.line(&format!("{stage}: reused after all ({}/{})", state.done, state.open));
+                } else {
+                    state.reused += 1;
+                }
+            }
+            Event::StageFailed { stage, error, .. } => {
+                self.clear(stage, state);
+                self.line(&format!("{stage}: failed: {}", error.message));
+            }
+            Event::StageSkipped { stage, because } => {
+                let because = because.as_ref().map_or_else(String::new, |b| format!(" because {b} failed"));
+                self.line(&format!("{stage}: skipped{because}"));
+            }
+            Event::Waiting { stage, holder, .. } => self.line(&format!("{stage}: waits for {holder}")),
+            Event::Retrying { stage, error, seconds, .. } => {
+                self.line(&format!("{stage}: {}; trying again in {seconds:.0} s", error.message));
+            }
+            Event::Warning { stage, message } => {
+                let stage = stage.as_ref().map_or_else(String::new, |s| format!("{s}: "));
+                self.line(&format!("{stage}warning: {message}"));
+            }
+            Event::Started { .. } | Event::Timing { .. } | Event::Finished { .. } => {}
+        }
+    }
+
+    fn clear(&self, stage: &str, state: &mut State) {
+        if let Some(bar) = state.bars.remove(stage) {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.how {
+            // A line that cannot be drawn is lost; the journal has it.
+            How::Bars(bars) => {
+                let _ = bars.println(text);
+            }
+            _ => eprintln!("{text}"),
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

@@ -1,0 +1,136 @@
+//! Line charts as SVG that follow the page's light or dark theme. Knows no study.
+
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+/// One line: `(x, y)` in order of drawing; points that are not finite are left out.
+#[derive(Clone, Debug)]
+pub struct Line {
+    pub points: Vec<(f64, f64)>,
+    /// Index into the page's palette.
+    pub colour: usize,
+    /// Thin lines are single seeds, thick ones their mean.
+    pub thin: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Chart {
+    pub title: String,
+    pub x: String,
+    pub y: String,
+    pub lines: Vec<Line>,
+}
+
+/// Colours that read on light and dark paper alike; the page names them beside the arms.
+pub const PALETTE: [RGBColor; 8] = [
+    RGBColor(214, 69, 65),
+    RGBColor(46, 134, 222),
+    RGBColor(230, 154, 40),
+    RGBColor(39, 157, 104),
+    RGBColor(142, 92, 199),
+    RGBColor(20, 160, 170),
+    RGBColor(200, 84, 150),
+    RGBColor(128, 128, 128),
+];
+
+/// Drawn in this colour, which the page's style sheet replaces by its own text colour.
+const INK: RGBColor = RGBColor(17, 17, 17);
+/// Replaced by the page's colour of rules.
+const RULE: RGBColor = RGBColor(221, 221, 221);
+
+/// `#rrggbb` of a palette entry, for legends.
+pub fn hex(colour: usize) -> String {
+    let RGBColor(r, g, b) = PALETTE[colour % PALETTE.len()];
+    format!("#{r:02x}{g:02x}{b:02x}")
+}
+
+/// The chart as an `<svg>` element of 460 x 300; a sentence in its place when it has no points.
+pub fn svg(chart: &Chart) -> String {
+    let finite = |&(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
+    let points: Vec<(f64, f64)> = chart.lines.iter().flat_map(|l| l.points.iter().copied()).filter(finite).collect();
+    if points.is_empty() {
+        return format!("<p class=\"empty\">{}: no values in this run.</p>", super::html::escape(&chart.title));
+    }
+    let mut out = String::new();
+    // Drawing into a string fails only by a fault of the library's; the report then says so instead of vanishing.
+    match draw(chart, &points, &mut out) {
+        Ok(()) => out,
+        Err(e) => format!("<p class=\"empty\">{}: {}</p>", super::html::escape(&chart.title), super::html::escape(&e)),
+    }
+}
+
+fn draw(chart: &Chart, points: &[(f64, f64)], out: &mut String) -> Result<(), String> {
+    let (x, y) = (range(points.iter().map(|p| p.0)), range(points.iter().map(|p| p.1)));
+    let area = SVGBackend::with_string(out, (460, 300)).into_drawing_area();
+    let text = |size: u32| ("sans-serif", size).into_font().color(&INK);
+    let mut context = ChartBuilder::on(&area)
+        .caption(&chart.title, text(15).pos(Pos::new(HPos::Left, VPos::Top)))
+        .margin(8)
+        .x_label_area_size(36)
+        .y_label_area_size(52)
+        .build_cartesian_2d(x.0..x.1, y.0..y.1)
+        .map_err(|e| e.to_string())?;
+    context
+        .configure_mesh()
+        .x_desc(&chart.x)
+        .y_desc(&chart.y)
+        .x_labels(6)
+        .y_labels(6)
+        .x_label_formatter(&|v| number(*v))
+        .y_label_formatter(&|v| number(*v))
+        .label_style(text(11))
+        .axis_desc_style(text(12))
+        .axis_style(RULE)
+        .bold_line_style(RULE)
+        .light_line_style(TRANSPARENT)
+        .draw()
+        .map_err(|e| e.to_string())?;
+    for thin in [true, false] {
+        for line in chart.lines.iter().filter(|l| l.thin == thin) {
+            let colour = PALETTE[line.colour % PALETTE.len()];
+            let style = if thin { colour.mix(0.35).stroke_width(1) } else { colour.stroke_width(2) };
+            let finite = line.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite());
+            context.draw_series(LineSeries::new(finite, style)).map_err(|e| e.to_string())?;
+        }
+    }
+    area.present().map_err(|e| e.to_string())
+}
+
+/// The span of the values with a twentieth of it on each side; one of width 1 around a single value.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+    if high - low < 1e-12 { (low - 0.5, high + 0.5) } else { (low - (high - low) / 20.0, high + (high - low) / 20.0) }
+}
+
+fn number(v: f64) -> String {
+    let v = if v.abs() < 1e-12 { 0.0 } else { v };
+    if v.abs() >= 1000.0 || (v != 0.0 && v.abs() < 0.001) {
+        format!("{v:.0e}")
+    } else {
+        let text = format!("{v:.3}");
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chart_without_points_says_so() {
+        let chart = Chart { title: "gold <b>".into(), x: "x".into(), y: "y".into(), lines: Vec::new() };
+        assert_eq!(svg(&chart), "<p class=\"empty\">gold &lt;b&gt;: no values in this run.</p>");
+    }
+
+    #[test]
+    fn missing_values_break_nothing() {
+        let line = Line { points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)], colour: 1, thin: false };
+        let text = svg(&Chart { title: "t".into(), x: "x".into(), y: "y".into(), lines: vec![line] });
+        assert!(text.starts_with("<svg") && text.contains("polyline") && !text.contains("NaN"), "{text}");
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!([0.0, 0.25, 12.0, 50_000.0].map(number), ["0", "0.25", "12", "5e4"]);
+    }
+}

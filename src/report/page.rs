@@ -1,0 +1,242 @@
+//! The report's page: every section of it, in order. Computes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use stages::paper;
+
+use super::figures::figures;
+use super::html::{escape, page, section, table};
+use super::load::{RunData, State};
+use super::study::Study;
+use super::{arms, verdict};
+use crate::graph_view::{Box, layers_svg};
+
+pub fn render(run: &RunData, study: &Study) -> String {
+    let mut body = header(run);
+    body.push_str(&failures(run));
+    if !study.arms.is_empty() {
+        body.push_str(&section("What the study saw", &verdicts(study)));
+        let cells: Vec<Vec<String>> = escaped(arms::rows(study));
+        let note = format!(
+            "<p class=\"soft\">Steps are chosen on half A of the held-out prompts; every number comes from half B. Intervals: 95% bootstrap over \
+             prompts within a run. {}</p>",
+            escape(&study.gold_heading())
+        );
+        body.push_str(&section("Arms", &(note + &table(&arms::HEAD, arms::TEXT, &cells))));
+        body.push_str(&section("Figures", &figures(study)));
+        let engagement = arms::engagement(study).map(|s| format!("<p>{}</p>", escape(&s))).unwrap_or_default();
+        let mechanism = table(&arms::MECHANISM_HEAD, 1, &escaped(arms::mechanism(study)));
+        body.push_str(&section("The mechanism", &(engagement + &mechanism)));
+        body.push_str(&section("Summaries (Table 1)", &examples(study)));
+    }
+    body.push_str(&section("The graph", &graph(run)));
+    body.push_str(&section("Stages", &stages_table(run)));
+    body.push_str(&section("Seeds", &seeds(run, study)));
+    body.push_str(&section("Deviations from the paper", &deviations(run)));
+    page(&format!("{} · {}", run.pipeline, run.id), &body)
+}
+
+fn escaped(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    rows.into_iter().map(|row| row.iter().map(|cell| escape(cell)).collect()).collect()
+}
+
+fn header(run: &RunData) -> String {
+    let count = |state: State| run.instances.iter().filter(|i| run.fate(i).state == state).count();
+    let profiles = if run.profiles.is_empty() {
+        String::new()
+    } else {
+        format!(", profiles {}", escape(&run.profiles.join(", ")))
+    };
+    let time = run.seconds.map_or_else(|| "not finished".to_owned(), |s| format!("{s:.0} s"));
+    let cut = if run.interrupted { ", interrupted" } else { "" };
+    format!(
+        "<h1>{}</h1><p class=\"soft\">run {}{profiles} · {time}{cut} · {} stages: {} ran, {} reused, {} failed</p>",
+        escape(&run.pipeline),
+        escape(&run.id),
+        run.instances.len(),
+        count(State::Ran),
+        count(State::Reused),
+        count(State::Failed),
+    )
+}
+
+fn failures(run: &RunData) -> String {
+    let mut out = String::new();
+    for instance in &run.instances {
+        let fate = run.fate(instance);
+        if let Some(error) = &fate.error {
+            out.push_str(&format!(
+                "<h3 class=\"bad\">{} failed</h3><p>{}</p>",
+                escape(&instance.name),
+                escape(&error.to_string())
+            ));
+            if !fate.tail.is_empty() {
+                out.push_str(&format!("<pre>{}</pre>", escape(&fate.tail.join("\n"))));
+            }
+        }
+    }
+    for (stage, message) in &run.warnings {
+        let stage = stage.as_deref().map(|s| format!("{}: ", escape(s))).unwrap_or_default();
+        out.push_str(&format!("<p class=\"cannot-tell\">warning: {stage}{}</p>", escape(message)));
+    }
+    if out.is_empty() { out } else { section("Failures and warnings", &out) }
+}
+
+fn verdicts(study: &Study) -> String {
+    let items: String = verdict::verdicts(study)
+        .iter()
+        .map(|v| {
+            let word = v.answer.to_string();
+            format!(
+                "<li><span class=\"badge {}\">{word}</span>{}<div class=\"soft\">{}</div></li>",
+                word.replace(' ', "-"),
+                escape(&v.sentence),
+                escape(&v.because)
+            )
+        })
+        .collect();
+    format!("<ul class=\"verdicts\">{items}</ul>")
+}
+
+/// The first posts of each arm's first seed: the post once, then each arm's last summary.
+fn examples(study: &Study) -> String {
+    let mut posts: BTreeMap<&str, (&str, &str, Vec<Vec<String>>)> = BTreeMap::new();
+    for arm in &study.arms {
+        let Some(run) = arm.runs.first() else { continue };
+        for example in &run.examples {
+            let entry = posts.entry(&example.post_id).or_insert((
+                example.prompt.as_str(),
+                example.reference.as_str(),
+                Vec::new(),
+            ));
+            let start = example.step == 0;
+            let last = example.step == run.about.final_step;
+            // Every arm starts from the same SFT sample: told once.
+            if last || (start && entry.2.is_empty()) {
+                entry.2.push(vec![
+                    escape(if start { "SFT" } else { &arm.label }),
+                    escape(&example.text),
+                    format!("{:+.2}", example.gold),
+                    format!("{:+.2}", example.proxy),
+                    example.quality.map_or_else(|| "–".into(), |q| format!("{q:.2}")),
+                ]);
+            }
+        }
+    }
+    posts
+        .into_values()
+        .map(|(prompt, reference, rows)| {
+            format!(
+                "<pre>{}</pre><p class=\"soft\">reference: {}</p>{}",
+                escape(prompt),
+                escape(reference),
+                table(&["arm at its end", "summary", "gold", "proxy", "true quality"], 2, &rows)
+            )
+        })
+        .collect()
+}
+
+/// By stage, since a matrix would only repeat the picture.
+fn graph(run: &RunData) -> String {
+    let mut boxes: Vec<Box> = Vec::new();
+    for instance in &run.instances {
+        let fate = run.fate(instance);
+        let from: BTreeSet<String> = instance
+            .inputs
+            .iter()
+            .flat_map(|port| &port.from)
+            .map(|name| name.split('[').next().unwrap_or(name).to_owned())
+            .filter(|stage| stage != instance.stage())
+            .collect();
+        let index = boxes.iter().position(|b| b.name == instance.stage()).unwrap_or_else(|| {
+            boxes.push(Box { name: instance.stage().to_owned(), ..Box::default() });
+            boxes.len() - 1
+        });
+        let entry = &mut boxes[index];
+        entry.from.extend(from);
+        entry.instances += 1;
+        entry.seconds += fate.seconds.unwrap_or(0.0);
+        entry.ran |= fate.state == State::Ran;
+        entry.failed |= fate.state == State::Failed;
+    }
+    for b in &mut boxes {
+        let many = if b.instances > 1 { format!("{} × ", b.instances) } else { String::new() };
+        b.note = if b.ran { format!("{many}{:.1} s", b.seconds) } else { format!("{many}reused") };
+        if b.failed {
+            b.note = "failed".to_owned();
+        }
+    }
+    layers_svg(&boxes)
+}
+
+fn stages_table(run: &RunData) -> String {
+    let rows: Vec<Vec<String>> = run
+        .instances
+        .iter()
+        .map(|instance| {
+            let fate = run.fate(instance);
+            let spent: Vec<String> = fate.spent.iter().map(|(what, s)| format!("{what} {s:.1} s")).collect();
+            vec![
+                escape(&instance.name),
+                escape(&instance.kind),
+                fate.state.word().to_owned(),
+                format!(
+                    "<span class=\"key\" title=\"{0}\">{1}</span>",
+                    fate.key.map_or_else(String::new, |k| k.to_string()),
+                    fate.key.map_or_else(String::new, |k| k.short())
+                ),
+                escape(&spent.join(", ")),
+                fate.seconds.map_or_else(String::new, |s| format!("{s:.1}")),
+                if fate.peak_bytes > 0 { format!("{}", fate.peak_bytes >> 20) } else { String::new() },
+            ]
+        })
+        .collect();
+    table(&["stage", "kind", "state", "key", "time spent on", "seconds", "peak MiB"], 5, &rows)
+}
+
+/// The seeds that settings were chosen on beside those reported; a seed on both lists is told.
+fn seeds(run: &RunData, study: &Study) -> String {
+    let tuning: Vec<u64> =
+        run.settings["tuning_seeds"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    let reported = study.seeds();
+    let list = |seeds: &[u64]| {
+        if seeds.is_empty() {
+            "none".to_owned()
+        } else {
+            seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+        }
+    };
+    let both: Vec<u64> = reported.iter().copied().filter(|s| tuning.contains(s)).collect();
+    let warning = if both.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "<p class=\"bad\">Settings were chosen on seeds that are reported here: {}. Their numbers flatter.</p>",
+            list(&both)
+        )
+    };
+    format!("<p>Settings were chosen on seeds: {}. Reported here: {}.</p>{warning}", list(&tuning), list(&reported))
+}
+
+/// Each parameter that differs from what the paper fixes, once per stage, then the pipeline file's own notes.
+fn deviations(run: &RunData) -> String {
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for instance in &run.instances {
+        for d in paper::deviations(&instance.kind, &instance.params) {
+            let row = vec![escape(instance.stage()), escape(d.parameter), escape(&d.paper), escape(&d.here)];
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+    }
+    let notes: String = run.settings["deviations"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .chain(paper::ALWAYS.iter().copied())
+        .map(|note| format!("<li>{}</li>", escape(note)))
+        .collect();
+    format!("{}<ul>{notes}</ul>", table(&["stage", "parameter", "paper", "here"], 4, &rows))
+}

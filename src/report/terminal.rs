@@ -1,0 +1,56 @@
+//! What a run's end prints: the table of arms and the fixed sentences. Knows no markup.
+
+use super::study::Study;
+use super::{arms, verdict};
+
+/// Empty for a study without arms.
+pub fn summary(study: &Study) -> String {
+    if study.arms.is_empty() {
+        return String::new();
+    }
+    let mut out = String::new();
+    out.push_str(&format!("gold: {}\n\n", study.gold_heading()));
+    out.push_str(&table(&arms::HEAD, arms::TEXT, &arms::rows(study)));
+    if let Some(engagement) = arms::engagement(study) {
+        out.push_str(&format!("\n{engagement}\n"));
+    }
+    out.push('\n');
+    for v in verdict::verdicts(study) {
+        out.push_str(&format!("{:<12} {}\n             ({})\n", v.answer.to_string(), v.sentence, v.because));
+    }
+    out
+}
+
+/// Columns padded to their widest cell; the first `text` are set left, the rest right.
+pub fn table(head: &[&str], text: usize, rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([head[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let mut out = String::new();
+    let head: Vec<String> = head.iter().map(|h| (*h).to_owned()).collect();
+    for row in std::iter::once(&head).chain(rows) {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(i, (cell, &w))| {
+                let pad = " ".repeat(w - cell.chars().count().min(w));
+                if i < text { format!("{cell}{pad}") } else { format!("{pad}{cell}") }
+            })
+            .collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn columns_line_up() {
+        let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), "22".to_owned()]];
+        assert_eq!(super::table(&["x", "n"], 1, &rows), "x      n\na      1\nlong  22\n");
+    }
+}

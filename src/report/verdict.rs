@@ -1,0 +1,196 @@
+//! The report's fixed sentences: what a study saw, did not see, or cannot tell. Pure; knows no file and no markup.
+
+use std::fmt;
+
+use super::study::{Arm, Study};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Seen,
+    NotSeen,
+    CannotTell,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Seen => "seen",
+            Self::NotSeen => "not seen",
+            Self::CannotTell => "cannot tell",
+        })
+    }
+}
+
+/// A fixed sentence with its answer and the numbers behind it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    pub sentence: String,
+    pub answer: Answer,
+    pub because: String,
+}
+
+/// Seeds from which on a difference between arms is judged by a test.
+const ENOUGH_SEEDS: usize = 5;
+const SIGNIFICANT: f64 = 0.05;
+
+/// All sentences, in the report's order.
+pub fn verdicts(study: &Study) -> Vec<Verdict> {
+    let mut out: Vec<Verdict> = study.arms.iter().map(overoptimised).collect();
+    out.extend(study.arms.iter().filter(|arm| arm.runs.iter().all(|r| r.has_quality())).map(gold_followed));
+    for other in ["mean", "matched"] {
+        out.extend(differences(study, other));
+    }
+    out
+}
+
+/// "The proxy rose while true quality fell": in each run the proxy ends above its start, and true quality's interval at the
+/// end lies below that at the start.
+fn overoptimised(arm: &Arm) -> Verdict {
+    let sentence = format!("{}: the proxy rose while true quality fell", arm.label);
+    let mut told = Vec::new();
+    let (mut seen, mut against, mut known) = (0, 0, 0);
+    for run in &arm.runs {
+        let (Some(start), Some(end)) = (run.start(), run.end()) else { continue };
+        let (Some(before), Some(after)) = (start.quality, end.quality) else { continue };
+        known += 1;
+        let rose = end.proxy > start.proxy;
+        let below = end.quality_high.zip(start.quality_low).is_some_and(|(high, low)| high < low);
+        seen += usize::from(rose && below);
+        against += usize::from(!rose || after >= before);
+        told.push(format!(
+            "seed {}: proxy {:+.2} to {:+.2}, true quality {before:.2} to {after:.2}",
+            run.seed, start.proxy, end.proxy
+        ));
+    }
+    let answer = match known {
+        0 => Answer::CannotTell,
+        n if seen == n => Answer::Seen,
+        n if against == n => Answer::NotSeen,
+        _ => Answer::CannotTell,
+    };
+    let because =
+        if told.is_empty() { "the posts carry no facts to score true quality by".into() } else { told.join("; ") };
+    Verdict { sentence, answer, because }
+}
+
+/// "Gold followed true quality": over the steps of each run the two correlate (Spearman) at 0.5 or more.
+fn gold_followed(arm: &Arm) -> Verdict {
+    let rho: Vec<(u64, Option<f64>)> = arm
+        .runs
+        .iter()
+        .map(|run| {
+            let (gold, quality): (Vec<f64>, Vec<f64>) =
+                run.sampled().filter_map(|row| Some((row.gold, row.quality?))).unzip();
+            (run.seed, stages::stats::spearman(&gold, &quality))
+        })
+        .collect();
+    let all = |test: fn(f64) -> bool| !rho.is_empty() && rho.iter().all(|(_, r)| r.is_some_and(test));
+    let answer = if all(|r| r >= 0.5) {
+        Answer::Seen
+    } else if all(|r| r <= 0.0) {
+        Answer::NotSeen
+    } else {
+        Answer::CannotTell
+    };
+    let because = rho
+        .iter()
+        .map(|(seed, r)| {
+            format!("seed {seed}: Spearman over steps {}", r.map_or("undefined".into(), |r| format!("{r:+.2}")))
+        })
+        .collect::<Vec<_>>()
+        .join("; ");
+    Verdict { sentence: format!("{}: gold followed true quality", arm.label), answer, because }
+}
+
+/// "Adaptive minus `other`" at the last step, paired by seed: in true quality where known, and in gold.
+fn differences(study: &Study, other: &str) -> Vec<Verdict> {
+    let Some(adaptive) = study.adaptive() else { return Vec::new() };
+    let Some(other) = study.arms.iter().find(|arm| arm.objective == other && arm.lambda == adaptive.lambda) else {
+        return Vec::new();
+    };
+    type Measure = fn(&stages::types::CurvePoint) -> Option<f64>;
+    let measures: [(&str, Measure); 2] =
+        [("true quality", |row| row.quality), ("gold (SFT deviations)", |row| Some(row.gold_sd))];
+    measures
+        .into_iter()
+        .filter_map(|(what, of)| {
+            let pairs: Vec<(u64, f64)> = adaptive
+                .runs
+                .iter()
+                .filter_map(|a| {
+                    let b = other.runs.iter().find(|b| b.seed == a.seed)?;
+                    Some((a.seed, of(a.end()?)? - of(b.end()?)?))
+                })
+                .collect();
+            (!pairs.is_empty())
+                .then(|| difference(&format!("{} above {} in {what} at the end", adaptive.label, other.label), &pairs))
+        })
+        .collect()
+}
+
+fn difference(sentence: &str, pairs: &[(u64, f64)]) -> Verdict {
+    let values = pairs.iter().map(|(seed, d)| format!("seed {seed}: {d:+.3}")).collect::<Vec<_>>().join("; ");
+    let n = pairs.len();
+    let differences: Vec<f64> = pairs.iter().map(|p| p.1).collect();
+    let mean = stages::stats::mean(&differences);
+    if n < ENOUGH_SEEDS {
+        let because = format!("cannot tell (n = {n}): {values}");
+        return Verdict { sentence: sentence.into(), answer: Answer::CannotTell, because };
+    }
+    let p = sign_flip_p(&differences);
+    let answer = match p {
+        p if p >= SIGNIFICANT => Answer::CannotTell,
+        _ if mean > 0.0 => Answer::Seen,
+        _ => Answer::NotSeen,
+    };
+    Verdict {
+        sentence: sentence.into(),
+        answer,
+        because: format!("n = {n}, mean {mean:+.3}, paired sign-flip p = {p:.3}; {values}"),
+    }
+}
+
+/// Two-sided p of the paired sign-flip test, exact over all 2^n flips; for n > 20 over the first 2^20 of a fixed sequence.
+pub fn sign_flip_p(differences: &[f64]) -> f64 {
+    let n = differences.len();
+    let observed = differences.iter().sum::<f64>().abs() - 1e-12;
+    let flips = 1_u64 << n.min(20);
+    let mut extreme = 0_u64;
+    for flip in 0..flips {
+        // Beyond 20 differences the flips are spread by an odd multiplier: fixed, and the same for everybody.
+        let pattern = if n > 20 { flip.wrapping_mul(0x9E37_79B9_7F4A_7C15) } else { flip };
+        let sum: f64 = differences
+            .iter()
+            .enumerate()
+            .map(|(i, d)| if pattern.rotate_right((i % 64) as u32) & 1 == 1 { -d } else { *d })
+            .sum();
+        extreme += u64::from(sum.abs() >= observed);
+    }
+    extreme as f64 / flips as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn below_five_seeds_no_difference_is_told() {
+        let v = difference("a above b", &[(1, 0.5), (2, 0.7)]);
+        assert_eq!(v.answer, Answer::CannotTell);
+        assert_eq!(v.because, "cannot tell (n = 2): seed 1: +0.500; seed 2: +0.700");
+    }
+
+    #[test]
+    fn five_equal_signs_are_not_yet_significant_and_eight_are() {
+        assert!((sign_flip_p(&[1.0; 5]) - 2.0 / 32.0).abs() < 1e-12);
+        let eight: Vec<(u64, f64)> = (0..8).map(|s| (s, 1.0)).collect();
+        assert_eq!(difference("a", &eight).answer, Answer::Seen);
+        let negative: Vec<(u64, f64)> = (0..8).map(|s| (s, -1.0)).collect();
+        assert_eq!(difference("a", &negative).answer, Answer::NotSeen);
+    }
+
+    #[test]
+    fn mixed_signs_give_a_large_p() {
+        assert!(sign_flip_p(&[1.0, -1.0, 0.9, -1.1, 0.2, -0.1]) > 0.5);
+    }
+}

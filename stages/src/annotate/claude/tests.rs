@@ -1,0 +1,220 @@
+//! The kind against a server of our own: counted requests, scripted faults, no answer paid twice.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use engine::context::Context;
+use engine::kind::AnyKind;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::testing::Bench;
+
+/// A request's body in, status, extra headers and body out.
+type Script = dyn Fn(usize, &Value) -> (u16, String, Value) + Send + Sync;
+
+struct Server {
+    endpoint: Endpoint,
+    requests: Arc<Mutex<Vec<(String, Value)>>>,
+}
+
+impl Server {
+    fn new(script: Box<Script>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = Endpoint { base: format!("http://{}", listener.local_addr().unwrap()), key: "sk-secret".into() };
+        let requests: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
+        let seen = requests.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
+                let length = head
+                    .lines()
+                    .find_map(|l| l.to_lowercase().strip_prefix("content-length: ")?.parse().ok())
+                    .unwrap_or(0);
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).unwrap();
+                let body: Value = serde_json::from_slice(&body).unwrap();
+                let n = {
+                    let mut seen = seen.lock().unwrap();
+                    seen.push((head, body.clone()));
+                    seen.len() - 1
+                };
+                let (status, headers, answer) = script(n, &body);
+                let answer = answer.to_string();
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n{answer}",
+                    answer.len()
+                );
+            }
+        });
+        Self { endpoint, requests }
+    }
+
+    fn count(&self) -> usize {
+        self.requests.lock().unwrap().len()
+    }
+}
+
+/// The documents of a request: (number, first summary).
+fn documents(body: &Value) -> Vec<(usize, String)> {
+    let text = body["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap().to_owned();
+    let first = |n: usize| {
+        let open = format!("<doc.{n}.summary.1>\n");
+        let from = text.find(&open)? + open.len();
+        Some((n, text[from..].lines().next().unwrap().to_owned()))
+    };
+    (3..).map_while(first).collect()
+}
+
+/// An answer that prefers the summary called `good`, wherever it is shown.
+fn good(body: &Value) -> Value {
+    let labels: serde_json::Map<String, Value> = documents(body)
+        .into_iter()
+        .map(|(n, first)| (format!("doc.{n}.chosen.summary"), json!(if first.starts_with("good") { 1 } else { 2 })))
+        .collect();
+    json!({ "stop_reason": "end_turn", "content": [{ "type": "text", "text": Value::Object(labels).to_string() }],
+            "usage": { "input_tokens": 10, "output_tokens": 2 } })
+}
+
+fn pair(i: usize) -> Pair {
+    Pair {
+        id: format!("pair {i}"),
+        post_id: format!("post {i}"),
+        prompt: format!("Subreddit: \nTITLE: \nPOST: post {i}\nTL;DR:"),
+        prompt_ids: vec![1],
+        facts: None,
+        a_model: "s".into(),
+        a_text: if i.is_multiple_of(2) { format!("good {i}") } else { format!("bad {i}") },
+        a_ids: vec![],
+        a_ended: true,
+        b_model: "m".into(),
+        b_text: if i.is_multiple_of(2) { format!("bad {i}") } else { format!("good {i}") },
+        b_ids: vec![],
+        b_ended: true,
+        corruption: None,
+        corrupted: None,
+    }
+}
+
+fn bench(pairs: Vec<Pair>) -> Bench {
+    let mut bench = Bench::new();
+    bench.input("pairs", "Pairs", |folder| crate::table::write(&folder.join(Pairs::FILE), pairs).map(drop));
+    bench
+}
+
+fn attempt(bench: &Bench, server: &Server, checkpoints: &Path) -> Result<Vec<Preference>> {
+    let out = tempfile::tempdir().unwrap();
+    let params = (&Claude as &dyn AnyKind).normalise(&json!({ "model": "a-model", "max_unlabelled": 0.2 })).unwrap();
+    let params: Params = serde_json::from_value(params).unwrap();
+    let mut ctx = Context::new("annotate.claude", 7, bench.inputs(), out.path().to_owned(), checkpoints.to_owned());
+    run_with(&params, &mut ctx, || Ok(server.endpoint.clone()))?;
+    Preferences::open(out.path())?.collect()
+}
+
+#[test]
+fn labels_follow_content_not_place_and_a_second_run_pays_nothing() {
+    let server = Server::new(Box::new(|_, body| (200, String::new(), good(body))));
+    let bench = bench((0..21).map(pair).collect());
+    let checkpoints = tempfile::tempdir().unwrap();
+    let rows = attempt(&bench, &server, checkpoints.path()).unwrap();
+    assert_eq!(rows.len(), 21);
+    assert!(rows.iter().all(|row| row.outcome == Outcome::Labelled && row.chosen_text.starts_with("good")));
+    assert_eq!(rows[0].annotator, "a-model");
+    assert_eq!(server.count(), 11);
+    {
+        let requests = server.requests.lock().unwrap();
+        let firsts: Vec<bool> =
+            requests.iter().flat_map(|(_, body)| documents(body)).map(|(_, first)| first.starts_with("good")).collect();
+        assert!(firsts.iter().any(|&good| good) && firsts.iter().any(|&good| !good), "the order is never turned");
+        assert!(requests.iter().all(|(head, _)| head.contains("x-api-key: sk-secret") && head.contains("2023-06-01")));
+    }
+    assert_eq!(attempt(&bench, &server, checkpoints.path()).unwrap(), rows);
+    assert_eq!(server.count(), 11);
+}
+
+#[test]
+fn more_pairs_pay_only_for_the_new_ones() {
+    let server = Server::new(Box::new(|_, body| (200, String::new(), good(body))));
+    let checkpoints = tempfile::tempdir().unwrap();
+    attempt(&bench((0..10).map(pair).collect()), &server, checkpoints.path()).unwrap();
+    assert_eq!(server.count(), 5);
+    attempt(&bench((0..14).rev().map(pair).collect()), &server, checkpoints.path()).unwrap();
+    assert_eq!(server.count(), 7);
+}
+
+#[test]
+fn faults_that_pass_are_tried_again_and_others_stop_with_the_apis_message_and_no_key() {
+    let busy = Server::new(Box::new(|n, body| match n {
+        0 => (429, "retry-after-ms: 1\r\n".into(), json!({})),
+        1 => (529, "retry-after: 0\r\n".into(), json!({})),
+        _ => (200, String::new(), good(body)),
+    }));
+    let one = bench(vec![pair(0)]);
+    assert_eq!(attempt(&one, &busy, tempfile::tempdir().unwrap().path()).unwrap().len(), 1);
+    assert_eq!(busy.count(), 3);
+
+    let strict = Server::new(Box::new(|_, _| {
+        let body = json!({ "error": { "type": "invalid_request_error", "message": "no such model; key sk-secret" } });
+        (400, "request-id: req_9\r\n".into(), body)
+    }));
+    let error = attempt(&one, &strict, tempfile::tempdir().unwrap().path()).unwrap_err();
+    assert_eq!((strict.count(), error.exit_code()), (1, 2));
+    assert!(error.message.ends_with("/v1/messages: 400: no such model; key *** (request req_9)"), "{error}");
+}
+
+#[test]
+fn answers_that_landed_before_a_failure_are_kept() {
+    let server = Server::new(Box::new(|n, body| match n {
+        0..6 => (200, String::new(), good(body)),
+        6..14 => (401, String::new(), json!({ "error": { "message": "expired" } })),
+        _ => (200, String::new(), good(body)),
+    }));
+    let bench = bench((0..40).map(pair).collect());
+    let checkpoints = tempfile::tempdir().unwrap();
+    let error = attempt(&bench, &server, checkpoints.path()).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    let refused = server.count() - 6;
+    for _ in refused..8 {
+        // The script's remaining refusals are used up, so that the next attempt is answered.
+        server.requests.lock().unwrap().push((String::new(), Value::Null));
+    }
+    let rows = attempt(&bench, &server, checkpoints.path()).unwrap();
+    assert_eq!(rows.len(), 40);
+    assert_eq!(server.count(), 14 + 14);
+}
+
+#[test]
+fn refusals_stay_in_the_table_without_a_label_and_too_many_fail_the_stage() {
+    let refuse_one = |text: &'static str| {
+        Server::new(Box::new(move |_, body: &Value| {
+            let refused = body["messages"][4]["content"].as_str().unwrap().contains(text);
+            let answer = if refused { json!({ "stop_reason": "refusal", "content": [] }) } else { good(body) };
+            (200, String::new(), answer)
+        }))
+    };
+    let bench = bench((0..20).map(pair).collect());
+    let rows = attempt(&bench, &refuse_one("post 3\n"), tempfile::tempdir().unwrap().path()).unwrap();
+    assert_eq!(rows.iter().filter(|row| row.outcome == Outcome::Refused).count(), 2);
+    let error = attempt(&bench, &refuse_one("post"), tempfile::tempdir().unwrap().path()).unwrap_err();
+    assert!(error.message.contains("100.0% of 20 pairs have no label (20 refused"), "{error}");
+}
+
+#[test]
+fn equal_summaries_are_a_tie_without_a_request_and_no_key_is_your_fault() {
+    let server = Server::new(Box::new(|_, body| (200, String::new(), good(body))));
+    let tie = Pair { b_text: "good 0".into(), ..pair(0) };
+    let rows = attempt(&bench(vec![tie, pair(2)]), &server, tempfile::tempdir().unwrap().path()).unwrap();
+    assert_eq!((rows[0].outcome, rows[1].outcome, server.count()), (Outcome::Tie, Outcome::Labelled, 1));
+
+    if http::variable(KEY).is_none() {
+        let error =
+            crate::testing::run(&Claude, json!({ "model": "m" }), bench(vec![pair(0)]).inputs()).map(drop).unwrap_err();
+        assert_eq!((error.exit_code(), error.message.as_str()), (2, "no API key: ANTHROPIC_API_KEY is not set"));
+    }
+}

@@ -1,0 +1,125 @@
+//! Kinds that judge pairs, and what they share: the table with its counts, the posts that are held out. Know no reward model.
+
+pub mod claude;
+pub mod human;
+pub mod reference;
+pub mod rouge;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+pub use claude::Claude;
+use engine::context::Context;
+use engine::error::{Error, Result};
+pub use human::Human;
+pub use reference::Reference;
+
+use crate::data::clean::fingerprint;
+use crate::table;
+use crate::types::{Outcome, Post, Posts, Preference, Preferences, Split};
+
+/// A table of preferences in the making, with its counts.
+pub struct Judged {
+    writer: table::Writer<Preference>,
+    outcomes: BTreeMap<Outcome, u64>,
+}
+
+impl Judged {
+    /// # Errors
+    /// If the table cannot be created.
+    pub fn create(folder: &Path) -> Result<Self> {
+        Ok(Self { writer: Preferences::create(folder)?, outcomes: BTreeMap::new() })
+    }
+
+    /// # Errors
+    /// If the table cannot be written.
+    pub fn push(&mut self, row: Preference) -> Result<()> {
+        *self.outcomes.entry(row.outcome).or_default() += 1;
+        self.writer.push(row)
+    }
+
+    pub fn rows(&self) -> u64 {
+        self.writer.rows()
+    }
+
+    pub fn count(&self, outcome: Outcome) -> u64 {
+        self.outcomes.get(&outcome).copied().unwrap_or(0)
+    }
+
+    /// Ends the table and notes its counts as metrics.
+    ///
+    /// # Errors
+    /// If no row is labelled: nothing could be learned from the table.
+    pub fn finish(self, ctx: &mut Context) -> Result<()> {
+        for &outcome in Outcome::ALL {
+            ctx.metric(outcome.as_str(), self.count(outcome) as f64);
+        }
+        let labelled = self.count(Outcome::Labelled);
+        let others = Outcome::ALL.iter().filter(|&&o| self.count(o) > 0).map(|&o| format!("{} {o}", self.count(o)));
+        let told = others.collect::<Vec<_>>().join(", ");
+        let rows = self.writer.finish()?;
+        ctx.metric("rows", rows as f64);
+        if labelled == 0 {
+            let told = if rows == 0 { "the table is empty".to_owned() } else { format!("{rows} rows: {told}") };
+            return Err(Error::yours(format!("no preference can be learned from these judgements, {told}")));
+        }
+        Ok(())
+    }
+}
+
+/// The posts that no preference may be about: those of `valid` and `calibration`.
+#[derive(Default)]
+pub struct HeldOut {
+    ids: HashSet<String>,
+    texts: HashSet<[u8; 16]>,
+    /// Rows dropped so far.
+    pub dropped: u64,
+}
+
+impl HeldOut {
+    /// # Errors
+    /// If there is no table of posts.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let mut held = Self::default();
+        for post in Posts::open(folder)? {
+            let post: Post = post?;
+            if post.is_in(Split::Valid) || post.is_in(Split::Calibration) {
+                held.texts.insert(fingerprint(&post.post));
+                held.ids.insert(post.id);
+            }
+        }
+        Ok(held)
+    }
+
+    /// Those of the artifact at the optional port `exclude`; none without it.
+    ///
+    /// # Errors
+    /// As [`HeldOut::load`].
+    pub fn of(ctx: &Context) -> Result<Self> {
+        ctx.optional("exclude").map_or_else(|| Ok(Self::default()), |input| Self::load(&input.folder))
+    }
+
+    /// Whether a post is held out, by its id or its normalised text; if so, it is counted.
+    pub fn holds(&mut self, id: &str, text: &str) -> bool {
+        let held = self.ids.contains(id) || (!self.texts.is_empty() && self.texts.contains(&fingerprint(text)));
+        self.dropped += u64::from(held);
+        held
+    }
+}
+
+/// Uniform in [0, 1), from what is hashed under a generator's key: so a draw depends neither on a row's place nor on others.
+pub fn draw(key: &[u8; 32], parts: &[&str]) -> f64 {
+    (hash(key, parts) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// The first 64 bits of the keyed hash of `parts`, each with its length.
+pub fn hash(key: &[u8; 32], parts: &[&str]) -> u64 {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}

@@ -1,0 +1,146 @@
+//! What is embedded in the binary: the tokenizer and base models of the default pipeline. Knows no kind.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use engine::error::{At, Error, Result};
+use engine::names::Digest;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Serialize};
+
+/// A folder of files.
+pub struct Asset {
+    pub name: &'static str,
+    pub files: &'static [(&'static str, &'static [u8])],
+}
+
+/// The names a pipeline may use. One that is not in [`EMBEDDED`] is told when it is asked for.
+const NAMES: [&str; 4] = ["tinytldr", "tinytldr-s", "tinytldr-m", "tinytldr-l"];
+
+macro_rules! asset {
+    ($name:literal { $($file:literal = $path:literal),* $(,)? }) => {
+        Asset { name: $name, files: &[$(($file, include_bytes!(concat!("../../assets/", $path)))),*] }
+    };
+}
+
+/// One `asset!("name" { "file" = "path below assets/" })` each.
+static EMBEDDED: &[Asset] = &[
+    asset!("tinytldr" { "tokenizer.json" = "tinytldr/tokenizer.json" }),
+    asset!("tinytldr-s" {
+        "config.json" = "tinytldr-s/config.json",
+        "model.safetensors" = "tinytldr-s/model.safetensors",
+        "tokenizer.json" = "tinytldr/tokenizer.json",
+    }),
+    asset!("tinytldr-m" {
+        "config.json" = "tinytldr-m/config.json",
+        "model.safetensors" = "tinytldr-m/model.safetensors",
+        "tokenizer.json" = "tinytldr/tokenizer.json",
+    }),
+    asset!("tinytldr-l" {
+        "config.json" = "tinytldr-l/config.json",
+        "model.safetensors" = "tinytldr-l/model.safetensors",
+        "tokenizer.json" = "tinytldr/tokenizer.json",
+    }),
+];
+
+/// # Errors
+/// If there is no asset of this name in this binary.
+pub fn get(name: &str) -> Result<&'static Asset> {
+    EMBEDDED.iter().find(|asset| asset.name == name).ok_or_else(|| {
+        Error::yours(format!("the asset `{name}` is not in this binary"))
+            .help("make it with `--profile from-scratch`, or give a file or folder instead of `asset`")
+    })
+}
+
+/// Writes an asset's files into `folder`.
+///
+/// # Errors
+/// As [`get`], or if a file cannot be written.
+pub fn write(name: &str, folder: &Path) -> Result<()> {
+    get(name)?.files.iter().try_for_each(|(file, bytes)| {
+        let path = folder.join(file);
+        std::fs::write(&path, bytes).at(&path)
+    })
+}
+
+/// A parameter that names an asset. In the pipeline file: its name; in normalised parameters and so in the key: its name and
+/// the digest of its files, so that another binary with other bytes has another key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AssetName(pub String);
+
+impl AssetName {
+    fn digest(&self) -> Option<Digest> {
+        let asset = get(&self.0).ok()?;
+        let mut hasher = blake3::Hasher::new();
+        for (file, bytes) in asset.files {
+            hasher.update(file.as_bytes());
+            hasher.update(&[0]);
+            hasher.update(blake3::hash(bytes).as_bytes());
+        }
+        Some(hasher.finalize().into())
+    }
+}
+
+impl Serialize for AssetName {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        Marked { name: self.0.clone(), digest: self.digest() }.serialize(s)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Marked {
+    name: String,
+    #[serde(default)]
+    digest: Option<Digest>,
+}
+
+impl<'de> Deserialize<'de> for AssetName {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected the name of an asset")]
+        enum Either {
+            Plain(String),
+            Marked(Marked),
+        }
+        let name = match Either::deserialize(d)? {
+            Either::Plain(name) => name,
+            Either::Marked(marked) => marked.name,
+        };
+        if NAMES.contains(&name.as_str()) {
+            return Ok(Self(name));
+        }
+        Err(serde::de::Error::custom(format!("`{name}` is no asset: expected one of {}", NAMES.join(", "))))
+    }
+}
+
+impl JsonSchema for AssetName {
+    fn schema_name() -> Cow<'static, str> {
+        "AssetName".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({ "enum": NAMES })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_asset_is_named_plainly_and_normalised_with_its_digest() {
+        let name: AssetName = serde_json::from_str("\"tinytldr\"").unwrap();
+        let normal = serde_json::to_value(&name).unwrap();
+        assert_eq!(normal["name"], "tinytldr");
+        assert!(normal.get("digest").is_some());
+        assert_eq!(serde_json::from_value::<AssetName>(normal).unwrap(), name);
+        let error = serde_json::from_str::<AssetName>("\"tiny\"").unwrap_err().to_string();
+        assert!(error.contains("`tiny` is no asset: expected one of tinytldr"), "{error}");
+    }
+
+    #[test]
+    fn every_embedded_asset_has_a_name_that_may_be_used() {
+        assert!(EMBEDDED.iter().all(|asset| NAMES.contains(&asset.name)));
+    }
+}

@@ -1,0 +1,66 @@
+//! Posts of a split, again and again, one at a time. Knows no use for them.
+
+use std::path::{Path, PathBuf};
+
+use engine::error::{Error, Result};
+
+use crate::table::Reader;
+use crate::types::{Post, Posts, Split};
+
+/// Goes through a table as often as it is asked to; memory does not grow with its rows.
+pub(crate) struct Rounds {
+    folder: PathBuf,
+    split: Option<Split>,
+    reader: Reader<Post>,
+    round: u64,
+    found: bool,
+}
+
+impl Rounds {
+    /// The posts of `split`; without one, every post that is neither in `valid` nor in `calibration`.
+    pub fn open(folder: &Path, split: Option<Split>) -> Result<Self> {
+        Ok(Self { folder: folder.to_owned(), split, reader: Posts::open(folder)?, round: 0, found: false })
+    }
+
+    /// The next post, and how often the table was gone through before.
+    ///
+    /// # Errors
+    /// If no post is in the split, or the table cannot be read.
+    pub fn next(&mut self) -> Result<(u64, Post)> {
+        loop {
+            match self.reader.next().transpose()? {
+                Some(post) if self.takes(&post) => {
+                    self.found = true;
+                    return Ok((self.round, post));
+                }
+                Some(_) => {}
+                None if self.found => {
+                    self.reader = Posts::open(&self.folder)?;
+                    self.round += 1;
+                }
+                None => return Err(self.nothing()),
+            }
+        }
+    }
+
+    fn takes(&self, post: &Post) -> bool {
+        match self.split {
+            Some(split) => post.is_in(split),
+            None => !post.is_in(Split::Valid) && !post.is_in(Split::Calibration),
+        }
+    }
+
+    fn nothing(&self) -> Error {
+        match self.split {
+            Some(split) => Error::yours(format!("no posts in split `{split}`"))
+                .help("posts get their splits from `dataset.filter`; `split: null` takes every post outside valid and calibration"),
+            None => Error::yours("no posts outside valid and calibration"),
+        }
+    }
+}
+
+/// What is wrong with drawing from `split`, if anything: nothing may be learned from posts that others are measured on.
+pub(crate) fn fault(split: Option<Split>) -> Option<(String, String)> {
+    matches!(split, Some(Split::Valid | Split::Calibration))
+        .then(|| ("split".to_owned(), "posts in valid and calibration are held out; take another split".to_owned()))
+}

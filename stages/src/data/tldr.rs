@@ -1,0 +1,301 @@
+//! `dataset.tldr`: Reddit posts with their authors' summaries from files that others made. Knows no split.
+
+use std::path::{Path, PathBuf};
+
+use engine::context::Context;
+use engine::error::{Error, Result};
+use engine::kind::{Kind, Signature};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::clean::{id_of, printable};
+use super::paths::Paths;
+use super::source::{self, Allowance};
+use crate::hub::{self, Hub, HubId, Repo};
+use crate::prompt::Parts;
+use crate::table;
+use crate::types::{Post, Posts};
+
+pub struct Tldr;
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// Parquet or JSON lines (.jsonl, .json, also .gz and .zst): a path, a list of paths, a folder, a wildcard.
+    pub files: Paths,
+    /// With a folder: a pattern that the names of its files must match.
+    pub matching: Option<String>,
+    /// A data set of the hub, instead of `files`.
+    pub hub: Option<HubId>,
+    /// Stop after so many posts.
+    pub rows: Option<u64>,
+    /// Rows that may be empty or malformed; they are left out and counted. One more is an error.
+    pub max_bad_rows: u64,
+}
+
+crate::table! {
+    /// A row of any of the layouts; of its fields those that the file has.
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    pub struct RawPost {
+        id: Option<String>,
+        subreddit: Option<String>,
+        title: Option<String>,
+        post: Option<String>,
+        /// Webis TLDR-17: the text without its summary.
+        content: Option<String>,
+        body: Option<String>,
+        summary: Option<String>,
+        /// The A.1 text, instead of subreddit, title and post.
+        prompt: Option<String>,
+        label: Option<String>,
+        completion: Option<String>,
+    }
+}
+
+impl RawPost {
+    /// # Errors
+    /// Says which field is missing or empty.
+    fn into_post(self) -> Result<Post, String> {
+        let summary = self.summary.or(self.label).or(self.completion).ok_or("field `summary` is missing")?;
+        let text = self.post.or(self.content).or(self.body);
+        let (subreddit, title, post) = match (text, &self.prompt) {
+            (Some(text), _) => (self.subreddit.unwrap_or_default(), self.title.unwrap_or_default(), text),
+            (None, Some(prompt)) => {
+                let parts = Parts::parse(prompt).ok_or("`prompt` does not read SUBREDDIT: … TITLE: … POST: …")?;
+                (parts.subreddit.to_owned(), parts.title.to_owned(), parts.post.to_owned())
+            }
+            (None, None) => return Err("field `post` is missing".to_owned()),
+        };
+        let clean = |text: String| printable(&text).trim().to_owned();
+        let (post, summary) = (clean(post), clean(summary));
+        for (field, text) in [("post", &post), ("summary", &summary)] {
+            if text.is_empty() {
+                return Err(format!("the {field} is empty"));
+            }
+        }
+        let id = self.id.map(clean).filter(|id| !id.is_empty()).unwrap_or_else(|| id_of(&post));
+        let one_line = |text: String| clean(text).replace(['\n', '\t'], " ");
+        Ok(Post {
+            id,
+            subreddit: one_line(subreddit),
+            title: one_line(title),
+            post,
+            summary,
+            splits: Vec::new(),
+            facts: None,
+        })
+    }
+}
+
+fn parse(line: &str) -> Result<Post, String> {
+    serde_json::from_str::<RawPost>(line).map_err(|e| source::json_fault(&e))?.into_post()
+}
+
+/// Parquet without the columns of any layout is told before its first row.
+fn check_columns(file: &Path) -> Result<()> {
+    let columns = table::columns(file)?;
+    let has = |names: &[&str]| names.iter().any(|name| columns.iter().any(|(column, _)| column == name));
+    let missing = if !has(&["prompt", "post", "content", "body"]) {
+        "`prompt` (or `post`)"
+    } else if !has(&["label", "summary", "completion"]) {
+        "`label` (or `summary`)"
+    } else {
+        return Ok(());
+    };
+    let found = columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+    Err(Error::yours(format!("{}: column {missing} (utf8) is missing; found {found}", file.display())))
+}
+
+/// Hands every post of `file` to `take` until that says no.
+fn each_post(file: &Path, allowance: &mut Allowance, mut take: impl FnMut(Post) -> Result<bool>) -> Result<()> {
+    match source::format(file).as_deref() {
+        Some("parquet") => {
+            check_columns(file)?;
+            for (i, raw) in table::Reader::<RawPost>::open_columns(file)?.enumerate() {
+                match raw?.into_post() {
+                    Ok(post) => {
+                        if !take(post)? {
+                            break;
+                        }
+                    }
+                    Err(what) => allowance.bad(format_args!("{}, row {}", file.display(), i + 1), &what)?,
+                }
+            }
+            Ok(())
+        }
+        Some("jsonl" | "json" | "ndjson") => source::each_line(file, allowance, parse, take),
+        _ => Err(Error::yours(format!("{}: expected .parquet or .jsonl (also .gz, .zst)", file.display()))),
+    }
+}
+
+impl Kind for Tldr {
+    type Params = Params;
+
+    const NAME: &'static str = "dataset.tldr";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "reads Reddit TL;DR posts from files or the hub";
+
+    fn signature(&self, params: &Params) -> Signature {
+        let signature = Signature::gives(Posts::NAME);
+        if params.hub.is_some() { hub::declare(signature) } else { signature }
+    }
+
+    fn check(&self, params: &Params) -> Vec<(String, String)> {
+        one_source(&params.files, params.hub.as_ref(), "files")
+    }
+
+    fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
+        let files = files_of(&params.files, params.matching.as_deref(), params.hub.as_ref(), ctx)?;
+        let mut allowance = Allowance::new(params.max_bad_rows);
+        let mut writer = Posts::create(ctx.out())?;
+        let limit = params.rows.unwrap_or(u64::MAX);
+        for (done, file) in files.iter().enumerate() {
+            if writer.rows() >= limit {
+                break;
+            }
+            each_post(file, &mut allowance, |post| {
+                writer.push(post)?;
+                Ok(writer.rows() < limit)
+            })?;
+            ctx.progress(done as u64 + 1, files.len() as u64, "files", Some(("posts", writer.rows() as f64)));
+        }
+        let rows = writer.finish()?;
+        if rows == 0 {
+            let names = files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
+            return Err(Error::yours(format!("{names}: no post in {} bad rows", allowance.bad)));
+        }
+        ctx.metric("rows", rows as f64);
+        ctx.metric("bad_rows", allowance.bad as f64);
+        Ok(())
+    }
+}
+
+/// A fault unless exactly one of a path parameter, called `name`, and `hub` is given.
+pub(crate) fn one_source(files: &Paths, hub: Option<&HubId>, name: &str) -> Vec<(String, String)> {
+    match (files.is_empty(), hub) {
+        (true, None) => vec![(name.to_owned(), format!("give `{name}` or `hub`"))],
+        (false, Some(_)) => vec![("hub".to_owned(), format!("give `{name}` or `hub`, not both"))],
+        _ => Vec::new(),
+    }
+}
+
+/// The files of either source; those of the hub are downloaded to where the next attempt finds them again.
+pub(crate) fn files_of(
+    files: &Paths,
+    matching: Option<&str>,
+    id: Option<&HubId>,
+    ctx: &mut Context,
+) -> Result<Vec<PathBuf>> {
+    let Some(id) = id else { return files.files(matching) };
+    let pattern = id
+        .files
+        .as_deref()
+        .map(glob::Pattern::new)
+        .transpose()
+        .map_err(|e| Error::yours(format!("`hub.files`: {e}")))?;
+    let readable =
+        |name: &str| matches!(source::format(Path::new(name)).as_deref(), Some("parquet" | "jsonl" | "ndjson"));
+    let hub = Hub::new(Repo::Dataset, id)?;
+    let wanted: Vec<String> =
+        hub.files()?.into_iter().filter(|name| pattern.as_ref().map_or(readable(name), |p| p.matches(name))).collect();
+    if wanted.is_empty() {
+        return Err(
+            Error::yours(format!("hub `{}`: no Parquet or JSON-lines file", id.id)).help("say which with `hub.files`")
+        );
+    }
+    let into = ctx.checkpoints().join("hub");
+    let mut paths = Vec::new();
+    for (done, name) in wanted.iter().enumerate() {
+        paths.push(hub.fetch(name, &into)?);
+        ctx.progress(done as u64 + 1, wanted.len() as u64, "downloads", None);
+    }
+    Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{Bench, run};
+
+    fn posts(bench: &Bench, with: serde_json::Value) -> Result<Vec<Post>> {
+        let out = run(&Tldr, with, bench.inputs())?;
+        Posts::open(&out.path())?.collect()
+    }
+
+    const FILTERED: &str = r#"{"id": "t3_1", "subreddit": "relationships", "title": "My [24F] roommate\n", "post": "She never\r\ncleans.\u0007", "summary": " she is messy", "other": 3}"#;
+    const WEBIS: &str = r#"{"author": "x", "body": "long text TL;DR short", "normalizedBody": "n", "content": "long text", "content_len": 2, "summary": "short", "summary_len": 1, "id": "c6", "subreddit": "tifu", "subreddit_id": "t5_1"}"#;
+    const BARE: &str =
+        r#"{"id": "TLDR_1", "subreddit": "", "title": "", "post": "i lost my keys", "summary": "keys lost"}"#;
+
+    #[test]
+    fn every_json_layout_gives_posts() {
+        let bench = Bench::new();
+        let file = bench.write("posts.jsonl", &[FILTERED, WEBIS, BARE].map(|l| format!("{l}\n")).concat());
+        let posts = posts(&bench, json!({ "files": file })).unwrap();
+        let of = |i: usize| {
+            [&posts[i].id, &posts[i].subreddit, &posts[i].title, &posts[i].post, &posts[i].summary].map(String::as_str)
+        };
+        assert_eq!(of(0), ["t3_1", "relationships", "My [24F] roommate", "She never\ncleans.", "she is messy"]);
+        assert_eq!(of(1), ["c6", "tifu", "", "long text", "short"]);
+        assert_eq!(of(2), ["TLDR_1", "", "", "i lost my keys", "keys lost"]);
+    }
+
+    #[test]
+    fn parquet_prompts_are_taken_apart() {
+        crate::table! { struct Carper { prompt: String, label: String } }
+        let bench = Bench::new();
+        let file = bench.path("train.parquet");
+        let prompt = "SUBREDDIT: r/AskReddit\nTITLE: A question\nPOST: Why is it so?\n\nI wonder.\nTL;DR:";
+        table::write(&file, [Carper { prompt: prompt.into(), label: "why?".into() }]).unwrap();
+        let posts = posts(&bench, json!({ "files": [file] })).unwrap();
+        assert_eq!(posts[0].subreddit, "r/AskReddit");
+        assert_eq!(posts[0].post, "Why is it so?\n\nI wonder.");
+        assert_eq!(posts[0].summary, "why?");
+        assert_eq!(posts[0].id.len(), 16);
+    }
+
+    #[test]
+    fn a_parquet_file_without_a_column_is_refused_by_name() {
+        crate::table! { struct Odd { prompt: String, answer: String } }
+        let bench = Bench::new();
+        let file = bench.path("train.parquet");
+        table::write(&file, [Odd { prompt: "p".into(), answer: "a".into() }]).unwrap();
+        let error = posts(&bench, json!({ "files": file })).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(
+            error
+                .message
+                .ends_with("train.parquet: column `label` (or `summary`) (utf8) is missing; found prompt, answer"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn malformed_lines_stop_the_stage_unless_allowed() {
+        let bench = Bench::new();
+        let file = bench.write("posts.jsonl", &format!("{BARE}\n\n{{\"id\": 3}}\n{{\"post\": \"p\"}}\n{BARE}\n"));
+        let error = posts(&bench, json!({ "files": file })).unwrap_err();
+        assert!(error.message.ends_with("posts.jsonl, line 2: empty line"), "{error}");
+        assert_eq!(error.exit_code(), 2);
+        let error = posts(&bench, json!({ "files": file, "max_bad_rows": 1 })).unwrap_err();
+        let told =
+            "posts.jsonl, line 3: invalid type: integer `3`, expected a string (column 8) (bad row 2 of 1 allowed)";
+        assert!(error.message.ends_with(told), "{error}");
+        let error = posts(&bench, json!({ "files": file, "max_bad_rows": 2 })).unwrap_err();
+        assert!(error.message.contains("posts.jsonl, line 4: field `summary` is missing"), "{error}");
+        assert_eq!(posts(&bench, json!({ "files": file, "max_bad_rows": 3 })).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn rows_bounds_the_posts_over_all_files() {
+        let bench = Bench::new();
+        for name in ["a.jsonl", "b.jsonl"] {
+            bench.write(name, &format!("{BARE}\n{WEBIS}\n"));
+        }
+        let posts = |rows| posts(&bench, json!({ "files": bench.path("*.jsonl"), "rows": rows })).unwrap().len();
+        assert_eq!([posts(1), posts(3), posts(9)], [1, 3, 4]);
+    }
+}

@@ -1,0 +1,45 @@
+//! A few posts with their summaries at the start, at the chosen step and at the end (the paper's Table 1, Appendix C).
+
+use std::collections::BTreeSet;
+
+use engine::context::Context;
+use engine::error::Result;
+
+use super::judge;
+use crate::types::{Example, Half, Sample, Score};
+
+/// The first `count` posts of half B by id, at each of `steps` once.
+pub fn pick(samples: &[Sample], scores: &[Score], steps: &[i64], count: usize, ctx: &Context) -> Result<Vec<Example>> {
+    let posts = judge::posts(ctx)?;
+    let steps: BTreeSet<i64> = steps.iter().copied().collect();
+    let chosen: BTreeSet<&str> = samples
+        .iter()
+        .filter(|s| s.half == Half::B)
+        .map(|s| s.post_id.as_str())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .take(count)
+        .collect();
+    let mut rows: Vec<Example> = samples
+        .iter()
+        .zip(scores)
+        .filter(|(sample, _)| {
+            !sample.greedy && steps.contains(&sample.step) && chosen.contains(sample.post_id.as_str())
+        })
+        .filter_map(|(sample, score)| {
+            let post = posts.get(&sample.post_id)?;
+            Some(Example {
+                post_id: sample.post_id.clone(),
+                prompt: crate::prompt::text(post),
+                reference: post.summary.clone(),
+                step: sample.step,
+                text: sample.text.clone(),
+                gold: score.gold,
+                proxy: sample.proxy,
+                quality: score.quality,
+            })
+        })
+        .collect();
+    rows.sort_by(|a, b| (&a.post_id, a.step).cmp(&(&b.post_id, b.step)));
+    Ok(rows)
+}

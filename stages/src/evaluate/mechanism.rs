@@ -1,0 +1,25 @@
+//! Whether the adaptive mechanism was at work in a run: how c moved, and what the variance went with. Knows no file.
+
+use super::curve::select;
+use crate::stats::{mean, spearman};
+use crate::types::{Half, Mechanism, Phase, Score};
+
+/// c / lambda at the first, highest and last phase, mean(1 - c), and Spearman's correlation of s2 with KL and with
+/// |mu - gold| (each centred) over the last step's samples of half B. Null where a run has no variance or no c.
+pub fn mechanism(phases: &[Phase], scores: &[Score], last: i64, lambda: f64) -> Mechanism {
+    let c: Vec<f64> = phases.iter().filter_map(|p| p.c).collect();
+    let over_lambda = |c: f64| c / lambda;
+    let end: Vec<&Score> = select(scores, last, Half::B, false).collect();
+    let of = |f: &dyn Fn(&Score) -> f64| -> Vec<f64> { end.iter().map(|s| f(s)).collect() };
+    let (s2, kl, mu, gold) = (of(&|s| s.variance), of(&|s| s.kl), of(&|s| s.mean), of(&|s| s.gold));
+    let (mu_mean, gold_mean) = (mean(&mu), mean(&gold));
+    let error: Vec<f64> = mu.iter().zip(&gold).map(|(m, g)| ((m - mu_mean) - (g - gold_mean)).abs()).collect();
+    Mechanism {
+        c_over_lambda_first: c.first().copied().map(over_lambda),
+        c_over_lambda_max: c.iter().copied().reduce(f64::max).map(over_lambda),
+        c_over_lambda_last: c.last().copied().map(over_lambda),
+        one_minus_c: (!c.is_empty()).then(|| 1.0 - mean(&c)),
+        spearman_s2_kl: spearman(&s2, &kl),
+        spearman_s2_error: spearman(&s2, &error),
+    }
+}

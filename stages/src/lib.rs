@@ -1,0 +1,56 @@
+//! The stage kinds and artifact types of temper: what a pipeline can do. Knows no graph and no store.
+
+#[macro_use]
+pub mod table;
+pub mod annotate;
+pub mod annotate_gold;
+pub mod assets;
+pub mod command;
+pub mod contrast;
+pub mod corpus;
+pub mod data;
+pub mod evaluate;
+pub mod http;
+pub mod hub;
+pub mod model;
+pub mod pairs;
+pub mod paper;
+pub mod prompt;
+pub mod quality;
+pub mod reward;
+pub mod rl;
+pub mod sft;
+pub mod stats;
+pub mod tokenizer;
+pub mod train;
+pub mod types;
+
+#[cfg(test)]
+mod testing;
+
+use engine::kind::Registry;
+
+/// Everything that a pipeline can use; one line for each artifact type and each kind.
+pub fn registry() -> Registry {
+    types::register(Registry::default())
+        .kind(annotate_gold::AnnotateGold)
+        .kind(contrast::GenerateContrast)
+        .kind(corpus::DatasetComparisons)
+        .kind(corpus::DatasetTinyTldr)
+        .kind(model::import::Import)
+        .kind(model::pretrain::Pretrain)
+        .kind(pairs::GeneratePairs)
+        .kind(reward::ensemble::RewardEnsemble)
+        .kind(reward::train::RewardTrain)
+        .kind(sft::Sft)
+        .kind(data::Tldr)
+        .kind(data::Filter)
+        .kind(rl::Ppo)
+        .kind(evaluate::Evaluate)
+        .kind(tokenizer::Train)
+        .kind(tokenizer::Import)
+        .kind(annotate::Reference)
+        .kind(annotate::Human)
+        .kind(annotate::Claude)
+        .kind(command::Command)
+}

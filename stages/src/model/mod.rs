@@ -1,0 +1,49 @@
+//! Language models as artifacts: made from scratch, or taken from elsewhere. Knows no reward.
+
+pub mod import;
+pub mod pretrain;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use engine::error::{At, Error, Result};
+use lm::{CausalLm, Tokenizer, WeightType};
+
+use crate::train::{Told, Weights};
+use crate::types::Model;
+
+/// Loads a Model folder, frozen, with its tokenizer.
+///
+/// # Errors
+/// When a file is missing, a tensor is missing or of another shape, or the tokenizer has more tokens than the model.
+pub fn load(folder: &Path) -> Result<(CausalLm, Tokenizer)> {
+    let tokenizer = Tokenizer::load(&folder.join(Model::TOKENIZER)).told()?;
+    let model = CausalLm::load(folder).told()?;
+    tokenizer
+        .check_fits(model.config())
+        .told()
+        .map_err(|e| e.help("give the tokenizer that the model was trained with"))?;
+    if let Some(eos) = model.config().eos_token_id
+        && eos != tokenizer.eos()
+    {
+        return Err(Error::yours(format!(
+            "{}: config.json has eos_token_id {eos}, the tokenizer's <|endoftext|> is {}",
+            folder.display(),
+            tokenizer.eos()
+        )));
+    }
+    Ok((model, tokenizer))
+}
+
+/// Writes a Model folder.
+pub fn save(model: &CausalLm, tokenizer: &Tokenizer, folder: &Path, weights: Weights) -> Result<()> {
+    std::fs::create_dir_all(folder).at(folder)?;
+    let weights = match weights {
+        Weights::F32 => WeightType::F32,
+        Weights::F16 => WeightType::F16,
+    };
+    model.save(folder, weights).told()?;
+    tokenizer.save(&folder.join(Model::TOKENIZER)).told()
+}

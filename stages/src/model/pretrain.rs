@@ -1,0 +1,240 @@
+//! `model.pretrain`: a GPT-2 from scratch on posts and their summaries. Knows no other stage.
+
+use std::borrow::Cow;
+
+use engine::context::Context;
+use engine::error::{Error, Result};
+use engine::kind::{Kind, Signature};
+use lm::{CausalLm, Gpt2Config, InitStd, Shape, Tokenizer};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Serialize};
+
+use crate::train::encode::Encoder;
+use crate::train::language::{LanguageTask, response_nll, train};
+use crate::train::params::Faults;
+use crate::train::random::share_of;
+use crate::train::{BatchOrder, Length, SequenceTable, Told, TrainPlan, Weights, on_a_big_stack};
+use crate::types::{Posts, Split};
+
+pub struct Pretrain;
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// Width of the model.
+    pub n_embd: usize,
+    /// Number of blocks.
+    pub n_layer: usize,
+    /// Attention heads; they divide the width.
+    pub n_head: usize,
+    /// The longest sequence, in tokens.
+    pub n_positions: usize,
+    /// Standard deviation of fresh weights: `inverse_sqrt_width` (1/sqrt(n_embd); small models need it) or a number.
+    pub init_std: Init,
+    /// The split to train on; every row if absent.
+    pub split: Option<Split>,
+    /// Passes over the rows; excludes `steps`. One if neither is given.
+    pub epochs: Option<f64>,
+    /// Optimiser steps; excludes `epochs`.
+    pub steps: Option<u64>,
+    /// Rows of a step.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Steps of linear warm-up; a cosine to 0 follows.
+    pub warmup: u64,
+    pub beta1: f64,
+    pub beta2: f64,
+    /// Decoupled, on matrices only.
+    pub weight_decay: f64,
+    /// The largest norm of a gradient; null: no limit.
+    pub clip: Option<f64>,
+    /// Weight of a prompt token in the loss, beside 1 for a token of the summary.
+    pub prompt_weight: f64,
+    /// Share of the rows, by hash of their id, that is kept for the held-out loss.
+    pub held_out: f64,
+    /// Number type of the saved weights.
+    pub weights: Weights,
+    /// Tokens, with padding, of one forward and backward pass; a batch beyond it is taken in parts. Bounds memory.
+    pub tokens_at_once: usize,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            n_embd: 96,
+            n_layer: 3,
+            n_head: 3,
+            n_positions: 256,
+            init_std: Init::InverseSqrtWidth,
+            split: None,
+            epochs: None,
+            steps: None,
+            batch: 16,
+            lr: 1.5e-3,
+            warmup: 30,
+            beta1: 0.9,
+            beta2: 0.98,
+            weight_decay: 0.01,
+            clip: Some(1.0),
+            prompt_weight: 1.0,
+            held_out: 0.02,
+            weights: Weights::F32,
+            tokens_at_once: 8192,
+        }
+    }
+}
+
+/// Standard deviation of fresh weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    InverseSqrtWidth,
+    Fixed(f64),
+}
+
+const INVERSE_SQRT_WIDTH: &str = "inverse_sqrt_width";
+
+impl Serialize for Init {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::InverseSqrtWidth => s.serialize_str(INVERSE_SQRT_WIDTH),
+            Self::Fixed(std) => s.serialize_f64(*std),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Init {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected `inverse_sqrt_width` or a number")]
+        enum Either {
+            Number(f64),
+            Word(String),
+        }
+        match Either::deserialize(d)? {
+            Either::Number(std) => Ok(Self::Fixed(std)),
+            Either::Word(word) if word == INVERSE_SQRT_WIDTH => Ok(Self::InverseSqrtWidth),
+            Either::Word(word) => {
+                Err(serde::de::Error::custom(format!("`{word}`: expected `inverse_sqrt_width` or a number")))
+            }
+        }
+    }
+}
+
+impl JsonSchema for Init {
+    fn schema_name() -> Cow<'static, str> {
+        "Init".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({ "anyOf": [{ "const": INVERSE_SQRT_WIDTH }, { "type": "number", "exclusiveMinimum": 0 }] })
+    }
+}
+
+/// Held-out rows beyond this many are left out of the loss, and of training.
+const HELD_OUT_AT_MOST: usize = 512;
+
+impl Kind for Pretrain {
+    type Params = Params;
+    const NAME: &'static str = "model.pretrain";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "trains a GPT-2 of any shape from scratch on prompts and summaries";
+
+    fn signature(&self, _: &Params) -> Signature {
+        Signature::gives("Model")
+            .one("posts", &["Posts"])
+            .one("tokenizer", &["Tokenizer"])
+            .seeded()
+            .numerics(lm::NUMERICS)
+    }
+
+    fn check(&self, p: &Params) -> Vec<(String, String)> {
+        let mut faults = Faults(Length { epochs: p.epochs, steps: p.steps }.faults());
+        for (value, field) in [(p.n_embd, "n_embd"), (p.n_layer, "n_layer"), (p.n_head, "n_head"), (p.batch, "batch")] {
+            faults.must(value > 0, field, "must be at least 1");
+        }
+        faults.must(p.n_positions >= 8, "n_positions", "must be at least 8");
+        faults.must(p.n_head > 0 && p.n_embd.is_multiple_of(p.n_head), "n_head", "must divide `n_embd`");
+        if let Init::Fixed(std) = p.init_std {
+            faults.positive(std, "init_std");
+        }
+        faults.positive(p.lr, "lr");
+        faults.share(p.beta1, "beta1");
+        faults.share(p.beta2, "beta2");
+        faults.must(p.weight_decay >= 0.0, "weight_decay", "must not be negative");
+        faults.must(p.clip.is_none_or(|c| c > 0.0), "clip", "must be above 0, or null");
+        faults.must(p.prompt_weight >= 0.0, "prompt_weight", "must not be negative");
+        faults.share(p.held_out, "held_out");
+        faults.0
+    }
+
+    fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
+        lm::set_threads(ctx.threads());
+        on_a_big_stack(|| pretrain(&params, ctx))
+    }
+}
+
+fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
+    let tokenizer = Tokenizer::load(&ctx.one("tokenizer")?.folder.join("tokenizer.json")).told()?;
+    let held_out_key = ctx.generator_key("held out");
+    let mut table = SequenceTable::create(ctx.checkpoints())?;
+    let mut held_out = Vec::new();
+    let mut encoder = Encoder::new(&tokenizer, p.n_positions);
+    for post in Posts::open(&ctx.one("posts")?.folder)? {
+        let post = post?;
+        if p.split.is_some_and(|split| !post.is_in(split)) {
+            continue;
+        }
+        if share_of(&held_out_key, &post.id) >= p.held_out {
+            table.push(&encoder.reference(&post)?)?;
+        } else if held_out.len() < HELD_OUT_AT_MOST {
+            held_out.push(encoder.reference(&post)?);
+        }
+    }
+    table.finish()?;
+    if table.is_empty() {
+        let what = p.split.map_or("no posts".to_owned(), |split| format!("no posts in split `{split}`"));
+        return Err(Error::yours(format!("{what} to train on")));
+    }
+    let order = BatchOrder::new(table.lengths(), p.batch, ctx.generator("order"));
+    let steps = Length { epochs: p.epochs, steps: p.steps }.steps(order.batches_per_epoch());
+    let config = Gpt2Config {
+        eos_token_id: Some(tokenizer.eos()),
+        bos_token_id: Some(tokenizer.eos()),
+        ..Gpt2Config::new(tokenizer.vocab_size(), p.n_positions, p.n_embd, p.n_layer, p.n_head)
+    };
+    let init = match p.init_std {
+        Init::InverseSqrtWidth => InitStd::InverseSqrtWidth,
+        Init::Fixed(std) => InitStd::Fixed(std),
+    };
+    let model = CausalLm::init(config, init, &mut ctx.generator("weights")).told()?;
+    let plan = TrainPlan {
+        steps,
+        lr: p.lr,
+        warmup: p.warmup,
+        shape: Shape::Cosine,
+        betas: (p.beta1, p.beta2),
+        weight_decay: p.weight_decay,
+        clip: p.clip,
+    };
+    let task = LanguageTask {
+        model: &model,
+        table: &table,
+        order,
+        prompt_weight: p.prompt_weight,
+        dropout: None,
+        tokens_at_once: p.tokens_at_once,
+    };
+    let trained = train(ctx, task, plan)?;
+    if !held_out.is_empty() {
+        let nll = response_nll(&model, &held_out, p.batch)?;
+        ctx.metric("held_out_response_nll", nll);
+    }
+    ctx.metric("train_loss", trained.final_loss);
+    ctx.metric("steps", trained.steps as f64);
+    ctx.metric("tokens", trained.tokens as f64);
+    ctx.metric("rows", table.len() as f64);
+    ctx.metric("held_out_rows", held_out.len() as f64);
+    ctx.metric("truncated_prompts", encoder.truncated as f64);
+    super::save(&model.frozen(), &tokenizer, ctx.out(), p.weights)
+}

@@ -1,0 +1,167 @@
+//! Claims about `model.pretrain` and `model.import`.
+
+use std::path::Path;
+
+use engine::error::{Blame, Error, Result};
+use serde_json::{Value, json};
+
+use super::import::Import;
+use super::pretrain::Pretrain;
+use crate::testing::{Bench, Out, run, run_seeded, toys};
+use crate::types::Split;
+
+fn bench() -> Bench {
+    let mut bench = Bench::new();
+    bench.input("posts", "Posts", |folder| toys::write_posts(folder, toys::posts(96, Split::Sft)));
+    bench.input("tokenizer", "Tokenizer", toys::write_tokenizer);
+    bench
+}
+
+fn tiny(more: Value) -> Value {
+    let mut with = json!({ "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128, "batch": 16, "lr": 0.01,
+        "warmup": 2, "steps": 30, "held_out": 0.1 });
+    if let (Value::Object(with), Value::Object(more)) = (&mut with, more) {
+        with.extend(more);
+    }
+    with
+}
+
+fn pretrain(more: Value, seed: u64) -> Result<Out> {
+    run_seeded(&Pretrain, tiny(more), bench().inputs(), seed)
+}
+
+fn error<T>(result: Result<T>) -> Error {
+    result.err().expect("an error")
+}
+
+#[test]
+fn pretraining_lowers_the_held_out_loss() -> Result<()> {
+    let few = pretrain(json!({ "steps": 1 }), 7)?.metric("held_out_response_nll");
+    let out = pretrain(json!({}), 7)?;
+    let many = out.metric("held_out_response_nll");
+    assert!(many < few - 1.0, "{few} {many}");
+    assert_eq!(out.metric("steps"), 30.0);
+    Ok(())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_does_not() -> Result<()> {
+    let bytes = |seed| Ok::<_, Error>(toys::bytes_of(&pretrain(json!({ "steps": 4 }), seed)?.path()));
+    assert_eq!(bytes(1)?, bytes(1)?);
+    assert_ne!(bytes(1)?, bytes(2)?);
+    Ok(())
+}
+
+#[test]
+fn a_batch_taken_in_parts_gives_nearly_the_same_loss() -> Result<()> {
+    let loss = |tokens: u64| {
+        Ok::<_, Error>(pretrain(json!({ "steps": 5, "tokens_at_once": tokens }), 7)?.metric("train_loss"))
+    };
+    let (whole, parts) = (loss(100_000)?, loss(120)?);
+    assert!((whole - parts).abs() < 1e-3, "{whole} {parts}");
+    Ok(())
+}
+
+#[test]
+fn half_precision_weights_load_again() -> Result<()> {
+    let out = pretrain(json!({ "steps": 2, "weights": "f16" }), 7)?;
+    super::load(&out.path()).map(drop)
+}
+
+#[test]
+fn a_diverging_run_names_its_step_and_the_last_finite_loss() {
+    for lr in [1e6, 1e25] {
+        let error = error(pretrain(json!({ "lr": lr, "warmup": 0 }), 7));
+        assert_eq!(error.blame, Blame::Yours);
+        assert!(error.message.contains("at step ") && error.message.contains("last finite loss"), "{error}");
+        assert!(error.help.is_some_and(|help| help.contains("`lr`")));
+    }
+}
+
+#[test]
+fn a_split_without_posts_is_named() {
+    let error = error(pretrain(json!({ "split": "rl" }), 7));
+    assert!(error.message.contains("split `rl`"), "{error}");
+}
+
+#[test]
+fn a_shape_whose_heads_do_not_divide_its_width_is_refused_at_planning() {
+    let error = error(pretrain(json!({ "n_head": 3 }), 7));
+    assert!(error.message.contains("n_head"), "{error}");
+}
+
+fn import(folder: &Path, tokenizer: bool) -> Result<Out> {
+    let mut bench = Bench::new();
+    if tokenizer {
+        bench.input("tokenizer", "Tokenizer", toys::write_tokenizer);
+    }
+    run(&Import, json!({ "folder": folder }), bench.inputs())
+}
+
+#[test]
+fn a_folder_is_imported_as_it_is() -> Result<()> {
+    let bench = Bench::new();
+    toys::write_model(&bench.path(""), 1)?;
+    let out = import(&bench.path(""), false)?;
+    let imported: Vec<_> = toys::bytes_of(&out.path()).into_iter().filter(|(name, _)| name != "metrics.json").collect();
+    assert_eq!(imported, toys::bytes_of(&bench.path("")));
+    Ok(())
+}
+
+#[test]
+fn a_missing_tokenizer_may_come_from_the_port() -> Result<()> {
+    let bench = Bench::new();
+    toys::write_model(&bench.path(""), 1)?;
+    std::fs::remove_file(bench.path("tokenizer.json")).expect("the file is there");
+    assert!(error(import(&bench.path(""), false)).message.contains("tokenizer.json"));
+    import(&bench.path(""), true).map(drop)
+}
+
+#[test]
+fn what_a_model_lacks_is_named() -> Result<()> {
+    let bench = Bench::new();
+    toys::write_model(&bench.path(""), 1)?;
+    // A config of two blocks beside the weights of one.
+    let config = std::fs::read_to_string(bench.path("config.json")).expect("a config");
+    bench.write("config.json", &config.replace("\"n_layer\": 1", "\"n_layer\": 2"));
+    let error_ = error(import(&bench.path(""), false));
+    assert!(error_.message.contains("h.1."), "{error_}");
+    // An embedding with fewer rows than the tokenizer has tokens.
+    let smaller = toys::tokenizer().vocab_size() - 1;
+    bench.write("config.json", &config.replace(&format!("{}", smaller + 1), &format!("{smaller}")));
+    let error_ = error(import(&bench.path(""), false));
+    assert!(error_.message.contains("wte") || error_.message.contains("tokenizer"), "{error_}");
+    Ok(())
+}
+
+#[test]
+fn sharded_and_pickled_weights_are_told_apart() -> Result<()> {
+    for (file, word) in [("model.safetensors.index.json", "sharded"), ("pytorch_model.bin", "pytorch_model.bin")] {
+        let bench = Bench::new();
+        toys::write_model(&bench.path(""), 1)?;
+        std::fs::remove_file(bench.path("model.safetensors")).expect("the file is there");
+        bench.write(file, "{}");
+        let error = error(import(&bench.path(""), false));
+        assert!(error.help.is_some_and(|help| help.contains(word)), "{}", error.message);
+    }
+    Ok(())
+}
+
+#[test]
+fn gpt_j_can_be_planned_but_not_run() -> Result<()> {
+    let bench = Bench::new();
+    toys::write_model(&bench.path(""), 1)?;
+    let with = json!({ "folder": bench.path(""), "architecture": "gptj" });
+    let error = error(run(&Import, with, Bench::new().inputs()));
+    assert!(error.message.contains("not built yet"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn exactly_one_source_is_wanted() {
+    let both = json!({ "asset": "tinytldr-s", "folder": "y" });
+    for with in [json!({}), both] {
+        let error = error(run(&Import, with, Bench::new().inputs()));
+        assert!(error.message.contains("exactly one"), "{error}");
+    }
+}

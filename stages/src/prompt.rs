@@ -1,0 +1,250 @@
+//! The prompt template of the paper (A.1), fitted to a window, and the ids of responses. Knows no model.
+
+use crate::types::Post;
+
+/// What the template and its fitting need of a tokenizer.
+pub trait Encode {
+    /// Without special tokens.
+    fn encode(&self, text: &str) -> Vec<u32>;
+    /// The end-of-sequence id.
+    fn eos(&self) -> u32;
+}
+
+impl Encode for lm::Tokenizer {
+    fn encode(&self, text: &str) -> Vec<u32> {
+        Self::encode(self, text)
+    }
+
+    fn eos(&self) -> u32 {
+        Self::eos(self)
+    }
+}
+
+/// A prompt that fits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fitted {
+    pub text: String,
+    pub ids: Vec<u32>,
+    /// Whether the post lost its end.
+    pub truncated: bool,
+}
+
+/// The A.1 text. A subreddit gets its `r/` if it lacks it; an empty subreddit or title leaves its line's value empty.
+pub fn text(post: &Post) -> String {
+    Parts::of(post).text()
+}
+
+/// What stands on the template's lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts<'a> {
+    pub subreddit: &'a str,
+    pub title: &'a str,
+    pub post: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    pub fn of(post: &'a Post) -> Self {
+        Self { subreddit: &post.subreddit, title: &post.title, post: &post.post }
+    }
+
+    /// The parts behind a prompt of this template as anyone writes it: any case of its labels, single or double newlines,
+    /// with or without `TL;DR:` at the end. None if a label is missing.
+    pub fn parse(prompt: &'a str) -> Option<Self> {
+        let rest = after_label(prompt.trim(), "SUBREDDIT:")?;
+        let (subreddit, rest) = split_at_label(rest, "TITLE:")?;
+        let (title, rest) = split_at_label(rest, "POST:")?;
+        let rest = rest.trim_end();
+        let end = rest.len().saturating_sub("TL;DR:".len());
+        let post = match rest.get(end..) {
+            Some(label) if label.eq_ignore_ascii_case("TL;DR:") => &rest[..end],
+            _ => rest,
+        };
+        Some(Self { subreddit: subreddit.trim(), title: title.trim(), post: post.trim() })
+    }
+
+    /// The A.1 text.
+    pub fn text(self) -> String {
+        let subreddit = self.subreddit.trim();
+        let prefix = if subreddit.is_empty() || subreddit.starts_with("r/") { "" } else { "r/" };
+        format!("Subreddit: {prefix}{subreddit}\nTITLE: {}\nPOST: {}\nTL;DR:", self.title.trim(), self.post.trim())
+    }
+}
+
+fn after_label<'a>(text: &'a str, label: &str) -> Option<&'a str> {
+    let head = text.get(..label.len())?;
+    head.eq_ignore_ascii_case(label).then(|| &text[label.len()..])
+}
+
+/// What stands before the first line that starts with `label`, and what follows the label.
+fn split_at_label<'a>(text: &'a str, label: &str) -> Option<(&'a str, &'a str)> {
+    text.match_indices('\n').find_map(|(at, _)| Some((&text[..at], after_label(&text[at + 1..], label)?)))
+}
+
+/// The A.1 text in at most `max_tokens` ids. One that does not fit loses the end of its post at a line or sentence break
+/// (at a word's if the first sentence alone is too long), never part of the template; with an empty post it may still be
+/// longer than `max_tokens`.
+pub fn fit(tokenizer: &impl Encode, post: &Post, max_tokens: usize) -> Fitted {
+    fit_parts(tokenizer, Parts::of(post), max_tokens)
+}
+
+/// As [`fit`], for an A.1 text; one that does not follow the template is all taken for the post.
+pub fn fit_text(tokenizer: &impl Encode, prompt: &str, max_tokens: usize) -> Fitted {
+    fit_parts(tokenizer, Parts::parse(prompt).unwrap_or(Parts { subreddit: "", title: "", post: prompt }), max_tokens)
+}
+
+fn fit_parts(tokenizer: &impl Encode, parts: Parts<'_>, max_tokens: usize) -> Fitted {
+    let fitted = |body: &str, truncated| {
+        let text = Parts { post: body, ..parts }.text();
+        let ids = tokenizer.encode(&text);
+        Fitted { text, ids, truncated }
+    };
+    let whole = fitted(parts.post, false);
+    if whole.ids.len() <= max_tokens {
+        return whole;
+    }
+    let body = parts.post.trim();
+    for breaks in [sentence_ends(body), word_ends(body)] {
+        // Longer texts have more ids, but for rare merges at the cut: search, then step back while it does not fit.
+        let mut candidates = breaks.partition_point(|&end| fitted(&body[..end], true).ids.len() <= max_tokens);
+        while candidates > 0 {
+            let fit = fitted(&body[..breaks[candidates - 1]], true);
+            if fit.ids.len() <= max_tokens {
+                return fit;
+            }
+            candidates -= 1;
+        }
+    }
+    fitted("", true)
+}
+
+/// The ids of a response: of a space and the trimmed summary, and EOS if it `ended`. Encoded apart from the prompt, so that
+/// no token spans the border.
+pub fn response_ids(tokenizer: &impl Encode, summary: &str, ended: bool) -> Vec<u32> {
+    let mut ids = tokenizer.encode(&format!(" {}", summary.trim()));
+    if ended {
+        ids.push(tokenizer.eos());
+    }
+    ids
+}
+
+/// Byte offsets at which `body` may end: before a line break, or after `.`, `!` or `?` that white space follows.
+fn sentence_ends(body: &str) -> Vec<usize> {
+    let mut ends = Vec::new();
+    let mut previous = ' ';
+    for (at, c) in body.char_indices() {
+        let after_stop = c.is_whitespace() && matches!(previous, '.' | '!' | '?' | ')' | '"' | '…');
+        if at > 0 && !previous.is_whitespace() && (c == '\n' || after_stop) {
+            ends.push(at);
+        }
+        previous = c;
+    }
+    ends
+}
+
+/// Byte offsets after each word.
+fn word_ends(body: &str) -> Vec<usize> {
+    let mut previous = ' ';
+    let mut ends = Vec::new();
+    for (at, c) in body.char_indices() {
+        if c.is_whitespace() && !previous.is_whitespace() {
+            ends.push(at);
+        }
+        previous = c;
+    }
+    ends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A token per byte.
+    struct Bytes;
+
+    impl Encode for Bytes {
+        fn encode(&self, text: &str) -> Vec<u32> {
+            text.bytes().map(u32::from).collect()
+        }
+
+        fn eos(&self) -> u32 {
+            256
+        }
+    }
+
+    fn post(body: &str) -> Post {
+        Post {
+            id: "1".into(),
+            subreddit: "relationships".into(),
+            title: "My boss".into(),
+            post: body.into(),
+            summary: "s".into(),
+            splits: vec![],
+            facts: None,
+        }
+    }
+
+    #[test]
+    fn the_prompt_is_the_papers_template() {
+        let expected = "Subreddit: r/relationships\nTITLE: My boss\nPOST: I quit.\nTL;DR:";
+        assert_eq!(text(&post("I quit.")), expected);
+        let bare = Post { subreddit: String::new(), title: String::new(), ..post("x") };
+        assert_eq!(text(&bare), "Subreddit: \nTITLE: \nPOST: x\nTL;DR:");
+        let marked = Post { subreddit: "r/tifu".into(), ..post("x") };
+        assert!(text(&marked).starts_with("Subreddit: r/tifu\n"));
+    }
+
+    #[test]
+    fn a_prompt_parses_however_its_source_writes_it() {
+        let expected = Parts { subreddit: "r/tifu", title: "a: b", post: "x\n\nPOST: y" };
+        for prompt in [
+            "SUBREDDIT: r/tifu\nTITLE: a: b\nPOST: x\n\nPOST: y\nTL;DR:",
+            "SUBREDDIT: r/tifu\n\nTITLE: a: b\n\nPOST: x\n\nPOST: y\n\nTL;DR:",
+            "Subreddit: r/tifu\nTITLE: a: b\nPOST: x\n\nPOST: y\n",
+        ] {
+            assert_eq!(Parts::parse(prompt), Some(expected));
+        }
+        let empty = Parts { subreddit: "", title: "", post: "é" };
+        assert_eq!(Parts::parse("Subreddit: \nTITLE: \nPOST: é\nTL;DR:"), Some(empty));
+        assert_eq!(Parts::parse("Subreddit: x\nPOST: y"), None);
+        assert_eq!(Parts::parse("é"), None);
+    }
+
+    #[test]
+    fn fitting_a_post_and_fitting_its_prompt_are_the_same() {
+        let long = post("One two three. Four five six! Seven eight nine");
+        for room in 50..100 {
+            assert_eq!(fit(&Bytes, &long, room), fit_text(&Bytes, &text(&long), room));
+        }
+    }
+
+    #[test]
+    fn a_long_post_loses_its_end_at_a_sentence_break_and_the_template_stays() {
+        let long = post("One two three. Four five six! Seven eight nine");
+        let room = text(&post("One two three. Four five six!")).len();
+        for extra in 0..5 {
+            let fit = fit(&Bytes, &long, room + extra);
+            assert!(fit.truncated);
+            assert_eq!(fit.text, text(&post("One two three. Four five six!")));
+        }
+        let fit_less = fit(&Bytes, &long, room - 1);
+        assert_eq!(fit_less.text, text(&post("One two three.")));
+        let words = fit(&Bytes, &long, text(&post("One two")).len() + 1);
+        assert_eq!(words.text, text(&post("One two")));
+        let nothing = fit(&Bytes, &long, 5);
+        assert_eq!(nothing.text, text(&post("")));
+    }
+
+    #[test]
+    fn a_post_that_fits_is_left_whole() {
+        let short = post("One two.");
+        let fitted = fit(&Bytes, &short, text(&short).len());
+        assert!(!fitted.truncated);
+        assert_eq!(fitted.text, text(&short));
+    }
+
+    #[test]
+    fn a_response_starts_with_a_space_and_ends_with_eos_only_if_it_ended() {
+        assert_eq!(response_ids(&Bytes, "  hi ", true), [32, 104, 105, 256]);
+        assert_eq!(response_ids(&Bytes, "hi", false), [32, 104, 105]);
+    }
+}

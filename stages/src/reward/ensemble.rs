@@ -1,0 +1,223 @@
+//! `reward.ensemble`: reward models on one base, and how far they disagree. Knows no policy.
+
+use std::collections::BTreeSet;
+
+use engine::context::{Context, Input};
+use engine::error::{At, Error, Result};
+use engine::kind::{Kind, Signature};
+use lm::Sequence;
+use rand_chacha::ChaCha12Rng;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::calibration::{self, CalibrationOptions, calibration_posts, correlation};
+use super::{LoadedReward, load_ensemble, load_tokenizer, mean_and_variance, score};
+use crate::model;
+use crate::train::params::Faults;
+use crate::train::random::{below, fixed_generator, shuffle};
+use crate::train::{Told, on_a_big_stack};
+use crate::types::folder::write_json;
+use crate::types::reward::{BASE, ENSEMBLE, MEMBERS};
+use crate::types::{EnsembleInfo, RewardModel};
+
+pub struct RewardEnsemble;
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// Draws the samples on which members are compared.
+    pub calibration_seed: u64,
+    /// Posts of split `calibration` that are used, if port `posts` is wired.
+    pub calibration_posts: usize,
+    /// Length of the samples.
+    pub min_new_tokens: usize,
+    pub max_new_tokens: usize,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { calibration_seed: 0, calibration_posts: 256, min_new_tokens: 5, max_new_tokens: 48 }
+    }
+}
+
+impl Kind for RewardEnsemble {
+    type Params = Params;
+    const NAME: &'static str = "reward.ensemble";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "gathers reward models made from one base and measures their disagreement";
+
+    fn signature(&self, _: &Params) -> Signature {
+        Signature::gives("Ensemble")
+            .many("members", &["RewardModel"])
+            .optional("posts", &["Posts"])
+            .optional("sampler", &["Model"])
+            .numerics(lm::NUMERICS)
+    }
+
+    fn check(&self, p: &Params) -> Vec<(String, String)> {
+        let mut faults = Faults::default();
+        faults.must(p.calibration_posts > 1, "calibration_posts", "must be at least 2");
+        faults.must(
+            p.max_new_tokens > 0 && p.min_new_tokens <= p.max_new_tokens,
+            "max_new_tokens",
+            "must be at least `min_new_tokens`, and 1",
+        );
+        faults.0
+    }
+
+    fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
+        lm::set_threads(ctx.threads());
+        on_a_big_stack(|| ensemble(&params, ctx))
+    }
+}
+
+fn ensemble(p: &Params, ctx: &mut Context) -> Result<()> {
+    let inputs = ctx.many("members").to_vec();
+    gather(ctx, &inputs)?;
+    // What is measured is what was written.
+    let members = load_ensemble(ctx.out())?;
+    ctx.metric("members", members.len() as f64);
+    compare(p, ctx, &inputs, &members)
+}
+
+/// Fills the folder from the members' own files.
+fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
+    let [first, _, ..] = inputs else {
+        return Err(Error::yours("an ensemble needs at least two members: one has no variance")
+            .help("wire more at port `members`"));
+    };
+    let base_digest = RewardModel::info(&first.folder)?.base_digest;
+    let mut members = Vec::with_capacity(inputs.len());
+    let mut labels = BTreeSet::new();
+    for input in inputs {
+        let info = RewardModel::info(&input.folder)?;
+        if info.base_digest != base_digest {
+            return Err(Error::yours(format!(
+                "members `{}` and `{}` have different bases ({} and {})",
+                first.label,
+                input.label,
+                base_digest.short(),
+                info.base_digest.short()
+            ))
+            .help("train all members from the same Model: another base is another experiment"));
+        }
+        // Labels of two stages may be equal; folders may not.
+        let label = (1..)
+            .map(|n| if n == 1 { input.label.clone() } else { format!("{}-{n}", input.label) })
+            .find(|label| labels.insert(label.clone()))
+            .ok_or_else(|| Error::ours("no free label"))?;
+        for file in files(&input.folder)? {
+            // The base that members share is taken once; a member without adapter has its own.
+            let shared = file.starts_with(&format!("{BASE}/")) && input.folder.join("adapter").is_dir();
+            if !shared && file != "metrics.json" {
+                ctx.take(&input.folder.join(&file), &format!("{MEMBERS}/{label}/{file}"))?;
+            }
+        }
+        members.push(label);
+    }
+    // If every weight of the first member was trained, its base stands here too: a folder of this type has one.
+    for file in files(&first.folder.join(BASE))? {
+        ctx.take(&first.folder.join(BASE).join(&file), &format!("{BASE}/{file}"))?;
+    }
+    let info = EnsembleInfo { members, base_digest, more: serde_json::Map::new() };
+    write_json(&ctx.out().join(ENSEMBLE), &info)
+}
+
+/// The files below `folder`, with `/` between parts, sorted. A store's own manifest is not among them.
+fn files(folder: &std::path::Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut folders = vec![String::new()];
+    while let Some(below) = folders.pop() {
+        let path = folder.join(&below);
+        for entry in std::fs::read_dir(&path).at(&path)? {
+            let entry = entry.at(&path)?;
+            let name = format!("{below}{}", entry.file_name().to_string_lossy());
+            if entry.file_type().at(entry.path())?.is_dir() {
+                folders.push(format!("{name}/"));
+            } else if name != "manifest.json" {
+                found.push(name);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Sequences scored at once.
+const SCORED: usize = 32;
+
+/// The members' correlation and variance on samples for calibration posts, on those with their words shuffled, and on
+/// random tokens in their place: an ensemble worth its name disagrees more on what it has not seen.
+fn compare(p: &Params, ctx: &mut Context, inputs: &[Input], members: &[LoadedReward]) -> Result<()> {
+    let Some(input) = ctx.optional("posts") else { return Ok(()) };
+    let posts = calibration_posts(&input.folder, p.calibration_posts)?;
+    if posts.is_empty() {
+        ctx.warn("no posts in split `calibration`: the members are not compared");
+        return Ok(());
+    }
+    let folder = &inputs[0].folder;
+    let tokenizer = load_tokenizer(folder)?;
+    let sampler = ctx.optional("sampler").map(|input| model::load(&input.folder)).transpose()?;
+    let base = members[0].model.lm.base();
+    let (policy, policy_tokenizer) = sampler.as_ref().map_or((&base, &tokenizer), |(lm, tokenizer)| (lm, tokenizer));
+    if policy_tokenizer.to_json().told()? != tokenizer.to_json().told()? {
+        return Err(Error::yours("the model at port `sampler` has another tokenizer than the members"));
+    }
+    let options = CalibrationOptions {
+        seed: p.calibration_seed,
+        min_new_tokens: p.min_new_tokens,
+        max_new_tokens: p.max_new_tokens,
+        batch: SCORED,
+    };
+    let samples: Vec<Sequence> =
+        calibration::samples(policy, policy_tokenizer, &posts, &options)?.into_iter().map(|s| s.sequence).collect();
+    let mut rng = fixed_generator(p.calibration_seed, "other text");
+    let eos = tokenizer.eos();
+    let shuffled: Vec<Sequence> = samples.iter().map(|s| with_tokens(s, eos, &mut rng, shuffle)).collect();
+    let vocabulary = tokenizer.vocab_size();
+    let random: Vec<Sequence> = samples
+        .iter()
+        .map(|s| {
+            with_tokens(s, eos, &mut rng, |tokens, rng| {
+                tokens.iter_mut().for_each(|token| *token = random_token(vocabulary, eos, rng));
+            })
+        })
+        .collect();
+    for (name, sequences) in [("calibration", samples), ("shuffled", shuffled), ("random", random)] {
+        let rows: Vec<&Sequence> = sequences.iter().collect();
+        let scores = members.iter().map(|member| score(member, &rows, SCORED)).collect::<Result<Vec<_>>>()?;
+        let per_sample = mean_and_variance(&scores);
+        let n = per_sample.len() as f64;
+        ctx.metric(format!("mean_{name}"), per_sample.iter().map(|(mean, _)| mean).sum::<f64>() / n);
+        ctx.metric(format!("s2_{name}"), per_sample.iter().map(|(_, s2)| s2).sum::<f64>() / n);
+        let mut correlations = Vec::new();
+        for (i, a) in scores.iter().enumerate() {
+            correlations.extend(scores[..i].iter().map(|b| correlation(a, b)));
+        }
+        ctx.metric(format!("correlation_{name}"), correlations.iter().sum::<f64>() / correlations.len() as f64);
+        ctx.metric(format!("correlation_{name}_min"), correlations.iter().copied().fold(f64::INFINITY, f64::min));
+    }
+    Ok(())
+}
+
+/// The sequence with the tokens of its response changed; EOS, if it is there, stays at the end.
+fn with_tokens(
+    sequence: &Sequence,
+    eos: u32,
+    rng: &mut ChaCha12Rng,
+    change: impl Fn(&mut [u32], &mut ChaCha12Rng),
+) -> Sequence {
+    let mut sequence = sequence.clone();
+    let end = sequence.response.len() - usize::from(sequence.response.last() == Some(&eos));
+    change(&mut sequence.response[..end], rng);
+    sequence
+}
+
+fn random_token(vocabulary: usize, eos: u32, rng: &mut ChaCha12Rng) -> u32 {
+    loop {
+        let token = below(rng, vocabulary) as u32;
+        if token != eos {
+            return token;
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The loss of a reward model: the paper's Eq. 1. Knows no model.
+
+use candle_core::{DType, Result, Tensor};
+
+/// Eq. 1, the mean over pairs of `-log sigmoid(a - b) + eta (a + b)^2`: `a` the chosen summary's score, `b` the rejected one's.
+///
+/// `scores`: `[2 pairs]`, first those of the chosen, then those of the rejected. Gives a scalar.
+pub fn preference_loss(scores: &Tensor, eta: f64) -> Result<Tensor> {
+    let pairs = scores.dim(0)? / 2;
+    let (chosen, rejected) = (scores.narrow(0, 0, pairs)?, scores.narrow(0, pairs, pairs)?);
+    let loss = softplus(&(&rejected - &chosen)?)?.mean_all()?;
+    let size = (chosen + rejected)?.sqr()?.mean_all()?;
+    loss + (size * eta)?
+}
+
+/// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|): exact where e^x overflows. -log sigmoid(x) is softplus(-x).
+fn softplus(x: &Tensor) -> Result<Tensor> {
+    debug_assert_eq!(x.dtype(), DType::F32);
+    x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    fn loss(scores: &[f32], eta: f64) -> Result<f32> {
+        preference_loss(&Tensor::new(scores, &Device::Cpu)?, eta)?.to_scalar()
+    }
+
+    #[test]
+    fn it_is_equation_1() -> Result<()> {
+        // Two pairs: (1.0, -0.5) and (0.2, 0.4).
+        let expected: f64 = [(1.0, -0.5), (0.2, 0.4)]
+            .iter()
+            .map(|&(a, b): &(f64, f64)| -(1.0 / (1.0 + (b - a).exp())).ln() + 0.01 * (a + b).powi(2))
+            .sum::<f64>()
+            / 2.0;
+        let got = f64::from(loss(&[1.0, 0.2, -0.5, 0.4], 0.01)?);
+        assert!((got - expected).abs() < 1e-6, "{got} {expected}");
+        Ok(())
+    }
+
+    #[test]
+    fn it_stays_finite_far_out() -> Result<()> {
+        assert!((loss(&[-500.0, 500.0], 0.0)? - 1000.0).abs() < 1e-3);
+        assert!(loss(&[500.0, -500.0], 0.0)?.abs() < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn its_gradient_agrees_with_finite_differences() -> Result<()> {
+        let at = [0.7_f32, -0.2, 0.1, 0.3];
+        let var = Var::new(&at, &Device::Cpu)?;
+        let grads = preference_loss(var.as_tensor(), 0.05)?.backward()?;
+        let gradient = grads.get(var.as_tensor()).map(Tensor::to_vec1::<f32>).transpose()?.unwrap_or_default();
+        assert_eq!(gradient.len(), 4);
+        for i in 0..4 {
+            let moved = |by: f32| {
+                let mut x = at;
+                x[i] += by;
+                loss(&x, 0.05)
+            };
+            let expected = (moved(1e-2)? - moved(-1e-2)?) / 2e-2;
+            assert!((gradient[i] - expected).abs() < 1e-3, "{i}: {} {expected}", gradient[i]);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! What is measured of a trained reward model: accuracy, the zero of its scores, whether it reads the post. Knows no training.
+
+use engine::context::Context;
+use engine::error::{Error, Result};
+use lm::{CausalLm, RewardModel, Tokenizer};
+
+use super::calibration::{self, CalibrationOptions, calibration_posts};
+use super::pairs::{Corruption, PreferenceTable};
+use super::params::{Centring, Params};
+use super::raw_scores;
+use crate::model;
+use crate::train::Told;
+use crate::train::encode::Encoder;
+use crate::types::FactSensitivity;
+
+/// Sequences scored at once.
+const SCORED: usize = 32;
+
+/// Share of held-out pairs whose chosen summary scores higher (a tie counts half), overall and by corruption.
+pub fn accuracy(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardModel) -> Result<()> {
+    let pairs = table.held_out.iter().map(|&row| table.get(row)).collect::<Result<Vec<_>>>()?;
+    ctx.metric("held_out_pairs", pairs.len() as f64);
+    if pairs.is_empty() {
+        if p.held_out > 0.0 {
+            ctx.warn("no pair was held out, so there is no accuracy: raise `held_out`");
+        }
+        return Ok(());
+    }
+    let chosen = raw_scores(model, &pairs.iter().map(|(a, _)| a).collect::<Vec<_>>(), SCORED)?;
+    let rejected = raw_scores(model, &pairs.iter().map(|(_, b)| b).collect::<Vec<_>>(), SCORED)?;
+    let right: Vec<f64> =
+        chosen.iter().zip(&rejected).map(|(a, b)| if a == b { 0.5 } else { f64::from(u8::from(a > b)) }).collect();
+    let mean = |keep: &dyn Fn(Option<Corruption>) -> bool| {
+        let kept: Vec<f64> = table
+            .held_out
+            .iter()
+            .zip(&right)
+            .filter(|(row, _)| keep(table.corruption(**row)))
+            .map(|(_, r)| *r)
+            .collect();
+        (!kept.is_empty()).then(|| kept.iter().sum::<f64>() / kept.len() as f64)
+    };
+    let mut by_kind =
+        vec![("accuracy".to_owned(), mean(&|_| true)), ("accuracy_sampled".to_owned(), mean(&|c| c.is_none()))];
+    for corruption in Corruption::ALL {
+        by_kind.push((format!("accuracy_{corruption}"), mean(&|c| c == Some(*corruption))));
+    }
+    for (name, value) in by_kind {
+        if let Some(value) = value {
+            ctx.metric(name, value);
+        }
+    }
+    Ok(())
+}
+
+/// The scores' zero, and whether the model reads the post.
+pub fn calibrate(
+    p: &Params,
+    ctx: &mut Context,
+    base: &CausalLm,
+    tokenizer: &Tokenizer,
+    model: &RewardModel,
+) -> Result<(f64, Option<FactSensitivity>)> {
+    let Some(input) = ctx.optional("posts") else { return Ok((0.0, None)) };
+    let posts = calibration_posts(&input.folder, p.calibration_posts)?;
+    if posts.is_empty() {
+        return match p.centring {
+            Centring::None => Ok((0.0, None)),
+            Centring::Calibration => Err(Error::yours("no posts in split `calibration` to centre the scores on")
+                .help("give `dataset.filter` a calibration split, or set `centring: none`")),
+        };
+    }
+    let sampler = ctx.optional("sampler").map(|input| model::load(&input.folder)).transpose()?;
+    let (policy, policy_tokenizer) = sampler.as_ref().map_or((base, tokenizer), |(lm, tokenizer)| (lm, tokenizer));
+    let options = CalibrationOptions {
+        seed: p.calibration_seed,
+        min_new_tokens: p.min_new_tokens,
+        max_new_tokens: p.max_new_tokens,
+        batch: SCORED,
+    };
+    let samples = calibration::samples(policy, policy_tokenizer, &posts, &options)?;
+    let mut encoder = Encoder::new(tokenizer, base.config().n_positions);
+    let same = sampler.is_none() || policy_tokenizer.to_json().told()? == tokenizer.to_json().told()?;
+    let sequences = calibration::for_model(&samples, &posts, &mut encoder, same)?;
+    let scores = raw_scores(model, &sequences.iter().collect::<Vec<_>>(), SCORED)?;
+    let (mean, deviation) = calibration::mean_and_deviation(&scores.iter().map(|s| f64::from(*s)).collect::<Vec<_>>());
+    ctx.metric("calibration_posts", posts.len() as f64);
+    ctx.metric("calibration_score_mean", mean);
+    ctx.metric("calibration_score_std", deviation);
+    let centre = if p.centring == Centring::Calibration { mean } else { 0.0 };
+    let pairs = calibration::swapped_references(&posts, p.calibration_seed, &mut encoder)?;
+    let references = raw_scores(model, &pairs.iter().map(|(a, _)| a).collect::<Vec<_>>(), SCORED)?;
+    let swapped = raw_scores(model, &pairs.iter().map(|(_, b)| b).collect::<Vec<_>>(), SCORED)?;
+    let sensitivity = calibration::fact_sensitivity(&references, &swapped);
+    if let Some(s) = sensitivity {
+        for (name, value) in [("", s.mean), ("_low", s.low), ("_high", s.high), ("_n", s.n as f64)] {
+            ctx.metric(format!("fact_sensitivity{name}"), value);
+        }
+    }
+    Ok((centre, sensitivity))
+}

@@ -1,0 +1,57 @@
+//! Reward models: how they are kept, loaded and asked. Knows no policy.
+
+pub mod calibration;
+pub mod ensemble;
+pub mod loss;
+pub mod measure;
+pub mod pairs;
+pub mod params;
+pub mod store;
+#[cfg(test)]
+mod tests;
+pub mod train;
+
+pub use store::{LoadedReward, load_ensemble, load_reward_model, load_tokenizer};
+
+use engine::error::Result;
+use lm::{Batch, RewardModel, Sequence};
+
+use crate::train::{Told, by_length};
+
+/// Centred scores of `rows`, in their order. They are scored in batches of at most `batch` rows of similar length, so the
+/// same rows always give the same bits.
+///
+/// # Errors
+/// A sequence longer than the model's window, or with ids beyond its vocabulary.
+pub fn score(reward: &LoadedReward, rows: &[&Sequence], batch: usize) -> Result<Vec<f32>> {
+    let raw = raw_scores(&reward.model, rows, batch)?;
+    Ok(raw.into_iter().map(|s| (f64::from(s) - reward.centre) as f32).collect())
+}
+
+/// Scores with the model's own zero; else as [`score`].
+pub fn raw_scores(model: &RewardModel, rows: &[&Sequence], batch: usize) -> Result<Vec<f32>> {
+    let lengths: Vec<usize> = rows.iter().map(|row| row.prompt.len() + row.response.len()).collect();
+    let mut scores = vec![0.0; rows.len()];
+    for numbers in by_length(&lengths, batch) {
+        let members: Vec<&Sequence> = numbers.iter().map(|&i| rows[i]).collect();
+        let batch = Batch::new(&members).told()?;
+        let values = model.scores(&batch, None).told()?.to_vec1::<f32>().told()?;
+        for (number, value) in numbers.into_iter().zip(values) {
+            scores[number] = value;
+        }
+    }
+    Ok(scores)
+}
+
+/// Mean and population variance over members of each sample: `scores[m][i]` is member m's of sample i.
+pub fn mean_and_variance(scores: &[Vec<f32>]) -> Vec<(f64, f64)> {
+    let samples = scores.first().map_or(0, Vec::len);
+    let members = scores.len() as f64;
+    (0..samples)
+        .map(|i| {
+            let mean = scores.iter().map(|s| f64::from(s[i])).sum::<f64>() / members;
+            let variance = scores.iter().map(|s| (f64::from(s[i]) - mean).powi(2)).sum::<f64>() / members;
+            (mean, variance)
+        })
+        .collect()
+}

@@ -1,0 +1,102 @@
+//! Preferences as pairs of sequences: which to learn from, which to keep for the accuracy. Knows no model.
+
+use engine::context::Context;
+use engine::error::{Error, Result};
+use lm::{Sequence, Tokenizer};
+
+use crate::annotate::HeldOut;
+use crate::prompt::Parts;
+use crate::train::SequenceTable;
+use crate::train::encode::{Encoder, Text};
+use crate::train::random::{fixed_key, share_of};
+pub use crate::types::Corruption;
+use crate::types::{Outcome, Preferences};
+
+/// The labelled pairs of several Preferences tables.
+pub struct PreferenceTable {
+    /// Rows 2 i and 2 i + 1: the chosen and the rejected summary of pair i.
+    sequences: SequenceTable,
+    corruptions: Vec<Option<Corruption>>,
+    /// Pairs to learn from, in the order of the tables.
+    pub training: Vec<usize>,
+    /// Pairs of held-out posts.
+    pub held_out: Vec<usize>,
+}
+
+impl PreferenceTable {
+    /// Reads port `preferences`. Pairs of a share of the posts, the same for every seed, are held out; pairs of posts that
+    /// port `posts`, if wired, gives to split `valid` or `calibration` are left out.
+    ///
+    /// # Errors
+    /// Without a labelled pair; when the summaries of every pair are the same.
+    pub fn read(ctx: &mut Context, tokenizer: &Tokenizer, window: usize, held_out: f64) -> Result<Self> {
+        let mut reserved =
+            ctx.optional("posts").map(|input| HeldOut::load(&input.folder)).transpose()?.unwrap_or_default();
+        let key = fixed_key(0, "held-out pairs");
+        let mut encoder = Encoder::new(tokenizer, window);
+        let sequences = SequenceTable::create(ctx.checkpoints())?;
+        let mut table = Self { sequences, corruptions: Vec::new(), training: Vec::new(), held_out: Vec::new() };
+        let (mut unlabelled, mut same) = (0_u64, 0_u64);
+        for input in ctx.many("preferences") {
+            let mut own = None;
+            for row in Preferences::open(&input.folder)? {
+                let row = row?;
+                if row.outcome != Outcome::Labelled {
+                    unlabelled += 1;
+                    continue;
+                }
+                if reserved.holds(&row.post_id, Parts::parse(&row.prompt).map_or("", |parts| parts.post)) {
+                    continue;
+                }
+                let prompt = Text { text: &row.prompt, ids: row.prompt_ids.as_deref() };
+                let chosen = Text { text: &row.chosen_text, ids: row.chosen_ids.as_deref() };
+                let rejected = Text { text: &row.rejected_text, ids: row.rejected_ids.as_deref() };
+                let own = *own.get_or_insert_with(|| encoder.made(prompt));
+                let chosen = encoder.row(&row.post_id, prompt, chosen, row.chosen_ended, own)?;
+                let rejected = encoder.row(&row.post_id, prompt, rejected, row.rejected_ended, own)?;
+                same += u64::from(chosen.response == rejected.response);
+                let pair = table.corruptions.len();
+                table.sequences.push(&chosen)?;
+                table.sequences.push(&rejected)?;
+                table.corruptions.push(row.corruption);
+                let kept = share_of(&key, &row.post_id) < held_out;
+                if kept { &mut table.held_out } else { &mut table.training }.push(pair);
+            }
+        }
+        table.sequences.finish()?;
+        let pairs = table.corruptions.len();
+        if table.training.is_empty() {
+            return Err(Error::yours(format!(
+                "no labelled pair to learn from: {unlabelled} rows without a label, {} of posts kept for evaluation, {} kept for the accuracy",
+                reserved.dropped,
+                table.held_out.len()
+            ))
+            .help("look at the preferences with `temper show`, and at `held_out`"));
+        }
+        if same == pairs as u64 {
+            return Err(Error::yours(format!(
+                "all {pairs} pairs prefer a summary to itself: there is nothing to learn"
+            )));
+        }
+        let truncated = encoder.truncated;
+        ctx.metric("rows_without_label", unlabelled as f64);
+        ctx.metric("rows_of_reserved_posts", reserved.dropped as f64);
+        ctx.metric("truncated_prompts", truncated as f64);
+        Ok(table)
+    }
+
+    /// The chosen and the rejected sequence of pair `pair`.
+    pub fn get(&self, pair: usize) -> Result<(Sequence, Sequence)> {
+        Ok((self.sequences.get(2 * pair)?, self.sequences.get(2 * pair + 1)?))
+    }
+
+    /// Tokens of the longer of the two.
+    pub fn length(&self, pair: usize) -> usize {
+        self.sequences.length(2 * pair).max(self.sequences.length(2 * pair + 1))
+    }
+
+    /// What was done to one of the two, if anything.
+    pub fn corruption(&self, pair: usize) -> Option<Corruption> {
+        self.corruptions[pair]
+    }
+}

@@ -1,0 +1,69 @@
+//! Reward models and ensembles in memory. Knows how their folders are laid out, not how they are trained.
+
+use std::path::Path;
+
+use engine::error::{Error, Result};
+use engine::names::Digest;
+use lm::{CausalLm, Pool, RewardModel, ScalarHead, Tokenizer};
+
+use crate::train::Told;
+use crate::types::reward::{ADAPTER, BASE, HEAD, MEMBERS};
+use crate::types::{self, Ensemble, Model, Pooling, RewardInfo};
+
+/// A reward model in memory, frozen.
+#[derive(Clone)]
+pub struct LoadedReward {
+    pub model: RewardModel,
+    /// Subtracted from every score.
+    pub centre: f64,
+    /// The Model artifact that training started from.
+    pub base_digest: Digest,
+    pub config: RewardInfo,
+}
+
+/// Loads a RewardModel folder.
+pub fn load_reward_model(folder: &Path) -> Result<LoadedReward> {
+    let base = CausalLm::load(&folder.join(BASE)).told()?;
+    load_member(&base, folder)
+}
+
+/// Loads an Ensemble folder, in the order of its members. They share one base in memory, but for a member all of whose
+/// weights were trained, which has its own.
+pub fn load_ensemble(folder: &Path) -> Result<Vec<LoadedReward>> {
+    let info = Ensemble::info(folder)?;
+    let base = CausalLm::load(&folder.join(BASE)).told()?;
+    let mut members = Vec::with_capacity(info.members.len());
+    for label in &info.members {
+        let own = folder.join(MEMBERS).join(label);
+        let member = if own.join(BASE).is_dir() { load_reward_model(&own)? } else { load_member(&base, &own)? };
+        if member.base_digest != info.base_digest {
+            return Err(Error::yours(format!(
+                "{}: member `{label}` has another base than the ensemble",
+                folder.display()
+            )));
+        }
+        members.push(member);
+    }
+    Ok(members)
+}
+
+/// The tokenizer of a RewardModel or Ensemble folder.
+pub fn load_tokenizer(folder: &Path) -> Result<Tokenizer> {
+    Tokenizer::load(&folder.join(BASE).join(Model::TOKENIZER)).told()
+}
+
+fn load_member(base: &CausalLm, folder: &Path) -> Result<LoadedReward> {
+    let config = types::RewardModel::info(folder)?;
+    let adapter = folder.join(ADAPTER);
+    let lm = if adapter.is_dir() { base.load_adapter(&adapter).told()? } else { base.clone() };
+    let head = ScalarHead::load(&folder.join(HEAD), base.config().n_embd).told()?;
+    let model = RewardModel { lm, head, pool: pool(config.pool) }.frozen();
+    Ok(LoadedReward { model, centre: config.centre, base_digest: config.base_digest, config })
+}
+
+pub fn pool(pooling: Pooling) -> Pool {
+    match pooling {
+        Pooling::Last => Pool::Last,
+        Pooling::Sum => Pool::Sum,
+    }
+}

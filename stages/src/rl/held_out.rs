@@ -1,0 +1,89 @@
+//! Samples on held-out prompts during RL, for `evaluate` to judge. Never sees the gold model.
+
+use engine::error::Result;
+use lm::{Draws, SampleOptions, Sequence, StatOptions};
+
+use super::rollout::{score_members, score_tokens};
+use super::update::Learner;
+use crate::reward::LoadedReward;
+use crate::stats::{mean, variance};
+use crate::train::Told;
+use crate::types::{Half, Sample};
+
+/// A held-out prompt.
+pub struct Prompt {
+    pub post_id: String,
+    pub ids: Vec<u32>,
+}
+
+impl Prompt {
+    /// Which half of the validation set it lies in: best steps are chosen on A, numbers come from B.
+    pub fn half(&self) -> Half {
+        if blake3::hash(self.post_id.as_bytes()).as_bytes()[0] & 1 == 0 { Half::A } else { Half::B }
+    }
+
+    /// The row of the evaluation's generator: by post, so that neither arm, step nor order changes the draws.
+    fn row(&self) -> u64 {
+        let hash = blake3::derive_key("temper evaluation row v1", self.post_id.as_bytes());
+        u64::from_le_bytes(hash[..8].try_into().expect("eight of 32 bytes"))
+    }
+}
+
+/// What stays the same over a run's evaluations.
+pub struct HeldOut<'a> {
+    pub prompts: Vec<Prompt>,
+    pub members: &'a [LoadedReward],
+    /// The arm's own reward of a response from its members' scores.
+    pub proxy: &'a dyn Fn(&[Vec<f64>]) -> Vec<f64>,
+    pub sampling: SampleOptions,
+    pub stats: StatOptions,
+    pub draws: Draws,
+    pub tokenizer: &'a lm::Tokenizer,
+}
+
+impl HeldOut<'_> {
+    /// One response per prompt from the policy as it is now, scored by every member.
+    pub fn samples(&self, learner: &Learner, step: i64, greedy: bool, batch: usize) -> Result<Vec<Sample>> {
+        let policy = learner.policy.frozen();
+        let options = SampleOptions { greedy, ..self.sampling };
+        let mut sequences = Vec::with_capacity(self.prompts.len());
+        let mut ended = Vec::with_capacity(self.prompts.len());
+        for chunk in self.prompts.chunks(batch) {
+            let ids: Vec<&[u32]> = chunk.iter().map(|p| p.ids.as_slice()).collect();
+            let rows: Vec<u64> = chunk.iter().map(Prompt::row).collect();
+            let sampled = lm::sample(&policy, &ids, &options, &self.draws, &rows).told()?;
+            for (prompt, sample) in chunk.iter().zip(sampled) {
+                sequences.push(Sequence { prompt: prompt.ids.clone(), response: sample.ids });
+                ended.push(sample.ended);
+            }
+        }
+        let own = score_tokens(&learner.policy, None, &sequences, &self.stats, batch)?;
+        let reference = score_tokens(&learner.reference, None, &sequences, &self.stats, batch)?;
+        let scores = score_members(self.members, &sequences, batch)?;
+        let proxy = (self.proxy)(&scores);
+        Ok(self
+            .prompts
+            .iter()
+            .zip(sequences)
+            .enumerate()
+            .map(|(i, (prompt, sequence))| {
+                let phi: Vec<f64> = scores.iter().map(|member| member[i]).collect();
+                Sample {
+                    step,
+                    post_id: prompt.post_id.clone(),
+                    half: prompt.half(),
+                    greedy,
+                    text: self.tokenizer.decode(&sequence.response).trim().to_owned(),
+                    ids: sequence.response,
+                    ended: ended[i],
+                    logp: own.logprob[i].iter().sum(),
+                    logp_ref: reference.logprob[i].iter().sum(),
+                    scores: phi.iter().map(|&s| s as f32).collect(),
+                    proxy: proxy[i],
+                    mean: mean(&phi),
+                    variance: variance(&phi),
+                }
+            })
+            .collect())
+    }
+}

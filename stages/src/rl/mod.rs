@@ -1,0 +1,273 @@
+//! `rl.ppo`: PPO from the SFT policy against one reward model or an ensemble. Never sees the gold model.
+
+pub mod gae;
+mod held_out;
+pub mod loss;
+pub mod objective;
+pub mod params;
+mod phase;
+pub mod rollout;
+pub mod update;
+
+use engine::context::Context;
+use engine::error::{Error, Result};
+use engine::kind::{Kind, Signature};
+use lm::{CausalLm, Draws, LoraConfig, SampleOptions, ScalarHead, StatOptions, Tokenizer};
+use serde_json::json;
+
+use crate::reward::{LoadedReward, load_ensemble, load_reward_model};
+use crate::stats::{permutation, quantile};
+use crate::table;
+use crate::train::Told;
+use crate::types::Split;
+use crate::types::folder::write_json;
+use crate::types::{Ensemble, Phase, PolicyInfo, PolicyRun, Posts, Sample};
+use held_out::{HeldOut, Prompt};
+use objective::{Objective, baseline_scores};
+use params::{Greedy, Matching, Params};
+use phase::Phases;
+use update::Learner;
+
+/// Sequences in a batch that is scored or sampled without a gradient.
+const SCORING_BATCH: usize = 64;
+
+pub struct Ppo;
+
+impl Kind for Ppo {
+    type Params = Params;
+
+    const NAME: &'static str = "rl.ppo";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str =
+        "PPO from the SFT policy against a reward model or an ensemble, with the adaptive objective or a baseline";
+
+    fn signature(&self, params: &Params) -> Signature {
+        let signature = Signature::gives("PolicyRun")
+            .one("policy", &["Model"])
+            .one("rewards", &["RewardModel", "Ensemble"])
+            .one("posts", &["Posts"])
+            .seeded()
+            .numerics(lm::NUMERICS);
+        if params.objective == Objective::Matched { signature.one("adaptive", &["PolicyRun"]) } else { signature }
+    }
+
+    fn check(&self, params: &Params) -> Vec<(String, String)> {
+        params.faults()
+    }
+
+    fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
+        lm::set_threads(ctx.threads());
+        let members = load_members(ctx)?;
+        check_members(params.objective, &members)?;
+        let schedule = matched_schedule(&params, ctx)?;
+
+        let input = ctx.one("policy")?.clone();
+        let base = CausalLm::load(&input.folder).told()?;
+        let tokenizer = Tokenizer::load(&input.folder.join("tokenizer.json")).told()?;
+        tokenizer.check_fits(base.config()).told()?;
+        let policy = match params.lora {
+            Some(lora) => base.with_adapter(
+                &LoraConfig { r: lora.r, alpha: lora.alpha, dropout: 0.0 },
+                &mut ctx.generator("adapter"),
+            ),
+            None => base.with_full_training(),
+        }
+        .told()?;
+        let head = ScalarHead::zeros(base.config().n_embd).told()?;
+        let mut learner = Learner::new(policy, base.frozen(), head, &params)?;
+
+        let window = base.config().n_positions - params.max_new_tokens;
+        let posts = ctx.one("posts")?.folder.clone();
+        let train = prompts(&posts, params.split, None, &tokenizer, window)?;
+        let valid = prompts(&posts, Split::Valid, params.eval_prompts, &tokenizer, window)?;
+        let sampling = SampleOptions {
+            temperature: 1.0,
+            top_p: 1.0,
+            min_new_tokens: params.min_new_tokens,
+            max_new_tokens: params.max_new_tokens,
+            eos: tokenizer.eos(),
+            greedy: false,
+        };
+        let stats = StatOptions { min_new_tokens: params.min_new_tokens, eos: tokenizer.eos(), entropy: true };
+        let proxy = |scores: &[Vec<f64>]| baseline_scores(params.objective, scores, params.k);
+        let held_out = HeldOut {
+            prompts: valid,
+            members: &members,
+            proxy: &proxy,
+            sampling,
+            stats: StatOptions { entropy: false, ..stats },
+            draws: Draws(blake3::derive_key("temper evaluation v1", &params.evaluation_seed.to_le_bytes())),
+            tokenizer: &tokenizer,
+        };
+
+        let mut phases = Phases::new(&params, &members, &train, sampling, stats, schedule, ctx);
+        let mut samples = table::Writer::<Sample>::create(&ctx.out().join(PolicyRun::SAMPLES))?;
+        let mut table = table::Writer::<Phase>::create(&ctx.out().join(PolicyRun::PHASES))?;
+        let total = params.phases();
+        for done in 0..=total {
+            if params.evaluates_after(done) {
+                let started = std::time::Instant::now();
+                let greedy = match params.greedy {
+                    Greedy::All => true,
+                    Greedy::Ends => done == 0 || done == total,
+                    Greedy::None => false,
+                };
+                for greedy in [Some(false), greedy.then_some(true)].into_iter().flatten() {
+                    for row in held_out.samples(&learner, done as i64, greedy, SCORING_BATCH)? {
+                        samples.push(row)?;
+                    }
+                }
+                ctx.timing(&format!("evaluation {done}"), &[("held_out", started.elapsed().as_secs_f64())]);
+            }
+            if done < total {
+                let row = phases.run(&mut learner, done, ctx)?;
+                ctx.progress(done + 1, total, "phases", row.proxy.map(|proxy| ("proxy", proxy)));
+                phases.note_metrics(&row, ctx);
+                table.push(row)?;
+            }
+        }
+        samples.finish()?;
+        table.finish()?;
+        save(&learner, &params, &phases, &tokenizer, &input, ctx)
+    }
+}
+
+fn load_members(ctx: &Context) -> Result<Vec<LoadedReward>> {
+    let input = ctx.one("rewards")?;
+    if input.artifact_type == Ensemble::NAME {
+        load_ensemble(&input.folder)
+    } else {
+        Ok(vec![load_reward_model(&input.folder)?])
+    }
+}
+
+/// The members' labels, in the order of their scores.
+fn member_labels(rewards: &engine::context::Input) -> Result<Vec<String>> {
+    if rewards.artifact_type == Ensemble::NAME {
+        return Ok(Ensemble::info(&rewards.folder)?.members);
+    }
+    Ok(vec![rewards.label.clone()])
+}
+
+fn check_members(objective: Objective, members: &[LoadedReward]) -> Result<()> {
+    if members.len() < 2 && !objective.reads_first_member_only() {
+        return Err(Error::yours(format!(
+            "rl.ppo: the objective `{}` reads an ensemble, but its port `rewards` holds one reward model",
+            objective
+        ))
+        .help("give it a stage of kind `reward.ensemble`"));
+    }
+    Ok(())
+}
+
+/// lambda per phase for `matched`: one number, or one for each phase of the adaptive run.
+fn matched_schedule(params: &Params, ctx: &Context) -> Result<Option<Vec<f64>>> {
+    let Some(adaptive) = ctx.optional("adaptive") else { return Ok(None) };
+    let rows = PolicyRun::phases(&adaptive.folder)?;
+    let (c, one_minus_c): (Vec<f64>, Vec<f64>) = rows.iter().filter_map(|row| Some((row.c?, row.one_minus_c?))).unzip();
+    if c.is_empty() {
+        return Err(Error::yours("rl.ppo: the run at port `adaptive` logged no c: its objective was not `adaptive`"));
+    }
+    Ok(Some(match params.matching {
+        Matching::Constant => vec![objective::matched_lambda(&c, &one_minus_c)],
+        Matching::Phases => c.iter().zip(&one_minus_c).map(|(c, rest)| c / rest).collect(),
+    }))
+}
+
+/// The prompts of a split, fitted to `window` tokens.
+fn prompts(
+    posts: &std::path::Path,
+    split: Split,
+    limit: Option<usize>,
+    tokenizer: &Tokenizer,
+    window: usize,
+) -> Result<Vec<Prompt>> {
+    let mut found = Posts::load_split(posts, split)?;
+    if let Some(limit) = limit {
+        found.truncate(limit);
+    }
+    if found.is_empty() {
+        return Err(Error::yours(format!("rl.ppo: the posts hold none in split `{split}`"))
+            .help("give `dataset.filter` a size for it"));
+    }
+    Ok(found
+        .iter()
+        .map(|post| Prompt { post_id: post.id.clone(), ids: crate::prompt::fit(tokenizer, post, window).ids })
+        .collect())
+}
+
+fn save(
+    learner: &Learner,
+    params: &Params,
+    phases: &Phases<'_>,
+    tokenizer: &Tokenizer,
+    base: &engine::context::Input,
+    ctx: &mut Context,
+) -> Result<()> {
+    if params.lora.is_some() {
+        learner.policy.save_adapter(&ctx.out().join(PolicyRun::ADAPTER), &base.digest.to_string()).told()?;
+    } else {
+        let folder = ctx.out().join(PolicyRun::MODEL);
+        learner.policy.save(&folder, lm::WeightType::F32).told()?;
+        tokenizer.save(&folder.join("tokenizer.json")).told()?;
+    }
+    learner.head.save(&ctx.out().join(PolicyRun::VALUE_HEAD)).told()?;
+    let more = json!({
+        "variance_scope": params.variance_scope,
+        "matched_lambda": phases.schedule.as_ref().map(|lambda| crate::stats::mean(lambda)),
+        "k": params.k,
+        "evaluation_seed": params.evaluation_seed,
+        "optimiser_steps": learner.steps,
+        "min_new_tokens": params.min_new_tokens,
+        "max_new_tokens": params.max_new_tokens,
+        "tokenizer_digest": tokenizer_digest(&base.folder)?,
+    });
+    let info = PolicyInfo {
+        objective: params.objective.to_string(),
+        lambda: params.lambda,
+        b: phases.b,
+        seed: ctx.seed(),
+        phases: params.phases(),
+        eval_every: params.eval_every,
+        members: member_labels(ctx.one("rewards")?)?,
+        base_digest: base.digest,
+        more: more.as_object().cloned().unwrap_or_default(),
+    };
+    write_json(&ctx.out().join(PolicyRun::INFO), &info)
+}
+
+/// BLAKE3 of a model folder's tokenizer: where two agree, ids need no decoding.
+pub fn tokenizer_digest(folder: &std::path::Path) -> Result<engine::names::Digest> {
+    use engine::error::At;
+    let path = folder.join("tokenizer.json");
+    Ok(engine::names::Digest::of(&std::fs::read(&path).at(&path)?))
+}
+
+/// Quantiles 10, 50 and 90%.
+fn spread(x: &[f64]) -> [Option<f64>; 3] {
+    [0.1, 0.5, 0.9].map(|q| Some(quantile(x, q)))
+}
+
+/// Prompts without end, in passes over `0..n`, each in its own order.
+pub(crate) struct Passes {
+    n: usize,
+    left: Vec<usize>,
+    rng: rand_chacha::ChaCha12Rng,
+}
+
+impl Passes {
+    pub(crate) fn new(n: usize, rng: rand_chacha::ChaCha12Rng) -> Self {
+        Self { n, left: Vec::new(), rng }
+    }
+
+    pub(crate) fn take(&mut self, k: usize) -> Vec<usize> {
+        (0..k)
+            .map(|_| {
+                if self.left.is_empty() {
+                    self.left = permutation(self.n, &mut self.rng);
+                }
+                self.left.pop().expect("just filled, and n > 0: an empty split is refused")
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,256 @@
+//! The rewards of Algorithm 1 and of its baselines, as functions of values. Knows no model and no tensor.
+//!
+//! Symbols as in the paper's section 3: `mu` = mu_1, `s2` = sigma_1^2, `b` = sigma_2^2, phi_m = the members' scores.
+
+use engine::error::{Error, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::stats::{mean, variance};
+
+crate::words! {
+    /// What the policy maximises.
+    pub enum Objective {
+        /// Eq. 2 with phi = phi_1.
+        Standard = "standard",
+        /// Eq. 2 with phi = the members' mean.
+        Mean = "mean",
+        /// Eq. 2 with phi = the members' minimum (worst-case optimisation).
+        Pessimistic = "pessimistic",
+        /// Eq. 2 with phi = mean - k * standard deviation of the members.
+        MeanMinusStd = "mean_minus_std",
+        /// Eq. 7, Algorithm 1.
+        Adaptive = "adaptive",
+        /// Eq. 2 with phi = the members' mean and the KL coefficient that an adaptive run came to.
+        Matched = "matched",
+    }
+}
+
+impl Objective {
+    /// Whether one member's score is all that the objective reads.
+    pub fn reads_first_member_only(self) -> bool {
+        self == Self::Standard
+    }
+}
+
+/// Over what the variance of Eq. 6 is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VarianceScope {
+    /// Algorithm 1: each pair's own sigma_i^2. Not the gradient of Eq. 7, since c then depends on y.
+    #[default]
+    Sample,
+    /// The mean over the *other* responses to the same prompt (K >= 2): the unbiased estimator of Eq. 7.
+    Prompt,
+    /// The mean over the batch.
+    Batch,
+    /// Algorithm 1 with the sigma_i^2 permuted over the batch: a control.
+    Shuffled,
+}
+
+/// mu_i and sigma_i^2 (population variance over the members), Eq. 6. `scores[m][i]` = phi_m of response i.
+pub fn moments(scores: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
+    let responses = scores.first().map_or(0, Vec::len);
+    (0..responses)
+        .map(|i| {
+            let phi: Vec<f64> = scores.iter().map(|member| member[i]).collect();
+            (mean(&phi), variance(&phi))
+        })
+        .unzip()
+}
+
+/// Refuses an ensemble that does not disagree: its variance would carry no information.
+///
+/// # Errors
+/// When mean(s2) < 1e-8 * Var_i(mu_i).
+pub fn check_disagreement(mu: &[f64], s2: &[f64]) -> Result<()> {
+    let (s2, spread) = (mean(s2), variance(mu));
+    if s2 < 1e-8 * spread || s2 == 0.0 {
+        return Err(Error::yours(format!(
+            "the ensemble's members agree to the digit: mean variance {s2:.3e} beside a variance of the rewards of {spread:.3e}"
+        ))
+        .help("train the members with different seeds, or on different batch orders"));
+    }
+    Ok(())
+}
+
+/// `b` = mean_i(sigma_i^2) / lambda on the first batch (Algorithm 1), so that the mean KL coefficient there is lambda.
+pub fn calibrate_b(first_s2: &[f64], lambda: f64) -> f64 {
+    mean(first_s2) / lambda
+}
+
+/// c_i = s2_i / (b + s2_i), so that b / (b + s2_i) = 1 - c_i and Eq. 7 reads (1 - c) mu - c KL.
+pub fn coefficients(s2: &[f64], b: f64) -> Vec<f64> {
+    s2.iter().map(|s2| s2 / (b + s2)).collect()
+}
+
+/// The variance each response is judged by. `responses` = K, responses to one prompt standing next to each other;
+/// `permutation` is read by `Shuffled` only.
+pub fn scoped(s2: &[f64], scope: VarianceScope, responses: usize, permutation: &[usize]) -> Vec<f64> {
+    match scope {
+        VarianceScope::Sample => s2.to_vec(),
+        VarianceScope::Batch => vec![mean(s2); s2.len()],
+        VarianceScope::Shuffled => permutation.iter().map(|&i| s2[i]).collect(),
+        VarianceScope::Prompt => s2
+            .chunks(responses)
+            .flat_map(|group| {
+                let sum: f64 = group.iter().sum();
+                group.iter().map(move |own| (sum - own) / (responses as f64 - 1.0))
+            })
+            .collect(),
+    }
+}
+
+/// How one response is rewarded: `r_t = -kl (log pi_old - log pi_ref)_t`, plus `score` at the last real token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weights {
+    pub kl: f64,
+    pub score: f64,
+}
+
+/// Eq. 2: a constant coefficient lambda, the score phi as it is.
+pub fn fixed_weights(phi: &[f64], lambda: f64) -> Vec<Weights> {
+    phi.iter().map(|&score| Weights { kl: lambda, score }).collect()
+}
+
+/// Eq. 7: c for the KL, (1 - c) mu for the score.
+pub fn adaptive_weights(mu: &[f64], c: &[f64]) -> Vec<Weights> {
+    mu.iter().zip(c).map(|(mu, &c)| Weights { kl: c, score: (1.0 - c) * mu }).collect()
+}
+
+/// phi of the baselines, `[responses]`; `k` is read by `MeanMinusStd` only.
+pub fn baseline_scores(objective: Objective, scores: &[Vec<f64>], k: f64) -> Vec<f64> {
+    match objective {
+        Objective::Standard => scores[0].clone(),
+        Objective::Pessimistic => {
+            (0..scores[0].len()).map(|i| scores.iter().map(|member| member[i]).fold(f64::INFINITY, f64::min)).collect()
+        }
+        Objective::MeanMinusStd => {
+            let (mu, s2) = moments(scores);
+            mu.iter().zip(s2).map(|(mu, s2)| mu - k * s2.sqrt()).collect()
+        }
+        Objective::Mean | Objective::Matched | Objective::Adaptive => moments(scores).0,
+    }
+}
+
+/// The per-token rewards of one response: `log_ratio[t]` = (log pi_old - log pi_ref)_t.
+pub fn token_rewards(weights: Weights, log_ratio: &[f64]) -> Vec<f64> {
+    let mut rewards: Vec<f64> = log_ratio.iter().map(|log_ratio| -weights.kl * log_ratio).collect();
+    if let Some(last) = rewards.last_mut() {
+        *last += weights.score;
+    }
+    rewards
+}
+
+/// The constant that gives a fixed objective the KL weight relative to the score that an adaptive run had:
+/// mean(c) / mean(1 - c).
+pub fn matched_lambda(c: &[f64], one_minus_c: &[f64]) -> f64 {
+    mean(c) / mean(one_minus_c)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ensemble() -> impl Strategy<Value = Vec<Vec<f64>>> {
+        (2_usize..6, 2_usize..20).prop_flat_map(|(members, responses)| {
+            proptest::collection::vec(proptest::collection::vec(-3.0..3.0_f64, responses), members)
+        })
+    }
+
+    fn log_ratios(responses: usize) -> Vec<Vec<f64>> {
+        (0..responses).map(|i| (0..3).map(|t| ((i * 7 + t * 3) % 5) as f64 * 0.1 - 0.2).collect()).collect()
+    }
+
+    fn adaptive(scores: &[Vec<f64>], b: f64) -> Vec<Vec<f64>> {
+        let (mu, s2) = moments(scores);
+        let weights = adaptive_weights(&mu, &coefficients(&s2, b));
+        weights.iter().zip(log_ratios(mu.len())).map(|(w, r)| token_rewards(*w, &r)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_phase_one_has_the_mean_coefficient_lambda(scores in ensemble(), lambda in 1e-3..1.0_f64) {
+            let (_, s2) = moments(&scores);
+            prop_assume!(mean(&s2) > 1e-6);
+            let b = calibrate_b(&s2, lambda);
+            prop_assert!((mean(&s2) / b - lambda).abs() < 1e-9);
+        }
+
+        #[test]
+        fn b_scaling_the_members_disagreement_in_every_phase_changes_no_reward(scores in ensemble(), k in 0.1..10.0_f64) {
+            let (mu, s2) = moments(&scores);
+            prop_assume!(mean(&s2) > 1e-6);
+            let wider: Vec<Vec<f64>> =
+                scores.iter().map(|m| m.iter().zip(&mu).map(|(phi, mu)| mu + k.sqrt() * (phi - mu)).collect()).collect();
+            let (_, wider_s2) = moments(&wider);
+            let near = adaptive(&scores, calibrate_b(&s2, 0.05));
+            let far = adaptive(&wider, calibrate_b(&wider_s2, 0.05));
+            for (a, b) in near.iter().flatten().zip(far.iter().flatten()) {
+                prop_assert!((a - b).abs() < 1e-5);
+            }
+        }
+
+        #[test]
+        fn c_equal_variances_give_the_mean_arm_scaled(mu in proptest::collection::vec(-3.0..3.0_f64, 2..20), s2 in 0.01..2.0_f64) {
+            let lambda = 0.05;
+            let all = vec![s2; mu.len()];
+            let c = coefficients(&all, calibrate_b(&all, lambda));
+            let ratios = log_ratios(mu.len());
+            let near = adaptive_weights(&mu, &c);
+            let mean_arm = fixed_weights(&mu, lambda);
+            for i in 0..mu.len() {
+                let (a, m) = (token_rewards(near[i], &ratios[i]), token_rewards(mean_arm[i], &ratios[i]));
+                for (a, m) in a.iter().zip(m) {
+                    prop_assert!((a - m / (1.0 + lambda)).abs() < 1e-5);
+                }
+            }
+        }
+
+        #[test]
+        fn f_batch_scope_is_the_mean_arm_with_a_schedule(scores in ensemble(), b in 0.1..10.0_f64) {
+            let (mu, s2) = moments(&scores);
+            let scoped = scoped(&s2, VarianceScope::Batch, 1, &[]);
+            let c = coefficients(&scoped, b);
+            let lambda_t = mean(&s2) / b;
+            let factor = 1.0 / (1.0 + lambda_t);
+            let ratios = log_ratios(mu.len());
+            let (near, fixed) = (adaptive_weights(&mu, &c), fixed_weights(&mu, lambda_t));
+            for i in 0..mu.len() {
+                for (a, m) in token_rewards(near[i], &ratios[i]).iter().zip(token_rewards(fixed[i], &ratios[i])) {
+                    prop_assert!((a - factor * m).abs() < 1e-5);
+                }
+            }
+        }
+
+        #[test]
+        fn prompt_scope_leaves_the_own_response_out(s2 in proptest::collection::vec(0.0..3.0_f64, 6)) {
+            let scoped = scoped(&s2, VarianceScope::Prompt, 2, &[]);
+            for i in 0..6 {
+                prop_assert!((scoped[i] - s2[i ^ 1]).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn d_an_endless_variance_leaves_the_pure_kl_reward() {
+        let c = coefficients(&[1e12], 1.0);
+        let rewards = token_rewards(adaptive_weights(&[2.0], &c)[0], &[0.3, -0.1]);
+        assert!((rewards[0] + 0.3).abs() < 1e-5 && (rewards[1] - 0.1).abs() < 1e-5, "{rewards:?}");
+    }
+
+    #[test]
+    fn an_ensemble_of_copies_is_refused() {
+        let (mu, s2) = moments(&[vec![1.0, 2.0], vec![1.0, 2.0]]);
+        assert!(check_disagreement(&mu, &s2).is_err());
+    }
+
+    #[test]
+    fn the_pessimistic_score_is_the_lowest_member() {
+        let scores = [vec![1.0, -1.0], vec![0.5, 3.0]];
+        assert_eq!(baseline_scores(Objective::Pessimistic, &scores, 0.0), [0.5, -1.0]);
+        assert_eq!(baseline_scores(Objective::Standard, &scores, 0.0), [1.0, -1.0]);
+    }
+}

@@ -1,0 +1,108 @@
+//! One phase's responses and what is known of each token: log-probabilities, values, scores. Knows no objective.
+
+use candle_core::Tensor;
+use lm::{Batch, CausalLm, ScalarHead, Sequence, StatOptions};
+
+use crate::reward::LoadedReward;
+use crate::train::Told;
+use engine::error::Result;
+
+/// Responses with, per response token, what the policy, the reference and the value head said when they were drawn.
+#[derive(Debug, Default)]
+pub struct Rollout {
+    /// `[responses]`; those to one prompt stand next to each other.
+    pub sequences: Vec<Sequence>,
+    pub ended: Vec<bool>,
+    /// log pi_old, `[responses][tokens]`; EOS masked before the minimum.
+    pub logprob: Vec<Vec<f64>>,
+    /// log pi_ref, masked alike.
+    pub reference: Vec<Vec<f64>>,
+    /// V before each token.
+    pub value: Vec<Vec<f64>>,
+    /// Entropy of pi_old at each token, in nats.
+    pub entropy: Vec<Vec<f64>>,
+    /// `[members][responses]`, centred.
+    pub scores: Vec<Vec<f64>>,
+}
+
+impl Rollout {
+    /// (log pi_old - log pi_ref)_t of response `i`.
+    pub fn log_ratio(&self, i: usize) -> Vec<f64> {
+        self.logprob[i].iter().zip(&self.reference[i]).map(|(p, r)| p - r).collect()
+    }
+
+    /// The k1 estimate of each response's KL: the summed log ratio over its response tokens.
+    pub fn kl(&self) -> Vec<f64> {
+        (0..self.sequences.len()).map(|i| self.log_ratio(i).iter().sum()).collect()
+    }
+
+    /// The k3 estimate: sum over tokens of (r - 1) - log r with r = pi_ref / pi_old (Schulman, "Approximating KL
+    /// divergence"); never negative.
+    pub fn kl_k3(&self) -> Vec<f64> {
+        (0..self.sequences.len())
+            .map(|i| self.log_ratio(i).iter().map(|log_ratio| (-log_ratio).exp() - 1.0 + log_ratio).sum())
+            .collect()
+    }
+}
+
+/// Rows of a table in batches of similar length: gives the indices of each batch, longest first.
+pub fn by_length(sequences: &[Sequence], batch: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(sequences[i].prompt.len() + sequences[i].response.len()), i));
+    order.chunks(batch).map(<[usize]>::to_vec).collect()
+}
+
+/// Token log-probabilities, entropies and, with a head, values of `sequences` under `lm`: each `[responses][tokens]`.
+pub struct Scored {
+    pub logprob: Vec<Vec<f64>>,
+    pub entropy: Vec<Vec<f64>>,
+    pub value: Vec<Vec<f64>>,
+}
+
+/// Scores without a gradient, `batch` sequences at a time.
+pub fn score_tokens(
+    lm: &CausalLm,
+    head: Option<&ScalarHead>,
+    sequences: &[Sequence],
+    options: &StatOptions,
+    batch: usize,
+) -> Result<Scored> {
+    let lm = lm.frozen();
+    let head = head.map(ScalarHead::frozen);
+    let empty = || vec![Vec::new(); sequences.len()];
+    let mut scored = Scored { logprob: empty(), entropy: empty(), value: empty() };
+    for rows in by_length(sequences, batch) {
+        let members: Vec<&Sequence> = rows.iter().map(|&i| &sequences[i]).collect();
+        let packed = Batch::new(&members).told()?;
+        let hidden = lm.hidden(&packed, None).told()?;
+        let predicting = lm.predicting(&hidden, &packed).told()?;
+        let stats = lm.token_stats(&predicting, &packed, options).told()?;
+        let logprob = flat(&stats.logprob)?;
+        let entropy = stats.entropy.as_ref().map(flat).transpose()?;
+        let value = head.as_ref().map(|head| flat(&head.forward(&predicting).told()?)).transpose()?;
+        for (&i, range) in rows.iter().zip(packed.row_ranges()) {
+            scored.logprob[i] = logprob[range.clone()].to_vec();
+            if let Some(entropy) = &entropy {
+                scored.entropy[i] = entropy[range.clone()].to_vec();
+            }
+            if let Some(value) = &value {
+                scored.value[i] = value[range.clone()].to_vec();
+            }
+        }
+    }
+    Ok(scored)
+}
+
+/// phi_m of every response, `[members][responses]`, centred.
+pub fn score_members(members: &[LoadedReward], sequences: &[Sequence], batch: usize) -> Result<Vec<Vec<f64>>> {
+    let rows: Vec<&Sequence> = sequences.iter().collect();
+    members
+        .iter()
+        .map(|member| Ok(crate::reward::score(member, &rows, batch)?.into_iter().map(f64::from).collect()))
+        .collect()
+}
+
+fn flat(tensor: &Tensor) -> Result<Vec<f64>> {
+    let values: Vec<f32> = tensor.to_vec1().told()?;
+    Ok(values.into_iter().map(f64::from).collect())
+}

@@ -1,0 +1,183 @@
+//! PPO's passes over one phase's batch. Knows no reward and no file.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use engine::error::{Error, Result};
+use lm::{AdamW, Batch, CausalLm, ScalarHead, Sequence, StatOptions, Variable};
+use rand_chacha::ChaCha12Rng;
+
+use super::gae::{Normalisation, normalise};
+use super::loss::{Targets, Trunk, losses};
+use super::params::Params;
+use super::rollout::Rollout;
+use crate::stats::{mean, permutation, std};
+use crate::train::Told;
+
+/// A minibatch whose mean ratio exceeds this is skipped: its old log-probabilities no longer describe the policy.
+const RATIO_LIMIT: f64 = 10.0;
+
+/// What a phase's updates did, means over its minibatches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report {
+    pub policy_loss: f64,
+    pub value_loss: f64,
+    pub clip_fraction: f64,
+    pub ratio_mean: f64,
+    pub ratio_max: f64,
+    pub gradient_norm: f64,
+    pub update_norm: f64,
+    pub skipped: i64,
+    pub minibatches: i64,
+    pub learning_rate: f64,
+    /// max |log ratio| of the phase's first minibatch: 0 but for rounding.
+    pub first_log_ratio: f64,
+}
+
+/// What a phase gives to learn from. `advantages` and `returns`: `[responses][tokens]`.
+#[derive(Clone, Copy)]
+pub struct Lesson<'a> {
+    pub rollout: &'a Rollout,
+    pub advantages: &'a [Vec<f64>],
+    pub returns: &'a [Vec<f64>],
+    /// The first phase's standard deviation of raw advantages.
+    pub first_std: f64,
+    pub stats: StatOptions,
+}
+
+/// The policy being trained with all that its optimiser needs.
+pub struct Learner {
+    pub policy: CausalLm,
+    /// pi_ref: the weights that the policy started from, frozen; shared with an adapter's base.
+    pub reference: CausalLm,
+    pub head: ScalarHead,
+    optimiser: AdamW,
+    /// Optimiser steps so far.
+    pub steps: u64,
+}
+
+impl Learner {
+    pub fn new(policy: CausalLm, reference: CausalLm, head: ScalarHead, params: &Params) -> Result<Self> {
+        let config = lm::AdamWConfig {
+            beta1: params.beta1,
+            beta2: params.beta2,
+            weight_decay: params.weight_decay,
+            ..lm::AdamWConfig::default()
+        };
+        let mut variables = policy.variables();
+        let mut start = BTreeMap::new();
+        if params.lora.is_none() {
+            // An adapter decays towards zero, which is the reference; full weights must be pulled towards its weights.
+            for variable in &variables {
+                start.insert(variable.name.clone(), variable.var.as_tensor().copy().told()?);
+            }
+        }
+        variables.extend(head.variables().into_iter().map(|variable| Variable { decays: false, ..variable }));
+        let mut optimiser = AdamW::new(variables, config).told()?;
+        optimiser.decay_towards(|name| start.get(name).cloned()).told()?;
+        Ok(Self { policy, reference, head, optimiser, steps: 0 })
+    }
+
+    /// `epochs` passes over the batch in minibatches.
+    ///
+    /// # Errors
+    /// When a loss or a gradient is not finite: names the step and the finite losses until then.
+    pub fn update(&mut self, lesson: Lesson<'_>, params: &Params, rng: &mut ChaCha12Rng) -> Result<Report> {
+        let mut report = Report::default();
+        for _ in 0..params.epochs {
+            for rows in permutation(lesson.rollout.sequences.len(), rng).chunks(params.minibatch) {
+                self.minibatch(lesson, rows, params, &mut report)?;
+                report.minibatches += 1;
+            }
+        }
+        let taken = (report.minibatches - report.skipped).max(1) as f64;
+        for sum in [
+            &mut report.policy_loss,
+            &mut report.value_loss,
+            &mut report.clip_fraction,
+            &mut report.ratio_mean,
+            &mut report.gradient_norm,
+            &mut report.update_norm,
+        ] {
+            *sum /= taken;
+        }
+        Ok(report)
+    }
+
+    fn minibatch(&mut self, lesson: Lesson<'_>, rows: &[usize], params: &Params, report: &mut Report) -> Result<()> {
+        let Lesson { rollout, .. } = lesson;
+        let pick = |table: &[Vec<f64>]| -> Vec<f64> { rows.iter().flat_map(|&i| table[i].iter().copied()).collect() };
+        let members: Vec<&Sequence> = rows.iter().map(|&i| &rollout.sequences[i]).collect();
+        let batch = Batch::new(&members).told()?;
+        let hidden = self.policy.hidden(&batch, None).told()?;
+        let predicting = self.policy.predicting(&hidden, &batch).told()?;
+        let stats = StatOptions { entropy: false, ..lesson.stats };
+        let logprob = self.policy.token_stats(&predicting, &batch, &stats).told()?.logprob;
+        let value = match params.value.trunk {
+            Trunk::Shared => self.head.forward(&predicting),
+            Trunk::Detached => self.head.forward(&predicting.detach()),
+        }
+        .told()?;
+
+        let mut advantage = pick(lesson.advantages);
+        if params.advantages == Normalisation::Minibatch {
+            advantage = normalise(&advantage, mean(&advantage), std(&advantage), lesson.first_std);
+        }
+        let (old_logprob, old_value, returns) = (pick(&rollout.logprob), pick(&rollout.value), pick(lesson.returns));
+        let new_logprob: Vec<f32> = logprob.to_vec1().told()?;
+        let new_value: Vec<f32> = value.to_vec1().told()?;
+        let targets =
+            Targets { old_logprob: &old_logprob, old_value: &old_value, advantage: &advantage, returns: &returns };
+        let losses = losses(&new_logprob, &new_value, targets, params.clip, &params.value);
+        if report.minibatches == 0 {
+            let moved = new_logprob.iter().zip(&old_logprob).map(|(new, old)| (f64::from(*new) - old).abs());
+            report.first_log_ratio = moved.fold(0.0, f64::max);
+        }
+
+        let lr = learning_rate(params, self.steps);
+        self.steps += 1;
+        report.learning_rate = lr;
+        report.ratio_max = report.ratio_max.max(losses.max_ratio);
+        if losses.mean_ratio > RATIO_LIMIT {
+            report.skipped += 1;
+            return Ok(());
+        }
+        if !(losses.policy.is_finite() && losses.value.is_finite()) {
+            return Err(self.not_finite("loss", report));
+        }
+        report.policy_loss += losses.policy;
+        report.value_loss += losses.value;
+        report.clip_fraction += losses.clip_fraction;
+        report.ratio_mean += losses.mean_ratio;
+
+        // The gradient of sum(x * d) with d held fixed is d: this hands the written derivatives to the tape.
+        let n = new_logprob.len();
+        let d_logprob = Tensor::from_vec(losses.d_logprob, n, &Device::Cpu).told()?;
+        let d_value = Tensor::from_vec(losses.d_value, n, &Device::Cpu).told()?;
+        let surrogate =
+            ((logprob * d_logprob).and_then(|p| p.sum_all())).and_then(|p| (value * d_value)?.sum_all()? + p).told()?;
+        let gradients = surrogate.backward().told()?;
+        let norms = self
+            .optimiser
+            .step(&gradients, lr, params.max_gradient_norm)
+            .told()
+            .map_err(|e| e.within(format!("PPO step {}", self.steps)))?;
+        report.gradient_norm += norms.grad_norm;
+        report.update_norm += norms.update_norm;
+        Ok(())
+    }
+
+    fn not_finite(&self, what: &str, report: &Report) -> Error {
+        Error::yours(format!(
+            "the PPO {what} is not finite at step {}; the phase's sum of finite policy losses until then is {:.4}",
+            self.steps, report.policy_loss
+        ))
+        .help("lower `lr`, or set `max_gradient_norm`")
+    }
+}
+
+/// Constant after a linear rise over `warmup` steps.
+pub fn learning_rate(params: &Params, step: u64) -> f64 {
+    let rise = if params.warmup == 0 { 1.0 } else { ((step + 1) as f64 / params.warmup as f64).min(1.0) };
+    params.lr * rise
+}

@@ -1,0 +1,186 @@
+//! `sft`: fine-tunes a language model on reference summaries and merges what it learned. Knows no reward.
+
+#[cfg(test)]
+mod tests;
+
+use engine::context::Context;
+use engine::error::{Error, Result};
+use engine::kind::{Kind, Signature};
+use lm::{Dropout, Sequence, Shape};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::model;
+use crate::train::encode::Encoder;
+use crate::train::language::{LanguageTask, response_nll, train};
+use crate::train::params::Faults;
+use crate::train::{Adapter, BatchOrder, Length, SequenceTable, Told, TrainPlan, Weights, on_a_big_stack};
+use crate::types::{Posts, Split};
+
+pub struct Sft;
+
+/// Which tokens are learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Loss {
+    /// Those of the summary and EOS.
+    #[default]
+    Response,
+    /// Those of the prompt too.
+    All,
+}
+
+/// The defaults are the paper's.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// The split to train on.
+    pub split: Split,
+    /// The split whose first `held_out_posts` posts give the held-out loss, before and after.
+    pub held_out_split: Split,
+    pub held_out_posts: usize,
+    /// `{r, alpha, dropout}`, merged into the weights at the end; null or `none`: train every weight.
+    pub lora: Adapter,
+    /// Passes over the split; excludes `steps`. One if neither is given.
+    pub epochs: Option<f64>,
+    /// Optimiser steps; excludes `epochs`.
+    pub steps: Option<u64>,
+    /// Rows of a step.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Steps of linear warm-up; a cosine to 0 follows.
+    pub warmup: u64,
+    pub beta1: f64,
+    pub beta2: f64,
+    /// Decoupled, on matrices only.
+    pub weight_decay: f64,
+    /// The largest norm of a gradient; null: no limit.
+    pub clip: Option<f64>,
+    /// `response`, or `all` tokens.
+    pub loss: Loss,
+    /// The longest prompt, in tokens; a longer POST loses its end. Absent: what the window leaves beside the summary.
+    pub max_prompt_tokens: Option<usize>,
+    /// Number type of the saved weights.
+    pub weights: Weights,
+    /// Tokens, with padding, of one forward and backward pass; a batch beyond it is taken in parts. Bounds memory.
+    pub tokens_at_once: usize,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            split: Split::Sft,
+            held_out_split: Split::Valid,
+            held_out_posts: 256,
+            lora: Adapter::default(),
+            epochs: None,
+            steps: None,
+            batch: 128,
+            lr: 7e-5,
+            warmup: 50,
+            beta1: 0.9,
+            beta2: 0.999,
+            weight_decay: 0.0,
+            clip: Some(1.0),
+            loss: Loss::Response,
+            max_prompt_tokens: None,
+            weights: Weights::F32,
+            tokens_at_once: 8192,
+        }
+    }
+}
+
+impl Kind for Sft {
+    type Params = Params;
+    const NAME: &'static str = "sft";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str =
+        "fine-tunes a model on reference summaries, by default through a LoRA that is then merged";
+
+    fn signature(&self, _: &Params) -> Signature {
+        Signature::gives("Model").one("base", &["Model"]).one("posts", &["Posts"]).seeded().numerics(lm::NUMERICS)
+    }
+
+    fn check(&self, p: &Params) -> Vec<(String, String)> {
+        let mut faults = Faults(Length { epochs: p.epochs, steps: p.steps }.faults());
+        faults.0.extend(p.lora.faults());
+        faults.must(p.batch > 0, "batch", "must be at least 1");
+        faults.positive(p.lr, "lr");
+        faults.share(p.beta1, "beta1");
+        faults.share(p.beta2, "beta2");
+        faults.must(p.weight_decay >= 0.0, "weight_decay", "must not be negative");
+        faults.must(p.clip.is_none_or(|c| c > 0.0), "clip", "must be above 0, or null");
+        faults.must(p.split != p.held_out_split, "held_out_split", "must differ from `split`");
+        faults.0
+    }
+
+    fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
+        lm::set_threads(ctx.threads());
+        on_a_big_stack(|| sft(&params, ctx))
+    }
+}
+
+fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
+    let (base, tokenizer) = model::load(&ctx.one("base")?.folder)?;
+    let mut table = SequenceTable::create(ctx.checkpoints())?;
+    let mut held_out: Vec<Sequence> = Vec::new();
+    let mut encoder = Encoder::new(&tokenizer, base.config().n_positions).longest_prompt(p.max_prompt_tokens);
+    for post in Posts::open(&ctx.one("posts")?.folder)? {
+        let post = post?;
+        if post.is_in(p.split) {
+            table.push(&encoder.reference(&post)?)?;
+        } else if post.is_in(p.held_out_split) && held_out.len() < p.held_out_posts {
+            held_out.push(encoder.reference(&post)?);
+        }
+    }
+    table.finish()?;
+    if table.is_empty() {
+        return Err(Error::yours(format!("no posts in split `{}` to train on", p.split))
+            .help("`dataset.filter` gives posts their splits: wire its output to port `posts`"));
+    }
+    let order = BatchOrder::new(table.lengths(), p.batch, ctx.generator("order"));
+    let steps = Length { epochs: p.epochs, steps: p.steps }.steps(order.batches_per_epoch());
+    let (trainable, dropout) = match &p.lora.0 {
+        Some(lora) => {
+            let model = base.with_adapter(&lora.config(), &mut ctx.generator("adapter")).told()?;
+            (model, (lora.dropout > 0.0).then(|| Dropout::new(ctx.generator("dropout"))))
+        }
+        None => (base.with_full_training().told()?, None),
+    };
+    if !held_out.is_empty() {
+        let nll = response_nll(&base, &held_out, p.batch)?;
+        ctx.metric("held_out_response_nll_before", nll);
+    }
+    let plan = TrainPlan {
+        steps,
+        lr: p.lr,
+        warmup: p.warmup,
+        shape: Shape::Cosine,
+        betas: (p.beta1, p.beta2),
+        weight_decay: p.weight_decay,
+        clip: p.clip,
+    };
+    let prompt_weight = if p.loss == Loss::All { 1.0 } else { 0.0 };
+    let task = LanguageTask {
+        model: &trainable,
+        table: &table,
+        order,
+        prompt_weight,
+        dropout,
+        tokens_at_once: p.tokens_at_once,
+    };
+    let trained = train(ctx, task, plan)?;
+    let merged = if p.lora.0.is_some() { trainable.merged().told()? } else { trainable.frozen() };
+    if !held_out.is_empty() {
+        let nll = response_nll(&merged, &held_out, p.batch)?;
+        ctx.metric("held_out_response_nll", nll);
+    }
+    ctx.metric("train_loss", trained.final_loss);
+    ctx.metric("steps", trained.steps as f64);
+    ctx.metric("tokens", trained.tokens as f64);
+    ctx.metric("rows", table.len() as f64);
+    ctx.metric("held_out_rows", held_out.len() as f64);
+    ctx.metric("truncated_prompts", encoder.truncated as f64);
+    model::save(&merged, &tokenizer, ctx.out(), p.weights)
+}

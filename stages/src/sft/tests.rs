@@ -1,0 +1,69 @@
+//! Claims about `sft`.
+
+use engine::error::{Blame, Error, Result};
+use serde_json::{Value, json};
+
+use super::Sft;
+use crate::model;
+use crate::testing::{Bench, Out, run_seeded, toys};
+use crate::types::Split;
+
+fn sft(more: Value, seed: u64) -> Result<Out> {
+    let mut bench = Bench::new();
+    bench.input("base", "Model", |folder| toys::write_model(folder, 1));
+    let posts = toys::posts(96, Split::Sft).into_iter().chain(toys::posts(8, Split::Valid));
+    bench.input("posts", "Posts", |folder| toys::write_posts(folder, posts));
+    let mut with = json!({ "batch": 16, "lr": 0.02, "warmup": 2, "steps": 30 });
+    if let (Value::Object(with), Value::Object(more)) = (&mut with, more) {
+        with.extend(more);
+    }
+    run_seeded(&Sft, with, bench.inputs(), seed)
+}
+
+#[test]
+fn a_lora_lowers_the_held_out_loss_and_is_merged_away() -> Result<()> {
+    let out = sft(json!({}), 7)?;
+    let (before, after) = (out.metric("held_out_response_nll_before"), out.metric("held_out_response_nll"));
+    assert!(after < before - 0.5, "{before} {after}");
+    let (merged, _) = model::load(&out.path())?;
+    assert!(merged.lora().is_none());
+    Ok(())
+}
+
+#[test]
+fn full_training_learns_more_than_nothing() -> Result<()> {
+    for lora in [Value::Null, json!("none")] {
+        let out = sft(json!({ "lora": lora, "loss": "all", "lr": 0.01, "steps": 10 }), 7)?;
+        let (before, after) = (out.metric("held_out_response_nll_before"), out.metric("held_out_response_nll"));
+        assert!(after < before, "{before} {after}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_does_not() -> Result<()> {
+    let bytes = |seed| Ok::<_, Error>(toys::bytes_of(&sft(json!({ "steps": 4 }), seed)?.path()));
+    assert_eq!(bytes(1)?, bytes(1)?);
+    assert_ne!(bytes(1)?, bytes(2)?);
+    Ok(())
+}
+
+#[test]
+fn half_an_epoch_takes_half_the_steps() -> Result<()> {
+    let steps = sft(json!({ "steps": null, "epochs": 0.5 }), 7)?.metric("steps");
+    assert_eq!(steps, 3.0);
+    Ok(())
+}
+
+#[test]
+fn a_diverging_run_names_its_step_and_the_last_finite_loss() {
+    let error = sft(json!({ "lr": 1e25, "clip": null, "warmup": 0 }), 7).err().expect("it diverges");
+    assert_eq!(error.blame, Blame::Yours);
+    assert!(error.message.contains("at step "), "{error}");
+}
+
+#[test]
+fn a_split_without_posts_is_named() {
+    let error = sft(json!({ "split": "gold" }), 7).err().expect("there are none");
+    assert!(error.message.contains("split `gold`"), "{error}");
+}

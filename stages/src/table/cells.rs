@@ -1,0 +1,139 @@
+//! Which Rust types can be a column, and as what. Knows no file.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, BooleanArray, ListArray, PrimitiveArray, StringArray};
+use arrow::buffer::{NullBuffer, OffsetBuffer};
+use arrow::datatypes::{ArrowPrimitiveType, DataType, Field, Float32Type, Float64Type, Int64Type, UInt32Type};
+
+/// A type whose values fill a column: `String`, `bool`, `f64`, `f32`, `i64`, `u32`, a `words!` enum, `Vec` and `Option` of these.
+pub trait Cell: Sized {
+    const NULLABLE: bool = false;
+
+    fn data_type() -> DataType;
+
+    fn array<'a>(values: impl Iterator<Item = Option<&'a Self>>) -> ArrayRef
+    where
+        Self: 'a;
+
+    /// The value in `row`, which is not null unless [`Cell::NULLABLE`].
+    ///
+    /// # Errors
+    /// If the array is of another type or holds a value that the type has not.
+    fn cell(array: &dyn Array, row: usize) -> Result<Self, String>;
+}
+
+/// [`Cell::cell`] with the column named in the error.
+///
+/// # Errors
+/// As [`Cell::cell`].
+pub fn named<C: Cell>(column: &str, array: &ArrayRef, row: usize) -> Result<C, String> {
+    C::cell(array.as_ref(), row).map_err(|what| format!("column `{column}`: {what}"))
+}
+
+fn as_type<A: 'static>(array: &dyn Array) -> Result<&A, String> {
+    array
+        .as_any()
+        .downcast_ref::<A>()
+        .ok_or_else(|| format!("has the unexpected type {}", super::view::type_name(array.data_type())))
+}
+
+impl Cell for String {
+    fn data_type() -> DataType {
+        DataType::Utf8
+    }
+
+    fn array<'a>(values: impl Iterator<Item = Option<&'a Self>>) -> ArrayRef {
+        Arc::new(values.collect::<StringArray>())
+    }
+
+    fn cell(array: &dyn Array, row: usize) -> Result<Self, String> {
+        Ok(as_type::<StringArray>(array)?.value(row).to_owned())
+    }
+}
+
+impl Cell for bool {
+    fn data_type() -> DataType {
+        DataType::Boolean
+    }
+
+    fn array<'a>(values: impl Iterator<Item = Option<&'a Self>>) -> ArrayRef {
+        Arc::new(values.map(Option::<&bool>::copied).collect::<BooleanArray>())
+    }
+
+    fn cell(array: &dyn Array, row: usize) -> Result<Self, String> {
+        Ok(as_type::<BooleanArray>(array)?.value(row))
+    }
+}
+
+macro_rules! number {
+    ($type:ty, $arrow:ty) => {
+        impl Cell for $type {
+            fn data_type() -> DataType {
+                <$arrow as ArrowPrimitiveType>::DATA_TYPE
+            }
+
+            fn array<'a>(values: impl Iterator<Item = Option<&'a Self>>) -> ArrayRef {
+                Arc::new(values.map(Option::<&$type>::copied).collect::<PrimitiveArray<$arrow>>())
+            }
+
+            fn cell(array: &dyn Array, row: usize) -> Result<Self, String> {
+                Ok(as_type::<PrimitiveArray<$arrow>>(array)?.value(row))
+            }
+        }
+    };
+}
+
+number!(f64, Float64Type);
+number!(f32, Float32Type);
+number!(i64, Int64Type);
+number!(u32, UInt32Type);
+
+impl<T: Cell> Cell for Option<T> {
+    const NULLABLE: bool = true;
+
+    fn data_type() -> DataType {
+        T::data_type()
+    }
+
+    fn array<'a>(values: impl Iterator<Item = Option<&'a Self>>) -> ArrayRef
+    where
+        Self: 'a,
+    {
+        T::array(values.map(|value| value.and_then(Option::as_ref)))
+    }
+
+    fn cell(array: &dyn Array, row: usize) -> Result<Self, String> {
+        if array.is_null(row) { Ok(None) } else { T::cell(array, row).map(Some) }
+    }
+}
+
+impl<T: Cell> Cell for Vec<T> {
+    fn data_type() -> DataType {
+        DataType::List(item::<T>())
+    }
+
+    fn array<'a>(values: impl Iterator<Item = Option<&'a Self>>) -> ArrayRef
+    where
+        Self: 'a,
+    {
+        let lists: Vec<Option<&Self>> = values.collect();
+        let offsets = OffsetBuffer::from_lengths(lists.iter().map(|list| list.map_or(0, Vec::len)));
+        let present: NullBuffer = lists.iter().map(Option::is_some).collect::<Vec<bool>>().into();
+        let items = T::array(lists.into_iter().flatten().flatten().map(Some));
+        Arc::new(ListArray::new(item::<T>(), offsets, items, Some(present).filter(|p| p.null_count() > 0)))
+    }
+
+    fn cell(array: &dyn Array, row: usize) -> Result<Self, String> {
+        let items = as_type::<ListArray>(array)?.value(row);
+        if !T::NULLABLE && items.null_count() > 0 {
+            return Err("holds a null inside a list".to_owned());
+        }
+        (0..items.len()).map(|i| T::cell(items.as_ref(), i)).collect()
+    }
+}
+
+/// Parquet's own name for what is in a list.
+fn item<T: Cell>() -> Arc<Field> {
+    Arc::new(Field::new("element", T::data_type(), T::NULLABLE))
+}

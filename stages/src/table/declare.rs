@@ -1,0 +1,76 @@
+//! The macros that declare tables and closed sets of words. Know no file format.
+
+/// Declares a struct with public fields and makes it a [`Row`](crate::table::Row): a column per field, in order.
+#[macro_export]
+macro_rules! table {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$field_meta:meta])* $field_vis:vis $field:ident : $type:ty),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq)]
+        $vis struct $name { $($(#[$field_meta])* $field_vis $field: $type),* }
+
+        impl $crate::table::Row for $name {
+            fn columns() -> Vec<$crate::table::Column> {
+                vec![$($crate::table::Column::of::<$type>(stringify!($field))),*]
+            }
+
+            fn arrays(rows: &[Self]) -> Vec<$crate::table::ArrayRef> {
+                vec![$(<$type as $crate::table::Cell>::array(rows.iter().map(|row| Some(&row.$field)))),*]
+            }
+
+            fn rows(arrays: &[$crate::table::ArrayRef]) -> Result<Vec<Self>, String> {
+                let [$($field),*] = arrays else { return Err("wrong number of columns".to_owned()) };
+                let n = arrays.first().map_or(0, |a| $crate::table::Array::len(a));
+                (0..n)
+                    .map(|i| Ok(Self { $($field: $crate::table::cell::<$type>(stringify!($field), $field, i)?),* }))
+                    .collect()
+            }
+        }
+    };
+}
+
+/// Declares a closed set of words: an enum that is text in tables, in JSON and in messages.
+#[macro_export]
+macro_rules! words {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        $vis enum $name { $($(#[$variant_meta])* #[serde(rename = $word)] $variant),* }
+
+        impl $name {
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+
+            fn from_str(s: &str) -> Result<Self, String> {
+                match s { $($word => Ok(Self::$variant),)* _ => Err(format!("`{s}` is none of {}", [$($word),*].join(", "))) }
+            }
+        }
+
+        impl $crate::table::Cell for $name {
+            fn data_type() -> $crate::table::DataType {
+                $crate::table::DataType::Utf8
+            }
+
+            fn array<'a>(values: impl Iterator<Item = Option<&'a Self>>) -> $crate::table::ArrayRef {
+                std::sync::Arc::new(values.map(|v| v.map(|v| v.as_str())).collect::<$crate::table::StringArray>())
+            }
+
+            fn cell(array: &dyn $crate::table::Array, row: usize) -> Result<Self, String> {
+                let words = array.as_any().downcast_ref::<$crate::table::StringArray>().ok_or("is not utf8")?;
+                words.value(row).parse()
+            }
+        }
+    };
+}

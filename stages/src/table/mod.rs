@@ -1,0 +1,65 @@
+//! Rows of plain Rust structs to and from Parquet, streaming, with pinned bytes. Knows no particular table.
+//!
+//! Declare a table with [`table!`](crate::table!); closed sets of words with [`words!`](crate::words!):
+//!
+//! ```
+//! stages::table! {
+//!     /// One point of a curve.
+//!     pub struct Point { pub step: i64, pub gold: f64, pub quality: Option<f64>, pub ids: Vec<u32> }
+//! }
+//! # fn main() -> engine::error::Result<()> {
+//! # let folder = tempfile::tempdir().unwrap();
+//! let file = folder.path().join("points.parquet");
+//! let mut writer = stages::table::Writer::create(&file)?;
+//! writer.push(Point { step: 0, gold: 0.5, quality: None, ids: vec![1, 2] })?;
+//! assert_eq!(writer.finish()?, 1);
+//! let points: Vec<Point> = stages::table::read(&file)?;
+//! assert_eq!(points[0].ids, [1, 2]);
+//! # Ok(())
+//! # }
+//! ```
+
+mod cells;
+mod file;
+mod view;
+#[macro_use]
+mod declare;
+
+pub use cells::Cell;
+pub use file::{Reader, Writer, check, columns, read, write};
+pub(crate) use view::cut;
+pub use view::preview;
+
+// What the macros name, so that their users need no arrow of their own.
+#[doc(hidden)]
+pub use arrow::array::{Array, ArrayRef, StringArray};
+#[doc(hidden)]
+pub use arrow::datatypes::DataType;
+#[doc(hidden)]
+pub use cells::named as cell;
+
+/// One column of a table: its name, how its type is told to people (`utf8`, `f64`, `list<u32>`), whether it may hold nulls.
+#[derive(Clone, Debug)]
+pub struct Column {
+    pub name: &'static str,
+    pub data_type: DataType,
+    pub nullable: bool,
+}
+
+impl Column {
+    pub fn of<C: Cell>(name: &'static str) -> Self {
+        Self { name, data_type: C::data_type(), nullable: C::NULLABLE }
+    }
+}
+
+/// A struct that is a row of a table. Implemented by [`table!`](crate::table!).
+pub trait Row: Sized {
+    fn columns() -> Vec<Column>;
+    /// One array per column, in order.
+    fn arrays(rows: &[Self]) -> Vec<ArrayRef>;
+    /// Rows of arrays in the order and of the types of [`Row::columns`].
+    ///
+    /// # Errors
+    /// Says which column holds what it must not.
+    fn rows(arrays: &[ArrayRef]) -> Result<Vec<Self>, String>;
+}

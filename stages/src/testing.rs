@@ -1,0 +1,105 @@
+//! Kinds run on small inputs in fresh folders, for tests of kinds. Knows no store and no orchestrator.
+
+pub mod toys;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use engine::context::{Context, Input};
+use engine::error::{Error, Result};
+use engine::kind::{AnyKind, Kind};
+use engine::names::Digest;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder of files and artifacts to feed a kind with.
+pub struct Bench {
+    folder: TempDir,
+    inputs: BTreeMap<String, Vec<Input>>,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder"), inputs: BTreeMap::new() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).expect("a file in a temporary folder");
+        path
+    }
+
+    /// An artifact at `port`, filled by `fill`.
+    pub fn input(&mut self, port: &str, artifact_type: &str, fill: impl FnOnce(&Path) -> Result<()>) {
+        let n: usize = self.inputs.values().map(Vec::len).sum();
+        let folder = self.path(&format!("input-{n}"));
+        std::fs::create_dir(&folder).expect("a folder in a temporary folder");
+        fill(&folder).expect("a filled input");
+        self.inputs.entry(port.to_owned()).or_default().push(Input {
+            label: format!("input-{n}"),
+            artifact_type: artifact_type.to_owned(),
+            digest: Digest::of(format!("input {n}").as_bytes()),
+            folder,
+        });
+    }
+
+    pub fn inputs(&self) -> BTreeMap<String, Vec<Input>> {
+        self.inputs.clone()
+    }
+}
+
+/// What a kind made, and what it said.
+pub struct Out {
+    folder: TempDir,
+}
+
+impl Out {
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("out")
+    }
+
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = std::fs::read(self.path().join("metrics.json")).expect("metrics were written");
+        let metrics: BTreeMap<String, f64> = serde_json::from_slice(&text).expect("metrics are numbers");
+        *metrics.get(name).unwrap_or_else(|| panic!("no metric {name} in {metrics:?}"))
+    }
+}
+
+/// Runs a kind as an attempt does: parameters normalised, the output checked against its type.
+pub fn run<K: Kind>(kind: &K, with: Value, inputs: BTreeMap<String, Vec<Input>>) -> Result<Out> {
+    run_seeded(kind, with, inputs, 7)
+}
+
+pub fn run_seeded<K: Kind>(kind: &K, with: Value, inputs: BTreeMap<String, Vec<Input>>, seed: u64) -> Result<Out> {
+    let kind: &dyn AnyKind = kind;
+    let params = kind.normalise(&with).map_err(|faults| Error::yours(format!("{faults:?}")))?;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (out, checkpoints) = (folder.path().join("out"), folder.path().join("checkpoints"));
+    for path in [&out, &checkpoints] {
+        std::fs::create_dir(path).expect("a folder in a temporary folder");
+    }
+    run_in(kind, &params, inputs, seed, &out, &checkpoints)?;
+    Ok(Out { folder })
+}
+
+/// The same in folders of the caller's, so that a second attempt finds the first one's checkpoints.
+pub fn run_in(
+    kind: &dyn AnyKind,
+    params: &Value,
+    inputs: BTreeMap<String, Vec<Input>>,
+    seed: u64,
+    out: &Path,
+    checkpoints: &Path,
+) -> Result<()> {
+    let mut ctx = Context::new(kind.name(), seed, inputs, out.to_owned(), checkpoints.to_owned());
+    kind.run(params, &mut ctx)?;
+    ctx.write_metrics()?;
+    let output = kind.signature(params)?.output;
+    let registry = crate::registry();
+    let artifact_type = registry.get_type(&output).unwrap_or_else(|| panic!("{output} is a registered type"));
+    artifact_type.check(out).map(drop)
+}

@@ -1,0 +1,157 @@
+//! Tiny tokenizers, models and tables that learn something in a second. Knows no kind.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use engine::error::Result;
+use lm::{CausalLm, Gpt2Config, InitStd, Tokenizer};
+
+use crate::corpus;
+use crate::model;
+use crate::train::{Told, Weights, fixed_generator};
+use crate::types::{Outcome, Pair, Pairs, Post, Posts, Preference, Preferences, Side, Split};
+use crate::{prompt, train};
+
+/// Moods and animals: what toy posts are about.
+const MOODS: [&str; 4] = ["sad", "glad", "mad", "bad"];
+const ANIMALS: [&str; 4] = ["cat", "dog", "cow", "hen"];
+
+/// A byte-level BPE on toy posts and the corpus.
+pub fn tokenizer() -> Tokenizer {
+    static JSON: OnceLock<String> = OnceLock::new();
+    let json = JSON.get_or_init(|| {
+        let mut texts: Vec<String> =
+            posts(64, Split::Sft).iter().map(|p| format!("{} {}", prompt::text(p), p.summary)).collect();
+        texts.extend(corpus::examples(32, 1).into_iter().map(|s| format!("{} {}", s.post, s.summary)));
+        let tokenizer = Tokenizer::train_bpe(texts.into_iter(), 420).expect("texts train a tokenizer");
+        tokenizer.to_json().expect("a tokenizer is JSON")
+    });
+    Tokenizer::from_bytes(json.as_bytes()).expect("the JSON of a tokenizer")
+}
+
+/// `n` short posts of one split; the summary repeats two words of the post.
+pub fn posts(n: usize, split: Split) -> Vec<Post> {
+    (0..n)
+        .map(|i| {
+            let (mood, animal) = (MOODS[i % 4], ANIMALS[i / 4 % 4]);
+            Post {
+                id: format!("{split}{i}"),
+                subreddit: "pets".into(),
+                title: "Help".into(),
+                post: format!("My {animal} is {mood}. Day {i}."),
+                summary: format!("{animal} is {mood}"),
+                splits: vec![split],
+                facts: None,
+            }
+        })
+        .collect()
+}
+
+/// `n` posts of the embedded corpus with their facts.
+pub fn posts_with_facts(n: u64, split: Split) -> Vec<Post> {
+    let situations = corpus::examples(n, 3).into_iter().enumerate();
+    situations
+        .map(|(i, s)| Post {
+            id: format!("{split}{i}"),
+            subreddit: s.subreddit.into(),
+            title: s.title,
+            post: s.post,
+            summary: s.summary,
+            splits: vec![split],
+            facts: Some(s.facts.to_json()),
+        })
+        .collect()
+}
+
+/// A Posts folder.
+pub fn write_posts(folder: &Path, posts: impl IntoIterator<Item = Post>) -> Result<()> {
+    let mut writer = Posts::create(folder)?;
+    posts.into_iter().try_for_each(|post| writer.push(post))?;
+    writer.finish().map(drop)
+}
+
+/// A Tokenizer folder.
+pub fn write_tokenizer(folder: &Path) -> Result<()> {
+    tokenizer().save(&folder.join("tokenizer.json")).told()
+}
+
+/// A Model folder: width 16, one block, untrained, a window of 256.
+pub fn write_model(folder: &Path, seed: u64) -> Result<()> {
+    let tokenizer = tokenizer();
+    let config =
+        Gpt2Config { eos_token_id: Some(tokenizer.eos()), ..Gpt2Config::new(tokenizer.vocab_size(), 256, 16, 1, 2) };
+    let model = CausalLm::init(config, InitStd::InverseSqrtWidth, &mut fixed_generator(seed, "toy")).told()?;
+    model::save(&model.frozen(), &tokenizer, folder, Weights::F32)
+}
+
+/// Pairs of a good and a bad summary, `a` being good in every second row; ids as the toy tokenizer makes them.
+pub fn pairs(n: usize, split: Split) -> Vec<Pair> {
+    let tokenizer = tokenizer();
+    let summary = |text: &str| (text.to_owned(), prompt::response_ids(&tokenizer, text, true));
+    posts(n, split)
+        .into_iter()
+        .enumerate()
+        .map(|(i, post)| {
+            let fitted = train::encode::fit(&tokenizer, &post, 200).expect("a toy prompt fits");
+            let (good, bad) = (summary(&post.summary), summary("zzz qqq zzz"));
+            let (a, b) = if i.is_multiple_of(2) { (good, bad) } else { (bad, good) };
+            Pair {
+                id: format!("{}:toy", post.id),
+                post_id: post.id,
+                prompt: fitted.text,
+                prompt_ids: fitted.ids,
+                facts: None,
+                a_model: "a".into(),
+                a_text: a.0,
+                a_ids: a.1,
+                a_ended: true,
+                b_model: "b".into(),
+                b_text: b.0,
+                b_ids: b.1,
+                b_ended: true,
+                corruption: None,
+                corrupted: None,
+            }
+        })
+        .collect()
+}
+
+/// A Pairs folder.
+pub fn write_pairs(folder: &Path, pairs: impl IntoIterator<Item = Pair>) -> Result<()> {
+    let mut writer = Pairs::create(folder)?;
+    pairs.into_iter().try_for_each(|pair| writer.push(pair))?;
+    writer.finish().map(drop)
+}
+
+/// The judgement of [`pairs`]: the good summary is chosen.
+pub fn preferences(n: usize, split: Split) -> Vec<Preference> {
+    let side = |i: usize| if i.is_multiple_of(2) { Side::A } else { Side::B };
+    let rows = pairs(n, split).into_iter().enumerate();
+    rows.map(|(i, pair)| Preference::of(pair, side(i), Outcome::Labelled, "toy")).collect()
+}
+
+/// A Preferences folder.
+pub fn write_preferences(folder: &Path, rows: impl IntoIterator<Item = Preference>) -> Result<()> {
+    let mut writer = Preferences::create(folder)?;
+    rows.into_iter().try_for_each(|row| writer.push(row))?;
+    writer.finish().map(drop)
+}
+
+/// Every file below `folder` with its bytes, but for the metrics.
+pub fn bytes_of(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(path) = folders.pop() {
+        for entry in std::fs::read_dir(&path).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).expect("below the folder").display().to_string();
+                files.push((name, std::fs::read(&path).expect("a file")));
+            }
+        }
+    }
+    files.sort();
+    files
+}

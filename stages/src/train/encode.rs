@@ -1,0 +1,120 @@
+//! Texts as sequences of one tokenizer, within one window. Knows rows of tables, not where they come from.
+
+use engine::error::{Error, Result};
+use lm::{Sequence, Tokenizer};
+
+use crate::prompt::{self, Fitted};
+use crate::types::Post;
+
+/// Turns rows into sequences of one model.
+pub struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The model's longest sequence, in tokens.
+    window: usize,
+    longest_prompt: usize,
+    /// Prompts that lost the end of their POST.
+    pub truncated: u64,
+}
+
+impl<'a> Encoder<'a> {
+    pub fn new(tokenizer: &'a Tokenizer, window: usize) -> Self {
+        Self { tokenizer, window, longest_prompt: usize::MAX, truncated: 0 }
+    }
+
+    /// No prompt may be longer than this many tokens, whatever the window leaves.
+    #[must_use]
+    pub fn longest_prompt(mut self, tokens: Option<usize>) -> Self {
+        self.longest_prompt = tokens.unwrap_or(usize::MAX);
+        self
+    }
+
+    /// A post's prompt and its reference summary with EOS.
+    pub fn reference(&mut self, post: &Post) -> Result<Sequence> {
+        self.summary(post, &post.summary, true)
+    }
+
+    /// A post's prompt and any summary, with EOS iff it `ended`.
+    pub fn summary(&mut self, post: &Post, summary: &str, ended: bool) -> Result<Sequence> {
+        let response = prompt::response_ids(self.tokenizer, summary, ended);
+        let prompt = self.prompt(post, response.len())?;
+        Ok(Sequence { prompt, response })
+    }
+
+    /// A post's prompt, fitted so that `room` tokens remain for the response.
+    pub fn prompt(&mut self, post: &Post, room: usize) -> Result<Vec<u32>> {
+        let fitted = prompt::fit(self.tokenizer, post, self.limit(&post.id, room)?);
+        self.kept(fitted, &post.id, room)
+    }
+
+    /// The sequence of a row that keeps its text and perhaps its ids. Ids count only if `own`: if this tokenizer made
+    /// them.
+    pub fn row(
+        &mut self,
+        post_id: &str,
+        prompt: Text<'_>,
+        response: Text<'_>,
+        ended: bool,
+        own: bool,
+    ) -> Result<Sequence> {
+        let response = match response.ids {
+            Some(ids) if own => ids.to_vec(),
+            _ => prompt::response_ids(self.tokenizer, response.text, ended),
+        };
+        let limit = self.limit(post_id, response.len())?;
+        let prompt = match prompt.ids {
+            Some(ids) if own && ids.len() <= limit => ids.to_vec(),
+            _ => self.kept(prompt::fit_text(self.tokenizer, prompt.text, limit), post_id, response.len())?,
+        };
+        Ok(Sequence { prompt, response })
+    }
+
+    /// Whether this tokenizer made the ids. One row tells for its table.
+    pub fn made(&self, prompt: Text<'_>) -> bool {
+        prompt.ids.is_some_and(|ids| self.tokenizer.encode(prompt.text) == ids)
+    }
+
+    fn limit(&self, post_id: &str, room: usize) -> Result<usize> {
+        let left = self.window.checked_sub(room).filter(|&left| left > 0);
+        left.map(|left| left.min(self.longest_prompt)).ok_or_else(|| {
+            Error::yours(format!(
+                "post `{post_id}`: a response of {room} tokens leaves no room for a prompt in a window of {}",
+                self.window
+            ))
+        })
+    }
+
+    fn kept(&mut self, fitted: Fitted, post_id: &str, room: usize) -> Result<Vec<u32>> {
+        let limit = self.limit(post_id, room)?;
+        self.truncated += u64::from(fitted.truncated);
+        whole(fitted, post_id, limit).map(|fitted| fitted.ids)
+    }
+}
+
+/// A text of a table's row, with its ids if the table keeps them.
+#[derive(Clone, Copy, Debug)]
+pub struct Text<'a> {
+    pub text: &'a str,
+    pub ids: Option<&'a [u32]>,
+}
+
+/// A post's prompt in at most `most` tokens.
+///
+/// # Errors
+/// When not even the template with the title fits.
+pub fn fit(tokenizer: &Tokenizer, post: &Post, most: usize) -> Result<Fitted> {
+    whole(prompt::fit(tokenizer, post, most), &post.id, most)
+}
+
+fn whole(fitted: Fitted, post_id: &str, most: usize) -> Result<Fitted> {
+    if fitted.ids.len() <= most {
+        return Ok(fitted);
+    }
+    let tokens = fitted.ids.len();
+    Err(Error::yours(format!("post `{post_id}`: its prompt without the post's text has {tokens} tokens, {most} fit"))
+        .help("use a model with a longer window, or fewer new tokens"))
+}
+
+/// The text of sampled ids, as tables keep it: without EOS and outer white space.
+pub fn response_text(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+    tokenizer.decode(ids).trim().to_owned()
+}

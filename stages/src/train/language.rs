@@ -1,0 +1,81 @@
+//! Training a language model on sequences, and its loss on held-out ones. Knows no file and no kind.
+
+use engine::context::Context;
+use engine::error::{Error, Result};
+use lm::{Batch, CausalLm, Dropout, Sequence};
+
+use super::batches::{BatchOrder, by_length, micro_batches};
+use super::fail::Told;
+use super::sequences::SequenceTable;
+use super::step::{Part, TrainPlan, Trainer};
+
+/// What is trained on what.
+pub struct LanguageTask<'a> {
+    /// With trainable variables.
+    pub model: &'a CausalLm,
+    pub table: &'a SequenceTable,
+    pub order: BatchOrder,
+    /// Weight of a prompt token beside 1 for a response token; 0: the loss of the response alone.
+    pub prompt_weight: f64,
+    pub dropout: Option<Dropout>,
+    /// Tokens, with padding, of one forward and backward pass.
+    pub tokens_at_once: usize,
+}
+
+/// What a training did.
+#[derive(Clone, Copy, Debug)]
+pub struct Trained {
+    pub final_loss: f64,
+    pub steps: u64,
+    /// Tokens seen, without padding.
+    pub tokens: u64,
+}
+
+/// Takes `plan.steps` steps; the model's variables change in place.
+///
+/// # Errors
+/// Without rows; when the loss or a gradient is not finite.
+pub fn train(ctx: &mut Context, task: LanguageTask<'_>, plan: TrainPlan) -> Result<Trained> {
+    let LanguageTask { model, table, mut order, prompt_weight, mut dropout, tokens_at_once } = task;
+    if table.is_empty() {
+        return Err(Error::yours("no rows to train on"));
+    }
+    let mut trainer = Trainer::new(ctx, model.variables(), plan)?;
+    let mut tokens = 0;
+    while !trainer.finished() {
+        let rows = table.get_all(&order.next_batch())?;
+        let lengths: Vec<usize> = rows.iter().map(Sequence::len).collect();
+        tokens += lengths.iter().sum::<usize>() as u64;
+        let weight = |rows: &[Sequence]| rows.iter().map(|row| targets(row, prompt_weight)).sum::<f64>();
+        let whole = weight(&rows);
+        let parts = micro_batches(&lengths, tokens_at_once);
+        let parts = parts.into_iter().map(|part| {
+            let rows = &rows[part];
+            let batch = Batch::new(&rows.iter().collect::<Vec<_>>()).told()?;
+            let loss = model.lm_loss(&batch, prompt_weight, dropout.as_mut()).told()?.loss;
+            Ok(Part { loss, share: if rows.len() == lengths.len() { 1.0 } else { weight(rows) / whole } })
+        });
+        trainer.step(ctx, parts)?;
+    }
+    Ok(Trained { final_loss: trainer.final_loss(), steps: trainer.done(), tokens })
+}
+
+/// How much a row weighs in the loss: its response tokens, and its prompt tokens from the second on.
+fn targets(row: &Sequence, prompt_weight: f64) -> f64 {
+    row.response.len() as f64 + prompt_weight * row.prompt.len().saturating_sub(1) as f64
+}
+
+/// Mean negative log-likelihood, in nats, of a response token; NaN without rows.
+pub fn response_nll(model: &CausalLm, rows: &[Sequence], batch: usize) -> Result<f64> {
+    let model = model.frozen();
+    let lengths: Vec<usize> = rows.iter().map(Sequence::len).collect();
+    let (mut sum, mut tokens) = (0.0, 0);
+    for numbers in by_length(&lengths, batch) {
+        let members: Vec<&Sequence> = numbers.iter().map(|&i| &rows[i]).collect();
+        let batch = Batch::new(&members).told()?;
+        let nll = model.lm_loss(&batch, 0.0, None).told()?.response_nll.to_scalar::<f32>().told()?;
+        sum += f64::from(nll) * batch.response_tokens() as f64;
+        tokens += batch.response_tokens();
+    }
+    Ok(sum / tokens as f64)
+}

@@ -1,0 +1,17 @@
+//! What every stage that trains shares: parameters, batches, the step, a table of sequences. Knows no kind.
+
+pub mod batches;
+pub mod encode;
+pub mod fail;
+pub mod language;
+pub mod params;
+pub mod random;
+pub mod sequences;
+pub mod step;
+
+pub use batches::{BatchOrder, by_length, micro_batches};
+pub use fail::{Told, on_a_big_stack};
+pub use params::{Adapter, Length, Lora, Weights};
+pub use random::{fixed_generator, fixed_key, share_of, shuffle};
+pub use sequences::SequenceTable;
+pub use step::{Part, TrainPlan, Trainer};

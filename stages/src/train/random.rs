@@ -1,0 +1,70 @@
+//! Seeded choices that depend on a row's name or on a fixed seed, never on order or threads. Knows no model.
+
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// The key of a generator for one purpose that does not depend on the stage's own seed: BLAKE3 of (seed, purpose).
+pub fn fixed_key(seed: u64, purpose: &str) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("temper fixed generator v1");
+    hasher.update(&seed.to_le_bytes());
+    hasher.update(purpose.as_bytes());
+    *hasher.finalize().as_bytes()
+}
+
+/// A generator for one purpose that does not depend on the stage's own seed.
+pub fn fixed_generator(seed: u64, purpose: &str) -> ChaCha12Rng {
+    ChaCha12Rng::from_seed(fixed_key(seed, purpose))
+}
+
+/// 64 bits that depend on `key` and on a row's `name` only.
+pub fn bits_of(key: &[u8; 32], name: &str) -> u64 {
+    let hash = blake3::keyed_hash(key, name.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+/// A number in [0, 1) that depends on `key` and on a row's `name` only.
+pub fn share_of(key: &[u8; 32], name: &str) -> f64 {
+    // 53 bits: every value is exact in an f64.
+    (bits_of(key, name) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// An index below `n`; the bias is below n / 2^64.
+pub fn below(rng: &mut ChaCha12Rng, n: usize) -> usize {
+    // The product's upper half is below n.
+    ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
+}
+
+/// Fisher-Yates. Our own, so that no release of a library changes the order.
+pub fn shuffle<T>(items: &mut [T], rng: &mut ChaCha12Rng) {
+    for i in (1..items.len()).rev() {
+        items.swap(i, below(rng, i + 1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shuffling_keeps_every_item_and_depends_on_the_seed() {
+        let order = |seed| {
+            let mut items: Vec<u32> = (0..100).collect();
+            shuffle(&mut items, &mut fixed_generator(seed, "test"));
+            items
+        };
+        let mut sorted = order(1);
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..100).collect::<Vec<_>>());
+        assert_eq!(order(1), order(1));
+        assert_ne!(order(1), order(2));
+    }
+
+    #[test]
+    fn shares_are_uniform_enough() {
+        let key = fixed_key(1, "test");
+        let below_a_tenth = (0..10_000).filter(|i| share_of(&key, &i.to_string()) < 0.1).count();
+        assert!((900..1100).contains(&below_a_tenth), "{below_a_tenth}");
+    }
+}

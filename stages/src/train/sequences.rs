@@ -1,0 +1,121 @@
+//! Sequences of tokens by number, on disk, so that memory does not grow with their text. Knows no tokenizer.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use engine::error::{At, Error, Result};
+use lm::Sequence;
+
+/// One row's place: byte offset, tokens of its prompt and of its response.
+#[derive(Clone, Copy)]
+struct Place {
+    offset: u64,
+    prompt: u32,
+    response: u32,
+}
+
+/// A growing table of sequences. Its file has no name, so nothing of it stays behind.
+pub struct SequenceTable {
+    file: BufWriter<File>,
+    end: u64,
+    places: Vec<Place>,
+}
+
+impl SequenceTable {
+    /// Its bytes lie on the file system of `folder`, which is made if it is missing.
+    pub fn create(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).at(folder)?;
+        let path = folder.join(format!("sequences-{}", std::process::id()));
+        let (mut taken, mut number) = (path.clone(), 0);
+        let file = loop {
+            match File::options().read(true).write(true).create_new(true).open(&taken) {
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                    number += 1;
+                    taken = path.with_extension(number.to_string());
+                }
+                other => break other.at(&taken)?,
+            }
+        };
+        std::fs::remove_file(&taken).at(&taken)?;
+        Ok(Self { file: BufWriter::new(file), end: 0, places: Vec::new() })
+    }
+
+    pub fn push(&mut self, sequence: &Sequence) -> Result<()> {
+        let (prompt, response) = (sequence.prompt.len() as u32, sequence.response.len() as u32);
+        self.places.push(Place { offset: self.end, prompt, response });
+        for token in sequence.prompt.iter().chain(&sequence.response) {
+            self.file.write_all(&token.to_le_bytes()).map_err(lost)?;
+        }
+        self.end += 4 * u64::from(prompt + response);
+        Ok(())
+    }
+
+    /// Call once after the last `push`, before `get`.
+    pub fn finish(&mut self) -> Result<()> {
+        self.file.flush().map_err(lost)
+    }
+
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Tokens of prompt and response.
+    pub fn length(&self, row: usize) -> usize {
+        (self.places[row].prompt + self.places[row].response) as usize
+    }
+
+    pub fn lengths(&self) -> Vec<u32> {
+        self.places.iter().map(|p| p.prompt + p.response).collect()
+    }
+
+    /// Row number `row`, counted from 0 in the order of `push`.
+    pub fn get(&self, row: usize) -> Result<Sequence> {
+        let place = self.places[row];
+        let mut bytes = vec![0; 4 * self.length(row)];
+        self.file.get_ref().read_exact_at(&mut bytes, place.offset).map_err(lost)?;
+        let mut tokens = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+        let prompt = tokens.by_ref().take(place.prompt as usize).collect();
+        Ok(Sequence { prompt, response: tokens.collect() })
+    }
+
+    pub fn get_all(&self, rows: &[usize]) -> Result<Vec<Sequence>> {
+        rows.iter().map(|&row| self.get(row)).collect()
+    }
+}
+
+fn lost(e: std::io::Error) -> Error {
+    Error::surroundings(format!("the table of sequences in the checkpoint folder: {e}"))
+        .help("look whether the disk is full")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_back_as_they_went_in_and_no_file_stays() -> Result<()> {
+        let folder = tempfile::tempdir().at("temp")?;
+        let (mut one, mut two) = (SequenceTable::create(folder.path())?, SequenceTable::create(folder.path())?);
+        let sequence = |n: u32| Sequence { prompt: (0..n).collect(), response: vec![n; 3] };
+        for n in 0..50 {
+            one.push(&sequence(n))?;
+            two.push(&sequence(n + 1))?;
+        }
+        one.finish()?;
+        two.finish()?;
+        for n in (0..50).rev() {
+            let (got, other) = (one.get(n)?, two.get(n)?);
+            assert_eq!((got.prompt, got.response), (sequence(n as u32).prompt, sequence(n as u32).response));
+            assert_eq!(other.response, [n as u32 + 1; 3]);
+            assert_eq!(one.length(n), n + 3);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).at(folder.path())?.count(), 0);
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! Comparisons: labelled pairs of summaries as JSON lines in Stiennon et al.'s schema (2020, "Learning to summarize from
+//! human feedback": `info`, `summaries[2]`, `choice`, `worker`, `batch`, `split`, `extra.confidence`).
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+
+use engine::artifact::{ArtifactType, Facts};
+use engine::error::{At, Error, Result};
+use serde::{Deserialize, Serialize};
+
+use super::folder;
+
+/// One line: two summaries of a post and which of them a person preferred.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    pub info: Info,
+    pub summaries: Vec<Summary>,
+    /// 0 or 1.
+    pub choice: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra: Option<Extra>,
+}
+
+/// The post. Records of CNN/DailyMail have `article` instead of `post`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Info {
+    pub id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subreddit: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub article: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub text: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Extra {
+    /// 1 to 9.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f64>,
+}
+
+impl Comparison {
+    /// # Errors
+    /// Says what the line is instead, where that can be told: an axis rating, a plain post.
+    pub fn parse(line: &str) -> Result<Self, String> {
+        let value: serde_json::Value = serde_json::from_str(line).map_err(|e| crate::data::source::json_fault(&e))?;
+        if value.get("summaries").is_none() && value.pointer("/summary/axes").is_some() {
+            return Err("this is an axis rating of one summary, not a comparison of two: \
+                        take the files below `comparisons/`, not those below `axis_evals/`"
+                .to_owned());
+        }
+        let comparison: Self = serde_json::from_value(value).map_err(|e| format!("not a comparison: {e}"))?;
+        match (comparison.summaries.len(), comparison.choice) {
+            (2, 0 | 1) => Ok(comparison),
+            (2, choice) => Err(format!("`choice` is {choice}, expected 0 or 1")),
+            (n, _) => Err(format!("`summaries` holds {n}, expected 2")),
+        }
+    }
+}
+
+/// The artifact type: `comparisons.jsonl`.
+pub struct Comparisons;
+
+impl Comparisons {
+    pub const NAME: &'static str = "Comparisons";
+    pub const FILE: &'static str = "comparisons.jsonl";
+
+    /// # Errors
+    /// Names file and line.
+    pub fn open(folder: &Path) -> Result<impl Iterator<Item = Result<Comparison>> + use<>> {
+        let path = folder::file(folder, Self::FILE)?;
+        let lines = BufReader::new(File::open(&path).at(&path)?).lines();
+        Ok(lines.enumerate().map(move |(i, line)| {
+            Comparison::parse(&line.at(&path)?)
+                .map_err(|what| Error::yours(format!("{}, line {}: {what}", path.display(), i + 1)))
+        }))
+    }
+
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(folder: &Path, rows: impl IntoIterator<Item = Comparison>) -> Result<u64> {
+        let path = folder.join(Self::FILE);
+        let mut file = std::io::BufWriter::new(File::create(&path).at(&path)?);
+        let mut n = 0;
+        for row in rows {
+            let mut line = serde_json::to_vec(&row).map_err(|e| Error::ours(format!("{}: {e}", path.display())))?;
+            line.push(b'\n');
+            file.write_all(&line).at(&path)?;
+            n += 1;
+        }
+        file.flush().at(&path)?;
+        Ok(n)
+    }
+}
+
+impl ArtifactType for Comparisons {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "labelled comparisons of summaries in Stiennon et al.'s schema"
+    }
+
+    fn check(&self, folder: &Path) -> Result<Facts> {
+        let mut facts = Facts::default();
+        let mut rows = 0;
+        for comparison in Self::open(folder)? {
+            comparison?;
+            rows += 1;
+        }
+        facts.rows.insert(Self::FILE.to_owned(), rows);
+        folder::metrics(folder, &mut facts)?;
+        Ok(facts)
+    }
+
+    fn preview(&self, folder: &Path, rows: usize) -> Result<String> {
+        let mut text = String::new();
+        for (i, row) in Self::open(folder)?.take(rows).enumerate() {
+            let row = row?;
+            let post = row.info.post.or(row.info.article).unwrap_or_default();
+            text += &format!("row {}\n  post      {}\n", i + 1, crate::table::cut(&post, 160));
+            for (side, summary) in row.summaries.iter().enumerate() {
+                let mark = if side == row.choice { "chosen  " } else { "rejected" };
+                text += &format!("  {mark}  {}\n", crate::table::cut(&summary.text, 160));
+            }
+        }
+        Ok(text)
+    }
+}

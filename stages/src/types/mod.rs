@@ -1,0 +1,45 @@
+//! The artifact types: what each folder holds, its checks, typed readers and writers. Knows no kind of stage.
+
+pub mod comparisons;
+pub mod evaluation;
+pub mod files;
+pub mod folder;
+pub mod model;
+pub mod pairs;
+pub mod policy;
+pub mod posts;
+pub mod preferences;
+pub mod reward;
+pub mod tokenizer;
+
+pub use comparisons::Comparisons;
+pub use evaluation::{CurvePoint, Evaluation, EvaluationInfo, Example, Mechanism, Score, SftScale};
+pub use files::Files;
+pub use model::Model;
+pub use pairs::{Corruption, Pair, Pairs, Side};
+pub use policy::{Half, Phase, PolicyInfo, PolicyRun, Sample};
+pub use posts::{Post, Posts, Split};
+pub use preferences::{Outcome, Preference, Preferences};
+pub use reward::{Ensemble, EnsembleInfo, FactSensitivity, Pooling, RewardInfo, RewardModel};
+pub use tokenizer::Tokenizer;
+
+use engine::kind::Registry;
+
+#[cfg(test)]
+mod tests;
+
+/// Adds every artifact type.
+pub fn register(registry: Registry) -> Registry {
+    registry
+        .artifact_type(Posts)
+        .artifact_type(Tokenizer)
+        .artifact_type(Model)
+        .artifact_type(Pairs)
+        .artifact_type(Preferences)
+        .artifact_type(RewardModel)
+        .artifact_type(Ensemble)
+        .artifact_type(PolicyRun)
+        .artifact_type(Evaluation)
+        .artifact_type(Comparisons)
+        .artifact_type(Files)
+}

@@ -1,0 +1,91 @@
+//! Pairs: two summaries of one post each, not yet judged.
+
+use std::path::Path;
+
+use engine::artifact::{ArtifactType, Facts};
+use engine::error::Result;
+
+use super::folder;
+use crate::table;
+
+crate::words! {
+    /// How one summary of a contrast pair was spoilt.
+    pub enum Corruption {
+        /// Some facts replaced by others.
+        Swap = "swap",
+        Shuffle = "shuffle",
+        Truncate = "truncate",
+        Repeat = "repeat",
+    }
+}
+
+crate::words! {
+    /// Which summary of a pair.
+    pub enum Side { A = "a", B = "b" }
+}
+
+crate::table! {
+    /// Two summaries of one post.
+    pub struct Pair {
+        pub id: String,
+        pub post_id: String,
+        /// A.1 text, already fitted to the model's window.
+        pub prompt: String,
+        pub prompt_ids: Vec<u32>,
+        pub facts: Option<String>,
+        pub a_model: String,
+        pub a_text: String,
+        /// With EOS if it ended.
+        pub a_ids: Vec<u32>,
+        /// Whether EOS was sampled (true for texts that were written, not sampled).
+        pub a_ended: bool,
+        pub b_model: String,
+        pub b_text: String,
+        pub b_ids: Vec<u32>,
+        pub b_ended: bool,
+        pub corruption: Option<Corruption>,
+        /// Which side is the spoilt one.
+        pub corrupted: Option<Side>,
+    }
+}
+
+/// The artifact type: `pairs.parquet`.
+pub struct Pairs;
+
+impl Pairs {
+    pub const NAME: &'static str = "Pairs";
+    pub const FILE: &'static str = "pairs.parquet";
+
+    /// # Errors
+    /// If there is no such table.
+    pub fn open(folder: &Path) -> Result<table::Reader<Pair>> {
+        table::Reader::open(&folder::file(folder, Self::FILE)?)
+    }
+
+    /// # Errors
+    /// If the table cannot be created.
+    pub fn create(folder: &Path) -> Result<table::Writer<Pair>> {
+        table::Writer::create(&folder.join(Self::FILE))
+    }
+}
+
+impl ArtifactType for Pairs {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "two summaries of one post each, not yet judged"
+    }
+
+    fn check(&self, folder: &Path) -> Result<Facts> {
+        let mut facts = Facts::default();
+        table::check::<Pair>(&folder::file(folder, Self::FILE)?, &mut facts)?;
+        folder::metrics(folder, &mut facts)?;
+        Ok(facts)
+    }
+
+    fn preview(&self, folder: &Path, rows: usize) -> Result<String> {
+        table::preview(&folder::file(folder, Self::FILE)?, rows)
+    }
+}

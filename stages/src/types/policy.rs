@@ -1,0 +1,162 @@
+//! PolicyRun: what reinforcement learning leaves: the policy, its phases, its samples on held-out prompts.
+
+use std::path::Path;
+
+use engine::artifact::{ArtifactType, Facts};
+use engine::error::Result;
+use engine::names::Digest;
+use serde::{Deserialize, Serialize};
+
+use super::{folder, model, reward};
+use crate::table;
+
+crate::words! {
+    /// A half of the validation prompts, by hash: best steps are chosen on A, numbers come from B.
+    pub enum Half { A = "A", B = "B" }
+}
+
+crate::table! {
+    /// One PPO phase. Null where a column does not apply to the arm.
+    pub struct Phase {
+        /// From 1.
+        pub phase: i64,
+        /// So far.
+        pub optimiser_steps: i64,
+        /// Mean of the arm's own reward.
+        pub proxy: Option<f64>,
+        pub mu: Option<f64>,
+        pub s2: Option<f64>,
+        pub s2_q10: Option<f64>,
+        pub s2_q50: Option<f64>,
+        pub s2_q90: Option<f64>,
+        pub c: Option<f64>,
+        pub c_q10: Option<f64>,
+        pub c_q50: Option<f64>,
+        pub c_q90: Option<f64>,
+        pub one_minus_c: Option<f64>,
+        pub lambda_effective: Option<f64>,
+        /// k1: mean over responses of the summed log ratio.
+        pub kl: Option<f64>,
+        pub kl_k3: Option<f64>,
+        pub spearman_s2_kl: Option<f64>,
+        pub clip_fraction: Option<f64>,
+        pub ratio_mean: Option<f64>,
+        pub ratio_max: Option<f64>,
+        pub entropy: Option<f64>,
+        pub explained_variance: Option<f64>,
+        pub eos_rate: Option<f64>,
+        pub length: Option<f64>,
+        pub advantage_std: Option<f64>,
+        pub gradient_norm: Option<f64>,
+        pub update_norm: Option<f64>,
+        pub policy_loss: Option<f64>,
+        pub value_loss: Option<f64>,
+        /// Minibatches skipped because their mean ratio exceeded its bound.
+        pub skipped: i64,
+        pub learning_rate: Option<f64>,
+    }
+}
+
+crate::table! {
+    /// One response to a held-out prompt.
+    pub struct Sample {
+        /// Phases done; 0 is the SFT model.
+        pub step: i64,
+        pub post_id: String,
+        pub half: Half,
+        pub greedy: bool,
+        pub ids: Vec<u32>,
+        pub text: String,
+        pub ended: bool,
+        /// Summed over the response.
+        pub logp: f64,
+        pub logp_ref: f64,
+        /// Centred, in member order.
+        pub scores: Vec<f32>,
+        /// The arm's own reward.
+        pub proxy: f64,
+        pub mean: f64,
+        pub variance: f64,
+    }
+}
+
+/// `policy.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyInfo {
+    pub objective: String,
+    pub lambda: f64,
+    /// Of the first phase; absent in arms without it.
+    #[serde(default)]
+    pub b: Option<f64>,
+    pub seed: u64,
+    pub phases: u64,
+    pub eval_every: u64,
+    /// Labels of the reward models, in order.
+    pub members: Vec<String>,
+    pub base_digest: Digest,
+    #[serde(flatten)]
+    pub more: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The artifact type: `adapter/` or `model/`, `value_head.safetensors`, `policy.json`, `phases.parquet`, `samples.parquet`,
+/// `metrics.json`.
+pub struct PolicyRun;
+
+impl PolicyRun {
+    pub const NAME: &'static str = "PolicyRun";
+    pub const INFO: &'static str = "policy.json";
+    pub const PHASES: &'static str = "phases.parquet";
+    pub const SAMPLES: &'static str = "samples.parquet";
+    pub const ADAPTER: &'static str = "adapter";
+    /// After full training, instead of the adapter.
+    pub const MODEL: &'static str = "model";
+    pub const VALUE_HEAD: &'static str = "value_head.safetensors";
+
+    /// # Errors
+    /// If `policy.json` is missing or broken.
+    pub fn info(folder: &Path) -> Result<PolicyInfo> {
+        folder::read_json(&folder::file(folder, Self::INFO)?)
+    }
+
+    /// # Errors
+    /// If there is no such table.
+    pub fn phases(folder: &Path) -> Result<Vec<Phase>> {
+        table::read(&folder::file(folder, Self::PHASES)?)
+    }
+
+    /// # Errors
+    /// If there is no such table.
+    pub fn samples(folder: &Path) -> Result<table::Reader<Sample>> {
+        table::Reader::open(&folder::file(folder, Self::SAMPLES)?)
+    }
+}
+
+impl ArtifactType for PolicyRun {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "a policy after reinforcement learning, with its phases and its samples on held-out prompts"
+    }
+
+    fn check(&self, folder: &Path) -> Result<Facts> {
+        if folder.join(Self::MODEL).exists() {
+            model::Model::check_folder(&folder.join(Self::MODEL))?;
+        } else {
+            reward::check_adapter(&folder.join(Self::ADAPTER))?;
+        }
+        folder::tensors(folder, Self::VALUE_HEAD)?;
+        Self::info(folder)?;
+        let mut facts = Facts::default();
+        table::check::<Phase>(&folder::file(folder, Self::PHASES)?, &mut facts)?;
+        table::check::<Sample>(&folder::file(folder, Self::SAMPLES)?, &mut facts)?;
+        folder::metrics(folder, &mut facts)?;
+        Ok(facts)
+    }
+
+    fn preview(&self, folder: &Path, rows: usize) -> Result<String> {
+        let info = folder::show(folder, Self::INFO)?;
+        Ok(info + &table::preview(&folder::file(folder, Self::SAMPLES)?, rows)?)
+    }
+}

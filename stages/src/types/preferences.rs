@@ -1,0 +1,121 @@
+//! Preferences: judged pairs, whoever judged; the one table that reward models train on.
+
+use std::path::Path;
+
+use engine::artifact::{ArtifactType, Facts};
+use engine::error::Result;
+
+use super::folder;
+use super::pairs::{Corruption, Pair, Side};
+use crate::table;
+
+crate::words! {
+    /// What came of asking for a judgement. Only `labelled` rows train anything.
+    pub enum Outcome {
+        Labelled = "labelled",
+        Tie = "tie",
+        Refused = "refused",
+        /// The answer was cut off.
+        Truncated = "truncated",
+        Unparsable = "unparsable",
+        /// The request failed.
+        Failed = "failed",
+    }
+}
+
+crate::table! {
+    /// A judged pair. Where the outcome is not `labelled`, which of the two stands as chosen means nothing.
+    pub struct Preference {
+        pub id: String,
+        pub post_id: String,
+        pub prompt: String,
+        /// Absent where people's texts were judged: encode with the model's tokenizer.
+        pub prompt_ids: Option<Vec<u32>>,
+        pub facts: Option<String>,
+        pub chosen_text: String,
+        pub chosen_ids: Option<Vec<u32>>,
+        pub chosen_ended: bool,
+        pub rejected_text: String,
+        pub rejected_ids: Option<Vec<u32>>,
+        pub rejected_ended: bool,
+        pub corruption: Option<Corruption>,
+        pub outcome: Outcome,
+        pub annotator: String,
+        pub confidence: Option<f64>,
+    }
+}
+
+impl Preference {
+    /// The row of a judged pair; `chosen` is the preferred side (any side if the outcome is not `labelled`).
+    pub fn of(pair: Pair, chosen: Side, outcome: Outcome, annotator: &str) -> Self {
+        let a = (pair.a_text, pair.a_ids, pair.a_ended);
+        let b = (pair.b_text, pair.b_ids, pair.b_ended);
+        let (chosen, rejected) = if chosen == Side::A { (a, b) } else { (b, a) };
+        Self {
+            id: pair.id,
+            post_id: pair.post_id,
+            prompt: pair.prompt,
+            prompt_ids: Some(pair.prompt_ids),
+            facts: pair.facts,
+            chosen_text: chosen.0,
+            chosen_ids: Some(chosen.1),
+            chosen_ended: chosen.2,
+            rejected_text: rejected.0,
+            rejected_ids: Some(rejected.1),
+            rejected_ended: rejected.2,
+            corruption: pair.corruption,
+            outcome,
+            annotator: annotator.to_owned(),
+            confidence: None,
+        }
+    }
+}
+
+/// The artifact type: `preferences.parquet`.
+pub struct Preferences;
+
+impl Preferences {
+    pub const NAME: &'static str = "Preferences";
+    pub const FILE: &'static str = "preferences.parquet";
+
+    /// # Errors
+    /// If there is no such table.
+    pub fn open(folder: &Path) -> Result<table::Reader<Preference>> {
+        table::Reader::open(&folder::file(folder, Self::FILE)?)
+    }
+
+    /// # Errors
+    /// If the table cannot be created.
+    pub fn create(folder: &Path) -> Result<table::Writer<Preference>> {
+        table::Writer::create(&folder.join(Self::FILE))
+    }
+
+    /// The rows that may train, in the order of the table.
+    ///
+    /// # Errors
+    /// If there is no such table.
+    pub fn load_labelled(folder: &Path) -> Result<Vec<Preference>> {
+        Self::open(folder)?.filter(|row| row.as_ref().map_or(true, |row| row.outcome == Outcome::Labelled)).collect()
+    }
+}
+
+impl ArtifactType for Preferences {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "judged pairs of summaries, whoever judged"
+    }
+
+    fn check(&self, folder: &Path) -> Result<Facts> {
+        let mut facts = Facts::default();
+        table::check::<Preference>(&folder::file(folder, Self::FILE)?, &mut facts)?;
+        folder::metrics(folder, &mut facts)?;
+        Ok(facts)
+    }
+
+    fn preview(&self, folder: &Path, rows: usize) -> Result<String> {
+        table::preview(&folder::file(folder, Self::FILE)?, rows)
+    }
+}

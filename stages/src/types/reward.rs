@@ -1,0 +1,173 @@
+//! RewardModel and Ensemble: language models with scalar heads.
+
+use std::path::Path;
+
+use engine::artifact::{ArtifactType, Facts};
+use engine::error::{Error, Result};
+use engine::names::Digest;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::folder;
+use super::model::Model;
+
+/// Where the score is read off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooling {
+    /// At the last real token (the paper's).
+    #[default]
+    Last,
+    /// Summed over the response's tokens.
+    Sum,
+}
+
+/// Mean score of references minus that of the same with facts swapped, with its 95% interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FactSensitivity {
+    pub mean: f64,
+    pub low: f64,
+    pub high: f64,
+    /// Pairs of texts it was measured on.
+    pub n: u64,
+}
+
+impl FactSensitivity {
+    /// Whether the interval excludes zero from below: else "the gold model does not read the post".
+    pub fn reads_the_post(&self) -> bool {
+        self.low > 0.0
+    }
+}
+
+/// `reward.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RewardInfo {
+    pub pool: Pooling,
+    /// Subtracted from every raw score.
+    pub centre: f64,
+    /// Of the Model that it was made from.
+    pub base_digest: Digest,
+    pub member_seed: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fact_sensitivity: Option<FactSensitivity>,
+    #[serde(flatten)]
+    pub more: serde_json::Map<String, serde_json::Value>,
+}
+
+/// `ensemble.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EnsembleInfo {
+    /// Labels in order; each names a folder below `members/`.
+    pub members: Vec<String>,
+    pub base_digest: Digest,
+    #[serde(flatten)]
+    pub more: serde_json::Map<String, serde_json::Value>,
+}
+
+pub const BASE: &str = "base";
+pub const ADAPTER: &str = "adapter";
+pub const HEAD: &str = "head.safetensors";
+pub const INFO: &str = "reward.json";
+pub const ENSEMBLE: &str = "ensemble.json";
+pub const MEMBERS: &str = "members";
+
+/// Checks a PEFT folder.
+///
+/// # Errors
+/// Names the file that is missing or broken.
+pub fn check_adapter(folder: &Path) -> Result<()> {
+    let _: serde_json::Map<String, serde_json::Value> =
+        folder::read_json(&folder::file(folder, "adapter_config.json")?)?;
+    folder::tensors(folder, "adapter_model.safetensors").map(drop)
+}
+
+fn check_member(folder: &Path) -> Result<RewardInfo> {
+    if folder.join(ADAPTER).exists() {
+        check_adapter(&folder.join(ADAPTER))?;
+    }
+    folder::tensors(folder, HEAD)?;
+    folder::read_json(&folder::file(folder, INFO)?)
+}
+
+/// The artifact type: `base/`, `adapter/` (absent after full training), `head.safetensors`, `reward.json`, `metrics.json`.
+pub struct RewardModel;
+
+impl RewardModel {
+    pub const NAME: &'static str = "RewardModel";
+
+    /// # Errors
+    /// If `reward.json` is missing or broken.
+    pub fn info(folder: &Path) -> Result<RewardInfo> {
+        folder::read_json(&folder::file(folder, INFO)?)
+    }
+}
+
+impl ArtifactType for RewardModel {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "a language model with a scalar head that scores summaries"
+    }
+
+    fn check(&self, folder: &Path) -> Result<Facts> {
+        Model::check_folder(&folder.join(BASE))?;
+        let info = check_member(folder)?;
+        let mut facts = Facts::default();
+        folder::metrics(folder, &mut facts)?;
+        facts.metrics.insert("centre".to_owned(), info.centre);
+        Ok(facts)
+    }
+
+    fn preview(&self, folder: &Path, _rows: usize) -> Result<String> {
+        folder::show(folder, INFO)
+    }
+}
+
+/// The artifact type: `base/`, `members/<label>/{adapter/, head.safetensors, reward.json}`, `ensemble.json`.
+pub struct Ensemble;
+
+impl Ensemble {
+    pub const NAME: &'static str = "Ensemble";
+
+    /// # Errors
+    /// If `ensemble.json` is missing or broken.
+    pub fn info(folder: &Path) -> Result<EnsembleInfo> {
+        folder::read_json(&folder::file(folder, ENSEMBLE)?)
+    }
+}
+
+impl ArtifactType for Ensemble {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "reward models on one base whose disagreement is the uncertainty"
+    }
+
+    fn check(&self, folder: &Path) -> Result<Facts> {
+        Model::check_folder(&folder.join(BASE))?;
+        let info = Self::info(folder)?;
+        for label in &info.members {
+            let member = check_member(&folder.join(MEMBERS).join(label))?;
+            if member.base_digest != info.base_digest {
+                return Err(Error::yours(format!(
+                    "{}: member `{label}` is made from the base {}, expected {}",
+                    folder.display(),
+                    member.base_digest.short(),
+                    info.base_digest.short()
+                )));
+            }
+        }
+        let mut facts = Facts::default();
+        folder::metrics(folder, &mut facts)?;
+        facts.metrics.insert("members".to_owned(), info.members.len() as f64);
+        Ok(facts)
+    }
+
+    fn preview(&self, folder: &Path, _rows: usize) -> Result<String> {
+        folder::show(folder, ENSEMBLE)
+    }
+}

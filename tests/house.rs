@@ -1,0 +1,52 @@
+//! The house's own rules: which crate may know which.
+
+mod space;
+
+/// The workspace crates that a manifest depends on.
+fn known(manifest: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(space::repository(manifest)).expect("the manifest is part of the repository");
+    let dependencies = text.split("[dependencies]").nth(1).unwrap_or_default();
+    let dependencies = dependencies.split("\n[").next().unwrap_or_default();
+    ["engine", "lm", "stages"]
+        .into_iter()
+        .filter(|name| {
+            dependencies
+                .lines()
+                .any(|line| line.starts_with(&format!("{name}.")) || line.starts_with(&format!("{name} ")))
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    assert_eq!(known("Cargo.toml"), ["engine", "lm", "stages"]);
+    assert_eq!(known("stages/Cargo.toml"), ["engine", "lm"]);
+    assert!(known("engine/Cargo.toml").is_empty());
+    assert!(known("lm/Cargo.toml").is_empty());
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    let mut silent = Vec::new();
+    for root in ["src", "engine/src", "lm/src", "stages/src"] {
+        let mut folders = vec![space::repository(root)];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).expect("a source folder can be read") {
+                let path = entry.expect("an entry can be read").path();
+                // Tests are claims whose names say what they are.
+                if path.file_stem().is_some_and(|name| name == "tests" || name.to_string_lossy().ends_with("_tests")) {
+                    continue;
+                }
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|e| e == "rs")
+                    && !std::fs::read_to_string(&path).expect("a source file can be read").starts_with("//!")
+                {
+                    silent.push(path);
+                }
+            }
+        }
+    }
+    assert!(silent.is_empty(), "these files do not open with a `//!` sentence: {silent:?}");
+}

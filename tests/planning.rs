@@ -1,0 +1,113 @@
+//! What `plan`, `run --dry-run` and errors in a pipeline file tell, on the shipped pipeline.
+
+mod space;
+
+use space::{TestSpace, names, repository, text};
+
+fn shipped(space: &TestSpace) -> String {
+    let file = space.path("pipeline.yaml");
+    std::fs::copy(repository("pipeline.yaml"), &file).expect("the pipeline is part of the repository");
+    file.to_string_lossy().into_owned()
+}
+
+#[test]
+fn every_profile_plans() {
+    let space = TestSpace::new();
+    let file = shipped(&space);
+    space.write("posts.jsonl", "{\"id\":\"a\",\"subreddit\":\"\",\"title\":\"\",\"post\":\"p\",\"summary\":\"s\"}\n");
+    for profile in ["from-scratch", "stiennon", "claude", "tldr", "seeds", "paper"] {
+        let plan = space.json(&["plan", &file, "--profile", profile, "--json"]);
+        assert!(!plan["stages"].as_array().expect("a plan has stages").is_empty(), "{profile}");
+    }
+}
+
+#[test]
+fn labelled_comparisons_drop_the_first_sampling_and_keep_what_lies_above() {
+    let space = TestSpace::new();
+    let file = shipped(&space);
+    let plan = space.json(&["plan", &file, "--profile", "stiennon", "--json"]);
+    let not_needed = names(&plan["not_needed"]);
+    assert!(not_needed.contains(&"pairs") && !not_needed.contains(&"pairs2"), "{not_needed:?}");
+    let key = |plan: &serde_json::Value, stage: &str| {
+        let stages = plan["stages"].as_array().expect("a plan has stages");
+        stages.iter().find(|s| s["stage"] == stage).map(|s| s["key"].clone()).expect("the stage is planned")
+    };
+    let plain = space.json(&["plan", &file, "--json"]);
+    assert_eq!(key(&plain, "posts"), key(&plan, "posts"));
+}
+
+#[test]
+fn a_mistake_is_told_with_its_place_and_exit_code_2() {
+    let cases: &[(&str, &[&str], &str)] = &[
+        ("unknown kind", &["--set", "stages.sft.uses=sfft"], "sfft"),
+        ("unknown parameter", &["--set", "stages.sft.with.learning_rate=1"], "learning_rate"),
+        ("wrong type", &["--set", "stages.sft.with.batch=many"], "batch"),
+        ("unknown profile", &["--profile", "stienon"], "stiennon"),
+        ("unknown stage in --until", &["--until", "ensembel"], "ensemble"),
+        ("unknown stage in --set", &["--set", "stages.sfft.with.lr=1"], "sft"),
+        ("unknown matrix value", &["--set", "stages.gold.needs.model=\"sft[xl]\""], "xl"),
+        ("wrong artifact type", &["--set", "stages.gold.needs.model=filter"], "Posts"),
+        (
+            "cycle",
+            &["--set", "stages.filter.needs.tokenizer=\"sft[s]\"", "--set", "stages.filter.needs.posts=filter"],
+            "filter",
+        ),
+        ("out of range", &["--set", "stages.rl.with.lambda=-1"], "lambda"),
+        ("unused variable", &["--set", "stages.posts.matrix={spare: [1, 2]}"], "spare"),
+    ];
+    for (what, arguments, told) in cases {
+        let space = TestSpace::new();
+        let file = shipped(&space);
+        let out = space.temper(&[&["plan", &file], *arguments].concat());
+        let stderr = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{what}: {stderr}");
+        assert!(stderr.contains(told), "{what}: `{told}` is not in {stderr}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let space = TestSpace::new();
+    let file = shipped(&space);
+    let out =
+        space.temper(&["plan", &file, "--set", "stages.sft.with.batch=many", "--set", "stages.gold.uses=reward.trian"]);
+    let stderr = text(&out.stderr);
+    assert!(stderr.contains("batch") && stderr.contains("reward.train"), "{stderr}");
+}
+
+#[test]
+fn a_model_that_cannot_be_had_is_named() {
+    let space = TestSpace::new();
+    let file = shipped(&space);
+    let out = space
+        .command(&["run", &file, "--profile", "paper", "--until", "base[l]"])
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .output()
+        .expect("the binary starts");
+    let stderr = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("EleutherAI/gpt-j-6b"), "{stderr}");
+}
+
+#[test]
+fn a_dry_run_runs_nothing() {
+    let space = TestSpace::new();
+    let file = shipped(&space);
+    let out = space.temper(&["run", &file, "--dry-run"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert!(
+        !space.path("cache/runs").exists() || std::fs::read_dir(space.path("cache/runs")).is_ok_and(|d| d.count() == 0)
+    );
+}
+
+#[test]
+fn kinds_and_schema_come_from_the_same_types() {
+    let space = TestSpace::new();
+    let kinds = space.json(&["kinds", "--json"]);
+    let out = space.temper(&["schema"]);
+    let schema = text(&out.stdout);
+    for kind in kinds.as_array().expect("a list of kinds") {
+        let name = kind["kind"].as_str().expect("a kind has a name");
+        assert!(schema.contains(&format!("\"{name}\"")), "{name} is not in the schema");
+    }
+}

@@ -1,0 +1,105 @@
+//! A whole study in miniature through the real binary: every stage, real gradients, a minute or so.
+
+mod space;
+
+use space::{TestSpace, names, text};
+
+const PIPELINE: &str = r"
+version: 1
+seed: 3
+stages:
+  posts: { uses: dataset.tinytldr, with: { posts: 500 } }
+  tokenizer: { uses: tokenizer.train, needs: { posts: posts }, with: { vocab_size: 400 } }
+  filter:
+    uses: dataset.filter
+    needs: { posts: posts, tokenizer: tokenizer }
+    with: { summary_tokens: [4, 80], validation: 12, calibration: 12, gold: 60, proxy: 60, rl: 60 }
+  base:
+    uses: model.pretrain
+    matrix: { size: { s: { with: { n_embd: 16 } }, m: { with: { n_embd: 24 } } } }
+    needs: { posts: posts, tokenizer: tokenizer }
+    with: { n_layer: 1, n_head: 2, n_positions: 320, steps: 3, batch: 4, warmup: 1, lr: 1.0e-3 }
+  sft: { uses: sft, matrix: { size: [s, m] }, needs: { base: 'base[${size}]', posts: filter }, with: { steps: 2, batch: 4, warmup: 1, lr: 1.0e-3 } }
+  pairs: { uses: generate.pairs, needs: { models: 'sft[*]', posts: filter }, with: { split: gold, pairs: 12, max_new_tokens: 12 } }
+  contrast: { uses: generate.contrast, needs: { posts: filter, tokenizer: tokenizer }, with: { split: gold, pairs: 24 } }
+  annotate: { uses: annotate.reference, needs: { pairs: [contrast, pairs] }, with: { by: facts } }
+  gold: { uses: reward.train, needs: { model: 'sft[m]', preferences: annotate, posts: filter }, with: { batch: 8, warmup: 1 } }
+  pairs2: { uses: generate.pairs, needs: { models: 'sft[*]', posts: filter }, with: { split: proxy, pairs: 24, max_new_tokens: 12 } }
+  labels: { uses: annotate.gold, needs: { pairs: pairs2, reward: gold } }
+  proxy: { uses: reward.train, matrix: { member: [1, 2] }, seed: '${member}', needs: { model: 'sft[s]', preferences: labels, posts: filter }, with: { batch: 8, warmup: 1 } }
+  ensemble: { uses: reward.ensemble, needs: { members: 'proxy[*]' } }
+  rl:
+    uses: rl.ppo
+    matrix:
+      arm:
+        standard: { with: { objective: standard } }
+        adaptive: { with: { objective: adaptive } }
+        matched: { needs: { adaptive: 'rl[adaptive,${seed}]' }, with: { objective: matched } }
+      seed: [5]
+    seed: '${seed}'
+    needs: { policy: 'sft[s]', rewards: ensemble, posts: filter }
+    with: { steps: { n: 2, unit: phase }, rollouts: 6, minibatch: 4, epochs: 2, lr: 1.0e-3, max_new_tokens: 10, eval_every: 1, eval_prompts: 8 }
+  evaluate:
+    uses: evaluate
+    matrix: { arm: [standard, adaptive, matched], seed: [5] }
+    needs: { policy: 'rl[${arm},${seed}]', gold: gold, posts: filter }
+";
+
+#[test]
+fn a_study_runs_from_nothing_and_is_then_reused() {
+    let space = TestSpace::new();
+    space.write("study.yaml", PIPELINE);
+
+    let sft = space.json(&["run", "study.yaml", "--until", "sft", "--json"]);
+    assert_eq!(names(&sft["failed"]), [""; 0]);
+    assert!(names(&sft["ran"]).contains(&"sft[s]") && !names(&sft["ran"]).contains(&"pairs"));
+
+    let all = space.json(&["run", "study.yaml", "--json"]);
+    assert_eq!(names(&all["failed"]), [""; 0]);
+    assert!(names(&all["reused"]).contains(&"sft[s]"));
+    assert!(names(&all["ran"]).contains(&"evaluate[matched,5]"));
+
+    let again = space.json(&["run", "study.yaml", "--json"]);
+    assert_eq!(names(&again["ran"]), [""; 0]);
+
+    let shown = space.json(&["show", "study.yaml", "evaluate[adaptive,5]", "--json"]);
+    assert_eq!(shown["type"], "Evaluation");
+    assert!(shown["metrics"]["final_kl"].is_number(), "{shown}");
+
+    let report = space.json(&["report", "study.yaml", "--json"]);
+    let html = std::fs::read_to_string(report["report"].as_str().expect("a path")).expect("the report is there");
+    assert!(html.contains("Figure 4") && html.contains("The mechanism") && !html.contains("NaN"));
+
+    // The same key gives the same bytes, whatever the thread count: made again elsewhere with one.
+    let one = space.json(&["run", "study.yaml", "--store", "other", "--until", "rl[adaptive,5]", "-j", "1", "--json"]);
+    assert_eq!(names(&one["failed"]), [""; 0]);
+    for stage in ["base[m]", "sft[s]", "annotate", "gold", "ensemble", "rl[adaptive,5]"] {
+        let digest =
+            |store: &str| space.json(&["show", "study.yaml", stage, "--store", store, "--json"])["digest"].clone();
+        assert_eq!(digest("cache"), digest("other"), "{stage}");
+    }
+
+    // A bit flipped in a result is found, and what it spoiled is made again.
+    let folder = space.json(&["path", "study.yaml", "labels", "--json"]);
+    let table = std::path::Path::new(folder["folder"].as_str().expect("a path")).join("preferences.parquet");
+    let mut bytes = std::fs::read(&table).expect("the table is there");
+    bytes[100] ^= 1;
+    let writable = std::fs::remove_file(&table).and_then(|()| std::fs::write(&table, &bytes));
+    writable.expect("the test may damage its own store");
+    let repaired = space.temper(&["run", "study.yaml", "--force", "proxy[1]", "--json"]);
+    assert!(repaired.status.success(), "{}", text(&repaired.stderr));
+    let whole = space.temper(&["verify", "--store", "cache"]);
+    assert!(whole.status.success(), "{}", text(&whole.stdout));
+}
+
+#[test]
+fn training_that_diverges_commits_nothing_and_names_the_step() {
+    let space = TestSpace::new();
+    space.write("study.yaml", PIPELINE);
+    let out = space.temper(&["run", "study.yaml", "--until", "base[s]", "--set", "stages.base.with.lr=1.0e38"]);
+    let stderr = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("step") && stderr.contains("base[s]"), "{stderr}");
+    let shown = space.temper(&["show", "study.yaml", "base[s]", "--set", "stages.base.with.lr=1.0e38"]);
+    assert_eq!(shown.status.code(), Some(2));
+}
