@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rand_chacha::ChaCha12Rng;
 
 use crate::adapter::LoraConfig;
-use crate::linear::{Dropout, Linear, LowRank, dropout};
+use crate::linear::{Dropout, Linear, LowRank};
 use crate::{Batch, Error, Gpt2Config, InitStd, Result, kernels, random};
 
 /// Scale and shift of a layer normalisation, `[d]` each.
@@ -38,6 +38,32 @@ impl Block {
             ("mlp.c_fc", &self.c_fc),
             ("mlp.c_proj", &self.mlp_proj),
         ]
+    }
+
+    /// `[batch, time, d]` to the same. The gradient of a frozen weight is never computed.
+    fn forward(&self, x: &Tensor, config: &Gpt2Config, drop: &mut Option<&mut Dropout>) -> Result<Tensor> {
+        let (batch, time, _) = x.dims3()?;
+        let rows = batch * time;
+        let c_attn = self.c_attn.mask(rows, drop.as_deref_mut())?;
+        let attn_proj = self.attn_proj.mask(rows, drop.as_deref_mut())?;
+        let attn_branch = branch_mask(x.dims(), drop)?;
+        let c_fc = self.c_fc.mask(rows, drop.as_deref_mut())?;
+        let mlp_proj = self.mlp_proj.mask(rows, drop.as_deref_mut())?;
+        let mlp_branch = branch_mask(x.dims(), drop)?;
+        let block = kernels::Block {
+            ln_1: (&self.ln_1.weight, &self.ln_1.bias),
+            c_attn: self.c_attn.projection(c_attn.as_ref()),
+            attn_proj: self.attn_proj.projection(attn_proj.as_ref()),
+            ln_2: (&self.ln_2.weight, &self.ln_2.bias),
+            c_fc: self.c_fc.projection(c_fc.as_ref()),
+            mlp_proj: self.mlp_proj.projection(mlp_proj.as_ref()),
+            attn_mask: attn_branch.as_ref(),
+            mlp_mask: mlp_branch.as_ref(),
+            eps: config.layer_norm_epsilon,
+            n_head: config.n_head,
+            time,
+        };
+        Ok(kernels::transformer_block(x, &block)?)
     }
 }
 
@@ -199,31 +225,22 @@ impl Gpt2 {
             )));
         }
         let tokens = kernels::embedding(batch.ids(), &self.wte)?;
-        let x = tokens.broadcast_add(&self.wpe.narrow(0, 0, time)?)?;
-        let mut x = residual_dropout(x, &mut drop)?;
-        for block in &self.blocks {
-            let h = self.norm(&block.ln_1, &x)?;
-            let h = block.c_attn.forward(&h, drop.as_deref_mut())?;
-            let h = kernels::causal_attention_qkv(&h, time, config.n_head)?;
-            let h = block.attn_proj.forward(&h, drop.as_deref_mut())?;
-            x = (x + residual_dropout(h, &mut drop)?)?;
-            let h = self.norm(&block.ln_2, &x)?;
-            let h = kernels::gelu_tanh(&block.c_fc.forward(&h, drop.as_deref_mut())?)?;
-            let h = block.mlp_proj.forward(&h, drop.as_deref_mut())?;
-            x = (x + residual_dropout(h, &mut drop)?)?;
+        let mut x = tokens.broadcast_add(&self.wpe.narrow(0, 0, time)?)?;
+        if let Some(mask) = branch_mask(x.dims(), &mut drop)? {
+            x = (x * mask)?;
         }
-        self.norm(&self.ln_f, &x)
-    }
-
-    fn norm(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
-        Ok(kernels::layer_norm(x, &norm.weight, &norm.bias, self.config.layer_norm_epsilon)?)
+        for block in &self.blocks {
+            x = block.forward(&x, config, &mut drop)?;
+        }
+        Ok(kernels::layer_norm(&x, &self.ln_f.weight, &self.ln_f.bias, config.layer_norm_epsilon)?)
     }
 }
 
-fn residual_dropout(x: Tensor, drop: &mut Option<&mut Dropout>) -> Result<Tensor> {
+/// The dropout of the embeddings or of a branch before it joins the residual stream, if asked for.
+fn branch_mask(shape: &[usize], drop: &mut Option<&mut Dropout>) -> Result<Option<Tensor>> {
     match drop {
-        Some(drop) if drop.model > 0.0 => dropout(&x, drop.model, &mut drop.rng),
-        _ => Ok(x),
+        Some(drop) if drop.model > 0.0 => Ok(Some(random::dropout_mask(shape, drop.model, &mut drop.rng)?)),
+        _ => Ok(None),
     }
 }
 

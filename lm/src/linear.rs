@@ -26,14 +26,6 @@ impl Dropout {
     }
 }
 
-/// `x` with entries zeroed with probability `p` and the rest scaled by 1/(1-p).
-pub(crate) fn dropout(x: &Tensor, p: f64, rng: &mut ChaCha12Rng) -> Result<Tensor> {
-    if p == 0.0 {
-        return Ok(x.clone());
-    }
-    Ok(x.mul(&random::dropout_mask(x.dims(), p, rng)?)?)
-}
-
 /// y = x W + b, W `[in, out]`, plus scale (x A^T) B^T if there is an adapter.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
@@ -59,19 +51,21 @@ impl LowRank {
 }
 
 impl Linear {
-    /// `[.., in]` to `[.., out]`. The gradient of a frozen weight is never computed.
-    pub fn forward(&self, x: &Tensor, drop: Option<&mut Dropout>) -> Result<Tensor> {
-        let Some(adapter) = &self.adapter else {
-            return Ok(kernels::linear(x, &self.weight, Some(&self.bias))?);
-        };
-        let mask = match drop {
-            Some(drop) if adapter.dropout > 0.0 => {
-                Some(random::dropout_mask(x.dims(), adapter.dropout, &mut drop.rng)?)
+    /// As part of a transformer block, for which `mask` drops entries of the adapter's input.
+    pub fn projection<'a>(&'a self, mask: Option<&'a Tensor>) -> kernels::Projection<'a> {
+        let adapter = self.adapter.as_ref();
+        let adapter = adapter.map(|low| kernels::Adapter { a: &low.a, b: &low.b, scale: low.scale, mask });
+        kernels::Projection { w: &self.weight, bias: &self.bias, adapter }
+    }
+
+    /// The dropout of the adapter's input, `[rows, in]`; None without an adapter that drops.
+    pub fn mask(&self, rows: usize, drop: Option<&mut Dropout>) -> Result<Option<Tensor>> {
+        match (drop, &self.adapter) {
+            (Some(drop), Some(adapter)) if adapter.dropout > 0.0 => {
+                Ok(Some(random::dropout_mask(&[rows, self.weight.dim(0)?], adapter.dropout, &mut drop.rng)?))
             }
-            _ => None,
-        };
-        let adapter = kernels::Adapter { a: &adapter.a, b: &adapter.b, scale: adapter.scale, mask: mask.as_ref() };
-        Ok(kernels::lora_linear(x, &self.weight, Some(&self.bias), &adapter)?)
+            _ => Ok(None),
+        }
     }
 
     /// The weight with the adapter's part added, `[in, out]`, detached.

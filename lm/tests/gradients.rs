@@ -35,7 +35,7 @@ fn reward(lm: CausalLm, pool: Pool) -> RewardModel {
 }
 
 fn assert_every_variable_has_a_gradient(variables: &[Variable], loss: &Tensor) {
-    let grads = loss.backward().unwrap();
+    let grads = lm::backward(&loss).unwrap();
     for v in variables {
         let grad = grads.get(&v.var).unwrap_or_else(|| panic!("{} has no gradient", v.name));
         assert_eq!(grad.dims(), v.var.dims(), "{}", v.name);
@@ -74,7 +74,7 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
     }
     // What is left in the store after backward belongs to leaves and to frozen operands. The one frozen operand that a
     // stock operation gives a gradient to is the embedding's output, in the first residual addition.
-    let grads = lm.lm_loss(&batch, 0.0, None).unwrap().loss.backward().unwrap();
+    let grads = lm::backward(&lm.lm_loss(&batch, 0.0, None).unwrap().loss).unwrap();
     let variables: Vec<_> = lm.variables().iter().map(|v| v.var.id()).collect();
     let other: Vec<_> =
         grads.get_ids().filter(|id| !variables.contains(id)).map(|id| grads.get_id(*id).unwrap().dims()).collect();
@@ -86,7 +86,7 @@ fn a_fresh_adapter_learns_b_first() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     let lm = model(tiny_config(), 5).with_adapter(&LORA, &mut rng(6)).unwrap();
-    let grads = lm.lm_loss(&batch, 0.0, None).unwrap().loss.backward().unwrap();
+    let grads = lm::backward(&lm.lm_loss(&batch, 0.0, None).unwrap().loss).unwrap();
     for v in lm.variables() {
         let norm: f32 = floats(grads.get(&v.var).unwrap()).iter().map(|g| g * g).sum();
         assert_eq!(norm > 0.0, v.name.ends_with("lora_B.weight"), "{}", v.name);
@@ -118,7 +118,7 @@ fn assert_gradients_match_differences(reward: &RewardModel) {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     let value = || f64::from(objective(reward, &batch).to_scalar::<f32>().unwrap());
-    let grads = objective(reward, &batch).backward().unwrap();
+    let grads = lm::backward(&objective(reward, &batch)).unwrap();
     let mut rng = rng(9);
     for v in &reward.variables() {
         let (start, grad) = (floats(&v.var), floats(grads.get(&v.var).unwrap()));

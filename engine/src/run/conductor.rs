@@ -237,11 +237,8 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
                 self.answer(node, Message::Cancelled);
             }
             _ if self.ledger.interrupted => self.answer(node, Message::Cancelled),
-            Ended::Busy { key, holder } => {
-                if !std::mem::replace(&mut self.node(node).told_waiting, true) {
-                    let stage = self.work.instance(node).name.to_string();
-                    self.ledger.tell(Event::Waiting { stage, key, holder });
-                }
+            Ended::Busy { key } => {
+                self.tell_waiting(node, key);
                 self.sleep(node, State::Locked { key, at: Instant::now() + POLL.0, pause: POLL.0 });
             }
             Ended::Failed { ready, lock, failure } => {
@@ -257,6 +254,17 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
                     self.fail(node, failure);
                 }
             }
+        }
+    }
+
+    /// Says once whom it waits for, as soon as they have said so: the lock is taken a moment before.
+    fn tell_waiting(&mut self, node: usize, key: Key) {
+        if !self.node(node).told_waiting
+            && let Some(holder) = self.work.holder(&key)
+        {
+            self.node(node).told_waiting = true;
+            let stage = self.work.instance(node).name.to_string();
+            self.ledger.tell(Event::Waiting { stage, key, holder });
         }
     }
 
@@ -374,6 +382,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
                 State::Resting { ready, lock, .. } => self.enqueue(node, ready, lock),
                 State::Locked { key, pause, .. } => match self.work.store.try_lock(&key) {
                     Ok(None) => {
+                        self.tell_waiting(node, key);
                         let pause = (pause * 2).min(POLL.1);
                         self.sleep(node, State::Locked { key, at: now + pause, pause });
                     }

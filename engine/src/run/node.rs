@@ -83,7 +83,6 @@ pub(super) enum Ended {
     /// Another process holds the key; nothing was done.
     Busy {
         key: Key,
-        holder: String,
     },
     /// An input is not what it should be and has been set aside: it must be made again, and then this.
     Damaged {
@@ -162,7 +161,7 @@ impl Work<'_> {
             go.lock = self.store.try_lock(&key)?;
         }
         let Some(lock) = &go.lock else {
-            return Ok(Ended::Busy { key, holder: self.holder(&key) });
+            return Ok(Ended::Busy { key });
         };
         let holder = Holder { pid: std::process::id(), run: self.run.to_owned(), stage: instance.name.to_string() };
         lock.announce(&holder)?;
@@ -280,12 +279,14 @@ impl Work<'_> {
         })
     }
 
-    fn holder(&self, key: &Key) -> String {
-        match self.store.holder(key) {
-            Some(holder) if holder.run == self.run => format!("{} of this run", holder.stage),
-            Some(holder) => format!("{} of run {} (process {})", holder.stage, holder.run, holder.pid),
-            None => "another process".to_owned(),
-        }
+    /// Who holds `key`, if they have said so.
+    pub fn holder(&self, key: &Key) -> Option<String> {
+        let holder = self.store.holder(key)?;
+        Some(if holder.run == self.run {
+            format!("{} of this run", holder.stage)
+        } else {
+            format!("{} of run {} (process {})", holder.stage, holder.run, holder.pid)
+        })
     }
 }
 

@@ -156,7 +156,7 @@ impl Learner {
         let d_value = Tensor::from_vec(losses.d_value, n, &Device::Cpu).told()?;
         let surrogate =
             ((logprob * d_logprob).and_then(|p| p.sum_all())).and_then(|p| (value * d_value)?.sum_all()? + p).told()?;
-        let gradients = surrogate.backward().told()?;
+        let gradients = lm::backward(&surrogate).told()?;
         let norms = self
             .optimiser
             .step(&gradients, lr, params.max_gradient_norm)

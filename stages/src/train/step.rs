@@ -111,7 +111,7 @@ impl Trainer {
             self.spent.forward += lap(&mut clock);
             // A whole batch in one part needs no scaling.
             let scaled = if share == 1.0 { loss } else { (loss * share).told()? };
-            grads = Some(add(grads, scaled.backward().told()?, &self.variables)?);
+            grads = Some(add(grads, lm::backward(&scaled).told()?, &self.variables)?);
             drop(scaled);
             self.spent.backward += lap(&mut clock);
         }
