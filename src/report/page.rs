@@ -8,7 +8,7 @@ use stages::paper;
 use super::figures::figures;
 use super::html::{escape, page, section, table};
 use super::load::{RunData, State};
-use super::study::Study;
+use super::study::{Study, list};
 use super::{arms, verdict};
 use crate::graph_view::{Box, layers_svg};
 
@@ -32,7 +32,7 @@ pub fn render(run: &RunData, study: &Study) -> String {
     }
     body.push_str(&section("The graph", &graph(run)));
     body.push_str(&section("Stages", &stages_table(run)));
-    body.push_str(&section("Seeds", &seeds(run, study)));
+    body.push_str(&section("Seeds", &seeds(study)));
     body.push_str(&section("Deviations from the paper", &deviations(run)));
     page(&format!("{} · {}", run.pipeline, run.id), &body)
 }
@@ -196,27 +196,10 @@ fn stages_table(run: &RunData) -> String {
 }
 
 /// The seeds that settings were chosen on beside those reported; a seed on both lists is told.
-fn seeds(run: &RunData, study: &Study) -> String {
-    let tuning: Vec<u64> =
-        run.settings["tuning_seeds"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
-    let reported = study.seeds();
-    let list = |seeds: &[u64]| {
-        if seeds.is_empty() {
-            "none".to_owned()
-        } else {
-            seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
-        }
-    };
-    let both: Vec<u64> = reported.iter().copied().filter(|s| tuning.contains(s)).collect();
-    let warning = if both.is_empty() {
-        String::new()
-    } else {
-        format!(
-            "<p class=\"bad\">Settings were chosen on seeds that are reported here: {}. Their numbers flatter.</p>",
-            list(&both)
-        )
-    };
-    format!("<p>Settings were chosen on seeds: {}. Reported here: {}.</p>{warning}", list(&tuning), list(&reported))
+fn seeds(study: &Study) -> String {
+    let warning = study.flattered().map_or_else(String::new, |told| format!("<p class=\"bad\">{told}</p>"));
+    let (tuning, reported) = (list(&study.tuning), list(&study.seeds()));
+    format!("<p>Settings were chosen on seeds: {tuning}. Reported here: {reported}.</p>{warning}")
 }
 
 /// Each parameter that differs from what the paper fixes, once per stage, then the pipeline file's own notes.

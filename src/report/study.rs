@@ -10,6 +10,14 @@ use super::load::{Instance, RunData};
 /// The name of the matrix dimension that repeats an arm.
 const SEED: &str = "seed";
 
+/// Numbers in a sentence.
+pub fn list(seeds: &[u64]) -> String {
+    if seeds.is_empty() {
+        return "none".to_owned();
+    }
+    seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// One policy run and its evaluation.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -62,6 +70,8 @@ pub struct Study {
     pub arms: Vec<Arm>,
     /// Of the gold model(s) that judged: (instance, mean, low, high); low above 0 means that it reads the post.
     pub sensitivity: Vec<(String, Option<FactSensitivity>)>,
+    /// The seeds that settings were chosen on, as the pipeline file says.
+    pub tuning: Vec<u64>,
 }
 
 impl Study {
@@ -98,7 +108,9 @@ impl Study {
                 }),
             }
         }
-        Ok(Self { arms, sensitivity: sensitivity.into_iter().collect() })
+        let tuning =
+            run.settings["tuning_seeds"].as_array().into_iter().flatten().filter_map(|seed| seed.as_u64()).collect();
+        Ok(Self { arms, sensitivity: sensitivity.into_iter().collect(), tuning })
     }
 
     /// The paper's own arm: adaptive with each pair's own variance.
@@ -111,6 +123,14 @@ impl Study {
         seeds.sort_unstable();
         seeds.dedup();
         seeds
+    }
+
+    /// The reported seeds that settings were chosen on, in a sentence; none if there are none.
+    pub fn flattered(&self) -> Option<String> {
+        let both: Vec<u64> = self.seeds().into_iter().filter(|s| self.tuning.contains(s)).collect();
+        let told =
+            || format!("Settings were chosen on seeds that are reported here: {}. Their numbers flatter.", list(&both));
+        (!both.is_empty()).then(told)
     }
 
     /// Whether any judging gold model is known not to read the post, or was not tested.

@@ -14,6 +14,9 @@ pub fn summary(study: &Study) -> String {
     if let Some(engagement) = arms::engagement(study) {
         out.push_str(&format!("\n{engagement}\n"));
     }
+    if let Some(told) = study.flattered() {
+        out.push_str(&format!("{told}\n"));
+    }
     out.push('\n');
     for v in verdict::verdicts(study) {
         out.push_str(&format!("{:<12} {}\n             ({})\n", v.answer.to_string(), v.sentence, v.because));
