@@ -128,8 +128,10 @@ impl Progress {
                 self.line(&format!("{stage}: failed: {}", error.message));
             }
             Event::StageSkipped { stage, because } => {
-                let because = because.as_ref().map_or_else(String::new, |b| format!(" because {b} failed"));
-                self.line(&format!("{stage}: skipped{because}"));
+                self.line(&match because {
+                    Some(because) => format!("{stage}: skipped because {because} failed"),
+                    None => format!("{stage}: not reached"),
+                });
             }
             Event::Waiting { stage, holder, .. } => self.line(&format!("{stage}: waits for {holder}")),
             Event::Retrying { stage, error, seconds, .. } => {

@@ -80,7 +80,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         tail: Vec<String>,
     },
-    /// Not run, because the stage `because` failed or, if none is named, because the run was interrupted.
+    /// Not run, because the stage `because`, which it needs, failed or, if none is named, because the run ended before:
+    /// it was interrupted, or stopped at a failure elsewhere.
     StageSkipped {
         stage: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]

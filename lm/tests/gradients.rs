@@ -72,13 +72,11 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
     ] {
         assert_every_variable_has_a_gradient(&lm.variables(), &loss);
     }
-    // What is left in the store after backward belongs to leaves and to frozen operands. The one frozen operand that a
-    // stock operation gives a gradient to is the embedding's output, in the first residual addition.
+    // What is left in the store after backward belongs to leaves and to frozen operands.
     let grads = lm::backward(&lm.lm_loss(&batch, 0.0, None).unwrap().loss).unwrap();
     let variables: Vec<_> = lm.variables().iter().map(|v| v.var.id()).collect();
-    let other: Vec<_> =
-        grads.get_ids().filter(|id| !variables.contains(id)).map(|id| grads.get_id(*id).unwrap().dims()).collect();
-    assert_eq!(other, [[batch.len(), batch.time(), 12]], "gradients of frozen weights were computed");
+    let other = grads.get_ids().filter(|id| !variables.contains(id)).count();
+    assert_eq!(other, 0, "gradients of frozen weights were computed");
 }
 
 #[test]

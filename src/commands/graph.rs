@@ -3,7 +3,9 @@
 use engine::kind::Registry;
 use engine::plan::{Flags, State};
 
-use super::{Done, load, open_store};
+use serde_json::json;
+
+use super::{Done, load, open_store, print_json};
 use crate::args::{GraphFormat, Pipeline};
 use crate::graph_view::{Box, layers_svg};
 
@@ -28,6 +30,12 @@ pub fn graph(pipeline: &Pipeline, format: GraphFormat, registry: &Registry) -> D
             }
         })
         .collect();
+    if pipeline.store.json {
+        let stages = boxes.iter().zip(&graph.instances);
+        let stages = stages.map(|(b, i)| json!({ "stage": b.name, "kind": i.kind, "needs": b.from, "cached": b.ran }));
+        print_json(&json!({ "stages": stages.collect::<Vec<_>>() }));
+        return Ok(0);
+    }
     match format {
         GraphFormat::Svg => say!("{}", layers_svg(&boxes)),
         GraphFormat::Mermaid => put!("{}", mermaid(&boxes)),

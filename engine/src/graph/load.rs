@@ -9,7 +9,7 @@ use super::params::{self, Checked, Known};
 use super::select::{Found, Selector};
 use super::{Graph, Instance, Options, PortInputs, Source, order, wire};
 use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
-use crate::kind::{Arity, Registry, Signature};
+use crate::kind::{Arity, Registry, Signature, is_wildcard};
 use crate::spec::{self, Spec};
 
 /// Largest pipeline file.
@@ -239,8 +239,8 @@ fn check_paths(typed: &[Option<Typed>], needed: &[bool], faults: &mut Diagnostic
     let mut seen: HashMap<&PathBuf, bool> = HashMap::new();
     for typed in typed.iter().zip(needed).filter(|(_, needed)| **needed).filter_map(|(typed, _)| typed.as_ref()) {
         for (path, span) in &typed.checked.paths {
-            // A wildcard is the kind's to follow.
-            let there = || path.exists() || path.to_string_lossy().contains(['*', '?', '[']);
+            // What a wildcard matches is looked at when its digest is needed.
+            let there = || path.exists() || is_wildcard(path);
             if !*seen.entry(path).or_insert_with(there) {
                 let help = "relative paths start from the folder of the pipeline file";
                 faults.push(Fault::new(*span, format!("no file or folder at `{}`", path.display())).help(help));

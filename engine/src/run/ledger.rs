@@ -157,17 +157,17 @@ impl<'a> Ledger<'a> {
 
     /// Accounts for what has no fate, tells that the run is over and sums it up.
     pub fn finish(mut self) -> Result<Outcome> {
-        let first = self.failures.first().map(|(node, _)| *node);
         for node in 0..self.fates.len() {
             if self.fates[node].is_some() {
                 continue;
             }
             let sources = self.graph.instances[node].inputs.iter().flat_map(|port| &port.from);
-            let root = sources.map(|source| self.fates[source.instance]).find_map(|fate| match fate {
+            let root = sources.map(|source| source.instance).find_map(|input| match self.fates[input] {
+                Some(Fate::Failed) => Some(input),
                 Some(Fate::Skipped { root }) => Some(root),
                 _ => None,
             });
-            match root.or(first) {
+            match root {
                 Some(root) => self.skip(node, root),
                 None => self.tell(Event::StageSkipped { stage: self.name(node), because: None }),
             }

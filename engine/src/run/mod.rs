@@ -188,6 +188,8 @@ fn one_round<'a>(work: &'a Work<'a>, plan: &Plan, ledger: &mut Ledger) -> Result
         let node = stage.instance;
         if let State::Reuse { key, digest } = &stage.state {
             ledger.digests[node] = Some(*digest);
+            // A twin of it may be pending.
+            ledger.twins.insert(&graph.instances[node].name, *key)?;
             ledger.reuse(node, *key, *digest, false);
         } else {
             open[node] = ledger.fates[node] != Some(Fate::Failed);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Store;
 use super::files::{self, Stat};
 use crate::error::{At, Error, Result};
+use crate::kind::is_wildcard;
 use crate::names::Digest;
 
 /// Deeper folders are taken for a loop of symlinks.
@@ -13,12 +14,16 @@ const DEEPEST: usize = 64;
 
 impl Store {
     /// The digest of what lies at a path outside the store: a file by its bytes, a folder by the relative paths and digests
-    /// of its files, sorted. Symlinks are followed. Memoised by (device, inode, size, mtime).
+    /// of its files, sorted; a wildcard by the names and digests of the files that it matches, sorted. Symlinks are followed.
+    /// Memoised by (device, inode, size, mtime).
     ///
     /// # Errors
     /// When there is nothing at `path`, or it cannot be read, or changes meanwhile (yours, the first).
     pub fn content_of(&self, path: &Path) -> Result<Digest> {
         let metadata = match fs::metadata(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && is_wildcard(path) => {
+                return self.matches_content(path);
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(Error::yours(format!("{}: no such file or folder", path.display()))
                     .help("paths in a pipeline file are relative to the file's folder"));
@@ -68,10 +73,31 @@ impl Store {
             }
         }
         files.sort_unstable();
-        let mut hasher = blake3::Hasher::new_derive_key("temper folder v1");
-        for (name, digest) in &files {
-            hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(digest.as_bytes());
-        }
-        Ok(hasher.finalize().into())
+        Ok(digest_of("temper folder v1", &files))
     }
+
+    fn matches_content(&self, pattern: &Path) -> Result<Digest> {
+        let wrong = |what: &dyn std::fmt::Display| Error::yours(format!("{}: {what}", pattern.display()));
+        let found = glob::glob(&pattern.to_string_lossy()).map_err(|e| wrong(&e))?;
+        let mut paths = found.collect::<Result<Vec<PathBuf>, _>>().map_err(|e| wrong(&e))?;
+        paths.retain(|path| path.is_file());
+        paths.sort();
+        if paths.is_empty() {
+            return Err(wrong(&"no file matches").help("paths in a pipeline file are relative to the file's folder"));
+        }
+        let mut files = Vec::with_capacity(paths.len());
+        for path in &paths {
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
+            files.push((name, self.file_content(path, &fs::metadata(path).at(path)?)?));
+        }
+        Ok(digest_of("temper wildcard v1", &files))
+    }
+}
+
+fn digest_of(what: &str, files: &[(Vec<u8>, Digest)]) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key(what);
+    for (name, digest) in files {
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(digest.as_bytes());
+    }
+    hasher.finalize().into()
 }

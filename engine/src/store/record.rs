@@ -123,24 +123,39 @@ pub fn settle(
     }
 }
 
+/// A record as it is written: with what shows that neither its key nor its digest has been touched.
+#[derive(Serialize, Deserialize)]
+struct Sealed<R> {
+    seal: Digest,
+    #[serde(flatten)]
+    record: R,
+}
+
+fn seal(key: &Key, digest: &Digest) -> Digest {
+    Digest::of(format!("{key} {digest}").as_bytes())
+}
+
 impl Store {
     /// The record at a key. A record that is damaged counts as none.
     pub fn action(&self, key: &Key) -> Result<Option<ActionRecord>> {
         let Some(bytes) = files::read_if_there(&self.action_file(key))? else { return Ok(None) };
-        let record = serde_json::from_slice::<ActionRecord>(&bytes).ok();
-        Ok(record.filter(|r| r.key == *key && r.recipe.key() == *key))
+        let sealed = serde_json::from_slice::<Sealed<ActionRecord>>(&bytes).ok();
+        Ok(sealed
+            .filter(|s| s.seal == seal(key, &s.record.digest))
+            .map(|s| s.record)
+            .filter(|r| r.recipe.key() == *key))
     }
 
     /// The digest in the record at a key: what [`Store::action`] says, without reading all of it.
     pub fn recorded(&self, key: &Key) -> Result<Option<Digest>> {
         #[derive(Deserialize)]
         struct Head {
-            key: Key,
+            seal: Digest,
             digest: Digest,
         }
         let Some(bytes) = files::read_if_there(&self.action_file(key))? else { return Ok(None) };
         let head = serde_json::from_slice::<Head>(&bytes).ok();
-        Ok(head.filter(|h| h.key == *key).map(|h| h.digest))
+        Ok(head.filter(|h| h.seal == seal(key, &h.digest)).map(|h| h.digest))
     }
 
     /// Writes a record unless there is one already: the first one wins. For the orchestrator alone, last of all, after
@@ -210,7 +225,8 @@ impl Store {
         if files::look(&manifest)?.is_none() {
             return Err(Error::ours(format!("{}: the artifact of a record is not there", manifest.display())));
         }
-        let mut bytes = serde_json::to_vec_pretty(record).expect("a record is plain data");
+        let sealed = Sealed { seal: seal(&record.key, &record.digest), record };
+        let mut bytes = serde_json::to_vec_pretty(&sealed).expect("a record is plain data");
         bytes.push(b'\n');
         Ok(bytes)
     }

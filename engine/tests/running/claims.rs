@@ -95,8 +95,9 @@ fn early_cutoff_stops_the_wave() {
 /// `bad` fails; `after` needs it, `late` needs `slow`, which has nothing to do with it.
 fn one_bad_branch() -> Vec<Stage> {
     vec![
-        stage("bad", &[]).does(Deed::Fail),
-        stage("slow", &[]).with(|p| p.sleep_ms = 400),
+        // Late enough that `slow` has started.
+        stage("bad", &[]).does(Deed::Fail).with(|p| p.sleep_ms = 300),
+        stage("slow", &[]).with(|p| p.sleep_ms = 900),
         stage("after", &["bad", "slow"]),
         stage("last", &["after"]),
         stage("late", &["slow"]),
@@ -392,9 +393,18 @@ fn twins_found_while_running_are_an_error() {
         member("m/1", "cutx"),
         member("m/2", "cuty"),
     ];
-    let seen = Space::new(&stages).run();
-    assert_eq!((seen.outcome.failed.len(), seen.outcome.exit_code()), (1, 2));
-    assert!(seen.outcome.failed[0].error.message.contains("same recipe"));
+    let refused = |seen: Seen| {
+        assert_eq!((seen.outcome.failed.len(), seen.outcome.exit_code()), (1, 2));
+        assert!(seen.outcome.failed[0].error.message.contains("same recipe"));
+    };
+    refused(Space::new(&stages).run());
+    // Also when the first was made by an earlier run.
+    let [x, _, cut_x, _, member_x, _] = stages.clone();
+    let mut space = Space::new(&[x, cut_x, member_x]);
+    space.run();
+    space.orders.stages = stages.to_vec();
+    space.keep_diaries();
+    refused(space.run());
 }
 
 fn a_fan_out_of_300_finishes() {

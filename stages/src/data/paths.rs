@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use engine::error::{At, Error, Result};
-use engine::kind::InputPath;
+use engine::kind::{InputPath, is_wildcard};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +74,7 @@ fn expand(path: &Path, matching: Option<&glob::Pattern>) -> Result<Vec<PathBuf>>
         return Ok(vec![path.to_owned()]);
     }
     let text = path.to_string_lossy();
-    if !text.contains(['*', '?', '[']) {
+    if !is_wildcard(path) {
         return Err(Error::yours(format!("{}: no such file", path.display())));
     }
     let found = glob::glob(&text).map_err(|e| Error::yours(format!("{text}: {e}")))?;

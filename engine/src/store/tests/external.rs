@@ -70,3 +70,22 @@ fn what_is_not_there_is_the_users_fault_and_named() {
     let error = space.store.content_of(&space.folder.path().join("no-such-file")).unwrap_err();
     assert!(error.blame == Blame::Yours && error.message.contains("no-such-file"));
 }
+
+#[test]
+fn a_wildcard_counts_by_what_it_matches() {
+    let space = Space::new();
+    let folder = space.folder.path().join("data");
+    fs::create_dir(&folder).unwrap();
+    for name in ["b.jsonl", "a.jsonl", "notes.txt"] {
+        fs::write(folder.join(name), name).unwrap();
+    }
+    let content = || space.store.content_of(&folder.join("*.jsonl"));
+    let before = content().unwrap();
+    fs::write(folder.join("notes.txt"), "others").unwrap();
+    assert_eq!(content().unwrap(), before);
+    fs::write(folder.join("c.jsonl"), "").unwrap();
+    assert_ne!(content().unwrap(), before);
+    let none = space.store.content_of(&folder.join("*.parquet")).unwrap_err();
+    assert_eq!(none.blame, Blame::Yours);
+    assert!(none.message.contains("no file matches"), "{none}");
+}

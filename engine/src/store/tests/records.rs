@@ -41,7 +41,9 @@ fn a_damaged_record_counts_as_none_and_is_replaced() {
     space.store.record(&whole).unwrap();
     let path = space.store.action_file(&whole.key);
     let text = fs::read_to_string(&path).unwrap();
-    for damaged in [&text[..text.len() / 2], "", &text.replace("\"n\": 1", "\"n\": 2")] {
+    let other_digest = text.replace(&whole.digest.to_string(), &Digest::of(b"other").to_string());
+    assert_ne!(other_digest, text);
+    for damaged in [&text[..text.len() / 2], "", &text.replace("\"n\": 1", "\"n\": 2"), &other_digest] {
         fs::write(&path, damaged).unwrap();
         assert_eq!(space.store.action(&whole.key).unwrap(), None);
         assert_eq!(verify(&space.store).unwrap().broken_records, std::slice::from_ref(&path));
