@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use engine::context::Context;
-use engine::error::{Error, Result};
+use engine::error::{At, Error, Result};
 use engine::kind::{InputPath, Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -134,10 +134,11 @@ impl Kind for Command {
         })?;
         let last = child.stderr.take().map(follow);
         let status = child.wait().map_err(|e| Error::surroundings(format!("`{program}`: {e}")))?;
+        let made = if status.success() { Some(own(ctx.out())) } else { None };
         // A program that leaves a process behind may leave its standard error open: what came so far must do.
         let last = last.and_then(|last| last.recv_timeout(Duration::from_secs(2)).ok());
-        if status.success() {
-            return Ok(());
+        if let Some(made) = made {
+            return made;
         }
         let last = last.unwrap_or_default().into_iter().collect::<Vec<_>>().join("\n    ");
         let told = if last.is_empty() {
@@ -147,6 +148,21 @@ impl Kind for Command {
         };
         Err(Error::yours(redact(format!("`{}` failed with {status}; {told}", params.run.join(" ")), &secrets)))
     }
+}
+
+/// Puts a copy of each file in its place: a process that the program left behind may hold the file itself open.
+fn own(folder: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).at(folder)?;
+    let copy = folder.join(format!(".copy-{}", std::process::id()));
+    for entry in entries {
+        let (path, kind) = (entry.path(), entry.file_type().at(folder)?);
+        if kind.is_dir() {
+            own(&path)?;
+        } else if kind.is_file() {
+            std::fs::copy(&path, &copy).and_then(|_| std::fs::rename(&copy, &path)).at(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn redact(mut text: String, secrets: &[(String, String)]) -> String {
@@ -239,6 +255,18 @@ mod tests {
         let with = json!({ "run": ["sh", "-c", "sleep 20 & exit 0"], "output": "Files" });
         run(&Command, with, Bench::new().inputs()).unwrap();
         assert!(started.elapsed() < Duration::from_secs(15));
+    }
+
+    #[test]
+    fn a_process_left_behind_cannot_change_what_was_made() {
+        let script = "exec 3>\"$TEMPER_OUTPUT/x\"; echo made >&3; (sleep 0.2; echo late >&3; echo x > \"$TEMPER_OUTPUT/../late\") &";
+        let out =
+            run(&Command, json!({ "run": ["sh", "-c", script], "output": "Files" }), Bench::new().inputs()).unwrap();
+        let late = out.path().parent().unwrap().join("late");
+        while !late.exists() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(std::fs::read_to_string(out.path().join("x")).unwrap(), "made\n");
     }
 
     #[test]

@@ -36,9 +36,12 @@ fn main_branch() -> String {
     "main".to_owned()
 }
 
-/// Environment variables that [`Hub`] reads, declared in the signature of a kind that uses it.
+/// What a kind that uses [`Hub`] declares: the environment variables that it reads, and that a branch or a tag may give
+/// other bytes later; a commit does not.
 #[must_use]
-pub fn declare(mut signature: Signature) -> Signature {
+pub fn declare(mut signature: Signature, id: &HubId) -> Signature {
+    let commit = id.revision.len() == 40 && id.revision.bytes().all(|b| b.is_ascii_hexdigit());
+    signature.deterministic &= commit;
     signature.env.extend(["HF_ENDPOINT", "HF_TOKEN"].into_iter().chain(http::ENV).map(str::to_owned));
     signature.secrets.push("HF_TOKEN".to_owned());
     signature

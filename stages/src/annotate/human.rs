@@ -26,7 +26,7 @@ pub struct Human;
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     /// Stiennon et al.'s comparisons (.jsonl, .json, also .gz and .zst) or Parquet with prompt, chosen and rejected: a path, a
-    /// list of paths, a folder, a wildcard. Instead of the input `comparisons`.
+    /// list of paths, a folder, a wildcard. Instead of the input `comparisons`, which is then not read.
     pub files: Paths,
     /// With a folder: a pattern that the names of its files must match.
     pub matching: Option<String>,
@@ -228,9 +228,12 @@ impl Kind for Human {
         let signature = if params.files.is_empty() && params.hub.is_none() {
             signature.one("comparisons", &[Comparisons::NAME])
         } else {
-            signature
+            signature.optional("comparisons", &[Comparisons::NAME])
         };
-        if params.hub.is_some() { hub::declare(signature) } else { signature }
+        match &params.hub {
+            Some(id) => hub::declare(signature, id),
+            None => signature,
+        }
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
@@ -242,8 +245,10 @@ impl Kind for Human {
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         let files = match ctx.optional("comparisons") {
-            Some(input) => vec![input.folder.join(Comparisons::FILE)],
-            None => files_of(&params.files, params.matching.as_deref(), params.hub.as_ref(), ctx)?,
+            Some(input) if params.files.is_empty() && params.hub.is_none() => {
+                vec![input.folder.join(Comparisons::FILE)]
+            }
+            _ => files_of(&params.files, params.matching.as_deref(), params.hub.as_ref(), ctx)?,
         };
         let mut allowance = Allowance::new(params.max_bad_rows);
         let mut taking = Taking {

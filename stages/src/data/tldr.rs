@@ -138,7 +138,10 @@ impl Kind for Tldr {
 
     fn signature(&self, params: &Params) -> Signature {
         let signature = Signature::gives(Posts::NAME);
-        if params.hub.is_some() { hub::declare(signature) } else { signature }
+        match &params.hub {
+            Some(id) => hub::declare(signature, id),
+            None => signature,
+        }
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {

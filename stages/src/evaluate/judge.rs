@@ -51,7 +51,7 @@ pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Resu
             ))
             .help("give `posts` the table that the policy run was made with")
         })?;
-        prompts.insert(&sample.post_id, crate::prompt::fit(&tokenizer, post, window).ids);
+        prompts.insert(&sample.post_id, crate::train::encode::fit(&tokenizer, post, window)?.ids);
         let parsed = post
             .facts
             .as_deref()

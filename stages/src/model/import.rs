@@ -45,7 +45,10 @@ impl Kind for Import {
 
     fn signature(&self, p: &Params) -> Signature {
         let signature = Signature::gives("Model").optional("tokenizer", &["Tokenizer"]);
-        if p.hub.is_some() { hub::declare(signature) } else { signature }
+        match &p.hub {
+            Some(id) => hub::declare(signature, id),
+            None => signature,
+        }
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {

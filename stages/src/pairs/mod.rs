@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model;
 use crate::prompt::Fitted;
-use crate::train::encode::{fit, response_text};
+use crate::train::encode::{fit, response_text, room};
 use crate::train::params::Faults;
 use crate::train::random::bits_of;
 use crate::train::{Told, by_length, on_a_big_stack};
@@ -105,12 +105,7 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
     let (models, tokenizer) = load(p, ctx)?;
     // The smallest window decides, so that both models of a pair read the same prompt.
     let window = models.iter().map(|m| m.model.config().n_positions).min().unwrap_or(0);
-    let room = window.checked_sub(p.max_new_tokens).filter(|room| *room > 0).ok_or_else(|| {
-        Error::yours(format!(
-            "`max_new_tokens` {} leaves no room for a prompt in a window of {window} tokens",
-            p.max_new_tokens
-        ))
-    })?;
+    let room = room(window, p.max_new_tokens)?;
     let chosen = choose(p, ctx)?;
     let keys = Keys { models: ctx.generator_key("models"), samples: ctx.generator_key("samples") };
     let mut writer = Pairs::create(ctx.out())?;

@@ -19,9 +19,11 @@ use crate::reward::{LoadedReward, load_ensemble, load_reward_model};
 use crate::stats::{permutation, quantile};
 use crate::table;
 use crate::train::Told;
+use crate::train::encode::{fit, room};
 use crate::types::Split;
 use crate::types::folder::write_json;
-use crate::types::{Ensemble, Phase, PolicyInfo, PolicyRun, Posts, Sample};
+use crate::types::reward::BASE;
+use crate::types::{Ensemble, Phase, PolicyInfo, PolicyRun, Post, Posts, Sample};
 use held_out::{HeldOut, Prompt};
 use objective::{Objective, baseline_scores};
 use params::{Greedy, Matching, Params};
@@ -65,6 +67,7 @@ impl Kind for Ppo {
         let base = CausalLm::load(&input.folder).told()?;
         let tokenizer = Tokenizer::load(&input.folder.join("tokenizer.json")).told()?;
         tokenizer.check_fits(base.config()).told()?;
+        check_tokenizer(ctx, &input.folder)?;
         let policy = match params.lora {
             Some(lora) => base.with_adapter(
                 &LoraConfig { r: lora.r, alpha: lora.alpha, dropout: 0.0 },
@@ -76,10 +79,11 @@ impl Kind for Ppo {
         let head = ScalarHead::zeros(base.config().n_embd).told()?;
         let mut learner = Learner::new(policy, base.frozen(), head, &params)?;
 
-        let window = base.config().n_positions - params.max_new_tokens;
+        let window = room(base.config().n_positions, params.max_new_tokens)?;
         let posts = ctx.one("posts")?.folder.clone();
-        let train = prompts(&posts, params.split, None, &tokenizer, window)?;
-        let valid = prompts(&posts, Split::Valid, params.eval_prompts, &tokenizer, window)?;
+        let (train, cut) = prompts(&posts, params.split, None, &tokenizer, window)?;
+        let (valid, cut_valid) = prompts(&posts, Split::Valid, params.eval_prompts, &tokenizer, window)?;
+        ctx.metric("truncated_prompts", (cut + cut_valid) as f64);
         let sampling = SampleOptions {
             temperature: 1.0,
             top_p: 1.0,
@@ -174,14 +178,27 @@ fn matched_schedule(params: &Params, ctx: &Context) -> Result<Option<Vec<f64>>> 
     }))
 }
 
-/// The prompts of a split, fitted to `window` tokens.
+/// Responses are scored as the ids that the policy sampled, so the reward models must read ids as it does.
+fn check_tokenizer(ctx: &Context, policy: &std::path::Path) -> Result<()> {
+    let rewards = ctx.one("rewards")?;
+    if tokenizer_digest(policy)? == tokenizer_digest(&rewards.folder.join(BASE))? {
+        return Ok(());
+    }
+    Err(Error::yours(format!(
+        "rl.ppo: the policy and the reward models of `{}` have different tokenizers",
+        rewards.label
+    ))
+    .help("train both from models of one tokenizer"))
+}
+
+/// The prompts of a split, fitted to `window` tokens, and how many lost the end of their post.
 fn prompts(
     posts: &std::path::Path,
     split: Split,
     limit: Option<usize>,
     tokenizer: &Tokenizer,
     window: usize,
-) -> Result<Vec<Prompt>> {
+) -> Result<(Vec<Prompt>, usize)> {
     let mut found = Posts::load_split(posts, split)?;
     if let Some(limit) = limit {
         found.truncate(limit);
@@ -190,10 +207,13 @@ fn prompts(
         return Err(Error::yours(format!("rl.ppo: the posts hold none in split `{split}`"))
             .help("give `dataset.filter` a size for it"));
     }
-    Ok(found
-        .iter()
-        .map(|post| Prompt { post_id: post.id.clone(), ids: crate::prompt::fit(tokenizer, post, window).ids })
-        .collect())
+    let mut cut = 0;
+    let prompt = |post: &Post| {
+        let fitted = fit(tokenizer, post, window)?;
+        cut += usize::from(fitted.truncated);
+        Ok(Prompt { post_id: post.id.clone(), ids: fitted.ids })
+    };
+    Ok((found.iter().map(prompt).collect::<Result<_>>()?, cut))
 }
 
 fn save(

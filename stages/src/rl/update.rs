@@ -54,6 +54,8 @@ pub struct Learner {
     optimiser: AdamW,
     /// Optimiser steps so far.
     pub steps: u64,
+    /// The last finite policy loss, for the message when one is not.
+    last: Option<f64>,
 }
 
 impl Learner {
@@ -75,7 +77,7 @@ impl Learner {
         variables.extend(head.variables().into_iter().map(|variable| Variable { decays: false, ..variable }));
         let mut optimiser = AdamW::new(variables, config).told()?;
         optimiser.decay_towards(|name| start.get(name).cloned()).told()?;
-        Ok(Self { policy, reference, head, optimiser, steps: 0 })
+        Ok(Self { policy, reference, head, optimiser, steps: 0, last: None })
     }
 
     /// `epochs` passes over the batch in minibatches.
@@ -143,8 +145,9 @@ impl Learner {
             return Ok(());
         }
         if !(losses.policy.is_finite() && losses.value.is_finite()) {
-            return Err(self.not_finite("loss", report));
+            return Err(self.not_finite("loss", params.lr));
         }
+        self.last = Some(losses.policy);
         report.policy_loss += losses.policy;
         report.value_loss += losses.value;
         report.clip_fraction += losses.clip_fraction;
@@ -157,22 +160,22 @@ impl Learner {
         let surrogate =
             ((logprob * d_logprob).and_then(|p| p.sum_all())).and_then(|p| (value * d_value)?.sum_all()? + p).told()?;
         let gradients = lm::backward(&surrogate).told()?;
-        let norms = self
-            .optimiser
-            .step(&gradients, lr, params.max_gradient_norm)
-            .told()
-            .map_err(|e| e.within(format!("PPO step {}", self.steps)))?;
+        let norms = match self.optimiser.step(&gradients, lr, params.max_gradient_norm) {
+            Err(lm::Error::NonFinite { what }) => return Err(self.not_finite(&what, params.lr)),
+            other => other.told()?,
+        };
         report.gradient_norm += norms.grad_norm;
         report.update_norm += norms.update_norm;
         Ok(())
     }
 
-    fn not_finite(&self, what: &str, report: &Report) -> Error {
-        Error::yours(format!(
-            "the PPO {what} is not finite at step {}; the phase's sum of finite policy losses until then is {:.4}",
-            self.steps, report.policy_loss
-        ))
-        .help("lower `lr`, or set `max_gradient_norm`")
+    fn not_finite(&self, what: &str, lr: f64) -> Error {
+        let last = match self.last {
+            Some(loss) => format!("the last finite policy loss was {loss:.4}, at step {}", self.steps - 1),
+            None => "no step before it".to_owned(),
+        };
+        Error::yours(format!("PPO's {what} is not finite at step {} ({last})", self.steps))
+            .help(format!("lower `lr` (it is {lr}), or set `max_gradient_norm`"))
     }
 }
 

@@ -90,6 +90,18 @@ impl<'a> Encoder<'a> {
     }
 }
 
+/// Tokens that a window leaves for a prompt beside so many new ones.
+///
+/// # Errors
+/// When none are left.
+pub fn room(window: usize, max_new_tokens: usize) -> Result<usize> {
+    window.checked_sub(max_new_tokens).filter(|room| *room > 0).ok_or_else(|| {
+        Error::yours(format!(
+            "`max_new_tokens` {max_new_tokens} leaves no room for a prompt in a window of {window} tokens"
+        ))
+    })
+}
+
 /// A text of a table's row, with its ids if the table keeps them.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'a> {
