@@ -5,15 +5,14 @@ use std::borrow::Cow;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature};
-use lm::{CausalLm, Gpt2Config, InitStd, Shape, Tokenizer};
+use lm::{CausalLm, Gpt2Config, InitStd, Tokenizer};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 use crate::train::encode::Encoder;
 use crate::train::language::{LanguageTask, response_nll, train};
-use crate::train::params::Faults;
 use crate::train::random::share_of;
-use crate::train::{BatchOrder, Length, SequenceTable, Told, TrainPlan, Weights, on_a_big_stack};
+use crate::train::{BatchOrder, SequenceTable, Told, Weights, learning, on_a_big_stack};
 use crate::types::{Posts, Split};
 
 pub struct Pretrain;
@@ -149,8 +148,8 @@ impl Kind for Pretrain {
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
-        let mut faults = Faults(Length { epochs: p.epochs, steps: p.steps }.faults());
-        for (value, field) in [(p.n_embd, "n_embd"), (p.n_layer, "n_layer"), (p.n_head, "n_head"), (p.batch, "batch")] {
+        let mut faults = learning!(p).faults();
+        for (value, field) in [(p.n_embd, "n_embd"), (p.n_layer, "n_layer"), (p.n_head, "n_head")] {
             faults.must(value > 0, field, "must be at least 1");
         }
         faults.must(p.n_positions >= 8, "n_positions", "must be at least 8");
@@ -158,11 +157,6 @@ impl Kind for Pretrain {
         if let Init::Fixed(std) = p.init_std {
             faults.positive(std, "init_std");
         }
-        faults.positive(p.lr, "lr");
-        faults.share(p.beta1, "beta1");
-        faults.share(p.beta2, "beta2");
-        faults.must(p.weight_decay >= 0.0, "weight_decay", "must not be negative");
-        faults.must(p.clip.is_none_or(|c| c > 0.0), "clip", "must be above 0, or null");
         faults.must(p.prompt_weight >= 0.0, "prompt_weight", "must not be negative");
         faults.share(p.held_out, "held_out");
         faults.0
@@ -197,7 +191,7 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
         return Err(Error::yours(format!("{what} to train on")));
     }
     let order = BatchOrder::new(table.lengths(), p.batch, ctx.generator("order"));
-    let steps = Length { epochs: p.epochs, steps: p.steps }.steps(order.batches_per_epoch());
+    let plan = learning!(p).plan(order.batches_per_epoch());
     let config = Gpt2Config {
         eos_token_id: Some(tokenizer.eos()),
         bos_token_id: Some(tokenizer.eos()),
@@ -208,15 +202,6 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
         Init::Fixed(std) => InitStd::Fixed(std),
     };
     let model = CausalLm::init(config, init, &mut ctx.generator("weights")).told()?;
-    let plan = TrainPlan {
-        steps,
-        lr: p.lr,
-        warmup: p.warmup,
-        shape: Shape::Cosine,
-        betas: (p.beta1, p.beta2),
-        weight_decay: p.weight_decay,
-        clip: p.clip,
-    };
     let task = LanguageTask {
         model: &model,
         table: &table,

@@ -3,8 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::train::params::Faults;
-use crate::train::{Adapter, Length};
+use crate::train::{Adapter, learning};
 use crate::types::Pooling;
 
 /// What the member's seed draws.
@@ -126,18 +125,12 @@ impl Params {
     /// What types cannot say, as (field, message).
     pub fn faults(&self) -> Vec<(String, String)> {
         let p = self;
-        let mut faults = Faults(Length { epochs: p.epochs, steps: p.steps }.faults());
+        let mut faults = learning!(p).faults();
         faults.0.extend(p.lora.faults());
         faults.must(p.eta >= 0.0 && p.eta.is_finite(), "eta", "must not be negative");
         faults.must(p.head_init_std.is_none_or(|s| s >= 0.0 && s.is_finite()), "head_init_std", "must not be negative");
         faults.must((0.0..=1.0).contains(&p.contrast_lead), "contrast_lead", "must be in [0, 1]");
-        faults.must(p.batch > 0, "batch", "must be at least 1");
         faults.must(p.pairs.is_none_or(|n| n > 0), "pairs", "must be at least 1");
-        faults.positive(p.lr, "lr");
-        faults.share(p.beta1, "beta1");
-        faults.share(p.beta2, "beta2");
-        faults.must(p.weight_decay >= 0.0, "weight_decay", "must not be negative");
-        faults.must(p.clip.is_none_or(|c| c > 0.0), "clip", "must be above 0, or null");
         faults.share(p.held_out, "held_out");
         faults.must(p.calibration_posts > 1, "calibration_posts", "must be at least 2");
         faults.must(

@@ -3,7 +3,7 @@
 use engine::context::Context;
 use engine::error::{At, Error, Result};
 use engine::kind::{Kind, Signature};
-use lm::{Batch, CausalLm, Dropout, RewardModel, ScalarHead, Sequence, Shape, Tokenizer};
+use lm::{Batch, CausalLm, Dropout, RewardModel, ScalarHead, Sequence, Tokenizer};
 use rand_chacha::ChaCha12Rng;
 
 use super::loss::preference_loss;
@@ -12,7 +12,7 @@ use super::pairs::{Corruption, PreferenceTable};
 use super::params::{Centring, Diversity, Order, Params};
 use crate::model;
 use crate::train::{
-    BatchOrder, Length, Part, Told, TrainPlan, Trainer, Weights, fixed_generator, micro_batches, on_a_big_stack,
+    BatchOrder, Part, Told, Trainer, Weights, fixed_generator, learning, micro_batches, on_a_big_stack,
 };
 use crate::types::folder::write_json;
 use crate::types::reward::{ADAPTER, BASE, HEAD, INFO};
@@ -96,15 +96,7 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
         swapped.truncate((swapped.len() as f64 * p.contrast_lead).round() as usize);
         order = order.lead(swapped);
     }
-    let plan = TrainPlan {
-        steps: Length { epochs: p.epochs, steps: p.steps }.steps(order.batches_per_epoch()),
-        lr: p.lr,
-        warmup: p.warmup,
-        shape: Shape::Cosine,
-        betas: (p.beta1, p.beta2),
-        weight_decay: p.weight_decay,
-        clip: p.clip,
-    };
+    let plan = learning!(p).plan(order.batches_per_epoch());
     let mut dropout = (p.lora.dropout() > 0.0).then(|| Dropout::new(generator(p, ctx, "dropout")));
     let mut trainer = Trainer::new(ctx, model.variables(), plan)?;
     while !trainer.finished() {

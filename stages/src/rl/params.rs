@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::gae::Normalisation;
 use super::loss::Value;
 use super::objective::{Objective, VarianceScope};
+use crate::train::params::Faults;
 use crate::types::Split;
 
 /// How long to train.
@@ -101,7 +102,7 @@ pub struct Params {
     pub greedy: Greedy,
 }
 
-/// The policy's LoRA, on all linear layers; no dropout in RL.
+/// The policy's LoRA, on all linear layers. Unlike [`crate::train::Lora`] it has no dropout: there is none in RL.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lora {
@@ -177,32 +178,35 @@ impl Params {
     }
 
     pub fn faults(&self) -> Vec<(String, String)> {
-        let mut faults = Vec::new();
-        let mut fault = |bad: bool, field: &str, message: &str| {
-            if bad {
-                faults.push((field.to_owned(), message.to_owned()));
-            }
-        };
-        fault(self.lambda.is_nan() || self.lambda <= 0.0, "lambda", "must be above 0");
-        fault(self.steps.n == 0, "steps.n", "must be at least 1");
-        fault(self.rollouts == 0, "rollouts", "must be at least 1");
-        fault(self.responses == 0, "responses", "must be at least 1");
-        fault(
-            self.variance_scope == VarianceScope::Prompt && self.responses < 2,
+        let mut faults = Faults::default();
+        faults.must(self.lambda > 0.0, "lambda", "must be above 0");
+        for (n, field) in [
+            (self.steps.n, "steps.n"),
+            (self.rollouts as u64, "rollouts"),
+            (self.responses as u64, "responses"),
+            (self.epochs as u64, "epochs"),
+            (self.minibatch as u64, "minibatch"),
+            (self.max_new_tokens as u64, "max_new_tokens"),
+            (self.eval_every, "eval_every"),
+        ] {
+            faults.must(n > 0, field, "must be at least 1");
+        }
+        faults.must(self.eval_prompts != Some(0), "eval_prompts", "must be at least 1");
+        faults.must(
+            self.variance_scope != VarianceScope::Prompt || self.responses > 1,
             "responses",
             "variance_scope: prompt leaves the own response out: it needs at least 2 responses to a prompt",
         );
-        fault(self.epochs == 0, "epochs", "must be at least 1");
-        fault(self.minibatch == 0, "minibatch", "must be at least 1");
-        fault(self.max_new_tokens == 0, "max_new_tokens", "must be at least 1");
-        fault(self.min_new_tokens > self.max_new_tokens, "min_new_tokens", "must not exceed max_new_tokens");
-        fault(self.eval_every == 0, "eval_every", "must be at least 1");
-        fault(self.lr.is_nan() || self.lr <= 0.0, "lr", "must be above 0");
-        fault(!(0.0..1.0).contains(&self.clip) || self.clip == 0.0, "clip", "must lie between 0 and 1");
-        fault(!(0.0..=1.0).contains(&self.gae_lambda), "gae_lambda", "must lie between 0 and 1");
-        fault(!(0.0..=1.0).contains(&self.gamma), "gamma", "must lie between 0 and 1");
-        fault(self.lora.is_some_and(|lora| lora.r == 0), "lora.r", "must be at least 1");
-        fault(self.eval_prompts == Some(0), "eval_prompts", "must be at least 1");
-        faults
+        faults.must(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", "must not exceed max_new_tokens");
+        faults.optimiser(self.lr, (self.beta1, self.beta2), self.weight_decay);
+        faults.limit(self.max_gradient_norm, "max_gradient_norm");
+        faults.must(self.clip > 0.0 && self.clip < 1.0, "clip", "must lie between 0 and 1");
+        faults.must((0.0..=1.0).contains(&self.gae_lambda), "gae_lambda", "must lie between 0 and 1");
+        faults.must((0.0..=1.0).contains(&self.gamma), "gamma", "must lie between 0 and 1");
+        if let Some(lora) = self.lora {
+            faults.must(lora.r > 0, "lora.r", "must be at least 1");
+            faults.must(lora.alpha > 0.0 && lora.alpha.is_finite(), "lora.alpha", "must be above 0");
+        }
+        faults.0
     }
 }

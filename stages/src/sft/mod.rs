@@ -6,15 +6,14 @@ mod tests;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature};
-use lm::{Dropout, Sequence, Shape};
+use lm::{Dropout, Sequence};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model;
 use crate::train::encode::Encoder;
 use crate::train::language::{LanguageTask, response_nll, train};
-use crate::train::params::Faults;
-use crate::train::{Adapter, BatchOrder, Length, SequenceTable, Told, TrainPlan, Weights, on_a_big_stack};
+use crate::train::{Adapter, BatchOrder, SequenceTable, Told, Weights, learning, on_a_big_stack};
 use crate::types::{Posts, Split};
 
 pub struct Sft;
@@ -103,14 +102,8 @@ impl Kind for Sft {
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
-        let mut faults = Faults(Length { epochs: p.epochs, steps: p.steps }.faults());
+        let mut faults = learning!(p).faults();
         faults.0.extend(p.lora.faults());
-        faults.must(p.batch > 0, "batch", "must be at least 1");
-        faults.positive(p.lr, "lr");
-        faults.share(p.beta1, "beta1");
-        faults.share(p.beta2, "beta2");
-        faults.must(p.weight_decay >= 0.0, "weight_decay", "must not be negative");
-        faults.must(p.clip.is_none_or(|c| c > 0.0), "clip", "must be above 0, or null");
         faults.must(p.split != p.held_out_split, "held_out_split", "must differ from `split`");
         faults.0
     }
@@ -140,7 +133,7 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
             .help("`dataset.filter` gives posts their splits: wire its output to port `posts`"));
     }
     let order = BatchOrder::new(table.lengths(), p.batch, ctx.generator("order"));
-    let steps = Length { epochs: p.epochs, steps: p.steps }.steps(order.batches_per_epoch());
+    let plan = learning!(p).plan(order.batches_per_epoch());
     let (trainable, dropout) = match &p.lora.0 {
         Some(lora) => {
             let model = base.with_adapter(&lora.config(), &mut ctx.generator("adapter")).told()?;
@@ -152,15 +145,6 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
         let nll = response_nll(&base, &held_out, p.batch)?;
         ctx.metric("held_out_response_nll_before", nll);
     }
-    let plan = TrainPlan {
-        steps,
-        lr: p.lr,
-        warmup: p.warmup,
-        shape: Shape::Cosine,
-        betas: (p.beta1, p.beta2),
-        weight_decay: p.weight_decay,
-        clip: p.clip,
-    };
     let prompt_weight = if p.loss == Loss::All { 1.0 } else { 0.0 };
     let task = LanguageTask {
         model: &trainable,

@@ -11,7 +11,8 @@ pub mod step;
 
 pub use batches::{BatchOrder, by_length, micro_batches};
 pub use fail::{Told, on_a_big_stack};
-pub use params::{Adapter, Length, Lora, Weights};
+pub(crate) use params::learning;
+pub use params::{Adapter, Learning, Length, Lora, Weights};
 pub use random::{fixed_generator, fixed_key, share_of, shuffle};
 pub use sequences::SequenceTable;
 pub use step::{Part, TrainPlan, Trainer};

@@ -7,6 +7,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::TrainPlan;
+
 /// The rank, scale and dropout of a LoRA on every linear layer (PEFT's `all-linear`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -134,6 +136,66 @@ impl Length {
     }
 }
 
+/// How a stage learns, as every kind that trains on rows says it, each with defaults of its own. Made by [`learning!`].
+#[derive(Clone, Copy, Debug)]
+pub struct Learning {
+    pub epochs: Option<f64>,
+    pub steps: Option<u64>,
+    /// Rows of a step.
+    pub batch: usize,
+    pub lr: f64,
+    pub warmup: u64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub weight_decay: f64,
+    pub clip: Option<f64>,
+}
+
+/// The [`Learning`] of parameters that have its fields among others: `deny_unknown_fields` forbids to flatten it.
+macro_rules! learning {
+    ($params:expr) => {
+        $crate::train::Learning {
+            epochs: $params.epochs,
+            steps: $params.steps,
+            batch: $params.batch,
+            lr: $params.lr,
+            warmup: $params.warmup,
+            beta1: $params.beta1,
+            beta2: $params.beta2,
+            weight_decay: $params.weight_decay,
+            clip: $params.clip,
+        }
+    };
+}
+pub(crate) use learning;
+
+impl Learning {
+    pub fn faults(&self) -> Faults {
+        let mut faults = Faults(self.length().faults());
+        faults.must(self.batch > 0, "batch", "must be at least 1");
+        faults.optimiser(self.lr, (self.beta1, self.beta2), self.weight_decay);
+        faults.limit(self.clip, "clip");
+        faults
+    }
+
+    /// A warm-up and a cosine to 0, when an epoch has this many steps.
+    pub fn plan(&self, per_epoch: u64) -> TrainPlan {
+        TrainPlan {
+            steps: self.length().steps(per_epoch),
+            lr: self.lr,
+            warmup: self.warmup,
+            shape: lm::Shape::Cosine,
+            betas: (self.beta1, self.beta2),
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+        }
+    }
+
+    fn length(&self) -> Length {
+        Length { epochs: self.epochs, steps: self.steps }
+    }
+}
+
 /// Collects what is wrong with parameters.
 #[derive(Default)]
 pub struct Faults(pub Vec<(String, String)>);
@@ -152,6 +214,19 @@ impl Faults {
 
     pub fn share(&mut self, value: f64, field: &str) {
         self.must((0.0..1.0).contains(&value), field, "must be in [0, 1)");
+    }
+
+    /// The largest norm of a gradient; null: no limit.
+    pub fn limit(&mut self, value: Option<f64>, field: &str) {
+        self.must(value.is_none_or(|c| c > 0.0), field, "must be above 0, or null");
+    }
+
+    /// AdamW's, by the names they have wherever something trains.
+    pub fn optimiser(&mut self, lr: f64, betas: (f64, f64), weight_decay: f64) {
+        self.positive(lr, "lr");
+        self.share(betas.0, "beta1");
+        self.share(betas.1, "beta2");
+        self.must(weight_decay >= 0.0 && weight_decay.is_finite(), "weight_decay", "must not be negative");
     }
 }
 
