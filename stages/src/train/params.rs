@@ -247,6 +247,23 @@ mod tests {
     }
 
     #[test]
+    fn every_fault_of_a_training_is_told_at_once() {
+        let learning = Learning {
+            epochs: Some(0.0),
+            steps: Some(3),
+            batch: 0,
+            lr: f64::NAN,
+            warmup: 0,
+            beta1: 1.0,
+            beta2: -0.1,
+            weight_decay: -1.0,
+            clip: Some(0.0),
+        };
+        let fields: Vec<String> = learning.faults().0.into_iter().map(|(field, _)| field).collect();
+        assert_eq!(fields, ["epochs", "epochs", "batch", "lr", "beta1", "beta2", "weight_decay", "clip"]);
+    }
+
+    #[test]
     fn fractions_of_an_epoch_round_to_steps() {
         assert_eq!(Length { epochs: Some(0.5), steps: None }.steps(9), 5);
         assert_eq!(Length { epochs: None, steps: None }.steps(9), 9);
