@@ -67,6 +67,21 @@ impl Out {
         let metrics: BTreeMap<String, f64> = serde_json::from_slice(&text).expect("metrics are numbers");
         *metrics.get(name).unwrap_or_else(|| panic!("no metric {name} in {metrics:?}"))
     }
+
+    pub fn metrics<'a>(&self, names: &[&'a str]) -> Vec<(&'a str, f64)> {
+        names.iter().map(|name| (*name, self.metric(name))).collect()
+    }
+}
+
+/// Holds what a kind's small run gave when its version was set: other numbers under the same version are a bug. Rounding
+/// differs from one kind of CPU to another, by far less than this.
+#[track_caller]
+pub fn assert_pinned(found: &[(&str, f64)], pinned: &[f64]) {
+    let near = found.len() == pinned.len() && found.iter().zip(pinned).all(|((_, x), pin)| (x - pin).abs() <= 1e-4);
+    assert!(
+        near,
+        "pinned {pinned:?}, found {found:?}: what changes a kind's numbers raises its VERSION or lm::NUMERICS"
+    );
 }
 
 /// Runs a kind as an attempt does: parameters normalised, the output checked against its type.

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use engine::error::{Blame, Error, Result};
+use engine::kind::Kind;
 use serde_json::{Value, json};
 
 use super::import::Import;
 use super::pretrain::Pretrain;
-use crate::testing::{Bench, Out, run, run_seeded, toys};
+use crate::testing::{Bench, Out, assert_pinned, run, run_seeded, toys};
 use crate::types::Split;
 
 fn bench() -> Bench {
@@ -49,6 +50,15 @@ fn the_same_seed_gives_the_same_bytes_and_another_does_not() -> Result<()> {
     let bytes = |seed| Ok::<_, Error>(toys::bytes_of(&pretrain(json!({ "steps": 4 }), seed)?.path()));
     assert_eq!(bytes(1)?, bytes(1)?);
     assert_ne!(bytes(1)?, bytes(2)?);
+    Ok(())
+}
+
+#[test]
+fn the_small_result_is_pinned_by_the_version() -> Result<()> {
+    assert_eq!((Pretrain::VERSION, lm::NUMERICS), (1, 1));
+    let out = pretrain(json!({ "steps": 8 }), 7)?;
+    assert_eq!((out.metric("rows"), out.metric("tokens")), (87.0, 3380.0));
+    assert_pinned(&out.metrics(&["train_loss", "held_out_response_nll"]), &[4.75766, 5.18354]);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use engine::context::Input;
 use engine::error::{Blame, Error, Result};
+use engine::kind::Kind;
 use engine::names::Digest;
 use lm::Sequence;
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use super::ensemble::RewardEnsemble;
 use super::train::RewardTrain;
 use super::{load_ensemble, load_reward_model, load_tokenizer, score};
 use crate::annotate_gold::AnnotateGold;
-use crate::testing::{Bench, Out, run, run_seeded, toys};
+use crate::testing::{Bench, Out, assert_pinned, run, run_seeded, toys};
 use crate::types::{Corruption, Outcome, Preference, Preferences, Split};
 
 fn bench(preferences: Vec<Preference>) -> Bench {
@@ -64,6 +65,15 @@ fn the_same_seed_gives_the_same_bytes_and_another_another_head() -> Result<()> {
     let (one, again, other) = (train(json!({}), 1)?, train(json!({}), 1)?, train(json!({}), 2)?);
     assert_eq!(toys::bytes_of(&one.path()), toys::bytes_of(&again.path()));
     assert_ne!(head(&one), head(&other));
+    Ok(())
+}
+
+#[test]
+fn the_small_result_is_pinned_by_the_version() -> Result<()> {
+    assert_eq!((RewardTrain::VERSION, lm::NUMERICS), (1, 1));
+    let out = train(json!({ "steps": 6 }), 7)?;
+    assert_eq!((out.metric("pairs"), out.metric("held_out_pairs")), (73.0, 19.0));
+    assert_pinned(&out.metrics(&["train_loss", "calibration_score_mean", "accuracy"]), &[0.13851, 1.72932, 1.0]);
     Ok(())
 }
 

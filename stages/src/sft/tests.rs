@@ -1,11 +1,12 @@
 //! Claims about `sft`.
 
 use engine::error::{Blame, Error, Result};
+use engine::kind::Kind;
 use serde_json::{Value, json};
 
 use super::Sft;
 use crate::model;
-use crate::testing::{Bench, Out, run_seeded, toys};
+use crate::testing::{Bench, Out, assert_pinned, run_seeded, toys};
 use crate::types::Split;
 
 fn sft(more: Value, seed: u64) -> Result<Out> {
@@ -45,6 +46,16 @@ fn the_same_seed_gives_the_same_bytes_and_another_does_not() -> Result<()> {
     let bytes = |seed| Ok::<_, Error>(toys::bytes_of(&sft(json!({ "steps": 4 }), seed)?.path()));
     assert_eq!(bytes(1)?, bytes(1)?);
     assert_ne!(bytes(1)?, bytes(2)?);
+    Ok(())
+}
+
+#[test]
+fn the_small_result_is_pinned_by_the_version() -> Result<()> {
+    assert_eq!((Sft::VERSION, lm::NUMERICS), (1, 1));
+    let out = sft(json!({ "steps": 8 }), 7)?;
+    assert_eq!((out.metric("rows"), out.metric("tokens")), (96.0, 3935.0));
+    let names = ["train_loss", "held_out_response_nll_before", "held_out_response_nll"];
+    assert_pinned(&out.metrics(&names), &[4.69241, 6.46752, 4.66450]);
     Ok(())
 }
 
