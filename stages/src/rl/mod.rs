@@ -7,6 +7,8 @@ pub mod objective;
 pub mod params;
 mod phase;
 pub mod rollout;
+#[cfg(test)]
+mod tests;
 pub mod update;
 
 use engine::context::Context;

@@ -180,14 +180,18 @@ mod tests {
         }
 
         #[test]
-        fn b_scaling_the_members_disagreement_in_every_phase_changes_no_reward(scores in ensemble(), k in 0.1..10.0_f64) {
-            let (mu, s2) = moments(&scores);
-            prop_assume!(mean(&s2) > 1e-6);
-            let wider: Vec<Vec<f64>> =
-                scores.iter().map(|m| m.iter().zip(&mu).map(|(phi, mu)| mu + k.sqrt() * (phi - mu)).collect()).collect();
-            let (_, wider_s2) = moments(&wider);
-            let near = adaptive(&scores, calibrate_b(&s2, 0.05));
-            let far = adaptive(&wider, calibrate_b(&wider_s2, 0.05));
+        fn b_scaling_the_members_disagreement_in_every_phase_changes_no_reward(
+            first in ensemble(), later in ensemble(), k in 0.1..10.0_f64,
+        ) {
+            let b = |scores: &[Vec<f64>]| calibrate_b(&moments(scores).1, 0.05);
+            let wider = |scores: &[Vec<f64>]| -> Vec<Vec<f64>> {
+                let (mu, _) = moments(scores);
+                let widen = |m: &Vec<f64>| m.iter().zip(&mu).map(|(phi, mu)| mu + k.sqrt() * (phi - mu)).collect();
+                scores.iter().map(widen).collect()
+            };
+            prop_assume!(mean(&moments(&first).1) > 1e-6);
+            let near = adaptive(&later, b(&first));
+            let far = adaptive(&wider(&later), b(&wider(&first)));
             for (a, b) in near.iter().flatten().zip(far.iter().flatten()) {
                 prop_assert!((a - b).abs() < 1e-5);
             }
@@ -239,6 +243,28 @@ mod tests {
         let c = coefficients(&[1e12], 1.0);
         let rewards = token_rewards(adaptive_weights(&[2.0], &c)[0], &[0.3, -0.1]);
         assert!((rewards[0] + 0.3).abs() < 1e-5 && (rewards[1] - 0.1).abs() < 1e-5, "{rewards:?}");
+    }
+
+    /// With batch-normalised advantages a constant cancels for prompt scope only where c is one number (`gae.rs`): a draw's
+    /// own c differs from its neighbour's. What holds always is that it cancels in expectation, since the c that weighs a
+    /// response does not depend on it.
+    #[test]
+    fn e_a_constant_on_all_scores_adds_nothing_to_the_expected_gradient_but_for_sample_scope() {
+        let policy = [0.2, 0.5, 0.3_f64];
+        let s2 = [0.1, 2.0, 0.7];
+        // The exact expectation over two responses to one prompt of sum_i (1 - c_i) d log pi(y_i) / d logit_0.
+        let added = |scope| -> f64 {
+            let slope = |y: usize| f64::from(u8::from(y == 0)) - policy[0];
+            let draws = (0..3).flat_map(|y| (0..3).map(move |z| (y, z)));
+            draws
+                .map(|(y, z)| {
+                    let c = coefficients(&scoped(&[s2[y], s2[z]], scope, 2, &[1, 0]), 1.0);
+                    policy[y] * policy[z] * ((1.0 - c[0]) * slope(y) + (1.0 - c[1]) * slope(z))
+                })
+                .sum()
+        };
+        assert!(added(VarianceScope::Prompt).abs() < 1e-12);
+        assert!(added(VarianceScope::Sample).abs() > 0.05);
     }
 
     #[test]

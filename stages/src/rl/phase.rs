@@ -41,9 +41,26 @@ pub(super) struct Phases<'a> {
     shuffle: ChaCha12Rng,
 }
 
+/// What each response token gets of its response's reward, `[responses][tokens]`.
+pub(super) struct Credit {
+    /// As the update takes them: normalised over the batch, if at all.
+    advantages: Vec<Vec<f64>>,
+    returns: Vec<Vec<f64>>,
+    /// Of the raw advantages.
+    std: f64,
+    first_std: f64,
+}
+
+impl Credit {
+    pub(super) fn lesson<'a>(&'a self, rollout: &'a Rollout, stats: StatOptions) -> Lesson<'a> {
+        let Self { advantages, returns, first_std, .. } = self;
+        Lesson { rollout, advantages, returns, first_std: *first_std, stats }
+    }
+}
+
 /// What the arm makes of a phase's scores.
-struct Rewards {
-    weights: Vec<Weights>,
+pub(super) struct Rewards {
+    pub weights: Vec<Weights>,
     /// The arm's own reward of each response.
     proxy: Vec<f64>,
     mu: Vec<f64>,
@@ -95,32 +112,15 @@ impl<'a> Phases<'a> {
 
         let clock = Instant::now();
         let rewards = self.rewards(&rollout, done)?;
-        let (mut advantages, mut returns) = (Vec::new(), Vec::new());
-        for (i, weights) in rewards.weights.iter().enumerate() {
-            let tokens = token_rewards(*weights, &rollout.log_ratio(i));
-            let (a, r) = gae::advantages(&tokens, &rollout.value[i], self.params.gamma, self.params.gae_lambda);
-            advantages.push(a);
-            returns.push(r);
-        }
-        let raw = advantages.concat();
-        let advantage_std = std(&raw);
-        let first_std = *self.first_std.get_or_insert(advantage_std);
-        let mut normal = gae::normalised(&raw, self.params.advantages, first_std).into_iter();
-        for row in &mut advantages {
-            for (slot, a) in row.iter_mut().zip(&mut normal) {
-                *slot = a;
-            }
-        }
-        let lesson =
-            Lesson { rollout: &rollout, advantages: &advantages, returns: &returns, first_std, stats: self.stats };
-        let report = learner.update(lesson, self.params, &mut self.order)?;
+        let credit = self.credit(&rollout, &rewards.weights);
+        let report = learner.update(credit.lesson(&rollout, self.stats), self.params, &mut self.order)?;
         let updating = clock.elapsed().as_secs_f64();
         ctx.timing(
             &format!("phase {}", done + 1),
             &[("sampling", sampling), ("scoring", scoring), ("update", updating)],
         );
 
-        let (values, returns) = (rollout.value.concat(), returns.concat());
+        let (values, returns) = (rollout.value.concat(), credit.returns.concat());
         let errors: Vec<f64> = returns.iter().zip(&values).map(|(r, v)| r - v).collect();
         let kl = rollout.kl();
         let s2_spread = rewards.s2.as_deref().map_or([None; 3], spread);
@@ -151,7 +151,7 @@ impl<'a> Phases<'a> {
             explained_variance: (variance(&returns) > 0.0).then(|| 1.0 - variance(&errors) / variance(&returns)),
             eos_rate: Some(rollout.ended.iter().filter(|ended| **ended).count() as f64 / responses),
             length: Some(rollout.sequences.iter().map(|s| s.response.len()).sum::<usize>() as f64 / responses),
-            advantage_std: Some(advantage_std),
+            advantage_std: Some(credit.std),
             gradient_norm: Some(report.gradient_norm),
             update_norm: Some(report.update_norm),
             policy_loss: Some(report.policy_loss),
@@ -162,7 +162,7 @@ impl<'a> Phases<'a> {
     }
 
     /// K responses to each of the phase's prompts, at temperature 1.
-    fn sample(&mut self, learner: &Learner) -> Result<Rollout> {
+    pub(super) fn sample(&mut self, learner: &Learner) -> Result<Rollout> {
         let policy = learner.policy.frozen();
         let mut prompts = Vec::with_capacity(self.params.rollouts * self.params.responses);
         for i in self.passes.take(self.params.rollouts) {
@@ -184,7 +184,8 @@ impl<'a> Phases<'a> {
         Ok(rollout)
     }
 
-    fn score(&self, learner: &Learner, rollout: &mut Rollout) -> Result<()> {
+    /// What policy, reference, value head and members say of the responses.
+    pub(super) fn score(&self, learner: &Learner, rollout: &mut Rollout) -> Result<()> {
         let own = score_tokens(&learner.policy, Some(&learner.head), &rollout.sequences, &self.stats, SCORING_BATCH)?;
         let plain = StatOptions { entropy: false, ..self.stats };
         let reference = score_tokens(&learner.reference, None, &rollout.sequences, &plain, SCORING_BATCH)?;
@@ -196,7 +197,8 @@ impl<'a> Phases<'a> {
         Ok(())
     }
 
-    fn rewards(&mut self, rollout: &Rollout, done: u64) -> Result<Rewards> {
+    /// The arm's rewards of the phase after the first `done`.
+    pub(super) fn rewards(&mut self, rollout: &Rollout, done: u64) -> Result<Rewards> {
         let (mu, s2) = moments(&rollout.scores);
         let s2 = (self.members.len() > 1).then_some(s2);
         if let Some(s2) = &s2 {
@@ -217,6 +219,27 @@ impl<'a> Phases<'a> {
         };
         let proxy = baseline_scores(self.params.objective, &rollout.scores, self.params.k);
         Ok(Rewards { weights: fixed_weights(&proxy, lambda), proxy, mu, s2, c: None, lambda_effective: lambda })
+    }
+
+    /// Advantages and returns of every response token.
+    pub(super) fn credit(&mut self, rollout: &Rollout, weights: &[Weights]) -> Credit {
+        let (mut advantages, mut returns) = (Vec::new(), Vec::new());
+        for (i, weights) in weights.iter().enumerate() {
+            let tokens = token_rewards(*weights, &rollout.log_ratio(i));
+            let (a, r) = gae::advantages(&tokens, &rollout.value[i], self.params.gamma, self.params.gae_lambda);
+            advantages.push(a);
+            returns.push(r);
+        }
+        let raw = advantages.concat();
+        let std = std(&raw);
+        let first_std = *self.first_std.get_or_insert(std);
+        let mut normal = gae::normalised(&raw, self.params.advantages, first_std).into_iter();
+        for row in &mut advantages {
+            for (slot, a) in row.iter_mut().zip(&mut normal) {
+                *slot = a;
+            }
+        }
+        Credit { advantages, returns, std, first_std }
     }
 
     /// The run's metrics are those of its latest phase.

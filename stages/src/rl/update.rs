@@ -8,7 +8,7 @@ use lm::{AdamW, Batch, CausalLm, ScalarHead, Sequence, StatOptions, Variable};
 use rand_chacha::ChaCha12Rng;
 
 use super::gae::{Normalisation, normalise};
-use super::loss::{Targets, Trunk, losses};
+use super::loss::{Losses, Targets, Trunk, losses};
 use super::params::Params;
 use super::rollout::Rollout;
 use crate::stats::{mean, permutation, std};
@@ -43,6 +43,16 @@ pub struct Lesson<'a> {
     /// The first phase's standard deviation of raw advantages.
     pub first_std: f64,
     pub stats: StatOptions,
+}
+
+/// A minibatch under the policy as it is now.
+pub(super) struct Judged {
+    /// Their derivatives went into `surrogate`.
+    pub losses: Losses,
+    /// max |log ratio|.
+    pub log_ratio: f64,
+    /// A scalar; its gradient is that of policy + coefficient * value.
+    pub surrogate: Tensor,
 }
 
 /// The policy being trained with all that its optimiser needs.
@@ -106,7 +116,8 @@ impl Learner {
         Ok(report)
     }
 
-    fn minibatch(&mut self, lesson: Lesson<'_>, rows: &[usize], params: &Params, report: &mut Report) -> Result<()> {
+    /// The losses of the responses `rows`, and the tensor whose gradient is theirs. Moves nothing.
+    pub(super) fn judge(&self, lesson: Lesson<'_>, rows: &[usize], params: &Params) -> Result<Judged> {
         let Lesson { rollout, .. } = lesson;
         let pick = |table: &[Vec<f64>]| -> Vec<f64> { rows.iter().flat_map(|&i| table[i].iter().copied()).collect() };
         let members: Vec<&Sequence> = rows.iter().map(|&i| &rollout.sequences[i]).collect();
@@ -130,10 +141,23 @@ impl Learner {
         let new_value: Vec<f32> = value.to_vec1().told()?;
         let targets =
             Targets { old_logprob: &old_logprob, old_value: &old_value, advantage: &advantage, returns: &returns };
-        let losses = losses(&new_logprob, &new_value, targets, params.clip, &params.value);
+        let mut losses = losses(&new_logprob, &new_value, targets, params.clip, &params.value);
+        let moved = new_logprob.iter().zip(&old_logprob).map(|(new, old)| (f64::from(*new) - old).abs());
+        let log_ratio = moved.fold(0.0, f64::max);
+
+        // The gradient of sum(x * d) with d held fixed is d: this hands the written derivatives to the tape.
+        let n = new_logprob.len();
+        let d_logprob = Tensor::from_vec(std::mem::take(&mut losses.d_logprob), n, &Device::Cpu).told()?;
+        let d_value = Tensor::from_vec(std::mem::take(&mut losses.d_value), n, &Device::Cpu).told()?;
+        let surrogate =
+            ((logprob * d_logprob).and_then(|p| p.sum_all())).and_then(|p| (value * d_value)?.sum_all()? + p).told()?;
+        Ok(Judged { losses, log_ratio, surrogate })
+    }
+
+    fn minibatch(&mut self, lesson: Lesson<'_>, rows: &[usize], params: &Params, report: &mut Report) -> Result<()> {
+        let Judged { losses, log_ratio, surrogate } = self.judge(lesson, rows, params)?;
         if report.minibatches == 0 {
-            let moved = new_logprob.iter().zip(&old_logprob).map(|(new, old)| (f64::from(*new) - old).abs());
-            report.first_log_ratio = moved.fold(0.0, f64::max);
+            report.first_log_ratio = log_ratio;
         }
 
         let lr = learning_rate(params, self.steps);
@@ -153,12 +177,6 @@ impl Learner {
         report.clip_fraction += losses.clip_fraction;
         report.ratio_mean += losses.mean_ratio;
 
-        // The gradient of sum(x * d) with d held fixed is d: this hands the written derivatives to the tape.
-        let n = new_logprob.len();
-        let d_logprob = Tensor::from_vec(losses.d_logprob, n, &Device::Cpu).told()?;
-        let d_value = Tensor::from_vec(losses.d_value, n, &Device::Cpu).told()?;
-        let surrogate =
-            ((logprob * d_logprob).and_then(|p| p.sum_all())).and_then(|p| (value * d_value)?.sum_all()? + p).told()?;
         let gradients = lm::backward(&surrogate).told()?;
         let norms = match self.optimiser.step(&gradients, lr, params.max_gradient_norm) {
             Err(lm::Error::NonFinite { what }) => return Err(self.not_finite(&what, params.lr)),

@@ -4,12 +4,17 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use engine::error::Result;
-use lm::{CausalLm, Gpt2Config, InitStd, Tokenizer};
+use engine::names::Digest;
+use lm::{CausalLm, Gpt2Config, InitStd, ScalarHead, Tokenizer};
 
 use crate::corpus;
 use crate::model;
 use crate::train::{Told, Weights, fixed_generator};
-use crate::types::{Outcome, Pair, Pairs, Post, Posts, Preference, Preferences, Side, Split};
+use crate::types::folder::write_json;
+use crate::types::reward::{BASE, ENSEMBLE, HEAD, INFO, MEMBERS};
+use crate::types::{
+    EnsembleInfo, Outcome, Pair, Pairs, Pooling, Post, Posts, Preference, Preferences, RewardInfo, Side, Split,
+};
 use crate::{prompt, train};
 
 /// Moods and animals: what toy posts are about.
@@ -75,13 +80,40 @@ pub fn write_tokenizer(folder: &Path) -> Result<()> {
     tokenizer().save(&folder.join("tokenizer.json")).told()
 }
 
+const WIDTH: usize = 16;
+
 /// A Model folder: width 16, one block, untrained, a window of 256.
 pub fn write_model(folder: &Path, seed: u64) -> Result<()> {
     let tokenizer = tokenizer();
     let config =
-        Gpt2Config { eos_token_id: Some(tokenizer.eos()), ..Gpt2Config::new(tokenizer.vocab_size(), 256, 16, 1, 2) };
+        Gpt2Config { eos_token_id: Some(tokenizer.eos()), ..Gpt2Config::new(tokenizer.vocab_size(), 256, WIDTH, 1, 2) };
     let model = CausalLm::init(config, InitStd::InverseSqrtWidth, &mut fixed_generator(seed, "toy")).told()?;
     model::save(&model.frozen(), &tokenizer, folder, Weights::F32)
+}
+
+/// An Ensemble folder on the base [`write_model`] makes of `seed`: heads of their own that learned nothing.
+pub fn write_ensemble(folder: &Path, seed: u64, members: &[&str]) -> Result<()> {
+    write_model(&folder.join(BASE), seed)?;
+    let base_digest = Digest::of(b"toy base");
+    for (i, label) in members.iter().enumerate() {
+        let own = folder.join(MEMBERS).join(label);
+        std::fs::create_dir_all(&own).expect("a folder in a temporary folder");
+        ScalarHead::init(WIDTH, 0.5, &mut fixed_generator(i as u64, "toy head"))
+            .told()?
+            .save(&own.join(HEAD))
+            .told()?;
+        let info = RewardInfo {
+            pool: Pooling::Last,
+            centre: 0.0,
+            base_digest,
+            member_seed: i as u64,
+            fact_sensitivity: None,
+            more: serde_json::Map::new(),
+        };
+        write_json(&own.join(INFO), &info)?;
+    }
+    let members = members.iter().map(|&label| label.to_owned()).collect();
+    write_json(&folder.join(ENSEMBLE), &EnsembleInfo { members, base_digest, more: serde_json::Map::new() })
 }
 
 /// Pairs of a good and a bad summary, `a` being good in every second row; ids as the toy tokenizer makes them.

@@ -1,0 +1,404 @@
+//! The laws of the objective (DESIGN.md, section 8) on a real model, and claims about `rl.ppo` as a whole.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use candle_core::Tensor;
+use engine::context::Context;
+use engine::error::Result;
+use engine::kind::Kind;
+use lm::{
+    CausalLm, Draws, LoraConfig, SampleOptions, ScalarHead, Sequence, StatOptions, Tokenizer, Variable, WeightType,
+};
+use rand::Rng;
+use serde_json::json;
+
+use super::held_out::Prompt;
+use super::loss::{Trunk, Value};
+use super::objective::{Objective, moments, token_rewards};
+use super::params::Params;
+use super::phase::Phases;
+use super::rollout::{Rollout, score_tokens};
+use super::update::{Learner, Lesson};
+use super::{Ppo, SCORING_BATCH};
+use crate::reward::{LoadedReward, load_ensemble};
+use crate::stats::{mean, variance};
+use crate::testing::{Bench, Out, assert_pinned, run_seeded, toys};
+use crate::train::{Told, encode, fixed_generator};
+use crate::types::{PolicyRun, Split};
+
+const LORA: LoraConfig = LoraConfig { r: 4, alpha: 8.0, dropout: 0.0 };
+
+/// A base model, two reward models on it, and prompts.
+struct World {
+    base: CausalLm,
+    tokenizer: Tokenizer,
+    members: Vec<LoadedReward>,
+    prompts: Vec<Prompt>,
+    ctx: Context,
+}
+
+impl World {
+    fn new() -> Result<Self> {
+        let bench = Bench::new();
+        toys::write_ensemble(&bench.path("rewards"), 1, &["1", "2"])?;
+        let tokenizer = toys::tokenizer();
+        let prompt = |post| Ok(Prompt { ids: encode::fit(&tokenizer, &post, 200)?.ids, post_id: post.id });
+        Ok(Self {
+            base: CausalLm::load(&bench.path("rewards/base")).told()?,
+            members: load_ensemble(&bench.path("rewards"))?,
+            // Of several lengths, so that batches are padded.
+            prompts: toys::posts(11, Split::Rl)
+                .into_iter()
+                .enumerate()
+                .map(|(i, mut post)| {
+                    post.post = post.post.repeat(1 + i % 3);
+                    prompt(post)
+                })
+                .collect::<Result<_>>()?,
+            tokenizer,
+            ctx: Context::new(Ppo::NAME, 7, BTreeMap::new(), PathBuf::new(), PathBuf::new()),
+        })
+    }
+
+    fn sampling(&self) -> SampleOptions {
+        SampleOptions {
+            temperature: 1.0,
+            top_p: 1.0,
+            min_new_tokens: 2,
+            max_new_tokens: 9,
+            eos: self.tokenizer.eos(),
+            greedy: false,
+        }
+    }
+
+    fn stats(&self) -> StatOptions {
+        StatOptions { min_new_tokens: 2, eos: self.tokenizer.eos(), entropy: true }
+    }
+
+    fn phases<'a>(&'a self, params: &'a Params) -> Phases<'a> {
+        Phases::new(params, &self.members, &self.prompts, self.sampling(), self.stats(), None, &self.ctx)
+    }
+
+    /// pi = pi_ref, V = 0.
+    fn learner(&self, params: &Params) -> Result<Learner> {
+        let policy = match params.lora {
+            Some(_) => self.base.with_adapter(&LORA, &mut fixed_generator(1, "policy")),
+            None => self.base.with_full_training(),
+        };
+        Learner::new(policy.told()?, self.base.frozen(), ScalarHead::zeros(self.base.config().n_embd).told()?, params)
+    }
+
+    /// The same after some training: pi is not pi_ref; V = 0 still.
+    fn trained(&self, params: &Params) -> Result<Learner> {
+        let learner = self.learner(params)?;
+        move_by(&learner.policy.variables(), 0.05, 2)?;
+        Ok(learner)
+    }
+
+    /// The responses to every prompt, scored.
+    fn rollout(&self, phases: &mut Phases<'_>, learner: &Learner) -> Result<Rollout> {
+        let mut rollout = phases.sample(learner)?;
+        phases.score(learner, &mut rollout)?;
+        Ok(rollout)
+    }
+
+    fn logprobs(&self, lm: &CausalLm, sequences: &[Sequence]) -> Result<Vec<f64>> {
+        Ok(score_tokens(lm, None, sequences, &self.stats(), SCORING_BATCH)?.logprob.concat())
+    }
+}
+
+/// One response to each of 11 prompts, the whole batch in three minibatches.
+fn params(more: Params) -> Params {
+    Params { lambda: 0.2, rollouts: 11, minibatch: 4, epochs: 1, lr: 1e-3, lora: Some(Default::default()), ..more }
+}
+
+/// Adds to every entry a number between -`by` and `by`.
+fn move_by(variables: &[Variable], by: f32, seed: u64) -> Result<()> {
+    let mut rng = fixed_generator(seed, "moved");
+    for v in variables {
+        let moved: Vec<f32> = (0..v.var.elem_count()).map(|_| rng.random_range(-by..by)).collect();
+        let moved = Tensor::from_vec(moved, v.var.shape(), v.var.device()).told()?;
+        v.var.set(&(v.var.as_detached_tensor() + moved).told()?).told()?;
+    }
+    Ok(())
+}
+
+/// The gradient of a minibatch's losses with respect to `variables`, 0 where there is none.
+fn gradient(
+    learner: &Learner,
+    lesson: Lesson<'_>,
+    rows: &[usize],
+    params: &Params,
+    variables: &[Variable],
+) -> Result<Vec<f32>> {
+    let gradients = lm::backward(&learner.judge(lesson, rows, params)?.surrogate).told()?;
+    let mut all = Vec::new();
+    for v in variables {
+        match gradients.get(&v.var) {
+            Some(g) => all.extend(g.flatten_all().and_then(|g| g.to_vec1::<f32>()).told()?),
+            None => all.extend(vec![0.0; v.var.elem_count()]),
+        }
+    }
+    Ok(all)
+}
+
+fn largest(x: impl IntoIterator<Item = f64>) -> f64 {
+    x.into_iter().map(f64::abs).fold(0.0, f64::max)
+}
+
+fn apart<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    largest(a.iter().zip(b).map(|(&a, &b)| a.into() - b.into()))
+}
+
+#[test]
+fn c_where_the_variance_is_that_of_phase_one_the_gradient_is_the_mean_arms() -> Result<()> {
+    let world = World::new()?;
+    let value = Value { coefficient: 0.0, ..Value::default() };
+    let adaptive = params(Params { objective: Objective::Adaptive, value, ..Params::default() });
+    let fixed = Params { objective: Objective::Mean, ..adaptive.clone() };
+    let learner = world.trained(&adaptive)?;
+    let (mut near, mut mean_arm) = (world.phases(&adaptive), world.phases(&fixed));
+    let variables = learner.policy.variables();
+
+    // Phase one: the members disagree as they will.
+    let first = world.rollout(&mut near, &learner)?;
+    let (_, s2) = moments(&first.scores);
+    assert!(variance(&s2) > 0.01, "{s2:?}");
+    let (a, m) = (near.rewards(&first, 0)?, mean_arm.rewards(&first, 0)?);
+    let (a, m) = (near.credit(&first, &a.weights), mean_arm.credit(&first, &m.weights));
+    let of = |lesson, rows: &[usize]| gradient(&learner, lesson, rows, &adaptive, &variables);
+    let rows: Vec<usize> = (0..11).collect();
+    let differ = apart(&of(a.lesson(&first, world.stats()), &rows)?, &of(m.lesson(&first, world.stats()), &rows)?);
+    assert!(differ > 1e-3, "unequal variances make another gradient, here by {differ}");
+
+    // Phase two: they disagree about each response as they did on average.
+    let mut second = world.rollout(&mut near, &learner)?;
+    let (mu, _) = moments(&second.scores);
+    let deviation = mean(&s2).sqrt();
+    second.scores = [deviation, -deviation].map(|d| mu.iter().map(|mu| mu + d).collect()).to_vec();
+    assert_eq!(largest(second.value.concat()), 0.0);
+    let (a, m) = (near.rewards(&second, 1)?, mean_arm.rewards(&second, 1)?);
+    for (i, (a, m)) in a.weights.iter().zip(&m.weights).enumerate() {
+        let log_ratio = second.log_ratio(i);
+        assert!(largest(log_ratio.iter().copied()) > 1e-3, "the KL has a part in the rewards");
+        let (near, fixed) = (token_rewards(*a, &log_ratio), token_rewards(*m, &log_ratio));
+        let scaled: Vec<f64> = fixed.iter().map(|r| r / (1.0 + adaptive.lambda)).collect();
+        assert!(apart(&near, &scaled) <= 1e-5, "{near:?} {scaled:?}");
+    }
+    let (a, m) = (near.credit(&second, &a.weights), mean_arm.credit(&second, &m.weights));
+    for rows in [rows.as_slice(), &[3, 0, 7], &[10]] {
+        let (a, m) = (of(a.lesson(&second, world.stats()), rows)?, of(m.lesson(&second, world.stats()), rows)?);
+        assert!(largest(m.iter().map(|&g| f64::from(g))) > 1e-2);
+        assert!(apart(&a, &m) <= 1e-5, "rows {rows:?}: {}", apart(&a, &m));
+    }
+    Ok(())
+}
+
+#[test]
+fn g_the_first_minibatch_finds_the_policy_that_drew_it() -> Result<()> {
+    let world = World::new()?;
+    for lora in [params(Params::default()).lora, None] {
+        let params = Params { lora, ..params(Params::default()) };
+        let mut learner = world.trained(&params)?;
+        let mut phases = world.phases(&params);
+        let rollout = world.rollout(&mut phases, &learner)?;
+        let rewards = phases.rewards(&rollout, 0)?;
+        let credit = phases.credit(&rollout, &rewards.weights);
+        let lesson = credit.lesson(&rollout, world.stats());
+        // Before anything moves, minibatches of any size and order agree with how the batch was scored.
+        for rows in [&[0, 1, 2, 3][..], &[10, 4, 7], &[5]] {
+            let found = learner.judge(lesson, rows, &params)?.log_ratio;
+            assert!(found <= 1e-6, "|log ratio| {found} of rows {rows:?}");
+        }
+        let report = learner.update(lesson, &params, &mut fixed_generator(3, "order"))?;
+        assert_eq!((report.minibatches, report.skipped), (3, 0));
+        assert!(report.first_log_ratio <= 1e-6, "{}", report.first_log_ratio);
+        let after = learner.judge(lesson, &[0, 1, 2, 3], &params)?.log_ratio;
+        assert!(after > 1e-3, "the update moved the policy: {after}");
+    }
+    Ok(())
+}
+
+#[test]
+fn g_what_decoding_says_of_a_token_is_what_scoring_says() -> Result<()> {
+    let world = World::new()?;
+    let policy = world.trained(&params(Params::default()))?.policy;
+    let prompts: Vec<&[u32]> = world.prompts.iter().map(|p| p.ids.as_slice()).collect();
+    let rows: Vec<u64> = (0..11).collect();
+    let sampled = lm::sample(&policy.frozen(), &prompts, &world.sampling(), &Draws([5; 32]), &rows).told()?;
+    let drawn: Vec<f64> = sampled.iter().flat_map(|s| s.logprobs.iter().map(|&p| f64::from(p))).collect();
+    let sequences: Vec<Sequence> =
+        prompts.iter().zip(sampled).map(|(prompt, s)| Sequence::new(*prompt, s.ids)).collect();
+    let scored = world.logprobs(&policy, &sequences)?;
+    assert!(apart(&drawn, &scored) <= 1e-4, "{}", apart(&drawn, &scored));
+    Ok(())
+}
+
+#[test]
+fn g_before_the_first_update_the_kl_is_zero() -> Result<()> {
+    let world = World::new()?;
+    for lora in [params(Params::default()).lora, None] {
+        let params = Params { lora, ..params(Params::default()) };
+        let kl = |learner: &Learner| -> Result<f64> {
+            let rollout = world.rollout(&mut world.phases(&params), learner)?;
+            Ok(largest(rollout.kl().into_iter().chain(rollout.kl_k3())))
+        };
+        assert_eq!(kl(&world.learner(&params)?)?, 0.0);
+        assert!(kl(&world.trained(&params)?)? > 1e-2);
+    }
+    Ok(())
+}
+
+#[test]
+fn h_merged_adapter_off_and_reference_log_probabilities_agree() -> Result<()> {
+    // As in a pipeline: SFT trains an adapter and saves the merged model, from which policy and reference start.
+    let mut world = World::new()?;
+    let sft = world.base.with_adapter(&LORA, &mut fixed_generator(4, "sft")).told()?;
+    move_by(&sft.variables(), 0.2, 5)?;
+    let folder = Bench::new();
+    sft.merged().told()?.save(&folder.path("sft"), WeightType::F32).told()?;
+    let (plain, merged) = (world.base.clone(), CausalLm::load(&folder.path("sft")).told()?);
+    world.base = merged;
+
+    let params = params(Params::default());
+    let mut learner = world.learner(&params)?;
+    let mut phases = world.phases(&params);
+    let rollout = world.rollout(&mut phases, &learner)?;
+    let logprobs = |lm: &CausalLm| world.logprobs(lm, &rollout.sequences);
+    let with_adapter = logprobs(&sft)?;
+    assert!(apart(&with_adapter, &logprobs(&plain)?) > 1e-2, "SFT did something");
+    for lm in [&world.base, &learner.reference, &learner.policy, &learner.policy.base()] {
+        let found = apart(&logprobs(lm)?, &with_adapter);
+        assert!(found <= 1e-5, "{found}");
+    }
+
+    // PPO moves the policy and nothing below it.
+    let rewards = phases.rewards(&rollout, 0)?;
+    let credit = phases.credit(&rollout, &rewards.weights);
+    learner.update(credit.lesson(&rollout, world.stats()), &params, &mut fixed_generator(3, "order"))?;
+    let policy = logprobs(&learner.policy)?;
+    assert!(apart(&policy, &with_adapter) > 1e-3);
+    assert!(apart(&logprobs(&learner.policy.merged().told()?)?, &policy) <= 1e-5);
+    for lm in [&learner.reference, &learner.policy.base()] {
+        assert!(apart(&logprobs(lm)?, &with_adapter) <= 1e-5);
+    }
+    Ok(())
+}
+
+#[test]
+fn h_full_training_leaves_the_reference_where_it_was() -> Result<()> {
+    let world = World::new()?;
+    let params = Params { lora: None, ..params(Params::default()) };
+    let mut learner = world.learner(&params)?;
+    let mut phases = world.phases(&params);
+    let rollout = world.rollout(&mut phases, &learner)?;
+    let rewards = phases.rewards(&rollout, 0)?;
+    let credit = phases.credit(&rollout, &rewards.weights);
+    learner.update(credit.lesson(&rollout, world.stats()), &params, &mut fixed_generator(3, "order"))?;
+    let before = rollout.reference.concat();
+    assert_eq!(apart(&world.logprobs(&learner.reference, &rollout.sequences)?, &before), 0.0);
+    assert!(apart(&world.logprobs(&learner.policy, &rollout.sequences)?, &before) > 1e-3);
+    Ok(())
+}
+
+#[test]
+fn i_the_value_loss_alone_moves_a_shared_trunk_and_no_detached_one() -> Result<()> {
+    let world = World::new()?;
+    for lora in [params(Params::default()).lora, None] {
+        for trunk in [Trunk::Shared, Trunk::Detached] {
+            let value = Value { trunk, coefficient: 1.0, ..Value::default() };
+            let params = Params { lora, value, ..params(Params::default()) };
+            let learner = world.trained(&params)?;
+            // A head of zeros hands nothing on.
+            move_by(&learner.head.variables(), 0.5, 6)?;
+            let rollout = world.rollout(&mut world.phases(&params), &learner)?;
+            let like = |x: f64| -> Vec<Vec<f64>> { rollout.value.iter().map(|row| vec![x; row.len()]).collect() };
+            let (advantages, returns) = (like(0.0), like(1.0));
+            let lesson = Lesson {
+                rollout: &rollout,
+                advantages: &advantages,
+                returns: &returns,
+                first_std: 1.0,
+                stats: world.stats(),
+            };
+            let norm = |variables: &[Variable]| -> Result<f64> {
+                let g = gradient(&learner, lesson, &[0, 1, 2, 3], &params, variables)?;
+                Ok(largest(g.into_iter().map(f64::from)))
+            };
+            assert!(norm(&learner.head.variables())? > 1e-3);
+            let in_trunk = norm(&learner.policy.variables())?;
+            match trunk {
+                Trunk::Shared => assert!(in_trunk > 1e-3, "{in_trunk}"),
+                Trunk::Detached => assert_eq!(in_trunk, 0.0),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn ppo(more: serde_json::Value, seed: u64) -> Result<Out> {
+    let mut bench = Bench::new();
+    bench.input("policy", "Model", |folder| toys::write_model(folder, 1));
+    bench.input("rewards", "Ensemble", |folder| toys::write_ensemble(folder, 1, &["1", "2", "3"]));
+    let posts = toys::posts(8, Split::Rl).into_iter().chain(toys::posts(4, Split::Valid));
+    bench.input("posts", "Posts", |folder| toys::write_posts(folder, posts));
+    let mut with = json!({ "lambda": 0.1, "steps": { "n": 2 }, "rollouts": 8, "min_new_tokens": 2, "max_new_tokens": 8,
+        "epochs": 2, "minibatch": 3, "lr": 1e-3, "lora": { "r": 4, "alpha": 8 }, "eval_every": 1, "greedy": "none" });
+    if let (Some(with), serde_json::Value::Object(more)) = (with.as_object_mut(), more) {
+        with.extend(more);
+    }
+    run_seeded(&Ppo, with, bench.inputs(), seed)
+}
+
+#[test]
+fn the_small_result_is_pinned_by_the_version() -> Result<()> {
+    let phases = PolicyRun::phases(&ppo(json!({}), 7)?.path())?;
+    let last = phases.last().expect("two phases");
+    assert_eq!((Ppo::VERSION, lm::NUMERICS, last.optimiser_steps), (1, 1, 12));
+    let found = [
+        ("proxy of phase 1", phases[0].proxy),
+        ("c of phase 1", phases[0].c),
+        ("proxy of phase 2", last.proxy),
+        ("s2", last.s2),
+        ("c of phase 2", last.c),
+        ("kl", last.kl),
+        ("entropy", last.entropy),
+        ("policy loss", last.policy_loss),
+        ("value loss", last.value_loss),
+    ];
+    let found = found.map(|(name, x)| (name, x.expect("the adaptive objective fills every column")));
+    assert_pinned(&found, &[-0.04874, 0.08898, -0.17539, 3.02297, 0.10809, 0.00590, 5.56203, -0.00746, 0.11806]);
+    Ok(())
+}
+
+#[test]
+fn a_run_starts_at_the_reference_and_logs_every_phase() -> Result<()> {
+    let out = ppo(json!({}), 7)?;
+    let phases = PolicyRun::phases(&out.path())?;
+    assert_eq!(phases.iter().map(|p| p.phase).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!((phases[0].kl, phases[0].kl_k3), (Some(0.0), Some(0.0)));
+    assert!(phases[1].kl_k3.is_some_and(|kl| kl > 0.0));
+    let samples = PolicyRun::samples(&out.path())?.collect::<Result<Vec<_>>>()?;
+    assert_eq!(samples.iter().map(|s| s.step).collect::<Vec<_>>(), [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]);
+    assert!(samples[..4].iter().all(|s| s.logp == s.logp_ref));
+    assert!(samples[8..].iter().all(|s| s.logp != s.logp_ref && s.scores.len() == 3));
+    Ok(())
+}
+
+#[test]
+fn a_window_that_responses_fill_is_told() {
+    for (max_new_tokens, told) in [(250, "post `rl0`"), (256, "`max_new_tokens` 256"), (300, "`max_new_tokens` 300")] {
+        let error = ppo(json!({ "max_new_tokens": max_new_tokens }), 7).err().expect("no room for a prompt");
+        assert!(error.message.contains(told), "{error}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_does_not() -> Result<()> {
+    let bytes = |seed| Ok::<_, engine::error::Error>(toys::bytes_of(&ppo(json!({}), seed)?.path()));
+    assert_eq!(bytes(1)?, bytes(1)?);
+    assert_ne!(bytes(1)?, bytes(2)?);
+    Ok(())
+}
