@@ -35,7 +35,7 @@ fn reward(lm: CausalLm, pool: Pool) -> RewardModel {
 }
 
 fn assert_every_variable_has_a_gradient(variables: &[Variable], loss: &Tensor) {
-    let grads = lm::backward(&loss).unwrap();
+    let grads = lm::backward(loss).unwrap();
     for v in variables {
         let grad = grads.get(&v.var).unwrap_or_else(|| panic!("{} has no gradient", v.name));
         assert_eq!(grad.dims(), v.var.dims(), "{}", v.name);
