@@ -97,8 +97,8 @@ pub struct Run {
     #[arg(long, value_name = "STAGE")]
     pub force: Vec<String>,
     /// CPU threads to share out among stages [default: all]
-    #[arg(short, long, value_name = "N")]
-    pub jobs: Option<usize>,
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: Option<u16>,
     /// After a failure, go on with what does not depend on it
     #[arg(long)]
     pub keep_going: bool,

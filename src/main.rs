@@ -14,6 +14,13 @@ macro_rules! put {
     }};
 }
 
+/// Prints a line to standard error, which may have gone away as well.
+macro_rules! note {
+    ($($what:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($what)*)));
+    }};
+}
+
 mod args;
 mod commands;
 mod graph_view;
@@ -24,6 +31,10 @@ mod report;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Of a panic, which is always our fault.
+const OURS: u8 = 4;
+
 fn main() -> std::process::ExitCode {
-    commands::main(args::parse())
+    let cli = args::parse();
+    std::panic::catch_unwind(|| commands::main(cli)).unwrap_or(std::process::ExitCode::from(OURS))
 }

@@ -157,7 +157,7 @@ impl Progress {
             How::Bars(bars) => {
                 let _ = bars.println(text);
             }
-            _ => eprintln!("{text}"),
+            _ => note!("{text}"),
         }
     }
 }

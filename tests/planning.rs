@@ -111,3 +111,51 @@ fn kinds_and_schema_come_from_the_same_types() {
         assert!(schema.contains(&format!("\"{name}\"")), "{name} is not in the schema");
     }
 }
+
+const TWO: &str = r"
+version: 1
+stages:
+  a: { uses: command, with: { run: [sh, -c, 'echo a > $TEMPER_OUTPUT/x'], output: Files } }
+  b: { uses: command, needs: { a: a }, with: { run: [sh, -c, 'cp $TEMPER_INPUT_a/x $TEMPER_OUTPUT/x'], output: Files } }
+";
+
+#[test]
+fn a_reader_that_goes_away_stops_nothing() {
+    let space = TestSpace::new();
+    space.write("two.yaml", TWO);
+    let (reader, writer) = std::io::pipe().expect("a pipe can be made");
+    drop(reader);
+    let mut run = space.command(&["run", "two.yaml"]);
+    run.stdout(writer.try_clone().expect("a pipe's end can be shared")).stderr(writer);
+    let status = run.status().expect("the binary starts");
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(names(&space.json(&["run", "two.yaml", "--json"])["reused"]), ["a", "b"]);
+}
+
+#[test]
+fn a_folder_of_something_else_becomes_no_store() {
+    let space = TestSpace::new();
+    space.write("two.yaml", TWO);
+    std::fs::create_dir(space.path("mine")).expect("a folder can be made");
+    space.write("mine/thesis.tex", "");
+    for (store, told) in [("mine", "not a store"), ("two.yaml", "this is a file")] {
+        let out = space.temper(&["run", "two.yaml", "--store", store]);
+        assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains(told), "{}", text(&out.stderr));
+    }
+    assert_eq!(std::fs::read_dir(space.path("mine")).expect("it is there").count(), 1);
+}
+
+#[test]
+fn every_flag_that_names_no_stage_is_told() {
+    let space = TestSpace::new();
+    space.write("two.yaml", TWO);
+    let out = space.temper(&["run", "two.yaml", "--force", "c", "--force", "dd", "--from", "eee"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(
+        ["--force c", "--force dd", "--from eee"].iter().all(|f| text(&out.stderr).contains(f)),
+        "{}",
+        text(&out.stderr)
+    );
+    assert_eq!(space.temper(&["run", "two.yaml", "-j", "0"]).status.code(), Some(2));
+}

@@ -196,7 +196,7 @@ impl Journal {
 /// When there is no journal, or a line before the last is no event.
 pub fn read(folder: &Path) -> Result<Vec<Line>> {
     let path = folder.join("journal.jsonl");
-    let text = std::fs::read_to_string(&path).at(&path)?;
+    let text = String::from_utf8_lossy(&std::fs::read(&path).at(&path)?).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     let mut events = Vec::with_capacity(lines.len());
     for (i, line) in lines.iter().enumerate() {

@@ -41,8 +41,8 @@ pub fn main(cli: Cli) -> ExitCode {
         Err(failure) => {
             let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
             match &failure {
-                Failure::File(faults) => eprint!("{}", faults.render(colour)),
-                Failure::Error(error) => eprintln!("error: {error}"),
+                Failure::File(faults) => note!("{}", faults.render(colour).trim_end()),
+                Failure::Error(error) => note!("error: {error}"),
             }
             ExitCode::from(failure.exit_code())
         }

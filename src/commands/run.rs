@@ -22,7 +22,7 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
         return Ok(0);
     }
     let options = RunOptions {
-        jobs: args.jobs.unwrap_or_else(|| RunOptions::default().jobs).max(1),
+        jobs: args.jobs.map_or_else(|| RunOptions::default().jobs, usize::from),
         keep_going: args.keep_going,
         flags,
         profiles: args.file.profile.clone(),
@@ -48,7 +48,7 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
                 }
                 say!("\nreport: {}", report.path.display());
             }
-            Err(error) => eprintln!("warning: no report: {error}"),
+            Err(error) => note!("warning: no report: {error}"),
         }
         say!(
             "{} ran, {} reused, {} failed, {} skipped in {:.1} s",
@@ -60,11 +60,11 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
         );
     }
     if outcome.interrupted {
-        eprintln!("interrupted: what was finished is kept; run again to go on");
+        note!("interrupted: what was finished is kept; run again to go on");
     }
     // The first cause is what the user sees last.
     for failure in outcome.failed.iter().rev() {
-        eprintln!("error: {failure}");
+        note!("error: {failure}");
     }
     Ok(outcome.exit_code())
 }

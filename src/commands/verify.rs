@@ -1,6 +1,6 @@
-//! `temper verify`: rehashes the store. Repairs nothing; the next run recomputes what is found damaged.
+//! `temper verify`: rehashes the store. Repairs nothing; a run that needs what is damaged makes it again.
 
-use engine::store;
+use engine::store::{self, ActionRecord};
 use serde_json::json;
 
 use super::{Done, existing_store, print_json};
@@ -10,13 +10,17 @@ use crate::args::StoreAt;
 const DAMAGED: u8 = 3;
 
 pub fn verify(at: &StoreAt) -> Done {
-    let found = store::verify(&existing_store(at)?)?;
+    let store = existing_store(at)?;
+    let found = store::verify(&store)?;
     if at.json {
         print_json(&json!(found));
     } else {
         say!("{} artifacts, {} files, {} bytes, {} records", found.artifacts, found.files, found.bytes, found.records);
+        let makers: Vec<ActionRecord> = if found.rotten.is_empty() { Vec::new() } else { store.actions()? };
         for broken in &found.rotten {
-            say!("damaged: {} in artifact {}", broken.file, broken.artifact);
+            let made = makers.iter().filter(|record| record.digest == broken.artifact);
+            let stages: Vec<String> = made.map(|record| record.provenance.stage.to_string()).collect();
+            say!("damaged: {} in artifact {} ({})", broken.file, broken.artifact.short(), stages.join(", "));
         }
         for path in found.rotten_blobs.iter().chain(&found.broken_records) {
             say!("damaged: {}", path.display());
@@ -26,7 +30,7 @@ pub fn verify(at: &StoreAt) -> Done {
             if found.is_sound() {
                 "all bytes are as they should be"
             } else {
-                "the next run recomputes what is damaged"
+                "a run that needs what is damaged makes it again; `temper run … --force STAGE` does so in any case"
             }
         );
     }

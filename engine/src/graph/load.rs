@@ -25,8 +25,7 @@ pub fn file(file: &Path, options: &Options, registry: &Registry, faults: &mut Di
 
     let layout = Layout::new(&spec, faults);
     let mut drafts = expand::drafts(&layout, faults);
-    let checked = check_params(&spec, &mut drafts, folder, registry, faults);
-    let signatures: Vec<Option<Signature>> = checked.iter().map(|c| c.as_ref().map(|c| c.signature.clone())).collect();
+    let (checked, signatures) = check_params(&spec, &mut drafts, folder, registry, faults);
     let wired: Vec<bool> = (0..drafts.len()).map(|at| wire::check(at, &drafts, &signatures, &layout, faults)).collect();
     for (draft, wired) in drafts.iter_mut().zip(wired) {
         draft.sound &= wired;
@@ -62,11 +61,11 @@ fn read(file: &Path, faults: &mut Diagnostics) -> Option<String> {
         }
         Ok(_) => match String::from_utf8(bytes) {
             Ok(text) => return Some(text),
-            Err(e) => format!(
-                "the pipeline file `{}` is not UTF-8 text: byte {}",
-                file.display(),
-                e.utf8_error().valid_up_to()
-            ),
+            Err(e) => {
+                let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+                let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
+                format!("the pipeline file `{}` is not UTF-8 text: line {line}", file.display())
+            }
         },
     };
     faults.push(Fault::nowhere(told));
@@ -79,14 +78,15 @@ struct Typed {
     signature: Signature,
 }
 
-/// Parameters and signatures of the drafts that are sound; the others are marked.
+/// Parameters of the drafts that are sound; the others are marked. And the signatures of all that have one: where a parameter
+/// is at fault, that of the others, so that the wiring is looked at in the same run.
 fn check_params(
     spec: &Spec,
     drafts: &mut [Draft],
     folder: &Path,
     registry: &Registry,
     faults: &mut Diagnostics,
-) -> Vec<Option<Typed>> {
+) -> (Vec<Option<Typed>>, Vec<Option<Signature>>) {
     let mut kinds: HashMap<&str, Known> = HashMap::new();
     for stage in &spec.stages {
         let Some((kind, span)) = &stage.uses else { continue };
@@ -100,19 +100,25 @@ fn check_params(
             }
         }
     }
-    let mut typed = Vec::with_capacity(drafts.len());
+    let (mut typed, mut signatures) = (Vec::with_capacity(drafts.len()), Vec::with_capacity(drafts.len()));
     for draft in drafts {
         let stage = &spec.stages[draft.stage];
         let known = stage.uses.as_ref().and_then(|(kind, _)| kinds.get(kind.as_str()));
-        let found = match known {
-            Some(known) if stage.sound => params::check(draft, stage, known, folder, faults)
-                .and_then(|checked| sign(draft, stage, known, checked, registry, faults)),
-            _ => None,
-        };
+        let (mut found, mut signature) = (None, None);
+        if let Some(known) = known.filter(|_| stage.sound) {
+            match params::check(draft, stage, known, folder, faults) {
+                Ok(checked) => {
+                    found = sign(draft, stage, known, checked, registry, faults);
+                    signature = found.as_ref().map(|typed| typed.signature.clone());
+                }
+                Err(rest) => signature = rest.and_then(|rest| known.kind.signature(&rest).ok()),
+            }
+        }
         draft.sound &= found.is_some();
         typed.push(found);
+        signatures.push(signature);
     }
-    typed
+    (typed, signatures)
 }
 
 fn sign(

@@ -27,17 +27,27 @@ pub struct Checked {
 /// How often the parameters of one instance are parsed before giving up on finding more faults.
 const MAX_ROUNDS: usize = 256;
 
-/// Checks the parameters of one instance; None after a fault. `folder` is what relative paths are relative to.
-pub fn check(draft: &Draft, stage: &Stage, known: &Known, folder: &Path, faults: &mut Diagnostics) -> Option<Checked> {
+/// Checks the parameters of one instance. After a fault: what they would be without those at fault, if that can be told.
+/// `folder` is what relative paths are relative to.
+pub fn check(
+    draft: &Draft,
+    stage: &Stage,
+    known: &Known,
+    folder: &Path,
+    faults: &mut Diagnostics,
+) -> Result<Checked, Option<Json>> {
     let before = faults.faults().len();
     let mut with = draft.json.clone();
     let mut names = Names { draft, stage, path: String::new(), unknown: Vec::new() };
     names.check(&draft.with, &mut with, &Shape::of(&known.schema), faults);
     let normal = normalise(with, draft, stage, known, &names.unknown, faults);
-    let mut params = normal.filter(|_| faults.faults().len() == before)?;
+    if faults.faults().len() > before {
+        return Err(normal);
+    }
+    let mut params = normal.ok_or(None)?;
     let mut paths = Vec::new();
     absolute(&mut params, Some(&draft.with), folder, &mut paths);
-    Some(Checked { params, paths })
+    Ok(Checked { params, paths })
 }
 
 /// The walk that tells names which the schema does not have.
@@ -94,7 +104,8 @@ impl Names<'_> {
     }
 }
 
-/// Parses `with`; after a fault, again without the field at fault, so that several are told.
+/// Parses `with`; after a fault, again without the field at fault, so that several are told. None if what is left cannot be
+/// parsed either.
 fn normalise(
     mut with: Json,
     draft: &Draft,
@@ -106,7 +117,7 @@ fn normalise(
     let mut removed: Vec<String> = Vec::new();
     for _ in 0..MAX_ROUNDS {
         let found = match known.kind.normalise(&with) {
-            Ok(params) => return removed.is_empty().then_some(params),
+            Ok(params) => return Some(params),
             Err(found) => found,
         };
         let mut progress = false;

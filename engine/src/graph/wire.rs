@@ -5,7 +5,7 @@ use crate::diagnostics::{Diagnostics, Fault, did_you_mean};
 use crate::kind::{Arity, Port, Signature};
 use crate::names::is_name;
 
-/// Checks what each port of `drafts[at]` is given. `signatures`: of the drafts that are sound.
+/// Checks what each port of `drafts[at]` is given. `signatures`: of the drafts of which that can be told.
 /// Returns whether nothing is wrong.
 pub fn check(
     at: usize,

@@ -23,7 +23,17 @@ impl Flags {
     /// # Errors
     /// A name that the graph does not have (yours), with the nearest one that it has.
     pub fn new(graph: &Graph, force: &[String], from: &[String]) -> Result<Self> {
-        Ok(Self { force: select_all(graph, "--force", force)?, from: select_all(graph, "--from", from)? })
+        let mut unknown = Vec::new();
+        let force = select_all(graph, "--force", force, &mut unknown);
+        let from = select_all(graph, "--from", from, &mut unknown);
+        match unknown.len() {
+            0 => Ok(Self { force, from }),
+            1 => Err(unknown.remove(0)),
+            _ => {
+                let told: Vec<String> = unknown.iter().map(|error| error.message.clone()).collect();
+                Err(Error::yours(told.join("\n       ")).help("`temper plan` lists the stages"))
+            }
+        }
     }
 
     pub(super) fn check_from(&self, graph: &Graph, plan: &Plan) -> Result<()> {
@@ -55,17 +65,17 @@ impl Flags {
     }
 }
 
-fn select_all(graph: &Graph, flag: &str, names: &[String]) -> Result<BTreeSet<InstanceName>> {
+fn select_all(graph: &Graph, flag: &str, names: &[String], unknown: &mut Vec<Error>) -> BTreeSet<InstanceName> {
     let mut selected = BTreeSet::new();
     for name in names {
         let before = selected.len();
         let matching = |instance: &&InstanceName| matches(name, instance);
         selected.extend(graph.instances.iter().map(|i| &i.name).filter(matching).cloned());
         if selected.len() == before && !selected.iter().any(|instance| matches(name, instance)) {
-            return Err(unknown(graph, flag, name));
+            unknown.push(no_such(graph, flag, name));
         }
     }
-    Ok(selected)
+    selected
 }
 
 fn matches(typed: &str, instance: &InstanceName) -> bool {
@@ -80,7 +90,7 @@ fn matches(typed: &str, instance: &InstanceName) -> bool {
         && labels.iter().zip(&instance.labels).all(|(typed, label)| *typed == "*" || typed == label)
 }
 
-fn unknown(graph: &Graph, flag: &str, typed: &str) -> Error {
+fn no_such(graph: &Graph, flag: &str, typed: &str) -> Error {
     if graph.not_needed.iter().any(|instance| matches(typed, instance)) {
         return Error::yours(format!("{flag} {typed}: no target needs this stage"))
             .help(format!("add it to the targets: `--until {typed}`"));

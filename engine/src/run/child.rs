@@ -227,12 +227,17 @@ fn relay_log(mut stderr: ChildStderr, mut log: File, secrets: Secrets) -> Receiv
     wait
 }
 
-/// The error of an attempt that ended without a word.
-pub(super) fn silent_death(status: ExitStatus) -> Error {
+/// The error of an attempt that ended without a word but what its log holds.
+pub(super) fn silent_death(status: ExitStatus, log: &Path) -> Error {
+    const SMALLER: &str = "run fewer at a time (-j 1) or make the stage smaller";
+    // What Rust's allocator says before it gives up.
+    let allocation = tail(log, 3).into_iter().find(|line| line.starts_with("memory allocation of "));
     match (status.signal(), status.code()) {
-        (Some(9), _) => Error::surroundings("the attempt was killed (signal 9)").help(
-            "if nobody killed it, the machine ran out of memory: run fewer at a time (-j 1) or make the stage smaller",
-        ),
+        (Some(6), _) if allocation.is_some() => {
+            Error::surroundings(format!("out of memory: {}", allocation.unwrap_or_default())).help(SMALLER)
+        }
+        (Some(9), _) => Error::surroundings("the attempt was killed (signal 9)")
+            .help(format!("if nobody killed it, the machine ran out of memory: {SMALLER}")),
         (Some(signal @ (1 | 2 | 15)), _) => Error::surroundings(format!("the attempt was ended by signal {signal}")),
         (Some(signal), _) => Error::ours(format!("the attempt crashed (signal {signal})")),
         (None, code) => Error::ours(format!("the attempt ended without a result (exit code {})", code.unwrap_or(-1))),

@@ -90,11 +90,12 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
         }
     }
 
-    /// Lets dagrs ask about every instance of the round, and answers.
+    /// Lets dagrs ask about every instance of the round, and answers. `heard` ends with it, whatever happens: who asks then
+    /// hears a loss instead of waiting.
     ///
     /// # Errors
     /// When dagrs fails in itself.
-    pub fn conduct(mut self, heard: &Receiver<Word>, parents: BTreeMap<usize, Vec<usize>>) -> Result<Round> {
+    pub fn conduct(mut self, heard: Receiver<Word>, parents: BTreeMap<usize, Vec<usize>>) -> Result<Round> {
         let words = self.words.clone();
         let asks = words.clone();
         let carry = move || {
@@ -111,7 +112,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
                 over?;
                 return Ok(std::mem::take(&mut self.round));
             }
-            if let Some(word) = self.next_word(heard) {
+            if let Some(word) = self.next_word(&heard) {
                 self.hear(word);
             }
             // What has come meanwhile goes first, so that threads are shared among all that are ready.

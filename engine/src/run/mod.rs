@@ -232,6 +232,6 @@ fn one_round<'a>(work: &'a Work<'a>, plan: &Plan, ledger: &mut Ledger) -> Result
         move || drop(words.send(Word::Interrupt))
     });
     std::thread::scope(|scope| {
-        Conductor::new(scope, work, ledger, &ranks, words, &parents, digests).conduct(&heard, parents)
+        Conductor::new(scope, work, ledger, &ranks, words, &parents, digests).conduct(heard, parents)
     })
 }

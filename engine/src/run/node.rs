@@ -239,7 +239,7 @@ impl Work<'_> {
                 Ok(Ended::Made { key, digest, seconds, peak_bytes })
             }
             (Ending::Said(Last::Failed { error }), None) => Err(error),
-            (Ending::Silent(status), None) => Err(child::silent_death(status)),
+            (Ending::Silent(status), None) => Err(child::silent_death(status, &folder.log)),
         }
     }
 

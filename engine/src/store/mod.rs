@@ -60,7 +60,12 @@ impl Store {
     /// When a newer temper made the store (yours), or the disk fails.
     pub fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).at(root)?;
+        if root.exists() && !root.is_dir() {
+            return Err(Error::yours(format!("{}: a store is a folder, this is a file", root.display()))
+                .help("name another with `--store FOLDER`"));
+        }
         fs::create_dir_all(&root).at(&root)?;
+        check_empty(&root)?;
         check_version(&root.join("version"))?;
         for folder in ["blobs", "artifacts", "actions", "work", "requests", "runs", "locks", "quarantine"] {
             let folder = root.join(folder);
@@ -106,6 +111,24 @@ impl Store {
     pub(crate) fn action_file(&self, key: &Key) -> PathBuf {
         self.root.join("actions").join(format!("{key}.json"))
     }
+}
+
+/// A folder without a version becomes a store only if it holds nothing of anybody's; notes (`README.md`, `.gitignore`) may lie
+/// there.
+fn check_empty(root: &Path) -> Result<()> {
+    if root.join("version").exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(root).at(root)? {
+        let name = entry.at(root)?.file_name();
+        let name = name.to_string_lossy();
+        // What a crash in the making of a store may leave is temporary, and hidden.
+        if !name.starts_with('.') && !name.starts_with("README") {
+            return Err(Error::yours(format!("{}: not a store, and not empty (it holds `{name}`)", root.display()))
+                .help("name the folder of a store, or a new one, with `--store FOLDER`"));
+        }
+    }
+    Ok(())
 }
 
 /// Writes the version of a new store, checks that of an old one.

@@ -56,10 +56,16 @@ error: stage `sft` lacks an input: train needs `posts`
   |
 4 |   sft: { uses: train, needs: { base: posts } }
   |   ^^^
-  = help: give it Posts or Preferences: `needs: { posts: … }`
+  = help: Posts or Preferences is given by `posts`: `needs: { posts: posts }`
 
-3 faults";
-    assert_eq!(load_text(text, &Options::default()).expect_err("three faults"), expected);
+error: port `base` of stage `sft` takes Model; `posts` gives Posts
+ --> p.yaml:4:38
+  |
+4 |   sft: { uses: train, needs: { base: posts } }
+  |                                      ^^^^^
+
+4 faults";
+    assert_eq!(load_text(text, &Options::default()).expect_err("four faults"), expected);
 }
 
 #[test]
