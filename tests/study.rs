@@ -43,6 +43,11 @@ stages:
     uses: evaluate
     matrix: { arm: [standard, adaptive, matched], seed: [5] }
     needs: { policy: 'rl[${arm},${seed}]', gold: gold, posts: filter }
+profiles:
+  stiennon:
+    stages:
+      comparisons: { uses: dataset.comparisons, needs: { posts: filter }, with: { split: gold, comparisons: 40 } }
+      annotate: { uses: annotate.human, needs: { comparisons: comparisons, exclude: filter } }
 ";
 
 #[test]
@@ -69,6 +74,17 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     let report = space.json(&["report", "study.yaml", "--json"]);
     let html = std::fs::read_to_string(report["report"].as_str().expect("a path")).expect("the report is there");
     assert!(html.contains("Figure 4") && html.contains("The mechanism") && !html.contains("NaN"));
+
+    // The annotator swapped: only what lies downstream of it runs again, and the first pairs are not needed.
+    let swap = ["--profile", "stiennon", "--json"];
+    let plan = space.json(&[&["plan", "study.yaml"], &swap[..]].concat());
+    assert_eq!(names(&plan["not_needed"]), ["pairs", "contrast"]);
+    let swapped = space.json(&[&["run", "study.yaml"], &swap[..]].concat());
+    assert_eq!(names(&swapped["failed"]), [""; 0]);
+    let mut reused = names(&swapped["reused"]);
+    reused.sort_unstable();
+    assert_eq!(reused, ["base[m]", "base[s]", "filter", "pairs2", "posts", "sft[m]", "sft[s]", "tokenizer"]);
+    assert!(["annotate", "gold", "evaluate[matched,5]"].iter().all(|stage| names(&swapped["ran"]).contains(stage)));
 
     // The same key gives the same bytes, whatever the thread count: made again elsewhere with one.
     let one = space.json(&["run", "study.yaml", "--store", "other", "--until", "rl[adaptive,5]", "-j", "1", "--json"]);
