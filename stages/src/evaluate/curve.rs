@@ -62,7 +62,11 @@ fn row(
     let mu = of(|s| s.mean);
     let (mu_mean, gold_mean) = (mean(&mu), mean(&golds));
     let error: Vec<f64> = mu.iter().zip(&golds).map(|(mu, gold)| ((mu - mu_mean) - (gold - gold_mean)).abs()).collect();
-    let variance = of(|s| s.variance);
+    let variance = optional(|s| s.variance);
+    let proxy = bootstrap_mean(&of(|s| s.proxy), resamples, rng);
+    let kl = bootstrap_mean(&of(|s| s.kl), resamples, rng);
+    let length = bootstrap_mean(&of(|s| s.length as f64), resamples, rng);
+    let eos_rate = bootstrap_mean(&of(|s| f64::from(u8::from(s.ended))), resamples, rng);
     CurvePoint {
         step,
         half,
@@ -77,19 +81,27 @@ fn row(
         win_rate: win_rate.mean,
         win_rate_low: win_rate.low,
         win_rate_high: win_rate.high,
-        proxy: mean(&of(|s| s.proxy)),
+        proxy: proxy.mean,
+        proxy_low: proxy.low,
+        proxy_high: proxy.high,
         mu: mu_mean,
-        variance: mean(&variance),
-        kl: mean(&of(|s| s.kl)),
-        length: mean(&of(|s| s.length as f64)),
-        eos_rate: mean(&of(|s| f64::from(u8::from(s.ended)))),
+        variance: variance.as_deref().map(mean),
+        kl: kl.mean,
+        kl_low: kl.low,
+        kl_high: kl.high,
+        length: length.mean,
+        length_low: length.low,
+        length_high: length.high,
+        eos_rate: eos_rate.mean,
+        eos_rate_low: eos_rate.low,
+        eos_rate_high: eos_rate.high,
         quality: quality.map(|q| q.mean),
         quality_low: quality.map(|q| q.low),
         quality_high: quality.map(|q| q.high),
         coverage: optional(|s| s.coverage).map(|x| mean(&x)),
         invented: optional(|s| s.invented).map(|x| mean(&x)),
         fluency: optional(|s| s.fluency).map(|x| mean(&x)),
-        spearman_s2_error: spearman(&variance, &error),
+        spearman_s2_error: variance.and_then(|s2| spearman(&s2, &error)),
     }
 }
 
@@ -117,7 +129,7 @@ mod tests {
             gold,
             proxy: gold + 1.0,
             mean: gold,
-            variance: 0.1 * post as f64,
+            variance: Some(0.1 * post as f64),
             kl: step as f64,
             length: 10,
             ended: true,
@@ -138,6 +150,29 @@ mod tests {
         assert_eq!(b.win_rate, 1.0);
         let start = rows.iter().find(|r| r.step == 0 && r.half == Half::B).unwrap();
         assert_eq!((start.gold_sd, start.win_rate), (0.0, 0.5));
+    }
+
+    #[test]
+    fn every_mean_lies_in_its_interval() {
+        let scores: Vec<Score> = (0..40).flat_map(|p| [score(0, p, p as f64), score(5, p, (p * p) as f64)]).collect();
+        for row in curve(&scores, 200) {
+            for (low, mean, high) in [
+                (row.proxy_low, row.proxy, row.proxy_high),
+                (row.kl_low, row.kl, row.kl_high),
+                (row.length_low, row.length, row.length_high),
+                (row.eos_rate_low, row.eos_rate, row.eos_rate_high),
+            ] {
+                assert!(low <= mean && mean <= high, "{low} {mean} {high}");
+            }
+            assert!(row.proxy_low < row.proxy_high);
+        }
+    }
+
+    #[test]
+    fn one_reward_model_has_no_variance() {
+        let lone = |p| Score { variance: None, ..score(0, p, p as f64) };
+        let rows = curve(&(0..8).map(lone).collect::<Vec<_>>(), 100);
+        assert!(rows.iter().all(|r| r.variance.is_none() && r.spearman_s2_error.is_none()));
     }
 
     #[test]

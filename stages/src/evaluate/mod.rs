@@ -37,7 +37,7 @@ impl Kind for Evaluate {
     type Params = Params;
 
     const NAME: &'static str = "evaluate";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str =
         "gold reward, true quality, proxy, KL and variance of a policy run by step, with intervals";
 
@@ -114,7 +114,7 @@ fn note(step: &str, row: &CurvePoint, ctx: &mut Context) {
     put("gold_sd", Some(row.gold_sd));
     put("win_rate", Some(row.win_rate));
     put("proxy", Some(row.proxy));
-    put("variance", Some(row.variance));
+    put("variance", row.variance);
     put("kl", Some(row.kl));
     put("length", Some(row.length));
     put("eos_rate", Some(row.eos_rate));

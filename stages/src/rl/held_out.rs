@@ -81,7 +81,7 @@ impl HeldOut<'_> {
                     scores: phi.iter().map(|&s| s as f32).collect(),
                     proxy: proxy[i],
                     mean: mean(&phi),
-                    variance: variance(&phi),
+                    variance: (phi.len() > 1).then(|| variance(&phi)),
                 }
             })
             .collect())

@@ -41,7 +41,7 @@ impl Kind for Ppo {
     type Params = Params;
 
     const NAME: &'static str = "rl.ppo";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str =
         "PPO from the SFT policy against a reward model or an ensemble, with the adaptive objective or a baseline";
 

@@ -32,11 +32,20 @@ crate::table! {
         pub win_rate_low: f64,
         pub win_rate_high: f64,
         pub proxy: f64,
+        pub proxy_low: f64,
+        pub proxy_high: f64,
         pub mu: f64,
-        pub variance: f64,
+        /// Of the ensemble's members; absent with one reward model.
+        pub variance: Option<f64>,
         pub kl: f64,
+        pub kl_low: f64,
+        pub kl_high: f64,
         pub length: f64,
+        pub length_low: f64,
+        pub length_high: f64,
         pub eos_rate: f64,
+        pub eos_rate_low: f64,
+        pub eos_rate_high: f64,
         /// True quality: only where posts carry facts, as are the next five.
         pub quality: Option<f64>,
         pub quality_low: Option<f64>,
@@ -59,7 +68,7 @@ crate::table! {
         pub gold: f64,
         pub proxy: f64,
         pub mean: f64,
-        pub variance: f64,
+        pub variance: Option<f64>,
         pub kl: f64,
         pub length: i64,
         pub ended: bool,
@@ -99,6 +108,9 @@ pub struct Mechanism {
     pub c_over_lambda_max: Option<f64>,
     pub c_over_lambda_last: Option<f64>,
     pub one_minus_c: Option<f64>,
+    /// The constant KL coefficient, least and most over the phases: they differ where a matched arm follows a schedule.
+    pub lambda_low: Option<f64>,
+    pub lambda_high: Option<f64>,
     pub spearman_s2_kl: Option<f64>,
     pub spearman_s2_error: Option<f64>,
 }
@@ -163,6 +175,10 @@ impl Evaluation {
 impl ArtifactType for Evaluation {
     fn name(&self) -> &'static str {
         Self::NAME
+    }
+
+    fn schema_version(&self) -> u32 {
+        2
     }
 
     fn about(&self) -> &'static str {

@@ -76,7 +76,8 @@ crate::table! {
         /// The arm's own reward.
         pub proxy: f64,
         pub mean: f64,
-        pub variance: f64,
+        /// Over the members; absent with one.
+        pub variance: Option<f64>,
     }
 }
 
@@ -134,6 +135,10 @@ impl PolicyRun {
 impl ArtifactType for PolicyRun {
     fn name(&self) -> &'static str {
         Self::NAME
+    }
+
+    fn schema_version(&self) -> u32 {
+        2
     }
 
     fn about(&self) -> &'static str {
