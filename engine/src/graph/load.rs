@@ -300,6 +300,7 @@ fn freeze(
         targets: targets.iter().map(|at| place[*at]).collect(),
         not_needed,
         name,
+        seed: spec.seed,
         report: spec.report.clone(),
     }
 }

@@ -32,6 +32,8 @@ pub struct Graph {
     pub not_needed: Vec<InstanceName>,
     /// The stem of the pipeline file's name.
     pub name: String,
+    /// The pipeline's own seed, from which a stage may depart.
+    pub seed: u64,
     /// The file's `report:` section; null if there is none.
     pub report: Value,
 }

@@ -232,6 +232,7 @@ fn describe(graph: &Graph) -> Value {
     });
     json!({
         "name": graph.name,
+        "seed": graph.seed,
         "instances": instances.collect::<Vec<_>>(),
         "targets": graph.targets.iter().map(name).collect::<Vec<_>>(),
         "not_needed": graph.not_needed.iter().map(ToString::to_string).collect::<Vec<_>>(),

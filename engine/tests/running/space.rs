@@ -75,6 +75,7 @@ pub fn graph(stages: &[Stage]) -> Graph {
         targets,
         not_needed: vec![],
         name: "test".into(),
+        seed: 0,
         report: serde_json::Value::Null,
     }
 }

@@ -98,6 +98,7 @@ rl[matched,12]: like=rl[adaptive,12] policy=sft[s] rewards=ensemble
     assert!(graph.not_needed.is_empty());
     assert_eq!(named(&graph, "proxy[2]").seed, 2);
     assert_eq!(named(&graph, "sft[s]").seed, 17);
+    assert_eq!(graph.seed, 17);
     assert_eq!(named(&graph, "proxy[2]").matrix, [("member".to_owned(), "2".to_owned())]);
     assert_eq!(named(&graph, "ensemble").inputs[0].from[1], Source { instance: 8, label: "2".into() });
     assert_eq!(named(&graph, "ensemble").inputs[0].arity, Arity::Many);

@@ -72,6 +72,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
         instances,
         not_needed: vec![instance("unused")],
         name: "test".into(),
+        seed: 17,
         report: Value::Null,
     }
 }
