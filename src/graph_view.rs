@@ -12,10 +12,10 @@ pub struct Box {
     pub from: BTreeSet<String>,
     /// The second line.
     pub note: String,
-    pub instances: usize,
-    pub seconds: f64,
     pub ran: bool,
     pub failed: bool,
+    /// Some of it was skipped or not reached.
+    pub unreached: bool,
 }
 
 const WIDTH: f64 = 116.0;
@@ -57,6 +57,8 @@ pub fn layers_svg(boxes: &[Box]) -> String {
         let (x, y) = place[b.name.as_str()];
         let class = if b.failed {
             "failed"
+        } else if b.unreached {
+            "unreached"
         } else if b.ran {
             "ran"
         } else {

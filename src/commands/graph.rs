@@ -24,7 +24,6 @@ pub fn graph(pipeline: &Pipeline, format: GraphFormat, registry: &Registry) -> D
                 name: instance.name.to_string(),
                 from: sources.map(|s| graph.instances[s.instance].name.to_string()).collect(),
                 note: if cached { "cached".to_owned() } else { instance.kind.clone() },
-                instances: 1,
                 ran: cached,
                 ..Box::default()
             }

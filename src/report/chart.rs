@@ -7,8 +7,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 #[derive(Clone, Debug)]
 pub struct Line {
     pub points: Vec<(f64, f64)>,
-    /// Index into the page's palette.
-    pub colour: usize,
+    /// Which of the looks it has: no two numbers look alike.
+    pub look: usize,
     /// Thin lines are single seeds, thick ones their mean.
     pub thin: bool,
 }
@@ -21,11 +21,11 @@ pub struct Chart {
     pub lines: Vec<Line>,
 }
 
-/// Colours that read on light and dark paper alike; the page names them beside the arms.
-pub const PALETTE: [RGBColor; 8] = [
+/// Colours that read on light and dark paper alike; the page names them beside the arms. Used up, they come again in dashes.
+const PALETTE: [RGBColor; 8] = [
     RGBColor(214, 69, 65),
     RGBColor(46, 134, 222),
-    RGBColor(230, 154, 40),
+    RGBColor(201, 121, 10),
     RGBColor(39, 157, 104),
     RGBColor(142, 92, 199),
     RGBColor(20, 160, 170),
@@ -38,10 +38,23 @@ const INK: RGBColor = RGBColor(17, 17, 17);
 /// Replaced by the page's colour of rules.
 const RULE: RGBColor = RGBColor(221, 221, 221);
 
-/// `#rrggbb` of a palette entry, for legends.
-pub fn hex(colour: usize) -> String {
-    let RGBColor(r, g, b) = PALETTE[colour % PALETTE.len()];
-    format!("#{r:02x}{g:02x}{b:02x}")
+/// Between dashes, in pixels.
+const GAP: u32 = 4;
+
+/// A line's colour, and the length of its dashes; none: it is drawn through.
+fn look(n: usize) -> (RGBColor, Option<u32>) {
+    let round = (n / PALETTE.len()) as u32;
+    (PALETTE[n % PALETTE.len()], round.checked_sub(1).map(|again| 2 + 5 * again))
+}
+
+/// A short line of a look, for legends.
+pub fn swatch(n: usize) -> String {
+    let (RGBColor(r, g, b), dash) = look(n);
+    let dash = dash.map(|dash| format!(" stroke-dasharray=\"{dash} {GAP}\"")).unwrap_or_default();
+    format!(
+        "<svg width=\"26\" height=\"8\"><line x1=\"0\" y1=\"4\" x2=\"26\" y2=\"4\" stroke=\"#{r:02x}{g:02x}{b:02x}\" \
+         stroke-width=\"3\"{dash}/></svg>"
+    )
 }
 
 /// The chart as an `<svg>` element of 460 x 300; a sentence in its place when it has no points.
@@ -87,10 +100,14 @@ fn draw(chart: &Chart, points: &[(f64, f64)], out: &mut String) -> Result<(), St
         .map_err(|e| e.to_string())?;
     for thin in [true, false] {
         for line in chart.lines.iter().filter(|l| l.thin == thin) {
-            let colour = PALETTE[line.colour % PALETTE.len()];
+            let (colour, dash) = look(line.look);
             let style = if thin { colour.mix(0.35).stroke_width(1) } else { colour.stroke_width(2) };
             let finite = line.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite());
-            context.draw_series(LineSeries::new(finite, style)).map_err(|e| e.to_string())?;
+            match dash {
+                None => context.draw_series(LineSeries::new(finite, style)).map(drop),
+                Some(dash) => context.draw_series(DashedLineSeries::new(finite, dash, GAP, style)).map(drop),
+            }
+            .map_err(|e| e.to_string())?;
         }
     }
     area.present().map_err(|e| e.to_string())
@@ -124,9 +141,42 @@ mod tests {
 
     #[test]
     fn missing_values_break_nothing() {
-        let line = Line { points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)], colour: 1, thin: false };
+        let line = Line { points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)], look: 1, thin: false };
         let text = svg(&Chart { title: "t".into(), x: "x".into(), y: "y".into(), lines: vec![line] });
         assert!(text.starts_with("<svg") && text.contains("polyline") && !text.contains("NaN"), "{text}");
+    }
+
+    /// WCAG's contrast of two colours.
+    fn contrast(a: RGBColor, b: RGBColor) -> f64 {
+        let luminance = |RGBColor(r, g, b): RGBColor| {
+            let linear = |v: u8| {
+                let v = f64::from(v) / 255.0;
+                if v <= 0.04045 { v / 12.92 } else { ((v + 0.055) / 1.055).powf(2.4) }
+            };
+            0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b)
+        };
+        let (a, b) = (luminance(a) + 0.05, luminance(b) + 0.05);
+        a.max(b) / a.min(b)
+    }
+
+    #[test]
+    fn lines_read_on_light_and_on_dark_paper() {
+        for colour in PALETTE {
+            for paper in [RGBColor(0xfd, 0xfd, 0xfc), RGBColor(0x17, 0x18, 0x1a)] {
+                assert!(contrast(colour, paper) >= 3.0, "{colour:?} on {paper:?}: {:.2}", contrast(colour, paper));
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_of_many_arms_look_alike() {
+        let mut looks: Vec<String> = (0..32).map(swatch).collect();
+        looks.sort();
+        looks.dedup();
+        assert_eq!(looks.len(), 32);
+        let line = |look| Line { points: vec![(0.0, 0.0), (1.0, 1.0)], look, thin: false };
+        let drawn = |look| svg(&Chart { title: "t".into(), x: "x".into(), y: "y".into(), lines: vec![line(look)] });
+        assert_ne!(drawn(0), drawn(PALETTE.len()));
     }
 
     #[test]

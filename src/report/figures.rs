@@ -2,7 +2,7 @@
 
 use stages::types::CurvePoint;
 
-use super::chart::{Chart, Line, hex, svg};
+use super::chart::{Chart, Line, svg, swatch};
 use super::html::escape;
 use super::study::{Arm, Study};
 
@@ -21,7 +21,7 @@ pub fn figures(study: &Study) -> String {
         PANELS.iter().map(|(title, of)| chart(study, title, "phase", |r| Some(r.step as f64), *of)).collect();
     let by_kl: Vec<Chart> =
         PANELS[..3].iter().map(|(title, of)| chart(study, title, "KL (nats)", |r| Some(r.kl), *of)).collect();
-    let variance = chart(study, "ensemble variance", "KL (nats)", |r| Some(r.kl), |r| Some(r.variance));
+    let variance = chart(study, "ensemble variance", "KL (nats)", |r| Some(r.kl), |r| r.variance);
     let gold = escape(&study.gold_heading());
     format!(
         "{legend}<h3>Figure 4: by step</h3><p class=\"soft\">{gold}</p><div class=\"charts\">{}</div>\
@@ -43,7 +43,7 @@ fn legend(study: &Study) -> String {
         .arms
         .iter()
         .enumerate()
-        .map(|(i, arm)| format!("<span><i style=\"background:{}\"></i>{}</span>", hex(i), escape(&arm.label)))
+        .map(|(i, arm)| format!("<span>{}{}</span>", swatch(i), escape(&arm.label)))
         .collect();
     format!(
         "<div class=\"legend\">{entries}</div><p class=\"soft\">Thick: mean over seeds; thin: single seeds. Half B of the held-out prompts.</p>"
@@ -52,13 +52,13 @@ fn legend(study: &Study) -> String {
 
 fn chart(study: &Study, title: &str, x: &str, along: Of, of: Of) -> Chart {
     let mut lines = Vec::new();
-    for (colour, arm) in study.arms.iter().enumerate() {
+    for (look, arm) in study.arms.iter().enumerate() {
         for run in &arm.runs {
             let points = run.sampled().filter_map(|r| Some((along(r)?, of(r)?))).collect();
-            lines.push(Line { points, colour, thin: arm.runs.len() > 1 });
+            lines.push(Line { points, look, thin: arm.runs.len() > 1 });
         }
         if arm.runs.len() > 1 {
-            lines.push(Line { points: mean_line(arm, along, of), colour, thin: false });
+            lines.push(Line { points: mean_line(arm, along, of), look, thin: false });
         }
     }
     Chart { title: title.to_owned(), x: x.to_owned(), y: title.to_owned(), lines }

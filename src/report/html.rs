@@ -58,11 +58,11 @@ main{max-width:1080px;margin:0 auto;padding:28px 20px 80px}h1{font-size:26px;mar
 h3{font-size:15px;margin:18px 0 6px}p{margin:6px 0}.soft{color:var(--soft)}.bad{color:var(--bad)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;width:100%}th,td{padding:4px 8px;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top}
 th{color:var(--soft);font-weight:600}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-code,.key{font:12px ui-monospace,monospace}pre{background:var(--panel);padding:10px;overflow-x:auto;font:12px ui-monospace,monospace;white-space:pre-wrap}
+.interval{display:block;color:var(--soft);font-size:11px}code,.key{font:12px ui-monospace,monospace}pre{background:var(--panel);padding:10px;overflow-x:auto;font:12px ui-monospace,monospace;white-space:pre-wrap}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:10px}figure{margin:0}svg{max-width:100%;height:auto}
 svg text{fill:var(--ink);font-family:system-ui,sans-serif}svg [stroke='#111111']{stroke:var(--ink)}svg [stroke='#DDDDDD']{stroke:var(--rule)}
-svg.graph rect{fill:var(--panel);stroke:var(--rule)}svg.graph rect.ran{stroke:var(--seen)}svg.graph rect.failed{stroke:var(--bad)}svg.graph path{stroke:var(--soft);fill:none;opacity:.55}svg.graph .small{fill:var(--soft)}
-.legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:13px;margin:6px 0}.legend i{display:inline-block;width:18px;height:3px;vertical-align:middle;margin-right:6px}
+svg.graph rect{fill:var(--panel);stroke:var(--rule)}svg.graph rect.ran{stroke:var(--seen)}svg.graph rect.failed{stroke:var(--bad)}svg.graph rect.unreached{stroke-dasharray:4 3;fill:none}svg.graph path{stroke:var(--soft);fill:none;opacity:.55}svg.graph .small{fill:var(--soft)}
+.legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:13px;margin:6px 0}.legend svg{vertical-align:middle;margin-right:6px}
 ul.verdicts{list-style:none;padding:0}ul.verdicts li{padding:7px 0;border-bottom:1px solid var(--rule)}.badge{display:inline-block;min-width:104px;font-weight:600}
 .seen{color:var(--seen)}.not-seen{color:var(--not)}.cannot-tell{color:var(--unsure)}details{margin:6px 0}summary{cursor:pointer}.empty{color:var(--soft);font-style:italic}
 ";

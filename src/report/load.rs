@@ -85,6 +85,8 @@ pub struct RunData {
     pub interrupted: bool,
     /// The pipeline file's `report:` section.
     pub settings: Value,
+    /// The pipeline's own seed; runs of an older temper did not keep it.
+    pub seed: Option<u64>,
     /// Folders of the artifacts that are there, by instance.
     folders: BTreeMap<String, PathBuf>,
 }
@@ -92,6 +94,8 @@ pub struct RunData {
 #[derive(Deserialize)]
 struct GraphFile {
     name: String,
+    #[serde(default)]
+    seed: Option<u64>,
     #[serde(default)]
     report: Value,
     instances: Vec<Instance>,
@@ -116,6 +120,7 @@ impl RunData {
             seconds: None,
             interrupted: false,
             settings: graph.report,
+            seed: graph.seed,
             folders: BTreeMap::new(),
         };
         for line in journal::read(folder)? {

@@ -3,6 +3,7 @@
 mod arms;
 mod chart;
 mod figures;
+mod graph;
 mod html;
 pub use html::escape;
 pub mod load;
@@ -32,7 +33,7 @@ pub struct Report {
 /// When the run's folder or one of its artifacts cannot be read.
 pub fn render(folder: &Path, store: &Store) -> Result<Report> {
     let run = RunData::read(folder, store)?;
-    let study = Study::gather(&run)?;
+    let study = Study::gather(&run);
     let path = folder.join("report.html");
     std::fs::write(&path, page::render(&run, &study)).at(&path)?;
     Ok(Report { path, summary: terminal::summary(&study) })

@@ -1,31 +1,30 @@
 //! The report's page: every section of it, in order. Computes nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 use stages::paper;
 
 use super::figures::figures;
+use super::graph::graph;
 use super::html::{escape, page, section, table};
 use super::load::{RunData, State};
 use super::study::{Study, list};
 use super::{arms, verdict};
-use crate::graph_view::{Box, layers_svg};
 
 pub fn render(run: &RunData, study: &Study) -> String {
     let mut body = header(run);
-    body.push_str(&failures(run));
+    body.push_str(&failures(run, study));
     if !study.arms.is_empty() {
         body.push_str(&section("What the study saw", &verdicts(study)));
-        let cells: Vec<Vec<String>> = escaped(arms::rows(study));
         let note = format!(
             "<p class=\"soft\">Steps are chosen on half A of the held-out prompts; every number comes from half B. Intervals: 95% bootstrap over \
              prompts within a run. {}</p>",
             escape(&study.gold_heading())
         );
-        body.push_str(&section("Arms", &(note + &table(&arms::HEAD, arms::TEXT, &cells))));
+        body.push_str(&section("Arms", &(note + &arms_table(study))));
         body.push_str(&section("Figures", &figures(study)));
-        let engagement = arms::engagement(study).map(|s| format!("<p>{}</p>", escape(&s))).unwrap_or_default();
+        let engagement: String = arms::engagement(study).iter().map(|s| format!("<p>{}</p>", escape(s))).collect();
         let mechanism = table(&arms::MECHANISM_HEAD, 1, &escaped(arms::mechanism(study)));
         body.push_str(&section("The mechanism", &(engagement + &mechanism)));
         body.push_str(&section("Summaries (Table 1)", &examples(study)));
@@ -35,6 +34,24 @@ pub fn render(run: &RunData, study: &Study) -> String {
     body.push_str(&section("Seeds", &seeds(study)));
     body.push_str(&section("Deviations from the paper", &deviations(run)));
     page(&format!("{} · {}", run.pipeline, run.id), &body)
+}
+
+/// Every mean with its interval beneath it.
+fn arms_table(study: &Study) -> String {
+    let head: Vec<&str> = arms::NAMED.into_iter().chain(arms::COLUMNS.iter().map(|column| column.head)).collect();
+    let rows: Vec<Vec<String>> = arms::rows(study)
+        .into_iter()
+        .map(|row| {
+            let cells = row.cells.iter().map(|cell| match cell {
+                None => "–".to_owned(),
+                Some(cell) => {
+                    format!("{}<span class=\"interval\">{}</span>", escape(&cell.mean), escape(&cell.interval))
+                }
+            });
+            row.named.iter().map(|name| escape(name)).chain(cells).collect()
+        })
+        .collect();
+    table(&head, arms::TEXT, &rows)
 }
 
 fn escaped(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
@@ -50,8 +67,12 @@ fn header(run: &RunData) -> String {
     };
     let time = run.seconds.map_or_else(|| "not finished".to_owned(), |s| format!("{s:.0} s"));
     let cut = if run.interrupted { ", interrupted" } else { "" };
+    let unreached = match count(State::NotReached) + count(State::Skipped) {
+        0 => String::new(),
+        n => format!(", {n} not reached or skipped"),
+    };
     format!(
-        "<h1>{}</h1><p class=\"soft\">run {}{profiles} · {time}{cut} · {} stages: {} ran, {} reused, {} failed</p>",
+        "<h1>{}</h1><p class=\"soft\">run {}{profiles} · {time}{cut} · {} stages: {} ran, {} reused, {} failed{unreached}</p>",
         escape(&run.pipeline),
         escape(&run.id),
         run.instances.len(),
@@ -61,7 +82,7 @@ fn header(run: &RunData) -> String {
     )
 }
 
-fn failures(run: &RunData) -> String {
+fn failures(run: &RunData, study: &Study) -> String {
     let mut out = String::new();
     for instance in &run.instances {
         let fate = run.fate(instance);
@@ -75,6 +96,13 @@ fn failures(run: &RunData) -> String {
                 out.push_str(&format!("<pre>{}</pre>", escape(&fate.tail.join("\n"))));
             }
         }
+    }
+    for (evaluation, why) in &study.unread {
+        out.push_str(&format!(
+            "<p class=\"bad\">{} is left out, since it cannot be read: {}</p>",
+            escape(evaluation),
+            escape(why)
+        ));
     }
     for (stage, message) in &run.warnings {
         let stage = stage.as_deref().map(|s| format!("{}: ", escape(s))).unwrap_or_default();
@@ -137,39 +165,6 @@ fn examples(study: &Study) -> String {
         .collect()
 }
 
-/// By stage, since a matrix would only repeat the picture.
-fn graph(run: &RunData) -> String {
-    let mut boxes: Vec<Box> = Vec::new();
-    for instance in &run.instances {
-        let fate = run.fate(instance);
-        let from: BTreeSet<String> = instance
-            .inputs
-            .iter()
-            .flat_map(|port| &port.from)
-            .map(|name| name.split('[').next().unwrap_or(name).to_owned())
-            .filter(|stage| stage != instance.stage())
-            .collect();
-        let index = boxes.iter().position(|b| b.name == instance.stage()).unwrap_or_else(|| {
-            boxes.push(Box { name: instance.stage().to_owned(), ..Box::default() });
-            boxes.len() - 1
-        });
-        let entry = &mut boxes[index];
-        entry.from.extend(from);
-        entry.instances += 1;
-        entry.seconds += fate.seconds.unwrap_or(0.0);
-        entry.ran |= fate.state == State::Ran;
-        entry.failed |= fate.state == State::Failed;
-    }
-    for b in &mut boxes {
-        let many = if b.instances > 1 { format!("{} × ", b.instances) } else { String::new() };
-        b.note = if b.ran { format!("{many}{:.1} s", b.seconds) } else { format!("{many}reused") };
-        if b.failed {
-            b.note = "failed".to_owned();
-        }
-    }
-    layers_svg(&boxes)
-}
-
 fn stages_table(run: &RunData) -> String {
     let rows: Vec<Vec<String>> = run
         .instances
@@ -195,11 +190,15 @@ fn stages_table(run: &RunData) -> String {
     table(&["stage", "kind", "state", "key", "time spent on", "seconds", "peak MiB"], 5, &rows)
 }
 
-/// The seeds that settings were chosen on beside those reported; a seed on both lists is told.
+/// The seeds that settings were chosen on beside those reported, of PPO and of the study; a seed on both lists is told.
 fn seeds(study: &Study) -> String {
     let warning = study.flattered().map_or_else(String::new, |told| format!("<p class=\"bad\">{told}</p>"));
     let (tuning, reported) = (list(&study.tuning), list(&study.seeds()));
-    format!("<p>Settings were chosen on seeds: {tuning}. Reported here: {reported}.</p>{warning}")
+    let own = study.seed.map_or_else(|| "not recorded by this run".to_owned(), |seed| seed.to_string());
+    format!(
+        "<p>Settings were chosen on seeds: {tuning}. Reported here: {reported} of PPO; the pipeline's own seed, which draws \
+         what comes before PPO: {own}.</p>{warning}"
+    )
 }
 
 /// Each parameter that differs from what the paper fixes, once per stage, then the pipeline file's own notes.

@@ -10,9 +10,10 @@ pub fn summary(study: &Study) -> String {
     }
     let mut out = String::new();
     out.push_str(&format!("gold: {}\n\n", study.gold_heading()));
-    out.push_str(&table(&arms::HEAD, arms::TEXT, &arms::rows(study)));
-    if let Some(engagement) = arms::engagement(study) {
-        out.push_str(&format!("\n{engagement}\n"));
+    out.push_str(&arms_table(study));
+    out.push('\n');
+    for sentence in arms::engagement(study) {
+        out.push_str(&format!("{sentence}\n"));
     }
     if let Some(told) = study.flattered() {
         out.push_str(&format!("{told}\n"));
@@ -22,6 +23,23 @@ pub fn summary(study: &Study) -> String {
         out.push_str(&format!("{:<12} {}\n             ({})\n", v.answer.to_string(), v.sentence, v.because));
     }
     out
+}
+
+/// With intervals where there is room: the page has them all.
+fn arms_table(study: &Study) -> String {
+    let head: Vec<&str> = arms::NAMED.into_iter().chain(arms::COLUMNS.iter().map(|column| column.short)).collect();
+    let rows: Vec<Vec<String>> = arms::rows(study)
+        .into_iter()
+        .map(|row| {
+            let cells = row.cells.iter().zip(&arms::COLUMNS).map(|(cell, column)| match cell {
+                None => "–".to_owned(),
+                Some(cell) if column.roomy => format!("{} {}", cell.mean, cell.interval),
+                Some(cell) => cell.mean.clone(),
+            });
+            row.named.iter().cloned().chain(cells).collect()
+        })
+        .collect();
+    table(&head, arms::TEXT, &rows)
 }
 
 /// Columns padded to their widest cell; the first `text` are set left, the rest right.
@@ -51,6 +69,16 @@ pub fn table(head: &[&str], text: usize, rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_arms_fits_a_terminal() {
+        let arm = super::super::study::tests::arm(&[("arm", "pessimistic")], "pessimistic", &[-0.7, 0.7]);
+        let table = arms_table(&Study { arms: vec![arm], ..Study::default() });
+        let widest = table.lines().map(|line| line.chars().count()).max();
+        assert!(widest.is_some_and(|widest| widest <= 155), "{table}");
+    }
+
     #[test]
     fn columns_line_up() {
         let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), "22".to_owned()]];

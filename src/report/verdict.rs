@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::study::{Arm, Study};
+use super::study::{Arm, Run, Study};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -32,11 +32,12 @@ pub struct Verdict {
 /// Seeds from which on a difference between arms is judged by a test.
 const ENOUGH_SEEDS: usize = 5;
 const SIGNIFICANT: f64 = 0.05;
+const NO_QUALITY: &str = "the posts carry no facts to score true quality by";
 
 /// All sentences, in the report's order.
 pub fn verdicts(study: &Study) -> Vec<Verdict> {
     let mut out: Vec<Verdict> = study.arms.iter().map(overoptimised).collect();
-    out.extend(study.arms.iter().filter(|arm| arm.runs.iter().all(|r| r.has_quality())).map(gold_followed));
+    out.extend(study.arms.iter().map(gold_followed));
     for other in ["mean", "matched"] {
         out.extend(differences(study, other));
     }
@@ -68,8 +69,7 @@ fn overoptimised(arm: &Arm) -> Verdict {
         n if against == n => Answer::NotSeen,
         _ => Answer::CannotTell,
     };
-    let because =
-        if told.is_empty() { "the posts carry no facts to score true quality by".into() } else { told.join("; ") };
+    let because = if told.is_empty() { NO_QUALITY.into() } else { told.join("; ") };
     Verdict { sentence, answer, because }
 }
 
@@ -85,6 +85,10 @@ fn gold_followed(arm: &Arm) -> Verdict {
         })
         .collect();
     let all = |test: fn(f64) -> bool| !rho.is_empty() && rho.iter().all(|(_, r)| r.is_some_and(test));
+    let sentence = format!("{}: gold followed true quality", arm.label);
+    if !arm.runs.iter().all(Run::has_quality) {
+        return Verdict { sentence, answer: Answer::CannotTell, because: NO_QUALITY.into() };
+    }
     let answer = if all(|r| r >= 0.5) {
         Answer::Seen
     } else if all(|r| r <= 0.0) {
@@ -99,43 +103,74 @@ fn gold_followed(arm: &Arm) -> Verdict {
         })
         .collect::<Vec<_>>()
         .join("; ");
-    Verdict { sentence: format!("{}: gold followed true quality", arm.label), answer, because }
+    Verdict { sentence, answer, because }
 }
 
-/// "Adaptive minus `other`" at the last step, paired by seed: in true quality where known, and in gold.
+type Measure = fn(&stages::types::CurvePoint) -> Option<f64>;
+const MEASURES: [(&str, Measure); 2] =
+    [("true quality", |row| row.quality), ("gold (SFT deviations)", |row| Some(row.gold_sd))];
+
+/// "Adaptive minus `other`" at the last step: of each adaptive arm and each arm of that objective beside it. Where there are
+/// none, the sentence stands and says what is missing.
 fn differences(study: &Study, other: &str) -> Vec<Verdict> {
-    let Some(adaptive) = study.adaptive() else { return Vec::new() };
-    let Some(other) = study.arms.iter().find(|arm| arm.objective == other && arm.lambda == adaptive.lambda) else {
-        return Vec::new();
+    let untold = |adaptive: &str, because: String| {
+        MEASURES.map(|(what, _)| Verdict {
+            sentence: told(adaptive, other, what),
+            answer: Answer::CannotTell,
+            because: because.clone(),
+        })
     };
-    type Measure = fn(&stages::types::CurvePoint) -> Option<f64>;
-    let measures: [(&str, Measure); 2] =
-        [("true quality", |row| row.quality), ("gold (SFT deviations)", |row| Some(row.gold_sd))];
-    measures
+    let adaptive: Vec<&Arm> = study.arms.iter().filter(|arm| arm.is_papers_own()).collect();
+    if adaptive.is_empty() {
+        return untold("adaptive", "no adaptive arm with variance scope `sample` was evaluated".into()).into();
+    }
+    adaptive
         .into_iter()
-        .filter_map(|(what, of)| {
-            let pairs: Vec<(u64, f64)> = adaptive
-                .runs
-                .iter()
-                .filter_map(|a| {
-                    let b = other.runs.iter().find(|b| b.seed == a.seed)?;
-                    Some((a.seed, of(a.end()?)? - of(b.end()?)?))
-                })
-                .collect();
-            (!pairs.is_empty())
-                .then(|| difference(&format!("{} above {} in {what} at the end", adaptive.label, other.label), &pairs))
+        .flat_map(|arm| {
+            let others: Vec<&Arm> = study.beside(arm, other).collect();
+            if others.is_empty() {
+                let because =
+                    format!("no arm of objective `{other}` with lambda {} stands beside {}", arm.lambda, arm.label);
+                return untold(&arm.label, because).into();
+            }
+            others.into_iter().flat_map(|other| MEASURES.map(|m| between(arm, other, m))).collect::<Vec<_>>()
         })
         .collect()
 }
 
-fn difference(sentence: &str, pairs: &[(u64, f64)]) -> Verdict {
+fn told(adaptive: &str, other: &str, what: &str) -> String {
+    format!("{adaptive} above {other} in {what} at the end")
+}
+
+/// The difference of two arms in one measure, paired by seed.
+fn between(arm: &Arm, other: &Arm, (what, of): (&str, Measure)) -> Verdict {
+    let sentence = told(&arm.label, &other.label, what);
+    let pairs: Vec<(&Run, &Run)> =
+        arm.runs.iter().filter_map(|a| Some((a, other.runs.iter().find(|b| b.seed == a.seed)?))).collect();
+    let measured: Vec<(u64, f64)> =
+        pairs.iter().filter_map(|(a, b)| Some((a.seed, of(a.end()?)? - of(b.end()?)?))).collect();
+    if measured.is_empty() {
+        let because = if pairs.is_empty() { "no seed was evaluated in both arms" } else { NO_QUALITY };
+        return Verdict { sentence, answer: Answer::CannotTell, because: because.into() };
+    }
+    difference(sentence, &measured, seeds_vary_ppo_only(&pairs))
+}
+
+/// Whether every run compared starts from the same posts, SFT model and rewards and is judged by the same gold model.
+fn seeds_vary_ppo_only(pairs: &[(&Run, &Run)]) -> bool {
+    let mut made_from = pairs.iter().flat_map(|(a, b)| [&a.made_from, &b.made_from]);
+    let first = made_from.next().and_then(Option::as_ref);
+    first.is_some() && made_from.all(|other| other.as_ref() == first)
+}
+
+fn difference(sentence: String, pairs: &[(u64, f64)], ppo_only: bool) -> Verdict {
     let values = pairs.iter().map(|(seed, d)| format!("seed {seed}: {d:+.3}")).collect::<Vec<_>>().join("; ");
     let n = pairs.len();
     let differences: Vec<f64> = pairs.iter().map(|p| p.1).collect();
     let mean = stages::stats::mean(&differences);
     if n < ENOUGH_SEEDS {
         let because = format!("cannot tell (n = {n}): {values}");
-        return Verdict { sentence: sentence.into(), answer: Answer::CannotTell, because };
+        return Verdict { sentence, answer: Answer::CannotTell, because };
     }
     let p = sign_flip_p(&differences);
     let answer = match p {
@@ -143,11 +178,9 @@ fn difference(sentence: &str, pairs: &[(u64, f64)]) -> Verdict {
         _ if mean > 0.0 => Answer::Seen,
         _ => Answer::NotSeen,
     };
-    Verdict {
-        sentence: sentence.into(),
-        answer,
-        because: format!("n = {n}, mean {mean:+.3}, paired sign-flip p = {p:.3}; {values}"),
-    }
+    let shared = if ppo_only { " (seeds vary PPO only: corpus, SFT, gold model and proxies are shared)" } else { "" };
+    let because = format!("n = {n}, mean {mean:+.3}, paired sign-flip p = {p:.3}{shared}; {values}");
+    Verdict { sentence, answer, because }
 }
 
 /// Two-sided p of the paired sign-flip test, exact over all 2^n flips; for n > 20 over the first 2^20 of a fixed sequence.
@@ -171,11 +204,12 @@ pub fn sign_flip_p(differences: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::study::tests::arm;
     use super::*;
 
     #[test]
     fn below_five_seeds_no_difference_is_told() {
-        let v = difference("a above b", &[(1, 0.5), (2, 0.7)]);
+        let v = difference("a above b".into(), &[(1, 0.5), (2, 0.7)], true);
         assert_eq!(v.answer, Answer::CannotTell);
         assert_eq!(v.because, "cannot tell (n = 2): seed 1: +0.500; seed 2: +0.700");
     }
@@ -184,13 +218,61 @@ mod tests {
     fn five_equal_signs_are_not_yet_significant_and_eight_are() {
         assert!((sign_flip_p(&[1.0; 5]) - 2.0 / 32.0).abs() < 1e-12);
         let eight: Vec<(u64, f64)> = (0..8).map(|s| (s, 1.0)).collect();
-        assert_eq!(difference("a", &eight).answer, Answer::Seen);
+        assert_eq!(difference("a".into(), &eight, true).answer, Answer::Seen);
         let negative: Vec<(u64, f64)> = (0..8).map(|s| (s, -1.0)).collect();
-        assert_eq!(difference("a", &negative).answer, Answer::NotSeen);
+        assert_eq!(difference("a".into(), &negative, true).answer, Answer::NotSeen);
     }
 
     #[test]
     fn mixed_signs_give_a_large_p() {
         assert!(sign_flip_p(&[1.0, -1.0, 0.9, -1.1, 0.2, -0.1]) > 0.5);
+    }
+
+    fn study(arms: Vec<Arm>) -> Study {
+        Study { arms, ..Study::default() }
+    }
+
+    fn because<'a>(verdicts: &'a [Verdict], sentence: &str) -> (Answer, &'a str) {
+        let found = verdicts.iter().find(|v| v.sentence.contains(sentence));
+        found
+            .map(|v| (v.answer, v.because.as_str()))
+            .unwrap_or_else(|| panic!("`{sentence}` is not told: {verdicts:?}"))
+    }
+
+    #[test]
+    fn every_sentence_stands_with_a_reason_where_it_cannot_be_told() {
+        let mut lone = arm(&[("arm", "adaptive")], "adaptive", &[0.7]);
+        for row in &mut lone.runs[0].curve {
+            (row.quality, row.quality_low, row.quality_high) = (None, None, None);
+        }
+        let told = verdicts(&study(vec![lone.clone()]));
+        for sentence in ["the proxy rose", "gold followed"] {
+            assert_eq!(because(&told, sentence), (Answer::CannotTell, NO_QUALITY));
+        }
+        for other in ["mean", "matched"] {
+            for what in ["true quality", "gold"] {
+                let (answer, because) = because(&told, &format!("adaptive above {other} in {what}"));
+                assert_eq!(answer, Answer::CannotTell);
+                assert!(because.contains(&format!("no arm of objective `{other}`")), "{because}");
+            }
+        }
+        let mean = arm(&[("arm", "mean")], "mean", &[0.5]);
+        let told = verdicts(&study(vec![mean.clone()]));
+        assert!(because(&told, "adaptive above mean").1.contains("no adaptive arm"));
+        let told = verdicts(&study(vec![lone, mean]));
+        assert_eq!(because(&told, "adaptive above mean in true quality"), (Answer::CannotTell, NO_QUALITY));
+    }
+
+    #[test]
+    fn that_seeds_vary_ppo_only_is_told_only_where_it_is_so() {
+        let ends = [0.9; 6];
+        let (adaptive, mut mean) =
+            (arm(&[("arm", "adaptive")], "adaptive", &ends), arm(&[("arm", "mean")], "mean", &[0.5; 6]));
+        let told = verdicts(&study(vec![adaptive.clone(), mean.clone()]));
+        let (answer, shared) = because(&told, "adaptive above mean in gold");
+        assert!(answer == Answer::Seen && shared.contains("seeds vary PPO only"), "{shared}");
+        mean.runs[3].made_from = Some(vec![engine::names::Digest::of(b"another gold")]);
+        let told = verdicts(&study(vec![adaptive, mean]));
+        assert!(!because(&told, "adaptive above mean in gold").1.contains("seeds vary"));
     }
 }

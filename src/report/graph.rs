@@ -1,0 +1,91 @@
+//! The run's graph by stage: how many of its instances ran, were reused, failed or were not reached. Knows no markup.
+
+use std::collections::BTreeSet;
+
+use super::load::{RunData, State};
+use crate::graph_view::{Box, layers_svg};
+
+/// By stage, since a matrix would only repeat the picture.
+pub fn graph(run: &RunData) -> String {
+    let mut stages: Vec<(Box, Tally)> = Vec::new();
+    for instance in &run.instances {
+        let fate = run.fate(instance);
+        let index = stages.iter().position(|(b, _)| b.name == instance.stage()).unwrap_or_else(|| {
+            stages.push((Box { name: instance.stage().to_owned(), ..Box::default() }, Tally::default()));
+            stages.len() - 1
+        });
+        let (entry, tally) = &mut stages[index];
+        let from = instance.inputs.iter().flat_map(|port| &port.from);
+        let from: BTreeSet<String> =
+            from.map(|name| name.split('[').next().unwrap_or(name).to_owned()).filter(|s| *s != entry.name).collect();
+        entry.from.extend(from);
+        tally.states.push(fate.state);
+        tally.seconds += fate.seconds.unwrap_or(0.0);
+    }
+    let boxes: Vec<Box> = stages
+        .into_iter()
+        .map(|(entry, tally)| Box {
+            note: tally.note(),
+            ran: tally.count(State::Ran) > 0,
+            failed: tally.count(State::Failed) > 0,
+            unreached: tally.count(State::NotReached) + tally.count(State::Skipped) > 0,
+            ..entry
+        })
+        .collect();
+    layers_svg(&boxes)
+}
+
+/// What became of a stage's instances.
+#[derive(Default)]
+struct Tally {
+    states: Vec<State>,
+    seconds: f64,
+}
+
+impl Tally {
+    fn count(&self, state: State) -> usize {
+        self.states.iter().filter(|s| **s == state).count()
+    }
+
+    /// The worst that became of any: the word for one or for all, a count of some; a time where all is well.
+    fn note(&self) -> String {
+        let all = self.states.len();
+        for state in [State::Failed, State::Skipped, State::NotReached] {
+            match self.count(state) {
+                0 => {}
+                n if n == all && n == 1 => return state.word().to_owned(),
+                n if n == all => return format!("{n} × {}", state.word()),
+                n => return format!("{n} of {all} {}", state.word()),
+            }
+        }
+        let many = if all > 1 { format!("{all} × ") } else { String::new() };
+        match self.count(State::Ran) {
+            0 => format!("{many}{}", State::Reused.word()),
+            n if n == all => format!("{many}{:.1} s", self.seconds),
+            n => format!("{n} of {all} ran, {:.1} s", self.seconds),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_reached_is_not_called_reused() {
+        use State::{Failed, NotReached, Ran, Reused, Skipped};
+        let cases: &[(&[State], &str)] = &[
+            (&[Reused], "reused"),
+            (&[Reused, Reused], "2 × reused"),
+            (&[Ran], "1.5 s"),
+            (&[Ran, Reused], "1 of 2 ran, 1.5 s"),
+            (&[NotReached], "not reached"),
+            (&[Skipped, Skipped], "2 × skipped"),
+            (&[Ran, Skipped, NotReached], "1 of 3 skipped"),
+            (&[Failed, Skipped], "1 of 2 failed"),
+        ];
+        for (states, note) in cases {
+            assert_eq!(Tally { states: states.to_vec(), seconds: 1.5 }.note(), *note);
+        }
+    }
+}
