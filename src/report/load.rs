@@ -9,6 +9,7 @@ use engine::names::{Digest, Key};
 use engine::store::Store;
 use serde::Deserialize;
 use serde_json::Value;
+use stages::paper::Held;
 
 /// An instance of the graph that was run, as `graph.json` tells it.
 #[derive(Clone, Debug, Deserialize)]
@@ -89,6 +90,8 @@ pub struct RunData {
     pub seed: Option<u64>,
     /// Folders of the artifacts that are there, by instance.
     folders: BTreeMap<String, PathBuf>,
+    /// Their metrics.
+    metrics: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
 #[derive(Deserialize)]
@@ -122,6 +125,7 @@ impl RunData {
             settings: graph.report,
             seed: graph.seed,
             folders: BTreeMap::new(),
+            metrics: BTreeMap::new(),
         };
         for line in journal::read(folder)? {
             run.take(line.event);
@@ -131,6 +135,7 @@ impl RunData {
             // An artifact that is gone by now is a gap in the report, not an error of it.
             if let Ok(artifact) = store.open_artifact(&digest) {
                 run.folders.insert(name.clone(), artifact.folder);
+                run.metrics.insert(name.clone(), artifact.manifest.facts.metrics);
             }
         }
         Ok(run)
@@ -182,6 +187,24 @@ impl RunData {
     /// Where the instance's artifact lies, if it is there.
     pub fn folder(&self, instance: &Instance) -> Option<PathBuf> {
         self.folders.get(&instance.name).cloned()
+    }
+
+    /// The graph as the list of deviations reads it.
+    pub fn held(&self) -> Vec<Held<'_>> {
+        self.instances
+            .iter()
+            .map(|instance| Held {
+                name: &instance.name,
+                kind: &instance.kind,
+                params: &instance.params,
+                inputs: instance
+                    .inputs
+                    .iter()
+                    .map(|port| (port.port.as_str(), port.from.iter().map(String::as_str).collect()))
+                    .collect(),
+                metrics: self.metrics.get(&instance.name).cloned().unwrap_or_default(),
+            })
+            .collect()
     }
 
     /// The first instance at a port.

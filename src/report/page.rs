@@ -201,7 +201,8 @@ fn seeds(study: &Study) -> String {
     )
 }
 
-/// Each parameter that differs from what the paper fixes, once per stage, then the pipeline file's own notes.
+/// Each parameter that differs from what the paper fixes, once per stage, then what the run holds that the paper does not, the
+/// pipeline file's own notes, and our readings.
 fn deviations(run: &RunData) -> String {
     let mut rows: Vec<Vec<String>> = Vec::new();
     for instance in &run.instances {
@@ -212,11 +213,12 @@ fn deviations(run: &RunData) -> String {
             }
         }
     }
-    let notes: String = run.settings["deviations"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
+    let held = paper::notes(&run.held());
+    let own = run.settings["deviations"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let notes: String = held
+        .iter()
+        .map(String::as_str)
+        .chain(own)
         .chain(paper::ALWAYS.iter().copied())
         .map(|note| format!("<li>{}</li>", escape(note)))
         .collect();
