@@ -32,7 +32,7 @@ stages:
     uses: rl.ppo
     matrix:
       arm:
-        standard: { with: { objective: standard } }
+        standard: { needs: { rewards: 'proxy[1]' }, with: { objective: standard } }
         adaptive: { with: { objective: adaptive } }
         matched: { needs: { adaptive: 'rl[adaptive,${seed}]' }, with: { objective: matched } }
       seed: [5]
@@ -70,10 +70,14 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     let shown = space.json(&["show", "study.yaml", "evaluate[adaptive,5]", "--json"]);
     assert_eq!(shown["type"], "Evaluation");
     assert!(shown["metrics"]["final_kl"].is_number(), "{shown}");
+    assert!(shown["metrics"]["final_variance"].is_number(), "{shown}");
+    let alone = space.json(&["show", "study.yaml", "evaluate[standard,5]", "--json"]);
+    assert!(alone["metrics"].get("final_variance").is_none(), "one reward model has no variance: {alone}");
 
     let report = space.json(&["report", "study.yaml", "--json"]);
     let html = std::fs::read_to_string(report["report"].as_str().expect("a path")).expect("the report is there");
     assert!(html.contains("Figure 4") && html.contains("The mechanism") && !html.contains("NaN"));
+    assert!(html.contains("the pipeline's own seed, which draws what comes before PPO: 3."), "{html}");
 
     // The annotator swapped: only what lies downstream of it runs again, and the first pairs are not needed.
     let swap = ["--profile", "stiennon", "--json"];

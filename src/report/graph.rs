@@ -58,10 +58,11 @@ impl Tally {
                 n => return format!("{n} of {all} {}", state.word()),
             }
         }
-        let many = if all > 1 { format!("{all} × ") } else { String::new() };
         match self.count(State::Ran) {
-            0 => format!("{many}{}", State::Reused.word()),
-            n if n == all => format!("{many}{:.1} s", self.seconds),
+            0 if all == 1 => State::Reused.word().to_owned(),
+            0 => format!("{all} × {}", State::Reused.word()),
+            n if n == all && n == 1 => format!("{:.1} s", self.seconds),
+            n if n == all => format!("{n} in {:.1} s", self.seconds),
             n => format!("{n} of {all} ran, {:.1} s", self.seconds),
         }
     }
@@ -78,6 +79,7 @@ mod tests {
             (&[Reused], "reused"),
             (&[Reused, Reused], "2 × reused"),
             (&[Ran], "1.5 s"),
+            (&[Ran, Ran], "2 in 1.5 s"),
             (&[Ran, Reused], "1 of 2 ran, 1.5 s"),
             (&[NotReached], "not reached"),
             (&[Skipped, Skipped], "2 × skipped"),

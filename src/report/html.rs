@@ -57,7 +57,7 @@ const STYLE: &str = "
 main{max-width:1080px;margin:0 auto;padding:28px 20px 80px}h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:40px 0 10px;border-bottom:1px solid var(--rule);padding-bottom:4px}
 h3{font-size:15px;margin:18px 0 6px}p{margin:6px 0}.soft{color:var(--soft)}.bad{color:var(--bad)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;width:100%}th,td{padding:4px 8px;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top}
-th{color:var(--soft);font-weight:600}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+th{color:var(--soft);font-weight:600}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th.n{white-space:normal}
 .interval{display:block;color:var(--soft);font-size:11px}code,.key{font:12px ui-monospace,monospace}pre{background:var(--panel);padding:10px;overflow-x:auto;font:12px ui-monospace,monospace;white-space:pre-wrap}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:10px}figure{margin:0}svg{max-width:100%;height:auto}
 svg text{fill:var(--ink);font-family:system-ui,sans-serif}svg [stroke='#111111']{stroke:var(--ink)}svg [stroke='#DDDDDD']{stroke:var(--rule)}

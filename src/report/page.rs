@@ -19,7 +19,7 @@ pub fn render(run: &RunData, study: &Study) -> String {
         body.push_str(&section("What the study saw", &verdicts(study)));
         let note = format!(
             "<p class=\"soft\">Steps are chosen on half A of the held-out prompts; every number comes from half B. Intervals: 95% bootstrap over \
-             prompts within a run. {}</p>",
+             prompts within a run; {}.</p>",
             escape(&study.gold_heading())
         );
         body.push_str(&section("Arms", &(note + &arms_table(study))));

@@ -60,7 +60,7 @@ impl<'a> Run<'a> {
         let mut out = Vec::new();
         for filter in self.of("dataset.filter") {
             let kept = filter.metrics.get("kept").copied();
-            let many = kept.map_or_else(String::new, |n| format!(", {} of them", grouped(n)));
+            let many = kept.map_or_else(String::new, |n| format!(", {} after the filter", grouped(n)));
             for posts in self.at(filter, "posts") {
                 out.extend(match posts.kind {
                     "dataset.tldr" if text(posts.params, "/hub/id") == Some(CORPUS) => kept
@@ -70,7 +70,7 @@ impl<'a> Run<'a> {
                         "The posts come from files or a data set of this pipeline's choosing{many}; the paper has 129,722 of {CORPUS}."
                     )),
                     "dataset.tinytldr" => Some(format!(
-                        "The corpus is procedural (dataset.tinytldr){many}, which lets true quality be scored beside the gold reward; \
+                        "The posts are procedural (dataset.tinytldr){many}, which lets true quality be scored beside the gold reward; \
                          the paper has 129,722 posts of Reddit."
                     )),
                     kind => Some(format!("The posts are made by `{kind}`{many}; the paper has 129,722 of {CORPUS}.")),

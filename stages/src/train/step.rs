@@ -139,10 +139,8 @@ impl Trainer {
         }
         if self.finished() || self.spent.steps == TIMED {
             let Spent { steps, forward, backward, update } = std::mem::take(&mut self.spent);
-            ctx.timing(
-                "training",
-                &[("steps", steps as f64), ("forward", forward), ("backward", backward), ("update", update)],
-            );
+            let what = format!("steps {} to {}", self.done - steps + 1, self.done);
+            ctx.timing(&what, &[("forward", forward), ("backward", backward), ("update", update)]);
         }
     }
 
