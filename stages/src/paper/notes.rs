@@ -225,7 +225,8 @@ impl<'a> Run<'a> {
         }
         let mut out = Vec::new();
         let missing: Vec<&str> = FOUR.into_iter().filter(|arm| !run.contains(arm)).collect();
-        if !(run.is_empty() && beyond.is_empty()) && !missing.is_empty() {
+        let any = !run.is_empty() || !beyond.is_empty();
+        if any && !missing.is_empty() {
             out.push(format!("Arms of the paper that are not here: {}.", missing.join(", ")));
         }
         if !beyond.is_empty() {
