@@ -69,6 +69,11 @@ pub struct Cell {
 }
 
 fn cell(mean: f64, low: f64, high: f64, tell: fn(f64) -> String) -> Cell {
+    let tell = |v: f64| {
+        let told = tell(v);
+        // What rounds to nothing has no sign.
+        if told.chars().all(|c| "-0.".contains(c)) { told.replace('-', "") } else { told }
+    };
     Cell { mean: tell(mean), interval: format!("[{}, {}]", tell(low), tell(high)) }
 }
 
@@ -213,6 +218,12 @@ mod tests {
         let at = COLUMNS.iter().position(|c| c.head == "greedy: true quality").unwrap();
         let shown: Vec<Option<&str>> = rows.iter().map(|r| r.cells[at].as_ref().map(|c| c.mean.as_str())).collect();
         assert_eq!(shown, [Some("0.55"), None, Some("0.70")]);
+    }
+
+    #[test]
+    fn what_rounds_to_nothing_has_no_sign() {
+        let told = cell(-0.001, -0.02, 0.03, |v| format!("{v:.2}"));
+        assert_eq!((told.mean.as_str(), told.interval.as_str()), ("0.00", "[-0.02, 0.03]"));
     }
 
     #[test]

@@ -61,7 +61,7 @@ th{color:var(--soft);font-weight:600}.n{text-align:right;font-variant-numeric:ta
 .interval{display:block;color:var(--soft);font-size:11px}code,.key{font:12px ui-monospace,monospace}pre{background:var(--panel);padding:10px;overflow-x:auto;font:12px ui-monospace,monospace;white-space:pre-wrap}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:10px}figure{margin:0}svg{max-width:100%;height:auto}
 svg text{fill:var(--ink);font-family:system-ui,sans-serif}svg [stroke='#111111']{stroke:var(--ink)}svg [stroke='#DDDDDD']{stroke:var(--rule)}
-svg.graph rect{fill:var(--panel);stroke:var(--rule)}svg.graph rect.ran{stroke:var(--seen)}svg.graph rect.failed{stroke:var(--bad)}svg.graph rect.unreached{stroke-dasharray:4 3;fill:none}svg.graph path{stroke:var(--soft);fill:none;opacity:.55}svg.graph .small{fill:var(--soft)}
+svg.graph rect{fill:var(--panel);stroke:var(--rule)}svg.graph rect.ran{stroke:var(--seen)}svg.graph rect.failed{stroke:var(--bad)}svg.graph rect.unreached{stroke-dasharray:4 3;stroke:var(--soft);fill:var(--paper)}svg.graph path{stroke:var(--soft);fill:none;opacity:.55}svg.graph .small{fill:var(--soft)}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:13px;margin:6px 0}.legend svg{vertical-align:middle;margin-right:6px}
 ul.verdicts{list-style:none;padding:0}ul.verdicts li{padding:7px 0;border-bottom:1px solid var(--rule)}.badge{display:inline-block;min-width:104px;font-weight:600}
 .seen{color:var(--seen)}.not-seen{color:var(--not)}.cannot-tell{color:var(--unsure)}details{margin:6px 0}summary{cursor:pointer}.empty{color:var(--soft);font-style:italic}

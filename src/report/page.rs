@@ -99,7 +99,7 @@ fn failures(run: &RunData, study: &Study) -> String {
     }
     for (evaluation, why) in &study.unread {
         out.push_str(&format!(
-            "<p class=\"bad\">{} is left out, since it cannot be read: {}</p>",
+            "<p class=\"bad\">{} is left out, since it cannot be read; running again evaluates it anew: {}</p>",
             escape(evaluation),
             escape(why)
         ));
@@ -196,8 +196,8 @@ fn seeds(study: &Study) -> String {
     let (tuning, reported) = (list(&study.tuning), list(&study.seeds()));
     let own = study.seed.map_or_else(|| "not recorded by this run".to_owned(), |seed| seed.to_string());
     format!(
-        "<p>Settings were chosen on seeds: {tuning}. Reported here: {reported} of PPO; the pipeline's own seed, which draws \
-         what comes before PPO: {own}.</p>{warning}"
+        "<p>Settings were chosen on seeds: {tuning}. Reported here: of PPO {reported}; of all before it, the pipeline's own, \
+         {own}.</p>{warning}"
     )
 }
 

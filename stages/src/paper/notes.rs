@@ -22,7 +22,7 @@ pub struct Held<'a> {
 /// All of them, in the order of the paper's own stages.
 pub fn notes(held: &[Held<'_>]) -> Vec<String> {
     let run = Run(held);
-    [run.corpus(), run.models(), run.annotators(), run.pairs(), run.ensembles(), run.arms()].concat()
+    [run.corpus(), run.models(), run.annotators(), run.pairs(), run.ensembles(), run.arms(), run.unstated()].concat()
 }
 
 /// Repositories of the hub that hold the paper's models.
@@ -203,6 +203,36 @@ impl<'a> Run<'a> {
             out.push("Two summaries of a pair come from two distinct models; the paper does not say.".to_owned());
         }
         out
+    }
+
+    /// What the paper leaves open and a run must settle.
+    fn unstated(&self) -> Vec<String> {
+        const OPEN: [(&str, &str, &str); 11] = [
+            ("reward.train", "/eta", "eta of Eq. 1"),
+            ("rl.ppo", "/gae_lambda", "GAE lambda"),
+            ("rl.ppo", "/gamma", "gamma"),
+            ("rl.ppo", "/advantages", "normalisation of advantages by"),
+            ("rl.ppo", "/value/trunk", "trunk of the value head"),
+            ("rl.ppo", "/value/clip", "clip range of the value"),
+            ("rl.ppo", "/value/coefficient", "value coefficient"),
+            ("rl.ppo", "/beta1", "Adam's beta1"),
+            ("rl.ppo", "/beta2", "Adam's beta2"),
+            ("rl.ppo", "/greedy", "greedy responses at"),
+            ("rl.ppo", "/evaluation_seed", "seed of held-out responses, at temperature 1"),
+        ];
+        let settled: Vec<String> = OPEN
+            .iter()
+            .filter_map(|(kind, pointer, what)| {
+                let values: BTreeSet<String> =
+                    self.of(kind).filter_map(|held| held.params.pointer(pointer)).map(super::tell).collect();
+                (!values.is_empty()).then(|| format!("{what} {}", values.into_iter().collect::<Vec<_>>().join(" and ")))
+            })
+            .collect();
+        if settled.is_empty() {
+            Vec::new()
+        } else {
+            vec![format!("Left open by the paper; here: {}.", settled.join("; "))]
+        }
     }
 
     fn ensembles(&self) -> Vec<String> {

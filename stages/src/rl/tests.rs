@@ -339,9 +339,13 @@ fn i_the_value_loss_alone_moves_a_shared_trunk_and_no_detached_one() -> Result<(
 }
 
 fn ppo(more: serde_json::Value, seed: u64) -> Result<Out> {
+    ppo_against(&["1", "2", "3"], more, seed)
+}
+
+fn ppo_against(members: &[&str], more: serde_json::Value, seed: u64) -> Result<Out> {
     let mut bench = Bench::new();
     bench.input("policy", "Model", |folder| toys::write_model(folder, 1));
-    bench.input("rewards", "Ensemble", |folder| toys::write_ensemble(folder, 1, &["1", "2", "3"]));
+    bench.input("rewards", "Ensemble", |folder| toys::write_ensemble(folder, 1, members));
     let posts = toys::posts(8, Split::Rl).into_iter().chain(toys::posts(4, Split::Valid));
     bench.input("posts", "Posts", |folder| toys::write_posts(folder, posts));
     let mut with = json!({ "lambda": 0.1, "steps": { "n": 2 }, "rollouts": 8, "min_new_tokens": 2, "max_new_tokens": 8,
@@ -356,7 +360,7 @@ fn ppo(more: serde_json::Value, seed: u64) -> Result<Out> {
 fn the_small_result_is_pinned_by_the_version() -> Result<()> {
     let phases = PolicyRun::phases(&ppo(json!({}), 7)?.path())?;
     let last = phases.last().expect("two phases");
-    assert_eq!((Ppo::VERSION, lm::NUMERICS, last.optimiser_steps), (1, 1, 12));
+    assert_eq!((Ppo::VERSION, lm::NUMERICS, last.optimiser_steps), (2, 1, 12));
     let found = [
         ("proxy of phase 1", phases[0].proxy),
         ("c of phase 1", phases[0].c),
@@ -384,6 +388,17 @@ fn a_run_starts_at_the_reference_and_logs_every_phase() -> Result<()> {
     assert_eq!(samples.iter().map(|s| s.step).collect::<Vec<_>>(), [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]);
     assert!(samples[..4].iter().all(|s| s.logp == s.logp_ref));
     assert!(samples[8..].iter().all(|s| s.logp != s.logp_ref && s.scores.len() == 3));
+    Ok(())
+}
+
+#[test]
+fn one_reward_model_has_no_variance() -> Result<()> {
+    let variances = |members: &[&str]| -> Result<Vec<Option<f64>>> {
+        let out = ppo_against(members, json!({ "objective": "standard" }), 7)?;
+        PolicyRun::samples(&out.path())?.map(|sample| Ok(sample?.variance)).collect()
+    };
+    assert!(variances(&["1"])?.iter().all(Option::is_none));
+    assert!(variances(&["1", "2"])?.iter().all(Option::is_some));
     Ok(())
 }
 
