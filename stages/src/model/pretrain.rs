@@ -172,20 +172,31 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
     let tokenizer = Tokenizer::load(&ctx.one("tokenizer")?.folder.join("tokenizer.json")).told()?;
     let held_out_key = ctx.generator_key("held out");
     let mut table = SequenceTable::create(ctx.checkpoints())?;
-    let mut held_out = Vec::new();
+    let (mut held_out, mut too_long) = (Vec::new(), 0_u64);
     let mut encoder = Encoder::new(&tokenizer, p.n_positions);
     for post in Posts::open(&ctx.one("posts")?.folder)? {
         let post = post?;
         if p.split.is_some_and(|split| !post.is_in(split)) {
             continue;
         }
+        // The only way to fail: a summary that fills the window.
+        let Ok(row) = encoder.reference(&post) else {
+            too_long += 1;
+            continue;
+        };
         if share_of(&held_out_key, &post.id) >= p.held_out {
-            table.push(&encoder.reference(&post)?)?;
+            table.push(&row)?;
         } else if held_out.len() < HELD_OUT_AT_MOST {
-            held_out.push(encoder.reference(&post)?);
+            held_out.push(row);
         }
     }
     table.finish()?;
+    if too_long > 0 {
+        ctx.warn(format!(
+            "{too_long} posts are left out: their summaries leave no room in {} positions",
+            p.n_positions
+        ));
+    }
     if table.is_empty() {
         let what = p.split.map_or("no posts".to_owned(), |split| format!("no posts in split `{split}`"));
         return Err(Error::yours(format!("{what} to train on")));
@@ -221,5 +232,6 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
     ctx.metric("rows", table.len() as f64);
     ctx.metric("held_out_rows", held_out.len() as f64);
     ctx.metric("truncated_prompts", encoder.truncated as f64);
+    ctx.metric("too_long_rows", too_long as f64);
     super::save(&model.frozen(), &tokenizer, ctx.out(), p.weights)
 }

@@ -89,6 +89,20 @@ fn a_diverging_run_names_its_step_and_the_last_finite_loss() {
 }
 
 #[test]
+fn a_summary_that_fills_the_window_is_left_out_and_counted() -> Result<()> {
+    let mut bench = Bench::new();
+    bench.input("tokenizer", "Tokenizer", toys::write_tokenizer);
+    bench.input("posts", "Posts", |folder| {
+        let mut posts = toys::posts(24, Split::Sft);
+        posts[3].summary = posts[3].summary.repeat(100);
+        toys::write_posts(folder, posts)
+    });
+    let out = run_seeded(&Pretrain, tiny(json!({ "steps": 1, "held_out": 0.0 })), bench.inputs(), 7)?;
+    assert_eq!((out.metric("too_long_rows"), out.metric("rows")), (1.0, 23.0));
+    Ok(())
+}
+
+#[test]
 fn a_split_without_posts_is_named() {
     let error = error(pretrain(json!({ "split": "rl" }), 7));
     assert!(error.message.contains("split `rl`"), "{error}");
