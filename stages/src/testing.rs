@@ -115,11 +115,12 @@ pub fn run_in(
 ) -> Result<Vec<String>> {
     let warnings: Arc<Mutex<Vec<String>>> = Arc::default();
     let sink = warnings.clone();
-    let mut ctx = Context::new(kind.name(), seed, inputs, out.to_owned(), checkpoints.to_owned()).with_sink(move |tell| {
-        if let Tell::Warning { message } = tell {
-            sink.lock().expect("no test panics while it warns").push(message);
-        }
-    });
+    let mut ctx =
+        Context::new(kind.name(), seed, inputs, out.to_owned(), checkpoints.to_owned()).with_sink(move |tell| {
+            if let Tell::Warning { message } = tell {
+                sink.lock().expect("no test panics while it warns").push(message);
+            }
+        });
     kind.run(params, &mut ctx)?;
     ctx.write_metrics()?;
     let output = kind.signature(params)?.output;

@@ -9,8 +9,8 @@ use super::pairs::{Corruption, PreferenceTable};
 use super::params::{Centring, Params};
 use super::raw_scores;
 use crate::model;
-use crate::train::{Told, rounded};
 use crate::train::encode::Encoder;
+use crate::train::{Told, rounded};
 use crate::types::FactSensitivity;
 
 /// Sequences scored at once.

@@ -409,7 +409,9 @@ fn a_diverging_run_names_phase_step_and_last_finite_loss_wherever_it_shows() {
     let one = json!({ "lr": 1e30, "minibatch": 8, "epochs": 1, "eval_every": 9 });
     let evaluated = json!({ "lr": 1e30, "minibatch": 8, "epochs": 1 });
     let several = json!({ "lr": 1e30 });
-    for (with, place) in [(one, "phase 2 of 2: "), (evaluated, "evaluation after phase 1 of 2: "), (several, "phase 1 of 2: ")] {
+    for (with, place) in
+        [(one, "phase 2 of 2: "), (evaluated, "evaluation after phase 1 of 2: "), (several, "phase 1 of 2: ")]
+    {
         let error = ppo(with, 7).err().expect("weights beyond all bounds");
         assert_eq!(error.exit_code(), 2);
         assert!(error.message.starts_with(&format!("{place}PPO: the ")), "{error}");

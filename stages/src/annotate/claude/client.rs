@@ -102,7 +102,8 @@ impl Client {
                     let doubling = Duration::from_millis(250 << attempt.min(8));
                     let wait = wait.unwrap_or(doubling).min(LONGEST_WAIT);
                     let error = self.without_key(error);
-                    let told = format!("{}; try {} of {TRIES} in {:.1} s", error.message, attempt + 1, wait.as_secs_f64());
+                    let told =
+                        format!("{}; try {} of {TRIES} in {:.1} s", error.message, attempt + 1, wait.as_secs_f64());
                     // Nobody listens any more when the stage has ended.
                     let _ = self.waits.send(told);
                     tokio::time::sleep(wait).await;
@@ -114,8 +115,7 @@ impl Client {
 
     async fn once(&self, body: &Value) -> Result<Answer, Failed> {
         let Endpoint { url, header, .. } = &self.endpoint;
-        let request =
-            self.http.post(url.clone()).header("x-api-key", header).header("anthropic-version", "2023-06-01");
+        let request = self.http.post(url.clone()).header("x-api-key", header).header("anthropic-version", "2023-06-01");
         let unreachable = |e: &reqwest::Error| {
             let error = Error::surroundings(format!("{url}: {}", http::causes(e)));
             error.help(format!("check the network and {BASE_URL}"))

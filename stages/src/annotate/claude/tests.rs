@@ -188,8 +188,7 @@ fn faults_that_pass_are_tried_again_and_others_stop_with_the_apis_message_and_no
 fn the_key_follows_no_redirect() {
     let elsewhere = Server::new(Box::new(|_, body| (200, String::new(), good(body))));
     let to = elsewhere.address.clone();
-    let server =
-        Server::new(Box::new(move |_, _| (307, format!("location: {to}/v1/messages?token=x\r\n"), json!({}))));
+    let server = Server::new(Box::new(move |_, _| (307, format!("location: {to}/v1/messages?token=x\r\n"), json!({}))));
     let error = attempt(&bench(vec![pair(0)]), &server, tempfile::tempdir().unwrap().path()).unwrap_err();
     assert_eq!((server.count(), elsewhere.count(), error.exit_code()), (1, 0, 3));
     assert!(error.message.contains("307: redirects to http://127.0.0.1:"), "{error}");
