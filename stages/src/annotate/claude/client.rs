@@ -32,7 +32,7 @@ impl Endpoint {
             Error::yours(format!("{BASE_URL}: `{base}` is no address of an API"))
                 .help("expected one like https://api.anthropic.com; unset it for that one")
         })?;
-        // More than a header's value may hold: a key is plain ASCII, and anything else in it is a slip.
+        // Stricter than a header: a key is plain ASCII, and anything else in it is a slip.
         let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
         let mut header = HeaderValue::from_str(key).ok().filter(|_| plain).ok_or_else(|| {
             Error::yours(format!("{KEY} holds a character that no key has, such as a space or a line break"))
