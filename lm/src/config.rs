@@ -134,6 +134,9 @@ impl Gpt2Config {
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
         let value: serde_json::Value =
             serde_json::from_str(&text).map_err(|e| Error::model(&path, format!("not JSON: {e}")))?;
+        if !value.is_object() {
+            return Err(Error::model(&path, "expected an object, such as {\"model_type\": \"gpt2\", …}"));
+        }
         if let Some(kind) = value.get("model_type")
             && kind != "gpt2"
         {

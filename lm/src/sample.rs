@@ -53,12 +53,18 @@ pub fn sample(
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + o.max_new_tokens;
     let plan = Plan::of(lm, longest);
     let decoder = Decoder::new(&export, plan.threads);
-    let group = |(prompts, rows): (&[&[u32]], &[u64])| generate(&decoder, prompts, o, draws, rows, plan.prefill_tokens);
+    let group = |(n, (prompts, rows)): (usize, (&[&[u32]], &[u64]))| {
+        generate(&decoder, prompts, o, draws, rows, n * plan.rows, plan.prefill_tokens)
+    };
     let groups: Vec<Vec<Sampled>> = match plan.threads {
         Threads::One => {
-            prompts.par_chunks(plan.rows).zip(rows.par_chunks(plan.rows)).map(group).collect::<Result<_>>()?
+            let chunks = prompts.par_chunks(plan.rows).zip(rows.par_chunks(plan.rows));
+            chunks.enumerate().map(group).collect::<Result<_>>()?
         }
-        Threads::Pool => prompts.chunks(plan.rows).zip(rows.chunks(plan.rows)).map(group).collect::<Result<_>>()?,
+        Threads::Pool => {
+            let chunks = prompts.chunks(plan.rows).zip(rows.chunks(plan.rows));
+            chunks.enumerate().map(group).collect::<Result<_>>()?
+        }
     };
     Ok(groups.into_iter().flatten().collect())
 }
@@ -132,12 +138,14 @@ struct Live {
     cache: Cache,
 }
 
+/// The responses to a group of prompts, of which `first` stand before it in the batch.
 fn generate(
     decoder: &Decoder,
     prompts: &[&[u32]],
     o: &SampleOptions,
     draws: &Draws,
     rows: &[u64],
+    first: usize,
     prefill_tokens: usize,
 ) -> Result<Vec<Sampled>> {
     let mut live: Vec<Live> = prompts
@@ -168,7 +176,7 @@ fn generate(
         for (live, logits) in live.iter().zip(decoder.logits(&mut logits, &states, &mut work)) {
             let u = draws.uniform(live.row, step as u32);
             let (id, logprob) = picker.pick(logits, step, u).ok_or_else(|| Error::NonFinite {
-                what: format!("the distribution of token {step} of the response in row {}", live.row),
+                what: format!("the distribution of token {step} of response {} of the batch", first + live.at + 1),
             })?;
             let sampled = &mut out[live.at];
             sampled.ids.push(id);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 
 use crate::gpt2::Gpt2;
 use crate::{Error, Gpt2Config, Result};
@@ -35,7 +35,16 @@ impl Weights {
     /// Reads a file and checks that its header tells the truth about its length.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = fs::read(path).map_err(Error::io(path))?;
-        let bad = |e| Error::model(path, format!("not a safetensors file: {e}"));
+        let bad = |e| match e {
+            // Its header speaks of other bytes than there are.
+            SafeTensorError::HeaderTooSmall
+            | SafeTensorError::InvalidHeaderLength
+            | SafeTensorError::MetadataIncompleteBuffer => Error::model(
+                path,
+                format!("the file is cut off: its {} bytes are not what its header says", bytes.len()),
+            ),
+            e => Error::model(path, format!("not a safetensors file: {e}")),
+        };
         SafeTensors::deserialize(&bytes).map_err(bad)?;
         let (header_len, header) = SafeTensors::read_metadata(&bytes).map_err(bad)?;
         Ok(Self { path: path.to_path_buf(), bytes, header, start: header_len + 8 })

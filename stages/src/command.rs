@@ -1,12 +1,10 @@
 //! `command`: any program as a stage. Knows no artifact type but by name.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufRead, BufReader, Write};
+use std::collections::BTreeMap;
+use std::env::VarError;
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
-use std::process::{ChildStderr, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::process::Stdio;
 
 use engine::context::Context;
 use engine::error::{At, Error, Result};
@@ -52,8 +50,6 @@ fn yes() -> bool {
 
 /// What the program's environment has of ours.
 const KEPT: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
-/// Lines of the program's standard error that an error shows.
-const LAST_LINES: usize = 12;
 
 fn is_variable(name: &str) -> bool {
     !name.is_empty()
@@ -105,8 +101,7 @@ impl Kind for Command {
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         let argv = params.run.iter().map(|arg| resolve(arg, &params.files.0)).collect::<Result<Vec<_>>>()?;
         let [program, args @ ..] = argv.as_slice() else { return Err(Error::ours("command: no program")) };
-        let secrets: Vec<(String, String)> =
-            params.pass_env.iter().filter_map(|name| Some((name.clone(), std::env::var(name).ok()?))).collect();
+        let secrets = params.pass_env.iter().map(|name| passed(name)).collect::<Result<Vec<_>>>()?;
 
         let mut command = std::process::Command::new(program);
         command.args(args).env_clear().envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
@@ -123,30 +118,38 @@ impl Kind for Command {
         }
         // The folder to fill lies in the attempt's folder.
         command.current_dir(ctx.out().parent().unwrap_or_else(|| ctx.out()));
-        // Our standard output speaks to the orchestrator: the program's goes to the log, as its standard error does.
+        // Our standard output speaks to the orchestrator: the program's goes to the log, as its standard error does. The
+        // orchestrator shows the end of the log beside an error.
         let log = std::io::stderr().as_fd().try_clone_to_owned();
         let log = log.map_err(|e| Error::surroundings(format!("no log for the program: {e}")))?;
-        command.stdin(Stdio::null()).stdout(log).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(log);
 
         let mut child = command.spawn().map_err(|e| {
             let error = Error::yours(format!("`{program}` cannot be started: {e}"));
             error.help("the program must be on PATH, or be one of `files` with its executable bit set")
         })?;
-        let last = child.stderr.take().map(follow);
         let status = child.wait().map_err(|e| Error::surroundings(format!("`{program}`: {e}")))?;
-        let made = if status.success() { Some(own(ctx.out())) } else { None };
-        // A program that leaves a process behind may leave its standard error open: what came so far must do.
-        let last = last.and_then(|last| last.recv_timeout(Duration::from_secs(2)).ok());
-        if let Some(made) = made {
-            return made;
+        let called = redact(params.run.join(" "), &secrets);
+        if !status.success() {
+            return Err(Error::yours(format!("`{called}` failed with {status}")));
         }
-        let last = last.unwrap_or_default().into_iter().collect::<Vec<_>>().join("\n    ");
-        let told = if last.is_empty() {
-            "it said nothing on standard error".to_owned()
-        } else {
-            format!("its last lines:\n    {last}")
-        };
-        Err(Error::yours(redact(format!("`{}` failed with {status}; {told}", params.run.join(" ")), &secrets)))
+        if !ctx.out().is_dir() {
+            return Err(Error::yours(format!("`{called}`: the program removed its output folder"))
+                .help("it must leave TEMPER_OUTPUT where it is, and fill it"));
+        }
+        own(ctx.out())
+    }
+}
+
+/// A variable of ours that the program is given.
+fn passed(name: &str) -> Result<(String, String)> {
+    match std::env::var(name) {
+        Ok(value) => Ok((name.to_owned(), value)),
+        Err(e) => {
+            let what = if e == VarError::NotPresent { "not set" } else { "not UTF-8" };
+            Err(Error::surroundings(format!("`pass_env`: {name} is {what}"))
+                .help("set it in the environment that `temper` runs in, or take it out of `pass_env`"))
+        }
     }
 }
 
@@ -172,26 +175,6 @@ fn redact(mut text: String, secrets: &[(String, String)]) -> String {
     text
 }
 
-/// Copies a program's standard error to ours and keeps its last lines, which are sent when it ends.
-fn follow(stderr: ChildStderr) -> mpsc::Receiver<VecDeque<String>> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut lines = BufReader::new(stderr);
-        let mut last = VecDeque::new();
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-            let _ = std::io::stderr().write_all(&line);
-            last.push_back(crate::table::cut(String::from_utf8_lossy(&line).trim_end(), 400));
-            if last.len() > LAST_LINES {
-                last.pop_front();
-            }
-            line.clear();
-        }
-        let _ = sender.send(last);
-    });
-    receiver
-}
-
 /// The absolute path of the one of `files` that `arg` names, by its whole relative path or the end of it; else `arg` itself.
 fn resolve(arg: &str, files: &[InputPath]) -> Result<String> {
     let relative: PathBuf = Path::new(arg).components().filter(|part| *part != Component::CurDir).collect();
@@ -214,6 +197,8 @@ fn resolve(arg: &str, files: &[InputPath]) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
@@ -239,14 +224,24 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_fails_is_told_with_its_last_lines_and_without_secrets() {
-        let secret = std::env::var("HOME").unwrap_or_default();
-        let with = json!({ "run": ["sh", "-c", "for i in $(seq 30); do echo line $i >&2; done; echo \"at $HOME!\" >&2; exit 3"], "output": "Files", "pass_env": ["HOME"] });
+    fn a_program_that_fails_is_told_without_its_log_and_without_secrets() {
+        let secret = std::env::var("HOME").expect("tests run with a home");
+        let with =
+            json!({ "run": ["sh", "-c", "echo said >&2; exit 3", &secret], "output": "Files", "pass_env": ["HOME"] });
         let error = run(&Command, with, Bench::new().inputs()).map(drop).unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        assert!(error.message.contains("exit status: 3") && error.message.contains("line 30\n"), "{error}");
-        assert!(!error.message.contains("line 19\n"), "{error}");
-        assert!(secret.is_empty() || error.message.contains("at <HOME>!"), "{error}");
+        assert_eq!(error.message, "`sh -c echo said >&2; exit 3 <HOME>` failed with exit status: 3");
+    }
+
+    #[test]
+    fn a_variable_that_is_not_set_and_a_removed_folder_are_told() {
+        let with = json!({ "run": ["true"], "output": "Files", "pass_env": ["NO_SUCH_VARIABLE_HERE"] });
+        let error = run(&Command, with, Bench::new().inputs()).map(drop).unwrap_err();
+        assert_eq!((error.exit_code(), error.message.as_str()), (3, "`pass_env`: NO_SUCH_VARIABLE_HERE is not set"));
+        let with = json!({ "run": ["sh", "-c", "rm -r \"$TEMPER_OUTPUT\""], "output": "Files" });
+        let error = run(&Command, with, Bench::new().inputs()).map(drop).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.message.ends_with("the program removed its output folder"), "{error}");
     }
 
     #[test]

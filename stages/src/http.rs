@@ -8,15 +8,27 @@ use engine::error::{Error, Result};
 pub const ENV: [&str; 8] =
     ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 
+/// Whether an answer that points elsewhere is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redirects {
+    /// Followed; `Authorization` goes to no other host. Any other header that holds a secret would.
+    Followed,
+    /// The answer is the redirect itself: for requests with a secret in a header of the API's own.
+    Never,
+}
+
 /// # Errors
 /// If the machine has no TLS roots or the like.
-pub fn client(timeout: Option<Duration>) -> Result<reqwest::Client> {
+pub fn client(timeout: Option<Duration>, redirects: Redirects) -> Result<reqwest::Client> {
     // An error says only that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = reqwest::Client::builder()
         .user_agent("temper")
         .connect_timeout(Duration::from_secs(20))
         .read_timeout(Duration::from_secs(120));
+    if redirects == Redirects::Never {
+        builder = builder.redirect(reqwest::redirect::Policy::none());
+    }
     if let Some(timeout) = timeout {
         builder = builder.timeout(timeout);
     }

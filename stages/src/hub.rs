@@ -82,7 +82,7 @@ impl Hub {
             id: id.clone(),
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token,
-            client: http::client(None)?,
+            client: http::client(None, http::Redirects::Followed)?,
             runtime: http::runtime()?,
         })
     }
@@ -237,6 +237,33 @@ mod tests {
         assert_eq!(hub.fetch("data/a.parquet", folder.path()).unwrap(), path);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "kept");
         assert!(hub.fetch("../evil", folder.path()).is_err());
+    }
+
+    /// Answers one request, hands over its head, and ends.
+    fn once(answer: String) -> (String, std::thread::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let head = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map(|line| line.unwrap());
+            let head = lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join("\n");
+            write!(stream, "{answer}").unwrap();
+            head
+        });
+        (address, head)
+    }
+
+    #[test]
+    fn a_redirect_is_followed_and_the_token_stays_with_the_hub() {
+        let (store, seen_by_store) = once("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nrows".into());
+        let (hub, seen_by_hub) =
+            once(format!("HTTP/1.1 302 Found\r\nlocation: {store}/blob\r\ncontent-length: 0\r\n\r\n"));
+        let hub = Hub::at(Repo::Dataset, &id("a/b"), &hub, Some("hf_secret".into())).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = hub.fetch("a.jsonl", folder.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "rows");
+        assert!(seen_by_hub.join().unwrap().contains("hf_secret"));
+        assert!(!seen_by_store.join().unwrap().contains("hf_secret"));
     }
 
     #[test]

@@ -4,8 +4,9 @@ pub mod toys;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
-use engine::context::{Context, Input};
+use engine::context::{Context, Input, Tell};
 use engine::error::{Error, Result};
 use engine::kind::{AnyKind, Kind};
 use engine::names::Digest;
@@ -55,6 +56,8 @@ impl Bench {
 /// What a kind made, and what it said.
 pub struct Out {
     folder: TempDir,
+    /// In the order in which they were told.
+    pub warnings: Vec<String>,
 }
 
 impl Out {
@@ -97,11 +100,11 @@ pub fn run_seeded<K: Kind>(kind: &K, with: Value, inputs: BTreeMap<String, Vec<I
     for path in [&out, &checkpoints] {
         std::fs::create_dir(path).expect("a folder in a temporary folder");
     }
-    run_in(kind, &params, inputs, seed, &out, &checkpoints)?;
-    Ok(Out { folder })
+    let warnings = run_in(kind, &params, inputs, seed, &out, &checkpoints)?;
+    Ok(Out { folder, warnings })
 }
 
-/// The same in folders of the caller's, so that a second attempt finds the first one's checkpoints.
+/// The same in folders of the caller's, so that a second attempt finds the first one's checkpoints. Gives the warnings.
 pub fn run_in(
     kind: &dyn AnyKind,
     params: &Value,
@@ -109,12 +112,21 @@ pub fn run_in(
     seed: u64,
     out: &Path,
     checkpoints: &Path,
-) -> Result<()> {
-    let mut ctx = Context::new(kind.name(), seed, inputs, out.to_owned(), checkpoints.to_owned());
+) -> Result<Vec<String>> {
+    let warnings: Arc<Mutex<Vec<String>>> = Arc::default();
+    let sink = warnings.clone();
+    let mut ctx =
+        Context::new(kind.name(), seed, inputs, out.to_owned(), checkpoints.to_owned()).with_sink(move |tell| {
+            if let Tell::Warning { message } = tell {
+                sink.lock().expect("no test panics while it warns").push(message);
+            }
+        });
     kind.run(params, &mut ctx)?;
     ctx.write_metrics()?;
     let output = kind.signature(params)?.output;
     let registry = crate::registry();
     let artifact_type = registry.get_type(&output).unwrap_or_else(|| panic!("{output} is a registered type"));
-    artifact_type.check(out).map(drop)
+    artifact_type.check(out)?;
+    let warnings = warnings.lock().expect("no test panics while it warns").clone();
+    Ok(warnings)
 }

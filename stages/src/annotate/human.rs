@@ -13,7 +13,7 @@ use super::{HeldOut, Judged};
 use crate::data::clean::{id_of, normalised, printable};
 use crate::data::paths::Paths;
 use crate::data::source::{self, Allowance};
-use crate::data::tldr::{files_of, one_source};
+use crate::data::tldr::{empty, files_of, no_rows, one_source};
 use crate::hub::{self, HubId};
 use crate::prompt::Parts;
 use crate::table;
@@ -25,12 +25,12 @@ pub struct Human;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// Stiennon et al.'s comparisons (.jsonl, .json, also .gz and .zst) or Parquet with prompt, chosen and rejected: a path, a
-    /// list of paths, a folder, a wildcard. Instead of the input `comparisons`, which is then not read.
+    /// Stiennon et al.'s comparisons as JSON lines, plain or in gzip or zstd, or Parquet with prompt, chosen and rejected: a
+    /// path, a list of paths, a folder, a wildcard. Stands in for the input `comparisons`, which is then not read.
     pub files: Paths,
     /// With a folder: a pattern that the names of its files must match.
     pub matching: Option<String>,
-    /// A data set of the hub, instead of `files`.
+    /// A data set of the hub, instead of `files` or the input.
     pub hub: Option<HubId>,
     /// Stop after so many preferences.
     pub rows: Option<u64>,
@@ -40,10 +40,23 @@ pub struct Params {
 
 crate::table! {
     struct PromptPair {
-        prompt: String,
-        chosen: String,
-        rejected: String,
+        prompt: Option<String>,
+        chosen: Option<String>,
+        rejected: Option<String>,
     }
+}
+
+/// A missing column is told before the first row: only a null in one is a bad row.
+fn check_columns(file: &Path) -> Result<()> {
+    let columns = table::columns(file)?;
+    for name in ["prompt", "chosen", "rejected"] {
+        if !columns.iter().any(|(column, _)| column == name) {
+            let found = columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+            let what = format!("{}: column `{name}` (utf8) is missing; found {found}", file.display());
+            return Err(Error::yours(what).help("expected text columns `prompt`, `chosen` and `rejected`"));
+        }
+    }
+    Ok(())
 }
 
 /// A person's choice, whatever file it stood in.
@@ -94,8 +107,16 @@ fn of_comparison(comparison: Comparison) -> Result<Row, String> {
     }))
 }
 
-fn of_prompt(row: &PromptPair) -> Result<Row, String> {
-    let parts = Parts::parse(&row.prompt).ok_or("`prompt` does not read SUBREDDIT: … TITLE: … POST: …")?;
+fn of_prompt(row: PromptPair) -> Result<Row, String> {
+    let text = |value: Option<String>, name: &str| value.ok_or(format!("`{name}` is null"));
+    let prompt = text(row.prompt, "prompt")?;
+    let (chosen, rejected) = (text(row.chosen, "chosen")?, text(row.rejected, "rejected")?);
+    for (value, name) in [(&chosen, "chosen"), (&rejected, "rejected")] {
+        if summary(printable(value).trim()).is_empty() {
+            return Err(format!("`{name}` is empty"));
+        }
+    }
+    let parts = Parts::parse(&prompt).ok_or("`prompt` does not read SUBREDDIT: … TITLE: … POST: …")?;
     if parts.post.is_empty() {
         return Err("the post is empty".to_owned());
     }
@@ -104,8 +125,8 @@ fn of_prompt(row: &PromptPair) -> Result<Row, String> {
         subreddit: parts.subreddit.to_owned(),
         title: parts.title.to_owned(),
         post: parts.post.to_owned(),
-        chosen: row.chosen.clone(),
-        rejected: row.rejected.clone(),
+        chosen,
+        rejected,
         place: None,
         worker: None,
         confidence: None,
@@ -191,10 +212,11 @@ fn summary(text: &str) -> String {
 }
 
 fn each_row(file: &Path, allowance: &mut Allowance, taking: &mut Taking) -> Result<()> {
-    match source::format(file).as_deref() {
-        Some("parquet") => {
+    match source::Format::of_file(file)? {
+        source::Format::Parquet => {
+            check_columns(file)?;
             for (i, row) in table::Reader::<PromptPair>::open_columns(file)?.enumerate() {
-                match of_prompt(&row?) {
+                match of_prompt(row?) {
                     Ok(row) => {
                         if !taking.take(row)? {
                             break;
@@ -205,11 +227,10 @@ fn each_row(file: &Path, allowance: &mut Allowance, taking: &mut Taking) -> Resu
             }
             Ok(())
         }
-        Some("jsonl" | "json" | "ndjson") => {
+        _ => {
             let parse = |line: &str| of_comparison(Comparison::parse(line)?);
             source::each_line(file, allowance, parse, |row| taking.take(row))
         }
-        _ => Err(Error::yours(format!("{}: expected .jsonl or .parquet (also .gz, .zst)", file.display()))),
     }
 }
 
@@ -221,7 +242,8 @@ impl Kind for Human {
 
     const NAME: &'static str = "annotate.human";
     const VERSION: u32 = 1;
-    const ABOUT: &'static str = "takes people's comparisons of summaries as preferences";
+    const ABOUT: &'static str =
+        "takes people's comparisons of summaries as preferences, from an input, `files` or `hub`";
 
     fn signature(&self, params: &Params) -> Signature {
         let signature = Signature::gives(Preferences::NAME).optional("exclude", &[Posts::NAME]);
@@ -237,10 +259,12 @@ impl Kind for Human {
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
-        if params.files.is_empty() && params.hub.is_none() {
-            return Vec::new();
-        }
-        one_source(&params.files, params.hub.as_ref(), "files")
+        let mut faults = match (&params.hub, params.files.is_empty()) {
+            (None, true) => Vec::new(),
+            _ => one_source(&params.files, params.hub.as_ref(), "files"),
+        };
+        faults.extend(no_rows(params.rows));
+        faults
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
@@ -272,6 +296,9 @@ impl Kind for Human {
             );
         }
         let Taking { judged, held_out, duplicates, articles, places, .. } = taking;
+        if judged.rows() + held_out.dropped + articles == 0 {
+            return Err(empty(&files, "comparison", allowance.bad));
+        }
         if places.iter().sum::<u64>() >= ENOUGH && places.contains(&0) {
             let always = if places[0] == 0 { 1 } else { 0 };
             return Err(Error::yours(format!(
@@ -318,6 +345,11 @@ mod tests {
         json!({ "info": { "id": "x" }, "split": "test", "summary": { "text": "t", "policy": "ref", "axes": { "overall": 3 } }, "worker": "w", "batch": "cnndm1" })
     }
 
+    fn prompt_pair(prompt: Option<&str>, chosen: Option<&str>, rejected: Option<&str>) -> PromptPair {
+        let [prompt, chosen, rejected] = [prompt, chosen, rejected].map(|text| text.map(str::to_owned));
+        PromptPair { prompt, chosen, rejected }
+    }
+
     fn lines(rows: &[Value]) -> String {
         rows.iter().map(|row| format!("{row}\n")).collect()
     }
@@ -356,8 +388,7 @@ mod tests {
         let bench = Bench::new();
         let file = bench.path("train.parquet");
         let prompt = "SUBREDDIT: r/tifu\nTITLE: T\nPOST: I fell.".to_owned();
-        table::write(&file, [PromptPair { prompt, chosen: "TL;DR:  fell".into(), rejected: "TL;DR: stood".into() }])
-            .unwrap();
+        table::write(&file, [prompt_pair(Some(&prompt), Some("TL;DR:  fell"), Some("TL;DR: stood"))]).unwrap();
         let rows = take(&bench, json!({ "files": file })).unwrap();
         assert_eq!(rows[0].prompt, "Subreddit: r/tifu\nTITLE: T\nPOST: I fell.\nTL;DR:");
         assert_eq!((rows[0].chosen_text.as_str(), rows[0].rejected_text.as_str()), ("fell", "stood"));
@@ -409,6 +440,35 @@ mod tests {
         tie["summaries"][1]["text"] = "Neighbour drums, what now".into();
         let file = bench.write("c.jsonl", &lines(&[tie]));
         assert!(take(&bench, json!({ "files": file })).unwrap_err().message.contains("1 tie"));
+    }
+
+    #[test]
+    fn nulls_empty_texts_lists_and_empty_files_are_told() {
+        let bench = Bench::new();
+        let file = bench.path("train.parquet");
+        let prompt = Some("SUBREDDIT: r/tifu\nTITLE: T\nPOST: I fell.");
+        for (bad, told) in [
+            (prompt_pair(None, Some("a"), Some("b")), "row 1: `prompt` is null"),
+            (prompt_pair(prompt, None, Some("b")), "row 1: `chosen` is null"),
+            (prompt_pair(prompt, Some("a"), Some(" TL;DR: ")), "row 1: `rejected` is empty"),
+        ] {
+            table::write(&file, [bad, prompt_pair(prompt, Some("a"), Some("b"))]).unwrap();
+            let error = take(&bench, json!({ "files": file })).unwrap_err();
+            assert!(error.message.ends_with(told), "{error}");
+            assert_eq!(take(&bench, json!({ "files": file, "max_bad_rows": 1 })).unwrap().len(), 1);
+        }
+        let list = json!([comparison(1, 0)["info"], comparison(1, 0)["summaries"], 0]);
+        let file = bench.write("c.jsonl", &lines(&[list]));
+        let error = take(&bench, json!({ "files": file })).unwrap_err();
+        assert!(error.message.ends_with("line 1: expected one JSON object a line"), "{error}");
+        let mut listed = comparison(1, 0);
+        listed["info"] = json!(["t3_1", "post"]);
+        let file = bench.write("c.jsonl", &lines(&[listed]));
+        assert!(take(&bench, json!({ "files": file })).unwrap_err().message.contains("`info` holds a list"));
+        let file = bench.write("c.jsonl", "");
+        let error = take(&bench, json!({ "files": file })).unwrap_err();
+        assert!(error.message.ends_with("c.jsonl: holds no row"), "{error}");
+        assert!(take(&bench, json!({ "files": file, "rows": 0 })).is_err());
     }
 
     #[test]

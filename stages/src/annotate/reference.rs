@@ -12,6 +12,7 @@ use super::rouge::Variant;
 use super::{HeldOut, Judged, draw};
 use crate::prompt::Parts;
 use crate::quality::{self, Facts};
+use crate::train::params::Faults;
 use crate::types::{Outcome, Pair, Pairs, Posts, Preference, Preferences, Side};
 
 pub struct Reference;
@@ -98,8 +99,13 @@ impl Kind for Reference {
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
-        let wrong = params.error_rate.is_some_and(|rate| !(0.0..0.5).contains(&rate));
-        wrong.then(|| ("error_rate".to_owned(), "expected at least 0 and below 0.5".to_owned())).into_iter().collect()
+        let mut faults = Faults::default();
+        let rate = params.error_rate.unwrap_or_default();
+        faults.must((0.0..0.5).contains(&rate), "error_rate", "expected at least 0 and below 0.5");
+        // The default cannot be told from not given.
+        let unused = params.by == By::Facts && params.variant != Variant::default();
+        faults.must(!unused, "variant", "is for `by: rouge`: facts know no variant");
+        faults.0
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
@@ -213,6 +219,8 @@ mod tests {
     fn pairs_without_facts_are_refused_by_facts_and_ties_alone_are_an_error() {
         let error = judge(&bench(vec![pair(0, "a", "b")]), json!({ "by": "facts" })).unwrap_err();
         assert_eq!(error.message, "pair `pair 0`: its post `post 0` carries no facts to judge by");
+        let error = judge(&bench(vec![pair(0, "a", "b")]), json!({ "by": "facts", "variant": "rouge1" })).unwrap_err();
+        assert!(error.message.contains("is for `by: rouge`"), "{error}");
         let error = judge(&bench(vec![pair(0, "same", "same")]), json!({ "by": "rouge" })).unwrap_err();
         assert_eq!(error.message, "no preference can be learned from these judgements, 1 rows: 1 tie");
         assert_eq!(error.exit_code(), 2);

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use corrupt::{Sound, corrupt};
 
 use crate::corpus::rounds::{self, Rounds};
-use crate::train::params::Faults;
+use crate::train::params::{BATCH, Faults, ROWS};
 use crate::train::{Told, on_a_big_stack};
 use crate::types::{self, Corruption, Model, Pairs, Posts, Split};
 
@@ -121,6 +121,7 @@ impl Kind for GenerateContrast {
     fn check(&self, p: &Params) -> Vec<(String, String)> {
         let mut faults = Faults(rounds::fault(p.split).into_iter().collect());
         faults.must(p.pairs > 0, "pairs", "must be at least 1");
+        faults.at_most(p.pairs, ROWS, "pairs");
         faults.must((0.0..=1.0).contains(&p.samples), "samples", "must be in [0, 1]");
         faults.must(
             p.max_new_tokens > 0 && p.min_new_tokens <= p.max_new_tokens,
@@ -129,6 +130,7 @@ impl Kind for GenerateContrast {
         );
         faults.must(p.prompt_tokens > 0, "prompt_tokens", "must be at least 1");
         faults.must(p.batch > 0, "batch", "must be at least 1");
+        faults.at_most(p.batch as u64, BATCH, "batch");
         let weights = Corruption::ALL.iter().map(|&c| p.weights.of(c));
         let good = weights.clone().all(|w| w >= 0.0 && w.is_finite()) && weights.sum::<f64>() > 0.0;
         faults.must(good, "weights", "must not be negative, and not all 0");

@@ -71,6 +71,7 @@ impl Kind for DatasetComparisons {
             }
         };
         must(p.comparisons > 0, "comparisons", "must be at least 1");
+        must(p.comparisons <= 1_000_000_000, "comparisons", "must be at most 1000000000");
         must(p.workers > 0, "workers", "must be at least 1");
         must((0.0..=0.5).contains(&p.error_rate), "error_rate", "must be in [0, 0.5]");
         faults

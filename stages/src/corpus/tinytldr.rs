@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::situation;
+use crate::train::params::{Faults, ROWS};
 use crate::types::Posts;
 
 pub struct DatasetTinyTldr;
@@ -29,7 +30,10 @@ impl Kind for DatasetTinyTldr {
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
-        if p.posts == 0 { vec![("posts".to_owned(), "must be at least 1".to_owned())] } else { Vec::new() }
+        let mut faults = Faults::default();
+        faults.must(p.posts > 0, "posts", "must be at least 1");
+        faults.at_most(p.posts, ROWS, "posts");
+        faults.0
     }
 
     fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {

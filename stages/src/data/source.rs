@@ -5,28 +5,61 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use engine::error::{At, Error, Result};
+use serde::de::DeserializeOwned;
 
+/// What some programs put before a file's first line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// A line longer than this is no row of any table here.
 const LONGEST_LINE: u64 = 64 << 20;
 
-/// Opens a file for reading, decompressed as its name ends: `.gz`, `.zst` or neither.
+/// What a file's first bytes say that it is. Its name says nothing: files enter a key by their bytes alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Parquet,
+    Gzip,
+    Zstd,
+    /// Anything else: lines.
+    Plain,
+}
+
+impl Format {
+    fn of(start: &[u8]) -> Self {
+        match start {
+            [b'P', b'A', b'R', b'1', ..] => Self::Parquet,
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            _ => Self::Plain,
+        }
+    }
+
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn of_file(path: &Path) -> Result<Self> {
+        let mut start = Vec::new();
+        File::open(path).at(path)?.take(4).read_to_end(&mut start).at(path)?;
+        Ok(Self::of(&start))
+    }
+}
+
+/// Opens a file for reading, decompressed.
 ///
 /// # Errors
 /// If it cannot be opened.
 pub fn open(path: &Path) -> Result<Box<dyn BufRead>> {
+    let format = Format::of_file(path)?;
     let file = BufReader::with_capacity(1 << 17, File::open(path).at(path)?);
-    Ok(match path.extension().and_then(|e| e.to_str()) {
-        Some("gz") => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
-        Some("zst") => Box::new(BufReader::new(zstd::Decoder::with_buffer(file).at(path)?)),
-        _ => Box::new(file),
+    Ok(match format {
+        Format::Gzip => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
+        Format::Zstd => Box::new(BufReader::new(zstd::Decoder::with_buffer(file).at(path)?)),
+        Format::Parquet | Format::Plain => Box::new(file),
     })
 }
 
-/// The extension without that of a compression: `jsonl` of `a.jsonl.gz`.
-pub fn format(path: &Path) -> Option<String> {
-    let name = path.file_name()?.to_str()?;
+/// Whether a file of this name is one of rows: to choose among the files of a hub, before any is read.
+pub fn readable(name: &str) -> bool {
     let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
-    Path::new(name).extension().map(|e| e.to_string_lossy().to_lowercase())
+    let extension = Path::new(name).extension().map(|e| e.to_string_lossy().to_lowercase());
+    matches!(extension.as_deref(), Some("parquet" | "jsonl" | "ndjson"))
 }
 
 /// The lines of a file with their numbers, from 1; a line that is not UTF-8 is told as what is wrong with it.
@@ -62,6 +95,9 @@ impl Iterator for Lines {
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
         }
+        if self.number == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
+            bytes.drain(..BYTE_ORDER_MARK.len());
+        }
         Some(Ok((self.number, String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned()))))
     }
 }
@@ -95,6 +131,20 @@ impl Allowance {
         Err(Error::yours(format!("{place}: {what}{beyond}")).help("`max_bad_rows` says how many bad rows are left out"))
     }
 }
+
+/// A row from a line that holds it as an object.
+///
+/// # Errors
+/// Says what is wrong with the line. A list is refused too, which serde would take as a struct's fields in order.
+pub fn object<T: DeserializeOwned>(line: &str) -> Result<T, String> {
+    if !line.trim_start().starts_with('{') {
+        return Err(NO_OBJECT.to_owned());
+    }
+    serde_json::from_str(line).map_err(|e| json_fault(&e))
+}
+
+/// What a line that is no object is told.
+pub const NO_OBJECT: &str = "expected one JSON object a line";
 
 /// What is wrong with a line of JSON; its place is told by column, since the line is all there is.
 pub fn json_fault(e: &serde_json::Error) -> String {
@@ -152,7 +202,23 @@ mod tests {
         for path in [plain, gz, zst] {
             let lines: Vec<_> = Lines::open(&path).unwrap().map(|l| l.unwrap()).collect();
             assert_eq!(lines, [(1, Ok("one".to_owned())), (2, Ok("two".to_owned()))]);
-            assert_eq!(format(&path).as_deref(), Some("jsonl"));
+            assert!(readable(&path.to_string_lossy()));
+        }
+        assert!(!readable("README.md") && readable("data/TRAIN.parquet"));
+    }
+
+    #[test]
+    fn equal_bytes_read_equally_under_any_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let zst = zstd::encode_all(&b"one\n"[..], 1).unwrap();
+        for bytes in [&b"one\n"[..], &zst, b"\xef\xbb\xbfone\n"] {
+            for name in ["a.jsonl", "a.jsonl.gz", "a.zst", "a.parquet", "a"] {
+                let path = folder.path().join(name);
+                std::fs::write(&path, bytes).unwrap();
+                let lines: Vec<_> = Lines::open(&path).unwrap().map(|l| l.unwrap()).collect();
+                assert_eq!(lines, [(1, Ok("one".to_owned()))], "{name}");
+                assert_ne!(Format::of_file(&path).unwrap(), Format::Parquet);
+            }
         }
     }
 

@@ -21,7 +21,8 @@ pub struct Tldr;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// Parquet or JSON lines (.jsonl, .json, also .gz and .zst): a path, a list of paths, a folder, a wildcard.
+    /// Parquet or JSON lines, plain or in gzip or zstd, told apart by content: a path, a list of paths, a folder, a
+    /// wildcard.
     pub files: Paths,
     /// With a folder: a pattern that the names of its files must match.
     pub matching: Option<String>,
@@ -89,7 +90,7 @@ impl RawPost {
 }
 
 fn parse(line: &str) -> Result<Post, String> {
-    serde_json::from_str::<RawPost>(line).map_err(|e| source::json_fault(&e))?.into_post()
+    source::object::<RawPost>(line)?.into_post()
 }
 
 /// Parquet without the columns of any layout is told before its first row.
@@ -104,13 +105,14 @@ fn check_columns(file: &Path) -> Result<()> {
         return Ok(());
     };
     let found = columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
-    Err(Error::yours(format!("{}: column {missing} (utf8) is missing; found {found}", file.display())))
+    let error = Error::yours(format!("{}: column {missing} (utf8) is missing; found {found}", file.display()));
+    Err(error.help("expected a text column `prompt` or `post`, and one `label` or `summary`"))
 }
 
 /// Hands every post of `file` to `take` until that says no.
 fn each_post(file: &Path, allowance: &mut Allowance, mut take: impl FnMut(Post) -> Result<bool>) -> Result<()> {
-    match source::format(file).as_deref() {
-        Some("parquet") => {
+    match source::Format::of_file(file)? {
+        source::Format::Parquet => {
             check_columns(file)?;
             for (i, raw) in table::Reader::<RawPost>::open_columns(file)?.enumerate() {
                 match raw?.into_post() {
@@ -124,8 +126,7 @@ fn each_post(file: &Path, allowance: &mut Allowance, mut take: impl FnMut(Post) 
             }
             Ok(())
         }
-        Some("jsonl" | "json" | "ndjson") => source::each_line(file, allowance, parse, take),
-        _ => Err(Error::yours(format!("{}: expected .parquet or .jsonl (also .gz, .zst)", file.display()))),
+        _ => source::each_line(file, allowance, parse, take),
     }
 }
 
@@ -145,7 +146,9 @@ impl Kind for Tldr {
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
-        one_source(&params.files, params.hub.as_ref(), "files")
+        let mut faults = one_source(&params.files, params.hub.as_ref(), "files");
+        faults.extend(no_rows(params.rows));
+        faults
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
@@ -165,12 +168,26 @@ impl Kind for Tldr {
         }
         let rows = writer.finish()?;
         if rows == 0 {
-            let names = files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
-            return Err(Error::yours(format!("{names}: no post in {} bad rows", allowance.bad)));
+            return Err(empty(&files, "post", allowance.bad));
         }
         ctx.metric("rows", rows as f64);
         ctx.metric("bad_rows", allowance.bad as f64);
         Ok(())
+    }
+}
+
+/// A fault if a limit of rows leaves none.
+pub(crate) fn no_rows(rows: Option<u64>) -> Option<(String, String)> {
+    (rows == Some(0)).then(|| ("rows".to_owned(), "must be at least 1".to_owned()))
+}
+
+/// The error for files that gave nothing.
+pub(crate) fn empty(files: &[PathBuf], what: &str, bad: u64) -> Error {
+    let names = files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
+    match bad {
+        0 if files.len() == 1 => Error::yours(format!("{names}: holds no row")),
+        0 => Error::yours(format!("{names}: hold no row")),
+        bad => Error::yours(format!("{names}: no {what} in {bad} bad rows")),
     }
 }
 
@@ -197,11 +214,12 @@ pub(crate) fn files_of(
         .map(glob::Pattern::new)
         .transpose()
         .map_err(|e| Error::yours(format!("`hub.files`: {e}")))?;
-    let readable =
-        |name: &str| matches!(source::format(Path::new(name)).as_deref(), Some("parquet" | "jsonl" | "ndjson"));
     let hub = Hub::new(Repo::Dataset, id)?;
-    let wanted: Vec<String> =
-        hub.files()?.into_iter().filter(|name| pattern.as_ref().map_or(readable(name), |p| p.matches(name))).collect();
+    let wanted: Vec<String> = hub
+        .files()?
+        .into_iter()
+        .filter(|name| pattern.as_ref().map_or(source::readable(name), |p| p.matches(name)))
+        .collect();
     if wanted.is_empty() {
         return Err(
             Error::yours(format!("hub `{}`: no Parquet or JSON-lines file", id.id)).help("say which with `hub.files`")
@@ -290,6 +308,25 @@ mod tests {
         let error = posts(&bench, json!({ "files": file, "max_bad_rows": 2 })).unwrap_err();
         assert!(error.message.contains("posts.jsonl, line 4: field `summary` is missing"), "{error}");
         assert_eq!(posts(&bench, json!({ "files": file, "max_bad_rows": 3 })).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn each_line_is_an_object_and_an_empty_file_is_told() {
+        let bench = Bench::new();
+        let list = r#"["t3_1", "tifu", "title", "post", "content", "body", "summary", "p", "l", "c"]"#;
+        let file = bench.write("posts.jsonl", &format!("{list}\n"));
+        let error = posts(&bench, json!({ "files": file })).unwrap_err();
+        assert!(error.message.ends_with("posts.jsonl, line 1: expected one JSON object a line"), "{error}");
+        let file = bench.write("marked.txt", &format!("\u{feff}{BARE}\n"));
+        assert_eq!(posts(&bench, json!({ "files": file })).unwrap().len(), 1);
+        let file = bench.write("empty.jsonl", "");
+        let error = posts(&bench, json!({ "files": file })).unwrap_err();
+        assert!(error.message.ends_with("empty.jsonl: holds no row"), "{error}");
+        let error = posts(&bench, json!({ "files": file, "rows": 0 })).unwrap_err();
+        assert!(error.message.contains("rows") && error.message.contains("at least 1"), "{error}");
+        let file = bench.write("cut.parquet", "PAR1 and no more");
+        let error = posts(&bench, json!({ "files": file })).unwrap_err();
+        assert!(error.message.contains("not a readable Parquet file") && error.help.is_some(), "{error}");
     }
 
     #[test]

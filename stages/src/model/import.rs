@@ -80,11 +80,25 @@ impl Kind for Import {
                 .at(&to)?;
             ctx.take(&tokenizer, Model::TOKENIZER)?;
         }
-        let (model, tokenizer) = super::load(ctx.out()).map_err(|e| e.within(format!("model `{name}`")))?;
+        let port = if has_tokenizer { ctx.optional("tokenizer") } else { None };
+        let (model, tokenizer) = super::load(ctx.out()).map_err(|mut e| {
+            // What was loaded is our copy: told is whose it is.
+            if let Some(port) = port {
+                let theirs = port.folder.join(Model::TOKENIZER);
+                e.message = renamed(&e.message, &ctx.out().join(Model::TOKENIZER), &theirs.display().to_string());
+            }
+            e.message = renamed(&e.message, ctx.out(), &name);
+            e
+        })?;
         ctx.metric("vocabulary", tokenizer.vocab_size() as f64);
         ctx.metric("window", model.config().n_positions as f64);
         Ok(())
     }
+}
+
+/// A message about `from` as one about `to`.
+fn renamed(message: &str, from: &Path, to: &str) -> String {
+    message.replace(&from.display().to_string(), to)
 }
 
 /// Whether a model of this family can be run at all.
@@ -109,7 +123,7 @@ fn from_folder(folder: &Path, ctx: &mut Context, has_tokenizer: bool) -> Result<
         }
         std::fs::copy(&from, ctx.out().join(file)).at(&from)?;
     }
-    Ok(folder.display().to_string())
+    Ok(folder.display().to_string().trim_end_matches('/').to_owned())
 }
 
 fn from_hub(id: &HubId, ctx: &mut Context, has_tokenizer: bool, architecture: Architecture) -> Result<String> {

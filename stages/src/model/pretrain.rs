@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::train::encode::Encoder;
 use crate::train::language::{LanguageTask, response_nll, train};
+use crate::train::params::{BATCH, RANK};
 use crate::train::random::share_of;
 use crate::train::{BatchOrder, SequenceTable, Told, Weights, learning, on_a_big_stack};
 use crate::types::{Posts, Split};
@@ -149,15 +150,20 @@ impl Kind for Pretrain {
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
         let mut faults = learning!(p).faults();
-        for (value, field) in [(p.n_embd, "n_embd"), (p.n_layer, "n_layer"), (p.n_head, "n_head")] {
+        for (value, most, field) in
+            [(p.n_embd, RANK, "n_embd"), (p.n_layer, 4096, "n_layer"), (p.n_head, RANK, "n_head")]
+        {
             faults.must(value > 0, field, "must be at least 1");
+            faults.at_most(value as u64, most, field);
         }
         faults.must(p.n_positions >= 8, "n_positions", "must be at least 8");
+        faults.at_most(p.n_positions as u64, BATCH, "n_positions");
         faults.must(p.n_head > 0 && p.n_embd.is_multiple_of(p.n_head), "n_head", "must divide `n_embd`");
         if let Init::Fixed(std) = p.init_std {
             faults.positive(std, "init_std");
         }
         faults.must(p.prompt_weight >= 0.0, "prompt_weight", "must not be negative");
+        faults.must(p.tokens_at_once > 0, "tokens_at_once", "must be at least 1");
         faults.share(p.held_out, "held_out");
         faults.0
     }
@@ -198,8 +204,11 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
         ));
     }
     if table.is_empty() {
-        let what = p.split.map_or("no posts".to_owned(), |split| format!("no posts in split `{split}`"));
-        return Err(Error::yours(format!("{what} to train on")));
+        return Err(match p.split {
+            Some(split) => Error::yours(format!("no posts in split `{split}` to train on"))
+                .help("give `dataset.filter` a size for it"),
+            None => Error::yours("no posts to train on").help("lower `held_out`, or give more posts"),
+        });
     }
     let order = BatchOrder::new(table.lengths(), p.batch, ctx.generator("order"));
     let plan = learning!(p).plan(order.batches_per_epoch());

@@ -106,6 +106,13 @@ fn a_summary_that_fills_the_window_is_left_out_and_counted() -> Result<()> {
 fn a_split_without_posts_is_named() {
     let error = error(pretrain(json!({ "split": "rl" }), 7));
     assert!(error.message.contains("split `rl`"), "{error}");
+    assert_eq!(error.help.as_deref(), Some("give `dataset.filter` a size for it"));
+}
+
+#[test]
+fn parts_of_no_tokens_are_refused_at_planning() {
+    let error = error(pretrain(json!({ "tokens_at_once": 0 }), 7));
+    assert!(error.message.contains("tokens_at_once"), "{error}");
 }
 
 #[test]
@@ -188,4 +195,31 @@ fn exactly_one_source_is_wanted() {
         let error = error(run(&Import, with, Bench::new().inputs()));
         assert!(error.message.contains("exactly one"), "{error}");
     }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_where_the_user_has_it() -> Result<()> {
+    let bench = Bench::new();
+    let place = |file: &str| bench.path(file).display().to_string();
+    let told = |tokenizer| error(import(&bench.path(""), tokenizer));
+    toys::write_model(&bench.path(""), 1)?;
+    let config = std::fs::read(bench.path("config.json")).expect("a config");
+    bench.write("config.json", "[1]");
+    assert_eq!(
+        told(false).message,
+        format!("{}: expected an object, such as {{\"model_type\": \"gpt2\", …}}", place("config.json"))
+    );
+    std::fs::write(bench.path("config.json"), config).expect("written");
+    let weights = std::fs::read(bench.path("model.safetensors")).expect("weights");
+    for kept in [4, 100, weights.len() - 1] {
+        std::fs::write(bench.path("model.safetensors"), &weights[..kept]).expect("written");
+        let message = told(false).message;
+        assert!(message.starts_with(&format!("{}: the file is cut off: ", place("model.safetensors"))), "{message}");
+    }
+    std::fs::write(bench.path("model.safetensors"), &weights).expect("written");
+    bench.write("tokenizer.json", "{}");
+    let broken = told(false);
+    assert!(broken.message.starts_with(&format!("tokenizer {}: ", place("tokenizer.json"))), "{broken}");
+    assert!(broken.help.is_some_and(|help| help.contains("byte-level BPE")));
+    import(&bench.path(""), true).map(drop)
 }

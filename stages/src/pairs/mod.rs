@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::model;
 use crate::prompt::Fitted;
 use crate::train::encode::{fit, response_text, room};
-use crate::train::params::Faults;
+use crate::train::params::{BATCH, Faults};
 use crate::train::random::bits_of;
 use crate::train::{Told, by_length, on_a_big_stack};
 use crate::types::{Pair, Pairs, Post, Posts, Split};
@@ -83,6 +83,7 @@ impl Kind for GeneratePairs {
             "must be at least `min_new_tokens`, and 1",
         );
         faults.must(p.batch > 0, "batch", "must be at least 1");
+        faults.at_most(p.batch as u64, BATCH, "batch");
         faults.must(p.pairs.is_none_or(|n| n > 0), "pairs", "must be at least 1");
         faults.0
     }
@@ -182,7 +183,9 @@ fn choose(p: &Params, ctx: &Context) -> Result<Vec<u64>> {
         }
     }
     if ranked.is_empty() {
-        return Err(Error::yours(format!("no posts in split `{}`", p.split)));
+        return Err(
+            Error::yours(format!("no posts in split `{}`", p.split)).help("give `dataset.filter` a size for it")
+        );
     }
     let wanted = p.pairs.unwrap_or(ranked.len());
     if wanted > ranked.len() {

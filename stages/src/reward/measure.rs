@@ -9,12 +9,14 @@ use super::pairs::{Corruption, PreferenceTable};
 use super::params::{Centring, Params};
 use super::raw_scores;
 use crate::model;
-use crate::train::Told;
 use crate::train::encode::Encoder;
+use crate::train::{Told, rounded};
 use crate::types::FactSensitivity;
 
 /// Sequences scored at once.
 const SCORED: usize = 32;
+/// Scores that vary less do not vary.
+const SAME: f64 = 1e-6;
 
 /// Share of held-out pairs whose chosen summary scores higher (a tie counts half), overall and by corruption.
 pub fn accuracy(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardModel) -> Result<()> {
@@ -84,6 +86,13 @@ pub fn calibrate(
     let sequences = calibration::for_model(&samples, &posts, &mut encoder, same)?;
     let scores = raw_scores(model, &sequences.iter().collect::<Vec<_>>(), SCORED)?;
     let (mean, deviation) = calibration::mean_and_deviation(&scores.iter().map(|s| f64::from(*s)).collect::<Vec<_>>());
+    if sequences.len() > 1 && deviation < SAME {
+        ctx.warn(format!(
+            "the model did not learn: all {} calibration samples score alike (standard deviation {})",
+            sequences.len(),
+            rounded(deviation)
+        ));
+    }
     ctx.metric("calibration_posts", posts.len() as f64);
     ctx.metric("calibration_score_mean", mean);
     ctx.metric("calibration_score_std", deviation);

@@ -132,6 +132,7 @@ impl Params {
         faults.must((0.0..=1.0).contains(&p.contrast_lead), "contrast_lead", "must be in [0, 1]");
         faults.must(p.pairs.is_none_or(|n| n > 0), "pairs", "must be at least 1");
         faults.share(p.held_out, "held_out");
+        faults.must(p.tokens_at_once > 0, "tokens_at_once", "must be at least 1");
         faults.must(p.calibration_posts > 1, "calibration_posts", "must be at least 2");
         faults.must(
             p.max_new_tokens > 0 && p.min_new_tokens <= p.max_new_tokens,

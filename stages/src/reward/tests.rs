@@ -276,3 +276,20 @@ fn a_posts_split_without_calibration_is_named() -> Result<()> {
     assert!(error.message.contains("`calibration`"), "{error}");
     Ok::<(), Error>(())
 }
+
+#[test]
+fn a_model_that_learned_nothing_is_warned_of() -> Result<()> {
+    let warned = |out: &Out| out.warnings.iter().filter(|w| w.contains("did not learn")).count();
+    assert_eq!(warned(&train(json!({}), 7)?), 0);
+    // Scores far beyond any that Eq. 1 would pay for.
+    let far = train(json!({ "lr": 1e9, "warmup": 0 }), 7)?;
+    assert!(
+        far.warnings.iter().any(|w| w.contains("its final loss is ") && w.contains("(it is 1e9)")),
+        "{:?}",
+        far.warnings
+    );
+    // A head of zeros behind a step that moves nothing.
+    let alike = train(json!({ "lr": 1e-30, "steps": 1, "warmup": 0, "head_init_std": 0.0 }), 7)?;
+    assert!(alike.warnings.iter().any(|w| w.contains("all 8 calibration samples score alike")), "{:?}", alike.warnings);
+    Ok(())
+}

@@ -12,7 +12,7 @@ use super::pairs::{Corruption, PreferenceTable};
 use super::params::{Centring, Diversity, Order, Params};
 use crate::model;
 use crate::train::{
-    BatchOrder, Part, Told, Trainer, Weights, fixed_generator, learning, micro_batches, on_a_big_stack,
+    BatchOrder, Part, Told, Trainer, Weights, fixed_generator, learning, micro_batches, number, on_a_big_stack, rounded,
 };
 use crate::types::folder::write_json;
 use crate::types::reward::{ADAPTER, BASE, HEAD, INFO};
@@ -76,6 +76,9 @@ fn generator(p: &Params, ctx: &Context, purpose: &str) -> ChaCha12Rng {
     }
 }
 
+/// A loss so many times that of a model that scores all alike, ln 2, is worth a warning.
+const UNLEARNT: f64 = 10.0;
+
 fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardModel) -> Result<()> {
     let rows: Vec<usize> = table.training.iter().copied().take(p.pairs.unwrap_or(usize::MAX)).collect();
     if let Some(wanted) = p.pairs
@@ -113,7 +116,15 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
         });
         trainer.step(ctx, parts)?;
     }
-    ctx.metric("train_loss", trainer.final_loss());
+    let loss = trainer.final_loss();
+    if loss > UNLEARNT * std::f64::consts::LN_2 {
+        ctx.warn(format!(
+            "the model did not learn: its final loss is {}, that of equal scores is 0.6931; lower `lr` (it is {})",
+            rounded(loss),
+            number(p.lr)
+        ));
+    }
+    ctx.metric("train_loss", loss);
     ctx.metric("steps", trainer.done() as f64);
     ctx.metric("pairs", rows.len() as f64);
     Ok(())

@@ -7,7 +7,6 @@ use super::rollout::{score_members, score_tokens};
 use super::update::Learner;
 use crate::reward::LoadedReward;
 use crate::stats::{mean, variance};
-use crate::train::Told;
 use crate::types::{Half, Sample};
 
 /// A held-out prompt.
@@ -51,7 +50,7 @@ impl HeldOut<'_> {
         for chunk in self.prompts.chunks(batch) {
             let ids: Vec<&[u32]> = chunk.iter().map(|p| p.ids.as_slice()).collect();
             let rows: Vec<u64> = chunk.iter().map(Prompt::row).collect();
-            let sampled = lm::sample(&policy, &ids, &options, &self.draws, &rows).told()?;
+            let sampled = learner.told(lm::sample(&policy, &ids, &options, &self.draws, &rows))?;
             for (prompt, sample) in chunk.iter().zip(sampled) {
                 sequences.push(Sequence { prompt: prompt.ids.clone(), response: sample.ids });
                 ended.push(sample.ended);

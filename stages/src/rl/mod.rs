@@ -119,14 +119,16 @@ impl Kind for Ppo {
                     Greedy::None => false,
                 };
                 for greedy in [Some(false), greedy.then_some(true)].into_iter().flatten() {
-                    for row in held_out.samples(&learner, done as i64, greedy, SCORING_BATCH)? {
+                    let rows = held_out.samples(&learner, done as i64, greedy, SCORING_BATCH);
+                    for row in rows.map_err(|e| e.within(format!("evaluation after phase {done} of {total}")))? {
                         samples.push(row)?;
                     }
                 }
                 ctx.timing(&format!("evaluation {done}"), &[("held_out", started.elapsed().as_secs_f64())]);
             }
             if done < total {
-                let row = phases.run(&mut learner, done, ctx)?;
+                let row = phases.run(&mut learner, done, ctx);
+                let row = row.map_err(|e| e.within(format!("phase {} of {total}", done + 1)))?;
                 ctx.progress(done + 1, total, "phases", row.proxy.map(|proxy| ("proxy", proxy)));
                 phases.note_metrics(&row, ctx);
                 table.push(row)?;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::gae::Normalisation;
 use super::loss::Value;
 use super::objective::{Objective, VarianceScope};
-use crate::train::params::Faults;
+use crate::train::params::{BATCH, Faults, RANK, STEPS};
 use crate::types::Split;
 
 /// How long to train.
@@ -180,17 +180,24 @@ impl Params {
     pub fn faults(&self) -> Vec<(String, String)> {
         let mut faults = Faults::default();
         faults.must(self.lambda > 0.0, "lambda", "must be above 0");
-        for (n, field) in [
-            (self.steps.n, "steps.n"),
-            (self.rollouts as u64, "rollouts"),
-            (self.responses as u64, "responses"),
-            (self.epochs as u64, "epochs"),
-            (self.minibatch as u64, "minibatch"),
-            (self.max_new_tokens as u64, "max_new_tokens"),
-            (self.eval_every, "eval_every"),
+        for (n, most, field) in [
+            (self.steps.n, STEPS, "steps.n"),
+            (self.rollouts as u64, BATCH, "rollouts"),
+            (self.responses as u64, BATCH, "responses"),
+            (self.epochs as u64, 10_000, "epochs"),
+            (self.minibatch as u64, BATCH, "minibatch"),
+            (self.max_new_tokens as u64, BATCH, "max_new_tokens"),
+            (self.eval_every, STEPS, "eval_every"),
         ] {
             faults.must(n > 0, field, "must be at least 1");
+            faults.at_most(n, most, field);
         }
+        faults.at_most(self.warmup, STEPS, "warmup");
+        faults.must(
+            self.rollouts.saturating_mul(self.responses) as u64 <= BATCH || self.responses == 1,
+            "responses",
+            "rollouts times responses must be at most 1000000",
+        );
         faults.must(self.eval_prompts != Some(0), "eval_prompts", "must be at least 1");
         faults.must(
             self.variance_scope != VarianceScope::Prompt || self.responses > 1,
@@ -205,6 +212,7 @@ impl Params {
         faults.must((0.0..=1.0).contains(&self.gamma), "gamma", "must lie between 0 and 1");
         if let Some(lora) = self.lora {
             faults.must(lora.r > 0, "lora.r", "must be at least 1");
+            faults.at_most(lora.r as u64, RANK, "lora.r");
             faults.must(lora.alpha > 0.0 && lora.alpha.is_finite(), "lora.alpha", "must be above 0");
         }
         faults.0

@@ -18,7 +18,6 @@ use super::update::{Learner, Lesson};
 use super::{Passes, SCORING_BATCH, gae, spread};
 use crate::reward::LoadedReward;
 use crate::stats::{mean, permutation, spearman, std, variance};
-use crate::train::Told;
 use crate::types::Phase;
 
 /// What one phase hands to the next.
@@ -175,7 +174,7 @@ impl<'a> Phases<'a> {
             let rows: Vec<u64> = (self.drawn..).take(chunk.len()).collect();
             self.drawn += chunk.len() as u64;
             for (prompt, sampled) in
-                chunk.iter().zip(lm::sample(&policy, chunk, &self.sampling, &self.draws, &rows).told()?)
+                chunk.iter().zip(learner.told(lm::sample(&policy, chunk, &self.sampling, &self.draws, &rows))?)
             {
                 rollout.sequences.push(Sequence { prompt: prompt.to_vec(), response: sampled.ids });
                 rollout.ended.push(sampled.ended);

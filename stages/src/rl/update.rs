@@ -12,7 +12,7 @@ use super::loss::{Losses, Targets, Trunk, losses};
 use super::params::Params;
 use super::rollout::Rollout;
 use crate::stats::{mean, permutation, std};
-use crate::train::Told;
+use crate::train::{Told, number, rounded};
 
 /// A minibatch whose mean ratio exceeds this is skipped: its old log-probabilities no longer describe the policy.
 const RATIO_LIMIT: f64 = 10.0;
@@ -66,6 +66,8 @@ pub struct Learner {
     pub steps: u64,
     /// The last finite policy loss, for the message when one is not.
     last: Option<f64>,
+    /// The peak learning rate, for the same message.
+    lr: f64,
 }
 
 impl Learner {
@@ -87,7 +89,7 @@ impl Learner {
         variables.extend(head.variables().into_iter().map(|variable| Variable { decays: false, ..variable }));
         let mut optimiser = AdamW::new(variables, config).told()?;
         optimiser.decay_towards(|name| start.get(name).cloned()).told()?;
-        Ok(Self { policy, reference, head, optimiser, steps: 0, last: None })
+        Ok(Self { policy, reference, head, optimiser, steps: 0, last: None, lr: params.lr })
     }
 
     /// `epochs` passes over the batch in minibatches.
@@ -169,7 +171,7 @@ impl Learner {
             return Ok(());
         }
         if !(losses.policy.is_finite() && losses.value.is_finite()) {
-            return Err(self.not_finite("loss", params.lr));
+            return Err(self.diverged("the loss"));
         }
         self.last = Some(losses.policy);
         report.policy_loss += losses.policy;
@@ -179,7 +181,7 @@ impl Learner {
 
         let gradients = lm::backward(&surrogate).told()?;
         let norms = match self.optimiser.step(&gradients, lr, params.max_gradient_norm) {
-            Err(lm::Error::NonFinite { what }) => return Err(self.not_finite(&what, params.lr)),
+            Err(lm::Error::NonFinite { what }) => return Err(self.diverged(&what)),
             other => other.told()?,
         };
         report.gradient_norm += norms.grad_norm;
@@ -187,13 +189,22 @@ impl Learner {
         Ok(())
     }
 
-    fn not_finite(&self, what: &str, lr: f64) -> Error {
+    /// The error for `what` being not finite at the latest step.
+    fn diverged(&self, what: &str) -> Error {
         let last = match self.last {
-            Some(loss) => format!("the last finite policy loss was {loss:.4}, at step {}", self.steps - 1),
-            None => "no step before it".to_owned(),
+            Some(loss) => format!("the last finite policy loss was {}", rounded(loss)),
+            None => "no finite loss before it".to_owned(),
         };
-        Error::yours(format!("PPO's {what} is not finite at step {} ({last})", self.steps))
-            .help(format!("lower `lr` (it is {lr}), or set `max_gradient_norm`"))
+        Error::yours(format!("PPO: {what} is not finite at step {} ({last})", self.steps))
+            .help(format!("lower `lr` (it is {}), or set `max_gradient_norm`", number(self.lr)))
+    }
+
+    /// A result of the policy's, so that numbers that are not finite are told as those of a step are.
+    pub(super) fn told<T>(&self, result: lm::Result<T>) -> Result<T> {
+        match result {
+            Err(lm::Error::NonFinite { what }) => Err(self.diverged(&what)),
+            other => other.told(),
+        }
     }
 }
 

@@ -104,6 +104,7 @@ impl Kind for Sft {
     fn check(&self, p: &Params) -> Vec<(String, String)> {
         let mut faults = learning!(p).faults();
         faults.0.extend(p.lora.faults());
+        faults.must(p.tokens_at_once > 0, "tokens_at_once", "must be at least 1");
         faults.must(p.split != p.held_out_split, "held_out_split", "must differ from `split`");
         faults.0
     }

@@ -150,7 +150,8 @@ impl<R: Row> Reader<R> {
                         path.display(),
                         column.name,
                         list(&found)
-                    )));
+                    ))
+                    .help("was the file written for another stage?"));
                 }
                 Ok(field) if type_name(field.data_type()) != expected => {
                     return Err(Error::yours(format!(
@@ -158,7 +159,8 @@ impl<R: Row> Reader<R> {
                         path.display(),
                         column.name,
                         type_name(field.data_type())
-                    )));
+                    ))
+                    .help(format!("write the column as {expected}")));
                 }
                 Ok(_) => {}
             }
@@ -299,6 +301,7 @@ fn list(schema: &Schema) -> String {
 
 pub(super) fn unreadable(path: &Path, e: &dyn std::fmt::Display) -> Error {
     Error::yours(format!("{}: not a readable Parquet file: {e}", path.display()))
+        .help("is it whole? fetch or write it again")
 }
 
 fn unwritable(path: &Path, e: parquet::errors::ParquetError) -> Error {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assets::{self, AssetName};
 use crate::hub::{self, Hub, HubId, Repo};
+use crate::train::fail::TOKENIZER;
 use crate::types::Tokenizer;
 
 pub struct Import;
@@ -68,7 +69,7 @@ fn asset(name: &str) -> Result<&'static [u8]> {
 
 /// Written anew: what others saved beside (padding, truncation) is not taken over, and one layout stands in the store.
 fn take(tokenizer: lm::Result<lm::Tokenizer>, ctx: &mut Context) -> Result<()> {
-    let tokenizer = tokenizer.map_err(|e| Error::yours(e.to_string()))?;
+    let tokenizer = tokenizer.map_err(|e| Error::yours(e.to_string()).help(TOKENIZER))?;
     tokenizer.save(&ctx.out().join(Tokenizer::FILE)).map_err(|e| Error::surroundings(e.to_string()))?;
     ctx.metric("vocab_size", tokenizer.vocab_size() as f64);
     Ok(())
@@ -99,6 +100,7 @@ mod tests {
         let error = run(&Import, json!({ "file": file }), bench.inputs()).map(drop).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.message.contains("tokenizer.json"), "{error}");
+        assert!(error.help.is_some_and(|help| help.contains("byte-level BPE")));
         assert!(run(&Import, json!({}), bench.inputs()).is_err());
     }
 }

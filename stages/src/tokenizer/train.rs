@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::prompt;
+use crate::train::params::Faults;
 use crate::types::{Posts, Split, Tokenizer};
 
 pub struct Train;
@@ -40,11 +41,11 @@ impl Kind for Train {
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
-        let small = params.vocab_size < 257;
-        small
-            .then(|| ("vocab_size".to_owned(), "expected at least 257: the bytes and <|endoftext|>".to_owned()))
-            .into_iter()
-            .collect()
+        let mut faults = Faults::default();
+        faults.must(params.vocab_size >= 257, "vocab_size", "expected at least 257: the bytes and <|endoftext|>");
+        faults.at_most(params.vocab_size as u64, 10_000_000, "vocab_size");
+        faults.must(params.rows != Some(0), "rows", "must be at least 1");
+        faults.0
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

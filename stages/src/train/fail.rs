@@ -2,6 +2,9 @@
 
 use engine::error::{Error, Result};
 
+/// What a file that is no tokenizer should have been.
+pub const TOKENIZER: &str = "expected the tokenizer.json of a byte-level BPE that has <|endoftext|>, such as GPT-2's";
+
 /// Turns a library's error into a stage's.
 pub trait Told<T> {
     fn told(self) -> Result<T>;
@@ -12,9 +15,8 @@ impl<T> Told<T> for lm::Result<T> {
         self.map_err(|e| {
             let message = e.to_string();
             match e {
-                lm::Error::BadModel { .. } | lm::Error::Tokenizer { .. } | lm::Error::BadInput { .. } => {
-                    Error::yours(message)
-                }
+                lm::Error::BadModel { .. } | lm::Error::BadInput { .. } => Error::yours(message),
+                lm::Error::Tokenizer { .. } => Error::yours(message).help(TOKENIZER),
                 lm::Error::NonFinite { .. } => Error::yours(message).help("lower `lr`, or clip harder"),
                 lm::Error::Io { .. } => Error::surroundings(message),
                 _ => Error::ours(message),
@@ -27,6 +29,17 @@ impl<T> Told<T> for candle_core::Result<T> {
     fn told(self) -> Result<T> {
         self.map_err(|e| Error::ours(e.to_string()))
     }
+}
+
+/// A number in a message: with an exponent where its digits alone would be hard to read.
+pub fn number(x: f64) -> String {
+    let plain = x == 0.0 || !x.is_finite() || (1e-3..1e6).contains(&x.abs());
+    if plain { x.to_string() } else { format!("{x:e}") }
+}
+
+/// The same with four digits at most.
+pub fn rounded(x: f64) -> String {
+    number(format!("{x:.3e}").parse().unwrap_or(x))
 }
 
 /// Runs `work` on a thread with a big stack: the walk over a deep graph of tensors recurses.
@@ -44,4 +57,16 @@ pub fn on_a_big_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Resul
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_messages_can_be_read() {
+        let told = [0.0, 0.0015, 3e-5, 1.0, 1e30, f64::NAN].map(number);
+        assert_eq!(told, ["0", "0.0015", "3e-5", "1", "1e30", "NaN"]);
+        assert_eq!([0.612_345, 5.0, 3.123_456e16].map(rounded), ["0.6123", "5", "3.123e16"]);
+    }
 }

@@ -10,7 +10,7 @@ pub mod sequences;
 pub mod step;
 
 pub use batches::{BatchOrder, by_length, micro_batches};
-pub use fail::{Told, on_a_big_stack};
+pub use fail::{Told, number, on_a_big_stack, rounded};
 pub(crate) use params::learning;
 pub use params::{Adapter, Learning, Length, Lora, Weights};
 pub use random::{fixed_generator, fixed_key, share_of, shuffle};

@@ -50,6 +50,7 @@ impl Adapter {
         let Some(lora) = &self.0 else { return Vec::new() };
         let mut faults = Faults::default();
         faults.must(lora.r > 0, "lora.r", "must be at least 1");
+        faults.at_most(lora.r as u64, RANK, "lora.r");
         faults.must(lora.alpha > 0.0 && lora.alpha.is_finite(), "lora.alpha", "must be above 0");
         faults.must((0.0..1.0).contains(&lora.dropout), "lora.dropout", "must be in [0, 1)");
         faults.0
@@ -126,7 +127,9 @@ impl Length {
         let mut faults = Faults::default();
         faults.must(self.steps.is_none() || self.epochs.is_none(), "epochs", "give `epochs` or `steps`, not both");
         faults.must(self.epochs.is_none_or(|e| e > 0.0 && e.is_finite()), "epochs", "must be above 0");
+        faults.must(self.epochs.is_none_or(|e| e <= 1e6), "epochs", "must be at most 1000000");
         faults.must(self.steps.is_none_or(|s| s > 0), "steps", "must be at least 1");
+        faults.at_most(self.steps.unwrap_or(1), STEPS, "steps");
         faults.0
     }
 
@@ -173,6 +176,8 @@ impl Learning {
     pub fn faults(&self) -> Faults {
         let mut faults = Faults(self.length().faults());
         faults.must(self.batch > 0, "batch", "must be at least 1");
+        faults.at_most(self.batch as u64, BATCH, "batch");
+        faults.at_most(self.warmup, STEPS, "warmup");
         faults.optimiser(self.lr, (self.beta1, self.beta2), self.weight_decay);
         faults.limit(self.clip, "clip");
         faults
@@ -196,6 +201,14 @@ impl Learning {
     }
 }
 
+/// Rows of a table, and steps of an optimiser, at most.
+pub const ROWS: u64 = 1_000_000_000;
+pub const STEPS: u64 = ROWS;
+/// Rows taken at once at most, and tokens of a sequence.
+pub const BATCH: u64 = 1_000_000;
+/// Rank of a LoRA, or width of a model, at most.
+pub const RANK: u64 = 65_536;
+
 /// Collects what is wrong with parameters.
 #[derive(Default)]
 pub struct Faults(pub Vec<(String, String)>);
@@ -205,6 +218,11 @@ impl Faults {
         if !holds {
             self.0.push((field.to_owned(), message.to_owned()));
         }
+    }
+
+    /// A count that memory or time bounds: beyond it stands a slip of the pen, better told at planning than hours later.
+    pub fn at_most(&mut self, value: u64, most: u64, field: &str) {
+        self.must(value <= most, field, &format!("must be at most {most}"));
     }
 
     /// A learning rate, a clip: above 0 and finite.
@@ -261,6 +279,32 @@ mod tests {
         };
         let fields: Vec<String> = learning.faults().0.into_iter().map(|(field, _)| field).collect();
         assert_eq!(fields, ["epochs", "epochs", "batch", "lr", "beta1", "beta2", "weight_decay", "clip"]);
+    }
+
+    #[test]
+    fn counts_beyond_all_bounds_are_told_at_planning() {
+        use engine::kind::AnyKind;
+        use serde_json::json;
+        let fields = |kind: &dyn AnyKind, with: serde_json::Value| -> Vec<String> {
+            let faults = kind.normalise(&with).map(drop).unwrap_err();
+            assert!(faults.iter().all(|(_, what)| what.starts_with("must be at most ")), "{faults:?}");
+            faults.into_iter().map(|(field, _)| field).collect()
+        };
+        let ppo = json!({ "rollouts": 100_000_000_000_u64, "minibatch": 2_000_000, "epochs": 1e5 as u64,
+            "steps": { "n": 18_000_000_000_000_000_000_u64 }, "lora": { "r": 1_000_000_000_000_u64 } });
+        assert_eq!(fields(&crate::rl::Ppo, ppo), ["steps.n", "rollouts", "epochs", "minibatch", "lora.r"]);
+        let sft = json!({ "batch": 1_000_000_000_000_u64, "lora": { "r": 1_000_000_000_000_u64 } });
+        assert_eq!(fields(&crate::sft::Sft, sft), ["batch", "lora.r"]);
+        let shape = json!({ "n_layer": 4_000_000_000_000_000_000_u64, "n_embd": 98_304, "n_positions": 10_000_000,
+            "steps": 18_000_000_000_000_000_000_u64 });
+        assert_eq!(fields(&crate::model::pretrain::Pretrain, shape), ["steps", "n_embd", "n_layer", "n_positions"]);
+        assert_eq!(fields(&crate::tokenizer::Train, json!({ "vocab_size": 99_999_999_999_u64 })), ["vocab_size"]);
+        let posts = json!({ "posts": 100_000_000_000_u64 });
+        assert_eq!(fields(&crate::corpus::DatasetTinyTldr, posts), ["posts"]);
+        let pairs = json!({ "pairs": 100_000_000_000_u64, "batch": 100_000_000_000_u64 });
+        assert_eq!(fields(&crate::contrast::GenerateContrast, pairs), ["pairs", "batch"]);
+        let pairs = json!({ "split": "gold", "batch": 100_000_000_000_u64 });
+        assert_eq!(fields(&crate::pairs::GeneratePairs, pairs), ["batch"]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use engine::context::Context;
 use engine::error::{Error, Result};
 use lm::{AdamW, AdamWConfig, Schedule, Shape, Variable};
 
-use super::fail::Told;
+use super::fail::{Told, number, rounded};
 
 /// How a stage trains: peak learning rate, schedule, AdamW.
 #[derive(Clone, Debug)]
@@ -146,11 +146,11 @@ impl Trainer {
 
     fn diverged(&self, what: &str) -> Error {
         let last = match self.last {
-            Some(loss) => format!("the last finite loss was {loss:.4}, at step {}", self.done),
+            Some(loss) => format!("the last finite loss was {}, at step {}", rounded(loss), self.done),
             None => "no step before it".to_owned(),
         };
         Error::yours(format!("{what} at step {} of {} ({last})", self.done + 1, self.plan.steps))
-            .help(format!("lower `lr` (it is {}), lengthen `warmup`, or clip harder", self.plan.lr))
+            .help(format!("lower `lr` (it is {}), lengthen `warmup`, or clip harder", number(self.plan.lr)))
     }
 }
 

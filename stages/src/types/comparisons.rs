@@ -8,6 +8,7 @@ use std::path::Path;
 use engine::artifact::{ArtifactType, Facts};
 use engine::error::{At, Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::folder;
 
@@ -62,7 +63,22 @@ impl Comparison {
     /// # Errors
     /// Says what the line is instead, where that can be told: an axis rating, a plain post.
     pub fn parse(line: &str) -> Result<Self, String> {
-        let value: serde_json::Value = serde_json::from_str(line).map_err(|e| crate::data::source::json_fault(&e))?;
+        let value: Value = serde_json::from_str(line).map_err(|e| crate::data::source::json_fault(&e))?;
+        if !value.is_object() {
+            return Err(crate::data::source::NO_OBJECT.to_owned());
+        }
+        // Serde would take a list as a struct's fields in order.
+        let parts = ["info", "extra", "summaries"].into_iter().filter_map(|name| Some((name, value.get(name)?)));
+        for (name, part) in parts {
+            let list = if name == "summaries" {
+                part.as_array().is_some_and(|all| all.iter().any(Value::is_array))
+            } else {
+                part.is_array()
+            };
+            if list {
+                return Err(format!("not a comparison: `{name}` holds a list, expected an object"));
+            }
+        }
         if value.get("summaries").is_none() && value.pointer("/summary/axes").is_some() {
             return Err("this is an axis rating of one summary, not a comparison of two: \
                         take the files below `comparisons/`, not those below `axis_evals/`"

@@ -7,7 +7,7 @@ mod request;
 use std::collections::{BTreeMap, HashMap};
 
 use answers::Answers;
-use client::{Client, Endpoint};
+use client::{BASE_URL, Client, Endpoint, KEY};
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature};
@@ -22,8 +22,6 @@ use crate::http;
 use crate::prompt::Parts;
 use crate::types::{Outcome, Pair, Pairs, Posts, Preference, Preferences, Side};
 
-const KEY: &str = "ANTHROPIC_API_KEY";
-const BASE_URL: &str = "ANTHROPIC_BASE_URL";
 /// Requests under way at once, if the environment does not say.
 const CONCURRENCY: usize = 8;
 /// Says otherwise. Not a parameter: how many requests are under way changes no label and so belongs to no key.
@@ -119,7 +117,7 @@ impl Kind for Claude {
                     .help("set it in the environment that `temper` runs in")
             })?;
             let base = http::variable(BASE_URL).unwrap_or_else(|| "https://api.anthropic.com".to_owned());
-            Ok(Endpoint { base, key })
+            Endpoint::new(&base, &key)
         })
     }
 }
@@ -160,7 +158,7 @@ fn run_with(params: &Params, ctx: &mut Context, endpoint: impl FnOnce() -> Resul
     let mut unlabelled: HashMap<String, Reply> = HashMap::new();
     if !wanted.is_empty() {
         let endpoint = endpoint()?;
-        ask(&settings, params.documents_per_request, wanted, &endpoint, &mut answers, &mut unlabelled, ctx)?;
+        ask(&settings, params.documents_per_request, wanted, endpoint, &mut answers, &mut unlabelled, ctx)?;
     }
 
     // Second pass: the table, in the order of the pairs.
@@ -244,12 +242,13 @@ fn ask(
     settings: &Settings,
     documents_per_request: usize,
     wanted: BTreeMap<(u64, String), Document>,
-    endpoint: &Endpoint,
+    endpoint: Endpoint,
     answers: &mut Answers,
     unlabelled: &mut HashMap<String, Reply>,
     ctx: &mut Context,
 ) -> Result<()> {
-    let client = Client::new(endpoint)?;
+    let (waits, mut waited) = tokio::sync::mpsc::unbounded_channel();
+    let client = Client::new(endpoint, waits)?;
     let total = wanted.len() as u64;
     let mut waiting: Vec<(String, Document)> = wanted.into_iter().map(|((_, key), document)| (key, document)).collect();
     waiting.reverse();
@@ -269,7 +268,16 @@ fn ask(
                 let client = client.clone();
                 running.spawn(async move { (keys, client.post(&body).await) });
             }
-            let Some(joined) = running.join_next().await else { break };
+            let joined = tokio::select! {
+                // Waits first, so that none is left when the last request ends.
+                biased;
+                Some(wait) = waited.recv() => {
+                    ctx.warn(format!("annotate.claude: {wait}"));
+                    continue;
+                }
+                joined = running.join_next() => joined,
+            };
+            let Some(joined) = joined else { break };
             let landed = joined.map_err(|e| Error::ours(format!("annotate.claude: a request's task ended: {e}")));
             let kept = landed.and_then(|(keys, answer)| {
                 let answer = answer?;

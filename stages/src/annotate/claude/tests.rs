@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use engine::context::Context;
+use engine::context::{Context, Tell};
 use engine::kind::AnyKind;
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ use crate::testing::Bench;
 type Script = dyn Fn(usize, &Value) -> (u16, String, Value) + Send + Sync;
 
 struct Server {
+    address: String,
     endpoint: Endpoint,
     requests: Arc<Mutex<Vec<(String, Value)>>>,
 }
@@ -23,7 +24,8 @@ struct Server {
 impl Server {
     fn new(script: Box<Script>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = Endpoint { base: format!("http://{}", listener.local_addr().unwrap()), key: "sk-secret".into() };
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let endpoint = Endpoint::new(&base, "sk-secret").unwrap();
         let requests: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
         let seen = requests.clone();
         std::thread::spawn(move || {
@@ -53,7 +55,7 @@ impl Server {
                 );
             }
         });
-        Self { endpoint, requests }
+        Self { address: base, endpoint, requests }
     }
 
     fn count(&self) -> usize {
@@ -109,12 +111,26 @@ fn bench(pairs: Vec<Pair>) -> Bench {
 }
 
 fn attempt(bench: &Bench, server: &Server, checkpoints: &Path) -> Result<Vec<Preference>> {
+    warned(bench, &server.endpoint, checkpoints).0
+}
+
+/// An attempt, and what it warned of.
+fn warned(bench: &Bench, endpoint: &Endpoint, checkpoints: &Path) -> (Result<Vec<Preference>>, Vec<String>) {
     let out = tempfile::tempdir().unwrap();
     let params = (&Claude as &dyn AnyKind).normalise(&json!({ "model": "a-model", "max_unlabelled": 0.2 })).unwrap();
     let params: Params = serde_json::from_value(params).unwrap();
-    let mut ctx = Context::new("annotate.claude", 7, bench.inputs(), out.path().to_owned(), checkpoints.to_owned());
-    run_with(&params, &mut ctx, || Ok(server.endpoint.clone()))?;
-    Preferences::open(out.path())?.collect()
+    let warnings: Arc<Mutex<Vec<String>>> = Arc::default();
+    let sink = warnings.clone();
+    let mut ctx = Context::new("annotate.claude", 7, bench.inputs(), out.path().to_owned(), checkpoints.to_owned())
+        .with_sink(move |tell| {
+            if let Tell::Warning { message } = tell {
+                sink.lock().unwrap().push(message);
+            }
+        });
+    let rows = run_with(&params, &mut ctx, || Ok(endpoint.clone()))
+        .and_then(|()| Preferences::open(out.path())?.collect::<Result<Vec<_>>>());
+    let warnings = warnings.lock().unwrap().clone();
+    (rows, warnings)
 }
 
 #[test]
@@ -166,6 +182,46 @@ fn faults_that_pass_are_tried_again_and_others_stop_with_the_apis_message_and_no
     let error = attempt(&one, &strict, tempfile::tempdir().unwrap().path()).unwrap_err();
     assert_eq!((strict.count(), error.exit_code()), (1, 2));
     assert!(error.message.ends_with("/v1/messages: 400: no such model; key *** (request req_9)"), "{error}");
+}
+
+#[test]
+fn the_key_follows_no_redirect() {
+    let elsewhere = Server::new(Box::new(|_, body| (200, String::new(), good(body))));
+    let to = elsewhere.address.clone();
+    let server = Server::new(Box::new(move |_, _| (307, format!("location: {to}/v1/messages?token=x\r\n"), json!({}))));
+    let error = attempt(&bench(vec![pair(0)]), &server, tempfile::tempdir().unwrap().path()).unwrap_err();
+    assert_eq!((server.count(), elsewhere.count(), error.exit_code()), (1, 0, 3));
+    assert!(error.message.contains("307: redirects to http://127.0.0.1:"), "{error}");
+    assert!(error.message.ends_with("/v1/messages; the key is not sent there"), "{error}");
+}
+
+#[test]
+fn an_address_or_a_key_that_cannot_be_sent_is_told_at_once_by_its_variable() {
+    for base in ["ftp://x", "not a url", "https://", "api.anthropic.com", "file:///x"] {
+        let error = Endpoint::new(base, "sk-secret").map(drop).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.message.starts_with("ANTHROPIC_BASE_URL: "), "{base}: {error}");
+    }
+    for key in ["sk-\u{1}secret", "sk-sec\nret", "sk-sec\n", "sk sec", "schlüssel"] {
+        let error = Endpoint::new("http://localhost:1/", key).map(drop).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.message.starts_with("ANTHROPIC_API_KEY ") && !error.to_string().contains("sec"), "{error}");
+    }
+}
+
+#[test]
+fn every_wait_is_a_warning_and_the_last_failure_says_what_is_kept() {
+    let busy = Server::new(Box::new(|_, _| {
+        let body = json!({ "error": { "message": "slow down, sk-secret" } });
+        (429, "retry-after-ms: 1\r\n".into(), body)
+    }));
+    let one = bench(vec![pair(0)]);
+    let (rows, warnings) = warned(&one, &busy.endpoint, tempfile::tempdir().unwrap().path());
+    let error = rows.unwrap_err();
+    assert_eq!((busy.count(), warnings.len(), error.exit_code()), (8, 7, 3));
+    assert!(warnings[0].ends_with("/v1/messages: 429: slow down, ***; try 2 of 8 in 0.0 s"), "{warnings:?}");
+    assert!(error.transient && error.message.starts_with("gave up after 8 tries: "), "{error}");
+    assert_eq!(error.help.as_deref(), Some("the answers so far are kept; run again"));
 }
 
 #[test]
