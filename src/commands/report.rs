@@ -21,8 +21,10 @@ pub fn report(pipeline: &Pipeline, run: Option<&str>, registry: &Registry) -> Do
             .ok_or_else(|| Error::yours(format!("there is no run `{id}`")).help("`temper runs` lists them"))?,
         None => {
             let graph = load(pipeline, &[], registry)?;
-            latest(&store, &graph.name)?
-                .ok_or_else(|| Error::yours(format!("{} was never run in this store", pipeline.file.display())))?
+            latest(&store, &graph.name, &pipeline.profile)?.ok_or_else(|| {
+                let with = if pipeline.profile.is_empty() { "" } else { " with these profiles" };
+                Error::yours(format!("{} was never run in this store{with}", pipeline.file.display()))
+            })?
         }
     };
     let written = report::render(&folder, &store)?;
@@ -86,10 +88,14 @@ fn folders(store: &Store) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-fn latest(store: &Store, pipeline: &str) -> Result<Option<PathBuf>> {
+/// The latest run of a pipeline; with these profiles if any are named.
+fn latest(store: &Store, pipeline: &str, profiles: &[String]) -> Result<Option<PathBuf>> {
     for folder in folders(store)?.into_iter().rev() {
         let first = journal::read(&folder)?.into_iter().next();
-        if matches!(first.map(|line| line.event), Some(Event::Started { pipeline: name, .. }) if name == pipeline) {
+        if let Some(Event::Started { pipeline: name, profiles: with, .. }) = first.map(|line| line.event)
+            && name == pipeline
+            && (profiles.is_empty() || profiles == with)
+        {
             return Ok(Some(folder));
         }
     }

@@ -4,7 +4,7 @@ use engine::error::{Error, Result};
 use engine::graph::Graph;
 use engine::kind::Registry;
 use engine::names::{Digest, Key};
-use engine::plan::{Flags, State};
+use engine::plan::{Flags, Reason, State};
 use engine::store::{Artifact, Store};
 use serde_json::json;
 
@@ -81,8 +81,12 @@ pub fn show(pipeline: &Pipeline, stage: &str, rows: usize, registry: &Registry) 
 fn find(graph: &Graph, target: usize, store: &Store, registry: &Registry) -> Result<(Key, Digest, Artifact)> {
     let plan = engine::plan::plan(graph, registry, store, &Flags::default())?;
     let name = &graph.instances[target].name;
-    match plan.stages[target].state {
-        State::Reuse { key, digest } => Ok((key, digest, store.open_artifact(&digest)?)),
+    match &plan.stages[target].state {
+        State::Reuse { key, digest } => Ok((*key, *digest, store.open_artifact(digest)?)),
+        State::Run { reason: reason @ (Reason::ArtifactMissing | Reason::ArtifactRotten { .. }), .. } => {
+            Err(Error::yours(format!("{name}: {reason}"))
+                .help(format!("`temper run PIPELINE --until {name}` makes it again")))
+        }
         _ => Err(Error::yours(format!("{name} has not been run in its present form")).help(format!(
             "`temper explain PIPELINE {name}` tells what changed; `temper run PIPELINE --until {name}` makes it"
         ))),
