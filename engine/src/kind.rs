@@ -1,7 +1,7 @@
 //! The stage contract: what a kind declares and what it does. Knows no graph and no store.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
@@ -234,12 +234,8 @@ impl Registry {
     }
 }
 
-/// Whether a path, if nothing lies there, is a pattern for others.
-pub fn is_wildcard(path: &Path) -> bool {
-    path.to_string_lossy().contains(['*', '?', '['])
-}
-
-/// A parameter that names files outside the store: a file, a folder or a wildcard. It enters the key by content; the path is provenance.
+/// A parameter that names files outside the store: a file, a folder or a wildcard ([`crate::wildcard`]). It enters the key by
+/// content; the path is provenance.
 ///
 /// In the pipeline file: a plain string, relative to the file's folder. In normalised parameters: `{"$path": "…"}`, which
 /// the engine finds, makes absolute and, in recipes, replaces by the digest of what lies there.

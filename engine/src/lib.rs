@@ -14,3 +14,4 @@ pub mod run;
 pub mod schema;
 pub mod spec;
 pub mod store;
+pub mod wildcard;

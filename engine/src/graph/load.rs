@@ -9,8 +9,9 @@ use super::params::{self, Checked, Known};
 use super::select::{Found, Selector};
 use super::{Graph, Instance, Options, PortInputs, Source, order, wire};
 use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
-use crate::kind::{Arity, Registry, Signature, is_wildcard};
+use crate::kind::{Arity, Registry, Signature};
 use crate::spec::{self, Spec};
+use crate::wildcard::is_wildcard;
 
 /// Largest pipeline file.
 pub const MAX_BYTES: u64 = 8 << 20;

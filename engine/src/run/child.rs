@@ -230,12 +230,13 @@ fn relay_log(mut stderr: ChildStderr, mut log: File, secrets: Secrets) -> Receiv
 /// The error of an attempt that ended without a word but what its log holds.
 pub(super) fn silent_death(status: ExitStatus, log: &Path) -> Error {
     const SMALLER: &str = "run fewer at a time (-j 1) or make the stage smaller";
-    // What Rust's allocator says before it gives up.
-    let allocation = tail(log, 3).into_iter().find(|line| line.starts_with("memory allocation of "));
+    if status.signal() == Some(6)
+        // What Rust's allocator says before it gives up.
+        && let Some(line) = tail(log, 3).into_iter().find(|line| line.starts_with("memory allocation of "))
+    {
+        return Error::surroundings(format!("out of memory: {line}")).help(SMALLER);
+    }
     match (status.signal(), status.code()) {
-        (Some(6), _) if allocation.is_some() => {
-            Error::surroundings(format!("out of memory: {}", allocation.unwrap_or_default())).help(SMALLER)
-        }
         (Some(9), _) => Error::surroundings("the attempt was killed (signal 9)")
             .help(format!("if nobody killed it, the machine ran out of memory: {SMALLER}")),
         (Some(signal @ (1 | 2 | 15)), _) => Error::surroundings(format!("the attempt was ended by signal {signal}")),
@@ -258,4 +259,25 @@ pub(super) fn tail(log: &Path, n: usize) -> Vec<String> {
     let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(n)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+    use crate::error::Blame;
+
+    #[test]
+    fn an_attempt_that_ran_out_of_memory_is_no_bug_of_ours() {
+        const ABORT: i32 = 6;
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        std::fs::write(&log, "at work\nmemory allocation of 1600 bytes failed\n").unwrap();
+        let out_of_memory = silent_death(ExitStatus::from_raw(ABORT), &log);
+        assert_eq!(out_of_memory.blame, Blame::Surroundings);
+        assert!(out_of_memory.message.contains("memory allocation of 1600 bytes"), "{out_of_memory}");
+        std::fs::write(&log, "at work\n").unwrap();
+        assert_eq!(silent_death(ExitStatus::from_raw(ABORT), &log).blame, Blame::Ours);
+    }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::Store;
 use super::files::{self, Stat};
 use crate::error::{At, Error, Result};
-use crate::kind::is_wildcard;
 use crate::names::Digest;
+use crate::wildcard;
 
 /// Deeper folders are taken for a loop of symlinks.
 const DEEPEST: usize = 64;
@@ -21,7 +21,7 @@ impl Store {
     /// When there is nothing at `path`, or it cannot be read, or changes meanwhile (yours, the first).
     pub fn content_of(&self, path: &Path) -> Result<Digest> {
         let metadata = match fs::metadata(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && is_wildcard(path) => {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && wildcard::is_wildcard(path) => {
                 return self.matches_content(path);
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -77,13 +77,10 @@ impl Store {
     }
 
     fn matches_content(&self, pattern: &Path) -> Result<Digest> {
-        let wrong = |what: &dyn std::fmt::Display| Error::yours(format!("{}: {what}", pattern.display()));
-        let found = glob::glob(&pattern.to_string_lossy()).map_err(|e| wrong(&e))?;
-        let mut paths = found.collect::<Result<Vec<PathBuf>, _>>().map_err(|e| wrong(&e))?;
-        paths.retain(|path| path.is_file());
-        paths.sort();
+        let paths = wildcard::files(pattern)?;
         if paths.is_empty() {
-            return Err(wrong(&"no file matches").help("paths in a pipeline file are relative to the file's folder"));
+            return Err(Error::yours(format!("{}: no file matches", pattern.display()))
+                .help("paths in a pipeline file are relative to the file's folder"));
         }
         let mut files = Vec::with_capacity(paths.len());
         for path in &paths {

@@ -116,17 +116,23 @@ impl Store {
 /// A folder without a version becomes a store only if it holds nothing of anybody's; notes (`README.md`, `.gitignore`) may lie
 /// there.
 fn check_empty(root: &Path) -> Result<()> {
+    let mut strange = None;
     for entry in fs::read_dir(root).at(root)? {
-        let name = entry.at(root)?.file_name();
-        let name = name.to_string_lossy();
-        // What a crash in the making of a store may leave is temporary, and hidden. The version is looked for last: another
-        // process may be making the store, which writes it before anything else.
-        if !name.starts_with('.') && !name.starts_with("README") && !root.join("version").exists() {
-            return Err(Error::yours(format!("{}: not a store, and not empty (it holds `{name}`)", root.display()))
-                .help("name the folder of a store, or a new one, with `--store FOLDER`"));
+        let name = entry.at(root)?.file_name().to_string_lossy().into_owned();
+        // What a crash in the making of a store may leave is temporary, and hidden.
+        if !name.starts_with('.') && !name.starts_with("README") {
+            strange = Some(name);
+            break;
         }
     }
-    Ok(())
+    match strange {
+        // The version is looked for last: another process may be making the store, which writes it before anything else.
+        Some(name) if !root.join("version").exists() => {
+            Err(Error::yours(format!("{}: not a store, and not empty (it holds `{name}`)", root.display()))
+                .help("name the folder of a store, or a new one, with `--store FOLDER`"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes the version of a new store, checks that of an old one.

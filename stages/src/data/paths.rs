@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use engine::error::{At, Error, Result};
-use engine::kind::{InputPath, is_wildcard};
+use engine::kind::InputPath;
+use engine::wildcard;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
@@ -73,14 +74,10 @@ fn expand(path: &Path, matching: Option<&glob::Pattern>) -> Result<Vec<PathBuf>>
     if path.exists() {
         return Ok(vec![path.to_owned()]);
     }
-    let text = path.to_string_lossy();
-    if !is_wildcard(path) {
+    if !wildcard::is_wildcard(path) {
         return Err(Error::yours(format!("{}: no such file", path.display())));
     }
-    let found = glob::glob(&text).map_err(|e| Error::yours(format!("{text}: {e}")))?;
-    let mut files: Vec<PathBuf> = found.flatten().filter(|file| file.is_file()).collect();
-    files.sort();
-    Ok(files)
+    wildcard::files(path)
 }
 
 fn below(folder: &Path, matching: Option<&glob::Pattern>) -> Result<Vec<PathBuf>> {

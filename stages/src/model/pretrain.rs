@@ -185,7 +185,7 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
         if p.split.is_some_and(|split| !post.is_in(split)) {
             continue;
         }
-        // The only way to fail: a summary that fills the window.
+        // It fails only where the summary leaves no room for the prompt's own lines.
         let Ok(row) = encoder.reference(&post) else {
             too_long += 1;
             continue;
