@@ -36,10 +36,11 @@ fn main_branch() -> String {
     "main".to_owned()
 }
 
-/// What a kind that uses [`Hub`] declares: the environment variables that it reads, and that a branch or a tag may give
+/// What a kind declares when it uses [`Hub`]: the environment variables that are read, and that a branch or a tag may give
 /// other bytes later; a commit does not.
 #[must_use]
-pub fn declare(mut signature: Signature, id: &HubId) -> Signature {
+pub fn declare(mut signature: Signature, id: Option<&HubId>) -> Signature {
+    let Some(id) = id else { return signature };
     let commit = id.revision.len() == 40 && id.revision.bytes().all(|b| b.is_ascii_hexdigit());
     signature.deterministic &= commit;
     signature.env.extend(["HF_ENDPOINT", "HF_TOKEN"].into_iter().chain(http::ENV).map(str::to_owned));

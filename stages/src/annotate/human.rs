@@ -252,10 +252,7 @@ impl Kind for Human {
         } else {
             signature.optional("comparisons", &[Comparisons::NAME])
         };
-        match &params.hub {
-            Some(id) => hub::declare(signature, id),
-            None => signature,
-        }
+        hub::declare(signature, params.hub.as_ref())
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {

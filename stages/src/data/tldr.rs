@@ -139,10 +139,7 @@ impl Kind for Tldr {
 
     fn signature(&self, params: &Params) -> Signature {
         let signature = Signature::gives(Posts::NAME);
-        match &params.hub {
-            Some(id) => hub::declare(signature, id),
-            None => signature,
-        }
+        hub::declare(signature, params.hub.as_ref())
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {

@@ -45,10 +45,7 @@ impl Kind for Import {
 
     fn signature(&self, p: &Params) -> Signature {
         let signature = Signature::gives("Model").optional("tokenizer", &["Tokenizer"]);
-        match &p.hub {
-            Some(id) => hub::declare(signature, id),
-            None => signature,
-        }
+        hub::declare(signature, p.hub.as_ref())
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {

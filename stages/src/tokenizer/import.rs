@@ -35,10 +35,7 @@ impl Kind for Import {
 
     fn signature(&self, params: &Params) -> Signature {
         let signature = Signature::gives(Tokenizer::NAME);
-        match &params.hub {
-            Some(id) => hub::declare(signature, id),
-            None => signature,
-        }
+        hub::declare(signature, params.hub.as_ref())
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
