@@ -10,6 +10,7 @@ mod config;
 mod decode;
 mod draws;
 mod error;
+pub mod files;
 mod gpt2;
 mod head;
 pub mod kernels;

@@ -1,0 +1,53 @@
+//! How numbers are written in a model file, and their way to f32; knows no file.
+
+use std::borrow::Cow;
+
+use half::{bf16, f16};
+
+/// How a tensor's numbers are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Encoding {
+    F32,
+    F16,
+    Bf16,
+    /// Anything that is not read as a weight, by its name: integers, f64.
+    Other(Cow<'static, str>),
+}
+
+impl Encoding {
+    /// Its name in messages.
+    pub fn name(&self) -> Cow<'_, str> {
+        match self {
+            Self::F32 => "F32".into(),
+            Self::F16 => "F16".into(),
+            Self::Bf16 => "BF16".into(),
+            Self::Other(name) => name.as_ref().into(),
+        }
+    }
+
+    /// Numbers and bytes of the smallest piece that can be read alone; `None` for what is not read.
+    pub fn block(&self) -> Option<(usize, usize)> {
+        match self {
+            Self::F32 => Some((1, 4)),
+            Self::F16 | Self::Bf16 => Some((1, 2)),
+            Self::Other(_) => None,
+        }
+    }
+
+    /// Bytes of that many numbers; `None` if they are no whole blocks, too many, or not read at all.
+    pub fn size(&self, numbers: usize) -> Option<usize> {
+        let (per_block, bytes) = self.block()?;
+        numbers.is_multiple_of(per_block).then(|| (numbers / per_block).checked_mul(bytes)).flatten()
+    }
+
+    /// Appends the numbers of whole blocks to `out`.
+    pub fn decode(&self, bytes: &[u8], out: &mut Vec<f32>) -> candle_core::Result<()> {
+        match self {
+            Self::F32 => out.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
+            Self::F16 => out.extend(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32())),
+            Self::Bf16 => out.extend(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32())),
+            Self::Other(name) => candle_core::bail!("{name} is not read as a weight"),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,47 @@
+//! `*.index.json` of a model in several files: which tensor lies in which; opens none of them.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
+use serde::Deserialize;
+
+use super::source::Source;
+use super::table::Table;
+use crate::{Error, Result};
+
+/// The largest index that is read, in bytes; one of 100,000 tensors has about 8 MB.
+const MAX_BYTES: u64 = 64 << 20;
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: Table<String>,
+}
+
+/// The file of each tensor, by the tensor's name. Errors: a file that is not a plain name, hence could lie anywhere.
+pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>> {
+    let source = Source::open(path)?;
+    if source.len() > MAX_BYTES {
+        return Err(Error::model(path, format!("has {} bytes; at most {MAX_BYTES} are read", source.len())));
+    }
+    // At most MAX_BYTES, hence a usize.
+    let mut bytes = vec![0; source.len() as usize];
+    source.read_at(0, &mut bytes).map_err(Error::io(path))?;
+    let index: Index =
+        serde_json::from_slice(&bytes).map_err(|e| Error::model(path, format!("not an index of weights: {e}")))?;
+    let Table(files) = index.weight_map;
+    for (tensor, file) in &files {
+        if !is_plain(file) {
+            let what =
+                format!("puts tensor `{tensor}` into `{}`; expected a file in its own folder", file.escape_debug());
+            return Err(Error::model(path, what));
+        }
+    }
+    Ok(files)
+}
+
+/// Whether a name is one of a file in the folder, with no way out of it.
+fn is_plain(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let only = (components.next(), components.next());
+    matches!(only, (Some(Component::Normal(part)), None) if part == name) && !name.contains(['\\', '\0'])
+}

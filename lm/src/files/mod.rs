@@ -1,0 +1,189 @@
+//! Weights from files that others wrote: safetensors, PyTorch's `.bin`, in one file or several, and GGUF. Nothing that a
+//! file says is believed before it is checked, and nothing in it is run. Knows no model.
+
+mod encoding;
+mod index;
+mod safetensors;
+mod source;
+mod table;
+#[cfg(test)]
+mod tests;
+mod torch;
+
+use std::collections::{BTreeMap, btree_map::Entry};
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+
+use self::encoding::Encoding;
+use self::source::Source;
+use crate::{Error, Result};
+
+/// Numbers that are decoded at a time: a multiple of every block.
+const CHUNK: usize = 1 << 18;
+
+/// The weights of a Hugging Face folder or of one file: what there is, and each tensor when it is asked for. Holds open
+/// files and no weights.
+pub struct Checkpoint {
+    /// What it was opened by, for messages about what is not there.
+    path: PathBuf,
+    parts: Vec<Part>,
+    tensors: Places,
+}
+
+struct Part {
+    path: PathBuf,
+    source: Source,
+}
+
+/// Where a tensor's bytes lie. Whoever makes one has checked that they lie within the file.
+struct Place {
+    /// Which of the checkpoint's parts.
+    part: usize,
+    shape: Vec<usize>,
+    encoding: Encoding,
+    start: u64,
+}
+
+/// A file's tensors by name.
+type Places = BTreeMap<String, Place>;
+
+/// Finds the tensors of one file.
+type Reader = fn(&Source, &Path) -> Result<Places>;
+
+impl Checkpoint {
+    /// Opens what a Hugging Face folder has, the first of `model.safetensors`, `model.safetensors.index.json`,
+    /// `pytorch_model.bin`, `pytorch_model.bin.index.json`. Errors: none of them, or one that is not what it should be.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let formats: [(&str, Reader); 2] =
+            [("model.safetensors", safetensors::places), ("pytorch_model.bin", torch::places)];
+        for (name, reader) in formats {
+            let whole = folder.join(name);
+            if whole.try_exists().map_err(Error::io(&whole))? {
+                return Self::one(&whole, reader);
+            }
+            let index = folder.join(format!("{name}.index.json"));
+            if index.try_exists().map_err(Error::io(&index))? {
+                return Self::several(folder, &index, reader);
+            }
+        }
+        Err(Error::model(
+            folder,
+            "has no weights: neither model.safetensors nor pytorch_model.bin, nor an index of either",
+        ))
+    }
+
+    /// Opens one file: PyTorch's if it ends in `.bin`, `.pt` or `.pth`, otherwise safetensors.
+    pub fn file(path: &Path) -> Result<Self> {
+        let torch = path.extension().is_some_and(|end| ["bin", "pt", "pth"].iter().any(|torch| end == *torch));
+        Self::one(path, if torch { torch::places } else { safetensors::places })
+    }
+
+    fn one(path: &Path, reader: Reader) -> Result<Self> {
+        Self::of(path, Source::open(path)?, reader)
+    }
+
+    fn of(path: &Path, source: Source, reader: Reader) -> Result<Self> {
+        let tensors = reader(&source, path)?;
+        let path = path.to_path_buf();
+        Ok(Self { path: path.clone(), parts: vec![Part { path, source }], tensors })
+    }
+
+    fn several(folder: &Path, index: &Path, reader: Reader) -> Result<Self> {
+        let mut parts: Vec<Part> = Vec::new();
+        let mut found: BTreeMap<String, (usize, Places)> = BTreeMap::new();
+        let mut tensors = Places::new();
+        for (name, file) in index::read(index)? {
+            let (part, places) = match found.entry(file) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let path = folder.join(new.key());
+                    let source = Source::open(&path)?;
+                    let places = reader(&source, &path)?;
+                    parts.push(Part { path, source });
+                    new.insert((parts.len() - 1, places))
+                }
+            };
+            let place = places.remove(&name).ok_or_else(|| {
+                let what = format!("puts tensor `{name}` into {}, which lacks it", parts[*part].path.display());
+                Error::model(index, what)
+            })?;
+            tensors.insert(name, Place { part: *part, ..place });
+        }
+        Ok(Self { path: index.to_path_buf(), parts, tensors })
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// A tensor's shape, if there is that tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|place| &place.shape[..])
+    }
+
+    /// Reads a tensor as f32, on the CPU. Errors: missing, another shape, not a float of at most 32 bits, or a number
+    /// that is not finite.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let place = self.tensors.get(name).ok_or_else(|| {
+            Error::model(&self.path, format!("tensor `{name}` is missing; expected one of shape {shape:?}"))
+        })?;
+        let part = &self.parts[place.part];
+        let bad = |what: String| Error::model(&part.path, format!("tensor `{name}` {what}"));
+        if place.shape != shape {
+            return Err(bad(format!("has shape {:?}; expected {shape:?}", place.shape)));
+        }
+        if place.encoding.block().is_none() {
+            return Err(bad(format!("is {}; expected F32, F16 or BF16", place.encoding.name())));
+        }
+        let values = part.decode(place)?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(bad(format!("holds {} at flat index {at}", values[at])));
+        }
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+}
+
+impl Part {
+    /// Reads a tensor's numbers, in order, a piece at a time.
+    fn decode(&self, place: &Place) -> Result<Vec<f32>> {
+        let numbers = place.shape.iter().product();
+        let mut values = Vec::with_capacity(numbers);
+        let mut start = place.start;
+        let mut bytes = Vec::new();
+        while values.len() < numbers {
+            let count = CHUNK.min(numbers - values.len());
+            let len = place.encoding.size(count).expect("a place holds whole blocks, and so does a chunk");
+            bytes.resize(len, 0);
+            self.source.read_at(start, &mut bytes).map_err(Error::io(&self.path))?;
+            place.encoding.decode(&bytes, &mut values)?;
+            start += len as u64;
+        }
+        Ok(values)
+    }
+}
+
+/// Reads a safetensors file and all its weights, from memory; for tests that feed it anything. Errors: as `Checkpoint`'s.
+#[doc(hidden)]
+pub fn check_safetensors(bytes: &[u8]) -> Result<()> {
+    check(bytes, safetensors::places)
+}
+
+/// The same for PyTorch's `.bin`.
+#[doc(hidden)]
+pub fn check_torch(bytes: &[u8]) -> Result<()> {
+    check(bytes, torch::places)
+}
+
+fn check(bytes: &[u8], reader: Reader) -> Result<()> {
+    let checkpoint = Checkpoint::of(Path::new("(in memory)"), Source::memory(bytes.to_vec()), reader)?;
+    for (name, place) in &checkpoint.tensors {
+        checkpoint.get(name, &place.shape)?;
+    }
+    Ok(())
+}

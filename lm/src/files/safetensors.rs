@@ -1,0 +1,71 @@
+//! Where the tensors of a safetensors file lie; reads its header only.
+
+use std::path::Path;
+
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensorError};
+
+use super::encoding::Encoding;
+use super::source::Source;
+use super::table::Table;
+use super::{Place, Places};
+use crate::{Error, Result};
+
+/// The format's own bound on its header, in bytes.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// The tensors of a file. Errors: a header that is no header, or tells of other bytes than there are.
+pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
+    let bad = |what: String| Error::model(path, what);
+    let cut = || bad(format!("the file is cut off or padded: its {} bytes are not what its header says", source.len()));
+
+    let mut prefix = [0; 8];
+    if source.len() < 8 {
+        return Err(cut());
+    }
+    source.read_at(0, &mut prefix).map_err(Error::io(path))?;
+    let header_len = u64::from_le_bytes(prefix);
+    if header_len > MAX_HEADER {
+        return Err(bad(format!(
+            "not a safetensors file: its header would have {header_len} bytes; at most {MAX_HEADER} are allowed"
+        )));
+    }
+    if header_len > source.len() - 8 {
+        return Err(cut());
+    }
+    // At most MAX_HEADER, hence a usize.
+    let mut header = vec![0; header_len as usize];
+    source.read_at(8, &mut header).map_err(Error::io(path))?;
+
+    let Table(entries) = serde_json::from_slice::<Table<TensorInfo>>(&header)
+        .map_err(|e| bad(format!("not a safetensors file: its header: {e}")))?;
+    let mut tensors: Vec<(String, TensorInfo)> = entries.into_iter().collect();
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    // The crate checks that shapes, types and offsets agree, without gaps or overlaps.
+    let metadata = Metadata::new(None, tensors.clone()).map_err(|e| {
+        let what = match e {
+            SafeTensorError::InvalidOffset(name) => format!("tensor `{name}` begins where no tensor ended"),
+            SafeTensorError::TensorInvalidInfo => "a tensor's shape and type do not give its length".to_owned(),
+            SafeTensorError::ValidationOverflow => "a tensor's shape is beyond any memory".to_owned(),
+            e => e.to_string(),
+        };
+        bad(format!("not a safetensors file: its header: {what}"))
+    })?;
+    if metadata.data_len() as u64 != source.len() - 8 - header_len {
+        return Err(cut());
+    }
+
+    let start = 8 + header_len;
+    let place = |info: TensorInfo| Place {
+        part: 0,
+        encoding: match info.dtype {
+            Dtype::F32 => Encoding::F32,
+            Dtype::F16 => Encoding::F16,
+            Dtype::BF16 => Encoding::Bf16,
+            other => Encoding::Other(format!("{other:?}").into()),
+        },
+        start: start + info.data_offsets.0 as u64,
+        shape: info.shape,
+    };
+    Ok(tensors.into_iter().map(|(name, info)| (name, place(info))).collect())
+}

@@ -1,0 +1,85 @@
+//! Bytes that are read at a place, from a file or from memory; knows no format.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Something of a known length that is read piece by piece, so that no file is ever held whole.
+pub(super) struct Source {
+    bytes: Bytes,
+    len: u64,
+}
+
+enum Bytes {
+    File(File),
+    Memory(Vec<u8>),
+}
+
+impl Source {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        let metadata = file.metadata().map_err(Error::io(path))?;
+        if !metadata.is_file() {
+            return Err(Error::model(path, "not a file"));
+        }
+        Ok(Self { len: metadata.len(), bytes: Bytes::File(file) })
+    }
+
+    pub fn memory(bytes: Vec<u8>) -> Self {
+        Self { len: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
+    }
+
+    /// In bytes, as it was when the source was opened.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `buffer` from `offset` on. Errors: the bytes end before.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match &self.bytes {
+            Bytes::File(file) => file.read_exact_at(buffer, offset),
+            Bytes::Memory(bytes) => {
+                let from = usize::try_from(offset).ok().and_then(|start| bytes.get(start..));
+                let from = from.and_then(|rest| rest.get(..buffer.len())).ok_or(io::ErrorKind::UnexpectedEof)?;
+                buffer.copy_from_slice(from);
+                Ok(())
+            }
+        }
+    }
+
+    /// For readers that go along.
+    pub fn reader(&self) -> Reader<'_> {
+        Reader { source: self, position: 0 }
+    }
+}
+
+/// A position in a source.
+pub(super) struct Reader<'a> {
+    source: &'a Source,
+    position: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.source.len.saturating_sub(self.position);
+        let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        self.source.read_at(self.position, &mut buffer[..count])?;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for Reader<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(offset) => Some(offset),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::End(by) => self.source.len.checked_add_signed(by),
+        };
+        self.position = target.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}

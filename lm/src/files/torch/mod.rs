@@ -1,0 +1,149 @@
+//! Where the tensors of a PyTorch `.bin` lie: a zip of `data.pkl`, a pickled state dict, and of storages, `data/0` and on.
+//! Reads the pickle, none of the storages.
+
+mod pickle;
+mod state_dict;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io::BufReader;
+use std::path::Path;
+
+use zip::{CompressionMethod, ZipArchive};
+
+use self::state_dict::Described;
+use super::source::Source;
+use super::{Place, Places};
+use crate::{Error, Result};
+
+const PICKLE: &str = "data.pkl";
+const ZIP: [u8; 4] = *b"PK\x03\x04";
+
+/// The tensors of a file. Errors: anything that is not an archive of plain tensors, told by name.
+pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
+    let bad = |what: String| Error::model(path, what);
+    let mut magic = [0; 4];
+    if source.len() < 4 {
+        return Err(bad(format!("not a PyTorch file: it has only {} bytes", source.len())));
+    }
+    source.read_at(0, &mut magic).map_err(Error::io(path))?;
+    if magic != ZIP {
+        return Err(bad(
+            "not a zip archive: either damaged, or written by a PyTorch before 1.6, whose pickles are not \
+             read; load it with torch and save it again, best as model.safetensors"
+                .to_owned(),
+        ));
+    }
+
+    let files = stored_files(source).map_err(|what| bad(format!("not a PyTorch file: {what}")))?;
+    let mut pickles = files.iter().filter_map(|(name, file)| Some((name.strip_suffix(PICKLE)?, file)));
+    let (folder, pickle) = match (pickles.next(), pickles.next()) {
+        (Some(only), None) if only.0.ends_with('/') => only,
+        _ => return Err(bad(format!("not a PyTorch file: expected one `{PICKLE}` in a folder of its archive"))),
+    };
+    if pickle.len > pickle::MAX_BYTES {
+        return Err(bad(format!("its {PICKLE} has {} bytes; at most {} are read", pickle.len, pickle::MAX_BYTES)));
+    }
+    if let Some(order) = files.get(&format!("{folder}byteorder")) {
+        let mut text = [0; 6];
+        if order.len != 6 || source.read_at(order.start, &mut text).is_err() || &text != b"little" {
+            return Err(bad("its numbers are not little-endian".to_owned()));
+        }
+    }
+
+    // At most MAX_BYTES, hence a usize.
+    let mut bytes = vec![0; pickle.len as usize];
+    source.read_at(pickle.start, &mut bytes).map_err(Error::io(path))?;
+    let tensors = state_dict::read(&bytes).map_err(|what| bad(format!("its {PICKLE} {what}")))?;
+    tensors
+        .into_iter()
+        .map(|(name, tensor)| {
+            let storage = files.get(&format!("{folder}data/{}", tensor.storage));
+            let place = place(tensor, storage).map_err(|what| bad(format!("tensor `{name}` {what}")))?;
+            Ok((name, place))
+        })
+        .collect()
+}
+
+/// A file of the archive, in bytes of the whole.
+struct Stored {
+    start: u64,
+    len: u64,
+}
+
+/// The archive's files by name. Errors: compressed, encrypted, twice, or beyond the archive's end.
+fn stored_files(source: &Source) -> Result<BTreeMap<String, Stored>, String> {
+    let mut archive = ZipArchive::new(BufReader::new(source.reader())).map_err(|e| e.to_string())?;
+    if archive.has_duplicate_names() {
+        return Err("two files of its archive have one name".to_owned());
+    }
+    let mut files = BTreeMap::new();
+    for index in 0..archive.len() {
+        let file = archive.by_index_raw(index).map_err(|e| e.to_string())?;
+        let name = file.name().map_err(|e| e.to_string())?.into_owned();
+        // PyTorch stores, since it maps: so there is nothing to unpack, and no bomb.
+        if file.compression() != CompressionMethod::Stored || file.encrypted() || file.size() != file.compressed_size()
+        {
+            return Err(format!("`{name}` in its archive is compressed or encrypted; PyTorch writes neither"));
+        }
+        let start = file.data_start().ok_or_else(|| format!("`{name}` in its archive has no place"))?;
+        let len = file.size();
+        if start.checked_add(len).is_none_or(|end| end > source.len()) {
+            return Err(format!("`{name}` in its archive ends beyond the archive; the file is cut off"));
+        }
+        files.insert(name, Stored { start, len });
+    }
+    Ok(files)
+}
+
+/// A view of a storage as a place in the file. Errors: a view that leaves its storage, or is not contiguous.
+fn place(tensor: Described, storage: Option<&Stored>) -> Result<Place, String> {
+    let storage = storage.ok_or_else(|| format!("lies in storage `{}`, which is not there", tensor.storage))?;
+    if tensor.storage_len.checked_mul(tensor.item).is_none_or(|bytes| bytes > storage.len) {
+        return Err(format!(
+            "lies in storage `{}` of {} numbers; that storage has only {} bytes",
+            tensor.storage, tensor.storage_len, storage.len
+        ));
+    }
+    let numbers = tensor.shape.iter().try_fold(1u64, |all, &size| all.checked_mul(size as u64));
+    let end = numbers.and_then(|numbers| tensor.offset.checked_add(numbers));
+    if end.is_none_or(|end| end > tensor.storage_len) {
+        return Err(format!(
+            "has shape {:?} from number {} on; its storage ends at {}",
+            tensor.shape, tensor.offset, tensor.storage_len
+        ));
+    }
+    if !is_contiguous(&tensor.shape, &tensor.stride) {
+        return Err(format!(
+            "has shape {:?} with strides {:?}; only contiguous tensors are read: call .contiguous() and save it again",
+            tensor.shape, tensor.stride
+        ));
+    }
+    Ok(Place {
+        part: 0,
+        shape: tensor.shape,
+        encoding: tensor.encoding,
+        // Within the storage, which is within the file.
+        start: storage.start + tensor.offset * tensor.item,
+    })
+}
+
+/// As PyTorch has it: dimensions of one number have no stride that matters, and empty tensors none at all.
+fn is_contiguous(shape: &[usize], stride: &[usize]) -> bool {
+    if shape.len() != stride.len() {
+        return false;
+    }
+    if shape.contains(&0) {
+        return true;
+    }
+    let mut expected = 1;
+    for (&size, &stride) in shape.iter().zip(stride).rev() {
+        if size != 1 && stride != expected {
+            return false;
+        }
+        // The product of all sizes was checked to be within the storage.
+        expected *= size;
+    }
+    true
+}

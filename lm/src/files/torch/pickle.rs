@@ -1,0 +1,380 @@
+//! The little of pickle that a PyTorch state dict needs: it builds values and calls nothing. Knows no archive, and not
+//! what the values mean together.
+//!
+//! Values live in one list and refer to each other by number, so that hostile nesting costs no recursion and a memo
+//! no copies. Each opcode makes at most one value, and values are counted.
+
+use std::collections::BTreeMap;
+
+/// The largest pickle that is read, in bytes. A state dict of 10,000 tensors has 1.5 MB.
+pub(super) const MAX_BYTES: u64 = 16 << 20;
+/// Values in a pickle. A tensor takes about 20.
+const MAX_VALUES: usize = 1 << 21;
+/// The longest name of a module, class or storage, in bytes.
+pub(super) const MAX_NAME: usize = 256;
+
+/// The number of a value.
+pub(super) type Id = usize;
+
+/// What a state dict is made of.
+pub(super) enum Value<'a> {
+    None,
+    Bool,
+    Int(i64),
+    Text(&'a str),
+    Tuple(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    Global(Global),
+    /// A persistent id: how PyTorch refers to a storage.
+    Storage(Id),
+    Tensor(Rebuilt),
+}
+
+/// Arguments of `_rebuild_tensor_v2`.
+#[derive(Clone, Copy)]
+pub(super) struct Rebuilt {
+    pub storage: Id,
+    pub offset: Id,
+    pub shape: Id,
+    pub stride: Id,
+}
+
+/// All that a pickle may name.
+#[derive(Clone, Copy)]
+pub(super) enum Global {
+    OrderedDict,
+    RebuildTensor,
+    RebuildParameter,
+    /// The name of its numbers, and their bytes.
+    Storage(&'static str, u64),
+}
+
+impl Global {
+    fn of(module: &str, name: &str) -> Result<Self, String> {
+        Ok(match (module, name) {
+            ("collections", "OrderedDict") => Self::OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
+            ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
+            ("torch", "FloatStorage") => Self::Storage("F32", 4),
+            ("torch", "HalfStorage") => Self::Storage("F16", 2),
+            ("torch", "BFloat16Storage") => Self::Storage("BF16", 2),
+            ("torch", "DoubleStorage") => Self::Storage("F64", 8),
+            ("torch", "LongStorage") => Self::Storage("I64", 8),
+            ("torch", "IntStorage") => Self::Storage("I32", 4),
+            ("torch", "ShortStorage") => Self::Storage("I16", 2),
+            ("torch", "CharStorage") => Self::Storage("I8", 1),
+            ("torch", "ByteStorage") => Self::Storage("U8", 1),
+            ("torch", "BoolStorage") => Self::Storage("BOOL", 1),
+            _ => {
+                return Err(format!(
+                    "calls `{}.{}`; only tensors are read, and nothing is run",
+                    module.escape_default(),
+                    name.escape_default()
+                ));
+            }
+        })
+    }
+}
+
+/// What was read: values that refer to each other by number.
+pub(super) struct Pickle<'a> {
+    values: Vec<Value<'a>>,
+    root: Id,
+}
+
+impl<'a> Pickle<'a> {
+    /// Errors: what is cut off, calls anything but `Global`'s functions, or is larger than any state dict.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, String> {
+        let pickle = Self { values: Vec::new(), root: 0 };
+        let mut machine = Machine { bytes, pickle, stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
+        machine.pickle.root = machine.run()?;
+        Ok(machine.pickle)
+    }
+
+    /// The one value that the pickle stands for.
+    pub fn root(&self) -> &Value<'a> {
+        self.value(self.root)
+    }
+
+    /// Every id was given by `push`.
+    pub fn value(&self, id: Id) -> &Value<'a> {
+        &self.values[id]
+    }
+
+    pub fn text(&self, id: Id) -> Result<&'a str, String> {
+        match self.value(id) {
+            Value::Text(text) => Ok(text),
+            _ => Err("has something else where a text is expected".to_owned()),
+        }
+    }
+
+    pub fn tuple(&self, id: Id) -> Result<&[Id], String> {
+        match self.value(id) {
+            Value::Tuple(items) => Ok(items),
+            _ => Err("has something else where a tuple is expected".to_owned()),
+        }
+    }
+}
+
+struct Machine<'a> {
+    /// What is not read yet.
+    bytes: &'a [u8],
+    pickle: Pickle<'a>,
+    stack: Vec<Id>,
+    /// Heights of the stack.
+    marks: Vec<usize>,
+    memo: BTreeMap<u32, Id>,
+}
+
+impl<'a> Machine<'a> {
+    /// Runs to the end and gives the one value that is left.
+    fn run(&mut self) -> Result<Id, String> {
+        loop {
+            let code = self.byte()?;
+            match code {
+                // PROTO, FRAME: nothing depends on them.
+                0x80 => _ = self.byte()?,
+                0x95 => _ = self.take(8)?,
+                // GLOBAL, INST, STACK_GLOBAL
+                b'c' => {
+                    let global = self.global_line()?;
+                    self.push(Value::Global(global))?;
+                }
+                b'i' => {
+                    // It calls at once: even what is allowed must not be called like this.
+                    self.global_line()?;
+                    return Err(unknown(code));
+                }
+                0x93 => {
+                    let (name, module) = (self.pop()?, self.pop()?);
+                    let global = Global::of(self.pickle.text(module)?, self.pickle.text(name)?)?;
+                    self.push(Value::Global(global))?;
+                }
+                // BINPUT, LONG_BINPUT, MEMOIZE
+                b'q' => {
+                    let slot = u32::from(self.byte()?);
+                    self.put(slot)?;
+                }
+                b'r' => {
+                    let slot = self.u32()?;
+                    self.put(slot)?;
+                }
+                0x94 => {
+                    // Not above MAX_VALUES, hence a u32.
+                    let slot = self.memo.len() as u32;
+                    self.put(slot)?;
+                }
+                // BINGET, LONG_BINGET
+                b'h' => {
+                    let slot = u32::from(self.byte()?);
+                    self.get(slot)?;
+                }
+                b'j' => {
+                    let slot = self.u32()?;
+                    self.get(slot)?;
+                }
+                // NONE, NEWTRUE, NEWFALSE
+                b'N' => self.push(Value::None)?,
+                0x88 | 0x89 => self.push(Value::Bool)?,
+                // BININT, BININT1, BININT2, LONG1
+                b'J' => {
+                    let int = self.u32()? as i32;
+                    self.push(Value::Int(i64::from(int)))?;
+                }
+                b'K' => {
+                    let int = self.byte()?;
+                    self.push(Value::Int(i64::from(int)))?;
+                }
+                b'M' => {
+                    let int = u16::from_le_bytes([self.byte()?, self.byte()?]);
+                    self.push(Value::Int(i64::from(int)))?;
+                }
+                0x8a => {
+                    let int = self.long()?;
+                    self.push(Value::Int(int))?;
+                }
+                // BINUNICODE, SHORT_BINUNICODE
+                b'X' => {
+                    let len = self.u32()?;
+                    self.push_text(len as usize)?;
+                }
+                0x8c => {
+                    let len = self.byte()?;
+                    self.push_text(usize::from(len))?;
+                }
+                // MARK, EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE3, TUPLE
+                b'(' => self.marks.push(self.stack.len()),
+                b')' => self.push(Value::Tuple(Vec::new()))?,
+                0x85..=0x87 => {
+                    let items = self.pop_many(usize::from(code - 0x84))?;
+                    self.push(Value::Tuple(items))?;
+                }
+                b't' => {
+                    let items = self.pop_to_mark()?;
+                    self.push(Value::Tuple(items))?;
+                }
+                // EMPTY_DICT, SETITEM, SETITEMS
+                b'}' => self.push(Value::Dict(Vec::new()))?,
+                b's' => {
+                    let items = self.pop_many(2)?;
+                    self.set(&items)?;
+                }
+                b'u' => {
+                    let items = self.pop_to_mark()?;
+                    self.set(&items)?;
+                }
+                // BINPERSID
+                b'Q' => {
+                    let id = self.pop()?;
+                    self.push(Value::Storage(id))?;
+                }
+                // REDUCE, BUILD
+                b'R' => {
+                    let (arguments, callee) = (self.pop()?, self.pop()?);
+                    let value = self.call(callee, arguments)?;
+                    self.push(value)?;
+                }
+                b'b' => {
+                    // The attributes of a dictionary, such as a module's `_metadata`, are no tensors.
+                    self.pop()?;
+                    let object = self.stack.last().ok_or_else(underflow)?;
+                    if !matches!(self.pickle.value(*object), Value::Dict(_)) {
+                        return Err("sets attributes of something that is no dictionary".to_owned());
+                    }
+                }
+                b'.' => return self.pop(),
+                code => return Err(unknown(code)),
+            }
+        }
+    }
+
+    /// What a call gives, for the three that a state dict makes.
+    fn call(&self, callee: Id, arguments: Id) -> Result<Value<'a>, String> {
+        let &Value::Global(global) = self.pickle.value(callee) else {
+            return Err("calls something that is no function".to_owned());
+        };
+        match (global, self.pickle.tuple(arguments)?) {
+            (Global::OrderedDict, []) => Ok(Value::Dict(Vec::new())),
+            (Global::RebuildTensor, &[storage, offset, shape, stride, _, _, ..]) => {
+                Ok(Value::Tensor(Rebuilt { storage, offset, shape, stride }))
+            }
+            (Global::RebuildParameter, &[tensor, _, _]) => match self.pickle.value(tensor) {
+                &Value::Tensor(rebuilt) => Ok(Value::Tensor(rebuilt)),
+                _ => Err("makes a parameter of something that is no tensor".to_owned()),
+            },
+            (Global::Storage(..), _) => Err("makes a storage by a call".to_owned()),
+            (_, arguments) => Err(format!("gives {} arguments to a function that takes others", arguments.len())),
+        }
+    }
+
+    fn push(&mut self, value: Value<'a>) -> Result<(), String> {
+        if self.pickle.values.len() == MAX_VALUES {
+            return Err(format!("has more than {MAX_VALUES} values"));
+        }
+        self.stack.push(self.pickle.values.len());
+        self.pickle.values.push(value);
+        Ok(())
+    }
+
+    fn push_text(&mut self, len: usize) -> Result<(), String> {
+        let text = std::str::from_utf8(self.take(len)?).map_err(|_| "has a text that is not UTF-8".to_owned())?;
+        self.push(Value::Text(text))
+    }
+
+    fn pop(&mut self) -> Result<Id, String> {
+        // What lies below a mark belongs to it.
+        if self.marks.last().is_some_and(|&mark| self.stack.len() <= mark) {
+            return Err(underflow());
+        }
+        self.stack.pop().ok_or_else(underflow)
+    }
+
+    fn pop_many(&mut self, count: usize) -> Result<Vec<Id>, String> {
+        let mut items = Vec::with_capacity(count);
+        for _ in 0..count {
+            items.push(self.pop()?);
+        }
+        items.reverse();
+        Ok(items)
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>, String> {
+        let mark = self.marks.pop().ok_or_else(underflow)?;
+        // `pop` never goes below a mark.
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn set(&mut self, items: &[Id]) -> Result<(), String> {
+        let (pairs, rest) = items.as_chunks::<2>();
+        let target = *self.stack.last().ok_or_else(underflow)?;
+        match &mut self.pickle.values[target] {
+            Value::Dict(entries) if rest.is_empty() => entries.extend(pairs.iter().map(|&[key, value]| (key, value))),
+            Value::Dict(_) => return Err("sets a key without a value".to_owned()),
+            _ => return Err("sets entries of something that is no dictionary".to_owned()),
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, slot: u32) -> Result<(), String> {
+        let top = *self.stack.last().ok_or_else(underflow)?;
+        if self.memo.len() == MAX_VALUES {
+            return Err(format!("remembers more than {MAX_VALUES} values"));
+        }
+        self.memo.insert(slot, top);
+        Ok(())
+    }
+
+    fn get(&mut self, slot: u32) -> Result<(), String> {
+        let id = *self.memo.get(&slot).ok_or_else(|| format!("recalls value {slot}, which it never remembered"))?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8], String> {
+        let (taken, rest) = self.bytes.split_at_checked(len).ok_or_else(|| "is cut off".to_owned())?;
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, String> {
+        Ok(self.take(1)?[0])
+    }
+
+    fn u32(&mut self) -> Result<u32, String> {
+        let bytes = self.take(4)?;
+        Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    }
+
+    /// LONG1: a length, then that many bytes in two's complement.
+    fn long(&mut self) -> Result<i64, String> {
+        let len = usize::from(self.byte()?);
+        let bytes = self.take(len)?;
+        if len > 8 {
+            return Err(format!("has an integer of {len} bytes; at most 8 are read"));
+        }
+        let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
+        let mut whole = [sign; 8];
+        whole[..len].copy_from_slice(bytes);
+        Ok(i64::from_le_bytes(whole))
+    }
+
+    fn line(&mut self) -> Result<&'a str, String> {
+        let len = self.bytes.iter().take(MAX_NAME + 1).position(|&b| b == b'\n');
+        let len = len.ok_or_else(|| "has a class name without an end".to_owned())?;
+        let line = self.take(len + 1)?;
+        std::str::from_utf8(&line[..len]).map_err(|_| "has a class name that is not UTF-8".to_owned())
+    }
+
+    fn global_line(&mut self) -> Result<Global, String> {
+        let (module, name) = (self.line()?, self.line()?);
+        Global::of(module, name)
+    }
+}
+
+fn underflow() -> String {
+    "takes a value that is not there".to_owned()
+}
+
+fn unknown(code: u8) -> String {
+    format!("has opcode 0x{code:02x}, which no state dict needs; only tensors are read")
+}
