@@ -7,11 +7,11 @@ use super::buffer::Band;
 /// A matrix somewhere in a slice.
 #[derive(Clone, Copy)]
 pub struct Mat<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 impl<'a> Mat<'a> {
@@ -51,7 +51,9 @@ pub enum Threads {
 /// What becomes of the destination's contents.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Into {
+    /// It is not read.
     Overwrite,
+    /// The product is added to it.
     Add,
 }
 

@@ -5,15 +5,17 @@
 //! number of threads.
 
 pub(crate) mod attention;
+mod bf16;
 mod block;
 pub(crate) mod buffer;
 mod embedding;
 pub(crate) mod gelu;
-pub(crate) mod gemm;
+pub mod gemm;
 pub(crate) mod glue;
 pub(crate) mod layer_norm;
 mod linear;
 mod lora;
+pub mod product;
 mod projection;
 pub mod reference;
 pub(crate) mod simd;

@@ -1,0 +1,87 @@
+//! Matrix products in bf16 against f32, at the shapes of training and decoding, on one thread and on all: GFLOP/s and ratios.
+//! Run it with nothing else on the machine:
+//!
+//!     MIMALLOC_PURGE_DELAY=-1 cargo bench -p temper-lm --bench products [-- rounds]
+//!
+//! Medians of interleaved rounds. "Prepared" leaves out the rounding of the right factor, which several products share.
+
+use std::time::Instant;
+
+use lm::Precision;
+use lm::kernels::gemm::{Into, Mat, Threads, gemm};
+use lm::kernels::product::{Factor, multiply, multiply_once, rounded};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Rows, inner dimension, columns; whether the operands are transposed in memory.
+type Shape = (usize, usize, usize, bool, bool);
+
+/// Tokens and width of the two models: 14M and 124M parameters.
+const SIZES: [(usize, usize, usize); 2] = [(1024, 384, 8192), (1792, 768, 50257)];
+
+/// The products of a model of width `d` over `n` tokens: forward, input's gradient, weight's gradient; output layer; decode.
+fn shapes((n, d, vocab): (usize, usize, usize)) -> Vec<Shape> {
+    let maps = [(d, d), (d, 3 * d), (d, 4 * d), (4 * d, d)];
+    let mut all: Vec<Shape> = maps.iter().map(|&(i, o)| (n, i, o, false, false)).collect();
+    all.extend(maps.iter().map(|&(i, o)| (n, o, i, false, true)));
+    all.extend(maps.iter().map(|&(i, o)| (i, n, o, true, false)));
+    all.extend([(256, d, vocab, false, true), (256, vocab, d, false, false), (vocab, 256, d, true, false)]);
+    all.extend([1, 16, 64].map(|rows| (rows, d, 4 * d, false, false)));
+    all
+}
+
+fn seconds(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn measure((m, k, n, a_t, b_t): Shape, threads: Threads, rounds: usize) {
+    let noise = |len: usize| (0..len).map(|i| (i * 7919 % 1009) as f32 / 504.0 - 1.0).collect::<Vec<_>>();
+    let (a, b) = (noise(m * k), noise(k * n));
+    let a = if a_t { Mat::new(&a, k, m).t() } else { Mat::new(&a, m, k) };
+    let b = if b_t { Mat::new(&b, n, k).t() } else { Mat::new(&b, k, n) };
+    let shared = rounded(b, Precision::Bf16, threads);
+    let mut out = vec![0.0; m * n];
+    let mut times = [const { Vec::new() }; 3];
+    // Several products a round where one is too short to time.
+    let repeat = (50_000_000 / (m * k * n)).max(1);
+    for round in 0..=rounds {
+        let mut time = |which: usize, f: &mut dyn FnMut()| {
+            let time = seconds(|| (0..repeat).for_each(|_| f()));
+            // The first round warms up.
+            if round > 0 {
+                times[which].push(time);
+            }
+        };
+        time(0, &mut || gemm(&mut out, Into::Overwrite, 1.0, a, b, threads));
+        time(1, &mut || multiply_once(&mut out, Into::Overwrite, 1.0, a, b, Precision::Bf16, threads));
+        time(2, &mut || multiply(&mut out, Into::Overwrite, 1.0, a, Factor::new(b, shared.as_ref()), threads));
+    }
+    let [f32, once, prepared] = times.map(|t| 2e-9 * (m * k * n * repeat) as f64 / median(t));
+    let side = |transposed| if transposed { "'" } else { " " };
+    println!(
+        "{m:6}{} x {k:5} x {n:5}{}  {f32:9.1} {once:9.1} {:6.2}x {prepared:9.1} {:6.2}x",
+        side(a_t),
+        side(b_t),
+        once / f32,
+        prepared / f32
+    );
+}
+
+fn main() {
+    let rounds = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(9);
+    for (threads, name) in [(Threads::One, "one thread"), (Threads::Pool, "all threads")] {
+        println!("\n{name}");
+        println!("{:<26} {:>9} {:>9} {:>7} {:>9} {:>7}", "GFLOP/s", "f32", "bf16", "", "prepared", "");
+        for shape in SIZES.into_iter().flat_map(shapes) {
+            measure(shape, threads, rounds);
+        }
+    }
+}

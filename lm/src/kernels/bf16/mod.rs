@@ -1,0 +1,98 @@
+//! Matrix products of operands rounded to bf16, with sums in f32. Knows no tensors and no models.
+//!
+//! `c = scale * bf16(a) bf16(b)`, see [`Precision::Bf16`](crate::Precision) for what is rounded and the error. Operands
+//! are rounded while they are packed into panels; panels multiply tile by tile.
+//!
+//! An element is the sum over blocks of [`DEPTH`] pairs in their order, whichever tile it lies in and whichever thread
+//! computes it: the result does not depend on the number of threads.
+
+mod pack;
+mod round;
+mod target;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+use std::ops::Range;
+
+pub use pack::{Left, Right};
+pub use target::Target;
+
+use super::gemm::{Into, Threads};
+use pack::{COLS, ROWS};
+
+/// Pairs of a block along the inner dimension: more than most products have. A panel's block of the right factor,
+/// 192 KiB, and the group of row panels that meets it stay in the second cache.
+const DEPTH: usize = 1024;
+/// Row panels of a group.
+const PANELS: usize = 16;
+/// Multiplications from which a part of a product is worth a task of its own.
+const TASK: usize = 1 << 23;
+
+/// `target = or += scale * a b`.
+pub fn product(target: Target, into: Into, scale: f32, a: &Left, b: &Right, threads: Threads) {
+    assert_eq!(a.k(), b.k(), "inner dimensions of a product");
+    assert!(target.rows() == a.lanes() && target.cols() == b.lanes(), "the product has its destination's shape");
+    let job = Job { into, scale, a, b, multiply: tile::multiply() };
+    job.run(target, 0..a.panels(), 0..b.panels(), threads);
+}
+
+struct Job<'a> {
+    into: Into,
+    scale: f32,
+    a: &'a Left,
+    b: &'a Right,
+    multiply: [tile::Multiply; ROWS],
+}
+
+impl Job<'_> {
+    /// Computes the product of panels `rows` of `a` and `cols` of `b`, which `target` is the place of.
+    fn run(&self, target: Target, rows: Range<usize>, cols: Range<usize>, threads: Threads) {
+        let (height, width) = (rows.len() * ROWS, cols.len() * COLS);
+        if threads == Threads::One || height * width * self.a.k() < 2 * TASK {
+            return self.part(target, rows, cols);
+        }
+        if height > width && rows.len() > 1 {
+            let middle = rows.len() / 2;
+            let (upper, lower) = target.split_rows(middle * ROWS);
+            let middle = rows.start + middle;
+            rayon::join(
+                || self.run(upper, rows.start..middle, cols.clone(), threads),
+                || self.run(lower, middle..rows.end, cols.clone(), threads),
+            );
+        } else if cols.len() > 1 {
+            let middle = cols.len() / 2;
+            let (left, right) = target.split_cols(middle * COLS);
+            let middle = cols.start + middle;
+            rayon::join(
+                || self.run(left, rows.clone(), cols.start..middle, threads),
+                || self.run(right, rows.clone(), middle..cols.end, threads),
+            );
+        } else {
+            self.part(target, rows, cols);
+        }
+    }
+
+    /// [`Job::run`] on the calling thread.
+    fn part(&self, mut target: Target, rows: Range<usize>, cols: Range<usize>) {
+        let mut tile = [[0.0; COLS]; ROWS];
+        for top in rows.clone().step_by(PANELS) {
+            let group = top..(top + PANELS).min(rows.end);
+            // An inner dimension of zero is one empty block, which overwrites with zeros.
+            for block in 0..self.a.depth().div_ceil(DEPTH).max(1) {
+                let pairs = block * DEPTH..((block + 1) * DEPTH).min(self.a.depth());
+                let into = if block == 0 { self.into } else { Into::Add };
+                for j in cols.clone() {
+                    let b = &self.b.panel(j)[pairs.clone()];
+                    for i in group.clone() {
+                        let (row, col) = ((i - rows.start) * ROWS, (j - cols.start) * COLS);
+                        target.prefetch(row, col, ROWS, COLS);
+                        let height = (target.rows() - row).min(ROWS);
+                        self.multiply[height - 1](&mut tile, &self.a.panel(i)[pairs.clone()], b);
+                        target.write(&tile, row, col, into, self.scale);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Rounding of f32 to bf16 and pairs of such numbers. Knows no matrices.
+
+/// The bf16 nearest to `x`, ties to even, as the upper half of a word whose lower half is zero: the bits of the f32 that
+/// equals it. As in the CPU's own instructions, what is subnormal in f32 becomes zero of its sign; a NaN stays one.
+#[inline(always)]
+pub fn round(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // The quiet bit keeps a NaN whose payload lies in the lower half from turning into an infinity.
+    let kept = if magnitude > 0x7f80_0000 { bits | 0x0040_0000 } else { rounded };
+    let sign = bits & 0x8000_0000;
+    (if magnitude < 0x0080_0000 { sign } else { kept }) & 0xffff_0000
+}
+
+/// Two neighbours along the inner dimension: `even` in the lower half, `odd` in the upper one.
+#[inline(always)]
+pub fn pair(even: f32, odd: f32) -> u32 {
+    round(even) >> 16 | round(odd)
+}
+
+/// The even element of a [`pair`].
+#[inline(always)]
+pub fn even(pair: u32) -> f32 {
+    f32::from_bits(pair << 16)
+}
+
+/// The odd element of a [`pair`].
+#[inline(always)]
+pub fn odd(pair: u32) -> f32 {
+    f32::from_bits(pair & 0xffff_0000)
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn rounding_is_to_nearest_even(bits: u32) {
+            let x = f32::from_bits(bits);
+            let rounded = f32::from_bits(round(x));
+            if x.is_subnormal() {
+                prop_assert_eq!(rounded.to_bits(), 0f32.copysign(x).to_bits());
+            } else if x.is_nan() {
+                prop_assert!(rounded.is_nan());
+            } else {
+                prop_assert_eq!(rounded.to_bits(), bf16::from_f32(x).to_f32().to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn a_pair_gives_back_its_elements() {
+        let p = pair(1.5, -2.0);
+        assert_eq!((even(p), odd(p)), (1.5, -2.0));
+        // Halfway between 1 and its successor 1 + 2^-7, and between that and the next.
+        let p = pair(1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0);
+        assert_eq!((even(p), odd(p)), (1.0, 1.0 + 4.0 / 256.0));
+    }
+}

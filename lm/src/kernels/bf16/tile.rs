@@ -1,0 +1,92 @@
+//! The product of one panel by another: the instruction that multiplies pairs of bf16, and the same in plain Rust.
+//! Knows no memory beyond two panels and a tile.
+//!
+//! Loops run over indices: an iterator's call that is not inlined would keep the sums from staying in registers.
+
+use std::sync::OnceLock;
+
+use super::pack::{COLS, ROWS};
+use super::round::{even, odd};
+use crate::kernels::simd::simd;
+
+/// A part of a product.
+pub type Tile = [[f32; COLS]; ROWS];
+
+/// Writes the product of two panels of equal depth to a tile: of the left one's first rows alone, as many as it is for.
+pub type Multiply = fn(&mut Tile, &[[u32; ROWS]], &[[u32; COLS]]);
+
+/// The best [`Multiply`]s of this CPU, for 1 to [`ROWS`] rows.
+pub fn multiply() -> [Multiply; ROWS] {
+    static CHOSEN: OnceLock<[Multiply; ROWS]> = OnceLock::new();
+    *CHOSEN.get_or_init(detect)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> [Multiply; ROWS] {
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+        /// The feature detection above is the only way to this.
+        fn with<const R: usize>(tile: &mut Tile, a: &[[u32; ROWS]], b: &[[u32; COLS]]) {
+            // SAFETY: both features that the function enables were found.
+            unsafe { avx512::multiply::<R>(tile, a, b) }
+        }
+        [with::<1>, with::<2>, with::<3>, with::<4>, with::<5>, with::<6>, with::<7>, with::<8>]
+    } else {
+        [portable; ROWS]
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> [Multiply; ROWS] {
+    [portable; ROWS]
+}
+
+simd! {
+    /// All rows, in f32. Products of two bf16 are exact, so that only the sums round. The odd element comes first, as in
+    /// the instruction's description; on Zen 4 the results are equal bit for bit.
+    pub fn portable(tile: &mut Tile, a: &[[u32; ROWS]], b: &[[u32; COLS]]) {
+        *tile = [[0.0; COLS]; ROWS];
+        let depth = a.len();
+        let b = &b[..depth];
+        for p in 0..depth {
+            for i in 0..ROWS {
+                for j in 0..COLS {
+                    tile[i][j] += odd(a[p][i]) * odd(b[p][j]);
+                    tile[i][j] += even(a[p][i]) * even(b[p][j]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::{__m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
+    use std::mem::transmute;
+
+    use super::{COLS, ROWS, Tile};
+
+    /// Registers of 16 columns.
+    const VECTORS: usize = COLS / 16;
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn multiply<const R: usize>(tile: &mut Tile, a: &[[u32; ROWS]], b: &[[u32; COLS]]) {
+        let depth = a.len();
+        let b = &b[..depth];
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; R];
+        for p in 0..depth {
+            // SAFETY: both are VECTORS times 64 bytes, of which any bits are valid.
+            let b = unsafe { transmute::<[u32; COLS], [__m512bh; VECTORS]>(b[p]) };
+            for i in 0..R {
+                // SAFETY: both are registers of 64 bytes, of which any bits are valid.
+                let a = unsafe { transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a[p][i].cast_signed())) };
+                for j in 0..VECTORS {
+                    sums[i][j] = _mm512_dpbf16_ps(sums[i][j], a, b[j]);
+                }
+            }
+        }
+        for i in 0..R {
+            // SAFETY: both are COLS f32, of which any bits are valid.
+            tile[i] = unsafe { transmute::<[__m512; VECTORS], [f32; COLS]>(sums[i]) };
+        }
+    }
+}
