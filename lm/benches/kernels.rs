@@ -1,4 +1,4 @@
-//! Kernels against the same functions in stock candle operations, one by one and in a whole training step: milliseconds
+//! Kernels against the same functions in stock candle operations, some alone and all in a whole training step: milliseconds
 //! and ratios (how many times as long stock takes). Run it with nothing else on the machine:
 //!
 //!     MIMALLOC_PURGE_DELAY=-1 cargo bench -p temper-lm --bench kernels [-- T|M [rounds] [step [alone]]]
@@ -11,7 +11,7 @@ use std::time::Instant;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
-use lm::kernels::{self, Adapter, Block, Projection, StatRows, reference};
+use lm::kernels::{self, Activation, Adapter, Block, Heads, Norm, Output, Projection, StatRows, reference};
 use lm::{AdamW, AdamWConfig, Variable};
 
 #[global_allocator]
@@ -55,22 +55,22 @@ fn var(shape: &[usize], std: f64) -> Tensor {
 
 /// The functions under test: ours or stock.
 struct Kit {
-    layer_norm: fn(&Tensor, &Tensor, &Tensor, f64) -> Result<Tensor>,
+    norm: fn(&Tensor, &Norm, f64) -> Result<Tensor>,
     block: fn(&Tensor, &Block) -> Result<Tensor>,
     embedding: fn(&Tensor, &Tensor) -> Result<Tensor>,
-    stats: fn(&Tensor, &Tensor, &StatRows, bool) -> Result<kernels::TokenStats>,
+    stats: fn(&Tensor, &Output, &StatRows, bool) -> Result<kernels::TokenStats>,
     backward: fn(&Tensor) -> Result<GradStore>,
 }
 
 const OURS: Kit = Kit {
-    layer_norm: kernels::layer_norm,
+    norm: kernels::norm,
     block: kernels::transformer_block,
     embedding: kernels::embedding,
     stats: kernels::token_stats,
     backward: kernels::backward,
 };
 const STOCK: Kit = Kit {
-    layer_norm: reference::layer_norm,
+    norm: reference::norm,
     block: reference::transformer_block,
     embedding: reference::embedding,
     stats: reference::token_stats,
@@ -122,38 +122,11 @@ fn forward_and_backward(
 fn kernel_by_kernel(s: Shape, rounds: usize) {
     let (n, d) = (s.rows(), s.d);
     let x = var(&[n, d], 1.0);
-    let wide = var(&[n, 4 * d], 1.0);
     let (norm_w, norm_b) = (var(&[d], 1.0), var(&[d], 1.0));
-    forward_and_backward(
-        "layer norm",
-        rounds,
-        || kernels::layer_norm(&x, &norm_w, &norm_b, 1e-5),
-        || reference::layer_norm(&x, &norm_w, &norm_b, 1e-5),
-    );
-    forward_and_backward("gelu", rounds, || kernels::gelu_tanh(&wide), || reference::gelu_tanh(&wide));
-    let (w, b) = (var(&[d, 4 * d], 0.05), var(&[4 * d], 0.05));
-    forward_and_backward(
-        "linear d -> 4d, trained",
-        rounds,
-        || kernels::linear(&x, &w, Some(&b)),
-        || reference::linear(&x, &w, Some(&b)),
-    );
-    let (w, b) = (w.detach(), b.detach());
-    let (lora_a, lora_b) = (var(&[RANK, d], 0.05), var(&[4 * d, RANK], 0.05));
-    let adapter = Adapter { a: &lora_a, b: &lora_b, scale: 2.0, mask: None };
-    forward_and_backward(
-        "linear d -> 4d, lora",
-        rounds,
-        || kernels::lora_linear(&x, &w, Some(&b), &adapter),
-        || reference::lora_linear(&x, &w, Some(&b), &adapter),
-    );
-    let qkv = var(&[n, 3 * d], 1.0);
-    forward_and_backward(
-        "attention",
-        rounds,
-        || kernels::causal_attention_qkv(&qkv, s.time, s.heads),
-        || reference::causal_attention_qkv(&qkv, s.time, s.heads),
-    );
+    for (name, bias) in [("layer norm", Some(&norm_b)), ("RMS norm", None)] {
+        let norm = Norm { weight: &norm_w, bias };
+        forward_and_backward(name, rounds, || kernels::norm(&x, &norm, 1e-5), || reference::norm(&x, &norm, 1e-5));
+    }
     let table = var(&[s.vocab, d], 0.05);
     let ids: Vec<u32> = (0..n).map(|i| (i * 7919 % s.vocab) as u32).collect();
     let ids = Tensor::from_vec(ids, (n,), &Device::Cpu).expect("ids");
@@ -174,8 +147,8 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
         forward_and_backward(
             name,
             rounds,
-            || Ok(kernels::token_stats(&hidden, &table, &rows, entropy)?.logprob),
-            || Ok(reference::token_stats(&hidden, &table, &rows, entropy)?.logprob),
+            || Ok(kernels::token_stats(&hidden, &Output { weight: &table, bias: None }, &rows, entropy)?.logprob),
+            || Ok(reference::token_stats(&hidden, &Output { weight: &table, bias: None }, &rows, entropy)?.logprob),
         );
     }
 }
@@ -201,7 +174,7 @@ impl Layer {
 
     fn projection(&self) -> Projection<'_> {
         let adapter = self.adapter.as_ref().map(|(a, b)| Adapter { a, b, scale: 2.0, mask: None });
-        Projection { w: &self.w, bias: &self.bias, adapter }
+        Projection { w: &self.w, bias: Some(&self.bias), adapter }
     }
 }
 
@@ -250,28 +223,30 @@ impl Model {
 
     fn loss(&self, kit: &Kit, ids: &Tensor, response: &Tensor, targets: &[u32]) -> Result<Tensor> {
         let Shape { d, heads, batch, time, .. } = self.shape;
-        let norm = |i: usize, x: &Tensor| (kit.layer_norm)(x, &self.norms[i].0, &self.norms[i].1, 1e-5);
+        let norm = |i: usize| Norm { weight: &self.norms[i].0, bias: Some(&self.norms[i].1) };
         let tokens = (kit.embedding)(ids, &self.wte)?.reshape((batch, time, d))?;
         let mut x = tokens.broadcast_add(&self.wpe)?.reshape((batch * time, d))?;
         for (i, [qkv, proj, up, down]) in self.blocks.iter().enumerate() {
-            let norm = |i: usize| (&self.norms[i].0, &self.norms[i].1);
             let block = Block {
-                ln_1: norm(2 * i),
-                c_attn: qkv.projection(),
-                attn_proj: proj.projection(),
-                ln_2: norm(2 * i + 1),
-                c_fc: up.projection(),
-                mlp_proj: down.projection(),
+                norm_1: norm(2 * i),
+                qkv: vec![qkv.projection()],
+                attn_out: proj.projection(),
+                norm_2: Some(norm(2 * i + 1)),
+                up: vec![up.projection()],
+                down: down.projection(),
+                activation: Activation::GeluTanh,
                 attn_mask: None,
                 mlp_mask: None,
+                rotary: None,
                 eps: 1e-5,
-                n_head: heads,
+                heads: Heads { query: heads, key_value: heads, width: d / heads },
                 time,
             };
             x = (kit.block)(&x, &block)?;
         }
-        let h = norm(self.norms.len() - 1, &x)?.index_select(response, 0)?;
-        (kit.stats)(&h, &self.wte, &StatRows { targets, forbidden: None }, false)?.logprob.mean_all()?.neg()
+        let h = (kit.norm)(&x, &norm(self.norms.len() - 1), 1e-5)?.index_select(response, 0)?;
+        let output = Output { weight: &self.wte, bias: None };
+        (kit.stats)(&h, &output, &StatRows { targets, forbidden: None }, false)?.logprob.mean_all()?.neg()
     }
 }
 

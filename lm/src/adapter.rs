@@ -4,20 +4,22 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::gpt2::Gpt2;
-use crate::linear::LowRank;
+use crate::linear::{Linear, LowRank};
+use crate::transformer::{Named, Transformer};
 use crate::weights::{self, Weights};
 use crate::{Error, Result, WeightType};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// What PEFT puts in front of a GPT2LMHeadModel's module names.
-const PREFIX: &str = "base_model.model.transformer.";
-/// PEFT's `all-linear` for GPT-2; `c_proj` stands for both projections.
-const TARGETS: [&str; 3] = ["c_attn", "c_fc", "c_proj"];
+/// What PEFT puts in front of a model's module names.
+const PREFIX: &str = "base_model.model.";
+
+/// The names of a layer's two tensors.
+fn names(linear: &Linear) -> [String; 2] {
+    ["lora_A", "lora_B"].map(|part| format!("{PREFIX}{}.{part}.weight", linear.name))
+}
 
 /// The shape of a LoRA adapter: W x + alpha/r B A dropout(x).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,8 +82,10 @@ struct PeftConfig {
 }
 
 /// Writes the model's adapter. `base` names the model it belongs to, as PEFT's `base_model_name_or_path`.
-pub(crate) fn save(model: &Gpt2, lora: &LoraConfig, folder: &Path, base: &str) -> Result<()> {
+pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: &str) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    // PEFT knows modules by the last part of their names.
+    let targets: BTreeSet<&str> = model.linears().filter_map(|l| l.name.rsplit('.').next()).collect();
     let config = PeftConfig {
         peft_type: "LORA".to_owned(),
         task_type: Some("CAUSAL_LM".to_owned()),
@@ -89,9 +93,9 @@ pub(crate) fn save(model: &Gpt2, lora: &LoraConfig, folder: &Path, base: &str) -
         r: lora.r,
         lora_alpha: lora.alpha,
         lora_dropout: lora.dropout,
-        fan_in_fan_out: true,
+        fan_in_fan_out: !model.spec.names.transposed,
         bias: Some("none".to_owned()),
-        target_modules: TARGETS.as_slice().into(),
+        target_modules: targets.into_iter().collect(),
         modules_to_save: None,
         inference_mode: true,
         use_rslora: false,
@@ -105,18 +109,19 @@ pub(crate) fn save(model: &Gpt2, lora: &LoraConfig, folder: &Path, base: &str) -
     text.push('\n');
     fs::write(&path, text).map_err(Error::io(&path))?;
 
-    let mut tensors: Vec<(String, &Tensor)> = Vec::new();
-    for (name, linear) in model.linears() {
+    let mut tensors = Vec::new();
+    for linear in model.linears() {
         if let Some(adapter) = &linear.adapter {
-            tensors.push((format!("{PREFIX}{name}.lora_A.weight"), &adapter.a));
-            tensors.push((format!("{PREFIX}{name}.lora_B.weight"), &adapter.b));
+            for (name, tensor) in names(linear).into_iter().zip([&adapter.a, &adapter.b]) {
+                tensors.push(Named { name, tensor, transposed: false });
+            }
         }
     }
     weights::write(&folder.join(WEIGHTS), &tensors, WeightType::F32)
 }
 
 /// Reads an adapter and puts it, frozen, on `model`, a model without one.
-pub(crate) fn load(model: Gpt2, folder: &Path) -> Result<(Gpt2, LoraConfig)> {
+pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, LoraConfig)> {
     let path = folder.join(CONFIG);
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
     let config: PeftConfig =
@@ -126,9 +131,9 @@ pub(crate) fn load(model: Gpt2, folder: &Path) -> Result<(Gpt2, LoraConfig)> {
     let path = folder.join(WEIGHTS);
     let file = Weights::read(&path)?;
     let mut unused: BTreeSet<String> = file.names().into_iter().collect();
-    let model = model.map_adapters(|name, linear| {
+    let model = model.map_adapters(|linear| {
         let (rows, columns) = linear.weight.dims2()?;
-        let (a, b) = (format!("{PREFIX}{name}.lora_A.weight"), format!("{PREFIX}{name}.lora_B.weight"));
+        let [a, b] = names(linear);
         // An adapter need not cover every layer, but half a pair is an error.
         if !unused.contains(&a) && !unused.contains(&b) {
             return Ok(None);
@@ -146,7 +151,7 @@ pub(crate) fn load(model: Gpt2, folder: &Path) -> Result<(Gpt2, LoraConfig)> {
     if let Some(name) = unused.first() {
         return Err(Error::model(&path, format!("tensor `{name}` belongs to no linear layer of the base model")));
     }
-    if model.linears().all(|(_, linear)| linear.adapter.is_none()) {
+    if model.linears().all(|linear| linear.adapter.is_none()) {
         return Err(Error::model(&path, "holds no LoRA tensors"));
     }
     Ok((model, lora))
@@ -157,9 +162,6 @@ impl PeftConfig {
     fn check(&self) -> std::result::Result<LoraConfig, String> {
         if self.peft_type != "LORA" {
             return Err(format!("peft_type is `{}`; expected `LORA`", self.peft_type));
-        }
-        if !self.fan_in_fan_out {
-            return Err("fan_in_fan_out is false; GPT-2's layers are [in, out]".to_owned());
         }
         for (what, on) in [
             ("use_rslora", self.use_rslora),

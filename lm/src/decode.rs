@@ -1,45 +1,89 @@
-//! GPT-2 token by token on plain slices, with a key-value cache for each row; knows neither gradients nor sampling.
+//! A transformer token by token on plain slices, with a key-value cache for each row; knows neither gradients nor sampling.
 //!
 //! A tiny model's step is a millisecond, of which tensors, graphs and allocations would be the larger part: here the
 //! buffers are made once, and a row that has finished leaves without anything being copied.
 
-use candle_core::Tensor;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use crate::gpt2::Gpt2;
-use crate::kernels::attention::{self, Rows, Size};
+use crate::Result;
+use crate::kernels::attention::{self, Size};
 use crate::kernels::buffer::{CHUNK, for_chunks};
 use crate::kernels::gemm::{self, Into, Mat, Threads};
 use crate::kernels::glue::View;
+use crate::kernels::norm::Scale;
+use crate::kernels::rotary::{Rotary, Turn};
 use crate::kernels::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
-use crate::kernels::{gelu, layer_norm};
-use crate::{Gpt2Config, Result};
+use crate::linear::Linear;
+use crate::spec::Spec;
+use crate::transformer::{Norm, Transformer};
 
-/// Read access to a model's tensors, in file order.
+/// Read access to a model's tensors.
 pub(crate) struct Export<'a> {
-    config: &'a Gpt2Config,
-    views: Vec<View<'a>>,
-    /// The output embedding as `[d, padded_vocab]`, so that no product with it has to rearrange it first.
+    spec: &'a Spec,
+    embedding: View<'a>,
+    positions: Option<View<'a>>,
+    layers: Vec<LayerViews<'a>>,
+    norm: Pair<'a>,
+    /// The output layer as `[d, padded_vocab]`, so that no product with it has to rearrange it first.
     table: Vec<f32>,
+    output_bias: Option<View<'a>>,
+    rotary: Option<Rotary>,
+}
+
+/// A weight and its bias.
+type Pair<'a> = (View<'a>, Option<View<'a>>);
+
+struct LayerViews<'a> {
+    norm_1: Pair<'a>,
+    qkv: Vec<Pair<'a>>,
+    attn_out: Pair<'a>,
+    norm_2: Option<Pair<'a>>,
+    up: Vec<Pair<'a>>,
+    down: Pair<'a>,
 }
 
 impl<'a> Export<'a> {
-    /// Errors: a tensor that is not contiguous f32.
-    pub fn of(model: &'a Gpt2) -> Result<Self> {
-        let views =
-            model.tensors().into_iter().map(|(_, t): (_, &Tensor)| View::of(t)).collect::<candle_core::Result<_>>()?;
-        let wte = View::of(&model.wte)?;
-        let (d, padded) = (model.config.n_embd, padded(model.config.vocab_size));
+    /// For sequences of at most `positions` tokens, of a model without adapters. Errors: a tensor that is not contiguous f32.
+    pub fn of(model: &'a Transformer, positions: usize) -> Result<Self> {
+        let pair = |w: &'a candle_core::Tensor, b: Option<&'a candle_core::Tensor>| -> Result<Pair<'a>> {
+            Ok((View::of(w)?, b.map(View::of).transpose()?))
+        };
+        let norm = |n: &'a Norm| pair(&n.weight, n.bias.as_ref());
+        let linear = |l: &'a Linear| pair(&l.weight, l.bias.as_ref());
+        let layers = model.blocks.iter().map(|block| {
+            Ok(LayerViews {
+                norm_1: norm(&block.norm_1)?,
+                qkv: block.qkv.iter().map(linear).collect::<Result<_>>()?,
+                attn_out: linear(&block.attn_out)?,
+                norm_2: block.norm_2.as_ref().map(norm).transpose()?,
+                up: block.up.iter().map(linear).collect::<Result<_>>()?,
+                down: linear(&block.down)?,
+            })
+        });
+        let output = model.output();
+        let weight = View::of(output.weight)?;
+        let (d, padded) = (model.spec.d, padded(model.spec.vocab));
         let mut table = vec![0.0; d * padded];
         // A block of tokens at a time, so that each line of the table is written whole.
-        for (b, block) in wte.chunks(LANES * d).enumerate() {
+        for (b, block) in weight.chunks(LANES * d).enumerate() {
             for (i, row) in table.chunks_exact_mut(padded).enumerate() {
                 for (to, token) in row[b * LANES..].iter_mut().zip(block.chunks_exact(d)) {
                     *to = token[i];
                 }
             }
         }
-        Ok(Self { config: &model.config, views, table })
+        Ok(Self {
+            spec: &model.spec,
+            embedding: View::of(&model.embedding)?,
+            positions: model.positions.as_ref().map(View::of).transpose()?,
+            layers: layers.collect::<Result<_>>()?,
+            norm: norm(&model.norm)?,
+            table,
+            output_bias: output.bias.map(View::of).transpose()?,
+            rotary: model.rotary(positions),
+        })
     }
 }
 
@@ -48,35 +92,36 @@ fn padded(vocab: usize) -> usize {
     vocab.next_multiple_of(LANES)
 }
 
+/// A linear map `[in, out]` with an optional bias.
 #[derive(Clone, Copy)]
 struct Affine<'a> {
     w: &'a [f32],
-    b: &'a [f32],
+    b: Option<&'a [f32]>,
+    out: usize,
 }
 
 struct Layer<'a> {
-    ln_1: Affine<'a>,
-    c_attn: Affine<'a>,
-    attn_proj: Affine<'a>,
-    ln_2: Affine<'a>,
-    c_fc: Affine<'a>,
-    mlp_proj: Affine<'a>,
+    norm_1: Scale<'a>,
+    qkv: Vec<Affine<'a>>,
+    attn_out: Affine<'a>,
+    norm_2: Option<Scale<'a>>,
+    up: Vec<Affine<'a>>,
+    down: Affine<'a>,
 }
 
 /// The model's weights as slices, and how to share the work.
 pub(crate) struct Decoder<'a> {
-    d: usize,
-    heads: usize,
-    width: usize,
-    inner: usize,
-    vocab: usize,
-    eps: f32,
-    wte: &'a [f32],
-    wpe: &'a [f32],
+    spec: &'a Spec,
+    /// Of a single sequence of no length.
+    size: Size,
+    embedding: &'a [f32],
+    positions: Option<&'a [f32]>,
     /// `[d, padded_vocab]`.
     table: &'a [f32],
+    output_bias: Option<&'a [f32]>,
+    rotary: Option<&'a Rotary>,
     layers: Vec<Layer<'a>>,
-    ln_f: Affine<'a>,
+    norm: Scale<'a>,
     /// `One` where groups of rows run in parallel, `Pool` where the work within a group does.
     threads: Threads,
 }
@@ -87,9 +132,9 @@ pub(crate) struct Cache {
     len: usize,
     /// Positions there is room for, a multiple of `LANES`.
     capacity: usize,
-    /// `[layer, head, width, capacity]`: a score is a sum over `width` for many positions at once.
+    /// `[layer, kv_head, width, capacity]`: a score is a sum over `width` for many positions at once.
     keys: Vec<f32>,
-    /// `[layer, head, capacity, width]`.
+    /// `[layer, kv_head, capacity, width]`.
     values: Vec<f32>,
     scores: Vec<f32>,
 }
@@ -115,33 +160,29 @@ fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 impl<'a> Decoder<'a> {
     pub fn new(export: &'a Export, threads: Threads) -> Self {
-        let config = export.config;
-        let mut views = export.views.iter().map(|view| -> &'a [f32] { view });
-        let mut next = || views.next().expect("a GPT-2 has 2 + 12 n_layer + 2 tensors");
-        let (wte, wpe) = (next(), next());
-        let mut affine = || Affine { w: next(), b: next() };
-        let layers = (0..config.n_layer)
-            .map(|_| Layer {
-                ln_1: affine(),
-                c_attn: affine(),
-                attn_proj: affine(),
-                ln_2: affine(),
-                c_fc: affine(),
-                mlp_proj: affine(),
-            })
-            .collect();
+        let spec = export.spec;
+        let eps = spec.eps as f32;
+        let scale = |(w, b): &'a Pair| Scale { w, b: b.as_deref(), eps };
+        let affine = |(w, b): &'a Pair, d_in: usize| Affine { w, b: b.as_deref(), out: w.len() / d_in };
+        let layers = export.layers.iter().map(|l| Layer {
+            norm_1: scale(&l.norm_1),
+            qkv: l.qkv.iter().map(|p| affine(p, spec.d)).collect(),
+            attn_out: affine(&l.attn_out, spec.qkv_widths()[0]),
+            norm_2: l.norm_2.as_ref().map(scale),
+            up: l.up.iter().map(|p| affine(p, spec.d)).collect(),
+            down: affine(&l.down, spec.inner),
+        });
+        let heads = spec.heads;
         Self {
-            d: config.n_embd,
-            heads: config.n_head,
-            width: config.head_dim(),
-            inner: config.inner(),
-            vocab: config.vocab_size,
-            eps: config.layer_norm_epsilon as f32,
-            wte,
-            wpe,
+            spec,
+            size: Size { batch: 1, time: 0, heads: heads.query, kv_heads: heads.key_value, width: heads.width },
+            embedding: &export.embedding,
+            positions: export.positions.as_deref(),
             table: &export.table,
-            layers,
-            ln_f: affine(),
+            output_bias: export.output_bias.as_deref(),
+            rotary: export.rotary.as_ref(),
+            layers: layers.collect(),
+            norm: scale(&export.norm),
             threads,
         }
     }
@@ -149,7 +190,7 @@ impl<'a> Decoder<'a> {
     /// An empty cache with room for `positions`.
     pub fn cache(&self, positions: usize) -> Cache {
         let capacity = positions.next_multiple_of(LANES);
-        let len = self.layers.len() * self.d * capacity;
+        let len = self.layers.len() * self.size.kv_heads * self.size.width * capacity;
         Cache { len: 0, capacity, keys: vec![0.0; len], values: vec![0.0; len], scores: vec![0.0; capacity] }
     }
 
@@ -157,7 +198,8 @@ impl<'a> Decoder<'a> {
     /// token, `[prompts, d]`.
     pub fn prefill(&self, caches: &mut [&mut Cache], prompts: &[&[u32]], work: &mut Work, last: &mut Vec<f32>) {
         let n: usize = prompts.iter().map(|p| p.len()).sum();
-        let (rows, d) = (prompts.len(), self.d);
+        let (rows, d, size) = (prompts.len(), self.spec.d, self.size);
+        let (queries, joint) = (size.d(), size.joint());
         let mut x = std::mem::take(&mut work.x);
         let x_all = room(&mut x, n * d);
         let tokens = prompts.iter().flat_map(|p| p.iter().enumerate());
@@ -171,30 +213,33 @@ impl<'a> Decoder<'a> {
                 Some(*end)
             })
             .collect();
+        let positions = || prompts.iter().flat_map(|p| 0..p.len());
         let (final_layer, layers) = self.layers.split_last().expect("a checked config has layers");
         for (l, layer) in layers.iter().enumerate() {
-            self.norm(room(&mut work.h, n * d), x_all, layer.ln_1);
-            let qkv = room(&mut work.qkv, n * 3 * d);
-            self.linear(qkv, &work.h[..n * d], layer.c_attn, d, 0..3 * d);
-            let mixed = room(&mut work.mixed, n * d);
+            self.normalise(room(&mut work.h, n * d), x_all, &layer.norm_1);
+            let qkv = room(&mut work.qkv, n * joint);
+            self.linear(qkv, &work.h[..n * d], &layer.qkv, d, 0..joint);
+            self.rotate(qkv, joint, 0..queries + size.kv_heads * size.width, positions());
+            let mixed = room(&mut work.mixed, n * queries);
             for ((cache, prompt), &end) in caches.iter_mut().zip(prompts).zip(&ends) {
                 let start = end - prompt.len();
-                let (of_row, mixed) = (&qkv[start * 3 * d..end * 3 * d], &mut mixed[start * d..end * d]);
-                for (t, token) in of_row.chunks_exact(3 * d).enumerate() {
-                    cache.store(self, l, t, &token[d..2 * d], &token[2 * d..]);
+                let of_row = &qkv[start * joint..end * joint];
+                let mixed = &mut mixed[start * queries..end * queries];
+                for (t, token) in of_row.chunks_exact(joint).enumerate() {
+                    cache.store(self, l, t, &token[queries..]);
                 }
                 match self.threads {
                     // Not the parallel kernel: a thread that waits in it would start on another group meanwhile.
                     Threads::One => {
-                        for (t, (token, out)) in of_row.chunks_exact(3 * d).zip(mixed.chunks_exact_mut(d)).enumerate() {
+                        let tokens = of_row.chunks_exact(joint).zip(mixed.chunks_exact_mut(queries));
+                        for (t, (token, out)) in tokens.enumerate() {
                             cache.len = t + 1;
-                            cache.attend(self, l, &token[..d], out);
+                            cache.attend(self, l, &token[..queries], out);
                         }
                     }
                     Threads::Pool => {
-                        let part = |offset| Rows { data: of_row, stride: 3 * d, offset };
-                        let size = Size { batch: 1, time: prompt.len(), heads: self.heads, width: self.width };
-                        mixed.copy_from_slice(&attention::forward(part(0), part(d), part(2 * d), size).0);
+                        let size = Size { time: prompt.len(), ..size };
+                        mixed.copy_from_slice(&attention::forward(of_row, size));
                     }
                 }
             }
@@ -203,13 +248,15 @@ impl<'a> Decoder<'a> {
 
         // Of the last layer only keys, values and the last token's own state are ever used.
         let l = layers.len();
-        self.norm(room(&mut work.h, n * d), x_all, final_layer.ln_1);
-        let kv = room(&mut work.qkv, n * 2 * d);
-        self.linear(kv, &work.h[..n * d], final_layer.c_attn, d, d..3 * d);
+        self.normalise(room(&mut work.h, n * d), x_all, &final_layer.norm_1);
+        let kept = joint - queries;
+        let kv = room(&mut work.qkv, n * kept);
+        self.linear(kv, &work.h[..n * d], &final_layer.qkv, d, queries..joint);
+        self.rotate(kv, kept, 0..kept / 2, positions());
         for ((cache, prompt), &end) in caches.iter_mut().zip(prompts).zip(&ends) {
             let start = end - prompt.len();
-            for (t, token) in kv[start * 2 * d..end * 2 * d].chunks_exact(2 * d).enumerate() {
-                cache.store(self, l, t, &token[..d], &token[d..]);
+            for (t, token) in kv[start * kept..end * kept].chunks_exact(kept).enumerate() {
+                cache.store(self, l, t, token);
             }
             cache.len = prompt.len();
         }
@@ -218,9 +265,10 @@ impl<'a> Decoder<'a> {
             x_all.copy_within(at.clone(), i * d);
             work.h.copy_within(at, i * d);
         }
-        let q = room(&mut work.qkv, rows * d);
-        self.linear(q, &work.h[..rows * d], final_layer.c_attn, d, 0..d);
-        self.attend(caches, l, d, rows, work);
+        let q = room(&mut work.qkv, rows * queries);
+        self.linear(q, &work.h[..rows * d], &final_layer.qkv, d, 0..queries);
+        self.rotate(q, queries, 0..queries, prompts.iter().map(|p| p.len() - 1));
+        self.attend(caches, l, queries, rows, work);
         self.finish_layer(final_layer, &mut x_all[..rows * d], rows, work);
         last.extend_from_slice(&x_all[..rows * d]);
         work.x = x;
@@ -228,20 +276,24 @@ impl<'a> Decoder<'a> {
 
     /// Appends one token to each sequence. `x` receives the states before the final norm, `[rows, d]`.
     pub fn step(&self, caches: &mut [&mut Cache], tokens: &[u32], work: &mut Work, x: &mut Vec<f32>) {
-        let (n, d) = (tokens.len(), self.d);
+        let (n, d, size) = (tokens.len(), self.spec.d, self.size);
+        let (queries, joint) = (size.d(), size.joint());
         x.resize(n * d, 0.0);
         for ((x, cache), &id) in x.chunks_exact_mut(d).zip(caches.iter_mut()).zip(tokens) {
             self.embed(x, id, cache.len);
             cache.len += 1;
         }
         for (l, layer) in self.layers.iter().enumerate() {
-            self.norm(room(&mut work.h, n * d), x, layer.ln_1);
-            self.linear(room(&mut work.qkv, n * 3 * d), &work.h[..n * d], layer.c_attn, d, 0..3 * d);
-            for (cache, token) in caches.iter_mut().zip(work.qkv.chunks_exact(3 * d)) {
+            self.normalise(room(&mut work.h, n * d), x, &layer.norm_1);
+            let qkv = room(&mut work.qkv, n * joint);
+            self.linear(qkv, &work.h[..n * d], &layer.qkv, d, 0..joint);
+            let positions = caches.iter().map(|cache| cache.len - 1);
+            self.rotate(qkv, joint, 0..queries + size.kv_heads * size.width, positions);
+            for (cache, token) in caches.iter_mut().zip(qkv.chunks_exact(joint)) {
                 let t = cache.len - 1;
-                cache.store(self, l, t, &token[d..2 * d], &token[2 * d..]);
+                cache.store(self, l, t, &token[queries..]);
             }
-            self.attend(caches, l, 3 * d, n, work);
+            self.attend(caches, l, joint, n, work);
             self.finish_layer(layer, x, n, work);
         }
     }
@@ -253,69 +305,105 @@ impl<'a> Decoder<'a> {
         x: &[f32],
         work: &mut Work,
     ) -> impl Iterator<Item = &'l mut [f32]> + use<'l> {
-        let (n, vocab, padded) = (x.len() / self.d, self.vocab, padded(self.vocab));
-        self.norm(room(&mut work.h, n * self.d), x, self.ln_f);
+        let (d, vocab, padded) = (self.spec.d, self.spec.vocab, padded(self.spec.vocab));
+        let n = x.len() / d;
+        self.normalise(room(&mut work.h, n * d), x, &self.norm);
         let out = room(logits, n * padded);
-        let (h, table) = (Mat::new(&work.h, n, self.d), Mat::new(self.table, self.d, padded));
-        gemm::gemm(out, Into::Overwrite, 1.0, h, table, self.threads);
+        let mut into = Into::Overwrite;
+        if let Some(bias) = self.output_bias {
+            out.chunks_exact_mut(padded).for_each(|row| row[..vocab].copy_from_slice(bias));
+            into = Into::Add;
+        }
+        let (h, table) = (Mat::new(&work.h, n, d), Mat::new(self.table, d, padded));
+        gemm::gemm(out, into, 1.0, h, table, self.threads);
         out.chunks_exact_mut(padded).map(move |row| &mut row[..vocab])
     }
 
     fn embed(&self, x: &mut [f32], id: u32, position: usize) {
-        let d = self.d;
-        x.copy_from_slice(&self.wte[id as usize * d..][..d]);
-        add_assign(x, &self.wpe[position * d..][..d]);
-    }
-
-    fn norm(&self, y: &mut [f32], x: &[f32], p: Affine) {
-        let d = self.d;
-        self.share(y, d, |at, y| layer_norm::forward(y, &x[at..at + y.len()], p.w, p.b, self.eps));
-    }
-
-    /// `out = x W[:, columns] + b[columns]`, `x [n, rows of W]`.
-    fn linear(&self, out: &mut [f32], x: &[f32], p: Affine, rows: usize, columns: std::ops::Range<usize>) {
-        let (stride, wanted) = (p.b.len(), columns.len());
-        for out in out.chunks_exact_mut(wanted) {
-            out.copy_from_slice(&p.b[columns.clone()]);
+        let d = self.spec.d;
+        x.copy_from_slice(&self.embedding[id as usize * d..][..d]);
+        if let Some(positions) = self.positions {
+            add_assign(x, &positions[position * d..][..d]);
         }
-        let w = Mat::strided(&p.w[columns.start..], rows, wanted, stride);
-        gemm::gemm(out, Into::Add, 1.0, Mat::new(x, out.len() / wanted, rows), w, self.threads);
     }
 
-    /// `x += y W + b`.
+    fn normalise(&self, y: &mut [f32], x: &[f32], scale: &Scale) {
+        self.share(y, self.spec.d, |at, y| scale.forward(y, &x[at..at + y.len()]));
+    }
+
+    /// Turns the heads in some columns of rows of `stride` by the rows' positions.
+    fn rotate(&self, rows: &mut [f32], stride: usize, columns: Range<usize>, positions: impl Iterator<Item = usize>) {
+        let Some(rotary) = self.rotary else { return };
+        for (row, position) in rows.chunks_exact_mut(stride).zip(positions) {
+            rotary.turn(&mut row[columns.clone()], self.size.width, position, Turn::Forward);
+        }
+    }
+
+    /// `out` = some columns of the maps of `x [n, d_in]` that stand side by side, biases added.
+    fn linear(&self, out: &mut [f32], x: &[f32], maps: &[Affine], d_in: usize, columns: Range<usize>) {
+        let (wanted, n) = (columns.len(), x.len() / d_in);
+        let mut first = 0;
+        for &Affine { w, b, out: width } in maps {
+            let from = columns.start.max(first).min(columns.end);
+            let to = columns.end.min(first + width).max(from);
+            if from < to {
+                let (own, at) = (from - first..to - first, from - columns.start);
+                let mut into = Into::Overwrite;
+                if let Some(b) = b {
+                    for row in out.chunks_exact_mut(wanted) {
+                        row[at..at + own.len()].copy_from_slice(&b[own.clone()]);
+                    }
+                    into = Into::Add;
+                }
+                let w = Mat::columns(w, d_in, own.len(), width, own.start);
+                gemm::gemm_columns(out, wanted, at, into, 1.0, Mat::new(x, n, d_in), w, self.threads);
+            }
+            first += width;
+        }
+    }
+
+    /// `x += y W + b`, `y [n, d_in]`.
     fn project(&self, x: &mut [f32], y: &[f32], p: Affine) {
-        let n = x.len() / self.d;
-        for x in x.chunks_exact_mut(self.d) {
-            add_assign(x, p.b);
+        let d = self.spec.d;
+        let n = x.len() / d;
+        if let Some(b) = p.b {
+            x.chunks_exact_mut(d).for_each(|x| add_assign(x, b));
         }
-        let rows = y.len() / n;
-        gemm::gemm(x, Into::Add, 1.0, Mat::new(y, n, rows), Mat::new(p.w, rows, self.d), self.threads);
+        let d_in = y.len() / n;
+        gemm::gemm(x, Into::Add, 1.0, Mat::new(y, n, d_in), Mat::new(p.w, d_in, d), self.threads);
     }
 
-    /// What follows attention, whose output lies in `work.mixed`.
+    /// What follows attention, whose output lies in `work.mixed`, and what `norm_1` gave in `work.h`.
     fn finish_layer(&self, layer: &Layer, x: &mut [f32], n: usize, work: &mut Work) {
-        let (d, inner) = (self.d, self.inner);
-        self.project(x, &work.mixed[..n * d], layer.attn_proj);
-        self.norm(room(&mut work.h, n * d), x, layer.ln_2);
-        let wide = room(&mut work.inner, n * inner);
-        self.linear(wide, &work.h[..n * d], layer.c_fc, d, 0..inner);
+        let (d, inner) = (self.spec.d, self.spec.inner);
+        self.project(x, &work.mixed[..n * self.size.d()], layer.attn_out);
+        if let Some(norm_2) = &layer.norm_2 {
+            self.normalise(room(&mut work.h, n * d), x, norm_2);
+        }
+        let input = self.spec.activation.input_width(inner);
+        let wide = room(&mut work.inner, n * input);
+        self.linear(wide, &work.h[..n * d], &layer.up, d, 0..input);
         let active = room(&mut work.active, n * inner);
-        self.share(active, 1, |at, y| gelu::forward(y, &wide[at..at + y.len()]));
-        self.project(x, active, layer.mlp_proj);
+        self.share(active, inner, |at, y| {
+            let (start, rows) = (at / inner, y.len() / inner);
+            self.spec.activation.forward(y, &wide[start * input..(start + rows) * input], inner);
+        });
+        self.project(x, active, layer.down);
     }
 
-    /// Attention of one query a sequence over its cache: queries are the first `d` of every `stride` in `work.qkv`.
+    /// Attention of one query a sequence over its cache: queries are the first columns of every `stride` in `work.qkv`.
     fn attend(&self, caches: &mut [&mut Cache], layer: usize, stride: usize, n: usize, work: &mut Work) {
-        let d = self.d;
-        let mixed = room(&mut work.mixed, n * d);
-        let queries = &work.qkv[..n * stride];
-        let one = |(cache, (out, q)): (&mut &mut Cache, (&mut [f32], &[f32]))| cache.attend(self, layer, &q[..d], out);
+        let queries = self.size.d();
+        let mixed = room(&mut work.mixed, n * queries);
+        let rows = &work.qkv[..n * stride];
+        let one =
+            |(cache, (out, q)): (&mut &mut Cache, (&mut [f32], &[f32]))| cache.attend(self, layer, &q[..queries], out);
         match self.threads {
             Threads::One => {
-                caches.iter_mut().zip(mixed.chunks_exact_mut(d).zip(queries.chunks_exact(stride))).for_each(one);
+                caches.iter_mut().zip(mixed.chunks_exact_mut(queries).zip(rows.chunks_exact(stride))).for_each(one);
             }
             Threads::Pool => {
-                let rows = mixed.par_chunks_exact_mut(d).zip(queries.par_chunks_exact(stride));
+                let rows = mixed.par_chunks_exact_mut(queries).zip(rows.par_chunks_exact(stride));
                 caches.par_iter_mut().zip(rows).for_each(one);
             }
         }
@@ -331,12 +419,13 @@ impl<'a> Decoder<'a> {
 }
 
 impl Cache {
-    /// Keeps the key and value (`[d]` each) of position `t`.
-    fn store(&mut self, decoder: &Decoder, layer: usize, t: usize, key: &[f32], value: &[f32]) {
-        let (width, capacity) = (decoder.width, self.capacity);
+    /// Keeps the keys and values of position `t`, side by side.
+    fn store(&mut self, decoder: &Decoder, layer: usize, t: usize, keys_and_values: &[f32]) {
+        let (Size { kv_heads, width, .. }, capacity) = (decoder.size, self.capacity);
+        let (keys, values) = keys_and_values.split_at(kv_heads * width);
         let block = width * capacity;
-        let first = layer * decoder.heads * block;
-        for (h, (key, value)) in key.chunks_exact(width).zip(value.chunks_exact(width)).enumerate() {
+        let first = layer * kv_heads * block;
+        for (h, (key, value)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
             let at = first + h * block;
             for (i, &k) in key.iter().enumerate() {
                 self.keys[at + i * capacity + t] = k;
@@ -345,13 +434,13 @@ impl Cache {
         }
     }
 
-    /// Mixes the values of all positions held for the query `q`; both `[d]`.
+    /// Mixes the values of all positions held for the queries `q`; both `[heads width]`.
     fn attend(&mut self, decoder: &Decoder, layer: usize, q: &[f32], out: &mut [f32]) {
-        let width = decoder.width;
+        let Size { kv_heads, width, .. } = decoder.size;
         let block = width * self.capacity;
         let scale = 1.0 / (width as f32).sqrt();
         for (h, (q, out)) in q.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
-            let at = (layer * decoder.heads + h) * block;
+            let at = (layer * kv_heads + h / decoder.size.group()) * block;
             let (keys, values) = (&self.keys[at..at + block], &self.values[at..at + block]);
             attend_head(out, &mut self.scores, q, keys, values, self.len, scale);
         }

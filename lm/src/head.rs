@@ -7,6 +7,7 @@ use rand_chacha::ChaCha12Rng;
 
 use crate::linear::Dropout;
 use crate::model::rows;
+use crate::transformer::Named;
 use crate::weights::{self, Weights};
 use crate::{Batch, CausalLm, Error, Result, Variable, WeightType, random, variable};
 
@@ -55,7 +56,8 @@ impl ScalarHead {
 
     /// Writes a safetensors file with `weight` and `bias`.
     pub fn save(&self, file: &Path) -> Result<()> {
-        let tensors = [("weight".to_owned(), &self.weight), ("bias".to_owned(), &self.bias)];
+        let named = |name: &str, tensor| Named { name: name.to_owned(), tensor, transposed: false };
+        let tensors = [named("weight", &self.weight), named("bias", &self.bias)];
         weights::write(file, &tensors, WeightType::F32)
     }
 

@@ -1,4 +1,4 @@
-//! Language models on candle for the CPU, in f32: GPT-2, LoRA adapters, heads, sampling, tokenizers, optimisers.
+//! Language models on candle for the CPU, in f32: GPT-2, GPT-J, Llama, LoRA adapters, heads, sampling, tokenizers, optimisers.
 //! Knows no pipeline, no corpus and no learning objective.
 //!
 //! Shapes are written `[batch, time, d]`. A `Batch` is right-padded; flat arrays of response tokens are
@@ -11,7 +11,6 @@ mod decode;
 mod draws;
 mod error;
 pub mod files;
-mod gpt2;
 mod head;
 pub mod kernels;
 mod linear;
@@ -21,15 +20,17 @@ mod pick;
 mod precision;
 mod random;
 mod sample;
+mod spec;
 mod stats;
 mod threads;
 mod tokenizer;
+mod transformer;
 mod variable;
 mod weights;
 
 pub use adapter::LoraConfig;
 pub use batch::{Batch, Sequence};
-pub use config::{Gpt2Config, InitStd};
+pub use config::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelConfig};
 pub use draws::Draws;
 pub use error::{Error, Result};
 pub use head::{Pool, RewardModel, ScalarHead};

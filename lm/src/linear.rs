@@ -1,4 +1,4 @@
-//! A linear layer in GPT-2's layout, with an optional low-rank adapter; knows no model.
+//! A linear layer with an optional low-rank adapter; knows no model.
 
 use candle_core::Tensor;
 use rand_chacha::ChaCha12Rng;
@@ -29,8 +29,10 @@ impl Dropout {
 /// y = x W + b, W `[in, out]`, plus scale (x A^T) B^T if there is an adapter.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
+    /// As in the model's file, without `.weight`.
+    pub name: String,
     pub weight: Tensor,
-    pub bias: Tensor,
+    pub bias: Option<Tensor>,
     pub adapter: Option<LowRank>,
 }
 
@@ -55,7 +57,7 @@ impl Linear {
     pub fn projection<'a>(&'a self, mask: Option<&'a Tensor>) -> kernels::Projection<'a> {
         let adapter = self.adapter.as_ref();
         let adapter = adapter.map(|low| kernels::Adapter { a: &low.a, b: &low.b, scale: low.scale, mask });
-        kernels::Projection { w: &self.weight, bias: &self.bias, adapter }
+        kernels::Projection { w: &self.weight, bias: self.bias.as_ref(), adapter }
     }
 
     /// The dropout of the adapter's input, `[rows, in]`; None without an adapter that drops.

@@ -8,16 +8,16 @@ use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha12Rng;
 
 use crate::adapter::{self, LoraConfig};
-use crate::gpt2::Gpt2;
 use crate::linear::{Dropout, LowRank};
+use crate::transformer::Transformer;
 use crate::{
-    Batch, Error, Gpt2Config, InitStd, Result, StatOptions, TokenStats, Variable, WeightType, stats, variable, weights,
+    Batch, Error, InitStd, ModelConfig, Result, StatOptions, TokenStats, Variable, WeightType, stats, variable, weights,
 };
 
 /// A causal language model. Cloning is cheap and shares the weights.
 #[derive(Debug, Clone)]
 pub struct CausalLm {
-    gpt2: Arc<Gpt2>,
+    net: Arc<Transformer>,
     lora: Option<LoraConfig>,
 }
 
@@ -32,13 +32,12 @@ pub struct LmLoss {
 
 impl CausalLm {
     /// A trainable model with freshly drawn weights.
-    pub fn init(config: Gpt2Config, init: InitStd, rng: &mut ChaCha12Rng) -> Result<Self> {
-        config.check().map_err(Error::input)?;
-        Self::of(Gpt2::init(&config, init, rng)?, None).with_full_training()
+    pub fn init(config: impl Into<ModelConfig>, init: InitStd, rng: &mut ChaCha12Rng) -> Result<Self> {
+        Self::of(Transformer::init(&config.into(), init, rng)?, None).with_full_training()
     }
 
-    /// Reads a Hugging Face folder: `config.json` and `model.safetensors` in f32, f16 or bf16, names with or
-    /// without `transformer.`. Frozen.
+    /// Reads a Hugging Face folder of a GPT-2, GPT-J or Llama: `config.json` and weights in f32, f16 or bf16, names with or
+    /// without the trunk's prefix. Frozen.
     pub fn load(folder: &Path) -> Result<Self> {
         Ok(Self::of(weights::load(folder)?, None))
     }
@@ -48,11 +47,11 @@ impl CausalLm {
         if self.lora.is_some() {
             return Err(Error::input("a model with an adapter cannot be saved whole; merge it or save the adapter"));
         }
-        weights::save(&self.gpt2, folder, dtype)
+        weights::save(&self.net, folder, dtype)
     }
 
-    pub fn config(&self) -> &Gpt2Config {
-        &self.gpt2.config
+    pub fn config(&self) -> &ModelConfig {
+        &self.net.config
     }
 
     /// The adapter's shape, if there is one.
@@ -65,19 +64,19 @@ impl CausalLm {
         if self.lora.is_some() {
             return Err(Error::input("full training of a model with an adapter; merge it first"));
         }
-        Ok(Self::of(self.gpt2.map(variable::fresh)?, None))
+        Ok(Self::of(self.net.map(variable::fresh)?, None))
     }
 
     /// The same weights, frozen, with a fresh trainable adapter on every linear layer: A Kaiming-uniform as in PEFT,
     /// B = 0, so that the model is unchanged at first. An adapter already there is not kept.
     pub fn with_adapter(&self, lora: &LoraConfig, rng: &mut ChaCha12Rng) -> Result<Self> {
-        Ok(Self::of(self.gpt2.with_fresh_adapters(lora, rng)?, Some(*lora)))
+        Ok(Self::of(self.net.with_fresh_adapters(lora, rng)?, Some(*lora)))
     }
 
     /// The same weights with an adapter read from a PEFT folder; all frozen. `trainable_adapter` thaws it.
     pub fn load_adapter(&self, folder: &Path) -> Result<Self> {
-        let (gpt2, lora) = adapter::load(Gpt2::clone(&self.base().gpt2), folder)?;
-        Ok(Self::of(gpt2, Some(lora)))
+        let (net, lora) = adapter::load(self.net.detached(), folder)?;
+        Ok(Self::of(net, Some(lora)))
     }
 
     /// The same frozen weights with a fresh trainable copy of the adapter. Errors: there is none.
@@ -91,53 +90,34 @@ impl CausalLm {
     /// Writes the adapter as a PEFT folder. `base` names the model it belongs to. Errors: there is none.
     pub fn save_adapter(&self, folder: &Path, base: &str) -> Result<()> {
         let lora = self.lora.ok_or_else(|| Error::input("the model has no adapter to save"))?;
-        adapter::save(&self.gpt2, &lora, folder, base)
+        adapter::save(&self.net, &lora, folder, base)
     }
 
     /// The model with its adapter added into the weights, in f32; frozen.
     pub fn merged(&self) -> Result<Self> {
-        let mut gpt2 = Gpt2::clone(&self.gpt2);
-        for block in &mut gpt2.blocks {
-            for linear in [&mut block.c_attn, &mut block.attn_proj, &mut block.c_fc, &mut block.mlp_proj] {
-                linear.weight = linear.merged_weight()?;
-                linear.adapter = None;
-            }
-        }
-        Ok(Self::of(gpt2, None).frozen())
+        Ok(Self::of(self.net.merged()?, None))
     }
 
     /// The same weights with the adapter off; frozen. With full training, these are the trained weights.
     pub fn base(&self) -> Self {
-        Self::of(self.gpt2.detached(), None)
+        Self::of(self.net.detached(), None)
     }
 
     /// A detached view for sampling and scoring that builds no graph. It shares storage: training goes on under it.
     pub fn frozen(&self) -> Self {
-        // Detaching cannot fail: it copies nothing.
-        let mut gpt2 = self.gpt2.detached();
-        for (frozen, block) in gpt2.blocks.iter_mut().zip(&self.gpt2.blocks) {
-            for (linear, from) in [
-                (&mut frozen.c_attn, &block.c_attn),
-                (&mut frozen.attn_proj, &block.attn_proj),
-                (&mut frozen.c_fc, &block.c_fc),
-                (&mut frozen.mlp_proj, &block.mlp_proj),
-            ] {
-                linear.adapter = from.adapter.as_ref().map(LowRank::detached);
-            }
-        }
-        Self::of(gpt2, self.lora)
+        Self::of(self.net.frozen(), self.lora)
     }
 
     /// The trainable tensors, in file order.
     pub fn variables(&self) -> Vec<Variable> {
         let mut all = Vec::new();
-        for (name, tensor) in self.gpt2.tensors() {
-            all.extend(variable::of(format!("transformer.{name}"), tensor, tensor.rank() == 2));
+        for named in self.net.tensors() {
+            all.extend(variable::of(named.name, named.tensor, named.tensor.rank() == 2));
         }
-        for (name, linear) in self.gpt2.linears() {
+        for linear in self.net.linears() {
             if let Some(adapter) = &linear.adapter {
-                all.extend(variable::of(format!("transformer.{name}.lora_A.weight"), &adapter.a, true));
-                all.extend(variable::of(format!("transformer.{name}.lora_B.weight"), &adapter.b, true));
+                all.extend(variable::of(format!("{}.lora_A.weight", linear.name), &adapter.a, true));
+                all.extend(variable::of(format!("{}.lora_B.weight", linear.name), &adapter.b, true));
             }
         }
         all
@@ -146,7 +126,7 @@ impl CausalLm {
     /// The hidden states after the last norm, `[batch, time, d]`. `dropout` is for training only. Errors: ids above
     /// the vocabulary, sequences longer than the model's window.
     pub fn hidden(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
-        self.gpt2.hidden(batch, dropout)
+        self.net.hidden(batch, dropout)
     }
 
     /// The rows of `hidden` that predict the response tokens, `[response_tokens, d]`.
@@ -157,7 +137,7 @@ impl CausalLm {
     /// Log-probabilities (and entropies) of the response tokens from the rows that predict them.
     pub fn token_stats(&self, predicting: &Tensor, batch: &Batch, o: &StatOptions) -> Result<TokenStats> {
         let masked = stats::before_minimum(batch, o.min_new_tokens);
-        stats::token_stats(predicting, &self.gpt2.wte, batch.targets(), Some((o.eos, &masked)), o.entropy)
+        stats::token_stats(predicting, &self.net.output(), batch.targets(), Some((o.eos, &masked)), o.entropy)
     }
 
     /// The next-token loss: the mean negative log-probability in which a response token weighs 1 and a prompt token
@@ -172,7 +152,7 @@ impl CausalLm {
         }
         let hidden = self.hidden(batch, dropout)?;
         let nll = |at: &[u32], targets: &[u32]| -> Result<Tensor> {
-            let stats = stats::token_stats(&rows(&hidden, at)?, &self.gpt2.wte, targets, None, false)?;
+            let stats = stats::token_stats(&rows(&hidden, at)?, &self.net.output(), targets, None, false)?;
             Ok(stats.logprob.sum_all()?.neg()?)
         };
         let response = nll(batch.predicting(), batch.targets())?;
@@ -185,20 +165,20 @@ impl CausalLm {
         Ok(LmLoss { loss, response_nll })
     }
 
-    pub(crate) fn weights(&self) -> &Gpt2 {
-        &self.gpt2
+    pub(crate) fn net(&self) -> &Transformer {
+        &self.net
     }
 
-    fn of(gpt2: Gpt2, lora: Option<LoraConfig>) -> Self {
-        Self { gpt2: Arc::new(gpt2), lora }
+    fn of(net: Transformer, lora: Option<LoraConfig>) -> Self {
+        Self { net: Arc::new(net), lora }
     }
 
     fn map_adapters(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        let gpt2 = Gpt2::clone(&self.gpt2).map_adapters(|_, linear| match &linear.adapter {
+        let net = Transformer::clone(&self.net).map_adapters(|linear| match &linear.adapter {
             Some(adapter) => Ok(Some(LowRank { a: f(&adapter.a)?, b: f(&adapter.b)?, ..adapter.clone() })),
             None => Ok(None),
         })?;
-        Ok(Self::of(gpt2, self.lora))
+        Ok(Self::of(net, self.lora))
     }
 }
 

@@ -49,8 +49,8 @@ pub fn sample(
         return Ok(prompts.iter().map(|_| Sampled { ids: vec![], logprobs: vec![], ended: false }).collect());
     }
     let merged = lm.merged()?;
-    let export = Export::of(merged.weights())?;
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + o.max_new_tokens;
+    let export = Export::of(merged.net(), longest)?;
     let plan = Plan::of(lm, longest);
     let decoder = Decoder::new(&export, plan.threads);
     let group = |(n, (prompts, rows)): (usize, (&[&[u32]], &[u64]))| {
@@ -70,7 +70,7 @@ pub fn sample(
 }
 
 fn check(lm: &CausalLm, prompts: &[&[u32]], o: &SampleOptions, rows: &[u64]) -> Result<()> {
-    let config = lm.config();
+    let (vocab, window) = (lm.config().vocab_size(), lm.config().window());
     let bad = |what: String| Err(Error::input(what));
     if rows.len() != prompts.len() {
         return bad(format!("{} prompts and {} row numbers to sample for", prompts.len(), rows.len()));
@@ -81,23 +81,23 @@ fn check(lm: &CausalLm, prompts: &[&[u32]], o: &SampleOptions, rows: &[u64]) -> 
     if !(o.top_p > 0.0 && o.top_p <= 1.0) {
         return bad(format!("top_p {}; expected above 0 and at most 1", o.top_p));
     }
-    if o.eos as usize >= config.vocab_size {
-        return bad(format!("EOS id {} is not below the model's vocabulary of {}", o.eos, config.vocab_size));
+    if o.eos as usize >= vocab {
+        return bad(format!("EOS id {} is not below the model's vocabulary of {vocab}", o.eos));
     }
-    if config.vocab_size < 2 {
+    if vocab < 2 {
         return bad("a vocabulary of one token has nothing but EOS to sample".to_owned());
     }
     for (i, prompt) in prompts.iter().enumerate() {
         if prompt.is_empty() {
             return bad(format!("prompt {i} is empty"));
         }
-        if let Some(id) = prompt.iter().find(|&&id| id as usize >= config.vocab_size) {
-            return bad(format!("prompt {i} holds id {id}; the model's vocabulary is {}", config.vocab_size));
+        if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab) {
+            return bad(format!("prompt {i} holds id {id}; the model's vocabulary is {vocab}"));
         }
         let needed = prompt.len().saturating_add(o.max_new_tokens);
-        if needed > config.n_positions {
-            let (n, new, positions) = (prompt.len(), o.max_new_tokens, config.n_positions);
-            return bad(format!("prompt {i} of {n} tokens and {new} new ones; the model has {positions} positions"));
+        if needed > window {
+            let (n, new) = (prompt.len(), o.max_new_tokens);
+            return bad(format!("prompt {i} of {n} tokens and {new} new ones; the model has {window} positions"));
         }
     }
     Ok(())
@@ -117,14 +117,12 @@ impl Plan {
         /// A layer that leaves room for its activations in a core's second-level cache.
         const SMALL_LAYER: usize = 2 << 20;
         const CACHE_BYTES: usize = 512 << 20;
-        let config = lm.config();
-        let d = config.n_embd;
-        let layer_bytes = 4 * (4 * d * d + 2 * d * config.inner());
-        if layer_bytes <= SMALL_LAYER {
+        let spec = &lm.net().spec;
+        if 4 * spec.layer_weights() <= SMALL_LAYER {
             // Each thread takes whole groups: no step ever waits for another thread.
             return Self { rows: 32, prefill_tokens: 512, threads: Threads::One };
         }
-        let row_bytes = 8 * d * config.n_layer * positions;
+        let row_bytes = 8 * spec.heads.key_value * spec.heads.width * spec.layers * positions;
         Self { rows: (CACHE_BYTES / row_bytes.max(1)).clamp(8, 64), prefill_tokens: 2048, threads: Threads::Pool }
     }
 }

@@ -1,4 +1,4 @@
-//! Log-probabilities and entropies of response tokens from hidden states; knows no model but its output embedding.
+//! Log-probabilities and entropies of response tokens from hidden states; knows no model but its output layer.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -26,7 +26,7 @@ pub struct TokenStats {
 /// `hidden` `[n, d]` predicts `targets`; `forbidden.1[i]` says that the token `forbidden.0` is impossible in row i.
 pub(crate) fn token_stats(
     hidden: &Tensor,
-    wte: &Tensor,
+    output: &kernels::Output,
     targets: &[u32],
     forbidden: Option<(u32, &[bool])>,
     entropy: bool,
@@ -36,13 +36,14 @@ pub(crate) fn token_stats(
         return Ok(TokenStats { entropy: entropy.then(|| none.clone()), logprob: none });
     }
     if let Some((token, _)) = forbidden
-        && token as usize >= wte.dim(0)?
+        && token as usize >= output.weight.dim(0)?
     {
-        return Err(Error::input(format!("EOS id {token} is not below the model's vocabulary of {}", wte.dim(0)?)));
+        let vocab = output.weight.dim(0)?;
+        return Err(Error::input(format!("EOS id {token} is not below the model's vocabulary of {vocab}")));
     }
     // Rows without a mask take the kernel's plain path.
     let forbidden = forbidden.filter(|(_, rows)| rows.contains(&true));
-    let stats = kernels::token_stats(hidden, wte, &kernels::StatRows { targets, forbidden }, entropy)?;
+    let stats = kernels::token_stats(hidden, output, &kernels::StatRows { targets, forbidden }, entropy)?;
     Ok(TokenStats { logprob: stats.logprob, entropy: stats.entropy })
 }
 

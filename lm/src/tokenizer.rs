@@ -7,7 +7,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
 
-use crate::{Error, Gpt2Config, Result};
+use crate::{Error, ModelConfig, Result};
 
 const EOS: &str = "<|endoftext|>";
 
@@ -132,10 +132,11 @@ impl Tokenizer {
     }
 
     /// Errors if this tokenizer can give an id that the model does not have.
-    pub fn check_fits(&self, config: &Gpt2Config) -> Result<()> {
+    pub fn check_fits(&self, config: &ModelConfig) -> Result<()> {
         let largest = self.inner.get_vocab(true).into_values().max().unwrap_or(0);
-        if largest as usize >= config.vocab_size {
-            let what = format!("has id {largest}; the model's vocabulary has only {} tokens", config.vocab_size);
+        let vocab = config.vocab_size();
+        if largest as usize >= vocab {
+            let what = format!("has id {largest}; the model's vocabulary has only {vocab} tokens");
             return Err(error(&self.path, what));
         }
         Ok(())

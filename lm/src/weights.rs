@@ -1,4 +1,4 @@
-//! Safetensors in and out, and GPT-2's names in them; knows no forward pass.
+//! Models as folders of safetensors, in and out; knows no forward pass.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -9,11 +9,10 @@ use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 
-use crate::gpt2::Gpt2;
-use crate::{Error, Gpt2Config, Result};
+use crate::transformer::{Named, Transformer};
+use crate::{Error, ModelConfig, Result};
 
 const FILE: &str = "model.safetensors";
-const PREFIX: &str = "transformer.";
 
 /// How weights are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,10 +56,6 @@ impl Weights {
         names
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.header.info(name).is_some()
-    }
-
     /// A tensor as f32. Errors: missing, another shape, or not a float of at most 32 bits.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let bad = |what: String| Error::model(&self.path, what);
@@ -86,57 +81,74 @@ impl Weights {
 }
 
 /// Reads `config.json` and `model.safetensors`; every tensor is frozen.
-pub(crate) fn load(folder: &Path) -> Result<Gpt2> {
-    let config = Gpt2Config::load(folder)?;
+pub(crate) fn load(folder: &Path) -> Result<Transformer> {
+    let config = ModelConfig::load(folder)?;
     let file = Weights::read(&folder.join(FILE))?;
-    let prefix = if file.has(&format!("{PREFIX}wte.weight")) { PREFIX } else { "" };
-    Gpt2::build(&config, |name, shape| file.get(&format!("{prefix}{name}"), shape))
+    let prefix = config.spec().map_err(Error::input)?.names.prefix;
+    // A bare trunk's file has no prefix in its names.
+    let bare = !file.names().iter().any(|name| name.starts_with(prefix));
+    Transformer::build(&config, |name, shape| match name.strip_prefix(prefix) {
+        Some(within) if bare => file.get(within, shape),
+        _ => file.get(name, shape),
+    })
 }
 
-/// Writes `config.json` and `model.safetensors` (names with `transformer.`). Equal weights give equal bytes.
-pub(crate) fn save(model: &Gpt2, folder: &Path, dtype: WeightType) -> Result<()> {
+/// Writes `config.json` and `model.safetensors`. Equal weights give equal bytes.
+pub(crate) fn save(model: &Transformer, folder: &Path, dtype: WeightType) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let torch_dtype = match dtype {
         WeightType::F32 => "float32",
         WeightType::F16 => "float16",
     };
     model.config.save(folder, torch_dtype)?;
-    let tensors: Vec<(String, &Tensor)> =
-        model.tensors().into_iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
-    write(&folder.join(FILE), &tensors, dtype)
+    write(&folder.join(FILE), &model.tensors(), dtype)
 }
 
-/// Writes tensors to a safetensors file. Errors: a value that is not finite, or beyond f16's range.
-pub(crate) fn write(path: &Path, tensors: &[(String, &Tensor)], dtype: WeightType) -> Result<()> {
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+/// Writes tensors to a safetensors file, one at a time. Errors: a value that is not finite, or beyond f16's range.
+pub(crate) fn write(path: &Path, tensors: &[Named], dtype: WeightType) -> Result<()> {
+    let lazy = |named: &Named| {
+        let mut shape = named.tensor.dims().to_vec();
+        if named.transposed {
+            shape.reverse();
+        }
+        Lazy { tensor: named.tensor.clone(), shape, transposed: named.transposed, dtype }
+    };
+    for named in tensors {
+        let (name, values) = (&named.name, lazy(named).values()?);
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::NonFinite { what: format!("tensor `{name}`, to be written to {}", path.display()) });
         }
-        let bytes: Vec<u8> = match dtype {
-            WeightType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            WeightType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        };
         if dtype == WeightType::F16 && values.iter().any(|&v| f16::from_f32(v).is_infinite()) {
             return Err(Error::model(path, format!("tensor `{name}` does not fit into f16")));
         }
-        views.push((name.as_str(), Bytes { bytes, shape: tensor.dims().to_vec(), dtype }));
     }
     // transformers refuses a file without this entry.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|e| Error::model(path, format!("cannot be written: {e}")))?;
-    fs::write(path, bytes).map_err(Error::io(path))
+    let views = tensors.iter().map(|named| (named.name.as_str(), lazy(named)));
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| match e {
+        SafeTensorError::IoError(source) => Error::io(path)(source),
+        e => Error::model(path, format!("cannot be written: {e}")),
+    })
 }
 
-struct Bytes {
-    bytes: Vec<u8>,
+/// A tensor whose bytes are made when the file is written.
+struct Lazy {
+    tensor: Tensor,
+    /// As the file holds it.
     shape: Vec<usize>,
+    transposed: bool,
     dtype: WeightType,
 }
 
-impl View for Bytes {
+impl Lazy {
+    /// In the file's order.
+    fn values(&self) -> candle_core::Result<Vec<f32>> {
+        let tensor = if self.transposed { self.tensor.t()? } else { self.tensor.clone() };
+        tensor.flatten_all()?.to_vec1()
+    }
+}
+
+impl View for Lazy {
     fn dtype(&self) -> Dtype {
         match self.dtype {
             WeightType::F32 => Dtype::F32,
@@ -149,10 +161,18 @@ impl View for Bytes {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
+        let values = self.values().expect("`write` has taken the same values out before");
+        match self.dtype {
+            WeightType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into(),
+            WeightType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>().into(),
+        }
     }
 
     fn data_len(&self) -> usize {
-        self.bytes.len()
+        let bytes = match self.dtype {
+            WeightType::F32 => 4,
+            WeightType::F16 => 2,
+        };
+        self.tensor.elem_count() * bytes
     }
 }

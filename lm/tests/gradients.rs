@@ -4,13 +4,17 @@ mod common;
 
 use candle_core::Tensor;
 use common::*;
-use lm::{Batch, CausalLm, Dropout, LoraConfig, Pool, RewardModel, ScalarHead, StatOptions, Variable};
+use lm::{Batch, CausalLm, Dropout, LoraConfig, ModelConfig, Pool, RewardModel, ScalarHead, StatOptions, Variable};
 use rand::Rng;
 
 const LORA: LoraConfig = LoraConfig { r: 3, alpha: 6.0, dropout: 0.2 };
 
 fn adapted(seed: u64) -> CausalLm {
-    let lm = model(tiny_config(), seed).with_adapter(&LORA, &mut rng(seed + 1)).unwrap();
+    adapted_of(tiny_config(), seed)
+}
+
+fn adapted_of(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
+    let lm = model(config, seed).with_adapter(&LORA, &mut rng(seed + 1)).unwrap();
     // B is zero at first, which would hide what is wrong with A's gradient.
     shake(&lm.variables(), 0.3, seed + 2);
     lm
@@ -30,7 +34,7 @@ fn objective(reward: &RewardModel, batch: &Batch) -> Tensor {
 }
 
 fn reward(lm: CausalLm, pool: Pool) -> RewardModel {
-    let head = ScalarHead::init(lm.config().n_embd, 0.3, &mut rng(77)).unwrap();
+    let head = ScalarHead::init(lm.config().width(), 0.3, &mut rng(77)).unwrap();
     RewardModel { lm, head, pool }
 }
 
@@ -48,35 +52,39 @@ fn assert_every_variable_has_a_gradient(variables: &[Variable], loss: &Tensor) {
 fn every_variable_of_a_full_model_gets_a_gradient() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
-    for pool in [Pool::Last, Pool::Sum] {
-        let reward = reward(model(tiny_config(), 1), pool);
-        assert_eq!(reward.variables().len(), 2 + 2 * 12 + 2 + 2);
-        assert_every_variable_has_a_gradient(&reward.variables(), &objective(&reward, &batch));
+    for (config, tensors) in families().into_iter().zip([2 + 2 * 12 + 2, 1 + 2 * 10 + 4, 1 + 2 * 9 + 2]) {
+        for pool in [Pool::Last, Pool::Sum] {
+            let reward = reward(model(config.clone(), 1), pool);
+            assert_eq!(reward.variables().len(), tensors + 2);
+            assert_every_variable_has_a_gradient(&reward.variables(), &objective(&reward, &batch));
+        }
+        // Each of the losses alone reaches the whole trunk.
+        let lm = model(config, 2);
+        assert_every_variable_has_a_gradient(&lm.variables(), &lm.lm_loss(&batch, 0.0, None).unwrap().loss);
     }
-    // Each of the losses alone reaches the whole trunk.
-    let lm = model(tiny_config(), 2);
-    assert_every_variable_has_a_gradient(&lm.variables(), &lm.lm_loss(&batch, 0.0, None).unwrap().loss);
 }
 
 #[test]
 fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
-    let lm = adapted(3);
-    assert_eq!(lm.variables().len(), 2 * 4 * 2);
-    let mut dropout = Dropout::with_model(0.1, rng(4));
-    for loss in [
-        lm.lm_loss(&batch, 0.0, None).unwrap().loss,
-        lm.lm_loss(&batch, 1.0, Some(&mut dropout)).unwrap().loss,
-        objective(&reward(lm.clone(), Pool::Last), &batch),
-    ] {
-        assert_every_variable_has_a_gradient(&lm.variables(), &loss);
+    for (config, maps) in families().into_iter().zip([4, 6, 7]) {
+        let lm = adapted_of(config, 3);
+        assert_eq!(lm.variables().len(), 2 * maps * 2);
+        let mut dropout = Dropout::with_model(0.1, rng(4));
+        for loss in [
+            lm.lm_loss(&batch, 0.0, None).unwrap().loss,
+            lm.lm_loss(&batch, 1.0, Some(&mut dropout)).unwrap().loss,
+            objective(&reward(lm.clone(), Pool::Last), &batch),
+        ] {
+            assert_every_variable_has_a_gradient(&lm.variables(), &loss);
+        }
+        // What is left in the store after backward belongs to leaves and to frozen operands.
+        let grads = lm::backward(&lm.lm_loss(&batch, 0.0, None).unwrap().loss).unwrap();
+        let variables: Vec<_> = lm.variables().iter().map(|v| v.var.id()).collect();
+        let other = grads.get_ids().filter(|id| !variables.contains(id)).count();
+        assert_eq!(other, 0, "gradients of frozen weights were computed");
     }
-    // What is left in the store after backward belongs to leaves and to frozen operands.
-    let grads = lm::backward(&lm.lm_loss(&batch, 0.0, None).unwrap().loss).unwrap();
-    let variables: Vec<_> = lm.variables().iter().map(|v| v.var.id()).collect();
-    let other = grads.get_ids().filter(|id| !variables.contains(id)).count();
-    assert_eq!(other, 0, "gradients of frozen weights were computed");
 }
 
 #[test]
@@ -147,12 +155,16 @@ fn assert_gradients_match_differences(reward: &RewardModel) {
 
 #[test]
 fn gradients_of_a_full_model_match_finite_differences() {
-    assert_gradients_match_differences(&reward(model(tiny_config(), 10), Pool::Last));
+    for config in families() {
+        assert_gradients_match_differences(&reward(model(config, 10), Pool::Last));
+    }
 }
 
 #[test]
 fn gradients_of_an_adapter_match_finite_differences() {
-    assert_gradients_match_differences(&reward(adapted(11), Pool::Sum));
+    for config in families() {
+        assert_gradients_match_differences(&reward(adapted_of(config, 11), Pool::Sum));
+    }
 }
 
 #[test]

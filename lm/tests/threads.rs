@@ -6,7 +6,7 @@ use std::process::Command;
 
 use common::*;
 use lm::{
-    AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Gpt2Config, InitStd, LoraConfig, Pool, RewardModel,
+    AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Gpt2Config, InitStd, LoraConfig, ModelConfig, Pool, RewardModel,
     SampleOptions, ScalarHead, Sequence, StatOptions, sample,
 };
 use rand::Rng;
@@ -22,9 +22,9 @@ fn hash_floats(values: &[f32]) -> u64 {
 }
 
 /// Trains a model and an adapter with a head for some steps, scores and samples: every path that a pipeline takes.
-fn work(config: Gpt2Config) -> Vec<u64> {
+fn work(config: ModelConfig) -> Vec<u64> {
     let mut rng = rng(1);
-    let vocab = config.vocab_size as u32;
+    let vocab = config.vocab_size() as u32;
     let rows: Vec<Sequence> = (0..24)
         .map(|_| {
             let mut ids = |n: usize| (0..n).map(|_| rng.random_range(1..vocab)).collect::<Vec<_>>();
@@ -47,7 +47,7 @@ fn work(config: Gpt2Config) -> Vec<u64> {
 
     let lora = LoraConfig { r: 8, alpha: 32.0, dropout: 0.1 };
     let lm = lm.frozen().with_adapter(&lora, &mut rng).unwrap();
-    let head = ScalarHead::init(lm.config().n_embd, 0.1, &mut rng).unwrap();
+    let head = ScalarHead::init(lm.config().width(), 0.1, &mut rng).unwrap();
     let reward = RewardModel { lm: lm.clone(), head, pool: Pool::Sum };
     let mut adam = AdamW::new(reward.variables(), settings).unwrap();
     let mut dropout = Dropout::new(rng.clone());
@@ -83,7 +83,24 @@ fn child() {
     // A test is not alone in its process, so the parent has set what `set_threads` may not.
     assert_eq!(candle_core::utils::barrier_pool().n_workers() + 1, threads, "candle's own pool");
     // One model on each side of where sampling changes its way of sharing work.
-    for config in [Gpt2Config::new(300, 64, 96, 3, 3), Gpt2Config::new(1000, 64, 216, 2, 6)] {
+    let of = |json| ModelConfig::from_json(json).unwrap();
+    let gptj = |d: usize| {
+        of(serde_json::json!({ "model_type": "gptj", "vocab_size": 300, "n_positions": 64, "n_embd": d,
+            "n_layer": 2, "n_head": 3, "rotary_dim": 8 }))
+    };
+    let llama = |d: usize| {
+        of(serde_json::json!({ "model_type": "llama", "vocab_size": 300, "max_position_embeddings": 64,
+            "hidden_size": d, "intermediate_size": 2 * d, "num_hidden_layers": 2, "num_attention_heads": 6,
+            "num_key_value_heads": 3 }))
+    };
+    for config in [
+        Gpt2Config::new(300, 64, 96, 3, 3).into(),
+        Gpt2Config::new(1000, 64, 216, 2, 6).into(),
+        gptj(96),
+        gptj(264),
+        llama(96),
+        llama(264),
+    ] {
         println!("hashes {:?}", work(config));
     }
 }
@@ -104,7 +121,7 @@ fn results_are_the_same_bytes_at_one_two_and_three_threads() {
             .lines()
             .filter_map(|l| l.find("hashes ").map(|at| l[at..].to_owned()))
             .collect();
-        assert_eq!(lines.len(), 2);
+        assert_eq!(lines.len(), 6);
         lines
     };
     let one = run("1");

@@ -71,10 +71,10 @@ fn ids_above_a_models_vocabulary_are_told() {
     let tokenizer = trained();
     let mut config = tiny_config();
     config.vocab_size = 319;
-    let error = tokenizer.check_fits(&config).unwrap_err().to_string();
+    let error = tokenizer.check_fits(&config.clone().into()).unwrap_err().to_string();
     assert!(error.contains("id 319") && error.contains("only 319 tokens"), "{error}");
     config.vocab_size = 320;
-    tokenizer.check_fits(&config).unwrap();
+    tokenizer.check_fits(&config.clone().into()).unwrap();
 }
 
 #[test]

@@ -129,7 +129,7 @@ struct Judge<'a> {
 impl Judge<'_> {
     /// `own`: whether the table's ids are this tokenizer's; found out at its first row.
     fn judge(&mut self, pairs: Vec<Pair>, own: &mut Option<bool>) -> Result<Vec<Preference>> {
-        let mut encoder = Encoder::new(self.tokenizer, self.reward.model.lm.config().n_positions);
+        let mut encoder = Encoder::new(self.tokenizer, self.reward.model.lm.config().window());
         let mut sequences: Vec<Sequence> = Vec::with_capacity(2 * pairs.len());
         for pair in &pairs {
             let text = |text, ids| Text { text, ids: Some(ids) };

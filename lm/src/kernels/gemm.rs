@@ -20,6 +20,11 @@ impl<'a> Mat<'a> {
         Self::strided(data, rows, cols, cols)
     }
 
+    /// The columns from `offset` on of row-major rows of `stride` elements.
+    pub fn columns(data: &'a [f32], rows: usize, cols: usize, stride: usize, offset: usize) -> Self {
+        Self::strided(data.get(offset..).unwrap_or_default(), rows, cols, stride)
+    }
+
     /// Row-major, `row_stride` elements from row to row.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         let last = if rows * cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
@@ -62,6 +67,26 @@ pub fn gemm(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, threads: Th
     assert!(out.len() >= a.rows * b.cols, "the product fits its destination");
     // SAFETY: `out` holds a.rows rows of b.cols elements.
     unsafe { raw(out.as_mut_ptr(), b.cols, into, scale, a, b, threads) }
+}
+
+/// [`gemm`] into the columns from `offset` on of rows of `stride` elements.
+#[expect(clippy::too_many_arguments, reason = "a product and where it goes")]
+pub fn gemm_columns(
+    out: &mut [f32],
+    stride: usize,
+    offset: usize,
+    into: Into,
+    scale: f32,
+    a: Mat,
+    b: Mat,
+    threads: Threads,
+) {
+    if a.rows == 0 {
+        return;
+    }
+    assert!(offset + b.cols <= stride && a.rows * stride <= out.len(), "the product fits its columns");
+    // SAFETY: `out` holds a.rows rows of `stride` elements, of which the b.cols from `offset` on are written.
+    unsafe { raw(out.as_mut_ptr().add(offset), stride, into, scale, a, b, threads) }
 }
 
 /// [`gemm`] into a band of a larger matrix, on the calling thread.

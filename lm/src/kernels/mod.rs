@@ -4,133 +4,50 @@
 //! for the others: a frozen weight is simply a detached tensor. The result of every reduction is independent of the
 //! number of threads.
 
+mod activation;
 pub(crate) mod attention;
 mod bf16;
 mod block;
 pub(crate) mod buffer;
 mod embedding;
-pub(crate) mod gelu;
+mod fan;
 pub mod gemm;
 pub(crate) mod glue;
-pub(crate) mod layer_norm;
-mod linear;
-mod lora;
+mod layer_norm;
+pub(crate) mod norm;
 pub mod product;
 mod projection;
 pub mod reference;
+mod rms_norm;
+pub(crate) mod rotary;
 pub(crate) mod simd;
 mod sink;
 #[cfg(test)]
 mod tests;
 mod token_stats;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor, bail};
 
+pub use activation::Activation;
+pub use rotary::{Pairing, Rotary};
 pub use sink::backward;
 
-/// Layer normalisation over the last dimension: `(x - mean) / sqrt(variance + eps) * weight + bias`.
-/// `x [.., d]`, `weight [d]`, `bias [d]` -> `[.., d]`.
-pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+/// Layer normalisation over the last dimension, `(x - mean) / sqrt(variance + eps) * weight + bias`, or without a bias RMS
+/// normalisation, `x / sqrt(mean(x^2) + eps) * weight`. `x [.., d]`, `weight [d]`, `bias [d]` -> `[.., d]`.
+pub fn norm(x: &Tensor, norm: &Norm, eps: f64) -> Result<Tensor> {
     let (_, d) = glue::rows(x)?;
-    glue::expect("a layer norm's weight", weight, &[d])?;
-    glue::expect("a layer norm's bias", bias, &[d])?;
-    let op = layer_norm::LayerNorm { d, eps: eps as f32 };
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
-}
-
-/// GELU in its tanh form (GPT-2's `gelu_new`), elementwise.
-pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(gelu::Gelu)
-}
-
-/// Checks and measures `x [.., in]`, `w [in, out]`, `bias [out]`.
-fn linear_size(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<linear::Linear> {
-    let (n, d_in) = glue::rows(x)?;
-    let (w_in, d_out) = w.dims2()?;
-    if w_in != d_in || d_out == 0 {
-        bail!("a linear map {:?} of rows {:?}", w.shape(), x.shape());
+    glue::expect("a norm's weight", norm.weight, &[d])?;
+    let op = norm::Normalise { d, eps: eps as f32 };
+    let (x, weight) = (x.contiguous()?, norm.weight.contiguous()?);
+    match norm.bias {
+        Some(bias) => {
+            glue::expect("a norm's bias", bias, &[d])?;
+            x.apply_op3(&weight, &bias.contiguous()?, op)
+        }
+        None => x.apply_op2(&weight, op),
     }
-    if let Some(bias) = bias {
-        glue::expect("a linear map's bias", bias, &[d_out])?;
-    }
-    Ok(linear::Linear { n, d_in, d_out })
-}
-
-/// `x w + bias`: `x [.., in]`, `w [in, out]` (Hugging Face's Conv1D), `bias [out]` -> `[.., out]`.
-pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let size = linear_size(x, w, bias)?;
-    let (x, w, bias) = (x.contiguous()?, w.contiguous()?, bias.map(Tensor::contiguous).transpose()?);
-    if !w.track_op() && bias.as_ref().is_none_or(|b| !b.track_op()) {
-        return x.apply_op1(linear::Frozen { size, w, bias });
-    }
-    match bias {
-        Some(bias) => x.apply_op3(&w, &bias, size),
-        None => x.apply_op2(&w, size),
-    }
-}
-
-/// A low-rank adapter beside a frozen weight, as PEFT lays it out.
-pub struct Adapter<'a> {
-    /// `lora_A [rank, in]`
-    pub a: &'a Tensor,
-    /// `lora_B [out, rank]`
-    pub b: &'a Tensor,
-    /// `alpha / rank`
-    pub scale: f64,
-    /// Dropout on the adapter's input: `[.., in]` of 0 and 1 / (1 - p); none when evaluating.
-    pub mask: Option<&'a Tensor>,
-}
-
-/// `x w + bias + scale (mask * x) a' b'` with `w` and `bias` frozen: gradients reach `x`, `a` and `b` only.
-/// `x [.., in]`, `w [in, out]`, `bias [out]` -> `[.., out]`.
-pub fn lora_linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, adapter: &Adapter) -> Result<Tensor> {
-    let size = linear_size(x, w, bias)?;
-    let rank = adapter.a.dims2()?.0;
-    glue::expect("lora_A", adapter.a, &[rank, size.d_in])?;
-    glue::expect("lora_B", adapter.b, &[size.d_out, rank])?;
-    if let Some(mask) = adapter.mask {
-        glue::expect("an adapter's dropout mask", mask, x.dims())?;
-    }
-    let frozen = |t: &Tensor| t.detach().contiguous();
-    let op = lora::Lora {
-        size,
-        rank,
-        w: frozen(w)?,
-        bias: bias.map(frozen).transpose()?,
-        scale: adapter.scale as f32,
-        mask: adapter.mask.map(frozen).transpose()?,
-    };
-    x.contiguous()?.apply_op3(&adapter.a.contiguous()?, &adapter.b.contiguous()?, op)
-}
-
-fn heads(rows: usize, time: usize, d: usize, n_head: usize) -> Result<attention::Size> {
-    if n_head == 0 || !d.is_multiple_of(n_head) || time == 0 || !rows.is_multiple_of(time) {
-        bail!("attention over {rows} rows of width {d}, as sequences of {time} with {n_head} heads");
-    }
-    Ok(attention::Size { batch: rows / time, time, heads: n_head, width: d / n_head })
-}
-
-/// Causal scaled dot-product attention: `q`, `k`, `v` `[batch, time, d]`, heads side by side in `d` -> `[batch, time, d]`.
-/// Position `t` sees positions `0..=t`, so right padding needs no mask.
-pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, n_head: usize) -> Result<Tensor> {
-    let (batch, time, d) = q.dims3()?;
-    glue::expect("attention's keys", k, q.dims())?;
-    glue::expect("attention's values", v, q.dims())?;
-    let op = attention::Apart { size: heads(batch * time, time, d, n_head)?, lse: OnceLock::new() };
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
-}
-
-/// [`causal_attention`] straight from the joint projection `[.., 3 d]` (GPT-2's `c_attn`), whose rows are sequences of
-/// `time`, one after the other -> `[.., d]`. It saves the three narrows, the reshapes and their backward passes.
-pub fn causal_attention_qkv(qkv: &Tensor, time: usize, n_head: usize) -> Result<Tensor> {
-    let (rows, width) = glue::rows(qkv)?;
-    if width % 3 != 0 {
-        bail!("queries, keys and values side by side need a width that 3 divides, not {width}");
-    }
-    let op = attention::Joint { size: heads(rows, time, width / 3, n_head)?, lse: OnceLock::new() };
-    qkv.contiguous()?.apply_op1(op)
 }
 
 /// Rows of `table [v, d]` at `ids [..]` (u32) -> `[.., d]`; the backward pass adds in the order of `ids`.
@@ -154,12 +71,24 @@ pub struct TokenStats {
     pub entropy: Option<Tensor>,
 }
 
-/// Log-probabilities (and entropies) from final hidden states `[n, d]` and the tied embedding `[v, d]`, without ever
-/// holding the logits `[n, v]`. Gradients flow from both results to both operands.
-pub fn token_stats(hidden: &Tensor, embedding: &Tensor, rows: &StatRows, entropy: bool) -> Result<TokenStats> {
+/// The output layer: logits = hidden weight' + bias.
+#[derive(Clone, Copy)]
+pub struct Output<'a> {
+    /// `[v, d]`: the embedding itself where the two are tied.
+    pub weight: &'a Tensor,
+    /// `[v]`; a variable or a constant.
+    pub bias: Option<&'a Tensor>,
+}
+
+/// Log-probabilities (and entropies) from final hidden states `[n, d]`, without ever holding the logits `[n, v]`. Gradients
+/// flow from both results to all operands; a trained bias needs [`backward`].
+pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: bool) -> Result<TokenStats> {
     let (n, d) = hidden.dims2()?;
-    let v = embedding.dim(0)?;
-    glue::expect("the output embedding", embedding, &[v, d])?;
+    let v = output.weight.dim(0)?;
+    glue::expect("the output layer", output.weight, &[v, d])?;
+    if let Some(bias) = output.bias {
+        glue::expect("the output layer's bias", bias, &[v])?;
+    }
     if rows.targets.len() != n || rows.forbidden.is_some_and(|(_, masked)| masked.len() != n) {
         bail!("token statistics of {n} rows for {} targets", rows.targets.len());
     }
@@ -167,54 +96,102 @@ pub fn token_stats(hidden: &Tensor, embedding: &Tensor, rows: &StatRows, entropy
     if largest.is_some_and(|id| id as usize >= v) {
         bail!("token id {largest:?} is not below the vocabulary of {v}");
     }
+    let bias = output.bias.map(projection::trained).transpose()?;
+    let trained = output.weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op);
     let op = token_stats::Stats {
         n,
         d,
         v,
+        bias,
         targets: rows.targets.to_vec(),
         forbidden: rows.forbidden.map(|(token, masked)| (token, masked.to_vec())),
         entropy,
-        eager: hidden.track_op() && !embedding.track_op(),
+        eager: hidden.track_op() && !trained,
         rows: OnceLock::new(),
         slopes: OnceLock::new(),
     };
-    let both = hidden.contiguous()?.apply_op2(&embedding.contiguous()?, op)?;
+    let both = hidden.contiguous()?.apply_op2(&output.weight.contiguous()?, op)?;
     let part = |i: usize| both.narrow(0, i, 1)?.squeeze(0);
     Ok(TokenStats { logprob: part(0)?, entropy: if entropy { Some(part(1)?) } else { None } })
 }
 
-/// A linear map of a [`Block`]: `w [in, out]`, `bias [out]`, and an adapter beside them, which freezes both.
+/// A low-rank adapter beside a frozen weight, as PEFT lays it out: `scale (mask * x) a' b'` joins the map of `x`.
+pub struct Adapter<'a> {
+    /// `lora_A [rank, in]`
+    pub a: &'a Tensor,
+    /// `lora_B [out, rank]`
+    pub b: &'a Tensor,
+    /// `alpha / rank`
+    pub scale: f64,
+    /// Dropout on the adapter's input: `[.., in]` of 0 and 1 / (1 - p); none when evaluating.
+    pub mask: Option<&'a Tensor>,
+}
+
+/// A linear map of a [`Block`], `x w + bias`: `w [in, out]`, `bias [out]`, and an adapter beside them, which freezes both.
 pub struct Projection<'a> {
     pub w: &'a Tensor,
-    pub bias: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
     pub adapter: Option<Adapter<'a>>,
 }
 
-/// The weights of a pre-norm transformer block of width `d` as GPT-2 has it, and how to run it. Weights are variables,
-/// or tensors that need no gradient.
+/// Scale and shift of a normalisation, `[d]` each: layer norm with a bias, RMS norm without.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    pub weight: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
+}
+
+/// The heads of an attention layer, of `width` columns each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Heads of queries.
+    pub query: usize,
+    /// Heads of keys and values; each serves `query / key_value` neighbouring heads of queries.
+    pub key_value: usize,
+    pub width: usize,
+}
+
+/// The weights of a pre-norm transformer block of width `d`, and how to run it. Weights are variables, or tensors that need
+/// no gradient.
 pub struct Block<'a> {
-    /// Weight and bias `[d]`.
-    pub ln_1: (&'a Tensor, &'a Tensor),
-    /// `d -> 3 d`: queries, keys, values side by side.
-    pub c_attn: Projection<'a>,
-    /// `d -> d`
-    pub attn_proj: Projection<'a>,
-    pub ln_2: (&'a Tensor, &'a Tensor),
-    /// `d -> inner`
-    pub c_fc: Projection<'a>,
+    pub norm_1: Norm<'a>,
+    /// `d -> (query + 2 key_value) width`: queries, keys, values side by side, in one map or in several.
+    pub qkv: Vec<Projection<'a>>,
+    /// `query width -> d`
+    pub attn_out: Projection<'a>,
+    /// None: attention and MLP both read what `norm_1` gives, and join the residual stream together.
+    pub norm_2: Option<Norm<'a>>,
+    /// `d -> inner`, or for SwiGLU `d -> 2 inner`: the gate, then the value, in one map or in two.
+    pub up: Vec<Projection<'a>>,
     /// `inner -> d`
-    pub mlp_proj: Projection<'a>,
+    pub down: Projection<'a>,
+    pub activation: Activation,
     /// Dropout of the two branches before they join the residual stream: `[.., d]` of 0 and 1 / (1 - p).
     pub attn_mask: Option<&'a Tensor>,
     pub mlp_mask: Option<&'a Tensor>,
+    pub rotary: Option<Arc<Rotary>>,
     pub eps: f64,
-    pub n_head: usize,
+    pub heads: Heads,
     /// Rows of a sequence.
     pub time: usize,
 }
 
-/// `x1 = x + attn_proj(attention(c_attn(ln_1(x))))`, `y = x1 + mlp_proj(gelu(c_fc(ln_2(x1))))` as one operation:
-/// `x [.., d]`, whose rows are sequences of `time`, -> `[.., d]`.
+impl Block<'_> {
+    fn size(&self, rows: usize) -> Result<attention::Size> {
+        let (Heads { query, key_value, width }, time) = (self.heads, self.time);
+        if width == 0 || key_value == 0 || query == 0 || !query.is_multiple_of(key_value) {
+            bail!("attention with {query} heads of queries and {key_value} of keys, of width {width}");
+        }
+        if time == 0 || !rows.is_multiple_of(time) {
+            bail!("attention over {rows} rows as sequences of {time}");
+        }
+        Ok(attention::Size { batch: rows / time, time, heads: query, kv_heads: key_value, width })
+    }
+}
+
+/// `x1 = x + attn_out(attention(qkv(norm_1(x))))`, `y = x1 + down(activation(up(norm_2(x1))))` as one operation, queries and
+/// keys turned by their positions if there is a [`Rotary`]: `x [.., d]`, whose rows are sequences of `time`, -> `[.., d]`.
+/// Position `t` sees positions `0..=t`, so right padding needs no mask.
 ///
 /// The loss of a block with variables must go through [`backward`]; candle's own reports an error.
 pub fn transformer_block(x: &Tensor, block: &Block) -> Result<Tensor> {

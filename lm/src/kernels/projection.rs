@@ -1,5 +1,6 @@
-//! A linear map with bias and an optional low-rank adapter, on slices of some rows of a batch: the arithmetic that the
-//! transformer block shares among its four maps. Knows no attention and no normalisation.
+//! A linear map with an optional bias and an optional low-rank adapter, on slices of some rows of a batch, its output in some
+//! columns of a wider matrix: the arithmetic that a transformer block's maps are made of. Knows no attention and no
+//! normalisation.
 
 use std::borrow::Cow;
 
@@ -8,15 +9,14 @@ use candle_core::{Result, Tensor, bail};
 use super::buffer::scratch;
 use super::gemm::{self, Into, Mat, Threads};
 use super::glue::{View, expect};
-use super::layer_norm::add_columns;
-use super::simd::multiply;
+use super::simd::{add_assign, multiply};
 use super::sink::deliver_aside;
 use super::{Adapter, Projection};
 
 /// What a projection is made of, kept for the backward pass.
 pub struct Parts {
     w: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
     low: Option<LowParts>,
     pub d_in: usize,
     pub d_out: usize,
@@ -37,9 +37,11 @@ impl Parts {
         if w_in != d_in || d_out == 0 {
             bail!("a projection {:?} of rows of width {d_in}", p.w.shape());
         }
-        expect("a projection's bias", p.bias, &[d_out])?;
+        if let Some(bias) = p.bias {
+            expect("a projection's bias", bias, &[d_out])?;
+        }
         let Some(Adapter { a, b, scale, mask }) = &p.adapter else {
-            return Ok(Self { w: trained(p.w)?, bias: trained(p.bias)?, low: None, d_in, d_out });
+            return Ok(Self { w: trained(p.w)?, bias: p.bias.map(trained).transpose()?, low: None, d_in, d_out });
         };
         let rank = a.dims2()?.0;
         expect("lora_A", a, &[rank, d_in])?;
@@ -52,13 +54,13 @@ impl Parts {
         let mask = mask.map(|m| m.detach().contiguous()).transpose()?;
         let low = LowParts { a: trained(a)?, b: trained(b)?, rank, scale: *scale as f32, mask };
         let frozen = |t: &Tensor| t.detach().contiguous();
-        Ok(Self { w: frozen(p.w)?, bias: frozen(p.bias)?, low: Some(low), d_in, d_out })
+        Ok(Self { w: frozen(p.w)?, bias: p.bias.map(frozen).transpose()?, low: Some(low), d_in, d_out })
     }
 
     /// The tensors that are trained.
     pub fn trained(&self) -> impl Iterator<Item = &Tensor> {
         let low = self.low.iter().flat_map(|l| [&l.a, &l.b]);
-        [&self.w, &self.bias].into_iter().chain(low).filter(|t| t.track_op())
+        [&self.w].into_iter().chain(&self.bias).chain(low).filter(|t| t.track_op())
     }
 
     /// Views of the tensors, to be opened once per pass.
@@ -67,7 +69,8 @@ impl Parts {
             Some(l) => Some((View::of(&l.a)?, View::of(&l.b)?, l.mask.as_ref().map(View::of).transpose()?)),
             None => None,
         };
-        Ok(Views { w: View::of(&self.w)?, bias: View::of(&self.bias)?, low, parts: self })
+        let bias = self.bias.as_ref().map(View::of).transpose()?;
+        Ok(Views { w: View::of(&self.w)?, bias, low, parts: self })
     }
 }
 
@@ -83,7 +86,7 @@ type LowViews<'a> = (View<'a>, View<'a>, Option<View<'a>>);
 
 pub struct Views<'a> {
     w: View<'a>,
-    bias: View<'a>,
+    bias: Option<View<'a>>,
     low: Option<LowViews<'a>>,
     parts: &'a Parts,
 }
@@ -101,7 +104,8 @@ impl Views<'_> {
                 gemm::gemm(w.to_mut(), Into::Add, of.scale, a.t(), b.t(), Threads::Pool);
             }
         }
-        Map { w, bias: &self.bias, low, d_in, d_out, trains_bias: self.parts.bias.track_op() }
+        let (trains_bias, small) = (self.parts.trains_bias(), self.parts.small());
+        Map { w, bias: self.bias.as_deref(), low, d_in, d_out, trains_bias, small }
     }
 }
 
@@ -113,36 +117,54 @@ struct Low<'a> {
     mask: Option<&'a [f32]>,
 }
 
-/// A map ready to run. Rows are given with the number of their first one in the batch, for the dropout mask.
+/// A map ready to run. Rows are given with the number of their first one in the batch, for the dropout mask; `at` says
+/// which columns of its output's rows are its own.
 pub struct Map<'a> {
     w: Cow<'a, [f32]>,
-    bias: &'a [f32],
+    bias: Option<&'a [f32]>,
     low: Option<Low<'a>>,
     d_in: usize,
     d_out: usize,
     trains_bias: bool,
+    small: usize,
+}
+
+/// Where a map's columns lie: `offset` columns into rows of `stride`.
+#[derive(Clone, Copy)]
+pub struct At {
+    pub stride: usize,
+    pub offset: usize,
+}
+
+impl At {
+    fn of<'g>(self, g: &'g [f32], cols: usize) -> Mat<'g> {
+        Mat::columns(g, g.len() / self.stride, cols, self.stride, self.offset)
+    }
 }
 
 impl Map<'_> {
-    /// The map of `x`, new.
-    pub fn apply(&self, x: &[f32], first: usize) -> Vec<f32> {
-        let mut y = self.bias.repeat(x.len() / self.d_in);
-        self.add(&mut y, x, first);
-        y
+    pub fn d_out(&self) -> usize {
+        self.d_out
     }
 
-    /// `y +=` the map of `x`.
-    pub fn add_to(&self, y: &mut [f32], x: &[f32], first: usize) {
-        for row in y.chunks_exact_mut(self.d_out) {
-            super::simd::add_assign(row, self.bias);
-        }
-        self.add(y, x, first);
-    }
-
-    fn add(&self, y: &mut [f32], x: &[f32], first: usize) {
+    /// `y +=` the map of `x`, or `y =` with `Into::Overwrite`.
+    pub fn forward(&self, y: &mut [f32], at: At, into: Into, x: &[f32], first: usize) {
         let Self { d_in, d_out, .. } = *self;
         let n = x.len() / d_in;
-        gemm::gemm(y, Into::Add, 1.0, Mat::new(x, n, d_in), Mat::new(&self.w, d_in, d_out), Threads::One);
+        let At { stride, offset } = at;
+        let mut into = into;
+        if let Some(bias) = self.bias {
+            for row in y.chunks_exact_mut(stride) {
+                let row = &mut row[offset..offset + d_out];
+                match into {
+                    Into::Overwrite => row.copy_from_slice(bias),
+                    Into::Add => add_assign(row, bias),
+                }
+            }
+            into = Into::Add;
+        }
+        let (x_m, w) = (Mat::new(x, n, d_in), Mat::new(&self.w, d_in, d_out));
+        gemm::gemm_columns(y, stride, offset, into, 1.0, x_m, w, Threads::One);
         if let Some(low) = &self.low
             && let Some(mask) = low.mask
         {
@@ -152,23 +174,22 @@ impl Map<'_> {
                 let a = Mat::new(low.a, low.rank, d_in);
                 gemm::gemm(z, Into::Overwrite, 1.0, Mat::new(seen, n, d_in), a.t(), Threads::One);
                 let (z, b) = (Mat::new(z, n, low.rank), Mat::new(low.b, d_out, low.rank));
-                gemm::gemm(y, Into::Add, low.scale, z, b.t(), Threads::One);
+                gemm::gemm_columns(y, stride, offset, Into::Add, low.scale, z, b.t(), Threads::One);
             });
         }
     }
 
-    /// Elements of the gradients of what is small: bias, A, B'.
+    /// Elements of [`Map::small_gradients`].
     pub fn small(&self) -> usize {
-        let bias = if self.trains_bias { self.d_out } else { 0 };
-        bias + self.low.as_ref().map_or(0, |l| l.rank * (self.d_in + self.d_out))
+        self.small
     }
 
-    /// Writes the gradient of the map's input to `dx`.
-    pub fn input_gradient(&self, dx: &mut [f32], g: &[f32], first: usize) {
+    /// Writes the gradient of the map's input to `dx`, or adds it.
+    pub fn input_gradient(&self, dx: &mut [f32], into: Into, g: &[f32], at: At, first: usize) {
         let Self { d_in, d_out, .. } = *self;
-        let n = g.len() / d_out;
-        let g = Mat::new(g, n, d_out);
-        gemm::gemm(dx, Into::Overwrite, 1.0, g, Mat::new(&self.w, d_in, d_out).t(), Threads::One);
+        let n = g.len() / at.stride;
+        let g = at.of(g, d_out);
+        gemm::gemm(dx, into, 1.0, g, Mat::new(&self.w, d_in, d_out).t(), Threads::One);
         let Some(Low { a, b, rank, scale, mask: Some(mask) }) = self.low else { return };
         scratch(n * (rank + d_in), |buffer| {
             let (dz, seen) = buffer.split_at_mut(n * rank);
@@ -181,15 +202,17 @@ impl Map<'_> {
     }
 
     /// Writes the gradients of bias, A and B' to `small`, one after the other.
-    pub fn small_gradients(&self, small: &mut [f32], x: &[f32], g: &[f32], first: usize) {
+    pub fn small_gradients(&self, small: &mut [f32], x: &[f32], g: &[f32], at: At, first: usize) {
         let Self { d_in, d_out, .. } = *self;
         let n = x.len() / d_in;
         let (bias, adapter) = small.split_at_mut(if self.trains_bias { d_out } else { 0 });
         if self.trains_bias {
-            add_columns(bias, g);
+            for row in g.chunks_exact(at.stride) {
+                add_assign(bias, &row[at.offset..at.offset + d_out]);
+            }
         }
         let Some(Low { a, b, rank, scale, mask }) = self.low else { return };
-        let g = Mat::new(g, n, d_out);
+        let g = at.of(g, d_out);
         let (da, db) = adapter.split_at_mut(rank * d_in);
         scratch(n * (2 * rank + d_in), |buffer| {
             let (z, rest) = buffer.split_at_mut(n * rank);
@@ -212,11 +235,23 @@ impl Map<'_> {
 }
 
 impl Parts {
+    /// Elements of the gradients of what is small: bias, A, B'.
+    pub fn small(&self) -> usize {
+        let bias = if self.trains_bias() { self.d_out } else { 0 };
+        bias + self.low.as_ref().map_or(0, |l| l.rank * (self.d_in + self.d_out))
+    }
+
+    fn trains_bias(&self) -> bool {
+        self.bias.as_ref().is_some_and(Tensor::track_op)
+    }
+
     /// Delivers the small gradients, in the layout of [`Map::small_gradients`].
     pub fn deliver_small(&self, small: &[f32]) -> Result<()> {
-        let (bias, adapter) = small.split_at(if self.bias.track_op() { self.d_out } else { 0 });
-        if self.bias.track_op() {
-            deliver_aside(&self.bias, bias.to_vec())?;
+        let (bias_gradient, adapter) = small.split_at(if self.trains_bias() { self.d_out } else { 0 });
+        if let Some(bias) = &self.bias
+            && bias.track_op()
+        {
+            deliver_aside(bias, bias_gradient.to_vec())?;
         }
         let Some(low) = &self.low else { return Ok(()) };
         let (da, db) = adapter.split_at(low.rank * self.d_in);
@@ -235,14 +270,13 @@ impl Parts {
     }
 
     /// Delivers the weight's gradient: the sum of x' g over the chunks (x, g), in their order.
-    pub fn deliver_weight<'c>(&self, chunks: impl Iterator<Item = (&'c [f32], &'c [f32])>) -> Result<()> {
+    pub fn deliver_weight<'c>(&self, chunks: impl Iterator<Item = (&'c [f32], &'c [f32])>, at: At) -> Result<()> {
         if !self.trains_weight() {
             return Ok(());
         }
         let mut dw = Vec::new();
         for (x, g) in chunks {
-            let n = x.len() / self.d_in;
-            let (x, g) = (Mat::new(x, n, self.d_in), Mat::new(g, n, self.d_out));
+            let (x, g) = (Mat::new(x, x.len() / self.d_in, self.d_in), at.of(g, self.d_out));
             if dw.is_empty() {
                 dw = gemm::product(1.0, x.t(), g);
             } else {

@@ -2,62 +2,80 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{Adapter, Block, Projection, StatRows, TokenStats};
+use super::{Activation, Adapter, Block, Heads, Norm, Output, Projection, Rotary, StatRows, TokenStats};
 
-/// See [`super::layer_norm`].
-pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+/// See [`super::norm`].
+pub fn norm(x: &Tensor, norm: &Norm, eps: f64) -> Result<Tensor> {
+    let centred = match norm.bias {
+        Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        None => x.clone(),
+    };
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)
-}
-
-/// See [`super::gelu_tanh`].
-pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    x.gelu()
-}
-
-/// See [`super::linear`].
-pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = x.broadcast_matmul(w)?;
-    match bias {
+    let y = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(norm.weight)?;
+    match norm.bias {
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
     }
 }
 
-/// See [`super::lora_linear`].
-pub fn lora_linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, adapter: &Adapter) -> Result<Tensor> {
-    let seen = match adapter.mask {
-        Some(mask) => (x * mask)?,
+fn map(p: &Projection, x: &Tensor) -> Result<Tensor> {
+    let y = x.broadcast_matmul(p.w)?;
+    let y = match p.bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    };
+    let Some(Adapter { a, b, scale, mask }) = p.adapter.as_ref() else { return Ok(y) };
+    let seen = match mask {
+        Some(mask) => (x * *mask)?,
         None => x.clone(),
     };
-    let low = seen.broadcast_matmul(&adapter.a.t()?)?;
-    linear(x, w, bias)? + (low.broadcast_matmul(&adapter.b.t()?)? * adapter.scale)?
+    y + (seen.broadcast_matmul(&a.t()?)?.broadcast_matmul(&b.t()?)? * *scale)?
 }
 
-/// See [`super::causal_attention`].
-pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, n_head: usize) -> Result<Tensor> {
-    let (batch, time, d) = q.dims3()?;
-    let heads = |t: &Tensor| t.reshape((batch, time, n_head, d / n_head))?.transpose(1, 2)?.contiguous();
-    let (q, k, v) = (heads(q)?, heads(k)?, heads(v)?);
-    let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / ((d / n_head) as f64).sqrt())?;
+/// Maps side by side.
+fn fan(maps: &[Projection], x: &Tensor) -> Result<Tensor> {
+    let parts = maps.iter().map(|p| map(p, x)).collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&parts, D::Minus1)
+}
+
+/// Causal attention over `qkv [batch * time, joint]` -> `[batch * time, query width]`.
+fn attention(qkv: &Tensor, time: usize, heads: Heads, rotary: Option<&Rotary>) -> Result<Tensor> {
+    let Heads { query, key_value, width } = heads;
+    let mut at = 0;
+    let mut part = |n: usize| -> Result<Tensor> {
+        let part = qkv.narrow(D::Minus1, at, n * width)?.reshape(((), time, n, width))?.transpose(1, 2)?.contiguous();
+        at += n * width;
+        part
+    };
+    let (q, k, v) = (part(query)?, part(key_value)?, part(key_value)?);
+    let (q, k) = match rotary {
+        Some(rotary) => (rotated(&q, rotary)?, rotated(&k, rotary)?),
+        None => (q, k),
+    };
+    // Each head of keys and values as often as it serves.
+    let of: Vec<u32> = (0..query).map(|h| (h / (query / key_value)) as u32).collect();
+    let of = Tensor::from_vec(of, query, q.device())?;
+    let (k, v) = (k.index_select(&of, 1)?, v.index_select(&of, 1)?);
+    let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / (width as f64).sqrt())?;
     let future: Vec<u8> = (0..time * time).map(|i| u8::from(i % time > i / time)).collect();
     let future = Tensor::from_vec(future, (time, time), q.device())?.broadcast_as(scores.shape())?;
     let hidden = Tensor::new(f32::NEG_INFINITY, q.device())?.broadcast_as(scores.shape())?;
     let scores = future.where_cond(&hidden, &scores)?;
     let shifted = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
     let p = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
-    p.matmul(&v)?.transpose(1, 2)?.reshape((batch, time, d))
+    p.matmul(&v.contiguous()?)?.transpose(1, 2)?.reshape(((), query * width))
 }
 
-/// See [`super::causal_attention_qkv`].
-pub fn causal_attention_qkv(qkv: &Tensor, time: usize, n_head: usize) -> Result<Tensor> {
-    let d = qkv.dim(D::Minus1)? / 3;
-    let part = |i: usize| qkv.narrow(D::Minus1, i * d, d)?.reshape(((), time, d))?.contiguous();
-    let mut shape = qkv.dims().to_vec();
-    shape.pop();
-    shape.push(d);
-    causal_attention(&part(0)?, &part(1)?, &part(2)?, n_head)?.reshape(shape)
+/// A turn is linear: `x [.., time, width]` times a matrix for each position.
+fn rotated(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+    let (_, _, time, width) = x.dims4()?;
+    let turns = (0..time).map(|t| {
+        let mut matrix: Vec<f32> = (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
+        matrix.chunks_exact_mut(width).for_each(|row| rotary.turn(row, width, t, super::rotary::Turn::Forward));
+        let matrix = Tensor::from_vec(matrix, (width, width), x.device())?;
+        x.narrow(2, t, 1)?.broadcast_matmul(&matrix)
+    });
+    Tensor::cat(&turns.collect::<Result<Vec<_>>>()?, 2)
 }
 
 /// See [`super::embedding`].
@@ -68,8 +86,12 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
 }
 
 /// See [`super::token_stats`].
-pub fn token_stats(hidden: &Tensor, embedding: &Tensor, rows: &StatRows, entropy: bool) -> Result<TokenStats> {
-    let logits = hidden.matmul(&embedding.t()?)?;
+pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: bool) -> Result<TokenStats> {
+    let logits = hidden.matmul(&output.weight.t()?)?;
+    let logits = match output.bias {
+        Some(bias) => logits.broadcast_add(bias)?,
+        None => logits,
+    };
     let (n, v) = logits.dims2()?;
     let logits = match rows.forbidden {
         Some((token, masked)) => {
@@ -92,18 +114,24 @@ pub fn token_stats(hidden: &Tensor, embedding: &Tensor, rows: &StatRows, entropy
 
 /// See [`super::transformer_block`].
 pub fn transformer_block(x: &Tensor, block: &Block) -> Result<Tensor> {
-    let map = |p: &Projection, x: &Tensor| match &p.adapter {
-        None => linear(x, p.w, Some(p.bias)),
-        Some(adapter) => lora_linear(x, p.w, Some(p.bias), adapter),
-    };
     let masked = |x: Tensor, mask: Option<&Tensor>| match mask {
         Some(mask) => x.mul(mask),
         None => Ok(x),
     };
-    let h = layer_norm(x, block.ln_1.0, block.ln_1.1, block.eps)?;
-    let h = causal_attention_qkv(&map(&block.c_attn, &h)?, block.time, block.n_head)?;
-    let x = (x + masked(map(&block.attn_proj, &h)?, block.attn_mask)?)?;
-    let h = layer_norm(&x, block.ln_2.0, block.ln_2.1, block.eps)?;
-    let h = gelu_tanh(&map(&block.c_fc, &h)?)?;
-    x + masked(map(&block.mlp_proj, &h)?, block.mlp_mask)?
+    let h = norm(x, &block.norm_1, block.eps)?;
+    let mixed = attention(&fan(&block.qkv, &h)?, block.time, block.heads, block.rotary.as_deref())?;
+    let x = (x + masked(map(&block.attn_out, &mixed)?, block.attn_mask)?)?;
+    let h = match &block.norm_2 {
+        Some(norm_2) => norm(&x, norm_2, block.eps)?,
+        None => h,
+    };
+    let up = fan(&block.up, &h)?;
+    let active = match block.activation {
+        Activation::GeluTanh => up.gelu()?,
+        Activation::SwiGlu => {
+            let (gate, value) = (up.narrow(1, 0, up.dim(1)? / 2)?, up.narrow(1, up.dim(1)? / 2, up.dim(1)? / 2)?);
+            (gate.silu()? * value)?
+        }
+    };
+    x + masked(map(&block.down, &active)?, block.mlp_mask)?
 }

@@ -1,4 +1,4 @@
-//! Log-probabilities and entropies from hidden states and the output embedding, a chunk of rows at a time: the logits of
+//! Log-probabilities and entropies from hidden states and the output layer, a chunk of rows at a time: the logits of
 //! all rows never exist together, and the backward pass computes them again. Knows no sequences.
 //!
 //! With logits l, p = softmax(l), H = -sum p log p: d log p_t / d l = [t] - p and d H / d l = -p (log p + H).
@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use super::buffer::{for_chunks, scratch};
 use super::gemm::{self, Into, Mat, Threads};
 use super::glue::{View, gradient, output, slice};
-use super::simd::{exp, fma, max, simd, sum_map};
-use super::sink::deliver;
+use super::simd::{add_assign, exp, fma, max, simd, sum_map};
+use super::sink::{deliver, deliver_aside};
 
 /// Logits held at once.
 const LOGITS: usize = 4 << 20;
@@ -22,18 +22,26 @@ pub struct Stats {
     pub n: usize,
     pub d: usize,
     pub v: usize,
+    /// `[v]`, added to the logits.
+    pub bias: Option<Tensor>,
     /// `[n]`, each below v.
     pub targets: Vec<u32>,
     /// A token that is impossible in the rows where the flag is set.
     pub forbidden: Option<(u32, Vec<bool>)>,
     pub entropy: bool,
-    /// Whether the forward pass also computes d logprob / d hidden: if the embedding is frozen, that saves the backward
+    /// Whether the forward pass also computes d logprob / d hidden: if the output layer is frozen, that saves the backward
     /// pass from computing the logits again.
     pub eager: bool,
     /// What the forward pass found.
     pub rows: OnceLock<Vec<Row>>,
     /// d logprob / d hidden `[n, d]`, if computed.
     pub slopes: OnceLock<Vec<f32>>,
+}
+
+/// The output layer's weight `[v, d]` and bias `[v]`.
+struct Layer<'a> {
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
 }
 
 /// What a row's distribution comes to.
@@ -51,10 +59,17 @@ impl Stats {
     }
 
     /// Computes the logits of rows `start..` into `logits`, -infinity where forbidden.
-    fn logits(&self, logits: &mut [f32], hidden: &[f32], embedding: &[f32], start: usize) {
+    fn logits(&self, logits: &mut [f32], hidden: &[f32], output: &Layer, start: usize) {
         let n = logits.len() / self.v;
         let hidden = Mat::new(&hidden[start * self.d..], n, self.d);
-        gemm::gemm(logits, Into::Overwrite, 1.0, hidden, Mat::new(embedding, self.v, self.d).t(), Threads::Pool);
+        let into = match output.bias {
+            Some(bias) => {
+                for_chunks(logits, self.v, |_, row| row.copy_from_slice(bias));
+                Into::Add
+            }
+            None => Into::Overwrite,
+        };
+        gemm::gemm(logits, into, 1.0, hidden, Mat::new(output.weight, self.v, self.d).t(), Threads::Pool);
         if let Some((token, rows)) = &self.forbidden {
             for (row, &forbidden) in logits.chunks_exact_mut(self.v).zip(&rows[start..]) {
                 if forbidden {
@@ -113,7 +128,7 @@ simd! {
     }
 }
 
-/// Operands: hidden `[n, d]`, embedding `[v, d]`. Result `[2, n]`: log-probabilities, entropies (0 if not asked for).
+/// Operands: hidden `[n, d]`, the output layer's weight `[v, d]`. Result `[2, n]`: log-probabilities, entropies (0 if not asked for).
 impl CustomOp2 for Stats {
     fn name(&self) -> &'static str {
         "temper-token-stats"
@@ -121,13 +136,15 @@ impl CustomOp2 for Stats {
 
     fn cpu_fwd(&self, h: &CpuStorage, h_l: &Layout, e: &CpuStorage, e_l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (h, e) = (slice(h, h_l)?, slice(e, e_l)?);
+        let bias = self.bias.as_ref().map(View::of).transpose()?;
+        let layer = Layer { weight: e, bias: bias.as_deref() };
         let mut found: Vec<Row> = Vec::with_capacity(self.n);
         let mut slopes = if self.eager { vec![0.0; self.n * self.d] } else { vec![] };
         scratch(self.chunk().min(self.n) * self.v, |logits| {
             for start in (0..self.n).step_by(self.chunk()) {
                 let end = (start + self.chunk()).min(self.n);
                 let logits = &mut logits[..(end - start) * self.v];
-                self.logits(logits, h, e, start);
+                self.logits(logits, h, &layer, start);
                 let rows = logits.par_chunks_exact(self.v).zip(&self.targets[start..end]);
                 found.par_extend(rows.map(|(logits, &target)| self.row(logits, target)));
                 if self.eager {
@@ -150,6 +167,8 @@ impl CustomOp2 for Stats {
         let Some(found) = self.rows.get() else { bail!("token statistics' backward pass before their forward pass") };
         let g = g.contiguous()?;
         let (h_v, e_v, g_v) = (View::of(h)?, View::of(e)?, View::of(&g)?);
+        let bias = self.bias.as_ref().map(View::of).transpose()?;
+        let layer = Layer { weight: &e_v, bias: bias.as_deref() };
         let (g_logprob, g_entropy) = g_v.split_at(self.n);
         let Self { n, d, v, .. } = *self;
         if let Some(slopes) = self.slopes.get()
@@ -161,11 +180,13 @@ impl CustomOp2 for Stats {
         }
         let mut dh = h.track_op().then(|| vec![0.0; n * d]);
         let mut de = e.track_op().then(|| vec![0.0; v * d]);
+        let trained_bias = self.bias.as_ref().filter(|b| b.track_op());
+        let mut db = vec![0.0; if trained_bias.is_some() { v } else { 0 }];
         scratch(self.chunk().min(n) * v, |logits| {
             for start in (0..n).step_by(self.chunk()) {
                 let end = (start + self.chunk()).min(n);
                 let logits = &mut logits[..(end - start) * v];
-                self.logits(logits, &h_v, &e_v, start);
+                self.logits(logits, &h_v, &layer, start);
                 self.logit_gradients(logits, &found[start..], start, |i| (g_logprob[i], g_entropy[i]));
                 let dl = Mat::new(logits, end - start, v);
                 if let Some(dh) = &mut dh {
@@ -176,8 +197,15 @@ impl CustomOp2 for Stats {
                     let h = Mat::new(&h_v[start * d..], end - start, d);
                     gemm::gemm(de, Into::Add, 1.0, dl.t(), h, Threads::Pool);
                 }
+                if trained_bias.is_some() {
+                    logits.chunks_exact(v).for_each(|row| add_assign(&mut db, row));
+                }
             }
         });
+        drop(bias);
+        if let Some(bias) = trained_bias {
+            deliver_aside(bias, db)?;
+        }
         let dh = dh.map(|x| gradient(x, h)).transpose()?;
         Ok((dh, de.map_or(Ok(None), |x| deliver(e, x))?))
     }

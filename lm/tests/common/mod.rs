@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::Tensor;
-use lm::{CausalLm, Gpt2Config, InitStd, Sequence, Variable};
+use lm::{CausalLm, Gpt2Config, InitStd, ModelConfig, Sequence, Variable};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
@@ -21,11 +21,26 @@ pub fn tiny_config() -> Gpt2Config {
     config
 }
 
+/// A small model of each family, with the same vocabulary and window. Of the others every number that could be taken for
+/// another one differs from it.
+pub fn families() -> [ModelConfig; 3] {
+    let gptj = serde_json::json!({
+        "model_type": "gptj", "vocab_size": 31, "n_positions": 24, "n_embd": 12, "n_layer": 2, "n_head": 3,
+        "rotary_dim": 2, "n_inner": 20, "eos_token_id": EOS,
+    });
+    let llama = serde_json::json!({
+        "model_type": "llama", "vocab_size": 31, "max_position_embeddings": 24, "hidden_size": 12,
+        "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 6, "rms_norm_eps": 1e-5, "eos_token_id": [EOS, 1],
+    });
+    [tiny_config().into(), ModelConfig::from_json(gptj).unwrap(), ModelConfig::from_json(llama).unwrap()]
+}
+
 /// Gives every variable, biases and norms too, normal values of the given spread, so that mistakes show.
 pub fn shake(variables: &[Variable], std: f64, seed: u64) {
     let mut rng = rng(seed);
     for v in variables {
-        let centre = if v.name.contains("ln_") && v.name.ends_with("weight") { 1.0 } else { 0.0 };
+        let centre = if (v.name.contains("ln_") || v.name.contains("norm")) && v.name.ends_with("weight") { 1.0 } else { 0.0 };
         let values: Vec<f32> = (0..v.var.elem_count())
             .map(|_| {
                 let normal: f64 = (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0;
@@ -37,7 +52,7 @@ pub fn shake(variables: &[Variable], std: f64, seed: u64) {
 }
 
 /// A trainable model of the given shape, every tensor random.
-pub fn model(config: Gpt2Config, seed: u64) -> CausalLm {
+pub fn model(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
     let lm = CausalLm::init(config, InitStd::Fixed(0.3), &mut rng(seed)).unwrap();
     shake(&lm.variables(), 0.3, seed + 1);
     lm
@@ -82,7 +97,8 @@ impl Reference {
             .into_iter()
             .map(|v| (v.name.replace("transformer.", ""), floats(&v.var).into_iter().map(f64::from).collect()))
             .collect();
-        Self { config: lm.config().clone(), tensors }
+        let ModelConfig::Gpt2(config) = lm.config().clone() else { panic!("the reference is a GPT-2") };
+        Self { config, tensors }
     }
 
     fn linear(&self, x: &[f64], name: &str) -> Vec<f64> {

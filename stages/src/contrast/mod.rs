@@ -184,7 +184,7 @@ fn open(p: &Params, ctx: &Context) -> Result<Writer> {
     match (ctx.optional("model"), ctx.optional("tokenizer")) {
         (Some(input), None) => {
             let (model, tokenizer) = crate::model::load(&input.folder)?;
-            let window = model.config().n_positions;
+            let window = model.config().window();
             let room = window.saturating_sub(p.max_new_tokens).min(p.prompt_tokens);
             if room == 0 {
                 let why = format!(

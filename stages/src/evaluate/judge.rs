@@ -36,7 +36,7 @@ pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Resu
         == Some(&serde_json::json!(crate::rl::tokenizer_digest(&folder.join("base"))?));
     let posts = posts(ctx)?;
     let longest = samples.iter().map(|s| s.ids.len()).max().unwrap_or(0);
-    let window = gold.model.lm.config().n_positions.saturating_sub(longest);
+    let window = gold.model.lm.config().window().saturating_sub(longest);
 
     let mut prompts: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     let mut facts: BTreeMap<&str, Option<Facts>> = BTreeMap::new();

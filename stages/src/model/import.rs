@@ -88,7 +88,7 @@ impl Kind for Import {
             e
         })?;
         ctx.metric("vocabulary", tokenizer.vocab_size() as f64);
-        ctx.metric("window", model.config().n_positions as f64);
+        ctx.metric("window", model.config().window() as f64);
         Ok(())
     }
 }

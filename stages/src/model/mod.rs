@@ -25,7 +25,7 @@ pub fn load(folder: &Path) -> Result<(CausalLm, Tokenizer)> {
         .check_fits(model.config())
         .told()
         .map_err(|e| e.help("give the tokenizer that the model was trained with"))?;
-    if let Some(eos) = model.config().eos_token_id
+    if let Some(eos) = model.config().eos_token_id()
         && eos != tokenizer.eos()
     {
         return Err(Error::yours(format!(

@@ -105,7 +105,7 @@ const CHUNK: usize = 512;
 fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
     let (models, tokenizer) = load(p, ctx)?;
     // The smallest window decides, so that both models of a pair read the same prompt.
-    let window = models.iter().map(|m| m.model.config().n_positions).min().unwrap_or(0);
+    let window = models.iter().map(|m| m.model.config().window()).min().unwrap_or(0);
     let room = room(window, p.max_new_tokens)?;
     let chosen = choose(p, ctx)?;
     let keys = Keys { models: ctx.generator_key("models"), samples: ctx.generator_key("samples") };

@@ -50,7 +50,7 @@ pub fn samples(
     posts: &[Post],
     options: &CalibrationOptions,
 ) -> Result<Vec<CalibrationSample>> {
-    let mut encoder = Encoder::new(tokenizer, sampler.config().n_positions);
+    let mut encoder = Encoder::new(tokenizer, sampler.config().window());
     let prompts = posts.iter().map(|post| encoder.prompt(post, options.max_new_tokens)).collect::<Result<Vec<_>>>()?;
     let key = fixed_key(options.seed, "calibration");
     let draws = Draws(key);

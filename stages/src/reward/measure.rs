@@ -81,7 +81,7 @@ pub fn calibrate(
         batch: SCORED,
     };
     let samples = calibration::samples(policy, policy_tokenizer, &posts, &options)?;
-    let mut encoder = Encoder::new(tokenizer, base.config().n_positions);
+    let mut encoder = Encoder::new(tokenizer, base.config().window());
     let same = sampler.is_none() || policy_tokenizer.to_json().told()? == tokenizer.to_json().told()?;
     let sequences = calibration::for_model(&samples, &posts, &mut encoder, same)?;
     let scores = raw_scores(model, &sequences.iter().collect::<Vec<_>>(), SCORED)?;

@@ -56,7 +56,7 @@ fn load_member(base: &CausalLm, folder: &Path) -> Result<LoadedReward> {
     let config = types::RewardModel::info(folder)?;
     let adapter = folder.join(ADAPTER);
     let lm = if adapter.is_dir() { base.load_adapter(&adapter).told()? } else { base.clone() };
-    let head = ScalarHead::load(&folder.join(HEAD), base.config().n_embd).told()?;
+    let head = ScalarHead::load(&folder.join(HEAD), base.config().width()).told()?;
     let model = RewardModel { lm, head, pool: pool(config.pool) }.frozen();
     Ok(LoadedReward { model, centre: config.centre, base_digest: config.base_digest, config })
 }

@@ -47,7 +47,7 @@ impl Kind for RewardTrain {
 
 fn reward(p: &Params, ctx: &mut Context) -> Result<()> {
     let (base, tokenizer) = model::load(&ctx.one("model")?.folder)?;
-    let table = PreferenceTable::read(ctx, &tokenizer, base.config().n_positions, p.held_out)?;
+    let table = PreferenceTable::read(ctx, &tokenizer, base.config().window(), p.held_out)?;
     let model = fresh(p, ctx, &base)?;
     train(p, ctx, &table, &model)?;
     let model = model.frozen();
@@ -62,7 +62,7 @@ fn fresh(p: &Params, ctx: &Context, base: &CausalLm) -> Result<RewardModel> {
         Some(lora) => base.with_adapter(&lora.config(), &mut generator(p, ctx, "adapter")).told()?,
         None => base.with_full_training().told()?,
     };
-    let d = base.config().n_embd;
+    let d = base.config().width();
     let std = p.head_init_std.unwrap_or_else(|| 1.0 / ((d + 1) as f64).sqrt());
     let head = ScalarHead::init(d, std, &mut ctx.generator("head")).told()?;
     Ok(RewardModel { lm, head, pool: super::store::pool(p.pool) })

@@ -78,10 +78,10 @@ impl Kind for Ppo {
             None => base.with_full_training(),
         }
         .told()?;
-        let head = ScalarHead::zeros(base.config().n_embd).told()?;
+        let head = ScalarHead::zeros(base.config().width()).told()?;
         let mut learner = Learner::new(policy, base.frozen(), head, &params)?;
 
-        let window = room(base.config().n_positions, params.max_new_tokens)?;
+        let window = room(base.config().window(), params.max_new_tokens)?;
         let posts = ctx.one("posts")?.folder.clone();
         let (train, cut) = prompts(&posts, params.split, None, &tokenizer, window)?;
         let (valid, cut_valid) = prompts(&posts, Split::Valid, params.eval_prompts, &tokenizer, window)?;

@@ -86,7 +86,7 @@ impl World {
             Some(_) => self.base.with_adapter(&LORA, &mut fixed_generator(1, "policy")),
             None => self.base.with_full_training(),
         };
-        Learner::new(policy.told()?, self.base.frozen(), ScalarHead::zeros(self.base.config().n_embd).told()?, params)
+        Learner::new(policy.told()?, self.base.frozen(), ScalarHead::zeros(self.base.config().width()).told()?, params)
     }
 
     /// The same after some training: pi is not pi_ref; V = 0 still.

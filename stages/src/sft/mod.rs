@@ -119,7 +119,7 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     let (base, tokenizer) = model::load(&ctx.one("base")?.folder)?;
     let mut table = SequenceTable::create(ctx.checkpoints())?;
     let mut held_out: Vec<Sequence> = Vec::new();
-    let mut encoder = Encoder::new(&tokenizer, base.config().n_positions).longest_prompt(p.max_prompt_tokens);
+    let mut encoder = Encoder::new(&tokenizer, base.config().window()).longest_prompt(p.max_prompt_tokens);
     for post in Posts::open(&ctx.one("posts")?.folder)? {
         let post = post?;
         if post.is_in(p.split) {

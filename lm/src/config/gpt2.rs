@@ -1,0 +1,109 @@
+//! GPT-2: learned positions, layer norms, one joint projection for queries, keys and values, weights as `[in, out]`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{activation, yes};
+use crate::kernels::{Activation, Heads};
+use crate::spec::{Names, OutputLayer, Positions, Spec, head_width};
+
+static NAMES: Names = Names {
+    prefix: "transformer.",
+    embedding: "wte",
+    positions: "wpe",
+    layers: "h",
+    norm_1: "ln_1",
+    qkv: &["attn.c_attn"],
+    attn_out: "attn.c_proj",
+    norm_2: Some("ln_2"),
+    up: &["mlp.c_fc"],
+    down: "mlp.c_proj",
+    norm: "ln_f",
+    norm_bias: true,
+    transposed: false,
+};
+
+/// The shape of a GPT-2, with the names and defaults of Hugging Face's `GPT2Config`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gpt2Config {
+    pub vocab_size: usize,
+    /// The longest sequence: rows of the position embedding.
+    pub n_positions: usize,
+    /// The width of the residual stream, d.
+    pub n_embd: usize,
+    pub n_layer: usize,
+    pub n_head: usize,
+    #[serde(default = "default_epsilon")]
+    pub layer_norm_epsilon: f64,
+    #[serde(default, deserialize_with = "super::first_id")]
+    pub eos_token_id: Option<u32>,
+    #[serde(default)]
+    pub bos_token_id: Option<u32>,
+    /// The width of the MLP; absent means 4 d.
+    #[serde(default)]
+    pub n_inner: Option<usize>,
+    #[serde(default = "default_activation")]
+    pub activation_function: String,
+    #[serde(default = "yes")]
+    pub scale_attn_weights: bool,
+    #[serde(default)]
+    pub scale_attn_by_inverse_layer_idx: bool,
+    #[serde(default = "yes")]
+    pub tie_word_embeddings: bool,
+}
+
+fn default_epsilon() -> f64 {
+    1e-5
+}
+
+fn default_activation() -> String {
+    "gelu_new".to_owned()
+}
+
+impl Gpt2Config {
+    /// A GPT-2 of the given shape, everything else as in the published models.
+    pub fn new(vocab_size: usize, n_positions: usize, n_embd: usize, n_layer: usize, n_head: usize) -> Self {
+        Self {
+            vocab_size,
+            n_positions,
+            n_embd,
+            n_layer,
+            n_head,
+            layer_norm_epsilon: default_epsilon(),
+            eos_token_id: None,
+            bos_token_id: None,
+            n_inner: None,
+            activation_function: default_activation(),
+            scale_attn_weights: true,
+            scale_attn_by_inverse_layer_idx: false,
+            tie_word_embeddings: true,
+        }
+    }
+
+    /// The width of the MLP's hidden layer.
+    pub fn inner(&self) -> usize {
+        self.n_inner.unwrap_or_else(|| self.n_embd.saturating_mul(4))
+    }
+
+    pub(super) fn spec(&self) -> std::result::Result<Spec, String> {
+        activation("activation_function", &self.activation_function, &["gelu_new", "gelu_pytorch_tanh"])?;
+        if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx {
+            return Err("only attention scaled by 1/sqrt(head width) is supported".to_owned());
+        }
+        let width = head_width("n_embd", self.n_embd, "n_head", self.n_head)?;
+        Ok(Spec {
+            names: &NAMES,
+            vocab: self.vocab_size,
+            window: self.n_positions,
+            d: self.n_embd,
+            layers: self.n_layer,
+            heads: Heads { query: self.n_head, key_value: self.n_head, width },
+            inner: self.inner(),
+            eps: self.layer_norm_epsilon,
+            activation: Activation::GeluTanh,
+            positions: Positions::Learned,
+            attn_bias: true,
+            mlp_bias: true,
+            output: if self.tie_word_embeddings { OutputLayer::Tied } else { OutputLayer::Own { bias: false } },
+        })
+    }
+}

@@ -1,0 +1,107 @@
+//! Llama and its kin: rotary positions, RMS norms, heads of keys and values that serve several heads of queries, SwiGLU.
+
+use serde::{Deserialize, Serialize};
+
+use super::rope::Rope;
+use super::activation;
+use crate::kernels::{Activation, Heads, Pairing};
+use crate::spec::{Names, OutputLayer, Positions, Spec, head_width};
+
+static NAMES: Names = Names {
+    prefix: "model.",
+    embedding: "embed_tokens",
+    positions: "",
+    layers: "layers",
+    norm_1: "input_layernorm",
+    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    attn_out: "self_attn.o_proj",
+    norm_2: Some("post_attention_layernorm"),
+    up: &["mlp.gate_proj", "mlp.up_proj"],
+    down: "mlp.down_proj",
+    norm: "norm",
+    norm_bias: false,
+    transposed: true,
+};
+
+/// The shape of a Llama, with the names and defaults of Hugging Face's `LlamaConfig`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LlamaConfig {
+    pub vocab_size: usize,
+    /// The width of the residual stream, d.
+    pub hidden_size: usize,
+    /// The width of the MLP.
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    /// Heads of keys and values; absent: as many as of queries.
+    #[serde(default)]
+    pub num_key_value_heads: Option<usize>,
+    /// The width of a head; absent: hidden_size / num_attention_heads.
+    #[serde(default)]
+    pub head_dim: Option<usize>,
+    /// The longest sequence.
+    #[serde(default = "window")]
+    pub max_position_embeddings: usize,
+    #[serde(default = "epsilon")]
+    pub rms_norm_eps: f64,
+    #[serde(default = "silu")]
+    pub hidden_act: String,
+    #[serde(flatten)]
+    pub rope: Rope,
+    #[serde(default)]
+    pub attention_bias: bool,
+    #[serde(default)]
+    pub mlp_bias: bool,
+    /// Whether the output layer is the embedding. Hugging Face's default is no.
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+    #[serde(default, deserialize_with = "super::first_id")]
+    pub eos_token_id: Option<u32>,
+    #[serde(default, deserialize_with = "super::first_id")]
+    pub bos_token_id: Option<u32>,
+}
+
+fn window() -> usize {
+    2048
+}
+
+fn epsilon() -> f64 {
+    1e-6
+}
+
+fn silu() -> String {
+    "silu".to_owned()
+}
+
+impl LlamaConfig {
+    pub(super) fn spec(&self) -> std::result::Result<Spec, String> {
+        activation("hidden_act", &self.hidden_act, &["silu", "swish"])?;
+        let query = self.num_attention_heads;
+        let key_value = self.num_key_value_heads.unwrap_or(query);
+        if query == 0 || key_value == 0 || !query.is_multiple_of(key_value) {
+            return Err(format!("num_attention_heads {query} is not a multiple of num_key_value_heads {key_value}"));
+        }
+        let width = match self.head_dim {
+            Some(width) => width,
+            None => head_width("hidden_size", self.hidden_size, "num_attention_heads", query)?,
+        };
+        if width == 0 || !width.is_multiple_of(2) {
+            return Err(format!("heads of {width} columns; rotary positions need an even number"));
+        }
+        Ok(Spec {
+            names: &NAMES,
+            vocab: self.vocab_size,
+            window: self.max_position_embeddings,
+            d: self.hidden_size,
+            layers: self.num_hidden_layers,
+            heads: Heads { query, key_value, width },
+            inner: self.intermediate_size,
+            eps: self.rms_norm_eps,
+            activation: Activation::SwiGlu,
+            positions: Positions::Rotary { pairing: Pairing::Halves, frequencies: self.rope.frequencies(width)? },
+            attn_bias: self.attention_bias,
+            mlp_bias: self.mlp_bias,
+            output: if self.tie_word_embeddings { OutputLayer::Tied } else { OutputLayer::Own { bias: false } },
+        })
+    }
+}

@@ -1,0 +1,143 @@
+//! The two normalisations behind one face, on slices and as an operation: layer norm where there is a bias, RMS norm where
+//! there is none. Knows no blocks.
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+
+use super::buffer::{CHUNK, build, sum_chunks};
+use super::glue::{View, gradient, output, slice};
+use super::sink::deliver;
+use super::{layer_norm, rms_norm};
+
+/// Rows whose contributions to the gradients of weight and bias are summed by one task.
+const ROWS: usize = 64;
+
+/// A normalisation of rows of `w.len()` elements.
+#[derive(Clone, Copy)]
+pub struct Scale<'a> {
+    pub w: &'a [f32],
+    pub b: Option<&'a [f32]>,
+    pub eps: f32,
+}
+
+impl Scale<'_> {
+    pub fn forward(&self, y: &mut [f32], x: &[f32]) {
+        match self.b {
+            Some(b) => layer_norm::forward(y, x, self.w, b, self.eps),
+            None => rms_norm::forward(y, x, self.w, self.eps),
+        }
+    }
+
+    /// `dx +=` the gradient of `x` for the gradient `g` of the result.
+    pub fn backward(&self, dx: &mut [f32], x: &[f32], g: &[f32]) {
+        match self.b {
+            Some(_) => layer_norm::backward(dx, x, g, self.w, self.eps),
+            None => rms_norm::backward(dx, x, g, self.w, self.eps),
+        }
+    }
+
+    /// Elements of the gradients of weight and bias together.
+    pub fn size(&self) -> usize {
+        self.w.len() + self.b.map_or(0, <[f32]>::len)
+    }
+
+    /// `both +=` the gradients of the weight and, behind it, of the bias.
+    pub fn backward_weights(&self, both: &mut [f32], x: &[f32], g: &[f32]) {
+        let (dw, db) = both.split_at_mut(self.w.len());
+        match self.b {
+            Some(_) => layer_norm::backward_weights(dw, db, x, g, self.eps),
+            None => rms_norm::backward_weight(dw, x, g, self.eps),
+        }
+    }
+}
+
+/// Normalises the rows `[.., d]` of its first operand; the others are the weight `[d]` and, for layer norm, the bias `[d]`.
+pub struct Normalise {
+    pub d: usize,
+    pub eps: f32,
+}
+
+impl Normalise {
+    fn chunk(&self) -> usize {
+        (CHUNK / self.d).max(1) * self.d
+    }
+
+    fn forward(&self, x: &[f32], w: &[f32], b: Option<&[f32]>, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let scale = Scale { w, b, eps: self.eps };
+        let y = build(x.len(), self.chunk(), |start, y| scale.forward(y, &x[start..start + y.len()]));
+        output(y, layout.shape())
+    }
+
+    fn backward(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, g: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        let g = g.contiguous()?;
+        let (x_v, w_v, g_v) = (View::of(x)?, View::of(w)?, View::of(&g)?);
+        let b_v = b.map(View::of).transpose()?;
+        let scale = Scale { w: &w_v, b: b_v.as_deref(), eps: self.eps };
+        let d = self.d;
+        let dx = x.track_op().then(|| {
+            build(x_v.len(), self.chunk(), |start, dx| {
+                let part = start..start + dx.len();
+                scale.backward(dx, &x_v[part.clone()], &g_v[part]);
+            })
+        });
+        let dx = dx.map(|v| gradient(v, x)).transpose()?;
+        if !w.track_op() && !b.is_some_and(Tensor::track_op) {
+            return Ok([dx, None, None]);
+        }
+        let mut dw = sum_chunks(scale.size(), (x_v.len() / d).div_ceil(ROWS), |i, acc| {
+            let part = i * ROWS * d..((i + 1) * ROWS * d).min(x_v.len());
+            scale.backward_weights(acc, &x_v[part.clone()], &g_v[part]);
+        });
+        let db = dw.split_off(d);
+        let dw = if w.track_op() { deliver(w, dw)? } else { None };
+        let db = match b {
+            Some(b) if b.track_op() => deliver(b, db)?,
+            _ => None,
+        };
+        Ok([dx, dw, db])
+    }
+}
+
+impl CustomOp2 for Normalise {
+    fn name(&self) -> &'static str {
+        "temper-rms-norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, w: &CpuStorage, w_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(slice(x, x_l)?, slice(w, w_l)?, None, x_l)
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw, _] = self.backward(x, w, None, g)?;
+        Ok((dx, dw))
+    }
+}
+
+impl CustomOp3 for Normalise {
+    fn name(&self) -> &'static str {
+        "temper-layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_l: &Layout,
+        w: &CpuStorage,
+        w_l: &Layout,
+        b: &CpuStorage,
+        b_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(slice(x, x_l)?, slice(w, w_l)?, Some(slice(b, b_l)?), x_l)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dx, dw, db] = self.backward(x, w, Some(b), g)?;
+        Ok((dx, dw, db))
+    }
+}

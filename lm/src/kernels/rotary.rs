@@ -1,0 +1,125 @@
+//! Rotary position embeddings: pairs of a head's columns turned by an angle that grows with the position. Knows no
+//! projections and no attention.
+
+use candle_core::{Result, bail};
+
+use super::simd::simd;
+
+/// Which columns of a head form a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// Columns i and i + dim/2 (Llama's `rotate_half`).
+    Halves,
+    /// Columns 2i and 2i + 1 (GPT-J's `rotate_every_two`).
+    Neighbours,
+}
+
+/// The angles of every position, as cosines and sines.
+#[derive(Debug)]
+pub struct Rotary {
+    pairing: Pairing,
+    /// Columns of a head that turn: the first `2 pairs`.
+    pairs: usize,
+    /// `[positions, pairs]` each.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// Which way to turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    Forward,
+    /// The inverse, which is also the transpose: for gradients.
+    Back,
+}
+
+impl Rotary {
+    /// `frequencies` are the angles of one position, one for each pair.
+    pub fn new(pairing: Pairing, frequencies: &[f64], positions: usize) -> Self {
+        let angles = (0..positions).flat_map(|t| frequencies.iter().map(move |f| t as f64 * f));
+        let (sin, cos) = angles.map(|a| (a.sin() as f32, a.cos() as f32)).unzip();
+        Self { pairing, pairs: frequencies.len(), cos, sin }
+    }
+
+    /// An error unless heads are wide enough and there are angles for `time` positions.
+    pub fn check(&self, width: usize, time: usize) -> Result<()> {
+        let positions = self.cos.len() / self.pairs.max(1);
+        if 2 * self.pairs > width || time > positions {
+            bail!("{} pairs at {positions} positions turned in heads of {width}, in sequences of {time}", self.pairs);
+        }
+        Ok(())
+    }
+
+    /// Turns the heads of `width` columns that stand side by side in `x`, in place, as at `position`.
+    pub fn turn(&self, x: &mut [f32], width: usize, position: usize, turn: Turn) {
+        let at = position * self.pairs..(position + 1) * self.pairs;
+        let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
+        let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
+        for head in x.chunks_exact_mut(width) {
+            let turned = &mut head[..2 * self.pairs];
+            match self.pairing {
+                Pairing::Halves => {
+                    let (a, b) = turned.split_at_mut(self.pairs);
+                    halves(a, b, cos, sin, sign);
+                }
+                Pairing::Neighbours => neighbours(turned, cos, sin, sign),
+            }
+        }
+    }
+}
+
+simd! {
+    fn halves(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+        for ((a, b), (&c, &s)) in a.iter_mut().zip(b).zip(cos.iter().zip(sin)) {
+            let s = s * sign;
+            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
+    }
+}
+
+simd! {
+    fn neighbours(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+        let (pairs, _) = x.as_chunks_mut::<2>();
+        for ([a, b], (&c, &s)) in pairs.iter_mut().zip(cos.iter().zip(sin)) {
+            let s = s * sign;
+            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rotary(pairing: Pairing) -> Rotary {
+        Rotary::new(pairing, &[1.0, 0.1], 8)
+    }
+
+    #[test]
+    fn pairs_turn_by_position_times_frequency_and_the_rest_stays() {
+        let x = [1.0, 2.0, 3.0, 4.0, 5.0];
+        let turned = |a: f32, b: f32, angle: f32| {
+            (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin())
+        };
+        for (pairing, [i, j, k, l]) in [(Pairing::Halves, [0, 2, 1, 3]), (Pairing::Neighbours, [0, 1, 2, 3])] {
+            let mut y = x;
+            rotary(pairing).turn(&mut y, 5, 3, Turn::Forward);
+            let mut expected = x;
+            (expected[i], expected[j]) = turned(x[i], x[j], 3.0);
+            (expected[k], expected[l]) = turned(x[k], x[l], 0.3);
+            assert!(y.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{pairing:?}: {y:?}, {expected:?}");
+        }
+    }
+
+    #[test]
+    fn turning_back_undoes_a_turn_in_every_head() {
+        let x: Vec<f32> = (0..12).map(|i| i as f32 - 5.0).collect();
+        for pairing in [Pairing::Halves, Pairing::Neighbours] {
+            let mut y = x.clone();
+            rotary(pairing).turn(&mut y, 6, 7, Turn::Forward);
+            assert!(y.iter().zip(&x).any(|(a, b)| (a - b).abs() > 0.1));
+            rotary(pairing).turn(&mut y, 6, 7, Turn::Back);
+            assert!(y.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-5));
+        }
+    }
+}

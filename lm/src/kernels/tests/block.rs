@@ -1,0 +1,279 @@
+//! Whole transformer blocks of every family against stock candle operations.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use proptest::prelude::*;
+
+use super::{agree, loss, noise, values, var};
+use crate::kernels::{
+    self, Activation, Adapter, Block, Heads, Norm, Output, Pairing, Projection, Rotary, StatRows, reference,
+};
+
+/// What the families differ in.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub width: usize,
+    /// Queries, keys and values in one map.
+    pub joint: bool,
+    /// Biases of attention's maps, of the MLP's maps, of the norms.
+    pub biases: [bool; 3],
+    /// Attention and MLP behind one norm.
+    pub parallel: bool,
+    pub activation: Activation,
+    pub pairing: Option<Pairing>,
+}
+
+pub const GPT2: Style = Style {
+    heads: 2,
+    kv_heads: 2,
+    width: 6,
+    joint: true,
+    biases: [true; 3],
+    parallel: false,
+    activation: Activation::GeluTanh,
+    pairing: None,
+};
+const GPTJ: Style = Style {
+    joint: false,
+    biases: [false, true, true],
+    parallel: true,
+    pairing: Some(Pairing::Neighbours),
+    ..GPT2
+};
+pub const LLAMA: Style = Style {
+    heads: 4,
+    joint: false,
+    biases: [false; 3],
+    activation: Activation::SwiGlu,
+    pairing: Some(Pairing::Halves),
+    ..GPT2
+};
+pub const STYLES: [Style; 3] = [GPT2, GPTJ, LLAMA];
+
+impl Style {
+    /// The width of the residual stream, here that of all heads.
+    pub fn d(self) -> usize {
+        self.heads * self.width
+    }
+
+    /// Input and output widths of the linear maps: the parts of the first fan, attention's output, the parts of the second
+    /// fan, the last map.
+    fn maps(self, inner: usize) -> Vec<(usize, usize)> {
+        let (d, kv) = (self.d(), self.kv_heads * self.width);
+        let mut maps = if self.joint { vec![(d, d + 2 * kv)] } else { vec![(d, d), (d, kv), (d, kv)] };
+        maps.push((d, d));
+        maps.extend(vec![(d, inner); self.activation.input_width(inner) / inner]);
+        maps.push((inner, d));
+        maps
+    }
+}
+
+/// The tensors of a block: norms (weight, bias), maps (weight, bias), adapters (A, B) of the maps, masks.
+pub struct BlockTensors {
+    style: Style,
+    inner: usize,
+    pub weights: Vec<Tensor>,
+    adapters: Vec<Tensor>,
+    masks: Vec<Tensor>,
+}
+
+impl BlockTensors {
+    /// Weights are variables if there are no adapters.
+    pub fn new(style: Style, rows: usize, inner: usize, lora: bool, seed: u64) -> Result<Self> {
+        let (d, maps) = (style.d(), style.maps(inner));
+        let mut shapes = vec![vec![d]; 4];
+        shapes.extend(maps.iter().flat_map(|&(i, o)| [vec![i, o], vec![o]]));
+        let small = |shape: &[usize], seed: u64| noise(shape, seed) * (0.7 / (shape[0] as f64).sqrt());
+        let weights = shapes.iter().zip(seed..).map(|(shape, seed)| {
+            let t = small(shape, seed)?;
+            if lora { Ok(t) } else { Ok(Var::from_tensor(&t)?.into_inner()) }
+        });
+        let adapters = maps.iter().flat_map(|&(i, o)| [vec![2, i], vec![o, 2]]).zip(seed + 50..);
+        let mask = |width| noise(&[rows, width], seed ^ width as u64).ge(-0.5)?.to_dtype(DType::F32)? * 1.25;
+        Ok(Self {
+            style,
+            inner,
+            weights: weights.collect::<Result<_>>()?,
+            adapters: match lora {
+                true => adapters.map(|(shape, seed)| var(&shape, seed).into_inner()).collect(),
+                false => vec![],
+            },
+            masks: vec![mask(d)?, mask(inner)?],
+        })
+    }
+
+    /// The variables that the style uses.
+    pub fn variables(&self) -> Vec<Tensor> {
+        let Style { biases: [attn, mlp, norm], parallel, .. } = self.style;
+        let maps = self.style.maps(self.inner).len();
+        let first_mlp = maps - 1 - self.style.activation.input_width(self.inner) / self.inner;
+        let used = |i: usize| match i {
+            1 => norm,
+            2 => !parallel,
+            3 => norm && !parallel,
+            i if i >= 4 && i % 2 == 1 => if (i - 4) / 2 >= first_mlp { mlp } else { attn },
+            _ => true,
+        };
+        let weights = self.weights.iter().enumerate().filter(|&(i, _)| used(i)).map(|(_, t)| t);
+        weights.chain(&self.adapters).filter(|t| t.is_variable()).cloned().collect()
+    }
+
+    pub fn block(&self, time: usize, dropout: bool) -> Block<'_> {
+        let style = self.style;
+        let [attn, mlp, norm_bias] = style.biases;
+        let mask = |i: usize| dropout.then(|| &self.masks[i]);
+        let widths = style.maps(self.inner);
+        let map = |i: usize, bias: bool| Projection {
+            w: &self.weights[4 + 2 * i],
+            bias: bias.then(|| &self.weights[5 + 2 * i]),
+            adapter: self.adapters.get(2 * i).map(|a| Adapter {
+                a,
+                b: &self.adapters[2 * i + 1],
+                scale: 0.5,
+                mask: mask(usize::from(i + 1 == widths.len())),
+            }),
+        };
+        let norm = |i: usize| Norm { weight: &self.weights[2 * i], bias: norm_bias.then(|| &self.weights[2 * i + 1]) };
+        let out = if style.joint { 1 } else { 3 };
+        let down = widths.len() - 1;
+        Block {
+            norm_1: norm(0),
+            qkv: (0..out).map(|i| map(i, attn)).collect(),
+            attn_out: map(out, attn),
+            norm_2: (!style.parallel).then(|| norm(1)),
+            up: (out + 1..down).map(|i| map(i, mlp)).collect(),
+            down: map(down, mlp),
+            activation: style.activation,
+            attn_mask: mask(0),
+            mlp_mask: mask(0),
+            rotary: style.pairing.map(|p| Arc::new(Rotary::new(p, &[0.7, 0.05], time))),
+            eps: 1e-5,
+            heads: Heads { query: style.heads, key_value: style.kv_heads, width: style.width },
+            time,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn a_block_is_its_parts_one_after_the_other(
+        style in prop::sample::select(STYLES.to_vec()), group in 1usize..3, batch in 1usize..14, time in 1usize..150,
+        kv_heads in 1usize..3, width in 4usize..9, inner in 1usize..40, lora: bool, dropout: bool, first: bool,
+        seed in 0u64..1 << 40,
+    ) {
+        // GPT-2's joint map has as many heads of keys as of queries; the kernel does not mind.
+        let style = Style { heads: group * kv_heads, kv_heads, width, ..style };
+        let batch = batch.min(600 / time).max(1);
+        let (rows, d) = (batch * time, style.d());
+        let tensors = BlockTensors::new(style, rows, inner, lora, seed)?;
+        let x = var(&[rows, d], seed ^ 1);
+        // The first block of a model with frozen embeddings gets an input that is not tracked.
+        let input = if first { x.as_detached_tensor() } else { x.as_tensor().clone() };
+        let mut vars: Vec<Var> = tensors.variables().iter().map(Var::from_tensor).collect::<Result<_>>()?;
+        if !first {
+            vars.push(x);
+        }
+        agree(
+            &vars.iter().collect::<Vec<_>>(),
+            || kernels::transformer_block(&input, &tensors.block(time, dropout)),
+            || reference::transformer_block(&input, &tensors.block(time, dropout)),
+        )?;
+    }
+}
+
+#[test]
+fn a_frozen_block_builds_no_graph_and_passes_gradients_on() -> Result<()> {
+    for style in STYLES {
+        let mut tensors = BlockTensors::new(style, 12, 20, false, 7)?;
+        tensors.weights.iter_mut().for_each(|w| *w = w.detach());
+        let x = var(&[12, style.d()], 1);
+        let block = tensors.block(4, false);
+        assert!(!kernels::transformer_block(&x.as_detached_tensor(), &block)?.track_op());
+        agree(&[&x], || kernels::transformer_block(&x, &block), || reference::transformer_block(&x, &block))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_blocks_loss_needs_our_backward() -> Result<()> {
+    let tensors = BlockTensors::new(GPT2, 4, 8, true, 7)?;
+    let y = kernels::transformer_block(&noise(&[4, GPT2.d()], 1), &tensors.block(4, false))?;
+    let error = y.sum_all()?.backward().expect_err("the weights' gradients have nowhere to go").to_string();
+    assert!(error.contains("lm::backward"), "{error}");
+    // Ours may run any number of times.
+    let (a, b) = (kernels::backward(&y.sum_all()?)?, kernels::backward(&y.sum_all()?)?);
+    for v in tensors.variables() {
+        assert_eq!(a.get(&v).map(values), b.get(&v).map(values));
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_of_a_variable_used_twice_add_up() -> Result<()> {
+    let tensors = BlockTensors::new(GPT2, 6, 8, false, 3)?;
+    let (x, block) = (var(&[6, GPT2.d()], 1), tensors.block(3, false));
+    let vars: Vec<Var> = tensors.variables().iter().map(Var::from_tensor).collect::<Result<_>>()?;
+    let twice = |f: &dyn Fn(&Tensor) -> Result<Tensor>| f(&f(&x)?);
+    agree(
+        &vars.iter().chain([&x]).collect::<Vec<_>>(),
+        || twice(&|x| kernels::transformer_block(x, &block)),
+        || twice(&|x| reference::transformer_block(x, &block)),
+    )?;
+    // Both through a kernel and through candle's own operations: a tied embedding.
+    let e = var(&[8, 6], 2);
+    let ids = Tensor::new(&[3u32, 0, 7, 3], &Device::Cpu)?;
+    let f = |ours: bool| -> Result<Tensor> {
+        let rows = if ours { kernels::embedding(&ids, &e)? } else { reference::embedding(&ids, &e)? };
+        rows.matmul(&e.t()?)
+    };
+    agree(&[&e], || f(true), || f(false))
+}
+
+/// All results and gradients of all kernels, at sizes that need several chunks.
+fn everything() -> Result<Vec<Vec<u32>>> {
+    let (n, time, v) = (640, 160, 7000);
+    let mut all = vec![];
+    for style in STYLES.map(|s| Style { width: 96 / s.heads, ..s }) {
+        let d = style.d();
+        let (x, w, b) = (var(&[n, d], 1), var(&[d], 2), var(&[d], 3));
+        let (e, bias) = (var(&[v, d], 8), var(&[v], 9));
+        let targets: Vec<u32> = (0..n as u32).map(|i| i * 11 % v as u32).collect();
+        let ids = Tensor::from_slice(&targets, (n,), &Device::Cpu)?;
+        let h = (&kernels::embedding(&ids, &e)? + x.as_tensor())?;
+        let norm = Norm { weight: &w, bias: style.joint.then_some(b.as_tensor()) };
+        let h = kernels::norm(&h, &norm, 1e-5)?;
+        let full = BlockTensors::new(style, n, 4 * d, false, 20)?;
+        let lora = BlockTensors::new(style, n, 4 * d, true, 40)?;
+        let h = kernels::transformer_block(&h, &full.block(time, true))?;
+        let h = kernels::transformer_block(&h, &lora.block(time / 4, false))?;
+        let h = kernels::transformer_block(&h, &lora.block(time / 4, true))?;
+        let output = Output { weight: &e, bias: style.parallel.then_some(bias.as_tensor()) };
+        let stats = kernels::token_stats(&h, &output, &StatRows { targets: &targets, forbidden: None }, true)?;
+        let entropy = stats.entropy.expect("asked for");
+        let grads = kernels::backward(&(loss(&stats.logprob)? + loss(&entropy)?)?)?;
+        all.extend([h, stats.logprob, entropy]);
+        let trained = full.variables().into_iter().chain(lora.variables());
+        let trained = trained.chain([x, w, e].map(|v| v.as_tensor().clone()));
+        all.extend(trained.map(|v| grads.get(&v).expect("a gradient").clone()));
+        all.extend([b, bias].iter().filter_map(|v| grads.get(v).cloned()));
+    }
+    Ok(all.iter().map(|t| values(t).iter().map(|v| v.to_bits()).collect()).collect())
+}
+
+#[test]
+fn results_are_bitwise_equal_at_any_number_of_threads() -> Result<()> {
+    let at = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a small pool");
+        pool.install(everything)
+    };
+    let one = at(1)?;
+    for threads in [2, 3, 4] {
+        assert!(at(threads)? == one, "{threads} threads give other bits than one");
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! What the families of models differ in, as weights and the forward pass need it; knows no config file.
+
+use crate::kernels::{Activation, Heads, Pairing};
+
+/// What a family calls its tensors, and how it stores them. Each module has a `.weight` and may have a `.bias`.
+#[derive(Debug)]
+pub(crate) struct Names {
+    /// In front of all but the output layer; files of a bare trunk lack it.
+    pub prefix: &'static str,
+    pub embedding: &'static str,
+    /// Learned positions, if the spec has them.
+    pub positions: &'static str,
+    pub layers: &'static str,
+    pub norm_1: &'static str,
+    pub qkv: &'static [&'static str],
+    pub attn_out: &'static str,
+    /// None: attention and MLP share the first norm.
+    pub norm_2: Option<&'static str>,
+    pub up: &'static [&'static str],
+    pub down: &'static str,
+    pub norm: &'static str,
+    /// Layer norms with a bias, or RMS norms without.
+    pub norm_bias: bool,
+    /// Whether files hold linear weights as `[out, in]`; in memory they are `[in, out]`.
+    pub transposed: bool,
+}
+
+/// The output layer's name in every family.
+pub(crate) const OUTPUT: &str = "lm_head";
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Positions {
+    /// A table `[window, d]`.
+    Learned,
+    /// The angles of one position, one for each pair of columns.
+    Rotary { pairing: Pairing, frequencies: Vec<f64> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OutputLayer {
+    /// The embedding.
+    Tied,
+    Own { bias: bool },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Spec {
+    pub names: &'static Names,
+    pub vocab: usize,
+    /// The longest sequence.
+    pub window: usize,
+    /// The width of the residual stream.
+    pub d: usize,
+    pub layers: usize,
+    pub heads: Heads,
+    /// The width of the MLP.
+    pub inner: usize,
+    pub eps: f64,
+    pub activation: Activation,
+    pub positions: Positions,
+    pub attn_bias: bool,
+    pub mlp_bias: bool,
+    pub output: OutputLayer,
+}
+
+impl Spec {
+    /// Columns of the projections of queries, keys and values.
+    pub fn qkv_widths(&self) -> [usize; 3] {
+        let Heads { query, key_value, width } = self.heads;
+        [query, key_value, key_value].map(|heads| heads * width)
+    }
+
+    /// Weights of a layer's linear maps.
+    pub fn layer_weights(&self) -> usize {
+        let [q, k, v] = self.qkv_widths();
+        self.d * (2 * q + k + v + self.inner + self.activation.input_width(self.inner))
+    }
+
+    /// What makes this shape impossible, if anything.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        for (name, value) in [
+            ("the vocabulary", self.vocab),
+            ("the number of positions", self.window),
+            ("the width", self.d),
+            ("the number of layers", self.layers),
+            ("the number of heads", self.heads.query),
+            ("the width of a head", self.heads.width),
+            ("the width of the MLP", self.inner),
+        ] {
+            if value == 0 {
+                return Err(format!("{name} is 0"));
+            }
+            // Ids and positions are u32; the bound also keeps a hostile config from overflowing sizes.
+            if value > i32::MAX as usize {
+                return Err(format!("{name} is {value}, above {}", i32::MAX));
+            }
+        }
+        if !(self.eps > 0.0 && self.eps.is_finite()) {
+            return Err(format!("the norm's epsilon is {}; expected a positive number", self.eps));
+        }
+        Ok(())
+    }
+}
+
+/// The width of a head where the model's width is shared evenly.
+pub(crate) fn head_width(width_name: &str, width: usize, heads_name: &str, heads: usize) -> Result<usize, String> {
+    match heads {
+        0 => Err(format!("{heads_name} is 0")),
+        _ if !width.is_multiple_of(heads) => Err(format!("{width_name} {width} is not a multiple of {heads_name} {heads}")),
+        _ => Ok(width / heads),
+    }
+}

@@ -1,0 +1,417 @@
+//! A causal transformer of any family: its weights, and the way through them. Knows no files and no losses.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use rand_chacha::ChaCha12Rng;
+
+use crate::adapter::LoraConfig;
+use crate::config::ModelConfig;
+use crate::kernels::{self, Output, Rotary};
+use crate::linear::{Dropout, Linear, LowRank};
+use crate::spec::{OUTPUT, OutputLayer, Positions, Spec};
+use crate::{Batch, Error, InitStd, Result, random, variable};
+
+/// Scale and shift of a normalisation, `[d]` each; without shift it is an RMS norm.
+#[derive(Debug, Clone)]
+pub(crate) struct Norm {
+    pub weight: Tensor,
+    pub bias: Option<Tensor>,
+}
+
+impl Norm {
+    fn kernel(&self) -> kernels::Norm<'_> {
+        kernels::Norm { weight: &self.weight, bias: self.bias.as_ref() }
+    }
+}
+
+/// One transformer block.
+#[derive(Debug, Clone)]
+pub(crate) struct Block {
+    pub norm_1: Norm,
+    /// Queries, keys and values, in one map or in three.
+    pub qkv: Vec<Linear>,
+    pub attn_out: Linear,
+    /// None: attention and MLP share the first norm.
+    pub norm_2: Option<Norm>,
+    /// The MLP's first map, or gate and value.
+    pub up: Vec<Linear>,
+    pub down: Linear,
+}
+
+impl Block {
+    /// The linear maps, in file order.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.qkv.iter().chain([&self.attn_out]).chain(&self.up).chain([&self.down])
+    }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.qkv.iter_mut().chain([&mut self.attn_out]).chain(&mut self.up).chain([&mut self.down])
+    }
+
+    /// `[batch, time, d]` to the same. The gradient of a frozen weight is never computed.
+    fn forward(
+        &self,
+        x: &Tensor,
+        spec: &Spec,
+        rotary: Option<&Arc<Rotary>>,
+        drop: &mut Option<&mut Dropout>,
+    ) -> Result<Tensor> {
+        let (batch, time, _) = x.dims3()?;
+        let rows = batch * time;
+        let mask = |l: &Linear, drop: &mut Option<&mut Dropout>| l.mask(rows, drop.as_deref_mut());
+        let qkv = self.qkv.iter().map(|l| mask(l, drop)).collect::<Result<Vec<_>>>()?;
+        let attn_out = mask(&self.attn_out, drop)?;
+        let attn_branch = branch_mask(x.dims(), drop)?;
+        let up = self.up.iter().map(|l| mask(l, drop)).collect::<Result<Vec<_>>>()?;
+        let down = mask(&self.down, drop)?;
+        let mlp_branch = branch_mask(x.dims(), drop)?;
+        let block = kernels::Block {
+            norm_1: self.norm_1.kernel(),
+            qkv: self.qkv.iter().zip(&qkv).map(|(l, m)| l.projection(m.as_ref())).collect(),
+            attn_out: self.attn_out.projection(attn_out.as_ref()),
+            norm_2: self.norm_2.as_ref().map(Norm::kernel),
+            up: self.up.iter().zip(&up).map(|(l, m)| l.projection(m.as_ref())).collect(),
+            down: self.down.projection(down.as_ref()),
+            activation: spec.activation,
+            attn_mask: attn_branch.as_ref(),
+            mlp_mask: mlp_branch.as_ref(),
+            rotary: rotary.cloned(),
+            eps: spec.eps,
+            heads: spec.heads,
+            time,
+        };
+        Ok(kernels::transformer_block(x, &block)?)
+    }
+}
+
+/// An output layer that is not the embedding.
+#[derive(Debug, Clone)]
+pub(crate) struct Head {
+    /// `[vocab, d]`.
+    pub weight: Tensor,
+    /// `[vocab]`.
+    pub bias: Option<Tensor>,
+}
+
+/// A tensor of a model and how its file holds it.
+pub(crate) struct Named<'a> {
+    /// As in the file of a whole model, `transformer.h.0.attn.c_attn.weight`.
+    pub name: String,
+    pub tensor: &'a Tensor,
+    /// Whether the file holds the transpose.
+    pub transposed: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Transformer {
+    pub config: ModelConfig,
+    pub spec: Arc<Spec>,
+    /// `[vocab, d]`.
+    pub embedding: Tensor,
+    /// `[window, d]`, if positions are learned.
+    pub positions: Option<Tensor>,
+    pub blocks: Vec<Block>,
+    pub norm: Norm,
+    /// None: the embedding.
+    pub head: Option<Head>,
+}
+
+/// Gives a tensor by its name and shape, both as in the file.
+type Get<'g> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'g;
+
+/// Asks for the tensors of a model, one after the other.
+struct Builder<'a, 'g> {
+    spec: &'a Spec,
+    get: &'a mut Get<'g>,
+}
+
+impl Builder<'_, '_> {
+    fn norm(&mut self, module: &str) -> Result<Norm> {
+        let shape = [self.spec.d];
+        let weight = (self.get)(&format!("{module}.weight"), &shape)?;
+        let bias = match self.spec.names.norm_bias {
+            true => Some((self.get)(&format!("{module}.bias"), &shape)?),
+            false => None,
+        };
+        Ok(Norm { weight, bias })
+    }
+
+    fn linear(&mut self, module: String, d_in: usize, d_out: usize, bias: bool) -> Result<Linear> {
+        let name = format!("{module}.weight");
+        let weight = match self.spec.names.transposed {
+            true => (self.get)(&name, &[d_out, d_in])?.t()?.contiguous()?,
+            false => (self.get)(&name, &[d_in, d_out])?,
+        };
+        let bias = match bias {
+            true => Some((self.get)(&format!("{module}.bias"), &[d_out])?),
+            false => None,
+        };
+        Ok(Linear { name: module, weight, bias, adapter: None })
+    }
+
+    /// Maps of one input whose widths together are those of `widths`, in as many parts as the family has names.
+    fn fan(&mut self, block: &str, names: &[&str], d_in: usize, widths: &[usize], bias: bool) -> Result<Vec<Linear>> {
+        let joint = [widths.iter().sum::<usize>()];
+        let widths = if names.len() == 1 { &joint } else { widths };
+        names.iter().zip(widths).map(|(name, &width)| self.linear(format!("{block}{name}"), d_in, width, bias)).collect()
+    }
+
+    fn block(&mut self, i: usize) -> Result<Block> {
+        let spec = self.spec;
+        let names = spec.names;
+        let at = format!("{}{}.{i}.", names.prefix, names.layers);
+        let (d, inner) = (spec.d, spec.inner);
+        let attended = spec.qkv_widths()[0];
+        let ups = vec![inner; spec.activation.input_width(inner) / inner];
+        Ok(Block {
+            norm_1: self.norm(&format!("{at}{}", names.norm_1))?,
+            qkv: self.fan(&at, names.qkv, d, &spec.qkv_widths(), spec.attn_bias)?,
+            attn_out: self.linear(format!("{at}{}", names.attn_out), attended, d, spec.attn_bias)?,
+            norm_2: names.norm_2.map(|name| self.norm(&format!("{at}{name}"))).transpose()?,
+            up: self.fan(&at, names.up, d, &ups, spec.mlp_bias)?,
+            down: self.linear(format!("{at}{}", names.down), inner, d, spec.mlp_bias)?,
+        })
+    }
+}
+
+impl Transformer {
+    /// Builds a model by asking for each tensor by name and shape, both as in the file, in file order. No adapters.
+    pub fn build(config: &ModelConfig, mut get: impl FnMut(&str, &[usize]) -> Result<Tensor>) -> Result<Self> {
+        let spec = Arc::new(config.spec().map_err(Error::input)?);
+        let names = spec.names;
+        let mut build = Builder { spec: &spec, get: &mut get };
+        let name = |module: &str| format!("{}{module}.weight", names.prefix);
+        let embedding = (build.get)(&name(names.embedding), &[spec.vocab, spec.d])?;
+        let positions = match spec.positions {
+            Positions::Learned => Some((build.get)(&name(names.positions), &[spec.window, spec.d])?),
+            Positions::Rotary { .. } => None,
+        };
+        // Not sized in advance: a config that lies about its layers fails at the first missing tensor.
+        let mut blocks = Vec::new();
+        for i in 0..spec.layers {
+            blocks.push(build.block(i)?);
+        }
+        let norm = build.norm(&format!("{}{}", names.prefix, names.norm))?;
+        let head = match spec.output {
+            OutputLayer::Tied => None,
+            OutputLayer::Own { bias } => Some(Head {
+                weight: (build.get)(&format!("{OUTPUT}.weight"), &[spec.vocab, spec.d])?,
+                bias: if bias { Some((build.get)(&format!("{OUTPUT}.bias"), &[spec.vocab])?) } else { None },
+            }),
+        };
+        Ok(Self { config: config.clone(), spec, embedding, positions, blocks, norm, head })
+    }
+
+    /// Draws fresh weights as GPT-2 does: normal matrices, the projections into the residual stream smaller by
+    /// sqrt(2 n_layer), norms one, biases zero.
+    pub fn init(config: &ModelConfig, init: InitStd, rng: &mut ChaCha12Rng) -> Result<Self> {
+        let spec = config.spec().map_err(Error::input)?;
+        let (std, position_std) = match init {
+            InitStd::Fixed(std) => (std, std),
+            InitStd::InverseSqrtWidth => (1.0 / (spec.d as f64).sqrt(), 0.02),
+        };
+        let residual = 1.0 / (2.0 * spec.layers as f64).sqrt();
+        let names = spec.names;
+        Self::build(config, |name, shape| {
+            let module = name.strip_suffix(".weight");
+            let ends = |with: &str| module.is_some_and(|m| m.ends_with(with));
+            let tensor = match shape {
+                _ if module.is_none() => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
+                [_] => Tensor::ones(shape, DType::F32, &Device::Cpu)?,
+                _ if !names.positions.is_empty() && ends(names.positions) => random::normal(shape, position_std, rng)?,
+                _ if ends(names.attn_out) || ends(names.down) => random::normal(shape, std * residual, rng)?,
+                _ => random::normal(shape, std, rng)?,
+            };
+            Ok(tensor)
+        })
+    }
+
+    /// Every tensor but the adapters', in file order.
+    pub fn tensors(&self) -> Vec<Named<'_>> {
+        let names = self.spec.names;
+        let mut list = Listing { all: vec![], transposed: names.transposed };
+        let top = |module: &str| format!("{}{module}", names.prefix);
+        list.weight(&top(names.embedding), &self.embedding);
+        if let Some(positions) = &self.positions {
+            list.weight(&top(names.positions), positions);
+        }
+        for (i, block) in self.blocks.iter().enumerate() {
+            let at = top(&format!("{}.{i}.", names.layers));
+            list.norm(&format!("{at}{}", names.norm_1), &block.norm_1);
+            block.qkv.iter().chain([&block.attn_out]).for_each(|l| list.linear(l));
+            if let (Some(name), Some(norm)) = (names.norm_2, &block.norm_2) {
+                list.norm(&format!("{at}{name}"), norm);
+            }
+            block.up.iter().chain([&block.down]).for_each(|l| list.linear(l));
+        }
+        list.norm(&top(names.norm), &self.norm);
+        if let Some(head) = &self.head {
+            list.weight(OUTPUT, &head.weight);
+            list.bias(OUTPUT, head.bias.as_ref());
+        }
+        list.all
+    }
+
+    /// The same model with every tensor but the adapters' replaced; adapters are dropped.
+    pub fn map(&self, mut f: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        fn optional(t: Option<&Tensor>, f: &mut impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Option<Tensor>> {
+            t.map(f).transpose()
+        }
+        fn norm(n: &Norm, f: &mut impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Norm> {
+            Ok(Norm { weight: f(&n.weight)?, bias: optional(n.bias.as_ref(), f)? })
+        }
+        fn linear(l: &Linear, f: &mut impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Linear> {
+            let (weight, bias) = (f(&l.weight)?, optional(l.bias.as_ref(), f)?);
+            Ok(Linear { name: l.name.clone(), weight, bias, adapter: None })
+        }
+        fn block(b: &Block, f: &mut impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Block> {
+            Ok(Block {
+                norm_1: norm(&b.norm_1, f)?,
+                qkv: b.qkv.iter().map(|l| linear(l, f)).collect::<Result<_>>()?,
+                attn_out: linear(&b.attn_out, f)?,
+                norm_2: b.norm_2.as_ref().map(|n| norm(n, f)).transpose()?,
+                up: b.up.iter().map(|l| linear(l, f)).collect::<Result<_>>()?,
+                down: linear(&b.down, f)?,
+            })
+        }
+        let f = &mut f;
+        Ok(Self {
+            config: self.config.clone(),
+            spec: self.spec.clone(),
+            embedding: f(&self.embedding)?,
+            positions: optional(self.positions.as_ref(), f)?,
+            blocks: self.blocks.iter().map(|b| block(b, f)).collect::<Result<_>>()?,
+            norm: norm(&self.norm, f)?,
+            head: match &self.head {
+                Some(head) => Some(Head { weight: f(&head.weight)?, bias: optional(head.bias.as_ref(), f)? }),
+                None => None,
+            },
+        })
+    }
+
+    /// A view that shares storage and tracks nothing; adapters are dropped.
+    pub fn detached(&self) -> Self {
+        self.map(|t| Ok(t.detach())).expect("detaching copies nothing: there is nothing that fails")
+    }
+
+    /// The same model with each linear layer's adapter replaced by what `f` says.
+    pub fn map_adapters(mut self, mut f: impl FnMut(&Linear) -> Result<Option<LowRank>>) -> Result<Self> {
+        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
+            linear.adapter = f(linear)?;
+        }
+        Ok(self)
+    }
+
+    /// A view that shares storage and tracks nothing, adapters included.
+    pub fn frozen(&self) -> Self {
+        let mut frozen = self.detached();
+        for (frozen, from) in frozen.blocks.iter_mut().flat_map(Block::linears_mut).zip(self.linears()) {
+            frozen.adapter = from.adapter.as_ref().map(LowRank::detached);
+        }
+        frozen
+    }
+
+    /// The adapters added into the weights; frozen.
+    pub fn merged(&self) -> Result<Self> {
+        let mut merged = self.detached();
+        for (merged, from) in merged.blocks.iter_mut().flat_map(Block::linears_mut).zip(self.linears()) {
+            merged.weight = from.merged_weight()?;
+        }
+        Ok(merged)
+    }
+
+    /// The linear maps of all blocks, in file order.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.iter().flat_map(Block::linears)
+    }
+
+    /// A fresh adapter on every linear layer: A uniform in ±1/sqrt(in) (PEFT's Kaiming-uniform with a = sqrt 5), B zero.
+    pub fn with_fresh_adapters(&self, lora: &LoraConfig, rng: &mut ChaCha12Rng) -> Result<Self> {
+        lora.check().map_err(Error::input)?;
+        self.detached().map_adapters(|linear| {
+            let (rows, out) = linear.weight.dims2()?;
+            let a = random::uniform(&[lora.r, rows], 1.0 / (rows as f64).sqrt(), rng)?;
+            let b = Tensor::zeros((out, lora.r), DType::F32, &Device::Cpu)?;
+            let (a, b) = (variable::fresh(&a)?, variable::fresh(&b)?);
+            Ok(Some(LowRank { a, b, scale: lora.scale(), dropout: lora.dropout }))
+        })
+    }
+
+    /// The output layer.
+    pub fn output(&self) -> Output<'_> {
+        match &self.head {
+            Some(head) => Output { weight: &head.weight, bias: head.bias.as_ref() },
+            None => Output { weight: &self.embedding, bias: None },
+        }
+    }
+
+    /// The angles of the first `time` positions, if positions are rotary.
+    pub fn rotary(&self, time: usize) -> Option<Rotary> {
+        match &self.spec.positions {
+            Positions::Rotary { pairing, frequencies } => Some(Rotary::new(*pairing, frequencies, time)),
+            Positions::Learned => None,
+        }
+    }
+
+    /// The hidden states after the last norm, `[batch, time, d]`.
+    pub fn hidden(&self, batch: &Batch, mut drop: Option<&mut Dropout>) -> Result<Tensor> {
+        let spec = &self.spec;
+        let time = batch.time();
+        if time > spec.window {
+            return Err(Error::input(format!("a sequence of {time} tokens; the model has {} positions", spec.window)));
+        }
+        if batch.max_id() as usize >= spec.vocab {
+            let (id, vocab) = (batch.max_id(), spec.vocab);
+            return Err(Error::input(format!("token id {id} is not below the model's vocabulary of {vocab}")));
+        }
+        let mut x = kernels::embedding(batch.ids(), &self.embedding)?;
+        if let Some(positions) = &self.positions {
+            x = x.broadcast_add(&positions.narrow(0, 0, time)?)?;
+        }
+        if let Some(mask) = branch_mask(x.dims(), &mut drop)? {
+            x = (x * mask)?;
+        }
+        let rotary = self.rotary(time).map(Arc::new);
+        for block in &self.blocks {
+            x = block.forward(&x, spec, rotary.as_ref(), &mut drop)?;
+        }
+        Ok(kernels::norm(&x, &self.norm.kernel(), spec.eps)?)
+    }
+}
+
+/// The tensors of a model as they are found.
+struct Listing<'a> {
+    all: Vec<Named<'a>>,
+    /// Whether the file holds linear weights transposed.
+    transposed: bool,
+}
+
+impl<'a> Listing<'a> {
+    fn weight(&mut self, module: &str, tensor: &'a Tensor) {
+        self.all.push(Named { name: format!("{module}.weight"), tensor, transposed: false });
+    }
+
+    fn bias(&mut self, module: &str, tensor: Option<&'a Tensor>) {
+        self.all.extend(tensor.map(|tensor| Named { name: format!("{module}.bias"), tensor, transposed: false }));
+    }
+
+    fn norm(&mut self, module: &str, norm: &'a Norm) {
+        self.weight(module, &norm.weight);
+        self.bias(module, norm.bias.as_ref());
+    }
+
+    fn linear(&mut self, linear: &'a Linear) {
+        let name = format!("{}.weight", linear.name);
+        self.all.push(Named { name, tensor: &linear.weight, transposed: self.transposed });
+        self.bias(&linear.name, linear.bias.as_ref());
+    }
+}
+
+/// The dropout of the embeddings or of a branch before it joins the residual stream, if asked for.
+fn branch_mask(shape: &[usize], drop: &mut Option<&mut Dropout>) -> Result<Option<Tensor>> {
+    match drop {
+        Some(drop) if drop.model > 0.0 => Ok(Some(random::dropout_mask(shape, drop.model, &mut drop.rng)?)),
+        _ => Ok(None),
+    }
+}
