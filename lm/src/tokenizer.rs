@@ -1,4 +1,4 @@
-//! A byte-level BPE tokenizer in Hugging Face's file format; knows no prompts.
+//! A BPE tokenizer that knows every byte, in Hugging Face's file format; knows no prompts.
 
 use std::path::{Path, PathBuf};
 
@@ -9,9 +9,11 @@ use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
 
 use crate::{Error, ModelConfig, Result};
 
-const EOS: &str = "<|endoftext|>";
+/// The end of a sequence in GPT-2, Llama 3 and Llama 2, in the order in which they are looked for.
+const EOS: [&str; 3] = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
 
-/// Text to ids and back. `<|endoftext|>` is the one special token that is needed; it ends a sequence.
+/// Text to ids and back. The one special token that is needed is EOS, which ends a sequence: `<|endoftext|>`,
+/// `<|end_of_text|>` or `</s>`, or what a model's config file names.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -26,10 +28,26 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`. Errors: unreadable, or no `<|endoftext|>` in it.
+    /// Reads a `tokenizer.json`. Errors: unreadable, no token for EOS in it, or not all bytes.
     pub fn load(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         Self::parse(&bytes, path)
+    }
+
+    /// The tokenizer in a model's folder, with the EOS that the model's config file names, if it does. Errors: also ids that
+    /// the model does not have, or an EOS that is not a special token of the tokenizer.
+    pub fn of_model(folder: &Path, config: &ModelConfig) -> Result<Self> {
+        let mut tokenizer = Self::load(&folder.join("tokenizer.json"))?;
+        tokenizer.check_fits(config)?;
+        if let Some(eos) = config.eos_token_id() {
+            let added = tokenizer.inner.get_added_tokens_decoder();
+            if !added.get(&eos).is_some_and(|token| token.special) {
+                let what = format!("the model's config names {eos} as EOS, which is not a special token here");
+                return Err(error(&tokenizer.path, what));
+            }
+            tokenizer.eos = eos;
+        }
+        Ok(tokenizer)
     }
 
     /// The same from memory.
@@ -43,23 +61,9 @@ impl Tokenizer {
     }
 
     fn of(mut inner: tokenizers::Tokenizer, path: &Path) -> Result<Self> {
-        let eos = inner.token_to_id(EOS).ok_or_else(|| error(path, format!("has no token `{EOS}`")))?;
-        let mut steps = serde_json::to_string(&inner.get_pre_tokenizer()).unwrap_or_default();
-        steps.retain(|c| !c.is_whitespace());
-        if !steps.contains("\"ByteLevel\"") {
-            return Err(error(path, "is not a byte-level tokenizer"));
-        }
-        if let Some(byte) =
-            ByteLevel::alphabet().into_iter().filter(|c| inner.token_to_id(&c.to_string()).is_none()).min()
-        {
-            return Err(error(path, format!("lacks the byte-level token `{byte}`")));
-        }
-        if let ModelWrapper::BPE(model) = inner.get_model()
-            && let Some(unknown) = &model.unk_token
-            && inner.token_to_id(unknown).is_none()
-        {
-            return Err(error(path, format!("its unknown token `{unknown}` is not in its vocabulary")));
-        }
+        let known = EOS.iter().find_map(|token| inner.token_to_id(token));
+        let eos = known.ok_or_else(|| error(path, format!("has no token for EOS; expected one of {EOS:?}")))?;
+        check_bytes(&inner).map_err(|what| error(path, what))?;
         inner.set_encode_special_tokens(true);
         // A file may ask for truncation or padding; neither is ours to want here.
         inner.with_padding(None);
@@ -75,7 +79,7 @@ impl Tokenizer {
     {
         let path = Path::new("(in training)");
         if vocab_size < 257 {
-            return Err(error(path, format!("vocab_size {vocab_size}; expected at least 257: the bytes and `{EOS}`")));
+            return Err(error(path, format!("vocab_size {vocab_size}; expected at least 257: the bytes and `{}`", EOS[0])));
         }
         let bytes = ByteLevel::new(false, true, true);
         let mut trainer = BpeTrainerBuilder::new()
@@ -83,7 +87,7 @@ impl Tokenizer {
             .vocab_size(vocab_size)
             .min_frequency(2)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .special_tokens(vec![AddedToken::from(EOS, true)])
+            .special_tokens(vec![AddedToken::from(EOS[0], true)])
             .build();
         let mut inner = TokenizerBuilder::new()
             .with_model(BPE::default())
@@ -109,16 +113,16 @@ impl Tokenizer {
         self.inner.to_string(true).map_err(|e| error(&self.path, e.to_string()))
     }
 
-    /// Ids of a text; no special token is added. `<|endoftext|>` in the text itself is text, not EOS.
+    /// Ids of a text; no special token is added. A special token written out in the text is text, not that token.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        // Byte-level BPE knows every byte, which `of` has checked: nothing is left that could fail.
-        let encoding = self.inner.encode_fast(text, false).expect("byte-level BPE encodes any text");
+        // Every byte has a token, which `of` has checked: nothing is left that could fail.
+        let encoding = self.inner.encode_fast(text, false).expect("a BPE of all bytes encodes any text");
         encoding.get_ids().to_vec()
     }
 
     /// The text of ids; special tokens and unknown ids are left out. Bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
-        self.inner.decode(ids, true).expect("the byte-level decoder accepts any tokens")
+        self.inner.decode(ids, true).expect("decoders accept any tokens")
     }
 
     /// Tokens in all, special ones included.
@@ -126,7 +130,7 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// The id of `<|endoftext|>`.
+    /// The id of EOS.
     pub fn eos(&self) -> u32 {
         self.eos
     }
@@ -140,6 +144,33 @@ impl Tokenizer {
             return Err(error(&self.path, what));
         }
         Ok(())
+    }
+}
+
+/// What keeps some text from being encoded, if anything: byte-level pre-tokenization needs a token for each letter of its
+/// alphabet, a BPE that falls back to bytes one for each byte.
+fn check_bytes(inner: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
+    let ModelWrapper::BPE(model) = inner.get_model() else { return Err("is not a BPE".to_owned()) };
+    let mut steps = serde_json::to_string(&inner.get_pre_tokenizer()).unwrap_or_default();
+    steps.retain(|c| !c.is_whitespace());
+    if steps.contains("\"ByteLevel\"") {
+        let missing = ByteLevel::alphabet().into_iter().filter(|c| inner.token_to_id(&c.to_string()).is_none()).min();
+        if let Some(byte) = missing {
+            return Err(format!("lacks the byte-level token `{byte}`"));
+        }
+    } else if model.byte_fallback {
+        let byte = |byte: u8| format!("<0x{byte:02X}>");
+        if let Some(missing) = (0..=255).map(byte).find(|token| inner.token_to_id(token).is_none()) {
+            return Err(format!("lacks the byte token `{missing}`"));
+        }
+    } else {
+        return Err("is neither a byte-level tokenizer nor one that falls back to bytes".to_owned());
+    }
+    match &model.unk_token {
+        Some(unknown) if inner.token_to_id(unknown).is_none() => {
+            Err(format!("its unknown token `{unknown}` is not in its vocabulary"))
+        }
+        _ => Ok(()),
     }
 }
 

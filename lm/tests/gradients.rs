@@ -156,7 +156,10 @@ fn assert_gradients_match_differences(reward: &RewardModel) {
 #[test]
 fn gradients_of_a_full_model_match_finite_differences() {
     for config in families() {
-        assert_gradients_match_differences(&reward(model(config, 10), Pool::Last));
+        let reward = reward(model(config, 10), Pool::Last);
+        // SwiGLU over wide heads is steeper than GELU: less spread keeps third derivatives out of the differences.
+        shake(&reward.lm.variables(), 0.2, 10);
+        assert_gradients_match_differences(&reward);
     }
 }
 

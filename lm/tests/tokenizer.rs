@@ -94,7 +94,7 @@ fn files_that_are_no_byte_level_tokenizer_are_refused() {
     assert!(error(&good.replace(EOS, "<eos>")).contains(EOS));
     let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
     value["pre_tokenizer"] = serde_json::Value::Null;
-    assert!(error(&value.to_string()).contains("byte-level"));
+    assert!(error(&value.to_string()).contains("neither a byte-level tokenizer"));
     let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
     value["model"]["vocab"].as_object_mut().unwrap().remove("!");
     assert!(error(&value.to_string()).contains("`!`"));
@@ -114,4 +114,59 @@ proptest! {
             assert_eq!(t.decode(&ids), text);
         });
     }
+}
+
+/// A SentencePiece-like BPE, as Llama 2's: a space is `▁`, what has no token is spelled in bytes.
+fn with_byte_fallback() -> serde_json::Value {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
+    tokens.extend((0..=255).map(|b| format!("<0x{b:02X}>")));
+    tokens.extend(["▁", "a", "b", "▁a", "▁ab"].map(str::to_owned));
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        tokens.iter().enumerate().map(|(i, token)| (token.clone(), i.into())).collect();
+    let special = |id: u32, content: &str| {
+        serde_json::json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true })
+    };
+    serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": { "type": "Sequence", "normalizers": [
+            { "type": "Replace", "pattern": { "String": " " }, "content": "▁" }] },
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+            { "type": "ByteFallback" }, { "type": "Fuse" }] },
+        "model": { "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocab, "merges": [["▁", "a"], ["▁a", "b"]] },
+    })
+}
+
+#[test]
+fn a_tokenizer_that_falls_back_to_bytes_gives_any_text_back() {
+    let mut json = with_byte_fallback();
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+    assert_eq!(tokenizer.eos(), 2);
+    for text in [" ab ba", "é\n\t", "</s>", "日本 ab"] {
+        let ids = tokenizer.encode(text);
+        assert!(!ids.contains(&2) && !ids.contains(&0), "{text:?}: {ids:?}");
+        assert_eq!(tokenizer.decode(&ids), text);
+    }
+    json["model"]["vocab"].as_object_mut().unwrap().remove("<0x41>");
+    let error = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("<0x41>"), "{error}");
+}
+
+#[test]
+fn a_models_config_names_its_eos() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), with_byte_fallback().to_string()).unwrap();
+    let of = |eos: u32| {
+        let mut config = tiny_config();
+        (config.vocab_size, config.eos_token_id) = (300, Some(eos));
+        Tokenizer::of_model(folder.path(), &config.into())
+    };
+    assert_eq!(of(1).unwrap().eos(), 1);
+    let error = of(260).unwrap_err().to_string();
+    assert!(error.contains("260 as EOS, which is not a special token"), "{error}");
 }

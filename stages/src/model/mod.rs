@@ -8,7 +8,7 @@ mod tests;
 
 use std::path::Path;
 
-use engine::error::{At, Error, Result};
+use engine::error::{At, Result};
 use lm::{CausalLm, Tokenizer, WeightType};
 
 use crate::train::{Told, Weights};
@@ -19,21 +19,9 @@ use crate::types::Model;
 /// # Errors
 /// When a file is missing, a tensor is missing or of another shape, or the tokenizer has more tokens than the model.
 pub fn load(folder: &Path) -> Result<(CausalLm, Tokenizer)> {
-    let tokenizer = Tokenizer::load(&folder.join(Model::TOKENIZER)).told()?;
     let model = CausalLm::load(folder).told()?;
-    tokenizer
-        .check_fits(model.config())
-        .told()
-        .map_err(|e| e.help("give the tokenizer that the model was trained with"))?;
-    if let Some(eos) = model.config().eos_token_id()
-        && eos != tokenizer.eos()
-    {
-        return Err(Error::yours(format!(
-            "{}: config.json has eos_token_id {eos}, the tokenizer's <|endoftext|> is {}",
-            folder.display(),
-            tokenizer.eos()
-        )));
-    }
+    let tokenizer = Tokenizer::of_model(folder, model.config());
+    let tokenizer = tokenizer.told().map_err(|e| e.help("give the tokenizer that the model was trained with"))?;
     Ok((model, tokenizer))
 }
 
