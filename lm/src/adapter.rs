@@ -6,9 +6,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::Checkpoint;
 use crate::linear::{Linear, LowRank};
 use crate::transformer::{Named, Transformer};
-use crate::weights::{self, Weights};
+use crate::weights;
 use crate::{Error, Result, WeightType};
 
 const CONFIG: &str = "adapter_config.json";
@@ -129,8 +130,8 @@ pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, Lo
     let lora = config.check().map_err(|what| Error::model(&path, what))?;
 
     let path = folder.join(WEIGHTS);
-    let file = Weights::read(&path)?;
-    let mut unused: BTreeSet<String> = file.names().into_iter().collect();
+    let file = Checkpoint::file(&path)?;
+    let mut unused: BTreeSet<String> = file.names().map(str::to_owned).collect();
     let model = model.map_adapters(|linear| {
         let (rows, columns) = linear.weight.dims2()?;
         let [a, b] = names(linear);

@@ -5,10 +5,11 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use rand_chacha::ChaCha12Rng;
 
+use crate::files::Checkpoint;
 use crate::linear::Dropout;
 use crate::model::rows;
 use crate::transformer::Named;
-use crate::weights::{self, Weights};
+use crate::weights;
 use crate::{Batch, CausalLm, Error, Result, Variable, WeightType, random, variable};
 
 /// x . w + b: weight `[1, d]`, bias `[1]`.
@@ -63,7 +64,7 @@ impl ScalarHead {
 
     /// Reads what `save` wrote; frozen. Errors name the file, the tensor and the width `d` expected.
     pub fn load(file: &Path, d: usize) -> Result<Self> {
-        let weights = Weights::read(file)?;
+        let weights = Checkpoint::file(file)?;
         Ok(Self { weight: weights.get("weight", &[1, d])?, bias: weights.get("bias", &[1])? })
     }
 }

@@ -40,7 +40,9 @@ pub(crate) enum Positions {
 pub(crate) enum OutputLayer {
     /// The embedding.
     Tied,
-    Own { bias: bool },
+    Own {
+        bias: bool,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -106,7 +108,9 @@ impl Spec {
 pub(crate) fn head_width(width_name: &str, width: usize, heads_name: &str, heads: usize) -> Result<usize, String> {
     match heads {
         0 => Err(format!("{heads_name} is 0")),
-        _ if !width.is_multiple_of(heads) => Err(format!("{width_name} {width} is not a multiple of {heads_name} {heads}")),
+        _ if !width.is_multiple_of(heads) => {
+            Err(format!("{width_name} {width} is not a multiple of {heads_name} {heads}"))
+        }
         _ => Ok(width / heads),
     }
 }

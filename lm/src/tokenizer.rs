@@ -79,7 +79,10 @@ impl Tokenizer {
     {
         let path = Path::new("(in training)");
         if vocab_size < 257 {
-            return Err(error(path, format!("vocab_size {vocab_size}; expected at least 257: the bytes and `{}`", EOS[0])));
+            return Err(error(
+                path,
+                format!("vocab_size {vocab_size}; expected at least 257: the bytes and `{}`", EOS[0]),
+            ));
         }
         let bytes = ByteLevel::new(false, true, true);
         let mut trainer = BpeTrainerBuilder::new()

@@ -154,7 +154,11 @@ impl Builder<'_, '_> {
     fn fan(&mut self, block: &str, names: &[&str], d_in: usize, widths: &[usize], bias: bool) -> Result<Vec<Linear>> {
         let joint = [widths.iter().sum::<usize>()];
         let widths = if names.len() == 1 { &joint } else { widths };
-        names.iter().zip(widths).map(|(name, &width)| self.linear(format!("{block}{name}"), d_in, width, bias)).collect()
+        names
+            .iter()
+            .zip(widths)
+            .map(|(name, &width)| self.linear(format!("{block}{name}"), d_in, width, bias))
+            .collect()
     }
 
     fn block(&mut self, i: usize) -> Result<Block> {

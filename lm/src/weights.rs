@@ -1,14 +1,15 @@
-//! Models as folders of safetensors, in and out; knows no forward pass.
+//! Models as folders: read from whatever they hold, written as safetensors; knows no forward pass.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::{Device, Tensor};
-use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
+use candle_core::Tensor;
+use half::f16;
+use safetensors::{Dtype, SafeTensorError, View};
 
+use crate::files::Checkpoint;
 use crate::transformer::{Named, Transformer};
 use crate::{Error, ModelConfig, Result};
 
@@ -21,72 +22,13 @@ pub enum WeightType {
     F16,
 }
 
-/// A safetensors file in memory.
-pub(crate) struct Weights {
-    path: PathBuf,
-    bytes: Vec<u8>,
-    header: safetensors::tensor::Metadata,
-    /// Where the tensors' bytes begin.
-    start: usize,
-}
-
-impl Weights {
-    /// Reads a file and checks that its header tells the truth about its length.
-    pub fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(Error::io(path))?;
-        let bad = |e| match e {
-            // Its header speaks of other bytes than there are.
-            SafeTensorError::HeaderTooSmall
-            | SafeTensorError::InvalidHeaderLength
-            | SafeTensorError::MetadataIncompleteBuffer => Error::model(
-                path,
-                format!("the file is cut off: its {} bytes are not what its header says", bytes.len()),
-            ),
-            e => Error::model(path, format!("not a safetensors file: {e}")),
-        };
-        SafeTensors::deserialize(&bytes).map_err(bad)?;
-        let (header_len, header) = SafeTensors::read_metadata(&bytes).map_err(bad)?;
-        Ok(Self { path: path.to_path_buf(), bytes, header, start: header_len + 8 })
-    }
-
-    /// The tensors' names, sorted.
-    pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.header.tensors().into_keys().collect();
-        names.sort_unstable();
-        names
-    }
-
-    /// A tensor as f32. Errors: missing, another shape, or not a float of at most 32 bits.
-    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let bad = |what: String| Error::model(&self.path, what);
-        let info = self
-            .header
-            .info(name)
-            .ok_or_else(|| bad(format!("tensor `{name}` is missing; expected one of shape {shape:?}")))?;
-        if info.shape != shape {
-            return Err(bad(format!("tensor `{name}` has shape {:?}; expected {shape:?}", info.shape)));
-        }
-        let data = &self.bytes[self.start + info.data_offsets.0..self.start + info.data_offsets.1];
-        let values: Vec<f32> = match info.dtype {
-            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::F16 => data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::BF16 => data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            other => return Err(bad(format!("tensor `{name}` is {other:?}; expected F32, F16 or BF16"))),
-        };
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            return Err(bad(format!("tensor `{name}` holds {} at flat index {at}", values[at])));
-        }
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-    }
-}
-
-/// Reads `config.json` and `model.safetensors`; every tensor is frozen.
+/// Reads a folder's `config.json` and weights; every tensor is frozen.
 pub(crate) fn load(folder: &Path) -> Result<Transformer> {
     let config = ModelConfig::load(folder)?;
-    let file = Weights::read(&folder.join(FILE))?;
+    let file = Checkpoint::open(folder)?;
     let prefix = config.spec().map_err(Error::input)?.names.prefix;
     // A bare trunk's file has no prefix in its names.
-    let bare = !file.names().iter().any(|name| name.starts_with(prefix));
+    let bare = !file.names().any(|name| name.starts_with(prefix));
     Transformer::build(&config, |name, shape| match name.strip_prefix(prefix) {
         Some(within) if bare => file.get(within, shape),
         _ => file.get(name, shape),

@@ -156,6 +156,8 @@ fn a_broken_folder_is_refused_with_file_tensor_and_shapes() {
     assert_bad(load(), &["model.safetensors", "the file is cut off"]);
 
     fs::remove_file(path.join("model.safetensors")).unwrap();
+    assert_bad(load(), &["neither model.safetensors nor pytorch_model.bin"]);
+    fs::remove_file(path.join("config.json")).unwrap();
     assert!(matches!(load(), Err(Error::Io { .. })));
 }
 

@@ -3,7 +3,9 @@
 mod common;
 
 use common::*;
-use lm::{Batch, CausalLm, Draws, Gpt2Config, LoraConfig, ModelConfig, SampleOptions, Sampled, Sequence, StatOptions, sample};
+use lm::{
+    Batch, CausalLm, Draws, Gpt2Config, LoraConfig, ModelConfig, SampleOptions, Sampled, Sequence, StatOptions, sample,
+};
 
 fn options() -> SampleOptions {
     SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 2, max_new_tokens: 10, eos: EOS, greedy: false }

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use common::*;
 use lm::{
-    AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Gpt2Config, InitStd, LoraConfig, ModelConfig, Pool, RewardModel,
-    SampleOptions, ScalarHead, Sequence, StatOptions, sample,
+    AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Gpt2Config, InitStd, LoraConfig, ModelConfig, Pool,
+    RewardModel, SampleOptions, ScalarHead, Sequence, StatOptions, sample,
 };
 use rand::Rng;
 

@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::rope::frequencies;
 use super::activation;
+use super::rope::frequencies;
 use crate::kernels::{Activation, Heads, Pairing};
 use crate::spec::{Names, OutputLayer, Positions, Spec, head_width};
 

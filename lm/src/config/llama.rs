@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::rope::Rope;
 use super::activation;
+use super::rope::Rope;
 use crate::kernels::{Activation, Heads, Pairing};
 use crate::spec::{Names, OutputLayer, Positions, Spec, head_width};
 

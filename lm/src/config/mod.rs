@@ -25,7 +25,7 @@ const FILE: &str = "config.json";
 pub enum ModelConfig {
     Gpt2(Gpt2Config),
     GptJ(GptJConfig),
-    Llama(LlamaConfig),
+    Llama(Box<LlamaConfig>),
 }
 
 /// The standard deviation of freshly drawn weights.
@@ -51,7 +51,7 @@ impl From<GptJConfig> for ModelConfig {
 
 impl From<LlamaConfig> for ModelConfig {
     fn from(config: LlamaConfig) -> Self {
-        Self::Llama(config)
+        Self::Llama(Box::new(config))
     }
 }
 
@@ -154,7 +154,12 @@ impl ModelConfig {
             #[serde(flatten)]
             config: &'a T,
         }
-        fn text<T: Serialize>(class: &str, model_type: &str, torch_dtype: &str, config: &T) -> serde_json::Result<String> {
+        fn text<T: Serialize>(
+            class: &str,
+            model_type: &str,
+            torch_dtype: &str,
+            config: &T,
+        ) -> serde_json::Result<String> {
             serde_json::to_string_pretty(&File { architectures: [class], model_type, torch_dtype, config })
         }
         let path = folder.join(FILE);
@@ -162,7 +167,7 @@ impl ModelConfig {
         let text = match self {
             Self::Gpt2(c) => text("GPT2LMHeadModel", kind, torch_dtype, c),
             Self::GptJ(c) => text("GPTJForCausalLM", kind, torch_dtype, c),
-            Self::Llama(c) => text("LlamaForCausalLM", kind, torch_dtype, c),
+            Self::Llama(c) => text("LlamaForCausalLM", kind, torch_dtype, &**c),
         };
         let mut text = text.map_err(|e| Error::model(&path, format!("cannot be written: {e}")))?;
         text.push('\n');

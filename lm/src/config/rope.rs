@@ -105,7 +105,9 @@ mod tests {
     #[test]
     fn both_spellings_of_theta_and_scaling_are_read() {
         let old = rope(serde_json::json!({ "rope_theta": 100.0, "rope_scaling": { "type": "linear", "factor": 2.0 } }));
-        let new = rope(serde_json::json!({ "rope_parameters": { "rope_theta": 100.0, "rope_type": "linear", "factor": 2.0 } }));
+        let new = rope(
+            serde_json::json!({ "rope_parameters": { "rope_theta": 100.0, "rope_type": "linear", "factor": 2.0 } }),
+        );
         assert_eq!(old, Ok(vec![0.5, 0.05]));
         assert_eq!(new, old);
         assert_eq!(rope(serde_json::json!({})), Ok(vec![1.0, 0.01]));

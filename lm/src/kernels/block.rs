@@ -348,8 +348,9 @@ impl TransformerBlock {
 
             masked(branch, g, pass.masks[1]);
             let (active, d_up) = buffer[..active + wide].split_at_mut(active);
-            self.activation
-                .backward(active, d_up, &saved.up, self.inner, |to| down.input_gradient(to, Into::Overwrite, branch, first));
+            self.activation.backward(active, d_up, &saved.up, self.inner, |to| {
+                down.input_gradient(to, Into::Overwrite, branch, first)
+            });
             down.small_gradients(s_down, active, branch, first);
             let large_down = keep(active, branch);
             let (seen, before) = match pass.norm_2() {

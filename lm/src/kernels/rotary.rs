@@ -98,9 +98,8 @@ mod tests {
     #[test]
     fn pairs_turn_by_position_times_frequency_and_the_rest_stays() {
         let x = [1.0, 2.0, 3.0, 4.0, 5.0];
-        let turned = |a: f32, b: f32, angle: f32| {
-            (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin())
-        };
+        let turned =
+            |a: f32, b: f32, angle: f32| (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin());
         for (pairing, [i, j, k, l]) in [(Pairing::Halves, [0, 2, 1, 3]), (Pairing::Neighbours, [0, 1, 2, 3])] {
             let mut y = x;
             rotary(pairing).turn(&mut y, 5, 3, Turn::Forward);

@@ -40,7 +40,8 @@ pub fn families() -> [ModelConfig; 3] {
 pub fn shake(variables: &[Variable], std: f64, seed: u64) {
     let mut rng = rng(seed);
     for v in variables {
-        let centre = if (v.name.contains("ln_") || v.name.contains("norm")) && v.name.ends_with("weight") { 1.0 } else { 0.0 };
+        let centre =
+            if (v.name.contains("ln_") || v.name.contains("norm")) && v.name.ends_with("weight") { 1.0 } else { 0.0 };
         let values: Vec<f32> = (0..v.var.elem_count())
             .map(|_| {
                 let normal: f64 = (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0;

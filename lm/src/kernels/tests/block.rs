@@ -36,13 +36,8 @@ pub const GPT2: Style = Style {
     activation: Activation::GeluTanh,
     pairing: None,
 };
-const GPTJ: Style = Style {
-    joint: false,
-    biases: [false, true, true],
-    parallel: true,
-    pairing: Some(Pairing::Neighbours),
-    ..GPT2
-};
+const GPTJ: Style =
+    Style { joint: false, biases: [false, true, true], parallel: true, pairing: Some(Pairing::Neighbours), ..GPT2 };
 pub const LLAMA: Style = Style {
     heads: 4,
     joint: false,
@@ -114,7 +109,13 @@ impl BlockTensors {
             1 => norm,
             2 => !parallel,
             3 => norm && !parallel,
-            i if i >= 4 && i % 2 == 1 => if (i - 4) / 2 >= first_mlp { mlp } else { attn },
+            i if i >= 4 && i % 2 == 1 => {
+                if (i - 4) / 2 >= first_mlp {
+                    mlp
+                } else {
+                    attn
+                }
+            }
             _ => true,
         };
         let weights = self.weights.iter().enumerate().filter(|&(i, _)| used(i)).map(|(_, t)| t);

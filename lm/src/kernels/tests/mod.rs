@@ -181,7 +181,10 @@ fn mistaken_shapes_and_ids_are_errors() {
     says(super::embedding(&ids, &x), "token id 4 is not below the table's 4 rows");
     let rows = StatRows { targets: &[0, 1, 2, 9], forbidden: None };
     let weight = noise(&[5, 6], 1);
-    says(super::token_stats(&x, &Output { weight: &weight, bias: None }, &rows, false).map(|s| s.logprob), "vocabulary of 5");
+    says(
+        super::token_stats(&x, &Output { weight: &weight, bias: None }, &rows, false).map(|s| s.logprob),
+        "vocabulary of 5",
+    );
     let [doubles, weight] = [&x, &long].map(|t| t.to_dtype(candle_core::DType::F64).expect("a conversion"));
     assert!(super::norm(&doubles, &Norm { weight: &weight, bias: None }, 1e-5).is_err());
 }
