@@ -79,6 +79,11 @@ pub enum Command {
         #[command(flatten)]
         store: StoreAt,
     },
+    /// A model folder at work: JSON lines on standard input, one line of output for each
+    Lm {
+        #[command(subcommand)]
+        task: Lm,
+    },
     /// One execution of one instance (started by `run`)
     #[command(hide = true)]
     Attempt { job: PathBuf },
@@ -138,6 +143,78 @@ pub struct Cut {
     /// Run no further than this stage; may repeat
     #[arg(long, value_name = "STAGE")]
     pub until: Vec<String>,
+}
+
+/// What a model is asked for each line.
+#[derive(Debug, Subcommand)]
+pub enum Lm {
+    /// {"text": …} or {"ids": […]} gives {"ids": […], "logprobs": [null, …]}: log p(ids[t] | ids[<t]), in nats
+    Logprobs {
+        #[command(flatten)]
+        model: ModelAt,
+        /// A LoRA adapter to lay over the model: a PEFT folder
+        #[arg(long, value_name = "FOLDER")]
+        adapter: Option<PathBuf>,
+    },
+    /// {"prompt": …} gives {"prompt", "response", "ids"}: the text and the ids of what the model writes after it
+    Generate {
+        #[command(flatten)]
+        model: ModelAt,
+        /// A LoRA adapter to lay over the model: a PEFT folder
+        #[arg(long, value_name = "FOLDER")]
+        adapter: Option<PathBuf>,
+        #[command(flatten)]
+        how: Sampling,
+    },
+    /// {"prompt": …, "response": …} gives {"score"} of a RewardModel, {"scores", "mean", "variance"} of an Ensemble
+    Score {
+        #[command(flatten)]
+        model: ModelAt,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ModelAt {
+    /// The model's folder: config.json, model.safetensors, tokenizer.json; for `score` an artifact's
+    #[arg(long, value_name = "FOLDER")]
+    pub model: PathBuf,
+    /// Lines that are read, computed and answered together
+    #[arg(long, value_name = "LINES", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub batch: u16,
+    /// CPU threads; no result depends on their number [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// How a response is drawn.
+#[derive(Debug, Args)]
+pub struct Sampling {
+    #[arg(long, value_name = "N", default_value_t = 48)]
+    pub max_new_tokens: usize,
+    /// The first that many tokens cannot be the end of the text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub min_new_tokens: usize,
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = positive)]
+    pub temperature: f64,
+    /// Draw from the most probable tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share)]
+    pub top_p: f64,
+    /// Take the most probable token each time
+    #[arg(long, conflicts_with_all = ["temperature", "top_p", "seed"])]
+    pub greedy: bool,
+    /// A response depends on this, on its line's number and on its prompt
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|x: &f64| *x > 0.0 && x.is_finite());
+    number.ok_or_else(|| "expected a number above 0 (for the most probable token: --greedy)".to_owned())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|x| *x > 0.0 && *x <= 1.0);
+    number.ok_or_else(|| "expected a number above 0 and at most 1".to_owned())
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

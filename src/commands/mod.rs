@@ -3,6 +3,7 @@
 mod explain;
 mod graph;
 mod kinds;
+mod lm;
 mod plan;
 mod report;
 mod run;
@@ -35,6 +36,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Kinds { kind, json } => kinds::kinds(kind.as_deref(), json, &registry),
         Command::Schema => kinds::schema(&registry),
         Command::Verify { store } => verify::verify(&store),
+        Command::Lm { task } => lm::lm(&task),
     };
     match done {
         Ok(code) => ExitCode::from(code),

@@ -1,0 +1,86 @@
+//! `temper lm logprobs`: the log-probability of every token of a text after the first. Knows no prompt.
+
+use std::path::Path;
+
+use engine::error::{Error, Result};
+use lm::{Batch, CausalLm, Sequence, StatOptions, Tokenizer};
+use serde::{Deserialize, Serialize};
+use stages::train::{Told, by_length};
+
+use super::{ROWS, fits, stream, window, with_adapter};
+use crate::args::ModelAt;
+
+/// One of the two.
+#[derive(Deserialize)]
+struct Question {
+    #[serde(default)]
+    text: Option<String>,
+    #[serde(default)]
+    ids: Option<Vec<u32>>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    ids: Vec<u32>,
+    /// Of each id given those before it, in nats; none for the first.
+    logprobs: Vec<Option<f32>>,
+}
+
+pub fn logprobs(at: &ModelAt, adapter: Option<&Path>) -> Result<()> {
+    let model = with_adapter(CausalLm::load(&at.model).told()?, adapter)?;
+    // Ids need no tokenizer.
+    let file = at.model.join("tokenizer.json");
+    let tokenizer = if file.is_file() { Some(Tokenizer::of_model(&at.model, model.config()).told()?) } else { None };
+    let ready = |_, question: Question| {
+        let ids = match (question.text, question.ids, &tokenizer) {
+            (Some(text), None, Some(tokenizer)) => tokenizer.encode(&text),
+            (Some(_), None, None) => {
+                return Err(Error::yours(format!("a text needs {}, which is not there", file.display()))
+                    .help("give `ids`, or put the tokenizer there"));
+            }
+            (None, Some(ids), _) => ids,
+            _ => return Err(Error::yours("expected either `text` or `ids`")),
+        };
+        fits(&model, &ids, 0)?;
+        Ok(ids)
+    };
+    stream::answer_lines(window(at), ready, |rows| answers(&model, rows))
+}
+
+fn answers(model: &CausalLm, rows: Vec<Vec<u32>>) -> Result<Vec<Answer>> {
+    let mut answers: Vec<Answer> =
+        rows.into_iter().map(|ids| Answer { logprobs: ids.first().map(|_| None).into_iter().collect(), ids }).collect();
+    // All but the first token is a response, and of responses the model tells the log-probabilities. A text without a
+    // second token has nothing to be told.
+    let (numbers, sequences): (Vec<usize>, Vec<Sequence>) = answers
+        .iter()
+        .enumerate()
+        .filter_map(|(number, answer)| match &answer.ids[..] {
+            [first, rest @ ..] if !rest.is_empty() => Some((number, Sequence::new([*first], rest))),
+            _ => None,
+        })
+        .unzip();
+    let lengths: Vec<usize> = sequences.iter().map(Sequence::len).collect();
+    for members in by_length(&lengths, ROWS) {
+        let rows: Vec<&Sequence> = members.iter().map(|&member| &sequences[member]).collect();
+        let batch = Batch::new(&rows).told()?;
+        let logprobs = response_logprobs(model, &batch)?;
+        for (member, range) in members.into_iter().zip(batch.row_ranges()) {
+            answers[numbers[member]].logprobs.extend(logprobs[range.clone()].iter().copied().map(Some));
+        }
+    }
+    Ok(answers)
+}
+
+/// Flat over the batch's response tokens.
+fn response_logprobs(model: &CausalLm, batch: &Batch) -> Result<Vec<f32>> {
+    // No token is forbidden, so that it does not matter which one ends a text.
+    let plain = StatOptions { min_new_tokens: 0, eos: 0, entropy: false };
+    let hidden = model.hidden(batch, None).told()?;
+    let predicting = model.predicting(&hidden, batch).told()?;
+    let logprobs = model.token_stats(&predicting, batch, &plain).told()?.logprob.to_vec1::<f32>().told()?;
+    match logprobs.iter().find(|x| !x.is_finite()) {
+        Some(bad) => Err(Error::yours(format!("a log-probability is {bad}: the model's weights give no distribution"))),
+        None => Ok(logprobs),
+    }
+}

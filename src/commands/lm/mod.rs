@@ -1,0 +1,60 @@
+//! `temper lm`: a model folder at work on JSON lines, for checking against other implementations. Knows no pipeline.
+
+mod generate;
+mod logprobs;
+mod score;
+mod stream;
+
+use std::path::Path;
+
+use engine::error::{Error, Result};
+use lm::CausalLm;
+use stages::train::Told;
+
+use super::Done;
+use crate::args::{Lm, ModelAt};
+
+/// Rows computed at once. The lines that are read together are sorted by length first, so that little is padding.
+const ROWS: usize = 8;
+
+pub fn lm(task: &Lm) -> Done {
+    let (Lm::Logprobs { model: at, .. } | Lm::Generate { model: at, .. } | Lm::Score { model: at }) = task;
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    lm::set_threads(at.threads.map_or_else(cores, usize::from));
+    if !at.model.is_dir() {
+        return Err(Error::yours(format!("{}: there is no such folder", at.model.display()))
+            .help("`--model` takes a folder with config.json, model.safetensors and tokenizer.json, or an artifact's")
+            .into());
+    }
+    match task {
+        Lm::Logprobs { model, adapter } => logprobs::logprobs(model, adapter.as_deref())?,
+        Lm::Generate { model, adapter, how } => generate::generate(model, adapter.as_deref(), how)?,
+        Lm::Score { model } => score::score(model)?,
+    }
+    Ok(0)
+}
+
+fn window(at: &ModelAt) -> usize {
+    usize::from(at.batch)
+}
+
+fn with_adapter(model: CausalLm, adapter: Option<&Path>) -> Result<CausalLm> {
+    match adapter {
+        Some(folder) => model.load_adapter(folder).told(),
+        None => Ok(model),
+    }
+}
+
+/// Whether the model can read these ids with `room` more after them.
+fn fits(model: &CausalLm, ids: &[u32], room: usize) -> Result<()> {
+    let (vocabulary, positions) = (model.config().vocab_size(), model.config().window());
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+        return Err(Error::yours(format!("id {id} is not below the model's vocabulary of {vocabulary}")));
+    }
+    if ids.len().saturating_add(room) > positions {
+        let tokens = ids.len();
+        let more = if room > 0 { format!(" and {room} new ones") } else { String::new() };
+        return Err(Error::yours(format!("{tokens} tokens{more} do not fit into the model's window of {positions}")));
+    }
+    Ok(())
+}
