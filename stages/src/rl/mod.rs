@@ -1,11 +1,11 @@
 //! `rl.ppo`: PPO from the SFT policy against one reward model or an ensemble. Never sees the gold model.
 
 pub mod gae;
-mod held_out;
+pub mod held_out;
 pub mod loss;
 pub mod objective;
 pub mod params;
-mod phase;
+pub mod phase;
 pub mod rollout;
 #[cfg(test)]
 mod tests;

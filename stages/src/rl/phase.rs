@@ -21,7 +21,7 @@ use crate::stats::{mean, permutation, spearman, std, variance};
 use crate::types::Phase;
 
 /// What one phase hands to the next.
-pub(super) struct Phases<'a> {
+pub struct Phases<'a> {
     params: &'a Params,
     members: &'a [LoadedReward],
     prompts: &'a [Prompt],

@@ -1,0 +1,154 @@
+//! The figures by name: each is prepared once and then measured as often as it is asked for. Knows no protocol.
+
+use std::time::Instant;
+
+use gemm::Parallelism;
+use lm::{AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, SampleOptions, Sequence};
+use serde::Serialize;
+use stages::train::fixed_generator;
+
+use crate::flops::Trains;
+use crate::ppo;
+use crate::shapes::{Lora, Shape, Shapes};
+use crate::world::{self, told};
+
+/// One measurement.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Measured {
+    pub seconds: f64,
+    /// Of a training step or a prefill all tokens, else the response tokens made.
+    pub tokens: u64,
+    /// By `flops.rs`; of sampled lengths, those of the longest.
+    pub flops: f64,
+}
+
+/// Measures once.
+pub type Run = Box<dyn FnMut() -> Result<Measured, String>>;
+
+/// The figure `figure` at shape `shape`, ready to be measured.
+///
+/// # Errors
+/// Names a figure or shape that does not exist.
+pub fn prepare(figure: &str, shapes: &Shapes, shape: &str) -> Result<Run, String> {
+    let (s, lora) = (shapes.get(shape)?.clone(), shapes.lora);
+    match figure {
+        "full_step" => training_step(world::base(&s)?.with_full_training().map_err(told)?, Trains::All, shapes, s),
+        "lora_step" => training_step(world::with_adapter(&world::base(&s)?, lora, 0.0)?, adapter(lora), shapes, s),
+        "lora_dropout_step" => {
+            training_step(world::with_adapter(&world::base(&s)?, lora, 0.1)?, adapter(lora), shapes, s)
+        }
+        "prefill" => sampling(s, lora, false),
+        "decode" => sampling(s, lora, true),
+        "phase_lora_1" => ppo::phase(s, shapes, adapter(lora), 1),
+        "phase_lora_5" => ppo::phase(s, shapes, adapter(lora), 5),
+        "phase_full_1" => ppo::phase(s, shapes, Trains::All, 1),
+        "phase_full_5" => ppo::phase(s, shapes, Trains::All, 5),
+        "peak" => Ok(peak(s)),
+        other => Err(format!("no figure `{other}`")),
+    }
+}
+
+fn adapter(lora: Lora) -> Trains {
+    Trains::Lora(lora.r)
+}
+
+/// One optimiser step on the response tokens' loss.
+fn training_step(model: CausalLm, trains: Trains, shapes: &Shapes, s: Shape) -> Result<Run, String> {
+    let optimiser = shapes.optimiser;
+    let config = AdamWConfig { weight_decay: optimiser.weight_decay, ..AdamWConfig::default() };
+    let mut adamw = AdamW::new(model.variables(), config).map_err(told)?;
+    let mut dropout = Dropout::new(fixed_generator(6, "dropout"));
+    let sequences = world::sequences(&s, s.train_batch);
+    Ok(Box::new(move || {
+        let clock = Instant::now();
+        let batch = Batch::new(&sequences.iter().collect::<Vec<&Sequence>>()).map_err(told)?;
+        let loss = model.lm_loss(&batch, 0.0, Some(&mut dropout)).map_err(told)?;
+        let gradients = lm::backward(&loss.loss).map_err(told)?;
+        adamw.step(&gradients, optimiser.lr, Some(optimiser.clip)).map_err(told)?;
+        Ok(Measured {
+            seconds: clock.elapsed().as_secs_f64(),
+            tokens: (s.train_batch * (s.prompt + s.max_new)) as u64,
+            flops: s.whole(s.train_batch, true).train(trains),
+        })
+    }))
+}
+
+/// Sampling from a policy with an adapter: up to the first token, or what all further ones take. The latter is the
+/// difference of two runs one right after the other.
+fn sampling(s: Shape, lora: Lora, decode: bool) -> Result<Run, String> {
+    let policy = world::with_adapter(&world::base(&s)?, lora, 0.0)?.frozen();
+    let prompts = world::prompts(&s, s.decode_batch)?;
+    let rows: Vec<u64> = (0..prompts.len() as u64).collect();
+    let time = move |new: usize| -> Result<f64, String> {
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let options = SampleOptions {
+            temperature: 1.0,
+            top_p: 1.0,
+            min_new_tokens: new,
+            max_new_tokens: new,
+            eos: 0,
+            greedy: false,
+        };
+        let clock = Instant::now();
+        lm::sample(&policy, &prompts, &options, &Draws([7; 32]), &rows).map_err(told)?;
+        Ok(clock.elapsed().as_secs_f64())
+    };
+    let n = s.decode_batch;
+    Ok(Box::new(move || {
+        let prefill = time(1)?;
+        if !decode {
+            return Ok(Measured { seconds: prefill, tokens: (n * s.prompt) as u64, flops: s.prefill(n) });
+        }
+        let seconds = time(s.max_new)? - prefill;
+        Ok(Measured { seconds, tokens: (n * (s.max_new - 1)) as u64, flops: s.decode(n) })
+    }))
+}
+
+/// The fastest of our products of matrices among the shapes of a training step, in the library that all our kernels call.
+fn peak(s: Shape) -> Run {
+    let rows = s.train_batch * (s.prompt + s.max_new);
+    let (d, responses) = (s.d, s.train_batch * s.max_new);
+    let sizes = [(rows, d, 3 * d), (rows, d, d), (rows, d, 4 * d), (rows, 4 * d, d), (responses, d, s.vocab)];
+    Box::new(move || {
+        let products = sizes.map(|(m, k, n)| (time_of_product(m, k, n), 2.0 * (m * k * n) as f64));
+        let fastest = products.into_iter().max_by(|a, b| (a.1 / a.0).total_cmp(&(b.1 / b.0)));
+        let (seconds, flops) = fastest.ok_or("a training step has products")?;
+        Ok(Measured { seconds, tokens: 0, flops })
+    })
+}
+
+/// Seconds of the fastest of some products of `[m, k]` and `[k, n]`.
+fn time_of_product(m: usize, k: usize, n: usize) -> f64 {
+    const REPEATS: usize = 5;
+    let (a, b, mut out) = (vec![0.5_f32; m * k], vec![0.25_f32; k * n], vec![0.0_f32; m * n]);
+    let mut once = || {
+        let clock = Instant::now();
+        // SAFETY: the three slices hold m k, k n and m n elements, dense and row-major as the strides say.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                out.as_mut_ptr(),
+                1,
+                n as isize,
+                false,
+                a.as_ptr(),
+                1,
+                k as isize,
+                b.as_ptr(),
+                1,
+                n as isize,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                Parallelism::Rayon(0),
+            );
+        }
+        std::hint::black_box(&mut out);
+        clock.elapsed().as_secs_f64()
+    };
+    (0..REPEATS).map(|_| once()).fold(f64::INFINITY, f64::min)
+}

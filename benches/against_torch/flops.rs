@@ -1,0 +1,94 @@
+//! Floating-point operations of a GPT-2, counted once for both sides. Knows no implementation.
+//!
+//! Counted are products of matrices, two operations for each multiply-add, and of causal attention the half that is
+//! needed. Not counted: norms, GELU, softmax, sampling, the optimiser; anything an implementation computes twice.
+
+use crate::shapes::Shape;
+
+/// What of a model is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trains {
+    /// Every weight.
+    All,
+    /// An adapter of this rank on every linear layer.
+    Lora(usize),
+}
+
+/// Operations of passes over sequences of one length.
+#[derive(Clone, Copy, Debug)]
+pub struct Passes<'a> {
+    pub shape: &'a Shape,
+    pub rows: usize,
+    pub time: usize,
+    /// Rows of the whole batch that meet the output embedding.
+    pub predicted: usize,
+}
+
+impl Passes<'_> {
+    /// One forward pass: 24 d^2 a token and layer in linear layers, 2 d (time + 1) in attention, 2 d vocab a predicted token.
+    pub fn forward(&self) -> f64 {
+        self.linear() + self.attention() + self.output()
+    }
+
+    /// Forward and backward. The gradient of an input costs what the product itself did, that of a weight the same again;
+    /// attention's backward pass twice its forward pass. An adapter adds its thin products thrice, and needs no gradient
+    /// of the first layer's input.
+    pub fn train(&self, trains: Trains) -> f64 {
+        let attention = 3.0 * self.attention();
+        match trains {
+            Trains::All => 3.0 * (self.linear() + self.output()) + attention,
+            Trains::Lora(rank) => {
+                let Shape { d, layers, .. } = *self.shape;
+                // Inputs and outputs of the four layers: d + 3 d, d + d, d + 4 d, 4 d + d.
+                let thin = 2.0 * self.tokens() * (rank * 16 * d * layers) as f64;
+                let first = 2.0 * self.tokens() * (3 * d * d) as f64;
+                2.0 * (self.linear() + self.output()) - first + 3.0 * thin + attention
+            }
+        }
+    }
+
+    fn tokens(&self) -> f64 {
+        (self.rows * self.time) as f64
+    }
+
+    fn linear(&self) -> f64 {
+        24.0 * self.tokens() * (self.shape.layers * self.shape.d * self.shape.d) as f64
+    }
+
+    fn attention(&self) -> f64 {
+        2.0 * self.tokens() * ((self.time + 1) * self.shape.d * self.shape.layers) as f64
+    }
+
+    fn output(&self) -> f64 {
+        2.0 * (self.predicted * self.shape.d * self.shape.vocab) as f64
+    }
+}
+
+impl Shape {
+    /// Reading the prompts of `rows` sequences and predicting one token of each.
+    pub fn prefill(&self, rows: usize) -> f64 {
+        Passes { shape: self, rows, time: self.prompt, predicted: rows }.forward()
+    }
+
+    /// All further tokens of `rows` responses of the full length: what one pass over everything costs above the prompts.
+    pub fn decode(&self, rows: usize) -> f64 {
+        let time = self.prompt + self.max_new - 1;
+        Passes { shape: self, rows, time, predicted: rows * self.max_new }.forward() - self.prefill(rows)
+    }
+
+    /// One pass over whole sequences, with the response tokens' log-probabilities or without.
+    pub fn whole(&self, rows: usize, predicts: bool) -> Passes<'_> {
+        let predicted = if predicts { rows * self.max_new } else { 0 };
+        Passes { shape: self, rows, time: self.prompt + self.max_new, predicted }
+    }
+
+    /// A whole PPO phase: sampling, the policy's and the reference's log-probabilities, each member's scores, the updates.
+    pub fn phase(&self, members: usize, trains: Trains) -> f64 {
+        let rows = self.rollouts;
+        self.prefill(rows)
+            + self.decode(rows)
+            + 2.0 * self.whole(rows, true).forward()
+            + members as f64 * self.whole(rows, false).forward()
+            + self.epochs as f64 * self.whole(rows, true).train(trains)
+    }
+}

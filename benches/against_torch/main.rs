@@ -1,0 +1,90 @@
+//! Our side of the comparison with PyTorch: a process that is asked for figures on standard input and measures each once.
+//! Knows neither the other side nor the table; `drive.py` runs both.
+//!
+//! Arguments: the path of `shapes.json` and the number of threads. Each line of input is `{"figure": …, "shape": …}`, each
+//! line of output `{"seconds", "tokens", "flops", "start_rss", "peak_rss"}`, the last two in bytes. The figure `prompts` is answered with
+//! `{"prompts"}`, the ids that the other side should be given where a shape has a tokenizer.
+
+mod figures;
+mod flops;
+mod ppo;
+mod shapes;
+mod world;
+
+use std::io::{BufRead, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use figures::{Measured, Run};
+use shapes::Shapes;
+
+/// As in the `temper` command.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Debug, Deserialize, PartialEq)]
+struct Question {
+    figure: String,
+    shape: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    #[serde(flatten)]
+    measured: Measured,
+    /// Resident memory before the first question, and the most so far, in bytes.
+    start_rss: u64,
+    peak_rss: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Prompts {
+    prompts: Vec<Vec<u32>>,
+}
+
+const PROMPTS: &str = "prompts";
+
+fn main() -> Result<(), String> {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let [file, threads] = arguments.as_slice() else {
+        return Err(
+            "run it with `benches/against_torch/run.sh`: it wants shapes.json and a number of threads".to_owned()
+        );
+    };
+    lm::set_threads(threads.parse().map_err(|_| format!("`{threads}` is no number of threads"))?);
+    let shapes = Shapes::read(Path::new(file))?;
+    let start_rss = memory("VmRSS:")?;
+    let mut ready: Option<(Question, Run)> = None;
+    for line in std::io::stdin().lock().lines() {
+        let line = line.map_err(|e| format!("standard input: {e}"))?;
+        let asked: Question = serde_json::from_str(&line).map_err(|e| format!("not a question: {line}: {e}"))?;
+        if asked.figure == PROMPTS {
+            let shape = shapes.get(&asked.shape)?;
+            say(&Prompts { prompts: world::prompts(shape, shape.rollouts)? })?;
+            continue;
+        }
+        let mut run = match ready.take() {
+            Some((question, run)) if question == asked => run,
+            _ => figures::prepare(&asked.figure, &shapes, &asked.shape)?,
+        };
+        let answer = Answer { measured: run()?, start_rss, peak_rss: memory("VmHWM:")? };
+        ready = Some((asked, run));
+        say(&answer)?;
+    }
+    Ok(())
+}
+
+/// Writes one line of JSON.
+fn say(answer: &impl Serialize) -> Result<(), String> {
+    let text = serde_json::to_string(answer).map_err(|e| format!("an answer: {e}"))?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|e| format!("standard output: {e}"))
+}
+
+/// A field of this process's status, in bytes.
+fn memory(field: &str) -> Result<u64, String> {
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|e| format!("/proc/self/status: {e}"))?;
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok());
+    kibibytes.map(|n: u64| n * 1024).ok_or_else(|| format!("/proc/self/status holds no {field}"))
+}

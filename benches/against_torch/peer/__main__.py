@@ -1,0 +1,41 @@
+"""PyTorch's side of the comparison: a process that is asked for figures on standard input and measures each once.
+Knows neither the other side nor the table.
+
+Arguments: the path of `shapes.json` and the number of threads. Each line of input is
+`{"figure": …, "shape": …, "prompts": …}`, prompts being those of an asset; each line of output
+`{"seconds", "tokens", "start_rss", "peak_rss"}`, the last two in bytes."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import figures
+
+
+def memory(field):
+    """A field of this process's status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status holds no {field}")
+
+
+def main():
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(int(sys.argv[2]))
+    start = memory("VmRSS:")
+    asked, run = None, None
+    for line in sys.stdin:
+        question = json.loads(line)
+        if question != asked:
+            shape = settings["shapes"][question["shape"]]
+            run = figures.prepare(question["figure"], settings, shape, question.get("prompts"))
+            asked = question
+        seconds, tokens = run()
+        answer = {"seconds": seconds, "tokens": tokens, "start_rss": start, "peak_rss": memory("VmHWM:")}
+        print(json.dumps(answer), flush=True)
+
+
+main()

@@ -1,0 +1,105 @@
+//! A whole phase of `rl.ppo`, as the kind runs it. Knows no artifact.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use engine::context::Context;
+use engine::names::Digest;
+use lm::{CausalLm, Pool, RewardModel, SampleOptions, ScalarHead, StatOptions};
+use stages::reward::LoadedReward;
+use stages::rl::held_out::Prompt;
+use stages::rl::loss::Value;
+use stages::rl::objective::Objective;
+use stages::rl::params::{self, Params};
+use stages::rl::phase::Phases;
+use stages::rl::update::Learner;
+use stages::train::fixed_generator;
+use stages::types::{Pooling, RewardInfo};
+
+use crate::figures::{Measured, Run};
+use crate::flops::Trains;
+use crate::shapes::{Shape, Shapes};
+use crate::world::{self, told};
+
+/// The first phase of a run from the same state each time: with one reward model the standard objective, with several
+/// the adaptive one. `trains` holds for the policy and for how the reward models were trained.
+pub fn phase(s: Shape, shapes: &Shapes, trains: Trains, members: usize) -> Result<Run, String> {
+    let params = params(&s, shapes, trains, members);
+    let base = world::base(&s)?;
+    let members = (0..members).map(|i| member(&base, &s, shapes, trains, i)).collect::<Result<Vec<_>, _>>()?;
+    let ids = world::prompts(&s, s.rollouts)?;
+    let prompts: Vec<Prompt> = ids.into_iter().map(|ids| Prompt { post_id: String::new(), ids }).collect();
+    let sampling = SampleOptions {
+        temperature: 1.0,
+        top_p: 1.0,
+        min_new_tokens: s.min_new,
+        max_new_tokens: s.max_new,
+        eos: 0,
+        greedy: false,
+    };
+    let stats = StatOptions { min_new_tokens: s.min_new, eos: 0, entropy: true };
+    let lora = shapes.lora;
+    Ok(Box::new(move || {
+        let policy = match trains {
+            Trains::All => base.with_full_training().map_err(told)?,
+            Trains::Lora(_) => world::with_adapter(&base, lora, 0.0)?,
+        };
+        let head = ScalarHead::zeros(s.d).map_err(told)?;
+        let mut learner = Learner::new(policy, base.frozen(), head, &params).map_err(told)?;
+        let mut ctx = Context::new("rl.ppo", 7, BTreeMap::new(), PathBuf::new(), PathBuf::new());
+        let mut phases = Phases::new(&params, &members, &prompts, sampling, stats, None, &ctx);
+        let clock = Instant::now();
+        let row = phases.run(&mut learner, 0, &mut ctx).map_err(told)?;
+        let seconds = clock.elapsed().as_secs_f64();
+        let mean_length = row.length.ok_or("a phase knows its responses' mean length")?;
+        let tokens = (mean_length * s.rollouts as f64).round() as u64;
+        Ok(Measured { seconds, tokens, flops: s.phase(members.len(), trains) })
+    }))
+}
+
+fn params(s: &Shape, shapes: &Shapes, trains: Trains, members: usize) -> Params {
+    let (ppo, optimiser) = (shapes.ppo, shapes.optimiser);
+    let lora = match trains {
+        Trains::All => None,
+        Trains::Lora(r) => Some(params::Lora { r, alpha: shapes.lora.alpha }),
+    };
+    Params {
+        objective: if members == 1 { Objective::Standard } else { Objective::Adaptive },
+        lambda: ppo.kl,
+        rollouts: s.rollouts,
+        min_new_tokens: s.min_new,
+        max_new_tokens: s.max_new,
+        epochs: s.epochs,
+        minibatch: s.minibatch,
+        clip: ppo.clip,
+        gae_lambda: ppo.gae_lambda,
+        value: Value { clip: ppo.value_clip, coefficient: ppo.value_coefficient, ..Value::default() },
+        lr: optimiser.lr,
+        weight_decay: optimiser.weight_decay,
+        max_gradient_norm: Some(optimiser.clip),
+        lora,
+        ..Params::default()
+    }
+}
+
+/// A reward model with a head of its own: an adapter on the shared base, or weights of its own.
+fn member(base: &CausalLm, s: &Shape, shapes: &Shapes, trains: Trains, i: usize) -> Result<LoadedReward, String> {
+    let lm = match trains {
+        Trains::All => base.with_full_training().map_err(told)?,
+        Trains::Lora(_) => world::with_adapter(base, shapes.lora, 0.0)?,
+    };
+    let d = s.d;
+    let head = ScalarHead::init(d, 0.1, &mut fixed_generator(i as u64, "reward head")).map_err(told)?;
+    let base_digest = Digest::of(b"bench");
+    let config = RewardInfo {
+        pool: Pooling::Last,
+        centre: 0.0,
+        base_digest,
+        member_seed: i as u64,
+        fact_sensitivity: None,
+        more: serde_json::Map::new(),
+    };
+    let model = RewardModel { lm, head, pool: Pool::Last }.frozen();
+    Ok(LoadedReward { model, centre: 0.0, base_digest, config })
+}

@@ -1,0 +1,56 @@
+//! Models and sequences of a shape. Knows no figure.
+
+use std::path::{Path, PathBuf};
+
+use lm::{CausalLm, Gpt2Config, InitStd, LoraConfig, Sequence, Tokenizer};
+use rand::Rng;
+use stages::corpus;
+use stages::train::encode::fit;
+use stages::train::fixed_generator;
+
+use crate::shapes::{Lora, Shape};
+
+/// The asset's model, or a random one; frozen.
+pub fn base(shape: &Shape) -> Result<CausalLm, String> {
+    if let Some(asset) = &shape.asset {
+        return CausalLm::load(&folder(asset)).map_err(told);
+    }
+    let config = Gpt2Config::new(shape.vocab, shape.positions, shape.d, shape.layers, shape.heads);
+    let model = CausalLm::init(config, InitStd::Fixed(0.02), &mut fixed_generator(1, "weights")).map_err(told)?;
+    Ok(model.frozen())
+}
+
+/// The model with a fresh trainable adapter on every linear layer.
+pub fn with_adapter(base: &CausalLm, lora: Lora, dropout: f64) -> Result<CausalLm, String> {
+    let config = LoraConfig { r: lora.r, alpha: lora.alpha, dropout };
+    base.with_adapter(&config, &mut fixed_generator(2, "adapter")).map_err(told)
+}
+
+/// `n` prompts: of the embedded corpus where there is a tokenizer, else random ids, all of one length.
+pub fn prompts(shape: &Shape, n: usize) -> Result<Vec<Vec<u32>>, String> {
+    let Some(asset) = &shape.asset else {
+        let mut rng = fixed_generator(3, "prompts");
+        let mut one = || (0..shape.prompt).map(|_| rng.random_range(0..shape.vocab as u32)).collect();
+        return Ok((0..n).map(|_| one()).collect());
+    };
+    let tokenizer = Tokenizer::load(&folder(asset).with_file_name("tinytldr").join("tokenizer.json")).map_err(told)?;
+    let window = shape.positions - shape.max_new;
+    let posts = corpus::examples(n as u64, 4).into_iter().map(|s| s.into_post(String::new(), Vec::new()));
+    posts.map(|post| Ok(fit(&tokenizer, &post, window).map_err(told)?.ids)).collect()
+}
+
+/// Sequences of the shape's full length, of random ids.
+pub fn sequences(shape: &Shape, n: usize) -> Vec<Sequence> {
+    let mut rng = fixed_generator(5, "sequences");
+    let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.random_range(0..shape.vocab as u32)).collect() };
+    (0..n).map(|_| Sequence::new(ids(shape.prompt), ids(shape.max_new))).collect()
+}
+
+fn folder(asset: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(asset)
+}
+
+/// An error as this program passes it on.
+pub fn told(e: impl std::fmt::Display) -> String {
+    e.to_string()
+}
