@@ -2,7 +2,12 @@
 
 use std::borrow::Cow;
 
+use candle_core::Device;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use half::{bf16, f16};
+
+/// The strictest alignment that candle's quantised blocks ask for is that of f32; this is more.
+const BLOCK_ALIGNMENT: usize = 16;
 
 /// How a tensor's numbers are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,7 +15,9 @@ pub(super) enum Encoding {
     F32,
     F16,
     Bf16,
-    /// Anything that is not read as a weight, by its name: integers, f64.
+    /// Blocks of ggml: a few numbers that share a scale.
+    Quantized(GgmlDType),
+    /// Anything that is not read as a weight, by its name: integers, f64, newer quantisations.
     Other(Cow<'static, str>),
 }
 
@@ -21,6 +28,7 @@ impl Encoding {
             Self::F32 => "F32".into(),
             Self::F16 => "F16".into(),
             Self::Bf16 => "BF16".into(),
+            Self::Quantized(kind) => format!("{kind:?}").into(),
             Self::Other(name) => name.as_ref().into(),
         }
     }
@@ -30,6 +38,7 @@ impl Encoding {
         match self {
             Self::F32 => Some((1, 4)),
             Self::F16 | Self::Bf16 => Some((1, 2)),
+            Self::Quantized(kind) => Some((kind.block_size(), kind.type_size())),
             Self::Other(_) => None,
         }
     }
@@ -40,12 +49,22 @@ impl Encoding {
         numbers.is_multiple_of(per_block).then(|| (numbers / per_block).checked_mul(bytes)).flatten()
     }
 
-    /// Appends the numbers of whole blocks to `out`.
+    /// Appends the numbers of whole blocks to `out`. Errors are candle's, on its quantised blocks.
     pub fn decode(&self, bytes: &[u8], out: &mut Vec<f32>) -> candle_core::Result<()> {
         match self {
             Self::F32 => out.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
             Self::F16 => out.extend(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32())),
             Self::Bf16 => out.extend(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32())),
+            Self::Quantized(kind) => {
+                let numbers = bytes.len() / kind.type_size() * kind.block_size();
+                // candle reads the blocks in place and asks for their alignment.
+                let mut aligned = vec![0; bytes.len() + BLOCK_ALIGNMENT];
+                let start = aligned.as_ptr().align_offset(BLOCK_ALIGNMENT);
+                let aligned = &mut aligned[start..start + bytes.len()];
+                aligned.copy_from_slice(bytes);
+                let blocks = QStorage::from_data(Cow::Borrowed(aligned), &Device::Cpu, *kind)?;
+                out.extend(QTensor::new(blocks, numbers)?.dequantize(&Device::Cpu)?.to_vec1::<f32>()?);
+            }
             Self::Other(name) => candle_core::bail!("{name} is not read as a weight"),
         }
         Ok(())

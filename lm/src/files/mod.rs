@@ -2,6 +2,7 @@
 //! file says is believed before it is checked, and nothing in it is run. Knows no model.
 
 mod encoding;
+mod gguf;
 mod index;
 mod safetensors;
 mod source;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 
 use self::encoding::Encoding;
+pub use self::gguf::Gguf;
 use self::source::Source;
 use crate::{Error, Result};
 
@@ -43,6 +45,8 @@ struct Place {
     shape: Vec<usize>,
     encoding: Encoding,
     start: u64,
+    /// How many heads the rows are of, if each head's rows are in llama.cpp's rotary order instead of Hugging Face's.
+    interleaved: Option<usize>,
 }
 
 /// A file's tensors by name.
@@ -141,7 +145,10 @@ impl Checkpoint {
         if place.encoding.block().is_none() {
             return Err(bad(format!("is {}; expected F32, F16 or BF16", place.encoding.name())));
         }
-        let values = part.decode(place)?;
+        let mut values = part.decode(place)?;
+        if let Some(heads) = place.interleaved {
+            values = gguf::halves(&values, heads, shape);
+        }
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             return Err(bad(format!("holds {} at flat index {at}", values[at])));
         }
@@ -168,6 +175,8 @@ impl Part {
     }
 }
 
+const MEMORY: &str = "(in memory)";
+
 /// Reads a safetensors file and all its weights, from memory; for tests that feed it anything. Errors: as `Checkpoint`'s.
 #[doc(hidden)]
 pub fn check_safetensors(bytes: &[u8]) -> Result<()> {
@@ -180,8 +189,20 @@ pub fn check_torch(bytes: &[u8]) -> Result<()> {
     check(bytes, torch::places)
 }
 
+/// The same for GGUF; its tokenizer is built, too.
+#[doc(hidden)]
+pub fn check_gguf(bytes: &[u8]) -> Result<()> {
+    let file = Gguf::of(Path::new(MEMORY), Source::memory(bytes.to_vec()))?;
+    check_weights(&file.weights)?;
+    crate::Tokenizer::from_bytes(file.tokenizer.to_string().as_bytes())?;
+    Ok(())
+}
+
 fn check(bytes: &[u8], reader: Reader) -> Result<()> {
-    let checkpoint = Checkpoint::of(Path::new("(in memory)"), Source::memory(bytes.to_vec()), reader)?;
+    check_weights(&Checkpoint::of(Path::new(MEMORY), Source::memory(bytes.to_vec()), reader)?)
+}
+
+fn check_weights(checkpoint: &Checkpoint) -> Result<()> {
     for (name, place) in &checkpoint.tensors {
         checkpoint.get(name, &place.shape)?;
     }

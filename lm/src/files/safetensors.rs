@@ -66,6 +66,7 @@ pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
         },
         start: start + info.data_offsets.0 as u64,
         shape: info.shape,
+        interleaved: None,
     };
     Ok(tensors.into_iter().map(|(name, info)| (name, place(info))).collect())
 }

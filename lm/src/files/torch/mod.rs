@@ -1,17 +1,15 @@
 //! Where the tensors of a PyTorch `.bin` lie: a zip of `data.pkl`, a pickled state dict, and of storages, `data/0` and on.
 //! Reads the pickle, none of the storages.
 
+mod archive;
 mod pickle;
 mod state_dict;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::io::BufReader;
 use std::path::Path;
 
-use zip::{CompressionMethod, ZipArchive};
-
+use self::archive::Stored;
 use self::state_dict::Described;
 use super::source::Source;
 use super::{Place, Places};
@@ -36,7 +34,7 @@ pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
         ));
     }
 
-    let files = stored_files(source).map_err(|what| bad(format!("not a PyTorch file: {what}")))?;
+    let files = archive::files(source).map_err(|what| bad(format!("not a PyTorch file: {what}")))?;
     let mut pickles = files.iter().filter_map(|(name, file)| Some((name.strip_suffix(PICKLE)?, file)));
     let (folder, pickle) = match (pickles.next(), pickles.next()) {
         (Some(only), None) if only.0.ends_with('/') => only,
@@ -64,37 +62,6 @@ pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
             Ok((name, place))
         })
         .collect()
-}
-
-/// A file of the archive, in bytes of the whole.
-struct Stored {
-    start: u64,
-    len: u64,
-}
-
-/// The archive's files by name. Errors: compressed, encrypted, twice, or beyond the archive's end.
-fn stored_files(source: &Source) -> Result<BTreeMap<String, Stored>, String> {
-    let mut archive = ZipArchive::new(BufReader::new(source.reader())).map_err(|e| e.to_string())?;
-    if archive.has_duplicate_names() {
-        return Err("two files of its archive have one name".to_owned());
-    }
-    let mut files = BTreeMap::new();
-    for index in 0..archive.len() {
-        let file = archive.by_index_raw(index).map_err(|e| e.to_string())?;
-        let name = file.name().map_err(|e| e.to_string())?.into_owned();
-        // PyTorch stores, since it maps: so there is nothing to unpack, and no bomb.
-        if file.compression() != CompressionMethod::Stored || file.encrypted() || file.size() != file.compressed_size()
-        {
-            return Err(format!("`{name}` in its archive is compressed or encrypted; PyTorch writes neither"));
-        }
-        let start = file.data_start().ok_or_else(|| format!("`{name}` in its archive has no place"))?;
-        let len = file.size();
-        if start.checked_add(len).is_none_or(|end| end > source.len()) {
-            return Err(format!("`{name}` in its archive ends beyond the archive; the file is cut off"));
-        }
-        files.insert(name, Stored { start, len });
-    }
-    Ok(files)
 }
 
 /// A view of a storage as a place in the file. Errors: a view that leaves its storage, or is not contiguous.
@@ -126,6 +93,7 @@ fn place(tensor: Described, storage: Option<&Stored>) -> Result<Place, String> {
         encoding: tensor.encoding,
         // Within the storage, which is within the file.
         start: storage.start + tensor.offset * tensor.item,
+        interleaved: None,
     })
 }
 

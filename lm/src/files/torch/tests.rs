@@ -238,10 +238,60 @@ fn an_archive_that_is_not_torchs_is_refused() {
         (archive(&[("data.pkl", &pickle), ("data/0", &data), ("byteorder", b"big")]), "not little-endian"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.".to_vec(), "written by a PyTorch before 1.6"),
         (b"PK".to_vec(), "only 2 bytes"),
-        (b"PK\x03\x04".to_vec(), "not a PyTorch file"),
+        (b"PK\x03\x04".to_vec(), "its archive has no end"),
     ] {
         assert_refused(&bytes, why);
     }
+}
+
+/// The end of an archive with 64-bit sizes, and its place in the file.
+fn end_64(files: u64, len: u64, start: u64, place: u64) -> Vec<u8> {
+    let fixed = [&b"PK\x06\x06"[..], &44u64.to_le_bytes(), &[45, 0, 45, 0], &[0; 8]].concat();
+    let counts = [files, files, len, start].map(u64::to_le_bytes).concat();
+    let locator = [&b"PK\x06\x07"[..], &[0; 4], &place.to_le_bytes(), &1u32.to_le_bytes()].concat();
+    let end = [&b"PK\x05\x06"[..], &[0; 4], &[0xff; 12], &[0; 2]].concat();
+    [fixed, counts, locator, end].concat()
+}
+
+#[test]
+fn an_archive_with_64_bit_sizes_is_read() {
+    let mut bytes = file(&dict(&[("w", tensor("FloatStorage", 6, 0, &[6], &[1]))]));
+    let end = bytes.split_off(bytes.len() - 22);
+    let field = |at: usize| u64::from(u32::from_le_bytes([end[at], end[at + 1], end[at + 2], end[at + 3]]));
+    bytes.extend(end_64(4, field(12), field(16), bytes.len() as u64));
+    check_torch(&bytes).unwrap();
+}
+
+#[test]
+fn an_archive_that_claims_more_than_it_has_is_refused_before_anything_is_allocated() {
+    let honest = file(&dict(&[("w", tensor("FloatStorage", 6, 0, &[6], &[1]))]));
+    let place = honest.len() as u64;
+    for (files, len, start) in [
+        (u64::MAX, u64::MAX, 0),
+        (1 << 40, 46 << 40, 0),
+        (1, 46, u64::MAX),
+        (1, u64::MAX, u64::MAX),
+        (1, 65 << 20, 0),
+        (place, place + 200, 0),
+    ] {
+        assert_refused(&[honest.clone(), end_64(files, len, start, place)].concat(), "its directory would have");
+    }
+    assert_refused(&[honest.clone(), end_64(1, 46, 0, u64::MAX)].concat(), "cannot be read at byte");
+    assert_refused(&[honest.clone(), end_64(1, 46, 0, 0)].concat(), "its archive's end is not where it says");
+}
+
+#[test]
+fn a_compressed_or_encrypted_archive_is_refused() {
+    let honest = file(&dict(&[("w", tensor("FloatStorage", 6, 0, &[6], &[1]))]));
+    let entry = honest.windows(4).position(|at| at == b"PK\x01\x02").unwrap();
+    for (at, value) in [(8, 1), (10, 8), (10, 12), (20, 1), (24, 1)] {
+        let mut bytes = honest.clone();
+        bytes[entry + at] = value;
+        assert_refused(&bytes, "compressed or encrypted");
+    }
+    let mut elsewhere = honest.clone();
+    elsewhere[entry + 42] = 1;
+    assert_refused(&elsewhere, "is not where it says");
 }
 
 #[test]

@@ -1,0 +1,6 @@
+//! Any bytes as a torch file: an error or a model, never a panic, never more memory than the limit.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = lm::files::check_torch(bytes);
+});

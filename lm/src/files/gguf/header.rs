@@ -1,0 +1,271 @@
+//! The head of a GGUF file: its metadata, and where its tensors lie. Knows no architecture.
+//!
+//! candle's own reader divides by whatever alignment the file states, multiplies shapes unchecked, takes the last of two
+//! equal names and spends 32 bytes on each byte of an array. So the head is read here, and only the blocks by candle.
+
+use std::collections::BTreeMap;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use candle_core::quantized::GgmlDType;
+
+use crate::files::Place;
+use crate::files::encoding::Encoding;
+use crate::files::source::{self, Source};
+use crate::{Error, Result};
+
+const MAGIC: [u8; 4] = *b"GGUF";
+const ALIGNMENT: &str = "general.alignment";
+/// Where the file states no alignment.
+const DEFAULT_ALIGNMENT: u64 = 32;
+const MAX_ALIGNMENT: u64 = 1 << 20;
+/// Far more than any model has; each takes at least 13 bytes of the file, too.
+const MAX_ENTRIES: u64 = 1 << 16;
+/// Bytes of a key; the format's own bound.
+const MAX_KEY: u64 = (1 << 16) - 1;
+const MAX_DIMS: u32 = 4;
+
+/// A metadata value, as far as a model needs it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value {
+    Int(i128),
+    Float(f64),
+    Bool(bool),
+    Text(String),
+    Texts(Vec<String>),
+    Ints(Vec<i32>),
+    /// An array of other elements: scores, for one.
+    Skipped,
+}
+
+/// What stands before the tensors' bytes.
+pub(super) struct Header {
+    pub metadata: BTreeMap<String, Value>,
+    /// By their names in the file. Shapes are [out, in], as candle and PyTorch have them.
+    pub tensors: BTreeMap<String, Place>,
+}
+
+impl Header {
+    /// Errors: anything that cannot be true of a file of this length.
+    pub fn read(source: &Source, path: &Path) -> Result<Self> {
+        let mut scanner = Scanner { reader: BufReader::new(source.reader()), position: 0, len: source.len() };
+        scanner.header().map_err(|what| Error::model(path, format!("not a GGUF file that is read: {what}")))
+    }
+}
+
+type Found<T> = std::result::Result<T, String>;
+
+/// A position in the head, which never goes beyond the file.
+struct Scanner<'a> {
+    reader: BufReader<source::Reader<'a>>,
+    position: u64,
+    len: u64,
+}
+
+impl Scanner<'_> {
+    fn header(&mut self) -> Found<Header> {
+        if self.bytes::<4>()? != MAGIC {
+            return Err("it does not begin with `GGUF`".to_owned());
+        }
+        let version = self.u32()?;
+        if !(2..=3).contains(&version) {
+            return Err(format!("its version is {version}; expected 2 or 3, little-endian"));
+        }
+        let (tensors, entries) = (self.u64()?, self.u64()?);
+        // A tensor has at least a name's length, a dimension's count, a type and an offset; an entry a key and a type.
+        self.check_count("tensors", tensors, 24)?;
+        self.check_count("metadata entries", entries, 13)?;
+
+        let mut metadata = BTreeMap::new();
+        for _ in 0..entries {
+            let key = self.key()?;
+            let value = self.value().map_err(|what| format!("`{key}` {what}"))?;
+            if metadata.contains_key(&key) {
+                return Err(format!("`{key}` stands there twice"));
+            }
+            metadata.insert(key, value);
+        }
+        let alignment = match metadata.get(ALIGNMENT) {
+            None => DEFAULT_ALIGNMENT,
+            Some(&Value::Int(given)) => u64::try_from(given)
+                .ok()
+                .filter(|given| (8..=MAX_ALIGNMENT).contains(given) && given.is_power_of_two())
+                .ok_or_else(|| format!("`{ALIGNMENT}` is {given}; expected a power of two from 8 on"))?,
+            Some(_) => return Err(format!("`{ALIGNMENT}` is no integer")),
+        };
+
+        let mut places = BTreeMap::new();
+        for _ in 0..tensors {
+            let name = self.key()?;
+            let place = self.place(alignment).map_err(|what| format!("tensor `{name}` {what}"))?;
+            if places.contains_key(&name) {
+                return Err(format!("tensor `{name}` stands there twice"));
+            }
+            places.insert(name, place);
+        }
+        // Positions are within the file, far from overflow.
+        let data = self.position.next_multiple_of(alignment);
+        for (name, place) in &mut places {
+            place.start = self.locate(place, data).map_err(|what| format!("tensor `{name}` {what}"))?;
+        }
+        Ok(Header { metadata, tensors: places })
+    }
+
+    /// A tensor whose start is still counted from the first tensor's.
+    fn place(&mut self, alignment: u64) -> Found<Place> {
+        let dims = self.u32()?;
+        if dims > MAX_DIMS {
+            return Err(format!("has {dims} dimensions; at most {MAX_DIMS} are read"));
+        }
+        let mut shape = Vec::new();
+        for _ in 0..dims {
+            let size = self.u64()?;
+            shape.push(usize::try_from(size).map_err(|_| format!("has a size of {size}"))?);
+        }
+        // The file has the fastest dimension first.
+        shape.reverse();
+        let encoding = encoding(self.u32()?);
+        let start = self.u64()?;
+        if !start.is_multiple_of(alignment) {
+            return Err(format!("begins at {start}, which is not aligned to {alignment}"));
+        }
+        Ok(Place { part: 0, shape, encoding, start, interleaved: None })
+    }
+
+    /// Where a tensor begins in the file. Errors: not wholly in it, or rows that are no whole blocks.
+    fn locate(&self, place: &Place, data: u64) -> Found<u64> {
+        let start = data.checked_add(place.start).ok_or("begins beyond any file")?;
+        if let Some((block, _)) = place.encoding.block() {
+            let rows = place.shape.last().copied().unwrap_or(1);
+            let numbers = place.shape.iter().try_fold(1usize, |all, &size| all.checked_mul(size));
+            let Some(bytes) = numbers.and_then(|numbers| place.encoding.size(numbers)) else {
+                return Err(format!("has shape {:?}, beyond any memory or in no whole blocks", place.shape));
+            };
+            if !rows.is_multiple_of(block) {
+                return Err(format!("has rows of {rows}; {} has blocks of {block}", place.encoding.name()));
+            }
+            if start.checked_add(bytes as u64).is_none_or(|end| end > self.len) {
+                return Err(format!("needs {bytes} bytes from {start} on; the file ends at {}, cut off", self.len));
+            }
+        }
+        Ok(start)
+    }
+
+    fn value(&mut self) -> Found<Value> {
+        let kind = self.u32()?;
+        Ok(match kind {
+            0 => Value::Int(i128::from(self.bytes::<1>()?[0])),
+            1 => Value::Int(i128::from(i8::from_le_bytes(self.bytes()?))),
+            2 => Value::Int(i128::from(u16::from_le_bytes(self.bytes()?))),
+            3 => Value::Int(i128::from(i16::from_le_bytes(self.bytes()?))),
+            4 => Value::Int(i128::from(u32::from_le_bytes(self.bytes()?))),
+            5 => Value::Int(i128::from(i32::from_le_bytes(self.bytes()?))),
+            6 => Value::Float(f64::from(f32::from_le_bytes(self.bytes()?))),
+            7 => Value::Bool(match self.bytes::<1>()?[0] {
+                0 => false,
+                1 => true,
+                other => return Err(format!("is a boolean of {other}")),
+            }),
+            8 => Value::Text(self.text(u64::MAX)?),
+            9 => self.array()?,
+            10 => Value::Int(i128::from(u64::from_le_bytes(self.bytes()?))),
+            11 => Value::Int(i128::from(i64::from_le_bytes(self.bytes()?))),
+            12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
+            other => return Err(format!("has type {other}, which is none")),
+        })
+    }
+
+    fn array(&mut self) -> Found<Value> {
+        let (kind, count) = (self.u32()?, self.u64()?);
+        let size = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            // A text has at least its length.
+            8 | 10..=12 => 8,
+            9 => return Err("is an array of arrays; no model needs one".to_owned()),
+            other => return Err(format!("is an array of type {other}, which is none")),
+        };
+        if count > self.left() / size {
+            return Err(format!("is an array of {count}; the file has only {} more bytes", self.left()));
+        }
+        Ok(match kind {
+            8 => Value::Texts((0..count).map(|_| self.text(u64::MAX)).collect::<Found<_>>()?),
+            5 => Value::Ints((0..count).map(|_| Ok(i32::from_le_bytes(self.bytes()?))).collect::<Found<_>>()?),
+            _ => {
+                self.position += count * size;
+                self.reader.seek(SeekFrom::Start(self.position)).map_err(|e| e.to_string())?;
+                Value::Skipped
+            }
+        })
+    }
+
+    fn check_count(&self, what: &str, count: u64, smallest: u64) -> Found<()> {
+        if count > MAX_ENTRIES || count > self.left() / smallest {
+            return Err(format!("it would have {count} {what}, in {} bytes", self.left()));
+        }
+        Ok(())
+    }
+
+    fn key(&mut self) -> Found<String> {
+        self.text(MAX_KEY)
+    }
+
+    fn text(&mut self, most: u64) -> Found<String> {
+        let len = self.u64()?;
+        if len > most || len > self.left() {
+            return Err(format!("has a text of {len} bytes; the file has only {} more", self.left()));
+        }
+        // Not above the file's length.
+        let mut bytes = vec![0; len as usize];
+        self.fill(&mut bytes)?;
+        String::from_utf8(bytes).map_err(|_| "has a text that is not UTF-8".to_owned())
+    }
+
+    fn u32(&mut self) -> Found<u32> {
+        Ok(u32::from_le_bytes(self.bytes()?))
+    }
+
+    fn u64(&mut self) -> Found<u64> {
+        Ok(u64::from_le_bytes(self.bytes()?))
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Found<[u8; N]> {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Found<()> {
+        self.reader.read_exact(bytes).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => "the file is cut off".to_owned(),
+            _ => e.to_string(),
+        })?;
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn left(&self) -> u64 {
+        self.len - self.position
+    }
+}
+
+/// ggml's types by their numbers in files. Those that candle cannot turn into f32 are named only.
+fn encoding(code: u32) -> Encoding {
+    match code {
+        0 => Encoding::F32,
+        1 => Encoding::F16,
+        2 => Encoding::Quantized(GgmlDType::Q4_0),
+        3 => Encoding::Quantized(GgmlDType::Q4_1),
+        6 => Encoding::Quantized(GgmlDType::Q5_0),
+        7 => Encoding::Quantized(GgmlDType::Q5_1),
+        8 => Encoding::Quantized(GgmlDType::Q8_0),
+        10 => Encoding::Quantized(GgmlDType::Q2K),
+        11 => Encoding::Quantized(GgmlDType::Q3K),
+        12 => Encoding::Quantized(GgmlDType::Q4K),
+        13 => Encoding::Quantized(GgmlDType::Q5K),
+        14 => Encoding::Quantized(GgmlDType::Q6K),
+        30 => Encoding::Bf16,
+        other => Encoding::Other(format!("ggml's type {other}").into()),
+    }
+}

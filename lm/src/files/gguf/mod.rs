@@ -1,0 +1,171 @@
+//! A Llama in a GGUF file, under Hugging Face's names: config, tokenizer, and tensors in Hugging Face's row order.
+//! Knows no forward pass.
+
+mod config;
+mod header;
+#[cfg(test)]
+mod tests;
+mod tokenizer;
+
+use std::path::Path;
+
+use self::header::{Header, Value};
+use super::source::Source;
+use super::{Checkpoint, Part, Place, Places};
+use crate::{Error, Result};
+
+/// What a GGUF file gives: all that a Hugging Face folder has.
+pub struct Gguf {
+    /// `config.json`, with `model_type` "llama".
+    pub config: serde_json::Value,
+    /// `tokenizer.json`.
+    pub tokenizer: serde_json::Value,
+    /// The weights, dequantised when they are asked for: `model.embed_tokens.weight` and so on, `[out, in]`.
+    pub weights: Checkpoint,
+}
+
+impl Gguf {
+    /// Errors: not a GGUF, not a Llama, or a tokenizer other than a byte-level BPE that is known by name.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::of(path, Source::open(path)?)
+    }
+
+    pub(super) fn of(path: &Path, source: Source) -> Result<Self> {
+        let Header { metadata, tensors } = Header::read(&source, path)?;
+        let metadata = Metadata(metadata);
+        let bad = |what: String| Error::model(path, what);
+        let config = config::read(&metadata, &tensors).map_err(bad)?;
+        let tokenizer = tokenizer::read(&metadata).map_err(bad)?;
+
+        let mut places = Places::new();
+        for (name, place) in tensors {
+            let theirs = hugging_face(&name).ok_or_else(|| bad(format!("tensor `{name}` is no part of a Llama")))?;
+            places.insert(
+                theirs,
+                in_order(&name, place, &config).map_err(|what| bad(format!("tensor `{name}` {what}")))?,
+            );
+        }
+        let path = path.to_path_buf();
+        let weights = Checkpoint { path: path.clone(), parts: vec![Part { path, source }], tensors: places };
+        Ok(Self { config: config.json(), tokenizer, weights })
+    }
+}
+
+/// Metadata with errors that name the key.
+struct Metadata(std::collections::BTreeMap<String, Value>);
+
+impl Metadata {
+    fn get<T>(&self, key: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, String> {
+        match self.0.get(key) {
+            None => Ok(None),
+            Some(value) => read(value).map(Some).ok_or_else(|| format!("`{key}` is not {expected}")),
+        }
+    }
+
+    /// A number of things: it fits into an i32, as everything that a model counts.
+    fn count(&self, key: &str) -> Result<Option<usize>, String> {
+        self.get(key, "a number from 0 to 2^31", |value| match value {
+            &Value::Int(int) => i32::try_from(int).ok().and_then(|int| usize::try_from(int).ok()),
+            _ => None,
+        })
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f64>, String> {
+        self.get(key, "a finite number", |value| match value {
+            &Value::Float(float) if float.is_finite() => Some(float),
+            _ => None,
+        })
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, String> {
+        self.get(key, "a boolean", |value| match value {
+            &Value::Bool(flag) => Some(flag),
+            _ => None,
+        })
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>, String> {
+        match self.0.get(key) {
+            None => Ok(None),
+            Some(Value::Text(text)) => Ok(Some(text)),
+            Some(_) => Err(format!("`{key}` is not a text")),
+        }
+    }
+
+    fn texts(&self, key: &str) -> Result<Option<&[String]>, String> {
+        match self.0.get(key) {
+            None => Ok(None),
+            Some(Value::Texts(texts)) => Ok(Some(texts)),
+            Some(_) => Err(format!("`{key}` is not an array of texts")),
+        }
+    }
+
+    fn ints(&self, key: &str) -> Result<Option<&[i32]>, String> {
+        match self.0.get(key) {
+            None => Ok(None),
+            Some(Value::Ints(ints)) => Ok(Some(ints)),
+            Some(_) => Err(format!("`{key}` is not an array of 32-bit integers")),
+        }
+    }
+}
+
+/// What is required. Errors: the key that is missing.
+fn required<T>(key: &str, value: Result<Option<T>, String>) -> Result<T, String> {
+    value?.ok_or_else(|| format!("`{key}` is missing"))
+}
+
+/// Hugging Face's name of a Llama's tensor.
+fn hugging_face(name: &str) -> Option<String> {
+    let whole = match name {
+        "token_embd.weight" => Some("model.embed_tokens.weight"),
+        "output_norm.weight" => Some("model.norm.weight"),
+        "output.weight" => Some("lm_head.weight"),
+        _ => None,
+    };
+    if let Some(whole) = whole {
+        return Some(whole.to_owned());
+    }
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    // A number as it is usually written, so that two names of the file never become one.
+    let number: usize = layer.parse().ok().filter(|number: &usize| number.to_string() == layer)?;
+    let part = match part {
+        "attn_norm.weight" => "input_layernorm.weight",
+        "ffn_norm.weight" => "post_attention_layernorm.weight",
+        "attn_q.weight" => "self_attn.q_proj.weight",
+        "attn_k.weight" => "self_attn.k_proj.weight",
+        "attn_v.weight" => "self_attn.v_proj.weight",
+        "attn_output.weight" => "self_attn.o_proj.weight",
+        "ffn_gate.weight" => "mlp.gate_proj.weight",
+        "ffn_up.weight" => "mlp.up_proj.weight",
+        "ffn_down.weight" => "mlp.down_proj.weight",
+        _ => return None,
+    };
+    Some(format!("model.layers.{number}.{part}"))
+}
+
+/// Marks the queries' and keys' rows as those that llama.cpp keeps in another order. Errors: rows that are not the heads'.
+fn in_order(name: &str, place: Place, config: &config::Llama) -> Result<Place, String> {
+    let heads = match name.rsplit_once('.').map(|(start, _)| start.rsplit_once('.').map_or(start, |(_, part)| part)) {
+        Some("attn_q") => config.heads,
+        Some("attn_k") => config.kv_heads,
+        _ => return Ok(place),
+    };
+    match place.shape[..] {
+        [rows, _] if rows == heads * config.head_dim => Ok(Place { interleaved: Some(heads), ..place }),
+        _ => Err(format!("has shape {:?}; expected {heads} heads of {} rows", place.shape, config.head_dim)),
+    }
+}
+
+/// Rows `[heads, head / 2, 2]` in Hugging Face's order `[heads, 2, head / 2]`: llama.cpp rotates neighbours, Hugging Face
+/// the two halves of a head. `shape` is `[heads * head, in]`, the head's width even.
+pub(super) fn halves(values: &[f32], heads: usize, shape: &[usize]) -> Vec<f32> {
+    let (rows, columns) = (shape[0], shape[1]);
+    let head = rows / heads;
+    let mut out = Vec::with_capacity(values.len());
+    for row in 0..rows {
+        let (start, within) = (row - row % head, row % head);
+        let from = start + within % (head / 2) * 2 + within / (head / 2);
+        out.extend_from_slice(&values[from * columns..][..columns]);
+    }
+    out
+}

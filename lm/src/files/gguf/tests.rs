@@ -1,0 +1,355 @@
+//! GGUF files made by hand, honest and hostile.
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+
+use super::*;
+use crate::files::check_gguf;
+
+const U32: u32 = 4;
+const F32: u32 = 6;
+const TEXT: u32 = 8;
+const ARRAY: u32 = 9;
+
+/// A file in pieces, so that a test can replace any of them.
+#[derive(Clone)]
+struct File {
+    entries: Vec<(String, Vec<u8>)>,
+    tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+fn typed(kind: u32, value: &[u8]) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], value].concat()
+}
+
+fn number(value: u32) -> Vec<u8> {
+    typed(U32, &value.to_le_bytes())
+}
+
+fn array(kind: u32, count: u64, items: &[u8]) -> Vec<u8> {
+    typed(ARRAY, &[&kind.to_le_bytes()[..], &count.to_le_bytes(), items].concat())
+}
+
+fn texts(items: &[String]) -> Vec<u8> {
+    array(TEXT, items.len() as u64, &items.iter().flat_map(|item| text(item)).collect::<Vec<_>>())
+}
+
+/// All letters of bytes, one merge, and a special token.
+fn vocabulary() -> Vec<String> {
+    let mut letters: Vec<String> =
+        tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().map(String::from).collect();
+    letters.sort_unstable();
+    [vec!["<|endoftext|>".to_owned()], letters, vec!["he".to_owned()]].concat()
+}
+
+impl File {
+    /// A Llama of one layer: width 32, two heads of 16, one of keys.
+    fn llama() -> Self {
+        let tokens = vocabulary();
+        let mut types = vec![1i32; tokens.len()];
+        types[0] = 3;
+        let entry = |key: &str, value: Vec<u8>| (key.to_owned(), value);
+        let entries = vec![
+            entry("general.architecture", typed(TEXT, &text("llama"))),
+            entry("llama.embedding_length", number(32)),
+            entry("llama.feed_forward_length", number(64)),
+            entry("llama.block_count", number(1)),
+            entry("llama.context_length", number(128)),
+            entry("llama.attention.head_count", number(2)),
+            entry("llama.attention.head_count_kv", number(1)),
+            entry("llama.attention.layer_norm_rms_epsilon", typed(F32, &1e-5f32.to_le_bytes())),
+            entry("tokenizer.ggml.model", typed(TEXT, &text("gpt2"))),
+            entry("tokenizer.ggml.pre", typed(TEXT, &text("smollm"))),
+            entry("tokenizer.ggml.tokens", texts(&tokens)),
+            entry(
+                "tokenizer.ggml.token_type",
+                array(5, tokens.len() as u64, &types.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<_>>()),
+            ),
+            entry("tokenizer.ggml.merges", texts(&["h e".to_owned()])),
+            entry("tokenizer.ggml.scores", array(F32, 2, &[0; 8])),
+            entry("tokenizer.ggml.eos_token_id", number(0)),
+        ];
+        let vocab = tokens.len() as u64;
+        let tensors = [
+            ("token_embd.weight", vec![32, vocab]),
+            ("blk.0.attn_q.weight", vec![32, 32]),
+            ("blk.0.attn_k.weight", vec![32, 16]),
+            ("output_norm.weight", vec![32]),
+        ]
+        .into_iter()
+        .map(|(name, dims)| {
+            let count: u64 = dims.iter().product();
+            let data = (0..count).flat_map(|i| (i as f32).to_le_bytes()).collect();
+            (name.to_owned(), dims, 0, data)
+        })
+        .collect();
+        Self { entries, tensors }
+    }
+
+    fn with(mut self, key: &str, value: Vec<u8>) -> Self {
+        self.entries.retain(|(known, _)| known != key);
+        self.entries.push((key.to_owned(), value));
+        self
+    }
+
+    fn without(mut self, key: &str) -> Self {
+        self.entries.retain(|(known, _)| known != key);
+        self
+    }
+
+    fn with_tensor(mut self, name: &str, dims: &[u64], kind: u32, data: Vec<u8>) -> Self {
+        self.tensors.push((name.to_owned(), dims.to_vec(), kind, data));
+        self
+    }
+
+    fn head(&self) -> Vec<u8> {
+        let mut out = b"GGUF\x03\0\0\0".to_vec();
+        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend((self.entries.len() as u64).to_le_bytes());
+        for (key, value) in &self.entries {
+            out.extend(text(key));
+            out.extend(value);
+        }
+        let mut offset = 0u64;
+        for (name, dims, kind, data) in &self.tensors {
+            out.extend(text(name));
+            out.extend((dims.len() as u32).to_le_bytes());
+            out.extend(dims.iter().flat_map(|dim| dim.to_le_bytes()));
+            out.extend(kind.to_le_bytes());
+            out.extend(offset.to_le_bytes());
+            offset += (data.len() as u64).next_multiple_of(32);
+        }
+        out
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut out = self.head();
+        for (_, _, _, data) in &self.tensors {
+            out.resize(out.len().next_multiple_of(32), 0);
+            out.extend(data);
+        }
+        out
+    }
+
+    fn open(&self) -> Result<Gguf> {
+        Gguf::of(Path::new("model.gguf"), Source::memory(self.bytes()))
+    }
+}
+
+#[track_caller]
+fn assert_refused(bytes: &[u8], why: &str) {
+    let message = check_gguf(bytes).expect_err("accepted").to_string();
+    assert!(message.contains(why), "{message}");
+}
+
+fn values(file: &Gguf, name: &str) -> Vec<f32> {
+    let shape = file.weights.shape(name).unwrap();
+    file.weights.get(name, shape).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn a_llama_comes_out_under_hugging_faces_names() {
+    let file = File::llama().open().unwrap();
+    let names: Vec<_> = file.weights.names().collect();
+    assert_eq!(
+        names,
+        [
+            "model.embed_tokens.weight",
+            "model.layers.0.self_attn.k_proj.weight",
+            "model.layers.0.self_attn.q_proj.weight",
+            "model.norm.weight"
+        ]
+    );
+    assert_eq!(file.weights.shape("model.embed_tokens.weight"), Some(&[258, 32][..]));
+    let config = &file.config;
+    for (key, value) in [
+        ("model_type", serde_json::json!("llama")),
+        ("vocab_size", 258.into()),
+        ("num_key_value_heads", 1.into()),
+        ("head_dim", 16.into()),
+        ("rms_norm_eps", serde_json::json!(1e-5)),
+        ("rope_theta", serde_json::json!(10000.0)),
+        ("tie_word_embeddings", true.into()),
+        ("eos_token_id", 0.into()),
+        ("bos_token_id", serde_json::Value::Null),
+    ] {
+        assert_eq!(config[key], value, "{key}");
+    }
+    let untied = File::llama().with_tensor("output.weight", &[32, 258], 0, vec![0; 32 * 258 * 4]).open().unwrap();
+    assert_eq!(untied.config["tie_word_embeddings"], false);
+}
+
+#[test]
+fn the_rows_of_queries_and_keys_are_in_halves_again() {
+    // What convert_hf_to_gguf does: reshape(heads, 2, head / 2, in).swapaxes(1, 2). Row r of the file holds 32 r and on.
+    let file = File::llama().open().unwrap();
+    for (name, heads) in [("q_proj", 2), ("k_proj", 1)] {
+        let values = values(&file, &format!("model.layers.0.self_attn.{name}.weight"));
+        let rows: Vec<usize> = values.chunks(32).map(|row| row[0] as usize / 32).collect();
+        let expected: Vec<usize> = (0..heads)
+            .flat_map(|head| (0..2).flat_map(move |half| (0..8).map(move |i| head * 16 + i * 2 + half)))
+            .collect();
+        assert_eq!(rows, expected, "{name}");
+        assert!(values.chunks(32).all(|row| row.windows(2).all(|pair| pair[1] == pair[0] + 1.0)), "{name}");
+    }
+}
+
+#[test]
+fn quantised_tensors_are_candles_numbers() {
+    let source: Vec<f32> = (0..4 * 256).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+    let source = Tensor::from_vec(source, (4, 256), &Device::Cpu).unwrap();
+    for (kind, code) in [
+        (GgmlDType::Q4_0, 2),
+        (GgmlDType::Q4_1, 3),
+        (GgmlDType::Q5_0, 6),
+        (GgmlDType::Q5_1, 7),
+        (GgmlDType::Q8_0, 8),
+        (GgmlDType::Q2K, 10),
+        (GgmlDType::Q3K, 11),
+        (GgmlDType::Q4K, 12),
+        (GgmlDType::Q5K, 13),
+        (GgmlDType::Q6K, 14),
+    ] {
+        let quantised = QTensor::quantize(&source, kind).unwrap();
+        let data = quantised.data().unwrap().into_owned();
+        let file = File::llama().with_tensor("blk.0.ffn_down.weight", &[256, 4], code, data).open().unwrap();
+        let expected: Vec<f32> = quantised.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(values(&file, "model.layers.0.mlp.down_proj.weight"), expected, "{kind:?}");
+    }
+}
+
+#[test]
+fn the_tokenizer_splits_as_the_file_says() {
+    let encode = |pre: &str| {
+        let file = File::llama().with("tokenizer.ggml.pre", typed(TEXT, &text(pre))).open().unwrap();
+        let tokenizer = tokenizers::Tokenizer::from_bytes(file.tokenizer.to_string()).unwrap();
+        let encoding = tokenizer.encode("hehe 12<|endoftext|>", false).unwrap();
+        encoding.get_tokens().to_vec()
+    };
+    for pre in ["gpt-2", "smollm", "llama-bpe"] {
+        assert_eq!(encode(pre), ["he", "he", "Ġ", "1", "2", "<|endoftext|>"], "{pre}");
+    }
+    assert_refused(&File::llama().with("tokenizer.ggml.pre", typed(TEXT, &text("qwen2"))).bytes(), "`qwen2`; only");
+    assert_refused(
+        &File::llama().with("tokenizer.ggml.model", typed(TEXT, &text("llama"))).bytes(),
+        "`llama`; only `gpt2`",
+    );
+}
+
+#[test]
+fn a_model_that_is_not_read_is_refused_by_name() {
+    let llama = File::llama;
+    for (file, why) in [
+        (llama().with("general.architecture", typed(TEXT, &text("mamba"))), "general.architecture is `mamba`"),
+        (llama().without("general.architecture"), "`general.architecture` is missing"),
+        (llama().without("llama.block_count"), "`llama.block_count` is missing"),
+        (llama().with("llama.block_count", number(0)), "`llama.block_count` is 0"),
+        (llama().with("llama.block_count", typed(TEXT, &text("1"))), "`llama.block_count` is not a number"),
+        (llama().with("llama.attention.head_count", number(0)), "`llama.attention.head_count` is 0"),
+        (llama().with("llama.attention.head_count_kv", number(0)), "`llama.attention.head_count_kv` is 0"),
+        (llama().with("llama.attention.head_count", number(u32::MAX)), "not a number from 0 to 2^31"),
+        (llama().with("llama.attention.head_count", number(3)), "not a multiple of 3 heads"),
+        (llama().with("llama.attention.head_count", number(32)), "only even and equal ones"),
+        (llama().with("llama.attention.head_count", number(1)), "expected 1 heads of 32 rows"),
+        (llama().with("llama.rope.dimension_count", number(8)), "8 of them rotated"),
+        (llama().with("llama.expert_count", number(8)), "mixtures of experts"),
+        (llama().with("llama.rope.scaling.type", typed(TEXT, &text("yarn"))), "is `yarn`; only `linear`"),
+        (llama().with("llama.rope.freq_base", typed(F32, &f32::NAN.to_le_bytes())), "not a finite number"),
+        (llama().with("llama.rope.freq_base", typed(F32, &(-1f32).to_le_bytes())), "expected a positive number"),
+        (llama().with("tokenizer.ggml.eos_token_id", number(258)), "the vocabulary has only 258"),
+        (llama().with("tokenizer.ggml.merges", texts(&["he h".into()])), "`he h`, not two tokens"),
+        (llama().with("tokenizer.ggml.tokens", texts(&["a".into(), "a".into()])), "258 entries for 2 tokens"),
+        (llama().with("tokenizer.ggml.tokens", texts(&vec!["a".into(); 258])), "has `a` twice"),
+        (llama().with_tensor("rope_freqs.weight", &[8], 0, vec![0; 32]), "`rope_freqs.weight` is no part of a Llama"),
+        (llama().with_tensor("blk.00.attn_v.weight", &[32, 16], 0, vec![0; 2048]), "no part of a Llama"),
+        (llama().with_tensor("blk.0.attn_v.weight", &[32, 16], 16, vec![0; 64]), "is ggml's type 16"),
+    ] {
+        assert_refused(&file.bytes(), why);
+    }
+}
+
+#[test]
+fn absurd_counts_are_refused_before_anything_is_allocated() {
+    let head = |tensors: u64, entries: u64| {
+        [b"GGUF\x03\0\0\0".to_vec(), tensors.to_le_bytes().to_vec(), entries.to_le_bytes().to_vec(), vec![0; 64]]
+            .concat()
+    };
+    assert_refused(&head(u64::MAX, 0), "18446744073709551615 tensors");
+    assert_refused(&head(0, u64::MAX), "18446744073709551615 metadata entries");
+    assert_refused(&head(4, 0), "4 tensors, in 64 bytes");
+    let entry = |value: Vec<u8>| [head(0, 1)[..24].to_vec(), text("k"), value, vec![0; 64]].concat();
+    for (value, why) in [
+        (typed(TEXT, &u64::MAX.to_le_bytes()), "text of 18446744073709551615 bytes"),
+        (typed(TEXT, &(1u64 << 40).to_le_bytes()), "text of 1099511627776 bytes"),
+        (array(TEXT, u64::MAX, &[]), "array of 18446744073709551615"),
+        (array(U32, u64::MAX / 4, &[]), "the file has only"),
+        (array(5, 17, &[]), "the file has only 64 more"),
+        (array(ARRAY, 1, &array(ARRAY, 1, &[])), "array of arrays"),
+        (array(99, 1, &[]), "array of type 99"),
+        (typed(77, &[]), "has type 77"),
+        (typed(7, &[2]), "a boolean of 2"),
+        (typed(TEXT, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]), "not UTF-8"),
+    ] {
+        assert_refused(&entry(value), why);
+    }
+    let mut key = head(0, 1)[..24].to_vec();
+    key.extend(u64::MAX.to_le_bytes());
+    key.extend([0; 64]);
+    assert_refused(&key, "text of 18446744073709551615 bytes");
+}
+
+#[test]
+fn a_tensor_that_cannot_be_where_it_says_is_refused() {
+    let name = "blk.0.attn_v.weight";
+    for (dims, kind, why) in [
+        (&[u64::MAX, u64::MAX][..], 0, "beyond any memory"),
+        (&[1 << 40, 1 << 40], 0, "beyond any memory"),
+        (&[1 << 40], 0, "cut off"),
+        (&[33], 8, "no whole blocks"),
+        (&[16, 2], 8, "blocks of 32"),
+        (&[1; 5], 0, "5 dimensions"),
+        (&[32, 17], 0, "cut off"),
+    ] {
+        assert_refused(&File::llama().with_tensor(name, dims, kind, vec![0; 2048]).bytes(), why);
+    }
+    // The last tensor's offset is the last of the head.
+    let file = File::llama();
+    for (offset, why) in [(u64::MAX - 31, "beyond any file"), (1 << 40, "cut off"), (7, "not aligned to 32")] {
+        let mut bytes = file.bytes();
+        let at = file.head().len() - 8;
+        bytes[at..at + 8].copy_from_slice(&offset.to_le_bytes());
+        assert_refused(&bytes, why);
+    }
+    let doubled = File::llama().with_tensor("output_norm.weight", &[32], 0, vec![0; 128]);
+    assert_refused(&doubled.bytes(), "tensor `output_norm.weight` stands there twice");
+}
+
+#[test]
+fn a_head_that_contradicts_itself_is_refused() {
+    for alignment in [0, 1, 24, 1 << 21, u32::MAX] {
+        assert_refused(&File::llama().with("general.alignment", number(alignment)).bytes(), "expected a power of two");
+    }
+    let mut twice = File::llama();
+    twice.entries.push(("general.architecture".to_owned(), typed(TEXT, &text("llama"))));
+    assert_refused(&twice.bytes(), "`general.architecture` stands there twice");
+    let mut version = File::llama().bytes();
+    version[4..8].copy_from_slice(&3u32.to_be_bytes());
+    assert_refused(&version, "expected 2 or 3, little-endian");
+    assert_refused(b"GGML\0\0\0\0", "does not begin with `GGUF`");
+}
+
+#[test]
+fn a_cut_gguf_is_refused_wherever_it_is_cut() {
+    let whole = File::llama().bytes();
+    for sixteenth in 0..16 {
+        check_gguf(&whole[..whole.len() * sixteenth / 16]).unwrap_err();
+    }
+    for len in 0..File::llama().head().len() {
+        Gguf::of(Path::new("cut"), Source::memory(whole[..len].to_vec())).err().expect("accepted");
+    }
+    check_gguf(&whole).unwrap();
+}

@@ -1,0 +1,127 @@
+//! A `tokenizer.json` from a GGUF file's metadata, for byte-level BPE; trains and encodes nothing.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use super::{Metadata, required};
+
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const TYPES: &str = "tokenizer.ggml.token_type";
+const MERGES: &str = "tokenizer.ggml.merges";
+
+/// llama.cpp's types of tokens that are matched before any merge.
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+
+/// How Llama 3 splits text, as its own `tokenizer.json` has it.
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Splits as the tokenizers that llama.cpp names do; transformers' own reading of a GGUF leaves SmolLM2's digits together.
+///
+/// Errors name what is not read: another model of tokenizer, another way of splitting, or a vocabulary that contradicts
+/// itself.
+pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
+    let model = required("tokenizer.ggml.model", metadata.text("tokenizer.ggml.model"))?;
+    if model != "gpt2" {
+        return Err(format!(
+            "tokenizer.ggml.model is `{}`; only `gpt2`, a byte-level BPE, is read",
+            model.escape_debug()
+        ));
+    }
+    let split = required("tokenizer.ggml.pre", metadata.text("tokenizer.ggml.pre"))?;
+    if metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(false) {
+        return Err("tokenizer.ggml.add_space_prefix is set; no byte-level BPE that is read has it".to_owned());
+    }
+    let bytes = |regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
+    let (steps, ignore_merges) = match split {
+        "gpt-2" => (bytes(true), false),
+        "smollm" => {
+            let digits = json!({ "type": "Digits", "individual_digits": true });
+            (json!({ "type": "Sequence", "pretokenizers": [digits, bytes(true)] }), false)
+        }
+        "llama-bpe" => {
+            let split =
+                json!({ "type": "Split", "pattern": { "Regex": LLAMA3 }, "behavior": "Isolated", "invert": false });
+            (json!({ "type": "Sequence", "pretokenizers": [split, bytes(false)] }), true)
+        }
+        other => {
+            return Err(format!(
+                "tokenizer.ggml.pre is `{}`; only `gpt-2`, `smollm` and `llama-bpe` are read",
+                other.escape_debug()
+            ));
+        }
+    };
+
+    let tokens = required(TOKENS, metadata.texts(TOKENS))?;
+    let merges = required(MERGES, metadata.texts(MERGES))?;
+    Ok(json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added(tokens, required(TYPES, metadata.ints(TYPES))?)?,
+        "normalizer": null,
+        "pre_tokenizer": steps,
+        "post_processor": bytes(true),
+        "decoder": bytes(true),
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": null,
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": ignore_merges,
+            "vocab": vocabulary(tokens)?,
+            "merges": pairs(tokens, merges)?,
+        },
+    }))
+}
+
+/// Ids by token.
+fn vocabulary(tokens: &[String]) -> Result<Map<String, Value>, String> {
+    let mut ids = Map::new();
+    for (id, token) in tokens.iter().enumerate() {
+        if ids.insert(token.clone(), json!(id)).is_some() {
+            return Err(format!("`{TOKENS}` has `{}` twice", token.escape_debug()));
+        }
+    }
+    Ok(ids)
+}
+
+/// Merges as pairs of tokens. Errors: one whose parts or whole are no tokens.
+fn pairs(tokens: &[String], merges: &[String]) -> Result<Vec<Value>, String> {
+    let known: BTreeSet<&str> = tokens.iter().map(String::as_str).collect();
+    let pair = |merge: &String| {
+        // A token of bytes holds no space: a space is one of its other letters.
+        let (left, right) = merge.split_once(' ')?;
+        let whole = format!("{left}{right}");
+        [left, right, &whole].iter().all(|part| known.contains(part)).then(|| json!([left, right]))
+    };
+    merges
+        .iter()
+        .map(|merge| pair(merge).ok_or_else(|| format!("`{MERGES}` has `{}`, not two tokens", merge.escape_debug())))
+        .collect()
+}
+
+/// The tokens that are found in a text before anything is split.
+fn added(tokens: &[String], types: &[i32]) -> Result<Vec<Value>, String> {
+    if types.len() != tokens.len() {
+        return Err(format!("`{TYPES}` has {} entries for {} tokens", types.len(), tokens.len()));
+    }
+    let entry = |(id, (token, kind)): (usize, (&String, &i32))| {
+        (*kind == CONTROL || *kind == USER_DEFINED).then(|| {
+            json!({
+                "id": id,
+                "content": token,
+                "single_word": false,
+                "lstrip": false,
+                "rstrip": false,
+                "normalized": false,
+                "special": *kind == CONTROL,
+            })
+        })
+    };
+    Ok(tokens.iter().zip(types).enumerate().filter_map(entry).collect())
+}
