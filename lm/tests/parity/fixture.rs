@@ -1,0 +1,67 @@
+//! The fixtures of one family, and the numbers of ours that they are compared with.
+
+use std::path::{Path, PathBuf};
+
+use lm::{Batch, CausalLm, Sequence, StatOptions};
+
+use crate::mutants::FAMILIES;
+use crate::numbers::{Numbers, floats};
+
+/// A model folder with its inputs and what the references made of them.
+pub struct Fixture {
+    pub family: &'static str,
+    pub folder: PathBuf,
+    /// Sequences of unequal lengths.
+    pub rows: Vec<Vec<u32>>,
+    pub eos: u32,
+    /// A prompt after which EOS is likely.
+    pub prompt: Vec<u32>,
+    /// Ways to draw: temperature, top-p, whether EOS is masked.
+    pub sampling: Vec<(f64, f64, bool)>,
+    /// What the references computed.
+    pub numbers: Numbers,
+}
+
+impl Fixture {
+    /// Every family's.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FAMILIES.iter().map(|&(family, mutants)| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
+            let inputs = std::fs::read(folder.join("inputs.json")).unwrap();
+            let inputs: serde_json::Value = serde_json::from_slice(&inputs).unwrap();
+            Self {
+                family,
+                rows: serde_json::from_value(inputs["rows"].clone()).unwrap(),
+                eos: serde_json::from_value(inputs["eos"].clone()).unwrap(),
+                prompt: serde_json::from_value(inputs["prompt"].clone()).unwrap(),
+                sampling: serde_json::from_value(inputs["sampling"].clone()).unwrap(),
+                numbers: Numbers::load(&folder.join("expected.safetensors"), mutants),
+                folder,
+            }
+        })
+    }
+
+    /// The model, frozen.
+    pub fn model(&self) -> CausalLm {
+        CausalLm::load(&self.folder).unwrap()
+    }
+
+    /// The model under PEFT's adapter, frozen.
+    pub fn adapted(&self) -> CausalLm {
+        self.model().load_adapter(&self.folder.join("adapter")).unwrap()
+    }
+}
+
+/// The rows as a batch in which every token from the second on is to be predicted.
+pub fn batch(rows: &[Vec<u32>]) -> Batch {
+    let rows: Vec<Sequence> = rows.iter().map(|row| Sequence::new([row[0]], &row[1..])).collect();
+    Batch::new(&rows.iter().collect::<Vec<_>>()).unwrap()
+}
+
+/// log p of every token from the second on, row after row.
+pub fn logprobs(lm: &CausalLm, rows: &[Vec<u32>]) -> Vec<f64> {
+    let batch = batch(rows);
+    let hidden = lm.hidden(&batch, None).unwrap();
+    let options = StatOptions { min_new_tokens: 0, eos: 0, entropy: false };
+    floats(&lm.token_stats(&lm.predicting(&hidden, &batch).unwrap(), &batch, &options).unwrap().logprob)
+}

@@ -1,0 +1,50 @@
+//! Log-probabilities of real tokens, whatever stands around them.
+
+use lm::{Draws, SampleOptions, sample};
+
+use crate::fixture::{Fixture, logprobs};
+use crate::numbers::Within;
+
+const TOLERANCE: Within = Within::Each(1e-4);
+
+#[test]
+fn log_probabilities_are_those_of_transformers() {
+    for fixture in Fixture::all() {
+        fixture.numbers.claim("logprobs", &logprobs(&fixture.model(), &fixture.rows), TOLERANCE);
+    }
+}
+
+#[test]
+fn no_padding_cache_or_precision_of_the_reference_changes_them() {
+    for fixture in Fixture::all() {
+        let ours = logprobs(&fixture.model(), &fixture.rows);
+        let ways = fixture.numbers.names("logprobs/");
+        assert_eq!(ways, ["f32/cache", "f32/left", "f32/right", "f64/cache", "f64/left", "f64/right"]);
+        for way in ways {
+            fixture.numbers.claim(&format!("logprobs/{way}"), &ours, TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn greedy_responses_through_the_cache_are_those_of_transformers_with_left_padding() {
+    for fixture in Fixture::all() {
+        let prompts: Vec<&[u32]> = fixture.rows.iter().map(Vec::as_slice).collect();
+        let expected = fixture.numbers.expected("greedy/ids");
+        let new = expected.len() / prompts.len();
+        let o = SampleOptions {
+            temperature: 1.0,
+            top_p: 1.0,
+            min_new_tokens: new,
+            max_new_tokens: new,
+            eos: fixture.eos,
+            greedy: true,
+        };
+        let rows: Vec<u64> = (0..prompts.len() as u64).collect();
+        let sampled = sample(&fixture.model(), &prompts, &o, &Draws([0; 32]), &rows).unwrap();
+        let ids: Vec<f64> = sampled.iter().flat_map(|s| s.ids.iter().copied().map(f64::from)).collect();
+        assert_eq!(ids, expected, "{}", fixture.family);
+        let ours: Vec<f64> = sampled.iter().flat_map(|s| s.logprobs.iter().copied().map(f64::from)).collect();
+        fixture.numbers.claim("greedy/logprobs", &ours, TOLERANCE);
+    }
+}

@@ -1,0 +1,56 @@
+//! Which wrong implementations each comparison must tell from the truth, family by family. What they are is written in
+//! `tests/fixtures/{mutants,training,lora,values}.py`.
+
+use crate::numbers::Mutants;
+
+pub const FAMILIES: &[(&str, Mutants)] = &[("gpt2", GPT2)];
+
+const LOSSES: (&str, &[&str]) = (
+    "losses",
+    &["adam_eps_1e-6", "bias_correction_off", "decay_in_the_gradient", "decay_on_vectors", "schedule_a_step_late"],
+);
+const LORA_LOGPROBS: (&str, &[&str]) = ("lora/logprobs", &["b_at_zero", "scale_by_root_r", "scale_dropped"]);
+const LORA_LOSSES: (&str, &[&str]) =
+    ("lora/losses", &["adam_eps_1e-6", "bias_correction_off", "decay_in_the_gradient", "schedule_a_step_late"]);
+const MASKED: (&str, &[&str]) = ("sampling/1", &["eos_not_masked"]);
+const TEMPERED: (&str, &[&str]) = ("sampling/2", &["temperature_dropped", "temperature_inverted"]);
+const NUCLEUS: (&str, &[&str]) = ("sampling/3", &["top_p_dropped"]);
+const ALL_AT_ONCE: (&str, &[&str]) = (
+    "sampling/4",
+    &["eos_not_masked", "nucleus_before_temperature", "temperature_dropped", "temperature_inverted", "top_p_dropped"],
+);
+
+const GPT2: Mutants = &[
+    (
+        "logprobs",
+        &[
+            "attention_not_scaled",
+            "cached_positions_off_by_one",
+            "gelu_erf",
+            "norm_bias_dropped",
+            "norm_eps_1e-6",
+            "padding_attended",
+            "positions_count_padding",
+            "positions_off_by_one",
+        ],
+    ),
+    (
+        "gradient",
+        &[
+            "attention_not_scaled",
+            "gelu_erf",
+            "mean_of_row_means",
+            "norm_bias_dropped",
+            "norm_eps_1e-6",
+            "output_layer_held",
+            "padding_in_the_loss",
+        ],
+    ),
+    LOSSES,
+    LORA_LOGPROBS,
+    LORA_LOSSES,
+    MASKED,
+    TEMPERED,
+    NUCLEUS,
+    ALL_AT_ONCE,
+];
