@@ -6,6 +6,8 @@ pub mod loss;
 pub mod measure;
 pub mod pairs;
 pub mod params;
+#[cfg(test)]
+pub(crate) mod parity;
 pub mod store;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,8 @@ pub mod held_out;
 pub mod loss;
 pub mod objective;
 pub mod params;
+#[cfg(test)]
+mod parity;
 pub mod phase;
 pub mod rollout;
 #[cfg(test)]
