@@ -116,9 +116,10 @@ impl Tokenizer {
         self.inner.to_string(true).map_err(|e| error(&self.path, e.to_string()))
     }
 
-    /// Ids of a text; no special token is added. A special token written out in the text is text, not that token.
+    /// Ids of a text; no special token is added. A special token written out in the text is text, not that token. Rare bytes
+    /// that the vocabulary lacks are left out, as transformers leaves them out.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        // Every byte has a token, which `of` has checked: nothing is left that could fail.
+        // `of` has checked what could fail: a byte without a token is dropped, or is an unknown token that exists.
         let encoding = self.inner.encode_fast(text, false).expect("a BPE of all bytes encodes any text");
         encoding.get_ids().to_vec()
     }
@@ -150,15 +151,23 @@ impl Tokenizer {
     }
 }
 
+/// Whether a byte, by its letter of the byte-level alphabet, may be missing. SmolLM2 lacks bytes that UTF-8 never has (C0, C1,
+/// F5 to FF), control characters other than tab and line ends, and the first bytes of planes without characters (F1, F2, F4).
+fn is_rare(letter: char) -> bool {
+    // The letters of 00 to 20 are U+0100 and on, that of 7F is U+0121; the others stand for themselves.
+    let control = matches!(letter, '\u{100}'..='\u{108}' | '\u{10b}' | '\u{10c}' | '\u{10e}'..='\u{11f}' | '\u{121}');
+    control || matches!(letter, '\u{c0}' | '\u{c1}' | '\u{f1}' | '\u{f2}' | '\u{f4}'..='\u{ff}')
+}
+
 /// What keeps some text from being encoded, if anything: byte-level pre-tokenization needs a token for each letter of its
-/// alphabet, a BPE that falls back to bytes one for each byte.
+/// alphabet but rare ones, a BPE that falls back to bytes one for each byte.
 fn check_bytes(inner: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
     let ModelWrapper::BPE(model) = inner.get_model() else { return Err("is not a BPE".to_owned()) };
     let mut steps = serde_json::to_string(&inner.get_pre_tokenizer()).unwrap_or_default();
     steps.retain(|c| !c.is_whitespace());
     if steps.contains("\"ByteLevel\"") {
-        let missing = ByteLevel::alphabet().into_iter().filter(|c| inner.token_to_id(&c.to_string()).is_none()).min();
-        if let Some(byte) = missing {
+        let lacks = |c: &char| !is_rare(*c) && inner.token_to_id(&c.to_string()).is_none();
+        if let Some(byte) = ByteLevel::alphabet().into_iter().filter(lacks).min() {
             return Err(format!("lacks the byte-level token `{byte}`"));
         }
     } else if model.byte_fallback {

@@ -9,4 +9,5 @@ mod lora;
 mod mutants;
 mod numbers;
 mod sampling;
+mod tokens;
 mod training;
