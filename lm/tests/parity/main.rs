@@ -4,6 +4,7 @@
 //! same tolerance with those of implementations that are wrong on purpose.
 
 mod fixture;
+mod formats;
 mod logprobs;
 mod lora;
 mod mutants;

@@ -3,7 +3,8 @@
 
 use crate::numbers::Mutants;
 
-pub const FAMILIES: &[(&str, Mutants)] = &[("gpt2", GPT2)];
+pub const FAMILIES: &[(&str, Mutants)] =
+    &[("gpt2", GPT2), ("gptj", GPTJ), ("llama", LLAMA), ("llama_tied", LLAMA_TIED)];
 
 const LOSSES: (&str, &[&str]) = (
     "losses",
@@ -44,6 +45,104 @@ const GPT2: Mutants = &[
             "norm_eps_1e-6",
             "output_layer_held",
             "padding_in_the_loss",
+        ],
+    ),
+    LOSSES,
+    LORA_LOGPROBS,
+    LORA_LOSSES,
+    MASKED,
+    TEMPERED,
+    NUCLEUS,
+    ALL_AT_ONCE,
+];
+
+const GPTJ: Mutants = &[
+    (
+        "logprobs",
+        &[
+            "cached_positions_off_by_one",
+            "gelu_erf",
+            "head_bias_dropped",
+            "norm_eps_1e-6",
+            "padding_attended",
+            "rotary_over_the_whole_head",
+            "rotary_swapped",
+        ],
+    ),
+    (
+        "gradient",
+        &[
+            "gelu_erf",
+            "head_bias_dropped",
+            "mean_of_row_means",
+            "norm_eps_1e-6",
+            "padding_in_the_loss",
+            "rotary_over_the_whole_head",
+        ],
+    ),
+    LOSSES,
+    LORA_LOGPROBS,
+    LORA_LOSSES,
+    MASKED,
+    TEMPERED,
+    NUCLEUS,
+    ALL_AT_ONCE,
+];
+
+const LLAMA: Mutants = &[
+    (
+        "logprobs",
+        &[
+            "cached_positions_off_by_one",
+            "gelu_for_silu",
+            "keys_by_remainder",
+            "norm_eps_1e-6",
+            "padding_attended",
+            "rope_theta_10000",
+            "rotary_swapped",
+        ],
+    ),
+    (
+        "gradient",
+        &[
+            "gelu_for_silu",
+            "keys_by_remainder",
+            "mean_of_row_means",
+            "norm_eps_1e-6",
+            "padding_in_the_loss",
+            "rope_theta_10000",
+        ],
+    ),
+    LOSSES,
+    LORA_LOGPROBS,
+    LORA_LOSSES,
+    MASKED,
+    TEMPERED,
+    NUCLEUS,
+    ALL_AT_ONCE,
+];
+
+const LLAMA_TIED: Mutants = &[
+    (
+        "logprobs",
+        &[
+            "cached_positions_off_by_one",
+            "gelu_for_silu",
+            "norm_eps_1e-6",
+            "padding_attended",
+            "rope_not_scaled",
+            "rotary_swapped",
+        ],
+    ),
+    (
+        "gradient",
+        &[
+            "gelu_for_silu",
+            "mean_of_row_means",
+            "norm_eps_1e-6",
+            "output_layer_held",
+            "padding_in_the_loss",
+            "rope_not_scaled",
         ],
     ),
     LOSSES,
