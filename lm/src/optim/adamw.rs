@@ -1,13 +1,8 @@
-//! AdamW (Loshchilov & Hutter 2019) over named variables, updated in place, with state that can be saved. Knows no model
-//! and no schedule.
-
-use std::collections::HashMap;
-use std::path::Path;
+//! AdamW (Loshchilov & Hutter 2019) over named variables, updated in place. Knows no model, no schedule and no file.
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, bail};
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::{glue::View, simd::fma, simd::simd};
@@ -42,11 +37,11 @@ pub struct StepNorms {
     pub update_norm: f64,
 }
 
-struct Slot {
-    variable: Variable,
+pub(super) struct Slot {
+    pub(super) variable: Variable,
     /// First and second moments of the gradient.
-    m: Vec<f32>,
-    v: Vec<f32>,
+    pub(super) m: Vec<f32>,
+    pub(super) v: Vec<f32>,
     /// What decay pulls towards, instead of zero.
     anchor: Option<Tensor>,
 }
@@ -54,8 +49,8 @@ struct Slot {
 /// The optimiser: the variables with their moments, and the number of steps taken.
 pub struct AdamW {
     config: AdamWConfig,
-    slots: Vec<Slot>,
-    steps: u64,
+    pub(super) slots: Vec<Slot>,
+    pub(super) steps: u64,
 }
 
 impl AdamW {
@@ -158,63 +153,6 @@ impl AdamW {
         self.steps = step;
         Ok(StepNorms { grad_norm, update_norm: update.sqrt() })
     }
-
-    /// Writes moments and step count as safetensors: `m.NAME`, `v.NAME`, and `step` in the metadata.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let bytes = |x: &[f32]| x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let mut data = Vec::with_capacity(2 * self.slots.len());
-        for slot in &self.slots {
-            let (name, shape) = (&slot.variable.name, slot.variable.var.dims().to_vec());
-            data.push((format!("m.{name}"), shape.clone(), bytes(&slot.m)));
-            data.push((format!("v.{name}"), shape, bytes(&slot.v)));
-        }
-        let views: Vec<(&String, TensorView)> = data
-            .iter()
-            .map(|(name, shape, bytes)| {
-                Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(odd(path))?))
-            })
-            .collect::<Result<_>>()?;
-        let step = HashMap::from([("step".to_owned(), self.steps.to_string())]);
-        let bytes = safetensors::serialize(views, Some(step)).map_err(odd(path))?;
-        std::fs::write(path, bytes).map_err(Error::io(path))
-    }
-
-    /// Takes over what [`AdamW::save`] wrote for the same variables. On an error nothing has changed.
-    pub fn load(&mut self, path: &Path) -> Result<()> {
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(odd(path))?;
-        let steps = header.metadata().as_ref().and_then(|m| m.get("step")?.parse::<u64>().ok());
-        let steps = steps.ok_or_else(|| Error::model(path, "no step count: this is not an optimiser's state"))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(odd(path))?;
-        if file.len() != 2 * self.slots.len() {
-            let (is, wanted) = (file.len(), 2 * self.slots.len());
-            return Err(Error::model(path, format!("holds {is} tensors, expected {wanted}: the model is another one")));
-        }
-        let moment = |kind: &str, variable: &Variable| -> Result<Vec<f32>> {
-            let name = format!("{kind}.{}", variable.name);
-            let t = file.tensor(&name).map_err(|_| Error::model(path, format!("tensor {name} is missing")))?;
-            if t.dtype() != Dtype::F32 || t.shape() != variable.var.dims() {
-                let (is, wanted) = (t.shape(), variable.var.dims());
-                return Err(Error::model(path, format!("{name} is {:?} {is:?}, expected F32 {wanted:?}", t.dtype())));
-            }
-            let (values, _) = t.data().as_chunks::<4>();
-            Ok(values.iter().map(|&b| f32::from_le_bytes(b)).collect())
-        };
-        let moments = self
-            .slots
-            .iter()
-            .map(|s| Ok((moment("m", &s.variable)?, moment("v", &s.variable)?)))
-            .collect::<Result<Vec<_>>>()?;
-        for (slot, (m, v)) in self.slots.iter_mut().zip(moments) {
-            (slot.m, slot.v) = (m, v);
-        }
-        self.steps = steps;
-        Ok(())
-    }
-}
-
-fn odd(path: &Path) -> impl Fn(safetensors::SafeTensorError) -> Error + '_ {
-    move |e| Error::model(path, format!("not a valid safetensors file: {e}"))
 }
 
 fn sum_squares(x: &[f32]) -> f64 {

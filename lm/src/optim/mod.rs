@@ -2,6 +2,7 @@
 
 mod adamw;
 mod schedule;
+mod state;
 
 pub use adamw::{AdamW, AdamWConfig, StepNorms};
 pub use schedule::{Schedule, Shape};

@@ -1,0 +1,163 @@
+//! A training's state on disk: variables, moments and step count in one safetensors file. Knows no update rule.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use candle_core::Tensor;
+use safetensors::tensor::{Dtype, Metadata};
+
+use super::AdamW;
+use crate::kernels::glue::View;
+use crate::{Error, Result, Variable};
+
+/// What is kept of a variable: its values, the first and the second moments of its gradient.
+const KINDS: [&str; 3] = ["w", "m", "v"];
+/// Of the step count, in the file's metadata.
+const STEP: &str = "step";
+/// The longest header that is read: safetensors' own bound.
+const HEADER_AT_MOST: u64 = 100_000_000;
+
+impl AdamW {
+    /// Writes each variable and its moments as safetensors (`w.NAME`, `m.NAME`, `v.NAME`), and `step` in the metadata. Equal
+    /// states give equal bytes. Needs memory for one tensor's bytes.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let views = self.slots.iter().map(|slot| View::of(slot.variable.var.as_tensor()));
+        let views = views.collect::<candle_core::Result<Vec<_>>>()?;
+        let mut tensors = Vec::with_capacity(KINDS.len() * self.slots.len());
+        for (slot, values) in self.slots.iter().zip(&views) {
+            let shape = slot.variable.var.dims();
+            for (kind, values) in KINDS.into_iter().zip([&**values, &slot.m, &slot.v]) {
+                tensors.push((format!("{kind}.{}", slot.variable.name), Floats { shape, values }));
+            }
+        }
+        let step = HashMap::from([(STEP.to_owned(), self.steps.to_string())]);
+        safetensors::serialize_to_file(tensors, Some(step), path).map_err(|e| match e {
+            safetensors::SafeTensorError::IoError(source) => Error::io(path)(source),
+            e => Error::model(path, format!("cannot be written: {e}")),
+        })
+    }
+
+    /// Whether `path` holds what [`AdamW::save`] writes for these variables. Changes nothing.
+    ///
+    /// # Errors
+    /// Says what it holds instead.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        Saved::open(path, &self.slots.iter().map(|slot| &slot.variable).collect::<Vec<_>>()).map(drop)
+    }
+
+    /// Takes over what [`AdamW::save`] wrote for the same variables, which change in place.
+    ///
+    /// # Errors
+    /// As [`AdamW::check`]: then nothing has changed. When the file cannot be read to its end: then some of it has.
+    pub fn load(&mut self, path: &Path) -> Result<()> {
+        let saved = Saved::open(path, &self.slots.iter().map(|slot| &slot.variable).collect::<Vec<_>>())?;
+        for slot in &mut self.slots {
+            let Variable { name, var, .. } = &slot.variable;
+            let mut values = vec![0.0; slot.m.len()];
+            saved.read("w", name, &mut values)?;
+            var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
+            saved.read("m", name, &mut slot.m)?;
+            saved.read("v", name, &mut slot.v)?;
+        }
+        self.steps = saved.steps;
+        Ok(())
+    }
+}
+
+/// A file that was found to hold the state of certain variables.
+struct Saved<'a> {
+    path: &'a Path,
+    file: File,
+    /// Where the tensors' bytes begin.
+    start: u64,
+    header: Metadata,
+    steps: u64,
+}
+
+impl<'a> Saved<'a> {
+    fn open(path: &'a Path, variables: &[&Variable]) -> Result<Self> {
+        let bad = |what: String| Error::model(path, what);
+        let mut file = File::open(path).map_err(Error::io(path))?;
+        let bytes = file.metadata().map_err(Error::io(path))?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length)
+            .map_err(|_| bad("not a safetensors file: it is shorter than 8 bytes".to_owned()))?;
+        let length = u64::from_le_bytes(length);
+        if length > HEADER_AT_MOST || length > bytes.saturating_sub(8) {
+            return Err(bad("not a safetensors file, or cut off in its header".to_owned()));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact(&mut header).map_err(Error::io(path))?;
+        let header: Metadata =
+            serde_json::from_slice(&header).map_err(|e| bad(format!("not a valid safetensors file: {e}")))?;
+        let start = 8 + length;
+        let wanted = start + header.data_len() as u64;
+        if bytes != wanted {
+            return Err(bad(format!("has {bytes} bytes, its header speaks of {wanted}: it is cut off or damaged")));
+        }
+        let steps = header.metadata().as_ref().and_then(|m| m.get(STEP)?.parse::<u64>().ok());
+        let steps = steps.ok_or_else(|| bad("no step count: this is not an optimiser's state".to_owned()))?;
+        let (is, wanted) = (header.tensors().len(), KINDS.len() * variables.len());
+        if is != wanted {
+            return Err(bad(format!("holds {is} tensors, expected {wanted}: the model is another one")));
+        }
+        for variable in variables {
+            for kind in KINDS {
+                let name = format!("{kind}.{}", variable.name);
+                let info = header.info(&name).ok_or_else(|| bad(format!("tensor {name} is missing")))?;
+                if info.dtype != Dtype::F32 || info.shape != variable.var.dims() {
+                    let (dtype, is, wanted) = (info.dtype, &info.shape, variable.var.dims());
+                    return Err(bad(format!("{name} is {dtype:?} {is:?}, expected F32 {wanted:?}")));
+                }
+            }
+        }
+        Ok(Self { path, file, start, header, steps })
+    }
+
+    /// Fills `into` with a tensor whose shape [`Saved::open`] has found right.
+    fn read(&self, kind: &str, variable: &str, into: &mut [f32]) -> Result<()> {
+        /// Numbers read at once.
+        const CHUNK: usize = 256 << 10;
+        let name = format!("{kind}.{variable}");
+        let info = self.header.info(&name).ok_or_else(|| Error::model(self.path, format!("no tensor {name}")))?;
+        let mut at = self.start + info.data_offsets.0 as u64;
+        let mut bytes = vec![0; 4 * into.len().min(CHUNK)];
+        for part in into.chunks_mut(CHUNK) {
+            let bytes = &mut bytes[..4 * part.len()];
+            self.file.read_exact_at(bytes, at).map_err(Error::io(self.path))?;
+            at += bytes.len() as u64;
+            for (value, &bytes) in part.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *value = f32::from_le_bytes(bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A tensor to be written, whose bytes are made when it is its turn.
+struct Floats<'a> {
+    shape: &'a [usize],
+    values: &'a [f32],
+}
+
+impl safetensors::View for Floats<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.values.len()
+    }
+}
