@@ -104,6 +104,9 @@ pub struct Run {
     /// CPU threads to share out among stages [default: all]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
+    /// Steps between two checkpoints of a stage that learns (of `rl.ppo`: phases and evaluations) [default: about a minute]
+    #[arg(long, value_name = "N")]
+    pub checkpoint_every: Option<std::num::NonZeroU64>,
     /// After a failure, go on with what does not depend on it
     #[arg(long)]
     pub keep_going: bool,

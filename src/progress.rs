@@ -109,6 +109,14 @@ impl Progress {
                     self.line(&format!("{stage}: {done}/{total} {unit}{headline}"));
                 }
             }
+            Event::Resumed { stage, done, total, unit } => {
+                if let Some(bar) = state.bars.get(stage) {
+                    // What an earlier attempt did says nothing about the pace of this one.
+                    bar.set_position(*done);
+                    bar.reset_eta();
+                }
+                self.line(&format!("{stage}: resumed after {done} of {total} {unit}"));
+            }
             Event::StageFinished { stage, seconds, .. } => {
                 state.done += 1;
                 self.clear(stage, state);
@@ -141,7 +149,7 @@ impl Progress {
                 let stage = stage.as_ref().map_or_else(String::new, |s| format!("{s}: "));
                 self.line(&format!("{stage}warning: {message}"));
             }
-            Event::Started { .. } | Event::Timing { .. } | Event::Finished { .. } => {}
+            Event::Started { .. } | Event::Timing { .. } | Event::Checkpoint { .. } | Event::Finished { .. } => {}
         }
     }
 

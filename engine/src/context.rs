@@ -7,6 +7,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Cadence, Reached};
 use crate::error::{At, Error, Result};
 use crate::names::Digest;
 
@@ -30,6 +31,10 @@ pub enum Tell {
     Progress { done: u64, total: u64, unit: String, headline: Option<(String, f64)> },
     /// Seconds spent, by name, for the journal: such as one PPO phase's sampling, scoring and update.
     Timing { what: String, seconds: BTreeMap<String, f64> },
+    /// A checkpoint is written: the next attempt at this key goes on from here.
+    Checkpoint { done: u64, total: u64, unit: String },
+    /// The stage goes on where the checkpoint of an earlier attempt stopped.
+    Resumed { done: u64, total: u64, unit: String },
     /// Something the user should read.
     Warning { message: String },
 }
@@ -42,6 +47,7 @@ pub struct Context {
     pub(crate) out: PathBuf,
     pub(crate) checkpoints: PathBuf,
     pub(crate) threads: usize,
+    pub(crate) cadence: Cadence,
     pub(crate) sink: Box<dyn FnMut(Tell) + Send>,
     metrics: BTreeMap<String, f64>,
 }
@@ -55,12 +61,28 @@ impl Context {
         out: PathBuf,
         checkpoints: PathBuf,
     ) -> Self {
-        Self { kind, seed, inputs, out, checkpoints, threads: 1, sink: Box::new(|_| ()), metrics: BTreeMap::new() }
+        Self {
+            kind,
+            seed,
+            inputs,
+            out,
+            checkpoints,
+            threads: 1,
+            cadence: Cadence::default(),
+            sink: Box::new(|_| ()),
+            metrics: BTreeMap::new(),
+        }
     }
 
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
+        self
+    }
+
+    #[must_use]
+    pub fn with_cadence(mut self, cadence: Cadence) -> Self {
+        self.cadence = cadence;
         self
     }
 
@@ -99,6 +121,11 @@ impl Context {
         &self.checkpoints
     }
 
+    /// When to write one. Never changes a result.
+    pub fn cadence(&self) -> Cadence {
+        self.cadence
+    }
+
     pub fn seed(&self) -> u64 {
         self.seed
     }
@@ -133,6 +160,15 @@ impl Context {
     pub fn timing(&mut self, what: &str, seconds: &[(&str, f64)]) {
         let seconds = seconds.iter().map(|(name, s)| ((*name).to_owned(), *s)).collect();
         (self.sink)(Tell::Timing { what: what.to_owned(), seconds });
+    }
+
+    pub(crate) fn checkpointed(&mut self, Reached { done, total, unit }: Reached<'_>) {
+        (self.sink)(Tell::Checkpoint { done, total, unit: unit.to_owned() });
+    }
+
+    /// Tells that the stage goes on from a checkpoint.
+    pub fn resumed(&mut self, Reached { done, total, unit }: Reached<'_>) {
+        (self.sink)(Tell::Resumed { done, total, unit: unit.to_owned() });
     }
 
     pub fn warn(&mut self, message: impl Into<String>) {

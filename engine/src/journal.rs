@@ -47,6 +47,10 @@ pub enum Event {
     },
     /// Seconds by name, such as one PPO phase's sampling, scoring and update.
     Timing { stage: String, what: String, seconds: BTreeMap<String, f64> },
+    /// The attempt wrote a checkpoint: the next one at this key goes on from here.
+    Checkpoint { stage: String, done: u64, total: u64, unit: String },
+    /// The attempt goes on where the checkpoint of an earlier one stopped.
+    Resumed { stage: String, done: u64, total: u64, unit: String },
     Warning {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stage: Option<String>,

@@ -2,6 +2,7 @@
 
 pub mod artifact;
 pub mod attempt;
+pub mod checkpoint;
 pub mod context;
 pub mod diagnostics;
 pub mod error;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use engine::checkpoint::Cadence;
 use engine::journal::Event;
 use engine::kind::Registry;
 use engine::plan::Flags;
@@ -24,6 +25,7 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
     let options = RunOptions {
         jobs: args.jobs.map_or_else(|| RunOptions::default().jobs, usize::from),
         keep_going: args.keep_going,
+        cadence: args.checkpoint_every.map_or_else(Cadence::default, Cadence::Steps),
         flags,
         profiles: args.file.profile.clone(),
         // Attempts take and free large buffers all the time: pages that are given back must be faulted in again.

@@ -176,6 +176,8 @@ impl RunData {
             | Event::StageStarted { .. }
             | Event::Waiting { .. }
             | Event::Progress { .. }
+            | Event::Checkpoint { .. }
+            | Event::Resumed { .. }
             | Event::Retrying { .. } => {}
         }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::checkpoint::Cadence;
 use crate::context::Input;
 use crate::error::{At, Error, Result};
 use crate::names::Digest;
@@ -30,6 +31,7 @@ pub struct Job {
     /// The folder to fill: exists and is empty.
     pub out: PathBuf,
     pub checkpoints: PathBuf,
+    pub cadence: Cadence,
     pub threads: usize,
 }
 

@@ -198,6 +198,8 @@ fn clean(tell: Tell, secrets: &Secrets) -> Tell {
             let seconds = seconds.into_iter().map(|(name, value)| (secrets.redact(&name), value)).collect();
             Tell::Timing { what: secrets.redact(&what), seconds }
         }
+        Tell::Checkpoint { done, total, unit } => Tell::Checkpoint { done, total, unit: secrets.redact(&unit) },
+        Tell::Resumed { done, total, unit } => Tell::Resumed { done, total, unit: secrets.redact(&unit) },
         Tell::Warning { message } => Tell::Warning { message: secrets.redact(&message) },
     }
 }

@@ -214,6 +214,8 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
                 Event::Progress { stage, done, total, unit, headline }
             }
             News::Told(Tell::Timing { what, seconds }) => Event::Timing { stage, what, seconds },
+            News::Told(Tell::Checkpoint { done, total, unit }) => Event::Checkpoint { stage, done, total, unit },
+            News::Told(Tell::Resumed { done, total, unit }) => Event::Resumed { stage, done, total, unit },
             News::Told(Tell::Warning { message }) | News::Warning(message) => {
                 Event::Warning { stage: Some(stage), message }
             }

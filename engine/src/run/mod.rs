@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use crate::checkpoint::Cadence;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::journal::{Event, Journal};
@@ -48,6 +49,8 @@ pub struct RunOptions {
     pub env: Vec<(String, String)>,
     /// The pause before the second try of a stage that failed in a transient way; four times as long before the third.
     pub retry_delay: Duration,
+    /// When stages write checkpoints.
+    pub cadence: Cadence,
     /// For the journal.
     pub profiles: Vec<String>,
 }
@@ -61,6 +64,7 @@ impl Default for RunOptions {
             command: PathBuf::from("/proc/self/exe"),
             env: Vec::new(),
             retry_delay: Duration::from_secs(1),
+            cadence: Cadence::default(),
             profiles: Vec::new(),
         }
     }

@@ -275,6 +275,7 @@ impl Work<'_> {
             store: self.store.root().to_owned(),
             out: folder.out.clone(),
             checkpoints: self.store.checkpoints(&go.ready.key)?,
+            cadence: self.options.cadence,
             threads: go.threads,
         })
     }

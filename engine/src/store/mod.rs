@@ -3,7 +3,7 @@
 mod commit;
 mod content;
 mod crash;
-mod files;
+pub(crate) mod files;
 mod index;
 mod lock;
 mod read;

@@ -1,0 +1,352 @@
+//! Checkpoints of one key: when one is due, published whole, found again, the last one kept. Knows not what is in them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::context::Context;
+use crate::error::{At, Error, Result};
+use crate::names::Digest;
+use crate::store::{Platform, files};
+
+/// When a stage writes a checkpoint. In no key: it changes no result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cadence {
+    /// About once a minute, and never for more than a twentieth of the time.
+    #[default]
+    Timed,
+    /// After every so many of the stage's own steps.
+    Steps(NonZeroU64),
+}
+
+/// Time between two checkpoints under [`Cadence::Timed`].
+const INTERVAL: Duration = Duration::from_secs(60);
+/// A checkpoint that takes long to write is followed by so many times its time without one.
+const PAUSE: u32 = 20;
+
+/// The layout of a checkpoint's folder.
+const LAYOUT: u32 = 1;
+const MANIFEST: &str = "checkpoint.json";
+const PREFIX: &str = "checkpoint-";
+
+/// Says what else lies in a checkpoint's folder. Written after all of it.
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    layout: u32,
+    /// What the kind gave as the format of its own files.
+    format: u32,
+    /// The bytes that a kind makes may depend on it, so an attempt elsewhere must not go on from here.
+    platform: Platform,
+    files: BTreeMap<String, Digest>,
+}
+
+/// How far a stage is: 120 of 600 steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Reached<'a> {
+    pub done: u64,
+    pub total: u64,
+    pub unit: &'a str,
+}
+
+/// The checkpoints of one key. While a new one is written there are two on disk.
+pub struct Checkpoints {
+    folder: PathBuf,
+    format: u32,
+    cadence: Cadence,
+    /// Steps since the last one.
+    steps: u64,
+    /// When the last one was written, and how long that took.
+    last: Instant,
+    cost: Duration,
+    /// Of the newest one on disk; 0 if there is none.
+    number: u64,
+    /// Whether the last one could not be written.
+    failing: bool,
+}
+
+impl Checkpoints {
+    /// Those of the key whose attempt `ctx` is. `format` is that of the files which the kind puts into them: one of another
+    /// format is not used.
+    pub fn new(ctx: &Context, format: u32) -> Self {
+        Self {
+            folder: ctx.checkpoints().to_owned(),
+            format,
+            cadence: ctx.cadence(),
+            steps: 0,
+            last: Instant::now(),
+            cost: Duration::ZERO,
+            number: 0,
+            failing: false,
+        }
+    }
+
+    /// What `read` makes of the newest checkpoint that is whole, with its folder, which stays until the next is published.
+    /// `read` may refuse one, and should change nothing. One that cannot be used is warned of, never fatal.
+    ///
+    /// # Errors
+    /// When the folder of checkpoints cannot be listed.
+    pub fn latest<T>(
+        &mut self,
+        ctx: &mut Context,
+        mut read: impl FnMut(&Path) -> Result<T>,
+    ) -> Result<Option<(T, PathBuf)>> {
+        let mut found = self.list()?;
+        found.sort_unstable();
+        self.number = found.last().map_or(0, |(number, _)| *number);
+        for (_, folder) in found.into_iter().rev() {
+            match self.verify(&folder).and_then(|()| read(&folder)) {
+                Ok(state) => return Ok(Some((state, folder))),
+                Err(e) => ctx.warn(format!("a checkpoint is not used: {}", e.message)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Counts one more step, and says whether a checkpoint should follow it.
+    pub fn due(&mut self) -> bool {
+        self.steps += 1;
+        match self.cadence {
+            Cadence::Steps(n) => self.steps >= n.get(),
+            Cadence::Timed => self.last.elapsed() >= INTERVAL.max(self.cost * PAUSE),
+        }
+    }
+
+    /// Publishes a checkpoint that `fill` puts into an empty folder (files only), and deletes the older ones. When that
+    /// fails, the stage goes on: it is told, once in a row.
+    pub fn publish(&mut self, ctx: &mut Context, reached: Reached<'_>, fill: impl FnOnce(&Path) -> Result<()>) {
+        let clock = Instant::now();
+        let written = self.write(fill);
+        self.cost = clock.elapsed();
+        self.last = Instant::now();
+        self.steps = 0;
+        match &written {
+            Ok(()) => ctx.checkpointed(reached),
+            Err(_) if self.failing => {}
+            Err(e) => ctx.warn(format!("a checkpoint could not be written: {}", e.message)),
+        }
+        self.failing = written.is_err();
+    }
+
+    fn write(&mut self, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let target = self.folder.join(format!("{PREFIX}{}", self.number + 1));
+        let fresh = files::fresh_name(&target);
+        fs::create_dir(&fresh).at(&fresh)?;
+        let temporary = files::Temporary::new(fresh.clone());
+        fill(&fresh)?;
+        let mut names = BTreeMap::new();
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&fresh).at(&fresh)? {
+            let entry = entry.at(&fresh)?;
+            let (digest, _) = files::hash_file(&entry.path())?;
+            names.insert(entry.file_name().to_string_lossy().into_owned(), digest);
+            paths.push(entry.path());
+        }
+        let manifest = Manifest { layout: LAYOUT, format: self.format, platform: Platform::this_cpu(), files: names };
+        let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
+        let path = fresh.join(MANIFEST);
+        fs::write(&path, text).at(&path)?;
+        paths.push(path);
+        files::sync_all(&paths)?;
+        files::sync(&fresh)?;
+        fs::rename(&fresh, &target).at(&target)?;
+        temporary.keep();
+        self.number += 1;
+        files::sync(&self.folder)?;
+        for (number, older) in self.list()? {
+            if number != self.number {
+                fs::remove_dir_all(&older).at(&older)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every checkpoint with its number, in no order; deletes what an attempt left half written.
+    fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.folder).at(&self.folder)? {
+            let entry = entry.at(&self.folder)?;
+            let name = entry.file_name();
+            if files::is_fresh_name(&name) {
+                // Attempts of one key never overlap, so nobody is writing it.
+                fs::remove_dir_all(entry.path()).at(entry.path())?;
+            } else if let Some(number) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.parse().ok()) {
+                found.push((number, entry.path()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether every file is there as it was written, in our format, on this platform.
+    fn verify(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(MANIFEST);
+        let bad = |what: String| Error::surroundings(format!("{}: {what}", path.display()));
+        let text = fs::read(&path).at(&path)?;
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| bad(format!("not readable: {e}")))?;
+        let (is, wanted) = ((manifest.layout, manifest.format), (LAYOUT, self.format));
+        if is != wanted {
+            return Err(bad(format!("has format {}.{}, this program writes {}.{}", is.0, is.1, wanted.0, wanted.1)));
+        }
+        let here = Platform::this_cpu();
+        if manifest.platform != here {
+            return Err(bad(format!("written on {:?}, this is {here:?}", manifest.platform)));
+        }
+        for (name, digest) in &manifest.files {
+            let path = folder.join(name);
+            if files::hash_file(&path)?.0 != *digest {
+                return Err(bad(format!("`{name}` is damaged or cut off")));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::context::Tell;
+
+    /// A folder of checkpoints and what attempts on it tell.
+    struct Bench {
+        folder: tempfile::TempDir,
+        told: Arc<Mutex<Vec<Tell>>>,
+    }
+
+    const REACHED: Reached<'static> = Reached { done: 3, total: 9, unit: "steps" };
+
+    impl Bench {
+        fn new() -> Self {
+            Self { folder: tempfile::tempdir().unwrap(), told: Arc::default() }
+        }
+
+        fn ctx(&self) -> Context {
+            let (told, folder) = (self.told.clone(), self.folder.path().to_owned());
+            Context::new("kind", 0, BTreeMap::new(), PathBuf::new(), folder)
+                .with_sink(move |tell| told.lock().unwrap().push(tell))
+        }
+
+        fn publish(&self, text: &str) {
+            let mut ctx = self.ctx();
+            let mut checkpoints = Checkpoints::new(&ctx, 1);
+            checkpoints.latest(&mut ctx, |_| Ok(())).unwrap();
+            checkpoints.publish(&mut ctx, REACHED, |folder| fs::write(folder.join("text"), text).at(folder));
+        }
+
+        fn found(&self, format: u32) -> Option<String> {
+            let mut ctx = self.ctx();
+            let read = |folder: &Path| fs::read_to_string(folder.join("text")).at(folder);
+            Checkpoints::new(&ctx, format).latest(&mut ctx, read).unwrap().map(|(text, _)| text)
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = fs::read_dir(self.folder.path()).unwrap();
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+        }
+
+        fn warnings(&self) -> Vec<String> {
+            let warning = |tell: &Tell| match tell {
+                Tell::Warning { message } => Some(message.clone()),
+                _ => None,
+            };
+            self.told.lock().unwrap().iter().filter_map(warning).collect()
+        }
+    }
+
+    #[test]
+    fn the_last_one_is_found_and_the_older_is_gone() {
+        let bench = Bench::new();
+        assert_eq!(bench.found(1), None);
+        bench.publish("one");
+        bench.publish("two");
+        assert_eq!((bench.found(1).as_deref(), bench.names()), (Some("two"), vec!["checkpoint-2".to_owned()]));
+        assert!(bench.warnings().is_empty());
+        let told = |tell: &Tell| matches!(tell, Tell::Checkpoint { done: 3, total: 9, unit } if unit == "steps");
+        assert_eq!(bench.told.lock().unwrap().iter().filter(|tell| told(tell)).count(), 2);
+    }
+
+    #[test]
+    fn one_that_is_damaged_cut_off_or_of_another_format_is_told_and_not_used() {
+        for spoil in ["text", MANIFEST] {
+            let bench = Bench::new();
+            bench.publish("whole");
+            let file = bench.folder.path().join("checkpoint-1").join(spoil);
+            let bytes = fs::read(&file).unwrap();
+            fs::write(&file, &bytes[..bytes.len() - 2]).unwrap();
+            assert_eq!(bench.found(1), None);
+            assert_eq!(bench.warnings().len(), 1);
+            assert!(bench.warnings()[0].starts_with("a checkpoint is not used: "), "{:?}", bench.warnings());
+            bench.publish("next");
+            assert_eq!((bench.found(1).as_deref(), bench.names()), (Some("next"), vec!["checkpoint-2".to_owned()]));
+        }
+        let bench = Bench::new();
+        bench.publish("whole");
+        assert_eq!(bench.found(2), None);
+        assert!(bench.warnings()[0].contains("format 1.1, this program writes 1.2"), "{:?}", bench.warnings());
+    }
+
+    #[test]
+    fn one_written_on_another_platform_is_not_used() {
+        let bench = Bench::new();
+        bench.publish("whole");
+        let path = bench.folder.path().join("checkpoint-1").join(MANIFEST);
+        let mut manifest: Manifest = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        manifest.platform.instructions = "other".into();
+        fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
+        assert_eq!(bench.found(1), None);
+    }
+
+    #[test]
+    fn what_a_crash_leaves_half_written_or_twice_does_no_harm() {
+        let bench = Bench::new();
+        bench.publish("one");
+        let half = bench.folder.path().join(".new-1-2-3");
+        fs::create_dir(&half).unwrap();
+        fs::write(half.join("text"), "tw").unwrap();
+        assert_eq!((bench.found(1).as_deref(), half.exists()), (Some("one"), false));
+        // Killed between the rename and the deletion of the older one.
+        let (one, two) = (bench.folder.path().join("checkpoint-1"), bench.folder.path().join("checkpoint-2"));
+        fs::create_dir(&two).unwrap();
+        for name in ["text", MANIFEST] {
+            fs::copy(one.join(name), two.join(name)).unwrap();
+        }
+        fs::write(one.join("text"), "old").unwrap();
+        assert_eq!(bench.found(1).as_deref(), Some("one"));
+        assert!(bench.warnings().is_empty());
+    }
+
+    #[test]
+    fn one_that_cannot_be_written_is_told_once_and_the_last_stays() {
+        let bench = Bench::new();
+        bench.publish("one");
+        let mut ctx = bench.ctx();
+        let mut checkpoints = Checkpoints::new(&ctx, 1);
+        checkpoints.latest(&mut ctx, |_| Ok(())).unwrap();
+        for _ in 0..2 {
+            checkpoints.publish(&mut ctx, REACHED, |_| Err(Error::surroundings("disk full")));
+        }
+        assert_eq!(bench.warnings(), ["a checkpoint could not be written: disk full"]);
+        assert_eq!((bench.found(1).as_deref(), bench.names().len()), (Some("one"), 1));
+    }
+
+    #[test]
+    fn one_is_due_after_every_so_many_steps() {
+        let bench = Bench::new();
+        let mut ctx = bench.ctx().with_cadence(Cadence::Steps(NonZeroU64::new(2).unwrap()));
+        let mut checkpoints = Checkpoints::new(&ctx, 1);
+        let mut due = || {
+            let due = checkpoints.due();
+            if due {
+                checkpoints.publish(&mut ctx, REACHED, |_| Ok(()));
+            }
+            due
+        };
+        assert_eq!([due(), due(), due(), due(), due()], [false, true, false, true, false]);
+        assert!(!Checkpoints::new(&bench.ctx(), 1).due(), "a minute has not gone by");
+    }
+}
