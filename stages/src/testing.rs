@@ -1,5 +1,6 @@
 //! Kinds run on small inputs in fresh folders, for tests of kinds. Knows no store and no orchestrator.
 
+pub mod attempts;
 /// The comparison that `lm`'s tests make too.
 #[path = "../../lm/tests/parity/numbers.rs"]
 pub mod numbers;

@@ -191,7 +191,7 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
             continue;
         };
         if share_of(&held_out_key, &post.id) >= p.held_out {
-            table.push(&row)?;
+            table.push(&post.id, &row)?;
         } else if held_out.len() < HELD_OUT_AT_MOST {
             held_out.push(row);
         }

@@ -56,8 +56,8 @@ impl PreferenceTable {
                 let rejected = encoder.row(&row.post_id, prompt, rejected, row.rejected_ended, own)?;
                 same += u64::from(chosen.response == rejected.response);
                 let pair = table.corruptions.len();
-                table.sequences.push(&chosen)?;
-                table.sequences.push(&rejected)?;
+                table.sequences.push(&row.id, &chosen)?;
+                table.sequences.push(&row.id, &rejected)?;
                 table.corruptions.push(row.corruption);
                 let kept = share_of(&key, &row.post_id) < held_out;
                 if kept { &mut table.held_out } else { &mut table.training }.push(pair);
@@ -88,6 +88,11 @@ impl PreferenceTable {
     /// The chosen and the rejected sequence of pair `pair`.
     pub fn get(&self, pair: usize) -> Result<(Sequence, Sequence)> {
         Ok((self.sequences.get(2 * pair)?, self.sequences.get(2 * pair + 1)?))
+    }
+
+    /// The pair's id in its table.
+    pub fn id(&self, pair: usize) -> Result<String> {
+        self.sequences.id(2 * pair)
     }
 
     /// Tokens of the longer of the two.

@@ -12,7 +12,8 @@ use super::pairs::{Corruption, PreferenceTable};
 use super::params::{Centring, Diversity, Order, Params};
 use crate::model;
 use crate::train::{
-    BatchOrder, Part, Told, Trainer, Weights, fixed_generator, learning, micro_batches, number, on_a_big_stack, rounded,
+    BatchOrder, Part, Told, Trainer, Weights, fixed_generator, learning, micro_batches, named, number, on_a_big_stack,
+    rounded,
 };
 use crate::types::folder::write_json;
 use crate::types::reward::{ADAPTER, BASE, HEAD, INFO};
@@ -102,6 +103,8 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
     let plan = learning!(p).plan(order.batches_per_epoch());
     let mut dropout = (p.lora.dropout() > 0.0).then(|| Dropout::new(generator(p, ctx, "dropout")));
     let mut trainer = Trainer::new(ctx, model.variables(), plan)?;
+    trainer.resume(ctx, dropout.as_mut())?;
+    order.skip(trainer.done());
     while !trainer.finished() {
         let batch: Vec<usize> = order.next_batch().into_iter().map(|i| rows[i]).collect();
         let pairs = batch.iter().map(|&row| table.get(row)).collect::<Result<Vec<_>>>()?;
@@ -114,7 +117,9 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
             let scores = model.scores(&Batch::new(&sequences).told()?, dropout.as_mut()).told()?;
             Ok(Part { loss: preference_loss(&scores, p.eta).told()?, share })
         });
-        trainer.step(ctx, parts)?;
+        let ids = || batch.iter().map(|&row| table.id(row)).collect::<Result<Vec<_>>>();
+        trainer.step(ctx, parts, || Ok(named("pairs", ids()?)))?;
+        trainer.checkpoint(ctx, dropout.as_ref())?;
     }
     let loss = trainer.final_loss();
     if loss > UNLEARNT * std::f64::consts::LN_2 {

@@ -7,6 +7,7 @@ use super::rollout::{score_members, score_tokens};
 use super::update::Learner;
 use crate::reward::LoadedReward;
 use crate::stats::{mean, variance};
+use crate::train::named;
 use crate::types::{Half, Sample};
 
 /// A held-out prompt.
@@ -50,7 +51,8 @@ impl HeldOut<'_> {
         for chunk in self.prompts.chunks(batch) {
             let ids: Vec<&[u32]> = chunk.iter().map(|p| p.ids.as_slice()).collect();
             let rows: Vec<u64> = chunk.iter().map(Prompt::row).collect();
-            let sampled = learner.told(lm::sample(&policy, &ids, &options, &self.draws, &rows))?;
+            let posts = || named("posts", chunk.iter().map(|p| &p.post_id));
+            let sampled = learner.told(lm::sample(&policy, &ids, &options, &self.draws, &rows), posts)?;
             for (prompt, sample) in chunk.iter().zip(sampled) {
                 sequences.push(Sequence { prompt: prompt.ids.clone(), response: sample.ids });
                 ended.push(sample.ended);

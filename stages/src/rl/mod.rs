@@ -7,8 +7,11 @@ pub mod objective;
 pub mod params;
 #[cfg(test)]
 mod parity;
+mod passes;
 pub mod phase;
 pub mod rollout;
+mod run;
+mod tables;
 #[cfg(test)]
 mod tests;
 pub mod update;
@@ -20,18 +23,18 @@ use lm::{CausalLm, Draws, LoraConfig, SampleOptions, ScalarHead, StatOptions, To
 use serde_json::json;
 
 use crate::reward::{LoadedReward, load_ensemble, load_reward_model};
-use crate::stats::{permutation, quantile};
-use crate::table;
+use crate::stats::quantile;
 use crate::train::Told;
 use crate::train::encode::{fit, room};
 use crate::types::Split;
 use crate::types::folder::write_json;
 use crate::types::reward::BASE;
-use crate::types::{Ensemble, Phase, PolicyInfo, PolicyRun, Post, Posts, Sample};
+use crate::types::{Ensemble, PolicyInfo, PolicyRun, Post, Posts};
 use held_out::{HeldOut, Prompt};
 use objective::{Objective, baseline_scores};
-use params::{Greedy, Matching, Params};
+use params::{Matching, Params};
 use phase::Phases;
+use run::Run;
 use update::Learner;
 
 /// Sequences in a batch that is scored or sampled without a gradient.
@@ -81,7 +84,7 @@ impl Kind for Ppo {
         }
         .told()?;
         let head = ScalarHead::zeros(base.config().width()).told()?;
-        let mut learner = Learner::new(policy, base.frozen(), head, &params)?;
+        let learner = Learner::new(policy, base.frozen(), head, &params)?;
 
         let window = room(base.config().window(), params.max_new_tokens)?;
         let posts = ctx.one("posts")?.folder.clone();
@@ -108,36 +111,10 @@ impl Kind for Ppo {
             tokenizer: &tokenizer,
         };
 
-        let mut phases = Phases::new(&params, &members, &train, sampling, stats, schedule, ctx);
-        let mut samples = table::Writer::<Sample>::create(&ctx.out().join(PolicyRun::SAMPLES))?;
-        let mut table = table::Writer::<Phase>::create(&ctx.out().join(PolicyRun::PHASES))?;
-        let total = params.phases();
-        for done in 0..=total {
-            if params.evaluates_after(done) {
-                let started = std::time::Instant::now();
-                let greedy = match params.greedy {
-                    Greedy::All => true,
-                    Greedy::Ends => done == 0 || done == total,
-                    Greedy::None => false,
-                };
-                for greedy in [Some(false), greedy.then_some(true)].into_iter().flatten() {
-                    let rows = held_out.samples(&learner, done as i64, greedy, SCORING_BATCH);
-                    for row in rows.map_err(|e| e.within(format!("evaluation after phase {done} of {total}")))? {
-                        samples.push(row)?;
-                    }
-                }
-                ctx.timing(&format!("evaluation {done}"), &[("held_out", started.elapsed().as_secs_f64())]);
-            }
-            if done < total {
-                let row = phases.run(&mut learner, done, ctx);
-                let row = row.map_err(|e| e.within(format!("phase {} of {total}", done + 1)))?;
-                ctx.progress(done + 1, total, "phases", row.proxy.map(|proxy| ("proxy", proxy)));
-                phases.note_metrics(&row, ctx);
-                table.push(row)?;
-            }
-        }
-        samples.finish()?;
-        table.finish()?;
+        let phases = Phases::new(&params, &members, &train, sampling, stats, schedule, ctx);
+        let mut run = Run::new(&params, learner, phases, held_out, ctx)?;
+        run.go(ctx)?;
+        let (learner, phases) = run.finish(ctx)?;
         save(&learner, &params, &phases, &tokenizer, &input, ctx)
     }
 }
@@ -272,28 +249,4 @@ pub fn tokenizer_digest(folder: &std::path::Path) -> Result<engine::names::Diges
 /// Quantiles 10, 50 and 90%.
 fn spread(x: &[f64]) -> [Option<f64>; 3] {
     [0.1, 0.5, 0.9].map(|q| Some(quantile(x, q)))
-}
-
-/// Prompts without end, in passes over `0..n`, each in its own order.
-pub(crate) struct Passes {
-    n: usize,
-    left: Vec<usize>,
-    rng: rand_chacha::ChaCha12Rng,
-}
-
-impl Passes {
-    pub(crate) fn new(n: usize, rng: rand_chacha::ChaCha12Rng) -> Self {
-        Self { n, left: Vec::new(), rng }
-    }
-
-    pub(crate) fn take(&mut self, k: usize) -> Vec<usize> {
-        (0..k)
-            .map(|_| {
-                if self.left.is_empty() {
-                    self.left = permutation(self.n, &mut self.rng);
-                }
-                self.left.pop().expect("just filled, and n > 0: an empty split is refused")
-            })
-            .collect()
-    }
 }

@@ -6,6 +6,7 @@ use engine::context::Context;
 use engine::error::Result;
 use lm::{Draws, SampleOptions, Sequence, StatOptions};
 use rand_chacha::ChaCha12Rng;
+use serde::{Deserialize, Serialize};
 
 use super::held_out::Prompt;
 use super::objective::{
@@ -13,11 +14,14 @@ use super::objective::{
     fixed_weights, moments, scoped, token_rewards,
 };
 use super::params::Params;
+use super::passes::{self, Passes};
 use super::rollout::{Rollout, score_members, score_tokens};
 use super::update::{Learner, Lesson};
-use super::{Passes, SCORING_BATCH, gae, spread};
+use super::{SCORING_BATCH, gae, spread};
 use crate::reward::LoadedReward;
 use crate::stats::{mean, permutation, spearman, std, variance};
+use crate::train::checkpoint::{Exact, Position};
+use crate::train::named;
 use crate::types::Phase;
 
 /// What one phase hands to the next.
@@ -38,6 +42,17 @@ pub struct Phases<'a> {
     passes: Passes,
     order: ChaCha12Rng,
     shuffle: ChaCha12Rng,
+}
+
+/// What a checkpoint between two phases holds of [`Phases`].
+#[derive(Serialize, Deserialize)]
+pub struct State {
+    b: Option<Exact>,
+    first_std: Option<Exact>,
+    drawn: u64,
+    passes: passes::State,
+    order: Position,
+    shuffle: Position,
 }
 
 /// What each response token gets of its response's reward, `[responses][tokens]`.
@@ -97,6 +112,27 @@ impl<'a> Phases<'a> {
             order: ctx.generator("minibatches"),
             shuffle: ctx.generator("shuffled variance"),
         }
+    }
+
+    pub fn state(&self) -> Result<State> {
+        Ok(State {
+            b: self.b.map(Exact),
+            first_std: self.first_std.map(Exact),
+            drawn: self.drawn,
+            passes: self.passes.state()?,
+            order: Position::of(&self.order)?,
+            shuffle: Position::of(&self.shuffle)?,
+        })
+    }
+
+    /// Puts what [`Phases::new`] made where `state` has it.
+    pub fn restore(&mut self, state: State) {
+        self.b = state.b.map(|b| b.0);
+        self.first_std = state.first_std.map(|std| std.0);
+        self.drawn = state.drawn;
+        self.passes.restore(state.passes);
+        state.order.restore(&mut self.order);
+        state.shuffle.restore(&mut self.shuffle);
     }
 
     /// Runs phase `done + 1`.
@@ -164,18 +200,19 @@ impl<'a> Phases<'a> {
     pub(super) fn sample(&mut self, learner: &Learner) -> Result<Rollout> {
         let policy = learner.policy.frozen();
         let mut prompts = Vec::with_capacity(self.params.rollouts * self.params.responses);
+        let mut rollout = Rollout::default();
         for i in self.passes.take(self.params.rollouts) {
             for _ in 0..self.params.responses {
                 prompts.push(self.prompts[i].ids.as_slice());
+                rollout.posts.push(self.prompts[i].post_id.clone());
             }
         }
-        let mut rollout = Rollout::default();
         for chunk in prompts.chunks(SCORING_BATCH) {
             let rows: Vec<u64> = (self.drawn..).take(chunk.len()).collect();
             self.drawn += chunk.len() as u64;
-            for (prompt, sampled) in
-                chunk.iter().zip(learner.told(lm::sample(&policy, chunk, &self.sampling, &self.draws, &rows))?)
-            {
+            let sampled = lm::sample(&policy, chunk, &self.sampling, &self.draws, &rows);
+            let posts = || named("posts", rollout.posts[rollout.sequences.len()..].iter().take(chunk.len()));
+            for (prompt, sampled) in chunk.iter().zip(learner.told(sampled, posts)?) {
                 rollout.sequences.push(Sequence { prompt: prompt.to_vec(), response: sampled.ids });
                 rollout.ended.push(sampled.ended);
             }

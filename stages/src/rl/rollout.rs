@@ -12,6 +12,8 @@ use engine::error::Result;
 pub struct Rollout {
     /// `[responses]`; those to one prompt stand next to each other.
     pub sequences: Vec<Sequence>,
+    /// The post that each answers, for messages.
+    pub posts: Vec<String>,
     pub ended: Vec<bool>,
     /// log pi_old, `[responses][tokens]`; EOS masked before the minimum.
     pub logprob: Vec<Vec<f64>>,

@@ -419,7 +419,7 @@ fn the_same_seed_gives_the_same_bytes_and_another_does_not() -> Result<()> {
 }
 
 #[test]
-fn a_diverging_run_names_phase_step_and_last_finite_loss_wherever_it_shows() {
+fn a_diverging_run_names_phase_step_posts_and_last_finite_loss_wherever_it_shows() {
     // One step a phase: what it broke shows in the samples after it. Several: in the step after the first.
     let one = json!({ "lr": 1e30, "minibatch": 8, "epochs": 1, "eval_every": 9 });
     let evaluated = json!({ "lr": 1e30, "minibatch": 8, "epochs": 1 });
@@ -432,6 +432,7 @@ fn a_diverging_run_names_phase_step_and_last_finite_loss_wherever_it_shows() {
         assert!(error.message.starts_with(&format!("{place}PPO: the ")), "{error}");
         assert!(error.message.contains(" is not finite at step "), "{error}");
         assert!(error.message.contains("(the last finite policy loss was "), "{error}");
+        assert!(error.message.contains("posts `rl") || error.message.contains("posts `valid"), "{error}");
         assert!(!error.message.contains(" row "), "{error}");
         assert!(error.help.is_some_and(|help| help.contains("(it is 1e30)")));
     }

@@ -6,13 +6,16 @@ use candle_core::{Device, Tensor};
 use engine::error::{Error, Result};
 use lm::{AdamW, Batch, CausalLm, ScalarHead, Sequence, StatOptions, Variable};
 use rand_chacha::ChaCha12Rng;
+use serde::{Deserialize, Serialize};
 
 use super::gae::{Normalisation, normalise};
 use super::loss::{Losses, Targets, Trunk, losses};
 use super::params::Params;
 use super::rollout::Rollout;
 use crate::stats::{mean, permutation, std};
-use crate::train::{Told, number, rounded};
+use crate::train::checkpoint::Exact;
+use crate::train::step::unsound;
+use crate::train::{Told, named, number, rounded};
 
 /// A minibatch whose mean ratio exceeds this is skipped: its old log-probabilities no longer describe the policy.
 const RATIO_LIMIT: f64 = 10.0;
@@ -70,6 +73,13 @@ pub struct Learner {
     lr: f64,
 }
 
+/// What a checkpoint holds of a learner beside its optimiser and variables.
+#[derive(Serialize, Deserialize)]
+pub(super) struct State {
+    steps: u64,
+    last: Option<Exact>,
+}
+
 impl Learner {
     pub fn new(policy: CausalLm, reference: CausalLm, head: ScalarHead, params: &Params) -> Result<Self> {
         let config = lm::AdamWConfig {
@@ -92,10 +102,28 @@ impl Learner {
         Ok(Self { policy, reference, head, optimiser, steps: 0, last: None, lr: params.lr })
     }
 
+    /// The optimiser, which holds the variables of policy and head.
+    pub(super) fn optimiser(&self) -> &AdamW {
+        &self.optimiser
+    }
+
+    pub(super) fn optimiser_mut(&mut self) -> &mut AdamW {
+        &mut self.optimiser
+    }
+
+    pub(super) fn state(&self) -> State {
+        State { steps: self.steps, last: self.last.map(Exact) }
+    }
+
+    pub(super) fn restore(&mut self, state: State) {
+        self.steps = state.steps;
+        self.last = state.last.map(|loss| loss.0);
+    }
+
     /// `epochs` passes over the batch in minibatches.
     ///
     /// # Errors
-    /// When a loss or a gradient is not finite: names the step and the finite losses until then.
+    /// When a loss or a gradient is not finite: names the step, the posts, the tensor and the last finite loss.
     pub fn update(&mut self, lesson: Lesson<'_>, params: &Params, rng: &mut ChaCha12Rng) -> Result<Report> {
         let mut report = Report::default();
         for _ in 0..params.epochs {
@@ -162,6 +190,7 @@ impl Learner {
             report.first_log_ratio = log_ratio;
         }
 
+        let posts = || named("responses to posts", rows.iter().map(|&i| &lesson.rollout.posts[i]));
         let lr = learning_rate(params, self.steps);
         self.steps += 1;
         report.learning_rate = lr;
@@ -171,7 +200,8 @@ impl Learner {
             return Ok(());
         }
         if !(losses.policy.is_finite() && losses.value.is_finite()) {
-            return Err(self.diverged("the loss"));
+            let what = if losses.policy.is_finite() { "the value loss" } else { "the policy loss" };
+            return Err(self.diverged(what, &posts()));
         }
         self.last = Some(losses.policy);
         report.policy_loss += losses.policy;
@@ -181,7 +211,7 @@ impl Learner {
 
         let gradients = lm::backward(&surrogate).told()?;
         let norms = match self.optimiser.step(&gradients, lr, params.max_gradient_norm) {
-            Err(lm::Error::NonFinite { what }) => return Err(self.diverged(&what)),
+            Err(lm::Error::NonFinite { what }) => return Err(self.diverged(&what, &posts())),
             other => other.told()?,
         };
         report.gradient_norm += norms.grad_norm;
@@ -189,20 +219,23 @@ impl Learner {
         Ok(())
     }
 
-    /// The error for `what` being not finite at the latest step.
-    fn diverged(&self, what: &str) -> Error {
+    /// The error for `what` being not finite at the latest step, on certain posts.
+    fn diverged(&self, what: &str, posts: &str) -> Error {
         let last = match self.last {
             Some(loss) => format!("the last finite policy loss was {}", rounded(loss)),
             None => "no finite loss before it".to_owned(),
         };
-        Error::yours(format!("PPO: {what} is not finite at step {} ({last})", self.steps))
+        let mut variables = self.policy.variables();
+        variables.extend(self.head.variables());
+        let weight = unsound(&variables).map_or_else(String::new, |name| format!("; the weight {name} is not finite"));
+        Error::yours(format!("PPO: {what} is not finite at step {}, on {posts} ({last}{weight})", self.steps))
             .help(format!("lower `lr` (it is {}), or set `max_gradient_norm`", number(self.lr)))
     }
 
-    /// A result of the policy's, so that numbers that are not finite are told as those of a step are.
-    pub(super) fn told<T>(&self, result: lm::Result<T>) -> Result<T> {
+    /// A result of the policy's on certain posts, so that numbers that are not finite are told as those of a step are.
+    pub(super) fn told<T>(&self, result: lm::Result<T>, posts: impl Fn() -> String) -> Result<T> {
         match result {
-            Err(lm::Error::NonFinite { what }) => Err(self.diverged(&what)),
+            Err(lm::Error::NonFinite { what }) => Err(self.diverged(&what, &posts())),
             other => other.told(),
         }
     }

@@ -123,7 +123,7 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     for post in Posts::open(&ctx.one("posts")?.folder)? {
         let post = post?;
         if post.is_in(p.split) {
-            table.push(&encoder.reference(&post)?)?;
+            table.push(&post.id, &encoder.reference(&post)?)?;
         } else if post.is_in(p.held_out_split) && held_out.len() < p.held_out_posts {
             held_out.push(encoder.reference(&post)?);
         }

@@ -55,6 +55,11 @@ impl BatchOrder {
         self.queue.pop_front().unwrap_or_default().into_iter().map(|row| row as usize).collect()
     }
 
+    /// Leaves out the next `batches`: where an order stands is how many it has given.
+    pub fn skip(&mut self, batches: u64) {
+        (0..batches).for_each(|_| drop(self.next_batch()));
+    }
+
     fn enqueue(&mut self, mut rows: Vec<u32>) {
         shuffle(&mut rows, &mut self.rng);
         let mut batches: Vec<Vec<u32>> = Vec::new();
@@ -124,6 +129,17 @@ mod tests {
         assert!(rest.iter().all(|&row| row >= 8), "{rest:?}");
         let second: Vec<usize> = (0..2).flat_map(|_| order.next_batch()).collect();
         assert!(second.iter().any(|&row| row >= 8), "{second:?}");
+    }
+
+    #[test]
+    fn skipping_batches_is_taking_them() {
+        for batches in [0, 1, 2, 11, 12, 40] {
+            let of = || order(103, 10, 1).lead((0..8).collect());
+            let (mut taken, mut skipped) = (of(), of());
+            (0..batches).for_each(|_| drop(taken.next_batch()));
+            skipped.skip(batches);
+            assert_eq!(taken.next_batch(), skipped.next_batch());
+        }
     }
 
     #[test]

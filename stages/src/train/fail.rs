@@ -42,6 +42,18 @@ pub fn rounded(x: f64) -> String {
     number(format!("{x:.3e}").parse().unwrap_or(x))
 }
 
+/// The rows of a batch in a message, by their ids: the first few, and how many more.
+pub fn named<S: AsRef<str>>(what: &str, ids: impl IntoIterator<Item = S>) -> String {
+    const SHOWN: usize = 4;
+    let mut ids = ids.into_iter();
+    let shown: Vec<String> = ids.by_ref().take(SHOWN).map(|id| format!("`{}`", id.as_ref())).collect();
+    let more = match ids.count() {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    format!("{what} {}{more}", shown.join(", "))
+}
+
 /// Runs `work` on a thread with a big stack: the walk over a deep graph of tensors recurses.
 pub fn on_a_big_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     // Reserved, not touched: only what is used becomes memory.
@@ -64,9 +76,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_in_messages_can_be_read() {
+    fn numbers_and_rows_in_messages_can_be_read() {
         let told = [0.0, 0.0015, 3e-5, 1.0, 1e30, f64::NAN].map(number);
         assert_eq!(told, ["0", "0.0015", "3e-5", "1", "1e30", "NaN"]);
+        assert_eq!(named("posts", ["a", "b"]), "posts `a`, `b`");
+        assert_eq!(named("posts", ["a", "b", "c", "d", "e", "f"]), "posts `a`, `b`, `c`, `d` and 2 more");
         assert_eq!([0.612_345, 5.0, 3.123_456e16].map(rounded), ["0.6123", "5", "3.123e16"]);
     }
 }

@@ -5,7 +5,7 @@ use engine::error::{Error, Result};
 use lm::{Batch, CausalLm, Dropout, Sequence};
 
 use super::batches::{BatchOrder, by_length, micro_batches};
-use super::fail::Told;
+use super::fail::{Told, named};
 use super::sequences::SequenceTable;
 use super::step::{Part, TrainPlan, Trainer};
 
@@ -31,21 +31,28 @@ pub struct Trained {
     pub tokens: u64,
 }
 
-/// Takes `plan.steps` steps; the model's variables change in place.
+/// Takes `plan.steps` steps, from the last checkpoint if there is one; the model's variables change in place.
 ///
 /// # Errors
-/// Without rows; when the loss or a gradient is not finite.
+/// Without rows; when the loss or a gradient is not finite: names step, posts and tensor.
 pub fn train(ctx: &mut Context, task: LanguageTask<'_>, plan: TrainPlan) -> Result<Trained> {
     let LanguageTask { model, table, mut order, prompt_weight, mut dropout, tokens_at_once } = task;
     if table.is_empty() {
         return Err(Error::yours("no rows to train on"));
     }
     let mut trainer = Trainer::new(ctx, model.variables(), plan)?;
+    trainer.resume(ctx, dropout.as_mut())?;
     let mut tokens = 0;
+    let mut next_batch = || {
+        let numbers = order.next_batch();
+        tokens += numbers.iter().map(|&row| table.length(row) as u64).sum::<u64>();
+        numbers
+    };
+    (0..trainer.done()).for_each(|_| drop(next_batch()));
     while !trainer.finished() {
-        let rows = table.get_all(&order.next_batch())?;
+        let numbers = next_batch();
+        let rows = table.get_all(&numbers)?;
         let lengths: Vec<usize> = rows.iter().map(Sequence::len).collect();
-        tokens += lengths.iter().sum::<usize>() as u64;
         let weight = |rows: &[Sequence]| rows.iter().map(|row| targets(row, prompt_weight)).sum::<f64>();
         let whole = weight(&rows);
         let parts = micro_batches(&lengths, tokens_at_once);
@@ -55,7 +62,9 @@ pub fn train(ctx: &mut Context, task: LanguageTask<'_>, plan: TrainPlan) -> Resu
             let loss = model.lm_loss(&batch, prompt_weight, dropout.as_mut()).told()?.loss;
             Ok(Part { loss, share: if rows.len() == lengths.len() { 1.0 } else { weight(rows) / whole } })
         });
-        trainer.step(ctx, parts)?;
+        let ids = || numbers.iter().map(|&row| table.id(row)).collect::<Result<Vec<_>>>();
+        trainer.step(ctx, parts, || Ok(named("posts", ids()?)))?;
+        trainer.checkpoint(ctx, dropout.as_ref())?;
     }
     Ok(Trained { final_loss: trainer.final_loss(), steps: trainer.done(), tokens })
 }

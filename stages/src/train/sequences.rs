@@ -1,4 +1,4 @@
-//! Sequences of tokens by number, on disk, so that memory does not grow with their text. Knows no tokenizer.
+//! Sequences of tokens with their ids, by number, on disk, so that memory does not grow with their text. Knows no tokenizer.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,12 +8,13 @@ use std::path::Path;
 use engine::error::{At, Error, Result};
 use lm::Sequence;
 
-/// One row's place: byte offset, tokens of its prompt and of its response.
+/// One row's place: byte offset, tokens of its prompt and of its response, bytes of its id, which stands last.
 #[derive(Clone, Copy)]
 struct Place {
     offset: u64,
     prompt: u32,
     response: u32,
+    id: u32,
 }
 
 /// A growing table of sequences. Its file has no name, so nothing of it stays behind.
@@ -42,13 +43,16 @@ impl SequenceTable {
         Ok(Self { file: BufWriter::new(file), end: 0, places: Vec::new() })
     }
 
-    pub fn push(&mut self, sequence: &Sequence) -> Result<()> {
+    /// `id` is for messages: a row may share it with others.
+    pub fn push(&mut self, id: &str, sequence: &Sequence) -> Result<()> {
         let (prompt, response) = (sequence.prompt.len() as u32, sequence.response.len() as u32);
-        self.places.push(Place { offset: self.end, prompt, response });
+        let place = Place { offset: self.end, prompt, response, id: id.len() as u32 };
+        self.places.push(place);
         for token in sequence.prompt.iter().chain(&sequence.response) {
             self.file.write_all(&token.to_le_bytes()).map_err(lost)?;
         }
-        self.end += 4 * u64::from(prompt + response);
+        self.file.write_all(id.as_bytes()).map_err(lost)?;
+        self.end += 4 * u64::from(prompt + response) + u64::from(place.id);
         Ok(())
     }
 
@@ -84,6 +88,14 @@ impl SequenceTable {
         Ok(Sequence { prompt, response: tokens.collect() })
     }
 
+    /// The id of a row.
+    pub fn id(&self, row: usize) -> Result<String> {
+        let place = self.places[row];
+        let mut bytes = vec![0; place.id as usize];
+        self.file.get_ref().read_exact_at(&mut bytes, place.offset + 4 * self.length(row) as u64).map_err(lost)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     pub fn get_all(&self, rows: &[usize]) -> Result<Vec<Sequence>> {
         rows.iter().map(|&row| self.get(row)).collect()
     }
@@ -104,8 +116,8 @@ mod tests {
         let (mut one, mut two) = (SequenceTable::create(folder.path())?, SequenceTable::create(folder.path())?);
         let sequence = |n: u32| Sequence { prompt: (0..n).collect(), response: vec![n; 3] };
         for n in 0..50 {
-            one.push(&sequence(n))?;
-            two.push(&sequence(n + 1))?;
+            one.push(&format!("row {n}"), &sequence(n))?;
+            two.push("", &sequence(n + 1))?;
         }
         one.finish()?;
         two.finish()?;
@@ -113,7 +125,7 @@ mod tests {
             let (got, other) = (one.get(n)?, two.get(n)?);
             assert_eq!((got.prompt, got.response), (sequence(n as u32).prompt, sequence(n as u32).response));
             assert_eq!(other.response, [n as u32 + 1; 3]);
-            assert_eq!(one.length(n), n + 3);
+            assert_eq!((one.length(n), one.id(n)?, two.id(n)?), (n + 3, format!("row {n}"), String::new()));
         }
         assert_eq!(std::fs::read_dir(folder.path()).at(folder.path())?.count(), 0);
         Ok(())

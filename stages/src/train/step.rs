@@ -1,13 +1,16 @@
-//! One step of training: micro-batches, finite losses, the optimiser, progress. Knows no model and no loss.
+//! One step of training: micro-batches, finite losses, the optimiser, progress, checkpoints. Knows no model and no loss.
 
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
+use engine::checkpoint::{Checkpoints, Reached};
 use engine::context::Context;
 use engine::error::{Error, Result};
-use lm::{AdamW, AdamWConfig, Schedule, Shape, Variable};
+use lm::{AdamW, AdamWConfig, Dropout, Schedule, Shape, Variable};
+use serde::{Deserialize, Serialize};
 
+use super::checkpoint::{self, Exact, Position};
 use super::fail::{Told, number, rounded};
 
 /// How a stage trains: peak learning rate, schedule, AdamW.
@@ -45,6 +48,16 @@ pub struct Trainer {
     tail: Vec<f64>,
     spent: Spent,
     told: Instant,
+    checkpoints: Checkpoints,
+}
+
+/// What a checkpoint holds beside variables and optimiser.
+#[derive(Serialize, Deserialize)]
+struct State {
+    done: u64,
+    last: Option<Exact>,
+    tail: Vec<Exact>,
+    dropout: Option<Position>,
 }
 
 /// Seconds since the journal was told.
@@ -76,8 +89,60 @@ impl Trainer {
         };
         let schedule = Schedule { peak: plan.lr, warmup: plan.warmup, total: plan.steps, shape: plan.shape };
         let optimiser = AdamW::new(variables.clone(), config).told()?;
+        let checkpoints = Checkpoints::new(ctx, checkpoint::FORMAT);
         let (spent, told) = (Spent::default(), Instant::now());
-        Ok(Self { optimiser, variables, plan, schedule, done: 0, last: None, tail: Vec::new(), spent, told })
+        Ok(Self {
+            optimiser,
+            variables,
+            plan,
+            schedule,
+            done: 0,
+            last: None,
+            tail: Vec::new(),
+            spent,
+            told,
+            checkpoints,
+        })
+    }
+
+    /// Goes on where the last checkpoint of an earlier attempt stopped, if there is one: variables, optimiser, losses and
+    /// the dropout's generator are as they were after [`Trainer::done`] steps. The order of batches is the caller's.
+    ///
+    /// # Errors
+    /// When a checkpoint that was found whole cannot be read to its end.
+    pub fn resume(&mut self, ctx: &mut Context, dropout: Option<&mut Dropout>) -> Result<()> {
+        let optimiser = &self.optimiser;
+        let found = self.checkpoints.latest(ctx, |folder| checkpoint::read::<State>(folder, optimiser))?;
+        let Some((State { done, last, tail, dropout: position }, folder)) = found else { return Ok(()) };
+        checkpoint::restore(&folder, &mut self.optimiser)?;
+        self.done = done;
+        self.last = last.map(|loss| loss.0);
+        self.tail = tail.into_iter().map(|loss| loss.0).collect();
+        if let (Some(dropout), Some(position)) = (dropout, position) {
+            position.restore(&mut dropout.rng);
+        }
+        ctx.resumed(self.reached());
+        Ok(())
+    }
+
+    /// Writes a checkpoint if one is due. To be called after every step, with the dropout that [`Trainer::resume`] got.
+    pub fn checkpoint(&mut self, ctx: &mut Context, dropout: Option<&Dropout>) -> Result<()> {
+        if !self.checkpoints.due() {
+            return Ok(());
+        }
+        let state = State {
+            done: self.done,
+            last: self.last.map(Exact),
+            tail: self.tail.iter().copied().map(Exact).collect(),
+            dropout: dropout.map(|dropout| Position::of(&dropout.rng)).transpose()?,
+        };
+        let (reached, optimiser) = (self.reached(), &self.optimiser);
+        self.checkpoints.publish(ctx, reached, |folder| checkpoint::write(folder, optimiser, &state));
+        Ok(())
+    }
+
+    fn reached(&self) -> Reached<'static> {
+        Reached { done: self.done, total: self.plan.steps, unit: "steps" }
     }
 
     /// Steps taken so far.
@@ -94,18 +159,24 @@ impl Trainer {
         self.tail.iter().sum::<f64>() / self.tail.len().max(1) as f64
     }
 
-    /// One optimiser step over the parts of one batch, whose gradients are added up. Gives the batch's loss.
+    /// One optimiser step over the parts of one batch, whose gradients are added up. Gives the batch's loss. `rows` names
+    /// the batch's rows for a message.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite: names the step and the last finite loss.
-    pub fn step<P: Iterator<Item = Result<Part>>>(&mut self, ctx: &mut Context, parts: P) -> Result<f64> {
+    /// A loss or gradient that is not finite: names the step, the last finite loss, the tensor and the rows.
+    pub fn step<P: Iterator<Item = Result<Part>>>(
+        &mut self,
+        ctx: &mut Context,
+        parts: P,
+        rows: impl Fn() -> Result<String>,
+    ) -> Result<f64> {
         let (mut sum, mut grads) = (0.0, None);
         let mut clock = Instant::now();
         for part in parts {
             let Part { loss, share } = part?;
             let value = f64::from(loss.to_scalar::<f32>().told()?);
             if !value.is_finite() {
-                return Err(self.diverged(&format!("the loss is {value}")));
+                return Err(self.diverged(&format!("the loss is {value}"), &rows()?));
             }
             sum += share * value;
             self.spent.forward += lap(&mut clock);
@@ -118,7 +189,9 @@ impl Trainer {
         let grads = grads.ok_or_else(|| Error::ours("a batch without rows"))?;
         let lr = self.schedule.at(self.done);
         match self.optimiser.step(&grads, lr, self.plan.clip) {
-            Err(lm::Error::NonFinite { what }) => return Err(self.diverged(&format!("{what} is not finite"))),
+            Err(lm::Error::NonFinite { what }) => {
+                return Err(self.diverged(&format!("{what} is not finite"), &rows()?));
+            }
             other => other.told()?,
         };
         self.spent.update += lap(&mut clock);
@@ -144,14 +217,28 @@ impl Trainer {
         }
     }
 
-    fn diverged(&self, what: &str) -> Error {
+    fn diverged(&self, what: &str, rows: &str) -> Error {
         let last = match self.last {
             Some(loss) => format!("the last finite loss was {}, at step {}", rounded(loss), self.done),
             None => "no step before it".to_owned(),
         };
-        Error::yours(format!("{what} at step {} of {} ({last})", self.done + 1, self.plan.steps))
+        let weights = match unsound(&self.variables) {
+            Some(name) => format!("; the weight {name} is not finite"),
+            None => String::new(),
+        };
+        let (step, steps) = (self.done + 1, self.plan.steps);
+        Error::yours(format!("{what} at step {step} of {steps}, on {rows} ({last}{weights})"))
             .help(format!("lower `lr` (it is {}), lengthen `warmup`, or clip harder", number(self.plan.lr)))
     }
+}
+
+/// The first variable that holds a number that is not finite: earlier steps broke it, not this batch.
+pub fn unsound(variables: &[Variable]) -> Option<&str> {
+    let broken = |variable: &&Variable| {
+        let values = variable.var.flatten_all().and_then(|values| values.to_vec1::<f32>());
+        values.is_ok_and(|values| values.iter().any(|value| !value.is_finite()))
+    };
+    variables.iter().find(broken).map(|variable| variable.name.as_str())
 }
 
 fn lap(clock: &mut Instant) -> f64 {
@@ -173,4 +260,62 @@ fn add(sum: Option<GradStore>, mut grads: GradStore, variables: &[Variable]) -> 
         sum.insert(tensor, total);
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    /// The error of steps on the mean of `loss(w, step)`, w being (1, 4) before step 1.
+    fn diverged(loss: impl Fn(&Tensor, u64) -> candle_core::Result<Tensor>) -> String {
+        let var = Var::from_slice(&[1f32, 4.0], 2, &Device::Cpu).expect("a small variable");
+        let mut ctx = Context::new("test", 0, BTreeMap::new(), PathBuf::new(), PathBuf::new());
+        let plan = TrainPlan {
+            steps: 9,
+            lr: 1.0,
+            warmup: 0,
+            shape: Shape::Constant,
+            betas: (0.9, 0.999),
+            weight_decay: 0.0,
+            clip: None,
+        };
+        let variables = vec![Variable { name: "h.0.w".into(), var: var.clone(), decays: false }];
+        let mut trainer = Trainer::new(&mut ctx, variables, plan).expect("one variable");
+        for step in 1.. {
+            let loss = loss(&var, step).and_then(|loss| loss.mean_all()).expect("a scalar");
+            let part = Ok(Part { loss, share: 1.0 });
+            if let Err(e) = trainer.step(&mut ctx, [part].into_iter(), || Ok("posts `a`, `b`".into())) {
+                return e.message;
+            }
+        }
+        unreachable!("the steps end in an error")
+    }
+
+    #[test]
+    fn what_is_not_finite_is_named_with_step_rows_and_tensor() {
+        let place = "at step 2 of 9, on posts `a`, `b` (the last finite loss was 8.5, at step 1)";
+        // The slope of the root at 0 is infinite, its value is not.
+        let gradient = diverged(|w, step| if step == 2 { (w * 0.0)?.sqrt() } else { w.sqr() });
+        assert_eq!(gradient, format!("the gradient of h.0.w is not finite {place}"));
+        let loss = diverged(|w, step| if step == 2 { w / 0.0 } else { w.sqr() });
+        assert!(loss.starts_with("the loss is ") && loss.ends_with(place), "{loss}");
+        assert!(diverged(|w, _| w / 0.0).ends_with(" at step 1 of 9, on posts `a`, `b` (no step before it)"));
+    }
+
+    #[test]
+    fn a_weight_that_an_earlier_step_broke_is_named() {
+        let error = diverged(|w, step| {
+            if step == 2 {
+                // Of a variable it is but another handle.
+                Var::from_tensor(w)?.set(&Tensor::new(&[f32::INFINITY, 0.0], &Device::Cpu)?)?;
+            }
+            w.sqr()
+        });
+        assert!(error.ends_with("; the weight h.0.w is not finite)"), "{error}");
+    }
 }

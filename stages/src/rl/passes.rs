@@ -1,0 +1,49 @@
+//! Prompts without end, in seeded passes. Knows numbers, not prompts.
+
+use engine::error::Result;
+use rand_chacha::ChaCha12Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::stats::permutation;
+use crate::train::checkpoint::Position;
+
+/// Passes over `0..n`, each in its own order.
+pub(crate) struct Passes {
+    n: usize,
+    left: Vec<usize>,
+    rng: ChaCha12Rng,
+}
+
+/// Where passes stand, for a checkpoint.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct State {
+    left: Vec<usize>,
+    drawn: Position,
+}
+
+impl Passes {
+    pub(crate) fn new(n: usize, rng: ChaCha12Rng) -> Self {
+        Self { n, left: Vec::new(), rng }
+    }
+
+    pub(crate) fn take(&mut self, k: usize) -> Vec<usize> {
+        (0..k)
+            .map(|_| {
+                if self.left.is_empty() {
+                    self.left = permutation(self.n, &mut self.rng);
+                }
+                self.left.pop().expect("just filled, and n > 0: an empty split is refused")
+            })
+            .collect()
+    }
+
+    pub(crate) fn state(&self) -> Result<State> {
+        Ok(State { left: self.left.clone(), drawn: Position::of(&self.rng)? })
+    }
+
+    /// Puts fresh passes of the same generator where `state` has them.
+    pub(crate) fn restore(&mut self, state: State) {
+        self.left = state.left;
+        state.drawn.restore(&mut self.rng);
+    }
+}

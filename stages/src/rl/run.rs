@@ -1,0 +1,148 @@
+//! A run of PPO from phase to phase: evaluations between them, tables, checkpoints. Knows no objective and no port.
+
+use engine::checkpoint::{Checkpoints, Reached};
+use engine::context::Context;
+use engine::error::Result;
+use serde::{Deserialize, Serialize};
+
+use super::SCORING_BATCH;
+use super::held_out::HeldOut;
+use super::params::{Greedy, Params};
+use super::phase::{self, Phases};
+use super::tables::Tables;
+use super::update::{self, Learner};
+use crate::train::checkpoint;
+
+/// All that changes while a run goes on, and what it goes on with.
+pub(super) struct Run<'a> {
+    params: &'a Params,
+    pub learner: Learner,
+    pub phases: Phases<'a>,
+    held_out: HeldOut<'a>,
+    tables: Tables,
+    checkpoints: Checkpoints,
+    /// Phases.
+    done: u64,
+    /// Whether the policy after `done` phases has been evaluated.
+    evaluated: bool,
+}
+
+/// What a checkpoint holds beside variables, optimiser and tables.
+#[derive(Serialize, Deserialize)]
+struct State {
+    done: u64,
+    evaluated: bool,
+    evaluations: u64,
+    learner: update::State,
+    phases: phase::State,
+}
+
+impl<'a> Run<'a> {
+    /// A run before its first phase.
+    pub fn new(
+        params: &'a Params,
+        learner: Learner,
+        phases: Phases<'a>,
+        held_out: HeldOut<'a>,
+        ctx: &Context,
+    ) -> Result<Self> {
+        let checkpoints = Checkpoints::new(ctx, checkpoint::FORMAT);
+        let tables = Tables::create(ctx)?;
+        Ok(Self { params, learner, phases, held_out, tables, checkpoints, done: 0, evaluated: false })
+    }
+
+    /// Runs every phase, and the evaluations before, between and after them; from the last checkpoint if there is one.
+    ///
+    /// # Errors
+    /// Numbers that are not finite: names phase or evaluation, step, posts and tensor.
+    pub fn go(&mut self, ctx: &mut Context) -> Result<()> {
+        self.resume(ctx)?;
+        loop {
+            if self.params.evaluates_after(self.done) && !self.evaluated {
+                self.evaluate(ctx)?;
+                self.checkpoint(ctx)?;
+            }
+            if self.done == self.params.phases() {
+                return Ok(());
+            }
+            self.phase(ctx)?;
+            self.checkpoint(ctx)?;
+        }
+    }
+
+    /// Ends the tables; gives what is left to save.
+    pub fn finish(self, ctx: &Context) -> Result<(Learner, Phases<'a>)> {
+        self.tables.finish(ctx.out())?;
+        Ok((self.learner, self.phases))
+    }
+
+    fn evaluate(&mut self, ctx: &mut Context) -> Result<()> {
+        let started = std::time::Instant::now();
+        let (done, total) = (self.done, self.params.phases());
+        let greedy = match self.params.greedy {
+            Greedy::All => true,
+            Greedy::Ends => done == 0 || done == total,
+            Greedy::None => false,
+        };
+        for greedy in [Some(false), greedy.then_some(true)].into_iter().flatten() {
+            let rows = self.held_out.samples(&self.learner, done as i64, greedy, SCORING_BATCH);
+            let rows = rows.map_err(|e| e.within(format!("evaluation after phase {done} of {total}")))?;
+            self.tables.evaluated(rows)?;
+        }
+        ctx.timing(&format!("evaluation {done}"), &[("held_out", started.elapsed().as_secs_f64())]);
+        self.evaluated = true;
+        Ok(())
+    }
+
+    fn phase(&mut self, ctx: &mut Context) -> Result<()> {
+        let total = self.params.phases();
+        let row = self.phases.run(&mut self.learner, self.done, ctx);
+        let row = row.map_err(|e| e.within(format!("phase {} of {total}", self.done + 1)))?;
+        self.done += 1;
+        self.evaluated = false;
+        ctx.progress(self.done, total, "phases", row.proxy.map(|proxy| ("proxy", proxy)));
+        self.phases.note_metrics(&row, ctx);
+        self.tables.phases.push(row);
+        Ok(())
+    }
+
+    fn resume(&mut self, ctx: &mut Context) -> Result<()> {
+        let optimiser = self.learner.optimiser();
+        let found = self.checkpoints.latest(ctx, |folder| checkpoint::read::<State>(folder, optimiser))?;
+        let Some((State { done, evaluated, evaluations, learner, phases }, folder)) = found else { return Ok(()) };
+        checkpoint::restore(&folder, self.learner.optimiser_mut())?;
+        self.tables.restore(&folder, evaluations)?;
+        self.learner.restore(learner);
+        self.phases.restore(phases);
+        (self.done, self.evaluated) = (done, evaluated);
+        if let Some(row) = self.tables.phases.last() {
+            self.phases.note_metrics(row, ctx);
+        }
+        ctx.resumed(self.reached());
+        Ok(())
+    }
+
+    /// Writes a checkpoint if one is due. What happens within a phase or an evaluation is not kept.
+    fn checkpoint(&mut self, ctx: &mut Context) -> Result<()> {
+        if !self.checkpoints.due() {
+            return Ok(());
+        }
+        let state = State {
+            done: self.done,
+            evaluated: self.evaluated,
+            evaluations: self.tables.evaluations(),
+            learner: self.learner.state(),
+            phases: self.phases.state()?,
+        };
+        let (reached, tables, optimiser) = (self.reached(), &self.tables, self.learner.optimiser());
+        self.checkpoints.publish(ctx, reached, |folder| {
+            tables.keep(folder)?;
+            checkpoint::write(folder, optimiser, &state)
+        });
+        Ok(())
+    }
+
+    fn reached(&self) -> Reached<'static> {
+        Reached { done: self.done, total: self.params.phases(), unit: "phases" }
+    }
+}

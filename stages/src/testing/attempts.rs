@@ -1,0 +1,124 @@
+//! Attempts of one key that are killed and go on from each other's checkpoints. Knows no kind.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use engine::checkpoint::Cadence;
+use engine::context::{Context, Input, Tell};
+use engine::error::{Error, Result};
+use engine::kind::AnyKind;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// One key: a kind, its parameters, its inputs. Every attempt has a fresh folder to fill; checkpoints are kept.
+pub struct Attempts<'a> {
+    kind: &'a dyn AnyKind,
+    params: Value,
+    inputs: BTreeMap<String, Vec<Input>>,
+    folder: TempDir,
+    /// Steps between checkpoints.
+    every: u64,
+}
+
+/// What an attempt left, whatever became of it.
+pub struct Attempt {
+    out: TempDir,
+    /// Steps that an earlier attempt's checkpoint saved.
+    pub resumed: Option<u64>,
+    pub warnings: Vec<String>,
+    /// Whether it was killed.
+    pub killed: bool,
+}
+
+impl Attempt {
+    /// Every file that it made, with its bytes.
+    pub fn bytes(&self) -> Vec<(String, Vec<u8>)> {
+        let mut files = super::toys::bytes_of(self.out.path());
+        let metrics = std::fs::read(self.out.path().join("metrics.json")).expect("a finished attempt has metrics");
+        files.push(("metrics.json".to_owned(), metrics));
+        files
+    }
+}
+
+impl<'a> Attempts<'a> {
+    pub fn new(kind: &'a dyn AnyKind, with: &Value, inputs: BTreeMap<String, Vec<Input>>, every: u64) -> Result<Self> {
+        let params = kind.normalise(with).map_err(|faults| Error::yours(format!("{faults:?}")))?;
+        Ok(Self { kind, params, inputs, folder: tempfile::tempdir().expect("a temporary folder"), every })
+    }
+
+    /// The same with other parameters on the same folder of checkpoints, as no pipeline can have it.
+    pub fn with(self, with: &Value) -> Result<Self> {
+        let params = self.kind.normalise(with).map_err(|faults| Error::yours(format!("{faults:?}")))?;
+        Ok(Self { params, ..self })
+    }
+
+    /// The one checkpoint's folder.
+    pub fn checkpoint(&self) -> PathBuf {
+        let entries = std::fs::read_dir(self.folder.path()).expect("the folder of checkpoints");
+        let mut found = entries.map(|entry| entry.expect("an entry").path()).filter(|path| is_checkpoint(path));
+        let one = found.next().expect("a checkpoint");
+        assert!(found.next().is_none(), "the last one alone is kept");
+        one
+    }
+
+    /// An attempt that is killed as soon as it has written `checkpoints` of them, if it ever does.
+    pub fn killed_after(&self, checkpoints: u64) -> Result<Attempt> {
+        self.attempt(Some(checkpoints))
+    }
+
+    /// An attempt that nobody disturbs.
+    pub fn undisturbed(&self) -> Result<Attempt> {
+        self.attempt(None)
+    }
+
+    fn attempt(&self, kill_after: Option<u64>) -> Result<Attempt> {
+        let out = tempfile::tempdir().expect("a temporary folder");
+        let told: Arc<Mutex<Vec<Tell>>> = Arc::default();
+        let sink = {
+            let (told, mut written) = (told.clone(), 0);
+            move |tell| {
+                written += u64::from(matches!(tell, Tell::Checkpoint { .. }));
+                let last = matches!(tell, Tell::Checkpoint { .. }) && Some(written) == kill_after;
+                told.lock().expect("nothing panics while it is held").push(tell);
+                if last {
+                    // Nothing of the kind runs any more, as after a kill; a panic's message would only litter the log.
+                    resume_unwind(Box::new(Killed));
+                }
+            }
+        };
+        let cadence = Cadence::Steps(NonZeroU64::new(self.every).expect("at least one step"));
+        let (inputs, place) = (self.inputs.clone(), out.path().to_owned());
+        let mut ctx = Context::new(self.kind.name(), 7, inputs, place, self.folder.path().to_owned())
+            .with_cadence(cadence)
+            .with_sink(sink);
+        let killed = match catch_unwind(AssertUnwindSafe(|| self.kind.run(&self.params, &mut ctx))) {
+            Ok(result) => {
+                result?;
+                ctx.write_metrics()?;
+                false
+            }
+            Err(panic) if panic.is::<Killed>() => true,
+            Err(panic) => resume_unwind(panic),
+        };
+        let told = std::mem::take(&mut *told.lock().expect("nothing panics while it is held"));
+        let resumed = told.iter().find_map(|tell| match tell {
+            Tell::Resumed { done, .. } => Some(*done),
+            _ => None,
+        });
+        let warnings = told.into_iter().filter_map(|tell| match tell {
+            Tell::Warning { message } => Some(message),
+            _ => None,
+        });
+        Ok(Attempt { out, resumed, warnings: warnings.collect(), killed })
+    }
+}
+
+fn is_checkpoint(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"))
+}
+
+/// What unwinds out of a killed attempt.
+struct Killed;

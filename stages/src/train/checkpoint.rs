@@ -1,0 +1,107 @@
+//! What a training puts into a checkpoint: an optimiser with its variables, and plain state. Knows no model and no loss.
+//!
+//! Only what is trained is written, with its moments: three numbers for each trainable weight, so a LoRA's checkpoint is
+//! small whatever its base, and one of a fully trained GPT-J of 6 billion weights has 72 GB. Whatever a stage can make
+//! again from its inputs (tables of sequences, the order of batches, metrics from before the training) is made again.
+
+use std::path::Path;
+
+use engine::error::{Error, Result};
+use lm::AdamW;
+use rand_chacha::ChaCha12Rng;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::fail::Told;
+use crate::types::folder::{read_json, write_json};
+
+/// Of the files that the learning stages put into their checkpoints: raised when one of them changes its meaning.
+pub const FORMAT: u32 = 1;
+
+const TRAINING: &str = "training.safetensors";
+const STATE: &str = "state.json";
+
+/// Puts optimiser, variables and `state` into a checkpoint's folder.
+pub fn write<S: Serialize>(folder: &Path, optimiser: &AdamW, state: &S) -> Result<()> {
+    optimiser.save(&folder.join(TRAINING)).told()?;
+    write_json(&folder.join(STATE), state)
+}
+
+/// The state in a checkpoint's folder, after a check that its tensors are those of `optimiser`. Changes nothing.
+///
+/// # Errors
+/// When it is another training's.
+pub fn read<S: DeserializeOwned>(folder: &Path, optimiser: &AdamW) -> Result<S> {
+    optimiser.check(&folder.join(TRAINING)).told()?;
+    read_json(&folder.join(STATE))
+}
+
+/// Puts optimiser and variables back to where a folder that [`read`] accepts has them.
+pub fn restore(folder: &Path, optimiser: &mut AdamW) -> Result<()> {
+    optimiser.load(&folder.join(TRAINING)).told()
+}
+
+/// A number kept by its bits, since JSON's parser may round it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(into = "u64", from = "u64")]
+pub struct Exact(pub f64);
+
+impl From<Exact> for u64 {
+    fn from(x: Exact) -> Self {
+        x.0.to_bits()
+    }
+}
+
+impl From<u64> for Exact {
+    fn from(bits: u64) -> Self {
+        Self(f64::from_bits(bits))
+    }
+}
+
+/// How far a generator has drawn, in its 32-bit words; its key comes again from the seed and its purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position(u64);
+
+impl Position {
+    /// # Errors
+    /// Beyond 2^64 words, which no training draws.
+    pub fn of(rng: &ChaCha12Rng) -> Result<Self> {
+        let words = u64::try_from(rng.get_word_pos());
+        words.map(Self).map_err(|_| Error::ours("a generator has drawn more than 2^64 words"))
+    }
+
+    /// Moves a fresh generator of the same key there.
+    pub fn restore(self, rng: &mut ChaCha12Rng) {
+        rng.set_word_pos(self.0.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::rand_core::RngCore;
+
+    use super::*;
+    use crate::train::fixed_generator;
+
+    #[test]
+    fn a_generator_goes_on_in_the_middle_of_a_block() {
+        for words in [0, 1, 7, 16, 63, 64, 65, 1000] {
+            let (mut whole, mut second) = (fixed_generator(1, "test"), fixed_generator(1, "test"));
+            for _ in 0..words {
+                whole.next_u32();
+            }
+            let at = serde_json::to_string(&Position::of(&whole).expect("few words")).expect("plain data");
+            serde_json::from_str::<Position>(&at).expect("what was written").restore(&mut second);
+            assert_eq!(whole.next_u64(), second.next_u64(), "after {words} words");
+        }
+    }
+
+    #[test]
+    fn numbers_come_back_to_the_last_bit() {
+        for x in [0.1 + 0.2, -0.0, f64::MIN_POSITIVE, 2.676_199_999_999_999_6, f64::INFINITY] {
+            let text = serde_json::to_string(&Exact(x)).expect("plain data");
+            let back: Exact = serde_json::from_str(&text).expect("what was written");
+            assert_eq!(back.0.to_bits(), x.to_bits());
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Runs of the real binary that are killed in the middle of a stage that learns, and run again.
+
+mod space;
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use serde_json::Value;
+use space::{TestSpace, names, text};
+
+const PIPELINE: &str = r"
+version: 1
+seed: 3
+stages:
+  posts: { uses: dataset.tinytldr, with: { posts: 300 } }
+  tokenizer: { uses: tokenizer.train, needs: { posts: posts }, with: { vocab_size: 400 } }
+  filter:
+    uses: dataset.filter
+    needs: { posts: posts, tokenizer: tokenizer }
+    with: { summary_tokens: [4, 80], validation: 8, calibration: 8, gold: 40, proxy: 40, rl: 40 }
+  base:
+    uses: model.pretrain
+    needs: { posts: posts, tokenizer: tokenizer }
+    with: { n_embd: 16, n_layer: 1, n_head: 2, n_positions: 320, steps: 60, batch: 4, warmup: 1, lr: 1.0e-3 }
+  sft: { uses: sft, needs: { base: base, posts: filter }, with: { steps: 60, batch: 4, warmup: 1, lr: 1.0e-3 } }
+  contrast: { uses: generate.contrast, needs: { posts: filter, tokenizer: tokenizer }, with: { split: proxy, pairs: 24 } }
+  annotate: { uses: annotate.reference, needs: { pairs: contrast }, with: { by: facts } }
+  proxy:
+    uses: reward.train
+    matrix: { member: [1, 2] }
+    seed: '${member}'
+    needs: { model: sft, preferences: annotate, posts: filter }
+    with: { batch: 4, warmup: 1, steps: 40 }
+  ensemble: { uses: reward.ensemble, needs: { members: 'proxy[*]' } }
+  rl:
+    uses: rl.ppo
+    needs: { policy: sft, rewards: ensemble, posts: filter }
+    with: { objective: adaptive, steps: { n: 6 }, rollouts: 6, minibatch: 4, epochs: 2, lr: 1.0e-3, max_new_tokens: 10, eval_every: 2, eval_prompts: 8 }
+";
+
+/// Runs until `stage` tells of a checkpoint after `done` steps, and is then killed with what it started. Gives the events
+/// until then.
+fn killed_at(space: &TestSpace, arguments: &[&str], stage: &str, done: u64) -> Vec<Value> {
+    let mut command = space.command(&[&["run", "study.yaml", "--json"], arguments].concat());
+    let mut orchestrator = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary starts");
+    let lines = BufReader::new(orchestrator.stdout.take().expect("a pipe"));
+    let mut events = Vec::new();
+    for line in lines.lines() {
+        let event: Value = serde_json::from_str(&line.expect("a line")).expect("an event");
+        let there = event["event"] == "checkpoint" && event["stage"] == stage && event["done"] == done;
+        events.push(event);
+        if there {
+            break;
+        }
+    }
+    // It may be a zombie by now.
+    let _ = orchestrator.kill();
+    let ended = orchestrator.wait().expect("it ends");
+    assert!(ended.signal() == Some(9), "no checkpoint of {stage} after {done} steps: {:?}", events.last());
+    events
+}
+
+/// Where stages went on: (stage, steps done).
+fn resumed(events: &[Value]) -> Vec<(String, u64)> {
+    let resumed = events.iter().filter(|event| event["event"] == "resumed");
+    resumed.map(|e| (e["stage"].as_str().unwrap_or_default().to_owned(), e["done"].as_u64().unwrap_or(0))).collect()
+}
+
+fn events(out: &std::process::Output) -> Vec<Value> {
+    assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+    text(&out.stdout).lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
+}
+
+#[test]
+fn a_study_killed_in_every_learning_stage_gives_the_digests_of_an_undisturbed_one() {
+    let space = TestSpace::new();
+    space.write("study.yaml", PIPELINE);
+    let whole = space.json(&["run", "study.yaml", "--store", "undisturbed", "--json", "-j", "1"]);
+    assert_eq!(names(&whole["failed"]), [""; 0]);
+
+    // Each time on another number of threads.
+    let (one, two) = (["--checkpoint-every", "1", "-j", "1"], ["--checkpoint-every", "1", "-j", "2"]);
+    let kills = [(two, "base", 5), (one, "sft", 7), (two, "proxy[2]", 3), (one, "rl", 2)];
+    let mut told: Vec<Value> =
+        kills.iter().flat_map(|(arguments, stage, done)| killed_at(&space, arguments, stage, *done)).collect();
+    told.extend(events(&space.temper(&["run", "study.yaml", "--json", "-j", "2"])));
+    // A stage may have been through before the kill arrived, but hardly all of them.
+    let went_on = resumed(&told);
+    assert!(!went_on.is_empty() && went_on.iter().all(|(_, done)| *done > 1), "{went_on:?}");
+
+    for stage in ["base", "sft", "proxy[1]", "proxy[2]", "rl"] {
+        let digest = |store| space.json(&["show", "study.yaml", stage, "--store", store, "--json"])["digest"].clone();
+        assert_eq!(digest("cache"), digest("undisturbed"), "{stage}");
+    }
+    let checkpoints = std::fs::read_dir(space.path("cache/work")).expect("folders of keys");
+    let left = checkpoints.filter(|key| key.as_ref().is_ok_and(|key| key.path().join("checkpoints").exists()));
+    assert_eq!(left.count(), 0, "checkpoints of finished stages are deleted");
+}
+
+#[test]
+fn a_forced_stage_starts_from_nothing() {
+    let space = TestSpace::new();
+    space.write("study.yaml", PIPELINE);
+    killed_at(&space, &["--until", "base", "--checkpoint-every", "1"], "base", 3);
+    let forced = events(&space.temper(&["run", "study.yaml", "--until", "base", "--force", "base", "--json"]));
+    assert_eq!(resumed(&forced), []);
+    assert!(forced.iter().all(|event| event["event"] != "warning"));
+}
