@@ -1,6 +1,8 @@
 //! A folder of its own for one test, and the real binary in it.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub mod hub;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -211,24 +211,15 @@ pub(crate) fn files_of(
         .map(glob::Pattern::new)
         .transpose()
         .map_err(|e| Error::yours(format!("`hub.files`: {e}")))?;
-    let hub = Hub::new(Repo::Dataset, id)?;
-    let wanted: Vec<String> = hub
-        .files()?
-        .into_iter()
-        .filter(|name| pattern.as_ref().map_or(source::readable(name), |p| p.matches(name)))
-        .collect();
+    let hub = Hub::open(Repo::Dataset, id, &ctx.checkpoints().join("hub"))?;
+    let is_wanted = |name: &String| pattern.as_ref().map_or_else(|| source::readable(name), |p| p.matches(name));
+    let wanted: Vec<String> = hub.files().iter().filter(|name| is_wanted(name)).cloned().collect();
     if wanted.is_empty() {
         return Err(
             Error::yours(format!("hub `{}`: no Parquet or JSON-lines file", id.id)).help("say which with `hub.files`")
         );
     }
-    let into = ctx.checkpoints().join("hub");
-    let mut paths = Vec::new();
-    for (done, name) in wanted.iter().enumerate() {
-        paths.push(hub.fetch(name, &into)?);
-        ctx.progress(done as u64 + 1, wanted.len() as u64, "downloads", None);
-    }
-    Ok(paths)
+    hub.fetch_all(&wanted, ctx)
 }
 
 #[cfg(test)]

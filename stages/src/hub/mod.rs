@@ -1,15 +1,21 @@
-//! Files of a hub that speaks Hugging Face's protocol: list, fetch. Knows no model and no data set.
+//! Files of a hub that speaks Hugging Face's protocol: one commit of one repository, fetched so that an attempt that was
+//! killed is gone on with, and checked. Knows no model and no data set.
 
-use std::fs::File;
-use std::io::Write;
+mod digest;
+mod wire;
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use engine::context::Context;
 use engine::error::{At, Error, Result};
 use engine::kind::Signature;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::http;
+use wire::Wire;
 
 /// What a repository of the hub holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +30,8 @@ pub enum Repo {
 pub struct HubId {
     /// `owner/name`.
     pub id: String,
-    /// A commit, a tag or a branch; pin a commit for a run that can be repeated.
+    /// A commit, a tag or a branch. A tag or a branch is resolved once, and what was made of it is kept until `--force`; pin
+    /// a commit for a run that can be repeated elsewhere.
     #[serde(default = "main_branch")]
     pub revision: String,
     /// A pattern that file names must match; every file that can be read if absent.
@@ -36,248 +43,217 @@ fn main_branch() -> String {
     "main".to_owned()
 }
 
+impl HubId {
+    /// # Errors
+    /// If it can be no repository's.
+    fn check(&self) -> Result<()> {
+        let safe = |part: &str| {
+            !part.is_empty()
+                && part.split('/').all(|part| !["", ".", ".."].contains(&part))
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
+        };
+        if safe(&self.id) && self.id.split('/').count() <= 2 && safe(&self.revision) {
+            return Ok(());
+        }
+        Err(Error::yours(format!(
+            "`{}` at `{}` is no repository of a hub: expected owner/name",
+            self.id, self.revision
+        )))
+    }
+}
+
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// What a kind declares when it uses [`Hub`]: the environment variables that are read, and that a branch or a tag may give
 /// other bytes later; a commit does not.
 #[must_use]
 pub fn declare(mut signature: Signature, id: Option<&HubId>) -> Signature {
     let Some(id) = id else { return signature };
-    let commit = id.revision.len() == 40 && id.revision.bytes().all(|b| b.is_ascii_hexdigit());
-    signature.deterministic &= commit;
+    signature.deterministic &= is_commit(&id.revision);
     signature.env.extend(["HF_ENDPOINT", "HF_TOKEN"].into_iter().chain(http::ENV).map(str::to_owned));
     signature.secrets.push("HF_TOKEN".to_owned());
     signature
 }
 
-/// The files of one repository at one revision.
+/// One repository at one commit.
 pub struct Hub {
-    repo: Repo,
-    id: HubId,
-    endpoint: String,
-    token: Option<String>,
-    client: reqwest::Client,
+    wire: Wire,
+    commit: String,
+    files: Vec<String>,
+    kept: PathBuf,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Hub {
-    /// From `HF_ENDPOINT`, else the public hub, with `HF_TOKEN` if it is set. Sends nothing yet.
+    /// Resolves the revision and lists its files. What is fetched is kept in the folder `kept`, and so is the commit: the
+    /// next attempt with the same folder goes on with it, whatever the branch has become.
     ///
     /// # Errors
-    /// If the id is no `owner/name`.
-    pub fn new(repo: Repo, id: &HubId) -> Result<Self> {
-        let endpoint = http::variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        Self::at(repo, id, &endpoint, http::variable("HF_TOKEN"))
+    /// Names the id that could not be reached and what to do.
+    pub fn open(repo: Repo, id: &HubId, kept: &Path) -> Result<Self> {
+        id.check()?;
+        Self::of(Wire::from_environment(repo, id)?, id, kept)
     }
 
-    fn at(repo: Repo, id: &HubId, endpoint: &str, token: Option<String>) -> Result<Self> {
-        let safe = |part: &str| {
-            part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b)) && !part.contains("..")
+    fn of(wire: Wire, id: &HubId, kept: &Path) -> Result<Self> {
+        let runtime = http::runtime()?;
+        std::fs::create_dir_all(kept).at(kept)?;
+        let noted = kept.join("commit");
+        let before = std::fs::read_to_string(&noted).ok().filter(|commit| is_commit(commit));
+        let info = runtime.block_on(wire.info(before.as_deref().unwrap_or(&id.revision)))?;
+        let pinned = is_commit(&id.revision).then(|| id.revision.to_ascii_lowercase());
+        let commit = match before.or(pinned).or(info.sha) {
+            Some(commit) if is_commit(&commit) => commit,
+            _ => return Err(wire.failed("the hub does not tell its commit", None)),
         };
-        if !safe(&id.id) || !safe(&id.revision) || id.id.is_empty() || id.revision.is_empty() {
-            return Err(Error::yours(format!(
-                "`{}` at `{}` is no repository of a hub: expected owner/name",
-                id.id, id.revision
-            )));
-        }
-        Ok(Self {
-            repo,
-            id: id.clone(),
-            endpoint: endpoint.trim_end_matches('/').to_owned(),
-            token,
-            client: http::client(None, http::Redirects::Followed)?,
-            runtime: http::runtime()?,
-        })
+        publish(commit.as_bytes(), &noted)?;
+        let mut files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
+        files.sort();
+        Ok(Self { wire, commit, files, kept: kept.to_owned(), runtime })
+    }
+
+    /// What the revision is, in 40 hexadecimals.
+    pub fn commit(&self) -> &str {
+        &self.commit
     }
 
     /// The names of all files, sorted.
-    ///
-    /// # Errors
-    /// Names the id that could not be reached and what to do.
-    pub fn files(&self) -> Result<Vec<String>> {
-        #[derive(Deserialize)]
-        struct Info {
-            siblings: Vec<Sibling>,
-        }
-        #[derive(Deserialize)]
-        struct Sibling {
-            rfilename: String,
-        }
-        let kind = match self.repo {
-            Repo::Model => "models",
-            Repo::Dataset => "datasets",
-        };
-        let url =
-            format!("{}/api/{kind}/{}/revision/{}", self.endpoint, self.id.id, self.id.revision.replace('/', "%2F"));
-        let text = self.runtime.block_on(async {
-            let answer = self.get(&url).await?;
-            answer.text().await.map_err(|e| self.unreachable(&http::causes(&e)).transient())
-        })?;
-        let info: Info = serde_json::from_str(&text).map_err(|e| self.unreachable(&format!("{url}: {e}")))?;
-        let mut files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
-        files.sort();
-        Ok(files)
+    pub fn files(&self) -> &[String] {
+        &self.files
     }
 
-    /// Downloads one file into the folder `into`, unless it is there already; a file is there whole or not at all.
+    pub fn has(&self, file: &str) -> bool {
+        self.files.binary_search_by(|name| name.as_str().cmp(file)).is_ok()
+    }
+
+    /// Fetches files into the folder of what is kept, in their order, and tells how far each is.
     ///
     /// # Errors
-    /// Names the id that could not be reached and what to do.
-    pub fn fetch(&self, file: &str, into: &Path) -> Result<PathBuf> {
-        if file.split('/').any(|part| part.is_empty() || part == "." || part == "..") || file.contains('\\') {
-            return Err(Error::surroundings(format!("hub `{}`: refuses the file name `{file}`", self.id.id)));
+    /// As [`Hub::fetch`].
+    pub fn fetch_all(&self, files: &[String], ctx: &mut Context) -> Result<Vec<PathBuf>> {
+        files.iter().map(|file| self.fetch(file, &mut |there, size| ctx.progress(there, size, file, None))).collect()
+    }
+
+    /// Downloads one file, unless it is there already; a file is there whole and checked or not at all. `told` hears how many
+    /// bytes are there, and of how many (0 if that is not known).
+    ///
+    /// # Errors
+    /// Names the id and the file that could not be had, and what to do. A part that came stays for the next attempt; one that
+    /// is not what the hub says is removed.
+    fn fetch(&self, file: &str, told: &mut dyn FnMut(u64, u64)) -> Result<PathBuf> {
+        if !is_safe(file) {
+            return Err(self.wire.failed(&format!("refuses the file name `{}`", file.escape_debug()), None));
         }
-        let path = into.join(&self.id.id).join(&self.id.revision).join(file);
+        let (path, part) = (self.kept.join("files").join(file), self.kept.join("parts").join(file));
         if path.is_file() {
             return Ok(path);
         }
-        let folder = path.parent().unwrap_or(into);
-        std::fs::create_dir_all(folder).at(folder)?;
-        let part = path.with_added_extension("part");
-        let datasets = if self.repo == Repo::Dataset { "/datasets" } else { "" };
-        let url = format!(
-            "{}{datasets}/{}/resolve/{}/{file}",
-            self.endpoint,
-            self.id.id,
-            self.id.revision.replace('/', "%2F")
-        );
-        self.runtime.block_on(async {
-            let mut answer = self.get(&url).await?;
-            let mut out = File::create(&part).at(&part)?;
-            while let Some(bytes) = answer.chunk().await.map_err(|e| self.unreachable(&http::causes(&e)).transient())? {
-                out.write_all(&bytes).at(&part)?;
+        for path in [&path, &part] {
+            let folder = path.parent().unwrap_or(&self.kept);
+            std::fs::create_dir_all(folder).at(folder)?;
+        }
+        loop {
+            let before = length(&part)?;
+            match self.runtime.block_on(self.go_on(file, &part, told)) {
+                Ok(()) => break,
+                // A connection that was cut but brought something is asked again at once.
+                Err(e) if e.transient && length(&part)? > before => {}
+                Err(e) => return Err(e),
             }
-            out.sync_all().at(&part)
-        })?;
+        }
         std::fs::rename(&part, &path).at(&path)?;
         Ok(path)
     }
 
-    async fn get(&self, url: &str) -> Result<reqwest::Response> {
-        let mut request = self.client.get(url);
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
+    /// Fetches what is missing of a file, and checks the whole.
+    async fn go_on(&self, file: &str, part: &Path, told: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let before = length(part)?;
+        let mut answer = self.wire.read(&self.commit, file, before).await?;
+        if answer.response.is_none() && answer.size != Some(before) {
+            // What is there goes beyond the file's end: it is no part of it.
+            std::fs::remove_file(part).at(part)?;
+            answer = self.wire.read(&self.commit, file, 0).await?;
         }
-        let answer = request.send().await.map_err(|e| self.unreachable(&http::causes(&e)))?;
-        let status = answer.status();
-        if status.is_success() {
-            return Ok(answer);
+        if let Some(mut response) = answer.response {
+            let mut out = OpenOptions::new().create(true).truncate(false).write(true).open(part).at(part)?;
+            // A server need not give a part: then the file starts anew.
+            out.set_len(answer.start).at(part)?;
+            let mut there = out.seek(SeekFrom::End(0)).at(part)?;
+            while let Some(bytes) = response.chunk().await.map_err(|e| self.wire.cut(&e, file))? {
+                out.write_all(&bytes).at(part)?;
+                let step = there / STEP;
+                there += bytes.len() as u64;
+                if there / STEP > step {
+                    told(there, answer.size.unwrap_or(0));
+                }
+            }
+            out.sync_all().at(part)?;
         }
-        let error = self.unreachable(&format!("{url}: {status}"));
-        Err(match status.as_u16() {
-            408 | 429 | 500.. => error.transient(),
-            401 | 403 => error.help("a private or gated repository needs a token in HF_TOKEN"),
-            _ => error,
-        })
-    }
-
-    fn unreachable(&self, what: &str) -> Error {
-        let (what_it_is, field) = match self.repo {
-            Repo::Model => ("model", "a folder or file"),
-            Repo::Dataset => ("data set", "files"),
+        let size = length(part)?;
+        let wrong = match (&answer.said, answer.size) {
+            (Some(said), _) => {
+                let found = said.found(part)?;
+                (found != *said).then(|| format!("expected {said}, found {found}"))
+            }
+            (None, Some(expected)) => (size != expected).then(|| format!("expected {expected} bytes, found {size}")),
+            (None, None) => None,
         };
-        Error::surroundings(format!(
-            "cannot get the {what_it_is} `{}` (revision `{}`): {what}",
-            self.id.id, self.id.revision
-        ))
-        .help(format!("check the network, or download it elsewhere and give {field} on this machine instead of `hub`"))
+        let Some(wrong) = wrong else { return Ok(()) };
+        std::fs::remove_file(part).at(part)?;
+        let error = self.wire.failed(&format!("{wrong}; what came is removed"), Some(file));
+        // A part that was gone on with may have been at fault: then it is worth another try.
+        Err(if before > 0 { error.transient() } else { error })
     }
+}
+
+/// Bytes after which it is told how many are there.
+const STEP: u64 = 4 << 20;
+
+/// Whether a file's name stays below the folder that it is joined to.
+fn is_safe(file: &str) -> bool {
+    !file.split('/').any(|part| ["", ".", ".."].contains(&part)) && !file.contains(['\\', '\0'])
+}
+
+/// Zero if it is not there.
+fn length(path: &Path) -> Result<u64> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(e).at(path),
+    }
+}
+
+/// Writes a small file that is there whole or not at all.
+fn publish(bytes: &[u8], path: &Path) -> Result<()> {
+    let new = path.with_added_extension("new");
+    File::create(&new).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all())).at(&new)?;
+    std::fs::rename(&new, path).at(path)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Read};
-    use std::net::TcpListener;
-
     use super::*;
 
-    fn id(id: &str) -> HubId {
-        HubId { id: id.into(), revision: "abc".into(), files: None }
-    }
-
-    /// Answers each request by its path until it is dropped with the test.
-    fn server(answers: &'static [(&'static str, &'static str)]) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                let first = lines.next().unwrap().unwrap();
-                while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
-                let path = first.split(' ').nth(1).unwrap();
-                let (status, body) = match answers.iter().find(|(p, _)| *p == path) {
-                    Some((_, body)) => ("200 OK", *body),
-                    None => ("404 Not Found", ""),
-                };
-                let _ = write!(
-                    stream,
-                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-                    body.len()
-                );
-                let _ = stream.shutdown(std::net::Shutdown::Write);
-                let _ = stream.read(&mut [0]);
-            }
-        });
-        address
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        assert!(["a", "a/b.json", ".gitattributes", "a..b"].into_iter().all(is_safe));
+        assert!(!["", "/a", "a/", "a//b", "..", "a/../b", "./a", "a\\b", "a\0"].into_iter().any(is_safe));
     }
 
     #[test]
-    fn files_are_listed_and_fetched_once() {
-        let endpoint = server(&[
-            (
-                "/api/datasets/a/b/revision/abc",
-                r#"{"siblings":[{"rfilename":"z.jsonl"},{"rfilename":"data/a.parquet"}]}"#,
-            ),
-            ("/datasets/a/b/resolve/abc/data/a.parquet", "rows"),
-        ]);
-        let hub = Hub::at(Repo::Dataset, &id("a/b"), &endpoint, None).unwrap();
-        assert_eq!(hub.files().unwrap(), ["data/a.parquet", "z.jsonl"]);
-        let folder = tempfile::tempdir().unwrap();
-        let path = hub.fetch("data/a.parquet", folder.path()).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "rows");
-        std::fs::write(&path, "kept").unwrap();
-        assert_eq!(hub.fetch("data/a.parquet", folder.path()).unwrap(), path);
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "kept");
-        assert!(hub.fetch("../evil", folder.path()).is_err());
-    }
-
-    /// Answers one request, hands over its head, and ends.
-    fn once(answer: String) -> (String, std::thread::JoinHandle<String>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let head = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map(|line| line.unwrap());
-            let head = lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join("\n");
-            write!(stream, "{answer}").unwrap();
-            head
-        });
-        (address, head)
-    }
-
-    #[test]
-    fn a_redirect_is_followed_and_the_token_stays_with_the_hub() {
-        let (store, seen_by_store) = once("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nrows".into());
-        let (hub, seen_by_hub) =
-            once(format!("HTTP/1.1 302 Found\r\nlocation: {store}/blob\r\ncontent-length: 0\r\n\r\n"));
-        let hub = Hub::at(Repo::Dataset, &id("a/b"), &hub, Some("hf_secret".into())).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let path = hub.fetch("a.jsonl", folder.path()).unwrap();
-        assert_eq!(std::fs::read_to_string(path).unwrap(), "rows");
-        assert!(seen_by_hub.join().unwrap().contains("hf_secret"));
-        assert!(!seen_by_store.join().unwrap().contains("hf_secret"));
-    }
-
-    #[test]
-    fn what_cannot_be_got_is_named_with_what_to_do() {
-        let gone = {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            format!("http://{}", listener.local_addr().unwrap())
+    fn ids_and_revisions_are_such_as_a_hub_has() {
+        let check = |id: &str, revision: &str| {
+            HubId { id: id.into(), revision: revision.into(), files: None }.check().map_err(|e| e.exit_code())
         };
-        let hub = Hub::at(Repo::Model, &id("openai-community/gpt2"), &gone, None).unwrap();
-        let error = hub.fetch("config.json", tempfile::tempdir().unwrap().path()).unwrap_err();
-        assert_eq!(error.exit_code(), 3);
-        assert!(error.message.starts_with("cannot get the model `openai-community/gpt2` (revision `abc`)"), "{error}");
-        assert!(error.help.unwrap().contains("give a folder or file"));
-        assert!(Hub::at(Repo::Model, &id("a/../../b"), &gone, None).is_err());
+        for (id, revision) in [("a/b", "main"), ("gpt2", "v1.0"), ("a-b/c_d.e", "refs/pr/1")] {
+            assert_eq!(check(id, revision), Ok(()));
+        }
+        for (id, revision) in
+            [("a/../../b", "main"), ("a/b/c", "main"), ("a/b", ""), ("a/b", "x/../y"), ("a?b", "main")]
+        {
+            assert_eq!(check(id, revision), Err(2), "{id} {revision}");
+        }
     }
 }

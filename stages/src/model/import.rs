@@ -25,16 +25,6 @@ pub struct Params {
     pub folder: Option<InputPath>,
     /// A repository of the Hugging Face hub.
     pub hub: Option<HubId>,
-    pub architecture: Architecture,
-}
-
-/// The family a model belongs to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Architecture {
-    #[default]
-    Gpt2,
-    Gptj,
 }
 
 impl Kind for Import {
@@ -65,10 +55,9 @@ impl Kind for Import {
                 name.clone()
             }
             (None, Some(folder), None) => from_folder(&folder.0, ctx, has_tokenizer)?,
-            (None, None, Some(hub)) => from_hub(hub, ctx, has_tokenizer, params.architecture)?,
+            (None, None, Some(hub)) => from_hub(hub, ctx, has_tokenizer)?,
             _ => return Err(Error::ours("model.import: no source")),
         };
-        built(&name, params.architecture)?;
         if let Some(tokenizer) = tokenizer {
             let to = ctx.out().join(Model::TOKENIZER);
             // The folder's own may be a link into the store: replaced, never written to.
@@ -98,15 +87,6 @@ fn renamed(message: &str, from: &Path, to: &str) -> String {
     message.replace(&from.display().to_string(), to)
 }
 
-/// Whether a model of this family can be run at all.
-fn built(name: &str, architecture: Architecture) -> Result<()> {
-    match architecture {
-        Architecture::Gpt2 => Ok(()),
-        Architecture::Gptj => Err(Error::yours(format!("model `{name}`: the GPT-J architecture is not built yet"))
-            .help("use a GPT-2 model; `architecture: gptj` can be planned, not run")),
-    }
-}
-
 /// Copies the files: what is outside the store may change later, so it is never linked.
 fn from_folder(folder: &Path, ctx: &mut Context, has_tokenizer: bool) -> Result<String> {
     for file in Model::FILES {
@@ -123,19 +103,14 @@ fn from_folder(folder: &Path, ctx: &mut Context, has_tokenizer: bool) -> Result<
     Ok(folder.display().to_string().trim_end_matches('/').to_owned())
 }
 
-fn from_hub(id: &HubId, ctx: &mut Context, has_tokenizer: bool, architecture: Architecture) -> Result<String> {
-    let hub = Hub::new(Repo::Model, id)?;
-    let there = hub.files()?;
-    // Before gigabytes are fetched for nothing.
-    built(&id.id, architecture)?;
-    let wanted: Vec<&str> =
-        Model::FILES.into_iter().filter(|file| !(has_tokenizer && *file == Model::TOKENIZER)).collect();
-    for (done, file) in wanted.iter().enumerate() {
-        ctx.progress(done as u64, wanted.len() as u64, "files", None);
-        if !there.iter().any(|name| name == file) {
-            return Err(missing(&format!("model `{}`", id.id), file, |file| there.iter().any(|name| name == file)));
-        }
-        let fetched = hub.fetch(file, &ctx.checkpoints().join("hub"))?;
+fn from_hub(id: &HubId, ctx: &mut Context, has_tokenizer: bool) -> Result<String> {
+    let hub = Hub::open(Repo::Model, id, &ctx.checkpoints().join("hub"))?;
+    let wanted: Vec<String> =
+        Model::FILES.iter().filter(|file| !(has_tokenizer && **file == Model::TOKENIZER)).map(|&f| f.into()).collect();
+    if let Some(file) = wanted.iter().find(|file| !hub.has(file)) {
+        return Err(missing(&format!("model `{}`", id.id), file, |file| hub.has(file)));
+    }
+    for (file, fetched) in wanted.iter().zip(hub.fetch_all(&wanted, ctx)?) {
         ctx.take(&fetched, file)?;
     }
     Ok(id.id.clone())

@@ -179,12 +179,13 @@ fn sharded_and_pickled_weights_are_told_apart() -> Result<()> {
 }
 
 #[test]
-fn gpt_j_can_be_planned_but_not_run() -> Result<()> {
+fn a_family_that_is_not_known_is_told_by_its_config() -> Result<()> {
     let bench = Bench::new();
     toys::write_model(&bench.path(""), 1)?;
-    let with = json!({ "folder": bench.path(""), "architecture": "gptj" });
-    let error = error(run(&Import, with, Bench::new().inputs()));
-    assert!(error.message.contains("not built yet"), "{error}");
+    let config = std::fs::read_to_string(bench.path("config.json")).expect("a config");
+    bench.write("config.json", &config.replace("\"gpt2\"", "\"mamba\""));
+    let error = error(import(&bench.path(""), false));
+    assert!(error.message.contains("model_type is \"mamba\""), "{error}");
     Ok(())
 }
 

@@ -50,7 +50,10 @@ impl Kind for Import {
         let path: PathBuf = match (params.file, params.hub, params.asset) {
             (Some(InputPath(path)), ..) if path.is_dir() => path.join(Tokenizer::FILE),
             (Some(InputPath(path)), ..) => path,
-            (_, Some(id), _) => Hub::new(Repo::Model, &id)?.fetch(Tokenizer::FILE, &ctx.checkpoints().join("hub"))?,
+            (_, Some(id), _) => {
+                let hub = Hub::open(Repo::Model, &id, &ctx.checkpoints().join("hub"))?;
+                hub.fetch_all(&[Tokenizer::FILE.to_owned()], ctx)?.remove(0)
+            }
             (.., Some(AssetName(name))) => return take(lm::Tokenizer::from_bytes(asset(&name)?), ctx),
             (None, None, None) => return Err(Error::ours("tokenizer.import: no source")),
         };

@@ -1,0 +1,250 @@
+//! Requests to a hub: addresses, the token and where it may go, redirects, what a status means. Knows no files on disk.
+
+use engine::error::{Error, Result};
+use reqwest::header::{ETAG, HeaderMap, LOCATION, RANGE};
+use reqwest::{Response, StatusCode, Url};
+use serde::Deserialize;
+
+use super::digest::Said;
+use super::{HubId, Repo};
+use crate::http;
+
+const PUBLIC: &str = "https://huggingface.co";
+/// More than any hub needs on the way to its object store.
+const MOST_REDIRECTS: usize = 10;
+
+/// One repository of one hub.
+pub struct Wire {
+    repo: Repo,
+    id: HubId,
+    endpoint: Url,
+    token: Option<String>,
+    client: reqwest::Client,
+}
+
+/// What a repository holds at one commit.
+#[derive(Debug, Deserialize)]
+pub struct Info {
+    pub sha: Option<String>,
+    #[serde(default)]
+    pub siblings: Vec<Sibling>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Sibling {
+    pub rfilename: String,
+}
+
+/// The answer to a request for a file's bytes.
+pub struct Bytes {
+    /// Whole, or a part if one was asked for and could be given; none if what was asked for lies beyond the end.
+    pub response: Option<Response>,
+    /// The byte that it starts at.
+    pub start: u64,
+    /// What the hub itself, not the store that it sends to, says that the whole file is.
+    pub said: Option<Said>,
+    /// As the hub says it.
+    pub size: Option<u64>,
+}
+
+impl Wire {
+    /// From `HF_ENDPOINT`, else the public hub, with `HF_TOKEN` if it is set. Sends nothing yet.
+    ///
+    /// # Errors
+    /// If the endpoint is no address.
+    pub fn from_environment(repo: Repo, id: &HubId) -> Result<Self> {
+        let endpoint = http::variable("HF_ENDPOINT").unwrap_or_else(|| PUBLIC.to_owned());
+        Self::new(repo, id, &endpoint, http::variable("HF_TOKEN"))
+    }
+
+    /// # Errors
+    /// If the endpoint is no address.
+    pub fn new(repo: Repo, id: &HubId, endpoint: &str, token: Option<String>) -> Result<Self> {
+        let no_address = || {
+            Error::yours(format!("the hub's endpoint `{endpoint}` is no address"))
+                .help("HF_ENDPOINT is such as https://huggingface.co")
+        };
+        let endpoint = Url::parse(endpoint).map_err(|_| no_address())?;
+        if !["http", "https"].contains(&endpoint.scheme()) || endpoint.host().is_none() {
+            return Err(no_address());
+        }
+        let client = http::client(None, http::Redirects::Never)?;
+        Ok(Self { repo, id: id.clone(), endpoint, token: token.map(|token| token.trim().to_owned()), client })
+    }
+
+    /// What the repository holds at a revision.
+    pub async fn info(&self, revision: &str) -> Result<Info> {
+        let kind = match self.repo {
+            Repo::Model => "models",
+            Repo::Dataset => "datasets",
+        };
+        let url = self.url(&["api", kind], &["revision", revision]);
+        let answer = self.follow(&url, None).await?;
+        let response = self.good(answer.response, None)?;
+        let text = response.bytes().await.map_err(|e| self.failed(&http::causes(&e), None).transient())?;
+        serde_json::from_slice(&text).map_err(|e| self.failed(&format!("{url} gave no listing: {e}"), None))
+    }
+
+    /// A file's bytes from `start` on.
+    pub async fn read(&self, commit: &str, file: &str, start: u64) -> Result<Bytes> {
+        let prefix: &[&str] = if self.repo == Repo::Dataset { &["datasets"] } else { &[] };
+        let parts: Vec<&str> = ["resolve", commit].into_iter().chain(file.split('/')).collect();
+        let Followed { response, said, size, commit: at } =
+            self.follow(&self.url(prefix, &parts), (start > 0).then_some(start)).await?;
+        if let Some(at) = at.filter(|at| at != commit) {
+            return Err(self.failed(&format!("the hub gave commit {at} for {commit}"), Some(file)));
+        }
+        if start > 0 && response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            let size = size.or_else(|| total(response.headers()));
+            return Ok(Bytes { response: None, start, said, size });
+        }
+        let response = self.good(response, Some(file))?;
+        let start = if response.status() == StatusCode::PARTIAL_CONTENT {
+            let given = first(response.headers());
+            if given != Some(start) {
+                return Err(self.failed(&format!("asked for what follows byte {start}, got {given:?}"), Some(file)));
+            }
+            start
+        } else {
+            0
+        };
+        let told = if start > 0 { total(response.headers()) } else { response.content_length() };
+        Ok(Bytes { response: Some(response), start, said, size: size.or(told) })
+    }
+
+    /// An answer that was cut.
+    pub fn cut(&self, e: &reqwest::Error, file: &str) -> Error {
+        self.failed(&http::causes(e), Some(file)).transient()
+    }
+
+    /// An error of this repository, in the way that everything about it is told.
+    pub fn failed(&self, what: &str, file: Option<&str>) -> Error {
+        let (what_it_is, field) = match self.repo {
+            Repo::Model => ("model", "a folder or file"),
+            Repo::Dataset => ("data set", "files"),
+        };
+        let HubId { id, revision, .. } = &self.id;
+        let file = file.map_or_else(String::new, |file| format!(", file `{file}`"));
+        Error::surroundings(format!("cannot get the {what_it_is} `{id}` (revision `{revision}`{file}): {what}")).help(
+            format!("check the network, or download it elsewhere and give {field} on this machine instead of `hub`"),
+        )
+    }
+
+    /// `endpoint/before…/owner/name/after…`, each part escaped, so that a revision with a slash stays one part.
+    fn url(&self, before: &[&str], after: &[&str]) -> Url {
+        let mut url = self.endpoint.clone();
+        // A URL with a host, which `new` has checked, has segments.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(before).extend(self.id.id.split('/')).extend(after);
+        }
+        url
+    }
+
+    /// Asks, and follows redirects by hand: the token goes to the hub alone, and what the hub says of a file on the way to
+    /// its object store is kept.
+    async fn follow(&self, url: &Url, start: Option<u64>) -> Result<Followed> {
+        let mut url = url.clone();
+        let (mut said, mut size, mut commit) = (None, None, None);
+        for _ in 0..=MOST_REDIRECTS {
+            let at_the_hub = url.origin() == self.endpoint.origin();
+            let mut request = self.client.get(url.clone());
+            if let Some(token) = self.token.as_ref().filter(|_| at_the_hub) {
+                request = request.bearer_auth(token);
+            }
+            if let Some(start) = start {
+                request = request.header(RANGE, format!("bytes={start}-"));
+            }
+            let response = request.send().await.map_err(|e| self.failed(&http::causes(&e), None).transient())?;
+            let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+            if at_the_hub {
+                let etag = header("x-linked-etag").or_else(|| header(ETAG.as_str()));
+                said = etag.and_then(Said::of_etag).or(said);
+                size = header("x-linked-size").and_then(|size| size.parse().ok()).or(size);
+                commit = header("x-repo-commit").map(str::to_owned).or(commit);
+            }
+            let next = header(LOCATION.as_str()).filter(|_| response.status().is_redirection());
+            let Some(next) = next else { return Ok(Followed { response, said, size, commit }) };
+            url = url.join(next).map_err(|_| self.failed("a redirect to no address", None))?;
+        }
+        Err(self.failed(&format!("more than {MOST_REDIRECTS} redirects"), None))
+    }
+
+    fn good(&self, response: Response, file: Option<&str>) -> Result<Response> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        // Without its query, in which an object store's address holds a signature.
+        let mut url = response.url().clone();
+        url.set_query(None);
+        let error = self.failed(&format!("{url}: {status}"), file);
+        Err(match status.as_u16() {
+            401 if self.token.is_none() => error.help("a private or gated repository needs a token: set HF_TOKEN"),
+            401 => error.help("the hub refuses this token: set HF_TOKEN to one that is valid"),
+            403 => error.help("a gated repository's terms must be accepted on its page; then set HF_TOKEN to a token that may read it"),
+            404 => error.help("check the repository, the revision and the file; what is private looks as if it were not there: then set HF_TOKEN"),
+            408 | 429 | 500.. => error.transient(),
+            _ => error,
+        })
+    }
+}
+
+/// The last answer on a way of redirects.
+struct Followed {
+    response: Response,
+    said: Option<Said>,
+    size: Option<u64>,
+    commit: Option<String>,
+}
+
+/// The place of the first byte in `content-range: bytes 5-9/10`.
+fn first(headers: &HeaderMap) -> Option<u64> {
+    range(headers)?.split_once('-')?.0.trim().parse().ok()
+}
+
+/// The size of the whole in `content-range: bytes 5-9/10` or `bytes */10`.
+fn total(headers: &HeaderMap) -> Option<u64> {
+    range(headers)?.split_once('/')?.1.trim().parse().ok()
+}
+
+fn range(headers: &HeaderMap) -> Option<&str> {
+    headers.get("content-range")?.to_str().ok()?.trim().strip_prefix("bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    fn wire(endpoint: &str, id: &str, repo: Repo) -> Result<Wire> {
+        Wire::new(repo, &HubId { id: id.into(), revision: "main".into(), files: None }, endpoint, None)
+    }
+
+    #[test]
+    fn every_part_of_an_address_stays_one_part() {
+        for endpoint in ["http://hub.test/mirror", "http://hub.test/mirror/"] {
+            let wire = wire(endpoint, "a/b", Repo::Model).unwrap();
+            let url = wire.url(&["api", "models"], &["revision", "refs/pr/1"]);
+            assert_eq!(url.as_str(), "http://hub.test/mirror/api/models/a/b/revision/refs%2Fpr%2F1");
+            assert_eq!(wire.url(&[], &["resolve", "x", "a b?#%"]).path(), "/mirror/a/b/resolve/x/a%20b%3F%23%25");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_is_no_address_is_told() {
+        for endpoint in ["hub.test", "file:///tmp", ""] {
+            let error = wire(endpoint, "a/b", Repo::Model).map(drop).unwrap_err();
+            assert!(error.help.is_some_and(|help| help.contains("HF_ENDPOINT")));
+        }
+    }
+
+    #[test]
+    fn the_place_of_a_part_is_read() {
+        let headers =
+            |value| HeaderMap::from_iter([("content-range".parse().unwrap(), HeaderValue::from_static(value))]);
+        assert_eq!((first(&headers("bytes 5-9/10")), total(&headers("bytes 5-9/10"))), (Some(5), Some(10)));
+        assert_eq!((first(&headers("bytes */10")), total(&headers("bytes */10"))), (None, Some(10)));
+        assert_eq!((first(&headers("lines 5-9/*")), total(&headers("bytes 5-9/*"))), (None, None));
+    }
+}

@@ -1,0 +1,253 @@
+//! Models and data from a hub, through the real binary: a server on this machine plays the hub.
+
+mod space;
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use space::hub::{Page, Play};
+use space::{TestSpace, repository, text};
+
+const OLD: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const NEW: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
+
+/// A file of the model `tinytldr-s`.
+fn asset(file: &str) -> Vec<u8> {
+    let folder = if file == "tokenizer.json" { "assets/tinytldr" } else { "assets/tinytldr-s" };
+    std::fs::read(repository(folder).join(file)).expect("the assets are part of the repository")
+}
+
+/// A hub that has the model as `a/b`, and a space with a pipeline that imports it.
+fn hub() -> (TestSpace, Play) {
+    let hub = Play::new();
+    put_model(&hub, "main", OLD);
+    (fresh_space(), hub)
+}
+
+fn fresh_space() -> TestSpace {
+    let space = TestSpace::new();
+    space.write("p.yaml", "version: 1\nstages:\n  base: { uses: model.import, with: { hub: { id: a/b } } }\n");
+    space
+}
+
+fn put_model(hub: &Play, revision: &str, commit: &str) {
+    let files = FILES.map(|file| (file, asset(file)));
+    hub.put_repository("models", "a/b", revision, commit, &files.each_ref().map(|(name, body)| (*name, &body[..])));
+}
+
+fn at(commit: &str, file: &str) -> String {
+    format!("/a/b/resolve/{commit}/{file}")
+}
+
+fn run(space: &TestSpace, hub: &Play, token: Option<&str>, more: &[&str]) -> Output {
+    let mut command = space.command(&[&["run", "p.yaml"], more].concat());
+    command.env("HF_ENDPOINT", &hub.address).env_remove("HF_TOKEN");
+    if let Some(token) = token {
+        command.env("HF_TOKEN", token);
+    }
+    command.output().expect("the binary starts")
+}
+
+#[track_caller]
+fn assert_imported(out: &Output, space: &TestSpace) {
+    assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+    let folder = space.json(&["path", "p.yaml", "base", "--json"]);
+    let folder = Path::new(folder["folder"].as_str().expect("a path"));
+    for file in FILES {
+        assert_eq!(std::fs::read(folder.join(file)).expect("a file of the model"), asset(file), "{file}");
+    }
+}
+
+#[track_caller]
+fn assert_refused(out: &Output, code: i32, parts: &[&str]) {
+    let stderr = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "`{part}` is not in: {stderr}");
+    }
+}
+
+/// All files below `folder`.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// What came so far of a file that is not whole.
+fn part(space: &TestSpace, name: &str) -> Option<PathBuf> {
+    files(&space.path("cache")).into_iter().find(|path| path.ends_with(Path::new("parts").join(name)))
+}
+
+#[test]
+fn a_redirect_is_followed_and_the_token_stays_with_the_hub() {
+    let (space, hub) = hub();
+    let store = Play::new();
+    let weights = asset("model.safetensors");
+    store.put("/blob?signature=x", Page::of(weights.clone()));
+    hub.put(&at(OLD, "model.safetensors"), Page::elsewhere(format!("{}/blob?signature=x", store.address), &weights));
+    // As hubs do for small files: to another place of their own.
+    hub.put("/cache/config", Page::in_git(&asset("config.json")));
+    hub.change(&at(OLD, "config.json"), |page| {
+        *page = Page { status: 307, headers: vec![("location", "/cache/config".into())], ..Page::of("") };
+    });
+    for path in hub_pages() {
+        hub.change(&path, |page| page.token = Some("hf_secret"));
+    }
+    let out = run(&space, &hub, Some("hf_secret"), &[]);
+    assert_imported(&out, &space);
+    assert!(hub.asked().iter().all(|asked| asked.token.as_deref() == Some("Bearer hf_secret")), "{:?}", hub.asked());
+    assert_eq!(store.asked().len(), 1);
+    assert_eq!(store.asked()[0].token, None);
+    let holds_the_token =
+        |path: &PathBuf| text(&std::fs::read(path).expect("a file of the store")).contains("hf_secret");
+    assert_eq!(files(&space.path("cache")).into_iter().find(holds_the_token), None);
+
+    // What is there is not asked for again.
+    let asked = hub.asked().len();
+    assert_imported(&run(&space, &hub, None, &[]), &space);
+    assert_eq!(hub.asked().len(), asked);
+}
+
+fn hub_pages() -> Vec<String> {
+    let mut pages = FILES.map(|file| at(OLD, file)).to_vec();
+    pages.extend(["/api/models/a/b/revision/main".to_owned(), "/cache/config".to_owned()]);
+    pages
+}
+
+#[test]
+fn a_download_that_is_cut_goes_on_where_it_stopped() {
+    let (space, hub) = hub();
+    let weights = at(OLD, "model.safetensors");
+    // The third brings nothing: then the stage is tried again, a second later.
+    hub.change(&weights, |page| page.cuts = vec![1000, 2000, 0]);
+    assert_imported(&run(&space, &hub, None, &[]), &space);
+    let range = |start: &str| Some(format!("bytes={start}-"));
+    assert_eq!(hub.ranges(&weights), [None, range("1000"), range("3000"), range("3000")]);
+    assert_eq!(hub.ranges(&at(OLD, "config.json")).len(), 1);
+}
+
+#[test]
+fn a_server_that_gives_no_parts_is_asked_for_the_whole() {
+    let (space, hub) = hub();
+    hub.change(&at(OLD, "model.safetensors"), |page| {
+        (page.cuts, page.takes_ranges) = (vec![1000], false);
+    });
+    assert_imported(&run(&space, &hub, None, &[]), &space);
+}
+
+#[test]
+fn a_killed_run_leaves_what_came_and_the_next_goes_on_at_the_same_commit() {
+    let (space, hub) = hub();
+    let weights = at(OLD, "model.safetensors");
+    hub.change(&weights, |page| page.stalls = Some(5000));
+    let mut child =
+        space.command(&["run", "p.yaml"]).env("HF_ENDPOINT", &hub.address).spawn().expect("the binary starts");
+    let came =
+        || part(&space, "model.safetensors").and_then(|part| part.metadata().ok()).is_some_and(|m| m.len() == 5000);
+    let started = Instant::now();
+    while !came() {
+        assert!(started.elapsed() < Duration::from_secs(60), "the download did not start");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().and_then(|()| child.wait()).expect("it runs until it is killed");
+
+    // Meanwhile the branch moves on: files of two commits are not mixed.
+    put_model(&hub, "main", NEW);
+    hub.change(&weights, |page| page.stalls = None);
+    assert_imported(&run(&space, &hub, None, &[]), &space);
+    assert_eq!(hub.ranges(&weights), [None, Some("bytes=5000-".to_owned())]);
+    assert!(!hub.asked().iter().any(|asked| asked.path.contains(NEW)));
+
+    // The record is reused while the branch is elsewhere; `--force` asks again where it is.
+    assert_imported(&run(&space, &hub, None, &[]), &space);
+    assert!(!hub.asked().iter().any(|asked| asked.path.contains(NEW)));
+    assert_imported(&run(&space, &hub, None, &["--force", "base"]), &space);
+    assert_eq!(hub.ranges(&at(NEW, "model.safetensors")), [None]);
+}
+
+#[test]
+fn bytes_that_are_not_what_the_hub_says_are_refused_and_removed() {
+    let (space, hub) = hub();
+    let store = Play::new();
+    let weights = asset("model.safetensors");
+    let mut other = weights.clone();
+    *other.last_mut().expect("it is not empty") ^= 1;
+    store.put("/blob", Page::of(other));
+    hub.put(&at(OLD, "model.safetensors"), Page::elsewhere(format!("{}/blob", store.address), &weights));
+    let out = run(&space, &hub, None, &[]);
+    assert_refused(&out, 3, &["`a/b`", "file `model.safetensors`", "expected sha256 ", ", found sha256 ", "removed"]);
+    assert_eq!(part(&space, "model.safetensors"), None);
+
+    put_model(&hub, "main", OLD);
+    hub.change(&at(OLD, "tokenizer.json"), |page| page.body.push(b'\n'));
+    let out = run(&space, &hub, None, &[]);
+    assert_refused(&out, 3, &["file `tokenizer.json`", "expected git blob ", ", found git blob "]);
+}
+
+#[test]
+fn a_part_that_spoils_the_whole_is_fetched_anew() {
+    let (space, hub) = hub();
+    let weights = at(OLD, "model.safetensors");
+    hub.change(&weights, |page| {
+        page.cuts = vec![4000];
+        page.body[10] ^= 1;
+    });
+    let mut child = space.command(&["run", "p.yaml"]).env("HF_ENDPOINT", &hub.address).spawn().expect("it starts");
+    let started = Instant::now();
+    while hub.ranges(&weights).len() < 2 {
+        assert!(started.elapsed() < Duration::from_secs(60), "{:?}", hub.asked());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    hub.change(&weights, |page| page.body[10] ^= 1);
+    assert!(child.wait().expect("it ends").success());
+    assert_eq!(hub.ranges(&weights), [None, Some("bytes=4000-".to_owned()), None]);
+}
+
+#[test]
+fn what_the_hub_refuses_is_told_with_what_to_do() {
+    let (space, hub) = hub();
+    let refuse = |path: &str, status| hub.put(path, Page { status, ..Page::of("") });
+    let info = "/api/models/a/b/revision/main";
+    refuse(info, 401);
+    assert_refused(&run(&space, &hub, None, &[]), 3, &["model `a/b` (revision `main`)", "401", "set HF_TOKEN"]);
+    assert_refused(&run(&space, &hub, Some("hf_old"), &[]), 3, &["401", "refuses this token"]);
+    refuse(info, 403);
+    assert_refused(&run(&space, &hub, Some("hf_old"), &[]), 3, &["403", "terms must be accepted"]);
+    refuse(info, 404);
+    assert_refused(
+        &run(&space, &hub, None, &[]),
+        3,
+        &["model `a/b` (revision `main`)", "404", "check the repository, the revision"],
+    );
+    put_model(&hub, "main", OLD);
+    refuse(&at(OLD, "tokenizer.json"), 404);
+    assert_refused(&run(&space, &hub, None, &[]), 3, &["revision `main`, file `tokenizer.json`", "404"]);
+    hub.put(info, Page::of("{\"sha\":\"main\"}"));
+    assert_refused(&run(&space, &hub, None, &["--force", "base"]), 3, &["does not tell its commit"]);
+    hub.put_repository("models", "a/b", "main", OLD, &[("config.json", b"{}")]);
+    assert_refused(
+        &run(&space, &hub, None, &["--force", "base"]),
+        2,
+        &["model `a/b`: file `model.safetensors` is missing"],
+    );
+    let out = run(&space, &hub, None, &["--set", "stages.base.with.hub.id=a/../b"]);
+    assert_refused(&out, 2, &["is no repository of a hub"]);
+}
+
+#[test]
+fn a_data_set_comes_from_the_hub_too() {
+    let space = TestSpace::new();
+    let pipeline = format!(
+        "version: 1\nstages:\n  posts: {{ uses: dataset.tldr, with: {{ hub: {{ id: o/posts, revision: {OLD}, files: \"data/*.jsonl\" }} }} }}\n"
+    );
+    space.write("p.yaml", &pipeline);
+    let hub = Play::new();
+    let row = b"{\"id\":\"a\",\"subreddit\":\"tifu\",\"title\":\"t\",\"post\":\"p\",\"summary\":\"s\"}\n";
+    hub.put_repository("datasets", "o/posts", "main", OLD, &[("README.md", b"x"), ("data/a.jsonl", row)]);
+    let out = run(&space, &hub, None, &[]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(space.json(&["show", "p.yaml", "posts", "--json"])["rows"]["posts.parquet"], 1);
+    assert!(!hub.asked().iter().any(|asked| asked.path.contains("README")));
+}

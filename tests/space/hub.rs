@@ -1,0 +1,184 @@
+//! A server on this machine that plays a hub, or the object store that a hub sends to.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+
+/// A server that ends with the test's process.
+#[derive(Clone)]
+pub struct Play {
+    pub address: String,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    pages: BTreeMap<String, Page>,
+    asked: Vec<Asked>,
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub path: String,
+    pub range: Option<String>,
+    pub token: Option<String>,
+}
+
+/// An answer.
+#[derive(Clone)]
+pub struct Page {
+    pub status: u16,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Vec<u8>,
+    /// How many bytes of the body the next answers send before they hang up.
+    pub cuts: Vec<usize>,
+    /// Send that many bytes of the body and then nothing, without hanging up.
+    pub stalls: Option<usize>,
+    pub takes_ranges: bool,
+    /// Without it, the answer is 401.
+    pub token: Option<&'static str>,
+}
+
+impl Page {
+    pub fn of(body: impl Into<Vec<u8>>) -> Self {
+        let body = body.into();
+        Self { status: 200, headers: vec![], body, cuts: vec![], stalls: None, takes_ranges: true, token: None }
+    }
+
+    /// A file that lies in git itself.
+    pub fn in_git(body: &[u8]) -> Self {
+        let blob = [format!("blob {}\0", body.len()).as_bytes(), body].concat();
+        Self { headers: vec![("etag", format!("\"{}\"", hex(&SHA1_FOR_LEGACY_USE_ONLY, &blob)))], ..Self::of(body) }
+    }
+
+    /// A file that lies in the store at `place`.
+    pub fn elsewhere(place: String, body: &[u8]) -> Self {
+        let headers = vec![
+            ("location", place),
+            ("x-linked-etag", format!("\"{}\"", hex(&SHA256, body))),
+            ("x-linked-size", body.len().to_string()),
+            // Of the pointer: no digest of the file.
+            ("etag", "\"0123456789012345678901234567890123456789\"".to_owned()),
+        ];
+        Self { status: 302, headers, ..Self::of("Found") }
+    }
+}
+
+fn hex(algorithm: &'static ring::digest::Algorithm, bytes: &[u8]) -> String {
+    digest(algorithm, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Play {
+    pub fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let play = Self { address, state: Arc::default() };
+        let state = play.state.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let state = state.clone();
+                // Whoever asked may go away at any time.
+                std::thread::spawn(move || answer(&stream, &state).unwrap_or_default());
+            }
+        });
+        play
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics with it")
+    }
+
+    pub fn put(&self, path: &str, page: Page) {
+        self.state().pages.insert(path.to_owned(), page);
+    }
+
+    pub fn change(&self, path: &str, change: impl FnOnce(&mut Page)) {
+        change(self.state().pages.get_mut(path).expect("a page that was put"));
+    }
+
+    /// A repository whose files all lie in git: `kind` is `models` or `datasets`.
+    pub fn put_repository(&self, kind: &str, id: &str, revision: &str, commit: &str, files: &[(&str, &[u8])]) {
+        let names: Vec<String> = files.iter().map(|(name, _)| format!("{{\"rfilename\":\"{name}\"}}")).collect();
+        let info = format!("{{\"id\":\"{id}\",\"sha\":\"{commit}\",\"siblings\":[{}]}}", names.join(","));
+        for revision in [revision, commit] {
+            self.put(&format!("/api/{kind}/{id}/revision/{revision}"), Page::of(info.clone()));
+        }
+        let prefix = if kind == "datasets" { "/datasets" } else { "" };
+        for (name, body) in files {
+            let mut page = Page::in_git(body);
+            page.headers.push(("x-repo-commit", commit.to_owned()));
+            self.put(&format!("{prefix}/{id}/resolve/{commit}/{name}"), page);
+        }
+    }
+
+    /// The requests so far.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.state().asked.clone()
+    }
+
+    /// The ranges of the requests for one path.
+    pub fn ranges(&self, path: &str) -> Vec<Option<String>> {
+        self.asked().into_iter().filter(|asked| asked.path == path).map(|asked| asked.range).collect()
+    }
+}
+
+fn answer(stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut asked = Asked { path, range: None, token: None };
+    for line in lines {
+        let line = line?;
+        match line.split_once(": ") {
+            None => break,
+            Some((name, value)) if name.eq_ignore_ascii_case("range") => asked.range = Some(value.to_owned()),
+            Some((name, value)) if name.eq_ignore_ascii_case("authorization") => asked.token = Some(value.to_owned()),
+            _ => {}
+        }
+    }
+    let (page, cut) = {
+        let mut state = state.lock().expect("no thread panics with it");
+        state.asked.push(asked.clone());
+        match state.pages.get_mut(&asked.path) {
+            Some(page) => (page.clone(), if page.cuts.is_empty() { None } else { Some(page.cuts.remove(0)) }),
+            None => (Page { status: 404, ..Page::of("no such page") }, None),
+        }
+    };
+    send(stream, &asked, page, cut)
+}
+
+fn send(mut stream: &TcpStream, asked: &Asked, mut page: Page, cut: Option<usize>) -> std::io::Result<()> {
+    if page.token.is_some_and(|token| asked.token != Some(format!("Bearer {token}"))) {
+        page = Page { status: 401, ..Page::of("who are you?") };
+    }
+    let size = page.body.len();
+    let start = asked.range.as_ref().and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let mut body = &page.body[..];
+    if let Some(start) = start.filter(|_| page.status == 200 && page.takes_ranges) {
+        if start < size {
+            page.status = 206;
+            page.headers.push(("content-range", format!("bytes {start}-{}/{size}", size - 1)));
+            body = &body[start..];
+        } else {
+            page.status = 416;
+            page.headers.push(("content-range", format!("bytes */{size}")));
+            body = &[];
+        }
+    }
+    let mut head = format!("HTTP/1.1 {} -\r\ncontent-length: {}\r\nconnection: close\r\n", page.status, body.len());
+    for (name, value) in &page.headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes())?;
+    stream.write_all(&body[..cut.or(page.stalls).unwrap_or(body.len()).min(body.len())])?;
+    if page.stalls.is_some() && cut.is_none() {
+        std::thread::park();
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    // What was asked is read to its end, so that closing does not reset what was sent.
+    stream.read(&mut [0]).map(drop)
+}
