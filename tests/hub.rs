@@ -163,7 +163,9 @@ fn a_killed_run_leaves_what_came_and_the_next_goes_on_at_the_same_commit() {
     // The record is reused while the branch is elsewhere; `--force` asks again where it is.
     assert_imported(&run(&space, &hub, None, &[]), &space);
     assert!(!hub.asked().iter().any(|asked| asked.path.contains(NEW)));
-    assert_imported(&run(&space, &hub, None, &["--force", "base"]), &space);
+    let out = run(&space, &hub, None, &["--force", "base"]);
+    assert_imported(&out, &space);
+    assert!(text(&out.stderr).contains(&format!("`a/b`: revision `main` is commit {NEW}")), "{}", text(&out.stderr));
     assert_eq!(hub.ranges(&at(NEW, "model.safetensors")), [None]);
 }
 
@@ -227,13 +229,41 @@ fn what_the_hub_refuses_is_told_with_what_to_do() {
     hub.put(info, Page::of("{\"sha\":\"main\"}"));
     assert_refused(&run(&space, &hub, None, &["--force", "base"]), 3, &["does not tell its commit"]);
     hub.put_repository("models", "a/b", "main", OLD, &[("config.json", b"{}")]);
-    assert_refused(
-        &run(&space, &hub, None, &["--force", "base"]),
-        2,
-        &["model `a/b`: file `model.safetensors` is missing"],
-    );
+    assert_refused(&run(&space, &hub, None, &["--force", "base"]), 2, &["a/b: file `tokenizer.json` is missing"]);
     let out = run(&space, &hub, None, &["--set", "stages.base.with.hub.id=a/../b"]);
     assert_refused(&out, 2, &["is no repository of a hub"]);
+}
+
+#[test]
+fn of_safetensors_and_pickles_only_the_first_are_fetched() {
+    let (space, hub) = hub();
+    let files = FILES.map(|file| (file, asset(file)));
+    let mut files: Vec<(&str, &[u8])> = files.iter().map(|(name, body)| (*name, &body[..])).collect();
+    files.extend([("pytorch_model.bin", &b"pickle"[..]), ("flax_model.msgpack", b"x"), ("README.md", b"x")]);
+    hub.put_repository("models", "a/b", "main", OLD, &files);
+    assert_imported(&run(&space, &hub, None, &[]), &space);
+    assert_eq!(hub.asked().len(), 1 + FILES.len(), "{:?}", hub.asked());
+}
+
+#[test]
+fn an_index_of_shards_cannot_lead_out_of_the_repository() {
+    for (file, code, what) in [
+        ("../../evil", 2, "a/b/model.safetensors.index.json: puts tensor `t` into `../../evil`"),
+        ("/etc/passwd", 2, "expected a file in its own folder"),
+        ("absent.safetensors", 2, "a/b: file `absent.safetensors` is missing"),
+    ] {
+        let (space, hub) = hub();
+        let index = format!("{{\"weight_map\":{{\"t\":\"{file}\"}}}}");
+        let (config, tokenizer) = (asset("config.json"), asset("tokenizer.json"));
+        let files: [(&str, &[u8]); 3] = [
+            ("config.json", &config),
+            ("model.safetensors.index.json", index.as_bytes()),
+            ("tokenizer.json", &tokenizer),
+        ];
+        hub.put_repository("models", "a/b", "main", OLD, &files);
+        assert_refused(&run(&space, &hub, None, &[]), code, &[what]);
+        assert!(!hub.asked().iter().any(|asked| asked.path.contains("evil") || asked.path.contains("passwd")));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ mod table;
 mod tests;
 mod torch;
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -173,6 +173,11 @@ impl Part {
         }
         Ok(values)
     }
+}
+
+/// The files that an index of weights names, sorted. Errors: no index, or a name that leads out of its folder.
+pub fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    Ok(index::read(index)?.into_values().collect())
 }
 
 const MEMORY: &str = "(in memory)";

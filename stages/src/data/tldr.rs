@@ -211,7 +211,7 @@ pub(crate) fn files_of(
         .map(glob::Pattern::new)
         .transpose()
         .map_err(|e| Error::yours(format!("`hub.files`: {e}")))?;
-    let hub = Hub::open(Repo::Dataset, id, &ctx.checkpoints().join("hub"))?;
+    let hub = Hub::open(Repo::Dataset, id, ctx)?;
     let is_wanted = |name: &String| pattern.as_ref().map_or_else(|| source::readable(name), |p| p.matches(name));
     let wanted: Vec<String> = hub.files().iter().filter(|name| is_wanted(name)).cloned().collect();
     if wanted.is_empty() {

@@ -87,19 +87,17 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Resolves the revision and lists its files. What is fetched is kept in the folder `kept`, and so is the commit: the
-    /// next attempt with the same folder goes on with it, whatever the branch has become.
+    /// Resolves the revision and lists its files. What is fetched is kept with the checkpoints, and so is the commit: the next
+    /// attempt at the same key goes on with it, whatever the branch has become.
     ///
     /// # Errors
     /// Names the id that could not be reached and what to do.
-    pub fn open(repo: Repo, id: &HubId, kept: &Path) -> Result<Self> {
+    pub fn open(repo: Repo, id: &HubId, ctx: &mut Context) -> Result<Self> {
         id.check()?;
-        Self::of(Wire::from_environment(repo, id)?, id, kept)
-    }
-
-    fn of(wire: Wire, id: &HubId, kept: &Path) -> Result<Self> {
+        let wire = Wire::from_environment(repo, id)?;
         let runtime = http::runtime()?;
-        std::fs::create_dir_all(kept).at(kept)?;
+        let kept = ctx.checkpoints().join("hub");
+        std::fs::create_dir_all(&kept).at(&kept)?;
         let noted = kept.join("commit");
         let before = std::fs::read_to_string(&noted).ok().filter(|commit| is_commit(commit));
         let info = runtime.block_on(wire.info(before.as_deref().unwrap_or(&id.revision)))?;
@@ -109,14 +107,20 @@ impl Hub {
             _ => return Err(wire.failed("the hub does not tell its commit", None)),
         };
         publish(commit.as_bytes(), &noted)?;
+        if !is_commit(&id.revision) {
+            ctx.warn(format!(
+                "`{}`: revision `{}` is commit {commit}: pin that to get the same again",
+                id.id, id.revision
+            ));
+        }
         let mut files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
         files.sort();
-        Ok(Self { wire, commit, files, kept: kept.to_owned(), runtime })
+        Ok(Self { wire, commit, files, kept, runtime })
     }
 
-    /// What the revision is, in 40 hexadecimals.
-    pub fn commit(&self) -> &str {
-        &self.commit
+    /// Where the files lie that were fetched.
+    pub fn folder(&self) -> PathBuf {
+        self.kept.join("files")
     }
 
     /// The names of all files, sorted.
@@ -146,7 +150,7 @@ impl Hub {
         if !is_safe(file) {
             return Err(self.wire.failed(&format!("refuses the file name `{}`", file.escape_debug()), None));
         }
-        let (path, part) = (self.kept.join("files").join(file), self.kept.join("parts").join(file));
+        let (path, part) = (self.folder().join(file), self.kept.join("parts").join(file));
         if path.is_file() {
             return Ok(path);
         }

@@ -5,11 +5,14 @@ use std::path::Path;
 use engine::context::Context;
 use engine::error::{At, Error, Result};
 use engine::kind::{InputPath, Kind, Signature};
+use lm::{CausalLm, WeightType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::source::Source;
 use crate::assets::{self, AssetName};
-use crate::hub::{self, Hub, HubId, Repo};
+use crate::hub::{self, HubId};
+use crate::train::Told;
 use crate::train::params::Faults;
 use crate::types::Model;
 
@@ -21,7 +24,8 @@ pub struct Import;
 pub struct Params {
     /// A model that is embedded in this program.
     pub asset: Option<AssetName>,
-    /// A Hugging Face folder: config.json, model.safetensors, tokenizer.json.
+    /// A Hugging Face folder: config.json, tokenizer.json, and the weights in model.safetensors or pytorch_model.bin, whole
+    /// or in shards.
     pub folder: Option<InputPath>,
     /// A repository of the Hugging Face hub.
     pub hub: Option<HubId>,
@@ -47,34 +51,31 @@ impl Kind for Import {
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        let tokenizer = ctx.optional("tokenizer").map(|input| input.folder.join(Model::TOKENIZER));
-        let has_tokenizer = tokenizer.is_some();
+        let port = ctx.optional("tokenizer").map(|input| input.folder.join(Model::TOKENIZER));
         let name = match (&params.asset, &params.folder, &params.hub) {
             (Some(AssetName(name)), None, None) => {
                 assets::write(name, ctx.out())?;
                 name.clone()
             }
-            (None, Some(folder), None) => from_folder(&folder.0, ctx, has_tokenizer)?,
-            (None, None, Some(hub)) => from_hub(hub, ctx, has_tokenizer)?,
+            (None, Some(folder), None) => take(&Source::folder(&folder.0), ctx, port.is_some())?,
+            (None, None, Some(id)) => take(&Source::hub(id, ctx)?, ctx, port.is_some())?,
             _ => return Err(Error::ours("model.import: no source")),
         };
-        if let Some(tokenizer) = tokenizer {
+        if let Some(tokenizer) = &port {
+            // An asset has one of its own.
             let to = ctx.out().join(Model::TOKENIZER);
-            // The folder's own may be a link into the store: replaced, never written to.
-            std::fs::remove_file(&to)
-                .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
-                .at(&to)?;
-            ctx.take(&tokenizer, Model::TOKENIZER)?;
-        }
-        let port = if has_tokenizer { ctx.optional("tokenizer") } else { None };
-        let (model, tokenizer) = super::load(ctx.out()).map_err(|mut e| {
-            // What was loaded is our copy: told is whose it is.
-            if let Some(port) = port {
-                let theirs = port.folder.join(Model::TOKENIZER);
-                e.message = renamed(&e.message, &ctx.out().join(Model::TOKENIZER), &theirs.display().to_string());
+            if to.exists() {
+                std::fs::remove_file(&to).at(&to)?;
             }
-            e.message = renamed(&e.message, ctx.out(), &name);
-            e
+            ctx.take(tokenizer, Model::TOKENIZER)?;
+        }
+        let (model, tokenizer) = super::load(ctx.out()).map_err(|e| {
+            // What was loaded is our copy: told is whose it is.
+            let e = match &port {
+                Some(theirs) => renamed(e, &ctx.out().join(Model::TOKENIZER), &theirs.display().to_string()),
+                None => e,
+            };
+            renamed(e, ctx.out(), &name)
         })?;
         ctx.metric("vocabulary", tokenizer.vocab_size() as f64);
         ctx.metric("window", model.config().window() as f64);
@@ -82,52 +83,34 @@ impl Kind for Import {
     }
 }
 
+/// Takes a model's files over, and gives the name of the place that they come from. Safetensors stay as they are; pickles
+/// become safetensors in f32, which holds whatever they hold.
+fn take(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result<String> {
+    take_files(source, ctx, has_tokenizer).map_err(|e| renamed(e, &source.here, &source.name))?;
+    Ok(source.name.clone())
+}
+
+fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result<()> {
+    let mut files = vec![Model::CONFIG.to_owned()];
+    if !has_tokenizer {
+        files.push(Model::TOKENIZER.to_owned());
+    }
+    source.fetch(&files, ctx)?;
+    // Before gigabytes are fetched of a family that is not known.
+    lm::Gpt2Config::load(&source.here).told()?;
+    let weights = source.weights(ctx)?;
+    source.fetch(&weights.files, ctx)?;
+    if weights.pickled {
+        CausalLm::load(&source.here).and_then(|model| model.save(ctx.out(), WeightType::F32)).told()?;
+        files.retain(|file| file != Model::CONFIG);
+    } else {
+        files.extend(weights.files);
+    }
+    files.iter().try_for_each(|file| source.put(file, ctx))
+}
+
 /// A message about `from` as one about `to`.
-fn renamed(message: &str, from: &Path, to: &str) -> String {
-    message.replace(&from.display().to_string(), to)
-}
-
-/// Copies the files: what is outside the store may change later, so it is never linked.
-fn from_folder(folder: &Path, ctx: &mut Context, has_tokenizer: bool) -> Result<String> {
-    for file in Model::FILES {
-        let from = folder.join(file);
-        if !from.is_file() {
-            if file == Model::TOKENIZER && has_tokenizer {
-                continue;
-            }
-            let other = |file: &str| folder.join(file).is_file();
-            return Err(missing(&folder.display().to_string(), file, other));
-        }
-        std::fs::copy(&from, ctx.out().join(file)).at(&from)?;
-    }
-    Ok(folder.display().to_string().trim_end_matches('/').to_owned())
-}
-
-fn from_hub(id: &HubId, ctx: &mut Context, has_tokenizer: bool) -> Result<String> {
-    let hub = Hub::open(Repo::Model, id, &ctx.checkpoints().join("hub"))?;
-    let wanted: Vec<String> =
-        Model::FILES.iter().filter(|file| !(has_tokenizer && **file == Model::TOKENIZER)).map(|&f| f.into()).collect();
-    if let Some(file) = wanted.iter().find(|file| !hub.has(file)) {
-        return Err(missing(&format!("model `{}`", id.id), file, |file| hub.has(file)));
-    }
-    for (file, fetched) in wanted.iter().zip(hub.fetch_all(&wanted, ctx)?) {
-        ctx.take(&fetched, file)?;
-    }
-    Ok(id.id.clone())
-}
-
-/// The error for a file that is not there, with what stands in its place.
-fn missing(place: &str, file: &str, other: impl Fn(&str) -> bool) -> Error {
-    let error = Error::yours(format!("{place}: file `{file}` is missing"));
-    if file != Model::WEIGHTS {
-        return error.help("a model is a folder with config.json, model.safetensors and tokenizer.json");
-    }
-    if other("model.safetensors.index.json") {
-        return error.help("its weights are sharded (model.safetensors.index.json), which is not built yet: save them as one model.safetensors");
-    }
-    if other("pytorch_model.bin") {
-        return error
-            .help("its weights are a pytorch_model.bin, which is not built yet: save them as model.safetensors");
-    }
-    error.help("save the weights as one model.safetensors")
+fn renamed(mut e: Error, from: &Path, to: &str) -> Error {
+    e.message = e.message.replace(&from.display().to_string(), to);
+    e
 }

@@ -2,6 +2,7 @@
 
 pub mod import;
 pub mod pretrain;
+mod source;
 
 #[cfg(test)]
 mod tests;

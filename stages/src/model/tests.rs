@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::import::Import;
 use super::pretrain::Pretrain;
 use crate::testing::{Bench, Out, assert_pinned, run, run_seeded, toys};
-use crate::types::Split;
+use crate::types::{Model, Split};
 
 fn bench() -> Bench {
     let mut bench = Bench::new();
@@ -165,16 +165,57 @@ fn what_a_model_lacks_is_named() -> Result<()> {
     Ok(())
 }
 
+/// The model's one file in two shards, by an index that names them.
+fn shard(bench: &Bench) {
+    use safetensors::SafeTensors;
+    let whole = std::fs::read(bench.path("model.safetensors")).expect("the file is there");
+    let tensors = SafeTensors::deserialize(&whole).expect("weights").tensors();
+    let mut map = serde_json::Map::new();
+    for (n, part) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
+        let file = format!("model-0000{}-of-00002.safetensors", n + 1);
+        map.extend(part.iter().map(|(name, _)| (name.clone(), json!(file))));
+        let bytes = safetensors::serialize(part.to_vec(), None).expect("weights");
+        std::fs::write(bench.path(&file), bytes).expect("written");
+    }
+    bench.write("model.safetensors.index.json", &json!({ "weight_map": map }).to_string());
+    std::fs::remove_file(bench.path("model.safetensors")).expect("the file is there");
+}
+
 #[test]
-fn sharded_and_pickled_weights_are_told_apart() -> Result<()> {
-    for (file, word) in [("model.safetensors.index.json", "sharded"), ("pytorch_model.bin", "pytorch_model.bin")] {
+fn shards_stay_as_they_are() -> Result<()> {
+    let bench = Bench::new();
+    toys::write_model(&bench.path(""), 1)?;
+    let whole = import(&bench.path(""), false)?;
+    shard(&bench);
+    let out = import(&bench.path(""), false)?;
+    let imported: Vec<_> = toys::bytes_of(&out.path()).into_iter().filter(|(name, _)| name != "metrics.json").collect();
+    assert_eq!(imported, toys::bytes_of(&bench.path("")));
+    assert_eq!(Model::check_folder(&out.path())?, Model::check_folder(&whole.path())?);
+    Ok(())
+}
+
+#[test]
+fn an_index_that_leads_elsewhere_is_refused() -> Result<()> {
+    for file in ["../evil.safetensors", "/etc/passwd", "a/b.safetensors", "", ".."] {
         let bench = Bench::new();
         toys::write_model(&bench.path(""), 1)?;
         std::fs::remove_file(bench.path("model.safetensors")).expect("the file is there");
-        bench.write(file, "{}");
+        bench.write("model.safetensors.index.json", &json!({ "weight_map": { "wte.weight": file } }).to_string());
         let error = error(import(&bench.path(""), false));
-        assert!(error.help.is_some_and(|help| help.contains(word)), "{}", error.message);
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.message.contains("expected a file in its own folder"), "{error}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_model_without_weights_is_told() -> Result<()> {
+    let bench = Bench::new();
+    toys::write_model(&bench.path(""), 1)?;
+    std::fs::remove_file(bench.path("model.safetensors")).expect("the file is there");
+    let error = error(import(&bench.path(""), false));
+    assert!(error.message.contains("file `model.safetensors` is missing"), "{error}");
+    assert!(error.help.is_some_and(|help| help.contains("pytorch_model.bin")));
     Ok(())
 }
 

@@ -148,8 +148,8 @@ fn save(
     if full {
         model::save(&model.lm, tokenizer, &out.join(BASE), Weights::F32)?;
     } else {
-        for file in Model::FILES {
-            ctx.take(&input.folder.join(file), &format!("{BASE}/{file}"))?;
+        for file in Model::files(&input.folder)? {
+            ctx.take(&input.folder.join(&file), &format!("{BASE}/{file}"))?;
         }
         let adapter = out.join(ADAPTER);
         std::fs::create_dir_all(&adapter).at(&adapter)?;

@@ -51,7 +51,7 @@ impl Kind for Import {
             (Some(InputPath(path)), ..) if path.is_dir() => path.join(Tokenizer::FILE),
             (Some(InputPath(path)), ..) => path,
             (_, Some(id), _) => {
-                let hub = Hub::open(Repo::Model, &id, &ctx.checkpoints().join("hub"))?;
+                let hub = Hub::open(Repo::Model, &id, ctx)?;
                 hub.fetch_all(&[Tokenizer::FILE.to_owned()], ctx)?.remove(0)
             }
             (.., Some(AssetName(name))) => return take(lm::Tokenizer::from_bytes(asset(&name)?), ctx),

@@ -1,5 +1,6 @@
 //! Model: a language model as a Hugging Face folder.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -7,8 +8,9 @@ use engine::artifact::{ArtifactType, Facts};
 use engine::error::{Error, Result};
 
 use super::folder;
+use crate::train::Told;
 
-/// The artifact type: `config.json`, `model.safetensors`, `tokenizer.json`.
+/// The artifact type: `config.json`, `tokenizer.json`, and `model.safetensors` or the shards that its index names.
 pub struct Model;
 
 impl Model {
@@ -16,8 +18,25 @@ impl Model {
     pub const CONFIG: &'static str = "config.json";
     pub const WEIGHTS: &'static str = "model.safetensors";
     pub const TOKENIZER: &'static str = "tokenizer.json";
+    /// Which shard holds which tensor, where the weights lie in several.
+    pub const INDEX: &'static str = "model.safetensors.index.json";
+
     /// The files of a model folder.
-    pub const FILES: [&'static str; 3] = [Self::CONFIG, Self::WEIGHTS, Self::TOKENIZER];
+    ///
+    /// # Errors
+    /// If there is an index of shards that cannot be read.
+    pub fn files(folder: &Path) -> Result<Vec<String>> {
+        let mut files = vec![Self::CONFIG.to_owned(), Self::TOKENIZER.to_owned()];
+        if Self::is_sharded(folder) {
+            files.push(Self::INDEX.to_owned());
+        }
+        files.extend(weights(folder)?);
+        Ok(files)
+    }
+
+    fn is_sharded(folder: &Path) -> bool {
+        !folder.join(Self::WEIGHTS).is_file() && folder.join(Self::INDEX).is_file()
+    }
 
     /// Checks that `folder` holds a whole model; returns its number of parameters.
     ///
@@ -37,12 +56,29 @@ impl Model {
         if !tokenizer.contains_key("model") {
             return Err(Error::yours(format!("{}: field `model` is missing", folder.join(Self::TOKENIZER).display())));
         }
-        parameters(folder, Self::WEIGHTS)
+        Ok(parameters(&tensors(folder)?))
     }
 }
 
-fn parameters(folder: &Path, file: &str) -> Result<u64> {
-    Ok(folder::tensors(folder, file)?.values().map(|(_, shape)| shape.iter().product::<u64>()).sum())
+/// The files that hold the weights.
+fn weights(folder: &Path) -> Result<Vec<String>> {
+    if Model::is_sharded(folder) {
+        return Ok(lm::files::shards(&folder.join(Model::INDEX)).told()?.into_iter().collect());
+    }
+    Ok(vec![Model::WEIGHTS.to_owned()])
+}
+
+/// Every tensor by name, as (type, shape).
+fn tensors(folder: &Path) -> Result<BTreeMap<String, (String, Vec<u64>)>> {
+    let mut tensors = BTreeMap::new();
+    for file in weights(folder)? {
+        tensors.extend(folder::tensors(folder, &file)?);
+    }
+    Ok(tensors)
+}
+
+fn parameters(tensors: &BTreeMap<String, (String, Vec<u64>)>) -> u64 {
+    tensors.values().map(|(_, shape)| shape.iter().product::<u64>()).sum()
 }
 
 impl ArtifactType for Model {
@@ -63,8 +99,9 @@ impl ArtifactType for Model {
 
     fn preview(&self, folder: &Path, rows: usize) -> Result<String> {
         let mut text = folder::show(folder, Self::CONFIG)?;
-        let _ = writeln!(text, "{} parameters in {}", parameters(folder, Self::WEIGHTS)?, Self::WEIGHTS);
-        for (name, (dtype, shape)) in folder::tensors(folder, Self::WEIGHTS)?.into_iter().take(rows) {
+        let tensors = tensors(folder)?;
+        let _ = writeln!(text, "{} parameters in {}", parameters(&tensors), weights(folder)?.join(", "));
+        for (name, (dtype, shape)) in tensors.into_iter().take(rows) {
             let _ = writeln!(text, "  {name}  {dtype} {shape:?}");
         }
         Ok(text)

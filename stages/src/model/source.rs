@@ -1,0 +1,98 @@
+//! Where a model that exists already lies, and which of its files there make a model. Knows no artifact.
+
+use std::path::{Path, PathBuf};
+
+use engine::context::Context;
+use engine::error::{At, Error, Result};
+
+use crate::hub::{Hub, HubId, Repo};
+use crate::train::Told;
+use crate::types::Model;
+
+/// What transformers calls weights that are a pickle.
+const PICKLE: &str = "pytorch_model.bin";
+
+/// A Hugging Face folder, here or on the hub.
+pub struct Source {
+    /// For messages.
+    pub name: String,
+    /// The folder in which the files lie, once they are fetched.
+    pub here: PathBuf,
+    hub: Option<Hub>,
+}
+
+/// The files of a model's weights: one, or an index and its shards.
+pub struct Weights {
+    pub files: Vec<String>,
+    /// PyTorch's rather than safetensors.
+    pub pickled: bool,
+}
+
+impl Source {
+    pub fn folder(folder: &Path) -> Self {
+        let name = folder.display().to_string().trim_end_matches('/').to_owned();
+        Self { name, here: folder.to_owned(), hub: None }
+    }
+
+    /// # Errors
+    /// As [`Hub::open`].
+    pub fn hub(id: &HubId, ctx: &mut Context) -> Result<Self> {
+        let hub = Hub::open(Repo::Model, id, ctx)?;
+        Ok(Self { name: id.id.clone(), here: hub.folder(), hub: Some(hub) })
+    }
+
+    fn has(&self, file: &str) -> bool {
+        self.hub.as_ref().map_or_else(|| self.here.join(file).is_file(), |hub| hub.has(file))
+    }
+
+    /// Brings files to where they are read.
+    ///
+    /// # Errors
+    /// Names the file that is missing or cannot be had.
+    pub fn fetch(&self, files: &[String], ctx: &mut Context) -> Result<()> {
+        if let Some(file) = files.iter().find(|file| !self.has(file)) {
+            return Err(self.missing(file));
+        }
+        self.hub.as_ref().map_or(Ok(()), |hub| hub.fetch_all(files, ctx).map(drop))
+    }
+
+    fn missing(&self, file: &str) -> Error {
+        Error::yours(format!("{}: file `{file}` is missing", self.name)).help(format!(
+            "a model is config.json, tokenizer.json and its weights: {} or {PICKLE}, whole or in shards with their index",
+            Model::WEIGHTS
+        ))
+    }
+
+    /// Puts a file that was fetched into the artifact. What lies outside of the store may change later, so it is copied, never
+    /// linked.
+    ///
+    /// # Errors
+    /// If it cannot be read or written.
+    pub fn put(&self, file: &str, ctx: &Context) -> Result<()> {
+        let from = self.here.join(file);
+        match self.hub {
+            Some(_) => ctx.take(&from, file),
+            None => std::fs::copy(&from, ctx.out().join(file)).at(&from).map(drop),
+        }
+    }
+
+    /// The weights that there are: safetensors if there are any, never both. An index is fetched to be read.
+    ///
+    /// # Errors
+    /// If there are none, or an index names a file that is no plain name.
+    pub fn weights(&self, ctx: &mut Context) -> Result<Weights> {
+        for whole in [Model::WEIGHTS, PICKLE] {
+            let pickled = whole == PICKLE;
+            if self.has(whole) {
+                return Ok(Weights { files: vec![whole.to_owned()], pickled });
+            }
+            let index = format!("{whole}.index.json");
+            if self.has(&index) {
+                self.fetch(std::slice::from_ref(&index), ctx)?;
+                let shards = lm::files::shards(&self.here.join(&index)).told()?;
+                return Ok(Weights { files: std::iter::once(index).chain(shards).collect(), pickled });
+            }
+        }
+        Err(self.missing(Model::WEIGHTS))
+    }
+}
