@@ -97,7 +97,7 @@ fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result
     }
     source.fetch(&files, ctx)?;
     // Before gigabytes are fetched of a family that is not known.
-    lm::Gpt2Config::load(&source.here).told()?;
+    lm::ModelConfig::load(&source.here).told()?;
     let weights = source.weights(ctx)?;
     source.fetch(&weights.files, ctx)?;
     if weights.pickled {
