@@ -172,6 +172,11 @@ fn a_killed_run_leaves_what_came_and_the_next_goes_on_at_the_same_commit() {
 #[test]
 fn bytes_that_are_not_what_the_hub_says_are_refused_and_removed() {
     let (space, hub) = hub();
+    hub.change(&at(OLD, "tokenizer.json"), |page| page.body.push(b'\n'));
+    let out = run(&space, &hub, None, &[]);
+    assert_refused(&out, 3, &["file `tokenizer.json`", "expected git blob ", ", found git blob "]);
+
+    put_model(&hub, "main", OLD);
     let store = Play::new();
     let weights = asset("model.safetensors");
     let mut other = weights.clone();
@@ -181,11 +186,6 @@ fn bytes_that_are_not_what_the_hub_says_are_refused_and_removed() {
     let out = run(&space, &hub, None, &[]);
     assert_refused(&out, 3, &["`a/b`", "file `model.safetensors`", "expected sha256 ", ", found sha256 ", "removed"]);
     assert_eq!(part(&space, "model.safetensors"), None);
-
-    put_model(&hub, "main", OLD);
-    hub.change(&at(OLD, "tokenizer.json"), |page| page.body.push(b'\n'));
-    let out = run(&space, &hub, None, &[]);
-    assert_refused(&out, 3, &["file `tokenizer.json`", "expected git blob ", ", found git blob "]);
 }
 
 #[test]

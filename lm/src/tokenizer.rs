@@ -13,7 +13,7 @@ use crate::{Error, ModelConfig, Result};
 const EOS: [&str; 3] = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
 
 /// Text to ids and back. The one special token that is needed is EOS, which ends a sequence: `<|endoftext|>`,
-/// `<|end_of_text|>` or `</s>`, or what a model's config file names.
+/// `<|end_of_text|>` or `</s>`, or what a model's config file names (`for_model`).
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -34,20 +34,19 @@ impl Tokenizer {
         Self::parse(&bytes, path)
     }
 
-    /// The tokenizer in a model's folder, with the EOS that the model's config file names, if it does. Errors: also ids that
-    /// the model does not have, or an EOS that is not a special token of the tokenizer.
-    pub fn of_model(folder: &Path, config: &ModelConfig) -> Result<Self> {
-        let mut tokenizer = Self::load(&folder.join("tokenizer.json"))?;
-        tokenizer.check_fits(config)?;
+    /// The tokenizer for a model: with the EOS that the model's config file names, if it does. Errors: ids that the model does
+    /// not have, or an EOS that is not a special token here.
+    pub fn for_model(mut self, config: &ModelConfig) -> Result<Self> {
+        self.check_fits(config)?;
         if let Some(eos) = config.eos_token_id() {
-            let added = tokenizer.inner.get_added_tokens_decoder();
+            let added = self.inner.get_added_tokens_decoder();
             if !added.get(&eos).is_some_and(|token| token.special) {
                 let what = format!("the model's config names {eos} as EOS, which is not a special token here");
-                return Err(error(&tokenizer.path, what));
+                return Err(error(&self.path, what));
             }
-            tokenizer.eos = eos;
+            self.eos = eos;
         }
-        Ok(tokenizer)
+        Ok(self)
     }
 
     /// The same from memory.

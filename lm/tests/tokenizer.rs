@@ -159,12 +159,10 @@ fn a_tokenizer_that_falls_back_to_bytes_gives_any_text_back() {
 
 #[test]
 fn a_models_config_names_its_eos() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("tokenizer.json"), with_byte_fallback().to_string()).unwrap();
     let of = |eos: u32| {
         let mut config = tiny_config();
         (config.vocab_size, config.eos_token_id) = (300, Some(eos));
-        Tokenizer::of_model(folder.path(), &config.into())
+        Tokenizer::from_bytes(with_byte_fallback().to_string().as_bytes()).unwrap().for_model(&config.into())
     };
     assert_eq!(of(1).unwrap().eos(), 1);
     let error = of(260).unwrap_err().to_string();

@@ -117,10 +117,22 @@ pub fn floats(tensor: &Tensor) -> Vec<f64> {
     tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
-/// The gradients of `variables` by name, flat. Panics where there is none.
+/// The linear maps that GPT-J and Llama keep as `[out, in]`; in memory all are `[in, out]`, as GPT-2's files have them.
+const TRANSPOSED: [&str; 10] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj", "fc_in", "fc_out"];
+
+/// The gradients of `variables` by name, flat, each as its file has the tensor. Panics where there is none.
 pub fn gradients(variables: &[lm::Variable], grads: &candle_core::backprop::GradStore) -> BTreeMap<String, Vec<f64>> {
-    let of = |v: &lm::Variable| grads.get(v.var.as_tensor()).unwrap_or_else(|| panic!("no gradient of {}", v.name));
-    variables.iter().map(|v| (v.name.clone(), floats(of(v)))).collect()
+    let of = |v: &lm::Variable| {
+        let grad = grads.get(v.var.as_tensor()).unwrap_or_else(|| panic!("no gradient of {}", v.name));
+        let module = v.name.strip_suffix(".weight").and_then(|name| name.rsplit('.').next());
+        if module.is_some_and(|module| TRANSPOSED.contains(&module)) {
+            floats(&grad.t().unwrap())
+        } else {
+            floats(grad)
+        }
+    };
+    variables.iter().map(|v| (v.name.clone(), of(v))).collect()
 }
 
 #[test]

@@ -109,8 +109,9 @@ fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result
     files.iter().try_for_each(|file| source.put(file, ctx))
 }
 
-/// A message about `from` as one about `to`.
+/// A message about `from` as one about `to`, either of which may end in a slash.
 fn renamed(mut e: Error, from: &Path, to: &str) -> Error {
-    e.message = e.message.replace(&from.display().to_string(), to);
+    let from = from.display().to_string();
+    e.message = e.message.replace(from.trim_end_matches('/'), to.trim_end_matches('/'));
     e
 }

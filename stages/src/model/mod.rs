@@ -21,8 +21,9 @@ use crate::types::Model;
 /// When a file is missing, a tensor is missing or of another shape, or the tokenizer has more tokens than the model.
 pub fn load(folder: &Path) -> Result<(CausalLm, Tokenizer)> {
     let model = CausalLm::load(folder).told()?;
-    let tokenizer = Tokenizer::of_model(folder, model.config());
-    let tokenizer = tokenizer.told().map_err(|e| e.help("give the tokenizer that the model was trained with"))?;
+    let tokenizer = Tokenizer::load(&folder.join(Model::TOKENIZER)).told()?;
+    let tokenizer = tokenizer.for_model(model.config()).told();
+    let tokenizer = tokenizer.map_err(|e| e.help("give the tokenizer that the model was trained with"))?;
     Ok((model, tokenizer))
 }
 
