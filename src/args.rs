@@ -178,8 +178,8 @@ pub enum Lm {
 
 #[derive(Debug, Args)]
 pub struct ModelAt {
-    /// The model's folder: config.json, model.safetensors, tokenizer.json; for `score` an artifact's
-    #[arg(long, value_name = "FOLDER")]
+    /// The model's folder (config.json, weights, tokenizer.json) or a .gguf file; for `score` an artifact's folder
+    #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
     /// Lines that are read, computed and answered together
     #[arg(long, value_name = "LINES", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]

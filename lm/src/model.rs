@@ -36,10 +36,10 @@ impl CausalLm {
         Self::of(Transformer::init(&config.into(), init, rng)?, None).with_full_training()
     }
 
-    /// Reads a Hugging Face folder of a GPT-2, GPT-J or Llama: `config.json` and weights in f32, f16 or bf16, names with or
-    /// without the trunk's prefix. Frozen.
-    pub fn load(folder: &Path) -> Result<Self> {
-        Ok(Self::of(weights::load(folder)?, None))
+    /// Reads a Hugging Face folder of a GPT-2, GPT-J or Llama, `config.json` and weights in f32, f16 or bf16, names with or
+    /// without the trunk's prefix; or a Llama's GGUF file, dequantised. Frozen.
+    pub fn load(path: &Path) -> Result<Self> {
+        Ok(Self::of(weights::load(path)?, None))
     }
 
     /// Writes a Hugging Face folder. Equal weights give equal bytes. Errors: an adapter is on (merge it first).

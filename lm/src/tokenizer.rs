@@ -7,6 +7,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
 
+use crate::files::{self, Gguf};
 use crate::{Error, ModelConfig, Result};
 
 /// The end of a sequence in GPT-2, Llama 3 and Llama 2, in the order in which they are looked for.
@@ -28,10 +29,15 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`. Errors: unreadable, no token for EOS in it, or not all bytes.
+    /// Reads a `tokenizer.json`, that of a folder, or what a GGUF file holds. Errors: unreadable, no token for EOS in it, or
+    /// not all bytes.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        Self::parse(&bytes, path)
+        if files::is_gguf(path) {
+            return Self::parse(Gguf::open(path)?.tokenizer.to_string().as_bytes(), path);
+        }
+        let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        Self::parse(&bytes, &path)
     }
 
     /// The tokenizer for a model: with the EOS that the model's config file names, if it does. Errors: ids that the model does

@@ -1,4 +1,4 @@
-//! Models as folders: read from whatever they hold, written as safetensors; knows no forward pass.
+//! Models on disk: read from whatever a folder holds or from a GGUF, written as a folder of safetensors; knows no forward pass.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use half::f16;
 use safetensors::{Dtype, SafeTensorError, View};
 
-use crate::files::Checkpoint;
+use crate::files::{self, Checkpoint, Gguf};
 use crate::transformer::{Named, Transformer};
 use crate::{Error, ModelConfig, Result};
 
@@ -22,10 +22,14 @@ pub enum WeightType {
     F16,
 }
 
-/// Reads a folder's `config.json` and weights; every tensor is frozen.
-pub(crate) fn load(folder: &Path) -> Result<Transformer> {
-    let config = ModelConfig::load(folder)?;
-    let file = Checkpoint::open(folder)?;
+/// Reads a folder's `config.json` and weights, or a GGUF file; every tensor is frozen.
+pub(crate) fn load(path: &Path) -> Result<Transformer> {
+    let (config, file) = if files::is_gguf(path) {
+        let file = Gguf::open(path)?;
+        (ModelConfig::from_json(file.config).map_err(|what| Error::model(path, what))?, file.weights)
+    } else {
+        (ModelConfig::load(path)?, Checkpoint::open(path)?)
+    };
     let prefix = config.spec().map_err(Error::input)?.names.prefix;
     // A bare trunk's file has no prefix in its names.
     let bare = !file.names().any(|name| name.starts_with(prefix));

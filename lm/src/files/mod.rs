@@ -175,6 +175,11 @@ impl Part {
     }
 }
 
+/// Whether a path is to be read as a GGUF file.
+pub(crate) fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) && path.is_file()
+}
+
 /// The files that an index of weights names, sorted. Errors: no index, or a name that leads out of its folder.
 pub fn shards(index: &Path) -> Result<BTreeSet<String>> {
     Ok(index::read(index)?.into_values().collect())

@@ -29,8 +29,9 @@ struct Answer {
 pub fn logprobs(at: &ModelAt, adapter: Option<&Path>) -> Result<()> {
     let model = with_adapter(CausalLm::load(&at.model).told()?, adapter)?;
     // Ids need no tokenizer.
-    let file = at.model.join("tokenizer.json");
-    let tokenizer = if file.is_file() { Some(Tokenizer::of_model(&at.model, model.config()).told()?) } else { None };
+    let file = if at.model.is_dir() { at.model.join("tokenizer.json") } else { at.model.clone() };
+    let tokenizer = if file.is_file() { Some(Tokenizer::load(&file).told()?) } else { None };
+    let tokenizer = tokenizer.map(|t| t.for_model(model.config())).transpose().told()?;
     let ready = |_, question: Question| {
         let ids = match (question.text, question.ids, &tokenizer) {
             (Some(text), None, Some(tokenizer)) => tokenizer.encode(&text),

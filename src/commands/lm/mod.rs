@@ -21,9 +21,9 @@ pub fn lm(task: &Lm) -> Done {
     let (Lm::Logprobs { model: at, .. } | Lm::Generate { model: at, .. } | Lm::Score { model: at }) = task;
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     lm::set_threads(at.threads.map_or_else(cores, usize::from));
-    if !at.model.is_dir() {
-        return Err(Error::yours(format!("{}: there is no such folder", at.model.display()))
-            .help("`--model` takes a folder with config.json, model.safetensors and tokenizer.json, or an artifact's")
+    if !at.model.exists() {
+        return Err(Error::yours(format!("{}: there is no such folder or file", at.model.display()))
+            .help("`--model` takes a folder with config.json, weights and tokenizer.json, a .gguf file, or an artifact's folder")
             .into());
     }
     match task {

@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use super::source::Source;
 use crate::assets::{self, AssetName};
 use crate::hub::{self, HubId};
-use crate::train::Told;
 use crate::train::params::Faults;
+use crate::train::{Told, Weights};
 use crate::types::Model;
 
 pub struct Import;
 
-/// Exactly one of `asset`, `folder` and `hub`.
+/// Exactly one of `asset`, `folder`, `file` and `hub`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
@@ -27,6 +27,8 @@ pub struct Params {
     /// A Hugging Face folder: config.json, tokenizer.json, and the weights in model.safetensors or pytorch_model.bin, whole
     /// or in shards.
     pub folder: Option<InputPath>,
+    /// A Llama's GGUF file, which holds config and tokenizer too; its weights are dequantised to f32.
+    pub file: Option<InputPath>,
     /// A repository of the Hugging Face hub.
     pub hub: Option<HubId>,
 }
@@ -35,7 +37,8 @@ impl Kind for Import {
     type Params = Params;
     const NAME: &'static str = "model.import";
     const VERSION: u32 = 1;
-    const ABOUT: &'static str = "takes a model from the program's assets, a Hugging Face folder or the hub";
+    const ABOUT: &'static str =
+        "takes a model from the program's assets, a Hugging Face folder, a GGUF file or the hub";
 
     fn signature(&self, p: &Params) -> Signature {
         let signature = Signature::gives("Model").optional("tokenizer", &["Tokenizer"]);
@@ -44,21 +47,30 @@ impl Kind for Import {
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
         let mut faults = Faults::default();
-        let sources =
-            [p.asset.is_some(), p.folder.is_some(), p.hub.is_some()].into_iter().filter(|given| *given).count();
-        faults.must(sources == 1, "", "give exactly one of `asset`, `folder` and `hub`");
+        let given = [p.asset.is_some(), p.folder.is_some(), p.file.is_some(), p.hub.is_some()];
+        let sources = given.into_iter().filter(|given| *given).count();
+        faults.must(sources == 1, "", "give exactly one of `asset`, `folder`, `file` and `hub`");
+        if let Some(InputPath(file)) = &p.file {
+            let gguf = file.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+            faults.must(gguf, "file", "must be a .gguf file; `folder` takes what Hugging Face's tools write");
+        }
         faults.0
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         let port = ctx.optional("tokenizer").map(|input| input.folder.join(Model::TOKENIZER));
-        let name = match (&params.asset, &params.folder, &params.hub) {
-            (Some(AssetName(name)), None, None) => {
+        let name = match &params {
+            Params { asset: Some(AssetName(name)), .. } => {
                 assets::write(name, ctx.out())?;
                 name.clone()
             }
-            (None, Some(folder), None) => take(&Source::folder(&folder.0), ctx, port.is_some())?,
-            (None, None, Some(id)) => take(&Source::hub(id, ctx)?, ctx, port.is_some())?,
+            Params { folder: Some(folder), .. } => take(&Source::folder(&folder.0), ctx, port.is_some())?,
+            Params { file: Some(file), .. } => {
+                let (model, tokenizer) = super::load(&file.0)?;
+                super::save(&model, &tokenizer, ctx.out(), Weights::F32)?;
+                file.0.display().to_string()
+            }
+            Params { hub: Some(id), .. } => take(&Source::hub(id, ctx)?, ctx, port.is_some())?,
             _ => return Err(Error::ours("model.import: no source")),
         };
         if let Some(tokenizer) = &port {

@@ -15,13 +15,13 @@ use lm::{CausalLm, Tokenizer, WeightType};
 use crate::train::{Told, Weights};
 use crate::types::Model;
 
-/// Loads a Model folder, frozen, with its tokenizer.
+/// Loads a Model folder or a GGUF file, frozen, with its tokenizer.
 ///
 /// # Errors
 /// When a file is missing, a tensor is missing or of another shape, or the tokenizer has more tokens than the model.
-pub fn load(folder: &Path) -> Result<(CausalLm, Tokenizer)> {
-    let model = CausalLm::load(folder).told()?;
-    let tokenizer = Tokenizer::load(&folder.join(Model::TOKENIZER)).told()?;
+pub fn load(path: &Path) -> Result<(CausalLm, Tokenizer)> {
+    let model = CausalLm::load(path).told()?;
+    let tokenizer = Tokenizer::load(path).told()?;
     let tokenizer = tokenizer.for_model(model.config()).told();
     let tokenizer = tokenizer.map_err(|e| e.help("give the tokenizer that the model was trained with"))?;
     Ok((model, tokenizer))

@@ -18,7 +18,7 @@ pub struct Import;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// A `tokenizer.json`, or a folder that holds one.
+    /// A `tokenizer.json`, a folder that holds one, or a GGUF file.
     pub file: Option<InputPath>,
     /// A model of the hub.
     pub hub: Option<HubId>,
@@ -48,7 +48,6 @@ impl Kind for Import {
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         let path: PathBuf = match (params.file, params.hub, params.asset) {
-            (Some(InputPath(path)), ..) if path.is_dir() => path.join(Tokenizer::FILE),
             (Some(InputPath(path)), ..) => path,
             (_, Some(id), _) => {
                 let hub = Hub::open(Repo::Model, &id, ctx)?;
