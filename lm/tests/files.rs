@@ -88,6 +88,16 @@ fn the_folder_is_hugging_faces() {
     has(&llama, "lm_head.weight", &[31, 12]);
 }
 
+#[test]
+fn a_small_model_may_carry_the_eos_of_a_large_vocabulary() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = tiny_config();
+    config.eos_token_id = Some(50_256);
+    model(config, 2).save(folder.path(), WeightType::F32).unwrap();
+    let again = CausalLm::load(folder.path()).unwrap();
+    assert_eq!(again.config().eos_token_id(), None);
+}
+
 /// Writes the model's tensors under other names and types, as other tools do.
 fn rewrite(lm: &CausalLm, folder: &Path, dtype: DType, rename: impl Fn(&str) -> Option<String>) {
     lm.save(folder, WeightType::F32).unwrap();

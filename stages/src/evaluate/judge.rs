@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use lm::{Sequence, Tokenizer};
+use lm::Sequence;
 
 use crate::quality::{self, Facts};
-use crate::reward::{load_reward_model, score};
-use crate::train::Told;
+use crate::reward::{load_reward_model, load_tokenizer, score};
 use crate::types::{PolicyInfo, Post, Posts, RewardInfo, RewardModel, Sample, Score, Split};
 
 const BATCH: usize = 64;
@@ -31,7 +30,7 @@ pub fn gold_about(ctx: &Context) -> Result<RewardInfo> {
 pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Result<Vec<Score>> {
     let folder = ctx.one("gold")?.folder.clone();
     let gold = load_reward_model(&folder)?;
-    let tokenizer = Tokenizer::load(&folder.join("base").join("tokenizer.json")).told()?;
+    let tokenizer = load_tokenizer(&folder)?;
     let same_ids = policy.more.get("tokenizer_digest")
         == Some(&serde_json::json!(crate::rl::tokenizer_digest(&folder.join("base"))?));
     let posts = posts(ctx)?;

@@ -10,7 +10,7 @@ mod tests;
 use std::path::Path;
 
 use engine::error::{At, Result};
-use lm::{CausalLm, Tokenizer, WeightType};
+use lm::{CausalLm, ModelConfig, Tokenizer, WeightType};
 
 use crate::train::{Told, Weights};
 use crate::types::Model;
@@ -21,10 +21,21 @@ use crate::types::Model;
 /// When a file is missing, a tensor is missing or of another shape, or the tokenizer has more tokens than the model.
 pub fn load(path: &Path) -> Result<(CausalLm, Tokenizer)> {
     let model = CausalLm::load(path).told()?;
-    let tokenizer = Tokenizer::load(path).told()?;
-    let tokenizer = tokenizer.for_model(model.config()).told();
-    let tokenizer = tokenizer.map_err(|e| e.help("give the tokenizer that the model was trained with"))?;
+    let tokenizer = fitting(Tokenizer::load(path).told()?, model.config())?;
     Ok((model, tokenizer))
+}
+
+/// Loads the tokenizer of a Model folder without its weights.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_tokenizer(folder: &Path) -> Result<Tokenizer> {
+    fitting(Tokenizer::load(folder).told()?, &ModelConfig::load(folder).told()?)
+}
+
+/// With the model's EOS.
+fn fitting(tokenizer: Tokenizer, config: &ModelConfig) -> Result<Tokenizer> {
+    tokenizer.for_model(config).told().map_err(|e| e.help("give the tokenizer that the model was trained with"))
 }
 
 /// Writes a Model folder.

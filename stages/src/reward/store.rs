@@ -6,9 +6,10 @@ use engine::error::{Error, Result};
 use engine::names::Digest;
 use lm::{CausalLm, Pool, RewardModel, ScalarHead, Tokenizer};
 
+use crate::model;
 use crate::train::Told;
 use crate::types::reward::{ADAPTER, BASE, HEAD, MEMBERS};
-use crate::types::{self, Ensemble, Model, Pooling, RewardInfo};
+use crate::types::{self, Ensemble, Pooling, RewardInfo};
 
 /// A reward model in memory, frozen.
 #[derive(Clone)]
@@ -49,7 +50,7 @@ pub fn load_ensemble(folder: &Path) -> Result<Vec<LoadedReward>> {
 
 /// The tokenizer of a RewardModel or Ensemble folder.
 pub fn load_tokenizer(folder: &Path) -> Result<Tokenizer> {
-    Tokenizer::load(&folder.join(BASE).join(Model::TOKENIZER)).told()
+    model::load_tokenizer(&folder.join(BASE))
 }
 
 fn load_member(base: &CausalLm, folder: &Path) -> Result<LoadedReward> {

@@ -19,9 +19,10 @@ pub mod update;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature};
-use lm::{CausalLm, Draws, LoraConfig, SampleOptions, ScalarHead, StatOptions, Tokenizer};
+use lm::{Draws, LoraConfig, SampleOptions, ScalarHead, StatOptions, Tokenizer};
 use serde_json::json;
 
+use crate::model;
 use crate::reward::{LoadedReward, load_ensemble, load_reward_model};
 use crate::stats::quantile;
 use crate::train::Told;
@@ -71,9 +72,7 @@ impl Kind for Ppo {
         let schedule = matched_schedule(&params, ctx)?;
 
         let input = ctx.one("policy")?.clone();
-        let base = CausalLm::load(&input.folder).told()?;
-        let tokenizer = Tokenizer::load(&input.folder.join("tokenizer.json")).told()?;
-        tokenizer.check_fits(base.config()).told()?;
+        let (base, tokenizer) = model::load(&input.folder)?;
         check_tokenizer(ctx, &input.folder)?;
         let policy = match params.lora {
             Some(lora) => base.with_adapter(
