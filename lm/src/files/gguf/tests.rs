@@ -184,6 +184,15 @@ fn a_llama_comes_out_under_hugging_faces_names() {
 }
 
 #[test]
+fn a_file_that_llama_cpps_own_writer_wrote_is_read() {
+    let bytes = include_bytes!("../../../fuzz/seeds/gguf/llama.gguf").to_vec();
+    let file = Gguf::of(Path::new("llama.gguf"), Source::memory(bytes)).unwrap();
+    for name in file.weights.names() {
+        assert!(values(&file, name).iter().any(|value| *value != 0.0), "{name}");
+    }
+}
+
+#[test]
 fn the_rows_of_queries_and_keys_are_in_halves_again() {
     // What convert_hf_to_gguf does: reshape(heads, 2, head / 2, in).swapaxes(1, 2). Row r of the file holds 32 r and on.
     let file = File::llama().open().unwrap();

@@ -78,6 +78,19 @@ fn values(checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Vec<f32> {
 }
 
 #[test]
+fn files_that_torch_wrote_are_read() {
+    // a: 0 to 5 as f32, b: ones as f16, c: i64, e: a parameter of ones, f: ones as bf16.
+    let checkpoint = open(include_bytes!("../../../fuzz/seeds/torch/state_dict.bin").to_vec()).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "c", "e", "f"]);
+    assert_eq!(values(&checkpoint, "a", &[2, 3]), [0., 1., 2., 3., 4., 5.]);
+    assert_eq!(values(&checkpoint, "b", &[4]), [1.; 4]);
+    assert_eq!(values(&checkpoint, "e", &[2]), [1.; 2]);
+    assert_eq!(values(&checkpoint, "f", &[2, 2]), [1.; 4]);
+    // A module's state dict, with its `_metadata`.
+    check_torch(include_bytes!("../../../fuzz/seeds/torch/linear.bin")).unwrap();
+}
+
+#[test]
 fn tensors_that_share_a_storage_are_read_from_their_places() {
     let whole = tensor("FloatStorage", 6, 0, &[2, 3], &[3, 1]);
     let parameter = [
