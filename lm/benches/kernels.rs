@@ -12,7 +12,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
 use lm::kernels::{self, Activation, Adapter, Block, Heads, Norm, Output, Projection, StatRows, reference};
-use lm::{AdamW, AdamWConfig, Variable};
+use lm::{AdamW, AdamWConfig, Precision, Variable};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -147,8 +147,24 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
         forward_and_backward(
             name,
             rounds,
-            || Ok(kernels::token_stats(&hidden, &Output { weight: &table, bias: None }, &rows, entropy)?.logprob),
-            || Ok(reference::token_stats(&hidden, &Output { weight: &table, bias: None }, &rows, entropy)?.logprob),
+            || {
+                Ok(kernels::token_stats(
+                    &hidden,
+                    &Output { weight: &table, bias: None, precision: Precision::F32 },
+                    &rows,
+                    entropy,
+                )?
+                .logprob)
+            },
+            || {
+                Ok(reference::token_stats(
+                    &hidden,
+                    &Output { weight: &table, bias: None, precision: Precision::F32 },
+                    &rows,
+                    entropy,
+                )?
+                .logprob)
+            },
         );
     }
 }
@@ -235,6 +251,7 @@ impl Model {
                 up: vec![up.projection()],
                 down: down.projection(),
                 activation: Activation::GeluTanh,
+                precision: Precision::F32,
                 attn_mask: None,
                 mlp_mask: None,
                 rotary: None,
@@ -245,7 +262,7 @@ impl Model {
             x = (kit.block)(&x, &block)?;
         }
         let h = (kit.norm)(&x, &norm(self.norms.len() - 1), 1e-5)?.index_select(response, 0)?;
-        let output = Output { weight: &self.wte, bias: None };
+        let output = Output { weight: &self.wte, bias: None, precision: Precision::F32 };
         (kit.stats)(&h, &output, &StatRows { targets, forbidden: None }, false)?.logprob.mean_all()?.neg()
     }
 }

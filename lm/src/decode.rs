@@ -3,110 +3,32 @@
 //! A tiny model's step is a millisecond, of which tensors, graphs and allocations would be the larger part: here the
 //! buffers are made once, and a row that has finished leaves without anything being copied.
 
+mod affine;
+mod export;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::Result;
+use self::affine::{Affine, To};
+pub(crate) use self::export::Export;
+use self::export::{Pair, Table, padded};
 use crate::kernels::attention::{self, Size};
 use crate::kernels::buffer::{CHUNK, for_chunks};
-use crate::kernels::gemm::{self, Into, Mat, Threads};
-use crate::kernels::glue::View;
+use crate::kernels::gemm::{Into, Mat, Threads};
 use crate::kernels::norm::Scale;
+use crate::kernels::product::{Factor, multiply_columns};
 use crate::kernels::rotary::{Rotary, Turn};
 use crate::kernels::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
-use crate::linear::Linear;
 use crate::spec::Spec;
-use crate::transformer::{Norm, Transformer};
-
-/// Read access to a model's tensors.
-pub(crate) struct Export<'a> {
-    spec: &'a Spec,
-    embedding: View<'a>,
-    positions: Option<View<'a>>,
-    layers: Vec<LayerViews<'a>>,
-    norm: Pair<'a>,
-    /// The output layer as `[d, padded_vocab]`, so that no product with it has to rearrange it first.
-    table: Vec<f32>,
-    output_bias: Option<View<'a>>,
-    rotary: Option<Rotary>,
-}
-
-/// A weight and its bias.
-type Pair<'a> = (View<'a>, Option<View<'a>>);
-
-struct LayerViews<'a> {
-    norm_1: Pair<'a>,
-    qkv: Vec<Pair<'a>>,
-    attn_out: Pair<'a>,
-    norm_2: Option<Pair<'a>>,
-    up: Vec<Pair<'a>>,
-    down: Pair<'a>,
-}
-
-impl<'a> Export<'a> {
-    /// For sequences of at most `positions` tokens, of a model without adapters. Errors: a tensor that is not contiguous f32.
-    pub fn of(model: &'a Transformer, positions: usize) -> Result<Self> {
-        let pair = |w: &'a candle_core::Tensor, b: Option<&'a candle_core::Tensor>| -> Result<Pair<'a>> {
-            Ok((View::of(w)?, b.map(View::of).transpose()?))
-        };
-        let norm = |n: &'a Norm| pair(&n.weight, n.bias.as_ref());
-        let linear = |l: &'a Linear| pair(&l.weight, l.bias.as_ref());
-        let layers = model.blocks.iter().map(|block| {
-            Ok(LayerViews {
-                norm_1: norm(&block.norm_1)?,
-                qkv: block.qkv.iter().map(linear).collect::<Result<_>>()?,
-                attn_out: linear(&block.attn_out)?,
-                norm_2: block.norm_2.as_ref().map(norm).transpose()?,
-                up: block.up.iter().map(linear).collect::<Result<_>>()?,
-                down: linear(&block.down)?,
-            })
-        });
-        let output = model.output();
-        let weight = View::of(output.weight)?;
-        let (d, padded) = (model.spec.d, padded(model.spec.vocab));
-        let mut table = vec![0.0; d * padded];
-        // A block of tokens at a time, so that each line of the table is written whole.
-        for (b, block) in weight.chunks(LANES * d).enumerate() {
-            for (i, row) in table.chunks_exact_mut(padded).enumerate() {
-                for (to, token) in row[b * LANES..].iter_mut().zip(block.chunks_exact(d)) {
-                    *to = token[i];
-                }
-            }
-        }
-        Ok(Self {
-            spec: &model.spec,
-            embedding: View::of(&model.embedding)?,
-            positions: model.positions.as_ref().map(View::of).transpose()?,
-            layers: layers.collect::<Result<_>>()?,
-            norm: norm(&model.norm)?,
-            table,
-            output_bias: output.bias.map(View::of).transpose()?,
-            rotary: model.rotary(positions),
-        })
-    }
-}
-
-/// The vocabulary rounded up to whole vectors.
-fn padded(vocab: usize) -> usize {
-    vocab.next_multiple_of(LANES)
-}
-
-/// A linear map `[in, out]` with an optional bias.
-#[derive(Clone, Copy)]
-struct Affine<'a> {
-    w: &'a [f32],
-    b: Option<&'a [f32]>,
-    out: usize,
-}
 
 struct Layer<'a> {
     norm_1: Scale<'a>,
-    qkv: Vec<Affine<'a>>,
-    attn_out: Affine<'a>,
+    qkv: &'a [Affine<'a>],
+    attn_out: &'a Affine<'a>,
     norm_2: Option<Scale<'a>>,
-    up: Vec<Affine<'a>>,
-    down: Affine<'a>,
+    up: &'a [Affine<'a>],
+    down: &'a Affine<'a>,
 }
 
 /// The model's weights as slices, and how to share the work.
@@ -116,8 +38,7 @@ pub(crate) struct Decoder<'a> {
     size: Size,
     embedding: &'a [f32],
     positions: Option<&'a [f32]>,
-    /// `[d, padded_vocab]`.
-    table: &'a [f32],
+    table: Factor<'a>,
     output_bias: Option<&'a [f32]>,
     rotary: Option<&'a Rotary>,
     layers: Vec<Layer<'a>>,
@@ -163,14 +84,13 @@ impl<'a> Decoder<'a> {
         let spec = export.spec;
         let eps = spec.eps as f32;
         let scale = |(w, b): &'a Pair| Scale { w, b: b.as_deref(), eps };
-        let affine = |(w, b): &'a Pair, d_in: usize| Affine { w, b: b.as_deref(), out: w.len() / d_in };
         let layers = export.layers.iter().map(|l| Layer {
             norm_1: scale(&l.norm_1),
-            qkv: l.qkv.iter().map(|p| affine(p, spec.d)).collect(),
-            attn_out: affine(&l.attn_out, spec.qkv_widths()[0]),
+            qkv: &l.qkv,
+            attn_out: &l.attn_out,
             norm_2: l.norm_2.as_ref().map(scale),
-            up: l.up.iter().map(|p| affine(p, spec.d)).collect(),
-            down: affine(&l.down, spec.inner),
+            up: &l.up,
+            down: &l.down,
         });
         let heads = spec.heads;
         Self {
@@ -178,7 +98,10 @@ impl<'a> Decoder<'a> {
             size: Size { batch: 1, time: 0, heads: heads.query, kv_heads: heads.key_value, width: heads.width },
             embedding: &export.embedding,
             positions: export.positions.as_deref(),
-            table: &export.table,
+            table: match &export.table {
+                Table::Exact(table) => Factor::Exact(Mat::new(table, spec.d, padded(spec.vocab))),
+                Table::Rounded(table) => Factor::Rounded(table),
+            },
             output_bias: export.output_bias.as_deref(),
             rotary: export.rotary.as_ref(),
             layers: layers.collect(),
@@ -218,7 +141,7 @@ impl<'a> Decoder<'a> {
         for (l, layer) in layers.iter().enumerate() {
             self.normalise(room(&mut work.h, n * d), x_all, &layer.norm_1);
             let qkv = room(&mut work.qkv, n * joint);
-            self.linear(qkv, &work.h[..n * d], &layer.qkv, d, 0..joint);
+            self.linear(qkv, &work.h[..n * d], layer.qkv, 0..joint);
             self.rotate(qkv, joint, 0..queries + size.kv_heads * size.width, positions());
             let mixed = room(&mut work.mixed, n * queries);
             for ((cache, prompt), &end) in caches.iter_mut().zip(prompts).zip(&ends) {
@@ -251,7 +174,7 @@ impl<'a> Decoder<'a> {
         self.normalise(room(&mut work.h, n * d), x_all, &final_layer.norm_1);
         let kept = joint - queries;
         let kv = room(&mut work.qkv, n * kept);
-        self.linear(kv, &work.h[..n * d], &final_layer.qkv, d, queries..joint);
+        self.linear(kv, &work.h[..n * d], final_layer.qkv, queries..joint);
         self.rotate(kv, kept, 0..kept / 2, positions());
         for ((cache, prompt), &end) in caches.iter_mut().zip(prompts).zip(&ends) {
             let start = end - prompt.len();
@@ -266,7 +189,7 @@ impl<'a> Decoder<'a> {
             work.h.copy_within(at, i * d);
         }
         let q = room(&mut work.qkv, rows * queries);
-        self.linear(q, &work.h[..rows * d], &final_layer.qkv, d, 0..queries);
+        self.linear(q, &work.h[..rows * d], final_layer.qkv, 0..queries);
         self.rotate(q, queries, 0..queries, prompts.iter().map(|p| p.len() - 1));
         self.attend(caches, l, queries, rows, work);
         self.finish_layer(final_layer, &mut x_all[..rows * d], rows, work);
@@ -286,7 +209,7 @@ impl<'a> Decoder<'a> {
         for (l, layer) in self.layers.iter().enumerate() {
             self.normalise(room(&mut work.h, n * d), x, &layer.norm_1);
             let qkv = room(&mut work.qkv, n * joint);
-            self.linear(qkv, &work.h[..n * d], &layer.qkv, d, 0..joint);
+            self.linear(qkv, &work.h[..n * d], layer.qkv, 0..joint);
             let positions = caches.iter().map(|cache| cache.len - 1);
             self.rotate(qkv, joint, 0..queries + size.kv_heads * size.width, positions);
             for (cache, token) in caches.iter_mut().zip(qkv.chunks_exact(joint)) {
@@ -314,8 +237,7 @@ impl<'a> Decoder<'a> {
             out.chunks_exact_mut(padded).for_each(|row| row[..vocab].copy_from_slice(bias));
             into = Into::Add;
         }
-        let (h, table) = (Mat::new(&work.h, n, d), Mat::new(self.table, d, padded));
-        gemm::gemm(out, into, 1.0, h, table, self.threads);
+        multiply_columns(out, padded, 0, into, 1.0, Mat::new(&work.h, n, d), self.table, self.threads);
         out.chunks_exact_mut(padded).map(move |row| &mut row[..vocab])
     }
 
@@ -339,38 +261,24 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// `out` = some columns of the maps of `x [n, d_in]` that stand side by side, biases added.
-    fn linear(&self, out: &mut [f32], x: &[f32], maps: &[Affine], d_in: usize, columns: Range<usize>) {
-        let (wanted, n) = (columns.len(), x.len() / d_in);
+    /// `out` = some columns of the maps of `x [n, d]` that stand side by side.
+    fn linear(&self, out: &mut [f32], x: &[f32], maps: &[Affine], columns: Range<usize>) {
         let mut first = 0;
-        for &Affine { w, b, out: width } in maps {
+        for map in maps {
             let from = columns.start.max(first).min(columns.end);
-            let to = columns.end.min(first + width).max(from);
+            let to = columns.end.min(first + map.d_out()).max(from);
             if from < to {
-                let (own, at) = (from - first..to - first, from - columns.start);
-                let mut into = Into::Overwrite;
-                if let Some(b) = b {
-                    for row in out.chunks_exact_mut(wanted) {
-                        row[at..at + own.len()].copy_from_slice(&b[own.clone()]);
-                    }
-                    into = Into::Add;
-                }
-                let w = Mat::columns(w, d_in, own.len(), width, own.start);
-                gemm::gemm_columns(out, wanted, at, into, 1.0, Mat::new(x, n, d_in), w, self.threads);
+                let place = To { stride: columns.len(), offset: from - columns.start };
+                map.apply(out, place, Into::Overwrite, x, from - first..to - first, self.threads);
             }
-            first += width;
+            first += map.d_out();
         }
     }
 
-    /// `x += y W + b`, `y [n, d_in]`.
-    fn project(&self, x: &mut [f32], y: &[f32], p: Affine) {
+    /// `x +=` the map of `y`.
+    fn project(&self, x: &mut [f32], y: &[f32], map: &Affine) {
         let d = self.spec.d;
-        let n = x.len() / d;
-        if let Some(b) = p.b {
-            x.chunks_exact_mut(d).for_each(|x| add_assign(x, b));
-        }
-        let d_in = y.len() / n;
-        gemm::gemm(x, Into::Add, 1.0, Mat::new(y, n, d_in), Mat::new(p.w, d_in, d), self.threads);
+        map.apply(x, To { stride: d, offset: 0 }, Into::Add, y, 0..d, self.threads);
     }
 
     /// What follows attention, whose output lies in `work.mixed`, and what `norm_1` gave in `work.h`.
@@ -382,7 +290,7 @@ impl<'a> Decoder<'a> {
         }
         let input = self.spec.activation.input_width(inner);
         let wide = room(&mut work.inner, n * input);
-        self.linear(wide, &work.h[..n * d], &layer.up, d, 0..input);
+        self.linear(wide, &work.h[..n * d], layer.up, 0..input);
         let active = room(&mut work.active, n * inner);
         self.share(active, inner, |at, y| {
             let (start, rows) = (at / inner, y.len() / inner);

@@ -1,5 +1,5 @@
-//! Language models on candle for the CPU, in f32: GPT-2, GPT-J, Llama, LoRA adapters, heads, sampling, tokenizers, optimisers.
-//! Knows no pipeline, no corpus and no learning objective.
+//! Language models on candle for the CPU, in f32 or with their large products in bf16: GPT-2, GPT-J, Llama, LoRA
+//! adapters, heads, sampling, tokenizers, optimisers. Knows no pipeline, no corpus and no learning objective.
 //!
 //! Shapes are written `[batch, time, d]`. A `Batch` is right-padded; flat arrays of response tokens are
 //! `[response_tokens]`, in row order. Nothing here depends on the number of threads.

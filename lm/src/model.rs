@@ -11,7 +11,8 @@ use crate::adapter::{self, LoraConfig};
 use crate::linear::{Dropout, LowRank};
 use crate::transformer::Transformer;
 use crate::{
-    Batch, Error, InitStd, ModelConfig, Result, StatOptions, TokenStats, Variable, WeightType, stats, variable, weights,
+    Batch, Error, InitStd, ModelConfig, Precision, Result, StatOptions, TokenStats, Variable, WeightType, stats,
+    variable, weights,
 };
 
 /// A causal language model. Cloning is cheap and shares the weights.
@@ -48,6 +49,16 @@ impl CausalLm {
             return Err(Error::input("a model with an adapter cannot be saved whole; merge it or save the adapter"));
         }
         weights::save(&self.net, folder, dtype)
+    }
+
+    /// The same model, weights and adapter, with its products in another precision. Every view and copy made of it keeps
+    /// the precision; files know nothing of it. An adapter's own products are f32 either way.
+    pub fn with_precision(&self, precision: Precision) -> Self {
+        Self::of(Transformer { precision, ..Transformer::clone(&self.net) }, self.lora)
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.net.precision
     }
 
     pub fn config(&self) -> &ModelConfig {

@@ -10,7 +10,7 @@ use crate::config::ModelConfig;
 use crate::kernels::{self, Output, Rotary};
 use crate::linear::{Dropout, Linear, LowRank};
 use crate::spec::{OUTPUT, OutputLayer, Positions, Spec};
-use crate::{Batch, Error, InitStd, Result, random, variable};
+use crate::{Batch, Error, InitStd, Precision, Result, random, variable};
 
 /// Scale and shift of a normalisation, `[d]` each; without shift it is an RMS norm.
 #[derive(Debug, Clone)]
@@ -54,6 +54,7 @@ impl Block {
         &self,
         x: &Tensor,
         spec: &Spec,
+        precision: Precision,
         rotary: Option<&Arc<Rotary>>,
         drop: &mut Option<&mut Dropout>,
     ) -> Result<Tensor> {
@@ -74,6 +75,7 @@ impl Block {
             up: self.up.iter().zip(&up).map(|(l, m)| l.projection(m.as_ref())).collect(),
             down: self.down.projection(down.as_ref()),
             activation: spec.activation,
+            precision,
             attn_mask: attn_branch.as_ref(),
             mlp_mask: mlp_branch.as_ref(),
             rotary: rotary.cloned(),
@@ -107,6 +109,8 @@ pub(crate) struct Named<'a> {
 pub(crate) struct Transformer {
     pub config: ModelConfig,
     pub spec: Arc<Spec>,
+    /// Of products with weights.
+    pub precision: Precision,
     /// `[vocab, d]`.
     pub embedding: Tensor,
     /// `[window, d]`, if positions are learned.
@@ -204,7 +208,7 @@ impl Transformer {
                 bias: if bias { Some((build.get)(&format!("{OUTPUT}.bias"), &[spec.vocab])?) } else { None },
             }),
         };
-        Ok(Self { config: config.clone(), spec, embedding, positions, blocks, norm, head })
+        Ok(Self { config: config.clone(), spec, precision: Precision::F32, embedding, positions, blocks, norm, head })
     }
 
     /// Draws fresh weights as GPT-2 does: normal matrices, the projections into the residual stream smaller by
@@ -283,6 +287,7 @@ impl Transformer {
         Ok(Self {
             config: self.config.clone(),
             spec: self.spec.clone(),
+            precision: self.precision,
             embedding: f(&self.embedding)?,
             positions: optional(self.positions.as_ref(), f)?,
             blocks: self.blocks.iter().map(|b| block(b, f)).collect::<Result<_>>()?,
@@ -344,9 +349,10 @@ impl Transformer {
 
     /// The output layer.
     pub fn output(&self) -> Output<'_> {
+        let precision = self.precision;
         match &self.head {
-            Some(head) => Output { weight: &head.weight, bias: head.bias.as_ref() },
-            None => Output { weight: &self.embedding, bias: None },
+            Some(head) => Output { weight: &head.weight, bias: head.bias.as_ref(), precision },
+            None => Output { weight: &self.embedding, bias: None, precision },
         }
     }
 
@@ -378,7 +384,7 @@ impl Transformer {
         }
         let rotary = self.rotary(time).map(Arc::new);
         for block in &self.blocks {
-            x = block.forward(&x, spec, rotary.as_ref(), &mut drop)?;
+            x = block.forward(&x, spec, self.precision, rotary.as_ref(), &mut drop)?;
         }
         Ok(kernels::norm(&x, &self.norm.kernel(), spec.eps)?)
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use common::*;
 use lm::{
-    AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Gpt2Config, InitStd, LoraConfig, ModelConfig, Pool,
+    AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Gpt2Config, InitStd, LoraConfig, ModelConfig, Pool, Precision,
     RewardModel, SampleOptions, ScalarHead, Sequence, StatOptions, sample,
 };
 use rand::Rng;
@@ -22,7 +22,7 @@ fn hash_floats(values: &[f32]) -> u64 {
 }
 
 /// Trains a model and an adapter with a head for some steps, scores and samples: every path that a pipeline takes.
-fn work(config: ModelConfig) -> Vec<u64> {
+fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
     let mut rng = rng(1);
     let vocab = config.vocab_size() as u32;
     let rows: Vec<Sequence> = (0..24)
@@ -35,7 +35,7 @@ fn work(config: ModelConfig) -> Vec<u64> {
     let batch = Batch::new(&refs(&rows)).unwrap();
     let mut hashes = Vec::new();
 
-    let lm = CausalLm::init(config, InitStd::InverseSqrtWidth, &mut rng).unwrap();
+    let lm = CausalLm::init(config, InitStd::InverseSqrtWidth, &mut rng).unwrap().with_precision(precision);
     let settings = AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
     let mut adam = AdamW::new(lm.variables(), settings).unwrap();
     for _ in 0..3 {
@@ -101,7 +101,9 @@ fn child() {
         llama(96),
         llama(264),
     ] {
-        println!("hashes {:?}", work(config));
+        for precision in [Precision::F32, Precision::Bf16] {
+            println!("hashes {:?}", work(config.clone(), precision));
+        }
     }
 }
 
@@ -121,7 +123,7 @@ fn results_are_the_same_bytes_at_one_two_and_three_threads() {
             .lines()
             .filter_map(|l| l.find("hashes ").map(|at| l[at..].to_owned()))
             .collect();
-        assert_eq!(lines.len(), 6);
+        assert_eq!(lines.len(), 12);
         lines
     };
     let one = run("1");

@@ -16,11 +16,12 @@ use super::fan::{Fan, Maps};
 use super::gemm::Into;
 use super::glue::{View, expect, gradient, output, slice};
 use super::norm::Scale;
-use super::projection::{Views, trained};
+use super::projection::{Views, Way, trained};
 use super::rotary::{Rotary, Turn};
 use super::simd::{add_assign, multiply};
 use super::sink::deliver_aside;
 use super::{Activation, Block, Norm};
+use crate::Precision;
 
 /// Rows that go through the block together, at least, if there are as many.
 const ROWS: usize = 256;
@@ -82,6 +83,7 @@ pub struct TransformerBlock {
     masks: [Option<Tensor>; 2],
     rotary: Option<Arc<Rotary>>,
     activation: Activation,
+    precision: Precision,
     eps: f32,
     d: usize,
     /// The width of the MLP.
@@ -148,6 +150,7 @@ impl TransformerBlock {
             masks: [mask(block.attn_mask)?, mask(block.mlp_mask)?],
             rotary: block.rotary.clone(),
             activation: block.activation,
+            precision: block.precision,
             eps: block.eps as f32,
             d,
             inner,
@@ -171,8 +174,8 @@ impl TransformerBlock {
         self.group * self.size.time
     }
 
-    /// Opens every weight and mask for the duration of `f`.
-    fn open<R>(&self, f: impl FnOnce(&Pass) -> Result<R>) -> Result<R> {
+    /// Opens every weight and mask for the duration of `f`, to go one way.
+    fn open<R>(&self, way: Way, f: impl FnOnce(&Pass) -> Result<R>) -> Result<R> {
         let [a, b, c, e] = &self.maps;
         let views: [Vec<Views>; 4] = [a.views()?, b.views()?, c.views()?, e.views()?];
         let norms = self.norms.iter().map(NormParts::views).collect::<Result<Vec<_>>>()?;
@@ -180,7 +183,7 @@ impl TransformerBlock {
         let [attn, mlp] = masks;
         let masks = [attn?, mlp?];
         f(&Pass {
-            maps: views.each_ref().map(|v| Maps::new(v)),
+            maps: views.each_ref().map(|v| Maps::new(v, self.precision, way)),
             norms: norms.iter().map(|(w, b)| Scale { w, b: b.as_deref(), eps: self.eps }).collect(),
             masks: masks.each_ref().map(Option::as_deref),
         })
@@ -189,7 +192,7 @@ impl TransformerBlock {
     fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
         let chunk = self.chunk();
         let mut y = build(x.len(), chunk * self.d, |_, _| {});
-        let saved: Vec<Option<Saved>> = self.open(|pass| {
+        let saved: Vec<Option<Saved>> = self.open(Way::Forward, |pass| {
             let chunks = y.par_chunks_mut(chunk * self.d).zip(x.par_chunks(chunk * self.d)).enumerate();
             Ok(chunks
                 .map(|(i, (y, x))| {
@@ -266,7 +269,7 @@ impl TransformerBlock {
         let chunk = self.chunk();
         let mut dx = build(x_v.len(), chunk * self.d, |_, _| {});
         let total: usize = self.small_sizes().iter().sum();
-        let done: Vec<(Vec<f32>, Option<Large>)> = self.open(|pass| {
+        let done: Vec<(Vec<f32>, Option<Large>)> = self.open(Way::Back, |pass| {
             let rows = x_v.par_chunks(chunk * self.d).zip(g_v.par_chunks(chunk * self.d)).zip(saved);
             Ok(dx
                 .par_chunks_mut(chunk * self.d)
@@ -285,7 +288,7 @@ impl TransformerBlock {
         self.deliver_small(&small)?;
         for (i, map) in self.maps.iter().enumerate() {
             let chunks = done.iter().filter_map(|(_, large)| large.as_ref().map(|l| (&*l[i].0, &*l[i].1)));
-            map.deliver_weights(chunks)?;
+            map.deliver_weights(chunks, self.precision)?;
         }
         x.track_op().then(|| gradient(dx, x)).transpose()
     }

@@ -5,7 +5,8 @@ use candle_core::{Result, Tensor, bail};
 
 use super::Projection;
 use super::gemm::Into;
-use super::projection::{At, Map, Parts, Views};
+use super::projection::{At, Map, Parts, Views, Way};
+use crate::Precision;
 
 /// What the maps are made of, kept for the backward pass.
 pub struct Fan {
@@ -54,25 +55,29 @@ impl Fan {
     }
 
     /// Delivers the weights' gradients: the sums of x' g over the chunks (x, g), in their order.
-    pub fn deliver_weights<'c>(&self, chunks: impl Iterator<Item = (&'c [f32], &'c [f32])> + Clone) -> Result<()> {
+    pub fn deliver_weights<'c>(
+        &self,
+        chunks: impl Iterator<Item = (&'c [f32], &'c [f32])> + Clone,
+        precision: Precision,
+    ) -> Result<()> {
         let mut offset = 0;
         for part in &self.parts {
-            part.deliver_weight(chunks.clone(), At { stride: self.d_out, offset })?;
+            part.deliver_weight(chunks.clone(), At { stride: self.d_out, offset }, precision)?;
             offset += part.d_out;
         }
         Ok(())
     }
 }
 
-/// The maps, ready to run on rows of which the first is row `first` of the batch.
+/// The maps, ready to run one way on rows of which the first is row `first` of the batch.
 pub struct Maps<'a> {
     maps: Vec<Map<'a>>,
     d_out: usize,
 }
 
 impl<'a> Maps<'a> {
-    pub fn new(views: &'a [Views<'_>]) -> Self {
-        let maps: Vec<Map> = views.iter().map(Views::map).collect();
+    pub fn new(views: &'a [Views<'_>], precision: Precision, way: Way) -> Self {
+        let maps: Vec<Map> = views.iter().map(|v| v.map(precision, way)).collect();
         let d_out = maps.iter().map(Map::d_out).sum();
         Self { maps, d_out }
     }

@@ -1,4 +1,5 @@
-//! Fused CPU kernels (f32) with hand-written backward passes. They know shapes, not models.
+//! Fused CPU kernels with hand-written backward passes, in f32 but for products with weights, whose precision is asked for.
+//! They know shapes, not models.
 //!
 //! Every function is differentiable in the operands that candle tracks ([`Tensor::track_op`]) and computes no gradient
 //! for the others: a frozen weight is simply a detached tensor. The result of every reduction is independent of the
@@ -29,6 +30,8 @@ mod token_stats;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor, bail};
+
+use crate::Precision;
 
 pub use activation::Activation;
 pub use rotary::{Pairing, Rotary};
@@ -78,6 +81,7 @@ pub struct Output<'a> {
     pub weight: &'a Tensor,
     /// `[v]`; a variable or a constant.
     pub bias: Option<&'a Tensor>,
+    pub precision: Precision,
 }
 
 /// Log-probabilities (and entropies) from final hidden states `[n, d]`, without ever holding the logits `[n, v]`. Gradients
@@ -103,6 +107,7 @@ pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: b
         d,
         v,
         bias,
+        precision: output.precision,
         targets: rows.targets.to_vec(),
         forbidden: rows.forbidden.map(|(token, masked)| (token, masked.to_vec())),
         entropy,
@@ -166,6 +171,8 @@ pub struct Block<'a> {
     /// `inner -> d`
     pub down: Projection<'a>,
     pub activation: Activation,
+    /// Of the products with weights; attention and low-rank adapters are f32 either way.
+    pub precision: Precision,
     /// Dropout of the two branches before they join the residual stream: `[.., d]` of 0 and 1 / (1 - p).
     pub attn_mask: Option<&'a Tensor>,
     pub mlp_mask: Option<&'a Tensor>,

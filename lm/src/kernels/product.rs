@@ -39,6 +39,42 @@ pub fn multiply(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Factor, thre
     }
 }
 
+/// [`multiply`] into the columns from `offset` on of rows of `stride` elements.
+#[expect(clippy::too_many_arguments, reason = "a product and where it goes")]
+pub fn multiply_columns(
+    out: &mut [f32],
+    stride: usize,
+    offset: usize,
+    into: Into,
+    scale: f32,
+    a: Mat,
+    b: Factor,
+    threads: Threads,
+) {
+    match b {
+        Factor::Exact(b) => gemm::gemm_columns(out, stride, offset, into, scale, a, b, threads),
+        Factor::Rounded(b) => {
+            // Of no rows, not even the offset need be there.
+            let out = out.get_mut(offset..).unwrap_or_default();
+            Left::with(a, threads, |a| {
+                bf16::product(Target::new(out, a.lanes(), b.lanes(), stride), into, scale, a, b, threads);
+            });
+        }
+    }
+}
+
+/// A new `a b` of factors that are used once.
+pub fn product_once(a: Mat, b: Mat, precision: Precision) -> Vec<f32> {
+    match precision {
+        Precision::F32 => gemm::product(1.0, a, b),
+        Precision::Bf16 => {
+            let mut out = vec![0.0; a.rows() * b.cols()];
+            multiply_once(&mut out, Into::Overwrite, 1.0, a, b, precision, Threads::Pool);
+            out
+        }
+    }
+}
+
 /// [`multiply`] by a factor that is used once.
 pub fn multiply_once(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, precision: Precision, threads: Threads) {
     match precision {

@@ -9,9 +9,11 @@ use candle_core::{Result, Tensor, bail};
 use super::buffer::scratch;
 use super::gemm::{self, Into, Mat, Threads};
 use super::glue::{View, expect};
-use super::simd::{add_assign, multiply};
+use super::product::{Factor, Rounded, multiply, multiply_columns, multiply_once, product_once, rounded};
+use super::simd::{self, add_assign};
 use super::sink::deliver_aside;
 use super::{Adapter, Projection};
+use crate::Precision;
 
 /// What a projection is made of, kept for the backward pass.
 pub struct Parts {
@@ -92,20 +94,23 @@ pub struct Views<'a> {
 }
 
 impl Views<'_> {
-    /// What the map computes with. An adapter without dropout becomes part of the weight: w + scale a' b'.
-    pub fn map(&self) -> Map<'_> {
+    /// What the map computes with, going one way. In f32, an adapter without dropout becomes part of the weight,
+    /// w + scale a' b'; in bf16 it stays beside it, since rounding may swallow what it adds.
+    pub fn map(&self, precision: Precision, way: Way) -> Map<'_> {
         let Parts { d_in, d_out, .. } = *self.parts;
         let mut w: Cow<[f32]> = Cow::Borrowed(&self.w);
         let mut low = None;
         if let (Some((a, b, mask)), Some(of)) = (&self.low, &self.parts.low) {
-            low = Some(Low { a, b, rank: of.rank, scale: of.scale, mask: mask.as_deref() });
-            if mask.is_none() {
+            let merged = mask.is_none() && precision == Precision::F32;
+            low = Some(Low { a, b, rank: of.rank, scale: of.scale, mask: mask.as_deref(), merged });
+            if merged {
                 let (a, b) = (Mat::new(a, of.rank, d_in), Mat::new(b, d_out, of.rank));
                 gemm::gemm(w.to_mut(), Into::Add, of.scale, a.t(), b.t(), Threads::Pool);
             }
         }
         let (trains_bias, small) = (self.parts.trains_bias(), self.parts.small());
-        Map { w, bias: self.bias.as_deref(), low, d_in, d_out, trains_bias, small }
+        let rounded = rounded(way.of(Mat::new(&w, d_in, d_out)), precision, Threads::Pool);
+        Map { w, way, rounded, bias: self.bias.as_deref(), low, d_in, d_out, trains_bias, small }
     }
 }
 
@@ -115,12 +120,43 @@ struct Low<'a> {
     rank: usize,
     scale: f32,
     mask: Option<&'a [f32]>,
+    /// Whether it is part of the weight already.
+    merged: bool,
 }
 
-/// A map ready to run. Rows are given with the number of their first one in the batch, for the dropout mask; `at` says
-/// which columns of its output's rows are its own.
+impl Low<'_> {
+    /// What the adapter sees of `x`, whose first element is element `at` of the batch; `room` has its size.
+    fn seen<'x>(&self, room: &'x mut [f32], x: &'x [f32], at: usize) -> &'x [f32] {
+        let Some(mask) = self.mask else { return x };
+        simd::multiply(room, x, &mask[at..]);
+        room
+    }
+}
+
+/// Which way rows go through a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the input to the output.
+    Forward,
+    /// Gradients, from the output to the input.
+    Back,
+}
+
+impl Way {
+    fn of(self, w: Mat) -> Mat {
+        match self {
+            Self::Forward => w,
+            Self::Back => w.t(),
+        }
+    }
+}
+
+/// A map ready to run one way. Rows are given with the number of their first one in the batch, for the dropout mask; `at`
+/// says which columns of its output's rows are its own.
 pub struct Map<'a> {
     w: Cow<'a, [f32]>,
+    way: Way,
+    rounded: Option<Rounded>,
     bias: Option<&'a [f32]>,
     low: Option<Low<'a>>,
     d_in: usize,
@@ -147,6 +183,11 @@ impl Map<'_> {
         self.d_out
     }
 
+    fn factor(&self, way: Way) -> Factor<'_> {
+        assert_eq!(self.way, way, "a map goes the way it was prepared for");
+        Factor::new(way.of(Mat::new(&self.w, self.d_in, self.d_out)), self.rounded.as_ref())
+    }
+
     /// `y +=` the map of `x`, or `y =` with `Into::Overwrite`.
     pub fn forward(&self, y: &mut [f32], at: At, into: Into, x: &[f32], first: usize) {
         let Self { d_in, d_out, .. } = *self;
@@ -163,14 +204,12 @@ impl Map<'_> {
             }
             into = Into::Add;
         }
-        let (x_m, w) = (Mat::new(x, n, d_in), Mat::new(&self.w, d_in, d_out));
-        gemm::gemm_columns(y, stride, offset, into, 1.0, x_m, w, Threads::One);
-        if let Some(low) = &self.low
-            && let Some(mask) = low.mask
-        {
+        let w = self.factor(Way::Forward);
+        multiply_columns(y, stride, offset, into, 1.0, Mat::new(x, n, d_in), w, Threads::One);
+        if let Some(low) = self.low.as_ref().filter(|low| !low.merged) {
             scratch(n * (d_in + low.rank), |buffer| {
                 let (seen, z) = buffer.split_at_mut(n * d_in);
-                multiply(seen, x, &mask[first * d_in..]);
+                let seen = low.seen(seen, x, first * d_in);
                 let a = Mat::new(low.a, low.rank, d_in);
                 gemm::gemm(z, Into::Overwrite, 1.0, Mat::new(seen, n, d_in), a.t(), Threads::One);
                 let (z, b) = (Mat::new(z, n, low.rank), Mat::new(low.b, d_out, low.rank));
@@ -189,12 +228,14 @@ impl Map<'_> {
         let Self { d_in, d_out, .. } = *self;
         let n = g.len() / at.stride;
         let g = at.of(g, d_out);
-        gemm::gemm(dx, into, 1.0, g, Mat::new(&self.w, d_in, d_out).t(), Threads::One);
-        let Some(Low { a, b, rank, scale, mask: Some(mask) }) = self.low else { return };
+        multiply(dx, into, 1.0, g, self.factor(Way::Back), Threads::One);
+        let Some(Low { a, b, rank, scale, mask, merged: false }) = self.low else { return };
         scratch(n * (rank + d_in), |buffer| {
             let (dz, seen) = buffer.split_at_mut(n * rank);
             gemm::gemm(dz, Into::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
-            gemm::gemm(seen, Into::Overwrite, 1.0, Mat::new(dz, n, rank), Mat::new(a, rank, d_in), Threads::One);
+            let (dz, a) = (Mat::new(dz, n, rank), Mat::new(a, rank, d_in));
+            let Some(mask) = mask else { return gemm::gemm(dx, Into::Add, 1.0, dz, a, Threads::One) };
+            gemm::gemm(seen, Into::Overwrite, 1.0, dz, a, Threads::One);
             for ((dx, &s), &m) in dx.iter_mut().zip(&*seen).zip(&mask[first * d_in..]) {
                 *dx += s * m;
             }
@@ -211,20 +252,14 @@ impl Map<'_> {
                 add_assign(bias, &row[at.offset..at.offset + d_out]);
             }
         }
-        let Some(Low { a, b, rank, scale, mask }) = self.low else { return };
+        let Some(low) = &self.low else { return };
+        let Low { a, b, rank, scale, .. } = *low;
         let g = at.of(g, d_out);
         let (da, db) = adapter.split_at_mut(rank * d_in);
         scratch(n * (2 * rank + d_in), |buffer| {
             let (z, rest) = buffer.split_at_mut(n * rank);
             let (dz, seen) = rest.split_at_mut(n * rank);
-            let x = match mask {
-                None => x,
-                Some(mask) => {
-                    multiply(seen, x, &mask[first * d_in..]);
-                    &*seen
-                }
-            };
-            let x = Mat::new(x, n, d_in);
+            let x = Mat::new(low.seen(seen, x, first * d_in), n, d_in);
             gemm::gemm(dz, Into::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
             gemm::gemm(da, Into::Overwrite, 1.0, Mat::new(dz, n, rank).t(), x, Threads::One);
             gemm::gemm(z, Into::Overwrite, scale, x, Mat::new(a, rank, d_in).t(), Threads::One);
@@ -270,7 +305,12 @@ impl Parts {
     }
 
     /// Delivers the weight's gradient: the sum of x' g over the chunks (x, g), in their order.
-    pub fn deliver_weight<'c>(&self, chunks: impl Iterator<Item = (&'c [f32], &'c [f32])>, at: At) -> Result<()> {
+    pub fn deliver_weight<'c>(
+        &self,
+        chunks: impl Iterator<Item = (&'c [f32], &'c [f32])>,
+        at: At,
+        precision: Precision,
+    ) -> Result<()> {
         if !self.trains_weight() {
             return Ok(());
         }
@@ -278,11 +318,38 @@ impl Parts {
         for (x, g) in chunks {
             let (x, g) = (Mat::new(x, x.len() / self.d_in, self.d_in), at.of(g, self.d_out));
             if dw.is_empty() {
-                dw = gemm::product(1.0, x.t(), g);
+                dw = product_once(x.t(), g, precision);
             } else {
-                gemm::gemm(&mut dw, Into::Add, 1.0, x.t(), g, Threads::Pool);
+                multiply_once(&mut dw, Into::Add, 1.0, x.t(), g, precision, Threads::Pool);
             }
         }
         deliver_aside(&self.w, dw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// In bf16, 1 and its successor are 2^-7 apart: added to the weight, 2^-10 would be lost.
+    #[test]
+    fn a_small_adapter_beside_a_weight_is_not_lost_in_rounding() -> Result<()> {
+        let tensor = |x: f32, rows: usize, cols: usize| Tensor::full(x, (rows, cols), &Device::Cpu);
+        let (w, a, b) = (tensor(1.0, 6, 5)?, tensor(1.0 / 1024.0, 1, 6)?, tensor(1.0, 5, 1)?);
+        let adapter = Adapter { a: &a, b: &b, scale: 1.0, mask: None };
+        let parts = Parts::new(&Projection { w: &w, bias: None, adapter: Some(adapter) }, 2, 6)?;
+        let views = parts.views()?;
+        for precision in [Precision::F32, Precision::Bf16] {
+            let at = At { stride: 5, offset: 0 };
+            let mut y = [0.0; 2 * 5];
+            views.map(precision, Way::Forward).forward(&mut y, at, Into::Overwrite, &[1.0; 2 * 6], 0);
+            assert_eq!(y, [6.0 + 6.0 / 1024.0; 2 * 5]);
+            let mut dx = [0.0; 2 * 6];
+            views.map(precision, Way::Back).input_gradient(&mut dx, Into::Overwrite, &[1.0; 2 * 5], at, 0);
+            assert_eq!(dx, [5.0 + 5.0 / 1024.0; 2 * 6]);
+        }
+        Ok(())
     }
 }

@@ -9,10 +9,12 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::buffer::{for_chunks, scratch};
-use super::gemm::{self, Into, Mat, Threads};
+use super::gemm::{Into, Mat, Threads};
 use super::glue::{View, gradient, output, slice};
+use super::product::{Factor, Rounded, multiply, multiply_once, rounded};
 use super::simd::{add_assign, exp, fma, max, simd, sum_map};
 use super::sink::{deliver, deliver_aside};
+use crate::Precision;
 
 /// Logits held at once.
 const LOGITS: usize = 4 << 20;
@@ -24,6 +26,7 @@ pub struct Stats {
     pub v: usize,
     /// `[v]`, added to the logits.
     pub bias: Option<Tensor>,
+    pub precision: Precision,
     /// `[n]`, each below v.
     pub targets: Vec<u32>,
     /// A token that is impossible in the rows where the flag is set.
@@ -40,8 +43,18 @@ pub struct Stats {
 
 /// The output layer's weight `[v, d]` and bias `[v]`.
 struct Layer<'a> {
-    weight: &'a [f32],
+    weight: Mat<'a>,
     bias: Option<&'a [f32]>,
+    /// For logits.
+    forward: Option<Rounded>,
+    /// For gradients of hidden states.
+    back: Option<Rounded>,
+}
+
+impl Layer<'_> {
+    fn back(&self) -> Factor<'_> {
+        Factor::new(self.weight, self.back.as_ref())
+    }
 }
 
 /// What a row's distribution comes to.
@@ -53,6 +66,13 @@ pub struct Row {
 }
 
 impl Stats {
+    /// The output layer, ready for logits, and if asked for, for gradients of hidden states.
+    fn layer<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>, back: bool) -> Layer<'a> {
+        let weight = Mat::new(weight, self.v, self.d);
+        let rounded = |w| rounded(w, self.precision, Threads::Pool);
+        Layer { weight, bias, forward: rounded(weight.t()), back: if back { rounded(weight) } else { None } }
+    }
+
     /// Rows of a chunk: a function of the shape alone.
     fn chunk(&self) -> usize {
         (LOGITS / self.v).clamp(64, 4096)
@@ -69,7 +89,8 @@ impl Stats {
             }
             None => Into::Overwrite,
         };
-        gemm::gemm(logits, into, 1.0, hidden, Mat::new(output.weight, self.v, self.d).t(), Threads::Pool);
+        let weight = Factor::new(output.weight.t(), output.forward.as_ref());
+        multiply(logits, into, 1.0, hidden, weight, Threads::Pool);
         if let Some((token, rows)) = &self.forbidden {
             for (row, &forbidden) in logits.chunks_exact_mut(self.v).zip(&rows[start..]) {
                 if forbidden {
@@ -137,7 +158,7 @@ impl CustomOp2 for Stats {
     fn cpu_fwd(&self, h: &CpuStorage, h_l: &Layout, e: &CpuStorage, e_l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (h, e) = (slice(h, h_l)?, slice(e, e_l)?);
         let bias = self.bias.as_ref().map(View::of).transpose()?;
-        let layer = Layer { weight: e, bias: bias.as_deref() };
+        let layer = self.layer(e, bias.as_deref(), self.eager);
         let mut found: Vec<Row> = Vec::with_capacity(self.n);
         let mut slopes = if self.eager { vec![0.0; self.n * self.d] } else { vec![] };
         scratch(self.chunk().min(self.n) * self.v, |logits| {
@@ -151,7 +172,7 @@ impl CustomOp2 for Stats {
                     self.logit_gradients(logits, &found[start..], start, |_| (1.0, 0.0));
                     let slopes = &mut slopes[start * self.d..end * self.d];
                     let dl = Mat::new(logits, end - start, self.v);
-                    gemm::gemm(slopes, Into::Overwrite, 1.0, dl, Mat::new(e, self.v, self.d), Threads::Pool);
+                    multiply(slopes, Into::Overwrite, 1.0, dl, layer.back(), Threads::Pool);
                 }
             }
         });
@@ -168,7 +189,6 @@ impl CustomOp2 for Stats {
         let g = g.contiguous()?;
         let (h_v, e_v, g_v) = (View::of(h)?, View::of(e)?, View::of(&g)?);
         let bias = self.bias.as_ref().map(View::of).transpose()?;
-        let layer = Layer { weight: &e_v, bias: bias.as_deref() };
         let (g_logprob, g_entropy) = g_v.split_at(self.n);
         let Self { n, d, v, .. } = *self;
         if let Some(slopes) = self.slopes.get()
@@ -178,6 +198,7 @@ impl CustomOp2 for Stats {
             dh.chunks_exact_mut(d).zip(g_logprob).for_each(|(row, &g)| row.iter_mut().for_each(|x| *x *= g));
             return Ok((Some(gradient(dh, h)?), None));
         }
+        let layer = self.layer(&e_v, bias.as_deref(), h.track_op());
         let mut dh = h.track_op().then(|| vec![0.0; n * d]);
         let mut de = e.track_op().then(|| vec![0.0; v * d]);
         let trained_bias = self.bias.as_ref().filter(|b| b.track_op());
@@ -191,11 +212,11 @@ impl CustomOp2 for Stats {
                 let dl = Mat::new(logits, end - start, v);
                 if let Some(dh) = &mut dh {
                     let dh = &mut dh[start * d..end * d];
-                    gemm::gemm(dh, Into::Overwrite, 1.0, dl, Mat::new(&e_v, v, d), Threads::Pool);
+                    multiply(dh, Into::Overwrite, 1.0, dl, layer.back(), Threads::Pool);
                 }
                 if let Some(de) = &mut de {
                     let h = Mat::new(&h_v[start * d..], end - start, d);
-                    gemm::gemm(de, Into::Add, 1.0, dl.t(), h, Threads::Pool);
+                    multiply_once(de, Into::Add, 1.0, dl.t(), h, self.precision, Threads::Pool);
                 }
                 if trained_bias.is_some() {
                     logits.chunks_exact(v).for_each(|row| add_assign(&mut db, row));

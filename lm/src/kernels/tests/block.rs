@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::{agree, loss, noise, values, var};
+use crate::Precision;
 use crate::kernels::{
     self, Activation, Adapter, Block, Heads, Norm, Output, Pairing, Projection, Rotary, StatRows, reference,
 };
@@ -148,6 +149,7 @@ impl BlockTensors {
             up: (out + 1..down).map(|i| map(i, mlp)).collect(),
             down: map(down, mlp),
             activation: style.activation,
+            precision: Precision::F32,
             attn_mask: mask(0),
             mlp_mask: mask(0),
             rotary: style.pairing.map(|p| Arc::new(Rotary::new(p, &[0.7, 0.05], time))),
@@ -253,7 +255,7 @@ fn everything() -> Result<Vec<Vec<u32>>> {
         let h = kernels::transformer_block(&h, &full.block(time, true))?;
         let h = kernels::transformer_block(&h, &lora.block(time / 4, false))?;
         let h = kernels::transformer_block(&h, &lora.block(time / 4, true))?;
-        let output = Output { weight: &e, bias: style.parallel.then_some(bias.as_tensor()) };
+        let output = Output { weight: &e, bias: style.parallel.then_some(bias.as_tensor()), precision: Precision::F32 };
         let stats = kernels::token_stats(&h, &output, &StatRows { targets: &targets, forbidden: None }, true)?;
         let entropy = stats.entropy.expect("asked for");
         let grads = kernels::backward(&(loss(&stats.logprob)? + loss(&entropy)?)?)?;

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::{Norm, Output, StatRows, reference};
+use crate::Precision;
 use block::{BlockTensors, GPT2, LLAMA, STYLES, Style};
 
 mod block;
@@ -110,7 +111,7 @@ proptest! {
         let (h, e, b) = (var(&[n, d], seed), var(&[v, d], seed ^ 1), var(&[v], seed ^ 2));
         let kept = |v: &Var| if frozen { v.as_detached_tensor() } else { v.as_tensor().clone() };
         let (e_tensor, b_tensor) = (kept(&e), kept(&b));
-        let output = Output { weight: &e_tensor, bias: biased.then_some(&b_tensor) };
+        let output = Output { weight: &e_tensor, bias: biased.then_some(&b_tensor), precision: Precision::F32 };
         let vars = match (frozen, biased) {
             (true, _) => vec![&h],
             (false, false) => vec![&h, &e],
@@ -146,7 +147,7 @@ fn gradients_agree_with_finite_differences() -> Result<()> {
         differentiable(v, || super::norm(&x, &Norm { weight: &w, bias: None }, 1e-5))?;
     }
     let e = var(&[9, 10], 5);
-    let output = Output { weight: &e, bias: None };
+    let output = Output { weight: &e, bias: None, precision: Precision::F32 };
     let rows =
         StatRows { targets: &[1, 2, 3, 4, 5, 8], forbidden: Some((0, &[true, false, true, false, false, true])) };
     for v in [&x, &e] {
@@ -182,7 +183,8 @@ fn mistaken_shapes_and_ids_are_errors() {
     let rows = StatRows { targets: &[0, 1, 2, 9], forbidden: None };
     let weight = noise(&[5, 6], 1);
     says(
-        super::token_stats(&x, &Output { weight: &weight, bias: None }, &rows, false).map(|s| s.logprob),
+        super::token_stats(&x, &Output { weight: &weight, bias: None, precision: Precision::F32 }, &rows, false)
+            .map(|s| s.logprob),
         "vocabulary of 5",
     );
     let [doubles, weight] = [&x, &long].map(|t| t.to_dtype(candle_core::DType::F64).expect("a conversion"));
@@ -205,7 +207,10 @@ fn what_is_not_finite_stays_not_finite() -> Result<()> {
         }
         let rows = StatRows { targets: &[0, 1, 2], forbidden: None };
         let output = noise(&[5, 24], 1);
-        assert!(spoiled(super::token_stats(&x, &Output { weight: &output, bias: None }, &rows, false)?.logprob));
+        assert!(spoiled(
+            super::token_stats(&x, &Output { weight: &output, bias: None, precision: Precision::F32 }, &rows, false)?
+                .logprob
+        ));
     }
     Ok(())
 }

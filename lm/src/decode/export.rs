@@ -1,0 +1,112 @@
+//! A model's tensors as decoding reads them, rounded or rearranged once. Knows no tokens and no caches.
+
+use super::affine::Affine;
+use crate::kernels::gemm::{Mat, Threads};
+use crate::kernels::glue::View;
+use crate::kernels::product::{Rounded, rounded};
+use crate::kernels::rotary::Rotary;
+use crate::kernels::simd::LANES;
+use crate::linear::Linear;
+use crate::spec::Spec;
+use crate::transformer::{Norm, Transformer};
+use crate::{Precision, Result};
+
+/// Read access to a model's tensors.
+pub struct Export<'a> {
+    pub spec: &'a Spec,
+    pub embedding: View<'a>,
+    pub positions: Option<View<'a>>,
+    pub layers: Vec<LayerViews<'a>>,
+    pub norm: Pair<'a>,
+    pub table: Table,
+    pub output_bias: Option<View<'a>>,
+    pub rotary: Option<Rotary>,
+}
+
+/// A weight and its bias.
+pub type Pair<'a> = (View<'a>, Option<View<'a>>);
+
+/// The output layer, rearranged once for all products with it.
+pub enum Table {
+    /// `[d, padded_vocab]`.
+    Exact(Vec<f32>),
+    /// `[d, vocab]`.
+    Rounded(Rounded),
+}
+
+pub struct LayerViews<'a> {
+    pub norm_1: Pair<'a>,
+    pub qkv: Vec<Affine<'a>>,
+    pub attn_out: Affine<'a>,
+    pub norm_2: Option<Pair<'a>>,
+    pub up: Vec<Affine<'a>>,
+    pub down: Affine<'a>,
+}
+
+impl<'a> Export<'a> {
+    /// For sequences of at most `positions` tokens. Errors: a tensor that is not contiguous f32.
+    pub fn of(model: &'a Transformer, positions: usize) -> Result<Self> {
+        let pair = |w: &'a candle_core::Tensor, b: Option<&'a candle_core::Tensor>| -> Result<Pair<'a>> {
+            Ok((View::of(w)?, b.map(View::of).transpose()?))
+        };
+        let norm = |n: &'a Norm| pair(&n.weight, n.bias.as_ref());
+        let precision = model.precision;
+        let layers = model.blocks.iter().map(|block| {
+            Ok(LayerViews {
+                norm_1: norm(&block.norm_1)?,
+                qkv: fan(&block.qkv, precision, model.spec.qkv_widths()[0])?,
+                attn_out: Affine::of(&block.attn_out, precision, 0)?,
+                norm_2: block.norm_2.as_ref().map(norm).transpose()?,
+                up: fan(&block.up, precision, 0)?,
+                down: Affine::of(&block.down, precision, 0)?,
+            })
+        });
+        let output = model.output();
+        let weight = View::of(output.weight)?;
+        let (d, vocab) = (model.spec.d, model.spec.vocab);
+        let table = match rounded(Mat::new(&weight, vocab, d).t(), precision, Threads::Pool) {
+            Some(rounded) => Table::Rounded(rounded),
+            None => Table::Exact(transposed(&weight, d, padded(vocab))),
+        };
+        Ok(Self {
+            spec: &model.spec,
+            embedding: View::of(&model.embedding)?,
+            positions: model.positions.as_ref().map(View::of).transpose()?,
+            layers: layers.collect::<Result<_>>()?,
+            norm: norm(&model.norm)?,
+            table,
+            output_bias: output.bias.map(View::of).transpose()?,
+            rotary: model.rotary(positions),
+        })
+    }
+}
+
+/// Linear maps side by side, of whose columns those below and from `cut` on may be asked for apart.
+fn fan(maps: &[Linear], precision: Precision, cut: usize) -> Result<Vec<Affine<'_>>> {
+    let mut start = 0;
+    let cut = |map| {
+        let map = Affine::of(map, precision, cut.saturating_sub(start))?;
+        start += map.d_out();
+        Ok(map)
+    };
+    maps.iter().map(cut).collect()
+}
+
+/// `weight [vocab, d]` as `[d, padded]`.
+fn transposed(weight: &[f32], d: usize, padded: usize) -> Vec<f32> {
+    let mut table = vec![0.0; d * padded];
+    // A block of tokens at a time, so that each line of the table is written whole.
+    for (b, block) in weight.chunks(LANES * d).enumerate() {
+        for (i, row) in table.chunks_exact_mut(padded).enumerate() {
+            for (to, token) in row[b * LANES..].iter_mut().zip(block.chunks_exact(d)) {
+                *to = token[i];
+            }
+        }
+    }
+    table
+}
+
+/// The vocabulary rounded up to whole vectors.
+pub fn padded(vocab: usize) -> usize {
+    vocab.next_multiple_of(LANES)
+}
