@@ -13,7 +13,7 @@ use crate::train::encode::Encoder;
 use crate::train::language::{LanguageTask, response_nll, train};
 use crate::train::params::{BATCH, RANK};
 use crate::train::random::share_of;
-use crate::train::{BatchOrder, SequenceTable, Told, Weights, learning, on_a_big_stack};
+use crate::train::{BatchOrder, Precision, SequenceTable, Told, Weights, learning, on_a_big_stack};
 use crate::types::{Posts, Split};
 
 pub struct Pretrain;
@@ -55,6 +55,8 @@ pub struct Params {
     pub held_out: f64,
     /// Number type of the saved weights.
     pub weights: Weights,
+    /// What products with weights are computed in: `f32` or `bf16`.
+    pub precision: Precision,
     /// Tokens, with padding, of one forward and backward pass; a batch beyond it is taken in parts. Bounds memory.
     pub tokens_at_once: usize,
 }
@@ -80,6 +82,7 @@ impl Default for Params {
             prompt_weight: 1.0,
             held_out: 0.02,
             weights: Weights::F32,
+            precision: Precision::F32,
             tokens_at_once: 8192,
         }
     }
@@ -221,7 +224,7 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
         Init::InverseSqrtWidth => InitStd::InverseSqrtWidth,
         Init::Fixed(std) => InitStd::Fixed(std),
     };
-    let model = CausalLm::init(config, init, &mut ctx.generator("weights")).told()?;
+    let model = p.precision.of(&CausalLm::init(config, init, &mut ctx.generator("weights")).told()?);
     let task = LanguageTask {
         model: &model,
         table: &table,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::model;
 use crate::prompt::Fitted;
 use crate::train::encode::{fit, response_text, room};
-use crate::train::params::{BATCH, Faults};
+use crate::train::params::{BATCH, Faults, Precision};
 use crate::train::random::bits_of;
 use crate::train::{Told, by_length, on_a_big_stack};
 use crate::types::{Pair, Pairs, Post, Posts, Split};
@@ -42,6 +42,9 @@ pub struct Params {
     /// Take both summaries from the same model, if the list holds but one.
     #[serde(default)]
     pub same_model: bool,
+    /// What products with weights are computed in: `f32` or `bf16`.
+    #[serde(default)]
+    pub precision: Precision,
     /// Prompts sampled at once; bounds memory.
     #[serde(default = "thirty_two")]
     pub batch: usize,
@@ -166,7 +169,7 @@ fn load(p: &Params, ctx: &Context) -> Result<(Vec<Named>, Tokenizer)> {
             Some(_) => {}
             None => shared = Some((tokenizer, json)),
         }
-        models.push(Named { label: input.label.clone(), model });
+        models.push(Named { label: input.label.clone(), model: p.precision.of(&model) });
     }
     let (tokenizer, _) = shared.ok_or_else(|| Error::ours("no model at port `models`"))?;
     Ok((models, tokenizer))

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::train::{Adapter, learning};
+use crate::train::{Adapter, Precision, learning};
 use crate::types::Pooling;
 
 /// What the member's seed draws.
@@ -86,6 +86,8 @@ pub struct Params {
     /// Length of the calibration samples.
     pub min_new_tokens: usize,
     pub max_new_tokens: usize,
+    /// What products with weights are computed in: `f32` or `bf16`.
+    pub precision: Precision,
     /// Tokens, with padding, of one forward and backward pass; a batch beyond it is taken in parts. Bounds memory.
     pub tokens_at_once: usize,
 }
@@ -116,6 +118,7 @@ impl Default for Params {
             calibration_posts: 256,
             min_new_tokens: 5,
             max_new_tokens: 48,
+            precision: Precision::F32,
             tokens_at_once: 8192,
         }
     }

@@ -67,12 +67,16 @@ impl Kind for Ppo {
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         lm::set_threads(ctx.threads());
-        let members = load_members(ctx)?;
+        let mut members = load_members(ctx)?;
+        for member in &mut members {
+            member.model.lm = params.precision.of(&member.model.lm);
+        }
         check_members(params.objective, &members)?;
         let schedule = matched_schedule(&params, ctx)?;
 
         let input = ctx.one("policy")?.clone();
         let (base, tokenizer) = model::load(&input.folder)?;
+        let base = params.precision.of(&base);
         check_tokenizer(ctx, &input.folder)?;
         let policy = match params.lora {
             Some(lora) => base.with_adapter(

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::gae::Normalisation;
 use super::loss::Value;
 use super::objective::{Objective, VarianceScope};
-use crate::train::params::{BATCH, Faults, RANK, STEPS};
+use crate::train::params::{BATCH, Faults, Precision, RANK, STEPS};
 use crate::types::Split;
 
 /// How long to train.
@@ -100,6 +100,8 @@ pub struct Params {
     /// Keys the generator of held-out samples: the same for every arm, seed and step.
     pub evaluation_seed: u64,
     pub greedy: Greedy,
+    /// What products with weights are computed in, the reward models' too: `f32` or `bf16`.
+    pub precision: Precision,
 }
 
 /// The policy's LoRA, on all linear layers. Unlike [`crate::train::Lora`] it has no dropout: there is none in RL.
@@ -149,6 +151,7 @@ impl Default for Params {
             eval_prompts: None,
             evaluation_seed: 1234,
             greedy: Greedy::Ends,
+            precision: Precision::F32,
         }
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::model;
 use crate::train::encode::Encoder;
 use crate::train::language::{LanguageTask, response_nll, train};
-use crate::train::{Adapter, BatchOrder, SequenceTable, Told, Weights, learning, on_a_big_stack};
+use crate::train::{Adapter, BatchOrder, Precision, SequenceTable, Told, Weights, learning, on_a_big_stack};
 use crate::types::{Posts, Split};
 
 pub struct Sft;
@@ -62,6 +62,8 @@ pub struct Params {
     pub max_prompt_tokens: Option<usize>,
     /// Number type of the saved weights.
     pub weights: Weights,
+    /// What products with weights are computed in: `f32` or `bf16`.
+    pub precision: Precision,
     /// Tokens, with padding, of one forward and backward pass; a batch beyond it is taken in parts. Bounds memory.
     pub tokens_at_once: usize,
 }
@@ -85,6 +87,7 @@ impl Default for Params {
             loss: Loss::Response,
             max_prompt_tokens: None,
             weights: Weights::F32,
+            precision: Precision::F32,
             tokens_at_once: 8192,
         }
     }
@@ -117,6 +120,7 @@ impl Kind for Sft {
 
 fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     let (base, tokenizer) = model::load(&ctx.one("base")?.folder)?;
+    let base = p.precision.of(&base);
     let mut table = SequenceTable::create(ctx.checkpoints())?;
     let mut held_out: Vec<Sequence> = Vec::new();
     let mut encoder = Encoder::new(&tokenizer, base.config().window()).longest_prompt(p.max_prompt_tokens);

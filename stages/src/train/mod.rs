@@ -15,7 +15,7 @@ pub mod step;
 pub use batches::{BatchOrder, by_length, micro_batches};
 pub use fail::{Told, named, number, on_a_big_stack, rounded};
 pub(crate) use params::learning;
-pub use params::{Adapter, Learning, Length, Lora, Weights};
+pub use params::{Adapter, Learning, Length, Lora, Precision, Weights};
 pub use random::{fixed_generator, fixed_key, share_of, shuffle};
 pub use sequences::SequenceTable;
 pub use step::{Part, TrainPlan, Trainer};

@@ -115,6 +115,26 @@ pub enum Weights {
     F16,
 }
 
+/// What the products of activations with weights are computed in. Weights, optimiser state and all else are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    F32,
+    /// Operands rounded to bf16, sums in f32: about twice as fast on CPUs with AVX512-BF16, slower on others.
+    Bf16,
+}
+
+impl Precision {
+    /// The model, computing in this precision.
+    pub fn of(self, model: &lm::CausalLm) -> lm::CausalLm {
+        model.with_precision(match self {
+            Self::F32 => lm::Precision::F32,
+            Self::Bf16 => lm::Precision::Bf16,
+        })
+    }
+}
+
 /// How long to train: `steps`, or passes over the data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Length {
