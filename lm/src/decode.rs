@@ -44,7 +44,7 @@ pub(crate) struct Decoder<'a> {
     layers: Vec<Layer<'a>>,
     norm: Scale<'a>,
     /// `One` where groups of rows run in parallel, `Pool` where the work within a group does.
-    threads: Threads,
+    pub threads: Threads,
 }
 
 /// What one sequence leaves behind for its next token.
@@ -53,7 +53,8 @@ pub(crate) struct Cache {
     len: usize,
     /// Positions there is room for, a multiple of `LANES`.
     capacity: usize,
-    /// `[layer, kv_head, width, capacity]`: a score is a sum over `width` for many positions at once.
+    /// `[layer, kv_head, capacity / LANES, width, LANES]`: a score is a sum over `width` for many positions at once, and
+    /// is read from one end to the other.
     keys: Vec<f32>,
     /// `[layer, kv_head, capacity, width]`.
     values: Vec<f32>,
@@ -212,10 +213,6 @@ impl<'a> Decoder<'a> {
             self.linear(qkv, &work.h[..n * d], layer.qkv, 0..joint);
             let positions = caches.iter().map(|cache| cache.len - 1);
             self.rotate(qkv, joint, 0..queries + size.kv_heads * size.width, positions);
-            for (cache, token) in caches.iter_mut().zip(qkv.chunks_exact(joint)) {
-                let t = cache.len - 1;
-                cache.store(self, l, t, &token[queries..]);
-            }
             self.attend(caches, l, joint, n, work);
             self.finish_layer(layer, x, n, work);
         }
@@ -299,13 +296,19 @@ impl<'a> Decoder<'a> {
         self.project(x, active, layer.down);
     }
 
-    /// Attention of one query a sequence over its cache: queries are the first columns of every `stride` in `work.qkv`.
+    /// Attention of one query a sequence over its cache: queries are the first columns of every `stride` in `work.qkv`. Keys
+    /// and values that stand behind them are kept first, as those of the last position: by the thread that then reads them.
     fn attend(&self, caches: &mut [&mut Cache], layer: usize, stride: usize, n: usize, work: &mut Work) {
         let queries = self.size.d();
         let mixed = room(&mut work.mixed, n * queries);
         let rows = &work.qkv[..n * stride];
-        let one =
-            |(cache, (out, q)): (&mut &mut Cache, (&mut [f32], &[f32]))| cache.attend(self, layer, &q[..queries], out);
+        let one = |(cache, (out, row)): (&mut &mut Cache, (&mut [f32], &[f32]))| {
+            let (q, keys_and_values) = row.split_at(queries);
+            if !keys_and_values.is_empty() {
+                cache.store(self, layer, cache.len - 1, keys_and_values);
+            }
+            cache.attend(self, layer, q, out);
+        };
         match self.threads {
             Threads::One => {
                 caches.iter_mut().zip(mixed.chunks_exact_mut(queries).zip(rows.chunks_exact(stride))).for_each(one);
@@ -335,8 +338,9 @@ impl Cache {
         let first = layer * kv_heads * block;
         for (h, (key, value)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
             let at = first + h * block;
-            for (i, &k) in key.iter().enumerate() {
-                self.keys[at + i * capacity + t] = k;
+            let lane = at + t / LANES * width * LANES + t % LANES;
+            for (to, &k) in self.keys[lane..].iter_mut().step_by(LANES).zip(key) {
+                *to = k;
             }
             self.values[at + t * width..][..width].copy_from_slice(value);
         }
@@ -356,15 +360,14 @@ impl Cache {
 }
 
 simd! {
-    /// One head: `q`, `out` `[width]`, `keys` `[width, capacity]`, `values` `[capacity, width]`, the first `len`
-    /// positions seen.
+    /// One head: `q`, `out` `[width]`, `keys` `[capacity / LANES, width, LANES]`, `values` `[capacity, width]`, the first
+    /// `len` positions seen.
     fn attend_head(out: &mut [f32], scores: &mut [f32], q: &[f32], keys: &[f32], values: &[f32], len: usize, scale: f32) {
-        let capacity = scores.len();
         let (blocks, _) = scores.as_chunks_mut::<LANES>();
-        for (b, block) in blocks.iter_mut().take(len.div_ceil(LANES)).enumerate() {
+        let of_blocks = keys.chunks_exact(q.len() * LANES);
+        for (block, keys) in blocks.iter_mut().take(len.div_ceil(LANES)).zip(of_blocks) {
             let mut acc = [0f32; LANES];
-            for (&q, keys) in q.iter().zip(keys.chunks_exact(capacity)) {
-                let keys = &keys[b * LANES..][..LANES];
+            for (&q, keys) in q.iter().zip(keys.as_chunks::<LANES>().0) {
                 for (acc, &k) in acc.iter_mut().zip(keys) {
                     *acc = fma::<FMA>(q, k, *acc);
                 }
@@ -381,18 +384,14 @@ simd! {
         }
         let norm = 1.0 / sum_map(scores, |s| s);
         let width = out.len();
-        let (wide, rest) = out.as_chunks_mut::<LANES>();
+        let (pairs, rest) = out.as_chunks_mut::<{ 2 * LANES }>();
+        for (c, out) in pairs.iter_mut().enumerate() {
+            mix::<FMA, { 2 * LANES }>(out, scores, values, width, 2 * c * LANES, norm);
+        }
+        let done = width - rest.len();
+        let (wide, rest) = rest.as_chunks_mut::<LANES>();
         for (c, out) in wide.iter_mut().enumerate() {
-            let mut acc = [0f32; LANES];
-            for (&p, value) in scores.iter().zip(values.chunks_exact(width)) {
-                let value = &value[c * LANES..][..LANES];
-                for (acc, &v) in acc.iter_mut().zip(value) {
-                    *acc = fma::<FMA>(p, v, *acc);
-                }
-            }
-            for (o, acc) in out.iter_mut().zip(acc) {
-                *o = acc * norm;
-            }
+            mix::<FMA, LANES>(out, scores, values, width, done + c * LANES, norm);
         }
         let done = width - rest.len();
         for (i, o) in rest.iter_mut().enumerate() {
@@ -402,5 +401,28 @@ simd! {
             }
             *o = acc * norm;
         }
+    }
+}
+
+/// `out = norm * sum of scores_t values_t[first ..]`, `values` in rows of `width`: all of a row's columns that fit into
+/// registers in one pass over the rows.
+#[inline(always)]
+fn mix<const FMA: bool, const N: usize>(
+    out: &mut [f32; N],
+    scores: &[f32],
+    values: &[f32],
+    width: usize,
+    first: usize,
+    norm: f32,
+) {
+    let mut acc = [0f32; N];
+    for (&p, value) in scores.iter().zip(values.chunks_exact(width)) {
+        let value = &value[first..][..N];
+        for (acc, &v) in acc.iter_mut().zip(value) {
+            *acc = fma::<FMA>(p, v, *acc);
+        }
+    }
+    for (o, acc) in out.iter_mut().zip(acc) {
+        *o = acc * norm;
     }
 }

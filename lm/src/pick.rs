@@ -30,7 +30,7 @@ impl<'a> Picker<'a> {
         let m = greatest(logits);
         self.weights.resize(logits.len(), 0.0);
         exponentials(&mut self.weights, logits, m, 1.0);
-        let total: f64 = self.weights.iter().map(|&w| f64::from(w)).sum();
+        let total = sum(&self.weights);
         // The greatest logit has weight 1; a NaN or an infinity anywhere spoils the sum.
         if !(total.is_finite() && total >= 1.0) {
             return None;
@@ -38,23 +38,27 @@ impl<'a> Picker<'a> {
         let id = if o.greedy {
             logits.iter().position(|&l| l == m)?
         } else {
-            let weights = if o.temperature == 1.0 {
-                &self.weights
+            let (weights, total) = if o.temperature == 1.0 {
+                (&self.weights, total)
             } else {
                 self.tempered.resize(logits.len(), 0.0);
                 exponentials(&mut self.tempered, logits, m, (1.0 / o.temperature) as f32);
-                &self.tempered
+                (&self.tempered, sum(&self.tempered))
             };
-            if o.top_p < 1.0 { nucleus(weights, o.top_p, u, &mut self.order) } else { by_id(weights, u)? }
+            if o.top_p < 1.0 { nucleus(weights, o.top_p, u, &mut self.order) } else { by_id(weights, total, u)? }
         };
         let logprob = f64::from(logits[id] - m) - total.ln();
         Some((id as u32, logprob as f32))
     }
 }
 
-/// The first token whose cumulated weight exceeds `u` of the whole.
-fn by_id(weights: &[f32], u: f64) -> Option<usize> {
-    let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+/// In the order of ids.
+fn sum(weights: &[f32]) -> f64 {
+    weights.iter().map(|&w| f64::from(w)).sum()
+}
+
+/// The first token whose cumulated weight exceeds `u` of their `total`.
+fn by_id(weights: &[f32], total: f64, u: f64) -> Option<usize> {
     let target = u * total;
     let mut sum = 0.0;
     for (id, &w) in weights.iter().enumerate() {

@@ -175,9 +175,19 @@ fn generate(
     let mut tokens = Vec::with_capacity(prompts.len());
     for step in 0..o.max_new_tokens {
         tokens.clear();
-        for (live, logits) in live.iter().zip(decoder.logits(&mut logits, &states, &mut work)) {
-            let u = draws.uniform(live.row, step as u32);
-            let (id, logprob) = picker.pick(logits, step, u).ok_or_else(|| Error::NonFinite {
+        let pick = |picker: &mut Picker, (live, logits): (&Live, &mut [f32])| {
+            picker.pick(logits, step, draws.uniform(live.row, step as u32))
+        };
+        let rows = live.iter().zip(decoder.logits(&mut logits, &states, &mut work));
+        let picked: Vec<_> = match decoder.threads {
+            Threads::One => rows.map(|row| pick(&mut picker, row)).collect(),
+            Threads::Pool => {
+                let rows: Vec<_> = rows.collect();
+                rows.into_par_iter().map_init(|| Picker::new(o), pick).collect()
+            }
+        };
+        for (live, picked) in live.iter().zip(picked) {
+            let (id, logprob) = picked.ok_or_else(|| Error::NonFinite {
                 what: format!("the distribution of token {step} of response {} of the batch", first + live.at + 1),
             })?;
             let sampled = &mut out[live.at];
