@@ -46,6 +46,12 @@ class Side:
         self.process.wait()
 
 
+def processors():
+    """User and system seconds of all processes so far, over all processors."""
+    user, nice, system, _idle, _wait, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def build():
     """Builds our side and gives the path of its program."""
     command = ["cargo", "bench", "--bench", "against_torch", "--no-run", "--message-format=json-render-diagnostics"]
@@ -92,15 +98,21 @@ def measure(row, program, threads, pairs):
     us.ask(mine)
     if them:
         them.ask(theirs)
+    sides = [side for side in (us, them) if side]
     found = {"ours": {}, "peer": {}}
+
+    def others():
+        return processors() - sum(side.processor_seconds() for side in sides)
+
+    before, clock = others(), time.monotonic()
     for _ in range(pairs):
         answers = {"ours": watched(us, them, mine), "peer": watched(them, us, theirs)} if them else {"ours": us.ask(mine)}
         for side, answer in answers.items():
             for name, value in answer.items():
                 found[side].setdefault(name, []).append(value)
-    us.end()
-    if them:
-        them.end()
+    found["others"] = (others() - before) / ((time.monotonic() - clock) * os.cpu_count())
+    for side in sides:
+        side.end()
     return found
 
 

@@ -41,6 +41,9 @@ ROWS = [
     Row("our fastest product of matrices", "G", "peak", ""),
 ]
 
+# The share of the processors that others may take while a row is measured: two threads that wait for each other at
+# every step, as PyTorch's do, lose far more by it than two that do not.
+QUIET = 0.03
 # What five reward models may add: this many times what the operations add.
 SHARING = 1.1
 # The share of the peak that a training step must reach.
@@ -147,6 +150,10 @@ def notes(results):
         ours, peer = (sum(sides[side]["tokens"]) / len(sides[side]["tokens"]) for side in ("ours", "peer"))
         if ours != peer:
             yield f"{row.shape}, {row.name}: responses of {ours:,.0f} tokens in all against {peer:,.0f}."
+    busy = {row.shape + " " + row.name: results[key(row)]["others"] for row in ROWS if key(row) in results}
+    for name, share in busy.items():
+        if share > QUIET:
+            yield f"{name}: **not to be trusted**, other processes took {share:.0%} of the processors meanwhile."
     starts = [max(s[side]["start_rss"][0] for s in results.values() if s[side]) / 2**20 for side in ("ours", "peer")]
     yield (
         f"Memory is the process's peak above what it held before the first figure: {starts[0]:,.0f} MiB ours, "
