@@ -73,6 +73,16 @@ fn a_batch_taken_in_parts_gives_nearly_the_same_loss() -> Result<()> {
 }
 
 #[test]
+fn products_in_bf16_learn_nearly_the_same() -> Result<()> {
+    let loss = |precision: &str| {
+        Ok::<_, Error>(pretrain(json!({ "precision": precision }), 7)?.metric("held_out_response_nll"))
+    };
+    let (exact, rounded) = (loss("f32")?, loss("bf16")?);
+    assert!(exact != rounded && (exact - rounded).abs() < 0.02 * exact, "{exact} {rounded}");
+    Ok(())
+}
+
+#[test]
 fn half_precision_weights_load_again() -> Result<()> {
     let out = pretrain(json!({ "steps": 2, "weights": "f16" }), 7)?;
     super::load(&out.path()).map(drop)
