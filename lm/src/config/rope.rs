@@ -40,7 +40,7 @@ pub struct Scaling {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high_freq_factor: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub original_max_position_embeddings: Option<f64>,
+    pub original_max_position_embeddings: Option<u32>,
 }
 
 impl Rope {
@@ -75,7 +75,8 @@ impl Scaling {
                 let factor = need("factor", self.factor)?;
                 let low = need("low_freq_factor", self.low_freq_factor)?;
                 let high = need("high_freq_factor", self.high_freq_factor)?;
-                let length = need("original_max_position_embeddings", self.original_max_position_embeddings)?;
+                let length = self.original_max_position_embeddings.map(f64::from);
+                let length = need("original_max_position_embeddings", length)?;
                 if low >= high {
                     return Err(format!("rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}"));
                 }
