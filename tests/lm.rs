@@ -91,6 +91,22 @@ fn a_text_and_its_ids_have_the_same_log_probabilities_whatever_stands_beside_the
 }
 
 #[test]
+fn log_probabilities_of_a_text_need_no_eos_that_the_tokenizer_knows() {
+    let space = with_model();
+    let question = [json!({ "text": TEXT })];
+    let args = ["logprobs", "--model", "model"];
+    let before = answers(&space, &args, &question);
+    let config = space.path("model/config.json");
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&config).expect("a config")).expect("JSON");
+    value["eos_token_id"] = json!(2);
+    std::fs::write(&config, value.to_string()).expect("written");
+    assert_eq!(answers(&space, &args, &question), before);
+    let out = lm(&space, &["generate", "--model", "model"], &[json!({ "prompt": TEXT }).to_string()]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("2 as EOS, which is not a special token"));
+}
+
+#[test]
 fn what_was_generated_greedily_has_the_greatest_log_probabilities() {
     let space = with_model();
     let args = ["generate", "--model", "model", "--greedy", "--max-new-tokens", "8", "--min-new-tokens", "8"];

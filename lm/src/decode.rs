@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::affine::{Affine, To};
+use self::affine::Affine;
 pub(crate) use self::export::Export;
 use self::export::{Pair, Table, padded};
 use crate::kernels::attention::{self, Size};
@@ -18,6 +18,7 @@ use crate::kernels::buffer::{CHUNK, for_chunks};
 use crate::kernels::gemm::{Into, Mat, Threads};
 use crate::kernels::norm::Scale;
 use crate::kernels::product::{Factor, multiply_columns};
+use crate::kernels::projection::At;
 use crate::kernels::rotary::{Rotary, Turn};
 use crate::kernels::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
 use crate::spec::Spec;
@@ -265,7 +266,7 @@ impl<'a> Decoder<'a> {
             let from = columns.start.max(first).min(columns.end);
             let to = columns.end.min(first + map.d_out()).max(from);
             if from < to {
-                let place = To { stride: columns.len(), offset: from - columns.start };
+                let place = At { stride: columns.len(), offset: from - columns.start };
                 map.apply(out, place, Into::Overwrite, x, from - first..to - first, self.threads);
             }
             first += map.d_out();
@@ -275,7 +276,7 @@ impl<'a> Decoder<'a> {
     /// `x +=` the map of `y`.
     fn project(&self, x: &mut [f32], y: &[f32], map: &Affine) {
         let d = self.spec.d;
-        map.apply(x, To { stride: d, offset: 0 }, Into::Add, y, 0..d, self.threads);
+        map.apply(x, At { stride: d, offset: 0 }, Into::Add, y, 0..d, self.threads);
     }
 
     /// What follows attention, whose output lies in `work.mixed`, and what `norm_1` gave in `work.h`.

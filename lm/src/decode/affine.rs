@@ -7,7 +7,7 @@ use crate::kernels::buffer::scratch;
 use crate::kernels::gemm::{self, Into, Mat, Threads};
 use crate::kernels::glue::View;
 use crate::kernels::product::{Factor, Rounded, multiply_columns, rounded};
-use crate::kernels::simd::add_assign;
+use crate::kernels::projection::At;
 use crate::linear::Linear;
 use crate::{Precision, Result};
 
@@ -27,13 +27,6 @@ struct Low<'a> {
     b: View<'a>,
     rank: usize,
     scale: f32,
-}
-
-/// Where columns of a map go: to those from `offset` on of rows of `stride`.
-#[derive(Clone, Copy)]
-pub struct To {
-    pub stride: usize,
-    pub offset: usize,
 }
 
 impl<'a> Affine<'a> {
@@ -61,19 +54,9 @@ impl<'a> Affine<'a> {
     }
 
     /// Writes or adds some columns of the map of `x [n, in]`.
-    pub fn apply(&self, y: &mut [f32], to: To, into: Into, x: &[f32], columns: Range<usize>, threads: Threads) {
-        let To { stride, offset } = to;
-        let mut into = into;
-        if let Some(b) = &self.b {
-            for row in y.chunks_exact_mut(stride) {
-                let row = &mut row[offset..offset + columns.len()];
-                match into {
-                    Into::Overwrite => row.copy_from_slice(&b[columns.clone()]),
-                    Into::Add => add_assign(row, &b[columns.clone()]),
-                }
-            }
-            into = Into::Add;
-        }
+    pub fn apply(&self, y: &mut [f32], at: At, into: Into, x: &[f32], columns: Range<usize>, threads: Threads) {
+        let At { stride, offset } = at;
+        let into = at.place_bias(y, into, self.b.as_ref().map(|b| &b[columns.clone()]));
         let n = x.len() / self.d_in;
         let x = Mat::new(x, n, self.d_in);
         if self.rounded.is_empty() {

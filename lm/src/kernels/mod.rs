@@ -17,7 +17,7 @@ pub(crate) mod glue;
 mod layer_norm;
 pub(crate) mod norm;
 pub mod product;
-mod projection;
+pub(crate) mod projection;
 pub mod reference;
 mod rms_norm;
 pub(crate) mod rotary;

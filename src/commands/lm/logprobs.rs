@@ -31,7 +31,8 @@ pub fn logprobs(at: &ModelAt, adapter: Option<&Path>) -> Result<()> {
     // Ids need no tokenizer.
     let file = if at.model.is_dir() { at.model.join("tokenizer.json") } else { at.model.clone() };
     let tokenizer = if file.is_file() { Some(Tokenizer::load(&file).told()?) } else { None };
-    let tokenizer = tokenizer.map(|t| t.for_model(model.config())).transpose().told()?;
+    // EOS plays no part here, so that it need not be one that the tokenizer knows.
+    tokenizer.as_ref().map_or(Ok(()), |t| t.check_fits(model.config())).told()?;
     let ready = |_, question: Question| {
         let ids = match (question.text, question.ids, &tokenizer) {
             (Some(text), None, Some(tokenizer)) => tokenizer.encode(&text),

@@ -55,7 +55,8 @@ pub struct Params {
     pub held_out: f64,
     /// Number type of the saved weights.
     pub weights: Weights,
-    /// What products with weights are computed in: `f32` or `bf16`.
+    /// What products with weights are computed in: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms, attention
+    /// scores, losses and the optimiser stay f32.
     pub precision: Precision,
     /// Tokens, with padding, of one forward and backward pass; a batch beyond it is taken in parts. Bounds memory.
     pub tokens_at_once: usize,

@@ -42,7 +42,8 @@ pub struct Params {
     /// Take both summaries from the same model, if the list holds but one.
     #[serde(default)]
     pub same_model: bool,
-    /// What products with weights are computed in: `f32` or `bf16`.
+    /// What products with weights are computed in: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms, attention
+    /// scores, losses and the optimiser stay f32.
     #[serde(default)]
     pub precision: Precision,
     /// Prompts sampled at once; bounds memory.

@@ -86,7 +86,8 @@ pub struct Params {
     /// Length of the calibration samples.
     pub min_new_tokens: usize,
     pub max_new_tokens: usize,
-    /// What products with weights are computed in: `f32` or `bf16`.
+    /// What products with weights are computed in: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms, attention
+    /// scores, losses and the optimiser stay f32.
     pub precision: Precision,
     /// Tokens, with padding, of one forward and backward pass; a batch beyond it is taken in parts. Bounds memory.
     pub tokens_at_once: usize,

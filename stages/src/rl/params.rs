@@ -100,7 +100,8 @@ pub struct Params {
     /// Keys the generator of held-out samples: the same for every arm, seed and step.
     pub evaluation_seed: u64,
     pub greedy: Greedy,
-    /// What products with weights are computed in, the reward models' too: `f32` or `bf16`.
+    /// What products with weights are computed in, the reward models' too: `f32`, or `bf16` (operands rounded, sums in f32).
+    /// Weights, norms, attention scores, losses and the optimiser stay f32.
     pub precision: Precision,
 }
 

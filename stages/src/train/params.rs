@@ -121,7 +121,7 @@ pub enum Weights {
 pub enum Precision {
     #[default]
     F32,
-    /// Operands rounded to bf16, sums in f32: about twice as fast on CPUs with AVX512-BF16, slower on others.
+    /// Operands rounded to bf16, sums in f32: products about twice as fast on CPUs with AVX512-BF16, slower on others.
     Bf16,
 }
 
