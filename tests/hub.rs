@@ -281,3 +281,33 @@ fn a_data_set_comes_from_the_hub_too() {
     assert_eq!(space.json(&["show", "p.yaml", "posts", "--json"])["rows"]["posts.parquet"], 1);
     assert!(!hub.asked().iter().any(|asked| asked.path.contains("README")));
 }
+
+stages::table! {
+    struct PromptPair { prompt: String, chosen: String, rejected: String }
+}
+
+#[test]
+fn peoples_comparisons_come_from_the_splits_of_a_data_set_that_are_asked_for() {
+    let space = TestSpace::new();
+    let pipeline = format!(
+        "version: 1\nstages:\n  people:\n    uses: annotate.human\n    with: {{ labels: majority, hub: {{ id: o/comparisons, revision: {OLD}, files: \"data/train*\" }} }}\n"
+    );
+    space.write("p.yaml", &pipeline);
+    let row = |post: &str, chosen: &str, rejected: &str| PromptPair {
+        prompt: format!("SUBREDDIT: r/tifu\nTITLE: T\nPOST: {post}"),
+        chosen: format!("TL;DR:  {chosen}"),
+        rejected: format!("TL;DR:  {rejected}"),
+    };
+    let file = space.path("train.parquet");
+    stages::table::write(&file, [row("I fell.", "fell", "stood"), row("I sang.", "song", "cake")]).expect("a table");
+    let train = std::fs::read(&file).expect("the table is there");
+    let hub = Play::new();
+    let files: [(&str, &[u8]); 3] =
+        [("README.md", b"x"), ("data/test-00000.parquet", b"not asked for"), ("data/train-00000.parquet", &train)];
+    hub.put_repository("datasets", "o/comparisons", "main", OLD, &files);
+    let out = run(&space, &hub, None, &[]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let shown = space.json(&["show", "p.yaml", "people", "--json"]);
+    assert_eq!((&shown["type"], &shown["rows"]["preferences.parquet"]), (&"Preferences".into(), &2.into()));
+    assert!(!hub.asked().iter().any(|asked| asked.path.contains("README") || asked.path.contains("test-")));
+}

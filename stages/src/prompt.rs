@@ -48,17 +48,18 @@ impl<'a> Parts<'a> {
     }
 
     /// The parts behind a prompt of this template as anyone writes it: any case of its labels, single or double newlines,
-    /// with or without `TL;DR:` at the end. None if a label is missing.
+    /// with or without subreddit and title above and `TL;DR:` below. None if no line starts with `POST:`, or if other text
+    /// stands above it.
     pub fn parse(prompt: &'a str) -> Option<Self> {
-        let rest = after_label(prompt.trim(), "SUBREDDIT:")?;
-        let (subreddit, rest) = split_at_label(rest, "TITLE:")?;
-        let (title, rest) = split_at_label(rest, "POST:")?;
-        let rest = rest.trim_end();
-        let end = rest.len().saturating_sub("TL;DR:".len());
-        let post = match rest.get(end..) {
-            Some(label) if label.eq_ignore_ascii_case("TL;DR:") => &rest[..end],
-            _ => rest,
+        let (head, post) = split_at_label(prompt.trim(), "POST:")?;
+        let head = head.trim();
+        let (subreddit, title) = match (after_label(head, "SUBREDDIT:"), after_label(head, "TITLE:")) {
+            (Some(rest), _) => split_at_label(rest, "TITLE:").unwrap_or((rest, "")),
+            (None, Some(title)) => ("", title),
+            (None, None) if head.is_empty() => ("", ""),
+            (None, None) => return None,
         };
+        let post = TLDR.iter().find_map(|label| before_label(post, label)).unwrap_or(post);
         Some(Self { subreddit: subreddit.trim(), title: title.trim(), post: post.trim() })
     }
 
@@ -70,14 +71,30 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// How people write the template's last label.
+const TLDR: [&str; 2] = ["TL;DR:", "TLDR:"];
+
+/// A summary without outer white space and without the label that some sources leave in front of it.
+pub fn bare_summary(text: &str) -> &str {
+    let text = text.trim();
+    TLDR.iter().find_map(|label| after_label(text, label)).map_or(text, str::trim)
+}
+
 fn after_label<'a>(text: &'a str, label: &str) -> Option<&'a str> {
     let head = text.get(..label.len())?;
     head.eq_ignore_ascii_case(label).then(|| &text[label.len()..])
 }
 
+fn before_label<'a>(text: &'a str, label: &str) -> Option<&'a str> {
+    let text = text.trim_end();
+    let end = text.len().checked_sub(label.len())?;
+    text.get(end..)?.eq_ignore_ascii_case(label).then(|| &text[..end])
+}
+
 /// What stands before the first line that starts with `label`, and what follows the label.
 fn split_at_label<'a>(text: &'a str, label: &str) -> Option<(&'a str, &'a str)> {
-    text.match_indices('\n').find_map(|(at, _)| Some((&text[..at], after_label(&text[at + 1..], label)?)))
+    let mut lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
+    lines.find_map(|at| Some((&text[..at], after_label(&text[at..], label)?)))
 }
 
 /// The A.1 text in at most `max_tokens` ids. One that does not fit loses the end of its post at a line or sentence break
@@ -205,8 +222,21 @@ mod tests {
         }
         let empty = Parts { subreddit: "", title: "", post: "é" };
         assert_eq!(Parts::parse("Subreddit: \nTITLE: \nPOST: é\nTL;DR:"), Some(empty));
-        assert_eq!(Parts::parse("Subreddit: x\nPOST: y"), None);
-        assert_eq!(Parts::parse("é"), None);
+        let bare = Parts { subreddit: "", title: "", post: "y" };
+        assert_eq!(Parts::parse("SUBREDDIT: x\nPOST: y"), Some(Parts { subreddit: "x", ..bare }));
+        assert_eq!(Parts::parse("TITLE: t\n\nPOST: y\n\ntldr:"), Some(Parts { title: "t", ..bare }));
+        assert_eq!(Parts::parse("Post: y\nTL;DR: "), Some(bare));
+        for other in ["é", "", "TITLE: t\n\nAn article.\n\nTL;DR:", "Some text.\nPOST: y"] {
+            assert_eq!(Parts::parse(other), None);
+        }
+    }
+
+    #[test]
+    fn a_summary_loses_its_label_whatever_its_case() {
+        for text in [" a dog", "TL;DR:  a dog", "tldr: a dog\n", "a dog"] {
+            assert_eq!(bare_summary(text), "a dog");
+        }
+        assert_eq!((bare_summary("TL;DR:"), bare_summary("é TL;DR: x")), ("", "é TL;DR: x"));
     }
 
     #[test]

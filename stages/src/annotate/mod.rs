@@ -1,7 +1,8 @@
-//! Kinds that judge pairs, and what they share: the table with its counts, the posts that are held out. Know no reward model.
+//! Kinds that judge pairs, and what they share: the table with its counts, the posts that are held out. Knows no judge.
 
 pub mod claude;
 pub mod human;
+pub mod pair_key;
 pub mod reference;
 pub mod rouge;
 

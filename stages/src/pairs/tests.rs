@@ -32,7 +32,7 @@ fn two_distinct_models_are_drawn_and_every_ordered_pair_comes_up() {
     let key = fixed_key(1, "test");
     let mut counts = std::collections::BTreeMap::new();
     for i in 0..3000 {
-        let (a, b) = two_of(3, bits_of(&key, &i.to_string()));
+        let (a, b) = two_of(3, bits_of(&key, i.to_string()));
         assert_ne!(a, b);
         *counts.entry((a, b)).or_insert(0) += 1;
     }

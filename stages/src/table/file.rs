@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, new_null_array};
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::json::writer::JsonArray;
 use engine::artifact::Facts;
 use engine::error::{At, Error, Result};
 use parquet::arrow::ProjectionMask;
@@ -120,7 +121,7 @@ pub struct Reader<R: Row> {
 }
 
 impl<R: Row> Reader<R> {
-    /// A table of exactly R's columns and types, in any order.
+    /// A table of R's columns and types, in any order, and no others. A column that may hold nulls may be missing.
     ///
     /// # Errors
     /// Names file, column, expected and found.
@@ -128,7 +129,7 @@ impl<R: Row> Reader<R> {
         Self::with(path, true)
     }
 
-    /// A table of which only R's columns are read: a file that others made. A column that may hold nulls may be missing.
+    /// As [`Reader::open`], but of a table that may have further columns, which are not read: a file that others made.
     ///
     /// # Errors
     /// Names file, column, expected and found.
@@ -143,7 +144,7 @@ impl<R: Row> Reader<R> {
         for column in &columns {
             let expected = type_name(&column.data_type);
             match found.field_with_name(column.name) {
-                Err(_) if column.nullable && !exact => {}
+                Err(_) if column.nullable => {}
                 Err(_) => {
                     return Err(Error::yours(format!(
                         "{}: column `{}` ({expected}) is missing; found {}",
@@ -252,7 +253,7 @@ pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
     Reader::open(path)?.collect()
 }
 
-/// Checks that a table has exactly R's columns and types and no nulls where none may be; notes its rows and schema.
+/// Checks that a table is one that [`Reader::open`] takes and has no nulls where none may be; notes its rows and schema.
 ///
 /// # Errors
 /// Names file, column, expected and found.
@@ -277,6 +278,49 @@ pub fn check<R: Row>(path: &Path, facts: &mut Facts) -> Result<()> {
 /// If it is not one.
 pub fn columns(path: &Path) -> Result<Vec<(String, String)>> {
     Ok(builder(path)?.schema().fields().iter().map(|f| (f.name().clone(), type_name(f.data_type()))).collect())
+}
+
+/// The rows of any Parquet file as JSON, of those of the `wanted` columns that it has; nulls are told as such.
+///
+/// # Errors
+/// If it is not one, or if one of the columns holds bytes that are no text.
+pub fn json_rows(path: &Path, wanted: &[&str]) -> Result<impl Iterator<Item = Result<serde_json::Value>> + use<>> {
+    let builder = builder(path)?;
+    let found = builder.schema().clone();
+    let is_wanted = |i: &usize| wanted.contains(&found.field(*i).name().as_str());
+    let roots: Vec<usize> = (0..found.fields().len()).filter(is_wanted).collect();
+    if let Some(field) = roots.iter().map(|&i| found.field(i)).find(|field| holds_bytes(field.data_type())) {
+        let told = type_name(field.data_type());
+        return Err(Error::yours(format!("{}: column `{}` holds bytes ({told})", path.display(), field.name()))
+            .help("write texts as strings"));
+    }
+    let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
+    let batches = builder.with_projection(mask).with_batch_size(BATCH).build().map_err(|e| unreadable(path, &e))?;
+    let path = path.to_owned();
+    Ok(batches.flat_map(move |batch| {
+        let rows = batch.map_err(|e| unreadable(&path, &e)).and_then(|batch| json_of(&batch, &path));
+        match rows {
+            Ok(rows) => rows.into_iter().map(Ok).collect(),
+            Err(e) => vec![Err(e)],
+        }
+    }))
+}
+
+fn json_of(batch: &RecordBatch, path: &Path) -> Result<Vec<serde_json::Value>> {
+    let mut bytes = Vec::new();
+    let mut writer = arrow::json::WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(&mut bytes);
+    writer.write(batch).and_then(|()| writer.finish()).map_err(|e| unreadable(path, &e))?;
+    drop(writer);
+    serde_json::from_slice(&bytes).map_err(|e| unreadable(path, &e))
+}
+
+fn holds_bytes(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => true,
+        DataType::List(item) | DataType::LargeList(item) => holds_bytes(item.data_type()),
+        DataType::Struct(fields) => fields.iter().any(|field| holds_bytes(field.data_type())),
+        _ => false,
+    }
 }
 
 pub(super) fn open_any(path: &Path, batch: usize) -> Result<ParquetRecordBatchReader> {
@@ -386,6 +430,7 @@ mod tests {
     crate::table! { struct Other { a: String, b: f64 } }
     crate::table! { struct Nulls { a: Option<String>, b: i64 } }
     crate::table! { struct More { a: String, b: i64, z: bool } }
+    crate::table! { struct Without { b: i64 } }
     crate::table! { struct Turned { b: i64, a: String } }
 
     fn fault<R: Row>(path: &Path) -> String {
@@ -405,6 +450,9 @@ mod tests {
         assert_eq!(Reader::<One>::open_columns(&path).unwrap().next().unwrap().unwrap().b, 1);
         write(&path, [Nulls { a: Some("x".into()), b: 1 }, Nulls { a: None, b: 2 }]).unwrap();
         assert_eq!(fault::<One>(&path), format!("{at}: column `a`, row 2: expected utf8, found null"));
+        write(&path, [Without { b: 1 }]).unwrap();
+        assert_eq!(fault::<One>(&path), format!("{at}: column `a` (utf8) is missing; found b (i64)"));
+        assert_eq!(read::<Nulls>(&path).unwrap(), [Nulls { a: None, b: 1 }]);
         write(&path, [Turned { b: 7, a: "y".into() }]).unwrap();
         assert_eq!(read::<One>(&path).unwrap(), [One { a: "y".into(), b: 7 }]);
         std::fs::write(&path, "a,b\n1,2\n").unwrap();

@@ -26,7 +26,7 @@ mod view;
 mod declare;
 
 pub use cells::Cell;
-pub use file::{Reader, Writer, check, columns, read, write};
+pub use file::{Reader, Writer, check, columns, json_rows, read, write};
 pub(crate) use view::cut;
 pub use view::preview;
 

@@ -17,15 +17,15 @@ pub fn fixed_generator(seed: u64, purpose: &str) -> ChaCha12Rng {
 }
 
 /// 64 bits that depend on `key` and on a row's `name` only.
-pub fn bits_of(key: &[u8; 32], name: &str) -> u64 {
-    let hash = blake3::keyed_hash(key, name.as_bytes());
+pub fn bits_of(key: &[u8; 32], name: impl AsRef<[u8]>) -> u64 {
+    let hash = blake3::keyed_hash(key, name.as_ref());
     let mut first = [0; 8];
     first.copy_from_slice(&hash.as_bytes()[..8]);
     u64::from_le_bytes(first)
 }
 
 /// A number in [0, 1) that depends on `key` and on a row's `name` only.
-pub fn share_of(key: &[u8; 32], name: &str) -> f64 {
+pub fn share_of(key: &[u8; 32], name: impl AsRef<[u8]>) -> f64 {
     // 53 bits: every value is exact in an f64.
     (bits_of(key, name) >> 11) as f64 / (1_u64 << 53) as f64
 }
@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn shares_are_uniform_enough() {
         let key = fixed_key(1, "test");
-        let below_a_tenth = (0..10_000).filter(|i| share_of(&key, &i.to_string()) < 0.1).count();
+        let below_a_tenth = (0..10_000).filter(|i| share_of(&key, i.to_string()) < 0.1).count();
         assert!((900..1100).contains(&below_a_tenth), "{below_a_tenth}");
     }
 }

@@ -64,6 +64,14 @@ impl Comparison {
     /// Says what the line is instead, where that can be told: an axis rating, a plain post.
     pub fn parse(line: &str) -> Result<Self, String> {
         let value: Value = serde_json::from_str(line).map_err(|e| crate::data::source::json_fault(&e))?;
+        Self::of(value)
+    }
+
+    /// As [`Comparison::parse`], of a line's value.
+    ///
+    /// # Errors
+    /// As [`Comparison::parse`].
+    pub fn of(value: Value) -> Result<Self, String> {
         if !value.is_object() {
             return Err(crate::data::source::NO_OBJECT.to_owned());
         }

@@ -42,6 +42,9 @@ crate::table! {
         pub outcome: Outcome,
         pub annotator: String,
         pub confidence: Option<f64>,
+        /// Whether the chosen summary came first where the judge saw both; where each was judged by itself, in its pair.
+        /// Absent where nobody knows.
+        pub chosen_first: Option<bool>,
     }
 }
 
@@ -50,7 +53,8 @@ impl Preference {
     pub fn of(pair: Pair, chosen: Side, outcome: Outcome, annotator: &str) -> Self {
         let a = (pair.a_text, pair.a_ids, pair.a_ended);
         let b = (pair.b_text, pair.b_ids, pair.b_ended);
-        let (chosen, rejected) = if chosen == Side::A { (a, b) } else { (b, a) };
+        let first = chosen == Side::A;
+        let (chosen, rejected) = if first { (a, b) } else { (b, a) };
         Self {
             id: pair.id,
             post_id: pair.post_id,
@@ -67,6 +71,7 @@ impl Preference {
             outcome,
             annotator: annotator.to_owned(),
             confidence: None,
+            chosen_first: Some(first),
         }
     }
 }
@@ -102,6 +107,10 @@ impl Preferences {
 impl ArtifactType for Preferences {
     fn name(&self) -> &'static str {
         Self::NAME
+    }
+
+    fn schema_version(&self) -> u32 {
+        2
     }
 
     fn about(&self) -> &'static str {

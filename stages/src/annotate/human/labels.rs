@@ -1,0 +1,190 @@
+//! From people's choices to preferences: what is dropped, what is said twice, what several say of one pair. Knows no file.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use engine::context::Context;
+use engine::error::{Error, Result};
+
+use super::filters::{Reason, Sieve};
+use super::formats::{Choice, Record};
+use crate::annotate::HeldOut;
+use crate::annotate::pair_key::{PairKey, Text};
+use crate::data::clean::{id_of, normalised};
+use crate::types::{Outcome, Preference};
+
+crate::words! {
+    /// What becomes of several labels of one pair.
+    pub enum Labels {
+        /// A row each; the same from the same worker, or from nobody named, counts once.
+        Each = "each",
+        /// One row a pair, with the label that most gave: a vote for each worker, and for each label without one. A drawn
+        /// vote is a tie.
+        Majority = "majority",
+    }
+}
+
+/// A label that counts.
+pub struct Label {
+    pub key: PairKey,
+    /// Which of the key's texts was chosen; none if both say the same.
+    pub text: Option<Text>,
+    post_id: String,
+    choice: Choice,
+}
+
+/// What of the records counts, and why the rest does not.
+pub struct Intake {
+    sieve: Sieve,
+    held_out: HeldOut,
+    /// Who said what of which pair.
+    seen: HashSet<[u8; 16]>,
+    labels: Labels,
+    pub read: u64,
+    reasons: BTreeMap<Reason, u64>,
+    /// Choices of the first and of the second summary, where the file tells.
+    pub places: [u64; 2],
+}
+
+impl Intake {
+    pub fn new(sieve: Sieve, held_out: HeldOut, labels: Labels) -> Self {
+        Self { sieve, held_out, seen: HashSet::new(), labels, read: 0, reasons: BTreeMap::new(), places: [0; 2] }
+    }
+
+    /// The label of a record, or none if it does not count.
+    ///
+    /// # Errors
+    /// If labels are to be filtered by what this record does not have.
+    pub fn take(&mut self, record: Record) -> Result<Option<Label>> {
+        self.read += 1;
+        let choice = match record {
+            Record::Choice(choice) => *choice,
+            Record::Article => return Ok(self.leave_out(Reason::Article)),
+        };
+        if let Some(reason) = self.filtered(&choice)? {
+            return Ok(self.leave_out(reason));
+        }
+        let post_id = choice.post_id.clone().unwrap_or_else(|| id_of(&choice.post));
+        if self.held_out.holds(&post_id, &choice.post) {
+            return Ok(self.leave_out(Reason::HeldOut));
+        }
+        let (key, text) = PairKey::of(&choice.prompt, &choice.chosen, &choice.rejected);
+        let text = text.filter(|_| normalised(&choice.chosen) != normalised(&choice.rejected));
+        let worker = choice.about.as_ref().and_then(|about| about.worker.as_deref());
+        let counts_by_itself = worker.is_none() && self.labels == Labels::Majority;
+        if !counts_by_itself && !self.seen.insert(print(key, text, worker)) {
+            return Ok(self.leave_out(Reason::Duplicate));
+        }
+        if let Some(about) = &choice.about {
+            self.places[about.place.min(1)] += 1;
+        }
+        Ok(Some(Label { key, text, post_id, choice }))
+    }
+
+    fn filtered(&self, choice: &Choice) -> Result<Option<Reason>> {
+        match &choice.about {
+            Some(about) => Ok(self.sieve.drops(about)),
+            None if self.sieve.is_open() => Ok(None),
+            None => Err(Error::yours(
+                "`filters`: rows of prompt, chosen and rejected name no batch, split, worker, policy or confidence",
+            )
+            .help("filter Stiennon et al.'s own records, or choose among the files of a data set with `hub.files`")),
+        }
+    }
+
+    fn leave_out(&mut self, reason: Reason) -> Option<Label> {
+        self.count(reason);
+        None
+    }
+
+    pub fn count(&mut self, reason: Reason) {
+        *self.reasons.entry(reason).or_default() += 1;
+    }
+
+    /// Notes what was read and dropped as metrics; a zero is a number too.
+    pub fn tell(&self, ctx: &mut Context) {
+        ctx.metric("rows_read", self.read as f64);
+        for reason in Reason::ALL {
+            ctx.metric(reason.as_str(), self.reasons.get(reason).copied().unwrap_or(0) as f64);
+        }
+    }
+
+    pub fn articles(&self) -> u64 {
+        self.reasons.get(&Reason::Article).copied().unwrap_or(0)
+    }
+
+    /// `3 articles, 2 duplicates`.
+    pub fn dropped(&self) -> String {
+        let told = self.reasons.iter().map(|(reason, n)| format!("{n} {reason}"));
+        told.collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn print(key: PairKey, text: Option<Text>, worker: Option<&str>) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(key.as_bytes());
+    hasher.update(&[u8::from(text == Some(Text::Low)), u8::from(worker.is_some())]);
+    hasher.update(worker.unwrap_or_default().as_bytes());
+    let mut short = [0; 16];
+    short.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    short
+}
+
+/// The votes on each pair.
+#[derive(Default)]
+pub struct Votes(HashMap<PairKey, [u64; 2]>);
+
+impl Votes {
+    pub fn count(&mut self, label: &Label) {
+        let votes = self.0.entry(label.key).or_default();
+        votes[usize::from(label.text == Some(Text::High))] += 1;
+    }
+
+    /// The row of a pair, at its first label; none at the others.
+    pub fn row(&mut self, label: Label) -> Option<Preference> {
+        let [low, high] = self.0.remove(&label.key)?;
+        let all = low + high;
+        if all == 1 || label.text.is_none() {
+            return Some(label.row());
+        }
+        let winner = if low > high { Text::Low } else { Text::High };
+        let turn = label.text != Some(winner);
+        let mut row = label.row();
+        if turn {
+            std::mem::swap(&mut row.chosen_text, &mut row.rejected_text);
+        }
+        row.outcome = if low == high { Outcome::Tie } else { Outcome::Labelled };
+        row.annotator = format!("human:{} of {all}", low.max(high));
+        // Several people may have seen the two in different orders, each as sure as they were.
+        (row.confidence, row.chosen_first) = (None, None);
+        Some(row)
+    }
+}
+
+impl Label {
+    pub fn row(self) -> Preference {
+        let Self { key, text, post_id, choice } = self;
+        let about = choice.about;
+        let worker = about.as_ref().and_then(|about| about.worker.as_deref());
+        // Workers' labels of one pair are rows of their own.
+        let hash = print(key, text, worker);
+        let digits: String = hash[..8].iter().map(|b| format!("{b:02x}")).collect();
+        Preference {
+            id: format!("{post_id}-{digits}"),
+            post_id,
+            prompt: choice.prompt,
+            prompt_ids: None,
+            facts: None,
+            chosen_text: choice.chosen,
+            chosen_ids: None,
+            chosen_ended: true,
+            rejected_text: choice.rejected,
+            rejected_ids: None,
+            rejected_ended: true,
+            corruption: None,
+            outcome: if text.is_some() { Outcome::Labelled } else { Outcome::Tie },
+            annotator: worker.map_or_else(|| "human".to_owned(), |worker| format!("human:{worker}")),
+            confidence: about.as_ref().and_then(|about| about.confidence),
+            chosen_first: about.as_ref().map(|about| about.place == 0),
+        }
+    }
+}
