@@ -3,7 +3,6 @@
 #[macro_use]
 pub mod table;
 pub mod annotate;
-pub mod annotate_gold;
 pub mod assets;
 pub mod command;
 pub mod contrast;
@@ -33,7 +32,7 @@ use engine::kind::Registry;
 /// Everything that a pipeline can use; one line for each artifact type and each kind.
 pub fn registry() -> Registry {
     types::register(Registry::default())
-        .kind(annotate_gold::AnnotateGold)
+        .kind(annotate::Gold)
         .kind(contrast::GenerateContrast)
         .kind(corpus::DatasetComparisons)
         .kind(corpus::DatasetTinyTldr)

@@ -1,6 +1,7 @@
 //! Kinds that judge pairs, and what they share: the table with its counts, the posts that are held out. Knows no judge.
 
 pub mod claude;
+pub mod gold;
 pub mod human;
 pub mod pair_key;
 pub mod reference;
@@ -12,6 +13,7 @@ use std::path::Path;
 pub use claude::Claude;
 use engine::context::Context;
 use engine::error::{Error, Result};
+pub use gold::Gold;
 pub use human::Human;
 pub use reference::Reference;
 

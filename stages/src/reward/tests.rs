@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::ensemble::RewardEnsemble;
 use super::train::RewardTrain;
 use super::{load_ensemble, load_reward_model, load_tokenizer, score};
-use crate::annotate_gold::AnnotateGold;
+use crate::annotate::Gold;
 use crate::testing::{Bench, Out, assert_pinned, run, run_seeded, toys};
 use crate::types::{Corruption, Outcome, Preference, Preferences, Split};
 
@@ -232,7 +232,7 @@ fn annotate(gold: &Out, with: Value, seed: u64) -> Result<(Out, Vec<Preference>)
     bench.input("pairs", "Pairs", |folder| toys::write_pairs(folder, pairs));
     let mut inputs = bench.inputs();
     inputs.insert("reward".to_owned(), vec![member("gold", &gold.path())]);
-    let out = run_seeded(&AnnotateGold, with, inputs, seed)?;
+    let out = run_seeded(&Gold, with, inputs, seed)?;
     let rows = Preferences::open(&out.path())?.collect::<Result<Vec<_>>>()?;
     Ok((out, rows))
 }

@@ -1,16 +1,19 @@
-//! Claims about every kind that learns: killed and run again, it gives the same bytes.
+//! Claims about every kind that learns, and about the one that scores: killed and run again, it gives the same bytes.
+
+use std::path::Path;
 
 use engine::error::Result;
 use engine::kind::AnyKind;
 use serde_json::{Value, json};
 
+use crate::annotate::Gold;
 use crate::model::pretrain::Pretrain;
 use crate::reward::train::RewardTrain;
 use crate::rl::Ppo;
 use crate::sft::Sft;
 use crate::testing::attempts::{Attempt, Attempts};
 use crate::testing::{Bench, toys};
-use crate::types::Split;
+use crate::types::{Post, Split};
 
 fn pretrain() -> (Bench, Value) {
     let mut bench = Bench::new();
@@ -52,6 +55,31 @@ fn ppo(lora: Value) -> (Bench, Value) {
         "rollouts": 5, "responses": 2, "min_new_tokens": 2, "max_new_tokens": 8, "epochs": 2, "minibatch": 4,
         "lr": 1e-3, "lora": lora, "eval_every": 2, "greedy": "ends" });
     (bench, with)
+}
+
+/// Two tables, the first of which ends in the middle of a chunk.
+fn gold() -> Result<(Bench, Value)> {
+    let (bench, with) = reward();
+    let trained = crate::testing::run(&RewardTrain, with, bench.inputs())?;
+    let mut bench = Bench::new();
+    for n in [300, 140] {
+        bench.input("pairs", "Pairs", |folder| toys::write_pairs(folder, toys::pairs(n, Split::Proxy)));
+    }
+    bench.input("reward", "RewardModel", |folder| {
+        copy_folder(&trained.path(), folder);
+        Ok(())
+    });
+    let posts = toys::posts(10, Split::Proxy).into_iter().map(|post| Post { splits: vec![Split::Valid], ..post });
+    bench.input("exclude", "Posts", |folder| toys::write_posts(folder, posts));
+    Ok((bench, json!({ "labels": "sampled", "label_noise": 0.25 })))
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    for (name, bytes) in toys::bytes_of(from) {
+        let path = to.join(name);
+        std::fs::create_dir_all(path.parent().expect("a file has a folder")).expect("a folder");
+        std::fs::write(path, bytes).expect("a file");
+    }
 }
 
 /// Kills attempt after attempt at its first checkpoint, until one is through; gives the last and where each one resumed.
@@ -103,6 +131,13 @@ fn a_killed_ppo_goes_on_to_the_same_bytes() -> Result<()> {
         holds(&Ppo, &ppo(lora), 1, &[0, 1, 2, 2, 3, 4, 4])?;
     }
     holds(&Ppo, &ppo(json!({ "r": 4, "alpha": 8 })), 3, &[2, 4])
+}
+
+#[test]
+fn a_killed_labelling_goes_on_to_the_same_bytes() -> Result<()> {
+    // Pairs whose posts are held out count as done; they are not scored.
+    holds(&Gold, &gold()?, 1, &[118, 246, 290, 408, 420])?;
+    holds(&Gold, &gold()?, 3, &[290])
 }
 
 #[test]
