@@ -79,11 +79,41 @@ fn common(a: &[String], b: &[String]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn close(variant: Variant, summary: &str, reference: &str, expected: f64) {
         let found = variant.f1(summary, reference);
         assert!((found - expected).abs() < 1e-12, "{variant:?}: {found} != {expected}");
+    }
+
+    /// One text against another, as `lm/tests/fixtures/rouge.py` has it from Google's `rouge-score`.
+    #[derive(Deserialize)]
+    struct Measured {
+        summary: String,
+        reference: String,
+        f1: BTreeMap<String, f64>,
+        mutants: BTreeMap<String, BTreeMap<String, f64>>,
+    }
+
+    #[test]
+    fn scores_are_those_of_rouge_score_and_not_those_of_wrong_implementations() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../lm/tests/fixtures/rouge.json");
+        let rows: Vec<Measured> = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        assert!(rows.len() > 60);
+        for variant in [Variant::Rouge1, Variant::Rouge2, Variant::RougeL] {
+            let name = variant.as_str();
+            let apart = |row: &Measured, of: &BTreeMap<String, f64>| {
+                (variant.f1(&row.summary, &row.reference) - of[name]).abs() > 1e-12
+            };
+            for row in &rows {
+                assert!(!apart(row, &row.f1), "{name} of {:?} against {:?}", row.summary, row.reference);
+            }
+            for mutant in ["stemmed", "recall", "precision"] {
+                assert!(rows.iter().any(|row| apart(row, &row.mutants[mutant])), "{name} is that of {mutant}");
+            }
+        }
     }
 
     #[test]
