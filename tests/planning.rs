@@ -15,10 +15,12 @@ fn every_profile_plans() {
     let space = TestSpace::new();
     let file = shipped(&space);
     space.write("posts.jsonl", "{\"id\":\"a\",\"subreddit\":\"\",\"title\":\"\",\"post\":\"p\",\"summary\":\"s\"}\n");
-    for profile in ["from-scratch", "stiennon", "claude", "tldr", "seeds", "paper"] {
+    for profile in ["from-scratch", "stiennon", "agreement", "claude", "tldr", "seeds", "paper"] {
         let plan = space.json(&["plan", &file, "--profile", profile, "--json"]);
         assert!(!plan["stages"].as_array().expect("a plan has stages").is_empty(), "{profile}");
     }
+    let plan = space.json(&["plan", &file, "--profile", "agreement", "--profile", "agreement-claude", "--json"]);
+    assert!(names(&plan["not_needed"]).contains(&"rouge"), "{plan}");
 }
 
 #[test]

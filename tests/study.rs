@@ -48,6 +48,15 @@ profiles:
     stages:
       comparisons: { uses: dataset.comparisons, needs: { posts: filter }, with: { split: gold, comparisons: 40 } }
       annotate: { uses: annotate.human, needs: { comparisons: comparisons, exclude: filter } }
+  agreement:
+    targets: [agreement]
+    stages:
+      comparisons: { uses: dataset.comparisons, needs: { posts: filter }, with: { split: gold, comparisons: 400, error_rate: 0.1 } }
+      people: { uses: annotate.human, needs: { comparisons: comparisons, exclude: filter }, with: { labels: majority } }
+      asked: { uses: dataset.pairs, needs: { preferences: people, tokenizer: tokenizer, posts: filter } }
+      facts: { uses: annotate.reference, needs: { pairs: asked }, with: { by: facts, error_rate: 0 } }
+      gold-too: { uses: annotate.gold, needs: { pairs: asked, reward: gold } }
+      agreement: { uses: annotate.agreement, needs: { preferences: [people, facts, gold-too] } }
 ";
 
 #[test]
@@ -89,6 +98,21 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     reused.sort_unstable();
     assert_eq!(reused, ["base[m]", "base[s]", "filter", "pairs2", "posts", "sft[m]", "sft[s]", "tokenizer"]);
     assert!(["annotate", "gold", "evaluate[matched,5]"].iter().all(|stage| names(&swapped["ran"]).contains(stage)));
+
+    // Judges of the same pairs compared: simulated people, who err in one of ten, with the facts, and with a model.
+    let compared = space.json(&["run", "study.yaml", "--profile", "agreement", "--json"]);
+    assert_eq!(names(&compared["failed"]), [""; 0]);
+    assert!(names(&compared["reused"]).contains(&"gold"));
+    let shown = space.json(&["show", "study.yaml", "agreement", "--profile", "agreement", "--json"]);
+    let metric = |name: &str| shown["metrics"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {shown}"));
+    let rate = metric("agreement[people,facts]");
+    assert!((0.84..0.96).contains(&rate) && metric("kappa[people,facts]") > 0.6, "{shown}");
+    assert!(metric("agreement_low[people,facts]") < rate && rate < metric("agreement_high[people,facts]"));
+    assert!(metric("matched[people,gold-too]") > 300.0 && (0.3..0.7).contains(&metric("first_chosen[people]")));
+    let report = space.json(&["report", "study.yaml", "--profile", "agreement", "--json"]);
+    let html = std::fs::read_to_string(report["report"].as_str().expect("a path")).expect("the report is there");
+    assert!(html.contains("Agreement of annotators") && html.contains("people and facts agree on"));
+    assert!(html.contains("Some on which they disagree") && !html.contains("NaN"));
 
     // The same key gives the same bytes, whatever the thread count: made again elsewhere with one.
     let one = space.json(&["run", "study.yaml", "--store", "other", "--until", "rl[adaptive,5]", "-j", "1", "--json"]);

@@ -1,5 +1,6 @@
 //! The report of a run: one self-contained HTML page, and what the terminal prints at the end. Computes no learning.
 
+mod agreement;
 mod arms;
 mod chart;
 mod figures;
@@ -23,7 +24,7 @@ use study::Study;
 /// What was written, and what to print of it.
 pub struct Report {
     pub path: PathBuf,
-    /// The table of arms and the sentences; empty when the run has no evaluation.
+    /// The table of arms and the sentences; empty when the run has neither an evaluation nor an agreement.
     pub summary: String,
 }
 
@@ -33,8 +34,8 @@ pub struct Report {
 /// When the run's folder or one of its artifacts cannot be read.
 pub fn render(folder: &Path, store: &Store) -> Result<Report> {
     let run = RunData::read(folder, store)?;
-    let study = Study::gather(&run);
+    let (study, agreement) = (Study::gather(&run), agreement::gather(&run));
     let path = folder.join("report.html");
-    std::fs::write(&path, page::render(&run, &study)).at(&path)?;
-    Ok(Report { path, summary: terminal::summary(&study) })
+    std::fs::write(&path, page::render(&run, &study, &agreement)).at(&path)?;
+    Ok(Report { path, summary: terminal::summary(&study, &agreement::sentences(&agreement)) })
 }

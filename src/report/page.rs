@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use stages::paper;
 
+use super::agreement::{self, Measured};
 use super::figures::figures;
 use super::graph::graph;
 use super::html::{escape, page, section, table};
@@ -12,7 +13,7 @@ use super::load::{RunData, State};
 use super::study::{Study, list};
 use super::{arms, verdict};
 
-pub fn render(run: &RunData, study: &Study) -> String {
+pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
     let mut body = header(run);
     body.push_str(&failures(run, study));
     if !study.arms.is_empty() {
@@ -28,6 +29,9 @@ pub fn render(run: &RunData, study: &Study) -> String {
         let mechanism = table(&arms::MECHANISM_HEAD, 1, &escaped(arms::mechanism(study)));
         body.push_str(&section("The mechanism", &(engagement + &mechanism)));
         body.push_str(&section("Summaries (Table 1)", &examples(study)));
+    }
+    if !agreement.is_empty() {
+        body.push_str(&section("Agreement of annotators", &agreement::section(agreement)));
     }
     body.push_str(&section("The graph", &graph(run)));
     body.push_str(&section("Stages", &stages_table(run)));

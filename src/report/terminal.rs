@@ -3,12 +3,16 @@
 use super::study::Study;
 use super::{arms, verdict};
 
-/// Empty for a study without arms.
-pub fn summary(study: &Study) -> String {
+/// Empty for a run without arms whose annotators were not compared.
+pub fn summary(study: &Study, agreement: &[String]) -> String {
+    let agreement: String = agreement.iter().map(|sentence| format!("{sentence}\n")).collect();
     if study.arms.is_empty() {
-        return String::new();
+        return agreement;
     }
-    let mut out = String::new();
+    let mut out = agreement;
+    if !out.is_empty() {
+        out.push('\n');
+    }
     out.push_str(&format!("gold: {}\n\n", study.gold_heading()));
     out.push_str(&arms_table(study));
     out.push('\n');

@@ -51,5 +51,7 @@ pub fn registry() -> Registry {
         .kind(annotate::Reference)
         .kind(annotate::Human)
         .kind(annotate::Claude)
+        .kind(annotate::Agree)
+        .kind(annotate::DatasetPairs)
         .kind(command::Command)
 }

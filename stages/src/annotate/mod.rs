@@ -1,21 +1,25 @@
 //! Kinds that judge pairs, and what they share: the table with its counts, the posts that are held out. Knows no judge.
 
+pub mod agreement;
 pub mod claude;
 pub mod gold;
 pub mod human;
 pub mod pair_key;
 pub mod reference;
 pub mod rouge;
+pub mod unjudged;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+pub use agreement::Agree;
 pub use claude::Claude;
 use engine::context::Context;
 use engine::error::{Error, Result};
 pub use gold::Gold;
 pub use human::Human;
 pub use reference::Reference;
+pub use unjudged::DatasetPairs;
 
 use crate::data::clean::fingerprint;
 use crate::table;

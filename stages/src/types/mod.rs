@@ -1,5 +1,6 @@
 //! The artifact types: what each folder holds, its checks, typed readers and writers. Knows no kind of stage.
 
+pub mod agreement;
 pub mod comparisons;
 pub mod evaluation;
 pub mod files;
@@ -12,6 +13,7 @@ pub mod preferences;
 pub mod reward;
 pub mod tokenizer;
 
+pub use agreement::Agreement;
 pub use comparisons::Comparisons;
 pub use evaluation::{CurvePoint, Evaluation, EvaluationInfo, Example, Mechanism, Score, SftScale};
 pub use files::Files;
@@ -40,6 +42,7 @@ pub fn register(registry: Registry) -> Registry {
         .artifact_type(Ensemble)
         .artifact_type(PolicyRun)
         .artifact_type(Evaluation)
+        .artifact_type(Agreement)
         .artifact_type(Comparisons)
         .artifact_type(Files)
 }

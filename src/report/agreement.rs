@@ -1,0 +1,261 @@
+//! How far annotators agree: what the page shows of a run's `Agreement` artifacts, and a sentence for each two judges.
+
+use std::path::Path;
+
+use stages::types::Agreement;
+use stages::types::agreement::{AgreementInfo, Compared, Disagreement, Judge, Kappa, Share};
+
+use super::html::{escape, table};
+use super::load::RunData;
+
+/// One artifact: the instance that made it, and what it says; or why it cannot be read.
+pub struct Measured {
+    pub name: String,
+    pub read: Result<(AgreementInfo, Vec<Disagreement>), String>,
+}
+
+/// Disagreements on the page; the artifact holds more.
+const SHOWN: usize = 8;
+
+/// Every `Agreement` of the run that is there, in the pipeline's order.
+pub fn gather(run: &RunData) -> Vec<Measured> {
+    let made = run.instances.iter().filter(|instance| instance.output == Agreement::NAME);
+    made.filter_map(|instance| {
+        let folder = run.folder(instance)?;
+        Some(Measured { name: instance.name.clone(), read: read(&folder).map_err(|e| e.to_string()) })
+    })
+    .collect()
+}
+
+fn read(folder: &Path) -> engine::error::Result<(AgreementInfo, Vec<Disagreement>)> {
+    Ok((Agreement::info(folder)?, Agreement::disagreements(folder)?.take(SHOWN).collect::<Result<_, _>>()?))
+}
+
+/// What each artifact says, in sentences.
+pub fn sentences(measured: &[Measured]) -> Vec<String> {
+    let infos = measured.iter().filter_map(|m| m.read.as_ref().ok());
+    infos
+        .flat_map(|(info, _)| {
+            let biased = info.judges.iter().filter_map(bias);
+            info.compared.iter().map(agreed).chain(biased)
+        })
+        .collect()
+}
+
+fn agreed(two: &Compared) -> String {
+    let names = format!("{} and {}", two.first, two.second);
+    match (two.agreement, two.kappa) {
+        (None, _) => format!("{names} have no pair on which both have a preference."),
+        (Some(share), kappa) => format!(
+            "{names} agree on {} of {} pairs{}.",
+            percent(share),
+            share.of,
+            kappa.map_or_else(String::new, |kappa| format!("; kappa {}", of_kappa(kappa)))
+        ),
+    }
+}
+
+/// A judge for whom it matters what came first.
+fn bias(judge: &Judge) -> Option<String> {
+    let share = judge.first_chosen.filter(|share| share.high < 0.5 || 0.5 < share.low)?;
+    let which = if share.share > 0.5 { "first" } else { "second" };
+    Some(format!(
+        "{} leans to the summary that comes {which}: the first is chosen in {} of {} labels.",
+        judge.name,
+        percent(share),
+        share.of
+    ))
+}
+
+/// The page's section; empty when the run measured no agreement.
+pub fn section(measured: &[Measured]) -> String {
+    let part = |m: &Measured| match &m.read {
+        Err(why) => {
+            format!("<p class=\"bad\">{} is left out, since it cannot be read: {}</p>", escape(&m.name), escape(why))
+        }
+        Ok((info, disagreements)) => {
+            let title = if measured.len() > 1 { format!("<h3>{}</h3>", escape(&m.name)) } else { String::new() };
+            title + &shown(info, disagreements)
+        }
+    };
+    let told: String = sentences(measured).iter().map(|s| format!("<p>{}</p>", escape(s))).collect();
+    let parts: String = measured.iter().map(part).collect();
+    if measured.is_empty() { String::new() } else { told + &parts }
+}
+
+fn shown(info: &AgreementInfo, disagreements: &[Disagreement]) -> String {
+    let judges: Vec<Vec<String>> = info
+        .judges
+        .iter()
+        .map(|judge| {
+            let mut row = vec![escape(&judge.name)];
+            row.extend([judge.rows, judge.pairs, judge.labelled].map(|n| n.to_string()));
+            row.extend([judge.first_chosen, judge.longer_chosen, judge.with_itself].map(cell));
+            row
+        })
+        .collect();
+    let compared: Vec<Vec<String>> = info
+        .compared
+        .iter()
+        .map(|two| {
+            vec![
+                escape(&two.first),
+                escape(&two.second),
+                two.matched.to_string(),
+                two.agreement.map_or(0, |share| share.of).to_string(),
+                cell(two.agreement),
+                two.kappa.map_or_else(none, |kappa| {
+                    interval(&format!("{:.2}", kappa.kappa), &format!("[{:.2}, {:.2}]", kappa.low, kappa.high))
+                }),
+            ]
+        })
+        .collect();
+    format!(
+        "{}{}<p class=\"soft\">Pairs are matched by their texts. Agreement and kappa are of pairs on which both have a preference; \
+         a judge with several labels of a pair speaks by majority, and \"with itself\" tells how often two of its labels of one \
+         pair are the same. Intervals: 95%, pairs taken for independent.</p>\
+         <h3>By difference in length</h3>{}{}",
+        table(
+            &["judge", "rows", "pairs", "with a preference", "first chosen", "longer chosen", "with itself"],
+            1,
+            &judges
+        ),
+        table(&["judge", "and", "common pairs", "both prefer", "agreement", "kappa"], 2, &compared),
+        by_length(&info.compared),
+        to_read(disagreements)
+    )
+}
+
+fn by_length(compared: &[Compared]) -> String {
+    let rows = compared.iter().flat_map(|two| two.by_length.iter().map(move |bin| (two, bin)));
+    let rows: Vec<Vec<String>> = rows
+        .filter(|(_, bin)| bin.agreement.is_some())
+        .map(|(two, bin)| {
+            vec![
+                escape(&two.first),
+                escape(&two.second),
+                bin.most.map_or_else(|| format!("{} and more", bin.least), |most| format!("{} to {most}", bin.least)),
+                bin.agreement.map_or(0, |share| share.of).to_string(),
+                cell(bin.agreement),
+                cell(bin.first_for_longer),
+                cell(bin.second_for_longer),
+            ]
+        })
+        .collect();
+    table(
+        &["judge", "and", "words apart", "pairs", "agreement", "the first for the longer", "the second for the longer"],
+        3,
+        &rows,
+    )
+}
+
+fn to_read(disagreements: &[Disagreement]) -> String {
+    if disagreements.is_empty() {
+        return String::new();
+    }
+    let shown: String = disagreements
+        .iter()
+        .map(|row| {
+            let sides = [(&row.for_a, &row.a_text), (&row.for_b, &row.b_text)];
+            let rows: Vec<Vec<String>> =
+                sides.map(|(judges, text)| vec![escape(&judges.join(", ")), escape(text)]).into();
+            format!("<pre>{}</pre>{}", escape(&row.prompt), table(&["preferred by", "summary"], 2, &rows))
+        })
+        .collect();
+    format!("<details><summary>Some on which they disagree</summary>{shown}</details>")
+}
+
+fn percent(share: Share) -> String {
+    let tell = |v: f64| format!("{:.1}", 100.0 * v);
+    format!("{}% [{}, {}]", tell(share.share), tell(share.low), tell(share.high))
+}
+
+fn of_kappa(kappa: Kappa) -> String {
+    format!("{:.2} [{:.2}, {:.2}]", kappa.kappa, kappa.low, kappa.high)
+}
+
+fn cell(share: Option<Share>) -> String {
+    share.map_or_else(none, |share| {
+        let tell = |v: f64| format!("{:.1}", 100.0 * v);
+        interval(
+            &format!("{}%", tell(share.share)),
+            &format!("[{}, {}] of {}", tell(share.low), tell(share.high), share.of),
+        )
+    })
+}
+
+fn interval(number: &str, ends: &str) -> String {
+    format!("{number}<span class=\"interval\">{ends}</span>")
+}
+
+fn none() -> String {
+    "–".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(of: u64, share: f64) -> Option<Share> {
+        Some(Share { of, share, low: share - 0.04, high: share + 0.04 })
+    }
+
+    fn measured(first_chosen: Option<Share>) -> Measured {
+        let judge = |name: &str, first_chosen| Judge {
+            name: name.to_owned(),
+            rows: 700,
+            pairs: 600,
+            labelled: 590,
+            first_chosen,
+            longer_chosen: None,
+            with_itself: None,
+        };
+        let two = Compared {
+            first: "people".to_owned(),
+            second: "<claude>".to_owned(),
+            matched: 600,
+            agreement: share(580, 0.7),
+            kappa: Some(Kappa { kappa: 0.4, low: 0.32, high: 0.48 }),
+            by_length: Vec::new(),
+        };
+        let disagreement = Disagreement {
+            pair: "p".to_owned(),
+            post_id: "t3_1".to_owned(),
+            prompt: "POST: <script>".to_owned(),
+            a_text: "a <b>".to_owned(),
+            b_text: "b".to_owned(),
+            longer_by: 1,
+            for_a: vec!["people".to_owned()],
+            for_b: vec!["<claude>".to_owned()],
+            for_neither: Vec::new(),
+        };
+        let info =
+            AgreementInfo { judges: vec![judge("people", first_chosen), judge("<claude>", None)], compared: vec![two] };
+        Measured { name: "agreement".to_owned(), read: Ok((info, vec![disagreement])) }
+    }
+
+    #[test]
+    fn agreement_is_told_with_its_interval_and_a_bias_only_where_it_is_one() {
+        let told = |share| sentences(&[measured(share)]);
+        assert_eq!(
+            told(share(590, 0.52)),
+            ["people and <claude> agree on 70.0% [66.0, 74.0] of 580 pairs; kappa 0.40 [0.32, 0.48]."]
+        );
+        assert_eq!(
+            told(share(590, 0.44))[1],
+            "people leans to the summary that comes second: the first is chosen in 44.0% [40.0, 48.0] of 590 labels."
+        );
+    }
+
+    #[test]
+    fn names_and_texts_of_judges_cannot_bring_markup_into_the_page() {
+        let page = section(&[measured(None)]);
+        assert!(
+            page.contains("&lt;claude&gt;") && page.contains("a &lt;b&gt;") && page.contains("POST: &lt;script&gt;")
+        );
+        assert!(!page.contains("<claude>") && !page.contains("<script>") && !page.contains("<b>"));
+        assert_eq!(section(&[]), "");
+        let broken = Measured { name: "a".to_owned(), read: Err("no <file>".to_owned()) };
+        assert!(section(&[broken]).contains("cannot be read: no &lt;file&gt;"));
+    }
+}

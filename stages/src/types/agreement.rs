@@ -1,0 +1,142 @@
+//! Agreement: how far judges of the same pairs say the same, and pairs on which they do not.
+
+use std::path::Path;
+
+use engine::artifact::{ArtifactType, Facts};
+use engine::error::Result;
+use serde::{Deserialize, Serialize};
+
+use super::folder;
+use crate::table;
+
+crate::table! {
+    /// A pair of which judges prefer different summaries.
+    pub struct Disagreement {
+        pub pair: String,
+        pub post_id: String,
+        pub prompt: String,
+        pub a_text: String,
+        pub b_text: String,
+        /// Words of `a_text` less words of `b_text`.
+        pub longer_by: i64,
+        /// The judges who prefer `a_text`.
+        pub for_a: Vec<String>,
+        pub for_b: Vec<String>,
+        /// Those who judged the pair and prefer neither: ties, drawn votes, answers without a label.
+        pub for_neither: Vec<String>,
+    }
+}
+
+/// `k` of `of`, with its 95% interval (Wilson 1927), which takes all of them for independent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    pub of: u64,
+    pub share: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+/// A Preferences table by itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Judge {
+    /// The label of the instance that made the table.
+    pub name: String,
+    pub rows: u64,
+    /// Distinct pairs; several labels of one are taken together by majority.
+    pub pairs: u64,
+    /// Pairs with a preference.
+    pub labelled: u64,
+    /// Labels for the summary that came first, of those whose order is known.
+    pub first_chosen: Option<Share>,
+    /// Labels for the summary with more words, of pairs that differ in that.
+    pub longer_chosen: Option<Share>,
+    /// Of two labels of one pair in this table: how often they are the same. What another judge can hardly surpass.
+    pub with_itself: Option<Share>,
+}
+
+/// Two judges. Numbers but `matched` are of pairs on which both have a preference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Compared {
+    pub first: String,
+    pub second: String,
+    /// Pairs in both tables.
+    pub matched: u64,
+    /// How often both prefer the same summary; `of` is the number of pairs.
+    pub agreement: Option<Share>,
+    /// Cohen's kappa. Absent where one of the judges gives only one answer.
+    pub kappa: Option<Kappa>,
+    pub by_length: Vec<LengthBin>,
+}
+
+/// Agreement beyond chance (Cohen 1960), with its 95% interval (Fleiss, Cohen and Everitt 1969). Which of a pair's texts is
+/// the one answer and which the other is tossed by their content.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kappa {
+    pub kappa: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+/// The pairs whose summaries differ by so many words.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LengthBin {
+    pub least: u64,
+    /// Included; absent in the last bin.
+    pub most: Option<u64>,
+    pub agreement: Option<Share>,
+    /// How often each judge prefers the longer summary.
+    pub first_for_longer: Option<Share>,
+    pub second_for_longer: Option<Share>,
+}
+
+/// `agreement.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgreementInfo {
+    pub judges: Vec<Judge>,
+    /// Every two of them.
+    pub compared: Vec<Compared>,
+}
+
+/// The artifact type: `agreement.json`, `disagreements.parquet`, `metrics.json`.
+pub struct Agreement;
+
+impl Agreement {
+    pub const NAME: &'static str = "Agreement";
+    pub const INFO: &'static str = "agreement.json";
+    pub const DISAGREEMENTS: &'static str = "disagreements.parquet";
+
+    /// # Errors
+    /// If `agreement.json` is missing or broken.
+    pub fn info(folder: &Path) -> Result<AgreementInfo> {
+        folder::read_json(&folder::file(folder, Self::INFO)?)
+    }
+
+    /// # Errors
+    /// If there is no such table.
+    pub fn disagreements(folder: &Path) -> Result<table::Reader<Disagreement>> {
+        table::Reader::open(&folder::file(folder, Self::DISAGREEMENTS)?)
+    }
+}
+
+impl ArtifactType for Agreement {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "how far judges of the same pairs say the same, and pairs on which they do not"
+    }
+
+    fn check(&self, folder: &Path) -> Result<Facts> {
+        Self::info(folder)?;
+        let mut facts = Facts::default();
+        table::check::<Disagreement>(&folder::file(folder, Self::DISAGREEMENTS)?, &mut facts)?;
+        folder::metrics(folder, &mut facts)?;
+        Ok(facts)
+    }
+
+    fn preview(&self, folder: &Path, rows: usize) -> Result<String> {
+        let info = folder::show(folder, Self::INFO)?;
+        Ok(info + &table::preview(&folder::file(folder, Self::DISAGREEMENTS)?, rows)?)
+    }
+}
