@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use engine::context::Paid;
 use engine::journal::Event;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -26,6 +27,9 @@ enum How {
 struct State {
     bars: BTreeMap<String, ProgressBar>,
     told: BTreeMap<String, Instant>,
+    /// Where each stage stood when it was first heard of, and when.
+    since: BTreeMap<String, (u64, Instant)>,
+    paid: BTreeMap<String, Paid>,
     /// Stages left, by the plan.
     open: usize,
     done: usize,
@@ -80,21 +84,27 @@ impl Progress {
                     ));
                 }
             }
-            Event::StageStarted { stage, threads, .. } => match &self.how {
-                How::Bars(bars) => {
-                    let bar = bars.add(ProgressBar::new(0));
-                    bar.set_style(style("{spinner} {prefix:<22} {elapsed:>5} {wide_msg}"));
-                    bar.set_prefix(stage.clone());
-                    bar.enable_steady_tick(Duration::from_millis(200));
-                    state.bars.insert(stage.clone(), bar);
+            Event::StageStarted { stage, threads, .. } => {
+                state.since.remove(stage);
+                match &self.how {
+                    How::Bars(bars) => {
+                        let bar = bars.add(ProgressBar::new(0));
+                        bar.set_style(style("{spinner} {prefix:<22} {elapsed:>5} {wide_msg}"));
+                        bar.set_prefix(stage.clone());
+                        bar.enable_steady_tick(Duration::from_millis(200));
+                        state.bars.insert(stage.clone(), bar);
+                    }
+                    _ => self
+                        .line(&format!("{stage}: started on {threads} thread{}", if *threads == 1 { "" } else { "s" })),
                 }
-                _ => {
-                    self.line(&format!("{stage}: started on {threads} thread{}", if *threads == 1 { "" } else { "s" }))
-                }
-            },
+            }
             Event::Progress { stage, done, total, unit, headline } => {
-                let headline =
+                let mut headline =
                     headline.as_ref().map_or_else(String::new, |(name, value)| format!("  {name} {value:.3}"));
+                if let Some(paid) = state.paid.get(stage) {
+                    headline += &spent(paid);
+                }
+                let (begun, at) = *state.since.entry(stage.clone()).or_insert((*done, Instant::now()));
                 if let Some(bar) = state.bars.get(stage) {
                     if bar.length() != Some(*total) {
                         bar.set_length(*total);
@@ -106,9 +116,11 @@ impl Progress {
                     bar.set_message(format!("{unit}{headline}"));
                 } else if state.told.get(stage).is_none_or(|t| t.elapsed() >= PLAIN_EVERY) {
                     state.told.insert(stage.clone(), Instant::now());
-                    self.line(&format!("{stage}: {done}/{total} {unit}{headline}"));
+                    let pace = pace(done.saturating_sub(begun), total.saturating_sub(*done), at.elapsed());
+                    self.line(&format!("{stage}: {done}/{total} {unit}{headline}{pace}"));
                 }
             }
+            Event::Paid { stage, paid } => state.paid.entry(stage.clone()).or_default().add(*paid),
             Event::Resumed { stage, done, total, unit } => {
                 if let Some(bar) = state.bars.get(stage) {
                     // What an earlier attempt did says nothing about the pace of this one.
@@ -167,6 +179,21 @@ impl Progress {
             }
             _ => note!("{text}"),
         }
+    }
+}
+
+/// Tokens and money so far.
+fn spent(paid: &Paid) -> String {
+    let money = paid.dollars.map_or_else(String::new, |dollars| format!(", ${dollars:.4}"));
+    format!("  {} tokens in, {} out{money}", paid.input_tokens, paid.output_tokens)
+}
+
+/// The rate and the time that is left by it; nothing before there is any.
+fn pace(done: u64, left: u64, elapsed: Duration) -> String {
+    let rate = done as f64 / elapsed.as_secs_f64().max(1e-9);
+    match done {
+        0 => String::new(),
+        _ => format!("  {rate:.1}/s, {:.0} s left", left as f64 / rate),
     }
 }
 

@@ -35,8 +35,38 @@ pub enum Tell {
     Checkpoint { done: u64, total: u64, unit: String },
     /// The stage goes on where the checkpoint of an earlier attempt stopped.
     Resumed { done: u64, total: u64, unit: String },
+    /// Paid requests since this was told last.
+    Paid(Paid),
     /// Something the user should read.
     Warning { message: String },
+}
+
+/// What requests to an API took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Paid {
+    pub requests: u64,
+    /// Tokens sent.
+    pub input_tokens: u64,
+    /// Tokens got.
+    pub output_tokens: u64,
+    /// By the prices known here; `None` without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dollars: Option<f64>,
+}
+
+impl Paid {
+    /// Both together; money that is not known stays so.
+    pub fn add(&mut self, other: Self) {
+        let dollars = match (self.requests, self.dollars, other.dollars) {
+            (0, None, dollars) => dollars,
+            (_, Some(a), Some(b)) => Some(a + b),
+            _ => None,
+        };
+        self.requests += other.requests;
+        self.input_tokens += other.input_tokens;
+        self.output_tokens += other.output_tokens;
+        self.dollars = dollars;
+    }
 }
 
 /// What a kind sees.
@@ -46,6 +76,7 @@ pub struct Context {
     pub(crate) inputs: BTreeMap<String, Vec<Input>>,
     pub(crate) out: PathBuf,
     pub(crate) checkpoints: PathBuf,
+    pub(crate) requests: PathBuf,
     pub(crate) threads: usize,
     pub(crate) cadence: Cadence,
     pub(crate) sink: Box<dyn FnMut(Tell) + Send>,
@@ -66,12 +97,20 @@ impl Context {
             seed,
             inputs,
             out,
+            requests: checkpoints.join("requests"),
             checkpoints,
             threads: 1,
             cadence: Cadence::default(),
             sink: Box::new(|_| ()),
             metrics: BTreeMap::new(),
         }
+    }
+
+    /// Where paid answers are kept; if nobody says, among the checkpoints.
+    #[must_use]
+    pub fn with_requests(mut self, requests: PathBuf) -> Self {
+        self.requests = requests;
+        self
     }
 
     #[must_use]
@@ -119,6 +158,11 @@ impl Context {
     /// Where checkpoints of this key are kept between attempts.
     pub fn checkpoints(&self) -> &Path {
         &self.checkpoints
+    }
+
+    /// Where paid answers are kept: shared by all pipelines and processes of the store, and never deleted. May not exist.
+    pub fn requests(&self) -> &Path {
+        &self.requests
     }
 
     /// When to write one. Never changes a result.
@@ -171,6 +215,11 @@ impl Context {
         (self.sink)(Tell::Resumed { done, total, unit: unit.to_owned() });
     }
 
+    /// Tells of requests that were paid for since this was told last. Never part of an artifact.
+    pub fn paid(&mut self, paid: Paid) {
+        (self.sink)(Tell::Paid(paid));
+    }
+
     pub fn warn(&mut self, message: impl Into<String>) {
         (self.sink)(Tell::Warning { message: message.into() });
     }
@@ -202,5 +251,24 @@ impl Context {
             std::fs::copy(from, &to).at(from)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn money_that_is_not_known_once_is_not_known_of_the_sum() {
+        let paid = |dollars: Option<f64>| Paid { requests: 2, input_tokens: 3, output_tokens: 4, dollars };
+        let sum = |parts: &[Option<f64>]| {
+            let mut sum = Paid::default();
+            parts.iter().for_each(|dollars| sum.add(paid(*dollars)));
+            sum
+        };
+        let both = sum(&[Some(0.5), Some(0.25)]);
+        assert_eq!(both, Paid { requests: 4, input_tokens: 6, output_tokens: 8, dollars: Some(0.75) });
+        assert_eq!(sum(&[Some(0.5), None, Some(1.0)]).dollars, None);
+        assert_eq!(sum(&[None, Some(1.0)]).dollars, None);
     }
 }

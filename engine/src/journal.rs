@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::context::Paid;
 use crate::error::{At, Error, Result};
 use crate::names::{Digest, Key};
 
@@ -51,6 +52,12 @@ pub enum Event {
     Checkpoint { stage: String, done: u64, total: u64, unit: String },
     /// The attempt goes on where the checkpoint of an earlier one stopped.
     Resumed { stage: String, done: u64, total: u64, unit: String },
+    /// Requests that an attempt paid for since it told of them last.
+    Paid {
+        stage: String,
+        #[serde(flatten)]
+        paid: Paid,
+    },
     Warning {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stage: Option<String>,

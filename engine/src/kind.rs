@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::artifact::ArtifactType;
 use crate::context::Context;
 use crate::error::Result;
+use crate::estimate::Estimate;
 
 /// How many instances a port takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -51,6 +52,10 @@ pub struct Signature {
     pub env: Vec<String>,
     /// Which of `env` are secrets: redacted wherever the attempt's output is kept.
     pub secrets: Vec<String>,
+    /// Parameters that change no byte of what is made, such as how much may be spent on it: never part of the key.
+    pub beside_key: Vec<String>,
+    /// Whether an attempt may cost money; then [`Kind::estimate`] says how much.
+    pub pays: bool,
 }
 
 impl Signature {
@@ -66,6 +71,8 @@ impl Signature {
             parallel: false,
             env: Vec::new(),
             secrets: Vec::new(),
+            beside_key: Vec::new(),
+            pays: false,
         }
     }
 
@@ -126,6 +133,16 @@ pub trait Kind: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// What running with these inputs and what the store has kept is expected to cost; `None` for kinds that pay for nothing.
+    /// Reads, and asks nobody. Runs at planning, when the inputs are there.
+    ///
+    /// # Errors
+    /// As of [`Kind::run`].
+    fn estimate(&self, params: &Self::Params, ctx: &Context) -> Result<Option<Estimate>> {
+        let _ = (params, ctx);
+        Ok(None)
+    }
+
     /// Fills `ctx.out()`.
     ///
     /// # Errors
@@ -147,6 +164,7 @@ pub trait AnyKind: Send + Sync {
     fn normalise(&self, with: &Value) -> Result<Value, Vec<(String, String)>>;
     /// `params` as normalised.
     fn signature(&self, params: &Value) -> Result<Signature>;
+    fn estimate(&self, params: &Value, ctx: &Context) -> Result<Option<Estimate>>;
     fn run(&self, params: &Value, ctx: &mut Context) -> Result<()>;
 }
 
@@ -181,6 +199,10 @@ impl<K: Kind> AnyKind for K {
 
     fn signature(&self, params: &Value) -> Result<Signature> {
         Ok(Kind::signature(self, &parse::<K>(params)?))
+    }
+
+    fn estimate(&self, params: &Value, ctx: &Context) -> Result<Option<Estimate>> {
+        Kind::estimate(self, &parse::<K>(params)?, ctx)
     }
 
     fn run(&self, params: &Value, ctx: &mut Context) -> Result<()> {

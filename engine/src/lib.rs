@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod context;
 pub mod diagnostics;
 pub mod error;
+pub mod estimate;
 pub mod graph;
 pub mod journal;
 pub mod kind;

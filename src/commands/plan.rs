@@ -1,5 +1,6 @@
 //! `temper plan`: what a run would do, and why. Runs nothing.
 
+use engine::estimate::{Estimate, Prospect, Range};
 use engine::graph::Graph;
 use engine::kind::Registry;
 use engine::plan::{Flags, Plan, State};
@@ -13,14 +14,15 @@ pub fn plan(pipeline: &Pipeline, cut: &Cut, registry: &Registry) -> Done {
     let graph = load(pipeline, &cut.until, registry)?;
     let store = open_store(pipeline)?;
     let plan = engine::plan::plan(&graph, registry, &store, &Flags::default())?;
-    tell(&graph, &plan, pipeline.store.json);
+    let prospects = engine::plan::prospects(&graph, &plan, registry, &store)?;
+    tell(&graph, &plan, &prospects, pipeline.store.json);
     Ok(0)
 }
 
 /// Prints a plan, for people or for machines.
-pub fn tell(graph: &Graph, plan: &Plan, for_machines: bool) {
+pub fn tell(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>], for_machines: bool) {
     if for_machines {
-        return print_json(&describe(graph, plan));
+        return print_json(&describe(graph, plan, prospects));
     }
     let rows: Vec<Vec<String>> = plan
         .stages
@@ -50,10 +52,44 @@ pub fn tell(graph: &Graph, plan: &Plan, for_machines: bool) {
     if expected > 0.0 {
         say!("expected: {expected:.0} s of stage time, by earlier runs");
     }
+    for (planned, prospect) in plan.stages.iter().zip(prospects) {
+        if let Some(prospect) = prospect {
+            say!("{}: {}", graph.instances[planned.instance].name, cost(prospect));
+        }
+    }
     if !graph.not_needed.is_empty() {
         let names: Vec<String> = graph.not_needed.iter().map(ToString::to_string).collect();
         say!("not needed: {}", names.join(", "));
     }
+}
+
+/// What a stage is expected to cost, with each note on a line of its own.
+fn cost(prospect: &Prospect) -> String {
+    let Estimate { requests, input_tokens, output_tokens, dollars, notes } = match prospect {
+        Prospect::Unknown(why) => return format!("cost not known: {why}"),
+        Prospect::Known(estimate) => estimate,
+    };
+    let tokens = |range: &Range| between(range, |n| count(n.round() as u64));
+    let mut text = format!("{} requests", count(*requests));
+    if *requests > 0 {
+        text += &format!(", {} tokens in, {} out", tokens(input_tokens), tokens(output_tokens));
+        let money = |dollars: &Range| between(dollars, |d| format!("{d:.2}"));
+        text += &dollars.as_ref().map_or_else(|| ", no price known".to_owned(), |d| format!(", ${}", money(d)));
+    }
+    notes.iter().fold(text, |text, note| text + "\n    " + note)
+}
+
+fn between(range: &Range, word: impl Fn(f64) -> String) -> String {
+    let (low, high) = (word(range.low), word(range.high));
+    if low == high { low } else { format!("{low} to {high}") }
+}
+
+/// A count with its thousands apart.
+fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> =
+        (0..digits.len()).rev().step_by(3).map(|end| &digits[end.saturating_sub(2)..=end]).collect();
+    groups.into_iter().rev().collect::<Vec<_>>().join(",")
 }
 
 struct Line {
@@ -83,14 +119,15 @@ fn line(graph: &Graph, state: &State) -> Line {
     }
 }
 
-fn describe(graph: &Graph, plan: &Plan) -> Value {
+fn describe(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>]) -> Value {
     let stages: Vec<Value> = plan
         .stages
         .iter()
-        .map(|planned| {
+        .zip(prospects)
+        .map(|(planned, prospect)| {
             let instance = &graph.instances[planned.instance];
             let line = line(graph, &planned.state);
-            json!({
+            let mut told = json!({
                 "stage": instance.name.to_string(),
                 "kind": instance.kind,
                 "action": line.action,
@@ -98,7 +135,11 @@ fn describe(graph: &Graph, plan: &Plan) -> Value {
                 "key": line.key,
                 "waits_on": line.waits_on,
                 "expected_seconds": planned.expected_seconds,
-            })
+            });
+            if let Some(prospect) = prospect {
+                told["cost"] = json!(prospect);
+            }
+            told
         })
         .collect();
     json!({ "stages": stages, "not_needed": graph.not_needed.iter().map(ToString::to_string).collect::<Vec<_>>() })

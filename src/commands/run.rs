@@ -19,7 +19,8 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
     let flags = Flags::new(&graph, &args.force, &args.from)?;
     let plan = engine::plan::plan(&graph, registry, &store, &flags)?;
     if args.dry_run {
-        plan::tell(&graph, &plan, args.file.store.json);
+        let prospects = engine::plan::prospects(&graph, &plan, registry, &store)?;
+        plan::tell(&graph, &plan, &prospects, args.file.store.json);
         return Ok(0);
     }
     let options = RunOptions {

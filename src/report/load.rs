@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use engine::context::Paid;
 use engine::error::{At, Error, Result};
 use engine::journal::{self, Event};
 use engine::names::{Digest, Key};
@@ -50,6 +51,8 @@ pub struct Fate {
     pub tail: Vec<String>,
     /// Seconds by what they were spent on, summed over the attempt's timings.
     pub spent: BTreeMap<String, f64>,
+    /// Requests that this run paid for.
+    pub paid: Paid,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,6 +170,7 @@ impl RunData {
                     *spent.entry(what).or_default() += s;
                 }
             }
+            Event::Paid { stage, paid } => self.fates.entry(stage).or_default().paid.add(paid),
             Event::Warning { stage, message } => self.warnings.push((stage, message)),
             Event::Finished { seconds, interrupted, .. } => {
                 self.seconds = Some(seconds);

@@ -35,6 +35,10 @@ pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
     }
     body.push_str(&section("The graph", &graph(run)));
     body.push_str(&section("Stages", &stages_table(run)));
+    let paid = paid_table(run);
+    if !paid.is_empty() {
+        body.push_str(&section("Paid requests of this run", &paid));
+    }
     body.push_str(&section("Seeds", &seeds(study)));
     body.push_str(&section("Deviations from the paper", &deviations(run)));
     page(&format!("{} · {}", run.pipeline, run.id), &body)
@@ -192,6 +196,27 @@ fn stages_table(run: &RunData) -> String {
         })
         .collect();
     table(&["stage", "kind", "state", "key", "time spent on", "seconds", "peak MiB"], 5, &rows)
+}
+
+/// What each stage paid for in this run, also one that failed; empty if nothing was.
+fn paid_table(run: &RunData) -> String {
+    let paid = run.instances.iter().map(|instance| (instance, run.fate(instance).paid));
+    let rows: Vec<Vec<String>> = paid
+        .filter(|(_, paid)| paid.requests > 0)
+        .map(|(instance, paid)| {
+            vec![
+                escape(&instance.name),
+                paid.requests.to_string(),
+                paid.input_tokens.to_string(),
+                paid.output_tokens.to_string(),
+                paid.dollars.map_or_else(|| "no price known".to_owned(), |dollars| format!("${dollars:.4}")),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    table(&["stage", "requests", "input tokens", "output tokens", "cost"], 1, &rows)
 }
 
 /// The seeds that settings were chosen on beside those reported, of PPO and of the study; a seed on both lists is told.

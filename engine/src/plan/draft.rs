@@ -92,11 +92,20 @@ pub(super) fn draft(
         kind: kind.clone(),
         version: any_kind.version(),
         numerics: signature.numerics,
-        params: by_content(params, index).map_err(|e| e.within(name))?,
+        params: by_content(&within_key(params, &signature.beside_key), index).map_err(|e| e.within(name))?,
         seed: signature.seeded.then_some(*seed),
         inputs: ports,
     };
     Ok(Draft { recipe, unknown })
+}
+
+/// Parameters without those that change no byte of what is made.
+fn within_key(params: &Value, beside: &[String]) -> Value {
+    let mut params = params.clone();
+    if let Value::Object(fields) = &mut params {
+        fields.retain(|name, _| !beside.contains(name));
+    }
+    params
 }
 
 /// Parameters with every path replaced by the digest of what lies there. Recurses as deep as the parameters do, which

@@ -8,6 +8,7 @@ mod diff;
 mod draft;
 mod explain;
 mod flags;
+mod prospects;
 mod recipe;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use diff::Change;
 pub use draft::{RecipeState, recipe};
 pub use explain::{Against, Explanation, Unknown, explain};
 pub use flags::Flags;
+pub use prospects::prospects;
 pub use recipe::{Leaf, Recipe, RecipeInput, RecipePort, Step, Visitor};
 pub use twins::Twins;
 

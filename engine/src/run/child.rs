@@ -200,6 +200,7 @@ fn clean(tell: Tell, secrets: &Secrets) -> Tell {
         }
         Tell::Checkpoint { done, total, unit } => Tell::Checkpoint { done, total, unit: secrets.redact(&unit) },
         Tell::Resumed { done, total, unit } => Tell::Resumed { done, total, unit: secrets.redact(&unit) },
+        Tell::Paid(paid) => Tell::Paid(paid),
         Tell::Warning { message } => Tell::Warning { message: secrets.redact(&message) },
     }
 }

@@ -216,6 +216,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
             News::Told(Tell::Timing { what, seconds }) => Event::Timing { stage, what, seconds },
             News::Told(Tell::Checkpoint { done, total, unit }) => Event::Checkpoint { stage, done, total, unit },
             News::Told(Tell::Resumed { done, total, unit }) => Event::Resumed { stage, done, total, unit },
+            News::Told(Tell::Paid(paid)) => Event::Paid { stage, paid },
             News::Told(Tell::Warning { message }) | News::Warning(message) => {
                 Event::Warning { stage: Some(stage), message }
             }

@@ -212,3 +212,16 @@ fn a_path_counts_by_what_lies_there() {
     let error = recipe(&with("/nowhere"), &registry(), &shelf, 0, &[]).unwrap_err();
     assert!(error.message.starts_with("a: /nowhere"), "{error}");
 }
+
+#[test]
+fn a_parameter_beside_the_key_changes_no_key_wherever_else_its_name_stands() {
+    let key = |params: Value, beside: &[&str]| {
+        let mut graph = graph(&[("a", params, &[])]);
+        graph.instances[0].signature.beside_key = beside.iter().map(|name| (*name).to_owned()).collect();
+        ready(&graph, &Shelf::default(), 0, &[]).key()
+    };
+    let with = |most: u64, inner: u64| json!({ "model": "m", "most": most, "inner": { "most": inner } });
+    assert_eq!(key(with(1, 1), &["most"]), key(with(2, 1), &["most"]));
+    assert_ne!(key(with(1, 1), &["most"]), key(with(1, 2), &["most"]));
+    assert_ne!(key(with(1, 1), &[]), key(with(2, 1), &[]));
+}

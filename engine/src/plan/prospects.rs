@@ -1,0 +1,69 @@
+//! What the stages that pay for requests are expected to cost. Asks the kinds; decides nothing.
+
+use std::collections::BTreeMap;
+
+use super::{Plan, State};
+use crate::context::{Context, Input};
+use crate::error::{Error, Result};
+use crate::estimate::Prospect;
+use crate::graph::{Graph, Instance};
+use crate::kind::Registry;
+use crate::names::{Digest, Key};
+use crate::store::Store;
+
+/// One per instance, in the graph's order; `None` for those that pay for nothing or are reused.
+///
+/// # Errors
+/// When the store cannot be read. A kind that cannot say what its stage costs is a prospect that is not known.
+pub fn prospects(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store) -> Result<Vec<Option<Prospect>>> {
+    let known = plan.known();
+    let prospect = |instance: &Instance, state: &State| match state {
+        _ if !instance.signature.pays => Ok(None),
+        State::Reuse { .. } => Ok(None),
+        State::Pending { waits_on } => {
+            let names: Vec<String> = waits_on.iter().map(|i| graph.instances[*i].name.to_string()).collect();
+            Ok(Some(Prospect::Unknown(format!("known after {}", names.join(", ")))))
+        }
+        State::Run { key, .. } => {
+            let ctx = context(instance, key, &known, registry, store)?;
+            let kind = registry.get_kind(&instance.kind).ok_or_else(|| unregistered(instance))?;
+            Ok(match kind.estimate(&instance.params, &ctx) {
+                Ok(estimate) => estimate.map(Prospect::Known),
+                Err(error) => Some(Prospect::Unknown(error.message)),
+            })
+        }
+    };
+    plan.stages.iter().map(|planned| prospect(&graph.instances[planned.instance], &planned.state)).collect()
+}
+
+/// What the attempt will see, without a folder to fill.
+fn context(
+    instance: &Instance,
+    key: &Key,
+    known: &[Option<Digest>],
+    registry: &Registry,
+    store: &Store,
+) -> Result<Context> {
+    let mut inputs: BTreeMap<String, Vec<Input>> = BTreeMap::new();
+    for port in &instance.inputs {
+        for source in &port.from {
+            let digest = known[source.instance]
+                .ok_or_else(|| Error::ours(format!("{}: it is to run, and an input is not known", instance.name)))?;
+            let artifact = store.open_artifact(&digest)?;
+            inputs.entry(port.port.clone()).or_default().push(Input {
+                label: source.label.clone(),
+                artifact_type: artifact.manifest.artifact_type,
+                digest,
+                folder: artifact.folder,
+            });
+        }
+    }
+    let kind = registry.get_kind(&instance.kind).ok_or_else(|| unregistered(instance))?;
+    let work = store.root().join("work").join(key.to_string());
+    let ctx = Context::new(kind.name(), instance.seed, inputs, work.join("none"), work.join("checkpoints"));
+    Ok(ctx.with_requests(store.requests()))
+}
+
+fn unregistered(instance: &Instance) -> Error {
+    Error::ours(format!("{}: the graph has a kind `{}` that is not registered", instance.name, instance.kind))
+}
