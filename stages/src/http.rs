@@ -17,21 +17,22 @@ pub enum Redirects {
     Never,
 }
 
+/// A client whose requests take `timeout` at most as a whole; without one, whose answers may take as long as they like, if
+/// something comes every two minutes.
+///
 /// # Errors
 /// If the machine has no TLS roots or the like.
 pub fn client(timeout: Option<Duration>, redirects: Redirects) -> Result<reqwest::Client> {
     // An error says only that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = reqwest::Client::builder()
-        .user_agent("temper")
-        .connect_timeout(Duration::from_secs(20))
-        .read_timeout(Duration::from_secs(120));
+    let mut builder = reqwest::Client::builder().user_agent("temper").connect_timeout(Duration::from_secs(20));
     if redirects == Redirects::Never {
         builder = builder.redirect(reqwest::redirect::Policy::none());
     }
-    if let Some(timeout) = timeout {
-        builder = builder.timeout(timeout);
-    }
+    builder = match timeout {
+        Some(timeout) => builder.timeout(timeout),
+        None => builder.read_timeout(Duration::from_secs(120)),
+    };
     builder.build().map_err(|e| Error::surroundings(format!("no HTTP client: {}", causes(&e))))
 }
 

@@ -1,5 +1,11 @@
 //! Kinds run on small inputs in fresh folders, for tests of kinds. Knows no store and no orchestrator.
 
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "benches and the tests of the binary use what the tests of the kinds do not"
+)]
+pub mod api;
 pub mod attempts;
 /// The comparison that `lm`'s tests make too.
 #[path = "../../lm/tests/parity/numbers.rs"]

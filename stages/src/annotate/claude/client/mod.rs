@@ -1,54 +1,44 @@
-//! `POST /v1/messages` with retries. Knows no document.
+//! Requests to the API: paced, sent again after faults that pass, told of when they do not. Knows no document.
 
-use std::time::Duration;
+mod endpoint;
+mod faults;
+mod pace;
+mod retry;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use engine::error::{Error, Result};
-use reqwest::Url;
-use reqwest::header::{HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::HeaderMap;
+use reqwest::{RequestBuilder, Response, Url};
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
+
+pub use endpoint::Endpoint;
+use pace::Pace;
 
 use crate::http;
 
 pub const KEY: &str = "ANTHROPIC_API_KEY";
 pub const BASE_URL: &str = "ANTHROPIC_BASE_URL";
 
-/// Where the API is, and the key to it.
-#[derive(Clone)]
-pub struct Endpoint {
-    url: Url,
-    key: String,
-    header: HeaderValue,
-}
+/// A request that thinks may take long: as long as the API's official clients wait.
+const TIMEOUT: Duration = Duration::from_secs(600);
+/// Bytes of one answer, or of one line of a batch's results.
+const LONGEST_ANSWER: usize = 64 << 20;
 
-impl Endpoint {
-    /// # Errors
-    /// If no request could be made of them: names the variable, never the key.
-    pub fn new(base: &str, key: &str) -> Result<Self> {
-        // The base by itself first: `https://` and a path would make a host of the path.
-        let plain = Url::parse(base).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        let url = plain.and_then(|_| Url::parse(&format!("{}/v1/messages", base.trim_end_matches('/'))).ok());
-        let url = url.ok_or_else(|| {
-            Error::yours(format!("{BASE_URL}: `{base}` is no address of an API"))
-                .help("expected one like https://api.anthropic.com; unset it for that one")
-        })?;
-        // Stricter than a header: a key is plain ASCII, and anything else in it is a slip.
-        let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
-        let mut header = HeaderValue::from_str(key).ok().filter(|_| plain).ok_or_else(|| {
-            Error::yours(format!("{KEY} holds a character that no key has, such as a space or a line break"))
-                .help("set it to the key alone")
-        })?;
-        header.set_sensitive(true);
-        Ok(Self { url, key: key.to_owned(), header })
-    }
-}
-
+/// Clones share one pace.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
     endpoint: Endpoint,
+    pace: Arc<Mutex<Pace>>,
     /// Is told of every wait before another try.
     waits: UnboundedSender<String>,
+    /// Our first wait where the server names none.
+    first_wait: Duration,
 }
 
 /// A message of the API.
@@ -63,12 +53,6 @@ impl Answer {
     }
 }
 
-/// A request is sent so often at most.
-const TRIES: u32 = 8;
-/// A request that thinks may take long.
-const TIMEOUT: Duration = Duration::from_secs(300);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
-
 /// Why a try failed.
 enum Failed {
     /// Worth another try, after as long as the server says.
@@ -76,120 +60,188 @@ enum Failed {
     ForGood(Error),
 }
 
+/// Why no answer to a try came.
+enum Unsent {
+    /// No request can be made.
+    Never(Error),
+    /// There was no connection.
+    NotYet(Error),
+    /// The connection ended before the answer: what was asked may have been done.
+    Perhaps(Error),
+}
+
+impl From<Unsent> for Failed {
+    fn from(unsent: Unsent) -> Self {
+        match unsent {
+            Unsent::Never(error) => Self::ForGood(error),
+            Unsent::NotYet(error) | Unsent::Perhaps(error) => Self::Again(error, None),
+        }
+    }
+}
+
+/// An answer with its body.
+struct Whole {
+    status: u16,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+/// How often a request has failed, and what is done about it.
+struct Patience<'a> {
+    client: &'a Client,
+    failed: u32,
+}
+
+impl Patience<'_> {
+    /// Waits as long as the fault asks for.
+    ///
+    /// # Errors
+    /// If it is one for good, asks for too much or was not the first of many.
+    async fn outlast(&mut self, fault: Failed) -> Result<()> {
+        let Client { endpoint, waits, first_wait, .. } = self.client;
+        let (error, asked) = match fault {
+            Failed::ForGood(error) => return Err(endpoint.without_key(error)),
+            Failed::Again(error, asked) => (endpoint.without_key(error), asked),
+        };
+        self.failed += 1;
+        let too_long = asked.filter(|asked| *asked > retry::LONGEST_WAIT);
+        if self.failed >= retry::TRIES || too_long.is_some() {
+            let why = too_long.map_or_else(
+                || format!("gave up after {} tries", self.failed),
+                |asked| format!("told to wait {} s", asked.as_secs()),
+            );
+            let kept = "the answers so far are kept; run again";
+            let help = error.help.as_ref().map_or(kept.to_owned(), |help| format!("{help}; {kept}"));
+            return Err(error.within(why).help(help));
+        }
+        let wait = asked.unwrap_or_else(|| retry::backoff(*first_wait, self.failed, rand::random()));
+        let (next, tries, seconds) = (self.failed + 1, retry::TRIES, wait.as_secs_f64());
+        // Nobody listens any more when the stage has ended.
+        let _ = waits.send(format!("{}; try {next} of {tries} in {seconds:.1} s", error.message));
+        if asked.is_some() {
+            self.client.pace().close(Instant::now(), wait);
+        }
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// A request under way; ends when dropped.
+struct Turn<'a>(&'a Client);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.pace().ended();
+    }
+}
+
 impl Client {
     /// # Errors
     /// If the machine gives no client.
     pub fn new(endpoint: Endpoint, waits: UnboundedSender<String>) -> Result<Self> {
         // The client drops `Authorization` on the way to another host, but not the API's own header with the key.
-        Ok(Self { http: http::client(Some(TIMEOUT), http::Redirects::Never)?, endpoint, waits })
+        let http = http::client(Some(TIMEOUT), http::Redirects::Never)?;
+        Ok(Self { http, endpoint, pace: Arc::default(), waits, first_wait: retry::FIRST_WAIT })
     }
 
-    /// Sends one request, again after faults that pass.
+    /// The same with waits that a test can sit out.
+    #[cfg(test)]
+    pub fn in_a_hurry(self) -> Self {
+        Self { first_wait: Duration::from_millis(1), ..self }
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        // Plain numbers: whole after a panic too.
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the rate limits have room for one more request.
+    async fn turn(&self) -> Turn<'_> {
+        loop {
+            let wait = self.pace().ask(Instant::now());
+            match wait {
+                None => return Turn(self),
+                Some(wait) => tokio::time::sleep(wait).await,
+            }
+        }
+    }
+
+    /// Sends one request for a message, again after faults that pass.
     ///
     /// # Errors
     /// The API's message and request id, or why it cannot be reached. Never the key.
     pub async fn post(&self, body: &Value) -> Result<Answer> {
-        for attempt in 1.. {
-            match self.once(body).await {
-                Ok(answer) => return Ok(answer),
-                Err(Failed::ForGood(error)) => return Err(self.without_key(error)),
-                Err(Failed::Again(error, _)) if attempt >= TRIES => {
-                    let kept = "the answers so far are kept; run again";
-                    let help = error.help.as_ref().map_or(kept.to_owned(), |help| format!("{help}; {kept}"));
-                    return Err(self.without_key(error.within(format!("gave up after {TRIES} tries")).help(help)));
-                }
-                Err(Failed::Again(error, wait)) => {
-                    let doubling = Duration::from_millis(250 << attempt.min(8));
-                    let wait = wait.unwrap_or(doubling).min(LONGEST_WAIT);
-                    let error = self.without_key(error);
-                    let told =
-                        format!("{}; try {} of {TRIES} in {:.1} s", error.message, attempt + 1, wait.as_secs_f64());
-                    // Nobody listens any more when the stage has ended.
-                    let _ = self.waits.send(told);
-                    tokio::time::sleep(wait).await;
-                }
+        let url = self.endpoint.at("v1/messages");
+        let body = self.json(&url, || self.http.post(url.clone()).json(body)).await?;
+        let answer = Answer { body };
+        let input = answer.tokens("input_tokens") + answer.tokens("cache_creation_input_tokens");
+        self.pace().took(input, answer.tokens("output_tokens"));
+        Ok(answer)
+    }
+
+    /// Sends a request until a JSON object comes back.
+    async fn json(&self, url: &Url, request: impl Fn() -> RequestBuilder) -> Result<Value> {
+        let mut patience = self.patience();
+        loop {
+            match self.whole(url, request()).await.and_then(|answer| judged(url, &answer)) {
+                Ok(body) => return Ok(body),
+                Err(failed) => patience.outlast(failed).await?,
             }
         }
-        unreachable!("the loop ends by returning")
     }
 
-    async fn once(&self, body: &Value) -> Result<Answer, Failed> {
-        let Endpoint { url, header, .. } = &self.endpoint;
-        let request = self.http.post(url.clone()).header("x-api-key", header).header("anthropic-version", "2023-06-01");
-        let unreachable = |e: &reqwest::Error| {
-            let error = Error::surroundings(format!("{url}: {}", http::causes(e)));
-            error.help(format!("check the network and {BASE_URL}"))
-        };
-        let answer = request.json(body).send().await.map_err(|e| match unreachable(&e) {
-            // No request was made, and none will be.
-            error if e.is_builder() => Failed::ForGood(error),
-            error => Failed::Again(error, None),
+    /// For one request and all of its tries.
+    fn patience(&self) -> Patience<'_> {
+        Patience { client: self, failed: 0 }
+    }
+
+    /// Sends a request once and hears its headers.
+    async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Response, Unsent> {
+        let request = request.header("x-api-key", self.endpoint.header()).header("anthropic-version", "2023-06-01");
+        let response = request.send().await.map_err(|e| match faults::unreachable(url, &e) {
+            error if e.is_builder() => Unsent::Never(error),
+            error if e.is_connect() => Unsent::NotYet(error),
+            error => Unsent::Perhaps(error),
         })?;
-        let status = answer.status().as_u16();
-        let headers = answer.headers().clone();
-        let text = answer.text().await.map_err(|e| Failed::Again(unreachable(&e), None))?;
-        let parsed: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
-        if (200..300).contains(&status) {
-            return if parsed.is_object() {
-                Ok(Answer { body: parsed })
+        self.pace().told(Instant::now(), SystemTime::now(), response.headers());
+        Ok(response)
+    }
+
+    /// The same in its turn, and the whole answer.
+    async fn whole(&self, url: &Url, request: RequestBuilder) -> Result<Whole, Failed> {
+        let _turn = self.turn().await;
+        let response = self.send(url, request).await?;
+        read(url, response).await.map_err(|error| Failed::Again(error, None))
+    }
+}
+
+/// The rest of an answer.
+async fn read(url: &Url, mut response: Response) -> Result<Whole> {
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|e| faults::unreachable(url, &e))? {
+        body.extend_from_slice(&chunk);
+        if body.len() > LONGEST_ANSWER {
+            return Err(Error::surroundings(format!("{url}: answered with more than {} MB", LONGEST_ANSWER >> 20)));
+        }
+    }
+    Ok(Whole { status, headers, body })
+}
+
+/// What an answer comes to.
+fn judged(url: &Url, Whole { status, headers, body }: &Whole) -> Result<Value, Failed> {
+    let parsed: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+    match *status {
+        200..300 if parsed.is_object() => Ok(parsed),
+        200..300 => Err(Failed::Again(faults::garbage(url, *status), None)),
+        300..400 => Err(Failed::ForGood(faults::redirect(url, *status, headers))),
+        status => {
+            let error = faults::refusal(url, status, headers, &parsed);
+            Err(if retry::is_passing(status, headers, &parsed) {
+                Failed::Again(error, retry::asked_wait(headers, SystemTime::now()))
             } else {
-                Err(Failed::Again(
-                    Error::surroundings(format!("{url}: answered {status} with something else than JSON")),
-                    None,
-                ))
-            };
+                Failed::ForGood(error)
+            })
         }
-        if (300..400).contains(&status) {
-            return Err(Failed::ForGood(redirect(url, status, &headers)));
-        }
-        let error = refusal(url, status, &headers, &parsed);
-        let told = headers.get("x-should-retry").and_then(|v| v.to_str().ok());
-        let spent =
-            parsed.pointer("/error/details/error_code").and_then(Value::as_str) == Some("enforced_spend_limit_reached");
-        let again = match told {
-            Some("true") => true,
-            Some("false") => false,
-            _ => matches!(status, 408 | 409 | 429 | 500..) && !spent,
-        };
-        Err(if again { Failed::Again(error, wait(&headers)) } else { Failed::ForGood(error) })
     }
-
-    fn without_key(&self, mut error: Error) -> Error {
-        error.message = error.message.replace(&self.endpoint.key, "***");
-        error
-    }
-}
-
-/// Told, not followed: the key is for this address alone.
-fn redirect(url: &Url, status: u16, headers: &HeaderMap) -> Error {
-    let to = headers.get(LOCATION).and_then(|to| url.join(to.to_str().ok()?).ok());
-    let to = to.map_or("another place".to_owned(), |mut to| {
-        to.set_query(None);
-        to.to_string()
-    });
-    Error::surroundings(format!("{url}: {status}: redirects to {to}; the key is not sent there"))
-        .help(format!("if that is the API, name it in {BASE_URL}"))
-}
-
-/// The API's own message, with the request's id.
-fn refusal(url: &Url, status: u16, headers: &HeaderMap, body: &Value) -> Error {
-    let message = body.pointer("/error/message").and_then(Value::as_str).unwrap_or("no message");
-    let id = headers.get("request-id").and_then(|v| v.to_str().ok()).or_else(|| body["request_id"].as_str());
-    let id = id.map_or(String::new(), |id| format!(" (request {id})"));
-    let message = format!("{url}: {status}: {}{id}", crate::table::cut(message, 500));
-    match status {
-        400 | 404 | 413 | 422 => {
-            Error::yours(message).help("check `model` and the other parameters of annotate.claude")
-        }
-        401 | 403 => Error::surroundings(message).help("check ANTHROPIC_API_KEY"),
-        408 | 409 | 429 | 500.. => Error::surroundings(message).transient(),
-        _ => Error::surroundings(message),
-    }
-}
-
-/// How long the server asks to wait; a date instead of seconds is left to our own backoff.
-fn wait(headers: &HeaderMap) -> Option<Duration> {
-    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after"))?;
-    (seconds >= 0.0 && seconds.is_finite()).then(|| Duration::from_secs_f64(seconds.min(3600.0)))
 }

@@ -1,0 +1,55 @@
+//! Where the API is, and the key to it: checked before anything is sent. Knows no request.
+
+use engine::error::{Error, Result};
+use reqwest::Url;
+use reqwest::header::HeaderValue;
+
+use super::{BASE_URL, KEY};
+
+/// Where the API is, and the key to it.
+#[derive(Clone)]
+pub struct Endpoint {
+    base: Url,
+    key: String,
+    header: HeaderValue,
+}
+
+impl Endpoint {
+    /// # Errors
+    /// If no request could be made of them: names the variable, never the key.
+    pub fn new(base: &str, key: &str) -> Result<Self> {
+        // The base by itself first: `https://` and a path would make a host of the path.
+        let plain = Url::parse(base).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        let base =
+            plain.and_then(|_| Url::parse(&format!("{}/", base.trim_end_matches('/'))).ok()).ok_or_else(|| {
+                Error::yours(format!("{BASE_URL}: `{base}` is no address of an API"))
+                    .help("expected one like https://api.anthropic.com; unset it for that one")
+            })?;
+        // Stricter than a header: a key is plain ASCII, and anything else in it is a slip.
+        let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
+        let mut header = HeaderValue::from_str(key).ok().filter(|_| plain).ok_or_else(|| {
+            Error::yours(format!("{KEY} holds a character that no key has, such as a space or a line break"))
+                .help("set it to the key alone")
+        })?;
+        header.set_sensitive(true);
+        Ok(Self { base, key: key.to_owned(), header })
+    }
+
+    /// The address of `path`, such as `v1/messages`; segments that come from a server are checked by whoever puts them in.
+    pub fn at(&self, path: &str) -> Url {
+        // A base and a relative path of our own making always join.
+        self.base.join(path).unwrap_or_else(|_| self.base.clone())
+    }
+
+    /// The value of `x-api-key`; shows as `Sensitive`.
+    pub fn header(&self) -> &HeaderValue {
+        &self.header
+    }
+
+    /// An error in which the key does not stand, whoever put it there.
+    pub fn without_key(&self, mut error: Error) -> Error {
+        error.message = error.message.replace(&self.key, "***");
+        error.help = error.help.map(|help| help.replace(&self.key, "***"));
+        error
+    }
+}

@@ -1,0 +1,53 @@
+//! What a request that was not answered says to the user: the API's own words, its request's id, what to do. Pure.
+
+use engine::error::Error;
+use reqwest::Url;
+use reqwest::header::{HeaderMap, LOCATION};
+use serde_json::Value;
+
+use super::{BASE_URL, retry};
+use crate::http;
+
+/// Nothing came back, or not all of it.
+pub fn unreachable(url: &Url, e: &reqwest::Error) -> Error {
+    let error = Error::surroundings(format!("{url}: {}", http::causes(e)));
+    error.transient().help(format!("check the network and {BASE_URL}"))
+}
+
+/// A success whose body is no JSON object.
+pub fn garbage(url: &Url, status: u16) -> Error {
+    Error::surroundings(format!("{url}: answered {status} with something else than JSON"))
+        .transient()
+        .help(format!("is a proxy in between? check {BASE_URL}"))
+}
+
+/// Told, not followed: the key is for this address alone.
+pub fn redirect(url: &Url, status: u16, headers: &HeaderMap) -> Error {
+    let to = headers.get(LOCATION).and_then(|to| url.join(to.to_str().ok()?).ok());
+    let to = to.map_or("another place".to_owned(), |mut to| {
+        to.set_query(None);
+        to.to_string()
+    });
+    Error::surroundings(format!("{url}: {status}: redirects to {to}; the key is not sent there"))
+        .help(format!("if that is the API, name it in {BASE_URL}"))
+}
+
+/// The API's own message, with the request's id.
+pub fn refusal(url: &Url, status: u16, headers: &HeaderMap, body: &Value) -> Error {
+    let message = body.pointer("/error/message").and_then(Value::as_str).unwrap_or("no message");
+    let id = headers.get("request-id").and_then(|v| v.to_str().ok()).or_else(|| body["request_id"].as_str());
+    let id = id.map_or(String::new(), |id| format!(" (request {})", crate::table::cut(id, 100)));
+    let message = format!("{url}: {status}: {}{id}", crate::table::cut(message, 500));
+    if retry::is_spent(status, body) {
+        return Error::surroundings(message)
+            .help("raise the account's spend limit or its credit, then run again: the answers so far are kept");
+    }
+    match status {
+        400 | 404 | 413 | 422 => {
+            Error::yours(message).help("check `model` and the other parameters of annotate.claude")
+        }
+        401 | 403 => Error::surroundings(message).help("check ANTHROPIC_API_KEY"),
+        _ if retry::is_passing(status, headers, body) => Error::surroundings(message).transient(),
+        _ => Error::surroundings(message).help("the answers so far are kept; run again later"),
+    }
+}

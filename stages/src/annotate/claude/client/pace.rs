@@ -1,0 +1,189 @@
+//! Slows requests down before the API's rate limits are reached, by what its answers say is left. Pure: told the time, knows no
+//! network.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use chrono::DateTime;
+use reqwest::header::HeaderMap;
+
+use super::retry;
+
+/// What the API counts, as in its headers' names.
+const COUNTED: [&str; 3] = ["requests", "input-tokens", "output-tokens"];
+/// How much of the past is in what a request usually takes.
+const MEMORY: f64 = 0.8;
+
+/// What is left of one limit. The API refills its buckets all the time.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    limit: f64,
+    left: f64,
+    /// When that much was left.
+    at: Instant,
+    /// What comes back each second.
+    rate: f64,
+}
+
+impl Bucket {
+    fn left(&self, now: Instant) -> f64 {
+        (self.left + self.rate * now.saturating_duration_since(self.at).as_secs_f64()).min(self.limit)
+    }
+}
+
+/// When the next request may go.
+#[derive(Debug, Default)]
+pub struct Pace {
+    buckets: [Option<Bucket>; 3],
+    /// What one request takes of each, by what the last ones took.
+    usual: [Option<f64>; 3],
+    under_way: u32,
+    /// After a wait that the API asked for.
+    closed_until: Option<Instant>,
+}
+
+impl Pace {
+    /// `None`: a request may go now, and counts as under way until [`Pace::ended`]; else how long to wait before asking
+    /// again.
+    pub fn ask(&mut self, now: Instant) -> Option<Duration> {
+        if let Some(until) = self.closed_until.filter(|until| *until > now) {
+            return Some(until - now);
+        }
+        let wait = (0..COUNTED.len()).filter_map(|i| self.lacking(i, now)).max();
+        if wait.is_none() {
+            self.under_way += 1;
+        }
+        wait
+    }
+
+    /// How long until one more request fits into a bucket.
+    fn lacking(&self, i: usize, now: Instant) -> Option<Duration> {
+        let bucket = self.buckets[i]?;
+        let usual = if i == 0 { 1.0 } else { self.usual[i]? };
+        // What is under way may not be in the API's count yet. A request that is larger than the bucket waits until it is full.
+        let needed = (usual * f64::from(self.under_way + 1)).min(bucket.limit);
+        let short = needed - bucket.left(now);
+        // Less than a rounding error is nothing.
+        if short <= 1e-6 || bucket.rate <= 0.0 {
+            return None;
+        }
+        Some(Duration::from_secs_f64((short / bucket.rate).clamp(0.001, 60.0)))
+    }
+
+    /// A request is no longer under way, however it ended.
+    pub fn ended(&mut self) {
+        self.under_way = self.under_way.saturating_sub(1);
+    }
+
+    /// The API asked for a wait: nobody sends anything before it is over.
+    pub fn close(&mut self, now: Instant, wait: Duration) {
+        let until = now + wait;
+        self.closed_until = Some(self.closed_until.map_or(until, |other| other.max(until)));
+    }
+
+    /// What an answer's headers say is left.
+    pub fn told(&mut self, now: Instant, clock: SystemTime, headers: &HeaderMap) {
+        let clock = retry::server_time(headers).unwrap_or(clock);
+        for (i, counted) in COUNTED.iter().enumerate() {
+            let text = |what: &str| headers.get(format!("anthropic-ratelimit-{counted}-{what}"))?.to_str().ok();
+            let number = |what: &str| text(what)?.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
+            let (Some(limit), Some(left)) = (number("limit"), number("remaining")) else { continue };
+            let reset = text("reset").and_then(|text| DateTime::parse_from_rfc3339(text.trim()).ok());
+            let until = reset.and_then(|reset| SystemTime::from(reset).duration_since(clock).ok());
+            // By the time of its reset a bucket is full again; limits are stated per minute.
+            let seconds = until.map(|until| until.as_secs_f64()).filter(|s| *s > 0.0 && left < limit);
+            let rate = seconds.map_or(limit / 60.0, |seconds| (limit - left) / seconds);
+            self.buckets[i] = Some(Bucket { limit, left: left.min(limit), at: now, rate });
+        }
+    }
+
+    /// What an answer took of the limits: tokens that were neither read from a cache nor free.
+    pub fn took(&mut self, input: u64, output: u64) {
+        for (i, tokens) in [(1, input), (2, output)] {
+            let tokens = tokens as f64;
+            self.usual[i] = Some(self.usual[i].map_or(tokens, |usual| MEMORY * usual + (1.0 - MEMORY) * tokens));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn headers(counted: &str, limit: u32, left: u32, reset: &str) -> HeaderMap {
+        let pairs = [("limit", limit.to_string()), ("remaining", left.to_string()), ("reset", reset.to_owned())];
+        let named = pairs.into_iter().map(|(what, value)| (format!("anthropic-ratelimit-{counted}-{what}"), value));
+        named
+            .map(|(name, value)| (name.parse::<reqwest::header::HeaderName>().unwrap(), value.parse().unwrap()))
+            .collect()
+    }
+
+    /// Ten seconds before `reset` below.
+    fn clock() -> SystemTime {
+        DateTime::parse_from_rfc3339("2026-11-25T09:00:00Z").unwrap().into()
+    }
+
+    const RESET: &str = "2026-11-25T09:00:10Z";
+
+    #[test]
+    fn without_a_word_from_the_api_nothing_is_held_back() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        assert!((0..1000).all(|_| pace.ask(now).is_none()));
+    }
+
+    #[test]
+    fn requests_wait_for_the_refill_instead_of_being_turned_away() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        // 100 fit, 3 are left, 97 come back in ten seconds.
+        pace.told(now, clock(), &headers("requests", 100, 3, RESET));
+        assert!((0..3).all(|_| pace.ask(now).is_none()));
+        let wait = pace.ask(now).unwrap();
+        assert!((wait.as_secs_f64() - 1.0 / 9.7).abs() < 1e-9, "{wait:?}");
+        assert!(pace.ask(now + wait).is_none());
+        // What ended is counted by the API, in its next answer.
+        (0..4).for_each(|_| pace.ended());
+        assert!(pace.ask(now + SECOND).is_none());
+    }
+
+    #[test]
+    fn tokens_are_held_back_by_what_requests_usually_take() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.told(now, clock(), &headers("input-tokens", 10_000, 2_500, RESET));
+        pace.took(1_000, 20);
+        assert_eq!([pace.ask(now), pace.ask(now)], [None, None]);
+        let wait = pace.ask(now).unwrap();
+        // 3,000 are needed, 2,500 are there, 750 come back each second.
+        assert!((wait.as_secs_f64() - 500.0 / 750.0).abs() < 1e-9, "{wait:?}");
+    }
+
+    #[test]
+    fn a_request_larger_than_the_limit_goes_when_the_bucket_is_full() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.told(now, clock(), &headers("output-tokens", 100, 50, RESET));
+        pace.took(1, 400);
+        assert_eq!(pace.ask(now), Some(10 * SECOND));
+        assert_eq!(pace.ask(now + 10 * SECOND), None);
+    }
+
+    #[test]
+    fn a_wait_that_the_api_asked_for_holds_everybody() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.close(now, 5 * SECOND);
+        pace.close(now, SECOND);
+        assert_eq!(pace.ask(now + SECOND), Some(4 * SECOND));
+        assert_eq!(pace.ask(now + 5 * SECOND), None);
+    }
+
+    #[test]
+    fn nonsense_in_a_header_counts_for_nothing() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.told(now, clock(), &headers("requests", 100, 100, "yesterday"));
+        assert!((0..100).all(|_| pace.ask(now).is_none()));
+        let mut odd = headers("requests", 1, 1, RESET);
+        odd.insert("anthropic-ratelimit-requests-remaining", "NaN".parse().unwrap());
+        let mut fresh = Pace::default();
+        fresh.told(now, clock(), &odd);
+        assert!((0..100).all(|_| fresh.ask(now).is_none()));
+    }
+}

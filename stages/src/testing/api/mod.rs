@@ -1,0 +1,304 @@
+//! An API server of our own on 127.0.0.1: the Messages API and its batches as publicly documented, with scripted faults, and
+//! a count of what was paid. Knows nothing of the program that asks it. Plain `std`, so that any test or bench can have it.
+
+mod batches;
+mod messages;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+pub use batches::Line;
+pub use messages::{Limits, documents, judge};
+
+/// Every request needs this key.
+pub const KEY: &str = "sk-ant-test-0123456789";
+
+/// What happens to one request instead of a plain answer.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// An error of the documented shape. Nothing is paid.
+    Error { status: u16, kind: &'static str, message: String, headers: Vec<(&'static str, String)>, details: Value },
+    /// The connection ends where the answer would begin. The work is done and paid all the same.
+    Lost,
+    /// The connection ends in the middle of the answer's body. Paid.
+    Torn,
+    /// The connection ends before any work is done. Nothing is paid.
+    Dropped,
+    /// No answer ever comes, until the client goes away. Paid.
+    Stalled,
+    /// 200, and something else than JSON.
+    Garbage,
+    /// Answers with this message, whatever was asked. Paid.
+    Says(Value),
+}
+
+impl Fault {
+    pub fn status(status: u16, kind: &'static str) -> Self {
+        let message = format!("scripted {kind}");
+        Self::Error { status, kind, message, headers: vec![], details: Value::Null }
+    }
+
+    /// The same with a header.
+    pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+        if let Self::Error { headers, .. } = &mut self {
+            headers.push((name, value.to_string()));
+        }
+        self
+    }
+}
+
+/// Decides over the n-th request of its kind, counted from 0.
+pub type Script<T> = Box<dyn Fn(usize, &Value) -> T + Send + Sync>;
+
+/// How the server behaves.
+pub struct Rules {
+    /// Between a request and its answer.
+    pub latency: Duration,
+    /// Over `POST /v1/messages`.
+    pub message: Script<Option<Fault>>,
+    /// Over `POST /v1/messages/batches`.
+    pub create: Script<Option<Fault>>,
+    /// Over `GET` of a batch, of the list and of results.
+    pub get: Script<Option<Fault>>,
+    /// Over each request within a batch, counted over all batches.
+    pub line: Script<Line>,
+    /// A batch ends when it has been looked at or listed so often.
+    pub looks: usize,
+    pub limits: Option<Limits>,
+    /// Tokens that a prefix needs at least to be cached.
+    pub cacheable: usize,
+    /// The answer to a request's body.
+    pub judge: Box<dyn Fn(&Value) -> Value + Send + Sync>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            latency: Duration::ZERO,
+            message: Box::new(|_, _| None),
+            create: Box::new(|_, _| None),
+            get: Box::new(|_, _| None),
+            line: Box::new(|_, _| Line::Succeeded),
+            looks: 1,
+            limits: None,
+            cacheable: 1024,
+            judge: Box::new(judge),
+        }
+    }
+}
+
+/// What the server has seen and done.
+#[derive(Default)]
+struct State {
+    requests: Vec<(String, Value)>,
+    messages: usize,
+    creates: usize,
+    gets: usize,
+    lines: usize,
+    /// How often each document was paid.
+    paid: BTreeMap<String, usize>,
+    paid_messages: usize,
+    batches: Vec<batches::Batch>,
+    /// Prefixes that are cached.
+    prefixes: std::collections::BTreeSet<String>,
+    bucket: messages::Bucket,
+    turned_away: usize,
+}
+
+struct Shared {
+    rules: Rules,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics with it")
+    }
+}
+
+/// A server that ends with the test's process.
+#[derive(Clone)]
+pub struct Api {
+    /// As `ANTHROPIC_BASE_URL`.
+    pub address: String,
+    shared: Arc<Shared>,
+}
+
+impl Api {
+    pub fn new(rules: Rules) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let shared = Arc::new(Shared { rules, state: Mutex::default(), changed: Condvar::new() });
+        let api = Self { address, shared: shared.clone() };
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = shared.clone();
+                // Whoever asked may go away at any time.
+                std::thread::spawn(move || wire::serve(&stream, |asked| answer(&shared, asked)).unwrap_or_default());
+            }
+        });
+        api
+    }
+
+    /// How many requests for a message came, whatever became of them.
+    pub fn messages(&self) -> usize {
+        self.shared.state().messages
+    }
+
+    /// How many requests to create a batch came, whatever became of them.
+    pub fn creates(&self) -> usize {
+        self.shared.state().creates
+    }
+
+    /// How many requests were answered for money, alone or in a batch.
+    pub fn paid_messages(&self) -> usize {
+        self.shared.state().paid_messages
+    }
+
+    /// How many documents were paid at least once.
+    pub fn paid_documents(&self) -> usize {
+        self.shared.state().paid.len()
+    }
+
+    /// The documents that were paid more than once.
+    pub fn paid_twice(&self) -> Vec<String> {
+        let state = self.shared.state();
+        state.paid.iter().filter(|(_, times)| **times > 1).map(|(document, _)| document.clone()).collect()
+    }
+
+    /// How many requests were turned away by the rate limits.
+    pub fn turned_away(&self) -> usize {
+        self.shared.state().turned_away
+    }
+
+    /// (head, body) of every request so far.
+    pub fn requests(&self) -> Vec<(String, Value)> {
+        self.shared.state().requests.clone()
+    }
+
+    /// Waits until what `of` counts has reached `n`.
+    ///
+    /// # Panics
+    /// If that takes a minute.
+    pub fn wait_until(&self, n: usize, of: impl Fn(&Self) -> usize) {
+        let started = std::time::Instant::now();
+        while of(self) < n {
+            assert!(started.elapsed() < Duration::from_secs(60), "the server waited in vain for {n}");
+            let wait = self.shared.changed.wait_timeout(self.shared.state(), Duration::from_millis(20));
+            drop(wait.expect("no thread panics with it"));
+        }
+    }
+
+    /// Somebody else in the workspace has created a batch of so many requests, and it has ended.
+    pub fn create_foreign_batch(&self, count: usize) {
+        let mut state = self.shared.state();
+        let batch = batches::Batch::of_others(state.batches.len(), count);
+        state.batches.push(batch);
+    }
+}
+
+/// What is asked of the server.
+struct Asked {
+    method: String,
+    /// Without the query.
+    path: String,
+    query: BTreeMap<String, String>,
+    head: String,
+    body: Vec<u8>,
+}
+
+/// What it does about it.
+struct Reply {
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: String,
+    end: End,
+}
+
+/// How an answer ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Whole,
+    /// After half of the body.
+    Torn,
+    /// Before the first byte.
+    Nothing,
+    /// Never.
+    Stalled,
+}
+
+impl Reply {
+    fn ok(body: &Value) -> Self {
+        Self { status: 200, headers: vec![], body: body.to_string(), end: End::Whole }
+    }
+
+    fn error(status: u16, kind: &str, message: &str) -> Self {
+        let body = json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": "req_test" });
+        Self { status, headers: vec![("request-id", "req_test".into())], body: body.to_string(), end: End::Whole }
+    }
+
+    fn ending(self, end: End) -> Self {
+        Self { end, ..self }
+    }
+
+    /// What a fault says by itself; `None` for those that change what the work gives.
+    fn of(fault: &Fault) -> Option<Self> {
+        Some(match fault {
+            Fault::Error { status, kind, message, headers, details } => {
+                let mut reply = Self::error(*status, kind, message);
+                if !details.is_null() {
+                    let error = json!({ "type": kind, "message": message, "details": details });
+                    reply.body = json!({ "type": "error", "error": error, "request_id": "req_test" }).to_string();
+                }
+                reply.headers.extend(headers.iter().cloned());
+                reply
+            }
+            Fault::Dropped => Self::ok(&Value::Null).ending(End::Nothing),
+            Fault::Garbage => Self { body: "<html>502 from somebody's proxy".into(), ..Self::ok(&Value::Null) },
+            Fault::Lost | Fault::Torn | Fault::Stalled | Fault::Says(_) => return None,
+        })
+    }
+
+    /// A piece of work's reply under a fault that lets the work be done.
+    fn under(self, fault: Option<&Fault>) -> Self {
+        match fault {
+            Some(Fault::Lost) => self.ending(End::Nothing),
+            Some(Fault::Torn) => self.ending(End::Torn),
+            Some(Fault::Stalled) => self.ending(End::Stalled),
+            _ => self,
+        }
+    }
+}
+
+fn answer(shared: &Shared, asked: Asked) -> Reply {
+    let body: Value = serde_json::from_slice(&asked.body).unwrap_or(Value::Null);
+    let reply = match wire::header(&asked.head, "x-api-key") {
+        Some(KEY) => match wire::header(&asked.head, "anthropic-version") {
+            Some("2023-06-01") => route(shared, &asked, &body),
+            _ => Reply::error(400, "invalid_request_error", "anthropic-version: header is required"),
+        },
+        _ => Reply::error(401, "authentication_error", "invalid x-api-key"),
+    };
+    let Asked { head, .. } = asked;
+    // A batch's body is large; its lines are kept with the batch.
+    let body = if asked.path.ends_with("/batches") { Value::Null } else { body };
+    shared.state().requests.push((head, body));
+    shared.changed.notify_all();
+    reply
+}
+
+fn route(shared: &Shared, asked: &Asked, body: &Value) -> Reply {
+    let parts: Vec<&str> = asked.path.split('/').filter(|part| !part.is_empty()).collect();
+    match (asked.method.as_str(), &parts[..]) {
+        ("POST", ["v1", "messages"]) => messages::create(shared, body),
+        ("POST", ["v1", "messages", "batches"]) => batches::create(shared, asked.body.len(), body),
+        ("GET", ["v1", "messages", "batches", rest @ ..]) => batches::get(shared, rest, &asked.query),
+        _ => Reply::error(404, "not_found_error", "no such endpoint"),
+    }
+}
