@@ -188,3 +188,97 @@ impl Label {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::filters::Filters;
+    use super::super::formats::About;
+    use super::*;
+
+    /// Worker, pair, whether for its good summary, and whether shown with that one first.
+    type Vote = (Option<u8>, u8, bool, bool);
+
+    fn record((worker, pair, good, good_first): Vote) -> Record {
+        let (chosen, rejected) = if good { ("a good one", "a bad one") } else { ("a bad one", "a good one") };
+        let worker = worker.map(|worker| worker.to_string());
+        let about = About { place: usize::from(good != good_first), worker, ..About::default() };
+        Record::Choice(Box::new(Choice {
+            prompt: format!("Subreddit: \nTITLE: \nPOST: p {pair}\nTL;DR:"),
+            post: format!("p {pair}"),
+            chosen: chosen.to_owned(),
+            rejected: rejected.to_owned(),
+            about: Some(about),
+            ..Choice::default()
+        }))
+    }
+
+    fn intake(votes: &[Vote], labels: Labels) -> (Intake, Vec<Label>) {
+        let sieve = Sieve::new(&Filters::default()).unwrap();
+        let mut intake = Intake::new(sieve, HeldOut::default(), labels);
+        let taken = votes.iter().filter_map(|vote| intake.take(record(*vote)).unwrap()).collect();
+        (intake, taken)
+    }
+
+    /// By prompt: the outcome, and the chosen text where it counts.
+    fn majority(votes: &[Vote]) -> (Intake, BTreeMap<String, (Outcome, Option<String>)>) {
+        let mut count = Votes::default();
+        intake(votes, Labels::Majority).1.iter().for_each(|label| count.count(label));
+        let (mut intake, labels) = intake(votes, Labels::Majority);
+        let mut verdicts = BTreeMap::new();
+        for label in labels {
+            match count.row(label) {
+                Some(row) => {
+                    let chosen = Some(row.chosen_text).filter(|_| row.outcome == Outcome::Labelled);
+                    assert!(verdicts.insert(row.prompt, (row.outcome, chosen)).is_none(), "a pair is one row");
+                }
+                None => intake.count(Reason::Merged),
+            }
+        }
+        (intake, verdicts)
+    }
+
+    /// The same by counting: a worker's repeated label counts once, one without a worker each time.
+    fn counted(votes: &[Vote]) -> BTreeMap<String, (Outcome, Option<String>)> {
+        let mut heard: HashSet<(Option<u8>, u8, bool)> = HashSet::new();
+        let mut sums: BTreeMap<u8, i64> = BTreeMap::new();
+        for &(worker, pair, good, _) in votes {
+            let sum = sums.entry(pair).or_default();
+            if worker.is_none() || heard.insert((worker, pair, good)) {
+                *sum += if good { 1 } else { -1 };
+            }
+        }
+        let verdict = |sum: i64| match sum {
+            0 => (Outcome::Tie, None),
+            1.. => (Outcome::Labelled, Some("a good one".to_owned())),
+            _ => (Outcome::Labelled, Some("a bad one".to_owned())),
+        };
+        sums.into_iter()
+            .map(|(pair, sum)| (format!("Subreddit: \nTITLE: \nPOST: p {pair}\nTL;DR:"), verdict(sum)))
+            .collect()
+    }
+
+    fn dropped(intake: &Intake) -> u64 {
+        intake.reasons.values().sum()
+    }
+
+    proptest! {
+        #[test]
+        fn a_majority_is_what_counting_gives_and_no_row_is_lost(
+            votes in prop::collection::vec((prop::option::of(0u8..4), 0u8..5, any::<bool>(), any::<bool>()), 0..40),
+            by in 0usize..40,
+        ) {
+            let (intake_of, verdicts) = majority(&votes);
+            prop_assert_eq!(&verdicts, &counted(&votes));
+            prop_assert_eq!(intake_of.read, verdicts.len() as u64 + dropped(&intake_of));
+            let mut turned = votes.clone();
+            turned.rotate_left(by.min(votes.len()));
+            prop_assert_eq!(verdicts, majority(&turned).1);
+
+            let (each, labels) = intake(&votes, Labels::Each);
+            let different: HashSet<_> = votes.iter().map(|(worker, pair, good, _)| (worker, pair, good)).collect();
+            prop_assert_eq!((labels.len(), each.read), (different.len(), different.len() as u64 + dropped(&each)));
+        }
+    }
+}
