@@ -1,15 +1,16 @@
-//! Matrix products in bf16 against f32, at the shapes of training and decoding, on one thread and on all: GFLOP/s and ratios.
+//! Matrix products by a prepared factor and in bf16 against those of the `gemm` crate, at the shapes of training and decoding, on
+//! one thread and on all: GFLOP/s and ratios.
 //! Run it with nothing else on the machine:
 //!
 //!     MIMALLOC_PURGE_DELAY=-1 cargo bench -p temper-lm --bench products [-- rounds]
 //!
-//! Medians of interleaved rounds. "Prepared" leaves out the rounding of the right factor, which several products share.
+//! Medians of interleaved rounds. "Prepared" leaves out the rearrangement of the right factor, which several products share.
 
 use std::time::Instant;
 
 use lm::Precision;
 use lm::kernels::gemm::{Into, Mat, Threads, gemm};
-use lm::kernels::product::{Factor, multiply, multiply_once, rounded};
+use lm::kernels::product::{Factor, Prepared, multiply, multiply_once};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -20,7 +21,8 @@ type Shape = (usize, usize, usize, bool, bool);
 /// Tokens and width of the two models: 14M and 124M parameters.
 const SIZES: [(usize, usize, usize); 2] = [(1024, 384, 8192), (1792, 768, 50257)];
 
-/// The products of a model of width `d` over `n` tokens: forward, input's gradient, weight's gradient; output layer; decode.
+/// The products of a model of width `d` over `n` tokens: forward, input's gradient, weight's gradient; output layer; decode;
+/// an adapter's.
 fn shapes((n, d, vocab): (usize, usize, usize)) -> Vec<Shape> {
     let maps = [(d, d), (d, 3 * d), (d, 4 * d), (4 * d, d)];
     let mut all: Vec<Shape> = maps.iter().map(|&(i, o)| (n, i, o, false, false)).collect();
@@ -28,6 +30,9 @@ fn shapes((n, d, vocab): (usize, usize, usize)) -> Vec<Shape> {
     all.extend(maps.iter().map(|&(i, o)| (i, n, o, true, false)));
     all.extend([(256, d, vocab, false, true), (256, vocab, d, false, false), (vocab, 256, d, true, false)]);
     all.extend([1, 16, 64].map(|rows| (rows, d, 4 * d, false, false)));
+    // An adapter of rank 8 on a chunk of rows: into it, and its gradients.
+    all.extend([(256, d, 8, false, true), (256, 4 * d, 8, false, false)]);
+    all.extend([(8, 256, d, true, false), (8, 256, 4 * d, true, false)]);
     all
 }
 
@@ -47,9 +52,9 @@ fn measure((m, k, n, a_t, b_t): Shape, threads: Threads, rounds: usize) {
     let (a, b) = (noise(m * k), noise(k * n));
     let a = if a_t { Mat::new(&a, k, m).t() } else { Mat::new(&a, m, k) };
     let b = if b_t { Mat::new(&b, n, k).t() } else { Mat::new(&b, k, n) };
-    let shared = rounded(b, Precision::Bf16, threads);
+    let prepared = [Precision::F32, Precision::Bf16].map(|precision| Prepared::new(b, None, precision));
     let mut out = vec![0.0; m * n];
-    let mut times = [const { Vec::new() }; 3];
+    let mut times = [const { Vec::new() }; 4];
     // Several products a round where one is too short to time.
     let repeat = (50_000_000 / (m * k * n)).max(1);
     for round in 0..=rounds {
@@ -60,18 +65,33 @@ fn measure((m, k, n, a_t, b_t): Shape, threads: Threads, rounds: usize) {
                 times[which].push(time);
             }
         };
+        let mut by_prepared = |which: usize, b: &Prepared| {
+            time(which, &mut || multiply(&mut out, Into::Overwrite, 1.0, a, Factor::Prepared(b), threads));
+        };
+        by_prepared(2, &prepared[1]);
+        if !a_t {
+            by_prepared(3, &prepared[0]);
+        }
         time(0, &mut || gemm(&mut out, Into::Overwrite, 1.0, a, b, threads));
-        time(1, &mut || multiply_once(&mut out, Into::Overwrite, 1.0, a, b, Precision::Bf16, threads));
-        time(2, &mut || multiply(&mut out, Into::Overwrite, 1.0, a, Factor::new(b, shared.as_ref()), threads));
+        if threads == Threads::Pool {
+            time(1, &mut || multiply_once(&mut out, Into::Overwrite, 1.0, a, b, Precision::Bf16));
+        }
     }
-    let [f32, once, prepared] = times.map(|t| 2e-9 * (m * k * n * repeat) as f64 / median(t));
+    let [f32, once, bf16, exact] =
+        times.map(|t| (!t.is_empty()).then(|| 2e-9 * (m * k * n * repeat) as f64 / median(t)));
     let side = |transposed| if transposed { "'" } else { " " };
+    let told = |rate: Option<f64>| match (rate, f32) {
+        (Some(rate), Some(f32)) => format!("{rate:9.1} {:6.2}x", rate / f32),
+        _ => " ".repeat(17),
+    };
     println!(
-        "{m:6}{} x {k:5} x {n:5}{}  {f32:9.1} {once:9.1} {:6.2}x {prepared:9.1} {:6.2}x",
+        "{m:6}{} x {k:5} x {n:5}{}  {:9.1} {} {} {}",
         side(a_t),
         side(b_t),
-        once / f32,
-        prepared / f32
+        f32.unwrap_or_default(),
+        told(exact),
+        told(once),
+        told(bf16)
     );
 }
 
@@ -79,7 +99,7 @@ fn main() {
     let rounds = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(9);
     for (threads, name) in [(Threads::One, "one thread"), (Threads::Pool, "all threads")] {
         println!("\n{name}");
-        println!("{:<26} {:>9} {:>9} {:>7} {:>9} {:>7}", "GFLOP/s", "f32", "bf16", "", "prepared", "");
+        println!("{:<26} {:>9} {:>17} {:>17} {:>17}", "GFLOP/s", "gemm", "f32 prepared", "bf16", "bf16 prepared");
         for shape in SIZES.into_iter().flat_map(shapes) {
             measure(shape, threads, rounds);
         }

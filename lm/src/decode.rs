@@ -12,12 +12,12 @@ use rayon::prelude::*;
 
 use self::affine::Affine;
 pub(crate) use self::export::Export;
-use self::export::{Pair, Table, padded};
+use self::export::Pair;
 use crate::kernels::attention::{self, Size};
 use crate::kernels::buffer::{CHUNK, for_chunks};
 use crate::kernels::gemm::{Into, Mat, Threads};
 use crate::kernels::norm::Scale;
-use crate::kernels::product::{Factor, multiply_columns};
+use crate::kernels::product::{Factor, Prepared, multiply};
 use crate::kernels::projection::At;
 use crate::kernels::rotary::{Rotary, Turn};
 use crate::kernels::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
@@ -39,7 +39,7 @@ pub(crate) struct Decoder<'a> {
     size: Size,
     embedding: &'a [f32],
     positions: Option<&'a [f32]>,
-    table: Factor<'a>,
+    table: &'a Prepared,
     output_bias: Option<&'a [f32]>,
     rotary: Option<&'a Rotary>,
     layers: Vec<Layer<'a>>,
@@ -100,10 +100,7 @@ impl<'a> Decoder<'a> {
             size: Size { batch: 1, time: 0, heads: heads.query, kv_heads: heads.key_value, width: heads.width },
             embedding: &export.embedding,
             positions: export.positions.as_deref(),
-            table: match &export.table {
-                Table::Exact(table) => Factor::Exact(Mat::new(table, spec.d, padded(spec.vocab))),
-                Table::Rounded(table) => Factor::Rounded(table),
-            },
+            table: &export.table,
             output_bias: export.output_bias.as_deref(),
             rotary: export.rotary.as_ref(),
             layers: layers.collect(),
@@ -226,17 +223,17 @@ impl<'a> Decoder<'a> {
         x: &[f32],
         work: &mut Work,
     ) -> impl Iterator<Item = &'l mut [f32]> + use<'l> {
-        let (d, vocab, padded) = (self.spec.d, self.spec.vocab, padded(self.spec.vocab));
+        let (d, vocab) = (self.spec.d, self.spec.vocab);
         let n = x.len() / d;
         self.normalise(room(&mut work.h, n * d), x, &self.norm);
-        let out = room(logits, n * padded);
+        let out = room(logits, n * vocab);
         let mut into = Into::Overwrite;
         if let Some(bias) = self.output_bias {
-            out.chunks_exact_mut(padded).for_each(|row| row[..vocab].copy_from_slice(bias));
+            out.chunks_exact_mut(vocab).for_each(|row| row.copy_from_slice(bias));
             into = Into::Add;
         }
-        multiply_columns(out, padded, 0, into, 1.0, Mat::new(&work.h, n, d), self.table, self.threads);
-        out.chunks_exact_mut(padded).map(move |row| &mut row[..vocab])
+        multiply(out, into, 1.0, Mat::new(&work.h, n, d), Factor::Prepared(self.table), self.threads);
+        out.chunks_exact_mut(vocab)
     }
 
     fn embed(&self, x: &mut [f32], id: u32, position: usize) {

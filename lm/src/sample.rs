@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::decode::{Cache, Decoder, Export, Work};
 use crate::kernels::gemm::Threads;
 use crate::pick::Picker;
-use crate::{CausalLm, Draws, Error, Precision, Result};
+use crate::{CausalLm, Draws, Error, Result};
 
 /// How to draw.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,11 +48,7 @@ pub fn sample(
     if o.max_new_tokens == 0 {
         return Ok(prompts.iter().map(|_| Sampled { ids: vec![], logprobs: vec![], ended: false }).collect());
     }
-    // Rounding might swallow what an adapter adds to a weight: in bf16 it stays beside it.
-    let model = match lm.precision() {
-        Precision::F32 => lm.merged()?,
-        Precision::Bf16 => lm.frozen(),
-    };
+    let model = lm.frozen();
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + o.max_new_tokens;
     let export = Export::of(model.net(), longest)?;
     let plan = Plan::of(lm, longest);

@@ -1,11 +1,10 @@
 //! A model's tensors as decoding reads them, rounded or rearranged once. Knows no tokens and no caches.
 
 use super::affine::Affine;
-use crate::kernels::gemm::{Mat, Threads};
+use crate::kernels::gemm::Mat;
 use crate::kernels::glue::View;
-use crate::kernels::product::{Rounded, rounded};
+use crate::kernels::product::Prepared;
 use crate::kernels::rotary::Rotary;
-use crate::kernels::simd::LANES;
 use crate::linear::Linear;
 use crate::spec::Spec;
 use crate::transformer::{Norm, Transformer};
@@ -18,21 +17,14 @@ pub struct Export<'a> {
     pub positions: Option<View<'a>>,
     pub layers: Vec<LayerViews<'a>>,
     pub norm: Pair<'a>,
-    pub table: Table,
+    /// The output layer, `[d, vocab]`.
+    pub table: Prepared,
     pub output_bias: Option<View<'a>>,
     pub rotary: Option<Rotary>,
 }
 
 /// A weight and its bias.
 pub type Pair<'a> = (View<'a>, Option<View<'a>>);
-
-/// The output layer, rearranged once for all products with it.
-pub enum Table {
-    /// `[d, padded_vocab]`.
-    Exact(Vec<f32>),
-    /// `[d, vocab]`.
-    Rounded(Rounded),
-}
 
 pub struct LayerViews<'a> {
     pub norm_1: Pair<'a>,
@@ -64,10 +56,7 @@ impl<'a> Export<'a> {
         let output = model.output();
         let weight = View::of(output.weight)?;
         let (d, vocab) = (model.spec.d, model.spec.vocab);
-        let table = match rounded(Mat::new(&weight, vocab, d).t(), precision, Threads::Pool) {
-            Some(rounded) => Table::Rounded(rounded),
-            None => Table::Exact(transposed(&weight, d, padded(vocab))),
-        };
+        let table = Prepared::new(Mat::new(&weight, vocab, d).t(), None, precision);
         Ok(Self {
             spec: &model.spec,
             embedding: View::of(&model.embedding)?,
@@ -90,23 +79,4 @@ fn fan(maps: &[Linear], precision: Precision, cut: usize) -> Result<Vec<Affine<'
         Ok(map)
     };
     maps.iter().map(cut).collect()
-}
-
-/// `weight [vocab, d]` as `[d, padded]`.
-fn transposed(weight: &[f32], d: usize, padded: usize) -> Vec<f32> {
-    let mut table = vec![0.0; d * padded];
-    // A block of tokens at a time, so that each line of the table is written whole.
-    for (b, block) in weight.chunks(LANES * d).enumerate() {
-        for (i, row) in table.chunks_exact_mut(padded).enumerate() {
-            for (to, token) in row[b * LANES..].iter_mut().zip(block.chunks_exact(d)) {
-                *to = token[i];
-            }
-        }
-    }
-    table
-}
-
-/// The vocabulary rounded up to whole vectors.
-pub fn padded(vocab: usize) -> usize {
-    vocab.next_multiple_of(LANES)
 }

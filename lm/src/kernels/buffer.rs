@@ -11,10 +11,10 @@ pub const CHUNK: usize = 16 * 1024;
 
 /// A new buffer of `len` elements: each chunk is zeroed, then handed to `f(first element's index, chunk)` while it is in
 /// cache. `f` runs in parallel; what it writes may depend on its own chunk only.
-pub fn build(len: usize, chunk: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let mut buffer: Vec<f32> = Vec::with_capacity(len);
+pub fn build<T: Copy + Default + Send>(len: usize, chunk: usize, f: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+    let mut buffer: Vec<T> = Vec::with_capacity(len);
     let chunk = chunk.max(1);
-    let fill = |i: usize, part: &mut [MaybeUninit<f32>]| f(i * chunk, zeroed(part));
+    let fill = |i: usize, part: &mut [MaybeUninit<T>]| f(i * chunk, zeroed(part));
     let room = &mut buffer.spare_capacity_mut()[..len];
     if len <= chunk {
         fill(0, room);
@@ -26,10 +26,10 @@ pub fn build(len: usize, chunk: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> 
     buffer
 }
 
-fn zeroed(part: &mut [MaybeUninit<f32>]) -> &mut [f32] {
-    part.fill(MaybeUninit::new(0.0));
-    // SAFETY: every element was just written, and MaybeUninit<f32> has the layout of f32.
-    unsafe { &mut *(std::ptr::from_mut::<[MaybeUninit<f32>]>(part) as *mut [f32]) }
+fn zeroed<T: Copy + Default>(part: &mut [MaybeUninit<T>]) -> &mut [T] {
+    part.fill(MaybeUninit::new(T::default()));
+    // SAFETY: every element was just written, and MaybeUninit<T> has the layout of T.
+    unsafe { &mut *(std::ptr::from_mut::<[MaybeUninit<T>]>(part) as *mut [T]) }
 }
 
 /// Calls `f(first element's index, chunk)` for each chunk of `out`, in parallel.
@@ -149,7 +149,7 @@ mod tests {
             }
         });
         assert!(v.iter().enumerate().all(|(i, &x)| x == i as f32) && v.len() == 1000);
-        assert!(build(0, 8, |_, _| {}).is_empty());
+        assert!(build(0, 8, |_, _: &mut [f32]| {}).is_empty());
     }
 
     #[test]

@@ -7,7 +7,6 @@
 
 mod activation;
 pub(crate) mod attention;
-mod bf16;
 mod block;
 pub(crate) mod buffer;
 mod embedding;
@@ -16,6 +15,7 @@ pub mod gemm;
 pub(crate) mod glue;
 mod layer_norm;
 pub(crate) mod norm;
+mod panels;
 pub mod product;
 pub(crate) mod projection;
 pub mod reference;

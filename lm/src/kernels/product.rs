@@ -1,41 +1,48 @@
 //! Matrix products of slices in a chosen precision. Knows no tensors.
 
-use super::bf16::{self, Left, Target};
 use super::gemm::{self, Into, Mat, Threads};
+use super::panels::{Pair, Right, Rounded, Rows, Target, product};
 use crate::Precision;
 
-pub use super::bf16::Right as Rounded;
+pub use super::panels::Plus;
+
+/// A right factor laid out once for all products by it, in the precision of these.
+pub enum Prepared {
+    F32(Right<f32>),
+    /// Rounded, of half the size.
+    Bf16(Right<Pair>),
+}
+
+impl Prepared {
+    /// Of `b`, or of the sum of `b` and a matrix of low rank.
+    pub fn new(b: Mat, plus: Option<Plus>, precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32(Right::new(b, plus)),
+            Precision::Bf16 => Self::Bf16(Right::new(b, plus)),
+        }
+    }
+
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::F32(b) => b.cols(),
+            Self::Bf16(b) => b.cols(),
+        }
+    }
+}
 
 /// The right factor of a product.
 #[derive(Clone, Copy)]
 pub enum Factor<'a> {
     /// The product is f32's.
-    Exact(Mat<'a>),
-    /// The product is that of operands rounded to bf16; this one is already.
-    Rounded(&'a Rounded),
+    Once(Mat<'a>),
+    Prepared(&'a Prepared),
 }
 
-impl<'a> Factor<'a> {
-    /// `b`, or what [`rounded`] made of it.
-    pub fn new(b: Mat<'a>, rounded: Option<&'a Rounded>) -> Self {
-        rounded.map_or(Self::Exact(b), Self::Rounded)
-    }
-}
-
-/// What products by `b` in this precision are to be given, several of which may share it: nothing in f32, a rounded copy of
-/// half the size in bf16.
-pub fn rounded(b: Mat, precision: Precision, threads: Threads) -> Option<Rounded> {
-    match precision {
-        Precision::F32 => None,
-        Precision::Bf16 => Some(Rounded::new(b, threads)),
-    }
-}
-
-/// `out [a.rows, b.cols] = or += scale * a b`.
+/// `out [a.rows, b.cols] = or += scale * a b`. The rows of `a` are contiguous.
 pub fn multiply(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Factor, threads: Threads) {
     match b {
-        Factor::Exact(b) => gemm::gemm(out, into, scale, a, b, threads),
-        Factor::Rounded(b) => round_and_multiply(out, into, scale, a, b, threads),
+        Factor::Once(b) => gemm::gemm(out, into, scale, a, b, threads),
+        Factor::Prepared(b) => multiply_columns(out, b.cols(), 0, into, scale, a, b, threads),
     }
 }
 
@@ -48,18 +55,14 @@ pub fn multiply_columns(
     into: Into,
     scale: f32,
     a: Mat,
-    b: Factor,
+    b: &Prepared,
     threads: Threads,
 ) {
+    // Of no rows, not even the offset need be there.
+    let target = Target::new(out.get_mut(offset..).unwrap_or_default(), a.rows(), b.cols(), stride);
     match b {
-        Factor::Exact(b) => gemm::gemm_columns(out, stride, offset, into, scale, a, b, threads),
-        Factor::Rounded(b) => {
-            // Of no rows, not even the offset need be there.
-            let out = out.get_mut(offset..).unwrap_or_default();
-            Left::with(a, threads, |a| {
-                bf16::product(Target::new(out, a.lanes(), b.lanes(), stride), into, scale, a, b, threads);
-            });
-        }
+        Prepared::F32(b) => product(target, into, scale, &Rows::of(a), b, threads),
+        Prepared::Bf16(b) => Rounded::with(a, threads, |a| product(target, into, scale, a, b, threads)),
     }
 }
 
@@ -69,23 +72,18 @@ pub fn product_once(a: Mat, b: Mat, precision: Precision) -> Vec<f32> {
         Precision::F32 => gemm::product(1.0, a, b),
         Precision::Bf16 => {
             let mut out = vec![0.0; a.rows() * b.cols()];
-            multiply_once(&mut out, Into::Overwrite, 1.0, a, b, precision, Threads::Pool);
+            multiply_once(&mut out, Into::Overwrite, 1.0, a, b, precision);
             out
         }
     }
 }
 
-/// [`multiply`] by a factor that is used once.
-pub fn multiply_once(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, precision: Precision, threads: Threads) {
+/// [`multiply`] by a factor that is used once, on all threads; `a` may be a transpose.
+pub fn multiply_once(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, precision: Precision) {
     match precision {
-        Precision::F32 => gemm::gemm(out, into, scale, a, b, threads),
-        Precision::Bf16 => Rounded::with(b, threads, |b| round_and_multiply(out, into, scale, a, b, threads)),
+        Precision::F32 => gemm::gemm(out, into, scale, a, b, Threads::Pool),
+        Precision::Bf16 => {
+            multiply(out, into, scale, a, Factor::Prepared(&Prepared::new(b, None, precision)), Threads::Pool);
+        }
     }
-}
-
-fn round_and_multiply(out: &mut [f32], into: Into, scale: f32, a: Mat, b: &Rounded, threads: Threads) {
-    Left::with(a, threads, |a| {
-        let target = Target::new(out, a.lanes(), b.lanes(), b.lanes());
-        bf16::product(target, into, scale, a, b, threads);
-    });
 }

@@ -2,14 +2,12 @@
 //! columns of a wider matrix: the arithmetic that a transformer block's maps are made of. Knows no attention and no
 //! normalisation.
 
-use std::borrow::Cow;
-
 use candle_core::{Result, Tensor, bail};
 
 use super::buffer::scratch;
 use super::gemm::{self, Into, Mat, Threads};
 use super::glue::{View, expect};
-use super::product::{Factor, Rounded, multiply, multiply_columns, multiply_once, product_once, rounded};
+use super::product::{Factor, Plus, Prepared, multiply, multiply_columns, multiply_once, product_once};
 use super::simd::{self, add_assign};
 use super::sink::deliver_aside;
 use super::{Adapter, Projection};
@@ -98,20 +96,26 @@ impl Views<'_> {
     /// w + scale a' b'; in bf16 it stays beside it, since rounding may swallow what it adds.
     pub fn map(&self, precision: Precision, way: Way) -> Map<'_> {
         let Parts { d_in, d_out, .. } = *self.parts;
-        let mut w: Cow<[f32]> = Cow::Borrowed(&self.w);
         let mut low = None;
+        let merged: Vec<f32>;
+        let mut plus = None;
         if let (Some((a, b, mask)), Some(of)) = (&self.low, &self.parts.low) {
-            let merged = mask.is_none() && precision == Precision::F32;
-            low = Some(Low { a, b, rank: of.rank, scale: of.scale, mask: mask.as_deref(), merged });
-            if merged {
-                let (a, b) = (Mat::new(a, of.rank, d_in), Mat::new(b, d_out, of.rank));
-                gemm::gemm(w.to_mut(), Into::Add, of.scale, a.t(), b.t(), Threads::Pool);
+            let within = mask.is_none() && precision == Precision::F32;
+            if within {
+                merged = scaled_transpose(b, of.rank, of.scale);
+                plus = Some(Plus { a, b: &merged, rank: of.rank });
             }
+            low = Some(Low { a, b, rank: of.rank, scale: of.scale, mask: mask.as_deref(), within });
         }
         let (trains_bias, small) = (self.parts.trains_bias(), self.parts.small());
-        let rounded = rounded(way.of(Mat::new(&w, d_in, d_out)), precision, Threads::Pool);
-        Map { w, way, rounded, bias: self.bias.as_deref(), low, d_in, d_out, trains_bias, small }
+        let w = Prepared::new(way.of(Mat::new(&self.w, d_in, d_out)), plus, precision);
+        Map { w, way, bias: self.bias.as_deref(), low, d_in, d_out, trains_bias, small }
     }
+}
+
+/// `scale b'` of `b [n, rank]`: `[rank, n]`.
+pub fn scaled_transpose(b: &[f32], rank: usize, scale: f32) -> Vec<f32> {
+    (0..rank).flat_map(|r| b.iter().skip(r).step_by(rank).map(|x| scale * x)).collect()
 }
 
 struct Low<'a> {
@@ -120,8 +124,8 @@ struct Low<'a> {
     rank: usize,
     scale: f32,
     mask: Option<&'a [f32]>,
-    /// Whether it is part of the weight already.
-    merged: bool,
+    /// Whether it is part of the prepared weight.
+    within: bool,
 }
 
 impl Low<'_> {
@@ -154,9 +158,8 @@ impl Way {
 /// A map ready to run one way. Rows are given with the number of their first one in the batch, for the dropout mask; `at`
 /// says which columns of its output's rows are its own.
 pub struct Map<'a> {
-    w: Cow<'a, [f32]>,
+    w: Prepared,
     way: Way,
-    rounded: Option<Rounded>,
     bias: Option<&'a [f32]>,
     low: Option<Low<'a>>,
     d_in: usize,
@@ -196,9 +199,9 @@ impl Map<'_> {
         self.d_out
     }
 
-    fn factor(&self, way: Way) -> Factor<'_> {
+    fn weight(&self, way: Way) -> &Prepared {
         assert_eq!(self.way, way, "a map goes the way it was prepared for");
-        Factor::new(way.of(Mat::new(&self.w, self.d_in, self.d_out)), self.rounded.as_ref())
+        &self.w
     }
 
     /// `y +=` the map of `x`, or `y =` with `Into::Overwrite`.
@@ -207,9 +210,9 @@ impl Map<'_> {
         let n = x.len() / d_in;
         let At { stride, offset } = at;
         let into = at.place_bias(y, into, self.bias);
-        let w = self.factor(Way::Forward);
+        let w = self.weight(Way::Forward);
         multiply_columns(y, stride, offset, into, 1.0, Mat::new(x, n, d_in), w, Threads::One);
-        if let Some(low) = self.low.as_ref().filter(|low| !low.merged) {
+        if let Some(low) = self.low.as_ref().filter(|low| !low.within) {
             scratch(n * (d_in + low.rank), |buffer| {
                 let (seen, z) = buffer.split_at_mut(n * d_in);
                 let seen = low.seen(seen, x, first * d_in);
@@ -231,8 +234,8 @@ impl Map<'_> {
         let Self { d_in, d_out, .. } = *self;
         let n = g.len() / at.stride;
         let g = at.of(g, d_out);
-        multiply(dx, into, 1.0, g, self.factor(Way::Back), Threads::One);
-        let Some(Low { a, b, rank, scale, mask, merged: false }) = self.low else { return };
+        multiply(dx, into, 1.0, g, Factor::Prepared(self.weight(Way::Back)), Threads::One);
+        let Some(Low { a, b, rank, scale, mask, within: false }) = self.low else { return };
         scratch(n * (rank + d_in), |buffer| {
             let (dz, seen) = buffer.split_at_mut(n * rank);
             gemm::gemm(dz, Into::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
@@ -323,7 +326,7 @@ impl Parts {
             if dw.is_empty() {
                 dw = product_once(x.t(), g, precision);
             } else {
-                multiply_once(&mut dw, Into::Add, 1.0, x.t(), g, precision, Threads::Pool);
+                multiply_once(&mut dw, Into::Add, 1.0, x.t(), g, precision);
             }
         }
         deliver_aside(&self.w, dw)

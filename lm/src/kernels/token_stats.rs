@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::buffer::{for_chunks, scratch};
 use super::gemm::{Into, Mat, Threads};
 use super::glue::{View, gradient, output, slice};
-use super::product::{Factor, Rounded, multiply, multiply_once, rounded};
+use super::product::{Factor, Prepared, multiply, multiply_once};
 use super::simd::{add_assign, exp, fma, max, simd, sum_map};
 use super::sink::{deliver, deliver_aside};
 use crate::Precision;
@@ -45,15 +45,19 @@ pub struct Stats {
 struct Layer<'a> {
     weight: Mat<'a>,
     bias: Option<&'a [f32]>,
-    /// For logits.
-    forward: Option<Rounded>,
-    /// For gradients of hidden states.
-    back: Option<Rounded>,
+    /// For logits, in bf16. In f32 each product reads the weight itself: it is the model's largest, and few products share it.
+    forward: Option<Prepared>,
+    /// For gradients of hidden states, likewise.
+    back: Option<Prepared>,
 }
 
 impl Layer<'_> {
+    fn forward(&self) -> Factor<'_> {
+        self.forward.as_ref().map_or(Factor::Once(self.weight.t()), Factor::Prepared)
+    }
+
     fn back(&self) -> Factor<'_> {
-        Factor::new(self.weight, self.back.as_ref())
+        self.back.as_ref().map_or(Factor::Once(self.weight), Factor::Prepared)
     }
 }
 
@@ -69,8 +73,9 @@ impl Stats {
     /// The output layer, ready for logits, and if asked for, for gradients of hidden states.
     fn layer<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>, back: bool) -> Layer<'a> {
         let weight = Mat::new(weight, self.v, self.d);
-        let rounded = |w| rounded(w, self.precision, Threads::Pool);
-        Layer { weight, bias, forward: rounded(weight.t()), back: if back { rounded(weight) } else { None } }
+        let prepared =
+            |used: bool, w| (used && self.precision == Precision::Bf16).then(|| Prepared::new(w, None, self.precision));
+        Layer { weight, bias, forward: prepared(true, weight.t()), back: prepared(back, weight) }
     }
 
     /// Rows of a chunk: a function of the shape alone.
@@ -89,8 +94,7 @@ impl Stats {
             }
             None => Into::Overwrite,
         };
-        let weight = Factor::new(output.weight.t(), output.forward.as_ref());
-        multiply(logits, into, 1.0, hidden, weight, Threads::Pool);
+        multiply(logits, into, 1.0, hidden, output.forward(), Threads::Pool);
         if let Some((token, rows)) = &self.forbidden {
             for (row, &forbidden) in logits.chunks_exact_mut(self.v).zip(&rows[start..]) {
                 if forbidden {
@@ -216,7 +220,7 @@ impl CustomOp2 for Stats {
                 }
                 if let Some(de) = &mut de {
                     let h = Mat::new(&h_v[start * d..], end - start, d);
-                    multiply_once(de, Into::Add, 1.0, dl.t(), h, self.precision, Threads::Pool);
+                    multiply_once(de, Into::Add, 1.0, dl.t(), h, self.precision);
                 }
                 if trained_bias.is_some() {
                     logits.chunks_exact(v).for_each(|row| add_assign(&mut db, row));

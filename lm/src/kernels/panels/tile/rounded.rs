@@ -5,15 +5,12 @@
 
 use std::sync::OnceLock;
 
-use super::pack::{COLS, ROWS};
-use super::round::{even, odd};
+use super::round::{Pair, even, odd};
+use super::{COLS, ROWS, Tile};
 use crate::kernels::simd::simd;
 
-/// A part of a product.
-pub type Tile = [[f32; COLS]; ROWS];
-
 /// Writes the product of two panels of equal depth to a tile: of the left one's first rows alone, as many as it is for.
-pub type Multiply = fn(&mut Tile, &[[u32; ROWS]], &[[u32; COLS]]);
+pub type Multiply = fn(&mut Tile, &[[Pair; ROWS]], &[[Pair; COLS]]);
 
 /// The best [`Multiply`]s of this CPU, for 1 to [`ROWS`] rows.
 pub fn multiply() -> [Multiply; ROWS] {
@@ -25,7 +22,7 @@ pub fn multiply() -> [Multiply; ROWS] {
 fn detect() -> [Multiply; ROWS] {
     if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
         /// The feature detection above is the only way to this.
-        fn with<const R: usize>(tile: &mut Tile, a: &[[u32; ROWS]], b: &[[u32; COLS]]) {
+        fn with<const R: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: &[[Pair; COLS]]) {
             // SAFETY: both features that the function enables were found.
             unsafe { avx512::multiply::<R>(tile, a, b) }
         }
@@ -43,7 +40,7 @@ fn detect() -> [Multiply; ROWS] {
 simd! {
     /// All rows, in f32. Products of two bf16 are exact, so that only the sums round. The odd element comes first, as in
     /// the instruction's description; on Zen 4 the results are equal bit for bit.
-    pub fn portable(tile: &mut Tile, a: &[[u32; ROWS]], b: &[[u32; COLS]]) {
+    pub fn portable(tile: &mut Tile, a: &[[Pair; ROWS]], b: &[[Pair; COLS]]) {
         *tile = [[0.0; COLS]; ROWS];
         let depth = a.len();
         let b = &b[..depth];
@@ -63,22 +60,23 @@ mod avx512 {
     use std::arch::x86_64::{__m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
     use std::mem::transmute;
 
+    use super::super::round::Pair;
     use super::{COLS, ROWS, Tile};
 
     /// Registers of 16 columns.
     const VECTORS: usize = COLS / 16;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub fn multiply<const R: usize>(tile: &mut Tile, a: &[[u32; ROWS]], b: &[[u32; COLS]]) {
+    pub fn multiply<const R: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: &[[Pair; COLS]]) {
         let depth = a.len();
         let b = &b[..depth];
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; R];
         for p in 0..depth {
             // SAFETY: both are VECTORS times 64 bytes, of which any bits are valid.
-            let b = unsafe { transmute::<[u32; COLS], [__m512bh; VECTORS]>(b[p]) };
+            let b = unsafe { transmute::<[Pair; COLS], [__m512bh; VECTORS]>(b[p]) };
             for i in 0..R {
                 // SAFETY: both are registers of 64 bytes, of which any bits are valid.
-                let a = unsafe { transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a[p][i].cast_signed())) };
+                let a = unsafe { transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a[p][i].bits())) };
                 for j in 0..VECTORS {
                     sums[i][j] = _mm512_dpbf16_ps(sums[i][j], a, b[j]);
                 }

@@ -13,21 +13,33 @@ pub fn round(x: f32) -> u32 {
     (if magnitude < 0x0080_0000 { sign } else { kept }) & 0xffff_0000
 }
 
-/// Two neighbours along the inner dimension: `even` in the lower half, `odd` in the upper one.
+/// Two neighbours along the inner dimension, rounded: the even one in the lower half, the odd one in the upper.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(transparent)]
+pub struct Pair(u32);
+
+impl Pair {
+    /// As the instructions take them.
+    #[inline(always)]
+    pub fn bits(self) -> i32 {
+        self.0.cast_signed()
+    }
+}
+
 #[inline(always)]
-pub fn pair(even: f32, odd: f32) -> u32 {
-    round(even) >> 16 | round(odd)
+pub fn pair(even: f32, odd: f32) -> Pair {
+    Pair(round(even) >> 16 | round(odd))
 }
 
 /// The even element of a [`pair`].
 #[inline(always)]
-pub fn even(pair: u32) -> f32 {
+pub fn even(Pair(pair): Pair) -> f32 {
     f32::from_bits(pair << 16)
 }
 
 /// The odd element of a [`pair`].
 #[inline(always)]
-pub fn odd(pair: u32) -> f32 {
+pub fn odd(Pair(pair): Pair) -> f32 {
     f32::from_bits(pair & 0xffff_0000)
 }
 

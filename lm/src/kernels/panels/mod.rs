@@ -1,13 +1,14 @@
-//! Matrix products of operands rounded to bf16, with sums in f32. Knows no tensors and no models.
+//! Matrix products by a right factor that was laid out once, in panels, and then serves many. Knows no tensors and no models.
 //!
-//! `c = scale * bf16(a) bf16(b)`, see [`Precision::Bf16`](crate::Precision) for what is rounded and the error. Operands
-//! are rounded while they are packed into panels; panels multiply tile by tile.
+//! Panels hold f32, or operands rounded to bf16: then `c = scale * bf16(a) bf16(b)` with sums in f32, see
+//! [`Precision::Bf16`](crate::Precision) for what is rounded and the error. Panels multiply tile by tile.
 //!
-//! An element is the sum over blocks of [`DEPTH`] pairs in their order, whichever tile it lies in and whichever thread
+//! An element is the sum over blocks of [`DEPTH`] words in their order, whichever tile it lies in and whichever thread
 //! computes it: the result does not depend on the number of threads.
 
+mod left;
 mod pack;
-mod round;
+mod right;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -15,37 +16,38 @@ mod tile;
 
 use std::ops::Range;
 
-pub use pack::{Left, Right};
+pub use left::{Left, Rounded, Rows};
+pub use right::{Plus, Right};
 pub use target::Target;
+pub use tile::round::Pair;
 
 use super::gemm::{Into, Threads};
-use pack::{COLS, ROWS};
+use tile::{COLS, ROWS};
 
-/// Pairs of a block along the inner dimension: more than most products have. A panel's block of the right factor,
+/// Words of a block along the inner dimension: more than most products have. A panel's block of the right factor,
 /// 192 KiB, and the group of row panels that meets it stay in the second cache.
 const DEPTH: usize = 1024;
 /// Row panels of a group.
 const PANELS: usize = 16;
 /// Multiplications from which a part of a product is worth a task of its own.
-const TASK: usize = 1 << 23;
+const TASK: usize = 1 << 21;
 
 /// `target = or += scale * a b`.
-pub fn product(target: Target, into: Into, scale: f32, a: &Left, b: &Right, threads: Threads) {
+pub fn product<L: Left>(target: Target, into: Into, scale: f32, a: &L, b: &Right<L::Word>, threads: Threads) {
     assert_eq!(a.k(), b.k(), "inner dimensions of a product");
-    assert!(target.rows() == a.lanes() && target.cols() == b.lanes(), "the product has its destination's shape");
-    let job = Job { into, scale, a, b, multiply: tile::multiply() };
-    job.run(target, 0..a.panels(), 0..b.panels(), threads);
+    assert!(target.rows() == a.rows() && target.cols() == b.cols(), "the product has its destination's shape");
+    let job = Job { into, scale, a, b };
+    job.run(target, 0..a.rows().div_ceil(ROWS), 0..b.panels(), threads);
 }
 
-struct Job<'a> {
+struct Job<'a, L: Left> {
     into: Into,
     scale: f32,
-    a: &'a Left,
-    b: &'a Right,
-    multiply: [tile::Multiply; ROWS],
+    a: &'a L,
+    b: &'a Right<L::Word>,
 }
 
-impl Job<'_> {
+impl<L: Left> Job<'_, L> {
     /// Computes the product of panels `rows` of `a` and `cols` of `b`, which `target` is the place of.
     fn run(&self, target: Target, rows: Range<usize>, cols: Range<usize>, threads: Threads) {
         let (height, width) = (rows.len() * ROWS, cols.len() * COLS);
@@ -76,20 +78,21 @@ impl Job<'_> {
     /// [`Job::run`] on the calling thread.
     fn part(&self, mut target: Target, rows: Range<usize>, cols: Range<usize>) {
         let mut tile = [[0.0; COLS]; ROWS];
+        let depth = self.b.depth();
         for top in rows.clone().step_by(PANELS) {
             let group = top..(top + PANELS).min(rows.end);
             // An inner dimension of zero is one empty block, which overwrites with zeros.
-            for block in 0..self.a.depth().div_ceil(DEPTH).max(1) {
-                let pairs = block * DEPTH..((block + 1) * DEPTH).min(self.a.depth());
+            for block in 0..depth.div_ceil(DEPTH).max(1) {
+                let words = block * DEPTH..((block + 1) * DEPTH).min(depth);
                 let into = if block == 0 { self.into } else { Into::Add };
                 for j in cols.clone() {
-                    let b = &self.b.panel(j)[pairs.clone()];
+                    let b = &self.b.panel(j)[words.clone()];
                     for i in group.clone() {
                         let (row, col) = ((i - rows.start) * ROWS, (j - cols.start) * COLS);
                         target.prefetch(row, col, ROWS, COLS);
                         let height = (target.rows() - row).min(ROWS);
-                        self.multiply[height - 1](&mut tile, &self.a.panel(i)[pairs.clone()], b);
-                        target.write(&tile, row, col, into, self.scale);
+                        self.a.tile(&mut tile, i * ROWS..i * ROWS + height, words.start, b);
+                        target.write(&tile[..height], row, col, into, self.scale);
                     }
                 }
             }

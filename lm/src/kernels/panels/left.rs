@@ -1,0 +1,111 @@
+//! Left factors: rows in f32 as they lie in memory, or rounded to bf16 and laid out for the tiles. Knows no products.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::pack::{Lanes, pack_left};
+use super::tile::round::Pair;
+use super::tile::{COLS, ROWS, Tile, Word, exact, rounded};
+use crate::kernels::gemm::{Mat, Threads};
+
+/// What multiplies a right factor of its own kind of words.
+pub trait Left: Sync {
+    /// What the right factor's panels hold.
+    type Word: Word;
+
+    fn rows(&self) -> usize;
+
+    /// Elements of a row.
+    fn k(&self) -> usize;
+
+    /// Writes the product of `rows`, at most [`ROWS`] from a multiple of it on, and of a panel's words from `first` on.
+    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[Self::Word; COLS]]);
+}
+
+/// Rows of f32, each contiguous.
+pub struct Rows<'a> {
+    matrix: Mat<'a>,
+    multiply: [exact::Multiply; ROWS],
+}
+
+impl<'a> Rows<'a> {
+    /// # Panics
+    /// If the matrix is a transpose: a product by a prepared factor reads rows.
+    pub fn of(matrix: Mat<'a>) -> Self {
+        assert_eq!(matrix.col_stride, 1, "a left factor's rows are contiguous");
+        Self { matrix, multiply: exact::multiply() }
+    }
+}
+
+impl Left for Rows<'_> {
+    type Word = f32;
+
+    fn rows(&self) -> usize {
+        self.matrix.rows
+    }
+
+    fn k(&self) -> usize {
+        self.matrix.cols
+    }
+
+    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[f32; COLS]]) {
+        let height = rows.len();
+        let Mat { data, row_stride, .. } = self.matrix;
+        // Rows beyond the last are not multiplied; the last stands in for them.
+        let of = |i: usize| &data[(rows.start + i.min(height - 1)) * row_stride + first..][..panel.len()];
+        self.multiply[height - 1](tile, &std::array::from_fn(of), panel);
+    }
+}
+
+/// Rows rounded to bf16, in panels of [`ROWS`].
+pub struct Rounded {
+    /// `[panels, depth, ROWS]`
+    pairs: Vec<Pair>,
+    rows: usize,
+    k: usize,
+    multiply: [rounded::Multiply; ROWS],
+}
+
+impl Rounded {
+    /// Rounds the rows of `a`, in room that this thread keeps for its next call, for the time of `f`.
+    pub fn with<R>(a: Mat, threads: Threads, f: impl FnOnce(&Self) -> R) -> R {
+        let mut pairs = ROOM.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let from = Lanes::of_rows(a);
+        let len = from.panels(ROWS) * from.depth::<Pair>() * ROWS;
+        if pairs.len() < len {
+            pairs.resize(len, Pair::default());
+        }
+        from.pack::<Pair, ROWS>(&mut pairs[..len], threads, pack_left);
+        let packed = Self { pairs, rows: a.rows, k: a.cols, multiply: rounded::multiply() };
+        let result = f(&packed);
+        ROOM.with_borrow_mut(|pool| pool.push(packed.pairs));
+        result
+    }
+
+    /// The words of panel `i`, `[depth, ROWS]`.
+    pub fn panel(&self, i: usize) -> &[[Pair; ROWS]] {
+        let size = self.k.div_ceil(2) * ROWS;
+        self.pairs[i * size..(i + 1) * size].as_chunks().0
+    }
+}
+
+impl Left for Rounded {
+    type Word = Pair;
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn k(&self) -> usize {
+        self.k
+    }
+
+    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[Pair; COLS]]) {
+        let a = &self.panel(rows.start / ROWS)[first..first + panel.len()];
+        self.multiply[rows.len() - 1](tile, a, panel);
+    }
+}
+
+thread_local! {
+    static ROOM: RefCell<Vec<Vec<Pair>>> = const { RefCell::new(Vec::new()) };
+}

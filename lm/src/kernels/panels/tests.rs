@@ -1,0 +1,288 @@
+//! Claims about products by prepared factors, in f32 and in bf16, against sums in f64.
+
+use half::bf16;
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha12Rng;
+
+use super::tile::round::Pair;
+use super::tile::{COLS, ROWS, exact, rounded};
+use super::{DEPTH, Plus, Right, Rounded, Rows, Target, product};
+use crate::Precision;
+use crate::kernels::gemm::{Into, Mat, Threads};
+
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
+/// bf16's unit roundoff.
+const U: f64 = 1.0 / 256.0;
+
+fn random(len: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha12Rng::seed_from_u64(seed);
+    (0..len).map(|_| rng.random_range(-2.0..2.0)).collect()
+}
+
+/// `target = or += scale a b`, in the given precision.
+fn multiply(precision: Precision, target: Target, into: Into, scale: f32, a: Mat, b: Mat, threads: Threads) {
+    match precision {
+        Precision::F32 => product(target, into, scale, &Rows::of(a), &Right::new(b, None), threads),
+        Precision::Bf16 => {
+            let b = Right::new(b, None);
+            Rounded::with(a, threads, |a| product(target, into, scale, a, &b, threads));
+        }
+    }
+}
+
+/// How the operands and the destination lie in memory.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    m: usize,
+    k: usize,
+    n: usize,
+    /// Whether the memory holds the transposes.
+    transposed: (bool, bool),
+    /// Elements between the rows of each.
+    gap: usize,
+}
+
+impl Case {
+    const fn plain(m: usize, k: usize, n: usize) -> Self {
+        Self { m, k, n, transposed: (false, false), gap: 0 }
+    }
+
+    fn memory(self, (rows, cols): (usize, usize), transposed: bool, seed: u64) -> Vec<f32> {
+        let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
+        random(rows * (cols + self.gap), seed)
+    }
+
+    fn a(self) -> Vec<f32> {
+        self.memory((self.m, self.k), self.transposed.0, 1)
+    }
+
+    fn b(self) -> Vec<f32> {
+        self.memory((self.k, self.n), self.transposed.1, 2)
+    }
+
+    fn view(self, data: &[f32], rows: usize, cols: usize, transposed: bool) -> Mat<'_> {
+        match transposed {
+            false => Mat::strided(data, rows, cols, cols + self.gap),
+            true => Mat::strided(data, cols, rows, rows + self.gap).t(),
+        }
+    }
+
+    fn product(self, precision: Precision, out: &mut [f32], into: Into, scale: f32, threads: Threads) {
+        let (a, b) = (self.a(), self.b());
+        let a = self.view(&a, self.m, self.k, self.transposed.0);
+        let b = self.view(&b, self.k, self.n, self.transposed.1);
+        let target = Target::new(out, self.m, self.n, self.n + self.gap);
+        multiply(precision, target, into, scale, a, b, threads);
+    }
+
+    /// Each element's place, and the sums of a b, of |a b| and of (a b)^2, of operands to which `f` was applied.
+    fn sums(self, f: impl Fn(f32) -> f64) -> impl Iterator<Item = (usize, [f64; 3])> {
+        let (a, b) = (self.a(), self.b());
+        let a =
+            move |i, k| if self.transposed.0 { a[k * (self.m + self.gap) + i] } else { a[i * (self.k + self.gap) + k] };
+        let b =
+            move |k, j| if self.transposed.1 { b[j * (self.k + self.gap) + k] } else { b[k * (self.n + self.gap) + j] };
+        (0..self.m * self.n).map(move |at| {
+            let (i, j) = (at / self.n, at % self.n);
+            let mut sums = [0.0; 3];
+            for k in 0..self.k {
+                let term = f(a(i, k)) * f(b(k, j));
+                sums[0] += term;
+                sums[1] += term.abs();
+                sums[2] += term * term;
+            }
+            (i * (self.n + self.gap) + j, sums)
+        })
+    }
+}
+
+/// What a product in this precision sees of an operand.
+fn seen(precision: Precision) -> fn(f32) -> f64 {
+    match precision {
+        Precision::F32 => f64::from,
+        Precision::Bf16 => |x| bf16::from_f32(x).to_f64(),
+    }
+}
+
+/// The largest error of sums of k products in f32.
+fn slack(k: usize, magnitude: f64) -> f64 {
+    k as f64 * magnitude / f64::from(1 << 23)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_product_is_that_of_the_operands_or_of_the_rounded_ones(
+        m in 0..2 * ROWS + 3, k in 0..40usize, n in 0..2 * COLS + 3, transposed: (bool, bool), gap in 0..3usize, add: bool,
+        rounds: bool,
+    ) {
+        let precision = PRECISIONS[usize::from(rounds)];
+        // In f32 a left factor is read as it lies in memory, by rows.
+        let case = Case { m, k, n, transposed: (transposed.0 && rounds, transposed.1), gap };
+        let mut out = vec![0.25; m * (n + gap)];
+        let (into, old) = if add { (Into::Add, 0.25) } else { (Into::Overwrite, 0.0) };
+        case.product(precision, &mut out, into, -0.5, Threads::One);
+        for (at, [sum, magnitude, _]) in case.sums(seen(precision)) {
+            let error = (f64::from(out[at]) - (old - 0.5 * sum)).abs();
+            prop_assert!(error <= slack(k + 2, magnitude + old), "{error} at {at}");
+        }
+        let beyond = out.chunks((n + gap).max(1)).flat_map(|row| &row[n..]);
+        prop_assert!(beyond.into_iter().all(|&x| x == 0.25), "elements between the rows of the product were written");
+    }
+}
+
+#[test]
+fn the_error_stays_within_the_stated_bound() {
+    for case in [Case::plain(17, 40, 50), Case::plain(9, 1000, 49), Case::plain(3, 2 * DEPTH * 2 + 7, 5)] {
+        let mut out = vec![0.0; case.m * case.n];
+        case.product(Precision::Bf16, &mut out, Into::Overwrite, 1.0, Threads::One);
+        let (mut squares, mut usual) = (0.0, 0.0);
+        for (at, [sum, magnitude, energy]) in case.sums(f64::from) {
+            let error = (f64::from(out[at]) - sum).abs();
+            assert!(error <= (2.0 * U + U * U) * magnitude + slack(case.k, magnitude), "{error} at {at} of {case:?}");
+            squares += error * error;
+            usual += U * U * energy;
+        }
+        let ratio = (squares / usual).sqrt();
+        assert!(ratio < 1.0, "errors are {ratio} times what the documentation calls usual, in {case:?}");
+    }
+}
+
+#[test]
+fn what_is_added_while_packing_is_part_of_the_factor() {
+    let (k, n, rank) = (37, 101, 3);
+    let (w, a, b) = (random(k * n, 1), random(rank * k, 2), random(rank * n, 3));
+    let sum = |i: usize, j: usize| {
+        let low: f64 = (0..rank).map(|r| f64::from(a[r * k + i]) * f64::from(b[r * n + j])).sum();
+        f64::from(w[i * n + j]) + low
+    };
+    let plus = Some(Plus { a: &a, b: &b, rank });
+    let unit = |at: usize, len: usize| (0..len).map(|i| f32::from(u8::from(i == at))).collect::<Vec<f32>>();
+    let row = |x: &[f32], right: &Right<f32>| {
+        let mut out = vec![0.0; right.cols()];
+        let target = Target::new(&mut out, 1, right.cols(), right.cols());
+        product(target, Into::Overwrite, 1.0, &Rows::of(Mat::new(x, 1, x.len())), right, Threads::One);
+        out
+    };
+    let (forward, back) = (Right::new(Mat::new(&w, k, n), plus), Right::new(Mat::new(&w, k, n).t(), plus));
+    for i in 0..k {
+        for (j, x) in row(&unit(i, k), &forward).into_iter().enumerate() {
+            assert!((f64::from(x) - sum(i, j)).abs() < 4e-6, "row {i}, column {j}");
+        }
+    }
+    for j in 0..n {
+        for (i, x) in row(&unit(j, n), &back).into_iter().enumerate() {
+            assert!((f64::from(x) - sum(i, j)).abs() < 4e-6, "row {i}, column {j} of the transpose");
+        }
+    }
+}
+
+#[test]
+fn the_result_does_not_depend_on_the_number_of_threads() {
+    let case = Case { transposed: (false, true), gap: 1, ..Case::plain(331, 700, 515) };
+    for precision in PRECISIONS {
+        let at = |threads: usize, who: Threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            let mut out = vec![0.5; case.m * (case.n + case.gap)];
+            pool.install(|| case.product(precision, &mut out, Into::Add, 0.75, who));
+            out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let alone = at(1, Threads::One);
+        for threads in 1..=4 {
+            assert!(at(threads, Threads::Pool) == alone, "{threads} threads in {precision:?}");
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_rows_beside_it() {
+    let (k, n) = (300, 70);
+    let (x, w) = (random(13 * k, 1), random(k * n, 2));
+    for precision in PRECISIONS {
+        let rows = |first: usize, count: usize| {
+            let mut out = vec![0.0; count * n];
+            let target = Target::new(&mut out, count, n, n);
+            let x = Mat::new(&x[first * k..], count, k);
+            multiply(precision, target, Into::Overwrite, 1.0, x, Mat::new(&w, k, n), Threads::One);
+            out
+        };
+        let all = rows(0, 13);
+        for i in 0..13 {
+            assert_eq!(rows(i, 1), all[i * n..(i + 1) * n]);
+        }
+    }
+}
+
+#[test]
+fn the_memory_layout_of_an_operand_leaves_no_trace() {
+    let plain = Case::plain(29, 523, 101);
+    let transpose = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+        (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
+    };
+    let (a, b) = (plain.a(), plain.b());
+    let (a_t, b_t) = (transpose(&a, 29, 523), transpose(&b, 523, 101));
+    let run = |precision: Precision, a: Mat, b: Mat| {
+        let mut out = vec![0.0; 29 * 101];
+        multiply(precision, Target::new(&mut out, 29, 101, 101), Into::Overwrite, 1.0, a, b, Threads::One);
+        out
+    };
+    let (a, b) = (Mat::new(&a, 29, 523), Mat::new(&b, 523, 101));
+    let (a_t, b_t) = (Mat::new(&a_t, 523, 29).t(), Mat::new(&b_t, 101, 523).t());
+    assert_eq!(run(Precision::F32, a, b), run(Precision::F32, a, b_t));
+    assert_eq!(run(Precision::Bf16, a, b), run(Precision::Bf16, a_t, b_t));
+}
+
+/// Elements of a tile as both kernels compute it, with a bound on the difference.
+fn assert_alike(tiles: &[[[f32; COLS]; ROWS]; 2], bound: f64) {
+    for (x, y) in tiles[0].as_flattened().iter().zip(tiles[1].as_flattened()) {
+        assert!((f64::from(*x) - f64::from(*y)).abs() <= bound, "{x} and {y}");
+    }
+}
+
+#[test]
+fn the_portable_tiles_agree_with_the_chosen_ones() {
+    let (a, b) = (random(2 * ROWS * DEPTH, 3), random(2 * COLS * DEPTH, 4));
+    let (a, b) = (Mat::new(&a, ROWS, 2 * DEPTH), Mat::new(&b, 2 * DEPTH, COLS));
+    // |a b| <= 4, 2 DEPTH of them.
+    let bound = slack(2 * DEPTH, 8.0 * DEPTH as f64);
+    let mut tiles = [[[0.0; COLS]; ROWS]; 2];
+    let rounded_b = Right::<Pair>::new(b, None);
+    Rounded::with(a, Threads::One, |a| {
+        rounded::multiply()[ROWS - 1](&mut tiles[0], a.panel(0), rounded_b.panel(0));
+        rounded::portable(&mut tiles[1], a.panel(0), rounded_b.panel(0));
+    });
+    assert_alike(&tiles, bound);
+    let rows: [&[f32]; ROWS] = std::array::from_fn(|i| &a.data[i * 2 * DEPTH..(i + 1) * 2 * DEPTH]);
+    let b = Right::<f32>::new(b, None);
+    for height in 1..=ROWS {
+        tiles = [[[0.0; COLS]; ROWS]; 2];
+        exact::multiply()[height - 1](&mut tiles[0], &rows, b.panel(0));
+        exact::PORTABLE[height - 1](&mut tiles[1], &rows, b.panel(0));
+        tiles.iter_mut().for_each(|tile| tile[height..].fill([0.0; COLS]));
+        assert_alike(&tiles, bound);
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_so() {
+    let bad = [f32::NAN, f32::INFINITY, f32::MAX];
+    for (bad, precision) in bad.into_iter().flat_map(|bad| PRECISIONS.map(|precision| (bad, precision))) {
+        let (mut a, b) = (random(4 * 6, 5), random(6 * 5, 6));
+        a[6] = bad;
+        let mut out = vec![0.0; 4 * 5];
+        let target = Target::new(&mut out, 4, 5, 5);
+        // Of f32's greatest number, twice as much is an infinity.
+        multiply(precision, target, Into::Overwrite, 8.0, Mat::new(&a, 4, 6), Mat::new(&b, 6, 5), Threads::One);
+        let rows: Vec<bool> = out.chunks(5).map(|row| row.iter().all(|x| x.is_finite())).collect();
+        assert_eq!(rows, [true, false, true, true], "{bad} in {precision:?}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "fits its destination")]
+fn a_destination_that_is_too_small_is_refused() {
+    Target::new(&mut [0.0; 11], 3, 4, 4);
+}
