@@ -103,7 +103,11 @@ impl Views<'_> {
             let within = mask.is_none() && precision == Precision::F32;
             if within {
                 merged = scaled_transpose(b, of.rank, of.scale);
-                plus = Some(Plus { a, b: &merged, rank: of.rank });
+                let (a, b) = match way {
+                    Way::Forward => (&**a, &*merged),
+                    Way::Back => (&*merged, &**a),
+                };
+                plus = Some(Plus { a, b, rank: of.rank });
             }
             low = Some(Low { a, b, rank: of.rank, scale: of.scale, mask: mask.as_deref(), within });
         }

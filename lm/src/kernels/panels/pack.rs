@@ -22,9 +22,9 @@ const SHARED: usize = 64 * 1024;
 /// A matrix of low rank that is added to another while it is packed: `a' b`, both with contiguous rows.
 #[derive(Clone, Copy)]
 pub struct Plus<'a> {
-    /// `[rank, rows]` of the matrix as it lies in memory.
+    /// `[rank, rows]`
     pub a: &'a [f32],
-    /// `[rank, cols]` of it.
+    /// `[rank, cols]`
     pub b: &'a [f32],
     pub rank: usize,
 }
@@ -48,11 +48,8 @@ impl<'a> Lanes<'a> {
 
     pub fn of_columns(m: Mat<'a>, plus: Option<Plus<'a>>) -> Self {
         if let Some(Plus { a, b, rank }) = plus {
-            let (rows, cols) = if m.col_stride == 1 { (m.rows, m.cols) } else { (m.cols, m.rows) };
-            assert!(
-                a.len() == rank * rows && b.len() == rank * cols,
-                "a matrix and what is added to it have one shape"
-            );
+            let one_shape = a.len() == rank * m.rows && b.len() == rank * m.cols;
+            assert!(one_shape, "a matrix and what is added to it have one shape");
         }
         Self { plus, ..Self::of_rows(m.t()) }
     }
@@ -123,7 +120,7 @@ impl<'a> Lanes<'a> {
         let sum = &mut room[..n];
         sum.copy_from_slice(elements);
         for r in 0..rank {
-            add_scaled::<FMA>(sum, a[r * self.lanes + lane], &b[r * self.k + start..]);
+            add_scaled::<FMA>(sum, b[r * self.lanes + lane], &a[r * self.k + start..]);
         }
         sum
     }

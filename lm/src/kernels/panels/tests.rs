@@ -153,13 +153,18 @@ fn the_error_stays_within_the_stated_bound() {
 
 #[test]
 fn what_is_added_while_packing_is_part_of_the_factor() {
-    let (k, n, rank) = (37, 101, 3);
+    for (k, n, rank) in [(37, 101, 3), (5, 1, 2), (1, 5, 2)] {
+        assert_sum(k, n, rank);
+    }
+}
+
+fn assert_sum(k: usize, n: usize, rank: usize) {
     let (w, a, b) = (random(k * n, 1), random(rank * k, 2), random(rank * n, 3));
     let sum = |i: usize, j: usize| {
         let low: f64 = (0..rank).map(|r| f64::from(a[r * k + i]) * f64::from(b[r * n + j])).sum();
         f64::from(w[i * n + j]) + low
     };
-    let plus = Some(Plus { a: &a, b: &b, rank });
+    let (plus, transposed) = (Some(Plus { a: &a, b: &b, rank }), Some(Plus { a: &b, b: &a, rank }));
     let unit = |at: usize, len: usize| (0..len).map(|i| f32::from(u8::from(i == at))).collect::<Vec<f32>>();
     let row = |x: &[f32], right: &Right<f32>| {
         let mut out = vec![0.0; right.cols()];
@@ -167,7 +172,7 @@ fn what_is_added_while_packing_is_part_of_the_factor() {
         product(target, Into::Overwrite, 1.0, &Rows::of(Mat::new(x, 1, x.len())), right, Threads::One);
         out
     };
-    let (forward, back) = (Right::new(Mat::new(&w, k, n), plus), Right::new(Mat::new(&w, k, n).t(), plus));
+    let (forward, back) = (Right::new(Mat::new(&w, k, n), plus), Right::new(Mat::new(&w, k, n).t(), transposed));
     for i in 0..k {
         for (j, x) in row(&unit(i, k), &forward).into_iter().enumerate() {
             assert!((f64::from(x) - sum(i, j)).abs() < 4e-6, "row {i}, column {j}");
