@@ -110,6 +110,9 @@ pub struct Run {
     /// After a failure, go on with what does not depend on it
     #[arg(long)]
     pub keep_going: bool,
+    /// Pay again for answers that were paid for once and are lost with their artifact
+    #[arg(long)]
+    pub pay: bool,
     /// Tell the plan and stop
     #[arg(long)]
     pub dry_run: bool,

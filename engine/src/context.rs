@@ -77,6 +77,7 @@ pub struct Context {
     pub(crate) out: PathBuf,
     pub(crate) checkpoints: PathBuf,
     pub(crate) requests: PathBuf,
+    pub(crate) may_pay: bool,
     pub(crate) threads: usize,
     pub(crate) cadence: Cadence,
     pub(crate) sink: Box<dyn FnMut(Tell) + Send>,
@@ -98,6 +99,7 @@ impl Context {
             inputs,
             out,
             requests: checkpoints.join("requests"),
+            may_pay: true,
             checkpoints,
             threads: 1,
             cadence: Cadence::default(),
@@ -110,6 +112,13 @@ impl Context {
     #[must_use]
     pub fn with_requests(mut self, requests: PathBuf) -> Self {
         self.requests = requests;
+        self
+    }
+
+    /// Whether the kind may ask for what costs money; if nobody says, it may.
+    #[must_use]
+    pub fn with_pay(mut self, may_pay: bool) -> Self {
+        self.may_pay = may_pay;
         self
     }
 
@@ -163,6 +172,12 @@ impl Context {
     /// Where paid answers are kept: shared by all pipelines and processes of the store, and never deleted. May not exist.
     pub fn requests(&self) -> &Path {
         &self.requests
+    }
+
+    /// Whether the kind may ask for what costs money. It may not where an artifact that was paid for once is only made again,
+    /// and nobody has said `--pay`; what the store has kept is free.
+    pub fn may_pay(&self) -> bool {
+        self.may_pay
     }
 
     /// When to write one. Never changes a result.

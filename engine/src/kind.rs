@@ -56,6 +56,8 @@ pub struct Signature {
     pub beside_key: Vec<String>,
     /// Whether an attempt may cost money; then [`Kind::estimate`] says how much.
     pub pays: bool,
+    /// Which of `env` name files whose text, without white space at its ends, is a secret: redacted as well.
+    pub secret_files: Vec<String>,
 }
 
 impl Signature {
@@ -73,6 +75,7 @@ impl Signature {
             secrets: Vec::new(),
             beside_key: Vec::new(),
             pays: false,
+            secret_files: Vec::new(),
         }
     }
 
@@ -133,6 +136,13 @@ pub trait Kind: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Checks what is in the files that parameters name, whose paths are absolute by now; each fault as in [`Kind::check`]. A
+    /// file that is missing is told by others. Runs at planning.
+    fn check_files(&self, params: &Self::Params) -> Vec<(String, String)> {
+        let _ = params;
+        Vec::new()
+    }
+
     /// What running with these inputs and what the store has kept is expected to cost; `None` for kinds that pay for nothing.
     /// Reads, and asks nobody. Runs at planning, when the inputs are there.
     ///
@@ -162,6 +172,8 @@ pub trait AnyKind: Send + Sync {
     /// # Errors
     /// The faults found, each as (path of the field, or empty; message).
     fn normalise(&self, with: &Value) -> Result<Value, Vec<(String, String)>>;
+    /// The faults of the files that `params`, as normalised and with absolute paths, name.
+    fn check_files(&self, params: &Value) -> Result<Vec<(String, String)>>;
     /// `params` as normalised.
     fn signature(&self, params: &Value) -> Result<Signature>;
     fn estimate(&self, params: &Value, ctx: &Context) -> Result<Option<Estimate>>;
@@ -195,6 +207,10 @@ impl<K: Kind> AnyKind for K {
             return Err(faults);
         }
         serde_json::to_value(&params).map_err(|e| vec![(String::new(), e.to_string())])
+    }
+
+    fn check_files(&self, params: &Value) -> Result<Vec<(String, String)>> {
+        Ok(Kind::check_files(self, &parse::<K>(params)?))
     }
 
     fn signature(&self, params: &Value) -> Result<Signature> {

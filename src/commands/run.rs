@@ -26,6 +26,7 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
     let options = RunOptions {
         jobs: args.jobs.map_or_else(|| RunOptions::default().jobs, usize::from),
         keep_going: args.keep_going,
+        pay: args.pay,
         cadence: args.checkpoint_every.map_or_else(Cadence::default, Cadence::Steps),
         flags,
         profiles: args.file.profile.clone(),

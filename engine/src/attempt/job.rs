@@ -31,6 +31,10 @@ pub struct Job {
     /// The folder to fill: exists and is empty.
     pub out: PathBuf,
     pub checkpoints: PathBuf,
+    /// Where paid answers are kept.
+    pub requests: PathBuf,
+    /// Whether the kind may ask for what costs money.
+    pub may_pay: bool,
     pub cadence: Cadence,
     pub threads: usize,
 }

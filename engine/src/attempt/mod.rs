@@ -68,6 +68,8 @@ fn run_kind(job: &Job, registry: &Registry, voice: &Voice) -> Result<Digest> {
     }
     let mut ctx = Context::new(kind.name(), job.seed, job.inputs.clone(), job.out.clone(), job.checkpoints.clone())
         .with_threads(job.threads)
+        .with_requests(job.requests.clone())
+        .with_pay(job.may_pay)
         .with_cadence(job.cadence)
         .with_sink({
             let voice = voice.clone();

@@ -47,6 +47,12 @@ pub fn check(
     let mut params = normal.ok_or(None)?;
     let mut paths = Vec::new();
     absolute(&mut params, Some(&draft.with), folder, &mut paths);
+    // What does not parse here is told where the kind's signature is asked for.
+    for (path, message) in known.kind.check_files(&params).unwrap_or_default() {
+        let span = locate(&draft.with, &path).map_or(stage.with_span, |node| node.span);
+        let text = format!("stage `{}`: `{path}`: {message}", stage.name);
+        faults.push(Fault::new(span, text).of_instance(draft.told_as()));
+    }
     Ok(Checked { params, paths })
 }
 

@@ -61,6 +61,13 @@ pub enum Reason {
     ArtifactRotten { file: String },
 }
 
+impl Reason {
+    /// Whether this recipe has run to its end and only its artifact is lost.
+    pub fn is_repair(&self) -> bool {
+        matches!(self, Self::ArtifactMissing | Self::ArtifactRotten { .. })
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

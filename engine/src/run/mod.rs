@@ -41,6 +41,8 @@ pub struct RunOptions {
     pub jobs: usize,
     /// Whether a failure leaves what does not depend on it going on; else nothing new starts after it.
     pub keep_going: bool,
+    /// Whether what was paid for once and is lost may be paid for again.
+    pub pay: bool,
     /// What the plan was made with; needed again for what is pending.
     pub flags: Flags,
     /// The binary to spawn as `COMMAND attempt JOB.json`.
@@ -60,6 +62,7 @@ impl Default for RunOptions {
         Self {
             jobs: std::thread::available_parallelism().map_or(1, usize::from),
             keep_going: false,
+            pay: false,
             flags: Flags::default(),
             command: PathBuf::from("/proc/self/exe"),
             env: Vec::new(),

@@ -200,7 +200,7 @@ impl Work<'_> {
     fn attempt(&self, go: &Go, folder: &AttemptFolder, tell: &mut dyn FnMut(News)) -> Result<Ended> {
         let (instance, key) = (self.instance(go.node), go.ready.key);
         let signature = &instance.signature;
-        let secrets = Secrets::new(signature.secrets.iter().filter_map(|name| std::env::var(name).ok()));
+        let secrets = Secrets::of(signature);
         let job = self.job(go, folder)?;
         let job_file = folder.root.join("job.json");
         job.write(&job_file)?;
@@ -275,6 +275,8 @@ impl Work<'_> {
             store: self.store.root().to_owned(),
             out: folder.out.clone(),
             checkpoints: self.store.checkpoints(&go.ready.key)?,
+            requests: self.store.requests(),
+            may_pay: self.options.pay || !go.ready.reason.is_repair(),
             cadence: self.options.cadence,
             threads: go.threads,
         })

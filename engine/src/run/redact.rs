@@ -1,4 +1,6 @@
-//! Takes secrets out of text as it passes. Knows no process and no file.
+//! Takes secrets out of text as it passes. Knows no process.
+
+use crate::kind::Signature;
 
 /// What stands in a secret's place.
 const MASK: &str = "[redacted]";
@@ -14,6 +16,15 @@ impl Secrets {
         // A secret that holds another one goes first, or its rest would stay.
         values.sort_by_key(|v| std::cmp::Reverse(v.len()));
         Self(values)
+    }
+
+    /// Those that an attempt of a kind may see: the values of its secret variables, and the texts of the files that others of
+    /// its variables name. A file that cannot be read holds nothing that the attempt could tell.
+    pub fn of(signature: &Signature) -> Self {
+        let values = signature.secrets.iter().filter_map(|name| std::env::var(name).ok());
+        let files = signature.secret_files.iter().filter_map(std::env::var_os);
+        let texts = files.filter_map(|path| std::fs::read_to_string(path).ok()).map(|text| text.trim().to_owned());
+        Self::new(values.chain(texts))
     }
 
     pub fn is_empty(&self) -> bool {

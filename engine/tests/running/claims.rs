@@ -32,6 +32,7 @@ claims! {
     a_stage_that_litters_its_input_fails_and_others_may_go_on
     a_damaged_input_is_quarantined_and_made_again_in_the_same_run
     a_lost_artifact_is_made_again_when_its_bytes_are_needed
+    what_was_paid_for_and_is_lost_is_paid_again_only_on_request
     another_digest_for_the_same_key_is_our_bug
     a_kind_that_owns_up_to_varying_may_be_forced
     a_forced_stage_that_gives_the_same_bytes_reruns_nothing_else
@@ -285,6 +286,21 @@ fn a_lost_artifact_is_made_again_when_its_bytes_are_needed() {
     assert_eq!(space.text(&seen.outcome.digests[2].unwrap()), "new_b_a");
 }
 
+fn what_was_paid_for_and_is_lost_is_paid_again_only_on_request() {
+    let mut space = Space::new(&[stage("a", &[]).does(Deed::Pay), stage("b", &["a"])]);
+    let first = space.run();
+    assert_eq!(first.outcome.exit_code(), 0, "the first time nobody need ask");
+    space.orders.force = vec!["a".into()];
+    assert_eq!(space.run().outcome.exit_code(), 0, "nor if told to run it");
+    space.orders.force = vec![];
+    std::fs::remove_dir_all(space.store().artifact_folder(&first.outcome.digests[0].unwrap())).unwrap();
+    let seen = space.run();
+    assert_eq!((seen.failed.as_str(), seen.outcome.exit_code()), ("a", 3));
+    space.orders.pay = true;
+    let seen = space.run();
+    assert_eq!((seen.ran.as_str(), seen.outcome.exit_code()), ("a", 0));
+}
+
 fn another_digest_for_the_same_key_is_our_bug() {
     let mut space = Space::new(&[stage("a", &[]).does(Deed::Vary), stage("b", &["a"])]);
     let first = space.run();
@@ -331,14 +347,14 @@ fn secrets_are_kept_nowhere() {
     space.orders.jobs = 1;
     let seen = with_environment(&space);
     let shown = seen.concat();
-    assert!(shown.contains("the secret is [redacted]") && !shown.contains("hush-hush"), "{shown}");
+    assert!(shown.contains("the secret is [redacted] and [redacted]") && !shown.contains("hush"), "{shown}");
     let mut folders = vec![space.orders.store.clone()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             match path.is_dir() {
                 true => folders.push(path),
-                false => assert!(!String::from_utf8_lossy(&std::fs::read(&path).unwrap()).contains("hush-hush")),
+                false => assert!(!String::from_utf8_lossy(&std::fs::read(&path).unwrap()).contains("hush")),
             }
         }
     }
@@ -357,7 +373,11 @@ fn an_attempt_sees_only_what_it_declares() {
 fn with_environment(space: &Space) -> Vec<String> {
     let file = space.dir.path().join("orders");
     std::fs::write(&file, serde_json::to_vec(&space.orders).unwrap()).unwrap();
+    // Outside of the store.
+    let secret = space.dir.path().join("secret");
+    std::fs::write(&secret, "hush again\n").unwrap();
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.env("FAKE_SECRET_FILE", secret);
     command.arg("orchestrate").arg(file).envs([("FAKE_SECRET", "hush-hush"), ("FAKE_OPEN", "1"), ("UNDECLARED", "1")]);
     String::from_utf8(command.output().unwrap().stdout).unwrap().lines().map(str::to_owned).collect()
 }

@@ -70,7 +70,9 @@ pub enum Deed {
     TellThreads,
     /// Prints what looks like the protocol on standard output.
     Babble,
-    /// Says its secret everywhere, then fails.
+    /// Needs what costs money.
+    Pay,
+    /// Says its secrets everywhere, then fails.
     Blab,
     /// Writes the names of its environment variables.
     ShowEnvironment,
@@ -93,8 +95,9 @@ impl Kind for Fake {
         signature.open = true;
         signature.parallel = params.does == Some(Deed::TellThreads);
         signature.deterministic = params.does != Some(Deed::VaryOpenly);
-        signature.env = vec!["FAKE_SECRET".into(), "FAKE_OPEN".into()];
+        signature.env = vec!["FAKE_SECRET".into(), "FAKE_SECRET_FILE".into(), "FAKE_OPEN".into()];
         signature.secrets = vec!["FAKE_SECRET".into()];
+        signature.secret_files = vec!["FAKE_SECRET_FILE".into()];
         signature
     }
 
@@ -146,7 +149,9 @@ impl Kind for Fake {
                 println!("not even JSON");
             }
             Some(Deed::Blab) => {
-                let secret = std::env::var("FAKE_SECRET").unwrap_or_default();
+                let file = std::env::var("FAKE_SECRET_FILE").unwrap_or_default();
+                let filed = fs::read_to_string(file).unwrap_or_default();
+                let secret = format!("{} and {}", std::env::var("FAKE_SECRET").unwrap_or_default(), filed.trim());
                 eprintln!("the secret is {secret}");
                 ctx.warn(format!("the secret is {secret}"));
                 return Err(Error::yours(format!("the secret is {secret}")));
@@ -160,6 +165,8 @@ impl Kind for Fake {
                 let orphan = std::process::Command::new("sleep").arg("600").spawn().at("sleep")?;
                 ctx.warn(format!("orphan {}", orphan.id()));
             }
+            Some(Deed::Pay) if !ctx.may_pay() => return Err(Error::surroundings("would pay again")),
+            Some(Deed::Pay) => {}
             Some(Deed::GiveNothing) => return Ok(()),
         }
         fs::write(ctx.out().join("text"), text).at(ctx.out())

@@ -87,6 +87,7 @@ pub struct Orders {
     pub jobs: usize,
     pub keep_going: bool,
     pub force: Vec<String>,
+    pub pay: bool,
 }
 
 impl Orders {
@@ -100,6 +101,7 @@ impl Orders {
         let options = RunOptions {
             jobs: self.jobs,
             keep_going: self.keep_going,
+            pay: self.pay,
             flags,
             command: std::env::current_exe().unwrap(),
             retry_delay: Duration::from_millis(5),
@@ -130,7 +132,7 @@ impl Space {
     pub fn new(stages: &[Stage]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("cache");
-        let orders = Orders { store, stages: stages.to_vec(), jobs: 2, keep_going: false, force: vec![] };
+        let orders = Orders { store, stages: stages.to_vec(), jobs: 2, keep_going: false, force: vec![], pay: false };
         let mut space = Self { dir, orders };
         space.keep_diaries();
         space
