@@ -45,6 +45,8 @@ crate::table! {
         /// Whether the chosen summary came first where the judge saw both; where each was judged by itself, in its pair.
         /// Absent where nobody knows.
         pub chosen_first: Option<bool>,
+        /// Why there is no label, where the judge said so.
+        pub reason: Option<String>,
     }
 }
 
@@ -72,6 +74,7 @@ impl Preference {
             annotator: annotator.to_owned(),
             confidence: None,
             chosen_first: Some(first),
+            reason: None,
         }
     }
 }

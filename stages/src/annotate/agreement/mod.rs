@@ -68,7 +68,11 @@ impl Kind for Agree {
             .into_iter()
             .enumerate()
             .map(|(i, (name, rows))| {
-                let (judged, labelled) = pairs.judged(i);
+                let (mut judged, mut labelled) = (0, 0);
+                for (_, verdicts, _) in pairs.verdicts() {
+                    judged += u64::from(verdicts[i] != Verdict::Absent);
+                    labelled += u64::from(matches!(verdicts[i], Verdict::For(_)));
+                }
                 Judge {
                     name,
                     rows: rows.rows,

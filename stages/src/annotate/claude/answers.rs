@@ -1,95 +1,73 @@
-//! Paid answers, kept as they land: one line each, flushed to disk, so that no later attempt pays again. Knows no network.
+//! Which answer counts for a question: the first that gives a label, as far as one may ask again. Knows no network.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 
-use engine::error::{At, Error, Result};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use super::cache::{Cache, Kept};
+use super::document::{AnswerKey, Purpose, Question};
+use super::params::Params;
+use crate::types::Outcome;
 
-use super::client::Answer;
-use super::request::Reply;
-
-/// The labels so far, and the file that keeps them.
-pub struct Answers {
-    path: PathBuf,
-    file: File,
-    labels: HashMap<String, u8>,
+/// What there is for a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    Kept(Kept),
+    /// Nothing, or nothing that would do: an answer under this key is wanted.
+    Wanted(AnswerKey),
 }
 
-/// One request's line: labels of the documents that got one, and the whole answer, so that it can be read anew for free.
-#[derive(Serialize, Deserialize)]
-struct Line {
-    labels: Vec<(String, u8)>,
-    #[serde(default)]
-    answer: Value,
+/// The rules by which one is found: the parameters alone, so that the same cache gives the same table.
+pub struct Answers {
+    retry: Vec<Outcome>,
+    retries: u32,
+    /// Where an answer counts only in its company: a question's key there.
+    company: Option<HashMap<AnswerKey, AnswerKey>>,
 }
 
 impl Answers {
-    /// # Errors
-    /// If the file cannot be opened. A last line that a crash cut off is passed over.
-    pub fn open(path: &Path) -> Result<Self> {
-        let mut labels = HashMap::new();
-        let file = OpenOptions::new().create(true).append(true).read(true).open(path).at(path)?;
-        let mut lines = BufReader::new(&file);
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line).at(path)? > 0 {
-            if let Ok(line) = serde_json::from_slice::<Line>(&line) {
-                labels.extend(line.labels.into_iter().filter(|(_, place)| matches!(place, 1 | 2)));
-            }
-            line.clear();
+    pub fn new(params: &Params) -> Self {
+        Self { retry: params.retry.0.clone(), retries: params.retries, company: None }
+    }
+
+    /// Makes answers count only in the company that all questions, in groups of `n` in the order of requests, make.
+    #[must_use]
+    pub fn in_company(mut self, mut all: Vec<(Purpose, u64, AnswerKey)>, n: usize) -> Self {
+        all.sort_unstable();
+        all.dedup_by_key(|(_, _, key)| *key);
+        let mut company = HashMap::with_capacity(all.len());
+        for group in all.chunks(n) {
+            let keys: Vec<AnswerKey> = group.iter().map(|(_, _, key)| *key).collect();
+            company.extend(keys.iter().enumerate().map(|(slot, key)| (*key, key.among(&keys, slot))));
         }
-        Ok(Self { path: path.to_owned(), file, labels })
+        self.company = Some(company);
+        self
     }
 
-    /// The place, 1 or 2, of the better summary.
-    pub fn label(&self, key: &str) -> Option<u8> {
-        self.labels.get(key).copied()
+    /// Whether answers count only in company: then groups are asked whole.
+    pub fn are_strict(&self) -> bool {
+        self.company.is_some()
     }
 
-    /// Keeps an answer durably.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn keep(&mut self, keys: &[String], replies: &[Reply], answer: &Answer) -> Result<()> {
-        let labels: Vec<(String, u8)> = (keys.iter().zip(replies))
-            .filter_map(|(key, reply)| match reply {
-                Reply::Label(place) => Some((key.clone(), *place)),
-                _ => None,
-            })
-            .collect();
-        // The newline in front ends a line that a crash cut off.
-        let mut line = vec![b'\n'];
-        serde_json::to_writer(&mut line, &Line { labels: labels.clone(), answer: answer.body.clone() })
-            .map_err(|e| Error::ours(format!("{}: {e}", self.path.display())))?;
-        line.push(b'\n');
-        self.file.write_all(&line).at(&self.path)?;
-        self.file.sync_data().at(&self.path)?;
-        self.labels.extend(labels);
-        Ok(())
+    /// How often one can come to want an answer to the same question.
+    pub fn rounds(&self) -> u32 {
+        if self.retry.is_empty() { 1 } else { 1 + self.retries }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// The key of a question's first answer.
+    pub fn key(&self, question: &Question) -> AnswerKey {
+        let company = self.company.as_ref().and_then(|company| company.get(&question.key));
+        company.copied().unwrap_or(question.key)
+    }
 
-    #[test]
-    fn labels_come_back_and_a_line_cut_off_by_a_crash_loses_only_itself() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("answers.jsonl");
-        let answer = Answer { body: serde_json::json!({ "id": "msg" }) };
-        let keys = ["a".to_owned(), "b".to_owned()];
-        Answers::open(&path).unwrap().keep(&keys, &[Reply::Label(2), Reply::Refused], &answer).unwrap();
-        let mut text = std::fs::read(&path).unwrap();
-        text.extend(b"\n{\"labels\":[[\"x\",1]],\"ans");
-        std::fs::write(&path, &text).unwrap();
-        let mut answers = Answers::open(&path).unwrap();
-        assert_eq!([answers.label("a"), answers.label("b"), answers.label("x")], [Some(2), None, None]);
-        answers.keep(&keys[1..], &[Reply::Label(1)], &answer).unwrap();
-        let answers = Answers::open(&path).unwrap();
-        assert_eq!([answers.label("a"), answers.label("b")], [Some(2), Some(1)]);
+    pub fn find(&self, cache: &Cache, question: &Question) -> Found {
+        let first = self.key(question);
+        let mut attempt = 1;
+        loop {
+            let key = first.attempt(attempt);
+            match cache.get(key) {
+                None => return Found::Wanted(key),
+                Some(kept) if attempt < self.rounds() && self.retry.contains(&kept.reply.outcome()) => attempt += 1,
+                Some(kept) => return Found::Kept(kept),
+            }
+        }
     }
 }

@@ -1,88 +1,47 @@
 //! `annotate.claude`: a language model behind the Messages API judges pairs, as in the paper (A.2). Knows no reward model.
 
 mod answers;
+mod ask;
+mod cache;
 mod client;
+mod credentials;
+mod document;
+mod params;
+mod quality;
+mod reply;
 mod request;
+mod settings;
+mod spool;
+mod template;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeSet;
 
-use answers::Answers;
-use client::{BASE_URL, Client, Endpoint, KEY};
+use answers::{Answers, Found};
+use cache::{Cache, Usage};
+use client::{BASE_URL, Endpoint, KEY};
+use document::{Question, Questions};
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature};
-use request::{Document, Reply, Settings, Shown};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
+pub use params::Params;
+use quality::Quality;
+use reply::Reply;
+use settings::Settings;
+use spool::{Spool, Waiting};
 
-use super::{HeldOut, Judged, hash};
+use super::{HeldOut, Judged};
 use crate::data::clean::normalised;
 use crate::http;
 use crate::prompt::Parts;
 use crate::types::{Outcome, Pair, Pairs, Posts, Preference, Preferences, Side};
 
-/// Requests under way at once, if the environment does not say.
-const CONCURRENCY: usize = 8;
-/// Says otherwise. Not a parameter: how many requests are under way changes no label and so belongs to no key.
-const CONCURRENCY_VARIABLE: &str = "TEMPER_REQUESTS";
-
 pub struct Claude;
-
-/// How hard the model is to think.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Effort {
-    Low,
-    Medium,
-    High,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Params {
-    /// The model's id at the API. There is no default: it decides what is paid and what is got.
-    pub model: String,
-    /// Pairs judged in one request. The paper: 2.
-    #[serde(default = "two")]
-    pub documents_per_request: usize,
-    /// Tokens of an answer at most, thinking included.
-    #[serde(default = "answer_tokens")]
-    pub max_tokens: u32,
-    /// `low`, `medium` or `high`; sent only if given.
-    #[serde(default)]
-    pub effort: Option<Effort>,
-    /// Sent only if given: newer models refuse it.
-    #[serde(default)]
-    pub temperature: Option<f64>,
-    /// The greatest share of pairs that may stay without a label (refused, cut off, not readable).
-    #[serde(default = "few")]
-    pub max_unlabelled: f64,
-}
-
-fn two() -> usize {
-    2
-}
-
-fn answer_tokens() -> u32 {
-    1024
-}
-
-fn few() -> f64 {
-    0.05
-}
-
-/// What came of one pair.
-struct Judgement {
-    reply: Reply,
-    shown: Shown,
-}
 
 impl Kind for Claude {
     type Params = Params;
 
     const NAME: &'static str = "annotate.claude";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "judges pairs by a language model behind the Messages API";
 
     fn signature(&self, _: &Params) -> Signature {
@@ -91,214 +50,206 @@ impl Kind for Claude {
             .optional("exclude", &[Posts::NAME])
             .seeded();
         signature.deterministic = false;
-        signature.env = [KEY, BASE_URL, CONCURRENCY_VARIABLE].into_iter().chain(http::ENV).map(str::to_owned).collect();
+        let env = [KEY, credentials::KEY_FILE, BASE_URL, ask::CONCURRENCY_VARIABLE];
+        signature.env = env.into_iter().chain(http::ENV).map(str::to_owned).collect();
         signature.secrets = vec![KEY.to_owned()];
+        signature.secret_files = vec![credentials::KEY_FILE.to_owned()];
         signature
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
-        let mut faults = Vec::new();
-        let mut fault = |wrong: bool, field: &str, what: &str| {
-            if wrong {
-                faults.push((field.to_owned(), what.to_owned()));
-            }
-        };
-        fault(params.model.trim().is_empty(), "model", "expected the id of a model");
-        fault(!(1..=20).contains(&params.documents_per_request), "documents_per_request", "expected 1 to 20");
-        fault(params.max_tokens == 0, "max_tokens", "expected at least 1");
-        fault(!(0.0..=1.0).contains(&params.max_unlabelled), "max_unlabelled", "expected 0 to 1");
-        faults
+        params.faults()
+    }
+
+    fn check_files(&self, params: &Params) -> Vec<(String, String)> {
+        params.file_faults()
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        run_with(&params, ctx, || {
-            let key = http::variable(KEY).ok_or_else(|| {
-                Error::yours(format!("no API key: {KEY} is not set"))
-                    .help("set it in the environment that `temper` runs in")
-            })?;
-            let base = http::variable(BASE_URL).unwrap_or_else(|| "https://api.anthropic.com".to_owned());
-            Endpoint::new(&base, &key)
-        })
+        run_with(&params, ctx, credentials::endpoint)
     }
 }
 
-fn run_with(params: &Params, ctx: &mut Context, endpoint: impl FnOnce() -> Result<Endpoint>) -> Result<()> {
-    let settings = Settings {
-        model: params.model.clone(),
-        max_tokens: params.max_tokens,
-        effort: params.effort,
-        temperature: params.temperature,
-    };
-    let order = ctx.generator_key("order");
-    let mut held_out = HeldOut::of(ctx)?;
-    let mut answers = Answers::open(&ctx.checkpoints().join("answers.jsonl"))?;
-
-    // First pass: the documents without an answer, once each, in an order that content alone decides.
-    let mut wanted: BTreeMap<(u64, String), Document> = BTreeMap::new();
-    let mut held = Vec::new();
-    let mut documents = 0_u64;
-    for input in ctx.many("pairs") {
-        for pair in Pairs::open(&input.folder)? {
-            let pair = pair?;
-            let out = held_out.holds(&pair.post_id, Parts::parse(&pair.prompt).map_or("", |parts| parts.post));
-            held.push(out);
-            if out || is_tie(&pair) {
-                continue;
-            }
-            documents += 1;
-            let (place, document) = document(&order, &pair);
-            let key = document.key(&settings);
-            if answers.label(&key).is_none() {
-                wanted.insert((place, key), document);
-            }
+fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<Endpoint>) -> Result<()> {
+    let settings = Settings::load(params)?;
+    let mut cache = Cache::open(ctx.requests(), &settings)?;
+    if cache.damaged() > 0 {
+        let (folder, lines) = (cache.folder().display(), cache.damaged());
+        ctx.warn(format!("{folder}: answers.jsonl: {lines} lines cannot be read: what a crash cut off is asked again"));
+    }
+    let table = Table::survey(params, &settings, ctx)?;
+    for _ in 0..table.answers.rounds() {
+        let waiting = table.waiting(&cache, settings.documents_per_request, ctx)?;
+        if waiting.groups.is_empty() {
+            break;
         }
-    }
-    let already = documents - (wanted.len() as u64).min(documents);
-    ctx.metric("answers_kept_from_before", already as f64);
-    let mut unlabelled: HashMap<String, Reply> = HashMap::new();
-    if !wanted.is_empty() {
-        let endpoint = endpoint()?;
-        ask(&settings, params.documents_per_request, wanted, endpoint, &mut answers, &mut unlabelled, ctx)?;
-    }
-
-    // Second pass: the table, in the order of the pairs.
-    let mut judged = Judged::create(ctx.out())?;
-    let (mut first_shown, mut asked) = (0_u64, 0_u64);
-    let mut held = held.into_iter();
-    for input in ctx.many("pairs") {
-        for pair in Pairs::open(&input.folder)? {
-            let pair = pair?;
-            if held.next().unwrap_or(false) {
-                continue;
-            }
-            if is_tie(&pair) {
-                judged.push(Preference::of(pair, Side::A, Outcome::Tie, &settings.model))?;
-                continue;
-            }
-            let (_, document) = document(&order, &pair);
-            let judgement = judgement(&document, &settings, &answers, &unlabelled);
-            let (chosen, outcome) = match judgement.reply {
-                Reply::Label(place) => {
-                    asked += 1;
-                    first_shown += u64::from(place == 1);
-                    (judgement.shown.side(place), Outcome::Labelled)
-                }
-                Reply::Refused => (Side::A, Outcome::Refused),
-                Reply::Truncated => (Side::A, Outcome::Truncated),
-                Reply::Unparsable => (Side::A, Outcome::Unparsable),
-            };
-            judged.push(Preference::of(pair, chosen, outcome, &settings.model))?;
+        if !ctx.may_pay() {
+            return Err(would_pay_again(&waiting));
         }
+        ask::ask(&settings, table.answers.are_strict(), waiting, endpoint()?, &mut cache, ctx)?;
     }
-    if asked > 0 {
-        ctx.metric("first_shown_share", first_shown as f64 / asked as f64);
-    }
-    ctx.metric("held_out_dropped", held_out.dropped as f64);
-    let without = [Outcome::Refused, Outcome::Truncated, Outcome::Unparsable].map(|o| judged.count(o));
-    let share = without.iter().sum::<u64>() as f64 / documents.max(1) as f64;
-    if share > params.max_unlabelled {
-        let [refused, truncated, unparsable] = without;
-        return Err(Error::surroundings(format!(
-            "{:.1}% of {documents} pairs have no label ({refused} refused, {truncated} cut off, {unparsable} not readable), \
-             more than max_unlabelled = {}",
-            100.0 * share,
-            params.max_unlabelled
-        ))
-        .help("the labels that were got are kept: running again asks only for the others"));
-    }
-    judged.finish(ctx)
+    table.write(params, &cache, ctx)
+}
+
+fn would_pay_again(waiting: &Waiting) -> Error {
+    let (requests, answers) = (waiting.groups.len(), waiting.wanted());
+    let message = format!(
+        "its table was paid for once and is lost; the store keeps no answer to {answers} of its questions, so that making it again takes {requests} requests"
+    );
+    Error::surroundings(message).help("bring back `requests/` of the store, or say `--pay` to pay again")
 }
 
 fn is_tie(pair: &Pair) -> bool {
     normalised(&pair.a_text) == normalised(&pair.b_text)
 }
 
-/// A pair as it is shown, and its place in the order of requests: both from its content.
-fn document(order: &[u8; 32], pair: &Pair) -> (u64, Document) {
-    let hash = hash(order, &[&pair.prompt, &pair.a_text, &pair.b_text]);
-    let shown = if hash & 1 == 0 { Shown::AFirst } else { Shown::BFirst };
-    let (first, second) =
-        if shown == Shown::AFirst { (&pair.a_text, &pair.b_text) } else { (&pair.b_text, &pair.a_text) };
-    (hash, Document { prompt: pair.prompt.clone(), first: first.clone(), second: second.clone(), shown })
+/// The pairs of the inputs, their questions, and which answers count.
+struct Table {
+    questions: Questions,
+    answers: Answers,
+    /// By row of the inputs: whether its post is held out.
+    held_out: Vec<bool>,
+    dropped: u64,
 }
 
-fn judgement(
-    document: &Document,
-    settings: &Settings,
-    answers: &Answers,
-    unlabelled: &HashMap<String, Reply>,
-) -> Judgement {
-    let key = document.key(settings);
-    let reply = match answers.label(&key) {
-        Some(place) => Reply::Label(place),
-        None => unlabelled.get(&key).copied().unwrap_or(Reply::Unparsable),
-    };
-    Judgement { reply, shown: document.shown }
-}
-
-/// Sends all requests, a bounded number at once, and keeps each answer as it lands. After a request that failed for good
-/// nothing new is sent, and what is under way is awaited: it is paid for.
-fn ask(
-    settings: &Settings,
-    documents_per_request: usize,
-    wanted: BTreeMap<(u64, String), Document>,
-    endpoint: Endpoint,
-    answers: &mut Answers,
-    unlabelled: &mut HashMap<String, Reply>,
-    ctx: &mut Context,
-) -> Result<()> {
-    let (waits, mut waited) = tokio::sync::mpsc::unbounded_channel();
-    let client = Client::new(endpoint, waits)?;
-    let total = wanted.len() as u64;
-    let mut waiting: Vec<(String, Document)> = wanted.into_iter().map(|((_, key), document)| (key, document)).collect();
-    waiting.reverse();
-    let concurrency =
-        http::variable(CONCURRENCY_VARIABLE).and_then(|n| n.parse().ok()).unwrap_or(CONCURRENCY).clamp(1, 256);
-    let (mut done, mut tokens) = (0_u64, [0_u64; 2]);
-    let mut failed: Option<Error> = None;
-    http::runtime()?.block_on(async {
-        let mut running = JoinSet::new();
-        loop {
-            while failed.is_none() && running.len() < concurrency && !waiting.is_empty() {
-                let from = waiting.len().saturating_sub(documents_per_request);
-                let mut group = waiting.split_off(from);
-                group.reverse();
-                let (keys, documents): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-                let body = request::body(settings, &documents);
-                let client = client.clone();
-                running.spawn(async move { (keys, client.post(&body).await) });
+impl Table {
+    fn survey(params: &Params, settings: &Settings, ctx: &Context) -> Result<Self> {
+        let questions = Questions::new(settings.fingerprint(), params.swap_share, params.repeat_share, |purpose| {
+            ctx.generator_key(purpose)
+        });
+        let mut posts = HeldOut::of(ctx)?;
+        let mut held_out = Vec::new();
+        let mut all = Vec::new();
+        for pair in pairs(ctx) {
+            let pair = pair?;
+            let out = posts.holds(&pair.post_id, Parts::parse(&pair.prompt).map_or("", |parts| parts.post));
+            held_out.push(out);
+            if params.strict_partner && !out && !is_tie(&pair) {
+                all.extend(questions.of(&pair).iter().map(|question| (question.purpose, question.place, question.key)));
             }
-            let joined = tokio::select! {
-                // Waits first, so that none is left when the last request ends.
-                biased;
-                Some(wait) = waited.recv() => {
-                    ctx.warn(format!("annotate.claude: {wait}"));
-                    continue;
-                }
-                joined = running.join_next() => joined,
-            };
-            let Some(joined) = joined else { break };
-            let landed = joined.map_err(|e| Error::ours(format!("annotate.claude: a request's task ended: {e}")));
-            let kept = landed.and_then(|(keys, answer)| {
-                let answer = answer?;
-                let replies = request::replies(&answer.body, keys.len());
-                answers.keep(&keys, &replies, &answer)?;
-                done += keys.len() as u64;
-                tokens[0] += answer.tokens("input_tokens");
-                tokens[1] += answer.tokens("output_tokens");
-                let without = keys.into_iter().zip(replies).filter(|(_, reply)| !matches!(reply, Reply::Label(_)));
-                unlabelled.extend(without);
-                Ok(())
-            });
-            if let Err(e) = kept {
-                failed.get_or_insert(e);
-            }
-            ctx.progress(done, total, "pairs", Some(("output tokens", tokens[1] as f64)));
         }
-    });
-    ctx.metric("input_tokens", tokens[0] as f64);
-    ctx.metric("output_tokens", tokens[1] as f64);
-    failed.map_or(Ok(()), Err)
+        let answers = Answers::new(params);
+        let answers =
+            if params.strict_partner { answers.in_company(all, params.documents_per_request) } else { answers };
+        Ok(Self { questions, answers, held_out, dropped: posts.dropped })
+    }
+
+    /// The pairs that are judged.
+    fn rows(&self, ctx: &Context) -> impl Iterator<Item = Result<Pair>> {
+        pairs(ctx).zip(&self.held_out).filter(|(_, out)| !**out).map(|(pair, _)| pair)
+    }
+
+    /// What is to be asked, in groups of `n`.
+    fn waiting(&self, cache: &Cache, n: usize, ctx: &Context) -> Result<Waiting> {
+        let mut spool = Spool::new(ctx.checkpoints())?;
+        for pair in self.rows(ctx) {
+            let pair = pair?;
+            if is_tie(&pair) {
+                continue;
+            }
+            for question in self.questions.of(&pair) {
+                match self.answers.find(cache, &question) {
+                    Found::Wanted(key) => spool.push(&question, key, true)?,
+                    Found::Kept(_) if self.answers.are_strict() => {
+                        spool.push(&question, self.answers.key(&question), false)?
+                    }
+                    Found::Kept(_) => {}
+                }
+            }
+        }
+        spool.groups_of(n)
+    }
+
+    /// The table, in the order of the pairs, when every answer is there.
+    fn write(&self, params: &Params, cache: &Cache, ctx: &mut Context) -> Result<()> {
+        let mut judged = Judged::create(ctx.out())?;
+        let mut quality = Quality::default();
+        let mut requests = BTreeSet::new();
+        for pair in self.rows(ctx) {
+            let pair = pair?;
+            if is_tie(&pair) {
+                let row = Preference::of(pair, Side::A, Outcome::Tie, &params.model);
+                judged.push(Preference { chosen_first: None, ..row })?;
+                continue;
+            }
+            let mut asked = self.questions.of(&pair).into_iter().map(|question| {
+                let Found::Kept(kept) = self.answers.find(cache, &question) else {
+                    return Err(Error::ours(format!("pair {} has no answer after all were asked", pair.id)));
+                };
+                requests.insert(kept.request);
+                Ok::<(Question, cache::Kept), Error>((question, kept))
+            });
+            let Some((question, kept)) = asked.next().transpose()? else { continue };
+            let others = asked.collect::<Result<Vec<_>>>()?;
+            let chosen = match kept.reply {
+                Reply::Label(place) => {
+                    quality.label(place, kept.slot);
+                    let chosen = question.shown.side(place);
+                    for (other, answer) in others {
+                        quality.again(chosen, other.purpose, other.shown, answer);
+                    }
+                    chosen
+                }
+                _ => Side::A,
+            };
+            let row = Preference::of(pair, chosen, kept.reply.outcome(), &params.model);
+            let chosen_first = match kept.reply {
+                Reply::Label(place) => Some(place == 1),
+                _ => None,
+            };
+            judged.push(Preference { chosen_first, reason: cache.reason(kept)?, ..row })?;
+        }
+        quality.tell(ctx);
+        ctx.metric("held_out_dropped", self.dropped as f64);
+        tell_usage(cache, &requests, ctx);
+        check_unlabelled(&judged, params.max_unlabelled)?;
+        judged.finish(ctx)
+    }
+}
+
+/// The pairs of all inputs, in the order of the pipeline file.
+fn pairs(ctx: &Context) -> impl Iterator<Item = Result<Pair>> + use<> {
+    let folders: Vec<_> = ctx.many("pairs").iter().map(|input| input.folder.clone()).collect();
+    folders.into_iter().flat_map(|folder| {
+        let (rows, error) = match Pairs::open(&folder) {
+            Ok(rows) => (Some(rows), None),
+            Err(error) => (None, Some(Err(error))),
+        };
+        rows.into_iter().flatten().chain(error)
+    })
+}
+
+/// What the answers in the table cost, whenever they were paid: each request once.
+fn tell_usage(cache: &Cache, requests: &BTreeSet<usize>, ctx: &mut Context) {
+    let mut sum = Usage::default();
+    for request in requests {
+        let usage = cache.request(*request).usage;
+        sum.input += usage.input;
+        sum.output += usage.output;
+        sum.cache_written += usage.cache_written;
+        sum.cache_read += usage.cache_read;
+    }
+    ctx.metric("requests", requests.len() as f64);
+    ctx.metric("input_tokens", sum.input as f64);
+    ctx.metric("output_tokens", sum.output as f64);
+    ctx.metric("cache_written_tokens", sum.cache_written as f64);
+    ctx.metric("cache_read_tokens", sum.cache_read as f64);
+}
+
+fn check_unlabelled(judged: &Judged, most: f64) -> Result<()> {
+    let counts = [Outcome::Refused, Outcome::Truncated, Outcome::Unparsable, Outcome::Failed].map(|o| judged.count(o));
+    let asked = judged.count(Outcome::Labelled) + counts.iter().sum::<u64>();
+    let share = counts.iter().sum::<u64>() as f64 / asked.max(1) as f64;
+    if share <= most {
+        return Ok(());
+    }
+    let [refused, truncated, unparsable, failed] = counts;
+    Err(Error::surroundings(format!(
+        "{:.1}% of {asked} pairs have no label ({refused} refused, {truncated} cut off, {unparsable} not readable, {failed} failed), \
+         more than max_unlabelled = {most}",
+        100.0 * share,
+    ))
+    .help("all answers are kept; `retry: [refused, failed]` (or the like) asks those pairs once more"))
 }
 
 #[cfg(test)]

@@ -185,6 +185,7 @@ impl Label {
             annotator: worker.map_or_else(|| "human".to_owned(), |worker| format!("human:{worker}")),
             confidence: about.as_ref().and_then(|about| about.confidence),
             chosen_first: about.as_ref().map(|about| about.place == 0),
+            reason: None,
         }
     }
 }

@@ -1,0 +1,221 @@
+//! Paid answers, kept as they land: a log that all pipelines and processes of a store share. Knows no network and no table.
+//!
+//! ```text
+//! requests/annotate.claude/<fingerprint of the settings>/
+//!     settings.json    what was asked, for people
+//!     answers.jsonl    one line per answered request: the documents' keys by slot, the answer as it came
+//!     claims           its bytes are locked, one per document that is being asked
+//! ```
+//!
+//! What is in memory is made from the log alone, by the same code whoever wrote a line: so parsing again costs nothing but
+//! a restart. The first answer under a key counts.
+
+mod claims;
+mod log;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use engine::error::{At, Error, Result};
+use serde_json::Value;
+
+use super::document::AnswerKey;
+use super::reply::{Reading, Reply};
+use super::settings::Settings;
+use claims::Claims;
+use log::{Line, Log};
+
+/// An answer about one document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub reply: Reply,
+    /// Which document of its request it was, from 0.
+    pub slot: usize,
+    /// Which request it was in: an index into [`Cache::requests`].
+    pub request: usize,
+}
+
+/// What a request cost, and where it stands in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    pub usage: Usage,
+    offset: u64,
+}
+
+/// Tokens of an answer, by what they are billed as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub input: u64,
+    pub output: u64,
+    pub cache_written: u64,
+    pub cache_read: u64,
+    /// Whether it was asked in a batch.
+    pub batch: bool,
+}
+
+impl Usage {
+    pub fn of(answer: &Value) -> Self {
+        let usage = &answer["usage"];
+        let count = |what: &str| usage[what].as_u64().unwrap_or(0);
+        Self {
+            input: count("input_tokens"),
+            output: count("output_tokens"),
+            cache_written: count("cache_creation_input_tokens"),
+            cache_read: count("cache_read_input_tokens"),
+            batch: usage["service_tier"] == "batch",
+        }
+    }
+}
+
+/// What came of a request, to be kept.
+pub struct Landed {
+    /// By slot.
+    pub documents: Vec<AnswerKey>,
+    pub what: What,
+}
+
+pub enum What {
+    Answer(Value),
+    /// The API took it for a faulty request, for this reason. Nothing was paid.
+    Failed(String),
+}
+
+pub struct Cache {
+    folder: PathBuf,
+    log: Log,
+    claims: Claims,
+    reading: Reading,
+    kept: HashMap<AnswerKey, Kept>,
+    requests: Vec<Request>,
+    /// Whether the settings have ever been answered.
+    answered: bool,
+    damaged: u64,
+}
+
+impl Cache {
+    /// The answers under these settings in `requests`, the store's folder.
+    ///
+    /// # Errors
+    /// If the files cannot be opened.
+    pub fn open(requests: &Path, settings: &Settings) -> Result<Self> {
+        let fingerprint: String = settings.fingerprint()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let folder = requests.join("annotate.claude").join(fingerprint);
+        std::fs::create_dir_all(&folder).at(&folder)?;
+        describe(&folder.join("settings.json"), settings)?;
+        let mut cache = Self {
+            log: Log::open(&folder.join("answers.jsonl"))?,
+            claims: Claims::open(&folder.join("claims"))?,
+            folder,
+            reading: Reading::of(settings),
+            kept: HashMap::new(),
+            requests: Vec::new(),
+            answered: false,
+            damaged: 0,
+        };
+        cache.refresh()?;
+        Ok(cache)
+    }
+
+    /// Where the answers under these settings lie.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn get(&self, key: AnswerKey) -> Option<Kept> {
+        self.kept.get(&key).copied()
+    }
+
+    pub fn request(&self, index: usize) -> Request {
+        self.requests.get(index).copied().unwrap_or_default()
+    }
+
+    /// Whether any request under these settings was ever answered: then a fault lies in a request, not in the settings.
+    pub fn answered(&self) -> bool {
+        self.answered
+    }
+
+    /// Lines that could not be read: what a crash cut off.
+    pub fn damaged(&self) -> u64 {
+        self.damaged
+    }
+
+    /// Takes in what this and other processes have kept meanwhile.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn refresh(&mut self) -> Result<()> {
+        let Self { log, reading, kept, requests, answered, damaged, .. } = self;
+        log.read_on(|offset, line| {
+            let Some(Line { documents, answer, failed }) = line else {
+                *damaged += 1;
+                return;
+            };
+            let replies = match (&answer, &failed) {
+                (Some(answer), _) => reading.replies(answer, documents.len()),
+                (None, _) => vec![Reply::Failed; documents.len()],
+            };
+            *answered |= answer.is_some();
+            let request = requests.len();
+            requests.push(Request { usage: answer.as_ref().map_or_else(Usage::default, Usage::of), offset });
+            for (slot, (key, reply)) in documents.into_iter().zip(replies).enumerate() {
+                kept.entry(key).or_insert(Kept { reply, slot, request });
+            }
+        })
+    }
+
+    /// Keeps what has landed; on return it is on disk and is what [`Cache::get`] tells.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep(&mut self, landed: Vec<Landed>) -> Result<()> {
+        let lines = landed.into_iter().map(|Landed { documents, what }| match what {
+            What::Answer(answer) => Line { documents, answer: Some(answer), failed: None },
+            What::Failed(why) => Line { documents, answer: None, failed: Some(why) },
+        });
+        self.log.append(lines)?;
+        self.refresh()
+    }
+
+    /// Claims a document for this process until [`Cache::release`] or its death; false while another has it.
+    ///
+    /// # Errors
+    /// If the file system has no locks.
+    pub fn claim(&self, key: AnswerKey) -> Result<bool> {
+        self.claims.claim(key)
+    }
+
+    /// # Errors
+    /// If the file system has no locks.
+    pub fn release(&self, key: AnswerKey) -> Result<()> {
+        self.claims.release(key)
+    }
+
+    /// Why an answer gives no label; none if it does.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn reason(&self, kept: Kept) -> Result<Option<String>> {
+        if matches!(kept.reply, Reply::Label(_)) {
+            return Ok(None);
+        }
+        let line = self.log.line_at(self.request(kept.request).offset)?;
+        Ok(line.failed.or_else(|| self.reading.reason(kept.reply, &line.answer.unwrap_or_default())))
+    }
+}
+
+/// Says what the folder's answers are to, once.
+fn describe(path: &Path, settings: &Settings) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let mut text = serde_json::to_vec_pretty(&settings.asked()).map_err(|e| Error::ours(format!("settings: {e}")))?;
+    text.push(b'\n');
+    // Whole or not at all; two that write at once write the same.
+    let folder = path.parent().unwrap_or(path);
+    let mut new = tempfile::NamedTempFile::new_in(folder).at(folder)?;
+    new.write_all(&text).at(path)?;
+    new.persist(path).map(drop).map_err(|e| e.error).at(path)
+}

@@ -1,0 +1,105 @@
+//! Answers come back, whoever kept them and whatever was cut off.
+
+use serde_json::json;
+
+use super::super::request::tests::settings;
+use super::*;
+
+fn key(name: &str) -> AnswerKey {
+    AnswerKey::of(&[name.as_bytes()])
+}
+
+fn answer(first: u8) -> Value {
+    let text = format!("{{\"doc.3.chosen.summary\": {first}}}");
+    json!({ "stop_reason": "end_turn", "content": [{ "type": "text", "text": text }],
+            "usage": { "input_tokens": 7, "output_tokens": 3 } })
+}
+
+fn landed(names: &[&str], what: What) -> Vec<Landed> {
+    vec![Landed { documents: names.iter().map(|name| key(name)).collect(), what }]
+}
+
+#[test]
+fn a_request_that_says_nothing_of_one_document_keeps_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(json!({}));
+    let mut cache = Cache::open(folder.path(), &settings).unwrap();
+    assert!(!cache.answered());
+    cache.keep(landed(&["a", "b"], What::Answer(answer(2)))).unwrap();
+    cache.keep(landed(&["c"], What::Failed("too long".into()))).unwrap();
+    for cache in [cache, Cache::open(folder.path(), &settings).unwrap()] {
+        let replies = ["a", "b", "c"].map(|name| cache.get(key(name)).unwrap());
+        assert_eq!(replies.map(|kept| kept.reply), [Reply::Label(2), Reply::Unparsable, Reply::Failed]);
+        assert_eq!(replies.map(|kept| kept.slot), [0, 1, 0]);
+        assert_eq!(cache.request(replies[1].request).usage, Usage { input: 7, output: 3, ..Usage::default() });
+        assert_eq!(cache.reason(replies[0]).unwrap(), None);
+        assert_eq!(cache.reason(replies[1]).unwrap().unwrap(), "no choice for it in `{\"doc.3.chosen.summary\": 2}`");
+        assert_eq!(cache.reason(replies[2]).unwrap().unwrap(), "too long");
+        assert!(cache.answered() && cache.get(key("d")).is_none());
+    }
+}
+
+#[test]
+fn other_settings_have_other_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    Cache::open(folder.path(), &settings(json!({}))).unwrap().keep(landed(&["a"], What::Answer(answer(1)))).unwrap();
+    let other = Cache::open(folder.path(), &settings(json!({ "effort": "low" }))).unwrap();
+    assert!(other.get(key("a")).is_none());
+}
+
+#[test]
+fn a_line_cut_off_by_a_crash_loses_only_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(json!({}));
+    let mut cache = Cache::open(folder.path(), &settings).unwrap();
+    cache.keep(landed(&["a"], What::Answer(answer(1)))).unwrap();
+    let path = cache.folder().join("answers.jsonl");
+    let mut text = std::fs::read(&path).unwrap();
+    text.extend(&text.clone()[..text.len() / 2]);
+    std::fs::write(&path, &text).unwrap();
+
+    let mut after = Cache::open(folder.path(), &settings).unwrap();
+    assert_eq!(after.damaged(), 0, "it may still be under way");
+    after.keep(landed(&["b"], What::Answer(answer(2)))).unwrap();
+    for cache in [after, Cache::open(folder.path(), &settings).unwrap()] {
+        let replies = ["a", "b"].map(|name| cache.get(key(name)).unwrap().reply);
+        assert_eq!((replies, cache.damaged()), ([Reply::Label(1), Reply::Label(2)], 1));
+    }
+}
+
+#[test]
+fn two_that_write_at_once_lose_nothing_and_the_first_answer_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(json!({}));
+    let write = |name: &str| {
+        let mut cache = Cache::open(folder.path(), &settings).unwrap();
+        for i in 0..100 {
+            cache.keep(landed(&[&format!("{name} {i}")], What::Answer(answer(1)))).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        for name in ["x", "y", "z"] {
+            scope.spawn(move || write(name));
+        }
+    });
+    let mut cache = Cache::open(folder.path(), &settings).unwrap();
+    let all = ["x", "y", "z"].iter().flat_map(|name| (0..100).map(move |i| format!("{name} {i}")));
+    assert!(all.into_iter().all(|name| cache.get(key(&name)).is_some()));
+    assert_eq!(cache.damaged(), 0);
+    cache.keep(landed(&["x 0"], What::Answer(answer(2)))).unwrap();
+    assert_eq!(cache.get(key("x 0")).unwrap().reply, Reply::Label(1));
+}
+
+#[test]
+fn a_claim_holds_until_it_is_released_or_its_holder_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(json!({}));
+    let open = || Cache::open(folder.path(), &settings).unwrap();
+    let (one, other) = (open(), open());
+    assert!(one.claim(key("a")).unwrap() && one.claim(key("b")).unwrap());
+    assert!(!other.claim(key("a")).unwrap() && other.claim(key("c")).unwrap());
+    one.release(key("a")).unwrap();
+    assert!(other.claim(key("a")).unwrap() && !other.claim(key("b")).unwrap());
+    drop(one);
+    assert!(other.claim(key("b")).unwrap());
+}

@@ -1,0 +1,68 @@
+//! Where the API's address and key come from: the environment, and a file that it names. Never tells the key.
+
+use std::path::Path;
+
+use engine::error::{Error, Result};
+
+use super::client::{BASE_URL, Endpoint, KEY};
+use crate::http;
+
+/// Names a file that holds the key alone, for machines where environments are seen by others.
+pub const KEY_FILE: &str = "ANTHROPIC_API_KEY_FILE";
+const PUBLIC: &str = "https://api.anthropic.com";
+
+/// # Errors
+/// If there is no key, or two, or none that can be sent.
+pub fn endpoint() -> Result<Endpoint> {
+    let key = key(http::variable(KEY), http::variable(KEY_FILE))?;
+    Endpoint::new(&http::variable(BASE_URL).unwrap_or_else(|| PUBLIC.to_owned()), &key)
+}
+
+fn key(value: Option<String>, file: Option<String>) -> Result<String> {
+    match (value, file) {
+        (Some(_), Some(_)) => {
+            Err(Error::yours(format!("{KEY} and {KEY_FILE} are both set")).help("unset one of them: they may differ"))
+        }
+        (Some(key), None) => Ok(key),
+        (None, Some(file)) => read(Path::new(&file)),
+        (None, None) => Err(Error::yours(format!("no API key: {KEY} is not set")).help(format!(
+            "set it in the environment that `temper` runs in, or name a file that holds it in {KEY_FILE}"
+        ))),
+    }
+}
+
+fn read(file: &Path) -> Result<String> {
+    let told = |what: &str| Error::yours(format!("{KEY_FILE}: {}: {what}", file.display()));
+    if file.is_relative() {
+        return Err(told("not an absolute path"));
+    }
+    let text = std::fs::read_to_string(file).map_err(|e| told(&e.to_string()))?;
+    match text.trim() {
+        "" => Err(told("the file is empty")),
+        key => Ok(key.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_comes_from_one_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        std::fs::write(&file, "sk-secret\n").unwrap();
+        let name = || Some(file.display().to_string());
+        assert_eq!(key(Some("sk-1".into()), None).unwrap(), "sk-1");
+        assert_eq!(key(None, name()).unwrap(), "sk-secret");
+        let both = key(Some("sk-1".into()), name()).unwrap_err();
+        assert_eq!((both.exit_code(), both.message.contains("both set")), (2, true));
+        for (file, told) in [("key", "not an absolute path"), ("/none/such", "No such file"), ("/dev/null", "is empty")]
+        {
+            let error = key(None, Some(file.into())).unwrap_err();
+            assert!(error.message.starts_with(&format!("ANTHROPIC_API_KEY_FILE: {file}: ")), "{error}");
+            assert!(error.message.contains(told), "{error}");
+        }
+        assert_eq!(key(None, None).unwrap_err().message, "no API key: ANTHROPIC_API_KEY is not set");
+    }
+}

@@ -1,0 +1,82 @@
+//! All that decides an answer besides the document, with the files that the parameters name. Knows no cache and no API.
+
+use engine::error::{At, Error, Result};
+use engine::kind::InputPath;
+use serde_json::{Value, json};
+
+use super::params::{Choice, Effort, Params, Thinking};
+use super::template::{EXAMPLES, Example, TEMPLATE, Template, examples};
+
+/// Raised with any change of what is sent for the same settings: answers to another request are other answers.
+const REQUEST: u32 = 2;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub model: String,
+    pub documents_per_request: usize,
+    pub template: Template,
+    pub examples: Vec<Example>,
+    pub choice: Choice,
+    pub max_tokens: u32,
+    pub thinking: Thinking,
+    pub effort: Option<Effort>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub top_k: Option<u32>,
+    template_text: String,
+}
+
+impl Settings {
+    /// # Errors
+    /// If a file cannot be read, or does not hold what it must (which planning has told already).
+    pub fn load(params: &Params) -> Result<Self> {
+        let text = |file: &Option<InputPath>, ours: &str| match file {
+            Some(InputPath(path)) => std::fs::read_to_string(path).at(path),
+            None => Ok(ours.to_owned()),
+        };
+        let faulty = |field: &str, faults: Vec<String>| Error::yours(format!("`{field}`: {}", faults.join("; ")));
+        let template_text = text(&params.template, TEMPLATE)?;
+        Ok(Self {
+            model: params.model.clone(),
+            documents_per_request: params.documents_per_request,
+            template: Template::parse(&template_text).map_err(|faults| faulty("template", faults))?,
+            examples: examples(&text(&params.examples, EXAMPLES)?).map_err(|faults| faulty("examples", faults))?,
+            choice: params.choice,
+            max_tokens: params.max_tokens,
+            thinking: params.thinking,
+            effort: params.effort,
+            temperature: params.temperature,
+            top_p: params.top_p,
+            top_k: params.top_k,
+            template_text,
+        })
+    }
+
+    /// The document that the keys of answers hash.
+    pub fn asked(&self) -> Value {
+        json!({
+            "request": REQUEST,
+            "model": self.model,
+            "documents_per_request": self.documents_per_request,
+            "choice": self.choice,
+            "max_tokens": self.max_tokens,
+            "thinking": self.thinking,
+            "effort": self.effort,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "template": self.template_text,
+            "examples": self.examples,
+        })
+    }
+
+    /// BLAKE3 of [`Settings::asked`].
+    pub fn fingerprint(&self) -> [u8; 32] {
+        *blake3::hash(self.asked().to_string().as_bytes()).as_bytes()
+    }
+
+    /// The number of the first document that is asked about: the examples come before it.
+    pub fn first(&self) -> usize {
+        self.examples.len() + 1
+    }
+}

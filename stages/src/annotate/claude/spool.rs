@@ -1,0 +1,140 @@
+//! Documents that wait to be asked about: their texts on disk, so that memory does not grow with them. Knows no request.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use engine::error::{At, Error, Result};
+
+use super::document::{AnswerKey, Document, Purpose, Question};
+
+/// A document in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    // What the order of requests goes by comes first.
+    purpose: Purpose,
+    place: u64,
+    pub key: AnswerKey,
+    /// Whether its answer is wanted; else it is only shown beside one whose is.
+    pub wanted: bool,
+    offset: u64,
+    length: u32,
+}
+
+/// The documents of one request, by slot.
+pub type Group = Vec<Entry>;
+
+/// Takes documents in any order.
+pub struct Spool {
+    path: PathBuf,
+    file: BufWriter<File>,
+    entries: Vec<Entry>,
+    end: u64,
+}
+
+impl Spool {
+    /// In a file in `folder` that nobody else sees and that is gone with this value.
+    ///
+    /// # Errors
+    /// If there can be no such file.
+    pub fn new(folder: &Path) -> Result<Self> {
+        let file = tempfile::tempfile_in(folder).at(folder)?;
+        Ok(Self { path: folder.to_owned(), file: BufWriter::new(file), entries: Vec::new(), end: 0 })
+    }
+
+    /// # Errors
+    /// If it cannot be written.
+    pub fn push(&mut self, question: &Question, key: AnswerKey, wanted: bool) -> Result<()> {
+        let text = serde_json::to_vec(&question.document)
+            .map_err(|e| Error::ours(format!("a document does not serialise: {e}")))?;
+        self.file.write_all(&text).at(&self.path)?;
+        let length = u32::try_from(text.len()).map_err(|_| Error::yours("a post of more than 4 GB".to_owned()))?;
+        let Question { purpose, place, .. } = *question;
+        self.entries.push(Entry { purpose, place, key, wanted, offset: self.end, length });
+        self.end += u64::from(length);
+        Ok(())
+    }
+
+    /// Each document once, in groups of `n` in the order that their contents decide; groups of which no answer is wanted are
+    /// left out.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn groups_of(mut self, n: usize) -> Result<Waiting> {
+        self.entries.sort_unstable();
+        self.entries.dedup_by_key(|entry| entry.key);
+        let groups = self.entries.chunks(n).filter(|group| group.iter().any(|entry| entry.wanted));
+        let groups = groups.map(<[Entry]>::to_vec).collect();
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error).at(&self.path)?;
+        Ok(Waiting { path: self.path, file, groups })
+    }
+}
+
+/// The groups that are still to be asked, first things first.
+pub struct Waiting {
+    path: PathBuf,
+    file: File,
+    pub groups: VecDeque<Group>,
+}
+
+impl Waiting {
+    /// Answers that are wanted.
+    pub fn wanted(&self) -> u64 {
+        self.groups.iter().flatten().filter(|entry| entry.wanted).count() as u64
+    }
+
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn document(&self, entry: &Entry) -> Result<Document> {
+        let mut text = vec![0; entry.length as usize];
+        self.file.read_exact_at(&mut text, entry.offset).at(&self.path)?;
+        serde_json::from_slice(&text).map_err(|e| Error::ours(format!("a document comes back changed: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::document::Shown;
+    use super::*;
+
+    fn question(name: &str, purpose: Purpose, place: u64) -> Question {
+        let document = Document { prompt: name.into(), first: "1".into(), second: "2".into() };
+        Question { purpose, document, shown: Shown::AFirst, key: AnswerKey::of(&[name.as_bytes()]), place }
+    }
+
+    #[test]
+    fn documents_come_back_once_each_in_an_order_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spool = Spool::new(folder.path()).unwrap();
+        for (name, purpose, place, wanted) in [
+            ("swapped", Purpose::Swap, 1, true),
+            ("late", Purpose::Label, 9, false),
+            ("early", Purpose::Label, 2, true),
+            ("early", Purpose::Label, 2, true),
+            ("middle", Purpose::Label, 5, false),
+        ] {
+            let question = question(name, purpose, place);
+            spool.push(&question, question.key, wanted).unwrap();
+        }
+        assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none(), "nobody sees the file");
+        let waiting = spool.groups_of(1).unwrap();
+        let names: Vec<String> =
+            waiting.groups.iter().map(|group| waiting.document(&group[0]).unwrap().prompt).collect();
+        assert_eq!((names, waiting.wanted()), (vec!["early".to_owned(), "swapped".to_owned()], 2));
+    }
+
+    #[test]
+    fn a_group_is_asked_whole_if_one_of_it_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spool = Spool::new(folder.path()).unwrap();
+        for (i, name) in ["a", "b", "c", "d", "e"].into_iter().enumerate() {
+            let question = question(name, Purpose::Label, i as u64);
+            spool.push(&question, question.key, name == "d").unwrap();
+        }
+        let waiting = spool.groups_of(2).unwrap();
+        assert_eq!((waiting.groups.len(), waiting.groups[0].len(), waiting.wanted()), (1, 2, 1));
+        assert_eq!(waiting.document(&waiting.groups[0][0]).unwrap().prompt, "c");
+    }
+}

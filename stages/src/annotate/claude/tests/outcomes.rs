@@ -1,0 +1,125 @@
+//! What is no label stays in the table with its reason, and is asked again only on request.
+
+use super::*;
+
+/// Answers all, but says `other` of requests whose documents hold `text`.
+fn but(text: &'static str, other: impl Fn(&Value) -> (u16, Value) + Send + Sync + 'static) -> Server {
+    Server::new(Box::new(move |_, body| {
+        let holds = body["messages"][4]["content"].as_str().unwrap().contains(text);
+        let (status, answer) = if holds { other(body) } else { (200, good(body)) };
+        (status, String::new(), answer)
+    }))
+}
+
+fn refused(_: &Value) -> (u16, Value) {
+    (
+        200,
+        json!({ "stop_reason": "refusal", "content": [], "stop_details": { "category": "bio", "explanation": "no" } }),
+    )
+}
+
+fn count(rows: &[Preference], outcome: Outcome) -> usize {
+    rows.iter().filter(|row| row.outcome == outcome).count()
+}
+
+#[test]
+fn refusals_stay_in_the_table_without_a_label_and_too_many_fail_the_stage() {
+    let bench = bench((0..20).map(pair).collect());
+    let store = tempfile::tempdir().unwrap();
+    let seen = asked(&bench, &but("post 3\n", refused).endpoint, store.path(), json!({}));
+    assert_eq!(count(seen.rows(), Outcome::Refused), 2, "a refusal is of the whole request");
+    let row = seen.rows().iter().find(|row| row.outcome == Outcome::Refused).unwrap();
+    assert_eq!((row.reason.as_deref(), row.chosen_first), (Some("bio: no"), None));
+    assert!(seen.rows().iter().all(|row| row.reason.is_some() == (row.outcome != Outcome::Labelled)));
+    assert_eq!(seen.metrics()["refused"], 2.0);
+
+    let store = tempfile::tempdir().unwrap();
+    let server = but("post", refused);
+    let seen = asked(&bench, &server.endpoint, store.path(), json!({}));
+    assert!(seen.error().message.contains("100.0% of 20 pairs have no label (20 refused"), "{}", seen.error());
+    assert_eq!(seen.error().exit_code(), 3);
+    // The answers are kept: another bound is free.
+    let count = server.count();
+    let seen = asked(&bench, &server.endpoint, store.path(), json!({ "max_unlabelled": 1 }));
+    assert!(seen.error().message.contains("no preference can be learned"), "{}", seen.error());
+    assert_eq!(server.count(), count);
+}
+
+#[test]
+fn a_cut_off_answer_labels_nothing_and_one_that_says_nothing_of_a_document_labels_the_other() {
+    let bench = bench((0..10).map(pair).collect());
+    let store = tempfile::tempdir().unwrap();
+    let cut = but("post 3\n", |body| {
+        let mut answer = good(body);
+        answer["stop_reason"] = "max_tokens".into();
+        (200, answer)
+    });
+    let seen = asked(&bench, &cut.endpoint, store.path(), json!({}));
+    assert_eq!(count(seen.rows(), Outcome::Truncated), 2);
+
+    let store = tempfile::tempdir().unwrap();
+    let half = but("post 3\n", |body| {
+        let mut answer = good(body);
+        answer["content"][0]["text"] = "{\"doc.4.chosen.summary\": 1}".into();
+        (200, answer)
+    });
+    let seen = asked(&bench, &half.endpoint, store.path(), json!({}));
+    assert_eq!((count(seen.rows(), Outcome::Unparsable), count(seen.rows(), Outcome::Labelled)), (1, 9));
+}
+
+fn too_long(_: &Value) -> (u16, Value) {
+    (400, json!({ "error": { "type": "invalid_request_error", "message": "prompt is too long" } }))
+}
+
+#[test]
+fn a_document_that_the_api_takes_no_request_for_fails_alone() {
+    let bench = bench((0..20).map(pair).collect());
+    let store = tempfile::tempdir().unwrap();
+    let server = but("post 3\n", too_long);
+    let seen = asked(&bench, &server.endpoint, store.path(), json!({}));
+    assert_eq!((count(seen.rows(), Outcome::Failed), count(seen.rows(), Outcome::Labelled)), (1, 19));
+    assert!(seen.rows()[3].reason.as_ref().unwrap().contains("400: prompt is too long"), "{:?}", seen.rows()[3].reason);
+    // Ten requests, then each of the two documents by itself.
+    assert_eq!(server.count(), 12);
+    let again = asked(&bench, &server.endpoint, store.path(), json!({}));
+    assert_eq!((again.rows(), server.count()), (seen.rows(), 12));
+}
+
+#[test]
+fn settings_that_the_api_never_takes_stop_the_stage_and_fail_no_document() {
+    let bench = bench((0..100).map(pair).collect());
+    let store = tempfile::tempdir().unwrap();
+    let server = but("post", too_long);
+    let seen = asked(&bench, &server.endpoint, store.path(), json!({}));
+    assert_eq!(seen.error().exit_code(), 2);
+    assert!(seen.error().message.contains("in a row") && seen.error().message.contains("too long"), "{}", seen.error());
+    assert!(server.count() < 30, "{}", server.count());
+    // Nothing was kept as failed.
+    let fine = but("nothing", too_long);
+    assert_eq!(count(asked(&bench, &fine.endpoint, store.path(), json!({})).rows(), Outcome::Labelled), 100);
+}
+
+#[test]
+fn one_asks_again_only_on_request_and_the_last_answer_counts() {
+    let bench = bench((0..20).map(pair).collect());
+    let store = tempfile::tempdir().unwrap();
+    let stubborn = but("post 3\n", refused);
+    let path = store.path();
+    asked(&bench, &stubborn.endpoint, path, json!({}));
+    let paid = stubborn.count();
+    asked(&bench, &stubborn.endpoint, path, json!({ "retry": "truncated" }));
+    assert_eq!(stubborn.count(), paid, "none was cut off");
+    // Once more, by default; then that answer is there too.
+    for _ in 0..2 {
+        let seen = asked(&bench, &stubborn.endpoint, path, json!({ "retry": ["refused"] }));
+        assert_eq!((count(seen.rows(), Outcome::Refused), stubborn.count()), (2, paid + 1));
+    }
+    let seen = asked(&bench, &stubborn.endpoint, path, json!({ "retry": ["refused"], "retries": 4 }));
+    assert_eq!((count(seen.rows(), Outcome::Refused), stubborn.count()), (2, paid + 4));
+    let fine = but("nothing", refused);
+    let seen = asked(&bench, &fine.endpoint, path, json!({ "retry": ["refused"], "retries": 5 }));
+    assert_eq!((count(seen.rows(), Outcome::Labelled), fine.count()), (20, 1));
+    // Who does not ask again has the first answer still.
+    let seen = asked(&bench, &fine.endpoint, path, json!({}));
+    assert_eq!((count(seen.rows(), Outcome::Refused), fine.count()), (2, 1));
+}

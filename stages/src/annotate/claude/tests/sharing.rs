@@ -1,0 +1,126 @@
+//! One store, many askers: no document is paid twice, whoever asks, in whatever order and however often.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+fn fine() -> Server {
+    Server::new(Box::new(|_, body| (200, String::new(), good(body))))
+}
+
+/// How often each document was asked about, by its first summary and the other: the texts of its two summaries.
+fn times(server: &Server) -> BTreeMap<String, usize> {
+    let mut times = BTreeMap::new();
+    for (_, body) in server.requests.lock().unwrap().iter() {
+        for (_, first) in documents(body) {
+            *times.entry(first).or_default() += 1;
+        }
+    }
+    times
+}
+
+#[test]
+fn more_pairs_pay_only_for_the_new_ones_and_fewer_for_none() {
+    let server = fine();
+    let store = tempfile::tempdir().unwrap();
+    attempt(&bench((0..10).map(pair).collect()), &server, store.path()).unwrap();
+    assert_eq!(server.count(), 5);
+    let more = attempt(&bench((0..14).rev().map(pair).collect()), &server, store.path()).unwrap();
+    assert_eq!(server.count(), 7);
+    let fewer = attempt(&bench((3..8).map(pair).collect()), &server, store.path()).unwrap();
+    assert_eq!(server.count(), 7);
+    assert!(fewer.iter().all(|row| more.contains(row)));
+    let twice = attempt(&bench([3, 3, 20, 20].map(pair).to_vec()), &server, store.path()).unwrap();
+    assert_eq!((server.count(), twice.len()), (8, 4));
+}
+
+#[test]
+fn what_decides_an_answer_pays_anew_and_what_does_not_is_free() {
+    let server = fine();
+    let store = tempfile::tempdir().unwrap();
+    let bench = bench((0..4).map(pair).collect());
+    let mut count = 0;
+    for (with, requests) in [
+        (json!({}), 2),
+        (json!({ "max_unlabelled": 1, "retry": "failed" }), 0),
+        (json!({ "max_tokens": 2000 }), 2),
+        (json!({ "model": "another" }), 2),
+        (json!({ "choice": "prefill" }), 2),
+        (json!({ "thinking": "adaptive" }), 2),
+        (json!({}), 0),
+    ] {
+        let seen = asked(&bench, &server.endpoint, store.path(), with.clone());
+        count += requests;
+        assert_eq!(server.count(), count, "{with}: {:?}", seen.warnings);
+    }
+}
+
+#[test]
+fn a_template_and_examples_of_ones_own_are_other_questions_by_their_content() {
+    let server = fine();
+    let store = tempfile::tempdir().unwrap();
+    let bench = bench((0..4).map(pair).collect());
+    let (template, examples) = (bench.path("template"), bench.path("examples"));
+    let with = json!({ "template": template, "examples": examples });
+    let mut count = 0;
+    for (head, requests) in [("Judge.", 2), ("Judge well.", 2), ("Judge.", 0)] {
+        std::fs::write(&template, template::TEMPLATE.replace("You are", head)).unwrap();
+        std::fs::write(&examples, template::EXAMPLES).unwrap();
+        asked(&bench, &server.endpoint, store.path(), with.clone()).rows();
+        count += requests;
+        assert_eq!(server.count(), count, "{head}");
+    }
+    let sent = server.requests.lock().unwrap()[2].1["messages"][0]["content"].as_str().unwrap().to_owned();
+    assert!(sent.starts_with("Judge well."), "{sent}");
+}
+
+#[test]
+fn two_clients_at_once_pay_each_document_once() {
+    let slow = Server::new(Box::new(|_, body| {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        (200, String::new(), good(body))
+    }));
+    let store = tempfile::tempdir().unwrap();
+    let bench = bench((0..60).map(pair).collect());
+    let both = std::thread::scope(|scope| {
+        let ask = || asked(&bench, &slow.endpoint, store.path(), json!({ "swap_share": 0.5 }));
+        let other = scope.spawn(ask);
+        [ask(), other.join().unwrap()]
+    });
+    assert_eq!(both[0].rows(), both[1].rows());
+    let times = times(&slow);
+    assert!(times.len() > 60 && times.values().all(|times| *times == 1), "{times:?}");
+}
+
+#[test]
+fn a_repair_takes_what_is_kept_and_stops_before_it_pays_again() {
+    let server = fine();
+    let store = tempfile::tempdir().unwrap();
+    let (some, more) = (bench((0..10).map(pair).collect()), bench((0..14).map(pair).collect()));
+    let first = asked(&some, &server.endpoint, store.path(), json!({}));
+    let repaired = attempted(&some, &server.endpoint, store.path(), json!({}), false);
+    assert_eq!((repaired.rows(), repaired.metrics(), server.count()), (first.rows(), first.metrics(), 5));
+    let stopped = attempted(&more, &server.endpoint, store.path(), json!({}), false);
+    assert_eq!((stopped.error().exit_code(), server.count()), (3, 5));
+    assert!(stopped.error().message.contains("4 of its questions") && stopped.error().message.contains("2 requests"));
+    assert!(stopped.error().help.as_ref().unwrap().contains("--pay"));
+}
+
+#[test]
+fn with_strict_partners_an_answer_counts_only_in_its_company() {
+    let server = fine();
+    let store = tempfile::tempdir().unwrap();
+    let strict = || json!({ "strict_partner": true });
+    let some = bench((0..10).map(pair).collect());
+    let first = asked(&some, &server.endpoint, store.path(), strict());
+    assert_eq!((first.rows().len(), server.count()), (10, 5));
+    assert_eq!(asked(&some, &server.endpoint, store.path(), strict()).rows(), first.rows());
+    assert_eq!(server.count(), 5);
+    // More pairs put others beside them.
+    asked(&bench((0..20).map(pair).collect()), &server.endpoint, store.path(), strict()).rows();
+    assert!((11..=15).contains(&server.count()), "{}", server.count());
+    // Without, the answers in company do not count.
+    let before = server.count();
+    asked(&some, &server.endpoint, store.path(), json!({})).rows();
+    assert_eq!(server.count(), before + 5);
+}
