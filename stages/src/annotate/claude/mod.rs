@@ -2,11 +2,15 @@
 
 mod answers;
 mod ask;
+mod batch;
 mod cache;
 mod client;
 mod credentials;
 mod document;
+mod estimate;
+mod money;
 mod params;
+mod prices;
 mod quality;
 mod reply;
 mod request;
@@ -15,15 +19,20 @@ mod spool;
 mod template;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use answers::{Answers, Found};
-use cache::{Cache, Usage};
+use ask::Asker;
+use cache::Cache;
 use client::{BASE_URL, Endpoint, KEY};
 use document::{Question, Questions};
 use engine::context::Context;
-use engine::error::{Error, Result};
+use engine::error::{At, Error, Result};
+use engine::estimate::Estimate;
 use engine::kind::{Kind, Signature};
+use estimate::{Seen, Terms, Work};
 pub use params::Params;
+use prices::Usage;
 use quality::Quality;
 use reply::Reply;
 use settings::Settings;
@@ -50,7 +59,9 @@ impl Kind for Claude {
             .optional("exclude", &[Posts::NAME])
             .seeded();
         signature.deterministic = false;
-        let env = [KEY, credentials::KEY_FILE, BASE_URL, ask::CONCURRENCY_VARIABLE];
+        signature.pays = true;
+        signature.beside_key = params::BESIDE_KEY.map(str::to_owned).to_vec();
+        let env = [KEY, credentials::KEY_FILE, BASE_URL, ask::CONCURRENCY_VARIABLE, batch::POLL, batch::GIVE_UP];
         signature.env = env.into_iter().chain(http::ENV).map(str::to_owned).collect();
         signature.secrets = vec![KEY.to_owned()];
         signature.secret_files = vec![credentials::KEY_FILE.to_owned()];
@@ -63,6 +74,30 @@ impl Kind for Claude {
 
     fn check_files(&self, params: &Params) -> Vec<(String, String)> {
         params.file_faults()
+    }
+
+    fn estimate(&self, params: &Params, ctx: &Context) -> Result<Option<Estimate>> {
+        let settings = Settings::load(params)?;
+        let terms = Terms::of(params, &settings)?;
+        // Without answers there is nothing to look into, and nothing is to be made in the store.
+        let scratch = tempfile::tempdir().at(std::env::temp_dir())?;
+        let cache = match Cache::peek(ctx.requests(), &settings)? {
+            Some(cache) => cache,
+            None => Cache::open(scratch.path(), &settings)?,
+        };
+        let table = Table::survey(params, &settings, ctx)?;
+        let waiting = table.waiting(&cache, settings.documents_per_request, ctx, scratch.path())?;
+        let fixed = request::fixed_bytes(&settings);
+        let mut work = Work { documents: waiting.wanted(), kept: waiting.kept, fixed_bytes: fixed, ..Work::default() };
+        for group in &waiting.groups {
+            let documents = group.iter().map(|entry| waiting.document(entry)).collect::<Result<Vec<_>>>()?;
+            let bytes = request::body(&settings, &documents)["messages"].to_string().len() as u64;
+            work.requests += 1;
+            work.other_bytes += bytes.saturating_sub(fixed);
+        }
+        let mut seen = Seen::default();
+        cache.usages().for_each(|usage| seen.add(usage, &terms));
+        Ok(Some(estimate::estimate(&work, &terms, &seen)))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
@@ -78,15 +113,29 @@ fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<En
         ctx.warn(format!("{folder}: answers.jsonl: {lines} lines cannot be read: what a crash cut off is asked again"));
     }
     let table = Table::survey(params, &settings, ctx)?;
+    let n = settings.documents_per_request;
+    let mut asker: Option<Asker> = None;
     for _ in 0..table.answers.rounds() {
-        let waiting = table.waiting(&cache, settings.documents_per_request, ctx)?;
-        if waiting.groups.is_empty() {
+        let mut waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
+        let open = ask::are_open(&cache);
+        if waiting.groups.is_empty() || !(open || ctx.may_pay()) {
             break;
         }
-        if !ctx.may_pay() {
-            return Err(would_pay_again(&waiting));
+        let asker = match &mut asker {
+            Some(asker) => asker,
+            none => none.insert(Asker::new(params, &settings, table.answers.are_strict(), endpoint()?, &cache, ctx)?),
+        };
+        if open {
+            asker.settle(waiting, &mut cache, ctx)?;
+            waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
         }
-        ask::ask(&settings, table.answers.are_strict(), waiting, endpoint()?, &mut cache, ctx)?;
+        if !waiting.groups.is_empty() && ctx.may_pay() {
+            asker.ask(waiting, &mut cache, ctx)?;
+        }
+    }
+    let waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
+    if !waiting.groups.is_empty() && !ctx.may_pay() {
+        return Err(would_pay_again(&waiting));
     }
     table.write(params, &cache, ctx)
 }
@@ -139,9 +188,10 @@ impl Table {
         pairs(ctx).zip(&self.held_out).filter(|(_, out)| !**out).map(|(pair, _)| pair)
     }
 
-    /// What is to be asked, in groups of `n`.
-    fn waiting(&self, cache: &Cache, n: usize, ctx: &Context) -> Result<Waiting> {
-        let mut spool = Spool::new(ctx.checkpoints())?;
+    /// What is to be asked, in groups of `n`; its texts lie in a file in `scratch`.
+    fn waiting(&self, cache: &Cache, n: usize, ctx: &Context, scratch: &Path) -> Result<Waiting> {
+        let mut spool = Spool::new(scratch)?;
+        let mut kept = 0;
         for pair in self.rows(ctx) {
             let pair = pair?;
             if is_tie(&pair) {
@@ -151,13 +201,16 @@ impl Table {
                 match self.answers.find(cache, &question) {
                     Found::Wanted(key) => spool.push(&question, key, true)?,
                     Found::Kept(_) if self.answers.are_strict() => {
+                        kept += 1;
                         spool.push(&question, self.answers.key(&question), false)?
                     }
-                    Found::Kept(_) => {}
+                    Found::Kept(_) => kept += 1,
                 }
             }
         }
-        spool.groups_of(n)
+        let mut waiting = spool.groups_of(n)?;
+        waiting.kept = kept;
+        Ok(waiting)
     }
 
     /// The table, in the order of the pairs, when every answer is there.

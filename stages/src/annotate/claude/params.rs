@@ -1,9 +1,11 @@
 //! The parameters of `annotate.claude` and what they must keep to. Knows no request.
 
+use engine::error::Result;
 use engine::kind::InputPath;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
+use super::prices::{self, Prices, Quote};
 use super::template::{self, Template};
 use crate::types::Outcome;
 
@@ -101,6 +103,33 @@ pub struct Params {
     /// The greatest share of pairs that may stay without a label (refused, cut off, not readable, failed).
     #[serde(default = "some")]
     pub max_unlabelled: f64,
+    /// `single`, or `batch` for half the price and an hour or a day of waiting. As all below, no part of the key.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Dollars at most, over all attempts until the stage has succeeded: it stops before they are passed.
+    #[serde(default)]
+    pub max_cost: Option<f64>,
+    /// Requests of one attempt at most: 20 make a pilot, after which `plan` knows what thinking takes.
+    #[serde(default)]
+    pub max_requests: Option<u64>,
+    /// Prices that go before those shipped with this program: `{date, source, models: {ID: {input, output, cache_write,
+    /// cache_read, batch, minimum_prefix}}}`, in dollars per million tokens.
+    #[serde(default)]
+    pub prices: Option<Prices>,
+}
+
+/// What changes no label, and so belongs to no key.
+pub const BESIDE_KEY: [&str; 4] = ["mode", "max_cost", "max_requests", "prices"];
+
+/// How requests are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Each by itself, a number of them at once.
+    #[default]
+    Single,
+    /// As Message Batches.
+    Batch,
 }
 
 fn two() -> usize {
@@ -199,6 +228,32 @@ impl Params {
             fault(self.temperature.is_some_and(|t| t != 1.0), "temperature", &with("temperature but 1"));
             fault(self.top_k.is_some(), "top_k", &with("top_k"));
             fault(self.top_p.is_some_and(|p| p < 0.95), "top_p", &with("top_p below 0.95"));
+        }
+        faults.extend(self.money_faults());
+        faults
+    }
+
+    /// What the model's tokens cost.
+    ///
+    /// # Errors
+    /// If the shipped prices are damaged (ours).
+    pub fn quote(&self) -> Result<Option<Quote>> {
+        prices::quote(&self.model, self.prices.as_ref())
+    }
+
+    fn money_faults(&self) -> Vec<(String, String)> {
+        let mut faults: Vec<(String, String)> = Vec::new();
+        if self.max_cost.is_some_and(|most| !(most > 0.0 && most.is_finite())) {
+            faults.push(("max_cost".to_owned(), "expected dollars, more than 0".to_owned()));
+        }
+        if self.max_requests == Some(0) {
+            faults.push(("max_requests".to_owned(), "expected at least 1".to_owned()));
+        }
+        let of_prices = self.prices.iter().flat_map(Prices::faults);
+        faults.extend(of_prices.map(|(place, what)| (format!("prices.{place}"), what)));
+        if self.max_cost.is_some() && matches!(self.quote(), Ok(None)) {
+            let what = format!("no price of `{}` is known to hold it against: give one in `prices`", self.model);
+            faults.push(("max_cost".to_owned(), what));
         }
         faults
     }

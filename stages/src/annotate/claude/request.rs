@@ -29,7 +29,17 @@ fn fixed(settings: &Settings) -> Vec<Value> {
         let answer = json!({ (field(i + 1)): example.better }).to_string();
         messages.push(json!({ "role": "assistant", "content": answer }));
     }
+    if let Some(last) = messages.last_mut() {
+        // All up to here is the same in every request: the API may keep it, and charges less for reading it again.
+        let text = last["content"].take();
+        last["content"] = json!([{ "type": "text", "text": text, "cache_control": { "type": "ephemeral" } }]);
+    }
     messages
+}
+
+/// Bytes with which every request under the same settings begins alike.
+pub fn fixed_bytes(settings: &Settings) -> u64 {
+    json!(fixed(settings)).to_string().len() as u64
 }
 
 fn paragraphs(parts: &[&str]) -> String {
@@ -117,7 +127,8 @@ pub mod tests {
         assert_eq!(roles, ["user", "assistant", "user", "assistant", "user"]);
         assert!(messages[0]["content"].as_str().unwrap().starts_with("You are a helpful assistant"));
         assert_eq!(messages[1]["content"], r#"{"doc.1.chosen.summary":1}"#);
-        assert_eq!(messages[3]["content"], r#"{"doc.2.chosen.summary":2}"#);
+        let cached = json!({ "type": "text", "text": r#"{"doc.2.chosen.summary":2}"#, "cache_control": { "type": "ephemeral" } });
+        assert_eq!(messages[3]["content"], json!([cached]), "what is fixed ends here");
         let last = messages[4]["content"].as_str().unwrap();
         assert!(last.starts_with("<doc.3>\none\n</doc.3>\n<doc.3.summary.1>\nfirst\n"), "{last}");
         assert!(last.contains("<doc.4>\ntwo\n</doc.4>"));

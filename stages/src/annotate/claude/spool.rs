@@ -68,7 +68,7 @@ impl Spool {
         let groups = self.entries.chunks(n).filter(|group| group.iter().any(|entry| entry.wanted));
         let groups = groups.map(<[Entry]>::to_vec).collect();
         let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error).at(&self.path)?;
-        Ok(Waiting { path: self.path, file, groups })
+        Ok(Waiting { path: self.path, file, groups, kept: 0 })
     }
 }
 
@@ -77,6 +77,8 @@ pub struct Waiting {
     path: PathBuf,
     file: File,
     pub groups: VecDeque<Group>,
+    /// Questions that need not be asked, since their answers are kept.
+    pub kept: u64,
 }
 
 impl Waiting {

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+mod money;
 mod outcomes;
 mod quality;
 mod secrets;

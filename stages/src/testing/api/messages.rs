@@ -9,10 +9,10 @@ use super::{Fault, Reply, Shared, State};
 /// A rate limit as a token bucket, refilled all the time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// What the bucket holds.
-    pub requests: f64,
-    /// What comes back each second.
-    pub per_second: f64,
+    /// What the bucket holds; it fills in a minute.
+    pub per_minute: f64,
+    /// What is in it at first.
+    pub left: f64,
 }
 
 /// What is left in it.
@@ -23,8 +23,8 @@ impl Bucket {
     /// Takes one request out; what is left then, or nothing if it was empty.
     fn take(&mut self, limits: Limits) -> Option<f64> {
         let now = Instant::now();
-        let left = self.0.map_or(limits.requests, |(at, left)| {
-            (left + now.duration_since(at).as_secs_f64() * limits.per_second).min(limits.requests)
+        let left = self.0.map_or(limits.left, |(at, left)| {
+            (left + now.duration_since(at).as_secs_f64() * limits.per_minute / 60.0).min(limits.per_minute)
         });
         let taken = left >= 1.0;
         let left = if taken { left - 1.0 } else { left };
@@ -44,9 +44,9 @@ pub fn create(shared: &Shared, body: &Value) -> Reply {
     let mut headers = Vec::new();
     if let Some(limits) = rules.limits {
         let left = state.bucket.take(limits);
-        let full = (limits.requests - left.unwrap_or(0.0)) / limits.per_second;
+        let full = 60.0 * (limits.per_minute - left.unwrap_or(0.0)) / limits.per_minute;
         headers = vec![
-            ("anthropic-ratelimit-requests-limit", limits.requests.to_string()),
+            ("anthropic-ratelimit-requests-limit", limits.per_minute.to_string()),
             ("anthropic-ratelimit-requests-remaining", left.unwrap_or(0.0).floor().to_string()),
             (
                 "anthropic-ratelimit-requests-reset",

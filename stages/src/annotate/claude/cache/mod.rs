@@ -4,7 +4,7 @@
 //! requests/annotate.claude/<fingerprint of the settings>/
 //!     settings.json    what was asked, for people
 //!     answers.jsonl    one line per answered request: the documents' keys by slot, the answer as it came
-//!     claims           its bytes are locked, one per document that is being asked
+//!     claims/          bytes of its files are locked, one per document that is being asked
 //! ```
 //!
 //! What is in memory is made from the log alone, by the same code whoever wrote a line: so parsing again costs nothing but
@@ -23,6 +23,7 @@ use engine::error::{At, Error, Result};
 use serde_json::Value;
 
 use super::document::AnswerKey;
+use super::prices::Usage;
 use super::reply::{Reading, Reply};
 use super::settings::Settings;
 use claims::Claims;
@@ -43,31 +44,6 @@ pub struct Kept {
 pub struct Request {
     pub usage: Usage,
     offset: u64,
-}
-
-/// Tokens of an answer, by what they are billed as.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub input: u64,
-    pub output: u64,
-    pub cache_written: u64,
-    pub cache_read: u64,
-    /// Whether it was asked in a batch.
-    pub batch: bool,
-}
-
-impl Usage {
-    pub fn of(answer: &Value) -> Self {
-        let usage = &answer["usage"];
-        let count = |what: &str| usage[what].as_u64().unwrap_or(0);
-        Self {
-            input: count("input_tokens"),
-            output: count("output_tokens"),
-            cache_written: count("cache_creation_input_tokens"),
-            cache_read: count("cache_read_input_tokens"),
-            batch: usage["service_tier"] == "batch",
-        }
-    }
 }
 
 /// What came of a request, to be kept.
@@ -101,8 +77,7 @@ impl Cache {
     /// # Errors
     /// If the files cannot be opened.
     pub fn open(requests: &Path, settings: &Settings) -> Result<Self> {
-        let fingerprint: String = settings.fingerprint()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let folder = requests.join("annotate.claude").join(fingerprint);
+        let folder = folder(requests, settings);
         std::fs::create_dir_all(&folder).at(&folder)?;
         describe(&folder.join("settings.json"), settings)?;
         let mut cache = Self {
@@ -119,6 +94,14 @@ impl Cache {
         Ok(cache)
     }
 
+    /// The answers under these settings, if the store has a folder for them; makes nothing.
+    ///
+    /// # Errors
+    /// If the files cannot be opened.
+    pub fn peek(requests: &Path, settings: &Settings) -> Result<Option<Self>> {
+        if folder(requests, settings).is_dir() { Self::open(requests, settings).map(Some) } else { Ok(None) }
+    }
+
     /// Where the answers under these settings lie.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -130,6 +113,11 @@ impl Cache {
 
     pub fn request(&self, index: usize) -> Request {
         self.requests.get(index).copied().unwrap_or_default()
+    }
+
+    /// What each answered request took.
+    pub fn usages(&self) -> impl Iterator<Item = Usage> + '_ {
+        self.requests.iter().map(|request| request.usage).filter(|usage| usage.sent() > 0)
     }
 
     /// Whether any request under these settings was ever answered: then a fault lies in a request, not in the settings.
@@ -204,6 +192,11 @@ impl Cache {
         let line = self.log.line_at(self.request(kept.request).offset)?;
         Ok(line.failed.or_else(|| self.reading.reason(kept.reply, &line.answer.unwrap_or_default())))
     }
+}
+
+fn folder(requests: &Path, settings: &Settings) -> PathBuf {
+    let fingerprint: String = settings.fingerprint()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    requests.join("annotate.claude").join(fingerprint)
 }
 
 /// Says what the folder's answers are to, once.

@@ -35,6 +35,11 @@ impl Endpoint {
         Ok(Self { base, key: key.to_owned(), header })
     }
 
+    /// The address without a path, by which one endpoint is told from another.
+    pub fn base(&self) -> &str {
+        self.base.as_str()
+    }
+
     /// The address of `path`, such as `v1/messages`; segments that come from a server are checked by whoever puts them in.
     pub fn at(&self, path: &str) -> Url {
         // A base and a relative path of our own making always join.
@@ -44,6 +49,15 @@ impl Endpoint {
     /// The value of `x-api-key`; shows as `Sensitive`.
     pub fn header(&self) -> &HeaderValue {
         &self.header
+    }
+
+    /// A text in which the key does not stand: whoever says it in an answer, what is kept of that must not.
+    pub fn without_key_in(&self, text: Vec<u8>) -> Vec<u8> {
+        let key = self.key.as_bytes();
+        if !text.windows(key.len()).any(|window| window == key) {
+            return text;
+        }
+        String::from_utf8_lossy(&text).replace(&self.key, "***").into_bytes()
     }
 
     /// An error in which the key does not stand, whoever put it there.

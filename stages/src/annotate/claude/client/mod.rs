@@ -1,5 +1,6 @@
 //! Requests to the API: paced, sent again after faults that pass, told of when they do not. Knows no document.
 
+mod batches;
 mod endpoint;
 mod faults;
 mod pace;
@@ -11,11 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use engine::error::{Error, Result};
-use reqwest::header::HeaderMap;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{RequestBuilder, Response, Url};
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
+pub use batches::{Batch, Created};
 pub use endpoint::Endpoint;
 use pace::Pace;
 
@@ -39,6 +41,8 @@ pub struct Client {
     waits: UnboundedSender<String>,
     /// Our first wait where the server names none.
     first_wait: Duration,
+    /// Of a whole request and its answer.
+    timeout: Duration,
 }
 
 /// A message of the API.
@@ -141,13 +145,24 @@ impl Client {
     pub fn new(endpoint: Endpoint, waits: UnboundedSender<String>) -> Result<Self> {
         // The client drops `Authorization` on the way to another host, but not the API's own header with the key.
         let http = http::client(Some(TIMEOUT), http::Redirects::Never)?;
-        Ok(Self { http, endpoint, pace: Arc::default(), waits, first_wait: retry::FIRST_WAIT })
+        Ok(Self { http, endpoint, pace: Arc::default(), waits, first_wait: retry::FIRST_WAIT, timeout: TIMEOUT })
     }
 
     /// The same with waits that a test can sit out.
     #[cfg(test)]
     pub fn in_a_hurry(self) -> Self {
         Self { first_wait: Duration::from_millis(1), ..self }
+    }
+
+    /// The same with another timeout.
+    #[cfg(test)]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// The address that it speaks to.
+    pub fn base(&self) -> &str {
+        self.endpoint.base()
     }
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
@@ -172,7 +187,9 @@ impl Client {
     /// The API's message and request id, or why it cannot be reached. Never the key.
     pub async fn post(&self, body: &Value) -> Result<Answer> {
         let url = self.endpoint.at("v1/messages");
-        let body = self.json(&url, || self.http.post(url.clone()).json(body)).await?;
+        let text = serde_json::to_vec(body).map_err(|e| Error::ours(format!("a request does not serialise: {e}")))?;
+        let request = || self.http.post(url.clone()).header(CONTENT_TYPE, "application/json").body(text.clone());
+        let body = self.json(&url, request).await?;
         let answer = Answer { body };
         let input = answer.tokens("input_tokens") + answer.tokens("cache_creation_input_tokens");
         self.pace().took(input, answer.tokens("output_tokens"));
@@ -183,7 +200,7 @@ impl Client {
     async fn json(&self, url: &Url, request: impl Fn() -> RequestBuilder) -> Result<Value> {
         let mut patience = self.patience();
         loop {
-            match self.whole(url, request()).await.and_then(|answer| judged(url, &answer)) {
+            match self.whole(url, request().timeout(self.timeout)).await.and_then(|answer| judged(url, &answer)) {
                 Ok(body) => return Ok(body),
                 Err(failed) => patience.outlast(failed).await?,
             }
@@ -211,21 +228,21 @@ impl Client {
     async fn whole(&self, url: &Url, request: RequestBuilder) -> Result<Whole, Failed> {
         let _turn = self.turn().await;
         let response = self.send(url, request).await?;
-        read(url, response).await.map_err(|error| Failed::Again(error, None))
+        self.read(url, response).await.map_err(|error| Failed::Again(error, None))
     }
-}
 
-/// The rest of an answer.
-async fn read(url: &Url, mut response: Response) -> Result<Whole> {
-    let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| faults::unreachable(url, &e))? {
-        body.extend_from_slice(&chunk);
-        if body.len() > LONGEST_ANSWER {
-            return Err(Error::surroundings(format!("{url}: answered with more than {} MB", LONGEST_ANSWER >> 20)));
+    /// The rest of an answer.
+    async fn read(&self, url: &Url, mut response: Response) -> Result<Whole> {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| faults::unreachable(url, &e))? {
+            body.extend_from_slice(&chunk);
+            if body.len() > LONGEST_ANSWER {
+                return Err(Error::surroundings(format!("{url}: answered with more than {} MB", LONGEST_ANSWER >> 20)));
+            }
         }
+        Ok(Whole { status, headers, body: self.endpoint.without_key_in(body) })
     }
-    Ok(Whole { status, headers, body })
 }
 
 /// What an answer comes to.

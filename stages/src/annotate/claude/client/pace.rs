@@ -31,7 +31,7 @@ impl Bucket {
 }
 
 /// When the next request may go.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pace {
     buckets: [Option<Bucket>; 3],
     /// What one request takes of each, by what the last ones took.
@@ -39,6 +39,13 @@ pub struct Pace {
     under_way: u32,
     /// After a wait that the API asked for.
     closed_until: Option<Instant>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        // A request is one request.
+        Self { buckets: [None; 3], usual: [Some(1.0), None, None], under_way: 0, closed_until: None }
+    }
 }
 
 impl Pace {
@@ -51,17 +58,20 @@ impl Pace {
         let wait = (0..COUNTED.len()).filter_map(|i| self.lacking(i, now)).max();
         if wait.is_none() {
             self.under_way += 1;
+            for (bucket, usual) in self.buckets.iter_mut().zip(self.usual) {
+                if let (Some(bucket), Some(usual)) = (bucket, usual) {
+                    (bucket.left, bucket.at) = (bucket.left(now) - usual, now);
+                }
+            }
         }
         wait
     }
 
     /// How long until one more request fits into a bucket.
     fn lacking(&self, i: usize, now: Instant) -> Option<Duration> {
-        let bucket = self.buckets[i]?;
-        let usual = if i == 0 { 1.0 } else { self.usual[i]? };
-        // What is under way may not be in the API's count yet. A request that is larger than the bucket waits until it is full.
-        let needed = (usual * f64::from(self.under_way + 1)).min(bucket.limit);
-        let short = needed - bucket.left(now);
+        let (bucket, usual) = (self.buckets[i]?, self.usual[i]?);
+        // A request that is larger than the bucket waits until it is full.
+        let short = usual.min(bucket.limit) - bucket.left(now);
         // Less than a rounding error is nothing.
         if short <= 1e-6 || bucket.rate <= 0.0 {
             return None;
@@ -89,10 +99,15 @@ impl Pace {
             let (Some(limit), Some(left)) = (number("limit"), number("remaining")) else { continue };
             let reset = text("reset").and_then(|text| DateTime::parse_from_rfc3339(text.trim()).ok());
             let until = reset.and_then(|reset| SystemTime::from(reset).duration_since(clock).ok());
-            // By the time of its reset a bucket is full again; limits are stated per minute.
+            // Limits are per minute, and by the time of its reset a bucket is full: the slower of both, since what is left is
+            // told in round numbers.
             let seconds = until.map(|until| until.as_secs_f64()).filter(|s| *s > 0.0 && left < limit);
-            let rate = seconds.map_or(limit / 60.0, |seconds| (limit - left) / seconds);
-            self.buckets[i] = Some(Bucket { limit, left: left.min(limit), at: now, rate });
+            let rate = seconds.map_or(limit / 60.0, |seconds| ((limit - left) / seconds).min(limit / 60.0));
+            // Answers overtake each other, and what is under way may not be in this one's count: our own is, for all that we
+            // sent, the better one; the API's, if others use the same limits.
+            let others = f64::from(self.under_way.saturating_sub(1)) * self.usual[i].unwrap_or(0.0);
+            let ours = self.buckets[i].map_or(left - others, |bucket| bucket.left(now));
+            self.buckets[i] = Some(Bucket { limit, left: left.min(ours).min(limit), at: now, rate });
         }
     }
 
@@ -119,12 +134,12 @@ mod tests {
             .collect()
     }
 
-    /// Ten seconds before `reset` below.
+    /// A minute before `reset` below.
     fn clock() -> SystemTime {
         DateTime::parse_from_rfc3339("2026-11-25T09:00:00Z").unwrap().into()
     }
 
-    const RESET: &str = "2026-11-25T09:00:10Z";
+    const RESET: &str = "2026-11-25T09:01:00Z";
 
     #[test]
     fn without_a_word_from_the_api_nothing_is_held_back() {
@@ -135,15 +150,27 @@ mod tests {
     #[test]
     fn requests_wait_for_the_refill_instead_of_being_turned_away() {
         let (mut pace, now) = (Pace::default(), Instant::now());
-        // 100 fit, 3 are left, 97 come back in ten seconds.
+        // 100 fit, 3 are left, 97 come back in a minute.
         pace.told(now, clock(), &headers("requests", 100, 3, RESET));
         assert!((0..3).all(|_| pace.ask(now).is_none()));
         let wait = pace.ask(now).unwrap();
-        assert!((wait.as_secs_f64() - 1.0 / 9.7).abs() < 1e-9, "{wait:?}");
-        assert!(pace.ask(now + wait).is_none());
-        // What ended is counted by the API, in its next answer.
-        (0..4).for_each(|_| pace.ended());
-        assert!(pace.ask(now + SECOND).is_none());
+        assert!((wait.as_secs_f64() - 60.0 / 97.0).abs() < 1e-6, "{wait:?}");
+        assert_eq!(pace.ask(now + wait), None);
+        // An answer to an earlier request was overtaken: it knows nothing of the others.
+        pace.told(now + wait, clock(), &headers("requests", 100, 60, RESET));
+        assert!(pace.ask(now + wait).is_some());
+        // Somebody else uses the same limits.
+        pace.told(now + 10 * SECOND, clock(), &headers("requests", 100, 1, RESET));
+        assert_eq!([pace.ask(now + 10 * SECOND).is_none(), pace.ask(now + 10 * SECOND).is_none()], [true, false]);
+    }
+
+    #[test]
+    fn what_was_sent_before_anything_was_known_counts() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        assert!((0..4).all(|_| pace.ask(now).is_none()));
+        // The first one's answer may not count the other three.
+        pace.told(now, clock(), &headers("requests", 100, 5, RESET));
+        assert_eq!([0, 1, 2].map(|_| pace.ask(now).is_none()), [true, true, false]);
     }
 
     #[test]
@@ -153,8 +180,8 @@ mod tests {
         pace.took(1_000, 20);
         assert_eq!([pace.ask(now), pace.ask(now)], [None, None]);
         let wait = pace.ask(now).unwrap();
-        // 3,000 are needed, 2,500 are there, 750 come back each second.
-        assert!((wait.as_secs_f64() - 500.0 / 750.0).abs() < 1e-9, "{wait:?}");
+        // 500 are left, 125 come back each second.
+        assert!((wait.as_secs_f64() - 4.0).abs() < 1e-6, "{wait:?}");
     }
 
     #[test]
@@ -162,8 +189,8 @@ mod tests {
         let (mut pace, now) = (Pace::default(), Instant::now());
         pace.told(now, clock(), &headers("output-tokens", 100, 50, RESET));
         pace.took(1, 400);
-        assert_eq!(pace.ask(now), Some(10 * SECOND));
-        assert_eq!(pace.ask(now + 10 * SECOND), None);
+        assert_eq!(pace.ask(now), Some(60 * SECOND));
+        assert_eq!(pace.ask(now + 60 * SECOND), None);
     }
 
     #[test]

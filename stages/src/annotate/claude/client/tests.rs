@@ -1,4 +1,7 @@
-//! The client against a server of our own: what is sent again and what is not, pacing.
+//! The client against a server of our own: what is sent again and what is not, pacing, and what a batch's calls make of faults.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
@@ -87,15 +90,30 @@ fn a_wait_beyond_reason_is_told_instead_of_waited_for() {
 }
 
 #[test]
+fn an_answer_that_never_comes_is_given_up_and_asked_for_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let stalled = |n: usize, _: &Value| (n == 0).then_some(Fault::Stalled);
+    let api = Api::new(Rules { message: Box::new(stalled), create: Box::new(stalled), ..Rules::default() });
+    let client = client(&api).0.with_timeout(Duration::from_secs(2));
+    run(client.post(&body())).unwrap();
+    assert_eq!(api.messages(), 2);
+    // A batch is never asked for again.
+    let created = run(client.create_batch(&batch_body(folder.path(), 1))).unwrap();
+    assert!(matches!(created, Created::Unknown(_)), "{created:?}");
+    assert_eq!(api.creates(), 1);
+}
+
+#[test]
 fn rate_limits_are_kept_without_ever_being_turned_away() {
-    let limits = Limits { requests: 8.0, per_second: 200.0 };
+    // 20 come back each second, and the minute has begun with 8.
+    let limits = Limits { per_minute: 1200.0, left: 8.0 };
     let api = Api::new(Rules { limits: Some(limits), ..Rules::default() });
     let (client, _told) = client(&api);
     run(async {
         // The first one learns what the limits are.
         client.post(&body()).await.unwrap();
         let mut under_way = tokio::task::JoinSet::new();
-        for _ in 0..60 {
+        for _ in 0..40 {
             let client = client.clone();
             under_way.spawn(async move { client.post(&body()).await.map(drop) });
         }
@@ -103,5 +121,72 @@ fn rate_limits_are_kept_without_ever_being_turned_away() {
             done.unwrap().unwrap();
         }
     });
-    assert_eq!((api.messages(), api.turned_away()), (61, 0));
+    assert_eq!((api.messages(), api.turned_away()), (41, 0));
+}
+
+fn batch_body(folder: &std::path::Path, n: usize) -> std::path::PathBuf {
+    let path = folder.join("body");
+    let requests: Vec<Value> = (0..n).map(|i| json!({ "custom_id": format!("a-{i}"), "params": body() })).collect();
+    std::fs::write(&path, json!({ "requests": requests }).to_string()).unwrap();
+    path
+}
+
+#[test]
+fn a_batch_is_created_once_whatever_the_answer_looks_like() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = batch_body(folder.path(), 3);
+    for fault in [Fault::Lost, Fault::Torn] {
+        let api = Api::new(Rules { create: Box::new(move |_, _| Some(fault.clone())), ..Rules::default() });
+        let created = run(client(&api).0.create_batch(&file)).unwrap();
+        assert!(matches!(created, Created::Unknown(_)), "{created:?}");
+        assert_eq!(api.creates(), 1);
+    }
+    for status in [500, 502, 504] {
+        let fault = Fault::status(status, "api_error");
+        let api = Api::new(Rules { create: Box::new(move |_, _| Some(fault.clone())), ..Rules::default() });
+        assert!(matches!(run(client(&api).0.create_batch(&file)).unwrap(), Created::Unknown(_)), "{status}");
+        assert_eq!(api.creates(), 1, "{status}");
+    }
+    // Turned away at the door: there is no batch, and another try is safe.
+    let faults = [soon(429), soon(529)];
+    let api = Api::new(Rules { create: Box::new(move |n, _| faults.get(n).cloned()), ..Rules::default() });
+    let Created::Yes(batch) = run(client(&api).0.create_batch(&file)).unwrap() else { panic!("not created") };
+    assert_eq!((api.creates(), batch.count, batch.processing, batch.ended), (3, 3, 3, false));
+}
+
+#[test]
+fn batches_are_listed_over_pages_back_to_a_time_and_results_come_line_by_line_after_a_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = batch_body(folder.path(), 5);
+    let torn = |n: usize, rest: &Value| (rest[1] == "results" && n < 9).then_some(Fault::Torn);
+    let api = Api::new(Rules { get: Box::new(torn), ..Rules::default() });
+    (0..230).for_each(|_| api.create_foreign_batch(2));
+    let (client, _told) = client(&api);
+    run(async {
+        let before = SystemTime::now();
+        let Created::Yes(ours) = client.create_batch(&file).await.unwrap() else { panic!("not created") };
+        let all = client.batches_since(SystemTime::UNIX_EPOCH).await.unwrap();
+        assert_eq!((all.len(), &all[0].id), (231, &ours.id));
+        let recent = client.batches_since(before - Duration::from_millis(1)).await.unwrap();
+        assert!(recent.iter().any(|batch| batch.id == ours.id) && recent.len() <= all.len());
+        assert!(client.batches_since(SystemTime::now() + Duration::from_secs(60)).await.unwrap().is_empty());
+
+        assert!(client.batch(&ours.id).await.unwrap().ended);
+        let mut ids = std::collections::BTreeSet::new();
+        let mut on_line = |line: Value| {
+            ids.insert(line["custom_id"].as_str().unwrap().to_owned());
+            Ok(ControlFlow::Continue(()))
+        };
+        client.results(&ours.id, &mut on_line).await.unwrap();
+        assert_eq!(ids.len(), 5);
+        let error = client.batch("msgbatch_none").await.unwrap_err();
+        assert!(error.message.contains("404: no such batch"), "{error}");
+    });
+}
+
+#[test]
+fn the_server_must_be_told_apart_from_a_place_that_answers_anything() {
+    let api = Api::new(Rules { get: Box::new(|_, _| Some(Fault::Says(Value::Null))), ..Rules::default() });
+    assert!(run(client(&api).0.batches_since(SystemTime::UNIX_EPOCH)).unwrap().is_empty());
+    assert!(run(client(&api).0.clock()).unwrap() <= SystemTime::now() + Duration::from_secs(1));
 }

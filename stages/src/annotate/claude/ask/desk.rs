@@ -1,121 +1,63 @@
-//! The asking loop: sends what waits, a bounded number of requests at once, and keeps each answer as it lands. Knows no pair.
+//! What waits to be asked, what is under way and what came of it. Knows no network.
 
-use std::time::Duration;
+use std::collections::HashSet;
+use std::path::Path;
 
 use engine::context::Context;
 use engine::error::{Blame, Error, Result};
-use tokio::task::{JoinError, JoinSet};
+use serde_json::Value;
+use tokio::task::JoinError;
 
-use super::cache::{Cache, Landed, What};
-use super::client::{Answer, Client, Endpoint};
-use super::document::Document;
-use super::request;
-use super::settings::Settings;
-use super::spool::{Entry, Group, Waiting};
-use crate::http;
+use super::till::{Admitted, Sent, Till};
+use crate::annotate::claude::cache::{Cache, Landed, What};
+use crate::annotate::claude::client::Answer;
+use crate::annotate::claude::document::AnswerKey;
+use crate::annotate::claude::request;
+use crate::annotate::claude::settings::Settings;
+use crate::annotate::claude::spool::{Entry, Group, Waiting};
 
-/// Requests under way at once, if the environment does not say.
-const CONCURRENCY: usize = 8;
-/// Says otherwise. Not a parameter: how many requests are under way changes no label and so belongs to no key.
-pub const CONCURRENCY_VARIABLE: &str = "TEMPER_REQUESTS";
 /// So many requests taken for faulty, with no answer between them, are a fault of the settings.
 const FAULTY_IN_A_ROW: usize = 8;
-/// How often documents that another process is asking about are looked for.
-const POLL: Duration = Duration::from_millis(300);
 
 /// What came of one request.
-type Joined = Result<(Group, Result<Answer>), JoinError>;
+pub type Joined = Result<(Group, Sent, Result<Answer>), JoinError>;
 
-/// Asks until every wanted answer is in the cache. After a failure nothing new is sent, and what is under way is awaited and
-/// kept: it is paid for.
-///
-/// # Errors
-/// Whatever stops the stage: an API that cannot be reached or does not let us in, settings that it takes for faulty.
-pub fn ask(
-    settings: &Settings,
-    strict: bool,
-    waiting: Waiting,
-    endpoint: Endpoint,
-    cache: &mut Cache,
-    ctx: &mut Context,
-) -> Result<()> {
-    let (waits, mut waited) = tokio::sync::mpsc::unbounded_channel();
-    let client = Client::new(endpoint, waits)?;
-    let concurrency =
-        http::variable(CONCURRENCY_VARIABLE).and_then(|n| n.parse().ok()).unwrap_or(CONCURRENCY).clamp(1, 256);
-    let total = waiting.wanted();
-    let mut desk = Desk { strict, waiting, cache, elsewhere: Vec::new(), faulty: Vec::new(), done: 0, tokens: 0 };
-    let mut failed: Option<Error> = None;
-    let mut told_elsewhere = false;
-    http::runtime()?.block_on(async {
-        let mut running = JoinSet::new();
-        loop {
-            while failed.is_none() && running.len() < concurrency {
-                match desk.next() {
-                    Ok(Some((group, documents))) => {
-                        let (client, body) = (client.clone(), request::body(settings, &documents));
-                        running.spawn(async move { (group, client.post(&body).await) });
-                    }
-                    Ok(None) => break,
-                    Err(e) => failed = Some(e),
-                }
-            }
-            let idle = running.is_empty();
-            if idle && (failed.is_some() || desk.elsewhere.is_empty()) {
-                match desk.judge_faulty() {
-                    Ok(true) if failed.is_none() => continue,
-                    Ok(_) => break,
-                    Err(e) => {
-                        failed.get_or_insert(e);
-                        break;
-                    }
-                }
-            }
-            if !desk.elsewhere.is_empty() && !told_elsewhere {
-                told_elsewhere = true;
-                ctx.warn(
-                    "annotate.claude: another process asks about some of the same pairs: its answers are waited for",
-                );
-            }
-            tokio::select! {
-                // Waits first, so that none is left when the last request ends.
-                biased;
-                Some(wait) = waited.recv() => ctx.warn(format!("annotate.claude: {wait}")),
-                Some(joined) = running.join_next(), if !idle => {
-                    let mut landed = vec![joined];
-                    // Those that landed meanwhile are made durable together.
-                    while let Some(joined) = running.try_join_next() {
-                        landed.push(joined);
-                    }
-                    if let Err(e) = desk.land(landed) {
-                        failed.get_or_insert(e);
-                    }
-                    ctx.progress(desk.done, total, "pairs", Some(("output tokens", desk.tokens as f64)));
-                }
-                () = tokio::time::sleep(POLL), if !desk.elsewhere.is_empty() => desk.look_again(),
-            }
-        }
-    });
-    failed.map_or(Ok(()), Err)
+/// A request that can be sent: its documents are claimed.
+pub struct Ready {
+    pub group: Group,
+    pub body: Value,
 }
 
 /// What waits, what is under way and what came of it.
-struct Desk<'a> {
+pub struct Desk<'a> {
+    settings: &'a Settings,
     /// Whether groups are asked whole.
     strict: bool,
     waiting: Waiting,
     cache: &'a mut Cache,
     /// Documents that another process is asking about.
-    elsewhere: Vec<Group>,
+    pub elsewhere: Vec<Group>,
     /// Requests that the API took for faulty, with no answer since; theirs or the settings' fault is not known yet.
-    faulty: Vec<(Group, Error)>,
+    pub faulty: Vec<(Group, Error)>,
+    pub till: &'a mut Till,
+    total: u64,
     done: u64,
-    tokens: u64,
 }
 
-impl Desk<'_> {
+impl<'a> Desk<'a> {
+    pub fn new(
+        settings: &'a Settings,
+        strict: bool,
+        waiting: Waiting,
+        cache: &'a mut Cache,
+        till: &'a mut Till,
+    ) -> Self {
+        let total = waiting.wanted();
+        Self { settings, strict, waiting, cache, elsewhere: Vec::new(), faulty: Vec::new(), till, total, done: 0 }
+    }
+
     /// The next request: claimed, and not answered by anybody.
-    fn next(&mut self) -> Result<Option<(Group, Vec<Document>)>> {
+    pub fn next(&mut self) -> Result<Option<Ready>> {
         while let Some(group) = self.waiting.groups.pop_front() {
             let (mut mine, mut others) = (Group::new(), Group::new());
             for entry in group {
@@ -146,26 +88,34 @@ impl Desk<'_> {
                 self.done += open.iter().filter(|entry| entry.wanted).count() as u64;
                 continue;
             }
-            let documents = open.iter().map(|entry| self.waiting.document(entry)).collect::<Result<_>>()?;
-            return Ok(Some((open, documents)));
+            let documents = open.iter().map(|entry| self.waiting.document(entry)).collect::<Result<Vec<_>>>()?;
+            return Ok(Some(Ready { body: request::body(self.settings, &documents), group: open }));
         }
         Ok(None)
     }
 
     /// Keeps what has landed.
-    fn land(&mut self, landed: Vec<Joined>) -> Result<()> {
+    pub fn land(&mut self, landed: Vec<Joined>) -> Result<()> {
         let (mut answers, mut groups) = (Vec::new(), Vec::new());
         let mut stop = None;
         for joined in landed {
             match joined {
-                Ok((group, Ok(answer))) => {
-                    self.tokens += answer.tokens("output_tokens");
+                Ok((group, sent, Ok(answer))) => {
+                    let left = self.requests_left();
+                    // What cannot be written down of the money must not cost the answer.
+                    stop = stop.or(self.till.landed(sent, &answer.body, left).err());
                     answers.push(kept(&group, What::Answer(answer.body)));
                     groups.push(group);
                 }
                 // The client blames the caller for what the API finds wrong with a request.
-                Ok((group, Err(error))) if error.blame == Blame::Yours => self.faulty.push((group, error)),
-                Ok((_, Err(error))) => stop = stop.or(Some(error)),
+                Ok((group, sent, Err(error))) if error.blame == Blame::Yours => {
+                    self.till.unpaid(sent);
+                    self.faulty.push((group, error));
+                }
+                Ok((_, sent, Err(error))) => {
+                    self.till.unpaid(sent);
+                    stop = stop.or(Some(error));
+                }
                 Err(e) => {
                     let error = Error::ours(format!("annotate.claude: a request's task ended: {e}"));
                     stop = stop.or(Some(error));
@@ -189,7 +139,7 @@ impl Desk<'_> {
     }
 
     /// When nothing else is left: whether there is more to ask.
-    fn judge_faulty(&mut self) -> Result<bool> {
+    pub fn judge_faulty(&mut self) -> Result<bool> {
         if self.faulty.is_empty() {
             return Ok(false);
         }
@@ -208,7 +158,7 @@ impl Desk<'_> {
     }
 
     /// Documents of faulty requests: asked again each by itself, so that none goes down with another; failed if it was.
-    fn blame_documents(&mut self) -> Result<()> {
+    pub fn blame_documents(&mut self) -> Result<()> {
         for (group, error) in std::mem::take(&mut self.faulty) {
             if group.len() > 1 && !self.strict {
                 self.release(&group)?;
@@ -221,7 +171,7 @@ impl Desk<'_> {
         Ok(())
     }
 
-    fn finish(&mut self, group: &Group) -> Result<()> {
+    pub fn finish(&mut self, group: &Group) -> Result<()> {
         self.done += group.iter().filter(|entry| entry.wanted).count() as u64;
         self.release(group)
     }
@@ -230,7 +180,58 @@ impl Desk<'_> {
         group.iter().try_for_each(|entry| self.cache.release(entry.key))
     }
 
-    fn look_again(&mut self) {
+    /// Keeps answers durably.
+    pub fn keep(&mut self, landed: Vec<Landed>) -> Result<()> {
+        self.cache.keep(landed)
+    }
+
+    /// A request that was not sent, or not answered, waits again.
+    pub fn give_back(&mut self, group: Group) -> Result<()> {
+        self.release(&group)?;
+        self.waiting.groups.push_front(group);
+        Ok(())
+    }
+
+    pub fn admit(&mut self, ready: &Ready) -> Admitted {
+        self.till.admit(&ready.body, self.total.saturating_sub(self.done), self.total)
+    }
+
+    /// Requests that are not ready yet.
+    pub fn requests_left(&self) -> u64 {
+        self.waiting.groups.len() as u64
+    }
+
+    /// Whether there is anything that nobody is known to have answered.
+    pub fn has_more(&self) -> bool {
+        !self.waiting.groups.is_empty() || !self.elsewhere.is_empty()
+    }
+
+    /// Whether others ask all that is left.
+    pub fn only_elsewhere(&self) -> bool {
+        self.waiting.groups.is_empty() && !self.elsewhere.is_empty()
+    }
+
+    /// The keys of the answers that are wanted and wait.
+    pub fn wanted(&self) -> HashSet<AnswerKey> {
+        self.waiting.groups.iter().flatten().filter(|entry| entry.wanted).map(|entry| entry.key).collect()
+    }
+
+    /// Where the answers lie.
+    pub fn folder(&self) -> &Path {
+        self.cache.folder()
+    }
+
+    /// Tells how far it is and what was paid.
+    pub fn tell(&mut self, ctx: &mut Context) {
+        self.till.tell(ctx, false);
+        self.progress(ctx, None);
+    }
+
+    pub fn progress(&self, ctx: &mut Context, headline: Option<(&str, f64)>) {
+        ctx.progress(self.done, self.total, "labels", headline);
+    }
+
+    pub fn look_again(&mut self) {
         self.waiting.groups.extend(self.elsewhere.drain(..));
     }
 }

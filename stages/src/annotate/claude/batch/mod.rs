@@ -1,0 +1,391 @@
+//! Requests as Message Batches, for half the price: sent once, found again after a crash or a lost reply, their results handed on
+//! as they are read. Knows no document: what a request asks for is a ticket of keys.
+
+mod intent;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::iter::Peekable;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use engine::error::{At, Error, Result};
+use serde_json::Value;
+
+use super::client::{Answer, Batch, Client, Created};
+use super::document::AnswerKey;
+use crate::http;
+use intent::{Found, Intent};
+
+pub use intent::Ticket;
+
+/// Seconds between two looks at a batch.
+pub const POLL: &str = "TEMPER_BATCH_POLL";
+/// Seconds after which a batch of which no word came back is taken for never created.
+pub const GIVE_UP: &str = "TEMPER_BATCH_GIVE_UP";
+/// The clock that a batch's time is told by and the one that an intent's time is from may differ by that much.
+const SLACK: Duration = Duration::from_secs(3600);
+
+/// How batches are cut and waited for. Changes no answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Manners {
+    pub poll: Duration,
+    pub give_up: Duration,
+    /// Requests in a batch at most.
+    pub requests: usize,
+    /// Bytes of a batch at most.
+    pub bytes: u64,
+}
+
+impl Default for Manners {
+    /// What the API's documentation allows and advises.
+    fn default() -> Self {
+        let (poll, give_up) = (Duration::from_secs(60), Duration::from_secs(600));
+        Self { poll, give_up, requests: 100_000, bytes: 256_000_000 }
+    }
+}
+
+impl Manners {
+    /// The usual ones, with what the environment says of time.
+    ///
+    /// # Errors
+    /// If it says something else than a number of seconds.
+    pub fn of_environment() -> Result<Self> {
+        let seconds = |name: &str, usual: Duration| {
+            let Some(text) = http::variable(name) else { return Ok(usual) };
+            let seconds = text.trim().parse().ok().and_then(|s: f64| Duration::try_from_secs_f64(s).ok());
+            seconds.ok_or_else(|| Error::yours(format!("{name}: expected seconds, found `{text}`")).help("unset it"))
+        };
+        let usual = Self::default();
+        Ok(Self { poll: seconds(POLL, usual.poll)?, give_up: seconds(GIVE_UP, usual.give_up)?, ..usual })
+    }
+}
+
+/// What came of one request.
+pub enum Landed {
+    Answer(Answer),
+    /// The API would not take it: asking again changes nothing.
+    Refused(Error),
+    /// Not answered and not paid: expired, or the server's own trouble.
+    Unanswered(String),
+    /// Somebody canceled the batch. Not paid.
+    Canceled,
+}
+
+/// What is told while batches are under way.
+pub enum News<'a> {
+    /// One request has come to something; to be kept.
+    Landed { ticket: &'a [AnswerKey], landed: Landed },
+    /// All of a batch has come: what was to be kept must be durable before this returns, since nobody will ask for it again.
+    Whole,
+    /// So many requests of a batch are not done yet.
+    Waiting { left: u64 },
+    /// Something the user should read.
+    Note(String),
+}
+
+/// Listens to the news; its error ends the work, and what is under way is found again by the next attempt.
+pub type OnNews<'a> = dyn FnMut(News<'_>) -> Result<()> + 'a;
+
+/// A request: what it asks for, and its body.
+pub struct Request {
+    pub ticket: Ticket,
+    pub body: Value,
+}
+
+/// Batches of one endpoint and one store.
+pub struct Batches<'a> {
+    client: &'a Client,
+    /// Where intents lie.
+    folder: PathBuf,
+    manners: Manners,
+}
+
+impl<'a> Batches<'a> {
+    /// `folder` is shared by all processes of the store.
+    ///
+    /// # Errors
+    /// If the folder cannot be made.
+    pub fn open(client: &'a Client, folder: &Path, manners: Manners) -> Result<Self> {
+        std::fs::create_dir_all(folder).at(folder)?;
+        Ok(Self { client, folder: folder.to_owned(), manners })
+    }
+
+    /// Whether there may be something to settle; makes nothing and asks nobody.
+    pub fn are_open(folder: &Path) -> bool {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|e| e == "jsonl"))
+    }
+
+    /// Waits for what earlier attempts sent and never heard the end of, and for what other processes are waiting for, as far as
+    /// it asks for something that is `wanted`. Gives whether there was any: then less is wanted than before.
+    ///
+    /// # Errors
+    /// The API's, the disk's, and those of `news`.
+    pub async fn settle_open(&self, wanted: &dyn Fn(AnswerKey) -> bool, news: &mut OnNews<'_>) -> Result<bool> {
+        let files = {
+            let _guard = self.guard()?;
+            Intent::files(&self.folder)?
+        };
+        let mut settled = false;
+        for path in files {
+            let mut told = false;
+            loop {
+                match Intent::open(&path)? {
+                    Found::Gone => break,
+                    Found::Held(tickets) => {
+                        if !tickets.iter().flatten().any(|key| wanted(*key)) {
+                            break;
+                        }
+                        settled = true;
+                        if !std::mem::replace(&mut told, true) {
+                            news(News::Note(
+                                "another process waits for a batch that asks the same: waiting for it".into(),
+                            ))?;
+                        }
+                        tokio::time::sleep(self.manners.poll).await;
+                    }
+                    Found::Ours(intent) if !intent.is_for(self.client.base()) => {
+                        if intent.tickets.iter().flatten().any(|key| wanted(*key)) {
+                            let (path, base) = (path.display(), intent.base());
+                            news(News::Note(format!(
+                                "{path}: a batch that asks the same was sent to {base}: passed over"
+                            )))?;
+                        }
+                        break;
+                    }
+                    Found::Ours(intent) => {
+                        // What nobody wants now is paid for all the same, and is taken in when that takes no waiting.
+                        if intent.tickets.iter().flatten().any(|key| wanted(*key)) || self.has_ended(&intent).await? {
+                            settled = true;
+                            self.settle(intent, news).await?;
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Sends requests as batches, as many as their number and size make it, and waits for all of their results. Whoever asks
+    /// first settles what is open ([`Batches::settle_open`]); if another process sent something of the same meanwhile, nothing is
+    /// sent and `false` given.
+    ///
+    /// # Errors
+    /// The API's, the disk's, and those of `news`. Whatever was sent is found again by the next attempt.
+    pub async fn send(
+        &self,
+        wanted: &dyn Fn(AnswerKey) -> bool,
+        requests: &mut dyn Iterator<Item = Result<Request>>,
+        news: &mut OnNews<'_>,
+    ) -> Result<bool> {
+        let at = self.client.clock().await?;
+        let mut intents = Vec::new();
+        {
+            let _guard = self.guard()?;
+            for path in Intent::files(&self.folder)? {
+                let tickets = match Intent::open(&path)? {
+                    Found::Gone => continue,
+                    Found::Held(tickets) => tickets,
+                    Found::Ours(intent) if intent.is_for(self.client.base()) => intent.tickets,
+                    Found::Ours(_) => continue,
+                };
+                if tickets.iter().flatten().any(|key| wanted(*key)) {
+                    return Ok(false);
+                }
+            }
+            let text = |request: Result<Request>| {
+                let Request { ticket, body } = request?;
+                let text = serde_json::to_vec(&body);
+                Ok((ticket, text.map_err(|e| Error::ours(format!("a request does not serialise: {e}")))?))
+            };
+            let mut requests = requests.map(text).peekable();
+            while requests.peek().is_some() {
+                intents.push(self.intend(at, &mut requests)?);
+            }
+        }
+        for n in 0..intents.len() {
+            match self.client.create_batch(&intents[n].body()).await {
+                Ok(Created::Yes(batch)) => intents[n].became(&batch.id)?,
+                Ok(Created::Unknown(error)) => {
+                    let looked = "whether there is a batch is looked up, not tried again";
+                    news(News::Note(format!("{}: {looked}", error.message)))?;
+                }
+                Err(error) => {
+                    // Turned away: there is no batch, nor will there be one of those that were not sent yet.
+                    intents.drain(n..).try_for_each(Intent::end)?;
+                    return Err(error);
+                }
+            }
+        }
+        for intent in intents {
+            self.settle(intent, news).await?;
+        }
+        Ok(true)
+    }
+
+    /// Only who holds it looks for intents of others and writes new ones.
+    fn guard(&self) -> Result<File> {
+        let path = self.folder.join("lock");
+        let file = File::options().create(true).append(true).open(&path).at(&path)?;
+        file.lock().at(&path)?;
+        Ok(file)
+    }
+
+    /// Writes down one batch of the next requests: its body first, then the intent, which makes it count.
+    fn intend(&self, at: SystemTime, requests: &mut Peekable<impl Iterator<Item = Text>>) -> Result<Intent> {
+        let nonce = Intent::fresh_nonce();
+        let path = Intent::body_in(&self.folder, &nonce);
+        let mut body = BufWriter::new(File::create_new(&path).at(&path)?);
+        body.write_all(b"{\"requests\":[").at(&path)?;
+        let (mut tickets, mut bytes): (Vec<Ticket>, u64) = (Vec::new(), ENVELOPE);
+        loop {
+            let fits = |text: &Text| {
+                let longer = bytes + text.as_ref().map_or(0, |(_, text)| text.len() as u64 + ENVELOPE);
+                tickets.is_empty() || (tickets.len() < self.manners.requests && longer <= self.manners.bytes)
+            };
+            let Some(text) = requests.next_if(fits) else { break };
+            let (ticket, text) = text?;
+            let comma = if tickets.is_empty() { "" } else { "," };
+            let id = Intent::custom_id(&nonce, tickets.len());
+            write!(body, "{comma}{{\"custom_id\":\"{id}\",\"params\":").at(&path)?;
+            body.write_all(&text).and_then(|()| body.write_all(b"}")).at(&path)?;
+            bytes += text.len() as u64 + ENVELOPE;
+            tickets.push(ticket);
+        }
+        body.write_all(b"]}").and_then(|()| body.flush()).at(&path)?;
+        Intent::create(&self.folder, nonce, self.client.base(), at, tickets)
+    }
+
+    /// Waits for a batch to end and hands its results on; then the intent ends. One of which no word came back is looked for
+    /// first; if there is none, the intent ends as well: nothing of it was ever sent or paid.
+    async fn settle(&self, intent: Intent, news: &mut OnNews<'_>) -> Result<()> {
+        let Some(id) = intent.batch.clone() else {
+            if !self.find(&intent, news).await? {
+                let count = intent.tickets.len();
+                news(News::Note(format!("no batch of {count} requests was created: they are sent again")))?;
+            }
+            return intent.end();
+        };
+        self.ended(&id, news).await.map_err(|error| gone(error, &intent))?;
+        match self.results(&id, &intent, news).await.map_err(|error| gone(error, &intent))? {
+            true => intent.end(),
+            false => Err(Error::surroundings(format!("batch {id} answers other requests than were sent")).help(
+                format!("look at the account's batches; {} is what was written down of it", intent.path().display()),
+            )),
+        }
+    }
+
+    /// Looks for the batch of an intent among those created since, by its number of requests, and confirms it by the names in
+    /// its results, which are handed on. Gives whether there is one, after as long as a batch may take to show.
+    async fn find(&self, intent: &Intent, news: &mut OnNews<'_>) -> Result<bool> {
+        let since = intent.at().checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH);
+        let mut foreign: BTreeSet<String> = BTreeSet::new();
+        loop {
+            // The clock first: what shows up after it was asked counts for the next round.
+            let late = self.client.clock().await? >= intent.at() + self.manners.give_up;
+            let mut alike = self.client.batches_since(since).await?;
+            alike.retain(|batch| batch.count == intent.tickets.len() as u64 && !foreign.contains(&batch.id));
+            if late && alike.is_empty() {
+                return Ok(false);
+            }
+            for batch in alike.iter().rev().filter(|batch| batch.ended) {
+                if self.results(&batch.id, intent, news).await? {
+                    return Ok(true);
+                }
+                foreign.insert(batch.id.clone());
+            }
+            if let Some(Batch { processing, .. }) = alike.iter().find(|batch| !batch.ended) {
+                news(News::Waiting { left: *processing })?;
+            }
+            tokio::time::sleep(self.manners.poll).await;
+        }
+    }
+
+    async fn has_ended(&self, intent: &Intent) -> Result<bool> {
+        match &intent.batch {
+            Some(id) => Ok(self.client.batch(id).await.map_err(|error| gone(error, intent))?.ended),
+            None => Ok(false),
+        }
+    }
+
+    /// Waits until a batch has ended.
+    async fn ended(&self, id: &str, news: &mut OnNews<'_>) -> Result<()> {
+        loop {
+            let batch = self.client.batch(id).await?;
+            news(News::Waiting { left: batch.processing })?;
+            if batch.ended {
+                return Ok(());
+            }
+            tokio::time::sleep(self.manners.poll).await;
+        }
+    }
+
+    /// Reads the results of a batch that has ended and hands each on once. Gives whether they are the intent's: if the first
+    /// one is not, none is read on.
+    async fn results(&self, id: &str, intent: &Intent, news: &mut OnNews<'_>) -> Result<bool> {
+        let mut landed = vec![false; intent.tickets.len()];
+        let mut ours = true;
+        let mut on_line = |mut line: Value| {
+            let Some(index) = line["custom_id"].as_str().and_then(|id| intent.index(id)) else {
+                ours = false;
+                return Ok(ControlFlow::Break(()));
+            };
+            if !std::mem::replace(&mut landed[index], true) {
+                news(News::Landed { ticket: &intent.tickets[index], landed: result(line["result"].take(), id) })?;
+            }
+            Ok(ControlFlow::Continue(()))
+        };
+        self.client.results(id, &mut on_line).await?;
+        if ours {
+            news(News::Whole)?;
+        }
+        Ok(ours)
+    }
+}
+
+/// A request's ticket and its body as it is sent.
+type Text = Result<(Ticket, Vec<u8>)>;
+
+/// What stands around a request in a batch's body, more or less.
+const ENVELOPE: u64 = 80;
+
+/// What a line of results says.
+fn result(mut result: Value, batch: &str) -> Landed {
+    match result["type"].as_str() {
+        Some("succeeded") if result["message"].is_object() => Landed::Answer(Answer { body: result["message"].take() }),
+        Some("errored") => {
+            let error = result.pointer("/error/error").unwrap_or(&result["error"]);
+            let text = |field: &str| error[field].as_str().unwrap_or("no message");
+            let message = format!("batch {batch}: {}: {}", text("type"), crate::table::cut(text("message"), 500));
+            match text("type") {
+                "invalid_request_error" | "not_found_error" | "request_too_large" => Landed::Refused(
+                    Error::yours(message).help("check `model` and the other parameters of annotate.claude"),
+                ),
+                "authentication_error" | "permission_error" | "billing_error" => {
+                    Landed::Refused(Error::surroundings(message).help("check the account and ANTHROPIC_API_KEY"))
+                }
+                _ => Landed::Unanswered(message),
+            }
+        }
+        Some("canceled") => Landed::Canceled,
+        Some("expired") => Landed::Unanswered(format!("batch {batch}: expired")),
+        _ => Landed::Unanswered(format!("batch {batch}: a result of an unknown type")),
+    }
+}
+
+/// Where a batch that the API does not give any more is written down.
+fn gone(error: Error, intent: &Intent) -> Error {
+    match error.message.contains(": 404: ") {
+        true => error.within("a batch that was sent").help(format!(
+            "its results are kept for 29 days, for the workspace of the key that sent it; delete {} to give it up and pay again",
+            intent.path().display()
+        )),
+        false => error,
+    }
+}

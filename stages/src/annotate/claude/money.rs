@@ -1,0 +1,302 @@
+//! What was spent and what may still be: a request is sent only if `max_cost` is kept even if it costs as much as it can.
+//! Knows prices and sizes, no network.
+
+use std::path::{Path, PathBuf};
+
+use engine::context::Paid;
+use engine::error::{At, Error, Result};
+use serde::{Deserialize, Serialize};
+
+use super::prices::{Quote, Usage};
+
+/// Tokens that a byte can be at most, before anything is known of the model's tokens.
+const TOKENS_PER_BYTE: f64 = 1.0;
+/// How much denser than all before a text may still turn out.
+const MARGIN: f64 = 1.1;
+/// So many requests tell what the others will take.
+pub const PILOT: u64 = 20;
+
+/// Whether the next request may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Go {
+    Now,
+    /// When something that is under way has turned out cheaper than it might have been.
+    Later,
+    Never,
+}
+
+/// The money of a stage.
+pub struct Budget {
+    quote: Option<Quote>,
+    limit: Option<f64>,
+    batch: bool,
+    /// By all attempts at this key.
+    spent: f64,
+    /// What is under way may cost so much.
+    reserved: f64,
+    /// The densest text so far.
+    tokens_per_byte: Option<f64>,
+    ledger: PathBuf,
+    /// Not told yet.
+    untold: Paid,
+    /// This attempt's requests and what they took.
+    pub requests: u64,
+    dollars: f64,
+    output: u64,
+}
+
+/// What attempts at one key have spent: an attempt that failed has paid too.
+#[derive(Default, Serialize, Deserialize)]
+struct Ledger {
+    dollars: f64,
+}
+
+impl Budget {
+    /// `folder` is kept between the attempts at a key.
+    ///
+    /// # Errors
+    /// If what earlier attempts spent cannot be read, or there is a limit and no price to hold it against.
+    pub fn open(folder: &Path, quote: Option<Quote>, limit: Option<f64>, batch: bool) -> Result<Self> {
+        if limit.is_some() && quote.is_none() {
+            return Err(Error::yours("max_cost: no price of the model is known").help("give one in `prices`"));
+        }
+        let ledger = folder.join("spent.json");
+        let spent = match std::fs::read(&ledger) {
+            Ok(text) => serde_json::from_slice::<Ledger>(&text).map_err(|e| {
+                Error::surroundings(format!("{}: {e}", ledger.display())).help("delete it to forget it")
+            })?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ledger::default(),
+            Err(e) => return Err(e).at(&ledger),
+        };
+        Ok(Self {
+            quote,
+            limit,
+            batch,
+            spent: spent.dollars,
+            reserved: 0.0,
+            tokens_per_byte: None,
+            ledger,
+            untold: Paid::default(),
+            requests: 0,
+            dollars: 0.0,
+            output: 0,
+        })
+    }
+
+    /// What a request of so many bytes can cost at most, in dollars; 0 if nobody asks.
+    pub fn bound(&self, bytes: usize, max_tokens: u32) -> f64 {
+        let (Some(_), Some(quote)) = (self.limit, &self.quote) else { return 0.0 };
+        let ratio = self.tokens_per_byte.map_or(TOKENS_PER_BYTE, |ratio| (ratio * MARGIN).min(TOKENS_PER_BYTE));
+        let cache_written = (bytes as f64 * ratio).ceil() as u64;
+        let most = Usage { cache_written, output: max_tokens.into(), batch: self.batch, ..Usage::default() };
+        most.dollars(&quote.price)
+    }
+
+    /// Puts the most that a request can cost aside if that keeps the limit.
+    pub fn reserve(&mut self, bound: f64) -> Go {
+        let Some(limit) = self.limit else { return Go::Now };
+        if self.spent + self.reserved + bound <= limit {
+            self.reserved += bound;
+            Go::Now
+        } else if self.reserved > 0.0 {
+            Go::Later
+        } else {
+            Go::Never
+        }
+    }
+
+    /// A request came back without being paid.
+    pub fn release(&mut self, bound: f64) {
+        // Sums of what was added come back to nothing but for rounding.
+        self.reserved = if self.reserved - bound < 1e-12 { 0.0 } else { self.reserved - bound };
+    }
+
+    /// An answer has come: what was put aside for its request is free, what it took is spent. A request of an earlier attempt
+    /// has no `bytes` and nothing put aside.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn landed(&mut self, bound: f64, bytes: usize, usage: Usage) -> Result<()> {
+        self.release(bound);
+        self.requests += 1;
+        self.output += usage.output;
+        if bytes > 0 {
+            let ratio = usage.sent() as f64 / bytes as f64;
+            self.tokens_per_byte = Some(self.tokens_per_byte.map_or(ratio, |densest| densest.max(ratio)));
+        }
+        let dollars = self.quote.as_ref().map(|quote| usage.dollars(&quote.price));
+        let (input_tokens, output_tokens) = (usage.sent(), usage.output);
+        self.untold.add(Paid { requests: 1, input_tokens, output_tokens, dollars });
+        self.dollars += dollars.unwrap_or(0.0);
+        self.spent += dollars.unwrap_or(0.0);
+        if self.limit.is_some() {
+            // Renamed, so that it is never half written; what a power cut loses of it is the last moments' few cents.
+            let fresh = self.ledger.with_extension("new");
+            let text = serde_json::json!(Ledger { dollars: self.spent }).to_string();
+            std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &self.ledger)).at(&self.ledger)?;
+        }
+        Ok(())
+    }
+
+    /// What has not been told yet of what was paid.
+    pub fn untold(&mut self) -> Option<Paid> {
+        let untold = std::mem::take(&mut self.untold);
+        (untold.requests > 0).then_some(untold)
+    }
+
+    /// Dollars of this attempt.
+    fn dollars(&self) -> Option<f64> {
+        self.quote.as_ref().map(|_| self.dollars)
+    }
+
+    /// Whether the size of a request matters.
+    pub fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
+    /// Why nothing more is sent.
+    pub fn exhausted(&self, bound: f64, left: u64, of: u64) -> Error {
+        let limit = self.limit.unwrap_or_default();
+        let from = self.quote.as_ref().map_or("", |quote| &quote.from);
+        Error::surroundings(format!(
+            "max_cost: ${:.4} of ${limit} are spent ({from}), and the next request can cost ${bound:.4}: stopped with {left} of {of} \
+             documents left",
+            self.spent
+        ))
+        .help("the answers so far are kept; raise `max_cost` and run again")
+    }
+
+    /// After the first requests: what the rest will cost by them. `left` counts requests.
+    pub fn forecast(&self, left: u64) -> Option<String> {
+        let each = self.dollars()? / self.requests.max(1) as f64;
+        let output = self.output as f64 / self.requests.max(1) as f64;
+        Some(format!(
+            "after {} requests: {output:.0} tokens got each, thinking included; the other {left} will cost about ${:.2}",
+            self.requests,
+            each * left as f64
+        ))
+    }
+}
+
+/// Whether the prompt cache does what was reckoned with.
+pub struct Caching {
+    /// Whether the fixed beginning is long enough for the model.
+    expected: bool,
+    requests: u64,
+    read: bool,
+}
+
+impl Caching {
+    pub fn new(expected: bool) -> Self {
+        Self { expected, requests: 0, read: false }
+    }
+
+    /// Gives a warning, once, when so many requests have read nothing from a cache that should be there.
+    pub fn landed(&mut self, usage: Usage) -> Option<String> {
+        if usage.batch {
+            // Whether a batch finds it is chance.
+            return None;
+        }
+        self.requests += 1;
+        self.read |= usage.cache_read > 0;
+        (self.expected && !self.read && self.requests == PILOT).then(|| {
+            format!(
+                "{PILOT} requests have read nothing from the prompt cache, though their fixed beginning is long enough for it: \
+                 every token is paid in full"
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::prices::{Price, quote};
+    use super::*;
+
+    fn dollar_a_token() -> Option<Quote> {
+        let million = 1e6;
+        let price = Price {
+            input: million,
+            output: million,
+            cache_write: million,
+            cache_read: 0.0,
+            batch: 0.5,
+            minimum_prefix: None,
+        };
+        Some(Quote { price, from: "prices of a test".into() })
+    }
+
+    fn usage(input: u64, output: u64) -> Usage {
+        Usage { input, output, ..Usage::default() }
+    }
+
+    #[test]
+    fn a_request_goes_only_if_the_limit_is_kept_even_if_it_costs_the_most() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut budget = Budget::open(folder.path(), dollar_a_token(), Some(100.0), false).unwrap();
+        // 30 bytes are 30 tokens at most, and 10 may come back.
+        let bound = budget.bound(30, 10);
+        assert_eq!(bound, 40.0);
+        assert_eq!(
+            [budget.reserve(bound), budget.reserve(bound), budget.reserve(bound)],
+            [Go::Now, Go::Now, Go::Later]
+        );
+        // It took 6 and 4; texts are known to be five bytes a token now.
+        budget.landed(bound, 30, usage(6, 4)).unwrap();
+        assert_eq!(budget.bound(30, 10), 17.0);
+        assert_eq!(budget.reserve(17.0), Go::Now);
+        budget.release(17.0);
+        budget.landed(bound, 30, usage(30, 10)).unwrap();
+        assert_eq!(budget.dollars(), Some(50.0));
+        assert_eq!([budget.reserve(50.0), budget.reserve(0.1)], [Go::Now, Go::Later]);
+        budget.release(50.0);
+        assert_eq!(budget.reserve(50.1), Go::Never);
+        let told = budget.exhausted(50.1, 3, 9);
+        assert_eq!(told.exit_code(), 3);
+        assert!(told.message.starts_with("max_cost: $50.0000 of $100 are spent (prices of a test)"), "{told}");
+    }
+
+    #[test]
+    fn what_failed_attempts_spent_counts_for_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Budget::open(folder.path(), dollar_a_token(), Some(50.0), true).unwrap();
+        open().landed(0.0, 10, Usage { batch: true, ..usage(40, 40) }).unwrap();
+        let mut next = open();
+        // In a batch it was half of 80.
+        assert_eq!([next.reserve(11.0), next.reserve(10.0)], [Go::Never, Go::Now]);
+        assert_eq!(next.dollars(), Some(0.0));
+    }
+
+    #[test]
+    fn without_a_limit_nothing_is_held_back_and_a_limit_needs_a_price() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut free = Budget::open(folder.path(), None, None, false).unwrap();
+        assert_eq!((free.bound(1 << 30, 1 << 30), free.reserve(1e9)), (0.0, Go::Now));
+        free.landed(0.0, 5, usage(2, 1)).unwrap();
+        let told = Paid { requests: 1, input_tokens: 2, output_tokens: 1, dollars: None };
+        assert_eq!((free.untold(), free.untold(), free.forecast(3)), (Some(told), None, None));
+        let error = Budget::open(folder.path(), None, Some(1.0), false).map(drop).unwrap_err();
+        assert_eq!((error.exit_code(), error.help.as_deref()), (2, Some("give one in `prices`")));
+    }
+
+    #[test]
+    fn the_first_requests_tell_what_the_rest_will_cost() {
+        let folder = tempfile::tempdir().unwrap();
+        let price = quote("claude-sonnet-4-6", None).unwrap();
+        let mut budget = Budget::open(folder.path(), price, None, false).unwrap();
+        (0..4).for_each(|_| budget.landed(0.0, 4000, usage(1000, 200)).unwrap());
+        let told = budget.forecast(1000).unwrap();
+        let expected = "after 4 requests: 200 tokens got each, thinking included; the other 1000 will cost about $6.00";
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_cache_that_is_never_read_is_told_once_where_it_should_be_read() {
+        let read = Usage { cache_read: 9, ..usage(1, 1) };
+        let warnings = |expected: bool, first: Usage| {
+            let mut caching = Caching::new(expected);
+            (0..50).filter(|i| caching.landed(if *i == 5 { first } else { usage(1, 1) }).is_some()).count()
+        };
+        assert_eq!([warnings(true, usage(1, 1)), warnings(true, read), warnings(false, usage(1, 1))], [1, 0, 0]);
+    }
+}

@@ -1,0 +1,203 @@
+//! What tokens cost: a dated table that is shipped, and one of the pipeline file's that goes before it. Knows no request.
+
+use std::collections::BTreeMap;
+
+use engine::error::{Error, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The prices of one model, in dollars per million tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Price {
+    /// Tokens sent.
+    pub input: f64,
+    /// Tokens got, thinking among them.
+    pub output: f64,
+    /// Tokens sent that are written to the prompt cache for five minutes.
+    pub cache_write: f64,
+    /// Tokens sent that are read from the prompt cache.
+    pub cache_read: f64,
+    /// What a Message Batch costs of all that.
+    #[serde(default = "half")]
+    pub batch: f64,
+    /// Tokens that the fixed beginning of a request must have to be cached; null if not known.
+    #[serde(default)]
+    pub minimum_prefix: Option<u64>,
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+/// Prices by model, as of a day.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Prices {
+    /// When they were looked up: `2026-11-25`.
+    pub date: String,
+    /// Where.
+    #[serde(default)]
+    pub source: String,
+    /// By the model's id; one without the date at its end stands for all of its dates.
+    pub models: BTreeMap<String, Price>,
+}
+
+impl Prices {
+    /// Those that come with this program.
+    ///
+    /// # Errors
+    /// If they are not as they should be (ours).
+    pub fn shipped() -> Result<Self> {
+        serde_json::from_str(include_str!("prices.json")).map_err(|e| Error::ours(format!("prices.json: {e}")))
+    }
+
+    /// The price of a model, or of the model that it is a dated version of.
+    pub fn of(&self, model: &str) -> Option<Price> {
+        let undated =
+            model.rsplit_once('-').filter(|(_, date)| date.len() == 8 && date.bytes().all(|b| b.is_ascii_digit()));
+        let by_name = |name: &str| self.models.get(name).copied();
+        by_name(model).or_else(|| by_name(undated?.0))
+    }
+
+    /// What is no price, as (path below this table, message).
+    pub fn faults(&self) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        if self.date.trim().is_empty() {
+            faults.push(("date".to_owned(), "expected the day when the prices were looked up".to_owned()));
+        }
+        for (model, price) in &self.models {
+            let named = [
+                ("input", price.input),
+                ("output", price.output),
+                ("cache_write", price.cache_write),
+                ("cache_read", price.cache_read),
+                ("batch", price.batch),
+            ];
+            for (name, value) in named.into_iter().filter(|(_, value)| !(0.0..1e6).contains(value)) {
+                faults.push((format!("models.{model}.{name}"), format!("expected dollars, found {value}")));
+            }
+        }
+        faults
+    }
+}
+
+/// A model's price and where it is from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quote {
+    pub price: Price,
+    /// Such as `prices of 2026-11-25`.
+    pub from: String,
+}
+
+/// The price of a model: the pipeline file's, else the shipped one; `None` if neither has it.
+///
+/// # Errors
+/// As [`Prices::shipped`].
+pub fn quote(model: &str, own: Option<&Prices>) -> Result<Option<Quote>> {
+    let shipped = Prices::shipped()?;
+    let tables = [(own, "the pipeline file's prices"), (Some(&shipped), "prices")];
+    Ok(tables.into_iter().find_map(|(table, whose)| {
+        let table = table?;
+        Some(Quote { price: table.of(model)?, from: format!("{whose} of {}", table.date) })
+    }))
+}
+
+/// Tokens of an answer, by what they are billed as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Sent, and neither written to the prompt cache nor read from it.
+    pub input: u64,
+    pub output: u64,
+    pub cache_written: u64,
+    pub cache_read: u64,
+    /// Whether it was asked in a batch.
+    pub batch: bool,
+}
+
+impl Usage {
+    /// What a message of the API says of itself. Counts that no message can have are not believed.
+    pub fn of(message: &Value) -> Self {
+        let usage = &message["usage"];
+        let count = |name: &str| usage[name].as_u64().filter(|n| *n < 1 << 40).unwrap_or(0);
+        Self {
+            input: count("input_tokens"),
+            output: count("output_tokens"),
+            cache_written: count("cache_creation_input_tokens"),
+            cache_read: count("cache_read_input_tokens"),
+            batch: usage["service_tier"] == "batch",
+        }
+    }
+
+    /// All tokens sent.
+    pub fn sent(&self) -> u64 {
+        self.input + self.cache_written + self.cache_read
+    }
+
+    /// What it costs at these prices.
+    pub fn dollars(&self, price: &Price) -> f64 {
+        let full = self.input as f64 * price.input
+            + self.cache_written as f64 * price.cache_write
+            + self.cache_read as f64 * price.cache_read
+            + self.output as f64 * price.output;
+        full * 1e-6 * if self.batch { price.batch } else { 1.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_shipped_price_is_whole_and_of_a_day() {
+        let shipped = Prices::shipped().unwrap();
+        assert_eq!(shipped.faults(), []);
+        assert_eq!(shipped.date.len(), 10);
+        for (model, price) in &shipped.models {
+            // What the API's documentation has of every model: writing costs a quarter more, reading a tenth or less.
+            assert_eq!(price.cache_write, 1.25 * price.input, "{model}");
+            assert!(price.cache_read <= 0.1 * price.input + 1e-12, "{model}");
+            assert_eq!((price.output, price.batch), (5.0 * price.input, 0.5), "{model}");
+            assert!(price.minimum_prefix.is_none_or(|n| (512..=4096).contains(&n)), "{model}");
+        }
+    }
+
+    #[test]
+    fn the_pipelines_price_goes_before_the_shipped_one_and_a_date_at_the_end_does_not_matter() {
+        let own = |model: &str| -> Prices {
+            let price = json!({ "input": 1, "output": 2, "cache_write": 3, "cache_read": 4 });
+            serde_json::from_value(json!({ "date": "2027-01-01", "models": { model: price } })).unwrap()
+        };
+        let haiku = quote("claude-haiku-4-5-20251001", None).unwrap().unwrap();
+        assert_eq!(haiku.price.input, 1.0);
+        assert!(haiku.from.starts_with("prices of 20"), "{}", haiku.from);
+        let mine = quote("claude-haiku-4-5-20251001", Some(&own("claude-haiku-4-5"))).unwrap().unwrap();
+        assert_eq!((mine.price.output, mine.from.as_str()), (2.0, "the pipeline file's prices of 2027-01-01"));
+        assert_eq!(quote("claude-haiku-4-5", Some(&own("other"))).unwrap(), quote("claude-haiku-4-5", None).unwrap());
+        assert_eq!(quote("no-such-model", None).unwrap(), None);
+        assert_eq!(quote("claude-haiku-4-5-latest", None).unwrap(), None);
+    }
+
+    #[test]
+    fn what_was_used_costs_by_kind_of_token_and_half_in_a_batch() {
+        let message = json!({ "usage": { "input_tokens": 1000, "cache_creation_input_tokens": 2000, "cache_read_input_tokens": 4000, "output_tokens": 500 } });
+        let usage = Usage::of(&message);
+        let price = quote("claude-sonnet-4-6", None).unwrap().unwrap().price;
+        let dollars = (1000.0 * 3.0 + 2000.0 * 3.75 + 4000.0 * 0.3 + 500.0 * 15.0) / 1e6;
+        assert!((usage.dollars(&price) - dollars).abs() < 1e-12);
+        assert!((Usage { batch: true, ..usage }.dollars(&price) - dollars / 2.0).abs() < 1e-12);
+        assert_eq!(Usage::of(&json!({ "usage": { "input_tokens": -1, "output_tokens": u64::MAX } })), Usage::default());
+    }
+
+    #[test]
+    fn a_price_that_is_none_is_told_by_its_place() {
+        let table =
+            json!({ "date": " ", "models": { "m": { "input": -1, "output": 2, "cache_write": 3, "cache_read": 4 } } });
+        let table: Prices = serde_json::from_value(table).unwrap();
+        let places: Vec<String> = table.faults().into_iter().map(|(place, _)| place).collect();
+        assert_eq!(places, ["date", "models.m.input"]);
+    }
+}

@@ -1,0 +1,217 @@
+//! `annotate.claude` through the real binary, against an API server of our own: killed runs, lost replies, money.
+
+#[allow(dead_code, unused_imports, reason = "the tests of the kind use more of it")]
+#[path = "../stages/src/testing/api/mod.rs"]
+mod api;
+mod space;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use api::{Api, Fault, KEY, Line, Rules};
+use serde_json::Value;
+use space::{TestSpace, text};
+
+/// 40 pairs, judged as `with` says.
+fn space(with: &str) -> TestSpace {
+    let space = TestSpace::new();
+    space.write(
+        "p.yaml",
+        &format!(
+            "version: 1
+stages:
+  posts: {{ uses: dataset.tinytldr, with: {{ posts: 100 }} }}
+  tokenizer: {{ uses: tokenizer.import, with: {{ asset: tinytldr }} }}
+  pairs: {{ uses: generate.contrast, needs: {{ posts: posts, tokenizer: tokenizer }}, with: {{ pairs: 40, split: null }} }}
+  annotate: {{ uses: annotate.claude, needs: {{ pairs: pairs }}, with: {{ model: claude-sonnet-4-6, swap_share: 0, repeat_share: 0, {with} }} }}
+"
+        ),
+    );
+    space
+}
+
+fn command(space: &TestSpace, api: &Api, arguments: &[&str]) -> Command {
+    let mut command = space.command(arguments);
+    command.env("ANTHROPIC_API_KEY", KEY).env("ANTHROPIC_BASE_URL", &api.address);
+    command.env("TEMPER_BATCH_POLL", "0.02").env("TEMPER_BATCH_GIVE_UP", "60");
+    command
+}
+
+fn temper(space: &TestSpace, api: &Api, arguments: &[&str]) -> Output {
+    command(space, api, arguments).output().expect("the binary starts")
+}
+
+/// A run that is killed, with all that it started, when the server has counted `n`.
+fn killed_when(space: &TestSpace, api: &Api, n: usize, of: impl Fn(&Api) -> usize) {
+    let mut run = command(space, api, &["run", "p.yaml"]);
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts");
+    api.wait_until(n, of);
+    // It may have ended by itself, which the caller's counts would tell.
+    let _ = run.kill();
+    run.wait().expect("it ends");
+}
+
+/// Files below a folder that hold the key.
+fn leaks(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let below = |path: PathBuf| match path.is_dir() {
+        true => leaks(&path),
+        false => Vec::from_iter(Some(path).filter(|path| text(&std::fs::read(path).unwrap_or_default()).contains(KEY))),
+    };
+    entries.flat_map(below).collect()
+}
+
+#[track_caller]
+fn assert_paid_once(out: &Output, space: &TestSpace, api: &Api) {
+    assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+    assert_eq!(api.paid_twice(), [""; 0]);
+    let shown = space.json(&["show", "p.yaml", "annotate", "--json"]);
+    assert_eq!(shown["metrics"]["rows"], 40.0, "{shown}");
+    assert_eq!(shown["metrics"]["labelled"], 40.0, "{shown}");
+    assert_eq!(leaks(&space.path(".")), [""; 0].map(PathBuf::from));
+}
+
+#[test]
+fn a_run_killed_while_its_batch_is_under_way_goes_on_with_that_batch() {
+    let space = space("mode: batch");
+    // It ends only when it was looked at more often than the first run can.
+    let api = Api::new(Rules { looks: 40, ..Rules::default() });
+    killed_when(&space, &api, 1, Api::creates);
+    let out = temper(&space, &api, &["run", "p.yaml"]);
+    assert_paid_once(&out, &space, &api);
+    assert_eq!(api.creates(), 1);
+}
+
+#[test]
+fn a_batch_whose_reply_is_lost_and_whose_client_is_killed_is_found_by_the_next_run() {
+    let space = space("mode: batch");
+    let lost = |_: usize, _: &Value| Some(Fault::Stalled);
+    let api = Api::new(Rules { create: Box::new(lost), looks: 5, ..Rules::default() });
+    api.create_foreign_batch(20);
+    killed_when(&space, &api, 1, Api::creates);
+    let out = temper(&space, &api, &["run", "p.yaml"]);
+    assert_paid_once(&out, &space, &api);
+    assert_eq!(api.creates(), 1);
+}
+
+#[test]
+fn what_a_batch_did_not_answer_is_sent_again_and_what_it_refused_is_asked_alone() {
+    let space = space("mode: batch");
+    let line = |n: usize, _: &Value| match n {
+        0..5 => Line::Expired,
+        5 => Line::Errored("overloaded_error", "try later"),
+        6 => Line::Errored("invalid_request_error", "something in it"),
+        _ => Line::Succeeded,
+    };
+    let api = Api::new(Rules { line: Box::new(line), ..Rules::default() });
+    assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
+    assert_eq!(api.creates(), 2);
+}
+
+#[test]
+fn a_batch_that_somebody_cancels_stops_the_run_and_the_next_one_asks_the_rest() {
+    let space = space("mode: batch");
+    let line = |n: usize, _: &Value| if n < 7 { Line::Canceled } else { Line::Succeeded };
+    let api = Api::new(Rules { line: Box::new(line), ..Rules::default() });
+    let out = temper(&space, &api, &["run", "p.yaml"]);
+    let stderr = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("a batch was canceled: 7 of its requests have no answer"), "{stderr}");
+    assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
+}
+
+#[test]
+fn a_run_killed_between_single_requests_asks_only_for_the_rest() {
+    let space = space("documents_per_request: 1");
+    let slow = std::time::Duration::from_millis(20);
+    let api = Api::new(Rules { latency: slow, ..Rules::default() });
+    killed_when(&space, &api, 20, Api::paid_messages);
+    let killed_at = api.paid_messages();
+    let out = temper(&space, &api, &["run", "p.yaml"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    // What was under way when it was killed is lost: eight requests at most.
+    assert!(api.paid_twice().len() <= 8, "{:?}", api.paid_twice());
+    assert!(killed_at < 40, "it was not killed in the middle");
+}
+
+#[test]
+fn two_runs_at_once_one_in_batches_and_one_not_pay_once() {
+    let space = space("documents_per_request: 2");
+    let latency = std::time::Duration::from_millis(10);
+    let api = Api::new(Rules { looks: 10, latency, ..Rules::default() });
+    assert!(temper(&space, &api, &["run", "p.yaml", "--until", "pairs"]).status.success());
+    // Two keys that ask the same.
+    let sets = [["mode=batch", "max_unlabelled=0.1"], ["mode=single", "max_unlabelled=0.2"]];
+    let runs = sets.map(|sets| {
+        let [one, other] = sets.map(|set| format!("stages.annotate.with.{set}"));
+        let mut run = command(&space, &api, &["run", "p.yaml", "--set", &one, "--set", &other]);
+        std::thread::spawn(move || run.output().expect("the binary starts"))
+    });
+    for run in runs {
+        let out = run.join().expect("the thread ends");
+        assert!(out.status.success(), "{}", text(&out.stderr));
+    }
+    assert_eq!((api.paid_documents(), api.paid_twice()), (40, vec![]));
+}
+
+#[test]
+fn the_plan_tells_what_it_will_cost_and_the_limit_stops_before_it_is_passed() {
+    let space = space("documents_per_request: 1, max_tokens: 100, max_cost: 0.1");
+    let api = Api::new(Rules { cacheable: 100_000, ..Rules::default() });
+    let unknown = space.json(&["plan", "p.yaml", "--json"]);
+    let cost = |plan: &Value| {
+        let stages = plan["stages"].as_array().expect("stages").clone();
+        stages.into_iter().find(|stage| stage["stage"] == "annotate").expect("the stage")["cost"].clone()
+    };
+    assert_eq!(cost(&unknown)["unknown"], "known after pairs");
+    assert!(temper(&space, &api, &["run", "p.yaml", "--until", "pairs"]).status.success());
+    let before = cost(&space.json(&["plan", "p.yaml", "--json"]))["known"].clone();
+    assert!(before["requests"].as_u64().is_some_and(|n| n >= 40), "{before}");
+    assert!(before["dollars"]["low"].as_f64() < before["dollars"]["high"].as_f64(), "{before}");
+    assert!(before["notes"].to_string().contains("before a pilot of 20 requests"), "{before}");
+
+    let out = temper(&space, &api, &["run", "p.yaml"]);
+    let stderr = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("max_cost: $0.") && stderr.contains("of $0.1 are spent"), "{stderr}");
+    let stopped = api.paid_messages();
+    assert!(stopped > 2 && stopped < 40, "{stopped}");
+    // Running again spends nothing more: what was spent counts.
+    assert_eq!(temper(&space, &api, &["run", "p.yaml"]).status.code(), Some(3));
+    assert_eq!(api.paid_messages(), stopped);
+
+    // More money is no other stage: what is kept is kept.
+    let raised = ["--set", "stages.annotate.with.max_cost=5"];
+    let out = temper(&space, &api, &[&["run", "p.yaml"][..], &raised].concat());
+    assert_paid_once(&out, &space, &api);
+    let page = std::fs::read_dir(space.path("cache/runs")).expect("runs").flatten().map(|entry| entry.path());
+    let page = page.max().expect("a run").join("report.html");
+    let page = std::fs::read_to_string(page).expect("a report");
+    assert!(page.contains("Paid requests of this run"), "the report does not tell what was paid");
+}
+
+#[test]
+fn how_it_is_asked_and_for_how_much_is_no_part_of_the_key() {
+    let space = space("mode: batch, max_cost: 3");
+    let api = Api::new(Rules::default());
+    assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
+    let single = ["plan", "p.yaml", "--json", "--set", "stages.annotate.with.mode=single"];
+    let plan = space.json(&[&single[..], &["--set", "stages.annotate.with.max_cost=null"]].concat());
+    let stages = plan["stages"].as_array().expect("stages");
+    assert!(stages.iter().all(|stage| stage["action"] == "reuse"), "{plan}");
+}
+
+#[test]
+fn a_pilot_tells_what_thinking_takes() {
+    let space = space("documents_per_request: 1, max_requests: 20");
+    let api = Api::new(Rules::default());
+    let out = temper(&space, &api, &["run", "p.yaml"]);
+    let stderr = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("max_requests: 20 requests were sent"), "{stderr}");
+    assert_eq!(api.paid_messages(), 20);
+    let out = temper(&space, &api, &["plan", "p.yaml"]);
+    let stdout = text(&out.stdout);
+    assert!(stdout.contains("by 20 answers to the same question, thinking included"), "{stdout}");
+    assert!(stdout.contains("answered already"), "{stdout}");
+}
