@@ -1,0 +1,72 @@
+//! How fast paid answers come in and are kept, and what memory that takes: requests, 64 at once or in batches, to a server on
+//! this machine that takes 5 ms for each. Prints, asserts nothing.
+//!
+//!     cargo bench --bench annotate
+
+#[allow(dead_code, unused_imports, reason = "the tests use more of it")]
+#[path = "../stages/src/testing/api/mod.rs"]
+mod api;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use api::{Api, KEY, Rules};
+use serde_json::Value;
+
+/// `n` pairs, one to a request.
+fn pipeline(n: u64, mode: &str) -> String {
+    format!(
+        "version: 1
+stages:
+  posts: {{ uses: dataset.tinytldr, with: {{ posts: {posts} }} }}
+  tokenizer: {{ uses: tokenizer.import, with: {{ asset: tinytldr }} }}
+  pairs: {{ uses: generate.contrast, needs: {{ posts: posts, tokenizer: tokenizer }}, with: {{ pairs: {n}, split: null }} }}
+  annotate:
+    uses: annotate.claude
+    needs: {{ pairs: pairs }}
+    with: {{ model: claude-haiku-4-5, documents_per_request: 1, swap_share: 0, repeat_share: 0, mode: {mode} }}
+",
+        posts = n + n / 10,
+    )
+}
+
+fn temper(folder: &Path, api: &Api, arguments: &[&str]) -> (f64, Vec<Value>) {
+    let started = Instant::now();
+    let out = Command::new(env!("CARGO_BIN_EXE_temper"))
+        .args(arguments)
+        .args(["--json", "--store", "store"])
+        .current_dir(folder)
+        .env("ANTHROPIC_API_KEY", KEY)
+        .env("ANTHROPIC_BASE_URL", &api.address)
+        .env("TEMPER_REQUESTS", "64")
+        .env("TEMPER_BATCH_POLL", "0.1")
+        .output()
+        .expect("the binary starts");
+    let seconds = started.elapsed().as_secs_f64();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let events = String::from_utf8_lossy(&out.stdout).lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    (seconds, events)
+}
+
+fn main() {
+    for mode in ["single", "batch"] {
+        for n in [1_000, 10_000, 40_000] {
+            let folder = tempfile::tempdir().expect("a temporary folder can be made");
+            let api = Api::new(Rules { latency: Duration::from_millis(5), ..Rules::default() });
+            std::fs::write(folder.path().join("p.yaml"), pipeline(n, mode)).expect("the folder can be written to");
+            temper(folder.path(), &api, &["run", "p.yaml", "--until", "pairs"]);
+            let (whole, events) = temper(folder.path(), &api, &["run", "p.yaml"]);
+            let of_stage = |event: &&Value| event["event"] == "stage_finished" && event["stage"] == "annotate";
+            let stage = events.iter().find(of_stage).expect("the stage has run");
+            let seconds = stage["seconds"].as_f64().unwrap_or_default();
+            let peak = stage["peak_bytes"].as_u64().unwrap_or_default();
+            let paid = api.paid_messages();
+            println!(
+                "{mode:>6}: {paid:>6} answers in {seconds:6.2} s ({:.0} a second), peak {} MiB; the whole run {whole:.2} s",
+                paid as f64 / seconds,
+                peak >> 20
+            );
+        }
+    }
+}
