@@ -144,3 +144,37 @@ fn describe(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>]) -> Value
         .collect();
     json!({ "stages": stages, "not_needed": graph.not_needed.iter().map(ToString::to_string).collect::<Vec<_>>() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_have_their_thousands_apart_and_a_range_of_one_is_one() {
+        let told = [0, 999, 1_000, 12_345, 1_234_567].map(count);
+        assert_eq!(told, ["0", "999", "1,000", "12,345", "1,234,567"]);
+        let money = |low, high| between(&Range::new(low, high), |d| format!("{d:.2}"));
+        assert_eq!([money(1.0, 1.001), money(0.5, 2.0)], ["1.00", "0.50 to 2.00"]);
+    }
+
+    #[test]
+    fn a_cost_is_told_with_what_it_rests_on() {
+        let range = Range::new(1_000.0, 2_000.0);
+        let notes = vec!["prices of a day".to_owned()];
+        let estimate = Estimate {
+            requests: 5,
+            input_tokens: range,
+            output_tokens: range,
+            dollars: Some(Range::new(1.0, 2.0)),
+            notes,
+        };
+        let told = cost(&Prospect::Known(estimate.clone()));
+        assert_eq!(
+            told,
+            "5 requests, 1,000 to 2,000 tokens in, 1,000 to 2,000 out, $1.00 to 2.00\n    prices of a day"
+        );
+        let unpriced = cost(&Prospect::Known(Estimate { dollars: None, ..estimate }));
+        assert!(unpriced.contains("out, no price known\n"), "{unpriced}");
+        assert_eq!(cost(&Prospect::Unknown("known after pairs".into())), "cost not known: known after pairs");
+    }
+}

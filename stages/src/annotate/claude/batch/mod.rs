@@ -162,6 +162,10 @@ impl<'a> Batches<'a> {
                         // What nobody wants now is paid for all the same, and is taken in when that takes no waiting.
                         if intent.tickets.iter().flatten().any(|key| wanted(*key)) || self.has_ended(&intent).await? {
                             settled = true;
+                            let count = intent.tickets.len();
+                            news(News::Note(format!(
+                                "a batch of {count} requests is gone on with: an attempt before sent it"
+                            )))?;
                             self.settle(intent, news).await?;
                         }
                         break;
