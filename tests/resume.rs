@@ -32,6 +32,8 @@ stages:
     seed: '${member}'
     needs: { model: sft, preferences: annotate, posts: filter }
     with: { batch: 4, warmup: 1, steps: 40 }
+  more: { uses: generate.contrast, needs: { posts: filter, tokenizer: tokenizer }, with: { split: proxy, pairs: 300 } }
+  labels: { uses: annotate.gold, needs: { pairs: more, reward: 'proxy[1]' }, with: { labels: sampled, label_noise: 0.25 } }
   ensemble: { uses: reward.ensemble, needs: { members: 'proxy[*]' } }
   rl:
     uses: rl.ppo
@@ -73,7 +75,7 @@ fn events(out: &std::process::Output) -> Vec<Value> {
 }
 
 #[test]
-fn a_study_killed_in_every_learning_stage_gives_the_digests_of_an_undisturbed_one() {
+fn a_study_killed_in_every_stage_that_learns_or_scores_gives_the_digests_of_an_undisturbed_one() {
     let space = TestSpace::new();
     space.write("study.yaml", PIPELINE);
     let whole = space.json(&["run", "study.yaml", "--store", "undisturbed", "--json", "-j", "1"]);
@@ -81,7 +83,9 @@ fn a_study_killed_in_every_learning_stage_gives_the_digests_of_an_undisturbed_on
 
     // Each time on another number of threads.
     let (one, two) = (["--checkpoint-every", "1", "-j", "1"], ["--checkpoint-every", "1", "-j", "2"]);
-    let kills = [(two, "base", 5), (one, "sft", 7), (two, "proxy[2]", 3), (one, "rl", 2)];
+    let labels = ["--until", "labels", "--checkpoint-every", "1", "-j", "2"];
+    let kills: [(&[&str], &str, u64); 5] =
+        [(&two, "base", 5), (&one, "sft", 7), (&two, "proxy[2]", 3), (&labels, "labels", 128), (&one, "rl", 2)];
     let mut told: Vec<Value> =
         kills.iter().flat_map(|(arguments, stage, done)| killed_at(&space, arguments, stage, *done)).collect();
     told.extend(events(&space.temper(&["run", "study.yaml", "--json", "-j", "2"])));
@@ -89,7 +93,7 @@ fn a_study_killed_in_every_learning_stage_gives_the_digests_of_an_undisturbed_on
     let went_on = resumed(&told);
     assert!(!went_on.is_empty() && went_on.iter().all(|(_, done)| *done > 1), "{went_on:?}");
 
-    for stage in ["base", "sft", "proxy[1]", "proxy[2]", "rl"] {
+    for stage in ["base", "sft", "proxy[1]", "proxy[2]", "rl", "labels"] {
         let digest = |store| space.json(&["show", "study.yaml", stage, "--store", store, "--json"])["digest"].clone();
         assert_eq!(digest("cache"), digest("undisturbed"), "{stage}");
     }

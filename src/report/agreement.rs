@@ -36,8 +36,8 @@ pub fn sentences(measured: &[Measured]) -> Vec<String> {
     let infos = measured.iter().filter_map(|m| m.read.as_ref().ok());
     infos
         .flat_map(|(info, _)| {
-            let biased = info.judges.iter().filter_map(bias);
-            info.compared.iter().map(agreed).chain(biased)
+            let alone = info.judges.iter().flat_map(|judge| [consistency(judge), bias(judge)]).flatten();
+            info.compared.iter().map(agreed).chain(alone)
         })
         .collect()
 }
@@ -53,6 +53,17 @@ fn agreed(two: &Compared) -> String {
             kappa.map_or_else(String::new, |kappa| format!("; kappa {}", of_kappa(kappa)))
         ),
     }
+}
+
+/// How often two labels of one pair are the same: another judge can hardly agree more.
+fn consistency(judge: &Judge) -> Option<String> {
+    let share = judge.with_itself?;
+    Some(format!(
+        "Two labels that {} has of one pair are the same in {} of {} cases.",
+        judge.name,
+        percent(share),
+        share.of
+    ))
 }
 
 /// A judge for whom it matters what came first.
@@ -208,7 +219,7 @@ mod tests {
             labelled: 590,
             first_chosen,
             longer_chosen: None,
-            with_itself: None,
+            with_itself: share(90, 0.77).filter(|_| name == "people"),
         };
         let two = Compared {
             first: "people".to_owned(),
@@ -239,10 +250,13 @@ mod tests {
         let told = |share| sentences(&[measured(share)]);
         assert_eq!(
             told(share(590, 0.52)),
-            ["people and <claude> agree on 70.0% [66.0, 74.0] of 580 pairs; kappa 0.40 [0.32, 0.48]."]
+            [
+                "people and <claude> agree on 70.0% [66.0, 74.0] of 580 pairs; kappa 0.40 [0.32, 0.48].",
+                "Two labels that people has of one pair are the same in 77.0% [73.0, 81.0] of 90 cases."
+            ]
         );
         assert_eq!(
-            told(share(590, 0.44))[1],
+            told(share(590, 0.44))[2],
             "people leans to the summary that comes second: the first is chosen in 44.0% [40.0, 48.0] of 590 labels."
         );
     }

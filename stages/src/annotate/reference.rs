@@ -1,6 +1,7 @@
 //! `annotate.reference`: judges pairs by the post's own summary (ROUGE) or by the facts behind it. Knows no reward model.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rouge::Variant;
 use super::{HeldOut, Judged, draw};
+use crate::data::clean::fingerprint;
 use crate::prompt::Parts;
 use crate::quality::{self, Facts};
 use crate::train::params::Faults;
@@ -49,9 +51,35 @@ impl Params {
     }
 }
 
+/// The posts' own summaries.
+struct References {
+    by_id: HashMap<String, String>,
+    /// The ids of the posts by their normalised text: pairs from another source may know a post by another id.
+    by_text: HashMap<[u8; 16], String>,
+}
+
+impl References {
+    fn load(folder: &Path) -> Result<Self> {
+        let (mut by_id, mut by_text) = (HashMap::new(), HashMap::new());
+        for post in Posts::open(folder)? {
+            let post = post?;
+            by_text.insert(fingerprint(&post.post), post.id.clone());
+            by_id.insert(post.id, post.summary);
+        }
+        Ok(Self { by_id, by_text })
+    }
+
+    fn of(&self, pair: &Pair) -> Option<&String> {
+        self.by_id.get(&pair.post_id).or_else(|| {
+            let parts = Parts::parse(&pair.prompt)?;
+            self.by_id.get(self.by_text.get(&fingerprint(parts.post))?)
+        })
+    }
+}
+
 /// How good each side of a pair is.
 enum Judge {
-    Rouge { variant: Variant, references: HashMap<String, String> },
+    Rouge { variant: Variant, references: References },
     Facts,
 }
 
@@ -59,7 +87,7 @@ impl Judge {
     fn scores(&self, pair: &Pair) -> Result<[f64; 2]> {
         match self {
             Self::Rouge { variant, references } => {
-                let reference = references.get(&pair.post_id).ok_or_else(|| {
+                let reference = references.of(pair).ok_or_else(|| {
                     Error::yours(format!("pair `{}`: its post `{}` is not among `posts`", pair.id, pair.post_id))
                         .help("give the posts that the pairs were made from")
                 })?;
@@ -112,11 +140,7 @@ impl Kind for Reference {
         let (judge, annotator) = match params.by {
             By::Facts => (Judge::Facts, "facts".to_owned()),
             By::Rouge => {
-                let mut references = HashMap::new();
-                for post in Posts::open(&ctx.one("posts")?.folder)? {
-                    let post = post?;
-                    references.insert(post.id, post.summary);
-                }
+                let references = References::load(&ctx.one("posts")?.folder)?;
                 (Judge::Rouge { variant: params.variant, references }, params.variant.as_str().to_owned())
             }
         };
@@ -213,6 +237,19 @@ mod tests {
         assert!(!rows[0].chosen_ended && rows[0].rejected_ended);
         assert_eq!(rows[1].outcome, Outcome::Tie);
         assert_eq!(rows[0].annotator, "rougeL");
+    }
+
+    #[test]
+    fn a_post_that_pairs_know_by_another_id_is_found_by_its_text() {
+        let other = |id: &str, post: &str| Pair {
+            post_id: id.into(),
+            prompt: format!("Subreddit: r/x\nTITLE: t\nPOST: {post}\nTL;DR:"),
+            ..pair(0, "a dog", "the cat ate cake")
+        };
+        let rows = judge(&bench(vec![other("elsewhere", "P, 0!")]), json!({ "by": "rouge" })).unwrap();
+        assert_eq!(rows[0].chosen_text, "the cat ate cake");
+        let error = judge(&bench(vec![other("elsewhere", "q")]), json!({ "by": "rouge" })).unwrap_err();
+        assert_eq!(error.message, "pair `pair 0`: its post `elsewhere` is not among `posts`");
     }
 
     #[test]

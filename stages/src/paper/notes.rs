@@ -133,10 +133,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Who judged the pairs that the gold model learned from.
+    /// Who judged the pairs that reward models learned from. A judge who is only compared with others is no deviation.
     fn annotators(&self) -> Vec<String> {
         let mut out = Vec::new();
-        for held in self.0 {
+        for held in self.at_any("reward.train", "preferences") {
             let error = |default: f64| 100.0 * held.params.get("error_rate").and_then(Value::as_f64).unwrap_or(default);
             out.extend(match held.kind {
                 "annotate.reference" if text(held.params, "/by") == Some("facts") => Some(format!(
@@ -303,24 +303,26 @@ mod tests {
     }
 
     #[test]
-    fn the_annotator_is_whoever_judged() {
+    fn the_annotator_is_whoever_judged_what_a_model_learned() {
         let (facts, claude, none) = (
             json!({ "by": "facts", "error_rate": 0.05 }),
             json!({ "model": "claude-2.1" }),
             json!({ "error_rate": 0.1 }),
         );
-        assert!(
-            told(&[held("annotate", "annotate.reference", &facts, &[])])
-                .contains("5% of the labels turned round, in Claude's")
-        );
-        assert!(!told(&[held("annotate", "annotate.claude", &claude, &[])]).contains("Annotator"));
+        let gold = held("gold", "reward.train", &Value::Null, &[("preferences", "annotate")]);
+        let judged = held("annotate", "annotate.reference", &facts, &[]);
+        assert!(told(&[judged.clone(), gold.clone()]).contains("5% of the labels turned round, in Claude's"));
+        let compared = held("agreement", "annotate.agreement", &Value::Null, &[("preferences", "annotate")]);
+        assert!(!told(&[judged, compared]).contains("Annotator"));
+        assert!(!told(&[held("annotate", "annotate.claude", &claude, &[]), gold.clone()]).contains("Annotator"));
         let stand_in = [
             held("drawn", "dataset.comparisons", &none, &[]),
             held("annotate", "annotate.human", &Value::Null, &[("comparisons", "drawn")]),
+            gold.clone(),
         ];
         assert!(told(&stand_in).contains("simulated labellers who err in 10%"));
         let hub = json!({ "hub": { "id": "CarperAI/openai_summarize_comparisons" }, "files": null });
-        let people = [stand_in[0].clone(), held("annotate", "annotate.human", &hub, &[("comparisons", "drawn")])];
+        let people = [stand_in[0].clone(), held("annotate", "annotate.human", &hub, &[("comparisons", "drawn")]), gold];
         assert!(told(&people).contains("Annotator: people's comparisons"));
     }
 

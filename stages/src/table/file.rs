@@ -6,17 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, new_null_array};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow::json::writer::JsonArray;
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use engine::artifact::Facts;
 use engine::error::{At, Error, Result};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 
 use super::Row;
+use super::batches::{Batches, builder};
 use super::view::type_name;
 
 /// Rows handed to the Parquet writer at once, and read at once.
@@ -111,7 +110,7 @@ pub fn write<R: Row>(path: &Path, rows: impl IntoIterator<Item = R>) -> Result<u
 /// Reads rows one by one; memory does not grow with their number.
 pub struct Reader<R: Row> {
     path: PathBuf,
-    batches: ParquetRecordBatchReader,
+    batches: Batches,
     /// Where each of the row's columns stands in a batch; none: it is not in the file.
     order: Vec<Option<usize>>,
     ready: std::vec::IntoIter<R>,
@@ -180,7 +179,7 @@ impl<R: Row> Reader<R> {
         let order = columns.iter().map(|c| place(c.name)).collect();
         let rows = builder.metadata().file_metadata().num_rows().max(0).unsigned_abs();
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-        let batches = builder.with_projection(mask).with_batch_size(BATCH).build().map_err(|e| unreadable(path, &e))?;
+        let batches = Batches::open(path, builder.with_projection(mask), BATCH)?;
         Ok(Self {
             path: path.to_owned(),
             batches,
@@ -200,7 +199,7 @@ impl<R: Row> Reader<R> {
     fn next_batch(&mut self) -> Option<Result<Vec<R>>> {
         let batch = match self.batches.next()? {
             Ok(batch) => batch,
-            Err(e) => return Some(Err(unreadable(&self.path, &e))),
+            Err(e) => return Some(Err(e)),
         };
         let arrays: Vec<ArrayRef> = (self.order.iter().zip(R::columns()))
             .map(|(place, column)| match place {
@@ -280,60 +279,6 @@ pub fn columns(path: &Path) -> Result<Vec<(String, String)>> {
     Ok(builder(path)?.schema().fields().iter().map(|f| (f.name().clone(), type_name(f.data_type()))).collect())
 }
 
-/// The rows of any Parquet file as JSON, of those of the `wanted` columns that it has; nulls are told as such.
-///
-/// # Errors
-/// If it is not one, or if one of the columns holds bytes that are no text.
-pub fn json_rows(path: &Path, wanted: &[&str]) -> Result<impl Iterator<Item = Result<serde_json::Value>> + use<>> {
-    let builder = builder(path)?;
-    let found = builder.schema().clone();
-    let is_wanted = |i: &usize| wanted.contains(&found.field(*i).name().as_str());
-    let roots: Vec<usize> = (0..found.fields().len()).filter(is_wanted).collect();
-    if let Some(field) = roots.iter().map(|&i| found.field(i)).find(|field| holds_bytes(field.data_type())) {
-        let told = type_name(field.data_type());
-        return Err(Error::yours(format!("{}: column `{}` holds bytes ({told})", path.display(), field.name()))
-            .help("write texts as strings"));
-    }
-    let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-    let batches = builder.with_projection(mask).with_batch_size(BATCH).build().map_err(|e| unreadable(path, &e))?;
-    let path = path.to_owned();
-    Ok(batches.flat_map(move |batch| {
-        let rows = batch.map_err(|e| unreadable(&path, &e)).and_then(|batch| json_of(&batch, &path));
-        match rows {
-            Ok(rows) => rows.into_iter().map(Ok).collect(),
-            Err(e) => vec![Err(e)],
-        }
-    }))
-}
-
-fn json_of(batch: &RecordBatch, path: &Path) -> Result<Vec<serde_json::Value>> {
-    let mut bytes = Vec::new();
-    let mut writer = arrow::json::WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(&mut bytes);
-    writer.write(batch).and_then(|()| writer.finish()).map_err(|e| unreadable(path, &e))?;
-    drop(writer);
-    serde_json::from_slice(&bytes).map_err(|e| unreadable(path, &e))
-}
-
-fn holds_bytes(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => true,
-        DataType::List(item) | DataType::LargeList(item) => holds_bytes(item.data_type()),
-        DataType::Struct(fields) => fields.iter().any(|field| holds_bytes(field.data_type())),
-        _ => false,
-    }
-}
-
-pub(super) fn open_any(path: &Path, batch: usize) -> Result<ParquetRecordBatchReader> {
-    builder(path)?.with_batch_size(batch).build().map_err(|e| unreadable(path, &e))
-}
-
-fn builder(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
-    let file = File::open(path).at(path)?;
-    // By Parquet's own types: else a text column is utf8 here and large_utf8 there, depending on who wrote it.
-    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|e| unreadable(path, &e))
-}
-
 fn list(schema: &Schema) -> String {
     schema
         .fields()
@@ -341,11 +286,6 @@ fn list(schema: &Schema) -> String {
         .map(|f| format!("{} ({})", f.name(), type_name(f.data_type())))
         .collect::<Vec<_>>()
         .join(", ")
-}
-
-pub(super) fn unreadable(path: &Path, e: &dyn std::fmt::Display) -> Error {
-    Error::yours(format!("{}: not a readable Parquet file: {e}", path.display()))
-        .help("is it whole? fetch or write it again")
 }
 
 fn unwritable(path: &Path, e: parquet::errors::ParquetError) -> Error {

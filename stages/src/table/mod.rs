@@ -19,14 +19,17 @@
 //! # }
 //! ```
 
+mod batches;
 mod cells;
 mod file;
+mod json;
 mod view;
 #[macro_use]
 mod declare;
 
 pub use cells::Cell;
-pub use file::{Reader, Writer, check, columns, json_rows, read, write};
+pub use file::{Reader, Writer, check, columns, read, write};
+pub use json::json_rows;
 pub(crate) use view::cut;
 pub use view::preview;
 

@@ -7,7 +7,7 @@ use arrow::datatypes::DataType;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use engine::error::Result;
 
-use super::file::open_any;
+use super::batches::{Batches, builder};
 
 /// `utf8`, `f64`, `list<u32>`, …
 pub(super) fn type_name(data_type: &DataType) -> String {
@@ -32,8 +32,8 @@ pub(super) fn type_name(data_type: &DataType) -> String {
 pub fn preview(file: &Path, rows: usize) -> Result<String> {
     let mut text = String::new();
     let mut shown = 0;
-    for batch in open_any(file, rows.clamp(1, 1024))? {
-        let batch = batch.map_err(|e| super::file::unreadable(file, &e))?;
+    for batch in Batches::open(file, builder(file)?, rows.clamp(1, 1024))? {
+        let batch = batch?;
         let options = FormatOptions::default().with_null("null");
         let schema = batch.schema();
         let width = schema.fields().iter().map(|f| f.name().len()).max().unwrap_or(0);

@@ -103,6 +103,14 @@ impl Pairs {
             .map(|(key, heard)| (*key, heard.by.iter().map(|said| said.verdict()).collect(), heard.longer_by))
     }
 
+    /// Pairs in a judge's table, and how many of them it has a preference on.
+    pub fn judged(&self, judge: usize) -> (u64, u64) {
+        let verdicts = self.pairs.values().map(|heard| heard.by[judge].verdict());
+        verdicts.fold((0, 0), |(judged, labelled), verdict| {
+            (judged + u64::from(verdict != Verdict::Absent), labelled + u64::from(matches!(verdict, Verdict::For(_))))
+        })
+    }
+
     pub fn verdict(&self, key: &PairKey, judge: usize) -> Verdict {
         self.pairs.get(key).map_or(Verdict::Absent, |heard| heard.by[judge].verdict())
     }

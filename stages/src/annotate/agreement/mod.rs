@@ -68,11 +68,7 @@ impl Kind for Agree {
             .into_iter()
             .enumerate()
             .map(|(i, (name, rows))| {
-                let (mut judged, mut labelled) = (0, 0);
-                for (_, verdicts, _) in pairs.verdicts() {
-                    judged += u64::from(verdicts[i] != Verdict::Absent);
-                    labelled += u64::from(matches!(verdicts[i], Verdict::For(_)));
-                }
+                let (judged, labelled) = pairs.judged(i);
                 Judge {
                     name,
                     rows: rows.rows,

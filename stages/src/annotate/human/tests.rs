@@ -336,6 +336,30 @@ fn stiennons_records_read_alike_from_lines_and_from_parquet() {
 }
 
 #[test]
+fn a_damaged_parquet_file_is_an_error_or_other_rows_and_never_a_panic() {
+    use rand::Rng;
+    let bench = Bench::new();
+    let file = bench.path("c.parquet");
+    write_parquet(&file, &(0..40).map(|i| vote(i, i % 2, "a", "batch3")).collect::<Vec<_>>());
+    let whole = std::fs::read(&file).unwrap();
+    let mut rng = crate::train::fixed_generator(1, "damage");
+    let mut refused = 0;
+    for round in 0..300 {
+        let mut bytes = whole.clone();
+        if round % 5 == 0 {
+            bytes.truncate(rng.random_range(4..bytes.len()));
+        }
+        for _ in 0..rng.random_range(1..6) {
+            let at = rng.random_range(4..bytes.len());
+            bytes[at] = rng.random();
+        }
+        std::fs::write(&file, bytes).unwrap();
+        refused += u64::from(take(&bench, json!({ "files": file, "max_bad_rows": 40 })).is_err());
+    }
+    assert!(refused > 50, "{refused} of 300");
+}
+
+#[test]
 fn bytes_for_texts_and_columns_of_another_kind_are_refused() {
     let bench = Bench::new();
     let file = bench.path("odd.parquet");

@@ -1,15 +1,15 @@
 //! `annotate.gold`: a reward model judges pairs. Knows no training.
 
-use std::path::Path;
+mod scores;
 
-use engine::checkpoint::{Checkpoints, Reached};
 use engine::context::Context;
-use engine::error::{At, Error, Result};
+use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature};
 use lm::{Sequence, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::scores::Scores;
 use super::pair_key::{PairKey, Text as Which};
 use super::{HeldOut, Judged};
 use crate::prompt::Parts;
@@ -134,74 +134,6 @@ fn sequences(
         sequences.push(encoder.row(&pair.post_id, prompt, text(&pair.b_text, &pair.b_ids), pair.b_ended, own)?);
     }
     Ok(sequences)
-}
-
-/// The scores of both sides of the pairs so far. They are all that a checkpoint holds, at eight bytes a pair: labels and
-/// rows are made of them again.
-struct Scores {
-    found: Vec<[f32; 2]>,
-    /// Pairs that have been asked for.
-    used: usize,
-    checkpoints: Checkpoints,
-}
-
-/// Of [`Scores::FILE`].
-const FORMAT: u32 = 1;
-
-impl Scores {
-    const FILE: &'static str = "scores.f32";
-
-    /// Those of an earlier attempt, if one left any.
-    fn of(ctx: &mut Context, total: u64) -> Result<Self> {
-        let mut checkpoints = Checkpoints::new(ctx, FORMAT);
-        let found = checkpoints.latest(ctx, |folder| Self::read(folder, total))?.map(|(found, _)| found);
-        if let Some(found) = &found {
-            ctx.resumed(Reached { done: found.len() as u64, total, unit: "pairs" });
-        }
-        Ok(Self { found: found.unwrap_or_default(), used: 0, checkpoints })
-    }
-
-    /// The scores of the next `pairs` of them, made by `make` unless they are there.
-    fn next(
-        &mut self,
-        ctx: &mut Context,
-        pairs: usize,
-        (done, total): (u64, u64),
-        make: impl FnOnce() -> Result<Vec<f32>>,
-    ) -> Result<Vec<[f32; 2]>> {
-        let end = self.used + pairs;
-        if self.found.len() < end {
-            // An earlier attempt stopped between two calls, since inputs and chunks are the same.
-            self.found.truncate(self.used);
-            self.found.extend_from_slice(make()?.as_chunks::<2>().0);
-            if self.checkpoints.due() {
-                let found = &self.found;
-                self.checkpoints
-                    .publish(ctx, Reached { done, total, unit: "pairs" }, |folder| Self::write(folder, found));
-            }
-        }
-        let scores = self.found[self.used..end].to_vec();
-        self.used = end;
-        Ok(scores)
-    }
-
-    fn write(folder: &Path, found: &[[f32; 2]]) -> Result<()> {
-        let bytes: Vec<u8> = found.iter().flatten().flat_map(|score| score.to_le_bytes()).collect();
-        let path = folder.join(Self::FILE);
-        std::fs::write(&path, bytes).at(&path)
-    }
-
-    fn read(folder: &Path, total: u64) -> Result<Vec<[f32; 2]>> {
-        let path = folder.join(Self::FILE);
-        let bytes = std::fs::read(&path).at(&path)?;
-        let (scores, rest) = bytes.as_chunks::<4>();
-        let (pairs, odd) = scores.as_chunks::<2>();
-        if !rest.is_empty() || !odd.is_empty() || pairs.len() as u64 > total {
-            let what = format!("{}: holds {} bytes, no scores of {total} pairs", path.display(), bytes.len());
-            return Err(Error::surroundings(what));
-        }
-        Ok(pairs.iter().map(|pair| pair.map(f32::from_le_bytes)).collect())
-    }
 }
 
 /// Labels out of scores.

@@ -1,0 +1,57 @@
+//! Batches of columns out of Parquet files that anybody wrote. Knows no row.
+//!
+//! The library panics on some damaged files. That is the file's fault and told as such; nothing of the reader is used after.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use arrow::array::RecordBatch;
+use engine::error::{At, Error, Result};
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+
+pub(super) type Builder = ParquetRecordBatchReaderBuilder<File>;
+
+/// A file's batches in order; the first error ends them.
+pub(super) struct Batches {
+    path: PathBuf,
+    reader: Option<ParquetRecordBatchReader>,
+}
+
+impl Batches {
+    /// Of `rows` rows each.
+    pub(super) fn open(path: &Path, builder: Builder, rows: usize) -> Result<Self> {
+        let reader = shielded(path, || builder.with_batch_size(rows).build().map_err(|e| unreadable(path, &e)))?;
+        Ok(Self { path: path.to_owned(), reader: Some(reader) })
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut reader = self.reader.take()?;
+        let path = &self.path;
+        let next = shielded(path, || reader.next().transpose().map_err(|e| unreadable(path, &e)));
+        if matches!(next, Ok(Some(_))) {
+            self.reader = Some(reader);
+        }
+        next.transpose()
+    }
+}
+
+pub(super) fn builder(path: &Path) -> Result<Builder> {
+    let file = File::open(path).at(path)?;
+    // By Parquet's own types: else a text column is utf8 here and large_utf8 there, depending on who wrote it.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    shielded(path, || Builder::try_new_with_options(file, options).map_err(|e| unreadable(path, &e)))
+}
+
+pub(super) fn unreadable(path: &Path, e: &dyn std::fmt::Display) -> Error {
+    Error::yours(format!("{}: not a readable Parquet file: {e}", path.display()))
+        .help("is it whole? fetch or write it again")
+}
+
+fn shielded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(unreadable(path, &"it is damaged")))
+}
