@@ -1,6 +1,6 @@
 //! Which answer counts for a question: the first that gives a label, as far as one may ask again. Knows no network.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::cache::{Cache, Kept};
 use super::document::{AnswerKey, Purpose, Question};
@@ -32,7 +32,8 @@ impl Answers {
     #[must_use]
     pub fn in_company(mut self, mut all: Vec<(Purpose, u64, AnswerKey)>, n: usize) -> Self {
         all.sort_unstable();
-        all.dedup_by_key(|(_, _, key)| *key);
+        let mut seen = HashSet::with_capacity(all.len());
+        all.retain(|(_, _, key)| seen.insert(*key));
         let mut company = HashMap::with_capacity(all.len());
         for group in all.chunks(n) {
             let keys: Vec<AnswerKey> = group.iter().map(|(_, _, key)| *key).collect();

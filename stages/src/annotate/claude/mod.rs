@@ -78,7 +78,6 @@ impl Kind for Claude {
 
     fn estimate(&self, params: &Params, ctx: &Context) -> Result<Option<Estimate>> {
         let settings = Settings::load(params)?;
-        let terms = Terms::of(params, &settings)?;
         // Without answers there is nothing to look into, and nothing is to be made in the store.
         let scratch = tempfile::tempdir().at(std::env::temp_dir())?;
         let cache = match Cache::peek(ctx.requests(), &settings)? {
@@ -87,17 +86,7 @@ impl Kind for Claude {
         };
         let table = Table::survey(params, &settings, ctx)?;
         let waiting = table.waiting(&cache, settings.documents_per_request, ctx, scratch.path())?;
-        let fixed = request::fixed_bytes(&settings);
-        let mut work = Work { documents: waiting.wanted(), kept: waiting.kept, fixed_bytes: fixed, ..Work::default() };
-        for group in &waiting.groups {
-            let documents = group.iter().map(|entry| waiting.document(entry)).collect::<Result<Vec<_>>>()?;
-            let bytes = request::body(&settings, &documents)["messages"].to_string().len() as u64;
-            work.requests += 1;
-            work.other_bytes += bytes.saturating_sub(fixed);
-        }
-        let mut seen = Seen::default();
-        cache.usages().for_each(|usage| seen.add(usage, &terms));
-        Ok(Some(estimate::estimate(&work, &terms, &seen)))
+        estimated(params, &settings, &waiting, &cache).map(Some)
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
@@ -135,15 +124,36 @@ fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<En
     }
     let waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
     if !waiting.groups.is_empty() && !ctx.may_pay() {
-        return Err(would_pay_again(&waiting));
+        return Err(would_pay_again(&waiting, &estimated(params, &settings, &waiting, &cache)?));
     }
     table.write(params, &cache, ctx)
 }
 
-fn would_pay_again(waiting: &Waiting) -> Error {
-    let (requests, answers) = (waiting.groups.len(), waiting.wanted());
+/// What asking for all that waits is expected to cost.
+fn estimated(params: &Params, settings: &Settings, waiting: &Waiting, cache: &Cache) -> Result<Estimate> {
+    let terms = Terms::of(params, settings)?;
+    let fixed = request::fixed_bytes(settings);
+    let mut work = Work { documents: waiting.wanted(), kept: waiting.kept, fixed_bytes: fixed, ..Work::default() };
+    for group in &waiting.groups {
+        let documents = group.iter().map(|entry| waiting.document(entry)).collect::<Result<Vec<_>>>()?;
+        let bytes = request::body(settings, &documents)["messages"].to_string().len() as u64;
+        work.requests += 1;
+        work.other_bytes += bytes.saturating_sub(fixed);
+    }
+    let mut seen = Seen::default();
+    cache.usages().for_each(|usage| seen.add(usage, &terms));
+    Ok(estimate::estimate(&work, &terms, &seen))
+}
+
+fn would_pay_again(waiting: &Waiting, estimate: &Estimate) -> Error {
+    let money = match &estimate.dollars {
+        Some(dollars) => format!("about ${:.2} to {:.2}", dollars.low, dollars.high),
+        None => "for which no price is known".to_owned(),
+    };
     let message = format!(
-        "its table was paid for once and is lost; the store keeps no answer to {answers} of its questions, so that making it again takes {requests} requests"
+        "its table was paid for once and is lost, and the store keeps no answer to {} of its questions: making it again takes {} requests, {money}",
+        waiting.wanted(),
+        estimate.requests,
     );
     Error::surroundings(message).help("bring back `requests/` of the store, or say `--pay` to pay again")
 }

@@ -1,6 +1,6 @@
 //! Documents that wait to be asked about: their texts on disk, so that memory does not grow with them. Knows no request.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -64,7 +64,9 @@ impl Spool {
     /// If the file cannot be written.
     pub fn groups_of(mut self, n: usize) -> Result<Waiting> {
         self.entries.sort_unstable();
-        self.entries.dedup_by_key(|entry| entry.key);
+        // Not only neighbours: what one pair is asked in the other order may be what another pair is asked for its label.
+        let mut seen = HashSet::with_capacity(self.entries.len());
+        self.entries.retain(|entry| seen.insert(entry.key));
         let groups = self.entries.chunks(n).filter(|group| group.iter().any(|entry| entry.wanted));
         let groups = groups.map(<[Entry]>::to_vec).collect();
         let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error).at(&self.path)?;
@@ -114,7 +116,7 @@ mod tests {
             ("swapped", Purpose::Swap, 1, true),
             ("late", Purpose::Label, 9, false),
             ("early", Purpose::Label, 2, true),
-            ("early", Purpose::Label, 2, true),
+            ("early", Purpose::Swap, 0, true),
             ("middle", Purpose::Label, 5, false),
         ] {
             let question = question(name, purpose, place);

@@ -75,6 +75,19 @@ fn a_template_and_examples_of_ones_own_are_other_questions_by_their_content() {
 }
 
 #[test]
+fn a_pair_and_the_same_pair_the_other_way_round_share_their_answers() {
+    for with in [json!({ "swap_share": 1 }), json!({ "swap_share": 1, "strict_partner": true })] {
+        let server = fine();
+        let store = tempfile::tempdir().unwrap();
+        let turned = |pair: Pair| Pair { a_text: pair.b_text.clone(), b_text: pair.a_text.clone(), ..pair };
+        let pairs = (0..10).map(pair).chain((0..10).map(pair).map(turned)).collect();
+        let seen = asked(&bench(pairs), &server.endpoint, store.path(), with);
+        assert!(seen.rows().iter().all(|row| row.chosen_text.starts_with("good")));
+        assert_eq!(server.count(), 10, "ten pairs in two orders, two to a request");
+    }
+}
+
+#[test]
 fn two_clients_at_once_pay_each_document_once() {
     let slow = Server::new(Box::new(|_, body| {
         std::thread::sleep(std::time::Duration::from_millis(5));
@@ -102,7 +115,10 @@ fn a_repair_takes_what_is_kept_and_stops_before_it_pays_again() {
     assert_eq!((repaired.rows(), repaired.metrics(), server.count()), (first.rows(), first.metrics(), 5));
     let stopped = attempted(&more, &server.endpoint, store.path(), json!({}), false);
     assert_eq!((stopped.error().exit_code(), server.count()), (3, 5));
-    assert!(stopped.error().message.contains("4 of its questions") && stopped.error().message.contains("2 requests"));
+    assert!(
+        stopped.error().message.contains("4 of its questions")
+            && stopped.error().message.contains("2 requests, for which no price")
+    );
     assert!(stopped.error().help.as_ref().unwrap().contains("--pay"));
 }
 
