@@ -86,20 +86,6 @@ pub fn bootstrap_mean(x: &[f64], resamples: usize, rng: &mut ChaCha12Rng) -> Int
     Interval { mean: mean(x), low: quantile(&means, 0.025), high: quantile(&means, 0.975) }
 }
 
-/// The share of `yes` among `of` with its 95% interval (Wilson 1927); none of nothing.
-pub fn share(yes: u64, of: u64) -> Option<Interval> {
-    const Z: f64 = 1.959_963_984_540_054;
-    if of == 0 {
-        return None;
-    }
-    let (n, p) = (of as f64, yes as f64 / of as f64);
-    let scale = 1.0 + Z * Z / n;
-    let middle = (p + Z * Z / (2.0 * n)) / scale;
-    let half = Z / scale * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-    // Rounding must not take an end beyond what it stands for.
-    Some(Interval { mean: p, low: (middle - half).clamp(0.0, p), high: (middle + half).clamp(p, 1.0) })
-}
-
 /// A permutation of `0..n`.
 pub fn permutation(n: usize, rng: &mut ChaCha12Rng) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
@@ -128,16 +114,6 @@ mod tests {
     fn quantiles_interpolate() {
         assert_eq!(quantile(&[0.0, 1.0, 2.0, 3.0], 0.5), 1.5);
         assert_eq!(quantile(&[4.0], 0.9), 4.0);
-    }
-
-    #[test]
-    fn a_share_has_an_interval_also_at_its_ends() {
-        // Newcombe (1998), table I: 81 of 263 and 0 of 20.
-        let some = share(81, 263).unwrap();
-        assert!((some.low - 0.2553).abs() < 5e-5 && (some.high - 0.3662).abs() < 5e-5, "{some:?}");
-        let none = share(0, 20).unwrap();
-        assert!(none.low == 0.0 && (none.high - 0.1611).abs() < 5e-5, "{none:?}");
-        assert_eq!(share(0, 0), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `annotate.agreement`: how far several judges of the same pairs say the same. Knows no judge.
 
 mod heard;
-mod measure;
+pub(super) mod measure;
 #[cfg(test)]
 mod tests;
 

@@ -7,27 +7,15 @@ use engine::context::Context;
 use super::cache::Kept;
 use super::document::{Purpose, Shown};
 use super::reply::Reply;
-use crate::stats;
+use crate::annotate::agreement::measure::Tally;
 use crate::types::Side;
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    yes: u64,
-    of: u64,
-}
-
-impl Tally {
-    fn count(&mut self, yes: bool) {
-        self.yes += u64::from(yes);
-        self.of += 1;
-    }
-
-    fn tell(self, name: &str, ctx: &mut Context) {
-        if let Some(share) = stats::share(self.yes, self.of) {
-            ctx.metric(name, share.mean);
-            ctx.metric(format!("{name}_low"), share.low);
-            ctx.metric(format!("{name}_high"), share.high);
-        }
+/// Notes a share with its interval; nothing where nothing was counted.
+fn tell(tally: Tally, name: &str, ctx: &mut Context) {
+    if let Some(share) = tally.share() {
+        ctx.metric(name, share.share);
+        ctx.metric(format!("{name}_low"), share.low);
+        ctx.metric(format!("{name}_high"), share.high);
     }
 }
 
@@ -60,12 +48,13 @@ impl Quality {
 
     /// Each share with its 95% interval; none where nothing was counted.
     pub fn tell(&self, ctx: &mut Context) {
-        let add = |sum: Tally, tally: &Tally| Tally { yes: sum.yes + tally.yes, of: sum.of + tally.of };
-        self.slots.values().fold(Tally::default(), add).tell("first_shown_share", ctx);
+        let mut all = Tally::default();
+        self.slots.values().for_each(|tally| all.add(tally.yes, tally.of));
+        tell(all, "first_shown_share", ctx);
         for (slot, tally) in &self.slots {
-            tally.tell(&format!("first_shown_share_slot_{}", slot + 1), ctx);
+            tell(*tally, &format!("first_shown_share_slot_{}", slot + 1), ctx);
         }
-        self.swapped.tell("swap_consistency", ctx);
-        self.repeated.tell("repeat_consistency", ctx);
+        tell(self.swapped, "swap_consistency", ctx);
+        tell(self.repeated, "repeat_consistency", ctx);
     }
 }
