@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::pack::{Lanes, pack_left};
 use super::tile::round::Pair;
-use super::tile::{COLS, ROWS, Tile, Word, exact, rounded};
+use super::tile::{COLS, Choice, ROWS, Tile, Word, choose, exact, rounded};
 use crate::kernels::gemm::{Mat, Threads};
 
 /// What multiplies a right factor of its own kind of words.
@@ -18,14 +18,15 @@ pub trait Left: Sync {
     /// Elements of a row.
     fn k(&self) -> usize;
 
-    /// Writes the product of `rows`, at most [`ROWS`] from a multiple of it on, and of a panel's words from `first` on.
-    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[Self::Word; COLS]]);
+    /// Writes the product of `rows`, at most [`ROWS`] from a multiple of it on, and of a panel's first `cols` columns, whose
+    /// words are those of rows from `first` on.
+    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[Self::Word; COLS]], cols: usize);
 }
 
 /// Rows of f32, each contiguous.
 pub struct Rows<'a> {
     matrix: Mat<'a>,
-    multiply: [exact::Multiply; ROWS],
+    multiply: Choice<exact::Multiply>,
 }
 
 impl<'a> Rows<'a> {
@@ -48,12 +49,12 @@ impl Left for Rows<'_> {
         self.matrix.cols
     }
 
-    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[f32; COLS]]) {
+    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[f32; COLS]], cols: usize) {
         let height = rows.len();
         let Mat { data, row_stride, .. } = self.matrix;
         // Rows beyond the last are not multiplied; the last stands in for them.
         let of = |i: usize| &data[(rows.start + i.min(height - 1)) * row_stride + first..][..panel.len()];
-        self.multiply[height - 1](tile, &std::array::from_fn(of), panel);
+        choose(&self.multiply, height, cols)(tile, &std::array::from_fn(of), panel);
     }
 }
 
@@ -63,7 +64,7 @@ pub struct Rounded {
     pairs: Vec<Pair>,
     rows: usize,
     k: usize,
-    multiply: [rounded::Multiply; ROWS],
+    multiply: Choice<rounded::Multiply>,
 }
 
 impl Rounded {
@@ -100,9 +101,9 @@ impl Left for Rounded {
         self.k
     }
 
-    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[Pair; COLS]]) {
+    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[Pair; COLS]], cols: usize) {
         let a = &self.panel(rows.start / ROWS)[first..first + panel.len()];
-        self.multiply[rows.len() - 1](tile, a, panel);
+        choose(&self.multiply, rows.len(), cols)(tile, a, panel);
     }
 }
 

@@ -87,11 +87,12 @@ impl<L: Left> Job<'_, L> {
                 let into = if block == 0 { self.into } else { Into::Add };
                 for j in cols.clone() {
                     let b = &self.b.panel(j)[words.clone()];
+                    let width = (target.cols() - (j - cols.start) * COLS).min(COLS);
                     for i in group.clone() {
                         let (row, col) = ((i - rows.start) * ROWS, (j - cols.start) * COLS);
                         target.prefetch(row, col, ROWS, COLS);
                         let height = (target.rows() - row).min(ROWS);
-                        self.a.tile(&mut tile, i * ROWS..i * ROWS + height, words.start, b);
+                        self.a.tile(&mut tile, i * ROWS..i * ROWS + height, words.start, b, width);
                         target.write(&tile[..height], row, col, into, self.scale);
                     }
                 }

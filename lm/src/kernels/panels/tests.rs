@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use super::tile::round::Pair;
-use super::tile::{COLS, ROWS, exact, rounded};
+use super::tile::{COLS, ROWS, choose, exact, rounded};
 use super::{DEPTH, Plus, Right, Rounded, Rows, Target, product};
 use crate::Precision;
 use crate::kernels::gemm::{Into, Mat, Threads};
@@ -256,7 +256,7 @@ fn the_portable_tiles_agree_with_the_chosen_ones() {
     let mut tiles = [[[0.0; COLS]; ROWS]; 2];
     let rounded_b = Right::<Pair>::new(b, None);
     Rounded::with(a, Threads::One, |a| {
-        rounded::multiply()[ROWS - 1](&mut tiles[0], a.panel(0), rounded_b.panel(0));
+        choose(&rounded::multiply(), ROWS, COLS)(&mut tiles[0], a.panel(0), rounded_b.panel(0));
         rounded::portable(&mut tiles[1], a.panel(0), rounded_b.panel(0));
     });
     assert_alike(&tiles, bound);
@@ -264,8 +264,8 @@ fn the_portable_tiles_agree_with_the_chosen_ones() {
     let b = Right::<f32>::new(b, None);
     for height in 1..=ROWS {
         tiles = [[[0.0; COLS]; ROWS]; 2];
-        exact::multiply()[height - 1](&mut tiles[0], &rows, b.panel(0));
-        exact::PORTABLE[height - 1](&mut tiles[1], &rows, b.panel(0));
+        choose(&exact::multiply(), height, COLS)(&mut tiles[0], &rows, b.panel(0));
+        choose(&exact::PORTABLE, height, COLS)(&mut tiles[1], &rows, b.panel(0));
         tiles.iter_mut().for_each(|tile| tile[height..].fill([0.0; COLS]));
         assert_alike(&tiles, bound);
     }

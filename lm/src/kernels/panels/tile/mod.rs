@@ -10,11 +10,23 @@ use round::{Pair, pair};
 
 /// Rows of a tile.
 pub const ROWS: usize = 8;
-/// Columns of a tile, the lanes of a right factor's panel: three AVX-512 registers.
-pub const COLS: usize = 48;
+/// Columns of an AVX-512 register.
+pub const VECTOR: usize = 16;
+/// Registers of a tile's row: as many as leave room for the operands.
+pub const VECTORS: usize = 3;
+/// Columns of a tile, the lanes of a right factor's panel.
+pub const COLS: usize = VECTORS * VECTOR;
 
 /// A part of a product.
 pub type Tile = [[f32; COLS]; ROWS];
+
+/// What multiplies tiles of 1 to [`ROWS`] rows, by 1 to [`VECTORS`] registers of columns: a last panel is rarely full.
+pub type Choice<M> = [[M; ROWS]; VECTORS];
+
+/// What multiplies `rows` rows and `cols` columns; further columns of the tile may hold anything.
+pub fn choose<M: Copy>(among: &Choice<M>, rows: usize, cols: usize) -> M {
+    among[cols.div_ceil(VECTOR) - 1][rows - 1]
+}
 
 /// What a panel holds of a lane at a time.
 pub trait Word: Copy + Default + Send + Sync + 'static {

@@ -6,35 +6,66 @@
 use std::sync::OnceLock;
 
 use super::round::{Pair, even, odd};
-use super::{COLS, ROWS, Tile};
+use super::{COLS, Choice, ROWS, Tile, VECTORS};
 use crate::kernels::simd::simd;
 
 /// Writes the product of two panels of equal depth to a tile: of the left one's first rows alone, as many as it is for.
 pub type Multiply = fn(&mut Tile, &[[Pair; ROWS]], &[[Pair; COLS]]);
 
-/// The best [`Multiply`]s of this CPU, for 1 to [`ROWS`] rows.
-pub fn multiply() -> [Multiply; ROWS] {
-    static CHOSEN: OnceLock<[Multiply; ROWS]> = OnceLock::new();
+/// The best [`Multiply`]s of this CPU, for each size of a tile.
+pub fn multiply() -> Choice<Multiply> {
+    static CHOSEN: OnceLock<Choice<Multiply>> = OnceLock::new();
     *CHOSEN.get_or_init(detect)
 }
 
 #[cfg(target_arch = "x86_64")]
-fn detect() -> [Multiply; ROWS] {
+fn detect() -> Choice<Multiply> {
     if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
         /// The feature detection above is the only way to this.
-        fn with<const R: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: &[[Pair; COLS]]) {
+        fn with<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: &[[Pair; COLS]]) {
             // SAFETY: both features that the function enables were found.
-            unsafe { avx512::multiply::<R>(tile, a, b) }
+            unsafe { avx512::multiply::<R, V>(tile, a, b) }
         }
-        [with::<1>, with::<2>, with::<3>, with::<4>, with::<5>, with::<6>, with::<7>, with::<8>]
+        [
+            [
+                with::<1, 1>,
+                with::<2, 1>,
+                with::<3, 1>,
+                with::<4, 1>,
+                with::<5, 1>,
+                with::<6, 1>,
+                with::<7, 1>,
+                with::<8, 1>,
+            ],
+            [
+                with::<1, 2>,
+                with::<2, 2>,
+                with::<3, 2>,
+                with::<4, 2>,
+                with::<5, 2>,
+                with::<6, 2>,
+                with::<7, 2>,
+                with::<8, 2>,
+            ],
+            [
+                with::<1, 3>,
+                with::<2, 3>,
+                with::<3, 3>,
+                with::<4, 3>,
+                with::<5, 3>,
+                with::<6, 3>,
+                with::<7, 3>,
+                with::<8, 3>,
+            ],
+        ]
     } else {
-        [portable; ROWS]
+        [[portable; ROWS]; VECTORS]
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn detect() -> [Multiply; ROWS] {
-    [portable; ROWS]
+fn detect() -> Choice<Multiply> {
+    [[portable; ROWS]; VECTORS]
 }
 
 simd! {
@@ -61,13 +92,10 @@ mod avx512 {
     use std::mem::transmute;
 
     use super::super::round::Pair;
-    use super::{COLS, ROWS, Tile};
-
-    /// Registers of 16 columns.
-    const VECTORS: usize = COLS / 16;
+    use super::{COLS, ROWS, Tile, VECTORS};
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub fn multiply<const R: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: &[[Pair; COLS]]) {
+    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: &[[Pair; COLS]]) {
         let depth = a.len();
         let b = &b[..depth];
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; R];
@@ -77,7 +105,7 @@ mod avx512 {
             for i in 0..R {
                 // SAFETY: both are registers of 64 bytes, of which any bits are valid.
                 let a = unsafe { transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a[p][i].bits())) };
-                for j in 0..VECTORS {
+                for j in 0..V {
                     sums[i][j] = _mm512_dpbf16_ps(sums[i][j], a, b[j]);
                 }
             }
