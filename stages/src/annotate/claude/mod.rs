@@ -18,7 +18,6 @@ mod settings;
 mod spool;
 mod template;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use answers::{Answers, Found};
@@ -107,7 +106,7 @@ fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<En
     for _ in 0..table.answers.rounds() {
         let mut waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
         let open = ask::are_open(&cache);
-        if waiting.groups.is_empty() || !(open || ctx.may_pay()) {
+        if waiting.is_empty() || !(open || ctx.may_pay()) {
             break;
         }
         let asker = match &mut asker {
@@ -118,12 +117,12 @@ fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<En
             asker.settle(waiting, &mut cache, ctx)?;
             waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
         }
-        if !waiting.groups.is_empty() && ctx.may_pay() {
+        if !waiting.is_empty() && ctx.may_pay() {
             asker.ask(waiting, &mut cache, ctx)?;
         }
     }
     let waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
-    if !waiting.groups.is_empty() && !ctx.may_pay() {
+    if !waiting.is_empty() && !ctx.may_pay() {
         return Err(would_pay_again(&waiting, &estimated(params, &settings, &waiting, &cache)?));
     }
     table.write(params, &cache, ctx)
@@ -134,14 +133,14 @@ fn estimated(params: &Params, settings: &Settings, waiting: &Waiting, cache: &Ca
     let terms = Terms::of(params, settings)?;
     let fixed = request::fixed_bytes(settings);
     let mut work = Work { documents: waiting.wanted(), kept: waiting.kept, fixed_bytes: fixed, ..Work::default() };
-    for group in &waiting.groups {
+    for group in waiting.groups() {
         let documents = group.iter().map(|entry| waiting.document(entry)).collect::<Result<Vec<_>>>()?;
         let bytes = request::body(settings, &documents)["messages"].to_string().len() as u64;
         work.requests += 1;
         work.other_bytes += bytes.saturating_sub(fixed);
     }
     let mut seen = Seen::default();
-    cache.usages().for_each(|usage| seen.add(usage, &terms));
+    cache.usages(|_, usage| seen.add(usage, &terms))?;
     Ok(estimate::estimate(&work, &terms, &seen))
 }
 
@@ -227,7 +226,7 @@ impl Table {
     fn write(&self, params: &Params, cache: &Cache, ctx: &mut Context) -> Result<()> {
         let mut judged = Judged::create(ctx.out())?;
         let mut quality = Quality::default();
-        let mut requests = BTreeSet::new();
+        let mut requests = Vec::new();
         for pair in self.rows(ctx) {
             let pair = pair?;
             if is_tie(&pair) {
@@ -239,7 +238,7 @@ impl Table {
                 let Found::Kept(kept) = self.answers.find(cache, &question) else {
                     return Err(Error::ours(format!("pair {} has no answer after all were asked", pair.id)));
                 };
-                requests.insert(kept.request);
+                requests.push(kept.request);
                 Ok::<(Question, cache::Kept), Error>((question, kept))
             });
             let Some((question, kept)) = asked.next().transpose()? else { continue };
@@ -264,7 +263,7 @@ impl Table {
         }
         quality.tell(ctx);
         ctx.metric("held_out_dropped", self.dropped as f64);
-        tell_usage(cache, &requests, ctx);
+        tell_usage(cache, requests, ctx)?;
         check_unlabelled(&judged, params.max_unlabelled)?;
         judged.finish(ctx)
     }
@@ -283,20 +282,24 @@ fn pairs(ctx: &Context) -> impl Iterator<Item = Result<Pair>> + use<> {
 }
 
 /// What the answers in the table cost, whenever they were paid: each request once.
-fn tell_usage(cache: &Cache, requests: &BTreeSet<usize>, ctx: &mut Context) {
+fn tell_usage(cache: &Cache, mut requests: Vec<u64>, ctx: &mut Context) -> Result<()> {
+    requests.sort_unstable();
+    requests.dedup();
     let mut sum = Usage::default();
-    for request in requests {
-        let usage = cache.request(*request).usage;
-        sum.input += usage.input;
-        sum.output += usage.output;
-        sum.cache_written += usage.cache_written;
-        sum.cache_read += usage.cache_read;
-    }
+    cache.usages(|request, usage| {
+        if requests.binary_search(&request).is_ok() {
+            sum.input += usage.input;
+            sum.output += usage.output;
+            sum.cache_written += usage.cache_written;
+            sum.cache_read += usage.cache_read;
+        }
+    })?;
     ctx.metric("requests", requests.len() as f64);
     ctx.metric("input_tokens", sum.input as f64);
     ctx.metric("output_tokens", sum.output as f64);
     ctx.metric("cache_written_tokens", sum.cache_written as f64);
     ctx.metric("cache_read_tokens", sum.cache_read as f64);
+    Ok(())
 }
 
 fn check_unlabelled(judged: &Judged, most: f64) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Documents that wait to be asked about: their texts on disk, so that memory does not grow with them. Knows no request.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -63,30 +63,96 @@ impl Spool {
     /// # Errors
     /// If the file cannot be written.
     pub fn groups_of(mut self, n: usize) -> Result<Waiting> {
+        // What one pair is asked in the other order may be what another pair is asked for its label: the first one stays.
+        self.entries.sort_unstable_by_key(|entry| (entry.key, *entry));
+        self.entries.dedup_by_key(|entry| entry.key);
         self.entries.sort_unstable();
-        // Not only neighbours: what one pair is asked in the other order may be what another pair is asked for its label.
-        let mut seen = HashSet::with_capacity(self.entries.len());
-        self.entries.retain(|entry| seen.insert(entry.key));
-        let groups = self.entries.chunks(n).filter(|group| group.iter().any(|entry| entry.wanted));
-        let groups = groups.map(<[Entry]>::to_vec).collect();
+        self.entries.shrink_to_fit();
         let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error).at(&self.path)?;
-        Ok(Waiting { path: self.path, file, groups, kept: 0 })
+        let left = self.entries.chunks(n).filter(|group| is_wanted(group)).count();
+        Ok(Waiting {
+            path: self.path,
+            file,
+            entries: self.entries,
+            n,
+            next: 0,
+            left,
+            back: VecDeque::new(),
+            last: Vec::new(),
+            kept: 0,
+        })
     }
+}
+
+fn is_wanted(group: &[Entry]) -> bool {
+    group.iter().any(|entry| entry.wanted)
 }
 
 /// The groups that are still to be asked, first things first.
 pub struct Waiting {
     path: PathBuf,
     file: File,
-    pub groups: VecDeque<Group>,
+    /// All of them, one after the other: a group is made of them only when its turn comes.
+    entries: Vec<Entry>,
+    /// Documents of a group.
+    n: usize,
+    /// The first entry that was not taken yet, and how many groups are wanted from there.
+    next: usize,
+    left: usize,
+    /// Groups that wait again, before all others and after them.
+    back: VecDeque<Group>,
+    last: Vec<Group>,
     /// Questions that need not be asked, since their answers are kept.
     pub kept: u64,
 }
 
 impl Waiting {
+    fn untaken(&self) -> impl Iterator<Item = &[Entry]> {
+        self.entries[self.next..].chunks(self.n).filter(|group| is_wanted(group))
+    }
+
+    /// The groups in their order.
+    pub fn groups(&self) -> impl Iterator<Item = &[Entry]> {
+        self.back.iter().map(Vec::as_slice).chain(self.untaken()).chain(self.last.iter().map(Vec::as_slice))
+    }
+
+    pub fn len(&self) -> usize {
+        self.back.len() + self.left + self.last.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes the first group.
+    pub fn take(&mut self) -> Option<Group> {
+        if let Some(group) = self.back.pop_front() {
+            return Some(group);
+        }
+        while let Some(group) = self.entries[self.next..].chunks(self.n).next() {
+            self.next += group.len();
+            if is_wanted(group) {
+                self.left -= 1;
+                return Some(group.to_vec());
+            }
+        }
+        self.back.extend(self.last.drain(..));
+        self.back.pop_front()
+    }
+
+    /// A group is the first one from now on.
+    pub fn give_back(&mut self, group: Group) {
+        self.back.push_front(group);
+    }
+
+    /// Groups come after all others from now on.
+    pub fn put_last(&mut self, groups: impl IntoIterator<Item = Group>) {
+        self.last.extend(groups);
+    }
+
     /// Answers that are wanted.
     pub fn wanted(&self) -> u64 {
-        self.groups.iter().flatten().filter(|entry| entry.wanted).count() as u64
+        self.groups().flatten().filter(|entry| entry.wanted).count() as u64
     }
 
     /// # Errors
@@ -124,8 +190,7 @@ mod tests {
         }
         assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none(), "nobody sees the file");
         let waiting = spool.groups_of(1).unwrap();
-        let names: Vec<String> =
-            waiting.groups.iter().map(|group| waiting.document(&group[0]).unwrap().prompt).collect();
+        let names: Vec<String> = waiting.groups().map(|group| waiting.document(&group[0]).unwrap().prompt).collect();
         assert_eq!((names, waiting.wanted()), (vec!["early".to_owned(), "swapped".to_owned()], 2));
     }
 
@@ -137,8 +202,16 @@ mod tests {
             let question = question(name, Purpose::Label, i as u64);
             spool.push(&question, question.key, name == "d").unwrap();
         }
-        let waiting = spool.groups_of(2).unwrap();
-        assert_eq!((waiting.groups.len(), waiting.groups[0].len(), waiting.wanted()), (1, 2, 1));
-        assert_eq!(waiting.document(&waiting.groups[0][0]).unwrap().prompt, "c");
+        let mut waiting = spool.groups_of(2).unwrap();
+        assert_eq!((waiting.len(), waiting.wanted()), (1, 1));
+        let group = waiting.take().unwrap();
+        assert_eq!((group.len(), waiting.document(&group[0]).unwrap().prompt), (2, "c".to_owned()));
+        assert!(waiting.is_empty() && waiting.take().is_none());
+        waiting.give_back(group.clone());
+        assert_eq!((waiting.len(), waiting.wanted(), waiting.take()), (1, 1, Some(group.clone())));
+        waiting.put_last([group.clone()]);
+        waiting.give_back(vec![group[1]]);
+        assert_eq!((waiting.len(), waiting.wanted()), (2, 2));
+        assert_eq!([waiting.take(), waiting.take(), waiting.take()], [Some(vec![group[1]]), Some(group), None]);
     }
 }

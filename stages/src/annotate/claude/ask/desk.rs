@@ -58,7 +58,7 @@ impl<'a> Desk<'a> {
 
     /// The next request: claimed, and not answered by anybody.
     pub fn next(&mut self) -> Result<Option<Ready>> {
-        while let Some(group) = self.waiting.groups.pop_front() {
+        while let Some(group) = self.waiting.take() {
             let (mut mine, mut others) = (Group::new(), Group::new());
             for entry in group {
                 if self.cache.claim(entry.key)? { mine.push(entry) } else { others.push(entry) }
@@ -144,15 +144,16 @@ impl<'a> Desk<'a> {
             return Ok(false);
         }
         let is_mixed = |group: &Group| group.len() > 1 && !self.strict;
-        if self.cache.answered() || self.faulty.iter().any(|(group, _)| is_mixed(group)) {
-            let alone: Vec<_> = match self.cache.answered() {
+        let answered = self.cache.answered() > 0;
+        if answered || self.faulty.iter().any(|(group, _)| is_mixed(group)) {
+            let alone: Vec<_> = match answered {
                 true => Vec::new(),
                 // What was asked alone stays open.
                 false => self.faulty.extract_if(.., |(group, _)| !is_mixed(group)).collect(),
             };
             self.blame_documents()?;
             self.faulty = alone;
-            return Ok(!self.waiting.groups.is_empty());
+            return Ok(!self.waiting.is_empty());
         }
         Err(self.faulty.remove(0).1)
     }
@@ -162,7 +163,7 @@ impl<'a> Desk<'a> {
         for (group, error) in std::mem::take(&mut self.faulty) {
             if group.len() > 1 && !self.strict {
                 self.release(&group)?;
-                group.into_iter().for_each(|entry| self.waiting.groups.push_front(vec![entry]));
+                group.into_iter().for_each(|entry| self.waiting.give_back(vec![entry]));
             } else {
                 self.cache.keep(vec![kept(&group, What::Failed(error.message))])?;
                 self.finish(&group)?;
@@ -188,7 +189,7 @@ impl<'a> Desk<'a> {
     /// A request that was not sent, or not answered, waits again.
     pub fn give_back(&mut self, group: Group) -> Result<()> {
         self.release(&group)?;
-        self.waiting.groups.push_front(group);
+        self.waiting.give_back(group);
         Ok(())
     }
 
@@ -198,22 +199,22 @@ impl<'a> Desk<'a> {
 
     /// Requests that are not ready yet.
     pub fn requests_left(&self) -> u64 {
-        self.waiting.groups.len() as u64
+        self.waiting.len() as u64
     }
 
     /// Whether there is anything that nobody is known to have answered.
     pub fn has_more(&self) -> bool {
-        !self.waiting.groups.is_empty() || !self.elsewhere.is_empty()
+        !self.waiting.is_empty() || !self.elsewhere.is_empty()
     }
 
     /// Whether others ask all that is left.
     pub fn only_elsewhere(&self) -> bool {
-        self.waiting.groups.is_empty() && !self.elsewhere.is_empty()
+        self.waiting.is_empty() && !self.elsewhere.is_empty()
     }
 
     /// The keys of the answers that are wanted and wait.
     pub fn wanted(&self) -> HashSet<AnswerKey> {
-        self.waiting.groups.iter().flatten().filter(|entry| entry.wanted).map(|entry| entry.key).collect()
+        self.waiting.groups().flatten().filter(|entry| entry.wanted).map(|entry| entry.key).collect()
     }
 
     /// Where the answers lie.
@@ -232,7 +233,7 @@ impl<'a> Desk<'a> {
     }
 
     pub fn look_again(&mut self) {
-        self.waiting.groups.extend(self.elsewhere.drain(..));
+        self.waiting.put_last(self.elsewhere.drain(..));
     }
 }
 

@@ -57,7 +57,7 @@ impl Till {
             max_tokens: settings.max_tokens,
             most: params.max_requests,
             sent: 0,
-            forecast: (cache.usages().count() as u64) < PILOT,
+            forecast: cache.answered() < PILOT,
             warnings: Vec::new(),
             told: None,
         })

@@ -49,23 +49,37 @@ impl Log {
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn read_on(&mut self, mut each: impl FnMut(u64, Option<Line>)) -> Result<()> {
+    pub fn read_on(&mut self, each: impl FnMut(u64, Option<Line>)) -> Result<()> {
         let length = self.file.metadata().at(&self.path)?.len();
-        if length <= self.read {
-            return Ok(());
+        self.read = self.lines(self.read, length, each)?;
+        Ok(())
+    }
+
+    /// Gives the lines that were read already once more.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read_again(&self, each: impl FnMut(u64, Option<Line>)) -> Result<()> {
+        self.lines(0, self.read, each).map(drop)
+    }
+
+    /// Gives the whole lines between two places, one of which is held at a time; returns where the last of them ends.
+    fn lines(&self, from: u64, to: u64, mut each: impl FnMut(u64, Option<Line>)) -> Result<u64> {
+        if to <= from {
+            return Ok(from);
         }
         let mut file = &self.file;
-        file.seek(SeekFrom::Start(self.read)).at(&self.path)?;
-        let mut lines = BufReader::new(file.take(length - self.read));
-        let mut line = Vec::new();
+        file.seek(SeekFrom::Start(from)).at(&self.path)?;
+        let mut lines = BufReader::new(file.take(to - from));
+        let (mut line, mut at) = (Vec::new(), from);
         loop {
             line.clear();
             let bytes = lines.read_until(b'\n', &mut line).at(&self.path)?;
             if !line.ends_with(b"\n") {
-                return Ok(());
+                return Ok(at);
             }
-            each(self.read, serde_json::from_slice(&line).ok());
-            self.read += bytes as u64;
+            each(at, serde_json::from_slice(&line).ok());
+            at += bytes as u64;
         }
     }
 

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! What is in memory is made from the log alone, by the same code whoever wrote a line: so parsing again costs nothing but
-//! a restart. The first answer under a key counts.
+//! a restart. It is the key of each answer and where its line begins, 24 bytes; all else is read from the log again when it is
+//! asked for. The first answer under a key counts.
 
 mod claims;
 mod log;
@@ -35,15 +36,31 @@ pub struct Kept {
     pub reply: Reply,
     /// Which document of its request it was, from 0.
     pub slot: usize,
-    /// Which request it was in: an index into [`Cache::requests`].
-    pub request: usize,
+    /// Which request it was in: where its line begins in the log.
+    pub request: u64,
 }
 
-/// What a request cost, and where it stands in the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Request {
-    pub usage: Usage,
-    offset: u64,
+/// A [`Kept`] in as little memory as it takes: there may be a hundred thousand of them.
+#[derive(Clone, Copy)]
+struct Packed(u64);
+
+/// By their place here.
+const REPLIES: [Reply; 6] =
+    [Reply::Label(1), Reply::Label(2), Reply::Refused, Reply::Truncated, Reply::Unparsable, Reply::Failed];
+
+impl Packed {
+    /// Slots and replies take a byte each; none if there are more documents in a request than that, or the log is longer than
+    /// any disk.
+    fn of(kept: Kept) -> Option<Self> {
+        let reply = REPLIES.iter().position(|reply| *reply == kept.reply)? as u64;
+        let slot = u8::try_from(kept.slot).ok()?;
+        (kept.request < 1 << 48).then_some(Self(kept.request << 16 | u64::from(slot) << 8 | reply))
+    }
+
+    fn kept(self) -> Kept {
+        let [reply, slot, ..] = self.0.to_le_bytes();
+        Kept { reply: REPLIES[usize::from(reply)], slot: slot.into(), request: self.0 >> 16 }
+    }
 }
 
 /// What came of a request, to be kept.
@@ -64,10 +81,9 @@ pub struct Cache {
     log: Log,
     claims: Claims,
     reading: Reading,
-    kept: HashMap<AnswerKey, Kept>,
-    requests: Vec<Request>,
-    /// Whether the settings have ever been answered.
-    answered: bool,
+    kept: HashMap<AnswerKey, Packed>,
+    /// Requests that were answered.
+    answered: u64,
     damaged: u64,
 }
 
@@ -86,8 +102,7 @@ impl Cache {
             folder,
             reading: Reading::of(settings),
             kept: HashMap::new(),
-            requests: Vec::new(),
-            answered: false,
+            answered: 0,
             damaged: 0,
         };
         cache.refresh()?;
@@ -108,20 +123,24 @@ impl Cache {
     }
 
     pub fn get(&self, key: AnswerKey) -> Option<Kept> {
-        self.kept.get(&key).copied()
+        self.kept.get(&key).map(|packed| packed.kept())
     }
 
-    pub fn request(&self, index: usize) -> Request {
-        self.requests.get(index).copied().unwrap_or_default()
+    /// What each answered request took that is in the log so far, by where its line begins, in the order of the log.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn usages(&self, mut each: impl FnMut(u64, Usage)) -> Result<()> {
+        self.log.read_again(|offset, line| {
+            let usage = line.and_then(|line| line.answer.as_ref().map(Usage::of));
+            if let Some(usage) = usage.filter(|usage| usage.sent() > 0) {
+                each(offset, usage);
+            }
+        })
     }
 
-    /// What each answered request took.
-    pub fn usages(&self) -> impl Iterator<Item = Usage> + '_ {
-        self.requests.iter().map(|request| request.usage).filter(|usage| usage.sent() > 0)
-    }
-
-    /// Whether any request under these settings was ever answered: then a fault lies in a request, not in the settings.
-    pub fn answered(&self) -> bool {
+    /// How many requests under these settings were ever answered. If any was, a fault lies in a request, not in the settings.
+    pub fn answered(&self) -> u64 {
         self.answered
     }
 
@@ -135,8 +154,8 @@ impl Cache {
     /// # Errors
     /// If the log cannot be read.
     pub fn refresh(&mut self) -> Result<()> {
-        let Self { log, reading, kept, requests, answered, damaged, .. } = self;
-        log.read_on(|offset, line| {
+        let Self { log, reading, kept, answered, damaged, .. } = self;
+        log.read_on(|request, line| {
             let Some(Line { documents, answer, failed }) = line else {
                 *damaged += 1;
                 return;
@@ -145,11 +164,12 @@ impl Cache {
                 (Some(answer), _) => reading.replies(answer, documents.len()),
                 (None, _) => vec![Reply::Failed; documents.len()],
             };
-            *answered |= answer.is_some();
-            let request = requests.len();
-            requests.push(Request { usage: answer.as_ref().map_or_else(Usage::default, Usage::of), offset });
+            *answered += u64::from(answer.is_some());
             for (slot, (key, reply)) in documents.into_iter().zip(replies).enumerate() {
-                kept.entry(key).or_insert(Kept { reply, slot, request });
+                match Packed::of(Kept { reply, slot, request }) {
+                    Some(packed) => drop(kept.entry(key).or_insert(packed)),
+                    None => *damaged += 1,
+                }
             }
         })
     }
@@ -189,7 +209,7 @@ impl Cache {
         if matches!(kept.reply, Reply::Label(_)) {
             return Ok(None);
         }
-        let line = self.log.line_at(self.request(kept.request).offset)?;
+        let line = self.log.line_at(kept.request)?;
         Ok(line.failed.or_else(|| self.reading.reason(kept.reply, &line.answer.unwrap_or_default())))
     }
 }

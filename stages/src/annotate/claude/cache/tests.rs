@@ -24,18 +24,21 @@ fn a_request_that_says_nothing_of_one_document_keeps_the_other() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(json!({}));
     let mut cache = Cache::open(folder.path(), &settings).unwrap();
-    assert!(!cache.answered());
+    assert_eq!(cache.answered(), 0);
     cache.keep(landed(&["a", "b"], What::Answer(answer(2)))).unwrap();
     cache.keep(landed(&["c"], What::Failed("too long".into()))).unwrap();
     for cache in [cache, Cache::open(folder.path(), &settings).unwrap()] {
         let replies = ["a", "b", "c"].map(|name| cache.get(key(name)).unwrap());
         assert_eq!(replies.map(|kept| kept.reply), [Reply::Label(2), Reply::Unparsable, Reply::Failed]);
         assert_eq!(replies.map(|kept| kept.slot), [0, 1, 0]);
-        assert_eq!(cache.request(replies[1].request).usage, Usage { input: 7, output: 3, ..Usage::default() });
+        let mut usages = Vec::new();
+        cache.usages(|request, usage| usages.push((request, usage))).unwrap();
+        assert_eq!(usages, [(replies[1].request, Usage { input: 7, output: 3, ..Usage::default() })]);
+        assert_eq!(replies[0].request, replies[1].request);
         assert_eq!(cache.reason(replies[0]).unwrap(), None);
         assert_eq!(cache.reason(replies[1]).unwrap().unwrap(), "no choice for it in `{\"doc.3.chosen.summary\": 2}`");
         assert_eq!(cache.reason(replies[2]).unwrap().unwrap(), "too long");
-        assert!(cache.answered() && cache.get(key("d")).is_none());
+        assert!(cache.answered() == 1 && cache.get(key("d")).is_none());
     }
 }
 
@@ -102,4 +105,19 @@ fn a_claim_holds_until_it_is_released_or_its_holder_ends() {
     assert!(other.claim(key("a")).unwrap() && !other.claim(key("b")).unwrap());
     drop(one);
     assert!(other.claim(key("b")).unwrap());
+}
+
+#[test]
+fn what_is_kept_of_an_answer_in_memory_is_all_there_and_small() {
+    for reply in REPLIES {
+        for (slot, request) in [(0, 0), (1, 77), (19, 1 << 40), (255, (1 << 48) - 1)] {
+            let kept = Kept { reply, slot, request };
+            assert_eq!(Packed::of(kept).map(Packed::kept), Some(kept));
+        }
+    }
+    let label = Kept { reply: Reply::Label(1), slot: 0, request: 0 };
+    assert!(
+        Packed::of(Kept { slot: 256, ..label }).is_none() && Packed::of(Kept { request: 1 << 48, ..label }).is_none()
+    );
+    assert_eq!(size_of::<(AnswerKey, Packed)>(), 24);
 }
