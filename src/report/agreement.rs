@@ -124,7 +124,7 @@ fn shown(info: &AgreementInfo, disagreements: &[Disagreement]) -> String {
     format!(
         "{}{}<p class=\"soft\">Pairs are matched by their texts. Agreement and kappa are of pairs on which both have a preference; \
          a judge with several labels of a pair speaks by majority, and \"with itself\" tells how often two of its labels of one \
-         pair are the same. Intervals: 95%, pairs taken for independent.</p>\
+         pair are the same. Intervals: 95%, from what varies between posts, since pairs of one post are not independent.</p>\
          <h3>By difference in length</h3>{}{}",
         table(
             &["judge", "rows", "pairs", "with a preference", "first chosen", "longer chosen", "with itself"],

@@ -23,11 +23,17 @@ impl Text {
     }
 }
 
+/// Stands for a post by its content, as [`PairKey`] takes it.
+pub fn post_of(prompt: &str) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest(&[b"post", plain(prompt).as_bytes()])[..8]);
+    u64::from_le_bytes(first)
+}
+
 impl PairKey {
     /// The key of two summaries of one prompt, and which of its texts `a` is; none for `a` if the two are the same.
     pub fn of(prompt: &str, a: &str, b: &str) -> (Self, Option<Text>) {
-        let template = Parts::parse(prompt).map(Parts::text);
-        let prompt = squashed(template.as_deref().unwrap_or(prompt));
+        let prompt = plain(prompt);
         let [a, b] = [a, b].map(|text| digest(&[prompt.as_bytes(), squashed(text).as_bytes()]));
         let (low, high) = (a.min(b), a.max(b));
         let side = (a != b).then_some(if a == low { Text::Low } else { Text::High });
@@ -65,6 +71,12 @@ fn digest(parts: &[&[u8]]) -> [u8; 16] {
     let mut short = [0; 16];
     short.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     short
+}
+
+/// A prompt in our template, its words with one space between them.
+fn plain(prompt: &str) -> String {
+    let template = Parts::parse(prompt).map(Parts::text);
+    squashed(template.as_deref().unwrap_or(prompt))
 }
 
 /// Words with one space between them.

@@ -27,7 +27,7 @@ crate::table! {
     }
 }
 
-/// `k` of `of`, with its 95% interval (Wilson 1927), which takes all of them for independent.
+/// `k` of `of`, with its 95% interval (Wilson 1927), as wide as what varies between posts makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Share {
     pub of: u64,

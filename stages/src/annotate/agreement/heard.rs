@@ -5,8 +5,8 @@ use std::path::Path;
 
 use engine::error::Result;
 
-use super::measure::Tally;
-use crate::annotate::pair_key::{PairKey, Text};
+use super::measure::Counts;
+use crate::annotate::pair_key::{PairKey, Text, post_of};
 use crate::types::{Outcome, Preference, Preferences};
 
 /// What one judge said of one pair.
@@ -43,15 +43,23 @@ impl Said {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rows {
     pub rows: u64,
-    pub first_chosen: Tally,
-    pub longer_chosen: Tally,
+    pub first_chosen: Counts<2>,
+    pub longer_chosen: Counts<2>,
 }
 
 /// A pair that some judge judged.
-struct Heard {
+pub struct Heard {
     by: Box<[Said]>,
     /// Words of the low text less words of the high one.
-    longer_by: i64,
+    pub longer_by: i64,
+    /// Stands for its post.
+    post: u64,
+}
+
+impl Heard {
+    pub fn verdict(&self, judge: usize) -> Verdict {
+        self.by[judge].verdict()
+    }
 }
 
 /// All pairs of all judges.
@@ -68,6 +76,8 @@ impl Pairs {
     /// Hears out a judge's table.
     pub fn hear(&mut self, judge: usize, folder: &Path) -> Result<Rows> {
         let mut rows = Rows::default();
+        // By post: labels for what came first and for the other, for the longer one and for the other.
+        let mut chosen_by_post: HashMap<u64, [[u64; 2]; 2]> = HashMap::new();
         for row in Preferences::open(folder)? {
             let row = row?;
             rows.rows += 1;
@@ -75,9 +85,9 @@ impl Pairs {
             let (chosen_words, rejected_words) = (words(&row.chosen_text), words(&row.rejected_text));
             let longer_by =
                 if chosen == Some(Text::High) { rejected_words - chosen_words } else { chosen_words - rejected_words };
-            let judges = self.judges;
-            let heard =
-                self.pairs.entry(key).or_insert_with(|| Heard { by: vec![Said::default(); judges].into(), longer_by });
+            let (judges, post) = (self.judges, post_of(&row.prompt));
+            let heard = self.pairs.entry(key);
+            let heard = heard.or_insert_with(|| Heard { by: vec![Said::default(); judges].into(), longer_by, post });
             let said = &mut heard.by[judge];
             match chosen.filter(|_| row.outcome == Outcome::Labelled) {
                 Some(Text::Low) => said.low += 1,
@@ -85,45 +95,62 @@ impl Pairs {
                 None => said.neither += 1,
             }
             if row.outcome == Outcome::Labelled {
+                let [first_chosen, longer_chosen] = chosen_by_post.entry(post).or_default();
                 if let Some(first) = row.chosen_first {
-                    rows.first_chosen.count(first);
+                    first_chosen[usize::from(!first)] += 1;
                 }
                 if chosen_words != rejected_words {
-                    rows.longer_chosen.count(chosen_words > rejected_words);
+                    longer_chosen[usize::from(chosen_words < rejected_words)] += 1;
                 }
             }
+        }
+        for [first_chosen, longer_chosen] in chosen_by_post.into_values() {
+            rows.first_chosen.add_post(first_chosen);
+            rows.longer_chosen.add_post(longer_chosen);
         }
         Ok(rows)
     }
 
-    /// Every pair: its key, the judges' verdicts, and by how many words its low text is the longer one. In no order.
-    pub fn verdicts(&self) -> impl Iterator<Item = (PairKey, Vec<Verdict>, i64)> {
-        self.pairs
-            .iter()
-            .map(|(key, heard)| (*key, heard.by.iter().map(|said| said.verdict()).collect(), heard.longer_by))
+    /// Every pair with its key, in no order.
+    pub fn all(&self) -> impl Iterator<Item = (PairKey, &Heard)> {
+        self.pairs.iter().map(|(key, heard)| (*key, heard))
+    }
+
+    /// The pairs of each post.
+    pub fn by_post(&self) -> Vec<Vec<&Heard>> {
+        let mut posts: HashMap<u64, Vec<&Heard>> = HashMap::new();
+        for heard in self.pairs.values() {
+            posts.entry(heard.post).or_default().push(heard);
+        }
+        posts.into_values().collect()
     }
 
     /// Pairs in a judge's table, and how many of them it has a preference on.
     pub fn judged(&self, judge: usize) -> (u64, u64) {
-        let verdicts = self.pairs.values().map(|heard| heard.by[judge].verdict());
+        let verdicts = self.pairs.values().map(|heard| heard.verdict(judge));
         verdicts.fold((0, 0), |(judged, labelled), verdict| {
             (judged + u64::from(verdict != Verdict::Absent), labelled + u64::from(matches!(verdict, Verdict::For(_))))
         })
     }
 
     pub fn verdict(&self, key: &PairKey, judge: usize) -> Verdict {
-        self.pairs.get(key).map_or(Verdict::Absent, |heard| heard.by[judge].verdict())
+        self.pairs.get(key).map_or(Verdict::Absent, |heard| heard.verdict(judge))
     }
 
     /// Of every two labels that a judge's table has of one pair: whether they are the same.
-    pub fn with_itself(&self, judge: usize) -> Tally {
-        let mut tally = Tally::default();
-        for heard in self.pairs.values() {
-            let (low, high) = (u64::from(heard.by[judge].low), u64::from(heard.by[judge].high));
-            let twos = |n: u64| n * n.saturating_sub(1) / 2;
-            tally.add(twos(low) + twos(high), twos(low + high));
+    pub fn with_itself(&self, judge: usize) -> Counts<2> {
+        let mut counts = Counts::default();
+        for post in self.by_post() {
+            let mut alike = [0, 0];
+            for heard in post {
+                let (low, high) = (u64::from(heard.by[judge].low), u64::from(heard.by[judge].high));
+                let twos = |n: u64| n * n.saturating_sub(1) / 2;
+                alike[0] += twos(low) + twos(high);
+                alike[1] += low * high;
+            }
+            counts.add_post(alike);
         }
-        tally
+        counts
     }
 }
 

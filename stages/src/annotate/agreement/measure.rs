@@ -1,4 +1,8 @@
 //! The statistics of judges who choose one of two: shares, Cohen's kappa, bins of length. Knows no table.
+//!
+//! Pairs of one post are not independent of each other: a post that is hard to judge is so in all of its pairs. Intervals are
+//! from variances between posts (linearised, with the usual correction for a small number of clusters), and never narrower
+//! than those of independent pairs.
 
 use crate::types::agreement::{Kappa, LengthBin, Share};
 
@@ -24,55 +28,115 @@ impl Tally {
 
     /// Wilson's interval; none of nothing.
     pub fn share(self) -> Option<Share> {
-        if self.of == 0 {
-            return None;
-        }
-        let (n, p) = (self.of as f64, self.yes as f64 / self.of as f64);
-        let scale = 1.0 + Z * Z / n;
-        let middle = (p + Z * Z / (2.0 * n)) / scale;
-        let half = Z / scale * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-        // Rounding must not take an end beyond what it stands for.
-        Some(Share { of: self.of, share: p, low: (middle - half).clamp(0.0, p), high: (middle + half).clamp(p, 1.0) })
+        wilson(self.yes, self.of, self.of as f64)
     }
 }
 
-/// How often two judges gave which of two answers: by the first's, then the second's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Square(pub [[u64; 2]; 2]);
+/// Wilson's interval for `yes` of `of`, as wide as that of `n` independent ones.
+fn wilson(yes: u64, of: u64, n: f64) -> Option<Share> {
+    if of == 0 {
+        return None;
+    }
+    let p = yes as f64 / of as f64;
+    let scale = 1.0 + Z * Z / n;
+    let middle = (p + Z * Z / (2.0 * n)) / scale;
+    let half = Z / scale * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+    // Rounding must not take an end beyond what it stands for.
+    Some(Share { of, share: p, low: (middle - half).clamp(0.0, p), high: (middle + half).clamp(p, 1.0) })
+}
 
-impl Square {
-    pub fn count(&mut self, first: usize, second: usize) {
-        self.0[first][second] += 1;
+/// How many pairs are of each of `K` kinds, and what the posts' own counts say of how much that varies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts<const K: usize> {
+    pairs: [u64; K],
+    /// Summed over posts, the products of every two of a post's counts.
+    products: [[u64; K]; K],
+    posts: u64,
+}
+
+impl<const K: usize> Default for Counts<K> {
+    fn default() -> Self {
+        Self { pairs: [0; K], products: [[0; K]; K], posts: 0 }
+    }
+}
+
+impl<const K: usize> Counts<K> {
+    /// One post's pairs, by kind.
+    pub fn add_post(&mut self, counts: [u64; K]) {
+        if counts == [0; K] {
+            return;
+        }
+        self.posts += 1;
+        for i in 0..K {
+            self.pairs[i] += counts[i];
+            for j in 0..K {
+                self.products[i][j] += counts[i] * counts[j];
+            }
+        }
     }
 
-    pub fn agreement(self) -> Tally {
-        let [[a, b], [c, d]] = self.0;
-        Tally { yes: a + d, of: a + b + c + d }
+    fn of(&self) -> u64 {
+        self.pairs.iter().sum()
     }
 
-    /// Cohen's kappa with the large-sample interval of Fleiss, Cohen and Everitt (1969, Eq. 13), cut at -1 and 1; none where
-    /// chance alone would agree always.
-    pub fn kappa(self) -> Option<Kappa> {
-        let n = self.agreement().of as f64;
-        let p = self.0.map(|row| row.map(|count| count as f64 / n));
-        let by_first = [p[0][0] + p[0][1], p[1][0] + p[1][1]];
-        let by_second = [p[0][0] + p[1][0], p[0][1] + p[1][1]];
-        let observed = p[0][0] + p[1][1];
+    /// The variance of a statistic to which a pair of kind `i` adds `influence[i]` / pairs, in the mean nothing; infinite where
+    /// there is one post only.
+    fn variance(&self, influence: [f64; K]) -> f64 {
+        let n = self.of() as f64;
+        let posts = self.posts as f64;
+        let independent = (0..K).map(|i| self.pairs[i] as f64 * influence[i].powi(2)).sum::<f64>();
+        let all = (0..K).flat_map(|i| (0..K).map(move |j| (i, j)));
+        let between = all.map(|(i, j)| influence[i] * influence[j] * self.products[i][j] as f64).sum::<f64>();
+        let few = posts / (posts - 1.0) * ((n - 1.0) / n);
+        if self.posts == 1 && n > 1.0 { f64::INFINITY } else { independent.max(between * few) / (n * n) }
+    }
+}
+
+impl Counts<2> {
+    /// The share of the first kind, with Wilson's interval for as many independent pairs as would vary like these; where all
+    /// are of one kind, each post counts once. None of nothing.
+    pub fn share(&self) -> Option<Share> {
+        let of = self.of();
+        let p = self.pairs[0] as f64 / of as f64;
+        let independent = p * (1.0 - p) / of as f64;
+        let alike = independent / self.variance([1.0 - p, -p]);
+        let n = if independent > 0.0 { (of as f64 * alike).max(1.0) } else { self.posts as f64 };
+        wilson(self.pairs[0], of, n)
+    }
+}
+
+/// By what the first judge says, then the second: `2 * first + second`.
+impl Counts<4> {
+    /// How often both say the same.
+    pub fn agreement(&self) -> Counts<2> {
+        let kind = |i: usize| usize::from(!matches!(i, 0 | 3));
+        let mut sum = Counts { posts: self.posts, ..Counts::default() };
+        for i in 0..4 {
+            sum.pairs[kind(i)] += self.pairs[i];
+            for j in 0..4 {
+                sum.products[kind(i)][kind(j)] += self.products[i][j];
+            }
+        }
+        sum
+    }
+
+    /// Cohen's kappa with the large-sample interval of Fleiss, Cohen and Everitt (1969, Eq. 13), widened by what posts add and
+    /// cut at -1 and 1; none where chance alone would agree always.
+    pub fn kappa(&self) -> Option<Kappa> {
+        let n = self.of() as f64;
+        let p = self.pairs.map(|count| count as f64 / n);
+        let (by_first, by_second) = ([p[0] + p[1], p[2] + p[3]], [p[0] + p[2], p[1] + p[3]]);
+        let observed = p[0] + p[3];
         let chance = by_first[0] * by_second[0] + by_first[1] * by_second[1];
         if n == 0.0 || chance >= 1.0 {
             return None;
         }
         let kappa = (observed - chance) / (1.0 - chance);
-        let mut spread = -(kappa - chance * (1.0 - kappa)).powi(2);
-        for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-            let term = if i == j {
-                1.0 - (by_first[i] + by_second[i]) * (1.0 - kappa)
-            } else {
-                (1.0 - kappa) * (by_second[i] + by_first[j])
-            };
-            spread += p[i][j] * term * term;
-        }
-        let half = Z * (spread.max(0.0) / n).sqrt() / (1.0 - chance);
+        let influence = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(i, j)| {
+            let by_chance = by_second[i] + by_first[j] - 2.0 * chance;
+            (f64::from(u8::from(i == j)) - observed - (1.0 - kappa) * by_chance) / (1.0 - chance)
+        });
+        let half = Z * self.variance(influence).sqrt();
         Some(Kappa { kappa, low: (kappa - half).max(-1.0), high: (kappa + half).min(1.0) })
     }
 }
@@ -80,20 +144,30 @@ impl Square {
 /// The first number of words of each bin; the last has no end.
 const BINS: [u64; 5] = [0, 3, 6, 11, 21];
 
-/// What is counted in each bin of length.
+/// What is counted of one post in each bin of length: whether both judges agree, and whether each prefers the longer summary.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ByLength([[Tally; 3]; BINS.len()]);
+pub struct LengthCounts([[[u64; 2]; 3]; BINS.len()]);
 
-impl ByLength {
+impl LengthCounts {
     /// Notes a pair whose summaries differ by so many words: whether both judges agree, and, where there is a longer one,
     /// whether each prefers it.
     pub fn count(&mut self, words: u64, agree: bool, for_longer: [bool; 2]) {
-        let bin = BINS.partition_point(|&least| least <= words) - 1;
-        let [agreement, first, second] = &mut self.0[bin];
-        agreement.count(agree);
-        if words > 0 {
-            first.count(for_longer[0]);
-            second.count(for_longer[1]);
+        let [agreement, judges @ ..] = &mut self.0[BINS.partition_point(|&least| least <= words) - 1];
+        agreement[usize::from(!agree)] += 1;
+        for (judge, longer) in judges.iter_mut().zip(for_longer).filter(|_| words > 0) {
+            judge[usize::from(!longer)] += 1;
+        }
+    }
+}
+
+/// The same over posts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ByLength([[Counts<2>; 3]; BINS.len()]);
+
+impl ByLength {
+    pub fn add_post(&mut self, post: &LengthCounts) {
+        for (bin, counts) in self.0.iter_mut().zip(post.0) {
+            bin.iter_mut().zip(counts).for_each(|(sum, counts)| sum.add_post(counts));
         }
     }
 
@@ -141,47 +215,108 @@ mod tests {
         assert_eq!(Tally { yes: 7, of: 7 }.share().unwrap().high, 1.0);
     }
 
-    #[test]
-    fn kappa_is_agreement_beyond_chance() {
-        // 35 of 50 agree, half would by chance.
-        let kappa = Square([[20, 5], [10, 15]]).kappa().unwrap();
-        near(kappa.kappa, 0.4);
-        near(Square([[25, 0], [0, 30]]).kappa().unwrap().kappa, 1.0);
-        near(Square([[0, 30], [30, 0]]).kappa().unwrap().kappa, -1.0);
-        // As much agreement, but one answer is nearly always given: little beyond chance.
-        near(Square([[34, 7], [8, 1]]).kappa().unwrap().kappa, -0.062_32);
-        assert_eq!(Square([[9, 0], [0, 0]]).kappa(), None);
-        assert_eq!(Square::default().kappa(), None);
+    /// Every pair of a post of its own.
+    fn square(cells: [[u64; 2]; 2]) -> Counts<4> {
+        let mut counts = Counts::default();
+        for (i, count) in cells.into_iter().flatten().enumerate() {
+            let mut one = [0; 4];
+            one[i] = 1;
+            (0..count).for_each(|_| counts.add_post(one));
+        }
+        counts
     }
 
     #[test]
-    fn kappas_interval_is_as_wide_as_resampling_says() {
-        let square = Square([[60, 15], [25, 100]]);
-        let answers: Vec<(usize, usize)> = [(0, 0), (0, 1), (1, 0), (1, 1)]
-            .into_iter()
-            .flat_map(|(i, j)| std::iter::repeat_n((i, j), square.0[i][j] as usize))
-            .collect();
-        let mut rng = fixed_generator(1, "resampling");
-        let kappas: Vec<f64> = (0..4000)
+    fn kappa_is_agreement_beyond_chance() {
+        // 35 of 50 agree, half would by chance.
+        let kappa = square([[20, 5], [10, 15]]).kappa().unwrap();
+        near(kappa.kappa, 0.4);
+        near(square([[25, 0], [0, 30]]).kappa().unwrap().kappa, 1.0);
+        near(square([[0, 30], [30, 0]]).kappa().unwrap().kappa, -1.0);
+        // As much agreement, but one answer is nearly always given: little beyond chance.
+        near(square([[34, 7], [8, 1]]).kappa().unwrap().kappa, -0.062_32);
+        assert_eq!(square([[9, 0], [0, 0]]).kappa(), None);
+        assert_eq!(Counts::<4>::default().kappa(), None);
+    }
+
+    #[test]
+    fn with_a_post_to_each_pair_the_intervals_are_those_of_independent_ones() {
+        let square = square([[60, 15], [25, 100]]);
+        assert_eq!(square.agreement().share(), Tally { yes: 160, of: 200 }.share());
+        // (0.8 - 0.51875) / (1 - 0.51875), and its standard error by Fleiss, Cohen and Everitt's formula as printed.
+        let kappa = square.kappa().unwrap();
+        near(kappa.kappa, 0.584416);
+        near(kappa.high - kappa.low, 2.0 * 1.959_964 * 0.058230);
+    }
+
+    #[test]
+    fn pairs_of_one_post_that_are_alike_count_as_one() {
+        let four_times = |pairs: &[usize]| {
+            let mut counts = Counts::<4>::default();
+            for pair in pairs {
+                let mut post = [0; 4];
+                post[*pair] = 4;
+                counts.add_post(post);
+            }
+            counts
+        };
+        let pairs: Vec<usize> = (0..50).map(|i| [0, 3, 0, 1, 3, 2, 3, 0, 3, 3][i % 10]).collect();
+        let (all, once) = (four_times(&pairs), square([[15, 5], [5, 25]]));
+        let (a, b) = (all.agreement().share().unwrap(), once.agreement().share().unwrap());
+        assert_eq!((a.share, a.of), (b.share, 4 * b.of));
+        // But for the correction for a small number of posts, as if each pair were there once.
+        assert!(((a.high - a.low) / (b.high - b.low) - 1.0).abs() < 0.02, "{a:?} {b:?}");
+        let (a, b) = (all.kappa().unwrap(), once.kappa().unwrap());
+        assert!(((a.high - a.low) / (b.high - b.low) - 1.0).abs() < 0.02, "{a:?} {b:?}");
+        // All alike, there is no variance to see: the posts count.
+        let agreed = four_times(&[0, 3, 3, 0, 3]).agreement().share().unwrap();
+        assert_eq!(agreed.low, Tally { yes: 5, of: 5 }.share().unwrap().low);
+        let one_post = Counts { pairs: [3, 1], products: [[9, 3], [3, 1]], posts: 1 };
+        assert!(one_post.share().is_some_and(|share| share.high - share.low > 0.8), "{:?}", one_post.share());
+    }
+
+    #[test]
+    fn intervals_are_as_wide_as_resampling_posts_says() {
+        let mut rng = fixed_generator(1, "posts");
+        // Posts of one to six pairs; in some of them the judges differ mostly.
+        let posts: Vec<[u64; 4]> = (0..150)
             .map(|_| {
-                let mut drawn = Square::default();
-                for _ in &answers {
-                    let (i, j) = answers[rng.random_range(0..answers.len())];
-                    drawn.count(i, j);
+                let (hard, mut post) = (rng.random_bool(0.3), [0; 4]);
+                for _ in 0..rng.random_range(1..=6) {
+                    let first = usize::from(rng.random_bool(0.5));
+                    let second = if rng.random_bool(if hard { 0.8 } else { 0.1 }) { 1 - first } else { first };
+                    post[2 * first + second] += 1;
                 }
-                drawn.kappa().unwrap().kappa
+                post
             })
             .collect();
-        let kappa = square.kappa().unwrap();
-        let half = (kappa.high - kappa.low) / 2.0;
-        assert!((half / (1.96 * stats::std(&kappas)) - 1.0).abs() < 0.05, "{half}");
+        let sum = |posts: &mut dyn Iterator<Item = [u64; 4]>| {
+            let mut counts = Counts::default();
+            posts.for_each(|post| counts.add_post(post));
+            counts
+        };
+        let all = sum(&mut posts.iter().copied());
+        let drawn: Vec<Counts<4>> =
+            (0..4000).map(|_| sum(&mut (0..posts.len()).map(|_| posts[rng.random_range(0..posts.len())]))).collect();
+        let widths = |low: f64, high: f64, drawn: Vec<f64>| (high - low) / (2.0 * Z * stats::std(&drawn));
+        let share = all.agreement().share().unwrap();
+        let shares = drawn.iter().map(|counts| counts.agreement().share().unwrap().share).collect();
+        let kappa = all.kappa().unwrap();
+        let kappas = drawn.iter().map(|counts| counts.kappa().unwrap().kappa).collect();
+        for width in [widths(share.low, share.high, shares), widths(kappa.low, kappa.high, kappas)] {
+            assert!((width - 1.0).abs() < 0.06, "{width}");
+        }
+        let independent = Tally { yes: all.agreement().pairs[0], of: all.of() }.share().unwrap();
+        assert!(share.high - share.low > 1.3 * (independent.high - independent.low), "{share:?} {independent:?}");
     }
 
     #[test]
     fn every_difference_in_length_has_its_bin() {
         let mut lengths = ByLength::default();
         for words in [0, 2, 3, 5, 6, 10, 11, 20, 21, 1000] {
-            lengths.count(words, words > 5, [true, false]);
+            let mut post = LengthCounts::default();
+            post.count(words, words > 5, [true, false]);
+            lengths.add_post(&post);
         }
         let bins = lengths.bins();
         let told: Vec<_> = bins.iter().map(|bin| (bin.least, bin.most, bin.agreement.unwrap().of)).collect();
@@ -195,7 +330,9 @@ mod tests {
     proptest! {
         #[test]
         fn intervals_hold_what_they_are_of(cells in prop::array::uniform4(0u64..400)) {
-            let square = Square([[cells[0], cells[1]], [cells[2], cells[3]]]);
+            let posts = [cells, [1, 0, 0, 0].map(|one: u64| one.min(cells[0])), [0, cells[1] / 2, 0, 1]];
+            let mut square = Counts::<4>::default();
+            posts.into_iter().for_each(|post| square.add_post(post));
             if let Some(share) = square.agreement().share() {
                 prop_assert!(0.0 <= share.low && share.low <= share.share && share.share <= share.high && share.high <= 1.0);
             }

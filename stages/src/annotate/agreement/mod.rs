@@ -13,8 +13,8 @@ use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::heard::{Pairs, Verdict, key_of, words};
-use self::measure::{ByLength, Square};
+use self::heard::{Heard, Pairs, Verdict, key_of, words};
+use self::measure::{ByLength, Counts, LengthCounts};
 use super::pair_key::{PairKey, Text};
 use crate::table;
 use crate::types::Preferences;
@@ -43,7 +43,7 @@ impl Kind for Agree {
     type Params = Params;
 
     const NAME: &'static str = "annotate.agreement";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "measures how far two or more judges of the same pairs agree, matched by content";
 
     fn signature(&self, _: &Params) -> Signature {
@@ -116,16 +116,23 @@ fn names(inputs: &[Input]) -> Vec<String> {
 
 /// Every two judges.
 fn compare(pairs: &Pairs, names: &[String]) -> Vec<Compared> {
+    let posts = pairs.by_post();
     let mut all = Vec::new();
     for (i, first) in names.iter().enumerate() {
         for (j, second) in names.iter().enumerate().skip(i + 1) {
-            let (mut matched, mut square, mut by_length) = (0, Square::default(), ByLength::default());
-            for (_, verdicts, longer_by) in pairs.verdicts() {
-                matched += u64::from(verdicts[i] != Verdict::Absent && verdicts[j] != Verdict::Absent);
-                let (Verdict::For(a), Verdict::For(b)) = (verdicts[i], verdicts[j]) else { continue };
-                square.count(usize::from(a == Text::High), usize::from(b == Text::High));
-                let for_longer = [a, b].map(|text| (text == Text::Low) == (longer_by > 0));
-                by_length.count(longer_by.unsigned_abs(), a == b, for_longer);
+            let (mut matched, mut square, mut by_length) = (0, Counts::<4>::default(), ByLength::default());
+            for post in &posts {
+                let (mut of_post, mut lengths) = ([0; 4], LengthCounts::default());
+                for pair in post {
+                    let verdicts = [i, j].map(|judge| pair.verdict(judge));
+                    matched += u64::from(!verdicts.contains(&Verdict::Absent));
+                    let [Verdict::For(a), Verdict::For(b)] = verdicts else { continue };
+                    of_post[2 * usize::from(a == Text::High) + usize::from(b == Text::High)] += 1;
+                    let for_longer = [a, b].map(|text| (text == Text::Low) == (pair.longer_by > 0));
+                    lengths.count(pair.longer_by.unsigned_abs(), a == b, for_longer);
+                }
+                square.add_post(of_post);
+                by_length.add_post(&lengths);
             }
             all.push(Compared {
                 first: first.clone(),
@@ -174,10 +181,11 @@ fn tell(ctx: &mut Context, judges: &[Judge], compared: &[Compared]) {
 
 /// Writes those disagreements whose keys are the smallest, in order of their keys: a sample that content alone draws.
 fn disagreements(pairs: &Pairs, inputs: &[Input], names: &[String], most: usize, ctx: &Context) -> Result<()> {
-    let differ =
-        |verdicts: &[Verdict]| [Text::Low, Text::High].iter().all(|text| verdicts.contains(&Verdict::For(*text)));
-    let keys: BTreeSet<PairKey> =
-        pairs.verdicts().filter(|(_, verdicts, _)| differ(verdicts)).map(|(key, ..)| key).collect();
+    let differ = |pair: &Heard| {
+        let is_chosen = |text: Text| (0..names.len()).any(|judge| pair.verdict(judge) == Verdict::For(text));
+        is_chosen(Text::Low) && is_chosen(Text::High)
+    };
+    let keys: BTreeSet<PairKey> = pairs.all().filter(|(_, pair)| differ(pair)).map(|(key, _)| key).collect();
     let mut wanted: BTreeSet<PairKey> = keys.into_iter().take(most).collect();
     let mut rows: BTreeMap<PairKey, Disagreement> = BTreeMap::new();
     for input in inputs {
