@@ -130,3 +130,21 @@ pub fn hash(key: &[u8; 32], parts: &[&str]) -> u64 {
     first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     u64::from_le_bytes(first)
 }
+
+#[cfg(test)]
+mod tests {
+    use engine::kind::Kind;
+
+    use super::*;
+    use crate::table::Row;
+
+    #[test]
+    fn a_column_more_or_less_raises_the_versions_of_all_who_write_the_table() {
+        let columns: Vec<&str> = Preference::columns().iter().map(|column| column.name).collect();
+        let versions = [Claude::VERSION, Gold::VERSION, Human::VERSION, Reference::VERSION];
+        let expected = "id post_id prompt prompt_ids facts chosen_text chosen_ids chosen_ended rejected_text rejected_ids \
+                        rejected_ended corruption outcome annotator confidence chosen_first reason";
+        // Else a store's older table would be taken for the one that would be made now.
+        assert_eq!((columns.join(" ").as_str(), versions), (expected, [2, 3, 3, 3]), "raise all four, then this");
+    }
+}

@@ -114,7 +114,7 @@ impl Kind for Reference {
     type Params = Params;
 
     const NAME: &'static str = "annotate.reference";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "judges pairs by the post's own summary or by the facts behind it";
 
     fn signature(&self, params: &Params) -> Signature {

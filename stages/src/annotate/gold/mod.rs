@@ -47,7 +47,7 @@ pub struct Params {
 impl Kind for Gold {
     type Params = Params;
     const NAME: &'static str = "annotate.gold";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "labels pairs with a reward model's scores";
 
     fn signature(&self, p: &Params) -> Signature {
