@@ -193,8 +193,11 @@ fn the_plan_tells_what_it_will_cost_and_the_limit_stops_before_it_is_passed() {
 #[test]
 fn how_it_is_asked_and_for_how_much_is_no_part_of_the_key() {
     let space = space("mode: batch, max_cost: 3");
-    let api = Api::new(Rules::default());
+    let api = Api::new(Rules { cacheable: 100, ..Rules::default() });
     assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
+    let metrics = space.json(&["show", "p.yaml", "annotate", "--json"])["metrics"].clone();
+    assert!(metrics["cache_written_hour_tokens"].as_f64().is_some_and(|tokens| tokens > 0.0), "{metrics}");
+    assert_eq!(metrics["cache_written_hour_tokens"], metrics["cache_written_tokens"]);
     let single = ["plan", "p.yaml", "--json", "--set", "stages.annotate.with.mode=single"];
     let plan = space.json(&[&single[..], &["--set", "stages.annotate.with.max_cost=null"]].concat());
     let stages = plan["stages"].as_array().expect("stages");

@@ -85,7 +85,7 @@ pub struct Seen {
 impl Seen {
     /// One more answer, priced as the next ones will be.
     pub fn add(&mut self, usage: Usage, terms: &Terms) {
-        let usage = Usage { batch: terms.batch, ..usage };
+        let usage = usage.asked_in(terms.batch);
         self.requests += 1;
         self.input.add(usage.sent() as f64);
         self.output.add(usage.output as f64);
@@ -157,16 +157,20 @@ fn from_sizes(work: &Work, terms: &Terms, notes: &mut Vec<String>) -> (Range, Ra
     };
     let price = quote.price;
     let plain = input * price.input;
+    let write = if terms.batch { price.hour() } else { price.cache_write };
     // The first request writes the prefix, all others read it.
-    let cached = prefix * (price.cache_write + price.cache_read * (requests - 1.0)) + others * price.input;
+    let cached = prefix * (write + price.cache_read * (requests - 1.0)) + others * price.input;
+    // Or none finds it and each writes it anew.
+    let written = prefix * (write * requests) + others * price.input;
     let about = ((prefix.low + prefix.high) / 2.0).round();
     let minimum = price.minimum_prefix.unwrap_or_default();
     let sent = match terms.prefix(work.fixed_bytes) {
         Prefix::Cached if terms.batch => {
             notes.push(
-                "requests of a batch find the prompt cache or do not: from all to none of the discount".to_owned(),
+                "requests of a batch read the prompt cache or write it, for an hour: from all but one reading to all writing"
+                    .to_owned(),
             );
-            Range::new(cached.low, plain.high)
+            Range::new(cached.low, written.high.max(cached.high))
         }
         Prefix::Cached => {
             notes.push(format!("the fixed beginning, about {about} tokens, is read from the prompt cache"));
@@ -176,7 +180,7 @@ fn from_sizes(work: &Work, terms: &Terms, notes: &mut Vec<String>) -> (Range, Ra
             notes.push(format!(
                 "the fixed beginning, about {about} tokens, may or may not reach the {minimum} that are cached"
             ));
-            Range::new(cached.low.min(plain.low), plain.high)
+            Range::new(cached.low.min(plain.low), if terms.batch { written.high.max(plain.high) } else { plain.high })
         }
         Prefix::TooShort => {
             notes.push(format!(
@@ -244,10 +248,13 @@ mod tests {
         near(
             found.dollars.unwrap(),
             {
-                let cached = 1_200.0 * (3.75 + 99.0 * 0.3) + 60_000.0 * 3.0;
+                let cached = 1_200.0 * (6.0 + 99.0 * 0.3) + 60_000.0 * 3.0;
                 (cached * 1e-6 + 0.03) / 2.0
             },
-            (0.9 + 0.09) / 2.0,
+            {
+                let written = 2_000.0 * 100.0 * 6.0 + 100_000.0 * 3.0;
+                (written * 1e-6 + 0.09) / 2.0
+            },
         );
         assert!(found.notes.iter().any(|note| note.ends_with("batches at 0.5 of them")), "{:?}", found.notes);
     }

@@ -131,11 +131,11 @@ fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<En
 /// What asking for all that waits is expected to cost.
 fn estimated(params: &Params, settings: &Settings, waiting: &Waiting, cache: &Cache) -> Result<Estimate> {
     let terms = Terms::of(params, settings)?;
-    let fixed = request::fixed_bytes(settings);
+    let fixed = request::fixed_bytes(settings, params.mode);
     let mut work = Work { documents: waiting.wanted(), kept: waiting.kept, fixed_bytes: fixed, ..Work::default() };
     for group in waiting.groups() {
         let documents = group.iter().map(|entry| waiting.document(entry)).collect::<Result<Vec<_>>>()?;
-        let bytes = request::body(settings, &documents)["messages"].to_string().len() as u64;
+        let bytes = request::body(settings, params.mode, &documents)["messages"].to_string().len() as u64;
         work.requests += 1;
         work.other_bytes += bytes.saturating_sub(fixed);
     }
@@ -291,13 +291,15 @@ fn tell_usage(cache: &Cache, mut requests: Vec<u64>, ctx: &mut Context) -> Resul
             sum.input += usage.input;
             sum.output += usage.output;
             sum.cache_written += usage.cache_written;
+            sum.cache_written_hour += usage.cache_written_hour;
             sum.cache_read += usage.cache_read;
         }
     })?;
     ctx.metric("requests", requests.len() as f64);
     ctx.metric("input_tokens", sum.input as f64);
     ctx.metric("output_tokens", sum.output as f64);
-    ctx.metric("cache_written_tokens", sum.cache_written as f64);
+    ctx.metric("cache_written_tokens", sum.written() as f64);
+    ctx.metric("cache_written_hour_tokens", sum.cache_written_hour as f64);
     ctx.metric("cache_read_tokens", sum.cache_read as f64);
     Ok(())
 }

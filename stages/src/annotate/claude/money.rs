@@ -87,9 +87,12 @@ impl Budget {
     pub fn bound(&self, bytes: usize, max_tokens: u32) -> f64 {
         let (Some(_), Some(quote)) = (self.limit, &self.quote) else { return 0.0 };
         let ratio = self.tokens_per_byte.map_or(TOKENS_PER_BYTE, |ratio| (ratio * MARGIN).min(TOKENS_PER_BYTE));
-        let cache_written = (bytes as f64 * ratio).ceil() as u64;
-        let most = Usage { cache_written, output: max_tokens.into(), batch: self.batch, ..Usage::default() };
-        most.dollars(&quote.price)
+        let sent = (bytes as f64 * ratio).ceil() as u64;
+        let output = max_tokens.into();
+        // All of it written to the prompt cache, or none where a table has that cheaper.
+        let written = Usage { cache_written: sent, output, ..Usage::default() }.asked_in(self.batch);
+        let plain = Usage { input: sent, output, batch: self.batch, ..Usage::default() };
+        written.dollars(&quote.price).max(plain.dollars(&quote.price))
     }
 
     /// Puts the most that a request can cost aside if that keeps the limit.
@@ -219,6 +222,7 @@ mod tests {
             input: million,
             output: million,
             cache_write: million,
+            cache_write_hour: Some(million),
             cache_read: 0.0,
             batch: 0.5,
             minimum_prefix: None,

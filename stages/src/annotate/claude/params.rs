@@ -113,7 +113,7 @@ pub struct Params {
     #[serde(default)]
     pub max_requests: Option<u64>,
     /// Prices that go before those shipped with this program: `{date, source, models: {ID: {input, output, cache_write,
-    /// cache_read, batch, minimum_prefix}}}`, in dollars per million tokens.
+    /// cache_write_hour, cache_read, batch, minimum_prefix}}}`, in dollars per million tokens.
     #[serde(default)]
     pub prices: Option<Prices>,
 }

@@ -17,6 +17,9 @@ pub struct Price {
     pub output: f64,
     /// Tokens sent that are written to the prompt cache for five minutes.
     pub cache_write: f64,
+    /// For an hour, as batches ask for; if not given, twice `input`, as with every model so far.
+    #[serde(default)]
+    pub cache_write_hour: Option<f64>,
     /// Tokens sent that are read from the prompt cache.
     pub cache_read: f64,
     /// What a Message Batch costs of all that.
@@ -25,6 +28,13 @@ pub struct Price {
     /// Tokens that the fixed beginning of a request must have to be cached; null if not known.
     #[serde(default)]
     pub minimum_prefix: Option<u64>,
+}
+
+impl Price {
+    /// Tokens sent that are written to the prompt cache for an hour.
+    pub fn hour(&self) -> f64 {
+        self.cache_write_hour.unwrap_or(2.0 * self.input)
+    }
 }
 
 fn half() -> f64 {
@@ -72,6 +82,7 @@ impl Prices {
                 ("input", price.input),
                 ("output", price.output),
                 ("cache_write", price.cache_write),
+                ("cache_write_hour", price.cache_write_hour.unwrap_or_default()),
                 ("cache_read", price.cache_read),
                 ("batch", price.batch),
             ];
@@ -110,7 +121,10 @@ pub struct Usage {
     /// Sent, and neither written to the prompt cache nor read from it.
     pub input: u64,
     pub output: u64,
+    /// Written to the prompt cache for five minutes.
     pub cache_written: u64,
+    /// Written to the prompt cache for an hour.
+    pub cache_written_hour: u64,
     pub cache_read: u64,
     /// Whether it was asked in a batch.
     pub batch: bool,
@@ -120,11 +134,17 @@ impl Usage {
     /// What a message of the API says of itself. Counts that no message can have are not believed.
     pub fn of(message: &Value) -> Self {
         let usage = &message["usage"];
-        let count = |name: &str| usage[name].as_u64().filter(|n| *n < 1 << 40).unwrap_or(0);
+        let believed = |count: &Value| count.as_u64().filter(|n| *n < 1 << 40).unwrap_or(0);
+        let count = |name: &str| believed(&usage[name]);
+        // The sum, and what it is made of; where that is not told, it was written as briefly as it can be.
+        let [brief, hour] = ["ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"]
+            .map(|name| believed(&usage["cache_creation"][name]));
+        let written = count("cache_creation_input_tokens").max(brief + hour);
         Self {
             input: count("input_tokens"),
             output: count("output_tokens"),
-            cache_written: count("cache_creation_input_tokens"),
+            cache_written: written - hour,
+            cache_written_hour: hour,
             cache_read: count("cache_read_input_tokens"),
             batch: usage["service_tier"] == "batch",
         }
@@ -132,13 +152,27 @@ impl Usage {
 
     /// All tokens sent.
     pub fn sent(&self) -> u64 {
-        self.input + self.cache_written + self.cache_read
+        self.input + self.written() + self.cache_read
+    }
+
+    /// All tokens written to the prompt cache.
+    pub fn written(&self) -> u64 {
+        self.cache_written + self.cache_written_hour
+    }
+
+    /// The same as if it had been asked in a batch, or by itself: what is written to the cache is kept as long as there.
+    #[must_use]
+    pub fn asked_in(self, batch: bool) -> Self {
+        let written = self.written();
+        let (cache_written, cache_written_hour) = if batch { (0, written) } else { (written, 0) };
+        Self { cache_written, cache_written_hour, batch, ..self }
     }
 
     /// What it costs at these prices.
     pub fn dollars(&self, price: &Price) -> f64 {
         let full = self.input as f64 * price.input
             + self.cache_written as f64 * price.cache_write
+            + self.cache_written_hour as f64 * price.hour()
             + self.cache_read as f64 * price.cache_read
             + self.output as f64 * price.output;
         full * 1e-6 * if self.batch { price.batch } else { 1.0 }
@@ -189,6 +223,20 @@ mod tests {
         let dollars = (1000.0 * 3.0 + 2000.0 * 3.75 + 4000.0 * 0.3 + 500.0 * 15.0) / 1e6;
         assert!((usage.dollars(&price) - dollars).abs() < 1e-12);
         assert!((Usage { batch: true, ..usage }.dollars(&price) - dollars / 2.0).abs() < 1e-12);
+        // An hour costs twice the input, if the table does not say otherwise.
+        let mut kept = message;
+        kept["usage"]["cache_creation"] =
+            json!({ "ephemeral_5m_input_tokens": 500, "ephemeral_1h_input_tokens": 1500 });
+        let kept = Usage::of(&kept);
+        assert_eq!((kept.cache_written, kept.cache_written_hour, kept.sent()), (500, 1500, usage.sent()));
+        assert!((kept.dollars(&price) - dollars - 1500.0 * (6.0 - 3.75) / 1e6).abs() < 1e-12);
+        let dearer = Price { cache_write_hour: Some(7.0), ..price };
+        assert!((kept.dollars(&dearer) - kept.dollars(&price) - 1500.0 / 1e6).abs() < 1e-12);
+        let there = usage.asked_in(true);
+        assert_eq!((there.cache_written, there.cache_written_hour, there.batch), (0, 2000, true));
+        assert_eq!(there.asked_in(false), usage);
+        let odd = json!({ "usage": { "cache_creation_input_tokens": 1, "cache_creation": { "ephemeral_1h_input_tokens": 5 } } });
+        assert_eq!((Usage::of(&odd).cache_written, Usage::of(&odd).cache_written_hour), (0, 5));
         assert_eq!(Usage::of(&json!({ "usage": { "input_tokens": -1, "output_tokens": u64::MAX } })), Usage::default());
     }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::document::Document;
-use super::params::{Choice, Thinking};
+use super::params::{Choice, Mode, Thinking};
 use super::settings::Settings;
 
 /// The tool that the model must call, in that mode.
@@ -19,8 +19,8 @@ pub fn beginning(n: usize) -> String {
     format!("{{\"{}\":", field(n))
 }
 
-/// The worked examples as messages: the same for all requests under the same settings.
-fn fixed(settings: &Settings) -> Vec<Value> {
+/// The worked examples as messages: the same for all requests under the same settings in the same mode.
+fn fixed(settings: &Settings, mode: Mode) -> Vec<Value> {
     let mut messages = Vec::with_capacity(2 * settings.examples.len());
     for (i, example) in settings.examples.iter().enumerate() {
         let text = settings.template.document(i + 1, &example.document());
@@ -32,14 +32,19 @@ fn fixed(settings: &Settings) -> Vec<Value> {
     if let Some(last) = messages.last_mut() {
         // All up to here is the same in every request: the API may keep it, and charges less for reading it again.
         let text = last["content"].take();
-        last["content"] = json!([{ "type": "text", "text": text, "cache_control": { "type": "ephemeral" } }]);
+        let control = match mode {
+            Mode::Single => json!({ "type": "ephemeral" }),
+            // A batch takes longer than the five minutes that this is kept for else.
+            Mode::Batch => json!({ "type": "ephemeral", "ttl": "1h" }),
+        };
+        last["content"] = json!([{ "type": "text", "text": text, "cache_control": control }]);
     }
     messages
 }
 
 /// Bytes with which every request under the same settings begins alike.
-pub fn fixed_bytes(settings: &Settings) -> u64 {
-    json!(fixed(settings)).to_string().len() as u64
+pub fn fixed_bytes(settings: &Settings, mode: Mode) -> u64 {
+    json!(fixed(settings, mode)).to_string().len() as u64
 }
 
 fn paragraphs(parts: &[&str]) -> String {
@@ -54,12 +59,13 @@ fn schema(settings: &Settings, n: usize) -> Value {
     json!({ "type": "object", "properties": properties, "required": names, "additionalProperties": false })
 }
 
-/// The body of `POST /v1/messages`: the worked examples, then the documents.
-pub fn body(settings: &Settings, documents: &[Document]) -> Value {
+/// The body of `POST /v1/messages`: the worked examples, then the documents. The mode decides how long the beginning is kept
+/// in the prompt cache, and so the price, but no answer.
+pub fn body(settings: &Settings, mode: Mode, documents: &[Document]) -> Value {
     let first = settings.first();
     let texts: Vec<String> =
         documents.iter().enumerate().map(|(i, document)| settings.template.document(first + i, document)).collect();
-    let mut messages = fixed(settings);
+    let mut messages = fixed(settings, mode);
     messages.push(json!({ "role": "user", "content": paragraphs(&[&texts.join("\n\n"), &settings.template.tail]) }));
 
     let mut body = json!({ "model": settings.model, "max_tokens": settings.max_tokens });
@@ -121,7 +127,7 @@ pub mod tests {
 
     #[test]
     fn two_worked_examples_come_first_then_the_documents_and_the_schema_asks_for_each() {
-        let body = body(&settings(json!({})), &[document("one"), document("two")]);
+        let body = body(&settings(json!({})), Mode::Single, &[document("one"), document("two")]);
         let messages = body["messages"].as_array().unwrap();
         let roles: Vec<_> = messages.iter().map(|m| m["role"].as_str().unwrap()).collect();
         assert_eq!(roles, ["user", "assistant", "user", "assistant", "user"]);
@@ -140,17 +146,27 @@ pub mod tests {
     }
 
     #[test]
+    fn a_batch_keeps_the_beginning_an_hour_and_asks_the_same_else() {
+        let (settings, one) = (settings(json!({})), [document("one")]);
+        let (single, mut batch) = (body(&settings, Mode::Single, &one), body(&settings, Mode::Batch, &one));
+        let control = &mut batch["messages"][3]["content"][0]["cache_control"];
+        assert_eq!(control.take(), json!({ "type": "ephemeral", "ttl": "1h" }));
+        *control = json!({ "type": "ephemeral" });
+        assert_eq!(batch, single);
+    }
+
+    #[test]
     fn each_mode_forces_the_choice_in_its_own_way() {
         let one = [document("one")];
-        let tool = body(&settings(json!({ "choice": "tool", "thinking": "disabled" })), &one);
+        let tool = body(&settings(json!({ "choice": "tool", "thinking": "disabled" })), Mode::Single, &one);
         assert_eq!(tool["tool_choice"]["name"], tool["tools"][0]["name"]);
         assert_eq!(tool["tools"][0]["input_schema"]["required"], json!(["doc.3.chosen.summary"]));
         assert_eq!((&tool["thinking"], tool.get("output_config")), (&json!({ "type": "disabled" }), None));
-        let prefill = body(&settings(json!({ "choice": "prefill", "temperature": 0, "top_k": 5 })), &one);
+        let prefill = body(&settings(json!({ "choice": "prefill", "temperature": 0, "top_k": 5 })), Mode::Single, &one);
         let last = prefill["messages"].as_array().unwrap().last().unwrap();
         assert_eq!(last, &json!({ "role": "assistant", "content": "{\"doc.3.chosen.summary\":" }));
         assert_eq!((&prefill["temperature"], &prefill["top_k"]), (&json!(0.0), &json!(5)));
-        let thinking = body(&settings(json!({ "thinking": { "budget": 2048 }, "effort": "max" })), &one);
+        let thinking = body(&settings(json!({ "thinking": { "budget": 2048 }, "effort": "max" })), Mode::Single, &one);
         assert_eq!(thinking["thinking"], json!({ "type": "enabled", "budget_tokens": 2048 }));
         assert_eq!(thinking["output_config"]["effort"], "max");
     }

@@ -108,8 +108,14 @@ fn usage(state: &mut State, cacheable: usize, body: &Value, message: &Value, tie
             read = prefix_tokens;
         }
     }
+    let hour = if whole[prefix.len()..].starts_with("\"cache_control\":{\"type\":\"ephemeral\",\"ttl\":\"1h\"") {
+        written
+    } else {
+        0
+    };
     json!({
         "input_tokens": whole_tokens - written - read,
+        "cache_creation": { "ephemeral_5m_input_tokens": written - hour, "ephemeral_1h_input_tokens": hour },
         "cache_creation_input_tokens": written,
         "cache_read_input_tokens": read,
         "output_tokens": message["content"].to_string().len() / 4,

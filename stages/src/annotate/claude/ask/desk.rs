@@ -12,6 +12,7 @@ use super::till::{Admitted, Sent, Till};
 use crate::annotate::claude::cache::{Cache, Landed, What};
 use crate::annotate::claude::client::Answer;
 use crate::annotate::claude::document::AnswerKey;
+use crate::annotate::claude::params::Mode;
 use crate::annotate::claude::request;
 use crate::annotate::claude::settings::Settings;
 use crate::annotate::claude::spool::{Entry, Group, Waiting};
@@ -31,6 +32,7 @@ pub struct Ready {
 /// What waits, what is under way and what came of it.
 pub struct Desk<'a> {
     settings: &'a Settings,
+    mode: Mode,
     /// Whether groups are asked whole.
     strict: bool,
     waiting: Waiting,
@@ -47,13 +49,14 @@ pub struct Desk<'a> {
 impl<'a> Desk<'a> {
     pub fn new(
         settings: &'a Settings,
+        mode: Mode,
         strict: bool,
         waiting: Waiting,
         cache: &'a mut Cache,
         till: &'a mut Till,
     ) -> Self {
         let total = waiting.wanted();
-        Self { settings, strict, waiting, cache, elsewhere: Vec::new(), faulty: Vec::new(), till, total, done: 0 }
+        Self { settings, mode, strict, waiting, cache, elsewhere: Vec::new(), faulty: Vec::new(), till, total, done: 0 }
     }
 
     /// The next request: claimed, and not answered by anybody.
@@ -89,7 +92,7 @@ impl<'a> Desk<'a> {
                 continue;
             }
             let documents = open.iter().map(|entry| self.waiting.document(entry)).collect::<Result<Vec<_>>>()?;
-            return Ok(Some(Ready { body: request::body(self.settings, &documents), group: open }));
+            return Ok(Some(Ready { body: request::body(self.settings, self.mode, &documents), group: open }));
         }
         Ok(None)
     }

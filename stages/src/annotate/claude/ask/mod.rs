@@ -64,7 +64,7 @@ impl<'a> Asker<'a> {
     /// that is spent.
     pub fn ask(&mut self, waiting: Waiting, cache: &mut Cache, ctx: &mut Context) -> Result<()> {
         let Self { settings, strict, mode, client, waits, till } = self;
-        let mut desk = Desk::new(settings, *strict, waiting, cache, till);
+        let mut desk = Desk::new(settings, *mode, *strict, waiting, cache, till);
         let done = match mode {
             Mode::Single => http::runtime()?.block_on(singly(&mut desk, client, waits, ctx)),
             Mode::Batch => http::runtime()?.block_on(batches::in_batches(&mut desk, client, waits, ctx)),
@@ -81,8 +81,8 @@ impl<'a> Asker<'a> {
     /// # Errors
     /// As [`Asker::ask`].
     pub fn settle(&mut self, waiting: Waiting, cache: &mut Cache, ctx: &mut Context) -> Result<()> {
-        let Self { settings, strict, client, waits, till, .. } = self;
-        let mut desk = Desk::new(settings, *strict, waiting, cache, till);
+        let Self { settings, strict, mode, client, waits, till } = self;
+        let mut desk = Desk::new(settings, *mode, *strict, waiting, cache, till);
         let done = http::runtime()?.block_on(batches::settle(&mut desk, client, waits, ctx));
         till.tell(ctx, true);
         done

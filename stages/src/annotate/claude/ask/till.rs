@@ -50,7 +50,7 @@ impl Till {
     pub fn open(params: &Params, settings: &Settings, cache: &Cache, ctx: &Context) -> Result<Self> {
         let terms = Terms::of(params, settings)?;
         // Whether a batch finds the prompt cache is chance.
-        let cached = !terms.batch && terms.prefix(request::fixed_bytes(settings)) == Prefix::Cached;
+        let cached = !terms.batch && terms.prefix(request::fixed_bytes(settings, params.mode)) == Prefix::Cached;
         Ok(Self {
             budget: Budget::open(ctx.checkpoints(), terms.quote, params.max_cost, terms.batch)?,
             caching: Caching::new(cached),
