@@ -218,3 +218,75 @@ fn a_pilot_tells_what_thinking_takes() {
     assert!(stdout.contains("by 20 answers to the same question, thinking included"), "{stdout}");
     assert!(stdout.contains("answered already"), "{stdout}");
 }
+
+/// What anybody on this machine can see of a process and its children, and what their user can: arguments, environments.
+fn seen_of_processes(parent: u32) -> Vec<String> {
+    let mut seen = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let read = |what: &str| text(&std::fs::read(process.join(what)).unwrap_or_default());
+        let status = read("status");
+        if [format!("\nPid:\t{parent}\n"), format!("\nPPid:\t{parent}\n")].iter().any(|line| status.contains(line)) {
+            seen.push(["cmdline", "environ", "comm"].map(read).concat());
+        }
+    }
+    seen
+}
+
+#[test]
+fn a_key_in_a_file_is_used_and_is_nowhere_in_what_a_run_leaves_or_shows() {
+    let space = space("documents_per_request: 1");
+    let secrets = tempfile::tempdir().expect("a temporary folder can be made");
+    let file = secrets.path().join("key");
+    std::fs::write(&file, format!("{KEY}\n")).expect("it can be written");
+    // A server that says the key wherever it can, and lets nobody in at the end.
+    let message = |n: usize, _: &Value| {
+        let message = format!("your key is {KEY}");
+        let told = |status| Fault::Error {
+            status,
+            kind: "k",
+            message,
+            headers: vec![("request-id", KEY.into())],
+            details: Value::Null,
+        };
+        match n {
+            0 | 5 => Some(told(529).with("retry-after-ms", 1)),
+            3 => Some(told(400)),
+            30.. => Some(told(401)),
+            _ => None,
+        }
+    };
+    let latency = std::time::Duration::from_millis(30);
+    let api = Api::new(Rules { message: Box::new(message), latency, ..Rules::default() });
+    let run = |arguments: &[&str], address: &str| {
+        let mut run = space.command(arguments);
+        run.env_remove("ANTHROPIC_API_KEY").env("ANTHROPIC_API_KEY_FILE", &file).env("ANTHROPIC_BASE_URL", address);
+        run.stdout(Stdio::piped()).stderr(Stdio::piped());
+        run
+    };
+    let mut all = String::new();
+    let started = run(&["run", "p.yaml"], &api.address).spawn().expect("the binary starts");
+    api.wait_until(10, Api::messages);
+    let seen = seen_of_processes(started.id());
+    assert!(seen.len() >= 2, "the run and its attempt were not seen: {seen:?}");
+    all += &seen.concat();
+    let out = started.wait_with_output().expect("it ends");
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("401: your key is ***"), "{}", text(&out.stderr));
+    all += &(text(&out.stdout) + &text(&out.stderr));
+
+    let kind = Api::new(Rules::default());
+    for arguments in [
+        &["run", "p.yaml", "--json"][..],
+        &["plan", "p.yaml"],
+        &["show", "p.yaml", "annotate"],
+        &["explain", "p.yaml", "annotate"],
+    ] {
+        let out = run(arguments, &kind.address).output().expect("the binary starts");
+        assert!(out.status.success(), "{arguments:?}: {}", text(&out.stderr));
+        all += &(text(&out.stdout) + &text(&out.stderr));
+    }
+    assert!(kind.paid_messages() > 0, "the key of the file was not used");
+    assert!(!all.contains(KEY), "{all}");
+    // Store, journals, logs, artifacts, reports, answers.
+    assert_eq!(leaks(&space.path(".")), [""; 0].map(PathBuf::from));
+}

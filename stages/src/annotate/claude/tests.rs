@@ -1,7 +1,5 @@
 //! The kind against a server of our own: counted requests, scripted faults, no answer paid twice.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -18,77 +16,52 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::testing::Bench;
+use crate::testing::api::{self, Api, Fault, Rules};
 
-/// A request's body in, status, extra headers and body out.
-type Script = dyn Fn(usize, &Value) -> (u16, String, Value) + Send + Sync;
-
+/// The server, and where it is.
 struct Server {
-    address: String,
+    api: Api,
     endpoint: Endpoint,
-    requests: Arc<Mutex<Vec<(String, Value)>>>,
 }
 
 impl Server {
-    fn new(script: Box<Script>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let endpoint = Endpoint::new(&base, "sk-secret").unwrap();
-        let requests: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
-        let seen = requests.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut reader = BufReader::new(stream.try_clone().unwrap());
-                let mut head = String::new();
-                while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
-                let length = head
-                    .lines()
-                    .find_map(|l| l.to_lowercase().strip_prefix("content-length: ")?.parse().ok())
-                    .unwrap_or(0);
-                let mut body = vec![0; length];
-                reader.read_exact(&mut body).unwrap();
-                let body: Value = serde_json::from_slice(&body).unwrap();
-                let n = {
-                    let mut seen = seen.lock().unwrap();
-                    seen.push((head, body.clone()));
-                    seen.len() - 1
-                };
-                let (status, headers, answer) = script(n, &body);
-                let answer = answer.to_string();
-                let _ = write!(
-                    stream,
-                    "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n{answer}",
-                    answer.len()
-                );
-            }
-        });
-        Self { address: base, endpoint, requests }
+    fn new(rules: Rules) -> Self {
+        let api = Api::new(rules);
+        let endpoint = Endpoint::new(&api.address, api::KEY).unwrap();
+        Self { api, endpoint }
+    }
+
+    /// Prefers summaries called `good`, but for what the script says of the n-th request.
+    fn scripted(script: impl Fn(usize, &Value) -> Option<Fault> + Send + Sync + 'static) -> Self {
+        Self::new(Rules { message: Box::new(script), ..Rules::default() })
+    }
+
+    /// Prefers summaries called `good`.
+    fn fine() -> Self {
+        Self::new(Rules::default())
     }
 
     fn count(&self) -> usize {
-        self.requests.lock().unwrap().len()
+        self.api.messages()
+    }
+
+    /// The documents of all requests: (number, first summary).
+    fn documents(&self) -> Vec<(usize, String)> {
+        self.api.requests().iter().flat_map(|(_, body)| documents(body)).collect()
     }
 }
 
 /// The documents of a request: (number, first summary).
 fn documents(body: &Value) -> Vec<(usize, String)> {
-    let text = body["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap().to_owned();
-    let first = |n: usize| {
-        let open = format!("<doc.{n}.summary.1>\n");
-        let from = text.find(&open)? + open.len();
-        Some((n, text[from..].lines().next().unwrap().to_owned()))
-    };
-    (3..).map_while(first).collect()
+    let first =
+        |text: String| text.split("<doc.summary.1>\n").nth(1).and_then(|rest| rest.lines().next()).unwrap().to_owned();
+    api::documents(body).into_iter().map(|(n, text)| (n, first(text))).collect()
 }
 
-/// An answer that prefers the summary called `good`, wherever it is shown.
-fn good(body: &Value) -> Value {
-    let labels: serde_json::Map<String, Value> = documents(body)
-        .into_iter()
-        .map(|(n, first)| (format!("doc.{n}.chosen.summary"), json!(if first.starts_with("good") { 1 } else { 2 })))
-        .collect();
-    json!({ "stop_reason": "end_turn", "content": [{ "type": "text", "text": Value::Object(labels).to_string() }],
-            "usage": { "input_tokens": 10, "output_tokens": 2 } })
+/// An error of the API that says this.
+fn told(status: u16, message: &str) -> Fault {
+    let message = message.to_owned();
+    Fault::Error { status, kind: "some_error", message, headers: vec![], details: Value::Null }
 }
 
 fn pair(i: usize) -> Pair {
@@ -181,7 +154,7 @@ fn attempted(bench: &Bench, endpoint: &Endpoint, store: &Path, with: Value, may_
 
 #[test]
 fn labels_follow_content_not_place_and_a_second_run_pays_nothing() {
-    let server = Server::new(Box::new(|_, body| (200, String::new(), good(body))));
+    let server = Server::fine();
     let bench = bench((0..21).map(pair).collect());
     let checkpoints = tempfile::tempdir().unwrap();
     let rows = attempt(&bench, &server, checkpoints.path()).unwrap();
@@ -189,32 +162,25 @@ fn labels_follow_content_not_place_and_a_second_run_pays_nothing() {
     assert!(rows.iter().all(|row| row.outcome == Outcome::Labelled && row.chosen_text.starts_with("good")));
     assert_eq!(rows[0].annotator, "a-model");
     assert_eq!(server.count(), 11);
-    {
-        let requests = server.requests.lock().unwrap();
-        let firsts: Vec<bool> =
-            requests.iter().flat_map(|(_, body)| documents(body)).map(|(_, first)| first.starts_with("good")).collect();
-        assert!(firsts.iter().any(|&good| good) && firsts.iter().any(|&good| !good), "the order is never turned");
-        assert!(requests.iter().all(|(head, _)| head.contains("x-api-key: sk-secret") && head.contains("2023-06-01")));
-    }
+    let firsts: Vec<bool> = server.documents().into_iter().map(|(_, first)| first.starts_with("good")).collect();
+    assert!(firsts.iter().any(|&good| good) && firsts.iter().any(|&good| !good), "the order is never turned");
     assert_eq!(attempt(&bench, &server, checkpoints.path()).unwrap(), rows);
     assert_eq!(server.count(), 11);
 }
 
 #[test]
 fn faults_that_pass_are_tried_again_and_others_stop_with_the_apis_message_and_no_key() {
-    let busy = Server::new(Box::new(|n, body| match n {
-        0 => (429, "retry-after-ms: 1\r\n".into(), json!({})),
-        1 => (529, "retry-after: 0\r\n".into(), json!({})),
-        _ => (200, String::new(), good(body)),
-    }));
+    let busy = Server::scripted(|n, _| match n {
+        0 => Some(told(429, "slow down").with("retry-after-ms", 1)),
+        1 => Some(told(529, "busy").with("retry-after", 0)),
+        _ => None,
+    });
     let one = bench(vec![pair(0)]);
     assert_eq!(attempt(&one, &busy, tempfile::tempdir().unwrap().path()).unwrap().len(), 1);
     assert_eq!(busy.count(), 3);
 
-    let strict = Server::new(Box::new(|_, _| {
-        let body = json!({ "error": { "type": "invalid_request_error", "message": "no such model; key sk-secret" } });
-        (400, "request-id: req_9\r\n".into(), body)
-    }));
+    let message = format!("no such model; key {}", api::KEY);
+    let strict = Server::scripted(move |_, _| Some(told(400, &message).with("request-id", "req_9")));
     let error = attempt(&one, &strict, tempfile::tempdir().unwrap().path()).unwrap_err();
     assert_eq!((strict.count(), error.exit_code()), (1, 2));
     assert!(error.message.ends_with("/v1/messages: 400: no such model; key *** (request req_9)"), "{error}");
@@ -222,9 +188,9 @@ fn faults_that_pass_are_tried_again_and_others_stop_with_the_apis_message_and_no
 
 #[test]
 fn the_key_follows_no_redirect() {
-    let elsewhere = Server::new(Box::new(|_, body| (200, String::new(), good(body))));
-    let to = elsewhere.address.clone();
-    let server = Server::new(Box::new(move |_, _| (307, format!("location: {to}/v1/messages?token=x\r\n"), json!({}))));
+    let elsewhere = Server::fine();
+    let to = format!("{}/v1/messages?token=x", elsewhere.api.address);
+    let server = Server::scripted(move |_, _| Some(told(307, "moved").with("location", &to)));
     let error = attempt(&bench(vec![pair(0)]), &server, tempfile::tempdir().unwrap().path()).unwrap_err();
     assert_eq!((server.count(), elsewhere.count(), error.exit_code()), (1, 0, 3));
     assert!(error.message.contains("307: redirects to http://127.0.0.1:"), "{error}");
@@ -247,43 +213,40 @@ fn an_address_or_a_key_that_cannot_be_sent_is_told_at_once_by_its_variable() {
 
 #[test]
 fn every_wait_is_a_warning_and_the_last_failure_says_what_is_kept() {
-    let busy = Server::new(Box::new(|_, _| {
-        let body = json!({ "error": { "message": "slow down, sk-secret" } });
-        (429, "retry-after-ms: 1\r\n".into(), body)
-    }));
+    let message = format!("slow down, {}", api::KEY);
+    let busy = Server::scripted(move |_, _| Some(told(429, &message).with("retry-after-ms", 1)));
     let one = bench(vec![pair(0)]);
     let (rows, warnings) = warned(&one, &busy.endpoint, tempfile::tempdir().unwrap().path());
     let error = rows.unwrap_err();
     assert_eq!((busy.count(), warnings.len(), error.exit_code()), (8, 7, 3));
-    assert!(warnings[0].ends_with("/v1/messages: 429: slow down, ***; try 2 of 8 in 0.0 s"), "{warnings:?}");
+    assert!(
+        warnings[0].ends_with("/v1/messages: 429: slow down, *** (request req_test); try 2 of 8 in 0.0 s"),
+        "{warnings:?}"
+    );
     assert!(error.transient && error.message.starts_with("gave up after 8 tries: "), "{error}");
     assert_eq!(error.help.as_deref(), Some("the answers so far are kept; run again"));
 }
 
 #[test]
 fn answers_that_landed_before_a_failure_are_kept() {
-    let server = Server::new(Box::new(|n, body| match n {
-        0..6 => (200, String::new(), good(body)),
-        6..14 => (401, String::new(), json!({ "error": { "message": "expired" } })),
-        _ => (200, String::new(), good(body)),
-    }));
+    let expired = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let still = expired.clone();
+    let server = Server::scripted(move |n, _| {
+        (n >= 6 && still.load(std::sync::atomic::Ordering::Relaxed)).then(|| told(401, "expired"))
+    });
     let bench = bench((0..40).map(pair).collect());
     let checkpoints = tempfile::tempdir().unwrap();
     let error = attempt(&bench, &server, checkpoints.path()).unwrap_err();
     assert_eq!(error.exit_code(), 3);
-    let refused = server.count() - 6;
-    for _ in refused..8 {
-        // The script's remaining refusals are used up, so that the next attempt is answered.
-        server.requests.lock().unwrap().push((String::new(), Value::Null));
-    }
+    assert_eq!(server.api.paid_messages(), 6);
+    expired.store(false, std::sync::atomic::Ordering::Relaxed);
     let rows = attempt(&bench, &server, checkpoints.path()).unwrap();
-    assert_eq!(rows.len(), 40);
-    assert_eq!(server.count(), 14 + 14);
+    assert_eq!((rows.len(), server.api.paid_messages(), server.api.paid_twice()), (40, 20, vec![]));
 }
 
 #[test]
 fn equal_summaries_are_a_tie_without_a_request_and_no_key_is_your_fault() {
-    let server = Server::new(Box::new(|_, body| (200, String::new(), good(body))));
+    let server = Server::fine();
     let tie = Pair { b_text: "good 0".into(), ..pair(0) };
     let rows = attempt(&bench(vec![tie, pair(2)]), &server, tempfile::tempdir().unwrap().path()).unwrap();
     assert_eq!((rows[0].outcome, rows[1].outcome, server.count()), (Outcome::Tie, Outcome::Labelled, 1));

@@ -256,6 +256,7 @@ impl Reply {
                     let error = json!({ "type": kind, "message": message, "details": details });
                     reply.body = json!({ "type": "error", "error": error, "request_id": "req_test" }).to_string();
                 }
+                reply.headers.retain(|(name, _)| !headers.iter().any(|(other, _)| other == name));
                 reply.headers.extend(headers.iter().cloned());
                 reply
             }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::testing::api::{Api, Rules};
 
 fn endpoint(api: &Api) -> Endpoint {
     Endpoint::new(&api.address, crate::testing::api::KEY).unwrap()

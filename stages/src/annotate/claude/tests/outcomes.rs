@@ -3,19 +3,14 @@
 use super::*;
 
 /// Answers all, but says `other` of requests whose documents hold `text`.
-fn but(text: &'static str, other: impl Fn(&Value) -> (u16, Value) + Send + Sync + 'static) -> Server {
-    Server::new(Box::new(move |_, body| {
-        let holds = body["messages"][4]["content"].as_str().unwrap().contains(text);
-        let (status, answer) = if holds { other(body) } else { (200, good(body)) };
-        (status, String::new(), answer)
-    }))
+fn but(text: &'static str, other: impl Fn(&Value) -> Fault + Send + Sync + 'static) -> Server {
+    let holds = move |body: &Value| body["messages"][4]["content"].as_str().unwrap().contains(text);
+    Server::scripted(move |_, body| holds(body).then(|| other(body)))
 }
 
-fn refused(_: &Value) -> (u16, Value) {
-    (
-        200,
-        json!({ "stop_reason": "refusal", "content": [], "stop_details": { "category": "bio", "explanation": "no" } }),
-    )
+fn refused(_: &Value) -> Fault {
+    let details = json!({ "category": "bio", "explanation": "no" });
+    Fault::Says(json!({ "stop_reason": "refusal", "content": [], "stop_details": details }))
 }
 
 fn count(rows: &[Preference], outcome: Outcome) -> usize {
@@ -50,25 +45,25 @@ fn a_cut_off_answer_labels_nothing_and_one_that_says_nothing_of_a_document_label
     let bench = bench((0..10).map(pair).collect());
     let store = tempfile::tempdir().unwrap();
     let cut = but("post 3\n", |body| {
-        let mut answer = good(body);
+        let mut answer = api::judge(body);
         answer["stop_reason"] = "max_tokens".into();
-        (200, answer)
+        Fault::Says(answer)
     });
     let seen = asked(&bench, &cut.endpoint, store.path(), json!({}));
     assert_eq!(count(seen.rows(), Outcome::Truncated), 2);
 
     let store = tempfile::tempdir().unwrap();
     let half = but("post 3\n", |body| {
-        let mut answer = good(body);
+        let mut answer = api::judge(body);
         answer["content"][0]["text"] = "{\"doc.4.chosen.summary\": 1}".into();
-        (200, answer)
+        Fault::Says(answer)
     });
     let seen = asked(&bench, &half.endpoint, store.path(), json!({}));
     assert_eq!((count(seen.rows(), Outcome::Unparsable), count(seen.rows(), Outcome::Labelled)), (1, 9));
 }
 
-fn too_long(_: &Value) -> (u16, Value) {
-    (400, json!({ "error": { "type": "invalid_request_error", "message": "prompt is too long" } }))
+fn too_long(_: &Value) -> Fault {
+    told(400, "prompt is too long")
 }
 
 #[test]

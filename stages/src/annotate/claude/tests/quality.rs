@@ -12,7 +12,7 @@ fn quality(server: &Server, with: Value) -> (std::collections::BTreeMap<String, 
 
 #[test]
 fn a_model_that_reads_agrees_with_itself_and_has_no_favourite_place() {
-    let server = Server::new(Box::new(|_, body| (200, String::new(), good(body))));
+    let server = Server::fine();
     let (metrics, requests) = quality(&server, json!({ "swap_share": 1, "repeat_share": 1 }));
     assert_eq!(requests, 60);
     assert_eq!([metrics["swap_consistency"], metrics["repeat_consistency"]], [1.0, 1.0]);
@@ -25,12 +25,13 @@ fn a_model_that_reads_agrees_with_itself_and_has_no_favourite_place() {
 
 #[test]
 fn a_model_that_takes_the_first_is_found_out() {
-    let server = Server::new(Box::new(|_, body| {
+    let first = |body: &Value| {
         let labels: serde_json::Map<String, Value> =
             documents(body).into_iter().map(|(n, _)| (format!("doc.{n}.chosen.summary"), json!(1))).collect();
         let content = json!([{ "type": "text", "text": Value::Object(labels).to_string() }]);
-        (200, String::new(), json!({ "stop_reason": "end_turn", "content": content }))
-    }));
+        json!({ "stop_reason": "end_turn", "content": content })
+    };
+    let server = Server::new(Rules { judge: Box::new(first), ..Rules::default() });
     let (metrics, _) = quality(&server, json!({ "swap_share": 1, "repeat_share": 1 }));
     assert_eq!(
         [metrics["swap_consistency"], metrics["repeat_consistency"], metrics["first_shown_share"]],
@@ -41,7 +42,7 @@ fn a_model_that_takes_the_first_is_found_out() {
 
 #[test]
 fn a_share_of_the_pairs_is_asked_again_chosen_by_content() {
-    let server = Server::new(Box::new(|_, body| (200, String::new(), good(body))));
+    let server = Server::fine();
     let (metrics, requests) = quality(&server, json!({ "swap_share": 0.25, "repeat_share": 0 }));
     assert!((22..=30).contains(&requests), "{requests}");
     assert!(metrics.contains_key("swap_consistency") && !metrics.contains_key("repeat_consistency"));

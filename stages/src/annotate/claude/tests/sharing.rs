@@ -4,24 +4,18 @@ use std::collections::BTreeMap;
 
 use super::*;
 
-fn fine() -> Server {
-    Server::new(Box::new(|_, body| (200, String::new(), good(body))))
-}
-
 /// How often each document was asked about, by its first summary and the other: the texts of its two summaries.
 fn times(server: &Server) -> BTreeMap<String, usize> {
     let mut times = BTreeMap::new();
-    for (_, body) in server.requests.lock().unwrap().iter() {
-        for (_, first) in documents(body) {
-            *times.entry(first).or_default() += 1;
-        }
+    for (_, first) in server.documents() {
+        *times.entry(first).or_default() += 1;
     }
     times
 }
 
 #[test]
 fn more_pairs_pay_only_for_the_new_ones_and_fewer_for_none() {
-    let server = fine();
+    let server = Server::fine();
     let store = tempfile::tempdir().unwrap();
     attempt(&bench((0..10).map(pair).collect()), &server, store.path()).unwrap();
     assert_eq!(server.count(), 5);
@@ -36,7 +30,7 @@ fn more_pairs_pay_only_for_the_new_ones_and_fewer_for_none() {
 
 #[test]
 fn what_decides_an_answer_pays_anew_and_what_does_not_is_free() {
-    let server = fine();
+    let server = Server::fine();
     let store = tempfile::tempdir().unwrap();
     let bench = bench((0..4).map(pair).collect());
     let mut count = 0;
@@ -57,7 +51,7 @@ fn what_decides_an_answer_pays_anew_and_what_does_not_is_free() {
 
 #[test]
 fn a_template_and_examples_of_ones_own_are_other_questions_by_their_content() {
-    let server = fine();
+    let server = Server::fine();
     let store = tempfile::tempdir().unwrap();
     let bench = bench((0..4).map(pair).collect());
     let (template, examples) = (bench.path("template"), bench.path("examples"));
@@ -70,14 +64,14 @@ fn a_template_and_examples_of_ones_own_are_other_questions_by_their_content() {
         count += requests;
         assert_eq!(server.count(), count, "{head}");
     }
-    let sent = server.requests.lock().unwrap()[2].1["messages"][0]["content"].as_str().unwrap().to_owned();
+    let sent = server.api.requests()[2].1["messages"][0]["content"].as_str().unwrap().to_owned();
     assert!(sent.starts_with("Judge well."), "{sent}");
 }
 
 #[test]
 fn a_pair_and_the_same_pair_the_other_way_round_share_their_answers() {
     for with in [json!({ "swap_share": 1 }), json!({ "swap_share": 1, "strict_partner": true })] {
-        let server = fine();
+        let server = Server::fine();
         let store = tempfile::tempdir().unwrap();
         let turned = |pair: Pair| Pair { a_text: pair.b_text.clone(), b_text: pair.a_text.clone(), ..pair };
         let pairs = (0..10).map(pair).chain((0..10).map(pair).map(turned)).collect();
@@ -89,10 +83,7 @@ fn a_pair_and_the_same_pair_the_other_way_round_share_their_answers() {
 
 #[test]
 fn two_clients_at_once_pay_each_document_once() {
-    let slow = Server::new(Box::new(|_, body| {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-        (200, String::new(), good(body))
-    }));
+    let slow = Server::new(Rules { latency: std::time::Duration::from_millis(5), ..Rules::default() });
     let store = tempfile::tempdir().unwrap();
     let bench = bench((0..60).map(pair).collect());
     let both = std::thread::scope(|scope| {
@@ -107,7 +98,7 @@ fn two_clients_at_once_pay_each_document_once() {
 
 #[test]
 fn a_repair_takes_what_is_kept_and_stops_before_it_pays_again() {
-    let server = fine();
+    let server = Server::fine();
     let store = tempfile::tempdir().unwrap();
     let (some, more) = (bench((0..10).map(pair).collect()), bench((0..14).map(pair).collect()));
     let first = asked(&some, &server.endpoint, store.path(), json!({}));
@@ -124,7 +115,7 @@ fn a_repair_takes_what_is_kept_and_stops_before_it_pays_again() {
 
 #[test]
 fn with_strict_partners_an_answer_counts_only_in_its_company() {
-    let server = fine();
+    let server = Server::fine();
     let store = tempfile::tempdir().unwrap();
     let strict = || json!({ "strict_partner": true });
     let some = bench((0..10).map(pair).collect());
