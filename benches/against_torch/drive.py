@@ -92,7 +92,7 @@ def measure(row, program, threads, pairs):
     theirs = {"figure": row.peer, "shape": row.shape}
     if them and "asset" in json.loads(SHAPES.read_text())["shapes"][row.shape]:
         teller = ours(program, threads)
-        theirs["prompts"] = teller.ask({"figure": "prompts", "shape": row.shape})["prompts"]
+        theirs |= teller.ask({"figure": "texts", "shape": row.shape})
         teller.end()
     # A round that does not count makes models, caches and threads.
     us.ask(mine)
@@ -111,6 +111,10 @@ def measure(row, program, threads, pairs):
             for name, value in answer.items():
                 found[side].setdefault(name, []).append(value)
     found["others"] = (others() - before) / ((time.monotonic() - clock) * os.cpu_count())
+    if row.rounds:
+        # Last, since it takes memory of its own.
+        for name, side, question in (("ours", us, mine), ("peer", them, theirs)):
+            found[name]["error"] = side.ask(question | {"figure": f"{question['figure']}_error"})
     for side in sides:
         side.end()
     return found

@@ -10,6 +10,7 @@ use stages::train::fixed_generator;
 
 use crate::flops::Trains;
 use crate::ppo;
+use crate::scoring::scoring;
 use crate::shapes::{Lora, Shape, Shapes};
 use crate::world::{self, told};
 
@@ -17,7 +18,7 @@ use crate::world::{self, told};
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Measured {
     pub seconds: f64,
-    /// Of a training step or a prefill all tokens, else the response tokens made.
+    /// Of a training step, a prefill or scoring all tokens, else the response tokens made.
     pub tokens: u64,
     /// By `flops.rs`; of sampled lengths, those of the longest.
     pub flops: f64,
@@ -32,12 +33,17 @@ pub type Run = Box<dyn FnMut() -> Result<Measured, String>>;
 /// Names a figure or shape that does not exist.
 pub fn prepare(figure: &str, shapes: &Shapes, shape: &str) -> Result<Run, String> {
     let (s, lora) = (shapes.get(shape)?.clone(), shapes.lora);
+    let base = |precision| world::base(&s).map(|base| base.with_precision(precision));
+    let full = |precision| base(precision)?.with_full_training().map_err(told);
+    let adapted = |precision, dropout| world::with_adapter(&base(precision)?, lora, dropout);
     match figure {
-        "full_step" => training_step(world::base(&s)?.with_full_training().map_err(told)?, Trains::All, shapes, s),
-        "lora_step" => training_step(world::with_adapter(&world::base(&s)?, lora, 0.0)?, adapter(lora), shapes, s),
-        "lora_dropout_step" => {
-            training_step(world::with_adapter(&world::base(&s)?, lora, 0.1)?, adapter(lora), shapes, s)
-        }
+        "full_step" => training_step(full(Precision::F32)?, Trains::All, shapes, s),
+        "full_step_bf16" => training_step(full(Precision::Bf16)?, Trains::All, shapes, s),
+        "lora_step" => training_step(adapted(Precision::F32, 0.0)?, adapter(lora), shapes, s),
+        "lora_step_bf16" => training_step(adapted(Precision::Bf16, 0.0)?, adapter(lora), shapes, s),
+        "lora_dropout_step" => training_step(adapted(Precision::F32, 0.1)?, adapter(lora), shapes, s),
+        "score" => scoring(s, Precision::F32),
+        "score_bf16" => scoring(s, Precision::Bf16),
         "prefill" => sampling(s, lora, false),
         "decode" => sampling(s, lora, true),
         "phase_lora_1" => ppo::phase(s, shapes, adapter(lora), 1),
@@ -59,7 +65,7 @@ fn training_step(model: CausalLm, trains: Trains, shapes: &Shapes, s: Shape) -> 
     let config = AdamWConfig { weight_decay: optimiser.weight_decay, ..AdamWConfig::default() };
     let mut adamw = AdamW::new(model.variables(), config).map_err(told)?;
     let mut dropout = Dropout::new(fixed_generator(6, "dropout"));
-    let sequences = world::sequences(&s, s.train_batch);
+    let sequences = world::sequences(&s, s.train_batch)?;
     Ok(Box::new(move || {
         let clock = Instant::now();
         let batch = Batch::new(&sequences.iter().collect::<Vec<&Sequence>>()).map_err(told)?;

@@ -2,12 +2,14 @@
 //! Knows neither the other side nor the table; `drive.py` runs both.
 //!
 //! Arguments: the path of `shapes.json` and the number of threads. Each line of input is `{"figure": …, "shape": …}`, each
-//! line of output `{"seconds", "tokens", "flops", "start_rss", "peak_rss"}`, the last two in bytes. The figure `prompts` is answered with
-//! `{"prompts"}`, the ids that the other side should be given where a shape has a tokenizer.
+//! line of output `{"seconds", "tokens", "flops", "start_rss", "peak_rss"}`, the last two in bytes. The figure `texts` is answered with
+//! `{"prompts", "sequences"}`, the ids that the other side should be given where a shape has a tokenizer; `score_bf16_error`
+//! with `{"rms", "largest"}`, in nats.
 
 mod figures;
 mod flops;
 mod ppo;
+mod scoring;
 mod shapes;
 mod world;
 
@@ -39,11 +41,14 @@ struct Answer {
 }
 
 #[derive(Debug, Serialize)]
-struct Prompts {
+struct Texts {
     prompts: Vec<Vec<u32>>,
+    /// Prompts and responses.
+    sequences: Vec<[Vec<u32>; 2]>,
 }
 
-const PROMPTS: &str = "prompts";
+const TEXTS: &str = "texts";
+const ERROR: &str = "score_bf16_error";
 
 fn main() -> Result<(), String> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -59,10 +64,19 @@ fn main() -> Result<(), String> {
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| format!("standard input: {e}"))?;
         let asked: Question = serde_json::from_str(&line).map_err(|e| format!("not a question: {line}: {e}"))?;
-        if asked.figure == PROMPTS {
-            let shape = shapes.get(&asked.shape)?;
-            say(&Prompts { prompts: world::prompts(shape, shape.rollouts)? })?;
-            continue;
+        let shape = shapes.get(&asked.shape)?;
+        match asked.figure.as_str() {
+            TEXTS => {
+                let sequences = world::sequences(shape, shape.rollouts)?;
+                let sequences = sequences.into_iter().map(|s| [s.prompt, s.response]).collect();
+                say(&Texts { prompts: world::prompts(shape, shape.rollouts)?, sequences })?;
+                continue;
+            }
+            ERROR => {
+                say(&scoring::error(shape)?)?;
+                continue;
+            }
+            _ => {}
         }
         let mut run = match ready.take() {
             Some((question, run)) if question == asked => run,

@@ -16,6 +16,8 @@ class Row:
     ours: str
     peer: str
     bar: float | None = None
+    # Whether log-probabilities in bf16 are held against those in f32, each side's against its own.
+    rounds: bool = False
 
 
 ROWS = [
@@ -37,6 +39,18 @@ ROWS = [
     Row("PPO phase, five reward models", "M", "phase_lora_5", "phase_lora_5"),
     Row("PPO phase, all weights", "M", "phase_full_1", "phase_full_1"),
     Row("PPO phase, all weights, five reward models", "M", "phase_full_5", "phase_full_5"),
+    Row("scoring", "M", "score", "score_f32"),
+    Row("scoring", "G", "score", "score_f32"),
+    Row("full training step, bf16", "M", "full_step_bf16", "full_step_bf16"),
+    Row("full training step, bf16", "G", "full_step_bf16", "full_step_bf16"),
+    Row("LoRA training step, bf16", "M", "lora_step_bf16", "lora_step_bf16"),
+    Row("LoRA training step, bf16", "G", "lora_step_bf16", "lora_step_bf16"),
+    Row("scoring in bf16, against autocast", "T", "score_bf16", "score_autocast", rounds=True),
+    Row("scoring in bf16, against autocast", "M", "score_bf16", "score_autocast", rounds=True),
+    Row("scoring in bf16, against autocast", "G", "score_bf16", "score_autocast", rounds=True),
+    Row("scoring in bf16, against a bf16 copy", "T", "score_bf16", "score_copy", rounds=True),
+    Row("scoring in bf16, against a bf16 copy", "M", "score_bf16", "score_copy", rounds=True),
+    Row("scoring in bf16, against a bf16 copy", "G", "score_bf16", "score_copy", rounds=True),
     Row("our fastest product of matrices", "M", "peak", ""),
     Row("our fastest product of matrices", "G", "peak", ""),
 ]
@@ -95,6 +109,8 @@ def lines(results):
     yield ""
     yield from ensembles(results)
     yield ""
+    yield from errors(results)
+    yield ""
     yield from notes(results)
 
 
@@ -139,6 +155,17 @@ def ensembles(results):
             yield (
                 f"| {name} | {shape} | {predicted:+.0%} | {ours:+.0%} | {SHARING * predicted:+.0%} | {met} | {theirs:+.0%} |"
             )
+
+
+def errors(results):
+    """What bf16 changes of log-probabilities, each side's held against its own in f32."""
+    yield "| error of log-probabilities in bf16, nats | shape | ours: rms | largest | PyTorch: rms | largest |"
+    yield "|---|---|---|---|---|---|"
+    for row in ROWS:
+        if row.rounds and key(row) in results:
+            ours, peer = (results[key(row)][side]["error"] for side in ("ours", "peer"))
+            found = " | ".join(f"{error[of]:.4f}" for error in (ours, peer) for of in ("rms", "largest"))
+            yield f"| {row.name} | {row.shape} | {found} |"
 
 
 def notes(results):

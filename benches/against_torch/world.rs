@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use lm::{CausalLm, Gpt2Config, InitStd, LoraConfig, Sequence, Tokenizer};
 use rand::Rng;
 use stages::corpus;
-use stages::train::encode::fit;
+use stages::train::encode::{Encoder, fit};
 use stages::train::fixed_generator;
+use stages::types::Post;
 
 use crate::shapes::{Lora, Shape};
 
@@ -33,17 +34,30 @@ pub fn prompts(shape: &Shape, n: usize) -> Result<Vec<Vec<u32>>, String> {
         let mut one = || (0..shape.prompt).map(|_| rng.random_range(0..shape.vocab as u32)).collect();
         return Ok((0..n).map(|_| one()).collect());
     };
-    let tokenizer = Tokenizer::load(&folder(asset).with_file_name("tinytldr").join("tokenizer.json")).map_err(told)?;
+    let tokenizer = tokenizer(asset)?;
     let window = shape.positions - shape.max_new;
-    let posts = corpus::examples(n as u64, 4).into_iter().map(|s| s.into_post(String::new(), Vec::new()));
-    posts.map(|post| Ok(fit(&tokenizer, &post, window).map_err(told)?.ids)).collect()
+    posts(n).map(|post| Ok(fit(&tokenizer, &post, window).map_err(told)?.ids)).collect()
 }
 
-/// Sequences of the shape's full length, of random ids.
-pub fn sequences(shape: &Shape, n: usize) -> Vec<Sequence> {
+/// `n` sequences: posts of the embedded corpus with their summaries where there is a tokenizer, else random ids of the
+/// shape's full length.
+pub fn sequences(shape: &Shape, n: usize) -> Result<Vec<Sequence>, String> {
+    if let Some(asset) = &shape.asset {
+        let tokenizer = tokenizer(asset)?;
+        let mut encoder = Encoder::new(&tokenizer, shape.positions);
+        return posts(n).map(|post| encoder.reference(&post).map_err(told)).collect();
+    }
     let mut rng = fixed_generator(5, "sequences");
     let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.random_range(0..shape.vocab as u32)).collect() };
-    (0..n).map(|_| Sequence::new(ids(shape.prompt), ids(shape.max_new))).collect()
+    Ok((0..n).map(|_| Sequence::new(ids(shape.prompt), ids(shape.max_new))).collect())
+}
+
+fn posts(n: usize) -> impl Iterator<Item = Post> {
+    corpus::examples(n as u64, 4).into_iter().map(|s| s.into_post(String::new(), Vec::new()))
+}
+
+fn tokenizer(asset: &str) -> Result<Tokenizer, String> {
+    Tokenizer::load(&folder(asset).with_file_name("tinytldr").join("tokenizer.json")).map_err(told)
 }
 
 fn folder(asset: &str) -> PathBuf {

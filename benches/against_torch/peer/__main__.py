@@ -2,8 +2,9 @@
 Knows neither the other side nor the table.
 
 Arguments: the path of `shapes.json` and the number of threads. Each line of input is
-`{"figure": …, "shape": …, "prompts": …}`, prompts being those of an asset; each line of output
-`{"seconds", "tokens", "start_rss", "peak_rss"}`, the last two in bytes."""
+`{"figure": …, "shape": …, "prompts": …, "sequences": …}`, the last two being those of an asset; each line of output
+`{"seconds", "tokens", "start_rss", "peak_rss"}`, the last two in bytes. A figure of scoring followed by `_error` is answered
+with `{"rms", "largest"}`, in nats."""
 
 import json
 import sys
@@ -29,9 +30,13 @@ def main():
     asked, run = None, None
     for line in sys.stdin:
         question = json.loads(line)
+        shape = settings["shapes"][question["shape"]]
+        if question["figure"].endswith("_error"):
+            figure = question["figure"].removesuffix("_error")
+            print(json.dumps(figures.scored(figure, shape, question).error()), flush=True)
+            continue
         if question != asked:
-            shape = settings["shapes"][question["shape"]]
-            run = figures.prepare(question["figure"], settings, shape, question.get("prompts"))
+            run = figures.prepare(question["figure"], settings, shape, question)
             asked = question
         seconds, tokens = run()
         answer = {"seconds": seconds, "tokens": tokens, "start_rss": start, "peak_rss": memory("VmHWM:")}

@@ -10,13 +10,17 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import decode
 import models
 import ppo
+from scoring import Scoring
 
 
-def prepare(figure, settings, shape, prompts):
-    """A function that measures once and gives (seconds, tokens)."""
+def prepare(figure, settings, shape, given):
+    """A function that measures once and gives (seconds, tokens). `given` holds the texts of an asset."""
+    prompts = given.get("prompts")
     if figure.startswith("phase_"):
         _, trains, members = figure.split("_")
         return ppo.Phase(settings, shape, prompts or prompts_of(shape, shape["rollouts"]), trains, int(members)).run
+    if figure.startswith("score_"):
+        return scored(figure, shape, given).run
     lora = settings["lora"]
     prompts = prompts or prompts_of(shape, shape["decode_batch"])
     match figure:
@@ -24,6 +28,10 @@ def prepare(figure, settings, shape, prompts):
             return training_step(models.base(shape), settings, shape)
         case "lora_step":
             return training_step(models.with_adapter(models.base(shape), lora), settings, shape)
+        case "full_step_bf16":
+            return training_step(models.base(shape), settings, shape, rounds=True)
+        case "lora_step_bf16":
+            return training_step(models.with_adapter(models.base(shape), lora), settings, shape, rounds=True)
         case "lora_dropout_step":
             return training_step(models.with_adapter(models.base(shape), lora, 0.1), settings, shape)
         case "prefill":
@@ -37,12 +45,24 @@ def prepare(figure, settings, shape, prompts):
 
 def prompts_of(shape, n):
     """Random ids, all prompts of one length."""
+    return random_ids(shape, n, shape["prompt"])
+
+
+def random_ids(shape, n, length):
     ids = random.Random(3)
-    return [[ids.randrange(shape["vocab"]) for _ in range(shape["prompt"])] for _ in range(n)]
+    return [[ids.randrange(shape["vocab"]) for _ in range(length)] for _ in range(n)]
 
 
-def training_step(model, settings, shape):
-    """One optimiser step on the response tokens' loss; the output layer sees their positions alone."""
+def scored(figure, shape, given):
+    """Scoring in the way that the figure names."""
+    n, new = shape["rollouts"], shape["max_new"]
+    sequences = given.get("sequences") or [(ids[:-new], ids[-new:]) for ids in random_ids(shape, n, shape["prompt"] + new)]
+    return Scoring(shape, sequences, figure.removeprefix("score_"))
+
+
+def training_step(model, settings, shape, rounds=False):
+    """One optimiser step on the response tokens' loss; the output layer sees their positions alone. `rounds` is whether
+    operations are in bf16 by autocast: weights, their gradients and the softmax are f32 either way."""
     rule = settings["optimiser"]
     trained = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=rule["lr"], weight_decay=rule["weight_decay"], fused=True)
@@ -52,8 +72,10 @@ def training_step(model, settings, shape):
 
     def run():
         clock = time.perf_counter()
-        states = models.hidden(model, ids)[:, prompt - 1 : -1].flatten(0, 1)
-        loss = F.cross_entropy(models.gpt2(model).lm_head(states), ids[:, prompt:].flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounds):
+            states = models.hidden(model, ids)[:, prompt - 1 : -1].flatten(0, 1)
+            logits = models.gpt2(model).lm_head(states)
+        loss = F.cross_entropy(logits.float(), ids[:, prompt:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, rule["clip"])
         adamw.step()
