@@ -86,7 +86,7 @@ def watched(side, other, question):
 
 
 def measure(row, program, threads, pairs):
-    """Interleaved pairs after one unmeasured round, as lists by name of measurement."""
+    """Interleaved pairs after one unmeasured round, as lists by name of measurement; and the error of a row that rounds."""
     mine = {"figure": row.ours, "shape": row.shape}
     us, them = ours(program, threads), peer(threads) if row.peer else None
     theirs = {"figure": row.peer, "shape": row.shape}
@@ -112,7 +112,7 @@ def measure(row, program, threads, pairs):
                 found[side].setdefault(name, []).append(value)
     found["others"] = (others() - before) / ((time.monotonic() - clock) * os.cpu_count())
     if row.rounds:
-        # Last, since it takes memory of its own.
+        # Last: it takes memory that is not the figure's.
         for name, side, question in (("ours", us, mine), ("peer", them, theirs)):
             found[name]["error"] = side.ask(question | {"figure": f"{question['figure']}_error"})
     for side in sides:

@@ -3,8 +3,8 @@ Knows neither the other side nor the table.
 
 Arguments: the path of `shapes.json` and the number of threads. Each line of input is
 `{"figure": …, "shape": …, "prompts": …, "sequences": …}`, the last two being those of an asset; each line of output
-`{"seconds", "tokens", "start_rss", "peak_rss"}`, the last two in bytes. A figure of scoring followed by `_error` is answered
-with `{"rms", "largest"}`, in nats."""
+`{"seconds", "tokens", "start_rss", "peak_rss"}`, the last two in bytes. The figure `score_bf16_error` is answered with
+`{"rms", "largest"}`, in nats."""
 
 import json
 import sys
@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 import figures
+
+ERROR = "score_bf16_error"
 
 
 def memory(field):
@@ -31,9 +33,8 @@ def main():
     for line in sys.stdin:
         question = json.loads(line)
         shape = settings["shapes"][question["shape"]]
-        if question["figure"].endswith("_error"):
-            figure = question["figure"].removesuffix("_error")
-            print(json.dumps(figures.scored(figure, shape, question).error()), flush=True)
+        if question["figure"] == ERROR:
+            print(json.dumps(figures.scoring(shape, question, torch.bfloat16).error()), flush=True)
             continue
         if question != asked:
             run = figures.prepare(question["figure"], settings, shape, question)

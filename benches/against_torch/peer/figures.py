@@ -19,8 +19,6 @@ def prepare(figure, settings, shape, given):
     if figure.startswith("phase_"):
         _, trains, members = figure.split("_")
         return ppo.Phase(settings, shape, prompts or prompts_of(shape, shape["rollouts"]), trains, int(members)).run
-    if figure.startswith("score_"):
-        return scored(figure, shape, given).run
     lora = settings["lora"]
     prompts = prompts or prompts_of(shape, shape["decode_batch"])
     match figure:
@@ -28,12 +26,16 @@ def prepare(figure, settings, shape, given):
             return training_step(models.base(shape), settings, shape)
         case "lora_step":
             return training_step(models.with_adapter(models.base(shape), lora), settings, shape)
+        case "lora_dropout_step":
+            return training_step(models.with_adapter(models.base(shape), lora, 0.1), settings, shape)
         case "full_step_bf16":
             return training_step(models.base(shape), settings, shape, rounds=True)
         case "lora_step_bf16":
             return training_step(models.with_adapter(models.base(shape), lora), settings, shape, rounds=True)
-        case "lora_dropout_step":
-            return training_step(models.with_adapter(models.base(shape), lora, 0.1), settings, shape)
+        case "score":
+            return scoring(shape, given, torch.float32).run
+        case "score_bf16":
+            return scoring(shape, given, torch.bfloat16).run
         case "prefill":
             return static_cache(models.with_adapter(models.base(shape), lora), shape, prompts, decodes=False)
         case "decode_loop":
@@ -53,16 +55,16 @@ def random_ids(shape, n, length):
     return [[ids.randrange(shape["vocab"]) for _ in range(length)] for _ in range(n)]
 
 
-def scored(figure, shape, given):
-    """Scoring in the way that the figure names."""
+def scoring(shape, given, dtype):
+    """As many sequences as a phase has rollouts."""
     n, new = shape["rollouts"], shape["max_new"]
-    sequences = given.get("sequences") or [(ids[:-new], ids[-new:]) for ids in random_ids(shape, n, shape["prompt"] + new)]
-    return Scoring(shape, sequences, figure.removeprefix("score_"))
+    random_ones = ((ids[:-new], ids[-new:]) for ids in random_ids(shape, n, shape["prompt"] + new))
+    return Scoring(shape, given.get("sequences") or list(random_ones), dtype)
 
 
 def training_step(model, settings, shape, rounds=False):
-    """One optimiser step on the response tokens' loss; the output layer sees their positions alone. `rounds` is whether
-    operations are in bf16 by autocast: weights, their gradients and the softmax are f32 either way."""
+    """One optimiser step on the response tokens' loss; the output layer sees their positions alone. If it `rounds`, by
+    autocast to bf16, weights, their gradients and the softmax stay in f32."""
     rule = settings["optimiser"]
     trained = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=rule["lr"], weight_decay=rule["weight_decay"], fused=True)
