@@ -80,6 +80,8 @@ fn a_run_killed_while_its_batch_is_under_way_goes_on_with_that_batch() {
     let out = temper(&space, &api, &["run", "p.yaml"]);
     assert_paid_once(&out, &space, &api);
     assert_eq!(api.creates(), 1);
+    // All are answered by then: there are no others that could cost anything.
+    assert!(!text(&out.stderr).contains("will cost"), "{}", text(&out.stderr));
 }
 
 #[test]
@@ -95,12 +97,31 @@ fn a_batch_whose_reply_is_lost_and_whose_client_is_killed_is_found_by_the_next_r
 }
 
 #[test]
+fn a_batch_that_was_never_created_is_sent_again_and_not_for_ever() {
+    let failing = |times: usize| {
+        let fault = move |n: usize, _: &Value| (n < times).then(|| Fault::status(500, "api_error"));
+        let api = Api::new(Rules { create: Box::new(fault), ..Rules::default() });
+        let space = space("mode: batch");
+        let out = command(&space, &api, &["run", "p.yaml"]).env("TEMPER_BATCH_GIVE_UP", "0.1").output();
+        (space, api, out.expect("the binary starts"))
+    };
+    let (space, api, out) = failing(2);
+    assert_paid_once(&out, &space, &api);
+    assert_eq!(api.creates(), 3);
+    let (_, api, out) = failing(9);
+    assert_eq!((out.status.code(), api.creates(), api.paid_messages()), (Some(3), 3, 0));
+    let told = "no batch was created: requests were sent 3 times and not answered";
+    assert!(text(&out.stderr).contains(told), "{}", text(&out.stderr));
+}
+
+#[test]
 fn what_a_batch_did_not_answer_is_sent_again_and_what_it_refused_is_asked_alone() {
     let space = space("mode: batch");
     let line = |n: usize, _: &Value| match n {
         0..5 => Line::Expired,
         5 => Line::Errored("overloaded_error", "try later"),
         6 => Line::Errored("invalid_request_error", "something in it"),
+        7 => Line::Missing,
         _ => Line::Succeeded,
     };
     let api = Api::new(Rules { line: Box::new(line), ..Rules::default() });

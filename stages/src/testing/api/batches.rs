@@ -18,6 +18,8 @@ pub enum Line {
     Canceled,
     /// Not paid.
     Expired,
+    /// Not among the results. Not paid.
+    Missing,
 }
 
 pub struct Batch {
@@ -159,6 +161,7 @@ fn look(shared: &Shared, state: &mut State, at: usize) {
             }
             Line::Canceled => json!({ "type": "canceled" }),
             Line::Expired => json!({ "type": "expired" }),
+            Line::Missing => continue,
         };
         results.push(json!({ "custom_id": id, "result": result }));
     }

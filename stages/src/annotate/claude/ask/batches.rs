@@ -40,6 +40,8 @@ struct Counter<'a, 'b> {
     finished: Vec<Group>,
     /// Why requests of this round were not answered.
     unanswered: Option<String>,
+    /// Rounds in a row in which that happened.
+    unlucky: u32,
     canceled: u64,
     answered: u64,
     /// Why no more is sent.
@@ -88,7 +90,8 @@ impl Counter<'_, '_> {
         match landed {
             Landed::Answer(answer) => {
                 self.answered += 1;
-                let left = self.desk.requests_left();
+                // How much of what waits an earlier attempt's batch answers is not known before its end.
+                let left = if ours.is_some() { self.desk.requests_left() } else { 0 };
                 let noted = self.desk.till.landed(sent, &answer.body, left);
                 self.handful.push(cache::Landed { documents: ticket.to_vec(), what: What::Answer(answer.body) });
                 self.finished.extend(ours.map(|(group, _)| group));
@@ -132,7 +135,7 @@ impl Counter<'_, '_> {
         Ok(())
     }
 
-    /// Nothing was sent: what was ready waits again.
+    /// What was ready and not sent waits again.
     fn all_back(&mut self) -> Result<()> {
         for (_, (group, sent)) in self.under_way.drain() {
             self.desk.till.unpaid(sent);
@@ -142,7 +145,7 @@ impl Counter<'_, '_> {
     }
 
     /// After a round: whether there is more to ask.
-    fn more(&mut self, unlucky: u32) -> Result<bool> {
+    fn more(&mut self) -> Result<bool> {
         if let Some(error) = self.stop.take() {
             return Err(error);
         }
@@ -150,7 +153,9 @@ impl Counter<'_, '_> {
             let message = format!("a batch was canceled: {} of its requests have no answer", self.canceled);
             return Err(Error::surroundings(message).help("the answers so far are kept; run again to ask the others"));
         }
-        if let Some(why) = self.unanswered.take_if(|_| unlucky >= PATIENCE) {
+        let unanswered = self.unanswered.take();
+        self.unlucky = if unanswered.is_some() { self.unlucky + 1 } else { 0 };
+        if let Some(why) = unanswered.filter(|_| self.unlucky >= PATIENCE) {
             let message = format!("{why}: requests were sent {PATIENCE} times and not answered");
             return Err(Error::surroundings(message).help("the answers so far are kept; run again later"));
         }
@@ -170,7 +175,6 @@ pub async fn in_batches(
 ) -> Result<()> {
     with_counter(desk, client, waits, ctx, async |batches, counter, wanted| {
         let wanted = |key: AnswerKey| wanted.contains(&key);
-        let mut unlucky = 0;
         loop {
             {
                 let mut requests = std::iter::from_fn(|| counter.borrow_mut().next());
@@ -180,9 +184,7 @@ pub async fn in_batches(
                     batches.settle_open(&wanted, &mut news).await?;
                 }
             }
-            let lucky = counter.borrow().unanswered.is_none();
-            unlucky = if lucky { 0 } else { unlucky + 1 };
-            if !counter.borrow_mut().more(unlucky)? {
+            if !counter.borrow_mut().more()? {
                 return Ok(());
             }
             if counter.borrow().desk.only_elsewhere() {
@@ -226,6 +228,7 @@ async fn with_counter<'a, 'b>(
         handful: Vec::new(),
         finished: Vec::new(),
         unanswered: None,
+        unlucky: 0,
         canceled: 0,
         answered: 0,
         stop: None,

@@ -273,15 +273,19 @@ impl<'a> Batches<'a> {
             if !self.find(&intent, news).await? {
                 let count = intent.tickets.len();
                 news(News::Note(format!("no batch of {count} requests was created: they are sent again")))?;
+                for ticket in &intent.tickets {
+                    news(News::Landed { ticket, landed: Landed::Unanswered("no batch was created".to_owned()) })?;
+                }
             }
             return intent.end();
         };
         self.ended(&id, news).await.map_err(|error| gone(error, &intent))?;
         match self.results(&id, &intent, news).await.map_err(|error| gone(error, &intent))? {
             true => intent.end(),
-            false => Err(Error::surroundings(format!("batch {id} answers other requests than were sent")).help(
-                format!("look at the account's batches; {} is what was written down of it", intent.path().display()),
-            )),
+            false => Err(Error::surroundings(format!("batch {id} does not answer what was sent")).help(format!(
+                "look at the account's batches; {} is what was written down of it",
+                intent.path().display()
+            ))),
         }
     }
 
@@ -330,14 +334,14 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// Reads the results of a batch that has ended and hands each on once. Gives whether they are the intent's: if the first
-    /// one is not, none is read on.
+    /// Reads the results of a batch that has ended and hands each on once, those too that are missing. Gives whether they are the
+    /// intent's: if the first one is not, none is read on.
     async fn results(&self, id: &str, intent: &Intent, news: &mut OnNews<'_>) -> Result<bool> {
         let mut landed = vec![false; intent.tickets.len()];
-        let mut ours = true;
+        let mut foreign = false;
         let mut on_line = |mut line: Value| {
             let Some(index) = line["custom_id"].as_str().and_then(|id| intent.index(id)) else {
-                ours = false;
+                foreign = true;
                 return Ok(ControlFlow::Break(()));
             };
             if !std::mem::replace(&mut landed[index], true) {
@@ -346,10 +350,14 @@ impl<'a> Batches<'a> {
             Ok(ControlFlow::Continue(()))
         };
         self.client.results(id, &mut on_line).await?;
-        if ours {
-            news(News::Whole)?;
+        if foreign || !landed.contains(&true) {
+            return Ok(false);
         }
-        Ok(ours)
+        for (ticket, _) in intent.tickets.iter().zip(landed).filter(|(_, landed)| !landed) {
+            news(News::Landed { ticket, landed: Landed::Unanswered(format!("batch {id}: no result of a request")) })?;
+        }
+        news(News::Whole)?;
+        Ok(true)
     }
 }
 

@@ -161,6 +161,7 @@ fn a_batch_that_never_was_is_sent_again_after_the_time_that_one_may_take_to_show
     store.assert_all_once(&api, 4);
     assert_eq!(api.creates(), 2);
     assert_eq!(store.heard().notes[1], "no batch of 4 requests was created: they are sent again");
+    assert_eq!(store.heard().others.len(), 4, "who waits for an answer is not told that there is none");
 }
 
 #[test]
@@ -199,6 +200,7 @@ fn expired_and_failed_requests_are_asked_again_and_a_refused_one_is_told_apart()
         1 => Line::Errored("api_error", "internal"),
         2 => Line::Errored("invalid_request_error", "max_tokens: too many"),
         4 => Line::Canceled,
+        5 => Line::Missing,
         _ => Line::Succeeded,
     };
     let api = Api::new(Rules { line: Box::new(line), ..Rules::default() });
@@ -214,6 +216,7 @@ fn expired_and_failed_requests_are_asked_again_and_a_refused_one_is_told_apart()
         "2: batch msgbatch_0000: invalid_request_error: max_tokens: too many",
         "3: batch msgbatch_0000: expired",
         "4: canceled",
+        "5: batch msgbatch_0000: no result of a request",
     ];
     assert_eq!(others, expected);
 }
