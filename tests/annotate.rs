@@ -156,6 +156,23 @@ fn a_run_killed_between_single_requests_asks_only_for_the_rest() {
 }
 
 #[test]
+fn what_was_under_way_when_a_run_was_killed_counts_against_the_limit() {
+    let space = space("documents_per_request: 1, max_tokens: 100, max_cost: 0.1");
+    let latency = std::time::Duration::from_millis(30);
+    let api = Api::new(Rules { latency, cacheable: usize::MAX, ..Rules::default() });
+    assert!(temper(&space, &api, &["run", "p.yaml", "--until", "pairs"]).status.success());
+    for n in [4, 8, 12] {
+        killed_when(&space, &api, n, Api::paid_messages);
+    }
+    let out = temper(&space, &api, &["run", "p.yaml"]);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("of it perhaps"), "{}", text(&out.stderr));
+    let (sent, got) = api.paid_tokens();
+    let dollars = (3.0 * sent as f64 + 15.0 * got as f64) / 1e6;
+    assert!(dollars > 0.03 && dollars <= 0.1, "{dollars}");
+}
+
+#[test]
 fn two_runs_at_once_one_in_batches_and_one_not_pay_once() {
     let space = space("documents_per_request: 2");
     let latency = std::time::Duration::from_millis(10);

@@ -30,8 +30,10 @@ pub struct Budget {
     quote: Option<Quote>,
     limit: Option<f64>,
     batch: bool,
-    /// By all attempts at this key.
+    /// By all attempts at this key; with what may have been.
     spent: f64,
+    /// So much of it was perhaps not: no answer came to what it was put aside for.
+    perhaps: f64,
     /// What is under way may cost so much.
     reserved: f64,
     /// The densest text so far.
@@ -47,8 +49,13 @@ pub struct Budget {
 
 /// What attempts at one key have spent: an attempt that failed has paid too.
 #[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Ledger {
     dollars: f64,
+    perhaps: f64,
+    /// What is under way may cost so much; if the attempt is killed, nobody will know. Nothing for batches, whose answers are
+    /// found again.
+    under_way: f64,
 }
 
 impl Budget {
@@ -72,7 +79,8 @@ impl Budget {
             quote,
             limit,
             batch,
-            spent: spent.dollars,
+            spent: spent.dollars + spent.under_way,
+            perhaps: spent.perhaps + spent.under_way,
             reserved: 0.0,
             tokens_per_byte: None,
             ledger,
@@ -96,20 +104,57 @@ impl Budget {
     }
 
     /// Puts the most that a request can cost aside if that keeps the limit.
-    pub fn reserve(&mut self, bound: f64) -> Go {
-        let Some(limit) = self.limit else { return Go::Now };
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn reserve(&mut self, bound: f64) -> Result<Go> {
+        let Some(limit) = self.limit else { return Ok(Go::Now) };
         if self.spent + self.reserved + bound <= limit {
             self.reserved += bound;
-            Go::Now
+            self.write()?;
+            Ok(Go::Now)
         } else if self.reserved > 0.0 {
-            Go::Later
+            Ok(Go::Later)
         } else {
-            Go::Never
+            Ok(Go::Never)
         }
     }
 
+    /// A request for which so much is put aside was sent, and no answer came: it may have been paid. Gives whether it may be
+    /// sent again with what is put aside.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn lost(&mut self, bound: f64) -> Result<bool> {
+        let Some(limit) = self.limit else { return Ok(true) };
+        self.spent += bound;
+        self.perhaps += bound;
+        self.write()?;
+        Ok(self.spent + self.reserved <= limit)
+    }
+
+    /// Writes down what was spent, if there is a limit to hold it against.
+    fn write(&self) -> Result<()> {
+        if self.limit.is_none() {
+            return Ok(());
+        }
+        let under_way = if self.batch { 0.0 } else { self.reserved };
+        // Renamed, so that it is never half written; what a power cut loses of it is the last moments' few cents.
+        let fresh = self.ledger.with_extension("new");
+        let text = serde_json::json!(Ledger { dollars: self.spent, perhaps: self.perhaps, under_way }).to_string();
+        std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &self.ledger)).at(&self.ledger)
+    }
+
     /// A request came back without being paid.
-    pub fn release(&mut self, bound: f64) {
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn unpaid(&mut self, bound: f64) -> Result<()> {
+        self.release(bound);
+        self.write()
+    }
+
+    fn release(&mut self, bound: f64) {
         // Sums of what was added come back to nothing but for rounding.
         self.reserved = if self.reserved - bound < 1e-12 { 0.0 } else { self.reserved - bound };
     }
@@ -132,13 +177,7 @@ impl Budget {
         self.untold.add(Paid { requests: 1, input_tokens, output_tokens, dollars });
         self.dollars += dollars.unwrap_or(0.0);
         self.spent += dollars.unwrap_or(0.0);
-        if self.limit.is_some() {
-            // Renamed, so that it is never half written; what a power cut loses of it is the last moments' few cents.
-            let fresh = self.ledger.with_extension("new");
-            let text = serde_json::json!(Ledger { dollars: self.spent }).to_string();
-            std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &self.ledger)).at(&self.ledger)?;
-        }
-        Ok(())
+        self.write()
     }
 
     /// What has not been told yet of what was paid.
@@ -158,12 +197,15 @@ impl Budget {
     }
 
     /// Why nothing more is sent.
-    pub fn exhausted(&self, bound: f64, left: u64, of: u64) -> Error {
+    pub fn exhausted(&self, bound: f64, stopped: &str) -> Error {
         let limit = self.limit.unwrap_or_default();
         let from = self.quote.as_ref().map_or("", |quote| &quote.from);
+        let perhaps = match self.perhaps {
+            0.0 => String::new(),
+            dollars => format!(", ${dollars:.4} of it perhaps, for what no answer came to"),
+        };
         Error::surroundings(format!(
-            "max_cost: ${:.4} of ${limit} are spent ({from}), and the next request can cost ${bound:.4}: stopped with {left} of {of} \
-             documents left",
+            "max_cost: ${:.4} of ${limit} are spent ({from}){perhaps}, and the next request can cost ${bound:.4}: {stopped}",
             self.spent
         ))
         .help("the answers so far are kept; raise `max_cost` and run again")
@@ -241,21 +283,18 @@ mod tests {
         // 30 bytes are 30 tokens at most, and 10 may come back.
         let bound = budget.bound(30, 10);
         assert_eq!(bound, 40.0);
-        assert_eq!(
-            [budget.reserve(bound), budget.reserve(bound), budget.reserve(bound)],
-            [Go::Now, Go::Now, Go::Later]
-        );
+        assert_eq!([bound; 3].map(|bound| budget.reserve(bound).unwrap()), [Go::Now, Go::Now, Go::Later]);
         // It took 6 and 4; texts are known to be five bytes a token now.
         budget.landed(bound, 30, usage(6, 4)).unwrap();
         assert_eq!(budget.bound(30, 10), 17.0);
-        assert_eq!(budget.reserve(17.0), Go::Now);
-        budget.release(17.0);
+        assert_eq!(budget.reserve(17.0).unwrap(), Go::Now);
+        budget.unpaid(17.0).unwrap();
         budget.landed(bound, 30, usage(30, 10)).unwrap();
         assert_eq!(budget.dollars(), Some(50.0));
-        assert_eq!([budget.reserve(50.0), budget.reserve(0.1)], [Go::Now, Go::Later]);
-        budget.release(50.0);
-        assert_eq!(budget.reserve(50.1), Go::Never);
-        let told = budget.exhausted(50.1, 3, 9);
+        assert_eq!([50.0, 0.1].map(|bound| budget.reserve(bound).unwrap()), [Go::Now, Go::Later]);
+        budget.unpaid(50.0).unwrap();
+        assert_eq!(budget.reserve(50.1).unwrap(), Go::Never);
+        let told = budget.exhausted(50.1, "stopped");
         assert_eq!(told.exit_code(), 3);
         assert!(told.message.starts_with("max_cost: $50.0000 of $100 are spent (prices of a test)"), "{told}");
     }
@@ -267,15 +306,40 @@ mod tests {
         open().landed(0.0, 10, Usage { batch: true, ..usage(40, 40) }).unwrap();
         let mut next = open();
         // In a batch it was half of 80.
-        assert_eq!([next.reserve(11.0), next.reserve(10.0)], [Go::Never, Go::Now]);
+        assert_eq!([11.0, 10.0].map(|bound| next.reserve(bound).unwrap()), [Go::Never, Go::Now]);
         assert_eq!(next.dollars(), Some(0.0));
+    }
+
+    #[test]
+    fn what_no_answer_came_to_may_have_been_paid() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |batch| Budget::open(folder.path(), dollar_a_token(), Some(100.0), batch).unwrap();
+        let mut budget = open(false);
+        assert_eq!(budget.reserve(30.0).unwrap(), Go::Now);
+        // Once more is 60 with the first time, and a third time 90.
+        assert_eq!([30.0, 30.0, 30.0].map(|bound| budget.lost(bound).unwrap()), [true, true, false]);
+        budget.unpaid(30.0).unwrap();
+        assert_eq!(budget.reserve(10.0).unwrap(), Go::Now);
+        drop(budget);
+        // Killed: the last ten too.
+        let mut next = open(false);
+        assert_eq!(next.reserve(0.1).unwrap(), Go::Never);
+        let told = next.exhausted(0.1, "stopped").message;
+        assert!(told.contains("$100.0000 of $100 are spent (prices of a test), $100.0000 of it perhaps"), "{told}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Budget::open(folder.path(), dollar_a_token(), Some(100.0), true).unwrap();
+        assert_eq!(open().reserve(90.0).unwrap(), Go::Now);
+        // A batch's answers are found again, and count when they come.
+        assert_eq!(open().reserve(90.0).unwrap(), Go::Now);
     }
 
     #[test]
     fn without_a_limit_nothing_is_held_back_and_a_limit_needs_a_price() {
         let folder = tempfile::tempdir().unwrap();
         let mut free = Budget::open(folder.path(), None, None, false).unwrap();
-        assert_eq!((free.bound(1 << 30, 1 << 30), free.reserve(1e9)), (0.0, Go::Now));
+        assert_eq!((free.bound(1 << 30, 1 << 30), free.reserve(1e9).unwrap()), (0.0, Go::Now));
+        assert!(free.lost(1e9).unwrap());
         free.landed(0.0, 5, usage(2, 1)).unwrap();
         let told = Paid { requests: 1, input_tokens: 2, output_tokens: 1, dollars: None };
         assert_eq!((free.untold(), free.untold(), free.forecast(3)), (Some(told), None, None));

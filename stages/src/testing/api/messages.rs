@@ -86,6 +86,9 @@ pub fn pay(state: &mut State, cacheable: usize, body: &Value, mut message: Value
         *state.paid.entry(document).or_default() += 1;
     }
     let usage = usage(state, cacheable, body, &message, tier);
+    let sent = ["input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"];
+    state.paid_tokens.0 += sent.iter().filter_map(|name| usage[*name].as_u64()).sum::<u64>();
+    state.paid_tokens.1 += usage["output_tokens"].as_u64().unwrap_or(0);
     let id = format!("msg_{}", state.paid_messages);
     for (name, value) in [("id", json!(id)), ("type", json!("message")), ("role", json!("assistant"))] {
         message[name] = value;

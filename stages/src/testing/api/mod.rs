@@ -33,6 +33,8 @@ pub enum Fault {
     Stalled,
     /// 200, and something else than JSON.
     Garbage,
+    /// Such a status, from somebody in between.
+    Proxy(u16),
     /// Answers with this message, whatever was asked. Paid.
     Says(Value),
 }
@@ -103,6 +105,8 @@ struct State {
     /// How often each document was paid.
     paid: BTreeMap<String, usize>,
     paid_messages: usize,
+    /// Sent and got for money.
+    paid_tokens: (u64, u64),
     batches: Vec<batches::Batch>,
     /// Prefixes that are cached.
     prefixes: std::collections::BTreeSet<String>,
@@ -159,6 +163,11 @@ impl Api {
     /// How many requests were answered for money, alone or in a batch.
     pub fn paid_messages(&self) -> usize {
         self.shared.state().paid_messages
+    }
+
+    /// Tokens sent and got for money.
+    pub fn paid_tokens(&self) -> (u64, u64) {
+        self.shared.state().paid_tokens
     }
 
     /// How many documents were paid at least once.
@@ -261,7 +270,8 @@ impl Reply {
                 reply
             }
             Fault::Dropped => Self::ok(&Value::Null).ending(End::Nothing),
-            Fault::Garbage => Self { body: "<html>502 from somebody's proxy".into(), ..Self::ok(&Value::Null) },
+            Fault::Garbage => Self { body: "<html>of somebody's proxy".into(), ..Self::ok(&Value::Null) },
+            Fault::Proxy(status) => Self { status: *status, body: "<html>".into(), ..Self::ok(&Value::Null) },
             Fault::Lost | Fault::Torn | Fault::Stalled | Fault::Says(_) => return None,
         })
     }

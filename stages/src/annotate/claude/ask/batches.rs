@@ -101,7 +101,7 @@ impl Counter<'_, '_> {
                 noted?;
             }
             Landed::Refused(error) => {
-                self.desk.till.unpaid(sent);
+                self.desk.till.unpaid(sent)?;
                 match ours {
                     Some((group, _)) if error.blame == Blame::Yours => self.desk.faulty.push((group, error)),
                     Some((group, _)) => {
@@ -112,12 +112,12 @@ impl Counter<'_, '_> {
                 }
             }
             Landed::Unanswered(why) => {
-                self.desk.till.unpaid(sent);
+                self.desk.till.unpaid(sent)?;
                 self.unanswered.get_or_insert(why);
                 ours.map_or(Ok(()), |(group, _)| self.desk.give_back(group))?;
             }
             Landed::Canceled => {
-                self.desk.till.unpaid(sent);
+                self.desk.till.unpaid(sent)?;
                 self.canceled += 1;
                 ours.map_or(Ok(()), |(group, _)| self.desk.give_back(group))?;
             }
@@ -138,7 +138,7 @@ impl Counter<'_, '_> {
     /// What was ready and not sent waits again.
     fn all_back(&mut self) -> Result<()> {
         for (_, (group, sent)) in self.under_way.drain() {
-            self.desk.till.unpaid(sent);
+            self.desk.till.unpaid(sent)?;
             self.desk.give_back(group)?;
         }
         Ok(())

@@ -112,12 +112,11 @@ impl<'a> Desk<'a> {
                 }
                 // The client blames the caller for what the API finds wrong with a request.
                 Ok((group, sent, Err(error))) if error.blame == Blame::Yours => {
-                    self.till.unpaid(sent);
+                    stop = stop.or(self.till.unpaid(sent).err());
                     self.faulty.push((group, error));
                 }
                 Ok((_, sent, Err(error))) => {
-                    self.till.unpaid(sent);
-                    stop = stop.or(Some(error));
+                    stop = stop.or(Some(error)).or(self.till.unpaid(sent).err());
                 }
                 Err(e) => {
                     let error = Error::ours(format!("annotate.claude: a request's task ended: {e}"));

@@ -118,8 +118,11 @@ async fn singly(
             };
             match desk.admit(&ready) {
                 Admitted::Now(sent) => {
-                    let (client, Ready { group, body }) = (client.clone(), ready);
-                    running.spawn(async move { (group, sent, client.post(&body).await) });
+                    let (client, purse, Ready { group, body }) = (client.clone(), desk.till.purse(), ready);
+                    running.spawn(async move {
+                        let answer = client.post(&body, &|| purse.lost(sent)).await;
+                        (group, sent, answer)
+                    });
                 }
                 Admitted::Later => {
                     held = Some(ready);

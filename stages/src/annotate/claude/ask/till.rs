@@ -1,5 +1,6 @@
 //! The till of an attempt: which request may go, what came back for it, what is told of that. Knows no document.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::context::Context;
@@ -18,7 +19,8 @@ use crate::annotate::claude::settings::Settings;
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 pub struct Till {
-    budget: Budget,
+    /// Shared with those who send.
+    budget: Arc<Mutex<Budget>>,
     caching: Caching,
     max_tokens: u32,
     /// Requests of this attempt at most.
@@ -28,6 +30,29 @@ pub struct Till {
     forecast: bool,
     warnings: Vec<String>,
     told: Option<Instant>,
+}
+
+/// The budget, for whoever sends a request.
+#[derive(Clone)]
+pub struct Purse(Arc<Mutex<Budget>>);
+
+impl Purse {
+    /// A try was sent and no answer came.
+    ///
+    /// # Errors
+    /// If there is no money to try it again.
+    pub fn lost(&self, sent: Sent) -> Result<()> {
+        let mut budget = locked(&self.0);
+        match budget.lost(sent.bound)? {
+            true => Ok(()),
+            false => Err(budget.exhausted(sent.bound, "what was lost is not sent again")),
+        }
+    }
+}
+
+fn locked(budget: &Mutex<Budget>) -> MutexGuard<'_, Budget> {
+    // Plain numbers: whole after a panic too.
+    budget.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What was put aside for a request.
@@ -52,7 +77,7 @@ impl Till {
         // Whether a batch finds the prompt cache is chance.
         let cached = !terms.batch && terms.prefix(request::fixed_bytes(settings, params.mode)) == Prefix::Cached;
         Ok(Self {
-            budget: Budget::open(ctx.checkpoints(), terms.quote, params.max_cost, terms.batch)?,
+            budget: Arc::new(Mutex::new(Budget::open(ctx.checkpoints(), terms.quote, params.max_cost, terms.batch)?)),
             caching: Caching::new(cached),
             max_tokens: settings.max_tokens,
             most: params.max_requests,
@@ -72,16 +97,25 @@ impl Till {
                 Error::surroundings(told).help("the answers so far are kept: `plan` says what the rest will cost"),
             );
         }
-        let bytes = if self.budget.is_limited() { body.to_string().len() } else { 0 };
-        let bound = self.budget.bound(bytes, self.max_tokens);
-        match self.budget.reserve(bound) {
-            Go::Now => {
+        let mut budget = locked(&self.budget);
+        let bytes = if budget.is_limited() { body.to_string().len() } else { 0 };
+        let bound = budget.bound(bytes, self.max_tokens);
+        match budget.reserve(bound) {
+            Ok(Go::Now) => {
                 self.sent += 1;
                 Admitted::Now(Sent { bound, bytes })
             }
-            Go::Later => Admitted::Later,
-            Go::Never => Admitted::Never(self.budget.exhausted(bound, left, of)),
+            Ok(Go::Later) => Admitted::Later,
+            Ok(Go::Never) => {
+                Admitted::Never(budget.exhausted(bound, &format!("stopped with {left} of {of} documents left")))
+            }
+            Err(error) => Admitted::Never(error),
         }
+    }
+
+    /// For whoever sends a request.
+    pub fn purse(&self) -> Purse {
+        Purse(self.budget.clone())
     }
 
     /// An answer has come; `left` requests of its kind may still be to come.
@@ -90,22 +124,26 @@ impl Till {
     /// If what was spent cannot be written down.
     pub fn landed(&mut self, sent: Sent, answer: &Value, left: u64) -> Result<()> {
         let usage = Usage::of(answer);
-        self.budget.landed(sent.bound, sent.bytes, usage)?;
+        let mut budget = locked(&self.budget);
+        budget.landed(sent.bound, sent.bytes, usage)?;
         self.warnings.extend(self.caching.landed(usage));
-        if self.forecast && self.budget.requests == PILOT && left > 0 {
-            self.warnings.extend(self.budget.forecast(left));
+        if self.forecast && budget.requests == PILOT && left > 0 {
+            self.warnings.extend(budget.forecast(left));
         }
         Ok(())
     }
 
-    /// A request came back without an answer and was not paid.
-    pub fn unpaid(&mut self, sent: Sent) {
-        self.budget.release(sent.bound);
+    /// A request came back without an answer; if that may have been paid, whoever sent it has said so.
+    ///
+    /// # Errors
+    /// If that cannot be written down.
+    pub fn unpaid(&mut self, sent: Sent) -> Result<()> {
+        locked(&self.budget).unpaid(sent.bound)
     }
 
     /// Whether an answer has come, so that what every request begins with is in the prompt cache.
     pub fn is_warm(&self) -> bool {
-        self.budget.requests > 0
+        locked(&self.budget).requests > 0
     }
 
     /// Tells what there is to tell; at the end, all of it.
@@ -115,7 +153,8 @@ impl Till {
         }
         if at_the_end || self.told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
             self.told = Some(Instant::now());
-            if let Some(paid) = self.budget.untold() {
+            let untold = locked(&self.budget).untold();
+            if let Some(paid) = untold {
                 ctx.paid(paid);
             }
         }

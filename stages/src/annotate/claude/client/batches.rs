@@ -102,7 +102,7 @@ impl Client {
     /// As [`Client::post`].
     pub async fn batch(&self, id: &str) -> Result<Batch> {
         let url = self.endpoint.at(&format!("v1/messages/batches/{id}"));
-        let body = self.json(&url, || self.http.get(url.clone())).await?;
+        let body = self.json_for_free(&url).await?;
         Batch::parse(&body).ok_or_else(|| odd(&url, "a batch"))
     }
 
@@ -118,7 +118,7 @@ impl Client {
                 path += &format!("&after_id={}", last.id);
             }
             let url = self.endpoint.at(&path);
-            let body = self.json(&url, || self.http.get(url.clone())).await?;
+            let body = self.json_for_free(&url).await?;
             let page = body["data"].as_array().ok_or_else(|| odd(&url, "a list of batches"))?;
             let more = body["has_more"] == true && !page.is_empty();
             for batch in page {
@@ -218,7 +218,9 @@ fn created(url: &Url, answer: &Whole) -> Result<Created, Failed> {
             Some(batch) => Created::Yes(batch),
             None => Created::Unknown(faults::garbage(url, status)),
         }),
-        Err(Failed::Again(error, _) | Failed::ForGood(error)) if unclear => Ok(Created::Unknown(error)),
+        Err(Failed::Again(error, _) | Failed::Lost(error, _) | Failed::ForGood(error)) if unclear => {
+            Ok(Created::Unknown(error))
+        }
         Err(failed) => Err(failed),
     }
 }

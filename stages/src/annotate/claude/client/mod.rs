@@ -45,6 +45,9 @@ pub struct Client {
     timeout: Duration,
 }
 
+/// Asked when a request may have been paid though no answer came.
+pub type OnLost<'a> = dyn Fn() -> Result<()> + Sync + 'a;
+
 /// A message of the API.
 pub struct Answer {
     pub body: Value,
@@ -61,6 +64,8 @@ impl Answer {
 enum Failed {
     /// Worth another try, after as long as the server says.
     Again(Error, Option<Duration>),
+    /// The same, but what came is no answer of the API: what was asked may have been done, and paid.
+    Lost(Error, Option<Duration>),
     ForGood(Error),
 }
 
@@ -78,7 +83,8 @@ impl From<Unsent> for Failed {
     fn from(unsent: Unsent) -> Self {
         match unsent {
             Unsent::Never(error) => Self::ForGood(error),
-            Unsent::NotYet(error) | Unsent::Perhaps(error) => Self::Again(error, None),
+            Unsent::NotYet(error) => Self::Again(error, None),
+            Unsent::Perhaps(error) => Self::Lost(error, None),
         }
     }
 }
@@ -105,7 +111,7 @@ impl Patience<'_> {
         let Client { endpoint, waits, first_wait, .. } = self.client;
         let (error, asked) = match fault {
             Failed::ForGood(error) => return Err(endpoint.without_key(error)),
-            Failed::Again(error, asked) => (endpoint.without_key(error), asked),
+            Failed::Again(error, asked) | Failed::Lost(error, asked) => (endpoint.without_key(error), asked),
         };
         self.failed += 1;
         let too_long = asked.filter(|asked| *asked > retry::LONGEST_WAIT);
@@ -181,15 +187,16 @@ impl Client {
         }
     }
 
-    /// Sends one request for a message, again after faults that pass.
+    /// Sends one request for a message, again after faults that pass. `on_lost` is asked after each try that may have been paid
+    /// though no answer came; its error ends the tries.
     ///
     /// # Errors
     /// The API's message and request id, or why it cannot be reached. Never the key.
-    pub async fn post(&self, body: &Value) -> Result<Answer> {
+    pub async fn post(&self, body: &Value, on_lost: &OnLost<'_>) -> Result<Answer> {
         let url = self.endpoint.at("v1/messages");
         let text = serde_json::to_vec(body).map_err(|e| Error::ours(format!("a request does not serialise: {e}")))?;
         let request = || self.http.post(url.clone()).header(CONTENT_TYPE, "application/json").body(text.clone());
-        let body = self.json(&url, request).await?;
+        let body = self.json(&url, request, on_lost).await?;
         let answer = Answer { body };
         let input = answer.tokens("input_tokens") + answer.tokens("cache_creation_input_tokens");
         self.pace().took(input, answer.tokens("output_tokens"));
@@ -197,14 +204,26 @@ impl Client {
     }
 
     /// Sends a request until a JSON object comes back.
-    async fn json(&self, url: &Url, request: impl Fn() -> RequestBuilder) -> Result<Value> {
+    async fn json(&self, url: &Url, request: impl Fn() -> RequestBuilder, on_lost: &OnLost<'_>) -> Result<Value> {
         let mut patience = self.patience();
         loop {
-            match self.whole(url, request().timeout(self.timeout)).await.and_then(|answer| judged(url, &answer)) {
-                Ok(body) => return Ok(body),
-                Err(failed) => patience.outlast(failed).await?,
+            let failed = match self.whole(url, request().timeout(self.timeout)).await {
+                Ok(answer) => match judged(url, &answer) {
+                    Ok(body) => return Ok(body),
+                    Err(failed) => failed,
+                },
+                Err(failed) => failed,
+            };
+            if matches!(failed, Failed::Lost(..)) {
+                on_lost()?;
             }
+            patience.outlast(failed).await?;
         }
+    }
+
+    /// The same where asking costs nothing.
+    async fn json_for_free(&self, url: &Url) -> Result<Value> {
+        self.json(url, || self.http.get(url.clone()), &|| Ok(())).await
     }
 
     /// For one request and all of its tries.
@@ -228,7 +247,7 @@ impl Client {
     async fn whole(&self, url: &Url, request: RequestBuilder) -> Result<Whole, Failed> {
         let _turn = self.turn().await;
         let response = self.send(url, request).await?;
-        self.read(url, response).await.map_err(|error| Failed::Again(error, None))
+        self.read(url, response).await.map_err(|error| Failed::Lost(error, None))
     }
 
     /// The rest of an answer.
@@ -250,14 +269,16 @@ fn judged(url: &Url, Whole { status, headers, body }: &Whole) -> Result<Value, F
     let parsed: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     match *status {
         200..300 if parsed.is_object() => Ok(parsed),
-        200..300 => Err(Failed::Again(faults::garbage(url, *status), None)),
+        200..300 => Err(Failed::Lost(faults::garbage(url, *status), None)),
         300..400 => Err(Failed::ForGood(faults::redirect(url, *status, headers))),
         status => {
             let error = faults::refusal(url, status, headers, &parsed);
-            Err(if retry::is_passing(status, headers, &parsed) {
-                Failed::Again(error, retry::asked_wait(headers, SystemTime::now()))
-            } else {
-                Failed::ForGood(error)
+            let wait = retry::asked_wait(headers, SystemTime::now());
+            Err(match retry::is_passing(status, headers, &parsed) {
+                // Somebody on the way has lost patience or the connection: the API's own errors are its own JSON.
+                true if parsed["error"].is_null() && (status == 408 || status >= 500) => Failed::Lost(error, wait),
+                true => Failed::Again(error, wait),
+                false => Failed::ForGood(error),
             })
         }
     }

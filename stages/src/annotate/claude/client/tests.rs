@@ -36,13 +36,33 @@ fn every_fault_that_passes_is_outlasted() {
     let api = faulty(faults);
     let (client, mut told) = client(&api);
     run(async {
-        client.post(&body()).await.unwrap();
+        client.post(&body(), &|| Ok(())).await.unwrap();
     });
     assert_eq!(api.messages(), 8);
     let told: Vec<String> = std::iter::from_fn(|| told.try_recv().ok()).collect();
     assert_eq!(told.len(), 7);
     assert!(told[0].contains("/v1/messages: 429: scripted some_error (request req_test); try 2 of 8 in "), "{told:?}");
     assert!(told[5].contains("answered 200 with something else than JSON"), "{told:?}");
+}
+
+#[test]
+fn a_try_that_may_have_been_paid_is_told_apart_and_may_be_the_last() {
+    let faults = vec![soon(429), Fault::Lost, soon(500), Fault::Torn, soon(529), Fault::Garbage];
+    for (faults, lost) in [(faults, 3), (vec![Fault::Proxy(502), soon(503)], 1), (vec![Fault::Dropped], 1)] {
+        let n = faults.len();
+        let api = faulty(faults);
+        let count = std::sync::atomic::AtomicUsize::new(0);
+        let on_lost = || {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Ok(())
+        };
+        run(client(&api).0.post(&body(), &on_lost)).unwrap();
+        assert_eq!((api.messages(), count.into_inner()), (n + 1, lost));
+    }
+    let api = faulty(vec![Fault::Lost]);
+    let no_more = || Err(Error::surroundings("no money"));
+    let error = run(client(&api).0.post(&body(), &no_more)).map(drop).unwrap_err();
+    assert_eq!((error.message.as_str(), api.messages()), ("no money", 1));
 }
 
 #[test]
@@ -74,7 +94,7 @@ fn what_cannot_pass_is_told_at_once_with_the_request_and_whose_fault_it_is() {
     ];
     for (fault, code) in faults {
         let api = faulty(vec![fault.clone()]);
-        let error = run(client(&api).0.post(&body())).map(drop).unwrap_err();
+        let error = run(client(&api).0.post(&body(), &|| Ok(()))).map(drop).unwrap_err();
         assert_eq!((api.messages(), error.exit_code()), (1, code), "{fault:?}: {error}");
         assert!(error.message.contains("(request req_test)") && error.help.is_some(), "{error}");
         assert!(!error.transient, "{error}");
@@ -84,7 +104,7 @@ fn what_cannot_pass_is_told_at_once_with_the_request_and_whose_fault_it_is() {
 #[test]
 fn a_wait_beyond_reason_is_told_instead_of_waited_for() {
     let api = faulty(vec![Fault::status(429, "rate_limit_error").with("retry-after", 7200)]);
-    let error = run(client(&api).0.post(&body())).map(drop).unwrap_err();
+    let error = run(client(&api).0.post(&body(), &|| Ok(()))).map(drop).unwrap_err();
     assert!(error.message.starts_with("told to wait 7200 s: "), "{error}");
     assert_eq!(api.messages(), 1);
 }
@@ -95,7 +115,7 @@ fn an_answer_that_never_comes_is_given_up_and_asked_for_again() {
     let stalled = |n: usize, _: &Value| (n == 0).then_some(Fault::Stalled);
     let api = Api::new(Rules { message: Box::new(stalled), create: Box::new(stalled), ..Rules::default() });
     let client = client(&api).0.with_timeout(Duration::from_secs(2));
-    run(client.post(&body())).unwrap();
+    run(client.post(&body(), &|| Ok(()))).unwrap();
     assert_eq!(api.messages(), 2);
     // A batch is never asked for again.
     let created = run(client.create_batch(&batch_body(folder.path(), 1))).unwrap();
@@ -111,11 +131,11 @@ fn rate_limits_are_kept_without_ever_being_turned_away() {
     let (client, _told) = client(&api);
     run(async {
         // The first one learns what the limits are.
-        client.post(&body()).await.unwrap();
+        client.post(&body(), &|| Ok(())).await.unwrap();
         let mut under_way = tokio::task::JoinSet::new();
         for _ in 0..40 {
             let client = client.clone();
-            under_way.spawn(async move { client.post(&body()).await.map(drop) });
+            under_way.spawn(async move { client.post(&body(), &|| Ok(())).await.map(drop) });
         }
         while let Some(done) = under_way.join_next().await {
             done.unwrap().unwrap();

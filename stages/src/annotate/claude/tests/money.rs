@@ -90,6 +90,23 @@ fn whatever_the_answers_cost_the_limit_is_not_passed_and_what_was_paid_is_kept()
 }
 
 #[test]
+fn replies_that_are_lost_may_have_been_paid_and_the_limit_holds_with_them() {
+    for fault in [Fault::Lost, Fault::Torn] {
+        let message = move |n: usize, _: &Value| n.is_multiple_of(2).then(|| fault.clone());
+        let api = Api::new(Rules { message: Box::new(message), cacheable: usize::MAX, ..Rules::default() });
+        let store = tempfile::tempdir().unwrap();
+        let with =
+            json!({ "model": "claude-haiku-4-5", "documents_per_request": 1, "max_cost": 0.03, "max_tokens": 100 });
+        let seen = asked(&thirty(), &endpoint(&api), store.path(), with);
+        let error = seen.error().to_string();
+        assert!(error.contains("of it perhaps, for what no answer came to"), "{error}");
+        let (sent, got) = api.paid_tokens();
+        let dollars = (sent as f64 + 5.0 * got as f64) / 1e6;
+        assert!(dollars > 0.01 && dollars <= 0.03, "{dollars}");
+    }
+}
+
+#[test]
 fn a_limit_without_a_price_and_a_price_that_is_none_are_told_before_anything_is_asked() {
     let faults = |with: Value| (&Claude as &dyn AnyKind).normalise(&with).unwrap_err();
     let told = faults(json!({ "model": "my-model", "max_cost": 1 }));
