@@ -16,6 +16,8 @@ pub const TOGETHER: usize = 96;
 const STEP: usize = 4;
 /// Words of a lane that are read in one go where a lane's elements are neighbours.
 const BLOCK: usize = 128;
+/// Elements of a lane that are summed in registers.
+const PIECE: usize = 64;
 /// Elements of an operand from which threads share its packing.
 const SHARED: usize = 64 * 1024;
 
@@ -87,52 +89,54 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Element `k` of the lanes from `first` on, which are neighbours in memory; 0 beyond the operand.
+    /// Element `k` of the `N` lanes from `first` on, which are neighbours in memory; 0 beyond the operand.
     #[inline(always)]
-    fn across<const FMA: bool>(self, k: usize, first: usize) -> [f32; TOGETHER] {
-        let mut out = [0.0; TOGETHER];
+    fn across<const FMA: bool, const N: usize>(self, k: usize, first: usize) -> [f32; N] {
         if k >= self.k {
-            return out;
+            return [0.0; N];
         }
-        let n = TOGETHER.min(self.lanes - first);
-        let row = &self.data[k * self.k_stride..][first..first + n];
-        match row.first_chunk() {
-            Some(whole) => out = *whole,
-            None => out[..n].copy_from_slice(row),
-        }
+        let mut sum = window(&self.data[k * self.k_stride..][..self.lanes], first);
         if let Some(Plus { a, b, rank }) = self.plus {
             for r in 0..rank {
-                add_scaled::<FMA>(&mut out[..n], a[r * self.k + k], &b[r * self.lanes + first..]);
+                let b = window(&b[r * self.lanes..][..self.lanes], first);
+                add_scaled::<FMA, N>(&mut sum, a[r * self.k + k], &b);
             }
         }
-        out
+        sum
     }
 
-    /// The elements of lane `lane` from `start` on, which are neighbours in memory, at most as many as `room` holds.
+    /// The `N` elements of lane `lane` from `start` on, which are neighbours in memory; 0 beyond the operand.
     #[inline(always)]
-    fn along<'r, const FMA: bool>(self, lane: usize, start: usize, room: &'r mut [f32]) -> &'r [f32]
-    where
-        'a: 'r,
-    {
-        let n = room.len().min(self.k - start);
-        let elements = &self.data[lane * self.lane_stride..][start..start + n];
-        let Some(Plus { a, b, rank }) = self.plus else { return elements };
-        let sum = &mut room[..n];
-        sum.copy_from_slice(elements);
-        for r in 0..rank {
-            add_scaled::<FMA>(sum, b[r * self.lanes + lane], &a[r * self.k + start..]);
+    fn along<const FMA: bool, const N: usize>(self, lane: usize, start: usize) -> [f32; N] {
+        let mut sum = window(&self.data[lane * self.lane_stride..][..self.k], start);
+        if let Some(Plus { a, b, rank }) = self.plus {
+            for r in 0..rank {
+                let a = window(&a[r * self.k..][..self.k], start);
+                add_scaled::<FMA, N>(&mut sum, b[r * self.lanes + lane], &a);
+            }
         }
         sum
     }
 }
 
-/// `out += scale x`, as far as `out` goes.
+/// `sum += scale x`, in registers if `N` elements fit some.
 #[inline(always)]
-fn add_scaled<const FMA: bool>(out: &mut [f32], scale: f32, x: &[f32]) {
-    let x = &x[..out.len()];
-    for i in 0..out.len() {
-        out[i] = fma::<FMA>(scale, x[i], out[i]);
+fn add_scaled<const FMA: bool, const N: usize>(sum: &mut [f32; N], scale: f32, x: &[f32; N]) {
+    for i in 0..N {
+        sum[i] = fma::<FMA>(scale, x[i], sum[i]);
     }
+}
+
+/// The `N` elements from `first` on, 0 beyond the last.
+#[inline(always)]
+fn window<const N: usize>(x: &[f32], first: usize) -> [f32; N] {
+    let x = x.get(first..).unwrap_or_default();
+    if let Some(whole) = x.first_chunk() {
+        return *whole;
+    }
+    let mut window = [0.0; N];
+    window[..x.len()].copy_from_slice(x);
+    window
 }
 
 simd! {
@@ -172,16 +176,12 @@ fn pack_panels<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [W], from
 #[inline(always)]
 fn pack_across<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [[W; WIDTH]], from: Lanes, first: usize) {
     let depth = from.depth::<W>();
-    let mut rows = [[W::default(); TOGETHER]; STEP];
     for start in (0..depth).step_by(STEP) {
-        for (p, row) in rows.iter_mut().enumerate() {
-            let k = W::ELEMENTS * (start + p);
-            *row = W::of(from.across::<FMA>(k, first), || from.across::<FMA>(k + 1, first));
-        }
         for (i, out) in out.chunks_mut(depth).enumerate() {
-            let out = &mut out[start..];
-            for p in 0..STEP.min(out.len()) {
-                out[p].copy_from_slice(&rows[p][i * WIDTH..][..WIDTH]);
+            let first = first + i * WIDTH;
+            for (p, out) in out[start..].iter_mut().take(STEP).enumerate() {
+                let k = W::ELEMENTS * (start + p);
+                *out = W::of(from.across::<FMA, WIDTH>(k, first), || from.across::<FMA, WIDTH>(k + 1, first));
             }
         }
     }
@@ -191,12 +191,12 @@ fn pack_across<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [[W; WIDT
 #[inline(always)]
 fn pack_along<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [[W; WIDTH]], from: Lanes, first: usize) {
     let mut block = [[W::default(); BLOCK]; WIDTH];
-    let mut room = [0.0; 2 * BLOCK];
     for (b, out) in out.chunks_mut(BLOCK).enumerate() {
         let lanes = first..(first + WIDTH).min(from.lanes);
         for (lane, words) in lanes.zip(&mut block) {
-            let start = W::ELEMENTS * BLOCK * b;
-            W::along(words, from.along::<FMA>(lane, start, &mut room[..W::ELEMENTS * BLOCK]));
+            for (i, words) in words.chunks_exact_mut(PIECE / W::ELEMENTS).enumerate() {
+                W::along(words, from.along::<FMA, PIECE>(lane, W::ELEMENTS * BLOCK * b + PIECE * i));
+            }
         }
         for p in 0..out.len().min(BLOCK) {
             for i in 0..WIDTH {

@@ -5,7 +5,7 @@ pub mod exact;
 pub mod round;
 pub mod rounded;
 
-use super::pack::{Lanes, TOGETHER, pack_right, pack_right_rounded};
+use super::pack::{Lanes, pack_right, pack_right_rounded};
 use round::{Pair, pair};
 
 /// Rows of a tile.
@@ -34,10 +34,10 @@ pub trait Word: Copy + Default + Send + Sync + 'static {
     const ELEMENTS: usize;
 
     /// A word of each of many lanes, of their elements at some `k` and, for words of two, at the next.
-    fn of(first: [f32; TOGETHER], second: impl FnOnce() -> [f32; TOGETHER]) -> [Self; TOGETHER];
+    fn of<const N: usize>(first: [f32; N], second: impl FnOnce() -> [f32; N]) -> [Self; N];
 
-    /// The words of some elements of one lane; a word of two that lacks one has zero in its place.
-    fn along(words: &mut [Self], elements: &[f32]);
+    /// The words of some elements of one lane.
+    fn along<const N: usize>(words: &mut [Self], elements: [f32; N]);
 
     /// Packs the lanes from `first` on into some panels of a right factor.
     fn pack_right(out: &mut [Self], from: Lanes, first: usize);
@@ -47,13 +47,13 @@ impl Word for f32 {
     const ELEMENTS: usize = 1;
 
     #[inline(always)]
-    fn of(first: [Self; TOGETHER], _: impl FnOnce() -> [Self; TOGETHER]) -> [Self; TOGETHER] {
+    fn of<const N: usize>(first: [Self; N], _: impl FnOnce() -> [Self; N]) -> [Self; N] {
         first
     }
 
     #[inline(always)]
-    fn along(words: &mut [Self], elements: &[Self]) {
-        words[..elements.len()].copy_from_slice(elements);
+    fn along<const N: usize>(words: &mut [Self], elements: [Self; N]) {
+        words.copy_from_slice(&elements);
     }
 
     fn pack_right(out: &mut [Self], from: Lanes, first: usize) {
@@ -65,25 +65,19 @@ impl Word for Pair {
     const ELEMENTS: usize = 2;
 
     #[inline(always)]
-    fn of(first: [f32; TOGETHER], second: impl FnOnce() -> [f32; TOGETHER]) -> [Self; TOGETHER] {
+    fn of<const N: usize>(first: [f32; N], second: impl FnOnce() -> [f32; N]) -> [Self; N] {
         let second = second();
-        let mut words = [Self::default(); TOGETHER];
-        for i in 0..TOGETHER {
+        let mut words = [Self::default(); N];
+        for i in 0..N {
             words[i] = pair(first[i], second[i]);
         }
         words
     }
 
     #[inline(always)]
-    fn along(words: &mut [Self], elements: &[f32]) {
-        let (even_odd, rest) = elements.as_chunks::<2>();
-        for (to, &[even, odd]) in words.iter_mut().zip(even_odd) {
-            *to = pair(even, odd);
-        }
-        if let Some(last) = words.get_mut(even_odd.len())
-            && let [even] = rest
-        {
-            *last = pair(*even, 0.0);
+    fn along<const N: usize>(words: &mut [Self], elements: [f32; N]) {
+        for i in 0..N / 2 {
+            words[i] = pair(elements[2 * i], elements[2 * i + 1]);
         }
     }
 
