@@ -5,7 +5,7 @@
 //! next, and candle's tape sees one operation instead of ten. Which sequences go together depends on the shape alone;
 //! sums over them run in their order.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ use super::attention::{self, Known, Size};
 use super::buffer::{bands, build, scratch};
 use super::fan::{Fan, Maps};
 use super::gemm::Into;
-use super::glue::{View, expect, gradient, output, slice};
+use super::glue::{Handover, View, expect, gradient, output, slice};
 use super::norm::Scale;
 use super::projection::{Views, Way, trained};
 use super::rotary::{Rotary, Turn};
@@ -92,7 +92,7 @@ pub struct TransformerBlock {
     /// Sequences per chunk.
     group: usize,
     tracked: bool,
-    saved: OnceLock<Vec<Saved>>,
+    saved: Handover<Vec<Saved>>,
 }
 
 /// What one chunk of sequences leaves for its backward pass; `[n, ..]` each. The rest is quicker computed again.
@@ -157,7 +157,7 @@ impl TransformerBlock {
             size,
             group: (size.batch / 4).clamp(1, ROWS.div_ceil(size.time)),
             tracked: false,
-            saved: OnceLock::new(),
+            saved: Handover::default(),
         };
         block.tracked = x.track_op() || block.variable().is_some();
         Ok(block)
@@ -202,7 +202,7 @@ impl TransformerBlock {
                 .collect())
         })?;
         if let Some(saved) = saved.into_iter().collect() {
-            self.saved.get_or_init(|| saved);
+            self.saved.leave(saved);
         }
         Ok(y)
     }
@@ -261,8 +261,8 @@ impl TransformerBlock {
     }
 
     fn backward(&self, x: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let Some(saved) = self.saved.get() else {
-            bail!("a transformer block's backward pass before its forward pass")
+        let Some(saved) = self.saved.take() else {
+            bail!("a transformer block's backward pass without a forward pass of its own")
         };
         let g = g.contiguous()?;
         let (x_v, g_v) = (View::of(x)?, View::of(&g)?);
@@ -315,7 +315,7 @@ impl TransformerBlock {
         dx: &mut [f32],
         mut small: &mut [f32],
         [x, g]: [&[f32]; 2],
-        saved: &Saved,
+        saved: Saved,
         first: usize,
         pass: &Pass,
     ) -> Option<Large> {
@@ -376,7 +376,7 @@ impl TransformerBlock {
             masked(branch, dx, pass.masks[0]);
             out_map.input_gradient(d_attended, Into::Overwrite, branch, first);
             out_map.small_gradients(s_out, &saved.attended, branch, first);
-            let large_out = keep(&saved.attended, branch);
+            let d_out = if trains { branch.to_vec() } else { vec![] };
             let d_qkv = &mut buffer[..joint];
             let known = Known {
                 qkv: attention::joint(&saved.qkv, size),
@@ -393,9 +393,10 @@ impl TransformerBlock {
             qkv_map.small_gradients(s_qkv, branch, d_qkv, first);
             let large_qkv = keep(branch, d_qkv);
             norm(dx, s_norm1, x, h, &pass.norms[0]);
-            [large_qkv, large_out, large_up, large_down]
+            (large_qkv, d_out, large_up, large_down)
         });
-        trains.then_some(large)
+        let (large_qkv, d_out, large_up, large_down) = large;
+        trains.then_some([large_qkv, (saved.attended, d_out), large_up, large_down])
     }
 }
 

@@ -1,5 +1,7 @@
 //! Between candle's tensors and slices: read access, new tensors, shape errors. Knows no kernel.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{CpuStorage, D, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
 
 /// Read access to a contiguous f32 tensor on the CPU.
@@ -29,6 +31,25 @@ impl std::ops::Deref for View<'_> {
             Storage::Cpu(CpuStorage::F32(v)) => &v[self.range.0..self.range.1],
             _ => unreachable!("checked by View::of"),
         }
+    }
+}
+
+/// What a forward pass leaves for the one backward pass that may follow: taken, its memory is free while gradients are made.
+pub struct Handover<T>(Mutex<Option<T>>);
+
+impl<T> Default for Handover<T> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<T> Handover<T> {
+    pub fn leave(&self, what: T) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+    }
+
+    pub fn take(&self) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -113,7 +113,7 @@ pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: b
         entropy,
         eager: hidden.track_op() && !trained,
         rows: OnceLock::new(),
-        slopes: OnceLock::new(),
+        slopes: glue::Handover::default(),
     };
     let both = hidden.contiguous()?.apply_op2(&output.weight.contiguous()?, op)?;
     let part = |i: usize| both.narrow(0, i, 1)?.squeeze(0);
@@ -200,7 +200,7 @@ impl Block<'_> {
 /// keys turned by their positions if there is a [`Rotary`]: `x [.., d]`, whose rows are sequences of `time`, -> `[.., d]`.
 /// Position `t` sees positions `0..=t`, so right padding needs no mask.
 ///
-/// The loss of a block with variables must go through [`backward`]; candle's own reports an error.
+/// The loss of a block with variables must go through [`backward`], once; candle's own reports an error.
 pub fn transformer_block(x: &Tensor, block: &Block) -> Result<Tensor> {
     let op = block::TransformerBlock::new(x, block)?;
     let x = x.contiguous()?;

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::buffer::{for_chunks, scratch};
 use super::gemm::{Into, Mat, Threads};
-use super::glue::{View, gradient, output, slice};
+use super::glue::{Handover, View, gradient, output, slice};
 use super::product::{Factor, Prepared, multiply, multiply_once};
 use super::simd::{add_assign, exp, fma, max, simd, sum_map};
 use super::sink::{deliver, deliver_aside};
@@ -37,8 +37,8 @@ pub struct Stats {
     pub eager: bool,
     /// What the forward pass found.
     pub rows: OnceLock<Vec<Row>>,
-    /// d logprob / d hidden `[n, d]`, if computed.
-    pub slopes: OnceLock<Vec<f32>>,
+    /// d logprob / d hidden `[n, d]`, if computed; a second backward pass does without.
+    pub slopes: Handover<Vec<f32>>,
 }
 
 /// The output layer's weight `[v, d]` and bias `[v]`.
@@ -181,7 +181,7 @@ impl CustomOp2 for Stats {
             }
         });
         if self.eager {
-            self.slopes.get_or_init(|| slopes);
+            self.slopes.leave(slopes);
         }
         let out = found.iter().map(|r| r.logprob).chain(found.iter().map(|r| r.entropy)).collect();
         self.rows.get_or_init(|| found);
@@ -195,10 +195,9 @@ impl CustomOp2 for Stats {
         let bias = self.bias.as_ref().map(View::of).transpose()?;
         let (g_logprob, g_entropy) = g_v.split_at(self.n);
         let Self { n, d, v, .. } = *self;
-        if let Some(slopes) = self.slopes.get()
-            && g_entropy.iter().all(|&g| g == 0.0)
+        if g_entropy.iter().all(|&g| g == 0.0)
+            && let Some(mut dh) = self.slopes.take()
         {
-            let mut dh = slopes.clone();
             dh.chunks_exact_mut(d).zip(g_logprob).for_each(|(row, &g)| row.iter_mut().for_each(|x| *x *= g));
             return Ok((Some(gradient(dh, h)?), None));
         }
