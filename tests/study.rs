@@ -94,10 +94,11 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     assert_eq!(names(&plan["not_needed"]), ["pairs", "contrast"]);
     let swapped = space.json(&[&["run", "study.yaml"], &swap[..]].concat());
     assert_eq!(names(&swapped["failed"]), [""; 0]);
-    let mut reused = names(&swapped["reused"]);
-    reused.sort_unstable();
-    assert_eq!(reused, ["base[m]", "base[s]", "filter", "pairs2", "posts", "sft[m]", "sft[s]", "tokenizer"]);
-    assert!(["annotate", "gold", "evaluate[matched,5]"].iter().all(|stage| names(&swapped["ran"]).contains(stage)));
+    let (ran, reused) = (names(&swapped["ran"]), names(&swapped["reused"]));
+    let upstream = ["base[m]", "base[s]", "filter", "pairs2", "posts", "sft[m]", "sft[s]", "tokenizer"];
+    assert!(upstream.iter().all(|stage| reused.contains(stage)), "{swapped}");
+    // Two gold models may label so few pairs alike: the proxies are then the same, and what they teach stays.
+    assert!(["annotate", "gold", "labels", "evaluate[matched,5]"].iter().all(|stage| ran.contains(stage)), "{swapped}");
 
     // Judges of the same pairs compared: simulated people, who err in one of ten, with the facts, and with a model.
     let compared = space.json(&["run", "study.yaml", "--profile", "agreement", "--json"]);
