@@ -51,7 +51,7 @@ pub fn sample(
     let model = lm.frozen();
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + o.max_new_tokens;
     let export = Export::of(model.net(), longest)?;
-    let plan = Plan::of(lm, longest);
+    let plan = Plan::of(lm, prompts.len(), longest);
     let decoder = Decoder::new(&export, plan.threads);
     let group = |(n, (prompts, rows)): (usize, (&[&[u32]], &[u64]))| {
         generate(&decoder, prompts, o, draws, rows, n * plan.rows, plan.prefill_tokens)
@@ -113,17 +113,20 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(lm: &CausalLm, positions: usize) -> Self {
+    /// For `n` sequences of at most `positions` tokens, in groups of about one size.
+    fn of(lm: &CausalLm, n: usize, positions: usize) -> Self {
+        let even = |most: usize| n.div_ceil(n.div_ceil(most).max(1)).max(1);
         /// A layer that leaves room for its activations in a core's second-level cache.
         const SMALL_LAYER: usize = 2 << 20;
         const CACHE_BYTES: usize = 512 << 20;
         let spec = &lm.net().spec;
         if 4 * spec.layer_weights() <= SMALL_LAYER {
             // Each thread takes whole groups: no step ever waits for another thread.
-            return Self { rows: 32, prefill_tokens: 512, threads: Threads::One };
+            return Self { rows: even(32), prefill_tokens: 512, threads: Threads::One };
         }
         let row_bytes = 8 * spec.heads.key_value * spec.heads.width * spec.layers * positions;
-        Self { rows: (CACHE_BYTES / row_bytes.max(1)).clamp(8, 64), prefill_tokens: 2048, threads: Threads::Pool }
+        let most = (CACHE_BYTES / row_bytes.max(1)).clamp(16, 64);
+        Self { rows: even(most), prefill_tokens: 2048, threads: Threads::Pool }
     }
 }
 
