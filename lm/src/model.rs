@@ -34,7 +34,7 @@ pub struct LmLoss {
 impl CausalLm {
     /// A trainable model with freshly drawn weights.
     pub fn init(config: impl Into<ModelConfig>, init: InitStd, rng: &mut ChaCha12Rng) -> Result<Self> {
-        Self::of(Transformer::init(&config.into(), init, rng)?, None).with_full_training()
+        Ok(Self::of(Transformer::init(&config.into(), init, rng)?.trainable()?, None))
     }
 
     /// Reads a Hugging Face folder of a GPT-2, GPT-J or Llama, `config.json` and weights in f32, f16 or bf16, names with or
@@ -75,7 +75,7 @@ impl CausalLm {
         if self.lora.is_some() {
             return Err(Error::input("full training of a model with an adapter; merge it first"));
         }
-        Ok(Self::of(self.net.map(variable::fresh)?, None))
+        Ok(Self::of(Transformer::clone(&self.net).trainable()?, None))
     }
 
     /// The same weights, frozen, with a fresh trainable adapter on every linear layer: A Kaiming-uniform as in PEFT,

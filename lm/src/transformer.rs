@@ -261,39 +261,38 @@ impl Transformer {
         list.all
     }
 
-    /// The same model with every tensor but the adapters' replaced; adapters are dropped.
-    pub fn map(&self, mut f: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        fn optional(t: Option<&Tensor>, f: &mut impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Option<Tensor>> {
+    /// The same model with every tensor but the adapters' replaced, one after the other; adapters are dropped.
+    pub fn map(self, mut f: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
+        fn optional(t: Option<Tensor>, f: &mut impl FnMut(Tensor) -> Result<Tensor>) -> Result<Option<Tensor>> {
             t.map(f).transpose()
         }
-        fn norm(n: &Norm, f: &mut impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Norm> {
-            Ok(Norm { weight: f(&n.weight)?, bias: optional(n.bias.as_ref(), f)? })
+        fn norm(n: Norm, f: &mut impl FnMut(Tensor) -> Result<Tensor>) -> Result<Norm> {
+            Ok(Norm { weight: f(n.weight)?, bias: optional(n.bias, f)? })
         }
-        fn linear(l: &Linear, f: &mut impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Linear> {
-            let (weight, bias) = (f(&l.weight)?, optional(l.bias.as_ref(), f)?);
-            Ok(Linear { name: l.name.clone(), weight, bias, adapter: None })
+        fn linear(l: Linear, f: &mut impl FnMut(Tensor) -> Result<Tensor>) -> Result<Linear> {
+            Ok(Linear { name: l.name, weight: f(l.weight)?, bias: optional(l.bias, f)?, adapter: None })
         }
-        fn block(b: &Block, f: &mut impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Block> {
+        fn block(b: Block, f: &mut impl FnMut(Tensor) -> Result<Tensor>) -> Result<Block> {
             Ok(Block {
-                norm_1: norm(&b.norm_1, f)?,
-                qkv: b.qkv.iter().map(|l| linear(l, f)).collect::<Result<_>>()?,
-                attn_out: linear(&b.attn_out, f)?,
-                norm_2: b.norm_2.as_ref().map(|n| norm(n, f)).transpose()?,
-                up: b.up.iter().map(|l| linear(l, f)).collect::<Result<_>>()?,
-                down: linear(&b.down, f)?,
+                norm_1: norm(b.norm_1, f)?,
+                qkv: b.qkv.into_iter().map(|l| linear(l, f)).collect::<Result<_>>()?,
+                attn_out: linear(b.attn_out, f)?,
+                norm_2: b.norm_2.map(|n| norm(n, f)).transpose()?,
+                up: b.up.into_iter().map(|l| linear(l, f)).collect::<Result<_>>()?,
+                down: linear(b.down, f)?,
             })
         }
         let f = &mut f;
         Ok(Self {
-            config: self.config.clone(),
-            spec: self.spec.clone(),
+            config: self.config,
+            spec: self.spec,
             precision: self.precision,
-            embedding: f(&self.embedding)?,
-            positions: optional(self.positions.as_ref(), f)?,
-            blocks: self.blocks.iter().map(|b| block(b, f)).collect::<Result<_>>()?,
-            norm: norm(&self.norm, f)?,
-            head: match &self.head {
-                Some(head) => Some(Head { weight: f(&head.weight)?, bias: optional(head.bias.as_ref(), f)? }),
+            embedding: f(self.embedding)?,
+            positions: optional(self.positions, f)?,
+            blocks: self.blocks.into_iter().map(|b| block(b, f)).collect::<Result<_>>()?,
+            norm: norm(self.norm, f)?,
+            head: match self.head {
+                Some(head) => Some(Head { weight: f(head.weight)?, bias: optional(head.bias, f)? }),
                 None => None,
             },
         })
@@ -301,7 +300,12 @@ impl Transformer {
 
     /// A view that shares storage and tracks nothing; adapters are dropped.
     pub fn detached(&self) -> Self {
-        self.map(|t| Ok(t.detach())).expect("detaching copies nothing: there is nothing that fails")
+        self.clone().map(|t| Ok(t.detach())).expect("detaching copies nothing: there is nothing that fails")
+    }
+
+    /// The same model with a trainable copy of every tensor. What nobody else holds goes as soon as it is copied.
+    pub fn trainable(self) -> Result<Self> {
+        self.map(|t| variable::fresh(&t))
     }
 
     /// The same model with each linear layer's adapter replaced by what `f` says.

@@ -22,6 +22,6 @@ pub(crate) fn of(name: String, tensor: &Tensor, decays: bool) -> Option<Variable
 
 /// A fresh variable with a copy of `tensor`'s values.
 pub(crate) fn fresh(tensor: &Tensor) -> Result<Tensor> {
-    // `Var::from_tensor` hands a variable back as it is, hence the copy first.
-    Ok(Var::from_tensor(&tensor.detach().copy()?)?.into_inner())
+    // `Var::from_tensor` hands a variable back as it is and copies anything else.
+    Ok(Var::from_tensor(&tensor.detach())?.into_inner())
 }
