@@ -114,6 +114,7 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     let html = std::fs::read_to_string(report["report"].as_str().expect("a path")).expect("the report is there");
     assert!(html.contains("Agreement of annotators") && html.contains("people and facts agree on"));
     assert!(html.contains("Some on which they disagree") && !html.contains("NaN"));
+    assert!(!html.contains("No dropout in RL"), "a reading of what this run does not hold");
 
     // The same key gives the same bytes, whatever the thread count: made again elsewhere with one.
     let one = space.json(&["run", "study.yaml", "--store", "other", "--until", "rl[adaptive,5]", "-j", "1", "--json"]);

@@ -122,7 +122,7 @@ fn shown(info: &AgreementInfo, disagreements: &[Disagreement]) -> String {
         })
         .collect();
     format!(
-        "{}{}<p class=\"soft\">Pairs are matched by their texts. Agreement and kappa are of pairs on which both have a preference; \
+        "<h3>Judges</h3>{}<h3>Two by two</h3>{}<p class=\"soft\">Pairs are matched by their texts. Agreement and kappa are of pairs on which both have a preference; \
          a judge with several labels of a pair speaks by majority, and \"with itself\" tells how often two of its labels of one \
          pair are the same. Intervals: 95%, from what varies between posts, since pairs of one post are not independent.</p>\
          <h3>By difference in length</h3>{}{}",
@@ -138,13 +138,17 @@ fn shown(info: &AgreementInfo, disagreements: &[Disagreement]) -> String {
 }
 
 fn by_length(compared: &[Compared]) -> String {
-    let rows = compared.iter().flat_map(|two| two.by_length.iter().map(move |bin| (two, bin)));
+    let rows = compared.iter().flat_map(|two| {
+        let bins = two.by_length.iter().filter(|bin| bin.agreement.is_some()).enumerate();
+        bins.map(move |(i, bin)| (two, i == 0, bin))
+    });
     let rows: Vec<Vec<String>> = rows
-        .filter(|(_, bin)| bin.agreement.is_some())
-        .map(|(two, bin)| {
+        .map(|(two, is_first, bin)| {
+            // The names once for all of their rows.
+            let name = |name: &str| if is_first { escape(name) } else { String::new() };
             vec![
-                escape(&two.first),
-                escape(&two.second),
+                name(&two.first),
+                name(&two.second),
                 bin.most.map_or_else(|| format!("{} and more", bin.least), |most| format!("{} to {most}", bin.least)),
                 bin.agreement.map_or(0, |share| share.of).to_string(),
                 cell(bin.agreement),

@@ -244,11 +244,13 @@ fn deviations(run: &RunData) -> String {
     }
     let held = paper::notes(&run.held());
     let own = run.settings["deviations"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let is_held = |kind: &str| run.instances.iter().any(|instance| instance.kind == kind);
+    let readings = paper::READINGS.iter().filter(|(kind, _)| is_held(kind)).map(|(_, note)| *note);
     let notes: String = held
         .iter()
         .map(String::as_str)
         .chain(own)
-        .chain(paper::ALWAYS.iter().copied())
+        .chain(readings)
         .map(|note| format!("<li>{}</li>", escape(note)))
         .collect();
     format!("{}<ul>{notes}</ul>", table(&["stage", "parameter", "paper", "here"], 4, &rows))

@@ -82,12 +82,24 @@ fn fixed() -> Vec<(&'static str, &'static str, Value, Option<&'static str>)> {
     ]
 }
 
-/// Readings of ours that hold whatever the settings.
-pub const ALWAYS: &[&str] = &[
-    "No dropout in RL: the adapter's dropout is used in SFT and reward training only, so that the ratio of the first minibatch is 1.",
-    "The paper's \"50,000 steps\" are read as optimiser steps: one step of 512 rollouts each would be 25.6 million rollouts, which its stated cost excludes.",
-    "Gold is told in standard deviations of the SFT model's samples above SFT and as win rate: Bradley-Terry scores have no zero, so the paper's percentages are not repeated.",
-    "Weight decay is decoupled, applies in RL only, and to the adapter's matrices only, that is towards the reference policy.",
+/// Readings of ours that hold whatever the settings, of runs that hold such a kind.
+pub const READINGS: &[(&str, &str)] = &[
+    (
+        "rl.ppo",
+        "No dropout in RL: the adapter's dropout is used in SFT and reward training only, so that the ratio of the first minibatch is 1.",
+    ),
+    (
+        "rl.ppo",
+        "The paper's \"50,000 steps\" are read as optimiser steps: one step of 512 rollouts each would be 25.6 million rollouts, which its stated cost excludes.",
+    ),
+    (
+        "evaluate",
+        "Gold is told in standard deviations of the SFT model's samples above SFT and as win rate: Bradley-Terry scores have no zero, so the paper's percentages are not repeated.",
+    ),
+    (
+        "rl.ppo",
+        "Weight decay is decoupled, applies in RL only, and to the adapter's matrices only, that is towards the reference policy.",
+    ),
 ];
 
 /// Where a stage's parameters differ from the paper's.

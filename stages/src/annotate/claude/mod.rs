@@ -312,12 +312,15 @@ fn check_unlabelled(judged: &Judged, most: f64) -> Result<()> {
         return Ok(());
     }
     let [refused, truncated, unparsable, failed] = counts;
+    let names = ["refused", "truncated", "unparsable", "failed"];
+    let there: Vec<&str> =
+        names.into_iter().zip(counts).filter(|(_, count)| *count > 0).map(|(name, _)| name).collect();
     Err(Error::surroundings(format!(
         "{:.1}% of {asked} pairs have no label ({refused} refused, {truncated} cut off, {unparsable} not readable, {failed} failed), \
          more than max_unlabelled = {most}",
         100.0 * share,
     ))
-    .help("all answers are kept; `retry: [refused, failed]` (or the like) asks those pairs once more"))
+    .help(format!("all answers are kept; `retry: [{}]` asks those pairs once more", there.join(", "))))
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ fn refusals_stay_in_the_table_without_a_label_and_too_many_fail_the_stage() {
     let seen = asked(&bench, &server.endpoint, store.path(), json!({}));
     assert!(seen.error().message.contains("100.0% of 20 pairs have no label (20 refused"), "{}", seen.error());
     assert_eq!(seen.error().exit_code(), 3);
+    let help = seen.error().help.clone().unwrap_or_default();
+    assert!(help.contains("`retry: [refused]` asks"), "{help}");
     // The answers are kept: another bound is free.
     let count = server.count();
     let seen = asked(&bench, &server.endpoint, store.path(), json!({ "max_unlabelled": 1 }));
