@@ -229,6 +229,35 @@ fn the_plan_tells_what_it_will_cost_and_the_limit_stops_before_it_is_passed() {
 }
 
 #[test]
+fn a_lost_table_is_made_again_of_what_is_kept_and_paid_again_only_on_request() {
+    let space = space("");
+    let api = Api::new(Rules::default());
+    assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
+    let paid = api.paid_messages();
+    let lose = |also_answers: bool| {
+        let folder = space.json(&["path", "p.yaml", "annotate", "--json"]);
+        let folder = PathBuf::from(folder["folder"].as_str().expect("a folder"));
+        std::fs::remove_dir_all(folder).expect("the table can be lost");
+        if also_answers {
+            std::fs::remove_dir_all(space.path("cache/requests")).expect("the answers can be lost");
+        }
+    };
+    lose(false);
+    assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
+    assert_eq!(api.paid_messages(), paid);
+    assert!(temper(&space, &api, &["run", "p.yaml", "--force", "annotate"]).status.success());
+    assert_eq!(api.paid_messages(), paid, "what is kept is not paid again by force either");
+
+    lose(true);
+    let out = temper(&space, &api, &["run", "p.yaml"]);
+    let stderr = text(&out.stderr);
+    assert_eq!((out.status.code(), api.paid_messages()), (Some(3), paid), "{stderr}");
+    assert!(stderr.contains("making it again takes 20 requests, about $0.") && stderr.contains("--pay"), "{stderr}");
+    assert!(temper(&space, &api, &["run", "p.yaml", "--pay"]).status.success());
+    assert_eq!(api.paid_messages(), 2 * paid);
+}
+
+#[test]
 fn how_it_is_asked_and_for_how_much_is_no_part_of_the_key() {
     let space = space("mode: batch, max_cost: 3");
     let api = Api::new(Rules { cacheable: 100, ..Rules::default() });

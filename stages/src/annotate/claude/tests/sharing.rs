@@ -29,6 +29,25 @@ fn more_pairs_pay_only_for_the_new_ones_and_fewer_for_none() {
 }
 
 #[test]
+fn what_is_asked_in_which_company_and_order_does_not_depend_on_the_tables_order() {
+    let bodies = |pairs: Vec<Pair>, with: Value| {
+        let server = Server::fine();
+        let store = tempfile::tempdir().unwrap();
+        assert_eq!(asked(&bench(pairs), &server.endpoint, store.path(), with).rows().len(), 24);
+        let mut bodies: Vec<String> = server.api.requests().iter().map(|(_, body)| body.to_string()).collect();
+        bodies.sort();
+        bodies
+    };
+    for with in [json!({}), json!({ "swap_share": 0.5, "repeat_share": 0.5 }), json!({ "strict_partner": true })] {
+        let pairs: Vec<Pair> = (0..24).map(pair).collect();
+        let mut turned = pairs.clone();
+        turned.rotate_left(7);
+        turned.reverse();
+        assert_eq!(bodies(pairs, with.clone()), bodies(turned, with));
+    }
+}
+
+#[test]
 fn what_decides_an_answer_pays_anew_and_what_does_not_is_free() {
     let server = Server::fine();
     let store = tempfile::tempdir().unwrap();
