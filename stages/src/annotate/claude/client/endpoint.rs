@@ -3,6 +3,7 @@
 use engine::error::{Error, Result};
 use reqwest::Url;
 use reqwest::header::HeaderValue;
+use serde_json::Value;
 
 use super::{BASE_URL, KEY};
 
@@ -51,13 +52,43 @@ impl Endpoint {
         &self.header
     }
 
-    /// A text in which the key does not stand: whoever says it in an answer, what is kept of that must not.
-    pub fn without_key_in(&self, text: Vec<u8>) -> Vec<u8> {
+    /// A text in which the key does not stand, nor in JSON that it holds: whoever says it in an answer, what is kept of that
+    /// must not.
+    pub fn without_key_in(&self, mut text: Vec<u8>) -> Vec<u8> {
         let key = self.key.as_bytes();
-        if !text.windows(key.len()).any(|window| window == key) {
-            return text;
+        if text.windows(key.len()).any(|window| window == key) {
+            text = String::from_utf8_lossy(&text).replace(&self.key, "***").into_bytes();
         }
-        String::from_utf8_lossy(&text).replace(&self.key, "***").into_bytes()
+        // JSON can spell it with escapes.
+        if text.contains(&b'\\')
+            && let Ok(mut value) = serde_json::from_slice(&text)
+            && self.redact(&mut value)
+        {
+            text = value.to_string().into_bytes();
+        }
+        text
+    }
+
+    /// Gives whether the key stood in it.
+    fn redact(&self, value: &mut Value) -> bool {
+        let redacted = |text: &str| text.contains(&self.key).then(|| text.replace(&self.key, "***"));
+        match value {
+            Value::String(text) => redacted(text).map(|new| *text = new).is_some(),
+            Value::Array(all) => all.iter_mut().fold(false, |found, value| self.redact(value) | found),
+            Value::Object(fields) => {
+                let mut found = false;
+                *fields = std::mem::take(fields)
+                    .into_iter()
+                    .map(|(name, mut value)| {
+                        let new = redacted(&name);
+                        found |= self.redact(&mut value) | new.is_some();
+                        (new.unwrap_or(name), value)
+                    })
+                    .collect();
+                found
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => false,
+        }
     }
 
     /// An error in which the key does not stand, whoever put it there.
@@ -65,5 +96,23 @@ impl Endpoint {
         error.message = error.message.replace(&self.key, "***");
         error.help = error.help.map(|help| help.replace(&self.key, "***"));
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_nowhere_in_a_text_however_json_spells_it() {
+        let endpoint = Endpoint::new("http://localhost", "sk-secret").unwrap();
+        let without = |text: &str| String::from_utf8(endpoint.without_key_in(text.into())).unwrap();
+        for said in ["sk-secret", r"sk\u002dsecret", r"\u0073k-secre\u0074"] {
+            let text = format!(r#"{{"a":[1,{{"x {said}":"your key\n{said}!"}}]}}"#);
+            assert_eq!(without(&text), r#"{"a":[1,{"x ***":"your key\n***!"}]}"#, "{said}");
+        }
+        let others = [r#"{"a": "b\n"}"#, r"no JSON \", "", r#"{"a":"sk\\u002dsecret"}"#];
+        others.iter().for_each(|text| assert_eq!(without(text), *text));
+        assert_eq!(without("<html>sk-secret"), "<html>***");
     }
 }
