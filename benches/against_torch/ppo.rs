@@ -42,7 +42,7 @@ pub fn phase(s: Shape, shapes: &Shapes, trains: Trains, members: usize) -> Resul
     let lora = shapes.lora;
     Ok(Box::new(move || {
         let policy = match trains {
-            Trains::All => base.with_full_training().map_err(told)?,
+            Trains::All => base.clone().with_full_training().map_err(told)?,
             Trains::Lora(_) => world::with_adapter(&base, lora, 0.0)?,
         };
         let head = ScalarHead::zeros(s.d).map_err(told)?;
@@ -86,7 +86,7 @@ fn params(s: &Shape, shapes: &Shapes, trains: Trains, members: usize) -> Params 
 /// A reward model with a head of its own: an adapter on the shared base, or weights of its own.
 fn member(base: &CausalLm, s: &Shape, shapes: &Shapes, trains: Trains, i: usize) -> Result<LoadedReward, String> {
     let lm = match trains {
-        Trains::All => base.with_full_training().map_err(told)?,
+        Trains::All => base.clone().with_full_training().map_err(told)?,
         Trains::Lora(_) => world::with_adapter(base, shapes.lora, 0.0)?,
     };
     let d = s.d;

@@ -17,8 +17,7 @@ pub fn base(shape: &Shape) -> Result<CausalLm, String> {
         return CausalLm::load(&folder(asset)).map_err(told);
     }
     let config = Gpt2Config::new(shape.vocab, shape.positions, shape.d, shape.layers, shape.heads);
-    let model = CausalLm::init(config, InitStd::Fixed(0.02), &mut fixed_generator(1, "weights")).map_err(told)?;
-    Ok(model.frozen())
+    CausalLm::init(config, InitStd::Fixed(0.02), &mut fixed_generator(1, "weights")).map_err(told)
 }
 
 /// The model with a fresh trainable adapter on every linear layer.

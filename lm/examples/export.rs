@@ -27,7 +27,7 @@ fn export(fixture: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let batch = batch(&serde_json::from_slice(&std::fs::read(fixture.join("inputs.json"))?)?)?;
     let base = CausalLm::load(fixture)?;
 
-    let full = base.with_full_training()?;
+    let full = base.clone().with_full_training()?;
     train(&full, &batch)?;
     full.save(&out.join("full"), WeightType::F32)?;
 

@@ -54,12 +54,17 @@ pub(crate) struct Cache {
     len: usize,
     /// Positions there is room for, a multiple of `LANES`.
     capacity: usize,
-    /// `[layer, kv_head, capacity / LANES, width, LANES]`: a score is a sum over `width` for many positions at once, and
-    /// is read from one end to the other.
-    keys: Vec<f32>,
-    /// `[layer, kv_head, capacity, width]`.
-    values: Vec<f32>,
+    layers: Vec<Held>,
     scores: Vec<f32>,
+}
+
+/// Keys and values of one layer, apart from the others': pieces that a cache of another size can use again.
+struct Held {
+    /// `[kv_head, capacity / LANES, width, LANES]`: a score is a sum over `width` for many positions at once, and is read
+    /// from one end to the other.
+    keys: Vec<f32>,
+    /// `[kv_head, capacity, width]`.
+    values: Vec<f32>,
 }
 
 /// Buffers that every step uses again.
@@ -112,8 +117,9 @@ impl<'a> Decoder<'a> {
     /// An empty cache with room for `positions`.
     pub fn cache(&self, positions: usize) -> Cache {
         let capacity = positions.next_multiple_of(LANES);
-        let len = self.layers.len() * self.size.kv_heads * self.size.width * capacity;
-        Cache { len: 0, capacity, keys: vec![0.0; len], values: vec![0.0; len], scores: vec![0.0; capacity] }
+        let len = self.size.kv_heads * self.size.width * capacity;
+        let layers = self.layers.iter().map(|_| Held { keys: vec![0.0; len], values: vec![0.0; len] }).collect();
+        Cache { len: 0, capacity, layers, scores: vec![0.0; capacity] }
     }
 
     /// Reads whole prompts into empty caches. `last` receives the state before the final norm at each prompt's last
@@ -333,25 +339,26 @@ impl Cache {
         let (Size { kv_heads, width, .. }, capacity) = (decoder.size, self.capacity);
         let (keys, values) = keys_and_values.split_at(kv_heads * width);
         let block = width * capacity;
-        let first = layer * kv_heads * block;
+        let held = &mut self.layers[layer];
         for (h, (key, value)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
-            let at = first + h * block;
+            let at = h * block;
             let lane = at + t / LANES * width * LANES + t % LANES;
-            for (to, &k) in self.keys[lane..].iter_mut().step_by(LANES).zip(key) {
+            for (to, &k) in held.keys[lane..].iter_mut().step_by(LANES).zip(key) {
                 *to = k;
             }
-            self.values[at + t * width..][..width].copy_from_slice(value);
+            held.values[at + t * width..][..width].copy_from_slice(value);
         }
     }
 
     /// Mixes the values of all positions held for the queries `q`; both `[heads width]`.
     fn attend(&mut self, decoder: &Decoder, layer: usize, q: &[f32], out: &mut [f32]) {
-        let Size { kv_heads, width, .. } = decoder.size;
+        let Size { width, .. } = decoder.size;
         let block = width * self.capacity;
+        let held = &self.layers[layer];
         let scale = 1.0 / (width as f32).sqrt();
         for (h, (q, out)) in q.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
-            let at = (layer * kv_heads + h / decoder.size.group()) * block;
-            let (keys, values) = (&self.keys[at..at + block], &self.values[at..at + block]);
+            let at = h / decoder.size.group() * block;
+            let (keys, values) = (&held.keys[at..at + block], &held.values[at..at + block]);
             attend_head(out, &mut self.scores, q, keys, values, self.len, scale);
         }
     }

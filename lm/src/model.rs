@@ -32,9 +32,9 @@ pub struct LmLoss {
 }
 
 impl CausalLm {
-    /// A trainable model with freshly drawn weights.
+    /// Freshly drawn weights; frozen.
     pub fn init(config: impl Into<ModelConfig>, init: InitStd, rng: &mut ChaCha12Rng) -> Result<Self> {
-        Ok(Self::of(Transformer::init(&config.into(), init, rng)?.trainable()?, None))
+        Ok(Self::of(Transformer::init(&config.into(), init, rng)?, None))
     }
 
     /// Reads a Hugging Face folder of a GPT-2, GPT-J or Llama, `config.json` and weights in f32, f16 or bf16, names with or
@@ -70,12 +70,12 @@ impl CausalLm {
         self.lora.as_ref()
     }
 
-    /// A fresh trainable copy of all weights. Errors: an adapter is on.
-    pub fn with_full_training(&self) -> Result<Self> {
+    /// All weights made trainable: a copy of those that another model shares. Errors: an adapter is on.
+    pub fn with_full_training(self) -> Result<Self> {
         if self.lora.is_some() {
             return Err(Error::input("full training of a model with an adapter; merge it first"));
         }
-        Ok(Self::of(Transformer::clone(&self.net).trainable()?, None))
+        Ok(Self::of(Arc::unwrap_or_clone(self.net).trainable()?, None))
     }
 
     /// The same weights, frozen, with a fresh trainable adapter on every linear layer: A Kaiming-uniform as in PEFT,

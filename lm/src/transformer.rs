@@ -303,7 +303,7 @@ impl Transformer {
         self.clone().map(|t| Ok(t.detach())).expect("detaching copies nothing: there is nothing that fails")
     }
 
-    /// The same model with a trainable copy of every tensor. What nobody else holds goes as soon as it is copied.
+    /// The same model with a trainable copy of every tensor. A tensor that nobody else holds goes as soon as it is copied.
     pub fn trainable(self) -> Result<Self> {
         self.map(|t| variable::fresh(&t))
     }

@@ -212,7 +212,7 @@ fn training_an_adapter_or_a_copy_leaves_the_base_alone() {
     let base = model(tiny_config(), 9).frozen();
     let before = hidden(&base);
     adapted(&base);
-    shake(&base.with_full_training().unwrap().variables(), 1.0, 10);
+    shake(&base.clone().with_full_training().unwrap().variables(), 1.0, 10);
     assert_eq!(hidden(&base), before);
 }
 

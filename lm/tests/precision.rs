@@ -59,7 +59,7 @@ fn train(lm: &CausalLm, steps: usize) -> Vec<f32> {
 }
 
 fn fresh(config: ModelConfig) -> CausalLm {
-    CausalLm::init(config, InitStd::InverseSqrtWidth, &mut rng(1)).unwrap()
+    CausalLm::init(config, InitStd::InverseSqrtWidth, &mut rng(1)).unwrap().with_full_training().unwrap()
 }
 
 /// A model that has learnt something, so that its distributions are not flat.

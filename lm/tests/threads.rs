@@ -35,7 +35,8 @@ fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
     let batch = Batch::new(&refs(&rows)).unwrap();
     let mut hashes = Vec::new();
 
-    let lm = CausalLm::init(config, InitStd::InverseSqrtWidth, &mut rng).unwrap().with_precision(precision);
+    let lm = CausalLm::init(config, InitStd::InverseSqrtWidth, &mut rng).unwrap();
+    let lm = lm.with_full_training().unwrap().with_precision(precision);
     let settings = AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
     let mut adam = AdamW::new(lm.variables(), settings).unwrap();
     for _ in 0..3 {

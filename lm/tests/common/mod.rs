@@ -54,7 +54,7 @@ pub fn shake(variables: &[Variable], std: f64, seed: u64) {
 
 /// A trainable model of the given shape, every tensor random.
 pub fn model(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
-    let lm = CausalLm::init(config, InitStd::Fixed(0.3), &mut rng(seed)).unwrap();
+    let lm = CausalLm::init(config, InitStd::Fixed(0.3), &mut rng(seed)).unwrap().with_full_training().unwrap();
     shake(&lm.variables(), 0.3, seed + 1);
     lm
 }

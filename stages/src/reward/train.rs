@@ -62,7 +62,7 @@ fn reward(p: &Params, ctx: &mut Context) -> Result<()> {
 fn fresh(p: &Params, ctx: &Context, base: &CausalLm) -> Result<RewardModel> {
     let lm = match &p.lora.0 {
         Some(lora) => base.with_adapter(&lora.config(), &mut generator(p, ctx, "adapter")).told()?,
-        None => base.with_full_training().told()?,
+        None => base.clone().with_full_training().told()?,
     };
     let d = base.config().width();
     let std = p.head_init_std.unwrap_or_else(|| 1.0 / ((d + 1) as f64).sqrt());

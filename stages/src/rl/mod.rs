@@ -83,7 +83,7 @@ impl Kind for Ppo {
                 &LoraConfig { r: lora.r, alpha: lora.alpha, dropout: 0.0 },
                 &mut ctx.generator("adapter"),
             ),
-            None => base.with_full_training(),
+            None => base.clone().with_full_training(),
         }
         .told()?;
         let head = ScalarHead::zeros(base.config().width()).told()?;

@@ -179,7 +179,7 @@ fn a_minibatchs_gradient_is_that_of_autograd() {
     let base = CausalLm::load(&folder).unwrap();
     let head = ScalarHead::load(&folder.join("head.safetensors"), reward::parity::WIDTH).unwrap().trainable().unwrap();
     let params = Params { lora: None, clip: CLIP, value: Value::default(), ..Params::default() };
-    let learner = Learner::new(base.with_full_training().unwrap(), base, head, &params).unwrap();
+    let learner = Learner::new(base.clone().with_full_training().unwrap(), base, head, &params).unwrap();
     let rollout = Rollout {
         sequences: rows.into_iter().map(|(prompt, response)| Sequence { prompt, response }).collect(),
         logprob: given("old_logprob"),

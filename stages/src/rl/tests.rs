@@ -84,7 +84,7 @@ impl World {
     fn learner(&self, params: &Params) -> Result<Learner> {
         let policy = match params.lora {
             Some(_) => self.base.with_adapter(&LORA, &mut fixed_generator(1, "policy")),
-            None => self.base.with_full_training(),
+            None => self.base.clone().with_full_training(),
         };
         Learner::new(policy.told()?, self.base.frozen(), ScalarHead::zeros(self.base.config().width()).told()?, params)
     }

@@ -140,6 +140,10 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     }
     let order = BatchOrder::new(table.lengths(), p.batch, ctx.generator("order"));
     let plan = learning!(p).plan(order.batches_per_epoch());
+    if !held_out.is_empty() {
+        let nll = response_nll(&base, &held_out, p.batch)?;
+        ctx.metric("held_out_response_nll_before", nll);
+    }
     let (trainable, dropout) = match &p.lora.0 {
         Some(lora) => {
             let model = base.with_adapter(&lora.config(), &mut ctx.generator("adapter")).told()?;
@@ -147,10 +151,6 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
         }
         None => (base.with_full_training().told()?, None),
     };
-    if !held_out.is_empty() {
-        let nll = response_nll(&base, &held_out, p.batch)?;
-        ctx.metric("held_out_response_nll_before", nll);
-    }
     let prompt_weight = if p.loss == Loss::All { 1.0 } else { 0.0 };
     let task = LanguageTask {
         model: &trainable,

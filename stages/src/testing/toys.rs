@@ -88,7 +88,7 @@ pub fn write_model(folder: &Path, seed: u64) -> Result<()> {
     let config =
         Gpt2Config { eos_token_id: Some(tokenizer.eos()), ..Gpt2Config::new(tokenizer.vocab_size(), 256, WIDTH, 1, 2) };
     let model = CausalLm::init(config, InitStd::InverseSqrtWidth, &mut fixed_generator(seed, "toy")).told()?;
-    model::save(&model.frozen(), &tokenizer, folder, Weights::F32)
+    model::save(&model, &tokenizer, folder, Weights::F32)
 }
 
 /// An Ensemble folder on the base [`write_model`] makes of `seed`: heads of their own that learned nothing.
