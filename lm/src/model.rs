@@ -134,6 +134,11 @@ impl CausalLm {
         all
     }
 
+    /// The model's own tensors, without an adapter's, by their names in the file. They share storage.
+    pub fn weights(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        self.net.tensors().into_iter().map(|named| (named.name, named.tensor))
+    }
+
     /// The hidden states after the last norm, `[batch, time, d]`. `dropout` is for training only. Errors: ids above
     /// the vocabulary, sequences longer than the model's window.
     pub fn hidden(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {

@@ -225,7 +225,8 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
         Init::InverseSqrtWidth => InitStd::InverseSqrtWidth,
         Init::Fixed(std) => InitStd::Fixed(std),
     };
-    let model = CausalLm::init(config, init, &mut ctx.generator("weights")).and_then(CausalLm::with_full_training).told()?;
+    let model =
+        CausalLm::init(config, init, &mut ctx.generator("weights")).and_then(CausalLm::with_full_training).told()?;
     let model = p.precision.of(&model);
     let task = LanguageTask {
         model: &model,

@@ -35,7 +35,8 @@ fn scores_and_equation_1_with_its_gradient_are_those_of_autograd() {
     let base = CausalLm::load(&folder).unwrap();
     let head = ScalarHead::load(&folder.join("head.safetensors"), WIDTH).unwrap();
     for (pool, name) in [(Pool::Last, "last"), (Pool::Sum, "sum")] {
-        let model = RewardModel { lm: base.clone().with_full_training().unwrap(), head: head.trainable().unwrap(), pool };
+        let model =
+            RewardModel { lm: base.clone().with_full_training().unwrap(), head: head.trainable().unwrap(), pool };
         let scores = model.scores(&batch, None).unwrap();
         numbers.claim(&format!("{name}/scores"), &floats(&scores), Within::Each(TOLERANCE));
         let loss = preference_loss(&scores, inputs["eta"].as_f64().unwrap()).unwrap();

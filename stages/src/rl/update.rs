@@ -89,16 +89,12 @@ impl Learner {
             ..lm::AdamWConfig::default()
         };
         let mut variables = policy.variables();
-        let mut start = BTreeMap::new();
-        if params.lora.is_none() {
-            // An adapter decays towards zero, which is the reference; full weights must be pulled towards its weights.
-            for variable in &variables {
-                start.insert(variable.name.clone(), variable.var.as_tensor().copy().told()?);
-            }
-        }
+        // An adapter decays towards zero, which is the reference; full weights must be pulled towards its weights.
+        let start: BTreeMap<String, &Tensor> =
+            if params.lora.is_none() { reference.weights().collect() } else { BTreeMap::new() };
         variables.extend(head.variables().into_iter().map(|variable| Variable { decays: false, ..variable }));
         let mut optimiser = AdamW::new(variables, config).told()?;
-        optimiser.decay_towards(|name| start.get(name).cloned()).told()?;
+        optimiser.decay_towards(|name| start.get(name).map(|&weight| weight.clone())).told()?;
         Ok(Self { policy, reference, head, optimiser, steps: 0, last: None, lr: params.lr })
     }
 
