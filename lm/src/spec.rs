@@ -33,7 +33,7 @@ pub(crate) enum Positions {
     /// A table `[window, d]`.
     Learned,
     /// The angles of one position, one for each pair of columns.
-    Rotary { pairing: Pairing, frequencies: Vec<f64> },
+    Rotary { pairing: Pairing, frequencies: Vec<f32> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,15 +7,19 @@ const THETA: f64 = 10_000.0;
 /// The widest head that is believed: a config file is untrusted.
 const WIDEST: usize = 1 << 16;
 
-/// The angles of one position: theta^(-2i/dim) for each of the dim/2 pairs. Errors: a width beyond all models.
-pub fn frequencies(theta: f64, dim: usize) -> Result<Vec<f64>, String> {
+/// The angles of one position: theta^(-2i/dim) for each of the dim/2 pairs, rounded wherever transformers rounds to f32: what
+/// is lost there grows with the position, and models were trained with it. Errors: a width beyond all models.
+pub fn frequencies(theta: f64, dim: usize) -> Result<Vec<f32>, String> {
     if dim > WIDEST {
         return Err(format!("rotary positions over {dim} columns of a head; at most {WIDEST} are supported"));
     }
-    Ok((0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64)).collect())
+    let base = f64::from(theta as f32);
+    let power = |i: usize| base.powf(f64::from((2 * i) as f32 / dim as f32)) as f32;
+    Ok((0..dim / 2).map(|i| 1.0 / power(i)).collect())
 }
 
 /// The rotary part of a config file: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`, which holds both.
+/// Where they contradict each other, the same goes before the other as in transformers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rope {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -24,13 +28,21 @@ pub struct Rope {
     pub rope_scaling: Option<Scaling>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_parameters: Option<Scaling>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial_rotary_factor: Option<f64>,
+    /// Goes before the one of the scaling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_max_position_embeddings: Option<u32>,
 }
 
 /// How the frequencies are scaled for longer sequences than a model was first trained on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scaling {
-    #[serde(default, alias = "type", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_type: Option<String>,
+    /// What `rope_type` was called before; many files have both.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub former_type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,46 +53,54 @@ pub struct Scaling {
     pub high_freq_factor: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_max_position_embeddings: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial_rotary_factor: Option<f64>,
 }
 
 impl Rope {
     /// For heads whose first `dim` columns turn. Errors: a scaling that is not known here, or one that lacks a number.
-    pub fn frequencies(&self, dim: usize) -> Result<Vec<f64>, String> {
-        let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let theta = self.rope_theta.or(scaling.and_then(|s| s.rope_theta)).unwrap_or(THETA);
+    pub fn frequencies(&self, dim: usize) -> Result<Vec<f32>, String> {
+        let given = |scaling: &&Scaling| **scaling != Scaling::default();
+        let scaling = self.rope_scaling.as_ref().filter(given).or(self.rope_parameters.as_ref());
+        let theta = scaling.and_then(|s| s.rope_theta).or(self.rope_theta).unwrap_or(THETA);
         if !(theta > 0.0 && theta.is_finite()) {
             return Err(format!("rope_theta is {theta}; expected a positive number"));
+        }
+        let partial = scaling.and_then(|s| s.partial_rotary_factor).or(self.partial_rotary_factor);
+        if let Some(part) = partial.filter(|&part| part != 1.0) {
+            return Err(format!("partial_rotary_factor is {part}; only heads that turn whole are supported"));
         }
         let plain = frequencies(theta, dim)?;
         match scaling {
             None => Ok(plain),
-            Some(scaling) => scaling.scale(plain),
+            Some(scaling) => scaling.scale(plain, self.original_max_position_embeddings),
         }
     }
 }
 
 impl Scaling {
-    fn scale(&self, plain: Vec<f64>) -> Result<Vec<f64>, String> {
+    /// `length` is the original one, where the file has it outside of the scaling.
+    fn scale(&self, plain: Vec<f32>, length: Option<u32>) -> Result<Vec<f32>, String> {
         let need = |name: &str, value: Option<f64>| match value {
             Some(value) if value > 0.0 && value.is_finite() => Ok(value),
             _ => Err(format!("rope_scaling: `{name}` is missing or not a positive number")),
         };
-        match self.rope_type.as_deref().unwrap_or("default") {
+        match self.rope_type.as_deref().or(self.former_type.as_deref()).unwrap_or("default") {
             "default" => Ok(plain),
             "linear" => {
                 let factor = need("factor", self.factor)?;
-                Ok(plain.into_iter().map(|f| f / factor).collect())
+                Ok(plain.into_iter().map(|f| f / factor as f32).collect())
             }
             "llama3" => {
                 let factor = need("factor", self.factor)?;
                 let low = need("low_freq_factor", self.low_freq_factor)?;
                 let high = need("high_freq_factor", self.high_freq_factor)?;
-                let length = self.original_max_position_embeddings.map(f64::from);
+                let length = length.or(self.original_max_position_embeddings).map(f64::from);
                 let length = need("original_max_position_embeddings", length)?;
                 if low >= high {
                     return Err(format!("rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}"));
                 }
-                Ok(plain.into_iter().map(|f| llama3(f, factor, low, high, length)).collect())
+                Ok(plain.into_iter().map(|f| llama3(f64::from(f), factor, low, high, length) as f32).collect())
             }
             other => Err(format!("rope_scaling of type `{other}`; `default`, `linear` and `llama3` are supported")),
         }
@@ -99,7 +119,7 @@ fn llama3(frequency: f64, factor: f64, low: f64, high: f64, length: f64) -> f64 
 mod tests {
     use super::*;
 
-    fn rope(json: serde_json::Value) -> Result<Vec<f64>, String> {
+    fn rope(json: serde_json::Value) -> Result<Vec<f32>, String> {
         serde_json::from_value::<Rope>(json).expect("a rotary part").frequencies(4)
     }
 
@@ -115,12 +135,45 @@ mod tests {
     }
 
     #[test]
+    fn what_a_file_says_twice_is_read_as_transformers_reads_it() {
+        let linear = serde_json::json!({ "type": "linear", "rope_type": "linear", "factor": 2.0 });
+        let plain = serde_json::json!({ "rope_type": "default", "rope_theta": 100.0 });
+        let both = rope(serde_json::json!({ "rope_theta": 1.0, "rope_parameters": plain.clone() }));
+        assert_eq!(both, Ok(vec![1.0, 0.1]), "the inner theta");
+        let both = rope(serde_json::json!({ "rope_theta": 100.0, "rope_scaling": linear, "rope_parameters": plain }));
+        assert_eq!(both, Ok(vec![0.5, 0.05]), "rope_scaling");
+        let both = rope(serde_json::json!({ "rope_scaling": {}, "rope_parameters": plain }));
+        assert_eq!(both, Ok(vec![1.0, 0.1]), "rope_scaling is empty");
+
+        let llama3 = |inner: u32, outer: Option<u32>| {
+            rope(serde_json::json!({
+                "rope_scaling": { "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": inner },
+                "original_max_position_embeddings": outer,
+            }))
+        };
+        assert_eq!(llama3(4096, Some(16)), llama3(16, None));
+        assert_ne!(llama3(4096, None), llama3(16, None));
+    }
+
+    #[test]
+    fn frequencies_are_those_of_pytorch_to_the_bit() {
+        // 1 / 500000 ** (torch.arange(0, 14, 2).float() / 14)
+        let theirs = [0x3f800000, 0x3e1d183a, 0x3cc0cd72, 0x3b6ca07f, 0x3a1134d0, 0x38b23646, 0x375ab850];
+        assert_eq!(frequencies(500_000.0, 14), Ok(theirs.map(f32::from_bits).to_vec()));
+    }
+
+    #[test]
     fn a_scaling_that_is_unknown_or_incomplete_is_refused() {
         let yarn = rope(serde_json::json!({ "rope_scaling": { "rope_type": "yarn", "factor": 2.0 } }));
         assert!(yarn.is_err_and(|e| e.contains("yarn")));
         let bare = rope(serde_json::json!({ "rope_scaling": { "rope_type": "llama3", "factor": 8.0 } }));
         assert!(bare.is_err_and(|e| e.contains("low_freq_factor")));
         assert!(rope(serde_json::json!({ "rope_theta": -1.0 })).is_err());
+        let partial = rope(serde_json::json!({ "partial_rotary_factor": 0.5 }));
+        assert!(partial.is_err_and(|e| e.contains("partial_rotary_factor")));
+        assert!(rope(serde_json::json!({ "rope_parameters": { "partial_rotary_factor": 0.5 } })).is_err());
+        assert_eq!(rope(serde_json::json!({ "partial_rotary_factor": 1.0 })), rope(serde_json::json!({})));
     }
 
     #[test]
