@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::Checkpoint;
+use crate::files::{self, Checkpoint};
 use crate::linear::{Linear, LowRank};
 use crate::transformer::{Named, Transformer};
 use crate::weights;
@@ -14,6 +14,24 @@ use crate::{Error, Result, WeightType};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// The largest config file that is read, in bytes.
+const MAX_BYTES: u64 = 4 << 20;
+/// What says where an adapter lies, which its tensors' names say, too, or how it was made. All else that a config file has
+/// set changes what is computed.
+const HARMLESS: [&str; 10] = [
+    "auto_mapping",
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+];
+/// Ways to begin that leave the base model's weights alone, as `true` and `false` do. Others learn beside changed weights.
+const BEGINNINGS: [&str; 2] = ["gaussian", "orthogonal"];
 /// What PEFT puts in front of a model's module names.
 const PREFIX: &str = "base_model.model.";
 
@@ -80,6 +98,10 @@ struct PeftConfig {
     rank_pattern: serde_json::Map<String, serde_json::Value>,
     #[serde(default)]
     alpha_pattern: serde_json::Map<String, serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    init_lora_weights: Option<serde_json::Value>,
+    #[serde(flatten)]
+    others: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Writes the model's adapter. `base` names the model it belongs to, as PEFT's `base_model_name_or_path`.
@@ -103,6 +125,8 @@ pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: 
         use_dora: false,
         rank_pattern: Default::default(),
         alpha_pattern: Default::default(),
+        init_lora_weights: None,
+        others: Default::default(),
     };
     let path = folder.join(CONFIG);
     let mut text =
@@ -124,9 +148,9 @@ pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: 
 /// Reads an adapter and puts it, frozen, on `model`, a model without one.
 pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, LoraConfig)> {
     let path = folder.join(CONFIG);
-    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let bytes = files::whole(&path, MAX_BYTES)?;
     let config: PeftConfig =
-        serde_json::from_str(&text).map_err(|e| Error::model(&path, format!("not a LoRA config: {e}")))?;
+        serde_json::from_slice(&bytes).map_err(|e| Error::model(&path, format!("not a LoRA config: {e}")))?;
     let lora = config.check().map_err(|what| Error::model(&path, what))?;
 
     let path = folder.join(WEIGHTS);
@@ -175,6 +199,26 @@ impl PeftConfig {
             if on {
                 return Err(format!("{what} is set; that is not supported"));
             }
+        }
+        match &self.init_lora_weights {
+            Some(serde_json::Value::String(how)) if !BEGINNINGS.contains(&how.as_str()) => {
+                return Err(format!(
+                    "init_lora_weights is `{}`, which changes the base model; save the adapter converted to plain LoRA",
+                    how.escape_debug()
+                ));
+            }
+            _ => (),
+        }
+        let is_set = |value: &serde_json::Value| match value {
+            serde_json::Value::Null | serde_json::Value::Bool(false) => false,
+            serde_json::Value::Array(items) => !items.is_empty(),
+            serde_json::Value::Object(entries) => !entries.is_empty(),
+            _ => true,
+        };
+        if let Some((what, _)) =
+            self.others.iter().find(|(key, value)| !HARMLESS.contains(&key.as_str()) && is_set(value))
+        {
+            return Err(format!("{} is set; that is not supported", what.escape_debug()));
         }
         let lora = LoraConfig { r: self.r, alpha: self.lora_alpha, dropout: self.lora_dropout };
         lora.check()?;

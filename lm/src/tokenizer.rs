@@ -13,6 +13,9 @@ use crate::{Error, ModelConfig, Result};
 /// The end of a sequence in GPT-2, Llama 3 and Llama 2, in the order in which they are looked for.
 const EOS: [&str; 3] = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
 
+/// The largest `tokenizer.json` that is read, in bytes; that of a vocabulary of 260,000 has about 35 MB.
+const MAX_BYTES: u64 = 128 << 20;
+
 /// Text to ids and back. The one special token that is needed is EOS, which ends a sequence: `<|endoftext|>`,
 /// `<|end_of_text|>` or `</s>`, or what a model's config file names (`for_model`).
 #[derive(Clone)]
@@ -36,7 +39,7 @@ impl Tokenizer {
             return Self::parse(Gguf::open(path)?.tokenizer.to_string().as_bytes(), path);
         }
         let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let bytes = files::whole(&path, MAX_BYTES)?;
         Self::parse(&bytes, &path)
     }
 

@@ -10,6 +10,8 @@ use half::f16;
 use safetensors::{Dtype, SafeTensorError, View};
 
 use crate::files::{self, Checkpoint, Gguf};
+use crate::kernels::glue;
+use crate::spec::OUTPUT;
 use crate::transformer::{Named, Transformer};
 use crate::{Error, ModelConfig, Result};
 
@@ -33,10 +35,29 @@ pub(crate) fn load(path: &Path) -> Result<Transformer> {
     let prefix = config.spec().map_err(Error::input)?.names.prefix;
     // A bare trunk's file has no prefix in its names.
     let bare = !file.names().any(|name| name.starts_with(prefix));
-    Transformer::build(&config, |name, shape| match name.strip_prefix(prefix) {
+    let model = Transformer::build(&config, |name, shape| match name.strip_prefix(prefix) {
         Some(within) if bare => file.get(within, shape),
         _ => file.get(name, shape),
-    })
+    })?;
+    check_tied(&model, &file, path)?;
+    Ok(model)
+}
+
+/// An error if the embedding is to be the output layer, but the file has another one: whoever wrote it computes with that.
+fn check_tied(model: &Transformer, file: &Checkpoint, path: &Path) -> Result<()> {
+    let (head, names) = (format!("{OUTPUT}.weight"), model.spec.names);
+    let embedding = format!("{}{}.weight", names.prefix, names.embedding);
+    if model.head.is_some() || !file.has(&head) || file.is_one(&head, &embedding) {
+        return Ok(());
+    }
+    let theirs = file.get(&head, &[model.spec.vocab, model.spec.d])?;
+    if glue::View::of(&theirs)?[..] != glue::View::of(&model.embedding)?[..] {
+        let what = format!(
+            "ties the output layer to the embedding, but has another `{head}`; if that is the one to use, set tie_word_embeddings to false"
+        );
+        return Err(Error::model(path, what));
+    }
+    Ok(())
 }
 
 /// Writes `config.json` and `model.safetensors`. Equal weights give equal bytes.

@@ -172,6 +172,72 @@ fn a_broken_folder_is_refused_with_file_tensor_and_shapes() {
 }
 
 #[test]
+fn a_setting_that_would_change_the_numbers_is_refused() {
+    for (family, key, value) in [
+        (0, "per_layer_config", serde_json::json!({ "0": { "layer_norm_epsilon": 0.5 } })),
+        (0, "quantization_config", serde_json::json!({ "quant_method": "compressed-tensors" })),
+        (1, "tie_word_embeddings", true.into()),
+        (1, "rotary_dim", 0.into()),
+        (2, "sliding_window", 4.into()),
+        (2, "partial_rotary_factor", 0.5.into()),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        model(families()[family].clone(), 4).save(folder.path(), WeightType::F32).unwrap();
+        let path = folder.path().join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        for (value, refused) in [(value, true), (serde_json::Value::Null, key.contains("tie") || key == "rotary_dim")] {
+            config[key] = value;
+            fs::write(&path, config.to_string()).unwrap();
+            match CausalLm::load(folder.path()) {
+                Ok(_) => assert!(!refused, "{config}"),
+                bad => assert_bad(bad, &if refused { vec!["config.json"] } else { vec!["never"] }),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tied_model_with_another_output_layer_in_its_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let lm = model(tiny_config(), 4);
+    let with_head = |change: f64| {
+        lm.save(folder.path(), WeightType::F32).unwrap();
+        let mut tensors: std::collections::HashMap<String, Tensor> =
+            lm.variables().iter().map(|v| (v.name.clone(), v.var.as_detached_tensor())).collect();
+        let head = (&tensors["transformer.wte.weight"] + change).unwrap();
+        tensors.insert("lm_head.weight".to_owned(), head);
+        candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+        CausalLm::load(folder.path())
+    };
+    assert_eq!(hidden(&with_head(0.0).unwrap()), hidden(&lm));
+    assert_bad(with_head(0.5), &["lm_head.weight", "tie_word_embeddings"]);
+}
+
+#[test]
+fn settings_that_are_no_small_file_are_refused_before_they_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = model(tiny_config(), 4).frozen();
+    adapted(&base).save_adapter(folder.path(), "x").unwrap();
+    for name in ["config.json", "adapter_config.json", "tokenizer.json"] {
+        base.save(folder.path(), WeightType::F32).unwrap();
+        let path = folder.path().join(name);
+        let refusal = || match name {
+            "config.json" => CausalLm::load(folder.path()).unwrap_err(),
+            "tokenizer.json" => lm::Tokenizer::load(folder.path()).unwrap_err(),
+            _ => base.load_adapter(folder.path()).unwrap_err(),
+        };
+        // No bytes of its own, a terabyte for whoever reads it.
+        fs::write(&path, "").unwrap();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(refusal().to_string().contains("has 1099511627776 bytes; at most"), "{name}");
+        fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(refusal().to_string().contains("not a file"), "{name}");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
 fn weights_that_are_not_finite_are_neither_written_nor_read() {
     let folder = tempfile::tempdir().unwrap();
     let lm = model(tiny_config(), 5);
@@ -274,6 +340,44 @@ fn an_adapter_of_another_base_is_refused() {
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace("\"use_dora\": false", "\"use_dora\": true")).unwrap();
     assert_bad(model(tiny_config(), 15).load_adapter(folder.path()), &["use_dora"]);
+}
+
+#[test]
+fn what_an_adapters_config_has_set_is_harmless_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = model(tiny_config(), 12).frozen();
+    adapted(&base).save_adapter(folder.path(), "x").unwrap();
+    let path = folder.path().join("adapter_config.json");
+    let plain: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let load = |key: &str, value: serde_json::Value| {
+        let mut config = plain.clone();
+        config[key] = value;
+        fs::write(&path, config.to_string()).unwrap();
+        base.load_adapter(folder.path())
+    };
+    for (key, value) in [
+        ("alora_invocation_tokens", serde_json::json!([1, 2])),
+        ("layer_replication", serde_json::json!([[0, 1], [0, 2]])),
+        ("lora_bias", true.into()),
+        ("arrow_config", serde_json::json!({ "top_k": 3 })),
+        ("something_new", "on".into()),
+        ("init_lora_weights", "pissa_niter_4".into()),
+        ("init_lora_weights", "olora".into()),
+    ] {
+        assert_bad(load(key, value), &["adapter_config.json", key]);
+        load(key, serde_json::Value::Null).unwrap();
+    }
+    for (key, value) in [
+        ("layers_to_transform", serde_json::json!([0, 1])),
+        ("peft_version", "0.21.2".into()),
+        ("qalora_group_size", 16.into()),
+        ("init_lora_weights", "gaussian".into()),
+        ("init_lora_weights", true.into()),
+        ("loftq_config", serde_json::json!({})),
+        ("lora_bias", false.into()),
+    ] {
+        load(key, value).unwrap();
+    }
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub struct GptJConfig {
     pub n_head: usize,
     /// Columns of each head that turn with the position.
     #[serde(default = "rotary_dim")]
-    pub rotary_dim: Option<usize>,
+    pub rotary_dim: usize,
     #[serde(default = "epsilon")]
     pub layer_norm_epsilon: f64,
     #[serde(default, deserialize_with = "super::first_id")]
@@ -55,8 +55,8 @@ pub struct GptJConfig {
     pub tie_word_embeddings: bool,
 }
 
-fn rotary_dim() -> Option<usize> {
-    Some(64)
+fn rotary_dim() -> usize {
+    64
 }
 
 fn epsilon() -> f64 {
@@ -71,9 +71,12 @@ impl GptJConfig {
     pub(super) fn spec(&self) -> std::result::Result<Spec, String> {
         activation("activation_function", &self.activation_function, &["gelu_new", "gelu_pytorch_tanh"])?;
         let width = head_width("n_embd", self.n_embd, "n_head", self.n_head)?;
-        let dim = self.rotary_dim.unwrap_or(width);
-        if !dim.is_multiple_of(2) || dim > width {
+        let dim = self.rotary_dim;
+        if dim == 0 || !dim.is_multiple_of(2) || dim > width {
             return Err(format!("rotary_dim is {dim}; expected an even number of at most the head's {width} columns"));
+        }
+        if self.tie_word_embeddings {
+            return Err("tie_word_embeddings is set; a GPT-J's output layer is its own here".to_owned());
         }
         Ok(Spec {
             names: &NAMES,
@@ -88,7 +91,7 @@ impl GptJConfig {
             positions: Positions::Rotary { pairing: Pairing::Neighbours, frequencies: frequencies(THETA, dim)? },
             attn_bias: false,
             mlp_bias: true,
-            output: if self.tie_word_embeddings { OutputLayer::Tied } else { OutputLayer::Own { bias: true } },
+            output: OutputLayer::Own { bias: true },
         })
     }
 }

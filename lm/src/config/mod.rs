@@ -12,13 +12,19 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::spec::Spec;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 pub use gpt2::Gpt2Config;
 pub use gptj::GptJConfig;
 pub use llama::LlamaConfig;
 
 const FILE: &str = "config.json";
+
+/// The largest config file that is read, in bytes.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// What changes the numbers of a model of any family, and is not read here.
+const UNSUPPORTED: [&str; 3] = ["per_layer_config", "quantization_config", "sliding_window"];
 
 /// The shape of a causal language model of one of the families known here.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,8 +122,8 @@ impl ModelConfig {
     /// Reads and checks `folder/config.json`.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
-        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let value: Value = serde_json::from_str(&text).map_err(|e| Error::model(&path, format!("not JSON: {e}")))?;
+        let bytes = files::whole(&path, MAX_BYTES)?;
+        let value: Value = serde_json::from_slice(&bytes).map_err(|e| Error::model(&path, format!("not JSON: {e}")))?;
         Self::from_json(value).map_err(|what| Error::model(&path, what))
     }
 
@@ -128,6 +134,7 @@ impl ModelConfig {
         }
         let family = value.get("model_type").map_or(Ok("gpt2"), |v| v.as_str().ok_or_else(|| v.to_string()));
         let family = family.map(str::to_owned).map_err(|v| format!("model_type is {v}; expected a text"))?;
+        let unsupported = UNSUPPORTED.iter().find(|key| value.get(key).is_some_and(|set| !set.is_null()));
         fn read<T: serde::de::DeserializeOwned>(value: Value, name: &str) -> std::result::Result<T, String> {
             serde_json::from_value(value).map_err(|e| format!("not a {name} config: {e}"))
         }
@@ -137,6 +144,9 @@ impl ModelConfig {
             "llama" => read::<LlamaConfig>(value, "Llama")?.into(),
             other => return Err(format!("model_type is \"{other}\"; expected \"gpt2\", \"gptj\" or \"llama\"")),
         };
+        if let Some(key) = unsupported {
+            return Err(format!("{key} is set; that is not supported"));
+        }
         config.spec()?;
         Ok(config)
     }

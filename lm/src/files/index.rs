@@ -19,13 +19,7 @@ struct Index {
 
 /// The file of each tensor, by the tensor's name. Errors: a file that is not a plain name, hence could lie anywhere.
 pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>> {
-    let source = Source::open(path)?;
-    if source.len() > MAX_BYTES {
-        return Err(Error::model(path, format!("has {} bytes; at most {MAX_BYTES} are read", source.len())));
-    }
-    // At most MAX_BYTES, hence a usize.
-    let mut bytes = vec![0; source.len() as usize];
-    source.read_at(0, &mut bytes).map_err(Error::io(path))?;
+    let bytes = Source::open(path)?.whole(path, MAX_BYTES)?;
     let index: Index =
         serde_json::from_slice(&bytes).map_err(|e| Error::model(path, format!("not an index of weights: {e}")))?;
     let Table(files) = index.weight_map;

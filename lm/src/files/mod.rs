@@ -126,6 +126,12 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
+    /// Whether two names mean the same bytes, as those of tied weights do in PyTorch's files.
+    pub fn is_one(&self, name: &str, other: &str) -> bool {
+        let at = |name| self.tensors.get(name).map(|place| (place.part, place.start, &place.encoding, &place.shape));
+        at(name).is_some_and(|place| Some(place) == at(other))
+    }
+
     /// A tensor's shape, if there is that tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|place| &place.shape[..])
@@ -173,6 +179,11 @@ impl Part {
         }
         Ok(values)
     }
+}
+
+/// All of a small file that is read at once. Errors: not a file, or one of more than `most` bytes.
+pub(crate) fn whole(path: &Path, most: u64) -> Result<Vec<u8>> {
+    Source::open(path)?.whole(path, most)
 }
 
 /// Whether a path is to be read as a GGUF file.

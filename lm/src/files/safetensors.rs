@@ -14,6 +14,9 @@ use crate::{Error, Result};
 /// The format's own bound on its header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// As in the other formats: what a file has more of would only fill the message that refuses it.
+const MAX_DIMS: usize = 8;
+
 /// The tensors of a file. Errors: a header that is no header, or tells of other bytes than there are.
 pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
     let bad = |what: String| Error::model(path, what);
@@ -40,6 +43,9 @@ pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
     let Table(entries) = serde_json::from_slice::<Table<TensorInfo>>(&header)
         .map_err(|e| bad(format!("not a safetensors file: its header: {e}")))?;
     let mut tensors: Vec<(String, TensorInfo)> = entries.into_iter().collect();
+    if let Some((name, info)) = tensors.iter().find(|(_, info)| info.shape.len() > MAX_DIMS) {
+        return Err(bad(format!("tensor `{name}` has {} dimensions; at most {MAX_DIMS} are read", info.shape.len())));
+    }
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     // The crate checks that shapes, types and offsets agree, without gaps or overlaps.
     let metadata = Metadata::new(None, tensors.clone()).map_err(|e| {

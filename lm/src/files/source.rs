@@ -1,6 +1,6 @@
 //! Bytes that are read at a place, from a file or from memory; knows no format.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -20,16 +20,28 @@ enum Bytes {
 
 impl Source {
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        let metadata = file.metadata().map_err(Error::io(path))?;
-        if !metadata.is_file() {
+        // Asked before it is opened: opening a pipe waits for whoever writes into it.
+        if !fs::metadata(path).map_err(Error::io(path))?.is_file() {
             return Err(Error::model(path, "not a file"));
         }
+        let file = File::open(path).map_err(Error::io(path))?;
+        let metadata = file.metadata().map_err(Error::io(path))?;
         Ok(Self { len: metadata.len(), bytes: Bytes::File(file) })
     }
 
     pub fn memory(bytes: Vec<u8>) -> Self {
         Self { len: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
+    }
+
+    /// All of the file at `path`, the source of these bytes. Errors: it has more than `most` bytes.
+    pub fn whole(&self, path: &Path, most: u64) -> Result<Vec<u8>> {
+        if self.len > most {
+            return Err(Error::model(path, format!("has {} bytes; at most {most} are read", self.len)));
+        }
+        let len = usize::try_from(self.len).map_err(|_| Error::model(path, "is larger than any memory"))?;
+        let mut bytes = vec![0; len];
+        self.read_at(0, &mut bytes).map_err(Error::io(path))?;
+        Ok(bytes)
     }
 
     /// In bytes, as it was when the source was opened.

@@ -99,6 +99,7 @@ fn a_header_that_lies_is_refused() {
         (entry("F32", "[-4]", "[0,16]"), "its header"),
         (entry("F32", "[4]", "[0,18446744073709551615]"), "shape and type do not give its length"),
         (entry("F33", "[4]", "[0,16]"), "unknown variant `F33`"),
+        (entry("F32", &format!("[{}4]", "1,".repeat(8)), "[0,16]"), "has 9 dimensions; at most 8"),
         ("[]".to_owned(), "its header"),
         ("{".to_owned(), "its header"),
         ("[".repeat(100_000), "its header"),

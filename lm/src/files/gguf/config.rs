@@ -117,15 +117,22 @@ impl Llama {
 /// Hugging Face's `rope_scaling`. Errors: a kind that is not read. Llama 3.1 keeps its own in a tensor, `rope_freqs`,
 /// which is refused by that name.
 fn scaling(metadata: &Metadata) -> Result<Option<Value>, String> {
+    let linear = |factor: f64| json!({ "rope_type": "linear", "factor": factor });
     match metadata.text("llama.rope.scaling.type")? {
-        None | Some("none") => Ok(None),
+        Some("none") => Ok(None),
+        // llama.cpp scales by a factor of which no type is told, too, and knows it by an older name. 0 stands for none.
+        None => {
+            let factor = metadata.float("llama.rope.scaling.factor")?;
+            let factor = factor.map_or_else(|| metadata.float("llama.rope.scale_linear"), |factor| Ok(Some(factor)))?;
+            Ok(factor.map(shortest).filter(|&factor| factor != 0.0 && factor != 1.0).map(linear))
+        }
         Some("linear") => {
             let key = "llama.rope.scaling.factor";
             let factor = shortest(required(key, metadata.float(key))?);
             if factor < 1.0 {
                 return Err(format!("`{key}` is {factor}; expected at least 1"));
             }
-            Ok(Some(json!({ "rope_type": "linear", "factor": factor })))
+            Ok(Some(linear(factor)))
         }
         Some(other) => Err(format!("`llama.rope.scaling.type` is `{}`; only `linear` is read", other.escape_debug())),
     }

@@ -184,6 +184,21 @@ fn a_llama_comes_out_under_hugging_faces_names() {
 }
 
 #[test]
+fn a_factor_scales_positions_whether_or_not_its_type_is_told() {
+    let scaling = |entries: &[(&str, f32)]| {
+        let file =
+            entries.iter().fold(File::llama(), |file, (key, value)| file.with(key, typed(F32, &value.to_le_bytes())));
+        file.open().unwrap().config["rope_scaling"].clone()
+    };
+    let linear = serde_json::json!({ "rope_type": "linear", "factor": 4.0 });
+    assert_eq!(scaling(&[("llama.rope.scaling.factor", 4.0)]), linear);
+    assert_eq!(scaling(&[("llama.rope.scale_linear", 4.0)]), linear);
+    for none in [0.0, 1.0] {
+        assert_eq!(scaling(&[("llama.rope.scaling.factor", none)]), serde_json::Value::Null);
+    }
+}
+
+#[test]
 fn a_file_that_llama_cpps_own_writer_wrote_is_read() {
     let bytes = include_bytes!("../../../fuzz/seeds/gguf/llama.gguf").to_vec();
     let file = Gguf::of(Path::new("llama.gguf"), Source::memory(bytes)).unwrap();
