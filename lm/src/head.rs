@@ -105,9 +105,9 @@ impl RewardModel {
         }
     }
 
-    /// The model's variables, then the head's.
+    /// The model's variables, then the head's; without an output layer of its own, on which no score depends.
     pub fn variables(&self) -> Vec<Variable> {
-        let mut all = self.lm.variables();
+        let mut all = self.lm.trunk_variables();
         all.extend(self.head.variables());
         all
     }

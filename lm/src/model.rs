@@ -9,6 +9,7 @@ use rand_chacha::ChaCha12Rng;
 
 use crate::adapter::{self, LoraConfig};
 use crate::linear::{Dropout, LowRank};
+use crate::spec::OUTPUT;
 use crate::transformer::Transformer;
 use crate::{
     Batch, Error, InitStd, ModelConfig, Precision, Result, StatOptions, TokenStats, Variable, WeightType, stats,
@@ -137,6 +138,13 @@ impl CausalLm {
     /// The model's own tensors, without an adapter's, by their names in the file. They share storage.
     pub fn weights(&self) -> impl Iterator<Item = (String, &Tensor)> {
         self.net.tensors().into_iter().map(|named| (named.name, named.tensor))
+    }
+
+    /// Those that hidden states depend on: all but the output layer's own.
+    pub(crate) fn trunk_variables(&self) -> Vec<Variable> {
+        let mut all = self.variables();
+        all.retain(|variable| !variable.name.strip_prefix(OUTPUT).is_some_and(|rest| rest.starts_with('.')));
+        all
     }
 
     /// The hidden states after the last norm, `[batch, time, d]`. `dropout` is for training only. Errors: ids above

@@ -55,8 +55,9 @@ fn every_variable_of_a_full_model_gets_a_gradient() {
     for (config, tensors) in families().into_iter().zip([2 + 2 * 12 + 2, 1 + 2 * 10 + 4, 1 + 2 * 9 + 2]) {
         for pool in [Pool::Last, Pool::Sum] {
             let reward = reward(model(config.clone(), 1), pool);
-            assert_eq!(reward.variables().len(), tensors + 2);
-            assert_every_variable_has_a_gradient(&reward.variables(), &objective(&reward, &batch));
+            let variables = [reward.lm.variables(), reward.head.variables()].concat();
+            assert_eq!(variables.len(), tensors + 2);
+            assert_every_variable_has_a_gradient(&variables, &objective(&reward, &batch));
         }
         // Each of the losses alone reaches the whole trunk.
         let lm = model(config, 2);
@@ -120,6 +121,24 @@ fn set(v: &Variable, values: &[f32]) {
 ///
 /// A step of 1e-2 in weights of spread 0.3 leaves a truncation error of a few 1e-4 of the curvature, and f32 an error of
 /// some 1e-6 / 1e-2 in the difference: hence the tolerances.
+#[test]
+fn a_score_depends_on_all_variables_of_a_reward_model_and_on_no_output_layer() {
+    let rows = sequences();
+    let batch = Batch::new(&refs(&rows)).unwrap();
+    for config in families() {
+        let lm = model(config, 1);
+        let of_lm: Vec<String> = lm.variables().into_iter().map(|v| v.name).collect();
+        let reward = reward(lm, Pool::Last);
+        let gradients = lm::backward(&reward.scores(&batch, None).unwrap().sum_all().unwrap()).unwrap();
+        let names: Vec<String> = reward.variables().into_iter().map(|v| v.name).collect();
+        for v in reward.variables() {
+            assert!(gradients.get(v.var.as_tensor()).is_some(), "{}", v.name);
+        }
+        let left: Vec<&String> = of_lm.iter().filter(|name| !names.contains(name)).collect();
+        assert!(left.iter().all(|name| name.starts_with("lm_head.")), "{left:?}");
+    }
+}
+
 fn assert_gradients_match_differences(reward: &RewardModel) {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
