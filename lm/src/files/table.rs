@@ -9,6 +9,9 @@ use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor
 /// The one key that is no tensor, in safetensors headers.
 const METADATA: &str = "__metadata__";
 
+/// More than any model has; each takes many times its bytes in the file.
+pub(super) const MAX_NAMES: usize = 1 << 17;
+
 /// A map by tensor name. serde's own maps take the last of two equal keys, and two readers then see two models.
 #[derive(Debug)]
 pub(super) struct Table<T>(pub BTreeMap<String, T>);
@@ -38,6 +41,9 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
             let value = map.next_value()?;
             if entries.contains_key(&name) {
                 return Err(A::Error::custom(format!("tensor `{name}` stands there twice")));
+            }
+            if entries.len() == MAX_NAMES {
+                return Err(A::Error::custom(format!("more than {MAX_NAMES} tensors")));
             }
             entries.insert(name, value);
         }

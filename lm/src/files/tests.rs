@@ -118,6 +118,13 @@ fn two_tensors_of_one_name_or_one_place_are_refused() {
 }
 
 #[test]
+fn more_tensors_than_any_model_has_are_not_listed() {
+    let entry = |i: usize| format!(r#""{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#);
+    let header: Vec<String> = (0..=1 << 17).map(entry).collect();
+    assert_refused(&safetensors_of(&format!("{{{}}}", header.join(",")), &[]), "more than 131072 tensors");
+}
+
+#[test]
 fn a_header_length_beyond_the_file_is_refused_before_it_is_believed() {
     for claimed in [u64::MAX, 1 << 63, 100_000_001, 99_999_999, 9, 3] {
         let bytes = [&claimed.to_le_bytes()[..], b"{}      "].concat();

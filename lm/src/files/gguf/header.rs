@@ -21,6 +21,8 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 20;
 /// Far more than any model has; each takes at least 13 bytes of the file, too.
 const MAX_ENTRIES: u64 = 1 << 16;
+/// Texts in an array, of which a vocabulary and its merges have a few hundred thousand.
+const MAX_TEXTS: u64 = 1 << 20;
 /// Bytes of a key; the format's own bound.
 const MAX_KEY: u64 = (1 << 16) - 1;
 const MAX_DIMS: u32 = 4;
@@ -188,6 +190,9 @@ impl Scanner<'_> {
         };
         if count > self.left() / size {
             return Err(format!("is an array of {count}; the file has only {} more bytes", self.left()));
+        }
+        if kind == 8 && count > MAX_TEXTS {
+            return Err(format!("is an array of {count} texts; at most {MAX_TEXTS} are read"));
         }
         Ok(match kind {
             8 => Value::Texts((0..count).map(|_| self.text(u64::MAX)).collect::<Found<_>>()?),

@@ -327,6 +327,12 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
 }
 
 #[test]
+fn more_texts_than_any_vocabulary_has_are_not_read() {
+    let many = array(TEXT, (1 << 20) + 1, &vec![0; 8 * ((1 << 20) + 1)]);
+    assert_refused(&File::llama().with("tokenizer.ggml.merges", many).bytes(), "1048577 texts; at most 1048576");
+}
+
+#[test]
 fn a_tensor_that_cannot_be_where_it_says_is_refused() {
     let name = "blk.0.attn_v.weight";
     for (dims, kind, why) in [

@@ -7,9 +7,11 @@
 use std::collections::BTreeMap;
 
 /// The largest pickle that is read, in bytes. A state dict of 10,000 tensors has 1.5 MB.
-pub(super) const MAX_BYTES: u64 = 16 << 20;
+pub(super) const MAX_BYTES: u64 = 8 << 20;
 /// Values in a pickle. A tensor takes about 20.
-const MAX_VALUES: usize = 1 << 21;
+const MAX_VALUES: usize = 1 << 19;
+/// Marks that are open at once. A state dict has a few.
+const MAX_MARKS: usize = 1 << 8;
 /// The longest name of a module, class or storage, in bytes.
 pub(super) const MAX_NAME: usize = 256;
 
@@ -203,7 +205,7 @@ impl<'a> Machine<'a> {
                     self.push_text(usize::from(len))?;
                 }
                 // MARK, EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE3, TUPLE
-                b'(' => self.marks.push(self.stack.len()),
+                b'(' => self.mark()?,
                 b')' => self.push(Value::Tuple(Vec::new()))?,
                 0x85..=0x87 => {
                     let items = self.pop_many(usize::from(code - 0x84))?;
@@ -279,6 +281,14 @@ impl<'a> Machine<'a> {
     fn push_text(&mut self, len: usize) -> Result<(), String> {
         let text = std::str::from_utf8(self.take(len)?).map_err(|_| "has a text that is not UTF-8".to_owned())?;
         self.push(Value::Text(text))
+    }
+
+    fn mark(&mut self) -> Result<(), String> {
+        if self.marks.len() == MAX_MARKS {
+            return Err(format!("has more than {MAX_MARKS} marks open at once"));
+        }
+        self.marks.push(self.stack.len());
+        Ok(())
     }
 
     fn pop(&mut self) -> Result<Id, String> {
