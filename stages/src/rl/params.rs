@@ -89,7 +89,9 @@ pub struct Params {
     pub beta2: f64,
     /// Largest global gradient norm; null: not clipped.
     pub max_gradient_norm: Option<f64>,
-    /// The policy's adapter; null: full training.
+    /// The policy's adapter; null (or `none`): full training.
+    #[serde(deserialize_with = "crate::train::params::adapter")]
+    #[schemars(schema_with = "crate::train::params::adapter_schema::<Lora>")]
     pub lora: Option<Lora>,
     /// The split that prompts are drawn from.
     pub split: Split,

@@ -153,6 +153,16 @@ fn apart<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> f64 {
 }
 
 #[test]
+fn a_policy_has_an_adapter_unless_none_is_asked_for() {
+    let lora = |with| serde_json::from_value::<Params>(with).map(|params| params.lora);
+    assert_eq!(lora(json!({})).ok(), Some(Some(Default::default())));
+    // Null only takes a value back where a variant or a profile says it.
+    assert_eq!(lora(json!({ "lora": "none" })).ok(), Some(None));
+    assert_eq!(lora(json!({ "lora": null })).ok(), Some(None));
+    assert!(lora(json!({ "lora": "full" })).is_err());
+}
+
+#[test]
 fn c_where_the_variance_is_that_of_phase_one_the_gradient_is_the_mean_arms() -> Result<()> {
     let world = World::new()?;
     let value = Value { coefficient: 0.0, ..Value::default() };

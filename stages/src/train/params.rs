@@ -1,6 +1,7 @@
 //! Parameters that several kinds share. Knows how they are written in a pipeline file, not what they do.
 
 use std::borrow::Cow;
+use std::marker::PhantomData;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::MapAccessDeserializer;
@@ -63,36 +64,38 @@ impl Adapter {
 
 impl<'de> Deserialize<'de> for Adapter {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = Adapter;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a map of r, alpha and dropout, or `none`")
-            }
-
-            fn visit_unit<E>(self) -> Result<Adapter, E> {
-                Ok(Adapter(None))
-            }
-
-            fn visit_none<E>(self) -> Result<Adapter, E> {
-                Ok(Adapter(None))
-            }
-
-            fn visit_str<E: serde::de::Error>(self, s: &str) -> Result<Adapter, E> {
-                if s == "none" {
-                    Ok(Adapter(None))
-                } else {
-                    Err(E::invalid_value(serde::de::Unexpected::Str(s), &self))
-                }
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Adapter, A::Error> {
-                Lora::deserialize(MapAccessDeserializer::new(map)).map(|lora| Adapter(Some(lora)))
-            }
-        }
-        d.deserialize_any(Either)
+        adapter(d).map(Self)
     }
+}
+
+/// An adapter's shape, or `null` or `none`. In a profile or a variant null only takes back what was there before, so that it
+/// takes a word to ask for none.
+pub fn adapter<'de, D: Deserializer<'de>, L: Deserialize<'de>>(d: D) -> Result<Option<L>, D::Error> {
+    struct Either<L>(PhantomData<L>);
+    impl<'de, L: Deserialize<'de>> Visitor<'de> for Either<L> {
+        type Value = Option<L>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the map of an adapter's shape, or `none`")
+        }
+
+        fn visit_unit<E>(self) -> Result<Option<L>, E> {
+            Ok(None)
+        }
+
+        fn visit_none<E>(self) -> Result<Option<L>, E> {
+            Ok(None)
+        }
+
+        fn visit_str<E: serde::de::Error>(self, s: &str) -> Result<Option<L>, E> {
+            if s == "none" { Ok(None) } else { Err(E::invalid_value(serde::de::Unexpected::Str(s), &self)) }
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<L>, A::Error> {
+            L::deserialize(MapAccessDeserializer::new(map)).map(Some)
+        }
+    }
+    d.deserialize_any(Either(PhantomData))
 }
 
 impl JsonSchema for Adapter {
@@ -101,9 +104,14 @@ impl JsonSchema for Adapter {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let lora = generator.subschema_for::<Lora>();
-        schemars::json_schema!({ "anyOf": [lora, { "type": "null" }, { "const": "none" }] })
+        adapter_schema::<Lora>(generator)
     }
+}
+
+/// What [`adapter`] reads.
+pub fn adapter_schema<L: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    let lora = generator.subschema_for::<L>();
+    schemars::json_schema!({ "anyOf": [lora, { "type": "null" }, { "const": "none" }] })
 }
 
 /// The number type of saved weights.
