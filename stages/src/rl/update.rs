@@ -14,7 +14,7 @@ use super::params::Params;
 use super::rollout::Rollout;
 use crate::stats::{mean, permutation, std};
 use crate::train::checkpoint::Exact;
-use crate::train::step::unsound;
+use crate::train::step::suspect;
 use crate::train::{Told, named, number, rounded};
 
 /// A minibatch whose mean ratio exceeds this is skipped: its old log-probabilities no longer describe the policy.
@@ -223,8 +223,8 @@ impl Learner {
         };
         let mut variables = self.policy.variables();
         variables.extend(self.head.variables());
-        let weight = unsound(&variables).map_or_else(String::new, |name| format!("; the weight {name} is not finite"));
-        Error::yours(format!("PPO: {what} is not finite at step {}, on {posts} ({last}{weight})", self.steps))
+        let weights = suspect(&variables);
+        Error::yours(format!("PPO: {what} is not finite at step {}, on {posts} ({last}; {weights})", self.steps))
             .help(format!("lower `lr` (it is {}), or set `max_gradient_norm`", number(self.lr)))
     }
 

@@ -222,23 +222,28 @@ impl Trainer {
             Some(loss) => format!("the last finite loss was {}, at step {}", rounded(loss), self.done),
             None => "no step before it".to_owned(),
         };
-        let weights = match unsound(&self.variables) {
-            Some(name) => format!("; the weight {name} is not finite"),
-            None => String::new(),
-        };
+        let weights = suspect(&self.variables);
         let (step, steps) = (self.done + 1, self.plan.steps);
-        Error::yours(format!("{what} at step {step} of {steps}, on {rows} ({last}{weights})"))
+        Error::yours(format!("{what} at step {step} of {steps}, on {rows} ({last}; {weights})"))
             .help(format!("lower `lr` (it is {}), lengthen `warmup`, or clip harder", number(self.plan.lr)))
     }
 }
 
-/// The first variable that holds a number that is not finite: earlier steps broke it, not this batch.
-pub fn unsound(variables: &[Variable]) -> Option<&str> {
-    let broken = |variable: &&Variable| {
-        let values = variable.var.flatten_all().and_then(|values| values.to_vec1::<f32>());
-        values.is_ok_and(|values| values.iter().any(|value| !value.is_finite()))
-    };
-    variables.iter().find(broken).map(|variable| variable.name.as_str())
+/// Which weight a number that is not finite may come from: the first that holds one itself, which earlier steps broke and not
+/// this batch, or the one that holds the largest.
+pub fn suspect(variables: &[Variable]) -> String {
+    let mut largest = ("", 0.0);
+    for variable in variables {
+        let values = variable.var.flatten_all().and_then(|values| values.to_vec1::<f32>()).unwrap_or_default();
+        if values.iter().any(|value| !value.is_finite()) {
+            return format!("the weight {} is not finite", variable.name);
+        }
+        let most = values.iter().fold(0f32, |most, value| most.max(value.abs()));
+        if most > largest.1 {
+            largest = (&variable.name, most);
+        }
+    }
+    format!("all weights are finite, the largest is {} in {}", rounded(f64::from(largest.1)), largest.0)
 }
 
 fn lap(clock: &mut Instant) -> f64 {
@@ -298,13 +303,16 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_is_named_with_step_rows_and_tensor() {
-        let place = "at step 2 of 9, on posts `a`, `b` (the last finite loss was 8.5, at step 1)";
+        let place = "at step 2 of 9, on posts `a`, `b` (the last finite loss was 8.5, at step 1; \
+                     all weights are finite, the largest is 3 in h.0.w)";
         // The slope of the root at 0 is infinite, its value is not.
         let gradient = diverged(|w, step| if step == 2 { (w - w)?.sqrt() } else { w.sqr() });
         assert_eq!(gradient, format!("the gradient of h.0.w is not finite {place}"));
         let loss = diverged(|w, step| if step == 2 { w / 0.0 } else { w.sqr() });
         assert!(loss.starts_with("the loss is ") && loss.ends_with(place), "{loss}");
-        assert!(diverged(|w, _| w / 0.0).ends_with(" at step 1 of 9, on posts `a`, `b` (no step before it)"));
+        let first =
+            "at step 1 of 9, on posts `a`, `b` (no step before it; all weights are finite, the largest is 4 in h.0.w)";
+        assert!(diverged(|w, _| w / 0.0).ends_with(first));
     }
 
     #[test]
