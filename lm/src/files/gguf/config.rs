@@ -5,6 +5,15 @@ use serde_json::{Value, json};
 use super::{Metadata, required};
 use crate::files::Places;
 
+/// What other models that llama.cpp runs have and a Llama has not: each changes the numbers.
+const UNSUPPORTED: [&str; 5] = [
+    "llama.attention.scale",
+    "llama.attention.sliding_window",
+    "llama.embedding_scale",
+    "llama.logit_scale",
+    "llama.residual_scale",
+];
+
 /// The shape of a Llama, under llama.cpp's meanings.
 pub(super) struct Llama {
     vocabulary: usize,
@@ -35,6 +44,9 @@ pub(super) fn read(metadata: &Metadata, tensors: &Places) -> Result<Llama, Strin
     };
     if metadata.count("llama.expert_count")?.unwrap_or(0) > 0 {
         return Err("`llama.expert_count` is set; mixtures of experts are not read".to_owned());
+    }
+    if let Some(key) = UNSUPPORTED.iter().find(|key| metadata.0.contains_key(**key)) {
+        return Err(format!("`{key}` is set; that is not read"));
     }
     let (width, heads) = (size("llama.embedding_length")?, size("llama.attention.head_count")?);
     let kv_heads = match metadata.count("llama.attention.head_count_kv")? {

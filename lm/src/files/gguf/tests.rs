@@ -281,6 +281,8 @@ fn a_model_that_is_not_read_is_refused_by_name() {
         (llama().with("llama.attention.head_count", number(1)), "expected 1 heads of 32 rows"),
         (llama().with("llama.rope.dimension_count", number(8)), "8 of them rotated"),
         (llama().with("llama.expert_count", number(8)), "mixtures of experts"),
+        (llama().with("llama.logit_scale", typed(F32, &0.5f32.to_le_bytes())), "`llama.logit_scale` is set"),
+        (llama().with("llama.attention.sliding_window", number(8)), "`llama.attention.sliding_window` is set"),
         (llama().with("llama.rope.scaling.type", typed(TEXT, &text("yarn"))), "is `yarn`; only `linear`"),
         (llama().with("llama.rope.freq_base", typed(F32, &f32::NAN.to_le_bytes())), "not a finite number"),
         (llama().with("llama.rope.freq_base", typed(F32, &(-1f32).to_le_bytes())), "expected a positive number"),
