@@ -100,7 +100,7 @@ impl Scaling {
                 if low >= high {
                     return Err(format!("rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}"));
                 }
-                Ok(plain.into_iter().map(|f| llama3(f64::from(f), factor, low, high, length) as f32).collect())
+                Ok(plain.into_iter().map(|f| llama3(f, factor, low, high, length)).collect())
             }
             other => Err(format!("rope_scaling of type `{other}`; `default`, `linear` and `llama3` are supported")),
         }
@@ -108,11 +108,17 @@ impl Scaling {
 }
 
 /// Llama 3.1's rule: waves that fit the original length often stay, those that hardly fit are stretched by `factor`, and in
-/// between the two are mixed.
-fn llama3(frequency: f64, factor: f64, low: f64, high: f64, length: f64) -> f64 {
-    let fits = length * frequency / std::f64::consts::TAU;
-    let kept = ((fits - low) / (high - low)).clamp(0.0, 1.0);
-    (1.0 - kept) * frequency / factor + kept * frequency
+/// between the two are mixed. Every step rounds as in transformers, where 1 / x is rounded before it is multiplied.
+fn llama3(frequency: f32, factor: f64, low: f64, high: f64, length: f64) -> f32 {
+    let wave = 1.0 / frequency * std::f32::consts::TAU;
+    if wave > (length / low) as f32 {
+        return frequency / factor as f32;
+    }
+    if wave < (length / high) as f32 {
+        return frequency;
+    }
+    let kept = (1.0 / wave * length as f32 - low as f32) / (high - low) as f32;
+    (1.0 - kept) * frequency / factor as f32 + kept * frequency
 }
 
 #[cfg(test)]
@@ -161,6 +167,13 @@ mod tests {
         // 1 / 500000 ** (torch.arange(0, 14, 2).float() / 14)
         let theirs = [0x3f800000, 0x3e1d183a, 0x3cc0cd72, 0x3b6ca07f, 0x3a1134d0, 0x38b23646, 0x375ab850];
         assert_eq!(frequencies(500_000.0, 14), Ok(theirs.map(f32::from_bits).to_vec()));
+        // transformers' own, of heads of 16.
+        let llama3 = serde_json::json!({ "rope_type": "llama3", "rope_theta": 1e4, "factor": 7.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64 });
+        let rope: Rope =
+            serde_json::from_value(serde_json::json!({ "rope_parameters": llama3 })).expect("a rotary part");
+        let theirs = [0x3f800000, 0x3e7bc04e, 0x3c72c29a, 0x3b9407df, 0x3abb3ee7, 0x39ecd965, 0x3915cbed, 0x383d7ab7];
+        assert_eq!(rope.frequencies(16), Ok(theirs.map(f32::from_bits).to_vec()));
     }
 
     #[test]
@@ -181,7 +194,7 @@ mod tests {
         let scaled = |f| llama3(f, 8.0, 1.0, 4.0, 8192.0);
         assert_eq!(scaled(1.0), 1.0);
         assert_eq!(scaled(1e-5), 1e-5 / 8.0);
-        let between = std::f64::consts::TAU * 2.5 / 8192.0;
-        assert!((scaled(between) / between - 0.5625).abs() < 1e-12);
+        let between = std::f32::consts::TAU * 2.5 / 8192.0;
+        assert!((scaled(between) / between - 0.5625).abs() < 1e-6);
     }
 }
