@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -64,6 +66,7 @@ impl Tokenizer {
     }
 
     fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+        check_steps(bytes).map_err(|what| error(path, what))?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(path, e.to_string()))?;
         Self::of(inner, path)
     }
@@ -157,6 +160,32 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+/// What makes the crate panic instead of giving an error: a decoder that is not JSON, and a `Precompiled` normalizer that is
+/// not what it should be. No BPE has the latter.
+fn check_steps(bytes: &[u8]) -> std::result::Result<(), String> {
+    #[derive(Deserialize)]
+    struct Steps {
+        #[serde(default)]
+        normalizer: Value,
+        #[serde(default, rename = "decoder")]
+        _decoder: Value,
+    }
+    fn is_precompiled(step: &Value) -> bool {
+        match step {
+            Value::Object(fields) => {
+                fields.get("type").is_some_and(|kind| kind == "Precompiled") || fields.values().any(is_precompiled)
+            }
+            Value::Array(steps) => steps.iter().any(is_precompiled),
+            _ => false,
+        }
+    }
+    let steps: Steps = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    if is_precompiled(&steps.normalizer) {
+        return Err("has a `Precompiled` normalizer, as no BPE has; it is not read".to_owned());
+    }
+    Ok(())
 }
 
 /// Whether a byte, by its letter of the byte-level alphabet, may be missing. SmolLM2 lacks bytes that UTF-8 never has (C0, C1,

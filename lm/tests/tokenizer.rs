@@ -158,6 +158,31 @@ fn a_tokenizer_that_falls_back_to_bytes_gives_any_text_back() {
 }
 
 #[test]
+fn steps_at_which_the_crate_would_panic_are_refused() {
+    let json = trained().to_json().unwrap();
+    let with = |key: &str, step: &str| {
+        let mut file: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&json).unwrap();
+        file.insert(key.to_owned(), "here".into());
+        Tokenizer::from_bytes(serde_json::to_string(&file).unwrap().replace("\"here\"", step).as_bytes())
+    };
+    with("normalizer", r#"{"type":"NFC"}"#).unwrap();
+    for (key, step, why) in [
+        ("decoder", r#"{"type":"ByteLevel""#, "at line 1"),
+        ("decoder", r#"{"type":}"#, "at line 1"),
+        ("decoder", r#"{"type":"\ud800"}"#, "at line 1"),
+        ("normalizer", r#"{"type":"Precompiled"}"#, "Precompiled"),
+        (
+            "normalizer",
+            r#"{"type":"Sequence","normalizers":[{"type":"Precompiled","precompiled_charsmap":"AAAA"}]}"#,
+            "Precompiled",
+        ),
+    ] {
+        let message = with(key, step).unwrap_err().to_string();
+        assert!(message.contains(why), "{message}");
+    }
+}
+
+#[test]
 fn a_models_config_names_its_eos() {
     let of = |eos: u32| {
         let mut config = tiny_config();
