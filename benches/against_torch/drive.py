@@ -64,7 +64,7 @@ def build():
 
 def ours(program, threads):
     # As `temper run` sets it for the stages.
-    environment = {"MIMALLOC_PURGE_DELAY": "-1", "RAYON_NUM_THREADS": threads, "CANDLE_NUM_THREADS": threads}
+    environment = {"MIMALLOC_PURGE_DELAY": "-1", "RAYON_NUM_THREADS": threads}
     return Side([program, str(SHAPES), threads], environment)
 
 
@@ -86,27 +86,31 @@ def watched(side, other, question):
 
 
 def measure(row, program, threads, pairs):
-    """Interleaved pairs after one unmeasured round, as lists by name of measurement; and the error of a row that rounds."""
+    """Interleaved pairs after one unmeasured round, as lists by name of measurement; of a training step, before each pair the
+    fastest product; and the error of a row that rounds."""
     mine = {"figure": row.ours, "shape": row.shape}
-    us, them = ours(program, threads), peer(threads) if row.peer else None
+    us, them = ours(program, threads), peer(threads)
     theirs = {"figure": row.peer, "shape": row.shape}
-    if them and "asset" in json.loads(SHAPES.read_text())["shapes"][row.shape]:
+    if "asset" in json.loads(SHAPES.read_text())["shapes"][row.shape]:
         teller = ours(program, threads)
         theirs |= teller.ask({"figure": "texts", "shape": row.shape})
         teller.end()
     # A round that does not count makes models, caches and threads.
     us.ask(mine)
-    if them:
-        them.ask(theirs)
-    sides = [side for side in (us, them) if side]
-    found = {"ours": {}, "peer": {}}
+    them.ask(theirs)
+    sides, found = [us, them], {"ours": {}, "peer": {}}
+    if row.efficiency:
+        fastest = ours(program, threads)
+        sides.append(fastest)
+        found["fastest"] = {}
 
     def others():
         return processors() - sum(side.processor_seconds() for side in sides)
 
     before, clock = others(), time.monotonic()
     for _ in range(pairs):
-        answers = {"ours": watched(us, them, mine), "peer": watched(them, us, theirs)} if them else {"ours": us.ask(mine)}
+        answers = {"fastest": fastest.ask({"figure": "fastest", "shape": row.shape})} if row.efficiency else {}
+        answers |= {"ours": watched(us, them, mine), "peer": watched(them, us, theirs)}
         for side, answer in answers.items():
             for name, value in answer.items():
                 found[side].setdefault(name, []).append(value)

@@ -50,7 +50,7 @@ pub fn prepare(figure: &str, shapes: &Shapes, shape: &str) -> Result<Run, String
         "phase_lora_5" => ppo::phase(s, shapes, adapter(lora), 5),
         "phase_full_1" => ppo::phase(s, shapes, Trains::All, 1),
         "phase_full_5" => ppo::phase(s, shapes, Trains::All, 5),
-        "peak" => Ok(peak(s)),
+        "fastest" => Ok(fastest(s)),
         other => Err(format!("no figure `{other}`")),
     }
 }
@@ -59,7 +59,7 @@ fn adapter(lora: Lora) -> Trains {
     Trains::Lora(lora.r)
 }
 
-/// One optimiser step on the response tokens' loss.
+/// Optimiser steps on the response tokens' loss, one after the other; gives what one took.
 fn training_step(model: CausalLm, trains: Trains, shapes: &Shapes, s: Shape) -> Result<Run, String> {
     let optimiser = shapes.optimiser;
     let config = AdamWConfig { weight_decay: optimiser.weight_decay, ..AdamWConfig::default() };
@@ -68,12 +68,14 @@ fn training_step(model: CausalLm, trains: Trains, shapes: &Shapes, s: Shape) -> 
     let sequences = world::sequences(&s, s.train_batch)?;
     Ok(Box::new(move || {
         let clock = Instant::now();
-        let batch = Batch::new(&sequences.iter().collect::<Vec<&Sequence>>()).map_err(told)?;
-        let loss = model.lm_loss(&batch, 0.0, Some(&mut dropout)).map_err(told)?;
-        let gradients = lm::backward(&loss.loss).map_err(told)?;
-        adamw.step(&gradients, optimiser.lr, Some(optimiser.clip)).map_err(told)?;
+        for _ in 0..s.steps {
+            let batch = Batch::new(&sequences.iter().collect::<Vec<&Sequence>>()).map_err(told)?;
+            let loss = model.lm_loss(&batch, 0.0, Some(&mut dropout)).map_err(told)?;
+            let gradients = lm::backward(&loss.loss).map_err(told)?;
+            adamw.step(&gradients, optimiser.lr, Some(optimiser.clip)).map_err(told)?;
+        }
         Ok(Measured {
-            seconds: clock.elapsed().as_secs_f64(),
+            seconds: clock.elapsed().as_secs_f64() / s.steps as f64,
             tokens: (s.train_batch * (s.prompt + s.max_new)) as u64,
             flops: s.whole(s.train_batch, true).train(trains),
         })
@@ -113,7 +115,7 @@ fn sampling(s: Shape, lora: Lora, decode: bool) -> Result<Run, String> {
 
 /// The fastest of our products of matrices among the shapes of a training step: by a prepared factor, as those with weights are,
 /// or by the library that the other kernels call.
-fn peak(s: Shape) -> Run {
+fn fastest(s: Shape) -> Run {
     let rows = s.train_batch * (s.prompt + s.max_new);
     let (d, responses) = (s.d, s.train_batch * s.max_new);
     let sizes = [(rows, d, 3 * d), (rows, d, d), (rows, d, 4 * d), (rows, 4 * d, d), (responses, d, s.vocab)];
@@ -132,7 +134,7 @@ fn times_of_product(m: usize, k: usize, n: usize) -> [f64; 2] {
     const REPEATS: usize = 5;
     let (a, b, mut out) = (vec![0.5_f32; m * k], vec![0.25_f32; k * n], vec![0.0_f32; m * n]);
     let prepared = Prepared::new(Mat::new(&b, k, n), None, Precision::F32);
-    let fastest = |product: &mut dyn FnMut()| {
+    let quickest = |product: &mut dyn FnMut()| {
         let seconds = (0..REPEATS).map(|_| {
             let clock = Instant::now();
             product();
@@ -141,7 +143,7 @@ fn times_of_product(m: usize, k: usize, n: usize) -> [f64; 2] {
         seconds.fold(f64::INFINITY, f64::min)
     };
     [Factor::Prepared(&prepared), Factor::Once(Mat::new(&b, k, n))].map(|b| {
-        fastest(&mut || {
+        quickest(&mut || {
             multiply(&mut out, Into::Overwrite, 1.0, Mat::new(&a, m, k), b, Threads::Pool);
             std::hint::black_box(&mut out);
         })

@@ -54,6 +54,8 @@ pub struct Shape {
     pub min_new: usize,
     pub max_new: usize,
     pub train_batch: usize,
+    /// Training steps that are timed together.
+    pub steps: usize,
     pub decode_batch: usize,
     pub rollouts: usize,
     pub epochs: usize,

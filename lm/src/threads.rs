@@ -1,23 +1,21 @@
 //! How many threads this process computes with; knows no model. No result depends on the number.
 
-/// Sets the number of threads of rayon (hence of gemm) and of candle's elementwise pool. To be called first thing in
-/// `main`: both pools are made at their first use and then keep their size.
+/// Sets the number of threads of rayon (hence of gemm). To be called first thing in `main`: the pool is made at its first
+/// use and then keeps its size.
 ///
-/// candle takes its number from the environment alone, which may only be changed while no other thread runs. If one
-/// does, candle keeps what it would have had (`RAYON_NUM_THREADS`, else the number of cores); results are the same.
+/// candle's elementwise operations get none beside the caller: what is left to them is too small to be worth waking a
+/// second pool, whose threads would take the cores from rayon's. candle takes its number from the environment alone,
+/// which may only be changed while no other thread runs. If one does, candle keeps what it would have had
+/// (`CANDLE_NUM_THREADS`, else `RAYON_NUM_THREADS`, else the number of cores); results are the same.
 pub fn set_threads(n: usize) {
-    let n = n.max(1);
-    let wanted = n.to_string();
-    let names = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
-    let set = names.iter().all(|name| std::env::var_os(name).is_some_and(|value| value == wanted.as_str()));
-    if !set && alone() {
-        for name in names {
+    if alone() {
+        for (name, threads) in [("RAYON_NUM_THREADS", n.max(1)), ("CANDLE_NUM_THREADS", 1)] {
             // SAFETY: `alone` has found no other thread, so none reads or writes the environment meanwhile.
-            unsafe { std::env::set_var(name, &wanted) };
+            unsafe { std::env::set_var(name, threads.to_string()) };
         }
     }
     // An error means that the pool exists already; its size then stays.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(n.max(1)).build_global();
 }
 
 /// Whether the calling thread is the only one of the process, as far as the operating system tells.

@@ -63,8 +63,8 @@ def scoring(shape, given, dtype):
 
 
 def training_step(model, settings, shape, rounds=False):
-    """One optimiser step on the response tokens' loss; the output layer sees their positions alone. If it `rounds`, by
-    autocast to bf16, weights, their gradients and the softmax stay in f32."""
+    """Optimiser steps on the response tokens' loss, one after the other; gives what one took. The output layer sees their
+    positions alone. If it `rounds`, by autocast to bf16, weights, their gradients and the softmax stay in f32."""
     rule = settings["optimiser"]
     trained = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=rule["lr"], weight_decay=rule["weight_decay"], fused=True)
@@ -72,8 +72,7 @@ def training_step(model, settings, shape, rounds=False):
     ids = torch.randint(shape["vocab"], (n, prompt + new), generator=torch.Generator().manual_seed(5))
     model.train()
 
-    def run():
-        clock = time.perf_counter()
+    def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=rounds):
             states = models.hidden(model, ids)[:, prompt - 1 : -1].flatten(0, 1)
             logits = models.gpt2(model).lm_head(states)
@@ -82,7 +81,12 @@ def training_step(model, settings, shape, rounds=False):
         torch.nn.utils.clip_grad_norm_(trained, rule["clip"])
         adamw.step()
         adamw.zero_grad(set_to_none=True)
-        return time.perf_counter() - clock, ids.numel()
+
+    def run():
+        clock = time.perf_counter()
+        for _ in range(shape["steps"]):
+            step()
+        return (time.perf_counter() - clock) / shape["steps"], ids.numel()
 
     return run
 

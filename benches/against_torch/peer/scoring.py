@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import models
-from ppo import Packed, Row
-
-# The quickest: larger batches outgrow the caches.
-BATCH = 16
+from ppo import SCORING_BATCH, Packed, Row
 
 
 class Scoring:
@@ -31,8 +28,8 @@ class Scoring:
         rows = [Row(p, r) for p, r in self.sequences]
         order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
         found = [None] * len(rows)
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
+        for start in range(0, len(order), SCORING_BATCH):
+            batch = order[start : start + SCORING_BATCH]
             packed = Packed([rows[i] for i in batch])
             states = packed.predicting(models.hidden(self.model, packed.ids))
             logits = self.model.lm_head(states).float()

@@ -77,6 +77,10 @@ macro_rules! simd {
 }
 pub(crate) use simd;
 
+/// f32 in a cache line.
+#[cfg(target_arch = "x86_64")]
+pub const LINE: usize = 16;
+
 /// Width of the accumulators below: two AVX-512 registers, so that two chains of additions overlap.
 pub const LANES: usize = 32;
 
@@ -190,6 +194,21 @@ pub fn max(x: &[f32]) -> f32 {
     }
     acc.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
 }
+
+/// Asks for `x` to be brought to the caches, for reading soon.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn prefetch(x: &[f32]) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for line in x.chunks(LINE) {
+        // SAFETY: a prefetch accesses nothing; what it names lies within the slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+}
+
+/// Without such an instruction, the first access brings it.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn prefetch(_x: &[f32]) {}
 
 simd! {
     /// `acc += x`, elementwise.

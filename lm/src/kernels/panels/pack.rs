@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::tile::round::Pair;
 use super::tile::{COLS, ROWS, Word};
 use crate::kernels::gemm::{Mat, Threads};
-use crate::kernels::simd::{fma, simd};
+use crate::kernels::simd::{fma, prefetch, simd};
 
 /// Lanes that are packed together: some panels of either kind.
 pub const TOGETHER: usize = 96;
@@ -176,7 +176,12 @@ fn pack_panels<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [W], from
 #[inline(always)]
 fn pack_across<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [[W; WIDTH]], from: Lanes, first: usize) {
     let depth = from.depth::<W>();
+    let lanes = first..(first + out.len() / depth.max(1) * WIDTH).min(from.lanes);
     for start in (0..depth).step_by(STEP) {
+        // The rows are far apart, so that no processor foresees them.
+        for k in W::ELEMENTS * (start + STEP)..(W::ELEMENTS * (start + 2 * STEP)).min(from.k) {
+            prefetch(&from.data[k * from.k_stride..][lanes.clone()]);
+        }
         for (i, out) in out.chunks_mut(depth).enumerate() {
             let first = first + i * WIDTH;
             for (p, out) in out[start..].iter_mut().take(STEP).enumerate() {

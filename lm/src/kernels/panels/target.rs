@@ -5,10 +5,6 @@ use std::marker::PhantomData;
 use crate::kernels::gemm::Into;
 use crate::kernels::simd::simd;
 
-/// f32 in a cache line.
-#[cfg(target_arch = "x86_64")]
-const LINE: usize = 16;
-
 /// Exclusive access to the elements of a row-major matrix.
 pub struct Target<'a> {
     first: *mut f32,
@@ -57,6 +53,9 @@ impl<'a> Target<'a> {
     #[cfg(target_arch = "x86_64")]
     pub fn prefetch(&self, row: usize, col: usize, rows: usize, cols: usize) {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+
+        use crate::kernels::simd::LINE;
+
         for i in row..(row + rows).min(self.rows) {
             for j in (col..(col + cols).min(self.cols)).step_by(LINE) {
                 // SAFETY: a prefetch accesses nothing; what it names lies within the matrix.
