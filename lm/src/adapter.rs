@@ -189,7 +189,6 @@ impl PeftConfig {
             return Err(format!("peft_type is `{}`; expected `LORA`", self.peft_type));
         }
         for (what, on) in [
-            ("use_rslora", self.use_rslora),
             ("use_dora", self.use_dora),
             ("rank_pattern", !self.rank_pattern.is_empty()),
             ("alpha_pattern", !self.alpha_pattern.is_empty()),
@@ -220,7 +219,9 @@ impl PeftConfig {
         {
             return Err(format!("{} is set; that is not supported", what.escape_debug()));
         }
-        let lora = LoraConfig { r: self.r, alpha: self.lora_alpha, dropout: self.lora_dropout };
+        // Rank-stabilised LoRA (Kalajdzievski 2023) divides by the root of r: plain LoRA with a greater alpha.
+        let alpha = if self.use_rslora { self.lora_alpha * (self.r as f64).sqrt() } else { self.lora_alpha };
+        let lora = LoraConfig { r: self.r, alpha, dropout: self.lora_dropout };
         lora.check()?;
         Ok(lora)
     }

@@ -1,5 +1,7 @@
 //! PEFT's adapters: on, merged and off.
 
+use std::fs;
+
 use crate::fixture::{Fixture, logprobs};
 use crate::numbers::Within;
 
@@ -30,5 +32,25 @@ fn its_folder_written_again_gives_the_same() {
         fixture.adapted().save_adapter(folder.path(), "base").unwrap();
         let again = fixture.model().load_adapter(folder.path()).unwrap();
         fixture.numbers.claim("lora/logprobs", &logprobs(&again, &fixture.rows), TOLERANCE);
+    }
+}
+
+#[test]
+fn a_rank_stabilised_one_gives_what_peft_gives_with_it() {
+    for fixture in Fixture::all() {
+        let (from, to) = (fixture.folder.join("adapter"), tempfile::tempdir().unwrap());
+        let config = fs::read_to_string(from.join("adapter_config.json")).unwrap();
+        let stabilised = config.replace("\"use_rslora\": false", "\"use_rslora\": true");
+        assert_ne!(stabilised, config);
+        fs::write(to.path().join("adapter_config.json"), stabilised).unwrap();
+        let weights = "adapter_model.safetensors";
+        fs::copy(from.join(weights), to.path().join(weights)).unwrap();
+        let adapted = fixture.model().load_adapter(to.path()).unwrap();
+        // Recorded for the claim that plain LoRA's fixture tells the two apart.
+        fixture.numbers.claim("mutants/scale_by_root_r/lora/logprobs", &logprobs(&adapted, &fixture.rows), TOLERANCE);
+        let folder = tempfile::tempdir().unwrap();
+        adapted.save_adapter(folder.path(), "base").unwrap();
+        let again = fixture.model().load_adapter(folder.path()).unwrap();
+        fixture.numbers.claim("mutants/scale_by_root_r/lora/logprobs", &logprobs(&again, &fixture.rows), TOLERANCE);
     }
 }
