@@ -17,7 +17,7 @@ use crate::kernels::attention::{self, Size};
 use crate::kernels::buffer::{CHUNK, for_chunks};
 use crate::kernels::gemm::{Into, Mat, Threads};
 use crate::kernels::norm::Scale;
-use crate::kernels::product::{Factor, Prepared, multiply};
+use crate::kernels::product::{Factor, Prepared, multiply, multiply_by_rows};
 use crate::kernels::projection::At;
 use crate::kernels::rotary::{Rotary, Turn};
 use crate::kernels::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
@@ -39,7 +39,8 @@ pub(crate) struct Decoder<'a> {
     size: Size,
     embedding: &'a [f32],
     positions: Option<&'a [f32]>,
-    table: &'a Prepared,
+    output: &'a [f32],
+    table: Option<&'a Prepared>,
     output_bias: Option<&'a [f32]>,
     rotary: Option<&'a Rotary>,
     layers: Vec<Layer<'a>>,
@@ -105,7 +106,8 @@ impl<'a> Decoder<'a> {
             size: Size { batch: 1, time: 0, heads: heads.query, kv_heads: heads.key_value, width: heads.width },
             embedding: &export.embedding,
             positions: export.positions.as_deref(),
-            table: &export.table,
+            output: &export.output,
+            table: export.table.as_ref(),
             output_bias: export.output_bias.as_deref(),
             rotary: export.rotary.as_ref(),
             layers: layers.collect(),
@@ -238,7 +240,11 @@ impl<'a> Decoder<'a> {
             out.chunks_exact_mut(vocab).for_each(|row| row.copy_from_slice(bias));
             into = Into::Add;
         }
-        multiply(out, into, 1.0, Mat::new(&work.h, n, d), Factor::Prepared(self.table), self.threads);
+        let h = Mat::new(&work.h, n, d);
+        match self.table {
+            Some(table) => multiply(out, into, 1.0, h, Factor::Prepared(table), self.threads),
+            None => multiply_by_rows(out, into, 1.0, h, Mat::new(self.output, vocab, d), self.threads),
+        }
         out.chunks_exact_mut(vocab)
     }
 

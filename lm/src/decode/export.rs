@@ -17,11 +17,17 @@ pub struct Export<'a> {
     pub positions: Option<View<'a>>,
     pub layers: Vec<LayerViews<'a>>,
     pub norm: Pair<'a>,
-    /// The output layer, `[d, vocab]`.
-    pub table: Prepared,
+    /// The output layer as it lies, `[vocab, d]`.
+    pub output: View<'a>,
+    /// The output layer, `[d, vocab]`, laid out for the products by it, unless it is very [`LARGE`].
+    pub table: Option<Prepared>,
     pub output_bias: Option<View<'a>>,
     pub rotary: Option<Rotary>,
 }
+
+/// Elements from which an f32 output layer is not kept a second time: for the few rows of a step it is read from memory
+/// in either form, and of a small model with many tokens it is the larger part.
+const LARGE: usize = 1 << 24;
 
 /// A weight and its bias.
 pub type Pair<'a> = (View<'a>, Option<View<'a>>);
@@ -56,13 +62,15 @@ impl<'a> Export<'a> {
         let output = model.output();
         let weight = View::of(output.weight)?;
         let (d, vocab) = (model.spec.d, model.spec.vocab);
-        let table = Prepared::new(Mat::new(&weight, vocab, d).t(), None, precision);
+        let prepared = precision == Precision::Bf16 || vocab * d < LARGE;
+        let table = prepared.then(|| Prepared::new(Mat::new(&weight, vocab, d).t(), None, precision));
         Ok(Self {
             spec: &model.spec,
             embedding: View::of(&model.embedding)?,
             positions: model.positions.as_ref().map(View::of).transpose()?,
             layers: layers.collect::<Result<_>>()?,
             norm: norm(&model.norm)?,
+            output: weight,
             table,
             output_bias: output.bias.map(View::of).transpose()?,
             rotary: model.rotary(positions),

@@ -66,6 +66,13 @@ pub fn multiply_columns(
     }
 }
 
+/// `out [a.rows, b.rows] = or += scale * a b^T` in f32, where the rows of both are contiguous: `b` is read as it lies and `a`
+/// laid out, which pays if `b` is by far the larger. Bit for bit [`multiply`]'s by a prepared transpose.
+pub fn multiply_by_rows(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, threads: Threads) {
+    let target = Target::new(out, a.rows(), b.rows(), b.rows()).t();
+    product(target, into, scale, &Rows::of(b), &Right::new(a.t(), None), threads);
+}
+
 /// A new `a b` of factors that are used once.
 pub fn product_once(a: Mat, b: Mat, precision: Precision) -> Vec<f32> {
     match precision {
@@ -85,5 +92,51 @@ pub fn multiply_once(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, pr
         Precision::Bf16 => {
             multiply(out, into, scale, a, Factor::Prepared(&Prepared::new(b, None, precision)), Threads::Pool);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha12Rng;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_factor_read_as_it_lies_gives_what_a_prepared_one_gives(
+            (m, k, n) in (1..60usize, 0..70usize, 1..200usize),
+            add: bool,
+            pool: bool,
+            seed: u64,
+        ) {
+            let mut rng = ChaCha12Rng::seed_from_u64(seed);
+            let mut random = |len: usize| (0..len).map(|_| rng.random_range(-2.0..2.0)).collect::<Vec<f32>>();
+            let (a, b, mut as_it_lies) = (random(m * k), random(n * k), random(m * n));
+            let mut prepared = as_it_lies.clone();
+            let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, n, k));
+            let into = if add { Into::Add } else { Into::Overwrite };
+            let threads = if pool { Threads::Pool } else { Threads::One };
+            multiply_by_rows(&mut as_it_lies, into, 0.7, a, b, threads);
+            let factor = Prepared::new(b.t(), None, Precision::F32);
+            multiply(&mut prepared, into, 0.7, a, Factor::Prepared(&factor), threads);
+            prop_assert_eq!(as_it_lies, prepared);
+        }
+    }
+
+    #[test]
+    fn a_large_factor_read_as_it_lies_is_shared_between_threads() {
+        let mut rng = ChaCha12Rng::seed_from_u64(7);
+        // Two blocks along the inner dimension, and parts enough for tasks in both directions.
+        let (m, k, n) = (101, 1500, 333);
+        let mut random = |len: usize| (0..len).map(|_| rng.random_range(-2.0..2.0)).collect::<Vec<f32>>();
+        let (a, b) = (random(m * k), random(n * k));
+        let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, n, k));
+        let (mut as_it_lies, mut prepared) = (vec![0.0; m * n], vec![0.0; m * n]);
+        multiply_by_rows(&mut as_it_lies, Into::Overwrite, 1.0, a, b, Threads::Pool);
+        let factor = Prepared::new(b.t(), None, Precision::F32);
+        multiply(&mut prepared, Into::Overwrite, 1.0, a, Factor::Prepared(&factor), Threads::One);
+        assert!(as_it_lies == prepared);
     }
 }

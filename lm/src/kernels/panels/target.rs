@@ -2,15 +2,18 @@
 
 use std::marker::PhantomData;
 
+use super::tile::ROWS;
 use crate::kernels::gemm::Into;
 use crate::kernels::simd::simd;
 
-/// Exclusive access to the elements of a row-major matrix.
+/// Exclusive access to the elements of a matrix whose rows or whose columns are contiguous.
 pub struct Target<'a> {
     first: *mut f32,
     rows: usize,
     cols: usize,
-    stride: usize,
+    /// One of the two strides is 1.
+    row_stride: usize,
+    col_stride: usize,
     matrix: PhantomData<&'a mut [f32]>,
 }
 
@@ -22,7 +25,12 @@ impl<'a> Target<'a> {
     pub fn new(matrix: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
         let len = if rows * cols == 0 { 0 } else { (rows - 1) * stride + cols };
         assert!(cols <= stride && len <= matrix.len(), "a product of {rows} x {cols} fits its destination");
-        Self { first: matrix.as_mut_ptr(), rows, cols, stride, matrix: PhantomData }
+        Self { first: matrix.as_mut_ptr(), rows, cols, row_stride: stride, col_stride: 1, matrix: PhantomData }
+    }
+
+    /// The transpose.
+    pub fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
     pub fn rows(&self) -> usize {
@@ -37,7 +45,7 @@ impl<'a> Target<'a> {
     pub fn split_rows(self, at: usize) -> (Self, Self) {
         assert!(at < self.rows && self.cols > 0, "a split inside the matrix");
         // SAFETY: the first element of row `at` lies within the matrix.
-        let second = unsafe { self.first.add(at * self.stride) };
+        let second = unsafe { self.first.add(at * self.row_stride) };
         (Self { rows: at, ..self }, Self { first: second, rows: self.rows - at, ..self })
     }
 
@@ -45,7 +53,7 @@ impl<'a> Target<'a> {
     pub fn split_cols(self, at: usize) -> (Self, Self) {
         assert!(at < self.cols && self.rows > 0, "a split inside the matrix");
         // SAFETY: element `at` of the first row lies within the matrix.
-        let second = unsafe { self.first.add(at) };
+        let second = unsafe { self.first.add(at * self.col_stride) };
         (Self { cols: at, ..self }, Self { first: second, cols: self.cols - at, ..self })
     }
 
@@ -56,10 +64,11 @@ impl<'a> Target<'a> {
 
         use crate::kernels::simd::LINE;
 
-        for i in row..(row + rows).min(self.rows) {
-            for j in (col..(col + cols).min(self.cols)).step_by(LINE) {
+        let (row_step, col_step) = if self.col_stride == 1 { (1, LINE) } else { (LINE, 1) };
+        for i in (row..(row + rows).min(self.rows)).step_by(row_step) {
+            for j in (col..(col + cols).min(self.cols)).step_by(col_step) {
                 // SAFETY: a prefetch accesses nothing; what it names lies within the matrix.
-                unsafe { _mm_prefetch::<_MM_HINT_ET0>(self.first.add(i * self.stride + j).cast()) };
+                unsafe { _mm_prefetch::<_MM_HINT_ET0>(self.at(i, j).cast()) };
             }
         }
     }
@@ -70,18 +79,53 @@ impl<'a> Target<'a> {
 
     /// Writes or adds `scale` times a tile whose first element belongs to (`row`, `col`); what lies beyond the matrix is
     /// left out.
+    ///
+    /// # Panics
+    /// If the tile has more than [`ROWS`] rows.
     pub fn write<const COLS: usize>(&mut self, tile: &[[f32; COLS]], row: usize, col: usize, into: Into, scale: f32) {
         assert!(row <= self.rows && col <= self.cols, "a tile inside the matrix");
-        let count = COLS.min(self.cols - col);
-        for (i, sums) in tile.iter().enumerate().take(self.rows - row) {
-            // SAFETY: row + i < rows and col + count <= cols, so that the elements lie within the matrix, to which this has
-            // exclusive access, kept by `&mut self`.
-            let out = unsafe { std::slice::from_raw_parts_mut(self.first.add((row + i) * self.stride + col), count) };
-            match into {
-                Into::Overwrite => write_scaled(out, &sums[..count], scale),
-                Into::Add => add_scaled(out, &sums[..count], scale),
+        let (height, width) = (tile.len().min(self.rows - row), COLS.min(self.cols - col));
+        if self.col_stride == 1 {
+            for (i, sums) in tile[..height].iter().enumerate() {
+                // SAFETY: the row's elements are contiguous and lie within the matrix: row + i < rows, col + width <= cols.
+                let out = unsafe { self.line(row + i, col, width) };
+                put(out, &sums[..width], into, scale);
             }
+            return;
         }
+        for j in 0..width {
+            let mut sums = [0.0; ROWS];
+            for (sum, row) in sums.iter_mut().zip(&tile[..height]) {
+                *sum = row[j];
+            }
+            // SAFETY: the column's elements are contiguous and lie within the matrix: row + height <= rows, col + j < cols.
+            let out = unsafe { self.line(row, col + j, height) };
+            put(out, &sums[..height], into, scale);
+        }
+    }
+
+    /// # Safety
+    /// The element lies within the matrix.
+    unsafe fn at(&self, row: usize, col: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.first.add(row * self.row_stride + col * self.col_stride) }
+    }
+
+    /// The `len` elements from (`row`, `col`) on, in the direction in which they are contiguous.
+    ///
+    /// # Safety
+    /// They lie within the matrix.
+    unsafe fn line(&mut self, row: usize, col: usize, len: usize) -> &mut [f32] {
+        // SAFETY: the caller's; this has exclusive access to the matrix, kept by `&mut self`.
+        unsafe { std::slice::from_raw_parts_mut(self.at(row, col), len) }
+    }
+}
+
+#[inline(always)]
+fn put(out: &mut [f32], sums: &[f32], into: Into, scale: f32) {
+    match into {
+        Into::Overwrite => write_scaled(out, sums, scale),
+        Into::Add => add_scaled(out, sums, scale),
     }
 }
 
