@@ -54,17 +54,17 @@ impl LowRank {
 
 impl Linear {
     /// As part of a transformer block, for which `mask` drops entries of the adapter's input.
-    pub fn projection<'a>(&'a self, mask: Option<&'a Tensor>) -> kernels::Projection<'a> {
+    pub fn projection<'a>(&'a self, mask: Option<&'a kernels::Mask>) -> kernels::Projection<'a> {
         let adapter = self.adapter.as_ref();
         let adapter = adapter.map(|low| kernels::Adapter { a: &low.a, b: &low.b, scale: low.scale, mask });
         kernels::Projection { w: &self.weight, bias: self.bias.as_ref(), adapter }
     }
 
     /// The dropout of the adapter's input, `[rows, in]`; None without an adapter that drops.
-    pub fn mask(&self, rows: usize, drop: Option<&mut Dropout>) -> Result<Option<Tensor>> {
+    pub fn mask(&self, rows: usize, drop: Option<&mut Dropout>) -> Result<Option<kernels::Mask>> {
         match (drop, &self.adapter) {
             (Some(drop), Some(adapter)) if adapter.dropout > 0.0 => {
-                Ok(Some(random::dropout_mask(&[rows, self.weight.dim(0)?], adapter.dropout, &mut drop.rng)?))
+                Ok(Some(random::dropout_mask(rows * self.weight.dim(0)?, adapter.dropout, &mut drop.rng)))
             }
             _ => Ok(None),
         }

@@ -4,8 +4,8 @@ use candle_core::{Device, Tensor};
 use rand::Rng;
 use rand_chacha::ChaCha12Rng;
 
-use crate::kernels::buffer::{CHUNK, build};
 use crate::kernels::simd::simd;
+use crate::kernels::{BITS, Mask};
 use crate::{Result, philox};
 
 /// Normal values of mean 0: Box-Muller in f64, two from each pair of uniforms.
@@ -30,30 +30,33 @@ pub(crate) fn uniform(shape: &[usize], bound: f64, rng: &mut ChaCha12Rng) -> Res
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-/// A dropout mask: 1/(1-p) with probability 1-p, else 0. Takes a key from `rng`, under which element i is draw i: threads share
-/// the work and change nothing.
-pub(crate) fn dropout_mask(shape: &[usize], p: f64, rng: &mut ChaCha12Rng) -> Result<Tensor> {
+/// A dropout mask: each of `len` elements is kept with probability 1 - p. Takes a key from `rng`, under which element i is
+/// draw i: threads share the work and change nothing.
+pub(crate) fn dropout_mask(len: usize, p: f64, rng: &mut ChaCha12Rng) -> Mask {
     /// Draws that are made before they are used.
     const BLOCKS: usize = 4;
-    let n: usize = shape.iter().product();
+    const WORDS: usize = BLOCKS * philox::DRAWS / BITS;
     let keep = (1.0 / (1.0 - p)) as f32;
     // A 32-bit draw is kept if it is at least p 2^32: exact to 2^-32.
     let threshold = (p * 4_294_967_296.0) as u32;
     let key: [u32; 2] = rng.random();
-    let values = build(n, CHUNK, |start, chunk| {
+    Mask::new(len, keep, |first, words| {
         let mut draws = [[0; philox::DRAWS]; BLOCKS];
-        for (i, values) in chunk.chunks_mut(BLOCKS * philox::DRAWS).enumerate() {
-            philox::fill(&mut draws, key, (start + i * BLOCKS * philox::DRAWS) as u64);
-            select(values, draws.as_flattened(), threshold, keep);
+        for (i, words) in words.chunks_mut(WORDS).enumerate() {
+            philox::fill(&mut draws, key, ((first + i * WORDS) * BITS) as u64);
+            select(words, draws.as_flattened(), threshold);
         }
-    });
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    })
 }
 
 simd! {
-    fn select(values: &mut [f32], draws: &[u32], threshold: u32, keep: f32) {
-        for (value, &draw) in values.iter_mut().zip(draws) {
-            *value = if draw >= threshold { keep } else { 0.0 };
+    /// Sets the bits of the draws that reach the threshold.
+    fn select(words: &mut [u32], draws: &[u32], threshold: u32) {
+        for (word, draws) in words.iter_mut().zip(draws.as_chunks::<BITS>().0) {
+            *word = 0;
+            for (i, &draw) in draws.iter().enumerate() {
+                *word |= u32::from(draw >= threshold) << i;
+            }
         }
     }
 }

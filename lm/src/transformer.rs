@@ -63,10 +63,10 @@ impl Block {
         let mask = |l: &Linear, drop: &mut Option<&mut Dropout>| l.mask(rows, drop.as_deref_mut());
         let qkv = self.qkv.iter().map(|l| mask(l, drop)).collect::<Result<Vec<_>>>()?;
         let attn_out = mask(&self.attn_out, drop)?;
-        let attn_branch = branch_mask(x.dims(), drop)?;
+        let attn_branch = branch_mask(x, drop);
         let up = self.up.iter().map(|l| mask(l, drop)).collect::<Result<Vec<_>>>()?;
         let down = mask(&self.down, drop)?;
-        let mlp_branch = branch_mask(x.dims(), drop)?;
+        let mlp_branch = branch_mask(x, drop);
         let block = kernels::Block {
             norm_1: self.norm_1.kernel(),
             qkv: self.qkv.iter().zip(&qkv).map(|(l, m)| l.projection(m.as_ref())).collect(),
@@ -383,8 +383,8 @@ impl Transformer {
         if let Some(positions) = &self.positions {
             x = x.broadcast_add(&positions.narrow(0, 0, time)?)?;
         }
-        if let Some(mask) = branch_mask(x.dims(), &mut drop)? {
-            x = (x * mask)?;
+        if let Some(mask) = branch_mask(&x, &mut drop) {
+            x = (&x * mask.tensor(x.dims())?)?;
         }
         let rotary = self.rotary(time).map(Arc::new);
         for block in &self.blocks {
@@ -423,9 +423,7 @@ impl<'a> Listing<'a> {
 }
 
 /// The dropout of the embeddings or of a branch before it joins the residual stream, if asked for.
-fn branch_mask(shape: &[usize], drop: &mut Option<&mut Dropout>) -> Result<Option<Tensor>> {
-    match drop {
-        Some(drop) if drop.model > 0.0 => Ok(Some(random::dropout_mask(shape, drop.model, &mut drop.rng)?)),
-        _ => Ok(None),
-    }
+fn branch_mask(x: &Tensor, drop: &mut Option<&mut Dropout>) -> Option<kernels::Mask> {
+    let drop = drop.as_mut().filter(|drop| drop.model > 0.0)?;
+    Some(random::dropout_mask(x.elem_count(), drop.model, &mut drop.rng))
 }

@@ -48,6 +48,15 @@ fn wide_families() -> [ModelConfig; 2] {
     [gptj, llama].map(|json| ModelConfig::from_json(json).unwrap())
 }
 
+/// A model with so many tokens that its output layer, which has a bias, is not laid out a second time.
+fn many_tokens() -> ModelConfig {
+    let gptj = serde_json::json!({
+        "model_type": "gptj", "vocab_size": (1 << 18) + 1, "n_positions": 24, "n_embd": 64, "n_layer": 1, "n_head": 2,
+        "rotary_dim": 16,
+    });
+    ModelConfig::from_json(gptj).unwrap()
+}
+
 fn wide(seed: u64) -> CausalLm {
     spread(wide_config(), seed)
 }
@@ -62,7 +71,8 @@ fn spread(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
 #[test]
 fn decoding_with_a_cache_equals_the_full_forward_pass() {
     let narrow = families().map(|config| model(config, 1));
-    let wide = [wide_config().into()].into_iter().chain(wide_families()).map(|config| spread(config, 3));
+    let wide = [wide_config().into()].into_iter().chain(wide_families()).chain([many_tokens()]);
+    let wide = wide.map(|config| spread(config, 3));
     for lm in narrow.into_iter().chain(wide).chain([adapted(2)]) {
         let prompts = prompts();
         let o = SampleOptions { min_new_tokens: 3, ..options() };

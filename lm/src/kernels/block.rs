@@ -18,9 +18,9 @@ use super::glue::{Handover, View, expect, gradient, output, slice};
 use super::norm::Scale;
 use super::projection::{Views, Way, trained};
 use super::rotary::{Rotary, Turn};
-use super::simd::{add_assign, multiply};
+use super::simd::add_assign;
 use super::sink::deliver_aside;
-use super::{Activation, Block, Norm};
+use super::{Activation, Block, Mask, Norm};
 use crate::Precision;
 
 /// Rows that go through the block together, at least, if there are as many.
@@ -80,7 +80,7 @@ pub struct TransformerBlock {
     /// Queries, keys and values; attention's output; up; down.
     maps: [Fan; 4],
     /// Dropout of the two branches `[rows, d]`.
-    masks: [Option<Tensor>; 2],
+    masks: [Option<Mask>; 2],
     rotary: Option<Arc<Rotary>>,
     activation: Activation,
     precision: Precision,
@@ -114,7 +114,7 @@ type Large = [(Vec<f32>, Vec<f32>); 4];
 struct Pass<'a> {
     maps: [Maps<'a>; 4],
     norms: Vec<Scale<'a>>,
-    masks: [Option<&'a [f32]>; 2],
+    masks: [Option<&'a Mask>; 2],
 }
 
 impl Pass<'_> {
@@ -140,9 +140,11 @@ impl TransformerBlock {
             Fan::new(&block.up, rows, d, block.activation.input_width(inner))?,
             one(&block.down, inner, d)?,
         ];
-        let mask = |m: Option<&Tensor>| match m {
-            Some(m) if m.elem_count() != rows * d => bail!("a dropout mask {:?} for {rows} rows of {d}", m.shape()),
-            m => m.map(|m| m.detach().contiguous()).transpose(),
+        let mask = |m: Option<&Mask>| match m {
+            Some(m) if m.elements() != rows * d => {
+                bail!("a dropout mask of {} elements for {rows} rows of {d}", m.elements())
+            }
+            m => Ok(m.cloned()),
         };
         let mut block = Self {
             norms: norms.map(|n| NormParts::new(&n, d)).collect::<Result<_>>()?,
@@ -174,18 +176,15 @@ impl TransformerBlock {
         self.group * self.size.time
     }
 
-    /// Opens every weight and mask for the duration of `f`, to go one way.
+    /// Opens every weight for the duration of `f`, to go one way.
     fn open<R>(&self, way: Way, f: impl FnOnce(&Pass) -> Result<R>) -> Result<R> {
         let [a, b, c, e] = &self.maps;
         let views: [Vec<Views>; 4] = [a.views()?, b.views()?, c.views()?, e.views()?];
         let norms = self.norms.iter().map(NormParts::views).collect::<Result<Vec<_>>>()?;
-        let masks = self.masks.each_ref().map(|m| m.as_ref().map(View::of).transpose());
-        let [attn, mlp] = masks;
-        let masks = [attn?, mlp?];
         f(&Pass {
             maps: views.each_ref().map(|v| Maps::new(v, self.precision, way)),
             norms: norms.iter().map(|(w, b)| Scale { w, b: b.as_deref(), eps: self.eps }).collect(),
-            masks: masks.each_ref().map(Option::as_deref),
+            masks: self.masks.each_ref().map(Option::as_ref),
         })
     }
 
@@ -232,13 +231,9 @@ impl TransformerBlock {
         for (i, (out, lse)) in outs.into_iter().zip(lse.chunks_exact_mut(size.time)).enumerate() {
             attention::forward_head(out, lse, attention::joint(&qkv, size), size, (i / size.heads, i % size.heads));
         }
-        let branch = |into: &mut [f32], map: &Maps, input: &[f32], mask: Option<&[f32]>| match mask {
+        let branch = |into: &mut [f32], map: &Maps, input: &[f32], mask: Option<&Mask>| match mask {
             None => map.add_to(into, input, first),
-            Some(mask) => {
-                let mut out = map.apply(input, rows, first);
-                out.iter_mut().zip(&mask[first * d..]).for_each(|(o, &m)| *o *= m);
-                add_assign(into, &out);
-            }
+            Some(mask) => mask.add_product(into, &map.apply(input, rows, first), first * d),
         };
         y.copy_from_slice(x);
         branch(y, &pass.maps[OUT], &attended, pass.masks[0]);
@@ -328,9 +323,9 @@ impl TransformerBlock {
             part
         });
         // Under a dropout mask, the gradient of a branch's output; without one, that of the sum.
-        let masked = |out: &'_ mut [f32], g: &[f32], mask: Option<&[f32]>| match mask {
+        let masked = |out: &'_ mut [f32], g: &[f32], mask: Option<&Mask>| match mask {
             None => out.copy_from_slice(g),
-            Some(mask) => multiply(out, g, &mask[first * d..]),
+            Some(mask) => mask.multiply(out, g, first * d),
         };
         let norm = |dx: &mut [f32], small: &mut [f32], x: &[f32], g: &[f32], scale: &Scale| {
             scale.backward(dx, x, g);

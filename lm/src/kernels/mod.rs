@@ -14,6 +14,7 @@ mod fan;
 pub mod gemm;
 pub(crate) mod glue;
 mod layer_norm;
+mod mask;
 pub(crate) mod norm;
 mod panels;
 pub mod product;
@@ -34,6 +35,7 @@ use candle_core::{Result, Tensor, bail};
 use crate::Precision;
 
 pub use activation::Activation;
+pub use mask::{BITS, Mask};
 pub use rotary::{Pairing, Rotary};
 pub use sink::backward;
 
@@ -128,8 +130,8 @@ pub struct Adapter<'a> {
     pub b: &'a Tensor,
     /// `alpha / rank`
     pub scale: f64,
-    /// Dropout on the adapter's input: `[.., in]` of 0 and 1 / (1 - p); none when evaluating.
-    pub mask: Option<&'a Tensor>,
+    /// Dropout on the adapter's input, `[.., in]`; none when evaluating.
+    pub mask: Option<&'a Mask>,
 }
 
 /// A linear map of a [`Block`], `x w + bias`: `w [in, out]`, `bias [out]`, and an adapter beside them, which freezes both.
@@ -173,9 +175,9 @@ pub struct Block<'a> {
     pub activation: Activation,
     /// Of the products with weights; attention and low-rank adapters are f32 either way.
     pub precision: Precision,
-    /// Dropout of the two branches before they join the residual stream: `[.., d]` of 0 and 1 / (1 - p).
-    pub attn_mask: Option<&'a Tensor>,
-    pub mlp_mask: Option<&'a Tensor>,
+    /// Dropout of the two branches before they join the residual stream, `[.., d]`.
+    pub attn_mask: Option<&'a Mask>,
+    pub mlp_mask: Option<&'a Mask>,
     pub rotary: Option<Arc<Rotary>>,
     pub eps: f64,
     pub heads: Heads,

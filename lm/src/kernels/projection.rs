@@ -8,9 +8,9 @@ use super::buffer::scratch;
 use super::gemm::{self, Into, Mat, Threads};
 use super::glue::{View, expect};
 use super::product::{Factor, Plus, Prepared, multiply, multiply_columns, multiply_once, product_once};
-use super::simd::{self, add_assign};
+use super::simd::add_assign;
 use super::sink::deliver_aside;
-use super::{Adapter, Projection};
+use super::{Adapter, Mask, Projection};
 use crate::Precision;
 
 /// What a projection is made of, kept for the backward pass.
@@ -27,7 +27,7 @@ struct LowParts {
     b: Tensor,
     rank: usize,
     scale: f32,
-    mask: Option<Tensor>,
+    mask: Option<Mask>,
 }
 
 impl Parts {
@@ -47,12 +47,11 @@ impl Parts {
         expect("lora_A", a, &[rank, d_in])?;
         expect("lora_B", b, &[d_out, rank])?;
         if let Some(mask) = mask
-            && mask.elem_count() != rows * d_in
+            && mask.elements() != rows * d_in
         {
-            bail!("an adapter's dropout mask {:?} for {rows} rows of width {d_in}", mask.shape());
+            bail!("an adapter's dropout mask of {} elements for {rows} rows of width {d_in}", mask.elements());
         }
-        let mask = mask.map(|m| m.detach().contiguous()).transpose()?;
-        let low = LowParts { a: trained(a)?, b: trained(b)?, rank, scale: *scale as f32, mask };
+        let low = LowParts { a: trained(a)?, b: trained(b)?, rank, scale: *scale as f32, mask: mask.cloned() };
         let frozen = |t: &Tensor| t.detach().contiguous();
         Ok(Self { w: frozen(p.w)?, bias: p.bias.map(frozen).transpose()?, low: Some(low), d_in, d_out })
     }
@@ -66,7 +65,7 @@ impl Parts {
     /// Views of the tensors, to be opened once per pass.
     pub fn views(&self) -> Result<Views<'_>> {
         let low = match &self.low {
-            Some(l) => Some((View::of(&l.a)?, View::of(&l.b)?, l.mask.as_ref().map(View::of).transpose()?)),
+            Some(l) => Some((View::of(&l.a)?, View::of(&l.b)?)),
             None => None,
         };
         let bias = self.bias.as_ref().map(View::of).transpose()?;
@@ -82,7 +81,7 @@ pub fn trained(t: &Tensor) -> Result<Tensor> {
     if t.is_variable() { Ok(t.clone()) } else { t.contiguous() }
 }
 
-type LowViews<'a> = (View<'a>, View<'a>, Option<View<'a>>);
+type LowViews<'a> = (View<'a>, View<'a>);
 
 pub struct Views<'a> {
     w: View<'a>,
@@ -99,7 +98,8 @@ impl Views<'_> {
         let mut low = None;
         let merged: Vec<f32>;
         let mut plus = None;
-        if let (Some((a, b, mask)), Some(of)) = (&self.low, &self.parts.low) {
+        if let (Some((a, b)), Some(of)) = (&self.low, &self.parts.low) {
+            let mask = of.mask.as_ref();
             let within = mask.is_none() && precision == Precision::F32;
             if within {
                 merged = scaled_transpose(b, of.rank, of.scale);
@@ -109,7 +109,7 @@ impl Views<'_> {
                 };
                 plus = Some(Plus { a, b, rank: of.rank });
             }
-            low = Some(Low { a, b, rank: of.rank, scale: of.scale, mask: mask.as_deref(), within });
+            low = Some(Low { a, b, rank: of.rank, scale: of.scale, mask, within });
         }
         let (trains_bias, small) = (self.parts.trains_bias(), self.parts.small());
         let w = Prepared::new(way.of(Mat::new(&self.w, d_in, d_out)), plus, precision);
@@ -127,7 +127,7 @@ struct Low<'a> {
     b: &'a [f32],
     rank: usize,
     scale: f32,
-    mask: Option<&'a [f32]>,
+    mask: Option<&'a Mask>,
     /// Whether it is part of the prepared weight.
     within: bool,
 }
@@ -136,7 +136,7 @@ impl Low<'_> {
     /// What the adapter sees of `x`, whose first element is element `at` of the batch; `room` has its size.
     fn seen<'x>(&self, room: &'x mut [f32], x: &'x [f32], at: usize) -> &'x [f32] {
         let Some(mask) = self.mask else { return x };
-        simd::multiply(room, x, &mask[at..]);
+        mask.multiply(room, x, at);
         room
     }
 }
@@ -246,9 +246,7 @@ impl Map<'_> {
             let (dz, a) = (Mat::new(dz, n, rank), Mat::new(a, rank, d_in));
             let Some(mask) = mask else { return gemm::gemm(dx, Into::Add, 1.0, dz, a, Threads::One) };
             gemm::gemm(seen, Into::Overwrite, 1.0, dz, a, Threads::One);
-            for ((dx, &s), &m) in dx.iter_mut().zip(&*seen).zip(&mask[first * d_in..]) {
-                *dx += s * m;
-            }
+            mask.add_product(dx, seen, first * d_in);
         });
     }
 

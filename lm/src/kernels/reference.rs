@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{Activation, Adapter, Block, Heads, Norm, Output, Projection, Rotary, StatRows, TokenStats};
+use super::{Activation, Adapter, Block, Heads, Mask, Norm, Output, Projection, Rotary, StatRows, TokenStats};
 
 /// See [`super::norm`].
 pub fn norm(x: &Tensor, norm: &Norm, eps: f64) -> Result<Tensor> {
@@ -26,7 +26,7 @@ fn map(p: &Projection, x: &Tensor) -> Result<Tensor> {
     };
     let Some(Adapter { a, b, scale, mask }) = p.adapter.as_ref() else { return Ok(y) };
     let seen = match mask {
-        Some(mask) => (x * *mask)?,
+        Some(mask) => (x * mask.tensor(x.dims())?)?,
         None => x.clone(),
     };
     y + (seen.broadcast_matmul(&a.t()?)?.broadcast_matmul(&b.t()?)? * *scale)?
@@ -114,8 +114,8 @@ pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: b
 
 /// See [`super::transformer_block`].
 pub fn transformer_block(x: &Tensor, block: &Block) -> Result<Tensor> {
-    let masked = |x: Tensor, mask: Option<&Tensor>| match mask {
-        Some(mask) => x.mul(mask),
+    let masked = |x: Tensor, mask: Option<&Mask>| match mask {
+        Some(mask) => &x * mask.tensor(x.dims())?,
         None => Ok(x),
     };
     let h = norm(x, &block.norm_1, block.eps)?;

@@ -219,15 +219,6 @@ simd! {
     }
 }
 
-simd! {
-    /// `out = x * y`, elementwise.
-    pub fn multiply(out: &mut [f32], x: &[f32], y: &[f32]) {
-        for ((o, &a), &b) in out.iter_mut().zip(x).zip(y) {
-            *o = a * b;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -71,7 +71,9 @@ pub struct Params {
     pub beta2: f64,
     /// Decoupled, on matrices only.
     pub weight_decay: f64,
-    /// The largest norm of a gradient; null: no limit.
+    /// The largest norm of a gradient; null or `none`: no limit.
+    #[serde(deserialize_with = "crate::train::params::or_none")]
+    #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
     pub clip: Option<f64>,
     /// The most pairs to learn from, taken in the order of the tables; absent: all.
     pub pairs: Option<usize>,

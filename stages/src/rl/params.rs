@@ -87,11 +87,13 @@ pub struct Params {
     pub weight_decay: f64,
     pub beta1: f64,
     pub beta2: f64,
-    /// Largest global gradient norm; null: not clipped.
+    /// Largest global gradient norm; null or `none`: not clipped.
+    #[serde(deserialize_with = "crate::train::params::or_none")]
+    #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
     pub max_gradient_norm: Option<f64>,
     /// The policy's adapter; null (or `none`): full training.
-    #[serde(deserialize_with = "crate::train::params::adapter")]
-    #[schemars(schema_with = "crate::train::params::adapter_schema::<Lora>")]
+    #[serde(deserialize_with = "crate::train::params::or_none")]
+    #[schemars(schema_with = "crate::train::params::or_none_schema::<Lora>")]
     pub lora: Option<Lora>,
     /// The split that prompts are drawn from.
     pub split: Split,

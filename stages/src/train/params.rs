@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{IntoDeserializer, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::TrainPlan;
@@ -64,35 +64,47 @@ impl Adapter {
 
 impl<'de> Deserialize<'de> for Adapter {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        adapter(d).map(Self)
+        or_none(d).map(Self)
     }
 }
 
-/// An adapter's shape, or `null` or `none`. In a profile or a variant null only takes back what was there before, so that it
+/// A map or a number, or `null` or `none`. In a profile or a variant null only takes back what was there before, so that it
 /// takes a word to ask for none.
-pub fn adapter<'de, D: Deserializer<'de>, L: Deserialize<'de>>(d: D) -> Result<Option<L>, D::Error> {
-    struct Either<L>(PhantomData<L>);
-    impl<'de, L: Deserialize<'de>> Visitor<'de> for Either<L> {
-        type Value = Option<L>;
+pub fn or_none<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Option<T>, D::Error> {
+    struct Either<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
+        type Value = Option<T>;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("the map of an adapter's shape, or `none`")
+            f.write_str("what belongs there, or `none`")
         }
 
-        fn visit_unit<E>(self) -> Result<Option<L>, E> {
+        fn visit_unit<E>(self) -> Result<Option<T>, E> {
             Ok(None)
         }
 
-        fn visit_none<E>(self) -> Result<Option<L>, E> {
+        fn visit_none<E>(self) -> Result<Option<T>, E> {
             Ok(None)
         }
 
-        fn visit_str<E: serde::de::Error>(self, s: &str) -> Result<Option<L>, E> {
-            if s == "none" { Ok(None) } else { Err(E::invalid_value(serde::de::Unexpected::Str(s), &self)) }
+        fn visit_str<E: serde::de::Error>(self, s: &str) -> Result<Option<T>, E> {
+            if s == "none" { Ok(None) } else { Err(E::invalid_value(Unexpected::Str(s), &self)) }
         }
 
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<L>, A::Error> {
-            L::deserialize(MapAccessDeserializer::new(map)).map(Some)
+        fn visit_u64<E: serde::de::Error>(self, n: u64) -> Result<Option<T>, E> {
+            T::deserialize(n.into_deserializer()).map(Some)
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, n: i64) -> Result<Option<T>, E> {
+            T::deserialize(n.into_deserializer()).map(Some)
+        }
+
+        fn visit_f64<E: serde::de::Error>(self, x: f64) -> Result<Option<T>, E> {
+            T::deserialize(x.into_deserializer()).map(Some)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<T>, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map)).map(Some)
         }
     }
     d.deserialize_any(Either(PhantomData))
@@ -104,14 +116,14 @@ impl JsonSchema for Adapter {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        adapter_schema::<Lora>(generator)
+        or_none_schema::<Lora>(generator)
     }
 }
 
-/// What [`adapter`] reads.
-pub fn adapter_schema<L: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    let lora = generator.subschema_for::<L>();
-    schemars::json_schema!({ "anyOf": [lora, { "type": "null" }, { "const": "none" }] })
+/// What [`or_none`] reads.
+pub fn or_none_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    let value = generator.subschema_for::<T>();
+    schemars::json_schema!({ "anyOf": [value, { "type": "null" }, { "const": "none" }] })
 }
 
 /// The number type of saved weights.
@@ -262,9 +274,9 @@ impl Faults {
         self.must((0.0..1.0).contains(&value), field, "must be in [0, 1)");
     }
 
-    /// The largest norm of a gradient; null: no limit.
+    /// The largest norm of a gradient; none: no limit.
     pub fn limit(&mut self, value: Option<f64>, field: &str) {
-        self.must(value.is_none_or(|c| c > 0.0), field, "must be above 0, or null");
+        self.must(value.is_none_or(|c| c > 0.0), field, "must be above 0, or `none`");
     }
 
     /// AdamW's, by the names they have wherever something trains.
@@ -278,6 +290,8 @@ impl Faults {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -289,7 +303,19 @@ mod tests {
         assert_eq!(lora, Some(Lora { r: 4, ..Lora::default() }));
         let error = parse("{\"rank\": 4}").unwrap_err().to_string();
         assert!(error.contains("rank") && error.contains("alpha"), "{error}");
-        assert!(parse("\"full\"").is_err());
+        assert!(parse("\"full\"").is_err() && parse("3").is_err());
+    }
+
+    #[test]
+    fn a_limit_is_a_number_or_none() {
+        let parse = |clip: serde_json::Value| serde_json::from_value::<crate::sft::Params>(json!({ "clip": clip }));
+        for (clip, limit) in
+            [(json!("none"), None), (json!(null), None), (json!(2), Some(2.0)), (json!(0.5), Some(0.5))]
+        {
+            assert_eq!(parse(clip).unwrap().clip, limit);
+        }
+        assert!(parse(json!("all")).unwrap_err().to_string().contains("or `none`"));
+        assert!(parse(json!({})).is_err());
     }
 
     #[test]
@@ -312,7 +338,6 @@ mod tests {
     #[test]
     fn counts_beyond_all_bounds_are_told_at_planning() {
         use engine::kind::AnyKind;
-        use serde_json::json;
         let fields = |kind: &dyn AnyKind, with: serde_json::Value| -> Vec<String> {
             let faults = kind.normalise(&with).map(drop).unwrap_err();
             assert!(faults.iter().all(|(_, what)| what.starts_with("must be at most ")), "{faults:?}");

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::{agree, loss, noise, values, var};
 use crate::Precision;
 use crate::kernels::{
-    self, Activation, Adapter, Block, Heads, Norm, Output, Pairing, Projection, Rotary, StatRows, reference,
+    self, Activation, Adapter, BITS, Block, Heads, Mask, Norm, Output, Pairing, Projection, Rotary, StatRows, reference,
 };
 
 /// What the families differ in.
@@ -73,7 +73,7 @@ pub struct BlockTensors {
     inner: usize,
     pub weights: Vec<Tensor>,
     adapters: Vec<Tensor>,
-    masks: Vec<Tensor>,
+    masks: Vec<Mask>,
 }
 
 impl BlockTensors {
@@ -88,7 +88,12 @@ impl BlockTensors {
             if lora { Ok(t) } else { Ok(Var::from_tensor(&t)?.into_inner()) }
         });
         let adapters = maps.iter().flat_map(|&(i, o)| [vec![2, i], vec![o, 2]]).zip(seed + 50..);
-        let mask = |width| noise(&[rows, width], seed ^ width as u64).ge(-0.5)?.to_dtype(DType::F32)? * 1.25;
+        let mask = |width| -> Result<Mask> {
+            let kept = noise(&[rows * width], seed ^ width as u64).ge(-0.5)?.to_vec1::<u8>()?;
+            let word = |elements: &[u8]| elements.iter().rev().fold(0, |word, &kept| word << 1 | u32::from(kept));
+            let words: Vec<u32> = kept.chunks(BITS).map(word).collect();
+            Ok(Mask::new(kept.len(), 1.25, |first, part| part.copy_from_slice(&words[first..first + part.len()])))
+        };
         Ok(Self {
             style,
             inner,
