@@ -126,7 +126,7 @@ impl Plan {
         }
         let row_bytes = 8 * spec.heads.key_value * spec.heads.width * spec.layers * positions;
         let most = (CACHE_BYTES / row_bytes.max(1)).clamp(16, 64);
-        Self { rows: even(most), prefill_tokens: 1024, threads: Threads::Pool }
+        Self { rows: even(most), prefill_tokens: 512, threads: Threads::Pool }
     }
 }
 
