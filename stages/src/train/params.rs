@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{IntoDeserializer, MapAccess, Unexpected, Visitor};
+use serde::de::{IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::TrainPlan;
@@ -76,7 +76,7 @@ pub fn or_none<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<O
         type Value = Option<T>;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("what belongs there, or `none`")
+            f.write_str("a map or a number, or `none`")
         }
 
         fn visit_unit<E>(self) -> Result<Option<T>, E> {
@@ -88,7 +88,10 @@ pub fn or_none<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<O
         }
 
         fn visit_str<E: serde::de::Error>(self, s: &str) -> Result<Option<T>, E> {
-            if s == "none" { Ok(None) } else { Err(E::invalid_value(Unexpected::Str(s), &self)) }
+            if s == "none" {
+                return Ok(None);
+            }
+            T::deserialize(s.into_deserializer()).map(Some).map_err(|e: E| E::custom(format!("{e}, or `none`")))
         }
 
         fn visit_u64<E: serde::de::Error>(self, n: u64) -> Result<Option<T>, E> {
@@ -303,7 +306,9 @@ mod tests {
         assert_eq!(lora, Some(Lora { r: 4, ..Lora::default() }));
         let error = parse("{\"rank\": 4}").unwrap_err().to_string();
         assert!(error.contains("rank") && error.contains("alpha"), "{error}");
-        assert!(parse("\"full\"").is_err() && parse("3").is_err());
+        let error = parse("\"full\"").unwrap_err().to_string();
+        assert!(error.contains("full") && error.contains("Lora, or `none`"), "{error}");
+        assert!(parse("3").is_err());
     }
 
     #[test]
@@ -314,7 +319,7 @@ mod tests {
         {
             assert_eq!(parse(clip).unwrap().clip, limit);
         }
-        assert!(parse(json!("all")).unwrap_err().to_string().contains("or `none`"));
+        assert!(parse(json!("all")).unwrap_err().to_string().contains("f64, or `none`"));
         assert!(parse(json!({})).is_err());
     }
 
