@@ -372,19 +372,22 @@ impl Cache {
 
 simd! {
     /// One head: `q`, `out` `[width]`, `keys` `[capacity / LANES, width, LANES]`, `values` `[capacity, width]`, the first
-    /// `len` positions seen.
+    /// `len` positions seen. Loops run over indices: an iterator's call that is not inlined would keep the sums from
+    /// staying in registers.
     fn attend_head(out: &mut [f32], scores: &mut [f32], q: &[f32], keys: &[f32], values: &[f32], len: usize, scale: f32) {
+        let width = q.len();
+        let (keys, _) = keys.as_chunks::<LANES>();
         let (blocks, _) = scores.as_chunks_mut::<LANES>();
-        let of_blocks = keys.chunks_exact(q.len() * LANES);
-        for (block, keys) in blocks.iter_mut().take(len.div_ceil(LANES)).zip(of_blocks) {
-            let mut acc = [0f32; LANES];
-            for (&q, keys) in q.iter().zip(keys.as_chunks::<LANES>().0) {
-                for (acc, &k) in acc.iter_mut().zip(keys) {
-                    *acc = fma::<FMA>(q, k, *acc);
+        for b in 0..len.div_ceil(LANES) {
+            let keys = &keys[b * width..][..width];
+            let mut sums = [0f32; LANES];
+            for i in 0..width {
+                for j in 0..LANES {
+                    sums[j] = fma::<FMA>(q[i], keys[i][j], sums[j]);
                 }
             }
-            for (s, acc) in block.iter_mut().zip(acc) {
-                *s = acc * scale;
+            for j in 0..LANES {
+                blocks[b][j] = sums[j] * scale;
             }
         }
         // Positions of the last block beyond `len` hold nothing of this sequence.
@@ -394,46 +397,36 @@ simd! {
             *s = exp::<FMA>(*s - m);
         }
         let norm = 1.0 / sum_map(scores, |s| s);
-        let width = out.len();
-        let (pairs, rest) = out.as_chunks_mut::<{ 2 * LANES }>();
-        for (c, out) in pairs.iter_mut().enumerate() {
-            mix::<FMA, { 2 * LANES }>(out, scores, values, width, 2 * c * LANES, norm);
+        let mut first = 0;
+        while first + 2 * LANES <= width {
+            mix::<FMA, { 2 * LANES }>(out, scores, values, first, norm);
+            first += 2 * LANES;
         }
-        let done = width - rest.len();
-        let (wide, rest) = rest.as_chunks_mut::<LANES>();
-        for (c, out) in wide.iter_mut().enumerate() {
-            mix::<FMA, LANES>(out, scores, values, width, done + c * LANES, norm);
+        if first + LANES <= width {
+            mix::<FMA, LANES>(out, scores, values, first, norm);
+            first += LANES;
         }
-        let done = width - rest.len();
-        for (i, o) in rest.iter_mut().enumerate() {
-            let mut acc = 0.0;
-            for (&p, value) in scores.iter().zip(values.chunks_exact(width)) {
-                acc = fma::<FMA>(p, value[done + i], acc);
-            }
-            *o = acc * norm;
+        while first < width {
+            mix::<FMA, 1>(out, scores, values, first, norm);
+            first += 1;
         }
     }
 }
 
-/// `out = norm * sum of scores_t values_t[first ..]`, `values` in rows of `width`: all of a row's columns that fit into
-/// registers in one pass over the rows.
+/// `out[first .. first + N] = norm * sum of scores_t values_t[first .. first + N]`, `values` in rows of `out`'s width: all of
+/// a row's columns that fit into registers in one pass over the rows.
 #[inline(always)]
-fn mix<const FMA: bool, const N: usize>(
-    out: &mut [f32; N],
-    scores: &[f32],
-    values: &[f32],
-    width: usize,
-    first: usize,
-    norm: f32,
-) {
-    let mut acc = [0f32; N];
-    for (&p, value) in scores.iter().zip(values.chunks_exact(width)) {
-        let value = &value[first..][..N];
-        for (acc, &v) in acc.iter_mut().zip(value) {
-            *acc = fma::<FMA>(p, v, *acc);
+fn mix<const FMA: bool, const N: usize>(out: &mut [f32], scores: &[f32], values: &[f32], first: usize, norm: f32) {
+    let width = out.len();
+    let mut sums = [0f32; N];
+    for t in 0..scores.len() {
+        let value = &values[t * width + first..][..N];
+        for j in 0..N {
+            sums[j] = fma::<FMA>(scores[t], value[j], sums[j]);
         }
     }
-    for (o, acc) in out.iter_mut().zip(acc) {
-        *o = acc * norm;
+    let out = &mut out[first..][..N];
+    for j in 0..N {
+        out[j] = sums[j] * norm;
     }
 }
