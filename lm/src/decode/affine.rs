@@ -63,13 +63,13 @@ impl<'a> Affine<'a> {
     /// Writes or adds some columns of the map of `x [n, in]`.
     pub fn apply(&self, y: &mut [f32], at: At, into: Into, x: &[f32], columns: Range<usize>, threads: Threads) {
         let At { stride, offset } = at;
-        let into = at.place_bias(y, into, self.b.as_ref().map(|b| &b[columns.clone()]));
         let n = x.len() / self.d_in;
         let x = Mat::new(x, n, self.d_in);
         for (own, piece) in &self.pieces {
             if own.start < columns.end && columns.start < own.end {
                 assert!(columns.start <= own.start && own.end <= columns.end, "columns are cut where the map was");
-                multiply_columns(y, stride, offset + own.start - columns.start, into, 1.0, x, piece, threads);
+                let bias = self.b.as_ref().map(|b| &b[own.clone()]);
+                multiply_columns(y, stride, offset + own.start - columns.start, into, bias, x, piece, threads);
             }
         }
         let Some(low) = &self.beside else { return };

@@ -62,7 +62,7 @@ pub enum Threads {
 }
 
 /// What becomes of the destination's contents.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Into {
     /// It is not read.
     Overwrite,

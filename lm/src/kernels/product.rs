@@ -42,27 +42,34 @@ pub enum Factor<'a> {
 pub fn multiply(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Factor, threads: Threads) {
     match b {
         Factor::Once(b) => gemm::gemm(out, into, scale, a, b, threads),
-        Factor::Prepared(b) => multiply_columns(out, b.cols(), 0, into, scale, a, b, threads),
+        Factor::Prepared(b) => {
+            let target = Target::new(out, a.rows(), b.cols(), b.cols());
+            by_prepared(target, into, None, scale, a, b, threads);
+        }
     }
 }
 
-/// [`multiply`] into the columns from `offset` on of rows of `stride` elements.
+/// `= or += a b + bias`, into the columns from `offset` on of rows of `stride` elements.
 #[expect(clippy::too_many_arguments, reason = "a product and where it goes")]
 pub fn multiply_columns(
     out: &mut [f32],
     stride: usize,
     offset: usize,
     into: Into,
-    scale: f32,
+    bias: Option<&[f32]>,
     a: Mat,
     b: &Prepared,
     threads: Threads,
 ) {
     // Of no rows, not even the offset need be there.
     let target = Target::new(out.get_mut(offset..).unwrap_or_default(), a.rows(), b.cols(), stride);
+    by_prepared(target, into, bias, 1.0, a, b, threads);
+}
+
+fn by_prepared(target: Target, into: Into, bias: Option<&[f32]>, scale: f32, a: Mat, b: &Prepared, threads: Threads) {
     match b {
-        Prepared::F32(b) => product(target, into, scale, &Rows::of(a), b, threads),
-        Prepared::Bf16(b) => Rounded::with(a, threads, |a| product(target, into, scale, a, b, threads)),
+        Prepared::F32(b) => product(target, into, bias, scale, &Rows::of(a), b, threads),
+        Prepared::Bf16(b) => Rounded::with(a, threads, |a| product(target, into, bias, scale, a, b, threads)),
     }
 }
 
@@ -70,7 +77,7 @@ pub fn multiply_columns(
 /// laid out, which pays if `b` is by far the larger. Bit for bit [`multiply`]'s by a prepared transpose.
 pub fn multiply_by_rows(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, threads: Threads) {
     let target = Target::new(out, a.rows(), b.rows(), b.rows()).t();
-    product(target, into, scale, &Rows::of(b), &Right::new(a.t(), None), threads);
+    product(target, into, None, scale, &Rows::of(b), &Right::new(a.t(), None), threads);
 }
 
 /// A new `a b` of factors that are used once.

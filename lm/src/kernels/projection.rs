@@ -180,19 +180,6 @@ pub struct At {
 }
 
 impl At {
-    /// Writes a bias to every row of `y`, or adds it; gives what is to become of the products that follow.
-    pub fn place_bias(self, y: &mut [f32], into: Into, bias: Option<&[f32]>) -> Into {
-        let Some(bias) = bias else { return into };
-        for row in y.chunks_exact_mut(self.stride) {
-            let row = &mut row[self.offset..self.offset + bias.len()];
-            match into {
-                Into::Overwrite => row.copy_from_slice(bias),
-                Into::Add => add_assign(row, bias),
-            }
-        }
-        Into::Add
-    }
-
     fn of<'g>(self, g: &'g [f32], cols: usize) -> Mat<'g> {
         Mat::columns(g, g.len() / self.stride, cols, self.stride, self.offset)
     }
@@ -213,9 +200,8 @@ impl Map<'_> {
         let Self { d_in, d_out, .. } = *self;
         let n = x.len() / d_in;
         let At { stride, offset } = at;
-        let into = at.place_bias(y, into, self.bias);
         let w = self.weight(Way::Forward);
-        multiply_columns(y, stride, offset, into, 1.0, Mat::new(x, n, d_in), w, Threads::One);
+        multiply_columns(y, stride, offset, into, self.bias, Mat::new(x, n, d_in), w, Threads::One);
         if let Some(low) = self.low.as_ref().filter(|low| !low.within) {
             scratch(n * (d_in + low.rank), |buffer| {
                 let (seen, z) = buffer.split_at_mut(n * d_in);

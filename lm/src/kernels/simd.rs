@@ -78,7 +78,6 @@ macro_rules! simd {
 pub(crate) use simd;
 
 /// f32 in a cache line.
-#[cfg(target_arch = "x86_64")]
 pub const LINE: usize = 16;
 
 /// Width of the accumulators below: two AVX-512 registers, so that two chains of additions overlap.
@@ -209,6 +208,19 @@ pub fn prefetch(x: &[f32]) {
 /// Without such an instruction, the first access brings it.
 #[cfg(not(target_arch = "x86_64"))]
 pub fn prefetch(_x: &[f32]) {}
+
+/// Asks for a cache line to be brought to the second cache, for reading later.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn prefetch_far<W>(line: &[W; LINE]) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: a prefetch accesses nothing; what it names is borrowed.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+}
+
+/// Without such an instruction, the first access brings it.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn prefetch_far<W>(_line: &[W; LINE]) {}
 
 simd! {
     /// `acc += x`, elementwise.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::pack::{Lanes, pack_left};
 use super::tile::round::Pair;
-use super::tile::{COLS, Choice, ROWS, Tile, Word, choose, exact, rounded};
+use super::tile::{Block, Choice, ROWS, Tile, Word, choose, exact, rounded};
 use crate::kernels::gemm::{Mat, Threads};
 
 /// What multiplies a right factor of its own kind of words.
@@ -20,7 +20,7 @@ pub trait Left: Sync {
 
     /// Writes the product of `rows`, at most [`ROWS`] from a multiple of it on, and of a panel's first `cols` columns, whose
     /// words are those of rows from `first` on.
-    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[Self::Word; COLS]], cols: usize);
+    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: Block<Self::Word>, cols: usize);
 }
 
 /// Rows of f32, each contiguous.
@@ -49,11 +49,11 @@ impl Left for Rows<'_> {
         self.matrix.cols
     }
 
-    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[f32; COLS]], cols: usize) {
+    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: Block<f32>, cols: usize) {
         let height = rows.len();
         let Mat { data, row_stride, .. } = self.matrix;
         // Rows beyond the last are not multiplied; the last stands in for them.
-        let of = |i: usize| &data[(rows.start + i.min(height - 1)) * row_stride + first..][..panel.len()];
+        let of = |i: usize| &data[(rows.start + i.min(height - 1)) * row_stride + first..][..panel.words.len()];
         choose(&self.multiply, height, cols)(tile, &std::array::from_fn(of), panel);
     }
 }
@@ -101,8 +101,8 @@ impl Left for Rounded {
         self.k
     }
 
-    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: &[[Pair; COLS]], cols: usize) {
-        let a = &self.panel(rows.start / ROWS)[first..first + panel.len()];
+    fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: Block<Pair>, cols: usize) {
+        let a = &self.panel(rows.start / ROWS)[first..first + panel.words.len()];
         choose(&self.multiply, rows.len(), cols)(tile, a, panel);
     }
 }

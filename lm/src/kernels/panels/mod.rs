@@ -22,7 +22,7 @@ pub use target::Target;
 pub use tile::round::Pair;
 
 use super::gemm::{Into, Threads};
-use tile::{COLS, ROWS};
+use tile::{Block, COLS, ROWS};
 
 /// Words of a block along the inner dimension: more than most products have. A panel's block of the right factor,
 /// 192 KiB, and the group of row panels that meets it stay in the second cache.
@@ -32,16 +32,26 @@ const PANELS: usize = 16;
 /// Multiplications from which a part of a product is worth a task of its own.
 const TASK: usize = 1 << 21;
 
-/// `target = or += scale * a b`.
-pub fn product<L: Left>(target: Target, into: Into, scale: f32, a: &L, b: &Right<L::Word>, threads: Threads) {
+/// `target = or += scale * a b + bias`; the bias has an element a column.
+pub fn product<L: Left>(
+    target: Target,
+    into: Into,
+    bias: Option<&[f32]>,
+    scale: f32,
+    a: &L,
+    b: &Right<L::Word>,
+    threads: Threads,
+) {
     assert_eq!(a.k(), b.k(), "inner dimensions of a product");
     assert!(target.rows() == a.rows() && target.cols() == b.cols(), "the product has its destination's shape");
-    let job = Job { into, scale, a, b };
+    assert!(bias.is_none_or(|bias| bias.len() == b.cols()), "an element of a bias for each column");
+    let job = Job { into, bias, scale, a, b };
     job.run(target, 0..a.rows().div_ceil(ROWS), 0..b.panels(), threads);
 }
 
 struct Job<'a, L: Left> {
     into: Into,
+    bias: Option<&'a [f32]>,
     scale: f32,
     a: &'a L,
     b: &'a Right<L::Word>,
@@ -84,16 +94,19 @@ impl<L: Left> Job<'_, L> {
             // An inner dimension of zero is one empty block, which overwrites with zeros.
             for block in 0..depth.div_ceil(DEPTH).max(1) {
                 let words = block * DEPTH..((block + 1) * DEPTH).min(depth);
-                let into = if block == 0 { self.into } else { Into::Add };
+                let (into, bias) = if block == 0 { (self.into, self.bias) } else { (Into::Add, None) };
                 for j in cols.clone() {
-                    let b = &self.b.panel(j)[words.clone()];
+                    let following = if j + 1 < cols.end { j + 1 } else { cols.start };
+                    let [panel, next] = [j, following].map(|j| &self.b.panel(j)[words.clone()]);
                     let width = (target.cols() - (j - cols.start) * COLS).min(COLS);
+                    let bias = bias.map(|bias| &bias[j * COLS..][..width]);
                     for i in group.clone() {
                         let (row, col) = ((i - rows.start) * ROWS, (j - cols.start) * COLS);
                         target.prefetch(row, col, ROWS, COLS);
                         let height = (target.rows() - row).min(ROWS);
-                        self.a.tile(&mut tile, i * ROWS..i * ROWS + height, words.start, b, width);
-                        target.write(&tile[..height], row, col, into, self.scale);
+                        let panel = Block::of(panel, next, i - group.start, group.len());
+                        self.a.tile(&mut tile, i * ROWS..i * ROWS + height, words.start, panel, width);
+                        target.write(&tile[..height], row, col, into, bias, self.scale);
                     }
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::tile::ROWS;
+use super::tile::{COLS, ROWS};
 use crate::kernels::gemm::Into;
 use crate::kernels::simd::simd;
 
@@ -77,31 +77,18 @@ impl<'a> Target<'a> {
     #[cfg(not(target_arch = "x86_64"))]
     pub fn prefetch(&self, _row: usize, _col: usize, _rows: usize, _cols: usize) {}
 
-    /// Writes or adds `scale` times a tile whose first element belongs to (`row`, `col`); what lies beyond the matrix is
-    /// left out.
-    ///
-    /// # Panics
-    /// If the tile has more than [`ROWS`] rows.
-    pub fn write<const COLS: usize>(&mut self, tile: &[[f32; COLS]], row: usize, col: usize, into: Into, scale: f32) {
-        assert!(row <= self.rows && col <= self.cols, "a tile inside the matrix");
-        let (height, width) = (tile.len().min(self.rows - row), COLS.min(self.cols - col));
-        if self.col_stride == 1 {
-            for (i, sums) in tile[..height].iter().enumerate() {
-                // SAFETY: the row's elements are contiguous and lie within the matrix: row + i < rows, col + width <= cols.
-                let out = unsafe { self.line(row + i, col, width) };
-                put(out, &sums[..width], into, scale);
-            }
-            return;
-        }
-        for j in 0..width {
-            let mut sums = [0.0; ROWS];
-            for (sum, row) in sums.iter_mut().zip(&tile[..height]) {
-                *sum = row[j];
-            }
-            // SAFETY: the column's elements are contiguous and lie within the matrix: row + height <= rows, col + j < cols.
-            let out = unsafe { self.line(row, col + j, height) };
-            put(out, &sums[..height], into, scale);
-        }
+    /// Writes or adds `scale` times a tile, and a bias of its columns, from (`row`, `col`) on; what lies beyond the matrix
+    /// is left out.
+    pub fn write(
+        &mut self,
+        tile: &[[f32; COLS]],
+        row: usize,
+        col: usize,
+        into: Into,
+        bias: Option<&[f32]>,
+        scale: f32,
+    ) {
+        write(self, tile, row, col, into, bias, scale);
     }
 
     /// # Safety
@@ -121,26 +108,62 @@ impl<'a> Target<'a> {
     }
 }
 
-#[inline(always)]
-fn put(out: &mut [f32], sums: &[f32], into: Into, scale: f32) {
-    match into {
-        Into::Overwrite => write_scaled(out, sums, scale),
-        Into::Add => add_scaled(out, sums, scale),
-    }
-}
-
 simd! {
-    fn write_scaled(out: &mut [f32], sums: &[f32], scale: f32) {
-        for (o, &s) in out.iter_mut().zip(sums) {
-            *o = scale * s;
+    /// [`Target::write`], for all rows at once.
+    fn write(
+        target: &mut Target,
+        tile: &[[f32; COLS]],
+        row: usize,
+        col: usize,
+        into: Into,
+        bias: Option<&[f32]>,
+        scale: f32,
+    ) {
+        assert!(row <= target.rows && col <= target.cols && tile.len() <= ROWS, "a tile inside the matrix");
+        let (height, width) = (tile.len().min(target.rows - row), COLS.min(target.cols - col));
+        if target.col_stride == 1 {
+            for (i, sums) in tile[..height].iter().enumerate() {
+                // SAFETY: the row's elements are contiguous and lie within the matrix: row + i < rows, col + width <= cols.
+                let out = unsafe { target.line(row + i, col, width) };
+                match out.first_chunk_mut::<COLS>() {
+                    // Of a length that the compiler knows.
+                    Some(out) => put(out, sums, into, bias, scale),
+                    None => put(out, sums, into, bias, scale),
+                }
+            }
+            return;
+        }
+        for j in 0..width {
+            let mut sums = [0.0; ROWS];
+            for (i, row) in tile[..height].iter().enumerate() {
+                sums[i] = row[j];
+            }
+            let bias = bias.map(|bias| [bias[j]; ROWS]);
+            // SAFETY: the column's elements are contiguous and lie within the matrix: row + height <= rows, col + j < cols.
+            let out = unsafe { target.line(row, col + j, height) };
+            put(out, &sums, into, bias.as_ref().map(<[f32; ROWS]>::as_slice), scale);
         }
     }
 }
 
-simd! {
-    fn add_scaled(out: &mut [f32], sums: &[f32], scale: f32) {
-        for (o, &s) in out.iter_mut().zip(sums) {
-            *o += scale * s;
+/// `out = or += scale * sums + bias`, of as many as there is room for.
+#[inline(always)]
+fn put(out: &mut [f32], sums: &[f32], into: Into, bias: Option<&[f32]>, scale: f32) {
+    let n = out.len();
+    let sums = &sums[..n];
+    if let Some(bias) = bias {
+        let bias = &bias[..n];
+        for i in 0..n {
+            let before = if into == Into::Add { out[i] + bias[i] } else { bias[i] };
+            out[i] = before + scale * sums[i];
+        }
+    } else if into == Into::Add {
+        for i in 0..n {
+            out[i] += scale * sums[i];
+        }
+    } else {
+        for i in 0..n {
+            out[i] = scale * sums[i];
         }
     }
 }

@@ -6,10 +6,11 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use super::tile::round::Pair;
-use super::tile::{COLS, ROWS, choose, exact, rounded};
+use super::tile::{Block, COLS, ROWS, choose, exact, rounded};
 use super::{DEPTH, Plus, Right, Rounded, Rows, Target, product};
 use crate::Precision;
 use crate::kernels::gemm::{Into, Mat, Threads};
+use crate::kernels::simd::{Isa, isa};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
@@ -24,10 +25,10 @@ fn random(len: usize, seed: u64) -> Vec<f32> {
 /// `target = or += scale a b`, in the given precision.
 fn multiply(precision: Precision, target: Target, into: Into, scale: f32, a: Mat, b: Mat, threads: Threads) {
     match precision {
-        Precision::F32 => product(target, into, scale, &Rows::of(a), &Right::new(b, None), threads),
+        Precision::F32 => product(target, into, None, scale, &Rows::of(a), &Right::new(b, None), threads),
         Precision::Bf16 => {
             let b = Right::new(b, None);
-            Rounded::with(a, threads, |a| product(target, into, scale, a, &b, threads));
+            Rounded::with(a, threads, |a| product(target, into, None, scale, a, &b, threads));
         }
     }
 }
@@ -135,6 +136,35 @@ proptest! {
 }
 
 #[test]
+fn a_bias_joins_as_if_it_had_been_there_before() {
+    let bias = random(2 * COLS + 5, 7);
+    let n = bias.len();
+    for (k, into, turned) in [0, 3, DEPTH + 9]
+        .into_iter()
+        .flat_map(|k| [Into::Overwrite, Into::Add].map(|into| (k, into)))
+        .flat_map(|(k, into)| [false, true].map(|turned| (k, into, turned)))
+    {
+        let m = ROWS + 3;
+        let (a, b) = (random(m * k, 1), random(k * n, 2));
+        let (a, b) = (Mat::new(&a, m, k), Right::new(Mat::new(&b, k, n), None));
+        let run = |out: &mut [f32], into: Into, bias: Option<&[f32]>| {
+            let target = if turned { Target::new(out, n, m, m).t() } else { Target::new(out, m, n, n) };
+            product(target, into, bias, 0.5, &Rows::of(a), &b, Threads::Pool);
+        };
+        let mut joined = random(m * n, 3);
+        let mut placed: Vec<f32> = (0..m * n)
+            .map(|at| {
+                let bias = bias[if turned { at / m } else { at % n }];
+                if into == Into::Add { joined[at] + bias } else { bias }
+            })
+            .collect();
+        run(&mut joined, into, Some(&bias));
+        run(&mut placed, Into::Add, None);
+        assert!(joined == placed, "inner dimension {k}, {into:?}, transposed: {turned}");
+    }
+}
+
+#[test]
 fn the_error_stays_within_the_stated_bound() {
     for case in [Case::plain(17, 40, 50), Case::plain(9, 1000, 49), Case::plain(3, 2 * DEPTH * 2 + 7, 5)] {
         let mut out = vec![0.0; case.m * case.n];
@@ -169,7 +199,7 @@ fn assert_sum(k: usize, n: usize, rank: usize) {
     let row = |x: &[f32], right: &Right<f32>| {
         let mut out = vec![0.0; right.cols()];
         let target = Target::new(&mut out, 1, right.cols(), right.cols());
-        product(target, Into::Overwrite, 1.0, &Rows::of(Mat::new(x, 1, x.len())), right, Threads::One);
+        product(target, Into::Overwrite, None, 1.0, &Rows::of(Mat::new(x, 1, x.len())), right, Threads::One);
         out
     };
     let (forward, back) = (Right::new(Mat::new(&w, k, n), plus), Right::new(Mat::new(&w, k, n).t(), transposed));
@@ -256,18 +286,26 @@ fn the_portable_tiles_agree_with_the_chosen_ones() {
     let mut tiles = [[[0.0; COLS]; ROWS]; 2];
     let rounded_b = Right::<Pair>::new(b, None);
     Rounded::with(a, Threads::One, |a| {
-        choose(&rounded::multiply(), ROWS, COLS)(&mut tiles[0], a.panel(0), rounded_b.panel(0));
-        rounded::portable(&mut tiles[1], a.panel(0), rounded_b.panel(0));
+        let panel = Block { words: rounded_b.panel(0), next: &[] };
+        choose(&rounded::multiply(), ROWS, COLS)(&mut tiles[0], a.panel(0), panel);
+        rounded::portable(&mut tiles[1], a.panel(0), panel);
     });
     assert_alike(&tiles, bound);
     let rows: [&[f32]; ROWS] = std::array::from_fn(|i| &a.data[i * 2 * DEPTH..(i + 1) * 2 * DEPTH]);
     let b = Right::<f32>::new(b, None);
+    let panel = Block { words: b.panel(0), next: &[] };
     for height in 1..=ROWS {
-        tiles = [[[0.0; COLS]; ROWS]; 2];
-        choose(&exact::multiply(), height, COLS)(&mut tiles[0], &rows, b.panel(0));
-        choose(&exact::PORTABLE, height, COLS)(&mut tiles[1], &rows, b.panel(0));
-        tiles.iter_mut().for_each(|tile| tile[height..].fill([0.0; COLS]));
-        assert_alike(&tiles, bound);
+        for cols in [1, 16, 17, 32, 33, COLS] {
+            let of = |isa| {
+                let mut tile = [[0.0; COLS]; ROWS];
+                choose(&exact::of(isa), height, cols)(&mut tile, &rows, panel);
+                tile[height..].fill([0.0; COLS]);
+                tile.iter_mut().for_each(|row| row[cols..].fill(0.0));
+                tile
+            };
+            assert_alike(&[of(isa()), of(Isa::Portable)], bound);
+            assert!(isa() < Isa::V4 || of(Isa::V4) == of(Isa::V3), "{height} rows, {cols} columns");
+        }
     }
 }
 

@@ -1,109 +1,179 @@
-//! The product of some rows by a panel in f32: with AVX-512 registers, and the same in plain Rust.
+//! The product of some rows by a panel in f32: with AVX-512 registers, with those of AVX2, and the same in plain Rust.
 //! Knows no memory beyond the rows, a panel and a tile.
 //!
 //! Loops run over indices: an iterator's call that is not inlined would keep the sums from staying in registers.
 
 use std::sync::OnceLock;
 
-use super::{COLS, Choice, ROWS, Tile, VECTORS};
-use crate::kernels::simd::{fma, simd};
+use super::{Block, COLS, Choice, ROWS, Tile, VECTORS, each_size};
+use crate::kernels::simd::{Isa, isa};
 
 /// Writes the product of rows and a panel, all of one depth, to a tile: of the first rows alone, as many as it is for.
-pub type Multiply = fn(&mut Tile, &[&[f32]; ROWS], &[[f32; COLS]]);
+pub type Multiply = fn(&mut Tile, &[&[f32]; ROWS], Block<f32>);
 
 /// The best [`Multiply`]s of this CPU, for each size of a tile.
 pub fn multiply() -> Choice<Multiply> {
     static CHOSEN: OnceLock<Choice<Multiply>> = OnceLock::new();
-    *CHOSEN.get_or_init(detect)
+    *CHOSEN.get_or_init(|| of(isa()))
 }
 
-#[cfg(target_arch = "x86_64")]
-fn detect() -> Choice<Multiply> {
-    if !is_x86_feature_detected!("avx512f") {
-        return PORTABLE;
+/// The [`Multiply`]s for an instruction set. Sums are in one order: equal bit for bit where products and sums are fused.
+///
+/// # Panics
+/// If the CPU does not have it.
+pub fn of(wanted: Isa) -> Choice<Multiply> {
+    assert!(wanted <= isa(), "{wanted:?} on a CPU that has {:?}", isa());
+    match wanted {
+        #[cfg(target_arch = "x86_64")]
+        Isa::V4 => {
+            /// `of` has seen that the CPU has what this needs.
+            fn with<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+                // SAFETY: V4 has the feature that the function enables.
+                unsafe { avx512::multiply::<R, V>(tile, rows, b) }
+            }
+            each_size!(with)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::V3 => {
+            /// `of` has seen that the CPU has what this needs.
+            fn with<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+                // SAFETY: V3 has the features that the function enables.
+                unsafe { avx2::multiply::<R, V>(tile, rows, b) }
+            }
+            each_size!(with)
+        }
+        _ => [[upper, upper, upper, upper, portable, portable, portable, portable]; VECTORS],
     }
-    /// The feature detection above is the only way to this.
-    fn with<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: &[[f32; COLS]]) {
-        // SAFETY: the feature that the function enables was found.
-        unsafe { avx512::multiply::<R, V>(tile, rows, b) }
-    }
-    [
-        [
-            with::<1, 1>,
-            with::<2, 1>,
-            with::<3, 1>,
-            with::<4, 1>,
-            with::<5, 1>,
-            with::<6, 1>,
-            with::<7, 1>,
-            with::<8, 1>,
-        ],
-        [
-            with::<1, 2>,
-            with::<2, 2>,
-            with::<3, 2>,
-            with::<4, 2>,
-            with::<5, 2>,
-            with::<6, 2>,
-            with::<7, 2>,
-            with::<8, 2>,
-        ],
-        [
-            with::<1, 3>,
-            with::<2, 3>,
-            with::<3, 3>,
-            with::<4, 3>,
-            with::<5, 3>,
-            with::<6, 3>,
-            with::<7, 3>,
-            with::<8, 3>,
-        ],
-    ]
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn detect() -> Choice<Multiply> {
-    PORTABLE
-}
-
-/// For any CPU. Sums are in the order of the AVX-512 kernel's: equal bit for bit where products and sums are fused.
-pub const PORTABLE: Choice<Multiply> = [[upper, upper, upper, upper, portable, portable, portable, portable]; VECTORS];
-
-/// Rows and columns of which 16 registers of eight f32 hold the sums.
+/// Rows and columns of which 16 registers hold the sums, where a register holds eight f32 or four.
 const HEIGHT: usize = 4;
 const WIDTH: usize = 24;
 
 /// All rows.
-fn portable(tile: &mut Tile, rows: &[&[f32]; ROWS], b: &[[f32; COLS]]) {
-    part(tile, rows, b, 0);
-    part(tile, rows, b, HEIGHT);
+fn portable(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+    part(tile, rows, b.words, 0);
+    part(tile, rows, b.words, HEIGHT);
 }
 
 /// The first half of the rows.
-fn upper(tile: &mut Tile, rows: &[&[f32]; ROWS], b: &[[f32; COLS]]) {
-    part(tile, rows, b, 0);
+fn upper(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+    part(tile, rows, b.words, 0);
 }
 
-simd! {
-    fn part(tile: &mut Tile, rows: &[&[f32]; ROWS], b: &[[f32; COLS]], top: usize) {
-        let depth = b.len();
-        let mut a = [&[][..]; HEIGHT];
-        for i in 0..HEIGHT {
-            a[i] = &rows[top + i][..depth];
-        }
-        for left in [0, WIDTH] {
-            let mut sums = [[0.0; WIDTH]; HEIGHT];
-            for p in 0..depth {
-                let mut columns = [0.0; WIDTH];
-                columns.copy_from_slice(&b[p][left..left + WIDTH]);
-                for i in 0..HEIGHT {
-                    for j in 0..WIDTH {
-                        sums[i][j] = fma::<FMA>(a[i][p], columns[j], sums[i][j]);
-                    }
+fn part(tile: &mut Tile, rows: &[&[f32]; ROWS], b: &[[f32; COLS]], top: usize) {
+    let depth = b.len();
+    let mut a = [&[][..]; HEIGHT];
+    for i in 0..HEIGHT {
+        a[i] = &rows[top + i][..depth];
+    }
+    for left in [0, WIDTH] {
+        let mut sums = [[0.0; WIDTH]; HEIGHT];
+        for p in 0..depth {
+            for i in 0..HEIGHT {
+                for j in 0..WIDTH {
+                    sums[i][j] += a[i][p] * b[p][left + j];
                 }
             }
-            for i in 0..HEIGHT {
-                tile[top + i][left..left + WIDTH].copy_from_slice(&sums[i]);
+        }
+        for i in 0..HEIGHT {
+            tile[top + i][left..left + WIDTH].copy_from_slice(&sums[i]);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::{
+        __m256, _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        _mm256_storeu_ps,
+    };
+
+    use super::{Block, COLS, HEIGHT, ROWS, Tile};
+
+    /// f32 of a register.
+    const LANES: usize = 8;
+    /// Words ahead of the one that is multiplied, which are on their way to the first cache.
+    const AHEAD: usize = 8;
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+        let mut top = 0;
+        while top < R {
+            match V {
+                1 => strip::<R, 2>(tile, rows, b, top, 0),
+                2 => {
+                    strip::<R, 2>(tile, rows, b, top, 0);
+                    strip::<R, 2>(tile, rows, b, top, 2);
+                }
+                _ => {
+                    strip::<R, 3>(tile, rows, b, top, 0);
+                    strip::<R, 3>(tile, rows, b, top, 3);
+                }
+            }
+            top += HEIGHT;
+        }
+    }
+
+    /// `W` registers of columns from register `left` on, of at most `HEIGHT` rows from row `top` on.
+    #[target_feature(enable = "avx2,fma")]
+    fn strip<const R: usize, const W: usize>(
+        tile: &mut Tile,
+        rows: &[&[f32]; ROWS],
+        b: Block<f32>,
+        top: usize,
+        left: usize,
+    ) {
+        match R - top {
+            1 => part::<1, W>(tile, rows, b, top, left),
+            2 => part::<2, W>(tile, rows, b, top, left),
+            3 => part::<3, W>(tile, rows, b, top, left),
+            _ => part::<HEIGHT, W>(tile, rows, b, top, left),
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    fn part<const H: usize, const W: usize>(
+        tile: &mut Tile,
+        rows: &[&[f32]; ROWS],
+        b: Block<f32>,
+        top: usize,
+        left: usize,
+    ) {
+        let depth = b.words.len();
+        let mut a = [&[][..]; H];
+        for i in 0..H {
+            a[i] = &rows[top + i][..depth];
+        }
+        let first = left * LANES;
+        assert!(first + W * LANES <= COLS, "columns of a tile");
+        let mut sums = [[_mm256_setzero_ps(); W]; H];
+        for p in 0..depth {
+            if top == 0 && left == 0 {
+                b.fetch(p);
+            }
+            let ahead = b.words.as_ptr().wrapping_add(p + AHEAD).cast::<f32>().wrapping_add(first).cast::<i8>();
+            // SAFETY: a prefetch accesses nothing, wherever it points.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(ahead);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(W * LANES * size_of::<f32>() - 1));
+            }
+            let mut columns: [__m256; W] = [_mm256_setzero_ps(); W];
+            for j in 0..W {
+                // SAFETY: by the assertion the eight f32 lie within the word.
+                columns[j] = unsafe { _mm256_loadu_ps(b.words[p].as_ptr().add(first + j * LANES)) };
+            }
+            for i in 0..H {
+                let a = _mm256_set1_ps(a[i][p]);
+                for j in 0..W {
+                    sums[i][j] = _mm256_fmadd_ps(a, columns[j], sums[i][j]);
+                }
+            }
+        }
+        for i in 0..H {
+            for j in 0..W {
+                // SAFETY: by the assertion the eight f32 lie within the tile's row.
+                unsafe { _mm256_storeu_ps(tile[top + i].as_mut_ptr().add(first + j * LANES), sums[i][j]) };
             }
         }
     }
@@ -114,19 +184,20 @@ mod avx512 {
     use std::arch::x86_64::{__m512, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_setzero_ps};
     use std::mem::transmute;
 
-    use super::{COLS, ROWS, Tile, VECTORS};
+    use super::{Block, COLS, ROWS, Tile, VECTORS};
 
     #[target_feature(enable = "avx512f")]
-    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: &[[f32; COLS]]) {
-        let depth = b.len();
+    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+        let depth = b.words.len();
         let mut a = [&[][..]; R];
         for i in 0..R {
             a[i] = &rows[i][..depth];
         }
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; R];
         for p in 0..depth {
+            b.fetch(p);
             // SAFETY: both are VECTORS times 64 bytes, of which any bits are valid.
-            let b = unsafe { transmute::<[f32; COLS], [__m512; VECTORS]>(b[p]) };
+            let b = unsafe { transmute::<[f32; COLS], [__m512; VECTORS]>(b.words[p]) };
             for i in 0..R {
                 let a = _mm512_set1_ps(a[i][p]);
                 for j in 0..V {

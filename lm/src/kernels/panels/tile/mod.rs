@@ -6,6 +6,7 @@ pub mod round;
 pub mod rounded;
 
 use super::pack::{Lanes, pack_right, pack_right_rounded};
+use crate::kernels::simd::{LINE, prefetch_far};
 use round::{Pair, pair};
 
 /// Rows of a tile.
@@ -20,8 +21,45 @@ pub const COLS: usize = VECTORS * VECTOR;
 /// A part of a product.
 pub type Tile = [[f32; COLS]; ROWS];
 
+/// What a tile reads of a panel, and what is to be brought nearer meanwhile, since the tiles after it will read that: a
+/// factor's panels follow one another faster than a core foresees.
+#[derive(Clone, Copy)]
+pub struct Block<'a, W> {
+    /// `[depth, COLS]`
+    pub words: &'a [[W; COLS]],
+    /// Cache lines.
+    pub next: &'a [[W; LINE]],
+}
+
+impl<'a, W: Word> Block<'a, W> {
+    /// For tile `i` of `tiles` that all multiply by `words`: each brings its share of `next` nearer.
+    pub fn of(words: &'a [[W; COLS]], next: &'a [[W; COLS]], i: usize, tiles: usize) -> Self {
+        let [start, end] = [i, i + 1].map(|i| i * next.len() / tiles);
+        Self { words, next: next[start..end].as_flattened().as_chunks().0 }
+    }
+
+    /// Asks for cache line `i` of what is read next, if there are as many.
+    #[inline(always)]
+    fn fetch(self, i: usize) {
+        if i < self.next.len() {
+            prefetch_far(&self.next[i]);
+        }
+    }
+}
+
 /// What multiplies tiles of 1 to [`ROWS`] rows, by 1 to [`VECTORS`] registers of columns: a last panel is rarely full.
 pub type Choice<M> = [[M; ROWS]; VECTORS];
+
+/// A [`Choice`] of the function `f::<rows, registers>`.
+macro_rules! each_size {
+    ($f:ident) => {
+        [each_size!($f, 1), each_size!($f, 2), each_size!($f, 3)]
+    };
+    ($f:ident, $v:literal) => {
+        [$f::<1, $v>, $f::<2, $v>, $f::<3, $v>, $f::<4, $v>, $f::<5, $v>, $f::<6, $v>, $f::<7, $v>, $f::<8, $v>]
+    };
+}
+use each_size;
 
 /// What multiplies `rows` rows and `cols` columns; further columns of the tile may hold anything.
 pub fn choose<M: Copy>(among: &Choice<M>, rows: usize, cols: usize) -> M {

@@ -6,11 +6,11 @@
 use std::sync::OnceLock;
 
 use super::round::{Pair, even, odd};
-use super::{COLS, Choice, ROWS, Tile, VECTORS};
+use super::{Block, COLS, Choice, ROWS, Tile, VECTORS, each_size};
 use crate::kernels::simd::simd;
 
 /// Writes the product of two panels of equal depth to a tile: of the left one's first rows alone, as many as it is for.
-pub type Multiply = fn(&mut Tile, &[[Pair; ROWS]], &[[Pair; COLS]]);
+pub type Multiply = fn(&mut Tile, &[[Pair; ROWS]], Block<Pair>);
 
 /// The best [`Multiply`]s of this CPU, for each size of a tile.
 pub fn multiply() -> Choice<Multiply> {
@@ -22,42 +22,11 @@ pub fn multiply() -> Choice<Multiply> {
 fn detect() -> Choice<Multiply> {
     if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
         /// The feature detection above is the only way to this.
-        fn with<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: &[[Pair; COLS]]) {
+        fn with<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: Block<Pair>) {
             // SAFETY: both features that the function enables were found.
             unsafe { avx512::multiply::<R, V>(tile, a, b) }
         }
-        [
-            [
-                with::<1, 1>,
-                with::<2, 1>,
-                with::<3, 1>,
-                with::<4, 1>,
-                with::<5, 1>,
-                with::<6, 1>,
-                with::<7, 1>,
-                with::<8, 1>,
-            ],
-            [
-                with::<1, 2>,
-                with::<2, 2>,
-                with::<3, 2>,
-                with::<4, 2>,
-                with::<5, 2>,
-                with::<6, 2>,
-                with::<7, 2>,
-                with::<8, 2>,
-            ],
-            [
-                with::<1, 3>,
-                with::<2, 3>,
-                with::<3, 3>,
-                with::<4, 3>,
-                with::<5, 3>,
-                with::<6, 3>,
-                with::<7, 3>,
-                with::<8, 3>,
-            ],
-        ]
+        each_size!(with)
     } else {
         [[portable; ROWS]; VECTORS]
     }
@@ -71,10 +40,10 @@ fn detect() -> Choice<Multiply> {
 simd! {
     /// All rows, in f32. Products of two bf16 are exact, so that only the sums round. The odd element comes first, as in
     /// the instruction's description; on Zen 4 the results are equal bit for bit.
-    pub fn portable(tile: &mut Tile, a: &[[Pair; ROWS]], b: &[[Pair; COLS]]) {
+    pub fn portable(tile: &mut Tile, a: &[[Pair; ROWS]], b: Block<Pair>) {
         *tile = [[0.0; COLS]; ROWS];
         let depth = a.len();
-        let b = &b[..depth];
+        let b = &b.words[..depth];
         for p in 0..depth {
             for i in 0..ROWS {
                 for j in 0..COLS {
@@ -92,16 +61,17 @@ mod avx512 {
     use std::mem::transmute;
 
     use super::super::round::Pair;
-    use super::{COLS, ROWS, Tile, VECTORS};
+    use super::{Block, COLS, ROWS, Tile, VECTORS};
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: &[[Pair; COLS]]) {
+    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: Block<Pair>) {
         let depth = a.len();
-        let b = &b[..depth];
+        let words = &b.words[..depth];
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; R];
         for p in 0..depth {
+            b.fetch(p);
             // SAFETY: both are VECTORS times 64 bytes, of which any bits are valid.
-            let b = unsafe { transmute::<[Pair; COLS], [__m512bh; VECTORS]>(b[p]) };
+            let b = unsafe { transmute::<[Pair; COLS], [__m512bh; VECTORS]>(words[p]) };
             for i in 0..R {
                 // SAFETY: both are registers of 64 bytes, of which any bits are valid.
                 let a = unsafe { transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a[p][i].bits())) };
