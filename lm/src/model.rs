@@ -10,6 +10,7 @@ use rand_chacha::ChaCha12Rng;
 use crate::adapter::{self, LoraConfig};
 use crate::linear::{Dropout, LowRank};
 use crate::spec::OUTPUT;
+use crate::threads::in_pool;
 use crate::transformer::Transformer;
 use crate::{
     Batch, Error, InitStd, ModelConfig, Precision, Result, StatOptions, TokenStats, Variable, WeightType, stats,
@@ -150,7 +151,7 @@ impl CausalLm {
     /// The hidden states after the last norm, `[batch, time, d]`. `dropout` is for training only. Errors: ids above
     /// the vocabulary, sequences longer than the model's window.
     pub fn hidden(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
-        self.net.hidden(batch, dropout)
+        in_pool(|| self.net.hidden(batch, dropout))
     }
 
     /// The rows of `hidden` that predict the response tokens, `[response_tokens, d]`.

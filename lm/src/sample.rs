@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use crate::decode::{Cache, Decoder, Export, Work};
 use crate::kernels::gemm::Threads;
 use crate::pick::Picker;
+use crate::threads::in_pool;
 use crate::{CausalLm, Draws, Error, Result};
 
 /// How to draw.
@@ -149,12 +150,12 @@ fn generate(
     first: usize,
     prefill_tokens: usize,
 ) -> Result<Vec<Sampled>> {
-    let mut live: Vec<Live> = prompts
-        .iter()
-        .zip(rows)
-        .enumerate()
-        .map(|(at, (prompt, &row))| Live { at, row, cache: decoder.cache(prompt.len() + o.max_new_tokens) })
-        .collect();
+    let start = |at: usize| Live { at, row: rows[at], cache: decoder.cache(prompts[at].len() + o.max_new_tokens) };
+    let mut live: Vec<Live> = match decoder.threads {
+        Threads::One => (0..prompts.len()).map(start).collect(),
+        // The first to touch memory waits until the system has cleared it.
+        Threads::Pool => (0..prompts.len()).into_par_iter().map(start).collect(),
+    };
     let (mut work, mut states, mut logits) = (Work::default(), Vec::new(), Vec::new());
     let mut start = 0;
     while start < prompts.len() {
@@ -165,14 +166,14 @@ fn generate(
             end += 1;
         }
         let mut caches: Vec<&mut Cache> = live[start..end].iter_mut().map(|l| &mut l.cache).collect();
-        decoder.prefill(&mut caches, &prompts[start..end], &mut work, &mut states);
+        in_pool(|| decoder.prefill(&mut caches, &prompts[start..end], &mut work, &mut states));
         start = end;
     }
 
     let mut out = vec![Sampled { ids: vec![], logprobs: vec![], ended: false }; prompts.len()];
     let mut picker = Picker::new(o);
     let mut tokens = Vec::with_capacity(prompts.len());
-    for step in 0..o.max_new_tokens {
+    let mut next = |step: usize| -> Result<bool> {
         tokens.clear();
         let pick = |picker: &mut Picker, (live, logits): (&Live, &mut [f32])| {
             picker.pick(logits, step, draws.uniform(live.row, step as u32))
@@ -198,11 +199,16 @@ fn generate(
         let mut ids = tokens.iter();
         live.retain(|_| ids.next().is_some_and(|&id| id != o.eos));
         tokens.retain(|&id| id != o.eos);
-        if live.is_empty() || step + 1 == o.max_new_tokens {
-            break;
+        let goes_on = !live.is_empty() && step + 1 < o.max_new_tokens;
+        if goes_on {
+            let mut caches: Vec<&mut Cache> = live.iter_mut().map(|l| &mut l.cache).collect();
+            decoder.step(&mut caches, &tokens, &mut work, &mut states);
         }
-        let mut caches: Vec<&mut Cache> = live.iter_mut().map(|l| &mut l.cache).collect();
-        decoder.step(&mut caches, &tokens, &mut work, &mut states);
+        Ok(goes_on)
+    };
+    let mut step = 0;
+    while in_pool(|| next(step))? {
+        step += 1;
     }
     Ok(out)
 }

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::threads::in_pool;
 use crate::{Batch, Error, Result, kernels};
 
 /// How the distribution over the next token is to be read.
@@ -43,7 +44,8 @@ pub(crate) fn token_stats(
     }
     // Rows without a mask take the kernel's plain path.
     let forbidden = forbidden.filter(|(_, rows)| rows.contains(&true));
-    let stats = kernels::token_stats(hidden, output, &kernels::StatRows { targets, forbidden }, entropy)?;
+    let rows = kernels::StatRows { targets, forbidden };
+    let stats = in_pool(|| kernels::token_stats(hidden, output, &rows, entropy))?;
     Ok(TokenStats { logprob: stats.logprob, entropy: stats.entropy })
 }
 

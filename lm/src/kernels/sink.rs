@@ -11,6 +11,7 @@ use candle_core::{Result, Tensor, TensorId, bail};
 use super::buffer::{CHUNK, for_chunks};
 use super::glue::gradient;
 use super::simd::add_assign;
+use crate::threads::in_pool;
 
 #[derive(Default)]
 struct Sink {
@@ -25,6 +26,11 @@ thread_local! {
 /// The gradients of `loss` by every variable: [`Tensor::backward`], faster, and the only way through
 /// [`super::transformer_block`].
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
+    in_pool(|| into_sink(loss))
+}
+
+/// [`backward`] on this thread, which may be within another backward pass.
+fn into_sink(loss: &Tensor) -> Result<GradStore> {
     let before = SINK.replace(Some(Sink::default()));
     let grads = loss.backward();
     let sink = SINK.replace(before).unwrap_or_default();

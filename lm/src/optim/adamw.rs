@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::{glue::View, simd::fma, simd::simd};
+use crate::threads::in_pool;
 use crate::{Error, Result, Variable};
 
 /// Elements that one task updates. Norms are summed per chunk, in index order, so that they do not depend on threads.
@@ -103,6 +104,10 @@ impl AdamW {
     ///
     /// Errors, before anything changes: a variable without gradient; a gradient that is not finite.
     pub fn step(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepNorms> {
+        in_pool(|| self.update(grads, lr, clip))
+    }
+
+    fn update(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepNorms> {
         let mut square = 0.0;
         let mut gradients = Vec::with_capacity(self.slots.len());
         for Slot { variable, .. } in &self.slots {
