@@ -24,7 +24,7 @@ use super::{Activation, Block, Mask, Norm};
 use crate::Precision;
 
 /// Rows that go through the block together, at least, if there are as many.
-const ROWS: usize = 256;
+const ROWS: usize = 128;
 
 /// Places of the maps in arrays of four.
 const QKV: usize = 0;
