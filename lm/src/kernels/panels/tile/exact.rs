@@ -153,15 +153,12 @@ mod avx2 {
                 b.fetch(p);
             }
             let ahead = b.words.as_ptr().wrapping_add(p + AHEAD).cast::<f32>().wrapping_add(first).cast::<i8>();
-            // SAFETY: a prefetch accesses nothing, wherever it points.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(ahead);
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(W * LANES * size_of::<f32>() - 1));
-            }
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(W * LANES * size_of::<f32>() - 1));
             let mut columns: [__m256; W] = [_mm256_setzero_ps(); W];
-            for j in 0..W {
+            for (j, column) in columns.iter_mut().enumerate() {
                 // SAFETY: by the assertion the eight f32 lie within the word.
-                columns[j] = unsafe { _mm256_loadu_ps(b.words[p].as_ptr().add(first + j * LANES)) };
+                *column = unsafe { _mm256_loadu_ps(b.words[p].as_ptr().add(first + j * LANES)) };
             }
             for i in 0..H {
                 let a = _mm256_set1_ps(a[i][p]);
@@ -170,10 +167,10 @@ mod avx2 {
                 }
             }
         }
-        for i in 0..H {
-            for j in 0..W {
+        for (sums, row) in sums.iter().zip(&mut tile[top..top + H]) {
+            for (j, &sum) in sums.iter().enumerate() {
                 // SAFETY: by the assertion the eight f32 lie within the tile's row.
-                unsafe { _mm256_storeu_ps(tile[top + i].as_mut_ptr().add(first + j * LANES), sums[i][j]) };
+                unsafe { _mm256_storeu_ps(row.as_mut_ptr().add(first + j * LANES), sum) };
             }
         }
     }
