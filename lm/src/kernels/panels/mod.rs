@@ -96,8 +96,8 @@ impl<L: Left> Job<'_, L> {
                 let words = block * DEPTH..((block + 1) * DEPTH).min(depth);
                 let (into, bias) = if block == 0 { (self.into, self.bias) } else { (Into::Add, None) };
                 for j in cols.clone() {
-                    let following = if j + 1 < cols.end { j + 1 } else { cols.start };
-                    let [panel, next] = [j, following].map(|j| &self.b.panel(j)[words.clone()]);
+                    let panel = &self.b.panel(j)[words.clone()];
+                    let next = if j + 1 < cols.end { &self.b.panel(j + 1)[words.clone()] } else { &[] };
                     let width = (target.cols() - (j - cols.start) * COLS).min(COLS);
                     let bias = bias.map(|bias| &bias[j * COLS..][..width]);
                     for i in group.clone() {
@@ -106,7 +106,7 @@ impl<L: Left> Job<'_, L> {
                         let height = (target.rows() - row).min(ROWS);
                         let panel = Block::of(panel, next, i - group.start, group.len());
                         self.a.tile(&mut tile, i * ROWS..i * ROWS + height, words.start, panel, width);
-                        target.write(&tile[..height], row, col, into, bias, self.scale);
+                        target::write(&mut target, &tile[..height], row, col, into, bias, self.scale);
                     }
                 }
             }

@@ -77,20 +77,6 @@ impl<'a> Target<'a> {
     #[cfg(not(target_arch = "x86_64"))]
     pub fn prefetch(&self, _row: usize, _col: usize, _rows: usize, _cols: usize) {}
 
-    /// Writes or adds `scale` times a tile, and a bias of its columns, from (`row`, `col`) on; what lies beyond the matrix
-    /// is left out.
-    pub fn write(
-        &mut self,
-        tile: &[[f32; COLS]],
-        row: usize,
-        col: usize,
-        into: Into,
-        bias: Option<&[f32]>,
-        scale: f32,
-    ) {
-        write(self, tile, row, col, into, bias, scale);
-    }
-
     /// # Safety
     /// The element lies within the matrix.
     unsafe fn at(&self, row: usize, col: usize) -> *mut f32 {
@@ -109,8 +95,12 @@ impl<'a> Target<'a> {
 }
 
 simd! {
-    /// [`Target::write`], for all rows at once.
-    fn write(
+    /// Writes or adds `scale` times a tile, and a bias of its columns, from (`row`, `col`) on; what lies beyond the matrix
+    /// is left out.
+    ///
+    /// # Panics
+    /// If the tile has more than [`ROWS`] rows.
+    pub fn write(
         target: &mut Target,
         tile: &[[f32; COLS]],
         row: usize,
