@@ -258,6 +258,7 @@ impl Model {
                 eps: 1e-5,
                 heads: Heads { query: heads, key_value: heads, width: d / heads },
                 time,
+                wanted: None,
             };
             x = (kit.block)(&x, &block)?;
         }

@@ -7,7 +7,6 @@ use rand_chacha::ChaCha12Rng;
 
 use crate::files::Checkpoint;
 use crate::linear::Dropout;
-use crate::model::rows;
 use crate::transformer::Named;
 use crate::weights;
 use crate::{Batch, CausalLm, Error, Result, Variable, WeightType, random, variable};
@@ -90,15 +89,14 @@ pub struct RewardModel {
 impl RewardModel {
     /// One score a sequence, `[batch]`. Errors: `Sum` and a sequence without response.
     pub fn scores(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
-        let hidden = self.lm.hidden(batch, dropout)?;
         match self.pool {
-            Pool::Last => self.head.forward(&rows(&hidden, &batch.last())?),
+            Pool::Last => self.head.forward(&self.lm.hidden_at(batch, &batch.last(), dropout)?),
             Pool::Sum => {
                 if let Some(i) = batch.row_ranges().iter().position(|r| r.is_empty()) {
                     return Err(Error::input(format!("sequence {i} of the batch has no response to score")));
                 }
                 let (at, of) = batch.response_positions();
-                let tokens = self.head.forward(&rows(&hidden, &at)?)?;
+                let tokens = self.head.forward(&self.lm.hidden_at(batch, &at, dropout)?)?;
                 let of = Tensor::from_vec(of, at.len(), &Device::Cpu)?;
                 Ok(Tensor::zeros(batch.len(), DType::F32, &Device::Cpu)?.index_add(&of, &tokens, 0)?)
             }

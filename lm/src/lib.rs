@@ -49,4 +49,4 @@ pub use weights::WeightType;
 
 /// Raised whenever the same weights, data and seeds give other numbers than before; part of the key of every
 /// stage that trains or samples.
-pub const NUMERICS: u32 = 4;
+pub const NUMERICS: u32 = 5;

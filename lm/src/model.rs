@@ -151,15 +151,21 @@ impl CausalLm {
     /// The hidden states after the last norm, `[batch, time, d]`. `dropout` is for training only. Errors: ids above
     /// the vocabulary, sequences longer than the model's window.
     pub fn hidden(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
-        in_pool(|| self.net.hidden(batch, dropout))
+        in_pool(|| self.net.hidden(batch, None, dropout))
     }
 
-    /// The rows of `hidden` that predict the response tokens, `[response_tokens, d]`.
-    pub fn predicting(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
-        rows(hidden, batch.predicting())
+    /// [`CausalLm::hidden`] of the positions that predict the response tokens, `[response_tokens, d]`: the last layer computes
+    /// no others.
+    pub fn predicting(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
+        self.hidden_at(batch, batch.predicting(), dropout)
     }
 
-    /// Log-probabilities (and entropies) of the response tokens from the rows that predict them.
+    /// [`CausalLm::hidden`] of some rows of `[batch * time]`, which ascend: `[n, d]`.
+    pub(crate) fn hidden_at(&self, batch: &Batch, rows: &[u32], dropout: Option<&mut Dropout>) -> Result<Tensor> {
+        in_pool(|| self.net.hidden(batch, Some(rows), dropout))
+    }
+
+    /// Log-probabilities (and entropies) of the response tokens from what [`CausalLm::predicting`] gives.
     pub fn token_stats(&self, predicting: &Tensor, batch: &Batch, o: &StatOptions) -> Result<TokenStats> {
         let masked = stats::before_minimum(batch, o.min_new_tokens);
         stats::token_stats(predicting, &self.net.output(), batch.targets(), Some((o.eos, &masked)), o.entropy)
@@ -175,18 +181,21 @@ impl CausalLm {
         if weight == 0.0 {
             return Err(Error::input("a batch without a token to learn from"));
         }
-        let hidden = self.hidden(batch, dropout)?;
-        let nll = |at: &[u32], targets: &[u32]| -> Result<Tensor> {
-            let stats = stats::token_stats(&rows(&hidden, at)?, &self.net.output(), targets, None, false)?;
+        let nll = |hidden: &Tensor, targets: &[u32]| -> Result<Tensor> {
+            let stats = stats::token_stats(hidden, &self.net.output(), targets, None, false)?;
             Ok(stats.logprob.sum_all()?.neg()?)
         };
-        let response = nll(batch.predicting(), batch.targets())?;
-        let response_nll = (response.detach() / responses.max(1) as f64)?;
-        let loss = if prompt_rows.is_empty() {
-            (response / weight)?
+        let (response, sum) = if prompt_rows.is_empty() {
+            let response = nll(&self.predicting(batch, dropout)?, batch.targets())?;
+            (response.detach(), response)
         } else {
-            ((response + (nll(&prompt_rows, &prompt_targets)? * prompt_weight)?)? / weight)?
+            let hidden = self.hidden(batch, dropout)?;
+            let response = nll(&rows(&hidden, batch.predicting())?, batch.targets())?;
+            let prompt = nll(&rows(&hidden, &prompt_rows)?, &prompt_targets)?;
+            (response.detach(), (response + (prompt * prompt_weight)?)?)
         };
+        let response_nll = (response / responses.max(1) as f64)?;
+        let loss = (sum / weight)?;
         Ok(LmLoss { loss, response_nll })
     }
 
@@ -208,7 +217,7 @@ impl CausalLm {
 }
 
 /// Rows of `hidden` `[batch, time, d]` by their index in `[batch * time]`: `[n, d]`.
-pub(crate) fn rows(hidden: &Tensor, index: &[u32]) -> Result<Tensor> {
+fn rows(hidden: &Tensor, index: &[u32]) -> Result<Tensor> {
     let index = Tensor::from_vec(index.to_vec(), index.len(), &Device::Cpu)?;
     Ok(hidden.flatten(0, 1)?.index_select(&index, 0)?)
 }

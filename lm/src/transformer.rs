@@ -49,7 +49,7 @@ impl Block {
         self.qkv.iter_mut().chain([&mut self.attn_out]).chain(&mut self.up).chain([&mut self.down])
     }
 
-    /// `[batch, time, d]` to the same. The gradient of a frozen weight is never computed.
+    /// `[batch, time, d]` to the same, or to the `n` wanted rows `[n, d]`. The gradient of a frozen weight is never computed.
     fn forward(
         &self,
         x: &Tensor,
@@ -57,16 +57,18 @@ impl Block {
         precision: Precision,
         rotary: Option<&Arc<Rotary>>,
         drop: &mut Option<&mut Dropout>,
+        wanted: Option<&[u32]>,
     ) -> Result<Tensor> {
-        let (batch, time, _) = x.dims3()?;
+        let (batch, time, d) = x.dims3()?;
         let rows = batch * time;
-        let mask = |l: &Linear, drop: &mut Option<&mut Dropout>| l.mask(rows, drop.as_deref_mut());
-        let qkv = self.qkv.iter().map(|l| mask(l, drop)).collect::<Result<Vec<_>>>()?;
-        let attn_out = mask(&self.attn_out, drop)?;
-        let attn_branch = branch_mask(x, drop);
-        let up = self.up.iter().map(|l| mask(l, drop)).collect::<Result<Vec<_>>>()?;
-        let down = mask(&self.down, drop)?;
-        let mlp_branch = branch_mask(x, drop);
+        let on = wanted.map_or(rows, <[u32]>::len);
+        let mask = |l: &Linear, rows, drop: &mut Option<&mut Dropout>| l.mask(rows, drop.as_deref_mut());
+        let qkv = self.qkv.iter().map(|l| mask(l, rows, drop)).collect::<Result<Vec<_>>>()?;
+        let attn_out = mask(&self.attn_out, on, drop)?;
+        let attn_branch = branch_mask(on * d, drop);
+        let up = self.up.iter().map(|l| mask(l, on, drop)).collect::<Result<Vec<_>>>()?;
+        let down = mask(&self.down, on, drop)?;
+        let mlp_branch = branch_mask(on * d, drop);
         let block = kernels::Block {
             norm_1: self.norm_1.kernel(),
             qkv: self.qkv.iter().zip(&qkv).map(|(l, m)| l.projection(m.as_ref())).collect(),
@@ -82,6 +84,7 @@ impl Block {
             eps: spec.eps,
             heads: spec.heads,
             time,
+            wanted,
         };
         Ok(kernels::transformer_block(x, &block)?)
     }
@@ -368,8 +371,8 @@ impl Transformer {
         }
     }
 
-    /// The hidden states after the last norm, `[batch, time, d]`.
-    pub fn hidden(&self, batch: &Batch, mut drop: Option<&mut Dropout>) -> Result<Tensor> {
+    /// The hidden states after the last norm, `[batch, time, d]`; of some rows of `[batch * time]` alone, which ascend, `[n, d]`.
+    pub fn hidden(&self, batch: &Batch, wanted: Option<&[u32]>, mut drop: Option<&mut Dropout>) -> Result<Tensor> {
         let spec = &self.spec;
         let time = batch.time();
         if time > spec.window {
@@ -383,12 +386,15 @@ impl Transformer {
         if let Some(positions) = &self.positions {
             x = x.broadcast_add(&positions.narrow(0, 0, time)?)?;
         }
-        if let Some(mask) = branch_mask(&x, &mut drop) {
+        if let Some(mask) = branch_mask(x.elem_count(), &mut drop) {
             x = (&x * mask.tensor(x.dims())?)?;
         }
         let rotary = self.rotary(time).map(Arc::new);
-        for block in &self.blocks {
-            x = block.forward(&x, spec, self.precision, rotary.as_ref(), &mut drop)?;
+        let last = self.blocks.len() - 1;
+        for (i, block) in self.blocks.iter().enumerate() {
+            // No later block looks at the last one's other rows.
+            let wanted = wanted.filter(|_| i == last);
+            x = block.forward(&x, spec, self.precision, rotary.as_ref(), &mut drop, wanted)?;
         }
         Ok(kernels::norm(&x, &self.norm.kernel(), spec.eps)?)
     }
@@ -423,7 +429,7 @@ impl<'a> Listing<'a> {
 }
 
 /// The dropout of the embeddings or of a branch before it joins the residual stream, if asked for.
-fn branch_mask(x: &Tensor, drop: &mut Option<&mut Dropout>) -> Option<kernels::Mask> {
+fn branch_mask(elements: usize, drop: &mut Option<&mut Dropout>) -> Option<kernels::Mask> {
     let drop = drop.as_mut().filter(|drop| drop.model > 0.0)?;
-    Some(random::dropout_mask(x.elem_count(), drop.model, &mut drop.rng))
+    Some(random::dropout_mask(elements, drop.model, &mut drop.rng))
 }

@@ -14,8 +14,7 @@ const LORA: LoraConfig = LoraConfig { r: 3, alpha: 6.0, dropout: 0.1 };
 fn hidden(lm: &CausalLm) -> Vec<f32> {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
-    let hidden = lm.hidden(&batch, None).unwrap();
-    floats(&lm.predicting(&hidden, &batch).unwrap())
+    floats(&lm.predicting(&batch, None).unwrap())
 }
 
 fn adapted(base: &CausalLm) -> CausalLm {

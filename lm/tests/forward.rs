@@ -41,8 +41,7 @@ fn token_stats_are_those_of_the_masked_distribution() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     let options = StatOptions { min_new_tokens: 3, eos: EOS, entropy: true };
-    let hidden = lm.hidden(&batch, None).unwrap();
-    let stats = lm.token_stats(&lm.predicting(&hidden, &batch).unwrap(), &batch, &options).unwrap();
+    let stats = lm.token_stats(&lm.predicting(&batch, None).unwrap(), &batch, &options).unwrap();
     let (logprob, entropy) = (floats(&stats.logprob), floats(&stats.entropy.unwrap()));
     for (row, range) in rows.iter().zip(batch.row_ranges()) {
         let ids = [row.prompt.as_slice(), &row.response].concat();

@@ -70,9 +70,8 @@ fn trained(config: ModelConfig) -> CausalLm {
 }
 
 fn logprobs(lm: &CausalLm, batch: &Batch) -> Vec<f32> {
-    let hidden = lm.hidden(batch, None).unwrap();
     let o = StatOptions { min_new_tokens: 0, eos: EOS, entropy: false };
-    floats(&lm.token_stats(&lm.predicting(&hidden, batch).unwrap(), batch, &o).unwrap().logprob)
+    floats(&lm.token_stats(&lm.predicting(batch, None).unwrap(), batch, &o).unwrap().logprob)
 }
 
 fn root_mean_square(x: impl Iterator<Item = f32> + Clone) -> f32 {

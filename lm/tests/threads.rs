@@ -54,9 +54,8 @@ fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
     let mut dropout = Dropout::new(rng.clone());
     for _ in 0..3 {
         let scores = reward.scores(&batch, Some(&mut dropout)).unwrap();
-        let hidden = lm.hidden(&batch, None).unwrap();
         let o = StatOptions { min_new_tokens: 3, eos: EOS, entropy: true };
-        let stats = lm.token_stats(&lm.predicting(&hidden, &batch).unwrap(), &batch, &o).unwrap();
+        let stats = lm.token_stats(&lm.predicting(&batch, None).unwrap(), &batch, &o).unwrap();
         let loss = (scores.sqr().unwrap().mean_all().unwrap() - stats.entropy.unwrap().mean_all().unwrap()).unwrap();
         let loss = (loss - stats.logprob.mean_all().unwrap()).unwrap();
         adam.step(&lm::backward(&loss).unwrap(), 1e-3, Some(1.0)).unwrap();

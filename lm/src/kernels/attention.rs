@@ -42,10 +42,21 @@ impl Size {
         1.0 / (self.width as f32).sqrt()
     }
 
-    /// Query blocks from the last to the first, so that the first one computed spans all keys.
-    fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.time.div_ceil(BLOCK)).rev().map(move |i| (i * BLOCK, ((i + 1) * BLOCK).min(self.time)))
+    /// Query blocks from the last to the one that holds row `from`, so that the first one computed spans all keys.
+    fn blocks(self, from: usize) -> impl Iterator<Item = (usize, usize)> {
+        let blocks = from / BLOCK..self.time.div_ceil(BLOCK);
+        blocks.rev().map(move |i| (i * BLOCK, ((i + 1) * BLOCK).min(self.time)))
     }
+}
+
+/// One head of one sequence.
+#[derive(Clone, Copy)]
+pub struct Head {
+    pub sequence: usize,
+    /// Of queries, or of keys and values.
+    pub head: usize,
+    /// Nobody asks for the rows before: blocks of nothing else are left out.
+    pub from: usize,
 }
 
 /// Rows `[batch * time]` of which a head's queries, keys or values are `width` columns from `offset + head * width` on.
@@ -75,22 +86,18 @@ pub fn forward(qkv: &[f32], size: Size) -> Vec<f32> {
     let mut out = build(size.batch * time * size.d(), time * size.d(), |_, _| {});
     bands(&mut out, time, width, heads).into_par_iter().enumerate().for_each(|(i, out)| {
         let mut lse = vec![0.0; time];
-        forward_head(out, &mut lse, joint(qkv, size), size, (i / heads, i % heads));
+        let head = Head { sequence: i / heads, head: i % heads, from: 0 };
+        forward_head(out, &mut lse, joint(qkv, size), size, head);
     });
     out
 }
 
-/// One (sequence, head), on the calling thread.
-pub fn forward_head(
-    mut out: Band,
-    lse: &mut [f32],
-    [q, k, v]: [Rows; 3],
-    size: Size,
-    (sequence, head): (usize, usize),
-) {
+/// One head of queries, on the calling thread.
+pub fn forward_head(mut out: Band, lse: &mut [f32], [q, k, v]: [Rows; 3], size: Size, of: Head) {
+    let Head { sequence, head, from } = of;
     let (time, kv_head) = (size.time, head / size.group());
     scratch(BLOCK.min(time) * time, |p| {
-        for (start, end) in size.blocks() {
+        for (start, end) in size.blocks(from) {
             let n = end - start;
             let p = &mut p[..n * end];
             let (q, k) = (q.of(size, sequence, head, start, n), k.of(size, sequence, kv_head, 0, end));
@@ -151,11 +158,12 @@ pub struct Known<'a> {
     pub lse: &'a [f32],
 }
 
-/// One (sequence, head of keys and values) with all heads of queries that it serves, on the calling thread.
-pub fn backward_heads(to: HeadGradients, known: Known, size: Size, (sequence, kv_head): (usize, usize)) {
+/// One head of keys and values with all heads of queries that it serves, on the calling thread. What is left out for
+/// `of.from` is not written.
+pub fn backward_heads(to: HeadGradients, known: Known, size: Size, of: Head) {
     let HeadGradients { q, mut k, mut v } = to;
     for (i, q) in q.into_iter().enumerate() {
-        backward_head(q, [&mut k, &mut v], known, size, (sequence, kv_head * size.group() + i));
+        backward_head(q, [&mut k, &mut v], known, size, Head { head: of.head * size.group() + i, ..of });
     }
 }
 
@@ -166,14 +174,14 @@ fn backward_head(
     [dk, dv]: [&mut Band; 2],
     Known { qkv: [q, k, v], out, g, lse }: Known,
     size: Size,
-    (sequence, head): (usize, usize),
+    Head { sequence, head, from }: Head,
 ) {
     let (time, kv_head) = (size.time, head / size.group());
     let lse = &lse[(sequence * size.heads + head) * time..][..time];
     let block = BLOCK.min(time) * time;
     scratch(2 * block, |both| {
         let (p, ds) = both.split_at_mut(block);
-        for (start, end) in size.blocks() {
+        for (start, end) in size.blocks(from) {
             let n = end - start;
             let first = end == time && head % size.group() == 0;
             let into = if first { Into::Overwrite } else { Into::Add };

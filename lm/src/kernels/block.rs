@@ -10,8 +10,8 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::attention::{self, Known, Size};
-use super::buffer::{bands, build, scratch};
+use super::attention::{self, Head, Known, Size};
+use super::buffer::{bands, build, cut_mut, scratch};
 use super::fan::{Fan, Maps};
 use super::gemm::Into;
 use super::glue::{Handover, View, expect, gradient, output, slice};
@@ -20,6 +20,7 @@ use super::projection::{Views, Way, trained};
 use super::rotary::{Rotary, Turn};
 use super::simd::add_assign;
 use super::sink::deliver_aside;
+use super::wanted::{Part, Wanted};
 use super::{Activation, Block, Mask, Norm};
 use crate::Precision;
 
@@ -79,7 +80,9 @@ pub struct TransformerBlock {
     norms: Vec<NormParts>,
     /// Queries, keys and values; attention's output; up; down.
     maps: [Fan; 4],
-    /// Dropout of the two branches `[rows, d]`.
+    /// The rows that go on after attention.
+    wanted: Wanted,
+    /// Dropout of the two branches `[wanted rows, d]`.
     masks: [Option<Mask>; 2],
     rotary: Option<Arc<Rotary>>,
     activation: Activation,
@@ -92,10 +95,13 @@ pub struct TransformerBlock {
     /// Sequences per chunk.
     group: usize,
     tracked: bool,
+    /// Whether the input has a gradient.
+    passes_on: bool,
     saved: Handover<Vec<Saved>>,
 }
 
-/// What one chunk of sequences leaves for its backward pass; `[n, ..]` each. The rest is quicker computed again.
+/// What one chunk of sequences leaves for its backward pass; `[n, ..]` each, the last two of wanted rows. The rest is quicker
+/// computed again.
 struct Saved {
     /// After rotation.
     qkv: Vec<f32>,
@@ -133,22 +139,25 @@ impl TransformerBlock {
         if let Some(rotary) = &block.rotary {
             rotary.check(size.width, size.time)?;
         }
-        let one = |p: &super::Projection, d_in, d_out| Fan::new(std::slice::from_ref(p), rows, d_in, d_out);
+        let wanted = Wanted::new(rows, block.wanted)?;
+        let n = wanted.len();
+        let one = |p: &super::Projection, d_in, d_out| Fan::new(std::slice::from_ref(p), n, d_in, d_out);
         let maps = [
             Fan::new(&block.qkv, rows, d, size.joint())?,
             one(&block.attn_out, size.d(), d)?,
-            Fan::new(&block.up, rows, d, block.activation.input_width(inner))?,
+            Fan::new(&block.up, n, d, block.activation.input_width(inner))?,
             one(&block.down, inner, d)?,
         ];
         let mask = |m: Option<&Mask>| match m {
-            Some(m) if m.elements() != rows * d => {
-                bail!("a dropout mask of {} elements for {rows} rows of {d}", m.elements())
+            Some(m) if m.elements() != n * d => {
+                bail!("a dropout mask of {} elements for {n} rows of {d}", m.elements())
             }
             m => Ok(m.cloned()),
         };
         let mut block = Self {
             norms: norms.map(|n| NormParts::new(&n, d)).collect::<Result<_>>()?,
             maps,
+            wanted,
             masks: [mask(block.attn_mask)?, mask(block.mlp_mask)?],
             rotary: block.rotary.clone(),
             activation: block.activation,
@@ -159,9 +168,10 @@ impl TransformerBlock {
             size,
             group: (size.batch / 4).clamp(1, ROWS.div_ceil(size.time)),
             tracked: false,
+            passes_on: x.track_op(),
             saved: Handover::default(),
         };
-        block.tracked = x.track_op() || block.variable().is_some();
+        block.tracked = block.passes_on || block.variable().is_some();
         Ok(block)
     }
 
@@ -190,12 +200,14 @@ impl TransformerBlock {
 
     fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
         let chunk = self.chunk();
-        let mut y = build(x.len(), chunk * self.d, |_, _| {});
+        let parts = self.wanted.parts(chunk);
+        let mut y = build(self.wanted.len() * self.d, chunk * self.d, |_, _| {});
         let saved: Vec<Option<Saved>> = self.open(Way::Forward, |pass| {
-            let chunks = y.par_chunks_mut(chunk * self.d).zip(x.par_chunks(chunk * self.d)).enumerate();
+            let of_parts = cut_mut(&mut y, parts.iter().map(|part| part.len() * self.d));
+            let chunks = of_parts.into_par_iter().zip(x.par_chunks(chunk * self.d)).zip(parts);
             Ok(chunks
-                .map(|(i, (y, x))| {
-                    let saved = self.forward_chunk(y, x, i * chunk, pass);
+                .map(|((y, x), part)| {
+                    let saved = self.forward_chunk(y, x, part, pass);
                     self.tracked.then_some(saved)
                 })
                 .collect())
@@ -204,6 +216,12 @@ impl TransformerBlock {
             self.saved.leave(saved);
         }
         Ok(y)
+    }
+
+    /// [`TransformerBlock::forward`] as candle takes it.
+    fn result(&self, x: &[f32], shape: &Shape) -> Result<(CpuStorage, Shape)> {
+        let shape = if self.wanted.some() { Shape::from((self.wanted.len(), self.d)) } else { shape.clone() };
+        output(self.forward(x)?, shape)
     }
 
     /// Turns queries and keys of joint rows by their positions.
@@ -215,40 +233,42 @@ impl TransformerBlock {
         }
     }
 
-    fn forward_chunk(&self, y: &mut [f32], x: &[f32], first: usize, pass: &Pass) -> Saved {
+    fn forward_chunk(&self, y: &mut [f32], x: &[f32], part: Part, pass: &Pass) -> Saved {
         let d = self.d;
-        let rows = x.len() / d;
+        let (rows, n) = (part.rows, part.len());
         let size = Size { batch: rows / self.size.time, ..self.size };
         let (mut qkv, shared_up) = scratch(x.len(), |h| {
             pass.norms[0].forward(h, x);
-            let up = pass.norm_2().is_none().then(|| pass.maps[UP].apply(h, rows, first));
-            (pass.maps[QKV].apply(h, rows, first), up)
+            let up = pass.norm_2().is_none().then(|| pass.maps[UP].apply(&part.pick(h, d), n, part.before));
+            (pass.maps[QKV].apply(h, rows, part.first), up)
         });
         self.rotate(&mut qkv, Turn::Forward);
         let mut attended = vec![0.0; rows * size.d()];
         let mut lse = vec![0.0; size.batch * size.heads * size.time];
         let outs = bands(&mut attended, size.time, size.width, size.heads);
         for (i, (out, lse)) in outs.into_iter().zip(lse.chunks_exact_mut(size.time)).enumerate() {
-            attention::forward_head(out, lse, attention::joint(&qkv, size), size, (i / size.heads, i % size.heads));
+            let (sequence, head) = (i / size.heads, i % size.heads);
+            let head = Head { sequence, head, from: part.first_of(sequence, size.time) };
+            attention::forward_head(out, lse, attention::joint(&qkv, size), size, head);
         }
         let branch = |into: &mut [f32], map: &Maps, input: &[f32], mask: Option<&Mask>| match mask {
-            None => map.add_to(into, input, first),
-            Some(mask) => mask.add_product(into, &map.apply(input, rows, first), first * d),
+            None => map.add_to(into, input, part.before),
+            Some(mask) => mask.add_product(into, &map.apply(input, n, part.before), part.before * d),
         };
-        y.copy_from_slice(x);
-        branch(y, &pass.maps[OUT], &attended, pass.masks[0]);
+        part.copy(y, x, d);
+        branch(y, &pass.maps[OUT], &part.pick(&attended, size.d()), pass.masks[0]);
         let mut x1 = vec![];
         let up = match (pass.norm_2(), shared_up) {
             (Some(norm), _) => {
                 x1 = y.to_vec();
-                scratch(x.len(), |h| {
+                scratch(x1.len(), |h| {
                     norm.forward(h, &x1);
-                    pass.maps[UP].apply(h, rows, first)
+                    pass.maps[UP].apply(h, n, part.before)
                 })
             }
             (None, up) => up.unwrap_or_default(),
         };
-        scratch(rows * self.inner, |active| {
+        scratch(n * self.inner, |active| {
             self.activation.forward(active, &up, self.inner);
             branch(y, &pass.maps[DOWN], active, pass.masks[1]);
         });
@@ -262,17 +282,18 @@ impl TransformerBlock {
         let g = g.contiguous()?;
         let (x_v, g_v) = (View::of(x)?, View::of(&g)?);
         let chunk = self.chunk();
+        let parts = self.wanted.parts(chunk);
         let mut dx = build(x_v.len(), chunk * self.d, |_, _| {});
         let total: usize = self.small_sizes().iter().sum();
         let done: Vec<(Vec<f32>, Option<Large>)> = self.open(Way::Back, |pass| {
-            let rows = x_v.par_chunks(chunk * self.d).zip(g_v.par_chunks(chunk * self.d)).zip(saved);
-            Ok(dx
-                .par_chunks_mut(chunk * self.d)
-                .zip(rows)
-                .enumerate()
-                .map(|(i, (dx, ((x, g), saved)))| {
+            let rows = dx.par_chunks_mut(chunk * self.d).zip(x_v.par_chunks(chunk * self.d));
+            Ok(rows
+                .zip(saved)
+                .zip(parts)
+                .map(|(((dx, x), saved), part)| {
+                    let g = &g_v[part.before * self.d..][..part.len() * self.d];
                     let mut small = vec![0.0; total];
-                    let large = self.backward_chunk(dx, &mut small, [x, g], saved, i * chunk, pass);
+                    let large = self.backward_chunk(dx, &mut small, [x, g], saved, part, pass);
                     (small, large)
                 })
                 .collect())
@@ -285,7 +306,7 @@ impl TransformerBlock {
             let chunks = done.iter().filter_map(|(_, large)| large.as_ref().map(|l| (&*l[i].0, &*l[i].1)));
             map.deliver_weights(chunks, self.precision)?;
         }
-        x.track_op().then(|| gradient(dx, x)).transpose()
+        self.passes_on.then(|| gradient(dx, x)).transpose()
     }
 
     /// Elements of the small gradients of the norms and the four maps.
@@ -311,11 +332,11 @@ impl TransformerBlock {
         mut small: &mut [f32],
         [x, g]: [&[f32]; 2],
         saved: Saved,
-        first: usize,
+        part: Part,
         pass: &Pass,
     ) -> Option<Large> {
-        let (d, n) = (self.d, x.len());
-        let rows = n / d;
+        let d = self.d;
+        let (rows, n) = (part.rows, part.len());
         let size = Size { batch: rows / self.size.time, ..self.size };
         let [s_norm1, s_norm2, s_qkv, s_out, s_up, s_down] = self.small_sizes().map(|n| {
             let (part, rest) = std::mem::take(&mut small).split_at_mut(n);
@@ -325,7 +346,7 @@ impl TransformerBlock {
         // Under a dropout mask, the gradient of a branch's output; without one, that of the sum.
         let masked = |out: &'_ mut [f32], g: &[f32], mask: Option<&Mask>| match mask {
             None => out.copy_from_slice(g),
-            Some(mask) => mask.multiply(out, g, first * d),
+            Some(mask) => mask.multiply(out, g, part.before * d),
         };
         let norm = |dx: &mut [f32], small: &mut [f32], x: &[f32], g: &[f32], scale: &Scale| {
             scale.backward(dx, x, g);
@@ -336,43 +357,43 @@ impl TransformerBlock {
         let [qkv_map, out_map, up_map, down] = &pass.maps;
         let trains = self.maps.iter().any(Fan::trains_weights);
         let keep = |x: &[f32], g: &[f32]| if trains { (x.to_vec(), g.to_vec()) } else { (vec![], vec![]) };
-        let (attended, active) = (rows * size.d(), rows * self.inner);
+        let (attended, active) = (rows * size.d(), n * self.inner);
         let (wide, joint) = (saved.up.len(), saved.qkv.len());
-        let large = scratch(2 * n + attended + (active + wide).max(joint), |buffer| {
-            let (h, buffer) = buffer.split_at_mut(n);
-            let (branch, buffer) = buffer.split_at_mut(n);
+        let large = scratch(2 * rows * d + attended + (active + wide).max(joint), |buffer| {
+            let (all_h, buffer) = buffer.split_at_mut(rows * d);
+            let (all_branch, buffer) = buffer.split_at_mut(rows * d);
             let (d_attended, buffer) = buffer.split_at_mut(attended);
-            dx.copy_from_slice(g);
+            let [h, branch, dx_wanted] = [&mut *all_h, &mut *all_branch, &mut *dx].map(|x| &mut x[..n * d]);
+            dx_wanted.copy_from_slice(g);
 
             masked(branch, g, pass.masks[1]);
             let (active, d_up) = buffer[..active + wide].split_at_mut(active);
             self.activation.backward(active, d_up, &saved.up, self.inner, |to| {
-                down.input_gradient(to, Into::Overwrite, branch, first)
+                down.input_gradient(to, Into::Overwrite, branch, part.before)
             });
-            down.small_gradients(s_down, active, branch, first);
+            down.small_gradients(s_down, active, branch, part.before);
             let large_down = keep(active, branch);
-            let (seen, before) = match pass.norm_2() {
-                Some(norm) => (&*saved.x1, norm),
-                None => (x, &pass.norms[0]),
-            };
-            before.forward(branch, seen);
-            up_map.input_gradient(h, Into::Overwrite, d_up, first);
-            up_map.small_gradients(s_up, branch, d_up, first);
+            match pass.norm_2() {
+                Some(norm) => norm.forward(branch, &saved.x1),
+                None => pass.norms[0].forward(branch, &part.pick(x, d)),
+            }
+            up_map.input_gradient(h, Into::Overwrite, d_up, part.before);
+            up_map.small_gradients(s_up, branch, d_up, part.before);
             let large_up = keep(branch, d_up);
-            // Behind a shared norm, the gradient waits for attention's.
-            let into = match pass.norm_2() {
-                Some(scale) => {
-                    norm(dx, s_norm2, &saved.x1, h, scale);
-                    Into::Overwrite
-                }
-                None => Into::Add,
-            };
+            if let Some(scale) = pass.norm_2() {
+                norm(dx_wanted, s_norm2, &saved.x1, h, scale);
+            }
 
-            masked(branch, dx, pass.masks[0]);
-            out_map.input_gradient(d_attended, Into::Overwrite, branch, first);
-            out_map.small_gradients(s_out, &saved.attended, branch, first);
+            masked(branch, dx_wanted, pass.masks[0]);
+            out_map.input_gradient(&mut d_attended[..n * size.d()], Into::Overwrite, branch, part.before);
+            out_map.small_gradients(s_out, &part.pick(&saved.attended, size.d()), branch, part.before);
             let d_out = if trains { branch.to_vec() } else { vec![] };
+            part.spread(d_attended, size.d());
+            part.spread(dx, d);
             let d_qkv = &mut buffer[..joint];
+            if self.wanted.some() {
+                d_qkv.fill(0.0);
+            }
             let known = Known {
                 qkv: attention::joint(&saved.qkv, size),
                 out: attention::dense(&saved.attended, size.d()),
@@ -380,18 +401,30 @@ impl TransformerBlock {
                 lse: &saved.lse,
             };
             for (i, to) in attention::joint_gradients(d_qkv, size).into_iter().enumerate() {
-                attention::backward_heads(to, known, size, (i / size.kv_heads, i % size.kv_heads));
+                let (sequence, head) = (i / size.kv_heads, i % size.kv_heads);
+                let head = Head { sequence, head, from: part.first_of(sequence, size.time) };
+                attention::backward_heads(to, known, size, head);
             }
             self.rotate(d_qkv, Turn::Back);
-            pass.norms[0].forward(branch, x);
-            qkv_map.input_gradient(h, into, d_qkv, first);
-            qkv_map.small_gradients(s_qkv, branch, d_qkv, first);
-            let large_qkv = keep(branch, d_qkv);
-            norm(dx, s_norm1, x, h, &pass.norms[0]);
+            pass.norms[0].forward(all_branch, x);
+            qkv_map.small_gradients(s_qkv, all_branch, d_qkv, part.first);
+            let large_qkv = keep(all_branch, d_qkv);
+            if self.passes_on || !s_norm1.is_empty() {
+                // Behind a shared norm, the MLP's gradient waits in `h` for attention's.
+                let into = match pass.norm_2() {
+                    Some(_) => Into::Overwrite,
+                    None => {
+                        part.spread(all_h, d);
+                        Into::Add
+                    }
+                };
+                qkv_map.input_gradient(all_h, into, d_qkv, part.first);
+                norm(dx, s_norm1, x, all_h, &pass.norms[0]);
+            }
             (large_qkv, d_out, large_up, large_down)
         });
         let (large_qkv, d_out, large_up, large_down) = large;
-        trains.then_some([large_qkv, (saved.attended, d_out), large_up, large_down])
+        trains.then_some([large_qkv, (part.keep(saved.attended, size.d()), d_out), large_up, large_down])
     }
 }
 
@@ -401,7 +434,7 @@ impl CustomOp1 for TransformerBlock {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        output(self.forward(slice(x, layout)?)?, layout.shape())
+        self.result(slice(x, layout)?, layout.shape())
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
@@ -416,7 +449,7 @@ impl CustomOp2 for TransformerBlock {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        output(self.forward(slice(x, layout)?)?, layout.shape())
+        self.result(slice(x, layout)?, layout.shape())
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {

@@ -32,6 +32,12 @@ fn zeroed<T: Copy + Default>(part: &mut [MaybeUninit<T>]) -> &mut [T] {
     unsafe { &mut *(std::ptr::from_mut::<[MaybeUninit<T>]>(part) as *mut [T]) }
 }
 
+/// Cuts a slice into neighbouring parts of these lengths.
+pub fn cut_mut(mut slice: &mut [f32], lengths: impl Iterator<Item = usize>) -> Vec<&mut [f32]> {
+    let one = |length| slice.split_off_mut(..length).expect("the parts lie within the slice");
+    lengths.map(one).collect()
+}
+
 /// Calls `f(first element's index, chunk)` for each chunk of `out`, in parallel.
 pub fn for_chunks(out: &mut [f32], chunk: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     let chunk = chunk.max(1);

@@ -27,6 +27,7 @@ mod sink;
 #[cfg(test)]
 mod tests;
 mod token_stats;
+mod wanted;
 
 use std::sync::{Arc, OnceLock};
 
@@ -183,6 +184,8 @@ pub struct Block<'a> {
     pub heads: Heads,
     /// Rows of a sequence.
     pub time: usize,
+    /// Rows whose output is wanted, ascending; None: all. What follows attention, and its dropout masks, are these rows' alone.
+    pub wanted: Option<&'a [u32]>,
 }
 
 impl Block<'_> {
@@ -199,8 +202,8 @@ impl Block<'_> {
 }
 
 /// `x1 = x + attn_out(attention(qkv(norm_1(x))))`, `y = x1 + down(activation(up(norm_2(x1))))` as one operation, queries and
-/// keys turned by their positions if there is a [`Rotary`]: `x [.., d]`, whose rows are sequences of `time`, -> `[.., d]`.
-/// Position `t` sees positions `0..=t`, so right padding needs no mask.
+/// keys turned by their positions if there is a [`Rotary`]: `x [.., d]`, whose rows are sequences of `time`, -> `[.., d]`, or
+/// of `n` wanted rows `[n, d]`. Position `t` sees positions `0..=t`, so right padding needs no mask.
 ///
 /// The loss of a block with variables must go through [`backward`], once; candle's own reports an error.
 pub fn transformer_block(x: &Tensor, block: &Block) -> Result<Tensor> {

@@ -120,7 +120,12 @@ pub fn transformer_block(x: &Tensor, block: &Block) -> Result<Tensor> {
     };
     let h = norm(x, &block.norm_1, block.eps)?;
     let mixed = attention(&fan(&block.qkv, &h)?, block.time, block.heads, block.rotary.as_deref())?;
-    let x = (x + masked(map(&block.attn_out, &mixed)?, block.attn_mask)?)?;
+    let wanted = |t: Tensor| match block.wanted {
+        Some(rows) => t.index_select(&Tensor::from_slice(rows, rows.len(), t.device())?, 0),
+        None => Ok(t),
+    };
+    let (x, h, mixed) = (wanted(x.clone())?, wanted(h)?, wanted(mixed)?);
+    let x = (&x + masked(map(&block.attn_out, &mixed)?, block.attn_mask)?)?;
     let h = match &block.norm_2 {
         Some(norm_2) => norm(&x, norm_2, block.eps)?,
         None => h,

@@ -78,8 +78,7 @@ fn answers(model: &CausalLm, rows: Vec<Vec<u32>>) -> Result<Vec<Answer>> {
 fn response_logprobs(model: &CausalLm, batch: &Batch) -> Result<Vec<f32>> {
     // No token is forbidden, so that it does not matter which one ends a text.
     let plain = StatOptions { min_new_tokens: 0, eos: 0, entropy: false };
-    let hidden = model.hidden(batch, None).told()?;
-    let predicting = model.predicting(&hidden, batch).told()?;
+    let predicting = model.predicting(batch, None).told()?;
     let logprobs = model.token_stats(&predicting, batch, &plain).told()?.logprob.to_vec1::<f32>().told()?;
     match logprobs.iter().find(|x| !x.is_finite()) {
         Some(bad) => Err(Error::yours(format!("a log-probability is {bad}: the model's weights give no distribution"))),

@@ -76,8 +76,7 @@ pub fn score_tokens(
     for rows in by_length(sequences, batch) {
         let members: Vec<&Sequence> = rows.iter().map(|&i| &sequences[i]).collect();
         let packed = Batch::new(&members).told()?;
-        let hidden = lm.hidden(&packed, None).told()?;
-        let predicting = lm.predicting(&hidden, &packed).told()?;
+        let predicting = lm.predicting(&packed, None).told()?;
         let stats = lm.token_stats(&predicting, &packed, options).told()?;
         let logprob = flat(&stats.logprob)?;
         let entropy = stats.entropy.as_ref().map(flat).transpose()?;

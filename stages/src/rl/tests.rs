@@ -370,7 +370,7 @@ fn ppo_against(members: &[&str], more: serde_json::Value, seed: u64) -> Result<O
 fn the_small_result_is_pinned_by_the_version() -> Result<()> {
     let phases = PolicyRun::phases(&ppo(json!({}), 7)?.path())?;
     let last = phases.last().expect("two phases");
-    assert_eq!((Ppo::VERSION, lm::NUMERICS, last.optimiser_steps), (2, 4, 12));
+    assert_eq!((Ppo::VERSION, lm::NUMERICS, last.optimiser_steps), (2, 5, 12));
     let found = [
         ("proxy of phase 1", phases[0].proxy),
         ("c of phase 1", phases[0].c),

@@ -148,8 +148,7 @@ impl Learner {
         let pick = |table: &[Vec<f64>]| -> Vec<f64> { rows.iter().flat_map(|&i| table[i].iter().copied()).collect() };
         let members: Vec<&Sequence> = rows.iter().map(|&i| &rollout.sequences[i]).collect();
         let batch = Batch::new(&members).told()?;
-        let hidden = self.policy.hidden(&batch, None).told()?;
-        let predicting = self.policy.predicting(&hidden, &batch).told()?;
+        let predicting = self.policy.predicting(&batch, None).told()?;
         let stats = StatOptions { entropy: false, ..lesson.stats };
         let logprob = self.policy.token_stats(&predicting, &batch, &stats).told()?.logprob;
         let value = match params.value.trunk {

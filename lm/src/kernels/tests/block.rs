@@ -79,6 +79,11 @@ pub struct BlockTensors {
 impl BlockTensors {
     /// Weights are variables if there are no adapters.
     pub fn new(style: Style, rows: usize, inner: usize, lora: bool, seed: u64) -> Result<Self> {
+        Self::wanting(style, [rows, rows], inner, lora, seed)
+    }
+
+    /// Of some rows, some are wanted.
+    fn wanting(style: Style, [rows, wanted]: [usize; 2], inner: usize, lora: bool, seed: u64) -> Result<Self> {
         let (d, maps) = (style.d(), style.maps(inner));
         let mut shapes = vec![vec![d]; 4];
         shapes.extend(maps.iter().flat_map(|&(i, o)| [vec![i, o], vec![o]]));
@@ -88,8 +93,11 @@ impl BlockTensors {
             if lora { Ok(t) } else { Ok(Var::from_tensor(&t)?.into_inner()) }
         });
         let adapters = maps.iter().flat_map(|&(i, o)| [vec![2, i], vec![o, 2]]).zip(seed + 50..);
-        let mask = |width| -> Result<Mask> {
-            let kept = noise(&[rows * width], seed ^ width as u64).ge(-0.5)?.to_vec1::<u8>()?;
+        let mask = |rows: usize, width| -> Result<Mask> {
+            if rows == 0 {
+                return Ok(Mask::new(0, 1.25, |_, _| {}));
+            }
+            let kept = noise(&[rows * width], seed ^ (rows * width) as u64).ge(-0.5)?.to_vec1::<u8>()?;
             let word = |elements: &[u8]| elements.iter().rev().fold(0, |word, &kept| word << 1 | u32::from(kept));
             let words: Vec<u32> = kept.chunks(BITS).map(word).collect();
             Ok(Mask::new(kept.len(), 1.25, |first, part| part.copy_from_slice(&words[first..first + part.len()])))
@@ -102,7 +110,7 @@ impl BlockTensors {
                 true => adapters.map(|(shape, seed)| var(&shape, seed).into_inner()).collect(),
                 false => vec![],
             },
-            masks: vec![mask(d)?, mask(inner)?],
+            masks: vec![mask(rows, d)?, mask(wanted, d)?, mask(wanted, inner)?],
         })
     }
 
@@ -133,6 +141,7 @@ impl BlockTensors {
         let [attn, mlp, norm_bias] = style.biases;
         let mask = |i: usize| dropout.then(|| &self.masks[i]);
         let widths = style.maps(self.inner);
+        let out = if style.joint { 1 } else { 3 };
         let map = |i: usize, bias: bool| Projection {
             w: &self.weights[4 + 2 * i],
             bias: bias.then(|| &self.weights[5 + 2 * i]),
@@ -140,11 +149,10 @@ impl BlockTensors {
                 a,
                 b: &self.adapters[2 * i + 1],
                 scale: 0.5,
-                mask: mask(usize::from(i + 1 == widths.len())),
+                mask: mask(if i < out { 0 } else { 1 + usize::from(i + 1 == widths.len()) }),
             }),
         };
         let norm = |i: usize| Norm { weight: &self.weights[2 * i], bias: norm_bias.then(|| &self.weights[2 * i + 1]) };
-        let out = if style.joint { 1 } else { 3 };
         let down = widths.len() - 1;
         Block {
             norm_1: norm(0),
@@ -155,12 +163,13 @@ impl BlockTensors {
             down: map(down, mlp),
             activation: style.activation,
             precision: Precision::F32,
-            attn_mask: mask(0),
-            mlp_mask: mask(0),
+            attn_mask: mask(1),
+            mlp_mask: mask(1),
             rotary: style.pairing.map(|p| Arc::new(Rotary::new(p, &[0.7, 0.05], time))),
             eps: 1e-5,
             heads: Heads { query: style.heads, key_value: style.kv_heads, width: style.width },
             time,
+            wanted: None,
         }
     }
 }
@@ -172,13 +181,23 @@ proptest! {
     fn a_block_is_its_parts_one_after_the_other(
         style in prop::sample::select(STYLES.to_vec()), group in 1usize..3, batch in 1usize..14, time in 1usize..150,
         kv_heads in 1usize..3, width in 4usize..9, inner in 1usize..40, lora: bool, dropout: bool, first: bool,
-        seed in 0u64..1 << 40,
+        seed in 0u64..1 << 40, part in prop::option::of(0f64..1.0),
     ) {
         // GPT-2's joint map has as many heads of keys as of queries; the kernel does not mind.
         let style = Style { heads: group * kv_heads, kv_heads, width, ..style };
         let batch = batch.min(600 / time).max(1);
         let (rows, d) = (batch * time, style.d());
-        let tensors = BlockTensors::new(style, rows, inner, lora, seed)?;
+        // Some sequences without a wanted row, others with all of them.
+        let wanted = part.map(|part| {
+            let draws = noise(&[rows + batch], seed ^ 2).to_vec1::<f32>()?;
+            let of = |row: usize| f64::from(draws[row] + 2.0 * draws[rows + row / time]) < 12.0 * part - 6.0;
+            candle_core::Result::Ok((0..rows).filter(|&row| of(row)).map(|row| row as u32).collect::<Vec<_>>())
+        });
+        let wanted = wanted.transpose()?;
+        let count = wanted.as_ref().map_or(rows, Vec::len);
+        prop_assume!(count > 0);
+        let tensors = BlockTensors::wanting(style, [rows, count], inner, lora, seed)?;
+        let block = Block { wanted: wanted.as_deref(), ..tensors.block(time, dropout) };
         let x = var(&[rows, d], seed ^ 1);
         // The first block of a model with frozen embeddings gets an input that is not tracked.
         let input = if first { x.as_detached_tensor() } else { x.as_tensor().clone() };
@@ -188,10 +207,46 @@ proptest! {
         }
         agree(
             &vars.iter().collect::<Vec<_>>(),
-            || kernels::transformer_block(&input, &tensors.block(time, dropout)),
-            || reference::transformer_block(&input, &tensors.block(time, dropout)),
+            || kernels::transformer_block(&input, &block),
+            || reference::transformer_block(&input, &block),
         )?;
     }
+}
+
+/// What [`reference`] is not: bit for bit.
+#[test]
+fn a_wanted_row_is_what_it_is_among_all() -> Result<()> {
+    for style in STYLES.map(|s| Style { width: 48 / s.heads, ..s }) {
+        let (time, rows, d) = (70, 280, style.d());
+        let tensors = BlockTensors::new(style, rows, 4 * d, true, 5)?;
+        let (x, block) = (noise(&[rows, d], 1), tensors.block(time, false));
+        let wanted = [3, 69, 138, 139, 279];
+        let all = kernels::transformer_block(&x, &block)?.index_select(&Tensor::new(&wanted, &Device::Cpu)?, 0)?;
+        let some = kernels::transformer_block(&x, &Block { wanted: Some(&wanted), ..block })?;
+        assert_eq!(values(&some), values(&all));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_block_that_nobody_wants_a_row_of_gives_none() -> Result<()> {
+    let tensors = BlockTensors::wanting(GPT2, [12, 0], 20, false, 7)?;
+    let block = Block { wanted: Some(&[]), ..tensors.block(4, true) };
+    let x = var(&[12, GPT2.d()], 1);
+    let y = kernels::transformer_block(&x, &block)?;
+    assert_eq!(y.dims(), [0, GPT2.d()]);
+    let grads = kernels::backward(&y.sum_all()?)?;
+    assert_eq!(values(grads.get(&x).expect("a gradient")), [0.0; 12 * 12]);
+    Ok(())
+}
+
+#[test]
+fn wanted_rows_out_of_order_are_refused() -> Result<()> {
+    let tensors = BlockTensors::new(GPT2, 12, 20, false, 7)?;
+    let block = Block { wanted: Some(&[2, 1]), ..tensors.block(4, false) };
+    let error = kernels::transformer_block(&noise(&[12, GPT2.d()], 1), &block).expect_err("an order").to_string();
+    assert!(error.contains("[2, 1]"), "{error}");
+    Ok(())
 }
 
 #[test]

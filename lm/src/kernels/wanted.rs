@@ -1,0 +1,170 @@
+//! The rows of a batch that a block's output is wanted for: what follows attention is computed for these alone. Knows no
+//! arithmetic.
+
+use std::borrow::Cow;
+
+use candle_core::{Result, bail};
+
+/// Some rows of a batch of `rows`, or all of them.
+pub struct Wanted {
+    rows: usize,
+    /// Ascending.
+    some: Option<Vec<u32>>,
+}
+
+impl Wanted {
+    /// Errors: rows that do not ascend, or a row that is not there.
+    pub fn new(rows: usize, some: Option<&[u32]>) -> Result<Self> {
+        if let Some(some) = some
+            && !(some.is_sorted_by(|a, b| a < b) && some.last().is_none_or(|&last| (last as usize) < rows))
+        {
+            bail!("rows of a batch of {rows} that a block is asked for ascend; got {some:?}");
+        }
+        Ok(Self { rows, some: some.map(<[u32]>::to_vec) })
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.some.as_ref().map_or(self.rows, Vec::len)
+    }
+
+    pub fn some(&self) -> bool {
+        self.some.is_some()
+    }
+
+    /// Those of each chunk of `chunk` rows.
+    pub fn parts(&self, chunk: usize) -> Vec<Part<'_>> {
+        let starts = (0..self.rows).step_by(chunk.max(1));
+        let part = |first: usize| {
+            let end = (first + chunk).min(self.rows);
+            let Some(all) = &self.some else { return Part { first, rows: end - first, before: first, some: None } };
+            let [from, to] = [first, end].map(|row| all.partition_point(|&wanted| (wanted as usize) < row));
+            Part { first, rows: end - first, before: from, some: Some(&all[from..to]) }
+        };
+        starts.map(part).collect()
+    }
+}
+
+/// The wanted rows of some neighbouring ones.
+#[derive(Clone, Copy)]
+pub struct Part<'a> {
+    /// The first of all rows in the batch.
+    pub first: usize,
+    /// All rows, wanted or not.
+    pub rows: usize,
+    /// Rows before these that are wanted.
+    pub before: usize,
+    /// As rows of the batch; None: all.
+    some: Option<&'a [u32]>,
+}
+
+impl Part<'_> {
+    /// How many are wanted.
+    pub fn len(self) -> usize {
+        self.some.map_or(self.rows, <[u32]>::len)
+    }
+
+    /// The first wanted row among the `time` rows of a sequence, counted from its start; `time` if none is.
+    pub fn first_of(self, sequence: usize, time: usize) -> usize {
+        let Some(some) = self.some else { return 0 };
+        let start = self.first + sequence * time;
+        let wanted = some.get(some.partition_point(|&row| (row as usize) < start));
+        wanted.map_or(time, |&row| (row as usize - start).min(time))
+    }
+
+    /// The wanted ones of `x [rows, width]`.
+    pub fn pick<'x>(self, x: &'x [f32], width: usize) -> Cow<'x, [f32]> {
+        match self.some {
+            None => Cow::Borrowed(x),
+            Some(_) => Cow::Owned(self.picked(x, width)),
+        }
+    }
+
+    /// [`Part::pick`] of what is not needed otherwise.
+    pub fn keep(self, x: Vec<f32>, width: usize) -> Vec<f32> {
+        match self.some {
+            None => x,
+            Some(_) => self.picked(&x, width),
+        }
+    }
+
+    fn picked(self, x: &[f32], width: usize) -> Vec<f32> {
+        let mut picked = vec![0.0; self.len() * width];
+        self.copy(&mut picked, x, width);
+        picked
+    }
+
+    /// [`Part::pick`] into `to [len, width]`.
+    pub fn copy(self, to: &mut [f32], x: &[f32], width: usize) {
+        let Some(some) = self.some else { return to.copy_from_slice(x) };
+        for (to, &row) in to.chunks_exact_mut(width).zip(some) {
+            to.copy_from_slice(&x[(row as usize - self.first) * width..][..width]);
+        }
+    }
+
+    /// Moves the first `len` rows of `x [rows, width]` to where they are wanted; the others become zero.
+    pub fn spread(self, x: &mut [f32], width: usize) {
+        let Some(some) = self.some else { return };
+        // From the last on: a row's place is never before where it stands.
+        let mut end = x.len();
+        for (i, &row) in some.iter().enumerate().rev() {
+            let place = (row as usize - self.first) * width;
+            x.copy_within(i * width..(i + 1) * width, place);
+            x[place + width..end].fill(0.0);
+            end = place;
+        }
+        x[..end].fill(0.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn rows_are_picked_and_put_back(wanted in prop::collection::vec(any::<bool>(), 1..60), chunk in 1..70usize, width in 1..4usize) {
+            let rows = wanted.len();
+            let some: Vec<u32> = (0..rows as u32).filter(|&i| wanted[i as usize]).collect();
+            let x: Vec<f32> = (1..=rows * width).map(|i| i as f32).collect();
+            let all = Wanted::new(rows, Some(&some)).unwrap();
+            prop_assert_eq!(all.len(), some.len());
+            let (mut count, mut end) = (0, 0);
+            for part in all.parts(chunk) {
+                prop_assert_eq!((part.first, part.before), (end, count));
+                let of_part = &x[part.first * width..][..part.rows * width];
+                let picked = part.pick(of_part, width);
+                prop_assert_eq!(picked.len(), part.len() * width);
+                let mut spread = vec![-1.0; of_part.len()];
+                spread[..picked.len()].copy_from_slice(&picked);
+                part.spread(&mut spread, width);
+                for (i, (&back, &x)) in spread.iter().zip(of_part).enumerate() {
+                    prop_assert_eq!(back, if wanted[part.first + i / width] { x } else { 0.0 });
+                }
+                let first = (0..part.rows).find(|&i| wanted[part.first + i]).unwrap_or(part.rows);
+                prop_assert_eq!(part.first_of(0, part.rows), first);
+                count += part.len();
+                end += part.rows;
+            }
+            prop_assert_eq!((count, end), (some.len(), rows));
+        }
+    }
+
+    #[test]
+    fn of_all_rows_nothing_is_copied() {
+        let all = Wanted::new(5, None).unwrap();
+        let x = [1.0; 4];
+        let part = all.parts(2)[1];
+        assert!(matches!(part.pick(&x, 2), Cow::Borrowed(_)));
+        assert_eq!((part.first, part.rows, part.before, part.len(), part.first_of(1, 1)), (2, 2, 2, 2, 0));
+    }
+
+    #[test]
+    fn rows_that_are_not_there_or_not_in_order_are_refused() {
+        assert!(Wanted::new(3, Some(&[0, 3])).is_err());
+        assert!(Wanted::new(3, Some(&[1, 1])).is_err());
+        assert!(Wanted::new(3, Some(&[])).is_ok());
+    }
+}
