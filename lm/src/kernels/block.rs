@@ -191,8 +191,11 @@ impl TransformerBlock {
         let [a, b, c, e] = &self.maps;
         let views: [Vec<Views>; 4] = [a.views()?, b.views()?, c.views()?, e.views()?];
         let norms = self.norms.iter().map(NormParts::views).collect::<Result<Vec<_>>>()?;
+        let new = |i: usize| Maps::new(&views[i], self.precision, way);
+        let ((qkv, out), (up, down)) =
+            rayon::join(|| rayon::join(|| new(QKV), || new(OUT)), || rayon::join(|| new(UP), || new(DOWN)));
         f(&Pass {
-            maps: views.each_ref().map(|v| Maps::new(v, self.precision, way)),
+            maps: [qkv, out, up, down],
             norms: norms.iter().map(|(w, b)| Scale { w, b: b.as_deref(), eps: self.eps }).collect(),
             masks: self.masks.each_ref().map(Option::as_ref),
         })
