@@ -14,6 +14,8 @@ use crate::kernels::simd::{fma, prefetch, simd};
 pub const TOGETHER: usize = 96;
 /// Words that one panel after the other packs where lanes are neighbours.
 const STEP: usize = 4;
+/// Lanes ahead of the one that is read, which are on their way to the first cache.
+const AHEAD: usize = 4;
 /// Words of a lane that are read in one go where a lane's elements are neighbours.
 const BLOCK: usize = 128;
 /// Elements of a lane that are summed in registers.
@@ -198,7 +200,11 @@ fn pack_along<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [[W; WIDTH
     let mut block = [[W::default(); BLOCK]; WIDTH];
     for (b, out) in out.chunks_mut(BLOCK).enumerate() {
         let lanes = first..(first + WIDTH).min(from.lanes);
-        for (lane, words) in lanes.zip(&mut block) {
+        let here = W::ELEMENTS * BLOCK * b..(W::ELEMENTS * BLOCK * (b + 1)).min(from.k);
+        for (lane, words) in lanes.clone().zip(&mut block) {
+            if lane + AHEAD < lanes.end {
+                prefetch(&from.data[(lane + AHEAD) * from.lane_stride..][here.clone()]);
+            }
             for (i, words) in words.chunks_exact_mut(PIECE / W::ELEMENTS).enumerate() {
                 W::along(words, from.along::<FMA, PIECE>(lane, W::ELEMENTS * BLOCK * b + PIECE * i));
             }
