@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::attention::{self, Head, Known, Size};
-use super::buffer::{bands, build, cut_mut, scratch};
+use super::buffer::{Assembly, Slot, bands, build, cut_mut, scratch};
 use super::fan::{Fan, Maps};
 use super::gemm::Into;
 use super::glue::{Handover, View, expect, gradient, output, slice};
@@ -113,8 +113,18 @@ struct Saved {
     up: Vec<f32>,
 }
 
-/// What the gradients of large weights are made of, for one chunk: inputs and gradients of the four maps.
-type Large = [(Vec<f32>, Vec<f32>); 4];
+/// What the gradients of large weights are made of: the input and the gradient of the output of each of the four maps, the
+/// last map's first, as the backward pass meets them.
+type Large<T> = [T; 8];
+
+/// What one chunk's backward pass starts from, and where it leaves its part of [`Large`].
+struct Back<'a> {
+    x: &'a [f32],
+    g: &'a [f32],
+    saved: Saved,
+    part: Part<'a>,
+    large: Option<Large<Slot<'a>>>,
+}
 
 /// What a pass over one chunk needs besides its rows.
 struct Pass<'a> {
@@ -288,28 +298,56 @@ impl TransformerBlock {
         let parts = self.wanted.parts(chunk);
         let mut dx = build(x_v.len(), chunk * self.d, |_, _| {});
         let total: usize = self.small_sizes().iter().sum();
-        let done: Vec<(Vec<f32>, Option<Large>)> = self.open(Way::Back, |pass| {
+        let mut large = self.maps.iter().any(Fan::trains_weights).then(|| self.large(&parts));
+        let slots = self.slots(large.as_mut(), &parts);
+        let done: Vec<Vec<f32>> = self.open(Way::Back, |pass| {
             let rows = dx.par_chunks_mut(chunk * self.d).zip(x_v.par_chunks(chunk * self.d));
             Ok(rows
                 .zip(saved)
-                .zip(parts)
-                .map(|(((dx, x), saved), part)| {
+                .zip(parts.par_iter().zip(slots))
+                .map(|(((dx, x), saved), (&part, large))| {
                     let g = &g_v[part.before * self.d..][..part.len() * self.d];
                     let mut small = vec![0.0; total];
-                    let large = self.backward_chunk(dx, &mut small, [x, g], saved, part, pass);
-                    (small, large)
+                    self.backward_chunk(dx, &mut small, Back { x, g, saved, part, large }, pass);
+                    small
                 })
                 .collect())
         })?;
         let mut chunks = done.iter();
-        let mut small = chunks.next().map_or_else(|| vec![0.0; total], |(s, _)| s.clone());
-        chunks.for_each(|(s, _)| add_assign(&mut small, s));
+        let mut small = chunks.next().map_or_else(|| vec![0.0; total], Vec::clone);
+        chunks.for_each(|s| add_assign(&mut small, s));
         self.deliver_small(&small)?;
-        for (i, map) in self.maps.iter().enumerate() {
-            let chunks = done.iter().filter_map(|(_, large)| large.as_ref().map(|l| (&*l[i].0, &*l[i].1)));
-            map.deliver_weights(chunks, self.precision)?;
+        if let Some(large) = large {
+            let [down_x, down_g, up_x, up_g, out_x, out_g, qkv_x, qkv_g] = large.map(Assembly::finish);
+            let of_maps = [(qkv_x, qkv_g), (out_x, out_g), (up_x, up_g), (down_x, down_g)];
+            let mut maps = self.maps.iter().zip(of_maps);
+            maps.try_for_each(|(map, (x, g))| map.deliver_weights(&x, &g, self.precision))?;
         }
         self.passes_on.then(|| gradient(dx, x)).transpose()
+    }
+
+    /// Elements of [`Large`] in some rows.
+    fn sizes(&self, part: &Part) -> Large<usize> {
+        let (all, wanted) = (part.rows, part.len());
+        let [qkv, out, up, down] = self.maps.each_ref().map(|map| [map.d_in, map.d_out]);
+        let of = [(down, wanted), (up, wanted), (out, wanted), (qkv, all)];
+        std::array::from_fn(|i| of[i / 2].0[i % 2] * of[i / 2].1)
+    }
+
+    fn large(&self, parts: &[Part]) -> Large<Assembly> {
+        let mut sizes = [0; 8];
+        parts.iter().for_each(|part| sizes.iter_mut().zip(self.sizes(part)).for_each(|(sum, size)| *sum += size));
+        sizes.map(Assembly::new)
+    }
+
+    /// Where each part's rows go.
+    fn slots<'l>(&self, large: Option<&'l mut Large<Assembly>>, parts: &[Part]) -> Vec<Option<Large<Slot<'l>>>> {
+        let Some(large) = large else { return parts.iter().map(|_| None).collect() };
+        let of =
+            |(i, assembly): (usize, &'l mut Assembly)| assembly.slots(parts.iter().map(|part| self.sizes(part)[i]));
+        let mut slots: Vec<_> = large.iter_mut().enumerate().map(of).map(Vec::into_iter).collect();
+        let mut next = |i: usize| slots[i].next().expect("a slot for each part");
+        parts.iter().map(|_| Some(std::array::from_fn(&mut next))).collect()
     }
 
     /// Elements of the small gradients of the norms and the four maps.
@@ -333,11 +371,9 @@ impl TransformerBlock {
         &self,
         dx: &mut [f32],
         mut small: &mut [f32],
-        [x, g]: [&[f32]; 2],
-        saved: Saved,
-        part: Part,
+        Back { x, g, saved, part, large }: Back,
         pass: &Pass,
-    ) -> Option<Large> {
+    ) {
         let d = self.d;
         let (rows, n) = (part.rows, part.len());
         let size = Size { batch: rows / self.size.time, ..self.size };
@@ -358,11 +394,12 @@ impl TransformerBlock {
             }
         };
         let [qkv_map, out_map, up_map, down] = &pass.maps;
-        let trains = self.maps.iter().any(Fan::trains_weights);
-        let keep = |x: &[f32], g: &[f32]| if trains { (x.to_vec(), g.to_vec()) } else { (vec![], vec![]) };
+        let mut large = large.into_iter().flatten();
+        let mut keep =
+            |x: &[f32], g: &[f32]| [x, g].iter().zip(large.by_ref()).for_each(|(rows, slot)| slot.write(rows));
         let (attended, active) = (rows * size.d(), n * self.inner);
         let (wide, joint) = (saved.up.len(), saved.qkv.len());
-        let large = scratch(2 * rows * d + attended + (active + wide).max(joint), |buffer| {
+        scratch(2 * rows * d + attended + (active + wide).max(joint), |buffer| {
             let (all_h, buffer) = buffer.split_at_mut(rows * d);
             let (all_branch, buffer) = buffer.split_at_mut(rows * d);
             let (d_attended, buffer) = buffer.split_at_mut(attended);
@@ -375,22 +412,23 @@ impl TransformerBlock {
                 down.input_gradient(to, Into::Overwrite, branch, part.before)
             });
             down.small_gradients(s_down, active, branch, part.before);
-            let large_down = keep(active, branch);
+            keep(active, branch);
             match pass.norm_2() {
                 Some(norm) => norm.forward(branch, &saved.x1),
                 None => pass.norms[0].forward(branch, &part.pick(x, d)),
             }
             up_map.input_gradient(h, Into::Overwrite, d_up, part.before);
             up_map.small_gradients(s_up, branch, d_up, part.before);
-            let large_up = keep(branch, d_up);
+            keep(branch, d_up);
             if let Some(scale) = pass.norm_2() {
                 norm(dx_wanted, s_norm2, &saved.x1, h, scale);
             }
 
             masked(branch, dx_wanted, pass.masks[0]);
             out_map.input_gradient(&mut d_attended[..n * size.d()], Into::Overwrite, branch, part.before);
-            out_map.small_gradients(s_out, &part.pick(&saved.attended, size.d()), branch, part.before);
-            let d_out = if trains { branch.to_vec() } else { vec![] };
+            let attended = part.pick(&saved.attended, size.d());
+            out_map.small_gradients(s_out, &attended, branch, part.before);
+            keep(&attended, branch);
             part.spread(d_attended, size.d());
             part.spread(dx, d);
             let d_qkv = &mut buffer[..joint];
@@ -411,7 +449,7 @@ impl TransformerBlock {
             self.rotate(d_qkv, Turn::Back);
             pass.norms[0].forward(all_branch, x);
             qkv_map.small_gradients(s_qkv, all_branch, d_qkv, part.first);
-            let large_qkv = keep(all_branch, d_qkv);
+            keep(all_branch, d_qkv);
             if self.passes_on || !s_norm1.is_empty() {
                 // Behind a shared norm, the MLP's gradient waits in `h` for attention's.
                 let into = match pass.norm_2() {
@@ -424,10 +462,7 @@ impl TransformerBlock {
                 qkv_map.input_gradient(all_h, into, d_qkv, part.first);
                 norm(dx, s_norm1, x, all_h, &pass.norms[0]);
             }
-            (large_qkv, d_out, large_up, large_down)
         });
-        let (large_qkv, d_out, large_up, large_down) = large;
-        trains.then_some([large_qkv, (part.keep(saved.attended, size.d()), d_out), large_up, large_down])
     }
 }
 

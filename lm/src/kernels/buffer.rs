@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -36,6 +37,55 @@ fn zeroed<T: Copy + Default>(part: &mut [MaybeUninit<T>]) -> &mut [T] {
 pub fn cut_mut(mut slice: &mut [f32], lengths: impl Iterator<Item = usize>) -> Vec<&mut [f32]> {
     let one = |length| slice.split_off_mut(..length).expect("the parts lie within the slice");
     lengths.map(one).collect()
+}
+
+/// A new buffer that is written part by part, in any order and on any thread.
+pub struct Assembly {
+    /// Empty, with room for `len` elements.
+    buffer: Vec<f32>,
+    len: usize,
+    written: AtomicUsize,
+}
+
+/// A part of an [`Assembly`], to be written.
+pub struct Slot<'a> {
+    room: &'a mut [MaybeUninit<f32>],
+    written: &'a AtomicUsize,
+}
+
+impl Assembly {
+    pub fn new(len: usize) -> Self {
+        Self { buffer: Vec::with_capacity(len), len, written: AtomicUsize::new(0) }
+    }
+
+    /// Neighbouring parts of these lengths, from the start on.
+    pub fn slots(&mut self, lengths: impl Iterator<Item = usize>) -> Vec<Slot<'_>> {
+        let Self { buffer, len, written } = self;
+        *written.get_mut() = 0;
+        let written = &*written;
+        let mut room = &mut buffer.spare_capacity_mut()[..*len];
+        lengths
+            .map(|n| Slot { room: room.split_off_mut(..n).expect("the parts lie within the buffer"), written })
+            .collect()
+    }
+
+    /// # Panics
+    /// If part of it was not written.
+    pub fn finish(mut self) -> Vec<f32> {
+        assert_eq!(*self.written.get_mut(), self.len, "every part of the buffer is written");
+        // SAFETY: `slots` cuts the first `len` elements of the buffer into parts that do not overlap, and counts from zero. A
+        // part is counted once, when all of it was written, since that uses it up. So as many as there are were written.
+        unsafe { self.buffer.set_len(self.len) };
+        self.buffer
+    }
+}
+
+impl Slot<'_> {
+    /// Writes the whole part.
+    pub fn write(self, x: &[f32]) {
+        self.room.write_copy_of_slice(x);
+        self.written.fetch_add(x.len(), Ordering::Relaxed);
+    }
 }
 
 /// Calls `f(first element's index, chunk)` for each chunk of `out`, in parallel.
@@ -156,6 +206,31 @@ mod tests {
         });
         assert!(v.iter().enumerate().all(|(i, &x)| x == i as f32) && v.len() == 1000);
         assert!(build(0, 8, |_, _: &mut [f32]| {}).is_empty());
+    }
+
+    #[test]
+    fn an_assembly_is_its_parts() {
+        let mut assembly = Assembly::new(5);
+        let parts = [&[1.0, 2.0][..], &[], &[3.0, 4.0, 5.0]];
+        assembly.slots(parts.iter().map(|p| p.len())).into_iter().zip(parts).rev().for_each(|(slot, x)| slot.write(x));
+        assert_eq!(assembly.finish(), [1.0, 2.0, 3.0, 4.0, 5.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "every part")]
+    fn an_assembly_with_a_gap_is_refused() {
+        let mut assembly = Assembly::new(5);
+        assembly.slots([2, 3].into_iter()).swap_remove(1).write(&[0.0; 3]);
+        assembly.finish();
+    }
+
+    #[test]
+    #[should_panic(expected = "every part")]
+    fn an_assembly_begun_again_forgets_what_was_written() {
+        let mut assembly = Assembly::new(4);
+        assembly.slots([2, 2].into_iter()).swap_remove(0).write(&[0.0; 2]);
+        assembly.slots([2, 2].into_iter()).swap_remove(0).write(&[0.0; 2]);
+        assembly.finish();
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::Precision;
 /// What the maps are made of, kept for the backward pass.
 pub struct Fan {
     parts: Vec<Parts>,
+    pub d_in: usize,
     pub d_out: usize,
 }
 
@@ -22,7 +23,7 @@ impl Fan {
         if widths.iter().sum::<usize>() != d_out {
             bail!("projections of widths {widths:?} side by side; expected {d_out} in all");
         }
-        Ok(Self { parts, d_out })
+        Ok(Self { parts, d_in, d_out })
     }
 
     /// The tensors that are trained.
@@ -54,15 +55,11 @@ impl Fan {
         Ok(())
     }
 
-    /// Delivers the weights' gradients: the sums of x' g over the chunks (x, g), in their order.
-    pub fn deliver_weights<'c>(
-        &self,
-        chunks: impl Iterator<Item = (&'c [f32], &'c [f32])> + Clone,
-        precision: Precision,
-    ) -> Result<()> {
+    /// Delivers the weights' gradients, x' g of the inputs and the outputs' gradients of all rows.
+    pub fn deliver_weights(&self, x: &[f32], g: &[f32], precision: Precision) -> Result<()> {
         let mut offset = 0;
         for part in &self.parts {
-            part.deliver_weight(chunks.clone(), At { stride: self.d_out, offset }, precision)?;
+            part.deliver_weight(x, g, At { stride: self.d_out, offset }, precision)?;
             offset += part.d_out;
         }
         Ok(())

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use super::buffer::scratch;
 use super::gemm::{self, Into, Mat, Threads};
 use super::glue::{View, expect};
-use super::product::{Factor, Plus, Prepared, multiply, multiply_columns, multiply_once, product_once};
+use super::product::{Factor, Plus, Prepared, multiply, multiply_columns, product_once};
 use super::simd::add_assign;
 use super::sink::deliver_aside;
 use super::{Adapter, Mask, Projection};
@@ -298,26 +298,13 @@ impl Parts {
         self.w.track_op()
     }
 
-    /// Delivers the weight's gradient: the sum of x' g over the chunks (x, g), in their order.
-    pub fn deliver_weight<'c>(
-        &self,
-        chunks: impl Iterator<Item = (&'c [f32], &'c [f32])>,
-        at: At,
-        precision: Precision,
-    ) -> Result<()> {
+    /// Delivers the weight's gradient, x' g.
+    pub fn deliver_weight(&self, x: &[f32], g: &[f32], at: At, precision: Precision) -> Result<()> {
         if !self.trains_weight() {
             return Ok(());
         }
-        let mut dw = Vec::new();
-        for (x, g) in chunks {
-            let (x, g) = (Mat::new(x, x.len() / self.d_in, self.d_in), at.of(g, self.d_out));
-            if dw.is_empty() {
-                dw = product_once(x.t(), g, precision);
-            } else {
-                multiply_once(&mut dw, Into::Add, 1.0, x.t(), g, precision);
-            }
-        }
-        deliver_aside(&self.w, dw)
+        let x = Mat::new(x, x.len() / self.d_in, self.d_in);
+        deliver_aside(&self.w, product_once(x.t(), at.of(g, self.d_out), precision))
     }
 }
 

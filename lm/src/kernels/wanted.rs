@@ -74,24 +74,12 @@ impl Part<'_> {
 
     /// The wanted ones of `x [rows, width]`.
     pub fn pick<'x>(self, x: &'x [f32], width: usize) -> Cow<'x, [f32]> {
-        match self.some {
-            None => Cow::Borrowed(x),
-            Some(_) => Cow::Owned(self.picked(x, width)),
+        if self.some.is_none() {
+            return Cow::Borrowed(x);
         }
-    }
-
-    /// [`Part::pick`] of what is not needed otherwise.
-    pub fn keep(self, x: Vec<f32>, width: usize) -> Vec<f32> {
-        match self.some {
-            None => x,
-            Some(_) => self.picked(&x, width),
-        }
-    }
-
-    fn picked(self, x: &[f32], width: usize) -> Vec<f32> {
         let mut picked = vec![0.0; self.len() * width];
         self.copy(&mut picked, x, width);
-        picked
+        Cow::Owned(picked)
     }
 
     /// [`Part::pick`] into `to [len, width]`.
