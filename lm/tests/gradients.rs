@@ -2,7 +2,7 @@
 
 mod common;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use common::*;
 use lm::{Batch, CausalLm, Dropout, LoraConfig, ModelConfig, Pool, RewardModel, ScalarHead, StatOptions, Variable};
 use rand::Rng;
@@ -84,6 +84,31 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
         let variables: Vec<_> = lm.variables().iter().map(|v| v.var.id()).collect();
         let other = grads.get_ids().filter(|id| !variables.contains(id)).count();
         assert_eq!(other, 0, "gradients of frozen weights were computed");
+    }
+}
+
+/// The last layer leaves out what nobody asked for, and nothing else.
+#[test]
+fn states_asked_for_alone_are_those_among_all_and_so_are_their_gradients() {
+    let rows = sequences();
+    let batch = Batch::new(&refs(&rows)).unwrap();
+    let of_row = |(i, (&prompt, &len)): (usize, (&usize, &usize))| (prompt - 1..len - 1).map(move |t| (i, t));
+    let predicting = batch.prompt_lens().iter().zip(batch.lens()).enumerate().flat_map(of_row);
+    let at: Vec<u32> = predicting.map(|(i, t)| (i * batch.time() + t) as u32).collect();
+    let at = Tensor::new(at, &Device::Cpu).unwrap();
+    for config in families() {
+        for lm in [model(config.clone(), 1), adapted_of(config, 2)] {
+            let all = lm.hidden(&batch, None).unwrap().flatten(0, 1).unwrap().index_select(&at, 0).unwrap();
+            let alone = lm.predicting(&batch, None).unwrap();
+            assert_eq!(floats(&alone), floats(&all));
+            let grads = |h: &Tensor| lm::backward(&h.powf(3.0).unwrap().sum_all().unwrap()).unwrap();
+            let (of_alone, of_all) = (grads(&alone), grads(&all));
+            for v in lm.variables() {
+                let (alone, all) = (of_alone.get(&v.var).map(floats), of_all.get(&v.var).map(floats));
+                let size = all.iter().flatten().fold(0.0, |m: f32, g| m.max(g.abs()));
+                assert_close(&alone.unwrap_or_default(), &all.unwrap_or_default(), 1e-5 * size);
+            }
+        }
     }
 }
 
