@@ -89,9 +89,10 @@ fn a_study_killed_in_every_stage_that_learns_or_scores_gives_the_digests_of_an_u
     let mut told: Vec<Value> =
         kills.iter().flat_map(|(arguments, stage, done)| killed_at(&space, arguments, stage, *done)).collect();
     told.extend(events(&space.temper(&["run", "study.yaml", "--json", "-j", "2"])));
-    // A stage may have been through before the kill arrived, but hardly all of them.
+    // A stage may have been through before the kill arrived, but hardly all of them; one that ran beside the watched one may
+    // have just begun.
     let went_on = resumed(&told);
-    assert!(!went_on.is_empty() && went_on.iter().all(|(_, done)| *done > 1), "{went_on:?}");
+    assert!(!went_on.is_empty() && went_on.iter().all(|(_, done)| *done > 0), "{went_on:?}");
 
     for stage in ["base", "sft", "proxy[1]", "proxy[2]", "rl", "labels"] {
         let digest = |store| space.json(&["show", "study.yaml", stage, "--store", store, "--json"])["digest"].clone();

@@ -1,7 +1,7 @@
 //! Floating-point operations of a GPT-2, counted once for both sides. Knows no implementation.
 //!
 //! Counted are products of matrices, two operations for each multiply-add, as far as the result needs them: of causal
-//! attention the half that is seen, and in the last layer of the positions that nobody asks for their keys and values alone.
+//! attention the half that is seen; in the last layer, a position that nobody asks for counts with its key and value alone.
 //! Not counted: norms, GELU, softmax, sampling, the optimiser; anything an implementation computes twice.
 
 use crate::shapes::Shape;
@@ -36,7 +36,7 @@ impl Passes<'_> {
 
     /// Forward and backward. The gradient of an input costs what the product itself did, that of a weight the same again;
     /// attention's backward pass twice its forward pass. An adapter adds its thin products thrice, and needs no gradient
-    /// of the first layer's input.
+    /// of the first layer's input (but for the adapter's share of that, which is counted and is next to nothing).
     pub fn train(&self, trains: Trains) -> f64 {
         let attention = 3.0 * self.attention();
         match trains {
@@ -44,7 +44,7 @@ impl Passes<'_> {
             Trains::Lora(rank) => {
                 let Shape { d, layers, .. } = *self.shape;
                 // Inputs and outputs of the four layers: d + 3 d, d + d, d + 4 d, 4 d + d.
-                let per_rank = self.tokens() * (16 * d * (layers - 1) + 4 * d) + self.wanted() * 12 * d;
+                let per_rank = self.tokens() * (16 * d * (layers - 1) + 3 * d) + self.wanted() * 13 * d;
                 let thin = 2.0 * (rank * per_rank) as f64;
                 let first = 2.0 * (self.tokens() * 3 * d * d) as f64;
                 2.0 * (self.linear() + self.output()) - first + 3.0 * thin + attention
@@ -95,8 +95,10 @@ impl Shape {
 
     /// One pass over whole sequences for the response tokens' log-probabilities, or for a score at the last token.
     pub fn whole(&self, rows: usize, predicts: bool) -> Passes<'_> {
-        let wanted = if predicts { self.max_new } else { 1 };
-        Passes { shape: self, rows, time: self.prompt + self.max_new, wanted, predicts }
+        // No prediction depends on the last token.
+        let (time, wanted) =
+            if predicts { (self.prompt + self.max_new - 1, self.max_new) } else { (self.prompt + self.max_new, 1) };
+        Passes { shape: self, rows, time, wanted, predicts }
     }
 
     /// A whole PPO phase: sampling, the policy's and the reference's log-probabilities, each member's scores, the updates.

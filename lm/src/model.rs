@@ -172,7 +172,8 @@ impl CausalLm {
     }
 
     /// The next-token loss: the mean negative log-probability in which a response token weighs 1 and a prompt token
-    /// (from the second on) `prompt_weight`. With weight 0 the output layer sees response positions only.
+    /// (from the second on) `prompt_weight`. With weight 0 the output layer and most of the last layer see
+    /// response positions only.
     pub fn lm_loss(&self, batch: &Batch, prompt_weight: f64, dropout: Option<&mut Dropout>) -> Result<LmLoss> {
         let responses = batch.response_tokens();
         let (prompt_rows, prompt_targets) =

@@ -61,14 +61,14 @@ impl Block {
     ) -> Result<Tensor> {
         let (batch, time, d) = x.dims3()?;
         let rows = batch * time;
-        let on = wanted.map_or(rows, <[u32]>::len);
-        let mask = |l: &Linear, rows, drop: &mut Option<&mut Dropout>| l.mask(rows, drop.as_deref_mut());
+        let kept = wanted.map_or(rows, <[u32]>::len);
+        let mask = |l: &Linear, n, drop: &mut Option<&mut Dropout>| l.mask(n, drop.as_deref_mut());
         let qkv = self.qkv.iter().map(|l| mask(l, rows, drop)).collect::<Result<Vec<_>>>()?;
-        let attn_out = mask(&self.attn_out, on, drop)?;
-        let attn_branch = branch_mask(on * d, drop);
-        let up = self.up.iter().map(|l| mask(l, on, drop)).collect::<Result<Vec<_>>>()?;
-        let down = mask(&self.down, on, drop)?;
-        let mlp_branch = branch_mask(on * d, drop);
+        let attn_out = mask(&self.attn_out, kept, drop)?;
+        let attn_branch = branch_mask(kept * d, drop);
+        let up = self.up.iter().map(|l| mask(l, kept, drop)).collect::<Result<Vec<_>>>()?;
+        let down = mask(&self.down, kept, drop)?;
+        let mlp_branch = branch_mask(kept * d, drop);
         let block = kernels::Block {
             norm_1: self.norm_1.kernel(),
             qkv: self.qkv.iter().zip(&qkv).map(|(l, m)| l.projection(m.as_ref())).collect(),

@@ -4,7 +4,9 @@ mod common;
 
 use candle_core::{Device, Tensor};
 use common::*;
-use lm::{Batch, CausalLm, Dropout, LoraConfig, ModelConfig, Pool, RewardModel, ScalarHead, StatOptions, Variable};
+use lm::{
+    Batch, CausalLm, Dropout, LoraConfig, ModelConfig, Pool, RewardModel, ScalarHead, Sequence, StatOptions, Variable,
+};
 use rand::Rng;
 
 const LORA: LoraConfig = LoraConfig { r: 3, alpha: 6.0, dropout: 0.2 };
@@ -75,6 +77,7 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
         for loss in [
             lm.lm_loss(&batch, 0.0, None).unwrap().loss,
             lm.lm_loss(&batch, 1.0, Some(&mut dropout)).unwrap().loss,
+            lm.lm_loss(&batch, 0.0, Some(&mut dropout)).unwrap().loss,
             objective(&reward(lm.clone(), Pool::Last), &batch),
         ] {
             assert_every_variable_has_a_gradient(&lm.variables(), &loss);
@@ -113,6 +116,23 @@ fn states_asked_for_alone_are_those_among_all_and_so_are_their_gradients() {
 }
 
 #[test]
+fn of_no_response_nothing_is_predicted_and_nothing_learnt() {
+    let sequence = Sequence::new([3, 1, 4], []);
+    let batch = Batch::new(&[&sequence, &sequence]).unwrap();
+    for config in families() {
+        for lm in [model(config.clone(), 1), adapted_of(config, 2)] {
+            let head = ScalarHead::init(lm.config().width(), 0.3, &mut rng(7)).unwrap();
+            let states = lm.predicting(&batch, None).unwrap();
+            assert_eq!(states.dims(), [0, lm.config().width()]);
+            let grads = lm::backward(&head.forward(&states).unwrap().sum_all().unwrap()).unwrap();
+            for v in lm.variables() {
+                assert!(grads.get(&v.var).is_none_or(|g| floats(g).iter().all(|&g| g == 0.0)), "{}", v.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_fresh_adapter_learns_b_first() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
@@ -141,10 +161,6 @@ fn set(v: &Variable, values: &[f32]) {
     v.var.set(&Tensor::from_slice(values, v.var.shape(), v.var.device()).unwrap()).unwrap();
 }
 
-/// Central differences against the gradient: along the gradient itself, and at single entries.
-///
-/// A step of 1e-2 in weights of spread 0.3 leaves a truncation error of a few 1e-4 of the curvature, and f32 an error of
-/// some 1e-6 / 1e-2 in the difference: hence the tolerances.
 #[test]
 fn a_score_depends_on_all_variables_of_a_reward_model_and_on_no_output_layer() {
     let rows = sequences();
@@ -163,6 +179,10 @@ fn a_score_depends_on_all_variables_of_a_reward_model_and_on_no_output_layer() {
     }
 }
 
+/// Central differences against the gradient: along the gradient itself, and at single entries.
+///
+/// A step of 1e-2 in weights of spread 0.3 leaves a truncation error of a few 1e-4 of the curvature, and f32 an error of
+/// some 1e-6 / 1e-2 in the difference: hence the tolerances.
 fn assert_gradients_match_differences(reward: &RewardModel) {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();

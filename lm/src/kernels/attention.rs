@@ -42,10 +42,11 @@ impl Size {
         1.0 / (self.width as f32).sqrt()
     }
 
-    /// Query blocks from the last to the one that holds row `from`, so that the first one computed spans all keys.
+    /// Query blocks from the last to the one that holds row `from`, so that the first one computed spans all keys; none if
+    /// there is no such row.
     fn blocks(self, from: usize) -> impl Iterator<Item = (usize, usize)> {
-        let blocks = from / BLOCK..self.time.div_ceil(BLOCK);
-        blocks.rev().map(move |i| (i * BLOCK, ((i + 1) * BLOCK).min(self.time)))
+        let first = if from < self.time { from / BLOCK } else { self.time.div_ceil(BLOCK) };
+        (first..self.time.div_ceil(BLOCK)).rev().map(move |i| (i * BLOCK, ((i + 1) * BLOCK).min(self.time)))
     }
 }
 

@@ -1,5 +1,6 @@
 //! A pre-norm transformer block as one operation: y = x1 + mlp(norm(x1)), x1 = x + attention(norm(x)), or with both branches
-//! on one normalised input, y = x + attention(h) + mlp(h), h = norm(x).
+//! on one normalised input, y = x + attention(h) + mlp(h), h = norm(x). What follows attention may be asked for some rows
+//! alone.
 //!
 //! Some whole sequences at a time go through the block on one thread, so that what one step writes is in cache for the
 //! next, and candle's tape sees one operation instead of ten. Which sequences go together depends on the shape alone;
@@ -11,7 +12,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::attention::{self, Head, Known, Size};
-use super::buffer::{Assembly, Slot, bands, build, cut_mut, scratch};
+use super::buffer::{bands, build, cut_mut, scratch};
+use super::factors::{Factors, OfMaps, Places};
 use super::fan::{Fan, Maps};
 use super::gemm::Into;
 use super::glue::{Handover, View, expect, gradient, output, slice};
@@ -100,8 +102,8 @@ pub struct TransformerBlock {
     saved: Handover<Vec<Saved>>,
 }
 
-/// What one chunk of sequences leaves for its backward pass; `[n, ..]` each, the last two of wanted rows. The rest is quicker
-/// computed again.
+/// What one chunk of sequences leaves for its backward pass; `[rows, ..]` each, the last two of wanted rows. The rest is
+/// quicker computed again.
 struct Saved {
     /// After rotation.
     qkv: Vec<f32>,
@@ -113,17 +115,13 @@ struct Saved {
     up: Vec<f32>,
 }
 
-/// What the gradients of large weights are made of: the input and the gradient of the output of each of the four maps, the
-/// last map's first, as the backward pass meets them.
-type Large<T> = [T; 8];
-
-/// What one chunk's backward pass starts from, and where it leaves its part of [`Large`].
-struct Back<'a> {
+/// What one chunk's backward pass starts from, and where it leaves what weights' gradients are made of.
+struct Start<'a> {
     x: &'a [f32],
     g: &'a [f32],
     saved: Saved,
     part: Part<'a>,
-    large: Option<Large<Slot<'a>>>,
+    places: Option<Places<'a>>,
 }
 
 /// What a pass over one chunk needs besides its rows.
@@ -233,7 +231,7 @@ impl TransformerBlock {
 
     /// [`TransformerBlock::forward`] as candle takes it.
     fn result(&self, x: &[f32], shape: &Shape) -> Result<(CpuStorage, Shape)> {
-        let shape = if self.wanted.some() { Shape::from((self.wanted.len(), self.d)) } else { shape.clone() };
+        let shape = if self.wanted.is_partial() { Shape::from((self.wanted.len(), self.d)) } else { shape.clone() };
         output(self.forward(x)?, shape)
     }
 
@@ -268,7 +266,7 @@ impl TransformerBlock {
             None => map.add_to(into, input, part.before),
             Some(mask) => mask.add_product(into, &map.apply(input, n, part.before), part.before * d),
         };
-        part.copy(y, x, d);
+        part.pick_into(y, x, d);
         branch(y, &pass.maps[OUT], &part.pick(&attended, size.d()), pass.masks[0]);
         let mut x1 = vec![];
         let up = match (pass.norm_2(), shared_up) {
@@ -298,17 +296,21 @@ impl TransformerBlock {
         let parts = self.wanted.parts(chunk);
         let mut dx = build(x_v.len(), chunk * self.d, |_, _| {});
         let total: usize = self.small_sizes().iter().sum();
-        let mut large = self.maps.iter().any(Fan::trains_weights).then(|| self.large(&parts));
-        let slots = self.slots(large.as_mut(), &parts);
+        let sizes = || parts.iter().map(|&part| self.sizes(part)).collect::<Vec<_>>();
+        let mut factors = self.maps.iter().any(Fan::trains_weights).then(|| Factors::new(&sizes()));
+        let places = match &mut factors {
+            Some(factors) => factors.places().into_iter().map(Some).collect(),
+            None => parts.iter().map(|_| None).collect::<Vec<_>>(),
+        };
         let done: Vec<Vec<f32>> = self.open(Way::Back, |pass| {
             let rows = dx.par_chunks_mut(chunk * self.d).zip(x_v.par_chunks(chunk * self.d));
             Ok(rows
                 .zip(saved)
-                .zip(parts.par_iter().zip(slots))
-                .map(|(((dx, x), saved), (&part, large))| {
+                .zip(parts.par_iter().zip(places))
+                .map(|(((dx, x), saved), (&part, places))| {
                     let g = &g_v[part.before * self.d..][..part.len() * self.d];
                     let mut small = vec![0.0; total];
-                    self.backward_chunk(dx, &mut small, Back { x, g, saved, part, large }, pass);
+                    self.backward_chunk(dx, &mut small, Start { x, g, saved, part, places }, pass);
                     small
                 })
                 .collect())
@@ -317,37 +319,18 @@ impl TransformerBlock {
         let mut small = chunks.next().map_or_else(|| vec![0.0; total], Vec::clone);
         chunks.for_each(|s| add_assign(&mut small, s));
         self.deliver_small(&small)?;
-        if let Some(large) = large {
-            let [down_x, down_g, up_x, up_g, out_x, out_g, qkv_x, qkv_g] = large.map(Assembly::finish);
-            let of_maps = [(qkv_x, qkv_g), (out_x, out_g), (up_x, up_g), (down_x, down_g)];
-            let mut maps = self.maps.iter().zip(of_maps);
-            maps.try_for_each(|(map, (x, g))| map.deliver_weights(&x, &g, self.precision))?;
+        if let Some(factors) = factors {
+            let mut maps = self.maps.iter().zip(factors.finish());
+            maps.try_for_each(|(map, [x, g])| map.deliver_weights(&x, &g, self.precision))?;
         }
         self.passes_on.then(|| gradient(dx, x)).transpose()
     }
 
-    /// Elements of [`Large`] in some rows.
-    fn sizes(&self, part: &Part) -> Large<usize> {
-        let (all, wanted) = (part.rows, part.len());
-        let [qkv, out, up, down] = self.maps.each_ref().map(|map| [map.d_in, map.d_out]);
-        let of = [(down, wanted), (up, wanted), (out, wanted), (qkv, all)];
-        std::array::from_fn(|i| of[i / 2].0[i % 2] * of[i / 2].1)
-    }
-
-    fn large(&self, parts: &[Part]) -> Large<Assembly> {
-        let mut sizes = [0; 8];
-        parts.iter().for_each(|part| sizes.iter_mut().zip(self.sizes(part)).for_each(|(sum, size)| *sum += size));
-        sizes.map(Assembly::new)
-    }
-
-    /// Where each part's rows go.
-    fn slots<'l>(&self, large: Option<&'l mut Large<Assembly>>, parts: &[Part]) -> Vec<Option<Large<Slot<'l>>>> {
-        let Some(large) = large else { return parts.iter().map(|_| None).collect() };
-        let of =
-            |(i, assembly): (usize, &'l mut Assembly)| assembly.slots(parts.iter().map(|part| self.sizes(part)[i]));
-        let mut slots: Vec<_> = large.iter_mut().enumerate().map(of).map(Vec::into_iter).collect();
-        let mut next = |i: usize| slots[i].next().expect("a slot for each part");
-        parts.iter().map(|_| Some(std::array::from_fn(&mut next))).collect()
+    /// Elements of the inputs and outputs of the four maps.
+    fn sizes(&self, part: Part) -> OfMaps<usize> {
+        let mut sizes = self.maps.each_ref().map(|map| [map.d_in, map.d_out].map(|width| part.len() * width));
+        sizes[QKV] = [self.maps[QKV].d_in, self.maps[QKV].d_out].map(|width| part.rows * width);
+        sizes
     }
 
     /// Elements of the small gradients of the norms and the four maps.
@@ -371,7 +354,7 @@ impl TransformerBlock {
         &self,
         dx: &mut [f32],
         mut small: &mut [f32],
-        Back { x, g, saved, part, large }: Back,
+        Start { x, g, saved, part, mut places }: Start,
         pass: &Pass,
     ) {
         let d = self.d;
@@ -394,9 +377,11 @@ impl TransformerBlock {
             }
         };
         let [qkv_map, out_map, up_map, down] = &pass.maps;
-        let mut large = large.into_iter().flatten();
-        let mut keep =
-            |x: &[f32], g: &[f32]| [x, g].iter().zip(large.by_ref()).for_each(|(rows, slot)| slot.write(rows));
+        let mut keep = |map: usize, x: &[f32], g: &[f32]| {
+            if let Some(places) = &mut places {
+                places.keep(map, x, g);
+            }
+        };
         let (attended, active) = (rows * size.d(), n * self.inner);
         let (wide, joint) = (saved.up.len(), saved.qkv.len());
         scratch(2 * rows * d + attended + (active + wide).max(joint), |buffer| {
@@ -412,14 +397,14 @@ impl TransformerBlock {
                 down.input_gradient(to, Into::Overwrite, branch, part.before)
             });
             down.small_gradients(s_down, active, branch, part.before);
-            keep(active, branch);
+            keep(DOWN, active, branch);
             match pass.norm_2() {
                 Some(norm) => norm.forward(branch, &saved.x1),
                 None => pass.norms[0].forward(branch, &part.pick(x, d)),
             }
             up_map.input_gradient(h, Into::Overwrite, d_up, part.before);
             up_map.small_gradients(s_up, branch, d_up, part.before);
-            keep(branch, d_up);
+            keep(UP, branch, d_up);
             if let Some(scale) = pass.norm_2() {
                 norm(dx_wanted, s_norm2, &saved.x1, h, scale);
             }
@@ -428,11 +413,11 @@ impl TransformerBlock {
             out_map.input_gradient(&mut d_attended[..n * size.d()], Into::Overwrite, branch, part.before);
             let attended = part.pick(&saved.attended, size.d());
             out_map.small_gradients(s_out, &attended, branch, part.before);
-            keep(&attended, branch);
+            keep(OUT, &attended, branch);
             part.spread(d_attended, size.d());
             part.spread(dx, d);
             let d_qkv = &mut buffer[..joint];
-            if self.wanted.some() {
+            if self.wanted.is_partial() {
                 d_qkv.fill(0.0);
             }
             let known = Known {
@@ -449,7 +434,7 @@ impl TransformerBlock {
             self.rotate(d_qkv, Turn::Back);
             pass.norms[0].forward(all_branch, x);
             qkv_map.small_gradients(s_qkv, all_branch, d_qkv, part.first);
-            keep(all_branch, d_qkv);
+            keep(QKV, all_branch, d_qkv);
             if self.passes_on || !s_norm1.is_empty() {
                 // Behind a shared norm, the MLP's gradient waits in `h` for attention's.
                 let into = match pass.norm_2() {

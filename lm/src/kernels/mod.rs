@@ -10,6 +10,7 @@ pub(crate) mod attention;
 mod block;
 pub(crate) mod buffer;
 mod embedding;
+mod factors;
 mod fan;
 pub mod gemm;
 pub(crate) mod glue;
@@ -176,7 +177,7 @@ pub struct Block<'a> {
     pub activation: Activation,
     /// Of the products with weights; attention and low-rank adapters are f32 either way.
     pub precision: Precision,
-    /// Dropout of the two branches before they join the residual stream, `[.., d]`.
+    /// Dropout of the two branches before they join the residual stream, `[wanted rows, d]`.
     pub attn_mask: Option<&'a Mask>,
     pub mlp_mask: Option<&'a Mask>,
     pub rotary: Option<Arc<Rotary>>,
@@ -184,7 +185,7 @@ pub struct Block<'a> {
     pub heads: Heads,
     /// Rows of a sequence.
     pub time: usize,
-    /// Rows whose output is wanted, ascending; None: all. What follows attention, and its dropout masks, are these rows' alone.
+    /// Rows whose output is wanted, ascending; None: all. What follows attention is these rows' alone, dropout masks too.
     pub wanted: Option<&'a [u32]>,
 }
 

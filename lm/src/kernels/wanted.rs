@@ -15,10 +15,13 @@ pub struct Wanted {
 impl Wanted {
     /// Errors: rows that do not ascend, or a row that is not there.
     pub fn new(rows: usize, some: Option<&[u32]>) -> Result<Self> {
-        if let Some(some) = some
-            && !(some.is_sorted_by(|a, b| a < b) && some.last().is_none_or(|&last| (last as usize) < rows))
+        if let Some(&[a, b]) = some.and_then(|some| some.array_windows().find(|[a, b]| a >= b)) {
+            bail!("a block is asked for rows that ascend; got row {b} after row {a}");
+        }
+        if let Some(&last) = some.and_then(<[u32]>::last)
+            && last as usize >= rows
         {
-            bail!("rows of a batch of {rows} that a block is asked for ascend; got {some:?}");
+            bail!("a block is asked for row {last} of {rows}");
         }
         Ok(Self { rows, some: some.map(<[u32]>::to_vec) })
     }
@@ -28,13 +31,14 @@ impl Wanted {
         self.some.as_ref().map_or(self.rows, Vec::len)
     }
 
-    pub fn some(&self) -> bool {
+    /// Whether it is not simply all of them.
+    pub fn is_partial(&self) -> bool {
         self.some.is_some()
     }
 
     /// Those of each chunk of `chunk` rows.
     pub fn parts(&self, chunk: usize) -> Vec<Part<'_>> {
-        let starts = (0..self.rows).step_by(chunk.max(1));
+        let starts = (0..self.rows).step_by(chunk);
         let part = |first: usize| {
             let end = (first + chunk).min(self.rows);
             let Some(all) = &self.some else { return Part { first, rows: end - first, before: first, some: None } };
@@ -78,12 +82,12 @@ impl Part<'_> {
             return Cow::Borrowed(x);
         }
         let mut picked = vec![0.0; self.len() * width];
-        self.copy(&mut picked, x, width);
+        self.pick_into(&mut picked, x, width);
         Cow::Owned(picked)
     }
 
     /// [`Part::pick`] into `to [len, width]`.
-    pub fn copy(self, to: &mut [f32], x: &[f32], width: usize) {
+    pub fn pick_into(self, to: &mut [f32], x: &[f32], width: usize) {
         let Some(some) = self.some else { return to.copy_from_slice(x) };
         for (to, &row) in to.chunks_exact_mut(width).zip(some) {
             to.copy_from_slice(&x[(row as usize - self.first) * width..][..width]);

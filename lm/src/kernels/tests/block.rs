@@ -73,6 +73,7 @@ pub struct BlockTensors {
     inner: usize,
     pub weights: Vec<Tensor>,
     adapters: Vec<Tensor>,
+    /// Of the inputs of the first fan, of attention's output map, of the second fan and of the last map; of the two branches.
     masks: Vec<Mask>,
 }
 
@@ -93,11 +94,11 @@ impl BlockTensors {
             if lora { Ok(t) } else { Ok(Var::from_tensor(&t)?.into_inner()) }
         });
         let adapters = maps.iter().flat_map(|&(i, o)| [vec![2, i], vec![o, 2]]).zip(seed + 50..);
-        let mask = |rows: usize, width| -> Result<Mask> {
+        let mask = |rows: usize, width, which: u64| -> Result<Mask> {
             if rows == 0 {
                 return Ok(Mask::new(0, 1.25, |_, _| {}));
             }
-            let kept = noise(&[rows * width], seed ^ (rows * width) as u64).ge(-0.5)?.to_vec1::<u8>()?;
+            let kept = noise(&[rows * width], seed ^ which << 41).ge(-0.5)?.to_vec1::<u8>()?;
             let word = |elements: &[u8]| elements.iter().rev().fold(0, |word, &kept| word << 1 | u32::from(kept));
             let words: Vec<u32> = kept.chunks(BITS).map(word).collect();
             Ok(Mask::new(kept.len(), 1.25, |first, part| part.copy_from_slice(&words[first..first + part.len()])))
@@ -110,7 +111,14 @@ impl BlockTensors {
                 true => adapters.map(|(shape, seed)| var(&shape, seed).into_inner()).collect(),
                 false => vec![],
             },
-            masks: vec![mask(rows, d)?, mask(wanted, d)?, mask(wanted, inner)?],
+            masks: vec![
+                mask(rows, d, 0)?,
+                mask(wanted, style.d(), 1)?,
+                mask(wanted, d, 2)?,
+                mask(wanted, inner, 3)?,
+                mask(wanted, d, 4)?,
+                mask(wanted, d, 5)?,
+            ],
         })
     }
 
@@ -149,7 +157,13 @@ impl BlockTensors {
                 a,
                 b: &self.adapters[2 * i + 1],
                 scale: 0.5,
-                mask: mask(if i < out { 0 } else { 1 + usize::from(i + 1 == widths.len()) }),
+                mask: mask(if i < out {
+                    0
+                } else if i == out {
+                    1
+                } else {
+                    2 + usize::from(i + 1 == widths.len())
+                }),
             }),
         };
         let norm = |i: usize| Norm { weight: &self.weights[2 * i], bias: norm_bias.then(|| &self.weights[2 * i + 1]) };
@@ -163,8 +177,8 @@ impl BlockTensors {
             down: map(down, mlp),
             activation: style.activation,
             precision: Precision::F32,
-            attn_mask: mask(1),
-            mlp_mask: mask(1),
+            attn_mask: mask(4),
+            mlp_mask: mask(5),
             rotary: style.pairing.map(|p| Arc::new(Rotary::new(p, &[0.7, 0.05], time))),
             eps: 1e-5,
             heads: Heads { query: style.heads, key_value: style.kv_heads, width: style.width },
@@ -181,16 +195,19 @@ proptest! {
     fn a_block_is_its_parts_one_after_the_other(
         style in prop::sample::select(STYLES.to_vec()), group in 1usize..3, batch in 1usize..14, time in 1usize..150,
         kv_heads in 1usize..3, width in 4usize..9, inner in 1usize..40, lora: bool, dropout: bool, first: bool,
-        seed in 0u64..1 << 40, part in prop::option::of(0f64..1.0),
+        seed in 0u64..1 << 40, part in prop::option::of(0f64..1.0), ends: bool,
     ) {
         // GPT-2's joint map has as many heads of keys as of queries; the kernel does not mind.
         let style = Style { heads: group * kv_heads, kv_heads, width, ..style };
         let batch = batch.min(600 / time).max(1);
         let (rows, d) = (batch * time, style.d());
-        // Some sequences without a wanted row, others with all of them.
+        // Some sequences without a wanted row, others with all of them; or the ends of sequences.
         let wanted = part.map(|part| {
             let draws = noise(&[rows + batch], seed ^ 2).to_vec1::<f32>()?;
-            let of = |row: usize| f64::from(draws[row] + 2.0 * draws[rows + row / time]) < 12.0 * part - 6.0;
+            let of = |row: usize| match ends {
+                true => (row % time) as f64 >= time as f64 * (part + 0.3 * f64::from(draws[rows + row / time])),
+                false => f64::from(draws[row] + 2.0 * draws[rows + row / time]) < 12.0 * part - 6.0,
+            };
             candle_core::Result::Ok((0..rows).filter(|&row| of(row)).map(|row| row as u32).collect::<Vec<_>>())
         });
         let wanted = wanted.transpose()?;
@@ -213,7 +230,31 @@ proptest! {
     }
 }
 
-/// What [`reference`] is not: bit for bit.
+/// Attention leaves out whole blocks of queries where nobody wants a row of them.
+#[test]
+fn rows_before_the_first_wanted_one_are_left_out_rightly() -> Result<()> {
+    for style in STYLES {
+        for (time, lora, dropout) in [(128, false, false), (128, true, true), (150, false, true), (150, true, false)] {
+            let from = [130 % time, 10, time - 1, time, 64];
+            let rows = from.len() * time;
+            let wanted: Vec<u32> =
+                (0..rows).filter(|row| row % time >= from[row / time]).map(|row| row as u32).collect();
+            let tensors = BlockTensors::wanting(style, [rows, wanted.len()], 10, lora, 7)?;
+            let block = Block { wanted: Some(&wanted), ..tensors.block(time, dropout) };
+            let x = var(&[rows, style.d()], 1);
+            let mut vars: Vec<Var> = tensors.variables().iter().map(Var::from_tensor).collect::<Result<_>>()?;
+            vars.push(x.clone());
+            agree(
+                &vars.iter().collect::<Vec<_>>(),
+                || kernels::transformer_block(&x, &block),
+                || reference::transformer_block(&x, &block),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Bit for bit, which the reference cannot check.
 #[test]
 fn a_wanted_row_is_what_it_is_among_all() -> Result<()> {
     for style in STYLES.map(|s| Style { width: 48 / s.heads, ..s }) {
@@ -230,13 +271,19 @@ fn a_wanted_row_is_what_it_is_among_all() -> Result<()> {
 
 #[test]
 fn a_block_that_nobody_wants_a_row_of_gives_none() -> Result<()> {
-    let tensors = BlockTensors::wanting(GPT2, [12, 0], 20, false, 7)?;
-    let block = Block { wanted: Some(&[]), ..tensors.block(4, true) };
-    let x = var(&[12, GPT2.d()], 1);
-    let y = kernels::transformer_block(&x, &block)?;
-    assert_eq!(y.dims(), [0, GPT2.d()]);
-    let grads = kernels::backward(&y.sum_all()?)?;
-    assert_eq!(values(grads.get(&x).expect("a gradient")), [0.0; 12 * 12]);
+    for (style, lora) in STYLES.into_iter().flat_map(|style| [(style, false), (style, true)]) {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let tensors = BlockTensors::wanting(style, [12, 0], 20, lora, 7)?;
+            let block = Block { wanted: Some(&[]), precision, ..tensors.block(4, true) };
+            let x = var(&[12, style.d()], 1);
+            let y = kernels::transformer_block(&x, &block)?;
+            assert_eq!(y.dims(), [0, style.d()]);
+            let grads = kernels::backward(&y.sum_all()?)?;
+            for v in tensors.variables().iter().chain([x.as_tensor()]) {
+                assert!(values(grads.get(v).expect("a gradient")).iter().all(|&g| g == 0.0));
+            }
+        }
+    }
     Ok(())
 }
 
@@ -245,7 +292,7 @@ fn wanted_rows_out_of_order_are_refused() -> Result<()> {
     let tensors = BlockTensors::new(GPT2, 12, 20, false, 7)?;
     let block = Block { wanted: Some(&[2, 1]), ..tensors.block(4, false) };
     let error = kernels::transformer_block(&noise(&[12, GPT2.d()], 1), &block).expect_err("an order").to_string();
-    assert!(error.contains("[2, 1]"), "{error}");
+    assert!(error.contains("row 1 after row 2"), "{error}");
     Ok(())
 }
 
@@ -320,12 +367,16 @@ fn everything() -> Result<Vec<Vec<u32>>> {
         let h = kernels::transformer_block(&h, &full.block(time, true))?;
         let h = kernels::transformer_block(&h, &lora.block(time / 4, false))?;
         let h = kernels::transformer_block(&h, &lora.block(time / 4, true))?;
+        let last: Vec<u32> = (0..n as u32).filter(|row| row % 160 >= 90).collect();
+        let ends = BlockTensors::wanting(style, [n, last.len()], 4 * d, false, 60)?;
+        let h_last = kernels::transformer_block(&h, &Block { wanted: Some(&last), ..ends.block(time, true) })?;
+        let h = (h + h_last.mean_all()?.broadcast_as((n, d))?)?;
         let output = Output { weight: &e, bias: style.parallel.then_some(bias.as_tensor()), precision: Precision::F32 };
         let stats = kernels::token_stats(&h, &output, &StatRows { targets: &targets, forbidden: None }, true)?;
         let entropy = stats.entropy.expect("asked for");
         let grads = kernels::backward(&(loss(&stats.logprob)? + loss(&entropy)?)?)?;
         all.extend([h, stats.logprob, entropy]);
-        let trained = full.variables().into_iter().chain(lora.variables());
+        let trained = full.variables().into_iter().chain(lora.variables()).chain(ends.variables());
         let trained = trained.chain([x, w, e].map(|v| v.as_tensor().clone()));
         all.extend(trained.map(|v| grads.get(&v).expect("a gradient").clone()));
         all.extend([b, bias].iter().filter_map(|v| grads.get(v).cloned()));
