@@ -390,10 +390,9 @@ impl Transformer {
             x = (&x * mask.tensor(x.dims())?)?;
         }
         let rotary = self.rotary(time).map(Arc::new);
-        let last = self.blocks.len() - 1;
         for (i, block) in self.blocks.iter().enumerate() {
             // No later block looks at the last one's other rows.
-            let wanted = wanted.filter(|_| i == last);
+            let wanted = wanted.filter(|_| i + 1 == self.blocks.len());
             x = block.forward(&x, spec, self.precision, rotary.as_ref(), &mut drop, wanted)?;
         }
         Ok(kernels::norm(&x, &self.norm.kernel(), spec.eps)?)

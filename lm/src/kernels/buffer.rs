@@ -16,10 +16,10 @@ pub fn build<T: Copy + Default + Send>(len: usize, chunk: usize, f: impl Fn(usiz
     let chunk = chunk.max(1);
     let fill = |i: usize, part: &mut [MaybeUninit<T>]| f(i * chunk, zeroed(part));
     let room = &mut buffer.spare_capacity_mut()[..len];
-    if len <= chunk {
-        fill(0, room);
-    } else {
-        room.par_chunks_mut(chunk).enumerate().for_each(|(i, part)| fill(i, part));
+    match len {
+        0 => {}
+        _ if len <= chunk => fill(0, room),
+        _ => room.par_chunks_mut(chunk).enumerate().for_each(|(i, part)| fill(i, part)),
     }
     // SAFETY: the chunks cover `room`, which is the first `len` elements, and `zeroed` has initialised each of them.
     unsafe { buffer.set_len(len) };
@@ -51,9 +51,6 @@ pub fn for_chunks(out: &mut [f32], chunk: usize, f: impl Fn(usize, &mut [f32]) +
 /// Sums the columns of a row-major matrix of `d` columns given as partial sums: `f(i, acc)` adds chunk `i` of `chunks`
 /// to `acc [d]`. Chunks run in parallel and are combined in index order.
 pub fn sum_chunks(d: usize, chunks: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    if chunks == 0 {
-        return vec![0.0; d];
-    }
     let partial = build(chunks * d, d, |start, acc| f(start / d.max(1), acc));
     let mut parts = partial.chunks_exact(d.max(1));
     let mut sum = parts.next().map_or_else(|| vec![0.0; d], <[f32]>::to_vec);
@@ -158,7 +155,7 @@ mod tests {
             }
         });
         assert!(v.iter().enumerate().all(|(i, &x)| x == i as f32) && v.len() == 1000);
-        assert!(build(0, 8, |_, _: &mut [f32]| {}).is_empty());
+        assert!(build(0, 8, |_, _: &mut [f32]| unreachable!("there is no chunk")).is_empty());
     }
 
     #[test]
