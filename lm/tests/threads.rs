@@ -130,3 +130,26 @@ fn results_are_the_same_bytes_at_one_two_and_three_threads() {
     assert_eq!(one, run("2"));
     assert_eq!(one, run("3"));
 }
+
+/// A thread of the pool that waits within one pass runs another one meanwhile. The vocabulary is large, so that the second
+/// gradient of its table, the output layer's after the embedding's or the reverse, is added by many pieces of work.
+#[test]
+fn passes_side_by_side_know_nothing_of_each_other() {
+    let lm = model(Gpt2Config::new(20_000, 24, 12, 1, 3), 11);
+    let loss = |seed: u64| {
+        let mut rng = rng(seed);
+        let mut ids = |n: usize| (0..n).map(|_| rng.random_range(1..20_000)).collect::<Vec<u32>>();
+        let rows = [Sequence::new(ids(4), ids(4))];
+        lm.lm_loss(&Batch::new(&refs(&rows)).unwrap(), 0.0, None).unwrap().loss
+    };
+    let pass = |seed: u64| -> Vec<u64> {
+        let grads = lm::backward(&loss(seed)).unwrap();
+        lm.variables().iter().map(|v| hash_floats(&floats(grads.get(&v.var).unwrap()))).collect()
+    };
+    let alone: Vec<_> = (0..4).map(pass).collect();
+    std::thread::scope(|scope| {
+        for (seed, alone) in (0..4).zip(&alone) {
+            scope.spawn(move || (0..100).for_each(|_| assert_eq!(pass(seed), *alone)));
+        }
+    });
+}

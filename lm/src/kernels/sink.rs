@@ -2,7 +2,7 @@
 //! every weight. Under [`backward`] the kernels leave the gradients of variables here instead, where they are added in
 //! place. Knows no kernel.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
@@ -20,7 +20,9 @@ struct Sink {
 }
 
 thread_local! {
-    static SINK: RefCell<Option<Sink>> = const { RefCell::new(None) };
+    /// That of this thread's backward pass. While the pass waits for the pool, this thread may run another one from
+    /// beginning to end, so whoever works on the sink takes it out meanwhile.
+    static SINK: Cell<Option<Sink>> = const { Cell::new(None) };
 }
 
 /// The gradients of `loss` by every variable: [`Tensor::backward`], faster, and the only way through
@@ -48,14 +50,13 @@ fn into_sink(loss: &Tensor) -> Result<GradStore> {
 
 /// Hands a gradient on: a variable's to the sink if there is one, else back, as a tensor for candle.
 pub fn deliver(to: &Tensor, grad: Vec<f32>) -> Result<Option<Tensor>> {
-    let kept = SINK.with_borrow_mut(|sink| match sink {
-        Some(sink) if to.is_variable() => {
-            sink.add(to, grad);
-            None
-        }
-        _ => Some(grad),
-    });
-    kept.map(|grad| gradient(grad, to)).transpose()
+    if !to.is_variable() {
+        return gradient(grad, to).map(Some);
+    }
+    let Some(mut sink) = SINK.take() else { return gradient(grad, to).map(Some) };
+    sink.add(to, grad);
+    SINK.set(Some(sink));
+    Ok(None)
 }
 
 /// [`deliver`] for a kernel that candle cannot return this gradient to.

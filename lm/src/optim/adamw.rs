@@ -102,6 +102,8 @@ impl AdamW {
     /// One step with the learning rate `lr`. With `clip`, the gradient is first scaled to that norm if it is longer (as
     /// PyTorch's `clip_grad_norm_`).
     ///
+    /// No other thread may compute with the variables meanwhile.
+    ///
     /// Errors, before anything changes: a variable without gradient; a gradient that is not finite.
     pub fn step(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepNorms> {
         in_pool(|| self.update(grads, lr, clip))
