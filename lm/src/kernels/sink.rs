@@ -50,10 +50,8 @@ fn into_sink(loss: &Tensor) -> Result<GradStore> {
 
 /// Hands a gradient on: a variable's to the sink if there is one, else back, as a tensor for candle.
 pub fn deliver(to: &Tensor, grad: Vec<f32>) -> Result<Option<Tensor>> {
-    if !to.is_variable() {
-        return gradient(grad, to).map(Some);
-    }
-    let Some(mut sink) = SINK.take() else { return gradient(grad, to).map(Some) };
+    let sink = if to.is_variable() { SINK.take() } else { None };
+    let Some(mut sink) = sink else { return gradient(grad, to).map(Some) };
     sink.add(to, grad);
     SINK.set(Some(sink));
     Ok(None)
