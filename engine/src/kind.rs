@@ -1,11 +1,10 @@
 //! The stage contract: what a kind declares and what it does. Knows no graph and no store.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::artifact::ArtifactType;
@@ -136,6 +135,11 @@ pub trait Kind: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Carries what one parameter says into another that acts on it, such as which files of a folder count.
+    fn complete(&self, params: &mut Self::Params) {
+        let _ = params;
+    }
+
     /// Checks what is in the files that parameters name, whose paths are absolute by now; each fault as in [`Kind::check`]. A
     /// file that is missing is told by others. Runs at planning.
     fn check_files(&self, params: &Self::Params) -> Vec<(String, String)> {
@@ -198,7 +202,7 @@ impl<K: Kind> AnyKind for K {
     }
 
     fn normalise(&self, with: &Value) -> Result<Value, Vec<(String, String)>> {
-        let params: K::Params = serde_path_to_error::deserialize(with).map_err(|e| {
+        let mut params: K::Params = serde_path_to_error::deserialize(with).map_err(|e| {
             let path = e.path().to_string();
             vec![(if path == "." { String::new() } else { path }, e.into_inner().to_string())]
         })?;
@@ -206,6 +210,7 @@ impl<K: Kind> AnyKind for K {
         if !faults.is_empty() {
             return Err(faults);
         }
+        self.complete(&mut params);
         serde_json::to_value(&params).map_err(|e| vec![(String::new(), e.to_string())])
     }
 
@@ -269,52 +274,5 @@ impl Registry {
     /// In order of name.
     pub fn types(&self) -> impl Iterator<Item = &dyn ArtifactType> {
         self.types.values().map(Box::as_ref)
-    }
-}
-
-/// A parameter that names files outside the store: a file, a folder or a wildcard ([`crate::wildcard`]). It enters the key by
-/// content; the path is provenance.
-///
-/// In the pipeline file: a plain string, relative to the file's folder. In normalised parameters: `{"$path": "…"}`, which
-/// the engine finds, makes absolute and, in recipes, replaces by the digest of what lies there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InputPath(pub PathBuf);
-
-/// The key under which an [`InputPath`] stands in normalised parameters.
-pub const PATH_KEY: &str = "$path";
-
-impl Serialize for InputPath {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeMap;
-        let mut map = s.serialize_map(Some(1))?;
-        map.serialize_entry(PATH_KEY, &self.0)?;
-        map.end()
-    }
-}
-
-impl<'de> Deserialize<'de> for InputPath {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Plain(PathBuf),
-            Marked(BTreeMap<String, PathBuf>),
-        }
-        match Either::deserialize(d)? {
-            Either::Plain(path) => Ok(Self(path)),
-            Either::Marked(mut map) => {
-                map.remove(PATH_KEY).map(Self).ok_or_else(|| serde::de::Error::custom("expected a path"))
-            }
-        }
-    }
-}
-
-impl JsonSchema for InputPath {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "InputPath".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        schemars::json_schema!({ "type": "string", "format": "path" })
     }
 }

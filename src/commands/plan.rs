@@ -57,6 +57,9 @@ pub fn tell(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>], for_mach
             say!("{}: {}", graph.instances[planned.instance].name, cost(prospect));
         }
     }
+    for planned in plan.stages.iter().filter(|planned| !planned.notes.is_empty()) {
+        say!("{}: {}", graph.instances[planned.instance].name, planned.notes.join("; "));
+    }
     if !graph.not_needed.is_empty() {
         let names: Vec<String> = graph.not_needed.iter().map(ToString::to_string).collect();
         say!("not needed: {}", names.join(", "));
@@ -138,6 +141,9 @@ fn describe(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>]) -> Value
             });
             if let Some(prospect) = prospect {
                 told["cost"] = json!(prospect);
+            }
+            if !planned.notes.is_empty() {
+                told["notes"] = json!(planned.notes);
             }
             told
         })

@@ -1,6 +1,6 @@
 //! `command`: any program as a stage. Knows no artifact type but by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env::VarError;
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
@@ -8,12 +8,11 @@ use std::process::Stdio;
 
 use engine::context::Context;
 use engine::error::{At, Error, Result};
-use engine::kind::{InputPath, Kind, Signature};
+use engine::external::InputFiles;
+use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::data::paths::Paths;
 
 pub struct Command;
 
@@ -24,9 +23,9 @@ pub struct Params {
     pub run: Vec<String>,
     /// The artifact type that it fills `TEMPER_OUTPUT` with; `Files` for anything.
     pub output: String,
-    /// Scripts and data that belong to the key, by content.
+    /// Scripts and data that belong to the key, by content: files, folders, patterns. Hidden files of a folder do not belong to it.
     #[serde(default)]
-    pub files: Paths,
+    pub files: InputFiles,
     /// Environment variables, part of the key.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -99,7 +98,9 @@ impl Kind for Command {
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        let argv = params.run.iter().map(|arg| resolve(arg, &params.files.0)).collect::<Result<Vec<_>>>()?;
+        let mut files: Vec<PathBuf> = params.files.written().filter(|path| path.exists()).collect();
+        files.extend_from_slice(params.files.files()?);
+        let argv = params.run.iter().map(|arg| resolve(arg, &files)).collect::<Result<Vec<_>>>()?;
         let [program, args @ ..] = argv.as_slice() else { return Err(Error::ours("command: no program")) };
         let secrets = params.pass_env.iter().map(|name| passed(name)).collect::<Result<Vec<_>>>()?;
 
@@ -176,16 +177,15 @@ fn redact(mut text: String, secrets: &[(String, String)]) -> String {
 }
 
 /// The absolute path of the one of `files` that `arg` names, by its whole relative path or the end of it; else `arg` itself.
-fn resolve(arg: &str, files: &[InputPath]) -> Result<String> {
+fn resolve(arg: &str, files: &[PathBuf]) -> Result<String> {
     let relative: PathBuf = Path::new(arg).components().filter(|part| *part != Component::CurDir).collect();
     if relative.as_os_str().is_empty() || relative.is_absolute() {
         return Ok(arg.to_owned());
     }
     // What leads out of the pipeline's folder was resolved in `files` too: its end still tells which it is.
     let end: PathBuf = relative.components().skip_while(|part| *part == Component::ParentDir).collect();
-    let mut found = files.iter().map(|InputPath(path)| path).filter(|path| path.ends_with(&end)).collect::<Vec<_>>();
-    found.dedup();
-    match found.as_slice() {
+    let found: BTreeSet<&PathBuf> = files.iter().filter(|path| path.ends_with(&end)).collect();
+    match Vec::from_iter(found).as_slice() {
         [] => Ok(arg.to_owned()),
         [path] => {
             path.to_str().map(str::to_owned).ok_or_else(|| Error::yours(format!("{}: not UTF-8", path.display())))
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn arguments_that_name_files_become_their_paths() {
-        let files = ["/p/tools/a.py", "/p/b.py", "/q/b.py"].map(|p| InputPath(p.into()));
+        let files = ["/p/tools/a.py", "/p/b.py", "/q/b.py"].map(PathBuf::from);
         assert_eq!(resolve("tools/a.py", &files).unwrap(), "/p/tools/a.py");
         assert_eq!(resolve("./a.py", &files).unwrap(), "/p/tools/a.py");
         assert_eq!(resolve("../tools/a.py", &files).unwrap(), "/p/tools/a.py");

@@ -105,6 +105,7 @@ pub fn run<K: Kind>(kind: &K, with: Value, inputs: BTreeMap<String, Vec<Input>>)
 pub fn run_seeded<K: Kind>(kind: &K, with: Value, inputs: BTreeMap<String, Vec<Input>>, seed: u64) -> Result<Out> {
     let kind: &dyn AnyKind = kind;
     let params = kind.normalise(&with).map_err(|faults| Error::yours(format!("{faults:?}")))?;
+    let params = engine::external::listed(&params, None)?;
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (out, checkpoints) = (folder.path().join("out"), folder.path().join("checkpoints"));
     for path in [&out, &checkpoints] {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::expand::{self, Draft, Layout};
 use super::params::{self, Checked, Known};
@@ -11,7 +11,6 @@ use super::{Graph, Instance, Options, PortInputs, Source, order, wire};
 use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
 use crate::kind::{Arity, Registry, Signature};
 use crate::spec::{self, Spec};
-use crate::wildcard::is_wildcard;
 
 /// Largest pipeline file.
 pub const MAX_BYTES: u64 = 8 << 20;
@@ -243,12 +242,10 @@ fn targets(layout: &Layout, until: &[String], faults: &mut Diagnostics) -> Vec<u
 
 /// Tells files that the file names, that the targets need, and that are not there.
 fn check_paths(typed: &[Option<Typed>], needed: &[bool], faults: &mut Diagnostics) {
-    let mut seen: HashMap<&PathBuf, bool> = HashMap::new();
     for typed in typed.iter().zip(needed).filter(|(_, needed)| **needed).filter_map(|(typed, _)| typed.as_ref()) {
-        for (path, span) in &typed.checked.paths {
-            // What a wildcard matches is looked at when its digest is needed.
-            let there = || path.exists() || is_wildcard(path);
-            if !*seen.entry(path).or_insert_with(there) {
+        for (external, span) in &typed.checked.paths {
+            // What a pattern matches is looked at when its digest is needed.
+            if let Some(path) = external.missing() {
                 let help = "relative paths start from the folder of the pipeline file";
                 faults.push(Fault::new(*span, format!("no file or folder at `{}`", path.display())).help(help));
             }

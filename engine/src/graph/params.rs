@@ -1,13 +1,14 @@
 //! Parameters against their kind: unknown names, wrong types, paths. Knows no wiring.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value as Json;
 
 use super::expand::Draft;
 use super::shape::Shape;
 use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean, nearest};
-use crate::kind::{AnyKind, PATH_KEY};
+use crate::external::External;
+use crate::kind::AnyKind;
 use crate::spec::Stage;
 use crate::spec::node::{Map, Node, Value};
 
@@ -20,8 +21,8 @@ pub struct Known<'a> {
 /// Parameters as the kind normalised them, paths made absolute.
 pub struct Checked {
     pub params: Json,
-    /// The paths that the file gives, each with its place.
-    pub paths: Vec<(PathBuf, Span)>,
+    /// The paths that the file gives, each alone with its place.
+    pub paths: Vec<(External, Span)>,
 }
 
 /// How often the parameters of one instance are parsed before giving up on finding more faults.
@@ -265,7 +266,7 @@ fn take_out(json: &mut Json, path: &str) -> bool {
 }
 
 /// Makes every path absolute, and notes those that the file gives.
-fn absolute(params: &mut Json, map: Option<&Map>, folder: &Path, paths: &mut Vec<(PathBuf, Span)>) {
+fn absolute(params: &mut Json, map: Option<&Map>, folder: &Path, paths: &mut Vec<(External, Span)>) {
     if let Json::Object(object) = params {
         for (key, value) in object {
             absolute_value(value, map.and_then(|map| map.get(key)), folder, paths);
@@ -273,22 +274,24 @@ fn absolute(params: &mut Json, map: Option<&Map>, folder: &Path, paths: &mut Vec
     }
 }
 
-fn absolute_value(value: &mut Json, node: Option<&Node>, folder: &Path, paths: &mut Vec<(PathBuf, Span)>) {
+fn absolute_value(value: &mut Json, node: Option<&Node>, folder: &Path, paths: &mut Vec<(External, Span)>) {
+    if let Some(external) = External::of(value) {
+        let external = external.from_base(folder);
+        // A kind may take one path where it takes a list.
+        let nodes = match node.map(|node| &node.value) {
+            Some(Value::List(nodes)) => nodes.as_slice(),
+            _ => node.map_or(&[][..], std::slice::from_ref),
+        };
+        paths.extend(external.single().into_iter().map(|(_, alone)| alone).zip(nodes.iter().map(|node| node.span)));
+        *value = external.to_value();
+        return;
+    }
     match value {
-        Json::Object(object) if object.len() == 1 && object.contains_key(PATH_KEY) => {
-            if let Some(Json::String(path)) = object.get_mut(PATH_KEY) {
-                // Components, so that `./data` and `data` are one.
-                let whole: PathBuf = folder.join(&*path).components().collect();
-                *path = whole.to_string_lossy().into_owned();
-                paths.extend(node.map(|node| (whole, node.span)));
-            }
-        }
         Json::Object(_) => absolute(value, node.and_then(Node::as_map), folder, paths),
         Json::Array(items) => {
-            // A kind may take one path where it takes a list.
             let nodes = match node.map(|node| &node.value) {
                 Some(Value::List(nodes)) => nodes.as_slice(),
-                _ => node.map_or(&[][..], std::slice::from_ref),
+                _ => &[],
             };
             for (n, item) in items.iter_mut().enumerate() {
                 absolute_value(item, nodes.get(n), folder, paths);

@@ -1,14 +1,14 @@
 //! Reuse or run, once a key is known. Knows no graph.
 
 use std::fmt;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::Flags;
 use crate::error::Result;
+use crate::external::External;
 use crate::names::{Digest, InstanceName, Key};
-use crate::store::{Presence, Store};
+use crate::store::{Content, Presence, Store};
 
 /// What planning asks of a store.
 pub trait Index {
@@ -16,8 +16,8 @@ pub trait Index {
     fn recorded(&self, key: &Key) -> Result<Option<Digest>>;
     /// Whether an artifact can be read.
     fn presence(&self, digest: &Digest) -> Result<Presence>;
-    /// The digest of a file or folder outside the store.
-    fn content_of(&self, path: &Path) -> Result<Digest>;
+    /// What files outside the store hold.
+    fn content_of(&self, external: &External) -> Result<Content>;
 }
 
 impl Index for Store {
@@ -29,8 +29,8 @@ impl Index for Store {
         Store::presence(self, digest)
     }
 
-    fn content_of(&self, path: &Path) -> Result<Digest> {
-        Store::content_of(self, path)
+    fn content_of(&self, external: &External) -> Result<Content> {
+        Store::content_of(self, external)
     }
 }
 

@@ -1,11 +1,12 @@
 //! From an instance and what is known of its inputs to a recipe, or to as much of it as there is. Knows no records.
 
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
 use super::{Index, Recipe, RecipeInput, RecipePort};
 use crate::error::{Error, Result};
+use crate::external::{self, External};
 use crate::graph::{Graph, Instance};
-use crate::kind::{Arity, PATH_KEY, Registry};
+use crate::kind::{Arity, Registry};
 use crate::names::Digest;
 
 /// A recipe, or what it waits for.
@@ -39,6 +40,8 @@ pub fn recipe(
 pub(super) struct Draft {
     pub recipe: Recipe,
     pub unknown: Vec<UnknownInput>,
+    /// What the user should know of the files that its parameters name.
+    pub notes: Vec<String>,
 }
 
 /// An input whose digest is not known yet.
@@ -71,7 +74,7 @@ pub(super) fn draft(
     let Some(any_kind) = registry.get_kind(kind) else {
         return Err(Error::ours(format!("{name}: the graph has a kind `{kind}` that is not registered")));
     };
-    let mut unknown = Vec::new();
+    let (mut unknown, mut notes) = (Vec::new(), Vec::new());
     let mut ports = Vec::with_capacity(inputs.len());
     for port in inputs {
         let mut from = Vec::with_capacity(port.from.len());
@@ -92,11 +95,12 @@ pub(super) fn draft(
         kind: kind.clone(),
         version: any_kind.version(),
         numerics: signature.numerics,
-        params: by_content(&within_key(params, &signature.beside_key), index).map_err(|e| e.within(name))?,
+        params: by_content(&within_key(params, &signature.beside_key), index, &mut notes)
+            .map_err(|e| e.within(name))?,
         seed: signature.seeded.then_some(*seed),
         inputs: ports,
     };
-    Ok(Draft { recipe, unknown })
+    Ok(Draft { recipe, unknown, notes })
 }
 
 /// Parameters without those that change no byte of what is made.
@@ -108,21 +112,21 @@ fn within_key(params: &Value, beside: &[String]) -> Value {
     params
 }
 
-/// Parameters with every path replaced by the digest of what lies there. Recurses as deep as the parameters do, which
-/// the pipeline file's bound on depth limits.
-fn by_content(params: &Value, index: &dyn Index) -> Result<Value> {
-    Ok(match params {
-        Value::Object(fields) => match path(fields) {
-            Some(path) => serde_json::json!({ "content": index.content_of(path.as_ref())? }),
-            None => Value::Object(
-                fields.iter().map(|(name, v)| Ok((name.clone(), by_content(v, index)?))).collect::<Result<_>>()?,
-            ),
-        },
-        Value::Array(items) => Value::Array(items.iter().map(|v| by_content(v, index)).collect::<Result<_>>()?),
-        plain => plain.clone(),
+/// Parameters with the digest of their files in place of every path.
+fn by_content(params: &Value, index: &dyn Index, notes: &mut Vec<String>) -> Result<Value> {
+    external::replace(params, &mut |external| {
+        if external.is_empty() {
+            return Ok(json!([]));
+        }
+        let content = index.content_of(&external)?;
+        if content.without_store {
+            let paths: Vec<String> = external.written().iter().map(|path| path.display().to_string()).collect();
+            notes.push(format!("{} without the store, which lies there", paths.join(", ")));
+        }
+        let content = json!({ "content": content.digest });
+        Ok(match external {
+            External::Path(_) => content,
+            External::Files(_) => json!([content]),
+        })
     })
-}
-
-fn path(fields: &Map<String, Value>) -> Option<&str> {
-    if fields.len() == 1 { fields.get(PATH_KEY)?.as_str() } else { None }
 }

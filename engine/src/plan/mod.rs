@@ -48,6 +48,8 @@ pub struct Planned {
     pub bytes: Bytes,
     /// Wall time of the last attempt at this instance, else at another of its stage.
     pub expected_seconds: Option<f64>,
+    /// What the user should know of the files that its parameters name.
+    pub notes: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,12 +106,12 @@ pub fn plan_with(
     let mut gone = vec![None; graph.instances.len()];
     // Each round makes at least one more instance run, for want of bytes; almost always one or two rounds.
     loop {
-        let states = forward(graph, registry, index, flags, found, &gone)?;
+        let (states, notes) = forward(graph, registry, index, flags, found, &gone)?;
         if !backward(graph, index, &targets, &states, &mut gone)? {
-            let stages = states.into_iter().enumerate().map(|(instance, state)| {
+            let stages = states.into_iter().zip(notes).enumerate().map(|(instance, (state, notes))| {
                 let needed = targets.contains(&instance) || gone[instance].is_some();
                 let bytes = if needed { Bytes::Needed } else { Bytes::NotNeeded };
-                Planned { instance, state, bytes, expected_seconds: None }
+                Planned { instance, state, bytes, expected_seconds: None, notes }
             });
             return Ok(Plan { stages: stages.collect() });
         }
@@ -117,7 +119,7 @@ pub fn plan_with(
 }
 
 /// From inputs to users: what each instance's recipe is, and what its record says. `gone[i]` tells why the bytes of
-/// instance `i`, whose record is there, must be made again.
+/// instance `i`, whose record is there, must be made again. With each instance's notes.
 fn forward(
     graph: &Graph,
     registry: &Registry,
@@ -125,9 +127,10 @@ fn forward(
     flags: &Flags,
     found: &[Option<Digest>],
     gone: &[Option<Reason>],
-) -> Result<Vec<State>> {
+) -> Result<(Vec<State>, Vec<Vec<String>>)> {
     let mut known: Vec<Option<Digest>> = Vec::with_capacity(graph.instances.len());
     let mut states = Vec::with_capacity(graph.instances.len());
+    let mut notes = Vec::with_capacity(graph.instances.len());
     let mut twins = Twins::default();
     for (i, instance) in graph.instances.iter().enumerate() {
         let draft = draft::draft(graph, registry, index, i, &known)?;
@@ -148,8 +151,9 @@ fn forward(
             State::Pending { .. } => None,
         });
         states.push(state);
+        notes.push(draft.notes);
     }
-    Ok(states)
+    Ok((states, notes))
 }
 
 /// From users to inputs: a record whose artifact is gone is valid until its bytes are needed, by a target or by an

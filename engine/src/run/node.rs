@@ -268,7 +268,7 @@ impl Work<'_> {
             stage: instance.name.to_string(),
             kind: instance.kind.clone(),
             version: go.ready.recipe.version,
-            params: instance.params.clone(),
+            params: self.store.list_files(&instance.params)?,
             seed: instance.seed,
             inputs,
             output: instance.signature.output.clone(),

@@ -1,14 +1,11 @@
 //! The action record of an attempt, and the watch over determinism. Runs nothing.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-
-use serde_json::Value;
 
 use super::node::{News, Work};
 use crate::error::{Error, Result};
+use crate::external;
 use crate::graph::Instance;
-use crate::kind::PATH_KEY;
 use crate::names::Digest;
 use crate::store::{ActionRecord, AttemptFolder, Platform, Presence, Provenance, Recorded, Settled, settle};
 
@@ -21,9 +18,12 @@ impl Work<'_> {
         seconds: f64,
     ) -> Result<Provenance> {
         let mut paths = BTreeMap::new();
-        for path in paths_in(&instance.params) {
-            paths.insert(path.clone(), self.store.content_of(&path)?);
-        }
+        external::replace(&instance.params, &mut |external| {
+            for (path, alone) in external.single() {
+                paths.insert(path, self.store.content_of(&alone)?.digest);
+            }
+            Ok(external.to_value())
+        })?;
         Ok(Provenance {
             stage: instance.name.clone(),
             started,
@@ -70,17 +70,5 @@ impl Work<'_> {
                 Err(Error::ours(message).help("`temper show` gives the files of the first; please report this"))
             }
         }
-    }
-}
-
-/// Every path parameter.
-fn paths_in(params: &Value) -> Vec<PathBuf> {
-    match params {
-        Value::Object(fields) if fields.len() == 1 && fields.contains_key(PATH_KEY) => {
-            fields[PATH_KEY].as_str().map(PathBuf::from).into_iter().collect()
-        }
-        Value::Object(fields) => fields.values().flat_map(paths_in).collect(),
-        Value::Array(items) => items.iter().flat_map(paths_in).collect(),
-        _ => Vec::new(),
     }
 }

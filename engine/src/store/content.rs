@@ -1,100 +1,72 @@
-//! The digest of a file or folder outside the store. Knows no artifacts.
+//! The digest of files outside the store.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Store;
 use super::files::{self, Stat};
 use crate::error::{At, Error, Result};
+use crate::external::walk::{self, Listing};
+use crate::external::{self, External};
 use crate::names::Digest;
-use crate::wildcard;
 
-/// Deeper folders are taken for a loop of symlinks.
-const DEEPEST: usize = 64;
+/// What files outside the store hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
+    pub digest: Digest,
+    /// Whether the store lies among them and was left out.
+    pub without_store: bool,
+}
 
 impl Store {
-    /// The digest of what lies at a path outside the store: a file by its bytes, a folder by the relative paths and digests
-    /// of its files, sorted; a wildcard by the names and digests of the files that it matches, sorted. Symlinks are followed.
-    /// Memoised by (device, inode, size, mtime).
+    /// The content of what a parameter names, whatever folder it lies in: of a single file its bytes; else the relative paths and
+    /// digests of the files, in order, with their second names. Symlinks are followed. The digest of a file is kept by (device,
+    /// inode, size, mtime, ctime).
     ///
     /// # Errors
-    /// When there is nothing at `path`, or it cannot be read, or changes meanwhile (yours, the first).
-    pub fn content_of(&self, path: &Path) -> Result<Digest> {
-        let metadata = match fs::metadata(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && wildcard::is_wildcard(path) => {
-                return self.matches_content(path);
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::yours(format!("{}: no such file or folder", path.display()))
-                    .help("paths in a pipeline file are relative to the file's folder"));
-            }
-            other => other.at(path)?,
-        };
-        if metadata.is_dir() { self.folder_content(path) } else { self.file_content(path, &metadata) }
+    /// Those of [`walk::list`]; when a file cannot be read, or changes meanwhile.
+    pub fn content_of(&self, external: &External) -> Result<Content> {
+        let Listing { entries, without_store } = walk::list(external, Some(self.root()))?;
+        if let [file] = entries.as_slice()
+            && file.name.as_os_str().is_empty()
+        {
+            return Ok(Content { digest: self.file_content(&file.path)?, without_store });
+        }
+        let mut hasher = blake3::Hasher::new_derive_key("temper files v2");
+        for entry in &entries {
+            let name = entry.name.as_os_str().as_encoded_bytes();
+            hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+            match entry.again {
+                true => hasher.update(&[1]),
+                false => hasher.update(&[0]).update(self.file_content(&entry.path)?.as_bytes()),
+            };
+        }
+        Ok(Content { digest: hasher.finalize().into(), without_store })
     }
 
-    fn file_content(&self, path: &Path, metadata: &fs::Metadata) -> Result<Digest> {
-        if !metadata.is_file() {
-            return Err(Error::yours(format!("{}: expected a file or a folder", path.display())));
-        }
-        if let Some(digest) = self.index.vouched(&Stat::from(metadata))? {
+    /// Parameters for an attempt, with the files that they name listed and the store left out.
+    ///
+    /// # Errors
+    /// Those of [`walk::list`].
+    pub fn list_files(&self, params: &serde_json::Value) -> Result<serde_json::Value> {
+        external::listed(params, Some(self.root()))
+    }
+
+    fn file_content(&self, path: &Path) -> Result<Digest> {
+        let before = Stat::of_input(&fs::metadata(path).at(path)?);
+        if let Some(digest) = self.index.vouched(&before)? {
             return Ok(digest);
         }
         let (digest, metadata) = files::hash_file(path)?;
-        let stat = Stat::from(&metadata);
-        // A file written a moment ago could change again without a change of its mtime.
-        if stat.settled() {
-            self.index.note(&[(stat, digest)])?;
+        let after = Stat::of_input(&metadata);
+        if before != after {
+            return Err(Error::surroundings(format!("{}: changed while it was read", path.display()))
+                .help("wait until whatever writes to it has finished, then run again"));
+        }
+        // A file written a moment ago could change again without a change of its times.
+        if after.settled() {
+            self.index.note(&[(after, digest)])?;
         }
         Ok(digest)
     }
-
-    fn folder_content(&self, root: &Path) -> Result<Digest> {
-        let mut files: Vec<(Vec<u8>, Digest)> = Vec::new();
-        let mut folders: Vec<(PathBuf, usize)> = vec![(root.to_owned(), 0)];
-        while let Some((folder, depth)) = folders.pop() {
-            if depth > DEEPEST {
-                return Err(Error::yours(format!(
-                    "{}: more than {DEEPEST} folders deep; a loop of symlinks?",
-                    folder.display()
-                )));
-            }
-            for entry in fs::read_dir(&folder).at(&folder)? {
-                let path = entry.at(&folder)?.path();
-                let metadata = fs::metadata(&path).at(&path)?;
-                if metadata.is_dir() {
-                    folders.push((path, depth + 1));
-                } else {
-                    let digest = self.file_content(&path, &metadata)?;
-                    // Every path found lies below the root.
-                    let relative = path.strip_prefix(root).unwrap_or(&path);
-                    files.push((relative.as_os_str().as_encoded_bytes().to_vec(), digest));
-                }
-            }
-        }
-        files.sort_unstable();
-        Ok(digest_of("temper folder v1", &files))
-    }
-
-    fn matches_content(&self, pattern: &Path) -> Result<Digest> {
-        let paths = wildcard::files(pattern)?;
-        if paths.is_empty() {
-            return Err(Error::yours(format!("{}: no file matches", pattern.display()))
-                .help("paths in a pipeline file are relative to the file's folder"));
-        }
-        let mut files = Vec::with_capacity(paths.len());
-        for path in &paths {
-            let name = path.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
-            files.push((name, self.file_content(path, &fs::metadata(path).at(path)?)?));
-        }
-        Ok(digest_of("temper wildcard v1", &files))
-    }
-}
-
-fn digest_of(what: &str, files: &[(Vec<u8>, Digest)]) -> Digest {
-    let mut hasher = blake3::Hasher::new_derive_key(what);
-    for (name, digest) in files {
-        hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(digest.as_bytes());
-    }
-    hasher.finalize().into()
 }

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::error::{At, Error, Result};
 use crate::names::Digest;
 
-/// What identifies a file's content without reading it. Never ctime: making a hard link changes that.
+/// What identifies a file's content without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub device: u64,
@@ -19,22 +19,41 @@ pub(crate) struct Stat {
     pub size: u64,
     /// Nanoseconds since 1970.
     pub mtime: i64,
+    /// Nanoseconds since 1970, for files outside the store alone: programs set mtime back (`cp -p`, `tar`), never ctime. A file
+    /// of the store has none, since making a hard link changes it.
+    pub ctime: Option<i64>,
 }
 
+/// A file of the store.
 impl From<&Metadata> for Stat {
     fn from(m: &Metadata) -> Self {
-        let mtime = m.mtime().wrapping_mul(1_000_000_000).wrapping_add(m.mtime_nsec());
-        Self { device: m.dev(), inode: m.ino(), size: m.len(), mtime }
+        Self {
+            device: m.dev(),
+            inode: m.ino(),
+            size: m.len(),
+            mtime: nanoseconds(m.mtime(), m.mtime_nsec()),
+            ctime: None,
+        }
     }
 }
 
 impl Stat {
-    /// Whether the file has rested long enough that a later write must give it another mtime: the clock behind mtime
-    /// ticks every few milliseconds, or every two seconds where whole seconds are all that is stored.
-    pub fn settled(&self) -> bool {
-        let needed = if self.mtime % 1_000_000_000 == 0 { 2_000_000_000 } else { 50_000_000 };
-        nanoseconds_now().saturating_sub(self.mtime) > needed
+    /// A file outside the store.
+    pub fn of_input(m: &Metadata) -> Self {
+        Self { ctime: Some(nanoseconds(m.ctime(), m.ctime_nsec())), ..Self::from(m) }
     }
+
+    /// Whether the file has rested long enough that a later write must give it other times: the clock behind them ticks every
+    /// few milliseconds, or every two seconds where whole seconds are all that is stored.
+    pub fn settled(&self) -> bool {
+        let changed = self.ctime.unwrap_or(self.mtime);
+        let needed = if changed % 1_000_000_000 == 0 { 2_000_000_000 } else { 50_000_000 };
+        nanoseconds_now().saturating_sub(changed) > needed
+    }
+}
+
+fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+    seconds.wrapping_mul(1_000_000_000).wrapping_add(rest)
 }
 
 fn nanoseconds_now() -> i64 {

@@ -13,8 +13,11 @@ use super::files::{self, Stat};
 use crate::error::{At, Result};
 use crate::names::Digest;
 
-/// Device, inode, size, mtime (8 bytes each, little-endian), digest (32), check (8).
-const ENTRY: usize = 72;
+/// Device, inode, size, mtime, ctime (8 bytes each, little-endian), digest (32), check (8). An index of another entry size holds
+/// no entry that passes its check, and is rewritten in time.
+const ENTRY: usize = 80;
+/// Stands for no ctime: a file of the store.
+const NO_CTIME: i64 = i64::MIN;
 /// Stands for "no digest is known any more".
 const FORGOTTEN: [u8; 32] = [0; 32];
 
@@ -33,7 +36,8 @@ struct State {
     loaded: u64,
     /// Entries loaded, those that were replaced later included.
     entries: usize,
-    known: HashMap<(u64, u64), (Stat, [u8; 32])>,
+    /// By device, inode, and whether it is a file outside the store: one of the store may be looked at as either.
+    known: HashMap<(u64, u64, bool), (Stat, [u8; 32])>,
 }
 
 impl StatIndex {
@@ -118,7 +122,7 @@ impl StatIndex {
         state.known.reserve(entries.len());
         for entry in entries {
             if let Some((stat, digest)) = decode(entry) {
-                state.known.insert((stat.device, stat.inode), (stat, digest));
+                state.known.insert(place(&stat), (stat, digest));
             }
         }
         state.entries += entries.len();
@@ -140,13 +144,17 @@ impl StatIndex {
 
 impl State {
     fn get(&self, stat: &Stat) -> Option<Digest> {
-        let (known, digest) = self.known.get(&(stat.device, stat.inode))?;
+        let (known, digest) = self.known.get(&place(stat))?;
         (known == stat && *digest != FORGOTTEN).then(|| blake3::Hash::from_bytes(*digest).into())
     }
 
     fn holds(&self, stat: &Stat, digest: &[u8; 32]) -> bool {
-        self.known.get(&(stat.device, stat.inode)) == Some(&(*stat, *digest))
+        self.known.get(&place(stat)) == Some(&(*stat, *digest))
     }
+}
+
+fn place(stat: &Stat) -> (u64, u64, bool) {
+    (stat.device, stat.inode, stat.ctime.is_some())
 }
 
 fn encode(stat: &Stat, digest: &[u8; 32]) -> [u8; ENTRY] {
@@ -155,20 +163,22 @@ fn encode(stat: &Stat, digest: &[u8; 32]) -> [u8; ENTRY] {
     entry[8..16].copy_from_slice(&stat.inode.to_le_bytes());
     entry[16..24].copy_from_slice(&stat.size.to_le_bytes());
     entry[24..32].copy_from_slice(&stat.mtime.to_le_bytes());
-    entry[32..64].copy_from_slice(digest);
+    entry[32..40].copy_from_slice(&stat.ctime.unwrap_or(NO_CTIME).to_le_bytes());
+    entry[40..72].copy_from_slice(digest);
     let check = check(&entry);
-    entry[64..].copy_from_slice(&check);
+    entry[72..].copy_from_slice(&check);
     entry
 }
 
 fn decode(entry: &[u8; ENTRY]) -> Option<(Stat, [u8; 32])> {
     // Each slice below has eight bytes.
     let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| entry[at + i]));
-    let stat = Stat { device: number(0), inode: number(8), size: number(16), mtime: number(24).cast_signed() };
-    (check(entry) == entry[64..]).then(|| (stat, std::array::from_fn(|i| entry[32 + i])))
+    let ctime = Some(number(32).cast_signed()).filter(|ctime| *ctime != NO_CTIME);
+    let stat = Stat { device: number(0), inode: number(8), size: number(16), mtime: number(24).cast_signed(), ctime };
+    (check(entry) == entry[72..]).then(|| (stat, std::array::from_fn(|i| entry[40 + i])))
 }
 
 fn check(entry: &[u8; ENTRY]) -> [u8; 8] {
-    let hash = blake3::hash(&entry[..64]);
+    let hash = blake3::hash(&entry[..72]);
     std::array::from_fn(|i| hash.as_bytes()[i])
 }

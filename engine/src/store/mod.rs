@@ -18,6 +18,7 @@ pub(crate) mod tests;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use content::Content;
 pub use lock::{Holder, KeyLock};
 pub use read::{Artifact, Presence};
 pub use record::{ActionRecord, Platform, Provenance, Recorded, Settled, settle};
@@ -44,7 +45,7 @@ pub const VERSION: u32 = 1;
 /// runs/<id>/            journal, plan, logs, report
 /// locks/                one file per key; empty unless somebody holds it
 /// quarantine/           what was found rotten, each with a note
-/// index                 (device, inode, size, mtime) -> digest; may be deleted
+/// index                 (device, inode, size, mtime, ctime of inputs) -> digest; may be deleted
 /// timings               seconds that stages took; may be deleted
 /// ```
 #[derive(Debug)]

@@ -3,7 +3,6 @@
 pub mod clean;
 pub mod filter;
 pub mod minhash;
-pub mod paths;
 pub mod source;
 pub mod splits;
 pub mod tldr;

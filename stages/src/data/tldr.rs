@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::external::InputFiles;
 use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::clean::{id_of, printable};
-use super::paths::Paths;
 use super::source::{self, Allowance};
 use crate::hub::{self, Hub, HubId, Repo};
 use crate::prompt::Parts;
@@ -22,8 +22,8 @@ pub struct Tldr;
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     /// Parquet or JSON lines, plain or in gzip or zstd, told apart by content: a path, a list of paths, a folder, a
-    /// wildcard.
-    pub files: Paths,
+    /// pattern.
+    pub files: InputFiles,
     /// With a folder: a pattern that the names of its files must match.
     pub matching: Option<String>,
     /// A data set of the hub, instead of `files`.
@@ -148,8 +148,12 @@ impl Kind for Tldr {
         faults
     }
 
+    fn complete(&self, params: &mut Params) {
+        params.files.set_matching(params.matching.clone());
+    }
+
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        let files = files_of(&params.files, params.matching.as_deref(), params.hub.as_ref(), ctx)?;
+        let files = files_of(&params.files, params.hub.as_ref(), ctx)?;
         let mut allowance = Allowance::new(params.max_bad_rows);
         let mut writer = Posts::create(ctx.out())?;
         let limit = params.rows.unwrap_or(u64::MAX);
@@ -189,7 +193,7 @@ pub(crate) fn empty(files: &[PathBuf], what: &str, bad: u64) -> Error {
 }
 
 /// A fault unless exactly one of a path parameter, called `name`, and `hub` is given.
-pub(crate) fn one_source(files: &Paths, hub: Option<&HubId>, name: &str) -> Vec<(String, String)> {
+pub(crate) fn one_source(files: &InputFiles, hub: Option<&HubId>, name: &str) -> Vec<(String, String)> {
     match (files.is_empty(), hub) {
         (true, None) => vec![(name.to_owned(), format!("give `{name}` or `hub`"))],
         (false, Some(_)) => vec![("hub".to_owned(), format!("give `{name}` or `hub`, not both"))],
@@ -198,13 +202,8 @@ pub(crate) fn one_source(files: &Paths, hub: Option<&HubId>, name: &str) -> Vec<
 }
 
 /// The files of either source; those of the hub are downloaded to where the next attempt finds them again.
-pub(crate) fn files_of(
-    files: &Paths,
-    matching: Option<&str>,
-    id: Option<&HubId>,
-    ctx: &mut Context,
-) -> Result<Vec<PathBuf>> {
-    let Some(id) = id else { return files.files(matching) };
+pub(crate) fn files_of(files: &InputFiles, id: Option<&HubId>, ctx: &mut Context) -> Result<Vec<PathBuf>> {
+    let Some(id) = id else { return Ok(files.files()?.to_vec()) };
     let pattern = id
         .files
         .as_deref()

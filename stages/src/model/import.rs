@@ -4,7 +4,8 @@ use std::path::Path;
 
 use engine::context::Context;
 use engine::error::{At, Error, Result};
-use engine::kind::{InputPath, Kind, Signature};
+use engine::external::InputPath;
+use engine::kind::{Kind, Signature};
 use lm::{CausalLm, WeightType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

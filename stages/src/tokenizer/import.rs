@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::kind::{InputPath, Kind, Signature};
+use engine::external::InputPath;
+use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

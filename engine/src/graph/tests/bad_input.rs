@@ -416,9 +416,25 @@ fn files_that_are_not_there_are_told_if_they_are_needed() {
             "= help: relative paths start from the folder of the pipeline file",
         ],
     );
-    for fine in [options(&[], &[], &["b"]), options(&[], &["stages.a.with.from=data/*.txt"], &[])] {
-        load_text(&format!("version: 1\nstages:{stages}"), &fine).expect("not needed, or a wildcard");
-    }
+    load_text(&format!("version: 1\nstages:{stages}"), &options(&[], &[], &["b"])).expect("not needed");
+    // One file is named literally; a list of files may hold patterns, which are matched when their content is needed.
+    check(
+        "\n  a: { uses: dataset, with: { from: 'data/*.txt' } }",
+        &[
+            "error: no file or folder at `data/*.txt`",
+            "--> p.yaml:3:37",
+            "= help: relative paths start from the folder of the pipeline file",
+        ],
+    );
+    let command = "\n  a: { uses: command, with: { run: [x], files: ['data/*.txt', data/x.txt] } }";
+    check(
+        command,
+        &[
+            "error: no file or folder at `data/x.txt`",
+            "--> p.yaml:3:63",
+            "= help: relative paths start from the folder of the pipeline file",
+        ],
+    );
 }
 
 #[test]

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::{ArtifactType, Facts};
 use crate::context::Context;
 use crate::error::Result;
-use crate::kind::{InputPath, Kind, Registry, Signature};
+use crate::external::{InputFiles, InputPath};
+use crate::kind::{Kind, Registry, Signature};
 
 pub fn registry() -> Registry {
     let types = ["Posts", "Model", "Pairs", "Preferences", "Ensemble", "Files"];
@@ -162,7 +163,7 @@ struct CommandParams {
     #[serde(default)]
     env: BTreeMap<String, String>,
     #[serde(default)]
-    files: Vec<InputPath>,
+    files: InputFiles,
 }
 
 fn files() -> String {

@@ -6,7 +6,7 @@ mod planned;
 mod recipes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,11 +15,12 @@ use serde_json::{Value, json};
 use super::{Flags, Index};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::external::External;
 use crate::graph::{Graph, Instance, PortInputs, Source};
 use crate::kind::{Arity, Kind, Registry, Signature};
 use crate::names::{Digest, Key};
-use crate::store::Presence;
 use crate::store::tests::instance;
+use crate::store::{Content, Presence};
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct NoParams {}
@@ -112,8 +113,11 @@ impl Index for Shelf {
         })
     }
 
-    fn content_of(&self, path: &Path) -> Result<Digest> {
-        self.contents.get(path).copied().ok_or_else(|| Error::yours(format!("{}: no such file", path.display())))
+    fn content_of(&self, external: &External) -> Result<Content> {
+        let path = &external.written()[0];
+        let digest = self.contents.get(path).copied();
+        let digest = digest.ok_or_else(|| Error::yours(format!("{}: no such file", path.display())))?;
+        Ok(Content { digest, without_store: path.ends_with("around-the-store") })
     }
 }
 

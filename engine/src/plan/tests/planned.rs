@@ -146,6 +146,18 @@ fn from_demands_that_everything_upstream_is_reusable() {
 }
 
 #[test]
+fn a_plan_says_that_the_store_was_left_out_of_an_input() {
+    let mut shelf = Shelf::default();
+    shelf.contents.insert("/data/around-the-store".into(), Digest::of(b"bytes"));
+    let with = |path: &str| graph(&[("a", json!({ "files": { "$files": [path] } }), &[])]);
+    let plan = plan_with(&with("/data/around-the-store"), &registry(), &shelf, &Flags::default(), &[]).unwrap();
+    assert_eq!(plan.stages[0].notes, ["/data/around-the-store without the store, which lies there"]);
+    shelf.contents.insert("/data/x".into(), Digest::of(b"bytes"));
+    let plan = plan_with(&with("/data/x"), &registry(), &shelf, &Flags::default(), &[]).unwrap();
+    assert_eq!(plan.stages[0].notes, [""; 0]);
+}
+
+#[test]
 fn flags_name_stages_instances_and_wildcards() {
     let g = graph(&[
         ("rl[mean,1]", json!(1), &[]),

@@ -209,6 +209,9 @@ fn a_path_counts_by_what_lies_there() {
     assert_eq!(here.key(), ready(&with("/there/x"), &shelf, 0, &[]).key());
     shelf.contents.insert(PathBuf::from("/there/x"), Digest::of(b"others"));
     assert_ne!(here.key(), ready(&with("/there/x"), &shelf, 0, &[]).key());
+    let files = |path: &str| graph(&[("a", json!({ "files": { "$files": [path] }, "none": { "$files": [] } }), &[])]);
+    let list = ready(&files("/here/x"), &shelf, 0, &[]);
+    assert_eq!(list.params, json!({ "files": [{ "content": digest.to_string() }], "none": [] }));
     let error = recipe(&with("/nowhere"), &registry(), &shelf, 0, &[]).unwrap_err();
     assert!(error.message.starts_with("a: /nowhere"), "{error}");
 }

@@ -1,45 +1,86 @@
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use serde_json::json;
+
 use super::{Space, rot};
-use crate::error::Blame;
+use crate::error::Result;
+use crate::external::{External, InputPath};
 use crate::names::Digest;
+use crate::store::Store;
+use crate::store::files::Stat;
+
+fn of(store: &Store, path: &Path) -> Digest {
+    store.content_of(&External::Path(InputPath(path.to_owned()))).unwrap().digest
+}
+
+/// The content of what `written` stands for in `folder`.
+fn of_files(store: &Store, folder: &Path, written: serde_json::Value) -> Result<Digest> {
+    let files = External::Files(serde_json::from_value(written).unwrap());
+    store.content_of(&files.from_base(folder)).map(|content| content.digest)
+}
 
 #[test]
 fn a_file_counts_by_its_bytes() {
     let space = Space::new();
     let path = space.folder.path().join("data.jsonl");
     fs::write(&path, b"one").unwrap();
-    assert_eq!(space.store.content_of(&path).unwrap(), Digest::of(b"one"));
+    assert_eq!(of(&space.store, &path), Digest::of(b"one"));
+    assert_eq!(of_files(&space.store, space.folder.path(), json!("data.jsonl")).unwrap(), Digest::of(b"one"));
     fs::write(&path, b"two").unwrap();
-    assert_eq!(space.store.content_of(&path).unwrap(), Digest::of(b"two"));
+    assert_eq!(of(&space.store, &path), Digest::of(b"two"));
 }
 
 #[test]
-fn an_unchanged_file_is_read_once_and_a_fresh_one_each_time() {
+fn a_change_that_keeps_size_and_mtime_is_seen() {
+    let space = Space::new();
+    let folder = space.folder.path();
+    let path = folder.join("first");
+    let old = SystemTime::now() - Duration::from_secs(60);
+    let write = |path: &Path, text: &str| {
+        fs::write(path, text).unwrap();
+        fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+    };
+    write(&path, "Anna");
+    assert_eq!(of(&space.store, &path), Digest::of(b"Anna"));
+    // `cp -p`, `tar`, an editor that puts the mtime back: in place ...
+    write(&path, "Jane");
+    assert_eq!(of(&space.store, &path), Digest::of(b"Jane"));
+    std::thread::sleep(Duration::from_millis(60));
+    of(&space.store, &path);
+    write(&path, "Mary");
+    assert_eq!(of(&space.store, &path), Digest::of(b"Mary"));
+    // ... and by another file that takes the name.
+    write(&folder.join("second"), "Lucy");
+    fs::rename(folder.join("second"), &path).unwrap();
+    assert_eq!(of(&space.store, &path), Digest::of(b"Lucy"));
+    assert_eq!(of(&space.again(), &path), Digest::of(b"Lucy"));
+}
+
+#[test]
+fn a_file_at_rest_is_read_once_and_a_fresh_one_each_time() {
     let space = Space::new();
     let path = space.folder.path().join("data");
+    let known = |path: &Path| space.store.index.vouched(&Stat::of_input(&fs::metadata(path).unwrap())).unwrap();
     fs::write(&path, b"one").unwrap();
-    // Written just now: a second write could leave the mtime as it is.
-    space.store.content_of(&path).unwrap();
+    // Written just now: a second write could leave its times as they are.
+    of(&space.store, &path);
+    assert_eq!(known(&path), None);
+    std::thread::sleep(Duration::from_millis(60));
+    of(&space.store, &path);
+    assert_eq!(known(&path), Some(Digest::of(b"one")));
     rot(&path);
-    assert_ne!(space.store.content_of(&path).unwrap(), Digest::of(b"one"));
-
-    fs::write(&path, b"old").unwrap();
-    let file = fs::File::options().write(true).open(&path).unwrap();
-    file.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
-    assert_eq!(space.store.content_of(&path).unwrap(), Digest::of(b"old"));
-    rot(&path);
-    assert_eq!(space.again().content_of(&path).unwrap(), Digest::of(b"old"), "it was read again");
+    assert_eq!(known(&path), None);
 }
 
 #[test]
 fn a_folder_counts_by_the_names_and_bytes_of_its_files() {
     let space = Space::new();
-    let of = |files: &[(&str, &[u8])]| space.store.content_of(&space.out(files)).unwrap();
+    let of = |files: &[(&str, &[u8])]| of(&space.store, &space.out(files));
     let base = of(&[("a", b"1"), ("sub/b", b"2")]);
-    assert_eq!(base, of(&[("sub/b", b"2"), ("a", b"1")]));
+    assert_eq!(base, of(&[("sub/b", b"2"), ("a", b"1"), (".DS_Store", b"3"), (".git/config", b"4")]));
     for other in [
         of(&[("a", b"1"), ("sub/b", b"3")]),
         of(&[("a", b"1"), ("sub/c", b"2")]),
@@ -52,40 +93,52 @@ fn a_folder_counts_by_the_names_and_bytes_of_its_files() {
 }
 
 #[test]
-fn symlinks_are_followed_and_their_loops_are_refused() {
+fn links_are_followed_and_each_name_counts() {
     let space = Space::new();
     let plain = space.out(&[("a", b"1"), ("sub/b", b"2")]);
     let linked = space.out(&[]);
     symlink(plain.join("a"), linked.join("a")).unwrap();
     symlink(plain.join("sub"), linked.join("sub")).unwrap();
-    assert_eq!(space.store.content_of(&linked).unwrap(), space.store.content_of(&plain).unwrap());
-    symlink(&linked, linked.join("again")).unwrap();
-    let error = space.store.content_of(&linked).unwrap_err();
-    assert!(error.message.contains("again") || error.message.contains("deep"), "{error}");
+    let content = of(&space.store, &linked);
+    assert_eq!(content, of(&space.store, &plain));
+    // A second name for what is there already, file or folder, is another folder to whoever reads by name.
+    symlink("sub", linked.join("again")).unwrap();
+    let again = of(&space.store, &linked);
+    assert_ne!(again, content);
+    fs::remove_file(linked.join("again")).unwrap();
+    symlink("a", linked.join("c")).unwrap();
+    assert!(![again, content].contains(&of(&space.store, &linked)));
+    symlink(&linked, linked.join("loop")).unwrap();
+    of(&space.store, &linked);
 }
 
 #[test]
-fn what_is_not_there_is_the_users_fault_and_named() {
-    let space = Space::new();
-    let error = space.store.content_of(&space.folder.path().join("no-such-file")).unwrap_err();
-    assert!(error.blame == Blame::Yours && error.message.contains("no-such-file"));
-}
-
-#[test]
-fn a_wildcard_counts_by_what_it_matches() {
+fn a_pattern_counts_by_the_paths_and_bytes_that_it_matches() {
     let space = Space::new();
     let folder = space.folder.path().join("data");
-    fs::create_dir(&folder).unwrap();
-    for name in ["b.jsonl", "a.jsonl", "notes.txt"] {
-        fs::write(folder.join(name), name).unwrap();
-    }
-    let content = || space.store.content_of(&folder.join("*.jsonl"));
-    let before = content().unwrap();
-    fs::write(folder.join("notes.txt"), "others").unwrap();
-    assert_eq!(content().unwrap(), before);
-    fs::write(folder.join("c.jsonl"), "").unwrap();
-    assert_ne!(content().unwrap(), before);
-    let none = space.store.content_of(&folder.join("*.parquet")).unwrap_err();
-    assert_eq!(none.blame, Blame::Yours);
-    assert!(none.message.contains("no file matches"), "{none}");
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    ["v1/b.jsonl", "v1/a.jsonl", "v1/notes.txt"].iter().for_each(|name| write(name, name));
+    let content = || of_files(&space.store, &folder, json!("**/*.jsonl")).unwrap();
+    let before = content();
+    write("v1/notes.txt", "others");
+    write("v1/.c.jsonl", "hidden");
+    assert_eq!(content(), before);
+    write("v1/c.jsonl", "");
+    let more = content();
+    assert_ne!(more, before);
+    fs::rename(folder.join("v1"), folder.join("v2")).unwrap();
+    assert_ne!(content(), more, "a folder within the pattern has another name");
+    let all = of_files(&space.store, &folder, json!("v2")).unwrap();
+    let some = json!({ "$files": ["v2"], "matching": "*.jsonl" });
+    assert_ne!(of_files(&space.store, &folder, some.clone()).unwrap(), all);
+    let before = of_files(&space.store, &folder, some.clone()).unwrap();
+    write("v2/notes.txt", "others again");
+    assert_eq!(of_files(&space.store, &folder, some).unwrap(), before, "a file that is not read does not count");
+    let twice = json!(["v2/a.jsonl", "v2/a.jsonl"]);
+    of_files(&space.store, &folder, twice).unwrap();
+    assert!(of_files(&space.store, &folder, json!("*.parquet")).unwrap_err().message.contains("no file matches"));
 }

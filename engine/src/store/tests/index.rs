@@ -8,7 +8,7 @@ use crate::store::files::Stat;
 
 /// A stat that no file has.
 fn stat(n: u64) -> Stat {
-    Stat { device: 1, inode: n, size: n, mtime: 5 }
+    Stat { device: 1, inode: n, size: n, mtime: 5, ctime: None }
 }
 
 #[test]
@@ -20,6 +20,12 @@ fn an_entry_counts_only_while_the_stat_is_the_same() {
     assert_eq!(index.vouched(&Stat { mtime: 6, ..stat(1) }).unwrap(), None);
     assert_eq!(index.vouched(&Stat { size: 2, ..stat(1) }).unwrap(), None);
     assert_eq!(index.vouched(&Stat { device: 2, ..stat(1) }).unwrap(), None);
+    let input = Stat { ctime: Some(7), ..stat(1) };
+    assert_eq!(index.vouched(&input).unwrap(), None, "an input is known by its ctime too");
+    index.note(&[(input, Digest::of(b"y"))]).unwrap();
+    assert_eq!(index.vouched(&input).unwrap(), Some(Digest::of(b"y")));
+    assert_eq!(index.vouched(&Stat { ctime: Some(8), ..input }).unwrap(), None);
+    assert_eq!(index.vouched(&stat(1)).unwrap(), Some(digest), "one does not replace the other");
     index.forget(&[stat(1)]).unwrap();
     assert_eq!(index.vouched(&stat(1)).unwrap(), None);
 }
@@ -62,7 +68,7 @@ fn a_torn_or_damaged_entry_is_not_believed_and_harms_no_other() {
         space.store.index.note(&[(stat(n), Digest::of(&[3]))]).unwrap();
     }
     let mut bytes = fs::read(&file).unwrap();
-    bytes[72 + 40] ^= 1;
+    bytes[80 + 40] ^= 1;
     fs::write(&file, &bytes).unwrap();
     fs::File::options().append(true).open(&file).unwrap().write_all(&bytes[..50]).unwrap();
 
@@ -81,7 +87,7 @@ fn an_index_with_many_replaced_entries_is_rewritten_and_says_the_same() {
         let mtime = i64::try_from(n).unwrap();
         space.store.index.note(&[(Stat { mtime, ..stat(n % 7) }, Digest::of(&n.to_le_bytes()))]).unwrap();
     }
-    assert!(fs::metadata(space.store.root().join("index")).unwrap().len() < 4_000 * 72);
+    assert!(fs::metadata(space.store.root().join("index")).unwrap().len() < 4_000 * 80);
     for store in [&space.store, &reader, &space.again()] {
         let last = Stat { mtime: 5_999, ..stat(5_999 % 7) };
         assert_eq!(store.index.vouched(&last).unwrap(), Some(Digest::of(&5_999_u64.to_le_bytes())));

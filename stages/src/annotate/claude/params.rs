@@ -1,7 +1,7 @@
 //! The parameters of `annotate.claude` and what they must keep to. Knows no request.
 
 use engine::error::Result;
-use engine::kind::InputPath;
+use engine::external::InputPath;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 

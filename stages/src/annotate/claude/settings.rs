@@ -1,7 +1,7 @@
 //! All that decides an answer besides the document, with the files that the parameters name. Knows no cache and no API.
 
 use engine::error::{At, Error, Result};
-use engine::kind::InputPath;
+use engine::external::InputPath;
 use serde_json::{Value, json};
 
 use super::params::{Choice, Effort, Params, Thinking};

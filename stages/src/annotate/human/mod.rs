@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::external::InputFiles;
 use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,6 @@ use self::filters::{Filters, Reason, Sieve};
 use self::formats::Format;
 use self::labels::{Intake, Label, Labels, Votes};
 use super::{HeldOut, Judged};
-use crate::data::paths::Paths;
 use crate::data::source::Allowance;
 use crate::data::tldr::{empty, files_of, no_rows, one_source};
 use crate::hub::{self, HubId};
@@ -30,9 +30,9 @@ pub struct Human;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// JSON lines, plain or in gzip or zstd, or Parquet: a path, a list of paths, a folder, a wildcard. Stands in for the
+    /// JSON lines, plain or in gzip or zstd, or Parquet: a path, a list of paths, a folder, a pattern. Stands in for the
     /// input `comparisons`, which is then not read.
-    pub files: Paths,
+    pub files: InputFiles,
     /// With a folder: a pattern that the names of its files must match.
     pub matching: Option<String>,
     /// A data set of the hub, instead of `files` or the input, such as `CarperAI/openai_summarize_comparisons` or
@@ -54,7 +54,7 @@ pub struct Params {
 impl Default for Params {
     fn default() -> Self {
         Self {
-            files: Paths::default(),
+            files: InputFiles::default(),
             matching: None,
             hub: None,
             format: None,
@@ -97,12 +97,16 @@ impl Kind for Human {
         faults
     }
 
+    fn complete(&self, params: &mut Params) {
+        params.files.set_matching(params.matching.clone());
+    }
+
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         let files = match ctx.optional("comparisons") {
             Some(input) if params.files.is_empty() && params.hub.is_none() => {
                 vec![input.folder.join(Comparisons::FILE)]
             }
-            _ => files_of(&params.files, params.matching.as_deref(), params.hub.as_ref(), ctx)?,
+            _ => files_of(&params.files, params.hub.as_ref(), ctx)?,
         };
         let limit = params.rows.unwrap_or(u64::MAX);
         let mut judged = Judged::create(ctx.out())?;
