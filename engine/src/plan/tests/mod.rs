@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Instance, PortInputs, Source};
 use crate::kind::{Arity, Kind, Registry, Signature};
 use crate::names::{Digest, Key};
+use crate::spec::Report;
 use crate::store::Presence;
 use crate::store::tests::instance;
 
@@ -73,7 +74,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
         not_needed: vec![instance("unused")],
         name: "test".into(),
         seed: 17,
-        report: Value::Null,
+        report: Report::default(),
     }
 }
 
