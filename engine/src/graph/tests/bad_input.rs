@@ -267,6 +267,27 @@ fn wrong_wiring_is_told() {
 }
 
 #[test]
+fn what_a_kind_finds_wrong_with_its_wiring_has_the_place_of_the_selector() {
+    check(
+        &with_good(
+            "  t: { uses: train, matrix: { n: [0, 1, 2] }, with: { epochs: '${n}' }, needs: { base: base, posts: posts } }
+  a: { uses: ensemble, matrix: { n: [0, 1] }, needs: { members: [sft, 't[${n}]'] } }
+  b: { uses: ensemble, needs: { members: base } }
+  c: { uses: ensemble, needs: { members: ['t[1]', 't[2]'] } }",
+        ),
+        &[
+            "error: stage `a`: a member was not trained",
+            "--> p.yaml:7:66",
+            "= in: a[0]",
+            "= help: train it",
+            "error: stage `b`: a member was not trained",
+            "--> p.yaml:8:42",
+            "= help: train it",
+        ],
+    );
+}
+
+#[test]
 fn a_matrix_must_make_a_difference() {
     check(
         "\n  a: { uses: dataset, matrix: { n: [1, 2] } }\n  b: { uses: dataset, matrix: { n: { x: {}, y: } } }",
