@@ -75,6 +75,10 @@ impl Kind for Claude {
         params.file_faults()
     }
 
+    fn check_environment(&self, _: &Params) -> Result<()> {
+        credentials::endpoint().map(drop)
+    }
+
     fn estimate(&self, params: &Params, ctx: &Context) -> Result<Option<Estimate>> {
         let settings = Settings::load(params)?;
         // Without answers there is nothing to look into, and nothing is to be made in the store.
