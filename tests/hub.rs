@@ -235,6 +235,49 @@ fn what_the_hub_refuses_is_told_with_what_to_do() {
 }
 
 #[test]
+fn what_the_hub_names_is_told_as_what_it_is() {
+    let info = "/api/models/a/b/revision/main";
+    let file = at(OLD, "tokenizer.json");
+    let cases: [(&str, u16, &str, Option<&str>, &[&str]); 6] = [
+        (
+            info,
+            401,
+            "RepoNotFound",
+            None,
+            &["`a/b`", "no such repository, or it is private", "check the id `a/b`", "set HF_TOKEN to"],
+        ),
+        (
+            info,
+            404,
+            "RepoNotFound",
+            Some("hf_x"),
+            &["no such repository, or it is private", "HF_TOKEN is set: it must"],
+        ),
+        (info, 401, "GatedRepo", None, &["the repository is gated", "accept its terms at ", "/a/b; then set HF_TOKEN"]),
+        (info, 403, "GatedRepo", Some("hf_x"), &["the repository is gated", "of the account that accepted them"]),
+        (info, 404, "RevisionNotFound", None, &["revision `main`", "no such revision"]),
+        (&file, 404, "EntryNotFound", None, &["file `tokenizer.json`", "the revision has no such file"]),
+    ];
+    for (path, status, code, token, parts) in cases {
+        let (space, hub) = hub();
+        hub.put(path, Page { status, headers: vec![("x-error-code", code.into())], ..Page::of("") });
+        let out = run(&space, &hub, token, &[]);
+        assert_refused(&out, 3, parts);
+        assert_refused(&out, 3, &[&status.to_string()]);
+        assert!(!text(&out.stderr).contains("needs a token"), "{}", text(&out.stderr));
+    }
+    // A token that the hub does not know has no code, but a message.
+    let (space, hub) = hub();
+    let headers = vec![("x-error-message", "Invalid username or password.".into())];
+    hub.put(info, Page { status: 401, headers, ..Page::of("") });
+    assert_refused(
+        &run(&space, &hub, Some("hf_old"), &[]),
+        3,
+        &["401", ": Invalid username or password.", "refuses this token"],
+    );
+}
+
+#[test]
 fn of_safetensors_and_pickles_only_the_first_are_fetched() {
     let (space, hub) = hub();
     let files = FILES.map(|file| (file, asset(file)));
