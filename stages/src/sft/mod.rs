@@ -135,7 +135,8 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     for post in Posts::open(&ctx.one("posts")?.folder)? {
         let post = post?;
         let learned = post.is_in(p.split);
-        if !learned && !(post.is_in(p.held_out_split) && held_out.len() < p.held_out_posts) {
+        let kept = learned || (post.is_in(p.held_out_split) && held_out.len() < p.held_out_posts);
+        if !kept {
             continue;
         }
         match fitting(encoder.reference(&post), p.drop_long, &mut dropped)? {

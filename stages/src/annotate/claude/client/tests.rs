@@ -159,7 +159,7 @@ fn an_error_document_with_status_200_that_cannot_pass_is_told_at_once() {
 fn error_documents_in_the_place_of_a_batch_or_of_its_results_are_failed_tries() {
     let folder = tempfile::tempdir().unwrap();
     let file = batch_body(folder.path(), 2);
-    let busy = |n: usize, _: &Value| (n % 2 == 0).then(|| document("overloaded_error"));
+    let busy = |n: usize, _: &Value| n.is_multiple_of(2).then(|| document("overloaded_error"));
     let api = Api::new(Rules { get: Box::new(busy), ..Rules::default() });
     let (client, _told) = client(&api);
     run(async {
