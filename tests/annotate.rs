@@ -357,3 +357,45 @@ fn a_key_in_a_file_is_used_and_is_nowhere_in_what_a_run_leaves_or_shows() {
     // Store, journals, logs, artifacts, reports, answers.
     assert_eq!(leaks(&space.path(".")), [""; 0].map(PathBuf::from));
 }
+
+#[test]
+fn a_missing_key_is_told_before_anything_runs_and_only_where_something_is_asked() {
+    let space = space("");
+    let api = Api::new(Rules::default());
+    let without = |arguments: &[&str]| {
+        let mut command = command(&space, &api, arguments);
+        command
+            .env_remove("ANTHROPIC_API_KEY")
+            .env_remove("ANTHROPIC_API_KEY_FILE")
+            .output()
+            .expect("the binary starts")
+    };
+    let missing = "annotate: no API key: ANTHROPIC_API_KEY is not set";
+    let plan = without(&["plan", "p.yaml"]);
+    assert!(
+        plan.status.success() && text(&plan.stderr).contains(&format!("warning: {missing}")),
+        "{}",
+        text(&plan.stderr)
+    );
+    let out = without(&["run", "p.yaml"]);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains(&format!("error: {missing}")), "{}", text(&out.stderr));
+    assert!(
+        !space.path("cache/runs").exists() || std::fs::read_dir(space.path("cache/runs")).is_ok_and(|d| d.count() == 0)
+    );
+
+    assert!(without(&["run", "p.yaml", "--until", "pairs"]).status.success());
+    assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
+    let asked = api.messages();
+    // Reused; reused when its inputs are made again; made again from the answers that the store keeps.
+    for more in [&[][..], &["--force", "pairs"], &["--force", "annotate"]] {
+        let out = without(&[&["run", "p.yaml"], more].concat());
+        assert!(out.status.success(), "{more:?}: {}", text(&out.stderr));
+    }
+    let plan = without(&["plan", "p.yaml"]);
+    assert!(!text(&plan.stderr).contains("warning"), "{}", text(&plan.stderr));
+    assert_eq!(api.messages(), asked);
+    // Another model was never asked.
+    let out = without(&["run", "p.yaml", "--set", "stages.annotate.with.max_tokens=77"]);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+}

@@ -235,6 +235,37 @@ fn what_the_hub_refuses_is_told_with_what_to_do() {
 }
 
 #[test]
+fn what_the_hub_names_is_told_as_what_it_is() {
+    let info = "/api/models/a/b/revision/main";
+    let file = at(OLD, "tokenizer.json");
+    let check = |path: &str, (status, code): (u16, &str), token: Option<&str>, parts: &[&str]| {
+        let (space, hub) = hub();
+        hub.put(path, Page { status, headers: vec![("x-error-code", code.into())], ..Page::of("") });
+        let out = run(&space, &hub, token, &[]);
+        assert_refused(&out, 3, parts);
+        assert_refused(&out, 3, &[&status.to_string()]);
+        assert!(!text(&out.stderr).contains("needs a token"), "{}", text(&out.stderr));
+    };
+    let none = "no such repository, or it is private";
+    check(info, (401, "RepoNotFound"), None, &["`a/b`", none, "check the id `a/b`", "set HF_TOKEN to"]);
+    check(info, (404, "RepoNotFound"), Some("hf_x"), &[none, "HF_TOKEN is set: it must"]);
+    let gated = "the repository is gated";
+    check(info, (401, "GatedRepo"), None, &[gated, "accept its terms at ", "/a/b; then set HF_TOKEN"]);
+    check(info, (403, "GatedRepo"), Some("hf_x"), &[gated, "of the account that accepted them"]);
+    check(info, (404, "RevisionNotFound"), None, &["revision `main`", "no such revision"]);
+    check(&file, (404, "EntryNotFound"), None, &["file `tokenizer.json`", "the revision has no such file"]);
+    // A token that the hub does not know has no code, but a message.
+    let (space, hub) = hub();
+    let headers = vec![("x-error-message", "Invalid username or password.".into())];
+    hub.put(info, Page { status: 401, headers, ..Page::of("") });
+    assert_refused(
+        &run(&space, &hub, Some("hf_old"), &[]),
+        3,
+        &["401", ": Invalid username or password.", "refuses this token"],
+    );
+}
+
+#[test]
 fn of_safetensors_and_pickles_only_the_first_are_fetched() {
     let (space, hub) = hub();
     let files = FILES.map(|file| (file, asset(file)));

@@ -56,6 +56,25 @@ fn a_mistake_is_told_with_its_place_and_exit_code_2() {
         ),
         ("out of range", &["--set", "stages.rl.with.lambda=-1"], "lambda"),
         ("unused variable", &["--set", "stages.posts.matrix={spare: [1, 2]}"], "spare"),
+        (
+            "an ensemble's objective and one reward model",
+            &["--set", "stages.rl.needs.rewards=\"proxy[1]\""],
+            "the objective `adaptive` needs an ensemble of reward models; port `rewards` is given a single one\n --> --set:1:25",
+        ),
+        ("an ensemble of one", &["--set", "stages.ensemble.needs.members=\"proxy[1]\""], "at least two members"),
+        (
+            "a constant matched to no adaptive run",
+            &["--set", "stages.rl.matrix.arm.matched.needs.adaptive=\"rl[mean,${seed}]\""],
+            "this one has \"mean\"",
+        ),
+        ("pairs of one model", &["--set", "stages.pairs.needs.models=\"sft[s]\""], "same_model: true"),
+        (
+            "agreement of one",
+            &["--profile", "agreement", "--set", "stages.agreement.needs.preferences=people"],
+            "agrees with none",
+        ),
+        ("unknown key of the report", &["--set", "report.tunning_seeds=[1]"], "did you mean `tuning_seeds`?"),
+        ("wrong type in the report", &["--set", "report.tuning_seeds=1"], "write `tuning_seeds: [1]`"),
     ];
     for (what, arguments, told) in cases {
         let space = TestSpace::new();
@@ -120,6 +139,34 @@ stages:
   a: { uses: command, with: { run: [sh, -c, 'echo a > $TEMPER_OUTPUT/x'], output: Files } }
   b: { uses: command, needs: { a: a }, with: { run: [sh, -c, 'cp $TEMPER_INPUT_a/x $TEMPER_OUTPUT/x'], output: Files } }
 ";
+
+#[test]
+fn a_variable_that_a_stage_needs_is_missed_before_anything_runs() {
+    let space = TestSpace::new();
+    let text_of = |more: &str| TWO.replace("with: { run: [sh, -c, 'cp", &format!("with: {{ {more} run: [sh, -c, 'cp"));
+    space.write("two.yaml", &text_of("pass_env: [NO_SUCH_TOKEN_HERE],"));
+    let missing = "b: `pass_env`: NO_SUCH_TOKEN_HERE is not set";
+    let runs = || std::fs::read_dir(space.path("cache/runs")).map_or(0, Iterator::count);
+
+    let plan = space.temper(&["plan", "two.yaml"]);
+    assert!(
+        plan.status.success() && text(&plan.stderr).contains(&format!("warning: {missing}")),
+        "{}",
+        text(&plan.stderr)
+    );
+    assert_eq!(names(&space.json(&["plan", "two.yaml", "--json"])["warnings"]), [missing]);
+    let out = space.temper(&["run", "two.yaml"]);
+    assert_eq!((out.status.code(), runs()), (Some(3), 0), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains(&format!("error: {missing}")), "{}", text(&out.stderr));
+    // What does not need it runs without it, and so does what is reused, even if its inputs are made again.
+    assert!(space.temper(&["run", "two.yaml", "--until", "a"]).status.success());
+    let out = space.command(&["run", "two.yaml"]).env("NO_SUCH_TOKEN_HERE", "x").output().expect("the binary starts");
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(names(&space.json(&["run", "two.yaml", "--json"])["reused"]), ["a", "b"]);
+    assert_eq!(names(&space.json(&["run", "two.yaml", "--force", "a", "--json"])["reused"]), ["b"]);
+    let out = space.temper(&["run", "two.yaml", "--force", "b"]);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+}
 
 #[test]
 fn a_reader_that_goes_away_stops_nothing() {

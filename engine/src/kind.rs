@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::artifact::ArtifactType;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::estimate::Estimate;
 
 /// How many instances a port takes.
@@ -113,6 +113,18 @@ impl Signature {
     }
 }
 
+/// One instance at a port of another, as planning sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wired<'a> {
+    pub port: &'a str,
+    /// The kind of the instance at the port.
+    pub kind: &'a str,
+    /// Name of the artifact type that it gives.
+    pub output: &'a str,
+    /// Its parameters, as its kind normalised them.
+    pub params: &'a Value,
+}
+
 /// A kind of stage. Register one with [`Registry::kind`].
 pub trait Kind: Send + Sync + 'static {
     /// Deserialised from the stage's `with`; every field but required ones has a serde default. Use
@@ -147,6 +159,23 @@ pub trait Kind: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Checks what its ports are given beyond types and counts, such as one reward model where an ensemble is needed: each
+    /// fault as (port, error). Runs at planning; `inputs` are in the order of the pipeline file.
+    fn check_wiring(&self, params: &Self::Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+        let _ = (params, inputs);
+        Vec::new()
+    }
+
+    /// Checks that the environment variables that an attempt cannot do without are there, such as an API's key. Runs at
+    /// planning for stages that will run.
+    ///
+    /// # Errors
+    /// What is missing and how to set it; never a secret.
+    fn check_environment(&self, params: &Self::Params) -> Result<()> {
+        let _ = params;
+        Ok(())
+    }
+
     /// What running with these inputs and what the store has kept is expected to cost; `None` for kinds that pay for nothing.
     /// Reads, and asks nobody. Runs at planning, when the inputs are there.
     ///
@@ -178,7 +207,9 @@ pub trait AnyKind: Send + Sync {
     fn normalise(&self, with: &Value) -> Result<Value, Vec<(String, String)>>;
     /// The faults of the files that `params`, as normalised and with absolute paths, name.
     fn check_files(&self, params: &Value) -> Result<Vec<(String, String)>>;
-    /// `params` as normalised.
+    /// `params` as normalised; as for the two below.
+    fn check_wiring(&self, params: &Value, inputs: &[Wired<'_>]) -> Result<Vec<(&'static str, Error)>>;
+    fn check_environment(&self, params: &Value) -> Result<()>;
     fn signature(&self, params: &Value) -> Result<Signature>;
     fn estimate(&self, params: &Value, ctx: &Context) -> Result<Option<Estimate>>;
     fn run(&self, params: &Value, ctx: &mut Context) -> Result<()>;
@@ -218,6 +249,14 @@ impl<K: Kind> AnyKind for K {
         Ok(Kind::check_files(self, &parse::<K>(params)?))
     }
 
+    fn check_wiring(&self, params: &Value, inputs: &[Wired<'_>]) -> Result<Vec<(&'static str, Error)>> {
+        Ok(Kind::check_wiring(self, &parse::<K>(params)?, inputs))
+    }
+
+    fn check_environment(&self, params: &Value) -> Result<()> {
+        Kind::check_environment(self, &parse::<K>(params)?)
+    }
+
     fn signature(&self, params: &Value) -> Result<Signature> {
         Ok(Kind::signature(self, &parse::<K>(params)?))
     }
@@ -233,7 +272,7 @@ impl<K: Kind> AnyKind for K {
 
 fn parse<K: Kind>(params: &Value) -> Result<K::Params> {
     serde_json::from_value(params.clone())
-        .map_err(|e| crate::error::Error::ours(format!("normalised parameters of {} do not parse: {e}", K::NAME)))
+        .map_err(|e| Error::ours(format!("normalised parameters of {} do not parse: {e}", K::NAME)))
 }
 
 /// Everything that a pipeline can use: the kinds and artifact types of this binary.

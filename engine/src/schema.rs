@@ -34,7 +34,7 @@ pub fn schema(registry: &Registry) -> Value {
                 "propertyNames": reference("name"),
                 "additionalProperties": reference("profile"),
             },
-            "report": described(&json!({}), "For the report."),
+            "report": described(&reference("report"), "For the report."),
         },
         "$defs": definitions,
     })
@@ -98,7 +98,23 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
                     "propertyNames": reference("name"),
                     "additionalProperties": { "anyOf": [reference("stage"), changes] },
                 },
-                "report": {},
+                "report": reference("report"),
+            },
+        },
+        "report": {
+            "type": ["object", "null"],
+            "additionalProperties": false,
+            "properties": {
+                "tuning_seeds": {
+                    "description": "Seeds that settings were chosen on: the report warns where results are from one of them.",
+                    "type": ["array", "null"],
+                    "items": { "type": "integer", "minimum": 0 },
+                },
+                "deviations": {
+                    "description": "Notes for the list of deviations from the paper.",
+                    "type": ["array", "null"],
+                    "items": { "type": "string" },
+                },
             },
         },
     });

@@ -1,5 +1,6 @@
 //! `temper plan`: what a run would do, and why. Runs nothing.
 
+use engine::error::Error;
 use engine::estimate::{Estimate, Prospect, Range};
 use engine::graph::Graph;
 use engine::kind::Registry;
@@ -13,16 +14,20 @@ use crate::report::terminal::table;
 pub fn plan(pipeline: &Pipeline, cut: &Cut, registry: &Registry) -> Done {
     let graph = load(pipeline, &cut.until, registry)?;
     let store = open_store(pipeline)?;
-    let plan = engine::plan::plan(&graph, registry, &store, &Flags::default())?;
+    let flags = Flags::default();
+    let plan = engine::plan::plan(&graph, registry, &store, &flags)?;
     let prospects = engine::plan::prospects(&graph, &plan, registry, &store)?;
-    tell(&graph, &plan, &prospects, pipeline.store.json);
+    let missing = engine::plan::missing(&graph, &plan, registry, &store, &flags)?;
+    tell(&graph, &plan, &prospects, &missing, pipeline.store.json);
     Ok(0)
 }
 
-/// Prints a plan, for people or for machines.
-pub fn tell(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>], for_machines: bool) {
+/// Prints a plan, for people or for machines. `missing`: what stages will miss in their environment.
+pub fn tell(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>], missing: &[Error], for_machines: bool) {
     if for_machines {
-        return print_json(&describe(graph, plan, prospects));
+        let mut told = describe(graph, plan, prospects);
+        told["warnings"] = missing.iter().map(|error| error.message.as_str()).collect();
+        return print_json(&told);
     }
     let rows: Vec<Vec<String>> = plan
         .stages
@@ -64,6 +69,7 @@ pub fn tell(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>], for_mach
         let names: Vec<String> = graph.not_needed.iter().map(ToString::to_string).collect();
         say!("not needed: {}", names.join(", "));
     }
+    missing.iter().for_each(|error| note!("warning: {error}"));
 }
 
 /// What a stage is expected to cost, with each note on a line of its own.

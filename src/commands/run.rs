@@ -18,10 +18,15 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
     let store = open_store(&args.file)?;
     let flags = Flags::new(&graph, &args.force, &args.from)?;
     let plan = engine::plan::plan(&graph, registry, &store, &flags)?;
+    let missing = engine::plan::missing(&graph, &plan, registry, &store, &flags)?;
     if args.dry_run {
         let prospects = engine::plan::prospects(&graph, &plan, registry, &store)?;
-        plan::tell(&graph, &plan, &prospects, args.file.store.json);
+        plan::tell(&graph, &plan, &prospects, &missing, args.file.store.json);
         return Ok(0);
+    }
+    if let [first, rest @ ..] = &missing[..] {
+        rest.iter().for_each(|error| note!("error: {error}"));
+        return Err(first.clone().into());
     }
     let options = RunOptions {
         jobs: args.jobs.map_or_else(|| RunOptions::default().jobs, usize::from),

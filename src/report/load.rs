@@ -7,6 +7,7 @@ use engine::context::Paid;
 use engine::error::{At, Error, Result};
 use engine::journal::{self, Event};
 use engine::names::{Digest, Key};
+use engine::spec;
 use engine::store::Store;
 use serde::Deserialize;
 use serde_json::Value;
@@ -88,7 +89,7 @@ pub struct RunData {
     pub seconds: Option<f64>,
     pub interrupted: bool,
     /// The pipeline file's `report:` section.
-    pub settings: Value,
+    pub settings: spec::Report,
     /// The pipeline's own seed; runs of an older temper did not keep it.
     pub seed: Option<u64>,
     /// Folders of the artifacts that are there, by instance.
@@ -102,8 +103,8 @@ struct GraphFile {
     name: String,
     #[serde(default)]
     seed: Option<u64>,
-    #[serde(default)]
-    report: Value,
+    /// None in runs of an older temper whose pipeline file had none.
+    report: Option<spec::Report>,
     instances: Vec<Instance>,
 }
 
@@ -125,7 +126,7 @@ impl RunData {
             warnings: Vec::new(),
             seconds: None,
             interrupted: false,
-            settings: graph.report,
+            settings: graph.report.unwrap_or_default(),
             seed: graph.seed,
             folders: BTreeMap::new(),
             metrics: BTreeMap::new(),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
 use stages::paper;
 
 use super::agreement::{self, Measured};
@@ -243,7 +242,7 @@ fn deviations(run: &RunData) -> String {
         }
     }
     let held = paper::notes(&run.held());
-    let own = run.settings["deviations"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let own = run.settings.deviations.iter().map(String::as_str);
     let is_held = |kind: &str| run.instances.iter().any(|instance| instance.kind == kind);
     let readings = paper::READINGS.iter().filter(|(kind, _)| is_held(kind)).map(|(_, note)| *note);
     let notes: String = held

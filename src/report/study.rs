@@ -127,8 +127,7 @@ impl Study {
         }
         name_apart(&mut study.arms);
         study.sensitivity = sensitivity.into_iter().collect();
-        study.tuning =
-            run.settings["tuning_seeds"].as_array().into_iter().flatten().filter_map(|seed| seed.as_u64()).collect();
+        study.tuning.clone_from(&run.settings.tuning_seeds);
         study
     }
 

@@ -97,6 +97,10 @@ impl Kind for Command {
         faults
     }
 
+    fn check_environment(&self, params: &Params) -> Result<()> {
+        params.pass_env.iter().try_for_each(|name| passed(name).map(drop))
+    }
+
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         let mut files: Vec<PathBuf> = params.files.written().filter(|path| path.exists()).collect();
         files.extend_from_slice(params.files.files()?);
@@ -238,6 +242,11 @@ mod tests {
         let with = json!({ "run": ["true"], "output": "Files", "pass_env": ["NO_SUCH_VARIABLE_HERE"] });
         let error = run(&Command, with, Bench::new().inputs()).map(drop).unwrap_err();
         assert_eq!((error.exit_code(), error.message.as_str()), (3, "`pass_env`: NO_SUCH_VARIABLE_HERE is not set"));
+        let params = |names: Value| {
+            serde_json::from_value(json!({ "run": ["true"], "output": "Files", "pass_env": names })).unwrap()
+        };
+        assert_eq!(Kind::check_environment(&Command, &params(json!(["HOME", "NO_SUCH_VARIABLE_HERE"]))), Err(error));
+        assert_eq!(Kind::check_environment(&Command, &params(json!(["HOME"]))), Ok(()));
         let with = json!({ "run": ["sh", "-c", "rm -r \"$TEMPER_OUTPUT\""], "output": "Files" });
         let error = run(&Command, with, Bench::new().inputs()).map(drop).unwrap_err();
         assert_eq!(error.exit_code(), 2);

@@ -9,7 +9,7 @@ use super::params::{self, Checked, Known};
 use super::select::{Found, Selector};
 use super::{Graph, Instance, Options, PortInputs, Source, order, wire};
 use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
-use crate::kind::{Arity, Registry, Signature};
+use crate::kind::{Arity, Registry, Signature, Wired};
 use crate::spec::{self, Spec};
 
 /// Largest pipeline file.
@@ -31,6 +31,7 @@ pub fn file(file: &Path, options: &Options, registry: &Registry, faults: &mut Di
         draft.sound &= wired;
     }
     check_equal(&layout, &drafts, &checked, faults);
+    check_wiring(&layout, &drafts, &checked, registry, faults);
     let needs: Vec<Vec<usize>> = drafts
         .iter()
         .map(|draft| draft.needs.iter().flat_map(|need| need.from.iter().map(|(at, _)| *at)).collect())
@@ -143,6 +144,34 @@ fn sign(
                 Fault::new(stage.with_span, format!("stage `{}`: {}", stage.name, e.message)).maybe_help(e.help);
             faults.push(fault.of_instance(draft.told_as()));
             None
+        }
+    }
+}
+
+/// Tells what kinds find wrong with what their ports are given, where all of it has its type.
+fn check_wiring(
+    layout: &Layout,
+    drafts: &[Draft],
+    typed: &[Option<Typed>],
+    registry: &Registry,
+    faults: &mut Diagnostics,
+) {
+    let kind_of = |at: usize| layout.spec.stages[drafts[at].stage].uses.as_ref().map_or("", |(kind, _)| kind.as_str());
+    for (at, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.sound) {
+        let (Some(Typed { checked, .. }), Some(kind)) = (&typed[at], registry.get_kind(kind_of(at))) else { continue };
+        let sources = draft.needs.iter().flat_map(|need| need.from.iter().map(|(source, _)| (&need.port, *source)));
+        let wired = sources.map(|(port, source)| {
+            let Typed { checked, signature } = typed[source].as_ref()?;
+            Some(Wired { port, kind: kind_of(source), output: &signature.output, params: &checked.params })
+        });
+        let Some(wired) = wired.collect::<Option<Vec<_>>>() else { continue };
+        // Parameters that were normalised parse.
+        for (port, error) in kind.check_wiring(&checked.params, &wired).unwrap_or_default() {
+            let selector = draft.needs.iter().find(|need| need.port == port).and_then(|need| need.from.first());
+            let stage = &layout.spec.stages[draft.stage];
+            let span = selector.map_or(stage.span, |(_, span)| *span);
+            let fault = Fault::new(span, format!("stage `{}`: {}", stage.name, error.message));
+            faults.push(fault.maybe_help(error.help).of_instance(draft.told_as()));
         }
     }
 }

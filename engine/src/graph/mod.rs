@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::diagnostics::Diagnostics;
 use crate::kind::{Arity, Registry, Signature};
 use crate::names::InstanceName;
+use crate::spec::Report;
 
 mod expand;
 mod load;
@@ -34,8 +35,8 @@ pub struct Graph {
     pub name: String,
     /// The pipeline's own seed, from which a stage may depart.
     pub seed: u64,
-    /// The file's `report:` section; null if there is none.
-    pub report: Value,
+    /// The file's `report:` section.
+    pub report: Report,
 }
 
 /// One instance of a stage, checked and with every default filled in.

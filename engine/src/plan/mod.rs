@@ -6,6 +6,7 @@
 mod decide;
 mod diff;
 mod draft;
+mod environment;
 mod explain;
 mod flags;
 mod prospects;
@@ -19,6 +20,7 @@ use std::collections::BTreeSet;
 pub use decide::{Bytes, Decision, Index, Reason, decide};
 pub use diff::Change;
 pub use draft::{RecipeState, recipe};
+pub use environment::missing;
 pub use explain::{Against, Explanation, Unknown, explain};
 pub use flags::Flags;
 pub use prospects::prospects;

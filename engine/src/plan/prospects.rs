@@ -37,7 +37,7 @@ pub fn prospects(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store)
 }
 
 /// What the attempt will see, without a folder to fill.
-fn context(
+pub(super) fn context(
     instance: &Instance,
     key: &Key,
     known: &[Option<Digest>],

@@ -10,10 +10,12 @@ pub mod interpolate;
 pub mod matrix;
 pub mod merge;
 pub mod node;
+pub mod report;
 pub mod set;
 pub mod stage;
 pub mod yaml;
 
+pub use report::{REPORT_KEYS, Report};
 pub use stage::Stage;
 
 pub const TOP_KEYS: &[&str] = &["version", "seed", "targets", "stages", "profiles", "report"];
@@ -28,7 +30,7 @@ pub struct Spec {
     /// Selectors, each with its place; a target that the file does not state has none and is a stage's name.
     pub targets: Vec<(String, Option<Span>)>,
     pub stages: Vec<Stage>,
-    pub report: serde_json::Value,
+    pub report: Report,
 }
 
 /// Reads the file's text (source number `source`) and applies profiles, then overrides.
@@ -76,7 +78,7 @@ fn spec(mut root: Map, implied: Vec<String>, start: Span, faults: &mut Diagnosti
         faults.push(fault);
         0
     });
-    let report = root.get("report").map_or(serde_json::Value::Null, |node| interpolate::json(node, &[]));
+    let report = root.get("report").map_or_else(Report::default, |node| report::read(node, faults));
     let targets = root.get("targets").filter(|node| !node.is_null()).map(|node| texts(node, "targets", faults));
     let at = root.position("stages").map(|at| root.0.swap_remove(at));
     let mut stages = Vec::new();
@@ -143,6 +145,10 @@ fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
         match &entry.value.value {
             Value::Map(map) => {
                 known_keys(map, PROFILE_KEYS, "a profile", faults);
+                // A profile that is applied has its faults told once: they have one place and one message.
+                if let Some(node) = map.get("report") {
+                    report::read(node, faults);
+                }
                 for stage in map.get("stages").and_then(Node::as_map).into_iter().flat_map(|stages| &stages.0) {
                     if let Value::Map(stage) = &stage.value.value {
                         known_keys(stage, STAGE_KEYS, "a stage", faults);

@@ -76,7 +76,7 @@ pub fn graph(stages: &[Stage]) -> Graph {
         not_needed: vec![],
         name: "test".into(),
         seed: 0,
-        report: serde_json::Value::Null,
+        report: engine::spec::Report::default(),
     }
 }
 

@@ -7,7 +7,9 @@ use serde::Deserialize;
 
 use super::digest::Said;
 use super::{HubId, Repo};
+use crate::data::clean::printable;
 use crate::http;
+use crate::table::cut;
 
 const PUBLIC: &str = "https://huggingface.co";
 /// More than any hub needs on the way to its object store.
@@ -177,7 +179,14 @@ impl Wire {
         // Without its query, in which an object store's address holds a signature.
         let mut url = response.url().clone();
         url.set_query(None);
-        let error = self.failed(&format!("{url}: {status}"), file);
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        // The hub's own word for what is wrong: it answers 401 for a repository that it does not have, too.
+        if let Some((what, help)) = header("x-error-code").and_then(|code| self.cause(code)) {
+            return Err(self.failed(&format!("{what} ({url}: {status})"), file).help(help));
+        }
+        let said =
+            header("x-error-message").map_or_else(String::new, |said| format!(": {}", cut(&printable(said), 200)));
+        let error = self.failed(&format!("{url}: {status}{said}"), file);
         Err(match status.as_u16() {
             401 if self.token.is_none() => error.help("a private or gated repository needs a token: set HF_TOKEN"),
             401 => error.help("the hub refuses this token: set HF_TOKEN to one that is valid"),
@@ -185,6 +194,34 @@ impl Wire {
             404 => error.help("check the repository, the revision and the file; what is private looks as if it were not there: then set HF_TOKEN"),
             408 | 429 | 500.. => error.transient(),
             _ => error,
+        })
+    }
+
+    /// What an error code of the hub means, and what to do.
+    fn cause(&self, code: &str) -> Option<(&'static str, String)> {
+        let page = self.url(if self.repo == Repo::Dataset { &["datasets"] } else { &[] }, &[]);
+        let token = match self.token {
+            None => "set HF_TOKEN to a token",
+            Some(_) => "HF_TOKEN is set: it must be a token",
+        };
+        Some(match code {
+            "RepoNotFound" => (
+                "no such repository, or it is private",
+                format!("check the id `{}`; for a private repository, {token} that may read it", self.id.id),
+            ),
+            "GatedRepo" => (
+                "the repository is gated",
+                format!("accept its terms at {page}; then {token} of the account that accepted them"),
+            ),
+            "RevisionNotFound" => (
+                "the repository has no such revision",
+                format!("`revision` is a branch, a tag or a commit: those that there are stand at {page}"),
+            ),
+            "EntryNotFound" => (
+                "the revision has no such file",
+                format!("the files that there are stand at {page}; check `files` and `revision`"),
+            ),
+            _ => return None,
         })
     }
 }

@@ -5,7 +5,7 @@ mod tests;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::kind::{Kind, Signature};
+use engine::kind::{Kind, Signature, Wired};
 use lm::{CausalLm, Draws, SampleOptions, Sampled, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,11 @@ impl Kind for GeneratePairs {
         faults.0
     }
 
+    fn check_wiring(&self, p: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+        let models = inputs.iter().filter(|input| input.port == "models").count();
+        Vec::from_iter((models == 1 && !p.same_model).then(|| ("models", too_few())))
+    }
+
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         lm::set_threads(ctx.threads());
         on_a_big_stack(|| generate(&params, ctx))
@@ -148,11 +153,15 @@ struct Keys {
     samples: [u8; 32],
 }
 
+fn too_few() -> Error {
+    Error::yours("one model cannot give pairs of two distinct models")
+        .help("list more models at port `models`, or set `same_model: true`")
+}
+
 fn load(p: &Params, ctx: &Context) -> Result<(Vec<Named>, Tokenizer)> {
     let inputs = ctx.many("models");
     if inputs.len() == 1 && !p.same_model {
-        return Err(Error::yours("one model cannot give pairs of two distinct models")
-            .help("list more models at port `models`, or set `same_model: true`"));
+        return Err(too_few());
     }
     let mut models = Vec::new();
     let mut shared: Option<(Tokenizer, String)> = None;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use engine::context::{Context, Input};
 use engine::error::{At, Error, Result};
-use engine::kind::{Kind, Signature};
+use engine::kind::{Kind, Signature, Wired};
 use lm::Sequence;
 use rand_chacha::ChaCha12Rng;
 use schemars::JsonSchema;
@@ -65,6 +65,11 @@ impl Kind for RewardEnsemble {
         faults.0
     }
 
+    fn check_wiring(&self, _: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+        let members = inputs.iter().filter(|input| input.port == "members").count();
+        Vec::from_iter((members < 2).then(|| ("members", too_few())))
+    }
+
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         lm::set_threads(ctx.threads());
         on_a_big_stack(|| ensemble(&params, ctx))
@@ -80,11 +85,14 @@ fn ensemble(p: &Params, ctx: &mut Context) -> Result<()> {
     compare(p, ctx, &inputs, &members)
 }
 
+fn too_few() -> Error {
+    Error::yours("an ensemble needs at least two members: one has no variance").help("wire more at port `members`")
+}
+
 /// Fills the folder from the members' own files.
 fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
     let [first, _, ..] = inputs else {
-        return Err(Error::yours("an ensemble needs at least two members: one has no variance")
-            .help("wire more at port `members`"));
+        return Err(too_few());
     };
     let base_digest = RewardModel::info(&first.folder)?.base_digest;
     let mut members = Vec::with_capacity(inputs.len());

@@ -64,7 +64,14 @@ pub fn calibrate(
     model: &RewardModel,
 ) -> Result<(f64, Option<FactSensitivity>)> {
     let Some(input) = ctx.optional("posts") else { return Ok((0.0, None)) };
-    let posts = calibration_posts(&input.folder, p.calibration_posts)?;
+    let mut posts = calibration_posts(&input.folder, p.calibration_posts)?;
+    let sampler = ctx.optional("sampler").map(|input| model::load(&input.folder)).transpose()?;
+    let (policy, policy_tokenizer) = sampler.as_ref().map_or((base, tokenizer), |(lm, tokenizer)| (lm, tokenizer));
+    let mut encoder = Encoder::new(tokenizer, base.config().window());
+    if p.drop_long {
+        let mut sampling = Encoder::new(policy_tokenizer, policy.config().window());
+        posts.retain(|post| sampling.prompt(post, p.max_new_tokens).is_ok() && encoder.reference(post).is_ok());
+    }
     if posts.is_empty() {
         return match p.centring {
             Centring::None => Ok((0.0, None)),
@@ -72,8 +79,6 @@ pub fn calibrate(
                 .help("give `dataset.filter` a calibration split, or set `centring: none`")),
         };
     }
-    let sampler = ctx.optional("sampler").map(|input| model::load(&input.folder)).transpose()?;
-    let (policy, policy_tokenizer) = sampler.as_ref().map_or((base, tokenizer), |(lm, tokenizer)| (lm, tokenizer));
     let options = CalibrationOptions {
         seed: p.calibration_seed,
         min_new_tokens: p.min_new_tokens,
@@ -81,7 +86,6 @@ pub fn calibrate(
         batch: SCORED,
     };
     let samples = calibration::samples(policy, policy_tokenizer, &posts, &options)?;
-    let mut encoder = Encoder::new(tokenizer, base.config().window());
     let same = sampler.is_none() || policy_tokenizer.to_json().told()? == tokenizer.to_json().told()?;
     let sequences = calibration::for_model(&samples, &posts, &mut encoder, same)?;
     let scores = raw_scores(model, &sequences.iter().collect::<Vec<_>>(), SCORED)?;

@@ -4,10 +4,11 @@ use engine::context::Context;
 use engine::error::{Error, Result};
 use lm::{Sequence, Tokenizer};
 
+use super::params::Params;
 use crate::annotate::HeldOut;
 use crate::prompt::Parts;
 use crate::train::SequenceTable;
-use crate::train::encode::{Encoder, Text};
+use crate::train::encode::{Encoder, Text, fitting};
 use crate::train::random::{fixed_key, share_of};
 pub use crate::types::Corruption;
 use crate::types::{Outcome, Preferences};
@@ -29,14 +30,14 @@ impl PreferenceTable {
     ///
     /// # Errors
     /// Without a labelled pair; when the summaries of every pair are the same.
-    pub fn read(ctx: &mut Context, tokenizer: &Tokenizer, window: usize, held_out: f64) -> Result<Self> {
+    pub fn read(ctx: &mut Context, tokenizer: &Tokenizer, window: usize, p: &Params) -> Result<Self> {
         let mut reserved =
             ctx.optional("posts").map(|input| HeldOut::load(&input.folder)).transpose()?.unwrap_or_default();
         let key = fixed_key(0, "held-out pairs");
         let mut encoder = Encoder::new(tokenizer, window);
         let sequences = SequenceTable::create(ctx.checkpoints())?;
         let mut table = Self { sequences, corruptions: Vec::new(), training: Vec::new(), held_out: Vec::new() };
-        let (mut unlabelled, mut same) = (0_u64, 0_u64);
+        let (mut unlabelled, mut same, mut dropped) = (0_u64, 0_u64, 0_u64);
         for input in ctx.many("preferences") {
             let mut own = None;
             for row in Preferences::open(&input.folder)? {
@@ -52,14 +53,20 @@ impl PreferenceTable {
                 let chosen = Text { text: &row.chosen_text, ids: row.chosen_ids.as_deref() };
                 let rejected = Text { text: &row.rejected_text, ids: row.rejected_ids.as_deref() };
                 let own = *own.get_or_insert_with(|| encoder.made(prompt));
-                let chosen = encoder.row(&row.post_id, prompt, chosen, row.chosen_ended, own)?;
-                let rejected = encoder.row(&row.post_id, prompt, rejected, row.rejected_ended, own)?;
+                let truncated = encoder.truncated;
+                let both = encoder.row(&row.post_id, prompt, chosen, row.chosen_ended, own).and_then(|chosen| {
+                    Ok((chosen, encoder.row(&row.post_id, prompt, rejected, row.rejected_ended, own)?))
+                });
+                let Some((chosen, rejected)) = fitting(both, p.drop_long, &mut dropped)? else {
+                    encoder.truncated = truncated;
+                    continue;
+                };
                 same += u64::from(chosen.response == rejected.response);
                 let pair = table.corruptions.len();
                 table.sequences.push(&row.id, &chosen)?;
                 table.sequences.push(&row.id, &rejected)?;
                 table.corruptions.push(row.corruption);
-                let kept = share_of(&key, &row.post_id) < held_out;
+                let kept = share_of(&key, &row.post_id) < p.held_out;
                 if kept { &mut table.held_out } else { &mut table.training }.push(pair);
             }
         }
@@ -67,7 +74,7 @@ impl PreferenceTable {
         let pairs = table.corruptions.len();
         if table.training.is_empty() {
             return Err(Error::yours(format!(
-                "no labelled pair to learn from: {unlabelled} rows without a label, {} of posts kept for evaluation, {} kept for the accuracy",
+                "no labelled pair to learn from: {unlabelled} rows without a label, {} of posts kept for evaluation, {dropped} too long, {} kept for the accuracy",
                 reserved.dropped,
                 table.held_out.len()
             ))
@@ -82,6 +89,9 @@ impl PreferenceTable {
         ctx.metric("rows_without_label", unlabelled as f64);
         ctx.metric("rows_of_reserved_posts", reserved.dropped as f64);
         ctx.metric("truncated_prompts", truncated as f64);
+        if p.drop_long {
+            ctx.metric("dropped_long", dropped as f64);
+        }
         Ok(table)
     }
 

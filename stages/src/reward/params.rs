@@ -75,6 +75,10 @@ pub struct Params {
     #[serde(deserialize_with = "crate::train::params::or_none")]
     #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
     pub clip: Option<f64>,
+    /// `true`: leave out pairs of which a summary or the title is too long for the window, counted as `dropped_long`, and
+    /// calibration posts likewise. Absent or `false`: such a row is an error.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub drop_long: bool,
     /// The most pairs to learn from, taken in the order of the tables; absent: all.
     pub pairs: Option<usize>,
     /// Share of the posts, by hash of their id, whose pairs are kept for the accuracy.
@@ -114,6 +118,7 @@ impl Default for Params {
             beta2: 0.999,
             weight_decay: 0.0,
             clip: Some(1.0),
+            drop_long: false,
             pairs: None,
             held_out: 0.05,
             centring: Centring::Calibration,

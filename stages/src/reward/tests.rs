@@ -140,6 +140,46 @@ fn rows_without_ids_are_encoded_by_the_models_tokenizer() -> Result<()> {
 }
 
 #[test]
+fn a_summary_longer_than_the_window_is_told_or_its_pair_dropped_and_counted() -> Result<()> {
+    let mut rows = toys::preferences(40, Split::Gold);
+    for long in [4, 9] {
+        (rows[long].rejected_text, rows[long].rejected_ids) = ("cat is sad ".repeat(300), None);
+    }
+    (rows[11].chosen_text, rows[11].chosen_ids) = ("cat is sad ".repeat(300), None);
+    rows.iter_mut().for_each(|row| row.prompt_ids = None);
+    let error = train_on(rows.clone(), json!({ "steps": 1 }), 7).err().expect("it does not fit");
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.message.contains("tokens leaves no room for a prompt in a window of 256"), "{error}");
+    assert!(error.help.is_some_and(|help| help.contains("`drop_long: true`")));
+    let out = train_on(rows, json!({ "steps": 1, "drop_long": true }), 7)?;
+    assert_eq!(out.metric("dropped_long"), 3.0);
+    // Four more are of posts that are kept for evaluation.
+    assert_eq!(out.metric("rows_of_reserved_posts"), 4.0);
+    assert_eq!(out.metric("pairs") + out.metric("held_out_pairs"), 33.0);
+    assert_eq!(out.metric("truncated_prompts"), 0.0);
+    Ok(())
+}
+
+#[test]
+fn calibration_posts_that_do_not_fit_are_told_or_dropped() -> Result<()> {
+    let mut bench = Bench::new();
+    bench.input("model", "Model", |folder| toys::write_model(folder, 1));
+    bench.input("preferences", "Preferences", |folder| {
+        toys::write_preferences(folder, toys::preferences(40, Split::Gold))
+    });
+    let mut posts = toys::posts_with_facts(8, Split::Calibration);
+    posts[2].title = "Help ".repeat(300);
+    posts[5].summary = "cat is sad ".repeat(300);
+    bench.input("posts", "Posts", |folder| toys::write_posts(folder, posts));
+    let train =
+        |drop: bool| run_seeded(&RewardTrain, tiny(json!({ "steps": 1, "drop_long": drop })), bench.inputs(), 7);
+    assert!(train(false).is_err_and(|error| error.help.is_some()));
+    let out = train(true)?;
+    assert_eq!(["dropped_long", "calibration_posts"].map(|name| out.metric(name)), [0.0, 6.0]);
+    Ok(())
+}
+
+#[test]
 fn nothing_to_learn_from_is_an_error() {
     let mut ties = toys::preferences(8, Split::Gold);
     ties.iter_mut().for_each(|row| row.outcome = Outcome::Tie);

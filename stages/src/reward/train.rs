@@ -49,7 +49,7 @@ impl Kind for RewardTrain {
 fn reward(p: &Params, ctx: &mut Context) -> Result<()> {
     let (base, tokenizer) = model::load(&ctx.one("model")?.folder)?;
     let base = p.precision.of(&base);
-    let table = PreferenceTable::read(ctx, &tokenizer, base.config().window(), p.held_out)?;
+    let table = PreferenceTable::read(ctx, &tokenizer, base.config().window(), p)?;
     let model = fresh(p, ctx, &base)?;
     train(p, ctx, &table, &model)?;
     let model = model.frozen();

@@ -18,7 +18,7 @@ pub mod update;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::kind::{Kind, Signature};
+use engine::kind::{Kind, Signature, Wired};
 use lm::{Draws, LoraConfig, SampleOptions, ScalarHead, StatOptions, Tokenizer};
 use serde_json::json;
 
@@ -65,13 +65,31 @@ impl Kind for Ppo {
         params.faults()
     }
 
+    fn check_wiring(&self, params: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+        let at = |port: &str| inputs.iter().find(|input| input.port == port);
+        let single = at("rewards").is_some_and(|rewards| rewards.output != Ensemble::NAME);
+        let other = at("adaptive").filter(|run| run.kind == Self::NAME && run.params["objective"] != "adaptive");
+        let mut faults = Vec::new();
+        if single && let Err(error) = check_members(params.objective, 1) {
+            faults.push(("rewards", error));
+        }
+        if let Some(run) = other {
+            let what = format!(
+                "`matched` takes its KL coefficient from a run with `objective: adaptive`; this one has {}",
+                run.params["objective"]
+            );
+            faults.push(("adaptive", Error::yours(what).help("wire the adaptive arm to port `adaptive`")));
+        }
+        faults
+    }
+
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         lm::set_threads(ctx.threads());
         let mut members = load_members(ctx)?;
         for member in &mut members {
             member.model.lm = params.precision.of(&member.model.lm);
         }
-        check_members(params.objective, &members)?;
+        check_members(params.objective, members.len())?;
         let schedule = matched_schedule(&params, ctx)?;
 
         let input = ctx.one("policy")?.clone();
@@ -139,13 +157,12 @@ fn member_labels(rewards: &engine::context::Input) -> Result<Vec<String>> {
     Ok(vec![rewards.label.clone()])
 }
 
-fn check_members(objective: Objective, members: &[LoadedReward]) -> Result<()> {
-    if members.len() < 2 && !objective.reads_first_member_only() {
+fn check_members(objective: Objective, members: usize) -> Result<()> {
+    if members < 2 && !objective.reads_first_member_only() {
         return Err(Error::yours(format!(
-            "rl.ppo: the objective `{}` reads an ensemble, but its port `rewards` holds one reward model",
-            objective
+            "the objective `{objective}` needs an ensemble of reward models; port `rewards` is given a single one"
         ))
-        .help("give it a stage of kind `reward.ensemble`"));
+        .help("wire a stage of kind `reward.ensemble` to port `rewards`, or set `objective: standard`"));
     }
     Ok(())
 }

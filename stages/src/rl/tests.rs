@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use candle_core::Tensor;
 use engine::context::Context;
 use engine::error::Result;
-use engine::kind::Kind;
+use engine::kind::{Kind, Wired};
 use lm::{
     CausalLm, Draws, LoraConfig, SampleOptions, ScalarHead, Sequence, StatOptions, Tokenizer, Variable, WeightType,
 };
@@ -410,6 +410,32 @@ fn one_reward_model_has_no_variance() -> Result<()> {
     assert!(variances(&["1"])?.iter().all(Option::is_none));
     assert!(variances(&["1", "2"])?.iter().all(Option::is_some));
     Ok(())
+}
+
+#[test]
+fn objectives_that_read_an_ensemble_refuse_one_reward_model_at_planning() {
+    let faults = |objective: &str, inputs: &[(&str, &str, serde_json::Value)]| -> Vec<&'static str> {
+        let params = serde_json::from_value(json!({ "objective": objective })).expect("good parameters");
+        let inputs: Vec<Wired<'_>> =
+            inputs.iter().map(|(port, output, params)| Wired { port, kind: Ppo::NAME, output, params }).collect();
+        Kind::check_wiring(&Ppo, &params, &inputs).into_iter().map(|(port, _)| port).collect()
+    };
+    for (objective, told) in [
+        ("standard", false),
+        ("mean", true),
+        ("pessimistic", true),
+        ("mean_minus_std", true),
+        ("adaptive", true),
+        ("matched", true),
+    ] {
+        let single = faults(objective, &[("rewards", "RewardModel", json!({}))]);
+        assert_eq!(!single.is_empty(), told, "{objective}");
+        assert!(faults(objective, &[("rewards", "Ensemble", json!({}))]).is_empty(), "{objective}");
+    }
+    let matched = |to: &str| {
+        faults("matched", &[("rewards", "Ensemble", json!({})), ("adaptive", "PolicyRun", json!({ "objective": to }))])
+    };
+    assert_eq!((matched("adaptive"), matched("mean")), (vec![], vec!["adaptive"]));
 }
 
 #[test]

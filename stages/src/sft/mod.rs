@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model;
-use crate::train::encode::Encoder;
+use crate::train::encode::{Encoder, fitting};
 use crate::train::language::{LanguageTask, response_nll, train};
 use crate::train::{Adapter, BatchOrder, Precision, SequenceTable, Told, Weights, learning, on_a_big_stack};
 use crate::types::{Posts, Split};
@@ -62,6 +62,10 @@ pub struct Params {
     pub loss: Loss,
     /// The longest prompt, in tokens; a longer POST loses its end. Absent: what the window leaves beside the summary.
     pub max_prompt_tokens: Option<usize>,
+    /// `true`: leave out posts whose summary or title is too long for the window, counted as `dropped_long`. Absent or `false`:
+    /// such a post is an error.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub drop_long: bool,
     /// Number type of the saved weights.
     pub weights: Weights,
     /// What products with weights are computed in: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms, attention
@@ -89,6 +93,7 @@ impl Default for Params {
             clip: Some(1.0),
             loss: Loss::Response,
             max_prompt_tokens: None,
+            drop_long: false,
             weights: Weights::F32,
             precision: Precision::F32,
             tokens_at_once: 8192,
@@ -125,14 +130,19 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     let (base, tokenizer) = model::load(&ctx.one("base")?.folder)?;
     let base = p.precision.of(&base);
     let mut table = SequenceTable::create(ctx.checkpoints())?;
-    let mut held_out: Vec<Sequence> = Vec::new();
+    let (mut held_out, mut dropped): (Vec<Sequence>, u64) = (Vec::new(), 0);
     let mut encoder = Encoder::new(&tokenizer, base.config().window()).longest_prompt(p.max_prompt_tokens);
     for post in Posts::open(&ctx.one("posts")?.folder)? {
         let post = post?;
-        if post.is_in(p.split) {
-            table.push(&post.id, &encoder.reference(&post)?)?;
-        } else if post.is_in(p.held_out_split) && held_out.len() < p.held_out_posts {
-            held_out.push(encoder.reference(&post)?);
+        let learned = post.is_in(p.split);
+        let kept = learned || (post.is_in(p.held_out_split) && held_out.len() < p.held_out_posts);
+        if !kept {
+            continue;
+        }
+        match fitting(encoder.reference(&post), p.drop_long, &mut dropped)? {
+            Some(row) if learned => table.push(&post.id, &row)?,
+            Some(row) => held_out.push(row),
+            None => {}
         }
     }
     table.finish()?;
@@ -174,5 +184,8 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     ctx.metric("rows", table.len() as f64);
     ctx.metric("held_out_rows", held_out.len() as f64);
     ctx.metric("truncated_prompts", encoder.truncated as f64);
+    if p.drop_long {
+        ctx.metric("dropped_long", dropped as f64);
+    }
     model::save(&merged, &tokenizer, ctx.out(), p.weights)
 }

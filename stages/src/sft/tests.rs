@@ -75,6 +75,35 @@ fn a_diverging_run_names_its_step_its_posts_and_the_last_finite_loss() {
 }
 
 #[test]
+fn a_summary_longer_than_the_window_is_told_or_dropped_and_counted() -> Result<()> {
+    let mut bench = Bench::new();
+    bench.input("base", "Model", |folder| toys::write_model(folder, 1));
+    let mut posts: Vec<_> = toys::posts(12, Split::Sft).into_iter().chain(toys::posts(4, Split::Valid)).collect();
+    for long in [3, 5, 13] {
+        posts[long].summary = "cat is sad ".repeat(300);
+    }
+    // Cut prompts of posts that are left out do not count.
+    posts[7].title = "Help ".repeat(300);
+    bench.input("posts", "Posts", |folder| toys::write_posts(folder, posts));
+    let with = |more: Value| json!({ "batch": 4, "steps": 1, "warmup": 0, "drop_long": more });
+    let error = run_seeded(&Sft, with(json!(false)), bench.inputs(), 7).err().expect("it does not fit");
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.message.starts_with("post `sft3`: a response of "), "{error}");
+    assert!(error.help.is_some_and(|help| help.contains("`drop_long: true`")));
+    let out = run_seeded(&Sft, with(json!(true)), bench.inputs(), 7)?;
+    assert_eq!(["dropped_long", "rows", "held_out_rows"].map(|name| out.metric(name)), [4.0, 9.0, 3.0]);
+    Ok(())
+}
+
+#[test]
+fn what_drops_nothing_has_the_key_that_it_always_had() {
+    let params = |with: Value| engine::kind::AnyKind::normalise(&Sft, &with).expect("good parameters");
+    assert_eq!(params(json!({ "drop_long": false })), params(json!({})));
+    assert_eq!(params(json!({})).get("drop_long"), None);
+    assert_eq!(params(json!({ "drop_long": true }))["drop_long"], true);
+}
+
+#[test]
 fn a_split_without_posts_is_named() {
     let error = sft(json!({ "split": "gold" }), 7).err().expect("there are none");
     assert!(error.message.contains("split `gold`"), "{error}");

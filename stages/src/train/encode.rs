@@ -80,6 +80,7 @@ impl<'a> Encoder<'a> {
                 "post `{post_id}`: a response of {room} tokens leaves no room for a prompt in a window of {}",
                 self.window
             ))
+            .help("use a model with a longer window, or shorter responses")
         })
     }
 
@@ -87,6 +88,22 @@ impl<'a> Encoder<'a> {
         let limit = self.limit(post_id, room)?;
         self.truncated += u64::from(fitted.truncated);
         whole(fitted, post_id, limit).map(|fitted| fitted.ids)
+    }
+}
+
+/// A row; none if it does not fit into the window, which is all that an [`Encoder`] fails of, and `drop_long` leaves such rows
+/// out. They are counted in `dropped`.
+///
+/// # Errors
+/// Without `drop_long`, why the row does not fit.
+pub fn fitting<T>(row: Result<T>, drop_long: bool, dropped: &mut u64) -> Result<Option<T>> {
+    match row {
+        Ok(row) => Ok(Some(row)),
+        Err(_) if drop_long => {
+            *dropped += 1;
+            Ok(None)
+        }
+        Err(error) => Err(error.help("use a model with a longer window, or leave such rows out: `drop_long: true`")),
     }
 }
 

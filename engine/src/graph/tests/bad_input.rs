@@ -267,6 +267,27 @@ fn wrong_wiring_is_told() {
 }
 
 #[test]
+fn what_a_kind_finds_wrong_with_its_wiring_has_the_place_of_the_selector() {
+    check(
+        &with_good(
+            "  t: { uses: train, matrix: { n: [0, 1, 2] }, with: { epochs: '${n}' }, needs: { base: base, posts: posts } }
+  a: { uses: ensemble, matrix: { n: [0, 1] }, needs: { members: [sft, 't[${n}]'] } }
+  b: { uses: ensemble, needs: { members: base } }
+  c: { uses: ensemble, needs: { members: ['t[1]', 't[2]'] } }",
+        ),
+        &[
+            "error: stage `a`: a member was not trained",
+            "--> p.yaml:7:66",
+            "= in: a[0]",
+            "= help: train it",
+            "error: stage `b`: a member was not trained",
+            "--> p.yaml:8:42",
+            "= help: train it",
+        ],
+    );
+}
+
+#[test]
 fn a_matrix_must_make_a_difference() {
     check(
         "\n  a: { uses: dataset, matrix: { n: [1, 2] } }\n  b: { uses: dataset, matrix: { n: { x: {}, y: } } }",
@@ -386,6 +407,65 @@ fn what_the_command_line_names_must_be_there() {
 }
 
 #[test]
+fn the_report_section_is_checked_wherever_it_stands() {
+    let check = |report: &str, options: &Options, expected: &[&str]| {
+        check_with(&format!("{GOOD}{report}\n"), options, expected);
+    };
+    check(
+        "report: { tunning_seeds: [1, 17], titel: x }",
+        &Options::default(),
+        &[
+            "error: `report` has no key `tunning_seeds`",
+            "--> p.yaml:6:11",
+            "= help: did you mean `tuning_seeds`?",
+            "error: `report` has no key `titel`",
+            "--> p.yaml:6:35",
+            "= help: there are `tuning_seeds`, `deviations`",
+        ],
+    );
+    check(
+        "report: { tuning_seeds: 17, deviations: { a: b } }",
+        &Options::default(),
+        &[
+            "error: report: `tuning_seeds`: expected a list, found a number",
+            "--> p.yaml:6:25",
+            "= help: write `tuning_seeds: [17]`",
+            "error: report: `deviations`: expected a list, found a map",
+            "--> p.yaml:6:41",
+        ],
+    );
+    check(
+        "report: { tuning_seeds: [1, -1, '3', 1.5], deviations: [fine, 3] }",
+        &Options::default(),
+        &[
+            "error: report: `tuning_seeds`: expected a whole number from 0 to 2^64 - 1, found `-1`",
+            "--> p.yaml:6:29",
+            "error: report: `tuning_seeds`: expected a whole number from 0 to 2^64 - 1, found `'3'`",
+            "--> p.yaml:6:33",
+            "error: report: `tuning_seeds`: expected a whole number from 0 to 2^64 - 1, found `1.5`",
+            "--> p.yaml:6:38",
+            "error: report: `deviations`: expected text, found `3`",
+            "--> p.yaml:6:63",
+        ],
+    );
+    let profile = "profiles: { p: { report: { tunning_seeds: [1] } } }";
+    let told =
+        ["error: `report` has no key `tunning_seeds`", "--> p.yaml:6:28", "= help: did you mean `tuning_seeds`?"];
+    check(profile, &Options::default(), &told);
+    check(profile, &options(&["p"], &[], &[]), &told);
+    check(
+        "",
+        &options(&[], &["report.tunning_seeds=[1]"], &[]),
+        &["error: `report` has no key `tunning_seeds`", "--> --set:1:8", "= help: did you mean `tuning_seeds`?"],
+    );
+    for fine in
+        ["report:", "report: { tuning_seeds: , deviations: [] }", "report: { tuning_seeds: [0, 18446744073709551615] }"]
+    {
+        load_text(&format!("version: 1\nstages:{GOOD}{fine}\n"), &Options::default()).expect("nothing is wrong");
+    }
+}
+
+#[test]
 fn one_fault_has_no_followers() {
     // Neither the users of `a` nor its missing parameters are told.
     check(
@@ -460,6 +540,7 @@ fn a_file_has_the_shape_of_a_pipeline() {
             "error: targets: expected `stage` or `stage[label]`, found a number",
             "error: target: unknown stage `x`",
             "= help: there are `a`, `b`, `c`",
+            "error: `report` must be a map; this is a number",
             "error: seed of stage `a`: expected a whole number from 0 to 2^64 - 1, found `1.5`",
             "error: stage `b` must be a map; this is a number",
             "error: stage `c` does not say what it `uses`",

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::{ArtifactType, Facts};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::external::{InputFiles, InputPath};
-use crate::kind::{Kind, Registry, Signature};
+use crate::kind::{Kind, Registry, Signature, Wired};
 
 pub fn registry() -> Registry {
     let types = ["Posts", "Model", "Pairs", "Preferences", "Ensemble", "Files"];
@@ -152,7 +152,28 @@ kind!(
     |_p| Signature::gives("Preferences").optional("pairs", &["Pairs"]).optional("exclude", &["Posts"]),
     |_p| Vec::new()
 );
-kind!(Join, "ensemble", Nothing, |_p| Signature::gives("Ensemble").many("members", &["Model"]), |_p| Vec::new());
+
+struct Join;
+
+impl Kind for Join {
+    type Params = Nothing;
+    const NAME: &'static str = "ensemble";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "does nothing";
+
+    fn signature(&self, _: &Nothing) -> Signature {
+        Signature::gives("Ensemble").many("members", &["Model"])
+    }
+
+    fn check_wiring(&self, _: &Nothing, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+        let untrained = inputs.iter().filter(|input| input.kind != "train" || input.params["epochs"] == 0);
+        untrained.map(|_| ("members", Error::yours("a member was not trained").help("train it"))).collect()
+    }
+
+    fn run(&self, _: Nothing, _: &mut Context) -> Result<()> {
+        Ok(())
+    }
+}
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -33,7 +33,7 @@ profiles:
   human: { stages: { annotate: { uses: annotate, needs: { exclude: posts } } } }
   large: { seed: 5, stages: { sft: { with: { lr: 0.5, lora: { rank: 4 } }, matrix: { size: [s] } } } }
   bare: { targets: [ensemble], stages: { sft: { with: null } } }
-report: { title: study }
+report: { deviations: [a small study] }
 ";
 
 fn options(profiles: &[&str], set: &[&str], until: &[&str]) -> Options {
@@ -93,7 +93,7 @@ rl[matched,12]: like=rl[adaptive,12] policy=sft[s] rewards=ensemble
 ";
     assert_eq!(wiring(&graph), expected);
     assert_eq!(graph.name, "p");
-    assert_eq!(graph.report, json!({ "title": "study" }));
+    assert_eq!(graph.report.deviations, ["a small study"]);
     assert_eq!(graph.targets, [11, 12, 13, 14]);
     assert!(graph.not_needed.is_empty());
     assert_eq!(named(&graph, "proxy[2]").seed, 2);

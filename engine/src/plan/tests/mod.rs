@@ -19,6 +19,7 @@ use crate::external::External;
 use crate::graph::{Graph, Instance, PortInputs, Source};
 use crate::kind::{Arity, Kind, Registry, Signature};
 use crate::names::{Digest, Key};
+use crate::spec::Report;
 use crate::store::tests::instance;
 use crate::store::{Content, Presence};
 
@@ -74,7 +75,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
         not_needed: vec![instance("unused")],
         name: "test".into(),
         seed: 17,
-        report: Value::Null,
+        report: Report::default(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use engine::context::{Context, Input};
 use engine::error::{Error, Result};
-use engine::kind::{Kind, Signature};
+use engine::kind::{Kind, Signature, Wired};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -50,11 +50,14 @@ impl Kind for Agree {
         Signature::gives(Agreement::NAME).many("preferences", &[Preferences::NAME])
     }
 
+    fn check_wiring(&self, _: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+        Vec::from_iter((inputs.len() < 2).then(|| ("preferences", too_few())))
+    }
+
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         let inputs = ctx.many("preferences").to_vec();
         if inputs.len() < 2 {
-            return Err(Error::yours("one table of preferences agrees with none")
-                .help("list two or more stages at port `preferences`"));
+            return Err(too_few());
         }
         let names = names(&inputs);
         let mut pairs = Pairs::of(inputs.len());
@@ -99,6 +102,10 @@ impl Kind for Agree {
         disagreements(&pairs, &inputs, &names, params.disagreements, ctx)?;
         write_json(&ctx.out().join(Agreement::INFO), &AgreementInfo { judges, compared })
     }
+}
+
+fn too_few() -> Error {
+    Error::yours("one table of preferences agrees with none").help("list two or more stages at port `preferences`")
 }
 
 /// The labels of the inputs; one that comes again gets its number.

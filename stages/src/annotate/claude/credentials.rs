@@ -20,19 +20,18 @@ pub fn endpoint() -> Result<Endpoint> {
 
 fn key(value: Option<String>, file: Option<String>) -> Result<String> {
     match (value, file) {
-        (Some(_), Some(_)) => {
-            Err(Error::yours(format!("{KEY} and {KEY_FILE} are both set")).help("unset one of them: they may differ"))
-        }
+        (Some(_), Some(_)) => Err(Error::surroundings(format!("{KEY} and {KEY_FILE} are both set"))
+            .help("unset one of them: they may differ")),
         (Some(key), None) => Ok(key),
         (None, Some(file)) => read(Path::new(&file)),
-        (None, None) => Err(Error::yours(format!("no API key: {KEY} is not set")).help(format!(
+        (None, None) => Err(Error::surroundings(format!("no API key: {KEY} is not set")).help(format!(
             "set it in the environment that `temper` runs in, or name a file that holds it in {KEY_FILE}"
         ))),
     }
 }
 
 fn read(file: &Path) -> Result<String> {
-    let told = |what: &str| Error::yours(format!("{KEY_FILE}: {}: {what}", file.display()));
+    let told = |what: &str| Error::surroundings(format!("{KEY_FILE}: {}: {what}", file.display()));
     if file.is_relative() {
         return Err(told("not an absolute path"));
     }
@@ -56,13 +55,14 @@ mod tests {
         assert_eq!(key(Some("sk-1".into()), None).unwrap(), "sk-1");
         assert_eq!(key(None, name()).unwrap(), "sk-secret");
         let both = key(Some("sk-1".into()), name()).unwrap_err();
-        assert_eq!((both.exit_code(), both.message.contains("both set")), (2, true));
+        assert_eq!((both.exit_code(), both.message.contains("both set")), (3, true));
         for (file, told) in [("key", "not an absolute path"), ("/none/such", "No such file"), ("/dev/null", "is empty")]
         {
             let error = key(None, Some(file.into())).unwrap_err();
             assert!(error.message.starts_with(&format!("ANTHROPIC_API_KEY_FILE: {file}: ")), "{error}");
             assert!(error.message.contains(told), "{error}");
         }
-        assert_eq!(key(None, None).unwrap_err().message, "no API key: ANTHROPIC_API_KEY is not set");
+        let none = key(None, None).unwrap_err();
+        assert_eq!((none.exit_code(), none.message.as_str()), (3, "no API key: ANTHROPIC_API_KEY is not set"));
     }
 }

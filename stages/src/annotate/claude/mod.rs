@@ -49,7 +49,7 @@ impl Kind for Claude {
     type Params = Params;
 
     const NAME: &'static str = "annotate.claude";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "judges pairs by a language model behind the Messages API";
 
     fn signature(&self, _: &Params) -> Signature {
@@ -73,6 +73,10 @@ impl Kind for Claude {
 
     fn check_files(&self, params: &Params) -> Vec<(String, String)> {
         params.file_faults()
+    }
+
+    fn check_environment(&self, _: &Params) -> Result<()> {
+        credentials::endpoint().map(drop)
     }
 
     fn estimate(&self, params: &Params, ctx: &Context) -> Result<Option<Estimate>> {

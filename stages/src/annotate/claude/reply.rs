@@ -33,6 +33,11 @@ impl Reply {
     }
 }
 
+/// Whether a JSON value is a message of the API. Gateways also send error documents with status 200.
+pub fn is_message(answer: &Value) -> bool {
+    answer["type"] == "message" && answer["content"].is_array()
+}
+
 /// How an answer is to be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
@@ -78,7 +83,7 @@ impl Reading {
             // The end is the brace that it stopped before, if it did.
             Choice::Prefill if answer["stop_reason"] == "stop_sequence" => format!("{}{text}}}", beginning(self.first)),
             Choice::Prefill => format!("{}{text}", beginning(self.first)),
-            Choice::Schema | Choice::Tool => text.to_owned(),
+            Choice::Schema | Choice::Tool => text,
         };
         serde_json::from_str(whole.trim()).unwrap_or(Value::Null)
     }
@@ -89,7 +94,8 @@ impl Reading {
             Reply::Label(_) => return None,
             Reply::Refused => {
                 let details = ["category", "explanation"].map(|part| answer["stop_details"][part].as_str());
-                let told: Vec<&str> = details.into_iter().flatten().chain(text(answer)).collect();
+                let text = text(answer);
+                let told: Vec<&str> = details.into_iter().flatten().chain(text.as_deref()).collect();
                 if told.is_empty() { "the model refused".to_owned() } else { told.join(": ") }
             }
             Reply::Truncated => {
@@ -110,9 +116,12 @@ fn blocks(answer: &Value) -> &[Value] {
     answer["content"].as_array().map_or(&[][..], Vec::as_slice)
 }
 
-/// Thinking may come first: the answer is the block of type text.
-fn text(answer: &Value) -> Option<&str> {
-    blocks(answer).iter().rev().find(|block| block["type"] == "text").and_then(|block| block["text"].as_str())
+/// The text of all text blocks in order, without anything between them; `None` without any text. Blocks of other types, such
+/// as thinking, are skipped.
+fn text(answer: &Value) -> Option<String> {
+    let texts =
+        blocks(answer).iter().filter(|block| block["type"] == "text").filter_map(|block| block["text"].as_str());
+    Some(texts.collect::<String>()).filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]
@@ -146,6 +155,44 @@ mod tests {
         ended["stop_reason"] = "max_tokens".into();
         assert_eq!(replies(&ended, 2), [Reply::Truncated; 2]);
         assert_eq!(replies(&json!({}), 1), [Reply::Unparsable]);
+    }
+
+    #[test]
+    fn the_answer_is_the_text_of_all_text_blocks() {
+        let thinking = json!({ "type": "thinking", "thinking": "{}" });
+        let text = |text: &str| json!({ "type": "text", "text": text });
+        let whole = "{\"doc.3.chosen.summary\": 2}";
+        let (begin, end) = whole.split_at(9);
+        for content in [
+            json!([text(whole), text("")]),
+            json!([text(""), text(whole), text(""), thinking]),
+            json!([text(begin), text(end)]),
+            json!([thinking, text(begin), thinking, text(""), text(end), text(" \n")]),
+        ] {
+            let answer = json!({ "type": "message", "stop_reason": "end_turn", "content": content });
+            assert!(is_message(&answer));
+            assert_eq!(reading("schema").replies(&answer, 1), [Reply::Label(2)], "{answer}");
+        }
+        let rest = json!({ "stop_reason": "stop_sequence", "content": [text(" 1, \"doc.4."), text("chosen.summary\": 2"), text("")] });
+        assert_eq!(reading("prefill").replies(&rest, 2), [Reply::Label(1), Reply::Label(2)]);
+        let none = json!({ "stop_reason": "end_turn", "content": [text(""), thinking] });
+        assert_eq!(reading("schema").replies(&none, 1), [Reply::Unparsable]);
+        assert_eq!(reading("schema").reason(Reply::Unparsable, &none).unwrap(), "no block of text");
+    }
+
+    #[test]
+    fn only_a_message_is_an_answer() {
+        for other in [
+            json!(null),
+            json!({}),
+            json!([]),
+            json!({ "type": "message" }),
+            json!({ "type": "error", "error": { "type": "overloaded_error", "message": "busy" } }),
+            json!({ "type": "completion", "content": [], "completion": "{}" }),
+            json!({ "content": [], "stop_reason": "end_turn" }),
+        ] {
+            assert!(!is_message(&other), "{other}");
+        }
     }
 
     #[test]

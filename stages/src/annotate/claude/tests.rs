@@ -245,7 +245,7 @@ fn answers_that_landed_before_a_failure_are_kept() {
 }
 
 #[test]
-fn equal_summaries_are_a_tie_without_a_request_and_no_key_is_your_fault() {
+fn equal_summaries_are_a_tie_without_a_request_and_a_missing_key_is_told() {
     let server = Server::fine();
     let tie = Pair { b_text: "good 0".into(), ..pair(0) };
     let rows = attempt(&bench(vec![tie, pair(2)]), &server, tempfile::tempdir().unwrap().path()).unwrap();
@@ -254,6 +254,6 @@ fn equal_summaries_are_a_tie_without_a_request_and_no_key_is_your_fault() {
     if http::variable(KEY).is_none() {
         let error =
             crate::testing::run(&Claude, json!({ "model": "m" }), bench(vec![pair(0)]).inputs()).map(drop).unwrap_err();
-        assert_eq!((error.exit_code(), error.message.as_str()), (2, "no API key: ANTHROPIC_API_KEY is not set"));
+        assert_eq!((error.exit_code(), error.message.as_str()), (3, "no API key: ANTHROPIC_API_KEY is not set"));
     }
 }

@@ -12,6 +12,8 @@ use super::{Reply, Shared, State};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
     Succeeded,
+    /// Succeeded, with this in the place of a message. Not paid.
+    Says(Value),
     /// The type of an error and its message. Not paid.
     Errored(&'static str, &'static str),
     /// Not paid.
@@ -156,6 +158,7 @@ fn look(shared: &Shared, state: &mut State, at: usize) {
                 let message = (shared.rules.judge)(params);
                 json!({ "type": "succeeded", "message": pay(state, shared.rules.cacheable, params, message, "batch") })
             }
+            Line::Says(message) => json!({ "type": "succeeded", "message": message }),
             Line::Errored(kind, message) => {
                 json!({ "type": "errored", "error": { "type": "error", "error": { "type": kind, "message": message } } })
             }

@@ -37,6 +37,8 @@ pub enum Fault {
     Proxy(u16),
     /// Answers with this message, whatever was asked. Paid.
     Says(Value),
+    /// 200, and this body as it is. Nothing is paid.
+    Body(Value),
 }
 
 impl Fault {
@@ -269,6 +271,7 @@ impl Reply {
                 reply.headers.extend(headers.iter().cloned());
                 reply
             }
+            Fault::Body(body) => Self::ok(body),
             Fault::Dropped => Self::ok(&Value::Null).ending(End::Nothing),
             Fault::Garbage => Self { body: "<html>of somebody's proxy".into(), ..Self::ok(&Value::Null) },
             Fault::Proxy(status) => Self { status: *status, body: "<html>".into(), ..Self::ok(&Value::Null) },

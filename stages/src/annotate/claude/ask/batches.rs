@@ -87,6 +87,7 @@ impl Counter<'_, '_> {
         // One of an earlier attempt is nobody's here: what it answers is found in the cache.
         let ours = ticket.first().and_then(|key| self.under_way.remove(key));
         let sent = ours.as_ref().map_or_else(Sent::default, |(_, sent)| *sent);
+        let lost = matches!(landed, Landed::Lost(_));
         match landed {
             Landed::Answer(answer) => {
                 self.answered += 1;
@@ -111,7 +112,10 @@ impl Counter<'_, '_> {
                     None => {}
                 }
             }
-            Landed::Unanswered(why) => {
+            Landed::Unanswered(why) | Landed::Lost(why) => {
+                if lost && let Err(error) = self.desk.till.purse().lost(sent) {
+                    self.stop.get_or_insert(error);
+                }
                 self.desk.till.unpaid(sent)?;
                 self.unanswered.get_or_insert(why);
                 ours.map_or(Ok(()), |(group, _)| self.desk.give_back(group))?;

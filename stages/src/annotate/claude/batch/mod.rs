@@ -70,6 +70,8 @@ pub enum Landed {
     Answer(Answer),
     /// The API would not take it: asking again changes nothing.
     Refused(Error),
+    /// Perhaps paid, and not answered with a message.
+    Lost(String),
     /// Not answered and not paid: expired, or the server's own trouble.
     Unanswered(String),
     /// Somebody canceled the batch. Not paid.
@@ -370,24 +372,31 @@ const ENVELOPE: u64 = 80;
 /// What a line of results says.
 fn result(mut result: Value, batch: &str) -> Landed {
     match result["type"].as_str() {
-        Some("succeeded") if result["message"].is_object() => Landed::Answer(Answer { body: result["message"].take() }),
-        Some("errored") => {
-            let error = result.pointer("/error/error").unwrap_or(&result["error"]);
-            let text = |field: &str| error[field].as_str().unwrap_or("no message");
-            let message = format!("batch {batch}: {}: {}", text("type"), crate::table::cut(text("message"), 500));
-            match text("type") {
-                "invalid_request_error" | "not_found_error" | "request_too_large" => Landed::Refused(
-                    Error::yours(message).help("check `model` and the other parameters of annotate.claude"),
-                ),
-                "authentication_error" | "permission_error" | "billing_error" => {
-                    Landed::Refused(Error::surroundings(message).help("check the account and ANTHROPIC_API_KEY"))
-                }
-                _ => Landed::Unanswered(message),
-            }
-        }
+        Some("succeeded") => match Answer::of(result["message"].take()) {
+            Ok(answer) => Landed::Answer(answer),
+            Err(document) if document["error"].is_object() => errored(&document, batch),
+            Err(_) => Landed::Lost(format!("batch {batch}: a result is something else than a message")),
+        },
+        Some("errored") => errored(&result["error"], batch),
         Some("canceled") => Landed::Canceled,
         Some("expired") => Landed::Unanswered(format!("batch {batch}: expired")),
         _ => Landed::Unanswered(format!("batch {batch}: a result of an unknown type")),
+    }
+}
+
+/// What an error document in place of an answer says; some results hold its inner part alone.
+fn errored(document: &Value, batch: &str) -> Landed {
+    let error = document.get("error").unwrap_or(document);
+    let text = |field: &str| error[field].as_str().unwrap_or("no message");
+    let message = format!("batch {batch}: {}: {}", text("type"), crate::table::cut(text("message"), 500));
+    match text("type") {
+        "invalid_request_error" | "not_found_error" | "request_too_large" => {
+            Landed::Refused(Error::yours(message).help("check `model` and the other parameters of annotate.claude"))
+        }
+        "authentication_error" | "permission_error" | "billing_error" => {
+            Landed::Refused(Error::surroundings(message).help("check the account and ANTHROPIC_API_KEY"))
+        }
+        _ => Landed::Unanswered(message),
     }
 }
 

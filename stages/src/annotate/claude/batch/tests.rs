@@ -92,7 +92,7 @@ impl Store {
             }
             News::Landed { ticket, landed } => heard.others.push(match landed {
                 Landed::Refused(error) => format!("{}: {}", number(ticket), error.message),
-                Landed::Unanswered(why) => format!("{}: {why}", number(ticket)),
+                Landed::Unanswered(why) | Landed::Lost(why) => format!("{}: {why}", number(ticket)),
                 _ => format!("{}: canceled", number(ticket)),
             }),
             News::Waiting { .. } | News::Whole => {}
@@ -256,4 +256,24 @@ fn a_batch_that_the_api_does_not_know_any_more_is_told_with_the_file_that_holds_
     assert!(error.message.starts_with("a batch that was sent: "), "{error}");
     assert!(error.help.as_ref().is_some_and(|help| help.contains(&format!("{nonce}.jsonl"))), "{error}");
     assert_eq!(api.creates(), 0);
+}
+
+#[test]
+fn a_result_without_a_message_is_no_answer() {
+    let error = |kind: &str| json!({ "type": "error", "error": { "type": kind, "message": "not now" } });
+    let line = move |n: usize, _: &Value| match n {
+        0 => Line::Says(error("overloaded_error")),
+        1 => Line::Says(error("invalid_request_error")),
+        2 => Line::Says(json!({ "completion": "{}" })),
+        3 => Line::Says(Value::Null),
+        _ => Line::Succeeded,
+    };
+    let api = Api::new(Rules { line: Box::new(line), ..Rules::default() });
+    let store = Store::new();
+    store.ask(&api, 6, QUICK).unwrap();
+    store.assert_all_once(&api, 6);
+    let told: Vec<String> =
+        store.heard().others.iter().map(|told| told.split_once("msgbatch_0000: ").unwrap().1.to_owned()).collect();
+    let other = "a result is something else than a message";
+    assert_eq!(told, [other, other, "invalid_request_error: not now", "overloaded_error: not now"]);
 }

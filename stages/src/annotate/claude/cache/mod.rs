@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use super::document::AnswerKey;
 use super::prices::Usage;
-use super::reply::{Reading, Reply};
+use super::reply::{Reading, Reply, is_message};
 use super::settings::Settings;
 use claims::Claims;
 use log::{Line, Log};
@@ -132,7 +132,7 @@ impl Cache {
     /// If the log cannot be read.
     pub fn usages(&self, mut each: impl FnMut(u64, Usage)) -> Result<()> {
         self.log.read_again(|offset, line| {
-            let usage = line.and_then(|line| line.answer.as_ref().map(Usage::of));
+            let usage = line.and_then(|line| line.answer.as_ref().filter(|answer| is_message(answer)).map(Usage::of));
             if let Some(usage) = usage.filter(|usage| usage.sent() > 0) {
                 each(offset, usage);
             }
@@ -161,6 +161,8 @@ impl Cache {
                 return;
             };
             let replies = match (&answer, &failed) {
+                // Logs of an older temper hold error documents as answers: those documents are asked again.
+                (Some(answer), _) if !is_message(answer) => return,
                 (Some(answer), _) => reading.replies(answer, documents.len()),
                 (None, _) => vec![Reply::Failed; documents.len()],
             };

@@ -11,7 +11,7 @@ fn key(name: &str) -> AnswerKey {
 
 fn answer(first: u8) -> Value {
     let text = format!("{{\"doc.3.chosen.summary\": {first}}}");
-    json!({ "stop_reason": "end_turn", "content": [{ "type": "text", "text": text }],
+    json!({ "type": "message", "stop_reason": "end_turn", "content": [{ "type": "text", "text": text }],
             "usage": { "input_tokens": 7, "output_tokens": 3 } })
 }
 
@@ -40,6 +40,29 @@ fn a_request_that_says_nothing_of_one_document_keeps_the_other() {
         assert_eq!(cache.reason(replies[2]).unwrap().unwrap(), "too long");
         assert!(cache.answered() == 1 && cache.get(key("d")).is_none());
     }
+}
+
+#[test]
+fn an_old_log_heals_by_being_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(json!({}));
+    let mut cache = Cache::open(folder.path(), &settings).unwrap();
+    // As an older temper kept them: an error document, and a label before an empty block.
+    let error = json!({ "type": "error", "error": { "type": "overloaded_error", "message": "Overloaded" }, "usage": { "input_tokens": 7 } });
+    let mut trailing = answer(1);
+    trailing["content"].as_array_mut().unwrap().push(json!({ "type": "text", "text": "" }));
+    cache.keep(landed(&["a", "b"], What::Answer(error))).unwrap();
+    cache.keep(landed(&["c"], What::Answer(trailing))).unwrap();
+    assert!(cache.get(key("a")).is_none() && cache.get(key("b")).is_none());
+    assert_eq!(cache.get(key("c")).unwrap().reply, Reply::Label(1));
+    assert_eq!((cache.answered(), cache.damaged()), (1, 0));
+    let mut usages = 0;
+    cache.usages(|_, _| usages += 1).unwrap();
+    assert_eq!(usages, 1);
+    // The answer that is got instead counts.
+    cache.keep(landed(&["a"], What::Answer(answer(2)))).unwrap();
+    let again = Cache::open(folder.path(), &settings).unwrap();
+    assert_eq!(again.get(key("a")).unwrap().reply, Reply::Label(2));
 }
 
 #[test]

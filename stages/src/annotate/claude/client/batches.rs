@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime};
 use chrono::DateTime;
 use engine::error::{At, Error, Result};
 use reqwest::Url;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use serde_json::Value;
 
-use super::{Client, Failed, LONGEST_ANSWER, Unsent, Whole, faults, judged, retry};
+use super::{Client, Expected, Failed, LONGEST_ANSWER, OBJECT, Unsent, Whole, error_within, faults, judged, retry};
 
 /// Reading hundreds of megabytes may take long.
 const DOWNLOAD: Duration = Duration::from_secs(4 * 3600);
@@ -51,6 +51,11 @@ impl Batch {
         })
     }
 }
+
+const BATCH: Expected = ("a batch", |body| Batch::parse(body).is_some());
+const BATCHES: Expected = ("a list of batches", |body| {
+    body["data"].as_array().is_some_and(|all| all.iter().all(|b| Batch::parse(b).is_some()))
+});
 
 /// What became of an attempt to create a batch.
 #[derive(Debug)]
@@ -102,7 +107,7 @@ impl Client {
     /// As [`Client::post`].
     pub async fn batch(&self, id: &str) -> Result<Batch> {
         let url = self.endpoint.at(&format!("v1/messages/batches/{id}"));
-        let body = self.json_for_free(&url).await?;
+        let body = self.json_for_free(&url, BATCH).await?;
         Batch::parse(&body).ok_or_else(|| odd(&url, "a batch"))
     }
 
@@ -118,7 +123,7 @@ impl Client {
                 path += &format!("&after_id={}", last.id);
             }
             let url = self.endpoint.at(&path);
-            let body = self.json_for_free(&url).await?;
+            let body = self.json_for_free(&url, BATCHES).await?;
             let page = body["data"].as_array().ok_or_else(|| odd(&url, "a list of batches"))?;
             let more = body["has_more"] == true && !page.is_empty();
             for batch in page {
@@ -155,7 +160,7 @@ impl Client {
         let mut response = self.send(url, self.http.get(url.clone()).timeout(DOWNLOAD)).await?;
         if response.status().as_u16() != 200 {
             let answer = self.read(url, response).await.map_err(|error| Failed::Again(error, None))?;
-            let failed = judged(url, &answer).err();
+            let failed = judged(url, &answer, OBJECT).err();
             return Err(failed.unwrap_or_else(|| Failed::ForGood(odd(url, "results"))));
         }
         let mut line = Vec::new();
@@ -191,7 +196,7 @@ impl Client {
         let mut patience = self.patience();
         loop {
             let answer = self.whole(&url, self.http.get(url.clone())).await;
-            match answer.and_then(|answer| judged(&url, &answer).map(|_| answer.headers)) {
+            match answer.and_then(|answer| judged(&url, &answer, BATCHES).map(|_| answer.headers)) {
                 Ok(headers) => return Ok(retry::server_time(&headers).unwrap_or_else(SystemTime::now)),
                 Err(failed) => patience.outlast(failed).await?,
             }
@@ -204,7 +209,11 @@ fn on_text(url: &Url, line: &[u8], on_line: &mut OnLine<'_>) -> Result<ControlFl
     if line.trim_ascii().is_empty() {
         return Ok(ControlFlow::Continue(()));
     }
-    let parsed = serde_json::from_slice(line).map_err(|_| Failed::Again(faults::garbage(url, 200), None))?;
+    let parsed: Value = serde_json::from_slice(line)
+        .map_err(|_| Failed::Again(faults::unexpected(url, 200, "JSON lines", &Value::Null), None))?;
+    if parsed["custom_id"].is_null() && faults::is_error(&parsed) {
+        return Err(error_within(url, 200, &HeaderMap::new(), &parsed));
+    }
     on_line(parsed).map_err(Failed::ForGood)
 }
 
@@ -213,10 +222,10 @@ fn created(url: &Url, answer: &Whole) -> Result<Created, Failed> {
     let status = answer.status;
     // The server's trouble may have come after the batch was made; an overloaded one turns away at the door.
     let unclear = status < 300 || status == 408 || (status >= 500 && status != 529);
-    match judged(url, answer) {
+    match judged(url, answer, OBJECT) {
         Ok(body) => Ok(match Batch::parse(&body) {
             Some(batch) => Created::Yes(batch),
-            None => Created::Unknown(faults::garbage(url, status)),
+            None => Created::Unknown(faults::unexpected(url, status, BATCH.0, &body)),
         }),
         Err(Failed::Again(error, _) | Failed::Lost(error, _) | Failed::ForGood(error)) if unclear => {
             Ok(Created::Unknown(error))

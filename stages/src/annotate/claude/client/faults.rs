@@ -14,9 +14,18 @@ pub fn unreachable(url: &Url, e: &reqwest::Error) -> Error {
     error.transient().help(format!("check the network and {BASE_URL}"))
 }
 
-/// A success whose body is no JSON object.
-pub fn garbage(url: &Url, status: u16) -> Error {
-    Error::surroundings(format!("{url}: answered {status} with something else than JSON"))
+/// Whether a body is an error document of the API, or one that a gateway makes in its likeness.
+pub fn is_error(body: &Value) -> bool {
+    body["type"] == "error" || (body["type"] != "message" && body["error"].is_object())
+}
+
+/// A success whose body is not what was expected; null: it is no JSON at all.
+pub fn unexpected(url: &Url, status: u16, expected: &str, body: &Value) -> Error {
+    let told = match body {
+        Value::Null => "something else than JSON".to_owned(),
+        body => format!("something else than {expected}: {}", crate::table::cut(&body.to_string(), 200)),
+    };
+    Error::surroundings(format!("{url}: answered {status} with {told}"))
         .transient()
         .help(format!("is a proxy in between? check {BASE_URL}"))
 }

@@ -21,6 +21,7 @@ pub use batches::{Batch, Created};
 pub use endpoint::Endpoint;
 use pace::Pace;
 
+use super::reply::is_message;
 use crate::http;
 
 pub const KEY: &str = "ANTHROPIC_API_KEY";
@@ -48,17 +49,29 @@ pub struct Client {
 /// Asked when a request may have been paid though no answer came.
 pub type OnLost<'a> = dyn Fn() -> Result<()> + Sync + 'a;
 
-/// A message of the API.
+/// A message of the API: [`is_message`] holds for its body.
 pub struct Answer {
     pub body: Value,
 }
 
 impl Answer {
+    /// # Errors
+    /// The value itself if it is no message.
+    pub fn of(body: Value) -> Result<Self, Value> {
+        if is_message(&body) { Ok(Self { body }) } else { Err(body) }
+    }
+
     /// A count of the answer's `usage`.
     pub fn tokens(&self, what: &str) -> u64 {
         self.body["usage"][what].as_u64().unwrap_or(0)
     }
 }
+
+/// What a successful answer must be: its name and the test for it.
+type Expected = (&'static str, fn(&Value) -> bool);
+
+const MESSAGE: Expected = ("a message", is_message);
+const OBJECT: Expected = ("a JSON object", Value::is_object);
 
 /// Why a try failed.
 enum Failed {
@@ -196,19 +209,24 @@ impl Client {
         let url = self.endpoint.at("v1/messages");
         let text = serde_json::to_vec(body).map_err(|e| Error::ours(format!("a request does not serialise: {e}")))?;
         let request = || self.http.post(url.clone()).header(CONTENT_TYPE, "application/json").body(text.clone());
-        let body = self.json(&url, request, on_lost).await?;
-        let answer = Answer { body };
+        let answer = Answer { body: self.json(&url, MESSAGE, request, on_lost).await? };
         let input = answer.tokens("input_tokens") + answer.tokens("cache_creation_input_tokens");
         self.pace().took(input, answer.tokens("output_tokens"));
         Ok(answer)
     }
 
-    /// Sends a request until a JSON object comes back.
-    async fn json(&self, url: &Url, request: impl Fn() -> RequestBuilder, on_lost: &OnLost<'_>) -> Result<Value> {
+    /// Sends a request until what is expected comes back.
+    async fn json(
+        &self,
+        url: &Url,
+        expected: Expected,
+        request: impl Fn() -> RequestBuilder,
+        on_lost: &OnLost<'_>,
+    ) -> Result<Value> {
         let mut patience = self.patience();
         loop {
             let failed = match self.whole(url, request().timeout(self.timeout)).await {
-                Ok(answer) => match judged(url, &answer) {
+                Ok(answer) => match judged(url, &answer, expected) {
                     Ok(body) => return Ok(body),
                     Err(failed) => failed,
                 },
@@ -222,8 +240,8 @@ impl Client {
     }
 
     /// The same where asking costs nothing.
-    async fn json_for_free(&self, url: &Url) -> Result<Value> {
-        self.json(url, || self.http.get(url.clone()), &|| Ok(())).await
+    async fn json_for_free(&self, url: &Url, expected: Expected) -> Result<Value> {
+        self.json(url, expected, || self.http.get(url.clone()), &|| Ok(())).await
     }
 
     /// For one request and all of its tries.
@@ -264,22 +282,36 @@ impl Client {
     }
 }
 
-/// What an answer comes to.
-fn judged(url: &Url, Whole { status, headers, body }: &Whole) -> Result<Value, Failed> {
+/// What an answer comes to. An error document is a failure whatever its status.
+fn judged(url: &Url, Whole { status, headers, body }: &Whole, expected: Expected) -> Result<Value, Failed> {
     let parsed: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     match *status {
-        200..300 if parsed.is_object() => Ok(parsed),
-        200..300 => Err(Failed::Lost(faults::garbage(url, *status), None)),
+        200..300 if faults::is_error(&parsed) => Err(error_within(url, *status, headers, &parsed)),
+        200..300 if expected.1(&parsed) => Ok(parsed),
+        200..300 => Err(Failed::Lost(faults::unexpected(url, *status, expected.0, &parsed), None)),
         300..400 => Err(Failed::ForGood(faults::redirect(url, *status, headers))),
-        status => {
-            let error = faults::refusal(url, status, headers, &parsed);
-            let wait = retry::asked_wait(headers, SystemTime::now());
-            Err(match retry::is_passing(status, headers, &parsed) {
-                // Somebody on the way has lost patience or the connection: the API's own errors are its own JSON.
-                true if parsed["error"].is_null() && (status == 408 || status >= 500) => Failed::Lost(error, wait),
-                true => Failed::Again(error, wait),
-                false => Failed::ForGood(error),
-            })
-        }
+        status => Err(refused(url, status, headers, &parsed)),
+    }
+}
+
+/// Whether a refusal is worth another try.
+fn refused(url: &Url, status: u16, headers: &HeaderMap, body: &Value) -> Failed {
+    let error = faults::refusal(url, status, headers, body);
+    let wait = retry::asked_wait(headers, SystemTime::now());
+    match retry::is_passing(status, headers, body) {
+        // Somebody on the way has lost patience or the connection: the API's own errors are its own JSON.
+        true if body["error"].is_null() && (status == 408 || status >= 500) => Failed::Lost(error, wait),
+        true => Failed::Again(error, wait),
+        false => Failed::ForGood(error),
+    }
+}
+
+/// An error document under a successful status: handled as under the status that its type has.
+fn error_within(url: &Url, status: u16, headers: &HeaderMap, document: &Value) -> Failed {
+    let told = |error: Error| error.within(format!("an error document with status {status}"));
+    match refused(url, retry::status_of(document), headers, document) {
+        Failed::Again(error, wait) => Failed::Again(told(error), wait),
+        Failed::Lost(error, wait) => Failed::Lost(told(error), wait),
+        Failed::ForGood(error) => Failed::ForGood(told(error)),
     }
 }

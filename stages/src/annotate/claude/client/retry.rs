@@ -28,6 +28,23 @@ pub fn is_passing(status: u16, headers: &HeaderMap, body: &Value) -> bool {
     }
 }
 
+/// The status that the API sends an error document of this type with.
+pub fn status_of(document: &Value) -> u16 {
+    match document.pointer("/error/type").and_then(Value::as_str).unwrap_or_default() {
+        "invalid_request_error" => 400,
+        "authentication_error" => 401,
+        "billing_error" => 402,
+        "permission_error" => 403,
+        "not_found_error" => 404,
+        "request_too_large" => 413,
+        "rate_limit_error" => 429,
+        "timeout_error" => 504,
+        "overloaded_error" => 529,
+        // `api_error`, and what is not documented.
+        _ => 500,
+    }
+}
+
 /// Whether the account may spend no more: an answer of its own in three shapes, none of which a wait mends.
 pub fn is_spent(status: u16, body: &Value) -> bool {
     let code = body.pointer("/error/details/error_code").and_then(Value::as_str);

@@ -101,6 +101,87 @@ fn what_cannot_pass_is_told_at_once_with_the_request_and_whose_fault_it_is() {
     }
 }
 
+/// An error document, as a gateway sends it with status 200.
+fn document(kind: &str) -> Fault {
+    Fault::Body(json!({ "type": "error", "error": { "type": kind, "message": "said so" }, "request_id": "req_test" }))
+}
+
+#[test]
+fn a_success_without_a_message_is_a_failed_try() {
+    let others = [
+        document("overloaded_error"),
+        document("api_error"),
+        document("rate_limit_error"),
+        document("a_new_kind_of_error"),
+        Fault::Body(json!({ "error": { "message": "upstream timed out" } })),
+        Fault::Body(json!({ "type": "completion", "completion": "{}" })),
+        Fault::Body(json!({})),
+    ];
+    let n = others.len();
+    let api = faulty(others.to_vec());
+    let (client, mut told) = client(&api);
+    let lost = std::sync::atomic::AtomicUsize::new(0);
+    let on_lost = || {
+        lost.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    };
+    let answer = run(client.post(&body(), &on_lost)).unwrap();
+    assert_eq!((answer.body["type"].as_str(), api.messages()), (Some("message"), n + 1));
+    // Of the error documents nothing was paid; what the others were nobody knows.
+    assert_eq!(lost.into_inner(), 2);
+    let told: Vec<String> = std::iter::from_fn(|| told.try_recv().ok()).collect();
+    assert!(
+        told[0].starts_with("an error document with status 200: ") && told[0].contains(": 529: said so"),
+        "{told:?}"
+    );
+    assert!(told[4].contains(": 500: upstream timed out"), "{told:?}");
+    assert!(told[5].contains("200 with something else than a message: {\"type\":\"completion\""), "{told:?}");
+}
+
+#[test]
+fn an_error_document_with_status_200_that_cannot_pass_is_told_at_once() {
+    for (kind, status, code) in [
+        ("invalid_request_error", 400, 2),
+        ("authentication_error", 401, 3),
+        ("billing_error", 402, 3),
+        ("permission_error", 403, 3),
+        ("not_found_error", 404, 2),
+        ("request_too_large", 413, 2),
+    ] {
+        let api = faulty(vec![document(kind)]);
+        let error = run(client(&api).0.post(&body(), &|| Ok(()))).map(drop).unwrap_err();
+        assert_eq!((api.messages(), error.exit_code()), (1, code), "{kind}: {error}");
+        assert!(error.message.ends_with(&format!(": {status}: said so (request req_test)")), "{error}");
+    }
+}
+
+#[test]
+fn error_documents_in_the_place_of_a_batch_or_of_its_results_are_failed_tries() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = batch_body(folder.path(), 2);
+    let busy = |n: usize, _: &Value| n.is_multiple_of(2).then(|| document("overloaded_error"));
+    let api = Api::new(Rules { get: Box::new(busy), ..Rules::default() });
+    let (client, _told) = client(&api);
+    run(async {
+        let Created::Yes(batch) = client.create_batch(&file).await.unwrap() else { panic!("not created") };
+        assert_eq!(client.batches_since(SystemTime::UNIX_EPOCH).await.unwrap().len(), 1);
+        assert!(client.batch(&batch.id).await.unwrap().ended);
+        let mut lines = 0;
+        let mut on_line = |line: Value| {
+            assert!(line["custom_id"].is_string(), "{line}");
+            lines += 1;
+            Ok(ControlFlow::Continue(()))
+        };
+        client.results(&batch.id, &mut on_line).await.unwrap();
+        assert_eq!(lines, 2);
+    });
+    // Whether there is a batch is not certain, so that none is created again.
+    let api = Api::new(Rules { create: Box::new(|_, _| Some(document("api_error"))), ..Rules::default() });
+    let created = run(self::client(&api).0.create_batch(&file)).unwrap();
+    assert!(matches!(&created, Created::Unknown(error) if error.message.contains(": 500: said so")), "{created:?}");
+    assert_eq!(api.creates(), 1);
+}
+
 #[test]
 fn a_wait_beyond_reason_is_told_instead_of_waited_for() {
     let api = faulty(vec![Fault::status(429, "rate_limit_error").with("retry-after", 7200)]);

@@ -64,6 +64,22 @@ fn a_cut_off_answer_labels_nothing_and_one_that_says_nothing_of_a_document_label
     assert_eq!((count(seen.rows(), Outcome::Unparsable), count(seen.rows(), Outcome::Labelled)), (1, 9));
 }
 
+#[test]
+fn an_error_document_with_status_200_is_no_answer_and_nothing_of_it_is_kept() {
+    let bench = bench((0..8).map(pair).collect());
+    let store = tempfile::tempdir().unwrap();
+    let error = |kind: &str| json!({ "type": "error", "error": { "type": kind, "message": "not now" } });
+    let stopped = Server::scripted(move |_, _| Some(Fault::Body(error("authentication_error"))));
+    assert_eq!(asked(&bench, &stopped.endpoint, store.path(), json!({})).error().exit_code(), 3);
+    let busy = Server::scripted(move |n, _| (n < 2).then(|| Fault::Body(error("overloaded_error"))));
+    let seen = asked(&bench, &busy.endpoint, store.path(), json!({}));
+    assert_eq!((count(seen.rows(), Outcome::Labelled), busy.count()), (8, 6));
+    let logs = std::fs::read_dir(store.path().join("requests/annotate.claude")).unwrap();
+    for log in logs.map(|folder| folder.unwrap().path().join("answers.jsonl")) {
+        assert!(!std::fs::read_to_string(log).unwrap().contains("not now"));
+    }
+}
+
 fn too_long(_: &Value) -> Fault {
     told(400, "prompt is too long")
 }

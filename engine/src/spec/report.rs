@@ -1,0 +1,73 @@
+//! The `report:` section of a pipeline file: what the report says besides what the run tells.
+
+use serde::{Deserialize, Serialize};
+
+use super::interpolate::fill;
+use super::known_keys;
+use super::node::{Map, Node, Value};
+use crate::diagnostics::{Diagnostics, Fault};
+
+pub const REPORT_KEYS: &[&str] = &["tuning_seeds", "deviations"];
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// Seeds that settings were chosen on: the report warns where results are from one of them.
+    pub tuning_seeds: Vec<u64>,
+    /// Notes for the list of deviations from the paper.
+    pub deviations: Vec<String>,
+}
+
+/// Reads the section; faults are told, and what is at fault is left out.
+pub fn read(node: &Node, faults: &mut Diagnostics) -> Report {
+    let empty = Map::default();
+    let map = match &node.value {
+        Value::Map(map) => map,
+        Value::Null => &empty,
+        _ => {
+            faults.push(Fault::new(node.span, format!("`report` must be a map; this is {}", node.what())));
+            &empty
+        }
+    };
+    known_keys(map, REPORT_KEYS, "`report`", faults);
+    let seed = |value: &Value| match value {
+        Value::Int(n) => u64::try_from(*n).ok(),
+        _ => None,
+    };
+    let note = |value: &Value| match value {
+        Value::Str(text) => Some(fill(text, &[]).into_owned()),
+        _ => None,
+    };
+    Report {
+        tuning_seeds: list(map, "tuning_seeds", "a whole number from 0 to 2^64 - 1", seed, faults),
+        deviations: list(map, "deviations", "text", note, faults),
+    }
+}
+
+/// The list under `key`; none if nothing is there.
+fn list<T>(
+    map: &Map,
+    key: &str,
+    expected: &str,
+    read: impl Fn(&Value) -> Option<T>,
+    faults: &mut Diagnostics,
+) -> Vec<T> {
+    let Some(node) = map.get(key).filter(|node| !node.is_null()) else { return Vec::new() };
+    let Value::List(items) = &node.value else {
+        let wrapped = read(&node.value).is_some().then(|| format!("write `{key}: [{}]`", faults.slice(node.span)));
+        let message = format!("report: `{key}`: expected a list, found {}", node.what());
+        faults.push(Fault::new(node.span, message).maybe_help(wrapped));
+        return Vec::new();
+    };
+    let mut found = Vec::with_capacity(items.len());
+    for item in items {
+        match read(&item.value) {
+            Some(value) => found.push(value),
+            None => {
+                let message = format!("report: `{key}`: expected {expected}, found `{}`", faults.slice(item.span));
+                faults.push(Fault::new(item.span, message));
+            }
+        }
+    }
+    found
+}
