@@ -75,7 +75,10 @@ fn run_kind(job: &Job, registry: &Registry, voice: &Voice) -> Result<Digest> {
             let voice = voice.clone();
             move |tell| voice.say(&tell)
         });
-    kind.run(&job.params, &mut ctx)?;
+    let ran = kind.run(&job.params, &mut ctx);
+    // Nothing that the kind started may write to what is committed.
+    life::kill_descendants();
+    ran?;
     ctx.write_metrics()?;
     drop(ctx);
     let (digest, _) = Store::open(&job.store)?.commit(&job.out, output)?;

@@ -121,7 +121,7 @@ fn by_content(params: &Value, index: &dyn Index, notes: &mut Vec<String>) -> Res
         let content = index.content_of(&external)?;
         if content.without_store {
             let paths: Vec<String> = external.written().iter().map(|path| path.display().to_string()).collect();
-            notes.push(format!("{} without the store, which lies there", paths.join(", ")));
+            notes.push(format!("the store lies within {} and is left out", paths.join(", ")));
         }
         let content = json!({ "content": content.digest });
         Ok(match external {

@@ -5,13 +5,14 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid};
 use serde::Deserialize;
 
 use super::redact::{Secrets, Stream};
@@ -61,31 +62,45 @@ pub(super) struct Leash(Arc<Mutex<Held>>);
 struct Held {
     /// While the process exists, be it as a zombie, so that the number cannot mean another one.
     pid: Option<Pid>,
+    /// The pipe whose end tells the attempt's guard to kill everything.
+    lifeline: Option<ChildStdin>,
     killed: bool,
 }
 
+/// What the guard of an attempt has to kill what is below it; then its group is killed from here.
+const GRACE: Duration = Duration::from_secs(2);
+
 impl Leash {
-    /// Kills the attempt and all of its process group; one that has not started never will.
+    /// Kills the attempt and every process below it; one that has not started never will.
     pub fn kill(&self) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held();
         held.killed = true;
-        held.kill_group();
+        held.lifeline = None;
+        // A guard that was stopped does not hear it.
+        let leash = self.clone();
+        let late = move || {
+            std::thread::sleep(GRACE);
+            leash.held().kill_group();
+        };
+        if held.pid.is_some() && std::thread::Builder::new().stack_size(64 << 10).spawn(late).is_err() {
+            held.kill_group();
+        }
     }
 
-    fn kill_group(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).kill_group();
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lays a zombie to rest, and what is left of its group, whose number nobody else can have while the zombie is there.
     fn reap(&self, child: &mut Child) -> Result<ExitStatus> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held();
         held.kill_group();
         held.pid = None;
         child.wait().map_err(|e| Error::surroundings(format!("cannot wait for an attempt: {e}")))
     }
 
     fn was_killed(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).killed
+        self.held().killed
     }
 }
 
@@ -105,18 +120,19 @@ impl Held {
 pub(super) fn run(launch: &Launch, leash: &Leash, mut on_tell: impl FnMut(Tell)) -> Result<Ending> {
     let log = OpenOptions::new().create(true).append(true).open(launch.log).at(launch.log)?;
     let Some(mut child) = spawn(launch, leash, &log)? else { return Ok(Ending::Killed) };
-    let lifeline = child.stdin.take();
     let logged = child.stderr.take().map(|stderr| relay_log(stderr, log, launch.secrets.clone()));
     let stdout = child.stdout.take().map(BufReader::new);
     let last = stdout.and_then(|stdout| listen(stdout, launch.secrets, &mut on_tell));
     if last.is_some() {
         // It has said its last word and has nothing left to do, and what it started has no one to work for.
-        leash.kill_group();
+        leash.held().lifeline = None;
+        if !ends_within(&child, GRACE) {
+            leash.held().kill_group();
+        }
     }
     let (pid, options) = (Pid::from_child(&child), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
     while matches!(waitid(WaitId::Pid(pid), options), Err(rustix::io::Errno::INTR)) {}
     let status = leash.reap(&mut child)?;
-    drop(lifeline);
     if let Some(logged) = logged {
         // A program that left the group may hold the pipe open for ever.
         let _ = logged.recv_timeout(Duration::from_secs(1));
@@ -127,6 +143,13 @@ pub(super) fn run(launch: &Launch, leash: &Leash, mut on_tell: impl FnMut(Tell))
         Some(last) => Ending::Said(last),
         None => Ending::Silent(status),
     })
+}
+
+/// Waits for a child's end, but not for ever.
+fn ends_within(child: &Child, limit: Duration) -> bool {
+    let Ok(end) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else { return false };
+    let limit = Timespec::try_from(limit).ok();
+    matches!(poll(&mut [PollFd::new(&end, PollFlags::IN)], limit.as_ref()), Ok(1..))
 }
 
 fn spawn(launch: &Launch, leash: &Leash, log: &File) -> Result<Option<Child>> {
@@ -146,7 +169,7 @@ fn spawn(launch: &Launch, leash: &Leash, log: &File) -> Result<Option<Child>> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(stderr);
-    let mut held = leash.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut held = leash.held();
     if held.killed {
         return Ok(None);
     }
@@ -158,9 +181,10 @@ fn spawn(launch: &Launch, leash: &Leash, log: &File) -> Result<Option<Child>> {
     let spawned = command.spawn();
     lend(FdFlags::CLOEXEC)?;
     drop(turn);
-    let child = spawned
+    let mut child = spawned
         .map_err(|e| Error::surroundings(format!("cannot start an attempt ({}): {e}", launch.command.display())))?;
     held.pid = Some(Pid::from_child(&child));
+    held.lifeline = child.stdin.take();
     Ok(Some(child))
 }
 

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first stops the runs of this process in order, the second ends it at once. Knows no run.
+//! Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first stops the runs of this process in order, the second ends it at once. Knows no run.
 
 use std::sync::{Mutex, Once, PoisonError};
 
@@ -47,11 +47,14 @@ fn listen(ready: &std::sync::mpsc::Sender<()>) {
         else {
             return;
         };
+        // Under `nohup` a run goes on when its terminal is closed.
+        let mut hangup = if ignores_hangup() { None } else { signal(SignalKind::hangup()).ok() };
         let _ = ready.send(());
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                Some(_) = async { hangup.as_mut()?.recv().await } => {}
             }
             let mut hooks = HOOKS.lock().unwrap_or_else(PoisonError::into_inner);
             if hooks.iter().all(|hook| hook.called) {
@@ -63,4 +66,11 @@ fn listen(ready: &std::sync::mpsc::Sender<()>) {
             }
         }
     });
+}
+
+/// Whether whoever started this process wants it to ignore SIGHUP.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 << (libc::SIGHUP - 1) != 0)
 }

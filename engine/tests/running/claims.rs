@@ -42,6 +42,8 @@ claims! {
     an_attempt_sees_only_what_it_declares
     one_stage_alone_gets_all_threads_and_several_share_them
     what_an_attempt_started_ends_with_it
+    every_process_ends_with_its_orchestrator_however_that_ends
+    a_closed_terminal_ends_a_run_unless_it_runs_under_nohup
     twins_found_while_running_are_an_error
     a_fan_out_of_300_finishes
     a_chain_of_200_finishes
@@ -393,6 +395,51 @@ fn what_an_attempt_started_ends_with_it() {
     let seen = Space::new(&[stage("a", &[]).does(Deed::LeaveOrphan)]).run();
     let orphan: i32 = warnings(&seen)[0].strip_prefix("orphan ").unwrap().parse().unwrap();
     until(|| (!lives(orphan)).then_some(()));
+}
+
+/// The processes that a stage spread, once it has.
+fn spread(space: &Space) -> Vec<i32> {
+    let file = space.dir.path().join("pids.all");
+    let text = until(|| std::fs::read_to_string(&file).ok());
+    std::fs::remove_file(file).unwrap();
+    text.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+fn every_process_ends_with_its_orchestrator_however_that_ends() {
+    for signal in [Signal::KILL, Signal::HUP, Signal::QUIT, Signal::TERM, Signal::INT, Signal::ABORT] {
+        let space = Space::new(&[stage("a", &[]).does(Deed::Spread { for_ever: true })]);
+        let (mut orchestrator, _events) = space.start();
+        let pids = spread(&space);
+        assert_eq!(pids.len(), 4);
+        kill(orchestrator.id() as i32, signal);
+        orchestrator.wait().unwrap();
+        let attempt = space.pid_of("a");
+        until(|| (!pids.iter().any(|pid| lives(*pid)) && !lives(attempt)).then_some(()));
+    }
+    // The attempt alone, and the end of one that leaves daemons behind.
+    let space = Space::new(&[stage("a", &[]).does(Deed::Spread { for_ever: true })]);
+    let (mut orchestrator, _events) = space.start();
+    let pids = spread(&space);
+    kill(space.pid_of("a"), Signal::KILL);
+    assert_eq!(orchestrator.wait().unwrap().code(), Some(3));
+    assert!(!pids.iter().any(|pid| lives(*pid)));
+    let space = Space::new(&[stage("a", &[]).does(Deed::Spread { for_ever: false })]);
+    assert_eq!(space.run().outcome.exit_code(), 0);
+    assert!(!spread(&space).iter().any(|pid| lives(*pid)));
+}
+
+fn a_closed_terminal_ends_a_run_unless_it_runs_under_nohup() {
+    let stages = [stage("a", &[]).with(|p| p.sleep_ms = 400)];
+    let space = Space::new(&stages);
+    let (mut orchestrator, _events) = space.start();
+    space.pid_of("a");
+    kill(orchestrator.id() as i32, Signal::HUP);
+    assert_eq!(orchestrator.wait().unwrap().code(), Some(130));
+    let space = Space::new(&stages);
+    let (mut orchestrator, _events) = space.start_by(&["sh", "-c", "trap '' HUP; exec \"$0\" \"$@\""]);
+    space.pid_of("a");
+    kill(orchestrator.id() as i32, Signal::HUP);
+    assert_eq!(orchestrator.wait().unwrap().code(), Some(0));
 }
 
 fn twins_found_while_running_are_an_error() {

@@ -78,6 +78,11 @@ pub enum Deed {
     ShowEnvironment,
     /// Starts a program that outlives it, and tells its process number.
     LeaveOrphan,
+    /// Starts programs in its group, in a session of their own and as daemons, writes their process numbers to the file `pids`
+    /// beside its diary, and goes on: to its end, or for ever.
+    Spread {
+        for_ever: bool,
+    },
     /// Gives no `text`.
     GiveNothing,
 }
@@ -164,6 +169,18 @@ impl Kind for Fake {
             Some(Deed::LeaveOrphan) => {
                 let orphan = std::process::Command::new("sleep").arg("600").spawn().at("sleep")?;
                 ctx.warn(format!("orphan {}", orphan.id()));
+            }
+            Some(Deed::Spread { for_ever }) => {
+                let pids = params.diary.unwrap_or_default().with_file_name("pids");
+                let script = format!(
+                    ": > {0}; for how in '' setsid; do $how sh -c 'echo $$; (sleep 600 & echo $!; wait) & exec sleep 600' >> {0} & done; \
+                     while [ $(wc -l < {0}) -lt 4 ]; do sleep 0.01; done; mv {0} {0}.all",
+                    pids.display()
+                );
+                std::process::Command::new("sh").args(["-c", &script]).status().at("sh")?;
+                if for_ever {
+                    std::thread::sleep(Duration::from_secs(600));
+                }
             }
             Some(Deed::Pay) if !ctx.may_pay() => return Err(Error::surroundings("would pay again")),
             Some(Deed::Pay) => {}

@@ -166,10 +166,17 @@ impl Space {
 
     /// Starts an orchestrator in a process of its own; its events come on its standard output.
     pub fn start(&self) -> (Child, BufReader<ChildStdout>) {
+        self.start_by(&[])
+    }
+
+    /// The same through another program, which is given this one's arguments.
+    pub fn start_by(&self, through: &[&str]) -> (Child, BufReader<ChildStdout>) {
         let file = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap();
         serde_json::to_writer(&file, &self.orders).unwrap();
         let path = file.into_temp_path().keep().unwrap();
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let this = std::env::current_exe().unwrap();
+        let mut command = Command::new(through.first().map_or(this.as_os_str(), AsRef::as_ref));
+        command.args(through.iter().skip(1)).args(through.first().map(|_| &this));
         let mut child = command.arg("orchestrate").arg(path).stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         (child, stdout)
