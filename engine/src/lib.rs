@@ -16,4 +16,5 @@ pub mod run;
 pub mod schema;
 pub mod spec;
 pub mod store;
+pub mod text;
 pub mod wildcard;

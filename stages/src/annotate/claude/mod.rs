@@ -49,7 +49,7 @@ impl Kind for Claude {
     type Params = Params;
 
     const NAME: &'static str = "annotate.claude";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "judges pairs by a language model behind the Messages API";
 
     fn signature(&self, _: &Params) -> Signature {
