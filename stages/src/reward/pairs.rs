@@ -78,10 +78,9 @@ impl PreferenceTable {
                 "all {pairs} pairs prefer a summary to itself: there is nothing to learn"
             )));
         }
-        let truncated = encoder.truncated;
         ctx.metric("rows_without_label", unlabelled as f64);
         ctx.metric("rows_of_reserved_posts", reserved.dropped as f64);
-        ctx.metric("truncated_prompts", truncated as f64);
+        encoder.truncation.tell(ctx);
         Ok(table)
     }
 
