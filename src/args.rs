@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use engine::text::steers_terminal;
 
 /// Runs RLHF experiments as a graph of cached stages.
 #[derive(Debug, Parser)]
@@ -231,5 +232,12 @@ pub enum GraphFormat {
 }
 
 pub fn parse() -> Cli {
-    Cli::parse()
+    Cli::try_parse().unwrap_or_else(|error| {
+        // An argument may be a file's name that a shell found; clap repeats it as it is.
+        if error.use_stderr() && std::env::args_os().any(|a| a.to_string_lossy().contains(steers_terminal)) {
+            note!("{}", error.render().to_string().trim_end());
+            std::process::exit(error.exit_code());
+        }
+        error.exit()
+    })
 }

@@ -1,29 +1,30 @@
 //! The `temper` command: arguments in, exit code out.
 
-/// Prints a line. A reader that has gone away, such as `head`, is no reason to fail: what it did not read is not missed.
+/// Prints a line to standard output, as [`output::print`] does.
 macro_rules! say {
     ($($what:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($what)*)));
+        $crate::output::print(std::io::stdout(), format_args!("{}\n", format_args!($($what)*)));
     }};
 }
 
 /// As [`say`], without the line's end.
 macro_rules! put {
     ($($what:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!($($what)*));
+        $crate::output::print(std::io::stdout(), format_args!($($what)*));
     }};
 }
 
-/// Prints a line to standard error, which may have gone away as well.
+/// As [`say`], to standard error.
 macro_rules! note {
     ($($what:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($what)*)));
+        $crate::output::print(std::io::stderr(), format_args!("{}\n", format_args!($($what)*)));
     }};
 }
 
 mod args;
 mod commands;
 mod graph_view;
+mod output;
 mod progress;
 mod report;
 

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use engine::context::Paid;
 use engine::journal::Event;
+use engine::text::escape_controls;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::output;
 
 /// How often a stage's progress is told where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(15);
@@ -51,7 +54,7 @@ impl Progress {
     pub fn tell(&self, event: &Event) {
         if let How::Json = self.how {
             // Events are plain data; one that does not serialise would be a bug that the journal has already told.
-            if let Ok(line) = serde_json::to_string(event) {
+            if let Ok(line) = output::json(event) {
                 say!("{line}");
             }
             return;
@@ -113,7 +116,7 @@ impl Progress {
                         ));
                     }
                     bar.set_position(*done);
-                    bar.set_message(format!("{unit}{headline}"));
+                    bar.set_message(escape_controls(&format!("{unit}{headline}")).into_owned());
                 } else if state.told.get(stage).is_none_or(|t| t.elapsed() >= PLAIN_EVERY) {
                     state.told.insert(stage.clone(), Instant::now());
                     let pace = pace(done.saturating_sub(begun), total.saturating_sub(*done), at.elapsed());
@@ -175,7 +178,7 @@ impl Progress {
         match &self.how {
             // A line that cannot be drawn is lost; the journal has it.
             How::Bars(bars) => {
-                let _ = bars.println(text);
+                let _ = bars.println(escape_controls(text));
             }
             _ => note!("{text}"),
         }

@@ -244,3 +244,18 @@ fn a_folder_that_is_no_model_is_told() {
     let out = lm(&space, &["logprobs", "--model", "model"], &[json!({ "text": TEXT }).to_string()]);
     assert!(text(&out.stderr).contains("line 1: a text needs model/tokenizer.json"), "{}", text(&out.stderr));
 }
+
+#[test]
+fn a_byte_order_mark_in_a_models_files_or_on_standard_input_changes_nothing() {
+    let space = with_model();
+    let question = "{\"text\":\"one two\"}".to_owned();
+    let arguments = ["logprobs", "--model", "model"];
+    let plain = lm(&space, &arguments, std::slice::from_ref(&question));
+    assert!(plain.status.success(), "{}", text(&plain.stderr));
+    for file in ["model/config.json", "model/tokenizer.json"] {
+        let content = std::fs::read_to_string(space.path(file)).expect("it was placed there");
+        space.write(file, &format!("\u{feff}{content}"));
+    }
+    let marked = lm(&space, &arguments, &[format!("\u{feff}{question}")]);
+    assert_eq!((text(&marked.stdout), text(&marked.stderr)), (text(&plain.stdout), String::new()));
+}

@@ -140,6 +140,94 @@ stages:
   b: { uses: command, needs: { a: a }, with: { run: [sh, -c, 'cp $TEMPER_INPUT_a/x $TEMPER_OUTPUT/x'], output: Files } }
 ";
 
+/// What a command printed must hold no character that a terminal obeys.
+fn assert_harmless(out: &std::process::Output) -> String {
+    let printed = text(&out.stdout) + &text(&out.stderr);
+    assert!(!printed.contains(|c: char| c.is_control() && c != '\n' && c != '\t'), "{printed:?}");
+    printed
+}
+
+#[test]
+fn text_of_others_does_not_steer_the_terminal() {
+    let space = TestSpace::new();
+    space.write(
+        "made.sh",
+        r#"
+printf x > "$TEMPER_OUTPUT/$(printf 'file\033[2J')"
+printf '{"metric\\u001b[2J": 1}' > "$TEMPER_OUTPUT/metrics.json"
+"#,
+    );
+    space.write("fails.sh", "printf 'last\\033[2J words\\n' >&2\nexit 1\n");
+    space.write("rows\u{1b}[2J.jsonl", "{\"post\": \"p\", \"summary\": \"s\"}\n\u{9b}2J\n");
+    space.write(
+        "p.yaml",
+        r"
+version: 1
+stages:
+  made: { uses: command, with: { run: [sh, made.sh], files: [made.sh], output: Files } }
+  fails: { uses: command, with: { run: [sh, fails.sh], files: [fails.sh], output: Files } }
+  rows: { uses: dataset.tldr, with: { files: '*.jsonl' } }
+",
+    );
+    let told = assert_harmless(&space.temper(&["run", "p.yaml", "--keep-going"]));
+    assert!(told.contains("last\\u{1b}[2J words"), "{told}");
+    assert!(told.contains("rows\\u{1b}[2J.jsonl, line 2: "), "{told}");
+    let shown = assert_harmless(&space.temper(&["show", "p.yaml", "made"]));
+    assert!(shown.contains("file\\u{1b}[2J") && shown.contains("metric\\u{1b}[2J: 1"), "{shown}");
+    assert_harmless(&space.temper(&["show", "p.yaml", "made", "--json"]));
+    let shown = space.json(&["show", "p.yaml", "made", "--json"]);
+    assert_eq!(shown["metrics"]["metric\u{1b}[2J"], 1.0);
+    space.write("faulty.yaml", "version: 1\nstages:\n  a: { uses: \"comm\\e[2Jand\" }\n");
+    let told = assert_harmless(&space.temper(&["plan", "faulty.yaml"]));
+    assert!(told.contains("comm\\u{1b}[2Jand"), "{told}");
+    let told = assert_harmless(&space.temper(&["plan", "p.yaml", "rows\u{1b}[2J.jsonl"]));
+    assert!(told.contains("rows") && told.contains(".jsonl"), "{told}");
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_pipeline_file_or_of_its_rows() {
+    let space = TestSpace::new();
+    space.write("posts.jsonl", "\u{feff}{\"post\": \"p\", \"summary\": \"s\"}\r\n");
+    let file = "\u{feff}version: 1\r\nstages:\r\n  posts: { uses: dataset.tldr, with: { files: posts.jsonl } }\r\n";
+    space.write("p.yaml", file);
+    let out = space.temper(&["run", "p.yaml"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    space.write("p.yaml", "\u{feff}versoin: 1\n");
+    let out = space.temper(&["plan", "p.yaml"]);
+    assert!(text(&out.stderr).contains("p.yaml:1:1"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_warning_stays_in_the_report_when_its_stage_is_reused() {
+    let space = TestSpace::new();
+    space.write(
+        "p.yaml",
+        r"
+version: 1
+stages:
+  posts: { uses: dataset.tinytldr, with: { posts: 60 } }
+  base: { uses: model.import, with: { asset: tinytldr-s } }
+  tokenizer: { uses: tokenizer.import, with: { asset: tinytldr } }
+  filter: { uses: dataset.filter, needs: { posts: posts, tokenizer: tokenizer }, with: { validation: 10, calibration: 10, gold: 10, proxy: 10 } }
+  sft: { uses: sft, needs: { base: base, posts: filter }, with: { steps: 1, batch: 4, max_prompt_tokens: 40 } }
+",
+    );
+    let report = || {
+        let run = space.temper(&["run", "p.yaml"]);
+        assert!(run.status.success(), "{}", text(&run.stderr));
+        let report = space.json(&["report", "p.yaml", "--json"]);
+        let page = std::fs::read_to_string(space.path(report["report"].as_str().expect("a path"))).expect("a page");
+        (text(&run.stderr), page)
+    };
+    let warning = "prompts lost the end of their post to fit";
+    let (told, page) = report();
+    assert!(told.contains("sft: warning: ") && told.contains(warning), "{told}");
+    assert!(page.contains(warning), "{page}");
+    let (_, page) = report();
+    assert!(page.contains(warning), "{page}");
+    assert!(text(&space.temper(&["show", "p.yaml", "sft"]).stdout).contains(warning));
+}
+
 #[test]
 fn a_variable_that_a_stage_needs_is_missed_before_anything_runs() {
     let space = TestSpace::new();

@@ -6,6 +6,8 @@ use std::fmt::{self, Write};
 use serde::ser::SerializeSeq;
 use serde::{Serialize, Serializer};
 
+use crate::text::{escape_controls, steers_terminal};
+
 /// A place in a source: bytes `start..start + length` of source number `source`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
@@ -129,7 +131,7 @@ impl Diagnostics {
         2
     }
 
-    /// All faults for a terminal; `colour` adds ANSI colours.
+    /// All faults for a terminal; `colour` adds ANSI colours. Control characters of the file and of messages are escaped.
     pub fn render(&self, colour: bool) -> String {
         let paint = Paint { colour };
         let mut lines = Lines::default();
@@ -147,7 +149,7 @@ impl Diagnostics {
     }
 
     fn render_one(&self, fault: &Fault, paint: &Paint, lines: &mut Lines, out: &mut String) -> fmt::Result {
-        writeln!(out, "{}: {}", paint.red("error"), paint.bold(&fault.message))?;
+        writeln!(out, "{}: {}", paint.red("error"), paint.bold(&escape_controls(&fault.message)))?;
         let mut width = 1;
         let places: Vec<(Place, &str)> = fault
             .span
@@ -162,7 +164,14 @@ impl Diagnostics {
         let margin = " ".repeat(width);
         for (n, (place, what)) in places.iter().enumerate() {
             let arrow = if n == 0 { "-->" } else { ":::" };
-            writeln!(out, "{margin}{} {}:{}:{}", paint.blue(arrow), place.name, place.line, place.column)?;
+            writeln!(
+                out,
+                "{margin}{} {}:{}:{}",
+                paint.blue(arrow),
+                escape_controls(place.name),
+                place.line,
+                place.column
+            )?;
             let bar = paint.blue("|");
             if n == 0 {
                 writeln!(out, "{margin} {bar}")?;
@@ -171,9 +180,14 @@ impl Diagnostics {
             writeln!(out, "{} {bar} {shown}", paint.blue(&format!("{:>width$}", place.line)))?;
             let marks =
                 if n == 0 { paint.red(&"^".repeat(place.length)) } else { paint.blue(&"-".repeat(place.length)) };
-            writeln!(out, "{}", format!("{margin} {bar} {}{marks} {what}", " ".repeat(before)).trim_end())?;
+            writeln!(
+                out,
+                "{}",
+                format!("{margin} {bar} {}{marks} {}", " ".repeat(before), escape_controls(what)).trim_end()
+            )?;
         }
-        let mut note = |kind: &str, text: &str| writeln!(out, "{margin} {} {kind}: {text}", paint.blue("="));
+        let mut note =
+            |kind: &str, text: &str| writeln!(out, "{margin} {} {kind}: {}", paint.blue("="), escape_controls(text));
         match fault.instances.as_slice() {
             [] => {}
             [one] => note("in", one)?,
@@ -214,7 +228,8 @@ struct Place<'a> {
 /// The part of a long line that is worth showing, and how many characters stand before the caret in it.
 fn window(line: &str, column: usize, length: usize) -> (String, usize) {
     const SHOWN: usize = 140;
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    // One column each, so that the marks below stay in their places.
+    let plain = |c: char| if c.is_control() || steers_terminal(c) { ' ' } else { c };
     let total = line.chars().count();
     if total <= SHOWN {
         return (line.chars().map(plain).collect(), column);

@@ -10,6 +10,7 @@ mod run;
 mod show;
 mod verify;
 
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,6 +20,7 @@ use engine::kind::Registry;
 use engine::store::Store;
 
 use crate::args::{Cli, Command, Pipeline, StoreAt};
+use crate::output;
 
 /// Runs a command and turns its errors into messages and exit codes.
 pub fn main(cli: Cli) -> ExitCode {
@@ -41,9 +43,12 @@ pub fn main(cli: Cli) -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
             match &failure {
-                Failure::File(faults) => note!("{}", faults.render(colour).trim_end()),
+                // Rendered with its own colours around what it has escaped; standard error may have gone away.
+                Failure::File(faults) => {
+                    let mut stderr = std::io::stderr();
+                    let _ = writeln!(stderr, "{}", faults.render(stderr.is_terminal()).trim_end());
+                }
                 Failure::Error(error) => note!("error: {error}"),
             }
             ExitCode::from(failure.exit_code())
@@ -121,5 +126,5 @@ fn load_to(pipeline: &Pipeline, stage: &str, registry: &Registry) -> std::result
 
 /// Prints a value for machines.
 fn print_json(value: &serde_json::Value) {
-    say!("{value}");
+    say!("{}", output::json(value).expect("a JSON value is plain data"));
 }

@@ -55,6 +55,9 @@ pub fn show(pipeline: &Pipeline, stage: &str, rows: usize, registry: &Registry) 
             p.platform.target,
             p.platform.instructions
         );
+        for warning in &p.warnings {
+            say!("  warning: {warning}");
+        }
     }
     say!("files");
     for (name, file) in &manifest.files {

@@ -1,9 +1,11 @@
 //! The page's frame: escaping, tables, style. Knows no study.
 
-/// Text made safe inside elements and attribute values.
+use engine::text::escape_controls;
+
+/// Text made safe inside elements and attribute values; control characters, which no page may hold, as `\u{1b}`.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in escape_controls(text).chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
@@ -72,5 +74,10 @@ mod tests {
     #[test]
     fn posts_cannot_bring_markup_into_the_page() {
         assert_eq!(super::escape("<script>\"&'"), "&lt;script&gt;&quot;&amp;&#39;");
+    }
+
+    #[test]
+    fn control_characters_and_marks_of_direction_are_shown_in_the_page() {
+        assert_eq!(super::escape("a\0b\u{1b}\u{202e}\nc"), "a\\u{0}b\\u{1b}\\u{202e}\nc");
     }
 }

@@ -141,6 +141,13 @@ impl RunData {
                 run.folders.insert(name.clone(), artifact.folder);
                 run.metrics.insert(name.clone(), artifact.manifest.facts.metrics);
             }
+            // The journal has the warnings of this run's own attempts; what an earlier one warned of still holds.
+            if let (State::Reused, Some(key)) = (fate.state, &fate.key)
+                && let Ok(Some(record)) = store.action(key)
+            {
+                let warnings = record.provenance.warnings.into_iter();
+                run.warnings.extend(warnings.map(|message| (Some(name.clone()), message)));
+            }
         }
         Ok(run)
     }

@@ -1,5 +1,7 @@
 //! The prompt template of the paper (A.1), fitted to a window, and the ids of responses. Knows no model.
 
+use engine::context::Context;
+
 use crate::types::Post;
 
 /// What the template and its fitting need of a tokenizer.
@@ -27,6 +29,38 @@ pub struct Fitted {
     pub ids: Vec<u32>,
     /// Whether the post lost its end.
     pub truncated: bool,
+}
+
+/// How many prompts a stage fitted, and how many of them lost the end of their post.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Truncation {
+    prompts: u64,
+    truncated: u64,
+}
+
+impl Truncation {
+    pub fn count(&mut self, truncated: bool) {
+        self.prompts += 1;
+        self.truncated += u64::from(truncated);
+    }
+
+    /// Notes the metric `truncated_prompts`, and warns as [`Truncation::warn`] does.
+    pub fn tell(&self, ctx: &mut Context) {
+        ctx.metric("truncated_prompts", self.truncated as f64);
+        self.warn(ctx, "prompts");
+    }
+
+    /// Warns if more than a tenth of the prompts, called `what`, were truncated: the summaries are then of posts that the
+    /// model never read to their end.
+    pub fn warn(&self, ctx: &mut Context, what: &str) {
+        let Self { prompts, truncated } = *self;
+        if 10 * truncated > prompts {
+            ctx.warn(format!(
+                "{truncated} of {prompts} {what} lost the end of their post to fit: use a model with a longer window, allow \
+                 longer prompts or fewer new tokens, or leave out long posts"
+            ));
+        }
+    }
 }
 
 /// The A.1 text. A subreddit gets its `r/` if it lacks it; an empty subreddit or title leaves its line's value empty.
@@ -262,6 +296,31 @@ mod tests {
         assert_eq!(words.text, text(&post("One two")));
         let nothing = fit(&Bytes, &long, 5);
         assert_eq!(nothing.text, text(&post("")));
+    }
+
+    #[test]
+    fn more_than_a_tenth_of_prompts_truncated_is_a_warning() {
+        let told = |prompts, truncated| {
+            let (send, receive) = std::sync::mpsc::channel();
+            let mut ctx = Context::new("kind", 0, Default::default(), "out".into(), "checkpoints".into())
+                .with_sink(move |tell| send.send(tell).expect("the test is listening"));
+            let mut truncation = Truncation::default();
+            (0..prompts).for_each(|i| truncation.count(i < truncated));
+            truncation.tell(&mut ctx);
+            drop(ctx);
+            receive.into_iter().map(|tell| format!("{tell:?}")).collect::<Vec<_>>()
+        };
+        for (prompts, truncated) in [(0, 0), (10, 0), (10, 1), (54, 5)] {
+            assert_eq!(told(prompts, truncated), [""; 0], "{truncated} of {prompts}");
+        }
+        for (prompts, truncated) in [(1, 1), (10, 2), (54, 6), (54, 54)] {
+            let told = told(prompts, truncated);
+            assert_eq!(told.len(), 1);
+            assert!(
+                told[0].contains(&format!("{truncated} of {prompts} prompts lost the end of their post")),
+                "{told:?}"
+            );
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{Graph, Instance, Options, PortInputs, Source, order, wire};
 use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
 use crate::kind::{Arity, Registry, Signature, Wired};
 use crate::spec::{self, Spec};
+use crate::text::strip_bom;
 
 /// Largest pipeline file.
 pub const MAX_BYTES: u64 = 8 << 20;
@@ -60,7 +61,7 @@ fn read(file: &Path, faults: &mut Diagnostics) -> Option<String> {
         Ok(_) if bytes.len() as u64 > MAX_BYTES => {
             format!("the pipeline file `{}` has more than {} MiB", file.display(), MAX_BYTES >> 20)
         }
-        Ok(_) => match String::from_utf8(bytes) {
+        Ok(_) => match String::from_utf8(strip_bom(&bytes).to_vec()) {
             Ok(text) => return Some(text),
             Err(e) => {
                 let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];

@@ -220,7 +220,13 @@ impl Work<'_> {
         };
         let strangers = self.strangers(instance, &go.digests)?;
         let (started, clock) = (unix_seconds(SystemTime::now()), Instant::now());
-        let ending = child::run(&launch, &go.leash, |told| tell(News::Told(told)))?;
+        let mut warnings = Vec::new();
+        let ending = child::run(&launch, &go.leash, |told| {
+            if let Tell::Warning { message } = &told {
+                warnings.push(message.clone());
+            }
+            tell(News::Told(told));
+        })?;
         let seconds = clock.elapsed().as_secs_f64();
         let changed = self.changed_input(instance, &go.digests, &strangers)?;
         match (ending, changed) {
@@ -231,7 +237,7 @@ impl Work<'_> {
                 if self.recipe(go.node, &go.digests)?.key() != key {
                     return Err(changed_outside());
                 }
-                let provenance = self.provenance(instance, folder, started, seconds)?;
+                let provenance = self.provenance(instance, folder, started, seconds, warnings)?;
                 let record = ActionRecord { key, digest, recipe: go.ready.recipe.clone(), provenance };
                 let forced = go.ready.reason == Reason::Forced;
                 let digest = self.record(instance, &record, forced, tell)?;

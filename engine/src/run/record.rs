@@ -16,6 +16,7 @@ impl Work<'_> {
         folder: &AttemptFolder,
         started: f64,
         seconds: f64,
+        warnings: Vec<String>,
     ) -> Result<Provenance> {
         let mut paths = BTreeMap::new();
         external::replace(&instance.params, &mut |external| {
@@ -33,6 +34,7 @@ impl Work<'_> {
             run: self.run.to_owned(),
             attempt: folder.root.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             paths,
+            warnings,
         })
     }
 

@@ -1,6 +1,9 @@
 //! Takes secrets out of text as it passes. Knows no process.
 
+use std::path::Path;
+
 use crate::kind::Signature;
+use crate::text;
 
 /// What stands in a secret's place.
 const MASK: &str = "[redacted]";
@@ -23,7 +26,7 @@ impl Secrets {
     pub fn of(signature: &Signature) -> Self {
         let values = signature.secrets.iter().filter_map(|name| std::env::var(name).ok());
         let files = signature.secret_files.iter().filter_map(std::env::var_os);
-        let texts = files.filter_map(|path| std::fs::read_to_string(path).ok()).map(|text| text.trim().to_owned());
+        let texts = files.filter_map(|path| text::read(Path::new(&path)).ok()).map(|text| text.trim().to_owned());
         Self::new(values.chain(texts))
     }
 

@@ -16,6 +16,7 @@ use super::{Presence, Store, crash};
 use crate::artifact::{ArtifactType, FileEntry, Manifest};
 use crate::error::{At, Error, Result};
 use crate::names::Digest;
+use crate::text::strip_bom;
 
 /// Up to this many files are synced one by one; more by one `syncfs`.
 const SYNC_EACH: usize = 16;
@@ -205,7 +206,7 @@ fn list(out: &Path) -> Result<Vec<(String, PathBuf, Metadata)>> {
 /// The numbers of `metrics.json`, if there is one.
 fn metrics(out: &Path) -> Result<BTreeMap<String, f64>> {
     let Some(bytes) = files::read_if_there(&out.join("metrics.json"))? else { return Ok(BTreeMap::new()) };
-    let values: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&bytes).unwrap_or_default();
+    let values: BTreeMap<String, serde_json::Value> = serde_json::from_slice(strip_bom(&bytes)).unwrap_or_default();
     Ok(values.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
 }
 

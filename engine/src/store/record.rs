@@ -40,6 +40,9 @@ pub struct Provenance {
     /// The files and folders outside the store that the recipe names by content.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub paths: BTreeMap<PathBuf, Digest>,
+    /// What the attempt warned of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// What bytes may depend on besides the recipe.

@@ -181,7 +181,7 @@ impl Part {
     }
 }
 
-/// All of a small file that is read at once. Errors: not a file, or one of more than `most` bytes.
+/// All of a small text file, without a byte-order mark. Errors: not a file, or one of more than `most` bytes.
 pub(crate) fn whole(path: &Path, most: u64) -> Result<Vec<u8>> {
     Source::open(path)?.whole(path, most)
 }

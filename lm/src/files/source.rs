@@ -7,6 +7,9 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
+/// U+FEFF in UTF-8, which some programs put before a file's text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Something of a known length that is read piece by piece, so that no file is ever held whole.
 pub(super) struct Source {
     bytes: Bytes,
@@ -33,7 +36,8 @@ impl Source {
         Self { len: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
     }
 
-    /// All of the file at `path`, the source of these bytes. Errors: it has more than `most` bytes.
+    /// All of the text file at `path`, the source of these bytes, without a byte-order mark. Errors: it has more than `most`
+    /// bytes.
     pub fn whole(&self, path: &Path, most: u64) -> Result<Vec<u8>> {
         if self.len > most {
             return Err(Error::model(path, format!("has {} bytes; at most {most} are read", self.len)));
@@ -41,6 +45,9 @@ impl Source {
         let len = usize::try_from(self.len).map_err(|_| Error::model(path, "is larger than any memory"))?;
         let mut bytes = vec![0; len];
         self.read_at(0, &mut bytes).map_err(Error::io(path))?;
+        if bytes.starts_with(BYTE_ORDER_MARK) {
+            bytes.drain(..BYTE_ORDER_MARK.len());
+        }
         Ok(bytes)
     }
 

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufWriter, ErrorKind, Read, Write};
 
 use engine::error::{Error, Result};
+use engine::text::strip_bom;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -56,7 +57,7 @@ fn answer_all<Q: DeserializeOwned, R, A: Serialize>(
         let mut end = None;
         while rows.len() < window && end.is_none() {
             let asked = next_line(&mut input)
-                .map(|line| line.map(|line| question(&line).and_then(|(id, q)| Ok((id, ready(read, q)?)))));
+                .map(|line| line.map(|line| question(&line, read == 0).and_then(|(id, q)| Ok((id, ready(read, q)?)))));
             match asked {
                 Ok(None) => end = Some(Ok(())),
                 Ok(Some(Ok((id, row)))) => {
@@ -93,7 +94,13 @@ fn next_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     Ok((n > 0).then_some(line))
 }
 
-fn question<Q: DeserializeOwned>(line: &[u8]) -> Result<(Option<Value>, Q)> {
+fn question<Q: DeserializeOwned>(mut line: &[u8], is_first: bool) -> Result<(Option<Value>, Q)> {
+    if is_first {
+        line = strip_bom(line);
+        if let Some(what) = source::foreign(line) {
+            return Err(Error::yours(format!("this is {what}, not JSON lines")));
+        }
+    }
     let line = std::str::from_utf8(line).map_err(|_| Error::yours("not UTF-8"))?;
     let named: Named = source::object(line).map_err(Error::yours)?;
     Ok((named.id, source::object(line).map_err(Error::yours)?))
@@ -101,8 +108,7 @@ fn question<Q: DeserializeOwned>(line: &[u8]) -> Result<(Option<Value>, Q)> {
 
 fn write<A: Serialize>(output: &mut impl Write, ids: Vec<Option<Value>>, answers: Vec<A>) -> std::io::Result<()> {
     for (id, answer) in ids.into_iter().zip(answers) {
-        serde_json::to_writer(&mut *output, &Answered { id, answer })?;
-        output.write_all(b"\n")?;
+        writeln!(output, "{}", crate::output::json(&Answered { id, answer })?)?;
     }
     output.flush()
 }
@@ -151,6 +157,24 @@ mod tests {
         ];
         assert_eq!(output.lines().collect::<Vec<_>>(), expected);
         assert_eq!(answers(b"", 2).0, "");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        let (output, done) = answers(b"\xef\xbb\xbf{\"n\":1}\n{\"n\":2}\n", 1);
+        done.unwrap();
+        assert_eq!(output.lines().count(), 2);
+        let (output, done) = answers(b"{\"n\":1}\n\xef\xbb\xbf{\"n\":1}\n", 1);
+        assert_eq!(
+            (output.lines().count(), done.unwrap_err().message.as_str()),
+            (1, "line 2: expected one JSON object a line")
+        );
+    }
+
+    #[test]
+    fn what_is_no_text_is_called_what_it_is() {
+        let done = answers(b"\xfd7zXZ\0\0\x04", 1).1;
+        assert_eq!(done.unwrap_err().message, "line 1: this is xz, not JSON lines");
     }
 
     #[test]

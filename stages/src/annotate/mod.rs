@@ -145,6 +145,6 @@ mod tests {
         let expected = "id post_id prompt prompt_ids facts chosen_text chosen_ids chosen_ended rejected_text rejected_ids \
                         rejected_ended corruption outcome annotator confidence chosen_first reason";
         // Else a store's older table would be taken for the one that would be made now.
-        assert_eq!((columns.join(" ").as_str(), versions), (expected, [3, 3, 3, 3]), "raise all four, then this");
+        assert_eq!((columns.join(" ").as_str(), versions), (expected, [3, 3, 4, 3]), "raise all four, then this");
     }
 }

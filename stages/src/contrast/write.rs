@@ -10,7 +10,7 @@ use rand_chacha::ChaCha12Rng;
 
 use super::corrupt::{Sound, corrupt, is_worse};
 use super::{Params, Writer};
-use crate::prompt::{Fitted, response_ids};
+use crate::prompt::{Fitted, Truncation, response_ids};
 use crate::quality::Facts;
 use crate::train::encode::{fit, response_text};
 use crate::train::random::{bits_of, share_of};
@@ -22,7 +22,7 @@ use crate::types::{Corruption, Pair, Post, Side};
 pub(super) struct Tally {
     corruptions: BTreeMap<Corruption, u64>,
     sampled: u64,
-    truncated_prompts: u64,
+    truncation: Truncation,
 }
 
 impl Tally {
@@ -31,7 +31,7 @@ impl Tally {
             ctx.metric(format!("share_{corruption}"), *n as f64 / rows);
         }
         ctx.metric("sampled", self.sampled as f64 / rows);
-        ctx.metric("truncated_prompts", self.truncated_prompts as f64);
+        self.truncation.tell(ctx);
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) fn chunk(
         let Some((corruption, worse)) = worse(p, &writer.tokenizer, &known, &sound.by, &mut rng) else { continue };
         *tally.corruptions.entry(corruption).or_default() += 1;
         tally.sampled += u64::from(is_sample);
-        tally.truncated_prompts += u64::from(prompt.truncated);
+        tally.truncation.count(prompt.truncated);
         let corrupted = if bits_of(&order, &names[i]) & 1 == 0 { Side::A } else { Side::B };
         let (a, b) = if corrupted == Side::A { (worse, sound) } else { (sound, worse) };
         pairs.push(Pair {

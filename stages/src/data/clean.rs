@@ -2,18 +2,28 @@
 
 use std::borrow::Cow;
 
-/// Without control characters other than newline and tab, byte order marks and marks that turn the direction of text;
-/// `\r\n` and `\r` become `\n`.
+use engine::text::steers_terminal;
+
+/// Text without byte-order marks, marks that turn the direction of text, and control characters other than newline and tab.
+/// Those that separate words leave a space, those that end a line or a paragraph a newline.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let unwanted = |c: char| {
-        (c.is_control() && c != '\n' && c != '\t')
-            || matches!(c, '\u{feff}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    if !text.contains(unwanted) {
+    let is_unwanted = |c: char| steers_terminal(c) || matches!(c, '\u{feff}' | '\u{2028}' | '\u{2029}');
+    if !text.contains(is_unwanted) {
         return Cow::Borrowed(text);
     }
-    let lines = text.replace("\r\n", "\n").replace('\r', "\n");
-    Cow::Owned(lines.chars().filter(|&c| !unwanted(c)).collect())
+    let lines = text.replace("\r\n", "\n");
+    Cow::Owned(
+        lines
+            .chars()
+            .filter_map(|c| match c {
+                '\r' | '\u{2028}' | '\u{2029}' => Some('\n'),
+                // Vertical tab, form feed, the four information separators, and U+0085: officially the next line, but in
+                // practice mostly an ellipsis that was decoded as Latin-1.
+                '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1f}' | '\u{85}' => Some(' '),
+                c => (!is_unwanted(c)).then_some(c),
+            })
+            .collect(),
+    )
 }
 
 /// Letters and digits in lower case, words parted by one space. A text without any is only trimmed.
@@ -57,6 +67,22 @@ mod tests {
     fn control_characters_go_and_newlines_stay() {
         assert_eq!(printable("a\u{0}b\r\nc\rd\te\u{1b}[31m\u{202e}f\u{feff}"), "ab\nc\nd\te[31mf");
         assert!(matches!(printable("plain\n\ttext"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn characters_that_separate_words_leave_them_apart() {
+        for c in ['\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{1f}', '\u{85}'] {
+            assert_eq!(printable(&format!("three{c}four")), "three four", "{c:?}");
+        }
+        for c in ["\r", "\r\n", "\n", "\u{2028}", "\u{2029}"] {
+            assert_eq!(printable(&format!("three{c}four")), "three\nfour", "{c:?}");
+        }
+        // Every white space of Unicode.
+        for c in (0..=0x3000).filter_map(char::from_u32).filter(|c| c.is_whitespace()) {
+            let text = format!("three{c}four");
+            assert_eq!(printable(&text).split_whitespace().collect::<Vec<_>>(), ["three", "four"], "{c:?}");
+            assert_eq!(fingerprint(&text), fingerprint("three four"), "{c:?}");
+        }
     }
 
     #[test]

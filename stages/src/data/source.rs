@@ -5,12 +5,14 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use engine::error::{At, Error, Result};
+use engine::text::strip_bom;
 use serde::de::DeserializeOwned;
 
-/// What some programs put before a file's first line.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// A line longer than this is no row of any table here.
 const LONGEST_LINE: u64 = 64 << 20;
+/// The largest window of a Zstandard stream, as a power of two: that of `zstd --long=31`. Memory is used only as the stream
+/// fills it.
+const ZSTD_WINDOW_LOG: u32 = 31;
 
 /// What a file's first bytes say that it is. Its name says nothing: files enter a key by their bytes alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +29,8 @@ impl Format {
         match start {
             [b'P', b'A', b'R', b'1', ..] => Self::Parquet,
             [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            // The second is a frame to be skipped, which pzstd puts first.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::Plain,
         }
     }
@@ -50,9 +53,60 @@ pub fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     let file = BufReader::with_capacity(1 << 17, File::open(path).at(path)?);
     Ok(match format {
         Format::Gzip => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(file))),
-        Format::Zstd => Box::new(BufReader::new(zstd::Decoder::with_buffer(file).at(path)?)),
+        Format::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(file).at(path)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).at(path)?;
+            Box::new(BufReader::new(decoder))
+        }
         Format::Parquet | Format::Plain => Box::new(file),
     })
+}
+
+/// Beginnings of what is often given for JSON lines and is none, also inside of gzip or zstd.
+const FOREIGN: &[(&[u8], &str)] = &[
+    (b"\x1f\x8b", "compressed twice: gzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed twice: Zstandard"),
+    (b"\x04\x22\x4d\x18", "LZ4"),
+    (b"\x02\x21\x4c\x18", "LZ4"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"BZh", "bzip2"),
+    (b"LZIP", "lzip"),
+    (b"\x1f\x9d", "Unix compress (.Z)"),
+    (b"\xff\x06\0\0sNaPpY", "Snappy"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"PK\x05\x06", "an empty ZIP archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
+    (b"PAR1", "compressed Parquet, which has a compression of its own"),
+    (b"PARE", "encrypted Parquet"),
+    (b"ARROW1\0\0", "an Arrow file"),
+    (b"\xff\xff\xff\xff", "an Arrow stream"),
+    (b"Obj\x01", "Avro"),
+    (b"ORC", "ORC"),
+    (b"SQLite format 3\0", "an SQLite database"),
+    (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    (b"%PDF-", "a PDF"),
+    (b"\xff\xfe", "UTF-16 text"),
+    (b"\xfe\xff", "UTF-16 text"),
+    (b"{\0", "UTF-16 text"),
+    (b"\0{", "UTF-16 text"),
+    (b"<!DOCTYPE", "an HTML page"),
+    (b"<!doctype", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"version https://git-lfs.github.com/", "a pointer of Git LFS (`git lfs pull` fetches the file)"),
+];
+/// Where a tar archive names itself.
+const TAR: usize = 257;
+
+/// What a file that begins like this is, if it is known and not lines of JSON.
+pub fn foreign(start: &[u8]) -> Option<&'static str> {
+    if start.get(TAR..).is_some_and(|rest| rest.starts_with(b"ustar")) {
+        return Some("a tar archive");
+    }
+    if matches!(start, [0x1e | 0x22..=0x27, 0xb5, 0x2f, 0xfd, ..]) {
+        return Some("Zstandard of a version before 0.8");
+    }
+    FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, what)| *what)
 }
 
 /// Whether a file of this name is one of rows: to choose among the files of a hub, before any is read.
@@ -84,6 +138,16 @@ impl Iterator for Lines {
         let mut bytes = Vec::new();
         self.number += 1;
         let at = || format!("{}, line {}", self.path.display(), self.number);
+        if self.number == 1 {
+            match self.reader.fill_buf().map(foreign) {
+                Err(e) => return Some(Err(Error::yours(format!("{}: cannot be read: {e}", at())))),
+                Ok(Some(what)) => {
+                    let error = Error::yours(format!("{}: this is {what}, not JSON lines", self.path.display()));
+                    return Some(Err(error.help("give JSON lines, plain or in gzip or zstd, or Parquet")));
+                }
+                Ok(None) => {}
+            }
+        }
         match (&mut self.reader).take(LONGEST_LINE).read_until(b'\n', &mut bytes) {
             Err(e) => return Some(Err(Error::yours(format!("{}: cannot be read: {e}", at())))),
             Ok(0) => return None,
@@ -95,8 +159,8 @@ impl Iterator for Lines {
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
         }
-        if self.number == 1 && bytes.starts_with(BYTE_ORDER_MARK) {
-            bytes.drain(..BYTE_ORDER_MARK.len());
+        if self.number == 1 {
+            bytes.drain(..bytes.len() - strip_bom(&bytes).len());
         }
         Some(Ok((self.number, String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned()))))
     }
@@ -219,6 +283,66 @@ mod tests {
                 assert_eq!(lines, [(1, Ok("one".to_owned()))], "{name}");
                 assert_ne!(Format::of_file(&path).unwrap(), Format::Parquet);
             }
+        }
+    }
+
+    fn lines(path: &Path) -> Vec<String> {
+        Lines::open(path).unwrap().map(|line| line.unwrap().1.unwrap()).collect()
+    }
+
+    #[test]
+    fn zstd_with_a_large_window_or_frames_to_skip_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl.zst");
+        // A frame of one raw block, with a window of 2^(10 + 21) bytes.
+        let long = [&b"\x28\xb5\x2f\xfd\0"[..], &[21 << 3, (8 << 3) | 1, 0, 0], b"one\ntwo\n"].concat();
+        assert!(zstd::decode_all(&long[..]).is_err());
+        std::fs::write(&path, long).unwrap();
+        assert_eq!(lines(&path), ["one", "two"]);
+
+        let skipped = |bytes: &[u8]| [b"\x5e\x2a\x4d\x18", &(bytes.len() as u32).to_le_bytes()[..], bytes].concat();
+        let frame = zstd::encode_all(&b"three\n"[..], 1).unwrap();
+        let bytes =
+            [skipped(b"anything"), skipped(b""), frame.clone(), skipped(b"\n"), frame, skipped(b"end")].concat();
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(Format::of_file(&path).unwrap(), Format::Zstd);
+        assert_eq!(lines(&path), ["three", "three"]);
+    }
+
+    #[test]
+    fn what_is_no_json_lines_is_called_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let gz = |bytes: &[u8]| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        let mut tar = vec![0; 512];
+        tar[..7].copy_from_slice(b"a.jsonl");
+        tar[257..262].copy_from_slice(b"ustar");
+        let utf16: Vec<u8> = "\u{feff}{\"post\"".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let cases: [(Vec<u8>, &str); 11] = [
+            (b"\xfd7zXZ\0\0\x04".to_vec(), "xz"),
+            (b"BZh91AY&SY".to_vec(), "bzip2"),
+            (b"PK\x03\x04\x14\0".to_vec(), "a ZIP archive"),
+            (b"\x04\x22\x4d\x18\x64\x40".to_vec(), "LZ4"),
+            (b"PARE".to_vec(), "encrypted Parquet"),
+            (tar.clone(), "a tar archive"),
+            (gz(&tar), "a tar archive"),
+            (gz(&gz(b"{}\n")), "compressed twice: gzip"),
+            (zstd::encode_all(&b"PAR1"[..], 1).unwrap(), "compressed Parquet, which has a compression of its own"),
+            (utf16[..].to_vec(), "UTF-16 text"),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n".to_vec(),
+                "a pointer of Git LFS (`git lfs pull` fetches the file)",
+            ),
+        ];
+        for (bytes, what) in cases {
+            let path = folder.path().join("a.jsonl");
+            std::fs::write(&path, bytes).unwrap();
+            let error = each_line(&path, &mut Allowance::new(99), |_| Ok(()), |()| Ok(true)).unwrap_err();
+            assert_eq!(error.message, format!("{}: this is {what}, not JSON lines", path.display()));
+            assert_eq!(error.exit_code(), 2);
         }
     }
 

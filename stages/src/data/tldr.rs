@@ -134,7 +134,7 @@ impl Kind for Tldr {
     type Params = Params;
 
     const NAME: &'static str = "dataset.tldr";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "reads Reddit TL;DR posts from files or the hub";
 
     fn signature(&self, params: &Params) -> Signature {
@@ -314,6 +314,16 @@ mod tests {
         let file = bench.write("cut.parquet", "PAR1 and no more");
         let error = posts(&bench, json!({ "files": file })).unwrap_err();
         assert!(error.message.contains("not a readable Parquet file") && error.help.is_some(), "{error}");
+    }
+
+    #[test]
+    fn separators_of_words_keep_them_apart() {
+        let bench = Bench::new();
+        let row =
+            r#"{"title": "a\u001fb", "post": "three\u0085four\u000bfive\u2028six", "summary": "counted\u001chats"}"#;
+        let file = bench.write("posts.jsonl", &format!("{row}\n"));
+        let post = posts(&bench, json!({ "files": file })).unwrap().remove(0);
+        assert_eq!([post.title, post.post, post.summary], ["a b", "three four five\nsix", "counted hats"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use engine::context::Context;
 use engine::error::{Error, Result};
 use lm::Sequence;
 
+use crate::prompt::Truncation;
 use crate::quality::{self, Facts};
 use crate::reward::{load_reward_model, load_tokenizer, score};
 use crate::types::{PolicyInfo, Post, Posts, RewardInfo, RewardModel, Sample, Score, Split};
@@ -39,6 +40,7 @@ pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Resu
 
     let mut prompts: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     let mut facts: BTreeMap<&str, Option<Facts>> = BTreeMap::new();
+    let mut truncation = Truncation::default();
     for sample in samples {
         if prompts.contains_key(sample.post_id.as_str()) {
             continue;
@@ -50,7 +52,9 @@ pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Resu
             ))
             .help("give `posts` the table that the policy run was made with")
         })?;
-        prompts.insert(&sample.post_id, crate::train::encode::fit(&tokenizer, post, window)?.ids);
+        let fitted = crate::train::encode::fit(&tokenizer, post, window)?;
+        truncation.count(fitted.truncated);
+        prompts.insert(&sample.post_id, fitted.ids);
         let parsed = post
             .facts
             .as_deref()
@@ -59,6 +63,8 @@ pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Resu
             .map_err(|e| Error::yours(format!("evaluate: the facts of post `{}` do not parse: {e}", post.id)))?;
         facts.insert(&sample.post_id, parsed);
     }
+
+    truncation.warn(ctx, "prompts as the gold model reads them");
 
     let mut rows = Vec::with_capacity(samples.len());
     for chunk in samples.chunks(BATCH * 8) {

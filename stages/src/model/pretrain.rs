@@ -248,7 +248,7 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
     ctx.metric("tokens", trained.tokens as f64);
     ctx.metric("rows", table.len() as f64);
     ctx.metric("held_out_rows", held_out.len() as f64);
-    ctx.metric("truncated_prompts", encoder.truncated as f64);
+    encoder.truncation.tell(ctx);
     ctx.metric("too_long_rows", too_long as f64);
     super::save(&model.frozen(), &tokenizer, ctx.out(), p.weights)
 }

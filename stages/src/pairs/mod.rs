@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model;
-use crate::prompt::Fitted;
+use crate::prompt::{Fitted, Truncation};
 use crate::train::encode::{fit, response_text, room};
 use crate::train::params::{BATCH, Faults, Precision};
 use crate::train::random::bits_of;
@@ -119,7 +119,7 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
     let chosen = choose(p, ctx)?;
     let keys = Keys { models: ctx.generator_key("models"), samples: ctx.generator_key("samples") };
     let mut writer = Pairs::create(ctx.out())?;
-    let (mut truncated, mut ended, mut length) = (0_u64, 0_u64, 0_u64);
+    let (mut truncation, mut ended, mut length) = (Truncation::default(), 0_u64, 0_u64);
     let (mut done, mut chunk) = (0, Vec::with_capacity(CHUNK));
     let mut posts = chosen_posts(ctx, &chosen)?;
     loop {
@@ -128,7 +128,7 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
         chunk.extend(post);
         if chunk.len() == CHUNK || last {
             for pair in sample_chunk(p, ctx, &models, &tokenizer, &keys, room, &chunk, (done, chosen.len()))? {
-                truncated += u64::from(pair.1);
+                truncation.count(pair.1);
                 ended += u64::from(pair.0.a_ended) + u64::from(pair.0.b_ended);
                 length += (pair.0.a_ids.len() + pair.0.b_ids.len()) as u64;
                 writer.push(pair.0)?;
@@ -142,7 +142,7 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
     }
     let rows = writer.finish()?;
     ctx.metric("pairs", rows as f64);
-    ctx.metric("truncated_prompts", truncated as f64);
+    truncation.tell(ctx);
     ctx.metric("ended", ended as f64 / (2 * rows.max(1)) as f64);
     ctx.metric("mean_tokens", length as f64 / (2 * rows.max(1)) as f64);
     Ok(())

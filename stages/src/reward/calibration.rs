@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use engine::context::Context;
 use engine::error::{Error, Result};
 use lm::{CausalLm, Draws, SampleOptions, Sequence, Tokenizer};
 use rand_chacha::ChaCha12Rng;
@@ -45,6 +46,7 @@ pub fn calibration_posts(folder: &Path, most: usize) -> Result<Vec<Post>> {
 
 /// One sample of `sampler` for each post, at temperature 1, drawn by (calibration seed, post id).
 pub fn samples(
+    ctx: &mut Context,
     sampler: &CausalLm,
     tokenizer: &Tokenizer,
     posts: &[Post],
@@ -52,6 +54,7 @@ pub fn samples(
 ) -> Result<Vec<CalibrationSample>> {
     let mut encoder = Encoder::new(tokenizer, sampler.config().window());
     let prompts = posts.iter().map(|post| encoder.prompt(post, options.max_new_tokens)).collect::<Result<Vec<_>>>()?;
+    encoder.truncation.warn(ctx, "calibration prompts");
     let key = fixed_key(options.seed, "calibration");
     let draws = Draws(key);
     let how = SampleOptions {

@@ -177,8 +177,10 @@ fn compare(p: &Params, ctx: &mut Context, inputs: &[Input], members: &[LoadedRew
         max_new_tokens: p.max_new_tokens,
         batch: SCORED,
     };
-    let samples: Vec<Sequence> =
-        calibration::samples(policy, policy_tokenizer, &posts, &options)?.into_iter().map(|s| s.sequence).collect();
+    let samples: Vec<Sequence> = calibration::samples(ctx, policy, policy_tokenizer, &posts, &options)?
+        .into_iter()
+        .map(|s| s.sequence)
+        .collect();
     let mut rng = fixed_generator(p.calibration_seed, "other text");
     let eos = tokenizer.eos();
     let shuffled: Vec<Sequence> = samples.iter().map(|s| with_tokens(s, eos, &mut rng, shuffle)).collect();

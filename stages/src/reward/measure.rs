@@ -85,7 +85,7 @@ pub fn calibrate(
         max_new_tokens: p.max_new_tokens,
         batch: SCORED,
     };
-    let samples = calibration::samples(policy, policy_tokenizer, &posts, &options)?;
+    let samples = calibration::samples(ctx, policy, policy_tokenizer, &posts, &options)?;
     let same = sampler.is_none() || policy_tokenizer.to_json().told()? == tokenizer.to_json().told()?;
     let sequences = calibration::for_model(&samples, &posts, &mut encoder, same)?;
     let scores = raw_scores(model, &sequences.iter().collect::<Vec<_>>(), SCORED)?;
@@ -102,6 +102,7 @@ pub fn calibrate(
     ctx.metric("calibration_score_std", deviation);
     let centre = if p.centring == Centring::Calibration { mean } else { 0.0 };
     let pairs = calibration::swapped_references(&posts, p.calibration_seed, &mut encoder)?;
+    encoder.truncation.warn(ctx, "calibration prompts as the reward model reads them");
     let references = raw_scores(model, &pairs.iter().map(|(a, _)| a).collect::<Vec<_>>(), SCORED)?;
     let swapped = raw_scores(model, &pairs.iter().map(|(_, b)| b).collect::<Vec<_>>(), SCORED)?;
     let sensitivity = calibration::fact_sensitivity(&references, &swapped);

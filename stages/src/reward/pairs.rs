@@ -53,12 +53,12 @@ impl PreferenceTable {
                 let chosen = Text { text: &row.chosen_text, ids: row.chosen_ids.as_deref() };
                 let rejected = Text { text: &row.rejected_text, ids: row.rejected_ids.as_deref() };
                 let own = *own.get_or_insert_with(|| encoder.made(prompt));
-                let truncated = encoder.truncated;
+                let truncation = encoder.truncation;
                 let both = encoder.row(&row.post_id, prompt, chosen, row.chosen_ended, own).and_then(|chosen| {
                     Ok((chosen, encoder.row(&row.post_id, prompt, rejected, row.rejected_ended, own)?))
                 });
                 let Some((chosen, rejected)) = fitting(both, p.drop_long, &mut dropped)? else {
-                    encoder.truncated = truncated;
+                    encoder.truncation = truncation;
                     continue;
                 };
                 same += u64::from(chosen.response == rejected.response);
@@ -85,10 +85,9 @@ impl PreferenceTable {
                 "all {pairs} pairs prefer a summary to itself: there is nothing to learn"
             )));
         }
-        let truncated = encoder.truncated;
         ctx.metric("rows_without_label", unlabelled as f64);
         ctx.metric("rows_of_reserved_posts", reserved.dropped as f64);
-        ctx.metric("truncated_prompts", truncated as f64);
+        encoder.truncation.tell(ctx);
         if p.drop_long {
             ctx.metric("dropped_long", dropped as f64);
         }

@@ -333,3 +333,14 @@ fn a_model_that_learned_nothing_is_warned_of() -> Result<()> {
     assert!(alike.warnings.iter().any(|w| w.contains("all 8 calibration samples score alike")), "{:?}", alike.warnings);
     Ok(())
 }
+
+#[test]
+fn pairs_whose_prompts_lose_their_end_are_warned_of() -> Result<()> {
+    let end = format!(" {}\nTL;DR:", "word ".repeat(300));
+    let long = |row: Preference| Preference { prompt: row.prompt.replace("\nTL;DR:", &end), prompt_ids: None, ..row };
+    let out = train_on(toys::preferences(96, Split::Gold).into_iter().map(long).collect(), json!({ "steps": 1 }), 7)?;
+    assert_eq!(out.metric("truncated_prompts"), 192.0);
+    let warned = out.warnings.iter().any(|w| w.starts_with("192 of 192 prompts lost the end of their post to fit"));
+    assert!(warned, "{:?}", out.warnings);
+    Ok(())
+}

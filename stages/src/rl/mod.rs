@@ -23,6 +23,7 @@ use lm::{Draws, LoraConfig, SampleOptions, ScalarHead, StatOptions, Tokenizer};
 use serde_json::json;
 
 use crate::model;
+use crate::prompt::Truncation;
 use crate::reward::{LoadedReward, load_ensemble, load_reward_model};
 use crate::stats::quantile;
 use crate::train::Told;
@@ -109,9 +110,10 @@ impl Kind for Ppo {
 
         let window = room(base.config().window(), params.max_new_tokens)?;
         let posts = ctx.one("posts")?.folder.clone();
-        let (train, cut) = prompts(&posts, params.split, None, &tokenizer, window)?;
-        let (valid, cut_valid) = prompts(&posts, Split::Valid, params.eval_prompts, &tokenizer, window)?;
-        ctx.metric("truncated_prompts", (cut + cut_valid) as f64);
+        let mut truncation = Truncation::default();
+        let train = prompts(&posts, params.split, None, &tokenizer, window, &mut truncation)?;
+        let valid = prompts(&posts, Split::Valid, params.eval_prompts, &tokenizer, window, &mut truncation)?;
+        truncation.tell(ctx);
         let sampling = SampleOptions {
             temperature: 1.0,
             top_p: 1.0,
@@ -194,14 +196,15 @@ fn check_tokenizer(ctx: &Context, policy: &std::path::Path) -> Result<()> {
     .help("train both from models of one tokenizer"))
 }
 
-/// The prompts of a split, fitted to `window` tokens, and how many lost the end of their post.
+/// The prompts of a split, fitted to `window` tokens and counted.
 fn prompts(
     posts: &std::path::Path,
     split: Split,
     limit: Option<usize>,
     tokenizer: &Tokenizer,
     window: usize,
-) -> Result<(Vec<Prompt>, usize)> {
+    truncation: &mut Truncation,
+) -> Result<Vec<Prompt>> {
     let mut found = Posts::load_split(posts, split)?;
     if let Some(limit) = limit {
         found.truncate(limit);
@@ -210,13 +213,12 @@ fn prompts(
         return Err(Error::yours(format!("rl.ppo: the posts hold none in split `{split}`"))
             .help("give `dataset.filter` a size for it"));
     }
-    let mut cut = 0;
     let prompt = |post: &Post| {
         let fitted = fit(tokenizer, post, window)?;
-        cut += usize::from(fitted.truncated);
+        truncation.count(fitted.truncated);
         Ok(Prompt { post_id: post.id.clone(), ids: fitted.ids })
     };
-    Ok((found.iter().map(prompt).collect::<Result<_>>()?, cut))
+    found.iter().map(prompt).collect()
 }
 
 fn save(

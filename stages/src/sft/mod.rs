@@ -183,7 +183,7 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     ctx.metric("tokens", trained.tokens as f64);
     ctx.metric("rows", table.len() as f64);
     ctx.metric("held_out_rows", held_out.len() as f64);
-    ctx.metric("truncated_prompts", encoder.truncated as f64);
+    encoder.truncation.tell(ctx);
     if p.drop_long {
         ctx.metric("dropped_long", dropped as f64);
     }

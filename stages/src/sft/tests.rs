@@ -108,3 +108,13 @@ fn a_split_without_posts_is_named() {
     let error = sft(json!({ "split": "gold" }), 7).err().expect("there are none");
     assert!(error.message.contains("split `gold`"), "{error}");
 }
+
+#[test]
+fn prompts_that_lose_their_end_are_warned_of() -> Result<()> {
+    let cut = sft(json!({ "steps": 1, "max_prompt_tokens": 24 }), 7)?;
+    assert_eq!(cut.metric("truncated_prompts"), 104.0);
+    assert!(cut.warnings[0].starts_with("104 of 104 prompts lost the end of their post to fit"), "{:?}", cut.warnings);
+    let whole = sft(json!({ "steps": 1 }), 7)?;
+    assert_eq!((whole.metric("truncated_prompts"), whole.warnings.len()), (0.0, 0));
+    Ok(())
+}

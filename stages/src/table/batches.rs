@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use arrow::array::RecordBatch;
 use engine::error::{At, Error, Result};
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::basic::CompressionCodec;
 
 pub(super) type Builder = ParquetRecordBatchReaderBuilder<File>;
+
+/// What to do about a codec that is not read.
+const OTHER_CODEC: &str = "write it anew with zstd, snappy, gzip, brotli or lz4, or uncompressed";
 
 /// A file's batches in order; the first error ends them.
 pub(super) struct Batches {
@@ -44,12 +48,30 @@ pub(super) fn builder(path: &Path) -> Result<Builder> {
     let file = File::open(path).at(path)?;
     // By Parquet's own types: else a text column is utf8 here and large_utf8 there, depending on who wrote it.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    shielded(path, || Builder::try_new_with_options(file, options).map_err(|e| unreadable(path, &e)))
+    let builder = shielded(path, || Builder::try_new_with_options(file, options).map_err(|e| unreadable(path, &e)))?;
+    let chunks = builder.metadata().row_groups().iter().flat_map(|group| group.columns());
+    match chunks.into_iter().find(|chunk| chunk.compression_codec() == CompressionCodec::LZO) {
+        None => Ok(builder),
+        Some(chunk) => {
+            let column = chunk.column_path().string();
+            Err(Error::yours(format!(
+                "{}: column `{column}` is compressed with LZO, which is not read",
+                path.display()
+            ))
+            .help(OTHER_CODEC))
+        }
+    }
 }
 
 pub(super) fn unreadable(path: &Path, e: &dyn std::fmt::Display) -> Error {
-    Error::yours(format!("{}: not a readable Parquet file: {e}", path.display()))
-        .help("is it whole? fetch or write it again")
+    let what = e.to_string();
+    // One that is younger than the library.
+    let is_codec = what.contains("CompressionCodec");
+    Error::yours(format!("{}: not a readable Parquet file: {what}", path.display())).help(if is_codec {
+        OTHER_CODEC
+    } else {
+        "is it whole? fetch or write it again"
+    })
 }
 
 fn shielded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {

@@ -301,6 +301,7 @@ fn unwritable(path: &Path, e: parquet::errors::ParquetError) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use parquet::basic::{BrotliLevel, GzipLevel};
     use proptest::prelude::*;
 
     use super::*;
@@ -397,6 +398,46 @@ mod tests {
         assert_eq!(read::<One>(&path).unwrap(), [One { a: "y".into(), b: 7 }]);
         std::fs::write(&path, "a,b\n1,2\n").unwrap();
         assert!(fault::<One>(&path).contains("not a readable Parquet file"));
+    }
+
+    #[test]
+    fn every_codec_is_read_and_one_that_is_not_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.parquet");
+        let rows: Vec<One> = (0..2000).map(|b| One { a: format!("text {}", b % 7), b }).collect();
+        let write_as = |codec| {
+            let properties = WriterProperties::builder().set_compression(codec).build();
+            let batch = RecordBatch::try_new(schema::<One>(), One::arrays(&rows)).unwrap();
+            let mut writer =
+                ArrowWriter::try_new(File::create(&path).unwrap(), schema::<One>(), Some(properties)).unwrap();
+            writer.write(&batch).unwrap();
+            writer.close().unwrap();
+        };
+        let codecs = [
+            Compression::UNCOMPRESSED,
+            Compression::SNAPPY,
+            Compression::GZIP(GzipLevel::default()),
+            Compression::BROTLI(BrotliLevel::default()),
+            Compression::LZ4,
+            Compression::LZ4_RAW,
+            Compression::ZSTD(ZstdLevel::default()),
+        ];
+        for codec in codecs {
+            write_as(codec);
+            assert_eq!(read::<One>(&path).unwrap(), rows, "{codec:?}");
+        }
+        write_as(Compression::UNCOMPRESSED);
+        let bytes = std::fs::read(&path).unwrap();
+        // The metadata of column `a`: the end of its path, then its codec, here 0, in zigzag.
+        let at = 5 + bytes.windows(7).rposition(|at| at == b"\x19\x18\x01a\x15\0\x16").unwrap();
+        for (codec, what) in [(3, "column `a` is compressed with LZO, which is not read"), (9, "CompressionCodec 9")] {
+            let mut other = bytes.clone();
+            other[at] = 2 * codec;
+            std::fs::write(&path, other).unwrap();
+            let error = read::<One>(&path).unwrap_err();
+            assert!(error.message.ends_with(what), "{error}");
+            assert!(error.help.is_some_and(|help| help.contains("write it anew with zstd")));
+        }
     }
 
     #[test]

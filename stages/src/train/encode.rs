@@ -3,7 +3,7 @@
 use engine::error::{Error, Result};
 use lm::{Sequence, Tokenizer};
 
-use crate::prompt::{self, Fitted};
+use crate::prompt::{self, Fitted, Truncation};
 use crate::types::Post;
 
 /// Turns rows into sequences of one model.
@@ -12,13 +12,12 @@ pub struct Encoder<'a> {
     /// The model's longest sequence, in tokens.
     window: usize,
     longest_prompt: usize,
-    /// Prompts that lost the end of their POST.
-    pub truncated: u64,
+    pub truncation: Truncation,
 }
 
 impl<'a> Encoder<'a> {
     pub fn new(tokenizer: &'a Tokenizer, window: usize) -> Self {
-        Self { tokenizer, window, longest_prompt: usize::MAX, truncated: 0 }
+        Self { tokenizer, window, longest_prompt: usize::MAX, truncation: Truncation::default() }
     }
 
     /// No prompt may be longer than this many tokens, whatever the window leaves.
@@ -62,7 +61,10 @@ impl<'a> Encoder<'a> {
         };
         let limit = self.limit(post_id, response.len())?;
         let prompt = match prompt.ids {
-            Some(ids) if own && ids.len() <= limit => ids.to_vec(),
+            Some(ids) if own && ids.len() <= limit => {
+                self.truncation.count(false);
+                ids.to_vec()
+            }
             _ => self.kept(prompt::fit_text(self.tokenizer, prompt.text, limit), post_id, response.len())?,
         };
         Ok(Sequence { prompt, response })
@@ -86,7 +88,7 @@ impl<'a> Encoder<'a> {
 
     fn kept(&mut self, fitted: Fitted, post_id: &str, room: usize) -> Result<Vec<u32>> {
         let limit = self.limit(post_id, room)?;
-        self.truncated += u64::from(fitted.truncated);
+        self.truncation.count(fitted.truncated);
         whole(fitted, post_id, limit).map(|fitted| fitted.ids)
     }
 }

@@ -2,7 +2,7 @@
 //! human feedback": `info`, `summaries[2]`, `choice`, `worker`, `batch`, `split`, `extra.confidence`).
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
 
 use engine::artifact::{ArtifactType, Facts};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::folder;
+use crate::data::source::Lines;
 
 /// One line: two summaries of a post and which of them a person preferred.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,10 +113,11 @@ impl Comparisons {
     /// Names file and line.
     pub fn open(folder: &Path) -> Result<impl Iterator<Item = Result<Comparison>> + use<>> {
         let path = folder::file(folder, Self::FILE)?;
-        let lines = BufReader::new(File::open(&path).at(&path)?).lines();
-        Ok(lines.enumerate().map(move |(i, line)| {
-            Comparison::parse(&line.at(&path)?)
-                .map_err(|what| Error::yours(format!("{}, line {}: {what}", path.display(), i + 1)))
+        let lines = Lines::open(&path)?;
+        Ok(lines.map(move |line| {
+            let (number, line) = line?;
+            let parsed = line.and_then(|line| Comparison::parse(&line));
+            parsed.map_err(|what| Error::yours(format!("{}, line {number}: {what}", path.display())))
         }))
     }
 

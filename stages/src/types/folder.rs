@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use engine::artifact::Facts;
 use engine::error::{At, Error, Result};
+use engine::text::{self, strip_bom};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -32,7 +33,7 @@ pub fn file(folder: &Path, name: &str) -> Result<PathBuf> {
 /// If the file is missing or does not hold a `T`: names the file and the place.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read(path).at(path)?;
-    serde_json::from_slice(&text).map_err(|e| Error::yours(format!("{}: {e}", path.display())))
+    serde_json::from_slice(strip_bom(&text)).map_err(|e| Error::yours(format!("{}: {e}", path.display())))
 }
 
 /// Writes pretty JSON with a newline at the end.
@@ -102,5 +103,5 @@ pub fn tensors(folder: &Path, name: &str) -> Result<BTreeMap<String, (String, Ve
 /// If it cannot be read.
 pub fn show(folder: &Path, name: &str) -> Result<String> {
     let path = file(folder, name)?;
-    Ok(format!("{name}\n{}\n", std::fs::read_to_string(&path).at(&path)?.trim_end()))
+    Ok(format!("{name}\n{}\n", text::read(&path).at(&path)?.trim_end()))
 }

@@ -103,6 +103,7 @@ pub(crate) fn record(n: u64, digest: Digest) -> ActionRecord {
         run: "1".into(),
         attempt: "1".into(),
         paths: Default::default(),
+        warnings: Vec::new(),
     };
     ActionRecord { key: recipe.key(), digest, recipe, provenance }
 }

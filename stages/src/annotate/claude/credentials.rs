@@ -35,7 +35,7 @@ fn read(file: &Path) -> Result<String> {
     if file.is_relative() {
         return Err(told("not an absolute path"));
     }
-    let text = std::fs::read_to_string(file).map_err(|e| told(&e.to_string()))?;
+    let text = engine::text::read(file).map_err(|e| told(&e.to_string()))?;
     match text.trim() {
         "" => Err(told("the file is empty")),
         key => Ok(key.to_owned()),
@@ -50,7 +50,7 @@ mod tests {
     fn a_key_comes_from_one_place() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
-        std::fs::write(&file, "sk-secret\n").unwrap();
+        std::fs::write(&file, "\u{feff}sk-secret\r\n").unwrap();
         let name = || Some(file.display().to_string());
         assert_eq!(key(Some("sk-1".into()), None).unwrap(), "sk-1");
         assert_eq!(key(None, name()).unwrap(), "sk-secret");

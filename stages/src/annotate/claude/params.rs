@@ -263,7 +263,7 @@ impl Params {
         let mut faults = Vec::new();
         let mut check = |field: &str, file: &Option<InputPath>, parse: &dyn Fn(&str) -> Vec<String>| {
             let Some(InputPath(path)) = file.as_ref().filter(|file| file.0.exists()) else { return };
-            let found = match std::fs::read_to_string(path) {
+            let found = match engine::text::read(path) {
                 Ok(text) => parse(&text),
                 Err(e) => vec![e.to_string()],
             };

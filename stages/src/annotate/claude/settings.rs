@@ -31,7 +31,7 @@ impl Settings {
     /// If a file cannot be read, or does not hold what it must (which planning has told already).
     pub fn load(params: &Params) -> Result<Self> {
         let text = |file: &Option<InputPath>, ours: &str| match file {
-            Some(InputPath(path)) => std::fs::read_to_string(path).at(path),
+            Some(InputPath(path)) => engine::text::read(path).at(path),
             None => Ok(ours.to_owned()),
         };
         let faulty = |field: &str, faults: Vec<String>| Error::yours(format!("`{field}`: {}", faults.join("; ")));
@@ -78,5 +78,28 @@ impl Settings {
     /// The number of the first document that is asked about: the examples come before it.
     pub fn first(&self) -> usize {
         self.examples.len() + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_order_mark_in_a_file_changes_no_question() {
+        let folder = tempfile::tempdir().unwrap();
+        let fingerprint = |mark: &str| {
+            let file = |name: &str, text: &str| {
+                let path = folder.path().join(name);
+                std::fs::write(&path, format!("{mark}{text}")).unwrap();
+                Some(InputPath(path))
+            };
+            let mut params: Params = serde_json::from_value(json!({ "model": "m" })).unwrap();
+            params.template = file("template.txt", TEMPLATE);
+            params.examples = file("examples.jsonl", EXAMPLES);
+            assert_eq!(params.file_faults(), []);
+            Settings::load(&params).unwrap().fingerprint()
+        };
+        assert_eq!(fingerprint("\u{feff}"), fingerprint(""));
     }
 }

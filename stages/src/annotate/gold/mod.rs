@@ -5,7 +5,7 @@ mod scores;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature};
-use lm::{Sequence, Tokenizer};
+use lm::Sequence;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use self::scores::Scores;
 use super::pair_key::{PairKey, Text as Which};
 use super::{HeldOut, Judged};
 use crate::prompt::Parts;
-use crate::reward::{LoadedReward, load_reward_model, load_tokenizer, score};
+use crate::reward::{load_reward_model, load_tokenizer, score};
 use crate::train::encode::{Encoder, Text};
 use crate::train::on_a_big_stack;
 use crate::train::params::Faults;
@@ -84,6 +84,7 @@ fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
     let tables = ctx.many("pairs").iter().map(|input| Pairs::open(&input.folder)).collect::<Result<Vec<_>>>()?;
     let total = tables.iter().map(|table| table.rows()).sum();
     let mut scores = Scores::of(ctx, total)?;
+    let mut encoder = Encoder::new(&tokenizer, reward.model.lm.config().window());
     let mut done = 0;
     for table in tables {
         let mut own = None;
@@ -98,7 +99,7 @@ fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
                 })
                 .collect();
             let found = scores.next(ctx, chunk.len(), (done, total), || {
-                let sequences = sequences(&chunk, &reward, &tokenizer, &mut own)?;
+                let sequences = sequences(&chunk, &mut encoder, &mut own)?;
                 score(&reward, &sequences.iter().collect::<Vec<_>>(), SCORED)
             })?;
             for (pair, [a, b]) in chunk.into_iter().zip(found) {
@@ -107,6 +108,7 @@ fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
             ctx.progress(done, total, "pairs", None);
         }
     }
+    encoder.truncation.warn(ctx, "prompts as the reward model reads them");
     let Told { turned, first, certainty } = drawn.told;
     let labelled = judged.count(Outcome::Labelled).max(1) as f64;
     ctx.metric("turned", turned as f64);
@@ -118,13 +120,7 @@ fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
 
 /// Prompt and response of both sides of each pair. `own`: whether the table's ids are this tokenizer's; found out at its
 /// first row.
-fn sequences(
-    pairs: &[Pair],
-    reward: &LoadedReward,
-    tokenizer: &Tokenizer,
-    own: &mut Option<bool>,
-) -> Result<Vec<Sequence>> {
-    let mut encoder = Encoder::new(tokenizer, reward.model.lm.config().window());
+fn sequences(pairs: &[Pair], encoder: &mut Encoder<'_>, own: &mut Option<bool>) -> Result<Vec<Sequence>> {
     let mut sequences = Vec::with_capacity(2 * pairs.len());
     for pair in pairs {
         let text = |text, ids| Text { text, ids: Some(ids) };

@@ -73,7 +73,7 @@ impl Kind for Human {
     type Params = Params;
 
     const NAME: &'static str = "annotate.human";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str =
         "takes people's comparisons of summaries as preferences, from an input, `files` or `hub`";
 

@@ -1,0 +1,65 @@
+//! Everything that the command prints passes here, so that no text of others steers the terminal.
+
+use std::fmt::Arguments;
+use std::io::{self, Write};
+
+use engine::text::{escape_controls, steers_terminal};
+use serde::Serialize;
+use serde::ser::Error as _;
+use serde_json::ser::{Formatter, Serializer};
+
+/// Prints text with its control characters escaped. A reader that has gone away, such as `head`, is no reason to fail: what
+/// it did not read is not missed.
+pub fn print(mut to: impl Write, what: Arguments<'_>) {
+    let _ = to.write_all(escape_controls(&what.to_string()).as_bytes());
+}
+
+/// A value as one line of JSON, in which the characters that a terminal obeys are escaped beyond what JSON asks for.
+///
+/// # Errors
+/// If the value cannot be serialised.
+pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
+    let mut line = Vec::new();
+    value.serialize(&mut Serializer::with_formatter(&mut line, Escaping))?;
+    String::from_utf8(line).map_err(serde_json::Error::custom)
+}
+
+/// Compact, as a formatter is by default.
+struct Escaping;
+
+impl Formatter for Escaping {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| steers_terminal(*c)) {
+            to.write_all(&rest.as_bytes()[..at])?;
+            // All of them lie below U+10000: one escape each.
+            write!(to, "\\u{:04x}", u32::from(c))?;
+            rest = &rest[at + c.len_utf8()..];
+        }
+        to.write_all(rest.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "a\u{1b}[2Jb\u{9b}1mc\u{202e}d\u{7f}\n\té";
+
+    #[test]
+    fn text_of_others_is_printed_with_its_controls_escaped() {
+        let mut out = Vec::new();
+        print(&mut out, format_args!("{TEXT}\n"));
+        let expected = "a\\u{1b}[2Jb\\u{9b}1mc\\u{202e}d\\u{7f}\n\té\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn json_says_the_same_and_has_nothing_to_escape() {
+        let value = serde_json::json!({ TEXT: [TEXT, 0.1, null] });
+        let line = json(&value).unwrap();
+        assert!(!line.contains(steers_terminal) && !line.contains('\n'), "{line}");
+        assert!(line.contains("b\\u009b1mc\\u202ed\\u007f\\n\\té"), "{line}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), value);
+    }
+}
