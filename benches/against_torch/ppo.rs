@@ -35,10 +35,10 @@ pub fn phase(s: Shape, shapes: &Shapes, trains: Trains, members: usize) -> Resul
         top_p: 1.0,
         min_new_tokens: s.min_new,
         max_new_tokens: s.max_new,
-        eos: 0,
+        eos: 0.into(),
         greedy: false,
     };
-    let stats = StatOptions { min_new_tokens: s.min_new, eos: 0, entropy: true };
+    let stats = StatOptions { min_new_tokens: s.min_new, eos: 0.into(), entropy: true };
     let lora = shapes.lora;
     Ok(Box::new(move || {
         let policy = match trains {

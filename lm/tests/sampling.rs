@@ -8,7 +8,7 @@ use lm::{
 };
 
 fn options() -> SampleOptions {
-    SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 2, max_new_tokens: 10, eos: EOS, greedy: false }
+    SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 2, max_new_tokens: 10, eos: EOS.into(), greedy: false }
 }
 
 /// Twelve prompts of 1 to 12 tokens.
@@ -24,7 +24,7 @@ fn run(lm: &CausalLm, prompts: &[Vec<u32>], rows: &[u64], o: &SampleOptions) -> 
 /// A model whose layers are too large for groups of rows to run in parallel, so that the work within a group does.
 fn wide_config() -> Gpt2Config {
     let mut config = Gpt2Config::new(40, 24, 216, 2, 3);
-    config.eos_token_id = Some(EOS);
+    config.eos_token_id = vec![EOS];
     config
 }
 
@@ -82,7 +82,7 @@ fn decoding_with_a_cache_equals_the_full_forward_pass() {
             prompts.iter().zip(&sampled).map(|(p, s)| Sequence::new(p.as_slice(), s.ids.as_slice())).collect();
         let batch = Batch::new(&refs(&sequences)).unwrap();
         let frozen = lm.frozen();
-        let so = StatOptions { min_new_tokens: 3, eos: EOS, entropy: false };
+        let so = StatOptions { min_new_tokens: 3, eos: EOS.into(), entropy: false };
         let stats = frozen.token_stats(&frozen.predicting(&batch, None).unwrap(), &batch, &so).unwrap();
         let kept: Vec<f32> = sampled.iter().flat_map(|s| s.logprobs.clone()).collect();
         assert!(kept.iter().any(|l| *l < -0.1), "the distributions have some entropy");
@@ -231,14 +231,14 @@ fn senseless_requests_are_refused() {
         sample(&lm, &[prompt], &o, &Draws([0; 32]), rows).unwrap_err().to_string()
     };
     let o = options();
-    assert!(error(&[], &[0], o).contains("prompt 0 is empty"));
-    assert!(error(&[31], &[0], o).contains("holds id 31"));
-    assert!(error(&[1; 15], &[0], o).contains("15 tokens and 10 new ones; the model has 24 positions"));
-    assert!(error(&[1], &[], o).contains("1 prompts and 0 row numbers"));
-    assert!(error(&[1], &[0], SampleOptions { temperature: 0.0, ..o }).contains("temperature 0"));
-    assert!(error(&[1], &[0], SampleOptions { top_p: 0.0, ..o }).contains("top_p 0"));
-    assert!(error(&[1], &[0], SampleOptions { eos: 31, ..o }).contains("EOS id 31"));
-    let none = SampleOptions { max_new_tokens: 0, ..o };
+    assert!(error(&[], &[0], o.clone()).contains("prompt 0 is empty"));
+    assert!(error(&[31], &[0], o.clone()).contains("holds id 31"));
+    assert!(error(&[1; 15], &[0], o.clone()).contains("15 tokens and 10 new ones; the model has 24 positions"));
+    assert!(error(&[1], &[], o.clone()).contains("1 prompts and 0 row numbers"));
+    assert!(error(&[1], &[0], SampleOptions { temperature: 0.0, ..o.clone() }).contains("temperature 0"));
+    assert!(error(&[1], &[0], SampleOptions { top_p: 0.0, ..o.clone() }).contains("top_p 0"));
+    assert!(error(&[1], &[0], SampleOptions { eos: 31.into(), ..o.clone() }).contains("EOS id 31"));
+    let none = SampleOptions { max_new_tokens: 0, ..o.clone() };
     assert_eq!(run(&lm, &[vec![1]], &[0], &none)[0], Sampled { ids: vec![], logprobs: vec![], ended: false });
     assert!(run(&lm, &[], &[], &o).is_empty());
 }

@@ -67,13 +67,13 @@ impl World {
             top_p: 1.0,
             min_new_tokens: 2,
             max_new_tokens: 9,
-            eos: self.tokenizer.eos(),
+            eos: self.tokenizer.eos().clone(),
             greedy: false,
         }
     }
 
     fn stats(&self) -> StatOptions {
-        StatOptions { min_new_tokens: 2, eos: self.tokenizer.eos(), entropy: true }
+        StatOptions { min_new_tokens: 2, eos: self.tokenizer.eos().clone(), entropy: true }
     }
 
     fn phases<'a>(&'a self, params: &'a Params) -> Phases<'a> {

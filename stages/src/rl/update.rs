@@ -149,7 +149,7 @@ impl Learner {
         let members: Vec<&Sequence> = rows.iter().map(|&i| &rollout.sequences[i]).collect();
         let batch = Batch::new(&members).told()?;
         let predicting = self.policy.predicting(&batch, None).told()?;
-        let stats = StatOptions { entropy: false, ..lesson.stats };
+        let stats = StatOptions { entropy: false, ..lesson.stats.clone() };
         let logprob = self.policy.token_stats(&predicting, &batch, &stats).told()?.logprob;
         let value = match params.value.trunk {
             Trunk::Shared => self.head.forward(&predicting),

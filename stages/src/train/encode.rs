@@ -56,8 +56,10 @@ impl<'a> Encoder<'a> {
         ended: bool,
         own: bool,
     ) -> Result<Sequence> {
+        // A table of a bare tokenizer may end its responses otherwise than the model does.
+        let ends = |ids: &[u32]| !ended || ids.last().is_some_and(|&id| self.tokenizer.eos().contains(id));
         let response = match response.ids {
-            Some(ids) if own => ids.to_vec(),
+            Some(ids) if own && ends(ids) => ids.to_vec(),
             _ => prompt::response_ids(self.tokenizer, response.text, ended),
         };
         let limit = self.limit(post_id, response.len())?;
