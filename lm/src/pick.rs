@@ -116,7 +116,14 @@ mod tests {
     use crate::Eos;
 
     fn options() -> SampleOptions {
-        SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 0, max_new_tokens: 9, eos: 0.into(), greedy: false }
+        SampleOptions {
+            temperature: 1.0,
+            top_p: 1.0,
+            min_new_tokens: 0,
+            max_new_tokens: 9,
+            eos: 0.into(),
+            greedy: false,
+        }
     }
 
     /// Logits of the probabilities 0.1, 0.4, 0.2, 0.3.

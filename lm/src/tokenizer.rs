@@ -290,7 +290,9 @@ fn begin(processor: &Value, eos: &Eos) -> std::result::Result<Vec<u32>, String> 
 
 /// A post-processor that puts these ids before a text and nothing behind it. Errors: one is no token.
 fn before(inner: &tokenizers::Tokenizer, begin: &[u32]) -> std::result::Result<PostProcessorWrapper, String> {
-    let token = |&id: &u32| inner.id_to_token(id).ok_or_else(|| format!("its post-processor puts id {id}, no token, before a text"));
+    let token = |&id: &u32| {
+        inner.id_to_token(id).ok_or_else(|| format!("its post-processor puts id {id}, no token, before a text"))
+    };
     let tokens = begin.iter().map(token).collect::<std::result::Result<Vec<_>, _>>()?;
     let of = |sequences: &[&str]| -> Vec<Value> {
         let special = tokens.iter().map(|token| json!({ "SpecialToken": { "id": token, "type_id": 0 } }));

@@ -48,7 +48,8 @@ pub(crate) fn load(path: &Path) -> Result<Transformer> {
             1 => String::new(),
             n => format!(" and {} others", n - 1),
         };
-        let what = format!("has tensor `{}`{others}, no part of the model that its config describes", name.escape_debug());
+        let what =
+            format!("has tensor `{}`{others}, no part of the model that its config describes", name.escape_debug());
         return Err(Error::model(path, what));
     }
     Ok(model)

@@ -4,11 +4,19 @@ mod common;
 
 use common::*;
 use lm::{
-    Batch, CausalLm, Draws, Gpt2Config, LoraConfig, ModelConfig, SampleOptions, Sampled, Sequence, StatOptions, sample,
+    Batch, CausalLm, Draws, Eos, Gpt2Config, LoraConfig, ModelConfig, SampleOptions, Sampled, Sequence, StatOptions,
+    sample,
 };
 
 fn options() -> SampleOptions {
-    SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 2, max_new_tokens: 10, eos: EOS.into(), greedy: false }
+    SampleOptions {
+        temperature: 1.0,
+        top_p: 1.0,
+        min_new_tokens: 2,
+        max_new_tokens: 10,
+        eos: EOS.into(),
+        greedy: false,
+    }
 }
 
 /// Twelve prompts of 1 to 12 tokens.
@@ -112,6 +120,24 @@ fn a_rows_sample_does_not_depend_on_its_batch() {
             assert_eq!(a.ids, b.ids);
         }
         assert_eq!(together, run(&lm, &prompts, &rows, &options()), "the same call gives the same bytes");
+    }
+}
+
+#[test]
+fn any_listed_eos_ends_a_response() {
+    let lm = model(tiny_config(), 6);
+    let prompts: Vec<Vec<u32>> = vec![vec![5, 6]; 300];
+    let rows: Vec<u64> = (0..300).collect();
+    let eos = Eos::new([EOS, 7, 11, 20]).unwrap();
+    let sampled = run(&lm, &prompts, &rows, &SampleOptions { eos: eos.clone(), ..options() });
+    let mut last: Vec<u32> = sampled.iter().filter(|s| s.ended).map(|s| s.ids[s.ids.len() - 1]).collect();
+    last.sort_unstable();
+    last.dedup();
+    assert_eq!(last, eos.ids(), "each of them ends some");
+    for s in &sampled {
+        let at = s.ids.iter().position(|&id| eos.contains(id));
+        assert_eq!(at.map(|at| at + 1), s.ended.then_some(s.ids.len()));
+        assert!(at.is_none_or(|at| at >= 2), "none before the minimum");
     }
 }
 

@@ -65,8 +65,14 @@ fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
 
     let prompts: Vec<&[u32]> = (0..96).map(|i| &rows[i % 24].prompt[..10 + i % 20]).collect();
     let numbers: Vec<u64> = (0..96).collect();
-    let o =
-        SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 2, max_new_tokens: 17, eos: EOS.into(), greedy: false };
+    let o = SampleOptions {
+        temperature: 1.0,
+        top_p: 1.0,
+        min_new_tokens: 2,
+        max_new_tokens: 17,
+        eos: EOS.into(),
+        greedy: false,
+    };
     for s in sample(&lm, &prompts, &o, &Draws([5; 32]), &numbers).unwrap() {
         hashes.extend([hash(s.ids), hash_floats(&s.logprobs)]);
     }

@@ -3,7 +3,7 @@
 mod gpt2;
 mod gptj;
 mod llama;
-mod rope;
+pub(crate) mod rope;
 
 use std::fs;
 use std::path::Path;

@@ -1,16 +1,28 @@
-//! That GPT-2's and SmolLM2's tokenizers, cut down to their first merges, give the ids that transformers gives.
+//! That GPT-2's and SmolLM2's tokenizers, cut down to their first merges, and small ones in the styles of Llama 2 and Llama 3
+//! give the ids that transformers gives.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lm::Tokenizer;
+use serde::de::DeserializeOwned;
+
+fn place(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokens").join(file)
+}
+
+fn tokenizer(name: &str) -> Tokenizer {
+    Tokenizer::load(&place(&format!("{name}.json"))).unwrap()
+}
+
+fn read<T: DeserializeOwned>(file: &str) -> T {
+    serde_json::from_slice(&std::fs::read(place(file)).unwrap()).unwrap()
+}
 
 #[test]
 fn ids_are_those_of_transformers() {
     for name in ["gpt2", "smollm2"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokens");
-        let tokenizer = Tokenizer::load(&folder.join(format!("{name}.json"))).unwrap();
-        let texts = std::fs::read(folder.join(format!("{name}.ids.json"))).unwrap();
-        let texts: Vec<(String, Vec<u32>)> = serde_json::from_slice(&texts).unwrap();
+        let tokenizer = tokenizer(name);
+        let texts: Vec<(String, Vec<u32>)> = read(&format!("{name}.ids.json"));
         assert!(texts.len() > 40);
         for (text, ids) in texts {
             assert_eq!(tokenizer.encode(&text), ids, "{name}: {text:?}");
@@ -19,11 +31,33 @@ fn ids_are_those_of_transformers() {
 }
 
 #[test]
+fn a_prompt_and_its_response_have_the_ids_of_the_whole_text() {
+    for name in ["gpt2", "smollm2", "llama2", "llama2_metaspace", "llama3"] {
+        let tokenizer = tokenizer(name);
+        // Through its own file, too.
+        let again = Tokenizer::from_bytes(tokenizer.to_json().unwrap().as_bytes()).unwrap();
+        let pairs: Vec<(String, String, Vec<u32>, usize)> = read(&format!("{name}.pairs.json"));
+        assert!(pairs.len() > 30);
+        for (prompt, response, whole, border) in pairs {
+            let response = format!(" {response}");
+            for tokenizer in [&tokenizer, &again] {
+                let ids = tokenizer.encode_after(&response);
+                assert_eq!(tokenizer.encode(&prompt), whole[..border], "{name}: {prompt:?}");
+                assert_eq!(ids, whole[border..], "{name}: {prompt:?}, {response:?}");
+                assert_eq!(tokenizer.encode(&format!("{prompt}{response}")), whole, "{name}: {prompt:?}, {response:?}");
+                if name != "smollm2" {
+                    // SmolLM2 lacks tokens for rare bytes.
+                    assert_eq!(tokenizer.decode_after(&ids), response, "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn text_comes_back_from_ids() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokens");
-    let tokenizer = Tokenizer::load(&folder.join("gpt2.json")).unwrap();
-    let texts = std::fs::read(folder.join("gpt2.ids.json")).unwrap();
-    let texts: Vec<(String, Vec<u32>)> = serde_json::from_slice(&texts).unwrap();
+    let tokenizer = tokenizer("gpt2");
+    let texts: Vec<(String, Vec<u32>)> = read("gpt2.ids.json");
     for (text, ids) in texts {
         assert_eq!(tokenizer.decode(&ids), text);
     }

@@ -66,7 +66,7 @@ pub(super) struct Credit {
 }
 
 impl Credit {
-    pub(super) fn lesson<'a>(&'a self, rollout: &'a Rollout, stats: StatOptions) -> Lesson<'a> {
+    pub(super) fn lesson<'a>(&'a self, rollout: &'a Rollout, stats: &'a StatOptions) -> Lesson<'a> {
         let Self { advantages, returns, first_std, .. } = self;
         Lesson { rollout, advantages, returns, first_std: *first_std, stats }
     }
@@ -148,7 +148,7 @@ impl<'a> Phases<'a> {
         let clock = Instant::now();
         let rewards = self.rewards(&rollout, done)?;
         let credit = self.credit(&rollout, &rewards.weights);
-        let report = learner.update(credit.lesson(&rollout, self.stats.clone()), self.params, &mut self.order)?;
+        let report = learner.update(credit.lesson(&rollout, &self.stats), self.params, &mut self.order)?;
         let updating = clock.elapsed().as_secs_f64();
         ctx.timing(
             &format!("phase {}", done + 1),

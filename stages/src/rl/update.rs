@@ -45,7 +45,7 @@ pub struct Lesson<'a> {
     pub returns: &'a [Vec<f64>],
     /// The first phase's standard deviation of raw advantages.
     pub first_std: f64,
-    pub stats: StatOptions,
+    pub stats: &'a StatOptions,
 }
 
 /// A minibatch under the policy as it is now.

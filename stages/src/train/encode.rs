@@ -132,3 +132,26 @@ fn whole(fitted: Fitted, post_id: &str, most: usize) -> Result<Fitted> {
 pub fn response_text(tokenizer: &Tokenizer, ids: &[u32]) -> String {
     tokenizer.decode(ids).trim().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::toys;
+
+    #[test]
+    fn ids_of_another_end_of_text_are_made_again() {
+        let tokenizer = toys::tokenizer();
+        let eos = tokenizer.eos().first();
+        let mut encoder = Encoder::new(&tokenizer, 200);
+        let prompt = tokenizer.encode("a prompt");
+        let mut response = |ids: &[u32], ended: bool| {
+            let prompt = Text { text: "a prompt", ids: Some(&prompt) };
+            let row = encoder.row("p", prompt, Text { text: "x", ids: Some(ids) }, ended, true);
+            row.map(|row| row.response).expect("it fits")
+        };
+        assert_eq!(response(&[7, 8, eos], true), [7, 8, eos]);
+        assert_eq!(response(&[7, 8], false), [7, 8]);
+        assert_eq!(response(&[7, 8], true), prompt::response_ids(&tokenizer, "x", true));
+        assert_eq!(response(&[7, 8, eos + 1], true), prompt::response_ids(&tokenizer, "x", true));
+    }
+}
