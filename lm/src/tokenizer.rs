@@ -164,7 +164,7 @@ impl Tokenizer {
         ids
     }
 
-    /// Ids of a text that begins with a space and goes on from another one, of which `encode` gives the ids: together they are
+    /// Ids of a text that begins with a space and goes on from another, not empty one, of which `encode` gives the ids: together they are
     /// those of the whole, unless a token of the whole spans the border.
     pub fn encode_after(&self, text: &str) -> Vec<u32> {
         let lead = if self.lead.is_empty() { "" } else { LEAD };

@@ -63,7 +63,7 @@ proptest! {
 
     #[test]
     fn a_border_of_the_whole_is_the_border_of_its_parts(
-        prompt in "[ -~\\n]{0,24}|\\PC{0,12}| {0,9}[a-z]{0,3} {0,9}", response in "[ -~\\n]{1,24}|\\PC{1,12}",
+        prompt in "[ -~\\n]{1,24}|\\PC{1,12}| {0,9}[a-z]{1,3} {0,9}", response in "[ -~\\n]{1,24}|\\PC{1,12}",
     ) {
         thread_local!(static TOKENIZERS: Vec<Tokenizer> = STYLES.iter().map(|name| tokenizer(name)).collect());
         let response = format!(" {}", response.trim());
