@@ -200,7 +200,7 @@ fn a_factor_scales_positions_whether_or_not_its_type_is_told() {
 
 /// What Hugging Face's converter writes for `llama3` scaling of heads of 16 with theta 10000, a factor of 8 and Llama 3.1's
 /// other numbers.
-const LLAMA3_DIVISORS: [f32; 8] = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.681482315063477, 8.0];
+const LLAMA3_DIVISORS: [f32; 8] = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.681_482_3, 8.0];
 
 fn divided(divisors: &[f32]) -> File {
     let data = divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
@@ -216,7 +216,7 @@ fn llama_3s_divisors_are_its_scaling() {
     };
     assert_eq!(scaling(&LLAMA3_DIVISORS), llama3(8.0, 8192));
     // A factor of 32 and a length of 64.
-    let short = [1.0, 1.336058259010315, 26.843076705932617, 32.0, 32.0, 32.0, 32.0, 32.0];
+    let short = [1.0, 1.336_058_3, 26.843_077, 32.0, 32.0, 32.0, 32.0, 32.0];
     assert_eq!(scaling(&short), llama3(32.0, 64));
     assert_eq!(scaling(&[1.0; 8]), serde_json::Value::Null);
     assert!(!divided(&LLAMA3_DIVISORS).open().unwrap().weights.has("rope_freqs.weight"));
