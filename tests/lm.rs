@@ -107,6 +107,31 @@ fn log_probabilities_of_a_text_need_no_eos_that_the_tokenizer_knows() {
 }
 
 #[test]
+fn a_text_begins_with_what_its_tokenizer_puts_there() {
+    let space = with_model();
+    let args = ["logprobs", "--model", "model"];
+    let ids = |space: &TestSpace| answers(space, &args, &[json!({ "text": TEXT })])[0]["ids"].clone();
+    let plain = ids(&space);
+    let file = space.path("model/tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&file).expect("a tokenizer")).expect("JSON");
+    tokenizer["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [
+            { "SpecialToken": { "id": "<|endoftext|>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } },
+        ],
+        "pair": [],
+        "special_tokens": { "<|endoftext|>": { "id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"] } },
+    });
+    std::fs::write(&file, tokenizer.to_string()).expect("written");
+    assert_eq!(ids(&space).as_array().expect("ids")[..1], [json!(0)]);
+    assert_eq!(json!(ids(&space).as_array().expect("ids")[1..]), plain);
+    // Even an empty prompt has a token to go on from.
+    let args = ["generate", "--model", "model", "--max-new-tokens", "3", "--min-new-tokens", "3"];
+    let answer = answers(&space, &args, &[json!({ "prompt": "" })]).remove(0);
+    assert_eq!(answer["ids"].as_array().expect("ids").len(), 3);
+}
+
+#[test]
 fn what_was_generated_greedily_has_the_greatest_log_probabilities() {
     let space = with_model();
     let args = ["generate", "--model", "model", "--greedy", "--max-new-tokens", "8", "--min-new-tokens", "8"];

@@ -95,7 +95,7 @@ fn sampling(s: Shape, lora: Lora, decode: bool) -> Result<Run, String> {
             top_p: 1.0,
             min_new_tokens: new,
             max_new_tokens: new,
-            eos: 0,
+            eos: 0.into(),
             greedy: false,
         };
         let clock = Instant::now();

@@ -35,10 +35,10 @@ pub fn phase(s: Shape, shapes: &Shapes, trains: Trains, members: usize) -> Resul
         top_p: 1.0,
         min_new_tokens: s.min_new,
         max_new_tokens: s.max_new,
-        eos: 0,
+        eos: 0.into(),
         greedy: false,
     };
-    let stats = StatOptions { min_new_tokens: s.min_new, eos: 0, entropy: true };
+    let stats = StatOptions { min_new_tokens: s.min_new, eos: 0.into(), entropy: true };
     let lora = shapes.lora;
     Ok(Box::new(move || {
         let policy = match trains {
@@ -48,7 +48,7 @@ pub fn phase(s: Shape, shapes: &Shapes, trains: Trains, members: usize) -> Resul
         let head = ScalarHead::zeros(s.d).map_err(told)?;
         let mut learner = Learner::new(policy, base.frozen(), head, &params).map_err(told)?;
         let mut ctx = Context::new("rl.ppo", 7, BTreeMap::new(), PathBuf::new(), PathBuf::new());
-        let mut phases = Phases::new(&params, &members, &prompts, sampling, stats, None, &ctx);
+        let mut phases = Phases::new(&params, &members, &prompts, sampling.clone(), stats.clone(), None, &ctx);
         let clock = Instant::now();
         let row = phases.run(&mut learner, 0, &mut ctx).map_err(told)?;
         let seconds = clock.elapsed().as_secs_f64();

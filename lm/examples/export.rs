@@ -68,6 +68,6 @@ fn train(lm: &CausalLm, batch: &Batch) -> lm::Result<()> {
 }
 
 fn logprobs(lm: &CausalLm, batch: &Batch) -> lm::Result<Vec<f32>> {
-    let options = StatOptions { min_new_tokens: 0, eos: 0, entropy: false };
+    let options = StatOptions { min_new_tokens: 0, eos: 0.into(), entropy: false };
     Ok(lm.token_stats(&lm.predicting(batch, None)?, batch, &options)?.logprob.to_vec1()?)
 }

@@ -1,4 +1,4 @@
-//! LoRA adapters in PEFT's folder layout: adapter_config.json and adapter_model.safetensors; knows no training.
+//! LoRA adapters in PEFT's folder layout: adapter_config.json and adapter_model.safetensors or adapter_model.bin.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,6 +14,8 @@ use crate::{Error, Result, WeightType};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT wrote before, and reads where there are no safetensors.
+const PICKLE: &str = "adapter_model.bin";
 /// The largest config file that is read, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
 /// What says where an adapter lies, which its tensors' names say, too, or how it was made. All else that a config file has
@@ -153,7 +155,10 @@ pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, Lo
         serde_json::from_slice(&bytes).map_err(|e| Error::model(&path, format!("not a LoRA config: {e}")))?;
     let lora = config.check().map_err(|what| Error::model(&path, what))?;
 
-    let path = folder.join(WEIGHTS);
+    let is_there = |name: &&str| folder.join(name).is_file();
+    let name = [WEIGHTS, PICKLE].into_iter().find(is_there);
+    let name = name.ok_or_else(|| Error::model(folder, format!("has no adapter: neither {WEIGHTS} nor {PICKLE}")))?;
+    let path = folder.join(name);
     let file = Checkpoint::file(&path)?;
     let mut unused: BTreeSet<String> = file.names().map(str::to_owned).collect();
     let model = model.map_adapters(|linear| {

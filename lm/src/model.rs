@@ -168,7 +168,7 @@ impl CausalLm {
     /// Log-probabilities (and entropies) of the response tokens from what [`CausalLm::predicting`] gives.
     pub fn token_stats(&self, predicting: &Tensor, batch: &Batch, o: &StatOptions) -> Result<TokenStats> {
         let masked = stats::before_minimum(batch, o.min_new_tokens);
-        stats::token_stats(predicting, &self.net.output(), batch.targets(), Some((o.eos, &masked)), o.entropy)
+        stats::token_stats(predicting, &self.net.output(), batch.targets(), Some((&o.eos, &masked)), o.entropy)
     }
 
     /// The next-token loss: the mean negative log-probability in which a response token weighs 1 and a prompt token

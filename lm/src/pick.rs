@@ -25,7 +25,7 @@ impl<'a> Picker<'a> {
     pub fn pick(&mut self, logits: &mut [f32], step: usize, u: f64) -> Option<(u32, f32)> {
         let o = self.o;
         if step < o.min_new_tokens {
-            logits[o.eos as usize] = f32::NEG_INFINITY;
+            o.eos.ids().iter().for_each(|&id| logits[id as usize] = f32::NEG_INFINITY);
         }
         let m = greatest(logits);
         self.weights.resize(logits.len(), 0.0);
@@ -113,9 +113,17 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Eos;
 
     fn options() -> SampleOptions {
-        SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 0, max_new_tokens: 9, eos: 0, greedy: false }
+        SampleOptions {
+            temperature: 1.0,
+            top_p: 1.0,
+            min_new_tokens: 0,
+            max_new_tokens: 9,
+            eos: 0.into(),
+            greedy: false,
+        }
     }
 
     /// Logits of the probabilities 0.1, 0.4, 0.2, 0.3.
@@ -145,8 +153,14 @@ mod tests {
         assert_eq!(id, 1);
         assert!((logprob - (0.4f32 / 0.9).ln()).abs() < 1e-6);
         assert_eq!(pick(&o, 2, 0.0).0, 0);
-        let greedy = SampleOptions { greedy: true, eos: 1, min_new_tokens: 1, ..options() };
+        let greedy = SampleOptions { greedy: true, eos: 1.into(), min_new_tokens: 1, ..options() };
         assert_eq!((pick(&greedy, 0, 0.9).0, pick(&greedy, 1, 0.9).0), (3, 1));
+        let several = SampleOptions { eos: Eos::new([0, 3]).unwrap(), min_new_tokens: 1, ..options() };
+        for (u, expected) in [(0.0, 1), (0.66, 1), (0.67, 2), (0.999, 2)] {
+            let (id, logprob) = pick(&several, 0, u);
+            assert_eq!(id, expected, "at {u}");
+            assert!((logprob - ([0.4f32, 0.2][id as usize - 1] / 0.6).ln()).abs() < 1e-6);
+        }
     }
 
     #[test]

@@ -6,10 +6,10 @@ use crate::decode::{Cache, Decoder, Export, Work};
 use crate::kernels::gemm::Threads;
 use crate::pick::Picker;
 use crate::threads::in_pool;
-use crate::{CausalLm, Draws, Error, Result};
+use crate::{CausalLm, Draws, Eos, Error, Result, stats};
 
 /// How to draw.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SampleOptions {
     /// Logits are divided by it before drawing; above 0.
     pub temperature: f64,
@@ -18,7 +18,8 @@ pub struct SampleOptions {
     /// The first that many tokens cannot be EOS.
     pub min_new_tokens: usize,
     pub max_new_tokens: usize,
-    pub eos: u32,
+    /// A response ends with any of them.
+    pub eos: Eos,
     /// Take the most probable token (the smallest id among equals) instead of drawing.
     pub greedy: bool,
 }
@@ -82,11 +83,9 @@ fn check(lm: &CausalLm, prompts: &[&[u32]], o: &SampleOptions, rows: &[u64]) -> 
     if !(o.top_p > 0.0 && o.top_p <= 1.0) {
         return bad(format!("top_p {}; expected above 0 and at most 1", o.top_p));
     }
-    if o.eos as usize >= vocab {
-        return bad(format!("EOS id {} is not below the model's vocabulary of {vocab}", o.eos));
-    }
-    if vocab < 2 {
-        return bad("a vocabulary of one token has nothing but EOS to sample".to_owned());
+    stats::check_eos(&o.eos, vocab)?;
+    if vocab <= o.eos.ids().len() {
+        return bad(format!("a vocabulary of {vocab} has nothing but EOS to sample"));
     }
     for (i, prompt) in prompts.iter().enumerate() {
         if prompt.is_empty() {
@@ -193,12 +192,12 @@ fn generate(
             let sampled = &mut out[live.at];
             sampled.ids.push(id);
             sampled.logprobs.push(logprob);
-            sampled.ended = id == o.eos;
+            sampled.ended = o.eos.contains(id);
             tokens.push(id);
         }
         let mut ids = tokens.iter();
-        live.retain(|_| ids.next().is_some_and(|&id| id != o.eos));
-        tokens.retain(|&id| id != o.eos);
+        live.retain(|_| ids.next().is_some_and(|&id| !o.eos.contains(id)));
+        tokens.retain(|&id| !o.eos.contains(id));
         let goes_on = !live.is_empty() && step + 1 < o.max_new_tokens;
         if goes_on {
             let mut caches: Vec<&mut Cache> = live.iter_mut().map(|l| &mut l.cache).collect();

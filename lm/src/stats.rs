@@ -3,14 +3,14 @@
 use candle_core::{DType, Device, Tensor};
 
 use crate::threads::in_pool;
-use crate::{Batch, Error, Result, kernels};
+use crate::{Batch, Eos, Error, Result, kernels};
 
 /// How the distribution over the next token is to be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatOptions {
     /// The first that many tokens of a response cannot be EOS: its probability is 0 there, the rest renormalised.
     pub min_new_tokens: usize,
-    pub eos: u32,
+    pub eos: Eos,
     /// Whether to compute the entropy too.
     pub entropy: bool,
 }
@@ -24,29 +24,35 @@ pub struct TokenStats {
     pub entropy: Option<Tensor>,
 }
 
-/// `hidden` `[n, d]` predicts `targets`; `forbidden.1[i]` says that the token `forbidden.0` is impossible in row i.
+/// `hidden` `[n, d]` predicts `targets`; `forbidden.1[i]` says that the tokens `forbidden.0` are impossible in row i.
 pub(crate) fn token_stats(
     hidden: &Tensor,
     output: &kernels::Output,
     targets: &[u32],
-    forbidden: Option<(u32, &[bool])>,
+    forbidden: Option<(&Eos, &[bool])>,
     entropy: bool,
 ) -> Result<TokenStats> {
     if targets.is_empty() {
         let none = Tensor::zeros(0, DType::F32, &Device::Cpu)?;
         return Ok(TokenStats { entropy: entropy.then(|| none.clone()), logprob: none });
     }
-    if let Some((token, _)) = forbidden
-        && token as usize >= output.weight.dim(0)?
-    {
-        let vocab = output.weight.dim(0)?;
-        return Err(Error::input(format!("EOS id {token} is not below the model's vocabulary of {vocab}")));
+    let vocab = output.weight.dim(0)?;
+    if let Some((eos, _)) = forbidden {
+        check_eos(eos, vocab)?;
     }
     // Rows without a mask take the kernel's plain path.
-    let forbidden = forbidden.filter(|(_, rows)| rows.contains(&true));
+    let forbidden = forbidden.filter(|(_, rows)| rows.contains(&true)).map(|(eos, rows)| (eos.ids(), rows));
     let rows = kernels::StatRows { targets, forbidden };
     let stats = in_pool(|| kernels::token_stats(hidden, output, &rows, entropy))?;
     Ok(TokenStats { logprob: stats.logprob, entropy: stats.entropy })
+}
+
+/// Errors: an id that the model does not have.
+pub(crate) fn check_eos(eos: &Eos, vocab: usize) -> Result<()> {
+    match eos.ids().iter().find(|&&id| id as usize >= vocab) {
+        None => Ok(()),
+        Some(id) => Err(Error::input(format!("EOS id {id} is not below the model's vocabulary of {vocab}"))),
+    }
 }
 
 /// For each response token of the batch, whether EOS is impossible there.

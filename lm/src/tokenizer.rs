@@ -1,29 +1,38 @@
-//! A BPE tokenizer that knows every byte, in Hugging Face's file format; knows no prompts.
+//! A BPE tokenizer of all bytes in Hugging Face's file format.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
+use tokenizers::{AddedToken, ModelWrapper, PostProcessorWrapper, TokenizerBuilder};
 
 use crate::files::{self, Gguf};
-use crate::{Error, ModelConfig, Result};
+use crate::{Eos, Error, ModelConfig, Result};
 
-/// The end of a sequence in GPT-2, Llama 3 and Llama 2, in the order in which they are looked for.
-const EOS: [&str; 3] = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
+/// Names of the token that ends a text where no config file names its id, in the order in which they are looked for: those of
+/// GPT-2, Llama 3, Llama 2, Gemma, ChatML and Llama 3's chats.
+const EOS: [&str; 6] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>"];
+
+/// A character that no vocabulary has, in front of a text that must not be taken for the beginning of one.
+const LEAD: &str = "\u{10ffff}";
 
 /// The largest `tokenizer.json` that is read, in bytes; that of a vocabulary of 260,000 has about 35 MB.
 const MAX_BYTES: u64 = 128 << 20;
 
-/// Text to ids and back. The one special token that is needed is EOS, which ends a sequence: `<|endoftext|>`,
-/// `<|end_of_text|>` or `</s>`, or what a model's config file names (`for_model`).
+/// Text to ids and back, as transformers reads the same `tokenizer.json`: with the tokens that its post-processor puts before
+/// a text (BOS), whatever `tokenizer_config.json` says. Those behind a text are left to the caller, who knows whether it ends.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    eos: u32,
+    /// What stands before every text: nothing, or BOS.
+    begin: Vec<u32>,
+    /// The ids of [`LEAD`]; none in byte-level tokenizers, which treat the beginning of a text like the rest of it.
+    lead: Vec<u32>,
+    eos: Eos,
     path: PathBuf,
 }
 
@@ -34,52 +43,72 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, that of a folder, or what a GGUF file holds. Errors: unreadable, no token for EOS in it, or
-    /// not all bytes.
+    /// Reads a `tokenizer.json`, that of a folder, or what a GGUF file holds; a text ends with the first of [`EOS`] that is a
+    /// special token. Errors: unreadable, none of those, not all bytes, or ids that are drawn at random.
     pub fn load(path: &Path) -> Result<Self> {
-        if files::is_gguf(path) {
-            return Self::parse(Gguf::open(path)?.tokenizer.to_string().as_bytes(), path);
-        }
-        let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
-        let bytes = files::whole(&path, MAX_BYTES)?;
-        Self::parse(&bytes, &path)
+        let (inner, path) = read(path)?;
+        let eos = by_name(&inner).ok_or_else(|| error(&path, format!("no end of text: {}", unnamed())))?;
+        Self::of(inner, eos, &path)
     }
 
-    /// The tokenizer for a model: with the EOS that the model's config file names, if it does. Errors: ids that the model does
-    /// not have, or an EOS that is not a special token here.
-    pub fn for_model(mut self, config: &ModelConfig) -> Result<Self> {
-        self.check_fits(config)?;
-        if let Some(eos) = config.eos_token_id() {
-            let added = self.inner.get_added_tokens_decoder();
-            if !added.get(&eos).is_some_and(|token| token.special) {
-                let what = format!("the model's config names {eos} as EOS, which is not a special token here");
-                return Err(error(&self.path, what));
-            }
-            self.eos = eos;
-        }
-        Ok(self)
+    /// The same for a model: a text ends with what the model's config files name, or else with the first of [`EOS`]. Errors,
+    /// besides: ids that the model does not have, or an EOS that is not a special token here.
+    pub fn load_for(path: &Path, config: &ModelConfig) -> Result<Self> {
+        let (inner, path) = read(path)?;
+        let added = inner.get_added_tokens_decoder();
+        let eos = match config.eos() {
+            Some(eos) => match eos.ids().iter().find(|id| !added.get(id).is_some_and(|token| token.special)) {
+                None => eos,
+                Some(id) => {
+                    let what = format!("the model's config names {id} as EOS, which is not a special token here");
+                    return Err(error(&path, what));
+                }
+            },
+            None => by_name(&inner).ok_or_else(|| {
+                let what = format!(
+                    "no end of text: `eos_token_id` of the model's config.json and generation_config.json names no token of \
+                     its vocabulary, and {}",
+                    unnamed()
+                );
+                error(&path, what)
+            })?,
+        };
+        let tokenizer = Self::of(inner, eos, &path)?;
+        tokenizer.check_fits(config)?;
+        Ok(tokenizer)
     }
 
-    /// The same from memory.
+    /// The same with an EOS of the caller's, which is not checked.
+    pub fn load_with_eos(path: &Path, eos: Eos) -> Result<Self> {
+        let (inner, path) = read(path)?;
+        Self::of(inner, eos, &path)
+    }
+
+    /// [`Tokenizer::load`] from memory.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         Self::parse(bytes, Path::new("(in memory)"))
     }
 
     fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
-        check_steps(bytes).map_err(|what| error(path, what))?;
-        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(path, e.to_string()))?;
-        Self::of(inner, path)
+        let inner = parse(bytes, path)?;
+        let eos = by_name(&inner).ok_or_else(|| error(path, format!("no end of text: {}", unnamed())))?;
+        Self::of(inner, eos, path)
     }
 
-    fn of(mut inner: tokenizers::Tokenizer, path: &Path) -> Result<Self> {
-        let known = EOS.iter().find_map(|token| inner.token_to_id(token));
-        let eos = known.ok_or_else(|| error(path, format!("has no token for EOS; expected one of {EOS:?}")))?;
-        check_bytes(&inner).map_err(|what| error(path, what))?;
+    fn of(mut inner: tokenizers::Tokenizer, eos: Eos, path: &Path) -> Result<Self> {
+        check_model(&inner).map_err(|what| error(path, what))?;
         inner.set_encode_special_tokens(true);
         // A file may ask for truncation or padding; neither is ours to want here.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| error(path, e.to_string()))?;
-        Ok(Self { inner, eos, path: path.to_path_buf() })
+        let processor = serde_json::to_value(inner.get_post_processor()).map_err(|e| error(path, e.to_string()))?;
+        let begin = begin(&processor, &eos).map_err(|what| error(path, what))?;
+        if !begin.is_empty() {
+            let processor = before(&inner, &begin).map_err(|what| error(path, what))?;
+            inner.with_post_processor(Some(processor));
+        }
+        let lead = lead(&inner).map_err(|what| error(path, what))?;
+        Ok(Self { inner, begin, lead, eos, path: path.to_path_buf() })
     }
 
     /// Trains a byte-level BPE of exactly `vocab_size` tokens, or fewer if the texts give no more merges; id 0 is
@@ -127,12 +156,19 @@ impl Tokenizer {
         self.inner.to_string(true).map_err(|e| error(&self.path, e.to_string()))
     }
 
-    /// Ids of a text; no special token is added. A special token written out in the text is text, not that token. Rare bytes
-    /// that the vocabulary lacks are left out, as transformers leaves them out.
+    /// Ids of a whole text, BOS included if the file asks for it, without EOS. A special token written out in the text is text,
+    /// not that token. Rare bytes that the vocabulary lacks are left out, as transformers leaves them out.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        // `of` has checked what could fail: a byte without a token is dropped, or is an unknown token that exists.
-        let encoding = self.inner.encode_fast(text, false).expect("a BPE of all bytes encodes any text");
-        encoding.get_ids().to_vec()
+        let mut ids = self.begin.clone();
+        ids.extend(encode(&self.inner, text));
+        ids
+    }
+
+    /// Ids of a text that begins with a space and goes on from another, not empty one, of which `encode` gives the ids: together they are
+    /// those of the whole, unless a token of the whole spans the border.
+    pub fn encode_after(&self, text: &str) -> Vec<u32> {
+        let lead = if self.lead.is_empty() { "" } else { LEAD };
+        encode(&self.inner, &format!("{lead}{text}")).split_off(self.lead.len())
     }
 
     /// The text of ids; special tokens and unknown ids are left out. Bytes that are not UTF-8 become U+FFFD.
@@ -140,14 +176,29 @@ impl Tokenizer {
         self.inner.decode(ids, true).expect("decoders accept any tokens")
     }
 
+    /// The text of ids that go on from others: its first space, too, if the decoder strips that of a whole text.
+    pub fn decode_after(&self, ids: &[u32]) -> String {
+        if self.lead.is_empty() {
+            return self.decode(ids);
+        }
+        let text = self.decode(&[&self.lead, ids].concat());
+        // Bytes of a character that began before these ids take LEAD's bytes with them.
+        text.trim_start().strip_prefix(LEAD).map_or_else(|| self.decode(ids), str::to_owned)
+    }
+
     /// Tokens in all, special ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The id of EOS.
-    pub fn eos(&self) -> u32 {
-        self.eos
+    /// The ids that end a text.
+    pub fn eos(&self) -> &Eos {
+        &self.eos
+    }
+
+    /// The ids that stand before every text: none, or BOS.
+    pub fn begin(&self) -> &[u32] {
+        &self.begin
     }
 
     /// Errors if this tokenizer can give an id that the model does not have.
@@ -160,6 +211,122 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+/// The tokenizer of a file, and the file in which it lies.
+fn read(path: &Path) -> Result<(tokenizers::Tokenizer, PathBuf)> {
+    if files::is_gguf(path) {
+        let inner = parse(Gguf::open(path)?.tokenizer.to_string().as_bytes(), path)?;
+        return Ok((inner, path.to_path_buf()));
+    }
+    let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
+    Ok((parse(&files::whole(&path, MAX_BYTES)?, &path)?, path))
+}
+
+fn parse(bytes: &[u8], path: &Path) -> Result<tokenizers::Tokenizer> {
+    check_steps(bytes).map_err(|what| error(path, what))?;
+    tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(path, e.to_string()))
+}
+
+fn encode(inner: &tokenizers::Tokenizer, text: &str) -> Vec<u32> {
+    // `check_model` has checked what could fail: a byte without a token is dropped, or is an unknown token that exists.
+    inner.encode_fast(text, false).expect("a BPE of all bytes encodes any text").get_ids().to_vec()
+}
+
+fn by_name(inner: &tokenizers::Tokenizer) -> Option<Eos> {
+    let added = inner.get_added_tokens_decoder();
+    let special = |id: &u32| added.get(id).is_some_and(|token| token.special);
+    EOS.iter().find_map(|token| inner.token_to_id(token).filter(special)).map(Eos::from)
+}
+
+fn unnamed() -> String {
+    format!("none of `{}` is a special token of the tokenizer", EOS.join("`, `"))
+}
+
+/// What a post-processor puts before a text. Errors: one of a kind that is not read, or that puts anything but EOS behind it.
+fn begin(processor: &Value, eos: &Eos) -> std::result::Result<Vec<u32>, String> {
+    #[derive(Deserialize)]
+    #[serde(tag = "type")]
+    enum Processor {
+        ByteLevel,
+        Sequence { processors: Vec<Value> },
+        TemplateProcessing { single: Vec<Piece>, special_tokens: BTreeMap<String, Special> },
+    }
+    #[derive(Deserialize)]
+    enum Piece {
+        Sequence {},
+        SpecialToken { id: String },
+    }
+    #[derive(Deserialize)]
+    struct Special {
+        ids: Vec<u32>,
+    }
+    let bad = |e| format!("its post-processor is not read: {e}");
+    let (pieces, tokens) = match Option::<Processor>::deserialize(processor).map_err(bad)? {
+        None | Some(Processor::ByteLevel) => return Ok(vec![]),
+        Some(Processor::Sequence { processors }) => {
+            let all = processors.iter().rev().map(|processor| begin(processor, eos));
+            return Ok(all.collect::<std::result::Result<Vec<_>, _>>()?.concat());
+        }
+        Some(Processor::TemplateProcessing { single, special_tokens }) => (single, special_tokens),
+    };
+    let ids = |pieces: &[Piece]| -> std::result::Result<Vec<u32>, String> {
+        let ids = pieces.iter().map(|piece| match piece {
+            Piece::Sequence {} => Err("its post-processor takes a text twice".to_owned()),
+            Piece::SpecialToken { id } => tokens
+                .get(id)
+                .map(|special| special.ids.clone())
+                .ok_or_else(|| format!("its post-processor does not say the id of `{}`", id.escape_debug())),
+        });
+        Ok(ids.collect::<std::result::Result<Vec<_>, _>>()?.concat())
+    };
+    let at = pieces.iter().position(|piece| matches!(piece, Piece::Sequence {}));
+    let at = at.ok_or("its post-processor leaves the text out")?;
+    match ids(&pieces[at + 1..])?.iter().find(|&&id| !eos.contains(id)) {
+        None => ids(&pieces[..at]),
+        Some(id) => Err(format!("its post-processor puts id {id} behind a text; only EOS is read there")),
+    }
+}
+
+/// A post-processor that puts these ids before a text and nothing behind it. Errors: one is no token.
+fn before(inner: &tokenizers::Tokenizer, begin: &[u32]) -> std::result::Result<PostProcessorWrapper, String> {
+    let token = |&id: &u32| {
+        inner.id_to_token(id).ok_or_else(|| format!("its post-processor puts id {id}, no token, before a text"))
+    };
+    let tokens = begin.iter().map(token).collect::<std::result::Result<Vec<_>, _>>()?;
+    let of = |sequences: &[&str]| -> Vec<Value> {
+        let special = tokens.iter().map(|token| json!({ "SpecialToken": { "id": token, "type_id": 0 } }));
+        special.chain(sequences.iter().map(|id| json!({ "Sequence": { "id": id, "type_id": 0 } }))).collect()
+    };
+    let special: serde_json::Map<String, Value> = tokens
+        .iter()
+        .zip(begin)
+        .map(|(token, id)| (token.clone(), json!({ "id": token, "ids": [id], "tokens": [token] })))
+        .collect();
+    let template = json!({
+        "type": "TemplateProcessing", "single": of(&["A"]), "pair": of(&["A", "B"]), "special_tokens": special,
+    });
+    serde_json::from_value(template).map_err(|e| e.to_string())
+}
+
+/// The ids of [`LEAD`]: whatever a step puts before a text stands before it, and no token reaches from it into the text behind.
+/// Errors: one does.
+fn lead(inner: &tokenizers::Tokenizer) -> std::result::Result<Vec<u32>, String> {
+    if is_byte_level(inner) {
+        return Ok(vec![]);
+    }
+    let across =
+        |token: &String| token.contains(LEAD) || token.strip_prefix("<0xBF>").is_some_and(|rest| !rest.is_empty());
+    match inner.get_vocab(true).into_keys().find(across) {
+        Some(token) => Err(format!("has the token `{}`, which begins with U+10FFFF's last byte", token.escape_debug())),
+        None => Ok(encode(inner, LEAD)),
+    }
+}
+
+fn is_byte_level(inner: &tokenizers::Tokenizer) -> bool {
+    let mut steps = serde_json::to_string(&inner.get_pre_tokenizer()).unwrap_or_default();
+    steps.retain(|c| !c.is_whitespace());
+    steps.contains("\"ByteLevel\"")
 }
 
 /// What makes the crate panic instead of giving an error: a decoder that is not JSON, and a `Precompiled` normalizer that is
@@ -196,13 +363,17 @@ fn is_rare(letter: char) -> bool {
     control || matches!(letter, '\u{c0}' | '\u{c1}' | '\u{f1}' | '\u{f2}' | '\u{f4}'..='\u{ff}')
 }
 
-/// What keeps some text from being encoded, if anything: byte-level pre-tokenization needs a token for each letter of its
-/// alphabet but rare ones, a BPE that falls back to bytes one for each byte.
-fn check_bytes(inner: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
+/// What keeps some text from being encoded, or from being encoded twice alike, if anything: byte-level pre-tokenization needs
+/// a token for each letter of its alphabet but rare ones, a BPE that falls back to bytes one for each byte.
+fn check_model(inner: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
     let ModelWrapper::BPE(model) = inner.get_model() else { return Err("is not a BPE".to_owned()) };
-    let mut steps = serde_json::to_string(&inner.get_pre_tokenizer()).unwrap_or_default();
-    steps.retain(|c| !c.is_whitespace());
-    if steps.contains("\"ByteLevel\"") {
+    // The only step of a tokenizer of this crate that draws at random, beside Unigram's sampling, which no file asks for.
+    if let Some(dropout) = model.dropout.filter(|&dropout| dropout > 0.0) {
+        return Err(format!(
+            "its model has `dropout` {dropout}: a text would have other ids each time; set it to null to use the tokenizer"
+        ));
+    }
+    if is_byte_level(inner) {
         let lacks = |c: &char| !is_rare(*c) && inner.token_to_id(&c.to_string()).is_none();
         if let Some(byte) = ByteLevel::alphabet().into_iter().filter(lacks).min() {
             return Err(format!("lacks the byte-level token `{byte}`"));

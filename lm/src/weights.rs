@@ -1,7 +1,7 @@
-//! Models on disk: read from whatever a folder holds or from a GGUF, written as a folder of safetensors; knows no forward pass.
+//! Models on disk: read from whatever a folder holds or from a GGUF, written as a folder of safetensors.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -35,17 +35,55 @@ pub(crate) fn load(path: &Path) -> Result<Transformer> {
     let prefix = config.spec().map_err(Error::input)?.names.prefix;
     // A bare trunk's file has no prefix in its names.
     let bare = !file.names().any(|name| name.starts_with(prefix));
-    let model = Transformer::build(&config, |name, shape| match name.strip_prefix(prefix) {
-        Some(within) if bare => file.get(within, shape),
-        _ => file.get(name, shape),
+    let mut unused: BTreeSet<&str> = file.names().filter(|name| !is_buffer(name)).collect();
+    let model = Transformer::build(&config, |name, shape| {
+        let name = if bare { name.strip_prefix(prefix).unwrap_or(name) } else { name };
+        unused.remove(name);
+        file.get(name, shape)
     })?;
     check_tied(&model, &file, path)?;
+    unused.remove(&*head_name());
+    if let Some(name) = unused.first() {
+        let others = match unused.len() {
+            1 => String::new(),
+            n => format!(" and {} others", n - 1),
+        };
+        let what =
+            format!("has tensor `{}`{others}, no part of the model that its config describes", name.escape_debug());
+        return Err(Error::model(path, what));
+    }
     Ok(model)
+}
+
+/// Whether a tensor is one of those that older files keep beside the weights and transformers computes anew: causal masks, and
+/// tables of rotary positions.
+fn is_buffer(name: &str) -> bool {
+    const BUFFERS: [&str; 5] = [
+        "attn.bias",
+        "attn.masked_bias",
+        "attn.embed_positions",
+        "self_attn.rotary_emb.inv_freq",
+        "rotary_emb.inv_freq",
+    ];
+    // Of the trunk, or of one of its layers.
+    let mut within = name.strip_prefix("transformer.").or(name.strip_prefix("model.")).unwrap_or(name);
+    for layers in ["h.", "layers."] {
+        if let Some((number, part)) = within.strip_prefix(layers).and_then(|rest| rest.split_once('.'))
+            && number.bytes().all(|digit| digit.is_ascii_digit())
+        {
+            within = part;
+        }
+    }
+    BUFFERS.contains(&within)
+}
+
+fn head_name() -> String {
+    format!("{OUTPUT}.weight")
 }
 
 /// An error if the embedding is to be the output layer, but the file has another one: whoever wrote it computes with that.
 fn check_tied(model: &Transformer, file: &Checkpoint, path: &Path) -> Result<()> {
-    let (head, names) = (format!("{OUTPUT}.weight"), model.spec.names);
+    let (head, names) = (head_name(), model.spec.names);
     let embedding = format!("{}{}.weight", names.prefix, names.embedding);
     if model.head.is_some() || !file.has(&head) || file.is_one(&head, &embedding) {
         return Ok(());

@@ -91,10 +91,10 @@ fn the_folder_is_hugging_faces() {
 fn a_small_model_may_carry_the_eos_of_a_large_vocabulary() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = tiny_config();
-    config.eos_token_id = Some(50_256);
+    config.eos_token_id = vec![50_256];
     model(config, 2).save(folder.path(), WeightType::F32).unwrap();
     let again = CausalLm::load(folder.path()).unwrap();
-    assert_eq!(again.config().eos_token_id(), None);
+    assert_eq!(again.config().eos(), None);
 }
 
 /// Writes the model's tensors under other names and types, as other tools do.
@@ -192,6 +192,84 @@ fn a_setting_that_would_change_the_numbers_is_refused() {
                 bad => assert_bad(bad, &if refused { vec!["config.json"] } else { vec!["never"] }),
             }
         }
+    }
+}
+
+/// Writes a model with more tensors in its file.
+fn with_more(lm: &CausalLm, folder: &Path, more: &[&str]) {
+    lm.save(folder, WeightType::F32).unwrap();
+    let file = folder.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+    let other = Tensor::ones(12, DType::F32, &candle_core::Device::Cpu).unwrap();
+    tensors.extend(more.iter().map(|name| ((*name).to_owned(), other.clone())));
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+}
+
+#[test]
+fn a_tensor_that_the_config_does_not_announce_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for (family, name) in [
+        (0, "transformer.h.2.ln_1.weight"),
+        (0, "transformer.h.0.attn.c_attn.scale"),
+        (0, "score.weight"),
+        (0, "lm_head.bias"),
+        (1, "transformer.h.0.attn.q_proj.bias"),
+        (2, "model.layers.0.self_attn.q_proj.bias"),
+        (2, "model.layers.1.mlp.down_proj.bias"),
+        (2, "model.layers.2.input_layernorm.weight"),
+        (2, "model.layers.0.self_attn.q_norm.weight"),
+        (2, "v_head.summary.weight"),
+    ] {
+        let lm = model(families()[family].clone(), 4);
+        with_more(&lm, folder.path(), &[name]);
+        assert_bad(CausalLm::load(folder.path()), &[&format!("has tensor `{name}`, no part of the model")]);
+        with_more(&lm, folder.path(), &[name, "zzz", "zz"]);
+        assert_bad(CausalLm::load(folder.path()), &[&format!("has tensor `{name}` and 2 others, no part")]);
+    }
+    for (family, names) in [
+        (0, &["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"][..]),
+        (1, &["transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias", "transformer.h.1.attn.embed_positions"]),
+        (2, &["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]),
+    ] {
+        let lm = model(families()[family].clone(), 4);
+        with_more(&lm, folder.path(), names);
+        assert_eq!(hidden(&CausalLm::load(folder.path()).unwrap()), hidden(&lm));
+    }
+}
+
+#[test]
+fn the_ends_of_a_text_come_from_both_configs() {
+    let folder = tempfile::tempdir().unwrap();
+    for config in families() {
+        model(config, 2).save(folder.path(), WeightType::F32).unwrap();
+        let path = folder.path().join("config.json");
+        let text = fs::read(&path).unwrap();
+        let eos = |own: serde_json::Value, generation: Option<serde_json::Value>| {
+            let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            (config["eos_token_id"], config["bos_token_id"]) = (own, (-1).into());
+            fs::write(&path, config.to_string()).unwrap();
+            let place = folder.path().join("generation_config.json");
+            match generation {
+                Some(ids) => fs::write(&place, serde_json::json!({ "eos_token_id": ids }).to_string()).unwrap(),
+                None => drop(fs::remove_file(&place)),
+            }
+            let config = CausalLm::load(folder.path())?.config().clone();
+            Ok::<_, Error>(config.eos().map_or_else(Vec::new, |eos| eos.ids().to_vec()))
+        };
+        let list = |ids: &[i64]| serde_json::json!(ids);
+        assert_eq!(eos(3.into(), None).unwrap(), [3]);
+        assert_eq!(eos(list(&[5, 3]), Some(list(&[3, 7]))).unwrap(), [5, 3, 7]);
+        assert_eq!(eos((-1).into(), Some(4.into())).unwrap(), [4]);
+        assert_eq!(eos(serde_json::Value::Null, Some(serde_json::Value::Null)).unwrap(), [0; 0]);
+        assert_eq!(eos(list(&[-1, 99, 3]), None).unwrap(), [3], "99 is not in the vocabulary");
+        assert!(eos("</s>".into(), None).unwrap_err().to_string().contains("a token id, a list of them, or null"));
+        // What is written holds them all.
+        assert_eq!(eos(list(&[5, 3]), Some(list(&[3, 7]))).unwrap(), [5, 3, 7]);
+        let again = tempfile::tempdir().unwrap();
+        CausalLm::load(folder.path()).unwrap().save(again.path(), WeightType::F32).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&bytes(again.path(), "config.json")).unwrap();
+        assert_eq!((&config["eos_token_id"], &config["bos_token_id"]), (&list(&[5, 3, 7]), &serde_json::Value::Null));
+        fs::remove_file(folder.path().join("generation_config.json")).unwrap();
     }
 }
 
@@ -320,6 +398,55 @@ fn an_adapter_survives_its_peft_folder_byte_for_byte() {
         let config: serde_json::Value = serde_json::from_slice(&bytes(&a, "adapter_config.json")).unwrap();
         assert_eq!((&config["fan_in_fan_out"], &config["target_modules"]), (&false.into(), &targets));
     }
+}
+
+/// A file of f32 tensors as `torch.save` writes a state dict.
+fn torch_file(tensors: &[(String, Tensor)]) -> Vec<u8> {
+    use std::io::Write;
+    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let int = |int: usize| [b"J", &(int as i32).to_le_bytes()[..]].concat();
+    let ints = |values: &[usize]| [b"(", &values.iter().flat_map(|&v| int(v)).collect::<Vec<_>>()[..], b"t"].concat();
+    let mut pickle = b"\x80\x02}(".to_vec();
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    let mut put = |name: &str, bytes: &[u8]| {
+        zip.start_file(format!("adapter_model/{name}"), stored).unwrap();
+        zip.write_all(bytes).unwrap();
+    };
+    for (i, (name, tensor)) in tensors.iter().enumerate() {
+        let values = floats(tensor);
+        let (rows, columns) = tensor.dims2().unwrap();
+        let (key, hooks) = (text(&i.to_string()), b"\x89ccollections\nOrderedDict\n)RtR");
+        let storage =
+            [b"(", &text("storage")[..], b"ctorch\nFloatStorage\n", &key, &text("cpu"), &int(values.len()), b"tQ"];
+        pickle.extend([&text(name)[..], b"ctorch._utils\n_rebuild_tensor_v2\n(", &storage.concat()].concat());
+        pickle.extend([&int(0)[..], &ints(&[rows, columns]), &ints(&[columns, 1]), hooks].concat());
+        put(&format!("data/{i}"), &values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+    }
+    pickle.extend(b"u.");
+    put("data.pkl", &pickle);
+    put("byteorder", b"little");
+    put("version", b"3\n");
+    zip.finish().unwrap().into_inner()
+}
+
+#[test]
+fn an_adapter_in_a_pickle_is_read_like_one_in_safetensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = model(tiny_config(), 11).frozen();
+    let lm = adapted(&base);
+    lm.save_adapter(folder.path(), "x").unwrap();
+    let file = folder.path().join("adapter_model.safetensors");
+    let mut tensors: Vec<_> =
+        candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap().into_iter().collect();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    fs::remove_file(&file).unwrap();
+    assert_bad(base.load_adapter(folder.path()), &["neither adapter_model.safetensors nor adapter_model.bin"]);
+    fs::write(folder.path().join("adapter_model.bin"), torch_file(&tensors)).unwrap();
+    assert_eq!(hidden(&base.load_adapter(folder.path()).unwrap()), hidden(&lm));
+    tensors.push(("base_model.model.lm_head.lora_A.weight".to_owned(), tensors[0].1.clone()));
+    fs::write(folder.path().join("adapter_model.bin"), torch_file(&tensors)).unwrap();
+    assert_bad(base.load_adapter(folder.path()), &["adapter_model.bin", "lm_head.lora_A"]);
 }
 
 #[test]

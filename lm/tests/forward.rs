@@ -40,7 +40,7 @@ fn token_stats_are_those_of_the_masked_distribution() {
     let reference = Reference::of(&lm);
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
-    let options = StatOptions { min_new_tokens: 3, eos: EOS, entropy: true };
+    let options = StatOptions { min_new_tokens: 3, eos: EOS.into(), entropy: true };
     let stats = lm.token_stats(&lm.predicting(&batch, None).unwrap(), &batch, &options).unwrap();
     let (logprob, entropy) = (floats(&stats.logprob), floats(&stats.entropy.unwrap()));
     for (row, range) in rows.iter().zip(batch.row_ranges()) {

@@ -26,7 +26,7 @@ fn adapted_of(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
 fn objective(reward: &RewardModel, batch: &Batch) -> Tensor {
     let lm = &reward.lm;
     let loss = lm.lm_loss(batch, 0.5, None).unwrap().loss;
-    let options = StatOptions { min_new_tokens: 2, eos: EOS, entropy: true };
+    let options = StatOptions { min_new_tokens: 2, eos: EOS.into(), entropy: true };
     let stats = lm.token_stats(&lm.predicting(batch, None).unwrap(), batch, &options).unwrap();
     let scores = reward.scores(batch, None).unwrap();
     let sum = (loss + stats.entropy.unwrap().mean_all().unwrap() * 0.7).unwrap();

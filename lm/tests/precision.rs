@@ -70,7 +70,7 @@ fn trained(config: ModelConfig) -> CausalLm {
 }
 
 fn logprobs(lm: &CausalLm, batch: &Batch) -> Vec<f32> {
-    let o = StatOptions { min_new_tokens: 0, eos: EOS, entropy: false };
+    let o = StatOptions { min_new_tokens: 0, eos: EOS.into(), entropy: false };
     floats(&lm.token_stats(&lm.predicting(batch, None).unwrap(), batch, &o).unwrap().logprob)
 }
 
@@ -152,8 +152,14 @@ fn training_learns_as_much() {
 fn what_was_sampled_in_bf16_is_scored_alike() {
     let rows = rows(8, 8);
     let prompts: Vec<&[u32]> = rows.iter().map(|r| &*r.prompt).collect();
-    let o =
-        SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 0, max_new_tokens: 12, eos: EOS, greedy: false };
+    let o = SampleOptions {
+        temperature: 1.0,
+        top_p: 1.0,
+        min_new_tokens: 0,
+        max_new_tokens: 12,
+        eos: EOS.into(),
+        greedy: false,
+    };
     for config in configs() {
         let full = trained(config).frozen();
         let adapted = full.with_adapter(&LORA, &mut rng(9)).unwrap();

@@ -4,11 +4,19 @@ mod common;
 
 use common::*;
 use lm::{
-    Batch, CausalLm, Draws, Gpt2Config, LoraConfig, ModelConfig, SampleOptions, Sampled, Sequence, StatOptions, sample,
+    Batch, CausalLm, Draws, Eos, Gpt2Config, LoraConfig, ModelConfig, SampleOptions, Sampled, Sequence, StatOptions,
+    sample,
 };
 
 fn options() -> SampleOptions {
-    SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 2, max_new_tokens: 10, eos: EOS, greedy: false }
+    SampleOptions {
+        temperature: 1.0,
+        top_p: 1.0,
+        min_new_tokens: 2,
+        max_new_tokens: 10,
+        eos: EOS.into(),
+        greedy: false,
+    }
 }
 
 /// Twelve prompts of 1 to 12 tokens.
@@ -24,7 +32,7 @@ fn run(lm: &CausalLm, prompts: &[Vec<u32>], rows: &[u64], o: &SampleOptions) -> 
 /// A model whose layers are too large for groups of rows to run in parallel, so that the work within a group does.
 fn wide_config() -> Gpt2Config {
     let mut config = Gpt2Config::new(40, 24, 216, 2, 3);
-    config.eos_token_id = Some(EOS);
+    config.eos_token_id = vec![EOS];
     config
 }
 
@@ -82,7 +90,7 @@ fn decoding_with_a_cache_equals_the_full_forward_pass() {
             prompts.iter().zip(&sampled).map(|(p, s)| Sequence::new(p.as_slice(), s.ids.as_slice())).collect();
         let batch = Batch::new(&refs(&sequences)).unwrap();
         let frozen = lm.frozen();
-        let so = StatOptions { min_new_tokens: 3, eos: EOS, entropy: false };
+        let so = StatOptions { min_new_tokens: 3, eos: EOS.into(), entropy: false };
         let stats = frozen.token_stats(&frozen.predicting(&batch, None).unwrap(), &batch, &so).unwrap();
         let kept: Vec<f32> = sampled.iter().flat_map(|s| s.logprobs.clone()).collect();
         assert!(kept.iter().any(|l| *l < -0.1), "the distributions have some entropy");
@@ -112,6 +120,24 @@ fn a_rows_sample_does_not_depend_on_its_batch() {
             assert_eq!(a.ids, b.ids);
         }
         assert_eq!(together, run(&lm, &prompts, &rows, &options()), "the same call gives the same bytes");
+    }
+}
+
+#[test]
+fn any_listed_eos_ends_a_response() {
+    let lm = model(tiny_config(), 6);
+    let prompts: Vec<Vec<u32>> = vec![vec![5, 6]; 300];
+    let rows: Vec<u64> = (0..300).collect();
+    let eos = Eos::new([EOS, 7, 11, 20]).unwrap();
+    let sampled = run(&lm, &prompts, &rows, &SampleOptions { eos: eos.clone(), ..options() });
+    let mut last: Vec<u32> = sampled.iter().filter(|s| s.ended).map(|s| s.ids[s.ids.len() - 1]).collect();
+    last.sort_unstable();
+    last.dedup();
+    assert_eq!(last, eos.ids(), "each of them ends some");
+    for s in &sampled {
+        let at = s.ids.iter().position(|&id| eos.contains(id));
+        assert_eq!(at.map(|at| at + 1), s.ended.then_some(s.ids.len()));
+        assert!(at.is_none_or(|at| at >= 2), "none before the minimum");
     }
 }
 
@@ -231,14 +257,14 @@ fn senseless_requests_are_refused() {
         sample(&lm, &[prompt], &o, &Draws([0; 32]), rows).unwrap_err().to_string()
     };
     let o = options();
-    assert!(error(&[], &[0], o).contains("prompt 0 is empty"));
-    assert!(error(&[31], &[0], o).contains("holds id 31"));
-    assert!(error(&[1; 15], &[0], o).contains("15 tokens and 10 new ones; the model has 24 positions"));
-    assert!(error(&[1], &[], o).contains("1 prompts and 0 row numbers"));
-    assert!(error(&[1], &[0], SampleOptions { temperature: 0.0, ..o }).contains("temperature 0"));
-    assert!(error(&[1], &[0], SampleOptions { top_p: 0.0, ..o }).contains("top_p 0"));
-    assert!(error(&[1], &[0], SampleOptions { eos: 31, ..o }).contains("EOS id 31"));
-    let none = SampleOptions { max_new_tokens: 0, ..o };
+    assert!(error(&[], &[0], o.clone()).contains("prompt 0 is empty"));
+    assert!(error(&[31], &[0], o.clone()).contains("holds id 31"));
+    assert!(error(&[1; 15], &[0], o.clone()).contains("15 tokens and 10 new ones; the model has 24 positions"));
+    assert!(error(&[1], &[], o.clone()).contains("1 prompts and 0 row numbers"));
+    assert!(error(&[1], &[0], SampleOptions { temperature: 0.0, ..o.clone() }).contains("temperature 0"));
+    assert!(error(&[1], &[0], SampleOptions { top_p: 0.0, ..o.clone() }).contains("top_p 0"));
+    assert!(error(&[1], &[0], SampleOptions { eos: 31.into(), ..o.clone() }).contains("EOS id 31"));
+    let none = SampleOptions { max_new_tokens: 0, ..o.clone() };
     assert_eq!(run(&lm, &[vec![1]], &[0], &none)[0], Sampled { ids: vec![], logprobs: vec![], ended: false });
     assert!(run(&lm, &[], &[], &o).is_empty());
 }

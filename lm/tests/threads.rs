@@ -54,7 +54,7 @@ fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
     let mut dropout = Dropout::new(rng.clone());
     for _ in 0..3 {
         let scores = reward.scores(&batch, Some(&mut dropout)).unwrap();
-        let o = StatOptions { min_new_tokens: 3, eos: EOS, entropy: true };
+        let o = StatOptions { min_new_tokens: 3, eos: EOS.into(), entropy: true };
         let stats = lm.token_stats(&lm.predicting(&batch, None).unwrap(), &batch, &o).unwrap();
         let loss = (scores.sqr().unwrap().mean_all().unwrap() - stats.entropy.unwrap().mean_all().unwrap()).unwrap();
         let loss = (loss - stats.logprob.mean_all().unwrap()).unwrap();
@@ -65,8 +65,14 @@ fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
 
     let prompts: Vec<&[u32]> = (0..96).map(|i| &rows[i % 24].prompt[..10 + i % 20]).collect();
     let numbers: Vec<u64> = (0..96).collect();
-    let o =
-        SampleOptions { temperature: 1.0, top_p: 1.0, min_new_tokens: 2, max_new_tokens: 17, eos: EOS, greedy: false };
+    let o = SampleOptions {
+        temperature: 1.0,
+        top_p: 1.0,
+        min_new_tokens: 2,
+        max_new_tokens: 17,
+        eos: EOS.into(),
+        greedy: false,
+    };
     for s in sample(&lm, &prompts, &o, &Draws([5; 32]), &numbers).unwrap() {
         hashes.extend([hash(s.ids), hash_floats(&s.logprobs)]);
     }

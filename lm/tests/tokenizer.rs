@@ -1,9 +1,9 @@
-//! Byte-level BPE: training, files, text in and out.
+//! BPE of all bytes: training, files, text in and out.
 
 mod common;
 
 use common::tiny_config;
-use lm::{Error, Tokenizer};
+use lm::{Eos, Error, ModelConfig, Tokenizer};
 use proptest::prelude::*;
 
 const EOS: &str = "<|endoftext|>";
@@ -33,7 +33,7 @@ fn trained() -> Tokenizer {
 fn training_gives_the_vocabulary_asked_for_and_the_same_bytes_every_time() {
     let tokenizer = trained();
     assert_eq!(tokenizer.vocab_size(), 320);
-    assert_eq!(tokenizer.eos(), 0);
+    assert_eq!(tokenizer.eos(), &Eos::from(0));
     for _ in 0..3 {
         assert_eq!(tokenizer.to_json().unwrap(), trained().to_json().unwrap());
     }
@@ -61,9 +61,9 @@ fn a_tokenizer_survives_its_file_byte_for_byte() {
 fn the_end_of_text_written_out_is_text() {
     let tokenizer = trained();
     let ids = tokenizer.encode(&format!("a{EOS}b"));
-    assert!(!ids.contains(&tokenizer.eos()), "a post cannot end its own prompt");
+    assert!(!ids.contains(&tokenizer.eos().first()), "a post cannot end its own prompt");
     assert_eq!(tokenizer.decode(&ids), format!("a{EOS}b"));
-    assert_eq!(tokenizer.decode(&[tokenizer.encode("x")[0], tokenizer.eos()]), "x");
+    assert_eq!(tokenizer.decode(&[tokenizer.encode("x")[0], tokenizer.eos().first()]), "x");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn files_that_are_no_byte_level_tokenizer_are_refused() {
     };
     error("{");
     error("{}");
-    assert!(error(&good.replace(EOS, "<eos>")).contains(EOS));
+    assert!(error(&good.replace(EOS, "<end>")).contains("none of `<|endoftext|>`, "));
     let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
     value["pre_tokenizer"] = serde_json::Value::Null;
     assert!(error(&value.to_string()).contains("neither a byte-level tokenizer"));
@@ -110,7 +110,7 @@ proptest! {
         thread_local!(static TOKENIZER: Tokenizer = trained());
         TOKENIZER.with(|t| {
             let ids = t.encode(&text);
-            assert!(!ids.contains(&t.eos()));
+            assert!(!ids.contains(&t.eos().first()));
             assert_eq!(t.decode(&ids), text);
         });
     }
@@ -146,7 +146,7 @@ fn with_byte_fallback() -> serde_json::Value {
 fn a_tokenizer_that_falls_back_to_bytes_gives_any_text_back() {
     let mut json = with_byte_fallback();
     let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
-    assert_eq!(tokenizer.eos(), 2);
+    assert_eq!(tokenizer.eos(), &Eos::from(2));
     for text in [" ab ba", "é\n\t", "</s>", "日本 ab"] {
         let ids = tokenizer.encode(text);
         assert!(!ids.contains(&2) && !ids.contains(&0), "{text:?}: {ids:?}");
@@ -182,14 +182,138 @@ fn steps_at_which_the_crate_would_panic_are_refused() {
     }
 }
 
+/// A model of 300 tokens whose config has this `eos_token_id`.
+fn config(eos: serde_json::Value) -> ModelConfig {
+    ModelConfig::from_json(serde_json::json!({
+        "model_type": "llama", "vocab_size": 300, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "eos_token_id": eos,
+    }))
+    .unwrap()
+}
+
+fn load(json: &serde_json::Value, config: &ModelConfig) -> lm::Result<Tokenizer> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    Tokenizer::load_for(folder.path(), config)
+}
+
 #[test]
-fn a_models_config_names_its_eos() {
-    let of = |eos: u32| {
-        let mut config = tiny_config();
-        (config.vocab_size, config.eos_token_id) = (300, Some(eos));
-        Tokenizer::from_bytes(with_byte_fallback().to_string().as_bytes()).unwrap().for_model(&config.into())
-    };
-    assert_eq!(of(1).unwrap().eos(), 1);
-    let error = of(260).unwrap_err().to_string();
+fn a_models_config_names_its_eos_before_any_name_does() {
+    let json = with_byte_fallback();
+    let of = |eos: serde_json::Value| load(&json, &config(eos)).map(|t| t.eos().ids().to_vec());
+    assert_eq!(of(1.into()).unwrap(), [1]);
+    assert_eq!(of(serde_json::json!([2, 0, 2])).unwrap(), [2, 0]);
+    for none in [serde_json::Value::Null, (-1).into(), serde_json::json!([]), serde_json::json!([-1]), 50_256.into()] {
+        assert_eq!(of(none).unwrap(), [2], "by its name");
+    }
+    let error = of(serde_json::json!([2, 260])).unwrap_err().to_string();
     assert!(error.contains("260 as EOS, which is not a special token"), "{error}");
+    let error = load(
+        &json,
+        &ModelConfig::from_json(serde_json::json!({ "vocab_size": 200, "n_positions": 8, "n_embd": 4,
+        "n_layer": 1, "n_head": 1 }))
+        .unwrap(),
+    );
+    assert!(error.unwrap_err().to_string().contains("vocabulary has only 200"));
+}
+
+#[test]
+fn each_name_of_an_end_of_text_is_found_if_it_is_a_special_token() {
+    for name in ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>"] {
+        let json = with_byte_fallback().to_string().replace("</s>", name);
+        assert_eq!(Tokenizer::from_bytes(json.as_bytes()).unwrap().eos(), &Eos::from(2), "{name}");
+        let mut plain: serde_json::Value = serde_json::from_str(&json).unwrap();
+        plain["added_tokens"][2]["special"] = false.into();
+        assert!(Tokenizer::from_bytes(plain.to_string().as_bytes()).is_err(), "{name}");
+    }
+    let unnamed = serde_json::from_str(&with_byte_fallback().to_string().replace("</s>", "<end>")).unwrap();
+    assert_eq!(load(&unnamed, &config(2.into())).unwrap().eos(), &Eos::from(2));
+    let error = load(&unnamed, &config((-1).into())).unwrap_err().to_string();
+    for part in ["config.json", "generation_config.json", "`</s>`", "`<|eot_id|>`"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn a_tokenizer_that_draws_its_ids_is_refused() {
+    for mut json in [with_byte_fallback(), serde_json::from_str(&trained().to_json().unwrap()).unwrap()] {
+        let mut with = |dropout: serde_json::Value| {
+            json["model"]["dropout"] = dropout;
+            Tokenizer::from_bytes(json.to_string().as_bytes())
+        };
+        let error = with(serde_json::json!(0.1)).unwrap_err().to_string();
+        assert!(error.contains("`dropout` 0.1"), "{error}");
+        with(serde_json::json!(0.0)).unwrap();
+        with(serde_json::Value::Null).unwrap();
+    }
+}
+
+/// Adds a post-processor of these pieces: `A` is the text.
+fn processed(pieces: &[&str]) -> serde_json::Value {
+    let piece = |name: &&str| match *name {
+        "A" => serde_json::json!({ "Sequence": { "id": "A", "type_id": 0 } }),
+        name => serde_json::json!({ "SpecialToken": { "id": name, "type_id": 0 } }),
+    };
+    let token = |id: u32, name: &str| serde_json::json!({ "id": name, "ids": [id], "tokens": [name] });
+    let mut json = with_byte_fallback();
+    json["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing", "single": pieces.iter().map(piece).collect::<Vec<_>>(), "pair": [],
+        "special_tokens": { "<unk>": token(0, "<unk>"), "<s>": token(1, "<s>"), "</s>": token(2, "</s>") },
+    });
+    json
+}
+
+#[test]
+fn what_a_post_processor_puts_before_a_text_is_there_and_eos_is_not() {
+    let read = |pieces: &[&str]| Tokenizer::from_bytes(processed(pieces).to_string().as_bytes());
+    for (pieces, begin) in
+        [(&["A"][..], vec![]), (&["<s>", "A"], vec![1]), (&["<s>", "<unk>", "A", "</s>"], vec![1, 0])]
+    {
+        let tokenizer = read(pieces).unwrap();
+        assert_eq!(tokenizer.begin(), begin);
+        assert_eq!(tokenizer.encode(" ab"), [&begin[..], &[263]].concat());
+        assert_eq!(tokenizer.encode(""), begin);
+        assert_eq!(tokenizer.encode_after(" ab"), [263]);
+        let again = Tokenizer::from_bytes(tokenizer.to_json().unwrap().as_bytes()).unwrap();
+        assert_eq!((again.begin(), again.encode("b")), (tokenizer.begin(), tokenizer.encode("b")));
+    }
+    for (pieces, why) in [
+        (&["<s>", "A", "<unk>"][..], "puts id 0 behind a text"),
+        (&["<s>"], "leaves the text out"),
+        (&["A", "A"], "takes a text twice"),
+        (&["[CLS]", "A"], "does not say the id of `[CLS]`"),
+    ] {
+        let error = read(pieces).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    let mut json = with_byte_fallback();
+    json["post_processor"] = serde_json::json!({ "type": "BertProcessing", "sep": ["</s>", 2], "cls": ["<s>", 1] });
+    assert!(Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap_err().to_string().contains("BertProcessing"));
+}
+
+#[test]
+fn a_border_that_no_token_of_the_whole_has_stays_one() {
+    let mut json = with_byte_fallback();
+    json["normalizer"]["normalizers"]
+        .as_array_mut()
+        .unwrap()
+        .insert(0, serde_json::json!({ "type": "Prepend", "prepend": "▁" }));
+    json["decoder"]["decoders"]
+        .as_array_mut()
+        .unwrap()
+        .push(serde_json::json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+    for (id, token) in [(264, "b▁"), (265, "b▁a")] {
+        json["model"]["vocab"][token] = id.into();
+    }
+    let merges = json["model"]["merges"].as_array_mut().unwrap();
+    merges.splice(0..0, [serde_json::json!(["b", "▁"]), serde_json::json!(["b▁", "a"])]);
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+    assert_eq!(tokenizer.encode("b a"), [259, 265], "one token spans the border");
+    assert_eq!((tokenizer.encode("b"), tokenizer.encode_after(" a")), (vec![259, 261], vec![262]));
+    assert_eq!(tokenizer.decode_after(&[262]), " a");
+    // Half of a character, which goes on from ids before it.
+    assert_eq!(tokenizer.decode_after(&[3 + 0x80, 260]), "\u{fffd}a");
+    json["model"]["vocab"]["<0xBF>▁"] = 266.into();
+    let error = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("<0xBF>"), "{error}");
 }

@@ -6,9 +6,11 @@ use crate::types::Post;
 
 /// What the template and its fitting need of a tokenizer.
 pub trait Encode {
-    /// Without special tokens.
+    /// A whole text, with BOS if the tokenizer puts it there.
     fn encode(&self, text: &str) -> Vec<u32>;
-    /// The end-of-sequence id.
+    /// A text that begins with a space and goes on from another one.
+    fn encode_after(&self, text: &str) -> Vec<u32>;
+    /// The id that ends a response.
     fn eos(&self) -> u32;
 }
 
@@ -17,8 +19,12 @@ impl Encode for lm::Tokenizer {
         Self::encode(self, text)
     }
 
+    fn encode_after(&self, text: &str) -> Vec<u32> {
+        Self::encode_after(self, text)
+    }
+
     fn eos(&self) -> u32 {
-        Self::eos(self)
+        Self::eos(self).first()
     }
 }
 
@@ -168,10 +174,10 @@ fn fit_parts(tokenizer: &impl Encode, parts: Parts<'_>, max_tokens: usize) -> Fi
     fitted("", true)
 }
 
-/// The ids of a response: of a space and the trimmed summary, and EOS if it `ended`. Encoded apart from the prompt, so that
-/// no token spans the border.
+/// The ids of a response: of a space and the trimmed summary, and EOS if it `ended`. No token spans the border: where the
+/// whole text has a token border there, prompt and response have the ids of the whole.
 pub fn response_ids(tokenizer: &impl Encode, summary: &str, ended: bool) -> Vec<u32> {
-    let mut ids = tokenizer.encode(&format!(" {}", summary.trim()));
+    let mut ids = tokenizer.encode_after(&format!(" {}", summary.trim()));
     if ended {
         ids.push(tokenizer.eos());
     }
@@ -215,6 +221,10 @@ mod tests {
     impl Encode for Bytes {
         fn encode(&self, text: &str) -> Vec<u32> {
             text.bytes().map(u32::from).collect()
+        }
+
+        fn encode_after(&self, text: &str) -> Vec<u32> {
+            self.encode(text)
         }
 
         fn eos(&self) -> u32 {

@@ -34,9 +34,10 @@ pub struct Gpt2Config {
     pub n_head: usize,
     #[serde(default = "default_epsilon")]
     pub layer_norm_epsilon: f64,
-    #[serde(default, deserialize_with = "super::first_id")]
-    pub eos_token_id: Option<u32>,
-    #[serde(default)]
+    /// The tokens that end a text, as the file lists them.
+    #[serde(default, deserialize_with = "crate::eos::ids", serialize_with = "crate::eos::serialize")]
+    pub eos_token_id: Vec<u32>,
+    #[serde(default, deserialize_with = "crate::eos::first_id")]
     pub bos_token_id: Option<u32>,
     /// The width of the MLP; absent means 4 d.
     #[serde(default)]
@@ -69,7 +70,7 @@ impl Gpt2Config {
             n_layer,
             n_head,
             layer_norm_epsilon: default_epsilon(),
-            eos_token_id: None,
+            eos_token_id: vec![],
             bos_token_id: None,
             n_inner: None,
             activation_function: default_activation(),

@@ -42,9 +42,10 @@ pub struct GptJConfig {
     pub rotary_dim: usize,
     #[serde(default = "epsilon")]
     pub layer_norm_epsilon: f64,
-    #[serde(default, deserialize_with = "super::first_id")]
-    pub eos_token_id: Option<u32>,
-    #[serde(default, deserialize_with = "super::first_id")]
+    /// The tokens that end a text, as the file lists them.
+    #[serde(default, deserialize_with = "crate::eos::ids", serialize_with = "crate::eos::serialize")]
+    pub eos_token_id: Vec<u32>,
+    #[serde(default, deserialize_with = "crate::eos::first_id")]
     pub bos_token_id: Option<u32>,
     /// The width of the MLP; absent means 4 d.
     #[serde(default)]

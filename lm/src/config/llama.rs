@@ -55,9 +55,10 @@ pub struct LlamaConfig {
     /// Whether the output layer is the embedding. Hugging Face's default is no.
     #[serde(default)]
     pub tie_word_embeddings: bool,
-    #[serde(default, deserialize_with = "super::first_id")]
-    pub eos_token_id: Option<u32>,
-    #[serde(default, deserialize_with = "super::first_id")]
+    /// The tokens that end a text, as the file lists them.
+    #[serde(default, deserialize_with = "crate::eos::ids", serialize_with = "crate::eos::serialize")]
+    pub eos_token_id: Vec<u32>,
+    #[serde(default, deserialize_with = "crate::eos::first_id")]
     pub bos_token_id: Option<u32>,
 }
 

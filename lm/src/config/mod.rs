@@ -3,22 +3,25 @@
 mod gpt2;
 mod gptj;
 mod llama;
-mod rope;
+pub(crate) mod rope;
 
 use std::fs;
 use std::path::Path;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::spec::Spec;
-use crate::{Error, Result, files};
+use crate::{Eos, Error, Result, eos, files};
 
 pub use gpt2::Gpt2Config;
 pub use gptj::GptJConfig;
 pub use llama::LlamaConfig;
 
 const FILE: &str = "config.json";
+
+/// How transformers generates text with a model.
+const GENERATION: &str = "generation_config.json";
 
 /// The largest config file that is read, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
@@ -88,15 +91,15 @@ impl ModelConfig {
         }
     }
 
-    /// The token that ends a sequence, if the file names one that the vocabulary has; the first where it names several.
-    /// Small models often carry the default of a large vocabulary.
-    pub fn eos_token_id(&self) -> Option<u32> {
-        let id = match self {
-            Self::Gpt2(c) => c.eos_token_id,
-            Self::GptJ(c) => c.eos_token_id,
-            Self::Llama(c) => c.eos_token_id,
+    /// The tokens that end a text, if the file names any that the vocabulary has: small models often carry the default of a
+    /// large vocabulary.
+    pub fn eos(&self) -> Option<Eos> {
+        let ids = match self {
+            Self::Gpt2(c) => &c.eos_token_id,
+            Self::GptJ(c) => &c.eos_token_id,
+            Self::Llama(c) => &c.eos_token_id,
         };
-        id.filter(|&id| (id as usize) < self.vocab_size())
+        Eos::new(ids.iter().copied().filter(|&id| (id as usize) < self.vocab_size()))
     }
 
     /// `model_type`, as the file has it.
@@ -119,12 +122,32 @@ impl ModelConfig {
         Ok(spec)
     }
 
-    /// Reads and checks `folder/config.json`.
+    /// Reads and checks `folder/config.json`, with the EOS ids of a `generation_config.json` beside it.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
-        let bytes = files::whole(&path, MAX_BYTES)?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|e| Error::model(&path, format!("not JSON: {e}")))?;
-        Self::from_json(value).map_err(|what| Error::model(&path, what))
+        Self::from_json(read(&path)?).map_err(|what| Error::model(&path, what))?.with_generation(folder)
+    }
+
+    /// The model's own EOS ids come first; generation stops at those that its generation config names, too.
+    fn with_generation(mut self, folder: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Generation {
+            #[serde(default, deserialize_with = "eos::ids")]
+            eos_token_id: Vec<u32>,
+        }
+        let path = folder.join(GENERATION);
+        if path.try_exists().map_err(Error::io(&path))? {
+            let bad = |e| Error::model(&path, format!("not a generation config: {e}"));
+            let more: Generation = serde_json::from_value(read(&path)?).map_err(bad)?;
+            let ids = match &mut self {
+                Self::Gpt2(c) => &mut c.eos_token_id,
+                Self::GptJ(c) => &mut c.eos_token_id,
+                Self::Llama(c) => &mut c.eos_token_id,
+            };
+            let all = ids.iter().chain(&more.eos_token_id).copied();
+            *ids = Eos::new(all).map_or_else(Vec::new, |eos| eos.ids().to_vec());
+        }
+        Ok(self)
     }
 
     /// From the contents of a `config.json`; a file without `model_type` is taken for a GPT-2. Errors say what is wrong.
@@ -182,19 +205,8 @@ impl ModelConfig {
     }
 }
 
-/// An id, or the first of a list of ids.
-fn first_id<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<u32>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Ids {
-        One(u32),
-        Many(Vec<u32>),
-    }
-    Ok(match Option::<Ids>::deserialize(deserializer)? {
-        None => None,
-        Some(Ids::One(id)) => Some(id),
-        Some(Ids::Many(ids)) => ids.first().copied(),
-    })
+fn read(path: &Path) -> Result<Value> {
+    serde_json::from_slice(&files::whole(path, MAX_BYTES)?).map_err(|e| Error::model(path, format!("not JSON: {e}")))
 }
 
 fn yes() -> bool {

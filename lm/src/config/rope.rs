@@ -109,7 +109,7 @@ impl Scaling {
 
 /// Llama 3.1's rule: waves that fit the original length often stay, those that hardly fit are stretched by `factor`, and in
 /// between the two are mixed. Every step rounds as in transformers, where 1 / x is rounded before it is multiplied.
-fn llama3(frequency: f32, factor: f64, low: f64, high: f64, length: f64) -> f32 {
+pub(crate) fn llama3(frequency: f32, factor: f64, low: f64, high: f64, length: f64) -> f32 {
     let wave = 1.0 / frequency * std::f32::consts::TAU;
     if wave > (length / low) as f32 {
         return frequency / factor as f32;

@@ -31,7 +31,12 @@ pub struct Checkpoint {
     path: PathBuf,
     parts: Vec<Part>,
     tensors: Places,
+    /// The types that are read, for messages.
+    types: &'static str,
 }
+
+/// The types of safetensors and PyTorch's files that are read.
+const FLOATS: &str = "F32, F16 or BF16";
 
 struct Part {
     path: PathBuf,
@@ -90,7 +95,7 @@ impl Checkpoint {
     fn of(path: &Path, source: Source, reader: Reader) -> Result<Self> {
         let tensors = reader(&source, path)?;
         let path = path.to_path_buf();
-        Ok(Self { path: path.clone(), parts: vec![Part { path, source }], tensors })
+        Ok(Self { path: path.clone(), parts: vec![Part { path, source }], tensors, types: FLOATS })
     }
 
     fn several(folder: &Path, index: &Path, reader: Reader) -> Result<Self> {
@@ -114,7 +119,7 @@ impl Checkpoint {
             })?;
             tensors.insert(name, Place { part: *part, ..place });
         }
-        Ok(Self { path: index.to_path_buf(), parts, tensors })
+        Ok(Self { path: index.to_path_buf(), parts, tensors, types: FLOATS })
     }
 
     /// The tensors' names, sorted.
@@ -149,7 +154,7 @@ impl Checkpoint {
             return Err(bad(format!("has shape {:?}; expected {shape:?}", place.shape)));
         }
         if place.encoding.block().is_none() {
-            return Err(bad(format!("is {}; expected F32, F16 or BF16", place.encoding.name())));
+            return Err(bad(format!("is {}; expected {}", place.encoding.name(), self.types)));
         }
         let mut values = part.decode(place)?;
         if let Some(heads) = place.interleaved {

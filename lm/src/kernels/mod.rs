@@ -67,8 +67,8 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
 pub struct StatRows<'a> {
     /// The token of each row: `[n]`.
     pub targets: &'a [u32],
-    /// A token (EOS) that is impossible in the rows where the flag is set, `[n]`: the others' probabilities sum to one.
-    pub forbidden: Option<(u32, &'a [bool])>,
+    /// Tokens (EOS) that are impossible in the rows where the flag is set, `[n]`: the others' probabilities sum to one.
+    pub forbidden: Option<(&'a [u32], &'a [bool])>,
 }
 
 /// `log p(target)` and the entropy of each row's distribution, in nats: `[n]` each.
@@ -100,8 +100,8 @@ pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: b
     if rows.targets.len() != n || rows.forbidden.is_some_and(|(_, masked)| masked.len() != n) {
         bail!("token statistics of {n} rows for {} targets", rows.targets.len());
     }
-    let largest = rows.targets.iter().copied().chain(rows.forbidden.map(|(token, _)| token)).max();
-    if largest.is_some_and(|id| id as usize >= v) {
+    let largest = rows.targets.iter().chain(rows.forbidden.map_or(&[][..], |(tokens, _)| tokens)).max();
+    if largest.is_some_and(|&id| id as usize >= v) {
         bail!("token id {largest:?} is not below the vocabulary of {v}");
     }
     let bias = output.bias.map(projection::trained).transpose()?;
@@ -113,7 +113,7 @@ pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: b
         bias,
         precision: output.precision,
         targets: rows.targets.to_vec(),
-        forbidden: rows.forbidden.map(|(token, masked)| (token, masked.to_vec())),
+        forbidden: rows.forbidden.map(|(tokens, masked)| (tokens.to_vec(), masked.to_vec())),
         entropy,
         eager: hidden.track_op() && !trained,
         rows: OnceLock::new(),

@@ -94,8 +94,9 @@ pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: b
     };
     let (n, v) = logits.dims2()?;
     let logits = match rows.forbidden {
-        Some((token, masked)) => {
-            let out: Vec<u8> = (0..n * v).map(|i| u8::from(masked[i / v] && (i % v) as u32 == token)).collect();
+        Some((tokens, masked)) => {
+            let out: Vec<u8> =
+                (0..n * v).map(|i| u8::from(masked[i / v] && tokens.contains(&((i % v) as u32)))).collect();
             let out = Tensor::from_vec(out, (n, v), logits.device())?;
             out.where_cond(&Tensor::new(-1e30f32, logits.device())?.broadcast_as((n, v))?, &logits)?
         }

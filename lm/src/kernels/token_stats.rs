@@ -29,8 +29,8 @@ pub struct Stats {
     pub precision: Precision,
     /// `[n]`, each below v.
     pub targets: Vec<u32>,
-    /// A token that is impossible in the rows where the flag is set.
-    pub forbidden: Option<(u32, Vec<bool>)>,
+    /// Tokens that are impossible in the rows where the flag is set.
+    pub forbidden: Option<(Vec<u32>, Vec<bool>)>,
     pub entropy: bool,
     /// Whether the forward pass also computes d logprob / d hidden: if the output layer is frozen, that saves the backward
     /// pass from computing the logits again.
@@ -95,10 +95,10 @@ impl Stats {
             None => Into::Overwrite,
         };
         multiply(logits, into, 1.0, hidden, output.forward(), Threads::Pool);
-        if let Some((token, rows)) = &self.forbidden {
+        if let Some((tokens, rows)) = &self.forbidden {
             for (row, &forbidden) in logits.chunks_exact_mut(self.v).zip(&rows[start..]) {
                 if forbidden {
-                    row[*token as usize] = f32::NEG_INFINITY;
+                    tokens.iter().for_each(|&token| row[token as usize] = f32::NEG_INFINITY);
                 }
             }
         }

@@ -17,7 +17,7 @@ pub fn rng(seed: u64) -> ChaCha12Rng {
 /// Two layers of width 12 with 3 heads, 31 tokens, 24 positions.
 pub fn tiny_config() -> Gpt2Config {
     let mut config = Gpt2Config::new(31, 24, 12, 2, 3);
-    config.eos_token_id = Some(EOS);
+    config.eos_token_id = vec![EOS];
     config
 }
 

@@ -61,6 +61,6 @@ pub fn batch(rows: &[Vec<u32>]) -> Batch {
 /// log p of every token from the second on, row after row.
 pub fn logprobs(lm: &CausalLm, rows: &[Vec<u32>]) -> Vec<f64> {
     let batch = batch(rows);
-    let options = StatOptions { min_new_tokens: 0, eos: 0, entropy: false };
+    let options = StatOptions { min_new_tokens: 0, eos: 0.into(), entropy: false };
     floats(&lm.token_stats(&lm.predicting(&batch, None).unwrap(), &batch, &options).unwrap().logprob)
 }

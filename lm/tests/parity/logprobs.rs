@@ -37,7 +37,7 @@ fn greedy_responses_through_the_cache_are_those_of_transformers_with_left_paddin
             top_p: 1.0,
             min_new_tokens: new,
             max_new_tokens: new,
-            eos: fixture.eos,
+            eos: fixture.eos.into(),
             greedy: true,
         };
         let rows: Vec<u64> = (0..prompts.len() as u64).collect();

@@ -15,7 +15,7 @@ fn drawn(fixture: &Fixture, temperature: f64, top_p: f64, masked: bool) -> Vec<f
         top_p,
         min_new_tokens: usize::from(masked),
         max_new_tokens: 1,
-        eos: fixture.eos,
+        eos: fixture.eos.into(),
         greedy: false,
     };
     let mut seen = vec![0.0; fixture.numbers.expected("sampling/0").len()];

@@ -45,7 +45,7 @@ pub fn generate(at: &ModelAt, adapter: Option<&Path>, how: &Sampling) -> Result<
         top_p: how.top_p,
         min_new_tokens: how.min_new_tokens,
         max_new_tokens: how.max_new_tokens,
-        eos: tokenizer.eos(),
+        eos: tokenizer.eos().clone(),
         greedy: how.greedy,
     };
     let draws = Draws(fixed_key(how.seed, "temper lm generate"));
@@ -62,7 +62,7 @@ pub fn generate(at: &ModelAt, adapter: Option<&Path>, how: &Sampling) -> Result<
         let rows: Vec<u64> = asked.iter().map(|ready| ready.row).collect();
         let sampled = lm::sample(&model, &prompts, &options, &draws, &rows).told()?;
         let answers = asked.into_iter().zip(sampled).map(|(Ready { prompt, .. }, sampled)| {
-            let response = tokenizer.decode(&sampled.ids);
+            let response = tokenizer.decode_after(&sampled.ids);
             Answer { prompt, response, ids: sampled.ids }
         });
         Ok(answers.collect())

@@ -30,8 +30,9 @@ pub fn logprobs(at: &ModelAt, adapter: Option<&Path>) -> Result<()> {
     let model = with_adapter(CausalLm::load(&at.model).told()?, adapter)?;
     // Ids need no tokenizer.
     let file = if at.model.is_dir() { at.model.join("tokenizer.json") } else { at.model.clone() };
-    let tokenizer = if file.is_file() { Some(Tokenizer::load(&file).told()?) } else { None };
     // EOS plays no part here, so that it need not be one that the tokenizer knows.
+    let eos = model.config().eos().unwrap_or(0.into());
+    let tokenizer = if file.is_file() { Some(Tokenizer::load_with_eos(&file, eos).told()?) } else { None };
     tokenizer.as_ref().map_or(Ok(()), |t| t.check_fits(model.config())).told()?;
     let ready = |_, question: Question| {
         let ids = match (question.text, question.ids, &tokenizer) {
@@ -77,7 +78,7 @@ fn answers(model: &CausalLm, rows: Vec<Vec<u32>>) -> Result<Vec<Answer>> {
 /// Flat over the batch's response tokens.
 fn response_logprobs(model: &CausalLm, batch: &Batch) -> Result<Vec<f32>> {
     // No token is forbidden, so that it does not matter which one ends a text.
-    let plain = StatOptions { min_new_tokens: 0, eos: 0, entropy: false };
+    let plain = StatOptions { min_new_tokens: 0, eos: 0.into(), entropy: false };
     let predicting = model.predicting(batch, None).told()?;
     let logprobs = model.token_stats(&predicting, batch, &plain).told()?.logprob.to_vec1::<f32>().told()?;
     match logprobs.iter().find(|x| !x.is_finite()) {

@@ -53,10 +53,10 @@ pub fn score(at: &ModelAt) -> Result<()> {
     let judge = Judge::load(&at.model)?;
     let tokenizer = reward::load_tokenizer(&at.model)?;
     let ready = |_, asked: Question| {
-        let prompt = tokenizer.encode(&asked.prompt);
-        if prompt.is_empty() {
+        if asked.prompt.is_empty() {
             return Err(Error::yours("the prompt is empty"));
         }
+        let prompt = tokenizer.encode(&asked.prompt);
         // As in training: encoded apart, so that no token spans the border.
         let response = response_ids(&tokenizer, &asked.response, asked.ended);
         let sequence = Sequence { prompt, response };

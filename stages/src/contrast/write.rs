@@ -168,7 +168,7 @@ fn sample(
         top_p: 1.0,
         min_new_tokens: p.min_new_tokens,
         max_new_tokens: p.max_new_tokens,
-        eos: writer.tokenizer.eos(),
+        eos: writer.tokenizer.eos().clone(),
         greedy: false,
     };
     let chosen: Vec<usize> = (0..prompts.len()).filter(|&i| share_of(&who, &names[i]) < p.samples).collect();

@@ -37,7 +37,7 @@ pub struct Params {
 impl Kind for Import {
     type Params = Params;
     const NAME: &'static str = "model.import";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str =
         "takes a model from the program's assets, a Hugging Face folder, a GGUF file or the hub";
 
@@ -90,6 +90,12 @@ impl Kind for Import {
             };
             renamed(e, ctx.out(), &name)
         })?;
+        if port.is_none() && !tokenizer.begin().is_empty() {
+            // With a post-processor that puts before a text what is put there here, and nothing behind it.
+            let to = ctx.out().join(Model::TOKENIZER);
+            std::fs::remove_file(&to).at(&to)?;
+            tokenizer.save(&to).told()?;
+        }
         ctx.metric("vocabulary", tokenizer.vocab_size() as f64);
         ctx.metric("window", model.config().window() as f64);
         Ok(())
@@ -105,6 +111,9 @@ fn take(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result<Strin
 
 fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result<()> {
     let mut files = vec![Model::CONFIG.to_owned()];
+    if source.has(Model::GENERATION) {
+        files.push(Model::GENERATION.to_owned());
+    }
     if !has_tokenizer {
         files.push(Model::TOKENIZER.to_owned());
     }

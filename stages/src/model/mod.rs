@@ -18,10 +18,11 @@ use crate::types::Model;
 /// Loads a Model folder or a GGUF file, frozen, with its tokenizer.
 ///
 /// # Errors
-/// When a file is missing, a tensor is missing or of another shape, or the tokenizer has more tokens than the model.
+/// When a file is missing, a tensor is missing, of another shape or no part of the model, the tokenizer has more tokens than
+/// the model, or what ends a text cannot be found.
 pub fn load(path: &Path) -> Result<(CausalLm, Tokenizer)> {
     let model = CausalLm::load(path).told()?;
-    let tokenizer = fitting(Tokenizer::load(path).told()?, model.config())?;
+    let tokenizer = tokenizer_for(path, model.config())?;
     Ok((model, tokenizer))
 }
 
@@ -30,12 +31,11 @@ pub fn load(path: &Path) -> Result<(CausalLm, Tokenizer)> {
 /// # Errors
 /// As [`load`].
 pub fn load_tokenizer(folder: &Path) -> Result<Tokenizer> {
-    fitting(Tokenizer::load(folder).told()?, &ModelConfig::load(folder).told()?)
+    tokenizer_for(folder, &ModelConfig::load(folder).told()?)
 }
 
-/// With the model's EOS.
-fn fitting(tokenizer: Tokenizer, config: &ModelConfig) -> Result<Tokenizer> {
-    tokenizer.for_model(config).told().map_err(|e| e.help("give the tokenizer that the model was trained with"))
+fn tokenizer_for(path: &Path, config: &ModelConfig) -> Result<Tokenizer> {
+    Tokenizer::load_for(path, config).told()
 }
 
 /// Writes a Model folder.

@@ -41,7 +41,7 @@ impl Source {
         Ok(Self { name: id.id.clone(), here: hub.folder(), hub: Some(hub) })
     }
 
-    fn has(&self, file: &str) -> bool {
+    pub fn has(&self, file: &str) -> bool {
         self.hub.as_ref().map_or_else(|| self.here.join(file).is_file(), |hub| hub.has(file))
     }
 

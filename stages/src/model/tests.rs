@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::import::Import;
 use super::pretrain::Pretrain;
 use crate::testing::{Bench, Out, assert_pinned, run, run_seeded, toys};
+use crate::train::Told;
 use crate::types::{Model, Split};
 
 fn bench() -> Bench {
@@ -146,6 +147,67 @@ fn a_folder_is_imported_as_it_is() -> Result<()> {
     let out = import(&bench.path(""), false)?;
     let imported: Vec<_> = toys::bytes_of(&out.path()).into_iter().filter(|(name, _)| name != "metrics.json").collect();
     assert_eq!(imported, toys::bytes_of(&bench.path("")));
+    Ok(())
+}
+
+#[test]
+fn a_generation_config_comes_along_for_the_ends_it_names() -> Result<()> {
+    let bench = Bench::new();
+    toys::write_model(&bench.path(""), 1)?;
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_str(&toys::tokenizer().to_json().told()?).expect("a tokenizer");
+    let mut second = tokenizer["added_tokens"][0].clone();
+    (second["id"], second["content"]) = (json!(5), tokenizer_token(&tokenizer, 5));
+    tokenizer["added_tokens"].as_array_mut().expect("a list").push(second);
+    bench.write("tokenizer.json", &tokenizer.to_string());
+    bench.write("generation_config.json", r#"{ "eos_token_id": [5, 0], "temperature": 0.6 }"#);
+    let out = import(&bench.path(""), false)?;
+    let (_, tokenizer) = super::load(&out.path())?;
+    assert_eq!(tokenizer.eos().ids(), [0, 5]);
+    assert!(Model::files(&out.path())?.contains(&"generation_config.json".to_owned()));
+    Ok(())
+}
+
+/// The token of an id.
+fn tokenizer_token(tokenizer: &serde_json::Value, id: u32) -> serde_json::Value {
+    let vocab = tokenizer["model"]["vocab"].as_object().expect("a vocabulary");
+    vocab.iter().find(|(_, found)| **found == json!(id)).map(|(token, _)| json!(token)).expect("a token")
+}
+
+#[test]
+fn a_tokenizer_that_adds_bos_is_written_as_it_is_used() -> Result<()> {
+    let bench = Bench::new();
+    toys::write_model(&bench.path(""), 1)?;
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_str(&toys::tokenizer().to_json().told()?).expect("a tokenizer");
+    let eos = tokenizer["added_tokens"][0]["content"].clone();
+    let special = json!({ "SpecialToken": { "id": eos, "type_id": 0 } });
+    tokenizer["post_processor"] = json!({
+        "type": "TemplateProcessing", "single": [special, { "Sequence": { "id": "A", "type_id": 0 } }, special],
+        "pair": [], "special_tokens": { eos.as_str().expect("a text"): { "id": eos, "ids": [0], "tokens": [eos] } },
+    });
+    bench.write("tokenizer.json", &tokenizer.to_string());
+    let out = import(&bench.path(""), false)?;
+    let (_, tokenizer) = super::load(&out.path())?;
+    assert_eq!(tokenizer.begin(), [0]);
+    let written = std::fs::read_to_string(out.path().join("tokenizer.json")).expect("a tokenizer");
+    assert_eq!(written, tokenizer.to_json().told()?);
+    Ok(())
+}
+
+#[test]
+fn a_model_without_an_end_of_text_is_refused_with_what_was_looked_for() -> Result<()> {
+    let bench = Bench::new();
+    toys::write_model(&bench.path(""), 1)?;
+    let text = |file: &str| std::fs::read_to_string(bench.path(file)).expect("a file");
+    bench.write("tokenizer.json", &text("tokenizer.json").replace("<|endoftext|>", "<end>"));
+    import(&bench.path(""), false)?;
+    bench.write("config.json", &text("config.json").replace("\"eos_token_id\": 0", "\"eos_token_id\": -1"));
+    let error = error(import(&bench.path(""), false));
+    assert_eq!(error.exit_code(), 2);
+    for part in ["no end of text", "config.json", "generation_config.json", "`<|im_end|>`"] {
+        assert!(error.message.contains(part), "{error}");
+    }
     Ok(())
 }
 

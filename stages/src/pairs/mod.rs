@@ -251,7 +251,7 @@ fn sample_chunk(
         top_p: p.top_p,
         min_new_tokens: p.min_new_tokens,
         max_new_tokens: p.max_new_tokens,
-        eos: tokenizer.eos(),
+        eos: tokenizer.eos().clone(),
         greedy: false,
     };
     let draws = Draws(keys.samples);

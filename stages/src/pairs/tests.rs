@@ -52,7 +52,7 @@ fn every_post_of_the_split_gets_two_summaries_in_the_order_of_the_table() -> Res
         for (text, ids, ended) in [(&pair.a_text, &pair.a_ids, pair.a_ended), (&pair.b_text, &pair.b_ids, pair.b_ended)]
         {
             assert!((3..=6).contains(&ids.len()), "{ids:?}");
-            assert_eq!(ended, ids.last() == Some(&tokenizer.eos()));
+            assert_eq!(ended, ids.last() == Some(&tokenizer.eos().first()));
             assert_eq!(*text, tokenizer.decode(ids).trim());
         }
     }

@@ -62,7 +62,7 @@ pub fn samples(
         top_p: 1.0,
         min_new_tokens: options.min_new_tokens,
         max_new_tokens: options.max_new_tokens,
-        eos: tokenizer.eos(),
+        eos: tokenizer.eos().clone(),
         greedy: false,
     };
     let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use engine::context::{Context, Input};
 use engine::error::{At, Error, Result};
 use engine::kind::{Kind, Signature, Wired};
-use lm::Sequence;
+use lm::{Eos, Sequence};
 use rand_chacha::ChaCha12Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -182,7 +182,8 @@ fn compare(p: &Params, ctx: &mut Context, inputs: &[Input], members: &[LoadedRew
         .map(|s| s.sequence)
         .collect();
     let mut rng = fixed_generator(p.calibration_seed, "other text");
-    let eos = tokenizer.eos();
+    // The samples' own: with another EOS they end otherwise.
+    let eos = policy_tokenizer.eos();
     let shuffled: Vec<Sequence> = samples.iter().map(|s| with_tokens(s, eos, &mut rng, shuffle)).collect();
     let vocabulary = tokenizer.vocab_size();
     let random: Vec<Sequence> = samples
@@ -213,20 +214,20 @@ fn compare(p: &Params, ctx: &mut Context, inputs: &[Input], members: &[LoadedRew
 /// The sequence with the tokens of its response changed; EOS, if it is there, stays at the end.
 fn with_tokens(
     sequence: &Sequence,
-    eos: u32,
+    eos: &Eos,
     rng: &mut ChaCha12Rng,
     change: impl Fn(&mut [u32], &mut ChaCha12Rng),
 ) -> Sequence {
     let mut sequence = sequence.clone();
-    let end = sequence.response.len() - usize::from(sequence.response.last() == Some(&eos));
+    let end = sequence.response.len() - usize::from(sequence.response.last().is_some_and(|&id| eos.contains(id)));
     change(&mut sequence.response[..end], rng);
     sequence
 }
 
-fn random_token(vocabulary: usize, eos: u32, rng: &mut ChaCha12Rng) -> u32 {
+fn random_token(vocabulary: usize, eos: &Eos, rng: &mut ChaCha12Rng) -> u32 {
     loop {
         let token = below(rng, vocabulary) as u32;
-        if token != eos {
+        if !eos.contains(token) {
             return token;
         }
     }

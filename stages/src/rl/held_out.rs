@@ -45,7 +45,7 @@ impl HeldOut<'_> {
     /// One response per prompt from the policy as it is now, scored by every member.
     pub fn samples(&self, learner: &Learner, step: i64, greedy: bool, batch: usize) -> Result<Vec<Sample>> {
         let policy = learner.policy.frozen();
-        let options = SampleOptions { greedy, ..self.sampling };
+        let options = SampleOptions { greedy, ..self.sampling.clone() };
         let mut sequences = Vec::with_capacity(self.prompts.len());
         let mut ended = Vec::with_capacity(self.prompts.len());
         for chunk in self.prompts.chunks(batch) {

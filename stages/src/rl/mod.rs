@@ -119,17 +119,17 @@ impl Kind for Ppo {
             top_p: 1.0,
             min_new_tokens: params.min_new_tokens,
             max_new_tokens: params.max_new_tokens,
-            eos: tokenizer.eos(),
+            eos: tokenizer.eos().clone(),
             greedy: false,
         };
-        let stats = StatOptions { min_new_tokens: params.min_new_tokens, eos: tokenizer.eos(), entropy: true };
+        let stats = StatOptions { min_new_tokens: params.min_new_tokens, eos: tokenizer.eos().clone(), entropy: true };
         let proxy = |scores: &[Vec<f64>]| baseline_scores(params.objective, scores, params.k);
         let held_out = HeldOut {
             prompts: valid,
             members: &members,
             proxy: &proxy,
-            sampling,
-            stats: StatOptions { entropy: false, ..stats },
+            sampling: sampling.clone(),
+            stats: StatOptions { entropy: false, ..stats.clone() },
             draws: Draws(blake3::derive_key("temper evaluation v1", &params.evaluation_seed.to_le_bytes())),
             tokenizer: &tokenizer,
         };

@@ -187,7 +187,8 @@ fn a_minibatchs_gradient_is_that_of_autograd() {
         ..Rollout::default()
     };
     let whole = |name: &str| serde_json::from_value::<u32>(inputs[name].clone()).unwrap();
-    let stats = StatOptions { min_new_tokens: whole("min_new_tokens") as usize, eos: whole("eos"), entropy: false };
+    let stats =
+        &StatOptions { min_new_tokens: whole("min_new_tokens") as usize, eos: whole("eos").into(), entropy: false };
     let (advantages, returns) = (given("advantage"), given("returns"));
     let lesson = Lesson { rollout: &rollout, advantages: &advantages, returns: &returns, first_std: 1.0, stats };
     let judged = learner.judge(lesson, &[0, 1, 2, 3, 4, 5], &params).unwrap();

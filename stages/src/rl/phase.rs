@@ -66,7 +66,7 @@ pub(super) struct Credit {
 }
 
 impl Credit {
-    pub(super) fn lesson<'a>(&'a self, rollout: &'a Rollout, stats: StatOptions) -> Lesson<'a> {
+    pub(super) fn lesson<'a>(&'a self, rollout: &'a Rollout, stats: &'a StatOptions) -> Lesson<'a> {
         let Self { advantages, returns, first_std, .. } = self;
         Lesson { rollout, advantages, returns, first_std: *first_std, stats }
     }
@@ -148,7 +148,7 @@ impl<'a> Phases<'a> {
         let clock = Instant::now();
         let rewards = self.rewards(&rollout, done)?;
         let credit = self.credit(&rollout, &rewards.weights);
-        let report = learner.update(credit.lesson(&rollout, self.stats), self.params, &mut self.order)?;
+        let report = learner.update(credit.lesson(&rollout, &self.stats), self.params, &mut self.order)?;
         let updating = clock.elapsed().as_secs_f64();
         ctx.timing(
             &format!("phase {}", done + 1),
@@ -223,7 +223,7 @@ impl<'a> Phases<'a> {
     /// What policy, reference, value head and members say of the responses.
     pub(super) fn score(&self, learner: &Learner, rollout: &mut Rollout) -> Result<()> {
         let own = score_tokens(&learner.policy, Some(&learner.head), &rollout.sequences, &self.stats, SCORING_BATCH)?;
-        let plain = StatOptions { entropy: false, ..self.stats };
+        let plain = StatOptions { entropy: false, ..self.stats.clone() };
         let reference = score_tokens(&learner.reference, None, &rollout.sequences, &plain, SCORING_BATCH)?;
         rollout.logprob = own.logprob;
         rollout.entropy = own.entropy;

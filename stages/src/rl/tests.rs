@@ -35,6 +35,7 @@ struct World {
     tokenizer: Tokenizer,
     members: Vec<LoadedReward>,
     prompts: Vec<Prompt>,
+    stats: StatOptions,
     ctx: Context,
 }
 
@@ -56,6 +57,7 @@ impl World {
                     prompt(post)
                 })
                 .collect::<Result<_>>()?,
+            stats: StatOptions { min_new_tokens: 2, eos: tokenizer.eos().clone(), entropy: true },
             tokenizer,
             ctx: Context::new(Ppo::NAME, 7, BTreeMap::new(), PathBuf::new(), PathBuf::new()),
         })
@@ -67,17 +69,13 @@ impl World {
             top_p: 1.0,
             min_new_tokens: 2,
             max_new_tokens: 9,
-            eos: self.tokenizer.eos(),
+            eos: self.tokenizer.eos().clone(),
             greedy: false,
         }
     }
 
-    fn stats(&self) -> StatOptions {
-        StatOptions { min_new_tokens: 2, eos: self.tokenizer.eos(), entropy: true }
-    }
-
     fn phases<'a>(&'a self, params: &'a Params) -> Phases<'a> {
-        Phases::new(params, &self.members, &self.prompts, self.sampling(), self.stats(), None, &self.ctx)
+        Phases::new(params, &self.members, &self.prompts, self.sampling(), self.stats.clone(), None, &self.ctx)
     }
 
     /// pi = pi_ref, V = 0.
@@ -104,7 +102,7 @@ impl World {
     }
 
     fn logprobs(&self, lm: &CausalLm, sequences: &[Sequence]) -> Result<Vec<f64>> {
-        Ok(score_tokens(lm, None, sequences, &self.stats(), SCORING_BATCH)?.logprob.concat())
+        Ok(score_tokens(lm, None, sequences, &self.stats, SCORING_BATCH)?.logprob.concat())
     }
 }
 
@@ -180,7 +178,7 @@ fn c_where_the_variance_is_that_of_phase_one_the_gradient_is_the_mean_arms() -> 
     let (a, m) = (near.credit(&first, &a.weights), mean_arm.credit(&first, &m.weights));
     let of = |lesson, rows: &[usize]| gradient(&learner, lesson, rows, &adaptive, &variables);
     let rows: Vec<usize> = (0..11).collect();
-    let differ = apart(&of(a.lesson(&first, world.stats()), &rows)?, &of(m.lesson(&first, world.stats()), &rows)?);
+    let differ = apart(&of(a.lesson(&first, &world.stats), &rows)?, &of(m.lesson(&first, &world.stats), &rows)?);
     assert!(differ > 1e-3, "unequal variances make another gradient, here by {differ}");
 
     // Phase two: they disagree about each response as they did on average.
@@ -199,7 +197,7 @@ fn c_where_the_variance_is_that_of_phase_one_the_gradient_is_the_mean_arms() -> 
     }
     let (a, m) = (near.credit(&second, &a.weights), mean_arm.credit(&second, &m.weights));
     for rows in [rows.as_slice(), &[3, 0, 7], &[10]] {
-        let (a, m) = (of(a.lesson(&second, world.stats()), rows)?, of(m.lesson(&second, world.stats()), rows)?);
+        let (a, m) = (of(a.lesson(&second, &world.stats), rows)?, of(m.lesson(&second, &world.stats), rows)?);
         assert!(largest(m.iter().map(|&g| f64::from(g))) > 1e-2);
         assert!(apart(&a, &m) <= 1e-5, "rows {rows:?}: {}", apart(&a, &m));
     }
@@ -216,7 +214,7 @@ fn g_the_first_minibatch_finds_the_policy_that_drew_it() -> Result<()> {
         let rollout = world.rollout(&mut phases, &learner)?;
         let rewards = phases.rewards(&rollout, 0)?;
         let credit = phases.credit(&rollout, &rewards.weights);
-        let lesson = credit.lesson(&rollout, world.stats());
+        let lesson = credit.lesson(&rollout, &world.stats);
         // Before anything moves, minibatches of any size and order agree with how the batch was scored.
         for rows in [&[0, 1, 2, 3][..], &[10, 4, 7], &[5]] {
             let found = learner.judge(lesson, rows, &params)?.log_ratio;
@@ -287,7 +285,7 @@ fn h_merged_adapter_off_and_reference_log_probabilities_agree() -> Result<()> {
     // PPO moves the policy and nothing below it.
     let rewards = phases.rewards(&rollout, 0)?;
     let credit = phases.credit(&rollout, &rewards.weights);
-    learner.update(credit.lesson(&rollout, world.stats()), &params, &mut fixed_generator(3, "order"))?;
+    learner.update(credit.lesson(&rollout, &world.stats), &params, &mut fixed_generator(3, "order"))?;
     let policy = logprobs(&learner.policy)?;
     assert!(apart(&policy, &with_adapter) > 1e-3);
     assert!(apart(&logprobs(&learner.policy.merged().told()?)?, &policy) <= 1e-5);
@@ -306,7 +304,7 @@ fn h_full_training_leaves_the_reference_where_it_was() -> Result<()> {
     let rollout = world.rollout(&mut phases, &learner)?;
     let rewards = phases.rewards(&rollout, 0)?;
     let credit = phases.credit(&rollout, &rewards.weights);
-    learner.update(credit.lesson(&rollout, world.stats()), &params, &mut fixed_generator(3, "order"))?;
+    learner.update(credit.lesson(&rollout, &world.stats), &params, &mut fixed_generator(3, "order"))?;
     let before = rollout.reference.concat();
     assert_eq!(apart(&world.logprobs(&learner.reference, &rollout.sequences)?, &before), 0.0);
     assert!(apart(&world.logprobs(&learner.policy, &rollout.sequences)?, &before) > 1e-3);
@@ -331,7 +329,7 @@ fn i_the_value_loss_alone_moves_a_shared_trunk_and_no_detached_one() -> Result<(
                 advantages: &advantages,
                 returns: &returns,
                 first_std: 1.0,
-                stats: world.stats(),
+                stats: &world.stats,
             };
             let norm = |variables: &[Variable]| -> Result<f64> {
                 let g = gradient(&learner, lesson, &[0, 1, 2, 3], &params, variables)?;

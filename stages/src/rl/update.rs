@@ -45,7 +45,7 @@ pub struct Lesson<'a> {
     pub returns: &'a [Vec<f64>],
     /// The first phase's standard deviation of raw advantages.
     pub first_std: f64,
-    pub stats: StatOptions,
+    pub stats: &'a StatOptions,
 }
 
 /// A minibatch under the policy as it is now.
@@ -149,7 +149,7 @@ impl Learner {
         let members: Vec<&Sequence> = rows.iter().map(|&i| &rollout.sequences[i]).collect();
         let batch = Batch::new(&members).told()?;
         let predicting = self.policy.predicting(&batch, None).told()?;
-        let stats = StatOptions { entropy: false, ..lesson.stats };
+        let stats = StatOptions { entropy: false, ..lesson.stats.clone() };
         let logprob = self.policy.token_stats(&predicting, &batch, &stats).told()?.logprob;
         let value = match params.value.trunk {
             Trunk::Shared => self.head.forward(&predicting),

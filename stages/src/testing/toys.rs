@@ -85,8 +85,10 @@ const WIDTH: usize = 16;
 /// A Model folder: width 16, one block, untrained, a window of 256.
 pub fn write_model(folder: &Path, seed: u64) -> Result<()> {
     let tokenizer = tokenizer();
-    let config =
-        Gpt2Config { eos_token_id: Some(tokenizer.eos()), ..Gpt2Config::new(tokenizer.vocab_size(), 256, WIDTH, 1, 2) };
+    let config = Gpt2Config {
+        eos_token_id: tokenizer.eos().ids().to_vec(),
+        ..Gpt2Config::new(tokenizer.vocab_size(), 256, WIDTH, 1, 2)
+    };
     let model = CausalLm::init(config, InitStd::InverseSqrtWidth, &mut fixed_generator(seed, "toy")).told()?;
     model::save(&model, &tokenizer, folder, Weights::F32)
 }

@@ -31,7 +31,7 @@ impl Kind for Import {
     type Params = Params;
 
     const NAME: &'static str = "tokenizer.import";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "takes a tokenizer from a file, the hub or the binary itself";
 
     fn signature(&self, params: &Params) -> Signature {

@@ -55,8 +55,10 @@ impl<'a> Encoder<'a> {
         ended: bool,
         own: bool,
     ) -> Result<Sequence> {
+        // A table of a bare tokenizer may end its responses otherwise than the model does.
+        let ends = |ids: &[u32]| !ended || ids.last().is_some_and(|&id| self.tokenizer.eos().contains(id));
         let response = match response.ids {
-            Some(ids) if own => ids.to_vec(),
+            Some(ids) if own && ends(ids) => ids.to_vec(),
             _ => prompt::response_ids(self.tokenizer, response.text, ended),
         };
         let limit = self.limit(post_id, response.len())?;
@@ -148,4 +150,27 @@ fn whole(fitted: Fitted, post_id: &str, most: usize) -> Result<Fitted> {
 /// The text of sampled ids, as tables keep it: without EOS and outer white space.
 pub fn response_text(tokenizer: &Tokenizer, ids: &[u32]) -> String {
     tokenizer.decode(ids).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::toys;
+
+    #[test]
+    fn ids_of_another_end_of_text_are_made_again() {
+        let tokenizer = toys::tokenizer();
+        let eos = tokenizer.eos().first();
+        let mut encoder = Encoder::new(&tokenizer, 200);
+        let prompt = tokenizer.encode("a prompt");
+        let mut response = |ids: &[u32], ended: bool| {
+            let prompt = Text { text: "a prompt", ids: Some(&prompt) };
+            let row = encoder.row("p", prompt, Text { text: "x", ids: Some(ids) }, ended, true);
+            row.map(|row| row.response).expect("it fits")
+        };
+        assert_eq!(response(&[7, 8, eos], true), [7, 8, eos]);
+        assert_eq!(response(&[7, 8], false), [7, 8]);
+        assert_eq!(response(&[7, 8], true), prompt::response_ids(&tokenizer, "x", true));
+        assert_eq!(response(&[7, 8, eos + 1], true), prompt::response_ids(&tokenizer, "x", true));
+    }
 }

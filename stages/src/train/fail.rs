@@ -3,7 +3,8 @@
 use engine::error::{Error, Result};
 
 /// What a file that is no tokenizer should have been.
-pub const TOKENIZER: &str = "expected the tokenizer.json of a byte-level BPE that has <|endoftext|>, such as GPT-2's";
+pub const TOKENIZER: &str = "expected the tokenizer.json of a byte-level BPE or of one that falls back to bytes, such as GPT-2's or \
+                             Llama's: for a model, the one it was trained with";
 
 /// Turns a library's error into a stage's.
 pub trait Told<T> {

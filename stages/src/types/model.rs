@@ -10,12 +10,15 @@ use engine::error::{Error, Result};
 use super::folder;
 use crate::train::Told;
 
-/// The artifact type: `config.json`, `tokenizer.json`, and `model.safetensors` or the shards that its index names.
+/// The artifact type: `config.json`, perhaps `generation_config.json`, `tokenizer.json`, and `model.safetensors` or the shards
+/// that its index names.
 pub struct Model;
 
 impl Model {
     pub const NAME: &'static str = "Model";
     pub const CONFIG: &'static str = "config.json";
+    /// May name further tokens that end a text.
+    pub const GENERATION: &'static str = "generation_config.json";
     pub const WEIGHTS: &'static str = "model.safetensors";
     pub const TOKENIZER: &'static str = "tokenizer.json";
     /// Which shard holds which tensor, where the weights lie in several.
@@ -27,6 +30,9 @@ impl Model {
     /// If there is an index of shards that cannot be read.
     pub fn files(folder: &Path) -> Result<Vec<String>> {
         let mut files = vec![Self::CONFIG.to_owned(), Self::TOKENIZER.to_owned()];
+        if folder.join(Self::GENERATION).is_file() {
+            files.push(Self::GENERATION.to_owned());
+        }
         if Self::is_sharded(folder) {
             files.push(Self::INDEX.to_owned());
         }

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{Metadata, required};
-use crate::files::Places;
+use crate::config::rope::{frequencies, llama3 as llama3_frequency};
+use crate::files::encoding::Encoding;
+use crate::files::{Part, Place, Places};
 
 /// What other models that llama.cpp runs have and a Llama has not: each changes the numbers.
 const UNSUPPORTED: [&str; 5] = [
@@ -29,11 +31,15 @@ pub(super) struct Llama {
     scaling: Option<Value>,
     tied: bool,
     bos: Option<usize>,
-    eos: Option<usize>,
+    /// The ends of a text, of a turn and of a message.
+    eos: Vec<usize>,
 }
 
+/// Llama 3.1's rotary scaling, as llama.cpp keeps it: what each frequency is divided by, `[head / 2]`.
+pub(super) const DIVISORS: &str = "rope_freqs.weight";
+
 /// Errors name the key: missing, of another type, or of no Llama that is read.
-pub(super) fn read(metadata: &Metadata, tensors: &Places) -> Result<Llama, String> {
+pub(super) fn read(metadata: &Metadata, tensors: &Places, divisors: Option<&[f32]>) -> Result<Llama, String> {
     let architecture = required("general.architecture", metadata.text("general.architecture"))?;
     if architecture != "llama" {
         return Err(format!("general.architecture is `{}`; only `llama` is read", architecture.escape_debug()));
@@ -75,9 +81,19 @@ pub(super) fn read(metadata: &Metadata, tensors: &Places) -> Result<Llama, Strin
         Some(other) => return Err(format!("tensor `token_embd.weight` has shape {other:?}; expected rows of {width}")),
         None => return Err("tensor `token_embd.weight` is missing".to_owned()),
     };
-    let token = |key: &str| match metadata.count(key)? {
-        Some(id) if id >= vocabulary => Err(format!("`{key}` is {id}; the vocabulary has only {vocabulary}")),
-        id => Ok(id),
+    let token = |name: &str| {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        match metadata.token(&key)? {
+            Some(id) if id >= vocabulary => Err(format!("`{key}` is {id}; the vocabulary has only {vocabulary}")),
+            id => Ok(id),
+        }
+    };
+    let theta = shortest(positive("llama.rope.freq_base", theta)?);
+    let scaling = match (scaling(metadata)?, divisors.map(|given| llama3(given, head_dim, theta)).transpose()?) {
+        (Some(_), Some(_)) => {
+            return Err(format!("both `llama.rope.scaling.type` and tensor `{DIVISORS}` scale positions"));
+        }
+        (linear, divided) => linear.or(divided.flatten()),
     };
     Ok(Llama {
         vocabulary,
@@ -90,11 +106,11 @@ pub(super) fn read(metadata: &Metadata, tensors: &Places) -> Result<Llama, Strin
         positions: size("llama.context_length")?,
         // The shortest decimals of the file's f32: 1e-5, not 9.999999747378752e-06.
         epsilon: shortest(positive(epsilon, required(epsilon, metadata.float(epsilon))?)?),
-        theta: shortest(positive("llama.rope.freq_base", theta)?),
-        scaling: scaling(metadata)?,
+        theta,
+        scaling,
         tied: !tensors.contains_key("output.weight"),
-        bos: token("tokenizer.ggml.bos_token_id")?,
-        eos: token("tokenizer.ggml.eos_token_id")?,
+        bos: token("bos")?,
+        eos: ["eos", "eot", "eom"].into_iter().filter_map(|name| token(name).transpose()).collect::<Result<_, _>>()?,
     })
 }
 
@@ -120,14 +136,55 @@ impl Llama {
             "mlp_bias": false,
             "tie_word_embeddings": self.tied,
             "bos_token_id": self.bos,
-            "eos_token_id": self.eos,
+            "eos_token_id": match &self.eos[..] {
+                [] => Value::Null,
+                [id] => json!(id),
+                several => json!(several),
+            },
             "torch_dtype": "float32",
         })
     }
 }
 
-/// Hugging Face's `rope_scaling`. Errors: a kind that is not read. Llama 3.1 keeps its own in a tensor, `rope_freqs`,
-/// which is refused by that name.
+/// The numbers of [`DIVISORS`]. Errors: not as f32.
+pub(super) fn divisors(part: &Part, place: &Place) -> Result<Vec<f32>, String> {
+    if place.encoding != Encoding::F32 || place.shape.len() != 1 {
+        let (kind, shape) = (place.encoding.name(), &place.shape);
+        return Err(format!("tensor `{DIVISORS}` is {kind} of shape {shape:?}; expected a row of F32"));
+    }
+    part.decode(place).map_err(|e| e.to_string())
+}
+
+/// The `rope_scaling` of type `llama3` that gives these divisors; none if all are 1. Errors: no such scaling gives them.
+fn llama3(divisors: &[f32], head_dim: usize, theta: f64) -> Result<Option<Value>, String> {
+    if divisors.len() != head_dim / 2 {
+        return Err(format!("tensor `{DIVISORS}` has {} numbers; expected {}", divisors.len(), head_dim / 2));
+    }
+    let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max));
+    if divisors.iter().all(|&divisor| divisor == 1.0) {
+        return Ok(None);
+    }
+    // Every published model has these bounds, and 8192; lengths that give the same divisors are as good.
+    const LOW: f64 = 1.0;
+    const HIGH: f64 = 4.0;
+    let plain = frequencies(theta, head_dim)?;
+    let gives = |length: &u32| {
+        let near = |(&frequency, &divisor): (&f32, &f32)| {
+            let scaled = f64::from(llama3_frequency(frequency, factor, LOW, HIGH, f64::from(*length)));
+            (f64::from(frequency) / scaled / f64::from(divisor) - 1.0).abs() < 1e-4
+        };
+        plain.iter().zip(divisors).all(near)
+    };
+    let length = std::iter::once(8192).chain((4..24).map(|power| 1 << power)).find(gives);
+    let length =
+        length.ok_or_else(|| format!("tensor `{DIVISORS}` is no scaling of Llama 3's; others are not read"))?;
+    Ok(Some(json!({
+        "rope_type": "llama3", "factor": shortest(factor), "low_freq_factor": LOW, "high_freq_factor": HIGH,
+        "original_max_position_embeddings": length,
+    })))
+}
+
+/// Hugging Face's `rope_scaling`. Errors: a kind that is not read.
 fn scaling(metadata: &Metadata) -> Result<Option<Value>, String> {
     let linear = |factor: f64| json!({ "rope_type": "linear", "factor": factor });
     match metadata.text("llama.rope.scaling.type")? {

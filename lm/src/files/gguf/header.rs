@@ -255,8 +255,12 @@ impl Scanner<'_> {
     }
 }
 
+/// The types that are read.
+pub(super) const TYPES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K or Q6_K";
+
 /// ggml's types by their numbers in files. Those that candle cannot turn into f32 are named only.
 fn encoding(code: u32) -> Encoding {
+    let other = |name: &str| Encoding::Other(format!("{name} (ggml's type {code})").into());
     match code {
         0 => Encoding::F32,
         1 => Encoding::F16,
@@ -265,12 +269,31 @@ fn encoding(code: u32) -> Encoding {
         6 => Encoding::Quantized(GgmlDType::Q5_0),
         7 => Encoding::Quantized(GgmlDType::Q5_1),
         8 => Encoding::Quantized(GgmlDType::Q8_0),
+        9 => other("Q8_1"),
         10 => Encoding::Quantized(GgmlDType::Q2K),
         11 => Encoding::Quantized(GgmlDType::Q3K),
         12 => Encoding::Quantized(GgmlDType::Q4K),
         13 => Encoding::Quantized(GgmlDType::Q5K),
         14 => Encoding::Quantized(GgmlDType::Q6K),
+        15 => other("Q8_K"),
+        16 => other("IQ2_XXS"),
+        17 => other("IQ2_XS"),
+        18 => other("IQ3_XXS"),
+        19 => other("IQ1_S"),
+        20 => other("IQ4_NL"),
+        21 => other("IQ3_S"),
+        22 => other("IQ2_S"),
+        23 => other("IQ4_XS"),
+        24 => other("I8"),
+        25 => other("I16"),
+        26 => other("I32"),
+        27 => other("I64"),
+        28 => other("F64"),
+        29 => other("IQ1_M"),
         30 => Encoding::Bf16,
-        other => Encoding::Other(format!("ggml's type {other}").into()),
+        34 => other("TQ1_0"),
+        35 => other("TQ2_0"),
+        39 => other("MXFP4"),
+        _ => Encoding::Other(format!("ggml's type {code}").into()),
     }
 }

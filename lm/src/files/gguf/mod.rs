@@ -31,10 +31,16 @@ impl Gguf {
     }
 
     pub(super) fn of(path: &Path, source: Source) -> Result<Self> {
-        let Header { metadata, tensors } = Header::read(&source, path)?;
+        let Header { metadata, mut tensors } = Header::read(&source, path)?;
         let metadata = Metadata(metadata);
         let bad = |what: String| Error::model(path, what);
-        let config = config::read(&metadata, &tensors).map_err(bad)?;
+        let part = Part { path: path.to_path_buf(), source };
+        // Of no layer, and no weight: by how much each pair of columns turns slower.
+        let divisors = match tensors.remove(config::DIVISORS) {
+            Some(place) => Some(config::divisors(&part, &place).map_err(bad)?),
+            None => None,
+        };
+        let config = config::read(&metadata, &tensors, divisors.as_deref()).map_err(bad)?;
         let tokenizer = tokenizer::read(&metadata).map_err(bad)?;
 
         let mut places = Places::new();
@@ -45,8 +51,7 @@ impl Gguf {
                 in_order(&name, place, &config).map_err(|what| bad(format!("tensor `{name}` {what}")))?,
             );
         }
-        let path = path.to_path_buf();
-        let weights = Checkpoint { path: path.clone(), parts: vec![Part { path, source }], tensors: places };
+        let weights = Checkpoint { path: path.to_path_buf(), parts: vec![part], tensors: places, types: header::TYPES };
         Ok(Self { config: config.json(), tokenizer, weights })
     }
 }
@@ -68,6 +73,15 @@ impl Metadata {
             &Value::Int(int) => i32::try_from(int).ok().and_then(|int| usize::try_from(int).ok()),
             _ => None,
         })
+    }
+
+    /// A token's id; -1, as any integer type has it, stands for none.
+    fn token(&self, key: &str) -> Result<Option<usize>, String> {
+        match self.0.get(key) {
+            Some(&Value::Int(-1)) => Ok(None),
+            Some(&Value::Int(int)) if int == i128::from(u32::MAX) => Ok(None),
+            _ => self.count(key),
+        }
     }
 
     fn float(&self, key: &str) -> Result<Option<f64>, String> {

@@ -198,6 +198,70 @@ fn a_factor_scales_positions_whether_or_not_its_type_is_told() {
     }
 }
 
+/// What Hugging Face's converter writes for `llama3` scaling of heads of 16 with theta 10000, a factor of 8 and Llama 3.1's
+/// other numbers.
+const LLAMA3_DIVISORS: [f32; 8] = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.681_482_3, 8.0];
+
+fn divided(divisors: &[f32]) -> File {
+    let data = divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
+    File::llama().with_tensor("rope_freqs.weight", &[divisors.len() as u64], 0, data)
+}
+
+#[test]
+fn llama_3s_divisors_are_its_scaling() {
+    let scaling = |divisors: &[f32]| divided(divisors).open().unwrap().config["rope_scaling"].clone();
+    let llama3 = |factor: f64, length: u32| {
+        serde_json::json!({ "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": length })
+    };
+    assert_eq!(scaling(&LLAMA3_DIVISORS), llama3(8.0, 8192));
+    // A factor of 32 and a length of 64.
+    let short = [1.0, 1.336_058_3, 26.843_077, 32.0, 32.0, 32.0, 32.0, 32.0];
+    assert_eq!(scaling(&short), llama3(32.0, 64));
+    assert_eq!(scaling(&[1.0; 8]), serde_json::Value::Null);
+    assert!(!divided(&LLAMA3_DIVISORS).open().unwrap().weights.has("rope_freqs.weight"));
+}
+
+#[test]
+fn every_end_that_the_file_names_ends_a_text() {
+    let ids = |entries: &[(&str, Vec<u8>)]| {
+        let without = File::llama().without("tokenizer.ggml.eos_token_id");
+        let with = |file: File, (name, value): &(&str, Vec<u8>)| {
+            file.with(&format!("tokenizer.ggml.{name}_token_id"), value.clone())
+        };
+        entries.iter().fold(without, with).open().unwrap().config["eos_token_id"].clone()
+    };
+    let minus_one = typed(5, &(-1i32).to_le_bytes());
+    assert_eq!(ids(&[]), serde_json::Value::Null);
+    assert_eq!(ids(&[("eot", number(3))]), 3);
+    assert_eq!(ids(&[("eom", number(4)), ("eot", number(3)), ("eos", number(9))]), serde_json::json!([9, 3, 4]));
+    assert_eq!(ids(&[("eos", minus_one), ("eot", number(u32::MAX)), ("eom", number(4))]), 4);
+    let config = File::llama().with("tokenizer.ggml.bos_token_id", number(u32::MAX)).open().unwrap().config;
+    assert_eq!(config["bos_token_id"], serde_json::Value::Null);
+}
+
+#[test]
+fn bos_is_added_if_the_file_asks_for_it_or_is_llama_3s() {
+    let begin = |pre: &str, asks: Option<u8>| {
+        let file = File::llama()
+            .with("tokenizer.ggml.pre", typed(TEXT, &text(pre)))
+            .with("tokenizer.ggml.bos_token_id", number(0));
+        let file =
+            asks.into_iter().fold(file, |file, asks| file.with("tokenizer.ggml.add_bos_token", typed(7, &[asks])));
+        let tokenizer = file.open().unwrap().tokenizer.to_string();
+        crate::Tokenizer::from_bytes(tokenizer.as_bytes()).unwrap().begin().to_vec()
+    };
+    for (pre, asks, expected) in [
+        ("gpt-2", None, &[][..]),
+        ("smollm", Some(0), &[]),
+        ("smollm", Some(1), &[0]),
+        ("llama-bpe", None, &[0]),
+        ("llama-bpe", Some(0), &[]),
+    ] {
+        assert_eq!(begin(pre, asks), expected, "{pre} {asks:?}");
+    }
+}
+
 #[test]
 fn a_file_that_llama_cpps_own_writer_wrote_is_read() {
     let bytes = include_bytes!("../../../fuzz/seeds/gguf/llama.gguf").to_vec();
@@ -290,9 +354,30 @@ fn a_model_that_is_not_read_is_refused_by_name() {
         (llama().with("tokenizer.ggml.merges", texts(&["he h".into()])), "`he h`, not two tokens"),
         (llama().with("tokenizer.ggml.tokens", texts(&["a".into(), "a".into()])), "258 entries for 2 tokens"),
         (llama().with("tokenizer.ggml.tokens", texts(&vec!["a".into(); 258])), "has `a` twice"),
-        (llama().with_tensor("rope_freqs.weight", &[8], 0, vec![0; 32]), "`rope_freqs.weight` is no part of a Llama"),
+        (
+            llama().with_tensor("rope_freqs.weight", &[8], 0, vec![0; 32]),
+            "`rope_freqs.weight` is no scaling of Llama 3's",
+        ),
+        (
+            llama().with_tensor("rope_freqs.weight", &[4], 0, vec![0; 16]),
+            "`rope_freqs.weight` has 4 numbers; expected 8",
+        ),
+        (llama().with_tensor("rope_freqs.weight", &[8], 1, vec![0; 16]), "`rope_freqs.weight` is F16 of shape [8]"),
+        (
+            divided(&LLAMA3_DIVISORS).with("llama.rope.scaling.factor", typed(F32, &4f32.to_le_bytes())),
+            "both `llama.rope.scaling.type` and tensor `rope_freqs.weight`",
+        ),
+        (llama().with("tokenizer.ggml.eot_token_id", number(258)), "`tokenizer.ggml.eot_token_id` is 258"),
+        (llama().with("tokenizer.ggml.add_bos_token", typed(7, &[1])), "`tokenizer.ggml.bos_token_id` names none"),
         (llama().with_tensor("blk.00.attn_v.weight", &[32, 16], 0, vec![0; 2048]), "no part of a Llama"),
-        (llama().with_tensor("blk.0.attn_v.weight", &[32, 16], 16, vec![0; 64]), "is ggml's type 16"),
+        (
+            llama().with_tensor("blk.0.attn_v.weight", &[32, 16], 16, vec![0; 64]),
+            "is IQ2_XXS (ggml's type 16); expected F32, F16, BF16, Q4_0",
+        ),
+        (
+            llama().with_tensor("blk.0.attn_v.weight", &[32, 16], 99, vec![0; 64]),
+            "is ggml's type 99; expected F32, F16",
+        ),
     ] {
         assert_refused(&file.bytes(), why);
     }

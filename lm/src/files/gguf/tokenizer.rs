@@ -9,6 +9,7 @@ use super::{Metadata, required};
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
+const BOS: &str = "tokenizer.ggml.bos_token_id";
 
 /// llama.cpp's types of tokens that are matched before any merge.
 const CONTROL: i32 = 3;
@@ -54,6 +55,15 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
     };
 
     let tokens = required(TOKENS, metadata.texts(TOKENS))?;
+    // As in llama.cpp, Llama 3's tokenizer adds BOS unless the file says otherwise.
+    let adds_bos = metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(split == "llama-bpe");
+    let bos = match metadata.token(BOS)? {
+        Some(id) if adds_bos => Some((id, tokens.get(id).ok_or_else(|| format!("`{BOS}` is {id}, no token"))?)),
+        None if metadata.flag("tokenizer.ggml.add_bos_token")? == Some(true) => {
+            return Err(format!("`tokenizer.ggml.add_bos_token` is set, but `{BOS}` names none"));
+        }
+        _ => None,
+    };
     let merges = required(MERGES, metadata.texts(MERGES))?;
     Ok(json!({
         "version": "1.0",
@@ -62,7 +72,7 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
         "added_tokens": added(tokens, required(TYPES, metadata.ints(TYPES))?)?,
         "normalizer": null,
         "pre_tokenizer": steps,
-        "post_processor": bytes(true),
+        "post_processor": bos.map_or_else(|| bytes(true), |(id, token)| begins_with(id, token)),
         "decoder": bytes(true),
         "model": {
             "type": "BPE",
@@ -77,6 +87,18 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
             "merges": pairs(tokens, merges)?,
         },
     }))
+}
+
+/// A post-processor that puts a token before every text.
+fn begins_with(id: usize, token: &str) -> Value {
+    let piece = |name: &str, id: &str| json!({ name: { "id": id, "type_id": 0 } });
+    let (bos, a, b) = (piece("SpecialToken", token), piece("Sequence", "A"), piece("Sequence", "B"));
+    json!({
+        "type": "TemplateProcessing",
+        "single": [bos, a],
+        "pair": [bos, a, b],
+        "special_tokens": { token: { "id": token, "ids": [id], "tokens": [token] } },
+    })
 }
 
 /// Ids by token.
