@@ -1,11 +1,13 @@
 //! Artifacts: typed, immutable folders and their manifests. Knows no store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{At, Error, Result};
 use crate::names::Digest;
 
 /// A type of artifact: what a folder of it must hold, and how to look at it.
@@ -20,6 +22,11 @@ pub trait ArtifactType: Send + Sync {
 
     /// One line for people: what the folder holds.
     fn about(&self) -> &'static str;
+
+    /// Whether executable bits and empty folders belong to an artifact of this type.
+    fn keeps_tree(&self) -> bool {
+        false
+    }
 
     /// Checks that `folder` is a whole artifact of this type and gathers its facts.
     ///
@@ -49,6 +56,8 @@ pub struct Facts {
 pub struct FileEntry {
     pub bytes: u64,
     pub digest: Digest,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub executable: bool,
 }
 
 /// The content of an artifact; its BLAKE3 is the artifact's digest. Content only: no times, hosts or versions of programs.
@@ -59,7 +68,45 @@ pub struct Manifest {
     pub schema_version: u32,
     /// By path relative to the folder, with `/` between parts, sorted.
     pub files: BTreeMap<String, FileEntry>,
+    /// Folders without anything in them, as `files`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub folders: BTreeSet<String>,
     pub facts: Facts,
+}
+
+/// Bytes of holes that a file of an artifact may have: copies fill them.
+const MAX_HOLES: u64 = 1 << 30;
+
+/// Checks that the folder that an attempt filled is still a folder: files behind a link are not the attempt's.
+///
+/// # Errors
+/// When it is a link, or gone.
+pub fn check_root(out: &Path) -> Result<()> {
+    let metadata = std::fs::symlink_metadata(out);
+    if metadata.as_ref().is_ok_and(Metadata::is_dir) {
+        return Ok(());
+    }
+    let what = match metadata {
+        Ok(metadata) if metadata.is_symlink() => "was replaced by a link",
+        Ok(_) => "was replaced by a file",
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => "was removed",
+        Err(e) => return Err(e).at(out),
+    };
+    Err(Error::yours(format!("{}: the output folder {what}", out.display()))
+        .help("leave the output folder where it is, and write or copy files into it"))
+}
+
+/// Checks that a file of an artifact is not mostly holes.
+///
+/// # Errors
+/// When it has more than a GiB of them.
+pub fn check_holes(path: &Path, metadata: &Metadata) -> Result<()> {
+    let holes = metadata.len().saturating_sub(metadata.blocks() * 512);
+    if holes <= MAX_HOLES {
+        return Ok(());
+    }
+    Err(Error::yours(format!("{}: a sparse file with {} GiB of holes", path.display(), holes >> 30))
+        .help("write it without holes, or compress it"))
 }
 
 impl Manifest {

@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env::VarError;
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 
+use engine::artifact::{check_holes, check_root};
 use engine::context::Context;
 use engine::error::{At, Error, Result};
 use engine::external::InputFiles;
-use engine::kind::{Kind, Signature};
+use engine::kind::{Kind, Signature, Wired};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub struct Command;
 
@@ -32,7 +35,7 @@ pub struct Params {
     /// Environment variables to pass on; their values are secrets, not part of the key and redacted everywhere.
     #[serde(default)]
     pub pass_env: Vec<String>,
-    /// Given to the program as JSON in `TEMPER_PARAMS`.
+    /// Given to the program as JSON in the file `TEMPER_PARAMS_FILE`, and in `TEMPER_PARAMS` unless they are long.
     #[serde(default)]
     pub params: Value,
     /// Whether the same inputs always give the same bytes.
@@ -60,7 +63,7 @@ impl Kind for Command {
     type Params = Params;
 
     const NAME: &'static str = "command";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "runs any program on its inputs";
 
     fn signature(&self, params: &Params) -> Signature {
@@ -93,8 +96,35 @@ impl Kind for Command {
             if value.contains('\0') {
                 faults.push((format!("env.{name}"), "the value holds a NUL".to_owned()));
             }
+            if value.len() > LONGEST {
+                faults.push((format!("env.{name}"), format!("{LONG}: pass it by `params` or a file")));
+            }
+        }
+        if params.run.iter().any(|arg| arg.len() > LONGEST) {
+            faults.push(("run".to_owned(), format!("an argument has {LONG}: pass it by `params` or a file")));
+        }
+        let all = params.run.iter().chain(params.env.values()).map(String::len).sum::<usize>();
+        if all > ALL {
+            let most = ALL >> 10;
+            faults.push((
+                "run".to_owned(),
+                format!("arguments and `env` have more than {most} KiB: pass them by `params`"),
+            ));
         }
         faults
+    }
+
+    fn check_wiring(&self, _: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+        let mut names: BTreeMap<String, &str> = BTreeMap::new();
+        for input in inputs {
+            let name = variable_of(input.port);
+            let first = *names.entry(name.clone()).or_insert(input.port);
+            if first != input.port {
+                let message = format!("inputs `{first}` and `{}` would both be {name}", input.port);
+                return vec![("", Error::yours(message).help("call one of them otherwise"))];
+            }
+        }
+        Vec::new()
     }
 
     fn check_environment(&self, params: &Params) -> Result<()> {
@@ -111,18 +141,33 @@ impl Kind for Command {
         let mut command = std::process::Command::new(program);
         command.args(args).env_clear().envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.envs(&params.env).envs(secrets.iter().map(|(name, value)| (name, value)));
+        // The folder to fill lies in the attempt's folder.
+        let attempt = ctx.out().parent().unwrap_or_else(|| ctx.out()).to_owned();
+        let mut folders: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for (port, inputs) in ctx.inputs() {
-            // Folders of several inputs at one port: a line each.
-            let folders: Vec<String> = inputs.iter().map(|input| input.folder.display().to_string()).collect();
-            command.env(format!("TEMPER_INPUT_{}", port.replace('-', "_")), folders.join("\n"));
+            folders.insert(port, inputs.iter().map(|input| input.folder.display().to_string()).collect());
         }
-        command.env("TEMPER_OUTPUT", ctx.out()).env("TEMPER_PARAMS", params.params.to_string());
-        command.env("TEMPER_THREADS", ctx.threads().to_string());
+        // By file whatever their size; by variable what the system takes.
+        for (name, value) in [("params", params.params.to_string()), ("inputs", json!(folders).to_string())] {
+            let path = attempt.join(format!("{name}.json"));
+            std::fs::write(&path, &value).at(&path)?;
+            command.env(format!("TEMPER_{}_FILE", name.to_uppercase()), path);
+            if name == "params" && value.len() <= LONGEST {
+                command.env("TEMPER_PARAMS", value);
+            }
+        }
+        for (port, folders) in &folders {
+            // Several inputs at one port: a line each.
+            let lines = folders.join("\n");
+            if lines.len() <= LONGEST {
+                command.env(variable_of(port), lines);
+            }
+        }
+        command.env("TEMPER_OUTPUT", ctx.out()).env("TEMPER_THREADS", ctx.threads().to_string());
         if params.seeded {
             command.env("TEMPER_SEED", ctx.seed().to_string());
         }
-        // The folder to fill lies in the attempt's folder.
-        command.current_dir(ctx.out().parent().unwrap_or_else(|| ctx.out()));
+        command.current_dir(&attempt);
         // Our standard output speaks to the orchestrator: the program's goes to the log, as its standard error does. The
         // orchestrator shows the end of the log beside an error.
         let log = std::io::stderr().as_fd().try_clone_to_owned();
@@ -131,19 +176,34 @@ impl Kind for Command {
 
         let mut child = command.spawn().map_err(|e| {
             let error = Error::yours(format!("`{program}` cannot be started: {e}"));
-            error.help("the program must be on PATH, or be one of `files` with its executable bit set")
+            error.help(match e.kind() {
+                std::io::ErrorKind::ArgumentListTooLong => {
+                    "pass long arguments by `params` (TEMPER_PARAMS_FILE) or a file"
+                }
+                _ => "the program must be on PATH, or be one of `files` with its executable bit set",
+            })
         })?;
         let status = child.wait().map_err(|e| Error::surroundings(format!("`{program}`: {e}")))?;
         let called = redact(params.run.join(" "), &secrets);
         if !status.success() {
             return Err(Error::yours(format!("`{called}` failed with {status}")));
         }
-        if !ctx.out().is_dir() {
-            return Err(Error::yours(format!("`{called}`: the program removed its output folder"))
-                .help("it must leave TEMPER_OUTPUT where it is, and fill it"));
-        }
-        own(ctx.out())
+        check_root(ctx.out()).map_err(|e| e.within(format!("`{called}`")))?;
+        // A name that the program could not have guessed.
+        let name = format!(".copy-{:x}", RandomState::new().build_hasher().finish());
+        own(ctx.out(), &attempt.join(name))
     }
+}
+
+/// Bytes that one argument or variable may have: the system takes 128 KiB.
+const LONGEST: usize = 120 << 10;
+const LONG: &str = "more than 120 KiB";
+/// Bytes that arguments and variables may have together: the system takes 2 MiB, inputs and secrets included.
+const ALL: usize = 1 << 20;
+
+/// The variable that names the folders at a port.
+fn variable_of(port: &str) -> String {
+    format!("TEMPER_INPUT_{}", port.replace('-', "_"))
 }
 
 /// A variable of ours that the program is given.
@@ -158,16 +218,20 @@ fn passed(name: &str) -> Result<(String, String)> {
     }
 }
 
-/// Puts a copy of each file in its place: a process that the program left behind may hold the file itself open.
-fn own(folder: &Path) -> Result<()> {
+/// Puts a copy of each file, made under the name `copy`, in its place: a process that the program left behind may hold the file
+/// itself open.
+fn own(folder: &Path, copy: &Path) -> Result<()> {
     let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).at(folder)?;
-    let copy = folder.join(format!(".copy-{}", std::process::id()));
     for entry in entries {
-        let (path, kind) = (entry.path(), entry.file_type().at(folder)?);
-        if kind.is_dir() {
-            own(&path)?;
-        } else if kind.is_file() {
-            std::fs::copy(&path, &copy).and_then(|_| std::fs::rename(&copy, &path)).at(&path)?;
+        let (path, metadata) = (entry.path(), entry.metadata().at(entry.path())?);
+        if metadata.is_dir() {
+            own(&path, copy)?;
+        } else if metadata.is_file() {
+            check_holes(&path, &metadata)?;
+            let mut to = File::create_new(copy).at(copy)?;
+            let copied = File::open(&path).and_then(|mut from| std::io::copy(&mut from, &mut to));
+            copied.and_then(|_| to.set_permissions(metadata.permissions())).at(&path)?;
+            std::fs::rename(copy, &path).at(&path)?;
         }
     }
     Ok(())
@@ -250,7 +314,7 @@ mod tests {
         let with = json!({ "run": ["sh", "-c", "rm -r \"$TEMPER_OUTPUT\""], "output": "Files" });
         let error = run(&Command, with, Bench::new().inputs()).map(drop).unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        assert!(error.message.ends_with("the program removed its output folder"), "{error}");
+        assert!(error.message.ends_with("the output folder was removed"), "{error}");
     }
 
     #[test]
@@ -286,6 +350,69 @@ mod tests {
         ] {
             assert!(run(&Command, with, Bench::new().inputs()).is_err());
         }
+    }
+
+    #[test]
+    fn long_parameters_come_by_file_and_short_ones_by_variable_too() {
+        let script = "cat \"$TEMPER_PARAMS_FILE\" > \"$TEMPER_OUTPUT/p\"; echo \"${TEMPER_PARAMS-none}\" > \"$TEMPER_OUTPUT/v\"; \
+                      cat \"$TEMPER_INPUTS_FILE\" > \"$TEMPER_OUTPUT/i\"";
+        let mut bench = Bench::new();
+        for _ in 0..2 {
+            bench.input("parts", "Files", |_| Ok(()));
+        }
+        for (length, by_variable) in [(10, true), (4 << 20, false)] {
+            let params = json!({ "text": "x".repeat(length) });
+            let with = json!({ "run": ["sh", "-c", script], "output": "Files", "params": params });
+            let out = run(&Command, with, bench.inputs()).unwrap();
+            let read = |name: &str| std::fs::read_to_string(out.path().join(name)).unwrap();
+            assert_eq!(read("p"), params.to_string());
+            assert_eq!(read("v").trim() == params.to_string(), by_variable, "{length}");
+            let inputs: BTreeMap<String, Vec<String>> = serde_json::from_str(&read("i")).unwrap();
+            assert_eq!(inputs["parts"].len(), 2);
+        }
+    }
+
+    #[test]
+    fn what_no_program_can_be_given_is_a_fault_of_the_file() {
+        let long = "x".repeat(LONGEST + 1);
+        let many = vec!["x".repeat(LONGEST); 10];
+        for (with, field) in [
+            (json!({ "run": ["x", long], "output": "Files" }), "run"),
+            (json!({ "run": ["x"], "output": "Files", "env": { "A": long } }), "env.A"),
+            (json!({ "run": many, "output": "Files" }), "run"),
+        ] {
+            let faults = (&Command as &dyn engine::kind::AnyKind).normalise(&with).unwrap_err();
+            assert_eq!(faults[0].0, field);
+        }
+        let params = serde_json::from_value(json!({ "run": ["x"], "output": "Files" })).unwrap();
+        let wired = |port| Wired { port, kind: "command", output: "Files", params: &Value::Null };
+        let faults = Command.check_wiring(&params, &[wired("a-b"), wired("c"), wired("a_b")]);
+        assert_eq!(faults[0].1.message, "inputs `a-b` and `a_b` would both be TEMPER_INPUT_a_b");
+        assert!(Command.check_wiring(&params, &[wired("a-b"), wired("a-b"), wired("c")]).is_empty());
+    }
+
+    #[test]
+    fn an_output_folder_replaced_by_a_link_is_refused() {
+        let bench = Bench::new();
+        let mine = bench.write("mine", "data");
+        let folder = mine.parent().unwrap().to_str().unwrap();
+        let script = "rmdir \"$TEMPER_OUTPUT\" && ln -s \"$0\" \"$TEMPER_OUTPUT\"";
+        let with = json!({ "run": ["sh", "-c", script, folder], "output": "Files" });
+        let error = run(&Command, with, bench.inputs()).map(drop).unwrap_err();
+        assert!(
+            error.exit_code() == 2 && error.message.ends_with("the output folder was replaced by a link"),
+            "{error}"
+        );
+        assert!(!std::fs::metadata(mine).unwrap().permissions().readonly());
+    }
+
+    #[test]
+    fn a_pipe_under_the_name_of_a_copy_stops_nothing() {
+        // The parent of the program is the attempt.
+        let script =
+            "for at in . ..; do mkfifo \"$TEMPER_OUTPUT/$at/.copy-$PPID\"; done; echo x > \"$TEMPER_OUTPUT/x\"";
+        let out = run(&Command, json!({ "run": ["sh", "-c", script], "output": "Files" }), Bench::new().inputs());
+        assert_eq!(std::fs::read_to_string(out.unwrap().path().join("x")).unwrap(), "x\n");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The attempt's process seen from the orchestrator: start it, hear it, end it. Knows no graph and no record.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
@@ -118,8 +120,8 @@ impl Held {
 /// # Errors
 /// When it cannot be started or waited for.
 pub(super) fn run(launch: &Launch, leash: &Leash, mut on_tell: impl FnMut(Tell)) -> Result<Ending> {
-    let log = OpenOptions::new().create(true).append(true).open(launch.log).at(launch.log)?;
-    let Some(mut child) = spawn(launch, leash, &log)? else { return Ok(Ending::Killed) };
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(launch.log).at(launch.log)?;
+    let Some(mut child) = spawn(launch, leash)? else { return Ok(Ending::Killed) };
     let logged = child.stderr.take().map(|stderr| relay_log(stderr, log, launch.secrets.clone()));
     let stdout = child.stdout.take().map(BufReader::new);
     let last = stdout.and_then(|stdout| listen(stdout, launch.secrets, &mut on_tell));
@@ -134,7 +136,7 @@ pub(super) fn run(launch: &Launch, leash: &Leash, mut on_tell: impl FnMut(Tell))
     while matches!(waitid(WaitId::Pid(pid), options), Err(rustix::io::Errno::INTR)) {}
     let status = leash.reap(&mut child)?;
     if let Some(logged) = logged {
-        // A program that left the group may hold the pipe open for ever.
+        // A program that escaped the guard may hold the pipe open for ever.
         let _ = logged.recv_timeout(Duration::from_secs(1));
     }
     Ok(match last {
@@ -152,8 +154,7 @@ fn ends_within(child: &Child, limit: Duration) -> bool {
     matches!(poll(&mut [PollFd::new(&end, PollFlags::IN)], limit.as_ref()), Ok(1..))
 }
 
-fn spawn(launch: &Launch, leash: &Leash, log: &File) -> Result<Option<Child>> {
-    let stderr = if launch.secrets.is_empty() { log.try_clone().at(launch.log)?.into() } else { Stdio::piped() };
+fn spawn(launch: &Launch, leash: &Leash) -> Result<Option<Child>> {
     let mut command = Command::new(launch.command);
     command
         .arg0("temper")
@@ -168,7 +169,7 @@ fn spawn(launch: &Launch, leash: &Leash, log: &File) -> Result<Option<Child>> {
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(stderr);
+        .stderr(Stdio::piped());
     let mut held = leash.held();
     if held.killed {
         return Ok(None);
@@ -240,18 +241,58 @@ fn clean_last(last: Last, secrets: &Secrets) -> Last {
 }
 
 /// Copies an attempt's standard error to its log without its secrets; the receiver wakes when it ends.
-fn relay_log(mut stderr: ChildStderr, mut log: File, secrets: Secrets) -> Receiver<()> {
+fn relay_log(mut stderr: ChildStderr, log: File, secrets: Secrets) -> Receiver<()> {
     let (done, wait) = channel();
     std::thread::spawn(move || {
+        let mut log = Log::new(log, LOG_HALF);
         let mut stream = Stream::new(&secrets);
         let mut buffer = [0; 8192];
         while let Ok(n @ 1..) = stderr.read(&mut buffer) {
-            let _ = log.write_all(&stream.pass(&buffer[..n]));
+            log.write(&stream.pass(&buffer[..n]));
         }
-        let _ = log.write_all(&stream.end());
+        log.write(&stream.end());
+        log.end();
         let _ = done.send(());
     });
     wait
+}
+
+/// Bytes of the beginning, and of the end, of a log that are kept.
+const LOG_HALF: usize = 8 << 20;
+
+/// A log whose middle is left out when it grows too long. The end of such a log is written when all of it has come.
+struct Log {
+    file: File,
+    /// Bytes of the beginning that are still to come.
+    room: usize,
+    half: usize,
+    end: VecDeque<u8>,
+    left_out: u64,
+}
+
+impl Log {
+    fn new(file: File, half: usize) -> Self {
+        Self { file, room: half, half, end: VecDeque::new(), left_out: 0 }
+    }
+
+    /// A log that cannot be written (a full disk) is no reason to fail.
+    fn write(&mut self, bytes: &[u8]) {
+        let (first, rest) = bytes.split_at(bytes.len().min(self.room));
+        let _ = self.file.write_all(first);
+        self.room -= first.len();
+        self.end.extend(rest);
+        let over = self.end.len().saturating_sub(self.half);
+        self.end.drain(..over);
+        self.left_out += over as u64;
+    }
+
+    fn end(mut self) {
+        if self.left_out > 0 {
+            let _ = write!(self.file, "\n[{} bytes of this log were left out]\n", self.left_out);
+        }
+        let (a, b) = self.end.as_slices();
+        let _ = self.file.write_all(a).and_then(|()| self.file.write_all(b));
+    }
 }
 
 /// The error of an attempt that ended without a word but what its log holds.
@@ -294,6 +335,25 @@ mod tests {
 
     use super::*;
     use crate::error::Blame;
+
+    #[test]
+    fn a_log_that_grows_too_long_keeps_its_beginning_and_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let text: String = (0..1000).map(|n| format!("{n:03}\n")).collect();
+        for (half, expected) in [
+            (2_000, text.clone()),
+            (2_001, text.clone()),
+            (8, { format!("000\n001\n\n[{} bytes of this log were left out]\n998\n999\n", 4_000 - 16) }),
+        ] {
+            for piece in [1, 7, 5_000] {
+                let mut log = Log::new(File::create(&path).unwrap(), half);
+                text.as_bytes().chunks(piece).for_each(|piece| log.write(piece));
+                log.end();
+                assert_eq!(std::fs::read_to_string(&path).unwrap(), expected, "half {half}, pieces of {piece}");
+            }
+        }
+    }
 
     #[test]
     fn an_attempt_that_ran_out_of_memory_is_no_bug_of_ours() {

@@ -148,7 +148,10 @@ impl Work<'_> {
         match self.try_go(&mut go, tell) {
             Ok(ended) => ended,
             Err(Fault { error, log }) => {
+                // Its secrets were taken out when it was written; nobody knows who wrote to it since.
+                let secrets = Secrets::of(&self.instance(go.node).signature);
                 let tail = log.as_deref().map(|log| child::tail(log, TAIL)).unwrap_or_default();
+                let tail = tail.iter().map(|line| secrets.redact(line)).collect();
                 let failure = Failure { stage: self.instance(go.node).name.clone(), error, log, tail };
                 Ended::Failed { ready: go.ready, lock: go.lock, failure }
             }
@@ -219,6 +222,7 @@ impl Work<'_> {
             lock: lock.as_fd(),
         };
         let strangers = self.strangers(instance, &go.digests)?;
+        let stats = self.store.input_stats(&instance.params)?;
         let (started, clock) = (unix_seconds(SystemTime::now()), Instant::now());
         let mut warnings = Vec::new();
         let ending = child::run(&launch, &go.leash, |told| {
@@ -234,7 +238,8 @@ impl Work<'_> {
             (_, Some(error)) => Err(error),
             (Ending::Said(Last::Done { digest, peak_bytes }), None) => {
                 // Files outside the store may have changed under it; what was made of them must not stand under this key.
-                if self.recipe(go.node, &go.digests)?.key() != key {
+                let unchanged = self.store.input_stats(&instance.params)? == stats;
+                if !unchanged || self.recipe(go.node, &go.digests)?.key() != key {
                     return Err(changed_outside());
                 }
                 let provenance = self.provenance(instance, folder, started, seconds, warnings)?;
@@ -294,7 +299,11 @@ impl Work<'_> {
         Some(if holder.run == self.run {
             format!("{} of this run", holder.stage)
         } else {
-            format!("{} of run {} (process {})", holder.stage, holder.run, holder.pid)
+            let who = match self.store.heir(key, &holder) {
+                Some(heir) => format!("{heir}, which outlived process {}", holder.pid),
+                None => format!("process {}", holder.pid),
+            };
+            format!("{} of run {} ({who})", holder.stage, holder.run)
         })
     }
 }

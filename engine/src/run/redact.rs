@@ -1,6 +1,11 @@
 //! Takes secrets out of text as it passes. Knows no process.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD_NO_PAD as STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::kind::Signature;
 use crate::text;
@@ -13,12 +18,23 @@ const MASK: &str = "[redacted]";
 pub struct Secrets(Vec<String>);
 
 impl Secrets {
-    /// Empty values hide nothing and are left out.
+    /// The values as they are, each of their lines, and both as programs write them: in JSON, in URLs, in base64, in upper and
+    /// lower case. Empty values hide nothing and are left out.
     pub fn new(values: impl IntoIterator<Item = String>) -> Self {
-        let mut values: Vec<String> = values.into_iter().filter(|v| !v.is_empty()).collect();
+        let mut forms = BTreeSet::new();
+        for value in values.into_iter().filter(|value| !value.is_empty()) {
+            let lines = value.lines().map(str::trim).filter(|line| line.len() >= SHORTEST);
+            for part in lines.chain([value.as_str()]) {
+                forms.insert(part.to_owned());
+                if part.len() >= SHORTEST {
+                    forms.extend(written(part));
+                }
+            }
+        }
+        let mut forms = Vec::from_iter(forms);
         // A secret that holds another one goes first, or its rest would stay.
-        values.sort_by_key(|v| std::cmp::Reverse(v.len()));
-        Self(values)
+        forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
+        Self(forms)
     }
 
     /// Those that an attempt of a kind may see: the values of its secret variables, and the texts of the files that others of
@@ -30,16 +46,45 @@ impl Secrets {
         Self::new(values.chain(texts))
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub fn redact(&self, text: &str) -> String {
         let mut stream = Stream::new(self);
         let mut clean = stream.pass(text.as_bytes());
         clean.extend(stream.end());
         String::from_utf8_lossy(&clean).into_owned()
     }
+}
+
+/// Shorter ones are redacted only as they are: their other forms would be found in any text.
+const SHORTEST: usize = 6;
+
+const UNRESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const PATH: AsciiSet = UNRESERVED.remove(b'/');
+
+/// How programs write a secret.
+fn written(secret: &str) -> Vec<String> {
+    let json = serde_json::Value::from(secret).to_string();
+    let mut forms = vec![json[1..json.len() - 1].to_owned(), secret.to_uppercase(), secret.to_lowercase()];
+    for set in [NON_ALPHANUMERIC, &UNRESERVED, &PATH] {
+        let upper = utf8_percent_encode(secret, set).to_string();
+        // The digits of an escape come in either case.
+        let parts = upper.split('%').enumerate().map(|(n, part)| match part.split_at_checked(2) {
+            Some((digits, rest)) if n > 0 => format!("{}{rest}", digits.to_lowercase()),
+            _ => part.to_owned(),
+        });
+        let lower = parts.collect::<Vec<_>>().join("%");
+        forms.extend([upper.replace("%20", "+"), lower.replace("%20", "+"), upper, lower]);
+    }
+    // Within a longer text that is encoded, such as `user:secret`, a secret starts at any of three places of a group; what
+    // its first and last characters are is then decided by its neighbours too.
+    for before in 0..3 {
+        let bytes = [&b"000"[..before], secret.as_bytes()].concat();
+        let shared = [0, 2, 3][before]..(bytes.len() * 8).div_euclid(6);
+        forms.extend(
+            [STANDARD_NO_PAD.encode(&bytes), URL_SAFE_NO_PAD.encode(&bytes)]
+                .map(|text| text[shared.clone()].to_owned()),
+        );
+    }
+    forms
 }
 
 /// Redacts bytes that come in pieces, whatever the pieces' borders.
@@ -119,7 +164,51 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_secret_is_masked_however_programs_write_it() {
+        let secret = "sk/ant+03 \"Q\"=é_Zz";
+        let pem = format!("-----BEGIN KEY-----\nMIIabc123def\n{secret}\n");
+        let secrets = Secrets::new([pem.clone(), "Basic-p4ssw0rd".into(), "abc".into()]);
+        let base64 = |text: &str| STANDARD_NO_PAD.encode(text);
+        for text in [
+            pem.clone(),
+            "MIIabc123def".into(),
+            "MIIABC123DEF".into(),
+            serde_json::json!({ "key": pem }).to_string(),
+            serde_json::json!({ "key": secret }).to_string(),
+            format!("?key={}", utf8_percent_encode(secret, NON_ALPHANUMERIC)),
+            "sk%2fant%2b03%20%22Q%22%3d%c3%a9_Zz".into(),
+            "sk%2Fant%2B03+%22Q%22%3D%C3%A9_Zz".into(),
+            base64("Basic-p4ssw0rd"),
+            base64("u:Basic-p4ssw0rd:more"),
+            base64("us:Basic-p4ssw0rd"),
+            URL_SAFE_NO_PAD.encode(format!("user:{secret}")),
+            "BASIC-P4SSW0RD".into(),
+        ] {
+            let clean = secrets.redact(&text);
+            // What is left of base64 are the neighbours' characters.
+            let left = clean.replace(MASK, "");
+            for part in
+                ["MIIabc", "MIIABC", "ant", "\"Q", "p4ssw0rd", "P4SSW0RD", "YXNpYy1wNHNzdzByZ", "CYXNpYy1wNHNzdzByZ"]
+            {
+                assert!(!left.contains(part), "`{part}` of `{text}` passed: {clean}");
+            }
+            assert!(clean.contains(MASK), "{text}");
+        }
+        assert_eq!(secrets.redact("ABC abc 616263 YWJj"), format!("ABC {MASK} 616263 YWJj"));
+    }
+
     proptest! {
+        #[test]
+        fn no_secret_passes_in_base64(secret in "[ -~]{6,20}", before in "[ -~]{0,4}", after in "[ -~]{0,4}") {
+            let secrets = Secrets::new([secret.clone()]);
+            for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
+                let clean = secrets.redact(&engine.encode(format!("{before}{secret}{after}")));
+                let left = clean.replace(MASK, "").len();
+                prop_assert!(clean.contains(MASK) && left <= (before.len() + after.len() + 4) * 4 / 3 + 3, "{clean}");
+            }
+        }
+
         #[test]
         fn no_secret_passes(secret in "[ab]{2,5}", pieces in proptest::collection::vec("[abc]{0,6}", 0..8)) {
             let secrets = Secrets::new([secret.clone()]);

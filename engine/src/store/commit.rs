@@ -13,13 +13,15 @@ use std::path::{Path, PathBuf};
 
 use super::files::{self, Stat, Temporary};
 use super::{Presence, Store, crash};
-use crate::artifact::{ArtifactType, FileEntry, Manifest};
+use crate::artifact::{self, ArtifactType, FileEntry, Manifest};
 use crate::error::{At, Error, Result};
 use crate::names::Digest;
 use crate::text::strip_bom;
 
 /// Up to this many files are synced one by one; more by one `syncfs`.
 const SYNC_EACH: usize = 16;
+/// Largest `metrics.json`, which manifests and reports take over.
+const MAX_METRICS: u64 = 4 << 20;
 pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// A file of the output, hashed.
@@ -30,6 +32,7 @@ struct Hashed {
     stat: Stat,
     /// Whether the output holds the only link, so that the store may take the file itself.
     sole: bool,
+    executable: bool,
     digest: Digest,
 }
 
@@ -41,7 +44,8 @@ impl Store {
     /// # Errors
     /// When the output is not a whole artifact of type `t`, or holds anything but files and folders; when the disk fails.
     pub fn commit(&self, out: &Path, t: &dyn ArtifactType) -> Result<(Digest, Manifest)> {
-        let found = list(out)?;
+        artifact::check_root(out)?;
+        let (found, mut folders) = list(out)?;
         let mut facts = t.check(out)?;
         if facts.metrics.is_empty() {
             facts.metrics = metrics(out)?;
@@ -49,10 +53,13 @@ impl Store {
         // JSON has no words for the others.
         facts.metrics.retain(|_, value| value.is_finite());
         let hashed = self.hash(found)?;
-        let files =
-            hashed.iter().map(|f| (f.name.clone(), FileEntry { bytes: f.stat.size, digest: f.digest })).collect();
-        let manifest =
-            Manifest { artifact_type: t.name().to_owned(), schema_version: t.schema_version(), files, facts };
+        let keeps_tree = t.keeps_tree();
+        let entry =
+            |f: &Hashed| FileEntry { bytes: f.stat.size, digest: f.digest, executable: keeps_tree && f.executable };
+        let files = hashed.iter().map(|f| (f.name.clone(), entry(f))).collect();
+        folders.retain(|_| keeps_tree);
+        let (artifact_type, schema_version) = (t.name().to_owned(), t.schema_version());
+        let manifest = Manifest { artifact_type, schema_version, files, folders, facts };
         let digest = manifest.digest();
         crash::point();
         self.publish(&digest, &manifest, &hashed)?;
@@ -68,7 +75,8 @@ impl Store {
                 Some(digest) => (digest, metadata),
                 None => files::hash_file(&path)?,
             };
-            hashed.push(Hashed { name, path, stat: Stat::from(&metadata), sole: metadata.nlink() == 1, digest });
+            let (sole, executable) = (metadata.nlink() == 1, metadata.mode() & 0o111 != 0);
+            hashed.push(Hashed { name, path, stat: Stat::from(&metadata), sole, executable, digest });
         }
         Ok(hashed)
     }
@@ -97,6 +105,8 @@ impl Store {
                     temporary.keep();
                     crash::point();
                     files::sync(&self.artifacts())?;
+                    // Where whole seconds are all that is stored, a write of this second would leave no trace.
+                    notes.retain(|(stat, _)| !stat.is_coarse() || stat.settled());
                     return self.index.note(&notes);
                 }
                 // Somebody else committed the same bytes, or what is there has rotted.
@@ -158,12 +168,22 @@ impl Store {
             {
                 fs::create_dir_all(parent).at(parent)?;
             }
+            if entry.executable {
+                // The bit belongs to the file, not to its name: the blob has none.
+                notes.push((copy(&blob, &path)?, entry.digest));
+                files::make_executable(&path)?;
+                continue;
+            }
             match fs::hard_link(&blob, &path) {
                 Ok(()) => (),
                 Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Err(e).at(&path),
                 // EMLINK at 65,000 links on ext4, or a file system without links.
                 Err(_) => notes.push((copy(&blob, &path)?, entry.digest)),
             }
+        }
+        for name in &manifest.folders {
+            let path = folder.join(name);
+            fs::create_dir_all(&path).at(&path)?;
         }
         let path = folder.join(MANIFEST);
         let mut file = File::create_new(&path).at(&path)?;
@@ -172,12 +192,14 @@ impl Store {
     }
 }
 
-/// The files below `out`, sorted by name.
-fn list(out: &Path) -> Result<Vec<(String, PathBuf, Metadata)>> {
-    let mut found = Vec::new();
+/// The files below `out`, sorted by name, and the folders in which there is nothing.
+fn list(out: &Path) -> Result<(Vec<(String, PathBuf, Metadata)>, BTreeSet<String>)> {
+    let (mut found, mut empty) = (Vec::new(), BTreeSet::new());
     let mut folders = vec![(String::new(), out.to_owned())];
     while let Some((prefix, folder)) = folders.pop() {
+        let mut is_empty = !prefix.is_empty();
         for entry in fs::read_dir(&folder).at(&folder)? {
+            is_empty = false;
             let path = entry.at(&folder)?.path();
             let wrong = |what: &str| Error::yours(format!("{}: {what}", path.display()));
             let metadata = fs::symlink_metadata(&path).at(&path)?;
@@ -195,17 +217,29 @@ fn list(out: &Path) -> Result<Vec<(String, PathBuf, Metadata)>> {
             } else if name == MANIFEST {
                 return Err(wrong("this name is the artifact's own manifest").help("give the file another name"));
             } else {
+                artifact::check_holes(&path, &metadata)?;
                 found.push((name, path, metadata));
             }
         }
+        if is_empty {
+            empty.insert(prefix);
+        }
     }
     found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    Ok(found)
+    Ok((found, empty))
 }
 
 /// The numbers of `metrics.json`, if there is one.
 fn metrics(out: &Path) -> Result<BTreeMap<String, f64>> {
-    let Some(bytes) = files::read_if_there(&out.join("metrics.json"))? else { return Ok(BTreeMap::new()) };
+    let path = out.join("metrics.json");
+    if let Some(metadata) = files::look(&path)?
+        && metadata.len() > MAX_METRICS
+    {
+        let size = MAX_METRICS >> 20;
+        return Err(Error::yours(format!("{}: metrics of more than {size} MiB", path.display()))
+            .help("metrics.json holds numbers by name; give other data another name"));
+    }
+    let Some(bytes) = files::read_if_there(&path)? else { return Ok(BTreeMap::new()) };
     let values: BTreeMap<String, serde_json::Value> = serde_json::from_slice(strip_bom(&bytes)).unwrap_or_default();
     Ok(values.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
 }

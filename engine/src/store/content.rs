@@ -1,7 +1,7 @@
 //! The digest of files outside the store.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Store;
 use super::files::{self, Stat};
@@ -50,6 +50,24 @@ impl Store {
     /// Those of [`walk::list`].
     pub fn list_files(&self, params: &serde_json::Value) -> Result<serde_json::Value> {
         external::listed(params, Some(self.root()))
+    }
+
+    /// How the files that parameters name stand: a file that was changed and changed back stands differently.
+    ///
+    /// # Errors
+    /// Those of [`walk::list`]; when a file is gone.
+    pub(crate) fn input_stats(&self, params: &serde_json::Value) -> Result<Vec<(PathBuf, Stat)>> {
+        let mut stats = Vec::new();
+        external::replace(params, &mut |external| {
+            if !external.is_empty() {
+                for path in walk::list(&external, Some(self.root()))?.files() {
+                    let stat = Stat::of_input(&fs::metadata(&path).at(&path)?);
+                    stats.push((path, stat));
+                }
+            }
+            Ok(serde_json::Value::Null)
+        })?;
+        Ok(stats)
     }
 
     fn file_content(&self, path: &Path) -> Result<Digest> {

@@ -43,6 +43,11 @@ impl Stat {
         Self { ctime: Some(nanoseconds(m.ctime(), m.ctime_nsec())), ..Self::from(m) }
     }
 
+    /// Whether whole seconds are all that the file system stores, by the look of it.
+    pub fn is_coarse(&self) -> bool {
+        self.mtime % 1_000_000_000 == 0
+    }
+
     /// Whether the file has rested long enough that a later write must give it other times: the clock behind them ticks every
     /// few milliseconds, or every two seconds where whole seconds are all that is stored.
     pub fn settled(&self) -> bool {
@@ -175,6 +180,10 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
 
 pub(crate) fn make_read_only(path: &Path) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o444)).at(path)
+}
+
+pub(crate) fn make_executable(path: &Path) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o555)).at(path)
 }
 
 /// `None` when there is nothing at `path`. Does not follow symlinks.

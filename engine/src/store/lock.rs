@@ -71,6 +71,21 @@ impl Store {
         serde_json::from_slice(&std::fs::read(self.lock_file(key)).ok()?).ok()
     }
 
+    /// The process that holds the key's lock although the orchestrator that took it is gone: what inherited it.
+    pub fn heir(&self, key: &Key, holder: &Holder) -> Option<String> {
+        if Path::new("/proc").join(holder.pid.to_string()).exists() {
+            return None;
+        }
+        let lock = std::fs::canonicalize(self.lock_file(key)).ok()?;
+        std::fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
+            process.file_name().to_str()?.parse::<u32>().ok()?;
+            let mut open = std::fs::read_dir(process.path().join("fd")).ok()?.flatten();
+            open.find(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == lock))?;
+            let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
+            Some(format!("process {} `{}`", process.file_name().display(), name.trim_end()))
+        })
+    }
+
     // Lock files stay: deleting one whose descriptor a child still holds would let a second process lock the key.
     fn lock_file(&self, key: &Key) -> PathBuf {
         self.root().join("locks").join(key.to_string())

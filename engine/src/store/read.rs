@@ -54,7 +54,10 @@ impl Store {
                 return Ok(Presence::Rotten { file: name.clone() });
             }
         }
-        Ok(Presence::Whole)
+        match manifest.folders.iter().find(|name| !folder.join(name).is_dir()) {
+            Some(name) => Ok(Presence::Rotten { file: name.clone() }),
+            None => Ok(Presence::Whole),
+        }
     }
 
     /// For an attempt, before it reads an artifact: [`Store::presence`] under the name of its duty. What is rotten goes

@@ -23,6 +23,10 @@ impl ArtifactType for Files {
         "any files; no typed port accepts it"
     }
 
+    fn keeps_tree(&self) -> bool {
+        true
+    }
+
     fn check(&self, folder: &Path) -> Result<Facts> {
         let mut facts = Facts::default();
         // A program may call anything metrics.json: what is not a map of numbers is just a file.

@@ -1,5 +1,6 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 
 use super::{Anything, Space, rot, writable};
 use crate::artifact::{ArtifactType, Facts};
@@ -196,4 +197,81 @@ fn a_blob_without_links_left_is_copied() {
     assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
     let copy = fs::metadata(space.store.artifact_folder(&digest).join("b")).unwrap();
     assert_ne!(copy.ino(), fs::metadata(&blob).unwrap().ino());
+}
+
+/// Any folder, of which executable bits and empty folders count.
+struct Tree;
+
+impl ArtifactType for Tree {
+    fn name(&self) -> &'static str {
+        "Tree"
+    }
+
+    fn about(&self) -> &'static str {
+        "any files"
+    }
+
+    fn keeps_tree(&self) -> bool {
+        true
+    }
+
+    fn check(&self, _: &Path) -> Result<Facts> {
+        Ok(Facts::default())
+    }
+
+    fn preview(&self, _: &Path, _: usize) -> Result<String> {
+        Ok(String::new())
+    }
+}
+
+#[test]
+fn a_tree_keeps_executable_bits_and_empty_folders() {
+    let space = Space::new();
+    let out = space.out(&[("run.sh", b"echo"), ("copy", b"echo"), ("sub/x", b"1")]);
+    fs::create_dir_all(out.join("sub/empty/inner")).unwrap();
+    fs::set_permissions(out.join("run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+    let (digest, manifest) = space.store.commit(&out, &Tree).unwrap();
+    let folder = space.store.artifact_folder(&digest);
+    let mode = |name: &str| fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!([mode("run.sh"), mode("copy"), mode("sub/x")], [0o555, 0o444, 0o444]);
+    assert!(folder.join("sub/empty/inner").is_dir());
+    assert_eq!(manifest.folders.iter().collect::<Vec<_>>(), ["sub/empty/inner"]);
+    for store in [&space.store, &space.again()] {
+        assert_eq!(store.presence(&digest).unwrap(), Presence::Whole);
+    }
+    fs::remove_dir(folder.join("sub/empty/inner")).unwrap();
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Rotten { file: "sub/empty/inner".into() });
+    // Of other types they are no content: some file systems set the bits of their own accord.
+    let plain = space.out(&[("run.sh", b"echo")]);
+    let without = space.store.commit(&plain, &Anything).unwrap().0;
+    fs::create_dir(plain.join("empty")).unwrap();
+    fs::set_permissions(plain.join("run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(space.store.commit(&plain, &Anything).unwrap().0, without);
+}
+
+#[test]
+fn an_output_folder_that_is_a_link_is_refused_and_what_it_leads_to_is_left_alone() {
+    let space = Space::new();
+    let data = space.out(&[("mine", b"data")]);
+    let out = space.folder.path().join("out");
+    symlink(&data, &out).unwrap();
+    let error = space.store.commit(&out, &Anything).unwrap_err();
+    assert!(
+        error.blame == Blame::Yours && error.message.ends_with("the output folder was replaced by a link"),
+        "{error}"
+    );
+    let file = fs::metadata(data.join("mine")).unwrap();
+    assert_eq!((file.nlink(), file.permissions().readonly()), (1, false));
+}
+
+#[test]
+fn holes_and_huge_metrics_are_refused() {
+    let space = Space::new();
+    let out = space.out(&[("x", b"1")]);
+    fs::File::options().write(true).open(out.join("x")).unwrap().set_len(3 << 30).unwrap();
+    let error = space.store.commit(&out, &Anything).unwrap_err();
+    assert!(error.message.ends_with("x: a sparse file with 2 GiB of holes"), "{error}");
+    let out = space.out(&[("metrics.json", &[b' '; (4 << 20) + 1])]);
+    let error = space.store.commit(&out, &Anything).unwrap_err();
+    assert!(error.message.ends_with("metrics.json: metrics of more than 4 MiB"), "{error}");
 }

@@ -142,3 +142,18 @@ fn a_pattern_counts_by_the_paths_and_bytes_that_it_matches() {
     of_files(&space.store, &folder, twice).unwrap();
     assert!(of_files(&space.store, &folder, json!("*.parquet")).unwrap_err().message.contains("no file matches"));
 }
+
+#[test]
+fn a_file_that_was_changed_and_changed_back_stands_differently() {
+    let space = Space::new();
+    let folder = space.folder.path();
+    fs::write(folder.join("a"), "one").unwrap();
+    let params = json!({ "deep": [External::Path(InputPath(folder.join("a"))).to_value()] });
+    let before = space.store.input_stats(&params).unwrap();
+    assert_eq!(space.store.input_stats(&params).unwrap(), before);
+    // The clock behind times ticks every few milliseconds.
+    std::thread::sleep(Duration::from_millis(20));
+    fs::write(folder.join("a"), "two").unwrap();
+    fs::write(folder.join("a"), "one").unwrap();
+    assert_ne!(space.store.input_stats(&params).unwrap(), before);
+}
