@@ -333,7 +333,9 @@ fn a_finished_store_that_can_only_be_read_is_run_shown_and_reported() {
     space.write("p.yaml", ONE_STAGE);
     assert!(space.temper(&["run", "p.yaml"]).status.success());
     let binary = space.path("temper");
-    std::fs::copy(env!("CARGO_BIN_EXE_temper"), &binary).unwrap();
+    // By another process: a test that forks meanwhile would hold a file open for writing that is about to be run.
+    let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_temper")).arg(&binary).status().unwrap();
+    assert!(copied.success());
     // Without index: what is learnt cannot be kept.
     std::fs::remove_file(space.path("cache/index")).unwrap();
     std::fs::create_dir(space.path("tmp")).unwrap();
