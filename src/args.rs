@@ -79,6 +79,9 @@ pub enum Command {
     Verify {
         #[command(flatten)]
         store: StoreAt,
+        /// Move what is damaged into the store's quarantine
+        #[arg(long)]
+        repair: bool,
     },
     /// A model folder at work: JSON lines on standard input, one line of output for each
     Lm {
@@ -238,6 +241,14 @@ pub fn parse() -> Cli {
             note!("{}", error.render().to_string().trim_end());
             std::process::exit(error.exit_code());
         }
-        error.exit()
+        // Help or the version may be written to a full disk.
+        crate::output::note_failure(error.print());
+        match crate::output::finish() {
+            Err(failure) if error.exit_code() == 0 => {
+                note!("error: {failure}");
+                std::process::exit(i32::from(failure.exit_code()))
+            }
+            _ => std::process::exit(error.exit_code()),
+        }
     })
 }

@@ -1,23 +1,23 @@
 //! The `temper` command: arguments in, exit code out.
 
-/// Prints a line to standard output, as [`output::print`] does.
+/// Prints a line to standard output, as [`output::print_out`] does.
 macro_rules! say {
     ($($what:tt)*) => {{
-        $crate::output::print(std::io::stdout(), format_args!("{}\n", format_args!($($what)*)));
+        $crate::output::print_out(format_args!("{}\n", format_args!($($what)*)));
     }};
 }
 
 /// As [`say`], without the line's end.
 macro_rules! put {
     ($($what:tt)*) => {{
-        $crate::output::print(std::io::stdout(), format_args!($($what)*));
+        $crate::output::print_out(format_args!($($what)*));
     }};
 }
 
-/// As [`say`], to standard error.
+/// As [`say`], to standard error, of whose failure nobody could be told.
 macro_rules! note {
     ($($what:tt)*) => {{
-        $crate::output::print(std::io::stderr(), format_args!("{}\n", format_args!($($what)*)));
+        let _ = $crate::output::print(std::io::stderr(), format_args!("{}\n", format_args!($($what)*)));
     }};
 }
 
@@ -32,10 +32,40 @@ mod report;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Of a panic, which is always our fault.
+/// Of a panic, which is our fault unless the system refused something.
 const OURS: u8 = 4;
+const SURROUNDINGS: u8 = 3;
 
 fn main() -> std::process::ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        let (text, place) = (said(panic.payload()), panic.location().map(ToString::to_string).unwrap_or_default());
+        let backtrace = std::backtrace::Backtrace::capture();
+        if is_refusal(text) {
+            note!(
+                "error: the system refuses this process more files or threads\n  help: raise `ulimit -n` or `ulimit -u`"
+            );
+        } else if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+            note!("error: a bug in temper, at {place}: {text}\n{backtrace}");
+        } else {
+            note!("error: a bug in temper, at {place}: {text}");
+        }
+    }));
     let cli = args::parse();
-    std::panic::catch_unwind(|| commands::main(cli)).unwrap_or(std::process::ExitCode::from(OURS))
+    std::panic::catch_unwind(|| commands::main(cli)).unwrap_or_else(|panic| {
+        std::process::ExitCode::from(if is_refusal(said(&*panic)) { SURROUNDINGS } else { OURS })
+    })
+}
+
+/// The message of a panic.
+fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// Whether a library panicked because the system had no file (EMFILE, ENFILE) or thread (EAGAIN) to give: some have no other
+/// way to tell.
+fn is_refusal(message: &str) -> bool {
+    [11, 23, 24].iter().any(|code| {
+        message.contains(&format!("(os error {code})")) || message.contains(&format!("Os {{ code: {code},"))
+    })
 }

@@ -2,16 +2,48 @@
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
+use std::sync::OnceLock;
 
+use engine::error::{Error, Result};
 use engine::text::{escape_controls, steers_terminal};
 use serde::Serialize;
 use serde::ser::Error as _;
 use serde_json::ser::{Formatter, Serializer};
 
-/// Prints text with its control characters escaped. A reader that has gone away, such as `head`, is no reason to fail: what
-/// it did not read is not missed.
-pub fn print(mut to: impl Write, what: Arguments<'_>) {
-    let _ = to.write_all(escape_controls(&what.to_string()).as_bytes());
+/// The first error of standard output.
+static FAILED: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints text with its control characters escaped.
+///
+/// # Errors
+/// When the text cannot be written.
+pub fn print(mut to: impl Write, what: Arguments<'_>) -> io::Result<()> {
+    to.write_all(escape_controls(&what.to_string()).as_bytes())
+}
+
+/// Prints to standard output; [`finish`] tells what went wrong.
+pub fn print_out(what: Arguments<'_>) {
+    note_failure(print(io::stdout(), what));
+}
+
+/// Remembers that standard output failed. A reader that has gone away, such as `head`, is no reason to fail: what it did not
+/// read is not missed.
+pub fn note_failure(written: io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // Only the first one counts.
+        let _ = FAILED.set(error);
+    }
+}
+
+/// Writes out what is still held back of standard output.
+///
+/// # Errors
+/// When something that was printed did not arrive, such as on a full disk.
+pub fn finish() -> Result<()> {
+    note_failure(io::stdout().flush());
+    FAILED.get().map_or(Ok(()), |e| Err(Error::surroundings(format!("standard output: {e}"))))
 }
 
 /// A value as one line of JSON, in which the characters that a terminal obeys are escaped beyond what JSON asks for.
@@ -49,7 +81,7 @@ mod tests {
     #[test]
     fn text_of_others_is_printed_with_its_controls_escaped() {
         let mut out = Vec::new();
-        print(&mut out, format_args!("{TEXT}\n"));
+        print(&mut out, format_args!("{TEXT}\n")).unwrap();
         let expected = "a\\u{1b}[2Jb\\u{9b}1mc\\u{202e}d\\u{7f}\n\té\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }

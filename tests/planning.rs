@@ -296,3 +296,118 @@ fn every_flag_that_names_no_stage_is_told() {
     );
     assert_eq!(space.temper(&["run", "two.yaml", "-j", "0"]).status.code(), Some(2));
 }
+
+const ONE_STAGE: &str = "version: 1
+stages:
+  a: { uses: command, with: { run: [sh, -c, 'echo hi > $TEMPER_OUTPUT/x'], output: Files } }
+";
+
+#[test]
+fn what_a_full_device_swallows_is_an_error() {
+    let space = TestSpace::new();
+    space.write("p.yaml", ONE_STAGE);
+    for arguments in [
+        &["run", "p.yaml", "--json"][..],
+        &["run", "p.yaml"],
+        &["plan", "p.yaml", "--json"],
+        &["show", "p.yaml", "a", "--json"],
+        &["show", "p.yaml", "a"],
+        &["verify", "--json"],
+        &["runs"],
+        &["schema"],
+        &["--help"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let out = space.command(arguments).stdout(full).output().unwrap();
+        assert_eq!(out.status.code(), Some(3), "{arguments:?}");
+        assert!(text(&out.stderr).contains("error: standard output: No space left on device"), "{arguments:?}");
+    }
+    // The run itself was made.
+    assert_eq!(space.json(&["plan", "p.yaml", "--json"])["stages"][0]["action"], "reuse");
+}
+
+#[test]
+fn a_finished_store_that_can_only_be_read_is_run_shown_and_reported() {
+    use std::os::unix::fs::PermissionsExt;
+    let space = TestSpace::new();
+    space.write("p.yaml", ONE_STAGE);
+    assert!(space.temper(&["run", "p.yaml"]).status.success());
+    let binary = space.path("temper");
+    // By another process: a test that forks meanwhile would hold a file open for writing that is about to be run.
+    let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_temper")).arg(&binary).status().unwrap();
+    assert!(copied.success());
+    // Without index: what is learnt cannot be kept.
+    std::fs::remove_file(space.path("cache/index")).unwrap();
+    std::fs::create_dir(space.path("tmp")).unwrap();
+    let mut open = vec![space.path("")];
+    while let Some(folder) = open.pop() {
+        let entries = std::fs::read_dir(&folder).unwrap();
+        open.extend(entries.map(|e| e.unwrap().path()).filter(|path| path.is_dir() && !path.is_symlink()));
+        let mode = if folder.ends_with("tmp") { 0o777 } else { 0o555 };
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    let temper = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(&binary);
+        command.args(arguments).current_dir(space.path("")).env_remove("TEMPER_STORE").env("TMPDIR", space.path("tmp"));
+        if std::fs::metadata(space.path("p.yaml")).is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0) {
+            // Permissions do not bind root.
+            std::os::unix::process::CommandExt::uid(&mut command, 65_534);
+        }
+        let out = command.output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{arguments:?}: {}{}", text(&out.stdout), text(&out.stderr));
+        text(&out.stdout) + &text(&out.stderr)
+    };
+    let ran = temper(&["run", "p.yaml"]);
+    assert!(ran.contains("0 ran, 1 reused") && ran.contains("the store cannot be written to"), "{ran}");
+    let report = ran.lines().find_map(|line| line.strip_prefix("report: ")).unwrap();
+    assert!(report.starts_with(space.path("tmp").to_str().unwrap()), "{ran}");
+    assert!(std::fs::read_to_string(report).unwrap().contains("reused"));
+    for arguments in [&["show", "p.yaml", "a"][..], &["report", "p.yaml"], &["runs"], &["verify"]] {
+        temper(arguments);
+    }
+    // So that the folder can be deleted.
+    std::fs::set_permissions(space.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let mut open = vec![space.path("cache")];
+    while let Some(folder) = open.pop() {
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
+        open.extend(std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(|path| path.is_dir()));
+    }
+}
+
+#[test]
+fn a_journal_with_a_broken_line_or_of_another_sort_does_not_stop_runs() {
+    let space = TestSpace::new();
+    space.write("p.yaml", ONE_STAGE);
+    for _ in 0..2 {
+        assert!(space.temper(&["run", "p.yaml"]).status.success());
+    }
+    let mut runs: Vec<_> = std::fs::read_dir(space.path("cache/runs")).unwrap().map(|e| e.unwrap().path()).collect();
+    runs.sort();
+    let journal = runs[1].join("journal.jsonl");
+    let whole = std::fs::read_to_string(&journal).unwrap();
+    std::fs::write(&journal, whole.replacen('\n', "\n{broken\n", 1)).unwrap();
+    std::fs::create_dir_all(space.path("cache/runs/0/journal.jsonl")).unwrap();
+    let out = space.temper(&["runs"]);
+    assert_eq!((out.status.code(), text(&out.stdout).lines().count()), (Some(0), 2), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).lines().all(|line| line.contains("0 failed")), "{}", text(&out.stdout));
+    assert!(space.temper(&["report", "p.yaml"]).status.success());
+    assert!(std::fs::read_to_string(runs[1].join("report.html")).unwrap().contains("line 2 is no event"));
+}
+
+#[test]
+fn without_files_or_threads_to_spare_the_surroundings_are_blamed_in_our_words() {
+    let space = TestSpace::new();
+    space.write("p.yaml", ONE_STAGE);
+    for files in 4..20 {
+        let script = format!("ulimit -n {files}; exec {} run p.yaml --force a", env!("CARGO_BIN_EXE_temper"));
+        let out = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(space.path(""))
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .unwrap();
+        let told = text(&out.stderr);
+        assert!(matches!(out.status.code(), Some(0 | 3)), "{files}: {:?}: {told}", out.status);
+        assert!(!told.contains("panicked"), "{files}: {told}");
+    }
+}

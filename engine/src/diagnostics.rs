@@ -1,6 +1,7 @@
 //! Faults of a pipeline file, each with its place, rendered for people and for machines. Knows no YAML and no graph.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::{self, Write};
 
 use serde::ser::SerializeSeq;
@@ -64,6 +65,23 @@ impl Fault {
     }
 }
 
+/// Faults that are rendered, the first by place; of the others only their number is told.
+const SHOWN_FAULTS: usize = 50;
+/// Faults that are kept until all are found.
+const KEPT_FAULTS: usize = 1_000;
+/// Characters of a fault's message or help.
+const LONGEST_TEXT: usize = 1_000;
+
+/// A text of usual length as it is, a longer one cut.
+fn clip(text: &mut String) {
+    if text.len() > LONGEST_TEXT
+        && let Some((at, _)) = text.char_indices().nth(LONGEST_TEXT)
+    {
+        text.truncate(at);
+        text.push('…');
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Text {
     /// What stands after `-->`: a file's path, or `--set`.
@@ -76,6 +94,12 @@ struct Text {
 pub struct Diagnostics {
     sources: Vec<Text>,
     faults: Vec<Fault>,
+    /// Where in `faults` a place and message stand.
+    index: HashMap<(Option<Span>, String), usize>,
+    /// Faults that were told, the same one of several instances counted for each.
+    count: usize,
+    /// Faults that are not in `faults`.
+    left_out: usize,
 }
 
 impl Diagnostics {
@@ -85,12 +109,30 @@ impl Diagnostics {
         (self.sources.len() - 1) as u32
     }
 
-    pub fn push(&mut self, fault: Fault) {
-        self.faults.push(fault);
+    /// Adds a fault. One that differs from an earlier one only by instance is added to that one; after the first
+    /// [`KEPT_FAULTS`] a fault is only counted.
+    pub fn push(&mut self, mut fault: Fault) {
+        self.count += 1;
+        clip(&mut fault.message);
+        fault.help.iter_mut().for_each(clip);
+        match self.index.entry((fault.span, fault.message.clone())) {
+            Entry::Occupied(at) => self.faults[*at.get()].instances.extend(fault.instances),
+            Entry::Vacant(_) if self.faults.len() == KEPT_FAULTS => self.left_out += 1,
+            Entry::Vacant(at) => {
+                at.insert(self.faults.len());
+                self.faults.push(fault);
+            }
+        }
     }
 
+    /// The faults that are kept.
     pub fn faults(&self) -> &[Fault] {
         &self.faults
+    }
+
+    /// Grows with every fault that is told.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// The source's text under `span`.
@@ -103,26 +145,17 @@ impl Diagnostics {
         &self.sources[source as usize].text
     }
 
-    /// `value` if there is no fault; else all faults, sorted by place, those that differ only by instance told once.
+    /// `value` if there is no fault; else the faults, sorted by place, the first [`SHOWN_FAULTS`] of them.
     pub fn finish<T>(mut self, value: Option<T>) -> Result<T, Self> {
         if self.faults.is_empty()
             && let Some(value) = value
         {
             return Ok(value);
         }
-        let mut first: HashMap<(Option<Span>, String), usize> = HashMap::new();
-        let mut merged: Vec<Fault> = Vec::new();
-        for fault in self.faults.drain(..) {
-            match first.entry((fault.span, fault.message.clone())) {
-                std::collections::hash_map::Entry::Occupied(at) => merged[*at.get()].instances.extend(fault.instances),
-                std::collections::hash_map::Entry::Vacant(at) => {
-                    at.insert(merged.len());
-                    merged.push(fault);
-                }
-            }
-        }
-        merged.sort_by_key(|fault| (fault.span.is_none(), fault.span));
-        self.faults = merged;
+        self.faults.sort_by_key(|fault| (fault.span.is_none(), fault.span));
+        self.left_out += self.faults.len().saturating_sub(SHOWN_FAULTS);
+        self.faults.truncate(SHOWN_FAULTS);
+        self.index.clear();
         Err(self)
     }
 
@@ -142,8 +175,11 @@ impl Diagnostics {
             }
             self.render_one(fault, &paint, &mut lines, &mut out).expect("writing to a string cannot fail");
         }
+        if self.left_out > 0 {
+            let _ = writeln!(out, "\n… and {} more", self.left_out);
+        }
         if self.faults.len() > 1 {
-            let _ = writeln!(out, "\n{} faults", self.faults.len());
+            let _ = writeln!(out, "\n{} faults", self.faults.len() + self.left_out);
         }
         out
     }
@@ -178,8 +214,8 @@ impl Diagnostics {
             }
             let (shown, before) = window(place.text, place.column - 1, place.length);
             writeln!(out, "{} {bar} {shown}", paint.blue(&format!("{:>width$}", place.line)))?;
-            let marks =
-                if n == 0 { paint.red(&"^".repeat(place.length)) } else { paint.blue(&"-".repeat(place.length)) };
+            let length = place.length.min(shown.chars().count().saturating_sub(before).max(1));
+            let marks = if n == 0 { paint.red(&"^".repeat(length)) } else { paint.blue(&"-".repeat(length)) };
             writeln!(
                 out,
                 "{}",

@@ -160,9 +160,22 @@ impl Journal {
     /// When the folder cannot be made.
     pub fn create(runs: &Path) -> Result<Self> {
         std::fs::create_dir_all(runs).at(runs)?;
+        Self::create_as(runs, "")
+    }
+
+    /// As [`Journal::create`], in the system's temporary folder: for a store that can only be read.
+    pub fn create_elsewhere() -> Result<Self> {
+        Self::create_as(&std::env::temp_dir(), "temper-")
+    }
+
+    fn create_as(parent: &Path, prefix: &str) -> Result<Self> {
+        // Events name the folder, in JSON.
+        if parent.to_str().is_none() {
+            return Err(Error::surroundings(format!("{}: the path of a run must be UTF-8", parent.display())));
+        }
         loop {
             let id = fresh_id(SystemTime::now());
-            let folder = runs.join(&id);
+            let folder = parent.join(format!("{prefix}{id}"));
             match std::fs::create_dir(&folder) {
                 Ok(()) => {
                     let path = folder.join("journal.jsonl");
@@ -201,20 +214,27 @@ impl Journal {
     }
 }
 
-/// The events of the run in `folder`; a last line that a crash cut short is left out.
+/// The events of the run in `folder`, with a warning in the place of each line that is no event, as damage leaves them; a last
+/// line that a crash cut short is left out.
 ///
 /// # Errors
-/// When there is no journal, or a line before the last is no event.
+/// When there is no journal that can be read.
 pub fn read(folder: &Path) -> Result<Vec<Line>> {
     let path = folder.join("journal.jsonl");
-    let text = String::from_utf8_lossy(&std::fs::read(&path).at(&path)?).into_owned();
-    let lines: Vec<&str> = text.lines().collect();
-    let mut events = Vec::with_capacity(lines.len());
-    for (i, line) in lines.iter().enumerate() {
+    let bytes = crate::store::files::read_if_there(&path)?
+        .ok_or_else(|| Error::surroundings(format!("{}: no file that can be read", path.display())))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let count = text.lines().count();
+    let mut events: Vec<Line> = Vec::with_capacity(count);
+    for (i, line) in text.lines().enumerate() {
         match serde_json::from_str(line) {
             Ok(event) => events.push(event),
-            Err(_) if i + 1 == lines.len() => break,
-            Err(e) => return Err(Error::surroundings(format!("{}: line {}: {e}", path.display(), i + 1))),
+            Err(_) if i + 1 == count => break,
+            Err(e) => {
+                let message = format!("{}: line {} is no event: {e}", path.display(), i + 1);
+                let at = events.last().map_or(0.0, |line| line.at);
+                events.push(Line { at, event: Event::Warning { stage: None, message } });
+            }
         }
     }
     Ok(events)
@@ -281,6 +301,27 @@ mod tests {
         journal.file.write_all(b"{\"at\":1,\"event\":\"stage_sk").unwrap();
         let read: Vec<Event> = read(journal.folder()).unwrap().into_iter().map(|line| line.event).collect();
         assert_eq!(read, events);
+    }
+
+    #[test]
+    fn a_damaged_line_is_told_in_its_place_and_the_others_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path()).unwrap();
+        let (first, last) = (Event::StageSkipped { stage: "a".into(), because: None }, progress(100));
+        journal.write(&first).unwrap();
+        journal.file.write_all(b"\xff{\"at\":1}\n").unwrap();
+        journal.write(&last).unwrap();
+        let read: Vec<Event> = read(journal.folder()).unwrap().into_iter().map(|line| line.event).collect();
+        let [a, Event::Warning { stage: None, message }, b] = &read[..] else { panic!("{read:?}") };
+        assert_eq!((a, b), (&first, &last));
+        assert!(message.contains("journal.jsonl: line 2 is no event"), "{message}");
+    }
+
+    #[test]
+    fn a_journal_that_is_no_file_is_an_error_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("journal.jsonl"), 0o600.into()).unwrap();
+        assert_eq!(read(dir.path()).unwrap_err().exit_code(), 3);
     }
 
     #[test]

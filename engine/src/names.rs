@@ -81,9 +81,12 @@ hash_newtype!(
 #[serde(try_from = "String", into = "String")]
 pub struct StageName(String);
 
+/// Bytes of a name or label.
+pub const LONGEST_NAME: usize = 64;
+
 /// Whether `s` may name a stage, a matrix dimension, a matrix label, a port or a profile.
 pub fn is_name(s: &str) -> bool {
-    (1..=64).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    (1..=LONGEST_NAME).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 impl StageName {

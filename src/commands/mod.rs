@@ -37,22 +37,26 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Report { file, run } => report::report(&file, run.as_deref(), &registry),
         Command::Kinds { kind, json } => kinds::kinds(kind.as_deref(), json, &registry),
         Command::Schema => kinds::schema(&registry),
-        Command::Verify { store } => verify::verify(&store),
+        Command::Verify { store, repair } => verify::verify(&store, repair),
         Command::Lm { task } => lm::lm(&task),
     };
-    match done {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            match &failure {
-                // Rendered with its own colours around what it has escaped; standard error may have gone away.
-                Failure::File(faults) => {
-                    let mut stderr = std::io::stderr();
-                    let _ = writeln!(stderr, "{}", faults.render(stderr.is_terminal()).trim_end());
-                }
-                Failure::Error(error) => note!("error: {error}"),
+    let code = done.unwrap_or_else(|failure| {
+        match &failure {
+            // Rendered with its own colours around what it has escaped; standard error may have gone away.
+            Failure::File(faults) => {
+                let mut stderr = std::io::stderr();
+                let _ = writeln!(stderr, "{}", faults.render(stderr.is_terminal()).trim_end());
             }
-            ExitCode::from(failure.exit_code())
+            Failure::Error(error) => note!("error: {error}"),
         }
+        failure.exit_code()
+    });
+    match output::finish() {
+        Err(error) if code == 0 => {
+            note!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+        _ => ExitCode::from(code),
     }
 }
 

@@ -42,7 +42,11 @@ pub fn runs(at: &StoreAt) -> Done {
     for folder in folders(&store)? {
         let id = folder.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let (mut pipeline, mut profiles, mut end) = (String::new(), Vec::new(), None);
-        for line in journal::read(&folder)? {
+        let lines = journal::read(&folder).unwrap_or_else(|error| {
+            note!("warning: {error}");
+            Vec::new()
+        });
+        for line in lines {
             match line.event {
                 Event::Started { pipeline: name, profiles: p, .. } => (pipeline, profiles) = (name, p),
                 Event::Finished { ran, reused, failed, interrupted, seconds, .. } => {
@@ -91,8 +95,10 @@ fn folders(store: &Store) -> Result<Vec<PathBuf>> {
 /// The latest run of a pipeline; with these profiles if any are named.
 fn latest(store: &Store, pipeline: &str, profiles: &[String]) -> Result<Option<PathBuf>> {
     for folder in folders(store)?.into_iter().rev() {
-        let first = journal::read(&folder)?.into_iter().next();
-        if let Some(Event::Started { pipeline: name, profiles: with, .. }) = first.map(|line| line.event)
+        // A run whose journal is damaged is passed over: `temper runs` tells.
+        let mut events = journal::read(&folder).unwrap_or_default().into_iter().map(|line| line.event);
+        if let Some(Event::Started { pipeline: name, profiles: with, .. }) =
+            events.find(|event| matches!(event, Event::Started { .. }))
             && name == pipeline
             && (profiles.is_empty() || profiles == with)
         {

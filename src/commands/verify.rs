@@ -1,4 +1,4 @@
-//! `temper verify`: rehashes the store. Repairs nothing; a run that needs what is damaged makes it again.
+//! `temper verify`: rehashes the store; `--repair` sets aside what is damaged. A run that needs it makes it again.
 
 use engine::store::{self, ActionRecord};
 use serde_json::json;
@@ -9,7 +9,7 @@ use crate::args::StoreAt;
 /// Exit code of a store in which something is damaged: the surroundings' fault.
 const DAMAGED: u8 = 3;
 
-pub fn verify(at: &StoreAt) -> Done {
+pub fn verify(at: &StoreAt, repair: bool) -> Done {
     let store = existing_store(at)?;
     let found = store::verify(&store)?;
     if at.json {
@@ -25,14 +25,23 @@ pub fn verify(at: &StoreAt) -> Done {
         for path in found.rotten_blobs.iter().chain(&found.broken_records) {
             say!("damaged: {}", path.display());
         }
-        say!(
-            "{}",
-            if found.is_sound() {
-                "all bytes are as they should be"
-            } else {
-                "a run that needs what is damaged makes it again; `temper run … --force STAGE` does so in any case"
-            }
-        );
     }
-    Ok(if found.is_sound() { 0 } else { DAMAGED })
+    if found.is_sound() {
+        if !at.json {
+            say!("all bytes are as they should be");
+        }
+        return Ok(0);
+    }
+    if repair {
+        let count = store::repair(&store, &found)?;
+        note!(
+            "set aside: {count}, in {}; a run that needs them makes them again",
+            store.root().join("quarantine").display()
+        );
+        return Ok(0);
+    }
+    if !at.json {
+        say!("`temper verify --repair` sets aside what is damaged; a run that needs it makes it again");
+    }
+    Ok(DAMAGED)
 }

@@ -8,7 +8,7 @@ use engine::error::{At, Error, Result};
 use engine::journal::{self, Event};
 use engine::names::{Digest, Key};
 use engine::spec;
-use engine::store::Store;
+use engine::store::{Presence, Store};
 use serde::Deserialize;
 use serde_json::Value;
 use stages::paper::Held;
@@ -113,6 +113,9 @@ impl RunData {
     /// When the folder holds no graph or journal.
     pub fn read(folder: &Path, store: &Store) -> Result<Self> {
         let path = folder.join("graph.json");
+        if !path.is_file() {
+            return Err(Error::surroundings(format!("{}: not a file", path.display())));
+        }
         let text = std::fs::read(&path).at(&path)?;
         let graph: GraphFile =
             serde_json::from_slice(&text).map_err(|e| Error::surroundings(format!("{}: {e}", path.display())))?;
@@ -136,8 +139,10 @@ impl RunData {
         }
         for (name, fate) in &run.fates {
             let Some(digest) = fate.digest else { continue };
-            // An artifact that is gone by now is a gap in the report, not an error of it.
-            if let Ok(artifact) = store.open_artifact(&digest) {
+            // An artifact that is gone or damaged by now is a gap in the report, not an error of it.
+            if let Ok(Presence::Whole) = store.presence(&digest)
+                && let Ok(artifact) = store.open_artifact(&digest)
+            {
                 run.folders.insert(name.clone(), artifact.folder);
                 run.metrics.insert(name.clone(), artifact.manifest.facts.metrics);
             }

@@ -13,6 +13,8 @@ mod study;
 pub mod terminal;
 mod verdict;
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use engine::error::{At, Result};
@@ -28,14 +30,25 @@ pub struct Report {
     pub summary: String,
 }
 
-/// Renders `report.html` into the run's folder from its journal and artifacts; also for a failed or partial run.
+/// Renders `report.html` into the run's folder from its journal and artifacts, or, where the store cannot be written to, into
+/// the system's temporary folder; also for a failed or partial run.
 ///
 /// # Errors
 /// When the run's folder or one of its artifacts cannot be read.
 pub fn render(folder: &Path, store: &Store) -> Result<Report> {
     let run = RunData::read(folder, store)?;
     let (study, agreement) = (Study::gather(&run), agreement::gather(&run));
-    let path = folder.join("report.html");
-    std::fs::write(&path, page::render(&run, &study, &agreement)).at(&path)?;
+    let page = page::render(&run, &study, &agreement);
+    let path = if folder.starts_with(store.root()) && !store.is_writable() {
+        let name = format!("temper-{}-{:x}.html", run.id, std::process::id());
+        let path = std::env::temp_dir().join(name);
+        // Whatever somebody else may have put there is not written to.
+        File::create_new(&path).and_then(|mut file| file.write_all(page.as_bytes())).at(&path)?;
+        path
+    } else {
+        let path = folder.join("report.html");
+        std::fs::write(&path, page).at(&path)?;
+        path
+    };
     Ok(Report { path, summary: terminal::summary(&study, &agreement::sentences(&agreement)) })
 }

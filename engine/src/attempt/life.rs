@@ -61,7 +61,8 @@ pub(super) fn begin() -> Result<File> {
             adopt()?;
             Ok(File::from(stdout))
         }
-        child => match Pid::from_raw(child) {
+        // -1: there was none to be had.
+        child => match (child > 0).then(|| Pid::from_raw(child)).flatten() {
             Some(child) => {
                 // The attempt alone speaks to the orchestrator, which hears its end.
                 drop(stdout);

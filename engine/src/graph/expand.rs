@@ -1,12 +1,13 @@
 //! Stages to instances: the product of the matrix, each label's changes merged and variables filled in. Knows no kind.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use serde_json::Value as Json;
 
 use super::select::{Found, Selector};
 use crate::diagnostics::{Diagnostics, Fault, Span};
-use crate::names::InstanceName;
+use crate::names::{InstanceName, LONGEST_NAME};
 use crate::spec::interpolate::{self, Variable, fill};
 use crate::spec::matrix::Label;
 use crate::spec::node::{Map, Node, Value};
@@ -14,6 +15,12 @@ use crate::spec::{Spec, Stage, merge, seed_of, texts};
 
 /// Instances that one stage may have.
 pub const MAX_INSTANCES: usize = 100_000;
+/// Memory that the names, `with` and `needs` of all instances may take.
+pub const MAX_BYTES: usize = 128 << 20;
+/// What an instance takes besides.
+const INSTANCE_BYTES: usize = 256;
+/// Instances that all ports of all instances may be given.
+pub const MAX_NEEDED: usize = 2_000_000;
 
 /// An instance before its parameters and wiring are checked.
 #[derive(Debug)]
@@ -59,27 +66,55 @@ pub struct Layout<'a> {
     pub by_name: HashMap<&'a str, usize>,
     /// The first draft of each stage, and one more: the end.
     first: Vec<usize>,
+    /// Instances that ports have been given so far.
+    needed: Cell<usize>,
 }
 
 impl<'a> Layout<'a> {
     pub fn new(spec: &'a Spec, faults: &mut Diagnostics) -> Self {
         let by_name = spec.stages.iter().enumerate().map(|(n, stage)| (stage.name.as_str(), n)).collect();
         let mut first = vec![0];
+        let mut bytes = 0_usize;
         for stage in &spec.stages {
+            let span = stage.matrix.first().map_or(stage.span, |dimension| dimension.span);
             let count = stage.matrix.iter().try_fold(1, |product: usize, d| product.checked_mul(d.labels.len()));
             let count = count.filter(|count| *count <= MAX_INSTANCES).unwrap_or_else(|| {
                 let message = format!("the matrix of stage `{}` gives more than {MAX_INSTANCES} instances", stage.name);
-                faults.push(Fault::new(stage.matrix[0].span, message));
+                faults.push(Fault::new(span, message));
                 0
             });
+            bytes = bytes.saturating_add(bytes_of(stage, count));
+            if bytes > MAX_BYTES {
+                let message = format!(
+                    "with the instances of stage `{}` the pipeline's parameters take more than {} MiB",
+                    stage.name,
+                    MAX_BYTES >> 20
+                );
+                let help = "put large values into a file that the instances share";
+                faults.push(Fault::new(span, message).help(help));
+                // Nothing is expanded.
+                first = vec![0; spec.stages.len() + 1];
+                break;
+            }
             first.push(first[first.len() - 1] + count);
         }
-        Self { spec, by_name, first }
+        Self { spec, by_name, first, needed: Cell::new(0) }
     }
 
     pub fn drafts_of(&self, stage: usize) -> std::ops::Range<usize> {
         self.first[stage]..self.first[stage + 1]
     }
+}
+
+/// About how much memory `count` instances of a stage take, at most.
+fn bytes_of(stage: &Stage, count: usize) -> usize {
+    let base = INSTANCE_BYTES + 2 * LONGEST_NAME + stage.with.bytes() + stage.needs.bytes();
+    let dimensions = stage.matrix.iter().filter(|dimension| !dimension.labels.is_empty()).map(|dimension| {
+        let label = |label: &Label| 2 * label.text.len() + dimension.name.len() + label.partial.bytes();
+        let all: usize = dimension.labels.iter().map(label).sum();
+        all.saturating_mul(count / dimension.labels.len())
+    });
+    dimensions.fold(base.saturating_mul(count), usize::saturating_add)
 }
 
 /// Every instance of every stage: stages in order, labels in declared order with the last dimension fastest.
@@ -156,16 +191,27 @@ fn need(
     user: &Draft,
     faults: &mut Diagnostics,
 ) -> Need {
-    let before = faults.faults().len();
+    let before = faults.count();
     let selectors = texts(node, &format!("`{port}`"), faults);
     let listed = matches!(node.value, Value::List(_));
-    let mut need = Need { port, span, from: Vec::new(), several: listed, sound: faults.faults().len() == before };
+    let mut need = Need { port, span, from: Vec::new(), several: listed, sound: faults.count() == before };
     for (text, span) in &selectors {
+        if layout.needed.get() > MAX_NEEDED {
+            need.sound = false;
+            break;
+        }
         let text = fill(text, variables);
         let found = Selector::parse(&text).and_then(|selector| layout.select(&selector));
         match found {
             Ok(Found::Instances { drafts, several }) => {
                 need.several |= several;
+                layout.needed.set(layout.needed.get() + drafts.len());
+                if layout.needed.get() > MAX_NEEDED {
+                    let message = format!("the ports of all instances are given more than {MAX_NEEDED} instances");
+                    faults.push(Fault::new(*span, message));
+                    need.sound = false;
+                    break;
+                }
                 need.from.extend(drafts.into_iter().map(|draft| (draft, *span)));
             }
             Ok(Found::Faulty) => need.sound = false,

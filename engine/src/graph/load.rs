@@ -10,6 +10,7 @@ use super::select::{Found, Selector};
 use super::{Graph, Instance, Options, PortInputs, Source, order, wire};
 use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
 use crate::kind::{Arity, Registry, Signature, Wired};
+use crate::names::Digest;
 use crate::spec::{self, Spec};
 use crate::text::strip_bom;
 
@@ -184,7 +185,7 @@ fn check_equal(layout: &Layout, drafts: &[Draft], typed: &[Option<Typed>], fault
         if range.len() < 2 || !stage.all_used {
             continue;
         }
-        let mut alike: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        let mut alike: BTreeMap<Digest, Vec<usize>> = BTreeMap::new();
         for at in range {
             let (draft, Some(typed)) = (&drafts[at], &typed[at]) else { continue };
             if draft.sound {
@@ -194,7 +195,8 @@ fn check_equal(layout: &Layout, drafts: &[Draft], typed: &[Option<Typed>], fault
                     .iter()
                     .map(|need| (need.port.as_str(), need.from.iter().map(|(at, _)| *at).collect()))
                     .collect();
-                alike.entry(format!("{} {seed:?} {inputs:?}", typed.checked.params)).or_default().push(at);
+                let text = format!("{} {seed:?} {inputs:?}", typed.checked.params);
+                alike.entry(Digest::of(text.as_bytes())).or_default().push(at);
             }
         }
         let mut groups: Vec<Vec<usize>> = alike.into_values().filter(|group| group.len() > 1).collect();

@@ -37,12 +37,12 @@ pub fn check(
     folder: &Path,
     faults: &mut Diagnostics,
 ) -> Result<Checked, Option<Json>> {
-    let before = faults.faults().len();
+    let before = faults.count();
     let mut with = draft.json.clone();
     let mut names = Names { draft, stage, path: String::new(), unknown: Vec::new() };
     names.check(&draft.with, &mut with, &Shape::of(&known.schema), faults);
     let normal = normalise(with, draft, stage, known, &names.unknown, faults);
-    if faults.faults().len() > before {
+    if faults.count() > before {
         return Err(normal);
     }
     let mut params = normal.ok_or(None)?;

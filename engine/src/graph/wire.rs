@@ -16,7 +16,7 @@ pub fn check(
 ) -> bool {
     let draft = &drafts[at];
     let Some(signature) = &signatures[at] else { return false };
-    let before = faults.faults().len();
+    let before = faults.count();
     for need in &draft.needs {
         match signature.ports.iter().find(|port| port.name == need.port) {
             Some(port) => given(port, need, draft, drafts, signatures, faults),
@@ -40,7 +40,7 @@ pub fn check(
             faults.push(Fault::new(stage.span, message).help(help).of_instance(draft.told_as()));
         }
     }
-    faults.faults().len() == before
+    faults.count() == before
 }
 
 fn kind_of<'a>(draft: &Draft, layout: &Layout<'a>) -> &'a str {

@@ -361,17 +361,17 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
     /// Runs `task` on a thread and hears its last word, whatever happens to it.
     fn spawn(&mut self, node: usize, task: impl FnOnce(&Sender<Word>) -> Word + Send + 'scope) {
         let words = self.words.clone();
-        let lost = move |what: String| Word::Lost {
-            node,
-            error: Error::ours(format!("the orchestrator failed at it: {what}")),
-        };
         let guarded = move || {
             let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| task(&words)));
-            let word = caught.unwrap_or_else(|panic| lost(crate::attempt::panic_message(&*panic)));
+            let word = caught.unwrap_or_else(|panic| {
+                let what = crate::attempt::panic_message(&*panic);
+                Word::Lost { node, error: Error::ours(format!("the orchestrator failed at it: {what}")) }
+            });
             drop(words.send(word));
         };
         if let Err(e) = std::thread::Builder::new().name("stage".into()).spawn_scoped(self.scope, guarded) {
-            drop(self.words.send(lost(format!("cannot start a thread: {e}"))));
+            let error = Error::surroundings(format!("cannot start a thread: {e}"));
+            drop(self.words.send(Word::Lost { node, error }));
         }
     }
 

@@ -1,5 +1,6 @@
 //! Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first stops the runs of this process in order, the second ends it at once. Knows no run.
 
+use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, Once, PoisonError};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,6 +42,10 @@ pub fn on_signal(hook: impl Fn() + Send + 'static) -> Guard {
 }
 
 fn listen(ready: &std::sync::mpsc::Sender<()>) {
+    // tokio panics where it cannot have the four descriptors that listening takes: they are asked for beforehand.
+    if [UnixStream::pair(), UnixStream::pair()].iter().any(Result::is_err) {
+        return;
+    }
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else { return };
     runtime.block_on(async {
         let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))

@@ -150,9 +150,20 @@ pub fn run(
     options: &RunOptions,
     mut events: impl FnMut(&Event),
 ) -> Result<Outcome> {
-    let journal = Journal::create(&store.runs())?;
+    // On a read-only disk a finished store can still tell what it holds.
+    let elsewhere = !store.is_writable() && plan.stages.iter().all(|stage| matches!(stage.state, State::Reuse { .. }));
+    let journal = if elsewhere { Journal::create_elsewhere()? } else { Journal::create(&store.runs())? };
     let run = journal.id().to_owned();
+    let folder = journal.folder().to_owned();
     let mut ledger = Ledger::begin(graph, journal, options, &mut events)?;
+    if elsewhere {
+        let message = format!(
+            "{}: the store cannot be written to; this run's journal and report are in {}",
+            store.root().display(),
+            folder.display()
+        );
+        ledger.tell(Event::Warning { stage: None, message });
+    }
     ledger.planned(plan);
     let mut replanned = None;
     let mut set_aside: Vec<Digest> = Vec::new();

@@ -6,7 +6,7 @@ use super::interpolate::{Part, parts};
 use super::node::{Map, Node, Value, resolve};
 use super::{LABEL_KEYS, Stage, check_names, known_keys};
 use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
-use crate::names::{StageName, is_name};
+use crate::names::{LONGEST_NAME, StageName, is_name};
 
 #[derive(Clone, Debug)]
 pub struct Dimension {
@@ -28,7 +28,7 @@ pub struct Label {
 
 /// Whether `s` may be a matrix label: a name, or one with dots such as `0.005`.
 pub fn is_label(s: &str) -> bool {
-    (1..=64).contains(&s.len())
+    (1..=LONGEST_NAME).contains(&s.len())
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
         && s.bytes().any(|b| b != b'.')
 }
@@ -47,9 +47,9 @@ pub fn read(node: Node, stage: &StageName, faults: &mut Diagnostics) -> Vec<Dime
     map.0
         .into_iter()
         .map(|entry| {
-            let before = faults.faults().len();
+            let before = faults.count();
             let labels = labels(&entry.key, entry.value, stage, faults);
-            Dimension { name: entry.key, span: entry.key_span, labels, sound: faults.faults().len() == before }
+            Dimension { name: entry.key, span: entry.key_span, labels, sound: faults.count() == before }
         })
         .collect()
 }

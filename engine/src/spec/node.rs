@@ -1,6 +1,7 @@
 //! The tree that YAML becomes: values with their places. Knows no pipeline.
 
 use crate::diagnostics::Span;
+use crate::names::LONGEST_NAME;
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +34,9 @@ pub struct Entry {
     pub value: Node,
 }
 
+/// What a value takes besides its text.
+pub const VALUE_BYTES: usize = size_of::<Entry>();
+
 impl Node {
     pub fn map(span: Span) -> Self {
         Self { span, value: Value::Map(Map::default()) }
@@ -43,6 +47,17 @@ impl Node {
             Value::Map(map) => Some(map),
             _ => None,
         }
+    }
+
+    /// About how much memory it takes, at most, once variables are filled in.
+    pub fn bytes(&self) -> usize {
+        VALUE_BYTES
+            + match &self.value {
+                Value::Str(text) => text.len() + text.matches("${").count() * LONGEST_NAME,
+                Value::List(items) => items.iter().map(Self::bytes).sum(),
+                Value::Map(map) => map.bytes(),
+                _ => 0,
+            }
     }
 
     pub fn is_null(&self) -> bool {
@@ -63,6 +78,11 @@ impl Node {
 }
 
 impl Map {
+    /// As [`Node::bytes`].
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(|entry| entry.key.len() + entry.value.bytes()).sum()
+    }
+
     pub fn position(&self, key: &str) -> Option<usize> {
         self.0.iter().position(|entry| entry.key == key)
     }

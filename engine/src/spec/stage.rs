@@ -61,7 +61,7 @@ pub fn read(map: Map, faults: &mut Diagnostics) -> Vec<Stage> {
 }
 
 fn fill_stage(stage: &mut Stage, map: Map, names: &[String], faults: &mut Diagnostics) {
-    let before = faults.faults().len();
+    let before = faults.count();
     known_keys(&map, STAGE_KEYS, "a stage", faults);
     if map.entry("uses").is_none() {
         let message = format!("stage `{}` does not say what it `uses`", stage.name);
@@ -90,7 +90,7 @@ fn fill_stage(stage: &mut Stage, map: Map, names: &[String], faults: &mut Diagno
         stage.matrix = matrix::read(node, &stage.name, faults);
     }
     let used = matrix::check_variables(stage, faults);
-    stage.sound = faults.faults().len() == before;
+    stage.sound = faults.count() == before;
     stage.all_used = matrix::check_use(stage, &used, faults);
 }
 

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 
 use granit_parser::{Event, Parser, ScalarStyle, Tag};
 
-use super::node::{Entry, Map, Node, Value, resolve};
+use super::node::{Entry, Map, Node, VALUE_BYTES, Value, resolve};
 use crate::diagnostics::{Diagnostics, Fault, Span};
 
 /// Deepest nesting of lists and maps.
 pub const MAX_DEPTH: usize = 64;
-/// Nodes that all aliases of a file may add to it.
-pub const MAX_ALIASED: usize = 1_000_000;
+/// Memory that the values of a file may take, with what its aliases add.
+pub const MAX_BYTES: usize = 64 << 20;
 
 /// The tree of the single document in `text`, which stands at byte `offset` of source number `source`.
 /// None after a fault that leaves no tree; other faults leave one without what is at fault.
@@ -23,7 +23,7 @@ pub fn parse(source: u32, text: &str, offset: usize, faults: &mut Diagnostics) -
         offset,
         open: Vec::new(),
         anchors: HashMap::new(),
-        aliased: 0,
+        bytes: 0,
         root: None,
         documents: 0,
         faults,
@@ -49,8 +49,8 @@ pub fn parse(source: u32, text: &str, offset: usize, faults: &mut Diagnostics) -
 #[derive(Clone)]
 struct Built {
     node: Node,
-    /// Nodes in it, itself included.
-    count: usize,
+    /// Memory that it takes.
+    bytes: usize,
     /// Levels of lists and maps in it.
     depth: usize,
     /// Whether it is an unquoted scalar.
@@ -60,7 +60,7 @@ struct Built {
 struct Open {
     span: Span,
     anchor: usize,
-    count: usize,
+    bytes: usize,
     depth: usize,
     content: Content,
 }
@@ -83,7 +83,8 @@ struct Builder<'a> {
     offset: usize,
     open: Vec<Open>,
     anchors: HashMap<usize, Built>,
-    aliased: usize,
+    /// Memory that all values take so far, those that anchors keep for aliases included.
+    bytes: usize,
     root: Option<Built>,
     documents: usize,
     faults: &'a mut Diagnostics,
@@ -107,10 +108,10 @@ impl Builder<'_> {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let value = self.scalar(&text, style, tag, span);
-                self.take(
-                    Built { node: Node { span, value }, count: 1, depth: 0, plain: style == ScalarStyle::Plain },
-                    anchor,
-                )?;
+                let bytes = VALUE_BYTES + text.len();
+                self.spend(bytes, span)?;
+                let plain = style == ScalarStyle::Plain;
+                self.take(Built { node: Node { span, value }, bytes, depth: 0, plain }, anchor)?;
             }
             Event::SequenceStart(_, anchor, tag) => self.begin(span, anchor, tag, Content::List(Vec::new()))?,
             Event::MappingStart(_, anchor, tag) => {
@@ -118,13 +119,11 @@ impl Builder<'_> {
             }
             Event::SequenceEnd | Event::MappingEnd => self.end(span)?,
             Event::Alias(anchor) => {
-                let Some(built) = self.anchors.get(&anchor).cloned() else {
+                let Some(bytes) = self.anchors.get(&anchor).map(|built| built.bytes) else {
                     return self.stop(span, "an anchor cannot contain itself");
                 };
-                self.aliased += built.count;
-                if self.aliased > MAX_ALIASED {
-                    return self.stop(span, &format!("aliases add more than {MAX_ALIASED} values to this file"));
-                }
+                self.spend(bytes, span)?;
+                let built = self.anchors[&anchor].clone();
                 if self.open.len() + built.depth > MAX_DEPTH {
                     return self.too_deep(span);
                 }
@@ -132,7 +131,10 @@ impl Builder<'_> {
             }
             Event::UnresolvedAlias(name) => {
                 self.faults.push(Fault::new(span, format!("no anchor `&{name}` stands before this alias")));
-                self.take(Built { node: Node { span, value: Value::Null }, count: 1, depth: 0, plain: false }, 0)?;
+                self.take(
+                    Built { node: Node { span, value: Value::Null }, bytes: VALUE_BYTES, depth: 0, plain: false },
+                    0,
+                )?;
             }
             _ => {}
         }
@@ -142,6 +144,17 @@ impl Builder<'_> {
     fn stop(&mut self, span: Span, message: &str) -> Option<()> {
         self.faults.push(Fault::new(span, message));
         None
+    }
+
+    /// Counts what is about to be kept.
+    fn spend(&mut self, bytes: usize, span: Span) -> Option<()> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes <= MAX_BYTES {
+            return Some(());
+        }
+        let message =
+            format!("the values of this file, with what its aliases add, take more than {} MiB", MAX_BYTES >> 20);
+        self.stop(span, &message)
     }
 
     fn too_deep(&mut self, span: Span) -> Option<()> {
@@ -176,31 +189,33 @@ impl Builder<'_> {
         if self.open.len() >= MAX_DEPTH {
             return self.too_deep(span);
         }
-        self.open.push(Open { span, anchor, count: 1, depth: 1, content });
+        self.spend(VALUE_BYTES, span)?;
+        self.open.push(Open { span, anchor, bytes: VALUE_BYTES, depth: 1, content });
         Some(())
     }
 
     fn end(&mut self, end: Span) -> Option<()> {
         // The parser gives one end for each start.
-        let Open { mut span, anchor, count, depth, content } = self.open.pop()?;
+        let Open { mut span, anchor, bytes, depth, content } = self.open.pop()?;
         span.length = (end.start + end.length).saturating_sub(span.start);
         let value = match content {
             Content::List(items) => Value::List(items),
             Content::Map { entries, .. } => Value::Map(self.whole(entries)),
         };
-        self.take(Built { node: Node { span, value }, count, depth, plain: false }, anchor)
+        self.take(Built { node: Node { span, value }, bytes, depth, plain: false }, anchor)
     }
 
     /// A finished node goes into what is open.
     fn take(&mut self, built: Built, anchor: usize) -> Option<()> {
         if anchor != 0 {
+            self.spend(built.bytes, built.node.span)?;
             self.anchors.insert(anchor, built.clone());
         }
         let Some(parent) = self.open.last_mut() else {
             self.root = Some(built);
             return Some(());
         };
-        parent.count += built.count;
+        parent.bytes += built.bytes;
         parent.depth = parent.depth.max(built.depth + 1);
         let node = built.node;
         match &mut parent.content {
@@ -391,6 +406,8 @@ error: tag `!thing` is not supported
         faults.faults().iter().map(|f| f.message.clone()).collect()
     }
 
+    const TOO_LARGE: &str = "the values of this file, with what its aliases add, take more than 64 MiB";
+
     #[test]
     fn depth_and_aliases_are_bounded() {
         let deep = format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
@@ -401,7 +418,14 @@ error: tag `!thing` is not supported
             let last = format!("*a{}", n - 1);
             bomb += &format!("a{n}: &a{n} [{}]\n", vec![last; 10].join(", "));
         }
-        assert_eq!(faults_of(&bomb), ["aliases add more than 1000000 values to this file"]);
+        assert_eq!(faults_of(&bomb), [TOO_LARGE]);
+        // Few values of much text; anchors within anchors, each of which keeps a copy; many values of no text.
+        let text = "x".repeat(100_000);
+        assert_eq!(faults_of(&format!("a: &a {text}\nb: [{}]", vec!["*a"; 1_000].join(", "))), [TOO_LARGE]);
+        let nested = format!("{}{}{}", "&a [".repeat(60), "x".repeat(2 << 20), "]".repeat(60));
+        assert_eq!(faults_of(&nested), [TOO_LARGE]);
+        assert_eq!(faults_of(&format!("[{}]", "x,".repeat(1 << 20))), [TOO_LARGE]);
+        assert_eq!(faults_of(&format!("a: &a {text}\nb: [{}]", vec!["*a"; 500].join(", "))), [""; 0]);
         assert_eq!(faults_of("a: &a [*a]"), ["an anchor cannot contain itself"]);
         assert_eq!(faults_of("a: 1\n---\nb: 2"), ["a second document: expected one"]);
     }

@@ -270,5 +270,6 @@ fn sync(folder: &Path, manifest: &Manifest, file_system: &Path) -> Result<()> {
 }
 
 fn is_occupied(e: &std::io::Error) -> bool {
-    matches!(e.kind(), std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists)
+    use std::io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, NotADirectory};
+    matches!(e.kind(), DirectoryNotEmpty | AlreadyExists | NotADirectory)
 }

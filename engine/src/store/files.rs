@@ -2,8 +2,9 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -67,15 +68,24 @@ fn nanoseconds_now() -> i64 {
 
 const BUFFER: usize = 4 << 20;
 
+/// Whether rayon has its threads. It panics when it is used after the system refused them.
+static CAN_SHARE_WORK: LazyLock<bool> = LazyLock::new(|| match rayon::ThreadPoolBuilder::new().build_global() {
+    Ok(()) => true,
+    // Without a source: the pool was there before.
+    Err(e) => std::error::Error::source(&e).is_none(),
+});
+
 /// BLAKE3 of a file's bytes, with its stat. Large files on several threads.
 ///
 /// Read, not mapped: a file that is truncated under a mapping would kill the process.
 ///
 /// # Errors
-/// When it cannot be read, or changes meanwhile.
+/// When it cannot be read, is no regular file, or changes meanwhile.
 pub(crate) fn hash_file(path: &Path) -> Result<(Digest, Metadata)> {
-    let mut file = File::open(path).at(path)?;
-    let before = file.metadata().at(path)?;
+    let (mut file, before) = open_without_waiting(path, 0).at(path)?;
+    if !before.is_file() {
+        return Err(Error::surroundings(format!("{}: not a regular file", path.display())));
+    }
     let mut hasher = blake3::Hasher::new();
     // One byte more than the file has, so that a small one is seen to end in one read.
     let size = usize::try_from(before.len()).unwrap_or(BUFFER).saturating_add(1).min(BUFFER);
@@ -88,7 +98,7 @@ pub(crate) fn hash_file(path: &Path) -> Result<(Digest, Metadata)> {
                 n => filled += n,
             }
         }
-        if filled >= 1 << 20 {
+        if filled >= 1 << 20 && *CAN_SHARE_WORK {
             hasher.update_rayon(&buffer[..filled]);
         } else {
             hasher.update(&buffer[..filled]);
@@ -168,9 +178,15 @@ pub(crate) fn sync(path: &Path) -> Result<()> {
 /// At once, so that the file system can write them in one go: a sync is mostly waiting.
 pub(crate) fn sync_all(paths: &[PathBuf]) -> Result<()> {
     std::thread::scope(|scope| {
-        let syncs: Vec<_> = paths.iter().map(|path| scope.spawn(|| sync(path))).collect();
-        // A thread that only syncs does not panic.
-        syncs.into_iter().try_for_each(|sync| sync.join().unwrap_or(Ok(())))
+        let syncs: Vec<_> = paths
+            .iter()
+            .map(|path| std::thread::Builder::new().spawn_scoped(scope, move || sync(path)).map_err(|_| path))
+            .collect();
+        // A thread that only syncs does not panic. What got no thread is synced here.
+        syncs.into_iter().try_for_each(|started| match started {
+            Ok(thread) => thread.join().unwrap_or(Ok(())),
+            Err(path) => sync(path),
+        })
     })
 }
 
@@ -195,15 +211,60 @@ pub(crate) fn look(path: &Path) -> Result<Option<Metadata>> {
     }
 }
 
-/// `None` when there is nothing at `path`.
+/// The bytes of the regular file at `path`. `None` when there is nothing, something else (a folder, a link, a FIFO), or a file
+/// that this user may not read.
 pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if is_absent(&e) => Ok(None),
+    let Some(mut file) = open_if_file(path)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).at(path)?;
+    Ok(Some(bytes))
+}
+
+/// Opens a file for reading where [`read_if_there`] would read one.
+pub(crate) fn open_if_file(path: &Path) -> Result<Option<File>> {
+    // Looked at first: opening some special files does something.
+    if !look(path)?.is_some_and(|metadata| metadata.is_file()) {
+        return Ok(None);
+    }
+    match open_without_waiting(path, libc::O_NOFOLLOW) {
+        Ok((file, metadata)) => Ok(metadata.is_file().then_some(file)),
+        Err(e) if is_absent(&e) || e.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
         Err(e) => Err(e).at(path),
     }
 }
 
+/// A FIFO without a writer would keep an ordinary `open` waiting.
+fn open_without_waiting(path: &Path, flags: i32) -> std::io::Result<(File, Metadata)> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | flags).open(path)?;
+    let metadata = file.metadata()?;
+    Ok((file, metadata))
+}
+
+/// Whether this process may make, change and rename what a folder holds: not on a disk that is mounted read-only.
+pub(crate) fn is_writable(folder: &Path) -> bool {
+    rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+/// Moves something of the store at `root` into its quarantine, with a note; gives its new place.
+pub(crate) fn set_aside(root: &Path, path: &Path, why: &str) -> Result<PathBuf> {
+    let quarantine = root.join("quarantine");
+    fs::create_dir_all(&quarantine).at(&quarantine)?;
+    let fresh = fresh_name(&quarantine.join("new"));
+    let fresh = fresh.file_name().unwrap_or_default().to_string_lossy().replace(".new-", "");
+    let name = path.strip_prefix(root).unwrap_or(path).to_string_lossy().replace('/', "-");
+    let to = quarantine.join(format!("{name}-{fresh}"));
+    match fs::rename(path, &to) {
+        // Another process was faster.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(to),
+        other => other.at(path)?,
+    }
+    let note = quarantine.join(format!("{name}-{fresh}.txt"));
+    fs::write(&note, format!("{}\n{why}\n", path.display())).at(&note)?;
+    Ok(to)
+}
+
+/// Also of what lies below a file or a loop of links.
 fn is_absent(e: &std::io::Error) -> bool {
     matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+        || e.raw_os_error() == Some(libc::ELOOP)
 }

@@ -4,7 +4,7 @@
 //! It is never synced: it is written only after what it speaks of, and an entry that a crash tore is not believed.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -74,6 +74,11 @@ impl StatIndex {
         if fresh.is_empty() {
             return Ok(());
         }
+        if self.file.parent().is_some_and(|root| !files::is_writable(root)) {
+            // A store that is only read: what was learnt holds for this process alone.
+            state.known.extend(fresh.into_iter().map(|(stat, digest)| (place(stat), (*stat, *digest))));
+            return Ok(());
+        }
         let _lock = self.exclusively()?;
         self.load(&mut state)?;
         let bytes: Vec<u8> = fresh.iter().flat_map(|(stat, digest)| encode(stat, digest)).collect();
@@ -103,7 +108,7 @@ impl StatIndex {
 
     /// Reads what has been appended since.
     fn load(&self, state: &mut State) -> Result<()> {
-        let Some(metadata) = files::look(&self.file)? else {
+        let Some(metadata) = files::look(&self.file)?.filter(Metadata::is_file) else {
             *state = State::default();
             return Ok(());
         };
@@ -114,7 +119,7 @@ impl StatIndex {
         if stat.size < state.loaded + ENTRY as u64 {
             return Ok(());
         }
-        let mut file = File::open(&self.file).at(&self.file)?;
+        let Some(mut file) = files::open_if_file(&self.file)? else { return Ok(()) };
         file.seek(SeekFrom::Start(state.loaded)).at(&self.file)?;
         let mut bytes = Vec::with_capacity(usize::try_from(stat.size - state.loaded).unwrap_or(0));
         file.read_to_end(&mut bytes).at(&self.file)?;

@@ -23,7 +23,7 @@ pub use lock::{Holder, KeyLock};
 pub use read::{Artifact, Presence};
 pub use record::{ActionRecord, Platform, Provenance, Recorded, Settled, settle};
 pub use timings::Timings;
-pub use verify::{Broken, Report, verify};
+pub use verify::{Broken, Report, repair, verify};
 pub use work::AttemptFolder;
 
 use crate::error::{At, Error, Result};
@@ -61,19 +61,29 @@ impl Store {
     /// When a newer temper made the store (yours), or the disk fails.
     pub fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).at(root)?;
+        if root.to_str().is_none() {
+            return Err(Error::surroundings(format!("{}: the path of a store must be UTF-8", root.display()))
+                .help("name another with `--store FOLDER`"));
+        }
         if root.exists() && !root.is_dir() {
             return Err(Error::yours(format!("{}: a store is a folder, this is a file", root.display()))
                 .help("name another with `--store FOLDER`"));
         }
         fs::create_dir_all(&root).at(&root)?;
         check_empty(&root)?;
-        check_version(&root.join("version"))?;
-        for folder in ["blobs", "artifacts", "actions", "work", "requests", "runs", "locks", "quarantine"] {
+        check_version(&root)?;
+        for folder in FOLDERS {
             let folder = root.join(folder);
+            if files::look(&folder)?.is_some_and(|found| !found.is_dir() && !found.is_symlink()) {
+                files::set_aside(&root, &folder, "this must be a folder")?;
+            }
             match fs::create_dir(&folder) {
                 Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e).at(&folder),
                 _ => (),
             }
+        }
+        for file in ["index", "timings"] {
+            set_aside_if_no_file(&root, &root.join(file))?;
         }
         let index = StatIndex::new(root.join("index"), root.join("locks/index"));
         Ok(Self { root, index })
@@ -82,6 +92,11 @@ impl Store {
     /// Absolute.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether runs can be added to it: not on a disk that is mounted read-only.
+    pub fn is_writable(&self) -> bool {
+        files::is_writable(&self.runs())
     }
 
     /// One folder per run.
@@ -114,6 +129,16 @@ impl Store {
     }
 }
 
+const FOLDERS: [&str; 8] = ["quarantine", "blobs", "artifacts", "actions", "work", "requests", "runs", "locks"];
+
+/// Sets aside what is no file that can be read, where a file must be; on a read-only disk it stays, and counts as none.
+fn set_aside_if_no_file(root: &Path, path: &Path) -> Result<()> {
+    if files::open_if_file(path)?.is_none() && files::look(path)?.is_some() && files::is_writable(root) {
+        files::set_aside(root, path, "this must be a file that can be read")?;
+    }
+    Ok(())
+}
+
 /// A folder without a version becomes a store only if it holds nothing of anybody's; notes (`README.md`, `.gitignore`) may lie
 /// there.
 fn check_empty(root: &Path) -> Result<()> {
@@ -128,7 +153,7 @@ fn check_empty(root: &Path) -> Result<()> {
     }
     match strange {
         // The version is looked for last: another process may be making the store, which writes it before anything else.
-        Some(name) if !root.join("version").exists() => {
+        Some(name) if !is_store(root) => {
             Err(Error::yours(format!("{}: not a store, and not empty (it holds `{name}`)", root.display()))
                 .help("name the folder of a store, or a new one, with `--store FOLDER`"))
         }
@@ -136,16 +161,24 @@ fn check_empty(root: &Path) -> Result<()> {
     }
 }
 
-/// Writes the version of a new store, checks that of an old one.
-fn check_version(path: &Path) -> Result<()> {
-    let found = match fs::read_to_string(path) {
-        Ok(text) if !text.is_empty() => text,
-        Ok(_) => return files::write_atomically(path, format!("{VERSION}\n").as_bytes()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return files::write_atomically(path, format!("{VERSION}\n").as_bytes());
-        }
-        Err(e) => return Err(e).at(path),
-    };
+/// Whether a version lies there, or what a store holds does: one whose version is lost or broken is still a store.
+fn is_store(root: &Path) -> bool {
+    root.join("version").is_file() || ["artifacts", "actions", "blobs"].iter().all(|folder| root.join(folder).is_dir())
+}
+
+/// Writes the version of a new store, checks that of an old one. One that is no file that can be read is written again: there
+/// has been only one version so far.
+fn check_version(root: &Path) -> Result<()> {
+    let path = &root.join("version");
+    set_aside_if_no_file(root, path)?;
+    let found = files::read_if_there(path)?.unwrap_or_default();
+    if found.is_empty() {
+        return match files::look(path)? {
+            Some(_) if !files::is_writable(root) => Ok(()),
+            _ => files::write_atomically(path, format!("{VERSION}\n").as_bytes()),
+        };
+    }
+    let found = String::from_utf8_lossy(&found);
     match found.trim().parse::<u32>() {
         Ok(VERSION) => Ok(()),
         Ok(version) if version > VERSION => Err(Error::yours(format!(

@@ -96,9 +96,13 @@ impl Store {
     pub fn open_artifact(&self, digest: &Digest) -> Result<Artifact> {
         let folder = self.artifact_folder(digest);
         let path = folder.join(MANIFEST);
-        let bytes = fs::read(&path).at(&path)?;
-        match parse(&bytes, digest) {
+        let bytes = files::read_if_there(&path)?;
+        match bytes.as_deref().and_then(|bytes| parse(bytes, digest)) {
             Some(manifest) => Ok(Artifact { folder, manifest }),
+            None if files::look(&folder)?.is_none() => {
+                Err(Error::surroundings(format!("{}: the artifact is not there", folder.display()))
+                    .help("run the pipeline again: the artifact will be recomputed"))
+            }
             None => Err(Error::surroundings(format!("{}: the manifest is damaged", path.display()))
                 .help("run the pipeline again: the artifact will be recomputed")),
         }
@@ -120,33 +124,20 @@ impl Store {
                 }
             }
         }
-        self.move_away(&folder, &format!("an artifact whose file `{file}` is not as its manifest says"))
+        files::set_aside(self.root(), &folder, &format!("an artifact whose file `{file}` is not as its manifest says"))
     }
 
     pub(crate) fn quarantine_file(&self, path: &Path, why: &str) -> Result<()> {
-        self.move_away(path, why).map(drop)
+        files::set_aside(self.root(), path, why).map(drop)
     }
 
-    fn move_away(&self, path: &Path, why: &str) -> Result<PathBuf> {
-        let quarantine = self.root().join("quarantine");
-        let fresh = files::fresh_name(&quarantine.join("new"));
-        let fresh = fresh.file_name().unwrap_or_default().to_string_lossy().replace(".new-", "");
-        let name = path.strip_prefix(self.root()).unwrap_or(path).to_string_lossy().replace('/', "-");
-        let to = quarantine.join(format!("{name}-{fresh}"));
-        match fs::rename(path, &to) {
-            // Another process was faster.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(to),
-            other => other.at(path)?,
-        }
-        let note = quarantine.join(format!("{name}-{fresh}.txt"));
-        fs::write(&note, format!("{}\n{why}\n", path.display())).at(&note)?;
-        Ok(to)
-    }
-
-    /// Whether the index vouches for a file, or its bytes do.
+    /// Whether the index vouches for a file, or its bytes do. Not for what is no file that can be read.
     pub(crate) fn has_digest(&self, path: &Path, stat: &Stat, digest: &Digest) -> Result<bool> {
         if let Some(known) = self.index.vouched(stat)? {
             return Ok(known == *digest);
+        }
+        if files::open_if_file(path)?.is_none() {
+            return Ok(false);
         }
         let (found, metadata) = files::hash_file(path)?;
         if found == *digest {

@@ -126,39 +126,48 @@ pub fn settle(
     }
 }
 
-/// A record as it is written: with what shows that neither its key nor its digest has been touched.
-#[derive(Serialize, Deserialize)]
-struct Sealed<R> {
-    seal: Digest,
-    #[serde(flatten)]
-    record: R,
+/// What a record's file begins with. Its seal follows, then the record.
+const SEAL_BEGINS: &str = "{\n  \"seal\": \"";
+
+/// Over every byte of the file that follows it.
+fn seal(rest: &[u8]) -> String {
+    blake3::Hasher::new_derive_key("temper action record v2").update(rest).finalize().to_hex().to_string()
 }
 
-fn seal(key: &Key, digest: &Digest) -> Digest {
-    Digest::of(format!("{key} {digest}").as_bytes())
+/// The seal of older records covers only the key and the digest.
+fn old_seal(key: &Key, digest: &Digest) -> String {
+    Digest::of(format!("{key} {digest}").as_bytes()).to_string()
+}
+
+/// What finding the digest takes.
+#[derive(Deserialize)]
+struct Head {
+    key: Key,
+    digest: Digest,
+}
+
+/// The head of a record at `key` whose seal holds.
+fn sealed(key: &Key, bytes: &[u8]) -> Option<Head> {
+    let (found, rest) = bytes.strip_prefix(SEAL_BEGINS.as_bytes())?.split_at_checked(2 * blake3::OUT_LEN)?;
+    let head: Head = serde_json::from_slice(bytes).ok()?;
+    let holds = found == seal(rest).as_bytes() || found == old_seal(key, &head.digest).as_bytes();
+    (holds && head.key == *key).then_some(head)
 }
 
 impl Store {
     /// The record at a key. A record that is damaged counts as none.
     pub fn action(&self, key: &Key) -> Result<Option<ActionRecord>> {
         let Some(bytes) = files::read_if_there(&self.action_file(key))? else { return Ok(None) };
-        let sealed = serde_json::from_slice::<Sealed<ActionRecord>>(&bytes).ok();
-        Ok(sealed
-            .filter(|s| s.seal == seal(key, &s.record.digest))
-            .map(|s| s.record)
-            .filter(|r| r.recipe.key() == *key))
+        if sealed(key, &bytes).is_none() {
+            return Ok(None);
+        }
+        Ok(serde_json::from_slice::<ActionRecord>(&bytes).ok().filter(|record| record.recipe.key() == *key))
     }
 
-    /// The digest in the record at a key: what [`Store::action`] says, without reading all of it.
+    /// The digest in the record at a key: what [`Store::action`] says, without parsing all of it.
     pub fn recorded(&self, key: &Key) -> Result<Option<Digest>> {
-        #[derive(Deserialize)]
-        struct Head {
-            seal: Digest,
-            digest: Digest,
-        }
-        let Some(bytes) = files::read_if_there(&self.action_file(key))? else { return Ok(None) };
-        let head = serde_json::from_slice::<Head>(&bytes).ok();
-        Ok(head.filter(|h| h.seal == seal(key, &h.digest)).map(|h| h.digest))
+        let bytes = files::read_if_there(&self.action_file(key))?;
+        Ok(bytes.and_then(|bytes| sealed(key, &bytes)).map(|head| head.digest))
     }
 
     /// Writes a record unless there is one already: the first one wins. For the orchestrator alone, last of all, after
@@ -183,6 +192,9 @@ impl Store {
                             true => Recorded::Same,
                             false => Recorded::Differs { first: Box::new(first) },
                         });
+                    }
+                    if files::look(&path)?.is_some() {
+                        self.quarantine_file(&path, "an action record that cannot be read")?;
                     }
                     fs::rename(&name, &path).at(&path)?;
                     break;
@@ -228,9 +240,8 @@ impl Store {
         if files::look(&manifest)?.is_none() {
             return Err(Error::ours(format!("{}: the artifact of a record is not there", manifest.display())));
         }
-        let sealed = Sealed { seal: seal(&record.key, &record.digest), record };
-        let mut bytes = serde_json::to_vec_pretty(&sealed).expect("a record is plain data");
-        bytes.push(b'\n');
-        Ok(bytes)
+        let text = serde_json::to_string_pretty(record).expect("a record is plain data");
+        let rest = format!("\",{}\n", text.strip_prefix('{').unwrap_or(&text));
+        Ok(format!("{SEAL_BEGINS}{}{rest}", seal(rest.as_bytes())).into_bytes())
     }
 }

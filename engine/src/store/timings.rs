@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 
 use super::{ActionRecord, Store, files};
 use crate::error::{At, Result};
@@ -53,7 +54,9 @@ impl Store {
     pub(crate) fn note_seconds(&self, record: &ActionRecord) -> Result<()> {
         let path = self.root().join("timings");
         let Recorded { kind, stage, seconds } = Recorded::of(record);
-        let mut file = File::options().create(true).append(true).open(&path).at(&path)?;
+        // Without waiting, should it be a FIFO by now.
+        let mut file =
+            File::options().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(&path).at(&path)?;
         // One write: lines of several processes do not mix.
         file.write_all(format!("{kind}\t{stage}\t{seconds:.3}\n").as_bytes()).at(&path)?;
         if file.metadata().at(&path)?.len() > REWRITE_ABOVE {

@@ -1,4 +1,4 @@
-//! `verify`: reads every byte of the store, also what the stat index vouches for. Moves and deletes nothing.
+//! `verify`: reads every byte of the store, also what the stat index vouches for. `repair` sets aside what it found damaged.
 
 use std::collections::HashMap;
 use std::fs;
@@ -49,6 +49,22 @@ impl Report {
     }
 }
 
+/// Moves what [`verify`] found damaged into the quarantine: a run that needs it makes it again. Gives how many things it moved.
+pub fn repair(store: &Store, found: &Report) -> Result<usize> {
+    let mut artifacts: Vec<Digest> = found.rotten.iter().map(|broken| broken.artifact).collect();
+    artifacts.dedup();
+    for artifact in &artifacts {
+        store.quarantine(artifact)?;
+    }
+    for path in found.rotten_blobs.iter().filter(|path| fs::symlink_metadata(path).is_ok()) {
+        store.quarantine_file(path, "a blob whose bytes are not those of its name")?;
+    }
+    for path in &found.broken_records {
+        store.quarantine_file(path, "an action record that cannot be read or is not that of its key")?;
+    }
+    Ok(artifacts.len() + found.rotten_blobs.len() + found.broken_records.len())
+}
+
 /// Hashes everything. What is found rotten the stat index vouches for no longer, so that the next reader sees it too.
 pub fn verify(store: &Store) -> Result<Report> {
     let mut verifier = Verifier { store, hashed: HashMap::new(), report: Report::default() };
@@ -59,6 +75,10 @@ pub fn verify(store: &Store) -> Result<Report> {
         }
     }
     for shard in verifier.entries(&store.root().join("blobs"))? {
+        if !shard.is_dir() {
+            verifier.report.rotten_blobs.push(shard);
+            continue;
+        }
         for path in verifier.entries(&shard)? {
             verifier.blob(path)?;
         }
@@ -144,6 +164,7 @@ impl Verifier<'_> {
         let stat = Stat::from(&metadata);
         let found = match self.hashed.get(&(stat.device, stat.inode)) {
             Some(found) => *found,
+            None if files::open_if_file(path)?.is_none() => return Ok(false),
             None => {
                 let (found, _) = files::hash_file(path)?;
                 self.report.files += 1;

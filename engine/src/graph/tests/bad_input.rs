@@ -556,3 +556,75 @@ fn a_file_has_the_shape_of_a_pipeline() {
     assert!(gone.to_string().starts_with("error: cannot read the pipeline file `gone.yaml`: "), "{gone}");
     assert_eq!(gone.exit_code(), 2);
 }
+
+/// `n` values of a matrix variable.
+fn values(n: usize) -> String {
+    (0..n).map(|i| i.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn what_a_matrix_expands_to_is_bounded_by_bytes() {
+    let large = "x".repeat(100_000);
+    let stage = format!(
+        "
+  posts:
+    uses: dataset
+    matrix: {{ a: [{0}], b: [{0}] }}
+    with: {{ posts: '${{a}}${{b}}', style: '{large}' }}
+",
+        values(300)
+    );
+    let told = load_text(&format!("version: 1\nstages:{stage}"), &Options::default()).unwrap_err();
+    assert!(
+        told.starts_with("error: with the instances of stage `posts` the pipeline's parameters take more than 128 MiB"),
+        "{told}"
+    );
+    assert!(told.len() < 2_000, "{told}");
+    // A value that grows as its variables are filled in, and many stages of which none is large.
+    let grown = stage.replace(&large, &"${a}".repeat(25_000));
+    let many: String = (0..40)
+        .map(|n| {
+            format!(
+                "\n  s{n}: {{ uses: dataset, matrix: {{ a: [{0}], b: [{0}] }}, with: {{ posts: '${{a}}${{b}}' }} }}",
+                values(300)
+            )
+        })
+        .collect();
+    for stages in [grown, many] {
+        let told = load_text(&format!("version: 1\nstages:{stages}"), &Options::default()).unwrap_err();
+        assert!(told.contains("the pipeline's parameters take more than 128 MiB"), "{told}");
+        assert_eq!(told.matches("error: ").count(), 1, "{told}");
+    }
+}
+
+#[test]
+fn what_ports_are_given_is_bounded() {
+    let stages = format!(
+        "
+  posts: {{ uses: dataset, with: {{ posts: '${{n}}' }}, matrix: {{ n: [{0}] }} }}
+  base: {{ uses: base, with: {{ size: 1 }} }}
+  sft: {{ uses: train, needs: {{ base: base, posts: 'posts[*]' }}, seed: '${{n}}', matrix: {{ n: [{0}] }} }}
+",
+        values(1_500)
+    );
+    let told = load_text(&format!("version: 1\nstages:{stages}"), &Options::default()).unwrap_err();
+    assert!(told.contains("the ports of all instances are given more than 2000000 instances"), "{told}");
+}
+
+#[test]
+fn the_first_fifty_faults_are_told_and_the_others_counted() {
+    let wrong: String = (0..10_000).map(|n| format!("    key{n}: 1\n")).collect();
+    let told = load_text(&format!("version: 1\nstages:\n  posts:\n    uses: dataset\n{wrong}"), &Options::default())
+        .unwrap_err();
+    assert_eq!(told.matches("error: ").count(), 50);
+    assert!(told.starts_with("error: a stage has no key `key0`\n"), "{told}");
+    assert!(told.ends_with("\n… and 9950 more\n\n10000 faults"), "{}", &told[told.len() - 200..]);
+}
+
+#[test]
+fn a_fault_of_a_very_long_text_is_told_in_few_lines() {
+    let told =
+        load_text(&format!("version: 1\nstages:\n  posts: {{ uses: {} }}\n", "x".repeat(1 << 20)), &Options::default())
+            .unwrap_err();
+    assert!(told.len() < 3_000 && told.starts_with("error: unknown kind `xxx"), "{}", told.len());
+}

@@ -96,3 +96,24 @@ fn no_attempt_folder_is_ever_used_twice() {
     space.store.clear_work(&key).unwrap();
     assert!(!checkpoints.exists());
 }
+
+#[test]
+fn a_store_whose_version_is_lost_is_still_one_and_another_folder_is_not() {
+    let space = Space::new();
+    fs::remove_file(space.store.root().join("version")).unwrap();
+    space.again();
+    assert_eq!(fs::read_to_string(space.store.root().join("version")).unwrap(), "1\n");
+    let other = tempfile::tempdir().unwrap();
+    fs::create_dir_all(other.path().join("version/1")).unwrap();
+    assert_eq!(Store::open(other.path()).unwrap_err().blame, Blame::Yours);
+    assert!(other.path().join("version/1").is_dir(), "somebody else's folder was moved");
+}
+
+#[test]
+fn a_path_that_is_not_utf8_is_the_surroundings_fault() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(std::ffi::OsStr::from_bytes(b"a\xff"));
+    assert_eq!(Store::open(&path).unwrap_err().blame, Blame::Surroundings);
+    assert!(!path.exists());
+}

@@ -1,6 +1,6 @@
 use std::fs;
 
-use super::{Space, instance, record};
+use super::{Space, instance, record, writable};
 use crate::names::Digest;
 use crate::store::{ActionRecord, Recorded, Settled, settle, verify};
 
@@ -50,6 +50,55 @@ fn a_damaged_record_counts_as_none_and_is_replaced() {
         assert_eq!(space.store.record(&whole).unwrap(), Recorded::New);
         assert_eq!(space.store.action(&whole.key).unwrap(), Some(whole.clone()));
     }
+}
+
+#[test]
+fn verify_notices_every_flipped_bit_of_a_record_and_of_a_manifest() {
+    let space = Space::new();
+    let (digest, _) = space.commit(&[("a", b"1")]);
+    let mut whole = record(1, digest);
+    whole.provenance.warnings = vec!["a warning".into()];
+    space.store.record(&whole).unwrap();
+    let manifest = space.store.artifact_folder(&digest).join("manifest.json");
+    drop(writable(&manifest));
+    for path in [space.store.action_file(&whole.key), manifest] {
+        let bytes = fs::read(&path).unwrap();
+        for bit in 0..8 * bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, damaged).unwrap();
+            let place = format!("bit {} of byte {} of {}", bit % 8, bit / 8, path.display());
+            let noticed = match path.ends_with("manifest.json") {
+                true => space.store.open_artifact(&digest).is_err(),
+                false => space.store.action(&whole.key).unwrap().is_none(),
+            };
+            assert!(noticed, "{place}");
+            // Slower, and resting on the same: one bit of each byte.
+            assert!(bit / 8 % 8 != bit % 8 || !verify(&space.store).unwrap().is_sound(), "{place}");
+        }
+        fs::write(&path, bytes).unwrap();
+        assert!(verify(&space.store).unwrap().is_sound());
+    }
+    assert_eq!(space.store.action(&whole.key).unwrap(), Some(whole.clone()));
+}
+
+#[test]
+fn a_record_of_an_older_temper_is_still_read() {
+    let space = Space::new();
+    let whole = record(1, space.commit(&[("a", b"1")]).0);
+    let text = serde_json::to_string_pretty(&whole).unwrap();
+    let seal = Digest::of(format!("{} {}", whole.key, whole.digest).as_bytes());
+    let old = format!("{{\n  \"seal\": \"{seal}\",{}\n", &text[1..]);
+    let path = space.store.action_file(&whole.key);
+    fs::write(&path, &old).unwrap();
+    assert_eq!(space.store.action(&whole.key).unwrap(), Some(whole.clone()));
+    assert_eq!(space.store.recorded(&whole.key).unwrap(), Some(whole.digest));
+    let other_key =
+        old.replace(&format!("\"key\": \"{}", whole.key), &format!("\"key\": \"{}", record(2, whole.digest).key));
+    assert_ne!(other_key, old);
+    fs::write(&path, other_key).unwrap();
+    assert_eq!(space.store.recorded(&whole.key).unwrap(), None);
+    assert_eq!(space.store.action(&whole.key).unwrap(), None);
 }
 
 #[test]

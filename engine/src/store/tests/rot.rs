@@ -1,8 +1,9 @@
 use std::fs;
+use std::path::Path;
 
-use super::{Anything, Space, flip, rot, writable};
+use super::{Anything, Space, flip, record, rot, writable};
 use crate::names::Digest;
-use crate::store::{Presence, verify};
+use crate::store::{Presence, repair, verify};
 
 #[test]
 fn a_flipped_bit_is_found_quarantined_and_repaired_by_computing_again() {
@@ -132,6 +133,93 @@ fn a_write_to_an_artifact_and_a_file_added_to_it_are_found() {
     writable(&folder.join("a"));
     fs::write(folder.join("a"), b"evil").unwrap();
     assert_eq!(space.store.presence(&digest).unwrap(), Presence::Rotten { file: "a".into() });
+}
+
+/// Puts what is no file in the place of one: a folder that is not empty, a loop of links, a FIFO, a link to nothing.
+fn displacements() -> [fn(&Path); 4] {
+    [
+        |path| {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("x"), "x").unwrap();
+        },
+        |path| std::os::unix::fs::symlink(path, path).unwrap(),
+        |path| rustix::fs::mkfifoat(rustix::fs::CWD, path, 0o600.into()).unwrap(),
+        |path| std::os::unix::fs::symlink("/nowhere/at/all", path).unwrap(),
+    ]
+}
+
+#[test]
+fn whatever_stands_in_the_place_of_a_file_is_set_aside_and_the_next_run_mends_it() {
+    let files: &[(&str, &[u8])] = &[("a", b"good")];
+    for displace in displacements() {
+        for place in ["record", "manifest", "artifact", "file", "blob", "index", "timings", "version"] {
+            let space = Space::new();
+            let (digest, manifest) = space.commit(files);
+            let made = record(1, digest);
+            space.store.record(&made).unwrap();
+            let (root, folder) = (space.store.root(), space.store.artifact_folder(&digest));
+            let path = match place {
+                "record" => space.store.action_file(&made.key),
+                "manifest" => folder.join("manifest.json"),
+                "artifact" => folder,
+                "file" => folder.join("a"),
+                "blob" => space.store.blob(&manifest.files["a"].digest),
+                other => root.join(other),
+            };
+            match path.is_dir() {
+                true => fs::remove_dir_all(&path).unwrap(),
+                false => fs::remove_file(&path).unwrap(),
+            }
+            displace(&path);
+            let store = space.again();
+            if ["index", "timings", "version"].contains(&place) {
+                assert!(!fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()), "{place}");
+            } else {
+                assert!(!verify(&store).unwrap().is_sound(), "{place}");
+            }
+            // As a run does: the artifact, then its record.
+            assert_eq!(store.commit(&space.out(files), &Anything).unwrap().0, digest, "{place}");
+            store.record(&made).unwrap();
+            assert_eq!(store.presence(&digest).unwrap(), Presence::Whole, "{place}");
+            assert_eq!(store.action(&made.key).unwrap(), Some(made.clone()), "{place}");
+            assert!(store.timings().is_ok());
+            let found = verify(&store).unwrap();
+            // A blob that a whole artifact does not need is no run's business.
+            assert_eq!(found.is_sound(), place != "blob", "{place}: {found:?}");
+            repair(&store, &found).unwrap();
+            assert!(verify(&store).unwrap().is_sound(), "{place}");
+        }
+    }
+}
+
+#[test]
+fn a_rotten_blob_whose_artifact_is_whole_is_set_aside_by_repair() {
+    let space = Space::new();
+    let (digest, manifest) = space.commit(&[("a", b"good")]);
+    let blob = space.store.blob(&manifest.files["a"].digest);
+    fs::remove_file(&blob).unwrap();
+    fs::write(&blob, "evil").unwrap();
+    let found = verify(&space.store).unwrap();
+    assert_eq!((found.rotten.len(), &found.rotten_blobs[..]), (0, std::slice::from_ref(&blob)));
+    assert_eq!(repair(&space.store, &found).unwrap(), 1);
+    assert!(!blob.exists() && verify(&space.store).unwrap().is_sound());
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+}
+
+#[test]
+fn repair_sets_aside_what_is_damaged_and_nothing_else() {
+    let space = Space::new();
+    let (whole, rotten) = (space.commit(&[("a", b"1")]).0, space.commit(&[("b", b"2")]).0);
+    flip(&space.store.artifact_folder(&rotten).join("b"));
+    let (kept, broken) = (record(1, whole), record(2, rotten));
+    space.store.record(&kept).unwrap();
+    space.store.record(&broken).unwrap();
+    fs::write(space.store.action_file(&broken.key), "{}").unwrap();
+    repair(&space.store, &verify(&space.store).unwrap()).unwrap();
+    assert!(verify(&space.store).unwrap().is_sound());
+    assert_eq!(space.store.presence(&rotten).unwrap(), Presence::Missing);
+    assert_eq!(space.store.presence(&whole).unwrap(), Presence::Whole);
+    assert_eq!(space.store.actions().unwrap(), [kept]);
 }
 
 #[test]
