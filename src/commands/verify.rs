@@ -1,4 +1,4 @@
-//! `temper verify`: rehashes the store. Repairs nothing; a run that needs what is damaged makes it again.
+//! `temper verify`: rehashes the store and reads the paid answers. Repairs nothing; a run that needs what is damaged makes it again.
 
 use engine::store::{self, ActionRecord};
 use serde_json::json;
@@ -12,8 +12,12 @@ const DAMAGED: u8 = 3;
 pub fn verify(at: &StoreAt) -> Done {
     let store = existing_store(at)?;
     let found = store::verify(&store)?;
+    let answers = stages::annotate::claude::verify(&store.requests())?;
+    let is_sound = found.is_sound() && answers.damaged.is_empty();
     if at.json {
-        print_json(&json!(found));
+        let mut all = json!(found);
+        all["paid_answers"] = json!(answers);
+        print_json(&all);
     } else {
         say!("{} artifacts, {} files, {} bytes, {} records", found.artifacts, found.files, found.bytes, found.records);
         let makers: Vec<ActionRecord> = if found.rotten.is_empty() { Vec::new() } else { store.actions()? };
@@ -25,14 +29,18 @@ pub fn verify(at: &StoreAt) -> Done {
         for path in found.rotten_blobs.iter().chain(&found.broken_records) {
             say!("damaged: {}", path.display());
         }
+        say!("{} paid answers", answers.answers);
+        for (log, byte) in &answers.damaged {
+            say!("damaged: {}: the paid answer at byte {byte}; `temper run … --pay` pays for it again", log.display());
+        }
         say!(
             "{}",
-            if found.is_sound() {
+            if is_sound {
                 "all bytes are as they should be"
             } else {
                 "a run that needs what is damaged makes it again; `temper run … --force STAGE` does so in any case"
             }
         );
     }
-    Ok(if found.is_sound() { 0 } else { DAMAGED })
+    Ok(if is_sound { 0 } else { DAMAGED })
 }
