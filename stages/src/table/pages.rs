@@ -74,6 +74,8 @@ fn survey(path: &Path, file: &Arc<File>, chunk: &ColumnChunkMetaData, rows: u64,
         let header = Header::read(&mut reader)
             .map_err(|e| unreadable(path, &format!("column `{name}`: the page at byte {at}: {e}")))?;
         let bytes = header.uncompressed.max(header.compressed);
+        // Known before the file is read elsewhere, which moves the place in it.
+        let next = reader.stream_position().at(path)?.saturating_add(header.compressed);
         if header.is_dictionary {
             column.dictionary = column.dictionary.max(bytes);
             dictionary = bytes;
@@ -94,7 +96,7 @@ fn survey(path: &Path, file: &Arc<File>, chunk: &ColumnChunkMetaData, rows: u64,
                 _ => bytes / header.values.max(1),
             });
         }
-        at = reader.stream_position().at(path)?.saturating_add(header.compressed);
+        at = next;
     }
     let is_list = chunk.column_descr().max_rep_level() > 0;
     if is_list {
@@ -256,7 +258,10 @@ mod tests {
     use super::*;
 
     fn write(path: &Path, column: ArrayRef, properties: WriterPropertiesBuilder) {
-        let properties = properties.set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+        let properties = properties
+            .set_dictionary_page_size_limit(8 << 20)
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .build();
         let batch = RecordBatch::try_from_iter([("post", column)]).unwrap();
         let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), Some(properties)).unwrap();
         writer.write(&batch).unwrap();
@@ -277,7 +282,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.parquet");
         let megabyte = "x".repeat(1 << 20);
-        write(&path, repeated(&megabyte, 200_000), WriterProperties::builder());
+        write(&path, repeated(&megabyte, 200), WriterProperties::builder());
         assert!(std::fs::metadata(&path).unwrap().len() < 4 << 10);
         assert_eq!(rows(&path).unwrap(), 16);
         let read: Vec<usize> = super::super::json_rows(&path, &["post"])
@@ -309,7 +314,7 @@ mod tests {
             error.message
         };
         let too_long = format!("{at}: column `post`: a text of {} bytes; at most 2 MiB are read", 4 << 20);
-        write(&path, repeated(&"z".repeat(4 << 20), 200_000), WriterProperties::builder());
+        write(&path, repeated(&"z".repeat(4 << 20), 200), WriterProperties::builder());
         assert_eq!(fault(), too_long);
         let plain = WriterProperties::builder().set_dictionary_enabled(false);
         let text = |length: usize| Arc::new(StringArray::from(vec!["z".repeat(length)])) as ArrayRef;
