@@ -258,6 +258,33 @@ fn a_lost_table_is_made_again_of_what_is_kept_and_paid_again_only_on_request() {
 }
 
 #[test]
+fn a_damaged_answer_is_found_by_verify_and_paid_again_only_on_request() {
+    let space = space("");
+    let api = Api::new(Rules::default());
+    assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
+    let paid = api.paid_messages();
+    let settings = std::fs::read_dir(space.path("cache/requests/annotate.claude")).expect("answers are kept").next();
+    let log = settings.expect("a folder").expect("its name").path().join("answers.jsonl");
+    let mut bytes = std::fs::read(&log).expect("the log can be read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&log, bytes).expect("the log can be written");
+    let folder = space.json(&["path", "p.yaml", "annotate", "--json"]);
+    std::fs::remove_dir_all(folder["folder"].as_str().expect("a folder")).expect("the table can be lost");
+
+    let verify = || space.temper(&["verify"]);
+    let out = verify();
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stdout));
+    assert!(text(&out.stdout).contains(&format!("damaged: {}: the paid answer at byte ", log.display())));
+    let out = temper(&space, &api, &["run", "p.yaml"]);
+    let stderr = text(&out.stderr);
+    assert_eq!((out.status.code(), api.paid_messages()), (Some(3), paid), "{stderr}");
+    assert!(stderr.contains("1 paid answers are damaged") && stderr.contains("--pay"), "{stderr}");
+    assert!(temper(&space, &api, &["run", "p.yaml", "--pay"]).status.success());
+    assert_eq!((api.paid_messages(), verify().status.code()), (paid + 1, Some(0)));
+}
+
+#[test]
 fn how_it_is_asked_and_for_how_much_is_no_part_of_the_key() {
     let space = space("mode: batch, max_cost: 3");
     let api = Api::new(Rules { cacheable: 100, ..Rules::default() });

@@ -284,3 +284,17 @@ fn a_byte_order_mark_in_a_models_files_or_on_standard_input_changes_nothing() {
     let marked = lm(&space, &arguments, &[format!("\u{feff}{question}")]);
     assert_eq!((text(&marked.stdout), text(&marked.stderr)), (text(&plain.stdout), String::new()));
 }
+
+#[test]
+fn a_text_that_takes_too_much_memory_is_refused_by_its_line() {
+    let space = with_model();
+    let line = |bytes: usize| json!({ "text": "word ".repeat(bytes / 5) }).to_string();
+    for (bytes, what) in
+        [(60 << 20, "line 2: longer than 2 MiB"), (1 << 20, "tokens do not fit into the model's window")]
+    {
+        let out = lm(&space, &["logprobs", "--model", "model"], &[line(20), line(bytes)]);
+        let stderr = text(&out.stderr);
+        assert_eq!((out.status.code(), text(&out.stdout).lines().count()), (Some(2), 1), "{stderr}");
+        assert!(stderr.contains(what), "{stderr}");
+    }
+}

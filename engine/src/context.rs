@@ -78,6 +78,7 @@ pub struct Context {
     pub(crate) checkpoints: PathBuf,
     pub(crate) requests: PathBuf,
     pub(crate) may_pay: bool,
+    pub(crate) may_pay_again: bool,
     pub(crate) threads: usize,
     pub(crate) cadence: Cadence,
     pub(crate) sink: Box<dyn FnMut(Tell) + Send>,
@@ -100,6 +101,7 @@ impl Context {
             out,
             requests: checkpoints.join("requests"),
             may_pay: true,
+            may_pay_again: false,
             checkpoints,
             threads: 1,
             cadence: Cadence::default(),
@@ -119,6 +121,13 @@ impl Context {
     #[must_use]
     pub fn with_pay(mut self, may_pay: bool) -> Self {
         self.may_pay = may_pay;
+        self
+    }
+
+    /// Whether the kind may pay again for answers that are lost; by default, it may not.
+    #[must_use]
+    pub fn with_pay_again(mut self, may_pay_again: bool) -> Self {
+        self.may_pay_again = may_pay_again;
         self
     }
 
@@ -178,6 +187,11 @@ impl Context {
     /// and nobody has said `--pay`; what the store has kept is free.
     pub fn may_pay(&self) -> bool {
         self.may_pay
+    }
+
+    /// Whether the user allowed paying again (`--pay`) for answers that were paid for and are lost.
+    pub fn may_pay_again(&self) -> bool {
+        self.may_pay_again
     }
 
     /// When to write one. Never changes a result.

@@ -23,6 +23,12 @@ const LEAD: &str = "\u{10ffff}";
 /// The largest `tokenizer.json` that is read, in bytes; that of a vocabulary of 260,000 has about 35 MB.
 const MAX_BYTES: u64 = 128 << 20;
 
+/// How much longer a tokenizer's steps may make a text: Llama's make it 12 times as long at most.
+const MAX_GROWTH: f64 = 256.0;
+
+/// The longest text that [`Tokenizer::check_text`] accepts, in bytes after the tokenizer's steps.
+const MAX_TEXT: f64 = (2 << 20) as f64;
+
 /// Text to ids and back, as transformers reads the same `tokenizer.json`: with the tokens that its post-processor puts before
 /// a text (BOS), whatever `tokenizer_config.json` says. Those behind a text are left to the caller, who knows whether it ends.
 #[derive(Clone)]
@@ -33,6 +39,8 @@ pub struct Tokenizer {
     /// The ids of [`LEAD`]; none in byte-level tokenizers, which treat the beginning of a text like the rest of it.
     lead: Vec<u32>,
     eos: Eos,
+    /// How much longer normalization can make a text, at most.
+    growth: f64,
     path: PathBuf,
 }
 
@@ -108,7 +116,8 @@ impl Tokenizer {
             inner.with_post_processor(Some(processor));
         }
         let lead = lead(&inner).map_err(|what| error(path, what))?;
-        Ok(Self { inner, begin, lead, eos, path: path.to_path_buf() })
+        let normalizer = serde_json::to_value(inner.get_normalizer()).map_err(|e| error(path, e.to_string()))?;
+        Ok(Self { inner, begin, lead, eos, growth: growth(&normalizer), path: path.to_path_buf() })
     }
 
     /// Trains a byte-level BPE of exactly `vocab_size` tokens, or fewer if the texts give no more merges; id 0 is
@@ -154,6 +163,15 @@ impl Tokenizer {
     /// The contents of `tokenizer.json`.
     pub fn to_json(&self) -> Result<String> {
         self.inner.to_string(true).map_err(|e| error(&self.path, e.to_string()))
+    }
+
+    /// Errors if encoding this text could take hundreds of megabytes.
+    pub fn check_text(&self, text: &str) -> Result<()> {
+        if text.len() as f64 * self.growth <= MAX_TEXT {
+            return Ok(());
+        }
+        let most = (MAX_TEXT / self.growth) as usize;
+        Err(Error::BadInput { what: format!("a text of {} bytes; this tokenizer reads at most {most}", text.len()) })
     }
 
     /// Ids of a whole text, BOS included if the file asks for it, without EOS. A special token written out in the text is text,
@@ -329,15 +347,39 @@ fn is_byte_level(inner: &tokenizers::Tokenizer) -> bool {
     steps.contains("\"ByteLevel\"")
 }
 
-/// What makes the crate panic instead of giving an error: a decoder that is not JSON, and a `Precompiled` normalizer that is
-/// not what it should be. No BPE has the latter.
+/// How much longer the steps of a normalizer or decoder can make a text, at most, in bytes; what Unicode's own normalization
+/// and case mapping add is not counted.
+fn growth(steps: &Value) -> f64 {
+    let inner = match steps {
+        Value::Object(fields) => fields.values().map(growth).product(),
+        Value::Array(steps) => steps.iter().map(growth).product(),
+        _ => 1.0,
+    };
+    let length = |value: &Value| value.as_str().map(|text| text.len() as f64);
+    // `Replace`: an expression may match nothing, before each byte. `Prepend`: a text may be one byte.
+    let own = match (steps.get("content").and_then(length), steps.get("pattern"), steps.get("prepend").and_then(length))
+    {
+        (Some(content), Some(pattern), _) => {
+            match pattern.get("String").and_then(length).filter(|&length| length > 0.0) {
+                Some(length) => content / length,
+                None => 1.0 + content,
+            }
+        }
+        (_, _, Some(prepended)) => 1.0 + prepended,
+        _ => 1.0,
+    };
+    inner * own.max(1.0)
+}
+
+/// What makes the crate panic or run out of memory instead of giving an error: a decoder that is not JSON, a `Precompiled`
+/// normalizer that is not what it should be (no BPE has one), and steps that make a text far longer.
 fn check_steps(bytes: &[u8]) -> std::result::Result<(), String> {
     #[derive(Deserialize)]
     struct Steps {
         #[serde(default)]
         normalizer: Value,
-        #[serde(default, rename = "decoder")]
-        _decoder: Value,
+        #[serde(default)]
+        decoder: Value,
     }
     fn is_precompiled(step: &Value) -> bool {
         match step {
@@ -351,6 +393,12 @@ fn check_steps(bytes: &[u8]) -> std::result::Result<(), String> {
     let steps: Steps = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     if is_precompiled(&steps.normalizer) {
         return Err("has a `Precompiled` normalizer, as no BPE has; it is not read".to_owned());
+    }
+    for (name, steps) in [("normalizer", &steps.normalizer), ("decoder", &steps.decoder)] {
+        let growth = growth(steps);
+        if growth > MAX_GROWTH {
+            return Err(format!("its {name} can make a text {growth:.0} times as long; at most {MAX_GROWTH} is read"));
+        }
     }
     Ok(())
 }

@@ -182,6 +182,40 @@ fn steps_at_which_the_crate_would_panic_are_refused() {
     }
 }
 
+#[test]
+fn steps_that_make_a_text_far_longer_are_refused_and_long_texts_too() {
+    let json = trained().to_json().unwrap();
+    let with = |key: &str, step: serde_json::Value| {
+        let mut file: serde_json::Value = serde_json::from_str(&json).unwrap();
+        file[key] = step;
+        Tokenizer::from_bytes(file.to_string().as_bytes())
+    };
+    let replace = |pattern: serde_json::Value, content: &str| serde_json::json!({ "type": "Replace", "pattern": pattern, "content": content });
+    let (a, nothing) = (serde_json::json!({ "String": "a" }), serde_json::json!({ "Regex": "" }));
+    let doubling = vec![replace(a.clone(), "aa"); 17];
+    for (key, step, growth) in [
+        ("normalizer", replace(a.clone(), &"b".repeat(100_000)), "100000"),
+        ("normalizer", serde_json::json!({ "type": "Sequence", "normalizers": doubling }), "131072"),
+        ("normalizer", replace(nothing, &"b".repeat(1000)), "1001"),
+        ("normalizer", serde_json::json!({ "type": "Prepend", "prepend": "b".repeat(1000) }), "1001"),
+        (
+            "decoder",
+            serde_json::json!({ "type": "Sequence", "decoders": [replace(a.clone(), &"b".repeat(257))] }),
+            "257",
+        ),
+    ] {
+        let message = with(key, step).unwrap_err().to_string();
+        assert!(message.ends_with(&format!("its {key} can make a text {growth} times as long; at most 256 is read")));
+    }
+    let few = "x".repeat(1 << 18);
+    trained().check_text(&few.repeat(8)).unwrap();
+    assert!(trained().check_text(&few.repeat(9)).is_err());
+    let tokenizer = with("normalizer", replace(a, "▁▁▁")).unwrap();
+    let error = tokenizer.check_text(&few).unwrap_err().to_string();
+    assert!(error.ends_with("a text of 262144 bytes; this tokenizer reads at most 233016"), "{error}");
+    tokenizer.check_text(&few[..233_016]).unwrap();
+}
+
 /// A model of 300 tokens whose config has this `eos_token_id`.
 fn config(eos: serde_json::Value) -> ModelConfig {
     ModelConfig::from_json(serde_json::json!({

@@ -1,4 +1,5 @@
-//! `temper verify`: rehashes the store; `--repair` sets aside what is damaged. A run that needs it makes it again.
+//! `temper verify`: rehashes the store and reads the paid answers; `--repair` sets aside what is damaged. A run that needs it makes it
+//! again.
 
 use engine::store::{self, ActionRecord};
 use serde_json::json;
@@ -12,8 +13,12 @@ const DAMAGED: u8 = 3;
 pub fn verify(at: &StoreAt, repair: bool) -> Done {
     let store = existing_store(at)?;
     let found = store::verify(&store)?;
+    let answers = stages::annotate::claude::verify(&store.requests())?;
+    let is_sound = found.is_sound() && answers.damaged.is_empty();
     if at.json {
-        print_json(&json!(found));
+        let mut all = json!(found);
+        all["paid_answers"] = json!(answers);
+        print_json(&all);
     } else {
         say!("{} artifacts, {} files, {} bytes, {} records", found.artifacts, found.files, found.bytes, found.records);
         let makers: Vec<ActionRecord> = if found.rotten.is_empty() { Vec::new() } else { store.actions()? };
@@ -25,8 +30,12 @@ pub fn verify(at: &StoreAt, repair: bool) -> Done {
         for path in found.rotten_blobs.iter().chain(&found.broken_records) {
             say!("damaged: {}", path.display());
         }
+        say!("{} paid answers", answers.answers);
+        for (log, byte) in &answers.damaged {
+            say!("damaged: {}: the paid answer at byte {byte}; `temper run … --pay` pays for it again", log.display());
+        }
     }
-    if found.is_sound() {
+    if is_sound {
         if !at.json {
             say!("all bytes are as they should be");
         }
@@ -38,7 +47,8 @@ pub fn verify(at: &StoreAt, repair: bool) -> Done {
             "set aside: {count}, in {}; a run that needs them makes them again",
             store.root().join("quarantine").display()
         );
-        return Ok(0);
+        // Nothing but money repairs a paid answer.
+        return Ok(if answers.damaged.is_empty() { 0 } else { DAMAGED });
     }
     if !at.json {
         say!("`temper verify --repair` sets aside what is damaged; a run that needs it makes it again");

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::env::VarError;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
@@ -175,13 +176,16 @@ impl Kind for Command {
         command.stdin(Stdio::null()).stdout(log);
 
         let mut child = command.spawn().map_err(|e| {
-            let error = Error::yours(format!("`{program}` cannot be started: {e}"));
-            error.help(match e.kind() {
-                std::io::ErrorKind::ArgumentListTooLong => {
-                    "pass long arguments by `params` (TEMPER_PARAMS_FILE) or a file"
+            let what = format!("`{program}` cannot be started: {e}");
+            match e.kind() {
+                // No process, no memory, no descriptor to be had.
+                ErrorKind::WouldBlock | ErrorKind::OutOfMemory | ErrorKind::QuotaExceeded => Error::surroundings(what),
+                ErrorKind::ArgumentListTooLong => {
+                    Error::yours(what).help("pass long arguments by `params` (TEMPER_PARAMS_FILE) or a file")
                 }
-                _ => "the program must be on PATH, or be one of `files` with its executable bit set",
-            })
+                _ => Error::yours(what)
+                    .help("the program must be on PATH, or be one of `files` with its executable bit set"),
+            }
         })?;
         let status = child.wait().map_err(|e| Error::surroundings(format!("`{program}`: {e}")))?;
         let called = redact(params.run.join(" "), &secrets);
@@ -366,7 +370,7 @@ mod tests {
             let out = run(&Command, with, bench.inputs()).unwrap();
             let read = |name: &str| std::fs::read_to_string(out.path().join(name)).unwrap();
             assert_eq!(read("p"), params.to_string());
-            assert_eq!(read("v").trim() == params.to_string(), by_variable, "{length}");
+            assert_eq!(read("v").trim(), if by_variable { params.to_string() } else { "none".into() }, "{length}");
             let inputs: BTreeMap<String, Vec<String>> = serde_json::from_str(&read("i")).unwrap();
             assert_eq!(inputs["parts"].len(), 2);
         }

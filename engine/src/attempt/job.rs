@@ -35,6 +35,8 @@ pub struct Job {
     pub requests: PathBuf,
     /// Whether the kind may ask for what costs money.
     pub may_pay: bool,
+    /// Whether the user allowed paying again for what was paid for and is lost (`--pay`).
+    pub may_pay_again: bool,
     pub cadence: Cadence,
     pub threads: usize,
 }

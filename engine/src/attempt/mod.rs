@@ -70,6 +70,7 @@ fn run_kind(job: &Job, registry: &Registry, voice: &Voice) -> Result<Digest> {
         .with_threads(job.threads)
         .with_requests(job.requests.clone())
         .with_pay(job.may_pay)
+        .with_pay_again(job.may_pay_again)
         .with_cadence(job.cadence)
         .with_sink({
             let voice = voice.clone();

@@ -309,6 +309,11 @@ pub(super) fn silent_death(status: ExitStatus, log: &Path) -> Error {
             .help(format!("if nobody killed it, the machine ran out of memory: {SMALLER}")),
         (Some(signal @ (1 | 2 | 15)), _) => Error::surroundings(format!("the attempt was ended by signal {signal}")),
         (Some(signal), _) => Error::ours(format!("the attempt crashed (signal {signal})")),
+        // It could not begin, and said why.
+        (None, Some(3)) => {
+            let why = tail(log, 1).pop().unwrap_or_else(|| "its log is empty".to_owned());
+            Error::surroundings(format!("the attempt could not start: {why}"))
+        }
         (None, code) => Error::ours(format!("the attempt ended without a result (exit code {})", code.unwrap_or(-1))),
     }
 }

@@ -288,6 +288,7 @@ impl Work<'_> {
             checkpoints: self.store.checkpoints(&go.ready.key)?,
             requests: self.store.requests(),
             may_pay: self.options.pay || !go.ready.reason.is_repair(),
+            may_pay_again: self.options.pay,
             cadence: self.options.cadence,
             threads: go.threads,
         })

@@ -66,7 +66,7 @@ impl Store {
         Ok((digest, manifest))
     }
 
-    fn hash(&self, found: Vec<(String, PathBuf, Metadata)>) -> Result<Vec<Hashed>> {
+    fn hash(&self, found: Found) -> Result<Vec<Hashed>> {
         let mut hashed = Vec::with_capacity(found.len());
         for (name, path, metadata) in found {
             // A link to a file that the store knows, such as one taken over from an input.
@@ -192,8 +192,11 @@ impl Store {
     }
 }
 
+/// Files of an output by name.
+type Found = Vec<(String, PathBuf, Metadata)>;
+
 /// The files below `out`, sorted by name, and the folders in which there is nothing.
-fn list(out: &Path) -> Result<(Vec<(String, PathBuf, Metadata)>, BTreeSet<String>)> {
+fn list(out: &Path) -> Result<(Found, BTreeSet<String>)> {
     let (mut found, mut empty) = (Vec::new(), BTreeSet::new());
     let mut folders = vec![(String::new(), out.to_owned())];
     while let Some((prefix, folder)) = folders.pop() {

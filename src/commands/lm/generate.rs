@@ -7,7 +7,7 @@ use lm::{Draws, SampleOptions};
 use serde::{Deserialize, Serialize};
 use stages::train::{Told, fixed_key};
 
-use super::{fits, stream, window, with_adapter};
+use super::{encode, fits, stream, window, with_adapter};
 use crate::args::{ModelAt, Sampling};
 
 #[derive(Deserialize)]
@@ -50,7 +50,7 @@ pub fn generate(at: &ModelAt, adapter: Option<&Path>, how: &Sampling) -> Result<
     };
     let draws = Draws(fixed_key(how.seed, "temper lm generate"));
     let ready = |row, Question { prompt }| {
-        let ids = tokenizer.encode(&prompt);
+        let ids = encode(&tokenizer, &prompt)?;
         if ids.is_empty() {
             return Err(Error::yours("the prompt is empty: a model needs a token to go on from"));
         }

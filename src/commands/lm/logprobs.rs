@@ -7,7 +7,7 @@ use lm::{Batch, CausalLm, Sequence, StatOptions, Tokenizer};
 use serde::{Deserialize, Serialize};
 use stages::train::{Told, by_length};
 
-use super::{ROWS, fits, stream, window, with_adapter};
+use super::{ROWS, encode, fits, stream, window, with_adapter};
 use crate::args::ModelAt;
 
 /// One of the two.
@@ -36,7 +36,7 @@ pub fn logprobs(at: &ModelAt, adapter: Option<&Path>) -> Result<()> {
     tokenizer.as_ref().map_or(Ok(()), |t| t.check_fits(model.config())).told()?;
     let ready = |_, question: Question| {
         let ids = match (question.text, question.ids, &tokenizer) {
-            (Some(text), None, Some(tokenizer)) => tokenizer.encode(&text),
+            (Some(text), None, Some(tokenizer)) => encode(tokenizer, &text)?,
             (Some(_), None, None) => {
                 return Err(Error::yours(format!("a text needs {}, which is not there", file.display()))
                     .help("give `ids`, or put the tokenizer there"));

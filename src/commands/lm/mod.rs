@@ -8,7 +8,7 @@ mod stream;
 use std::path::Path;
 
 use engine::error::{Error, Result};
-use lm::CausalLm;
+use lm::{CausalLm, Tokenizer};
 use stages::train::Told;
 
 use super::Done;
@@ -43,6 +43,12 @@ fn with_adapter(model: CausalLm, adapter: Option<&Path>) -> Result<CausalLm> {
         Some(folder) => model.load_adapter(folder).told(),
         None => Ok(model),
     }
+}
+
+/// The ids of a text that is not too long to encode.
+fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    tokenizer.check_text(text).told()?;
+    Ok(tokenizer.encode(text))
 }
 
 /// Whether the model can read these ids with `room` more after them.

@@ -7,9 +7,10 @@ use lm::Sequence;
 use serde::{Deserialize, Serialize};
 use stages::prompt::response_ids;
 use stages::reward::{self, LoadedReward};
+use stages::train::Told;
 use stages::types::reward::{ENSEMBLE, INFO};
 
-use super::{ROWS, fits, stream, window};
+use super::{ROWS, encode, fits, stream, window};
 use crate::args::ModelAt;
 
 #[derive(Deserialize)]
@@ -56,7 +57,8 @@ pub fn score(at: &ModelAt) -> Result<()> {
         if asked.prompt.is_empty() {
             return Err(Error::yours("the prompt is empty"));
         }
-        let prompt = tokenizer.encode(&asked.prompt);
+        let prompt = encode(&tokenizer, &asked.prompt)?;
+        tokenizer.check_text(&asked.response).told()?;
         // As in training: encoded apart, so that no token spans the border.
         let response = response_ids(&tokenizer, &asked.response, asked.ended);
         let sequence = Sequence { prompt, response };

@@ -9,9 +9,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use stages::data::source;
 
-/// A line longer than this is no text of any model here.
-const LONGEST_LINE: u64 = 64 << 20;
-
 /// What a line may hold beside its question; comes back with the answer.
 #[derive(Deserialize)]
 struct Named {
@@ -85,11 +82,11 @@ fn answer_all<Q: DeserializeOwned, R, A: Serialize>(
 fn next_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     let n = input
-        .take(LONGEST_LINE)
+        .take(source::LONGEST)
         .read_until(b'\n', &mut line)
         .map_err(|e| Error::surroundings(format!("standard input: {e}")))?;
-    if line.pop_if(|byte| *byte == b'\n').is_none() && n as u64 == LONGEST_LINE {
-        return Err(Error::yours(format!("longer than {} MiB", LONGEST_LINE >> 20)));
+    if line.pop_if(|byte| *byte == b'\n').is_none() && n as u64 == source::LONGEST {
+        return Err(Error::yours(format!("longer than {} MiB", source::LONGEST >> 20)));
     }
     Ok((n > 0).then_some(line))
 }

@@ -8,8 +8,8 @@ use engine::error::{At, Error, Result};
 use engine::text::strip_bom;
 use serde::de::DeserializeOwned;
 
-/// A line longer than this is no row of any table here.
-const LONGEST_LINE: u64 = 64 << 20;
+/// The longest line or text that is read, in bytes.
+pub const LONGEST: u64 = 2 << 20;
 /// The largest window of a Zstandard stream, as a power of two: that of `zstd --long=31`. Memory is used only as the stream
 /// fills it.
 const ZSTD_WINDOW_LOG: u32 = 31;
@@ -148,11 +148,11 @@ impl Iterator for Lines {
                 Ok(None) => {}
             }
         }
-        match (&mut self.reader).take(LONGEST_LINE).read_until(b'\n', &mut bytes) {
+        match (&mut self.reader).take(LONGEST).read_until(b'\n', &mut bytes) {
             Err(e) => return Some(Err(Error::yours(format!("{}: cannot be read: {e}", at())))),
             Ok(0) => return None,
-            Ok(n) if n as u64 == LONGEST_LINE && bytes.last() != Some(&b'\n') => {
-                return Some(Err(Error::yours(format!("{}: longer than {} MiB", at(), LONGEST_LINE >> 20))));
+            Ok(n) if n as u64 == LONGEST && bytes.last() != Some(&b'\n') => {
+                return Some(Err(Error::yours(format!("{}: longer than {} MiB", at(), LONGEST >> 20))));
             }
             Ok(_) => {}
         }

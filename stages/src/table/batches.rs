@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
 use engine::error::{At, Error, Result};
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::CompressionCodec;
+
+use super::pages;
 
 pub(super) type Builder = ParquetRecordBatchReaderBuilder<File>;
 
@@ -23,9 +26,12 @@ pub(super) struct Batches {
 }
 
 impl Batches {
-    /// Of `rows` rows each.
-    pub(super) fn open(path: &Path, builder: Builder, rows: usize) -> Result<Self> {
-        let reader = shielded(path, || builder.with_batch_size(rows).build().map_err(|e| unreadable(path, &e)))?;
+    /// The columns of `mask`, in batches of at most `most` rows and of few enough for memory.
+    pub(super) fn open(path: &Path, builder: Builder, mask: ProjectionMask, most: usize) -> Result<Self> {
+        let reader = shielded(path, || {
+            let rows = pages::batch_rows(path, builder.metadata(), &mask, most)?;
+            builder.with_projection(mask).with_batch_size(rows).build().map_err(|e| unreadable(path, &e))
+        })?;
         Ok(Self { path: path.to_owned(), reader: Some(reader) })
     }
 }
@@ -36,7 +42,14 @@ impl Iterator for Batches {
     fn next(&mut self) -> Option<Self::Item> {
         let mut reader = self.reader.take()?;
         let path = &self.path;
-        let next = shielded(path, || reader.next().transpose().map_err(|e| unreadable(path, &e)));
+        let next = shielded(path, || {
+            let batch = reader.next().transpose().map_err(|e| unreadable(path, &e))?;
+            for (field, array) in batch.iter().flat_map(|batch| batch.schema_ref().fields().iter().zip(batch.columns()))
+            {
+                pages::check_texts(path, field.name(), array)?;
+            }
+            Ok(batch)
+        });
         if matches!(next, Ok(Some(_))) {
             self.reader = Some(reader);
         }

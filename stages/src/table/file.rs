@@ -179,7 +179,7 @@ impl<R: Row> Reader<R> {
         let order = columns.iter().map(|c| place(c.name)).collect();
         let rows = builder.metadata().file_metadata().num_rows().max(0).unsigned_abs();
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-        let batches = Batches::open(path, builder.with_projection(mask), BATCH)?;
+        let batches = Batches::open(path, builder, mask, BATCH)?;
         Ok(Self {
             path: path.to_owned(),
             batches,

@@ -31,7 +31,7 @@ pub fn json_rows(path: &Path, wanted: &[&str]) -> Result<impl Iterator<Item = Re
             .help("write texts as strings"));
     }
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-    let batches = Batches::open(path, builder.with_projection(mask), BATCH)?;
+    let batches = Batches::open(path, builder, mask, BATCH)?;
     let path = path.to_owned();
     Ok(batches.flat_map(move |batch| match batch.and_then(|batch| rows_of(&batch, &path)) {
         Ok(rows) => rows.into_iter().map(Ok).collect(),

@@ -23,6 +23,7 @@ mod batches;
 mod cells;
 mod file;
 mod json;
+mod pages;
 mod view;
 #[macro_use]
 mod declare;

@@ -6,6 +6,7 @@ use std::path::Path;
 use arrow::datatypes::DataType;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use engine::error::Result;
+use parquet::arrow::ProjectionMask;
 
 use super::batches::{Batches, builder};
 
@@ -32,7 +33,7 @@ pub(super) fn type_name(data_type: &DataType) -> String {
 pub fn preview(file: &Path, rows: usize) -> Result<String> {
     let mut text = String::new();
     let mut shown = 0;
-    for batch in Batches::open(file, builder(file)?, rows.clamp(1, 1024))? {
+    for batch in Batches::open(file, builder(file)?, ProjectionMask::all(), rows.clamp(1, 1024))? {
         let batch = batch?;
         let options = FormatOptions::default().with_null("null");
         let schema = batch.schema();

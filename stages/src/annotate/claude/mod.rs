@@ -23,6 +23,7 @@ use std::path::Path;
 use answers::{Answers, Found};
 use ask::Asker;
 use cache::Cache;
+pub use cache::{Verified, verify};
 use client::{BASE_URL, Endpoint, KEY};
 use document::{Question, Questions};
 use engine::context::Context;
@@ -100,17 +101,26 @@ impl Kind for Claude {
 fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<Endpoint>) -> Result<()> {
     let settings = Settings::load(params)?;
     let mut cache = Cache::open(ctx.requests(), &settings)?;
-    if cache.damaged() > 0 {
-        let (folder, lines) = (cache.folder().display(), cache.damaged());
+    if cache.torn() > 0 {
+        let (folder, lines) = (cache.folder().display(), cache.torn());
         ctx.warn(format!("{folder}: answers.jsonl: {lines} lines cannot be read: what a crash cut off is asked again"));
     }
+    let damaged = damage(&cache);
+    if let Some(damaged) = &damaged {
+        let aside = match ctx.may_pay_again() {
+            true => format!("they are set aside in {}", cache.set_damaged_aside()?.display()),
+            false => "they are left out".to_owned(),
+        };
+        ctx.warn(format!("{damaged}: {aside}"));
+    }
+    let may_pay = if damaged.is_some() { ctx.may_pay_again() } else { ctx.may_pay() };
     let table = Table::survey(params, &settings, ctx)?;
     let n = settings.documents_per_request;
     let mut asker: Option<Asker> = None;
     for _ in 0..table.answers.rounds() {
         let mut waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
         let open = ask::are_open(&cache);
-        if waiting.is_empty() || !(open || ctx.may_pay()) {
+        if waiting.is_empty() || !(open || may_pay) {
             break;
         }
         let asker = match &mut asker {
@@ -121,13 +131,14 @@ fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<En
             asker.settle(waiting, &mut cache, ctx)?;
             waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
         }
-        if !waiting.is_empty() && ctx.may_pay() {
+        if !waiting.is_empty() && may_pay {
             asker.ask(waiting, &mut cache, ctx)?;
         }
     }
     let waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
-    if !waiting.is_empty() && !ctx.may_pay() {
-        return Err(would_pay_again(&waiting, &estimated(params, &settings, &waiting, &cache)?));
+    if !waiting.is_empty() && !may_pay {
+        let why = damaged.unwrap_or_else(|| "its table was paid for once and is lost".to_owned());
+        return Err(would_pay_again(&why, &waiting, &estimated(params, &settings, &waiting, &cache)?));
     }
     table.write(params, &cache, ctx)
 }
@@ -148,13 +159,26 @@ fn estimated(params: &Params, settings: &Settings, waiting: &Waiting, cache: &Ca
     Ok(estimate::estimate(&work, &terms, &seen))
 }
 
-fn would_pay_again(waiting: &Waiting, estimate: &Estimate) -> Error {
+/// The paid answers that are damaged, as a message; `None` if all are whole.
+fn damage(cache: &Cache) -> Option<String> {
+    const MOST: usize = 5;
+    let at = cache.damaged();
+    let places: Vec<String> = at.iter().take(MOST).map(u64::to_string).collect();
+    let more = if at.len() > MOST { ", …" } else { "" };
+    (!at.is_empty()).then(|| {
+        let log = cache.folder().join("answers.jsonl");
+        let places = places.join(", ");
+        format!("{}: {} paid answers are damaged (the lines at bytes {places}{more})", log.display(), at.len())
+    })
+}
+
+fn would_pay_again(why: &str, waiting: &Waiting, estimate: &Estimate) -> Error {
     let money = match &estimate.dollars {
         Some(dollars) => format!("about ${:.2} to {:.2}", dollars.low, dollars.high),
         None => "for which no price is known".to_owned(),
     };
     let message = format!(
-        "its table was paid for once and is lost, and the store keeps no answer to {} of its questions: making it again takes {} requests, {money}",
+        "{why}, and the store keeps no answer to {} of its questions: making it again takes {} requests, {money}",
         waiting.wanted(),
         estimate.requests,
     );

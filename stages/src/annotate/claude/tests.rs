@@ -123,10 +123,21 @@ impl Seen {
 
 /// An attempt with these parameters; without others, no question is asked for the labels' quality.
 fn asked(bench: &Bench, endpoint: &Endpoint, store: &Path, with: Value) -> Seen {
-    attempted(bench, endpoint, store, with, true)
+    attempted(bench, endpoint, store, with, Pay::Once)
 }
 
-fn attempted(bench: &Bench, endpoint: &Endpoint, store: &Path, with: Value, may_pay: bool) -> Seen {
+/// What an attempt may pay for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pay {
+    /// Nothing: its table was paid for and is lost.
+    Nothing,
+    /// What was never paid for.
+    Once,
+    /// Everything (`--pay`).
+    Again,
+}
+
+fn attempted(bench: &Bench, endpoint: &Endpoint, store: &Path, with: Value, pay: Pay) -> Seen {
     let out = tempfile::tempdir().unwrap();
     let mut all = json!({ "model": "a-model", "max_unlabelled": 0.2, "swap_share": 0, "repeat_share": 0 });
     all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
@@ -139,7 +150,8 @@ fn attempted(bench: &Bench, endpoint: &Endpoint, store: &Path, with: Value, may_
     let mut ctx =
         Context::new("annotate.claude", 7, bench.inputs(), out.path().to_owned(), checkpoints.path().to_owned())
             .with_requests(store.join("requests"))
-            .with_pay(may_pay)
+            .with_pay(pay != Pay::Nothing)
+            .with_pay_again(pay == Pay::Again)
             .with_sink(move |tell| {
                 if let Tell::Warning { message } = tell {
                     sink.lock().unwrap().push(message);

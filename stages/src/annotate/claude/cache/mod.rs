@@ -3,7 +3,8 @@
 //! ```text
 //! requests/annotate.claude/<fingerprint of the settings>/
 //!     settings.json    what was asked, for people
-//!     answers.jsonl    one line per answered request: the documents' keys by slot, the answer as it came
+//!     answers.jsonl    one line per answered request: the documents' keys by slot, the answer as it came, a checksum
+//!     damaged.jsonl    lines whose checksum failed and which were paid for again
 //!     claims/          bytes of its files are locked, one per document that is being asked
 //! ```
 //!
@@ -28,7 +29,8 @@ use super::prices::Usage;
 use super::reply::{Reading, Reply, is_message};
 use super::settings::Settings;
 use claims::Claims;
-use log::{Line, Log};
+pub use log::Verified;
+use log::{Fault, Line, Log};
 
 /// An answer about one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,9 @@ pub struct Kept {
     /// Which request it was in: where its line begins in the log.
     pub request: u64,
 }
+
+/// In the store's folder of requests: a folder for each fingerprint.
+const LOGS: &str = "annotate.claude";
 
 /// A [`Kept`] in as little memory as it takes: there may be a hundred thousand of them.
 #[derive(Clone, Copy)]
@@ -84,7 +89,9 @@ pub struct Cache {
     kept: HashMap<AnswerKey, Packed>,
     /// Requests that were answered.
     answered: u64,
-    damaged: u64,
+    torn: u64,
+    /// Where damaged lines begin.
+    damaged: Vec<u64>,
 }
 
 impl Cache {
@@ -103,7 +110,8 @@ impl Cache {
             reading: Reading::of(settings),
             kept: HashMap::new(),
             answered: 0,
-            damaged: 0,
+            torn: 0,
+            damaged: Vec::new(),
         };
         cache.refresh()?;
         Ok(cache)
@@ -132,7 +140,8 @@ impl Cache {
     /// If the log cannot be read.
     pub fn usages(&self, mut each: impl FnMut(u64, Usage)) -> Result<()> {
         self.log.read_again(|offset, line| {
-            let usage = line.and_then(|line| line.answer.as_ref().filter(|answer| is_message(answer)).map(Usage::of));
+            let usage =
+                line.ok().and_then(|line| line.answer.as_ref().filter(|answer| is_message(answer)).map(Usage::of));
             if let Some(usage) = usage.filter(|usage| usage.sent() > 0) {
                 each(offset, usage);
             }
@@ -144,9 +153,26 @@ impl Cache {
         self.answered
     }
 
-    /// Lines that could not be read: what a crash cut off.
-    pub fn damaged(&self) -> u64 {
-        self.damaged
+    /// Lines that a crash cut off: answers that were never kept.
+    pub fn torn(&self) -> u64 {
+        self.torn
+    }
+
+    /// Where lines begin that were kept and are no longer as they were written: answers that were paid for and are lost.
+    pub fn damaged(&self) -> &[u64] {
+        &self.damaged
+    }
+
+    /// Moves the damaged lines out of the log, so that it is whole again; returns where to.
+    ///
+    /// # Errors
+    /// If the files cannot be written.
+    pub fn set_damaged_aside(&mut self) -> Result<PathBuf> {
+        let aside = self.folder.join("damaged.jsonl");
+        for offset in std::mem::take(&mut self.damaged) {
+            self.log.set_aside(offset, &aside)?;
+        }
+        Ok(aside)
     }
 
     /// Takes in what this and other processes have kept meanwhile.
@@ -154,11 +180,12 @@ impl Cache {
     /// # Errors
     /// If the log cannot be read.
     pub fn refresh(&mut self) -> Result<()> {
-        let Self { log, reading, kept, answered, damaged, .. } = self;
+        let Self { log, reading, kept, answered, torn, damaged, .. } = self;
         log.read_on(|request, line| {
-            let Some(Line { documents, answer, failed }) = line else {
-                *damaged += 1;
-                return;
+            let Line { documents, answer, failed, .. } = match line {
+                Ok(line) => line,
+                Err(Fault::Torn) => return *torn += 1,
+                Err(Fault::Damaged) => return damaged.push(request),
             };
             let replies = match (&answer, &failed) {
                 // Logs of an older temper hold error documents as answers: those documents are asked again.
@@ -170,7 +197,7 @@ impl Cache {
             for (slot, (key, reply)) in documents.into_iter().zip(replies).enumerate() {
                 match Packed::of(Kept { reply, slot, request }) {
                     Some(packed) => drop(kept.entry(key).or_insert(packed)),
-                    None => *damaged += 1,
+                    None => damaged.push(request),
                 }
             }
         })
@@ -182,8 +209,8 @@ impl Cache {
     /// If it cannot be written.
     pub fn keep(&mut self, landed: Vec<Landed>) -> Result<()> {
         let lines = landed.into_iter().map(|Landed { documents, what }| match what {
-            What::Answer(answer) => Line { documents, answer: Some(answer), failed: None },
-            What::Failed(why) => Line { documents, answer: None, failed: Some(why) },
+            What::Answer(answer) => Line::answer(documents, answer),
+            What::Failed(why) => Line::failed(documents, why),
         });
         self.log.append(lines)?;
         self.refresh()
@@ -218,7 +245,26 @@ impl Cache {
 
 fn folder(requests: &Path, settings: &Settings) -> PathBuf {
     let fingerprint: String = settings.fingerprint()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    requests.join("annotate.claude").join(fingerprint)
+    requests.join(LOGS).join(fingerprint)
+}
+
+/// Reads every paid answer in `requests`, the store's folder; writes nothing.
+///
+/// # Errors
+/// If a log cannot be read.
+pub fn verify(requests: &Path) -> Result<Verified> {
+    let mut found = Verified::default();
+    let logs = requests.join(LOGS);
+    if !logs.is_dir() {
+        return Ok(found);
+    }
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(&logs).at(&logs)? {
+        paths.push(entry.at(&logs)?.path().join("answers.jsonl"));
+    }
+    paths.sort();
+    paths.iter().filter(|path| path.is_file()).try_for_each(|path| log::verify(path, &mut found))?;
+    Ok(found)
 }
 
 /// Says what the folder's answers are to, once.

@@ -121,15 +121,45 @@ fn a_repair_takes_what_is_kept_and_stops_before_it_pays_again() {
     let store = tempfile::tempdir().unwrap();
     let (some, more) = (bench((0..10).map(pair).collect()), bench((0..14).map(pair).collect()));
     let first = asked(&some, &server.endpoint, store.path(), json!({}));
-    let repaired = attempted(&some, &server.endpoint, store.path(), json!({}), false);
+    let repaired = attempted(&some, &server.endpoint, store.path(), json!({}), Pay::Nothing);
     assert_eq!((repaired.rows(), repaired.metrics(), server.count()), (first.rows(), first.metrics(), 5));
-    let stopped = attempted(&more, &server.endpoint, store.path(), json!({}), false);
+    let stopped = attempted(&more, &server.endpoint, store.path(), json!({}), Pay::Nothing);
     assert_eq!((stopped.error().exit_code(), server.count()), (3, 5));
     assert!(
         stopped.error().message.contains("4 of its questions")
             && stopped.error().message.contains("2 requests, for which no price")
     );
     assert!(stopped.error().help.as_ref().unwrap().contains("--pay"));
+}
+
+#[test]
+fn a_damaged_answer_is_named_and_paid_again_only_if_that_is_allowed() {
+    let server = Server::fine();
+    let store = tempfile::tempdir().unwrap();
+    let some = bench((0..10).map(pair).collect());
+    let first = asked(&some, &server.endpoint, store.path(), json!({}));
+    let folder = std::fs::read_dir(store.path().join("requests/annotate.claude")).unwrap().next().unwrap().unwrap();
+    let log = folder.path().join("answers.jsonl");
+    let mut bytes = std::fs::read(&log).unwrap();
+    // Another label in the first answer.
+    let digit = bytes.windows(11).position(|at| at == b".summary\\\":").unwrap() + 11;
+    bytes[digit] ^= 3;
+    std::fs::write(&log, &bytes).unwrap();
+
+    let stopped = asked(&some, &server.endpoint, store.path(), json!({}));
+    let damaged = format!("{}: 1 paid answers are damaged (the lines at bytes 0)", log.display());
+    assert_eq!((stopped.error().exit_code(), server.count()), (3, 5));
+    assert!(stopped.error().message.starts_with(&format!("{damaged}, and the store keeps no answer to 2 of")));
+    assert!(stopped.error().help.as_ref().unwrap().contains("--pay"));
+    // Pairs that have their answers need none of the damaged ones.
+    assert_eq!(stopped.warnings, [format!("{damaged}: they are left out")]);
+
+    let again = attempted(&some, &server.endpoint, store.path(), json!({}), Pay::Again);
+    let aside = folder.path().join("damaged.jsonl");
+    assert_eq!(again.warnings, [format!("{damaged}: they are set aside in {}", aside.display())]);
+    assert_eq!((again.rows(), server.count()), (first.rows(), 6));
+    let after = asked(&some, &server.endpoint, store.path(), json!({}));
+    assert_eq!((after.rows(), &after.warnings[..], server.count()), (first.rows(), &[][..], 6));
 }
 
 #[test]
