@@ -1,13 +1,14 @@
 //! What must hold of every run.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use engine::error::Blame;
 use engine::journal::{self, Event};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::fake::Deed;
-use crate::space::{Seen, Space, Stage, events, lives, stage, until};
+use crate::space::{Seen, Space, Stage, at_work_below, events, lives, stage, until};
 
 macro_rules! claims {
     ($($name:ident)*) => {
@@ -43,6 +44,7 @@ claims! {
     one_stage_alone_gets_all_threads_and_several_share_them
     what_an_attempt_started_ends_with_it
     every_process_ends_with_its_orchestrator_however_that_ends
+    no_process_is_left_whenever_an_orchestrator_is_killed
     a_closed_terminal_ends_a_run_unless_it_runs_under_nohup
     twins_found_while_running_are_an_error
     a_fan_out_of_300_finishes
@@ -426,6 +428,24 @@ fn every_process_ends_with_its_orchestrator_however_that_ends() {
     let space = Space::new(&[stage("a", &[]).does(Deed::Spread { for_ever: false })]);
     assert_eq!(space.run().outcome.exit_code(), 0);
     assert!(!spread(&space).iter().any(|pid| lives(*pid)));
+}
+
+/// Kills in the making of what a killed orchestrator must not leave behind; `TEMPER_KILLS` says how many.
+fn no_process_is_left_whenever_an_orchestrator_is_killed() {
+    let kills = std::env::var("TEMPER_KILLS").map_or(10, |count| count.parse().unwrap());
+    let signals = [Signal::KILL, Signal::HUP, Signal::QUIT, Signal::TERM, Signal::INT];
+    let mut slowest = Duration::ZERO;
+    for n in 0..kills {
+        let space = Space::new(&[stage("a", &[]).does(Deed::Spread { for_ever: true })]);
+        let (mut orchestrator, _events) = space.start();
+        std::thread::sleep(Duration::from_millis(n * 37 % 200));
+        kill(orchestrator.id() as i32, signals[n as usize % signals.len()]);
+        orchestrator.wait().unwrap();
+        let killed = Instant::now();
+        until(|| at_work_below(space.dir.path()).is_empty().then_some(()));
+        slowest = slowest.max(killed.elapsed());
+    }
+    println!("  {kills} kills; nothing left after {:.0} ms at most", slowest.as_secs_f64() * 1e3);
 }
 
 fn a_closed_terminal_ends_a_run_unless_it_runs_under_nohup() {
