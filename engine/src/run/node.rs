@@ -238,8 +238,11 @@ impl Work<'_> {
             (_, Some(error)) => Err(error),
             (Ending::Said(Last::Done { digest, peak_bytes }), None) => {
                 // Files outside the store may have changed under it; what was made of them must not stand under this key.
-                let unchanged = self.store.input_stats(&instance.params)? == stats;
-                if !unchanged || self.recipe(go.node, &go.digests)?.key() != key {
+                let now = self.store.input_stats(&instance.params)?;
+                if let Some((path, _)) = stats.iter().find(|file| !now.contains(file)) {
+                    return Err(changed_outside().within(path.display()));
+                }
+                if self.recipe(go.node, &go.digests)?.key() != key {
                     return Err(changed_outside());
                 }
                 let provenance = self.provenance(instance, folder, started, seconds, warnings)?;

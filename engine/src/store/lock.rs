@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Store;
+use super::{Store, files};
 use crate::error::{At, Result};
 use crate::names::Key;
 
@@ -49,8 +49,7 @@ impl KeyLock {
 impl Store {
     /// `None` when another process or thread holds the key.
     pub fn try_lock(&self, key: &Key) -> Result<Option<KeyLock>> {
-        let path = self.lock_file(key);
-        let file = open(&path)?;
+        let (path, file) = self.open_lock(key)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(take(file, path)?)),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
@@ -60,15 +59,22 @@ impl Store {
 
     /// Waits until nobody else holds the key. Blocks the thread.
     pub fn lock(&self, key: &Key) -> Result<KeyLock> {
-        let path = self.lock_file(key);
-        let file = open(&path)?;
+        let (path, file) = self.open_lock(key)?;
         file.lock().at(&path)?;
         take(file, path)
     }
 
+    fn open_lock(&self, key: &Key) -> Result<(PathBuf, File)> {
+        let path = self.lock_file(key);
+        if files::look(&path)?.is_some_and(|metadata| !metadata.is_file()) {
+            self.quarantine_file(&path, "this must be the file of a lock")?;
+        }
+        Ok((path.clone(), open(&path)?))
+    }
+
     /// Who holds the key, if it is held and they have said so.
     pub fn holder(&self, key: &Key) -> Option<Holder> {
-        serde_json::from_slice(&std::fs::read(self.lock_file(key)).ok()?).ok()
+        serde_json::from_slice(&files::read_if_there(&self.lock_file(key)).ok()??).ok()
     }
 
     /// The process that holds the key's lock although the orchestrator that took it is gone: what inherited it.

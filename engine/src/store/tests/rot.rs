@@ -177,7 +177,10 @@ fn whatever_stands_in_the_place_of_a_file_is_set_aside_and_the_next_run_mends_it
             } else {
                 assert!(!verify(&store).unwrap().is_sound(), "{place}");
             }
-            // As a run does: the artifact, then its record.
+            displace(&store.root().join("locks").join(made.key.to_string()));
+            assert!(store.holder(&made.key).is_none());
+            // As a run does: the lock, the artifact, its record.
+            let _lock = store.try_lock(&made.key).unwrap().expect("nobody holds it");
             assert_eq!(store.commit(&space.out(files), &Anything).unwrap().0, digest, "{place}");
             store.record(&made).unwrap();
             assert_eq!(store.presence(&digest).unwrap(), Presence::Whole, "{place}");
