@@ -246,7 +246,7 @@ fn a_variable_that_a_stage_needs_is_missed_before_anything_runs() {
     let out = space.temper(&["run", "two.yaml"]);
     assert_eq!((out.status.code(), runs()), (Some(3), 0), "{}", text(&out.stderr));
     assert!(text(&out.stderr).contains(&format!("error: {missing}")), "{}", text(&out.stderr));
-    // What does not need it runs without it, and so does what is reused, even if its inputs are made again.
+    // Stages that ask for nothing run without the key, and so do stages that are reused, even if their inputs run again.
     assert!(space.temper(&["run", "two.yaml", "--until", "a"]).status.success());
     let out = space.command(&["run", "two.yaml"]).env("NO_SUCH_TOKEN_HERE", "x").output().expect("the binary starts");
     assert!(out.status.success(), "{}", text(&out.stderr));

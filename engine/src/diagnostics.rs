@@ -65,7 +65,7 @@ impl Fault {
     }
 }
 
-/// Faults that are rendered, the first by place; of the others only their number is told.
+/// Renders so many faults, in order of their places, and counts the others.
 const SHOWN_FAULTS: usize = 50;
 /// Faults that are kept until all are found.
 const KEPT_FAULTS: usize = 1_000;
@@ -130,7 +130,7 @@ impl Diagnostics {
         &self.faults
     }
 
-    /// Grows with every fault that is told.
+    /// The number of faults so far; those beyond [`KEPT_FAULTS`] are counted, not kept.
     pub fn count(&self) -> usize {
         self.count
     }

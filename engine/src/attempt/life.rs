@@ -46,6 +46,10 @@ pub(super) fn begin() -> Result<File> {
     if !is_pipe(&lifeline) {
         return Ok(File::from(stdout));
     }
+    let threads = std::fs::read_dir("/proc/self/task").at("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(Error::ours(format!("an attempt began with {threads} threads instead of one")));
+    }
     let adopt = || set_child_subreaper(Some(getpid())).map_err(|e| failed("adopting orphans", e));
     adopt()?;
     let guard = getpid();

@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first stops the runs of this process in order, the second ends it at once. Knows no run.
+//! Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first stops the runs of this process in order, the second ends it at once.
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, Once, PoisonError};

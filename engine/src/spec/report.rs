@@ -18,7 +18,7 @@ pub struct Report {
     pub deviations: Vec<String>,
 }
 
-/// Reads the section; faults are told, and what is at fault is left out.
+/// Reads the section. Reports faults and leaves the keys at fault out.
 pub fn read(node: &Node, faults: &mut Diagnostics) -> Report {
     let empty = Map::default();
     let map = match &node.value {
