@@ -248,9 +248,16 @@ pub(crate) fn is_writable(folder: &Path) -> bool {
 /// Moves something of the store at `root` into its quarantine, with a note; gives its new place.
 pub(crate) fn set_aside(root: &Path, path: &Path, why: &str) -> Result<PathBuf> {
     let quarantine = root.join("quarantine");
-    fs::create_dir_all(&quarantine).at(&quarantine)?;
     let fresh = fresh_name(&quarantine.join("new"));
     let fresh = fresh.file_name().unwrap_or_default().to_string_lossy().replace(".new-", "");
+    // Something else may stand in the quarantine's own place.
+    if look(&quarantine)?.is_some_and(|found| !found.is_dir()) {
+        fs::rename(&quarantine, root.join(format!(".quarantine-{fresh}"))).at(&quarantine)?;
+    }
+    fs::create_dir_all(&quarantine).at(&quarantine)?;
+    if path == quarantine {
+        return Ok(quarantine);
+    }
     let name = path.strip_prefix(root).unwrap_or(path).to_string_lossy().replace('/', "-");
     let to = quarantine.join(format!("{name}-{fresh}"));
     match fs::rename(path, &to) {

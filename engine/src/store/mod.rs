@@ -74,7 +74,8 @@ impl Store {
         check_version(&root)?;
         for folder in FOLDERS {
             let folder = root.join(folder);
-            if files::look(&folder)?.is_some_and(|found| !found.is_dir() && !found.is_symlink()) {
+            // A link to a folder elsewhere is the user's doing.
+            if files::look(&folder)?.is_some_and(|found| !found.is_dir()) && !folder.is_dir() {
                 files::set_aside(&root, &folder, "this must be a folder")?;
             }
             match fs::create_dir(&folder) {

@@ -196,6 +196,23 @@ fn whatever_stands_in_the_place_of_a_file_is_set_aside_and_the_next_run_mends_it
 }
 
 #[test]
+fn whatever_stands_in_the_place_of_a_folder_is_set_aside_when_the_store_opens() {
+    // The first puts a folder there.
+    for displace in &displacements()[1..] {
+        for name in ["quarantine", "blobs", "artifacts", "actions", "work", "requests", "runs", "locks"] {
+            let space = Space::new();
+            let folder = space.store.root().join(name);
+            fs::remove_dir_all(&folder).unwrap();
+            displace(&folder);
+            let store = space.again();
+            assert!(fs::symlink_metadata(&folder).unwrap().is_dir(), "{name}");
+            store.commit(&space.out(&[("a", b"good")]), &Anything).unwrap();
+            assert!(verify(&store).unwrap().is_sound(), "{name}");
+        }
+    }
+}
+
+#[test]
 fn a_rotten_blob_whose_artifact_is_whole_is_set_aside_by_repair() {
     let space = Space::new();
     let (digest, manifest) = space.commit(&[("a", b"good")]);
