@@ -5,6 +5,8 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags, SeekFrom, seek};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{At, Error, Result};
@@ -96,17 +98,37 @@ pub fn check_root(out: &Path) -> Result<()> {
         .help("leave the output folder where it is, and write or copy files into it"))
 }
 
-/// Checks that a file of an artifact is not mostly holes.
+/// Checks that a file of an artifact has no more than a GiB of holes.
 ///
 /// # Errors
-/// When it has more than a GiB of them.
+/// When it has more, or cannot be read.
 pub fn check_holes(path: &Path, metadata: &Metadata) -> Result<()> {
-    let holes = metadata.len().saturating_sub(metadata.blocks() * 512);
+    // A file that takes its size on disk has none; one that takes less may also be compressed by the file system.
+    if metadata.len().saturating_sub(metadata.blocks() * 512) <= MAX_HOLES {
+        return Ok(());
+    }
+    let holes = holes(path, metadata.len()).map_err(std::io::Error::from).at(path)?;
     if holes <= MAX_HOLES {
         return Ok(());
     }
     Err(Error::yours(format!("{}: a sparse file with {} GiB of holes", path.display(), holes >> 30))
         .help("write it without holes, or compress it"))
+}
+
+/// Bytes of a file that lie in holes.
+fn holes(path: &Path, length: u64) -> rustix::io::Result<u64> {
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    let (mut at, mut holes) = (0, 0);
+    while at < length {
+        let data = match seek(&file, SeekFrom::Data(at)) {
+            // No data from here to the end.
+            Err(Errno::NXIO) => length,
+            other => other?,
+        };
+        holes += data - at;
+        at = if data < length { seek(&file, SeekFrom::Hole(data))? } else { length };
+    }
+    Ok(holes)
 }
 
 impl Manifest {

@@ -23,7 +23,8 @@ pub struct Command;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// The program and its arguments. An argument that names one of `files` becomes that file's absolute path.
+    /// The program and its arguments. It fills the folder `TEMPER_OUTPUT`, and finds the folders of its inputs in
+    /// `TEMPER_INPUT_<port>` (a line each) and, as JSON by port, in the file `TEMPER_INPUTS_FILE`. An argument that names one of `files` becomes that file's absolute path.
     pub run: Vec<String>,
     /// The artifact type that it fills `TEMPER_OUTPUT` with; `Files` for anything.
     pub output: String,

@@ -239,7 +239,7 @@ impl Work<'_> {
             (Ending::Said(Last::Done { digest, peak_bytes }), None) => {
                 // Files outside the store may have changed under it; what was made of them must not stand under this key.
                 let now = self.store.input_stats(&instance.params)?;
-                if let Some((path, _)) = stats.iter().find(|file| !now.contains(file)) {
+                if let Some(((path, _), _)) = stats.iter().zip(&now).find(|(before, now)| before != now) {
                     return Err(changed_outside().within(path.display()));
                 }
                 if self.recipe(go.node, &go.digests)?.key() != key {

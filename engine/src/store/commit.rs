@@ -46,6 +46,7 @@ impl Store {
     pub fn commit(&self, out: &Path, t: &dyn ArtifactType) -> Result<(Digest, Manifest)> {
         artifact::check_root(out)?;
         let (found, mut folders) = list(out)?;
+        check_metrics(out)?;
         let mut facts = t.check(out)?;
         if facts.metrics.is_empty() {
             facts.metrics = metrics(out)?;
@@ -232,17 +233,22 @@ fn list(out: &Path) -> Result<(Found, BTreeSet<String>)> {
     Ok((found, empty))
 }
 
+/// Refuses a `metrics.json` too large to be read.
+fn check_metrics(out: &Path) -> Result<()> {
+    let path = out.join("metrics.json");
+    match files::look(&path)? {
+        Some(metadata) if metadata.len() > MAX_METRICS => {
+            let size = MAX_METRICS >> 20;
+            Err(Error::yours(format!("{}: metrics of more than {size} MiB", path.display()))
+                .help("metrics.json holds numbers by name; give other data another name"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The numbers of `metrics.json`, if there is one.
 fn metrics(out: &Path) -> Result<BTreeMap<String, f64>> {
-    let path = out.join("metrics.json");
-    if let Some(metadata) = files::look(&path)?
-        && metadata.len() > MAX_METRICS
-    {
-        let size = MAX_METRICS >> 20;
-        return Err(Error::yours(format!("{}: metrics of more than {size} MiB", path.display()))
-            .help("metrics.json holds numbers by name; give other data another name"));
-    }
-    let Some(bytes) = files::read_if_there(&path)? else { return Ok(BTreeMap::new()) };
+    let Some(bytes) = files::read_if_there(&out.join("metrics.json"))? else { return Ok(BTreeMap::new()) };
     let values: BTreeMap<String, serde_json::Value> = serde_json::from_slice(strip_bom(&bytes)).unwrap_or_default();
     Ok(values.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
 }

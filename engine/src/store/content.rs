@@ -61,7 +61,7 @@ impl Store {
         external::replace(params, &mut |external| {
             if !external.is_empty() {
                 for path in walk::list(&external, Some(self.root()))?.files() {
-                    let stat = Stat::of_input(&fs::metadata(&path).at(&path)?);
+                    let stat = self.input_stat(&path, &fs::metadata(&path).at(&path)?);
                     stats.push((path, stat));
                 }
             }
@@ -70,13 +70,18 @@ impl Store {
         Ok(stats)
     }
 
+    /// A parameter may name an artifact of this store, whose files change their ctime whenever they are linked to.
+    fn input_stat(&self, path: &Path, metadata: &fs::Metadata) -> Stat {
+        if path.starts_with(self.root()) { Stat::from(metadata) } else { Stat::of_input(metadata) }
+    }
+
     fn file_content(&self, path: &Path) -> Result<Digest> {
-        let before = Stat::of_input(&fs::metadata(path).at(path)?);
+        let before = self.input_stat(path, &fs::metadata(path).at(path)?);
         if let Some(digest) = self.index.vouched(&before)? {
             return Ok(digest);
         }
         let (digest, metadata) = files::hash_file(path)?;
-        let after = Stat::of_input(&metadata);
+        let after = self.input_stat(path, &metadata);
         if before != after {
             return Err(Error::surroundings(format!("{}: changed while it was read", path.display()))
                 .help("wait until whatever writes to it has finished, then run again"));

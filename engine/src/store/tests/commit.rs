@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use super::{Anything, Space, rot, writable};
@@ -268,10 +268,15 @@ fn an_output_folder_that_is_a_link_is_refused_and_what_it_leads_to_is_left_alone
 fn holes_and_huge_metrics_are_refused() {
     let space = Space::new();
     let out = space.out(&[("x", b"1")]);
-    fs::File::options().write(true).open(out.join("x")).unwrap().set_len(3 << 30).unwrap();
+    let file = fs::File::options().write(true).open(out.join("x")).unwrap();
+    file.set_len((3 << 30) + 1).unwrap();
+    // Data between holes, and at the end.
+    file.write_all_at(b"1", 1 << 30).unwrap();
+    file.write_all_at(b"1", 3 << 30).unwrap();
     let error = space.store.commit(&out, &Anything).unwrap_err();
     assert!(error.message.ends_with("x: a sparse file with 2 GiB of holes"), "{error}");
-    let out = space.out(&[("metrics.json", &[b' '; (4 << 20) + 1])]);
-    let error = space.store.commit(&out, &Anything).unwrap_err();
+    let metrics = format!("{{\"{}\": 1}}", "x".repeat(4 << 20));
+    let out = space.out(&[("metrics.json", metrics.as_bytes())]);
+    let error = space.store.commit(&out, &Demanding).unwrap_err();
     assert!(error.message.ends_with("metrics.json: metrics of more than 4 MiB"), "{error}");
 }

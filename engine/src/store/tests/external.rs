@@ -60,6 +60,18 @@ fn a_change_that_keeps_size_and_mtime_is_seen() {
 }
 
 #[test]
+fn a_link_to_a_file_of_the_store_changes_no_input() {
+    let space = Space::new();
+    let digest = space.commit(&[("a", b"good")]).0;
+    let file = space.store.artifact_folder(&digest).join("a");
+    let params = json!({ "file": External::Path(InputPath(file.clone())).to_value() });
+    let before = space.store.input_stats(&params).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    fs::hard_link(&file, space.folder.path().join("link")).unwrap();
+    assert_eq!(space.store.input_stats(&params).unwrap(), before);
+}
+
+#[test]
 fn a_file_at_rest_is_read_once_and_a_fresh_one_each_time() {
     let space = Space::new();
     let path = space.folder.path().join("data");
