@@ -45,8 +45,7 @@ pub fn phase(s: Shape, shapes: &Shapes, trains: Trains, members: usize) -> Resul
             Trains::All => base.clone().with_full_training().map_err(told)?,
             Trains::Lora(_) => world::with_adapter(&base, lora, 0.0)?,
         };
-        let head = ScalarHead::zeros(s.d).map_err(told)?;
-        let mut learner = Learner::new(policy, base.frozen(), head, &params).map_err(told)?;
+        let mut learner = Learner::new(policy, base.frozen(), &params).map_err(told)?;
         let mut ctx = Context::new("rl.ppo", 7, BTreeMap::new(), PathBuf::new(), PathBuf::new());
         let mut phases = Phases::new(&params, &members, &prompts, sampling.clone(), stats.clone(), None, &ctx);
         let clock = Instant::now();
@@ -64,7 +63,7 @@ fn params(s: &Shape, shapes: &Shapes, trains: Trains, members: usize) -> Params 
         Trains::All => None,
         Trains::Lora(r) => Some(params::Lora { r, alpha: shapes.lora.alpha }),
     };
-    Params {
+    let params = params::PpoParams {
         objective: if members == 1 { Objective::Standard } else { Objective::Adaptive },
         lambda: ppo.kl,
         rollouts: s.rollouts,
@@ -79,8 +78,9 @@ fn params(s: &Shape, shapes: &Shapes, trains: Trains, members: usize) -> Params 
         weight_decay: optimiser.weight_decay,
         max_gradient_norm: Some(optimiser.clip),
         lora,
-        ..Params::default()
-    }
+        ..params::PpoParams::default()
+    };
+    params.into()
 }
 
 /// A reward model with a head of its own: an adapter on the shared base, or weights of its own.
@@ -95,11 +95,12 @@ fn member(base: &CausalLm, s: &Shape, shapes: &Shapes, trains: Trains, i: usize)
     let config = RewardInfo {
         pool: Pooling::Last,
         centre: 0.0,
+        scale: 1.0,
         base_digest,
         member_seed: i as u64,
         fact_sensitivity: None,
         more: serde_json::Map::new(),
     };
     let model = RewardModel { lm, head, pool: Pool::Last }.frozen();
-    Ok(LoadedReward { model, centre: 0.0, base_digest, config })
+    Ok(LoadedReward { model, centre: 0.0, scale: 1.0, base_digest, config })
 }

@@ -47,5 +47,5 @@ pub fn error(s: &Shape) -> Result<Error, String> {
 /// Of all response tokens, one sequence after the other.
 fn logprobs(model: &CausalLm, sequences: &[Sequence]) -> Result<Vec<f64>, String> {
     let options = StatOptions { min_new_tokens: 0, eos: 0.into(), entropy: false };
-    Ok(score_tokens(model, None, sequences, &options, BATCH).map_err(told)?.logprob.concat())
+    Ok(score_tokens(model, None, model, sequences, &options, BATCH).map_err(told)?.logprob.concat())
 }

@@ -171,6 +171,22 @@ impl CausalLm {
         stats::token_stats(predicting, &self.net.output(), batch.targets(), Some((&o.eos, &masked)), o.entropy)
     }
 
+    /// The exact KL(self || other) of the distributions that the response tokens were drawn from, over the whole vocabulary: flat
+    /// `[response_tokens]`, in nats. `predicting` and `others` are what [`CausalLm::predicting`] gives for the two models.
+    /// Errors: other vocabularies.
+    pub fn divergence(
+        &self,
+        predicting: &Tensor,
+        other: &Self,
+        others: &Tensor,
+        batch: &Batch,
+        o: &StatOptions,
+    ) -> Result<Vec<f32>> {
+        let masked = stats::before_minimum(batch, o.min_new_tokens);
+        let (own, other) = ((predicting, &self.net.output()), (others, &other.net.output()));
+        stats::divergence(own, other, batch.targets(), (&o.eos, &masked))
+    }
+
     /// The next-token loss: the mean negative log-probability in which a response token weighs 1 and a prompt token
     /// (from the second on) `prompt_weight`. With weight 0 the output layer and most of the last layer see
     /// response positions only.

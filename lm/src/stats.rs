@@ -36,15 +36,37 @@ pub(crate) fn token_stats(
         let none = Tensor::zeros(0, DType::F32, &Device::Cpu)?;
         return Ok(TokenStats { entropy: entropy.then(|| none.clone()), logprob: none });
     }
-    let vocab = output.weight.dim(0)?;
+    let rows = stat_rows(output, targets, forbidden)?;
+    let stats = in_pool(|| kernels::token_stats(hidden, output, &rows, entropy))?;
+    Ok(TokenStats { logprob: stats.logprob, entropy: stats.entropy })
+}
+
+/// KL(own || other) of the distributions over the next token, `[n]` in nats: hidden states and output layer of each; `forbidden`
+/// as in [`token_stats`], for both.
+pub(crate) fn divergence(
+    own: (&Tensor, &kernels::Output),
+    other: (&Tensor, &kernels::Output),
+    targets: &[u32],
+    forbidden: (&Eos, &[bool]),
+) -> Result<Vec<f32>> {
+    if targets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = stat_rows(own.1, targets, Some(forbidden))?;
+    Ok(in_pool(|| kernels::divergence(own, other, &rows))?)
+}
+
+fn stat_rows<'a>(
+    output: &kernels::Output,
+    targets: &'a [u32],
+    forbidden: Option<(&'a Eos, &'a [bool])>,
+) -> Result<kernels::StatRows<'a>> {
     if let Some((eos, _)) = forbidden {
-        check_eos(eos, vocab)?;
+        check_eos(eos, output.weight.dim(0)?)?;
     }
     // Rows without a mask take the kernel's plain path.
     let forbidden = forbidden.filter(|(_, rows)| rows.contains(&true)).map(|(eos, rows)| (eos.ids(), rows));
-    let rows = kernels::StatRows { targets, forbidden };
-    let stats = in_pool(|| kernels::token_stats(hidden, output, &rows, entropy))?;
-    Ok(TokenStats { logprob: stats.logprob, entropy: stats.entropy })
+    Ok(kernels::StatRows { targets, forbidden })
 }
 
 /// Errors: an id that the model does not have.

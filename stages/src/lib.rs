@@ -45,6 +45,8 @@ pub fn registry() -> Registry {
         .kind(data::Tldr)
         .kind(data::Filter)
         .kind(rl::Ppo)
+        .kind(rl::Rloo)
+        .kind(rl::Grpo)
         .kind(evaluate::Evaluate)
         .kind(tokenizer::Train)
         .kind(tokenizer::Import)

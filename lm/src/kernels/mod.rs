@@ -35,6 +35,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{Result, Tensor, bail};
 
 use crate::Precision;
+use glue::View;
 
 pub use activation::Activation;
 pub use mask::{BITS, Mask};
@@ -91,6 +92,27 @@ pub struct Output<'a> {
 /// Log-probabilities (and entropies) from final hidden states `[n, d]`, without ever holding the logits `[n, v]`. Gradients
 /// flow from both results to all operands; a trained bias needs [`backward`].
 pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: bool) -> Result<TokenStats> {
+    let op = stats_of(hidden, output, rows, entropy)?;
+    let both = hidden.contiguous()?.apply_op2(&output.weight.contiguous()?, op)?;
+    let part = |i: usize| both.narrow(0, i, 1)?.squeeze(0);
+    Ok(TokenStats { logprob: part(0)?, entropy: if entropy { Some(part(1)?) } else { None } })
+}
+
+/// KL(p || q) in nats of each row's distribution p from `own` and q from `other`, (hidden states `[n, d]`, output layer) each:
+/// `[n]`, over the whole vocabulary. No gradient flows.
+pub fn divergence(own: (&Tensor, &Output), other: (&Tensor, &Output), rows: &StatRows) -> Result<Vec<f32>> {
+    let (p, q) = (stats_of(own.0, own.1, rows, false)?, stats_of(other.0, other.1, rows, false)?);
+    if p.v != q.v {
+        bail!("the divergence of distributions over {} and {} tokens", p.v, q.v);
+    }
+    let (h, w) = (own.0.contiguous()?, own.1.weight.contiguous()?);
+    let (other_h, other_w) = (other.0.contiguous()?, other.1.weight.contiguous()?);
+    let own = (View::of(&h)?, View::of(&w)?);
+    let other = (View::of(&other_h)?, View::of(&other_w)?);
+    token_stats::divergence((&p, &own.0, &own.1), (&q, &other.0, &other.1))
+}
+
+fn stats_of(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: bool) -> Result<token_stats::Stats> {
     let (n, d) = hidden.dims2()?;
     let v = output.weight.dim(0)?;
     glue::expect("the output layer", output.weight, &[v, d])?;
@@ -106,7 +128,7 @@ pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: b
     }
     let bias = output.bias.map(projection::trained).transpose()?;
     let trained = output.weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op);
-    let op = token_stats::Stats {
+    Ok(token_stats::Stats {
         n,
         d,
         v,
@@ -118,10 +140,7 @@ pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: b
         eager: hidden.track_op() && !trained,
         rows: OnceLock::new(),
         slopes: glue::Handover::default(),
-    };
-    let both = hidden.contiguous()?.apply_op2(&output.weight.contiguous()?, op)?;
-    let part = |i: usize| both.narrow(0, i, 1)?.squeeze(0);
-    Ok(TokenStats { logprob: part(0)?, entropy: if entropy { Some(part(1)?) } else { None } })
+    })
 }
 
 /// A low-rank adapter beside a frozen weight, as PEFT lays it out: `scale (mask * x) a' b'` joins the map of `x`.

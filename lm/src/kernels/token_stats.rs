@@ -153,6 +153,45 @@ simd! {
     }
 }
 
+/// KL(p || q) in nats of each row's two distributions, `[n]`: p from `own`, q from `other`. Both have the vocabulary and the
+/// forbidden tokens of `own`.
+pub fn divergence(own: (&Stats, &[f32], &[f32]), other: (&Stats, &[f32], &[f32])) -> Result<Vec<f32>> {
+    let ((p, p_hidden, p_weight), (q, q_hidden, q_weight)) = (own, other);
+    let (p_bias, q_bias) =
+        (p.bias.as_ref().map(View::of).transpose()?, q.bias.as_ref().map(View::of).transpose()?);
+    let p_layer = p.layer(p_weight, p_bias.as_deref(), false);
+    let q_layer = q.layer(q_weight, q_bias.as_deref(), false);
+    let (n, v) = (p.n, p.v);
+    let mut out = Vec::with_capacity(n);
+    scratch(2 * p.chunk().min(n) * v, |logits| {
+        for start in (0..n).step_by(p.chunk()) {
+            let rows = p.chunk().min(n - start);
+            let (p_logits, rest) = logits.split_at_mut(rows * v);
+            let q_logits = &mut rest[..rows * v];
+            p.logits(p_logits, p_hidden, &p_layer, start);
+            q.logits(q_logits, q_hidden, &q_layer, start);
+            let pairs = p_logits.par_chunks_exact(v).zip(q_logits.par_chunks_exact(v));
+            out.par_extend(pairs.map(|(p, q)| row_divergence(p, q)));
+        }
+    });
+    Ok(out)
+}
+
+/// sum p (log p - log q), in f64: the terms nearly cancel where the distributions are close.
+fn row_divergence(p: &[f32], q: &[f32]) -> f32 {
+    let log_sum_exp = |logits: &[f32]| {
+        let m = f64::from(max(logits));
+        m + logits.iter().map(|&l| (f64::from(l) - m).exp()).sum::<f64>().ln()
+    };
+    let (p_sum, q_sum) = (log_sum_exp(p), log_sum_exp(q));
+    let term = |(&p, &q): (&f32, &f32)| {
+        let log_p = f64::from(p) - p_sum;
+        // A forbidden token's probability is 0 in both.
+        if p == f32::NEG_INFINITY { 0.0 } else { log_p.exp() * (log_p - (f64::from(q) - q_sum)) }
+    };
+    p.iter().zip(q).map(term).sum::<f64>() as f32
+}
+
 /// Operands: hidden `[n, d]`, the output layer's weight `[v, d]`. Result `[2, n]`: log-probabilities, entropies (0 if not asked for).
 impl CustomOp2 for Stats {
     fn name(&self) -> &'static str {

@@ -1,10 +1,11 @@
-//! Scores gathered by step and half, with bootstrap intervals over prompts. Knows no model.
+//! Scores gathered by step and half, with bootstrap intervals over prompts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 
+use super::calibration::{Fits, split};
 use crate::stats::{Interval, bootstrap_mean, mean, spearman, std};
 use crate::types::{CurvePoint, Half, Score};
 
@@ -18,7 +19,7 @@ pub fn select(scores: &[Score], step: i64, half: Half, greedy: bool) -> impl Ite
 }
 
 /// One row for each (step, half, greedy) that has samples.
-pub fn curve(scores: &[Score], resamples: usize) -> Vec<CurvePoint> {
+pub fn curve(scores: &[Score], fits: &Fits, resamples: usize) -> Vec<CurvePoint> {
     // Fixed: an interval should not move because a stage was renamed or reseeded.
     let mut rng = ChaCha12Rng::from_seed(blake3::derive_key("temper bootstrap v1", b""));
     let mut rows = Vec::new();
@@ -29,7 +30,7 @@ pub fn curve(scores: &[Score], resamples: usize) -> Vec<CurvePoint> {
                 let sft: BTreeMap<&str, f64> =
                     select(scores, 0, half, false).map(|s| (s.post_id.as_str(), s.gold)).collect();
                 if !here.is_empty() && !sft.is_empty() {
-                    rows.push(row(step, half, greedy, &here, &sft, resamples, &mut rng));
+                    rows.push(row((step, half, greedy), &here, &sft, fits, resamples, &mut rng));
                 }
             }
         }
@@ -38,16 +39,15 @@ pub fn curve(scores: &[Score], resamples: usize) -> Vec<CurvePoint> {
 }
 
 fn row(
-    step: i64,
-    half: Half,
-    greedy: bool,
+    (step, half, greedy): (i64, Half, bool),
     here: &[&Score],
     sft: &BTreeMap<&str, f64>,
+    fits: &Fits,
     resamples: usize,
     rng: &mut ChaCha12Rng,
 ) -> CurvePoint {
     let of = |f: fn(&Score) -> f64| -> Vec<f64> { here.iter().map(|s| f(s)).collect() };
-    let optional = |f: fn(&Score) -> Option<f64>| -> Option<Vec<f64>> { here.iter().map(|s| f(s)).collect() };
+    let optional = |f: fn(&Score) -> Option<f64>| optional_of(here, f);
     let golds = of(|s| s.gold);
     let gold = bootstrap_mean(&golds, resamples, rng);
     let baseline: Vec<f64> = sft.values().copied().collect();
@@ -60,8 +60,9 @@ fn row(
     let win_rate = bootstrap_mean(&paired(&win), resamples, rng);
     let quality: Option<Interval> = optional(|s| s.quality).map(|q| bootstrap_mean(&q, resamples, rng));
     let mu = of(|s| s.mean);
-    let (mu_mean, gold_mean) = (mean(&mu), mean(&golds));
-    let error: Vec<f64> = mu.iter().zip(&golds).map(|(mu, gold)| ((mu - mu_mean) - (gold - gold_mean)).abs()).collect();
+    let error = optional_of(here, |s| fits.gold_error(s));
+    let members: Vec<&[f32]> = here.iter().map(|s| s.scores.as_slice()).collect();
+    let parts = split(&members);
     let variance = optional(|s| s.variance);
     let proxy = bootstrap_mean(&of(|s| s.proxy), resamples, rng);
     let kl = bootstrap_mean(&of(|s| s.kl), resamples, rng);
@@ -84,11 +85,15 @@ fn row(
         proxy: proxy.mean,
         proxy_low: proxy.low,
         proxy_high: proxy.high,
-        mu: mu_mean,
+        mu: mean(&mu),
         variance: variance.as_deref().map(mean),
+        variance_offset: parts.map(|p| p.offset),
+        variance_slope: parts.map(|p| p.slope),
+        variance_rest: parts.map(|p| p.rest),
         kl: kl.mean,
         kl_low: kl.low,
         kl_high: kl.high,
+        kl_exact: mean(&of(|s| s.kl_exact)),
         length: length.mean,
         length_low: length.low,
         length_high: length.high,
@@ -101,8 +106,13 @@ fn row(
         coverage: optional(|s| s.coverage).map(|x| mean(&x)),
         invented: optional(|s| s.invented).map(|x| mean(&x)),
         fluency: optional(|s| s.fluency).map(|x| mean(&x)),
-        spearman_s2_error: variance.and_then(|s2| spearman(&s2, &error)),
+        spearman_s2_error: variance.zip(error).and_then(|(s2, error)| spearman(&s2, &error)),
     }
+}
+
+/// Each sample's number; none where one has none.
+fn optional_of(here: &[&Score], f: impl Fn(&Score) -> Option<f64>) -> Option<Vec<f64>> {
+    here.iter().map(|s| f(s)).collect()
 }
 
 /// The step of the highest sampled gold reward on `half`; the earliest of equals.
@@ -117,10 +127,10 @@ pub fn best_on(rows: &[CurvePoint], half: Half) -> Option<i64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn score(step: i64, post: usize, gold: f64) -> Score {
+    pub fn score(step: i64, post: usize, gold: f64) -> Score {
         Score {
             step,
             post_id: format!("p{post}"),
@@ -131,6 +141,8 @@ mod tests {
             mean: gold,
             variance: Some(0.1 * post as f64),
             kl: step as f64,
+            kl_exact: step as f64,
+            scores: vec![gold as f32, gold as f32 + 1.0],
             length: 10,
             ended: true,
             quality: None,
@@ -143,7 +155,7 @@ mod tests {
     #[test]
     fn gold_is_told_in_sft_deviations_above_sft() {
         let scores: Vec<Score> = (0..8).flat_map(|p| [score(0, p, p as f64), score(5, p, p as f64 + 2.0)]).collect();
-        let rows = curve(&scores, 200);
+        let rows = curve(&scores, &Fits::of(&scores), 200);
         let b = rows.iter().find(|r| r.step == 5 && r.half == Half::B).unwrap();
         let sd = std(&[1.0, 3.0, 5.0, 7.0]);
         assert!((b.gold_sd - 2.0 / sd).abs() < 1e-12);
@@ -155,7 +167,7 @@ mod tests {
     #[test]
     fn every_mean_lies_in_its_interval() {
         let scores: Vec<Score> = (0..40).flat_map(|p| [score(0, p, p as f64), score(5, p, (p * p) as f64)]).collect();
-        for row in curve(&scores, 200) {
+        for row in curve(&scores, &Fits::of(&scores), 200) {
             for (low, mean, high) in [
                 (row.proxy_low, row.proxy, row.proxy_high),
                 (row.kl_low, row.kl, row.kl_high),
@@ -170,8 +182,9 @@ mod tests {
 
     #[test]
     fn one_reward_model_has_no_variance() {
-        let lone = |p| Score { variance: None, ..score(0, p, p as f64) };
-        let rows = curve(&(0..8).map(lone).collect::<Vec<_>>(), 100);
+        let lone = |p| Score { variance: None, scores: vec![0.0], ..score(0, p, p as f64) };
+        let scores: Vec<Score> = (0..8).map(lone).collect();
+        let rows = curve(&scores, &Fits::of(&scores), 100);
         assert!(rows.iter().all(|r| r.variance.is_none() && r.spearman_s2_error.is_none()));
     }
 
@@ -185,7 +198,7 @@ mod tests {
             score(9, 0, 0.0),
             score(9, 1, 9.0),
         ];
-        let rows = curve(&scores, 100);
+        let rows = curve(&scores, &Fits::of(&scores), 100);
         assert_eq!(best_on(&rows, Half::A), Some(5));
     }
 }

@@ -94,6 +94,8 @@ pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Resu
                 mean: sample.mean,
                 variance: sample.variance,
                 kl: sample.logp - sample.logp_ref,
+                kl_exact: sample.kl_exact,
+                scores: sample.scores.clone(),
                 length: sample.ids.len() as i64,
                 ended: sample.ended,
                 quality: quality.as_ref().map(|q| q.total),

@@ -1,5 +1,6 @@
 //! `evaluate`: judges a policy run's held-out samples by the gold model and, where posts carry facts, by true quality.
 
+mod calibration;
 mod curve;
 mod examples;
 mod judge;
@@ -37,7 +38,7 @@ impl Kind for Evaluate {
     type Params = Params;
 
     const NAME: &'static str = "evaluate";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str =
         "gold reward, true quality, proxy, KL and variance of a policy run by step, with intervals";
 
@@ -64,8 +65,11 @@ impl Kind for Evaluate {
 
         let steps = curve::steps(&scores);
         let last = *steps.last().ok_or_else(|| Error::ours("evaluate: the policy run holds no samples"))?;
-        let rows = curve::curve(&scores, params.resamples);
+        let fits = calibration::Fits::of(&scores);
+        let rows = curve::curve(&scores, &fits, params.resamples);
         table::write(&ctx.out().join(Evaluation::CURVE), rows.iter().cloned())?;
+
+        table::write(&ctx.out().join(Evaluation::CALIBRATION), calibration::bins(&scores, &fits))?;
 
         let at = |step: i64, half: Half| rows.iter().find(|r| r.step == step && r.half == half && !r.greedy);
         let chosen = curve::best_on(&rows, Half::A).unwrap_or(last);
@@ -80,12 +84,12 @@ impl Kind for Evaluate {
         let sft: Vec<f64> = curve::select(&scores, 0, Half::B, false).map(|s| s.gold).collect();
         let sensitivity = judge::gold_about(ctx)?.fact_sensitivity;
         let prompts = curve::select(&scores, 0, Half::A, false).count() + sft.len();
-        let mut more = policy.more;
+        let mut more = policy.more.clone();
         more.insert("phases".into(), json!(policy.phases));
         more.insert("members".into(), json!(policy.members));
         let evaluation_seed = more.remove("evaluation_seed").and_then(|seed| seed.as_u64()).unwrap_or_default();
         let info = EvaluationInfo {
-            mechanism: mechanism::mechanism(&phases, &scores, last, policy.lambda),
+            mechanism: mechanism::mechanism(&phases, &scores, &fits, last, &policy),
             objective: policy.objective,
             lambda: policy.lambda,
             seed: policy.seed,
@@ -116,6 +120,7 @@ fn note(step: &str, row: &CurvePoint, ctx: &mut Context) {
     put("proxy", Some(row.proxy));
     put("variance", row.variance);
     put("kl", Some(row.kl));
+    put("kl_exact", Some(row.kl_exact));
     put("length", Some(row.length));
     put("eos_rate", Some(row.eos_rate));
     put("quality", row.quality);

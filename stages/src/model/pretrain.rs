@@ -216,7 +216,7 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
             None => Error::yours("no posts to train on").help("lower `held_out`, or give more posts"),
         });
     }
-    let order = BatchOrder::new(table.lengths(), p.batch, ctx.generator("order"));
+    let order = BatchOrder::bucketed(table.lengths(), p.batch, ctx.generator("order"));
     let plan = learning!(p).plan(order.batches_per_epoch());
     let config = Gpt2Config {
         eos_token_id: tokenizer.eos().ids().to_vec(),

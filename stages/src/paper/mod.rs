@@ -54,7 +54,7 @@ fn fixed() -> Vec<(&'static str, &'static str, Value, Option<&'static str>)> {
         says("reward.train", "/pairs", Value::Null, "all of 100000"),
         says("reward.train", "/held_out", json!(0.0), "none stated"),
         says("reward.train", "/order", json!("shuffled"), "none stated"),
-        says("reward.train", "/diversity", json!("head"), "head initialisation and batch order"),
+        says("reward.train", "/diversity", json!("all"), "all that the member's seed draws"),
         is("reward.train", "/pool", json!("last")),
         is("reward.train", "/centring", json!("none")),
         is("reward.train", "/lora/r", json!(8)),

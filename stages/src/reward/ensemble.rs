@@ -1,4 +1,4 @@
-//! `reward.ensemble`: reward models on one base, and how far they disagree. Knows no policy.
+//! `reward.ensemble`: reward models of one tokenizer, and how far they disagree.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,8 @@ use crate::train::params::Faults;
 use crate::train::random::{below, fixed_generator, shuffle};
 use crate::train::{Told, on_a_big_stack};
 use crate::types::folder::write_json;
-use crate::types::reward::{BASE, ENSEMBLE, MEMBERS};
+use crate::rl::tokenizer_digest;
+use crate::types::reward::{ADAPTER, BASE, ENSEMBLE, MEMBERS};
 use crate::types::{EnsembleInfo, RewardModel};
 
 pub struct RewardEnsemble;
@@ -43,8 +44,8 @@ impl Default for Params {
 impl Kind for RewardEnsemble {
     type Params = Params;
     const NAME: &'static str = "reward.ensemble";
-    const VERSION: u32 = 1;
-    const ABOUT: &'static str = "gathers reward models made from one base and measures their disagreement";
+    const VERSION: u32 = 2;
+    const ABOUT: &'static str = "gathers reward models of one tokenizer and measures their disagreement";
 
     fn signature(&self, _: &Params) -> Signature {
         Signature::gives("Ensemble")
@@ -95,19 +96,17 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
         return Err(too_few());
     };
     let base_digest = RewardModel::info(&first.folder)?.base_digest;
+    let tokenizer = tokenizer_digest(&first.folder.join(BASE))?;
     let mut members = Vec::with_capacity(inputs.len());
     let mut labels = BTreeSet::new();
     for input in inputs {
         let info = RewardModel::info(&input.folder)?;
-        if info.base_digest != base_digest {
+        if tokenizer_digest(&input.folder.join(BASE))? != tokenizer {
             return Err(Error::yours(format!(
-                "members `{}` and `{}` have different bases ({} and {})",
-                first.label,
-                input.label,
-                base_digest.short(),
-                info.base_digest.short()
+                "members `{}` and `{}` have different tokenizers",
+                first.label, input.label
             ))
-            .help("train all members from the same Model: another base is another experiment"));
+            .help("train all members from models of one tokenizer: they score the same token ids"));
         }
         // Labels of two stages may be equal; folders may not.
         let label = (1..)
@@ -115,8 +114,10 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
             .find(|label| labels.insert(label.clone()))
             .ok_or_else(|| Error::ours("no free label"))?;
         for file in files(&input.folder)? {
-            // The base that members share is taken once; a member without adapter has its own.
-            let shared = file.starts_with(&format!("{BASE}/")) && input.folder.join("adapter").is_dir();
+            // The base that members share is taken once; a member of another base, or without adapter, has its own.
+            let shared = file.starts_with(&format!("{BASE}/"))
+                && info.base_digest == base_digest
+                && input.folder.join(ADAPTER).is_dir();
             if !shared && file != "metrics.json" {
                 ctx.take(&input.folder.join(&file), &format!("{MEMBERS}/{label}/{file}"))?;
             }

@@ -1,4 +1,4 @@
-//! What is measured of a trained reward model: accuracy, the zero of its scores, whether it reads the post. Knows no training.
+//! What is measured of a trained reward model: accuracy, the zero and the scale of its scores, whether it reads the post.
 
 use engine::context::Context;
 use engine::error::{Error, Result};
@@ -6,7 +6,7 @@ use lm::{CausalLm, RewardModel, Tokenizer};
 
 use super::calibration::{self, CalibrationOptions, calibration_posts};
 use super::pairs::{Corruption, PreferenceTable};
-use super::params::{Centring, Params};
+use super::params::{Centring, Normalise, Params};
 use super::raw_scores;
 use crate::model;
 use crate::train::encode::Encoder;
@@ -55,15 +55,25 @@ pub fn accuracy(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &
     Ok(())
 }
 
-/// The scores' zero, and whether the model reads the post.
+/// What the calibration samples say of a model.
+pub struct Calibration {
+    /// Subtracted from every raw score.
+    pub centre: f64,
+    /// What the difference is divided by.
+    pub scale: f64,
+    pub fact_sensitivity: Option<FactSensitivity>,
+}
+
+/// The zero and the scale of the scores, and whether the model reads the post.
 pub fn calibrate(
     p: &Params,
     ctx: &mut Context,
     base: &CausalLm,
     tokenizer: &Tokenizer,
     model: &RewardModel,
-) -> Result<(f64, Option<FactSensitivity>)> {
-    let Some(input) = ctx.optional("posts") else { return Ok((0.0, None)) };
+) -> Result<Calibration> {
+    let none = Calibration { centre: 0.0, scale: 1.0, fact_sensitivity: None };
+    let Some(input) = ctx.optional("posts") else { return Ok(none) };
     let mut posts = calibration_posts(&input.folder, p.calibration_posts)?;
     let sampler = ctx.optional("sampler").map(|input| model::load(&input.folder)).transpose()?;
     let (policy, policy_tokenizer) = sampler.as_ref().map_or((base, tokenizer), |(lm, tokenizer)| (lm, tokenizer));
@@ -73,10 +83,10 @@ pub fn calibrate(
         posts.retain(|post| sampling.prompt(post, p.max_new_tokens).is_ok() && encoder.reference(post).is_ok());
     }
     if posts.is_empty() {
-        return match p.centring {
-            Centring::None => Ok((0.0, None)),
-            Centring::Calibration => Err(Error::yours("no posts in split `calibration` to centre the scores on")
-                .help("give `dataset.filter` a calibration split, or set `centring: none`")),
+        return match (p.centring, p.normalise) {
+            (Centring::None, Normalise::None) => Ok(none),
+            _ => Err(Error::yours("no posts in split `calibration` to centre or normalise the scores on")
+                .help("give `dataset.filter` a calibration split, or set `centring: none` and `normalise: none`")),
         };
     }
     let options = CalibrationOptions {
@@ -101,6 +111,14 @@ pub fn calibrate(
     ctx.metric("calibration_score_mean", mean);
     ctx.metric("calibration_score_std", deviation);
     let centre = if p.centring == Centring::Calibration { mean } else { 0.0 };
+    let scale = match p.normalise {
+        Normalise::None => 1.0,
+        Normalise::Calibration if deviation >= SAME => deviation,
+        Normalise::Calibration => {
+            let what = "`normalise: calibration`, but all calibration samples score alike";
+            return Err(Error::yours(what).help("look at `train_loss` and `lr`: the model did not learn"));
+        }
+    };
     let pairs = calibration::swapped_references(&posts, p.calibration_seed, &mut encoder)?;
     encoder.truncation.warn(ctx, "calibration prompts as the reward model reads them");
     let references = raw_scores(model, &pairs.iter().map(|(a, _)| a).collect::<Vec<_>>(), SCORED)?;
@@ -111,5 +129,5 @@ pub fn calibrate(
             ctx.metric(format!("fact_sensitivity{name}"), value);
         }
     }
-    Ok((centre, sensitivity))
+    Ok(Calibration { centre, scale, fact_sensitivity: sensitivity })
 }

@@ -1,4 +1,4 @@
-//! Reward models: how they are kept, loaded and asked. Knows no policy.
+//! Reward models: how they are kept, loaded and asked.
 
 pub mod calibration;
 pub mod ensemble;
@@ -20,14 +20,14 @@ use lm::{Batch, RewardModel, Sequence};
 
 use crate::train::{Told, by_length};
 
-/// Centred scores of `rows`, in their order. They are scored in batches of at most `batch` rows of similar length, so the
+/// Scores of `rows`, centred and scaled, in their order. They are scored in batches of at most `batch` rows of similar length, so the
 /// same rows always give the same bits.
 ///
 /// # Errors
 /// A sequence longer than the model's window, or with ids beyond its vocabulary.
 pub fn score(reward: &LoadedReward, rows: &[&Sequence], batch: usize) -> Result<Vec<f32>> {
     let raw = raw_scores(&reward.model, rows, batch)?;
-    Ok(raw.into_iter().map(|s| (f64::from(s) - reward.centre) as f32).collect())
+    Ok(raw.into_iter().map(|s| ((f64::from(s) - reward.centre) / reward.scale) as f32).collect())
 }
 
 /// Scores with the model's own zero; else as [`score`].

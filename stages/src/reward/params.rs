@@ -1,4 +1,4 @@
-//! The parameters of `reward.train`. Knows what may be said, not what is done.
+//! The parameters of `reward.train`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,11 +10,11 @@ use crate::types::Pooling;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Diversity {
-    /// The head and the order of batches, as in the paper.
+    /// The head, the adapter's first weights, dropout and the order of batches: all that "set random seed to m" (Algorithm 1) draws.
     #[default]
-    Head,
-    /// The adapter's first weights and dropout too.
     All,
+    /// The head and the order of batches only.
+    Head,
 }
 
 /// In which order pairs are learned.
@@ -39,6 +39,17 @@ pub enum Centring {
     None,
 }
 
+/// What scores are divided by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalise {
+    /// 1, as in the paper.
+    #[default]
+    None,
+    /// The standard deviation of the scores of the calibration samples: a KL coefficient then means the same for every model.
+    Calibration,
+}
+
 /// The defaults are the paper's where it says.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -51,7 +62,7 @@ pub struct Params {
     pub head_init_std: Option<f64>,
     /// `{r, alpha, dropout}`; null or `none`: train every weight.
     pub lora: Adapter,
-    /// What the seed draws: `head` and batch order, or `all`.
+    /// What the seed draws: `all`, or `head` and batch order only.
     pub diversity: Diversity,
     /// `shuffled`, or `contrast_first`.
     pub order: Order,
@@ -81,10 +92,14 @@ pub struct Params {
     pub drop_long: bool,
     /// The most pairs to learn from, taken in the order of the tables; absent: all.
     pub pairs: Option<usize>,
+    /// Draw as many pairs with replacement, by the seed: a bagged member.
+    pub bootstrap: bool,
     /// Share of the posts, by hash of their id, whose pairs are kept for the accuracy.
     pub held_out: f64,
     /// Where the scores' zero lies: `calibration` (needs port `posts`) or `none`.
     pub centring: Centring,
+    /// What scores are divided by after centring: `none`, or `calibration` (needs port `posts`).
+    pub normalise: Normalise,
     /// Draws the calibration samples, the same for every member and for the gold model.
     pub calibration_seed: u64,
     /// Posts of split `calibration` that are used.
@@ -106,7 +121,7 @@ impl Default for Params {
             pool: Pooling::Last,
             head_init_std: None,
             lora: Adapter::default(),
-            diversity: Diversity::Head,
+            diversity: Diversity::All,
             order: Order::Shuffled,
             contrast_lead: 0.85,
             epochs: None,
@@ -120,8 +135,10 @@ impl Default for Params {
             clip: Some(1.0),
             drop_long: false,
             pairs: None,
+            bootstrap: false,
             held_out: 0.05,
             centring: Centring::Calibration,
+            normalise: Normalise::None,
             calibration_seed: 0,
             calibration_posts: 256,
             min_new_tokens: 5,

@@ -1,8 +1,8 @@
-//! Reward models and ensembles in memory. Knows how their folders are laid out, not how they are trained.
+//! Reward models and ensembles in memory.
 
 use std::path::Path;
 
-use engine::error::{Error, Result};
+use engine::error::Result;
 use engine::names::Digest;
 use lm::{CausalLm, Pool, RewardModel, ScalarHead, Tokenizer};
 
@@ -17,6 +17,8 @@ pub struct LoadedReward {
     pub model: RewardModel,
     /// Subtracted from every score.
     pub centre: f64,
+    /// What the difference is divided by.
+    pub scale: f64,
     /// The Model artifact that training started from.
     pub base_digest: Digest,
     pub config: RewardInfo,
@@ -28,22 +30,15 @@ pub fn load_reward_model(folder: &Path) -> Result<LoadedReward> {
     load_member(&base, folder)
 }
 
-/// Loads an Ensemble folder, in the order of its members. They share one base in memory, but for a member all of whose
-/// weights were trained, which has its own.
+/// Loads an Ensemble folder, in the order of its members. They share one base in memory, but for a member of another base or
+/// with all weights trained, which has its own.
 pub fn load_ensemble(folder: &Path) -> Result<Vec<LoadedReward>> {
     let info = Ensemble::info(folder)?;
     let base = CausalLm::load(&folder.join(BASE)).told()?;
     let mut members = Vec::with_capacity(info.members.len());
     for label in &info.members {
         let own = folder.join(MEMBERS).join(label);
-        let member = if own.join(BASE).is_dir() { load_reward_model(&own)? } else { load_member(&base, &own)? };
-        if member.base_digest != info.base_digest {
-            return Err(Error::yours(format!(
-                "{}: member `{label}` has another base than the ensemble",
-                folder.display()
-            )));
-        }
-        members.push(member);
+        members.push(if own.join(BASE).is_dir() { load_reward_model(&own)? } else { load_member(&base, &own)? });
     }
     Ok(members)
 }
@@ -59,7 +54,7 @@ fn load_member(base: &CausalLm, folder: &Path) -> Result<LoadedReward> {
     let lm = if adapter.is_dir() { base.load_adapter(&adapter).told()? } else { base.clone() };
     let head = ScalarHead::load(&folder.join(HEAD), base.config().width()).told()?;
     let model = RewardModel { lm, head, pool: pool(config.pool) }.frozen();
-    Ok(LoadedReward { model, centre: config.centre, base_digest: config.base_digest, config })
+    Ok(LoadedReward { model, centre: config.centre, scale: config.scale, base_digest: config.base_digest, config })
 }
 
 pub fn pool(pooling: Pooling) -> Pool {

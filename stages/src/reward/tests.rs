@@ -247,7 +247,7 @@ fn an_ensemble_scores_as_its_members_do() -> Result<()> {
 }
 
 #[test]
-fn an_ensemble_of_different_bases_or_of_one_is_refused() -> Result<()> {
+fn a_member_of_another_base_keeps_it_and_one_of_another_tokenizer_is_refused() -> Result<()> {
     let one = train(json!({ "steps": 1 }), 1)?;
     let other = train(json!({ "steps": 1 }), 2)?;
     let info = other.path().join("reward.json");
@@ -255,8 +255,19 @@ fn an_ensemble_of_different_bases_or_of_one_is_refused() -> Result<()> {
     let base = Digest::of(b"input 0").to_string();
     assert!(text.contains(&base));
     std::fs::write(&info, text.replace(&base, &Digest::of(b"another base").to_string())).expect("written");
-    let error = gather(&[("1", &one), ("2", &other)]).err().expect("different bases");
-    assert!(error.message.contains("`1` and `2` have different bases"), "{error}");
+    let both = gather(&[("1", &one), ("2", &other)])?;
+    assert!(both.path().join("members/2/base").is_dir() && !both.path().join("members/1/base").exists());
+    let members = load_ensemble(&both.path())?;
+    let rows = sequences(&load_tokenizer(&both.path())?);
+    let rows: Vec<&Sequence> = rows.iter().collect();
+    for (out, member) in [&one, &other].into_iter().zip(&members) {
+        assert_eq!(score(&load_reward_model(&out.path())?, &rows, 4)?, score(member, &rows, 4)?);
+    }
+    let tokenizer = other.path().join("base/tokenizer.json");
+    let text = std::fs::read_to_string(&tokenizer).expect("a tokenizer");
+    std::fs::write(&tokenizer, text + "\n").expect("written");
+    let error = gather(&[("1", &one), ("2", &other)]).err().expect("different tokenizers");
+    assert!(error.message.contains("`1` and `2` have different tokenizers"), "{error}");
     let error = gather(&[("1", &one)]).err().expect("one member");
     assert!(error.message.contains("at least two"), "{error}");
     Ok(())

@@ -1,4 +1,4 @@
-//! `reward.train`: a language model with a scalar head learns which summaries are preferred. Knows no policy.
+//! `reward.train`: a language model with a scalar head learns which summaries are preferred.
 
 use engine::context::Context;
 use engine::error::{At, Error, Result};
@@ -7,31 +7,32 @@ use lm::{Batch, CausalLm, Dropout, RewardModel, ScalarHead, Sequence, Tokenizer}
 use rand_chacha::ChaCha12Rng;
 
 use super::loss::preference_loss;
-use super::measure::{accuracy, calibrate};
+use super::measure::{Calibration, accuracy, calibrate};
 use super::pairs::{Corruption, PreferenceTable};
-use super::params::{Centring, Diversity, Order, Params};
+use super::params::{Centring, Diversity, Normalise, Order, Params};
 use crate::model;
+use crate::train::random::below;
 use crate::train::{
     BatchOrder, Part, Told, Trainer, Weights, fixed_generator, learning, micro_batches, named, number, on_a_big_stack,
     rounded,
 };
 use crate::types::folder::write_json;
 use crate::types::reward::{ADAPTER, BASE, HEAD, INFO};
-use crate::types::{FactSensitivity, Model, RewardInfo};
+use crate::types::{Model, RewardInfo};
 
 pub struct RewardTrain;
 
 impl Kind for RewardTrain {
     type Params = Params;
     const NAME: &'static str = "reward.train";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "trains a reward model on preferences (Eq. 1) from a language model's weights";
 
     fn signature(&self, p: &Params) -> Signature {
         let signature = Signature::gives("RewardModel").one("model", &["Model"]).many("preferences", &["Preferences"]);
-        let signature = match p.centring {
-            Centring::Calibration => signature.one("posts", &["Posts"]),
-            Centring::None => signature.optional("posts", &["Posts"]),
+        let signature = match (p.centring, p.normalise) {
+            (Centring::None, Normalise::None) => signature.optional("posts", &["Posts"]),
+            _ => signature.one("posts", &["Posts"]),
         };
         signature.optional("sampler", &["Model"]).seeded().numerics(lm::NUMERICS)
     }
@@ -54,8 +55,8 @@ fn reward(p: &Params, ctx: &mut Context) -> Result<()> {
     train(p, ctx, &table, &model)?;
     let model = model.frozen();
     accuracy(p, ctx, &table, &model)?;
-    let (centre, fact_sensitivity) = calibrate(p, ctx, &base, &tokenizer, &model)?;
-    save(p, ctx, &tokenizer, &model, centre, fact_sensitivity)
+    let calibration = calibrate(p, ctx, &base, &tokenizer, &model)?;
+    save(p, ctx, &tokenizer, &model, calibration)
 }
 
 /// The base with a fresh adapter, or all its weights made trainable, and a fresh head.
@@ -82,15 +83,19 @@ fn generator(p: &Params, ctx: &Context, purpose: &str) -> ChaCha12Rng {
 const UNLEARNT: f64 = 10.0;
 
 fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardModel) -> Result<()> {
-    let rows: Vec<usize> = table.training.iter().copied().take(p.pairs.unwrap_or(usize::MAX)).collect();
+    let mut rows: Vec<usize> = table.training.iter().copied().take(p.pairs.unwrap_or(usize::MAX)).collect();
     if let Some(wanted) = p.pairs
         && rows.len() < wanted
     {
         return Err(Error::yours(format!("{wanted} pairs wanted, the tables hold {} to train on", rows.len()))
             .help("lower `pairs`"));
     }
+    if p.bootstrap {
+        let mut rng = ctx.generator("bootstrap");
+        rows = (0..rows.len()).map(|_| rows[below(&mut rng, rows.len())]).collect();
+    }
     let lengths: Vec<u32> = rows.iter().map(|&row| table.length(row) as u32).collect();
-    let mut order = BatchOrder::new(lengths, p.batch, ctx.generator("order"));
+    let mut order = BatchOrder::shuffled(lengths, p.batch, ctx.generator("order"));
     if p.order == Order::ContrastFirst {
         let swapped = (0..rows.len() as u32).filter(|&i| table.corruption(rows[i as usize]) == Some(Corruption::Swap));
         let mut swapped: Vec<u32> = swapped.collect();
@@ -141,8 +146,7 @@ fn save(
     ctx: &Context,
     tokenizer: &Tokenizer,
     model: &RewardModel,
-    centre: f64,
-    fact_sensitivity: Option<FactSensitivity>,
+    calibration: Calibration,
 ) -> Result<()> {
     let (out, input) = (ctx.out(), ctx.one("model")?);
     let full = p.lora.0.is_none();
@@ -159,10 +163,11 @@ fn save(
     model.head.save(&out.join(HEAD)).told()?;
     let file = RewardInfo {
         pool: p.pool,
-        centre,
+        centre: calibration.centre,
+        scale: calibration.scale,
         base_digest: input.digest,
         member_seed: ctx.seed(),
-        fact_sensitivity,
+        fact_sensitivity: calibration.fact_sensitivity,
         more: serde_json::Map::new(),
     };
     write_json(&out.join(INFO), &file)

@@ -58,8 +58,7 @@ impl HeldOut<'_> {
                 ended.push(sample.ended);
             }
         }
-        let own = score_tokens(&learner.policy, None, &sequences, &self.stats, batch)?;
-        let reference = score_tokens(&learner.reference, None, &sequences, &self.stats, batch)?;
+        let scored = score_tokens(&learner.policy, None, &learner.reference, &sequences, &self.stats, batch)?;
         let scores = score_members(self.members, &sequences, batch)?;
         let proxy = (self.proxy)(&scores);
         Ok(self
@@ -77,8 +76,9 @@ impl HeldOut<'_> {
                     text: self.tokenizer.decode(&sequence.response).trim().to_owned(),
                     ids: sequence.response,
                     ended: ended[i],
-                    logp: own.logprob[i].iter().sum(),
-                    logp_ref: reference.logprob[i].iter().sum(),
+                    logp: scored.logprob[i].iter().sum(),
+                    logp_ref: scored.reference[i].iter().sum(),
+                    kl_exact: scored.divergence[i].iter().sum(),
                     scores: phi.iter().map(|&s| s as f32).collect(),
                     proxy: proxy[i],
                     mean: mean(&phi),

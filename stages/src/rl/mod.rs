@@ -1,5 +1,7 @@
-//! `rl.ppo`: PPO from the SFT policy against one reward model or an ensemble. Never sees the gold model.
+//! `rl.ppo`, `rl.rloo`, `rl.grpo`: policy gradients from the SFT policy against one reward model or an ensemble, with the same
+//! phases, sampling, scoring and objectives. Never sees the gold model.
 
+pub mod credit;
 pub mod gae;
 pub mod held_out;
 pub mod loss;
@@ -19,7 +21,7 @@ pub mod update;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature, Wired};
-use lm::{Draws, LoraConfig, SampleOptions, ScalarHead, StatOptions, Tokenizer};
+use lm::{Draws, LoraConfig, SampleOptions, StatOptions, Tokenizer};
 use serde_json::json;
 
 use crate::model;
@@ -34,7 +36,7 @@ use crate::types::reward::BASE;
 use crate::types::{Ensemble, PolicyInfo, PolicyRun, Post, Posts};
 use held_out::{HeldOut, Prompt};
 use objective::{Objective, baseline_scores};
-use params::{Matching, Params};
+use params::{GrpoParams, Matching, Params, PpoParams, RlooParams};
 use phase::Phases;
 use run::Run;
 use update::Learner;
@@ -42,104 +44,142 @@ use update::Learner;
 /// Sequences in a batch that is scored or sampled without a gradient.
 const SCORING_BATCH: usize = 64;
 
-pub struct Ppo;
+/// Declares a kind of reinforcement learning with parameters of its own.
+macro_rules! kind {
+    ($kind:ident, $params:ident, $name:literal, $version:literal, $about:literal) => {
+        pub struct $kind;
 
-impl Kind for Ppo {
-    type Params = Params;
+        impl Kind for $kind {
+            type Params = $params;
 
-    const NAME: &'static str = "rl.ppo";
-    const VERSION: u32 = 2;
-    const ABOUT: &'static str =
-        "PPO from the SFT policy against a reward model or an ensemble, with the adaptive objective or a baseline";
+            const NAME: &'static str = $name;
+            const VERSION: u32 = $version;
+            const ABOUT: &'static str = $about;
 
-    fn signature(&self, params: &Params) -> Signature {
-        let signature = Signature::gives("PolicyRun")
-            .one("policy", &["Model"])
-            .one("rewards", &["RewardModel", "Ensemble"])
-            .one("posts", &["Posts"])
-            .seeded()
-            .numerics(lm::NUMERICS);
-        if params.objective == Objective::Matched { signature.one("adaptive", &["PolicyRun"]) } else { signature }
-    }
+            fn signature(&self, params: &$params) -> Signature {
+                signature(params.objective)
+            }
 
-    fn check(&self, params: &Params) -> Vec<(String, String)> {
-        params.faults()
-    }
+            fn check(&self, params: &$params) -> Vec<(String, String)> {
+                Params::from(params.clone()).faults()
+            }
 
-    fn check_wiring(&self, params: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
-        let at = |port: &str| inputs.iter().find(|input| input.port == port);
-        let single = at("rewards").is_some_and(|rewards| rewards.output != Ensemble::NAME);
-        let other = at("adaptive").filter(|run| run.kind == Self::NAME && run.params["objective"] != "adaptive");
-        let mut faults = Vec::new();
-        if single && let Err(error) = check_members(params.objective, 1) {
-            faults.push(("rewards", error));
+            fn check_wiring(&self, params: &$params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+                check_wiring(params.objective, inputs)
+            }
+
+            fn run(&self, params: $params, ctx: &mut Context) -> Result<()> {
+                run(&params.into(), ctx)
+            }
         }
-        if let Some(run) = other {
-            let what = format!(
-                "`matched` takes its KL coefficient from a run with `objective: adaptive`; this one has {}",
-                run.params["objective"]
-            );
-            faults.push(("adaptive", Error::yours(what).help("wire the adaptive arm to port `adaptive`")));
-        }
-        faults
+    };
+}
+
+kind!(
+    Ppo,
+    PpoParams,
+    "rl.ppo",
+    3,
+    "PPO from the SFT policy against a reward model or an ensemble, with the adaptive objective or a baseline"
+);
+kind!(
+    Rloo,
+    RlooParams,
+    "rl.rloo",
+    1,
+    "REINFORCE with a leave-one-out baseline: as rl.ppo, without a value head"
+);
+kind!(
+    Grpo,
+    GrpoParams,
+    "rl.grpo",
+    1,
+    "group-relative policy optimisation: as rl.ppo, without a value head"
+);
+
+fn signature(objective: Objective) -> Signature {
+    let signature = Signature::gives("PolicyRun")
+        .one("policy", &["Model"])
+        .one("rewards", &["RewardModel", "Ensemble"])
+        .one("posts", &["Posts"])
+        .seeded()
+        .numerics(lm::NUMERICS);
+    if objective == Objective::Matched { signature.one("adaptive", &["PolicyRun"]) } else { signature }
+}
+
+fn check_wiring(objective: Objective, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+    let at = |port: &str| inputs.iter().find(|input| input.port == port);
+    let single = at("rewards").is_some_and(|rewards| rewards.output != Ensemble::NAME);
+    let other =
+        at("adaptive").filter(|run| run.kind.starts_with("rl.") && run.params["objective"] != json!(Objective::Adaptive));
+    let mut faults = Vec::new();
+    if single && let Err(error) = check_members(objective, 1) {
+        faults.push(("rewards", error));
     }
-
-    fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        lm::set_threads(ctx.threads());
-        let mut members = load_members(ctx)?;
-        for member in &mut members {
-            member.model.lm = params.precision.of(&member.model.lm);
-        }
-        check_members(params.objective, members.len())?;
-        let schedule = matched_schedule(&params, ctx)?;
-
-        let input = ctx.one("policy")?.clone();
-        let (base, tokenizer) = model::load(&input.folder)?;
-        let base = params.precision.of(&base);
-        check_tokenizer(ctx, &input.folder)?;
-        let policy = match params.lora {
-            Some(lora) => base.with_adapter(
-                &LoraConfig { r: lora.r, alpha: lora.alpha, dropout: 0.0 },
-                &mut ctx.generator("adapter"),
-            ),
-            None => base.clone().with_full_training(),
-        }
-        .told()?;
-        let head = ScalarHead::zeros(base.config().width()).told()?;
-        let learner = Learner::new(policy, base.frozen(), head, &params)?;
-
-        let window = room(base.config().window(), params.max_new_tokens)?;
-        let posts = ctx.one("posts")?.folder.clone();
-        let mut truncation = Truncation::default();
-        let train = prompts(&posts, params.split, None, &tokenizer, window, &mut truncation)?;
-        let valid = prompts(&posts, Split::Valid, params.eval_prompts, &tokenizer, window, &mut truncation)?;
-        truncation.tell(ctx);
-        let sampling = SampleOptions {
-            temperature: 1.0,
-            top_p: 1.0,
-            min_new_tokens: params.min_new_tokens,
-            max_new_tokens: params.max_new_tokens,
-            eos: tokenizer.eos().clone(),
-            greedy: false,
-        };
-        let stats = StatOptions { min_new_tokens: params.min_new_tokens, eos: tokenizer.eos().clone(), entropy: true };
-        let proxy = |scores: &[Vec<f64>]| baseline_scores(params.objective, scores, params.k);
-        let held_out = HeldOut {
-            prompts: valid,
-            members: &members,
-            proxy: &proxy,
-            sampling: sampling.clone(),
-            stats: StatOptions { entropy: false, ..stats.clone() },
-            draws: Draws(blake3::derive_key("temper evaluation v1", &params.evaluation_seed.to_le_bytes())),
-            tokenizer: &tokenizer,
-        };
-
-        let phases = Phases::new(&params, &members, &train, sampling, stats, schedule, ctx);
-        let mut run = Run::new(&params, learner, phases, held_out, ctx)?;
-        run.go(ctx)?;
-        let (learner, phases) = run.finish(ctx)?;
-        save(&learner, &params, &phases, &tokenizer, &input, ctx)
+    if let Some(run) = other {
+        let what = format!(
+            "`matched` takes its KL coefficient from a run with `objective: adaptive`; this one has {}",
+            run.params["objective"]
+        );
+        faults.push(("adaptive", Error::yours(what).help("wire the adaptive arm to port `adaptive`")));
     }
+    faults
+}
+
+fn run(params: &Params, ctx: &mut Context) -> Result<()> {
+    lm::set_threads(ctx.threads());
+    let mut members = load_members(ctx)?;
+    for member in &mut members {
+        member.model.lm = params.precision.of(&member.model.lm);
+    }
+    check_members(params.objective, members.len())?;
+    let schedule = matched_schedule(params, ctx)?;
+
+    let input = ctx.one("policy")?.clone();
+    let (base, tokenizer) = model::load(&input.folder)?;
+    let base = params.precision.of(&base);
+    check_tokenizer(ctx, &input.folder)?;
+    let policy = match params.lora {
+        Some(lora) => base.with_adapter(
+            &LoraConfig { r: lora.r, alpha: lora.alpha, dropout: 0.0 },
+            &mut ctx.generator("adapter"),
+        ),
+        None => base.clone().with_full_training(),
+    }
+    .told()?;
+    let learner = Learner::new(policy, base.frozen(), params)?;
+
+    let window = room(base.config().window(), params.max_new_tokens)?;
+    let posts = ctx.one("posts")?.folder.clone();
+    let mut truncation = Truncation::default();
+    let train = prompts(&posts, params.split, None, &tokenizer, window, &mut truncation)?;
+    let valid = prompts(&posts, Split::Valid, params.eval_prompts, &tokenizer, window, &mut truncation)?;
+    truncation.tell(ctx);
+    let sampling = SampleOptions {
+        temperature: 1.0,
+        top_p: 1.0,
+        min_new_tokens: params.min_new_tokens,
+        max_new_tokens: params.max_new_tokens,
+        eos: tokenizer.eos().clone(),
+        greedy: false,
+    };
+    let stats = StatOptions { min_new_tokens: params.min_new_tokens, eos: tokenizer.eos().clone(), entropy: true };
+    let proxy = |scores: &[Vec<f64>]| baseline_scores(params.objective, scores, params.k, params.beta);
+    let held_out = HeldOut {
+        prompts: valid,
+        members: &members,
+        proxy: &proxy,
+        sampling: sampling.clone(),
+        stats: StatOptions { entropy: false, ..stats.clone() },
+        draws: Draws(blake3::derive_key("temper evaluation v1", &params.evaluation_seed.to_le_bytes())),
+        tokenizer: &tokenizer,
+    };
+
+    let phases = Phases::new(params, &members, &train, sampling, stats, schedule, ctx);
+    let mut run = Run::new(params, learner, phases, held_out, ctx)?;
+    run.go(ctx)?;
+    let (learner, phases) = run.finish(ctx)?;
+    save(&learner, params, &phases, &tokenizer, &input, ctx)
 }
 
 fn load_members(ctx: &Context) -> Result<Vec<LoadedReward>> {
@@ -173,13 +213,18 @@ fn check_members(objective: Objective, members: usize) -> Result<()> {
 fn matched_schedule(params: &Params, ctx: &Context) -> Result<Option<Vec<f64>>> {
     let Some(adaptive) = ctx.optional("adaptive") else { return Ok(None) };
     let rows = PolicyRun::phases(&adaptive.folder)?;
-    let (c, one_minus_c): (Vec<f64>, Vec<f64>) = rows.iter().filter_map(|row| Some((row.c?, row.one_minus_c?))).unzip();
-    if c.is_empty() {
-        return Err(Error::yours("rl.ppo: the run at port `adaptive` logged no c: its objective was not `adaptive`"));
+    let means = rows.iter().filter_map(|row| Some((row.c_kl?, row.kl_exact?, row.c?)));
+    let means: Vec<(f64, f64, f64)> = means.collect();
+    if PolicyRun::info(&adaptive.folder)?.objective != Objective::Adaptive.to_string() || means.is_empty() {
+        return Err(Error::yours("the run at port `adaptive` has no adaptive coefficient to match")
+            .help("wire a run with `objective: adaptive`"));
     }
     Ok(Some(match params.matching {
-        Matching::Constant => vec![objective::matched_lambda(&c, &one_minus_c)],
-        Matching::Phases => c.iter().zip(&one_minus_c).map(|(c, rest)| c / rest).collect(),
+        Matching::Constant => {
+            let of = |column: fn(&(f64, f64, f64)) -> f64| crate::stats::mean(&means.iter().map(column).collect::<Vec<_>>());
+            vec![objective::matched_lambda(of(|m| m.0), of(|m| m.1), of(|m| m.2))]
+        }
+        Matching::Phases => means.iter().map(|&(c_kl, kl, c)| objective::matched_lambda(c_kl, kl, c)).collect(),
     }))
 }
 
@@ -190,7 +235,7 @@ fn check_tokenizer(ctx: &Context, policy: &std::path::Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::yours(format!(
-        "rl.ppo: the policy and the reward models of `{}` have different tokenizers",
+        "the policy and the reward models of `{}` have different tokenizers",
         rewards.label
     ))
     .help("train both from models of one tokenizer"))
@@ -210,7 +255,7 @@ fn prompts(
         found.truncate(limit);
     }
     if found.is_empty() {
-        return Err(Error::yours(format!("rl.ppo: the posts hold none in split `{split}`"))
+        return Err(Error::yours(format!("the posts hold none in split `{split}`"))
             .help("give `dataset.filter` a size for it"));
     }
     let prompt = |post: &Post| {
@@ -236,11 +281,21 @@ fn save(
         learner.policy.save(&folder, lm::WeightType::F32).told()?;
         tokenizer.save(&folder.join("tokenizer.json")).told()?;
     }
-    learner.head.save(&ctx.out().join(PolicyRun::VALUE_HEAD)).told()?;
+    if let Some(head) = &learner.head {
+        head.save(&ctx.out().join(PolicyRun::VALUE_HEAD)).told()?;
+    }
     let more = json!({
         "variance_scope": params.variance_scope,
+        "variance_reference": params.variance_reference,
+        "kl": {
+            "controller": if params.kl_target.is_some() { "target" } else { "constant" },
+            "target": params.kl_target,
+            "gain": params.kl_target.map(|_| params.kl_gain),
+        },
+        "matching": params.matching,
         "matched_lambda": phases.schedule.as_ref().map(|lambda| crate::stats::mean(lambda)),
         "k": params.k,
+        "beta": params.beta,
         "evaluation_seed": params.evaluation_seed,
         "optimiser_steps": learner.steps,
         "min_new_tokens": params.min_new_tokens,

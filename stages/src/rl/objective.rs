@@ -1,4 +1,4 @@
-//! The rewards of Algorithm 1 and of its baselines, as functions of values. Knows no model and no tensor.
+//! The rewards of Algorithm 1 and of its baselines, as functions of values.
 //!
 //! Symbols as in the paper's section 3: `mu` = mu_1, `s2` = sigma_1^2, `b` = sigma_2^2, phi_m = the members' scores.
 
@@ -19,6 +19,10 @@ crate::words! {
         Pessimistic = "pessimistic",
         /// Eq. 2 with phi = mean - k * standard deviation of the members.
         MeanMinusStd = "mean_minus_std",
+        /// Eq. 2 with phi = mean - k * variance of the members: uncertainty-weighted optimisation (Coste et al. 2024).
+        Uwo = "uwo",
+        /// Eq. 2 with phi = -beta log mean_m exp(-phi_m / beta): the members' soft minimum.
+        SoftMin = "soft_min",
         /// Eq. 7, Algorithm 1.
         Adaptive = "adaptive",
         /// Eq. 2 with phi = the members' mean and the KL coefficient that an adaptive run came to.
@@ -40,12 +44,25 @@ pub enum VarianceScope {
     /// Algorithm 1: each pair's own sigma_i^2. Not the gradient of Eq. 7, since c then depends on y.
     #[default]
     Sample,
-    /// The mean over the *other* responses to the same prompt (K >= 2): the unbiased estimator of Eq. 7.
+    /// The mean over the *other* responses to the same prompt (K >= 2). Independent of the response it weighs, so that its score
+    /// function adds nothing; still a biased estimate of Eq. 7, whose c is concave in the variance.
     Prompt,
     /// The mean over the batch.
     Batch,
     /// Algorithm 1 with the sigma_i^2 permuted over the batch: a control.
     Shuffled,
+}
+
+/// Of which numbers of each member the variance is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VarianceReference {
+    /// phi_m(x, y), as in Eq. 6.
+    #[default]
+    None,
+    /// phi_m(x, y) - phi_m(x, y_sft), y_sft one fixed response of the SFT model to x: Bradley-Terry leaves each member's offset by
+    /// prompt free, and the difference is without it.
+    Sft,
 }
 
 /// mu_i and sigma_i^2 (population variance over the members), Eq. 6. `scores[m][i]` = phi_m of response i.
@@ -118,19 +135,31 @@ pub fn adaptive_weights(mu: &[f64], c: &[f64]) -> Vec<Weights> {
     mu.iter().zip(c).map(|(mu, &c)| Weights { kl: c, score: (1.0 - c) * mu }).collect()
 }
 
-/// phi of the baselines, `[responses]`; `k` is read by `MeanMinusStd` only.
-pub fn baseline_scores(objective: Objective, scores: &[Vec<f64>], k: f64) -> Vec<f64> {
+/// phi of the baselines, `[responses]`. `k` is read by `MeanMinusStd` and `Uwo`, `beta` by `SoftMin`.
+pub fn baseline_scores(objective: Objective, scores: &[Vec<f64>], k: f64, beta: f64) -> Vec<f64> {
+    let (mu, s2) = moments(scores);
+    let each = |of: fn(&[f64], f64) -> f64| {
+        (0..mu.len()).map(|i| of(&scores.iter().map(|member| member[i]).collect::<Vec<_>>(), beta)).collect()
+    };
     match objective {
         Objective::Standard => scores[0].clone(),
-        Objective::Pessimistic => {
-            (0..scores[0].len()).map(|i| scores.iter().map(|member| member[i]).fold(f64::INFINITY, f64::min)).collect()
-        }
-        Objective::MeanMinusStd => {
-            let (mu, s2) = moments(scores);
-            mu.iter().zip(s2).map(|(mu, s2)| mu - k * s2.sqrt()).collect()
-        }
-        Objective::Mean | Objective::Matched | Objective::Adaptive => moments(scores).0,
+        Objective::Pessimistic => each(|phi, _| phi.iter().copied().fold(f64::INFINITY, f64::min)),
+        Objective::MeanMinusStd => mu.iter().zip(s2).map(|(mu, s2)| mu - k * s2.sqrt()).collect(),
+        Objective::Uwo => mu.iter().zip(s2).map(|(mu, s2)| mu - k * s2).collect(),
+        Objective::SoftMin => each(soft_minimum),
+        Objective::Mean | Objective::Matched | Objective::Adaptive => mu,
     }
+}
+
+/// -beta log mean_m exp(-phi_m / beta), computed from the least member so that nothing overflows.
+fn soft_minimum(phi: &[f64], beta: f64) -> f64 {
+    let least = phi.iter().copied().fold(f64::INFINITY, f64::min);
+    least - beta * mean(&phi.iter().map(|phi| (-(phi - least) / beta).exp()).collect::<Vec<_>>()).ln()
+}
+
+/// The next KL coefficient of a controller that steers towards `target` nats a response (Ziegler et al. 2019, section 2.2).
+pub fn controlled_lambda(lambda: f64, kl: f64, target: f64, gain: f64) -> f64 {
+    lambda * (1.0 + gain * (kl / target - 1.0).clamp(-0.2, 0.2))
 }
 
 /// The per-token rewards of one response: `log_ratio[t]` = (log pi_old - log pi_ref)_t.
@@ -142,10 +171,12 @@ pub fn token_rewards(weights: Weights, log_ratio: &[f64]) -> Vec<f64> {
     rewards
 }
 
-/// The constant that gives a fixed objective the KL weight relative to the score that an adaptive run had:
-/// mean(c) / mean(1 - c).
-pub fn matched_lambda(c: &[f64], one_minus_c: &[f64]) -> f64 {
-    mean(c) / mean(one_minus_c)
+/// The fixed coefficient that weighs KL against score as an adaptive run did:
+/// lambda = [sum c_i KL_i / sum KL_i] / mean(1 - c_i). Arguments are means over the same responses: of c_i KL_i, KL_i and c_i.
+pub fn matched_lambda(c_kl: f64, kl: f64, c: f64) -> f64 {
+    // Before the first update no response has a KL to weigh by.
+    let weighed = if kl > 0.0 { c_kl / kl } else { c };
+    weighed / (1.0 - c)
 }
 
 #[cfg(test)]
@@ -230,6 +261,20 @@ mod tests {
         }
 
         #[test]
+        fn the_soft_minimum_lies_between_minimum_and_mean_and_ends_at_both(scores in ensemble()) {
+            let soft = |beta| baseline_scores(Objective::SoftMin, &scores, 1.0, beta);
+            let of = |objective| baseline_scores(objective, &scores, 1.0, 1.0);
+            let (least, mu, s2) = (of(Objective::Pessimistic), of(Objective::Mean), moments(&scores).1);
+            let (cold, warm, hot, wide) = (soft(1e-4), soft(0.5), soft(1e6), soft(200.0));
+            for i in 0..mu.len() {
+                prop_assert!(least[i] - 1e-9 <= warm[i] && warm[i] <= mu[i] + 1e-9);
+                prop_assert!((cold[i] - least[i]).abs() < 1e-3 && (hot[i] - mu[i]).abs() < 1e-3);
+                // Second order: the mean less variance / (2 beta), which is UWO.
+                prop_assert!((wide[i] - (mu[i] - s2[i] / 400.0)).abs() < 1e-3);
+            }
+        }
+
+        #[test]
         fn prompt_scope_leaves_the_own_response_out(s2 in proptest::collection::vec(0.0..3.0_f64, 6)) {
             let scoped = scoped(&s2, VarianceScope::Prompt, 2, &[]);
             for i in 0..6 {
@@ -276,7 +321,29 @@ mod tests {
     #[test]
     fn the_pessimistic_score_is_the_lowest_member() {
         let scores = [vec![1.0, -1.0], vec![0.5, 3.0]];
-        assert_eq!(baseline_scores(Objective::Pessimistic, &scores, 0.0), [0.5, -1.0]);
-        assert_eq!(baseline_scores(Objective::Standard, &scores, 0.0), [1.0, -1.0]);
+        assert_eq!(baseline_scores(Objective::Pessimistic, &scores, 0.0, 1.0), [0.5, -1.0]);
+        assert_eq!(baseline_scores(Objective::Standard, &scores, 0.0, 1.0), [1.0, -1.0]);
+    }
+
+    #[test]
+    fn uncertainty_weighted_scores_take_the_variance_off() {
+        let scores = [vec![1.0, -1.0], vec![0.0, 3.0]];
+        assert_eq!(baseline_scores(Objective::Uwo, &scores, 0.5, 1.0), [0.5 - 0.5 * 0.25, 1.0 - 0.5 * 4.0]);
+    }
+
+    #[test]
+    fn the_controller_raises_lambda_above_its_target_and_lowers_it_below_by_a_bounded_factor() {
+        assert!((controlled_lambda(0.1, 6.0, 5.0, 0.5) - 0.11).abs() < 1e-12);
+        assert!((controlled_lambda(0.1, 500.0, 5.0, 0.5) - 0.11).abs() < 1e-12);
+        assert!((controlled_lambda(0.1, 0.0, 5.0, 0.5) - 0.09).abs() < 1e-12);
+        assert_eq!(controlled_lambda(0.1, 5.0, 5.0, 0.5), 0.1);
+    }
+
+    #[test]
+    fn a_matched_arm_weighs_c_by_the_kl_it_multiplied() {
+        // Two responses: c 0.1 and 0.3 with KL 1 and 3.
+        let lambda = matched_lambda((0.1 + 0.9) / 2.0, 2.0, 0.2);
+        assert!((lambda - 0.25 / 0.8).abs() < 1e-12);
+        assert!((matched_lambda(0.0, 0.0, 0.2) - 0.25).abs() < 1e-12);
     }
 }

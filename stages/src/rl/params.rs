@@ -1,11 +1,14 @@
-//! The parameters of `rl.ppo`. Knows no model.
+//! The parameters of `rl.ppo`, `rl.rloo` and `rl.grpo`.
+//!
+//! Each kind has a parameter type of its own, so that it offers nothing which it does not read; all become one [`Params`].
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::credit::{Credit, KlTerm};
 use super::gae::Normalisation;
 use super::loss::Value;
-use super::objective::{Objective, VarianceScope};
+use super::objective::{Objective, VarianceReference, VarianceScope};
 use crate::train::params::{BATCH, Faults, Precision, RANK, STEPS};
 use crate::types::Split;
 
@@ -32,11 +35,11 @@ pub enum StepUnit {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Matching {
-    /// mean(c) / mean(1 - c) over the whole run.
+    /// One coefficient for each phase of the adaptive run.
     #[default]
-    Constant,
-    /// The same, phase by phase.
     Phases,
+    /// One coefficient, from all phases together.
+    Constant,
 }
 
 /// Which held-out samples are also drawn greedily.
@@ -50,63 +53,158 @@ pub enum Greedy {
     None,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Params {
-    /// standard | mean | pessimistic | mean_minus_std | adaptive | matched
-    pub objective: Objective,
-    /// The KL coefficient; for `adaptive` the mean one of the first phase (Algorithm 1).
-    pub lambda: f64,
-    /// Standard deviations taken off by `mean_minus_std`.
-    pub k: f64,
-    /// Over what the adaptive objective's variance is taken.
-    pub variance_scope: VarianceScope,
-    /// How `matched` follows the run at its port `adaptive`.
-    pub matching: Matching,
-    pub steps: Steps,
-    /// Prompts a phase.
-    pub rollouts: usize,
-    /// Responses per prompt, K.
-    pub responses: usize,
-    pub min_new_tokens: usize,
-    pub max_new_tokens: usize,
-    /// Passes over each phase's batch.
-    pub epochs: usize,
-    /// Responses in a minibatch; the short last one is kept.
-    pub minibatch: usize,
-    /// PPO's clip range.
-    pub clip: f64,
-    pub gamma: f64,
-    pub gae_lambda: f64,
-    pub advantages: Normalisation,
-    pub value: Value,
-    pub lr: f64,
-    /// Optimiser steps over which the learning rate rises.
-    pub warmup: u64,
-    /// Decoupled decay of the adapter's matrices (towards the reference policy), or of full weights towards the reference's.
-    pub weight_decay: f64,
-    pub beta1: f64,
-    pub beta2: f64,
-    /// Largest global gradient norm; null or `none`: not clipped.
-    #[serde(deserialize_with = "crate::train::params::or_none")]
-    #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
-    pub max_gradient_norm: Option<f64>,
-    /// The policy's adapter; null (or `none`): full training.
-    #[serde(deserialize_with = "crate::train::params::or_none")]
-    #[schemars(schema_with = "crate::train::params::or_none_schema::<Lora>")]
-    pub lora: Option<Lora>,
-    /// The split that prompts are drawn from.
-    pub split: Split,
-    /// Phases between evaluations on held-out prompts.
-    pub eval_every: u64,
-    /// Held-out prompts sampled at an evaluation, from the split `valid`; null: all of it.
-    pub eval_prompts: Option<usize>,
-    /// Keys the generator of held-out samples: the same for every arm, seed and step.
-    pub evaluation_seed: u64,
-    pub greedy: Greedy,
-    /// What products with weights are computed in, the reward models' too: `f32`, or `bf16` (operands rounded, sums in f32).
-    /// Weights, norms, attention scores, losses and the optimiser stay f32.
-    pub precision: Precision,
+/// Declares [`Params`], and for each kind a parameter type: the common fields with their defaults, then the kind's own.
+macro_rules! kinds {
+    (
+        common $common:tt
+        $($(#[$meta:meta])* $kind:ident $own:tt defaults $changed:tt => |$params:ident| $credit:expr;)*
+    ) => {
+        settings!($common);
+        $(kind!($(#[$meta])* $kind $common $own $changed |$params| $credit);)*
+    };
+}
+
+macro_rules! settings {
+    ({ $($(#[$meta:meta])* $field:ident: $ty:ty = $default:expr,)* }) => {
+        /// What a run of reinforcement learning goes by, whatever its kind.
+        #[derive(Clone, Debug)]
+        pub struct Params {
+            $(pub $field: $ty,)*
+            pub credit: Credit,
+        }
+
+        impl Default for Params {
+            fn default() -> Self {
+                PpoParams::default().into()
+            }
+        }
+    };
+}
+
+macro_rules! kind {
+    (
+        $(#[$kind_meta:meta])* $kind:ident
+        { $($(#[$meta:meta])* $field:ident: $ty:ty = $default:expr,)* }
+        { $($(#[$own_meta:meta])* $own:ident: $own_ty:ty = $own_default:expr,)* }
+        { $($changed:ident: $value:expr,)* }
+        |$params:ident| $credit:expr
+    ) => {
+        $(#[$kind_meta])*
+        #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $kind {
+            $($(#[$meta])* pub $field: $ty,)*
+            $($(#[$own_meta])* pub $own: $own_ty,)*
+        }
+
+        impl Default for $kind {
+            fn default() -> Self {
+                #[allow(unused_mut, reason = "a kind may change no default of the common fields")]
+                let mut params = Self { $($field: $default,)* $($own: $own_default,)* };
+                $(params.$changed = $value;)*
+                params
+            }
+        }
+
+        impl From<$kind> for Params {
+            fn from($params: $kind) -> Self {
+                Self { credit: $credit, $($field: $params.$field,)* }
+            }
+        }
+    };
+}
+
+// The defaults are the paper's settings where it states them (DIGEST: RL).
+kinds! {
+    common {
+        /// standard | mean | pessimistic | mean_minus_std | uwo | soft_min | adaptive | matched
+        objective: Objective = Objective::Adaptive,
+        /// The KL coefficient; for `adaptive` the mean one of the first phase (Algorithm 1). 0: no KL penalty.
+        lambda: f64 = 0.005,
+        /// Standard deviations taken off by `mean_minus_std`, variances taken off by `uwo`.
+        k: f64 = 1.0,
+        /// Temperature of `soft_min`, in units of the score: towards 0 the minimum of the members, towards infinity their mean.
+        beta: f64 = 1.0,
+        /// Steers `lambda` towards this KL to the reference, in nats a response (Ziegler et al. 2019, section 2.2); null or `none`:
+        /// `lambda` is constant.
+        #[serde(deserialize_with = "crate::train::params::or_none")]
+        #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
+        kl_target: Option<f64> = None,
+        /// With `kl_target`: after a phase, lambda is multiplied by 1 + gain * clip(KL / target - 1, -0.2, 0.2).
+        kl_gain: f64 = 0.1,
+        /// Over what the adaptive objective's variance is taken.
+        variance_scope: VarianceScope = VarianceScope::Sample,
+        /// `none`: the variance of the members' scores; `sft`: of their scores less those of the SFT model's response to the prompt.
+        variance_reference: VarianceReference = VarianceReference::None,
+        /// How `matched` follows the run at its port `adaptive`.
+        matching: Matching = Matching::Phases,
+        steps: Steps = Steps { n: 50_000, unit: StepUnit::Optimiser },
+        /// Prompts a phase.
+        rollouts: usize = 512,
+        /// Responses per prompt, K.
+        responses: usize = 1,
+        min_new_tokens: usize = 5,
+        max_new_tokens: usize = 48,
+        /// Passes over each phase's batch.
+        epochs: usize = 4,
+        /// Responses in a minibatch; the short last one is kept.
+        minibatch: usize = 6,
+        /// PPO's clip range.
+        clip: f64 = 0.2,
+        /// Ends a phase's passes at the first minibatch whose estimated KL(old policy || policy), in nats a token, exceeds this; null
+        /// or `none`: never.
+        #[serde(deserialize_with = "crate::train::params::or_none")]
+        #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
+        stop_kl: Option<f64> = None,
+        lr: f64 = 5e-6,
+        /// Optimiser steps over which the learning rate rises.
+        warmup: u64 = 0,
+        /// Decoupled decay of the adapter's matrices (towards the reference policy), or of full weights towards the reference's.
+        weight_decay: f64 = 0.1,
+        beta1: f64 = 0.9,
+        beta2: f64 = 0.999,
+        /// Largest global gradient norm; null or `none`: not clipped.
+        #[serde(deserialize_with = "crate::train::params::or_none")]
+        #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
+        max_gradient_norm: Option<f64> = Some(1.0),
+        /// The policy's adapter; null (or `none`): full training.
+        #[serde(deserialize_with = "crate::train::params::or_none")]
+        #[schemars(schema_with = "crate::train::params::or_none_schema::<Lora>")]
+        lora: Option<Lora> = Some(Lora::default()),
+        /// The split that prompts are drawn from.
+        split: Split = Split::Rl,
+        /// Phases between evaluations on held-out prompts.
+        eval_every: u64 = 400,
+        /// Held-out prompts sampled at an evaluation, from the split `valid`; null: all of it.
+        eval_prompts: Option<usize> = None,
+        /// Keys the generator of held-out samples: the same for every arm, seed and step.
+        evaluation_seed: u64 = 1234,
+        greedy: Greedy = Greedy::Ends,
+        /// What products with weights are computed in, the reward models' too: `f32`, or `bf16` (operands rounded, sums in f32).
+        /// Weights, norms, attention scores, losses and the optimiser stay f32.
+        precision: Precision = Precision::F32,
+    }
+
+    /// The parameters of `rl.ppo`.
+    PpoParams {
+        gamma: f64 = 1.0,
+        gae_lambda: f64 = 0.95,
+        advantages: Normalisation = Normalisation::Batch,
+        value: Value = Value::default(),
+    } defaults {} => |p| Credit::Gae { gamma: p.gamma, lambda: p.gae_lambda, advantages: p.advantages, value: p.value };
+
+    /// The parameters of `rl.rloo`.
+    RlooParams {
+        advantages: Normalisation = Normalisation::None,
+    } defaults { rollouts: 128, responses: 4, } => |p| Credit::LeaveOneOut { advantages: p.advantages };
+
+    /// The parameters of `rl.grpo`.
+    GrpoParams {
+        /// Whether advantages are divided by the standard deviation of their group's rewards.
+        scale: bool = true,
+        /// Where the KL enters: `reward`, or `loss` (k3 by token, weighed by lambda or by the adaptive c).
+        kl_term: KlTerm = KlTerm::Reward,
+    } defaults { rollouts: 64, responses: 8, } => |p| Credit::Group { scale: p.scale, kl_term: p.kl_term };
 }
 
 /// The policy's LoRA, on all linear layers. Unlike [`crate::train::Lora`] it has no dropout: there is none in RL.
@@ -120,44 +218,6 @@ pub struct Lora {
 impl Default for Lora {
     fn default() -> Self {
         Self { r: 8, alpha: 32.0 }
-    }
-}
-
-impl Default for Params {
-    /// The paper's settings where it states them (DIGEST: RL), DESIGN.md section 8 elsewhere.
-    fn default() -> Self {
-        Self {
-            objective: Objective::Adaptive,
-            lambda: 0.005,
-            k: 1.0,
-            variance_scope: VarianceScope::Sample,
-            matching: Matching::Constant,
-            steps: Steps { n: 50_000, unit: StepUnit::Optimiser },
-            rollouts: 512,
-            responses: 1,
-            min_new_tokens: 5,
-            max_new_tokens: 48,
-            epochs: 4,
-            minibatch: 6,
-            clip: 0.2,
-            gamma: 1.0,
-            gae_lambda: 0.95,
-            advantages: Normalisation::Batch,
-            value: Value::default(),
-            lr: 5e-6,
-            warmup: 0,
-            weight_decay: 0.1,
-            beta1: 0.9,
-            beta2: 0.999,
-            max_gradient_norm: Some(1.0),
-            lora: Some(Lora::default()),
-            split: Split::Rl,
-            eval_every: 400,
-            eval_prompts: None,
-            evaluation_seed: 1234,
-            greedy: Greedy::Ends,
-            precision: Precision::F32,
-        }
     }
 }
 
@@ -187,7 +247,26 @@ impl Params {
 
     pub fn faults(&self) -> Vec<(String, String)> {
         let mut faults = Faults::default();
-        faults.must(self.lambda > 0.0, "lambda", "must be above 0");
+        match self.objective {
+            // b = mean(s2) / lambda.
+            Objective::Adaptive => faults.positive(self.lambda, "lambda"),
+            _ => faults.must(self.lambda >= 0.0 && self.lambda.is_finite(), "lambda", "must not be negative"),
+        }
+        faults.must(self.k >= 0.0 && self.k.is_finite(), "k", "must not be negative");
+        faults.positive(self.beta, "beta");
+        if let Some(target) = self.kl_target {
+            faults.positive(target, "kl_target");
+            faults.must(self.lambda > 0.0, "lambda", "must be above 0 to be steered by `kl_target`");
+            faults.must(
+                !matches!(self.objective, Objective::Adaptive | Objective::Matched),
+                "kl_target",
+                "cannot steer the coefficient of `adaptive` or `matched`, which have their own",
+            );
+        }
+        faults.positive(self.kl_gain, "kl_gain");
+        if let Some(limit) = self.stop_kl {
+            faults.positive(limit, "stop_kl");
+        }
         for (n, most, field) in [
             (self.steps.n, STEPS, "steps.n"),
             (self.rollouts as u64, BATCH, "rollouts"),
@@ -216,8 +295,21 @@ impl Params {
         faults.optimiser(self.lr, (self.beta1, self.beta2), self.weight_decay);
         faults.limit(self.max_gradient_norm, "max_gradient_norm");
         faults.must(self.clip > 0.0 && self.clip < 1.0, "clip", "must lie between 0 and 1");
-        faults.must((0.0..=1.0).contains(&self.gae_lambda), "gae_lambda", "must lie between 0 and 1");
-        faults.must((0.0..=1.0).contains(&self.gamma), "gamma", "must lie between 0 and 1");
+        match &self.credit {
+            Credit::Gae { gamma, lambda, value, .. } => {
+                faults.must((0.0..=1.0).contains(lambda), "gae_lambda", "must lie between 0 and 1");
+                faults.must((0.0..=1.0).contains(gamma), "gamma", "must lie between 0 and 1");
+                faults.positive(value.clip, "value.clip");
+                faults.must(
+                    value.coefficient >= 0.0 && value.coefficient.is_finite(),
+                    "value.coefficient",
+                    "must not be negative",
+                );
+            }
+            Credit::LeaveOneOut { .. } | Credit::Group { .. } => {
+                faults.must(self.responses > 1, "responses", "must be at least 2: each is judged beside the others");
+            }
+        }
         if let Some(lora) = self.lora {
             faults.must(lora.r > 0, "lora.r", "must be at least 1");
             faults.at_most(lora.r as u64, RANK, "lora.r");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lm::{CausalLm, ScalarHead, Sequence, StatOptions};
 
+use super::credit::{group_relative, leave_one_out};
 use super::gae::{Normalisation, advantages, normalised};
 use super::loss::{Targets, Value, losses};
 use super::objective::{
@@ -15,6 +16,7 @@ use super::params::Params;
 use super::rollout::Rollout;
 use super::update::{Learner, Lesson};
 use crate::reward;
+use crate::stats::mean;
 use crate::testing::numbers::{Mutants, Numbers, Within, gradients};
 
 const TOLERANCE: Within = Within::Each(1e-5);
@@ -26,15 +28,21 @@ const MUTANTS: Mutants = &[
     ("advantages/discounted", &["bootstraps_past_the_end", "lambda_one"]),
     ("advantages/plain", &["bootstraps_past_the_end", "lambda_one"]),
     ("d_logprob", &["not_clipped"]),
+    ("grpo/advantages", &["population_deviation"]),
+    ("grpo/d_logprob", &["mean_over_tokens"]),
+    ("grpo/policy", &["kl_upside_down", "mean_over_tokens"]),
     ("d_value", &["not_clipped"]),
     ("k3", &["ratio_upside_down"]),
-    ("matched_lambda", &["mean_of_quotients"]),
+    ("matched_lambda", &["mean_of_quotients", "not_weighed_by_kl"]),
     ("normalised/batch", &["padding_counted", "sample_deviation"]),
     ("policy", &["larger_objective", "mean_of_row_means", "mean_over_padding", "not_clipped"]),
     ("returns/discounted", &["bootstraps_past_the_end", "lambda_one"]),
     ("returns/plain", &["bootstraps_past_the_end", "lambda_one"]),
     ("rewards/prompt", &["own_response_counted"]),
     ("rewards/sample", &["kl_sign_reversed", "score_not_scaled", "score_on_every_token"]),
+    ("rewards/soft_min", &["sum_of_members"]),
+    ("rewards/uwo", &["deviation"]),
+    ("rloo/advantages", &["own_response_counted"]),
     ("s2", &["sample_variance"]),
     ("value", &["mean_of_row_means", "not_clipped", "smaller_error"]),
 ];
@@ -119,13 +127,22 @@ fn rewards_of_every_objective_follow_the_published_formulas() {
     ] {
         recorded.claim(&format!("rewards/{name}"), &recorded.adaptive_rewards(scope).concat());
     }
-    for objective in [Objective::Standard, Objective::Mean, Objective::Pessimistic, Objective::MeanMinusStd] {
-        let weights = fixed_weights(&baseline_scores(objective, scores, 0.5), LAMBDA);
+    for objective in [
+        Objective::Standard,
+        Objective::Mean,
+        Objective::Pessimistic,
+        Objective::MeanMinusStd,
+        Objective::Uwo,
+        Objective::SoftMin,
+    ] {
+        let weights = fixed_weights(&baseline_scores(objective, scores, 0.5, 0.7), LAMBDA);
         recorded.claim(&format!("rewards/{objective}"), &recorded.rewards(&weights).concat());
     }
     let c = coefficients(&s2, b);
-    let rest: Vec<f64> = c.iter().map(|c| 1.0 - c).collect();
-    recorded.claim("matched_lambda", &[matched_lambda(&c, &rest)]);
+    // The recorded rollouts hold no full distributions: k3 stands in for their KL.
+    let kl = recorded.rollout.kl_k3();
+    let c_kl = mean(&c.iter().zip(&kl).map(|(c, kl)| c * kl).collect::<Vec<_>>());
+    recorded.claim("matched_lambda", &[matched_lambda(c_kl, mean(&kl), mean(&c))]);
     recorded.claim("k1", &recorded.rollout.kl());
     recorded.claim("k3", &recorded.rollout.kl_k3());
 }
@@ -153,17 +170,53 @@ fn ppos_losses_and_their_derivatives_are_those_of_the_masked_arrays() {
         old_value: &recorded.rollout.value.concat(),
         advantage: &normalised(&raw, Normalisation::Batch, 1.0),
         returns: &returns,
+        weight: &vec![1.0 / raw.len() as f64; raw.len()],
+        kl: &[],
+        reference: &[],
     };
     let settings = Value::default();
     assert_eq!((settings.clip, settings.coefficient), (0.2, 0.1), "as in ppo.py");
-    let ours = losses(&narrow("in/new_logprob"), &narrow("in/new_value"), targets, CLIP, &settings);
+    let ours = losses(&narrow("in/new_logprob"), &narrow("in/new_value"), targets, CLIP, Some(&settings));
     let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<f64>>();
     recorded.claim("policy", &[ours.policy]);
     recorded.claim("value", &[ours.value]);
+    recorded.claim("kl_old_new", &[ours.kl_old_new]);
     recorded.claim("ratio", &[ours.mean_ratio, ours.max_ratio]);
     recorded.claim("clip_fraction", &[ours.clip_fraction]);
     recorded.claim("d_logprob", &wide(&ours.d_logprob));
     recorded.claim("d_value", &wide(&ours.d_value));
+}
+
+#[test]
+fn rloo_and_grpo_are_those_of_the_grouped_arrays() {
+    let recorded = Recorded::new();
+    let rewards: Vec<f64> = recorded.adaptive_rewards(VarianceScope::Sample).iter().map(|r| r.iter().sum()).collect();
+    recorded.claim("rloo/advantages", &leave_one_out(&rewards, 2));
+    recorded.claim("grpo/advantages_without_scale", &group_relative(&rewards, 2, false));
+    // The KL in the loss, weighed by each response's c; the score alone is the reward.
+    let (mu, s2) = moments(&recorded.rollout.scores);
+    let c = coefficients(&s2, calibrate_b(&s2, LAMBDA));
+    let scores: Vec<f64> = adaptive_weights(&mu, &c).iter().map(|w| w.score).collect();
+    let advantages = group_relative(&scores, 2, true);
+    recorded.claim("grpo/advantages", &advantages);
+    let lengths: Vec<usize> = recorded.rollout.logprob.iter().map(Vec::len).collect();
+    let by_token = |x: &[f64]| -> Vec<f64> {
+        x.iter().zip(&lengths).flat_map(|(x, n)| std::iter::repeat_n(*x, *n)).collect()
+    };
+    let weight: Vec<f64> = lengths.iter().map(|n| 1.0 / (lengths.len() * n) as f64).collect();
+    let new: Vec<f32> = recorded.numbers.expected("in/new_logprob").iter().map(|&x| x as f32).collect();
+    let targets = Targets {
+        old_logprob: &recorded.rollout.logprob.concat(),
+        old_value: &[],
+        advantage: &by_token(&advantages),
+        returns: &[],
+        weight: &by_token(&weight),
+        kl: &by_token(&c),
+        reference: &recorded.rollout.reference.concat(),
+    };
+    let ours = losses(&new, &[], targets, CLIP, None);
+    recorded.claim("grpo/policy", &[ours.policy]);
+    recorded.claim("grpo/d_logprob", &ours.d_logprob.iter().copied().map(f64::from).collect::<Vec<f64>>());
 }
 
 #[test]
@@ -178,8 +231,9 @@ fn a_minibatchs_gradient_is_that_of_autograd() {
 
     let base = CausalLm::load(&folder).unwrap();
     let head = ScalarHead::load(&folder.join("head.safetensors"), reward::parity::WIDTH).unwrap().trainable().unwrap();
-    let params = Params { lora: None, clip: CLIP, value: Value::default(), ..Params::default() };
-    let learner = Learner::new(base.clone().with_full_training().unwrap(), base, head, &params).unwrap();
+    let params = Params { lora: None, clip: CLIP, ..Params::default() };
+    let policy = base.clone().with_full_training().unwrap();
+    let learner = Learner::with_head(policy, base, Some(head), &params).unwrap();
     let rollout = Rollout {
         sequences: rows.into_iter().map(|(prompt, response)| Sequence { prompt, response }).collect(),
         logprob: given("old_logprob"),
@@ -190,12 +244,12 @@ fn a_minibatchs_gradient_is_that_of_autograd() {
     let stats =
         &StatOptions { min_new_tokens: whole("min_new_tokens") as usize, eos: whole("eos").into(), entropy: false };
     let (advantages, returns) = (given("advantage"), given("returns"));
-    let lesson = Lesson { rollout: &rollout, advantages: &advantages, returns: &returns, first_std: 1.0, stats };
+    let lesson = Lesson { rollout: &rollout, advantages: &advantages, returns: &returns, kl: &[], first_std: 1.0, stats };
     let judged = learner.judge(lesson, &[0, 1, 2, 3, 4, 5], &params).unwrap();
-    let loss = judged.losses.policy + params.value.coefficient * judged.losses.value;
+    let loss = judged.losses.policy + Value::default().coefficient * judged.losses.value;
     numbers.claim("ppo/loss", &[loss], TOLERANCE);
     let mut variables = learner.policy.variables();
-    variables.extend(learner.head.variables());
+    variables.extend(learner.head.iter().flat_map(ScalarHead::variables));
     let ours = gradients(&variables, &lm::backward(&judged.surrogate).unwrap());
     numbers.claim_gradients("ppo/gradient", &ours, 1e-5);
 }

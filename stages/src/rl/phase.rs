@@ -1,4 +1,4 @@
-//! One phase of PPO: sample, score, reward, update, and its row of the table. Knows no file.
+//! One phase: sample, score, reward, update, and its row of the table.
 
 use std::time::Instant;
 
@@ -8,10 +8,11 @@ use lm::{Draws, SampleOptions, Sequence, StatOptions};
 use rand_chacha::ChaCha12Rng;
 use serde::{Deserialize, Serialize};
 
+use super::credit::{Credit, KlTerm, group_relative, leave_one_out};
 use super::held_out::Prompt;
 use super::objective::{
-    Objective, Weights, adaptive_weights, baseline_scores, calibrate_b, check_disagreement, coefficients,
-    fixed_weights, moments, scoped, token_rewards,
+    Objective, VarianceReference, Weights, adaptive_weights, baseline_scores, calibrate_b, check_disagreement,
+    coefficients, controlled_lambda, fixed_weights, moments, scoped, token_rewards,
 };
 use super::params::Params;
 use super::passes::{self, Passes};
@@ -21,7 +22,8 @@ use super::{SCORING_BATCH, gae, spread};
 use crate::reward::LoadedReward;
 use crate::stats::{mean, permutation, spearman, std, variance};
 use crate::train::checkpoint::{Exact, Position};
-use crate::train::named;
+use crate::train::random::bits_of;
+use crate::train::{Told, named};
 use crate::types::Phase;
 
 /// What one phase hands to the next.
@@ -35,9 +37,13 @@ pub struct Phases<'a> {
     pub schedule: Option<Vec<f64>>,
     /// sigma_2^2 of Eq. 4, fixed in the first phase.
     pub b: Option<f64>,
+    /// The fixed objectives' KL coefficient; moves only under a KL target.
+    lambda: f64,
     /// The first phase's standard deviation of raw advantages.
     first_std: Option<f64>,
     draws: Draws,
+    /// Of the reference policy's responses that the variance is taken relative to.
+    reference_draws: Draws,
     drawn: u64,
     passes: Passes,
     order: ChaCha12Rng,
@@ -48,6 +54,7 @@ pub struct Phases<'a> {
 #[derive(Serialize, Deserialize)]
 pub struct State {
     b: Option<Exact>,
+    lambda: Exact,
     first_std: Option<Exact>,
     drawn: u64,
     passes: passes::State,
@@ -55,20 +62,23 @@ pub struct State {
     shuffle: Position,
 }
 
-/// What each response token gets of its response's reward, `[responses][tokens]`.
-pub(super) struct Credit {
+/// What each response token is credited with of its response's reward, `[responses][tokens]`.
+pub(super) struct Advantages {
     /// As the update takes them: normalised over the batch, if at all.
     advantages: Vec<Vec<f64>>,
+    /// Empty without a value head.
     returns: Vec<Vec<f64>>,
+    /// The KL coefficient of each response, where the KL is in the loss.
+    kl: Vec<f64>,
     /// Of the raw advantages.
     std: f64,
     first_std: f64,
 }
 
-impl Credit {
+impl Advantages {
     pub(super) fn lesson<'a>(&'a self, rollout: &'a Rollout, stats: &'a StatOptions) -> Lesson<'a> {
-        let Self { advantages, returns, first_std, .. } = self;
-        Lesson { rollout, advantages, returns, first_std: *first_std, stats }
+        let Self { advantages, returns, kl, first_std, .. } = self;
+        Lesson { rollout, advantages, returns, kl, first_std: *first_std, stats }
     }
 }
 
@@ -79,8 +89,8 @@ pub(super) struct Rewards {
     proxy: Vec<f64>,
     mu: Vec<f64>,
     /// Absent with one member.
-    s2: Option<Vec<f64>>,
-    /// Absent but for the adaptive objective.
+    pub s2: Option<Vec<f64>>,
+    /// Algorithm 1's coefficients, whether or not the arm uses them; absent with one member or lambda 0.
     c: Option<Vec<f64>>,
     lambda_effective: f64,
 }
@@ -105,8 +115,10 @@ impl<'a> Phases<'a> {
             stats,
             schedule,
             b: None,
+            lambda: params.lambda,
             first_std: None,
             draws: Draws(ctx.generator_key("rollouts")),
+            reference_draws: Draws(ctx.generator_key("variance reference")),
             drawn: 0,
             passes: Passes::new(prompts.len(), ctx.generator("prompts")),
             order: ctx.generator("minibatches"),
@@ -117,6 +129,7 @@ impl<'a> Phases<'a> {
     pub fn state(&self) -> Result<State> {
         Ok(State {
             b: self.b.map(Exact),
+            lambda: Exact(self.lambda),
             first_std: self.first_std.map(Exact),
             drawn: self.drawn,
             passes: self.passes.state()?,
@@ -128,6 +141,7 @@ impl<'a> Phases<'a> {
     /// Puts what [`Phases::new`] made where `state` has it.
     pub fn restore(&mut self, state: State) {
         self.b = state.b.map(|b| b.0);
+        self.lambda = state.lambda.0;
         self.first_std = state.first_std.map(|std| std.0);
         self.drawn = state.drawn;
         self.passes.restore(state.passes);
@@ -157,7 +171,11 @@ impl<'a> Phases<'a> {
 
         let (values, returns) = (rollout.value.concat(), credit.returns.concat());
         let errors: Vec<f64> = returns.iter().zip(&values).map(|(r, v)| r - v).collect();
-        let kl = rollout.kl();
+        let (kl, kl_exact) = (rollout.kl(), rollout.kl_exact());
+        let products = |c: &Vec<f64>, x: &[f64]| mean(&c.iter().zip(x).map(|(c, x)| c * x).collect::<Vec<_>>());
+        if let Some(target) = self.params.kl_target {
+            self.lambda = controlled_lambda(self.lambda, mean(&kl), target, self.params.kl_gain);
+        }
         let s2_spread = rewards.s2.as_deref().map_or([None; 3], spread);
         let c_spread = rewards.c.as_deref().map_or([None; 3], spread);
         let responses = rollout.sequences.len() as f64;
@@ -175,22 +193,26 @@ impl<'a> Phases<'a> {
             c_q50: c_spread[1],
             c_q90: c_spread[2],
             one_minus_c: rewards.c.as_deref().map(|c| 1.0 - mean(c)),
+            c_kl: rewards.c.as_ref().map(|c| products(c, &kl_exact)),
+            one_minus_c_mu: rewards.c.as_ref().map(|c| mean(&rewards.mu) - products(c, &rewards.mu)),
             lambda_effective: Some(rewards.lambda_effective),
             kl: Some(mean(&kl)),
             kl_k3: Some(mean(&rollout.kl_k3())),
+            kl_exact: Some(mean(&kl_exact)),
+            kl_old_new: Some(report.kl_old_new),
             spearman_s2_kl: rewards.s2.as_deref().and_then(|s2| spearman(s2, &kl)),
             clip_fraction: Some(report.clip_fraction),
             ratio_mean: Some(report.ratio_mean),
             ratio_max: Some(report.ratio_max),
             entropy: Some(mean(&rollout.entropy.concat())),
-            explained_variance: (variance(&returns) > 0.0).then(|| 1.0 - variance(&errors) / variance(&returns)),
+            explained_variance: (!returns.is_empty() && variance(&returns) > 0.0).then(|| 1.0 - variance(&errors) / variance(&returns)),
             eos_rate: Some(rollout.ended.iter().filter(|ended| **ended).count() as f64 / responses),
             length: Some(rollout.sequences.iter().map(|s| s.response.len()).sum::<usize>() as f64 / responses),
             advantage_std: Some(credit.std),
             gradient_norm: Some(report.gradient_norm),
             update_norm: Some(report.update_norm),
             policy_loss: Some(report.policy_loss),
-            value_loss: Some(report.value_loss),
+            value_loss: self.params.credit.value().map(|_| report.value_loss),
             skipped: report.skipped,
             learning_rate: Some(report.learning_rate),
         })
@@ -222,60 +244,106 @@ impl<'a> Phases<'a> {
 
     /// What policy, reference, value head and members say of the responses.
     pub(super) fn score(&self, learner: &Learner, rollout: &mut Rollout) -> Result<()> {
-        let own = score_tokens(&learner.policy, Some(&learner.head), &rollout.sequences, &self.stats, SCORING_BATCH)?;
-        let plain = StatOptions { entropy: false, ..self.stats.clone() };
-        let reference = score_tokens(&learner.reference, None, &rollout.sequences, &plain, SCORING_BATCH)?;
-        rollout.logprob = own.logprob;
-        rollout.entropy = own.entropy;
-        rollout.value = own.value;
-        rollout.reference = reference.logprob;
+        let (policy, reference) = (&learner.policy, &learner.reference);
+        let head = learner.head.as_ref();
+        let scored = score_tokens(policy, head, reference, &rollout.sequences, &self.stats, SCORING_BATCH)?;
+        rollout.logprob = scored.logprob;
+        rollout.entropy = scored.entropy;
+        rollout.value = scored.value;
+        rollout.reference = scored.reference;
+        rollout.divergence = scored.divergence;
         rollout.scores = score_members(self.members, &rollout.sequences, SCORING_BATCH)?;
+        if self.params.variance_reference == VarianceReference::Sft && self.members.len() > 1 {
+            let responses = self.reference_responses(learner, rollout)?;
+            rollout.reference_scores = Some(score_members(self.members, &responses, SCORING_BATCH)?);
+        }
         Ok(())
+    }
+
+    /// The reference policy's response to each response's prompt: always the same one to a post.
+    fn reference_responses(&self, learner: &Learner, rollout: &Rollout) -> Result<Vec<Sequence>> {
+        let mut responses = Vec::with_capacity(rollout.sequences.len());
+        let rows: Vec<u64> = rollout.posts.iter().map(|id| bits_of(&self.reference_draws.0, id)).collect();
+        for (chunk, rows) in rollout.sequences.chunks(SCORING_BATCH).zip(rows.chunks(SCORING_BATCH)) {
+            let prompts: Vec<&[u32]> = chunk.iter().map(|sequence| sequence.prompt.as_slice()).collect();
+            let sampled = lm::sample(&learner.reference, &prompts, &self.sampling, &self.reference_draws, rows);
+            let sampled = sampled.told()?;
+            responses.extend(chunk.iter().zip(sampled).map(|(s, sampled)| Sequence::new(s.prompt.clone(), sampled.ids)));
+        }
+        Ok(responses)
     }
 
     /// The arm's rewards of the phase after the first `done`.
     pub(super) fn rewards(&mut self, rollout: &Rollout, done: u64) -> Result<Rewards> {
-        let (mu, s2) = moments(&rollout.scores);
-        let s2 = (self.members.len() > 1).then_some(s2);
+        let params = self.params;
+        let mu = moments(&rollout.scores).0;
+        let s2 = (self.members.len() > 1).then(|| disagreement(rollout));
         if let Some(s2) = &s2 {
             check_disagreement(&mu, s2)?;
         }
-        if let (Objective::Adaptive, Some(s2)) = (self.params.objective, &s2) {
-            let b = *self.b.get_or_insert_with(|| calibrate_b(s2, self.params.lambda));
-            let shuffled = permutation(s2.len(), &mut self.shuffle);
-            let judged = scoped(s2, self.params.variance_scope, self.params.responses, &shuffled);
-            let c = coefficients(&judged, b);
-            let lambda_effective = mean(&c) / (1.0 - mean(&c));
-            let weights = adaptive_weights(&mu, &c);
-            return Ok(Rewards { weights, proxy: mu.clone(), mu, s2: Some(s2.clone()), c: Some(c), lambda_effective });
+        let c = match &s2 {
+            Some(s2) if params.lambda > 0.0 => {
+                let b = *self.b.get_or_insert_with(|| calibrate_b(s2, params.lambda));
+                let shuffled = permutation(s2.len(), &mut self.shuffle);
+                Some(coefficients(&scoped(s2, params.variance_scope, params.responses, &shuffled), b))
+            }
+            _ => None,
+        };
+        if let (Objective::Adaptive, Some(c)) = (params.objective, &c) {
+            let lambda_effective = mean(c) / (1.0 - mean(c));
+            let weights = adaptive_weights(&mu, c);
+            return Ok(Rewards { weights, proxy: mu.clone(), mu, s2, c: Some(c.clone()), lambda_effective });
         }
         let lambda = match &self.schedule {
             Some(schedule) => schedule[(done as usize).min(schedule.len() - 1)],
-            None => self.params.lambda,
+            None => self.lambda,
         };
-        let proxy = baseline_scores(self.params.objective, &rollout.scores, self.params.k);
-        Ok(Rewards { weights: fixed_weights(&proxy, lambda), proxy, mu, s2, c: None, lambda_effective: lambda })
+        let proxy = baseline_scores(params.objective, &rollout.scores, params.k, params.beta);
+        Ok(Rewards { weights: fixed_weights(&proxy, lambda), proxy, mu, s2, c, lambda_effective: lambda })
     }
 
-    /// Advantages and returns of every response token.
-    pub(super) fn credit(&mut self, rollout: &Rollout, weights: &[Weights]) -> Credit {
-        let (mut advantages, mut returns) = (Vec::new(), Vec::new());
-        for (i, weights) in weights.iter().enumerate() {
-            let tokens = token_rewards(*weights, &rollout.log_ratio(i));
-            let (a, r) = gae::advantages(&tokens, &rollout.value[i], self.params.gamma, self.params.gae_lambda);
-            advantages.push(a);
-            returns.push(r);
+    /// Advantages, and with a value head returns, of every response token.
+    pub(super) fn credit(&mut self, rollout: &Rollout, weights: &[Weights]) -> Advantages {
+        let (mut advantages, mut returns, mut kl) = (Vec::new(), Vec::new(), Vec::new());
+        let alike = |advantage: Vec<f64>| -> Vec<Vec<f64>> {
+            let tokens = rollout.sequences.iter().map(|sequence| sequence.response.len());
+            advantage.into_iter().zip(tokens).map(|(advantage, tokens)| vec![advantage; tokens]).collect()
+        };
+        let whole = |weights: &Weights, i: usize| token_rewards(*weights, &rollout.log_ratio(i)).iter().sum();
+        match self.params.credit {
+            Credit::Gae { gamma, lambda, .. } => {
+                for (i, weights) in weights.iter().enumerate() {
+                    let tokens = token_rewards(*weights, &rollout.log_ratio(i));
+                    let (a, r) = gae::advantages(&tokens, &rollout.value[i], gamma, lambda);
+                    advantages.push(a);
+                    returns.push(r);
+                }
+            }
+            Credit::LeaveOneOut { .. } => {
+                let rewards: Vec<f64> = weights.iter().enumerate().map(|(i, w)| whole(w, i)).collect();
+                advantages = alike(leave_one_out(&rewards, self.params.responses));
+            }
+            Credit::Group { scale, kl_term } => {
+                let rewards: Vec<f64> = match kl_term {
+                    KlTerm::Reward => weights.iter().enumerate().map(|(i, w)| whole(w, i)).collect(),
+                    KlTerm::Loss => {
+                        kl = weights.iter().map(|weights| weights.kl).collect();
+                        weights.iter().map(|weights| weights.score).collect()
+                    }
+                };
+                advantages = alike(group_relative(&rewards, self.params.responses, scale));
+            }
         }
         let raw = advantages.concat();
         let std = std(&raw);
         let first_std = *self.first_std.get_or_insert(std);
-        let mut normal = gae::normalised(&raw, self.params.advantages, first_std).into_iter();
+        let mut normal = gae::normalised(&raw, self.params.credit.normalisation(), first_std).into_iter();
         for row in &mut advantages {
             for (slot, a) in row.iter_mut().zip(&mut normal) {
                 *slot = a;
             }
         }
-        Credit { advantages, returns, std, first_std }
+        Advantages { advantages, returns, kl, std, first_std }
     }
 
     /// The run's metrics are those of its latest phase.
@@ -292,6 +360,17 @@ impl<'a> Phases<'a> {
             if let Some(value) = value {
                 ctx.metric(format!("final_{name}"), value);
             }
+        }
+    }
+}
+
+/// sigma_i^2 of Eq. 6, of the members' scores or of those relative to the reference policy's response.
+fn disagreement(rollout: &Rollout) -> Vec<f64> {
+    match &rollout.reference_scores {
+        None => moments(&rollout.scores).1,
+        Some(reference) => {
+            let less = |(own, sft): (&Vec<f64>, &Vec<f64>)| own.iter().zip(sft).map(|(own, sft)| own - sft).collect();
+            moments(&rollout.scores.iter().zip(reference).map(less).collect::<Vec<_>>()).1
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One phase's responses and what is known of each token: log-probabilities, values, scores. Knows no objective.
+//! One phase's responses and what is known of each token: log-probabilities, values, scores.
 
 use candle_core::Tensor;
 use lm::{Batch, CausalLm, ScalarHead, Sequence, StatOptions};
@@ -19,12 +19,16 @@ pub struct Rollout {
     pub logprob: Vec<Vec<f64>>,
     /// log pi_ref, masked alike.
     pub reference: Vec<Vec<f64>>,
-    /// V before each token.
+    /// V before each token; empty without a value head.
     pub value: Vec<Vec<f64>>,
+    /// KL(pi_old || pi_ref) of the distribution that each token was drawn from.
+    pub divergence: Vec<Vec<f64>>,
     /// Entropy of pi_old at each token, in nats.
     pub entropy: Vec<Vec<f64>>,
     /// `[members][responses]`, centred.
     pub scores: Vec<Vec<f64>>,
+    /// The same of the reference policy's response to each one's prompt, where the variance is taken relative to it.
+    pub reference_scores: Option<Vec<Vec<f64>>>,
 }
 
 impl Rollout {
@@ -36,6 +40,12 @@ impl Rollout {
     /// The k1 estimate of each response's KL: the summed log ratio over its response tokens.
     pub fn kl(&self) -> Vec<f64> {
         (0..self.sequences.len()).map(|i| self.log_ratio(i).iter().sum()).collect()
+    }
+
+    /// The exact KL of each response given the tokens that it visited: the sum of its tokens' divergences. Its expectation is that of
+    /// k1, its variance smaller, and it is never negative.
+    pub fn kl_exact(&self) -> Vec<f64> {
+        self.divergence.iter().map(|tokens| tokens.iter().sum()).collect()
     }
 
     /// The k3 estimate: sum over tokens of (r - 1) - log r with r = pi_ref / pi_old (Schulman, "Approximating KL
@@ -54,35 +64,49 @@ pub fn by_length(sequences: &[Sequence], batch: usize) -> Vec<Vec<usize>> {
     order.chunks(batch).map(<[usize]>::to_vec).collect()
 }
 
-/// Token log-probabilities, entropies and, with a head, values of `sequences` under `lm`: each `[responses][tokens]`.
+/// What a policy says of each response token, `[responses][tokens]`.
 pub struct Scored {
     pub logprob: Vec<Vec<f64>>,
+    /// Empty unless asked for.
     pub entropy: Vec<Vec<f64>>,
+    /// Empty without a value head.
     pub value: Vec<Vec<f64>>,
+    /// log pi_ref.
+    pub reference: Vec<Vec<f64>>,
+    /// KL(policy || reference).
+    pub divergence: Vec<Vec<f64>>,
 }
 
-/// Scores without a gradient, `batch` sequences at a time.
+/// Scores `sequences` under policy and reference without a gradient, `batch` at a time.
 pub fn score_tokens(
-    lm: &CausalLm,
+    policy: &CausalLm,
     head: Option<&ScalarHead>,
+    reference: &CausalLm,
     sequences: &[Sequence],
     options: &StatOptions,
     batch: usize,
 ) -> Result<Scored> {
-    let lm = lm.frozen();
+    let policy = policy.frozen();
     let head = head.map(ScalarHead::frozen);
     let empty = || vec![Vec::new(); sequences.len()];
-    let mut scored = Scored { logprob: empty(), entropy: empty(), value: empty() };
+    let mut scored =
+        Scored { logprob: empty(), entropy: empty(), value: empty(), reference: empty(), divergence: empty() };
+    let plain = StatOptions { entropy: false, ..options.clone() };
     for rows in by_length(sequences, batch) {
         let members: Vec<&Sequence> = rows.iter().map(|&i| &sequences[i]).collect();
         let packed = Batch::new(&members).told()?;
-        let predicting = lm.predicting(&packed, None).told()?;
-        let stats = lm.token_stats(&predicting, &packed, options).told()?;
+        let predicting = policy.predicting(&packed, None).told()?;
+        let others = reference.predicting(&packed, None).told()?;
+        let stats = policy.token_stats(&predicting, &packed, options).told()?;
         let logprob = flat(&stats.logprob)?;
         let entropy = stats.entropy.as_ref().map(flat).transpose()?;
         let value = head.as_ref().map(|head| flat(&head.forward(&predicting).told()?)).transpose()?;
+        let log_reference = flat(&reference.token_stats(&others, &packed, &plain).told()?.logprob)?;
+        let divergence = policy.divergence(&predicting, reference, &others, &packed, options).told()?;
         for (&i, range) in rows.iter().zip(packed.row_ranges()) {
             scored.logprob[i] = logprob[range.clone()].to_vec();
+            scored.reference[i] = log_reference[range.clone()].to_vec();
+            scored.divergence[i] = divergence[range.clone()].iter().map(|&kl| f64::from(kl)).collect();
             if let Some(entropy) = &entropy {
                 scored.entropy[i] = entropy[range.clone()].to_vec();
             }

@@ -1,26 +1,27 @@
-//! The laws of the objective (DESIGN.md, section 8) on a real model, and claims about `rl.ppo` as a whole.
+//! The laws of the objective (DESIGN.md, section 7) on a real model, and claims about the kinds as a whole.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use candle_core::Tensor;
-use engine::context::Context;
+use engine::context::{Context, Input};
 use engine::error::Result;
-use engine::kind::{Kind, Wired};
+use engine::kind::{AnyKind, Kind, Wired};
+use engine::names::Digest;
 use lm::{
-    CausalLm, Draws, LoraConfig, SampleOptions, ScalarHead, Sequence, StatOptions, Tokenizer, Variable, WeightType,
+    CausalLm, Draws, LoraConfig, SampleOptions, Sequence, StatOptions, Tokenizer, Variable, WeightType,
 };
 use rand::Rng;
 use serde_json::json;
 
 use super::held_out::Prompt;
 use super::loss::{Trunk, Value};
-use super::objective::{Objective, moments, token_rewards};
-use super::params::Params;
+use super::objective::{Objective, VarianceReference, moments, token_rewards};
+use super::params::{Params, PpoParams};
 use super::phase::Phases;
 use super::rollout::{Rollout, score_tokens};
 use super::update::{Learner, Lesson};
-use super::{Ppo, SCORING_BATCH};
+use super::{Grpo, Ppo, Rloo, SCORING_BATCH};
 use crate::reward::{LoadedReward, load_ensemble};
 use crate::stats::{mean, variance};
 use crate::testing::{Bench, Out, assert_pinned, run_seeded, toys};
@@ -84,7 +85,7 @@ impl World {
             Some(_) => self.base.with_adapter(&LORA, &mut fixed_generator(1, "policy")),
             None => self.base.clone().with_full_training(),
         };
-        Learner::new(policy.told()?, self.base.frozen(), ScalarHead::zeros(self.base.config().width()).told()?, params)
+        Learner::new(policy.told()?, self.base.frozen(), params)
     }
 
     /// The same after some training: pi is not pi_ref; V = 0 still.
@@ -102,7 +103,7 @@ impl World {
     }
 
     fn logprobs(&self, lm: &CausalLm, sequences: &[Sequence]) -> Result<Vec<f64>> {
-        Ok(score_tokens(lm, None, sequences, &self.stats, SCORING_BATCH)?.logprob.concat())
+        Ok(score_tokens(lm, None, &self.base, sequences, &self.stats, SCORING_BATCH)?.logprob.concat())
     }
 }
 
@@ -152,7 +153,7 @@ fn apart<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> f64 {
 
 #[test]
 fn a_policy_has_an_adapter_unless_none_is_asked_for() {
-    let lora = |with| serde_json::from_value::<Params>(with).map(|params| params.lora);
+    let lora = |with| serde_json::from_value::<PpoParams>(with).map(|params| params.lora);
     assert_eq!(lora(json!({})).ok(), Some(Some(Default::default())));
     // Null only takes a value back where a variant or a profile says it.
     assert_eq!(lora(json!({ "lora": "none" })).ok(), Some(None));
@@ -164,7 +165,7 @@ fn a_policy_has_an_adapter_unless_none_is_asked_for() {
 fn c_where_the_variance_is_that_of_phase_one_the_gradient_is_the_mean_arms() -> Result<()> {
     let world = World::new()?;
     let value = Value { coefficient: 0.0, ..Value::default() };
-    let adaptive = params(Params { objective: Objective::Adaptive, value, ..Params::default() });
+    let adaptive = params(PpoParams { objective: Objective::Adaptive, value, ..PpoParams::default() }.into());
     let fixed = Params { objective: Objective::Mean, ..adaptive.clone() };
     let learner = world.trained(&adaptive)?;
     let (mut near, mut mean_arm) = (world.phases(&adaptive), world.phases(&fixed));
@@ -317,10 +318,11 @@ fn i_the_value_loss_alone_moves_a_shared_trunk_and_no_detached_one() -> Result<(
     for lora in [params(Params::default()).lora, None] {
         for trunk in [Trunk::Shared, Trunk::Detached] {
             let value = Value { trunk, coefficient: 1.0, ..Value::default() };
-            let params = Params { lora, value, ..params(Params::default()) };
+            let params = Params { lora, ..params(PpoParams { value, ..PpoParams::default() }.into()) };
             let learner = world.trained(&params)?;
             // A head of zeros hands nothing on.
-            move_by(&learner.head.variables(), 0.5, 6)?;
+            let head = learner.head.as_ref().expect("PPO has a value head").variables();
+            move_by(&head, 0.5, 6)?;
             let rollout = world.rollout(&mut world.phases(&params), &learner)?;
             let like = |x: f64| -> Vec<Vec<f64>> { rollout.value.iter().map(|row| vec![x; row.len()]).collect() };
             let (advantages, returns) = (like(0.0), like(1.0));
@@ -328,6 +330,7 @@ fn i_the_value_loss_alone_moves_a_shared_trunk_and_no_detached_one() -> Result<(
                 rollout: &rollout,
                 advantages: &advantages,
                 returns: &returns,
+                kl: &[],
                 first_std: 1.0,
                 stats: &world.stats,
             };
@@ -335,7 +338,7 @@ fn i_the_value_loss_alone_moves_a_shared_trunk_and_no_detached_one() -> Result<(
                 let g = gradient(&learner, lesson, &[0, 1, 2, 3], &params, variables)?;
                 Ok(largest(g.into_iter().map(f64::from)))
             };
-            assert!(norm(&learner.head.variables())? > 1e-3);
+            assert!(norm(&head)? > 1e-3);
             let in_trunk = norm(&learner.policy.variables())?;
             match trunk {
                 Trunk::Shared => assert!(in_trunk > 1e-3, "{in_trunk}"),
@@ -351,6 +354,17 @@ fn ppo(more: serde_json::Value, seed: u64) -> Result<Out> {
 }
 
 fn ppo_against(members: &[&str], more: serde_json::Value, seed: u64) -> Result<Out> {
+    run_against(&Ppo, members, None, more, seed)
+}
+
+/// A run of two phases; `adaptive` is what port `adaptive` is given.
+fn run_against<K: Kind>(
+    kind: &K,
+    members: &[&str],
+    adaptive: Option<&Out>,
+    more: serde_json::Value,
+    seed: u64,
+) -> Result<Out> {
     let mut bench = Bench::new();
     bench.input("policy", "Model", |folder| toys::write_model(folder, 1));
     bench.input("rewards", "Ensemble", |folder| toys::write_ensemble(folder, 1, members));
@@ -361,14 +375,165 @@ fn ppo_against(members: &[&str], more: serde_json::Value, seed: u64) -> Result<O
     if let (Some(with), serde_json::Value::Object(more)) = (with.as_object_mut(), more) {
         with.extend(more);
     }
-    run_seeded(&Ppo, with, bench.inputs(), seed)
+    let mut inputs = bench.inputs();
+    if let Some(adaptive) = adaptive {
+        inputs.insert("adaptive".to_owned(), vec![Input {
+            label: "adaptive".to_owned(),
+            artifact_type: PolicyRun::NAME.to_owned(),
+            digest: Digest::of(b"adaptive"),
+            folder: adaptive.path(),
+        }]);
+    }
+    run_seeded(kind, with, inputs, seed)
+}
+
+#[test]
+fn rloo_and_grpo_run_without_a_value_head_and_move_the_policy() -> Result<()> {
+    let members = &["1", "2", "3"];
+    let grouped = json!({ "rollouts": 4, "responses": 2 });
+    let in_loss = json!({ "rollouts": 4, "responses": 2, "kl_term": "loss", "scale": false });
+    for out in [
+        run_against(&Rloo, members, None, grouped.clone(), 7)?,
+        run_against(&Grpo, members, None, grouped, 7)?,
+        run_against(&Grpo, members, None, in_loss, 7)?,
+    ] {
+        assert!(!out.path().join(PolicyRun::VALUE_HEAD).exists());
+        let phases = PolicyRun::phases(&out.path())?;
+        assert!(phases.iter().all(|p| p.value_loss.is_none() && p.explained_variance.is_none()));
+        assert!(phases[1].kl_exact.is_some_and(|kl| kl > 0.0), "{:?}", phases[1]);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_exact_kl_is_zero_at_the_reference_and_near_its_estimates_after() -> Result<()> {
+    let world = World::new()?;
+    let params = params(Params { responses: 40, ..Params::default() });
+    let of = |learner: &Learner| world.rollout(&mut world.phases(&params), learner);
+    assert_eq!(largest(of(&world.learner(&params)?)?.kl_exact()), 0.0);
+    let rollout = of(&world.trained(&params)?)?;
+    let (exact, k1, k3) = (rollout.kl_exact(), rollout.kl(), rollout.kl_k3());
+    assert!(exact.iter().all(|kl| *kl > 0.0));
+    // All three estimate one number; the exact one varies least.
+    let error = 4.0 * (variance(&k1) / k1.len() as f64).sqrt();
+    assert!((mean(&exact) - mean(&k1)).abs() < error, "{} {}", mean(&exact), mean(&k1));
+    assert!((mean(&exact) - mean(&k3)).abs() < error, "{} {}", mean(&exact), mean(&k3));
+    assert!(variance(&exact) < variance(&k1));
+    Ok(())
+}
+
+#[test]
+fn a_matched_arm_takes_the_kl_weighed_coefficient_of_each_phase_or_of_all() -> Result<()> {
+    let adaptive = ppo(json!({}), 7)?;
+    let rows = PolicyRun::phases(&adaptive.path())?;
+    let lambdas = |matching: &str| -> Result<Vec<f64>> {
+        let with = json!({ "objective": "matched", "matching": matching });
+        let out = run_against(&Ppo, &["1", "2", "3"], Some(&adaptive), with, 7)?;
+        Ok(PolicyRun::phases(&out.path())?.iter().map(|p| p.lambda_effective.expect("a coefficient")).collect())
+    };
+    let term = |row: &crate::types::Phase| (row.c_kl.unwrap(), row.kl_exact.unwrap(), row.c.unwrap());
+    let ((c_kl_1, kl_1, c_1), (c_kl_2, kl_2, c_2)) = (term(&rows[0]), term(&rows[1]));
+    assert_eq!(kl_1, 0.0, "the policy starts at the reference");
+    let phases = lambdas("phases")?;
+    assert!((phases[0] - c_1 / (1.0 - c_1)).abs() < 1e-12 && (phases[1] - c_kl_2 / kl_2 / (1.0 - c_2)).abs() < 1e-12);
+    let constant = (c_kl_1 + c_kl_2) / (kl_1 + kl_2) / (1.0 - (c_1 + c_2) / 2.0);
+    assert!(lambdas("constant")?.iter().all(|lambda| (lambda - constant).abs() < 1e-12));
+    // Without a word, the schedule.
+    let default = PpoParams::default().matching;
+    assert_eq!(default, super::params::Matching::Phases);
+    let error = run_against(&Ppo, &["1", "2", "3"], Some(&ppo(json!({ "objective": "mean" }), 7)?), json!({ "objective": "matched" }), 7);
+    assert!(error.err().is_some_and(|e| e.message.contains("no adaptive coefficient")));
+    Ok(())
+}
+
+#[test]
+fn a_fixed_arm_logs_the_coefficient_that_it_would_have_had() -> Result<()> {
+    let (adaptive, mean_arm) = (ppo(json!({}), 7)?, ppo(json!({ "objective": "mean" }), 7)?);
+    let (a, m) = (PolicyRun::phases(&adaptive.path())?, PolicyRun::phases(&mean_arm.path())?);
+    // Phase 1 is the same in both; b is fixed there.
+    assert_eq!((a[0].c, a[0].c_kl, a[0].one_minus_c_mu), (m[0].c, m[0].c_kl, m[0].one_minus_c_mu));
+    assert_eq!((a[0].lambda_effective != m[0].lambda_effective, m[0].lambda_effective), (true, Some(0.1)));
+    assert!(m[1].c.is_some() && m[1].c_kl.is_some_and(|x| x > 0.0));
+    let no_kl = ppo(json!({ "objective": "mean", "lambda": 0 }), 7)?;
+    assert!(PolicyRun::phases(&no_kl.path())?.iter().all(|p| p.c.is_none() && p.lambda_effective == Some(0.0)));
+    Ok(())
+}
+
+#[test]
+fn a_kl_target_steers_lambda_from_phase_to_phase() -> Result<()> {
+    // The KL of the first phase is 0: far below any target.
+    let out = ppo(json!({ "objective": "mean", "kl_target": 3, "kl_gain": 0.5, "steps": { "n": 3 } }), 7)?;
+    let lambdas: Vec<f64> =
+        PolicyRun::phases(&out.path())?.iter().map(|p| p.lambda_effective.expect("a coefficient")).collect();
+    assert_eq!(lambdas[0], 0.1);
+    assert!((lambdas[1] - 0.09).abs() < 1e-12 && (lambdas[2] - 0.081).abs() < 1e-12, "{lambdas:?}");
+    Ok(())
+}
+
+#[test]
+fn a_variance_relative_to_the_sft_response_is_without_offsets_by_prompt() -> Result<()> {
+    let world = World::new()?;
+    let params = params(Params { variance_reference: VarianceReference::Sft, ..Params::default() });
+    let (learner, mut phases) = (world.trained(&params)?, world.phases(&params));
+    let mut rollout = world.rollout(&mut phases, &learner)?;
+    let reference = rollout.reference_scores.clone().expect("asked for");
+    assert_eq!((reference.len(), reference[0].len()), (2, 11));
+    let before = phases.rewards(&rollout, 0)?;
+    // An offset of one member on one prompt moves its score of both responses.
+    for scores in [&mut rollout.scores, rollout.reference_scores.as_mut().expect("asked for")] {
+        scores[1][4] += 3.0;
+    }
+    let after = phases.rewards(&rollout, 0)?;
+    let (before, after) = (before.s2.expect("two members"), after.s2.expect("two members"));
+    assert!(apart(&before, &after) < 1e-9 && before.iter().any(|s2| *s2 > 1e-3));
+    // Without it, the offset is variance.
+    rollout.reference_scores = None;
+    assert!(apart(&phases.rewards(&rollout, 0)?.s2.expect("two members"), &after) > 0.5);
+    Ok(())
+}
+
+#[test]
+fn the_passes_end_where_the_policy_has_moved_as_far_as_stop_kl_allows() -> Result<()> {
+    let steps = |with| -> Result<Vec<(i64, i64)>> {
+        let phases = PolicyRun::phases(&ppo(with, 7)?.path())?;
+        Ok(phases.iter().map(|p| (p.optimiser_steps, p.skipped)).collect())
+    };
+    assert_eq!(steps(json!({ "stop_kl": 1e9 }))?, [(6, 0), (12, 0)]);
+    // Nothing has moved before the first step of a phase; the second finds that it has.
+    assert_eq!(steps(json!({ "stop_kl": 1e-12 }))?, [(1, 5), (2, 5)]);
+    Ok(())
+}
+
+#[test]
+fn settings_that_mean_nothing_are_refused_at_planning() {
+    let faults = |kind: &dyn AnyKind, with: serde_json::Value| -> Vec<String> {
+        kind.normalise(&with).err().unwrap_or_default().into_iter().map(|(field, _)| field).collect()
+    };
+    let none: Vec<String> = Vec::new();
+    for (with, told) in [
+        (json!({ "objective": "mean", "lambda": 0 }), none.clone()),
+        (json!({ "objective": "adaptive", "lambda": 0 }), vec!["lambda".to_owned()]),
+        (json!({ "objective": "mean", "lambda": -0.1 }), vec!["lambda".to_owned()]),
+        (json!({ "value": { "clip": -0.2 } }), vec!["value.clip".to_owned()]),
+        (json!({ "value": { "coefficient": -1 } }), vec!["value.coefficient".to_owned()]),
+        (json!({ "objective": "soft_min", "beta": 0 }), vec!["beta".to_owned()]),
+        (json!({ "objective": "uwo", "k": -1 }), vec!["k".to_owned()]),
+        (json!({ "objective": "adaptive", "kl_target": 3 }), vec!["kl_target".to_owned()]),
+        (json!({ "objective": "mean", "kl_target": 0 }), vec!["kl_target".to_owned()]),
+        (json!({ "stop_kl": 0 }), vec!["stop_kl".to_owned()]),
+    ] {
+        assert_eq!(faults(&Ppo, with.clone()), told, "{with}");
+    }
+    assert_eq!(faults(&Rloo, json!({ "responses": 1 })), ["responses"]);
+    assert_eq!(faults(&Grpo, json!({ "responses": 1 })), ["responses"]);
+    assert_eq!(faults(&Rloo, json!({ "gae_lambda": 0.9 })).len(), 1, "RLOO has no value head");
 }
 
 #[test]
 fn the_small_result_is_pinned_by_the_version() -> Result<()> {
     let phases = PolicyRun::phases(&ppo(json!({}), 7)?.path())?;
     let last = phases.last().expect("two phases");
-    assert_eq!((Ppo::VERSION, lm::NUMERICS, last.optimiser_steps), (2, 5, 12));
+    assert_eq!((Ppo::VERSION, lm::NUMERICS, last.optimiser_steps), (3, 5, 12));
     let found = [
         ("proxy of phase 1", phases[0].proxy),
         ("c of phase 1", phases[0].c),
@@ -423,6 +588,8 @@ fn objectives_that_read_an_ensemble_refuse_one_reward_model_at_planning() {
         ("mean", true),
         ("pessimistic", true),
         ("mean_minus_std", true),
+        ("uwo", true),
+        ("soft_min", true),
         ("adaptive", true),
         ("matched", true),
     ] {
@@ -463,7 +630,7 @@ fn a_diverging_run_names_phase_step_posts_and_last_finite_loss_wherever_it_shows
     {
         let error = ppo(with, 7).err().expect("weights beyond all bounds");
         assert_eq!(error.exit_code(), 2);
-        assert!(error.message.starts_with(&format!("{place}PPO: the ")), "{error}");
+        assert!(error.message.starts_with(&format!("{place}the ")), "{error}");
         assert!(error.message.contains(" is not finite at step "), "{error}");
         assert!(error.message.contains("(the last finite policy loss was "), "{error}");
         assert!(error.message.contains("posts `rl") || error.message.contains("posts `valid"), "{error}");

@@ -1,4 +1,4 @@
-//! PPO's passes over one phase's batch. Knows no reward and no file.
+//! The passes over one phase's batch.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +8,7 @@ use lm::{AdamW, Batch, CausalLm, ScalarHead, Sequence, StatOptions, Variable};
 use rand_chacha::ChaCha12Rng;
 use serde::{Deserialize, Serialize};
 
+use super::credit::{Credit, KlTerm};
 use super::gae::{Normalisation, normalise};
 use super::loss::{Losses, Targets, Trunk, losses};
 use super::params::Params;
@@ -28,6 +29,7 @@ pub struct Report {
     pub clip_fraction: f64,
     pub ratio_mean: f64,
     pub ratio_max: f64,
+    pub kl_old_new: f64,
     pub gradient_norm: f64,
     pub update_norm: f64,
     pub skipped: i64,
@@ -37,12 +39,14 @@ pub struct Report {
     pub first_log_ratio: f64,
 }
 
-/// What a phase gives to learn from. `advantages` and `returns`: `[responses][tokens]`.
+/// What a phase gives to learn from. `advantages` and `returns`: `[responses][tokens]`; returns only with a value head.
 #[derive(Clone, Copy)]
 pub struct Lesson<'a> {
     pub rollout: &'a Rollout,
     pub advantages: &'a [Vec<f64>],
     pub returns: &'a [Vec<f64>],
+    /// The KL coefficient of each response, read where the KL is in the loss.
+    pub kl: &'a [f64],
     /// The first phase's standard deviation of raw advantages.
     pub first_std: f64,
     pub stats: &'a StatOptions,
@@ -63,7 +67,8 @@ pub struct Learner {
     pub policy: CausalLm,
     /// pi_ref: the weights that the policy started from, frozen; shared with an adapter's base.
     pub reference: CausalLm,
-    pub head: ScalarHead,
+    /// The value head, of `rl.ppo`.
+    pub head: Option<ScalarHead>,
     optimiser: AdamW,
     /// Optimiser steps so far.
     pub steps: u64,
@@ -81,7 +86,18 @@ pub(super) struct State {
 }
 
 impl Learner {
-    pub fn new(policy: CausalLm, reference: CausalLm, head: ScalarHead, params: &Params) -> Result<Self> {
+    /// The value head starts at 0.
+    pub fn new(policy: CausalLm, reference: CausalLm, params: &Params) -> Result<Self> {
+        let head = params.credit.value().map(|_| ScalarHead::zeros(policy.config().width()).told()).transpose()?;
+        Self::with_head(policy, reference, head, params)
+    }
+
+    pub(super) fn with_head(
+        policy: CausalLm,
+        reference: CausalLm,
+        head: Option<ScalarHead>,
+        params: &Params,
+    ) -> Result<Self> {
         let config = lm::AdamWConfig {
             beta1: params.beta1,
             beta2: params.beta2,
@@ -92,7 +108,8 @@ impl Learner {
         // An adapter decays towards zero, which is the reference; full weights must be pulled towards its weights.
         let start: BTreeMap<String, &Tensor> =
             if params.lora.is_none() { reference.weights().collect() } else { BTreeMap::new() };
-        variables.extend(head.variables().into_iter().map(|variable| Variable { decays: false, ..variable }));
+        let head_variables = head.iter().flat_map(ScalarHead::variables);
+        variables.extend(head_variables.map(|variable| Variable { decays: false, ..variable }));
         let mut optimiser = AdamW::new(variables, config).told()?;
         optimiser.decay_towards(|name| start.get(name).map(|&weight| weight.clone())).told()?;
         Ok(Self { policy, reference, head, optimiser, steps: 0, last: None, lr: params.lr })
@@ -122,9 +139,14 @@ impl Learner {
     /// When a loss or a gradient is not finite: names the step, the posts, the tensor and the last finite loss.
     pub fn update(&mut self, lesson: Lesson<'_>, params: &Params, rng: &mut ChaCha12Rng) -> Result<Report> {
         let mut report = Report::default();
+        let mut stopped = false;
         for _ in 0..params.epochs {
             for rows in permutation(lesson.rollout.sequences.len(), rng).chunks(params.minibatch) {
-                self.minibatch(lesson, rows, params, &mut report)?;
+                if stopped {
+                    report.skipped += 1;
+                } else {
+                    stopped = !self.minibatch(lesson, rows, params, &mut report)?;
+                }
                 report.minibatches += 1;
             }
         }
@@ -134,6 +156,7 @@ impl Learner {
             &mut report.value_loss,
             &mut report.clip_fraction,
             &mut report.ratio_mean,
+            &mut report.kl_old_new,
             &mut report.gradient_norm,
             &mut report.update_norm,
         ] {
@@ -151,48 +174,83 @@ impl Learner {
         let predicting = self.policy.predicting(&batch, None).told()?;
         let stats = StatOptions { entropy: false, ..lesson.stats.clone() };
         let logprob = self.policy.token_stats(&predicting, &batch, &stats).told()?.logprob;
-        let value = match params.value.trunk {
-            Trunk::Shared => self.head.forward(&predicting),
-            Trunk::Detached => self.head.forward(&predicting.detach()),
-        }
-        .told()?;
+        let value = match (&self.head, params.credit.value()) {
+            (Some(head), Some(settings)) => Some(match settings.trunk {
+                Trunk::Shared => head.forward(&predicting).told()?,
+                Trunk::Detached => head.forward(&predicting.detach()).told()?,
+            }),
+            _ => None,
+        };
 
         let mut advantage = pick(lesson.advantages);
-        if params.advantages == Normalisation::Minibatch {
+        if params.credit.normalisation() == Normalisation::Minibatch {
             advantage = normalise(&advantage, mean(&advantage), std(&advantage), lesson.first_std);
         }
-        let (old_logprob, old_value, returns) = (pick(&rollout.logprob), pick(&rollout.value), pick(lesson.returns));
+        let (old_logprob, reference) = (pick(&rollout.logprob), pick(&rollout.reference));
+        let (old_value, returns) =
+            if value.is_some() { (pick(&rollout.value), pick(lesson.returns)) } else { Default::default() };
         let new_logprob: Vec<f32> = logprob.to_vec1().told()?;
-        let new_value: Vec<f32> = value.to_vec1().told()?;
-        let targets =
-            Targets { old_logprob: &old_logprob, old_value: &old_value, advantage: &advantage, returns: &returns };
-        let mut losses = losses(&new_logprob, &new_value, targets, params.clip, &params.value);
+        let new_value: Vec<f32> = value.as_ref().map_or(Ok(Vec::new()), |value| value.to_vec1().told())?;
+        let (weight, kl) = self.token_weights(lesson, rows, params);
+        let targets = Targets {
+            old_logprob: &old_logprob,
+            old_value: &old_value,
+            advantage: &advantage,
+            returns: &returns,
+            weight: &weight,
+            kl: &kl,
+            reference: &reference,
+        };
+        let mut losses = losses(&new_logprob, &new_value, targets, params.clip, params.credit.value());
         let moved = new_logprob.iter().zip(&old_logprob).map(|(new, old)| (f64::from(*new) - old).abs());
         let log_ratio = moved.fold(0.0, f64::max);
 
         // The gradient of sum(x * d) with d held fixed is d: this hands the written derivatives to the tape.
         let n = new_logprob.len();
         let d_logprob = Tensor::from_vec(std::mem::take(&mut losses.d_logprob), n, &Device::Cpu).told()?;
-        let d_value = Tensor::from_vec(std::mem::take(&mut losses.d_value), n, &Device::Cpu).told()?;
-        let surrogate =
-            ((logprob * d_logprob).and_then(|p| p.sum_all())).and_then(|p| (value * d_value)?.sum_all()? + p).told()?;
+        let mut surrogate = (logprob * d_logprob).and_then(|p| p.sum_all()).told()?;
+        if let Some(value) = value {
+            let d_value = Tensor::from_vec(std::mem::take(&mut losses.d_value), n, &Device::Cpu).told()?;
+            surrogate = (value * d_value).and_then(|v| v.sum_all()? + surrogate).told()?;
+        }
         Ok(Judged { losses, log_ratio, surrogate })
     }
 
-    fn minibatch(&mut self, lesson: Lesson<'_>, rows: &[usize], params: &Params, report: &mut Report) -> Result<()> {
+    /// Each token's part of the minibatch, and where the KL is in the loss its coefficient. PPO and RLOO take the mean over
+    /// tokens; GRPO the mean over responses of their means (Shao et al. 2024, Eq. 3).
+    fn token_weights(&self, lesson: Lesson<'_>, rows: &[usize], params: &Params) -> (Vec<f64>, Vec<f64>) {
+        let lengths = rows.iter().map(|&i| lesson.rollout.sequences[i].response.len());
+        let tokens: usize = lengths.clone().sum();
+        let Credit::Group { kl_term, .. } = params.credit else { return (vec![1.0 / tokens as f64; tokens], vec![]) };
+        let weight = |length| std::iter::repeat_n(1.0 / (rows.len() * length) as f64, length);
+        let kl = match kl_term {
+            KlTerm::Reward => vec![],
+            KlTerm::Loss => {
+                rows.iter().zip(lengths.clone()).flat_map(|(&i, n)| std::iter::repeat_n(lesson.kl[i], n)).collect()
+            }
+        };
+        (lengths.flat_map(weight).collect(), kl)
+    }
+
+    /// Judges a minibatch and takes its step. False: the policy has moved as far as `stop_kl` allows, and no step was taken.
+    fn minibatch(&mut self, lesson: Lesson<'_>, rows: &[usize], params: &Params, report: &mut Report) -> Result<bool> {
         let Judged { losses, log_ratio, surrogate } = self.judge(lesson, rows, params)?;
         if report.minibatches == 0 {
             report.first_log_ratio = log_ratio;
         }
 
         let posts = || named("responses to posts", rows.iter().map(|&i| &lesson.rollout.posts[i]));
+        if params.stop_kl.is_some_and(|limit| losses.kl_old_new > limit) {
+            report.skipped += 1;
+            return Ok(false);
+        }
         let lr = learning_rate(params, self.steps);
         self.steps += 1;
         report.learning_rate = lr;
         report.ratio_max = report.ratio_max.max(losses.max_ratio);
         if losses.mean_ratio > RATIO_LIMIT {
             report.skipped += 1;
-            return Ok(());
+            return Ok(true);
         }
         if !(losses.policy.is_finite() && losses.value.is_finite()) {
             let what = if losses.policy.is_finite() { "the value loss" } else { "the policy loss" };
@@ -203,6 +261,7 @@ impl Learner {
         report.value_loss += losses.value;
         report.clip_fraction += losses.clip_fraction;
         report.ratio_mean += losses.mean_ratio;
+        report.kl_old_new += losses.kl_old_new;
 
         let gradients = lm::backward(&surrogate).told()?;
         let norms = match self.optimiser.step(&gradients, lr, params.max_gradient_norm) {
@@ -211,7 +270,7 @@ impl Learner {
         };
         report.gradient_norm += norms.grad_norm;
         report.update_norm += norms.update_norm;
-        Ok(())
+        Ok(true)
     }
 
     /// The error for `what` being not finite at the latest step, on certain posts.
@@ -221,9 +280,9 @@ impl Learner {
             None => "no finite loss before it".to_owned(),
         };
         let mut variables = self.policy.variables();
-        variables.extend(self.head.variables());
+        variables.extend(self.head.iter().flat_map(ScalarHead::variables));
         let weights = suspect(&variables);
-        Error::yours(format!("PPO: {what} is not finite at step {}, on {posts} ({last}; {weights})", self.steps))
+        Error::yours(format!("{what} is not finite at step {}, on {posts} ({last}; {weights})", self.steps))
             .help(format!("lower `lr` (it is {}), or set `max_gradient_norm`", number(self.lr)))
     }
 

@@ -150,7 +150,7 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
         return Err(Error::yours(format!("no posts in split `{}` to train on", p.split))
             .help("`dataset.filter` gives posts their splits: wire its output to port `posts`"));
     }
-    let order = BatchOrder::new(table.lengths(), p.batch, ctx.generator("order"));
+    let order = BatchOrder::bucketed(table.lengths(), p.batch, ctx.generator("order"));
     let plan = learning!(p).plan(order.batches_per_epoch());
     if !held_out.is_empty() {
         let nll = response_nll(&base, &held_out, p.batch)?;

@@ -107,6 +107,7 @@ pub fn write_ensemble(folder: &Path, seed: u64, members: &[&str]) -> Result<()> 
         let info = RewardInfo {
             pool: Pooling::Last,
             centre: 0.0,
+            scale: 1.0,
             base_digest,
             member_seed: i as u64,
             fact_sensitivity: None,

@@ -1,4 +1,4 @@
-//! Which rows make up which batch. Knows lengths, not content.
+//! Which rows make up which batch.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -7,24 +7,32 @@ use rand_chacha::ChaCha12Rng;
 
 use super::random::shuffle;
 
-/// Batches that are cut from one sorted pool: rows of similar length meet, and padding stays small.
+/// Batches cut from one sorted pool by [`BatchOrder::bucketed`].
 const POOL: usize = 32;
 
-/// An endless, seeded sequence of batches: every epoch holds every row once, its last batch may be short.
-///
-/// Rows are shuffled, pooled, sorted by length within a pool, cut, and the batches shuffled again.
+/// An endless, seeded sequence of batches: every epoch holds every row once, its last batch may be short. Rows are sorted by
+/// length within a batch, so that its micro-batches need little padding.
 pub struct BatchOrder {
     lengths: Vec<u32>,
     batch: usize,
+    /// Batches in a pool.
+    pool: usize,
     rng: ChaCha12Rng,
     lead: Option<Vec<u32>>,
     queue: VecDeque<Vec<u32>>,
 }
 
 impl BatchOrder {
-    /// `lengths`: tokens of each row; `batch`: rows of a batch, at least 1.
-    pub fn new(lengths: Vec<u32>, batch: usize, rng: ChaCha12Rng) -> Self {
-        Self { lengths, batch: batch.max(1), rng, lead: None, queue: VecDeque::new() }
+    /// A plain shuffle: which rows share a batch is independent of their lengths, and of another seed's batches. `lengths`: tokens
+    /// of each row; `batch`: rows of a batch, at least 1.
+    pub fn shuffled(lengths: Vec<u32>, batch: usize, rng: ChaCha12Rng) -> Self {
+        Self { lengths, batch: batch.max(1), pool: 1, rng, lead: None, queue: VecDeque::new() }
+    }
+
+    /// Rows of similar length share a batch, which saves padding: rows are shuffled, sorted by length within pools of 32 batches,
+    /// cut, and the batches shuffled again.
+    pub fn bucketed(lengths: Vec<u32>, batch: usize, rng: ChaCha12Rng) -> Self {
+        Self { pool: POOL, ..Self::shuffled(lengths, batch, rng) }
     }
 
     /// These rows come first in the first epoch, shuffled among themselves.
@@ -63,7 +71,7 @@ impl BatchOrder {
     fn enqueue(&mut self, mut rows: Vec<u32>) {
         shuffle(&mut rows, &mut self.rng);
         let mut batches: Vec<Vec<u32>> = Vec::new();
-        for pool in rows.chunks_mut(self.batch * POOL) {
+        for pool in rows.chunks_mut(self.batch * self.pool) {
             // Stable: rows of equal length keep their shuffled order.
             pool.sort_by_key(|&row| self.lengths[row as usize]);
             batches.extend(pool.chunks(self.batch).map(<[u32]>::to_vec));
@@ -105,7 +113,7 @@ mod tests {
     use crate::train::random::fixed_generator;
 
     fn order(n: u32, batch: usize, seed: u64) -> BatchOrder {
-        BatchOrder::new((0..n).map(|i| i * 7 % 13).collect(), batch, fixed_generator(seed, "test"))
+        BatchOrder::bucketed((0..n).map(|i| i * 7 % 13).collect(), batch, fixed_generator(seed, "test"))
     }
 
     #[test]
@@ -118,6 +126,33 @@ mod tests {
             rows.sort_unstable();
             assert_eq!(rows, (0..103).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn seeds_of_a_plain_shuffle_share_few_batch_mates() {
+        // 285 rows in batches of 16, whose lengths vary as those of the small study's pairs do.
+        let lengths: Vec<u32> = (0..285).map(|i| 115 + i * 7919 % 31).collect();
+        let mates = |order: &mut BatchOrder| -> std::collections::BTreeSet<(usize, usize)> {
+            let batches = (0..18).map(|_| order.next_batch()).collect::<Vec<_>>();
+            let pairs = |batch: &Vec<usize>| {
+                let batch = batch.clone();
+                (0..batch.len()).flat_map(move |i| {
+                    let batch = batch.clone();
+                    (0..i).map(move |j| (batch[i].min(batch[j]), batch[i].max(batch[j])))
+                }).collect::<Vec<_>>()
+            };
+            batches.iter().flat_map(pairs).collect()
+        };
+        let recurring = |make: fn(Vec<u32>, usize, ChaCha12Rng) -> BatchOrder| {
+            let of = |seed| mates(&mut make(lengths.clone(), 16, fixed_generator(seed, "test")));
+            let (a, b) = (of(1), of(2));
+            a.intersection(&b).count() as f64 / a.len() as f64
+        };
+        // 15 of 284 others share a row's batch.
+        let plain = recurring(BatchOrder::shuffled);
+        assert!(plain < 0.1, "{plain}");
+        let bucketed = recurring(BatchOrder::bucketed);
+        assert!(bucketed > 0.3, "{bucketed}");
     }
 
     #[test]
@@ -149,7 +184,7 @@ mod tests {
 
     #[test]
     fn rows_of_a_batch_are_of_similar_length() {
-        let mut order = BatchOrder::new((0..320).map(|i| i % 100).collect(), 10, fixed_generator(1, "test"));
+        let mut order = BatchOrder::bucketed((0..320).map(|i| i % 100).collect(), 10, fixed_generator(1, "test"));
         for _ in 0..32 {
             let rows = order.next_batch();
             let lengths: Vec<usize> = rows.iter().map(|r| r % 100).collect();

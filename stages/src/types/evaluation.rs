@@ -37,9 +37,15 @@ crate::table! {
         pub mu: f64,
         /// Of the ensemble's members; absent with one reward model.
         pub variance: Option<f64>,
+        /// Its parts, which sum to it: of the members' offsets, of their slopes on mu, and the rest.
+        pub variance_offset: Option<f64>,
+        pub variance_slope: Option<f64>,
+        pub variance_rest: Option<f64>,
         pub kl: f64,
         pub kl_low: f64,
         pub kl_high: f64,
+        /// Mean of the full distributions' KL at the visited positions: the same expectation as `kl`, less noise.
+        pub kl_exact: f64,
         pub length: f64,
         pub length_low: f64,
         pub length_high: f64,
@@ -53,7 +59,7 @@ crate::table! {
         pub coverage: Option<f64>,
         pub invented: Option<f64>,
         pub fluency: Option<f64>,
-        /// s2 with |mu - gold|, both centred.
+        /// s2 with (mu - (gold - a) / b)^2, where gold = a + b mu was fitted on the SFT model's samples of half A.
         pub spearman_s2_error: Option<f64>,
     }
 }
@@ -69,13 +75,33 @@ crate::table! {
         pub proxy: f64,
         pub mean: f64,
         pub variance: Option<f64>,
+        /// k1: log pi - log pi_ref of the response.
         pub kl: f64,
+        pub kl_exact: f64,
+        /// Of the reward models, in member order.
+        pub scores: Vec<f32>,
         pub length: i64,
         pub ended: bool,
         pub quality: Option<f64>,
         pub coverage: Option<f64>,
         pub invented: Option<f64>,
         pub fluency: Option<f64>,
+    }
+}
+
+crate::table! {
+    /// The ensemble's variance beside its squared error, over samples of half B whose KL lies in a range. Errors are in the
+    /// variance's units: (mu - (truth - a) / b)^2 with truth = a + b mu fitted on the SFT model's samples of half A.
+    pub struct CalibrationBin {
+        pub kl_low: f64,
+        pub kl_high: f64,
+        pub kl: f64,
+        /// Samples.
+        pub n: i64,
+        pub variance: f64,
+        pub gold_error: Option<f64>,
+        /// Against true quality; absent where posts carry no facts.
+        pub quality_error: Option<f64>,
     }
 }
 
@@ -100,7 +126,8 @@ pub struct SftScale {
     pub gold_std: f64,
 }
 
-/// Whether the adaptive coefficient did anything. Absent numbers do not apply to the arm.
+/// Whether the adaptive coefficient did anything, or in an arm of another objective would have on the same path, b fixed in the
+/// first phase. Absent numbers do not apply to the arm.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Mechanism {
@@ -108,6 +135,9 @@ pub struct Mechanism {
     pub c_over_lambda_max: Option<f64>,
     pub c_over_lambda_last: Option<f64>,
     pub one_minus_c: Option<f64>,
+    /// The largest share over phases of mean(c KL) in the gain of mean((1 - c) mu) since the first phase; phases whose gain is under a
+    /// tenth of the largest do not count.
+    pub c_kl_share_max: Option<f64>,
     /// The constant KL coefficient, least and most over the phases: they differ where a matched arm follows a schedule.
     pub lambda_low: Option<f64>,
     pub lambda_high: Option<f64>,
@@ -137,13 +167,14 @@ pub struct EvaluationInfo {
     pub more: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The artifact type: `curve.parquet`, `scores.parquet`, `examples.parquet`, `evaluation.json`, `metrics.json`.
+/// The artifact type: `curve.parquet`, `scores.parquet`, `calibration.parquet`, `examples.parquet`, `evaluation.json`, `metrics.json`.
 pub struct Evaluation;
 
 impl Evaluation {
     pub const NAME: &'static str = "Evaluation";
     pub const CURVE: &'static str = "curve.parquet";
     pub const SCORES: &'static str = "scores.parquet";
+    pub const CALIBRATION: &'static str = "calibration.parquet";
     pub const EXAMPLES: &'static str = "examples.parquet";
     pub const INFO: &'static str = "evaluation.json";
 
@@ -157,6 +188,12 @@ impl Evaluation {
     /// If there is no such table.
     pub fn curve(folder: &Path) -> Result<Vec<CurvePoint>> {
         table::read(&folder::file(folder, Self::CURVE)?)
+    }
+
+    /// # Errors
+    /// If there is no such table.
+    pub fn calibration(folder: &Path) -> Result<Vec<CalibrationBin>> {
+        table::read(&folder::file(folder, Self::CALIBRATION)?)
     }
 
     /// # Errors
@@ -178,7 +215,7 @@ impl ArtifactType for Evaluation {
     }
 
     fn schema_version(&self) -> u32 {
-        2
+        3
     }
 
     fn about(&self) -> &'static str {
@@ -190,6 +227,7 @@ impl ArtifactType for Evaluation {
         let mut facts = Facts::default();
         table::check::<CurvePoint>(&folder::file(folder, Self::CURVE)?, &mut facts)?;
         table::check::<Score>(&folder::file(folder, Self::SCORES)?, &mut facts)?;
+        table::check::<CalibrationBin>(&folder::file(folder, Self::CALIBRATION)?, &mut facts)?;
         table::check::<Example>(&folder::file(folder, Self::EXAMPLES)?, &mut facts)?;
         folder::metrics(folder, &mut facts)?;
         Ok(facts)

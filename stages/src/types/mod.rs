@@ -15,7 +15,7 @@ pub mod tokenizer;
 
 pub use agreement::Agreement;
 pub use comparisons::Comparisons;
-pub use evaluation::{CurvePoint, Evaluation, EvaluationInfo, Example, Mechanism, Score, SftScale};
+pub use evaluation::{CalibrationBin, CurvePoint, Evaluation, EvaluationInfo, Example, Mechanism, Score, SftScale};
 pub use files::Files;
 pub use model::Model;
 pub use pairs::{Corruption, Pair, Pairs, Side};

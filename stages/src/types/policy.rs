@@ -16,7 +16,7 @@ crate::words! {
 }
 
 crate::table! {
-    /// One PPO phase. Null where a column does not apply to the arm.
+    /// One phase: sampling, scoring and the passes over the batch. Null where a column does not apply to the arm.
     pub struct Phase {
         /// From 1.
         pub phase: i64,
@@ -29,15 +29,25 @@ crate::table! {
         pub s2_q10: Option<f64>,
         pub s2_q50: Option<f64>,
         pub s2_q90: Option<f64>,
+        /// Mean of Algorithm 1's coefficient, b fixed in the first phase. In an arm that is not adaptive: what it would have been.
         pub c: Option<f64>,
         pub c_q10: Option<f64>,
         pub c_q50: Option<f64>,
         pub c_q90: Option<f64>,
         pub one_minus_c: Option<f64>,
+        /// Mean of c_i times the response's exact KL.
+        pub c_kl: Option<f64>,
+        /// Mean of (1 - c_i) mu_i.
+        pub one_minus_c_mu: Option<f64>,
+        /// The KL coefficient relative to the score's: lambda, or of the adaptive objective mean(c) / mean(1 - c).
         pub lambda_effective: Option<f64>,
         /// k1: mean over responses of the summed log ratio.
         pub kl: Option<f64>,
         pub kl_k3: Option<f64>,
+        /// Mean over responses of the summed KL of the full distributions at the visited positions.
+        pub kl_exact: Option<f64>,
+        /// KL(old policy || policy) by token, estimated on each minibatch before its step.
+        pub kl_old_new: Option<f64>,
         pub spearman_s2_kl: Option<f64>,
         pub clip_fraction: Option<f64>,
         pub ratio_mean: Option<f64>,
@@ -51,7 +61,7 @@ crate::table! {
         pub update_norm: Option<f64>,
         pub policy_loss: Option<f64>,
         pub value_loss: Option<f64>,
-        /// Minibatches skipped because their mean ratio exceeded its bound.
+        /// Minibatches skipped because their mean ratio exceeded its bound, or since the passes ended early (`stop_kl`).
         pub skipped: i64,
         pub learning_rate: Option<f64>,
     }
@@ -71,6 +81,8 @@ crate::table! {
         /// Summed over the response.
         pub logp: f64,
         pub logp_ref: f64,
+        /// The KL of the full distributions, summed over the response's positions.
+        pub kl_exact: f64,
         /// Centred, in member order.
         pub scores: Vec<f32>,
         /// The arm's own reward.
@@ -86,7 +98,7 @@ crate::table! {
 pub struct PolicyInfo {
     pub objective: String,
     pub lambda: f64,
-    /// Of the first phase; absent in arms without it.
+    /// Of the first phase; absent with one reward model or lambda 0.
     #[serde(default)]
     pub b: Option<f64>,
     pub seed: u64,
@@ -99,7 +111,7 @@ pub struct PolicyInfo {
     pub more: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The artifact type: `adapter/` or `model/`, `value_head.safetensors`, `policy.json`, `phases.parquet`, `samples.parquet`,
+/// The artifact type: `adapter/` or `model/`, `value_head.safetensors` (of `rl.ppo`), `policy.json`, `phases.parquet`, `samples.parquet`,
 /// `metrics.json`.
 pub struct PolicyRun;
 
@@ -138,7 +150,7 @@ impl ArtifactType for PolicyRun {
     }
 
     fn schema_version(&self) -> u32 {
-        2
+        3
     }
 
     fn about(&self) -> &'static str {
@@ -151,7 +163,9 @@ impl ArtifactType for PolicyRun {
         } else {
             reward::check_adapter(&folder.join(Self::ADAPTER))?;
         }
-        folder::tensors(folder, Self::VALUE_HEAD)?;
+        if folder.join(Self::VALUE_HEAD).exists() {
+            folder::tensors(folder, Self::VALUE_HEAD)?;
+        }
         Self::info(folder)?;
         let mut facts = Facts::default();
         table::check::<Phase>(&folder::file(folder, Self::PHASES)?, &mut facts)?;

@@ -45,6 +45,9 @@ pub struct RewardInfo {
     pub pool: Pooling,
     /// Subtracted from every raw score.
     pub centre: f64,
+    /// What the difference is divided by.
+    #[serde(default = "one")]
+    pub scale: f64,
     /// Of the Model that it was made from.
     pub base_digest: Digest,
     pub member_seed: u64,
@@ -54,11 +57,16 @@ pub struct RewardInfo {
     pub more: serde_json::Map<String, serde_json::Value>,
 }
 
+fn one() -> f64 {
+    1.0
+}
+
 /// `ensemble.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EnsembleInfo {
     /// Labels in order; each names a folder below `members/`.
     pub members: Vec<String>,
+    /// Of the first member's base. A member of another base has its own beside its adapter.
     pub base_digest: Digest,
     #[serde(flatten)]
     pub more: serde_json::Map<String, serde_json::Value>,
@@ -125,7 +133,8 @@ impl ArtifactType for RewardModel {
     }
 }
 
-/// The artifact type: `base/`, `members/<label>/{adapter/, head.safetensors, reward.json}`, `ensemble.json`.
+/// The artifact type: `base/`, `members/<label>/{adapter/, head.safetensors, reward.json}` (and `base/` where it is another),
+/// `ensemble.json`.
 pub struct Ensemble;
 
 impl Ensemble {
@@ -144,17 +153,20 @@ impl ArtifactType for Ensemble {
     }
 
     fn about(&self) -> &'static str {
-        "reward models on one base whose disagreement is the uncertainty"
+        "reward models whose disagreement is the uncertainty"
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {
         Model::check_folder(&folder.join(BASE))?;
         let info = Self::info(folder)?;
         for label in &info.members {
-            let member = check_member(&folder.join(MEMBERS).join(label))?;
-            if member.base_digest != info.base_digest {
+            let own = folder.join(MEMBERS).join(label);
+            let member = check_member(&own)?;
+            if own.join(BASE).exists() {
+                Model::check_folder(&own.join(BASE))?;
+            } else if member.base_digest != info.base_digest {
                 return Err(Error::yours(format!(
-                    "{}: member `{label}` is made from the base {}, expected {}",
+                    "{}: member `{label}` is made from the base {}, which is missing; the ensemble's is {}",
                     folder.display(),
                     member.base_digest.short(),
                     info.base_digest.short()

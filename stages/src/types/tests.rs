@@ -97,6 +97,7 @@ fn a_reward_model_and_an_ensemble_are_checked_whole() {
     let info = RewardInfo {
         pool: Pooling::Last,
         centre: 0.5,
+        scale: 1.0,
         base_digest: digest,
         member_seed: 1,
         fact_sensitivity: None,

@@ -141,6 +141,34 @@ proptest! {
 }
 
 #[test]
+fn divergence_is_that_of_the_two_softmaxes_and_zero_of_a_distribution_with_itself() -> Result<()> {
+    let (n, d, v) = (70, 8, 30);
+    let (p, q, e, f, b) = (var(&[n, d], 1), var(&[n, d], 2), var(&[v, d], 3), var(&[v, d], 4), var(&[v], 5));
+    let masked: Vec<bool> = (0..n).map(|i| i % 3 == 0).collect();
+    let rows = StatRows { targets: &vec![1; n], forbidden: Some((&[0, 29], &masked)) };
+    let own = Output { weight: &e, bias: Some(&b), precision: Precision::F32 };
+    let other = Output { weight: &f, bias: None, precision: Precision::F32 };
+    let found = super::divergence((&p, &own), (&q, &other), &rows)?;
+    // By definition, from the log-probability of each token in turn.
+    let mut expected = vec![0.0; n];
+    for token in 0..v as u32 {
+        let rows = StatRows { targets: &vec![token; n], ..rows };
+        let log = |h: &Var, o: &Output| reference::token_stats(h, o, &rows, false)?.logprob.to_vec1::<f32>();
+        for (i, (log_p, log_q)) in log(&p, &own)?.into_iter().zip(log(&q, &other)?).enumerate() {
+            if !(masked[i] && [0, 29].contains(&token)) {
+                expected[i] += f64::from(log_p).exp() * f64::from(log_p - log_q);
+            }
+        }
+    }
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((f64::from(*found) - expected).abs() < 1e-4 * (1.0 + expected), "{found} {expected}");
+    }
+    assert!(expected.iter().all(|kl| *kl > 1e-3));
+    assert!(super::divergence((&p, &own), (&p, &own), &rows)?.iter().all(|kl| *kl == 0.0));
+    Ok(())
+}
+
+#[test]
 fn gradients_agree_with_finite_differences() -> Result<()> {
     let (x, w, b) = (var(&[6, 10], 1), var(&[10], 2), var(&[10], 3));
     for v in [&x, &w, &b] {
