@@ -18,7 +18,7 @@ use crate::train::random::{below, fixed_generator, shuffle};
 use crate::train::{Told, on_a_big_stack};
 use crate::types::folder::write_json;
 use crate::types::reward::{BASE, ENSEMBLE, MEMBERS};
-use crate::types::{EnsembleInfo, RewardModel};
+use crate::types::{EnsembleInfo, LEARNING, RewardModel};
 
 pub struct RewardEnsemble;
 
@@ -117,7 +117,7 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
         for file in files(&input.folder)? {
             // The base that members share is taken once; a member without adapter has its own.
             let shared = file.starts_with(&format!("{BASE}/")) && input.folder.join("adapter").is_dir();
-            if !shared && file != "metrics.json" {
+            if !shared && !["metrics.json", LEARNING].contains(&file.as_str()) {
                 ctx.take(&input.folder.join(&file), &format!("{MEMBERS}/{label}/{file}"))?;
             }
         }

@@ -17,14 +17,14 @@ use crate::train::{
 };
 use crate::types::folder::write_json;
 use crate::types::reward::{ADAPTER, BASE, HEAD, INFO};
-use crate::types::{FactSensitivity, Model, RewardInfo};
+use crate::types::{FactSensitivity, LearningPoint, Model, RewardInfo};
 
 pub struct RewardTrain;
 
 impl Kind for RewardTrain {
     type Params = Params;
     const NAME: &'static str = "reward.train";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "trains a reward model on preferences (Eq. 1) from a language model's weights";
 
     fn signature(&self, p: &Params) -> Signature {
@@ -133,7 +133,7 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
     ctx.metric("train_loss", loss);
     ctx.metric("steps", trainer.done() as f64);
     ctx.metric("pairs", rows.len() as f64);
-    Ok(())
+    LearningPoint::write(ctx.out(), trainer.curve())
 }
 
 fn save(
