@@ -128,7 +128,7 @@ for(const other of head.parentElement.cells)other.removeAttribute('aria-sort');
 head.setAttribute('aria-sort',way>0?'ascending':'descending');
 const text=row=>row.cells[at].textContent.trim(),value=row=>parseFloat(text(row).replace('$',''));
 const order=(a,b)=>{if(!number)return way*text(a).localeCompare(text(b),undefined,{numeric:true});
-const x=value(a),y=value(b);return isNaN(x)||isNaN(y)?isNaN(x)-isNaN(y):way*(x-y)};
+const x=value(a),y=value(b),none=v=>v!==v;return none(x)||none(y)?none(x)-none(y):way*(x-y)};
 body.append(...[...body.rows].sort(order))});
 ";
 
@@ -140,8 +140,8 @@ const STYLE: &str = "
 main{max-width:1080px;margin:0 auto;padding:28px 20px 80px}h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:40px 0 10px;border-bottom:1px solid var(--rule);padding-bottom:4px}
 h3{font-size:15px;margin:18px 0 6px}p{margin:6px 0}.soft{color:var(--soft)}.bad{color:var(--bad)}
 .wide{overflow:auto;max-width:100%}.wide.tall{max-height:75vh}table{overflow-wrap:normal;border-collapse:collapse;font-size:13px;width:100%}th,td{padding:4px 8px;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top}
-th{color:var(--soft);font-weight:600}th button{all:unset;cursor:pointer;display:inline-block}th button:focus-visible,.wide:focus-visible,a:focus-visible{outline:2px solid var(--ink);outline-offset:-2px}th[aria-sort=ascending] button::after{content:' \\2191'}th[aria-sort=descending] button::after{content:' \\2193'}.long{min-width:16em}a{color:inherit}
-.contents{list-style:none;display:flex;flex-wrap:wrap;gap:2px 16px;padding:0;margin:14px 0 0}.csv{font-size:12px;color:var(--soft)}dt{font-weight:600;margin-top:8px}dd{margin:0}.place{display:block;max-width:14em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;user-select:all}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th.n{white-space:normal}
+th{color:var(--soft);font-weight:600}th button{all:unset;cursor:pointer;display:inline-block}th button:focus-visible,.wide:focus-visible,a:focus-visible{outline:2px solid var(--ink);outline-offset:-2px}th[aria-sort=ascending] button::after{content:' \\2191'}th[aria-sort=descending] button::after{content:' \\2193'}.long{min-width:12em}a{color:inherit}
+.contents{list-style:none;display:flex;flex-wrap:wrap;gap:2px 16px;padding:0;margin:14px 0 0}.csv{font-size:12px;color:var(--soft)}dt{font-weight:600;margin-top:8px}dd{margin:0}.place{display:inline-block;vertical-align:bottom;max-width:14em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;user-select:all}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th.n{white-space:normal}
 .interval{display:block;color:var(--soft);font-size:11px}code,.key{font:12px ui-monospace,monospace}pre{background:var(--panel);padding:10px;overflow-x:auto;font:12px ui-monospace,monospace;white-space:pre-wrap}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:10px}figure{margin:0}svg{max-width:100%;height:auto}@media(max-width:700px){main{padding:16px 12px 60px}svg.graph{max-width:none}}
 svg text{fill:var(--ink);font-family:system-ui,sans-serif}svg [stroke='#111111']{stroke:var(--ink)}svg [stroke='#DDDDDD']{stroke:var(--rule)}

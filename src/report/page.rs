@@ -247,7 +247,11 @@ fn stages_table(run: &RunData) -> String {
                 place.map_or_else(String::new, |place| {
                     format!("<code class=\"place\" title=\"{place}\">{place}</code>")
                 }),
-                escape(&spent.join(", ")),
+                if spent.is_empty() {
+                    String::new()
+                } else {
+                    format!("<div class=\"long\">{}</div>", escape(&spent.join(", ")))
+                },
                 seconds,
                 peak,
             ]
