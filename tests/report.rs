@@ -53,7 +53,7 @@ fn a_run_without_an_evaluation_shows_what_was_learned_and_its_artifacts() {
 }
 
 #[test]
-fn a_stage_that_was_interrupted_is_told_as_interrupted() {
+fn an_interrupted_stage_is_shown_as_interrupted() {
     let space = TestSpace::new();
     space.write("small.yaml", PIPELINE);
     let mut command = space.command(&["run", "small.yaml", "--profile", "long", "--json"]);

@@ -72,11 +72,11 @@ pub fn curves(run: &RunData) -> String {
     let mut unread = Vec::new();
     let training = training(run, &mut unread);
     let rl = phases(run, &mut unread);
-    let unread: String = unread.iter().map(|told| format!("<p class=\"bad\">{}</p>", escape(told))).collect();
+    let unread: String = unread.iter().map(|message| format!("<p class=\"bad\">{}</p>", escape(message))).collect();
     unread + &training + &rl
 }
 
-/// An artifact's table, if the artifact is there; what cannot be read is told.
+/// An artifact's table, if the artifact is there. One that cannot be read gives a sentence in `unread`.
 fn read<T>(
     run: &RunData,
     instance: &Instance,
@@ -92,18 +92,21 @@ fn read<T>(
     }
 }
 
-/// Lines up to here are told apart by a legend.
-const TOLD_APART: usize = 12;
+/// A chart of more lines than this has no legend; its data name them.
+const LEGEND_AT_MOST: usize = 12;
+
+/// A stage or an arm, and what was read of each of its instances.
+type Group<'a, T> = (String, Vec<(&'a Instance, T)>);
 
 fn training(run: &RunData, unread: &mut Vec<String>) -> String {
-    let mut stages: Vec<(&str, Vec<(&Instance, Vec<LearningPoint>)>)> = Vec::new();
+    let mut stages: Vec<Group<'_, Vec<LearningPoint>>> = Vec::new();
     for instance in run.instances.iter().filter(|i| [Model::NAME, RewardModel::NAME].contains(&i.output.as_str())) {
         let Some(curve) = read(run, instance, unread, LearningPoint::read).filter(|curve| !curve.is_empty()) else {
             continue;
         };
         match stages.iter_mut().find(|(stage, _)| *stage == instance.stage()) {
             Some((_, members)) => members.push((instance, curve)),
-            None => stages.push((instance.stage(), vec![(instance, curve)])),
+            None => stages.push((instance.stage().to_owned(), vec![(instance, curve)])),
         }
     }
     if stages.is_empty() {
@@ -122,11 +125,11 @@ fn loss(stage: &str, members: &[(&Instance, Vec<LearningPoint>)]) -> String {
         name: instance.name.clone(),
         points: curve.iter().map(|point| (point.step as f64, point.loss)).collect(),
         look,
-        thin: members.len() > TOLD_APART,
+        thin: members.len() > LEGEND_AT_MOST,
     });
     let title = format!("loss of {stage}");
     let chart = Chart { title, x: "step".into(), y: "loss".into(), lines: lines.collect() };
-    let legend = if (2..=TOLD_APART).contains(&members.len()) {
+    let legend = if (2..=LEGEND_AT_MOST).contains(&members.len()) {
         legend(labels.iter().map(String::as_str))
     } else {
         String::new()
@@ -134,7 +137,9 @@ fn loss(stage: &str, members: &[(&Instance, Vec<LearningPoint>)]) -> String {
     format!("<div>{}{legend}</div>", chart::figure(&chart))
 }
 
-const PANELS: [(&str, fn(&Phase) -> Option<f64>); 6] = [
+type Of = fn(&Phase) -> Option<f64>;
+
+const PANELS: [(&str, Of); 6] = [
     ("proxy reward of the rollouts", |p| p.proxy),
     ("KL of the rollouts (nats)", |p| p.kl),
     ("s² of the rollouts", |p| p.s2),
@@ -143,12 +148,9 @@ const PANELS: [(&str, fn(&Phase) -> Option<f64>); 6] = [
     ("response length (tokens)", |p| p.length),
 ];
 
-/// An arm and its runs.
-type Arm<'a, T> = (String, Vec<(&'a Instance, T)>);
-
 /// The RL runs by arm, with what `of` reads of each.
-fn by_arm<'a, T>(run: &'a RunData, mut of: impl FnMut(&str, &'a Instance) -> Option<T>) -> Vec<Arm<'a, T>> {
-    let mut arms: Vec<Arm<'a, T>> = Vec::new();
+fn by_arm<'a, T>(run: &'a RunData, mut of: impl FnMut(&str, &'a Instance) -> Option<T>) -> Vec<Group<'a, T>> {
+    let mut arms: Vec<Group<'a, T>> = Vec::new();
     for (arm, instance) in with_arms(run.instances.iter().filter(|i| i.output == PolicyRun::NAME)) {
         let Some(value) = of(&arm, instance) else { continue };
         match arms.iter_mut().find(|(name, _)| *name == arm) {
@@ -206,7 +208,7 @@ pub fn samples(run: &RunData) -> String {
         seen.insert(arm.to_owned());
         Some(samples)
     });
-    let mut out: String = unread.iter().map(|told| format!("<p class=\"bad\">{}</p>", escape(told))).collect();
+    let mut out: String = unread.iter().map(|message| format!("<p class=\"bad\">{}</p>", escape(message))).collect();
     let ids: BTreeSet<&str> = arms.iter().flat_map(|(_, runs)| &runs[0].1).map(|s| s.post_id.as_str()).collect();
     let posts = arms.first().map(|(_, runs)| posts(run, runs[0].0, &ids)).unwrap_or_default();
     for id in ids.iter().take(POSTS) {

@@ -254,7 +254,7 @@ impl RunData {
             }
             Event::StageSkipped { stage, .. } => {
                 let fate = self.fates.entry(stage).or_default();
-                // One that was started was killed when the run ended, or is said to have been given up.
+                // The run ended while its attempt was under way.
                 if fate.state != State::Interrupted {
                     fate.state = State::Skipped;
                 }

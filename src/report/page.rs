@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_stage_is_told_with_how_far_it_came() -> Result<()> {
+    fn an_interrupted_stage_says_how_far_it_came() -> Result<()> {
         let progress = Event::Progress { stage: "a".into(), done: 3, total: 9, unit: "steps".into(), headline: None };
         let run =
             run(&[("a", "sft"), ("b", "sft")], &[started("a"), progress, skipped("a", None), skipped("b", None)])?;

@@ -14,16 +14,16 @@ pub fn section(run: &RunData) -> String {
         return String::new();
     }
     let (differing, shared) = compare(&arms);
-    let told = format!("<p class=\"soft\">{shared} parameters are the same in all arms.</p>");
+    let note = format!("<p class=\"soft\">{shared} parameters are the same in all arms.</p>");
     if differing.is_empty() {
-        return told;
+        return note;
     }
     let head: Vec<&str> = ["parameter"].into_iter().chain(arms.iter().map(|(name, _)| name.as_str())).collect();
     let rows: Vec<Vec<String>> = differing
         .into_iter()
         .map(|(parameter, values)| [parameter].into_iter().chain(values).map(|cell| escape(&cell)).collect())
         .collect();
-    told + &table(&head, head.len(), &rows)
+    note + &table(&head, head.len(), &rows)
 }
 
 /// Parameters by path, such as `steps.n`; the values of all seeds of the arm, each once.
