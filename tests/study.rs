@@ -87,6 +87,16 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     let html = std::fs::read_to_string(report["report"].as_str().expect("a path")).expect("the report is there");
     assert!(html.contains("Figure 4") && html.contains("The mechanism") && !html.contains("NaN"));
     assert!(html.contains("of all before it, the pipeline's own, 3."));
+    let sections = ["Arms", "Figures", "Learning curves", "Samples by step", "Parameters by arm", "Stages", "Terms"];
+    for section in sections {
+        assert!(html.contains(&format!("<h2>{section}</h2>")), "no section {section}");
+    }
+    for figure in ["loss-of-proxy-by-step", "loss-of-base-by-step", "proxy-reward-of-the-rollouts-by-phase"] {
+        assert!(html.contains(&format!("download=\"{figure}.csv\"")), "no data of {figure}");
+    }
+    // Everything was reused.
+    assert!(html.contains("0 ran, 22 reused") && html.contains("* In the earlier run that made what was reused"));
+    assert!(!html.contains("<h2>Timeline</h2>"));
 
     // The annotator swapped: only what lies downstream of it runs again, and the first pairs are not needed.
     let swap = ["--profile", "stiennon", "--json"];

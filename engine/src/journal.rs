@@ -24,6 +24,12 @@ pub enum Event {
         targets: Vec<String>,
         /// The folder of the run: journal, graph.json, report.
         folder: PathBuf,
+        /// The command line that started the run, with secrets redacted; empty in runs of older versions.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        command: Vec<String>,
+        /// The pipeline file, as it was given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
     },
     /// The plan; told again when a damaged artifact made the run plan once more.
     Planned { stages: Vec<PlannedStage> },
@@ -247,11 +253,21 @@ pub(crate) fn unix_seconds(time: SystemTime) -> f64 {
 /// `20261123-124100-123-4f2a`: UTC to the millisecond, then the process.
 fn fresh_id(now: SystemTime) -> String {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let ((year, month, day), (hour, minute, second)) = date_and_time(since.as_secs());
     let (millis, pid) = (since.subsec_millis(), std::process::id());
     format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}-{millis:03}-{pid:x}")
+}
+
+/// A time of the journal for people: `2026-11-23 12:41:00 UTC`.
+pub fn utc(at: f64) -> String {
+    let ((year, month, day), (hour, minute, second)) = date_and_time(at as u64);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+/// Of seconds since 1970: (year, month, day), (hour, minute, second).
+fn date_and_time(seconds: u64) -> ((u64, u64, u64), (u64, u64, u64)) {
+    let of_day = seconds % 86_400;
+    (civil(seconds / 86_400), (of_day / 3600, of_day / 60 % 60, of_day % 60))
 }
 
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
@@ -287,6 +303,7 @@ mod tests {
         for (days, date) in [(0, (1970, 1, 1)), (59, (1970, 3, 1)), (789, (1972, 2, 29)), (20_780, (2026, 11, 23))] {
             assert_eq!(civil(days), date);
         }
+        assert_eq!(utc(20_780.0 * 86_400.0 + 45_660.9), "2026-11-23 12:41:00 UTC");
     }
 
     #[test]

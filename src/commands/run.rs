@@ -35,6 +35,8 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
         cadence: args.checkpoint_every.map_or_else(Cadence::default, Cadence::Steps),
         flags,
         profiles: args.file.profile.clone(),
+        command_line: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+        file: Some(args.file.file.display().to_string()),
         // Attempts take and free large buffers all the time: pages that are given back must be faulted in again.
         env: vec![("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned())],
         ..RunOptions::default()

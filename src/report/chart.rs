@@ -1,11 +1,17 @@
-//! Line charts as SVG that follow the page's light or dark theme. Knows no study.
+//! Line charts as SVG that follow the page's light or dark theme, with their data.
+
+use std::collections::BTreeMap;
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::html::{csv, escape};
+
 /// One line: `(x, y)` in order of drawing; points that are not finite are left out.
 #[derive(Clone, Debug)]
 pub struct Line {
+    /// Names it in the chart's data.
+    pub name: String,
     pub points: Vec<(f64, f64)>,
     /// Which of the looks it has: no two numbers look alike.
     pub look: usize,
@@ -19,6 +25,13 @@ pub struct Chart {
     pub x: String,
     pub y: String,
     pub lines: Vec<Line>,
+}
+
+impl Chart {
+    /// Whether it has no point.
+    pub fn is_empty(&self) -> bool {
+        self.lines.iter().all(|line| line.points.is_empty())
+    }
 }
 
 /// Colours that read on light and dark paper alike; the page names them beside the arms. Used up, they come again in dashes.
@@ -48,7 +61,7 @@ fn look(n: usize) -> (RGBColor, Option<u32>) {
 }
 
 /// A short line of a look, for legends.
-pub fn swatch(n: usize) -> String {
+fn swatch(n: usize) -> String {
     let (RGBColor(r, g, b), dash) = look(n);
     let dash = dash.map(|dash| format!(" stroke-dasharray=\"{dash} {GAP}\"")).unwrap_or_default();
     format!(
@@ -57,18 +70,81 @@ pub fn swatch(n: usize) -> String {
     )
 }
 
+/// Charts beside each other as the page has room.
+pub fn figures(charts: &[Chart]) -> String {
+    let figures: String = charts.iter().map(figure).collect();
+    format!("<div class=\"charts\">{figures}</div>")
+}
+
+/// A chart and a link to its data.
+pub fn figure(chart: &Chart) -> String {
+    format!("<figure>{}{}</figure>", svg(chart), data(chart))
+}
+
+/// What the lines of charts are called, by look.
+pub fn legend<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let entry = |(look, name)| format!("<span>{}{}</span>", swatch(look), escape(name));
+    let entries: String = names.into_iter().enumerate().map(entry).collect();
+    format!("<div class=\"legend\">{entries}</div>")
+}
+
+/// A link to the chart's points; empty if it has none.
+fn data(chart: &Chart) -> String {
+    let row = |line: &Line, &(x, y): &(f64, f64)| vec![line.name.clone(), rounded(x), rounded(y)];
+    let rows: Vec<Vec<String>> =
+        chart.lines.iter().flat_map(|line| line.points.iter().map(move |point| row(line, point))).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let name = format!("{} by {}", chart.title, chart.x);
+    format!("<figcaption>{}</figcaption>", csv(&name, &["line", &chart.x, &chart.y], &rows))
+}
+
+/// To seven digits, which a chart cannot show; empty if it is no number.
+fn rounded(v: f64) -> String {
+    if v.is_finite() {
+        format!("{v:.6e}").parse::<f64>().map_or_else(|_| v.to_string(), |v| v.to_string())
+    } else {
+        String::new()
+    }
+}
+
+/// `(x, y)` by step.
+pub type Series = BTreeMap<i64, (f64, f64)>;
+
+/// A line for each named run of an arm and, where there are several, a thick one of their means at the steps that all have.
+pub fn arm_lines(arm: &str, look: usize, runs: &[(String, Series)]) -> Vec<Line> {
+    let several = runs.len() > 1;
+    let single = |(name, series): &(String, Series)| {
+        let points = series.values().copied().collect();
+        Line { name: format!("{arm}, {name}"), points, look, thin: several }
+    };
+    let mut lines: Vec<Line> = runs.iter().map(single).collect();
+    if several {
+        let n = runs.len() as f64;
+        let mean = |step: &i64| {
+            let points: Option<Vec<(f64, f64)>> = runs.iter().map(|(_, series)| series.get(step).copied()).collect();
+            let points = points?;
+            Some((points.iter().map(|p| p.0).sum::<f64>() / n, points.iter().map(|p| p.1).sum::<f64>() / n))
+        };
+        let points = runs[0].1.keys().filter_map(mean).collect();
+        lines.push(Line { name: format!("{arm}, mean"), points, look, thin: false });
+    }
+    lines
+}
+
 /// The chart as an `<svg>` element of 460 x 300; a sentence in its place when it has no points.
 pub fn svg(chart: &Chart) -> String {
     let finite = |&(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
     let points: Vec<(f64, f64)> = chart.lines.iter().flat_map(|l| l.points.iter().copied()).filter(finite).collect();
     if points.is_empty() {
-        return format!("<p class=\"empty\">{}: no values in this run.</p>", super::html::escape(&chart.title));
+        return format!("<p class=\"empty\">{}: no values in this run.</p>", escape(&chart.title));
     }
     let mut out = String::new();
     // Drawing into a string fails only by a fault of the library's; the report then says so instead of vanishing.
     match draw(chart, &points, &mut out) {
         Ok(()) => out,
-        Err(e) => format!("<p class=\"empty\">{}: {}</p>", super::html::escape(&chart.title), super::html::escape(&e)),
+        Err(e) => format!("<p class=\"empty\">{}: {}</p>", escape(&chart.title), escape(&e)),
     }
 }
 
@@ -141,7 +217,8 @@ mod tests {
 
     #[test]
     fn missing_values_break_nothing() {
-        let line = Line { points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)], look: 1, thin: false };
+        let line =
+            Line { name: "a".into(), points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)], look: 1, thin: false };
         let text = svg(&Chart { title: "t".into(), x: "x".into(), y: "y".into(), lines: vec![line] });
         assert!(text.starts_with("<svg") && text.contains("polyline") && !text.contains("NaN"), "{text}");
     }
@@ -174,9 +251,26 @@ mod tests {
         looks.sort();
         looks.dedup();
         assert_eq!(looks.len(), 32);
-        let line = |look| Line { points: vec![(0.0, 0.0), (1.0, 1.0)], look, thin: false };
+        let line = |look| Line { name: "a".into(), points: vec![(0.0, 0.0), (1.0, 1.0)], look, thin: false };
         let drawn = |look| svg(&Chart { title: "t".into(), x: "x".into(), y: "y".into(), lines: vec![line(look)] });
         assert_ne!(drawn(0), drawn(PALETTE.len()));
+    }
+
+    #[test]
+    fn a_figure_brings_its_own_data() {
+        let runs = [
+            ("1".to_owned(), Series::from([(0, (0.0, 1.0)), (1, (1.0, 2.0))])),
+            ("2".to_owned(), Series::from([(0, (0.0, 2.0))])),
+        ];
+        let lines = arm_lines("mean", 0, &runs);
+        let html = figures(&[Chart { title: "proxy".into(), x: "phase".into(), y: "proxy".into(), lines }]);
+        let data = "line,phase,proxy%0D%0A%22mean,%201%22,0,1%0D%0A%22mean,%201%22,1,2%0D%0A%22mean,%202%22,0,2%0D%0A\
+                    %22mean,%20mean%22,0,1.5%0D%0A";
+        assert!(
+            html.contains(&format!("download=\"proxy-by-phase.csv\" href=\"data:text/csv;charset=utf-8,{data}\"")),
+            "{html}"
+        );
+        assert_eq!([1.0 / 3.0, 1e-7, f64::NAN].map(rounded), ["0.3333333", "0.0000001", ""]);
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! The paper's figures 4 and 6 from a study, and true quality beside them. Knows how to draw no line itself.
+//! The paper's figures 4 and 6 from a study, and true quality beside them.
 
 use stages::types::CurvePoint;
 
-use super::chart::{Chart, Line, svg, swatch};
+use super::chart::{self, Chart, Series, arm_lines, legend};
 use super::html::escape;
-use super::study::{Arm, Study};
+use super::study::{Run, Study};
 
 type Of = fn(&CurvePoint) -> Option<f64>;
 
@@ -24,57 +24,26 @@ pub fn figures(study: &Study) -> String {
     let variance = chart(study, "ensemble variance", "KL (nats)", |r| Some(r.kl), |r| r.variance);
     let gold = escape(&study.gold_heading());
     format!(
-        "{legend}<h3>Figure 4: by step</h3><p class=\"soft\">{gold}</p><div class=\"charts\">{}</div>\
-         <h3>The same by KL</h3><p class=\"soft\">{gold}</p><div class=\"charts\">{}</div>\
-         <h3>Figure 6: reward variance against KL</h3><div class=\"charts\">{}</div>",
-        drawn(&by_step),
-        drawn(&by_kl),
-        drawn(&[variance]),
-        legend = legend(study),
-    )
-}
-
-fn drawn(charts: &[Chart]) -> String {
-    charts.iter().map(|chart| format!("<figure>{}</figure>", svg(chart))).collect()
-}
-
-fn legend(study: &Study) -> String {
-    let entries: String = study
-        .arms
-        .iter()
-        .enumerate()
-        .map(|(i, arm)| format!("<span>{}{}</span>", swatch(i), escape(&arm.label)))
-        .collect();
-    format!(
-        "<div class=\"legend\">{entries}</div><p class=\"soft\">Thick: mean over seeds; thin: single seeds. Half B of the held-out prompts.</p>"
+        "{legend}<p class=\"soft\">Thick: mean over seeds; thin: single seeds. Half B of the held-out prompts.</p>\
+         <h3>Figure 4: by step</h3><p class=\"soft\">{gold}</p>{}\
+         <h3>The same by KL</h3><p class=\"soft\">{gold}</p>{}\
+         <h3>Figure 6: reward variance against KL</h3>{}",
+        chart::figures(&by_step),
+        chart::figures(&by_kl),
+        chart::figures(&[variance]),
+        legend = legend(study.arms.iter().map(|arm| arm.label.as_str())),
     )
 }
 
 fn chart(study: &Study, title: &str, x: &str, along: Of, of: Of) -> Chart {
-    let mut lines = Vec::new();
-    for (look, arm) in study.arms.iter().enumerate() {
-        for run in &arm.runs {
-            let points = run.sampled().filter_map(|r| Some((along(r)?, of(r)?))).collect();
-            lines.push(Line { points, look, thin: arm.runs.len() > 1 });
-        }
-        if arm.runs.len() > 1 {
-            lines.push(Line { points: mean_line(arm, along, of), look, thin: false });
-        }
-    }
-    Chart { title: title.to_owned(), x: x.to_owned(), y: title.to_owned(), lines }
+    let lines = study.arms.iter().enumerate().flat_map(|(look, arm)| {
+        let runs: Vec<(String, Series)> =
+            arm.runs.iter().map(|run| (format!("seed {}", run.seed), series(run, along, of))).collect();
+        arm_lines(&arm.label, look, &runs)
+    });
+    Chart { title: title.to_owned(), x: x.to_owned(), y: title.to_owned(), lines: lines.collect() }
 }
 
-/// The arm's mean at each step that all of its seeds have.
-fn mean_line(arm: &Arm, along: Of, of: Of) -> Vec<(f64, f64)> {
-    let Some(first) = arm.runs.first() else { return Vec::new() };
-    first
-        .sampled()
-        .filter_map(|row| {
-            let rows: Option<Vec<&CurvePoint>> = arm.runs.iter().map(|run| run.at(row.step)).collect();
-            let points: Option<Vec<(f64, f64)>> = rows?.into_iter().map(|r| Some((along(r)?, of(r)?))).collect();
-            let points = points?;
-            let n = points.len() as f64;
-            Some((points.iter().map(|p| p.0).sum::<f64>() / n, points.iter().map(|p| p.1).sum::<f64>() / n))
-        })
-        .collect()
+fn series(run: &Run, along: Of, of: Of) -> Series {
+    run.sampled().filter_map(|row| Some((row.step, (along(row)?, of(row)?)))).collect()
 }

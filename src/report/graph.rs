@@ -28,12 +28,14 @@ pub fn graph(run: &RunData) -> String {
             note: tally.note(),
             ran: tally.count(State::Ran) > 0,
             failed: tally.count(State::Failed) > 0,
-            unreached: tally.count(State::NotReached) + tally.count(State::Skipped) > 0,
+            unreached: UNREACHED.iter().any(|state| tally.count(*state) > 0),
             ..entry
         })
         .collect();
-    layers_svg(&boxes)
+    format!("<div class=\"wide\" tabindex=\"0\">{}</div>", layers_svg(&boxes))
 }
+
+const UNREACHED: [State; 3] = [State::Interrupted, State::Skipped, State::NotReached];
 
 /// What became of a stage's instances.
 #[derive(Default)]
@@ -50,7 +52,7 @@ impl Tally {
     /// The worst that became of any: the word for one or for all, a count of some; a time where all is well.
     fn note(&self) -> String {
         let all = self.states.len();
-        for state in [State::Failed, State::Skipped, State::NotReached] {
+        for state in [State::Failed].into_iter().chain(UNREACHED) {
             match self.count(state) {
                 0 => {}
                 n if n == all && n == 1 => return state.word().to_owned(),
@@ -74,7 +76,7 @@ mod tests {
 
     #[test]
     fn what_was_not_reached_is_not_called_reused() {
-        use State::{Failed, NotReached, Ran, Reused, Skipped};
+        use State::{Failed, Interrupted, NotReached, Ran, Reused, Skipped};
         let cases: &[(&[State], &str)] = &[
             (&[Reused], "reused"),
             (&[Reused, Reused], "2 × reused"),
@@ -85,6 +87,8 @@ mod tests {
             (&[Skipped, Skipped], "2 × skipped"),
             (&[Ran, Skipped, NotReached], "1 of 3 skipped"),
             (&[Failed, Skipped], "1 of 2 failed"),
+            (&[Interrupted], "interrupted"),
+            (&[Ran, Interrupted, Skipped], "1 of 3 interrupted"),
         ];
         for (states, note) in cases {
             assert_eq!(Tally { states: states.to_vec(), seconds: 1.5 }.note(), *note);

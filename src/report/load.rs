@@ -1,6 +1,6 @@
 //! A run's folder read back: its instances, what became of each, warnings and timings. Knows no artifact's content.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use engine::context::Paid;
@@ -12,6 +12,9 @@ use engine::store::{Presence, Store};
 use serde::Deserialize;
 use serde_json::Value;
 use stages::paper::Held;
+
+/// The name of the matrix dimension that repeats an arm.
+pub const SEED: &str = "seed";
 
 /// An instance of the graph that was run, as `graph.json` tells it.
 #[derive(Clone, Debug, Deserialize)]
@@ -38,6 +41,24 @@ impl Instance {
     pub fn stage(&self) -> &str {
         self.name.split('[').next().unwrap_or(&self.name)
     }
+
+    /// The matrix labels but for the seed's, which name an arm; the stage's name where there are none.
+    fn arm(&self) -> String {
+        let labels = self.matrix.iter().filter(|(dimension, _)| dimension != SEED);
+        let labels: Vec<&str> = labels.map(|(_, label)| label.as_str()).collect();
+        if labels.is_empty() { self.stage().to_owned() } else { labels.join(", ") }
+    }
+}
+
+/// Each with the name of its arm; where they are of several stages, that of the stage stands before it.
+pub fn with_arms<'a>(
+    instances: impl Iterator<Item = &'a Instance> + Clone,
+) -> impl Iterator<Item = (String, &'a Instance)> {
+    let stages: BTreeSet<&str> = instances.clone().map(Instance::stage).collect();
+    instances.map(move |instance| {
+        let (stage, arm) = (instance.stage(), instance.arm());
+        (if stages.len() > 1 && arm != stage { format!("{stage}: {arm}") } else { arm }, instance)
+    })
 }
 
 /// What became of an instance in this run.
@@ -48,12 +69,28 @@ pub struct Fate {
     pub digest: Option<Digest>,
     pub seconds: Option<f64>,
     pub peak_bytes: u64,
+    /// Seconds since 1970 at which its last attempt in this run started and ended.
+    pub started: Option<f64>,
+    pub ended: Option<f64>,
+    /// Its last progress: done, total, unit.
+    pub progress: Option<(u64, u64, String)>,
+    /// The attempt of an earlier run that made what this one reused.
+    pub earlier: Option<Earlier>,
     pub error: Option<Error>,
     pub tail: Vec<String>,
     /// Seconds by what they were spent on, summed over the attempt's timings.
     pub spent: BTreeMap<String, f64>,
     /// Requests that this run paid for.
     pub paid: Paid,
+}
+
+/// An attempt of an earlier run, from its action record.
+#[derive(Clone, Debug)]
+pub struct Earlier {
+    pub run: String,
+    pub seconds: f64,
+    /// 0 in records of older versions.
+    pub peak_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +100,8 @@ pub enum State {
     Reused,
     Ran,
     Failed,
+    /// Started, and neither finished nor failed.
+    Interrupted,
     Skipped,
 }
 
@@ -73,6 +112,7 @@ impl State {
             Self::Reused => "reused",
             Self::Ran => "ran",
             Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
             Self::Skipped => "skipped",
         }
     }
@@ -86,12 +126,24 @@ pub struct RunData {
     pub instances: Vec<Instance>,
     pub fates: BTreeMap<String, Fate>,
     pub warnings: Vec<(Option<String>, String)>,
+    /// Seconds since 1970 of its first and last event.
+    pub started: f64,
+    pub last_event: f64,
+    /// The command line, secrets redacted; empty in runs of older versions.
+    pub command: Vec<String>,
+    /// The pipeline file as it was given.
+    pub file: Option<String>,
+    /// Of the attempts of this run that finished.
+    pub hosts: BTreeSet<String>,
+    /// None if the journal has no end: the run is still going, or was killed.
     pub seconds: Option<f64>,
     pub interrupted: bool,
     /// The pipeline file's `report:` section.
     pub settings: spec::Report,
     /// The pipeline's own seed; runs of an older temper did not keep it.
     pub seed: Option<u64>,
+    /// The store's folder.
+    store: PathBuf,
     /// Folders of the artifacts that are there, by instance.
     folders: BTreeMap<String, PathBuf>,
     /// Their metrics.
@@ -127,17 +179,23 @@ impl RunData {
             instances: graph.instances,
             fates: BTreeMap::new(),
             warnings: Vec::new(),
+            started: 0.0,
+            last_event: 0.0,
+            command: Vec::new(),
+            file: None,
+            hosts: BTreeSet::new(),
             seconds: None,
             interrupted: false,
             settings: graph.report.unwrap_or_default(),
             seed: graph.seed,
+            store: store.root().to_owned(),
             folders: BTreeMap::new(),
             metrics: BTreeMap::new(),
         };
         for line in journal::read(folder)? {
-            run.take(line.event);
+            run.take(line.at, line.event);
         }
-        for (name, fate) in &run.fates {
+        for (name, fate) in &mut run.fates {
             let Some(digest) = fate.digest else { continue };
             // An artifact that is gone or damaged by now is a gap in the report, not an error of it.
             if let Ok(Presence::Whole) = store.presence(&digest)
@@ -146,23 +204,40 @@ impl RunData {
                 run.folders.insert(name.clone(), artifact.folder);
                 run.metrics.insert(name.clone(), artifact.manifest.facts.metrics);
             }
-            // The journal has the warnings of this run's own attempts; what an earlier one warned of still holds.
-            if let (State::Reused, Some(key)) = (fate.state, &fate.key)
-                && let Ok(Some(record)) = store.action(key)
-            {
-                let warnings = record.provenance.warnings.into_iter();
-                run.warnings.extend(warnings.map(|message| (Some(name.clone()), message)));
+            let Some(Ok(Some(record))) = fate.key.map(|key| store.action(&key)) else { continue };
+            let made = record.provenance;
+            if fate.state != State::Reused {
+                if made.run == run.id {
+                    run.hosts.insert(made.host);
+                }
+                continue;
             }
+            // The journal has the warnings of this run's own attempts; what an earlier one warned of still holds.
+            run.warnings.extend(made.warnings.into_iter().map(|message| (Some(name.clone()), message)));
+            fate.earlier = Some(Earlier { run: made.run, seconds: made.seconds, peak_bytes: made.peak_bytes });
         }
         Ok(run)
     }
 
-    fn take(&mut self, event: Event) {
+    fn take(&mut self, at: f64, event: Event) {
+        self.last_event = at;
         match event {
-            Event::Started { profiles, .. } => self.profiles = profiles,
+            Event::Started { profiles, command, file, .. } => {
+                (self.started, self.profiles, self.command, self.file) = (at, profiles, command, file);
+            }
+            Event::StageStarted { stage, .. } => {
+                let fate = self.fates.entry(stage).or_default();
+                // Until its end is read.
+                fate.state = State::Interrupted;
+                (fate.started, fate.ended, fate.progress) = (Some(at), None, None);
+            }
+            Event::Progress { stage, done, total, unit, .. } => {
+                self.fates.entry(stage).or_default().progress = Some((done, total, unit));
+            }
             Event::StageFinished { stage, key, digest, seconds, peak_bytes } => {
                 let fate = self.fates.entry(stage).or_default();
                 fate.state = State::Ran;
+                fate.ended = Some(at);
                 (fate.key, fate.digest) = (Some(key), Some(digest));
                 (fate.seconds, fate.peak_bytes) = (Some(seconds), peak_bytes);
             }
@@ -174,9 +249,16 @@ impl RunData {
             Event::StageFailed { stage, error, tail, .. } => {
                 let fate = self.fates.entry(stage).or_default();
                 fate.state = State::Failed;
+                fate.ended = Some(at);
                 (fate.error, fate.tail) = (Some(error), tail);
             }
-            Event::StageSkipped { stage, .. } => self.fates.entry(stage).or_default().state = State::Skipped,
+            Event::StageSkipped { stage, .. } => {
+                let fate = self.fates.entry(stage).or_default();
+                // The run ended while its attempt was under way.
+                if fate.state != State::Interrupted {
+                    fate.state = State::Skipped;
+                }
+            }
             Event::Timing { stage, seconds, .. } => {
                 let spent = &mut self.fates.entry(stage).or_default().spent;
                 for (what, s) in seconds {
@@ -190,9 +272,7 @@ impl RunData {
                 self.interrupted = interrupted;
             }
             Event::Planned { .. }
-            | Event::StageStarted { .. }
             | Event::Waiting { .. }
-            | Event::Progress { .. }
             | Event::Checkpoint { .. }
             | Event::Resumed { .. }
             | Event::Retrying { .. } => {}
@@ -208,6 +288,17 @@ impl RunData {
         self.folders.get(&instance.name).cloned()
     }
 
+    /// The same as a path in the store, as `temper path` prints it after the store's own.
+    pub fn place(&self, instance: &Instance) -> Option<String> {
+        let folder = self.folders.get(&instance.name)?;
+        Some(folder.strip_prefix(&self.store).unwrap_or(folder).display().to_string())
+    }
+
+    /// The metrics of the instance's artifact; empty if it is not there.
+    pub fn metrics(&self, instance: &Instance) -> BTreeMap<String, f64> {
+        self.metrics.get(&instance.name).cloned().unwrap_or_default()
+    }
+
     /// The graph as the list of deviations reads it.
     pub fn held(&self) -> Vec<Held<'_>> {
         self.instances
@@ -221,7 +312,7 @@ impl RunData {
                     .iter()
                     .map(|port| (port.port.as_str(), port.from.iter().map(String::as_str).collect()))
                     .collect(),
-                metrics: self.metrics.get(&instance.name).cloned().unwrap_or_default(),
+                metrics: self.metrics(instance),
             })
             .collect()
     }
@@ -230,5 +321,55 @@ impl RunData {
     pub fn input(&self, instance: &Instance, port: &str) -> Option<&Instance> {
         let name = instance.inputs.iter().find(|p| p.port == port)?.from.first()?;
         self.instances.iter().find(|i| i.name == *name)
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use engine::journal::Journal;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A run of these instances, `(name, kind)`, whose journal has these events; its store is empty.
+    pub fn run(instances: &[(&str, &str)], events: &[Event]) -> Result<RunData> {
+        let dir = tempfile::tempdir().at("a temporary folder")?;
+        let mut journal = Journal::create(dir.path())?;
+        let instances: Vec<Value> = instances
+            .iter()
+            .map(|(name, kind)| json!({ "name": name, "matrix": [], "kind": kind, "params": {}, "output": "Files", "inputs": [] }))
+            .collect();
+        let graph = json!({ "name": "test", "seed": 3, "report": null, "instances": instances });
+        let path = journal.folder().join("graph.json");
+        std::fs::write(&path, graph.to_string()).at(&path)?;
+        events.iter().try_for_each(|event| journal.write(event))?;
+        RunData::read(journal.folder(), &Store::open(&dir.path().join("store"))?)
+    }
+
+    pub fn started(stage: &str) -> Event {
+        let key = Key::of(stage.as_bytes());
+        Event::StageStarted { stage: stage.into(), key, threads: 1, attempt: "1".into(), log: PathBuf::new() }
+    }
+
+    pub fn skipped(stage: &str, because: Option<&str>) -> Event {
+        Event::StageSkipped { stage: stage.into(), because: because.map(str::to_owned) }
+    }
+
+    #[test]
+    fn a_stage_that_started_and_did_not_end_is_interrupted() -> Result<()> {
+        let error = Error::yours("no rows");
+        let events = [
+            started("a"),
+            started("b"),
+            Event::StageFailed { stage: "b".into(), error, log: None, tail: Vec::new() },
+            Event::Progress { stage: "a".into(), done: 3, total: 9, unit: "steps".into(), headline: None },
+            skipped("a", None),
+            skipped("c", Some("b")),
+        ];
+        let run = run(&[("a", "sft"), ("b", "sft"), ("c", "sft"), ("d", "sft")], &events)?;
+        let states: Vec<State> = run.instances.iter().map(|instance| run.fate(instance).state).collect();
+        assert_eq!(states, [State::Interrupted, State::Failed, State::Skipped, State::NotReached]);
+        assert_eq!(run.fate(&run.instances[0]).progress, Some((3, 9, "steps".into())));
+        Ok(())
     }
 }

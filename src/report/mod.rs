@@ -4,13 +4,17 @@ mod agreement;
 mod arms;
 mod chart;
 mod figures;
+mod glossary;
 mod graph;
 mod html;
 pub use html::escape;
+mod learned;
 pub mod load;
 mod page;
+mod parameters;
 mod study;
 pub mod terminal;
+mod timeline;
 mod verdict;
 
 use std::fs::File;

@@ -1,46 +1,61 @@
-//! The report's page: every section of it, in order. Computes nothing.
+//! The report's page: every section of it, in order.
 
 use std::collections::BTreeMap;
 
+use engine::journal::utc;
 use stages::paper;
 
 use super::agreement::{self, Measured};
 use super::figures::figures;
 use super::graph::graph;
-use super::html::{escape, page, section, table};
-use super::load::{RunData, State};
+use super::html::{Sections, escape, page, table};
+use super::load::{Fate, Instance, RunData, State};
 use super::study::{Study, list};
-use super::{arms, verdict};
+use super::{arms, glossary, learned, parameters, timeline, verdict};
 
 pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
-    let mut body = header(run);
-    body.push_str(&failures(run, study));
+    let mut body = Sections::default();
+    body.push("Failures and warnings", &failures(run, study));
     if !study.arms.is_empty() {
-        body.push_str(&section("What the study saw", &verdicts(study)));
+        body.push("What the study saw", &verdicts(study));
         let note = format!(
             "<p class=\"soft\">Steps are chosen on half A of the held-out prompts; every number comes from half B. Intervals: 95% bootstrap over \
              prompts within a run; {}.</p>",
             escape(&study.gold_heading())
         );
-        body.push_str(&section("Arms", &(note + &arms_table(study))));
-        body.push_str(&section("Figures", &figures(study)));
+        body.push("Arms", &(note + &arms_table(study)));
+        body.push("Figures", &figures(study));
         let engagement: String = arms::engagement(study).iter().map(|s| format!("<p>{}</p>", escape(s))).collect();
         let mechanism = table(&arms::MECHANISM_HEAD, 1, &escaped(arms::mechanism(study)));
-        body.push_str(&section("The mechanism", &(engagement + &mechanism)));
-        body.push_str(&section("Summaries (Table 1)", &examples(study)));
+        body.push("The mechanism", &(engagement + &mechanism));
+        body.push("Summaries (Table 1)", &examples(study));
     }
     if !agreement.is_empty() {
-        body.push_str(&section("Agreement of annotators", &agreement::section(agreement)));
+        body.push("Agreement of annotators", &agreement::section(agreement));
     }
-    body.push_str(&section("The graph", &graph(run)));
-    body.push_str(&section("Stages", &stages_table(run)));
-    let paid = paid_table(run);
-    if !paid.is_empty() {
-        body.push_str(&section("Paid requests of this run", &paid));
+    body.push("What was learned", &learned::metrics(run));
+    body.push("Learning curves", &learned::curves(run));
+    body.push("Samples by step", &learned::samples(run));
+    body.push("Parameters by arm", &parameters::section(run));
+    body.push("The graph", &graph(run));
+    body.push("Stages", &stages_table(run));
+    body.push("Timeline", &timeline::timeline(run));
+    body.push("Paid requests of this run", &paid_table(run));
+    body.push("Seeds", &seeds(study));
+    if is_about_the_paper(run) {
+        body.push("Deviations from the paper", &deviations(run));
     }
-    body.push_str(&section("Seeds", &seeds(study)));
-    body.push_str(&section("Deviations from the paper", &deviations(run)));
-    page(&format!("{} · {}", run.pipeline, run.id), &body)
+    let terms = glossary::glossary(&body.words());
+    body.push("Terms", &terms);
+    page(&format!("{} · {}", run.pipeline, run.id), &(header(run) + &body.html()))
+}
+
+/// Whether the run is a study of the paper's question: RL beside an ensemble of reward models, or a pipeline file that lists
+/// deviations of its own.
+fn is_about_the_paper(run: &RunData) -> bool {
+    let holds = |is: fn(&str) -> bool| run.instances.iter().any(|instance| is(&instance.kind));
+    let studies = holds(|kind| kind == "reward.ensemble") && holds(|kind| kind.starts_with("rl."));
+    studies || !run.settings.deviations.is_empty()
 }
 
 /// Every mean with its interval beneath it.
@@ -67,26 +82,55 @@ fn escaped(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
 
 fn header(run: &RunData) -> String {
     let count = |state: State| run.instances.iter().filter(|i| run.fate(i).state == state).count();
-    let profiles = if run.profiles.is_empty() {
-        String::new()
-    } else {
-        format!(", profiles {}", escape(&run.profiles.join(", ")))
-    };
-    let time = run.seconds.map_or_else(|| "not finished".to_owned(), |s| format!("{s:.0} s"));
-    let cut = if run.interrupted { ", interrupted" } else { "" };
-    let unreached = match count(State::NotReached) + count(State::Skipped) {
-        0 => String::new(),
-        n => format!(", {n} not reached or skipped"),
-    };
-    format!(
-        "<h1>{}</h1><p class=\"soft\">run {}{profiles} · {time}{cut} · {} stages: {} ran, {} reused, {} failed{unreached}</p>",
+    let counts: Vec<String> =
+        [State::Ran, State::Reused, State::Failed, State::Interrupted, State::Skipped, State::NotReached]
+            .into_iter()
+            .map(|state| (state, count(state)))
+            .filter(|(state, n)| *n > 0 || *state == State::Ran)
+            .map(|(state, n)| format!("{n} {}", state.word()))
+            .collect();
+    let time = run.seconds.map_or_else(
+        || "its journal has no end: it is still running, or was killed".to_owned(),
+        |s| format!("{s:.0} s{}", if run.interrupted { ", interrupted" } else { "" }),
+    );
+    let hosts: Vec<&str> = run.hosts.iter().map(String::as_str).collect();
+    let host = if hosts.is_empty() { String::new() } else { format!(" · on {}", escape(&hosts.join(", "))) };
+    let mut out = format!(
+        "<h1>{}</h1><p class=\"soft\">run {} · {}{host} · {time} · {} stages: {}</p>",
         escape(&run.pipeline),
         escape(&run.id),
+        utc(run.started),
         run.instances.len(),
-        count(State::Ran),
-        count(State::Reused),
-        count(State::Failed),
-    )
+        counts.join(", "),
+    );
+    let mut about = Vec::new();
+    if let Some(file) = &run.file {
+        about.push(format!("file <code>{}</code>", escape(file)));
+    }
+    if !run.profiles.is_empty() {
+        about.push(format!("profiles {}", escape(&run.profiles.join(", "))));
+    }
+    if !run.command.is_empty() {
+        about.push(format!("command <code>{}</code>", escape(&as_typed(&run.command))));
+    }
+    if !about.is_empty() {
+        out.push_str(&format!("<p class=\"soft\">{}</p>", about.join(" · ")));
+    }
+    out
+}
+
+/// A command line that a shell takes; the program without its folder.
+fn as_typed(command: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
+    let word = |(at, word): (usize, &String)| {
+        let word = if at == 0 { word.rsplit('/').next().unwrap_or(word) } else { word };
+        if !word.is_empty() && word.chars().all(plain) {
+            word.to_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    command.iter().enumerate().map(word).collect::<Vec<_>>().join(" ")
 }
 
 fn failures(run: &RunData, study: &Study) -> String {
@@ -103,6 +147,9 @@ fn failures(run: &RunData, study: &Study) -> String {
                 out.push_str(&format!("<pre>{}</pre>", escape(&fate.tail.join("\n"))));
             }
         }
+        if fate.state == State::Interrupted {
+            out.push_str(&format!("<p class=\"cannot-tell\">{}</p>", escape(&interrupted(run, instance, &fate))));
+        }
     }
     for (evaluation, why) in &study.unread {
         out.push_str(&format!(
@@ -115,7 +162,15 @@ fn failures(run: &RunData, study: &Study) -> String {
         let stage = stage.as_deref().map(|s| format!("{}: ", escape(s))).unwrap_or_default();
         out.push_str(&format!("<p class=\"cannot-tell\">warning: {stage}{}</p>", escape(message)));
     }
-    if out.is_empty() { out } else { section("Failures and warnings", &out) }
+    out
+}
+
+/// How far a stage came that was started and did not end.
+fn interrupted(run: &RunData, instance: &Instance, fate: &Fate) -> String {
+    let seconds = fate.started.map_or(0.0, |started| run.last_event - started);
+    let reached =
+        fate.progress.as_ref().map_or_else(String::new, |(done, total, unit)| format!(", at {done} of {total} {unit}"));
+    format!("{} was interrupted after {seconds:.0} s{reached}", instance.name)
 }
 
 fn verdicts(study: &Study) -> String {
@@ -151,7 +206,7 @@ fn examples(study: &Study) -> String {
             if last || (start && entry.2.is_empty()) {
                 entry.2.push(vec![
                     escape(if start { "SFT" } else { &arm.label }),
-                    escape(&example.text),
+                    format!("<div class=\"long\">{}</div>", escape(&example.text)),
                     format!("{:+.2}", example.gold),
                     format!("{:+.2}", example.proxy),
                     example.quality.map_or_else(|| "–".into(), |q| format!("{q:.2}")),
@@ -173,12 +228,13 @@ fn examples(study: &Study) -> String {
 }
 
 fn stages_table(run: &RunData) -> String {
-    let rows: Vec<Vec<String>> = run
-        .instances
+    let fates: Vec<(&Instance, Fate)> = run.instances.iter().map(|instance| (instance, run.fate(instance))).collect();
+    let rows: Vec<Vec<String>> = fates
         .iter()
-        .map(|instance| {
-            let fate = run.fate(instance);
+        .map(|(instance, fate)| {
             let spent: Vec<String> = fate.spent.iter().map(|(what, s)| format!("{what} {s:.1} s")).collect();
+            let place = run.place(instance).map(|place| escape(&place));
+            let [seconds, peak] = cost(fate);
             vec![
                 escape(&instance.name),
                 escape(&instance.kind),
@@ -188,13 +244,48 @@ fn stages_table(run: &RunData) -> String {
                     fate.key.map_or_else(String::new, |k| k.to_string()),
                     fate.key.map_or_else(String::new, |k| k.short())
                 ),
-                escape(&spent.join(", ")),
-                fate.seconds.map_or_else(String::new, |s| format!("{s:.1}")),
-                if fate.peak_bytes > 0 { format!("{}", fate.peak_bytes >> 20) } else { String::new() },
+                place.map_or_else(String::new, |place| {
+                    format!("<code class=\"place\" title=\"{place}\">{place}</code>")
+                }),
+                if spent.is_empty() {
+                    String::new()
+                } else {
+                    format!("<div class=\"long\">{}</div>", escape(&spent.join(", ")))
+                },
+                seconds,
+                peak,
             ]
         })
         .collect();
-    table(&["stage", "kind", "state", "key", "time spent on", "seconds", "peak MiB"], 5, &rows)
+    let head = ["stage", "kind", "state", "key", "artifact", "time spent on", "seconds", "peak MiB"];
+    let mut notes =
+        "Artifacts lie below the store's folder; <code>temper path PIPELINE STAGE</code> prints a whole path."
+            .to_owned();
+    let earlier = fates.iter().filter_map(|(_, fate)| fate.earlier.as_ref().map(|earlier| earlier.seconds));
+    if earlier.clone().next().is_some() {
+        let sum: f64 = earlier.sum();
+        notes.push_str(&format!(" * In the earlier run that made what was reused: {sum:.0} s in all."));
+    }
+    format!("{}<p class=\"soft\">{notes}</p>", table(&head, 6, &rows))
+}
+
+/// Seconds and peak memory; of a reused stage those of the attempt that made it, marked.
+fn cost(fate: &Fate) -> [String; 2] {
+    let mebibytes = |bytes: u64| if bytes > 0 { (bytes >> 20).to_string() } else { String::new() };
+    match &fate.earlier {
+        Some(earlier) => {
+            let marked = |text: String| {
+                let run = escape(&earlier.run);
+                if text.is_empty() {
+                    text
+                } else {
+                    format!("<span class=\"soft\" title=\"in run {run}\">{text}*</span>")
+                }
+            };
+            [marked(format!("{:.1}", earlier.seconds)), marked(mebibytes(earlier.peak_bytes))]
+        }
+        None => [fate.seconds.map_or_else(String::new, |s| format!("{s:.1}")), mebibytes(fate.peak_bytes)],
+    }
 }
 
 /// What each stage paid for in this run, also one that failed; empty if nothing was.
@@ -223,6 +314,9 @@ fn seeds(study: &Study) -> String {
     let warning = study.flattered().map_or_else(String::new, |told| format!("<p class=\"bad\">{told}</p>"));
     let (tuning, reported) = (list(&study.tuning), list(&study.seeds()));
     let own = study.seed.map_or_else(|| "not recorded by this run".to_owned(), |seed| seed.to_string());
+    if study.arms.is_empty() && study.tuning.is_empty() {
+        return format!("<p>The pipeline's own seed: {own}.</p>");
+    }
     format!(
         "<p>Settings were chosen on seeds: {tuning}. Reported here: of PPO {reported}; of all before it, the pipeline's own, \
          {own}.</p>{warning}"
@@ -253,4 +347,78 @@ fn deviations(run: &RunData) -> String {
         .map(|note| format!("<li>{}</li>", escape(note)))
         .collect();
     format!("{}<ul>{notes}</ul>", table(&["stage", "parameter", "paper", "here"], 4, &rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::error::Result;
+    use engine::journal::Event;
+
+    use super::super::load::Earlier;
+    use super::super::load::tests::{run, skipped, started};
+    use super::*;
+
+    fn rendered(run: &RunData) -> String {
+        render(run, &Study::gather(run), &[])
+    }
+
+    #[test]
+    fn the_header_says_what_ran_when_and_how() -> Result<()> {
+        let command = ["/usr/bin/temper", "run", "a b.yaml", "--set", "stages.a.with.name='x'"];
+        let event = Event::Started {
+            run: "1".into(),
+            pipeline: "test".into(),
+            profiles: vec!["paper".into()],
+            targets: Vec::new(),
+            folder: std::path::PathBuf::new(),
+            command: command.map(str::to_owned).to_vec(),
+            file: Some("a b.yaml".into()),
+        };
+        let run = run(&[("a", "sft")], &[event])?;
+        let html = rendered(&run);
+        assert!(html.contains(&utc(run.started)), "{html}");
+        let typed = r"temper run 'a b.yaml' --set 'stages.a.with.name='\''x'\'''";
+        assert_eq!(as_typed(&run.command), typed);
+        assert!(html.contains(&format!("command <code>{}</code>", escape(typed))), "{html}");
+        assert!(
+            html.contains("file <code>a b.yaml</code> · profiles paper")
+                && html.contains("still running, or was killed")
+        );
+        assert!(html.contains("<a href=\"#stages\">Stages</a>") && html.contains("<section id=\"stages\">"));
+        Ok(())
+    }
+
+    #[test]
+    fn an_interrupted_stage_says_how_far_it_came() -> Result<()> {
+        let progress = Event::Progress { stage: "a".into(), done: 3, total: 9, unit: "steps".into(), headline: None };
+        let run =
+            run(&[("a", "sft"), ("b", "sft")], &[started("a"), progress, skipped("a", None), skipped("b", None)])?;
+        let html = rendered(&run);
+        assert!(html.contains("a was interrupted after 0 s, at 3 of 9 steps"), "{html}");
+        assert!(html.contains("2 stages: 0 ran, 1 interrupted, 1 skipped"), "{html}");
+        assert!(html.contains("<td>interrupted</td>") && html.contains("class=\"bar interrupted\""), "{html}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_reused_stage_shows_what_it_cost_when_it_ran() {
+        let earlier = Some(Earlier { run: "r1".into(), seconds: 12.34, peak_bytes: 5 << 20 });
+        let shown = |text: &str| format!("<span class=\"soft\" title=\"in run r1\">{text}*</span>");
+        assert_eq!(cost(&Fate { earlier, ..Fate::default() }), [shown("12.3"), shown("5")]);
+        let old = Some(Earlier { run: "r1".into(), seconds: 1.0, peak_bytes: 0 });
+        assert_eq!(cost(&Fate { earlier: old, ..Fate::default() }), [shown("1.0"), String::new()]);
+        assert_eq!(cost(&Fate { seconds: Some(2.0), peak_bytes: 3 << 20, ..Fate::default() }), ["2.0", "3"]);
+    }
+
+    #[test]
+    fn deviations_from_the_paper_stand_where_the_paper_is_studied() -> Result<()> {
+        let heading = "<h2>Deviations from the paper</h2>";
+        let plain = run(&[("a", "sft"), ("r", "rl.ppo")], &[])?;
+        assert!(!rendered(&plain).contains(heading));
+        assert!(rendered(&run(&[("e", "reward.ensemble"), ("r", "rl.ppo")], &[])?).contains(heading));
+        let mut own = plain;
+        own.settings.deviations.push("shorter".to_owned());
+        assert!(rendered(&own).contains(heading));
+        Ok(())
+    }
 }

@@ -6,10 +6,7 @@ use std::path::Path;
 use engine::names::Digest;
 use stages::types::{CurvePoint, Evaluation, EvaluationInfo, Example, FactSensitivity, Half};
 
-use super::load::{Instance, RunData};
-
-/// The name of the matrix dimension that repeats an arm.
-const SEED: &str = "seed";
+use super::load::{Instance, RunData, SEED};
 
 /// Numbers in a sentence.
 pub fn list(seeds: &[u64]) -> String {

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::redact::Secrets;
 use super::{Failure, Outcome, RunOptions};
 use crate::error::{At, Error, Result};
 use crate::graph::Graph;
@@ -51,12 +52,16 @@ impl<'a> Ledger<'a> {
         let text = serde_json::to_vec(&describe(graph))
             .map_err(|e| Error::ours(format!("a graph does not serialise: {e}")))?;
         std::fs::write(&path, text).at(&path)?;
+        // A secret may stand in a `--set`.
+        let secrets = Secrets::of(graph.instances.iter().map(|instance| &instance.signature));
         let started = Event::Started {
             run: journal.id().to_owned(),
             pipeline: graph.name.clone(),
             profiles: options.profiles.clone(),
             targets: graph.targets.iter().map(|target| graph.instances[*target].name.to_string()).collect(),
             folder: journal.folder().to_owned(),
+            command: options.command_line.iter().map(|word| secrets.redact(word)).collect(),
+            file: options.file.as_deref().map(|file| secrets.redact(file)),
         };
         let (fates, digests) = (vec![None; graph.instances.len()], vec![None; graph.instances.len()]);
         let mut ledger = Self {

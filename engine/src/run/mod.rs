@@ -55,6 +55,10 @@ pub struct RunOptions {
     pub cadence: Cadence,
     /// For the journal.
     pub profiles: Vec<String>,
+    /// The command line, for the journal; its secrets are redacted there.
+    pub command_line: Vec<String>,
+    /// The pipeline file as it was given, for the journal.
+    pub file: Option<String>,
 }
 
 impl Default for RunOptions {
@@ -69,6 +73,8 @@ impl Default for RunOptions {
             retry_delay: Duration::from_secs(1),
             cadence: Cadence::default(),
             profiles: Vec::new(),
+            command_line: Vec::new(),
+            file: None,
         }
     }
 }

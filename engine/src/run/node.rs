@@ -149,7 +149,7 @@ impl Work<'_> {
             Ok(ended) => ended,
             Err(Fault { error, log }) => {
                 // Its secrets were taken out when it was written; nobody knows who wrote to it since.
-                let secrets = Secrets::of(&self.instance(go.node).signature);
+                let secrets = Secrets::of([&self.instance(go.node).signature]);
                 let tail = log.as_deref().map(|log| child::tail(log, TAIL)).unwrap_or_default();
                 let tail = tail.iter().map(|line| secrets.redact(line)).collect();
                 let failure = Failure { stage: self.instance(go.node).name.clone(), error, log, tail };
@@ -203,7 +203,7 @@ impl Work<'_> {
     fn attempt(&self, go: &Go, folder: &AttemptFolder, tell: &mut dyn FnMut(News)) -> Result<Ended> {
         let (instance, key) = (self.instance(go.node), go.ready.key);
         let signature = &instance.signature;
-        let secrets = Secrets::of(signature);
+        let secrets = Secrets::of([signature]);
         let job = self.job(go, folder)?;
         let job_file = folder.root.join("job.json");
         job.write(&job_file)?;
@@ -245,7 +245,7 @@ impl Work<'_> {
                 if self.recipe(go.node, &go.digests)?.key() != key {
                     return Err(changed_outside());
                 }
-                let provenance = self.provenance(instance, folder, started, seconds, warnings)?;
+                let provenance = self.provenance(instance, folder, started, seconds, peak_bytes, warnings)?;
                 let record = ActionRecord { key, digest, recipe: go.ready.recipe.clone(), provenance };
                 let forced = go.ready.reason == Reason::Forced;
                 let digest = self.record(instance, &record, forced, tell)?;

@@ -16,6 +16,7 @@ impl Work<'_> {
         folder: &AttemptFolder,
         started: f64,
         seconds: f64,
+        peak_bytes: u64,
         warnings: Vec<String>,
     ) -> Result<Provenance> {
         let mut paths = BTreeMap::new();
@@ -29,6 +30,7 @@ impl Work<'_> {
             stage: instance.name.clone(),
             started,
             seconds,
+            peak_bytes,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             platform: Platform::this_cpu(),
             run: self.run.to_owned(),

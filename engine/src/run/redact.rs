@@ -37,11 +37,16 @@ impl Secrets {
         Self(forms)
     }
 
-    /// Those that an attempt of a kind may see: the values of its secret variables, and the texts of the files that others of
-    /// its variables name. A file that cannot be read holds nothing that the attempt could tell.
-    pub fn of(signature: &Signature) -> Self {
-        let values = signature.secrets.iter().filter_map(|name| std::env::var(name).ok());
-        let files = signature.secret_files.iter().filter_map(std::env::var_os);
+    /// Those that attempts of these kinds may see: the values of their secret variables, and the texts of the files that others
+    /// of their variables name. A file that cannot be read holds nothing that an attempt could tell.
+    pub fn of<'a>(signatures: impl IntoIterator<Item = &'a Signature>) -> Self {
+        let (mut values, mut files) = (BTreeSet::new(), BTreeSet::new());
+        for signature in signatures {
+            values.extend(&signature.secrets);
+            files.extend(&signature.secret_files);
+        }
+        let values = values.into_iter().filter_map(|name| std::env::var(name).ok());
+        let files = files.into_iter().filter_map(std::env::var_os);
         let texts = files.filter_map(|path| text::read(Path::new(&path)).ok()).map(|text| text.trim().to_owned());
         Self::new(values.chain(texts))
     }

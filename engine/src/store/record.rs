@@ -31,6 +31,9 @@ pub struct Provenance {
     pub started: f64,
     /// Wall time of the attempt.
     pub seconds: f64,
+    /// The most memory that the attempt had resident; 0 in records of older versions.
+    #[serde(default)]
+    pub peak_bytes: u64,
     pub host: String,
     pub platform: Platform,
     /// The run's id.

@@ -352,6 +352,7 @@ fn secrets_are_kept_nowhere() {
     let seen = with_environment(&space);
     let shown = seen.concat();
     assert!(shown.contains("the secret is [redacted] and [redacted]") && !shown.contains("hush"), "{shown}");
+    assert!(shown.contains(r#""command":["text=[redacted]"]"#), "{shown}");
     let mut folders = vec![space.orders.store.clone()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {

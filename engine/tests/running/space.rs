@@ -105,6 +105,8 @@ impl Orders {
             flags,
             command: std::env::current_exe().unwrap(),
             retry_delay: Duration::from_millis(5),
+            // As if a secret had been given with `--set`.
+            command_line: std::env::var("FAKE_SECRET").map(|secret| format!("text={secret}")).into_iter().collect(),
             ..RunOptions::default()
         };
         let outcome = run(&graph, &plan, &store, &registry, &options, &mut listen).unwrap();

@@ -14,7 +14,7 @@ use crate::train::language::{LanguageTask, response_nll, train};
 use crate::train::params::{BATCH, RANK};
 use crate::train::random::share_of;
 use crate::train::{BatchOrder, Precision, SequenceTable, Told, Weights, learning, on_a_big_stack};
-use crate::types::{Posts, Split};
+use crate::types::{LearningPoint, Posts, Split};
 
 pub struct Pretrain;
 
@@ -143,7 +143,7 @@ const HELD_OUT_AT_MOST: usize = 512;
 impl Kind for Pretrain {
     type Params = Params;
     const NAME: &'static str = "model.pretrain";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "trains a GPT-2 of any shape from scratch on prompts and summaries";
 
     fn signature(&self, _: &Params) -> Signature {
@@ -250,5 +250,6 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
     ctx.metric("held_out_rows", held_out.len() as f64);
     encoder.truncation.tell(ctx);
     ctx.metric("too_long_rows", too_long as f64);
+    LearningPoint::write(ctx.out(), trained.curve)?;
     super::save(&model.frozen(), &tokenizer, ctx.out(), p.weights)
 }

@@ -10,7 +10,7 @@ use super::import::Import;
 use super::pretrain::Pretrain;
 use crate::testing::{Bench, Out, assert_pinned, run, run_seeded, toys};
 use crate::train::Told;
-use crate::types::{Model, Split};
+use crate::types::{LearningPoint, Model, Split};
 
 fn bench() -> Bench {
     let mut bench = Bench::new();
@@ -56,10 +56,11 @@ fn the_same_seed_gives_the_same_bytes_and_another_does_not() -> Result<()> {
 
 #[test]
 fn the_small_result_is_pinned_by_the_version() -> Result<()> {
-    assert_eq!((Pretrain::VERSION, lm::NUMERICS), (1, 5));
+    assert_eq!((Pretrain::VERSION, lm::NUMERICS), (2, 5));
     let out = pretrain(json!({ "steps": 8 }), 7)?;
     assert_eq!((out.metric("rows"), out.metric("tokens")), (87.0, 3380.0));
     assert_pinned(&out.metrics(&["train_loss", "held_out_response_nll"]), &[4.75766, 5.18354]);
+    assert_eq!(LearningPoint::read(&out.path())?.len(), 8);
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use crate::train::{Told, on_a_big_stack};
 use crate::types::folder::write_json;
 use crate::rl::tokenizer_digest;
 use crate::types::reward::{ADAPTER, BASE, ENSEMBLE, MEMBERS};
-use crate::types::{EnsembleInfo, RewardModel};
+use crate::types::{EnsembleInfo, LEARNING, RewardModel};
 
 pub struct RewardEnsemble;
 
@@ -118,7 +118,7 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
             let shared = file.starts_with(&format!("{BASE}/"))
                 && info.base_digest == base_digest
                 && input.folder.join(ADAPTER).is_dir();
-            if !shared && file != "metrics.json" {
+            if !shared && !["metrics.json", LEARNING].contains(&file.as_str()) {
                 ctx.take(&input.folder.join(&file), &format!("{MEMBERS}/{label}/{file}"))?;
             }
         }

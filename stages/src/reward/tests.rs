@@ -14,7 +14,7 @@ use super::train::RewardTrain;
 use super::{load_ensemble, load_reward_model, load_tokenizer, score};
 use crate::annotate::Gold;
 use crate::testing::{Bench, Out, assert_pinned, run, run_seeded, toys};
-use crate::types::{Corruption, Outcome, Preference, Preferences, Split};
+use crate::types::{Corruption, LearningPoint, Outcome, Preference, Preferences, Split};
 
 fn bench(preferences: Vec<Preference>) -> Bench {
     let mut bench = Bench::new();
@@ -70,10 +70,13 @@ fn the_same_seed_gives_the_same_bytes_and_another_another_head() -> Result<()> {
 
 #[test]
 fn the_small_result_is_pinned_by_the_version() -> Result<()> {
-    assert_eq!((RewardTrain::VERSION, lm::NUMERICS), (1, 5));
+    assert_eq!((RewardTrain::VERSION, lm::NUMERICS), (2, 5));
     let out = train(json!({ "steps": 6 }), 7)?;
     assert_eq!((out.metric("pairs"), out.metric("held_out_pairs")), (73.0, 19.0));
     assert_pinned(&out.metrics(&["train_loss", "calibration_score_mean", "accuracy"]), &[0.18524, 1.69538, 1.0]);
+    let curve = LearningPoint::read(&out.path())?;
+    assert_eq!(curve.len(), 6);
+    assert_pinned(&[("first loss", curve[0].loss), ("last loss", curve[5].loss)], &[1.31778, 0.18524]);
     Ok(())
 }
 
@@ -242,6 +245,7 @@ fn an_ensemble_scores_as_its_members_do() -> Result<()> {
         assert_eq!(score(&load_reward_model(&out.path())?, &rows, 4)?, score(member, &rows, 4)?);
     }
     assert!(ensemble.metric("s2_calibration") > 0.0);
+    assert!(toys::bytes_of(&ensemble.path()).iter().all(|(name, _)| !name.ends_with(crate::types::LEARNING)));
     assert!(ensemble.metric("correlation_calibration") <= 1.0);
     Ok(())
 }

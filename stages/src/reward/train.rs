@@ -18,7 +18,7 @@ use crate::train::{
 };
 use crate::types::folder::write_json;
 use crate::types::reward::{ADAPTER, BASE, HEAD, INFO};
-use crate::types::{Model, RewardInfo};
+use crate::types::{LearningPoint, Model, RewardInfo};
 
 pub struct RewardTrain;
 
@@ -138,7 +138,7 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
     ctx.metric("train_loss", loss);
     ctx.metric("steps", trainer.done() as f64);
     ctx.metric("pairs", rows.len() as f64);
-    Ok(())
+    LearningPoint::write(ctx.out(), trainer.curve())
 }
 
 fn save(

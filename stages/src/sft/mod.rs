@@ -14,7 +14,7 @@ use crate::model;
 use crate::train::encode::{Encoder, fitting};
 use crate::train::language::{LanguageTask, response_nll, train};
 use crate::train::{Adapter, BatchOrder, Precision, SequenceTable, Told, Weights, learning, on_a_big_stack};
-use crate::types::{Posts, Split};
+use crate::types::{LearningPoint, Posts, Split};
 
 pub struct Sft;
 
@@ -104,7 +104,7 @@ impl Default for Params {
 impl Kind for Sft {
     type Params = Params;
     const NAME: &'static str = "sft";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str =
         "fine-tunes a model on reference summaries, by default through a LoRA that is then merged";
 
@@ -187,5 +187,6 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     if p.drop_long {
         ctx.metric("dropped_long", dropped as f64);
     }
+    LearningPoint::write(ctx.out(), trained.curve)?;
     model::save(&merged, &tokenizer, ctx.out(), p.weights)
 }

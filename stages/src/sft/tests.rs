@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Sft;
 use crate::model;
 use crate::testing::{Bench, Out, assert_pinned, run_seeded, toys};
-use crate::types::Split;
+use crate::types::{LearningPoint, Split};
 
 fn sft(more: Value, seed: u64) -> Result<Out> {
     let mut bench = Bench::new();
@@ -51,11 +51,16 @@ fn the_same_seed_gives_the_same_bytes_and_another_does_not() -> Result<()> {
 
 #[test]
 fn the_small_result_is_pinned_by_the_version() -> Result<()> {
-    assert_eq!((Sft::VERSION, lm::NUMERICS), (1, 5));
+    assert_eq!((Sft::VERSION, lm::NUMERICS), (2, 5));
     let out = sft(json!({ "steps": 8 }), 7)?;
     assert_eq!((out.metric("rows"), out.metric("tokens")), (96.0, 3935.0));
     let names = ["train_loss", "held_out_response_nll_before", "held_out_response_nll"];
     assert_pinned(&out.metrics(&names), &[4.63540, 6.46752, 4.60230]);
+    let curve = LearningPoint::read(&out.path())?;
+    assert_eq!(curve.iter().map(|point| point.step).collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
+    let ends =
+        [("loss", curve[0].loss), ("norm", curve[0].grad_norm), ("lr", curve[1].lr), ("last loss", curve[7].loss)];
+    assert_pinned(&ends, &[6.39638, 2.86678, 0.01, 4.63540]);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use super::batches::{BatchOrder, by_length, micro_batches};
 use super::fail::{Told, named};
 use super::sequences::SequenceTable;
 use super::step::{Part, TrainPlan, Trainer};
+use crate::types::LearningPoint;
 
 /// What is trained on what.
 pub struct LanguageTask<'a> {
@@ -23,12 +24,13 @@ pub struct LanguageTask<'a> {
 }
 
 /// What a training did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Trained {
     pub final_loss: f64,
     pub steps: u64,
     /// Tokens seen, without padding.
     pub tokens: u64,
+    pub curve: Vec<LearningPoint>,
 }
 
 /// Takes `plan.steps` steps, from the last checkpoint if there is one; the model's variables change in place.
@@ -66,7 +68,7 @@ pub fn train(ctx: &mut Context, task: LanguageTask<'_>, plan: TrainPlan) -> Resu
         trainer.step(ctx, parts, || Ok(named("posts", ids()?)))?;
         trainer.checkpoint(ctx, dropout.as_ref())?;
     }
-    Ok(Trained { final_loss: trainer.final_loss(), steps: trainer.done(), tokens })
+    Ok(Trained { final_loss: trainer.final_loss(), steps: trainer.done(), tokens, curve: trainer.curve() })
 }
 
 /// How much a row weighs in the loss: its response tokens, and its prompt tokens from the second on.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, Exact, Position};
 use super::fail::{Told, number, rounded};
+use crate::types::LearningPoint;
 
 /// How a stage trains: peak learning rate, schedule, AdamW.
 #[derive(Clone, Debug)]
@@ -26,6 +27,16 @@ pub struct TrainPlan {
     pub weight_decay: f64,
     /// The largest norm of a gradient.
     pub clip: Option<f64>,
+}
+
+/// The most points of a learning curve, beside that of the last step.
+const CURVE: u64 = 500;
+
+impl TrainPlan {
+    /// Whether step `n`, from 1, is a point of the learning curve.
+    fn is_recorded(&self, n: u64) -> bool {
+        n.is_multiple_of(self.steps.div_ceil(CURVE).max(1)) || n == self.steps
+    }
 }
 
 /// A micro-batch's loss.
@@ -46,6 +57,8 @@ pub struct Trainer {
     last: Option<f64>,
     /// The losses of the last tenth, for the final figure.
     tail: Vec<f64>,
+    /// Every [`TrainPlan::recorded`] step.
+    curve: Vec<LearningPoint>,
     spent: Spent,
     told: Instant,
     checkpoints: Checkpoints,
@@ -57,6 +70,8 @@ struct State {
     done: u64,
     last: Option<Exact>,
     tail: Vec<Exact>,
+    /// (step, loss, lr, grad_norm)
+    curve: Vec<(i64, Exact, Exact, Exact)>,
     dropout: Option<Position>,
 }
 
@@ -99,6 +114,7 @@ impl Trainer {
             done: 0,
             last: None,
             tail: Vec::new(),
+            curve: Vec::new(),
             spent,
             told,
             checkpoints,
@@ -113,11 +129,18 @@ impl Trainer {
     pub fn resume(&mut self, ctx: &mut Context, dropout: Option<&mut Dropout>) -> Result<()> {
         let optimiser = &self.optimiser;
         let found = self.checkpoints.latest(ctx, |folder| checkpoint::read::<State>(folder, optimiser))?;
-        let Some((State { done, last, tail, dropout: position }, folder)) = found else { return Ok(()) };
+        let Some((State { done, last, tail, curve, dropout: position }, folder)) = found else { return Ok(()) };
         checkpoint::restore(&folder, &mut self.optimiser)?;
         self.done = done;
         self.last = last.map(|loss| loss.0);
         self.tail = tail.into_iter().map(|loss| loss.0).collect();
+        let point = |(step, loss, lr, grad_norm): (i64, Exact, Exact, Exact)| LearningPoint {
+            step,
+            loss: loss.0,
+            lr: lr.0,
+            grad_norm: grad_norm.0,
+        };
+        self.curve = curve.into_iter().map(point).collect();
         if let (Some(dropout), Some(position)) = (dropout, position) {
             position.restore(&mut dropout.rng);
         }
@@ -134,6 +157,7 @@ impl Trainer {
             done: self.done,
             last: self.last.map(Exact),
             tail: self.tail.iter().copied().map(Exact).collect(),
+            curve: self.curve.iter().map(|p| (p.step, Exact(p.loss), Exact(p.lr), Exact(p.grad_norm))).collect(),
             dropout: dropout.map(|dropout| Position::of(&dropout.rng)).transpose()?,
         };
         let (reached, optimiser) = (self.reached(), &self.optimiser);
@@ -157,6 +181,11 @@ impl Trainer {
     /// The mean loss over the last tenth of the steps.
     pub fn final_loss(&self) -> f64 {
         self.tail.iter().sum::<f64>() / self.tail.len().max(1) as f64
+    }
+
+    /// The learning curve so far: every k-th step and the last, about [`CURVE`] points in all.
+    pub fn curve(self) -> Vec<LearningPoint> {
+        self.curve
     }
 
     /// One optimiser step over the parts of one batch, whose gradients are added up. Gives the batch's loss. `rows` names
@@ -188,7 +217,7 @@ impl Trainer {
         }
         let grads = grads.ok_or_else(|| Error::ours("a batch without rows"))?;
         let lr = self.schedule.at(self.done);
-        match self.optimiser.step(&grads, lr, self.plan.clip) {
+        let norms = match self.optimiser.step(&grads, lr, self.plan.clip) {
             Err(lm::Error::NonFinite { what }) => {
                 return Err(self.diverged(&format!("{what} is not finite"), &rows()?));
             }
@@ -200,6 +229,10 @@ impl Trainer {
         self.last = Some(sum);
         if self.done + (self.plan.steps / 10) >= self.plan.steps {
             self.tail.push(sum);
+        }
+        if self.plan.is_recorded(self.done) {
+            let step = self.done as i64;
+            self.curve.push(LearningPoint { step, loss: sum, lr, grad_norm: norms.grad_norm });
         }
         self.tell(ctx, sum);
         Ok(sum)
@@ -299,6 +332,27 @@ mod tests {
             }
         }
         unreachable!("the steps end in an error")
+    }
+
+    #[test]
+    fn a_long_curve_is_thinned_and_keeps_the_last_step() {
+        let recorded = |steps: u64| {
+            let plan = TrainPlan {
+                steps,
+                lr: 1.0,
+                warmup: 0,
+                shape: Shape::Constant,
+                betas: (0.9, 0.999),
+                weight_decay: 0.0,
+                clip: None,
+            };
+            (1..=steps).filter(|&n| plan.is_recorded(n)).collect::<Vec<_>>()
+        };
+        assert_eq!(recorded(3), [1, 2, 3]);
+        assert_eq!(recorded(500).len(), 500);
+        let long = recorded(12_345);
+        assert_eq!((long.first(), long.last()), (Some(&25), Some(&12_345)));
+        assert!(long.len() <= 501, "{}", long.len());
     }
 
     #[test]

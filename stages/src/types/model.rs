@@ -7,11 +7,11 @@ use std::path::Path;
 use engine::artifact::{ArtifactType, Facts};
 use engine::error::{Error, Result};
 
-use super::folder;
+use super::{LearningPoint, folder};
 use crate::train::Told;
 
 /// The artifact type: `config.json`, perhaps `generation_config.json`, `tokenizer.json`, and `model.safetensors` or the shards
-/// that its index names.
+/// that its index names; after a training `learning.parquet`.
 pub struct Model;
 
 impl Model {
@@ -99,6 +99,7 @@ impl ArtifactType for Model {
     fn check(&self, folder: &Path) -> Result<Facts> {
         let mut facts = Facts::default();
         folder::metrics(folder, &mut facts)?;
+        LearningPoint::check(folder, &mut facts)?;
         facts.metrics.insert("parameters".to_owned(), Self::check_folder(folder)? as f64);
         Ok(facts)
     }

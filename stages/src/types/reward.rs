@@ -8,8 +8,8 @@ use engine::names::Digest;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::folder;
 use super::model::Model;
+use super::{LearningPoint, folder};
 
 /// Where the score is read off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -97,7 +97,8 @@ fn check_member(folder: &Path) -> Result<RewardInfo> {
     folder::read_json(&folder::file(folder, INFO)?)
 }
 
-/// The artifact type: `base/`, `adapter/` (absent after full training), `head.safetensors`, `reward.json`, `metrics.json`.
+/// The artifact type: `base/`, `adapter/` (absent after full training), `head.safetensors`, `reward.json`, `metrics.json`,
+/// and `learning.parquet` but in artifacts of older versions.
 pub struct RewardModel;
 
 impl RewardModel {
@@ -124,6 +125,7 @@ impl ArtifactType for RewardModel {
         let info = check_member(folder)?;
         let mut facts = Facts::default();
         folder::metrics(folder, &mut facts)?;
+        LearningPoint::check(folder, &mut facts)?;
         facts.metrics.insert("centre".to_owned(), info.centre);
         Ok(facts)
     }

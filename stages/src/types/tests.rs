@@ -61,7 +61,15 @@ fn a_model_with_cut_weights_is_refused() {
     std::fs::write(path("tokenizer.json"), "{\"model\": {}}").unwrap();
     let bytes = safetensors(&[1.0, 2.0]);
     std::fs::write(path("model.safetensors"), &bytes).unwrap();
-    assert_eq!(Model.check(folder.path()).unwrap().metrics["parameters"], 2.0);
+    let facts = Model.check(folder.path()).unwrap();
+    assert_eq!((facts.metrics["parameters"], facts.rows.len()), (2.0, 0));
+    let point = LearningPoint { step: 1, loss: 0.5, lr: 1e-3, grad_norm: 2.0 };
+    LearningPoint::write(folder.path(), vec![point.clone()]).unwrap();
+    assert_eq!(Model.check(folder.path()).unwrap().rows[LEARNING], 1);
+    assert_eq!(LearningPoint::read(folder.path()).unwrap(), [point]);
+    std::fs::write(path(LEARNING), "no table").unwrap();
+    assert!(Model.check(folder.path()).unwrap_err().message.contains(LEARNING));
+    std::fs::remove_file(path(LEARNING)).unwrap();
     std::fs::write(path("model.safetensors"), &bytes[..bytes.len() - 1]).unwrap();
     let message = Model.check(folder.path()).unwrap_err().message;
     assert!(message.contains("model.safetensors: not a whole safetensors file"), "{message}");
@@ -121,6 +129,8 @@ fn a_reward_model_and_an_ensemble_are_checked_whole() {
     folder::write_json(&root.join("reward.json"), &info).unwrap();
     std::fs::write(root.join("head.safetensors"), safetensors(&[1.0])).unwrap();
     assert_eq!(RewardModel.check(root).unwrap().metrics["centre"], 0.5);
+    std::fs::write(root.join(LEARNING), "no table").unwrap();
+    assert!(RewardModel.check(root).unwrap_err().message.contains(LEARNING));
 
     let other = RewardInfo { base_digest: engine::names::Digest::of(b"other"), ..info };
     folder::write_json(&member.join("reward.json"), &other).unwrap();

@@ -98,6 +98,7 @@ pub(crate) fn record(n: u64, digest: Digest) -> ActionRecord {
         stage: instance("work"),
         started: 1.0,
         seconds: 2.5,
+        peak_bytes: 1 << 20,
         host: "here".into(),
         platform: Platform::this_cpu(),
         run: "1".into(),

@@ -1,0 +1,119 @@
+//! The parameters of the RL stages that differ between arms.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::html::{escape, table};
+use super::load::{Instance, RunData, with_arms};
+
+/// Empty for a run without RL stages.
+pub fn section(run: &RunData) -> String {
+    let arms = by_arm(run.instances.iter().filter(|instance| instance.kind.starts_with("rl.")));
+    if arms.is_empty() {
+        return String::new();
+    }
+    let (differing, shared) = compare(&arms);
+    let note = format!("<p class=\"soft\">{shared} parameters are the same in all arms.</p>");
+    if differing.is_empty() {
+        return note;
+    }
+    let head: Vec<&str> = ["parameter"].into_iter().chain(arms.iter().map(|(name, _)| name.as_str())).collect();
+    let rows: Vec<Vec<String>> = differing
+        .into_iter()
+        .map(|(parameter, values)| [parameter].into_iter().chain(values).map(|cell| escape(&cell)).collect())
+        .collect();
+    note + &table(&head, head.len(), &rows)
+}
+
+/// Parameters by path, such as `steps.n`; the values of all seeds of the arm, each once.
+type Parameters = BTreeMap<String, Vec<String>>;
+
+fn by_arm<'a>(stages: impl Iterator<Item = &'a Instance> + Clone) -> Vec<(String, Parameters)> {
+    let mut arms: Vec<(String, Parameters)> = Vec::new();
+    for (name, instance) in with_arms(stages) {
+        let at = arms.iter().position(|(arm, _)| *arm == name).unwrap_or_else(|| {
+            arms.push((name, Parameters::new()));
+            arms.len() - 1
+        });
+        let mut flat = vec![("kind".to_owned(), instance.kind.clone())];
+        flatten("", &instance.params, &mut flat);
+        for (path, value) in flat {
+            let values = arms[at].1.entry(path).or_default();
+            if !values.contains(&value) {
+                values.push(value);
+            }
+        }
+    }
+    arms
+}
+
+fn flatten(path: &str, value: &Value, out: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, value) in fields {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                flatten(&path, value, out);
+            }
+        }
+        Value::String(text) => out.push((path.to_owned(), text.clone())),
+        other => out.push((path.to_owned(), other.to_string())),
+    }
+}
+
+/// Parameters that differ, with their value in each arm (a dash: it has none), and how many do not.
+fn compare(arms: &[(String, Parameters)]) -> (Vec<(String, Vec<String>)>, usize) {
+    let mut paths: Vec<&String> = arms.iter().flat_map(|(_, parameters)| parameters.keys()).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    let total = paths.len();
+    let value = |parameters: &Parameters, path: &String| {
+        parameters.get(path).map_or_else(|| "–".to_owned(), |values| values.join(" or "))
+    };
+    let differing: Vec<(String, Vec<String>)> = paths
+        .into_iter()
+        .map(|path| (path.clone(), arms.iter().map(|(_, parameters)| value(parameters, path)).collect::<Vec<_>>()))
+        .filter(|(_, values)| values.iter().any(|value| *value != values[0]))
+        .collect();
+    let shared = total - differing.len();
+    (differing, shared)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn instance(arm: &str, seed: &str, params: Value) -> Instance {
+        Instance {
+            name: format!("rl[{arm},{seed}]"),
+            matrix: vec![("arm".into(), arm.into()), ("seed".into(), seed.into())],
+            kind: "rl.ppo".into(),
+            params,
+            output: "PolicyRun".into(),
+            inputs: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn only_what_differs_between_arms_is_listed() {
+        let params = |objective: &str, n: u64| json!({ "objective": objective, "lr": 0.1, "steps": { "n": n } });
+        let stages = [
+            instance("mean", "1", params("mean", 4)),
+            instance("mean", "2", params("mean", 4)),
+            instance(
+                "adaptive",
+                "1",
+                json!({ "objective": "adaptive", "lr": 0.1, "steps": { "n": 4 }, "scope": "batch" }),
+            ),
+        ];
+        let arms = by_arm(stages.iter());
+        assert_eq!(arms.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["mean", "adaptive"]);
+        let (differing, shared) = compare(&arms);
+        let row = |name: &str, values: [&str; 2]| (name.to_owned(), values.map(str::to_owned).to_vec());
+        assert_eq!(differing, [row("objective", ["mean", "adaptive"]), row("scope", ["–", "batch"])]);
+        // kind, lr, steps.n
+        assert_eq!(shared, 3);
+    }
+}

@@ -1,0 +1,50 @@
+//! The learning curve that a training leaves in its artifact's folder.
+
+use std::path::Path;
+
+use engine::artifact::Facts;
+use engine::error::Result;
+
+use crate::table;
+
+/// The file of the table. Artifacts of older versions, imported models and members of an ensemble have none.
+pub const LEARNING: &str = "learning.parquet";
+
+crate::table! {
+    /// One optimiser step.
+    pub struct LearningPoint {
+        /// From 1.
+        pub step: i64,
+        /// Mean over the step's batch, before the update.
+        pub loss: f64,
+        pub lr: f64,
+        /// L2 norm over all trained weights, before clipping.
+        pub grad_norm: f64,
+    }
+}
+
+impl LearningPoint {
+    /// The curve in an artifact's folder, in order of steps; empty without one.
+    ///
+    /// # Errors
+    /// If the table is damaged.
+    pub fn read(folder: &Path) -> Result<Vec<Self>> {
+        let path = folder.join(LEARNING);
+        if path.is_file() { table::read(&path) } else { Ok(Vec::new()) }
+    }
+
+    /// # Errors
+    /// If the table cannot be written.
+    pub fn write(folder: &Path, curve: Vec<Self>) -> Result<()> {
+        table::write(&folder.join(LEARNING), curve).map(drop)
+    }
+
+    /// Counts the rows of the table, if there is one.
+    ///
+    /// # Errors
+    /// If it is damaged or has other columns.
+    pub(super) fn check(folder: &Path, facts: &mut Facts) -> Result<()> {
+        let path = folder.join(LEARNING);
+        if path.exists() { table::check::<Self>(&path, facts) } else { Ok(()) }
+    }
+}
