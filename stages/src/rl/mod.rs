@@ -142,7 +142,7 @@ impl Kind for Ppo {
     }
 }
 
-fn load_members(ctx: &Context) -> Result<Vec<LoadedReward>> {
+pub(crate) fn load_members(ctx: &Context) -> Result<Vec<LoadedReward>> {
     let input = ctx.one("rewards")?;
     if input.artifact_type == Ensemble::NAME {
         load_ensemble(&input.folder)
@@ -152,7 +152,7 @@ fn load_members(ctx: &Context) -> Result<Vec<LoadedReward>> {
 }
 
 /// The members' labels, in the order of their scores.
-fn member_labels(rewards: &engine::context::Input) -> Result<Vec<String>> {
+pub(crate) fn member_labels(rewards: &engine::context::Input) -> Result<Vec<String>> {
     if rewards.artifact_type == Ensemble::NAME {
         return Ok(Ensemble::info(&rewards.folder)?.members);
     }
@@ -184,16 +184,13 @@ fn matched_schedule(params: &Params, ctx: &Context) -> Result<Option<Vec<f64>>> 
 }
 
 /// Responses are scored as the ids that the policy sampled, so the reward models must read ids as it does.
-fn check_tokenizer(ctx: &Context, policy: &std::path::Path) -> Result<()> {
+pub(crate) fn check_tokenizer(ctx: &Context, policy: &std::path::Path) -> Result<()> {
     let rewards = ctx.one("rewards")?;
     if tokenizer_digest(policy)? == tokenizer_digest(&rewards.folder.join(BASE))? {
         return Ok(());
     }
-    Err(Error::yours(format!(
-        "rl.ppo: the policy and the reward models of `{}` have different tokenizers",
-        rewards.label
-    ))
-    .help("train both from models of one tokenizer"))
+    Err(Error::yours(format!("the policy and the reward models of `{}` have different tokenizers", rewards.label))
+        .help("train both from models of one tokenizer"))
 }
 
 /// The prompts of a split, fitted to `window` tokens and counted.
