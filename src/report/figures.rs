@@ -1,7 +1,11 @@
-//! The paper's figures 4 and 6 from a study, and true quality beside them. Knows how to draw no line itself.
+//! The paper's figures 4 to 6 from a study, and true quality beside them. Knows how to draw no line itself.
 
+use std::collections::BTreeSet;
+
+use engine::names::Digest;
 use stages::types::CurvePoint;
 
+use super::best_of_n;
 use super::chart::{Chart, Line, svg, swatch};
 use super::html::escape;
 use super::study::{Arm, Study};
@@ -15,8 +19,47 @@ const PANELS: [(&str, Of); 4] = [
     ("KL to the reference (nats)", |r| Some(r.kl)),
 ];
 
-/// Figure 4: by step, then by KL; figure 6: variance against KL.
+/// Figure 4: by step, then by KL; figure 6: variance against KL. A matrix dimension beside the arms', such as the policy's
+/// size, has figures for each of its values; those of another policy than the first are the paper's figure 5.
 pub fn figures(study: &Study) -> String {
+    let groups = groups(study);
+    let policy =
+        |group: &Study| -> Option<Digest> { group.arms.first()?.runs.first()?.made_from.as_ref()?.get(2).copied() };
+    let first = groups.first().and_then(|(_, group)| policy(group));
+    let panels = groups.iter().map(|(label, group)| {
+        let number = if policy(group) == first { 4 } else { 5 };
+        let label = if label.is_empty() { String::new() } else { format!(" ({})", escape(label)) };
+        panels(group, number, &label)
+    });
+    panels.chain([best_of_n::figures(&study.best_of)]).collect()
+}
+
+/// The arms by their labels in the dimensions that do not set the objective: those of which each value has several.
+fn groups(study: &Study) -> Vec<(String, Study)> {
+    let objectives = |dimension: &(String, String)| -> BTreeSet<&str> {
+        let arms = study.arms.iter().filter(|arm| arm.labels.contains(dimension));
+        arms.map(|arm| arm.objective.as_str()).collect()
+    };
+    let dimensions: BTreeSet<&str> =
+        study.arms.iter().flat_map(|arm| arm.labels.iter().map(|(d, _)| d.as_str())).collect();
+    let groups_by = |name: &str| {
+        let mut labels = study.arms.iter().flat_map(|arm| &arm.labels).filter(|(d, _)| d == name);
+        labels.all(|label| objectives(label).len() > 1)
+    };
+    let dimensions: BTreeSet<&str> = dimensions.into_iter().filter(|name| groups_by(name)).collect();
+    let mut groups: Vec<(String, Study)> = Vec::new();
+    for arm in &study.arms {
+        let labels = arm.labels.iter().filter(|(d, _)| dimensions.contains(d.as_str()));
+        let label = labels.map(|(_, label)| label.as_str()).collect::<Vec<_>>().join(", ");
+        match groups.iter_mut().find(|(known, _)| *known == label) {
+            Some((_, group)) => group.arms.push(arm.clone()),
+            None => groups.push((label, Study { arms: vec![arm.clone()], ..study.clone() })),
+        }
+    }
+    groups
+}
+
+fn panels(study: &Study, number: u32, label: &str) -> String {
     let by_step: Vec<Chart> =
         PANELS.iter().map(|(title, of)| chart(study, title, "phase", |r| Some(r.step as f64), *of)).collect();
     let by_kl: Vec<Chart> =
@@ -24,9 +67,9 @@ pub fn figures(study: &Study) -> String {
     let variance = chart(study, "ensemble variance", "KL (nats)", |r| Some(r.kl), |r| r.variance);
     let gold = escape(&study.gold_heading());
     format!(
-        "{legend}<h3>Figure 4: by step</h3><p class=\"soft\">{gold}</p><div class=\"charts\">{}</div>\
-         <h3>The same by KL</h3><p class=\"soft\">{gold}</p><div class=\"charts\">{}</div>\
-         <h3>Figure 6: reward variance against KL</h3><div class=\"charts\">{}</div>",
+        "{legend}<h3>Figure {number}{label}: by step</h3><p class=\"soft\">{gold}</p><div class=\"charts\">{}</div>\
+         <h3>The same{label} by KL</h3><p class=\"soft\">{gold}</p><div class=\"charts\">{}</div>\
+         <h3>Figure 6{label}: reward variance against KL</h3><div class=\"charts\">{}</div>",
         drawn(&by_step),
         drawn(&by_kl),
         drawn(&[variance]),
@@ -34,7 +77,7 @@ pub fn figures(study: &Study) -> String {
     )
 }
 
-fn drawn(charts: &[Chart]) -> String {
+pub(super) fn drawn(charts: &[Chart]) -> String {
     charts.iter().map(|chart| format!("<figure>{}</figure>", svg(chart))).collect()
 }
 
@@ -77,4 +120,45 @@ fn mean_line(arm: &Arm, along: Of, of: Of) -> Vec<(f64, f64)> {
             Some((points.iter().map(|p| p.0).sum::<f64>() / n, points.iter().map(|p| p.1).sum::<f64>() / n))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::study::tests::arm;
+    use super::*;
+
+    #[test]
+    fn every_size_and_coefficient_has_figures_of_its_own_and_another_policy_is_figure_5() {
+        let mut arms = Vec::new();
+        for size in ["s", "m"] {
+            for lambda in ["0.005", "0.01"] {
+                for objective in ["mean", "adaptive"] {
+                    let mut arm = arm(&[("size", size), ("lambda", lambda), ("arm", objective)], objective, &[0.5]);
+                    arm.runs[0].made_from =
+                        Some([b"gold" as &[u8], b"posts", size.as_bytes()].map(Digest::of).to_vec());
+                    arms.push(arm);
+                }
+            }
+        }
+        let study = Study { arms, ..Study::default() };
+        let labels: Vec<(String, usize)> = groups(&study).into_iter().map(|(label, g)| (label, g.arms.len())).collect();
+        assert_eq!(labels, ["s, 0.005", "s, 0.01", "m, 0.005", "m, 0.01"].map(|label| (label.to_owned(), 2)));
+        let page = figures(&study);
+        for heading in ["Figure 4 (s, 0.005): by step", "Figure 4 (s, 0.01): by step", "Figure 5 (m, 0.005): by step"] {
+            assert!(page.contains(heading), "{heading}");
+        }
+        assert!(page.contains("Figure 6 (m, 0.01): reward variance"));
+    }
+
+    #[test]
+    fn arms_alone_share_one_figure() {
+        let arms = vec![
+            arm(&[("arm", "mean")], "mean", &[0.5]),
+            arm(&[("arm", "mean-0.02")], "mean", &[0.5]),
+            arm(&[("arm", "adaptive")], "adaptive", &[0.5]),
+        ];
+        let study = Study { arms, ..Study::default() };
+        assert_eq!(groups(&study).len(), 1);
+        assert!(figures(&study).contains("<h3>Figure 4: by step</h3>"));
+    }
 }

@@ -10,7 +10,7 @@ use super::graph::graph;
 use super::html::{escape, page, section, table};
 use super::load::{RunData, State};
 use super::study::{Study, list};
-use super::{arms, verdict};
+use super::{arms, best_of_n, verdict};
 
 pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
     let mut body = header(run);
@@ -28,6 +28,9 @@ pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
         let mechanism = table(&arms::MECHANISM_HEAD, 1, &escaped(arms::mechanism(study)));
         body.push_str(&section("The mechanism", &(engagement + &mechanism)));
         body.push_str(&section("Summaries (Table 1)", &examples(study)));
+    }
+    if study.arms.is_empty() && !study.best_of.is_empty() {
+        body.push_str(&section("Figures", &best_of_n::figures(&study.best_of)));
     }
     if !agreement.is_empty() {
         body.push_str(&section("Agreement of annotators", &agreement::section(agreement)));
