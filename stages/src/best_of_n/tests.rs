@@ -176,6 +176,25 @@ fn evaluation_tells_the_best_of_n_from_all_samples() -> Result<()> {
 }
 
 #[test]
+fn what_cannot_be_evaluated_is_told() -> Result<()> {
+    let made = generate(json!({ "prompts": 2 }), 7)?;
+    let in_a: Vec<Candidate> = samples(&made)?.into_iter().map(|row| Candidate { half: Half::A, ..row }).collect();
+    crate::table::write(&made.path().join(BestOfN::SAMPLES), in_a)?;
+    let error = evaluate(&made).err().expect("no number comes from half B");
+    assert!(error.message.contains("none of the 2 prompts") && error.exit_code() == 2, "{error}");
+
+    let made = generate(json!({ "prompts": 4 }), 7)?;
+    let file = made.path().join(BestOfN::INFO);
+    let text = std::fs::read_to_string(&file).expect("the file is there");
+    for (n, told) in [(0, "`n` is 0"), (5, "expected 5 that stand next to each other")] {
+        std::fs::write(&file, text.replace("\"n\": 6", &format!("\"n\": {n}"))).expect("the test's own file");
+        let error = evaluate(&made).err().expect("the table has six a prompt");
+        assert!(error.message.contains(told), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
 fn samples_of_other_posts_are_told() -> Result<()> {
     let made = generate(json!({ "split": "rl" }), 7)?;
     let file = made.path().join(BestOfN::INFO);

@@ -48,8 +48,9 @@ pub fn evaluate(params: &Params, ctx: &mut Context) -> Result<()> {
     }
     table.finish()?;
     judge.warn(ctx);
-    if prompts.is_empty() {
-        return Err(Error::yours("evaluate: the table at port `policy` holds no samples"));
+    if !prompts.iter().any(|prompt| prompt.half == Half::B) {
+        let what = format!("evaluate: none of the {} prompts at port `policy` lies in half B", prompts.len());
+        return Err(Error::yours(what).help("raise `prompts` of `generate.best_of_n`"));
     }
 
     let points = points(&prompts, &info.objectives, &sizes, params.resamples);

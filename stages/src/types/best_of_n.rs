@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engine::artifact::{ArtifactType, Facts};
-use engine::error::Result;
+use engine::error::{Error, Result};
 use engine::names::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -58,9 +58,14 @@ impl BestOfN {
     pub const SAMPLES: &'static str = "samples.parquet";
 
     /// # Errors
-    /// If `best_of_n.json` is missing or broken.
+    /// If `best_of_n.json` is missing or broken, or says that a prompt has no responses.
     pub fn info(folder: &Path) -> Result<BestOfNInfo> {
-        folder::read_json(&folder::file(folder, Self::INFO)?)
+        let file = folder::file(folder, Self::INFO)?;
+        let info: BestOfNInfo = folder::read_json(&file)?;
+        if info.n == 0 {
+            return Err(Error::yours(format!("{}: `n` is 0; expected at least 1", file.display())));
+        }
+        Ok(info)
     }
 
     /// # Errors
