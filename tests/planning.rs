@@ -24,6 +24,25 @@ fn every_profile_plans() {
 }
 
 #[test]
+fn the_papers_profile_has_its_four_arms_at_each_of_its_coefficients() {
+    let space = TestSpace::new();
+    let file = shipped(&space);
+    let plan = space.json(&["plan", &file, "--profile", "paper", "--json"]);
+    let stages: Vec<&str> =
+        plan["stages"].as_array().expect("a plan has stages").iter().filter_map(|s| s["stage"].as_str()).collect();
+    for size in ["s", "m"] {
+        for lambda in ["0.005", "0.01", "0.05"] {
+            for arm in ["standard", "mean", "pessimistic", "adaptive"] {
+                for stage in ["rl", "evaluate"] {
+                    let name = format!("{stage}[{size},{lambda},{arm},11]");
+                    assert!(stages.contains(&name.as_str()), "{name} is not in {stages:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn labelled_comparisons_drop_the_first_sampling_and_keep_what_lies_above() {
     let space = TestSpace::new();
     let file = shipped(&space);

@@ -43,6 +43,8 @@ stages:
     uses: evaluate
     matrix: { arm: [standard, adaptive, matched], seed: [5] }
     needs: { policy: 'rl[${arm},${seed}]', gold: gold, posts: filter }
+  best: { uses: generate.best_of_n, needs: { policy: 'sft[s]', rewards: ensemble, posts: filter }, with: { n: 4, prompts: 8, max_new_tokens: 10 } }
+  judged: { uses: evaluate, needs: { policy: best, gold: gold, posts: filter } }
 profiles:
   stiennon:
     stages:
@@ -83,9 +85,17 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     let alone = space.json(&["show", "study.yaml", "evaluate[standard,5]", "--json"]);
     assert!(alone["metrics"].get("final_variance").is_none(), "one reward model has no variance: {alone}");
 
+    let best = space.json(&["show", "study.yaml", "judged", "--json"]);
+    assert!(best["metrics"]["mean_gold_sd"].is_number(), "{best}");
+
     let report = space.json(&["report", "study.yaml", "--json"]);
     let html = std::fs::read_to_string(report["report"].as_str().expect("a path")).expect("the report is there");
-    assert!(html.contains("Figure 4") && html.contains("The mechanism") && !html.contains("NaN"));
+    assert!(
+        html.contains("Figure 4")
+            && html.contains("The mechanism")
+            && html.contains("Best of n: judged")
+            && !html.contains("NaN")
+    );
     assert!(html.contains("of all before it, the pipeline's own, 3."));
     let sections = ["Arms", "Figures", "Learning curves", "Samples by step", "Parameters by arm", "Stages", "Terms"];
     for section in sections {
@@ -129,7 +139,9 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     // The same key gives the same bytes, whatever the thread count: made again elsewhere with one.
     let one = space.json(&["run", "study.yaml", "--store", "other", "--until", "rl[adaptive,5]", "-j", "1", "--json"]);
     assert_eq!(names(&one["failed"]), [""; 0]);
-    for stage in ["base[m]", "sft[s]", "annotate", "gold", "ensemble", "rl[adaptive,5]"] {
+    let best = space.json(&["run", "study.yaml", "--store", "other", "--until", "best", "-j", "1", "--json"]);
+    assert_eq!(names(&best["failed"]), [""; 0]);
+    for stage in ["base[m]", "sft[s]", "annotate", "gold", "ensemble", "best", "rl[adaptive,5]"] {
         let digest =
             |store: &str| space.json(&["show", "study.yaml", stage, "--store", store, "--json"])["digest"].clone();
         assert_eq!(digest("cache"), digest("other"), "{stage}");

@@ -1,7 +1,11 @@
-//! The paper's figures 4 and 6 from a study, and true quality beside them.
+//! The paper's figures 4 to 6 from a study, and true quality beside them.
 
+use std::collections::BTreeSet;
+
+use engine::names::Digest;
 use stages::types::CurvePoint;
 
+use super::best_of_n;
 use super::chart::{self, Chart, Series, arm_lines, legend};
 use super::html::escape;
 use super::study::{Run, Study};
@@ -15,8 +19,47 @@ const PANELS: [(&str, Of); 4] = [
     ("KL to the reference (nats)", |r| Some(r.kl)),
 ];
 
-/// Figure 4: by step, then by KL; figure 6: variance against KL.
+/// Figure 4: by step, then by KL; figure 6: variance against KL. A matrix dimension beside the arms', such as the policy's
+/// size, has figures for each of its values; those of another policy than the first are the paper's figure 5.
 pub fn figures(study: &Study) -> String {
+    let groups = groups(study);
+    let policy =
+        |group: &Study| -> Option<Digest> { group.arms.first()?.runs.first()?.made_from.as_ref()?.get(2).copied() };
+    let first = groups.first().and_then(|(_, group)| policy(group));
+    let panels = groups.iter().map(|(label, group)| {
+        let number = if policy(group) == first { 4 } else { 5 };
+        let label = if label.is_empty() { String::new() } else { format!(" ({})", escape(label)) };
+        panels(group, number, &label)
+    });
+    panels.chain([best_of_n::figures(&study.best_of)]).collect()
+}
+
+/// The arms by their labels in the dimensions that do not set the objective: those of which each value has several.
+fn groups(study: &Study) -> Vec<(String, Study)> {
+    let objectives = |dimension: &(String, String)| -> BTreeSet<&str> {
+        let arms = study.arms.iter().filter(|arm| arm.labels.contains(dimension));
+        arms.map(|arm| arm.objective.as_str()).collect()
+    };
+    let dimensions: BTreeSet<&str> =
+        study.arms.iter().flat_map(|arm| arm.labels.iter().map(|(d, _)| d.as_str())).collect();
+    let groups_by = |name: &str| {
+        let mut labels = study.arms.iter().flat_map(|arm| &arm.labels).filter(|(d, _)| d == name);
+        labels.all(|label| objectives(label).len() > 1)
+    };
+    let dimensions: BTreeSet<&str> = dimensions.into_iter().filter(|name| groups_by(name)).collect();
+    let mut groups: Vec<(String, Study)> = Vec::new();
+    for arm in &study.arms {
+        let labels = arm.labels.iter().filter(|(d, _)| dimensions.contains(d.as_str()));
+        let label = labels.map(|(_, label)| label.as_str()).collect::<Vec<_>>().join(", ");
+        match groups.iter_mut().find(|(known, _)| *known == label) {
+            Some((_, group)) => group.arms.push(arm.clone()),
+            None => groups.push((label, Study { arms: vec![arm.clone()], ..study.clone() })),
+        }
+    }
+    groups
+}
+
+fn panels(study: &Study, number: u32, label: &str) -> String {
     let by_step: Vec<Chart> =
         PANELS.iter().map(|(title, of)| chart(study, title, "phase", |r| Some(r.step as f64), *of)).collect();
     let by_kl: Vec<Chart> =
@@ -25,9 +68,9 @@ pub fn figures(study: &Study) -> String {
     let gold = escape(&study.gold_heading());
     format!(
         "{legend}<p class=\"soft\">Thick: mean over seeds; thin: single seeds. Half B of the held-out prompts.</p>\
-         <h3>Figure 4: by step</h3><p class=\"soft\">{gold}</p>{}\
-         <h3>The same by KL</h3><p class=\"soft\">{gold}</p>{}\
-         <h3>Figure 6: reward variance against KL</h3>{}",
+         <h3>Figure {number}{label}: by step</h3><p class=\"soft\">{gold}</p>{}\
+         <h3>The same{label} by KL</h3><p class=\"soft\">{gold}</p>{}\
+         <h3>Figure 6{label}: reward variance against KL</h3>{}",
         chart::figures(&by_step),
         chart::figures(&by_kl),
         chart::figures(&[variance]),
@@ -46,4 +89,45 @@ fn chart(study: &Study, title: &str, x: &str, along: Of, of: Of) -> Chart {
 
 fn series(run: &Run, along: Of, of: Of) -> Series {
     run.sampled().filter_map(|row| Some((row.step, (along(row)?, of(row)?)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::study::tests::arm;
+    use super::*;
+
+    #[test]
+    fn every_size_and_coefficient_has_figures_of_its_own_and_another_policy_is_figure_5() {
+        let mut arms = Vec::new();
+        for size in ["s", "m"] {
+            for lambda in ["0.005", "0.01"] {
+                for objective in ["mean", "adaptive"] {
+                    let mut arm = arm(&[("size", size), ("lambda", lambda), ("arm", objective)], objective, &[0.5]);
+                    arm.runs[0].made_from =
+                        Some([b"gold" as &[u8], b"posts", size.as_bytes()].map(Digest::of).to_vec());
+                    arms.push(arm);
+                }
+            }
+        }
+        let study = Study { arms, ..Study::default() };
+        let labels: Vec<(String, usize)> = groups(&study).into_iter().map(|(label, g)| (label, g.arms.len())).collect();
+        assert_eq!(labels, ["s, 0.005", "s, 0.01", "m, 0.005", "m, 0.01"].map(|label| (label.to_owned(), 2)));
+        let page = figures(&study);
+        for heading in ["Figure 4 (s, 0.005): by step", "Figure 4 (s, 0.01): by step", "Figure 5 (m, 0.005): by step"] {
+            assert!(page.contains(heading), "{heading}");
+        }
+        assert!(page.contains("Figure 6 (m, 0.01): reward variance"));
+    }
+
+    #[test]
+    fn arms_alone_share_one_figure() {
+        let arms = vec![
+            arm(&[("arm", "mean")], "mean", &[0.5]),
+            arm(&[("arm", "mean-0.02")], "mean", &[0.5]),
+            arm(&[("arm", "adaptive")], "adaptive", &[0.5]),
+        ];
+        let study = Study { arms, ..Study::default() };
+        assert_eq!(groups(&study).len(), 1);
+        assert!(figures(&study).contains("<h3>Figure 4: by step</h3>"));
+    }
 }

@@ -2,6 +2,7 @@
 
 mod agreement;
 mod arms;
+mod best_of_n;
 mod chart;
 mod figures;
 mod glossary;

@@ -11,7 +11,7 @@ use super::graph::graph;
 use super::html::{Sections, escape, page, table};
 use super::load::{Fate, Instance, RunData, State};
 use super::study::{Study, list};
-use super::{arms, glossary, learned, parameters, timeline, verdict};
+use super::{arms, best_of_n, glossary, learned, parameters, timeline, verdict};
 
 pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
     let mut body = Sections::default();
@@ -29,6 +29,9 @@ pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
         let mechanism = table(&arms::MECHANISM_HEAD, 1, &escaped(arms::mechanism(study)));
         body.push("The mechanism", &(engagement + &mechanism));
         body.push("Summaries (Table 1)", &examples(study));
+    }
+    if study.arms.is_empty() && !study.best_of.is_empty() {
+        body.push("Figures", &best_of_n::figures(&study.best_of));
     }
     if !agreement.is_empty() {
         body.push("Agreement of annotators", &agreement::section(agreement));

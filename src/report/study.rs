@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use engine::names::Digest;
-use stages::types::{CurvePoint, Evaluation, EvaluationInfo, Example, FactSensitivity, Half};
+use stages::types::{BestOfPoint, CurvePoint, Evaluation, EvaluationInfo, Example, FactSensitivity, Half};
 
 use super::load::{Instance, RunData, SEED};
 
@@ -89,6 +89,15 @@ impl Arm {
     }
 }
 
+/// The evaluations of best-of-n that differ in their seed only.
+#[derive(Clone, Debug)]
+pub struct BestOf {
+    /// The stage with its matrix labels, but for the seed.
+    pub label: String,
+    /// The points of each seed.
+    pub runs: Vec<Vec<BestOfPoint>>,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Study {
     pub arms: Vec<Arm>,
@@ -98,6 +107,8 @@ pub struct Study {
     pub tuning: Vec<u64>,
     /// The pipeline's own, which draws all that comes before PPO; none in runs of an older temper.
     pub seed: Option<u64>,
+    /// Evaluations of best-of-n.
+    pub best_of: Vec<BestOf>,
     /// Evaluations that could not be read, and why.
     pub unread: Vec<(String, String)>,
 }
@@ -109,6 +120,17 @@ impl Study {
         let mut sensitivity: BTreeMap<String, Option<FactSensitivity>> = BTreeMap::new();
         for instance in run.instances.iter().filter(|i| i.output == "Evaluation") {
             let Some(folder) = run.folder(instance) else { continue };
+            match Evaluation::best_of_n(&folder) {
+                Ok(None) => {}
+                Ok(Some(points)) => {
+                    study.take_best_of(instance, points);
+                    continue;
+                }
+                Err(error) => {
+                    study.unread.push((instance.name.clone(), error.to_string()));
+                    continue;
+                }
+            }
             let evaluated = match read(&folder) {
                 Ok((about, curve, examples)) => {
                     Run { seed: about.seed, about, curve, examples, made_from: made_from(run, instance) }
@@ -126,6 +148,15 @@ impl Study {
         study.sensitivity = sensitivity.into_iter().collect();
         study.tuning.clone_from(&run.settings.tuning_seeds);
         study
+    }
+
+    fn take_best_of(&mut self, instance: &Instance, points: Vec<BestOfPoint>) {
+        let labels = instance.matrix.iter().filter(|(dimension, _)| dimension != SEED).map(|(_, label)| label.as_str());
+        let label = std::iter::once(instance.stage()).chain(labels).collect::<Vec<_>>().join(", ");
+        match self.best_of.iter_mut().find(|best_of| best_of.label == label) {
+            Some(best_of) => best_of.runs.push(points),
+            None => self.best_of.push(BestOf { label, runs: vec![points] }),
+        }
     }
 
     fn take(&mut self, instance: &Instance, run: Run) {

@@ -4,6 +4,7 @@
 pub mod table;
 pub mod annotate;
 pub mod assets;
+pub mod best_of_n;
 pub mod command;
 pub mod contrast;
 pub mod corpus;
@@ -39,6 +40,7 @@ pub fn registry() -> Registry {
         .kind(model::import::Import)
         .kind(model::pretrain::Pretrain)
         .kind(pairs::GeneratePairs)
+        .kind(best_of_n::GenerateBestOfN)
         .kind(reward::ensemble::RewardEnsemble)
         .kind(reward::train::RewardTrain)
         .kind(sft::Sft)

@@ -1,16 +1,17 @@
 //! A few posts with their summaries at the start, at the chosen step and at the end (the paper's Table 1, Appendix C).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use engine::context::Context;
-use engine::error::Result;
+use crate::types::{Example, Half, Post, Sample, Score};
 
-use super::judge;
-use crate::types::{Example, Half, Sample, Score};
-
-/// The first `count` posts of half B by id, at each of `steps` once.
-pub fn pick(samples: &[Sample], scores: &[Score], steps: &[i64], count: usize, ctx: &Context) -> Result<Vec<Example>> {
-    let posts = judge::posts(ctx)?;
+/// The first `count` of the held-out `posts` of half B by id, at each of `steps` once.
+pub fn pick(
+    samples: &[Sample],
+    scores: &[Score],
+    steps: &[i64],
+    count: usize,
+    posts: &BTreeMap<String, Post>,
+) -> Vec<Example> {
     let steps: BTreeSet<i64> = steps.iter().copied().collect();
     let chosen: BTreeSet<&str> = samples
         .iter()
@@ -41,5 +42,5 @@ pub fn pick(samples: &[Sample], scores: &[Score], steps: &[i64], count: usize, c
         })
         .collect();
     rows.sort_by(|a, b| (&a.post_id, a.step).cmp(&(&b.post_id, b.step)));
-    Ok(rows)
+    rows
 }

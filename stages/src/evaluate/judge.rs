@@ -8,14 +8,15 @@ use lm::Sequence;
 
 use crate::prompt::Truncation;
 use crate::quality::{self, Facts};
-use crate::reward::{load_reward_model, load_tokenizer, score};
+use crate::reward::{LoadedReward, load_reward_model, load_tokenizer, score};
+use crate::types::reward::BASE;
 use crate::types::{PolicyInfo, Post, Posts, RewardInfo, RewardModel, Sample, Score, Split};
 
 const BATCH: usize = 64;
 
-/// The held-out posts by id.
-pub fn posts(ctx: &Context) -> Result<BTreeMap<String, Post>> {
-    let rows = Posts::load_split(&ctx.one("posts")?.folder, Split::Valid)?;
+/// The posts of a split by id.
+pub fn posts(ctx: &Context, split: Split) -> Result<BTreeMap<String, Post>> {
+    let rows = Posts::load_split(&ctx.one("posts")?.folder, split)?;
     Ok(rows.into_iter().map(|post| (post.id.clone(), post)).collect())
 }
 
@@ -24,67 +25,91 @@ pub fn gold_about(ctx: &Context) -> Result<RewardInfo> {
     RewardModel::info(&ctx.one("gold")?.folder)
 }
 
-/// One row per sample, in the samples' order.
+/// One row per sample of a policy run, in the samples' order.
 ///
 /// # Errors
 /// When a sample's post is not among the posts: the run was made on others.
 pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Result<Vec<Score>> {
-    let folder = ctx.one("gold")?.folder.clone();
-    let gold = load_reward_model(&folder)?;
-    let tokenizer = load_tokenizer(&folder)?;
-    let same_ids = policy.more.get("tokenizer_digest")
-        == Some(&serde_json::json!(crate::rl::tokenizer_digest(&folder.join("base"))?));
-    let posts = posts(ctx)?;
+    let digest = policy.more.get("tokenizer_digest").and_then(|digest| digest.as_str());
     let longest = samples.iter().map(|s| s.ids.len()).max().unwrap_or(0);
-    let window = gold.model.lm.config().window().saturating_sub(longest);
+    let mut judge = Judge::new(ctx, Split::Valid, digest, longest)?;
+    let mut rows = Vec::with_capacity(samples.len());
+    for chunk in samples.chunks(CHUNK) {
+        rows.extend(judge.scores(chunk)?);
+        ctx.progress(rows.len() as u64, samples.len() as u64, "samples", None);
+    }
+    judge.warn(ctx);
+    Ok(rows)
+}
 
-    let mut prompts: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
-    let mut facts: BTreeMap<&str, Option<Facts>> = BTreeMap::new();
-    let mut truncation = Truncation::default();
-    for sample in samples {
-        if prompts.contains_key(sample.post_id.as_str()) {
-            continue;
-        }
-        let post = posts.get(&sample.post_id).ok_or_else(|| {
-            Error::yours(format!(
-                "evaluate: the samples' post `{}` is not in split `valid` of the posts",
-                sample.post_id
-            ))
-            .help("give `posts` the table that the policy run was made with")
-        })?;
-        let fitted = crate::train::encode::fit(&tokenizer, post, window)?;
-        truncation.count(fitted.truncated);
-        prompts.insert(&sample.post_id, fitted.ids);
-        let parsed = post
-            .facts
-            .as_deref()
-            .map(serde_json::from_str)
-            .transpose()
-            .map_err(|e| Error::yours(format!("evaluate: the facts of post `{}` do not parse: {e}", post.id)))?;
-        facts.insert(&sample.post_id, parsed);
+/// Samples that [`Judge::scores`] is best given at once.
+pub const CHUNK: usize = BATCH * 8;
+
+/// The gold model with the posts that samples answer.
+pub struct Judge {
+    gold: LoadedReward,
+    tokenizer: lm::Tokenizer,
+    /// Whether the samples' ids are the gold tokenizer's own.
+    same_ids: bool,
+    /// Tokens that a prompt may have.
+    window: usize,
+    posts: BTreeMap<String, Post>,
+    /// By post: the prompt as the gold model reads it, and the facts.
+    known: BTreeMap<String, (Vec<u32>, Option<Facts>)>,
+    truncation: Truncation,
+    split: Split,
+}
+
+impl Judge {
+    /// For samples that answer posts of `split`, of at most `longest` tokens of the tokenizer with this digest.
+    pub fn new(ctx: &Context, split: Split, tokenizer_digest: Option<&str>, longest: usize) -> Result<Self> {
+        let folder = &ctx.one("gold")?.folder;
+        let gold = load_reward_model(folder)?;
+        let own = crate::model::tokenizer_digest(&folder.join(BASE))?.to_string();
+        Ok(Self {
+            tokenizer: load_tokenizer(folder)?,
+            same_ids: tokenizer_digest == Some(own.as_str()),
+            window: gold.model.lm.config().window().saturating_sub(longest),
+            gold,
+            posts: posts(ctx, split)?,
+            known: BTreeMap::new(),
+            truncation: Truncation::default(),
+            split,
+        })
     }
 
-    truncation.warn(ctx, "prompts as the gold model reads them");
+    /// The posts of the split by id.
+    pub fn posts(&self) -> &BTreeMap<String, Post> {
+        &self.posts
+    }
 
-    let mut rows = Vec::with_capacity(samples.len());
-    for chunk in samples.chunks(BATCH * 8) {
-        let sequences: Vec<Sequence> = chunk
-            .iter()
-            .map(|s| Sequence {
-                prompt: prompts[s.post_id.as_str()].clone(),
-                response: if same_ids {
-                    s.ids.clone()
-                } else {
-                    crate::prompt::response_ids(&tokenizer, &s.text, s.ended)
-                },
-            })
-            .collect();
-        let by_ref: Vec<&Sequence> = sequences.iter().collect();
-        let golds = score(&gold, &by_ref, BATCH)?;
-        for (sample, gold) in chunk.iter().zip(golds) {
-            let quality =
-                facts[sample.post_id.as_str()].as_ref().map(|f| quality::score(f, &sample.text, sample.ended));
-            rows.push(Score {
+    /// Warns of prompts that the gold model could not read to their end.
+    pub fn warn(&self, ctx: &mut Context) {
+        self.truncation.warn(ctx, "prompts as the gold model reads them");
+    }
+
+    /// One row per sample, in the samples' order.
+    ///
+    /// # Errors
+    /// When a sample's post is not among the posts: the samples answer others.
+    pub fn scores(&mut self, samples: &[Sample]) -> Result<Vec<Score>> {
+        for sample in samples {
+            self.learn(&sample.post_id)?;
+        }
+        let sequence = |s: &Sample| Sequence {
+            prompt: self.known[&s.post_id].0.clone(),
+            response: if self.same_ids {
+                s.ids.clone()
+            } else {
+                crate::prompt::response_ids(&self.tokenizer, &s.text, s.ended)
+            },
+        };
+        let sequences: Vec<Sequence> = samples.iter().map(sequence).collect();
+        let golds = score(&self.gold, &sequences.iter().collect::<Vec<_>>(), BATCH)?;
+        let rows = samples.iter().zip(golds).map(|(sample, gold)| {
+            let facts = self.known[&sample.post_id].1.as_ref();
+            let quality = facts.map(|f| quality::score(f, &sample.text, sample.ended));
+            Score {
                 step: sample.step,
                 post_id: sample.post_id.clone(),
                 half: sample.half,
@@ -102,9 +127,30 @@ pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Resu
                 coverage: quality.as_ref().map(|q| q.coverage),
                 invented: quality.as_ref().map(|q| q.invented),
                 fluency: quality.as_ref().map(|q| q.fluency),
-            });
-        }
-        ctx.progress(rows.len() as u64, samples.len() as u64, "samples", None);
+            }
+        });
+        Ok(rows.collect())
     }
-    Ok(rows)
+
+    /// Encodes a post's prompt and parses its facts, once.
+    fn learn(&mut self, post_id: &str) -> Result<()> {
+        if self.known.contains_key(post_id) {
+            return Ok(());
+        }
+        let split = self.split;
+        let post = self.posts.get(post_id).ok_or_else(|| {
+            Error::yours(format!("evaluate: the samples' post `{post_id}` is not in split `{split}` of the posts"))
+                .help("give `posts` the table that the samples were drawn with")
+        })?;
+        let fitted = crate::train::encode::fit(&self.tokenizer, post, self.window)?;
+        self.truncation.count(fitted.truncated);
+        let facts = post
+            .facts
+            .as_deref()
+            .map(serde_json::from_str)
+            .transpose()
+            .map_err(|e| Error::yours(format!("evaluate: the facts of post `{}` do not parse: {e}", post.id)))?;
+        self.known.insert(post_id.to_owned(), (fitted.ids, facts));
+        Ok(())
+    }
 }

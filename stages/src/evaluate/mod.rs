@@ -1,5 +1,7 @@
-//! `evaluate`: judges a policy run's held-out samples by the gold model and, where posts carry facts, by true quality.
+//! `evaluate`: judges the held-out samples of a policy run, or of best-of-n, by the gold model and, where posts carry facts,
+//! by true quality.
 
+mod best_of_n;
 mod calibration;
 mod curve;
 mod examples;
@@ -15,7 +17,7 @@ use serde_json::json;
 
 use crate::table;
 use crate::types::folder::write_json;
-use crate::types::{CurvePoint, Evaluation, EvaluationInfo, Half, PolicyRun, Sample, SftScale};
+use crate::types::{BestOfN, CurvePoint, Evaluation, EvaluationInfo, Half, PolicyRun, Sample, SftScale, Split};
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -39,12 +41,11 @@ impl Kind for Evaluate {
 
     const NAME: &'static str = "evaluate";
     const VERSION: u32 = 3;
-    const ABOUT: &'static str =
-        "gold reward, true quality, proxy, KL and variance of a policy run by step, with intervals";
+    const ABOUT: &'static str = "gold reward, true quality, proxy, KL and variance of a policy run by step, or of best-of-n by n, with intervals";
 
     fn signature(&self, _: &Params) -> Signature {
         Signature::gives("Evaluation")
-            .one("policy", &["PolicyRun"])
+            .one("policy", &["PolicyRun", "BestOfN"])
             .one("gold", &["RewardModel"])
             .one("posts", &["Posts"])
             .numerics(lm::NUMERICS)
@@ -56,6 +57,9 @@ impl Kind for Evaluate {
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         lm::set_threads(ctx.threads());
+        if ctx.one("policy")?.artifact_type == BestOfN::NAME {
+            return best_of_n::evaluate(&params, ctx);
+        }
         let run = ctx.one("policy")?.folder.clone();
         let policy = PolicyRun::info(&run)?;
         let samples: Vec<Sample> = table::read(&run.join(PolicyRun::SAMPLES))?;
@@ -73,7 +77,8 @@ impl Kind for Evaluate {
 
         let at = |step: i64, half: Half| rows.iter().find(|r| r.step == step && r.half == half && !r.greedy);
         let chosen = curve::best_on(&rows, Half::A).unwrap_or(last);
-        let examples = examples::pick(&samples, &scores, &[0, chosen, last], params.examples, ctx)?;
+        let examples =
+            examples::pick(&samples, &scores, &[0, chosen, last], params.examples, &judge::posts(ctx, Split::Valid)?);
         table::write(&ctx.out().join(Evaluation::EXAMPLES), examples)?;
 
         for (name, step) in [("start", 0), ("final", last), ("chosen", chosen)] {

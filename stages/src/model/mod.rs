@@ -1,4 +1,4 @@
-//! Language models as artifacts: made from scratch, or taken from elsewhere. Knows no reward.
+//! Language models as artifacts: made from scratch, or taken from elsewhere.
 
 pub mod import;
 pub mod pretrain;
@@ -10,6 +10,7 @@ mod tests;
 use std::path::Path;
 
 use engine::error::{At, Result};
+use engine::names::Digest;
 use lm::{CausalLm, ModelConfig, Tokenizer, WeightType};
 
 use crate::train::{Told, Weights};
@@ -32,6 +33,12 @@ pub fn load(path: &Path) -> Result<(CausalLm, Tokenizer)> {
 /// As [`load`].
 pub fn load_tokenizer(folder: &Path) -> Result<Tokenizer> {
     tokenizer_for(folder, &ModelConfig::load(folder).told()?)
+}
+
+/// BLAKE3 of a model folder's tokenizer: where two agree, ids need no decoding.
+pub fn tokenizer_digest(folder: &Path) -> Result<Digest> {
+    let path = folder.join(Model::TOKENIZER);
+    Ok(Digest::of(&std::fs::read(&path).at(&path)?))
 }
 
 fn tokenizer_for(path: &Path, config: &ModelConfig) -> Result<Tokenizer> {

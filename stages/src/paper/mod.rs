@@ -30,6 +30,7 @@ fn fixed() -> Vec<(&'static str, &'static str, Value, Option<&'static str>)> {
         is("sft", "/epochs", json!(1.0)),
         is("sft", "/batch", json!(128)),
         is("sft", "/lr", json!(7e-5)),
+        says("sft", "/precision", json!("bf16"), "mixed precision"),
         is("sft", "/warmup", json!(50)),
         is("sft", "/weight_decay", json!(0.0)),
         says("sft", "/clip", Value::Null, "no gradient clipping stated"),
@@ -46,6 +47,7 @@ fn fixed() -> Vec<(&'static str, &'static str, Value, Option<&'static str>)> {
         says("annotate.gold", "/labels", json!("hard"), "the gold model's choice"),
         says("annotate.gold", "/label_noise", json!(0.0), "none"),
         is("reward.train", "/lr", json!(3e-5)),
+        says("reward.train", "/precision", json!("f32"), "none stated"),
         is("reward.train", "/batch", json!(64)),
         is("reward.train", "/epochs", json!(1.0)),
         is("reward.train", "/warmup", json!(20)),
@@ -64,13 +66,14 @@ fn fixed() -> Vec<(&'static str, &'static str, Value, Option<&'static str>)> {
         is("rl.ppo", "/epochs", json!(4)),
         is("rl.ppo", "/minibatch", json!(6)),
         is("rl.ppo", "/lr", json!(5e-6)),
+        says("rl.ppo", "/precision", json!("f32"), "none stated"),
         is("rl.ppo", "/weight_decay", json!(0.1)),
         says("rl.ppo", "/warmup", json!(0), "none stated"),
         says("rl.ppo", "/max_gradient_norm", Value::Null, "no gradient clipping stated"),
         says("rl.ppo", "/responses", json!(1), "one response to a prompt"),
         says("rl.ppo", "/variance_scope", json!("sample"), "each pair's own (Algorithm 1)"),
         is("rl.ppo", "/clip", json!(0.2)),
-        says("rl.ppo", "/lambda", json!(0.005), "0.005; 0.01 and 0.05 also tried"),
+        says("rl.ppo", "/lambda", json!(0.005), "0.005, 0.01 or 0.05"),
         is("rl.ppo", "/steps/n", json!(50_000)),
         says("rl.ppo", "/steps/unit", json!("optimiser"), "optimiser, as we read it"),
         is("rl.ppo", "/max_new_tokens", json!(48)),
@@ -80,6 +83,11 @@ fn fixed() -> Vec<(&'static str, &'static str, Value, Option<&'static str>)> {
         is("rl.ppo", "/lora/r", json!(8)),
         is("rl.ppo", "/lora/alpha", json!(32.0)),
     ]
+}
+
+/// Whether a value is as in the paper. Of the KL coefficient it tried three.
+fn agrees(pointer: &str, here: &Value, paper: &Value) -> bool {
+    same(here, paper) || (pointer == "/lambda" && [0.01, 0.05].iter().any(|tried| same(here, &json!(tried))))
 }
 
 /// Readings of ours that hold whatever the settings, of runs that hold such a kind.
@@ -110,7 +118,7 @@ pub fn deviations(kind: &str, params: &Value) -> Vec<Deviation> {
         .filter_map(|(_, pointer, paper, words)| {
             let here = if pointer == "/epochs" { passes(params) } else { params.pointer(pointer).cloned() };
             let here = here.unwrap_or(Value::Null);
-            (!same(&here, &paper)).then(|| Deviation {
+            (!agrees(pointer, &here, &paper)).then(|| Deviation {
                 parameter: &pointer[1..],
                 paper: words.map_or_else(|| tell(&paper), str::to_owned),
                 here: tell(&here),
@@ -187,6 +195,27 @@ mod tests {
         assert_eq!((of("epochs"), of("pairs")), (None, None));
         let steps = deviations("sft", &json!({ "epochs": null, "steps": 120 }));
         assert!(steps.iter().any(|d| d.parameter == "epochs" && d.here == "120 steps"));
+    }
+
+    #[test]
+    fn every_coefficient_that_the_paper_tried_is_its_own() {
+        let told = |lambda: f64| {
+            deviations("rl.ppo", &json!({ "lambda": lambda })).into_iter().any(|d| d.parameter == "lambda")
+        };
+        assert_eq!([0.005, 0.01, 0.05, 0.02].map(told), [false, false, false, true]);
+    }
+
+    #[test]
+    fn mixed_precision_is_the_papers_in_fine_tuning_and_stated_nowhere_else() {
+        let told = |kind: &str, precision: &str| {
+            let found = deviations(kind, &json!({ "precision": precision }));
+            found.into_iter().find(|d| d.parameter == "precision").map(|d| (d.paper, d.here))
+        };
+        let says = |paper: &str, here: &str| Some((paper.to_owned(), here.to_owned()));
+        assert_eq!([told("sft", "f32"), told("sft", "bf16")], [says("mixed precision", "f32"), None]);
+        for kind in ["reward.train", "rl.ppo"] {
+            assert_eq!([told(kind, "f32"), told(kind, "bf16")], [None, says("none stated", "bf16")]);
+        }
     }
 
     #[test]

@@ -137,6 +137,10 @@ impl<'a> Run<'a> {
     fn annotators(&self) -> Vec<String> {
         let mut out = Vec::new();
         for held in self.at_any("reward.train", "preferences") {
+            if held.kind == "annotate.claude" {
+                out.extend(claude(held.params));
+                continue;
+            }
             let error = |default: f64| 100.0 * held.params.get("error_rate").and_then(Value::as_f64).unwrap_or(default);
             out.extend(match held.kind {
                 "annotate.reference" if text(held.params, "/by") == Some("facts") => Some(format!(
@@ -276,6 +280,40 @@ impl<'a> Run<'a> {
     }
 }
 
+/// How asking Claude differs from the paper's appendix A.2.
+fn claude(params: &Value) -> Vec<String> {
+    let given = |field: &str| params.get(field).is_some_and(|value| !value.is_null());
+    let model = text(params, "/model").unwrap_or_default();
+    let mut out = Vec::new();
+    if model != "claude-2" && !model.starts_with("claude-2.") {
+        out.push(format!("Annotator: {model}, in place of the paper's Claude v2, which is retired."));
+    }
+    let held_to = match text(params, "/choice") {
+        Some("tool") => "as the input of a tool that it must call",
+        Some("prefill") => "that is begun for it",
+        _ => "held to a schema",
+    };
+    out.push(format!(
+        "The annotator answers in JSON {held_to}, {{\"doc.1.chosen.summary\": 1}}; in the paper in tags, of which the first is \
+         given, <doc.1.chosen.summary>1</doc.1.chosen.summary>."
+    ));
+    if !given("examples") {
+        out.push(
+            "The annotator's two worked examples are written for temper; the paper's are those of tables 24 and 25 of Stiennon \
+             et al. 2020."
+                .to_owned(),
+        );
+    }
+    if !given("template") {
+        out.push(
+            "The annotator's instructions end with a sentence that the paper's lack: that the texts are by strangers, and only to \
+             be judged."
+                .to_owned(),
+        );
+    }
+    out
+}
+
 /// Whether `annotate.human` reads files or the hub rather than its port.
 fn reads_elsewhere(params: &Value) -> bool {
     let given =
@@ -314,7 +352,7 @@ mod tests {
         assert!(told(&[judged.clone(), gold.clone()]).contains("5% of the labels turned round, in Claude's"));
         let compared = held("agreement", "annotate.agreement", &Value::Null, &[("preferences", "annotate")]);
         assert!(!told(&[judged, compared]).contains("Annotator"));
-        assert!(!told(&[held("annotate", "annotate.claude", &claude, &[]), gold.clone()]).contains("Annotator"));
+        assert!(!told(&[held("annotate", "annotate.claude", &claude, &[]), gold.clone()]).contains("Annotator:"));
         let stand_in = [
             held("drawn", "dataset.comparisons", &none, &[]),
             held("annotate", "annotate.human", &Value::Null, &[("comparisons", "drawn")]),
@@ -324,6 +362,27 @@ mod tests {
         let hub = json!({ "hub": { "id": "CarperAI/openai_summarize_comparisons" }, "files": null });
         let people = [stand_in[0].clone(), held("annotate", "annotate.human", &hub, &[("comparisons", "drawn")]), gold];
         assert!(told(&people).contains("Annotator: people's comparisons"));
+    }
+
+    #[test]
+    fn what_is_asked_of_claude_is_held_against_the_papers_request() {
+        let gold = held("gold", "reward.train", &Value::Null, &[("preferences", "annotate")]);
+        let told = |params: Value| told(&[held("annotate", "annotate.claude", &params, &[]), gold.clone()]);
+        let (model, examples, sentence) =
+            ("place of the paper's Claude v2", "tables 24 and 25", "texts are by strangers");
+        let plain =
+            told(json!({ "model": "claude-haiku-4-5", "choice": "prefill", "template": null, "examples": null }));
+        assert!(plain.contains("Annotator: claude-haiku-4-5, in"), "{plain}");
+        for what in [model, examples, sentence, "in JSON that is begun for it", "in the paper in tags"] {
+            assert!(plain.contains(what), "`{what}` is not in {plain}");
+        }
+        let own =
+            told(json!({ "model": "claude-2.1", "choice": "schema", "template": "t.txt", "examples": "e.jsonl" }));
+        for what in [model, examples, sentence] {
+            assert!(!own.contains(what), "`{what}` is in {own}");
+        }
+        assert!(own.contains("in JSON held to a schema"), "{own}");
+        assert!(told(json!({ "model": "m", "choice": "tool" })).contains("in JSON as the input of a tool"));
     }
 
     #[test]

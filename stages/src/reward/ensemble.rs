@@ -17,7 +17,7 @@ use crate::train::params::Faults;
 use crate::train::random::{below, fixed_generator, shuffle};
 use crate::train::{Told, on_a_big_stack};
 use crate::types::folder::write_json;
-use crate::rl::tokenizer_digest;
+use crate::model::tokenizer_digest;
 use crate::types::reward::{ADAPTER, BASE, ENSEMBLE, MEMBERS};
 use crate::types::{EnsembleInfo, LEARNING, RewardModel};
 

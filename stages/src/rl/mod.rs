@@ -24,7 +24,7 @@ use engine::kind::{Kind, Signature, Wired};
 use lm::{Draws, LoraConfig, SampleOptions, StatOptions, Tokenizer};
 use serde_json::json;
 
-use crate::model;
+use crate::model::{self, tokenizer_digest};
 use crate::prompt::Truncation;
 use crate::reward::{LoadedReward, load_ensemble, load_reward_model};
 use crate::stats::quantile;
@@ -182,7 +182,7 @@ fn run(params: &Params, ctx: &mut Context) -> Result<()> {
     save(&learner, params, &phases, &tokenizer, &input, ctx)
 }
 
-fn load_members(ctx: &Context) -> Result<Vec<LoadedReward>> {
+pub(crate) fn load_members(ctx: &Context) -> Result<Vec<LoadedReward>> {
     let input = ctx.one("rewards")?;
     if input.artifact_type == Ensemble::NAME {
         load_ensemble(&input.folder)
@@ -192,7 +192,7 @@ fn load_members(ctx: &Context) -> Result<Vec<LoadedReward>> {
 }
 
 /// The members' labels, in the order of their scores.
-fn member_labels(rewards: &engine::context::Input) -> Result<Vec<String>> {
+pub(crate) fn member_labels(rewards: &engine::context::Input) -> Result<Vec<String>> {
     if rewards.artifact_type == Ensemble::NAME {
         return Ok(Ensemble::info(&rewards.folder)?.members);
     }
@@ -229,16 +229,13 @@ fn matched_schedule(params: &Params, ctx: &Context) -> Result<Option<Vec<f64>>> 
 }
 
 /// Responses are scored as the ids that the policy sampled, so the reward models must read ids as it does.
-fn check_tokenizer(ctx: &Context, policy: &std::path::Path) -> Result<()> {
+pub(crate) fn check_tokenizer(ctx: &Context, policy: &std::path::Path) -> Result<()> {
     let rewards = ctx.one("rewards")?;
     if tokenizer_digest(policy)? == tokenizer_digest(&rewards.folder.join(BASE))? {
         return Ok(());
     }
-    Err(Error::yours(format!(
-        "the policy and the reward models of `{}` have different tokenizers",
-        rewards.label
-    ))
-    .help("train both from models of one tokenizer"))
+    Err(Error::yours(format!("the policy and the reward models of `{}` have different tokenizers", rewards.label))
+        .help("train both from models of one tokenizer"))
 }
 
 /// The prompts of a split, fitted to `window` tokens and counted.
@@ -314,13 +311,6 @@ fn save(
         more: more.as_object().cloned().unwrap_or_default(),
     };
     write_json(&ctx.out().join(PolicyRun::INFO), &info)
-}
-
-/// BLAKE3 of a model folder's tokenizer: where two agree, ids need no decoding.
-pub fn tokenizer_digest(folder: &std::path::Path) -> Result<engine::names::Digest> {
-    use engine::error::At;
-    let path = folder.join("tokenizer.json");
-    Ok(engine::names::Digest::of(&std::fs::read(&path).at(&path)?))
 }
 
 /// Quantiles 10, 50 and 90%.

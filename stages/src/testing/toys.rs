@@ -100,23 +100,30 @@ pub fn write_ensemble(folder: &Path, seed: u64, members: &[&str]) -> Result<()> 
     for (i, label) in members.iter().enumerate() {
         let own = folder.join(MEMBERS).join(label);
         std::fs::create_dir_all(&own).expect("a folder in a temporary folder");
-        ScalarHead::init(WIDTH, 0.5, &mut fixed_generator(i as u64, "toy head"))
-            .told()?
-            .save(&own.join(HEAD))
-            .told()?;
-        let info = RewardInfo {
-            pool: Pooling::Last,
-            centre: 0.0,
-            scale: 1.0,
-            base_digest,
-            member_seed: i as u64,
-            fact_sensitivity: None,
-            more: serde_json::Map::new(),
-        };
-        write_json(&own.join(INFO), &info)?;
+        write_head(&own, i as u64, base_digest)?;
     }
     let members = members.iter().map(|&label| label.to_owned()).collect();
     write_json(&folder.join(ENSEMBLE), &EnsembleInfo { members, base_digest, more: serde_json::Map::new() })
+}
+
+/// A RewardModel folder on the base [`write_model`] makes of `seed`, with a head of its own that learned nothing.
+pub fn write_reward_model(folder: &Path, seed: u64) -> Result<()> {
+    write_model(&folder.join(BASE), seed)?;
+    write_head(folder, seed, Digest::of(b"toy base"))
+}
+
+fn write_head(own: &Path, seed: u64, base_digest: Digest) -> Result<()> {
+    ScalarHead::init(WIDTH, 0.5, &mut fixed_generator(seed, "toy head")).told()?.save(&own.join(HEAD)).told()?;
+    let info = RewardInfo {
+        pool: Pooling::Last,
+        centre: 0.0,
+        scale: 1.0,
+        base_digest,
+        member_seed: seed,
+        fact_sensitivity: None,
+        more: serde_json::Map::new(),
+    };
+    write_json(&own.join(INFO), &info)
 }
 
 /// Pairs of a good and a bad summary, `a` being good in every second row; ids as the toy tokenizer makes them.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::folder;
 use super::policy::Half;
 use super::reward::FactSensitivity;
+use crate::rl::objective::Objective;
 use crate::table;
 
 crate::table! {
@@ -119,6 +120,45 @@ crate::table! {
     }
 }
 
+crate::table! {
+    /// The expected outcome of best-of-`n` by one objective on one half of the prompts: means over prompts of the unbiased
+    /// estimate from all subsets of `n` samples of a prompt. Intervals are 95% bootstrap over prompts.
+    pub struct BestOfPoint {
+        pub objective: Objective,
+        pub n: i64,
+        pub half: Half,
+        pub prompts: i64,
+        /// log n - (n - 1) / n, in nats: an upper bound of the KL to the policy that was sampled.
+        pub kl: f64,
+        /// Raw score of the gold model.
+        pub gold: f64,
+        pub gold_low: f64,
+        pub gold_high: f64,
+        /// In standard deviations of all samples' gold scores above their mean, same half.
+        pub gold_sd: f64,
+        pub gold_sd_low: f64,
+        pub gold_sd_high: f64,
+        /// True quality: only where posts carry facts.
+        pub quality: Option<f64>,
+        pub quality_low: Option<f64>,
+        pub quality_high: Option<f64>,
+        /// The objective's own phi.
+        pub proxy: f64,
+        pub proxy_low: f64,
+        pub proxy_high: f64,
+        pub mu: f64,
+        pub mu_low: f64,
+        pub mu_high: f64,
+        /// Of the ensemble's members; absent with one reward model.
+        pub variance: Option<f64>,
+        pub variance_low: Option<f64>,
+        pub variance_high: Option<f64>,
+        pub length: f64,
+        pub length_low: f64,
+        pub length_high: f64,
+    }
+}
+
 /// The gold scores of the SFT model's samples: the scale of `gold_sd`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SftScale {
@@ -167,7 +207,8 @@ pub struct EvaluationInfo {
     pub more: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The artifact type: `curve.parquet`, `scores.parquet`, `calibration.parquet`, `examples.parquet`, `evaluation.json`, `metrics.json`.
+/// The artifact type: `curve.parquet`, `scores.parquet`, `calibration.parquet`, `examples.parquet`, `evaluation.json`, `metrics.json`; of best-of-n
+/// also `best_of_n.parquet`, and then the curve's one step, 0, holds the first sample of each prompt, the scores all samples.
 pub struct Evaluation;
 
 impl Evaluation {
@@ -177,6 +218,9 @@ impl Evaluation {
     pub const CALIBRATION: &'static str = "calibration.parquet";
     pub const EXAMPLES: &'static str = "examples.parquet";
     pub const INFO: &'static str = "evaluation.json";
+    pub const BEST_OF_N: &'static str = "best_of_n.parquet";
+    /// What `evaluation.json` calls the objective of an evaluation of best-of-n.
+    pub const BEST_OF_N_OBJECTIVE: &'static str = "best_of_n";
 
     /// # Errors
     /// If `evaluation.json` is missing or broken.
@@ -207,6 +251,15 @@ impl Evaluation {
     pub fn examples(folder: &Path) -> Result<Vec<Example>> {
         table::read(&folder::file(folder, Self::EXAMPLES)?)
     }
+
+    /// The points of best-of-n; none in the evaluation of a policy run.
+    ///
+    /// # Errors
+    /// If the table is broken.
+    pub fn best_of_n(folder: &Path) -> Result<Option<Vec<BestOfPoint>>> {
+        let file = folder.join(Self::BEST_OF_N);
+        file.is_file().then(|| table::read(&file)).transpose()
+    }
 }
 
 impl ArtifactType for Evaluation {
@@ -229,6 +282,9 @@ impl ArtifactType for Evaluation {
         table::check::<Score>(&folder::file(folder, Self::SCORES)?, &mut facts)?;
         table::check::<CalibrationBin>(&folder::file(folder, Self::CALIBRATION)?, &mut facts)?;
         table::check::<Example>(&folder::file(folder, Self::EXAMPLES)?, &mut facts)?;
+        if folder.join(Self::BEST_OF_N).exists() {
+            table::check::<BestOfPoint>(&folder.join(Self::BEST_OF_N), &mut facts)?;
+        }
         folder::metrics(folder, &mut facts)?;
         Ok(facts)
     }

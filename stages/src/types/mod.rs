@@ -1,6 +1,7 @@
 //! The artifact types: what each folder holds, its checks, typed readers and writers. Knows no kind of stage.
 
 pub mod agreement;
+pub mod best_of_n;
 pub mod comparisons;
 pub mod evaluation;
 pub mod files;
@@ -15,8 +16,9 @@ pub mod reward;
 pub mod tokenizer;
 
 pub use agreement::Agreement;
+pub use best_of_n::BestOfN;
 pub use comparisons::Comparisons;
-pub use evaluation::{CalibrationBin, CurvePoint, Evaluation, EvaluationInfo, Example, Mechanism, Score, SftScale};
+pub use evaluation::{BestOfPoint, CalibrationBin, CurvePoint, Evaluation, EvaluationInfo, Example, Mechanism, Score, SftScale};
 pub use files::Files;
 pub use learning::{LEARNING, LearningPoint};
 pub use model::Model;
@@ -43,6 +45,7 @@ pub fn register(registry: Registry) -> Registry {
         .artifact_type(RewardModel)
         .artifact_type(Ensemble)
         .artifact_type(PolicyRun)
+        .artifact_type(BestOfN)
         .artifact_type(Evaluation)
         .artifact_type(Agreement)
         .artifact_type(Comparisons)

@@ -141,5 +141,5 @@ fn a_reward_model_and_an_ensemble_are_checked_whole() {
 fn every_type_of_the_registry_has_its_own_name() {
     let registry = crate::registry();
     let names: Vec<_> = registry.types().map(|t| t.name()).collect();
-    assert_eq!(names.len(), 12, "{names:?}");
+    assert_eq!(names.len(), 13, "{names:?}");
 }

@@ -1,0 +1,99 @@
+//! BestOfN: several responses of one policy to each held-out prompt, scored by every reward model.
+
+use std::path::Path;
+
+use engine::artifact::{ArtifactType, Facts};
+use engine::error::{Error, Result};
+use engine::names::Digest;
+use serde::{Deserialize, Serialize};
+
+use super::policy::Half;
+use super::{Split, folder};
+use crate::rl::objective::Objective;
+use crate::table;
+
+crate::table! {
+    /// One of the `n` responses to a prompt. Those to one prompt stand next to each other, by index.
+    pub struct Candidate {
+        pub post_id: String,
+        pub half: Half,
+        /// From 0 among the responses to the prompt.
+        pub index: i64,
+        /// With EOS if it was sampled.
+        pub ids: Vec<u32>,
+        pub text: String,
+        pub ended: bool,
+        /// Centred, in member order.
+        pub scores: Vec<f32>,
+        /// phi of each objective, in the order of `best_of_n.json`.
+        pub phi: Vec<f64>,
+    }
+}
+
+/// `best_of_n.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestOfNInfo {
+    pub objectives: Vec<Objective>,
+    /// Standard deviations that `mean_minus_std` takes off the mean.
+    pub k: f64,
+    /// Responses to each prompt.
+    pub n: usize,
+    pub split: Split,
+    pub seed: u64,
+    /// Labels of the reward models, in order.
+    pub members: Vec<String>,
+    /// Of the policy.
+    pub base_digest: Digest,
+    pub tokenizer_digest: Digest,
+    pub min_new_tokens: usize,
+    pub max_new_tokens: usize,
+}
+
+/// The artifact type: `samples.parquet`, `best_of_n.json`, `metrics.json`.
+pub struct BestOfN;
+
+impl BestOfN {
+    pub const NAME: &'static str = "BestOfN";
+    pub const INFO: &'static str = "best_of_n.json";
+    pub const SAMPLES: &'static str = "samples.parquet";
+
+    /// # Errors
+    /// If `best_of_n.json` is missing or broken, or says that a prompt has no responses.
+    pub fn info(folder: &Path) -> Result<BestOfNInfo> {
+        let file = folder::file(folder, Self::INFO)?;
+        let info: BestOfNInfo = folder::read_json(&file)?;
+        if info.n == 0 {
+            return Err(Error::yours(format!("{}: `n` is 0; expected at least 1", file.display())));
+        }
+        Ok(info)
+    }
+
+    /// # Errors
+    /// If there is no such table.
+    pub fn samples(folder: &Path) -> Result<table::Reader<Candidate>> {
+        table::Reader::open(&folder::file(folder, Self::SAMPLES)?)
+    }
+}
+
+impl ArtifactType for BestOfN {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "several responses of one policy to each held-out prompt, scored by every reward model"
+    }
+
+    fn check(&self, folder: &Path) -> Result<Facts> {
+        Self::info(folder)?;
+        let mut facts = Facts::default();
+        table::check::<Candidate>(&folder::file(folder, Self::SAMPLES)?, &mut facts)?;
+        folder::metrics(folder, &mut facts)?;
+        Ok(facts)
+    }
+
+    fn preview(&self, folder: &Path, rows: usize) -> Result<String> {
+        let info = folder::show(folder, Self::INFO)?;
+        Ok(info + &table::preview(&folder::file(folder, Self::SAMPLES)?, rows)?)
+    }
+}
