@@ -23,6 +23,7 @@ pub fn mechanism(phases: &[Phase], scores: &[Score], last: i64, lambda: f64) -> 
         c_over_lambda_max: c.iter().copied().reduce(f64::max).map(over_lambda),
         c_over_lambda_last: c.last().copied().map(over_lambda),
         one_minus_c: (!c.is_empty()).then(|| 1.0 - mean(&c)),
+        c_kl_share_max: None,
         lambda_low: fixed().reduce(f64::min),
         lambda_high: fixed().reduce(f64::max),
         spearman_s2_kl: correlated(&kl),

@@ -108,6 +108,9 @@ pub struct Mechanism {
     pub c_over_lambda_max: Option<f64>,
     pub c_over_lambda_last: Option<f64>,
     pub one_minus_c: Option<f64>,
+    /// Largest over the phases of mean(c KL) / (gain in mean((1 - c) mu) since the first), where that gain is at least a tenth of
+    /// its maximum.
+    pub c_kl_share_max: Option<f64>,
     /// The constant KL coefficient, least and most over the phases: they differ where a matched arm follows a schedule.
     pub lambda_low: Option<f64>,
     pub lambda_high: Option<f64>,
