@@ -1,13 +1,18 @@
 //! The report of a run: one self-contained HTML page, and what the terminal prints at the end. Computes no learning.
 
 mod agreement;
+mod answers;
 mod arms;
 mod chart;
 mod figures;
+mod forest;
+mod gates;
 mod graph;
 mod html;
 pub use html::escape;
+mod inference;
 pub mod load;
+mod outcome;
 mod page;
 mod study;
 pub mod terminal;

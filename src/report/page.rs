@@ -10,13 +10,13 @@ use super::graph::graph;
 use super::html::{escape, page, section, table};
 use super::load::{RunData, State};
 use super::study::{Study, list};
-use super::{arms, verdict};
+use super::{answers, arms};
 
 pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
     let mut body = header(run);
     body.push_str(&failures(run, study));
     if !study.arms.is_empty() {
-        body.push_str(&section("What the study saw", &verdicts(study)));
+        body.push_str(&section("What the study saw", &answers::section(study)));
         let note = format!(
             "<p class=\"soft\">Steps are chosen on half A of the held-out prompts; every number comes from half B. Intervals: 95% bootstrap over \
              prompts within a run; {}.</p>",
@@ -116,22 +116,6 @@ fn failures(run: &RunData, study: &Study) -> String {
         out.push_str(&format!("<p class=\"cannot-tell\">warning: {stage}{}</p>", escape(message)));
     }
     if out.is_empty() { out } else { section("Failures and warnings", &out) }
-}
-
-fn verdicts(study: &Study) -> String {
-    let items: String = verdict::verdicts(study)
-        .iter()
-        .map(|v| {
-            let word = v.answer.to_string();
-            format!(
-                "<li><span class=\"badge {}\">{word}</span>{}<div class=\"soft\">{}</div></li>",
-                word.replace(' ', "-"),
-                escape(&v.sentence),
-                escape(&v.because)
-            )
-        })
-        .collect();
-    format!("<ul class=\"verdicts\">{items}</ul>")
 }
 
 /// The first posts of each arm's first seed: the post once, then each arm's last summary.

@@ -176,7 +176,7 @@ pub fn detectable_effect(n: usize, alpha: f64) -> Option<f64> {
 }
 
 /// A standard normal draw (Box and Muller 1958).
-pub fn normal(rng: &mut ChaCha12Rng) -> f64 {
+pub fn normal(rng: &mut impl Rng) -> f64 {
     let (radius, angle): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
     (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
 }
@@ -232,7 +232,10 @@ pub fn mean_gap(f: &[(f64, f64)], g: &[(f64, f64)]) -> Option<f64> {
 fn rising(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut sorted: Vec<(f64, f64)> = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
-    sorted.chunk_by(|a, b| a.0 == b.0).map(|same| (same[0].0, same.iter().map(|p| p.1).sum::<f64>() / same.len() as f64)).collect()
+    sorted
+        .chunk_by(|a, b| a.0 == b.0)
+        .map(|same| (same[0].0, same.iter().map(|p| p.1).sum::<f64>() / same.len() as f64))
+        .collect()
 }
 
 /// The piecewise linear curve through `points`, rising in x, at an x within their range.
