@@ -363,7 +363,7 @@ fn notes(study: &Study, primary: Measure) -> Vec<String> {
     if let Some((redrawn, shared)) = study.redrawn() {
         let shared = if shared.is_empty() { "nothing".to_owned() } else { shared.join(", ") };
         notes.push(if redrawn.is_empty() {
-            format!("Seeds vary RL only: {shared} are shared, so that the answers hold for one draw of them.")
+            format!("Seeds vary RL only: the answers hold for the one draw of what all seeds share ({shared}).")
         } else {
             format!("Each seed redraws {} and RL; shared by all seeds: {shared}.", redrawn.join(", "))
         });
