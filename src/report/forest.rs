@@ -173,7 +173,7 @@ fn dot(x: f64, y: f64, radius: f64, fill: &str, opacity: f64, told: &str) -> Str
 /// An arm's mean; a ring where the palette's colours come again.
 fn mark(x: f64, y: f64, place: &Place) -> String {
     let colour = colour(place.look);
-    let fill = if place.look / COLOURS % 2 == 0 { &colour } else { "none" };
+    let fill = if (place.look / COLOURS).is_multiple_of(2) { &colour } else { "none" };
     format!(
         "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\" fill=\"{fill}\" stroke=\"{colour}\" stroke-width=\"2\"><title>{}</title></circle>",
         escape(&place.label)
