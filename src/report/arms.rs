@@ -1,8 +1,9 @@
-//! The table of arms: start, chosen on A and final step, every number from half B. Knows no markup.
+//! The table of arms: start, chosen on A and final step, every number from half B.
 
-use stages::types::CurvePoint;
+use stages::types::{CurvePoint, Mechanism};
 
-use super::study::{Arm, Run, Study};
+use super::gates::{COEFFICIENT_GROWN, KL_SHARE};
+use super::study::{Arm, Role, Run, Study};
 
 /// The columns that name a row.
 pub const NAMED: [&str; 4] = ["arm", "seed", "at", "phase"];
@@ -111,7 +112,7 @@ fn row(arm: &Arm, run: &Run, at: &str, point: &CurvePoint) -> Row {
     }
 }
 
-pub const MECHANISM_HEAD: [&str; 9] = [
+pub const MECHANISM_HEAD: [&str; 10] = [
     "arm",
     "seed",
     "λ",
@@ -119,6 +120,7 @@ pub const MECHANISM_HEAD: [&str; 9] = [
     "c/λ max",
     "c/λ last",
     "mean(1 − c)",
+    "c KL / gain, max",
     "Spearman(s², KL)",
     "Spearman(s², |μ − gold|)",
 ];
@@ -139,6 +141,7 @@ pub fn mechanism(study: &Study) -> Vec<Vec<String>> {
                     m.c_over_lambda_max,
                     m.c_over_lambda_last,
                     m.one_minus_c,
+                    m.c_kl_share_max,
                     m.spearman_s2_kl,
                     m.spearman_s2_error,
                 ]
@@ -163,29 +166,67 @@ fn lambda(run: &Run) -> String {
     }
 }
 
-/// c must have grown to this many times lambda for the mechanism to have been at work.
-const ENGAGED: f64 = 3.0;
-
-/// What the mechanism's numbers say of each adaptive arm, the paper's own first.
+/// Whether the mechanism was engaged, for each adaptive arm, the paper's own first: judged on the path of the mean arm beside
+/// it, since an adaptive arm that holds the KL low keeps its own coefficient low.
 pub fn engagement(study: &Study) -> Vec<String> {
-    let adaptive = study.arms.iter().filter(|arm| arm.objective == "adaptive");
-    let (own, others): (Vec<&Arm>, Vec<&Arm>) = adaptive.partition(|arm| arm.is_papers_own());
-    own.into_iter().chain(others).map(engaged).collect()
+    let adaptive = study.arms.iter().filter(|arm| arm.role.is_adaptive());
+    let (own, others): (Vec<&Arm>, Vec<&Arm>) = adaptive.partition(|arm| arm.role == Role::Adaptive);
+    let mut sentences: Vec<String> = own.into_iter().map(|arm| engaged(study, arm)).collect();
+    sentences.extend(others.into_iter().map(|arm| format!("{}: {}.", arm.label, own_path(arm))));
+    if study.arms.iter().any(|arm| !arm.role.is_adaptive() && !reached(arm, |m| m.c_over_lambda_max).is_empty()) {
+        sentences
+            .push("c of arms that are not adaptive is what Algorithm 1's coefficient would be on their path.".into());
+    }
+    sentences
 }
 
-fn engaged(arm: &Arm) -> String {
-    let reached: Vec<f64> = arm.runs.iter().filter_map(|run| run.about.mechanism.c_over_lambda_max).collect();
-    let Some(most) = reached.iter().copied().reduce(f64::max) else {
-        return format!("{}: cannot tell whether the adaptive mechanism was engaged: its runs logged no c.", arm.label);
+type Number = fn(&Mechanism) -> Option<f64>;
+
+fn reached(arm: &Arm, of: Number) -> Vec<f64> {
+    arm.runs.iter().filter_map(|run| of(&run.about.mechanism)).collect()
+}
+
+fn range(values: &[f64]) -> String {
+    let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    if values.len() > 1 { format!("{low:.2} to {high:.2} by seed") } else { format!("{high:.2}") }
+}
+
+fn own_path(arm: &Arm) -> String {
+    let grown = reached(arm, |m| m.c_over_lambda_max);
+    if grown.is_empty() {
+        return "its own coefficient is not known: its runs logged no c".to_owned();
+    }
+    format!("on its own path mean(c)/lambda reached {}", range(&grown))
+}
+
+fn engaged(study: &Study, arm: &Arm) -> String {
+    let own = own_path(arm);
+    let mean = study.beside(arm, Role::Mean).find(|mean| !reached(mean, |m| m.c_over_lambda_max).is_empty());
+    let Some(mean) = mean else {
+        return format!(
+            "{}: whether the mechanism was engaged cannot be judged: no mean arm at lambda {} logged its coefficient; {own}, \
+             which says little where the arm holds the KL low.",
+            arm.label, arm.lambda
+        );
     };
-    let least = reached.iter().copied().fold(most, f64::min);
-    let what = match reached.iter().filter(|r| **r >= ENGAGED).count() {
-        0 => "was not engaged".to_owned(),
-        n if n == reached.len() => "was engaged".to_owned(),
-        n => format!("was engaged in {n} of {} seeds", reached.len()),
-    };
-    let range = if reached.len() > 1 { format!("{least:.2} to {most:.2} by seed") } else { format!("{most:.2}") };
-    format!("{}: the adaptive mechanism {what}: mean(c)/lambda reached {range} (engaged from {ENGAGED}).", arm.label)
+    let grown = reached(mean, |m| m.c_over_lambda_max);
+    let share = reached(mean, |m| m.c_kl_share_max);
+    let share = if share.is_empty() { "an unknown share".to_owned() } else { range(&share) };
+    let count = mean.runs.iter().filter(|run| is_engaged(run) == Some(true)).count();
+    format!(
+        "{}: the mechanism was engaged in {count} of {} seeds, judged on the path of {}: there mean(c)/lambda would have \
+         reached {} (engaged from {COEFFICIENT_GROWN}) and c KL {share} of the gain (from {KL_SHARE}); {own}.",
+        arm.label,
+        mean.runs.len(),
+        mean.label,
+        range(&grown),
+    )
+}
+
+/// Whether Algorithm 1's coefficient, on this run's path, reached what gate G2 asks.
+pub fn is_engaged(run: &Run) -> Option<bool> {
+    let m = &run.about.mechanism;
+    Some(m.c_over_lambda_max? >= COEFFICIENT_GROWN && m.c_kl_share_max? >= KL_SHARE)
 }
 
 #[cfg(test)]
@@ -193,23 +234,28 @@ mod tests {
     use super::super::study::tests::arm;
     use super::*;
 
-    fn reaching(name: &str, scope: &str, most: &[f64]) -> Arm {
-        let mut arm = arm(&[("arm", name)], "adaptive", &vec![0.5; most.len()]);
-        arm.scope = scope.to_owned();
-        for (run, most) in arm.runs.iter_mut().zip(most) {
-            run.about.mechanism.c_over_lambda_max = Some(*most);
+    fn reaching(name: &str, role: Role, most: &[(f64, f64)]) -> Arm {
+        let mut arm = arm(&[("arm", name)], "mean", &vec![0.5; most.len()]);
+        arm.role = role;
+        for (run, (grown, share)) in arm.runs.iter_mut().zip(most) {
+            let m = &mut run.about.mechanism;
+            (m.c_over_lambda_max, m.c_kl_share_max) = (Some(*grown), Some(*share));
         }
         arm
     }
 
     #[test]
-    fn a_control_cannot_say_that_the_papers_arm_was_engaged() {
-        let arms = vec![reaching("shuffled", "shuffled", &[9.0]), reaching("adaptive", "sample", &[1.5, 2.0])];
-        let told = engagement(&Study { arms, ..Study::default() });
-        assert!(told[0].starts_with("adaptive: the adaptive mechanism was not engaged"), "{told:?}");
-        assert!(told[1].starts_with("shuffled: the adaptive mechanism was engaged"), "{told:?}");
-        let mixed = engagement(&Study { arms: vec![reaching("a", "sample", &[2.0, 4.0])], ..Study::default() });
-        assert!(mixed[0].contains("engaged in 1 of 2 seeds") && mixed[0].contains("2.00 to 4.00"), "{mixed:?}");
+    fn engagement_is_judged_on_the_mean_arms_path() {
+        let own = reaching("adaptive", Role::Adaptive, &[(1.2, 0.1), (1.3, 0.1)]);
+        let shuffled = reaching("shuffled", Role::Shuffled, &[(9.0, 0.9)]);
+        let mean = reaching("mean", Role::Mean, &[(1.6, 0.3), (2.0, 0.2)]);
+        let sentences = engagement(&Study { arms: vec![shuffled.clone(), own.clone(), mean], ..Study::default() });
+        assert!(sentences[0].starts_with("adaptive: the mechanism was engaged in 1 of 2 seeds"), "{sentences:?}");
+        assert!(sentences[0].contains("path of mean") && sentences[0].contains("1.60 to 2.00"), "{sentences:?}");
+        assert!(sentences[0].contains("own path mean(c)/lambda reached 1.20 to 1.30"), "{sentences:?}");
+        assert_eq!(sentences[1], "shuffled: on its own path mean(c)/lambda reached 9.00.");
+        let sentences = engagement(&Study { arms: vec![shuffled, own], ..Study::default() });
+        assert!(sentences[0].contains("cannot be judged: no mean arm"), "{sentences:?}");
     }
 
     #[test]

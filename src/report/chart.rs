@@ -34,8 +34,9 @@ impl Chart {
     }
 }
 
+pub const COLOURS: usize = 8;
 /// Colours that read on light and dark paper alike; the page names them beside the arms. Used up, they come again in dashes.
-const PALETTE: [RGBColor; 8] = [
+const PALETTE: [RGBColor; COLOURS] = [
     RGBColor(214, 69, 65),
     RGBColor(46, 134, 222),
     RGBColor(201, 121, 10),
@@ -60,12 +61,19 @@ fn look(n: usize) -> (RGBColor, Option<u32>) {
     (PALETTE[n % PALETTE.len()], round.checked_sub(1).map(|again| 2 + 5 * again))
 }
 
+/// A look's colour, as an attribute's value.
+pub fn colour(n: usize) -> String {
+    let (RGBColor(r, g, b), _) = look(n);
+    format!("#{r:02x}{g:02x}{b:02x}")
+}
+
 /// A short line of a look, for legends.
-fn swatch(n: usize) -> String {
-    let (RGBColor(r, g, b), dash) = look(n);
+pub fn swatch(n: usize) -> String {
+    let (_, dash) = look(n);
+    let colour = colour(n);
     let dash = dash.map(|dash| format!(" stroke-dasharray=\"{dash} {GAP}\"")).unwrap_or_default();
     format!(
-        "<svg width=\"26\" height=\"8\"><line x1=\"0\" y1=\"4\" x2=\"26\" y2=\"4\" stroke=\"#{r:02x}{g:02x}{b:02x}\" \
+        "<svg width=\"26\" height=\"8\"><line x1=\"0\" y1=\"4\" x2=\"26\" y2=\"4\" stroke=\"{colour}\" \
          stroke-width=\"3\"{dash}/></svg>"
     )
 }
@@ -195,7 +203,7 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     if high - low < 1e-12 { (low - 0.5, high + 0.5) } else { (low - (high - low) / 20.0, high + (high - low) / 20.0) }
 }
 
-fn number(v: f64) -> String {
+pub fn number(v: f64) -> String {
     let v = if v.abs() < 1e-12 { 0.0 } else { v };
     if v.abs() >= 1000.0 || (v != 0.0 && v.abs() < 0.001) {
         format!("{v:.0e}")

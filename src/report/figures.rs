@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use engine::names::Digest;
 use stages::types::CurvePoint;
 
 use super::best_of_n;
@@ -23,8 +22,7 @@ const PANELS: [(&str, Of); 4] = [
 /// size, has figures for each of its values; those of another policy than the first are the paper's figure 5.
 pub fn figures(study: &Study) -> String {
     let groups = groups(study);
-    let policy =
-        |group: &Study| -> Option<Digest> { group.arms.first()?.runs.first()?.made_from.as_ref()?.get(2).copied() };
+    let policy = |group: &Study| group.arms.first()?.runs.first()?.policy;
     let first = groups.first().and_then(|(_, group)| policy(group));
     let panels = groups.iter().map(|(label, group)| {
         let number = if policy(group) == first { 4 } else { 5 };
@@ -38,7 +36,7 @@ pub fn figures(study: &Study) -> String {
 fn groups(study: &Study) -> Vec<(String, Study)> {
     let objectives = |dimension: &(String, String)| -> BTreeSet<&str> {
         let arms = study.arms.iter().filter(|arm| arm.labels.contains(dimension));
-        arms.map(|arm| arm.objective.as_str()).collect()
+        arms.flat_map(|arm| &arm.runs).map(|run| run.about.objective.as_str()).collect()
     };
     let dimensions: BTreeSet<&str> =
         study.arms.iter().flat_map(|arm| arm.labels.iter().map(|(d, _)| d.as_str())).collect();
@@ -93,6 +91,8 @@ fn series(run: &Run, along: Of, of: Of) -> Series {
 
 #[cfg(test)]
 mod tests {
+    use engine::names::Digest;
+
     use super::super::study::tests::arm;
     use super::*;
 
@@ -103,8 +103,7 @@ mod tests {
             for lambda in ["0.005", "0.01"] {
                 for objective in ["mean", "adaptive"] {
                     let mut arm = arm(&[("size", size), ("lambda", lambda), ("arm", objective)], objective, &[0.5]);
-                    arm.runs[0].made_from =
-                        Some([b"gold" as &[u8], b"posts", size.as_bytes()].map(Digest::of).to_vec());
+                    arm.runs[0].policy = Some(Digest::of(size.as_bytes()));
                     arms.push(arm);
                 }
             }

@@ -306,6 +306,7 @@ mod tests {
             ended: true,
             logp: -1.0,
             logp_ref: -2.0,
+            kl_exact: 1.0,
             scores: vec![0.5],
             proxy: 0.5,
             mean: 0.5,

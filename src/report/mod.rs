@@ -1,16 +1,21 @@
 //! The report of a run: one self-contained HTML page, and what the terminal prints at the end. Computes no learning.
 
 mod agreement;
+mod answers;
 mod arms;
 mod best_of_n;
 mod chart;
 mod figures;
+mod forest;
+mod gates;
 mod glossary;
 mod graph;
 mod html;
 pub use html::escape;
+mod inference;
 mod learned;
 pub mod load;
+mod outcome;
 mod page;
 mod parameters;
 mod study;

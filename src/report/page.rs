@@ -11,13 +11,13 @@ use super::graph::graph;
 use super::html::{Sections, escape, page, table};
 use super::load::{Fate, Instance, RunData, State};
 use super::study::{Study, list};
-use super::{arms, best_of_n, glossary, learned, parameters, timeline, verdict};
+use super::{answers, arms, best_of_n, glossary, learned, parameters, timeline};
 
 pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
     let mut body = Sections::default();
     body.push("Failures and warnings", &failures(run, study));
     if !study.arms.is_empty() {
-        body.push("What the study saw", &verdicts(study));
+        body.push("What the study saw", &answers::section(study));
         let note = format!(
             "<p class=\"soft\">Steps are chosen on half A of the held-out prompts; every number comes from half B. Intervals: 95% bootstrap over \
              prompts within a run; {}.</p>",
@@ -174,22 +174,6 @@ fn interrupted(run: &RunData, instance: &Instance, fate: &Fate) -> String {
     let reached =
         fate.progress.as_ref().map_or_else(String::new, |(done, total, unit)| format!(", at {done} of {total} {unit}"));
     format!("{} was interrupted after {seconds:.0} s{reached}", instance.name)
-}
-
-fn verdicts(study: &Study) -> String {
-    let items: String = verdict::verdicts(study)
-        .iter()
-        .map(|v| {
-            let word = v.answer.to_string();
-            format!(
-                "<li><span class=\"badge {}\">{word}</span>{}<div class=\"soft\">{}</div></li>",
-                word.replace(' ', "-"),
-                escape(&v.sentence),
-                escape(&v.because)
-            )
-        })
-        .collect();
-    format!("<ul class=\"verdicts\">{items}</ul>")
 }
 
 /// The first posts of each arm's first seed: the post once, then each arm's last summary.

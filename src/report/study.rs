@@ -1,9 +1,11 @@
-//! A run's evaluations gathered into arms and seeds. Knows no markup.
+//! A run's evaluations gathered into arms and seeds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use engine::names::Digest;
+use serde_json::Value;
+use stages::rl::objective::{Objective, VarianceScope};
 use stages::types::{BestOfPoint, CurvePoint, Evaluation, EvaluationInfo, Example, FactSensitivity, Half};
 
 use super::load::{Instance, RunData, SEED};
@@ -16,21 +18,84 @@ pub fn list(seeds: &[u64]) -> String {
     seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// What an arm is to the study's hypotheses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Standard,
+    /// The members' mean with a constant coefficient.
+    Mean,
+    Pessimistic,
+    /// The paper's own: adaptive with each sample's own variance.
+    Adaptive,
+    /// Adaptive with the batch's mean variance.
+    Batch,
+    /// Adaptive with the variances permuted over the batch.
+    Shuffled,
+    /// Adaptive with the variance of the prompt's other responses.
+    Prompt,
+    /// The members' mean with the one coefficient that matches an adaptive run.
+    MatchedConstant,
+    /// The same, phase by phase.
+    MatchedPhases,
+    /// The members' mean with a coefficient that is steered towards a KL.
+    KlTarget,
+    Other,
+}
+
+impl Role {
+    pub fn of(about: &EvaluationInfo) -> Self {
+        let more = |name: &str| about.more.get(name).cloned().unwrap_or_default();
+        let is_steered = more("kl").get("controller").and_then(Value::as_str) == Some("target");
+        match about.objective.parse() {
+            Ok(Objective::Mean) if is_steered => Self::KlTarget,
+            _ if is_steered => Self::Other,
+            Ok(Objective::Standard) => Self::Standard,
+            Ok(Objective::Mean) => Self::Mean,
+            Ok(Objective::Pessimistic) => Self::Pessimistic,
+            Ok(Objective::Matched) if more("matching") == "phases" => Self::MatchedPhases,
+            Ok(Objective::Matched) => Self::MatchedConstant,
+            Ok(Objective::Adaptive) => match serde_json::from_value(more("variance_scope")) {
+                Ok(VarianceScope::Sample) => Self::Adaptive,
+                Ok(VarianceScope::Batch) => Self::Batch,
+                Ok(VarianceScope::Shuffled) => Self::Shuffled,
+                Ok(VarianceScope::Prompt) => Self::Prompt,
+                Err(_) => Self::Other,
+            },
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether Algorithm 1's coefficient is at work, whatever its variance.
+    pub fn is_adaptive(self) -> bool {
+        matches!(self, Self::Adaptive | Self::Batch | Self::Shuffled | Self::Prompt)
+    }
+}
+
 /// One policy run and its evaluation.
 #[derive(Clone, Debug)]
 pub struct Run {
+    /// The label of the matrix dimension `seed`, by which arms are paired; without one, the policy run's own seed.
     pub seed: u64,
     pub about: EvaluationInfo,
     pub curve: Vec<CurvePoint>,
     pub examples: Vec<Example>,
-    /// Digests of what the seed should not vary: gold model, posts, SFT policy, rewards. None where one is not known.
-    pub made_from: Option<Vec<Digest>>,
+    /// Mean variance of the ensemble on random text and on calibration samples.
+    pub ensemble_s2: Option<(f64, f64)>,
+    /// The model that RL started from; none where it is not known.
+    pub policy: Option<Digest>,
+    /// Digests of all that the policy run was made from, by stage. None where one is not known.
+    pub made_from: Option<BTreeMap<String, BTreeSet<Digest>>>,
 }
 
 impl Run {
     /// The sampled steps on half B, in order.
     pub fn sampled(&self) -> impl Iterator<Item = &CurvePoint> {
-        self.curve.iter().filter(|row| row.half == Half::B && !row.greedy)
+        self.sampled_on(Half::B)
+    }
+
+    /// The sampled steps on a half, in order.
+    pub fn sampled_on(&self, half: Half) -> impl Iterator<Item = &CurvePoint> {
+        self.curve.iter().filter(move |row| row.half == half && !row.greedy)
     }
 
     pub fn at(&self, step: i64) -> Option<&CurvePoint> {
@@ -56,7 +121,7 @@ impl Run {
     }
 
     pub fn has_quality(&self) -> bool {
-        self.sampled().all(|row| row.quality.is_some())
+        self.curve.iter().all(|row| row.quality.is_some())
     }
 }
 
@@ -69,16 +134,14 @@ pub struct Arm {
     pub labels: Vec<(String, String)>,
     /// What the report calls it.
     pub label: String,
-    pub objective: String,
-    pub scope: String,
+    pub role: Role,
     pub lambda: f64,
     pub runs: Vec<Run>,
 }
 
 impl Arm {
-    /// Whether this is the paper's own arm: adaptive with each pair's own variance.
-    pub fn is_papers_own(&self) -> bool {
-        self.objective == "adaptive" && self.scope == "sample"
+    pub fn run(&self, seed: u64) -> Option<&Run> {
+        self.runs.iter().find(|run| run.seed == seed)
     }
 
     /// Whether the two come from one matrix and differ in one of its dimensions: size s is compared with s, m with m.
@@ -132,9 +195,15 @@ impl Study {
                 }
             }
             let evaluated = match read(&folder) {
-                Ok((about, curve, examples)) => {
-                    Run { seed: about.seed, about, curve, examples, made_from: made_from(run, instance) }
-                }
+                Ok((about, curve, examples)) => Run {
+                    seed: label(instance, SEED).and_then(|label| label.parse().ok()).unwrap_or(about.seed),
+                    about,
+                    curve,
+                    examples,
+                    ensemble_s2: ensemble_s2(run, instance),
+                    policy: policy(run, instance),
+                    made_from: made_from(run, instance),
+                },
                 Err(error) => {
                     study.unread.push((instance.name.clone(), error.to_string()));
                     continue;
@@ -166,7 +235,6 @@ impl Study {
             arm.runs.push(run);
             return;
         }
-        let scope = run.about.more.get("variance_scope").and_then(|s| s.as_str()).unwrap_or_default().to_owned();
         let label = if labels.is_empty() {
             instance.stage().to_owned()
         } else {
@@ -176,22 +244,42 @@ impl Study {
             stage: instance.stage().to_owned(),
             labels,
             label,
-            objective: run.about.objective.clone(),
-            scope,
+            role: Role::of(&run.about),
             lambda: run.about.lambda,
             runs: vec![run],
         });
     }
 
-    /// Arms that differ from `arm` by their objective, which is `objective`, and not by lambda or another label.
-    pub fn beside<'a>(&'a self, arm: &'a Arm, objective: &'a str) -> impl Iterator<Item = &'a Arm> {
-        self.arms
-            .iter()
-            .filter(move |other| other.objective == objective && other.lambda == arm.lambda && arm.stands_beside(other))
+    /// Arms of a role that differ from `arm` in one label of the matrix and have its lambda.
+    pub fn beside<'a>(&'a self, arm: &'a Arm, role: Role) -> impl Iterator<Item = &'a Arm> {
+        self.at_any_lambda(arm, role).filter(move |other| other.lambda == arm.lambda)
     }
 
+    /// The same, whatever their lambda.
+    pub fn at_any_lambda<'a>(&'a self, arm: &'a Arm, role: Role) -> impl Iterator<Item = &'a Arm> {
+        self.arms.iter().filter(move |other| other.role == role && arm.stands_beside(other))
+    }
+
+    /// The stages whose results differ between the seeds of every arm of several seeds, and those that all seeds share. None
+    /// with a single seed, or where a digest is not known.
+    pub fn redrawn(&self) -> Option<(Vec<&str>, Vec<&str>)> {
+        let arms: Vec<&Arm> = self.arms.iter().filter(|arm| arm.runs.len() > 1).collect();
+        let first = arms.first()?.runs.first()?.made_from.as_ref()?;
+        let known: Option<Vec<Vec<_>>> =
+            arms.iter().map(|arm| arm.runs.iter().map(|run| run.made_from.as_ref()).collect()).collect();
+        let known = known?;
+        let differs = |stage: &str| {
+            known
+                .iter()
+                .all(|runs| runs.iter().map(|from| from.get(stage)).collect::<BTreeSet<_>>().len() == runs.len())
+        };
+        Some(first.keys().map(String::as_str).partition(|stage| differs(stage)))
+    }
+
+    /// Those of the policy runs and those that they are paired by.
     pub fn seeds(&self) -> Vec<u64> {
-        let mut seeds: Vec<u64> = self.arms.iter().flat_map(|arm| arm.runs.iter().map(|r| r.seed)).collect();
+        let runs = self.arms.iter().flat_map(|arm| &arm.runs);
+        let mut seeds: Vec<u64> = runs.flat_map(|run| [run.seed, run.about.seed]).collect();
         seeds.sort_unstable();
         seeds.dedup();
         seeds
@@ -235,12 +323,39 @@ fn read(folder: &Path) -> engine::error::Result<(EvaluationInfo, Vec<CurvePoint>
     Ok((Evaluation::info(folder)?, Evaluation::curve(folder)?, Evaluation::examples(folder)?))
 }
 
-fn made_from(run: &RunData, evaluation: &Instance) -> Option<Vec<Digest>> {
+fn label<'a>(instance: &'a Instance, dimension: &str) -> Option<&'a str> {
+    instance.matrix.iter().find(|(of, _)| of == dimension).map(|(_, label)| label.as_str())
+}
+
+fn policy(run: &RunData, evaluation: &Instance) -> Option<Digest> {
+    let trained = run.input(evaluation, "policy")?;
+    run.fate(run.input(trained, "policy")?).digest
+}
+
+/// Everything upstream of the evaluated policy run, and the gold model, by stage.
+fn made_from(run: &RunData, evaluation: &Instance) -> Option<BTreeMap<String, BTreeSet<Digest>>> {
     let policy = run.input(evaluation, "policy")?;
-    [(evaluation, "gold"), (evaluation, "posts"), (policy, "policy"), (policy, "rewards"), (policy, "posts")]
-        .into_iter()
-        .map(|(instance, port)| run.fate(run.input(instance, port)?).digest)
-        .collect()
+    let mut queue: Vec<&str> = [evaluation, policy]
+        .iter()
+        .flat_map(|instance| instance.inputs.iter().flat_map(|port| &port.from).map(String::as_str))
+        .collect();
+    let (mut visited, mut stages) = (BTreeSet::new(), BTreeMap::<String, BTreeSet<Digest>>::new());
+    while let Some(name) = queue.pop() {
+        let instance = run.instances.iter().find(|instance| instance.name == name)?;
+        // A matched arm reads an adaptive run of its own stage.
+        if instance.stage() == policy.stage() || !visited.insert(name) {
+            continue;
+        }
+        stages.entry(instance.stage().to_owned()).or_default().insert(run.fate(instance).digest?);
+        queue.extend(instance.inputs.iter().flat_map(|port| &port.from).map(String::as_str));
+    }
+    Some(stages)
+}
+
+fn ensemble_s2(run: &RunData, evaluation: &Instance) -> Option<(f64, f64)> {
+    let rewards = run.input(run.input(evaluation, "policy")?, "rewards")?;
+    let metrics = run.held().into_iter().find(|held| held.name == rewards.name)?.metrics;
+    Some((*metrics.get("s2_random")?, *metrics.get("s2_calibration")?))
 }
 
 /// Arms of several stages may have the same labels: the stage's name then stands before them.
@@ -319,26 +434,64 @@ pub mod tests {
             reads_the_post: false,
             mechanism: Mechanism::default(),
             prompt_count: 400,
-            more: serde_json::Map::new(),
+            more: [("variance_scope".to_owned(), Value::from("sample"))].into_iter().collect(),
         };
         let curve = [(0, 0.5), (4, 0.6), (8, end)]
             .map(|(step, q)| point(step, false, Some(q), q, step as f64))
             .into_iter()
             .chain([point(0, true, Some(0.55), 0.1, 0.0), point(8, true, Some(end), end, 8.0)])
             .collect();
-        Run { seed, about, curve, examples: Vec::new(), made_from: Some(vec![Digest::of(b"gold")]) }
+        let made_from = [("gold".to_owned(), BTreeSet::from([Digest::of(b"gold")]))].into();
+        Run { seed, about, curve, examples: Vec::new(), ensemble_s2: None, policy: None, made_from: Some(made_from) }
     }
 
     pub fn arm(labels: &[(&str, &str)], objective: &str, ends: &[f64]) -> Arm {
+        let runs: Vec<Run> = ends.iter().zip(1..).map(|(end, seed)| run(objective, seed, *end)).collect();
         Arm {
             stage: "evaluate".to_owned(),
             labels: labels.iter().map(|(d, l)| ((*d).to_owned(), (*l).to_owned())).collect(),
             label: labels.iter().map(|(_, l)| *l).collect::<Vec<_>>().join(", "),
-            objective: objective.to_owned(),
-            scope: "sample".to_owned(),
+            role: Role::of(&runs[0].about),
             lambda: 0.005,
-            runs: ends.iter().zip(1..).map(|(end, seed)| run(objective, seed, *end)).collect(),
+            runs,
         }
+    }
+
+    #[test]
+    fn an_arms_role_is_read_off_its_evaluation() {
+        let role = |objective: &str, more: Value| {
+            let mut about = run(objective, 1, 0.5).about;
+            about.more = more.as_object().cloned().unwrap();
+            Role::of(&about)
+        };
+        use serde_json::json;
+        for (objective, more, expected) in [
+            ("mean", json!({}), Role::Mean),
+            ("mean", json!({"kl": {"controller": "constant"}}), Role::Mean),
+            ("mean", json!({"kl": {"controller": "target", "target": 4.0}}), Role::KlTarget),
+            ("standard", json!({"kl": {"controller": "target"}}), Role::Other),
+            ("matched", json!({}), Role::MatchedConstant),
+            ("matched", json!({"matching": "phases"}), Role::MatchedPhases),
+            ("adaptive", json!({"variance_scope": "sample"}), Role::Adaptive),
+            ("adaptive", json!({"variance_scope": "batch"}), Role::Batch),
+            ("adaptive", json!({"variance_scope": "shuffled"}), Role::Shuffled),
+            ("a command's own", json!({}), Role::Other),
+        ] {
+            assert_eq!(role(objective, more.clone()), expected, "{objective} {more}");
+        }
+    }
+
+    #[test]
+    fn what_the_seeds_redraw_is_what_differs_between_them() {
+        let mut study = Study { arms: vec![arm(&[("arm", "mean")], "mean", &[0.5; 3])], ..Study::default() };
+        assert_eq!(study.redrawn(), Some((vec![], vec!["gold"])));
+        for run in &mut study.arms[0].runs {
+            let digest = Digest::of(&run.seed.to_le_bytes());
+            run.made_from.as_mut().unwrap().insert("proxy".to_owned(), [digest].into());
+        }
+        assert_eq!(study.redrawn(), Some((vec!["proxy"], vec!["gold"])));
+        study.arms[0].runs[1].made_from = None;
+        assert_eq!(study.redrawn(), None);
     }
 
     #[test]
@@ -360,7 +513,7 @@ pub mod tests {
         });
         let study = Study { arms: vec![s.0.clone(), s.1, m.0.clone(), m.1], ..Study::default() };
         for (adaptive, other) in [(&s.0, "s, mean"), (&m.0, "m, mean")] {
-            assert_eq!(study.beside(adaptive, "mean").map(|a| a.label.as_str()).collect::<Vec<_>>(), [other]);
+            assert_eq!(study.beside(adaptive, Role::Mean).map(|a| a.label.as_str()).collect::<Vec<_>>(), [other]);
         }
     }
 

@@ -1,7 +1,9 @@
-//! What a run's end prints: the table of arms and the fixed sentences. Knows no markup.
+//! What a run's end prints: the table of arms and the answers in short.
 
-use super::study::Study;
-use super::{arms, verdict};
+use super::arms;
+use super::inference::{Answer, Line, Subject};
+use super::study::{Study, list};
+use super::verdict::Answers;
 
 /// Empty for a run without arms whose annotators were not compared.
 pub fn summary(study: &Study, agreement: &[String]) -> String {
@@ -23,10 +25,60 @@ pub fn summary(study: &Study, agreement: &[String]) -> String {
         out.push_str(&format!("{told}\n"));
     }
     out.push('\n');
-    for v in verdict::verdicts(study) {
-        out.push_str(&format!("{:<12} {}\n             ({})\n", v.answer.to_string(), v.sentence, v.because));
+    out.push_str(&answers(&Answers::of(study)));
+    out
+}
+
+/// Each hypothesis in its primary measure, and counts of what the page has in full.
+fn answers(answers: &Answers) -> String {
+    let mut out: String = answers.notes.first().map_or_else(String::new, |note| format!("{note}\n"));
+    let gates: Vec<String> = answers
+        .gates
+        .iter()
+        .map(|gate| match gate.missed().as_slice() {
+            [] => format!("{} {} of {}", gate.name, gate.passed(), gate.seeds.len()),
+            missed => format!("{} {} of {} (not {})", gate.name, gate.passed(), gate.seeds.len(), list(missed)),
+        })
+        .collect();
+    if !gates.is_empty() {
+        out.push_str(&format!("gates passed, by seeds: {}\n", gates.join("; ")));
+    }
+    let shown = [Subject::Preconditions, Subject::Outcomes(answers.primary)];
+    let hypotheses = answers.hypotheses.iter().filter(|family| shown.contains(&family.subject));
+    for line in hypotheses.flat_map(|family| &family.lines) {
+        out.push_str(&stated(line));
+    }
+    for (_, test) in answers.noise.iter().filter(|(measure, _)| *measure == answers.primary) {
+        out.push_str(&format!("A/A  {:<11} {}: {:+.3}\n", "", test.label, test.mean));
+    }
+    let claims: Vec<&Line> = answers.claims.iter().flat_map(|family| &family.lines).collect();
+    let counts: Vec<String> = [Answer::Shown, Answer::Opposite, Answer::NotShown, Answer::NotJudged]
+        .into_iter()
+        .map(|answer| (claims.iter().filter(|line| line.answer == answer).count(), answer))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, answer)| format!("{count} {answer}"))
+        .collect();
+    if !counts.is_empty() {
+        out.push_str(&format!("statements about the paper's claims, in the report: {}\n", counts.join(", ")));
+    }
+    let missing = answers.not_judged();
+    if !missing.is_empty() {
+        out.push_str(&format!("{missing}\n"));
     }
     out
+}
+
+fn stated(line: &Line) -> String {
+    let parts: Vec<String> = line
+        .parts
+        .iter()
+        .map(|part| match part.interval {
+            Some((low, high)) => format!("{:+.3} [{low:+.3}, {high:+.3}]", part.mean),
+            None => format!("{:+.3}", part.mean),
+        })
+        .collect();
+    let p = line.corrected.map_or_else(String::new, |p| format!(", p {p:.3}"));
+    format!("{:<4} {:<11} {}: {}{p}\n", line.name, line.answer, line.sentence, parts.join("; "))
 }
 
 /// With intervals where there is room: the page has them all.
@@ -81,6 +133,15 @@ mod tests {
         let table = arms_table(&Study { arms: vec![arm], ..Study::default() });
         let widest = table.lines().map(|line| line.chars().count()).max();
         assert!(widest.is_some_and(|widest| widest <= 155), "{table}");
+    }
+
+    #[test]
+    fn the_answers_are_a_dozen_lines() {
+        for seeds in [2, 8] {
+            let text = answers(&Answers::of(&super::super::verdict::tests::constructed(seeds)));
+            assert!(text.lines().count() <= 12, "{text}");
+            assert!(text.contains("\nH3 ") && text.contains("\nA/A ") && text.contains("gates passed"), "{text}");
+        }
     }
 
     #[test]

@@ -1,278 +1,384 @@
-//! The report's fixed sentences: what a study saw, did not see, or cannot tell. Pure; knows no file and no markup.
+//! The report's answers: gates, the registered hypotheses and the paper's claims.
 
-use std::fmt;
+use stages::stats::{detectable_effect, mean};
+use stages::types::Half;
 
-use super::study::{Arm, Run, Study};
+use super::gates::{COEFFICIENT_GROWN, Gate, KL_SHARE, gates};
+use super::inference::{ALPHA, Family, Line, MIN_SEEDS, Subject, Test, judged};
+use super::outcome::{self, MIN_POINTS, Measure};
+use super::study::{Arm, Role, Run, Study};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    Seen,
-    NotSeen,
-    CannotTell,
-}
+pub const NO_QUALITY: &str = "the posts carry no facts to score true quality by";
 
-impl fmt::Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Seen => "seen",
-            Self::NotSeen => "not seen",
-            Self::CannotTell => "cannot tell",
-        })
-    }
-}
-
-/// A fixed sentence with its answer and the numbers behind it.
+/// All that the report says of a study, in its order.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Verdict {
-    pub sentence: String,
-    pub answer: Answer,
-    pub because: String,
+pub struct Answers {
+    pub primary: Measure,
+    /// What holds for all answers: seeds, outcome, what the seeds redraw, power.
+    pub notes: Vec<String>,
+    pub gates: Vec<Gate>,
+    pub hypotheses: Vec<Family>,
+    pub claims: Vec<Family>,
+    /// Paired differences of the mean arm from its repetition (A/A), in each measure.
+    pub noise: Vec<(Measure, Test)>,
+    /// (statement, reason)
+    missing: Vec<(String, String)>,
 }
 
-/// Seeds from which on a difference between arms is judged by a test.
-const ENOUGH_SEEDS: usize = 5;
-const SIGNIFICANT: f64 = 0.05;
-const NO_QUALITY: &str = "the posts carry no facts to score true quality by";
-
-/// All sentences, in the report's order.
-pub fn verdicts(study: &Study) -> Vec<Verdict> {
-    let mut out: Vec<Verdict> = study.arms.iter().map(overoptimised).collect();
-    out.extend(study.arms.iter().map(gold_followed));
-    for other in ["mean", "matched"] {
-        out.extend(differences(study, other));
+impl Answers {
+    pub fn of(study: &Study) -> Self {
+        let has_quality = study.arms.iter().flat_map(|arm| &arm.runs).all(Run::has_quality);
+        let primary = if has_quality { Measure::Quality } else { Measure::Gold };
+        let mut answers = Self {
+            primary,
+            notes: notes(study, primary),
+            gates: Vec::new(),
+            hypotheses: Vec::new(),
+            claims: Vec::new(),
+            noise: Vec::new(),
+            missing: Vec::new(),
+        };
+        let own: Vec<&Arm> = study.arms.iter().filter(|arm| arm.role == Role::Adaptive).collect();
+        for adaptive in &own {
+            let title = if own.len() > 1 { format!("{}: ", adaptive.label) } else { String::new() };
+            answers.about(study, adaptive, &title);
+        }
+        if own.is_empty() {
+            answers.missing("H1 to H7", "no adaptive arm with variance scope `sample` was evaluated");
+            let arms: Vec<&Arm> = study.arms.iter().collect();
+            answers.arm_by_arm(&arms, &arms, "");
+        }
+        answers
     }
-    out
+
+    /// Statements that cannot be judged and why, in one line; empty if there are none.
+    pub fn not_judged(&self) -> String {
+        let mut by_reason: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (what, why) in &self.missing {
+            match by_reason.iter_mut().find(|(reason, _)| reason == why) {
+                Some((_, all)) => all.push(what),
+                None => by_reason.push((why, vec![what])),
+            }
+        }
+        let told: Vec<String> = by_reason.iter().map(|(why, what)| format!("{} ({why})", what.join(", "))).collect();
+        if told.is_empty() { String::new() } else { format!("Not judged: {}.", told.join("; ")) }
+    }
+
+    /// The comparisons of H3 to H7 and of the claims in a measure, each pair of arms once.
+    pub fn compared(&self, measure: Measure) -> Vec<&Test> {
+        let families =
+            self.hypotheses.iter().chain(&self.claims).filter(|family| family.subject == Subject::Outcomes(measure));
+        families.flat_map(|family| &family.lines).flat_map(|line| &line.parts).collect()
+    }
+
+    fn missing(&mut self, what: impl Into<String>, why: impl Into<String>) {
+        self.missing.push((what.into(), why.into()));
+    }
+
+    /// One adaptive arm among the arms beside it.
+    fn about(&mut self, study: &Study, adaptive: &Arm, title: &str) {
+        let mut at_lambda = study.beside(adaptive, Role::Mean);
+        let mean = at_lambda.next();
+        self.gates.extend(gates(adaptive, mean, title));
+        let mut measures = vec![self.primary];
+        if self.primary == Measure::Quality {
+            measures.push(Measure::Gold);
+        }
+        if let Some(mean) = mean {
+            for again in at_lambda {
+                self.noise.extend(measures.iter().filter_map(|&measure| {
+                    Some((measure, Test::paired(again, mean, |run| outcome::outcome(run, measure, Half::B))?))
+                }));
+            }
+        }
+        self.preconditions(adaptive, mean, title);
+        for &measure in &measures {
+            self.comparisons(study, adaptive, mean, measure, title);
+        }
+        self.supporting(study, adaptive, mean, title);
+
+        let four: Vec<&Arm> = [Role::Standard, Role::Pessimistic]
+            .into_iter()
+            .flat_map(|role| study.beside(adaptive, role))
+            .chain([adaptive])
+            .collect();
+        let all: Vec<&Arm> = mean.into_iter().chain(four.iter().copied()).collect();
+        self.further(study, adaptive, title);
+        self.own_arm(adaptive, title);
+        self.arm_by_arm(&four, &all, title);
+    }
+
+    fn preconditions(&mut self, adaptive: &Arm, mean: Option<&Arm>, title: &str) {
+        let Some(mean) = mean else {
+            return self.missing(
+                format!("{title}H1, H2"),
+                format!("no `mean` arm with lambda {} stands beside {}", adaptive.lambda, adaptive.label),
+            );
+        };
+        let over = overoptimised("H1", mean, self.primary);
+        let parts: Vec<Test> = [
+            Test::over(format!("largest mean(c)/lambda − {COEFFICIENT_GROWN}"), mean, |run| {
+                Some(run.about.mechanism.c_over_lambda_max? - COEFFICIENT_GROWN)
+            }),
+            Test::over(format!("largest share of c KL in the gain − {KL_SHARE}"), mean, |run| {
+                Some(run.about.mechanism.c_kl_share_max? - KL_SHARE)
+            }),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let mut lines: Vec<Line> = over.into_iter().collect();
+        if parts.len() == 2 {
+            let sentence = format!("the adaptive mechanism is engaged on the path of {}", mean.label);
+            lines.push(Line::new("H2", sentence, parts));
+        } else {
+            self.missing(format!("{title}H2"), format!("{} logged no coefficient of Algorithm 1", mean.label));
+        }
+        // Each must hold for itself: they are no alternatives that would need a correction.
+        let lines = lines
+            .into_iter()
+            .flat_map(|line| judged(Subject::Preconditions, String::new(), vec![line]).lines)
+            .collect();
+        let title = format!("{title}Preconditions (not corrected)");
+        self.hypotheses.push(Family { title, subject: Subject::Preconditions, lines, note: None });
+    }
+
+    /// H3 to H7 in one measure.
+    fn comparisons(&mut self, study: &Study, adaptive: &Arm, mean: Option<&Arm>, measure: Measure, title: &str) {
+        let beside =
+            |roles: &[Role]| -> Vec<&Arm> { roles.iter().flat_map(|&role| study.beside(adaptive, role)).collect() };
+        let compared: [(&'static str, &str, Vec<&Arm>); 5] = [
+            ("H3", "mean", mean.into_iter().collect()),
+            ("H4", "matched", beside(&[Role::MatchedConstant, Role::MatchedPhases])),
+            ("H5", "shuffled or batch", beside(&[Role::Shuffled, Role::Batch])),
+            ("H6", "standard", beside(&[Role::Standard])),
+            ("H7", "KL-target", study.at_any_lambda(adaptive, Role::KlTarget).collect()),
+        ];
+        let mut lines = Vec::new();
+        for (name, what, others) in compared {
+            match above(name, adaptive, &others, measure) {
+                Some(line) => lines.push(line),
+                None if measure == self.primary => {
+                    self.missing(format!("{title}{name}"), absent(what, adaptive, &others))
+                }
+                None => {}
+            }
+        }
+        let rank = if measure == self.primary { "primary" } else { "secondary" };
+        if !lines.is_empty() {
+            let title = format!("{title}H3 to H7 in {measure} ({rank})");
+            self.hypotheses.push(judged(Subject::Outcomes(measure), title, lines));
+        }
+    }
+
+    /// The drop of H3 and the area of H4.
+    fn supporting(&mut self, study: &Study, adaptive: &Arm, mean: Option<&Arm>, title: &str) {
+        let measure = self.primary;
+        let mut lines = Vec::new();
+        // Positive where the adaptive arm falls less: all lines read in one direction.
+        if let Some(test) = mean.and_then(|mean| Test::paired(mean, adaptive, |run| outcome::drop(run, measure))) {
+            let test = Test { label: format!("drop of {}", test.label), ..test };
+            let sentence =
+                format!("{} falls less from its peak than {}", adaptive.label, mean.map_or("", |m| &m.label));
+            lines.push(Line::new("H3", sentence, vec![test]));
+        }
+        let fixed = fixed_lambdas(study, adaptive);
+        let gap = Test::over(
+            format!("mean gap over the common range of sqrt(KL), {} lambdas", fixed.len()),
+            adaptive,
+            |run| outcome::gap_to_frontier(run, &fixed, measure),
+        );
+        match gap {
+            Some(test) => {
+                let sentence =
+                    format!("at equal KL the path of {} lies above the fixed lambdas' frontier", adaptive.label);
+                lines.push(Line::new("H4", sentence, vec![test]));
+            }
+            None => self.missing(
+                format!("{title}H4, the area between frontiers"),
+                "fewer than two fixed lambdas, or their KL and the adaptive arm's do not overlap",
+            ),
+        }
+        if !lines.is_empty() {
+            self.hypotheses.push(judged(Subject::Other, format!("{title}Supporting, in {measure}"), lines));
+        }
+    }
+
+    /// The comparisons that the paper makes beyond H3 and H6.
+    fn further(&mut self, study: &Study, adaptive: &Arm, title: &str) {
+        let pessimistic: Vec<&Arm> = study.beside(adaptive, Role::Pessimistic).collect();
+        let mut lines: Vec<Line> = above("", adaptive, &pessimistic, self.primary).into_iter().collect();
+        if lines.is_empty() {
+            self.missing(format!("{title}adaptive above pessimistic"), absent("pessimistic", adaptive, &pessimistic));
+        }
+        let fixed = fixed_lambdas(study, adaptive);
+        match best_on_a(&fixed, self.primary).and_then(|best| above("", adaptive, &[best], self.primary)) {
+            Some(line) if fixed.len() > 1 => {
+                let sentence = format!("{}, the best of {} fixed lambdas on half A", line.sentence, fixed.len());
+                lines.push(Line { sentence, ..line });
+            }
+            _ => self.missing(format!("{title}adaptive above the best fixed lambda"), "fewer than two fixed lambdas"),
+        }
+        if !lines.is_empty() {
+            let title = format!("{title}Adaptive against others, in {}", self.primary);
+            self.claims.push(judged(Subject::Outcomes(self.primary), title, lines));
+        }
+    }
+
+    /// What the paper says of its own arm's curves, as the contrary that a test can show.
+    fn own_arm(&mut self, arm: &Arm, title: &str) {
+        let name = &arm.label;
+        let gold =
+            Test::over("gold at its peak − gold at the end".into(), arm, |run| outcome::drop(run, Measure::Gold));
+        let late =
+            Test::over("the proxy's gain over the last third".into(), arm, |run| Some(outcome::proxy_gains(run)?.1));
+        let slower = Test::over("gain over the first third − over the last".into(), arm, |run| {
+            outcome::proxy_gains(run).map(|(first, last)| first - last)
+        });
+        let lines: Vec<Line> = [
+            (format!("{name}: gold falls from its peak (the paper: it does not)"), gold),
+            (format!("{name}: the proxy still rises in the last third (the paper: not without end)"), late),
+            (format!("{name}: the proxy rises less in the last third than in the first"), slower),
+        ]
+        .into_iter()
+        .filter_map(|(sentence, test)| Some(Line::new("", sentence, vec![test?])))
+        .collect();
+        if lines.len() < 3 {
+            self.missing(format!("{title}growth of the proxy"), too_few_points());
+        }
+        if !lines.is_empty() {
+            self.claims.push(judged(Subject::Other, format!("{title}The adaptive arm's own curves"), lines));
+        }
+    }
+
+    /// Claims about single arms: over-optimisation of `over`, trends over steps of `all`.
+    fn arm_by_arm(&mut self, over: &[&Arm], all: &[&Arm], title: &str) {
+        let lines: Vec<Line> = over.iter().filter_map(|arm| overoptimised("", arm, self.primary)).collect();
+        if !lines.is_empty() {
+            self.claims.push(judged(Subject::Other, format!("{title}Over-optimisation"), lines));
+        }
+        type Number = fn(&stages::types::CurvePoint) -> Option<f64>;
+        let trends: [(&str, Number, Number); 2] = [
+            ("gold followed true quality", |point| Some(point.gold), |point| point.quality),
+            ("the ensemble's variance rose with KL", |point| point.variance, |point| Some(point.kl)),
+        ];
+        for (claim, x, y) in trends {
+            let lines: Vec<Line> = all
+                .iter()
+                .filter_map(|arm| {
+                    let test = Test::over("Spearman over steps".into(), arm, |run| outcome::trend(run, x, y))?;
+                    Some(Line::new("", format!("{}: {claim}", arm.label), vec![test]))
+                })
+                .collect();
+            let mut points = all.iter().flat_map(|arm| &arm.runs).flat_map(Run::sampled);
+            match () {
+                () if !lines.is_empty() => {
+                    self.claims.push(judged(Subject::Other, format!("{title}Over the steps: {claim}"), lines))
+                }
+                () if points.any(|point| x(point).is_some() && y(point).is_some()) => {
+                    self.missing(format!("{title}{claim}"), too_few_points());
+                }
+                () if self.primary == Measure::Gold && claim.contains("quality") => {
+                    self.missing(format!("{title}{claim}"), NO_QUALITY);
+                }
+                () => self.missing(format!("{title}{claim}"), "not measured in these arms"),
+            }
+        }
+    }
 }
 
-/// "The proxy rose while true quality fell": in each run the proxy ends above its start, and true quality's interval at the
-/// end lies below that at the start.
-fn overoptimised(arm: &Arm) -> Verdict {
-    let sentence = format!("{}: the proxy rose while true quality fell", arm.label);
-    let mut told = Vec::new();
-    let (mut seen, mut against, mut known) = (0, 0, 0);
-    for run in &arm.runs {
-        let (Some(start), Some(end)) = (run.start(), run.end()) else { continue };
-        let (Some(before), Some(after)) = (start.quality, end.quality) else { continue };
-        known += 1;
-        let rose = end.proxy > start.proxy;
-        let below = end.quality_high.zip(start.quality_low).is_some_and(|(high, low)| high < low);
-        seen += usize::from(rose && below);
-        against += usize::from(!rose || after >= before);
-        told.push(format!(
-            "seed {}: proxy {:+.2} to {:+.2}, true quality {before:.2} to {after:.2}",
-            run.seed, start.proxy, end.proxy
+fn too_few_points() -> String {
+    format!("fewer than {MIN_POINTS} evaluations, or no change over them")
+}
+
+fn absent(what: &str, adaptive: &Arm, others: &[&Arm]) -> String {
+    match others {
+        [] => format!("no {what} arm stands beside {}", adaptive.label),
+        _ => format!("no seed was evaluated in both {} and the {what} arm", adaptive.label),
+    }
+}
+
+/// `adaptive` above every one of `others`; `None` where there is none, or one of them shares no seed with it.
+fn above(name: &'static str, adaptive: &Arm, others: &[&Arm], measure: Measure) -> Option<Line> {
+    let tests = others.iter().map(|other| Test::paired(adaptive, other, |run| outcome::outcome(run, measure, Half::B)));
+    let parts: Vec<Test> = tests.collect::<Option<_>>()?;
+    let labels: Vec<&str> = others.iter().map(|other| other.label.as_str()).collect();
+    let sentence = format!("{} above {}", adaptive.label, labels.join(" and "));
+    (!parts.is_empty()).then(|| Line::new(name, sentence, parts))
+}
+
+/// The measure fell from its peak, and the proxy rose since.
+fn overoptimised(name: &'static str, arm: &Arm, measure: Measure) -> Option<Line> {
+    let parts = [
+        Test::over(format!("{measure} at its peak − at the end"), arm, |run| outcome::drop(run, measure)),
+        Test::over("the proxy's rise since".into(), arm, |run| outcome::proxy_rise(run, measure)),
+    ];
+    let parts: Vec<Test> = parts.into_iter().collect::<Option<_>>()?;
+    Some(Line::new(name, format!("{} over-optimises: {measure} falls while the proxy rises", arm.label), parts))
+}
+
+/// The mean arms beside `adaptive`, the first of each lambda.
+fn fixed_lambdas<'a>(study: &'a Study, adaptive: &'a Arm) -> Vec<&'a Arm> {
+    let mut fixed: Vec<&Arm> = Vec::new();
+    for arm in study.at_any_lambda(adaptive, Role::Mean) {
+        if fixed.iter().all(|other| other.lambda != arm.lambda) {
+            fixed.push(arm);
+        }
+    }
+    fixed
+}
+
+/// The arm of the best mean outcome on half A over its seeds. Noise that a run's two halves share helps the arm chosen: the
+/// comparison errs against the adaptive arm.
+fn best_on_a<'a>(arms: &[&'a Arm], measure: Measure) -> Option<&'a Arm> {
+    let scored = arms.iter().filter_map(|arm| {
+        let outcomes: Option<Vec<f64>> = arm.runs.iter().map(|run| outcome::outcome(run, measure, Half::A)).collect();
+        Some((*arm, mean(&outcomes?)))
+    });
+    scored.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(arm, _)| arm)
+}
+
+fn notes(study: &Study, primary: Measure) -> Vec<String> {
+    let n = study.arms.iter().map(|arm| arm.runs.len()).max().unwrap_or(0);
+    let mut notes = Vec::new();
+    if n < MIN_SEEDS {
+        let seeds = if n == 1 { "1 seed".to_owned() } else { format!("{n} seeds") };
+        notes.push(format!(
+            "A demonstration with {seeds}: no test is possible below {MIN_SEEDS}; differences are shown, not judged."
+        ));
+    } else if let (Some(one), Some(two)) = (detectable_effect(n, ALPHA), smallest_detected(n)) {
+        notes.push(format!(
+            "{n} seeds: with power 0.8 one test at level {ALPHA} detects a mean difference of {one:.2} standard deviations of the \
+             paired differences{two}."
         ));
     }
-    let answer = match known {
-        0 => Answer::CannotTell,
-        n if seen == n => Answer::Seen,
-        n if against == n => Answer::NotSeen,
-        _ => Answer::CannotTell,
+    let rest = match primary {
+        Measure::Quality => format!("; secondary: {} in the same way", Measure::Gold),
+        Measure::Gold => format!(" (not true quality: {NO_QUALITY})"),
     };
-    let because = if told.is_empty() { NO_QUALITY.into() } else { told.join("; ") };
-    Verdict { sentence, answer, because }
-}
-
-/// "Gold followed true quality": over the steps of each run the two correlate (Spearman) at 0.5 or more.
-fn gold_followed(arm: &Arm) -> Verdict {
-    let rho: Vec<(u64, Option<f64>)> = arm
-        .runs
-        .iter()
-        .map(|run| {
-            let (gold, quality): (Vec<f64>, Vec<f64>) =
-                run.sampled().filter_map(|row| Some((row.gold, row.quality?))).unzip();
-            (run.seed, stages::stats::spearman(&gold, &quality))
-        })
-        .collect();
-    let all = |test: fn(f64) -> bool| !rho.is_empty() && rho.iter().all(|(_, r)| r.is_some_and(test));
-    let sentence = format!("{}: gold followed true quality", arm.label);
-    if !arm.runs.iter().all(Run::has_quality) {
-        return Verdict { sentence, answer: Answer::CannotTell, because: NO_QUALITY.into() };
+    notes.push(format!(
+        "Primary outcome: {primary} on half B, mean over the last third (ceil(n/3)) of the n sampled evaluations after the \
+         start{rest}."
+    ));
+    if let Some((redrawn, shared)) = study.redrawn() {
+        let shared = if shared.is_empty() { "nothing".to_owned() } else { shared.join(", ") };
+        notes.push(if redrawn.is_empty() {
+            format!("Seeds vary RL only: the answers hold for the one draw of what all seeds share ({shared}).")
+        } else {
+            format!("Each seed redraws {} and RL; shared by all seeds: {shared}.", redrawn.join(", "))
+        });
     }
-    let answer = if all(|r| r >= 0.5) {
-        Answer::Seen
-    } else if all(|r| r <= 0.0) {
-        Answer::NotSeen
-    } else {
-        Answer::CannotTell
-    };
-    let because = rho
-        .iter()
-        .map(|(seed, r)| {
-            format!("seed {seed}: Spearman over steps {}", r.map_or("undefined".into(), |r| format!("{r:+.2}")))
-        })
-        .collect::<Vec<_>>()
-        .join("; ");
-    Verdict { sentence, answer, because }
+    notes
 }
 
-type Measure = fn(&stages::types::CurvePoint) -> Option<f64>;
-const MEASURES: [(&str, Measure); 2] =
-    [("true quality", |row| row.quality), ("gold (SFT deviations)", |row| Some(row.gold_sd))];
-
-/// "Adaptive minus `other`" at the last step: of each adaptive arm and each arm of that objective beside it. Where there are
-/// none, the sentence stands and says what is missing.
-fn differences(study: &Study, other: &str) -> Vec<Verdict> {
-    let untold = |adaptive: &str, because: String| {
-        MEASURES.map(|(what, _)| Verdict {
-            sentence: told(adaptive, other, what),
-            answer: Answer::CannotTell,
-            because: because.clone(),
-        })
-    };
-    let adaptive: Vec<&Arm> = study.arms.iter().filter(|arm| arm.is_papers_own()).collect();
-    if adaptive.is_empty() {
-        return untold("adaptive", "no adaptive arm with variance scope `sample` was evaluated".into()).into();
-    }
-    adaptive
-        .into_iter()
-        .flat_map(|arm| {
-            let others: Vec<&Arm> = study.beside(arm, other).collect();
-            if others.is_empty() {
-                let because =
-                    format!("no arm of objective `{other}` with lambda {} stands beside {}", arm.lambda, arm.label);
-                return untold(&arm.label, because).into();
-            }
-            others.into_iter().flat_map(|other| MEASURES.map(|m| between(arm, other, m))).collect::<Vec<_>>()
-        })
-        .collect()
-}
-
-fn told(adaptive: &str, other: &str, what: &str) -> String {
-    format!("{adaptive} above {other} in {what} at the end")
-}
-
-/// The difference of two arms in one measure, paired by seed.
-fn between(arm: &Arm, other: &Arm, (what, of): (&str, Measure)) -> Verdict {
-    let sentence = told(&arm.label, &other.label, what);
-    let pairs: Vec<(&Run, &Run)> =
-        arm.runs.iter().filter_map(|a| Some((a, other.runs.iter().find(|b| b.seed == a.seed)?))).collect();
-    let measured: Vec<(u64, f64)> =
-        pairs.iter().filter_map(|(a, b)| Some((a.seed, of(a.end()?)? - of(b.end()?)?))).collect();
-    if measured.is_empty() {
-        let because = if pairs.is_empty() { "no seed was evaluated in both arms" } else { NO_QUALITY };
-        return Verdict { sentence, answer: Answer::CannotTell, because: because.into() };
-    }
-    difference(sentence, &measured, seeds_vary_ppo_only(&pairs))
-}
-
-/// Whether every run compared starts from the same posts, SFT model and rewards and is judged by the same gold model.
-fn seeds_vary_ppo_only(pairs: &[(&Run, &Run)]) -> bool {
-    let mut made_from = pairs.iter().flat_map(|(a, b)| [&a.made_from, &b.made_from]);
-    let first = made_from.next().and_then(Option::as_ref);
-    first.is_some() && made_from.all(|other| other.as_ref() == first)
-}
-
-fn difference(sentence: String, pairs: &[(u64, f64)], ppo_only: bool) -> Verdict {
-    let values = pairs.iter().map(|(seed, d)| format!("seed {seed}: {d:+.3}")).collect::<Vec<_>>().join("; ");
-    let n = pairs.len();
-    let differences: Vec<f64> = pairs.iter().map(|p| p.1).collect();
-    let mean = stages::stats::mean(&differences);
-    if n < ENOUGH_SEEDS {
-        let because = format!("cannot tell (n = {n}): {values}");
-        return Verdict { sentence, answer: Answer::CannotTell, because };
-    }
-    let p = sign_flip_p(&differences);
-    let answer = match p {
-        p if p >= SIGNIFICANT => Answer::CannotTell,
-        _ if mean > 0.0 => Answer::Seen,
-        _ => Answer::NotSeen,
-    };
-    let shared = if ppo_only { " (seeds vary PPO only: corpus, SFT, gold model and proxies are shared)" } else { "" };
-    let because = format!("n = {n}, mean {mean:+.3}, paired sign-flip p = {p:.3}{shared}; {values}");
-    Verdict { sentence, answer, because }
-}
-
-/// Two-sided p of the paired sign-flip test, exact over all 2^n flips; for n > 20 over the first 2^20 of a fixed sequence.
-pub fn sign_flip_p(differences: &[f64]) -> f64 {
-    let n = differences.len();
-    let observed = differences.iter().sum::<f64>().abs() - 1e-12;
-    let flips = 1_u64 << n.min(20);
-    let mut extreme = 0_u64;
-    for flip in 0..flips {
-        // Beyond 20 differences the flips are spread by an odd multiplier: fixed, and the same for everybody.
-        let pattern = if n > 20 { flip.wrapping_mul(0x9E37_79B9_7F4A_7C15) } else { flip };
-        let sum: f64 = differences
-            .iter()
-            .enumerate()
-            .map(|(i, d)| if pattern.rotate_right((i % 64) as u32) & 1 == 1 { -d } else { *d })
-            .sum();
-        extreme += u64::from(sum.abs() >= observed);
-    }
-    extreme as f64 / flips as f64
+/// The same for the first step of a Holm family of five.
+fn smallest_detected(n: usize) -> Option<String> {
+    const FAMILY: usize = 5;
+    Some(match detectable_effect(n, ALPHA / FAMILY as f64) {
+        Some(effect) => format!(", the first of {FAMILY} corrected ones {effect:.2}"),
+        None => format!(", and a family of {FAMILY} cannot be judged"),
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::study::tests::arm;
-    use super::*;
-
-    #[test]
-    fn below_five_seeds_no_difference_is_told() {
-        let v = difference("a above b".into(), &[(1, 0.5), (2, 0.7)], true);
-        assert_eq!(v.answer, Answer::CannotTell);
-        assert_eq!(v.because, "cannot tell (n = 2): seed 1: +0.500; seed 2: +0.700");
-    }
-
-    #[test]
-    fn five_equal_signs_are_not_yet_significant_and_eight_are() {
-        assert!((sign_flip_p(&[1.0; 5]) - 2.0 / 32.0).abs() < 1e-12);
-        let eight: Vec<(u64, f64)> = (0..8).map(|s| (s, 1.0)).collect();
-        assert_eq!(difference("a".into(), &eight, true).answer, Answer::Seen);
-        let negative: Vec<(u64, f64)> = (0..8).map(|s| (s, -1.0)).collect();
-        assert_eq!(difference("a".into(), &negative, true).answer, Answer::NotSeen);
-    }
-
-    #[test]
-    fn mixed_signs_give_a_large_p() {
-        assert!(sign_flip_p(&[1.0, -1.0, 0.9, -1.1, 0.2, -0.1]) > 0.5);
-    }
-
-    fn study(arms: Vec<Arm>) -> Study {
-        Study { arms, ..Study::default() }
-    }
-
-    fn because<'a>(verdicts: &'a [Verdict], sentence: &str) -> (Answer, &'a str) {
-        let found = verdicts.iter().find(|v| v.sentence.contains(sentence));
-        found
-            .map(|v| (v.answer, v.because.as_str()))
-            .unwrap_or_else(|| panic!("`{sentence}` is not told: {verdicts:?}"))
-    }
-
-    #[test]
-    fn every_sentence_stands_with_a_reason_where_it_cannot_be_told() {
-        let mut lone = arm(&[("arm", "adaptive")], "adaptive", &[0.7]);
-        for row in &mut lone.runs[0].curve {
-            (row.quality, row.quality_low, row.quality_high) = (None, None, None);
-        }
-        let told = verdicts(&study(vec![lone.clone()]));
-        for sentence in ["the proxy rose", "gold followed"] {
-            assert_eq!(because(&told, sentence), (Answer::CannotTell, NO_QUALITY));
-        }
-        for other in ["mean", "matched"] {
-            for what in ["true quality", "gold"] {
-                let (answer, because) = because(&told, &format!("adaptive above {other} in {what}"));
-                assert_eq!(answer, Answer::CannotTell);
-                assert!(because.contains(&format!("no arm of objective `{other}`")), "{because}");
-            }
-        }
-        let mean = arm(&[("arm", "mean")], "mean", &[0.5]);
-        let told = verdicts(&study(vec![mean.clone()]));
-        assert!(because(&told, "adaptive above mean").1.contains("no adaptive arm"));
-        let told = verdicts(&study(vec![lone, mean]));
-        assert_eq!(because(&told, "adaptive above mean in true quality"), (Answer::CannotTell, NO_QUALITY));
-    }
-
-    #[test]
-    fn that_seeds_vary_ppo_only_is_told_only_where_it_is_so() {
-        let ends = [0.9; 6];
-        let (adaptive, mut mean) =
-            (arm(&[("arm", "adaptive")], "adaptive", &ends), arm(&[("arm", "mean")], "mean", &[0.5; 6]));
-        let told = verdicts(&study(vec![adaptive.clone(), mean.clone()]));
-        let (answer, shared) = because(&told, "adaptive above mean in gold");
-        assert!(answer == Answer::Seen && shared.contains("seeds vary PPO only"), "{shared}");
-        mean.runs[3].made_from = Some(vec![engine::names::Digest::of(b"another gold")]);
-        let told = verdicts(&study(vec![adaptive, mean]));
-        assert!(!because(&told, "adaptive above mean in gold").1.contains("seeds vary"));
-    }
-}
+pub mod tests;

@@ -157,8 +157,7 @@ simd! {
 /// forbidden tokens of `own`.
 pub fn divergence(own: (&Stats, &[f32], &[f32]), other: (&Stats, &[f32], &[f32])) -> Result<Vec<f32>> {
     let ((p, p_hidden, p_weight), (q, q_hidden, q_weight)) = (own, other);
-    let (p_bias, q_bias) =
-        (p.bias.as_ref().map(View::of).transpose()?, q.bias.as_ref().map(View::of).transpose()?);
+    let (p_bias, q_bias) = (p.bias.as_ref().map(View::of).transpose()?, q.bias.as_ref().map(View::of).transpose()?);
     let p_layer = p.layer(p_weight, p_bias.as_deref(), false);
     let q_layer = q.layer(q_weight, q_bias.as_deref(), false);
     let (n, v) = (p.n, p.v);

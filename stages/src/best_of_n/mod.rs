@@ -207,12 +207,13 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
     let info = BestOfNInfo {
         objectives: p.objectives.clone(),
         k: p.k,
+        beta: p.beta,
         n: p.n,
         split: p.split,
         seed: ctx.seed(),
         members: rl::member_labels(ctx.one("rewards")?)?,
         base_digest: input.digest,
-        tokenizer_digest: rl::tokenizer_digest(&input.folder)?,
+        tokenizer_digest: model::tokenizer_digest(&input.folder)?,
         min_new_tokens: p.min_new_tokens,
         max_new_tokens: p.max_new_tokens,
     };

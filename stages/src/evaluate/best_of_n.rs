@@ -9,6 +9,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::json;
 
+use super::calibration::{self, Fits};
 use super::judge::{self, Judge};
 use super::{Params, curve, examples, note};
 use crate::rl::objective::Objective;
@@ -73,7 +74,8 @@ pub fn evaluate(params: &Params, ctx: &mut Context) -> Result<()> {
 
     let sensitivity = judge::gold_about(ctx)?.fact_sensitivity;
     let gold: Vec<f64> = prompts.iter().filter(|p| p.half == Half::B).flat_map(|p| p.gold.iter().copied()).collect();
-    let more = json!({ "objectives": info.objectives, "n": info.n, "k": info.k, "beta": info.beta, "members": info.members });
+    let more =
+        json!({ "objectives": info.objectives, "n": info.n, "k": info.k, "beta": info.beta, "members": info.members });
     let info = EvaluationInfo {
         objective: Evaluation::BEST_OF_N_OBJECTIVE.to_owned(),
         lambda: 0.0,

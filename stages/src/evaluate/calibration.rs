@@ -67,8 +67,10 @@ pub fn bins(scores: &[Score], fits: &Fits) -> Vec<CalibrationBin> {
         let (low, high) = (edge[0], edge[1]);
         // The last bin holds its upper edge.
         let last = i + 2 == edges.len();
-        let inside: Vec<&(&Score, f64)> =
-            here.iter().filter(|(s, _)| s.kl_exact >= low && (s.kl_exact < high || (last && s.kl_exact == high))).collect();
+        let inside: Vec<&(&Score, f64)> = here
+            .iter()
+            .filter(|(s, _)| s.kl_exact >= low && (s.kl_exact < high || (last && s.kl_exact == high)))
+            .collect();
         if inside.is_empty() {
             continue;
         }
@@ -103,7 +105,8 @@ pub fn split(scores: &[&[f32]]) -> Option<Split> {
         return None;
     }
     let phi = |i: usize, m: usize| f64::from(scores[i][m]);
-    let mu: Vec<f64> = (0..scores.len()).map(|i| (0..members).map(|m| phi(i, m)).sum::<f64>() / members as f64).collect();
+    let mu: Vec<f64> =
+        (0..scores.len()).map(|i| (0..members).map(|m| phi(i, m)).sum::<f64>() / members as f64).collect();
     let centre = mean(&mu);
     let spread = mean(&mu.iter().map(|mu| (mu - centre).powi(2)).collect::<Vec<_>>());
     let (mut offset, mut slope, mut total) = (0.0, 0.0, 0.0);

@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::calibration::{self, CalibrationOptions, calibration_posts, correlation};
 use super::{LoadedReward, load_ensemble, load_tokenizer, mean_and_variance, score};
 use crate::model;
+use crate::model::tokenizer_digest;
 use crate::train::params::Faults;
 use crate::train::random::{below, fixed_generator, shuffle};
 use crate::train::{Told, on_a_big_stack};
 use crate::types::folder::write_json;
-use crate::model::tokenizer_digest;
 use crate::types::reward::{ADAPTER, BASE, ENSEMBLE, MEMBERS};
 use crate::types::{EnsembleInfo, LEARNING, RewardModel};
 

@@ -141,13 +141,7 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
     LearningPoint::write(ctx.out(), trainer.curve())
 }
 
-fn save(
-    p: &Params,
-    ctx: &Context,
-    tokenizer: &Tokenizer,
-    model: &RewardModel,
-    calibration: Calibration,
-) -> Result<()> {
+fn save(p: &Params, ctx: &Context, tokenizer: &Tokenizer, model: &RewardModel, calibration: Calibration) -> Result<()> {
     let (out, input) = (ctx.out(), ctx.one("model")?);
     let full = p.lora.0.is_none();
     if full {

@@ -82,20 +82,8 @@ kind!(
     3,
     "PPO from the SFT policy against a reward model or an ensemble, with the adaptive objective or a baseline"
 );
-kind!(
-    Rloo,
-    RlooParams,
-    "rl.rloo",
-    1,
-    "REINFORCE with a leave-one-out baseline: as rl.ppo, without a value head"
-);
-kind!(
-    Grpo,
-    GrpoParams,
-    "rl.grpo",
-    1,
-    "group-relative policy optimisation: as rl.ppo, without a value head"
-);
+kind!(Rloo, RlooParams, "rl.rloo", 1, "REINFORCE with a leave-one-out baseline: as rl.ppo, without a value head");
+kind!(Grpo, GrpoParams, "rl.grpo", 1, "group-relative policy optimisation: as rl.ppo, without a value head");
 
 fn signature(objective: Objective) -> Signature {
     let signature = Signature::gives("PolicyRun")
@@ -110,8 +98,8 @@ fn signature(objective: Objective) -> Signature {
 fn check_wiring(objective: Objective, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
     let at = |port: &str| inputs.iter().find(|input| input.port == port);
     let single = at("rewards").is_some_and(|rewards| rewards.output != Ensemble::NAME);
-    let other =
-        at("adaptive").filter(|run| run.kind.starts_with("rl.") && run.params["objective"] != json!(Objective::Adaptive));
+    let other = at("adaptive")
+        .filter(|run| run.kind.starts_with("rl.") && run.params["objective"] != json!(Objective::Adaptive));
     let mut faults = Vec::new();
     if single && let Err(error) = check_members(objective, 1) {
         faults.push(("rewards", error));
@@ -140,10 +128,9 @@ fn run(params: &Params, ctx: &mut Context) -> Result<()> {
     let base = params.precision.of(&base);
     check_tokenizer(ctx, &input.folder)?;
     let policy = match params.lora {
-        Some(lora) => base.with_adapter(
-            &LoraConfig { r: lora.r, alpha: lora.alpha, dropout: 0.0 },
-            &mut ctx.generator("adapter"),
-        ),
+        Some(lora) => {
+            base.with_adapter(&LoraConfig { r: lora.r, alpha: lora.alpha, dropout: 0.0 }, &mut ctx.generator("adapter"))
+        }
         None => base.clone().with_full_training(),
     }
     .told()?;
@@ -221,7 +208,8 @@ fn matched_schedule(params: &Params, ctx: &Context) -> Result<Option<Vec<f64>>> 
     }
     Ok(Some(match params.matching {
         Matching::Constant => {
-            let of = |column: fn(&(f64, f64, f64)) -> f64| crate::stats::mean(&means.iter().map(column).collect::<Vec<_>>());
+            let of =
+                |column: fn(&(f64, f64, f64)) -> f64| crate::stats::mean(&means.iter().map(column).collect::<Vec<_>>());
             vec![objective::matched_lambda(of(|m| m.0), of(|m| m.1), of(|m| m.2))]
         }
         Matching::Phases => means.iter().map(|&(c_kl, kl, c)| objective::matched_lambda(c_kl, kl, c)).collect(),
@@ -252,8 +240,9 @@ fn prompts(
         found.truncate(limit);
     }
     if found.is_empty() {
-        return Err(Error::yours(format!("the posts hold none in split `{split}`"))
-            .help("give `dataset.filter` a size for it"));
+        return Err(
+            Error::yours(format!("the posts hold none in split `{split}`")).help("give `dataset.filter` a size for it")
+        );
     }
     let prompt = |post: &Post| {
         let fitted = fit(tokenizer, post, window)?;

@@ -200,9 +200,8 @@ fn rloo_and_grpo_are_those_of_the_grouped_arrays() {
     let advantages = group_relative(&scores, 2, true);
     recorded.claim("grpo/advantages", &advantages);
     let lengths: Vec<usize> = recorded.rollout.logprob.iter().map(Vec::len).collect();
-    let by_token = |x: &[f64]| -> Vec<f64> {
-        x.iter().zip(&lengths).flat_map(|(x, n)| std::iter::repeat_n(*x, *n)).collect()
-    };
+    let by_token =
+        |x: &[f64]| -> Vec<f64> { x.iter().zip(&lengths).flat_map(|(x, n)| std::iter::repeat_n(*x, *n)).collect() };
     let weight: Vec<f64> = lengths.iter().map(|n| 1.0 / (lengths.len() * n) as f64).collect();
     let new: Vec<f32> = recorded.numbers.expected("in/new_logprob").iter().map(|&x| x as f32).collect();
     let targets = Targets {
@@ -244,7 +243,8 @@ fn a_minibatchs_gradient_is_that_of_autograd() {
     let stats =
         &StatOptions { min_new_tokens: whole("min_new_tokens") as usize, eos: whole("eos").into(), entropy: false };
     let (advantages, returns) = (given("advantage"), given("returns"));
-    let lesson = Lesson { rollout: &rollout, advantages: &advantages, returns: &returns, kl: &[], first_std: 1.0, stats };
+    let lesson =
+        Lesson { rollout: &rollout, advantages: &advantages, returns: &returns, kl: &[], first_std: 1.0, stats };
     let judged = learner.judge(lesson, &[0, 1, 2, 3, 4, 5], &params).unwrap();
     let loss = judged.losses.policy + Value::default().coefficient * judged.losses.value;
     numbers.claim("ppo/loss", &[loss], TOLERANCE);

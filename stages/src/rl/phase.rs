@@ -205,7 +205,8 @@ impl<'a> Phases<'a> {
             ratio_mean: Some(report.ratio_mean),
             ratio_max: Some(report.ratio_max),
             entropy: Some(mean(&rollout.entropy.concat())),
-            explained_variance: (!returns.is_empty() && variance(&returns) > 0.0).then(|| 1.0 - variance(&errors) / variance(&returns)),
+            explained_variance: (!returns.is_empty() && variance(&returns) > 0.0)
+                .then(|| 1.0 - variance(&errors) / variance(&returns)),
             eos_rate: Some(rollout.ended.iter().filter(|ended| **ended).count() as f64 / responses),
             length: Some(rollout.sequences.iter().map(|s| s.response.len()).sum::<usize>() as f64 / responses),
             advantage_std: Some(credit.std),
@@ -268,7 +269,8 @@ impl<'a> Phases<'a> {
             let prompts: Vec<&[u32]> = chunk.iter().map(|sequence| sequence.prompt.as_slice()).collect();
             let sampled = lm::sample(&learner.reference, &prompts, &self.sampling, &self.reference_draws, rows);
             let sampled = sampled.told()?;
-            responses.extend(chunk.iter().zip(sampled).map(|(s, sampled)| Sequence::new(s.prompt.clone(), sampled.ids)));
+            responses
+                .extend(chunk.iter().zip(sampled).map(|(s, sampled)| Sequence::new(s.prompt.clone(), sampled.ids)));
         }
         Ok(responses)
     }

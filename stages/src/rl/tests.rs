@@ -8,9 +8,7 @@ use engine::context::{Context, Input};
 use engine::error::Result;
 use engine::kind::{AnyKind, Kind, Wired};
 use engine::names::Digest;
-use lm::{
-    CausalLm, Draws, LoraConfig, SampleOptions, Sequence, StatOptions, Tokenizer, Variable, WeightType,
-};
+use lm::{CausalLm, Draws, LoraConfig, SampleOptions, Sequence, StatOptions, Tokenizer, Variable, WeightType};
 use rand::Rng;
 use serde_json::json;
 
@@ -377,12 +375,15 @@ fn run_against<K: Kind>(
     }
     let mut inputs = bench.inputs();
     if let Some(adaptive) = adaptive {
-        inputs.insert("adaptive".to_owned(), vec![Input {
-            label: "adaptive".to_owned(),
-            artifact_type: PolicyRun::NAME.to_owned(),
-            digest: Digest::of(b"adaptive"),
-            folder: adaptive.path(),
-        }]);
+        inputs.insert(
+            "adaptive".to_owned(),
+            vec![Input {
+                label: "adaptive".to_owned(),
+                artifact_type: PolicyRun::NAME.to_owned(),
+                digest: Digest::of(b"adaptive"),
+                folder: adaptive.path(),
+            }],
+        );
     }
     run_seeded(kind, with, inputs, seed)
 }
@@ -441,7 +442,13 @@ fn a_matched_arm_takes_the_kl_weighed_coefficient_of_each_phase_or_of_all() -> R
     // Without a word, the schedule.
     let default = PpoParams::default().matching;
     assert_eq!(default, super::params::Matching::Phases);
-    let error = run_against(&Ppo, &["1", "2", "3"], Some(&ppo(json!({ "objective": "mean" }), 7)?), json!({ "objective": "matched" }), 7);
+    let error = run_against(
+        &Ppo,
+        &["1", "2", "3"],
+        Some(&ppo(json!({ "objective": "mean" }), 7)?),
+        json!({ "objective": "matched" }),
+        7,
+    );
     assert!(error.err().is_some_and(|e| e.message.contains("no adaptive coefficient")));
     Ok(())
 }

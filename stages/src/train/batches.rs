@@ -136,10 +136,12 @@ mod tests {
             let batches = (0..18).map(|_| order.next_batch()).collect::<Vec<_>>();
             let pairs = |batch: &Vec<usize>| {
                 let batch = batch.clone();
-                (0..batch.len()).flat_map(move |i| {
-                    let batch = batch.clone();
-                    (0..i).map(move |j| (batch[i].min(batch[j]), batch[i].max(batch[j])))
-                }).collect::<Vec<_>>()
+                (0..batch.len())
+                    .flat_map(move |i| {
+                        let batch = batch.clone();
+                        (0..i).map(move |j| (batch[i].min(batch[j]), batch[i].max(batch[j])))
+                    })
+                    .collect::<Vec<_>>()
             };
             batches.iter().flat_map(pairs).collect()
         };

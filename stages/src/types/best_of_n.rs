@@ -36,6 +36,7 @@ pub struct BestOfNInfo {
     pub objectives: Vec<Objective>,
     /// Standard deviations that `mean_minus_std` takes off the mean.
     pub k: f64,
+    pub beta: f64,
     /// Responses to each prompt.
     pub n: usize,
     pub split: Split,

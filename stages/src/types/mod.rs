@@ -18,7 +18,9 @@ pub mod tokenizer;
 pub use agreement::Agreement;
 pub use best_of_n::BestOfN;
 pub use comparisons::Comparisons;
-pub use evaluation::{BestOfPoint, CalibrationBin, CurvePoint, Evaluation, EvaluationInfo, Example, Mechanism, Score, SftScale};
+pub use evaluation::{
+    BestOfPoint, CalibrationBin, CurvePoint, Evaluation, EvaluationInfo, Example, Mechanism, Score, SftScale,
+};
 pub use files::Files;
 pub use learning::{LEARNING, LearningPoint};
 pub use model::Model;

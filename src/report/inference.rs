@@ -1,0 +1,220 @@
+//! Statements tested across seeds: exact paired sign flips, corrected within a family.
+
+use std::fmt;
+
+use stages::stats::{detectable_effect, holm, mean, sign_flip_interval, sign_flip_p, smallest_sign_flip_p, std};
+
+use super::outcome::Measure;
+use super::study::{Arm, Run};
+
+/// Seeds from which on the sign-flip test can reach 0.05: its smallest p is 2 / 2^n.
+pub const MIN_SEEDS: usize = 6;
+pub const ALPHA: f64 = 0.05;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// By the family's corrected test.
+    Shown,
+    /// The test shows the contrary.
+    Opposite,
+    NotShown,
+    /// Too few seeds for any test of the family.
+    NotJudged,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Shown => "shown",
+            Self::Opposite => "opposite",
+            Self::NotShown => "not shown",
+            Self::NotJudged => "not judged",
+        })
+    }
+}
+
+/// One number per seed, tested to lie above zero.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Test {
+    /// What the numbers are, such as `adaptive − mean`.
+    pub label: String,
+    pub seeds: Vec<(u64, f64)>,
+    pub mean: f64,
+    /// 95%, by inverting the test; none below [`MIN_SEEDS`].
+    pub interval: Option<(f64, f64)>,
+    /// Two-sided, not corrected.
+    pub p: f64,
+}
+
+impl Test {
+    /// `None` without a seed.
+    pub fn of(label: String, seeds: Vec<(u64, f64)>) -> Option<Self> {
+        let values: Vec<f64> = seeds.iter().map(|(_, value)| *value).collect();
+        (!values.is_empty()).then(|| Self {
+            label,
+            mean: mean(&values),
+            interval: sign_flip_interval(&values, ALPHA),
+            p: sign_flip_p(&values),
+            seeds,
+        })
+    }
+
+    pub fn over(label: String, arm: &Arm, of: impl Fn(&Run) -> Option<f64>) -> Option<Self> {
+        Self::of(label, arm.runs.iter().filter_map(|run| Some((run.seed, of(run)?))).collect())
+    }
+
+    /// `of(arm) - of(other)` by seed.
+    pub fn paired(arm: &Arm, other: &Arm, of: impl Fn(&Run) -> Option<f64>) -> Option<Self> {
+        Self::over(format!("{} − {}", arm.label, other.label), arm, |run| Some(of(run)? - of(other.run(run.seed)?)?))
+    }
+
+    /// The smallest mean that is detected with power 0.8 if the differences are normal with the deviation seen here.
+    pub fn detectable(&self) -> Option<f64> {
+        let n = self.seeds.len();
+        let values: Vec<f64> = self.seeds.iter().map(|(_, value)| *value).collect();
+        Some(detectable_effect(n, ALPHA)? * std(&values) * (n as f64 / (n as f64 - 1.0)).sqrt())
+    }
+}
+
+/// A statement that holds if every one of its parts lies above zero (an intersection-union test: its p is the largest of the
+/// parts', without a correction among them).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// `H3`; empty for a claim that was not registered.
+    pub name: &'static str,
+    pub sentence: String,
+    pub parts: Vec<Test>,
+    pub answer: Answer,
+    /// Corrected within the family; none where no test was made.
+    pub corrected: Option<f64>,
+}
+
+impl Line {
+    pub fn new(name: &'static str, sentence: String, parts: Vec<Test>) -> Self {
+        Self { name, sentence, parts, answer: Answer::NotJudged, corrected: None }
+    }
+
+    /// Seeds of its smallest part.
+    pub fn n(&self) -> usize {
+        self.parts.iter().map(|part| part.seeds.len()).min().unwrap_or(0)
+    }
+
+    /// 1 where the parts disagree in sign.
+    fn p(&self) -> f64 {
+        let side = |above: bool| self.parts.iter().all(|part| part.mean != 0.0 && (part.mean > 0.0) == above);
+        if side(true) || side(false) { self.parts.iter().map(|part| part.p).fold(0.0, f64::max) } else { 1.0 }
+    }
+}
+
+/// What a family's statements are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// H1 and H2.
+    Preconditions,
+    /// Outcomes of two arms in a measure.
+    Outcomes(Measure),
+    Other,
+}
+
+/// Statements that are corrected together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Family {
+    pub title: String,
+    pub subject: Subject,
+    pub lines: Vec<Line>,
+    /// Why none of them can be judged, if so.
+    pub note: Option<String>,
+}
+
+/// Tests the lines and corrects them by Holm's method.
+pub fn judged(subject: Subject, title: String, mut lines: Vec<Line>) -> Family {
+    let tested: Vec<usize> = (0..lines.len()).filter(|&i| lines[i].n() >= MIN_SEEDS).collect();
+    let p: Vec<f64> = tested.iter().map(|&i| lines[i].p()).collect();
+    let most = tested.iter().map(|&i| lines[i].n()).max().unwrap_or(0);
+    let smallest = tested.len() as f64 * smallest_sign_flip_p(most);
+    if smallest > ALPHA {
+        let note = format!(
+            "{} tests of {most} seeds: the smallest corrected p is {smallest:.3}, so that none of them is judged",
+            tested.len()
+        );
+        return Family { title, subject, lines, note: Some(note) };
+    }
+    for (i, corrected) in tested.into_iter().zip(holm(&p)) {
+        let line = &mut lines[i];
+        line.corrected = Some(corrected);
+        line.answer = match line.parts.first() {
+            Some(part) if corrected <= ALPHA && part.mean > 0.0 => Answer::Shown,
+            Some(_) if corrected <= ALPHA => Answer::Opposite,
+            _ => Answer::NotShown,
+        };
+    }
+    Family { title, subject, lines, note: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+    use stages::stats::normal;
+
+    use super::*;
+
+    fn line(values: &[f64]) -> Line {
+        let test = Test::of("a − b".into(), (0..).zip(values.iter().copied()).collect());
+        Line::new("", "a above b".into(), vec![test.unwrap()])
+    }
+
+    fn answers(lines: Vec<Line>) -> Vec<Answer> {
+        judged(Subject::Other, String::new(), lines).lines.iter().map(|line| line.answer).collect()
+    }
+
+    #[test]
+    fn nothing_is_judged_below_six_seeds() {
+        assert_eq!(answers(vec![line(&[0.5; 5])]), [Answer::NotJudged]);
+        assert_eq!(answers(vec![line(&[0.5; 6])]), [Answer::Shown]);
+        assert_eq!(answers(vec![line(&[-0.5; 6])]), [Answer::Opposite]);
+        assert_eq!(answers(vec![line(&[0.5, -0.5, 0.4, -0.4, 0.3, -0.3])]), [Answer::NotShown]);
+    }
+
+    #[test]
+    fn a_family_too_large_for_its_seeds_says_so() {
+        let lines = |n: usize| vec![line(&[0.5; 8]); n];
+        assert_eq!(answers(lines(6)), [Answer::Shown; 6]);
+        let family = judged(Subject::Other, String::new(), lines(7));
+        assert!(family.lines.iter().all(|line| line.answer == Answer::NotJudged));
+        assert!(family.note.unwrap().contains("7 tests of 8 seeds: the smallest corrected p is 0.055"));
+    }
+
+    #[test]
+    fn a_statement_of_two_parts_needs_both() {
+        let both = |second: &[f64]| {
+            let parts = [line(&[0.5; 8]), line(second)].map(|line| line.parts[0].clone());
+            answers(vec![Line::new("H4", "a above b and c".into(), parts.into())])
+        };
+        assert_eq!(both(&[0.1; 8]), [Answer::Shown]);
+        assert_eq!(both(&[0.1, -0.1, 0.2, -0.2, 0.1, -0.1, 0.2, -0.1]), [Answer::NotShown]);
+        assert_eq!(both(&[-0.5; 8]), [Answer::NotShown], "above one, below the other");
+        assert_eq!(both(&[0.5; 5]), [Answer::NotJudged], "as few seeds as its smallest part");
+    }
+
+    #[test]
+    fn a_family_errs_in_one_of_twenty_studies_and_sees_a_large_effect() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut study = |effects: &[f64]| -> Vec<Answer> {
+            let mut values = |effect: f64| (0..8).map(|_| effect + normal(&mut rng)).collect::<Vec<_>>();
+            answers(effects.iter().map(|&effect| line(&values(effect))).collect())
+        };
+        let wrong = (0..400).filter(|_| study(&[0.0; 5]).iter().any(|a| *a != Answer::NotShown)).count();
+        assert!(wrong <= 30, "{wrong} of 400");
+        let found = (0..400).filter(|_| study(&[1.5]) == [Answer::Shown]).count();
+        assert!(found > 320, "{found} of 400");
+    }
+
+    #[test]
+    fn the_detectable_difference_is_in_the_units_of_the_differences() {
+        let test = |scale: f64| line(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(|v| v * scale)).parts[0].clone();
+        let (one, ten) = (test(1.0).detectable().unwrap(), test(10.0).detectable().unwrap());
+        assert!((ten - 10.0 * one).abs() < 1e-9 && one > 3.0, "{one} {ten}");
+        assert_eq!(line(&[0.1; 5]).parts[0].detectable(), None);
+        assert_eq!(test(1.0).interval, Some((1.0, 6.0)));
+    }
+}
