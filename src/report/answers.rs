@@ -4,6 +4,7 @@ use super::forest::{Place, forest, frontier};
 use super::html::{escape, table};
 use super::inference::{Answer, Family, Line, Test};
 use super::outcome::{Measure, frontier_point};
+use super::stopping;
 use super::study::{Arm, Role, Study};
 use super::verdict::Answers;
 use stages::stats::mean;
@@ -27,6 +28,7 @@ pub fn section(study: &Study) -> String {
         out.push_str(&differences(&answers, measure));
     }
     out.push_str(&plane(study, answers.primary));
+    out.push_str(&stopping::section(study, answers.primary));
     if !answers.claims.is_empty() {
         out.push_str("<h3>Claims of the paper</h3>");
         out.extend(answers.claims.iter().map(family));
@@ -139,7 +141,7 @@ fn plane(study: &Study, measure: Measure) -> String {
     let adaptive = study.arms.iter().enumerate().filter(|(_, arm)| arm.role == Role::Adaptive);
     let paths: Vec<(usize, Vec<(f64, f64)>)> = adaptive
         .flat_map(|(look, arm)| arm.runs.iter().map(move |run| (look, run)))
-        .map(|(look, run)| (look, run.sampled().filter_map(|point| Some((point.kl, measure.of(point)?))).collect()))
+        .map(|(look, run)| (look, run.sampled().filter_map(|point| Some((point.kl_exact, measure.of(point)?))).collect()))
         .collect();
     let title = format!("{measure} against KL");
     let drawn = frontier(&title, &measure.to_string(), &places, &paths);

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use stages::stats::GaoFit;
 use stages::types::CurvePoint;
 
 use super::best_of_n;
 use super::chart::{self, Chart, Series, arm_lines, legend};
-use super::html::escape;
-use super::study::{Run, Study};
+use super::html::{escape, table};
+use super::study::{Arm, Run, Study};
 
 type Of = fn(&CurvePoint) -> Option<f64>;
 
@@ -60,19 +61,50 @@ fn groups(study: &Study) -> Vec<(String, Study)> {
 fn panels(study: &Study, number: u32, label: &str) -> String {
     let by_step: Vec<Chart> =
         PANELS.iter().map(|(title, of)| chart(study, title, "phase", |r| Some(r.step as f64), *of)).collect();
+    let distance: Of = |r| Some(r.kl_exact.max(0.0).sqrt());
     let by_kl: Vec<Chart> =
-        PANELS[..3].iter().map(|(title, of)| chart(study, title, "KL (nats)", |r| Some(r.kl), *of)).collect();
-    let variance = chart(study, "ensemble variance", "KL (nats)", |r| Some(r.kl), |r| r.variance);
+        PANELS[..3].iter().map(|(title, of)| chart(study, title, "square root of KL", distance, *of)).collect();
+    let variance = chart(study, "ensemble variance", "KL (nats)", |r| Some(r.kl_exact), |r| r.variance);
     let gold = escape(&study.gold_heading());
     format!(
         "{legend}<p class=\"soft\">Thick: mean over seeds; thin: single seeds. Half B of the held-out prompts.</p>\
          <h3>Figure {number}{label}: by step</h3><p class=\"soft\">{gold}</p>{}\
-         <h3>The same{label} by KL</h3><p class=\"soft\">{gold}</p>{}\
+         <h3>The same{label} by the square root of KL</h3><p class=\"soft\">{gold}</p>{}{}\
          <h3>Figure 6{label}: reward variance against KL</h3>{}",
         chart::figures(&by_step),
         chart::figures(&by_kl),
+        fits(study),
         chart::figures(&[variance]),
         legend = legend(study.arms.iter().map(|arm| arm.label.as_str())),
+    )
+}
+
+/// Gao et al.'s R = d (a - b log d), d = sqrt(KL), fitted to the gain since the start over all seeds of each arm.
+fn fits(study: &Study) -> String {
+    let fit = |arm: &Arm, of: Of| {
+        let points = arm.runs.iter().flat_map(|run| {
+            let start = run.start().and_then(of);
+            let gain = move |row: &CurvePoint| Some((row.kl_exact.max(0.0).sqrt(), of(row)? - start?));
+            run.sampled().filter_map(gain).collect::<Vec<_>>()
+        });
+        GaoFit::of(&points.collect::<Vec<_>>())
+    };
+    let rows: Vec<Vec<String>> = study
+        .arms
+        .iter()
+        .map(|arm| {
+            let numbers = PANELS[..3].iter().flat_map(|(_, of)| match fit(arm, *of) {
+                Some(GaoFit { a, b }) => [format!("{a:.3}"), format!("{b:.3}")],
+                None => ["–".to_owned(), "–".to_owned()],
+            });
+            std::iter::once(escape(&arm.label)).chain(numbers).collect()
+        })
+        .collect();
+    let head = ["arm", "gold: a", "gold: b", "true quality: a", "true quality: b", "proxy: a", "proxy: b"];
+    format!(
+        "<p class=\"soft\">R = d (a - b log d) with d = √KL (Gao et al. 2023), fitted to the gain since the start over all seeds: \
+         a is the gain at d = 1, b how fast the curve bends down.</p>{}",
+        table(&head, 1, &rows)
     )
 }
 

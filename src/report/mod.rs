@@ -18,9 +18,11 @@ pub mod load;
 mod outcome;
 mod page;
 mod parameters;
+mod stopping;
 mod study;
 pub mod terminal;
 mod timeline;
+mod uncertainty;
 mod verdict;
 
 use std::fs::File;

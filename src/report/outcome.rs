@@ -53,7 +53,7 @@ pub fn outcome(run: &Run, measure: Measure, half: Half) -> Option<f64> {
 
 /// The run as one point of a frontier: KL and the outcome over the same window, half B.
 pub fn frontier_point(run: &Run, measure: Measure) -> Option<(f64, f64)> {
-    Some((window_mean(run, Half::B, |point| Some(point.kl))?, outcome(run, measure, Half::B)?))
+    Some((window_mean(run, Half::B, |point| Some(point.kl_exact))?, outcome(run, measure, Half::B)?))
 }
 
 /// The step with the run's best value of the measure on half A (the earliest of equals) and the last step, both on half B.
@@ -102,7 +102,7 @@ pub fn trend(run: &Run, x: impl Fn(&CurvePoint) -> Option<f64>, y: impl Fn(&Curv
 pub fn gap_to_frontier(adaptive: &Run, fixed: &[&Arm], measure: Measure) -> Option<f64> {
     let distance = |(kl, y): (f64, f64)| (kl.max(0.0).sqrt(), y);
     let path: Option<Vec<(f64, f64)>> =
-        adaptive.sampled().map(|point| Some(distance((point.kl, measure.of(point)?)))).collect();
+        adaptive.sampled().map(|point| Some(distance((point.kl_exact, measure.of(point)?)))).collect();
     let frontier: Option<Vec<(f64, f64)>> =
         fixed.iter().map(|arm| frontier_point(arm.run(adaptive.seed)?, measure).map(distance)).collect();
     mean_gap(&path?, &frontier?)
@@ -164,7 +164,7 @@ mod tests {
         let level = |label, quality: f64, kl: f64| {
             let mut arm = arm(&[("arm", label)], "mean", &[0.0]);
             for point in &mut arm.runs[0].curve {
-                (point.quality, point.kl) = (Some(quality), kl);
+                (point.quality, point.kl_exact) = (Some(quality), kl);
             }
             arm
         };

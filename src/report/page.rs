@@ -11,7 +11,7 @@ use super::graph::graph;
 use super::html::{Sections, escape, page, table};
 use super::load::{Fate, Instance, RunData, State};
 use super::study::{Study, list};
-use super::{answers, arms, best_of_n, glossary, learned, parameters, timeline};
+use super::{answers, arms, best_of_n, glossary, learned, parameters, timeline, uncertainty};
 
 pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
     let mut body = Sections::default();
@@ -27,7 +27,7 @@ pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
         body.push("Figures", &figures(study));
         let engagement: String = arms::engagement(study).iter().map(|s| format!("<p>{}</p>", escape(s))).collect();
         let mechanism = table(&arms::MECHANISM_HEAD, 1, &escaped(arms::mechanism(study)));
-        body.push("The mechanism", &(engagement + &mechanism));
+        body.push("The mechanism", &(engagement + &mechanism + &uncertainty::figures(study)));
         body.push("Summaries (Table 1)", &examples(study));
     }
     if study.arms.is_empty() && !study.best_of.is_empty() {

@@ -6,7 +6,9 @@ use std::path::Path;
 use engine::names::Digest;
 use serde_json::Value;
 use stages::rl::objective::{Objective, VarianceScope};
-use stages::types::{BestOfPoint, CurvePoint, Evaluation, EvaluationInfo, Example, FactSensitivity, Half};
+use stages::types::{
+    BestOfPoint, CalibrationBin, CurvePoint, Evaluation, EvaluationInfo, Example, FactSensitivity, Half, Phase, PolicyRun,
+};
 
 use super::load::{Instance, RunData, SEED};
 
@@ -81,6 +83,10 @@ pub struct Run {
     pub examples: Vec<Example>,
     /// Mean variance of the ensemble on random text and on calibration samples.
     pub ensemble_s2: Option<(f64, f64)>,
+    /// The ensemble's variance beside its squared error, by KL.
+    pub calibration: Vec<CalibrationBin>,
+    /// What RL logged of each phase; empty where the policy run is gone.
+    pub phases: Vec<Phase>,
     /// The model that RL started from; none where it is not known.
     pub policy: Option<Digest>,
     /// Digests of all that the policy run was made from, by stage. None where one is not known.
@@ -201,6 +207,8 @@ impl Study {
                     curve,
                     examples,
                     ensemble_s2: ensemble_s2(run, instance),
+                    calibration: Evaluation::calibration(&folder).unwrap_or_default(),
+                    phases: phases(run, instance),
                     policy: policy(run, instance),
                     made_from: made_from(run, instance),
                 },
@@ -327,6 +335,11 @@ fn label<'a>(instance: &'a Instance, dimension: &str) -> Option<&'a str> {
     instance.matrix.iter().find(|(of, _)| of == dimension).map(|(_, label)| label.as_str())
 }
 
+fn phases(run: &RunData, evaluation: &Instance) -> Vec<Phase> {
+    let folder = run.input(evaluation, "policy").and_then(|policy| run.folder(policy));
+    folder.and_then(|folder| PolicyRun::phases(&folder).ok()).unwrap_or_default()
+}
+
 fn policy(run: &RunData, evaluation: &Instance) -> Option<Digest> {
     let trained = run.input(evaluation, "policy")?;
     run.fate(run.input(trained, "policy")?).digest
@@ -442,7 +455,7 @@ pub mod tests {
             .chain([point(0, true, Some(0.55), 0.1, 0.0), point(8, true, Some(end), end, 8.0)])
             .collect();
         let made_from = [("gold".to_owned(), BTreeSet::from([Digest::of(b"gold")]))].into();
-        Run { seed, about, curve, examples: Vec::new(), ensemble_s2: None, policy: None, made_from: Some(made_from) }
+        Run { seed, about, curve, examples: Vec::new(), ensemble_s2: None, calibration: Vec::new(), phases: Vec::new(), policy: None, made_from: Some(made_from) }
     }
 
     pub fn arm(labels: &[(&str, &str)], objective: &str, ends: &[f64]) -> Arm {

@@ -260,7 +260,7 @@ impl Answers {
         type Number = fn(&stages::types::CurvePoint) -> Option<f64>;
         let trends: [(&str, Number, Number); 2] = [
             ("gold followed true quality", |point| Some(point.gold), |point| point.quality),
-            ("the ensemble's variance rose with KL", |point| point.variance, |point| Some(point.kl)),
+            ("the ensemble's variance rose with KL", |point| point.variance, |point| Some(point.kl_exact)),
         ];
         for (claim, x, y) in trends {
             let lines: Vec<Line> = all
