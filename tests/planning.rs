@@ -48,7 +48,7 @@ fn labelled_comparisons_drop_the_first_sampling_and_keep_what_lies_above() {
     let file = shipped(&space);
     let plan = space.json(&["plan", &file, "--profile", "stiennon", "--json"]);
     let not_needed = names(&plan["not_needed"]);
-    assert!(not_needed.contains(&"pairs") && !not_needed.contains(&"pairs2"), "{not_needed:?}");
+    assert!(not_needed.contains(&"pairs") && !not_needed.contains(&"pairs2[301,1]"), "{not_needed:?}");
     let key = |plan: &serde_json::Value, stage: &str| {
         let stages = plan["stages"].as_array().expect("a plan has stages");
         stages.iter().find(|s| s["stage"] == stage).map(|s| s["key"].clone()).expect("the stage is planned")
@@ -77,13 +77,22 @@ fn a_mistake_is_told_with_its_place_and_exit_code_2() {
         ("unused variable", &["--set", "stages.posts.matrix={spare: [1, 2]}"], "spare"),
         (
             "an ensemble's objective and one reward model",
-            &["--set", "stages.rl.needs.rewards=\"proxy[1]\""],
-            "the objective `adaptive` needs an ensemble of reward models; port `rewards` is given a single one\n --> --set:1:25",
+            &["--set", "stages.rl.needs.rewards=\"proxy[${seed},1]\""],
+            "the objective `mean` needs an ensemble of reward models; port `rewards` is given a single one\n --> --set:1:25",
         ),
-        ("an ensemble of one", &["--set", "stages.ensemble.needs.members=\"proxy[1]\""], "at least two members"),
+        (
+            "an ensemble of one",
+            &["--set", "stages.ensemble.needs.members=\"proxy[${seed},1]\""],
+            "at least two members",
+        ),
         (
             "a constant matched to no adaptive run",
-            &["--set", "stages.rl.matrix.arm.matched.needs.adaptive=\"rl[mean,${seed}]\""],
+            &[
+                "--profile",
+                "study",
+                "--set",
+                "profiles.study.stages.rl.matrix.arm.matched.needs.adaptive=\"rl[mean,${seed}]\"",
+            ],
             "this one has \"mean\"",
         ),
         ("pairs of one model", &["--set", "stages.pairs.needs.models=\"sft[s]\""], "same_model: true"),

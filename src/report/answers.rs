@@ -141,7 +141,9 @@ fn plane(study: &Study, measure: Measure) -> String {
     let adaptive = study.arms.iter().enumerate().filter(|(_, arm)| arm.role == Role::Adaptive);
     let paths: Vec<(usize, Vec<(f64, f64)>)> = adaptive
         .flat_map(|(look, arm)| arm.runs.iter().map(move |run| (look, run)))
-        .map(|(look, run)| (look, run.sampled().filter_map(|point| Some((point.kl_exact, measure.of(point)?))).collect()))
+        .map(|(look, run)| {
+            (look, run.sampled().filter_map(|point| Some((point.kl_exact, measure.of(point)?))).collect())
+        })
         .collect();
     let title = format!("{measure} against KL");
     let drawn = frontier(&title, &measure.to_string(), &places, &paths);

@@ -151,7 +151,13 @@ mod tests {
         let mut arm = arm(&[("arm", "mean")], "mean", &[0.0; 3]);
         for run in &mut arm.runs {
             let rows = [(0, 0.5, 0.0), (1, 0.7, 1.0), (2, 0.9, 1.8), (3, 0.6, 2.0), (4, 0.2, 2.1)];
-            let on = |half: Half| rows.map(|(step, quality, proxy)| CurvePoint { half, kl_exact: 2.0 * step as f64, ..point(step, false, Some(quality), 0.0, proxy) });
+            let on = |half: Half| {
+                rows.map(|(step, quality, proxy)| CurvePoint {
+                    half,
+                    kl_exact: 2.0 * step as f64,
+                    ..point(step, false, Some(quality), 0.0, proxy)
+                })
+            };
             run.curve = [on(Half::A), on(Half::B)].concat();
         }
         arm

@@ -7,7 +7,8 @@ use engine::names::Digest;
 use serde_json::Value;
 use stages::rl::objective::{Objective, VarianceScope};
 use stages::types::{
-    BestOfPoint, CalibrationBin, CurvePoint, Evaluation, EvaluationInfo, Example, FactSensitivity, Half, Phase, PolicyRun,
+    BestOfPoint, CalibrationBin, CurvePoint, Evaluation, EvaluationInfo, Example, FactSensitivity, Half, Phase,
+    PolicyRun,
 };
 
 use super::load::{Instance, RunData, SEED};
@@ -455,7 +456,17 @@ pub mod tests {
             .chain([point(0, true, Some(0.55), 0.1, 0.0), point(8, true, Some(end), end, 8.0)])
             .collect();
         let made_from = [("gold".to_owned(), BTreeSet::from([Digest::of(b"gold")]))].into();
-        Run { seed, about, curve, examples: Vec::new(), ensemble_s2: None, calibration: Vec::new(), phases: Vec::new(), policy: None, made_from: Some(made_from) }
+        Run {
+            seed,
+            about,
+            curve,
+            examples: Vec::new(),
+            ensemble_s2: None,
+            calibration: Vec::new(),
+            phases: Vec::new(),
+            policy: None,
+            made_from: Some(made_from),
+        }
     }
 
     pub fn arm(labels: &[(&str, &str)], objective: &str, ends: &[f64]) -> Arm {

@@ -169,26 +169,27 @@ pub fn divergence(own: (&Stats, &[f32], &[f32]), other: (&Stats, &[f32], &[f32])
             let q_logits = &mut rest[..rows * v];
             p.logits(p_logits, p_hidden, &p_layer, start);
             q.logits(q_logits, q_hidden, &q_layer, start);
-            let pairs = p_logits.par_chunks_exact(v).zip(q_logits.par_chunks_exact(v));
-            out.par_extend(pairs.map(|(p, q)| row_divergence(p, q)));
+            let pairs = p_logits.par_chunks_exact(v).zip(q_logits.par_chunks_exact_mut(v));
+            out.par_extend(pairs.map(|(p, q)| {
+                let log_sum = |logits: &[f32]| max(logits) + exp_sums(logits, max(logits), false).0.ln();
+                divergence_terms(p, q, log_sum(p), log_sum(q));
+                // The terms nearly cancel where the distributions are close.
+                q.iter().map(|&term| f64::from(term)).sum::<f64>() as f32
+            }));
         }
     });
     Ok(out)
 }
 
-/// sum p (log p - log q), in f64: the terms nearly cancel where the distributions are close.
-fn row_divergence(p: &[f32], q: &[f32]) -> f32 {
-    let log_sum_exp = |logits: &[f32]| {
-        let m = f64::from(max(logits));
-        m + logits.iter().map(|&l| (f64::from(l) - m).exp()).sum::<f64>().ln()
-    };
-    let (p_sum, q_sum) = (log_sum_exp(p), log_sum_exp(q));
-    let term = |(&p, &q): (&f32, &f32)| {
-        let log_p = f64::from(p) - p_sum;
-        // A forbidden token's probability is 0 in both.
-        if p == f32::NEG_INFINITY { 0.0 } else { log_p.exp() * (log_p - (f64::from(q) - q_sum)) }
-    };
-    p.iter().zip(q).map(term).sum::<f64>() as f32
+simd! {
+    /// p (log p - log q) of each token, in place of q's logits. A forbidden token's probability is 0 in both.
+    fn divergence_terms(p: &[f32], q: &mut [f32], p_log_sum: f32, q_log_sum: f32) {
+        for (p, q) in p.iter().zip(q.iter_mut()) {
+            let log_p = *p - p_log_sum;
+            let term = exp::<FMA>(log_p) * (log_p - (*q - q_log_sum));
+            *q = if *p == f32::NEG_INFINITY { 0.0 } else { term };
+        }
+    }
 }
 
 /// Operands: hidden `[n, d]`, the output layer's weight `[v, d]`. Result `[2, n]`: log-probabilities, entropies (0 if not asked for).
