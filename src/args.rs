@@ -65,6 +65,9 @@ pub enum Command {
         /// A run's id; the latest of this pipeline if absent
         #[arg(long)]
         run: Option<String>,
+        /// Also write every figure as SVG, the summary and all keys into this folder
+        #[arg(long, value_name = "FOLDER")]
+        export: Option<PathBuf>,
     },
     /// The kinds of stages with ports, parameters and defaults
     Kinds {

@@ -91,7 +91,7 @@ fn a_mistake_is_told_with_its_place_and_exit_code_2() {
                 "--profile",
                 "study",
                 "--set",
-                "profiles.study.stages.rl.matrix.arm.matched.needs.adaptive=\"rl[mean,${seed}]\"",
+                "stages.rl.matrix.arm.matched.needs.adaptive=\"rl[mean,${seed}]\"",
             ],
             "this one has \"mean\"",
         ),

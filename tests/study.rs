@@ -105,7 +105,7 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
         assert!(html.contains(&format!("download=\"{figure}.csv\"")), "no data of {figure}");
     }
     // Everything was reused.
-    assert!(html.contains("0 ran, 22 reused") && html.contains("* In the earlier run that made what was reused"));
+    assert!(html.contains("0 ran, 24 reused") && html.contains("* In the earlier run that made what was reused"));
     assert!(!html.contains("<h2>Timeline</h2>"));
 
     // The annotator swapped: only what lies downstream of it runs again, and the first pairs are not needed.

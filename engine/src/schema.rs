@@ -110,6 +110,11 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
                     "type": ["array", "null"],
                     "items": { "type": "integer", "minimum": 0 },
                 },
+                "notes": {
+                    "description": "What the report says first.",
+                    "type": ["array", "null"],
+                    "items": { "type": "string" },
+                },
                 "deviations": {
                     "description": "Notes for the list of deviations from the paper.",
                     "type": ["array", "null"],

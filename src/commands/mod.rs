@@ -34,7 +34,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Show { file, stage, rows } => show::show(&file, &stage, rows, &registry),
         Command::Path { file, stage } => show::path(&file, &stage, &registry),
         Command::Runs { store } => report::runs(&store),
-        Command::Report { file, run } => report::report(&file, run.as_deref(), &registry),
+        Command::Report { file, run, export } => report::report(&file, run.as_deref(), export.as_deref(), &registry),
         Command::Kinds { kind, json } => kinds::kinds(kind.as_deref(), json, &registry),
         Command::Schema => kinds::schema(&registry),
         Command::Verify { store, repair } => verify::verify(&store, repair),

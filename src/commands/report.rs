@@ -1,6 +1,6 @@
 //! `temper report` and `temper runs`: what runs left behind. Runs nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use engine::error::{At, Error, Result};
 use engine::journal::{self, Event};
@@ -12,7 +12,7 @@ use super::{Done, existing_store, load, open_store, print_json};
 use crate::args::{Pipeline, StoreAt};
 use crate::report;
 
-pub fn report(pipeline: &Pipeline, run: Option<&str>, registry: &Registry) -> Done {
+pub fn report(pipeline: &Pipeline, run: Option<&str>, export: Option<&Path>, registry: &Registry) -> Done {
     let store = open_store(pipeline)?;
     let folder = match run {
         Some(id) => folders(&store)?
@@ -27,7 +27,10 @@ pub fn report(pipeline: &Pipeline, run: Option<&str>, registry: &Registry) -> Do
             })?
         }
     };
-    let written = report::render(&folder, &store)?;
+    let written = match export {
+        Some(to) => report::export(&folder, &store, to)?,
+        None => report::render(&folder, &store)?,
+    };
     if pipeline.store.json {
         print_json(&json!({ "report": written.path }));
     } else {

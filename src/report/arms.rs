@@ -122,7 +122,7 @@ pub const MECHANISM_HEAD: [&str; 10] = [
     "mean(1 − c)",
     "c KL / gain, max",
     "Spearman(s², KL)",
-    "Spearman(s², |μ − gold|)",
+    "Spearman(s², error²)",
 ];
 
 /// The mechanism of every run; a dash for a number that the arm does not have.

@@ -88,8 +88,7 @@ pub fn slug(title: &str) -> String {
 
 /// A link that saves a table, which it holds itself, as `name.csv`.
 pub fn csv(name: &str, head: &[&str], rows: &[Vec<String>]) -> String {
-    let mut text = csv_line(head.iter().copied());
-    text.extend(rows.iter().map(|row| csv_line(row.iter().map(String::as_str))));
+    let text = csv_text(head, rows);
     let mut data = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
@@ -98,6 +97,13 @@ pub fn csv(name: &str, head: &[&str], rows: &[Vec<String>]) -> String {
         }
     }
     format!("<a class=\"csv\" download=\"{}.csv\" href=\"data:text/csv;charset=utf-8,{data}\">CSV</a>", slug(name))
+}
+
+/// A table as RFC 4180 has it.
+pub fn csv_text(head: &[&str], rows: &[Vec<String>]) -> String {
+    let mut text = csv_line(head.iter().copied());
+    text.extend(rows.iter().map(|row| csv_line(row.iter().map(String::as_str))));
+    text
 }
 
 fn csv_line<'a>(cells: impl Iterator<Item = &'a str>) -> String {

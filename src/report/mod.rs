@@ -5,6 +5,7 @@ mod answers;
 mod arms;
 mod best_of_n;
 mod chart;
+mod export;
 mod figures;
 mod forest;
 mod gates;
@@ -42,6 +43,16 @@ pub struct Report {
     pub summary: String,
 }
 
+/// Renders the report and writes its figures as SVG, its summary and the run's keys into `to`.
+///
+/// # Errors
+/// As [`render`], and when a file cannot be written.
+pub fn export(folder: &Path, store: &Store, to: &Path) -> Result<Report> {
+    let report = render(folder, store)?;
+    export::export(&RunData::read(folder, store)?, &report.path, &report.summary, to)?;
+    Ok(report)
+}
+
 /// Renders `report.html` into the run's folder from its journal and artifacts, or, where the store cannot be written to, into
 /// the system's temporary folder; also for a failed or partial run.
 ///
@@ -62,5 +73,9 @@ pub fn render(folder: &Path, store: &Store) -> Result<Report> {
         std::fs::write(&path, page).at(&path)?;
         path
     };
-    Ok(Report { path, summary: terminal::summary(&study, &agreement::sentences(&agreement)) })
+    let mut summary = terminal::summary(&study, &agreement::sentences(&agreement));
+    if !summary.is_empty() {
+        summary.extend(run.settings.notes.iter().map(|note| format!("{note}\n")));
+    }
+    Ok(Report { path, summary })
 }

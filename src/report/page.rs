@@ -50,7 +50,8 @@ pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
     }
     let terms = glossary::glossary(&body.words());
     body.push("Terms", &terms);
-    page(&format!("{} · {}", run.pipeline, run.id), &(header(run) + &body.html()))
+    let notes: String = run.settings.notes.iter().map(|note| format!("<p>{}</p>", escape(note))).collect();
+    page(&format!("{} · {}", run.pipeline, run.id), &(header(run) + &notes + &body.html()))
 }
 
 /// Whether the run is a study of the paper's question: RL beside an ensemble of reward models, or a pipeline file that lists

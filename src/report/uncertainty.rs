@@ -117,8 +117,8 @@ mod tests {
                 .to_vec();
         }
         let page = figures(&Study { arms: vec![adaptive], ..Study::default() });
-        assert!(page.contains("squared error against gold, mean"), "{page}");
-        assert!(!page.contains("squared error against true quality, mean,"), "there are no facts");
+        assert!(page.contains("squared%20error%20against%20gold,%20mean"), "{page}");
+        assert!(!page.contains("squared%20error%20against%20true%20quality,%20mean"), "there are no facts");
         let mut lone = arm(&[("arm", "mean")], "mean", &[0.5]);
         lone.runs[0].curve.iter_mut().for_each(|point| point.variance = None);
         assert!(figures(&Study { arms: vec![lone], ..Study::default() }).is_empty());

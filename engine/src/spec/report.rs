@@ -7,11 +7,13 @@ use super::known_keys;
 use super::node::{Map, Node, Value};
 use crate::diagnostics::{Diagnostics, Fault};
 
-pub const REPORT_KEYS: &[&str] = &["tuning_seeds", "deviations"];
+pub const REPORT_KEYS: &[&str] = &["notes", "tuning_seeds", "deviations"];
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
+    /// What the report says first.
+    pub notes: Vec<String>,
     /// Seeds that settings were chosen on: the report warns where results are from one of them.
     pub tuning_seeds: Vec<u64>,
     /// Notes for the list of deviations from the paper.
@@ -34,13 +36,14 @@ pub fn read(node: &Node, faults: &mut Diagnostics) -> Report {
         Value::Int(n) => u64::try_from(*n).ok(),
         _ => None,
     };
-    let note = |value: &Value| match value {
+    let text = |value: &Value| match value {
         Value::Str(text) => Some(fill(text, &[]).into_owned()),
         _ => None,
     };
     Report {
+        notes: list(map, "notes", "text", text, faults),
         tuning_seeds: list(map, "tuning_seeds", "a whole number from 0 to 2^64 - 1", seed, faults),
-        deviations: list(map, "deviations", "text", note, faults),
+        deviations: list(map, "deviations", "text", text, faults),
     }
 }
 

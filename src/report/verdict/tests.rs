@@ -22,7 +22,7 @@ fn built(label: &str, objective: &str, more: Value, lambda: f64, end: f64, seeds
                 let mut b = point(step, false, Some(quality), 2.0 * quality, f64::from(step as i32).sqrt());
                 b.variance = Some(0.1 + 0.01 * step as f64);
                 // A larger coefficient holds the KL lower.
-                b.kl *= (0.02 / lambda).sqrt();
+                b.kl_exact *= (0.02 / lambda).sqrt();
                 [CurvePoint { half: Half::A, ..b.clone() }, b]
             });
             let mut run = Run { curve: curve.collect(), ..run(objective, seed, end) };

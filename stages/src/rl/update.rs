@@ -186,12 +186,13 @@ impl Learner {
         if params.credit.normalisation() == Normalisation::Minibatch {
             advantage = normalise(&advantage, mean(&advantage), std(&advantage), lesson.first_std);
         }
-        let (old_logprob, reference) = (pick(&rollout.logprob), pick(&rollout.reference));
+        let old_logprob = pick(&rollout.logprob);
         let (old_value, returns) =
             if value.is_some() { (pick(&rollout.value), pick(lesson.returns)) } else { Default::default() };
         let new_logprob: Vec<f32> = logprob.to_vec1().told()?;
         let new_value: Vec<f32> = value.as_ref().map_or(Ok(Vec::new()), |value| value.to_vec1().told())?;
         let (weight, kl) = self.token_weights(lesson, rows, params);
+        let reference = if kl.is_empty() { Vec::new() } else { pick(&rollout.reference) };
         let targets = Targets {
             old_logprob: &old_logprob,
             old_value: &old_value,

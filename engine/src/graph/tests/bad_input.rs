@@ -420,7 +420,7 @@ fn the_report_section_is_checked_wherever_it_stands() {
             "= help: did you mean `tuning_seeds`?",
             "error: `report` has no key `titel`",
             "--> p.yaml:6:35",
-            "= help: there are `tuning_seeds`, `deviations`",
+            "= help: there are `notes`, `tuning_seeds`, `deviations`",
         ],
     );
     check(
