@@ -96,7 +96,7 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
             && html.contains("Best of n: judged")
             && !html.contains("NaN")
     );
-    assert!(html.contains("of all before it, the pipeline's own, 3."));
+    assert!(html.contains("the pipeline's own, 3, draws the rest."));
     let sections = ["Arms", "Figures", "Learning curves", "Samples by step", "Parameters by arm", "Stages", "Terms"];
     for section in sections {
         assert!(html.contains(&format!("<h2>{section}</h2>")), "no section {section}");

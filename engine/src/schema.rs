@@ -111,7 +111,7 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
                     "items": { "type": "integer", "minimum": 0 },
                 },
                 "notes": {
-                    "description": "What the report says first.",
+                    "description": "Notes shown in the report.",
                     "type": ["array", "null"],
                     "items": { "type": "string" },
                 },

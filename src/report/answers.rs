@@ -6,7 +6,7 @@ use super::inference::{Answer, Family, Line, Test};
 use super::outcome::{Measure, frontier_point};
 use super::stopping;
 use super::study::{Arm, Role, Study};
-use super::verdict::Answers;
+use super::verdict::{Answers, fixed_lambdas};
 use stages::stats::mean;
 
 pub fn section(study: &Study) -> String {
@@ -125,6 +125,9 @@ fn differences(answers: &Answers, measure: Measure) -> String {
 
 /// Every arm in the plane of KL and outcome.
 fn plane(study: &Study, measure: Measure) -> String {
+    let adaptive = study.arms.iter().find(|arm| arm.role == Role::Adaptive);
+    let fixed: Vec<&str> =
+        adaptive.into_iter().flat_map(|arm| fixed_lambdas(study, arm)).map(|arm| arm.label.as_str()).collect();
     let place = |(look, arm): (usize, &Arm)| {
         let seeds: Vec<(f64, f64)> = arm.runs.iter().filter_map(|run| frontier_point(run, measure)).collect();
         let of = |axis: fn(&(f64, f64)) -> f64| mean(&seeds.iter().map(axis).collect::<Vec<_>>());
@@ -134,7 +137,7 @@ fn plane(study: &Study, measure: Measure) -> String {
             look,
             mean,
             seeds,
-            on_frontier: arm.role == Role::Mean,
+            on_frontier: fixed.contains(&arm.label.as_str()),
         })
     };
     let places: Vec<Place> = study.arms.iter().enumerate().filter_map(place).collect();

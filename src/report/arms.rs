@@ -1,8 +1,10 @@
 //! The table of arms: start, chosen on A and final step, every number from half B.
 
-use stages::types::{CurvePoint, Mechanism};
+use stages::stats::mean;
+use stages::types::{CurvePoint, Half, Mechanism};
 
 use super::gates::{COEFFICIENT_GROWN, KL_SHARE};
+use super::outcome::{self, Measure};
 use super::study::{Arm, Role, Run, Study};
 
 /// The columns that name a row.
@@ -110,6 +112,35 @@ fn row(arm: &Arm, run: &Run, at: &str, point: &CurvePoint) -> Row {
         named: [arm.label.clone(), run.seed.to_string(), at.to_owned(), point.step.to_string()],
         cells: COLUMNS.iter().map(|column| (column.of)(point, greedy)).collect(),
     }
+}
+
+/// With more runs, tables show the arms' means first.
+pub const FEW_RUNS: usize = 12;
+
+pub const OUTCOME_HEAD: [&str; 8] =
+    ["arm", "λ", "seeds", "true quality", "gold (SFT sd)", "proxy", "KL", "drop of true quality"];
+
+/// Each arm's outcomes, means over its seeds of half B in the last third of the evaluations; the drop is from the best step on half A
+/// to the last.
+pub fn outcomes(study: &Study) -> Vec<Vec<String>> {
+    let row = |arm: &Arm| {
+        let over = |of: &dyn Fn(&Run) -> Option<f64>| -> String {
+            let values: Option<Vec<f64>> = arm.runs.iter().map(of).collect();
+            values.filter(|v| !v.is_empty()).map_or_else(|| "–".to_owned(), |v| format!("{:.3}", mean(&v)))
+        };
+        let window = |of: fn(&CurvePoint) -> Option<f64>| over(&|run| outcome::window_mean(run, Half::B, of));
+        vec![
+            arm.label.clone(),
+            format!("{}", arm.lambda),
+            arm.runs.len().to_string(),
+            window(|point| point.quality),
+            window(|point| Some(point.gold_sd)),
+            window(|point| Some(point.proxy)),
+            window(|point| Some(point.kl_exact)),
+            over(&|run| outcome::drop(run, Measure::Quality)),
+        ]
+    };
+    study.arms.iter().map(row).collect()
 }
 
 pub const MECHANISM_HEAD: [&str; 10] = [

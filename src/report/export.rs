@@ -48,11 +48,13 @@ fn figures(page: &str) -> BTreeMap<String, String> {
         from = end;
         let (before, figure) = (&page[..start], &page[start..end]);
         let Some(svg) = between(figure, "<svg", "</svg>") else { continue };
-        let heading = before.rfind("<h3>").and_then(|at| between(&before[at..], "<h3>", "</h3>"));
+        // A figure's heading and legend stand in the block between the last heading and it.
+        let block = before.rfind("<h3>").or_else(|| before.rfind("<h2>")).map_or(before, |at| &before[at..]);
+        let heading = between(block, "<h3>", "</h3>").or_else(|| between(block, "<h2>", "</h2>"));
         let own = between(figure, "download=\"", ".csv\"");
         let name: Vec<String> = [heading, own].into_iter().flatten().map(slug).collect();
-        let legend = before.rfind("<div class=\"legend\">").and_then(|at| between(&before[at..], "<div", "</div>"));
-        // Figures that name their own marks stand alone.
+        let legend = block.rfind("<div class=\"legend\">").and_then(|at| between(&block[at..], "<div", "</div>"));
+        // Wide figures label themselves.
         let legend = legend.filter(|_| !figure.starts_with("<figure class=\"wide\">"));
         let name = (1..)
             .map(|n| if n == 1 { name.join("-") } else { format!("{}-{n}", name.join("-")) })

@@ -16,7 +16,7 @@ const PANELS: [(&str, Of); 4] = [
     ("gold reward (SFT deviations above SFT)", |r| Some(r.gold_sd)),
     ("true quality", |r| r.quality),
     ("proxy reward", |r| Some(r.proxy)),
-    ("KL to the reference (nats)", |r| Some(r.kl)),
+    ("KL to the reference (nats)", |r| Some(r.kl_exact)),
 ];
 
 /// Figure 4: by step, then by KL; figure 6: variance against KL. A matrix dimension beside the arms', such as the policy's

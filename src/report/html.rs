@@ -99,7 +99,7 @@ pub fn csv(name: &str, head: &[&str], rows: &[Vec<String>]) -> String {
     format!("<a class=\"csv\" download=\"{}.csv\" href=\"data:text/csv;charset=utf-8,{data}\">CSV</a>", slug(name))
 }
 
-/// A table as RFC 4180 has it.
+/// Formats a table as CSV (RFC 4180).
 pub fn csv_text(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = csv_line(head.iter().copied());
     text.extend(rows.iter().map(|row| csv_line(row.iter().map(String::as_str))));

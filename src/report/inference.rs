@@ -126,15 +126,21 @@ pub struct Family {
 }
 
 /// Tests the lines and corrects them by Holm's method.
-pub fn judged(subject: Subject, title: String, mut lines: Vec<Line>) -> Family {
+pub fn judged(subject: Subject, title: String, lines: Vec<Line>) -> Family {
+    judged_among(0, subject, title, lines)
+}
+
+/// The same in a family of `registered` tests, of which some may be missing: the correction is for all of them.
+pub fn judged_among(registered: usize, subject: Subject, title: String, mut lines: Vec<Line>) -> Family {
     let tested: Vec<usize> = (0..lines.len()).filter(|&i| lines[i].n() >= MIN_SEEDS).collect();
-    let p: Vec<f64> = tested.iter().map(|&i| lines[i].p()).collect();
+    let size = if tested.is_empty() { 0 } else { tested.len().max(registered) };
+    let mut p: Vec<f64> = tested.iter().map(|&i| lines[i].p()).collect();
+    p.resize(size, 1.0);
     let most = tested.iter().map(|&i| lines[i].n()).max().unwrap_or(0);
-    let smallest = tested.len() as f64 * smallest_sign_flip_p(most);
+    let smallest = size as f64 * smallest_sign_flip_p(most);
     if smallest > ALPHA {
         let note = format!(
-            "{} tests of {most} seeds: the smallest corrected p is {smallest:.3}, so that none of them is judged",
-            tested.len()
+            "{size} tests of {most} seeds: the smallest corrected p is {smallest:.3}, so that none of them is judged"
         );
         return Family { title, subject, lines, note: Some(note) };
     }

@@ -41,7 +41,7 @@ pub fn window(run: &Run, half: Half) -> Vec<&CurvePoint> {
     after[after.len() - after.len().div_ceil(3)..].to_vec()
 }
 
-fn window_mean(run: &Run, half: Half, of: impl Fn(&CurvePoint) -> Option<f64>) -> Option<f64> {
+pub fn window_mean(run: &Run, half: Half, of: impl Fn(&CurvePoint) -> Option<f64>) -> Option<f64> {
     let values: Vec<f64> = window(run, half).into_iter().map(of).collect::<Option<_>>()?;
     (!values.is_empty()).then(|| mean(&values))
 }

@@ -23,7 +23,10 @@ pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
              prompts within a run; {}.</p>",
             escape(&study.gold_heading())
         );
-        body.push("Arms", &(note + &arms_table(study)));
+        let outcomes = table(&arms::OUTCOME_HEAD, 1, &escaped(arms::outcomes(study)));
+        let all = format!("<details><summary>Every seed</summary>{}</details>", arms_table(study));
+        let all = if study.runs() > arms::FEW_RUNS { all } else { arms_table(study) };
+        body.push("Arms", &(note + &outcomes + &all));
         body.push("Figures", &figures(study));
         let engagement: String = arms::engagement(study).iter().map(|s| format!("<p>{}</p>", escape(s))).collect();
         let mechanism = table(&arms::MECHANISM_HEAD, 1, &escaped(arms::mechanism(study)));
@@ -305,9 +308,11 @@ fn seeds(study: &Study) -> String {
     if study.arms.is_empty() && study.tuning.is_empty() {
         return format!("<p>The pipeline's own seed: {own}.</p>");
     }
+    let redrawn = study.redrawn().map(|(redrawn, _)| redrawn).unwrap_or_default();
+    let drawn = if redrawn.is_empty() { "RL".to_owned() } else { format!("{} and RL", redrawn.join(", ")) };
     format!(
-        "<p>Settings were chosen on seeds: {tuning}. Reported here: of PPO {reported}; of all before it, the pipeline's own, \
-         {own}.</p>{warning}"
+        "<p>Settings were chosen on seeds: {tuning}. Reported here: {reported}, which draw {drawn}; the pipeline's own, {own}, \
+         draws the rest.</p>{warning}"
     )
 }
 

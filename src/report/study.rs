@@ -42,6 +42,8 @@ pub enum Role {
     MatchedPhases,
     /// The members' mean with a coefficient that is steered towards a KL.
     KlTarget,
+    /// The members' mean less k times their variance.
+    Uwo,
     Other,
 }
 
@@ -55,6 +57,7 @@ impl Role {
             Ok(Objective::Standard) => Self::Standard,
             Ok(Objective::Mean) => Self::Mean,
             Ok(Objective::Pessimistic) => Self::Pessimistic,
+            Ok(Objective::Uwo) => Self::Uwo,
             Ok(Objective::Matched) if more("matching") == "phases" => Self::MatchedPhases,
             Ok(Objective::Matched) => Self::MatchedConstant,
             Ok(Objective::Adaptive) => match serde_json::from_value(more("variance_scope")) {
@@ -179,6 +182,8 @@ pub struct Study {
     pub seed: Option<u64>,
     /// Evaluations of best-of-n.
     pub best_of: Vec<BestOf>,
+    /// Evaluations of the graph that are not there: the run was cut short, or a stage failed.
+    pub absent: usize,
     /// Evaluations that could not be read, and why.
     pub unread: Vec<(String, String)>,
 }
@@ -189,7 +194,10 @@ impl Study {
         let mut study = Self { seed: run.seed, ..Self::default() };
         let mut sensitivity: BTreeMap<String, Option<FactSensitivity>> = BTreeMap::new();
         for instance in run.instances.iter().filter(|i| i.output == "Evaluation") {
-            let Some(folder) = run.folder(instance) else { continue };
+            let Some(folder) = run.folder(instance) else {
+                study.absent += 1;
+                continue;
+            };
             match Evaluation::best_of_n(&folder) {
                 Ok(None) => {}
                 Ok(Some(points)) => {
@@ -257,6 +265,11 @@ impl Study {
             lambda: run.about.lambda,
             runs: vec![run],
         });
+    }
+
+    /// Policy runs in all.
+    pub fn runs(&self) -> usize {
+        self.arms.iter().map(|arm| arm.runs.len()).sum()
     }
 
     /// Arms of a role that differ from `arm` in one label of the matrix and have its lambda.
@@ -368,7 +381,7 @@ fn made_from(run: &RunData, evaluation: &Instance) -> Option<BTreeMap<String, BT
 
 fn ensemble_s2(run: &RunData, evaluation: &Instance) -> Option<(f64, f64)> {
     let rewards = run.input(run.input(evaluation, "policy")?, "rewards")?;
-    let metrics = run.held().into_iter().find(|held| held.name == rewards.name)?.metrics;
+    let metrics = run.metrics(rewards);
     Some((*metrics.get("s2_random")?, *metrics.get("s2_calibration")?))
 }
 

@@ -16,7 +16,12 @@ pub fn summary(study: &Study, agreement: &[String]) -> String {
         out.push('\n');
     }
     out.push_str(&format!("gold: {}\n\n", study.gold_heading()));
-    out.push_str(&arms_table(study));
+    if study.runs() > arms::FEW_RUNS {
+        out.push_str("means over seeds, half B, last third of the evaluations:\n");
+        out.push_str(&table(&arms::OUTCOME_HEAD, 1, &arms::outcomes(study)));
+    } else {
+        out.push_str(&arms_table(study));
+    }
     out.push('\n');
     for sentence in arms::engagement(study) {
         out.push_str(&format!("{sentence}\n"));

@@ -4,10 +4,12 @@ use stages::stats::{detectable_effect, mean};
 use stages::types::Half;
 
 use super::gates::{COEFFICIENT_GROWN, Gate, KL_SHARE, gates};
-use super::inference::{ALPHA, Family, Line, MIN_SEEDS, Subject, Test, judged};
+use super::inference::{ALPHA, Answer, Family, Line, MIN_SEEDS, Subject, Test, judged, judged_among};
 use super::outcome::{self, MIN_POINTS, Measure};
 use super::study::{Arm, Role, Run, Study};
 
+/// H3 to H7: the registered family.
+const HYPOTHESES: usize = 5;
 pub const NO_QUALITY: &str = "the posts carry no facts to score true quality by";
 
 /// All that the report says of a study, in its order.
@@ -47,6 +49,12 @@ impl Answers {
             answers.missing("H1 to H7", "no adaptive arm with variance scope `sample` was evaluated");
             let arms: Vec<&Arm> = study.arms.iter().collect();
             answers.arm_by_arm(&arms, &arms, "");
+        }
+        if study.absent > 0 {
+            // A test at each look at a growing study would err more often than it says.
+            for line in answers.hypotheses.iter_mut().chain(&mut answers.claims).flat_map(|family| &mut family.lines) {
+                (line.answer, line.corrected) = (Answer::NotJudged, None);
+            }
         }
         answers
     }
@@ -147,10 +155,15 @@ impl Answers {
     fn comparisons(&mut self, study: &Study, adaptive: &Arm, mean: Option<&Arm>, measure: Measure, title: &str) {
         let beside =
             |roles: &[Role]| -> Vec<&Arm> { roles.iter().flat_map(|&role| study.beside(adaptive, role)).collect() };
-        let compared: [(&'static str, &str, Vec<&Arm>); 5] = [
+        // A statement about several controls is none about some of them.
+        let all_of = |roles: &[Role]| {
+            let is_whole = roles.iter().all(|&role| study.beside(adaptive, role).next().is_some());
+            if is_whole { beside(roles) } else { Vec::new() }
+        };
+        let compared: [(&'static str, &str, Vec<&Arm>); HYPOTHESES] = [
             ("H3", "mean", mean.into_iter().collect()),
-            ("H4", "matched", beside(&[Role::MatchedConstant, Role::MatchedPhases])),
-            ("H5", "shuffled or batch", beside(&[Role::Shuffled, Role::Batch])),
+            ("H4", "matched", all_of(&[Role::MatchedConstant, Role::MatchedPhases])),
+            ("H5", "shuffled and batch", all_of(&[Role::Shuffled, Role::Batch])),
             ("H6", "standard", beside(&[Role::Standard])),
             ("H7", "KL-target", study.at_any_lambda(adaptive, Role::KlTarget).collect()),
         ];
@@ -167,7 +180,7 @@ impl Answers {
         let rank = if measure == self.primary { "primary" } else { "secondary" };
         if !lines.is_empty() {
             let title = format!("{title}H3 to H7 in {measure} ({rank})");
-            self.hypotheses.push(judged(Subject::Outcomes(measure), title, lines));
+            self.hypotheses.push(judged_among(HYPOTHESES, Subject::Outcomes(measure), title, lines));
         }
     }
 
@@ -206,10 +219,13 @@ impl Answers {
 
     /// The comparisons that the paper makes beyond H3 and H6.
     fn further(&mut self, study: &Study, adaptive: &Arm, title: &str) {
-        let pessimistic: Vec<&Arm> = study.beside(adaptive, Role::Pessimistic).collect();
-        let mut lines: Vec<Line> = above("", adaptive, &pessimistic, self.primary).into_iter().collect();
-        if lines.is_empty() {
-            self.missing(format!("{title}adaptive above pessimistic"), absent("pessimistic", adaptive, &pessimistic));
+        let mut lines: Vec<Line> = Vec::new();
+        for (role, name) in [(Role::Pessimistic, "pessimistic"), (Role::Uwo, "UWO")] {
+            let others: Vec<&Arm> = study.beside(adaptive, role).collect();
+            match above("", adaptive, &others, self.primary) {
+                Some(line) => lines.push(line),
+                None => self.missing(format!("{title}adaptive above {name}"), absent(name, adaptive, &others)),
+            }
         }
         let fixed = fixed_lambdas(study, adaptive);
         match best_on_a(&fixed, self.primary).and_then(|best| above("", adaptive, &[best], self.primary)) {
@@ -318,7 +334,7 @@ fn overoptimised(name: &'static str, arm: &Arm, measure: Measure) -> Option<Line
 }
 
 /// The mean arms beside `adaptive`, the first of each lambda.
-fn fixed_lambdas<'a>(study: &'a Study, adaptive: &'a Arm) -> Vec<&'a Arm> {
+pub fn fixed_lambdas<'a>(study: &'a Study, adaptive: &'a Arm) -> Vec<&'a Arm> {
     let mut fixed: Vec<&Arm> = Vec::new();
     for arm in study.at_any_lambda(adaptive, Role::Mean) {
         if fixed.iter().all(|other| other.lambda != arm.lambda) {
@@ -341,6 +357,12 @@ fn best_on_a<'a>(arms: &[&'a Arm], measure: Measure) -> Option<&'a Arm> {
 fn notes(study: &Study, primary: Measure) -> Vec<String> {
     let n = study.arms.iter().map(|arm| arm.runs.len()).max().unwrap_or(0);
     let mut notes = Vec::new();
+    if study.absent > 0 {
+        notes.push(format!(
+            "Interim: {} evaluations of the study are not there yet; nothing is judged before all are.",
+            study.absent
+        ));
+    }
     if n < MIN_SEEDS {
         let seeds = if n == 1 { "1 seed".to_owned() } else { format!("{n} seeds") };
         notes.push(format!(
@@ -373,10 +395,9 @@ fn notes(study: &Study, primary: Measure) -> Vec<String> {
 
 /// The same for the first step of a Holm family of five.
 fn smallest_detected(n: usize) -> Option<String> {
-    const FAMILY: usize = 5;
-    Some(match detectable_effect(n, ALPHA / FAMILY as f64) {
-        Some(effect) => format!(", the first of {FAMILY} corrected ones {effect:.2}"),
-        None => format!(", and a family of {FAMILY} cannot be judged"),
+    Some(match detectable_effect(n, ALPHA / HYPOTHESES as f64) {
+        Some(effect) => format!(", the first of {HYPOTHESES} corrected ones {effect:.2}"),
+        None => format!(", and a family of {HYPOTHESES} cannot be judged"),
     })
 }
 

@@ -12,7 +12,7 @@ pub const REPORT_KEYS: &[&str] = &["notes", "tuning_seeds", "deviations"];
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
-    /// What the report says first.
+    /// Notes shown in the report.
     pub notes: Vec<String>,
     /// Seeds that settings were chosen on: the report warns where results are from one of them.
     pub tuning_seeds: Vec<u64>,

@@ -49,6 +49,7 @@ pub fn constructed(seeds: usize) -> Study {
         built("mean-0.01", "mean", none(), 0.01, 0.2, seeds),
         built("mean-0.08", "mean", none(), 0.08, 0.7, seeds),
         built("pessimistic", "pessimistic", none(), 0.02, 0.5, seeds),
+        built("uwo", "uwo", none(), 0.02, 0.5, seeds),
         built("adaptive", "adaptive", none(), 0.02, 0.9, seeds),
         built("batch", "adaptive", json!({"variance_scope": "batch"}), 0.02, 0.6, seeds),
         built("shuffled", "adaptive", json!({"variance_scope": "shuffled"}), 0.02, 0.6, seeds),
@@ -97,6 +98,7 @@ fn every_hypothesis_is_answered_on_a_study_with_the_effect() {
     assert_eq!(answers.noise.len(), 2);
     assert!(answers.noise[0].1.mean.abs() < 0.06 && answers.noise[0].1.label == "mean-again − mean");
     assert_eq!(answers.not_judged(), "");
+    assert_eq!(line(&answers, "adaptive above uwo").answer, Answer::Shown);
 }
 
 #[test]
@@ -181,11 +183,26 @@ fn what_cannot_be_judged_is_one_line() {
     let missing = answers.not_judged();
     assert_eq!(
         missing,
-        "Not judged: H4 (no matched arm stands beside adaptive); H5 (no shuffled or batch arm stands beside adaptive); \
+        "Not judged: H4 (no matched arm stands beside adaptive); H5 (no shuffled and batch arm stands beside adaptive); \
          H7 (no KL-target arm stands beside adaptive); adaptive above pessimistic (no pessimistic arm stands beside adaptive)."
     );
-    // Two tests are left of five: corrected by two.
-    assert!((line(&answers, "adaptive above standard").corrected.unwrap() - 2.0 / 128.0).abs() < 1e-12);
+    // Two tests are left of the five that were registered: the correction is still for five.
+    assert!((line(&answers, "adaptive above standard").corrected.unwrap() - 5.0 / 128.0).abs() < 1e-12);
+}
+
+#[test]
+fn a_statement_about_two_controls_is_not_judged_on_one() {
+    let answers = Answers::of(&without(constructed(8), &["scheduled"]));
+    assert!(all_lines(&answers).all(|line| line.name != "H4" || !line.sentence.contains("matched")));
+    assert!(answers.not_judged().contains("H4 (no matched arm"), "{}", answers.not_judged());
+}
+
+#[test]
+fn nothing_is_judged_before_all_evaluations_are_there() {
+    let study = Study { absent: 3, ..constructed(8) };
+    let answers = Answers::of(&study);
+    assert!(answers.notes[0].starts_with("Interim: 3 evaluations"));
+    assert!(all_lines(&answers).all(|line| line.answer == Answer::NotJudged && line.corrected.is_none()));
 }
 
 #[test]

@@ -62,6 +62,9 @@ pub fn bins(scores: &[Score], fits: &Fits) -> Vec<CalibrationBin> {
     let kl: Vec<f64> = here.iter().map(|(s, _)| s.kl_exact).collect();
     let mut edges: Vec<f64> = (0..=BINS).map(|i| quantile(&kl, i as f64 / BINS as f64)).collect();
     edges.dedup();
+    if let [only] = edges[..] {
+        edges.push(only);
+    }
     let mut rows = Vec::new();
     for (i, edge) in edges.windows(2).enumerate() {
         let (low, high) = (edge[0], edge[1]);

@@ -112,10 +112,16 @@ pub const READINGS: &[(&str, &str)] = &[
 
 /// Where a stage's parameters differ from the paper's.
 pub fn deviations(kind: &str, params: &Value) -> Vec<Deviation> {
-    fixed()
-        .into_iter()
-        .filter(|(of, ..)| *of == kind)
-        .filter_map(|(_, pointer, paper, words)| {
+    let is_rl = kind.starts_with("rl.");
+    let other = (is_rl && kind != "rl.ppo").then(|| Deviation {
+        parameter: "uses",
+        paper: "rl.ppo".to_owned(),
+        here: kind.to_owned(),
+    });
+    // The kinds of RL share these parameters.
+    let shared = |of: &str, pointer: &str| is_rl && of == "rl.ppo" && params.pointer(pointer).is_some();
+    let rows = fixed().into_iter().filter(|(of, pointer, ..)| *of == kind || shared(of, pointer)).filter_map(
+        |(_, pointer, paper, words)| {
             let here = if pointer == "/epochs" { passes(params) } else { params.pointer(pointer).cloned() };
             let here = here.unwrap_or(Value::Null);
             (!agrees(pointer, &here, &paper)).then(|| Deviation {
@@ -123,8 +129,9 @@ pub fn deviations(kind: &str, params: &Value) -> Vec<Deviation> {
                 paper: words.map_or_else(|| tell(&paper), str::to_owned),
                 here: tell(&here),
             })
-        })
-        .collect()
+        },
+    );
+    other.into_iter().chain(rows).collect()
 }
 
 /// How long a model is trained: passes, which are one if nothing is said, or a number of steps.

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::calibration::{self, CalibrationOptions, calibration_posts, correlation};
+use super::train::RewardTrain;
 use super::{LoadedReward, load_ensemble, load_tokenizer, mean_and_variance, score};
 use crate::model;
 use crate::model::tokenizer_digest;
@@ -67,8 +68,18 @@ impl Kind for RewardEnsemble {
     }
 
     fn check_wiring(&self, _: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
-        let members = inputs.iter().filter(|input| input.port == "members").count();
-        Vec::from_iter((members < 2).then(|| ("members", too_few())))
+        let members: Vec<&Wired<'_>> = inputs.iter().filter(|input| input.port == "members").collect();
+        let mut faults = Vec::from_iter((members.len() < 2).then(|| ("members", too_few())));
+        // Members on different scales: the variance would be that of the scales.
+        let trained = || members.iter().filter(|input| input.kind == RewardTrain::NAME);
+        for field in ["centring", "normalise", "calibration_seed", "calibration_posts"] {
+            let first = trained().next().map(|input| &input.params[field]);
+            if trained().any(|input| Some(&input.params[field]) != first) {
+                let what = format!("the members differ in `{field}`, so that their scores are on different scales");
+                faults.push(("members", Error::yours(what).help(format!("give them the same `{field}`"))));
+            }
+        }
+        faults
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
@@ -97,6 +108,8 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
     };
     let base_digest = RewardModel::info(&first.folder)?.base_digest;
     let tokenizer = tokenizer_digest(&first.folder.join(BASE))?;
+    // Without an adapter the first member's base is what it learned, not what the others start from.
+    let first_keeps_base = first.folder.join(ADAPTER).is_dir();
     let mut members = Vec::with_capacity(inputs.len());
     let mut labels = BTreeSet::new();
     for input in inputs {
@@ -116,6 +129,7 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
         for file in files(&input.folder)? {
             // The base that members share is taken once; a member of another base, or without adapter, has its own.
             let shared = file.starts_with(&format!("{BASE}/"))
+                && first_keeps_base
                 && info.base_digest == base_digest
                 && input.folder.join(ADAPTER).is_dir();
             if !shared && !["metrics.json", LEARNING].contains(&file.as_str()) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::context::Input;
 use engine::error::{Blame, Error, Result};
-use engine::kind::Kind;
+use engine::kind::{Kind, Wired};
 use engine::names::Digest;
 use lm::Sequence;
 use serde_json::{Value, json};
@@ -73,10 +73,10 @@ fn the_small_result_is_pinned_by_the_version() -> Result<()> {
     assert_eq!((RewardTrain::VERSION, lm::NUMERICS), (2, 5));
     let out = train(json!({ "steps": 6 }), 7)?;
     assert_eq!((out.metric("pairs"), out.metric("held_out_pairs")), (73.0, 19.0));
-    assert_pinned(&out.metrics(&["train_loss", "calibration_score_mean", "accuracy"]), &[0.18524, 1.69538, 1.0]);
+    assert_pinned(&out.metrics(&["train_loss", "calibration_score_mean", "accuracy"]), &[0.06585, 0.19916, 1.0]);
     let curve = LearningPoint::read(&out.path())?;
     assert_eq!(curve.len(), 6);
-    assert_pinned(&[("first loss", curve[0].loss), ("last loss", curve[5].loss)], &[1.31778, 0.18524]);
+    assert_pinned(&[("first loss", curve[0].loss), ("last loss", curve[5].loss)], &[1.31778, 0.06585]);
     Ok(())
 }
 
@@ -232,18 +232,68 @@ fn gather(members: &[(&str, &Out)]) -> Result<Out> {
     run(&RewardEnsemble, json!({ "max_new_tokens": 8 }), inputs)
 }
 
-#[test]
-fn an_ensemble_scores_as_its_members_do() -> Result<()> {
-    let outs = [train(json!({}), 1)?, train(json!({}), 2)?, train(json!({ "lora": null, "lr": 0.005 }), 3)?];
-    // Two labels are equal: those of two stages may be.
-    let ensemble = gather(&[("1", &outs[0]), ("1", &outs[1]), ("x", &outs[2])])?;
+/// Each member of the ensemble gives the scores of the reward model that it was made from.
+fn scores_as(ensemble: &Out, outs: &[&Out]) -> Result<()> {
     let members = load_ensemble(&ensemble.path())?;
-    assert_eq!(members.len(), 3);
+    assert_eq!(members.len(), outs.len());
     let rows = sequences(&load_tokenizer(&ensemble.path())?);
     let rows: Vec<&Sequence> = rows.iter().collect();
     for (out, member) in outs.iter().zip(&members) {
         assert_eq!(score(&load_reward_model(&out.path())?, &rows, 4)?, score(member, &rows, 4)?);
     }
+    Ok(())
+}
+
+#[test]
+fn members_on_different_scales_are_refused_at_planning() {
+    let faults = |a: Value, b: Value| -> Vec<String> {
+        let params =
+            |with: Value| serde_json::to_value(serde_json::from_value::<super::params::Params>(with).unwrap()).unwrap();
+        let (a, b) = (params(a), params(b));
+        let wired =
+            [&a, &b].map(|params| Wired { port: "members", kind: RewardTrain::NAME, output: "RewardModel", params });
+        let found = Kind::check_wiring(&RewardEnsemble, &serde_json::from_value(json!({})).unwrap(), &wired);
+        found.into_iter().map(|(_, error)| error.message).collect()
+    };
+    assert!(faults(json!({ "lr": 0.1 }), json!({})).is_empty());
+    for (field, value) in [("normalise", "calibration"), ("centring", "none")] {
+        let told = faults(json!({ field: value }), json!({}));
+        assert!(told.len() == 1 && told[0].contains(&format!("`{field}`")), "{told:?}");
+    }
+}
+
+#[test]
+fn normalised_scores_have_deviation_one_on_the_calibration_samples() -> Result<()> {
+    let (plain, normalised) = (train(json!({}), 7)?, train(json!({ "normalise": "calibration" }), 7)?);
+    let deviation = plain.metric("calibration_score_std");
+    let (plain, normalised) = (load_reward_model(&plain.path())?, load_reward_model(&normalised.path())?);
+    assert_eq!(plain.scale, 1.0);
+    assert!((normalised.scale - deviation).abs() < 1e-9 && (deviation - 1.0).abs() > 0.05, "{deviation}");
+    let rows = sequences(&toys::tokenizer());
+    let rows: Vec<&Sequence> = rows.iter().collect();
+    for (a, b) in score(&plain, &rows, 4)?.into_iter().zip(score(&normalised, &rows, 4)?) {
+        assert!((f64::from(a) / deviation - f64::from(b)).abs() < 1e-4, "{a} {b}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bootstrapped_member_draws_its_pairs_by_its_seed() -> Result<()> {
+    let loss = |more: Value, seed| Ok::<_, Error>(train(more, seed)?.metric("train_loss"));
+    let bootstrap = json!({ "bootstrap": true, "diversity": "head" });
+    assert_eq!(loss(bootstrap.clone(), 1)?, loss(bootstrap.clone(), 1)?);
+    assert_ne!(loss(bootstrap, 1)?, loss(json!({ "diversity": "head" }), 1)?);
+    Ok(())
+}
+
+#[test]
+fn an_ensemble_scores_as_its_members_do() -> Result<()> {
+    let outs = [train(json!({}), 1)?, train(json!({}), 2)?, train(json!({ "lora": null, "lr": 0.005 }), 3)?];
+    // Two labels are equal: those of two stages may be.
+    let ensemble = gather(&[("1", &outs[0]), ("1", &outs[1]), ("x", &outs[2])])?;
+    scores_as(&ensemble, &[&outs[0], &outs[1], &outs[2]])?;
+    // The first member's base is what it learned: the others keep the one that they start from.
+    scores_as(&gather(&[("x", &outs[2]), ("1", &outs[0])])?, &[&outs[2], &outs[0]])?;
     assert!(ensemble.metric("s2_calibration") > 0.0);
     assert!(toys::bytes_of(&ensemble.path()).iter().all(|(name, _)| !name.ends_with(crate::types::LEARNING)));
     assert!(ensemble.metric("correlation_calibration") <= 1.0);
@@ -253,7 +303,11 @@ fn an_ensemble_scores_as_its_members_do() -> Result<()> {
 #[test]
 fn a_member_of_another_base_keeps_it_and_one_of_another_tokenizer_is_refused() -> Result<()> {
     let one = train(json!({ "steps": 1 }), 1)?;
-    let other = train(json!({ "steps": 1 }), 2)?;
+    let mut elsewhere = bench(toys::preferences(96, Split::Gold)).inputs();
+    let base = Bench::new();
+    toys::write_model(&base.path("model"), 2)?;
+    elsewhere.get_mut("model").expect("a port")[0].folder = base.path("model");
+    let other = run_seeded(&RewardTrain, tiny(json!({ "steps": 1 })), elsewhere, 2)?;
     let info = other.path().join("reward.json");
     let text = std::fs::read_to_string(&info).expect("reward.json");
     let base = Digest::of(b"input 0").to_string();
@@ -261,12 +315,7 @@ fn a_member_of_another_base_keeps_it_and_one_of_another_tokenizer_is_refused() -
     std::fs::write(&info, text.replace(&base, &Digest::of(b"another base").to_string())).expect("written");
     let both = gather(&[("1", &one), ("2", &other)])?;
     assert!(both.path().join("members/2/base").is_dir() && !both.path().join("members/1/base").exists());
-    let members = load_ensemble(&both.path())?;
-    let rows = sequences(&load_tokenizer(&both.path())?);
-    let rows: Vec<&Sequence> = rows.iter().collect();
-    for (out, member) in [&one, &other].into_iter().zip(&members) {
-        assert_eq!(score(&load_reward_model(&out.path())?, &rows, 4)?, score(member, &rows, 4)?);
-    }
+    scores_as(&both, &[&one, &other])?;
     let tokenizer = other.path().join("base/tokenizer.json");
     let text = std::fs::read_to_string(&tokenizer).expect("a tokenizer");
     std::fs::write(&tokenizer, text + "\n").expect("written");

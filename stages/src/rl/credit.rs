@@ -23,7 +23,8 @@ pub enum KlTerm {
 pub enum Credit {
     /// PPO: generalised advantage estimation over token rewards, with a value head (Schulman et al. 2016).
     Gae { gamma: f64, lambda: f64, advantages: Normalisation, value: Value },
-    /// RLOO: the response's reward less the mean of the other responses to its prompt (Ahmadian et al. 2024).
+    /// RLOO: the response's reward less the mean of the other responses to its prompt (Ahmadian et al. 2024). The loss is PPO's
+    /// clipped one by token; at ratio 1 its gradient is that of the response's log-probability.
     LeaveOneOut { advantages: Normalisation },
     /// GRPO: the response's reward less its group's mean, over the group's standard deviation if `scale` (Shao et al. 2024).
     Group { scale: bool, kl_term: KlTerm },

@@ -46,7 +46,8 @@ pub struct Targets<'a> {
     pub reference: &'a [f64],
 }
 
-/// The losses of one minibatch and their derivatives, weighted means over response tokens.
+/// The losses of one minibatch and their derivatives, weighted means over response tokens; ratios, clip fraction and
+/// `kl_old_new` are plain means.
 #[derive(Clone, Debug, Default)]
 pub struct Losses {
     /// mean(max(-A rho, -A clip(rho))) (Schulman et al. 2017, Eq. 7, as a loss), plus the KL term if it is here: of each token

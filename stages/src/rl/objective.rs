@@ -151,10 +151,11 @@ pub fn baseline_scores(objective: Objective, scores: &[Vec<f64>], k: f64, beta: 
     }
 }
 
-/// -beta log mean_m exp(-phi_m / beta), computed from the least member so that nothing overflows.
+/// -beta log mean_m exp(-phi_m / beta), from the least member so that nothing overflows, and as log(1 + mean(exp - 1)) so that
+/// nothing cancels at a large beta.
 fn soft_minimum(phi: &[f64], beta: f64) -> f64 {
     let least = phi.iter().copied().fold(f64::INFINITY, f64::min);
-    least - beta * mean(&phi.iter().map(|phi| (-(phi - least) / beta).exp()).collect::<Vec<_>>()).ln()
+    least - beta * mean(&phi.iter().map(|phi| (-(phi - least) / beta).exp_m1()).collect::<Vec<_>>()).ln_1p()
 }
 
 /// The next KL coefficient of a controller that steers towards `target` nats a response (Ziegler et al. 2019, section 2.2).
@@ -174,8 +175,8 @@ pub fn token_rewards(weights: Weights, log_ratio: &[f64]) -> Vec<f64> {
 /// The fixed coefficient that weighs KL against score as an adaptive run did:
 /// lambda = [sum c_i KL_i / sum KL_i] / mean(1 - c_i). Arguments are means over the same responses: of c_i KL_i, KL_i and c_i.
 pub fn matched_lambda(c_kl: f64, kl: f64, c: f64) -> f64 {
-    // Before the first update no response has a KL to weigh by.
-    let weighed = if kl > 0.0 { c_kl / kl } else { c };
+    // Before the first update no response has a KL to weigh by; far below this it is rounding.
+    let weighed = if kl > 1e-4 { c_kl / kl } else { c };
     weighed / (1.0 - c)
 }
 
@@ -265,7 +266,7 @@ mod tests {
             let soft = |beta| baseline_scores(Objective::SoftMin, &scores, 1.0, beta);
             let of = |objective| baseline_scores(objective, &scores, 1.0, 1.0);
             let (least, mu, s2) = (of(Objective::Pessimistic), of(Objective::Mean), moments(&scores).1);
-            let (cold, warm, hot, wide) = (soft(1e-4), soft(0.5), soft(1e6), soft(200.0));
+            let (cold, warm, hot, wide) = (soft(1e-4), soft(0.5), soft(1e17), soft(200.0));
             for i in 0..mu.len() {
                 prop_assert!(least[i] - 1e-9 <= warm[i] && warm[i] <= mu[i] + 1e-9);
                 prop_assert!((cold[i] - least[i]).abs() < 1e-3 && (hot[i] - mu[i]).abs() < 1e-3);

@@ -263,9 +263,20 @@ impl Params {
                 "cannot steer the coefficient of `adaptive` or `matched`, which have their own",
             );
         }
-        faults.positive(self.kl_gain, "kl_gain");
+        // At 5 the clipped step of a fifth takes lambda to 0, from where it never returns; beyond, below 0.
+        faults.must(self.kl_gain > 0.0 && self.kl_gain < 5.0, "kl_gain", "must be above 0 and below 5");
+        faults.must(
+            self.variance_reference == VarianceReference::None || self.objective == Objective::Adaptive,
+            "variance_reference",
+            "`sft` is for `objective: adaptive`: the others take the variance of the scores themselves",
+        );
         if let Some(limit) = self.stop_kl {
             faults.positive(limit, "stop_kl");
+            faults.must(
+                self.steps.unit == StepUnit::Phase,
+                "steps.unit",
+                "must be `phase` with `stop_kl`, which takes fewer optimiser steps than planned",
+            );
         }
         for (n, most, field) in [
             (self.steps.n, STEPS, "steps.n"),
@@ -309,6 +320,18 @@ impl Params {
             Credit::LeaveOneOut { .. } | Credit::Group { .. } => {
                 faults.must(self.responses > 1, "responses", "must be at least 2: each is judged beside the others");
             }
+        }
+        faults.must(
+            !matches!(self.credit, Credit::LeaveOneOut { advantages: Normalisation::Minibatch }),
+            "advantages",
+            "`minibatch` is for token-wise advantages; use `none`, `batch` or `first_batch_std`",
+        );
+        if let Credit::Group { kl_term: KlTerm::Loss, .. } = self.credit {
+            faults.must(
+                self.objective != Objective::Matched,
+                "kl_term",
+                "must be `reward` for `matched`: in the loss the KL is not weighed against the score as in the adaptive run",
+            );
         }
         if let Some(lora) = self.lora {
             faults.must(lora.r > 0, "lora.r", "must be at least 1");

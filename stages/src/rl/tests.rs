@@ -527,12 +527,17 @@ fn settings_that_mean_nothing_are_refused_at_planning() {
         (json!({ "objective": "uwo", "k": -1 }), vec!["k".to_owned()]),
         (json!({ "objective": "adaptive", "kl_target": 3 }), vec!["kl_target".to_owned()]),
         (json!({ "objective": "mean", "kl_target": 0 }), vec!["kl_target".to_owned()]),
-        (json!({ "stop_kl": 0 }), vec!["stop_kl".to_owned()]),
+        (json!({ "stop_kl": 0, "steps": { "n": 2 } }), vec!["stop_kl".to_owned()]),
+        (json!({ "stop_kl": 1, "steps": { "n": 2, "unit": "optimiser" } }), vec!["steps.unit".to_owned()]),
+        (json!({ "objective": "mean", "kl_target": 3, "kl_gain": 5 }), vec!["kl_gain".to_owned()]),
+        (json!({ "objective": "uwo", "variance_reference": "sft" }), vec!["variance_reference".to_owned()]),
     ] {
         assert_eq!(faults(&Ppo, with.clone()), told, "{with}");
     }
     assert_eq!(faults(&Rloo, json!({ "responses": 1 })), ["responses"]);
     assert_eq!(faults(&Grpo, json!({ "responses": 1 })), ["responses"]);
+    assert_eq!(faults(&Rloo, json!({ "advantages": "minibatch" })), ["advantages"]);
+    assert_eq!(faults(&Grpo, json!({ "objective": "matched", "kl_term": "loss" })), ["kl_term"]);
     assert_eq!(faults(&Rloo, json!({ "gae_lambda": 0.9 })).len(), 1, "RLOO has no value head");
 }
 
@@ -554,6 +559,29 @@ fn the_small_result_is_pinned_by_the_version() -> Result<()> {
     ];
     let found = found.map(|(name, x)| (name, x.expect("the adaptive objective fills every column")));
     assert_pinned(&found, &[-0.04874, 0.08898, -0.17539, 3.02297, 0.10809, 0.00590, 5.56203, -0.00746, 0.11806]);
+    Ok(())
+}
+
+#[test]
+fn the_small_results_of_rloo_and_grpo_are_pinned_by_their_versions() -> Result<()> {
+    assert_eq!((Rloo::VERSION, Grpo::VERSION, lm::NUMERICS), (1, 1, 5));
+    let members = &["1", "2", "3"];
+    let with = |more: serde_json::Value| {
+        let mut with = json!({ "rollouts": 4, "responses": 2 });
+        with.as_object_mut().expect("a map").extend(more.as_object().expect("a map").clone());
+        with
+    };
+    let found = |out: &Out| -> Result<Vec<(&'static str, f64)>> {
+        let phases = PolicyRun::phases(&out.path())?;
+        let last = phases.last().expect("two phases");
+        Ok([("kl", last.kl_exact), ("policy loss", last.policy_loss), ("advantages", phases[0].advantage_std)]
+            .map(|(name, x)| (name, x.expect("every kind fills it")))
+            .to_vec())
+    };
+    assert_pinned(&found(&run_against(&Rloo, members, None, with(json!({})), 7)?)?, &[0.0, 0.0, 0.0]);
+    assert_pinned(&found(&run_against(&Grpo, members, None, with(json!({})), 7)?)?, &[0.0, 0.0, 0.0]);
+    let in_loss = with(json!({ "kl_term": "loss" }));
+    assert_pinned(&found(&run_against(&Grpo, members, None, in_loss, 7)?)?, &[0.0, 0.0, 0.0]);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::annotate::Gold;
 use crate::model::pretrain::Pretrain;
 use crate::reward::train::RewardTrain;
-use crate::rl::Ppo;
+use crate::rl::{Ppo, Rloo};
 use crate::sft::Sft;
 use crate::testing::attempts::{Attempt, Attempts};
 use crate::testing::{Bench, toys};
@@ -130,6 +130,15 @@ fn a_killed_ppo_goes_on_to_the_same_bytes() -> Result<()> {
     for lora in [json!({ "r": 4, "alpha": 8 }), Value::Null] {
         holds(&Ppo, &ppo(lora), 1, &[0, 1, 2, 2, 3, 4, 4])?;
     }
+    // The controller's coefficient is part of what goes on.
+    let (bench, mut with) = ppo(json!({ "r": 4, "alpha": 8 }));
+    with["objective"] = json!("mean");
+    with["kl_target"] = json!(0.5);
+    with["kl_gain"] = json!(2.0);
+    holds(&Ppo, &(bench, with), 1, &[0, 1, 2, 2, 3, 4, 4])?;
+    let (bench, mut with) = ppo(json!({ "r": 4, "alpha": 8 }));
+    with["variance_reference"] = json!("sft");
+    holds(&Rloo, &(bench, with), 1, &[0, 1, 2, 2, 3, 4, 4])?;
     holds(&Ppo, &ppo(json!({ "r": 4, "alpha": 8 })), 3, &[2, 4])
 }
 

@@ -78,8 +78,14 @@ fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
     let folder = ctx.one("reward")?.folder.clone();
     let (reward, tokenizer) = (load_reward_model(&folder)?, load_tokenizer(&folder)?);
     let mut held_out = HeldOut::of(ctx)?;
-    let mut drawn =
-        Drawn { p, noise: ctx.generator_key("noise"), labels: ctx.generator_key("labels"), told: Told::default() };
+    let scale = reward.scale;
+    let mut drawn = Drawn {
+        p,
+        scale,
+        noise: ctx.generator_key("noise"),
+        labels: ctx.generator_key("labels"),
+        told: Told::default(),
+    };
     let mut judged = Judged::create(ctx.out())?;
     let tables = ctx.many("pairs").iter().map(|input| Pairs::open(&input.folder)).collect::<Result<Vec<_>>>()?;
     let total = tables.iter().map(|table| table.rows()).sum();
@@ -135,6 +141,8 @@ fn sequences(pairs: &[Pair], encoder: &mut Encoder<'_>, own: &mut Option<bool>) 
 /// Labels out of scores.
 struct Drawn<'a> {
     p: &'a Params,
+    /// What the reward model's scores were divided by.
+    scale: f64,
     noise: [u8; 32],
     labels: [u8; 32],
     told: Told,
@@ -158,7 +166,8 @@ impl Drawn<'_> {
             return Err(Error::yours(format!("pair `{}`: the reward model scores it {a} and {b}", pair.id))
                 .help("look at the training of the reward model at port `reward`"));
         }
-        let probability = 1.0 / (1.0 + (-difference).exp());
+        // Bradley-Terry's scores are those before normalisation.
+        let probability = 1.0 / (1.0 + (-difference * self.scale).exp());
         let tie = difference.abs() <= self.p.tie;
         let (key, which) = PairKey::of(&pair.prompt, &pair.a_text, &pair.b_text);
         let mut first = match self.p.labels {
@@ -193,7 +202,7 @@ mod tests {
     use crate::types::Split;
 
     fn drawn(p: &Params, seed: u8) -> Drawn<'_> {
-        Drawn { p, noise: [seed; 32], labels: [seed + 1; 32], told: Told::default() }
+        Drawn { p, scale: 1.0, noise: [seed; 32], labels: [seed + 1; 32], told: Told::default() }
     }
 
     fn pairs(n: usize) -> Vec<Pair> {
