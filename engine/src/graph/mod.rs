@@ -43,7 +43,7 @@ pub struct Graph {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Instance {
     pub name: InstanceName,
-    /// (dimension, label), in declared order.
+    /// (dimension, label) pairs in declared order.
     pub matrix: Vec<(String, String)>,
     pub kind: String,
     /// As normalised by the kind; paths (`{"$path": …}`) are absolute.
