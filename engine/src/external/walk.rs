@@ -26,7 +26,7 @@ const OPTIONS: MatchOptions =
 pub struct Listing {
     /// In reading order.
     pub entries: Vec<Entry>,
-    /// Whether the store lies among them and was left out.
+    /// Whether the store was among them and was left out.
     pub without_store: bool,
 }
 
