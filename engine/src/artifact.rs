@@ -1,4 +1,4 @@
-//! Artifacts: typed, immutable folders and their manifests. Knows no store.
+//! Artifacts: typed, immutable folders and their manifests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Metadata;
@@ -12,38 +12,38 @@ use serde::{Deserialize, Serialize};
 use crate::error::{At, Error, Result};
 use crate::names::Digest;
 
-/// A type of artifact: what a folder of it must hold, and how to look at it.
+/// A type of artifact: what its folder must contain, and how to preview it.
 pub trait ArtifactType: Send + Sync {
     /// `Posts`, `Model`, …
     fn name(&self) -> &'static str;
 
-    /// Raised when the layout changes in a way that old readers cannot take.
+    /// Must be increased when the layout changes in a way that old readers cannot read.
     fn schema_version(&self) -> u32 {
         1
     }
 
-    /// One line for people: what the folder holds.
+    /// One-line description for users of what the folder contains.
     fn about(&self) -> &'static str;
 
-    /// Whether executable bits and empty folders belong to an artifact of this type.
+    /// Whether executable bits and empty folders are part of an artifact of this type.
     fn keeps_tree(&self) -> bool {
         false
     }
 
-    /// Checks that `folder` is a whole artifact of this type and gathers its facts.
+    /// Checks that `folder` is a complete artifact of this type and collects its facts.
     ///
     /// # Errors
-    /// When a file is missing or does not have the declared shape: names the file and what was expected.
+    /// When a file is missing or does not have the declared format: names the file and what was expected.
     fn check(&self, folder: &Path) -> Result<Facts>;
 
-    /// A look at the first `rows` rows, as text for a terminal.
+    /// The first `rows` rows, as text for a terminal.
     fn preview(&self, folder: &Path, rows: usize) -> Result<String>;
 }
 
-/// What a manifest tells of an artifact's content besides its files.
+/// Facts about an artifact's content that the manifest records besides its files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
-    /// Rows of each table, by file name.
+    /// Number of rows of each table, by file name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rows: BTreeMap<String, u64>,
     /// Columns of each table, by file name: (name, type) in order.
@@ -62,27 +62,28 @@ pub struct FileEntry {
     pub executable: bool,
 }
 
-/// The content of an artifact; its BLAKE3 is the artifact's digest. Content only: no times, hosts or versions of programs.
+/// The content of an artifact; its BLAKE3 is the artifact's digest. Holds content only: no times, hosts or program
+/// versions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     #[serde(rename = "type")]
     pub artifact_type: String,
     pub schema_version: u32,
-    /// By path relative to the folder, with `/` between parts, sorted.
+    /// Keyed by path relative to the folder, with `/` between parts; sorted.
     pub files: BTreeMap<String, FileEntry>,
-    /// Folders without anything in them, as `files`.
+    /// Empty folders; paths as in `files`.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub folders: BTreeSet<String>,
     pub facts: Facts,
 }
 
-/// Bytes of holes that a file of an artifact may have: copies fill them.
+/// Maximum bytes of holes in a (sparse) file of an artifact, because copies fill them.
 const MAX_HOLES: u64 = 1 << 30;
 
-/// Checks that the folder that an attempt filled is still a folder: files behind a link are not the attempt's.
+/// Checks that the output folder of an attempt is still a folder: files behind a link do not belong to the attempt.
 ///
 /// # Errors
-/// When it is a link, or gone.
+/// When it is a link or a file, or is gone.
 pub fn check_root(out: &Path) -> Result<()> {
     let metadata = std::fs::symlink_metadata(out);
     if metadata.as_ref().is_ok_and(Metadata::is_dir) {
@@ -98,12 +99,13 @@ pub fn check_root(out: &Path) -> Result<()> {
         .help("leave the output folder where it is, and write or copy files into it"))
 }
 
-/// Checks that a file of an artifact has no more than a GiB of holes.
+/// Checks that a file of an artifact has at most a GiB of holes.
 ///
 /// # Errors
 /// When it has more, or cannot be read.
 pub fn check_holes(path: &Path, metadata: &Metadata) -> Result<()> {
-    // A file that takes its size on disk has none; one that takes less may also be compressed by the file system.
+    // A file that occupies its full size on disk has no holes; one that occupies less may only be compressed by the
+    // file system.
     if metadata.len().saturating_sub(metadata.blocks() * 512) <= MAX_HOLES {
         return Ok(());
     }
@@ -115,7 +117,7 @@ pub fn check_holes(path: &Path, metadata: &Metadata) -> Result<()> {
         .help("write it without holes, or compress it"))
 }
 
-/// Bytes of a file that lie in holes.
+/// Number of bytes of a file that lie in holes.
 fn holes(path: &Path, length: u64) -> rustix::io::Result<u64> {
     let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
     let (mut at, mut holes) = (0, 0);
@@ -132,7 +134,7 @@ fn holes(path: &Path, length: u64) -> rustix::io::Result<u64> {
 }
 
 impl Manifest {
-    /// The canonical bytes: what is written to `manifest.json` and hashed.
+    /// The canonical bytes, which are written to `manifest.json` and hashed.
     pub fn to_bytes(&self) -> Vec<u8> {
         // Maps with string keys and finite numbers always serialise; non-finite metrics become null.
         let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest is plain data");

@@ -1,4 +1,5 @@
-//! Checkpoints of one key: when one is due, published whole, found again, the last one kept. Knows not what is in them.
+//! Checkpoints of one key: decides when one is due, publishes it atomically, finds the latest valid one, deletes older
+//! ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,39 +14,40 @@ use crate::error::{At, Error, Result};
 use crate::names::Digest;
 use crate::store::{Platform, files};
 
-/// When a stage writes a checkpoint. In no key: it changes no result.
+/// When a stage writes a checkpoint. Not part of any key, because it changes no result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cadence {
-    /// About once a minute, and never for more than a twentieth of the time.
+    /// About once a minute, but at most 5% of the time is spent writing checkpoints.
     #[default]
     Timed,
-    /// After every so many of the stage's own steps.
+    /// After this many of the stage's own steps.
     Steps(NonZeroU64),
 }
 
-/// Time between two checkpoints under [`Cadence::Timed`].
+/// Minimum time between two checkpoints under [`Cadence::Timed`].
 const INTERVAL: Duration = Duration::from_secs(60);
-/// A checkpoint that takes long to write is followed by so many times its time without one.
+/// Minimum time between two checkpoints as a multiple of the time that the last one took to write.
 const PAUSE: u32 = 20;
 
-/// The layout of a checkpoint's folder.
+/// Version of the layout of a checkpoint's folder.
 const LAYOUT: u32 = 1;
 const MANIFEST: &str = "checkpoint.json";
 const PREFIX: &str = "checkpoint-";
 
-/// Says what else lies in a checkpoint's folder. Written after all of it.
+/// Lists the other files of a checkpoint's folder; written after all of them.
 #[derive(Serialize, Deserialize)]
 struct Manifest {
     layout: u32,
-    /// What the kind gave as the format of its own files.
+    /// The kind's own format version for its files.
     format: u32,
-    /// The bytes that a kind makes may depend on it, so an attempt elsewhere must not go on from here.
+    /// A kind's bytes may depend on the platform, so an attempt on another platform must not resume from this
+    /// checkpoint.
     platform: Platform,
     files: BTreeMap<String, Digest>,
 }
 
-/// How far a stage is: 120 of 600 steps.
+/// A stage's progress, such as 120 of 600 steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Reached<'a> {
     pub done: u64,
@@ -53,25 +55,25 @@ pub struct Reached<'a> {
     pub unit: &'a str,
 }
 
-/// The checkpoints of one key. While a new one is written there are two on disk.
+/// The checkpoints of one key. There are two on disk while a new one is being written.
 pub struct Checkpoints {
     folder: PathBuf,
     format: u32,
     cadence: Cadence,
-    /// Steps since the last one.
+    /// Steps since the last checkpoint.
     steps: u64,
-    /// When the last one was written, and how long that took.
+    /// When the last checkpoint was written, and how long that took.
     last: Instant,
     cost: Duration,
-    /// Of the newest one on disk; 0 if there is none.
+    /// Number of the newest checkpoint on disk; 0 if there is none.
     number: u64,
-    /// Whether the last one could not be written.
+    /// Whether the last checkpoint could not be written.
     failing: bool,
 }
 
 impl Checkpoints {
-    /// Those of the key whose attempt `ctx` is. `format` is that of the files which the kind puts into them: one of another
-    /// format is not used.
+    /// The checkpoints of the key that the attempt `ctx` belongs to. `format` is the version of the kind's checkpoint
+    /// files; checkpoints of another format are ignored.
     pub fn new(ctx: &Context, format: u32) -> Self {
         Self {
             folder: ctx.checkpoints().to_owned(),
@@ -85,11 +87,12 @@ impl Checkpoints {
         }
     }
 
-    /// What `read` makes of the newest checkpoint that is whole, with its folder, which stays until the next is published.
-    /// `read` may refuse one, and should change nothing. One that cannot be used is warned of, never fatal.
+    /// Calls `read` on the newest intact checkpoint and returns the result with the checkpoint's folder, which exists
+    /// until the next checkpoint is published. `read` may reject a checkpoint and should have no side effects. An
+    /// unusable checkpoint causes a warning, not an error.
     ///
     /// # Errors
-    /// When the folder of checkpoints cannot be listed.
+    /// When the checkpoint folder cannot be listed.
     pub fn latest<T>(
         &mut self,
         ctx: &mut Context,
@@ -107,7 +110,7 @@ impl Checkpoints {
         Ok(None)
     }
 
-    /// Counts one more step, and says whether a checkpoint should follow it.
+    /// Counts one more step and returns whether to write a checkpoint now.
     pub fn due(&mut self) -> bool {
         self.steps += 1;
         match self.cadence {
@@ -116,8 +119,8 @@ impl Checkpoints {
         }
     }
 
-    /// Publishes a checkpoint that `fill` puts into an empty folder (files only), and deletes the older ones. When that
-    /// fails, the stage goes on: it is told, once in a row.
+    /// Publishes a checkpoint, which `fill` writes into an empty folder (files only), and deletes older ones. If that
+    /// fails, the stage continues with a warning; consecutive failures cause only one warning.
     pub fn publish(&mut self, ctx: &mut Context, reached: Reached<'_>, fill: impl FnOnce(&Path) -> Result<()>) {
         let clock = Instant::now();
         let written = self.write(fill);
@@ -165,14 +168,14 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Every checkpoint with its number, in no order; deletes what an attempt left half written.
+    /// All checkpoints with their numbers, unordered; deletes those that an attempt left half written.
     fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.folder).at(&self.folder)? {
             let entry = entry.at(&self.folder)?;
             let name = entry.file_name();
             if files::is_fresh_name(&name) {
-                // Attempts of one key never overlap, so nobody is writing it.
+                // Attempts of one key never overlap, so no process is writing it.
                 fs::remove_dir_all(entry.path()).at(entry.path())?;
             } else if let Some(number) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.parse().ok()) {
                 found.push((number, entry.path()));
@@ -181,7 +184,7 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// Whether every file is there as it was written, in our format, on this platform.
+    /// Checks that every file is present and undamaged, in the expected format, and from this platform.
     fn verify(&self, folder: &Path) -> Result<()> {
         let path = folder.join(MANIFEST);
         let bad = |what: String| Error::surroundings(format!("{}: {what}", path.display()));
@@ -212,7 +215,7 @@ mod tests {
     use super::*;
     use crate::context::Tell;
 
-    /// A folder of checkpoints and what attempts on it tell.
+    /// A checkpoint folder, and the events of attempts that use it.
     struct Bench {
         folder: tempfile::TempDir,
         told: Arc<Mutex<Vec<Tell>>>,
@@ -309,7 +312,7 @@ mod tests {
         fs::create_dir(&half).unwrap();
         fs::write(half.join("text"), "tw").unwrap();
         assert_eq!((bench.found(1).as_deref(), half.exists()), (Some("one"), false));
-        // Killed between the rename and the deletion of the older one.
+        // As if killed between the rename and the deletion of the older checkpoint.
         let (one, two) = (bench.folder.path().join("checkpoint-1"), bench.folder.path().join("checkpoint-2"));
         fs::create_dir(&two).unwrap();
         for name in ["text", MANIFEST] {

@@ -1,4 +1,4 @@
-//! What a kind sees while it runs: inputs, a folder to fill, a seeded generator, progress. Knows no orchestrator.
+//! What a kind has while it runs: inputs, an output folder, a seeded generator, progress reporting.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,51 +11,51 @@ use crate::checkpoint::{Cadence, Reached};
 use crate::error::{At, Error, Result};
 use crate::names::Digest;
 
-/// One artifact at a port.
+/// One artifact connected to a port.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Input {
-    /// The matrix labels of the instance that made it, joined by commas; the stage's name if it has none.
+    /// The matrix labels of the instance that produced it, joined by commas; the stage's name if it has no matrix.
     pub label: String,
     #[serde(rename = "type")]
     pub artifact_type: String,
     pub digest: Digest,
-    /// Its files; not to be written to.
+    /// Folder with its files; must not be written to.
     pub folder: PathBuf,
 }
 
-/// What an attempt tells while it runs. Never part of an artifact.
+/// A message that an attempt sends while it runs. Never part of an artifact.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "tell", rename_all = "lowercase")]
 pub enum Tell {
-    /// How far the stage is, and its headline metric.
+    /// How far the stage has come, and its headline metric.
     Progress { done: u64, total: u64, unit: String, headline: Option<(String, f64)> },
-    /// Seconds spent, by name, for the journal: such as one PPO phase's sampling, scoring and update.
+    /// Seconds spent, by name, for the journal: for example sampling, scoring and update of one PPO phase.
     Timing { what: String, seconds: BTreeMap<String, f64> },
-    /// A checkpoint is written: the next attempt at this key goes on from here.
+    /// A checkpoint has been written: the next attempt at this key resumes from it.
     Checkpoint { done: u64, total: u64, unit: String },
-    /// The stage goes on where the checkpoint of an earlier attempt stopped.
+    /// The stage resumes from the checkpoint of an earlier attempt.
     Resumed { done: u64, total: u64, unit: String },
-    /// Paid requests since this was told last.
+    /// Paid requests since the previous `Paid` message.
     Paid(Paid),
-    /// Something the user should read.
+    /// A message for the user.
     Warning { message: String },
 }
 
-/// What requests to an API took.
+/// The number and cost of requests to an API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Paid {
     pub requests: u64,
     /// Tokens sent.
     pub input_tokens: u64,
-    /// Tokens got.
+    /// Tokens received.
     pub output_tokens: u64,
-    /// By the prices known here; `None` without any.
+    /// Computed from the known prices; `None` if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dollars: Option<f64>,
 }
 
 impl Paid {
-    /// Both together; money that is not known stays so.
+    /// Adds `other`; an unknown cost stays unknown.
     pub fn add(&mut self, other: Self) {
         let dollars = match (self.requests, self.dollars, other.dollars) {
             (0, None, dollars) => dollars,
@@ -69,7 +69,7 @@ impl Paid {
     }
 }
 
-/// What a kind sees.
+/// The inputs and services that a running kind can use.
 pub struct Context {
     pub(crate) kind: &'static str,
     pub(crate) seed: u64,
@@ -86,7 +86,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// For attempts, and for tests of kinds.
+    /// For attempts, and for tests of kinds. Call the `with_…` methods to override the defaults.
     pub fn new(
         kind: &'static str,
         seed: u64,
@@ -110,21 +110,21 @@ impl Context {
         }
     }
 
-    /// Where paid answers are kept; if nobody says, among the checkpoints.
+    /// Folder for the answers to paid requests; by default `requests` in the checkpoint folder.
     #[must_use]
     pub fn with_requests(mut self, requests: PathBuf) -> Self {
         self.requests = requests;
         self
     }
 
-    /// Whether the kind may ask for what costs money; if nobody says, it may.
+    /// Whether the kind may send paid requests; by default, it may.
     #[must_use]
     pub fn with_pay(mut self, may_pay: bool) -> Self {
         self.may_pay = may_pay;
         self
     }
 
-    /// Whether the kind may pay again for answers that are lost; by default, it may not.
+    /// Whether the kind may pay again for lost answers; by default, it may not.
     #[must_use]
     pub fn with_pay_again(mut self, may_pay_again: bool) -> Self {
         self.may_pay_again = may_pay_again;
@@ -168,33 +168,34 @@ impl Context {
         &self.inputs
     }
 
-    /// The folder to fill: exists and is empty.
+    /// The folder to fill; exists and is empty.
     pub fn out(&self) -> &Path {
         &self.out
     }
 
-    /// Where checkpoints of this key are kept between attempts.
+    /// Folder where checkpoints of this key are kept between attempts.
     pub fn checkpoints(&self) -> &Path {
         &self.checkpoints
     }
 
-    /// Where paid answers are kept: shared by all pipelines and processes of the store, and never deleted. May not exist.
+    /// Folder for the answers to paid requests: shared by all pipelines and processes of the store, and never deleted.
+    /// May not exist.
     pub fn requests(&self) -> &Path {
         &self.requests
     }
 
-    /// Whether the kind may ask for what costs money. It may not where an artifact that was paid for once is only made again,
-    /// and nobody has said `--pay`; what the store has kept is free.
+    /// Whether the kind may send paid requests. It may not when an artifact that was already paid for is only being
+    /// rebuilt and the user has not given `--pay`; answers kept in the store are free.
     pub fn may_pay(&self) -> bool {
         self.may_pay
     }
 
-    /// Whether the user allowed paying again (`--pay`) for answers that were paid for and are lost.
+    /// Whether the user allowed (`--pay`) paying again for answers that were paid for and lost.
     pub fn may_pay_again(&self) -> bool {
         self.may_pay_again
     }
 
-    /// When to write one. Never changes a result.
+    /// When to write a checkpoint. Never changes a result.
     pub fn cadence(&self) -> Cadence {
         self.cadence
     }
@@ -203,12 +204,12 @@ impl Context {
         self.seed
     }
 
-    /// Threads that the attempt may use. Never changes a result.
+    /// Number of threads that the attempt may use. Never changes a result.
     pub fn threads(&self) -> usize {
         self.threads
     }
 
-    /// The key of a generator for one purpose: BLAKE3 of (seed, kind, purpose).
+    /// The key of a random generator for one purpose: BLAKE3 of (seed, kind, purpose).
     pub fn generator_key(&self, purpose: &str) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("temper generator v1");
         hasher.update(&self.seed.to_le_bytes());
@@ -219,7 +220,7 @@ impl Context {
         *hasher.finalize().as_bytes()
     }
 
-    /// A counter-based generator for one purpose, keyed by (seed, kind, purpose).
+    /// A counter-based random generator for one purpose, keyed by (seed, kind, purpose).
     pub fn generator(&self, purpose: &str) -> ChaCha12Rng {
         ChaCha12Rng::from_seed(self.generator_key(purpose))
     }
@@ -229,7 +230,7 @@ impl Context {
         (self.sink)(Tell::Progress { done, total, unit: unit.to_owned(), headline });
     }
 
-    /// Seconds for the journal; never for artifacts.
+    /// Records seconds in the journal; never in artifacts.
     pub fn timing(&mut self, what: &str, seconds: &[(&str, f64)]) {
         let seconds = seconds.iter().map(|(name, s)| ((*name).to_owned(), *s)).collect();
         (self.sink)(Tell::Timing { what: what.to_owned(), seconds });
@@ -239,12 +240,12 @@ impl Context {
         (self.sink)(Tell::Checkpoint { done, total, unit: unit.to_owned() });
     }
 
-    /// Tells that the stage goes on from a checkpoint.
+    /// Reports that the stage resumes from a checkpoint.
     pub fn resumed(&mut self, Reached { done, total, unit }: Reached<'_>) {
         (self.sink)(Tell::Resumed { done, total, unit: unit.to_owned() });
     }
 
-    /// Tells of requests that were paid for since this was told last. Never part of an artifact.
+    /// Reports requests that were paid for since the previous call. Never part of an artifact.
     pub fn paid(&mut self, paid: Paid) {
         (self.sink)(Tell::Paid(paid));
     }
@@ -253,12 +254,12 @@ impl Context {
         (self.sink)(Tell::Warning { message: message.into() });
     }
 
-    /// Notes a metric; all of them become the artifact's `metrics.json` when the kind has run.
+    /// Records a metric; after the kind has run, all metrics are written to the artifact's `metrics.json`.
     pub fn metric(&mut self, name: impl Into<String>, value: f64) {
         self.metrics.insert(name.into(), value);
     }
 
-    /// Writes `metrics.json`; called by the attempt after the kind has run. Nothing is written when there are none.
+    /// Writes `metrics.json`, if there are metrics; called by the attempt after the kind has run.
     pub fn write_metrics(&self) -> Result<()> {
         if self.metrics.is_empty() {
             return Ok(());
@@ -269,8 +270,8 @@ impl Context {
         std::fs::write(&path, text).at(&path)
     }
 
-    /// Takes a file of an input into the output under the relative path `to`, as a hard link where the file system can,
-    /// else as a copy.
+    /// Puts a file of an input into the output under the relative path `to`: as a hard link if the file system allows
+    /// it, else as a copy.
     pub fn take(&self, from: &Path, to: &str) -> Result<()> {
         let to = self.out.join(to);
         if let Some(parent) = to.parent() {

@@ -1,4 +1,4 @@
-//! Faults of a pipeline file, each with its place, rendered for people and for machines. Knows no YAML and no graph.
+//! Faults in a pipeline file with their source positions, rendered as text or JSON.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::text::{escape_controls, steers_terminal};
 
-/// A place in a source: bytes `start..start + length` of source number `source`.
+/// A range of a source: bytes `start..start + length` of source number `source`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
     pub source: u32,
@@ -17,17 +17,17 @@ pub struct Span {
     pub length: u32,
 }
 
-/// One fault: what is wrong, where, and what to do about it.
+/// One fault: what is wrong, where, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// None: the source as a whole, such as a file that cannot be read.
+    /// `None`: the source as a whole, for example a file that cannot be read.
     pub span: Option<Span>,
     /// Lower-case, one line.
     pub message: String,
-    /// Other places that matter, each with what it is.
+    /// Other relevant positions, each with a label.
     pub also: Vec<(Span, String)>,
     pub help: Option<String>,
-    /// The instances that have it, where a stage has several.
+    /// The affected instances, if the stage has a matrix.
     pub instances: Vec<String>,
 }
 
@@ -65,14 +65,14 @@ impl Fault {
     }
 }
 
-/// Renders so many faults, in order of their places, and counts the others.
+/// Maximum number of rendered faults, in order of position; the rest is only counted.
 const SHOWN_FAULTS: usize = 50;
-/// Faults that are kept until all are found.
+/// Maximum number of faults kept during the checks.
 const KEPT_FAULTS: usize = 1_000;
-/// Characters of a fault's message or help.
+/// Maximum number of characters of a fault's message or help.
 const LONGEST_TEXT: usize = 1_000;
 
-/// A text of usual length as it is, a longer one cut.
+/// Cuts a text that is too long.
 fn clip(text: &mut String) {
     if text.len() > LONGEST_TEXT
         && let Some((at, _)) = text.char_indices().nth(LONGEST_TEXT)
@@ -84,33 +84,33 @@ fn clip(text: &mut String) {
 
 #[derive(Clone, Debug)]
 struct Text {
-    /// What stands after `-->`: a file's path, or `--set`.
+    /// The name shown after `-->`: a file's path, or `--set`.
     name: String,
     text: String,
 }
 
-/// The sources that were read and every fault found in them. `Display` renders all faults, in order of place.
+/// The sources that were read and every fault found in them. `Display` renders the faults in order of position.
 #[derive(Clone, Debug, Default)]
 pub struct Diagnostics {
     sources: Vec<Text>,
     faults: Vec<Fault>,
-    /// Where in `faults` a place and message stand.
+    /// Index into `faults` by position and message.
     index: HashMap<(Option<Span>, String), usize>,
-    /// Faults that were told, the same one of several instances counted for each.
+    /// Number of faults reported; a fault of several instances counts once for each.
     count: usize,
-    /// Faults that are not in `faults`.
+    /// Number of faults that are not in `faults`.
     left_out: usize,
 }
 
 impl Diagnostics {
-    /// Sources are rendered in the order in which they were added. Texts above 4 GiB must have been refused before.
+    /// Adds a source and returns its number; faults are sorted by it. The caller must refuse texts above 4 GiB.
     pub fn add_source(&mut self, name: impl Into<String>, text: impl Into<String>) -> u32 {
         self.sources.push(Text { name: name.into(), text: text.into() });
         (self.sources.len() - 1) as u32
     }
 
-    /// Adds a fault. One that differs from an earlier one only by instance is added to that one; after the first
-    /// [`KEPT_FAULTS`] a fault is only counted.
+    /// Adds a fault. A fault that differs from an earlier one only by instance is merged with it; after the first
+    /// [`KEPT_FAULTS`], faults are only counted.
     pub fn push(&mut self, mut fault: Fault) {
         self.count += 1;
         clip(&mut fault.message);
@@ -130,12 +130,12 @@ impl Diagnostics {
         &self.faults
     }
 
-    /// The number of faults so far; those beyond [`KEPT_FAULTS`] are counted, not kept.
+    /// The number of faults so far, including those beyond [`KEPT_FAULTS`].
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// The source's text under `span`.
+    /// The source text at `span`.
     pub fn slice(&self, span: Span) -> &str {
         let text = self.sources.get(span.source as usize).map_or("", |source| &source.text);
         text.get(span.start as usize..(span.start + span.length) as usize).unwrap_or("")
@@ -145,7 +145,7 @@ impl Diagnostics {
         &self.sources[source as usize].text
     }
 
-    /// `value` if there is no fault; else the faults, sorted by place, the first [`SHOWN_FAULTS`] of them.
+    /// `value` if there are no faults; otherwise the first [`SHOWN_FAULTS`] faults, sorted by position.
     pub fn finish<T>(mut self, value: Option<T>) -> Result<T, Self> {
         if self.faults.is_empty()
             && let Some(value) = value
@@ -159,12 +159,13 @@ impl Diagnostics {
         Err(self)
     }
 
-    /// The pipeline file is at fault.
+    /// The exit code for user errors.
     pub fn exit_code(&self) -> u8 {
         2
     }
 
-    /// All faults for a terminal; `colour` adds ANSI colours. Control characters of the file and of messages are escaped.
+    /// Renders the faults for a terminal; `colour` adds ANSI colours. Escapes control characters of the file and of
+    /// messages.
     pub fn render(&self, colour: bool) -> String {
         let paint = Paint { colour };
         let mut lines = Lines::default();
@@ -248,11 +249,11 @@ impl Diagnostics {
     }
 }
 
-/// Byte offsets at which lines start, by source.
+/// Byte offsets of line starts, by source.
 #[derive(Default)]
 struct Lines(HashMap<u32, Vec<usize>>);
 
-/// A span as people count: lines and columns from 1, in characters.
+/// A span as line and column, both from 1, counted in characters.
 struct Place<'a> {
     name: &'a str,
     line: usize,
@@ -261,10 +262,10 @@ struct Place<'a> {
     text: &'a str,
 }
 
-/// The part of a long line that is worth showing, and how many characters stand before the caret in it.
+/// The part of a long line to show, and the number of characters before the caret in it.
 fn window(line: &str, column: usize, length: usize) -> (String, usize) {
     const SHOWN: usize = 140;
-    // One column each, so that the marks below stay in their places.
+    // Replaced one by one, so that the marks below stay aligned.
     let plain = |c: char| if c.is_control() || steers_terminal(c) { ' ' } else { c };
     let total = line.chars().count();
     if total <= SHOWN {
@@ -314,7 +315,7 @@ impl From<Diagnostics> for crate::error::Error {
     }
 }
 
-/// A list of objects: message, file, line, column, length, and where there are any also, help, instances.
+/// A list of objects with message, file, line, column and length, and with also, help and instances where present.
 impl Serialize for Diagnostics {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         let mut lines = Lines::default();
@@ -350,7 +351,7 @@ impl Serialize for Diagnostics {
     }
 }
 
-/// The candidate that `word` is most probably a slip of.
+/// The candidate that `word` is probably a misspelling of.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let allowed = (word.chars().count() / 3).max(1);
     let distance = |candidate: &str| {
@@ -361,7 +362,7 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     near.min_by_key(|(d, _)| *d).map(|(_, c)| c)
 }
 
-/// Help for a word that is none of the candidates: the nearest one, else what there is.
+/// Help for an unknown word: the nearest candidate, or else a list of candidates.
 pub fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     const LISTED: usize = 12;
     let candidates: Vec<&str> = candidates.into_iter().collect();

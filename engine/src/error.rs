@@ -1,4 +1,4 @@
-//! Errors with a blame tag, which decides the exit code. Knows no stage and no format.
+//! Errors, tagged with whose fault they are; the tag decides the exit code.
 
 use std::fmt;
 use std::path::Path;
@@ -17,16 +17,16 @@ pub enum Blame {
     Ours,
 }
 
-/// What went wrong, and what to do about it. Crosses the process border between attempt and orchestrator as JSON.
+/// What went wrong, and what to do about it. Serialised as JSON between the attempt process and the orchestrator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
     pub blame: Blame,
     /// Lower-case, one line: what happened, where, what was expected.
     pub message: String,
-    /// What to do.
+    /// What the user can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
-    /// Whether trying again later may succeed (the runner then retries with backoff).
+    /// Whether trying again later may succeed; the runner then retries with backoff.
     #[serde(default)]
     pub transient: bool,
 }

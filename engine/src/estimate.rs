@@ -1,8 +1,8 @@
-//! What a stage that pays for requests is expected to cost before it runs. Plain values; knows no kind.
+//! The expected cost of a stage that sends paid requests, before it runs.
 
 use serde::Serialize;
 
-/// From the least to the most that something is expected to be.
+/// An expected range, from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Range {
     pub low: f64,
@@ -35,26 +35,26 @@ impl std::ops::Add for Range {
     }
 }
 
-/// Requests, tokens and money of one stage.
+/// Requests, tokens and cost of one stage.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Estimate {
-    /// Requests that are left after what is paid for already.
+    /// Requests that remain, without those that are paid for already.
     pub requests: u64,
     /// Tokens sent.
     pub input_tokens: Range,
-    /// Tokens got.
+    /// Tokens received.
     pub output_tokens: Range,
-    /// In all; `None` without a price.
+    /// Total cost; `None` without a price.
     pub dollars: Option<Range>,
-    /// What the figures rest on and what they do not know, one sentence each.
+    /// What the figures are based on and what they leave out, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// What is known of a stage's cost.
+/// What is known about a stage's cost.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prospect {
     Known(Estimate),
-    /// Not before something else is: what.
+    /// Not known before something else is; the text says what.
     Unknown(String),
 }

@@ -1,4 +1,4 @@
-//! The journal of a run: every event and every decision, one JSON line each. Knows no stage and no store.
+//! The journal of a run: every event and decision, one JSON line each.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -12,7 +12,7 @@ use crate::context::Paid;
 use crate::error::{At, Error, Result};
 use crate::names::{Digest, Key};
 
-/// What happens in a run, in the order in which it happens. `stage` is always an instance's name: `rl[mean]`.
+/// An event of a run. `stage` is always an instance's name, such as `rl[mean]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
@@ -24,14 +24,14 @@ pub enum Event {
         targets: Vec<String>,
         /// The folder of the run: journal, graph.json, report.
         folder: PathBuf,
-        /// The command line that started the run, with secrets redacted; empty in runs of older versions.
+        /// The command line of the run, with secrets redacted; empty in runs of older versions.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         command: Vec<String>,
-        /// The pipeline file, as it was given.
+        /// The pipeline file as given on the command line.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         file: Option<String>,
     },
-    /// The plan; told again when a damaged artifact made the run plan once more.
+    /// The plan; repeated when the run plans again because of a damaged artifact.
     Planned { stages: Vec<PlannedStage> },
     StageStarted {
         stage: String,
@@ -39,10 +39,10 @@ pub enum Event {
         threads: usize,
         /// The name of the attempt's folder.
         attempt: String,
-        /// Where its standard error goes.
+        /// The log file with its standard error.
         log: PathBuf,
     },
-    /// Another process holds the key of this stage.
+    /// Another process holds the lock of this stage's key.
     Waiting { stage: String, key: Key, holder: String },
     Progress {
         stage: String,
@@ -52,13 +52,13 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         headline: Option<(String, f64)>,
     },
-    /// Seconds by name, such as one PPO phase's sampling, scoring and update.
+    /// Seconds by name, for example sampling, scoring and update of one PPO phase.
     Timing { stage: String, what: String, seconds: BTreeMap<String, f64> },
-    /// The attempt wrote a checkpoint: the next one at this key goes on from here.
+    /// The attempt wrote a checkpoint; the next attempt at this key resumes from it.
     Checkpoint { stage: String, done: u64, total: u64, unit: String },
-    /// The attempt goes on where the checkpoint of an earlier one stopped.
+    /// The attempt resumed from the checkpoint of an earlier attempt.
     Resumed { stage: String, done: u64, total: u64, unit: String },
-    /// Requests that an attempt paid for since it told of them last.
+    /// Requests that an attempt paid for since its previous `Paid` event.
     Paid {
         stage: String,
         #[serde(flatten)]
@@ -69,14 +69,14 @@ pub enum Event {
         stage: Option<String>,
         message: String,
     },
-    /// An attempt failed in a way that its kind calls transient; the next one starts after `seconds`.
+    /// An attempt failed with a transient error; the next one starts after `seconds`.
     Retrying { stage: String, error: Error, tries: u32, seconds: f64 },
     StageFinished {
         stage: String,
         key: Key,
         digest: Digest,
         seconds: f64,
-        /// The most memory that the attempt had resident.
+        /// Peak resident memory of the attempt.
         #[serde(default)]
         peak_bytes: u64,
     },
@@ -84,7 +84,8 @@ pub enum Event {
         stage: String,
         key: Key,
         digest: Digest,
-        /// Whether this was known only when its inputs had been made (early cutoff), or another process made it meanwhile.
+        /// Whether this became known only after its inputs had been made (early cutoff), or because another process
+        /// made the artifact meanwhile.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         cutoff: bool,
     },
@@ -97,8 +98,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         tail: Vec<String>,
     },
-    /// Not run, because the stage `because`, which it needs, failed or, if none is named, because the run ended before:
-    /// it was interrupted, or stopped at a failure elsewhere.
+    /// The stage did not run: because the stage `because`, which it needs, failed; or, if `because` is `None`, because
+    /// the run was interrupted or stopped at a failure elsewhere.
     StageSkipped {
         stage: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,7 +117,7 @@ pub enum Event {
     },
 }
 
-/// One stage of a plan, in the words of `temper plan --json`.
+/// One stage of a plan, with the same names as in `temper plan --json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedStage {
     pub stage: String,
@@ -139,7 +140,7 @@ pub enum PlannedAction {
     Pending,
 }
 
-/// A line of the journal: an event and when it was.
+/// A line of the journal: an event and its time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// Seconds since 1970, UTC.
@@ -148,7 +149,7 @@ pub struct Line {
     pub event: Event,
 }
 
-/// How often a stage's progress is written down; listeners hear all of it.
+/// Minimum time between two journal entries of a stage's progress; listeners receive all of it.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// The folder of one run and its open journal.
@@ -160,22 +161,22 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Starts a run: a fresh folder under `runs`, whose name sorts by time.
+    /// Starts a run: creates a new folder under `runs`, whose name sorts by time.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// When the folder cannot be created.
     pub fn create(runs: &Path) -> Result<Self> {
         std::fs::create_dir_all(runs).at(runs)?;
         Self::create_as(runs, "")
     }
 
-    /// As [`Journal::create`], in the system's temporary folder: for a store that can only be read.
+    /// Like [`Journal::create`], but in the system's temporary folder: for a read-only store.
     pub fn create_elsewhere() -> Result<Self> {
         Self::create_as(&std::env::temp_dir(), "temper-")
     }
 
     fn create_as(parent: &Path, prefix: &str) -> Result<Self> {
-        // Events name the folder, in JSON.
+        // Events contain the folder's path as JSON text.
         if parent.to_str().is_none() {
             return Err(Error::surroundings(format!("{}: the path of a run must be UTF-8", parent.display())));
         }
@@ -188,7 +189,7 @@ impl Journal {
                     let file = OpenOptions::new().append(true).create(true).open(&path).at(&path)?;
                     return Ok(Self { id, folder, file, progress: BTreeMap::new() });
                 }
-                // Another run of this process began in the same millisecond.
+                // Another run of this process started in the same millisecond.
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => std::thread::sleep(Duration::from_millis(1)),
                 Err(e) => return Err(e).at(&folder),
             }
@@ -203,7 +204,8 @@ impl Journal {
         &self.folder
     }
 
-    /// Appends one line, in one write, so that a reader or a crash never sees half an event but at the very end.
+    /// Appends one line in a single write, so that only the last line can ever be incomplete. Drops progress events
+    /// that are not due.
     pub fn write(&mut self, event: &Event) -> Result<()> {
         if let Event::Progress { stage, done, total, .. } = event {
             let due = self.progress.get(stage).is_none_or(|last| last.elapsed() >= PROGRESS_EVERY);
@@ -220,11 +222,11 @@ impl Journal {
     }
 }
 
-/// The events of the run in `folder`, with a warning in the place of each line that is no event, as damage leaves them; a last
-/// line that a crash cut short is left out.
+/// Reads the events of the run in `folder`. Replaces each damaged line by a warning, and omits a last line that a crash
+/// cut short.
 ///
 /// # Errors
-/// When there is no journal that can be read.
+/// When there is no readable journal.
 pub fn read(folder: &Path) -> Result<Vec<Line>> {
     let path = folder.join("journal.jsonl");
     let bytes = crate::store::files::read_if_there(&path)?
@@ -250,7 +252,7 @@ pub(crate) fn unix_seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
-/// `20261123-124100-123-4f2a`: UTC to the millisecond, then the process.
+/// A run id such as `20261123-124100-123-4f2a`: UTC to the millisecond, then the process id.
 fn fresh_id(now: SystemTime) -> String {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let ((year, month, day), (hour, minute, second)) = date_and_time(since.as_secs());
@@ -258,19 +260,19 @@ fn fresh_id(now: SystemTime) -> String {
     format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}-{millis:03}-{pid:x}")
 }
 
-/// A time of the journal for people: `2026-11-23 12:41:00 UTC`.
+/// A journal time for display: `2026-11-23 12:41:00 UTC`.
 pub fn utc(at: f64) -> String {
     let ((year, month, day), (hour, minute, second)) = date_and_time(at as u64);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
-/// Of seconds since 1970: (year, month, day), (hour, minute, second).
+/// Converts seconds since 1970 to (year, month, day), (hour, minute, second).
 fn date_and_time(seconds: u64) -> ((u64, u64, u64), (u64, u64, u64)) {
     let of_day = seconds % 86_400;
     (civil(seconds / 86_400), (of_day / 3600, of_day / 60 % 60, of_day % 60))
 }
 
-/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
+/// Converts days since 1970-01-01 to year, month and day of the Gregorian calendar.
 fn civil(days: u64) -> (u64, u64, u64) {
     let is_leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
     let (mut year, mut day) = (1970, days);

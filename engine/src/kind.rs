@@ -1,4 +1,4 @@
-//! The stage contract: what a kind declares and what it does. Knows no graph and no store.
+//! The stage contract: what a stage kind declares (parameters, ports, output type) and how it runs.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::estimate::Estimate;
 
-/// How many instances a port takes.
+/// How many instances may be connected to a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arity {
@@ -26,41 +26,41 @@ pub enum Arity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Port {
     pub name: String,
-    /// Names of the artifact types that it accepts; empty: any type.
+    /// Names of the accepted artifact types; empty: any type.
     pub accepts: Vec<&'static str>,
     pub arity: Arity,
 }
 
-/// What a kind takes and gives at given parameters.
+/// The inputs, output and properties of a kind for given parameters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Signature {
     pub ports: Vec<Port>,
-    /// Whether further inputs under names of the pipeline's choosing are taken (`command`).
+    /// Whether the pipeline may add inputs under names of its own choice, besides `ports` (used by `command`).
     pub open: bool,
-    /// Name of the artifact type that it gives.
+    /// Name of the artifact type that the kind produces.
     pub output: String,
-    /// Whether the seed enters the key.
+    /// Whether the seed is part of the key.
     pub seeded: bool,
     /// Whether the same key must give the same bytes on this platform (false: a paid API, an arbitrary program).
     pub deterministic: bool,
     /// The version of the numerics, for kinds that train or sample; part of the key.
     pub numerics: Option<u32>,
-    /// Whether one attempt can make use of several threads.
+    /// Whether one attempt can use several threads.
     pub parallel: bool,
-    /// Environment variables that the attempt may see besides PATH, HOME, LANG and TMPDIR. Never part of the key.
+    /// Environment variables passed to the attempt besides PATH, HOME, LANG and TMPDIR. Never part of the key.
     pub env: Vec<String>,
-    /// Which of `env` are secrets: redacted wherever the attempt's output is kept.
+    /// The subset of `env` that holds secrets: redacted wherever the attempt's output is kept.
     pub secrets: Vec<String>,
-    /// Parameters that change no byte of what is made, such as how much may be spent on it: never part of the key.
+    /// Parameters that do not change the artifact's bytes, such as a spending limit: never part of the key.
     pub beside_key: Vec<String>,
-    /// Whether an attempt may cost money; then [`Kind::estimate`] says how much.
+    /// Whether an attempt may cost money; [`Kind::estimate`] then says how much.
     pub pays: bool,
-    /// Which of `env` name files whose text, without white space at its ends, is a secret: redacted as well.
+    /// The subset of `env` that names files whose trimmed text is a secret: redacted as well.
     pub secret_files: Vec<String>,
 }
 
 impl Signature {
-    /// A deterministic, unseeded kind without ports that gives `output`.
+    /// A deterministic, unseeded kind without ports that produces `output`.
     pub fn gives(output: impl Into<String>) -> Self {
         Self {
             ports: Vec::new(),
@@ -113,83 +113,84 @@ impl Signature {
     }
 }
 
-/// One instance at a port of another, as planning sees it.
+/// One instance connected to a port of another, as seen at planning.
 #[derive(Clone, Copy, Debug)]
 pub struct Wired<'a> {
     pub port: &'a str,
     /// The kind of the instance at the port.
     pub kind: &'a str,
-    /// Name of the artifact type that it gives.
+    /// Name of the artifact type that the instance produces.
     pub output: &'a str,
-    /// Its parameters, as its kind normalised them.
+    /// The instance's parameters, normalised by its kind.
     pub params: &'a Value,
 }
 
 /// A kind of stage. Register one with [`Registry::kind`].
 pub trait Kind: Send + Sync + 'static {
-    /// Deserialised from the stage's `with`; every field but required ones has a serde default. Use
-    /// `#[serde(deny_unknown_fields)]` and doc comments: they become the schema and `temper kinds`.
+    /// Deserialised from the stage's `with`; every field except required ones has a serde default. Use
+    /// `#[serde(deny_unknown_fields)]` and doc comments: they become the JSON schema and the text of `temper kinds`.
     type Params: DeserializeOwned + Serialize + JsonSchema;
 
     /// `reward.train`, …
     const NAME: &'static str;
-    /// Raised whenever the same recipe would give other bytes.
+    /// Must be increased whenever the same recipe would produce different bytes.
     const VERSION: u32;
-    /// One line for people.
+    /// One-line description for users.
     const ABOUT: &'static str;
 
     fn signature(&self, params: &Self::Params) -> Signature;
 
-    /// Checks what types cannot say (ranges, exclusive options): each fault as (path of the field such as `lr` or
-    /// `lora.rank`, message). Runs at planning.
+    /// Checks what the types cannot express (ranges, exclusive options). Returns each fault as (path of the field such
+    /// as `lr` or `lora.rank`, message). Runs at planning.
     fn check(&self, params: &Self::Params) -> Vec<(String, String)> {
         let _ = params;
         Vec::new()
     }
 
-    /// Carries what one parameter says into another that acts on it, such as which files of a folder count.
+    /// Fills in parameters that follow from other parameters, such as which files of a folder count.
     fn complete(&self, params: &mut Self::Params) {
         let _ = params;
     }
 
-    /// Checks what is in the files that parameters name, whose paths are absolute by now; each fault as in [`Kind::check`]. A
-    /// file that is missing is told by others. Runs at planning.
+    /// Checks the content of the files that parameters name; their paths are absolute by now. Returns faults as in
+    /// [`Kind::check`]. Missing files are reported elsewhere. Runs at planning.
     fn check_files(&self, params: &Self::Params) -> Vec<(String, String)> {
         let _ = params;
         Vec::new()
     }
 
-    /// Checks what its ports are given beyond types and counts, such as one reward model where an ensemble is needed: each
-    /// fault as (port, error). Runs at planning; `inputs` are in the order of the pipeline file.
+    /// Checks what is connected to the ports beyond types and counts, such as a single reward model where an ensemble
+    /// is needed. Returns each fault as (port, error). Runs at planning; `inputs` are in the order of the pipeline
+    /// file.
     fn check_wiring(&self, params: &Self::Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
         let _ = (params, inputs);
         Vec::new()
     }
 
-    /// Checks that the environment variables that an attempt cannot do without are there, such as an API's key. Runs at
-    /// planning for stages that will run.
+    /// Checks that required environment variables are set, such as an API key. Runs at planning for stages that will
+    /// run.
     ///
     /// # Errors
-    /// What is missing and how to set it; never a secret.
+    /// Names the missing variable and how to set it; never contains a secret.
     fn check_environment(&self, params: &Self::Params) -> Result<()> {
         let _ = params;
         Ok(())
     }
 
-    /// What running with these inputs and what the store has kept is expected to cost; `None` for kinds that pay for nothing.
-    /// Reads, and asks nobody. Runs at planning, when the inputs are there.
+    /// The expected cost of a run with these inputs, given the answers that the store has kept; `None` for kinds that
+    /// pay for nothing. Reads local files only and sends no requests. Runs at planning, once the inputs exist.
     ///
     /// # Errors
-    /// As of [`Kind::run`].
+    /// The same as [`Kind::run`].
     fn estimate(&self, params: &Self::Params, ctx: &Context) -> Result<Option<Estimate>> {
         let _ = (params, ctx);
         Ok(None)
     }
 
-    /// Fills `ctx.out()`.
+    /// Runs the stage: writes the artifact into `ctx.out()`.
     ///
     /// # Errors
-    /// Anything returned fails the stage and commits nothing.
+    /// Any error fails the stage and commits nothing.
     fn run(&self, params: Self::Params, ctx: &mut Context) -> Result<()>;
 }
 
@@ -200,14 +201,14 @@ pub trait AnyKind: Send + Sync {
     fn about(&self) -> &'static str;
     /// The JSON schema of the parameters.
     fn schema(&self) -> Schema;
-    /// Parses `with` and writes it back with every default filled in.
+    /// Parses `with` and returns it with every default filled in.
     ///
     /// # Errors
-    /// The faults found, each as (path of the field, or empty; message).
+    /// The faults found, each as (path of the field, may be empty; message).
     fn normalise(&self, with: &Value) -> Result<Value, Vec<(String, String)>>;
-    /// The faults of the files that `params`, as normalised and with absolute paths, name.
+    /// See [`Kind::check_files`]; `params` are normalised and their paths absolute.
     fn check_files(&self, params: &Value) -> Result<Vec<(String, String)>>;
-    /// `params` as normalised; as for the two below.
+    /// See [`Kind::check_wiring`]; here and in the methods below, `params` are normalised.
     fn check_wiring(&self, params: &Value, inputs: &[Wired<'_>]) -> Result<Vec<(&'static str, Error)>>;
     fn check_environment(&self, params: &Value) -> Result<()>;
     fn signature(&self, params: &Value) -> Result<Signature>;
@@ -283,7 +284,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Registers a kind; a second of the same name replaces the first.
+    /// Registers a kind; a second kind with the same name replaces the first.
     #[must_use]
     pub fn kind(mut self, kind: impl Kind) -> Self {
         let kind: Box<dyn AnyKind> = Box::new(kind);
@@ -305,12 +306,12 @@ impl Registry {
         self.types.get(name).map(Box::as_ref)
     }
 
-    /// In order of name.
+    /// Sorted by name.
     pub fn kinds(&self) -> impl Iterator<Item = &dyn AnyKind> {
         self.kinds.values().map(Box::as_ref)
     }
 
-    /// In order of name.
+    /// Sorted by name.
     pub fn types(&self) -> impl Iterator<Item = &dyn ArtifactType> {
         self.types.values().map(Box::as_ref)
     }

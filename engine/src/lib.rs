@@ -1,4 +1,4 @@
-//! The orchestrator: spec -> graph -> plan -> attempts -> artifact store. Knows no machine learning.
+//! The orchestrator: pipeline file -> graph -> plan -> attempts -> artifact store.
 
 pub mod artifact;
 pub mod attempt;

@@ -1,4 +1,4 @@
-//! The names of things: stages, instances, digests and keys. Closed types, so that one cannot be taken for another.
+//! Newtypes for the names of stages, instances, digests and keys, so that one cannot be used in place of another.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +17,7 @@ macro_rules! hash_newtype {
                 Self(*blake3::hash(bytes).as_bytes())
             }
 
-            /// The first twelve hexadecimal digits, for people.
+            /// The first twelve hexadecimal digits, for display.
             pub fn short(&self) -> String {
                 self.to_string()[..12].to_owned()
             }
@@ -81,7 +81,7 @@ hash_newtype!(
 #[serde(try_from = "String", into = "String")]
 pub struct StageName(String);
 
-/// Bytes of a name or label.
+/// Maximum length of a name or label in bytes.
 pub const LONGEST_NAME: usize = 64;
 
 /// Whether `s` may name a stage, a matrix dimension, a matrix label, a port or a profile.
@@ -115,7 +115,7 @@ impl fmt::Display for StageName {
     }
 }
 
-/// An instance of a stage: `sft`, or `rl[adaptive,11]` with one label per matrix dimension, in declared order.
+/// Name of a stage instance: `sft`, or `rl[adaptive,11]` with one label per matrix dimension, in declared order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct InstanceName {
     pub stage: StageName,

@@ -1,10 +1,10 @@
-//! The JSON schema of a pipeline file, made from the kinds' own parameter types. Knows no file.
+//! The JSON schema of a pipeline file, built from the kinds' parameter types.
 
 use serde_json::{Map, Value, json};
 
 use crate::kind::{AnyKind, Arity, Registry};
 
-/// For `temper schema` and editors: completes keys, kinds, parameters and ports, and marks what cannot be right.
+/// For `temper schema` and editors: lets them complete keys, kinds, parameters and ports, and mark errors.
 pub fn schema(registry: &Registry) -> Value {
     let names: Vec<&str> = registry.kinds().map(AnyKind::name).collect();
     let mut definitions = shared(&names);
@@ -54,7 +54,7 @@ fn described(schema: &Value, description: &str) -> Value {
     schema
 }
 
-/// What every kind's stage shares.
+/// Definitions that the stages of all kinds share.
 fn shared(kinds: &[&str]) -> Map<String, Value> {
     let parts = || {
         json!({
@@ -145,7 +145,7 @@ fn stage(kind: &dyn AnyKind) -> Value {
     })
 }
 
-/// The ports at default parameters; others may be there at other parameters.
+/// The ports at default parameters; other parameters may have further ports.
 fn ports(kind: &dyn AnyKind) -> Value {
     let mut ports = Map::new();
     let signature = kind.normalise(&json!({})).ok().and_then(|params| kind.signature(&params).ok());
@@ -161,7 +161,8 @@ fn ports(kind: &dyn AnyKind) -> Value {
     json!({ "type": ["object", "null"], "properties": ports, "additionalProperties": reference("selectors") })
 }
 
-/// The schema of a kind's parameters: any of them may be a variable instead, and a matrix label may bring the required ones.
+/// The schema of a kind's parameters. Any of them may be a variable instead, and none is required, because a matrix
+/// label may supply it.
 fn parameters(kind: &dyn AnyKind) -> Value {
     let mut schema = kind.schema().to_value();
     let prefix = format!("#/$defs/{}", definition(kind));
@@ -196,7 +197,7 @@ fn parameters(kind: &dyn AnyKind) -> Value {
     schema
 }
 
-/// Lets text with variables stand in the place of what `schema` allows.
+/// Allows text with variables in addition to the values that `schema` allows.
 fn or_variable(schema: &mut Value) {
     if schema.get("type").is_some_and(|t| t == "string") && schema.get("enum").is_none() {
         return;
@@ -207,7 +208,7 @@ fn or_variable(schema: &mut Value) {
         outer.extend(object.shift_remove(key).map(|value| (key.to_owned(), value)));
     }
     let inner = Value::Object(std::mem::take(object));
-    // Not a reference: those inside a kind's schema are rewritten.
+    // `inner` is inlined, not referenced, because references inside a kind's schema are rewritten.
     outer.insert("anyOf".into(), json!([inner, { "type": "string", "pattern": "\\$\\{" }]));
     *object = outer;
 }

@@ -1,18 +1,18 @@
-//! Text that others wrote, at two borders: where it is read, and where it reaches a terminal or a page.
+//! Handling of text from outside: reading it, and escaping it before it reaches a terminal or a page.
 
 use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
-/// U+FEFF in UTF-8, which some programs put before a file's text.
+/// U+FEFF in UTF-8, which some programs write at the start of a text file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The bytes of a text without a byte-order mark at their start.
+/// The bytes of a text without a leading byte-order mark.
 pub fn strip_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }
 
-/// Reads a UTF-8 file whole, without its byte-order mark.
+/// Reads a whole UTF-8 file, without its byte-order mark.
 ///
 /// # Errors
 /// If it cannot be read or is not UTF-8.
@@ -22,13 +22,13 @@ pub fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Whether a terminal may obey this character instead of showing it: every control character but newline and tab, and the
-/// marks that reverse the direction of the text around them (Boucher and Anderson 2021, "Trojan Source").
+/// Whether a terminal may interpret this character instead of showing it: every control character except newline and
+/// tab, and the marks that reverse the direction of surrounding text (Boucher and Anderson 2021, "Trojan Source").
 pub fn steers_terminal(c: char) -> bool {
     (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// `text` with each character that [`steers_terminal`] written as `\u{1b}`.
+/// `text` with each character for which [`steers_terminal`] holds written as an escape such as `\u{1b}`.
 pub fn escape_controls(text: &str) -> Cow<'_, str> {
     if !text.contains(steers_terminal) {
         return Cow::Borrowed(text);

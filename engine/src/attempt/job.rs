@@ -1,4 +1,5 @@
-//! What an attempt is told and what it tells last: the two documents that cross the process border besides `Tell`.
+//! The first and the last message between orchestrator and attempt: the [`Job`] file, and [`Last`], which ends the
+//! stream of `Tell` events.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,31 +12,32 @@ use crate::context::Input;
 use crate::error::{At, Error, Result};
 use crate::names::Digest;
 
-/// All that an attempt knows: no pipeline file, no graph. Holds no secrets; those are in its environment.
+/// Everything that an attempt is given; it sees neither the pipeline file nor the graph. Holds no secrets; those are in
+/// its environment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
     /// For messages only.
     pub stage: String,
     pub kind: String,
-    /// The kind's version as planned; a binary with another one refuses.
+    /// The kind's version at planning; a binary with another version refuses the job.
     pub version: u32,
-    /// As normalised.
+    /// As normalised by the kind.
     pub params: Value,
     pub seed: u64,
-    /// By port, in the order of the pipeline file.
+    /// Keyed by port, in the order of the pipeline file.
     pub inputs: BTreeMap<String, Vec<Input>>,
-    /// Name of the artifact type to give.
+    /// Name of the artifact type to produce.
     pub output: String,
     /// Root of the store.
     pub store: PathBuf,
-    /// The folder to fill: exists and is empty.
+    /// The folder to fill; exists and is empty.
     pub out: PathBuf,
     pub checkpoints: PathBuf,
-    /// Where paid answers are kept.
+    /// Folder for the answers to paid requests.
     pub requests: PathBuf,
-    /// Whether the kind may ask for what costs money.
+    /// Whether the kind may send paid requests.
     pub may_pay: bool,
-    /// Whether the user allowed paying again for what was paid for and is lost (`--pay`).
+    /// Whether the user allowed (`--pay`) paying again for answers that were paid for and lost.
     pub may_pay_again: bool,
     pub cadence: Cadence,
     pub threads: usize,
@@ -51,20 +53,20 @@ impl Job {
     }
 
     /// # Errors
-    /// When the file cannot be read or is no job.
+    /// When the file cannot be read or is not a job file.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).at(path)?;
         serde_json::from_slice(&text).map_err(|e| Error::yours(format!("{}: no job file: {e}", path.display())))
     }
 }
 
-/// The last line that an attempt says.
+/// The last line that an attempt writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "tell", rename_all = "lowercase")]
 pub enum Last {
     Done {
         digest: Digest,
-        /// The most memory that the attempt had resident.
+        /// Peak resident memory of the attempt.
         #[serde(default)]
         peak_bytes: u64,
     },

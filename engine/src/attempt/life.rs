@@ -1,13 +1,13 @@
-//! Ties an attempt, and every process below it, to the orchestrator's life, and keeps its standard streams apart from those of
-//! the kind.
+//! Ties the life of an attempt, and of every process below it, to the orchestrator's life, and separates the attempt's
+//! standard streams from those of the kind.
 //!
 //! ```text
 //! orchestrator ──pipe──> guard ──fork──> attempt ──> programs of the kind, and theirs
 //! ```
 //!
-//! The guard does nothing but wait: for the attempt to end, or for the pipe to close, which the kernel does however the
-//! orchestrator dies. Then it kills every process below it. As their subreaper it is the parent of whatever is orphaned there, so
-//! that a process that left the group and the session is found too.
+//! The guard only waits: for the attempt to end, or for the pipe to close, which the kernel does however the
+//! orchestrator dies. Then it kills every process below it. As their subreaper it becomes the parent of orphans, so it
+//! also finds processes that left the group and the session.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,17 +22,17 @@ use rustix::process::{
 
 use crate::error::{At, Error, Result};
 
-/// Signals that end a guard only after it has killed what is below it.
+/// Signals that the guard ignores, so that it ends only after it has killed every process below it.
 const IGNORED: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
-/// Puts a guard between this process's orchestrator and the rest of the program, which goes on in a child; then gives the kind
-/// an empty standard input, and standard error in the place of standard output. Returns the real standard output. Without an
-/// orchestrator (a job run by hand, whose standard input is no pipe) there is no guard.
+/// Puts a guard between the orchestrator and the rest of this program, which continues in a child process. Then gives
+/// the kind an empty standard input, and redirects its standard output to standard error. Returns the real standard
+/// output. A job run by hand (standard input is not a pipe) has no orchestrator and gets no guard.
 ///
 /// Call it before any thread is started.
 ///
 /// # Errors
-/// When the streams are not what an orchestrator gives, or there is no process to be had.
+/// When the streams cannot be duplicated, the process has more than one thread, or a system call such as fork fails.
 pub(super) fn begin() -> Result<File> {
     let failed = |what: &str, e: rustix::io::Errno| Error::surroundings(format!("{what}: {e}"));
     let stdin = std::io::stdin().lock();
@@ -53,7 +53,7 @@ pub(super) fn begin() -> Result<File> {
     let adopt = || set_child_subreaper(Some(getpid())).map_err(|e| failed("adopting orphans", e));
     adopt()?;
     let guard = getpid();
-    // SAFETY: this process has one thread, so that its child has all of it.
+    // SAFETY: this process has a single thread, so the child is a complete copy of it.
     match unsafe { libc::fork() } {
         0 => {
             drop(lifeline);
@@ -65,10 +65,10 @@ pub(super) fn begin() -> Result<File> {
             adopt()?;
             Ok(File::from(stdout))
         }
-        // -1: there was none to be had.
+        // -1: fork failed.
         child => match (child > 0).then(|| Pid::from_raw(child)).flatten() {
             Some(child) => {
-                // The attempt alone speaks to the orchestrator, which hears its end.
+                // Only the attempt may hold the stream, so that the orchestrator sees it close when the attempt ends.
                 drop(stdout);
                 keep_guard(child, &lifeline)
             }
@@ -77,21 +77,22 @@ pub(super) fn begin() -> Result<File> {
     }
 }
 
-/// Someone may run a job by hand, from a terminal: then there is no orchestrator to die with.
+/// Whether `file` is a pipe. It is not when a user runs a job by hand from a terminal, without an orchestrator.
 fn is_pipe(file: &File) -> bool {
     use std::os::unix::fs::FileTypeExt;
     file.metadata().is_ok_and(|m| m.file_type().is_fifo())
 }
 
-/// Waits for the attempt or the orchestrator to end, kills what is left, and ends as the attempt did.
+/// Waits for the attempt or the orchestrator to end, kills the remaining processes, and exits with the attempt's
+/// status.
 fn keep_guard(attempt: Pid, lifeline: &File) -> ! {
-    // So that whoever kills this program by name does not kill the guard before it has done its work.
+    // A rename, so that killing this program by name does not kill the guard before it has done its work.
     let _ = rustix::thread::set_name(c"guard");
     for signal in IGNORED {
-        // SAFETY: a disposition without a handler.
+        // SAFETY: sets a disposition without a handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
-    // Where the kernel has none, its end is looked for more often.
+    // On a kernel without pidfds, poll for the attempt's end more often.
     let end: Option<OwnedFd> = pidfd_open(attempt, PidfdFlags::empty()).ok();
     let pause = if end.is_some() { Duration::from_secs(1) } else { Duration::from_millis(10) };
     let status = loop {
@@ -100,7 +101,7 @@ fn keep_guard(attempt: Pid, lifeline: &File) -> ! {
         }
         let mut fds = vec![PollFd::new(lifeline, PollFlags::IN)];
         fds.extend(end.as_ref().map(|end| PollFd::from_borrowed_fd(end.as_fd(), PollFlags::IN)));
-        // Nothing is ever written to the lifeline: it can be read from when it has ended.
+        // Nothing is ever written to the lifeline, so it becomes readable only when the orchestrator has closed it.
         if matches!(poll(&mut fds, Timespec::try_from(pause).ok().as_ref()), Ok(1..)) && !fds[0].revents().is_empty() {
             break None;
         }
@@ -120,7 +121,7 @@ fn keep_guard(attempt: Pid, lifeline: &File) -> ! {
     }
 }
 
-/// Lays every child that has ended to rest; gives the status of the attempt if it is among them.
+/// Reaps every child that has ended; returns the attempt's status if it is among them.
 fn reap(attempt: Pid) -> Option<WaitStatus> {
     while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
         if pid == attempt {
@@ -130,23 +131,23 @@ fn reap(attempt: Pid) -> Option<WaitStatus> {
     None
 }
 
-/// Kills every process below this one, also those that left its group or session, until none is alive.
+/// Kills every process below this one until none is alive, including those that left its group or session.
 pub(super) fn kill_descendants() {
-    // A process that forks faster than this kills is nobody's program.
+    // Bounded: no sensible program forks faster than this kills.
     for _ in 0..2_000 {
         let alive = if is_childless() { Vec::new() } else { descendants(getpid()) };
         if alive.is_empty() {
             return;
         }
         for pid in alive {
-            // It may have ended by itself.
+            // The process may have ended by itself.
             let _ = kill_process(pid, Signal::KILL);
         }
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Whether the kernel says at once that there is no child: looking through all processes takes a while.
+/// Whether the kernel reports no children; much cheaper than scanning all processes.
 fn is_childless() -> bool {
     let Ok(mut threads) = std::fs::read_dir("/proc/self/task") else { return false };
     threads.all(|thread| {
@@ -156,13 +157,13 @@ fn is_childless() -> bool {
     })
 }
 
-/// The processes below `root` that are alive.
+/// All live processes below `root`.
 fn descendants(root: Pid) -> Vec<Pid> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for pid in entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name in parentheses may hold anything: the last one closes it. Then the state and the parent.
+        // The process name in parentheses may contain anything, so split at the last `)`; state and parent follow.
         let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
         if let (Some(state), Some(Ok(parent))) = (fields.next(), fields.next().map(str::parse))
             && !matches!(state, "Z" | "X")
@@ -181,7 +182,7 @@ fn descendants(root: Pid) -> Vec<Pid> {
     found
 }
 
-/// The most memory that this process had resident so far; 0 where the system does not tell.
+/// Peak resident memory of this process in bytes; 0 where the system does not report it.
 pub(super) fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,4 +1,4 @@
-//! One attempt: the child process that runs a kind once and commits what it made. Knows no graph, no plan and no other stage.
+//! One attempt: the child process that runs a kind once and commits its output.
 
 mod job;
 mod life;
@@ -20,11 +20,12 @@ use crate::kind::Registry;
 use crate::names::Digest;
 use crate::store::Store;
 
-/// Virtual memory for the stack of the thread that runs the kind: candle's backward pass recurses. Touched only as used.
+/// Stack of the thread that runs the kind, in bytes of virtual memory: candle's backward pass is recursive. Pages are
+/// allocated only when touched.
 const STACK: usize = 256 << 20;
 
-/// Runs the job in the file `job` and says how it went, as one JSON line each, on standard output; everything that the kind
-/// itself prints goes to standard error. Does not return before the kind has ended; dies with the orchestrator.
+/// Runs the job in the file `job`. Writes its events as JSON lines to standard output; everything that the kind itself
+/// prints goes to standard error. Does not return before the kind has ended; dies with the orchestrator.
 pub fn main(job: &Path, registry: &Registry) -> ExitCode {
     let voice = match life::begin() {
         Ok(stdout) => Voice(Arc::new(Mutex::new(stdout))),
@@ -44,7 +45,7 @@ pub fn main(job: &Path, registry: &Registry) -> ExitCode {
     }
 }
 
-/// Runs the kind of `job` on a big stack and commits what it made; panics become errors of ours.
+/// Runs the kind of `job` on a large stack and commits its output; panics become internal errors.
 fn perform(job: &Path, registry: &Registry, voice: &Voice) -> Result<Digest> {
     let job = Job::read(job)?;
     let run = || {
@@ -77,7 +78,7 @@ fn run_kind(job: &Job, registry: &Registry, voice: &Voice) -> Result<Digest> {
             move |tell| voice.say(&tell)
         });
     let ran = kind.run(&job.params, &mut ctx);
-    // Nothing that the kind started may write to what is committed.
+    // No process that the kind started may write to the committed files.
     life::kill_descendants();
     ran?;
     ctx.write_metrics()?;
@@ -86,7 +87,7 @@ fn run_kind(job: &Job, registry: &Registry, voice: &Voice) -> Result<Digest> {
     Ok(digest)
 }
 
-/// The way to the orchestrator: one JSON line at a time.
+/// Writes events to the orchestrator, one JSON line each.
 #[derive(Clone)]
 struct Voice(Arc<Mutex<File>>);
 
@@ -94,12 +95,12 @@ impl Voice {
     fn say(&self, what: &impl Serialize) {
         let Ok(mut line) = serde_json::to_vec(what) else { return };
         line.push(b'\n');
-        // When nobody listens any more, the orchestrator is gone and this process is about to end.
+        // A failed write means that the orchestrator is gone and this process is about to end.
         let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())

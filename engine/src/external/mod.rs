@@ -1,8 +1,8 @@
-//! Files outside the store that parameters name. They enter a key by content; where they lie is provenance.
+//! Parameters that name files outside the store. The files' content is part of the key; their location is provenance.
 //!
-//! A parameter is an [`InputPath`] (one file or folder, taken literally) or [`InputFiles`] (files, folders and patterns).
-//! [`walk`] is the only reading of either: the key, the checks at planning and the kind all use its listing, so that what is
-//! hashed is exactly what is read.
+//! A parameter is an [`InputPath`] (one file or folder, taken literally) or [`InputFiles`] (files, folders and
+//! patterns). Only [`walk`] resolves them to files: the key, the checks at planning and the kind all use its listing,
+//! so that the files hashed are exactly the files read.
 
 #[cfg(test)]
 mod tests;
@@ -23,29 +23,29 @@ const PATH: &str = "$path";
 /// The key that marks [`InputFiles`] in normalised parameters.
 const FILES: &str = "$files";
 
-/// A parameter that names one file or folder, literally: `*` and `[` stand for themselves.
+/// A parameter that names one file or folder literally: `*` and `[` have no special meaning.
 ///
-/// In the pipeline file a plain string, relative to the file's folder; in normalised parameters `{"$path": "…"}`, made absolute
-/// by the engine and replaced by a digest in recipes.
+/// In the pipeline file a plain string, relative to the file's folder; in normalised parameters `{"$path": "…"}`. The
+/// engine makes it absolute, and recipes contain a digest in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputPath(pub PathBuf);
 
 /// A parameter that names files: one path or a list of paths, each a file, a folder (the files below it) or a pattern.
 ///
-/// - `*`, `?` and `[…]` match within a name, `**` matches any folders. What exists under the written name is itself, not a pattern.
-/// - Hidden files and folders (names that start with a dot) are left out unless the path names the dot.
-/// - Each real file is read once, under the name that needs no symlink if there is one: in the order of the list, sorted by path
-///   within a folder or pattern.
+/// - `*`, `?` and `[…]` match within a name, `**` matches any folders. A written name that exists is taken literally.
+/// - Hidden files and folders (names that start with a dot) are left out unless the path contains the dot.
+/// - Each real file is read once, preferably under a name that needs no symlink: in the order of the list, sorted by
+///   path within a folder or pattern.
 /// - The store is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InputFiles {
     /// As written in the pipeline file.
     paths: Vec<PathBuf>,
-    /// What relative paths start from; only `paths` may hold patterns.
+    /// Base folder of relative paths; always taken literally, unlike `paths`.
     base: PathBuf,
-    /// A pattern that the names of a folder's files must match.
+    /// A pattern that file names in folders must match.
     matching: Option<String>,
-    /// The files, once listed for an attempt.
+    /// The files, after listing them for an attempt.
     found: Option<Vec<PathBuf>>,
 }
 
@@ -57,7 +57,7 @@ impl InputFiles {
     /// The files to read, in order.
     ///
     /// # Errors
-    /// If nobody has listed them: attempts get them listed.
+    /// If the files have not been listed; the engine lists them for attempts.
     pub fn files(&self) -> Result<&[PathBuf]> {
         match &self.found {
             Some(found) => Ok(found),
@@ -66,28 +66,29 @@ impl InputFiles {
         }
     }
 
-    /// The paths as written, made absolute. A pattern is among them as it is.
+    /// The paths as written, made absolute; includes patterns.
     pub fn written(&self) -> impl Iterator<Item = PathBuf> {
         self.paths.iter().map(|path| absolute(&self.base, path))
     }
 
-    /// Limits the files of folders to names that match this pattern; for a kind's [`complete`](crate::kind::Kind::complete).
+    /// Restricts files in folders to names that match this pattern; for a kind's
+    /// [`complete`](crate::kind::Kind::complete).
     pub fn set_matching(&mut self, pattern: Option<String>) {
         self.matching = pattern;
     }
 
-    /// Each path of the list alone.
+    /// Each path of the list as a parameter of its own.
     fn single(&self) -> impl Iterator<Item = Self> {
         self.paths.iter().map(|path| Self { paths: vec![path.clone()], found: None, ..self.clone() })
     }
 }
 
-/// `path` from `base`, without `.` components.
+/// `path` relative to `base`, without `.` components.
 fn absolute(base: &Path, path: &Path) -> PathBuf {
     base.join(path).components().collect()
 }
 
-/// A parameter, or a part of one, that names files outside the store.
+/// A parameter, or part of one, that names files outside the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum External {
     Path(InputPath),
@@ -95,7 +96,7 @@ pub enum External {
 }
 
 impl External {
-    /// Reads a value of normalised parameters; none if it is anything else.
+    /// Parses a value of normalised parameters; `None` if it does not name files.
     pub fn of(value: &Value) -> Option<Self> {
         let object = value.as_object()?;
         if object.contains_key(PATH) {
@@ -107,12 +108,12 @@ impl External {
         }
     }
 
-    /// Whether it names nothing.
+    /// Whether it names no files.
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Files(files) if files.is_empty())
     }
 
-    /// The paths that it names, absolute.
+    /// The absolute paths that it names.
     pub fn written(&self) -> Vec<PathBuf> {
         match self {
             Self::Path(InputPath(path)) => vec![path.clone()],
@@ -120,7 +121,7 @@ impl External {
         }
     }
 
-    /// The first of its paths at which there is nothing, unless that is a pattern.
+    /// The first path that does not exist and is not a pattern.
     pub fn missing(&self) -> Option<PathBuf> {
         let (written, patterns): (Vec<PathBuf>, Vec<bool>) = match self {
             Self::Path(_) => (self.written(), vec![false]),
@@ -129,7 +130,7 @@ impl External {
         written.into_iter().zip(patterns).find(|(path, pattern)| !pattern && !path.exists()).map(|(path, _)| path)
     }
 
-    /// Each path that it names alone, with the path.
+    /// Each path, with a parameter that names only this path.
     pub fn single(&self) -> Vec<(PathBuf, Self)> {
         let parts: Vec<Self> = match self {
             Self::Path(_) => vec![self.clone()],
@@ -138,7 +139,7 @@ impl External {
         self.written().into_iter().zip(parts).collect()
     }
 
-    /// The same with relative paths starting from `base`.
+    /// The same parameter with relative paths resolved from `base`.
     pub fn from_base(self, base: &Path) -> Self {
         match self {
             Self::Path(InputPath(path)) => Self::Path(InputPath(absolute(base, &path))),
@@ -154,10 +155,10 @@ impl External {
     }
 }
 
-/// Every [`External`] in normalised parameters, replaced by what `change` gives.
+/// Replaces every [`External`] in normalised parameters by the result of `change`.
 ///
 /// # Errors
-/// What `change` gives.
+/// Those of `change`.
 pub fn replace(params: &Value, change: &mut dyn FnMut(External) -> Result<Value>) -> Result<Value> {
     if let Some(external) = External::of(params) {
         return change(external);
@@ -171,7 +172,7 @@ pub fn replace(params: &Value, change: &mut dyn FnMut(External) -> Result<Value>
     })
 }
 
-/// Parameters for an attempt: with the files of every [`InputFiles`] listed. `store` is left out.
+/// Parameters for an attempt, with the files of every [`InputFiles`] listed. The folder `store` is left out.
 ///
 /// # Errors
 /// Those of [`walk::list`].

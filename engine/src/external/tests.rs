@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::error::Blame;
 
-/// A folder with files, each empty; a name that ends in ` -> TARGET` is a symlink.
+/// A folder with empty files; a name that ends in ` -> TARGET` is a symlink.
 fn folder(names: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fill(folder.path(), names);
@@ -32,7 +32,7 @@ fn files(root: &Path, value: Value) -> External {
     External::Files(serde_json::from_value(value).unwrap()).from_base(root)
 }
 
-/// The files that `written` stands for in a folder, relative to it.
+/// The files that `written` names in a folder, relative to it.
 fn read(root: &Path, written: Value) -> Result<Vec<String>> {
     let listing = walk::list(&files(root, written), None)?;
     let relative = |path: PathBuf| path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
@@ -98,7 +98,7 @@ fn only_what_was_written_is_a_pattern() {
     assert_eq!(read(parent.path(), json!("run [v1]/*1.jsonl")).unwrap(), ["run [v1]/x1.jsonl"]);
     assert_eq!(read(parent.path(), json!("run [v]/a.jsonl")).unwrap(), ["run v/a.jsonl"]);
     assert_eq!(read(parent.path(), json!("run?[[]v1]/a.jsonl")).unwrap(), ["run [v1]/a.jsonl"]);
-    // A path is literal however its folder is called.
+    // A path is literal, whatever its folder is called.
     let path = External::Path(InputPath("*.jsonl".into())).from_base(&base);
     assert!(walk::list(&path, None).unwrap_err().message.ends_with("*.jsonl: no such file or folder"));
     fill(&base, &["sub/*", "sub/y"]);
@@ -195,7 +195,7 @@ fn what_names_no_file_is_the_users_fault_and_named() {
     assert_eq!(read(folder.path(), json!("pip[e]*")).unwrap_err().blame, Blame::Yours, "a pipe is no file");
 }
 
-/// Files and links in folders `a` to `c`; a link leads to `.`, to `..` or from the root.
+/// Files and links in folders `a` to `c`; a link leads to `.`, to `..` or to a path below the root.
 fn trees() -> impl Strategy<Value = Vec<String>> {
     let name = prop::sample::select(vec!["a", "b", "c"]);
     let path = prop::collection::vec(name, 0..4).prop_map(|parts| parts.join("/"));
@@ -207,7 +207,7 @@ proptest! {
     #[test]
     fn a_folder_holds_each_real_file_once(tree in trees()) {
         let outer = tempfile::tempdir().unwrap();
-        // A link out of the root comes back to it.
+        // Nested, so that a link out of the root (`..`) leads back into it.
         let root = outer.path().join("1/2");
         fill(&root, &["a/x", "b/y"]);
         for name in &tree {
@@ -215,7 +215,7 @@ proptest! {
             let path = root.join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             match target {
-                // There may be one of that name.
+                // The name may exist already.
                 Some(dots @ ("." | "..")) => drop(symlink(dots, &path)),
                 Some(target) => drop(symlink(root.join(target), &path)),
                 None => fs::write(&path, "").unwrap(),

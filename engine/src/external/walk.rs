@@ -1,4 +1,4 @@
-//! From paths to files: folders and patterns followed on disk, each real folder once, within bounds.
+//! Resolves paths, folders and patterns to files; visits each real folder once, within limits.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, FileType, Metadata};
@@ -10,51 +10,51 @@ use glob::{MatchOptions, Pattern};
 use super::{External, InputFiles, InputPath, absolute};
 use crate::error::{At, Error, Result};
 
-/// Names looked at below one path before the walk gives up.
+/// Maximum number of names to look at below one path.
 const MAX_NAMES: usize = 1_000_000;
-/// Files that one path may stand for.
+/// Maximum number of files that one path may match.
 const MAX_FILES: usize = 100_000;
 
 const HELP: &str = "relative paths start from the folder of the pipeline file; hidden names match only a written dot";
 
-/// `*` and `[…]` match neither `/` nor the dot of a hidden name.
+/// `*` and `[…]` match neither `/` nor the leading dot of a hidden name.
 const OPTIONS: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
 
-/// What a parameter stands for on disk.
+/// The files that a parameter names.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// In the order in which they are read.
+    /// In reading order.
     pub entries: Vec<Entry>,
-    /// Whether the store lies among them and was left out.
+    /// Whether the store was among them and was left out.
     pub without_store: bool,
 }
 
-/// A file, or another name of a file or folder that is listed already.
+/// A file, or another name of a file or folder that is already listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub path: PathBuf,
-    /// The path from the folder that was named, or from the part of a pattern that stands for itself; empty for a file that was
-    /// named itself.
+    /// The path relative to the named folder, or to the literal prefix of a pattern; empty for a file that was named
+    /// directly.
     pub name: PathBuf,
-    /// Whether it is listed under another name already.
+    /// Whether it is already listed under another name.
     pub again: bool,
-    /// Whether a symlink leads there.
+    /// Whether the path goes through a symlink.
     linked: bool,
 }
 
 impl Listing {
-    /// The files, each once.
+    /// The files, without duplicates.
     pub fn files(&self) -> Vec<PathBuf> {
         self.entries.iter().filter(|entry| !entry.again).map(|entry| entry.path.clone()).collect()
     }
 }
 
-/// Lists what a parameter names. The folder `store` is left out wherever it lies.
+/// Lists the files that a parameter names, without the folder `store`, wherever that is.
 ///
 /// # Errors
-/// If a path names nothing, or the store, or more than the walk is bounded to; a pattern that matches no file or is none; a
-/// folder that cannot be read; a matched link to nothing.
+/// If a path names nothing, or the store, or exceeds the limits; an invalid pattern, or one without matches; an
+/// unreadable folder; a matched dangling link.
 pub fn list(external: &External, store: Option<&Path>) -> Result<Listing> {
     let store = store.map(fs::canonicalize).and_then(Result::ok);
     let mut listing = Listing::default();
@@ -82,12 +82,12 @@ pub fn list(external: &External, store: Option<&Path>) -> Result<Listing> {
     Ok(listing)
 }
 
-/// Whether a path, if nothing lies there, is a pattern for others.
+/// Whether a path that does not exist is a pattern.
 pub fn is_pattern(path: &Path) -> bool {
     path.to_string_lossy().contains(['*', '?', '['])
 }
 
-/// A path as written: a file, a folder or a pattern.
+/// Lists a path as written: a file, a folder or a pattern.
 fn list_written(files: &InputFiles, written: &Path, store: Option<&Path>, listing: &mut Listing) -> Result<()> {
     let whole = absolute(&files.base, written);
     if whole.exists() || !is_pattern(written) {
@@ -104,7 +104,7 @@ fn list_written(files: &InputFiles, written: &Path, store: Option<&Path>, listin
         } else if literal {
             parts.push(Part::Literal(text.into_owned()));
         } else if text == "**" {
-            // Several in a row match what one does.
+            // Several in a row are equivalent to one.
             if !matches!(parts.last(), Some(Part::AnyFolders)) {
                 parts.push(Part::AnyFolders);
             }
@@ -127,7 +127,7 @@ fn list_written(files: &InputFiles, written: &Path, store: Option<&Path>, listin
     Ok(())
 }
 
-/// A path taken literally: a file, or the files below a folder, with names that `matching` matches.
+/// Lists a literal path: a file, or the files below a folder whose names match `matching`.
 fn list_path(path: &Path, matching: Option<Pattern>, store: Option<&Path>, listing: &mut Listing) -> Result<()> {
     let metadata = match fs::metadata(path) {
         Err(e) if is_nothing(&e) => {
@@ -156,7 +156,7 @@ fn list_path(path: &Path, matching: Option<Pattern>, store: Option<&Path>, listi
 }
 
 fn any_name() -> Pattern {
-    // `*` is a pattern.
+    // Never fails: `*` is a valid pattern.
     Pattern::new("*").unwrap_or_default()
 }
 
@@ -164,7 +164,7 @@ fn parse(pattern: &str, shown: &str) -> Result<Pattern> {
     Pattern::new(pattern).map_err(|e| Error::yours(format!("{shown}: not a pattern: {}", e.msg)))
 }
 
-/// Only one artifact of the store may be named: its other folders change while a pipeline runs.
+/// Rejects paths in the store, except a single artifact: the other folders change while a pipeline runs.
 fn refuse_store(path: &Path, store: Option<&Path>) -> Result<()> {
     let (Some(store), Ok(real)) = (store, fs::canonicalize(path)) else { return Ok(()) };
     let Ok(within) = real.strip_prefix(store) else { return Ok(()) };
@@ -180,14 +180,14 @@ fn refuse_store(path: &Path, store: Option<&Path>) -> Result<()> {
 /// One component of a pattern.
 enum Part {
     Literal(String),
-    /// By the user: a name that is there is itself.
+    /// A pattern written by the user; a name equal to it is taken literally.
     Written(Pattern),
     Matching(Pattern),
     /// `**`
     AnyFolders,
 }
 
-/// A folder in which a pattern goes on with its part `at`.
+/// A folder in which matching continues with part `at` of the pattern.
 struct Step {
     folder: PathBuf,
     at: usize,
@@ -197,14 +197,14 @@ struct Step {
 struct Walk<'a> {
     root: &'a Path,
     parts: &'a [Part],
-    /// Device and inode.
+    /// Device and inode of the store.
     store: Option<(u64, u64)>,
     without_store: bool,
-    /// Real folders by device, inode and part of the pattern, with the path under which each was visited.
+    /// Visited real folders by device, inode and part of the pattern, each with the path of the visit.
     visited: HashMap<(u64, u64, usize), PathBuf>,
     names: usize,
     folders: Vec<Step>,
-    /// Folders behind symlinks, by path: visited when no other folder is left, so that a folder keeps its own name.
+    /// Folders behind symlinks, by path; visited last, so that a folder is listed under its real name.
     links: BTreeMap<(PathBuf, usize), Step>,
     found: Vec<Entry>,
 }
@@ -236,7 +236,7 @@ impl<'a> Walk<'a> {
         let folder = &step.folder;
         let metadata = match fs::metadata(folder) {
             Ok(metadata) if metadata.is_dir() => metadata,
-            // A literal part that this folder lacks, or a file where the pattern wants a folder.
+            // This folder lacks a literal part, or there is a file where the pattern expects a folder.
             Ok(_) => return Ok(()),
             Err(e) if is_nothing(&e) => return Ok(()),
             Err(e) => return Err(e).at(folder),
@@ -284,7 +284,8 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// A name that the part of `step` matches: a file if it is the last part, else a folder in which the next part goes on.
+    /// Handles a name that matches the part of `step`: a file if it is the last part, else a folder in which to
+    /// continue.
     fn take(&mut self, step: &Step, path: PathBuf, kind: FileType) -> Result<()> {
         if step.at + 1 < self.parts.len() {
             self.descend(path, step.at + 1, kind.is_symlink(), step.linked);
@@ -340,13 +341,13 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whether there is nothing at a path, or a link that leads to itself.
+/// Whether the path does not exist, or is a link loop.
 fn is_nothing(e: &std::io::Error) -> bool {
     let loops = e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
     loops || matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }
 
-/// What a link that is to be read leads to.
+/// Metadata of the target of a link.
 fn target(link: &Path) -> Result<Metadata> {
     fs::metadata(link).map_err(|e| {
         Error::yours(format!("{}: a link that leads to no file: {e}", link.display()))
@@ -354,7 +355,7 @@ fn target(link: &Path) -> Result<Metadata> {
     })
 }
 
-/// Marks every entry but the best of each real file: one that no symlink leads to, else the first.
+/// Marks every entry of a real file except the best one: the first without a symlink, else the first.
 fn mark_repeats(entries: &mut [Entry]) {
     let mut real = HashSet::new();
     let mut order: Vec<usize> = (0..entries.len()).filter(|i| !entries[*i].again).collect();

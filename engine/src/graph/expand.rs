@@ -1,4 +1,4 @@
-//! Stages to instances: the product of the matrix, each label's changes merged and variables filled in. Knows no kind.
+//! Expands stages into instances: the product of the matrix, with each label's changes merged and variables filled in.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -13,13 +13,13 @@ use crate::spec::matrix::Label;
 use crate::spec::node::{Map, Node, Value};
 use crate::spec::{Spec, Stage, merge, seed_of, texts};
 
-/// Instances that one stage may have.
+/// Maximum number of instances of one stage.
 pub const MAX_INSTANCES: usize = 100_000;
-/// Memory that the names, `with` and `needs` of all instances may take.
+/// Maximum memory for the names, `with` and `needs` of all instances.
 pub const MAX_BYTES: usize = 128 << 20;
-/// What an instance takes besides.
+/// Memory of one instance besides those.
 const INSTANCE_BYTES: usize = 256;
-/// Instances that all ports of all instances may be given.
+/// Maximum number of connections, over all ports of all instances.
 pub const MAX_NEEDED: usize = 2_000_000;
 
 /// An instance before its parameters and wiring are checked.
@@ -30,43 +30,43 @@ pub struct Draft {
     pub name: InstanceName,
     /// (dimension, label)
     pub matrix: Vec<(String, String)>,
-    /// `with` of this instance as a tree, for places; variables are not filled in.
+    /// `with` of this instance as a tree, for source positions; variables are not filled in.
     pub with: Map,
     /// `with` as JSON, variables filled in.
     pub json: Json,
     pub needs: Vec<Need>,
     pub seed: u64,
-    /// Whether nothing is wrong with it so far.
+    /// Whether no fault has been found so far.
     pub sound: bool,
 }
 
-/// What one port is given.
+/// The inputs of one port.
 #[derive(Debug)]
 pub struct Need {
     pub port: String,
     pub span: Span,
-    /// Indices of drafts, each with the place of its selector.
+    /// Indices of drafts, each with the position of its selector.
     pub from: Vec<(usize, Span)>,
-    /// Whether it is written so that it may be several: a list, a wildcard, or a stage that has a matrix.
+    /// Whether the notation allows several inputs: a list, a wildcard, or a stage that has a matrix.
     pub several: bool,
-    /// Whether every selector found something.
+    /// Whether every selector matched.
     pub sound: bool,
 }
 
 impl Draft {
-    /// For faults: its name, if its stage has several.
+    /// The instance's name for faults, if its stage has a matrix.
     pub fn told_as(&self) -> Option<String> {
         (!self.matrix.is_empty()).then(|| self.name.to_string())
     }
 }
 
-/// Where each stage's instances lie in the list of drafts.
+/// Maps stages to ranges of the list of drafts.
 pub struct Layout<'a> {
     pub spec: &'a Spec,
     pub by_name: HashMap<&'a str, usize>,
-    /// The first draft of each stage, and one more: the end.
+    /// Index of each stage's first draft, followed by the total count.
     first: Vec<usize>,
-    /// Instances that ports have been given so far.
+    /// Number of connections made so far.
     needed: Cell<usize>,
 }
 
@@ -92,7 +92,7 @@ impl<'a> Layout<'a> {
                 );
                 let help = "put large values into a file that the instances share";
                 faults.push(Fault::new(span, message).help(help));
-                // Nothing is expanded.
+                // Expand nothing.
                 first = vec![0; spec.stages.len() + 1];
                 break;
             }
@@ -106,7 +106,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// About how much memory `count` instances of a stage take, at most.
+/// Approximate upper bound of the memory that `count` instances of a stage take.
 fn bytes_of(stage: &Stage, count: usize) -> usize {
     let base = INSTANCE_BYTES + 2 * LONGEST_NAME + stage.with.bytes() + stage.needs.bytes();
     let dimensions = stage.matrix.iter().filter(|dimension| !dimension.labels.is_empty()).map(|dimension| {
@@ -117,7 +117,7 @@ fn bytes_of(stage: &Stage, count: usize) -> usize {
     dimensions.fold(base.saturating_mul(count), usize::saturating_add)
 }
 
-/// Every instance of every stage: stages in order, labels in declared order with the last dimension fastest.
+/// Every instance of every stage: stages in file order; of the labels, the last dimension varies fastest.
 pub fn drafts(layout: &Layout, faults: &mut Diagnostics) -> Vec<Draft> {
     let mut drafts = Vec::with_capacity(layout.first[layout.spec.stages.len()]);
     for (n, stage) in layout.spec.stages.iter().enumerate() {
@@ -167,7 +167,7 @@ fn draft(layout: &Layout, at: usize, stage: &Stage, labels: &[&Label], faults: &
             Ok(seed) => draft.seed = seed,
             Err(fault) => {
                 draft.sound = false;
-                // What is left unfilled was told.
+                // A variable that was not filled in has been reported already.
                 if !matches!(value.as_ref(), Value::Str(text) if text.contains("${")) {
                     faults.push(fault.of_instance(draft.told_as()));
                 }

@@ -1,4 +1,4 @@
-//! File to Graph: every check in turn, each skipping what an earlier one found at fault. Knows no store.
+//! Builds the graph from a pipeline file: runs every check in turn; each skips what an earlier check found faulty.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
@@ -14,7 +14,7 @@ use crate::names::Digest;
 use crate::spec::{self, Spec};
 use crate::text::strip_bom;
 
-/// Largest pipeline file.
+/// Maximum size of a pipeline file in bytes.
 pub const MAX_BYTES: u64 = 8 << 20;
 
 pub fn file(file: &Path, options: &Options, registry: &Registry, faults: &mut Diagnostics) -> Option<Graph> {
@@ -75,14 +75,15 @@ fn read(file: &Path, faults: &mut Diagnostics) -> Option<String> {
     None
 }
 
-/// An instance whose parameters are right.
+/// Parameters and signature of an instance whose parameters are valid.
 struct Typed {
     checked: Checked,
     signature: Signature,
 }
 
-/// Parameters of the drafts that are sound; the others are marked. And the signatures of all that have one: where a parameter
-/// is at fault, that of the others, so that the wiring is looked at in the same run.
+/// Checks the parameters of all sound drafts and unsets `sound` where they have faults. Also returns every signature
+/// that can be determined: for parameters with faults, the signature of the remaining ones, so that the same run can
+/// check the wiring.
 fn check_params(
     spec: &Spec,
     drafts: &mut [Draft],
@@ -150,7 +151,7 @@ fn sign(
     }
 }
 
-/// Tells what kinds find wrong with what their ports are given, where all of it has its type.
+/// Reports the faults that kinds find in their inputs, for instances whose inputs are all valid.
 fn check_wiring(
     layout: &Layout,
     drafts: &[Draft],
@@ -167,7 +168,7 @@ fn check_wiring(
             Some(Wired { port, kind: kind_of(source), output: &signature.output, params: &checked.params })
         });
         let Some(wired) = wired.collect::<Option<Vec<_>>>() else { continue };
-        // Parameters that were normalised parse.
+        // Normalised parameters always parse.
         for (port, error) in kind.check_wiring(&checked.params, &wired).unwrap_or_default() {
             let selector = draft.needs.iter().find(|need| need.port == port).and_then(|need| need.from.first());
             let stage = &layout.spec.stages[draft.stage];
@@ -178,7 +179,7 @@ fn check_wiring(
     }
 }
 
-/// Instances of one stage that would have one key.
+/// Reports instances of one stage that would have the same key.
 fn check_equal(layout: &Layout, drafts: &[Draft], typed: &[Option<Typed>], faults: &mut Diagnostics) {
     for (n, stage) in layout.spec.stages.iter().enumerate() {
         let range = layout.drafts_of(n);
@@ -225,7 +226,7 @@ fn tell_cycles(needs: &[Vec<usize>], left: &[usize], drafts: &[Draft], faults: &
     const SHOWN: usize = 12;
     let mut stages_told: Vec<Vec<usize>> = Vec::new();
     for cycle in order::cycles(needs, left) {
-        // Instances of one matrix often go the same round: told once.
+        // Several instances of one matrix often form the same cycle of stages: report it once.
         let mut stages: Vec<usize> = cycle.iter().map(|at| drafts[*at].stage).collect();
         let least = (0..stages.len()).min_by_key(|n| stages[*n]).unwrap_or(0);
         stages.rotate_left(least);
@@ -272,11 +273,11 @@ fn targets(layout: &Layout, until: &[String], faults: &mut Diagnostics) -> Vec<u
     targets
 }
 
-/// Tells files that the file names, that the targets need, and that are not there.
+/// Reports paths that do not exist and that the targets need.
 fn check_paths(typed: &[Option<Typed>], needed: &[bool], faults: &mut Diagnostics) {
     for typed in typed.iter().zip(needed).filter(|(_, needed)| **needed).filter_map(|(typed, _)| typed.as_ref()) {
         for (external, span) in &typed.checked.paths {
-            // What a pattern matches is looked at when its digest is needed.
+            // Patterns are matched later, when their digest is needed.
             if let Some(path) = external.missing() {
                 let help = "relative paths start from the folder of the pipeline file";
                 faults.push(Fault::new(*span, format!("no file or folder at `{}`", path.display())).help(help));
@@ -285,7 +286,7 @@ fn check_paths(typed: &[Option<Typed>], needed: &[bool], faults: &mut Diagnostic
     }
 }
 
-/// The checked drafts as a graph. `sorted` holds each draft once, inputs first.
+/// Turns the checked drafts into a graph. `sorted` has each draft once, inputs first.
 fn freeze(
     spec: &Spec,
     name: String,
@@ -307,7 +308,7 @@ fn freeze(
     instances.resize_with(needed.iter().filter(|needed| **needed).count(), || None);
     let mut not_needed = Vec::new();
     for (at, (draft, typed)) in drafts.into_iter().zip(typed).enumerate() {
-        // Without faults every draft has its type.
+        // Without faults every needed draft has parameters and a signature.
         let Some(Typed { checked, signature }) = typed.filter(|_| needed[at]) else {
             not_needed.push(draft.name);
             continue;

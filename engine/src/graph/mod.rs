@@ -1,4 +1,4 @@
-//! The graph: instances, what each is made from, and the cut to the targets. Knows no store and runs nothing.
+//! The graph: stage instances and their inputs, restricted to what the targets need.
 
 use std::path::Path;
 
@@ -22,10 +22,10 @@ mod wording;
 #[cfg(test)]
 pub(crate) mod tests;
 
-/// What a pipeline file asks for: frozen when a run starts.
+/// The instances that a pipeline file asks for; does not change during a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Graph {
-    /// Inputs before their users; only what the targets need.
+    /// In topological order, inputs first; only instances that the targets need.
     pub instances: Vec<Instance>,
     /// Indices into `instances`, in the order of the pipeline file.
     pub targets: Vec<usize>,
@@ -33,7 +33,7 @@ pub struct Graph {
     pub not_needed: Vec<InstanceName>,
     /// The stem of the pipeline file's name.
     pub name: String,
-    /// The pipeline's own seed, from which a stage may depart.
+    /// The pipeline's default seed; a stage may override it.
     pub seed: u64,
     /// The file's `report:` section.
     pub report: Report,
@@ -43,18 +43,18 @@ pub struct Graph {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Instance {
     pub name: InstanceName,
-    /// (dimension, label), in declared order.
+    /// (dimension, label) pairs in declared order.
     pub matrix: Vec<(String, String)>,
     pub kind: String,
     /// As normalised by the kind; paths (`{"$path": …}`) are absolute.
     pub params: Value,
     pub seed: u64,
     pub signature: Signature,
-    /// The ports that are given something, sorted by name.
+    /// The connected ports, sorted by name.
     pub inputs: Vec<PortInputs>,
 }
 
-/// What a port is given; never empty.
+/// The inputs of one port; never empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PortInputs {
     pub port: String,
@@ -63,30 +63,30 @@ pub struct PortInputs {
     pub from: Vec<Source>,
 }
 
-/// One instance at a port.
+/// One instance connected to a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Source {
-    /// Index into [`Graph::instances`], less than the user's own.
+    /// Index into [`Graph::instances`], less than the index of the instance that uses it.
     pub instance: usize,
-    /// The matrix labels of that instance, joined by commas; the stage's name if it has none.
+    /// The matrix labels of that instance, joined by commas; the stage's name if it has no matrix.
     pub label: String,
 }
 
-/// What the command line adds to the pipeline file.
+/// Command-line options that change the pipeline file.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Names of profiles, merged in this order.
     pub profiles: Vec<String>,
     /// `path=YAML`, such as `stages.sft.with.lr=1e-4`; applied in this order, after the profiles.
     pub set: Vec<String>,
-    /// Selectors that replace the file's targets; empty: the file's own.
+    /// Selectors that replace the file's targets; empty: keep the file's targets.
     pub until: Vec<String>,
 }
 
-/// Reads a pipeline file and checks all of it that can be checked before anything runs.
+/// Reads a pipeline file and checks everything that can be checked before a run.
 ///
 /// # Errors
-/// Every fault of the file in one go, each with its place.
+/// All faults of the file at once, with their source positions.
 pub fn load(file: &Path, options: &Options, registry: &Registry) -> Result<Graph, Diagnostics> {
     let mut faults = Diagnostics::default();
     let graph = load::file(file, options, registry, &mut faults);

@@ -1,12 +1,12 @@
-//! Order among instances: inputs before users, cycles told with their path. Knows nothing but indices.
+//! Topological order, cycles and reachability on indices.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Every index after those it needs, otherwise in order of index; or what is left when no more can go.
+/// Sorts indices topologically, inputs first, otherwise by index.
 ///
 /// # Errors
-/// The indices that lie on cycles or behind them.
+/// The indices that lie on cycles or depend on one.
 pub fn sort(needs: &[Vec<usize>]) -> Result<Vec<usize>, Vec<usize>> {
     let mut users: Vec<Vec<usize>> = vec![Vec::new(); needs.len()];
     let mut waits: Vec<usize> = vec![0; needs.len()];
@@ -31,11 +31,11 @@ pub fn sort(needs: &[Vec<usize>]) -> Result<Vec<usize>, Vec<usize>> {
     if order.len() == needs.len() { Ok(order) } else { Err((0..needs.len()).filter(|n| waits[*n] > 0).collect()) }
 }
 
-/// Cycles without common members among `left`, as [`sort`] returned it: each needs the next, the last the first.
+/// Disjoint cycles among `left`, the error of [`sort`]: each member needs the next one, the last needs the first.
 pub fn cycles(needs: &[Vec<usize>], left: &[usize]) -> Vec<Vec<usize>> {
     const UNSEEN: usize = usize::MAX;
     const DONE: usize = usize::MAX - 1;
-    // Position on the walk that is under way, or one of the above.
+    // Position on the current walk, or one of the constants above.
     let mut place = vec![DONE; needs.len()];
     for n in left {
         place[*n] = UNSEEN;
@@ -72,7 +72,7 @@ pub fn cycles(needs: &[Vec<usize>], left: &[usize]) -> Vec<Vec<usize>> {
     cycles
 }
 
-/// Whether each index is a target or needed by one.
+/// For each index, whether it is a target or needed by one.
 pub fn needed(needs: &[Vec<usize>], targets: &[usize]) -> Vec<bool> {
     let mut needed = vec![false; needs.len()];
     let mut pending = targets.to_vec();

@@ -1,4 +1,4 @@
-//! Parameters against their kind: unknown names, wrong types, paths. Knows no wiring.
+//! Checks parameters against their kind: unknown names, wrong types, paths.
 
 use std::path::Path;
 
@@ -12,24 +12,26 @@ use crate::kind::AnyKind;
 use crate::spec::Stage;
 use crate::spec::node::{Map, Node, Value};
 
-/// A kind with its schema, which is made once.
+/// A kind with its schema, which is computed once.
 pub struct Known<'a> {
     pub kind: &'a dyn AnyKind,
     pub schema: Json,
 }
 
-/// Parameters as the kind normalised them, paths made absolute.
+/// Parameters as normalised by the kind, with absolute paths.
 pub struct Checked {
     pub params: Json,
-    /// The paths that the file gives, each alone with its place.
+    /// Each path that the file gives, with its source position.
     pub paths: Vec<(External, Span)>,
 }
 
-/// How often the parameters of one instance are parsed before giving up on finding more faults.
+/// Maximum number of times that the parameters of one instance are parsed in search of further faults.
 const MAX_ROUNDS: usize = 256;
 
-/// Checks the parameters of one instance. After a fault: what they would be without those at fault, if that can be told.
-/// `folder` is what relative paths are relative to.
+/// Checks the parameters of one instance. Relative paths start from `folder`.
+///
+/// # Errors
+/// After a fault, which is in `faults`: the parameters without the faulty ones, if they can be parsed.
 pub fn check(
     draft: &Draft,
     stage: &Stage,
@@ -48,7 +50,7 @@ pub fn check(
     let mut params = normal.ok_or(None)?;
     let mut paths = Vec::new();
     absolute(&mut params, Some(&draft.with), folder, &mut paths);
-    // What does not parse here is told where the kind's signature is asked for.
+    // Parameters that do not parse are reported where the kind's signature is computed.
     for (path, message) in known.kind.check_files(&params).unwrap_or_default() {
         let span = locate(&draft.with, &path).map_or(stage.with_span, |node| node.span);
         let text = format!("stage `{}`: `{path}`: {message}", stage.name);
@@ -57,7 +59,7 @@ pub fn check(
     Ok(Checked { params, paths })
 }
 
-/// The walk that tells names which the schema does not have.
+/// The walk that reports names that the schema does not have.
 struct Names<'a> {
     draft: &'a Draft,
     stage: &'a Stage,
@@ -67,7 +69,7 @@ struct Names<'a> {
 }
 
 impl Names<'_> {
-    /// Takes unknown names out of `json`, which `map` is the tree of.
+    /// Reports unknown names and removes them from `json`; `map` is the same data with source positions.
     fn check(&mut self, map: &Map, json: &mut Json, shape: &Shape, faults: &mut Diagnostics) {
         let Json::Object(object) = json else { return };
         if !shape.is_object() {
@@ -111,8 +113,8 @@ impl Names<'_> {
     }
 }
 
-/// Parses `with`; after a fault, again without the field at fault, so that several are told. None if what is left cannot be
-/// parsed either.
+/// Parses `with`; after a fault, parses again without the faulty field, in order to report several faults. Returns
+/// `None` if the rest cannot be parsed either.
 fn normalise(
     mut with: Json,
     draft: &Draft,
@@ -140,8 +142,8 @@ fn normalise(
                 Some(name) => format!("{path}.{name}"),
                 None => path.clone(),
             };
-            // What was taken out is missed, and so is what an unknown name was meant to be; and once something was
-            // taken out, only what the file itself says can be at fault.
+            // Skip faults that follow from others: a removed field is missing, and so is the field that an unknown name
+            // was meant to be; after a removal, only faults at positions in the file are reliable.
             let follows = removed.iter().any(|gone| touches(gone, &whole))
                 || missing.is_some_and(|name| unknown.iter().any(|slip| is_slip(slip, &path, name)))
                 || (!removed.is_empty() && missing.is_none() && at.is_none());
@@ -170,7 +172,7 @@ fn normalise(
     None
 }
 
-/// Whether one of the paths is the other or lies within it.
+/// Whether the paths are equal or one contains the other.
 fn touches(a: &str, b: &str) -> bool {
     let within = |inner: &str, outer: &str| {
         inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
@@ -178,13 +180,14 @@ fn touches(a: &str, b: &str) -> bool {
     within(a, b) || within(b, a)
 }
 
-/// Whether the unknown parameter at path `slip` was probably meant to be `name` of the map at `path`.
+/// Whether the unknown parameter at path `slip` is probably a misspelling of `name` in the map at `path`.
 fn is_slip(slip: &str, path: &str, name: &str) -> bool {
     let (parent, word) = slip.rsplit_once('.').unwrap_or(("", slip));
     parent == path && nearest(word, [name]).is_some()
 }
 
-/// Where text is expected and a variable stands alone, such as a number in an argument list: its text.
+/// If text is expected and the value is a single variable, such as a number in an argument list, puts the label's text
+/// there.
 fn written_as_text(with: &mut Json, path: &str, at: Option<&Node>, draft: &Draft) -> bool {
     let (Some(Node { value: Value::Str(text), .. }), Some(slot)) = (at, slot(with, path)) else { return false };
     let variable = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
@@ -211,13 +214,13 @@ impl Known<'_> {
     }
 }
 
-/// The keys of a path such as `lora.targets[2].name` that `keys` (which may have dots themselves) starts with: the longest.
+/// The longest of `keys` that is the first part of a path such as `lora.targets[2].name`; keys may contain dots.
 fn first_key<'k>(keys: impl Iterator<Item = &'k str>, path: &str) -> Option<&'k str> {
     keys.filter(|key| path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])))
         .max_by_key(|key| key.len())
 }
 
-/// What the tree has at `path`; None for the empty path.
+/// The node of the tree at `path`; `None` for the empty path.
 fn locate<'a>(map: &'a Map, path: &str) -> Option<&'a Node> {
     let key = first_key(map.keys(), path)?;
     let mut rest = &path[key.len()..];
@@ -233,7 +236,7 @@ fn locate<'a>(map: &'a Map, path: &str) -> Option<&'a Node> {
     }
 }
 
-/// What the JSON has at `path`.
+/// The JSON value at `path`.
 fn slot<'a>(json: &'a mut Json, path: &str) -> Option<&'a mut Json> {
     let object = json.as_object_mut()?;
     let key = first_key(object.keys().map(String::as_str), path)?.to_owned();
@@ -249,13 +252,13 @@ fn slot<'a>(json: &'a mut Json, path: &str) -> Option<&'a mut Json> {
     }
 }
 
-/// The nearest thing above `path` that the file has.
+/// The closest ancestor of `path` that the file has.
 fn parent<'a>(map: &'a Map, path: &str) -> Option<&'a Node> {
     let cuts = path.rmatch_indices(['.', '[']).map(|(at, _)| &path[..at]);
     cuts.into_iter().find_map(|cut| locate(map, cut))
 }
 
-/// Takes the field at `path` out; of a list, the list as a whole.
+/// Removes the field at `path`; if it lies in a list, removes the whole list.
 fn take_out(json: &mut Json, path: &str) -> bool {
     let Json::Object(object) = json else { return false };
     let Some(key) = first_key(object.keys().map(String::as_str), path).map(str::to_owned) else { return false };
@@ -265,7 +268,7 @@ fn take_out(json: &mut Json, path: &str) -> bool {
     }
 }
 
-/// Makes every path absolute, and notes those that the file gives.
+/// Makes every path absolute and collects the paths that the file gives.
 fn absolute(params: &mut Json, map: Option<&Map>, folder: &Path, paths: &mut Vec<(External, Span)>) {
     if let Json::Object(object) = params {
         for (key, value) in object {
@@ -277,7 +280,7 @@ fn absolute(params: &mut Json, map: Option<&Map>, folder: &Path, paths: &mut Vec
 fn absolute_value(value: &mut Json, node: Option<&Node>, folder: &Path, paths: &mut Vec<(External, Span)>) {
     if let Some(external) = External::of(value) {
         let external = external.from_base(folder);
-        // A kind may take one path where it takes a list.
+        // A kind may accept a single path where it takes a list.
         let nodes = match node.map(|node| &node.value) {
             Some(Value::List(nodes)) => nodes.as_slice(),
             _ => node.map_or(&[][..], std::slice::from_ref),

@@ -1,34 +1,34 @@
-//! Selectors: `sft`, `sft[s]`, `proxy[*,11]`, and the instances that they name. Knows no kind.
+//! Selectors such as `sft`, `sft[s]`, `proxy[*,11]`, and the instances that they match.
 
 use super::expand::Layout;
 use crate::diagnostics::did_you_mean;
 
-/// Message and help.
+/// Message and help of a selector that matches nothing.
 pub type Unfound = (String, Option<String>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector<'a> {
     pub stage: &'a str,
-    /// One a dimension, `*` being any; None: every instance of the stage.
+    /// One label per dimension, `*` for any; `None`: every instance of the stage.
     pub labels: Option<Vec<&'a str>>,
 }
 
-/// What a selector names.
+/// The instances that a selector matches.
 #[derive(Debug)]
 pub enum Found {
     Instances {
         /// Indices of drafts, in declared order.
         drafts: Vec<usize>,
-        /// Whether it is written so that it may be several.
+        /// Whether the notation allows several instances.
         several: bool,
     },
-    /// Instances of a stage whose matrix is at fault, which was told.
+    /// The stage's matrix has faults, which have been reported.
     Faulty,
 }
 
 impl<'a> Selector<'a> {
     /// # Errors
-    /// When `text` has not the form of a selector.
+    /// When `text` is not a valid selector.
     pub fn parse(text: &'a str) -> Result<Self, Unfound> {
         let malformed = || {
             let help = "a stage's name, with one label for each matrix variable: `sft[s]`, `proxy[*,11]`";
@@ -52,6 +52,8 @@ impl<'a> Selector<'a> {
 }
 
 impl Layout<'_> {
+    /// Finds the instances that a selector matches.
+    ///
     /// # Errors
     /// When there is no such stage, dimension or label.
     pub fn select(&self, selector: &Selector) -> Result<Found, Unfound> {
@@ -80,7 +82,7 @@ impl Layout<'_> {
             let message = format!("stage `{name}` has {wanted} matrix variable{s}, the selector {}", labels.len());
             return Err((message, Some(format!("write `{name}[{}]`", names.join(",")))));
         }
-        // Each dimension multiplies what the ones before it have left.
+        // Each dimension multiplies the indices chosen so far.
         let mut chosen = vec![0];
         for (dimension, wanted) in stage.matrix.iter().zip(labels) {
             let count = dimension.labels.len();

@@ -1,16 +1,16 @@
-//! What a JSON schema says of names: which properties an object may have. Knows no values.
+//! A view of a JSON schema for checking property names.
 
 use serde_json::{Map, Value as Json};
 
-/// The alternatives that a schema allows at one place, references followed.
+/// The alternatives that a schema allows at one place, with references resolved.
 pub struct Shape<'a> {
     root: &'a Json,
     alternatives: Vec<&'a Map<String, Json>>,
-    /// Whether anything goes (`true`, or a schema that says nothing).
+    /// Whether any value is allowed (`true`, or a schema without constraints).
     anything: bool,
 }
 
-/// References and alternatives that are followed at one place.
+/// Maximum number of references and alternatives to follow at one place.
 const MAX_FOLLOWED: usize = 256;
 
 impl<'a> Shape<'a> {
@@ -54,17 +54,17 @@ impl<'a> Shape<'a> {
         self.alternatives.iter().filter(is_object).copied()
     }
 
-    /// Whether an object may stand here.
+    /// Whether the schema describes objects here.
     pub fn is_object(&self) -> bool {
         !self.anything && self.objects().next().is_some()
     }
 
-    /// Names of all properties that some alternative has.
+    /// Names of the properties of all alternatives.
     pub fn names(&self) -> impl Iterator<Item = &'a str> {
         self.objects().filter_map(|o| o.get("properties")?.as_object()).flat_map(|p| p.keys().map(String::as_str))
     }
 
-    /// What may stand under `name`; None: nothing has that name.
+    /// The schema of the property `name`; `None` if no alternative allows that name.
     pub fn property(&self, name: &str) -> Option<Self> {
         let mut schemas = Vec::new();
         let mut open = self.anything;
@@ -86,7 +86,7 @@ impl<'a> Shape<'a> {
         })
     }
 
-    /// What may stand in a list here.
+    /// The schema of list items here.
     pub fn items(&self) -> Self {
         Self::from(self.root, self.alternatives.iter().filter_map(|o| o.get("items")).collect())
     }

@@ -1,12 +1,12 @@
-//! Ports against what they are given: names, counts, artifact types. Knows no parameters.
+//! Checks the inputs of each port: names, counts, artifact types.
 
 use super::expand::{Draft, Layout, Need};
 use crate::diagnostics::{Diagnostics, Fault, did_you_mean};
 use crate::kind::{Arity, Port, Signature};
 use crate::names::is_name;
 
-/// Checks what each port of `drafts[at]` is given. `signatures`: of the drafts of which that can be told.
-/// Returns whether nothing is wrong.
+/// Checks the inputs of each port of `drafts[at]` and returns whether there are no faults. `signatures` has those that
+/// could be determined.
 pub fn check(
     at: usize,
     drafts: &[Draft],
@@ -47,7 +47,7 @@ fn kind_of<'a>(draft: &Draft, layout: &Layout<'a>) -> &'a str {
     layout.spec.stages[draft.stage].uses.as_ref().map_or("", |(kind, _)| kind)
 }
 
-/// One declared port.
+/// Checks the inputs of one declared port.
 fn given(
     port: &Port,
     need: &Need,
@@ -93,7 +93,7 @@ fn twice(need: &Need, draft: &Draft, drafts: &[Draft], faults: &mut Diagnostics)
     }
 }
 
-/// Where a missing input could come from.
+/// Suggests where a missing input could come from.
 fn whence(port: &Port, at: usize, drafts: &[Draft], signatures: &[Option<Signature>]) -> String {
     const TOLD: usize = 3;
     let mut stages: Vec<&str> = Vec::new();

@@ -1,9 +1,9 @@
-//! serde's messages in plain words. Knows no pipeline.
+//! Rewrites serde's messages in plain words.
 
 use super::shape::Shape;
 use crate::diagnostics::nearest;
 
-/// The message for people, and help if there is any.
+/// The message for users, and help if there is any.
 pub fn plain(message: &str, shape: Option<&Shape>) -> (String, Option<String>) {
     if shape.is_some_and(Shape::is_path) && message.contains("Either") {
         return ("expected a path".into(), None);

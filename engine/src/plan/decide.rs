@@ -1,4 +1,4 @@
-//! Reuse or run, once a key is known. Knows no graph.
+//! Decides whether an instance is reused or must run, once its key is known.
 
 use std::fmt;
 
@@ -10,13 +10,13 @@ use crate::external::External;
 use crate::names::{Digest, InstanceName, Key};
 use crate::store::{Content, Presence, Store};
 
-/// What planning asks of a store.
+/// The queries that planning makes to a store.
 pub trait Index {
     /// The digest in the record at a key.
     fn recorded(&self, key: &Key) -> Result<Option<Digest>>;
-    /// Whether an artifact can be read.
+    /// Whether an artifact is present and undamaged.
     fn presence(&self, digest: &Digest) -> Result<Presence>;
-    /// What files outside the store hold.
+    /// The digest of files outside the store.
     fn content_of(&self, external: &External) -> Result<Content>;
 }
 
@@ -34,7 +34,7 @@ impl Index for Store {
     }
 }
 
-/// Whether somebody needs the artifact itself, or only its digest.
+/// Whether the artifact's bytes are needed, or only its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bytes {
     Needed,
@@ -51,18 +51,18 @@ pub enum Decision {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
 pub enum Reason {
-    /// This recipe was never run to its end.
+    /// This recipe has never been run to completion.
     NoRecord,
     /// `--force`.
     Forced,
-    /// There is a record, its artifact is gone, and somebody needs the bytes.
+    /// There is a record, but its artifact is missing and the bytes are needed.
     ArtifactMissing,
-    /// The same, the artifact being damaged.
+    /// There is a record, but its artifact is damaged and the bytes are needed.
     ArtifactRotten { file: String },
 }
 
 impl Reason {
-    /// Whether this recipe has run to its end and only its artifact is lost.
+    /// Whether this recipe was run to completion before and only its artifact is lost.
     pub fn is_repair(&self) -> bool {
         matches!(self, Self::ArtifactMissing | Self::ArtifactRotten { .. })
     }
@@ -79,7 +79,8 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Whether the record at `key` will do. The planner and the runner call this alike; the runner again under the key's lock.
+/// Whether the record at `key` can be reused. Called by the planner and by the runner; the runner calls it again under
+/// the key's lock.
 pub fn decide(instance: &InstanceName, key: &Key, bytes: Bytes, flags: &Flags, index: &dyn Index) -> Result<Decision> {
     if flags.force.contains(instance) {
         return Ok(Decision::Run(Reason::Forced));
@@ -92,7 +93,7 @@ pub fn decide(instance: &InstanceName, key: &Key, bytes: Bytes, flags: &Flags, i
     Ok(lacking.map_or(Decision::Reuse(digest), Decision::Run))
 }
 
-/// Why bytes that are needed must be made again, if they must.
+/// Why needed bytes must be made again; `None` if they are present.
 pub(super) fn lacking(presence: Presence) -> Option<Reason> {
     match presence {
         Presence::Whole => None,

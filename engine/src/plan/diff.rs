@@ -1,4 +1,4 @@
-//! The second listener to a recipe beside the hasher: in which fields two recipes differ. Knows no records.
+//! The fields in which two recipes differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -8,21 +8,21 @@ use serde::Serialize;
 use super::{Leaf, Recipe, Step, Visitor};
 use crate::names::{Digest, InstanceName};
 
-/// One field of the recipe.
+/// One changed field of a recipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Change {
-    /// `params.lora.rank`, `inputs.posts`.
+    /// For example `params.lora.rank` or `inputs.posts`.
     pub field: String,
-    /// What stood there; `None` if the field is new.
+    /// The old value; `None` if the field is new.
     pub old: Option<String>,
-    /// What stands there; `None` if the field is gone.
+    /// The new value; `None` if the field is gone.
     pub new: Option<String>,
-    /// The instance that feeds this input.
+    /// The instance connected to this input.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<InstanceName>,
 }
 
-/// The way to a leaf, owned.
+/// The owned path to a leaf.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Way(Vec<OwnedStep>);
 
@@ -51,10 +51,10 @@ impl fmt::Display for Way {
     }
 }
 
-/// What stands at each leaf: as compared, and as told.
+/// The value of each leaf: for comparison, and for display.
 pub(super) type Leaves = BTreeMap<Way, (Exact, String)>;
 
-/// What must be equal for a leaf to be unchanged.
+/// A leaf's value for comparison.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Exact {
     Null,
@@ -95,7 +95,7 @@ pub(super) fn leaves(recipe: &Recipe) -> Leaves {
     leaves
 }
 
-/// The fields in which two recipes differ; empty iff their keys are equal.
+/// The fields in which two recipes differ; empty if and only if their keys are equal.
 pub(super) fn differences(old: &Leaves, new: &Leaves) -> Vec<Change> {
     let told = |leaves: &Leaves, way: &Way| leaves.get(way).map(|(_, told)| told.clone());
     let ways: BTreeSet<&Way> = old.keys().chain(new.keys()).collect();

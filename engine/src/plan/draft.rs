@@ -1,4 +1,4 @@
-//! From an instance and what is known of its inputs to a recipe, or to as much of it as there is. Knows no records.
+//! Builds an instance's recipe from what is known of its inputs.
 
 use serde_json::{Value, json};
 
@@ -9,18 +9,19 @@ use crate::graph::{Graph, Instance};
 use crate::kind::{Arity, Registry};
 use crate::names::Digest;
 
-/// A recipe, or what it waits for.
+/// A recipe, or the inputs that it waits for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecipeState {
     Ready(Recipe),
-    /// The instances at its ports whose digests are not known yet; indices into the graph, sorted.
+    /// Instances at the ports whose digests are unknown; sorted indices into the graph.
     Pending(Vec<usize>),
 }
 
-/// The recipe of an instance, given the digests known so far (shorter than the graph: the rest is unknown).
+/// The recipe of an instance, given the digests known so far. `known` may be shorter than the graph: the rest is
+/// unknown.
 ///
 /// # Errors
-/// When a path parameter names nothing (yours).
+/// When a path parameter names nothing (user error).
 pub fn recipe(
     graph: &Graph,
     registry: &Registry,
@@ -35,26 +36,26 @@ pub fn recipe(
     })
 }
 
-/// A recipe in which unknown inputs have a stand-in for their digest, one per instance: drafts of two instances that
-/// wait for the same inputs have equal keys iff their recipes will have.
+/// A recipe in which each unknown input has a placeholder digest, one per instance: drafts of two instances that wait
+/// for the same inputs have equal keys exactly if their final recipes will.
 pub(super) struct Draft {
     pub recipe: Recipe,
     pub unknown: Vec<UnknownInput>,
-    /// What the user should know of the files that its parameters name.
+    /// Notes for the user about the files that the parameters name.
     pub notes: Vec<String>,
 }
 
 /// An input whose digest is not known yet.
 pub(super) struct UnknownInput {
     pub port: String,
-    /// Among the artifacts at the port.
+    /// Index among the artifacts at the port.
     pub index: usize,
-    /// The instance that will make it.
+    /// The instance that will produce it.
     pub instance: usize,
 }
 
 impl Draft {
-    /// Sorted, each once.
+    /// Sorted, without duplicates.
     pub fn waits_on(&self) -> Vec<usize> {
         let mut waits_on: Vec<usize> = self.unknown.iter().map(|unknown| unknown.instance).collect();
         waits_on.sort_unstable();
@@ -103,7 +104,7 @@ pub(super) fn draft(
     Ok(Draft { recipe, unknown, notes })
 }
 
-/// Parameters without those that change no byte of what is made.
+/// Removes the parameters that do not change the artifact's bytes.
 fn within_key(params: &Value, beside: &[String]) -> Value {
     let mut params = params.clone();
     if let Value::Object(fields) = &mut params {
@@ -112,7 +113,7 @@ fn within_key(params: &Value, beside: &[String]) -> Value {
     params
 }
 
-/// Parameters with the digest of their files in place of every path.
+/// Replaces every path in the parameters by the digest of its files.
 fn by_content(params: &Value, index: &dyn Index, notes: &mut Vec<String>) -> Result<Value> {
     external::replace(params, &mut |external| {
         if external.is_empty() {

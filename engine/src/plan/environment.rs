@@ -1,4 +1,4 @@
-//! What stages that will run miss in their environment, such as an API's key: found at planning, not after an hour.
+//! Finds missing environment variables, such as an API key, at planning rather than after an hour of running.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use crate::kind::{AnyKind, Registry};
 use crate::names::Digest;
 use crate::store::Store;
 
-/// One error for each thing that is missing, in front of it the stages that miss it.
+/// Returns one error per missing thing, prefixed with the stages that miss it.
 ///
-/// A pending stage counts as one that will run, unless it is reused when its inputs come out as they did before. A stage that
-/// pays for requests and has nothing left to ask misses nothing.
+/// A pending stage counts as one that will run, unless it is reused when its inputs turn out as before. A paying stage
+/// with no requests left to send misses nothing.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -47,7 +47,8 @@ pub fn missing(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store, f
     Ok(stages.into_values().map(|(error, names)| error.within(names.join(", "))).collect())
 }
 
-/// The plan if every stage that runs again gives what it gave before, and the digests known then.
+/// The plan under the assumption that every stage that runs again produces its previous artifact, with the digests
+/// known then.
 fn as_before(graph: &Graph, registry: &Registry, store: &Store, flags: &Flags) -> Result<(Plan, Vec<Option<Digest>>)> {
     let mut found = vec![None; graph.instances.len()];
     loop {

@@ -1,4 +1,4 @@
-//! Why a stage must run: which field of its recipe changed against the nearest earlier record. Decides nothing.
+//! Explains why a stage must run: the fields of its recipe that changed since the nearest earlier record.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,17 +13,17 @@ use crate::kind::{Arity, Registry};
 use crate::names::{Digest, InstanceName, Key};
 use crate::store::{ActionRecord, Store};
 
-/// What decides whether an instance runs, for people.
+/// Why an instance runs or is reused, for users.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Explanation {
     pub stage: InstanceName,
     /// `reuse`, `run` or `pending`.
     pub action: &'static str,
-    /// In a few words.
+    /// A few words.
     pub reason: String,
     /// `None` while pending.
     pub key: Option<Key>,
-    /// The record that the changes are told against.
+    /// The record that `changes` compares with.
     pub against: Option<Against>,
     pub changes: Vec<Change>,
     /// The inputs that are not known yet.
@@ -44,13 +44,13 @@ pub struct Against {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unknown {
     pub port: String,
-    /// The instance that will make it.
+    /// The instance that will produce it.
     pub from: InstanceName,
     /// The instances that must run before it is known.
     pub after: Vec<InstanceName>,
 }
 
-/// Explains the plan for one instance. Reads every record of the store.
+/// Explains the plan for one instance. Reads every record of the store, unless the instance's own key has one.
 pub fn explain(graph: &Graph, registry: &Registry, store: &Store, plan: &Plan, instance: usize) -> Result<Explanation> {
     let draft = draft::draft(graph, registry, store, instance, &plan.known())?;
     let name = &graph.instances[instance].name;
@@ -89,8 +89,8 @@ pub fn explain(graph: &Graph, registry: &Registry, store: &Store, plan: &Plan, i
     Ok(Explanation { stage: name.clone(), action, reason, key, against, changes, unknown })
 }
 
-/// Of the same kind; rather of the same stage, then with the fewest differing fields, then of the same instance, then
-/// the latest.
+/// The record of the same kind to compare with. Preference: same stage, then fewest differing fields, then same
+/// instance, then latest.
 fn nearest_record(
     records: Vec<ActionRecord>,
     kind: &str,
@@ -102,14 +102,14 @@ fn nearest_record(
         let mut old = leaves(&record.recipe);
         stand_ins.iter().for_each(|way| drop(old.remove(way)));
         let stage = &record.provenance.stage;
-        // Negated times order the latest first; those of records are positive, so their bits order as they do.
+        // Subtracted so that the latest comes first; positive floats sort like their bits.
         let age = u64::MAX - record.provenance.started.max(0.0).to_bits();
         (stage.stage != name.stage, differences(&old, new).len(), stage != name, age, record.key)
     };
     records.into_iter().filter(|record| record.recipe.kind == kind).min_by_key(distance)
 }
 
-/// The instances that must run before `instance` is known.
+/// The instances that must run before the digest of `instance` is known.
 fn roots(graph: &Graph, plan: &Plan, instance: usize) -> Vec<InstanceName> {
     let mut roots = BTreeSet::new();
     let mut seen = BTreeSet::new();
@@ -124,7 +124,7 @@ fn roots(graph: &Graph, plan: &Plan, instance: usize) -> Vec<InstanceName> {
     roots.into_iter().map(|i| graph.instances[i].name.clone()).collect()
 }
 
-/// Names the instance that feeds `inputs.PORT[I]`, and drops the index where the port takes only one.
+/// Adds the instance connected to `inputs.PORT[I]`, and drops the index if the port takes only one.
 fn name_input(graph: &Graph, instance: usize, change: &mut Change) {
     let place = change.field.strip_prefix("inputs.").and_then(|rest| rest.strip_suffix(']')?.split_once('['));
     let Some((port, index)) = place else { return };
@@ -164,7 +164,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Digests by their first digits, long texts by their beginning.
+/// Shortens digests to their first digits, and long texts to their beginning.
 fn shorten(value: &str) -> String {
     match value.parse::<Digest>() {
         Ok(digest) => digest.short(),

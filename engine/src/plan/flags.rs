@@ -1,4 +1,4 @@
-//! `--force` and `--from`. Knows no store.
+//! The options `--force` and `--from`.
 
 use std::collections::BTreeSet;
 
@@ -7,21 +7,21 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::names::InstanceName;
 
-/// What the user asks of planning besides the pipeline file.
+/// Command-line options that affect planning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
-    /// Their records count for nothing.
+    /// Instances whose records are ignored.
     pub force: BTreeSet<InstanceName>,
-    /// Everything upstream of these must be reusable.
+    /// Instances whose upstream instances must all be reusable.
     pub from: BTreeSet<InstanceName>,
 }
 
 impl Flags {
-    /// From names as typed: a stage (`sft`: all its instances), an instance (`sft[s]`), or `*` for any label
+    /// Parses names as typed: a stage (`sft`: all its instances), an instance (`sft[s]`), or `*` for any label
     /// (`rl[*,11]`).
     ///
     /// # Errors
-    /// A name that the graph does not have (yours), with the nearest one that it has.
+    /// A name that is not in the graph (user error); suggests the nearest name.
     pub fn new(graph: &Graph, force: &[String], from: &[String]) -> Result<Self> {
         let mut unknown = Vec::new();
         let force = select_all(graph, "--force", force, &mut unknown);

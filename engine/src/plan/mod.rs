@@ -1,7 +1,7 @@
-//! Which stages are reused and which must run, as functions of values. Runs nothing and writes nothing.
+//! Decides which stages are reused and which must run, as pure functions of values.
 //!
-//! The planner and the runner use the same two functions, [`recipe()`] and [`decide()`]. Law: [`plan_with`] the digests
-//! that a run found gives exactly that run's decisions.
+//! Planner and runner use the same two functions, [`recipe()`] and [`decide()`]. Invariant: [`plan_with`] the digests
+//! that a run produced returns exactly the decisions of that run.
 
 mod decide;
 mod diff;
@@ -33,7 +33,7 @@ use crate::kind::Registry;
 use crate::names::{Digest, Key};
 use crate::store::Store;
 
-/// What will be done, as far as it is known before anything runs.
+/// The planned work, as far as it is known before the run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// One per instance, in the graph's order.
@@ -46,26 +46,26 @@ pub struct Planned {
     /// Index into the graph's instances.
     pub instance: usize,
     pub state: State,
-    /// Whether somebody is known to need the artifact's bytes: hand this to [`decide()`] once the inputs are known.
+    /// Whether the artifact's bytes are known to be needed; pass this to [`decide()`] once the inputs are known.
     pub bytes: Bytes,
-    /// Wall time of the last attempt at this instance, else at another of its stage.
+    /// Wall time of the last attempt at this instance, or else at another instance of its stage.
     pub expected_seconds: Option<f64>,
-    /// What the user should know of the files that its parameters name.
+    /// Notes for the user about the files that the parameters name.
     pub notes: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// There is a record, and the bytes are there if anybody is known to need them.
+    /// There is a record, and the artifact's bytes are present if they are known to be needed.
     Reuse { key: Key, digest: Digest },
     /// The key is known and an attempt is needed.
     Run { key: Key, reason: Reason },
-    /// The key is not known before these inputs of the instance are, each of which runs or is pending itself.
+    /// The key depends on digests of these inputs, each of which runs or is pending itself.
     Pending { waits_on: Vec<usize> },
 }
 
 impl Plan {
-    /// What is known of every instance's digest before anything runs.
+    /// The digest of every instance, as far as known before the run.
     pub fn known(&self) -> Vec<Option<Digest>> {
         let digest = |planned: &Planned| match planned.state {
             State::Reuse { digest, .. } => Some(digest),
@@ -74,7 +74,7 @@ impl Plan {
         self.stages.iter().map(digest).collect()
     }
 
-    /// Whether nothing has to run.
+    /// Whether nothing needs to run.
     pub fn is_complete(&self) -> bool {
         self.stages.iter().all(|planned| matches!(planned.state, State::Reuse { .. }))
     }
@@ -83,8 +83,8 @@ impl Plan {
 /// Plans a graph against a store.
 ///
 /// # Errors
-/// Two instances of one stage with equal keys, a path parameter where there is nothing, `--from` of a stage whose
-/// inputs cannot be reused (all yours); a disk that fails.
+/// Two instances of one stage with equal keys, a path parameter that names nothing, `--from` a stage whose inputs
+/// cannot be reused (all user errors); a disk that fails.
 pub fn plan(graph: &Graph, registry: &Registry, store: &Store, flags: &Flags) -> Result<Plan> {
     let mut plan = plan_with(graph, registry, store, flags, &[])?;
     flags.check_from(graph, &plan)?;
@@ -96,7 +96,7 @@ pub fn plan(graph: &Graph, registry: &Registry, store: &Store, flags: &Flags) ->
     Ok(plan)
 }
 
-/// Plans with the digests that attempts are known to give: `found[i]` for instance `i` if it must run.
+/// Plans with given results of attempts: `found[i]` is the digest of instance `i` if it must run.
 pub fn plan_with(
     graph: &Graph,
     registry: &Registry,
@@ -106,7 +106,8 @@ pub fn plan_with(
 ) -> Result<Plan> {
     let targets: BTreeSet<usize> = graph.targets.iter().copied().collect();
     let mut gone = vec![None; graph.instances.len()];
-    // Each round makes at least one more instance run, for want of bytes; almost always one or two rounds.
+    // Each round adds at least one instance that must run because its bytes are missing; there are rarely more than
+    // two.
     loop {
         let (states, notes) = forward(graph, registry, index, flags, found, &gone)?;
         if !backward(graph, index, &targets, &states, &mut gone)? {
@@ -120,8 +121,8 @@ pub fn plan_with(
     }
 }
 
-/// From inputs to users: what each instance's recipe is, and what its record says. `gone[i]` tells why the bytes of
-/// instance `i`, whose record is there, must be made again. With each instance's notes.
+/// From inputs to users: determines each instance's key and state, and its notes. `gone[i]` is the reason why instance
+/// `i`, which has a record, must make its bytes again.
 fn forward(
     graph: &Graph,
     registry: &Registry,
@@ -158,9 +159,9 @@ fn forward(
     Ok((states, notes))
 }
 
-/// From users to inputs: a record whose artifact is gone is valid until its bytes are needed, by a target or by an
-/// instance that must run. Gives whether there was a new one. What a pending instance comes to need is seen when the
-/// runner plans again with its inputs known.
+/// From users to inputs: a record whose artifact is missing remains valid until a target, or an instance that must run,
+/// needs the bytes. Returns whether it found such a record. The needs of pending instances are found when the runner
+/// plans again with their inputs known.
 fn backward(
     graph: &Graph,
     index: &dyn Index,

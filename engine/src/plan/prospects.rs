@@ -1,4 +1,4 @@
-//! What the stages that pay for requests are expected to cost. Asks the kinds; decides nothing.
+//! The expected cost of the stages that pay for requests, as estimated by their kinds.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use crate::kind::Registry;
 use crate::names::{Digest, Key};
 use crate::store::Store;
 
-/// One per instance, in the graph's order; `None` for those that pay for nothing or are reused.
+/// One per instance, in the graph's order; `None` for instances that pay for nothing or are reused.
 ///
 /// # Errors
-/// When the store cannot be read. A kind that cannot say what its stage costs is a prospect that is not known.
+/// When the store cannot be read. If a kind cannot estimate its stage's cost, the result is [`Prospect::Unknown`].
 pub fn prospects(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store) -> Result<Vec<Option<Prospect>>> {
     let known = plan.known();
     let prospect = |instance: &Instance, state: &State| match state {
@@ -36,7 +36,7 @@ pub fn prospects(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store)
     plan.stages.iter().map(|planned| prospect(&graph.instances[planned.instance], &planned.state)).collect()
 }
 
-/// What the attempt will see, without a folder to fill.
+/// The context that the attempt will have, except for an output folder.
 pub(super) fn context(
     instance: &Instance,
     key: &Key,

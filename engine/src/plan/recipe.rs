@@ -1,14 +1,14 @@
-//! The recipe: the readable document that a key hashes. Knows no graph and no store.
+//! The recipe: the readable document whose hash is the key.
 //!
-//! [`Recipe::visit`] is the only description of what a recipe consists of. The hasher and the explainer both listen to
-//! it, so that what is hashed and what is explained cannot drift apart.
+//! [`Recipe::visit`] is the only definition of a recipe's content. The hasher and the explainer both use it, so that
+//! they cannot disagree.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 
 use crate::names::{Digest, Key};
 
-/// Everything that decides the bytes a stage gives, and nothing else.
+/// Everything that determines the bytes of a stage's artifact, and nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
@@ -18,9 +18,9 @@ pub struct Recipe {
     /// The version of the numerics, for kinds that train or sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numerics: Option<u32>,
-    /// Normalised; every path stands as `{"content": digest}`.
+    /// Normalised; every path is replaced by `{"content": digest}`.
     pub params: Value,
-    /// Present iff the kind is seeded.
+    /// Present if and only if the kind is seeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// Sorted by port name.
@@ -41,20 +41,20 @@ pub struct RecipePort {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecipeInput {
-    /// Only at ports that take many: there labels tell members apart.
+    /// Only at ports that take many, where labels distinguish the artifacts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     pub digest: Digest,
 }
 
-/// One step of the way from a recipe to one of its leaves.
+/// One step of the path from a recipe to one of its leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step<'a> {
     Field(&'a str),
     Index(usize),
 }
 
-/// What stands at the end of such a way.
+/// The value at the end of such a path.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Leaf<'a> {
     Null,
@@ -68,7 +68,7 @@ pub enum Leaf<'a> {
     EmptyList,
 }
 
-/// Listens to a recipe: one call per leaf, in an order that the set of leaves decides.
+/// Receives the leaves of a recipe: one call per leaf, in an order that depends only on the set of leaves.
 pub trait Visitor {
     fn leaf(&mut self, way: &[Step<'_>], leaf: Leaf<'_>);
 }
@@ -103,7 +103,7 @@ impl Recipe {
     }
 }
 
-/// Recurses as deep as the parameters do, which the pipeline file's bound on depth limits.
+/// Recursion is as deep as the parameters, whose depth the pipeline file's parser limits.
 fn visit_value<'a>(way: &mut Vec<Step<'a>>, value: &'a Value, visitor: &mut dyn Visitor) {
     match value {
         Value::Null => visitor.leaf(way, Leaf::Null),
@@ -137,12 +137,13 @@ fn number(n: &Number) -> Leaf<'_> {
     } else if let Some(n) = n.as_i64() {
         Leaf::Signed(n)
     } else {
-        // serde_json holds u64, i64 or f64 and nothing else without its `arbitrary_precision`.
+        // Without its `arbitrary_precision` feature, serde_json only holds u64, i64 and f64.
         Leaf::Float(n.as_f64().unwrap_or(f64::NAN))
     }
 }
 
-/// Each leaf as: number of steps, each step tagged and length-prefixed, then the leaf tagged and length-prefixed.
+/// Hashes each leaf as: number of steps, each step tagged and length-prefixed, then the leaf tagged and
+/// length-prefixed.
 struct KeyHasher(blake3::Hasher);
 
 impl KeyHasher {

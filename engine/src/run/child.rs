@@ -1,4 +1,4 @@
-//! The attempt's process seen from the orchestrator: start it, hear it, end it. Knows no graph and no record.
+//! The attempt's process as seen from the orchestrator: starts it, reads its events, ends it.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -22,27 +22,28 @@ use crate::attempt::Last;
 use crate::context::Tell;
 use crate::error::{At, Error, Result};
 
-/// What every attempt sees of the environment, besides what its kind declares.
+/// Environment variables that every attempt gets, besides those that its kind declares.
 const ALWAYS: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
-/// How many threads libraries start of their own accord.
+/// Environment variables that limit the number of threads that libraries start.
 const THREADS: [&str; 4] = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"];
 
-/// Spawning lends the child a descriptor that others must not inherit, so it takes turns within this process.
+/// Serialises spawning: while the lock's descriptor is inheritable, no other child of this process may be spawned.
 static SPAWNING: Mutex<()> = Mutex::new(());
 
-/// How to start one attempt.
+/// Settings to start one attempt.
 pub(super) struct Launch<'a> {
     pub command: &'a Path,
     pub job: &'a Path,
     pub folder: &'a Path,
     pub log: &'a Path,
     pub threads: usize,
-    /// Names of further environment variables that the attempt may see.
+    /// Names of further environment variables to pass on.
     pub env: &'a [String],
     /// Variables that this program sets for its own attempts.
     pub set_env: &'a [(String, String)],
     pub secrets: &'a Secrets,
-    /// The key's lock: inherited, so that the key stays locked while the attempt or a program that it started lives.
+    /// The key's lock; inherited, so that the key stays locked as long as the attempt or any program that it started
+    /// lives.
     pub lock: BorrowedFd<'a>,
 }
 
@@ -52,33 +53,34 @@ pub(super) enum Ending {
     Said(Last),
     /// It ended without a last line.
     Silent(ExitStatus),
-    /// It was killed through its leash, or never started because of it.
+    /// It was killed through its leash, or for that reason never started.
     Killed,
 }
 
-/// What another thread holds to end an attempt.
+/// Lets another thread kill an attempt.
 #[derive(Clone, Default)]
 pub(super) struct Leash(Arc<Mutex<Held>>);
 
 #[derive(Default)]
 struct Held {
-    /// While the process exists, be it as a zombie, so that the number cannot mean another one.
+    /// Set while the process exists, even as a zombie, so that the pid cannot belong to another process.
     pid: Option<Pid>,
-    /// The pipe whose end tells the attempt's guard to kill everything.
+    /// The pipe whose closing makes the attempt's guard kill everything.
     lifeline: Option<ChildStdin>,
     killed: bool,
 }
 
-/// What the guard of an attempt has to kill what is below it; then its group is killed from here.
+/// Time that the attempt's guard has to kill the processes below it; after that, the orchestrator kills the process
+/// group.
 const GRACE: Duration = Duration::from_secs(2);
 
 impl Leash {
-    /// Kills the attempt and every process below it; one that has not started never will.
+    /// Kills the attempt and every process below it; an attempt that has not started will not start.
     pub fn kill(&self) {
         let mut held = self.held();
         held.killed = true;
         held.lifeline = None;
-        // A guard that was stopped does not hear it.
+        // A stopped (SIGSTOP) guard does not notice the closed pipe.
         let leash = self.clone();
         let late = move || {
             std::thread::sleep(GRACE);
@@ -93,7 +95,8 @@ impl Leash {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lays a zombie to rest, and what is left of its group, whose number nobody else can have while the zombie is there.
+    /// Kills the rest of the process group and reaps the zombie. The zombie must exist until then, because it keeps the
+    /// group's id from being reused.
     fn reap(&self, child: &mut Child) -> Result<ExitStatus> {
         let mut held = self.held();
         held.kill_group();
@@ -109,13 +112,13 @@ impl Leash {
 impl Held {
     fn kill_group(&self) {
         if let Some(pid) = self.pid {
-            // The group may be gone already; nothing else can go wrong with a child of ours.
+            // The group may be gone already; with a child of ours, nothing else can fail.
             let _ = kill_process_group(pid, Signal::KILL);
         }
     }
 }
 
-/// Runs an attempt to its end on this thread, which the attempt does not outlive. What it tells is passed on, redacted.
+/// Runs an attempt to its end on this thread; the attempt does not outlive it. Passes its events on, redacted.
 ///
 /// # Errors
 /// When it cannot be started or waited for.
@@ -126,7 +129,7 @@ pub(super) fn run(launch: &Launch, leash: &Leash, mut on_tell: impl FnMut(Tell))
     let stdout = child.stdout.take().map(BufReader::new);
     let last = stdout.and_then(|stdout| listen(stdout, launch.secrets, &mut on_tell));
     if last.is_some() {
-        // It has said its last word and has nothing left to do, and what it started has no one to work for.
+        // After its last line the attempt has nothing left to do; end it and the processes that it started.
         leash.held().lifeline = None;
         if !ends_within(&child, GRACE) {
             leash.held().kill_group();
@@ -136,7 +139,7 @@ pub(super) fn run(launch: &Launch, leash: &Leash, mut on_tell: impl FnMut(Tell))
     while matches!(waitid(WaitId::Pid(pid), options), Err(rustix::io::Errno::INTR)) {}
     let status = leash.reap(&mut child)?;
     if let Some(logged) = logged {
-        // A program that escaped the guard may hold the pipe open for ever.
+        // A program that escaped the guard may keep the pipe open forever.
         let _ = logged.recv_timeout(Duration::from_secs(1));
     }
     Ok(match last {
@@ -147,7 +150,7 @@ pub(super) fn run(launch: &Launch, leash: &Leash, mut on_tell: impl FnMut(Tell))
     })
 }
 
-/// Waits for a child's end, but not for ever.
+/// Waits at most `limit` for a child's end; returns whether it ended.
 fn ends_within(child: &Child, limit: Duration) -> bool {
     let Ok(end) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else { return false };
     let limit = Timespec::try_from(limit).ok();
@@ -189,7 +192,7 @@ fn spawn(launch: &Launch, leash: &Leash) -> Result<Option<Child>> {
     Ok(Some(child))
 }
 
-/// Hears an attempt until its last word, or until its standard output ends.
+/// Reads an attempt's events until its last line, or until its standard output ends.
 fn listen(mut stdout: impl BufRead, secrets: &Secrets, on_tell: &mut impl FnMut(Tell)) -> Option<Last> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -207,7 +210,7 @@ fn listen(mut stdout: impl BufRead, secrets: &Secrets, on_tell: &mut impl FnMut(
         match serde_json::from_slice(&line) {
             Ok(Said::Last(last)) => return Some(clean_last(last, secrets)),
             Ok(Said::Tell(tell)) => on_tell(clean(tell, secrets)),
-            // Cut short by its death; or a descriptor that someone wrote to behind our back.
+            // Cut short by the attempt's death, or written to the descriptor by another program.
             Err(_) => {}
         }
     }
@@ -240,7 +243,8 @@ fn clean_last(last: Last, secrets: &Secrets) -> Last {
     }
 }
 
-/// Copies an attempt's standard error to its log without its secrets; the receiver wakes when it ends.
+/// Copies an attempt's standard error to its log, with secrets redacted; the receiver is notified at the end of the
+/// stream.
 fn relay_log(mut stderr: ChildStderr, log: File, secrets: Secrets) -> Receiver<()> {
     let (done, wait) = channel();
     std::thread::spawn(move || {
@@ -257,13 +261,13 @@ fn relay_log(mut stderr: ChildStderr, log: File, secrets: Secrets) -> Receiver<(
     wait
 }
 
-/// Bytes of the beginning, and of the end, of a log that are kept.
+/// Maximum number of bytes kept from the beginning of a log, and from its end.
 const LOG_HALF: usize = 8 << 20;
 
-/// A log whose middle is left out when it grows too long. The end of such a log is written when all of it has come.
+/// A log that omits its middle when it grows too long. The last part of such a log is written when the stream ends.
 struct Log {
     file: File,
-    /// Bytes of the beginning that are still to come.
+    /// Number of bytes left to write for the first part.
     room: usize,
     half: usize,
     end: VecDeque<u8>,
@@ -275,7 +279,7 @@ impl Log {
         Self { file, room: half, half, end: VecDeque::new(), left_out: 0 }
     }
 
-    /// A log that cannot be written (a full disk) is no reason to fail.
+    /// Ignores errors: a log that cannot be written (full disk) is no reason to fail.
     fn write(&mut self, bytes: &[u8]) {
         let (first, rest) = bytes.split_at(bytes.len().min(self.room));
         let _ = self.file.write_all(first);
@@ -295,11 +299,11 @@ impl Log {
     }
 }
 
-/// The error of an attempt that ended without a word but what its log holds.
+/// The error of an attempt that ended without a last line, guessed from its exit status and log.
 pub(super) fn silent_death(status: ExitStatus, log: &Path) -> Error {
     const SMALLER: &str = "run fewer at a time (-j 1) or make the stage smaller";
     if status.signal() == Some(6)
-        // What Rust's allocator says before it gives up.
+        // The message of Rust's allocator before it aborts.
         && let Some(line) = tail(log, 3).into_iter().find(|line| line.starts_with("memory allocation of "))
     {
         return Error::surroundings(format!("out of memory: {line}")).help(SMALLER);
@@ -309,7 +313,7 @@ pub(super) fn silent_death(status: ExitStatus, log: &Path) -> Error {
             .help(format!("if nobody killed it, the machine ran out of memory: {SMALLER}")),
         (Some(signal @ (1 | 2 | 15)), _) => Error::surroundings(format!("the attempt was ended by signal {signal}")),
         (Some(signal), _) => Error::ours(format!("the attempt crashed (signal {signal})")),
-        // It could not begin, and said why.
+        // The attempt could not begin; its log has the reason.
         (None, Some(3)) => {
             let why = tail(log, 1).pop().unwrap_or_else(|| "its log is empty".to_owned());
             Error::surroundings(format!("the attempt could not start: {why}"))

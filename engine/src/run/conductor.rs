@@ -1,5 +1,5 @@
-//! One round of a run: answers each node that dagrs asks about, with threads that decide and threads that attempt. All state
-//! is in this one thread; everything else sends it messages. Knows no process and no record.
+//! Schedules one round of a run: answers each node that dagrs asks about, using threads that decide and threads that
+//! run attempts. A single thread owns all state; the others send it messages.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use crate::journal::Event;
 use crate::names::{Digest, Key};
 use crate::store::KeyLock;
 
-/// How many threads decide at a time; a decision may hash a file.
+/// Maximum number of concurrent decisions; a decision may hash a file.
 const DECIDING: usize = 4;
-/// How often a stage that its kind calls transient is tried.
+/// Maximum number of tries of a stage that fails with transient errors.
 const TRIES: u32 = 3;
-/// How often a key that another process holds is tried.
+/// Minimum and maximum pause between tries to lock a key that another process holds.
 const POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// What a round leaves for the run.
+/// The result of a round.
 #[derive(Default)]
 pub(super) struct Round {
-    /// Instances whose inputs were damaged, and how.
+    /// Instances whose inputs were damaged, with the input's digest and the error.
     pub damaged: Vec<(usize, Digest, Error)>,
 }
 
@@ -43,9 +43,9 @@ pub(super) struct Conductor<'scope, 'env, 'l, 'j> {
     ranks: &'env [u64],
     undecided: VecDeque<(usize, Option<KeyLock>)>,
     deciding: usize,
-    /// Instances that all of their parents have answered and that have not asked yet.
+    /// Number of instances whose parents have all answered but about which dagrs has not asked yet.
     awaited: usize,
-    /// Instances that are locked or resting.
+    /// Instances in the states `Locked` and `Resting`.
     asleep: BTreeSet<usize>,
     digests: Digests,
     round: Round,
@@ -53,7 +53,7 @@ pub(super) struct Conductor<'scope, 'env, 'l, 'j> {
 }
 
 impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
-    /// `parents`: the instances of this round, and which others of this round each one reads.
+    /// `parents`: the instances of this round, each with its inputs among them.
     pub fn new(
         scope: &'scope Scope<'scope, 'env>,
         work: &'env Work<'env>,
@@ -90,16 +90,16 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
         }
     }
 
-    /// Lets dagrs ask about every instance of the round, and answers. `heard` ends with it, whatever happens: who asks then
-    /// hears a loss instead of waiting.
+    /// Lets dagrs ask about every instance of the round, and answers. `heard` is dropped on return in every case, so
+    /// that later questions get `Message::Lost` instead of blocking.
     ///
     /// # Errors
-    /// When dagrs fails in itself.
+    /// When dagrs itself fails.
     pub fn conduct(mut self, heard: Receiver<Word>, parents: BTreeMap<usize, Vec<usize>>) -> Result<Round> {
         let words = self.words.clone();
         let asks = words.clone();
         let carry = move || {
-            // A failed send drops the ask, which dagrs' children hear as a loss.
+            // A failed send drops the question, which the node's children receive as `Message::Lost`.
             let ask = move |ask| drop(asks.send(Word::Ask(ask)));
             drop(words.send(Word::FlowOver(flow::carry(&parents, ask))));
         };
@@ -115,7 +115,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
             if let Some(word) = self.next_word(&heard) {
                 self.hear(word);
             }
-            // What has come meanwhile goes first, so that threads are shared among all that are ready.
+            // Process pending messages first, so that threads are shared among all instances that are ready.
             while let Ok(word) = heard.try_recv() {
                 self.hear(word);
             }
@@ -127,7 +127,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
         }
     }
 
-    /// The next word, or nothing when a sleeper has to be woken.
+    /// The next message, or `None` when a sleeping instance is due.
     fn next_word(&self, heard: &Receiver<Word>) -> Option<Word> {
         match self.asleep.iter().filter_map(|node| self.nodes[node].state.due()).min() {
             // The conductor holds a sender, so the channel cannot close.
@@ -159,7 +159,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
             let error = Error::ours(format!("its turn was lost: {reason}"));
             return self.fail(node, self.no_attempt(node, error));
         }
-        // Of several failed inputs the first in the graph is named, whatever the order of events.
+        // If several inputs failed, name the first in graph order, so that the result does not depend on timing.
         let root = ask.heard.iter().find_map(|(parent, message)| match message {
             Message::Failed => Some(*parent),
             Message::Skipped { root } => Some(*root),
@@ -261,7 +261,8 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
         }
     }
 
-    /// Says once whom it waits for, as soon as they have said so: the lock is taken a moment before.
+    /// Reports once which process holds the key. The holder writes its name shortly after it takes the lock, so the
+    /// name may not be there yet.
     fn tell_waiting(&mut self, node: usize, key: Key) {
         if !self.node(node).told_waiting
             && let Some(holder) = self.work.holder(&key)
@@ -299,7 +300,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
     }
 
     fn ready(&mut self, node: usize, digest: Digest) {
-        // Copies the list only while a thread reads it.
+        // Copies the list only if another thread is reading it.
         Arc::make_mut(&mut self.digests)[node] = Some(digest);
         self.ledger.digests[node] = Some(digest);
         self.answer(node, Message::Ready(digest));
@@ -310,13 +311,13 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
         self.answer(node, Message::Failed);
     }
 
-    /// An instance's one message; every path ends here.
+    /// Sends an instance's single message; every path ends here.
     fn answer(&mut self, node: usize, message: Message) {
         let state = self.node(node);
         state.state = State::Over;
         let (reply, children) = (state.reply.take(), std::mem::take(&mut state.children));
         if let Some(reply) = reply {
-            // dagrs gone: then the round is over anyway.
+            // Fails only if dagrs is gone, and then the round is over.
             let _ = reply.send(message);
         }
         for child in children {
@@ -345,7 +346,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
             let leash = Leash::default();
             let running = State::Running { threads, leash: leash.clone() };
             let State::Queued { ready, lock } = std::mem::replace(&mut self.node(node).state, running) else {
-                // Only queued instances are in the queue.
+                // Unreachable: only queued instances are in the queue.
                 continue;
             };
             let (tries, digests) = (self.node(node).tries, self.digests.clone());
@@ -358,7 +359,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
         }
     }
 
-    /// Runs `task` on a thread and hears its last word, whatever happens to it.
+    /// Runs `task` on a thread and sends its result; a panic becomes `Word::Lost`.
     fn spawn(&mut self, node: usize, task: impl FnOnce(&Sender<Word>) -> Word + Send + 'scope) {
         let words = self.words.clone();
         let guarded = move || {
@@ -375,7 +376,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
         }
     }
 
-    /// Looks at locked keys again, and lets rested instances try again.
+    /// Retries the locks of `Locked` instances and requeues `Resting` ones, if they are due.
     fn wake(&mut self) {
         let now = Instant::now();
         let due = |node: &usize| self.nodes[node].state.due().is_some_and(|due| due <= now);
@@ -398,7 +399,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
         }
     }
 
-    /// Ctrl-C: attempts are killed, and nothing new starts.
+    /// Ctrl-C: kills all attempts; nothing new starts.
     fn interrupt(&mut self) {
         self.ledger.interrupted = true;
         self.kill_all();
@@ -412,7 +413,7 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
         }
     }
 
-    /// Answers for every instance that waits for slots, a lock or its next try.
+    /// Cancels every instance that waits for slots, a lock or its next try.
     fn stop_sleepers(&mut self) {
         let mut sleepers = self.queue.drain();
         sleepers.extend(std::mem::take(&mut self.asleep));
@@ -422,13 +423,13 @@ impl<'scope, 'env, 'l, 'j> Conductor<'scope, 'env, 'l, 'j> {
     }
 
     fn node(&mut self, node: usize) -> &mut Node {
-        // dagrs asks only about the nodes that it was given, and they are these.
+        // dagrs asks only about the nodes of this round.
         self.nodes.get_mut(&node).expect("an instance of this round")
     }
 }
 
 impl Drop for Conductor<'_, '_, '_, '_> {
-    /// Nobody would hear the attempts any more.
+    /// Without the conductor, no thread would receive the attempts' events.
     fn drop(&mut self) {
         self.kill_all();
     }

@@ -1,8 +1,8 @@
-//! Carries one message per edge of a graph over dagrs and asks what each node's message is. Knows no stage, no store and
-//! no slots.
+//! Carries one message per edge of a graph over dagrs, and asks for each node's message.
 //!
-//! The only place that touches dagrs 0.9, which hangs or drops work when used otherwise: only `DefaultNode` with our own
-//! action, exactly one message to every child on every path, exactly one read from every parent, and an action that always
+//! This is the only module that uses dagrs 0.9. dagrs hangs or drops work unless used like this: only `DefaultNode`
+//! with our own action, exactly one message to every child on every path, exactly one read from every parent, and an
+//! action that always returns `Ok`.
 //! returns `Ok`.
 
 use std::collections::BTreeMap;
@@ -15,35 +15,35 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Result};
 use crate::names::Digest;
 
-/// What a node tells each node after it. Numbers are those of the instances.
+/// A node's message to its children. Numbers are instance indices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// It is there, made or reused.
+    /// The artifact exists, made or reused.
     Ready(Digest),
-    /// It failed.
+    /// The node failed.
     Failed,
-    /// It was not run, because this one had failed.
+    /// The node did not run, because the node `root` failed.
     Skipped { root: usize },
-    /// It was not run, because the run ends.
+    /// The node did not run, because the run is ending.
     Cancelled,
-    /// It could not be asked: our bug.
+    /// No answer could be obtained for the node: an internal error.
     Lost(String),
 }
 
-/// A node whose parents have all spoken; to be answered with its own message.
+/// A question about a node whose parents have all answered; the reply is the node's own message.
 #[derive(Debug)]
 pub struct Ask {
     pub node: usize,
-    /// By parent.
+    /// The parents' messages.
     pub heard: BTreeMap<usize, Message>,
     pub reply: oneshot::Sender<Message>,
 }
 
-/// Carries messages until every node has been asked and has answered. `parents` gives each node's parents among the nodes;
-/// `ask` is called from this thread and must not block. Runs its own single-threaded tokio runtime.
+/// Carries messages until every node has been asked about and answered. `parents` gives each node's parents among the
+/// nodes; `ask` is called from this thread and must not block. Runs its own single-threaded tokio runtime.
 ///
 /// # Errors
-/// When dagrs or tokio fail in themselves, which is our bug; a node's failure is a message.
+/// When dagrs or tokio fails; a node's failure is a message.
 pub fn carry(parents: &BTreeMap<usize, Vec<usize>>, ask: impl Fn(Ask) + Clone + Send + Sync + 'static) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
@@ -92,7 +92,7 @@ impl<F: Fn(Ask) + Send + Sync + 'static> Action for Relay<F> {
         }
         let (reply, answer) = oneshot::channel();
         let ask = Ask { node: self.node, heard, reply };
-        // A panic here would lose our one message to each child; dagrs would hang or drop what comes after.
+        // A panic here would lose the message to the children; dagrs would then hang or drop later work.
         let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.ask)(ask)));
         let message = match asked {
             Ok(()) => answer.await.unwrap_or_else(|_| Message::Lost("nobody answered for it".into())),

@@ -1,4 +1,4 @@
-//! Whether what an attempt reads is what it should be, before and after. Starts nothing and records nothing.
+//! Checks an attempt's input artifacts before and after it runs.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::names::Digest;
 use crate::store::Presence;
 
 impl Work<'_> {
-    /// Checks what is about to be read. What is rotten is set aside; what is gone or set aside has to be made again.
+    /// Checks the input artifacts. Damaged ones are quarantined; missing and quarantined ones must be made again.
     pub fn check_inputs(&self, instance: &Instance, digests: &Digests) -> Result<Option<Ended>> {
         for (source, digest) in inputs_of(instance, digests)? {
             let name = &self.instance(source).name;
@@ -28,7 +28,7 @@ impl Work<'_> {
         Ok(None)
     }
 
-    /// Files that lie in the folders of the inputs and do not belong there.
+    /// Files in the inputs' folders that do not belong to the artifacts.
     pub fn strangers(&self, instance: &Instance, digests: &Digests) -> Result<Vec<String>> {
         let mut strangers = Vec::new();
         for (_, digest) in inputs_of(instance, digests)? {
@@ -37,7 +37,7 @@ impl Work<'_> {
         Ok(strangers)
     }
 
-    /// Whether an input is no longer what was read; `strangers` lay beside them before.
+    /// Checks after an attempt that the inputs are unchanged; `strangers` are the foreign files found before.
     pub fn changed_input(&self, instance: &Instance, digests: &Digests, strangers: &[String]) -> Result<Option<Error>> {
         for (source, digest) in inputs_of(instance, digests)? {
             let name = &self.instance(source).name;
@@ -60,7 +60,7 @@ impl Work<'_> {
     }
 }
 
-/// Each artifact that an instance reads, once, with the instance that made it.
+/// The artifacts that an instance reads, without duplicates, each with the instance that produced it.
 fn inputs_of(instance: &Instance, digests: &Digests) -> Result<Vec<(usize, Digest)>> {
     let mut inputs = BTreeMap::new();
     for source in instance.inputs.iter().flat_map(|port| &port.from) {

@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first stops the runs of this process in order, the second ends it at once.
+//! Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first signal stops the runs of this process in an orderly way,
+//! the second ends it at once.
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, Once, PoisonError};
@@ -17,7 +18,7 @@ static LISTENING: Once = Once::new();
 /// The exit code of an interrupted command.
 pub const EXIT_CODE: u8 = 130;
 
-/// While it lives, the first signal calls its hook.
+/// The first signal calls the guard's hook while the guard lives.
 pub struct Guard(u64);
 
 impl Drop for Guard {
@@ -26,13 +27,13 @@ impl Drop for Guard {
     }
 }
 
-/// Calls `hook` at the first signal. A process that once listened goes on listening, since handlers cannot be taken back:
-/// without a living guard, a signal ends it at once, as it would have without us.
+/// Calls `hook` at the first signal. Handlers cannot be removed, so a process that once listened keeps listening:
+/// without a living guard, a signal ends it at once, like the default action.
 pub fn on_signal(hook: impl Fn() + Send + 'static) -> Guard {
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     LISTENING.call_once(|| {
         let (ready, started) = std::sync::mpsc::channel();
-        // Without the thread signals keep their default: the process ends, and its attempts with it.
+        // Without the thread, signals keep their default action: the process ends, and its attempts with it.
         let _ = std::thread::Builder::new().name("signals".into()).spawn(move || listen(&ready));
         let _ = started.recv();
     });
@@ -42,7 +43,7 @@ pub fn on_signal(hook: impl Fn() + Send + 'static) -> Guard {
 }
 
 fn listen(ready: &std::sync::mpsc::Sender<()>) {
-    // tokio panics where it cannot have the four descriptors that listening takes: they are asked for beforehand.
+    // tokio panics if it cannot get the four descriptors that listening needs, so check that they are available.
     if [UnixStream::pair(), UnixStream::pair()].iter().any(Result::is_err) {
         return;
     }
@@ -52,7 +53,7 @@ fn listen(ready: &std::sync::mpsc::Sender<()>) {
         else {
             return;
         };
-        // Under `nohup` a run goes on when its terminal is closed.
+        // Under `nohup` a run continues when its terminal is closed.
         let mut hangup = if ignores_hangup() { None } else { signal(SignalKind::hangup()).ok() };
         let _ = ready.send(());
         loop {
@@ -73,7 +74,7 @@ fn listen(ready: &std::sync::mpsc::Sender<()>) {
     });
 }
 
-/// Whether whoever started this process wants it to ignore SIGHUP.
+/// Whether the parent process started this one with SIGHUP ignored.
 fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());

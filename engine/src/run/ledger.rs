@@ -1,4 +1,4 @@
-//! The truth about a run: each instance's fate, failures in order, and the journal. Knows no process and no thread.
+//! The state of a run: each instance's fate, the failures in order, and the journal.
 
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ pub(super) enum Fate {
     Ran,
     Reused,
     Failed,
-    /// Not run, because this instance failed.
+    /// Not run, because the instance `root` failed.
     Skipped {
         root: usize,
     },
@@ -31,17 +31,17 @@ pub(super) struct Ledger<'a> {
     clock: Instant,
     pub fates: Vec<Option<Fate>>,
     pub digests: Vec<Option<Digest>>,
-    /// In order of time, with their instances.
+    /// In order of time, each with its instance.
     failures: Vec<(usize, Failure)>,
     pub interrupted: bool,
-    /// The keys that became known, by stage.
+    /// The keys known so far, by stage.
     pub twins: Twins,
-    /// The journal could not be written: the run ends, and this is why.
+    /// Why the journal could not be written, which ends the run.
     broken: Option<Error>,
 }
 
 impl<'a> Ledger<'a> {
-    /// Tells that the run has started and writes its graph beside the journal.
+    /// Records the start of the run, and writes its graph beside the journal.
     pub fn begin(
         graph: &'a Graph,
         journal: Journal,
@@ -52,7 +52,7 @@ impl<'a> Ledger<'a> {
         let text = serde_json::to_vec(&describe(graph))
             .map_err(|e| Error::ours(format!("a graph does not serialise: {e}")))?;
         std::fs::write(&path, text).at(&path)?;
-        // A secret may stand in a `--set`.
+        // A `--set` argument may contain a secret.
         let secrets = Secrets::of(graph.instances.iter().map(|instance| &instance.signature));
         let started = Event::Started {
             run: journal.id().to_owned(),
@@ -81,7 +81,7 @@ impl<'a> Ledger<'a> {
         Ok(ledger)
     }
 
-    /// Writes an event down and passes it on. When it cannot be written, the run stops.
+    /// Writes an event to the journal and passes it to the listener. If writing fails, the run stops.
     pub fn tell(&mut self, event: Event) {
         if self.broken.is_none()
             && let Err(error) = self.journal.write(&event)
@@ -91,7 +91,7 @@ impl<'a> Ledger<'a> {
         (self.listener)(&event);
     }
 
-    /// Whether nothing new may start.
+    /// Whether no new work may start.
     pub fn stopping(&self) -> bool {
         self.interrupted || self.broken.is_some() || (!self.keep_going && !self.failures.is_empty())
     }
@@ -115,7 +115,7 @@ impl<'a> Ledger<'a> {
         self.tell(Event::Planned { stages });
     }
 
-    /// The flags without the stages that were forced and have run.
+    /// The flags without the forced stages that have already run.
     pub fn flags_left(&self, flags: &Flags) -> Flags {
         let ran = |name: &InstanceName| {
             let mut fates = self.graph.instances.iter().zip(&self.fates);
@@ -130,7 +130,7 @@ impl<'a> Ledger<'a> {
         self.tell(Event::Warning { stage, message });
     }
 
-    /// An instance whose record is there. One that this run has made keeps that fate.
+    /// Records the reuse of an instance. An instance that this run has made keeps its fate.
     pub fn reuse(&mut self, node: usize, key: Key, digest: Digest, cutoff: bool) {
         if self.fates[node].is_none() {
             self.fates[node] = Some(Fate::Reused);
@@ -152,7 +152,7 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// Instances whose inputs were damaged and will not be made again by this run.
+    /// Fails the instances whose damaged inputs this run will not make again.
     pub fn give_up(&mut self, damaged: Vec<(usize, Digest, Error)>) {
         for (node, _, error) in damaged {
             let failure = Failure::without_log(&self.graph.instances[node].name, error.help("run again"));
@@ -160,7 +160,7 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// Accounts for what has no fate, tells that the run is over and sums it up.
+    /// Records the instances without a fate as skipped, and returns the outcome of the run.
     pub fn finish(mut self) -> Result<Outcome> {
         for node in 0..self.fates.len() {
             if self.fates[node].is_some() {
@@ -217,7 +217,7 @@ impl<'a> Ledger<'a> {
     }
 }
 
-/// What graph.json holds: everything about the instances that a report needs, inputs by name.
+/// The content of graph.json: everything about the instances that a report needs, with inputs by name.
 fn describe(graph: &Graph) -> Value {
     let name = |node: &usize| graph.instances[*node].name.to_string();
     let instances = graph.instances.iter().map(|instance| {

@@ -1,7 +1,8 @@
-//! Running a plan: rounds of attempts until everything that can be made is made. Knows no machine learning.
+//! Runs a plan: rounds of attempts until everything that can be made is made.
 //!
-//! Each round gives dagrs the instances that must run or are pending; reused ones are values. When nothing must run, no
-//! thread and no runtime starts. A round ends with damaged inputs set aside; then the run plans once more and goes on.
+//! Each round gives dagrs the instances that must run or are pending; for reused ones the digest is enough. If nothing
+//! must run, no thread and no runtime is started. If a round found damaged inputs, the run plans again and continues
+//! with another round.
 
 mod child;
 mod conductor;
@@ -34,30 +35,31 @@ use ledger::{Fate, Ledger};
 use node::Work;
 use state::Word;
 
-/// How to run.
+/// Options of a run.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    /// CPU threads that attempts may use in all. At least one.
+    /// Total number of CPU threads for attempts. At least one.
     pub jobs: usize,
-    /// Whether a failure leaves what does not depend on it going on; else nothing new starts after it.
+    /// Whether to continue with stages that do not depend on a failed one; otherwise nothing new starts after a
+    /// failure.
     pub keep_going: bool,
-    /// Whether what was paid for once and is lost may be paid for again.
+    /// Whether answers that were paid for and lost may be paid for again.
     pub pay: bool,
-    /// What the plan was made with; needed again for what is pending.
+    /// The flags of the plan, needed again to decide pending instances.
     pub flags: Flags,
-    /// The binary to spawn as `COMMAND attempt JOB.json`.
+    /// The binary to start as `COMMAND attempt JOB.json`.
     pub command: PathBuf,
-    /// Variables that the program sets for its own attempts, such as its allocator's.
+    /// Environment variables that the program sets for its own attempts, for example for its allocator.
     pub env: Vec<(String, String)>,
-    /// The pause before the second try of a stage that failed in a transient way; four times as long before the third.
+    /// Pause before the second try of a stage with a transient failure; before the third it is four times as long.
     pub retry_delay: Duration,
     /// When stages write checkpoints.
     pub cadence: Cadence,
-    /// For the journal.
+    /// Recorded in the journal.
     pub profiles: Vec<String>,
-    /// The command line, for the journal; its secrets are redacted there.
+    /// Command line for the journal, where its secrets are redacted.
     pub command_line: Vec<String>,
-    /// The pipeline file as it was given, for the journal.
+    /// Pipeline file as given on the command line, for the journal.
     pub file: Option<String>,
 }
 
@@ -79,26 +81,26 @@ impl Default for RunOptions {
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
     pub run_id: String,
-    /// Journal, graph.json, report.
+    /// Folder with journal, graph.json and report.
     pub folder: PathBuf,
     pub ran: Vec<InstanceName>,
     pub reused: Vec<InstanceName>,
-    /// In the order in which they failed: the first is the cause to show last.
+    /// In the order in which they failed: the first is the cause, to be shown last.
     pub failed: Vec<Failure>,
     /// Neither run nor reused, because something failed or the run was interrupted.
     pub skipped: Vec<InstanceName>,
-    /// By instance of the graph.
+    /// By index of the graph's instances.
     pub digests: Vec<Option<Digest>>,
     pub interrupted: bool,
     pub seconds: f64,
 }
 
 impl Outcome {
-    /// 0, the first cause's code, or 130 after an interruption.
+    /// 0, the code of the first failure, or 130 after an interruption.
     pub fn exit_code(&self) -> u8 {
         match self.failed.first() {
             _ if self.interrupted => interrupt::EXIT_CODE,
@@ -108,12 +110,12 @@ impl Outcome {
     }
 }
 
-/// A stage's failure, as it is shown: its name, what happened, the end of its log and where the rest is.
+/// A stage's failure as shown to the user.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     pub stage: InstanceName,
     pub error: crate::error::Error,
-    /// There is none if it came to no attempt.
+    /// `None` if no attempt was started.
     pub log: Option<PathBuf>,
     /// The last lines of the log.
     pub tail: Vec<String>,
@@ -139,7 +141,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// How often a run plans again because artifacts turned out to be damaged.
+/// Maximum number of rounds, which repeat when artifacts turn out to be damaged.
 const ROUNDS: usize = 8;
 
 /// Runs a plan. Events go to the journal and to `events`, which is called on this thread.
@@ -147,7 +149,7 @@ const ROUNDS: usize = 8;
 /// A stage's failure is part of the outcome, not an error.
 ///
 /// # Errors
-/// When the journal or the store cannot be written, or when something of ours breaks.
+/// When the journal or the store cannot be written, or on an internal error.
 pub fn run(
     graph: &Graph,
     plan: &Plan,
@@ -156,7 +158,7 @@ pub fn run(
     options: &RunOptions,
     mut events: impl FnMut(&Event),
 ) -> Result<Outcome> {
-    // On a read-only disk a finished store can still tell what it holds.
+    // A finished store on a read-only disk can still be reported on.
     let elsewhere = !store.is_writable() && plan.stages.iter().all(|stage| matches!(stage.state, State::Reuse { .. }));
     let journal = if elsewhere { Journal::create_elsewhere()? } else { Journal::create(&store.runs())? };
     let run = journal.id().to_owned();
@@ -203,7 +205,7 @@ pub fn run(
     ledger.finish()
 }
 
-/// Takes over what the plan reuses and runs the rest.
+/// Records the instances that the plan reuses and runs the rest.
 fn one_round<'a>(work: &'a Work<'a>, plan: &Plan, ledger: &mut Ledger) -> Result<Round> {
     let graph = work.graph;
     let mut open = vec![false; graph.instances.len()];
@@ -212,12 +214,12 @@ fn one_round<'a>(work: &'a Work<'a>, plan: &Plan, ledger: &mut Ledger) -> Result
         let node = stage.instance;
         if let State::Reuse { key, digest } = &stage.state {
             ledger.digests[node] = Some(*digest);
-            // A twin of it may be pending.
+            // A pending instance may turn out to have the same key.
             ledger.twins.insert(&graph.instances[node].name, *key)?;
             ledger.reuse(node, *key, *digest, false);
         } else {
             open[node] = ledger.fates[node] != Some(Fate::Failed);
-            // An unknown stage counts as a second: longer chains still go first.
+            // Count an unknown duration as a second, so that longer chains still start first.
             costs[node] = (stage.expected_seconds.unwrap_or(1.0) * 1000.0) as u64;
         }
     }
@@ -234,7 +236,7 @@ fn one_round<'a>(work: &'a Work<'a>, plan: &Plan, ledger: &mut Ledger) -> Result
             continue;
         }
         let inputs = inputs_of(node);
-        // What depends on a failure of an earlier round stays skipped.
+        // Instances that depend on a failure of an earlier round stay skipped.
         let root = inputs.iter().find_map(|input| match ledger.fates[*input] {
             Some(Fate::Failed) => Some(*input),
             Some(Fate::Skipped { root }) => Some(root),

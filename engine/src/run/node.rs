@@ -1,5 +1,4 @@
-//! What is done for one instance: decide, check inputs, attempt, record. Runs on a thread of its own; knows nothing of the
-//! other instances.
+//! Executes one instance on a thread of its own: decides, checks inputs, runs the attempt, records the result.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -21,26 +20,26 @@ use crate::names::{Digest, Key};
 use crate::plan::{Bytes, Decision, Flags, Reason, Recipe, RecipeState};
 use crate::store::{ActionRecord, AttemptFolder, Holder, KeyLock, Store};
 
-/// How many lines of a failed attempt's log are shown.
+/// Number of lines of a failed attempt's log to show.
 const TAIL: usize = 10;
 
 /// Digests by instance, as far as they are known.
 pub(super) type Digests = Arc<Vec<Option<Digest>>>;
 
-/// What every instance's work reads.
+/// The data that the work on every instance shares.
 pub(super) struct Work<'a> {
     pub graph: &'a Graph,
     pub store: &'a Store,
     pub registry: &'a Registry,
     pub options: &'a RunOptions,
-    /// Without the stages that this run has forced already.
+    /// The flags without the stages that this run has already forced.
     pub flags: Flags,
-    /// By instance: whether somebody is known to need its artifact's bytes.
+    /// By instance: whether the bytes of its artifact are known to be needed.
     pub bytes: Vec<Bytes>,
     pub run: &'a str,
 }
 
-/// What is to be done for an instance whose inputs are known.
+/// The decision for an instance whose inputs are known.
 pub(super) enum Decided {
     Reuse { key: Key, digest: Digest },
     Run(Box<Ready>),
@@ -54,20 +53,20 @@ pub(super) struct Ready {
     pub reason: Reason,
 }
 
-/// One go at an instance, with its slots.
+/// Request to run one instance, with slots assigned.
 pub(super) struct Go {
     pub node: usize,
     pub ready: Box<Ready>,
-    /// If it is held already.
+    /// The key's lock, if it is already held.
     pub lock: Option<KeyLock>,
     pub leash: Leash,
     pub threads: usize,
-    /// How many went before and failed.
+    /// Number of earlier failed tries.
     pub tries: u32,
     pub digests: Digests,
 }
 
-/// How a go ended.
+/// The outcome of one try.
 pub(super) enum Ended {
     Made {
         key: Key,
@@ -75,7 +74,7 @@ pub(super) enum Ended {
         seconds: f64,
         peak_bytes: u64,
     },
-    /// Another process made it while we waited.
+    /// Another process made it while this one waited for the lock.
     Reused {
         key: Key,
         digest: Digest,
@@ -84,7 +83,7 @@ pub(super) enum Ended {
     Busy {
         key: Key,
     },
-    /// An input is not what it should be and has been set aside: it must be made again, and then this.
+    /// An input is missing or damaged (and quarantined): it must be made again before this instance.
     Damaged {
         input: Digest,
         error: Error,
@@ -98,7 +97,7 @@ pub(super) enum Ended {
     Killed,
 }
 
-/// Why a go failed, and where its log is if it came to an attempt.
+/// Why a try failed, and the attempt's log if one was started.
 struct Fault {
     error: Error,
     log: Option<PathBuf>,
@@ -110,7 +109,7 @@ impl From<Error> for Fault {
     }
 }
 
-/// What is told while a go goes on.
+/// Events while an instance is executed.
 pub(super) enum News {
     Started { key: Key, threads: usize, folder: AttemptFolder },
     Told(Tell),
@@ -122,7 +121,7 @@ impl Work<'_> {
         &self.graph.instances[node]
     }
 
-    /// The planner's own two functions, now that the inputs are known.
+    /// Applies the planner's two functions, now that the inputs are known.
     pub fn decide(&self, node: usize, digests: &[Option<Digest>]) -> Result<Decided> {
         let recipe = self.recipe(node, digests)?;
         let key = recipe.key();
@@ -142,13 +141,14 @@ impl Work<'_> {
         }
     }
 
-    /// Locks, looks again, checks the inputs, runs an attempt, checks the inputs again, records. Waits for nothing but the
-    /// attempt.
+    /// Locks the key, decides again, checks the inputs, runs an attempt, checks the inputs again, records. Blocks only
+    /// on the attempt.
     pub fn go(&self, mut go: Go, tell: &mut dyn FnMut(News)) -> Ended {
         match self.try_go(&mut go, tell) {
             Ok(ended) => ended,
             Err(Fault { error, log }) => {
-                // Its secrets were taken out when it was written; nobody knows who wrote to it since.
+                // Redact again: secrets were removed when the log was written, but other programs may have written to
+                // it since.
                 let secrets = Secrets::of([&self.instance(go.node).signature]);
                 let tail = log.as_deref().map(|log| child::tail(log, TAIL)).unwrap_or_default();
                 let tail = tail.iter().map(|line| secrets.redact(line)).collect();
@@ -168,14 +168,14 @@ impl Work<'_> {
         };
         let holder = Holder { pid: std::process::id(), run: self.run.to_owned(), stage: instance.name.to_string() };
         lock.announce(&holder)?;
-        // Between the decision and the lock another process may have made it.
+        // Another process may have made the artifact between the decision and the lock.
         match self.decide(go.node, &go.digests)? {
             Decided::Reuse { key, digest } => return Ok(Ended::Reused { key, digest }),
             Decided::Run(ready) if ready.key == key => go.ready = ready,
             Decided::Run(_) => return Err(changed_outside().into()),
         }
         match &go.ready.reason {
-            // Also its checkpoints.
+            // Clears its checkpoints too.
             Reason::Forced if go.tries == 0 => self.store.clear_work(&key)?,
             Reason::ArtifactRotten { file } => {
                 if let Some(digest) = self.store.recorded(&key)? {
@@ -193,7 +193,7 @@ impl Work<'_> {
 
         let folder = self.store.new_attempt(&key)?;
         let ended = self.attempt(go, &folder, tell).map_err(|error| Fault { error, log: Some(folder.log.clone()) });
-        // Only the log and the job are kept: what was committed has links of its own.
+        // Keep only the log and the job file; the committed artifact has its own links to the files.
         if let Err(error) = folder.discard() {
             tell(News::Warning(format!("cannot clear {}: {error}", folder.out.display())));
         }
@@ -237,7 +237,8 @@ impl Work<'_> {
             (Ending::Killed, _) => Ok(Ended::Killed),
             (_, Some(error)) => Err(error),
             (Ending::Said(Last::Done { digest, peak_bytes }), None) => {
-                // Files outside the store may have changed under it; what was made of them must not stand under this key.
+                // Files outside the store may have changed during the attempt; an artifact made from them must not be
+                // recorded under this key.
                 let now = self.store.input_stats(&instance.params)?;
                 if let Some(((path, _), _)) = stats.iter().zip(&now).find(|(before, now)| before != now) {
                     return Err(changed_outside().within(path.display()));
@@ -257,7 +258,7 @@ impl Work<'_> {
         }
     }
 
-    /// There is a record now, so no attempt will ever go on from them.
+    /// The key has a record now, so no attempt will resume from its checkpoints.
     fn clear_checkpoints(&self, key: &Key, tell: &mut dyn FnMut(News)) {
         let cleared = self.store.checkpoints(key).and_then(|folder| std::fs::remove_dir_all(&folder).at(&folder));
         if let Err(error) = cleared {
@@ -297,7 +298,7 @@ impl Work<'_> {
         })
     }
 
-    /// Who holds `key`, if they have said so.
+    /// Describes the holder of `key`'s lock, if it has announced itself.
     pub fn holder(&self, key: &Key) -> Option<String> {
         let holder = self.store.holder(key)?;
         Some(if holder.run == self.run {

@@ -1,13 +1,13 @@
-//! Which stage starts next and with how many threads, as a function of values. Knows no process and no lock.
+//! Chooses the next stage to start and its number of threads.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-/// CPU threads as slots, and the instances that wait for some.
+/// CPU threads as slots, and the instances that wait for them.
 #[derive(Debug)]
 pub(super) struct Queue {
     free: usize,
-    /// By rank, the highest first; then in the order of the graph.
+    /// By descending rank, then in the order of the graph.
     waiting: BTreeSet<(Reverse<u64>, usize)>,
 }
 
@@ -20,13 +20,14 @@ impl Queue {
         self.waiting.insert((Reverse(rank), node));
     }
 
-    /// Takes every waiting instance out.
+    /// Removes and returns every waiting instance.
     pub fn drain(&mut self) -> Vec<usize> {
         std::mem::take(&mut self.waiting).into_iter().map(|(_, node)| node).collect()
     }
 
-    /// The next instance to start and its threads, which are taken. One thread for an instance that cannot use more; else its
-    /// fair share of the free ones among all that wait and `others` that are about to: all of them if it is alone.
+    /// Removes the next instance to start and takes its threads. An instance that cannot use several threads gets one;
+    /// others get a fair share of the free threads among all waiting instances and the `others` that are about to wait,
+    /// which is all threads for a lone instance.
     pub fn next(&mut self, others: usize, parallel: impl Fn(usize) -> bool) -> Option<(usize, usize)> {
         if self.free == 0 {
             return None;
@@ -43,8 +44,9 @@ impl Queue {
     }
 }
 
-/// The length of the longest way from each instance to an end, in milliseconds: what is started first, so that the longest
-/// chain never waits for a shorter one. `follows` gives each instance's inputs, which stand before it.
+/// The length in milliseconds of the longest path from each instance to the end of the graph. Higher ranks start first,
+/// so that the longest chain never waits for a shorter one. `inputs_of` gives each instance's inputs, which have lower
+/// indices.
 pub(super) fn ranks(costs: &[u64], inputs_of: impl Fn(usize) -> Vec<usize>) -> Vec<u64> {
     let mut ranks = costs.to_vec();
     for node in (0..costs.len()).rev() {
@@ -61,7 +63,7 @@ mod tests {
 
     #[test]
     fn the_longest_chain_goes_first() {
-        // 0 stands alone; 1 -> 2 -> 3.
+        // 0 has no edges; 1 -> 2 -> 3.
         let ranks = ranks(&[5, 3, 3, 3], |node| if node > 1 { vec![node - 1] } else { vec![] });
         assert_eq!(ranks, [5, 9, 6, 3]);
         let mut queue = Queue::new(1);

@@ -1,4 +1,4 @@
-//! The action record of an attempt, and the watch over determinism. Runs nothing.
+//! Writes the action record of an attempt and checks determinism.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,8 @@ impl Work<'_> {
         })
     }
 
-    /// Writes the action record and watches over determinism. Returns the digest that counts for this key.
+    /// Writes the action record and compares it with an earlier record of the same key. Returns the digest that is
+    /// valid for this key.
     pub fn record(
         &self,
         instance: &Instance,

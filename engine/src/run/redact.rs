@@ -1,4 +1,4 @@
-//! Takes secrets out of text as it passes. Knows no process.
+//! Redacts secrets in streams of text.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,16 +10,16 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use crate::kind::Signature;
 use crate::text;
 
-/// What stands in a secret's place.
+/// Replacement for a secret.
 const MASK: &str = "[redacted]";
 
-/// The values that must not be kept anywhere.
+/// The secret values that must not be kept anywhere, in all their forms.
 #[derive(Clone, Debug, Default)]
 pub struct Secrets(Vec<String>);
 
 impl Secrets {
-    /// The values as they are, each of their lines, and both as programs write them: in JSON, in URLs, in base64, in upper and
-    /// lower case. Empty values hide nothing and are left out.
+    /// Takes the values, each of their lines, and the encodings of both: JSON, URL, base64, upper and lower case.
+    /// Ignores empty values.
     pub fn new(values: impl IntoIterator<Item = String>) -> Self {
         let mut forms = BTreeSet::new();
         for value in values.into_iter().filter(|value| !value.is_empty()) {
@@ -32,13 +32,13 @@ impl Secrets {
             }
         }
         let mut forms = Vec::from_iter(forms);
-        // A secret that holds another one goes first, or its rest would stay.
+        // Longest first: a secret that contains another one must be replaced as a whole.
         forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
         Self(forms)
     }
 
-    /// Those that attempts of these kinds may see: the values of their secret variables, and the texts of the files that others
-    /// of their variables name. A file that cannot be read holds nothing that an attempt could tell.
+    /// The secrets that attempts of these kinds may see: the values of secret variables, and the texts of files named
+    /// by `secret_files` variables. Unreadable files are ignored, because an attempt cannot read them either.
     pub fn of<'a>(signatures: impl IntoIterator<Item = &'a Signature>) -> Self {
         let (mut values, mut files) = (BTreeSet::new(), BTreeSet::new());
         for signature in signatures {
@@ -59,19 +59,19 @@ impl Secrets {
     }
 }
 
-/// Shorter ones are redacted only as they are: their other forms would be found in any text.
+/// Shorter secrets are redacted only literally: their encoded forms would occur in ordinary text.
 const SHORTEST: usize = 6;
 
 const UNRESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const PATH: AsciiSet = UNRESERVED.remove(b'/');
 
-/// How programs write a secret.
+/// The encodings of a secret.
 fn written(secret: &str) -> Vec<String> {
     let json = serde_json::Value::from(secret).to_string();
     let mut forms = vec![json[1..json.len() - 1].to_owned(), secret.to_uppercase(), secret.to_lowercase()];
     for set in [NON_ALPHANUMERIC, &UNRESERVED, &PATH] {
         let upper = utf8_percent_encode(secret, set).to_string();
-        // The digits of an escape come in either case.
+        // Escapes may have upper-case or lower-case digits.
         let parts = upper.split('%').enumerate().map(|(n, part)| match part.split_at_checked(2) {
             Some((digits, rest)) if n > 0 => format!("{}{rest}", digits.to_lowercase()),
             _ => part.to_owned(),
@@ -79,8 +79,8 @@ fn written(secret: &str) -> Vec<String> {
         let lower = parts.collect::<Vec<_>>().join("%");
         forms.extend([upper.replace("%20", "+"), lower.replace("%20", "+"), upper, lower]);
     }
-    // Within a longer text that is encoded, such as `user:secret`, a secret starts at any of three places of a group; what
-    // its first and last characters are is then decided by its neighbours too.
+    // In the base64 of a longer text, such as `user:secret`, the secret starts at one of three positions of a group;
+    // its first and last characters also depend on the neighbouring bytes, so they are left out.
     for before in 0..3 {
         let bytes = [&b"000"[..before], secret.as_bytes()].concat();
         let shared = [0, 2, 3][before]..(bytes.len() * 8).div_euclid(6);
@@ -92,10 +92,10 @@ fn written(secret: &str) -> Vec<String> {
     forms
 }
 
-/// Redacts bytes that come in pieces, whatever the pieces' borders.
+/// Redacts bytes that arrive in arbitrary pieces.
 pub struct Stream<'a> {
     secrets: &'a Secrets,
-    /// What may be the beginning of a secret.
+    /// Bytes that may be the beginning of a secret.
     held: Vec<u8>,
 }
 
@@ -104,7 +104,7 @@ impl<'a> Stream<'a> {
         Self { secrets, held: Vec::new() }
     }
 
-    /// What can be let through after this piece.
+    /// Adds a piece and returns the redacted bytes that are final.
     pub fn pass(&mut self, piece: &[u8]) -> Vec<u8> {
         self.held.extend_from_slice(piece);
         let mut clean = Vec::with_capacity(self.held.len());
@@ -131,9 +131,9 @@ impl<'a> Stream<'a> {
         clean
     }
 
-    /// The rest, when no more will come.
+    /// Returns the rest at the end of the stream.
     pub fn end(mut self) -> Vec<u8> {
-        // What was held back begins a longer secret; it may still hold a shorter one.
+        // The held bytes are the beginning of a longer secret, but may contain a shorter one.
         let mut clean = Vec::new();
         let mut rest = std::mem::take(&mut self.held);
         while !rest.is_empty() {
@@ -191,7 +191,7 @@ mod tests {
             "BASIC-P4SSW0RD".into(),
         ] {
             let clean = secrets.redact(&text);
-            // What is left of base64 are the neighbours' characters.
+            // Only characters from neighbours may remain of the base64.
             let left = clean.replace(MASK, "");
             for part in
                 ["MIIabc", "MIIABC", "ant", "\"Q", "p4ssw0rd", "P4SSW0RD", "YXNpYy1wNHNzdzByZ", "CYXNpYy1wNHNzdzByZ"]

@@ -1,4 +1,4 @@
-//! Where each instance of a round is, and the words that move it on. Decides nothing.
+//! The states of the instances of a round, and the messages that change them.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::names::Key;
 use crate::store::KeyLock;
 
-/// What reaches the conductor.
+/// A message to the conductor.
 pub(super) enum Word {
     Ask(Ask),
     Decided {
@@ -36,24 +36,24 @@ pub(super) enum Word {
     FlowOver(Result<()>),
 }
 
-/// Where an instance of this round is. What each state needs is beside it.
+/// The state of an instance in this round, with the data that the state needs.
 pub(super) enum State {
     /// Its inputs are being made.
     Waiting,
     /// Its inputs are known; a thread looks for its record, or soon will.
     Deciding,
-    /// It must run, and waits for slots.
+    /// It must run and waits for slots.
     Queued {
         ready: Box<Ready>,
         lock: Option<KeyLock>,
     },
-    /// Another process holds its key; looked at again at `at`.
+    /// Another process holds its key; the lock is tried again at `at`.
     Locked {
         key: Key,
         at: Instant,
         pause: Duration,
     },
-    /// Its last try failed; the next is at `until`.
+    /// Its last try failed; the next one starts at `until`.
     Resting {
         ready: Box<Ready>,
         lock: Option<KeyLock>,
@@ -63,7 +63,7 @@ pub(super) enum State {
         threads: usize,
         leash: Leash,
     },
-    /// It has answered.
+    /// It has sent its message.
     Over,
 }
 
@@ -80,7 +80,7 @@ impl State {
 pub(super) struct Node {
     pub state: State,
     pub reply: Option<oneshot::Sender<Message>>,
-    /// Parents of this round that have not answered.
+    /// Number of parents in this round that have not answered.
     pub silent: usize,
     pub children: Vec<usize>,
     pub tries: u32,

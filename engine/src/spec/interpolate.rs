@@ -1,4 +1,4 @@
-//! `${name}` in text: what it names, and what it becomes. Knows no matrix.
+//! Parsing and substitution of `${name}` in text.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ pub enum Part<'a> {
     Open(&'a str),
 }
 
-/// The parts of `text`; `$${` is the text `${`.
+/// Splits `text` into its parts; `$${` is an escaped `${`.
 pub fn parts(text: &str) -> Vec<Part<'_>> {
     let mut parts = Vec::new();
     let mut rest = text;
@@ -35,17 +35,17 @@ pub fn parts(text: &str) -> Vec<Part<'_>> {
     parts
 }
 
-/// What a variable stands for.
+/// A variable's name and values.
 #[derive(Clone, Copy, Debug)]
 pub struct Variable<'a> {
     pub name: &'a str,
-    /// As it is embedded in text.
+    /// The text to insert into surrounding text.
     pub text: &'a str,
-    /// As it is when it stands alone: a scalar.
+    /// The value if the variable stands alone; always a scalar.
     pub value: &'a Value,
 }
 
-/// `text` with its variables filled in; a name that is not there stays as it is.
+/// `text` with its variables filled in; unknown variables stay as they are.
 pub fn fill<'t>(text: &'t str, variables: &[Variable<'_>]) -> Cow<'t, str> {
     if !text.contains("${") {
         return Cow::Borrowed(text);
@@ -63,7 +63,7 @@ pub fn fill<'t>(text: &'t str, variables: &[Variable<'_>]) -> Cow<'t, str> {
     Cow::Owned(filled)
 }
 
-/// The value of a scalar: `"${x}"` alone takes x's type.
+/// The value with its variables filled in; if the whole text is `"${x}"`, the result has the type of x.
 pub fn value<'a>(value: &'a Value, variables: &[Variable<'a>]) -> Cow<'a, Value> {
     let Value::Str(text) = value else { return Cow::Borrowed(value) };
     if !text.contains("${") {
@@ -78,12 +78,12 @@ pub fn value<'a>(value: &'a Value, variables: &[Variable<'a>]) -> Cow<'a, Value>
     }
 }
 
-/// The tree as JSON, with variables filled in. Nested no deeper than YAML was.
+/// The tree as JSON, with variables filled in. Recursion is safe: YAML limits the depth.
 pub fn json(node: &Node, variables: &[Variable<'_>]) -> serde_json::Value {
     match value(&node.value, variables).as_ref() {
         Value::Null => serde_json::Value::Null,
         Value::Bool(b) => (*b).into(),
-        // An Int fits one of the two, see `Value::Int`.
+        // An `Int` fits into u64 or i64, see `Value::Int`.
         Value::Int(n) => u64::try_from(*n).map_or_else(|_| (*n as i64).into(), Into::into),
         Value::Float(x) => (*x).into(),
         Value::Str(s) => s.as_str().into(),

@@ -1,4 +1,4 @@
-//! A stage's matrix: dimensions, labels, and the variables that they give. Knows no kind.
+//! A stage's matrix: dimensions, labels, and the variables that they define.
 
 use std::collections::HashMap;
 
@@ -13,20 +13,20 @@ pub struct Dimension {
     pub name: String,
     pub span: Span,
     pub labels: Vec<Label>,
-    /// Whether every label that the file gives is in `labels`.
+    /// Whether `labels` has every label that the file gives.
     pub sound: bool,
 }
 
 #[derive(Clone, Debug)]
 pub struct Label {
     pub text: String,
-    /// A scalar.
+    /// Always a scalar.
     pub value: Value,
-    /// What it changes: `with`, `needs`, `seed`. Empty for a dimension that is a list.
+    /// The label's changes to the stage: `with`, `needs`, `seed`. Empty if the dimension is a list.
     pub partial: Map,
 }
 
-/// Whether `s` may be a matrix label: a name, or one with dots such as `0.005`.
+/// Whether `s` may be a matrix label: a name, which may contain dots, such as `0.005`.
 pub fn is_label(s: &str) -> bool {
     (1..=LONGEST_NAME).contains(&s.len())
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
@@ -68,7 +68,7 @@ fn labels(dimension: &str, node: Node, stage: &StageName, faults: &mut Diagnosti
                         faults.push(Fault::new(item.span, message).help(help));
                         continue;
                     }
-                    // The label is the number as it is written.
+                    // The label is the number as written in the file.
                     _ => faults.slice(item.span).to_owned(),
                 };
                 spanned.push((Label { text, value: item.value, partial: Map::default() }, item.span));
@@ -90,7 +90,7 @@ fn labels(dimension: &str, node: Node, stage: &StageName, faults: &mut Diagnosti
                     }
                 };
                 check_partial(&partial, faults);
-                // A quoted key is text, another what it reads as.
+                // A quoted key is text; an unquoted key is resolved like any YAML scalar.
                 let plain = faults.slice(entry.key_span) == entry.key;
                 let value = if plain { resolve(&entry.key).ok() } else { None };
                 let value = value.filter(|v| *v != Value::Null).unwrap_or_else(|| Value::Str(entry.key.clone()));
@@ -131,7 +131,7 @@ fn check_partial(partial: &Map, faults: &mut Diagnostics) {
     }
 }
 
-/// Tells variables that are named and do not exist. Returns which exist and are used.
+/// Reports references to variables that do not exist. Returns, for each dimension, whether its variable is used.
 pub fn check_variables(stage: &Stage, faults: &mut Diagnostics) -> Vec<bool> {
     let mut used = vec![false; stage.matrix.len()];
     let mut pending: Vec<&Node> = Vec::new();
@@ -180,7 +180,7 @@ pub fn check_variables(stage: &Stage, faults: &mut Diagnostics) -> Vec<bool> {
     used
 }
 
-/// Tells variables that nothing uses; returns whether there are none.
+/// Reports variables that are never used; returns whether all are used.
 pub fn check_use(stage: &Stage, used: &[bool], faults: &mut Diagnostics) -> bool {
     let mut all_used = true;
     for (dimension, used) in stage.matrix.iter().zip(used) {
@@ -196,7 +196,7 @@ pub fn check_use(stage: &Stage, used: &[bool], faults: &mut Diagnostics) -> bool
     all_used
 }
 
-/// The place of `part` within the text at `span`, as far as it stands there literally.
+/// The position of `part` within the text at `span`, if it occurs there literally; otherwise `span`.
 fn under(faults: &Diagnostics, span: Span, part: &str) -> Span {
     match faults.slice(span).find(part) {
         Some(at) => Span { start: span.start + at as u32, length: part.len() as u32, ..span },

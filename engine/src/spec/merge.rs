@@ -1,13 +1,13 @@
-//! The laws of merging: how profiles, overrides and matrix labels change a tree. Knows no kind.
+//! Merge rules: how profiles, overrides and matrix labels change a tree.
 //!
-//! Maps merge; scalars, lists and a stage's `matrix` replace; null deletes; a stage that names `uses` replaces the whole
-//! stage. What is put in the place of nothing loses the entries that it would delete, so that merging twice is merging once.
+//! Maps merge; scalars, lists and a stage's `matrix` replace; null deletes; a stage with `uses` replaces the whole
+//! stage. A value that replaces nothing loses its null entries, so that merging is idempotent.
 
 use std::collections::HashMap;
 
 use super::node::{Entry, Map, Node, Value};
 
-/// Which law holds for a map.
+/// Selects the merge rule for a map.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// The file or a profile.
@@ -39,19 +39,19 @@ pub fn stages(base: &mut Map, overlay: &Map) {
     merge(base, overlay, Place::Stages);
 }
 
-/// Merges into one stage, as a profile would, but for `uses`, which is one entry among others here.
+/// Merges into one stage, like a profile, except that `uses` is an ordinary entry here.
 pub fn stage(base: &mut Map, overlay: &Map) {
     merge(base, overlay, Place::Stage);
 }
 
-/// Merges free maps such as `with`.
+/// Merges ordinary maps such as `with`.
 pub fn plain(base: &mut Map, overlay: &Map) {
     merge(base, overlay, Place::Plain);
 }
 
 fn merge(base: &mut Map, overlay: &Map, place: Place) {
     const SMALL: usize = 32;
-    // Deletions come last, so that positions stay true; an entry is never both deleted and put.
+    // Deletions come last, so that positions in `index` stay valid; no entry is both deleted and put.
     let index: Option<HashMap<String, usize>> = (base.0.len() > SMALL && overlay.0.len() > 1)
         .then(|| base.0.iter().enumerate().map(|(n, e)| (e.key.clone(), n)).collect());
     let mut deletes = false;
@@ -85,7 +85,7 @@ fn merge(base: &mut Map, overlay: &Map, place: Place) {
     }
 }
 
-/// The entry as merging it into nothing leaves it.
+/// The result of merging the entry into an empty map.
 fn without_nulls(entry: &Entry, place: Place) -> Entry {
     let value = match &entry.value.value {
         Value::Map(map) => {
@@ -118,7 +118,7 @@ mod tests {
         Node { span: Span::default(), value }
     }
 
-    /// Maps with keys that matter to merging, nested as files are.
+    /// Nested maps with the keys that matter to merging.
     fn tree() -> impl Strategy<Value = Map> {
         let value = scalar().prop_map(at).prop_recursive(5, 40, 4, |inner| {
             map_of("(stages|uses|with|matrix|needs|a|b|c)", inner).prop_map(|map| at(Value::Map(map)))

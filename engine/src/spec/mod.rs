@@ -1,4 +1,4 @@
-//! Text to Spec: the pipeline file as data, with places, profiles and overrides applied. Knows no kind and no graph.
+//! Parses the pipeline file into a [`Spec`]: data with source positions, profiles and overrides applied.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,18 +23,18 @@ pub const PROFILE_KEYS: &[&str] = &["seed", "targets", "stages", "report"];
 pub const STAGE_KEYS: &[&str] = &["uses", "needs", "with", "matrix", "seed"];
 pub const LABEL_KEYS: &[&str] = &["with", "needs", "seed"];
 
-/// A pipeline file with profiles and overrides applied, in the file's own terms.
+/// A pipeline file with profiles and overrides applied; kinds and selectors are not resolved yet.
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub seed: u64,
-    /// Selectors, each with its place; a target that the file does not state has none and is a stage's name.
+    /// Selectors with their source positions. If the file states no targets: stage names without positions.
     pub targets: Vec<(String, Option<Span>)>,
     pub stages: Vec<Stage>,
     pub report: Report,
 }
 
-/// Reads the file's text (source number `source`) and applies profiles, then overrides.
-/// None if there is nothing to go on with.
+/// Parses the file's text (source number `source`) and applies profiles, then overrides. Returns `None` if nothing
+/// usable is left.
 pub fn read(source: u32, profiles: &[String], set: &[String], faults: &mut Diagnostics) -> Option<Spec> {
     let text = faults.source(source).to_owned();
     let start = Span { source, start: 0, length: 0 };
@@ -100,7 +100,7 @@ fn spec(mut root: Map, implied: Vec<String>, start: Span, faults: &mut Diagnosti
     Spec { seed, targets, stages, report }
 }
 
-/// The stages that no other stage needs, in order.
+/// The stages that no other stage needs, in file order.
 fn sinks(root: &Map) -> Vec<String> {
     let Some(stages) = root.get("stages").and_then(Node::as_map) else { return Vec::new() };
     let mut needed: HashSet<&str> = HashSet::new();
@@ -145,7 +145,8 @@ fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
         match &entry.value.value {
             Value::Map(map) => {
                 known_keys(map, PROFILE_KEYS, "a profile", faults);
-                // A profile that is applied has its faults told once: they have one place and one message.
+                // An applied profile reports its faults a second time; equal faults are merged because position and
+                // message are equal.
                 if let Some(node) = map.get("report") {
                     report::read(node, faults);
                 }
@@ -176,7 +177,7 @@ fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
     }
 }
 
-/// One text, or a list of texts, each with its place.
+/// A string, or a list of strings, each with its position.
 pub fn texts(node: &Node, what: &str, faults: &mut Diagnostics) -> Vec<(String, Span)> {
     let items = match &node.value {
         Value::List(items) => items.as_slice(),
@@ -195,14 +196,14 @@ pub fn texts(node: &Node, what: &str, faults: &mut Diagnostics) -> Vec<(String, 
     texts
 }
 
-/// `value` (of `node`, variables filled in) as a seed.
+/// Parses `value` (of `node`, variables filled in) as a seed.
 ///
 /// # Errors
-/// What is wrong with it; `whose`: such as ``stage `sft` ``.
+/// Describes what is wrong with the seed; `whose` names its owner, such as ``stage `sft` ``.
 pub fn seed_of(node: &Node, value: &Value, whose: &str, faults: &Diagnostics) -> Result<u64, Fault> {
     let seed = match (value, &node.value) {
         (Value::Int(n), _) => u64::try_from(*n).ok(),
-        // Text that variables made, such as "1${member}".
+        // Text that results from variables, such as "1${member}".
         (Value::Str(text), Value::Str(written)) if text != written => text.parse().ok(),
         _ => None,
     };
@@ -222,7 +223,7 @@ fn known_keys(map: &Map, known: &[&str], what: &str, faults: &mut Diagnostics) {
     }
 }
 
-/// Names must match `[A-Za-z0-9_-]{1,64}` (labels may have dots) and differ by more than case.
+/// Checks that names match `[A-Za-z0-9_-]{1,64}` (labels may contain dots) and differ by more than case.
 pub(crate) fn check_names<'a>(
     names: impl Iterator<Item = (&'a str, Span)>,
     what: &str,

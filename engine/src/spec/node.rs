@@ -1,9 +1,9 @@
-//! The tree that YAML becomes: values with their places. Knows no pipeline.
+//! The tree of values with source positions that YAML is parsed into.
 
 use crate::diagnostics::Span;
 use crate::names::LONGEST_NAME;
 
-/// A value and where it stands.
+/// A value and its source position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub span: Span,
@@ -34,7 +34,7 @@ pub struct Entry {
     pub value: Node,
 }
 
-/// What a value takes besides its text.
+/// Memory that a value takes besides its text.
 pub const VALUE_BYTES: usize = size_of::<Entry>();
 
 impl Node {
@@ -49,7 +49,7 @@ impl Node {
         }
     }
 
-    /// About how much memory it takes, at most, once variables are filled in.
+    /// Approximate upper bound of the memory that the node takes once variables are filled in.
     pub fn bytes(&self) -> usize {
         VALUE_BYTES
             + match &self.value {
@@ -64,7 +64,7 @@ impl Node {
         self.value == Value::Null
     }
 
-    /// For messages: `a list`, `text`, …
+    /// The type of the value, for messages: `a list`, `text`, …
     pub fn what(&self) -> &'static str {
         match self.value {
             Value::Null => "nothing",
@@ -78,7 +78,7 @@ impl Node {
 }
 
 impl Map {
-    /// As [`Node::bytes`].
+    /// See [`Node::bytes`].
     pub fn bytes(&self) -> usize {
         self.0.iter().map(|entry| entry.key.len() + entry.value.bytes()).sum()
     }
@@ -99,7 +99,7 @@ impl Map {
         self.0.retain(|entry| entry.key != key);
     }
 
-    /// Puts `entry` in the place of the one with its key, or at the end.
+    /// Replaces the entry with the same key, or appends `entry`.
     pub fn put(&mut self, entry: Entry) {
         match self.position(&entry.key) {
             Some(at) => self.0[at] = entry,
@@ -112,10 +112,10 @@ impl Map {
     }
 }
 
-/// A plain scalar by the core schema of YAML 1.2.
+/// Resolves a plain scalar by the core schema of YAML 1.2.
 ///
 /// # Errors
-/// A number that cannot be held: what is wrong with it.
+/// When a number is not finite or does not fit into 64 bits.
 pub fn resolve(text: &str) -> Result<Value, &'static str> {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Ok(Value::Null),
@@ -139,7 +139,7 @@ pub fn resolve(text: &str) -> Result<Value, &'static str> {
         i128::from_str_radix(octal, 8).ok()
     } else {
         return if is_float(unsigned) {
-            // Rust reads every float of the core schema.
+            // Rust parses every float of the core schema.
             let value: f64 = text.parse().map_err(|_| "not a number")?;
             if value.is_finite() { Ok(Value::Float(value)) } else { Err("a number must be finite") }
         } else {
@@ -152,7 +152,7 @@ pub fn resolve(text: &str) -> Result<Value, &'static str> {
         .ok_or("an integer must fit into 64 bits")
 }
 
-/// `(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?`
+/// Whether `unsigned` matches `(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?`.
 fn is_float(unsigned: &str) -> bool {
     let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
         Some((mantissa, exponent)) => (mantissa, Some(exponent)),

@@ -1,4 +1,4 @@
-//! The `report:` section of a pipeline file: what the report says besides what the run tells.
+//! The `report:` section of a pipeline file: additions to the generated report.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,13 +14,13 @@ pub const REPORT_KEYS: &[&str] = &["notes", "tuning_seeds", "deviations"];
 pub struct Report {
     /// Notes shown in the report.
     pub notes: Vec<String>,
-    /// Seeds that settings were chosen on: the report warns where results are from one of them.
+    /// Seeds on which settings were chosen: the report warns about results from one of them.
     pub tuning_seeds: Vec<u64>,
     /// Notes for the list of deviations from the paper.
     pub deviations: Vec<String>,
 }
 
-/// Reads the section. Reports faults and leaves the keys at fault out.
+/// Parses the section. Reports faults and omits the keys that have one.
 pub fn read(node: &Node, faults: &mut Diagnostics) -> Report {
     let empty = Map::default();
     let map = match &node.value {
@@ -47,7 +47,7 @@ pub fn read(node: &Node, faults: &mut Diagnostics) -> Report {
     }
 }
 
-/// The list under `key`; none if nothing is there.
+/// The list under `key`; empty if the key is missing or null.
 fn list<T>(
     map: &Map,
     key: &str,

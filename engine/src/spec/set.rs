@@ -1,10 +1,10 @@
-//! `--set path=YAML`: one value put at a path of the tree. Knows the shape of a pipeline file, and no kind.
+//! `--set path=YAML`: sets one value at a path of the pipeline file's tree.
 
 use super::node::{Entry, Map, Node, Value};
 use super::{LABEL_KEYS, STAGE_KEYS, TOP_KEYS, merge, yaml};
 use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
 
-/// What may stand under a path's parts so far.
+/// The kind of map that a path has reached, which decides the keys allowed there.
 #[derive(Clone, Copy)]
 enum Place {
     Top,
@@ -14,9 +14,9 @@ enum Place {
     Matrix,
     Dimension,
     Label,
-    /// `with`, `report` and below: what is missing is made.
+    /// `with`, `report` and everything below: missing maps are created.
     Free,
-    /// `uses`, `seed`, a port: has no parts.
+    /// A value without parts: `uses`, `seed`, a port.
     Leaf,
 }
 
@@ -36,7 +36,7 @@ impl Place {
         }
     }
 
-    /// The keys that a map here may hold; None: any.
+    /// The keys that a map at this place may have; `None`: any.
     fn keys(self) -> Option<&'static [&'static str]> {
         match self {
             Self::Top => Some(TOP_KEYS),
@@ -46,7 +46,7 @@ impl Place {
         }
     }
 
-    /// What a key here is called.
+    /// What messages call a key at this place.
     fn names(self) -> &'static str {
         match self {
             Self::Stages => "stage",
@@ -58,7 +58,7 @@ impl Place {
         }
     }
 
-    /// Whether a missing map is made on the way to the value.
+    /// Whether a missing map under `key` is created on the way to the value.
     fn makes(self, key: &str) -> bool {
         match self {
             Self::Top => matches!(key, "stages" | "report"),
@@ -68,7 +68,7 @@ impl Place {
     }
 }
 
-/// Applies one argument to the merged file.
+/// Applies one `--set` argument to the merged file.
 pub fn apply(root: &mut Map, argument: &str, faults: &mut Diagnostics) {
     let source = faults.add_source("--set", argument);
     let whole = Span { source, start: 0, length: argument.len() as u32 };
@@ -123,7 +123,7 @@ fn put(root: &mut Map, source: u32, path: &str, value: Node) -> Result<(), Fault
     }
 }
 
-/// The part of `path` up to the next dot, or further if a key of `map` itself has dots.
+/// The part of `path` up to the next dot, or further if a key of `map` itself contains dots.
 fn next_key<'p>(map: &Map, path: &'p str) -> &'p str {
     let first = path.split('.').next().unwrap_or(path);
     let whole = |key: &&str| path.strip_prefix(*key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
@@ -131,7 +131,7 @@ fn next_key<'p>(map: &Map, path: &'p str) -> &'p str {
     &path[..longest.max(first.len())]
 }
 
-/// Whether `key` can stand in `map`; `value` is what is set there, if the path ends here.
+/// Checks that `map` may have `key`; `value` is the value to set, if the path ends here.
 fn admit(map: &Map, place: Place, key: &str, span: Span, value: Option<&Node>) -> Result<(), Fault> {
     let unknown = |known: &[&str]| {
         let message = format!("unknown {} `{key}`", place.names());
@@ -205,7 +205,7 @@ report: { title: t }
         (root, faults.faults().len())
     }
 
-    /// The value at a path, without places.
+    /// The value at a path, without source positions.
     fn at(root: &Map, path: &str) -> Option<serde_json::Value> {
         let whole = crate::spec::interpolate::json(
             &Node { value: Value::Map(root.clone()), ..Node::map(Span::default()) },

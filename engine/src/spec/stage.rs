@@ -1,4 +1,4 @@
-//! One entry of `stages`: what it may hold and what of it is wrong. Knows no kind.
+//! One entry of `stages`: parsing and validation.
 
 use super::matrix::{self, Dimension};
 use super::node::{Map, Node, Value};
@@ -9,29 +9,29 @@ use crate::names::{StageName, is_name};
 #[derive(Clone, Debug)]
 pub struct Stage {
     pub name: StageName,
-    /// Of its name.
+    /// Position of the stage's name.
     pub span: Span,
     pub uses: Option<(String, Span)>,
-    /// By port.
+    /// Keyed by port.
     pub needs: Map,
     pub with: Map,
-    /// Where `with` stands, or the stage's name.
+    /// Position of the key `with`, or of the stage's name.
     pub with_span: Span,
     pub seed: Option<Node>,
     pub matrix: Vec<Dimension>,
-    /// Whether nothing is wrong with it so far; faults that follow from others are not told.
+    /// Whether no fault has been found so far; used to suppress faults that follow from others.
     pub sound: bool,
     /// Whether each variable of the matrix is used.
     pub all_used: bool,
 }
 
-/// Every stage of `stages`, in order; what is at fault in one leaves it there, marked.
+/// Parses every stage of `stages`, in order; a stage with faults is kept, with `sound` unset.
 pub fn read(map: Map, faults: &mut Diagnostics) -> Vec<Stage> {
     check_names(map.0.iter().map(|e| (e.key.as_str(), e.key_span)), "stage", is_name, faults);
     let names: Vec<String> = map.keys().map(str::to_owned).collect();
     let mut stages = Vec::with_capacity(names.len());
     for entry in map.0 {
-        // A wrong name was told by `check_names`.
+        // `check_names` has reported the invalid name.
         let Ok(name) = StageName::try_from(entry.key) else { continue };
         let span = entry.key_span;
         let what = entry.value.what();
@@ -94,7 +94,7 @@ fn fill_stage(stage: &mut Stage, map: Map, names: &[String], faults: &mut Diagno
     stage.all_used = matrix::check_use(stage, &used, faults);
 }
 
-/// The map under `key`; nothing counts as an empty one.
+/// The map under `key`; null counts as an empty map.
 fn map_of(node: Node, key: &str, faults: &mut Diagnostics) -> Map {
     let what = node.what();
     match node.value {

@@ -1,4 +1,5 @@
-//! Text to tree: YAML events become nodes with places; aliases and merge keys are applied, within bounds. Knows no pipeline.
+//! Builds a tree with source positions from YAML events; resolves aliases and merge keys, with limits on depth and
+//! memory.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,11 +11,11 @@ use crate::diagnostics::{Diagnostics, Fault, Span};
 
 /// Deepest nesting of lists and maps.
 pub const MAX_DEPTH: usize = 64;
-/// Memory that the values of a file may take, with what its aliases add.
+/// Maximum memory for the values of a file, including copies made by aliases.
 pub const MAX_BYTES: usize = 64 << 20;
 
-/// The tree of the single document in `text`, which stands at byte `offset` of source number `source`.
-/// None after a fault that leaves no tree; other faults leave one without what is at fault.
+/// Parses the single document in `text`, which starts at byte `offset` of source number `source`. Returns `None` after
+/// a fault that leaves no tree; after other faults, a tree without the faulty parts.
 pub fn parse(source: u32, text: &str, offset: usize, faults: &mut Diagnostics) -> Option<Node> {
     let mut options = granit_parser::options! { emit_unresolved_aliases: true };
     options.set_emit_comments(false);
@@ -33,7 +34,7 @@ pub fn parse(source: u32, text: &str, offset: usize, faults: &mut Diagnostics) -
             Ok((event, span)) => builder.event(event, span),
             Err(e) => {
                 let at = e.marker().byte_offset().unwrap_or(text.len()).min(text.len());
-                // The end of the text is shown behind its last word, not on the empty line that follows it.
+                // Report the end of the text behind its last word, not on the empty line that follows.
                 let at = if text[at..].trim().is_empty() { text.trim_end().len() } else { at };
                 let span = Span { source, start: (offset + at) as u32, length: 1 };
                 builder.faults.push(Fault::new(span, format!("no valid YAML: {}", e.info())));
@@ -45,13 +46,13 @@ pub fn parse(source: u32, text: &str, offset: usize, faults: &mut Diagnostics) -
     builder.root.map(|built| built.node)
 }
 
-/// A finished node with what its aliases will need to know.
+/// A finished node with the sizes that its aliases need.
 #[derive(Clone)]
 struct Built {
     node: Node,
-    /// Memory that it takes.
+    /// Memory taken by the node.
     bytes: usize,
-    /// Levels of lists and maps in it.
+    /// Nesting depth of lists and maps.
     depth: usize,
     /// Whether it is an unquoted scalar.
     plain: bool,
@@ -74,7 +75,7 @@ enum Key {
     Text(String, Span),
     /// `<<`
     Merge(Span),
-    /// Already told; its value is dropped.
+    /// A key whose fault has been reported; its value is dropped.
     Faulty,
 }
 
@@ -83,18 +84,18 @@ struct Builder<'a> {
     offset: usize,
     open: Vec<Open>,
     anchors: HashMap<usize, Built>,
-    /// Memory that all values take so far, those that anchors keep for aliases included.
+    /// Memory of all values so far, including the copies that anchors keep for aliases.
     bytes: usize,
     root: Option<Built>,
     documents: usize,
     faults: &'a mut Diagnostics,
 }
 
-/// The key that merge entries stand under until their map ends; no text of a file is this one.
+/// Key under which merge entries are kept until their map ends; no key of a file can be equal to it.
 const MERGE: &str = "<<\0";
 
 impl Builder<'_> {
-    /// None: there is no going on.
+    /// Returns `None` if parsing cannot continue.
     fn event(&mut self, event: Event<'_>, span: granit_parser::Span) -> Option<()> {
         let bytes = span.byte_range().unwrap_or(0..0);
         let start = (self.offset + bytes.start) as u32;
@@ -146,7 +147,7 @@ impl Builder<'_> {
         None
     }
 
-    /// Counts what is about to be kept.
+    /// Adds `bytes` to the memory count before a value is kept.
     fn spend(&mut self, bytes: usize, span: Span) -> Option<()> {
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes <= MAX_BYTES {
@@ -195,7 +196,7 @@ impl Builder<'_> {
     }
 
     fn end(&mut self, end: Span) -> Option<()> {
-        // The parser gives one end for each start.
+        // The parser emits exactly one end for each start.
         let Open { mut span, anchor, bytes, depth, content } = self.open.pop()?;
         span.length = (end.start + end.length).saturating_sub(span.start);
         let value = match content {
@@ -205,7 +206,7 @@ impl Builder<'_> {
         self.take(Built { node: Node { span, value }, bytes, depth, plain: false }, anchor)
     }
 
-    /// A finished node goes into what is open.
+    /// Puts a finished node into the list or map that is open.
     fn take(&mut self, built: Built, anchor: usize) -> Option<()> {
         if anchor != 0 {
             self.spend(built.bytes, built.node.span)?;
@@ -230,7 +231,7 @@ impl Builder<'_> {
                             self.faults.push(Fault::new(span, "a key must be plain text"));
                             Key::Faulty
                         }
-                        // Numbers, truth values and null: as they are written.
+                        // Numbers, truth values and null: use the text as written.
                         _ => Key::Text(self.faults.slice(span).to_owned(), span),
                     });
                 }
@@ -242,7 +243,7 @@ impl Builder<'_> {
         Some(())
     }
 
-    /// A map without duplicate keys and with its merge key applied.
+    /// Builds a map without duplicate keys, with its merge key applied.
     fn whole(&mut self, entries: Vec<Entry>) -> Map {
         let mut first: HashMap<String, Span> = HashMap::with_capacity(entries.len());
         let mut unique = Vec::with_capacity(entries.len());
@@ -272,7 +273,7 @@ impl Builder<'_> {
                 continue;
             }
             for merged in self.merged(entry.value) {
-                // Keys of the map itself win, then the earlier merged map.
+                // Precedence: keys of the map itself, then earlier merged maps.
                 if !first.contains_key(&merged.key) {
                     first.insert(merged.key.clone(), merged.key_span);
                     map.push(merged);
@@ -302,7 +303,7 @@ impl Builder<'_> {
 mod tests {
     use super::*;
 
-    /// The tree written as JSON-like text, or the faults rendered.
+    /// Compares the tree, written as JSON-like text, or the rendered faults.
     fn check(text: &str, expected: &str) {
         let mut faults = Diagnostics::default();
         let source = faults.add_source("p.yaml", text);
@@ -419,7 +420,7 @@ error: tag `!thing` is not supported
             bomb += &format!("a{n}: &a{n} [{}]\n", vec![last; 10].join(", "));
         }
         assert_eq!(faults_of(&bomb), [TOO_LARGE]);
-        // Few values of much text; anchors within anchors, each of which keeps a copy; many values of no text.
+        // Few values with much text; nested anchors, each of which keeps a copy; many values without text.
         let text = "x".repeat(100_000);
         assert_eq!(faults_of(&format!("a: &a {text}\nb: [{}]", vec!["*a"; 1_000].join(", "))), [TOO_LARGE]);
         let nested = format!("{}{}{}", "&a [".repeat(60), "x".repeat(2 << 20), "]".repeat(60));

@@ -1,9 +1,8 @@
-//! Commit: from the folder that an attempt filled to an artifact on disk. Writes no action record.
+//! Commit: turns the output folder of an attempt into an artifact on disk. Does not write the action record.
 //!
-//! The steps, each of which may be the last one:
-//! check the output, hash it, put its files into `blobs/`, build the artifact under a temporary name, sync all of that,
-//! rename the artifact to its digest, sync the rename, note the stats. What an interrupted commit leaves under `blobs/`
-//! is believed only after hashing, and nothing reads temporary names.
+//! The process may be killed after each of these steps: check the output, hash it, put its files into `blobs/`, build
+//! the artifact under a temporary name, sync everything, rename the artifact to its digest, sync the rename, update the
+//! stat index. Blobs left by an interrupted commit are hashed before they are used, and temporary names are never read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
@@ -18,31 +17,32 @@ use crate::error::{At, Error, Result};
 use crate::names::Digest;
 use crate::text::strip_bom;
 
-/// Up to this many files are synced one by one; more by one `syncfs`.
+/// Up to this many files are synced individually; more with a single `syncfs`.
 const SYNC_EACH: usize = 16;
-/// Largest `metrics.json`, which manifests and reports take over.
+/// Maximum size of `metrics.json` in bytes; manifests and reports copy its content.
 const MAX_METRICS: u64 = 4 << 20;
 pub(crate) const MANIFEST: &str = "manifest.json";
 
-/// A file of the output, hashed.
+/// A hashed file of the output.
 struct Hashed {
-    /// Relative, with `/` between parts.
+    /// Relative path with `/` between parts.
     name: String,
     path: PathBuf,
     stat: Stat,
-    /// Whether the output holds the only link, so that the store may take the file itself.
+    /// Whether the output has the only link to the file, so that the store may take the file itself.
     sole: bool,
     executable: bool,
     digest: Digest,
 }
 
 impl Store {
-    /// Makes an artifact of what lies in `out`, for the attempt that filled it. On disk when it returns.
+    /// Makes an artifact from the output folder `out` of an attempt. The artifact is on disk when this returns.
     ///
-    /// `out` should be discarded afterwards: its files may now be links to the store's.
+    /// The caller should discard `out` afterwards: its files may now be links to the store's files.
     ///
     /// # Errors
-    /// When the output is not a whole artifact of type `t`, or holds anything but files and folders; when the disk fails.
+    /// When the output is not a complete artifact of type `t`, or has anything but files and folders; when the disk
+    /// fails.
     pub fn commit(&self, out: &Path, t: &dyn ArtifactType) -> Result<(Digest, Manifest)> {
         artifact::check_root(out)?;
         let (found, mut folders) = list(out)?;
@@ -51,7 +51,7 @@ impl Store {
         if facts.metrics.is_empty() {
             facts.metrics = metrics(out)?;
         }
-        // JSON has no words for the others.
+        // JSON cannot represent other values.
         facts.metrics.retain(|_, value| value.is_finite());
         let hashed = self.hash(found)?;
         let keeps_tree = t.keeps_tree();
@@ -70,7 +70,7 @@ impl Store {
     fn hash(&self, found: Found) -> Result<Vec<Hashed>> {
         let mut hashed = Vec::with_capacity(found.len());
         for (name, path, metadata) in found {
-            // A link to a file that the store knows, such as one taken over from an input.
+            // A link to a file that the store already knows, for example one taken from an input.
             let known = if metadata.nlink() > 1 { self.index.vouched(&Stat::from(&metadata))? } else { None };
             let (digest, metadata) = match known {
                 Some(digest) => (digest, metadata),
@@ -84,7 +84,7 @@ impl Store {
 
     fn publish(&self, digest: &Digest, manifest: &Manifest, hashed: &[Hashed]) -> Result<()> {
         if self.presence(digest)? == Presence::Whole {
-            // Another process may have renamed it a moment ago.
+            // Another process may have renamed it just now without syncing yet.
             return files::sync(&self.artifacts());
         }
         let mut notes = Vec::with_capacity(hashed.len() + 1);
@@ -106,11 +106,12 @@ impl Store {
                     temporary.keep();
                     crash::point();
                     files::sync(&self.artifacts())?;
-                    // Where whole seconds are all that is stored, a write of this second would leave no trace.
+                    // On file systems with whole-second times, another write in the same second would not change the
+                    // stat.
                     notes.retain(|(stat, _)| !stat.is_coarse() || stat.settled());
                     return self.index.note(&notes);
                 }
-                // Somebody else committed the same bytes, or what is there has rotted.
+                // Another process committed the same bytes, or the existing artifact is damaged.
                 Err(e) if is_occupied(&e) => match self.presence(digest)? {
                     Presence::Whole => return files::sync(&self.artifacts()),
                     Presence::Missing => (),
@@ -122,7 +123,7 @@ impl Store {
         Err(Error::surroundings(format!("{}: the folder is in the way and keeps changing", folder.display())))
     }
 
-    /// Makes sure that a whole blob of the file's bytes is there.
+    /// Makes sure that there is an intact blob with the file's bytes.
     fn put_blob(&self, file: &Hashed, notes: &mut Vec<(Stat, Digest)>) -> Result<()> {
         let blob = self.blob(&file.digest);
         loop {
@@ -135,7 +136,7 @@ impl Store {
             }
             let shard = blob.parent().unwrap_or(&blob);
             fs::create_dir_all(shard).at(shard)?;
-            // With other links about (an input's, a user's file), whoever holds them could write to the blob.
+            // If the file has other links (an input's, a user's file), their owners could write to the blob.
             if file.sole {
                 files::make_read_only(&file.path)?;
                 match fs::hard_link(&file.path, &blob) {
@@ -145,7 +146,7 @@ impl Store {
                     }
                     Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
                     Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Err(e).at(&blob),
-                    // Another file system, or one without links.
+                    // Another file system, or one without hard links.
                     Err(_) => (),
                 }
             }
@@ -170,7 +171,7 @@ impl Store {
                 fs::create_dir_all(parent).at(parent)?;
             }
             if entry.executable {
-                // The bit belongs to the file, not to its name: the blob has none.
+                // The executable bit belongs to the inode, which links share, and blobs do not have it; so copy.
                 notes.push((copy(&blob, &path)?, entry.digest));
                 files::make_executable(&path)?;
                 continue;
@@ -178,7 +179,7 @@ impl Store {
             match fs::hard_link(&blob, &path) {
                 Ok(()) => (),
                 Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Err(e).at(&path),
-                // EMLINK at 65,000 links on ext4, or a file system without links.
+                // EMLINK at 65,000 links on ext4, or a file system without hard links.
                 Err(_) => notes.push((copy(&blob, &path)?, entry.digest)),
             }
         }
@@ -193,10 +194,10 @@ impl Store {
     }
 }
 
-/// Files of an output by name.
+/// Name, path and metadata of the files of an output.
 type Found = Vec<(String, PathBuf, Metadata)>;
 
-/// The files below `out`, sorted by name, and the folders in which there is nothing.
+/// The files below `out`, sorted by name, and the empty folders.
 fn list(out: &Path) -> Result<(Found, BTreeSet<String>)> {
     let (mut found, mut empty) = (Vec::new(), BTreeSet::new());
     let mut folders = vec![(String::new(), out.to_owned())];
@@ -233,7 +234,7 @@ fn list(out: &Path) -> Result<(Found, BTreeSet<String>)> {
     Ok((found, empty))
 }
 
-/// Refuses a `metrics.json` too large to be read.
+/// Refuses a `metrics.json` that is too large to read.
 fn check_metrics(out: &Path) -> Result<()> {
     let path = out.join("metrics.json");
     match files::look(&path)? {
@@ -253,7 +254,7 @@ fn metrics(out: &Path) -> Result<BTreeMap<String, f64>> {
     Ok(values.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
 }
 
-/// Copies a file so that it appears whole or not at all, read-only.
+/// Copies a file atomically and makes the copy read-only.
 fn copy(from: &Path, to: &Path) -> Result<Stat> {
     let name = files::fresh_name(to);
     let temporary = Temporary::new(name.clone());
@@ -265,7 +266,7 @@ fn copy(from: &Path, to: &Path) -> Result<Stat> {
     Ok(stat)
 }
 
-/// Everything below `folder` onto the disk.
+/// Syncs everything below `folder` to disk.
 fn sync(folder: &Path, manifest: &Manifest, file_system: &Path) -> Result<()> {
     if manifest.files.len() > SYNC_EACH {
         let handle = File::open(file_system).at(file_system)?;

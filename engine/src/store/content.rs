@@ -10,21 +10,21 @@ use crate::external::walk::{self, Listing};
 use crate::external::{self, External};
 use crate::names::Digest;
 
-/// What files outside the store hold.
+/// The content of files outside the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Content {
     pub digest: Digest,
-    /// Whether the store lies among them and was left out.
+    /// Whether the store was among them and was left out.
     pub without_store: bool,
 }
 
 impl Store {
-    /// The content of what a parameter names, whatever folder it lies in: of a single file its bytes; else the relative paths and
-    /// digests of the files, in order, with their second names. Symlinks are followed. The digest of a file is kept by (device,
-    /// inode, size, mtime, ctime).
+    /// The content of the files that a parameter names, independent of their location: for a single file its bytes,
+    /// otherwise the files' relative paths and digests, in order, including duplicate names. Follows symlinks. The
+    /// digest of a file is cached by (device, inode, size, mtime, ctime).
     ///
     /// # Errors
-    /// Those of [`walk::list`]; when a file cannot be read, or changes meanwhile.
+    /// Those of [`walk::list`]; when a file cannot be read, or changes during the read.
     pub fn content_of(&self, external: &External) -> Result<Content> {
         let Listing { entries, without_store } = walk::list(external, Some(self.root()))?;
         if let [file] = entries.as_slice()
@@ -44,7 +44,7 @@ impl Store {
         Ok(Content { digest: hasher.finalize().into(), without_store })
     }
 
-    /// Parameters for an attempt, with the files that they name listed and the store left out.
+    /// Parameters for an attempt, with the files that they name listed, without the store.
     ///
     /// # Errors
     /// Those of [`walk::list`].
@@ -52,10 +52,10 @@ impl Store {
         external::listed(params, Some(self.root()))
     }
 
-    /// How the files that parameters name stand: a file that was changed and changed back stands differently.
+    /// The stats of the files that parameters name; a file that was changed and changed back has a different stat.
     ///
     /// # Errors
-    /// Those of [`walk::list`]; when a file is gone.
+    /// Those of [`walk::list`]; when a file is missing.
     pub(crate) fn input_stats(&self, params: &serde_json::Value) -> Result<Vec<(PathBuf, Stat)>> {
         let mut stats = Vec::new();
         external::replace(params, &mut |external| {
@@ -70,7 +70,8 @@ impl Store {
         Ok(stats)
     }
 
-    /// A parameter may name an artifact of this store, whose files change their ctime whenever they are linked to.
+    /// A parameter may name an artifact of this store. The ctime of its files is ignored, because it changes with every
+    /// new hard link.
     fn input_stat(&self, path: &Path, metadata: &fs::Metadata) -> Stat {
         if path.starts_with(self.root()) { Stat::from(metadata) } else { Stat::of_input(metadata) }
     }
@@ -86,7 +87,7 @@ impl Store {
             return Err(Error::surroundings(format!("{}: changed while it was read", path.display()))
                 .help("wait until whatever writes to it has finished, then run again"));
         }
-        // A file written a moment ago could change again without a change of its times.
+        // A file written just now could change again without a change of its times.
         if after.settled() {
             self.index.note(&[(after, digest)])?;
         }

@@ -1,9 +1,9 @@
-//! Points at which a test may kill the process. Nothing outside tests.
+//! Points at which tests can kill the process; no-ops outside tests.
 
 #[cfg(not(test))]
 pub(crate) fn point() {}
 
-/// Ends the process as `kill -9` would, at the point whose number `TEMPER_TEST_CRASH_AT` gives.
+/// Ends the process like `kill -9`, at the point with the number in `TEMPER_TEST_CRASH_AT`.
 #[cfg(test)]
 pub(crate) fn point() {
     use std::sync::atomic::{AtomicU32, Ordering};

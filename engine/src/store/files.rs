@@ -1,4 +1,4 @@
-//! Files on disk: their identity, their digest, writing one so that it is there whole or not at all. Knows no store.
+//! Files on disk: identity by stat, digest, atomic writing.
 
 use std::fs::{self, File, Metadata};
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::error::{At, Error, Result};
 use crate::names::Digest;
 
-/// What identifies a file's content without reading it.
+/// Identifies a file's content without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub device: u64,
@@ -20,12 +20,12 @@ pub(crate) struct Stat {
     pub size: u64,
     /// Nanoseconds since 1970.
     pub mtime: i64,
-    /// Nanoseconds since 1970, for files outside the store alone: programs set mtime back (`cp -p`, `tar`), never ctime. A file
-    /// of the store has none, since making a hard link changes it.
+    /// Nanoseconds since 1970, only for files outside the store: programs can reset mtime (`cp -p`, `tar`), but not
+    /// ctime. `None` for files of the store, because making a hard link changes their ctime.
     pub ctime: Option<i64>,
 }
 
-/// A file of the store.
+/// For a file of the store.
 impl From<&Metadata> for Stat {
     fn from(m: &Metadata) -> Self {
         Self {
@@ -39,18 +39,18 @@ impl From<&Metadata> for Stat {
 }
 
 impl Stat {
-    /// A file outside the store.
+    /// For a file outside the store.
     pub fn of_input(m: &Metadata) -> Self {
         Self { ctime: Some(nanoseconds(m.ctime(), m.ctime_nsec())), ..Self::from(m) }
     }
 
-    /// Whether whole seconds are all that the file system stores, by the look of it.
+    /// Whether the file system appears to store only whole seconds.
     pub fn is_coarse(&self) -> bool {
         self.mtime % 1_000_000_000 == 0
     }
 
-    /// Whether the file has rested long enough that a later write must give it other times: the clock behind them ticks every
-    /// few milliseconds, or every two seconds where whole seconds are all that is stored.
+    /// Whether the file is old enough that a later write must change its times: the clock for them ticks every few
+    /// milliseconds, or every two seconds on file systems that store only whole seconds.
     pub fn settled(&self) -> bool {
         let changed = self.ctime.unwrap_or(self.mtime);
         let needed = if changed % 1_000_000_000 == 0 { 2_000_000_000 } else { 50_000_000 };
@@ -68,26 +68,26 @@ fn nanoseconds_now() -> i64 {
 
 const BUFFER: usize = 4 << 20;
 
-/// Whether rayon has its threads. It panics when it is used after the system refused them.
+/// Whether rayon could start its threads. rayon panics when used after the system refused them.
 static CAN_SHARE_WORK: LazyLock<bool> = LazyLock::new(|| match rayon::ThreadPoolBuilder::new().build_global() {
     Ok(()) => true,
-    // Without a source: the pool was there before.
+    // An error without a source means that the pool already exists.
     Err(e) => std::error::Error::source(&e).is_none(),
 });
 
-/// BLAKE3 of a file's bytes, with its stat. Large files on several threads.
+/// BLAKE3 of a file's bytes, with its metadata. Hashes large files on several threads.
 ///
-/// Read, not mapped: a file that is truncated under a mapping would kill the process.
+/// Reads the file instead of mapping it, because truncation of a mapped file would kill the process.
 ///
 /// # Errors
-/// When it cannot be read, is no regular file, or changes meanwhile.
+/// When the file cannot be read, is not a regular file, or changes during the read.
 pub(crate) fn hash_file(path: &Path) -> Result<(Digest, Metadata)> {
     let (mut file, before) = open_without_waiting(path, 0).at(path)?;
     if !before.is_file() {
         return Err(Error::surroundings(format!("{}: not a regular file", path.display())));
     }
     let mut hasher = blake3::Hasher::new();
-    // One byte more than the file has, so that a small one is seen to end in one read.
+    // One byte more than the file has, so that a single read reaches the end of a small file.
     let size = usize::try_from(before.len()).unwrap_or(BUFFER).saturating_add(1).min(BUFFER);
     let mut buffer = vec![0; size];
     loop {
@@ -115,7 +115,7 @@ pub(crate) fn hash_file(path: &Path) -> Result<(Digest, Metadata)> {
     Ok((hasher.finalize().into(), after))
 }
 
-/// A name beside `path` that nothing else uses; a crash may leave it behind, nobody will read it.
+/// A unique name in the same folder as `path`. A crash may leave it behind, but nothing reads it.
 pub(crate) fn fresh_name(path: &Path) -> PathBuf {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let n = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -129,7 +129,7 @@ pub(crate) fn is_fresh_name(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".new-")
 }
 
-/// A file or folder under a temporary name; deleted unless it is kept.
+/// A file or folder under a temporary name; deleted on drop unless kept.
 pub(crate) struct Temporary(Option<PathBuf>);
 
 impl Temporary {
@@ -137,7 +137,7 @@ impl Temporary {
         Self(Some(path))
     }
 
-    /// It now has another name.
+    /// The file was renamed and must not be deleted.
     pub fn keep(mut self) {
         self.0 = None;
     }
@@ -146,13 +146,13 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
-            // Nothing reads temporary names: what cannot be deleted is only litter.
+            // Nothing reads temporary names, so a failed deletion does no harm.
             let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         }
     }
 }
 
-/// Writes a file that appears whole or not at all, whatever crashes, and replaces what was there.
+/// Writes a file atomically, even across a crash, and replaces an existing one.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = write_beside(path, bytes)?;
     fs::rename(&temporary.1, path).at(path)?;
@@ -160,7 +160,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_parent(path)
 }
 
-/// Writes and syncs a temporary file beside `path`.
+/// Writes and syncs a temporary file in the folder of `path`.
 pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> Result<(Temporary, PathBuf)> {
     let name = fresh_name(path);
     let mut file = File::create_new(&name).at(path)?;
@@ -170,19 +170,19 @@ pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> Result<(Temporary, Path
     Ok((temporary, name))
 }
 
-/// A file or a folder.
+/// Syncs a file or a folder.
 pub(crate) fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|f| f.sync_all()).at(path)
 }
 
-/// At once, so that the file system can write them in one go: a sync is mostly waiting.
+/// Syncs in parallel, so that the file system can write everything together: a sync mostly waits.
 pub(crate) fn sync_all(paths: &[PathBuf]) -> Result<()> {
     std::thread::scope(|scope| {
         let syncs: Vec<_> = paths
             .iter()
             .map(|path| std::thread::Builder::new().spawn_scoped(scope, move || sync(path)).map_err(|_| path))
             .collect();
-        // A thread that only syncs does not panic. What got no thread is synced here.
+        // A thread that only syncs does not panic. Paths whose thread could not start are synced here.
         syncs.into_iter().try_for_each(|started| match started {
             Ok(thread) => thread.join().unwrap_or(Ok(())),
             Err(path) => sync(path),
@@ -202,7 +202,7 @@ pub(crate) fn make_executable(path: &Path) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o555)).at(path)
 }
 
-/// `None` when there is nothing at `path`. Does not follow symlinks.
+/// The metadata of `path`; `None` if it does not exist. Does not follow symlinks.
 pub(crate) fn look(path: &Path) -> Result<Option<Metadata>> {
     match fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata)),
@@ -211,8 +211,8 @@ pub(crate) fn look(path: &Path) -> Result<Option<Metadata>> {
     }
 }
 
-/// The bytes of the regular file at `path`. `None` when there is nothing, something else (a folder, a link, a FIFO), or a file
-/// that this user may not read.
+/// The bytes of the regular file at `path`. `None` if it does not exist, is something else (a folder, a link, a FIFO),
+/// or may not be read by this user.
 pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some(mut file) = open_if_file(path)? else { return Ok(None) };
     let mut bytes = Vec::new();
@@ -220,9 +220,9 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Opens a file for reading where [`read_if_there`] would read one.
+/// Opens a file for reading; `None` as in [`read_if_there`].
 pub(crate) fn open_if_file(path: &Path) -> Result<Option<File>> {
-    // Looked at first: opening some special files does something.
+    // Check first, because opening some special files has side effects.
     if !look(path)?.is_some_and(|metadata| metadata.is_file()) {
         return Ok(None);
     }
@@ -233,24 +233,24 @@ pub(crate) fn open_if_file(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// A FIFO without a writer would keep an ordinary `open` waiting.
+/// Opens without blocking: an ordinary `open` of a FIFO without a writer would block.
 fn open_without_waiting(path: &Path, flags: i32) -> std::io::Result<(File, Metadata)> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | flags).open(path)?;
     let metadata = file.metadata()?;
     Ok((file, metadata))
 }
 
-/// Whether this process may make, change and rename what a folder holds: not on a disk that is mounted read-only.
+/// Whether this process may create, change and rename entries of a folder; false on a disk that is mounted read-only.
 pub(crate) fn is_writable(folder: &Path) -> bool {
     rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
-/// Moves something of the store at `root` into its quarantine, with a note; gives its new place.
+/// Moves a path of the store at `root` into its quarantine, with a note; returns the new path.
 pub(crate) fn set_aside(root: &Path, path: &Path, why: &str) -> Result<PathBuf> {
     let quarantine = root.join("quarantine");
     let fresh = fresh_name(&quarantine.join("new"));
     let fresh = fresh.file_name().unwrap_or_default().to_string_lossy().replace(".new-", "");
-    // Something else may stand in the quarantine's own place.
+    // The quarantine's own path may be something other than a folder.
     if look(&quarantine)?.is_some_and(|found| !found.is_dir()) {
         fs::rename(&quarantine, root.join(format!(".quarantine-{fresh}"))).at(&quarantine)?;
     }
@@ -261,7 +261,7 @@ pub(crate) fn set_aside(root: &Path, path: &Path, why: &str) -> Result<PathBuf> 
     let name = path.strip_prefix(root).unwrap_or(path).to_string_lossy().replace('/', "-");
     let to = quarantine.join(format!("{name}-{fresh}"));
     match fs::rename(path, &to) {
-        // Another process was faster.
+        // Another process has already moved it.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(to),
         other => other.at(path)?,
     }
@@ -270,7 +270,7 @@ pub(crate) fn set_aside(root: &Path, path: &Path, why: &str) -> Result<PathBuf> 
     Ok(to)
 }
 
-/// Also of what lies below a file or a loop of links.
+/// Whether the path does not exist, including a path below a file and a link loop.
 fn is_absent(e: &std::io::Error) -> bool {
     matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
         || e.raw_os_error() == Some(libc::ELOOP)

@@ -1,7 +1,8 @@
-//! The stat index: which digest a file had when it was last hashed, as long as its stat is unchanged. Knows no artifacts.
+//! The stat index: maps the stat of a file to the digest that it had when it was last hashed.
 //!
-//! One append-only file of fixed-size entries, each with its own check, that every process may append to and delete.
-//! It is never synced: it is written only after what it speaks of, and an entry that a crash tore is not believed.
+//! One append-only file of fixed-size entries with a checksum each; any process may append to it or delete it. It is
+//! never synced: entries are written only after the files that they describe, and an entry torn by a crash fails its
+//! checksum.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -13,12 +14,12 @@ use super::files::{self, Stat};
 use crate::error::{At, Result};
 use crate::names::Digest;
 
-/// Device, inode, size, mtime, ctime (8 bytes each, little-endian), digest (32), check (8). An index of another entry size holds
-/// no entry that passes its check, and is rewritten in time.
+/// Layout: device, inode, size, mtime, ctime (8 bytes each, little-endian), digest (32), checksum (8). In an index with
+/// another entry size no entry passes its checksum; it is rewritten eventually.
 const ENTRY: usize = 80;
-/// Stands for no ctime: a file of the store.
+/// Encodes a missing ctime: a file of the store.
 const NO_CTIME: i64 = i64::MIN;
-/// Stands for "no digest is known any more".
+/// Encodes that no digest is known any more.
 const FORGOTTEN: [u8; 32] = [0; 32];
 
 #[derive(Debug)]
@@ -30,13 +31,13 @@ pub(crate) struct StatIndex {
 
 #[derive(Debug, Default)]
 struct State {
-    /// (device, inode) of the index file that was loaded; another after it was rewritten.
+    /// (device, inode) of the loaded index file; changes when the file is rewritten.
     identity: (u64, u64),
     /// Bytes loaded.
     loaded: u64,
-    /// Entries loaded, those that were replaced later included.
+    /// Number of entries loaded, including those replaced later.
     entries: usize,
-    /// By device, inode, and whether it is a file outside the store: one of the store may be looked at as either.
+    /// By device, inode, and whether the stat is that of an input: a file of the store may be looked up as either.
     known: HashMap<(u64, u64, bool), (Stat, [u8; 32])>,
 }
 
@@ -45,24 +46,24 @@ impl StatIndex {
         Self { file, lock, state: Mutex::default() }
     }
 
-    /// The digest of a file whose stat is as it was when it was hashed.
+    /// The digest of a file whose stat has not changed since it was hashed.
     pub fn vouched(&self, stat: &Stat) -> Result<Option<Digest>> {
         let mut state = self.state();
         if let Some(digest) = state.get(stat) {
             return Ok(Some(digest));
         }
-        // Another process may have hashed it meanwhile.
+        // Another process may have hashed the file meanwhile.
         self.load(&mut state)?;
         Ok(state.get(stat))
     }
 
-    /// Notes what was just hashed.
+    /// Adds the digests of files that were just hashed.
     pub fn note(&self, hashed: &[(Stat, Digest)]) -> Result<()> {
         let entries: Vec<_> = hashed.iter().map(|(stat, digest)| (*stat, *digest.as_bytes())).collect();
         self.append(&entries)
     }
 
-    /// Makes the next reader of these files hash them again.
+    /// Makes the next reader hash these files again.
     pub fn forget(&self, stats: &[Stat]) -> Result<()> {
         let entries: Vec<_> = stats.iter().map(|stat| (*stat, FORGOTTEN)).collect();
         self.append(&entries)
@@ -75,7 +76,7 @@ impl StatIndex {
             return Ok(());
         }
         if self.file.parent().is_some_and(|root| !files::is_writable(root)) {
-            // A store that is only read: what was learnt holds for this process alone.
+            // On a read-only store, keep the entries for this process only.
             state.known.extend(fresh.into_iter().map(|(stat, digest)| (place(stat), (*stat, *digest))));
             return Ok(());
         }
@@ -85,7 +86,7 @@ impl StatIndex {
         let mut file = File::options().create(true).append(true).open(&self.file).at(&self.file)?;
         let length = file.metadata().at(&self.file)?.len();
         if length % ENTRY as u64 != 0 {
-            // A write that the disk had no room for, or a crash.
+            // A partial entry, left by a full disk or a crash.
             file.set_len(length - length % ENTRY as u64).at(&self.file)?;
         }
         file.write_all(&bytes).at(&self.file)?;
@@ -96,7 +97,7 @@ impl StatIndex {
         Ok(())
     }
 
-    /// Drops replaced entries. Under the lock.
+    /// Rewrites the file without replaced entries. The caller holds the lock.
     fn rewrite(&self, state: &mut State) -> Result<()> {
         let bytes: Vec<u8> = state.known.values().flat_map(|(stat, digest)| encode(stat, digest)).collect();
         let name = files::fresh_name(&self.file);
@@ -106,7 +107,7 @@ impl StatIndex {
         self.load(state)
     }
 
-    /// Reads what has been appended since.
+    /// Reads the entries appended since the last load.
     fn load(&self, state: &mut State) -> Result<()> {
         let Some(metadata) = files::look(&self.file)?.filter(Metadata::is_file) else {
             *state = State::default();
@@ -142,7 +143,7 @@ impl StatIndex {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The map holds only whole entries, also after a panic.
+        // The map is consistent even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -176,7 +177,6 @@ fn encode(stat: &Stat, digest: &[u8; 32]) -> [u8; ENTRY] {
 }
 
 fn decode(entry: &[u8; ENTRY]) -> Option<(Stat, [u8; 32])> {
-    // Each slice below has eight bytes.
     let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| entry[at + i]));
     let ctime = Some(number(32).cast_signed()).filter(|ctime| *ctime != NO_CTIME);
     let stat = Stat { device: number(0), inode: number(8), size: number(16), mtime: number(24).cast_signed(), ctime };

@@ -1,4 +1,4 @@
-//! Locks on keys, released by death. Knows nothing of what is done under them.
+//! Locks on keys; the kernel releases them when their holders die.
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -11,20 +11,20 @@ use super::{Store, files};
 use crate::error::{At, Result};
 use crate::names::Key;
 
-/// Who holds a lock, for the message of those that wait.
+/// The holder of a lock, for the messages of waiting processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Of the orchestrator.
+    /// Process id of the orchestrator.
     pub pid: u32,
     /// The run's id.
     pub run: String,
-    /// The instance.
+    /// The instance's name.
     pub stage: String,
 }
 
-/// The lock of one key. Held as long as this value lives, or any process that inherited its descriptor.
+/// The lock of one key. Held as long as this value exists, or any process that inherited its descriptor.
 ///
-/// The descriptor is closed on exec unless the child's spawner clears that flag.
+/// The descriptor is closed on exec unless the code that spawns a child clears that flag.
 #[derive(Debug)]
 pub struct KeyLock {
     file: File,
@@ -38,7 +38,7 @@ impl AsFd for KeyLock {
 }
 
 impl KeyLock {
-    /// Writes who holds the lock.
+    /// Writes the holder into the lock file.
     pub fn announce(&self, holder: &Holder) -> Result<()> {
         let text = serde_json::to_vec(holder).expect("a holder is plain data");
         let mut file = &self.file;
@@ -47,7 +47,7 @@ impl KeyLock {
 }
 
 impl Store {
-    /// `None` when another process or thread holds the key.
+    /// Locks the key; `None` if another process or thread holds it.
     pub fn try_lock(&self, key: &Key) -> Result<Option<KeyLock>> {
         let (path, file) = self.open_lock(key)?;
         match file.try_lock() {
@@ -57,7 +57,7 @@ impl Store {
         }
     }
 
-    /// Waits until nobody else holds the key. Blocks the thread.
+    /// Locks the key, blocking the thread until it is free.
     pub fn lock(&self, key: &Key) -> Result<KeyLock> {
         let (path, file) = self.open_lock(key)?;
         file.lock().at(&path)?;
@@ -72,12 +72,12 @@ impl Store {
         Ok((path.clone(), open(&path)?))
     }
 
-    /// Who holds the key, if it is held and they have said so.
+    /// The holder of the key's lock, if it has announced itself.
     pub fn holder(&self, key: &Key) -> Option<Holder> {
         serde_json::from_slice(&files::read_if_there(&self.lock_file(key)).ok()??).ok()
     }
 
-    /// The process that holds the key's lock although the orchestrator that took it is gone: what inherited it.
+    /// A process that inherited the key's lock and outlived the orchestrator that took it.
     pub fn heir(&self, key: &Key, holder: &Holder) -> Option<String> {
         if Path::new("/proc").join(holder.pid.to_string()).exists() {
             return None;
@@ -92,7 +92,8 @@ impl Store {
         })
     }
 
-    // Lock files stay: deleting one whose descriptor a child still holds would let a second process lock the key.
+    // Lock files are never deleted: while a child still holds the descriptor of a deleted one, a second process could
+    // lock the key.
     fn lock_file(&self, key: &Key) -> PathBuf {
         self.root().join("locks").join(key.to_string())
     }
@@ -102,7 +103,7 @@ fn open(path: &Path) -> Result<File> {
     File::options().create(true).truncate(false).read(true).write(true).open(path).at(path)
 }
 
-/// Wipes out the last holder, who may have been killed.
+/// Erases the previous holder, which may have been killed.
 fn take(file: File, path: PathBuf) -> Result<KeyLock> {
     file.set_len(0).at(&path)?;
     Ok(KeyLock { file, path })

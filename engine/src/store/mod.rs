@@ -1,4 +1,4 @@
-//! The artifact store: blobs, artifacts, action records, locks. Knows no graph and decides nothing.
+//! The artifact store: blobs, artifacts, action records, locks.
 
 mod commit;
 mod content;
@@ -30,21 +30,21 @@ use crate::error::{At, Error, Result};
 use crate::names::{Digest, Key};
 use index::StatIndex;
 
-/// The layout that this program reads and writes.
+/// The version of the store layout that this program reads and writes.
 pub const VERSION: u32 = 1;
 
-/// The folder where artifacts land. Any number of processes may hold one store open.
+/// The folder that contains all artifacts. Any number of processes may have one store open.
 ///
 /// ```text
 /// version               the layout's version
 /// blobs/ab/cdef…        files by digest, read-only
 /// artifacts/<digest>/   manifest.json and the files, hard links to blobs or copies
 /// actions/<key>.json    action records
-/// work/<key>/           checkpoints/ and one fresh folder per attempt
-/// requests/             paid answers
+/// work/<key>/           checkpoints/ and one new folder per attempt
+/// requests/             answers to paid requests
 /// runs/<id>/            journal, plan, logs, report
-/// locks/                one file per key; empty unless somebody holds it
-/// quarantine/           what was found rotten, each with a note
+/// locks/                one file per key; empty unless the lock is held
+/// quarantine/           damaged files and artifacts, each with a note
 /// index                 (device, inode, size, mtime, ctime of inputs) -> digest; may be deleted
 /// timings               seconds that stages took; may be deleted
 /// ```
@@ -58,7 +58,7 @@ impl Store {
     /// Opens the store at `root`, creating it if there is none.
     ///
     /// # Errors
-    /// When a newer temper made the store (yours), or the disk fails.
+    /// When a newer temper made the store (user error), or the disk fails.
     pub fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).at(root)?;
         if root.to_str().is_none() {
@@ -74,7 +74,7 @@ impl Store {
         check_version(&root)?;
         for folder in FOLDERS {
             let folder = root.join(folder);
-            // A link to a folder elsewhere is the user's doing.
+            // A link to a folder elsewhere was made by the user; keep it.
             if files::look(&folder)?.is_some_and(|found| !found.is_dir()) && !folder.is_dir() {
                 files::set_aside(&root, &folder, "this must be a folder")?;
             }
@@ -90,12 +90,12 @@ impl Store {
         Ok(Self { root, index })
     }
 
-    /// Absolute.
+    /// Always absolute.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Whether runs can be added to it: not on a disk that is mounted read-only.
+    /// Whether runs can be added to the store; false on a disk that is mounted read-only.
     pub fn is_writable(&self) -> bool {
         files::is_writable(&self.runs())
     }
@@ -105,12 +105,12 @@ impl Store {
         self.root.join("runs")
     }
 
-    /// Paid answers; nothing in the store deletes them.
+    /// Answers to paid requests; no part of the store deletes them.
     pub fn requests(&self) -> PathBuf {
         self.root.join("requests")
     }
 
-    /// Where an artifact lies if the store has it.
+    /// The folder of an artifact, if the store has it.
     pub fn artifact_folder(&self, digest: &Digest) -> PathBuf {
         self.root.join("artifacts").join(digest.to_string())
     }
@@ -132,7 +132,8 @@ impl Store {
 
 const FOLDERS: [&str; 8] = ["quarantine", "blobs", "artifacts", "actions", "work", "requests", "runs", "locks"];
 
-/// Sets aside what is no file that can be read, where a file must be; on a read-only disk it stays, and counts as none.
+/// Moves a path that is not a readable file into the quarantine; on a read-only disk it stays, and is treated as
+/// missing.
 fn set_aside_if_no_file(root: &Path, path: &Path) -> Result<()> {
     if files::open_if_file(path)?.is_none() && files::look(path)?.is_some() && files::is_writable(root) {
         files::set_aside(root, path, "this must be a file that can be read")?;
@@ -140,20 +141,19 @@ fn set_aside_if_no_file(root: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A folder without a version becomes a store only if it holds nothing of anybody's; notes (`README.md`, `.gitignore`) may lie
-/// there.
+/// Refuses a non-empty folder that is not a store; hidden files and a README (`README.md`, `.gitignore`) are allowed.
 fn check_empty(root: &Path) -> Result<()> {
     let mut strange = None;
     for entry in fs::read_dir(root).at(root)? {
         let name = entry.at(root)?.file_name().to_string_lossy().into_owned();
-        // What a crash in the making of a store may leave is temporary, and hidden.
+        // A crash during the creation of a store leaves only temporary files, whose names are hidden.
         if !name.starts_with('.') && !name.starts_with("README") {
             strange = Some(name);
             break;
         }
     }
     match strange {
-        // The version is looked for last: another process may be making the store, which writes it before anything else.
+        // Check for a store last: another process may be creating it, and writes the version before anything else.
         Some(name) if !is_store(root) => {
             Err(Error::yours(format!("{}: not a store, and not empty (it holds `{name}`)", root.display()))
                 .help("name the folder of a store, or a new one, with `--store FOLDER`"))
@@ -162,13 +162,14 @@ fn check_empty(root: &Path) -> Result<()> {
     }
 }
 
-/// Whether a version lies there, or what a store holds does: one whose version is lost or broken is still a store.
+/// Whether the folder has a version or the folders of a store; a store whose version file is lost or damaged is still a
+/// store.
 fn is_store(root: &Path) -> bool {
     root.join("version").is_file() || ["artifacts", "actions", "blobs"].iter().all(|folder| root.join(folder).is_dir())
 }
 
-/// Writes the version of a new store, checks that of an old one. One that is no file that can be read is written again: there
-/// has been only one version so far.
+/// Writes the version of a new store, or checks the version of an existing one. An unreadable version file is replaced,
+/// because only one version has existed so far.
 fn check_version(root: &Path) -> Result<()> {
     let path = &root.join("version");
     set_aside_if_no_file(root, path)?;

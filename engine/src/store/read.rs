@@ -1,4 +1,4 @@
-//! Reading artifacts: are they there, are they whole, and what to do with those that are not. Commits nothing.
+//! Reading artifacts: checks presence and integrity, and quarantines damaged ones.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::names::Digest;
 pub enum Presence {
     Whole,
     Missing,
-    /// A file is gone or has other bytes than the manifest says.
+    /// A file is missing, or its bytes differ from the manifest.
     Rotten {
         /// Relative to the artifact's folder.
         file: String,
@@ -31,8 +31,8 @@ pub struct Artifact {
 }
 
 impl Store {
-    /// Whether an artifact is there and whole. A few stats when nothing changed since it was last hashed; a file
-    /// whose stat changed is hashed again, and remembered if its bytes are still the right ones.
+    /// Checks whether an artifact is present and intact. Needs only a few stats if nothing changed since it was last
+    /// hashed; hashes files with a changed stat again, and remembers them if their bytes are still right.
     pub fn presence(&self, digest: &Digest) -> Result<Presence> {
         let folder = self.artifact_folder(digest);
         let Some(bytes) = files::read_if_there(&folder.join(MANIFEST))? else {
@@ -60,14 +60,14 @@ impl Store {
         }
     }
 
-    /// For an attempt, before it reads an artifact: [`Store::presence`] under the name of its duty. What is rotten goes
-    /// to [`Store::quarantine`] and is computed again.
+    /// [`Store::presence`], for an attempt before it reads an artifact. The caller passes damaged artifacts to
+    /// [`Store::quarantine`] and makes them again.
     pub fn check_before_reading(&self, digest: &Digest) -> Result<Presence> {
         self.presence(digest)
     }
 
-    /// Files in an artifact's folder that its manifest does not name. With [`Store::presence`] this tells the runner,
-    /// after an attempt, whether the stage wrote to its input: root writes through a read-only link as if it were none.
+    /// Files in an artifact's folder that its manifest does not name. Together with [`Store::presence`] this shows the
+    /// runner whether a stage wrote to its input, since root can write to read-only files.
     pub(crate) fn strangers(&self, digest: &Digest) -> Result<Vec<String>> {
         let Artifact { folder, manifest } = self.open_artifact(digest)?;
         let known: BTreeSet<PathBuf> = manifest.files.keys().map(|name| folder.join(name)).collect();
@@ -89,10 +89,11 @@ impl Store {
         Ok(strangers)
     }
 
-    /// The folder and manifest of an artifact. Checks the manifest, not the files: that is [`Store::presence`]'s.
+    /// The folder and manifest of an artifact. Checks the manifest but not the files; for those see
+    /// [`Store::presence`].
     ///
     /// # Errors
-    /// When it is not there or its manifest is damaged (surroundings).
+    /// When the artifact is missing or its manifest is damaged (`Surroundings`).
     pub fn open_artifact(&self, digest: &Digest) -> Result<Artifact> {
         let folder = self.artifact_folder(digest);
         let path = folder.join(MANIFEST);
@@ -108,9 +109,9 @@ impl Store {
         }
     }
 
-    /// Moves a rotten artifact out of the way, with a note, and the blobs that rotted with it, so that computing it
-    /// again repairs the store. Leaves a whole one where it is (another process has repaired it). Gives the folder
-    /// under `quarantine/`.
+    /// Moves a damaged artifact and its damaged blobs into the quarantine, with a note, so that making the artifact
+    /// again repairs the store. Leaves an intact artifact in place (another process has repaired it). Returns the
+    /// folder under `quarantine/`.
     pub fn quarantine(&self, digest: &Digest) -> Result<PathBuf> {
         let folder = self.artifact_folder(digest);
         let Presence::Rotten { file } = self.presence(digest)? else { return Ok(folder) };
@@ -131,7 +132,7 @@ impl Store {
         files::set_aside(self.root(), path, why).map(drop)
     }
 
-    /// Whether the index vouches for a file, or its bytes do. Not for what is no file that can be read.
+    /// Whether a file has this digest, according to the index or else to its bytes. False if it is not a readable file.
     pub(crate) fn has_digest(&self, path: &Path, stat: &Stat, digest: &Digest) -> Result<bool> {
         if let Some(known) = self.index.vouched(stat)? {
             return Ok(known == *digest);

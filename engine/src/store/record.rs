@@ -1,4 +1,4 @@
-//! Action records: which digest a key gave, how and when. Knows no artifacts.
+//! Action records: the digest that a key produced, how and when.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,26 +12,26 @@ use crate::error::{At, Error, Result};
 use crate::names::{Digest, InstanceName, Key};
 use crate::plan::Recipe;
 
-/// What running a recipe gave. Its presence is what makes a stage done.
+/// The result of running a recipe. A stage is done if and only if its record exists.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActionRecord {
     pub key: Key,
-    /// Of the artifact.
+    /// The artifact's digest.
     pub digest: Digest,
     pub recipe: Recipe,
     pub provenance: Provenance,
 }
 
-/// How an artifact came to be. Never part of a key or an artifact.
+/// How an artifact was made. Never part of a key or an artifact.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
-    /// The instance that ran.
+    /// The instance that produced it.
     pub stage: InstanceName,
     /// Seconds since 1970.
     pub started: f64,
     /// Wall time of the attempt.
     pub seconds: f64,
-    /// The most memory that the attempt had resident; 0 in records of older versions.
+    /// Peak resident memory of the attempt; 0 in records of older versions.
     #[serde(default)]
     pub peak_bytes: u64,
     pub host: String,
@@ -40,20 +40,20 @@ pub struct Provenance {
     pub run: String,
     /// The name of the attempt's folder.
     pub attempt: String,
-    /// The files and folders outside the store that the recipe names by content.
+    /// The files and folders outside the store whose content is in the recipe.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub paths: BTreeMap<PathBuf, Digest>,
-    /// What the attempt warned of.
+    /// Warnings of the attempt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
-/// What bytes may depend on besides the recipe.
+/// What an artifact's bytes may depend on besides the recipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
-    /// Processor family and operating system: `x86_64-linux`.
+    /// Processor family and operating system, such as `x86_64-linux`.
     pub target: String,
-    /// The widest vector instructions: `avx512`.
+    /// The widest vector instructions, such as `avx512`.
     pub instructions: String,
     /// `cpu`, or the name of a GPU.
     pub device: String,
@@ -86,31 +86,31 @@ fn vector_instructions() -> &'static str {
     "baseline"
 }
 
-/// What became of a record that was handed in.
+/// The result of [`Store::record`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Recorded {
     New,
-    /// There was one already, with the same digest.
+    /// A record with the same digest exists.
     Same,
-    /// There was one already, with another digest; it stays. [`settle`] says what to do.
+    /// A record with another digest exists and stays. [`settle`] says what to do.
     Differs {
         first: Box<ActionRecord>,
     },
 }
 
-/// What to do about a second digest for one key.
+/// How to handle a second digest for one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
     /// The first record stays, and its artifact is the stage's result.
     First,
     /// The second replaces it ([`Store::replace`]).
     Second,
-    /// The same recipe must give the same bytes on one platform: our bug.
+    /// The same recipe must give the same bytes on one platform: an internal error.
     Bug,
 }
 
-/// Judges two records of one key with different digests. `first_is_whole`: the first one's artifact can be read;
-/// `forced`: the user asked for the second.
+/// Decides between two records of one key with different digests. `first_is_whole`: the first record's artifact is
+/// intact; `forced`: the user asked for the second attempt.
 pub fn settle(
     first: &ActionRecord,
     second: &ActionRecord,
@@ -129,27 +129,27 @@ pub fn settle(
     }
 }
 
-/// What a record's file begins with. Its seal follows, then the record.
+/// The beginning of a record's file. The seal follows, then the record.
 const SEAL_BEGINS: &str = "{\n  \"seal\": \"";
 
-/// Over every byte of the file that follows it.
+/// The seal: a hash of every byte of the file after the seal.
 fn seal(rest: &[u8]) -> String {
     blake3::Hasher::new_derive_key("temper action record v2").update(rest).finalize().to_hex().to_string()
 }
 
-/// The seal of older records covers only the key and the digest.
+/// The seal of older records, which covers only the key and the digest.
 fn old_seal(key: &Key, digest: &Digest) -> String {
     Digest::of(format!("{key} {digest}").as_bytes()).to_string()
 }
 
-/// What finding the digest takes.
+/// The fields needed to find the digest.
 #[derive(Deserialize)]
 struct Head {
     key: Key,
     digest: Digest,
 }
 
-/// The head of a record at `key` whose seal holds.
+/// The head of the record at `key`, if its seal is valid.
 fn sealed(key: &Key, bytes: &[u8]) -> Option<Head> {
     let (found, rest) = bytes.strip_prefix(SEAL_BEGINS.as_bytes())?.split_at_checked(2 * blake3::OUT_LEN)?;
     let head: Head = serde_json::from_slice(bytes).ok()?;
@@ -158,7 +158,7 @@ fn sealed(key: &Key, bytes: &[u8]) -> Option<Head> {
 }
 
 impl Store {
-    /// The record at a key. A record that is damaged counts as none.
+    /// The record at a key; `None` if it is missing or damaged.
     pub fn action(&self, key: &Key) -> Result<Option<ActionRecord>> {
         let Some(bytes) = files::read_if_there(&self.action_file(key))? else { return Ok(None) };
         if sealed(key, &bytes).is_none() {
@@ -167,14 +167,15 @@ impl Store {
         Ok(serde_json::from_slice::<ActionRecord>(&bytes).ok().filter(|record| record.recipe.key() == *key))
     }
 
-    /// The digest in the record at a key: what [`Store::action`] says, without parsing all of it.
+    /// The digest in the record at a key: like [`Store::action`], but without parsing the whole record.
     pub fn recorded(&self, key: &Key) -> Result<Option<Digest>> {
         let bytes = files::read_if_there(&self.action_file(key))?;
         Ok(bytes.and_then(|bytes| sealed(key, &bytes)).map(|head| head.digest))
     }
 
-    /// Writes a record unless there is one already: the first one wins. For the orchestrator alone, last of all, after
-    /// the artifact is committed. On disk when it returns; a crash leaves no record or a whole one.
+    /// Writes a record unless one exists: the first one wins. Only the orchestrator calls this, as the last step, after
+    /// the artifact is committed. The record is on disk when this returns; a crash leaves either no record or a
+    /// complete one.
     pub fn record(&self, record: &ActionRecord) -> Result<Recorded> {
         let path = self.action_file(&record.key);
         let (temporary, name) = files::write_beside(&path, &self.checked(record)?)?;
@@ -185,10 +186,10 @@ impl Store {
                 Err(rustix::io::Errno::EXIST) => match self.action(&record.key)? {
                     Some(first) if first.digest == record.digest => return Ok(Recorded::Same),
                     Some(first) => return Ok(Recorded::Differs { first: Box::new(first) }),
-                    // Damaged: out of the way.
+                    // Damaged: move it out of the way.
                     None => self.quarantine_file(&path, "an action record that cannot be read")?,
                 },
-                // A file system that cannot: the key's lock, which the orchestrator holds, is all there is.
+                // The file system lacks RENAME_NOREPLACE; rely on the key's lock, which the orchestrator holds.
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                     if let Some(first) = self.action(&record.key)? {
                         return Ok(match first.digest == record.digest {
@@ -212,13 +213,13 @@ impl Store {
         Ok(Recorded::New)
     }
 
-    /// Puts a record in the place of another, as [`settle`] allows.
+    /// Replaces a record, as [`settle`] allows.
     pub fn replace(&self, record: &ActionRecord) -> Result<()> {
         files::write_atomically(&self.action_file(&record.key), &self.checked(record)?)?;
         self.note_seconds(record)
     }
 
-    /// Every record that can be read, in no order. Reads all of them.
+    /// Every readable record, unordered. Reads all of them.
     pub fn actions(&self) -> Result<Vec<ActionRecord>> {
         let folder = self.root().join("actions");
         let mut records = Vec::new();

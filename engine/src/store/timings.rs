@@ -1,4 +1,4 @@
-//! How long stages took, for estimates. Knows no plan; losing the file loses only estimates.
+//! How long stages took, for estimates. The file may be lost without harm.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use super::{ActionRecord, Store, files};
 use crate::error::{At, Result};
 use crate::names::InstanceName;
 
-/// Above this many bytes the file is rewritten with the last line of each instance.
+/// Above this many bytes the file is reduced to the last line of each instance.
 const REWRITE_ABOVE: u64 = 1 << 20;
 
 /// Seconds of earlier attempts, by kind and instance.
@@ -17,18 +17,18 @@ const REWRITE_ABOVE: u64 = 1 << 20;
 pub struct Timings {
     /// By (kind, instance).
     exact: HashMap<(String, String), f64>,
-    /// By (kind, stage): the last one of any instance.
+    /// By (kind, stage): the latest of any instance.
     stage: HashMap<(String, String), f64>,
 }
 
 impl Timings {
-    /// Seconds that the instance took last, else another instance of its stage with the same kind.
+    /// Seconds that the instance took last, or else another instance of its stage with the same kind.
     pub fn expected(&self, kind: &str, instance: &InstanceName) -> Option<f64> {
         let exact = (kind.to_owned(), instance.to_string());
         self.exact.get(&exact).or_else(|| self.stage.get(&(exact.0, instance.stage.to_string()))).copied()
     }
 
-    /// One line per attempt: kind, instance, seconds, separated by tabs. Lines that are torn are passed over.
+    /// One line per attempt: kind, instance, seconds, separated by tabs. Skips torn lines.
     fn parse(text: &str) -> Self {
         let mut timings = Self::default();
         for line in text.lines() {
@@ -54,17 +54,17 @@ impl Store {
     pub(crate) fn note_seconds(&self, record: &ActionRecord) -> Result<()> {
         let path = self.root().join("timings");
         let Recorded { kind, stage, seconds } = Recorded::of(record);
-        // Without waiting, should it be a FIFO by now.
+        // Non-blocking, in case the path has become a FIFO.
         let mut file =
             File::options().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(&path).at(&path)?;
-        // One write: lines of several processes do not mix.
+        // A single write, so that lines of several processes do not mix.
         file.write_all(format!("{kind}\t{stage}\t{seconds:.3}\n").as_bytes()).at(&path)?;
         if file.metadata().at(&path)?.len() > REWRITE_ABOVE {
             let mut lines: Vec<_> = self.timings()?.exact.into_iter().collect();
             lines.sort_by(|a, b| a.0.cmp(&b.0));
             let text: String = lines.iter().map(|((kind, stage), s)| format!("{kind}\t{stage}\t{s:.3}\n")).collect();
             let name = files::fresh_name(&path);
-            // A line that another process appends meanwhile is lost, and with it only an estimate.
+            // A line that another process appends meanwhile is lost, which costs only an estimate.
             fs::write(&name, text).and_then(|()| fs::rename(&name, &path)).at(&path)?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! `verify`: reads every byte of the store, also what the stat index vouches for. `repair` sets aside what it found damaged.
+//! `verify` hashes every file of the store, regardless of the stat index. `repair` quarantines what it found damaged.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,30 +11,30 @@ use super::files::{self, Stat};
 use crate::error::{At, Result};
 use crate::names::{Digest, Key};
 
-/// What `verify` found.
+/// The result of [`verify`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub artifacts: u64,
-    /// Files hashed; hard links to one file count once.
+    /// Files hashed; hard links to the same file count once.
     pub files: u64,
     /// Bytes hashed.
     pub bytes: u64,
     pub records: u64,
-    /// Artifacts that must be computed again.
+    /// Artifacts that must be made again.
     pub rotten: Vec<Broken>,
-    /// Blobs whose bytes are not those of their name.
+    /// Blobs whose bytes do not match their name.
     pub rotten_blobs: Vec<PathBuf>,
-    /// Files in artifacts' folders that no manifest names; they do no harm.
+    /// Files in artifacts' folders that no manifest names; they are harmless.
     pub strangers: Vec<PathBuf>,
-    /// Action records that cannot be read or are not those of their key.
+    /// Action records that are unreadable or belong to another key.
     pub broken_records: Vec<PathBuf>,
-    /// Records whose artifact is not in the store; valid until its bytes are needed.
+    /// Records whose artifact is not in the store; they are valid until the bytes are needed.
     pub without_artifact: Vec<Key>,
-    /// Temporary files and folders that crashes left.
+    /// Temporary files and folders left by crashes.
     pub leftovers: Vec<PathBuf>,
 }
 
-/// An artifact that is not as its manifest says.
+/// An artifact that differs from its manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Broken {
     pub artifact: Digest,
@@ -43,13 +43,14 @@ pub struct Broken {
 }
 
 impl Report {
-    /// Whether every byte is as it should be.
+    /// Whether nothing is damaged.
     pub fn is_sound(&self) -> bool {
         self.rotten.is_empty() && self.rotten_blobs.is_empty() && self.broken_records.is_empty()
     }
 }
 
-/// Moves what [`verify`] found damaged into the quarantine: a run that needs it makes it again. Gives how many things it moved.
+/// Quarantines what [`verify`] found damaged, so that a run that needs it makes it again. Returns the number of damaged
+/// items.
 pub fn repair(store: &Store, found: &Report) -> Result<usize> {
     let mut artifacts: Vec<Digest> = found.rotten.iter().map(|broken| broken.artifact).collect();
     artifacts.dedup();
@@ -65,7 +66,7 @@ pub fn repair(store: &Store, found: &Report) -> Result<usize> {
     Ok(artifacts.len() + found.rotten_blobs.len() + found.broken_records.len())
 }
 
-/// Hashes everything. What is found rotten the stat index vouches for no longer, so that the next reader sees it too.
+/// Hashes everything. Removes damaged files from the stat index, so that the next reader notices the damage too.
 pub fn verify(store: &Store) -> Result<Report> {
     let mut verifier = Verifier { store, hashed: HashMap::new(), report: Report::default() };
     for path in verifier.entries(&store.artifacts())? {
@@ -91,13 +92,13 @@ pub fn verify(store: &Store) -> Result<Report> {
 
 struct Verifier<'a> {
     store: &'a Store,
-    /// By (device, inode).
+    /// Digests by (device, inode).
     hashed: HashMap<(u64, u64), Digest>,
     report: Report,
 }
 
 impl Verifier<'_> {
-    /// What a folder holds, sorted; temporaries are set apart.
+    /// The entries of a folder, sorted; temporary ones go to `leftovers` instead.
     fn entries(&mut self, folder: &Path) -> Result<Vec<PathBuf>> {
         let mut entries = Vec::new();
         for entry in fs::read_dir(folder).at(folder)? {
@@ -158,7 +159,7 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// Whether the file at `path` is there and has this digest, by its bytes.
+    /// Whether the file at `path` exists and its bytes have this digest.
     fn holds(&mut self, path: &Path, digest: &Digest) -> Result<bool> {
         let Some(metadata) = files::look(path)?.filter(fs::Metadata::is_file) else { return Ok(false) };
         let stat = Stat::from(&metadata);

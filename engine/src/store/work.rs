@@ -1,4 +1,4 @@
-//! Folders of attempts. Knows not what is written into them.
+//! Folders of attempts.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,19 +7,19 @@ use super::{Store, files};
 use crate::error::{At, Result};
 use crate::names::Key;
 
-/// A fresh folder for one attempt, whose path was never used before and never will be.
+/// A new folder for one attempt, whose path is never reused.
 #[derive(Clone, Debug)]
 pub struct AttemptFolder {
     /// `work/<key>/<fresh>`.
     pub root: PathBuf,
     /// The folder to fill; exists and is empty.
     pub out: PathBuf,
-    /// The file for the attempt's standard error; not there yet.
+    /// The log file for the attempt's standard error; does not exist yet.
     pub log: PathBuf,
 }
 
 impl AttemptFolder {
-    /// Deletes what the attempt wrote but for its log. What was committed stays: the store has its own links.
+    /// Deletes the output folder and keeps the log. Committed files stay: the store has its own links.
     pub fn discard(&self) -> Result<()> {
         match fs::remove_dir_all(&self.out) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at(&self.out),
@@ -31,7 +31,8 @@ impl AttemptFolder {
 impl Store {
     pub fn new_attempt(&self, key: &Key) -> Result<AttemptFolder> {
         let work = self.work(key)?;
-        // Time, process and a counter: an orphan of an earlier attempt that still writes by path reaches nobody.
+        // Unique by time, process and a counter, so that an orphan of an earlier attempt that still writes by path does
+        // no harm.
         let name = files::fresh_name(&work.join("attempt"));
         let name = name.to_string_lossy().replace(".new-", "attempt-");
         let root = work.join(name);
@@ -41,14 +42,14 @@ impl Store {
         Ok(AttemptFolder { root, out, log })
     }
 
-    /// The checkpoints of a key, kept between attempts; exists.
+    /// The checkpoint folder of a key, kept between attempts; created if missing.
     pub fn checkpoints(&self, key: &Key) -> Result<PathBuf> {
         let folder = self.work(key)?.join("checkpoints");
         fs::create_dir_all(&folder).at(&folder)?;
         Ok(folder)
     }
 
-    /// Deletes the work folder of a key: checkpoints, attempts and their logs. For the holder of its lock.
+    /// Deletes the work folder of a key: checkpoints, attempts and their logs. The caller must hold the key's lock.
     pub fn clear_work(&self, key: &Key) -> Result<()> {
         let folder = self.root().join("work").join(key.to_string());
         match fs::remove_dir_all(&folder) {

@@ -1,4 +1,4 @@
-//! What must hold of every run.
+//! Invariants of runs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -88,7 +88,7 @@ fn early_cutoff_stops_the_wave() {
     let mut space = Space::new(&chain());
     space.change(stage("b", &["a"]).with(|p| p.take = Some(1)));
     let first = space.run();
-    // `a` gives other bytes, `b` takes only the first of them and gives the same as before.
+    // `a` produces other bytes, `b` takes only the first of them and produces the same as before.
     space.change(stage("a", &[]).with(|p| p.text = "another".into()));
     let second = space.run();
     assert_eq!((second.ran.as_str(), second.reused.as_str()), ("a b", "c"));
@@ -97,7 +97,7 @@ fn early_cutoff_stops_the_wave() {
     assert!(second.events.iter().any(cutoff));
 }
 
-/// `bad` fails; `after` needs it, `late` needs `slow`, which has nothing to do with it.
+/// `bad` fails; `after` needs it, `late` needs `slow`, which is independent of `bad`.
 fn one_bad_branch() -> Vec<Stage> {
     vec![
         // Late enough that `slow` has started.
@@ -164,7 +164,7 @@ fn a_killed_attempt_leaves_no_artifact() {
 fn a_killed_orchestrator_takes_its_attempts_along_and_a_rerun_gives_the_same() {
     let stages = [stage("a", &[]), stage("b", &["a"]).with(|p| p.sleep_ms = 300), stage("c", &["b"])];
     let undisturbed = Space::new(&stages);
-    // Keys hold the diary's place, digests do not.
+    // Keys depend on the diary's path, digests do not.
     let expected = undisturbed.run().outcome.digests;
     for wait in ["a", "b", "c"] {
         let space = Space::new(&stages);
@@ -234,7 +234,7 @@ fn a_stage_that_writes_to_its_input_fails() {
     let seen = space.run();
     assert_eq!((seen.ran.as_str(), seen.failed.as_str(), seen.outcome.exit_code()), ("a", "bad", 2));
     assert!(seen.outcome.failed[0].error.message.contains("wrote to its input a"), "{}", seen.outcome.failed[0]);
-    // What it spoilt is never read again.
+    // The damaged input is never read again.
     space.change(stage("bad", &["a"]));
     let again = space.run();
     assert_eq!((again.ran.as_str(), again.outcome.exit_code()), ("a bad", 0));
@@ -248,19 +248,19 @@ fn a_stage_that_litters_its_input_fails_and_others_may_go_on() {
     assert_eq!(space.run().ran, "bad");
 }
 
-/// A store in which `a` is recorded but not as it was, and `b` has to read it.
+/// A store in which the artifact of `_b` has been damaged by `spoil`, and a run in which `c` has to read it.
 fn spoilt(spoil: impl Fn(&std::path::Path)) -> (Space, Seen) {
     let mut space = Space::new(&[stage("_a", &[]), stage("_b", &["_a"]), stage("c", &["_b"])]);
     let first = space.run();
     spoil(&space.store().artifact_folder(&first.outcome.digests[1].unwrap()));
-    // Its key is not known before `_b`'s is; nothing but its attempt needs the bytes.
+    // The key of `c` is unknown until the key of `_b` is; only the attempt of `c` needs the bytes.
     space.change(stage("c", &["_b"]).with(|p| p.text = "new".into()));
     let seen = space.run();
     (space, seen)
 }
 
 fn a_damaged_input_is_quarantined_and_made_again_in_the_same_run() {
-    // Found when planning, since the bytes are known to be needed.
+    // Found at planning, since the bytes are known to be needed.
     let damage = |folder: &std::path::Path| {
         let text = folder.join("text");
         std::fs::remove_file(&text).unwrap();
@@ -271,7 +271,7 @@ fn a_damaged_input_is_quarantined_and_made_again_in_the_same_run() {
     assert_eq!(space.text(&seen.outcome.digests[2].unwrap()), "new_b_a");
     assert_ne!(space.count("quarantine"), 0);
 
-    // Found when running: `c` is pending until `a` has run, `side` is reused by record alone.
+    // Found while running: `c` is pending until `a` has run, `side` is reused by its record alone.
     let stages = [stage("_a", &[]), stage("_side", &[]), stage("_b", &["_a"]), stage("c", &["_b", "_side"])];
     let mut space = Space::new(&stages);
     let first = space.run();
@@ -374,11 +374,11 @@ fn an_attempt_sees_only_what_it_declares() {
     assert!(!names.contains(&"UNDECLARED"), "{names:?}");
 }
 
-/// Runs in a process whose environment holds a secret; gives its lines.
+/// Runs in a process whose environment contains a secret; returns its output lines.
 fn with_environment(space: &Space) -> Vec<String> {
     let file = space.dir.path().join("orders");
     std::fs::write(&file, serde_json::to_vec(&space.orders).unwrap()).unwrap();
-    // Outside of the store.
+    // Outside the store.
     let secret = space.dir.path().join("secret");
     std::fs::write(&secret, "hush again\n").unwrap();
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
@@ -400,7 +400,7 @@ fn what_an_attempt_started_ends_with_it() {
     until(|| (!lives(orphan)).then_some(()));
 }
 
-/// The processes that a stage spread, once it has.
+/// The processes that a stage started, once it has started them.
 fn spread(space: &Space) -> Vec<i32> {
     let file = space.dir.path().join("pids.all");
     let text = until(|| std::fs::read_to_string(&file).ok());
@@ -419,7 +419,7 @@ fn every_process_ends_with_its_orchestrator_however_that_ends() {
         let attempt = space.pid_of("a");
         until(|| (!pids.iter().any(|pid| lives(*pid)) && !lives(attempt)).then_some(()));
     }
-    // The attempt alone, and the end of one that leaves daemons behind.
+    // Kill only the attempt; then let an attempt end that leaves daemons behind.
     let space = Space::new(&[stage("a", &[]).does(Deed::Spread { for_ever: true })]);
     let (mut orchestrator, _events) = space.start();
     let pids = spread(&space);
@@ -431,7 +431,8 @@ fn every_process_ends_with_its_orchestrator_however_that_ends() {
     assert!(!spread(&space).iter().any(|pid| lives(*pid)));
 }
 
-/// Kills in the making of what a killed orchestrator must not leave behind; `TEMPER_KILLS` says how many.
+/// Kills an orchestrator while it starts processes that it must not leave behind; `TEMPER_KILLS` sets the number of
+/// kills.
 fn no_process_is_left_whenever_an_orchestrator_is_killed() {
     let kills = std::env::var("TEMPER_KILLS").map_or(10, |count| count.parse().unwrap());
     let signals = [Signal::KILL, Signal::HUP, Signal::QUIT, Signal::TERM, Signal::INT];
@@ -464,7 +465,7 @@ fn a_closed_terminal_ends_a_run_unless_it_runs_under_nohup() {
 }
 
 fn twins_found_while_running_are_an_error() {
-    // Two members that differ in their input only, whose inputs turn out to be the same.
+    // Two members that differ only in their inputs, which turn out to be equal.
     let pick = |name: &str, text: &str| stage(name, &[]).with(|p| p.text = text.into());
     let cut = |name: &str, from: &str| {
         stage(name, &[from]).with(|p| {
@@ -486,7 +487,7 @@ fn twins_found_while_running_are_an_error() {
         assert!(seen.outcome.failed[0].error.message.contains("same recipe"));
     };
     refused(Space::new(&stages).run());
-    // Also when the first was made by an earlier run.
+    // The same if an earlier run made the first one.
     let [x, _, cut_x, _, member_x, _] = stages.clone();
     let mut space = Space::new(&[x, cut_x, member_x]);
     space.run();

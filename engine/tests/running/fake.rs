@@ -1,4 +1,4 @@
-//! One kind that does what its parameters say, good or bad, and the artifact type that it gives.
+//! A test kind whose parameters control its good or bad behaviour, and its artifact type.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -16,7 +16,7 @@ pub fn registry() -> Registry {
     Registry::default().kind(Fake).artifact_type(Text)
 }
 
-/// A file `text`.
+/// An artifact with a file `text`.
 struct Text;
 
 impl ArtifactType for Text {
@@ -41,11 +41,11 @@ impl ArtifactType for Text {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Params {
-    /// Written in front of the texts of the inputs.
+    /// Text written before the texts of the inputs.
     pub text: String,
-    /// Only this many characters of the inputs' texts are taken.
+    /// Take only this many characters of the inputs' texts.
     pub take: Option<usize>,
-    /// A file that each attempt appends a line to: its stage's `text` and its process.
+    /// A file to which each attempt appends a line with its stage's `text` and its process id.
     pub diary: Option<PathBuf>,
     pub sleep_ms: u64,
     pub does: Option<Deed>,
@@ -55,35 +55,35 @@ pub struct Params {
 #[serde(rename_all = "snake_case")]
 pub enum Deed {
     Fail,
-    /// Fails in a transient way this many times, counted in its checkpoints.
+    /// Fails with a transient error this many times, counted in its checkpoints.
     FailOften(u32),
     Panic,
     /// Writes to the first file of its first input.
     SpoilInput,
-    /// Puts a file beside those of its first input.
+    /// Creates a file in the folder of its first input.
     LitterInput,
-    /// Writes its process number into its artifact and claims to be deterministic.
+    /// Writes its process id into its artifact, but declares itself deterministic.
     Vary,
-    /// The same, and owns up to it.
+    /// The same, but declares itself not deterministic.
     VaryOpenly,
-    /// Says that it is parallel and tells its threads.
+    /// Declares itself parallel and reports its number of threads.
     TellThreads,
-    /// Prints what looks like the protocol on standard output.
+    /// Prints text that looks like the protocol to standard output.
     Babble,
-    /// Needs what costs money.
+    /// Sends paid requests.
     Pay,
-    /// Says its secrets everywhere, then fails.
+    /// Writes its secrets to every output, then fails.
     Blab,
     /// Writes the names of its environment variables.
     ShowEnvironment,
-    /// Starts a program that outlives it, and tells its process number.
+    /// Starts a program that outlives it, and reports that program's process id.
     LeaveOrphan,
-    /// Starts programs in its group, in a session of their own and as daemons, writes their process numbers to the file `pids`
-    /// beside its diary, and goes on: to its end, or for ever.
+    /// Starts programs in its group, in a session of their own and as daemons, writes their process ids to the file
+    /// `pids` beside its diary, and continues: to its end, or forever.
     Spread {
         for_ever: bool,
     },
-    /// Gives no `text`.
+    /// Produces no `text`.
     GiveNothing,
 }
 

@@ -1,4 +1,4 @@
-//! Runs of pipelines of fake stages: this binary is the test, the attempt and, where one is killed, the orchestrator.
+//! Runs pipelines of fake stages. This binary is the test, the attempt and, in tests that kill it, the orchestrator.
 
 mod claims;
 mod fake;
@@ -22,7 +22,7 @@ fn orchestrate(orders: &Path) -> ExitCode {
     ExitCode::from(outcome.exit_code())
 }
 
-/// What libtest would do: run those whose name holds one of the arguments.
+/// Like libtest: runs the tests whose name contains one of the arguments.
 fn claims(args: &[String]) -> ExitCode {
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));

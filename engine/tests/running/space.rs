@@ -1,4 +1,5 @@
-//! A place for one test: a store, a graph written as a list of stages, and runs over it, here or in a process of their own.
+//! The environment of one test: a store, a graph written as a list of stages, and runs on them, in this process or
+//! another.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fake::{Deed, Params, registry};
 
-/// One stage of a test's pipeline. Its text is its name unless it says otherwise.
+/// One stage of a test's pipeline. Its text is its name unless set otherwise.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stage {
     pub name: String,
@@ -48,7 +49,7 @@ fn name(of: &str) -> InstanceName {
     InstanceName { stage: stage.to_owned().try_into().unwrap(), labels }
 }
 
-/// Stages in order, inputs first; all of them are targets, but for those whose name begins with `_`.
+/// Stages in order, inputs first; all are targets except those whose name begins with `_`.
 pub fn graph(stages: &[Stage]) -> Graph {
     let registry = registry();
     let kind = registry.get_kind("fake").unwrap();
@@ -119,7 +120,7 @@ pub struct Space {
     pub orders: Orders,
 }
 
-/// What a run gave, in names.
+/// The result of a run, with stages as names.
 pub struct Seen {
     pub outcome: Outcome,
     pub plan: Plan,
@@ -145,7 +146,7 @@ impl Space {
         self.orders.stages.iter_mut().for_each(|stage| stage.params.diary = Some(diary.clone()));
     }
 
-    /// Replaces a stage by one of the same name.
+    /// Replaces the stage with the same name.
     pub fn change(&mut self, stage: Stage) {
         let place = self.orders.stages.iter().position(|s| s.name == stage.name).unwrap();
         self.orders.stages[place] = stage;
@@ -166,12 +167,12 @@ impl Space {
         Seen { outcome, plan, events, ran, reused, failed, skipped }
     }
 
-    /// Starts an orchestrator in a process of its own; its events come on its standard output.
+    /// Starts an orchestrator in its own process; its events appear on its standard output.
     pub fn start(&self) -> (Child, BufReader<ChildStdout>) {
         self.start_by(&[])
     }
 
-    /// The same through another program, which is given this one's arguments.
+    /// The same through another program, which gets the command line of this one as arguments.
     pub fn start_by(&self, through: &[&str]) -> (Child, BufReader<ChildStdout>) {
         let file = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap();
         serde_json::to_writer(&file, &self.orders).unwrap();
@@ -184,14 +185,14 @@ impl Space {
         (child, stdout)
     }
 
-    /// Which stage ran in which process, in order.
+    /// The stages with the process ids of their attempts, in order.
     pub fn diary(&self) -> Vec<(String, i32)> {
         let text = std::fs::read_to_string(self.dir.path().join("diary")).unwrap_or_default();
         let entries = text.lines().filter_map(|line| line.split_once(' '));
         entries.map(|(stage, pid)| (stage.to_owned(), pid.parse().unwrap())).collect()
     }
 
-    /// The process of a stage's attempt, once it is at work.
+    /// The process id of a stage's attempt, once it is running.
     pub fn pid_of(&self, stage: &str) -> i32 {
         until(|| self.diary().iter().rev().find(|(name, _)| name == stage).map(|(_, pid)| *pid))
     }
@@ -209,7 +210,7 @@ pub fn events(lines: BufReader<ChildStdout>) -> Vec<Event> {
     lines.lines().map_while(|line| serde_json::from_str(&line.ok()?).ok()).collect()
 }
 
-/// Waits for what must come soon.
+/// Polls until `there` returns a value; panics after a minute.
 pub fn until<T>(mut there: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {

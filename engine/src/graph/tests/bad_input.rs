@@ -1,15 +1,16 @@
-//! What is wrong with a file, as it is told.
+//! Faults of pipeline files as they are reported.
 
 use super::*;
 
-/// Stages that each test adds to.
+/// Valid stages that each test extends.
 const GOOD: &str = "
   posts: { uses: dataset }
   base: { uses: base, with: { size: 1 } }
   sft: { uses: train, needs: { base: base, posts: posts } }
 ";
 
-/// Loads `stages` (after `version: 1\nstages:`) and compares what is told: message, place, help.
+/// Loads `stages` (after `version: 1
+/// stages:`) and compares the reported message, position and help.
 fn check(stages: &str, expected: &[&str]) {
     check_with(stages, &Options::default(), expected);
 }
@@ -467,7 +468,7 @@ fn the_report_section_is_checked_wherever_it_stands() {
 
 #[test]
 fn one_fault_has_no_followers() {
-    // Neither the users of `a` nor its missing parameters are told.
+    // Faults of the users of `a`, and its missing parameter, are not reported.
     check(
         "
   a: { uses: bse, matrix: { n: [1, 2] }, wiht: { size: '${n}' }, with: { size: '${n}' } }
@@ -497,7 +498,7 @@ fn files_that_are_not_there_are_told_if_they_are_needed() {
         ],
     );
     load_text(&format!("version: 1\nstages:{stages}"), &options(&[], &[], &["b"])).expect("not needed");
-    // One file is named literally; a list of files may hold patterns, which are matched when their content is needed.
+    // A single path is literal; a list of files may have patterns, which are matched when their content is needed.
     check(
         "\n  a: { uses: dataset, with: { from: 'data/*.txt' } }",
         &[
@@ -557,7 +558,7 @@ fn a_file_has_the_shape_of_a_pipeline() {
     assert_eq!(gone.exit_code(), 2);
 }
 
-/// `n` values of a matrix variable.
+/// `n` values of a matrix variable, separated by commas.
 fn values(n: usize) -> String {
     (0..n).map(|i| i.to_string()).collect::<Vec<_>>().join(", ")
 }
@@ -580,7 +581,7 @@ fn what_a_matrix_expands_to_is_bounded_by_bytes() {
         "{told}"
     );
     assert!(told.len() < 2_000, "{told}");
-    // A value that grows as its variables are filled in, and many stages of which none is large.
+    // A value that grows when its variables are filled in, and many stages of moderate size.
     let grown = stage.replace(&large, &"${a}".repeat(25_000));
     let many: String = (0..40)
         .map(|n| {

@@ -7,7 +7,7 @@ use super::*;
 mod bad_input;
 pub(crate) mod kinds;
 
-/// The study in small: two sizes, pairs, an annotator, an ensemble, two arms of which one needs the other.
+/// A small version of the study: two sizes, pairs, an annotator, an ensemble, two arms of which one needs the other.
 const STUDY: &str = "
 version: 1
 seed: 17
@@ -41,7 +41,7 @@ fn options(profiles: &[&str], set: &[&str], until: &[&str]) -> Options {
     Options { profiles: owned(profiles), set: owned(set), until: owned(until) }
 }
 
-/// Loads `text` as `p.yaml` of an empty folder; that folder's name is taken out of messages.
+/// Loads `text` as `p.yaml` in an empty folder, whose name is removed from messages.
 fn load_text(text: &str, options: &Options) -> Result<Graph, String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("p.yaml");
@@ -54,7 +54,7 @@ fn graph(text: &str, options: &Options) -> Graph {
     load_text(text, options).unwrap_or_else(|faults| panic!("{faults}"))
 }
 
-/// One line an instance: `name: port=inputs …`.
+/// One line per instance: `name: port=inputs …`.
 fn wiring(graph: &Graph) -> String {
     let mut out = String::new();
     for instance in &graph.instances {
@@ -232,7 +232,7 @@ fn paths_start_from_the_file_s_folder() {
 fn a_chain_of_ten_thousand_loads() {
     const LENGTH: usize = 10_000;
     let mut text = "version: 1\nstages:\n".to_owned();
-    // The first line of the file is the end of the chain.
+    // The first stage in the file is the end of the chain.
     for n in (0..LENGTH).rev() {
         let needs = if n == 0 { String::new() } else { format!(", needs: {{ input: s{} }}", n - 1) };
         writeln!(text, "  s{n}: {{ uses: command, with: {{ run: ['true', '{n}'] }}{needs} }}")

@@ -5,7 +5,7 @@ use crate::graph::Graph;
 use crate::plan::{Explanation, Flags, RecipeState, explain, plan, recipe};
 use crate::store::tests::{Space, record};
 
-/// Runs everything in a real store; each instance gives its number and parameters.
+/// Runs everything in a real store; each instance produces its number and parameters.
 fn complete(space: &Space, graph: &Graph, started: f64) {
     let mut known = Vec::new();
     for (i, instance) in graph.instances.iter().enumerate() {
@@ -69,7 +69,7 @@ fn the_nearest_record_is_of_the_same_stage_with_the_fewest_differences_and_the_l
     let space = Space::new();
     complete(&space, &chain(1, 1, 1), 1.0);
     complete(&space, &chain(2, 1, 1), 2.0);
-    // The same stage, although a record of another one would differ in less.
+    // Prefers a record of the same stage, although a record of another stage differs less.
     let mut g = chain(3, 1, 1);
     g.instances[0].params = json!({ "n": 3, "m": 0 });
     let told = explained(&space, &g, &Flags::default(), 0);

@@ -1,4 +1,4 @@
-//! A run, simulated the way the runner works, against planning again and against a plain definition.
+//! Compares a simulated run with planning again, and with a simple definition.
 
 use std::collections::BTreeSet;
 
@@ -11,12 +11,12 @@ use crate::names::{Digest, Key};
 use crate::plan::{Decision, Flags, Index, Reason, RecipeState, State, decide, plan_with, recipe};
 use crate::store::Presence;
 
-/// What a stage gives: a function of its key with so few values that other keys often give the same bytes.
+/// A stage's output: a function of its key with so few values that different keys often produce the same bytes.
 fn outcome(stage: usize, key: &Key) -> Digest {
     Digest::of(&[stage as u8, key.as_bytes()[0] % 2])
 }
 
-/// What a run decided and found.
+/// The decisions and digests of a run.
 #[derive(Debug, PartialEq)]
 struct Ran {
     /// By instance.
@@ -24,9 +24,9 @@ struct Ran {
     digests: Vec<Digest>,
 }
 
-/// Runs as the runner does: plans, then resolves each instance once its inputs are known. One whose inputs turn out to
-/// be gone is left alone with all that depends on it; what is left is planned again. A forced stage may give other
-/// bytes than before (`surprise`).
+/// Simulates the runner: plans, then decides each instance once its inputs are known. An instance whose inputs turn out
+/// to be missing is postponed, with everything that depends on it, and planned again. With `surprise`, a forced stage
+/// produces other bytes than before.
 fn run(graph: &Graph, shelf: &mut Shelf, flags: &Flags, surprise: bool) -> Ran {
     let n = graph.instances.len();
     let mut flags = flags.clone();
@@ -82,7 +82,7 @@ fn round(
             Decision::Run(reason) => {
                 let digest = match shelf.recorded(&key).unwrap() {
                     _ if reason == Reason::Forced && surprise => Digest::of(&[i as u8, b's']),
-                    // What was surprising once is so again: only a stage that is forced gives other bytes than recorded.
+                    // Surprising bytes stay recorded: only a forced stage produces other bytes than its record.
                     Some(digest) if reason != Reason::Forced => digest,
                     _ => outcome(i, &key),
                 };
@@ -96,8 +96,8 @@ fn round(
     known
 }
 
-/// The definition: an instance runs iff it is forced, has no record, or has one whose bytes are gone while it is a
-/// target or something that runs reads it.
+/// The definition: an instance runs if it is forced, has no record, or has a record whose bytes are missing while it is
+/// a target or an input of an instance that runs.
 fn by_definition(graph: &Graph, shelf: &Shelf, flags: &Flags, digests: &[Digest]) -> BTreeSet<usize> {
     let known: Vec<Option<Digest>> = digests.iter().copied().map(Some).collect();
     let n = graph.instances.len();
@@ -125,11 +125,11 @@ fn by_definition(graph: &Graph, shelf: &Shelf, flags: &Flags, digests: &[Digest]
     }
 }
 
-/// A graph of `n` stages and how it is disturbed between runs.
+/// A graph of `n` stages and the disturbances between runs.
 #[derive(Clone, Debug)]
 struct Scene {
     inputs: Vec<Vec<usize>>,
-    /// Parameters of earlier runs and of the last.
+    /// Parameters of earlier runs and of the last one.
     params: Vec<Vec<u8>>,
     lost_records: Vec<usize>,
     lost_artifacts: Vec<usize>,
@@ -169,7 +169,7 @@ impl Scene {
             .iter()
             .enumerate()
             .map(|(i, inputs)| {
-                // The stage's number keeps keys of different stages apart.
+                // The stage's number makes keys of different stages differ.
                 (names[i].as_str(), json!({ "stage": i, "n": params[i] }), inputs.as_slice())
             })
             .collect();
@@ -220,7 +220,7 @@ proptest! {
         let by_run: BTreeSet<usize> = (0..g.instances.len()).filter(|i| runs(&ran.decisions[*i])).collect();
         prop_assert_eq!(by_run, by_definition(&g, &before, &flags, &ran.digests));
 
-        // And then there is nothing left to do.
+        // Afterwards nothing is left to do.
         let after = plan_with(&g, &registry(), &shelf, &Flags::default(), &[]).unwrap();
         prop_assert!(after.is_complete(), "{:?}", after);
         prop_assert_eq!(after.known(), found);

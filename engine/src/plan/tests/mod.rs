@@ -1,4 +1,4 @@
-//! Claims about planning.
+//! Tests of planning.
 
 mod explained;
 mod law;
@@ -26,7 +26,7 @@ use crate::store::{Content, Presence};
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct NoParams {}
 
-/// A kind of which only the version is ever asked.
+/// A kind of which only the version matters.
 struct Work<const VERSION: u32>;
 
 impl<const VERSION: u32> Kind for Work<VERSION> {
@@ -48,8 +48,8 @@ fn registry() -> Registry {
     Registry::default().kind(Work::<3>)
 }
 
-/// A graph in which instance `i` has the parameters `params` and, at the port `in`, the instances `inputs`. Targets:
-/// those that nobody uses.
+/// A graph in which instance `i` has the parameters `params` and, at the port `in`, the instances `inputs`. Targets are
+/// the instances that no other uses.
 fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
     let used: BTreeSet<usize> = stages.iter().flat_map(|(_, _, inputs)| inputs.iter().copied()).collect();
     let instances: Vec<Instance> = stages
@@ -79,12 +79,12 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
     }
 }
 
-/// a -> b -> c, each with one parameter.
+/// The graph a -> b -> c, each with one parameter.
 fn chain(a: u64, b: u64, c: u64) -> Graph {
     graph(&[("a", json!({ "n": a }), &[]), ("b", json!({ "n": b }), &[0]), ("c", json!({ "n": c }), &[1])])
 }
 
-/// A store of values.
+/// An in-memory store.
 #[derive(Clone, Default)]
 struct Shelf {
     records: BTreeMap<Key, Digest>,

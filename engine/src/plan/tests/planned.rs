@@ -21,7 +21,7 @@ fn planned(graph: &Graph, shelf: &Shelf, flags: &Flags) -> Plan {
     plan_with(graph, &registry(), shelf, flags, &[]).unwrap()
 }
 
-/// Runs everything; each instance gives the digest of its number and parameter.
+/// Runs everything; each instance produces the digest of its number and parameter.
 fn complete(graph: &Graph, shelf: &mut Shelf) -> Vec<Digest> {
     let mut known = Vec::new();
     for (i, instance) in graph.instances.iter().enumerate() {
@@ -124,7 +124,7 @@ fn two_instances_of_a_stage_with_one_recipe_are_refused() {
     assert!(known.contains("`m[1]`") && known.contains("`m[2]`"), "{known}");
     let pending = refused(&graph(&[("a", json!({}), &[]), ("m[1]", json!({}), &[0]), ("m[2]", json!({}), &[0])]));
     assert!(pending.contains("`m[1]`") && pending.contains("`m[2]`"), "{pending}");
-    // Two stages may well be one action.
+    // Two different stages may have the same recipe.
     let g = graph(&[("m", json!({}), &[]), ("n", json!({}), &[])]);
     assert_eq!(words(&planned(&g, &Shelf::default(), &Flags::default())), ["run", "run"]);
 }

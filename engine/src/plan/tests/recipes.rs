@@ -8,7 +8,7 @@ use crate::names::Digest;
 use crate::plan::diff::{differences, leaves};
 use crate::plan::{Recipe, RecipeInput, RecipePort, RecipeState, recipe};
 
-/// Values from so small a world that equal and nearly equal ones are drawn often.
+/// Values from a small set, so that equal and almost equal ones are frequent.
 fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -52,7 +52,7 @@ fn any_recipe() -> impl Strategy<Value = Recipe> {
     )
 }
 
-/// The recipe with one of its fields replaced by that of another.
+/// The recipe with one field replaced by that of another recipe.
 fn with_one_field(recipe: &Recipe, other: &Recipe, field: usize) -> Recipe {
     let mut mutant = recipe.clone();
     match field {
@@ -142,7 +142,7 @@ fn keys_stay_what_they_were() {
             from: vec![RecipeInput { label: Some("s".into()), digest: Digest::of(b"model") }],
         }],
     };
-    // A change here is a change of every key in every store: raise the derive-key string's version with it.
+    // If this changes, every key in every store changes: increase the version in the derive-key string too.
     assert_eq!(recipe.key().to_string(), PINNED);
 }
 

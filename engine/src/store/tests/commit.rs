@@ -98,7 +98,7 @@ fn symbolic_links_special_files_and_the_manifests_name_are_refused() {
     assert_eq!(verify(&space.store).unwrap().artifacts, 0);
 }
 
-/// Demands a file `wanted`.
+/// An artifact type that requires a file `wanted`.
 struct Demanding;
 
 impl ArtifactType for Demanding {
@@ -152,7 +152,7 @@ fn a_file_taken_over_from_an_input_is_not_hashed_again() {
     let file = space.store.artifact_folder(&input).join("weights");
     let out = space.out(&[("new", b"x")]);
     fs::hard_link(&file, out.join("weights")).unwrap();
-    // Were it read, the rot would be seen.
+    // If the file were read, the damage would be noticed.
     rot(&file);
     let (_, taken) = space.store.commit(&out, &Anything).unwrap();
     assert_eq!(taken.files["weights"], manifest.files["weights"]);
@@ -189,7 +189,7 @@ fn a_blob_without_links_left_is_copied() {
     let blob = space.store.blob(&manifest.files["a"].digest);
     let links = space.folder.path().join("links");
     fs::create_dir(&links).unwrap();
-    // 65,000 on ext4; file systems without such a limit have nothing to show here.
+    // 65,000 on ext4; on a file system without such a limit there is nothing to test.
     if !(0..70_000).any(|i| fs::hard_link(&blob, links.join(i.to_string())).is_err()) {
         return;
     }
@@ -199,7 +199,7 @@ fn a_blob_without_links_left_is_copied() {
     assert_ne!(copy.ino(), fs::metadata(&blob).unwrap().ino());
 }
 
-/// Any folder, of which executable bits and empty folders count.
+/// Accepts any folder; executable bits and empty folders are content.
 struct Tree;
 
 impl ArtifactType for Tree {
@@ -241,7 +241,7 @@ fn a_tree_keeps_executable_bits_and_empty_folders() {
     }
     fs::remove_dir(folder.join("sub/empty/inner")).unwrap();
     assert_eq!(space.store.presence(&digest).unwrap(), Presence::Rotten { file: "sub/empty/inner".into() });
-    // Of other types they are no content: some file systems set the bits of their own accord.
+    // For other types they are not content: some file systems set executable bits by themselves.
     let plain = space.out(&[("run.sh", b"echo")]);
     let without = space.store.commit(&plain, &Anything).unwrap().0;
     fs::create_dir(plain.join("empty")).unwrap();

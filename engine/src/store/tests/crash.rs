@@ -7,7 +7,7 @@ use crate::store::{Presence, Recorded, Store, verify};
 
 const FILES: &[(&str, &[u8])] = &[("a", b"first"), ("sub/b", b"second"), ("sub/c", b"first")];
 
-/// What a child process does until it is killed; not a claim.
+/// The work of a child process until it is killed; not a test by itself.
 #[test]
 #[ignore = "run by the claim below, in a process that dies on the way"]
 fn commits_and_records() {
@@ -40,7 +40,7 @@ fn a_crash_between_any_two_steps_leaves_no_record_or_a_whole_one() {
             assert_eq!(store.presence(&record.digest).unwrap(), Presence::Whole);
             records += 1;
         }
-        // Running again is all that it takes.
+        // Running again is sufficient.
         let (digest, _) = store.commit(&space.out(FILES), &Anything).unwrap();
         assert_ne!(matches!(store.record(&record(1, digest)).unwrap(), Recorded::Same), report.records == 0);
         assert_eq!(store.presence(&digest).unwrap(), Presence::Whole);
@@ -51,6 +51,6 @@ fn a_crash_between_any_two_steps_leaves_no_record_or_a_whole_one() {
             break;
         }
     }
-    // Some died before the artifact was there, some between it and the record, and some after both.
+    // Some died before the artifact was committed, some between artifact and record, and some after both.
     assert!(records >= 2 && artifacts > records, "{artifacts} artifacts, {records} records");
 }

@@ -16,7 +16,7 @@ fn of(store: &Store, path: &Path) -> Digest {
     store.content_of(&External::Path(InputPath(path.to_owned()))).unwrap().digest
 }
 
-/// The content of what `written` stands for in `folder`.
+/// The content of the files that `written` names in `folder`.
 fn of_files(store: &Store, folder: &Path, written: serde_json::Value) -> Result<Digest> {
     let files = External::Files(serde_json::from_value(written).unwrap());
     store.content_of(&files.from_base(folder)).map(|content| content.digest)
@@ -45,14 +45,14 @@ fn a_change_that_keeps_size_and_mtime_is_seen() {
     };
     write(&path, "Anna");
     assert_eq!(of(&space.store, &path), Digest::of(b"Anna"));
-    // `cp -p`, `tar`, an editor that puts the mtime back: in place ...
+    // Programs that reset mtime (`cp -p`, `tar`, an editor): in place ...
     write(&path, "Jane");
     assert_eq!(of(&space.store, &path), Digest::of(b"Jane"));
     std::thread::sleep(Duration::from_millis(60));
     of(&space.store, &path);
     write(&path, "Mary");
     assert_eq!(of(&space.store, &path), Digest::of(b"Mary"));
-    // ... and by another file that takes the name.
+    // ... and by renaming another file to this name.
     write(&folder.join("second"), "Lucy");
     fs::rename(folder.join("second"), &path).unwrap();
     assert_eq!(of(&space.store, &path), Digest::of(b"Lucy"));
@@ -77,7 +77,7 @@ fn a_file_at_rest_is_read_once_and_a_fresh_one_each_time() {
     let path = space.folder.path().join("data");
     let known = |path: &Path| space.store.index.vouched(&Stat::of_input(&fs::metadata(path).unwrap())).unwrap();
     fs::write(&path, b"one").unwrap();
-    // Written just now: a second write could leave its times as they are.
+    // Written just now: a second write might not change its times.
     of(&space.store, &path);
     assert_eq!(known(&path), None);
     std::thread::sleep(Duration::from_millis(60));
@@ -113,7 +113,7 @@ fn links_are_followed_and_each_name_counts() {
     symlink(plain.join("sub"), linked.join("sub")).unwrap();
     let content = of(&space.store, &linked);
     assert_eq!(content, of(&space.store, &plain));
-    // A second name for what is there already, file or folder, is another folder to whoever reads by name.
+    // A second name for a file or folder changes the content, because readers may go by name.
     symlink("sub", linked.join("again")).unwrap();
     let again = of(&space.store, &linked);
     assert_ne!(again, content);
@@ -163,7 +163,7 @@ fn a_file_that_was_changed_and_changed_back_stands_differently() {
     let params = json!({ "deep": [External::Path(InputPath(folder.join("a"))).to_value()] });
     let before = space.store.input_stats(&params).unwrap();
     assert_eq!(space.store.input_stats(&params).unwrap(), before);
-    // The clock behind times ticks every few milliseconds.
+    // The clock for file times ticks every few milliseconds.
     std::thread::sleep(Duration::from_millis(20));
     fs::write(folder.join("a"), "two").unwrap();
     fs::write(folder.join("a"), "one").unwrap();

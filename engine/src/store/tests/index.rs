@@ -6,7 +6,7 @@ use crate::names::Digest;
 use crate::store::Presence;
 use crate::store::files::Stat;
 
-/// A stat that no file has.
+/// A stat that no real file has.
 fn stat(n: u64) -> Stat {
     Stat { device: 1, inode: n, size: n, mtime: 5, ctime: None }
 }

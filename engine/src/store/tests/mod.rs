@@ -1,4 +1,4 @@
-//! Claims about the store.
+//! Tests of the store.
 
 mod commit;
 mod crash;
@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::names::{Digest, InstanceName};
 use crate::plan::Recipe;
 
-/// An artifact type that takes any folder.
+/// An artifact type that accepts any folder.
 pub(crate) struct Anything;
 
 impl ArtifactType for Anything {
@@ -42,7 +42,7 @@ impl ArtifactType for Anything {
     }
 }
 
-/// A store in a temporary folder, and somewhere to put outputs.
+/// A store in a temporary folder, with space for outputs.
 pub(crate) struct Space {
     pub folder: TempDir,
     pub store: Store,
@@ -55,12 +55,12 @@ impl Space {
         Self { folder, store }
     }
 
-    /// Another process's view of the same store.
+    /// The same store as another process sees it.
     pub fn again(&self) -> Store {
         Store::open(self.store.root()).unwrap()
     }
 
-    /// A fresh output folder with these files.
+    /// A new output folder with these files.
     pub fn out(&self, files: &[(&str, &[u8])]) -> PathBuf {
         let out = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
         for (name, bytes) in files {
@@ -84,7 +84,7 @@ pub(crate) fn instance(name: &str) -> InstanceName {
     InstanceName { stage: stage.to_owned().try_into().unwrap(), labels }
 }
 
-/// A record of a recipe that only `n` tells apart.
+/// A record whose recipe depends only on `n`.
 pub(crate) fn record(n: u64, digest: Digest) -> ActionRecord {
     let recipe = Recipe {
         kind: "test.work".into(),
@@ -109,7 +109,7 @@ pub(crate) fn record(n: u64, digest: Digest) -> ActionRecord {
     ActionRecord { key: recipe.key(), digest, recipe, provenance }
 }
 
-/// Flips one bit in place, through every link to the file, as root may.
+/// Flips one bit in place, through every link to the file, as root can.
 fn flip(path: &Path) {
     let file = writable(path);
     let mut byte = [0];
@@ -117,7 +117,7 @@ fn flip(path: &Path) {
     file.write_all_at(&[byte[0] ^ 1], 0).unwrap();
 }
 
-/// Flips one bit and puts the mtime back: rot that leaves stat unchanged.
+/// Flips one bit and restores the mtime: damage that leaves the stat unchanged.
 fn rot(path: &Path) {
     let before = fs::metadata(path).unwrap();
     flip(path);

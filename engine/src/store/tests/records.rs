@@ -73,7 +73,7 @@ fn verify_notices_every_flipped_bit_of_a_record_and_of_a_manifest() {
                 false => space.store.action(&whole.key).unwrap().is_none(),
             };
             assert!(noticed, "{place}");
-            // Slower, and resting on the same: one bit of each byte.
+            // `verify` is slower and uses the same check, so test one bit of each byte.
             assert!(bit / 8 % 8 != bit % 8 || !verify(&space.store).unwrap().is_sound(), "{place}");
         }
         fs::write(&path, bytes).unwrap();

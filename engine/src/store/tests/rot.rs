@@ -111,7 +111,7 @@ fn quarantine_leaves_a_whole_artifact_where_it_is() {
 fn a_copied_store_is_hashed_once_and_then_believed() {
     let space = Space::new();
     let (digest, manifest) = space.commit(&[("a", b"good")]);
-    // Another inode, another mtime, no link to the blob.
+    // Another inode, another mtime, not a link to the blob.
     let file = space.store.artifact_folder(&digest).join("a");
     fs::remove_file(&file).unwrap();
     fs::write(&file, b"good").unwrap();
@@ -135,7 +135,7 @@ fn a_write_to_an_artifact_and_a_file_added_to_it_are_found() {
     assert_eq!(space.store.presence(&digest).unwrap(), Presence::Rotten { file: "a".into() });
 }
 
-/// Puts what is no file in the place of one: a folder that is not empty, a loop of links, a FIFO, a link to nothing.
+/// Functions that replace a file by something else: a non-empty folder, a link loop, a FIFO, a dangling link.
 fn displacements() -> [fn(&Path); 4] {
     [
         |path| {
@@ -179,7 +179,7 @@ fn whatever_stands_in_the_place_of_a_file_is_set_aside_and_the_next_run_mends_it
             }
             displace(&store.root().join("locks").join(made.key.to_string()));
             assert!(store.holder(&made.key).is_none());
-            // As a run does: the lock, the artifact, its record.
+            // The steps of a run: lock, artifact, record.
             let _lock = store.try_lock(&made.key).unwrap().expect("nobody holds it");
             assert_eq!(store.commit(&space.out(files), &Anything).unwrap().0, digest, "{place}");
             store.record(&made).unwrap();
@@ -187,7 +187,7 @@ fn whatever_stands_in_the_place_of_a_file_is_set_aside_and_the_next_run_mends_it
             assert_eq!(store.action(&made.key).unwrap(), Some(made.clone()), "{place}");
             assert!(store.timings().is_ok());
             let found = verify(&store).unwrap();
-            // A blob that a whole artifact does not need is no run's business.
+            // A run does not repair a blob that an intact artifact does not need.
             assert_eq!(found.is_sound(), place != "blob", "{place}: {found:?}");
             repair(&store, &found).unwrap();
             assert!(verify(&store).unwrap().is_sound(), "{place}");
@@ -197,7 +197,7 @@ fn whatever_stands_in_the_place_of_a_file_is_set_aside_and_the_next_run_mends_it
 
 #[test]
 fn whatever_stands_in_the_place_of_a_folder_is_set_aside_when_the_store_opens() {
-    // The first puts a folder there.
+    // The first displacement creates a folder.
     for displace in &displacements()[1..] {
         for name in ["quarantine", "blobs", "artifacts", "actions", "work", "requests", "runs", "locks"] {
             let space = Space::new();
