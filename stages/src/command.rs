@@ -253,8 +253,7 @@ fn redact(mut text: String, secrets: &[(String, String)]) -> String {
     text
 }
 
-/// The absolute path of the entry of `files` whose relative path is or ends with `arg`; `arg` itself if no entry
-/// matches.
+/// The absolute path of the only entry of `files` that ends with `arg`; `arg` itself if there is none.
 fn resolve(arg: &str, files: &[PathBuf]) -> Result<String> {
     let relative: PathBuf = Path::new(arg).components().filter(|part| *part != Component::CurDir).collect();
     if relative.as_os_str().is_empty() || relative.is_absolute() {
