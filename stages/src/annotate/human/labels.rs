@@ -15,7 +15,7 @@ use crate::types::{Outcome, Preference};
 crate::words! {
     /// Treatment of several labels of one pair.
     pub enum Labels {
-        /// One row per label. Repeated labels of one worker, and repeated labels without a worker, count once.
+        /// One row per label. Equal labels of one worker, or without a worker, count once.
         Each = "each",
         /// One row per pair, with the majority label: one vote per worker, and one per label without a worker. Equal
         /// votes are a tie.
