@@ -23,10 +23,11 @@ pub struct Sound<'a> {
     pub other_post: &'a str,
 }
 
-/// Makes `sound` worse: `swap` replaces one to three facts, `shuffle` reorders at least five consecutive words or at
-/// least four sentences, `truncate` drops the end, `repeat` says a phrase three or four times. The second value is
-/// `ended`: false if a truncated text should also look as if it hit the length limit. `None` if this corruption cannot
-/// make this text worse: with facts, worse means a lower true quality; for real text, a different text.
+/// Makes `sound` worse: `swap` replaces one to three facts, `shuffle` reorders at least five consecutive words (four if
+/// there are no more) or at least four sentences, `truncate` drops the end, `repeat` says a phrase three or four times.
+/// The second value is `ended`: false if a truncated text should also look as if it hit the length limit. `None` if
+/// this corruption cannot make this text worse: with facts, worse means a lower true quality; for real text, a
+/// different text.
 ///
 /// Real text has no facts. There, a swap replaces one to three words that occur in both summary and post (numbers, or
 /// content words of at least five letters) by words of the same sort from another post.
