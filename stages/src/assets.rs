@@ -1,4 +1,4 @@
-//! What is embedded in the binary: the tokenizer and base models of the default pipeline.
+//! Assets embedded in the binary: the tokenizer and base models of the default pipeline.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -8,7 +8,7 @@ use engine::names::Digest;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-/// A folder of files.
+/// A named folder of embedded files.
 pub struct Asset {
     pub name: &'static str,
     pub files: &'static [(&'static str, &'static [u8])],
@@ -45,7 +45,7 @@ fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// # Errors
-/// If there is no asset of this name in this binary.
+/// If this binary has no asset of this name.
 pub fn get(name: &str) -> Result<&'static Asset> {
     EMBEDDED.iter().find(|asset| asset.name == name).ok_or_else(|| {
         Error::yours(format!("the asset `{name}` is not in this binary"))
@@ -64,8 +64,8 @@ pub fn write(name: &str, folder: &Path) -> Result<()> {
     })
 }
 
-/// A parameter that names an asset. In the pipeline file: its name; in normalised parameters and so in the key: its name and
-/// the digest of its files, so that another binary with other bytes has another key.
+/// A parameter that names an asset. A pipeline file gives only the name. Normalised parameters, and so the key, hold
+/// the name and the digest of its files: a binary with other asset bytes gets another key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AssetName(pub String);
 

@@ -1,4 +1,4 @@
-//! `command`: any program as a stage. Knows no artifact type but by name.
+//! `command`: runs any program as a stage.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env::VarError;
@@ -23,27 +23,31 @@ pub struct Command;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// The program and its arguments. It fills the folder `TEMPER_OUTPUT`, and finds the folders of its inputs in
-    /// `TEMPER_INPUT_<port>` (a line each) and, as JSON by port, in the file `TEMPER_INPUTS_FILE`. An argument that names one of `files` becomes that file's absolute path.
+    /// The program and its arguments. The program must fill the folder `TEMPER_OUTPUT`. `TEMPER_INPUT_<port>` lists the
+    /// input folders of a port, one per line, and the file `TEMPER_INPUTS_FILE` lists all of them as JSON by port. An
+    /// argument that names one of `files` is replaced by that file's absolute path.
     pub run: Vec<String>,
-    /// The artifact type that it fills `TEMPER_OUTPUT` with; `Files` for anything.
+    /// The artifact type of the output in `TEMPER_OUTPUT`; `Files` accepts any files.
     pub output: String,
-    /// Scripts and data that belong to the key, by content: files, folders, patterns. Hidden files of a folder do not belong to it.
+    /// Scripts and data whose contents are part of the key: files, folders, patterns. Hidden files of a folder are not
+    /// part of it.
     #[serde(default)]
     pub files: InputFiles,
-    /// Environment variables, part of the key.
+    /// Environment variables for the program; part of the key.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Environment variables to pass on; their values are secrets, not part of the key and redacted everywhere.
+    /// Names of environment variables to pass on. Their values are secrets: not part of the key, and redacted
+    /// everywhere.
     #[serde(default)]
     pub pass_env: Vec<String>,
-    /// Given to the program as JSON in the file `TEMPER_PARAMS_FILE`, and in `TEMPER_PARAMS` unless they are long.
+    /// Parameters for the program, as JSON in the file `TEMPER_PARAMS_FILE` and, unless they are long, in
+    /// `TEMPER_PARAMS`.
     #[serde(default)]
     pub params: Value,
-    /// Whether the same inputs always give the same bytes.
+    /// Whether the same inputs always produce the same bytes.
     #[serde(default = "yes")]
     pub deterministic: bool,
-    /// Whether the stage's seed is part of the key and given in `TEMPER_SEED`.
+    /// Whether the stage's seed is part of the key and passed in `TEMPER_SEED`.
     #[serde(default)]
     pub seeded: bool,
 }
@@ -52,7 +56,7 @@ fn yes() -> bool {
     true
 }
 
-/// What the program's environment has of ours.
+/// Variables that the program inherits from temper's own environment.
 const KEPT: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
 
 fn is_variable(name: &str) -> bool {
@@ -143,13 +147,13 @@ impl Kind for Command {
         let mut command = std::process::Command::new(program);
         command.args(args).env_clear().envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.envs(&params.env).envs(secrets.iter().map(|(name, value)| (name, value)));
-        // The folder to fill lies in the attempt's folder.
+        // The output folder is a direct child of the attempt's folder.
         let attempt = ctx.out().parent().unwrap_or_else(|| ctx.out()).to_owned();
         let mut folders: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for (port, inputs) in ctx.inputs() {
             folders.insert(port, inputs.iter().map(|input| input.folder.display().to_string()).collect());
         }
-        // By file whatever their size; by variable what the system takes.
+        // Files take values of any size; variables only values that the system accepts.
         for (name, value) in [("params", params.params.to_string()), ("inputs", json!(folders).to_string())] {
             let path = attempt.join(format!("{name}.json"));
             std::fs::write(&path, &value).at(&path)?;
@@ -159,7 +163,7 @@ impl Kind for Command {
             }
         }
         for (port, folders) in &folders {
-            // Several inputs at one port: a line each.
+            // A port with several inputs lists one folder per line.
             let lines = folders.join("\n");
             if lines.len() <= LONGEST {
                 command.env(variable_of(port), lines);
@@ -170,8 +174,8 @@ impl Kind for Command {
             command.env("TEMPER_SEED", ctx.seed().to_string());
         }
         command.current_dir(&attempt);
-        // Our standard output speaks to the orchestrator: the program's goes to the log, as its standard error does. The
-        // orchestrator shows the end of the log beside an error.
+        // This process's standard output carries messages to the orchestrator, so the program's standard output goes to
+        // the log, together with its standard error. The orchestrator shows the end of the log with an error.
         let log = std::io::stderr().as_fd().try_clone_to_owned();
         let log = log.map_err(|e| Error::surroundings(format!("no log for the program: {e}")))?;
         command.stdin(Stdio::null()).stdout(log);
@@ -179,7 +183,7 @@ impl Kind for Command {
         let mut child = command.spawn().map_err(|e| {
             let what = format!("`{program}` cannot be started: {e}");
             match e.kind() {
-                // No process, no memory, no descriptor to be had.
+                // The system is out of processes, memory or file descriptors.
                 ErrorKind::WouldBlock | ErrorKind::OutOfMemory | ErrorKind::QuotaExceeded => Error::surroundings(what),
                 ErrorKind::ArgumentListTooLong => {
                     Error::yours(what).help("pass long arguments by `params` (TEMPER_PARAMS_FILE) or a file")
@@ -194,24 +198,24 @@ impl Kind for Command {
             return Err(Error::yours(format!("`{called}` failed with {status}")));
         }
         check_root(ctx.out()).map_err(|e| e.within(format!("`{called}`")))?;
-        // A name that the program could not have guessed.
+        // A random name, so that the program cannot have created it beforehand.
         let name = format!(".copy-{:x}", RandomState::new().build_hasher().finish());
         own(ctx.out(), &attempt.join(name))
     }
 }
 
-/// Bytes that one argument or variable may have: the system takes 128 KiB.
+/// Maximum bytes of one argument or variable; the system's limit is 128 KiB.
 const LONGEST: usize = 120 << 10;
 const LONG: &str = "more than 120 KiB";
-/// Bytes that arguments and variables may have together: the system takes 2 MiB, inputs and secrets included.
+/// Maximum bytes of all arguments and variables together; the system's limit is 2 MiB, including inputs and secrets.
 const ALL: usize = 1 << 20;
 
-/// The variable that names the folders at a port.
+/// The variable that lists the input folders of a port.
 fn variable_of(port: &str) -> String {
     format!("TEMPER_INPUT_{}", port.replace('-', "_"))
 }
 
-/// A variable of ours that the program is given.
+/// The value of a `pass_env` variable in temper's own environment.
 fn passed(name: &str) -> Result<(String, String)> {
     match std::env::var(name) {
         Ok(value) => Ok((name.to_owned(), value)),
@@ -223,8 +227,8 @@ fn passed(name: &str) -> Result<(String, String)> {
     }
 }
 
-/// Puts a copy of each file, made under the name `copy`, in its place: a process that the program left behind may hold the file
-/// itself open.
+/// Replaces each file by a copy of itself, written to the temporary path `copy`: a process that the program left behind
+/// may still hold the original file open.
 fn own(folder: &Path, copy: &Path) -> Result<()> {
     let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).at(folder)?;
     for entry in entries {
@@ -249,13 +253,13 @@ fn redact(mut text: String, secrets: &[(String, String)]) -> String {
     text
 }
 
-/// The absolute path of the one of `files` that `arg` names, by its whole relative path or the end of it; else `arg` itself.
+/// The absolute path of the only entry of `files` that ends with `arg`; `arg` itself if there is none.
 fn resolve(arg: &str, files: &[PathBuf]) -> Result<String> {
     let relative: PathBuf = Path::new(arg).components().filter(|part| *part != Component::CurDir).collect();
     if relative.as_os_str().is_empty() || relative.is_absolute() {
         return Ok(arg.to_owned());
     }
-    // What leads out of the pipeline's folder was resolved in `files` too: its end still tells which it is.
+    // `files` already has leading `..` resolved, so only the rest of the path is compared.
     let end: PathBuf = relative.components().skip_while(|part| *part == Component::ParentDir).collect();
     let found: BTreeSet<&PathBuf> = files.iter().filter(|path| path.ends_with(&end)).collect();
     match Vec::from_iter(found).as_slice() {
@@ -413,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_pipe_under_the_name_of_a_copy_stops_nothing() {
-        // The parent of the program is the attempt.
+        // The program's parent process is the attempt.
         let script =
             "for at in . ..; do mkfifo \"$TEMPER_OUTPUT/$at/.copy-$PPID\"; done; echo x > \"$TEMPER_OUTPUT/x\"";
         let out = run(&Command, json!({ "run": ["sh", "-c", script], "output": "Files" }), Bench::new().inputs());

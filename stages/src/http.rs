@@ -1,29 +1,29 @@
-//! What every kind that talks to a server shares: a client with our TLS, a runtime, the environment. Knows no server.
+//! HTTP client, async runtime and environment variables shared by all kinds that make network requests.
 
 use std::time::Duration;
 
 use engine::error::{Error, Result};
 
-/// Environment variables that a client may need to reach the network from behind a proxy or with a private authority.
+/// Environment variables that a client may need behind a proxy or with a private certificate authority.
 pub const ENV: [&str; 8] =
     ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 
-/// Whether an answer that points elsewhere is followed.
+/// Whether a client follows redirects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redirects {
-    /// Followed; `Authorization` goes to no other host. Any other header that holds a secret would.
+    /// Follows redirects. `Authorization` is not sent to another host, but any other header with a secret would be.
     Followed,
-    /// The answer is the redirect itself: for requests with a secret in a header of the API's own.
+    /// Returns the redirect itself. For requests that carry a secret in a custom header.
     Never,
 }
 
-/// A client whose requests take `timeout` at most as a whole; without one, whose answers may take as long as they like, if
-/// something comes every two minutes.
+/// A client whose requests take at most `timeout` in total. Without a timeout, a response may take any time as long as
+/// some data arrives every two minutes.
 ///
 /// # Errors
-/// If the machine has no TLS roots or the like.
+/// If the client cannot be built, for example because the machine has no TLS roots.
 pub fn client(timeout: Option<Duration>, redirects: Redirects) -> Result<reqwest::Client> {
-    // An error says only that a provider is installed already.
+    // Fails only if a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = reqwest::Client::builder().user_agent("temper").connect_timeout(Duration::from_secs(20));
     if redirects == Redirects::Never {
@@ -37,7 +37,7 @@ pub fn client(timeout: Option<Duration>, redirects: Redirects) -> Result<reqwest
 }
 
 /// # Errors
-/// If the machine gives no runtime.
+/// If the runtime cannot be created.
 pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -45,7 +45,7 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .map_err(|e| Error::surroundings(format!("no runtime for requests: {e}")))
 }
 
-/// An error with its causes on one line, without the URL's query.
+/// An error and its causes on one line, without the URL's query.
 pub fn causes(e: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut cause: Option<&dyn std::error::Error> = Some(e);
@@ -59,7 +59,7 @@ pub fn causes(e: &reqwest::Error) -> String {
     text
 }
 
-/// A variable that is set and not empty.
+/// The value of an environment variable that is set and not blank.
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.trim().is_empty())
 }

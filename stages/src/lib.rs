@@ -1,4 +1,4 @@
-//! The stage kinds and artifact types of temper: what a pipeline can do. Knows no graph and no store.
+//! Stage kinds and artifact types of temper.
 
 #[macro_use]
 pub mod table;
@@ -30,7 +30,7 @@ mod testing;
 
 use engine::kind::Registry;
 
-/// Everything that a pipeline can use; one line for each artifact type and each kind.
+/// The registry of every artifact type and stage kind.
 pub fn registry() -> Registry {
     types::register(Registry::default())
         .kind(annotate::Gold)

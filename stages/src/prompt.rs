@@ -1,16 +1,16 @@
-//! The prompt template of the paper (A.1), fitted to a window, and the ids of responses. Knows no model.
+//! The prompt template of the paper (A.1), truncation of prompts to a token limit, and token ids of responses.
 
 use engine::context::Context;
 
 use crate::types::Post;
 
-/// What the template and its fitting need of a tokenizer.
+/// The tokenizer operations that the template needs.
 pub trait Encode {
-    /// A whole text, with BOS if the tokenizer puts it there.
+    /// Encodes a whole text, with BOS if the tokenizer adds one.
     fn encode(&self, text: &str) -> Vec<u32>;
-    /// A text that begins with a space and goes on from another one.
+    /// Encodes a text that starts with a space and continues another text.
     fn encode_after(&self, text: &str) -> Vec<u32>;
-    /// The id that ends a response.
+    /// The id that ends a response (EOS).
     fn eos(&self) -> u32;
 }
 
@@ -28,16 +28,16 @@ impl Encode for lm::Tokenizer {
     }
 }
 
-/// A prompt that fits.
+/// A prompt within its token limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fitted {
     pub text: String,
     pub ids: Vec<u32>,
-    /// Whether the post lost its end.
+    /// Whether the end of the post was cut off.
     pub truncated: bool,
 }
 
-/// How many prompts a stage fitted, and how many of them lost the end of their post.
+/// Counts of all prompts of a stage and of those whose post was truncated.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Truncation {
     prompts: u64,
@@ -50,14 +50,14 @@ impl Truncation {
         self.truncated += u64::from(truncated);
     }
 
-    /// Notes the metric `truncated_prompts`, and warns as [`Truncation::warn`] does.
+    /// Records the metric `truncated_prompts`, and warns as [`Truncation::warn`] does.
     pub fn tell(&self, ctx: &mut Context) {
         ctx.metric("truncated_prompts", self.truncated as f64);
         self.warn(ctx, "prompts");
     }
 
-    /// Warns if more than a tenth of the prompts, called `what`, were truncated: the summaries are then of posts that the
-    /// model never read to their end.
+    /// Warns if more than a tenth of the prompts were truncated, because the model then summarises posts that it has
+    /// not read to the end. `what` names the prompts in the message.
     pub fn warn(&self, ctx: &mut Context, what: &str) {
         let Self { prompts, truncated } = *self;
         if 10 * truncated > prompts {
@@ -69,12 +69,12 @@ impl Truncation {
     }
 }
 
-/// The A.1 text. A subreddit gets its `r/` if it lacks it; an empty subreddit or title leaves its line's value empty.
+/// The A.1 prompt. Adds `r/` to a subreddit without it; an empty subreddit or title leaves an empty value on its line.
 pub fn text(post: &Post) -> String {
     Parts::of(post).text()
 }
 
-/// What stands on the template's lines.
+/// The fields of the template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parts<'a> {
     pub subreddit: &'a str,
@@ -87,9 +87,9 @@ impl<'a> Parts<'a> {
         Self { subreddit: &post.subreddit, title: &post.title, post: &post.post }
     }
 
-    /// The parts behind a prompt of this template as anyone writes it: any case of its labels, single or double newlines,
-    /// with or without subreddit and title above and `TL;DR:` below. None if no line starts with `POST:`, or if other text
-    /// stands above it.
+    /// Parses a prompt that follows this template, as sources write it: labels in any case, single or double newlines,
+    /// with or without the subreddit and title lines and the final `TL;DR:`. `None` if no line starts with `POST:`, or
+    /// if other text precedes it.
     pub fn parse(prompt: &'a str) -> Option<Self> {
         let (head, post) = split_at_label(prompt.trim(), "POST:")?;
         let head = head.trim();
@@ -103,7 +103,7 @@ impl<'a> Parts<'a> {
         Some(Self { subreddit: subreddit.trim(), title: title.trim(), post: post.trim() })
     }
 
-    /// The A.1 text.
+    /// The A.1 prompt.
     pub fn text(self) -> String {
         let subreddit = self.subreddit.trim();
         let prefix = if subreddit.is_empty() || subreddit.starts_with("r/") { "" } else { "r/" };
@@ -111,10 +111,10 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// How people write the template's last label.
+/// Spellings of the template's last label.
 const TLDR: [&str; 2] = ["TL;DR:", "TLDR:"];
 
-/// A summary without outer white space and without the label that some sources leave in front of it.
+/// A summary without surrounding white space and without the `TL;DR:` label that some sources put in front.
 pub fn bare_summary(text: &str) -> &str {
     let text = text.trim();
     TLDR.iter().find_map(|label| after_label(text, label)).map_or(text, str::trim)
@@ -131,20 +131,20 @@ fn before_label<'a>(text: &'a str, label: &str) -> Option<&'a str> {
     text.get(end..)?.eq_ignore_ascii_case(label).then(|| &text[..end])
 }
 
-/// What stands before the first line that starts with `label`, and what follows the label.
+/// The text before the first line that starts with `label`, and the text after that label.
 fn split_at_label<'a>(text: &'a str, label: &str) -> Option<(&'a str, &'a str)> {
     let mut lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
     lines.find_map(|at| Some((&text[..at], after_label(&text[at..], label)?)))
 }
 
-/// The A.1 text in at most `max_tokens` ids. One that does not fit loses the end of its post at a line or sentence break
-/// (at a word's if the first sentence alone is too long), never part of the template; with an empty post it may still be
-/// longer than `max_tokens`.
+/// The A.1 prompt in at most `max_tokens` ids. A prompt that does not fit loses the end of its post, at a line or
+/// sentence break, or at a word break if even the first sentence is too long. The template itself is never cut: even
+/// with an empty post, the prompt may be longer than `max_tokens`.
 pub fn fit(tokenizer: &impl Encode, post: &Post, max_tokens: usize) -> Fitted {
     fit_parts(tokenizer, Parts::of(post), max_tokens)
 }
 
-/// As [`fit`], for an A.1 text; one that does not follow the template is all taken for the post.
+/// As [`fit`], for an A.1 prompt given as text. A text that does not follow the template is treated as a post.
 pub fn fit_text(tokenizer: &impl Encode, prompt: &str, max_tokens: usize) -> Fitted {
     fit_parts(tokenizer, Parts::parse(prompt).unwrap_or(Parts { subreddit: "", title: "", post: prompt }), max_tokens)
 }
@@ -161,7 +161,7 @@ fn fit_parts(tokenizer: &impl Encode, parts: Parts<'_>, max_tokens: usize) -> Fi
     }
     let body = parts.post.trim();
     for breaks in [sentence_ends(body), word_ends(body)] {
-        // Longer texts have more ids, but for rare merges at the cut: search, then step back while it does not fit.
+        // More text means more ids, except for rare merges at the cut: so bisect, then step back until the prompt fits.
         let mut candidates = breaks.partition_point(|&end| fitted(&body[..end], true).ids.len() <= max_tokens);
         while candidates > 0 {
             let fit = fitted(&body[..breaks[candidates - 1]], true);
@@ -174,8 +174,9 @@ fn fit_parts(tokenizer: &impl Encode, parts: Parts<'_>, max_tokens: usize) -> Fi
     fitted("", true)
 }
 
-/// The ids of a response: of a space and the trimmed summary, and EOS if it `ended`. No token spans the border: where the
-/// whole text has a token border there, prompt and response have the ids of the whole.
+/// The ids of a response: a space and the trimmed summary, then EOS if it `ended`. No token spans the border between
+/// prompt and response: if tokenizing the concatenated text puts a token border there, prompt and response get the same
+/// ids as in that text.
 pub fn response_ids(tokenizer: &impl Encode, summary: &str, ended: bool) -> Vec<u32> {
     let mut ids = tokenizer.encode_after(&format!(" {}", summary.trim()));
     if ended {
@@ -184,7 +185,8 @@ pub fn response_ids(tokenizer: &impl Encode, summary: &str, ended: bool) -> Vec<
     ids
 }
 
-/// Byte offsets at which `body` may end: before a line break, or after `.`, `!` or `?` that white space follows.
+/// Byte offsets at which `body` may end: before a line break, or after `.`, `!`, `?`, `…`, `)` or `"` followed by white
+/// space.
 fn sentence_ends(body: &str) -> Vec<usize> {
     let mut ends = Vec::new();
     let mut previous = ' ';
@@ -198,7 +200,7 @@ fn sentence_ends(body: &str) -> Vec<usize> {
     ends
 }
 
-/// Byte offsets after each word.
+/// Byte offsets of the ends of words.
 fn word_ends(body: &str) -> Vec<usize> {
     let mut previous = ' ';
     let mut ends = Vec::new();
@@ -215,7 +217,7 @@ fn word_ends(body: &str) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    /// A token per byte.
+    /// A tokenizer with one token per byte.
     struct Bytes;
 
     impl Encode for Bytes {

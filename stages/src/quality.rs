@@ -1,7 +1,7 @@
-//! True quality: how well a summary tells the facts of an invented post. Knows no model and no real text.
+//! True quality: how well a summary states the facts of an invented post.
 //!
-//! total = (covered - 2 wrong)/6 - share of bad bigrams - 0.5 repetition - 0.25 if it did not end (STUDY.md). Each term is
-//! kept, so that a report can show what a policy gave up.
+//! total = (covered - 2 wrong)/6 - share of bad bigrams - 0.5 repetition - 0.25 if not ended (STUDY.md). Each term is
+//! kept, so that a report can show which terms a policy traded away.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
@@ -12,24 +12,24 @@ use crate::corpus::{Category, all_summaries, examples, words::words};
 /// The true quality of one summary.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quality {
-    /// At most 1, which every reference of the grammar reaches.
+    /// At most 1. Every reference summary of the grammar has fluency and coverage 1.
     pub total: f64,
-    /// Share of the six facts that are told, in [0, 1].
+    /// Share of the six facts that the summary states, in [0, 1].
     pub coverage: f64,
-    /// Facts told wrongly, over six; in [0, 2].
+    /// Number of wrong facts divided by six, in [0, 2].
     pub invented: f64,
-    /// Share of word bigrams, sentence ends included, that the grammar's TL;DRs license; in [0, 1].
+    /// Share of word bigrams, including the end of the text, that occur in the grammar's TL;DRs; in [0, 1].
     pub fluency: f64,
-    /// Share of word bigrams that stood in the summary before, in [0, 1].
+    /// Share of word bigrams that already occurred in the summary, in [0, 1].
     pub repetition: f64,
     pub covered: u32,
-    /// Distinct values that are not the post's, at most two of each category.
+    /// Distinct values other than the post's, counting at most two per category.
     pub wrong: u32,
     /// Length in words and punctuation marks.
     pub words: u32,
 }
 
-/// Scores `summary` against the post's facts; `ended`: whether it stopped by itself (EOS) rather than at a limit.
+/// Scores `summary` against the post's facts. `ended` is whether it ended with EOS rather than at a length limit.
 pub fn score(facts: &Facts, summary: &str, ended: bool) -> Quality {
     let words = words(summary);
     let (mut covered, mut wrong) = (0, 0);
@@ -52,7 +52,7 @@ pub fn score(facts: &Facts, summary: &str, ended: bool) -> Quality {
 const START: &str = "<start>";
 const END: &str = "<end>";
 
-/// A word as the grammar sees it: a value of a category stands for all of them.
+/// The symbol of a word in bigrams: all values of a category share one.
 fn symbol(word: &str) -> &str {
     match Category::of(word) {
         Some(Category::Who) => "<who>",
@@ -70,10 +70,10 @@ fn symbols(words: &[String], ended: bool) -> Vec<&str> {
     std::iter::once(START).chain(words).chain(ended.then_some(END)).collect()
 }
 
-/// The bigrams of every TL;DR that the grammar can write, by first symbol.
+/// Whether the bigram occurs in any TL;DR that the grammar can write.
 fn licensed(first: &str, second: &str) -> bool {
     static LICENSED: LazyLock<HashMap<String, HashSet<String>>> = LazyLock::new(|| {
-        // Categories stand for their values, so the facts of any one post will do.
+        // Values are replaced by their category, so the facts of any post will do.
         let facts = &examples(1, 0)[0].facts;
         let mut licensed: HashMap<String, HashSet<String>> = HashMap::new();
         for summary in all_summaries(facts) {
@@ -122,7 +122,7 @@ mod tests {
         let (s, _) = post(5);
         let f = &s.facts;
         let other = |c: Category| *c.values().iter().find(|v| **v != f.value(c)).unwrap();
-        // Four right, one wrong, nothing ill-formed, cut off.
+        // Four facts right, one wrong, no bad bigram, cut off.
         let text = format!(
             "{}, my {} has been {} since the {} and I feel {}",
             f.who,

@@ -1,16 +1,16 @@
-//! Small statistics over slices: moments, quantiles, rank correlation, bootstrap intervals, exact paired tests, curve fits.
+//! Statistics over slices: moments, quantiles, rank correlation, bootstrap intervals, exact paired tests, curve fits.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// The arithmetic mean; NaN of nothing.
+/// The arithmetic mean; NaN for an empty slice.
 pub fn mean(x: &[f64]) -> f64 {
     x.iter().sum::<f64>() / x.len() as f64
 }
 
-/// The population variance; NaN of nothing.
+/// The population variance; NaN for an empty slice.
 pub fn variance(x: &[f64]) -> f64 {
     let m = mean(x);
     x.iter().map(|v| (v - m).powi(2)).sum::<f64>() / x.len() as f64
@@ -21,7 +21,7 @@ pub fn std(x: &[f64]) -> f64 {
     variance(x).sqrt()
 }
 
-/// The `q`-quantile (0..=1) with linear interpolation; NaN of nothing.
+/// The `q`-quantile (0..=1) with linear interpolation; NaN for an empty slice.
 pub fn quantile(x: &[f64], q: f64) -> f64 {
     let mut sorted = x.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -31,7 +31,7 @@ pub fn quantile(x: &[f64], q: f64) -> f64 {
     sorted[low] + (at - low as f64) * (sorted[high] - sorted[low])
 }
 
-/// Ranks from 1, ties sharing their mean rank.
+/// Ranks from 1; ties share their mean rank.
 pub fn ranks(x: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..x.len()).collect();
     order.sort_by(|&i, &j| x[i].total_cmp(&x[j]));
@@ -51,7 +51,7 @@ pub fn ranks(x: &[f64]) -> Vec<f64> {
     ranks
 }
 
-/// Pearson's correlation; `None` when a side does not vary.
+/// Pearson's correlation; `None` if `x` or `y` is constant.
 pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
     let (mx, my) = (mean(x), mean(y));
     let (mut xy, mut xx, mut yy) = (0.0, 0.0, 0.0);
@@ -63,12 +63,12 @@ pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
     (xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
 }
 
-/// Spearman's rank correlation; `None` when a side does not vary.
+/// Spearman's rank correlation; `None` if `x` or `y` is constant.
 pub fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
     pearson(&ranks(x), &ranks(y))
 }
 
-/// A number with its interval.
+/// A mean with its interval.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Interval {
     pub mean: f64,
@@ -76,7 +76,7 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// The mean with its 95% percentile bootstrap interval over `x`.
+/// The mean of `x` with its 95% percentile bootstrap interval.
 pub fn bootstrap_mean(x: &[f64], resamples: usize, rng: &mut ChaCha12Rng) -> Interval {
     if x.is_empty() {
         return Interval { mean: f64::NAN, low: f64::NAN, high: f64::NAN };
@@ -87,28 +87,30 @@ pub fn bootstrap_mean(x: &[f64], resamples: usize, rng: &mut ChaCha12Rng) -> Int
     Interval { mean: mean(x), low: quantile(&means, 0.025), high: quantile(&means, 0.975) }
 }
 
-/// A permutation of `0..n`.
+/// A random permutation of `0..n`.
 pub fn permutation(n: usize, rng: &mut ChaCha12Rng) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     order.shuffle(rng);
     order
 }
 
-/// Differences up to which every sign flip is enumerated; beyond, 2^20 of them are taken in a fixed sequence.
+/// The largest number of differences for which every sign flip is enumerated. Beyond it, a fixed sequence of 2^20 sign
+/// flips is used.
 const ENUMERATED: usize = 20;
 
-/// The sum over each subset of `d`, the empty one first: all 2^n of them, or 2^20 for n > 20.
+/// The size and sum of each subset of `d`, the empty one first: all 2^n subsets, or 2^20 of them for n > 20.
 fn subset_sums(d: &[f64]) -> impl Iterator<Item = (u32, f64)> {
     (0..1_u64 << d.len().min(ENUMERATED)).map(move |subset| {
-        // An odd multiplier spreads the subset's number over all differences.
+        // Multiplying by an odd number spreads the bits of the subset's number over all differences.
         let pattern = if d.len() > ENUMERATED { subset.wrapping_mul(0x9E37_79B9_7F4A_7C15) } else { subset };
         let chosen = |&(i, _): &(usize, &f64)| pattern.rotate_right((i % 64) as u32) & 1 == 1;
         d.iter().enumerate().filter(chosen).fold((0, 0.0), |(n, sum), (_, d)| (n + 1, sum + d))
     })
 }
 
-/// Two-sided p of the sign-flip test that the paired differences `d` are symmetric about zero (Fisher 1935): the share of
-/// sign patterns whose sum is at least as far from zero as the observed one. Exact up to 20 differences; 1 of none.
+/// Two-sided p-value of the sign-flip test that the paired differences `d` are symmetric about zero (Fisher 1935): the
+/// share of sign patterns whose sum is at least as far from zero as the observed sum. Exact for up to 20 differences; 1
+/// if `d` is empty.
 pub fn sign_flip_p(d: &[f64]) -> f64 {
     let total: f64 = d.iter().sum();
     let size = d.iter().map(|d| d.abs()).sum::<f64>();
@@ -121,17 +123,18 @@ pub fn sign_flip_p(d: &[f64]) -> f64 {
     extreme as f64 / all as f64
 }
 
-/// The smallest p that [`sign_flip_p`] can give for `n` differences: 2 / 2^n.
+/// The smallest p-value that [`sign_flip_p`] can return for `n` differences: 2 / 2^n.
 pub fn smallest_sign_flip_p(n: usize) -> f64 {
     2.0 / 2.0_f64.powi(n.min(ENUMERATED) as i32)
 }
 
-/// The interval for the mean difference that inverts [`sign_flip_p`]: every shift m whose differences `d - m` the test does not
-/// reject at `alpha`. Its ends are order statistics of the means of the 2^n - 1 non-empty subsets (Hartigan 1969). `None` where
-/// so few differences reject nothing, so that it would be unbounded.
+/// The interval for the mean difference that inverts [`sign_flip_p`]: all shifts m for which the test does not reject
+/// `d - m` at `alpha`. Its ends are order statistics of the means of the 2^n - 1 non-empty subsets (Hartigan 1969).
+/// `None` if there are too few differences for the test to reject anything, so that the interval is unbounded.
 pub fn sign_flip_interval(d: &[f64], alpha: f64) -> Option<(f64, f64)> {
     let mut means: Vec<f64> = subset_sums(d).filter(|(n, _)| *n > 0).map(|(n, sum)| sum / f64::from(n)).collect();
-    // p(m) = 2 (1 + number of subset means <= m) / 2^n below the mean: this many subset means are rejected.
+    // Below the mean, p(m) = 2 (1 + number of subset means <= m) / 2^n; `rejected` is the number of subset means
+    // rejected at each end.
     let rejected = (alpha * (means.len() + 1) as f64 / 2.0 + 1e-9).floor() as usize;
     let (low, high) = (rejected.checked_sub(1)?, means.len().checked_sub(rejected)?);
     let low = *means.select_nth_unstable_by(low, f64::total_cmp).1;
@@ -139,7 +142,7 @@ pub fn sign_flip_interval(d: &[f64], alpha: f64) -> Option<(f64, f64)> {
     Some((low, high))
 }
 
-/// Holm's (1979) step-down correction of the p-values of one family, in their order.
+/// Holm's (1979) step-down correction of the p-values of one family, in the order of `p`.
 pub fn holm(p: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p.len()).collect();
     order.sort_by(|&i, &j| p[i].total_cmp(&p[j]));
@@ -152,12 +155,12 @@ pub fn holm(p: &[f64]) -> Vec<f64> {
     corrected
 }
 
-/// The smallest mean difference, in standard deviations of the differences, that [`sign_flip_p`] detects at `alpha` with
-/// power 0.8 among `n` normal differences; `None` where `n` differences never reach `alpha`.
+/// The smallest mean difference, in standard deviations of the differences, that [`sign_flip_p`] detects at `alpha`
+/// with power 0.8 for `n` normal differences. `None` if `n` differences cannot reach `alpha`.
 ///
-/// The test rejects a shift of the sample by x once x exceeds minus the lower end of [`sign_flip_interval`], so that the effect
-/// is the 0.8-quantile of that end over seeded samples of zero mean. Above 12 differences the value for 12 is scaled as the
-/// t test's, 1 / sqrt(n - 1.92) (Guenther 1981).
+/// The test rejects a sample shifted by x once x exceeds minus the lower end of [`sign_flip_interval`], so the effect
+/// is the 0.8-quantile of that bound over seeded samples of zero mean. For n > 12, the value for n = 12 is scaled like
+/// that of the t test, 1 / sqrt(n - 1.92) (Guenther 1981).
 pub fn detectable_effect(n: usize, alpha: f64) -> Option<f64> {
     const SIMULATED: usize = 12;
     const SAMPLES: usize = 1000;
@@ -166,7 +169,8 @@ pub fn detectable_effect(n: usize, alpha: f64) -> Option<f64> {
     let ends: Option<Vec<f64>> = (0..SAMPLES)
         .map(|_| {
             let sample: Vec<f64> = (0..size).map(|_| normal(&mut rng)).collect();
-            // Both ends of a symmetric sample serve: half of the simulations for the same precision.
+            // The samples are symmetric, so both ends of an interval count: half the simulations for the same
+            // precision.
             sign_flip_interval(&sample, alpha).map(|(low, high)| [-low, high])
         })
         .collect::<Option<Vec<_>>>()
@@ -181,7 +185,8 @@ pub fn normal(rng: &mut impl Rng) -> f64 {
     (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
 }
 
-/// R(d) = d (a - b ln d), the reward above the start at distance d = sqrt(KL) (Gao et al. 2023, the form for RL).
+/// R(d) = d (a - b ln d): the reward gained over the initial policy at distance d = sqrt(KL) (Gao et al. 2023, the form
+/// for RL).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GaoFit {
     pub a: f64,
@@ -189,8 +194,8 @@ pub struct GaoFit {
 }
 
 impl GaoFit {
-    /// Least squares on the features d and -d ln d; points at d = 0 carry no information and are left out. `None` with fewer
-    /// than two distances.
+    /// Least squares on the features d and -d ln d. Points at d = 0 carry no information and are skipped. `None` with
+    /// fewer than two distances.
     pub fn of(points: &[(f64, f64)]) -> Option<Self> {
         let (mut xx, mut xz, mut zz, mut xr, mut zr) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for &(d, r) in points.iter().filter(|(d, r)| *d > 0.0 && d.is_finite() && r.is_finite()) {
@@ -211,9 +216,9 @@ impl GaoFit {
     }
 }
 
-/// The mean vertical gap `f - g` between two curves of (x, y) points over their common range of x: the area between them
-/// divided by that range. Both are piecewise linear through their points in order of x; points of equal x count as their mean.
-/// `None` where the ranges do not overlap.
+/// The mean vertical gap `f - g` between two curves of (x, y) points over their common range of x: the area between
+/// them divided by the length of that range. Both are piecewise linear through their points in order of x; points of
+/// equal x are averaged. `None` if the ranges do not overlap.
 pub fn mean_gap(f: &[(f64, f64)], g: &[(f64, f64)]) -> Option<f64> {
     let (f, g) = (rising(f), rising(g));
     let (low, high) = (f.first()?.0.max(g.first()?.0), f.last()?.0.min(g.last()?.0));
@@ -228,7 +233,7 @@ pub fn mean_gap(f: &[(f64, f64)], g: &[(f64, f64)]) -> Option<f64> {
     Some(area / (high - low))
 }
 
-/// The points in order of x, those of equal x replaced by their mean.
+/// The points in order of x; points of equal x are averaged.
 fn rising(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut sorted: Vec<(f64, f64)> = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -238,7 +243,7 @@ fn rising(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// The piecewise linear curve through `points`, rising in x, at an x within their range.
+/// The value at x of the piecewise linear curve through `points`, whose x are increasing. x must be within their range.
 fn interpolate(points: &[(f64, f64)], x: f64) -> f64 {
     let right = points.partition_point(|p| p.0 < x).min(points.len() - 1);
     let ((x0, y0), (x1, y1)) = (points[right.saturating_sub(1)], points[right]);
@@ -273,7 +278,7 @@ mod tests {
         assert!(i.low < i.mean && i.mean < i.high && i.high - i.low < 2.0, "{i:?}");
     }
 
-    /// `count` samples of `n` normal differences around `mean`.
+    /// `count` samples of `n` normal differences with mean `mean`.
     fn samples(count: usize, n: usize, mean: f64) -> Vec<Vec<f64>> {
         let mut rng = ChaCha12Rng::seed_from_u64(7);
         (0..count).map(|_| (0..n).map(|_| mean + normal(&mut rng)).collect()).collect()
@@ -291,7 +296,8 @@ mod tests {
         assert_eq!([5, 6, 8].map(smallest_sign_flip_p), [0.0625, 0.03125, 0.0078125]);
         assert!(sign_flip_p(&[1.0, -1.0, 0.9, -1.1, 0.2, -0.1]) > 0.5);
         assert_eq!(sign_flip_p(&[0.0; 8]), 1.0);
-        // By hand: of the 8 patterns of 1, 2, 3 those of sum +-6 alone are as extreme; of -1, 2, 3 also those of +-4.
+        // By hand: of the 8 sign patterns of 1, 2, 3 only those with sums +-6 are as extreme; of -1, 2, 3 also those
+        // with sums +-4.
         assert_eq!(sign_flip_p(&[1.0, 2.0, 3.0]), 0.25);
         assert_eq!(sign_flip_p(&[-1.0, 2.0, 3.0]), 0.5);
     }
@@ -333,7 +339,7 @@ mod tests {
             let corrected = holm(p);
             assert!(corrected.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{corrected:?}");
         };
-        // Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1 raised to the one before it.
+        // Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2; 0.04 x 1 is raised to the value before it.
         close(&[0.01, 0.04, 0.03, 0.005], &[0.03, 0.06, 0.06, 0.02]);
         close(&[0.6, 0.7], &[1.0, 1.0]);
         assert!(holm(&[]).is_empty());
@@ -371,9 +377,9 @@ mod tests {
         let close = |gap: Option<f64>, expected: f64| assert!((gap.unwrap() - expected).abs() < 1e-12, "{gap:?}");
         let flat = [(0.0, 0.0), (10.0, 0.0)];
         close(mean_gap(&[(2.0, 1.0), (4.0, 3.0)], &flat), 2.0);
-        // A triangle of height 1 over 2..6, in any order of its points.
+        // A triangle of height 1 over 2..6; the order of its points does not matter.
         close(mean_gap(&[(6.0, 0.0), (2.0, 0.0), (4.0, 1.0)], &flat), 0.5);
-        // The common range is 1..2 alone; two points at x = 1 count as their mean.
+        // The common range is only 1..2; the two points at x = 1 are averaged.
         close(mean_gap(&[(0.0, 0.0), (2.0, 2.0)], &[(1.0, 0.0), (1.0, 1.0), (3.0, 0.5)]), 1.0);
         assert_eq!(mean_gap(&[(0.0, 0.0), (1.0, 0.0)], &[(1.0, 0.0), (2.0, 0.0)]), None);
         assert_eq!(mean_gap(&[], &flat), None);

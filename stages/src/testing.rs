@@ -1,4 +1,4 @@
-//! Kinds run on small inputs in fresh folders, for tests of kinds. Knows no store and no orchestrator.
+//! Test helper that runs a kind on small inputs in fresh folders.
 
 #[allow(
     dead_code,
@@ -7,7 +7,7 @@
 )]
 pub mod api;
 pub mod attempts;
-/// The comparison that `lm`'s tests make too.
+/// Numeric comparisons shared with the tests of `lm`.
 #[path = "../../lm/tests/parity/numbers.rs"]
 pub mod numbers;
 pub mod toys;
@@ -23,7 +23,7 @@ use engine::names::Digest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A folder of files and artifacts to feed a kind with.
+/// A folder of files and input artifacts for a kind.
 pub struct Bench {
     folder: TempDir,
     inputs: BTreeMap<String, Vec<Input>>,
@@ -44,7 +44,7 @@ impl Bench {
         path
     }
 
-    /// An artifact at `port`, filled by `fill`.
+    /// Adds an artifact at `port`, written by `fill`.
     pub fn input(&mut self, port: &str, artifact_type: &str, fill: impl FnOnce(&Path) -> Result<()>) {
         let n: usize = self.inputs.values().map(Vec::len).sum();
         let folder = self.path(&format!("input-{n}"));
@@ -63,10 +63,10 @@ impl Bench {
     }
 }
 
-/// What a kind made, and what it said.
+/// The output and warnings of a kind.
 pub struct Out {
     folder: TempDir,
-    /// In the order in which they were told.
+    /// In order of emission.
     pub warnings: Vec<String>,
 }
 
@@ -86,8 +86,8 @@ impl Out {
     }
 }
 
-/// Holds what a kind's small run gave when its version was set: other numbers under the same version are a bug. Rounding
-/// differs from one kind of CPU to another, by far less than this.
+/// Asserts that the numbers of a kind's small run equal those recorded for its version: a change without a new version
+/// is a bug. The tolerance is far larger than rounding differences between CPUs.
 #[track_caller]
 pub fn assert_pinned(found: &[(&str, f64)], pinned: &[f64]) {
     let near = found.len() == pinned.len() && found.iter().zip(pinned).all(|((_, x), pin)| (x - pin).abs() <= 1e-4);
@@ -97,7 +97,7 @@ pub fn assert_pinned(found: &[(&str, f64)], pinned: &[f64]) {
     );
 }
 
-/// Runs a kind as an attempt does: parameters normalised, the output checked against its type.
+/// Runs a kind as an attempt does: parameters are normalised, and the output is checked against its type.
 pub fn run<K: Kind>(kind: &K, with: Value, inputs: BTreeMap<String, Vec<Input>>) -> Result<Out> {
     run_seeded(kind, with, inputs, 7)
 }
@@ -115,7 +115,8 @@ pub fn run_seeded<K: Kind>(kind: &K, with: Value, inputs: BTreeMap<String, Vec<I
     Ok(Out { folder, warnings })
 }
 
-/// The same in folders of the caller's, so that a second attempt finds the first one's checkpoints. Gives the warnings.
+/// As [`run_seeded`], in the given folders, so that a second attempt finds the first one's checkpoints. Returns the
+/// warnings.
 pub fn run_in(
     kind: &dyn AnyKind,
     params: &Value,

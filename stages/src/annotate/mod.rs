@@ -1,4 +1,4 @@
-//! Kinds that judge pairs, and what they share: the table with its counts, the posts that are held out. Knows no judge.
+//! Kinds that label pairs, with a shared preference writer and the set of held-out posts.
 
 pub mod agreement;
 pub mod claude;
@@ -25,7 +25,7 @@ use crate::data::clean::fingerprint;
 use crate::table;
 use crate::types::{Outcome, Post, Posts, Preference, Preferences, Split};
 
-/// A table of preferences in the making, with its counts.
+/// Writes a table of preferences and counts outcomes.
 pub struct Judged {
     writer: table::Writer<Preference>,
     outcomes: BTreeMap<Outcome, u64>,
@@ -53,10 +53,10 @@ impl Judged {
         self.outcomes.get(&outcome).copied().unwrap_or(0)
     }
 
-    /// Ends the table and notes its counts as metrics.
+    /// Completes the table and records its counts as metrics.
     ///
     /// # Errors
-    /// If no row is labelled: nothing could be learned from the table.
+    /// If no row is labelled, since nothing can be learned from such a table.
     pub fn finish(self, ctx: &mut Context) -> Result<()> {
         for &outcome in Outcome::ALL {
             ctx.metric(outcome.as_str(), self.count(outcome) as f64);
@@ -74,7 +74,7 @@ impl Judged {
     }
 }
 
-/// The posts that no preference may be about: those of `valid` and `calibration`.
+/// Posts of `valid` and `calibration`, which must not occur in preferences.
 #[derive(Default)]
 pub struct HeldOut {
     ids: HashSet<String>,
@@ -85,7 +85,7 @@ pub struct HeldOut {
 
 impl HeldOut {
     /// # Errors
-    /// If there is no table of posts.
+    /// If the table of posts cannot be read.
     pub fn load(folder: &Path) -> Result<Self> {
         let mut held = Self::default();
         for post in Posts::open(folder)? {
@@ -98,7 +98,7 @@ impl HeldOut {
         Ok(held)
     }
 
-    /// Those of the artifact at the optional port `exclude`; none without it.
+    /// The held-out posts of the optional input `exclude`; empty without it.
     ///
     /// # Errors
     /// As [`HeldOut::load`].
@@ -106,7 +106,7 @@ impl HeldOut {
         ctx.optional("exclude").map_or_else(|| Ok(Self::default()), |input| Self::load(&input.folder))
     }
 
-    /// Whether a post is held out, by its id or its normalised text; if so, it is counted.
+    /// Whether a post is held out, by its id or its normalised text. Counts it if so.
     pub fn holds(&mut self, id: &str, text: &str) -> bool {
         let held = self.ids.contains(id) || (!self.texts.is_empty() && self.texts.contains(&fingerprint(text)));
         self.dropped += u64::from(held);
@@ -114,12 +114,13 @@ impl HeldOut {
     }
 }
 
-/// Uniform in [0, 1), from what is hashed under a generator's key: so a draw depends neither on a row's place nor on others.
+/// Uniform in [0, 1), from the hash of `parts` under a generator key: independent of a row's position and of other
+/// rows.
 pub fn draw(key: &[u8; 32], parts: &[&str]) -> f64 {
     (hash(key, parts) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// The first 64 bits of the keyed hash of `parts`, each with its length.
+/// The first 64 bits of the keyed hash of `parts`, each prefixed with its length.
 pub fn hash(key: &[u8; 32], parts: &[&str]) -> u64 {
     let mut hasher = blake3::Hasher::new_keyed(key);
     for part in parts {
@@ -144,7 +145,7 @@ mod tests {
         let versions = [Claude::VERSION, Gold::VERSION, Human::VERSION, Reference::VERSION];
         let expected = "id post_id prompt prompt_ids facts chosen_text chosen_ids chosen_ended rejected_text rejected_ids \
                         rejected_ended corruption outcome annotator confidence chosen_first reason";
-        // Else a store's older table would be taken for the one that would be made now.
+        // Without new versions, an older table in the store would be reused for the new one.
         assert_eq!((columns.join(" ").as_str(), versions), (expected, [3, 3, 4, 3]), "raise all four, then this");
     }
 }

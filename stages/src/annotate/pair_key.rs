@@ -1,13 +1,13 @@
-//! What makes two rows the same pair: the post and both summaries, whichever stands first. Knows no table and no id.
+//! Identity of a pair by content: the post and both summaries, in either order.
 
 use crate::prompt::Parts;
 use crate::train::random::{bits_of, share_of};
 
-/// The content of a pair. White space does not count, nor how the template is set.
+/// A key of a pair's content. It ignores white space and the layout of the template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PairKey([u8; 16]);
 
-/// Which of a pair's two texts: a coin that their content tosses, so that neither is the better or the longer one more often.
+/// One of the two texts of a pair, ordered by hash, so that neither is the better or the longer one more often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Text {
     Low,
@@ -23,7 +23,7 @@ impl Text {
     }
 }
 
-/// Stands for a post by its content, as [`PairKey`] takes it.
+/// A hash of a post's content, normalised as in [`PairKey`].
 pub fn post_of(prompt: &str) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&digest(&[b"post", plain(prompt).as_bytes()])[..8]);
@@ -31,7 +31,7 @@ pub fn post_of(prompt: &str) -> u64 {
 }
 
 impl PairKey {
-    /// The key of two summaries of one prompt, and which of its texts `a` is; none for `a` if the two are the same.
+    /// The key of two summaries of one prompt, and which of its texts `a` is; `None` if both texts are equal.
     pub fn of(prompt: &str, a: &str, b: &str) -> (Self, Option<Text>) {
         let prompt = plain(prompt);
         let [a, b] = [a, b].map(|text| digest(&[prompt.as_bytes(), squashed(text).as_bytes()]));
@@ -44,12 +44,12 @@ impl PairKey {
         &self.0
     }
 
-    /// 64 bits that depend on a generator's key and on the pair alone.
+    /// 64 bits that depend only on the generator key and the pair.
     pub fn bits(&self, key: &[u8; 32]) -> u64 {
         bits_of(key, self.0)
     }
 
-    /// A number in [0, 1) that depends on a generator's key and on the pair alone.
+    /// A number in [0, 1) that depends only on the generator key and the pair.
     pub fn share(&self, key: &[u8; 32]) -> f64 {
         share_of(key, self.0)
     }
@@ -73,13 +73,13 @@ fn digest(parts: &[&[u8]]) -> [u8; 16] {
     short
 }
 
-/// A prompt in our template, its words with one space between them.
+/// A prompt in the A.1 template, with words separated by single spaces.
 fn plain(prompt: &str) -> String {
     let template = Parts::parse(prompt).map(Parts::text);
     squashed(template.as_deref().unwrap_or(prompt))
 }
 
-/// Words with one space between them.
+/// The words of a text, separated by single spaces.
 fn squashed(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,4 +1,4 @@
-//! `annotate.reference`: judges pairs by the post's own summary (ROUGE) or by the facts behind it. Knows no reward model.
+//! `annotate.reference`: labels pairs by the post's own summary (ROUGE) or by the facts of the post.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,13 +19,13 @@ use crate::types::{Outcome, Pair, Pairs, Posts, Preference, Preferences, Side};
 
 pub struct Reference;
 
-/// By what a pair is judged.
+/// The measure by which pairs are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum By {
-    /// F1 against the post's own summary; needs `posts`.
+    /// ROUGE F1 against the post's own summary; needs `posts`.
     Rouge,
-    /// True quality; only where posts carry facts.
+    /// True quality; only for posts with facts.
     Facts,
 }
 
@@ -37,7 +37,7 @@ pub struct Params {
     /// `rouge1`, `rouge2` or `rougeL`; for `by: rouge`.
     #[serde(default)]
     pub variant: Variant,
-    /// Share of labels that are turned round. Absent: 0.05 by facts, 0 by ROUGE.
+    /// Probability of flipping a label. Absent: 0.05 for facts, 0 for ROUGE.
     #[serde(default)]
     pub error_rate: Option<f64>,
 }
@@ -51,10 +51,10 @@ impl Params {
     }
 }
 
-/// The posts' own summaries.
+/// The reference summaries of posts.
 struct References {
     by_id: HashMap<String, String>,
-    /// The ids of the posts by their normalised text: pairs from another source may know a post by another id.
+    /// Post ids by normalised text: pairs from another source may have other ids for the same posts.
     by_text: HashMap<[u8; 16], String>,
 }
 
@@ -77,7 +77,7 @@ impl References {
     }
 }
 
-/// How good each side of a pair is.
+/// Computes the quality of each side of a pair.
 enum Judge {
     Rouge { variant: Variant, references: References },
     Facts,
@@ -130,7 +130,7 @@ impl Kind for Reference {
         let mut faults = Faults::default();
         let rate = params.error_rate.unwrap_or_default();
         faults.must((0.0..0.5).contains(&rate), "error_rate", "expected at least 0 and below 0.5");
-        // The default cannot be told from not given.
+        // The default value cannot be distinguished from an absent one.
         let unused = params.by == By::Facts && params.variant != Variant::default();
         faults.must(!unused, "variant", "is for `by: rouge`: facts know no variant");
         faults.0
@@ -156,7 +156,7 @@ impl Kind for Reference {
                 }
                 let [a, b] = judge.scores(&pair)?;
                 let wrong = draw(&errors, &[&pair.id, &pair.a_text, &pair.b_text]) < params.error_rate();
-                // Differences below this are rounding.
+                // Smaller differences are rounding errors.
                 let (chosen, outcome) = if (a - b).abs() < 1e-9 {
                     (Side::A, Outcome::Tie)
                 } else {

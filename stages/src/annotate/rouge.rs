@@ -1,5 +1,5 @@
-//! ROUGE F1 of a summary against a reference (Lin 2004), tokens as in Google's `rouge-score`: lower case, runs of a-z and
-//! 0-9, no stemming. Knows no table.
+//! ROUGE F1 of a summary against a reference (Lin 2004). Tokens as in Google's `rouge-score`: lower case, runs of a-z
+//! and 0-9, no stemming.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ pub enum Variant {
     /// Overlap of words.
     #[serde(rename = "rouge1")]
     Rouge1,
-    /// Overlap of pairs of words.
+    /// Overlap of word bigrams.
     #[serde(rename = "rouge2")]
     Rouge2,
     /// Longest common subsequence.
@@ -29,7 +29,7 @@ impl Variant {
         }
     }
 
-    /// In [0, 1].
+    /// F1 in [0, 1].
     pub fn f1(self, summary: &str, reference: &str) -> f64 {
         let (summary, reference) = (words(summary), words(reference));
         match self {
@@ -88,7 +88,7 @@ mod tests {
         assert!((found - expected).abs() < 1e-12, "{variant:?}: {found} != {expected}");
     }
 
-    /// One text against another, as `lm/tests/fixtures/rouge.py` has it from Google's `rouge-score`.
+    /// A pair of texts with scores from Google's `rouge-score`, computed by `lm/tests/fixtures/rouge.py`.
     #[derive(Deserialize)]
     struct Measured {
         summary: String,
@@ -123,9 +123,9 @@ mod tests {
         close(Variant::Rouge1, a, b, 5.0 / 6.0);
         close(Variant::Rouge2, a, b, 3.0 / 5.0);
         close(Variant::RougeL, a, b, 5.0 / 6.0);
-        // Clipped: the second `the` of the summary has no partner.
+        // Counts are clipped: the second `the` of the summary has no match.
         close(Variant::Rouge1, "the the", "the cat", 0.5);
-        // Order matters to the subsequence only.
+        // Only the subsequence depends on order.
         close(Variant::Rouge1, "b a", "a b", 1.0);
         close(Variant::RougeL, "b a", "a b", 0.5);
     }

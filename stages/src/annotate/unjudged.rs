@@ -1,4 +1,4 @@
-//! `dataset.pairs`: the pairs of judged tables without their labels, for another judge. Knows no judge.
+//! `dataset.pairs`: the pairs of preference tables without their labels, for another judge.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,7 +19,7 @@ pub struct DatasetPairs;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// How many pairs, drawn by the seed; absent: all.
+    /// Number of pairs, drawn by the seed; absent: all.
     pub rows: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ impl Kind for DatasetPairs {
             for row in Preferences::open(&input.folder)? {
                 let row = row?;
                 let (key, chosen) = PairKey::of(&row.prompt, &row.chosen_text, &row.rejected_text);
-                // The first row of a pair stands for all of it.
+                // The first row of a pair represents the pair.
                 let Some(chosen) = chosen.filter(|_| wanted.remove(&key)) else { continue };
                 let chosen_is_a = (key.share(&sides) < 0.5) == (chosen == Text::Low);
                 let made = |ids: &Vec<u32>| tokenizer.encode(&row.prompt) == *ids;
@@ -75,7 +75,7 @@ impl Kind for DatasetPairs {
     }
 }
 
-/// The pairs to take; those of equal texts are none to judge.
+/// The pairs to keep; pairs of equal texts are dropped.
 fn choose(params: &Params, ctx: &mut Context) -> Result<HashSet<PairKey>> {
     let (mut rows, mut alike) = (0_u64, 0_u64);
     let mut keys = HashSet::new();
@@ -102,7 +102,8 @@ fn choose(params: &Params, ctx: &mut Context) -> Result<HashSet<PairKey>> {
     Ok(ranked.into_iter().take(most as usize).map(|(_, key)| key).collect())
 }
 
-/// `own`: whether the table's ids are this tokenizer's. Sampled ids are kept: decoded and encoded again they may be others.
+/// `own` is whether the table's ids are those of this tokenizer. Sampled ids are kept, because decoding and encoding
+/// may change them.
 fn pair(row: Preference, key: PairKey, chosen_is_a: bool, tokenizer: &lm::Tokenizer, own: bool) -> Pair {
     let side = |text: String, ids: Option<Vec<u32>>, ended| {
         let ids = ids.filter(|_| own).unwrap_or_else(|| response_ids(tokenizer, &text, ended));
@@ -126,7 +127,7 @@ fn pair(row: Preference, key: PairKey, chosen_is_a: bool, tokenizer: &lm::Tokeni
         b_ids: b.1,
         b_ended: b.2,
         corruption: row.corruption,
-        // A judged row does not say which of its sides was spoilt.
+        // A preference does not record which side was corrupted.
         corrupted: None,
     }
 }

@@ -1,4 +1,4 @@
-//! Makes a summary worse in one stated way. Knows no table and no model.
+//! Corrupts a summary in one given way.
 
 use std::collections::HashSet;
 
@@ -10,25 +10,27 @@ use crate::corpus::words::{join, spans};
 use crate::quality::{Facts, score};
 use crate::types::Corruption;
 
-/// A summary and what is known of its post.
+/// A summary with the information about its post that corruptions use.
 #[derive(Clone, Copy, Debug)]
 pub struct Sound<'a> {
     pub text: &'a str,
     pub ended: bool,
-    /// With its title.
+    /// The post with its title.
     pub post: &'a str,
-    /// None for real text.
+    /// `None` for real text.
     pub facts: Option<&'a Facts>,
-    /// Another post, without its title, from which real text takes its false words.
+    /// Another post, without its title, as the source of false words for real text.
     pub other_post: &'a str,
 }
 
-/// `sound` made worse: `swap` replaces one to three facts, `shuffle` gives five or more words in a row, or four or more
-/// sentences, another order, `truncate` drops the end, `repeat` says a phrase three or four times. With `ended` false if a truncated text shall also look as if it hit the limit. None if this
-/// corruption cannot make this text worse: with facts, worse means a lower true quality; for real text, another text.
+/// Makes `sound` worse: `swap` replaces one to three facts, `shuffle` reorders at least five consecutive words (four if
+/// there are no more) or at least four sentences, `truncate` drops the end, `repeat` says a phrase three or four times.
+/// The second value is `ended`: false if a truncated text should also look as if it hit the length limit. `None` if
+/// this corruption cannot make this text worse: with facts, worse means a lower true quality; for real text, a
+/// different text.
 ///
-/// Real text carries no facts. There, a swap replaces one to three words that summary and post share, numbers or content words
-/// of at least five letters, by words of the same sort from another post.
+/// Real text has no facts. There, a swap replaces one to three words that occur in both summary and post (numbers, or
+/// content words of at least five letters) by words of the same sort from another post.
 pub fn corrupt(sound: &Sound, corruption: Corruption, rng: &mut impl Rng) -> Option<(String, bool)> {
     let mut ended = sound.ended;
     let text = match corruption {
@@ -49,7 +51,7 @@ pub fn corrupt(sound: &Sound, corruption: Corruption, rng: &mut impl Rng) -> Opt
     is_worse(sound, &text, ended).then_some((text, ended))
 }
 
-/// Whether a copy of `sound` is worse than it: of lower true quality, or for real text, another text.
+/// Whether a corrupted copy of `sound` is worse: of lower true quality or, for real text, a different text.
 pub(super) fn is_worse(sound: &Sound, text: &str, ended: bool) -> bool {
     match sound.facts {
         Some(facts) => score(facts, text, ended).total < score(facts, sound.text, sound.ended).total,
@@ -77,7 +79,7 @@ fn truncate(text: &str, rng: &mut impl Rng) -> Option<String> {
     (keep > 0).then(|| text[..spans[keep - 1].end].to_owned())
 }
 
-/// Says a phrase of two to six words two or three times more, where it stands.
+/// Repeats a phrase of two to six words two or three more times in place.
 fn repeat(text: &str, rng: &mut impl Rng) -> Option<String> {
     let spans = spans(text);
     if spans.len() < 2 {
@@ -103,7 +105,7 @@ fn swap_words(sound: &Sound, n: usize, rng: &mut impl Rng) -> Option<String> {
     shared.truncate(n);
     shared.sort_by_key(|(_, span)| span.start);
     let mut text = sound.text.to_owned();
-    // From the end, so that the spans in front stay where they are.
+    // Backwards, so that the remaining spans stay valid.
     for (sort_of, span) in shared.into_iter().rev() {
         let fitting: Vec<&&str> = donors.iter().filter(|word| sort(word) == Some(sort_of)).collect();
         if let Some(new) = fitting.choose(rng) {
@@ -119,7 +121,7 @@ enum Sort {
     Word,
 }
 
-/// Words of five letters and more that tell nothing by themselves.
+/// Words of at least five letters without content of their own.
 const FUNCTION_WORDS: [&str; 32] = [
     "about",
     "after",
@@ -155,7 +157,7 @@ const FUNCTION_WORDS: [&str; 32] = [
     "would",
 ];
 
-/// Whether a word is likely to carry content, and of which sort.
+/// The sort of a word that is likely to carry content.
 fn sort(word: &str) -> Option<Sort> {
     if FUNCTION_WORDS.contains(&word.to_lowercase().as_str()) {
         None

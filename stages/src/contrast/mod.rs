@@ -1,4 +1,4 @@
-//! `generate.contrast`: a sound summary against a worse copy of itself. Knows no judge and no reward model.
+//! `generate.contrast`: pairs of a sound summary and a corrupted copy of it.
 
 mod corrupt;
 mod write;
@@ -22,24 +22,24 @@ pub struct GenerateContrast;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// How many pairs; when the posts are fewer, they are gone through again.
+    /// Number of pairs; posts are reused if there are fewer posts.
     pub pairs: u64,
     /// The split to draw posts from; null: every post outside valid and calibration.
     #[serde(default = "gold")]
     pub split: Option<Split>,
-    /// How often each corruption is drawn, relative to the others.
+    /// Relative frequencies of the corruptions.
     #[serde(default)]
     pub weights: Weights,
-    /// With a model: the share of pairs whose sound summary is its sample, not the reference.
+    /// With a model: the fraction of pairs whose sound summary is sampled from the model instead of the reference.
     #[serde(default = "half")]
     pub samples: f64,
-    /// Tokens of a sample before EOS may come.
+    /// Tokens of a sample before EOS is allowed.
     #[serde(default = "five")]
     pub min_new_tokens: usize,
-    /// Longer summaries are cut, and count as not ended.
+    /// Maximum tokens of a summary. Longer summaries are cut, and count as not ended.
     #[serde(default = "forty_eight")]
     pub max_new_tokens: usize,
-    /// Longer prompts lose the end of their post; a model's window may allow less.
+    /// Maximum tokens of a prompt. Longer prompts lose the end of their post; a model's window may allow less.
     #[serde(default = "five_hundred_twelve")]
     pub prompt_tokens: usize,
     /// Prompts sampled at once; bounds memory.
@@ -47,7 +47,7 @@ pub struct Params {
     pub batch: usize,
 }
 
-/// How often each corruption is drawn, relative to the others. One that cannot make a text worse gives way to the others.
+/// Relative frequencies of the corruptions. A corruption that cannot make a text worse is replaced by another.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Weights {
@@ -55,9 +55,9 @@ pub struct Weights {
     pub swap: f64,
     /// Words or sentences in another order.
     pub shuffle: f64,
-    /// The end missing.
+    /// The end removed.
     pub truncate: f64,
-    /// A phrase said again and again.
+    /// A phrase repeated.
     pub repeat: f64,
 }
 
@@ -143,17 +143,17 @@ impl Kind for GenerateContrast {
     }
 }
 
-/// What writes the sound summaries, and what they are encoded with.
+/// The source of sound summaries, and their tokenizer.
 struct Writer {
-    /// With its label.
+    /// The model with its label.
     model: Option<(CausalLm, String)>,
     tokenizer: Tokenizer,
-    /// Tokens that a prompt may have.
+    /// Maximum tokens of a prompt.
     room: usize,
 }
 
 fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
-    /// Posts of which prompts and samples are in memory at once.
+    /// Posts whose prompts and samples are in memory at once.
     const CHUNK: u64 = 512;
     let writer = open(p, ctx)?;
     let mut posts = Rounds::open(&ctx.one("posts")?.folder, p.split)?;
@@ -165,7 +165,7 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
         let chunk = (0..wanted).map(|_| posts.next()).collect::<Result<Vec<_>>>()?;
         let made = write::chunk(p, ctx, &writer, &chunk, tried, &mut tally)?;
         tried += wanted;
-        // Every post may fail here and there; when hardly any succeeds, more rounds will not help.
+        // Any single post may fail, but if hardly any succeeds, more passes do not help.
         if made.is_empty() && tried > 10 * (pairs.rows() + CHUNK) {
             return Err(Error::yours(format!("of {tried} summaries only {} could be made worse", pairs.rows()))
                 .help("are they very short? give other posts, or more corruptions in `weights`"));

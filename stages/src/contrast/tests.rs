@@ -1,4 +1,4 @@
-//! What contrast pairs promise to whoever trains on them.
+//! Tests of contrast pairs.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::train_bpe(examples(300, 1).iter().map(|s| format!("{} {}", s.post, s.summary)), 700).unwrap()
 }
 
-/// Pairs of 40 gold posts: with a fresh model or without, of invented or of real posts.
+/// Pairs of 40 gold posts: with an untrained model or without, of invented or of real posts.
 fn run(seed: u64, with_model: bool, with_facts: bool, with: serde_json::Value) -> Result<Vec<Pair>> {
     let mut bench = Bench::new();
     bench.input("posts", Posts::NAME, |folder| {
@@ -50,7 +50,7 @@ fn params(pairs: u64) -> serde_json::Value {
     serde_json::json!({"pairs": pairs, "max_new_tokens": MOST})
 }
 
-/// (sound, corrupted), each with text, ids and whether it ended.
+/// The sound and the corrupted side of a pair, each as (text, ids, ended).
 type Said<'a> = (&'a str, &'a [u32], bool);
 fn sides(pair: &Pair) -> (Said<'_>, Said<'_>) {
     let a: Said = (&pair.a_text, &pair.a_ids, pair.a_ended);

@@ -1,4 +1,4 @@
-//! Contrast pairs of a few posts at a time. Knows no table.
+//! Creates the contrast pairs of a chunk of posts.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::train::random::{bits_of, share_of};
 use crate::train::{Told, by_length};
 use crate::types::{Corruption, Pair, Post, Side};
 
-/// What the metrics tell of all pairs.
+/// Counts over all pairs for the metrics.
 #[derive(Default)]
 pub(super) struct Tally {
     corruptions: BTreeMap<Corruption, u64>,
@@ -35,7 +35,7 @@ impl Tally {
     }
 }
 
-/// A summary as a side of a pair holds it.
+/// A summary as one side of a pair.
 #[derive(Clone)]
 struct Response {
     by: String,
@@ -44,8 +44,8 @@ struct Response {
     ended: bool,
 }
 
-/// The pairs of `posts`, each with the round in which it is used; posts whose summary cannot be made worse give none.
-/// `tried`: posts before these, over all chunks.
+/// The pairs of `posts`, each given with its pass over the posts; a post whose summary cannot be made worse gives none.
+/// `tried` is the number of posts in all earlier chunks.
 pub(super) fn chunk(
     p: &Params,
     ctx: &Context,
@@ -101,7 +101,7 @@ pub(super) fn chunk(
     Ok(pairs)
 }
 
-/// The id of a post's pair in a round.
+/// The id of a post's pair in one pass over the posts.
 fn name(round: u64, post: &Post) -> String {
     if round == 0 { format!("{}:contrast", post.id) } else { format!("{}:contrast{}", post.id, round + 1) }
 }
@@ -116,7 +116,7 @@ fn reference(post: &Post, tokenizer: &Tokenizer, most: usize) -> Response {
     written(tokenizer, "reference".to_owned(), post.summary.trim().to_owned(), true, most)
 }
 
-/// A text with its ids, cut to `most` of them.
+/// A text with its ids, cut to `most` ids.
 fn written(tokenizer: &Tokenizer, by: String, text: String, ended: bool, most: usize) -> Response {
     let mut ids = response_ids(tokenizer, &text, ended);
     if ids.len() <= most {
@@ -126,8 +126,8 @@ fn written(tokenizer: &Tokenizer, by: String, text: String, ended: bool, most: u
     Response { by, text: response_text(tokenizer, &ids), ids, ended: false }
 }
 
-/// A copy of `sound` that is worse also after it was cut to the longest summary. Corruptions are drawn by their weights;
-/// one that fails four times gives way to the others.
+/// A copy of `sound` that is still worse after the cut to the maximum length. Corruptions are drawn by weight; one that
+/// fails four times is replaced by the others.
 fn worse(
     p: &Params,
     tokenizer: &Tokenizer,
@@ -151,7 +151,7 @@ fn worse(
     None
 }
 
-/// The model's samples for its share of the prompts; None where the reference is to be used.
+/// The model's samples for its fraction of the prompts; `None` where the reference is used.
 fn sample(
     p: &Params,
     ctx: &Context,
@@ -176,7 +176,7 @@ fn sample(
     for numbers in by_length(&lengths, p.batch) {
         let chosen: Vec<usize> = numbers.into_iter().map(|n| chosen[n]).collect();
         let batch: Vec<&[u32]> = chosen.iter().map(|&i| prompts[i].ids.as_slice()).collect();
-        // A sample depends on its pair's name only.
+        // A sample depends only on its pair's name.
         let rows: Vec<u64> = chosen.iter().map(|&i| bits_of(&key, &names[i])).collect();
         for (i, s) in chosen.into_iter().zip(lm::sample(model, &batch, &how, &Draws(key), &rows).told()?) {
             let text = response_text(&writer.tokenizer, &s.ids);

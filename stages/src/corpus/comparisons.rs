@@ -1,4 +1,4 @@
-//! `dataset.comparisons`: simulated labellers compare summaries of invented posts. Knows no model.
+//! `dataset.comparisons`: simulated labellers compare summaries of invented posts.
 
 use engine::context::Context;
 use engine::error::{Error, Result};
@@ -21,16 +21,16 @@ pub struct DatasetComparisons;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// How many comparisons; when the posts are fewer, they are gone through again.
+    /// Number of comparisons; posts are reused if there are fewer posts.
     #[serde(default = "two_thousand")]
     pub comparisons: u64,
     /// The split to draw posts from; null: every post outside valid and calibration.
     #[serde(default = "gold")]
     pub split: Option<Split>,
-    /// How many labellers share the work.
+    /// Number of labellers who share the work.
     #[serde(default = "five")]
     pub workers: u32,
-    /// How often a labeller prefers the summary of lower true quality.
+    /// Probability that a labeller prefers the summary of lower true quality.
     #[serde(default = "tenth")]
     pub error_rate: f64,
 }
@@ -107,14 +107,14 @@ impl Kind for DatasetComparisons {
     }
 }
 
-/// A summary and what wrote it.
+/// A summary and its source.
 struct Candidate {
     policy: String,
     text: String,
     quality: f64,
 }
 
-/// Two summaries of `post` of different true quality, judged; and whether the judge erred.
+/// Compares two summaries of `post` that differ in true quality; also returns whether the labeller erred.
 fn compare(post: Post, number: u64, p: &Params, rng: &mut ChaCha12Rng) -> Result<(Comparison, bool)> {
     const A_BATCH: u64 = 100;
     let facts = post.facts.as_deref().ok_or_else(|| {
@@ -143,7 +143,7 @@ fn compare(post: Post, number: u64, p: &Params, rng: &mut ChaCha12Rng) -> Result
         worker: Some(format!("simulated-{worker}")),
         batch: Some(format!("batch{}", number / A_BATCH)),
         split: Some("train".to_owned()),
-        // As sure as the summaries differ, from 1 to 9.
+        // Confidence from 1 to 9, growing with the difference in quality.
         extra: Some(Extra { confidence: Some(1.0 + (8.0 * gap.abs().min(1.0)).round()) }),
     };
     Ok((row, erred))
@@ -163,7 +163,8 @@ fn candidates(post: &Post, facts: &Facts, rng: &mut ChaCha12Rng) -> [Candidate; 
 }
 
 fn candidate(post: &Post, facts: &Facts, rng: &mut ChaCha12Rng) -> Option<Candidate> {
-    // Policies and their weights: half are right in all facts, so that every kind of fault meets a sound summary often.
+    // Policies and their weights. Half of the draws have all facts right, so that every kind of fault often meets a
+    // sound summary.
     const POLICIES: [(&str, u32); 7] =
         [("ref", 6), ("restyled", 3), ("partial", 3), ("swap", 4), ("shuffle", 1), ("truncate", 1), ("repeat", 1)];
     let (policy, _) = POLICIES.choose_weighted(rng, |(_, weight)| *weight).expect("the weights are positive");
@@ -193,7 +194,7 @@ mod tests {
     use crate::corpus::examples;
     use crate::testing::{Bench, run_seeded};
 
-    /// Comparisons of 300 posts without splits, and the file's bytes.
+    /// Comparisons of 300 posts without splits, and the bytes of their file.
     fn run(seed: u64, with: serde_json::Value) -> Result<(Vec<u8>, Vec<Comparison>)> {
         let mut bench = Bench::new();
         bench.input("posts", Posts::NAME, |folder| {

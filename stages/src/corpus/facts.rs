@@ -1,4 +1,4 @@
-//! The six key facts of an invented post and the words they are drawn from. Knows no sentence.
+//! The six key facts of an invented post, and their vocabulary.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -7,12 +7,12 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use serde::{Deserialize, Serialize};
 
-/// A kind of fact. Every post has exactly one value of each.
+/// A category of facts. Every post has exactly one value of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Category {
     /// Age and gender of the author in one word: `24F`.
     Who,
-    /// Whom the post is about.
+    /// The person that the post is about.
     Relation,
     /// What that person does; a gerund.
     Problem,
@@ -24,7 +24,7 @@ pub enum Category {
     Action,
 }
 
-// Every value is one word, no value is in two categories, and none occurs in the grammar's own wording (a test holds both).
+// Every value is one word, no value is in two categories, and none occurs in the grammar's own wording (tested).
 // Relations and ages start with a consonant sound, so that `a` is always the right article.
 const WHO: [&str; 30] = [
     "19F", "20F", "21F", "22F", "23F", "24F", "25F", "26F", "27F", "28F", "29F", "30F", "31F", "32F", "33F", "19M",
@@ -127,7 +127,7 @@ impl Category {
     pub const ALL: [Category; 6] =
         [Category::Who, Category::Relation, Category::Problem, Category::Event, Category::Feeling, Category::Action];
 
-    /// Every value of the category, as it is written.
+    /// Every value of the category, in its original case.
     pub fn values(self) -> &'static [&'static str] {
         match self {
             Category::Who => &WHO,
@@ -139,7 +139,7 @@ impl Category {
         }
     }
 
-    /// The category that a lower-case word is a value of.
+    /// The category of a lower-case word.
     pub fn of(word: &str) -> Option<Category> {
         static OF: LazyLock<HashMap<String, Category>> = LazyLock::new(|| {
             let all = Category::ALL.iter();
@@ -148,7 +148,7 @@ impl Category {
         OF.get(word).copied()
     }
 
-    /// A value other than those of `not`, compared without regard to case; None if there is no other.
+    /// A random value other than those of `not`, ignoring case; `None` if there is no other.
     pub(crate) fn other(self, not: &[&str], rng: &mut impl Rng) -> Option<&'static str> {
         let left: Vec<&'static str> =
             self.values().iter().copied().filter(|v| !not.iter().any(|n| n.eq_ignore_ascii_case(v))).collect();
@@ -168,7 +168,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// One value of each category, independently and uniformly.
+    /// Draws one value of each category, independently and uniformly.
     pub fn draw(rng: &mut impl Rng) -> Self {
         let mut draw =
             |category: Category| (*category.values().choose(rng).expect("categories have values")).to_owned();
@@ -193,7 +193,7 @@ impl Facts {
         }
     }
 
-    /// From the `facts` column.
+    /// Parses the `facts` column.
     pub fn parse(json: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(json)
     }

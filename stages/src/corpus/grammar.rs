@@ -1,4 +1,4 @@
-//! The seeded grammar: draws a situation and writes the post and its TL;DR. Knows no table and no model.
+//! The seeded grammar: draws a situation and writes its post and TL;DR.
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -21,7 +21,7 @@ pub struct Situation {
 }
 
 impl Situation {
-    /// The row of a table of posts.
+    /// The post as a table row.
     pub fn into_post(self, id: String, splits: Vec<Split>) -> Post {
         Post {
             id,
@@ -35,8 +35,8 @@ impl Situation {
     }
 }
 
-// Slots: who rel prob event feel act are the post's own values; with a 2 behind, another value of the category, drawn anew
-// for each sentence. `he` is the relation's pronoun.
+// Slots: who, rel, prob, event, feel and act are the post's own values. With the suffix 2, a slot is another value of
+// the category, drawn anew for each sentence. `he` is the relation's pronoun.
 const SUBREDDITS: [&str; 5] = ["relationships", "advice", "offmychest", "family", "self"];
 
 const TITLES: [&str; 8] = [
@@ -132,7 +132,7 @@ const FILLERS: [&str; 5] = [
 
 const CLOSINGS: [&str; 3] = ["Thanks for reading.", "Any advice is welcome.", "What would you do?"];
 
-// Every style tells all six facts, so that style decides neither what is covered nor, within a few words, the length.
+// Every style states all six facts, so the style affects neither coverage nor, within a few words, the length.
 const SUMMARIES: [&str; STYLES] = [
     "{who}, my {rel} has been {prob} since the {event} and I feel {feel}. [Should|Can] I {act}?",
     "My {rel} [would not stop|was always] {prob} after the {event}. I am {who} and feel {feel}. Should I {act}?",
@@ -148,10 +148,10 @@ const SUMMARIES: [&str; STYLES] = [
     "Can a {who} [just|really] {act}? After the {event} I feel {feel}, and my {rel} keeps {prob}.",
 ];
 
-/// How many styles a TL;DR may have.
+/// Number of TL;DR styles.
 pub const STYLES: usize = 12;
 
-// What a hasty writer leaves out: the same wording with two to four of the facts.
+// Incomplete TL;DRs: the same wording with two to four of the facts.
 const PARTIAL_SUMMARIES: [&str; 10] = [
     "My {rel} [would not stop|was always] {prob}. Should I {act}?",
     "I am {who} and feel {feel}. [Should|Can] I {act}?",
@@ -165,7 +165,7 @@ const PARTIAL_SUMMARIES: [&str; 10] = [
     "I want to {act} because my {rel} was {prob} at the {event}.",
 ];
 
-/// Draws a situation, its post and its TL;DR; the TL;DR's style depends on nothing else.
+/// Draws a situation, its post and its TL;DR. The TL;DR's style is independent of everything else.
 pub fn draw(rng: &mut impl Rng) -> Situation {
     let facts = Facts::draw(rng);
     let he = pronoun(&facts.relation, rng);
@@ -173,7 +173,7 @@ pub fn draw(rng: &mut impl Rng) -> Situation {
 
     let title = write(&TITLES, rng);
     let mut story = vec![write(&PROBLEMS, rng), write(&EVENTS, rng), write(&FEELINGS, rng)];
-    // The problem may come to light before or after the event; how it feels is told last.
+    // The problem may come before or after the event; the feeling always comes last.
     if rng.random_bool(0.3) {
         story.swap(0, 1);
     }
@@ -206,12 +206,12 @@ pub fn summary(facts: &Facts, style: usize, rng: &mut impl Rng) -> String {
     write(&SUMMARIES[style..=style], facts, "they", rng)
 }
 
-/// A fluent TL;DR that tells only two to four of the facts.
+/// A fluent TL;DR with only two to four of the facts.
 pub fn partial_summary(facts: &Facts, rng: &mut impl Rng) -> String {
     write(&PARTIAL_SUMMARIES, facts, "they", rng)
 }
 
-/// Every TL;DR of `facts` that the grammar can write, partial ones included.
+/// Every TL;DR of `facts` that the grammar can write, including partial ones.
 pub fn all_summaries(facts: &Facts) -> Vec<String> {
     let templates = SUMMARIES.iter().chain(&PARTIAL_SUMMARIES);
     templates.flat_map(|t| expansions(t, &mut |slot| own(facts, slot, "they"))).collect()
@@ -241,7 +241,7 @@ pub(super) fn wording() -> impl Iterator<Item = &'static str> {
 
 fn write(templates: &[&str], facts: &Facts, he: &str, rng: &mut impl Rng) -> String {
     let template = templates.choose(rng).expect("there are templates");
-    // Both callbacks draw, so the choices are drawn first: no template has more than two.
+    // Both callbacks need the generator, so the choices are drawn first: no template has more than two.
     let choices: [u32; 2] = rng.random();
     let mut at = 0;
     let mut choose = |n: usize| {
@@ -270,7 +270,7 @@ fn category(slot: &str) -> Category {
     }
 }
 
-/// A value that is not the post's own; nobody has two partners.
+/// A value that is not the post's own. Nobody gets two partners.
 fn other(facts: &Facts, category: Category, rng: &mut impl Rng) -> &'static str {
     const PARTNERS: [&str; 4] = ["girlfriend", "boyfriend", "wife", "husband"];
     let own = facts.value(category);

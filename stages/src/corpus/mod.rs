@@ -1,4 +1,4 @@
-//! The embedded corpus: invented posts whose facts are known, so that a summary's true quality can be scored. Knows no model.
+//! The embedded corpus: invented posts with known facts, so that a summary's true quality can be computed.
 
 mod comparisons;
 mod facts;
@@ -21,14 +21,15 @@ pub use tinytldr::DatasetTinyTldr;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// Post `index` of a corpus: depends on the generator key and its index alone, so that a longer corpus begins with a shorter.
+/// Post `index` of a corpus. Depends only on the generator key and the index, so that a corpus is a prefix of any
+/// longer one.
 pub fn situation(key: [u8; 32], index: u64) -> Situation {
     let mut rng = ChaCha12Rng::from_seed(key);
     rng.set_stream(index);
     draw(&mut rng)
 }
 
-/// The first `n` situations of a seed: the same bytes for the same arguments, for tests of whatever reads posts.
+/// The first `n` situations of a seed, for tests.
 pub fn examples(n: u64, seed: u64) -> Vec<Situation> {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());

@@ -1,4 +1,4 @@
-//! Posts of a split, again and again, one at a time. Knows no use for them.
+//! Iterates over the posts of a split repeatedly.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use engine::error::{Error, Result};
 use crate::table::Reader;
 use crate::types::{Post, Posts, Split};
 
-/// Goes through a table as often as it is asked to; memory does not grow with its rows.
+/// Repeated passes over a table of posts, one post at a time; memory does not grow with its rows.
 pub(crate) struct Rounds {
     folder: PathBuf,
     split: Option<Split>,
@@ -17,12 +17,12 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    /// The posts of `split`; without one, every post that is neither in `valid` nor in `calibration`.
+    /// Selects the posts of `split`; without one, every post that is neither in `valid` nor in `calibration`.
     pub fn open(folder: &Path, split: Option<Split>) -> Result<Self> {
         Ok(Self { folder: folder.to_owned(), split, reader: Posts::open(folder)?, round: 0, found: false })
     }
 
-    /// The next post, and how often the table was gone through before.
+    /// The next post, and the number of completed passes over the table.
     ///
     /// # Errors
     /// If no post is in the split, or the table cannot be read.
@@ -59,7 +59,7 @@ impl Rounds {
     }
 }
 
-/// What is wrong with drawing from `split`, if anything: nothing may be learned from posts that others are measured on.
+/// A fault if `split` is held out: posts used for measurement must not be used for training.
 pub(crate) fn fault(split: Option<Split>) -> Option<(String, String)> {
     matches!(split, Some(Split::Valid | Split::Calibration))
         .then(|| ("split".to_owned(), "posts in valid and calibration are held out; take another split".to_owned()))

@@ -1,4 +1,4 @@
-//! Replaces true facts of a text by false ones. Knows no model and no real text.
+//! Replaces true facts in a text by false ones.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -6,8 +6,9 @@ use rand::seq::SliceRandom;
 use super::facts::{Category, Facts};
 use super::words::spans;
 
-/// Replaces `n` of the true facts that `text` mentions (all of them if there are fewer), wherever each stands, by another
-/// value of its category: never the post's own, never one that the text already holds. None if it mentions no true fact.
+/// Replaces `n` of the true facts in `text` (all of them if there are fewer), at every occurrence, by another value of
+/// the same category: never the post's own, and never one that the text already contains. `None` if the text has no
+/// true fact.
 pub fn swap_facts(text: &str, facts: &Facts, n: usize, rng: &mut impl Rng) -> Option<String> {
     let spans = spans(text);
     let words: Vec<&str> = spans.iter().map(|span| &text[span.clone()]).collect();

@@ -1,7 +1,7 @@
-//! A small template language: `{slot}` is filled in, `[one|other|]` is chosen from. Knows no slot's meaning.
+//! A small template language: `{slot}` is filled in, and one of `[one|other|]` is chosen.
 
-/// Writes `template`: `choose(n)` picks one of n alternatives, `fill(name)` gives a slot's text. Alternatives may hold slots
-/// but no further alternatives.
+/// Expands `template`: `choose(n)` picks one of n alternatives, and `fill(name)` gives a slot's text. Alternatives may
+/// contain slots but no further alternatives.
 pub(super) fn expand(
     template: &str,
     choose: &mut dyn FnMut(usize) -> usize,
@@ -26,10 +26,11 @@ pub(super) fn expand(
     out
 }
 
-/// Every text that `template` can become.
+/// Every possible expansion of `template`.
 pub(super) fn expansions(template: &str, fill: &mut dyn FnMut(&str) -> String) -> Vec<String> {
     let mut all = Vec::new();
-    // The choices of the current expansion as (chosen, of how many), counted up like the digits of a number.
+    // The choices of the current expansion as (chosen, number of alternatives), incremented like the digits of a
+    // number.
     let mut path: Vec<(usize, usize)> = Vec::new();
     loop {
         let mut depth = 0;

@@ -1,4 +1,4 @@
-//! What the corpus promises to whoever learns from it.
+//! Tests of the corpus.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::LazyLock;
@@ -20,7 +20,7 @@ fn prompt(s: &Situation) -> String {
     format!("Subreddit: r/{}\nTITLE: {}\nPOST: {}\nTL;DR:", s.subreddit, s.title, s.post)
 }
 
-/// A byte-level BPE of 1,024 tokens, trained on other posts than the tests look at.
+/// A byte-level BPE of 1,024 tokens, trained on other posts than those in the tests.
 static BPE_1024: LazyLock<Tokenizer> = LazyLock::new(|| {
     let texts: Vec<String> = examples(6000, 100).iter().map(|s| format!("{} {}", prompt(s), s.summary)).collect();
     let mut tokenizer = Tokenizer::new(BPE::default());
@@ -45,7 +45,7 @@ fn mean(numbers: impl IntoIterator<Item = usize>) -> f64 {
     numbers.iter().sum::<usize>() as f64 / numbers.len() as f64
 }
 
-/// The small result pinned by `VERSION`: other rows here under the same version are a bug.
+/// Pinned by `VERSION`: other rows under the same version are a bug.
 #[test]
 fn the_first_twenty_posts_of_seed_17_are_pinned() {
     assert_eq!(DatasetTinyTldr::VERSION, 1);
@@ -74,7 +74,7 @@ fn a_longer_corpus_begins_with_the_shorter_and_seeds_differ() {
 fn the_grammars_own_wording_holds_no_fact() {
     for template in wording() {
         let plain = template.replace(['{', '}'], "\u{1}");
-        // Every other part is a slot.
+        // Every second part is a slot.
         for part in plain.split('\u{1}').step_by(2) {
             for word in words(part) {
                 assert_eq!(Category::of(&word), None, "`{word}` in `{template}`");
@@ -142,7 +142,7 @@ fn a_tokenizer_of_1024_keeps_prompts_and_summaries_short_and_facts_whole() {
         assert!((15..=30).contains(&n), "{n}: {}", s.summary);
     }
     for category in Category::ALL {
-        // `24F` is a number and a letter to the byte-level splitter.
+        // The byte-level splitter separates `24F` into a number and a letter.
         let whole = if category == Category::Who { 2 } else { 1 };
         let split = category.values().iter().filter(|v| tokens(&format!(" {v}")) > whole).count();
         assert!(split <= 2, "{category:?}: {split} values are split");

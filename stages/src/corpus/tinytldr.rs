@@ -1,4 +1,4 @@
-//! `dataset.tinytldr`: posts of the embedded grammar. Knows no split and no tokenizer.
+//! `dataset.tinytldr`: writes posts of the embedded grammar.
 
 use engine::context::Context;
 use engine::error::Result;
@@ -15,7 +15,7 @@ pub struct DatasetTinyTldr;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// How many posts to write. With one seed, more posts begin with the same ones.
+    /// Number of posts. With the same seed, a smaller data set is a prefix of a larger one.
     pub posts: u64,
 }
 
@@ -42,7 +42,7 @@ impl Kind for DatasetTinyTldr {
         let seed = ctx.seed();
         let mut writer = Posts::create(ctx.out())?;
         for index in 0..p.posts {
-            // The seed in the id keeps posts of two seeds apart.
+            // The id contains the seed, so that posts of two seeds have different ids.
             writer.push(situation(key, index).into_post(format!("tiny{seed}-{index}"), Vec::new()))?;
             if index % TOLD_EVERY == 0 {
                 ctx.progress(index, p.posts, "posts", None);

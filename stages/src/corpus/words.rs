@@ -1,9 +1,9 @@
-//! Splits text into words and punctuation. Knows no language.
+//! Splits text into words and punctuation.
 
 use std::ops::Range;
 
-/// Byte ranges of the words of `text`: runs of letters, digits and inner apostrophes, and every other character but white
-/// space by itself.
+/// Byte ranges of the words of `text`: runs of letters, digits and inner apostrophes, and every other character except
+/// white space by itself.
 pub(crate) fn spans(text: &str) -> Vec<Range<usize>> {
     let mut spans: Vec<Range<usize>> = Vec::new();
     let mut in_word = false;
@@ -26,7 +26,7 @@ pub(crate) fn words(text: &str) -> Vec<String> {
     spans(text).into_iter().map(|span| text[span].to_lowercase()).collect()
 }
 
-/// Puts pieces together as running text: a space between them, but none before a closing mark.
+/// Joins pieces to running text: separated by spaces, but without one before a closing mark.
 pub(crate) fn join<S: AsRef<str>>(pieces: &[S]) -> String {
     let mut text = String::new();
     for piece in pieces {

@@ -1,11 +1,11 @@
-//! Text that others wrote: made safe to show, and compared without regard to how it is set. Knows no format.
+//! Cleans texts from external sources: removes unsafe characters, and normalises texts for comparison.
 
 use std::borrow::Cow;
 
 use engine::text::steers_terminal;
 
-/// Text without byte-order marks, marks that turn the direction of text, and control characters other than newline and tab.
-/// Those that separate words leave a space, those that end a line or a paragraph a newline.
+/// Removes byte-order marks, bidirectional controls, and control characters other than newline and tab. Controls that
+/// separate words become a space; those that end a line or paragraph become a newline.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let is_unwanted = |c: char| steers_terminal(c) || matches!(c, '\u{feff}' | '\u{2028}' | '\u{2029}');
     if !text.contains(is_unwanted) {
@@ -17,7 +17,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
             .chars()
             .filter_map(|c| match c {
                 '\r' | '\u{2028}' | '\u{2029}' => Some('\n'),
-                // Vertical tab, form feed, the four information separators, and U+0085: officially the next line, but in
+                // Vertical tab, form feed, the four information separators, and U+0085: officially "next line", but in
                 // practice mostly an ellipsis that was decoded as Latin-1.
                 '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1f}' | '\u{85}' => Some(' '),
                 c => (!is_unwanted(c)).then_some(c),
@@ -26,7 +26,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// Letters and digits in lower case, words parted by one space. A text without any is only trimmed.
+/// Letters and digits in lower case, with one space between words. A text without any is only trimmed.
 pub fn normalised(text: &str) -> String {
     let mut words = String::with_capacity(text.len());
     let mut gap = false;
@@ -44,7 +44,7 @@ pub fn normalised(text: &str) -> String {
     if words.is_empty() { text.trim().to_owned() } else { words }
 }
 
-/// Equal for texts with equal [`normalised`] form; else different but for chance of 2^-128.
+/// A 128-bit hash of the [`normalised`] text.
 pub fn fingerprint(text: &str) -> [u8; 16] {
     let hash = blake3::hash(normalised(text).as_bytes());
     let mut short = [0; 16];
@@ -52,7 +52,7 @@ pub fn fingerprint(text: &str) -> [u8; 16] {
     short
 }
 
-/// An id for a post that came without one: the first 64 bits of its fingerprint, in hexadecimal.
+/// An id for a post without one: the first 64 bits of its fingerprint, in hexadecimal.
 pub fn id_of(text: &str) -> String {
     fingerprint(text)[..8].iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -77,7 +77,7 @@ mod tests {
         for c in ["\r", "\r\n", "\n", "\u{2028}", "\u{2029}"] {
             assert_eq!(printable(&format!("three{c}four")), "three\nfour", "{c:?}");
         }
-        // Every white space of Unicode.
+        // All white-space characters of Unicode.
         for c in (0..=0x3000).filter_map(char::from_u32).filter(|c| c.is_whitespace()) {
             let text = format!("three{c}four");
             assert_eq!(printable(&text).split_whitespace().collect::<Vec<_>>(), ["three", "four"], "{c:?}");

@@ -1,4 +1,4 @@
-//! `dataset.filter`: which posts stay and what each may be used for. Knows no source and no model.
+//! `dataset.filter`: filters posts and assigns them to splits.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
@@ -50,14 +50,14 @@ pub const GENERAL: [&str; 29] = [
 
 pub struct Filter;
 
-/// Which subreddits' posts stay.
+/// Selection of subreddits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Subreddits {
     #[default]
     All,
-    /// [`GENERAL`].
+    /// The subreddits of [`GENERAL`].
     General,
-    /// These, with or without `r/`, in any case.
+    /// These subreddits, with or without `r/`, in any case.
     Only(Vec<String>),
 }
 
@@ -122,32 +122,32 @@ fn bare(subreddit: &str) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Near {
-    /// Share of five-word runs that two posts have in common, of all that either has, from which one is dropped.
+    /// Minimum Jaccard similarity of the five-word shingles of two posts for the later one to be dropped.
     pub threshold: f64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// Least and greatest length of a summary in tokens, both included. The paper: [20, 48].
+    /// Minimum and maximum length of a summary in tokens, inclusive. In the paper: [20, 48].
     pub summary_tokens: Option<[u32; 2]>,
     /// `all`, `general` (the 29 of Stiennon et al. 2020) or a list of subreddits.
     pub subreddits: Subreddits,
-    /// `{threshold}`: also drop posts that are almost the same as an earlier one.
+    /// `{threshold}`: also drop near-duplicates of earlier posts.
     pub near_duplicates: Option<Near>,
     /// `disjoint` or `paper`.
     pub overlap: Overlap,
-    /// Posts held out for evaluation: a count, or a fraction of those that stay.
+    /// Posts held out for evaluation: a count, or a fraction of the remaining posts.
     pub validation: Amount,
-    /// Posts on which reward models are centred.
+    /// Posts for centring the rewards of reward models.
     pub calibration: Amount,
-    /// Posts of the first pairs.
+    /// Posts for the first set of pairs (`gold`).
     pub gold: Amount,
-    /// Posts of the second pairs.
+    /// Posts for the second set of pairs (`proxy`).
     pub proxy: Amount,
-    /// Prompts of reinforcement learning; with `overlap: paper` drawn from `proxy` (`all`: all of them).
+    /// Prompts for reinforcement learning; with `overlap: paper` drawn from `proxy` (`all`: all of them).
     pub rl: Amount,
-    /// Posts for fine-tuning: `all` but the held-out ones, the `rest` that no other split takes, or an amount.
+    /// Posts for fine-tuning: `all` except the held-out posts, the `rest` that no other split takes, or an amount.
     pub sft: Amount,
 }
 
@@ -168,7 +168,7 @@ impl Default for Params {
     }
 }
 
-/// How many posts each rule dropped, in the order of the rules.
+/// Number of posts dropped by each rule, in the order of the rules.
 #[derive(Default)]
 struct Dropped {
     subreddit: u64,
@@ -192,7 +192,7 @@ impl Dropped {
     }
 }
 
-/// The rules, with what they remember of the posts before.
+/// The filter rules and their state from earlier posts.
 struct Rules<'a> {
     tokenizer: &'a lm::Tokenizer,
     summary_tokens: Option<[u32; 2]>,
@@ -204,7 +204,7 @@ struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// The fingerprint of a post that stays.
+    /// The fingerprint of a post that passes all rules.
     fn keep(&mut self, post: &Post) -> Option<[u8; 16]> {
         let dropped = self.dropped_by(post);
         match dropped {
@@ -304,7 +304,8 @@ impl Kind for Filter {
             ids: HashSet::new(),
             dropped: Dropped::default(),
         };
-        // Twice over the table: what stays is known before splits are, and texts are never all in memory.
+        // Reads the table twice: splits can be assigned only once the remaining posts are known, and the texts need not
+        // fit into memory.
         let posts = Posts::open(&folder)?;
         let read = posts.rows();
         let mut stays = Vec::with_capacity(read as usize);
@@ -345,7 +346,7 @@ impl Kind for Filter {
         let mut writer = Posts::create(ctx.out())?;
         for (post, stays) in Posts::open(&folder)?.zip(stays) {
             if stays {
-                // As many splits were assigned as posts stay.
+                // One entry of `splits` per remaining post.
                 writer.push(Post { splits: splits.next().unwrap_or_default(), ..post? })?;
             }
         }

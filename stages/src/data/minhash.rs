@@ -1,15 +1,15 @@
-//! Near-duplicates by MinHash over word shingles (Broder 1997), found through banded buckets. Knows no file.
+//! Near-duplicate detection by MinHash over word shingles (Broder 1997), with banded buckets.
 
 use std::collections::HashMap;
 
-/// Words of a shingle.
+/// Words per shingle.
 const SHINGLE: usize = 5;
-/// Hashes of a signature.
+/// Hashes per signature.
 const HASHES: usize = 128;
 
 type Signature = [u32; HASHES];
 
-/// Finds texts whose shingles overlap (Jaccard) by at least a threshold with a text seen before.
+/// Finds texts whose shingles have at least a given Jaccard similarity with those of an earlier text.
 pub struct NearDuplicates {
     threshold: f64,
     rows_per_band: usize,
@@ -20,14 +20,15 @@ pub struct NearDuplicates {
 impl NearDuplicates {
     /// `threshold` in (0, 1].
     pub fn new(threshold: f64) -> Self {
-        // With b bands of r rows, texts of similarity s meet with probability 1 - (1 - s^r)^b, steep near (1/b)^(1/r). The
-        // largest r whose knee lies below the threshold misses few and compares little.
+        // With b bands of r rows, texts of similarity s share a bucket with probability 1 - (1 - s^r)^b, which is steep
+        // near (1/b)^(1/r). The largest r whose steep part lies below the threshold misses few texts and needs few
+        // comparisons.
         let knee = |rows: usize| (rows as f64 / HASHES as f64).powf(1.0 / rows as f64);
         let rows_per_band = [32, 16, 8, 4, 2, 1].into_iter().find(|&rows| knee(rows) <= threshold * 0.9).unwrap_or(1);
         Self { threshold, rows_per_band, buckets: HashMap::new(), signatures: Vec::new() }
     }
 
-    /// Whether a text, given normalised, is near one that was kept; it is kept if it is not.
+    /// Whether a normalised text is near an earlier one; if not, the text is added.
     pub fn is_near(&mut self, normalised: &str) -> bool {
         let signature = signature(normalised);
         let bands: Vec<(u16, u64)> = (signature.chunks(self.rows_per_band).enumerate())
@@ -68,7 +69,7 @@ fn first_word(hash: &[u8; 32]) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// SplitMix64's step (Steele et al. 2014).
+/// One step of SplitMix64 (Steele et al. 2014).
 fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! Kinds that bring posts in and split them, and what they share: sources of rows, clean text. Know no model.
+//! Kinds that read, filter and split posts, with shared modules for reading rows and cleaning text.
 
 pub mod clean;
 pub mod filter;

@@ -1,4 +1,4 @@
-//! Lines of files that others made: plain, gzip or zstd, bounded, each with its number. Knows no schema.
+//! Reads numbered lines of external files, plain or compressed with gzip or zstd, with a length limit.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -8,19 +8,19 @@ use engine::error::{At, Error, Result};
 use engine::text::strip_bom;
 use serde::de::DeserializeOwned;
 
-/// The longest line or text that is read, in bytes.
+/// Maximum length of a line or text, in bytes.
 pub const LONGEST: u64 = 2 << 20;
-/// The largest window of a Zstandard stream, as a power of two: that of `zstd --long=31`. Memory is used only as the stream
-/// fills it.
+/// Maximum window of a Zstandard stream, as a power of two: that of `zstd --long=31`. Memory is allocated only as the
+/// stream fills it.
 const ZSTD_WINDOW_LOG: u32 = 31;
 
-/// What a file's first bytes say that it is. Its name says nothing: files enter a key by their bytes alone.
+/// File format as determined by the first bytes, never by the name: only a file's bytes are part of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Parquet,
     Gzip,
     Zstd,
-    /// Anything else: lines.
+    /// Anything else: read as lines of text.
     Plain,
 }
 
@@ -29,7 +29,7 @@ impl Format {
         match start {
             [b'P', b'A', b'R', b'1', ..] => Self::Parquet,
             [0x1f, 0x8b, ..] => Self::Gzip,
-            // The second is a frame to be skipped, which pzstd puts first.
+            // The second magic number is a skippable frame, which pzstd writes first.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::Plain,
         }
@@ -44,7 +44,7 @@ impl Format {
     }
 }
 
-/// Opens a file for reading, decompressed.
+/// Opens a file for reading, decompressing it if necessary.
 ///
 /// # Errors
 /// If it cannot be opened.
@@ -62,7 +62,7 @@ pub fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     })
 }
 
-/// Beginnings of what is often given for JSON lines and is none, also inside of gzip or zstd.
+/// First bytes of files that are often mistaken for JSON lines, also inside gzip or zstd.
 const FOREIGN: &[(&[u8], &str)] = &[
     (b"\x1f\x8b", "compressed twice: gzip"),
     (b"\x28\xb5\x2f\xfd", "compressed twice: Zstandard"),
@@ -95,10 +95,10 @@ const FOREIGN: &[(&[u8], &str)] = &[
     (b"<html", "an HTML page"),
     (b"version https://git-lfs.github.com/", "a pointer of Git LFS (`git lfs pull` fetches the file)"),
 ];
-/// Where a tar archive names itself.
+/// Offset of the magic bytes of a tar archive.
 const TAR: usize = 257;
 
-/// What a file that begins like this is, if it is known and not lines of JSON.
+/// The format of a file with these first bytes, if it is known not to be JSON lines.
 pub fn foreign(start: &[u8]) -> Option<&'static str> {
     if start.get(TAR..).is_some_and(|rest| rest.starts_with(b"ustar")) {
         return Some("a tar archive");
@@ -109,14 +109,14 @@ pub fn foreign(start: &[u8]) -> Option<&'static str> {
     FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, what)| *what)
 }
 
-/// Whether a file of this name is one of rows: to choose among the files of a hub, before any is read.
+/// Whether a file name looks like a file of rows. Selects the files of a hub before download.
 pub fn readable(name: &str) -> bool {
     let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
     let extension = Path::new(name).extension().map(|e| e.to_string_lossy().to_lowercase());
     matches!(extension.as_deref(), Some("parquet" | "jsonl" | "ndjson"))
 }
 
-/// The lines of a file with their numbers, from 1; a line that is not UTF-8 is told as what is wrong with it.
+/// The lines of a file, numbered from 1; a line that is not UTF-8 gives a description of the fault.
 pub struct Lines {
     path: PathBuf,
     reader: Box<dyn BufRead>,
@@ -166,7 +166,7 @@ impl Iterator for Lines {
     }
 }
 
-/// How many rows may be bad before a stage stops.
+/// The number of bad rows that a stage tolerates.
 pub struct Allowance {
     allowed: u64,
     /// Bad rows so far.
@@ -178,10 +178,10 @@ impl Allowance {
         Self { allowed, bad: 0 }
     }
 
-    /// Notes a bad row.
+    /// Counts a bad row.
     ///
     /// # Errors
-    /// If there were too many: names this one by `place`.
+    /// If there are too many; the error names this row by `place`.
     pub fn bad(&mut self, place: impl std::fmt::Display, what: &str) -> Result<()> {
         self.bad += 1;
         if self.bad <= self.allowed {
@@ -196,10 +196,10 @@ impl Allowance {
     }
 }
 
-/// A row from a line that holds it as an object.
+/// Parses a line that holds one row as a JSON object.
 ///
 /// # Errors
-/// Says what is wrong with the line. A list is refused too, which serde would take as a struct's fields in order.
+/// Describes the fault in the line. Lists are refused too: serde would read them as a struct's fields in order.
 pub fn object<T: DeserializeOwned>(line: &str) -> Result<T, String> {
     if !line.trim_start().starts_with('{') {
         return Err(NO_OBJECT.to_owned());
@@ -207,10 +207,10 @@ pub fn object<T: DeserializeOwned>(line: &str) -> Result<T, String> {
     serde_json::from_str(line).map_err(|e| json_fault(&e))
 }
 
-/// What a line that is no object is told.
+/// Message for a line that is not an object.
 pub const NO_OBJECT: &str = "expected one JSON object a line";
 
-/// What is wrong with a line of JSON; its place is told by column, since the line is all there is.
+/// Describes a fault in a line of JSON. Gives only the column, since the input is a single line.
 pub fn json_fault(e: &serde_json::Error) -> String {
     let text = e.to_string();
     match text.rsplit_once(" at line ") {
@@ -219,10 +219,10 @@ pub fn json_fault(e: &serde_json::Error) -> String {
     }
 }
 
-/// Every line of a JSON-lines file that `parse` takes; the others are bad rows.
+/// Passes every row of a JSON-lines file that `parse` accepts to `take`; other rows count as bad.
 ///
 /// # Errors
-/// As [`Allowance::bad`], or what `take` gives.
+/// As [`Allowance::bad`], and errors of `take`.
 pub fn each_line<T>(
     path: &Path,
     allowance: &mut Allowance,

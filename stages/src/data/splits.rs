@@ -1,4 +1,4 @@
-//! Which post goes into which split: a pure function of hashes and amounts, so that a few more posts move few. Knows no file.
+//! Assigns posts to splits: a pure function of hashes and amounts, so that adding a few posts moves few others.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::Split;
 
-/// How many posts a split takes.
+/// Number of posts in a split.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Amount {
     #[default]
     None,
     Count(u64),
-    /// Of all posts that the filter leaves; in (0, 1).
+    /// Fraction of all posts that pass the filter, in (0, 1).
     Fraction(f64),
-    /// What no other split takes.
+    /// All posts that no other split takes.
     Rest,
     /// Every post that is in neither `valid` nor `calibration`.
     All,
@@ -76,15 +76,15 @@ impl JsonSchema for Amount {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlap {
-    /// No post is in two of gold, proxy, rl, calibration and valid; sft may hold posts of gold, proxy and rl.
+    /// No post is in two of gold, proxy, rl, calibration and valid; sft may share posts with gold, proxy and rl.
     #[default]
     Disjoint,
-    /// As in the paper: valid and calibration are held out; gold and proxy are two independent draws from the rest; the
+    /// As in the paper: valid and calibration are held out; gold and proxy are independent draws from the rest; the
     /// prompts of rl are drawn from proxy.
     Paper,
 }
 
-/// How many posts each split takes.
+/// Number of posts in each split.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Amounts {
     pub valid: Amount,
@@ -108,7 +108,8 @@ impl Amounts {
     }
 }
 
-/// One random order of the posts for each purpose, keyed by the seed. Content decides, not the place in a file.
+/// Sort key of a post in a random order for one purpose, keyed by the seed. It depends on the post's content, not on
+/// its position in a file.
 pub fn rank(key: &[u8; 32], purpose: &str, fingerprint: &[u8; 16]) -> u64 {
     let mut hasher = blake3::Hasher::new_keyed(key);
     hasher.update(purpose.as_bytes());
@@ -118,10 +119,10 @@ pub fn rank(key: &[u8; 32], purpose: &str, fingerprint: &[u8; 16]) -> u64 {
     u64::from_le_bytes(first)
 }
 
-/// The splits of every post, given by fingerprint; those of one post in the order of [`Split::ALL`].
+/// The splits of every post, given by its fingerprint; the splits of one post are in the order of [`Split::ALL`].
 ///
 /// # Errors
-/// If there are too few posts: says how many each split asks for.
+/// If there are too few posts; the error lists the amounts of all splits.
 pub fn assign(
     fingerprints: &[[u8; 16]],
     amounts: &Amounts,

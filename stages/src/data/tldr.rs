@@ -1,4 +1,4 @@
-//! `dataset.tldr`: Reddit posts with their authors' summaries from files that others made. Knows no split.
+//! `dataset.tldr`: reads Reddit posts with their authors' summaries from files or the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -21,21 +21,21 @@ pub struct Tldr;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// Parquet or JSON lines, plain or in gzip or zstd, told apart by content: a path, a list of paths, a folder, a
-    /// pattern.
+    /// Parquet or JSON lines, uncompressed or in gzip or zstd, recognised by content: a path, a list of paths, a
+    /// folder, or a pattern.
     pub files: InputFiles,
-    /// With a folder: a pattern that the names of its files must match.
+    /// For a folder: a pattern that file names must match.
     pub matching: Option<String>,
-    /// A data set of the hub, instead of `files`.
+    /// A data set on the hub, instead of `files`.
     pub hub: Option<HubId>,
     /// Stop after so many posts.
     pub rows: Option<u64>,
-    /// Rows that may be empty or malformed; they are left out and counted. One more is an error.
+    /// Number of empty or malformed rows to skip and count. One more is an error.
     pub max_bad_rows: u64,
 }
 
 crate::table! {
-    /// A row of any of the layouts; of its fields those that the file has.
+    /// A row of any supported layout; fields that the file lacks are `None`.
     #[derive(Default, Deserialize)]
     #[serde(default)]
     pub struct RawPost {
@@ -47,7 +47,7 @@ crate::table! {
         content: Option<String>,
         body: Option<String>,
         summary: Option<String>,
-        /// The A.1 text, instead of subreddit, title and post.
+        /// The A.1 prompt, instead of subreddit, title and post.
         prompt: Option<String>,
         label: Option<String>,
         completion: Option<String>,
@@ -56,7 +56,7 @@ crate::table! {
 
 impl RawPost {
     /// # Errors
-    /// Says which field is missing or empty.
+    /// Names the missing or empty field.
     fn into_post(self) -> Result<Post, String> {
         let summary = self.summary.or(self.label).or(self.completion).ok_or("field `summary` is missing")?;
         let text = self.post.or(self.content).or(self.body);
@@ -93,7 +93,7 @@ fn parse(line: &str) -> Result<Post, String> {
     source::object::<RawPost>(line)?.into_post()
 }
 
-/// Parquet without the columns of any layout is told before its first row.
+/// Rejects a Parquet file without the columns of any layout before reading its first row.
 fn check_columns(file: &Path) -> Result<()> {
     let columns = table::columns(file)?;
     let has = |names: &[&str]| names.iter().any(|name| columns.iter().any(|(column, _)| column == name));
@@ -109,7 +109,7 @@ fn check_columns(file: &Path) -> Result<()> {
     Err(error.help("expected a text column `prompt` or `post`, and one `label` or `summary`"))
 }
 
-/// Hands every post of `file` to `take` until that says no.
+/// Passes the posts of `file` to `take` until `take` returns `false`.
 fn each_post(file: &Path, allowance: &mut Allowance, mut take: impl FnMut(Post) -> Result<bool>) -> Result<()> {
     match source::Format::of_file(file)? {
         source::Format::Parquet => {
@@ -177,12 +177,12 @@ impl Kind for Tldr {
     }
 }
 
-/// A fault if a limit of rows leaves none.
+/// A fault if the row limit is zero.
 pub(crate) fn no_rows(rows: Option<u64>) -> Option<(String, String)> {
     (rows == Some(0)).then(|| ("rows".to_owned(), "must be at least 1".to_owned()))
 }
 
-/// The error for files that gave nothing.
+/// The error for files without any valid row.
 pub(crate) fn empty(files: &[PathBuf], what: &str, bad: u64) -> Error {
     let names = files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
     match bad {
@@ -192,7 +192,7 @@ pub(crate) fn empty(files: &[PathBuf], what: &str, bad: u64) -> Error {
     }
 }
 
-/// A fault unless exactly one of a path parameter, called `name`, and `hub` is given.
+/// A fault unless exactly one of `hub` and the path parameter `name` is given.
 pub(crate) fn one_source(files: &InputFiles, hub: Option<&HubId>, name: &str) -> Vec<(String, String)> {
     match (files.is_empty(), hub) {
         (true, None) => vec![(name.to_owned(), format!("give `{name}` or `hub`"))],
@@ -201,7 +201,7 @@ pub(crate) fn one_source(files: &InputFiles, hub: Option<&HubId>, name: &str) ->
     }
 }
 
-/// The files of either source; those of the hub are downloaded to where the next attempt finds them again.
+/// The input files, local or downloaded from the hub. Downloads are kept for the next attempt.
 pub(crate) fn files_of(files: &InputFiles, id: Option<&HubId>, ctx: &mut Context) -> Result<Vec<PathBuf>> {
     let Some(id) = id else { return Ok(files.files()?.to_vec()) };
     let pattern = id

@@ -1,4 +1,4 @@
-//! What a hub says a file's bytes are: its SHA-256 if it is stored apart, else its git object. Knows no network.
+//! File digests that a hub reports: SHA-256 for large-file storage, the git object id for other files.
 
 use std::fmt;
 use std::fs::File;
@@ -8,17 +8,17 @@ use std::path::Path;
 use engine::error::{At, Result};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
-/// A digest in lower-case hexadecimals.
+/// A digest in lower-case hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// Of the bytes: files in large-file storage.
+    /// SHA-256 of the bytes: files in large-file storage.
     Sha256(String),
     /// SHA-1 of `blob <size>\0` and the bytes: files in git itself.
     GitBlob(String),
 }
 
 impl Said {
-    /// From an entity tag; none if it is no digest that a hub gives.
+    /// Parses an entity tag; `None` if it is neither kind of digest.
     pub fn of_etag(etag: &str) -> Option<Self> {
         let hex = etag.trim().trim_start_matches("W/").trim_matches('"').to_ascii_lowercase();
         if !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -31,7 +31,7 @@ impl Said {
         }
     }
 
-    /// The digest of the same sort that the file has.
+    /// Computes the same kind of digest of the file at `path`.
     pub fn found(&self, path: &Path) -> Result<Self> {
         let file = File::open(path).at(path)?;
         let bytes = file.metadata().at(path)?.len();
@@ -86,7 +86,7 @@ mod tests {
             assert_eq!(said.to_string(), shown);
             assert_eq!(said.found(&path).unwrap(), said);
         }
-        // What an object store gives, and what is no digest at all.
+        // The etag of a multipart upload to an object store, and an empty one: neither is a digest.
         assert_eq!(Said::of_etag("\"d41d8cd98f00b204e9800998ecf8427e-38\""), None);
         assert_eq!(Said::of_etag(""), None);
     }

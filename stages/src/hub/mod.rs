@@ -1,5 +1,5 @@
-//! Files of a hub that speaks Hugging Face's protocol: one commit of one repository, fetched so that an attempt that was
-//! killed is gone on with, and checked. Knows no model and no data set.
+//! Downloads files of one commit of a repository from a hub with Hugging Face's protocol. Downloads resume after a
+//! killed attempt, and their digests are checked.
 
 mod digest;
 mod wire;
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::http;
 use wire::Wire;
 
-/// What a repository of the hub holds.
+/// The type of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repo {
     Model,
@@ -30,11 +30,11 @@ pub enum Repo {
 pub struct HubId {
     /// `owner/name`.
     pub id: String,
-    /// A commit, a tag or a branch. A tag or a branch is resolved once, and what was made of it is kept until `--force`; pin
-    /// a commit for a run that can be repeated elsewhere.
+    /// A commit, a tag or a branch. A tag or branch is resolved once and its artifacts are reused until `--force`; give
+    /// a commit to get the same files elsewhere.
     #[serde(default = "main_branch")]
     pub revision: String,
-    /// A pattern that file names must match; every file that can be read if absent.
+    /// A pattern that file names must match; absent: every file of a readable format.
     #[serde(default)]
     pub files: Option<String>,
 }
@@ -45,7 +45,7 @@ fn main_branch() -> String {
 
 impl HubId {
     /// # Errors
-    /// If it can be no repository's.
+    /// If it cannot name a repository and a revision.
     fn check(&self) -> Result<()> {
         let safe = |part: &str| {
             !part.is_empty()
@@ -66,8 +66,8 @@ fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// What a kind declares when it uses [`Hub`]: the environment variables that are read, and that a branch or a tag may give
-/// other bytes later; a commit does not.
+/// Declares the use of [`Hub`] in a kind's signature: the environment variables that it reads, and that the files of a
+/// branch or tag, unlike those of a commit, may change later.
 #[must_use]
 pub fn declare(mut signature: Signature, id: Option<&HubId>) -> Signature {
     let Some(id) = id else { return signature };
@@ -87,11 +87,11 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Resolves the revision and lists its files. What is fetched is kept with the checkpoints, and so is the commit: the next
-    /// attempt at the same key goes on with it, whatever the branch has become.
+    /// Resolves the revision and lists its files. The commit and the downloaded files are kept with the checkpoints, so
+    /// that the next attempt at the same key continues with the same commit even if the branch has moved.
     ///
     /// # Errors
-    /// Names the id that could not be reached and what to do.
+    /// Names the id that could not be reached and suggests a fix.
     pub fn open(repo: Repo, id: &HubId, ctx: &mut Context) -> Result<Self> {
         id.check()?;
         let wire = Wire::from_environment(repo, id)?;
@@ -118,7 +118,7 @@ impl Hub {
         Ok(Self { wire, commit, files, kept, runtime })
     }
 
-    /// Where the files lie that were fetched.
+    /// The folder of downloaded files.
     pub fn folder(&self) -> PathBuf {
         self.kept.join("files")
     }
@@ -132,7 +132,7 @@ impl Hub {
         self.files.binary_search_by(|name| name.as_str().cmp(file)).is_ok()
     }
 
-    /// Fetches files into the folder of what is kept, in their order, and tells how far each is.
+    /// Downloads files in order into [`Hub::folder`], reporting progress.
     ///
     /// # Errors
     /// As [`Hub::fetch`].
@@ -140,12 +140,12 @@ impl Hub {
         files.iter().map(|file| self.fetch(file, &mut |there, size| ctx.progress(there, size, file, None))).collect()
     }
 
-    /// Downloads one file, unless it is there already; a file is there whole and checked or not at all. `told` hears how many
-    /// bytes are there, and of how many (0 if that is not known).
+    /// Downloads one file unless it exists; the final path only ever holds a complete, checked file. `told` receives
+    /// the number of bytes present and the total (0 if unknown).
     ///
     /// # Errors
-    /// Names the id and the file that could not be had, and what to do. A part that came stays for the next attempt; one that
-    /// is not what the hub says is removed.
+    /// Names the id and the file, and suggests a fix. A partial download is kept for the next attempt; a file with a
+    /// wrong digest or size is removed.
     fn fetch(&self, file: &str, told: &mut dyn FnMut(u64, u64)) -> Result<PathBuf> {
         if !is_safe(file) {
             return Err(self.wire.failed(&format!("refuses the file name `{}`", file.escape_debug()), None));
@@ -162,7 +162,7 @@ impl Hub {
             let before = length(&part)?;
             match self.runtime.block_on(self.go_on(file, &part, told)) {
                 Ok(()) => break,
-                // A connection that was cut but brought something is asked again at once.
+                // A connection that was cut after some progress is retried at once.
                 Err(e) if e.transient && length(&part)? > before => {}
                 Err(e) => return Err(e),
             }
@@ -171,18 +171,18 @@ impl Hub {
         Ok(path)
     }
 
-    /// Fetches what is missing of a file, and checks the whole.
+    /// Downloads the missing part of a file and checks the whole.
     async fn go_on(&self, file: &str, part: &Path, told: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let before = length(part)?;
         let mut answer = self.wire.read(&self.commit, file, before).await?;
         if answer.response.is_none() && answer.size != Some(before) {
-            // What is there goes beyond the file's end: it is no part of it.
+            // The partial file is longer than the whole file, so it cannot be a part of it.
             std::fs::remove_file(part).at(part)?;
             answer = self.wire.read(&self.commit, file, 0).await?;
         }
         if let Some(mut response) = answer.response {
             let mut out = OpenOptions::new().create(true).truncate(false).write(true).open(part).at(part)?;
-            // A server need not give a part: then the file starts anew.
+            // A server may ignore the range: the file then starts from the beginning.
             out.set_len(answer.start).at(part)?;
             let mut there = out.seek(SeekFrom::End(0)).at(part)?;
             while let Some(bytes) = response.chunk().await.map_err(|e| self.wire.cut(&e, file))? {
@@ -207,20 +207,20 @@ impl Hub {
         let Some(wrong) = wrong else { return Ok(()) };
         std::fs::remove_file(part).at(part)?;
         let error = self.wire.failed(&format!("{wrong}; what came is removed"), Some(file));
-        // A part that was gone on with may have been at fault: then it is worth another try.
+        // The earlier part of a resumed download may be at fault, so another try is worthwhile.
         Err(if before > 0 { error.transient() } else { error })
     }
 }
 
-/// Bytes after which it is told how many are there.
+/// Bytes between two progress reports.
 const STEP: u64 = 4 << 20;
 
-/// Whether a file's name stays below the folder that it is joined to.
+/// Whether a joined file name stays inside its folder.
 fn is_safe(file: &str) -> bool {
     !file.split('/').any(|part| ["", ".", ".."].contains(&part)) && !file.contains(['\\', '\0'])
 }
 
-/// Zero if it is not there.
+/// The length of a file; zero if it does not exist.
 fn length(path: &Path) -> Result<u64> {
     match std::fs::metadata(path) {
         Ok(metadata) => Ok(metadata.len()),
@@ -229,7 +229,7 @@ fn length(path: &Path) -> Result<u64> {
     }
 }
 
-/// Writes a small file that is there whole or not at all.
+/// Writes a small file atomically.
 fn publish(bytes: &[u8], path: &Path) -> Result<()> {
     let new = path.with_added_extension("new");
     File::create(&new).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all())).at(&new)?;

@@ -1,4 +1,4 @@
-//! Requests to a hub: addresses, the token and where it may go, redirects, what a status means. Knows no files on disk.
+//! HTTP requests to a hub: addresses, access token, redirects, and the meaning of status codes.
 
 use engine::error::{Error, Result};
 use reqwest::header::{ETAG, HeaderMap, LOCATION, RANGE};
@@ -12,10 +12,10 @@ use crate::http;
 use crate::table::cut;
 
 const PUBLIC: &str = "https://huggingface.co";
-/// More than any hub needs on the way to its object store.
+/// More redirects than any hub needs to reach its object store.
 const MOST_REDIRECTS: usize = 10;
 
-/// One repository of one hub.
+/// Client for one repository of one hub.
 pub struct Wire {
     repo: Repo,
     id: HubId,
@@ -24,7 +24,7 @@ pub struct Wire {
     client: reqwest::Client,
 }
 
-/// What a repository holds at one commit.
+/// Files of a repository at one commit.
 #[derive(Debug, Deserialize)]
 pub struct Info {
     pub sha: Option<String>,
@@ -37,30 +37,32 @@ pub struct Sibling {
     pub rfilename: String,
 }
 
-/// The answer to a request for a file's bytes.
+/// Response to a download of a file's bytes.
 pub struct Bytes {
-    /// Whole, or a part if one was asked for and could be given; none if what was asked for lies beyond the end.
+    /// The whole file, or the requested part if the server supports ranges; `None` if the requested start is beyond the
+    /// end.
     pub response: Option<Response>,
-    /// The byte that it starts at.
+    /// Offset of the first byte in the response.
     pub start: u64,
-    /// What the hub itself, not the store that it sends to, says that the whole file is.
+    /// Digest of the whole file as reported by the hub itself, not by the object store that it redirects to.
     pub said: Option<Said>,
-    /// As the hub says it.
+    /// Size of the whole file as reported by the server.
     pub size: Option<u64>,
 }
 
 impl Wire {
-    /// From `HF_ENDPOINT`, else the public hub, with `HF_TOKEN` if it is set. Sends nothing yet.
+    /// Uses the hub at `HF_ENDPOINT`, by default the public hub, and the token `HF_TOKEN` if it is set. Sends no
+    /// request.
     ///
     /// # Errors
-    /// If the endpoint is no address.
+    /// If the endpoint is not a valid address.
     pub fn from_environment(repo: Repo, id: &HubId) -> Result<Self> {
         let endpoint = http::variable("HF_ENDPOINT").unwrap_or_else(|| PUBLIC.to_owned());
         Self::new(repo, id, &endpoint, http::variable("HF_TOKEN"))
     }
 
     /// # Errors
-    /// If the endpoint is no address.
+    /// If the endpoint is not a valid address.
     pub fn new(repo: Repo, id: &HubId, endpoint: &str, token: Option<String>) -> Result<Self> {
         let no_address = || {
             Error::yours(format!("the hub's endpoint `{endpoint}` is no address"))
@@ -74,7 +76,7 @@ impl Wire {
         Ok(Self { repo, id: id.clone(), endpoint, token: token.map(|token| token.trim().to_owned()), client })
     }
 
-    /// What the repository holds at a revision.
+    /// Lists the files of the repository at a revision.
     pub async fn info(&self, revision: &str) -> Result<Info> {
         let kind = match self.repo {
             Repo::Model => "models",
@@ -87,7 +89,7 @@ impl Wire {
         serde_json::from_slice(&text).map_err(|e| self.failed(&format!("{url} gave no listing: {e}"), None))
     }
 
-    /// A file's bytes from `start` on.
+    /// Requests a file's bytes from `start` to the end.
     pub async fn read(&self, commit: &str, file: &str, start: u64) -> Result<Bytes> {
         let prefix: &[&str] = if self.repo == Repo::Dataset { &["datasets"] } else { &[] };
         let parts: Vec<&str> = ["resolve", commit].into_iter().chain(file.split('/')).collect();
@@ -114,12 +116,12 @@ impl Wire {
         Ok(Bytes { response: Some(response), start, said, size: size.or(told) })
     }
 
-    /// An answer that was cut.
+    /// The error for an interrupted response.
     pub fn cut(&self, e: &reqwest::Error, file: &str) -> Error {
         self.failed(&http::causes(e), Some(file)).transient()
     }
 
-    /// An error of this repository, in the way that everything about it is told.
+    /// An error about this repository, with a common prefix and help.
     pub fn failed(&self, what: &str, file: Option<&str>) -> Error {
         let (what_it_is, field) = match self.repo {
             Repo::Model => ("model", "a folder or file"),
@@ -132,18 +134,18 @@ impl Wire {
         )
     }
 
-    /// `endpoint/before…/owner/name/after…`, each part escaped, so that a revision with a slash stays one part.
+    /// `endpoint/before…/owner/name/after…`. Each part is escaped, so a revision with a slash remains one part.
     fn url(&self, before: &[&str], after: &[&str]) -> Url {
         let mut url = self.endpoint.clone();
-        // A URL with a host, which `new` has checked, has segments.
+        // A URL with a host has path segments, and `new` has checked for the host.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(before).extend(self.id.id.split('/')).extend(after);
         }
         url
     }
 
-    /// Asks, and follows redirects by hand: the token goes to the hub alone, and what the hub says of a file on the way to
-    /// its object store is kept.
+    /// Sends a request and follows redirects by hand, so that only the hub receives the token, and to keep what the hub
+    /// says about a file before it redirects to its object store.
     async fn follow(&self, url: &Url, start: Option<u64>) -> Result<Followed> {
         let mut url = url.clone();
         let (mut said, mut size, mut commit) = (None, None, None);
@@ -176,11 +178,12 @@ impl Wire {
         if status.is_success() {
             return Ok(response);
         }
-        // Without its query, in which an object store's address holds a signature.
+        // The query of an object store's address holds a signature, so it is removed.
         let mut url = response.url().clone();
         url.set_query(None);
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-        // The hub's own word for what is wrong: it answers 401 for a repository that it does not have, too.
+        // The error code is more specific than the status: the hub answers 401 also for a repository that does not
+        // exist.
         if let Some((what, help)) = header("x-error-code").and_then(|code| self.cause(code)) {
             return Err(self.failed(&format!("{what} ({url}: {status})"), file).help(help));
         }
@@ -197,7 +200,7 @@ impl Wire {
         })
     }
 
-    /// What an error code of the hub means, and what to do.
+    /// The meaning of a hub's error code, and a suggested fix.
     fn cause(&self, code: &str) -> Option<(&'static str, String)> {
         let page = self.url(if self.repo == Repo::Dataset { &["datasets"] } else { &[] }, &[]);
         let token = match self.token {
@@ -226,7 +229,7 @@ impl Wire {
     }
 }
 
-/// The last answer on a way of redirects.
+/// The last response of a chain of redirects.
 struct Followed {
     response: Response,
     said: Option<Said>,
@@ -234,12 +237,12 @@ struct Followed {
     commit: Option<String>,
 }
 
-/// The place of the first byte in `content-range: bytes 5-9/10`.
+/// Offset of the first byte in `content-range: bytes 5-9/10`.
 fn first(headers: &HeaderMap) -> Option<u64> {
     range(headers)?.split_once('-')?.0.trim().parse().ok()
 }
 
-/// The size of the whole in `content-range: bytes 5-9/10` or `bytes */10`.
+/// Total size in `content-range: bytes 5-9/10` or `bytes */10`.
 fn total(headers: &HeaderMap) -> Option<u64> {
     range(headers)?.split_once('/')?.1.trim().parse().ok()
 }

@@ -1,4 +1,4 @@
-//! `generate.pairs`: two models each write a summary of the same post. Knows no judge.
+//! `generate.pairs`: two models each write a summary of the same post.
 
 #[cfg(test)]
 mod tests;
@@ -20,30 +20,30 @@ use crate::types::{Pair, Pairs, Post, Posts, Split};
 
 pub struct GeneratePairs;
 
-/// The defaults are the paper's.
+/// The defaults are those of the paper.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
     /// The split whose posts are summarised.
     pub split: Split,
-    /// How many posts of the split, drawn by the seed; absent: all.
+    /// Number of posts, drawn by the seed; absent: all posts of the split.
     #[serde(default)]
     pub pairs: Option<usize>,
     #[serde(default = "one")]
     pub temperature: f64,
-    /// Only the most probable tokens that together reach this probability are drawn; 1 is off.
+    /// Sample only from the most probable tokens whose probabilities reach this sum; 1 disables this.
     #[serde(default = "one")]
     pub top_p: f64,
-    /// Tokens of a summary before EOS may come.
+    /// Tokens of a summary before EOS is allowed.
     #[serde(default = "five")]
     pub min_new_tokens: usize,
     #[serde(default = "forty_eight")]
     pub max_new_tokens: usize,
-    /// Take both summaries from the same model, if the list holds but one.
+    /// Take both summaries from the same model if only one is given.
     #[serde(default)]
     pub same_model: bool,
-    /// What products with weights are computed in: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms, attention
-    /// scores, losses and the optimiser stay f32.
+    /// Precision of matrix products with weights: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms,
+    /// attention scores, losses and the optimiser stay f32.
     #[serde(default)]
     pub precision: Precision,
     /// Prompts sampled at once; bounds memory.
@@ -108,12 +108,12 @@ struct Named {
     model: CausalLm,
 }
 
-/// Posts of which prompts and samples are in memory at once.
+/// Posts whose prompts and samples are in memory at once.
 const CHUNK: usize = 512;
 
 fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
     let (models, tokenizer) = load(p, ctx)?;
-    // The smallest window decides, so that both models of a pair read the same prompt.
+    // The smallest window applies, so that both models of a pair read the same prompt.
     let window = models.iter().map(|m| m.model.config().window()).min().unwrap_or(0);
     let room = room(window, p.max_new_tokens)?;
     let chosen = choose(p, ctx)?;
@@ -185,7 +185,7 @@ fn load(p: &Params, ctx: &Context) -> Result<(Vec<Named>, Tokenizer)> {
     Ok((models, tokenizer))
 }
 
-/// The numbers of the chosen posts, in the order of the table: those with the smallest hash of (seed, id).
+/// Indices of the chosen posts, in the order of the table: those with the smallest hash of (seed, id).
 fn choose(p: &Params, ctx: &Context) -> Result<Vec<u64>> {
     let key = ctx.generator_key("posts");
     let mut ranked = Vec::new();
@@ -221,7 +221,7 @@ fn chosen_posts<'a>(ctx: &Context, chosen: &'a [u64]) -> Result<impl Iterator<It
     }))
 }
 
-/// Two distinct models, or twice the only one, drawn by hash of seed and post.
+/// Two distinct models, or twice the only one, drawn by a hash of seed and post.
 fn two_of(models: usize, bits: u64) -> (usize, usize) {
     let n = models as u64;
     if n == 1 {
@@ -255,7 +255,7 @@ fn sample_chunk(
         greedy: false,
     };
     let draws = Draws(keys.samples);
-    // Two slots a post: 2 i is its summary a, 2 i + 1 its summary b.
+    // Two slots per post: 2 i is its summary a, 2 i + 1 its summary b.
     let mut samples: Vec<Option<Sampled>> = vec![None; 2 * posts.len()];
     let mut sampled = 0;
     for (m, named) in models.iter().enumerate() {
@@ -265,7 +265,7 @@ fn sample_chunk(
         let lengths: Vec<usize> = slots.iter().map(|slot| prompts[slot / 2].ids.len()).collect();
         for numbers in by_length(&lengths, p.batch) {
             let batch: Vec<&[u32]> = numbers.iter().map(|&i| prompts[slots[i] / 2].ids.as_slice()).collect();
-            // A row's draws depend on its post and side only.
+            // A row's draws depend only on its post and side.
             let rows: Vec<u64> = numbers
                 .iter()
                 .map(|&i| (bits_of(&keys.samples, &posts[slots[i] / 2].id) & !1) | (slots[i] % 2) as u64)

@@ -1,4 +1,4 @@
-//! Claims about `generate.pairs`.
+//! Tests of `generate.pairs`.
 
 use engine::error::{Error, Result};
 use lm::{CausalLm, Gpt2Config, InitStd, Tokenizer};

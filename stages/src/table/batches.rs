@@ -1,6 +1,7 @@
-//! Batches of columns out of Parquet files that anybody wrote. Knows no row.
+//! Reads record batches from Parquet files of any origin.
 //!
-//! The library panics on some damaged files. That is the file's fault and told as such; nothing of the reader is used after.
+//! The library panics on some damaged files. Such a panic is reported as the file's fault, and the reader is not used
+//! afterwards.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,17 +17,17 @@ use super::pages;
 
 pub(super) type Builder = ParquetRecordBatchReaderBuilder<File>;
 
-/// What to do about a codec that is not read.
+/// Help for a file with an unsupported codec.
 const OTHER_CODEC: &str = "write it anew with zstd, snappy, gzip, brotli or lz4, or uncompressed";
 
-/// A file's batches in order; the first error ends them.
+/// A file's batches in order, up to and including the first error.
 pub(super) struct Batches {
     path: PathBuf,
     reader: Option<ParquetRecordBatchReader>,
 }
 
 impl Batches {
-    /// The columns of `mask`, in batches of at most `most` rows and of few enough for memory.
+    /// Reads the columns of `mask` in batches of at most `most` rows, or fewer to bound memory.
     pub(super) fn open(path: &Path, builder: Builder, mask: ProjectionMask, most: usize) -> Result<Self> {
         let reader = shielded(path, || {
             let rows = pages::batch_rows(path, builder.metadata(), &mask, most)?;
@@ -59,7 +60,8 @@ impl Iterator for Batches {
 
 pub(super) fn builder(path: &Path) -> Result<Builder> {
     let file = File::open(path).at(path)?;
-    // By Parquet's own types: else a text column is utf8 here and large_utf8 there, depending on who wrote it.
+    // Parquet's own types: with the Arrow metadata, a text column is utf8 or large_utf8 depending on the program that
+    // wrote it.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     let builder = shielded(path, || Builder::try_new_with_options(file, options).map_err(|e| unreadable(path, &e)))?;
     let chunks = builder.metadata().row_groups().iter().flat_map(|group| group.columns());
@@ -78,7 +80,7 @@ pub(super) fn builder(path: &Path) -> Result<Builder> {
 
 pub(super) fn unreadable(path: &Path, e: &dyn std::fmt::Display) -> Error {
     let what = e.to_string();
-    // One that is younger than the library.
+    // A codec that is newer than the library.
     let is_codec = what.contains("CompressionCodec");
     Error::yours(format!("{}: not a readable Parquet file: {what}", path.display())).help(if is_codec {
         OTHER_CODEC

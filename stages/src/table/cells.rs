@@ -1,4 +1,4 @@
-//! Which Rust types can be a column, and as what. Knows no file.
+//! Maps Rust types to Arrow column types.
 
 use std::sync::Arc;
 
@@ -6,7 +6,8 @@ use arrow::array::{Array, ArrayRef, BooleanArray, ListArray, PrimitiveArray, Str
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Field, Float32Type, Float64Type, Int64Type, UInt32Type};
 
-/// A type whose values fill a column: `String`, `bool`, `f64`, `f32`, `i64`, `u32`, a `words!` enum, `Vec` and `Option` of these.
+/// A type of column values: `String`, `bool`, `f64`, `f32`, `i64`, `u32`, a `words!` enum, and `Vec` and `Option` of
+/// these.
 pub trait Cell: Sized {
     const NULLABLE: bool = false;
 
@@ -16,14 +17,14 @@ pub trait Cell: Sized {
     where
         Self: 'a;
 
-    /// The value in `row`, which is not null unless [`Cell::NULLABLE`].
+    /// The value in `row`, which must not be null unless [`Cell::NULLABLE`].
     ///
     /// # Errors
-    /// If the array is of another type or holds a value that the type has not.
+    /// If the array has another type or the value is not valid for this type.
     fn cell(array: &dyn Array, row: usize) -> Result<Self, String>;
 }
 
-/// [`Cell::cell`] with the column named in the error.
+/// [`Cell::cell`] with the column's name in errors.
 ///
 /// # Errors
 /// As [`Cell::cell`].
@@ -133,7 +134,7 @@ impl<T: Cell> Cell for Vec<T> {
     }
 }
 
-/// Parquet's own name for what is in a list.
+/// The field of list elements, with Parquet's standard name.
 fn item<T: Cell>() -> Arc<Field> {
     Arc::new(Field::new("element", T::data_type(), T::NULLABLE))
 }

@@ -1,6 +1,7 @@
-//! The macros that declare tables and closed sets of words. Know no file format.
+//! Macros that declare tables and closed sets of words.
 
-/// Declares a struct with public fields and makes it a [`Row`](crate::table::Row): a column per field, in order.
+/// Declares a struct with public fields and implements [`Row`](crate::table::Row) for it: one column per field, in
+/// order.
 #[macro_export]
 macro_rules! table {
     ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$field_meta:meta])* $field_vis:vis $field:ident : $type:ty),* $(,)? }) => {
@@ -28,7 +29,7 @@ macro_rules! table {
     };
 }
 
-/// Declares a closed set of words: an enum that is text in tables, in JSON and in messages.
+/// Declares a closed set of words: an enum that is stored as text in tables and JSON, and shown as text in messages.
 #[macro_export]
 macro_rules! words {
     ($(#[$meta:meta])* $vis:vis enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal),* $(,)? }) => {

@@ -1,4 +1,4 @@
-//! Parquet files of rows: a streaming writer with pinned bytes, a streaming reader, a check. Knows no particular table.
+//! Parquet files of rows: a streaming writer with reproducible bytes, a streaming reader, and a check.
 
 use std::fs::File;
 use std::marker::PhantomData;
@@ -18,12 +18,12 @@ use super::Row;
 use super::batches::{Batches, builder};
 use super::view::type_name;
 
-/// Rows handed to the Parquet writer at once, and read at once.
+/// Rows per batch, in writing and reading.
 const BATCH: usize = 1024;
-/// Rows of a row group: what a writer holds in memory at most.
+/// Rows per row group: the most that a writer holds in memory.
 const GROUP: usize = 16 * 1024;
 
-/// Fixed, so that equal rows give equal bytes: nothing here may depend on version, host or time.
+/// Fixed so that equal rows give equal bytes: nothing here may depend on version, host or time.
 fn properties() -> WriterProperties {
     WriterProperties::builder()
         .set_writer_version(WriterVersion::PARQUET_1_0)
@@ -56,7 +56,7 @@ impl<R: Row> Writer<R> {
     /// If the file cannot be created.
     pub fn create(path: &Path) -> Result<Self> {
         let schema = schema::<R>();
-        // Parquet's own types say all there is to say; Arrow's copy of the schema would only be more bytes to keep pinned.
+        // Parquet's own types suffice; Arrow's copy of the schema would only add bytes that must stay reproducible.
         let options = ArrowWriterOptions::new().with_properties(properties()).with_skip_arrow_metadata(true);
         let inner = ArrowWriter::try_new_with_options(File::create(path).at(path)?, schema.clone(), options)
             .map_err(|e| unwritable(path, e))?;
@@ -76,7 +76,7 @@ impl<R: Row> Writer<R> {
         self.rows
     }
 
-    /// Ends the file, which is not a table before; returns its rows.
+    /// Completes the file, which is not valid before, and returns the number of rows.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -111,7 +111,7 @@ pub fn write<R: Row>(path: &Path, rows: impl IntoIterator<Item = R>) -> Result<u
 pub struct Reader<R: Row> {
     path: PathBuf,
     batches: Batches,
-    /// Where each of the row's columns stands in a batch; none: it is not in the file.
+    /// Index of each row column in a batch; `None` if the file lacks the column.
     order: Vec<Option<usize>>,
     ready: std::vec::IntoIter<R>,
     rows: u64,
@@ -120,18 +120,18 @@ pub struct Reader<R: Row> {
 }
 
 impl<R: Row> Reader<R> {
-    /// A table of R's columns and types, in any order, and no others. A column that may hold nulls may be missing.
+    /// Opens a table with exactly R's columns and types, in any order. Nullable columns may be missing.
     ///
     /// # Errors
-    /// Names file, column, expected and found.
+    /// Names the file and the column, with the expected and the found type.
     pub fn open(path: &Path) -> Result<Self> {
         Self::with(path, true)
     }
 
-    /// As [`Reader::open`], but of a table that may have further columns, which are not read: a file that others made.
+    /// As [`Reader::open`], but ignores additional columns: for files from other programs.
     ///
     /// # Errors
-    /// Names file, column, expected and found.
+    /// Names the file and the column, with the expected and the found type.
     pub fn open_columns(path: &Path) -> Result<Self> {
         Self::with(path, false)
     }
@@ -191,7 +191,7 @@ impl<R: Row> Reader<R> {
         })
     }
 
-    /// Rows of the whole table.
+    /// Number of rows in the whole table.
     pub fn rows(&self) -> u64 {
         self.rows
     }
@@ -244,7 +244,7 @@ impl<R: Row> Iterator for Reader<R> {
     }
 }
 
-/// All rows of a table that fits into memory.
+/// Reads all rows of a table into memory.
 ///
 /// # Errors
 /// As [`Reader::open`].
@@ -252,10 +252,11 @@ pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
     Reader::open(path)?.collect()
 }
 
-/// Checks that a table is one that [`Reader::open`] takes and has no nulls where none may be; notes its rows and schema.
+/// Checks that [`Reader::open`] accepts the table and that non-nullable columns hold no nulls; records its rows and
+/// schema.
 ///
 /// # Errors
-/// Names file, column, expected and found.
+/// Names the file and the column, with the expected and the found type.
 pub fn check<R: Row>(path: &Path, facts: &mut Facts) -> Result<()> {
     let reader = Reader::<R>::open(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -271,10 +272,10 @@ pub fn check<R: Row>(path: &Path, facts: &mut Facts) -> Result<()> {
     Ok(())
 }
 
-/// The columns of any Parquet file: (name, type) in order.
+/// Names and types of the columns of any Parquet file, in order.
 ///
 /// # Errors
-/// If it is not one.
+/// If it is not a readable Parquet file.
 pub fn columns(path: &Path) -> Result<Vec<(String, String)>> {
     Ok(builder(path)?.schema().fields().iter().map(|f| (f.name().clone(), type_name(f.data_type()))).collect())
 }
@@ -290,7 +291,7 @@ fn list(schema: &Schema) -> String {
 
 fn unwritable(path: &Path, e: parquet::errors::ParquetError) -> Error {
     match e {
-        // An I/O error keeps its kind, so that a full disk is told as one.
+        // Keeps the kind of an I/O error, so that a full disk is reported as such.
         parquet::errors::ParquetError::External(e) => match e.downcast::<std::io::Error>() {
             Ok(e) => Err::<(), _>(*e).at(path).expect_err("`at` keeps an error an error"),
             Err(e) => Error::surroundings(format!("{}: {e}", path.display())),
@@ -428,7 +429,7 @@ mod tests {
         }
         write_as(Compression::UNCOMPRESSED);
         let bytes = std::fs::read(&path).unwrap();
-        // The metadata of column `a`: the end of its path, then its codec, here 0, in zigzag.
+        // The metadata of column `a`: the end of its path, then its codec in zigzag, here 0.
         let at = 5 + bytes.windows(7).rposition(|at| at == b"\x19\x18\x01a\x15\0\x16").unwrap();
         for (codec, what) in [(3, "column `a` is compressed with LZO, which is not read"), (9, "CompressionCodec 9")] {
             let mut other = bytes.clone();

@@ -1,4 +1,4 @@
-//! Rows of Parquet files that others made, as JSON, whatever their nesting. Knows no particular table.
+//! Reads rows of Parquet files from other programs as JSON, with any nesting.
 
 use std::path::Path;
 
@@ -13,13 +13,13 @@ use serde_json::Value;
 use super::batches::{Batches, builder, unreadable};
 use super::view::type_name;
 
-/// Rows in memory at once.
+/// Rows held in memory at once.
 const BATCH: usize = 256;
 
-/// The rows of a file, of those of the `wanted` columns that it has; nulls are told as such.
+/// The rows of a file as JSON objects with those of the `wanted` columns that it has. Nulls are kept.
 ///
 /// # Errors
-/// If it is no Parquet file, or if one of the columns holds bytes that are no text.
+/// If it is not a Parquet file, or if one of the columns holds bytes that are not text.
 pub fn json_rows(path: &Path, wanted: &[&str]) -> Result<impl Iterator<Item = Result<Value>> + use<>> {
     let builder = builder(path)?;
     let found = builder.schema().clone();

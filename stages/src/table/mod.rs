@@ -1,6 +1,6 @@
-//! Rows of plain Rust structs to and from Parquet, streaming, with pinned bytes. Knows no particular table.
+//! Reads and writes rows of plain Rust structs as Parquet: streaming, with reproducible bytes.
 //!
-//! Declare a table with [`table!`](crate::table!); closed sets of words with [`words!`](crate::words!):
+//! Declare tables with [`table!`](crate::table!) and closed sets of words with [`words!`](crate::words!):
 //!
 //! ```
 //! stages::table! {
@@ -34,7 +34,7 @@ pub use json::json_rows;
 pub(crate) use view::cut;
 pub use view::preview;
 
-// What the macros name, so that their users need no arrow of their own.
+// Re-exported for the macros, so that their users need no dependency on arrow.
 #[doc(hidden)]
 pub use arrow::array::{Array, ArrayRef, StringArray};
 #[doc(hidden)]
@@ -42,7 +42,7 @@ pub use arrow::datatypes::DataType;
 #[doc(hidden)]
 pub use cells::named as cell;
 
-/// One column of a table: its name, how its type is told to people (`utf8`, `f64`, `list<u32>`), whether it may hold nulls.
+/// One column of a table: its name, its type as shown to users (`utf8`, `f64`, `list<u32>`), whether it may hold nulls.
 #[derive(Clone, Debug)]
 pub struct Column {
     pub name: &'static str,
@@ -56,14 +56,14 @@ impl Column {
     }
 }
 
-/// A struct that is a row of a table. Implemented by [`table!`](crate::table!).
+/// A row of a table. Implemented by [`table!`](crate::table!).
 pub trait Row: Sized {
     fn columns() -> Vec<Column>;
     /// One array per column, in order.
     fn arrays(rows: &[Self]) -> Vec<ArrayRef>;
-    /// Rows of arrays in the order and of the types of [`Row::columns`].
+    /// Builds rows from arrays in the order and with the types of [`Row::columns`].
     ///
     /// # Errors
-    /// Says which column holds what it must not.
+    /// Names the column with an invalid value.
     fn rows(arrays: &[ArrayRef]) -> Result<Vec<Self>, String>;
 }

@@ -1,4 +1,5 @@
-//! What reading a Parquet file takes, from the headers of its pages: encodings let a file of a kilobyte stand for gigabytes.
+//! Estimates the memory needed to read a Parquet file from its page headers: its encodings let a kilobyte of file
+//! expand to gigabytes.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -17,28 +18,28 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use super::batches::unreadable;
 use crate::data::source::LONGEST;
 
-/// The pages held at once, one per column and its dictionary, in bytes.
+/// Maximum bytes of the pages held at once: one data page and one dictionary per column.
 const PAGES: u64 = 128 << 20;
-/// The values of a batch, in bytes.
+/// Maximum bytes of the values in a batch.
 const BATCH: u64 = 16 << 20;
-/// Elements of all lists of one column in a row group.
+/// Maximum elements of all lists of one column in a row group.
 const ELEMENTS: u64 = 64 << 20;
-/// A dictionary below this size is not looked into: no value in it is larger.
+/// Dictionaries below this size in bytes are not inspected, since none of their values can be larger.
 const SMALL: u64 = 4 << 10;
 
-/// What one column takes, in bytes.
+/// Memory needed by one column, in bytes.
 #[derive(Default)]
 struct Column {
     dictionary: u64,
     page: u64,
-    /// Of a row.
+    /// Upper bound for the value of one row.
     row: u64,
 }
 
-/// How many rows, up to `most`, may be read at once from the columns of `mask`.
+/// Number of rows, at most `most`, that may be read at once from the columns of `mask`.
 ///
 /// # Errors
-/// If a limit forbids to read even one, or a page's header is damaged.
+/// If even one row exceeds a limit, or a page's header is damaged.
 pub(super) fn batch_rows(path: &Path, metadata: &ParquetMetaData, mask: &ProjectionMask, most: usize) -> Result<usize> {
     let file = Arc::new(File::open(path).at(path)?);
     let (mut pages, mut row) = (0_u64, 0_u64);
@@ -63,7 +64,7 @@ pub(super) fn batch_rows(path: &Path, metadata: &ParquetMetaData, mask: &Project
     Ok(usize::try_from(BATCH / row.max(1)).unwrap_or(most).clamp(1, most))
 }
 
-/// Adds what the pages of one column in one row group take.
+/// Adds the memory needed by the pages of one column in one row group.
 fn survey(path: &Path, file: &Arc<File>, chunk: &ColumnChunkMetaData, rows: u64, column: &mut Column) -> Result<()> {
     let name = chunk.column_path().string();
     let (start, length) = chunk.byte_range();
@@ -74,7 +75,7 @@ fn survey(path: &Path, file: &Arc<File>, chunk: &ColumnChunkMetaData, rows: u64,
         let header = Header::read(&mut reader)
             .map_err(|e| unreadable(path, &format!("column `{name}`: the page at byte {at}: {e}")))?;
         let bytes = header.uncompressed.max(header.compressed);
-        // Known before the file is read elsewhere, which moves the place in it.
+        // Taken now, because reading the dictionary below moves the shared file offset.
         let next = reader.stream_position().at(path)?.saturating_add(header.compressed);
         if header.is_dictionary {
             column.dictionary = column.dictionary.max(bytes);
@@ -91,7 +92,7 @@ fn survey(path: &Path, file: &Arc<File>, chunk: &ColumnChunkMetaData, rows: u64,
             values += header.values;
             row = row.max(match header.encoding {
                 DICTIONARY | OLD_DICTIONARY => dictionary,
-                // A value may repeat all of the one before it.
+                // A value may repeat all of the previous value as its prefix.
                 PREFIXES => bytes,
                 _ => bytes / header.values.max(1),
             });
@@ -119,7 +120,7 @@ fn check_elements(path: &Path, column: &str, elements: u64) -> Result<()> {
     .help("write it anew with smaller row groups"))
 }
 
-/// The length of the longest text in a column's dictionary.
+/// The length in bytes of the longest text in a column's dictionary.
 fn longest_entry(path: &Path, file: &Arc<File>, chunk: &ColumnChunkMetaData) -> Result<u64> {
     let page = SerializedPageReader::new(file.clone(), chunk, 0, None).and_then(|mut pages| pages.get_next_page());
     let Some(Page::DictionaryPage { buf, .. }) = page.map_err(|e| unreadable(path, &e))? else { return Ok(0) };
@@ -133,7 +134,7 @@ fn longest_entry(path: &Path, file: &Arc<File>, chunk: &ColumnChunkMetaData) -> 
 }
 
 /// # Errors
-/// If a text in the array, which may be nested, is longer than is read.
+/// If a text in the array, which may be nested, exceeds the limit.
 pub(super) fn check_texts(path: &Path, column: &str, array: &dyn Array) -> Result<()> {
     match array.data_type() {
         DataType::Utf8 => {
@@ -163,7 +164,7 @@ const OLD_DICTIONARY: u64 = 2;
 /// DELTA_BYTE_ARRAY.
 const PREFIXES: u64 = 7;
 
-/// A page's header, as far as it says what the page takes: `PageHeader` of parquet.thrift.
+/// The fields of a page header that determine memory use: `PageHeader` of parquet.thrift.
 #[derive(Default)]
 struct Header {
     is_dictionary: bool,
@@ -180,7 +181,8 @@ impl Header {
         Ok(header)
     }
 
-    /// Reads the fields of a struct in Thrift's compact protocol; `within` are the ids of those that it is in.
+    /// Reads the fields of a struct in Thrift's compact protocol; `within` holds the field ids of the enclosing
+    /// structs.
     fn fields(&mut self, reader: &mut (impl Read + Seek), within: &[u64]) -> std::io::Result<()> {
         let damaged = || std::io::Error::other("its header is damaged");
         let mut id = 0;
@@ -191,7 +193,7 @@ impl Header {
             }
             id = if byte >> 4 == 0 { zigzag(reader)?.ok_or_else(damaged)? } else { id + u64::from(byte >> 4) };
             match byte & 15 {
-                // A boolean is its type.
+                // A boolean's value is encoded in its type.
                 1 | 2 => {}
                 3 => drop(bytes::<1>(reader)?),
                 4..=6 => {
@@ -239,7 +241,7 @@ fn varint(reader: &mut impl Read) -> std::io::Result<u64> {
     Err(std::io::Error::other("its header is damaged"))
 }
 
-/// A signed number; `None` if it is negative.
+/// A zigzag-encoded number; `None` if it is negative.
 fn zigzag(reader: &mut impl Read) -> std::io::Result<Option<u64>> {
     let value = varint(reader)?;
     Ok((value & 1 == 0).then_some(value >> 1))
@@ -329,7 +331,7 @@ mod tests {
     fn long_lists_make_small_batches_and_longer_ones_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.parquet");
-        // In the file, a million equal elements take a few bytes.
+        // A million equal elements take only a few bytes in the file.
         let items = Arc::new(BooleanArray::from(vec![false; 4 << 20]));
         let field = Field::new("element", DataType::Boolean, false);
         let lists = ListArray::new(Arc::new(field), OffsetBuffer::from_lengths([1 << 20; 4]), items, None);

@@ -1,4 +1,4 @@
-//! How types and rows of tables are shown to people. Knows no particular table.
+//! Text display of column types and rows.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,7 +10,7 @@ use parquet::arrow::ProjectionMask;
 
 use super::batches::{Batches, builder};
 
-/// `utf8`, `f64`, `list<u32>`, …
+/// The name of a type as shown to users: `utf8`, `f64`, `list<u32>`, …
 pub(super) fn type_name(data_type: &DataType) -> String {
     match data_type {
         DataType::Utf8 => "utf8".to_owned(),
@@ -26,7 +26,7 @@ pub(super) fn type_name(data_type: &DataType) -> String {
     }
 }
 
-/// The first `rows` rows of a Parquet file as text: a block per row, a line per column, long values cut.
+/// The first `rows` rows of a Parquet file as text: a block per row, a line per column, long values truncated.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -54,7 +54,7 @@ pub fn preview(file: &Path, rows: usize) -> Result<String> {
     Ok(text)
 }
 
-/// At most `limit` characters on one line.
+/// At most `limit` characters of the text, on one line.
 pub(crate) fn cut(text: &str, limit: usize) -> String {
     let line = text.replace(['\n', '\r'], " / ");
     match line.char_indices().nth(limit) {

@@ -1,4 +1,4 @@
-//! Attempts of one key that are killed and go on from each other's checkpoints. Knows no kind.
+//! Simulates killed attempts of one key that resume from each other's checkpoints.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -13,7 +13,7 @@ use engine::kind::AnyKind;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// One key: a kind, its parameters, its inputs. Every attempt has a fresh folder to fill; checkpoints are kept.
+/// One key: a kind, its parameters and its inputs. Every attempt gets a fresh output folder; checkpoints are shared.
 pub struct Attempts<'a> {
     kind: &'a dyn AnyKind,
     params: Value,
@@ -23,18 +23,17 @@ pub struct Attempts<'a> {
     every: u64,
 }
 
-/// What an attempt left, whatever became of it.
+/// The result of an attempt, finished or killed.
 pub struct Attempt {
     out: TempDir,
-    /// Steps that an earlier attempt's checkpoint saved.
+    /// The number of steps done in the checkpoint that this attempt resumed from.
     pub resumed: Option<u64>,
     pub warnings: Vec<String>,
-    /// Whether it was killed.
     pub killed: bool,
 }
 
 impl Attempt {
-    /// Every file that it made, with its bytes.
+    /// Every output file with its bytes.
     pub fn bytes(&self) -> Vec<(String, Vec<u8>)> {
         let mut files = super::toys::bytes_of(self.out.path());
         let metrics = std::fs::read(self.out.path().join("metrics.json")).expect("a finished attempt has metrics");
@@ -49,13 +48,13 @@ impl<'a> Attempts<'a> {
         Ok(Self { kind, params, inputs, folder: tempfile::tempdir().expect("a temporary folder"), every })
     }
 
-    /// The same with other parameters on the same folder of checkpoints, as no pipeline can have it.
+    /// The same checkpoints with other parameters, which no pipeline would combine.
     pub fn with(self, with: &Value) -> Result<Self> {
         let params = self.kind.normalise(with).map_err(|faults| Error::yours(format!("{faults:?}")))?;
         Ok(Self { params, ..self })
     }
 
-    /// The one checkpoint's folder.
+    /// The folder of the only checkpoint.
     pub fn checkpoint(&self) -> PathBuf {
         let entries = std::fs::read_dir(self.folder.path()).expect("the folder of checkpoints");
         let mut found = entries.map(|entry| entry.expect("an entry").path()).filter(|path| is_checkpoint(path));
@@ -64,12 +63,12 @@ impl<'a> Attempts<'a> {
         one
     }
 
-    /// An attempt that is killed as soon as it has written `checkpoints` of them, if it ever does.
+    /// Runs an attempt and kills it once it has written this many checkpoints.
     pub fn killed_after(&self, checkpoints: u64) -> Result<Attempt> {
         self.attempt(Some(checkpoints))
     }
 
-    /// An attempt that nobody disturbs.
+    /// Runs an attempt to its end.
     pub fn undisturbed(&self) -> Result<Attempt> {
         self.attempt(None)
     }
@@ -84,7 +83,7 @@ impl<'a> Attempts<'a> {
                 let last = matches!(tell, Tell::Checkpoint { .. }) && Some(written) == kill_after;
                 told.lock().expect("nothing panics while it is held").push(tell);
                 if last {
-                    // Nothing of the kind runs any more, as after a kill; a panic's message would only litter the log.
+                    // Unwinding stops the kind as a kill would; `resume_unwind` prints no panic message.
                     resume_unwind(Box::new(Killed));
                 }
             }
@@ -120,5 +119,5 @@ fn is_checkpoint(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"))
 }
 
-/// What unwinds out of a killed attempt.
+/// Panic payload that ends a killed attempt.
 struct Killed;

@@ -1,4 +1,4 @@
-//! Tiny tokenizers, models and tables that learn something in a second. Knows no kind.
+//! Tiny tokenizers, models and tables from which something can be learned within a second.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -17,11 +17,11 @@ use crate::types::{
 };
 use crate::{prompt, train};
 
-/// Moods and animals: what toy posts are about.
+/// Vocabulary of the toy posts.
 const MOODS: [&str; 4] = ["sad", "glad", "mad", "bad"];
 const ANIMALS: [&str; 4] = ["cat", "dog", "cow", "hen"];
 
-/// A byte-level BPE on toy posts and the corpus.
+/// A byte-level BPE trained on toy posts and the embedded corpus.
 pub fn tokenizer() -> Tokenizer {
     static JSON: OnceLock<String> = OnceLock::new();
     let json = JSON.get_or_init(|| {
@@ -34,7 +34,7 @@ pub fn tokenizer() -> Tokenizer {
     Tokenizer::from_bytes(json.as_bytes()).expect("the JSON of a tokenizer")
 }
 
-/// `n` short posts of one split; the summary repeats two words of the post.
+/// `n` short posts of one split; each summary repeats two words of its post.
 pub fn posts(n: usize, split: Split) -> Vec<Post> {
     (0..n)
         .map(|i| {
@@ -68,21 +68,21 @@ pub fn posts_with_facts(n: u64, split: Split) -> Vec<Post> {
         .collect()
 }
 
-/// A Posts folder.
+/// Writes a Posts artifact.
 pub fn write_posts(folder: &Path, posts: impl IntoIterator<Item = Post>) -> Result<()> {
     let mut writer = Posts::create(folder)?;
     posts.into_iter().try_for_each(|post| writer.push(post))?;
     writer.finish().map(drop)
 }
 
-/// A Tokenizer folder.
+/// Writes a Tokenizer artifact.
 pub fn write_tokenizer(folder: &Path) -> Result<()> {
     tokenizer().save(&folder.join("tokenizer.json")).told()
 }
 
 const WIDTH: usize = 16;
 
-/// A Model folder: width 16, one block, untrained, a window of 256.
+/// Writes a Model artifact: untrained, width 16, one block, a window of 256 tokens.
 pub fn write_model(folder: &Path, seed: u64) -> Result<()> {
     let tokenizer = tokenizer();
     let config = Gpt2Config {
@@ -93,7 +93,7 @@ pub fn write_model(folder: &Path, seed: u64) -> Result<()> {
     model::save(&model, &tokenizer, folder, Weights::F32)
 }
 
-/// An Ensemble folder on the base [`write_model`] makes of `seed`: heads of their own that learned nothing.
+/// Writes an Ensemble artifact on the base that [`write_model`] makes with `seed`, with one untrained head per member.
 pub fn write_ensemble(folder: &Path, seed: u64, members: &[&str]) -> Result<()> {
     write_model(&folder.join(BASE), seed)?;
     let base_digest = Digest::of(b"toy base");
@@ -106,7 +106,7 @@ pub fn write_ensemble(folder: &Path, seed: u64, members: &[&str]) -> Result<()> 
     write_json(&folder.join(ENSEMBLE), &EnsembleInfo { members, base_digest, more: serde_json::Map::new() })
 }
 
-/// A RewardModel folder on the base [`write_model`] makes of `seed`, with a head of its own that learned nothing.
+/// Writes a RewardModel artifact on the base that [`write_model`] makes with `seed`, with an untrained head.
 pub fn write_reward_model(folder: &Path, seed: u64) -> Result<()> {
     write_model(&folder.join(BASE), seed)?;
     write_head(folder, seed, Digest::of(b"toy base"))
@@ -126,7 +126,7 @@ fn write_head(own: &Path, seed: u64, base_digest: Digest) -> Result<()> {
     write_json(&own.join(INFO), &info)
 }
 
-/// Pairs of a good and a bad summary, `a` being good in every second row; ids as the toy tokenizer makes them.
+/// Pairs of a good and a bad summary with ids of the toy tokenizer; `a` is the good one in every second row.
 pub fn pairs(n: usize, split: Split) -> Vec<Pair> {
     let tokenizer = tokenizer();
     let summary = |text: &str| (text.to_owned(), prompt::response_ids(&tokenizer, text, true));
@@ -158,28 +158,28 @@ pub fn pairs(n: usize, split: Split) -> Vec<Pair> {
         .collect()
 }
 
-/// A Pairs folder.
+/// Writes a Pairs artifact.
 pub fn write_pairs(folder: &Path, pairs: impl IntoIterator<Item = Pair>) -> Result<()> {
     let mut writer = Pairs::create(folder)?;
     pairs.into_iter().try_for_each(|pair| writer.push(pair))?;
     writer.finish().map(drop)
 }
 
-/// The judgement of [`pairs`]: the good summary is chosen.
+/// Preferences over [`pairs`]; the good summary is always chosen.
 pub fn preferences(n: usize, split: Split) -> Vec<Preference> {
     let side = |i: usize| if i.is_multiple_of(2) { Side::A } else { Side::B };
     let rows = pairs(n, split).into_iter().enumerate();
     rows.map(|(i, pair)| Preference::of(pair, side(i), Outcome::Labelled, "toy")).collect()
 }
 
-/// A Preferences folder.
+/// Writes a Preferences artifact.
 pub fn write_preferences(folder: &Path, rows: impl IntoIterator<Item = Preference>) -> Result<()> {
     let mut writer = Preferences::create(folder)?;
     rows.into_iter().try_for_each(|row| writer.push(row))?;
     writer.finish().map(drop)
 }
 
-/// Every file below `folder` with its bytes, but for the metrics.
+/// Every file below `folder` with its bytes, except the metrics.
 pub fn bytes_of(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];

@@ -1,4 +1,4 @@
-//! `tokenizer.import`: a tokenizer from a file, the hub or the binary itself. Knows no model.
+//! `tokenizer.import`: imports a tokenizer from a file, the hub or the binary itself.
 
 use std::path::PathBuf;
 
@@ -21,9 +21,9 @@ pub struct Import;
 pub struct Params {
     /// A `tokenizer.json`, a folder that holds one, or a GGUF file.
     pub file: Option<InputPath>,
-    /// A model of the hub.
+    /// A model on the hub.
     pub hub: Option<HubId>,
-    /// One that the binary carries.
+    /// Name of a tokenizer embedded in the binary.
     pub asset: Option<AssetName>,
 }
 
@@ -67,7 +67,7 @@ fn asset(name: &str) -> Result<&'static [u8]> {
     found.map(|(_, bytes)| *bytes).ok_or_else(|| Error::yours(format!("the asset `{name}` holds no tokenizer")))
 }
 
-/// Written anew: what others saved beside (padding, truncation) is not taken over, and one layout stands in the store.
+/// Saves the tokenizer in the store's own layout, without the padding and truncation settings of its source.
 fn take(tokenizer: lm::Result<lm::Tokenizer>, ctx: &mut Context) -> Result<()> {
     let tokenizer = tokenizer.map_err(|e| Error::yours(e.to_string()).help(TOKENIZER))?;
     tokenizer.save(&ctx.out().join(Tokenizer::FILE)).map_err(|e| Error::surroundings(e.to_string()))?;

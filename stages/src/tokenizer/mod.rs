@@ -1,4 +1,4 @@
-//! Kinds that give a tokenizer: trained on posts, or taken from elsewhere. Know no model.
+//! Kinds that produce a tokenizer, by training on posts or by import.
 
 pub mod import;
 pub mod train;

@@ -1,4 +1,4 @@
-//! `tokenizer.train`: a byte-level BPE from posts. Knows no model.
+//! `tokenizer.train`: trains a byte-level BPE tokenizer on posts.
 
 use engine::context::Context;
 use engine::error::{Error, Result};
@@ -15,11 +15,11 @@ pub struct Train;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// Tokens in all: 256 bytes, `<|endoftext|>` and merges.
+    /// Vocabulary size: 256 bytes, `<|endoftext|>` and merges.
     pub vocab_size: usize,
-    /// The split to learn from; every post if absent.
+    /// The split to train on; absent: all posts.
     pub split: Option<Split>,
-    /// Learn from the first so many posts only.
+    /// Train only on the first so many posts.
     pub rows: Option<u64>,
 }
 
@@ -51,7 +51,7 @@ impl Kind for Train {
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         let posts = Posts::open(&ctx.one("posts")?.folder)?;
         let wanted = |post: &crate::types::Post| params.split.is_none_or(|split| post.is_in(split));
-        // The trainer takes an iterator of texts and no errors: the first one is kept aside and ends the texts.
+        // The trainer takes an iterator of texts without errors: the first error is stored and ends the iterator.
         let mut failed = None;
         let mut texts = 0_u64;
         let stream = posts

@@ -1,4 +1,4 @@
-//! What every judge said of every pair, by the pair's content; texts are not kept. Knows no statistics.
+//! Verdicts of all judges on all pairs, keyed by the pair's content; texts are not kept.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::measure::Counts;
 use crate::annotate::pair_key::{PairKey, Text, post_of};
 use crate::types::{Outcome, Preference, Preferences};
 
-/// What one judge said of one pair.
+/// Counts of one judge's labels on one pair.
 #[derive(Clone, Copy, Debug, Default)]
 struct Said {
     low: u32,
@@ -18,12 +18,12 @@ struct Said {
     neither: u32,
 }
 
-/// What that comes to.
+/// A judge's overall answer on a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The pair is not in the judge's table.
     Absent,
-    /// Ties, drawn votes, answers without a label.
+    /// Ties, equal votes, or answers without a label.
     Neither,
     For(Text),
 }
@@ -39,7 +39,7 @@ impl Said {
     }
 }
 
-/// A judge's rows as they stand, before several of one pair are taken together.
+/// Statistics of a judge's rows, before several rows of one pair are merged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rows {
     pub rows: u64,
@@ -47,12 +47,12 @@ pub struct Rows {
     pub longer_chosen: Counts<2>,
 }
 
-/// A pair that some judge judged.
+/// A pair judged by at least one judge.
 pub struct Heard {
     by: Box<[Said]>,
-    /// Words of the low text less words of the high one.
+    /// Words of the low text minus words of the high text.
     pub longer_by: i64,
-    /// Stands for its post.
+    /// Hash of the post.
     post: u64,
 }
 
@@ -73,10 +73,11 @@ impl Pairs {
         Self { judges, pairs: HashMap::new() }
     }
 
-    /// Hears out a judge's table.
+    /// Adds a judge's table.
     pub fn hear(&mut self, judge: usize, folder: &Path) -> Result<Rows> {
         let mut rows = Rows::default();
-        // By post: labels for what came first and for the other, for the longer one and for the other.
+        // By post: labels for the summary shown first and for the other one, for the longer summary and for the other
+        // one.
         let mut chosen_by_post: HashMap<u64, [[u64; 2]; 2]> = HashMap::new();
         for row in Preferences::open(folder)? {
             let row = row?;
@@ -111,7 +112,7 @@ impl Pairs {
         Ok(rows)
     }
 
-    /// Every pair with its key, in no order.
+    /// Every pair with its key, in arbitrary order.
     pub fn all(&self) -> impl Iterator<Item = (PairKey, &Heard)> {
         self.pairs.iter().map(|(key, heard)| (*key, heard))
     }
@@ -125,7 +126,7 @@ impl Pairs {
         posts.into_values().collect()
     }
 
-    /// Pairs in a judge's table, and how many of them it has a preference on.
+    /// Number of pairs in a judge's table, and how many of them have a preference.
     pub fn judged(&self, judge: usize) -> (u64, u64) {
         let verdicts = self.pairs.values().map(|heard| heard.verdict(judge));
         verdicts.fold((0, 0), |(judged, labelled), verdict| {
@@ -137,7 +138,7 @@ impl Pairs {
         self.pairs.get(key).map_or(Verdict::Absent, |heard| heard.verdict(judge))
     }
 
-    /// Of every two labels that a judge's table has of one pair: whether they are the same.
+    /// For every two labels of one pair in a judge's table, whether they are equal.
     pub fn with_itself(&self, judge: usize) -> Counts<2> {
         let mut counts = Counts::default();
         for post in self.by_post() {
@@ -154,7 +155,7 @@ impl Pairs {
     }
 }
 
-/// A row's pair, and which of its texts is the chosen one.
+/// A row's pair key, and which of its texts is chosen.
 pub fn key_of(row: &Preference) -> (PairKey, Option<Text>) {
     PairKey::of(&row.prompt, &row.chosen_text, &row.rejected_text)
 }

@@ -1,15 +1,15 @@
-//! The statistics of judges who choose one of two: shares, Cohen's kappa, bins of length. Knows no table.
+//! Statistics of judges who choose one of two: shares, Cohen's kappa, bins of length.
 //!
-//! Pairs of one post are not independent of each other: a post that is hard to judge is so in all of its pairs. Intervals are
-//! from variances between posts (linearised, with the usual correction for a small number of clusters), and never narrower
-//! than those of independent pairs.
+//! Pairs of one post are not independent: a post that is hard to judge is hard in all of its pairs. Intervals use
+//! variances between posts (linearised, with the usual correction for a small number of clusters), and are never
+//! narrower than those of independent pairs.
 
 use crate::types::agreement::{Kappa, LengthBin, Share};
 
 /// The 0.975 quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// Yes and no.
+/// Number of positive observations among all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub yes: u64,
@@ -26,13 +26,13 @@ impl Tally {
         self.of += of;
     }
 
-    /// Wilson's interval; none of nothing.
+    /// The share with Wilson's interval; `None` without observations.
     pub fn share(self) -> Option<Share> {
         wilson(self.yes, self.of, self.of as f64)
     }
 }
 
-/// Wilson's interval for `yes` of `of`, as wide as that of `n` independent ones.
+/// Wilson's interval for `yes` of `of`, with the width of `n` independent observations.
 fn wilson(yes: u64, of: u64, n: f64) -> Option<Share> {
     if of == 0 {
         return None;
@@ -41,15 +41,15 @@ fn wilson(yes: u64, of: u64, n: f64) -> Option<Share> {
     let scale = 1.0 + Z * Z / n;
     let middle = (p + Z * Z / (2.0 * n)) / scale;
     let half = Z / scale * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-    // Rounding must not take an end beyond what it stands for.
+    // Rounding must not put an end of the interval on the wrong side of the share.
     Some(Share { of, share: p, low: (middle - half).clamp(0.0, p), high: (middle + half).clamp(p, 1.0) })
 }
 
-/// How many pairs are of each of `K` kinds, and what the posts' own counts say of how much that varies.
+/// Number of pairs in each of `K` categories, and their covariance between posts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts<const K: usize> {
     pairs: [u64; K],
-    /// Summed over posts, the products of every two of a post's counts.
+    /// For every two categories, the product of a post's counts, summed over posts.
     products: [[u64; K]; K],
     posts: u64,
 }
@@ -61,7 +61,7 @@ impl<const K: usize> Default for Counts<K> {
 }
 
 impl<const K: usize> Counts<K> {
-    /// One post's pairs, by kind.
+    /// Adds the pairs of one post, by category.
     pub fn add_post(&mut self, counts: [u64; K]) {
         if counts == [0; K] {
             return;
@@ -79,8 +79,8 @@ impl<const K: usize> Counts<K> {
         self.pairs.iter().sum()
     }
 
-    /// The variance of a statistic to which a pair of kind `i` adds `influence[i]` / pairs, in the mean nothing; infinite where
-    /// there is one post only.
+    /// The variance of a statistic to which a pair of category `i` contributes `influence[i]` / pairs, where the mean
+    /// influence is zero. Infinite for a single post.
     fn variance(&self, influence: [f64; K]) -> f64 {
         let n = self.of() as f64;
         let posts = self.posts as f64;
@@ -93,8 +93,8 @@ impl<const K: usize> Counts<K> {
 }
 
 impl Counts<2> {
-    /// The share of the first kind, with Wilson's interval for as many independent pairs as would vary like these; where all
-    /// are of one kind, each post counts once. None of nothing.
+    /// The share of the first category, with Wilson's interval for the number of independent pairs that has the same
+    /// variance; if all pairs are of one category, each post counts once. `None` without pairs.
     pub fn share(&self) -> Option<Share> {
         let of = self.of();
         let p = self.pairs[0] as f64 / of as f64;
@@ -105,9 +105,9 @@ impl Counts<2> {
     }
 }
 
-/// By what the first judge says, then the second: `2 * first + second`.
+/// Categories by the first and second judge's answers: `2 * first + second`.
 impl Counts<4> {
-    /// How often both say the same.
+    /// Counts of equal and of different answers.
     pub fn agreement(&self) -> Counts<2> {
         let kind = |i: usize| usize::from(!matches!(i, 0 | 3));
         let mut sum = Counts { posts: self.posts, ..Counts::default() };
@@ -120,8 +120,8 @@ impl Counts<4> {
         sum
     }
 
-    /// Cohen's kappa with the large-sample interval of Fleiss, Cohen and Everitt (1969, Eq. 13), widened by what posts add and
-    /// cut at -1 and 1; none where chance alone would agree always.
+    /// Cohen's kappa with the large-sample interval of Fleiss, Cohen and Everitt (1969, Eq. 13), widened for the
+    /// variance between posts and clamped to [-1, 1]. `None` if chance agreement is 1.
     pub fn kappa(&self) -> Option<Kappa> {
         let n = self.of() as f64;
         let p = self.pairs.map(|count| count as f64 / n);
@@ -141,16 +141,16 @@ impl Counts<4> {
     }
 }
 
-/// The first number of words of each bin; the last has no end.
+/// Minimum number of words of each bin; the last bin is unbounded.
 const BINS: [u64; 5] = [0, 3, 6, 11, 21];
 
-/// What is counted of one post in each bin of length: whether both judges agree, and whether each prefers the longer summary.
+/// Counts of one post in each bin of length: whether both judges agree, and whether each prefers the longer summary.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LengthCounts([[[u64; 2]; 3]; BINS.len()]);
 
 impl LengthCounts {
-    /// Notes a pair whose summaries differ by so many words: whether both judges agree, and, where there is a longer one,
-    /// whether each prefers it.
+    /// Adds a pair whose summaries differ by `words` words: whether both judges agree and, unless the lengths are
+    /// equal, whether each judge prefers the longer summary.
     pub fn count(&mut self, words: u64, agree: bool, for_longer: [bool; 2]) {
         let [agreement, judges @ ..] = &mut self.0[BINS.partition_point(|&least| least <= words) - 1];
         agreement[usize::from(!agree)] += 1;
@@ -160,7 +160,7 @@ impl LengthCounts {
     }
 }
 
-/// The same over posts.
+/// [`LengthCounts`] summed over posts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByLength([[Counts<2>; 3]; BINS.len()]);
 
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(Tally { yes: 7, of: 7 }.share().unwrap().high, 1.0);
     }
 
-    /// Every pair of a post of its own.
+    /// Counts with one pair per post.
     fn square(cells: [[u64; 2]; 2]) -> Counts<4> {
         let mut counts = Counts::default();
         for (i, count) in cells.into_iter().flatten().enumerate() {
@@ -228,12 +228,12 @@ mod tests {
 
     #[test]
     fn kappa_is_agreement_beyond_chance() {
-        // 35 of 50 agree, half would by chance.
+        // 35 of 50 agree; half would agree by chance.
         let kappa = square([[20, 5], [10, 15]]).kappa().unwrap();
         near(kappa.kappa, 0.4);
         near(square([[25, 0], [0, 30]]).kappa().unwrap().kappa, 1.0);
         near(square([[0, 30], [30, 0]]).kappa().unwrap().kappa, -1.0);
-        // As much agreement, but one answer is nearly always given: little beyond chance.
+        // The same agreement, but one answer is given nearly always: little beyond chance.
         near(square([[34, 7], [8, 1]]).kappa().unwrap().kappa, -0.062_32);
         assert_eq!(square([[9, 0], [0, 0]]).kappa(), None);
         assert_eq!(Counts::<4>::default().kappa(), None);
@@ -243,7 +243,7 @@ mod tests {
     fn with_a_post_to_each_pair_the_intervals_are_those_of_independent_ones() {
         let square = square([[60, 15], [25, 100]]);
         assert_eq!(square.agreement().share(), Tally { yes: 160, of: 200 }.share());
-        // (0.8 - 0.51875) / (1 - 0.51875), and its standard error by Fleiss, Cohen and Everitt's formula as printed.
+        // (0.8 - 0.51875) / (1 - 0.51875), and its standard error by the printed formula of Fleiss, Cohen and Everitt.
         let kappa = square.kappa().unwrap();
         near(kappa.kappa, 0.584416);
         near(kappa.high - kappa.low, 2.0 * 1.959_964 * 0.058230);
@@ -264,11 +264,11 @@ mod tests {
         let (all, once) = (four_times(&pairs), square([[15, 5], [5, 25]]));
         let (a, b) = (all.agreement().share().unwrap(), once.agreement().share().unwrap());
         assert_eq!((a.share, a.of), (b.share, 4 * b.of));
-        // But for the correction for a small number of posts, as if each pair were there once.
+        // As if each pair were present once, except for the correction for a small number of posts.
         assert!(((a.high - a.low) / (b.high - b.low) - 1.0).abs() < 0.02, "{a:?} {b:?}");
         let (a, b) = (all.kappa().unwrap(), once.kappa().unwrap());
         assert!(((a.high - a.low) / (b.high - b.low) - 1.0).abs() < 0.02, "{a:?} {b:?}");
-        // All alike, there is no variance to see: the posts count.
+        // If all answers agree, no variance is observed: the number of posts counts.
         let agreed = four_times(&[0, 3, 3, 0, 3]).agreement().share().unwrap();
         assert_eq!(agreed.low, Tally { yes: 5, of: 5 }.share().unwrap().low);
         let one_post = Counts { pairs: [3, 1], products: [[9, 3], [3, 1]], posts: 1 };
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn intervals_are_as_wide_as_resampling_posts_says() {
         let mut rng = fixed_generator(1, "posts");
-        // Posts of one to six pairs; in some of them the judges differ mostly.
+        // Posts with one to six pairs; on some posts the judges mostly differ.
         let posts: Vec<[u64; 4]> = (0..150)
             .map(|_| {
                 let (hard, mut post) = (rng.random_bool(0.3), [0; 4]);
@@ -321,7 +321,7 @@ mod tests {
         let bins = lengths.bins();
         let told: Vec<_> = bins.iter().map(|bin| (bin.least, bin.most, bin.agreement.unwrap().of)).collect();
         assert_eq!(told, [(0, Some(2), 2), (3, Some(5), 2), (6, Some(10), 2), (11, Some(20), 2), (21, None, 2)]);
-        // A pair of equal length has no longer side.
+        // A pair of equal lengths has no longer summary.
         assert_eq!(bins[0].first_for_longer.map(|s| (s.of, s.share)), Some((1, 1.0)));
         assert_eq!((bins[1].agreement.unwrap().share, bins[2].agreement.unwrap().share), (0.0, 1.0));
         assert_eq!(ByLength::default().bins()[4].agreement, None);

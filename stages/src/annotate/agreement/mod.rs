@@ -1,4 +1,4 @@
-//! `annotate.agreement`: how far several judges of the same pairs say the same. Knows no judge.
+//! `annotate.agreement`: measures the agreement of several judges on the same pairs.
 
 mod heard;
 pub(super) mod measure;
@@ -26,7 +26,7 @@ pub struct Agree;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// How many disagreements to keep for reading; they are drawn by content, so they are a fair sample.
+    /// Number of disagreements to write out for reading; a random sample drawn by content.
     pub disagreements: usize,
 }
 
@@ -36,7 +36,7 @@ impl Default for Params {
     }
 }
 
-/// With fewer pairs than this an interval is some 20 points wide.
+/// With fewer pairs, an interval is about 20 points wide.
 const FEW: u64 = 100;
 
 impl Kind for Agree {
@@ -108,7 +108,7 @@ fn too_few() -> Error {
     Error::yours("one table of preferences agrees with none").help("list two or more stages at port `preferences`")
 }
 
-/// The labels of the inputs; one that comes again gets its number.
+/// The labels of the inputs; repeated labels are numbered.
 fn names(inputs: &[Input]) -> Vec<String> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     inputs
@@ -121,7 +121,7 @@ fn names(inputs: &[Input]) -> Vec<String> {
         .collect()
 }
 
-/// Every two judges.
+/// Compares every two judges.
 fn compare(pairs: &Pairs, names: &[String]) -> Vec<Compared> {
     let posts = pairs.by_post();
     let mut all = Vec::new();
@@ -154,7 +154,7 @@ fn compare(pairs: &Pairs, names: &[String]) -> Vec<Compared> {
     all
 }
 
-/// Metrics: of two judges under plain names, of more under `name[first,second]`.
+/// Records metrics: under plain names for two judges, under `name[first,second]` for more.
 fn tell(ctx: &mut Context, judges: &[Judge], compared: &[Compared]) {
     for two in compared {
         let name = |what: &str| {
@@ -186,7 +186,8 @@ fn tell(ctx: &mut Context, judges: &[Judge], compared: &[Compared]) {
     }
 }
 
-/// Writes those disagreements whose keys are the smallest, in order of their keys: a sample that content alone draws.
+/// Writes the `most` disagreements with the smallest keys, in order of their keys: a sample that depends only on
+/// content.
 fn disagreements(pairs: &Pairs, inputs: &[Input], names: &[String], most: usize, ctx: &Context) -> Result<()> {
     let differ = |pair: &Heard| {
         let is_chosen = |text: Text| (0..names.len()).any(|judge| pair.verdict(judge) == Verdict::For(text));

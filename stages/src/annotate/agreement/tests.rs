@@ -1,4 +1,4 @@
-//! Claims about `annotate.agreement`.
+//! Tests of `annotate.agreement`.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -7,10 +7,10 @@ use super::*;
 use crate::testing::{Bench, Out, run, toys};
 use crate::types::{Outcome, Preference, Split};
 
-/// Whether a judge is for the toy pair's good summary; absent where it says nothing of that pair.
+/// Whether a judge prefers the toy pair's good summary; `None` if it did not judge the pair.
 type Says = Option<bool>;
 
-/// The table of a judge who says this of the toy pairs, each listed in its own way round.
+/// The table of a judge with these verdicts on the toy pairs.
 fn table(says: &[Says]) -> Vec<Preference> {
     let rows = toys::preferences(says.len(), Split::Gold).into_iter().zip(says);
     rows.filter_map(|(row, says)| {
@@ -39,7 +39,7 @@ fn agree(tables: &[Vec<Preference>]) -> Result<(Out, AgreementInfo, Vec<Disagree
     Ok((out, info, disagreements))
 }
 
-/// `n` pairs of which every `k`th is judged the other way.
+/// Verdicts on `n` pairs, with every `k`th inverted.
 fn but_every(n: usize, k: usize) -> Vec<Says> {
     (0..n).map(|i| Some(i % k != 0)).collect()
 }
@@ -48,7 +48,7 @@ fn but_every(n: usize, k: usize) -> Vec<Says> {
 fn agreement_is_the_share_of_common_pairs_with_the_same_preference() -> Result<()> {
     let mut first = but_every(200, 1000);
     (first[0], first[1]) = (None, Some(true));
-    // Of 199 common pairs every fifth differs, but for pair 0, which the first did not judge.
+    // Of 199 common pairs every fifth differs, except pair 0, which the first judge did not judge.
     let (out, info, disagreements) = agree(&[table(&first), table(&but_every(200, 5))])?;
     let two = &info.compared[0];
     let share = two.agreement.expect("common pairs");
@@ -110,7 +110,7 @@ fn a_judge_who_takes_what_comes_first_or_what_is_longer_is_told() -> Result<()> 
     let told = |judge: &Judge| judge.first_chosen.map(|share| (share.of, share.share));
     assert_eq!(told(&info.judges[0]), Some((400, 1.0)));
     assert!(told(&info.judges[1]).is_some_and(|(_, share)| (share - 0.5).abs() < 0.2));
-    // Its agreement with chance is chance.
+    // A judge who guesses agrees with others only by chance.
     assert!(info.compared[0].kappa.is_some_and(|kappa| kappa.low < 0.0 && 0.0 < kappa.high), "{info:?}");
     let (_, info, _) = agree(&[longer.clone(), longer])?;
     assert_eq!(told(&info.judges[0]), None, "nobody knows what came first");
@@ -129,12 +129,12 @@ fn several_labels_of_a_pair_are_one_voice_and_tell_how_far_a_judge_agrees_with_i
     let (out, info, disagreements) = agree(&[crowd, table(&but_every(120, 1000))])?;
     let judge = &info.judges[0];
     assert_eq!((judge.rows, judge.pairs, judge.labelled), (360, 120, 120));
-    // All three of a pair's twos are alike where all agree; one of three where the third label differs.
+    // Where all labels of a pair agree, all three pairs of labels are equal; where the third differs, one of three is.
     let with_itself = judge.with_itself.expect("several labels");
     assert_eq!((with_itself.of, with_itself.share), (360, (81.0 * 3.0 + 39.0) / 360.0));
     assert_eq!(info.judges[1].with_itself, None);
     assert_eq!((out.metric("agreement"), disagreements.len()), (1.0, 0));
-    // Drawn votes, ties and answers without a label have no preference.
+    // Equal votes, ties and answers without a label give no preference.
     let mut drawn = table(&but_every(120, 1000));
     drawn.extend(table(&[Some(true), Some(false)]));
     drawn[2].outcome = Outcome::Tie;

@@ -1,4 +1,4 @@
-//! Which answer counts for a question: the first that gives a label, as far as one may ask again. Knows no network.
+//! Selects the answer for a question: the first with a label, within the allowed retries.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,19 +7,19 @@ use super::document::{AnswerKey, Purpose, Question};
 use super::params::Params;
 use crate::types::Outcome;
 
-/// What there is for a question.
+/// Result of looking up a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     Kept(Kept),
-    /// Nothing, or nothing that would do: an answer under this key is wanted.
+    /// No usable answer yet: one is needed under this key.
     Wanted(AnswerKey),
 }
 
-/// The rules by which one is found: the parameters alone, so that the same cache gives the same table.
+/// Rules for selecting answers. They depend only on the parameters, so the same cache gives the same table.
 pub struct Answers {
     retry: Vec<Outcome>,
     retries: u32,
-    /// Where an answer counts only in its company: a question's key there.
+    /// If answers are valid only next to the same other documents: the key of each question in its request.
     company: Option<HashMap<AnswerKey, AnswerKey>>,
 }
 
@@ -28,7 +28,7 @@ impl Answers {
         Self { retry: params.retry.0.clone(), retries: params.retries, company: None }
     }
 
-    /// Makes answers count only in the company that all questions, in groups of `n` in the order of requests, make.
+    /// Makes answers valid only in the groups of `n` that all questions form in the order of requests.
     #[must_use]
     pub fn in_company(mut self, mut all: Vec<(Purpose, u64, AnswerKey)>, n: usize) -> Self {
         all.sort_unstable();
@@ -43,12 +43,12 @@ impl Answers {
         self
     }
 
-    /// Whether answers count only in company: then groups are asked whole.
+    /// Whether answers are valid only within their group, so that groups are never split.
     pub fn are_strict(&self) -> bool {
         self.company.is_some()
     }
 
-    /// How often one can come to want an answer to the same question.
+    /// Maximum number of answers to the same question.
     pub fn rounds(&self) -> u32 {
         if self.retry.is_empty() { 1 } else { 1 + self.retries }
     }

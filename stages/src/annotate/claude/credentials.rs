@@ -1,4 +1,4 @@
-//! Where the API's address and key come from: the environment, and a file that it names. Never tells the key.
+//! Reads the API's address and key from the environment, or from a file that it names. Errors never contain the key.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use engine::error::{Error, Result};
 use super::client::{BASE_URL, Endpoint, KEY};
 use crate::http;
 
-/// Names a file that holds the key alone, for machines where environments are seen by others.
+/// Names a file that holds only the key, for machines where others can see environments.
 pub const KEY_FILE: &str = "ANTHROPIC_API_KEY_FILE";
 const PUBLIC: &str = "https://api.anthropic.com";
 
 /// # Errors
-/// If there is no key, or two, or none that can be sent.
+/// If there is no key, more than one, or one that cannot be sent.
 pub fn endpoint() -> Result<Endpoint> {
     let key = key(http::variable(KEY), http::variable(KEY_FILE))?;
     Endpoint::new(&http::variable(BASE_URL).unwrap_or_else(|| PUBLIC.to_owned()), &key)

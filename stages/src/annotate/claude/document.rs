@@ -1,4 +1,4 @@
-//! What is asked about a pair: a document as it is shown, under a key that its content decides. Knows no API and no table.
+//! The documents shown to the model, the questions about them, and content-based keys for the answers.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::annotate::{draw, hash};
 use crate::types::{Pair, Side};
 
-/// Which side of a pair is shown first.
+/// The side of a pair that is shown first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
     AFirst,
@@ -15,7 +15,7 @@ pub enum Shown {
 }
 
 impl Shown {
-    /// The side shown at `place`, 1 or 2.
+    /// The side shown at position `place`, 1 or 2.
     pub fn side(self, place: u8) -> Side {
         if (self == Self::AFirst) == (place == 1) { Side::A } else { Side::B }
     }
@@ -25,7 +25,7 @@ impl Shown {
     }
 }
 
-/// A post with two summaries in the order in which they are shown.
+/// A post with two summaries in display order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
     pub prompt: String,
@@ -33,12 +33,12 @@ pub struct Document {
     pub second: String,
 }
 
-/// Under which an answer about one document is kept.
+/// The cache key of an answer about one document.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AnswerKey([u8; 16]);
 
 impl AnswerKey {
-    /// Of anything that decides an answer, each part with its length.
+    /// Hashes everything that determines an answer, each part prefixed with its length.
     pub fn of(parts: &[&[u8]]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("temper annotate.claude answer v2");
         for part in parts {
@@ -50,18 +50,18 @@ impl AnswerKey {
         Self(short)
     }
 
-    /// The key of the same question when it is asked for the `n`th time because the answers before gave no label.
+    /// The key of the `n`th attempt at the same question, after earlier answers gave no label.
     pub fn attempt(self, n: u32) -> Self {
         if n <= 1 { self } else { Self::of(&[b"attempt", &self.0, &n.to_le_bytes()]) }
     }
 
-    /// The key of the same question where it counts only at its place in this company.
+    /// The key of the same question if its answer is valid only at this slot among these other questions.
     pub fn among(self, company: &[Self], slot: usize) -> Self {
         let company: Vec<u8> = company.iter().flat_map(|key| key.0).collect();
         Self::of(&[b"among", &self.0, &company, &(slot as u64).to_le_bytes()])
     }
 
-    /// A number that stands for it; two keys share one but for chance of 2^-62.
+    /// A 62-bit number derived from the key; two keys collide with probability 2^-62.
     pub fn number(self) -> u64 {
         let mut first = [0; 8];
         first.copy_from_slice(&self.0[..8]);
@@ -95,14 +95,14 @@ impl<'de> Deserialize<'de> for AnswerKey {
     }
 }
 
-/// Why a question is asked.
+/// The purpose of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
-    /// For the label.
+    /// To get the label.
     Label,
-    /// Whether the label is the same in the other order.
+    /// To check whether the label is the same with the summaries in the other order.
     Swap,
-    /// Whether it is the same a second time.
+    /// To check whether the same question gives the same label again.
     Repeat,
 }
 
@@ -113,21 +113,22 @@ pub struct Question {
     pub document: Document,
     pub shown: Shown,
     pub key: AnswerKey,
-    /// Its place in the order of requests; decides its company and its slot.
+    /// Position in the order of requests; determines the request and the slot.
     pub place: u64,
 }
 
-/// Which questions a pair gives: all from the annotation seed and the pair's content, never from its place in the table.
+/// Generates the questions of a pair from the annotation seed and the pair's content, independent of its position in
+/// the table.
 pub struct Questions {
     order: [u8; 32],
     swap: ([u8; 32], f64),
     repeat: ([u8; 32], f64),
-    /// Stands for all that decides an answer besides the document.
+    /// Hash of everything that determines an answer except the document.
     asked: [u8; 32],
 }
 
 impl Questions {
-    /// `generator` gives the key of a generator for one purpose.
+    /// `generator` returns the generator key for a purpose.
     pub fn new(asked: [u8; 32], swap: f64, repeat: f64, generator: impl Fn(&str) -> [u8; 32]) -> Self {
         Self {
             order: generator("order"),
@@ -137,7 +138,7 @@ impl Questions {
         }
     }
 
-    /// The question for the label first.
+    /// The questions of a pair; the first one is for the label.
     pub fn of(&self, pair: &Pair) -> Vec<Question> {
         let content = [pair.prompt.as_str(), &pair.a_text, &pair.b_text];
         let shown = if hash(&self.order, &content) & 1 == 0 { Shown::AFirst } else { Shown::BFirst };
@@ -155,7 +156,8 @@ impl Questions {
         let (first, second) =
             if shown == Shown::AFirst { (&pair.a_text, &pair.b_text) } else { (&pair.b_text, &pair.a_text) };
         let document = Document { prompt: pair.prompt.clone(), first: first.clone(), second: second.clone() };
-        // An answer to a swapped question would do for a pair that is shown in that order; a repeated one is another answer.
+        // A swapped question may share its answer with a pair that is shown in that order; a repeated question needs an
+        // answer of its own.
         let repetition = if purpose == Purpose::Repeat { "2" } else { "1" };
         let parts = [&document.prompt, &document.first, &document.second].map(String::as_bytes);
         let key = AnswerKey::of(&[b"document", &self.asked, parts[0], parts[1], parts[2], repetition.as_bytes()]);

@@ -1,4 +1,4 @@
-//! What asking will cost, before it is asked: from sizes alone a range, from answers of the same kind a figure. Pure.
+//! Cost estimates: a range from sizes alone, or a figure from earlier answers of the same kind. Pure.
 
 use engine::error::Result;
 use engine::estimate::{Estimate, Range};
@@ -8,25 +8,25 @@ use super::params::{Mode, Params, Thinking};
 use super::prices::{Quote, Usage};
 use super::settings::Settings;
 
-/// Tokens to a byte of English, by the tokenizers of today's models.
+/// Tokens per byte of English text with current tokenizers.
 const TOKENS_PER_BYTE: Range = Range { low: 1.0 / 5.0, high: 1.0 / 3.0 };
-/// Tokens of one document's label in an answer.
+/// Output tokens of one document's label.
 const LABEL_TOKENS: Range = Range { low: 10.0, high: 30.0 };
 
-/// What is to be sent.
+/// The amount of work.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Work {
     pub requests: u64,
     pub documents: u64,
-    /// Documents whose answers are kept from before.
+    /// Number of documents with cached answers.
     pub kept: u64,
-    /// Bytes with which every request begins alike.
+    /// Bytes of the fixed prefix of every request.
     pub fixed_bytes: u64,
-    /// Bytes of all requests beyond that.
+    /// Bytes of all requests without the prefix.
     pub other_bytes: u64,
 }
 
-/// How it is sent.
+/// The conditions that determine the price.
 #[derive(Clone, Debug)]
 pub struct Terms {
     pub quote: Option<Quote>,
@@ -36,20 +36,20 @@ pub struct Terms {
     pub thinks: bool,
 }
 
-/// Whether the fixed beginning is cached by the model.
+/// Whether the model caches the fixed prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prefix {
     Cached,
-    /// By its length in bytes it may or may not be long enough.
+    /// Uncertain from its length in bytes.
     Perhaps,
     TooShort,
-    /// The least length is not known.
+    /// The minimum length is unknown.
     Unknown,
 }
 
 impl Terms {
     /// # Errors
-    /// If the shipped prices are damaged (ours).
+    /// If the built-in price table is invalid (an internal error).
     pub fn of(params: &Params, settings: &Settings) -> Result<Self> {
         Ok(Self {
             quote: params.quote()?,
@@ -59,7 +59,7 @@ impl Terms {
         })
     }
 
-    /// Whether a beginning of so many bytes is long enough to be cached.
+    /// Whether a prefix of `bytes` bytes is long enough for caching.
     pub fn prefix(&self, bytes: u64) -> Prefix {
         let Some(minimum) = self.quote.as_ref().and_then(|quote| quote.price.minimum_prefix) else {
             return Prefix::Unknown;
@@ -73,7 +73,7 @@ impl Terms {
     }
 }
 
-/// Answers that were got for the same question: what requests of this kind take.
+/// Usage of earlier answers with the same settings.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     pub requests: u64,
@@ -83,7 +83,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// One more answer, priced as the next ones will be.
+    /// Adds an answer, priced like the next ones.
     pub fn add(&mut self, usage: Usage, terms: &Terms) {
         let usage = usage.asked_in(terms.batch);
         self.requests += 1;
@@ -116,7 +116,7 @@ impl Moments {
     }
 }
 
-/// Requests, tokens and money of the work that is left.
+/// Estimates requests, tokens and cost of the remaining work.
 pub fn estimate(work: &Work, terms: &Terms, seen: &Seen) -> Estimate {
     let requests = work.requests as f64;
     let mut notes = Vec::new();
@@ -160,7 +160,7 @@ fn from_sizes(work: &Work, terms: &Terms, notes: &mut Vec<String>) -> (Range, Ra
     let write = if terms.batch { price.hour() } else { price.cache_write };
     // The first request writes the prefix, all others read it.
     let cached = prefix * (write + price.cache_read * (requests - 1.0)) + others * price.input;
-    // Or none finds it and each writes it anew.
+    // Worst case: no request finds the prefix, so each writes it again.
     let written = prefix * (write * requests) + others * price.input;
     let about = ((prefix.low + prefix.high) / 2.0).round();
     let minimum = price.minimum_prefix.unwrap_or_default();
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn sizes_give_a_range_and_a_prefix_that_is_too_short_gives_no_discount_and_says_so() {
-        // Opus 4.6 caches from 4,096 tokens on, 6,000 bytes are 1,200 to 2,000.
+        // Opus 4.6 caches from 4,096 tokens on; 6,000 bytes are 1,200 to 2,000 tokens.
         let found = estimate(&work(), &terms("claude-opus-4-6", false, false), &Seen::default());
         near(found.input_tokens, 180_000.0, 300_000.0);
         near(found.output_tokens, 2_000.0, 6_000.0);
@@ -285,7 +285,7 @@ mod tests {
         let unknown = estimate(&work(), &terms("no-such-model", false, false), &Seen::default());
         assert_eq!(unknown.dollars, None);
         assert!(unknown.notes.iter().any(|note| note == "no price of this model is known: give one in `prices`"));
-        // The least prefix of this one was not found.
+        // The minimum prefix of this model is unknown.
         let found = estimate(&work(), &terms("claude-sonnet-5-5", false, false), &Seen::default());
         assert!(found.notes.iter().any(|note| note.contains("is not known: no discount")), "{:?}", found.notes);
     }

@@ -1,4 +1,4 @@
-//! `annotate.claude`: a language model behind the Messages API judges pairs, as in the paper (A.2). Knows no reward model.
+//! `annotate.claude`: a language model behind the Messages API labels pairs, as in the paper (A.2).
 
 mod answers;
 mod ask;
@@ -82,7 +82,7 @@ impl Kind for Claude {
 
     fn estimate(&self, params: &Params, ctx: &Context) -> Result<Option<Estimate>> {
         let settings = Settings::load(params)?;
-        // Without answers there is nothing to look into, and nothing is to be made in the store.
+        // Without cached answers, an empty temporary cache is used, so that nothing is created in the store.
         let scratch = tempfile::tempdir().at(std::env::temp_dir())?;
         let cache = match Cache::peek(ctx.requests(), &settings)? {
             Some(cache) => cache,
@@ -143,7 +143,7 @@ fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<En
     table.write(params, &cache, ctx)
 }
 
-/// What asking for all that waits is expected to cost.
+/// The expected cost of asking everything that is queued.
 fn estimated(params: &Params, settings: &Settings, waiting: &Waiting, cache: &Cache) -> Result<Estimate> {
     let terms = Terms::of(params, settings)?;
     let fixed = request::fixed_bytes(settings, params.mode);
@@ -159,7 +159,7 @@ fn estimated(params: &Params, settings: &Settings, waiting: &Waiting, cache: &Ca
     Ok(estimate::estimate(&work, &terms, &seen))
 }
 
-/// The paid answers that are damaged, as a message; `None` if all are whole.
+/// A message about damaged paid answers; `None` if all are intact.
 fn damage(cache: &Cache) -> Option<String> {
     const MOST: usize = 5;
     let at = cache.damaged();
@@ -189,7 +189,7 @@ fn is_tie(pair: &Pair) -> bool {
     normalised(&pair.a_text) == normalised(&pair.b_text)
 }
 
-/// The pairs of the inputs, their questions, and which answers count.
+/// The pairs of the inputs, their questions, and the selection of answers.
 struct Table {
     questions: Questions,
     answers: Answers,
@@ -220,12 +220,12 @@ impl Table {
         Ok(Self { questions, answers, held_out, dropped: posts.dropped })
     }
 
-    /// The pairs that are judged.
+    /// The pairs to judge.
     fn rows(&self, ctx: &Context) -> impl Iterator<Item = Result<Pair>> {
         pairs(ctx).zip(&self.held_out).filter(|(_, out)| !**out).map(|(pair, _)| pair)
     }
 
-    /// What is to be asked, in groups of `n`; its texts lie in a file in `scratch`.
+    /// The questions without answers, in groups of `n`; their texts are in a file in `scratch`.
     fn waiting(&self, cache: &Cache, n: usize, ctx: &Context, scratch: &Path) -> Result<Waiting> {
         let mut spool = Spool::new(scratch)?;
         let mut kept = 0;
@@ -250,7 +250,7 @@ impl Table {
         Ok(waiting)
     }
 
-    /// The table, in the order of the pairs, when every answer is there.
+    /// Writes the table in the order of pairs; every answer must be cached.
     fn write(&self, params: &Params, cache: &Cache, ctx: &mut Context) -> Result<()> {
         let mut judged = Judged::create(ctx.out())?;
         let mut quality = Quality::default();
@@ -309,7 +309,7 @@ fn pairs(ctx: &Context) -> impl Iterator<Item = Result<Pair>> + use<> {
     })
 }
 
-/// What the answers in the table cost, whenever they were paid: each request once.
+/// Reports the cost of the answers in the table, whenever they were paid; each request counts once.
 fn tell_usage(cache: &Cache, mut requests: Vec<u64>, ctx: &mut Context) -> Result<()> {
     requests.sort_unstable();
     requests.dedup();

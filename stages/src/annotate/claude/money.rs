@@ -1,5 +1,4 @@
-//! What was spent and what may still be: a request is sent only if `max_cost` is kept even if it costs as much as it can.
-//! Knows prices and sizes, no network.
+//! Tracks spending. A request is sent only if `max_cost` holds even if the request costs as much as it can.
 
 use std::path::{Path, PathBuf};
 
@@ -9,60 +8,60 @@ use serde::{Deserialize, Serialize};
 
 use super::prices::{Quote, Usage};
 
-/// Tokens that a byte can be at most, before anything is known of the model's tokens.
+/// Maximum tokens per byte, before anything is known about the model's tokenizer.
 const TOKENS_PER_BYTE: f64 = 1.0;
-/// How much denser than all before a text may still turn out.
+/// Factor by which a text may be denser in tokens than all texts so far.
 const MARGIN: f64 = 1.1;
-/// So many requests tell what the others will take.
+/// Number of requests from which the cost of the others can be estimated.
 pub const PILOT: u64 = 20;
 
 /// Whether the next request may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Go {
     Now,
-    /// When something that is under way has turned out cheaper than it might have been.
+    /// Once a request in progress has cost less than its bound.
     Later,
     Never,
 }
 
-/// The money of a stage.
+/// The spending of a stage.
 pub struct Budget {
     quote: Option<Quote>,
     limit: Option<f64>,
     batch: bool,
-    /// By all attempts at this key; with what may have been.
+    /// Spending of all attempts at this key in dollars, including amounts that may have been billed.
     spent: f64,
-    /// So much of it was perhaps not: no answer came to what it was put aside for.
+    /// The part of `spent` that is uncertain: reserved for requests without an answer.
     perhaps: f64,
-    /// What is under way may cost so much.
+    /// Upper bound of the cost of requests in progress.
     reserved: f64,
-    /// The densest text so far.
+    /// The highest tokens per byte so far.
     tokens_per_byte: Option<f64>,
     ledger: PathBuf,
-    /// Not told yet.
+    /// Not yet reported.
     untold: Paid,
-    /// This attempt's requests and what they took.
+    /// Requests of this attempt, and what they cost.
     pub requests: u64,
     dollars: f64,
     output: u64,
 }
 
-/// What attempts at one key have spent: an attempt that failed has paid too.
+/// Spending of all attempts at one key, including failed attempts.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Ledger {
     dollars: f64,
     perhaps: f64,
-    /// What is under way may cost so much; if the attempt is killed, nobody will know. Nothing for batches, whose answers are
-    /// found again.
+    /// Upper bound of the cost of requests in progress, which stays unknown if the attempt is killed. Zero for batches,
+    /// whose answers are found again.
     under_way: f64,
 }
 
 impl Budget {
-    /// `folder` is kept between the attempts at a key.
+    /// `folder` is kept between attempts at a key.
     ///
     /// # Errors
-    /// If what earlier attempts spent cannot be read, or there is a limit and no price to hold it against.
+    /// If the spending of earlier attempts cannot be read, or there is a limit but no price.
     pub fn open(folder: &Path, quote: Option<Quote>, limit: Option<f64>, batch: bool) -> Result<Self> {
         if limit.is_some() && quote.is_none() {
             return Err(Error::yours("max_cost: no price of the model is known").help("give one in `prices`"));
@@ -91,22 +90,22 @@ impl Budget {
         })
     }
 
-    /// What a request of so many bytes can cost at most, in dollars; 0 if nobody asks.
+    /// Upper bound of the cost of a request of this many bytes, in dollars; 0 without a limit.
     pub fn bound(&self, bytes: usize, max_tokens: u32) -> f64 {
         let (Some(_), Some(quote)) = (self.limit, &self.quote) else { return 0.0 };
         let ratio = self.tokens_per_byte.map_or(TOKENS_PER_BYTE, |ratio| (ratio * MARGIN).min(TOKENS_PER_BYTE));
         let sent = (bytes as f64 * ratio).ceil() as u64;
         let output = max_tokens.into();
-        // All of it written to the prompt cache, or none where a table has that cheaper.
+        // The maximum of both extremes: all of the input, or none of it, is written to the prompt cache.
         let written = Usage { cache_written: sent, output, ..Usage::default() }.asked_in(self.batch);
         let plain = Usage { input: sent, output, batch: self.batch, ..Usage::default() };
         written.dollars(&quote.price).max(plain.dollars(&quote.price))
     }
 
-    /// Puts the most that a request can cost aside if that keeps the limit.
+    /// Reserves the upper bound of a request's cost if the limit allows it.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// If writing fails.
     pub fn reserve(&mut self, bound: f64) -> Result<Go> {
         let Some(limit) = self.limit else { return Ok(Go::Now) };
         if self.spent + self.reserved + bound <= limit {
@@ -120,11 +119,11 @@ impl Budget {
         }
     }
 
-    /// A request for which so much is put aside was sent, and no answer came: it may have been paid. Gives whether it may be
-    /// sent again with what is put aside.
+    /// Records that a request with reserved cost `bound` was sent and got no answer, so that it may have been billed.
+    /// Returns whether it may be sent again with the same reservation.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// If writing fails.
     pub fn lost(&mut self, bound: f64) -> Result<bool> {
         let Some(limit) = self.limit else { return Ok(true) };
         self.spent += bound;
@@ -133,37 +132,37 @@ impl Budget {
         Ok(self.spent + self.reserved <= limit)
     }
 
-    /// Writes down what was spent, if there is a limit to hold it against.
+    /// Writes the spending to disk, if there is a limit.
     fn write(&self) -> Result<()> {
         if self.limit.is_none() {
             return Ok(());
         }
         let under_way = if self.batch { 0.0 } else { self.reserved };
-        // Renamed, so that it is never half written; what a power cut loses of it is the last moments' few cents.
+        // Renamed, so that it is never half written; a power cut loses at most the last moments' few cents.
         let fresh = self.ledger.with_extension("new");
         let text = serde_json::json!(Ledger { dollars: self.spent, perhaps: self.perhaps, under_way }).to_string();
         std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &self.ledger)).at(&self.ledger)
     }
 
-    /// A request came back without being paid.
+    /// Releases the reservation of a request that was not billed.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// If writing fails.
     pub fn unpaid(&mut self, bound: f64) -> Result<()> {
         self.release(bound);
         self.write()
     }
 
     fn release(&mut self, bound: f64) {
-        // Sums of what was added come back to nothing but for rounding.
+        // Rounding errors must not remain after everything is released.
         self.reserved = if self.reserved - bound < 1e-12 { 0.0 } else { self.reserved - bound };
     }
 
-    /// An answer has come: what was put aside for its request is free, what it took is spent. A request of an earlier attempt
-    /// has no `bytes` and nothing put aside.
+    /// Records an answer: releases its request's reservation and adds its cost. A request of an earlier attempt has no
+    /// `bytes` and no reservation.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// If writing fails.
     pub fn landed(&mut self, bound: f64, bytes: usize, usage: Usage) -> Result<()> {
         self.release(bound);
         self.requests += 1;
@@ -180,23 +179,23 @@ impl Budget {
         self.write()
     }
 
-    /// What has not been told yet of what was paid.
+    /// Takes the spending not yet reported.
     pub fn untold(&mut self) -> Option<Paid> {
         let untold = std::mem::take(&mut self.untold);
         (untold.requests > 0).then_some(untold)
     }
 
-    /// Dollars of this attempt.
+    /// Dollars spent by this attempt.
     fn dollars(&self) -> Option<f64> {
         self.quote.as_ref().map(|_| self.dollars)
     }
 
-    /// Whether the size of a request matters.
+    /// Whether the cost is limited, so that request sizes matter.
     pub fn is_limited(&self) -> bool {
         self.limit.is_some()
     }
 
-    /// Why nothing more is sent.
+    /// The error for a request beyond the limit.
     pub fn exhausted(&self, bound: f64, stopped: &str) -> Error {
         let limit = self.limit.unwrap_or_default();
         let from = self.quote.as_ref().map_or("", |quote| &quote.from);
@@ -211,7 +210,7 @@ impl Budget {
         .help("the answers so far are kept; raise `max_cost` and run again")
     }
 
-    /// After the first requests: what the rest will cost by them. `left` counts requests.
+    /// A forecast of the remaining cost from the requests so far. `left` counts requests.
     pub fn forecast(&self, left: u64) -> Option<String> {
         let each = self.dollars()? / self.requests.max(1) as f64;
         let output = self.output as f64 / self.requests.max(1) as f64;
@@ -223,9 +222,9 @@ impl Budget {
     }
 }
 
-/// Whether the prompt cache does what was reckoned with.
+/// Checks that the prompt cache works as estimated.
 pub struct Caching {
-    /// Whether the fixed beginning is long enough for the model.
+    /// Whether the fixed prefix is long enough for the model's cache.
     expected: bool,
     requests: u64,
     read: bool,
@@ -236,10 +235,10 @@ impl Caching {
         Self { expected, requests: 0, read: false }
     }
 
-    /// Gives a warning, once, when so many requests have read nothing from a cache that should be there.
+    /// Returns a warning, once, when many requests have read nothing from a cache that should be there.
     pub fn landed(&mut self, usage: Usage) -> Option<String> {
         if usage.batch {
-            // Whether a batch finds it is chance.
+            // It is uncertain whether a batch hits the prompt cache.
             return None;
         }
         self.requests += 1;
@@ -280,11 +279,11 @@ mod tests {
     fn a_request_goes_only_if_the_limit_is_kept_even_if_it_costs_the_most() {
         let folder = tempfile::tempdir().unwrap();
         let mut budget = Budget::open(folder.path(), dollar_a_token(), Some(100.0), false).unwrap();
-        // 30 bytes are 30 tokens at most, and 10 may come back.
+        // 30 bytes are at most 30 tokens of input, plus at most 10 of output.
         let bound = budget.bound(30, 10);
         assert_eq!(bound, 40.0);
         assert_eq!([bound; 3].map(|bound| budget.reserve(bound).unwrap()), [Go::Now, Go::Now, Go::Later]);
-        // It took 6 and 4; texts are known to be five bytes a token now.
+        // The request used 6 + 4 tokens, so texts have five bytes per token.
         budget.landed(bound, 30, usage(6, 4)).unwrap();
         assert_eq!(budget.bound(30, 10), 17.0);
         assert_eq!(budget.reserve(17.0).unwrap(), Go::Now);
@@ -305,7 +304,7 @@ mod tests {
         let open = || Budget::open(folder.path(), dollar_a_token(), Some(50.0), true).unwrap();
         open().landed(0.0, 10, Usage { batch: true, ..usage(40, 40) }).unwrap();
         let mut next = open();
-        // In a batch it was half of 80.
+        // In a batch the request cost half of 80.
         assert_eq!([11.0, 10.0].map(|bound| next.reserve(bound).unwrap()), [Go::Never, Go::Now]);
         assert_eq!(next.dollars(), Some(0.0));
     }
@@ -316,12 +315,12 @@ mod tests {
         let open = |batch| Budget::open(folder.path(), dollar_a_token(), Some(100.0), batch).unwrap();
         let mut budget = open(false);
         assert_eq!(budget.reserve(30.0).unwrap(), Go::Now);
-        // Once more is 60 with the first time, and a third time 90.
+        // One more try makes 60, a third one 90.
         assert_eq!([30.0, 30.0, 30.0].map(|bound| budget.lost(bound).unwrap()), [true, true, false]);
         budget.unpaid(30.0).unwrap();
         assert_eq!(budget.reserve(10.0).unwrap(), Go::Now);
         drop(budget);
-        // Killed: the last ten too.
+        // After a kill, the last ten count too.
         let mut next = open(false);
         assert_eq!(next.reserve(0.1).unwrap(), Go::Never);
         let told = next.exhausted(0.1, "stopped").message;
@@ -330,7 +329,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = || Budget::open(folder.path(), dollar_a_token(), Some(100.0), true).unwrap();
         assert_eq!(open().reserve(90.0).unwrap(), Go::Now);
-        // A batch's answers are found again, and count when they come.
+        // A batch's answers are found again, and count when they arrive.
         assert_eq!(open().reserve(90.0).unwrap(), Go::Now);
     }
 

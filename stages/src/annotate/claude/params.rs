@@ -1,4 +1,4 @@
-//! The parameters of `annotate.claude` and what they must keep to. Knows no request.
+//! The parameters of `annotate.claude` and their validation.
 
 use engine::error::Result;
 use engine::external::InputPath;
@@ -13,31 +13,31 @@ use crate::types::Outcome;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Choice {
-    /// By the answer's JSON schema (`output_config.format`).
+    /// A JSON schema of the answer (`output_config.format`).
     #[default]
     Schema,
-    /// By a tool that it must call.
+    /// A tool that the model must call.
     Tool,
-    /// By the beginning of its answer, as in the paper; newer models refuse that.
+    /// A prefilled start of the answer, as in the paper; newer models refuse it.
     Prefill,
 }
 
-/// Whether the model thinks before it answers; that counts towards `max_tokens`.
+/// Whether the model thinks before it answers. Thinking counts towards `max_tokens`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Thinking {
-    /// Nothing is sent: as the model does by itself.
+    /// Sends no setting: the model's own default.
     #[default]
     Model,
-    /// Models that always think refuse that.
+    /// No thinking. Models that always think refuse this.
     Disabled,
-    /// As much as the model finds right, and `effort` says.
+    /// As much as the model decides, guided by `effort`.
     Adaptive,
-    /// At most so many tokens, 1024 or more; for models before the adaptive ones.
+    /// At most this many tokens, 1024 or more; for models without adaptive thinking.
     Budget(u32),
 }
 
-/// How hard the model is to work.
+/// The effort that the model should make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Effort {
@@ -51,24 +51,24 @@ pub enum Effort {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// The model's id at the API. There is no default: it decides what is paid and what is got.
+    /// The model's id at the API. There is no default, because it determines cost and quality.
     pub model: String,
-    /// Pairs judged in one request. The paper: 2.
+    /// Pairs per request. In the paper: 2.
     #[serde(default = "two")]
     pub documents_per_request: usize,
-    /// A file with the text of a request instead of our own. What stands from `{{#document}}` to `{{/document}}` is repeated for
-    /// each pair, with `{{n}}`, `{{summary.1}}`, `{{summary.2}}` and `{{prompt}}`, or `{{subreddit}}`, `{{title}}` and `{{post}}`;
-    /// each text by a stranger must stand between tags.
+    /// A file with a request template instead of the built-in one. The part from `{{#document}}` to `{{/document}}` is
+    /// repeated for each pair, with `{{n}}`, `{{summary.1}}`, `{{summary.2}}` and `{{prompt}}`, or `{{subreddit}}`,
+    /// `{{title}}` and `{{post}}`; each of these texts except `{{n}}` must be enclosed in tags.
     #[serde(default)]
     pub template: Option<InputPath>,
-    /// A file with the worked examples instead of our own two: lines of
+    /// A file with worked examples instead of the two built-in ones: lines of
     /// `{"prompt": "…", "summaries": ["…", "…"], "better": 1}`.
     #[serde(default)]
     pub examples: Option<InputPath>,
     /// `schema`, `tool` or `prefill`.
     #[serde(default)]
     pub choice: Choice,
-    /// Tokens of an answer at most, thinking included.
+    /// Maximum tokens of an answer, including thinking.
     #[serde(default = "answer_tokens")]
     pub max_tokens: u32,
     /// `model`, `disabled`, `adaptive` or `{budget: TOKENS}`.
@@ -84,51 +84,53 @@ pub struct Params {
     pub top_p: Option<f64>,
     #[serde(default)]
     pub top_k: Option<u32>,
-    /// Whether an answer counts only beside the same other pairs in the same order: then one pair more or less asks for many
-    /// answers again.
+    /// Whether an answer is valid only next to the same other pairs in the same order. Then adding or removing one pair
+    /// causes many answers to be asked again.
     #[serde(default)]
     pub strict_partner: bool,
-    /// The share of pairs that is also asked with the summaries in the other order.
+    /// The fraction of pairs that are also asked with the summaries in the other order.
     #[serde(default = "some")]
     pub swap_share: f64,
-    /// The share of pairs that is asked twice.
+    /// The fraction of pairs that are asked twice.
     #[serde(default = "fewer")]
     pub repeat_share: f64,
-    /// Outcomes after which a pair is asked again: any of `refused`, `truncated`, `unparsable`, `failed`. The last answer counts.
+    /// Outcomes after which a pair is asked again: any of `refused`, `truncated`, `unparsable`, `failed`. The last
+    /// answer counts.
     #[serde(default)]
     pub retry: Retry,
-    /// How often it is asked again at most.
+    /// Maximum number of times that a pair is asked again.
     #[serde(default = "once")]
     pub retries: u32,
-    /// The greatest share of pairs that may stay without a label (refused, cut off, not readable, failed).
+    /// Maximum fraction of pairs without a label (refused, truncated, unparsable or failed).
     #[serde(default = "some")]
     pub max_unlabelled: f64,
-    /// `single`, or `batch` for half the price and an hour or a day of waiting. As all below, no part of the key.
+    /// `single`, or `batch` for half the price and an hour to a day of waiting. Like all parameters below, not part of
+    /// the key.
     #[serde(default)]
     pub mode: Mode,
-    /// Dollars at most, over all attempts until the stage has succeeded: it stops before they are passed.
+    /// Maximum cost in dollars over all attempts until the stage succeeds; the stage stops before it is exceeded.
     #[serde(default)]
     pub max_cost: Option<f64>,
-    /// Requests of one attempt at most: 20 make a pilot, after which `plan` knows what thinking takes.
+    /// Maximum requests of one attempt. A pilot of 20 lets `plan` estimate the cost of thinking.
     #[serde(default)]
     pub max_requests: Option<u64>,
-    /// Prices that go before those shipped with this program: `{date, source, models: {ID: {input, output, cache_write,
+    /// Prices that override the built-in ones: `{date, source, models: {ID: {input, output, cache_write,
     /// cache_write_hour, cache_read, batch, minimum_prefix}}}`, in dollars per million tokens.
     #[serde(default)]
     pub prices: Option<Prices>,
 }
 
-/// What changes no label, and so belongs to no key.
+/// Parameters that affect no label and so are not part of the key.
 pub const BESIDE_KEY: [&str; 4] = ["mode", "max_cost", "max_requests", "prices"];
 
 /// How requests are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Each by itself, a number of them at once.
+    /// Single requests, several at a time.
     #[default]
     Single,
-    /// As Message Batches.
+    /// Message Batches.
     Batch,
 }
 
@@ -187,7 +189,7 @@ impl JsonSchema for Retry {
 }
 
 impl Params {
-    /// Faults that types cannot say, each as (field, message).
+    /// Faults beyond the types, each as (field, message).
     pub fn faults(&self) -> Vec<(String, String)> {
         let mut faults = Vec::new();
         let mut fault = |wrong: bool, field: &str, what: &str| {
@@ -233,10 +235,10 @@ impl Params {
         faults
     }
 
-    /// What the model's tokens cost.
+    /// The price of the model's tokens.
     ///
     /// # Errors
-    /// If the shipped prices are damaged (ours).
+    /// If the built-in price table is invalid (an internal error).
     pub fn quote(&self) -> Result<Option<Quote>> {
         prices::quote(&self.model, self.prices.as_ref())
     }
@@ -258,7 +260,7 @@ impl Params {
         faults
     }
 
-    /// Faults in the files that it names; one that is missing is told by others.
+    /// Faults in the files named by the parameters; missing files are reported elsewhere.
     pub fn file_faults(&self) -> Vec<(String, String)> {
         let mut faults = Vec::new();
         let mut check = |field: &str, file: &Option<InputPath>, parse: &dyn Fn(&str) -> Vec<String>| {

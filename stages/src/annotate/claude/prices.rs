@@ -1,4 +1,4 @@
-//! What tokens cost: a dated table that is shipped, and one of the pipeline file's that goes before it. Knows no request.
+//! Prices of tokens: a dated built-in table, which a table in the pipeline file overrides.
 
 use std::collections::BTreeMap;
 
@@ -11,27 +11,28 @@ use serde_json::Value;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
-    /// Tokens sent.
+    /// Input tokens.
     pub input: f64,
-    /// Tokens got, thinking among them.
+    /// Output tokens, including thinking.
     pub output: f64,
-    /// Tokens sent that are written to the prompt cache for five minutes.
+    /// Input tokens written to the prompt cache for five minutes.
     pub cache_write: f64,
-    /// For an hour, as batches ask for; if not given, twice `input`, as with every model so far.
+    /// Input tokens written to the prompt cache for an hour, as batches request; default: twice `input`, as for every
+    /// model so far.
     #[serde(default)]
     pub cache_write_hour: Option<f64>,
-    /// Tokens sent that are read from the prompt cache.
+    /// Input tokens read from the prompt cache.
     pub cache_read: f64,
-    /// What a Message Batch costs of all that.
+    /// Price factor of Message Batches.
     #[serde(default = "half")]
     pub batch: f64,
-    /// Tokens that the fixed beginning of a request must have to be cached; null if not known.
+    /// Minimum tokens of a request's fixed prefix for caching; null if unknown.
     #[serde(default)]
     pub minimum_prefix: Option<u64>,
 }
 
 impl Price {
-    /// Tokens sent that are written to the prompt cache for an hour.
+    /// Price of input tokens written to the prompt cache for an hour.
     pub fn hour(&self) -> f64 {
         self.cache_write_hour.unwrap_or(2.0 * self.input)
     }
@@ -41,29 +42,29 @@ fn half() -> f64 {
     0.5
 }
 
-/// Prices by model, as of a day.
+/// Prices by model on a given date.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Prices {
-    /// When they were looked up: `2026-11-25`.
+    /// Date of the look-up: `2026-11-25`.
     pub date: String,
-    /// Where.
+    /// Source of the prices.
     #[serde(default)]
     pub source: String,
-    /// By the model's id; one without the date at its end stands for all of its dates.
+    /// By model id; an id without a date applies to all dated versions.
     pub models: BTreeMap<String, Price>,
 }
 
 impl Prices {
-    /// Those that come with this program.
+    /// The built-in prices.
     ///
     /// # Errors
-    /// If they are not as they should be (ours).
+    /// If the built-in table is invalid (an internal error).
     pub fn shipped() -> Result<Self> {
         serde_json::from_str(include_str!("prices.json")).map_err(|e| Error::ours(format!("prices.json: {e}")))
     }
 
-    /// The price of a model, or of the model that it is a dated version of.
+    /// The price of a model, or of its id without a date.
     pub fn of(&self, model: &str) -> Option<Price> {
         let undated =
             model.rsplit_once('-').filter(|(_, date)| date.len() == 8 && date.bytes().all(|b| b.is_ascii_digit()));
@@ -71,7 +72,7 @@ impl Prices {
         by_name(model).or_else(|| by_name(undated?.0))
     }
 
-    /// What is no price, as (path below this table, message).
+    /// Faults of the table as (path below this table, message).
     pub fn faults(&self) -> Vec<(String, String)> {
         let mut faults = Vec::new();
         if self.date.trim().is_empty() {
@@ -94,15 +95,15 @@ impl Prices {
     }
 }
 
-/// A model's price and where it is from.
+/// A model's price and its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quote {
     pub price: Price,
-    /// Such as `prices of 2026-11-25`.
+    /// For example `prices of 2026-11-25`.
     pub from: String,
 }
 
-/// The price of a model: the pipeline file's, else the shipped one; `None` if neither has it.
+/// The price of a model from the pipeline file, or else from the built-in table; `None` if neither has it.
 ///
 /// # Errors
 /// As [`Prices::shipped`].
@@ -115,10 +116,10 @@ pub fn quote(model: &str, own: Option<&Prices>) -> Result<Option<Quote>> {
     }))
 }
 
-/// Tokens of an answer, by what they are billed as.
+/// Token counts of an answer by price category.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Sent, and neither written to the prompt cache nor read from it.
+    /// Input tokens neither written to the prompt cache nor read from it.
     pub input: u64,
     pub output: u64,
     /// Written to the prompt cache for five minutes.
@@ -126,17 +127,17 @@ pub struct Usage {
     /// Written to the prompt cache for an hour.
     pub cache_written_hour: u64,
     pub cache_read: u64,
-    /// Whether it was asked in a batch.
+    /// Whether the request was part of a batch.
     pub batch: bool,
 }
 
 impl Usage {
-    /// What a message of the API says of itself. Counts that no message can have are not believed.
+    /// The usage reported in a message of the API. Impossible counts are ignored.
     pub fn of(message: &Value) -> Self {
         let usage = &message["usage"];
         let believed = |count: &Value| count.as_u64().filter(|n| *n < 1 << 40).unwrap_or(0);
         let count = |name: &str| believed(&usage[name]);
-        // The sum, and what it is made of; where that is not told, it was written as briefly as it can be.
+        // The total and its parts; if the parts are missing, the shortest cache duration is assumed.
         let [brief, hour] = ["ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"]
             .map(|name| believed(&usage["cache_creation"][name]));
         let written = count("cache_creation_input_tokens").max(brief + hour);
@@ -150,7 +151,7 @@ impl Usage {
         }
     }
 
-    /// All tokens sent.
+    /// All input tokens.
     pub fn sent(&self) -> u64 {
         self.input + self.written() + self.cache_read
     }
@@ -160,7 +161,7 @@ impl Usage {
         self.cache_written + self.cache_written_hour
     }
 
-    /// The same as if it had been asked in a batch, or by itself: what is written to the cache is kept as long as there.
+    /// The same usage as part of a batch, or as a single request: cache writes get the corresponding duration.
     #[must_use]
     pub fn asked_in(self, batch: bool) -> Self {
         let written = self.written();
@@ -168,7 +169,7 @@ impl Usage {
         Self { cache_written, cache_written_hour, batch, ..self }
     }
 
-    /// What it costs at these prices.
+    /// The cost at these prices.
     pub fn dollars(&self, price: &Price) -> f64 {
         let full = self.input as f64 * price.input
             + self.cache_written as f64 * price.cache_write
@@ -191,7 +192,8 @@ mod tests {
         assert_eq!(shipped.faults(), []);
         assert_eq!(shipped.date.len(), 10);
         for (model, price) in &shipped.models {
-            // What the API's documentation has of every model: writing costs a quarter more, reading a tenth or less.
+            // According to the API's documentation, for every model: writing costs a quarter more, reading a tenth or
+            // less.
             assert_eq!(price.cache_write, 1.25 * price.input, "{model}");
             assert!(price.cache_read <= 0.1 * price.input + 1e-12, "{model}");
             assert_eq!((price.output, price.batch), (5.0 * price.input, 0.5), "{model}");
@@ -223,7 +225,7 @@ mod tests {
         let dollars = (1000.0 * 3.0 + 2000.0 * 3.75 + 4000.0 * 0.3 + 500.0 * 15.0) / 1e6;
         assert!((usage.dollars(&price) - dollars).abs() < 1e-12);
         assert!((Usage { batch: true, ..usage }.dollars(&price) - dollars / 2.0).abs() < 1e-12);
-        // An hour costs twice the input, if the table does not say otherwise.
+        // An hour costs twice the input price, unless the table says otherwise.
         let mut kept = message;
         kept["usage"]["cache_creation"] =
             json!({ "ephemeral_5m_input_tokens": 500, "ephemeral_1h_input_tokens": 1500 });

@@ -1,4 +1,4 @@
-//! How good the labels are, as far as the annotator's own answers tell: does it agree with itself, does it prefer a place?
+//! Quality of labels as measured by the annotator's own answers: self-agreement and position bias.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::reply::Reply;
 use crate::annotate::agreement::measure::Tally;
 use crate::types::Side;
 
-/// Notes a share with its interval; nothing where nothing was counted.
+/// Records a share with its interval; nothing if there are no observations.
 fn tell(tally: Tally, name: &str, ctx: &mut Context) {
     if let Some(share) = tally.share() {
         ctx.metric(name, share.share);
@@ -21,21 +21,21 @@ fn tell(tally: Tally, name: &str, ctx: &mut Context) {
 
 #[derive(Debug, Default)]
 pub struct Quality {
-    /// Labels for the summary that was shown first: by the slot of the document in its request.
+    /// Labels for the summary shown first, by the slot of the document in its request.
     slots: BTreeMap<usize, Tally>,
-    /// Pairs asked in both orders: the same summary twice?
+    /// Pairs asked in both orders: whether both answers choose the same summary.
     swapped: Tally,
     /// Pairs asked twice in the same order.
     repeated: Tally,
 }
 
 impl Quality {
-    /// A label of the table.
+    /// Adds a label of the table.
     pub fn label(&mut self, place: u8, slot: usize) {
         self.slots.entry(slot).or_default().count(place == 1);
     }
 
-    /// Another answer about a pair whose label is `chosen`; one without a label says nothing.
+    /// Adds another answer about a pair labelled `chosen`; an answer without a label is ignored.
     pub fn again(&mut self, chosen: Side, purpose: Purpose, shown: Shown, kept: Kept) {
         let Reply::Label(place) = kept.reply else { return };
         let same = shown.side(place) == chosen;
@@ -46,7 +46,7 @@ impl Quality {
         }
     }
 
-    /// Each share with its 95% interval; none where nothing was counted.
+    /// Records each share with its 95% interval, if it has observations.
     pub fn tell(&self, ctx: &mut Context) {
         let mut all = Tally::default();
         self.slots.values().for_each(|tally| all.add(tally.yes, tally.of));

@@ -1,4 +1,5 @@
-//! What an answer of the API says of each document. Pure: parsing a kept answer again gives the same, or better, for free.
+//! Parses the model's answer for each document. Pure: cached answers can be parsed again at no cost when the parser
+//! improves.
 
 use serde_json::Value;
 
@@ -9,15 +10,15 @@ use crate::data::clean::printable;
 use crate::table::cut;
 use crate::types::Outcome;
 
-/// What an answer says of one document.
+/// The result for one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// The place, 1 or 2, of the better summary.
+    /// Position of the better summary, 1 or 2.
     Label(u8),
     Refused,
     Truncated,
     Unparsable,
-    /// The API took the request for a faulty one.
+    /// The API rejected the request.
     Failed,
 }
 
@@ -38,7 +39,7 @@ pub fn is_message(answer: &Value) -> bool {
     answer["type"] == "message" && answer["content"].is_array()
 }
 
-/// How an answer is to be read.
+/// How to parse an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
     choice: Choice,
@@ -51,7 +52,7 @@ impl Reading {
         Self { choice: settings.choice, first: settings.first() }
     }
 
-    /// What `answer` says of each of `n` documents. The reason for its end is judged before its text.
+    /// The results for each of `n` documents. The stop reason takes precedence over the text.
     pub fn replies(self, answer: &Value, n: usize) -> Vec<Reply> {
         match answer["stop_reason"].as_str() {
             Some("refusal") => return vec![Reply::Refused; n],
@@ -80,7 +81,7 @@ impl Reading {
         }
         let Some(text) = text(answer) else { return Value::Null };
         let whole = match self.choice {
-            // The end is the brace that it stopped before, if it did.
+            // The stop sequence removes the closing brace, if the model wrote it.
             Choice::Prefill if answer["stop_reason"] == "stop_sequence" => format!("{}{text}}}", beginning(self.first)),
             Choice::Prefill => format!("{}{text}", beginning(self.first)),
             Choice::Schema | Choice::Tool => text,
@@ -88,7 +89,7 @@ impl Reading {
         serde_json::from_str(whole.trim()).unwrap_or(Value::Null)
     }
 
-    /// Why there is no label, in a line for people.
+    /// A one-line reason why there is no label.
     pub fn reason(self, reply: Reply, answer: &Value) -> Option<String> {
         let line = match reply {
             Reply::Label(_) => return None,

@@ -1,4 +1,4 @@
-//! The paper's request (A.2) as a body of the Messages API. Pure: knows no network and no cache.
+//! Builds the paper's request (A.2) as a body of the Messages API. Pure.
 
 use serde_json::{Map, Value, json};
 
@@ -6,20 +6,20 @@ use super::document::Document;
 use super::params::{Choice, Mode, Thinking};
 use super::settings::Settings;
 
-/// The tool that the model must call, in that mode.
+/// The tool that the model must call with `choice: tool`.
 pub const TOOL: &str = "choose";
 
-/// Where the answer names its choice for document `n`.
+/// The field of the choice for document `n`.
 pub fn field(n: usize) -> String {
     format!("doc.{n}.chosen.summary")
 }
 
-/// How a prefilled answer begins; `n` is the number of the first document.
+/// The start of a prefilled answer; `n` is the number of the first document.
 pub fn beginning(n: usize) -> String {
     format!("{{\"{}\":", field(n))
 }
 
-/// The worked examples as messages: the same for all requests under the same settings in the same mode.
+/// The worked examples as messages: the same for all requests with the same settings and mode.
 fn fixed(settings: &Settings, mode: Mode) -> Vec<Value> {
     let mut messages = Vec::with_capacity(2 * settings.examples.len());
     for (i, example) in settings.examples.iter().enumerate() {
@@ -30,11 +30,11 @@ fn fixed(settings: &Settings, mode: Mode) -> Vec<Value> {
         messages.push(json!({ "role": "assistant", "content": answer }));
     }
     if let Some(last) = messages.last_mut() {
-        // All up to here is the same in every request: the API may keep it, and charges less for reading it again.
+        // Everything up to here is the same in all requests, so the API may cache it and charge less for reading it.
         let text = last["content"].take();
         let control = match mode {
             Mode::Single => json!({ "type": "ephemeral" }),
-            // A batch takes longer than the five minutes that this is kept for else.
+            // A batch takes longer than the default cache duration of five minutes.
             Mode::Batch => json!({ "type": "ephemeral", "ttl": "1h" }),
         };
         last["content"] = json!([{ "type": "text", "text": text, "cache_control": control }]);
@@ -42,7 +42,7 @@ fn fixed(settings: &Settings, mode: Mode) -> Vec<Value> {
     messages
 }
 
-/// Bytes with which every request under the same settings begins alike.
+/// Bytes of the fixed prefix of all requests with the same settings.
 pub fn fixed_bytes(settings: &Settings, mode: Mode) -> u64 {
     json!(fixed(settings, mode)).to_string().len() as u64
 }
@@ -51,7 +51,7 @@ fn paragraphs(parts: &[&str]) -> String {
     parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join("\n\n")
 }
 
-/// A choice for each of `n` documents, and nothing else.
+/// The schema of exactly one choice for each of `n` documents.
 fn schema(settings: &Settings, n: usize) -> Value {
     let names: Vec<String> = (0..n).map(|i| field(settings.first() + i)).collect();
     let properties: Map<String, Value> =
@@ -59,7 +59,7 @@ fn schema(settings: &Settings, n: usize) -> Value {
     json!({ "type": "object", "properties": properties, "required": names, "additionalProperties": false })
 }
 
-/// The body of `POST /v1/messages`: the worked examples, then the documents. The mode decides how long the beginning is kept
+/// The body of `POST /v1/messages`: the worked examples, then the documents. The mode affects how long the prefix stays
 /// in the prompt cache, and so the price, but no answer.
 pub fn body(settings: &Settings, mode: Mode, documents: &[Document]) -> Value {
     let first = settings.first();

@@ -1,4 +1,4 @@
-//! All that decides an answer besides the document, with the files that the parameters name. Knows no cache and no API.
+//! Everything that determines an answer except the document, including the files named in the parameters.
 
 use engine::error::{At, Error, Result};
 use engine::external::InputPath;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::params::{Choice, Effort, Params, Thinking};
 use super::template::{EXAMPLES, Example, TEMPLATE, Template, examples};
 
-/// Raised with any change of what is sent for the same settings: answers to another request are other answers.
+/// Raise with any change of the request for the same settings, because another request gives other answers.
 const REQUEST: u32 = 2;
 
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct Settings {
 
 impl Settings {
     /// # Errors
-    /// If a file cannot be read, or does not hold what it must (which planning has told already).
+    /// If a file cannot be read or is invalid (already reported in planning).
     pub fn load(params: &Params) -> Result<Self> {
         let text = |file: &Option<InputPath>, ours: &str| match file {
             Some(InputPath(path)) => engine::text::read(path).at(path),
@@ -52,7 +52,7 @@ impl Settings {
         })
     }
 
-    /// The document that the keys of answers hash.
+    /// The JSON document that is hashed into the keys of answers.
     pub fn asked(&self) -> Value {
         json!({
             "request": REQUEST,
@@ -75,7 +75,7 @@ impl Settings {
         *blake3::hash(self.asked().to_string().as_bytes()).as_bytes()
     }
 
-    /// The number of the first document that is asked about: the examples come before it.
+    /// The number of the first document after the examples.
     pub fn first(&self) -> usize {
         self.examples.len() + 1
     }

@@ -1,4 +1,4 @@
-//! Documents that wait to be asked about: their texts on disk, so that memory does not grow with them. Knows no request.
+//! Queue of documents to ask about, with their texts in a file, so that memory does not grow with them.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,11 +13,11 @@ use super::document::{AnswerKey, Document, Purpose, Question};
 /// A document in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
-    // What the order of requests goes by comes first.
+    // Derived ordering is the order of requests, so its fields come first.
     purpose: Purpose,
     place: u64,
     pub key: AnswerKey,
-    /// Whether its answer is wanted; else it is only shown beside one whose is.
+    /// Whether its answer is needed; otherwise the document only fills its slot beside others.
     pub wanted: bool,
     offset: u64,
     length: u32,
@@ -26,7 +26,7 @@ pub struct Entry {
 /// The documents of one request, by slot.
 pub type Group = Vec<Entry>;
 
-/// Takes documents in any order.
+/// Collects documents in any order.
 pub struct Spool {
     path: PathBuf,
     file: BufWriter<File>,
@@ -35,17 +35,17 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// In a file in `folder` that nobody else sees and that is gone with this value.
+    /// Creates an anonymous temporary file in `folder`; it is deleted with this value.
     ///
     /// # Errors
-    /// If there can be no such file.
+    /// If the file cannot be created.
     pub fn new(folder: &Path) -> Result<Self> {
         let file = tempfile::tempfile_in(folder).at(folder)?;
         Ok(Self { path: folder.to_owned(), file: BufWriter::new(file), entries: Vec::new(), end: 0 })
     }
 
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn push(&mut self, question: &Question, key: AnswerKey, wanted: bool) -> Result<()> {
         let text = serde_json::to_vec(&question.document)
             .map_err(|e| Error::ours(format!("a document does not serialise: {e}")))?;
@@ -57,13 +57,13 @@ impl Spool {
         Ok(())
     }
 
-    /// Each document once, in groups of `n` in the order that their contents decide; groups of which no answer is wanted are
+    /// Removes duplicates and forms groups of `n` in an order determined by content. Groups that need no answer are
     /// left out.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn groups_of(mut self, n: usize) -> Result<Waiting> {
-        // What one pair is asked in the other order may be what another pair is asked for its label: the first one stays.
+        // The swapped question of one pair may equal the label question of another pair; the first one is kept.
         self.entries.sort_unstable_by_key(|entry| (entry.key, *entry));
         self.entries.dedup_by_key(|entry| entry.key);
         self.entries.sort_unstable();
@@ -88,21 +88,21 @@ fn is_wanted(group: &[Entry]) -> bool {
     group.iter().any(|entry| entry.wanted)
 }
 
-/// The groups that are still to be asked, first things first.
+/// The groups still to be asked, in order.
 pub struct Waiting {
     path: PathBuf,
     file: File,
-    /// All of them, one after the other: a group is made of them only when its turn comes.
+    /// All entries in order; a group is built only when it is taken.
     entries: Vec<Entry>,
-    /// Documents of a group.
+    /// Documents per group.
     n: usize,
-    /// The first entry that was not taken yet, and how many groups are wanted from there.
+    /// Index of the first entry not yet taken, and number of groups from there that need answers.
     next: usize,
     left: usize,
-    /// Groups that wait again, before all others and after them.
+    /// Groups put back, before and after all others.
     back: VecDeque<Group>,
     last: Vec<Group>,
-    /// Questions that need not be asked, since their answers are kept.
+    /// Number of questions whose answers are already cached.
     pub kept: u64,
 }
 
@@ -111,7 +111,7 @@ impl Waiting {
         self.entries[self.next..].chunks(self.n).filter(|group| is_wanted(group))
     }
 
-    /// The groups in their order.
+    /// All groups in order.
     pub fn groups(&self) -> impl Iterator<Item = &[Entry]> {
         self.back.iter().map(Vec::as_slice).chain(self.untaken()).chain(self.last.iter().map(Vec::as_slice))
     }
@@ -140,17 +140,17 @@ impl Waiting {
         self.back.pop_front()
     }
 
-    /// A group is the first one from now on.
+    /// Puts a group back in front of all others.
     pub fn give_back(&mut self, group: Group) {
         self.back.push_front(group);
     }
 
-    /// Groups come after all others from now on.
+    /// Puts groups behind all others.
     pub fn put_last(&mut self, groups: impl IntoIterator<Item = Group>) {
         self.last.extend(groups);
     }
 
-    /// Answers that are wanted.
+    /// Number of answers needed.
     pub fn wanted(&self) -> u64 {
         self.groups().flatten().filter(|entry| entry.wanted).count() as u64
     }

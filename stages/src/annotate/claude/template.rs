@@ -1,4 +1,4 @@
-//! The text of a request with its named places, and the worked examples. Knows no API.
+//! The request template with its placeholders, and the worked examples.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,20 +6,20 @@ use super::document::Document;
 use crate::data::clean::printable;
 use crate::prompt::Parts;
 
-/// Ours: the paper's (A.2), with a warning of what strangers write.
+/// The default template: the paper's (A.2), with a warning about instructions in posts.
 pub const TEMPLATE: &str = include_str!("template.txt");
-/// Written for this program; one is labelled 1 and one 2.
+/// The default examples, written for this program; one is labelled 1 and one 2.
 pub const EXAMPLES: &str = include_str!("examples.jsonl");
 
 const OPEN: &str = "{{#document}}";
 const CLOSE: &str = "{{/document}}";
 
-/// A named place of a document.
+/// A placeholder in the template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// The document's number.
     Number,
-    /// The post with its template (A.1).
+    /// The post in the prompt template (A.1).
     Prompt,
     Subreddit,
     Title,
@@ -44,7 +44,7 @@ enum Piece {
     Place(Place),
 }
 
-/// A request's text: what comes first, what is repeated for each document, what comes last.
+/// A parsed template: the head, the part repeated for each document, and the tail.
 #[derive(Clone, Debug)]
 pub struct Template {
     pub head: String,
@@ -54,7 +54,7 @@ pub struct Template {
 
 impl Template {
     /// # Errors
-    /// Everything that it lacks.
+    /// All faults of the template.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
         let counts = [OPEN, CLOSE].map(|mark| text.matches(mark).count());
         let parts = text.split_once(OPEN).and_then(|(head, rest)| Some((head, rest.split_once(CLOSE)?)));
@@ -86,10 +86,10 @@ impl Template {
         Ok(Self { head: head.trim().to_owned(), document, tail: tail.trim().to_owned() })
     }
 
-    /// A document under its number. What strangers wrote cannot close its tags.
+    /// Renders a document with its number. Untrusted text cannot close its tags.
     pub fn document(&self, number: usize, document: &Document) -> String {
         let parts = Parts::parse(&document.prompt);
-        // A prompt that does not follow the template is all post.
+        // A prompt that does not follow the template is treated as a post.
         let parts = parts.unwrap_or(Parts { subreddit: "", title: "", post: &document.prompt });
         let text = |place: Place| match place {
             Place::Number => number.to_string(),
@@ -128,7 +128,7 @@ fn pieces(text: &str, faults: &mut Vec<String>) -> Vec<Piece> {
     pieces
 }
 
-/// Texts by strangers that no tag closes: where one ends could be told by the text itself.
+/// Placeholders of untrusted text that are not enclosed in tags, so that the text itself could fake its end.
 fn undelimited(document: &[Piece]) -> Vec<String> {
     let mut faults = Vec::new();
     for (i, piece) in document.iter().enumerate() {
@@ -137,7 +137,7 @@ fn undelimited(document: &[Piece]) -> Vec<String> {
             Some(Piece::Text(text)) => text.trim().to_owned(),
             _ => String::new(),
         };
-        // Pieces of text and places take turns.
+        // Text and placeholders alternate.
         let (before, after) = (text(i.checked_sub(1).and_then(|i| document.get(i))), text(document.get(i + 1)));
         if *place != Place::Number && !(before.ends_with('>') && after.starts_with("</")) {
             let name = PLACES.iter().find(|(_, known)| known == place).map_or("", |(name, _)| name);
@@ -147,15 +147,15 @@ fn undelimited(document: &[Piece]) -> Vec<String> {
     faults
 }
 
-/// A text by a stranger without anything that opens a tag, or looks as if it did, and without characters that cannot be seen.
+/// Untrusted text without invisible characters, and without anything that opens a tag or looks like it.
 pub fn harmless(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in printable(text.trim()).chars() {
         match c {
-            // Less-than signs, and brackets that a reader may take for one.
+            // Less-than signs, and brackets that look similar.
             '<' | '\u{2039}' | '\u{2329}' | '\u{276c}' | '\u{276e}' | '\u{2770}' | '\u{27e8}' | '\u{29fc}'
             | '\u{3008}' | '\u{fe64}' | '\u{ff1c}' | '\u{02c2}' | '\u{1438}' | '\u{16b2}' => out.push_str("&lt;"),
-            // Letters that only machines see, and joints of no width.
+            // Invisible tag characters and zero-width joiners.
             '\u{e0000}'..='\u{e007f}' | '\u{200b}' | '\u{2060}'..='\u{2064}' | '\u{00ad}' => {}
             c => out.push(c),
         }
@@ -169,7 +169,7 @@ pub fn harmless(text: &str) -> String {
 pub struct Example {
     pub prompt: String,
     pub summaries: [String; 2],
-    /// 1 or 2.
+    /// The better summary, 1 or 2.
     pub better: u8,
 }
 
@@ -180,10 +180,10 @@ impl Example {
     }
 }
 
-/// Worked examples, a line each.
+/// Parses worked examples, one per line.
 ///
 /// # Errors
-/// Everything that is wrong with them.
+/// All faults of the examples.
 pub fn examples(text: &str) -> Result<Vec<Example>, Vec<String>> {
     let (mut examples, mut faults) = (Vec::new(), Vec::new());
     for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {

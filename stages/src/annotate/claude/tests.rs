@@ -1,4 +1,4 @@
-//! The kind against a server of our own: counted requests, scripted faults, no answer paid twice.
+//! Tests against a local API server: counted requests, scripted faults, and no answer paid twice.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use super::*;
 use crate::testing::Bench;
 use crate::testing::api::{self, Api, Fault, Rules};
 
-/// The server, and where it is.
+/// The API server and its address.
 struct Server {
     api: Api,
     endpoint: Endpoint,
@@ -31,12 +31,12 @@ impl Server {
         Self { api, endpoint }
     }
 
-    /// Prefers summaries called `good`, but for what the script says of the n-th request.
+    /// Prefers summaries that start with `good`, except for the scripted faults of the n-th request.
     fn scripted(script: impl Fn(usize, &Value) -> Option<Fault> + Send + Sync + 'static) -> Self {
         Self::new(Rules { message: Box::new(script), ..Rules::default() })
     }
 
-    /// Prefers summaries called `good`.
+    /// Prefers summaries that start with `good`.
     fn fine() -> Self {
         Self::new(Rules::default())
     }
@@ -58,7 +58,7 @@ fn documents(body: &Value) -> Vec<(usize, String)> {
     api::documents(body).into_iter().map(|(n, text)| (n, first(text))).collect()
 }
 
-/// An error of the API that says this.
+/// An API error with this message.
 fn told(status: u16, message: &str) -> Fault {
     let message = message.to_owned();
     Fault::Error { status, kind: "some_error", message, headers: vec![], details: Value::Null }
@@ -94,13 +94,13 @@ fn attempt(bench: &Bench, server: &Server, store: &Path) -> Result<Vec<Preferenc
     asked(bench, &server.endpoint, store, json!({})).rows
 }
 
-/// An attempt, and what it warned of.
+/// The rows and warnings of an attempt.
 fn warned(bench: &Bench, endpoint: &Endpoint, store: &Path) -> (Result<Vec<Preference>>, Vec<String>) {
     let seen = asked(bench, endpoint, store, json!({}));
     (seen.rows, seen.warnings)
 }
 
-/// What an attempt gave.
+/// The result of an attempt.
 struct Seen {
     rows: Result<Vec<Preference>>,
     warnings: Vec<String>,
@@ -121,17 +121,17 @@ impl Seen {
     }
 }
 
-/// An attempt with these parameters; without others, no question is asked for the labels' quality.
+/// An attempt with these parameters and, unless they say otherwise, no questions about label quality.
 fn asked(bench: &Bench, endpoint: &Endpoint, store: &Path, with: Value) -> Seen {
     attempted(bench, endpoint, store, with, Pay::Once)
 }
 
-/// What an attempt may pay for.
+/// The answers that an attempt may pay for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pay {
-    /// Nothing: its table was paid for and is lost.
+    /// None: its table was paid for and is lost.
     Nothing,
-    /// What was never paid for.
+    /// Answers that were never paid for.
     Once,
     /// Everything (`--pay`).
     Again,
@@ -145,7 +145,7 @@ fn attempted(bench: &Bench, endpoint: &Endpoint, store: &Path, with: Value, pay:
     let params: Params = serde_json::from_value(params).unwrap();
     let warnings: Arc<Mutex<Vec<String>>> = Arc::default();
     let sink = warnings.clone();
-    // Checkpoints are an attempt's own, requests the store's.
+    // Checkpoints belong to an attempt, cached answers to the store.
     let checkpoints = tempfile::tempdir().unwrap();
     let mut ctx =
         Context::new("annotate.claude", 7, bench.inputs(), out.path().to_owned(), checkpoints.path().to_owned())

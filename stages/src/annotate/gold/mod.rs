@@ -1,4 +1,4 @@
-//! `annotate.gold`: a reward model judges pairs. Knows no training.
+//! `annotate.gold`: labels pairs with a reward model.
 
 mod scores;
 
@@ -21,7 +21,7 @@ use crate::types::{Outcome, Pair, Pairs, Posts, Preference, Side};
 
 pub struct Gold;
 
-/// How a label follows from two scores.
+/// How two scores determine a label.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Labels {
@@ -37,10 +37,10 @@ pub enum Labels {
 pub struct Params {
     /// `hard`, or `sampled` with the Bradley-Terry probability.
     pub labels: Labels,
-    /// Share of the labels that are turned round; 0.25 in Coste et al. (2023, "Reward Model Ensembles Help Mitigate
+    /// Probability of flipping a label; 0.25 in Coste et al. (2023, "Reward Model Ensembles Help Mitigate
     /// Overoptimization").
     pub label_noise: f64,
-    /// Scores that differ by no more than this are a tie.
+    /// Maximum difference of scores that counts as a tie.
     pub tie: f64,
 }
 
@@ -69,9 +69,9 @@ impl Kind for Gold {
     }
 }
 
-/// Pairs in memory at once, and between two looks at whether a checkpoint is due.
+/// Pairs in memory at once, and between two checks for a due checkpoint.
 const CHUNK: usize = 128;
-/// Sequences scored at once.
+/// Sequences per forward pass.
 const SCORED: usize = 32;
 
 fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
@@ -124,8 +124,8 @@ fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
     judged.finish(ctx)
 }
 
-/// Prompt and response of both sides of each pair. `own`: whether the table's ids are this tokenizer's; found out at its
-/// first row.
+/// Prompt and response of both sides of each pair. `own` is whether the table's ids are those of this tokenizer,
+/// determined at the table's first row.
 fn sequences(pairs: &[Pair], encoder: &mut Encoder<'_>, own: &mut Option<bool>) -> Result<Vec<Sequence>> {
     let mut sequences = Vec::with_capacity(2 * pairs.len());
     for pair in pairs {
@@ -138,7 +138,7 @@ fn sequences(pairs: &[Pair], encoder: &mut Encoder<'_>, own: &mut Option<bool>) 
     Ok(sequences)
 }
 
-/// Labels out of scores.
+/// Draws labels from scores.
 struct Drawn<'a> {
     p: &'a Params,
     /// What the reward model's scores were divided by.
@@ -150,16 +150,16 @@ struct Drawn<'a> {
 
 #[derive(Default)]
 struct Told {
-    /// Labels turned round by noise.
+    /// Number of labels flipped by noise.
     turned: u64,
-    /// Labels for the first summary of a pair.
+    /// Number of labels for the first summary of a pair.
     first: u64,
     /// Sum of the probabilities of the chosen summaries.
     certainty: f64,
 }
 
 impl Drawn<'_> {
-    /// What is drawn depends on the pair's content alone, so that neither the order of rows or sides nor other rows change it.
+    /// The draws depend only on the pair's content, so neither the order of rows or sides nor other rows change them.
     fn label(&mut self, pair: Pair, a: f32, b: f32) -> Result<Preference> {
         let difference = f64::from(a) - f64::from(b);
         if !difference.is_finite() {
@@ -172,7 +172,7 @@ impl Drawn<'_> {
         let (key, which) = PairKey::of(&pair.prompt, &pair.a_text, &pair.b_text);
         let mut first = match self.p.labels {
             Labels::Hard => difference > 0.0,
-            // The draw falls on the same text whichever side it stands on.
+            // The draw must select the same text on either side.
             Labels::Sampled if which == Some(Which::High) => key.share(&self.labels) >= 1.0 - probability,
             Labels::Sampled => key.share(&self.labels) < probability,
         };
@@ -264,7 +264,7 @@ mod tests {
             }
             let chosen = |pairs: &[Pair]| -> BTreeMap<String, String> {
                 let mut drawn = drawn(&p, 3);
-                // One text's score does not depend on its side.
+                // A text's score does not depend on its side.
                 let score = |text: &str| if text.starts_with("zzz") { 0.0 } else { difference };
                 let label = |pair: &Pair| drawn.label(pair.clone(), score(&pair.a_text), score(&pair.b_text)).unwrap();
                 pairs.iter().map(label).map(|row| (row.post_id, row.chosen_text)).collect()

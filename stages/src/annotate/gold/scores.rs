@@ -1,4 +1,4 @@
-//! The scores of a labelling under way, and the checkpoints that keep them. Knows no model and no label.
+//! Scores of an unfinished labelling, and their checkpoints.
 
 use std::path::Path;
 
@@ -6,22 +6,22 @@ use engine::checkpoint::{Checkpoints, Reached};
 use engine::context::Context;
 use engine::error::{At, Error, Result};
 
-/// The scores of both sides of the pairs so far. They are all that a checkpoint holds, at eight bytes a pair: labels and
-/// rows are made of them again.
+/// The scores of both sides of all pairs so far. A checkpoint holds nothing else, at eight bytes per pair: labels and
+/// rows are recomputed from them.
 pub struct Scores {
     found: Vec<[f32; 2]>,
-    /// Pairs that have been asked for.
+    /// Number of pairs already requested.
     used: usize,
     checkpoints: Checkpoints,
 }
 
-/// Of [`Scores::FILE`].
+/// Version of the format of [`Scores::FILE`].
 const FORMAT: u32 = 1;
 
 impl Scores {
     const FILE: &'static str = "scores.f32";
 
-    /// Those of an earlier attempt, if one left any. `total`: pairs of all tables.
+    /// Loads the scores of an earlier attempt, if it left any. `total` is the number of pairs in all tables.
     ///
     /// # Errors
     /// If the folder of checkpoints cannot be listed.
@@ -34,10 +34,10 @@ impl Scores {
         Ok(Self { found: found.unwrap_or_default(), used: 0, checkpoints })
     }
 
-    /// The scores of the next `pairs` of them, made by `make` unless they are there: two for each, in order.
+    /// The scores of the next `pairs` pairs, two for each in order; calls `make` unless a checkpoint has them.
     ///
     /// # Errors
-    /// What `make` gives.
+    /// Errors of `make`.
     pub fn next(
         &mut self,
         ctx: &mut Context,
@@ -47,7 +47,7 @@ impl Scores {
     ) -> Result<Vec<[f32; 2]>> {
         let end = self.used + pairs;
         if self.found.len() < end {
-            // An earlier attempt stopped between two calls, since inputs and chunks are the same.
+            // Inputs and chunks are the same in every attempt, so an earlier attempt stopped between two calls.
             self.found.truncate(self.used);
             self.found.extend_from_slice(make()?.as_chunks::<2>().0);
             if self.checkpoints.due() {

@@ -1,4 +1,4 @@
-//! Which of people's labels count: by batch, split, worker, policy, confidence. Knows no file.
+//! Filters of human labels by batch, split, worker, policy and confidence.
 
 use engine::error::{Error, Result};
 use schemars::JsonSchema;
@@ -9,19 +9,20 @@ use super::formats::About;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Filters {
-    /// Batches, as patterns such as `batch[3-9]`. One after `!` leaves out what it matches. So for all four lists.
+    /// Batches, as patterns such as `batch[3-9]`. A pattern after `!` excludes what it matches. The same holds for all
+    /// four lists.
     pub batch: Vec<String>,
     pub split: Vec<String>,
     pub worker: Vec<String>,
-    /// What wrote the summaries; both of a pair must be wanted.
+    /// Policies that wrote the summaries; both summaries of a pair must match.
     pub policy: Vec<String>,
-    /// Ranges of the confidence as recorded, ends included: `[[7, 9]]`, or `[[1, 3], [7, 9]]` where a scale runs from one
-    /// summary to the other.
+    /// Ranges of the recorded confidence, ends included: `[[7, 9]]`, or `[[1, 3], [7, 9]]` for a scale that runs from
+    /// one summary to the other.
     pub confidence: Vec<[f64; 2]>,
 }
 
 crate::words! {
-    /// Why a row that could be read gives no preference of its own.
+    /// Reason why a readable row gives no preference of its own.
     pub enum Reason {
         Article = "articles",
         Batch = "filtered_batch",
@@ -29,10 +30,10 @@ crate::words! {
         Worker = "filtered_worker",
         Policy = "filtered_policy",
         Confidence = "filtered_confidence",
-        /// Its post is one of `exclude`'s.
+        /// Its post is one of those in `exclude`.
         HeldOut = "held_out_dropped",
         Duplicate = "duplicates",
-        /// A further label of a pair, of which the majority counts.
+        /// Another label of a pair whose majority counts.
         Merged = "merged_labels",
     }
 }
@@ -60,7 +61,7 @@ impl Filters {
     }
 }
 
-/// [`Filters`] made ready.
+/// The compiled [`Filters`].
 pub struct Sieve {
     lists: [Wanted; 4],
     confidence: Vec<[f64; 2]>,
@@ -68,7 +69,7 @@ pub struct Sieve {
 
 impl Sieve {
     /// # Errors
-    /// If a pattern is none.
+    /// If a pattern is invalid.
     pub fn new(filters: &Filters) -> Result<Self> {
         let [batch, split, worker, policy] = filters
             .lists()
@@ -81,7 +82,7 @@ impl Sieve {
         self.confidence.is_empty() && self.lists.iter().all(|list| list.these.is_empty() && list.not.is_empty())
     }
 
-    /// Why a label does not count, if so. A label that says nothing of what is asked for does not.
+    /// The reason to drop a label, if any. A label without a filtered field is dropped.
     pub fn drops(&self, about: &About) -> Option<Reason> {
         let [batch, split, worker, policy] = &self.lists;
         let [first, second] = &about.policies;
@@ -98,7 +99,7 @@ impl Sieve {
     }
 }
 
-/// One list of patterns: those of what is wanted (all, if there are none), and those of what is not.
+/// One list of patterns: included (everything if empty) and excluded.
 struct Wanted {
     these: Vec<glob::Pattern>,
     not: Vec<glob::Pattern>,

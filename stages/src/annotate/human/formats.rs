@@ -1,4 +1,4 @@
-//! What a record of people's comparisons says, whatever source wrote it. Knows no file.
+//! Parses records of human comparisons in the supported layouts.
 
 use serde_json::{Map, Value};
 
@@ -8,45 +8,46 @@ use crate::prompt::{Parts, bare_summary};
 use crate::types::comparisons::Comparison;
 
 crate::words! {
-    /// The layouts of records.
+    /// Layouts of records.
     pub enum Format {
-        /// Stiennon et al.'s: `info`, `summaries`, `choice`, and about the label `worker`, `batch`, `split`, `extra`.
+        /// The layout of Stiennon et al.: `info`, `summaries`, `choice`, and about the label `worker`, `batch`,
+        /// `split`, `extra`.
         Comparisons = "comparisons",
         /// `prompt`, `chosen`, `rejected`: texts, or lists of messages with `role` and `content`.
         Preference = "preference",
     }
 }
 
-/// The columns that any of the layouts has.
+/// The columns of all layouts.
 pub const COLUMNS: &[&str] =
     &["info", "summaries", "choice", "worker", "batch", "split", "extra", "summary", "prompt", "chosen", "rejected"];
 
-/// What a record can be.
+/// A parsed record.
 #[derive(Debug)]
 pub enum Record {
     Choice(Box<Choice>),
-    /// A news article, which has no place in the prompt's template.
+    /// A comparison about a news article, which does not fit the prompt template.
     Article,
 }
 
-/// A person's choice. Texts are printable and without outer white space.
+/// One human choice. Texts are printable and trimmed.
 #[derive(Debug, Default, PartialEq)]
 pub struct Choice {
-    /// As the source names it.
+    /// The post's id in the source.
     pub post_id: Option<String>,
-    /// The A.1 text.
+    /// The A.1 prompt.
     pub prompt: String,
     pub post: String,
     pub chosen: String,
     pub rejected: String,
-    /// Absent where a source keeps the texts alone.
+    /// `None` if the source has only the texts.
     pub about: Option<About>,
 }
 
-/// What a source tells about a label.
+/// Information of a source about a label.
 #[derive(Debug, Default, PartialEq)]
 pub struct About {
-    /// Which of the two was chosen as they were shown: 0 or 1.
+    /// Index of the chosen summary in the order of display: 0 or 1.
     pub place: usize,
     pub policies: [Option<String>; 2],
     pub worker: Option<String>,
@@ -56,10 +57,10 @@ pub struct About {
 }
 
 impl Format {
-    /// The layout of a record by its fields.
+    /// Detects the layout of a record from its fields.
     ///
     /// # Errors
-    /// Says what was found if it has none of them.
+    /// Lists the fields found if no layout matches.
     pub fn of(record: &Value) -> Result<Self, String> {
         let fields = record.as_object().ok_or(NO_OBJECT)?;
         let has = |name: &str| fields.contains_key(name);
@@ -77,7 +78,7 @@ impl Format {
     }
 
     /// # Errors
-    /// Says what is wrong with the record.
+    /// Describes the fault in the record.
     pub fn read(self, record: Value) -> Result<Record, String> {
         match self {
             Self::Comparisons => Comparison::of(record).and_then(of_comparison),
@@ -86,7 +87,7 @@ impl Format {
     }
 }
 
-/// Names in a message, from an untrusted file.
+/// Names from an untrusted file, for a message.
 pub fn named<'a>(names: impl Iterator<Item = &'a str>) -> String {
     const MOST: usize = 12;
     let mut told: Vec<String> = names.take(MOST + 1).map(|name| crate::table::cut(&printable(name), 40)).collect();
@@ -132,7 +133,7 @@ fn of_preference(fields: &Map<String, Value>) -> Result<Record, String> {
     let answer = |name: &str| said(fields.get(name), name, "assistant");
     let (chosen, rejected) = (answer("chosen")?, answer("rejected")?);
     let prompt = match fields.get("prompt") {
-        // A conversation may hold its prompt itself.
+        // The prompt may be part of the conversation.
         None if fields.get("chosen").is_some_and(Value::is_array) => said(fields.get("chosen"), "chosen", "user")?,
         prompt => said(prompt, "prompt", "user")?,
     };
@@ -145,7 +146,7 @@ fn of_preference(fields: &Map<String, Value>) -> Result<Record, String> {
     }
 }
 
-/// A text as it stands, or what `role` said last in a list of messages.
+/// A plain text, or the last message of `role` in a list of messages.
 fn said<'a>(value: Option<&'a Value>, name: &str, role: &str) -> Result<&'a str, String> {
     match value {
         None => Err(format!("`{name}` is missing")),
@@ -161,7 +162,7 @@ fn said<'a>(value: Option<&'a Value>, name: &str, role: &str) -> Result<&'a str,
     }
 }
 
-/// How data sets that mix posts with CNN/DailyMail write an article's prompt.
+/// Starts of article prompts in data sets that mix posts with CNN/DailyMail.
 fn is_article(prompt: &str) -> bool {
     ["Article:", "TITLE:"].iter().any(|label| prompt.get(..label.len()).is_some_and(|h| h.eq_ignore_ascii_case(label)))
 }

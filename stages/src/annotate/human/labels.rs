@@ -1,4 +1,4 @@
-//! From people's choices to preferences: what is dropped, what is said twice, what several say of one pair. Knows no file.
+//! Turns human choices into preferences: drops filtered and duplicate labels, and merges several labels of a pair.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,12 +13,12 @@ use crate::data::clean::{id_of, normalised};
 use crate::types::{Outcome, Preference};
 
 crate::words! {
-    /// What becomes of several labels of one pair.
+    /// Treatment of several labels of one pair.
     pub enum Labels {
-        /// A row each; the same from the same worker, or from nobody named, counts once.
+        /// One row per label. Equal labels of one worker, or without a worker, count once.
         Each = "each",
-        /// One row a pair, with the label that most gave: a vote for each worker, and for each label without one. A drawn
-        /// vote is a tie.
+        /// One row per pair, with the majority label: one vote per worker, and one per label without a worker. Equal
+        /// votes are a tie.
         Majority = "majority",
     }
 }
@@ -26,22 +26,22 @@ crate::words! {
 /// A label that counts.
 pub struct Label {
     pub key: PairKey,
-    /// Which of the key's texts was chosen; none if both say the same.
+    /// The chosen text of the key; `None` if both texts are equal.
     pub text: Option<Text>,
     post_id: String,
     choice: Choice,
 }
 
-/// What of the records counts, and why the rest does not.
+/// Selects the records that count, and counts the others by reason.
 pub struct Intake {
     sieve: Sieve,
     held_out: HeldOut,
-    /// Who said what of which pair.
+    /// Hashes of (pair, label, worker) seen so far.
     seen: HashSet<[u8; 16]>,
     labels: Labels,
     pub read: u64,
     reasons: BTreeMap<Reason, u64>,
-    /// Choices of the first and of the second summary, where the file tells.
+    /// Number of choices of the first and of the second summary, where the file gives the order.
     pub places: [u64; 2],
 }
 
@@ -50,10 +50,10 @@ impl Intake {
         Self { sieve, held_out, seen: HashSet::new(), labels, read: 0, reasons: BTreeMap::new(), places: [0; 2] }
     }
 
-    /// The label of a record, or none if it does not count.
+    /// The label of a record, or `None` if it does not count.
     ///
     /// # Errors
-    /// If labels are to be filtered by what this record does not have.
+    /// If a filter needs a field that this record does not have.
     pub fn take(&mut self, record: Record) -> Result<Option<Label>> {
         self.read += 1;
         let choice = match record {
@@ -100,7 +100,7 @@ impl Intake {
         *self.reasons.entry(reason).or_default() += 1;
     }
 
-    /// Notes what was read and dropped as metrics; a zero is a number too.
+    /// Records the numbers of rows read and dropped as metrics, including zeros.
     pub fn tell(&self, ctx: &mut Context) {
         ctx.metric("rows_read", self.read as f64);
         for reason in Reason::ALL {
@@ -112,7 +112,7 @@ impl Intake {
         self.reasons.get(&Reason::Article).copied().unwrap_or(0)
     }
 
-    /// `3 articles, 2 duplicates`.
+    /// Counts by reason as text: `3 articles, 2 duplicates`.
     pub fn dropped(&self) -> String {
         let told = self.reasons.iter().map(|(reason, n)| format!("{n} {reason}"));
         told.collect::<Vec<_>>().join(", ")
@@ -139,7 +139,7 @@ impl Votes {
         votes[usize::from(label.text == Some(Text::High))] += 1;
     }
 
-    /// The row of a pair, at its first label; none at the others.
+    /// The merged row of a pair at its first label; `None` at the others.
     pub fn row(&mut self, label: Label) -> Option<Preference> {
         let [low, high] = self.0.remove(&label.key)?;
         let all = low + high;
@@ -154,7 +154,7 @@ impl Votes {
         }
         row.outcome = if low == high { Outcome::Tie } else { Outcome::Labelled };
         row.annotator = format!("human:{} of {all}", low.max(high));
-        // Several people may have seen the two in different orders, each as sure as they were.
+        // Several people may have seen the summaries in different orders, each with their own confidence.
         (row.confidence, row.chosen_first) = (None, None);
         Some(row)
     }
@@ -165,7 +165,7 @@ impl Label {
         let Self { key, text, post_id, choice } = self;
         let about = choice.about;
         let worker = about.as_ref().and_then(|about| about.worker.as_deref());
-        // Workers' labels of one pair are rows of their own.
+        // Labels of different workers on one pair are separate rows, so their ids differ.
         let hash = print(key, text, worker);
         let digits: String = hash[..8].iter().map(|b| format!("{b:02x}")).collect();
         Preference {
@@ -198,7 +198,7 @@ mod tests {
     use super::super::formats::About;
     use super::*;
 
-    /// Worker, pair, whether for its good summary, and whether shown with that one first.
+    /// Worker, pair, whether the good summary is chosen, and whether it is shown first.
     type Vote = (Option<u8>, u8, bool, bool);
 
     fn record((worker, pair, good, good_first): Vote) -> Record {
@@ -222,7 +222,7 @@ mod tests {
         (intake, taken)
     }
 
-    /// By prompt: the outcome, and the chosen text where it counts.
+    /// By prompt: the outcome, and the chosen text if labelled.
     fn majority(votes: &[Vote]) -> (Intake, BTreeMap<String, (Outcome, Option<String>)>) {
         let mut count = Votes::default();
         intake(votes, Labels::Majority).1.iter().for_each(|label| count.count(label));
@@ -240,7 +240,7 @@ mod tests {
         (intake, verdicts)
     }
 
-    /// The same by counting: a worker's repeated label counts once, one without a worker each time.
+    /// The same result by counting: a worker's repeated label counts once, a label without a worker every time.
     fn counted(votes: &[Vote]) -> BTreeMap<String, (Outcome, Option<String>)> {
         let mut heard: HashSet<(Option<u8>, u8, bool)> = HashSet::new();
         let mut sums: BTreeMap<u8, i64> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! `annotate.human`: people's comparisons, read from files, the hub or an artifact. Knows no tokenizer.
+//! `annotate.human`: human comparisons from files, the hub or an artifact.
 
 mod filters;
 mod formats;
@@ -30,24 +30,24 @@ pub struct Human;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// JSON lines, plain or in gzip or zstd, or Parquet: a path, a list of paths, a folder, a pattern. Stands in for the
-    /// input `comparisons`, which is then not read.
+    /// JSON lines, uncompressed or in gzip or zstd, or Parquet: a path, a list of paths, a folder, or a pattern.
+    /// Replaces the input `comparisons`, which is then not read.
     pub files: InputFiles,
-    /// With a folder: a pattern that the names of its files must match.
+    /// For a folder: a pattern that file names must match.
     pub matching: Option<String>,
-    /// A data set of the hub, instead of `files` or the input, such as `CarperAI/openai_summarize_comparisons` or
-    /// `trl-lib/tldr-preference`; `hub.files` chooses among its splits.
+    /// A data set on the hub, instead of `files` or the input, such as `CarperAI/openai_summarize_comparisons` or
+    /// `trl-lib/tldr-preference`; `hub.files` selects among its splits.
     pub hub: Option<HubId>,
-    /// `comparisons` (Stiennon et al.'s records) or `preference` (prompt, chosen, rejected). Absent: as the first record of
-    /// each file shows.
+    /// `comparisons` (Stiennon et al.'s records) or `preference` (prompt, chosen, rejected). Absent: detected from the
+    /// first record of each file.
     pub format: Option<Format>,
-    /// Which labels count. Only Stiennon et al.'s records tell what is asked for here.
+    /// Labels to keep. Only Stiennon et al.'s records have the fields used here.
     pub filters: Filters,
-    /// What becomes of several labels of one pair: `each` or `majority`.
+    /// How to treat several labels of one pair: `each` or `majority`.
     pub labels: Labels,
     /// Stop after so many preferences.
     pub rows: Option<u64>,
-    /// Rows that may be empty or malformed; they are left out and counted. One more is an error.
+    /// Number of empty or malformed rows to skip and count. One more is an error.
     pub max_bad_rows: u64,
 }
 
@@ -66,7 +66,7 @@ impl Default for Params {
     }
 }
 
-/// From so many on, choices that all fall on the same place are no chance: one of two in 2^15.
+/// From this number on, choices that all fall on the same position are not chance: the probability is 1 in 2^15.
 const ENOUGH: u64 = 16;
 
 impl Kind for Human {
@@ -156,7 +156,7 @@ impl Kind for Human {
     }
 }
 
-/// Hands every label of the files that counts to `take` until that says no; gives what was dropped, and the bad rows.
+/// Passes every label that counts to `take` until `take` returns `false`. Returns the counts of dropped and bad rows.
 fn read(
     files: &[PathBuf],
     params: &Params,

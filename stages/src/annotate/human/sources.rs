@@ -1,4 +1,4 @@
-//! Records of people's comparisons out of files: JSON lines or Parquet, each with its place. Knows no label's use.
+//! Reads records of human comparisons from JSON lines or Parquet, each with its position.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -9,10 +9,11 @@ use super::formats::{COLUMNS, Format, Record, named};
 use crate::data::source::{self, Allowance};
 use crate::table;
 
-/// Hands every record of `file` to `take` until that says no. Its layout is `format`, else that of its first record.
+/// Passes every record of `file` to `take` until `take` returns `false`. The layout is `format` or, without it, the
+/// layout of the first record.
 ///
 /// # Errors
-/// When more records are bad than allowed: names the first one too many, by its line or row. Or what `take` gives.
+/// If there are more bad records than allowed: names the line or row of the first one too many. Also errors of `take`.
 pub fn each_record(
     file: &Path,
     format: Option<Format>,
@@ -44,7 +45,7 @@ fn of_line(line: &str, known: &Cell<Option<Format>>) -> Result<Record, String> {
     format.read(record)
 }
 
-/// A missing column is told before the first row.
+/// Reports a missing column before reading the first row.
 fn of_columns(file: &Path) -> Result<Format> {
     let columns = table::columns(file)?;
     let has = |name: &str| columns.iter().any(|(column, _)| column == name);

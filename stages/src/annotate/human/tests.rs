@@ -1,4 +1,4 @@
-//! Claims about `annotate.human`.
+//! Tests of `annotate.human`.
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ crate::table! {
     }
 }
 
-/// A record as Stiennon et al. publish them, in our own words.
+/// A record in the format of Stiennon et al., with invented texts.
 fn comparison(id: usize, choice: usize) -> Value {
     json!({
         "info": { "id": format!("t3_{id}"), "post": format!("My neighbour number {id}\nplays the drums."), "title": "Drums", "subreddit": "legaladvice" },
@@ -168,7 +168,7 @@ fn malformed_lines_are_named_and_can_be_allowed() {
     assert_eq!(take(&bench, json!({ "files": file, "max_bad_rows": 1 })).unwrap().len(), 1);
 }
 
-/// A record about pair `id`: who chose which, of what batch.
+/// A record of a vote on pair `id`: the choice, the worker and the batch.
 fn vote(id: usize, choice: usize, worker: &str, batch: &str) -> Value {
     let mut record = comparison(id, choice);
     (record["worker"], record["batch"]) = (worker.into(), batch.into());
@@ -181,7 +181,7 @@ fn out(bench: &Bench, with: Value) -> (Out, Vec<Preference>) {
     (out, rows)
 }
 
-/// As a program that keeps such records in Parquet would write them.
+/// Writes the records as a Parquet file of another program.
 fn write_parquet(file: &Path, records: &[Value]) {
     let text = lines(records);
     let (schema, _) = arrow::json::reader::infer_json_schema(text.as_bytes(), None).unwrap();
@@ -203,10 +203,10 @@ fn the_majority_of_a_pairs_labels_is_its_label_and_a_drawn_vote_a_tie() {
         vote(2, 1, "a", "b"),
         vote(1, 1, "b", "b"),
         vote(2, 0, "b", "b"),
-        // The same pair shown the other way round: `drums.` again.
+        // The same pair in the other order: `drums.` again.
         turned,
         vote(3, 1, "a", "b"),
-        // Said twice by one worker.
+        // The same label twice from one worker.
         vote(3, 1, "a", "b"),
     ];
     let file = bench.write("c.jsonl", &lines(&rows));
@@ -325,7 +325,7 @@ fn stiennons_records_read_alike_from_lines_and_from_parquet() {
     std::fs::write(&zst, zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap();
     assert_eq!(out(&bench, json!({ "files": bench.path("*.zst") })).1, expected);
 
-    // And TRL's conversations, which keep the record beside.
+    // TRL's conversations keep the record beside the messages.
     let message = |role: &str, content: &str| json!({ "role": role, "content": content });
     let prompt = "SUBREDDIT: r/legaladvice\n\nTITLE: Drums\n\nPOST: My neighbour number 1\nplays the drums.\n\nTL;DR:";
     let chat = json!({ "prompt": prompt, "chosen": [message("user", prompt), message("assistant", "drums.")],
@@ -422,7 +422,8 @@ fn hostile_files_are_told_by_line_and_never_end_the_program() {
         let (made, rows) = out(&bench, json!({ "files": file, "max_bad_rows": 1 }));
         assert_eq!((rows.len(), made.metric("bad_rows")), (1, 1.0), "{told}");
     }
-    // Texts stay texts: nothing in them reaches a terminal, a line of the template or an id unread.
+    // Control characters and newlines in texts and ids are removed, so that they reach neither a terminal nor the
+    // prompt template.
     let mut odd = comparison(1, 1);
     odd["info"]["title"] = "two\nlines\u{1b}[2J".into();
     odd["info"]["id"] = "t3\n\u{7}1".into();

@@ -1,4 +1,4 @@
-//! `/v1/messages/batches`: create, list (newest first, paged), retrieve, results in an order of their own.
+//! `/v1/messages/batches`: create, list (newest first, paged), retrieve, and results in an order unlike the requests'.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -8,19 +8,19 @@ use serde_json::{Value, json};
 use super::messages::{pay, rfc3339};
 use super::{Reply, Shared, State};
 
-/// What becomes of one request of a batch.
+/// Result of one request of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
     Succeeded,
-    /// Succeeded, with this in the place of a message. Not paid.
+    /// Succeeded, with this value in place of a message. Not billed.
     Says(Value),
-    /// The type of an error and its message. Not paid.
+    /// Error type and message. Not billed.
     Errored(&'static str, &'static str),
-    /// Not paid.
+    /// Not billed.
     Canceled,
-    /// Not paid.
+    /// Not billed.
     Expired,
-    /// Not among the results. Not paid.
+    /// Absent from the results. Not billed.
     Missing,
 }
 
@@ -29,7 +29,7 @@ pub struct Batch {
     created: SystemTime,
     requests: Vec<(String, Value)>,
     looks: usize,
-    /// What became of the requests, once it has ended.
+    /// One result per request, once the batch has ended.
     results: Option<Vec<Value>>,
 }
 
@@ -115,7 +115,7 @@ pub fn get(shared: &Shared, rest: &[&str], query: &BTreeMap<String, String>) -> 
             Reply::ok(&state.batches[at].describe())
         }),
         [id, "results"] => place(&state, id).and_then(|at| state.batches[at].results.as_ref()).map(|results| {
-            // In no order that anybody asked for.
+            // Reversed: the API does not promise the order of requests.
             let lines: Vec<String> = results.iter().rev().map(|line| format!("{line}\n")).collect();
             Reply { body: lines.concat(), ..Reply::ok(&Value::Null) }
         }),
@@ -124,7 +124,7 @@ pub fn get(shared: &Shared, rest: &[&str], query: &BTreeMap<String, String>) -> 
     reply.unwrap_or_else(|| Reply::error(404, "not_found_error", "no such batch")).under(fault.as_ref())
 }
 
-/// A page of the batches after `after_id`, the newest first.
+/// One page of the batches after `after_id`, newest first.
 fn list(state: &State, query: &BTreeMap<String, String>) -> Option<Reply> {
     let limit: usize = query.get("limit").map_or(Some(20), |n| n.parse().ok())?;
     let mut rest: Vec<&Batch> = state.batches.iter().rev().collect();
@@ -141,7 +141,7 @@ fn list(state: &State, query: &BTreeMap<String, String>) -> Option<Reply> {
     })))
 }
 
-/// Looking makes time pass: a batch that was looked at often enough ends, and what succeeded is paid.
+/// Polling advances time: a batch that was polled often enough ends, and its successful requests are billed.
 fn look(shared: &Shared, state: &mut State, at: usize) {
     let batch = &mut state.batches[at];
     batch.looks += 1;

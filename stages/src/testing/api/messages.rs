@@ -1,4 +1,5 @@
-//! `POST /v1/messages`: validation, rate limits, usage with prompt caching, and a judge who prefers summaries called `good`.
+//! `POST /v1/messages`: validation, rate limits, token usage with prompt caching, and a judge that prefers summaries
+//! starting with `good`.
 
 use std::time::{Instant, SystemTime};
 
@@ -6,21 +7,21 @@ use serde_json::{Value, json};
 
 use super::{Fault, Reply, Shared, State};
 
-/// A rate limit as a token bucket, refilled all the time.
+/// Rate limit as a continuously refilled token bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// What the bucket holds; it fills in a minute.
+    /// Capacity of the bucket, refilled within a minute.
     pub per_minute: f64,
-    /// What is in it at first.
+    /// Initial content.
     pub left: f64,
 }
 
-/// What is left in it.
+/// Current content of the bucket, with the time of its last update.
 #[derive(Default)]
 pub struct Bucket(Option<(Instant, f64)>);
 
 impl Bucket {
-    /// Takes one request out; what is left then, or nothing if it was empty.
+    /// Takes one request out of the bucket and returns the remaining content; `None` if it was empty.
     fn take(&mut self, limits: Limits) -> Option<f64> {
         let now = Instant::now();
         let left = self.0.map_or(limits.left, |(at, left)| {
@@ -79,7 +80,7 @@ pub fn create(shared: &Shared, body: &Value) -> Reply {
     reply.under(fault.as_ref())
 }
 
-/// Counts an answer as paid and makes it whole: id, model, usage.
+/// Bills a response and completes it with id, model and usage.
 pub fn pay(state: &mut State, cacheable: usize, body: &Value, mut message: Value, tier: &str) -> Value {
     state.paid_messages += 1;
     for (_, document) in documents(body) {
@@ -98,7 +99,8 @@ pub fn pay(state: &mut State, cacheable: usize, body: &Value, mut message: Value
     message
 }
 
-/// Four bytes to a token. What stands before the last `cache_control` is written to the cache once and read from then on.
+/// Counts four bytes as one token. The prefix before the last `cache_control` is written to the cache once and read
+/// from then on.
 fn usage(state: &mut State, cacheable: usize, body: &Value, message: &Value, tier: &str) -> Value {
     let whole = body["messages"].to_string();
     let prefix = whole.rfind("\"cache_control\"").map_or("", |at| &whole[..at]);
@@ -126,7 +128,7 @@ fn usage(state: &mut State, cacheable: usize, body: &Value, message: &Value, tie
     })
 }
 
-/// The documents that the last message of the user asks for: number, and text without it.
+/// The documents in the last user message: number, and text without it.
 pub fn documents(body: &Value) -> Vec<(usize, String)> {
     let messages = body["messages"].as_array().map_or(&[][..], Vec::as_slice);
     let asked = messages.iter().rev().find(|message| message["role"] == "user");
@@ -148,7 +150,7 @@ fn text_of(content: &Value) -> String {
     }
 }
 
-/// Prefers the first summary if it begins with `good`, else the second, in whatever form the request asks for.
+/// Prefers the first summary if it begins with `good`, otherwise the second, in the response format of the request.
 pub fn judge(body: &Value) -> Value {
     let choice = |document: &str| {
         let first = document.split("<doc.summary.1>").nth(1).unwrap_or_default();
@@ -170,11 +172,11 @@ pub fn judge(body: &Value) -> Value {
     json!({ "stop_reason": "end_turn", "stop_sequence": null, "content": [{ "type": "text", "text": text }] })
 }
 
-/// A time as the API writes it.
+/// A time in the API's format.
 pub fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Days since 0000-03-01, in the way of Howard Hinnant's civil_from_days.
+    // Days since 0000-03-01, as in Howard Hinnant's civil_from_days.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

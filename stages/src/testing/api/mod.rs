@@ -1,5 +1,5 @@
-//! An API server of our own on 127.0.0.1: the Messages API and its batches as publicly documented, with scripted faults, and
-//! a count of what was paid. Knows nothing of the program that asks it. Plain `std`, so that any test or bench can have it.
+//! Fake API server on 127.0.0.1: the Messages API and its batches as publicly documented, with scripted faults and a
+//! count of billed requests. Uses only `std`, so that any test or bench can include it.
 
 mod batches;
 mod messages;
@@ -15,29 +15,29 @@ use serde_json::{Value, json};
 pub use batches::Line;
 pub use messages::{Limits, documents, judge};
 
-/// Every request needs this key.
+/// The API key that every request must carry.
 pub const KEY: &str = "sk-ant-test-0123456789";
 
-/// What happens to one request instead of a plain answer.
+/// Scripted fault of one request.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// An error of the documented shape. Nothing is paid.
+    /// An error in the documented format. Not billed.
     Error { status: u16, kind: &'static str, message: String, headers: Vec<(&'static str, String)>, details: Value },
-    /// The connection ends where the answer would begin. The work is done and paid all the same.
+    /// The connection closes instead of a response. The work is done and billed.
     Lost,
-    /// The connection ends in the middle of the answer's body. Paid.
+    /// The connection closes in the middle of the response body. Billed.
     Torn,
-    /// The connection ends before any work is done. Nothing is paid.
+    /// The connection closes before any work is done. Not billed.
     Dropped,
-    /// No answer ever comes, until the client goes away. Paid.
+    /// No response until the client disconnects. Billed.
     Stalled,
-    /// 200, and something else than JSON.
+    /// Status 200 with a body that is not JSON.
     Garbage,
-    /// Such a status, from somebody in between.
+    /// This status, as from a proxy.
     Proxy(u16),
-    /// Answers with this message, whatever was asked. Paid.
+    /// Responds with this message, whatever the request. Billed.
     Says(Value),
-    /// 200, and this body as it is. Nothing is paid.
+    /// Status 200 with exactly this body. Not billed.
     Body(Value),
 }
 
@@ -47,7 +47,7 @@ impl Fault {
         Self::Error { status, kind, message, headers: vec![], details: Value::Null }
     }
 
-    /// The same with a header.
+    /// The same fault with another header.
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         if let Self::Error { headers, .. } = &mut self {
             headers.push((name, value.to_string()));
@@ -56,27 +56,27 @@ impl Fault {
     }
 }
 
-/// Decides over the n-th request of its kind, counted from 0.
+/// Decides on the n-th request of its type, counted from 0.
 pub type Script<T> = Box<dyn Fn(usize, &Value) -> T + Send + Sync>;
 
-/// How the server behaves.
+/// Behaviour of the server.
 pub struct Rules {
-    /// Between a request and its answer.
+    /// Delay between a request and its response.
     pub latency: Duration,
-    /// Over `POST /v1/messages`.
+    /// Applies to `POST /v1/messages`.
     pub message: Script<Option<Fault>>,
-    /// Over `POST /v1/messages/batches`.
+    /// Applies to `POST /v1/messages/batches`.
     pub create: Script<Option<Fault>>,
-    /// Over `GET` of a batch, of the list and of results.
+    /// Applies to `GET` of a batch, of the list and of results.
     pub get: Script<Option<Fault>>,
-    /// Over each request within a batch, counted over all batches.
+    /// Applies to each request within a batch, counted over all batches.
     pub line: Script<Line>,
-    /// A batch ends when it has been looked at or listed so often.
+    /// Number of times that a batch must be retrieved or listed before it ends.
     pub looks: usize,
     pub limits: Option<Limits>,
-    /// Tokens that a prefix needs at least to be cached.
+    /// Minimum tokens of a prefix that can be cached.
     pub cacheable: usize,
-    /// The answer to a request's body.
+    /// Computes the response from a request's body.
     pub judge: Box<dyn Fn(&Value) -> Value + Send + Sync>,
 }
 
@@ -96,7 +96,7 @@ impl Default for Rules {
     }
 }
 
-/// What the server has seen and done.
+/// Recorded requests and billing.
 #[derive(Default)]
 struct State {
     requests: Vec<(String, Value)>,
@@ -104,13 +104,13 @@ struct State {
     creates: usize,
     gets: usize,
     lines: usize,
-    /// How often each document was paid.
+    /// Number of times that each document was billed.
     paid: BTreeMap<String, usize>,
     paid_messages: usize,
-    /// Sent and got for money.
+    /// Billed (input, output) tokens.
     paid_tokens: (u64, u64),
     batches: Vec<batches::Batch>,
-    /// Prefixes that are cached.
+    /// Cached prompt prefixes.
     prefixes: std::collections::BTreeSet<String>,
     bucket: messages::Bucket,
     turned_away: usize,
@@ -128,10 +128,10 @@ impl Shared {
     }
 }
 
-/// A server that ends with the test's process.
+/// A server that runs until the test process ends.
 #[derive(Clone)]
 pub struct Api {
-    /// As `ANTHROPIC_BASE_URL`.
+    /// Value for `ANTHROPIC_BASE_URL`.
     pub address: String,
     shared: Arc<Shared>,
 }
@@ -145,45 +145,45 @@ impl Api {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = shared.clone();
-                // Whoever asked may go away at any time.
+                // The client may disconnect at any time.
                 std::thread::spawn(move || wire::serve(&stream, |asked| answer(&shared, asked)).unwrap_or_default());
             }
         });
         api
     }
 
-    /// How many requests for a message came, whatever became of them.
+    /// Number of message requests received, whatever their result.
     pub fn messages(&self) -> usize {
         self.shared.state().messages
     }
 
-    /// How many requests to create a batch came, whatever became of them.
+    /// Number of batch creations received, whatever their result.
     pub fn creates(&self) -> usize {
         self.shared.state().creates
     }
 
-    /// How many requests were answered for money, alone or in a batch.
+    /// Number of billed requests, single or in batches.
     pub fn paid_messages(&self) -> usize {
         self.shared.state().paid_messages
     }
 
-    /// Tokens sent and got for money.
+    /// Billed (input, output) tokens.
     pub fn paid_tokens(&self) -> (u64, u64) {
         self.shared.state().paid_tokens
     }
 
-    /// How many documents were paid at least once.
+    /// Number of documents billed at least once.
     pub fn paid_documents(&self) -> usize {
         self.shared.state().paid.len()
     }
 
-    /// The documents that were paid more than once.
+    /// Documents billed more than once.
     pub fn paid_twice(&self) -> Vec<String> {
         let state = self.shared.state();
         state.paid.iter().filter(|(_, times)| **times > 1).map(|(document, _)| document.clone()).collect()
     }
 
-    /// How many requests were turned away by the rate limits.
+    /// Number of requests rejected by the rate limits.
     pub fn turned_away(&self) -> usize {
         self.shared.state().turned_away
     }
@@ -193,7 +193,7 @@ impl Api {
         self.shared.state().requests.clone()
     }
 
-    /// Waits until what `of` counts has reached `n`.
+    /// Waits until the count `of` reaches `n`.
     ///
     /// # Panics
     /// If that takes a minute.
@@ -206,7 +206,7 @@ impl Api {
         }
     }
 
-    /// Somebody else in the workspace has created a batch of so many requests, and it has ended.
+    /// Adds an ended batch of `count` requests, as if created by another client of the same workspace.
     pub fn create_foreign_batch(&self, count: usize) {
         let mut state = self.shared.state();
         let batch = batches::Batch::of_others(state.batches.len(), count);
@@ -214,17 +214,17 @@ impl Api {
     }
 }
 
-/// What is asked of the server.
+/// One HTTP request.
 struct Asked {
     method: String,
-    /// Without the query.
+    /// Path without the query.
     path: String,
     query: BTreeMap<String, String>,
     head: String,
     body: Vec<u8>,
 }
 
-/// What it does about it.
+/// The server's response.
 struct Reply {
     status: u16,
     headers: Vec<(&'static str, String)>,
@@ -232,7 +232,7 @@ struct Reply {
     end: End,
 }
 
-/// How an answer ends.
+/// Where the response is cut.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Whole,
@@ -240,7 +240,7 @@ enum End {
     Torn,
     /// Before the first byte.
     Nothing,
-    /// Never.
+    /// No response at all.
     Stalled,
 }
 
@@ -258,7 +258,7 @@ impl Reply {
         Self { end, ..self }
     }
 
-    /// What a fault says by itself; `None` for those that change what the work gives.
+    /// The response to a fault that replaces the work; `None` for faults that apply to the result of the work.
     fn of(fault: &Fault) -> Option<Self> {
         Some(match fault {
             Fault::Error { status, kind, message, headers, details } => {
@@ -279,7 +279,7 @@ impl Reply {
         })
     }
 
-    /// A piece of work's reply under a fault that lets the work be done.
+    /// The response of completed work, cut as the fault says.
     fn under(self, fault: Option<&Fault>) -> Self {
         match fault {
             Some(Fault::Lost) => self.ending(End::Nothing),
@@ -300,7 +300,7 @@ fn answer(shared: &Shared, asked: Asked) -> Reply {
         _ => Reply::error(401, "authentication_error", "invalid x-api-key"),
     };
     let Asked { head, .. } = asked;
-    // A batch's body is large; its lines are kept with the batch.
+    // A batch's body is large; the batch keeps its requests.
     let body = if asked.path.ends_with("/batches") { Value::Null } else { body };
     shared.state().requests.push((head, body));
     shared.changed.notify_all();

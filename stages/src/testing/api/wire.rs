@@ -1,4 +1,5 @@
-//! As much of HTTP/1.1 as the server needs: requests with a length, answers with one, connections that stay open. Knows no API.
+//! The subset of HTTP/1.1 that the server needs: requests and responses with a content length, and persistent
+//! connections.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +14,7 @@ pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines().skip(1).find_map(value)
 }
 
-/// Answers one request after the other until the client or a fault ends the connection.
+/// Answers requests one by one until the client or a fault closes the connection.
 pub fn serve(stream: &TcpStream, answer: impl Fn(Asked) -> Reply) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream);

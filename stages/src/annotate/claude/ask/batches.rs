@@ -1,4 +1,4 @@
-//! Asking by Message Batches: what the desk has ready goes out at once, and what comes back is kept in handfuls.
+//! Asks by Message Batches: sends all queued requests at once, and stores the results in groups.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -17,39 +17,39 @@ use crate::annotate::claude::client::Client;
 use crate::annotate::claude::document::AnswerKey;
 use crate::annotate::claude::spool::Group;
 
-/// Answers that are made durable together; all of them are still with the API until then.
+/// Answers stored durably together; until then the API still has them.
 const HANDFUL: usize = 256;
-/// So many times in a row are unanswered requests sent again.
+/// Number of consecutive rounds in which unanswered requests are sent again.
 const PATIENCE: u32 = 3;
-/// Beside the answers to the same settings.
+/// Subfolder beside the answers for the same settings.
 const FOLDER: &str = "batches";
 
-/// Whether batches of earlier attempts may still bring answers under these settings.
+/// Whether batches of earlier attempts may still bring answers for these settings.
 pub fn are_open(cache: &Cache) -> bool {
     Batches::are_open(&cache.folder().join(FOLDER))
 }
 
-/// What is shared by those who make requests and those who hear of them, one at a time.
+/// State shared by the request iterator and the result handler; only one of them uses it at a time.
 struct Counter<'a, 'b> {
     desk: &'a mut Desk<'b>,
     ctx: &'a mut Context,
-    /// Requests of this attempt that are under way, by the first key of each.
+    /// Requests of this attempt in progress, by the first key of each.
     under_way: HashMap<AnswerKey, (Group, Sent)>,
     handful: Vec<cache::Landed>,
-    /// Groups whose answers are in the handful.
+    /// Groups whose answers are in `handful`.
     finished: Vec<Group>,
     /// Why requests of this round were not answered.
     unanswered: Option<String>,
-    /// Rounds in a row in which that happened.
+    /// Number of consecutive rounds with unanswered requests.
     unlucky: u32,
     canceled: u64,
     answered: u64,
-    /// Why no more is sent.
+    /// Why no more requests are sent.
     stop: Option<Error>,
 }
 
 impl Counter<'_, '_> {
-    /// The next request that there is money for; what there is none for goes back.
+    /// The next request within the budget; a request beyond it is put back.
     fn next(&mut self) -> Option<Result<Request>> {
         let ready = match self.desk.next() {
             Ok(ready) => ready?,
@@ -62,7 +62,7 @@ impl Counter<'_, '_> {
                 self.under_way.insert(ticket[0], (group, sent));
                 Some(Ok(Request { ticket, body }))
             }
-            // The rest waits for what this batch turns out to cost.
+            // The rest waits until the cost of this batch is known.
             Admitted::Later => self.desk.give_back(ready.group).err().map(Err),
             Admitted::Never(error) => {
                 self.stop = Some(error);
@@ -84,14 +84,14 @@ impl Counter<'_, '_> {
     }
 
     fn landed(&mut self, ticket: &[AnswerKey], landed: Landed) -> Result<()> {
-        // One of an earlier attempt is nobody's here: what it answers is found in the cache.
+        // A request of an earlier attempt is not in `under_way`; its answers are found in the cache.
         let ours = ticket.first().and_then(|key| self.under_way.remove(key));
         let sent = ours.as_ref().map_or_else(Sent::default, |(_, sent)| *sent);
         let lost = matches!(landed, Landed::Lost(_));
         match landed {
             Landed::Answer(answer) => {
                 self.answered += 1;
-                // How much of what waits an earlier attempt's batch answers is not known before its end.
+                // The number of queued documents that an earlier attempt's batch answers is unknown until its end.
                 let left = if ours.is_some() { self.desk.requests_left() } else { 0 };
                 let noted = self.desk.till.landed(sent, &answer.body, left);
                 self.handful.push(cache::Landed { documents: ticket.to_vec(), what: What::Answer(answer.body) });
@@ -129,7 +129,7 @@ impl Counter<'_, '_> {
         Ok(())
     }
 
-    /// Makes durable what has come.
+    /// Stores the collected answers durably.
     fn flush(&mut self) -> Result<()> {
         self.desk.keep(std::mem::take(&mut self.handful))?;
         for group in self.finished.drain(..) {
@@ -139,7 +139,7 @@ impl Counter<'_, '_> {
         Ok(())
     }
 
-    /// What was ready and not sent waits again.
+    /// Puts requests that were not sent back into the queue.
     fn all_back(&mut self) -> Result<()> {
         for (_, (group, sent)) in self.under_way.drain() {
             self.desk.till.unpaid(sent)?;
@@ -148,7 +148,7 @@ impl Counter<'_, '_> {
         Ok(())
     }
 
-    /// After a round: whether there is more to ask.
+    /// Whether there is more to ask after a round.
     fn more(&mut self) -> Result<bool> {
         if let Some(error) = self.stop.take() {
             return Err(error);
@@ -170,7 +170,7 @@ impl Counter<'_, '_> {
     }
 }
 
-/// Sends all that waits as batches, round after round until nothing is left of it.
+/// Sends all queued requests as batches, in rounds, until none is left.
 pub async fn in_batches(
     desk: &mut Desk<'_>,
     client: &Client,
@@ -200,7 +200,7 @@ pub async fn in_batches(
     .await
 }
 
-/// Waits for what earlier attempts sent.
+/// Waits for batches that earlier attempts sent.
 pub async fn settle(
     desk: &mut Desk<'_>,
     client: &Client,
@@ -214,7 +214,7 @@ pub async fn settle(
     .await
 }
 
-/// Does `work` while the client's waits are told.
+/// Runs `work` and reports the client's waits meanwhile.
 async fn with_counter<'a, 'b>(
     desk: &'a mut Desk<'b>,
     client: &Client,
@@ -247,7 +247,7 @@ async fn with_counter<'a, 'b>(
             }
         }
     };
-    // What came before a failure is paid for.
+    // Answers received before a failure are paid for, so they are stored.
     let flushed = counter.borrow_mut().flush();
     done.and(flushed)
 }

@@ -1,4 +1,4 @@
-//! What waits to be asked, what is under way and what came of it. Knows no network.
+//! Work queue of an attempt: queued documents, requests in progress, and their outcomes.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -17,29 +17,30 @@ use crate::annotate::claude::request;
 use crate::annotate::claude::settings::Settings;
 use crate::annotate::claude::spool::{Entry, Group, Waiting};
 
-/// So many requests taken for faulty, with no answer between them, are a fault of the settings.
+/// After this number of rejected requests without an answer between them, the settings are at fault.
 const FAULTY_IN_A_ROW: usize = 8;
 
-/// What came of one request.
+/// The outcome of one request.
 pub type Joined = Result<(Group, Sent, Result<Answer>), JoinError>;
 
-/// A request that can be sent: its documents are claimed.
+/// A request ready to be sent; its documents are claimed.
 pub struct Ready {
     pub group: Group,
     pub body: Value,
 }
 
-/// What waits, what is under way and what came of it.
+/// Queued documents, and the outcomes of requests.
 pub struct Desk<'a> {
     settings: &'a Settings,
     mode: Mode,
-    /// Whether groups are asked whole.
+    /// Whether groups are never split.
     strict: bool,
     waiting: Waiting,
     cache: &'a mut Cache,
     /// Documents that another process is asking about.
     pub elsewhere: Vec<Group>,
-    /// Requests that the API took for faulty, with no answer since; theirs or the settings' fault is not known yet.
+    /// Requests that the API rejected since the last answer; whether they or the settings are at fault is not known
+    /// yet.
     pub faulty: Vec<(Group, Error)>,
     pub till: &'a mut Till,
     total: u64,
@@ -59,18 +60,18 @@ impl<'a> Desk<'a> {
         Self { settings, mode, strict, waiting, cache, elsewhere: Vec::new(), faulty: Vec::new(), till, total, done: 0 }
     }
 
-    /// The next request: claimed, and not answered by anybody.
+    /// The next request, with its documents claimed and none of them answered yet.
     pub fn next(&mut self) -> Result<Option<Ready>> {
         while let Some(group) = self.waiting.take() {
             let (mut mine, mut others) = (Group::new(), Group::new());
             for entry in group {
                 if self.cache.claim(entry.key)? { mine.push(entry) } else { others.push(entry) }
             }
-            // After the claims: whoever held one before has kept what they got.
+            // After claiming, because an earlier holder of a claim stores its answers before releasing it.
             self.cache.refresh()?;
             if self.strict && !others.is_empty() {
                 self.release(&mine)?;
-                // In the order of their slots.
+                // In the order of slots.
                 mine.extend(others);
                 mine.sort_unstable();
                 self.elsewhere.push(mine);
@@ -97,7 +98,7 @@ impl<'a> Desk<'a> {
         Ok(None)
     }
 
-    /// Keeps what has landed.
+    /// Stores the outcomes of requests.
     pub fn land(&mut self, landed: Vec<Joined>) -> Result<()> {
         let (mut answers, mut groups) = (Vec::new(), Vec::new());
         let mut stop = None;
@@ -105,12 +106,12 @@ impl<'a> Desk<'a> {
             match joined {
                 Ok((group, sent, Ok(answer))) => {
                     let left = self.requests_left();
-                    // What cannot be written down of the money must not cost the answer.
+                    // Failing to record the cost must not lose the answer.
                     stop = stop.or(self.till.landed(sent, &answer.body, left).err());
                     answers.push(kept(&group, What::Answer(answer.body)));
                     groups.push(group);
                 }
-                // The client blames the caller for what the API finds wrong with a request.
+                // The client reports a request that the API rejects as the user's fault.
                 Ok((group, sent, Err(error))) if error.blame == Blame::Yours => {
                     stop = stop.or(self.till.unpaid(sent).err());
                     self.faulty.push((group, error));
@@ -130,7 +131,7 @@ impl<'a> Desk<'a> {
             self.finish(&group)?;
         }
         if any {
-            // The settings are not at fault.
+            // An answer shows that the settings are not at fault.
             self.blame_documents()?;
         }
         if self.faulty.len() >= FAULTY_IN_A_ROW {
@@ -140,7 +141,7 @@ impl<'a> Desk<'a> {
         stop.map_or(Ok(()), Err)
     }
 
-    /// When nothing else is left: whether there is more to ask.
+    /// Called when no other work is left: handles the rejected requests, and returns whether there is more to ask.
     pub fn judge_faulty(&mut self) -> Result<bool> {
         if self.faulty.is_empty() {
             return Ok(false);
@@ -150,7 +151,7 @@ impl<'a> Desk<'a> {
         if answered || self.faulty.iter().any(|(group, _)| is_mixed(group)) {
             let alone: Vec<_> = match answered {
                 true => Vec::new(),
-                // What was asked alone stays open.
+                // A document that was rejected alone remains undecided.
                 false => self.faulty.extract_if(.., |(group, _)| !is_mixed(group)).collect(),
             };
             self.blame_documents()?;
@@ -160,7 +161,8 @@ impl<'a> Desk<'a> {
         Err(self.faulty.remove(0).1)
     }
 
-    /// Documents of faulty requests: asked again each by itself, so that none goes down with another; failed if it was.
+    /// Asks the documents of rejected requests again one by one, so that a good one does not fail with a bad one; a
+    /// document that was already alone fails.
     pub fn blame_documents(&mut self) -> Result<()> {
         for (group, error) in std::mem::take(&mut self.faulty) {
             if group.len() > 1 && !self.strict {
@@ -183,12 +185,12 @@ impl<'a> Desk<'a> {
         group.iter().try_for_each(|entry| self.cache.release(entry.key))
     }
 
-    /// Keeps answers durably.
+    /// Stores outcomes durably.
     pub fn keep(&mut self, landed: Vec<Landed>) -> Result<()> {
         self.cache.keep(landed)
     }
 
-    /// A request that was not sent, or not answered, waits again.
+    /// Puts a request that was not sent or not answered back into the queue.
     pub fn give_back(&mut self, group: Group) -> Result<()> {
         self.release(&group)?;
         self.waiting.give_back(group);
@@ -199,32 +201,32 @@ impl<'a> Desk<'a> {
         self.till.admit(&ready.body, self.total.saturating_sub(self.done), self.total)
     }
 
-    /// Requests that are not ready yet.
+    /// Number of requests still queued.
     pub fn requests_left(&self) -> u64 {
         self.waiting.len() as u64
     }
 
-    /// Whether there is anything that nobody is known to have answered.
+    /// Whether any document is not known to be answered.
     pub fn has_more(&self) -> bool {
         !self.waiting.is_empty() || !self.elsewhere.is_empty()
     }
 
-    /// Whether others ask all that is left.
+    /// Whether other processes are asking about everything that is left.
     pub fn only_elsewhere(&self) -> bool {
         self.waiting.is_empty() && !self.elsewhere.is_empty()
     }
 
-    /// The keys of the answers that are wanted and wait.
+    /// The keys of the queued answers that are needed.
     pub fn wanted(&self) -> HashSet<AnswerKey> {
         self.waiting.groups().flatten().filter(|entry| entry.wanted).map(|entry| entry.key).collect()
     }
 
-    /// Where the answers lie.
+    /// The folder of the answers.
     pub fn folder(&self) -> &Path {
         self.cache.folder()
     }
 
-    /// Tells how far it is and what was paid.
+    /// Reports progress and costs.
     pub fn tell(&mut self, ctx: &mut Context) {
         self.till.tell(ctx, false);
         self.progress(ctx, None);

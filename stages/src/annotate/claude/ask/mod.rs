@@ -1,4 +1,4 @@
-//! Asks until every wanted answer is in the cache: a number of requests at once, or batches. Knows no pair.
+//! Asks until every needed answer is in the cache, by concurrent single requests or by batches.
 
 mod batches;
 mod desk;
@@ -22,28 +22,29 @@ use till::{Admitted, Till};
 
 pub use batches::are_open;
 
-/// Requests under way at once, if the environment does not say.
+/// Default number of concurrent requests.
 const CONCURRENCY: usize = 8;
-/// Says otherwise. Not a parameter: how many requests are under way changes no label and so belongs to no key.
+/// Environment variable for the number of concurrent requests. Not a parameter, since it changes no label and so must
+/// not be part of the key.
 pub const CONCURRENCY_VARIABLE: &str = "TEMPER_REQUESTS";
-/// How often documents that another process is asking about are looked for.
+/// Interval for checking documents that another process is asking about.
 const POLL: Duration = Duration::from_millis(300);
 
-/// Who asks, for how much, and how.
+/// Sends the requests of an attempt.
 pub struct Asker<'a> {
     settings: &'a Settings,
-    /// Whether groups are asked whole.
+    /// Whether groups are never split.
     strict: bool,
     mode: Mode,
     client: Client,
-    /// What the client says of its waits.
+    /// Messages of the client about its waits.
     waits: UnboundedReceiver<String>,
     till: Till,
 }
 
 impl<'a> Asker<'a> {
     /// # Errors
-    /// If no request could be sent, or what earlier attempts spent cannot be read.
+    /// If requests cannot be sent, or the spending of earlier attempts cannot be read.
     pub fn new(
         params: &Params,
         settings: &'a Settings,
@@ -57,11 +58,12 @@ impl<'a> Asker<'a> {
         Ok(Self { settings, strict, mode: params.mode, client, waits, till })
     }
 
-    /// Asks all that waits. After a failure nothing new is sent, and what is under way is awaited and kept: it is paid for.
+    /// Asks all queued documents. After a failure nothing new is sent, but requests in progress are awaited and stored,
+    /// since they are paid for.
     ///
     /// # Errors
-    /// Whatever stops the stage: an API that cannot be reached or does not let us in, settings that it takes for faulty, money
-    /// that is spent.
+    /// Whatever stops the stage: the API is unreachable or denies access, it rejects the settings, or the budget is
+    /// spent.
     pub fn ask(&mut self, waiting: Waiting, cache: &mut Cache, ctx: &mut Context) -> Result<()> {
         let Self { settings, strict, mode, client, waits, till } = self;
         let mut desk = Desk::new(settings, *mode, *strict, waiting, cache, till);
@@ -76,7 +78,7 @@ impl<'a> Asker<'a> {
         done
     }
 
-    /// Waits for batches that earlier attempts sent, as far as they answer what waits, and keeps their answers.
+    /// Waits for batches of earlier attempts that answer queued documents, and stores their answers.
     ///
     /// # Errors
     /// As [`Asker::ask`].
@@ -89,7 +91,7 @@ impl<'a> Asker<'a> {
     }
 }
 
-/// One request after the other until the first is answered, so that the prompt cache is warm; then many at once.
+/// Sends requests one by one until the first is answered, so that the prompt cache is warm, then concurrently.
 async fn singly(
     desk: &mut Desk<'_>,
     client: &Client,
@@ -98,7 +100,7 @@ async fn singly(
 ) -> Result<()> {
     let many = http::variable(CONCURRENCY_VARIABLE).and_then(|n| n.parse().ok()).unwrap_or(CONCURRENCY).clamp(1, 256);
     let mut running = JoinSet::new();
-    // A request that waits for money.
+    // A request that waits for the budget.
     let mut held: Option<Ready> = None;
     let mut failed: Option<Error> = None;
     let mut told_elsewhere = false;
@@ -146,12 +148,12 @@ async fn singly(
             ctx.warn("annotate.claude: another process asks about some of the same pairs: its answers are waited for");
         }
         tokio::select! {
-            // Waits first, so that none is left when the last request ends.
+            // Waits come first, so that none is left unreported when the last request ends.
             biased;
             Some(wait) = waits.recv() => ctx.warn(format!("annotate.claude: {wait}")),
             Some(joined) = running.join_next(), if !idle => {
                 let mut landed = vec![joined];
-                // Those that landed meanwhile are made durable together.
+                // Answers that arrived meanwhile are made durable together.
                 while let Some(joined) = running.try_join_next() {
                     landed.push(joined);
                 }

@@ -1,4 +1,4 @@
-//! The till of an attempt: which request may go, what came back for it, what is told of that. Knows no document.
+//! Budget gate of an attempt: admits requests, records their cost, and reports it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,32 +15,32 @@ use crate::annotate::claude::prices::Usage;
 use crate::annotate::claude::request;
 use crate::annotate::claude::settings::Settings;
 
-/// How often it is told what was paid.
+/// Minimum time between two cost reports.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 pub struct Till {
-    /// Shared with those who send.
+    /// Shared with the senders.
     budget: Arc<Mutex<Budget>>,
     caching: Caching,
     max_tokens: u32,
-    /// Requests of this attempt at most.
+    /// Maximum number of requests of this attempt.
     most: Option<u64>,
     sent: u64,
-    /// Whether the first answers tell something that was not known.
+    /// Whether to forecast the cost from the first answers.
     forecast: bool,
     warnings: Vec<String>,
     told: Option<Instant>,
 }
 
-/// The budget, for whoever sends a request.
+/// Handle to the budget for senders of requests.
 #[derive(Clone)]
 pub struct Purse(Arc<Mutex<Budget>>);
 
 impl Purse {
-    /// A try was sent and no answer came.
+    /// Records that a request was sent without an answer.
     ///
     /// # Errors
-    /// If there is no money to try it again.
+    /// If the budget does not allow another try.
     pub fn lost(&self, sent: Sent) -> Result<()> {
         let mut budget = locked(&self.0);
         match budget.lost(sent.bound)? {
@@ -51,11 +51,11 @@ impl Purse {
 }
 
 fn locked(budget: &Mutex<Budget>) -> MutexGuard<'_, Budget> {
-    // Plain numbers: whole after a panic too.
+    // The data are plain numbers, valid also after a panic.
     budget.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What was put aside for a request.
+/// The amount reserved for a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sent {
     bound: f64,
@@ -64,7 +64,7 @@ pub struct Sent {
 
 pub enum Admitted {
     Now(Sent),
-    /// When something that is under way has landed.
+    /// Once a request in progress has finished.
     Later,
     Never(Error),
 }
@@ -74,7 +74,7 @@ impl Till {
     /// As [`Budget::open`].
     pub fn open(params: &Params, settings: &Settings, cache: &Cache, ctx: &Context) -> Result<Self> {
         let terms = Terms::of(params, settings)?;
-        // Whether a batch finds the prompt cache is chance.
+        // It is uncertain whether a batch hits the prompt cache.
         let cached = !terms.batch && terms.prefix(request::fixed_bytes(settings, params.mode)) == Prefix::Cached;
         Ok(Self {
             budget: Arc::new(Mutex::new(Budget::open(ctx.checkpoints(), terms.quote, params.max_cost, terms.batch)?)),
@@ -88,7 +88,7 @@ impl Till {
         })
     }
 
-    /// Whether a request may go; `left` documents `of` all are not answered yet.
+    /// Whether a request may be sent; `left` of `of` documents are not answered yet.
     pub fn admit(&mut self, body: &Value, left: u64, of: u64) -> Admitted {
         if self.most.is_some_and(|most| self.sent >= most) {
             let told =
@@ -113,15 +113,15 @@ impl Till {
         }
     }
 
-    /// For whoever sends a request.
+    /// A handle to the budget for senders of requests.
     pub fn purse(&self) -> Purse {
         Purse(self.budget.clone())
     }
 
-    /// An answer has come; `left` requests of its kind may still be to come.
+    /// Records an answer; `left` requests of this kind may follow.
     ///
     /// # Errors
-    /// If what was spent cannot be written down.
+    /// If the spending cannot be recorded.
     pub fn landed(&mut self, sent: Sent, answer: &Value, left: u64) -> Result<()> {
         let usage = Usage::of(answer);
         let mut budget = locked(&self.budget);
@@ -133,20 +133,20 @@ impl Till {
         Ok(())
     }
 
-    /// A request came back without an answer; if that may have been paid, whoever sent it has said so.
+    /// Records a request without an answer. If it may have been billed, the sender has already recorded that.
     ///
     /// # Errors
-    /// If that cannot be written down.
+    /// If the spending cannot be recorded.
     pub fn unpaid(&mut self, sent: Sent) -> Result<()> {
         locked(&self.budget).unpaid(sent.bound)
     }
 
-    /// Whether an answer has come, so that what every request begins with is in the prompt cache.
+    /// Whether an answer has come, so that the common prefix of all requests is in the prompt cache.
     pub fn is_warm(&self) -> bool {
         locked(&self.budget).requests > 0
     }
 
-    /// Tells what there is to tell; at the end, all of it.
+    /// Reports warnings and costs; at the end, everything that is pending.
     pub fn tell(&mut self, ctx: &mut Context, at_the_end: bool) {
         for warning in self.warnings.drain(..) {
             ctx.warn(format!("annotate.claude: {warning}"));

@@ -1,8 +1,8 @@
-//! What is written down before a batch is created, so that a crash or a lost reply costs nothing twice. Knows no network.
+//! Records written before a batch is created, so that neither a crash nor a lost response makes anything paid twice.
 //!
-//! One file each in the store's `requests/batches`: a head, one line for each request with the keys of what it asks for, and
-//! the batch's id once it is known. It is there as long as answers of its batch may still come, and locked as long as somebody
-//! sees to it.
+//! Each is a file in the store's `requests/batches`: a head, one line per request with its keys, and the batch's id
+//! once it is known. The file exists as long as answers of its batch may still come, and is locked while a process
+//! handles it.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -15,22 +15,22 @@ use serde_json::Value;
 
 use crate::annotate::claude::document::AnswerKey;
 
-/// The keys of what one request asks for, in its order.
+/// The answer keys of one request, in order.
 pub type Ticket = Vec<AnswerKey>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Head {
-    /// 32 hexadecimal digits, fresh for each batch.
+    /// 32 hexadecimal digits, unique to each batch.
     nonce: String,
-    /// By the API's clock, before the batch was created; milliseconds since 1970.
+    /// Time before the batch was created, by the API's clock; milliseconds since 1970.
     at: u64,
-    /// Requests in the batch.
+    /// Number of requests in the batch.
     count: u64,
     /// The address of the API.
     base: String,
 }
 
-/// The line that is added when the batch is known.
+/// The line appended once the batch's id is known.
 #[derive(Serialize, Deserialize)]
 struct Known {
     batch: String,
@@ -39,7 +39,7 @@ struct Known {
 /// A batch that was or will be created.
 pub struct Intent {
     path: PathBuf,
-    /// Locked.
+    /// Holds the lock.
     file: File,
     head: Head,
     pub tickets: Vec<Ticket>,
@@ -47,35 +47,35 @@ pub struct Intent {
     pub batch: Option<String>,
 }
 
-/// What a file of an intent turns out to be.
+/// The result of opening an intent's file.
 pub enum Found {
     Ours(Intent),
-    /// Another process sees to it; what it asks for.
+    /// Another process handles it; with its keys.
     Held(Vec<Ticket>),
     /// It has ended.
     Gone,
 }
 
 impl Intent {
-    /// What no other batch's requests are named by.
+    /// A unique name for the requests of one batch.
     pub fn fresh_nonce() -> String {
         rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// By which the API's answers name a request: 64 safe characters at most.
+    /// The name of a request in the API's results: at most 64 safe characters.
     pub fn custom_id(nonce: &str, index: usize) -> String {
         format!("{nonce}-{index}")
     }
 
-    /// Where the body of a batch's request lies until the batch is known.
+    /// The file with the body of the creating request, kept until the batch's id is known.
     pub fn body_in(folder: &Path, nonce: &str) -> PathBuf {
         folder.join(format!("{nonce}.body"))
     }
 
-    /// Makes the intent durable.
+    /// Writes the intent durably.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// If writing fails.
     pub fn create(folder: &Path, nonce: String, base: &str, at: SystemTime, tickets: Vec<Ticket>) -> Result<Self> {
         let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
@@ -97,7 +97,7 @@ impl Intent {
         Ok(Self { path, file, head, tickets, batch: None })
     }
 
-    /// The files of intents in a folder, in the order of their names. Removes what a crash left of one that never was.
+    /// The files of intents in a folder, ordered by name. Removes the remains of intents that were never completed.
     ///
     /// # Errors
     /// If the folder cannot be read.
@@ -107,7 +107,8 @@ impl Intent {
             let path = entry.at(folder)?.path();
             match path.extension().and_then(|e| e.to_str()) {
                 Some("jsonl") => files.push(path),
-                // A body without its intent was never sent; whoever is writing one holds the folder's lock, as we do.
+                // A body without an intent was never sent. Writers of bodies hold the folder's lock, as this caller
+                // does.
                 Some("new") => std::fs::remove_file(&path).at(&path)?,
                 Some("body") if !path.with_extension("jsonl").exists() => std::fs::remove_file(&path).at(&path)?,
                 _ => {}
@@ -118,7 +119,7 @@ impl Intent {
     }
 
     /// # Errors
-    /// If the file is no intent, or the disk fails.
+    /// If the file is not an intent, or reading fails.
     pub fn open(path: &Path) -> Result<Found> {
         let file = match OpenOptions::new().read(true).append(true).open(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Gone),
@@ -129,7 +130,7 @@ impl Intent {
             Err(TryLockError::WouldBlock) => true,
             Err(TryLockError::Error(e)) => return Err(e).at(path),
         };
-        // Its keeper may have ended it between our opening and locking.
+        // Another process may have ended it between opening and locking.
         if !path.exists() {
             return Ok(Found::Gone);
         }
@@ -141,7 +142,7 @@ impl Intent {
         })
     }
 
-    /// The place of a request named so; `None` if it is none of ours.
+    /// The index of the request with this name; `None` if it belongs to another batch.
     pub fn index(&self, custom_id: &str) -> Option<usize> {
         let index = custom_id.strip_prefix(&self.head.nonce)?.strip_prefix('-')?.parse().ok()?;
         (index < self.tickets.len()).then_some(index)
@@ -159,30 +160,30 @@ impl Intent {
         &self.head.base
     }
 
-    /// Where it is written down.
+    /// The intent's file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where the body of its request lies.
+    /// The file with the body of its request.
     pub fn body(&self) -> PathBuf {
         self.path.with_extension("body")
     }
 
-    /// Notes durably which batch it became.
+    /// Records the batch's id durably.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// If writing fails.
     pub fn became(&mut self, batch: &str) -> Result<()> {
         line(&mut &self.file, &Known { batch: batch.to_owned() }).and_then(|()| self.file.sync_data()).at(&self.path)?;
         self.batch = Some(batch.to_owned());
         self.remove_body()
     }
 
-    /// Nothing more will come of it.
+    /// Removes the intent, once nothing more can come of it.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// If removing fails.
     pub fn end(self) -> Result<()> {
         self.remove_body()?;
         std::fs::remove_file(&self.path).at(&self.path)
@@ -202,7 +203,7 @@ fn line(writer: &mut impl Write, value: &impl Serialize) -> std::io::Result<()> 
     writer.write_all(&text)
 }
 
-/// A line that a crash tore is the last one, and names a batch that can be found again.
+/// Reads an intent. Only the last line can be cut off by a crash; it names the batch, which can be found again.
 fn read(path: &Path, file: &File) -> Result<(Head, Vec<Ticket>, Option<String>)> {
     let damaged = |what: &str| {
         Error::surroundings(format!("{}: expected {what} of a batch that was sent", path.display()))

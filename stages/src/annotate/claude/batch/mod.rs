@@ -1,5 +1,5 @@
-//! Requests as Message Batches, for half the price: sent once, found again after a crash or a lost reply, their results handed on
-//! as they are read. Knows no document: what a request asks for is a ticket of keys.
+//! Sends requests as Message Batches, for half the price: batches are sent once and found again after a crash or a lost
+//! response; results are delivered as they are read.
 
 mod intent;
 #[cfg(test)]
@@ -23,26 +23,26 @@ use intent::{Found, Intent};
 
 pub use intent::Ticket;
 
-/// Seconds between two looks at a batch.
+/// Environment variable: seconds between two polls of a batch.
 pub const POLL: &str = "TEMPER_BATCH_POLL";
-/// Seconds after which a batch of which no word came back is taken for never created.
+/// Environment variable: seconds after which a batch without a response is assumed not to exist.
 pub const GIVE_UP: &str = "TEMPER_BATCH_GIVE_UP";
-/// The clock that a batch's time is told by and the one that an intent's time is from may differ by that much.
+/// Maximum difference between the clock of a batch's creation time and the clock of an intent's time.
 const SLACK: Duration = Duration::from_secs(3600);
 
-/// How batches are cut and waited for. Changes no answer.
+/// Sizes and waiting times of batches. They affect no answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Manners {
     pub poll: Duration,
     pub give_up: Duration,
-    /// Requests in a batch at most.
+    /// Maximum requests per batch.
     pub requests: usize,
-    /// Bytes of a batch at most.
+    /// Maximum bytes per batch.
     pub bytes: u64,
 }
 
 impl Default for Manners {
-    /// What the API's documentation allows and advises.
+    /// The limits and the poll interval of the API's documentation.
     fn default() -> Self {
         let (poll, give_up) = (Duration::from_secs(60), Duration::from_secs(600));
         Self { poll, give_up, requests: 100_000, bytes: 256_000_000 }
@@ -50,10 +50,10 @@ impl Default for Manners {
 }
 
 impl Manners {
-    /// The usual ones, with what the environment says of time.
+    /// The defaults, with times from the environment.
     ///
     /// # Errors
-    /// If it says something else than a number of seconds.
+    /// If a variable is not a number of seconds.
     pub fn of_environment() -> Result<Self> {
         let seconds = |name: &str, usual: Duration| {
             let Some(text) = http::variable(name) else { return Ok(usual) };
@@ -65,35 +65,36 @@ impl Manners {
     }
 }
 
-/// What came of one request.
+/// The outcome of one request.
 pub enum Landed {
     Answer(Answer),
-    /// The API would not take it: asking again changes nothing.
+    /// The API rejected it, and would again.
     Refused(Error),
-    /// Perhaps paid, and not answered with a message.
+    /// May have been billed, but gave no message.
     Lost(String),
-    /// Not answered and not paid: expired, or the server's own trouble.
+    /// Neither answered nor billed: expired, or a server error.
     Unanswered(String),
-    /// Somebody canceled the batch. Not paid.
+    /// The batch was canceled. Not billed.
     Canceled,
 }
 
-/// What is told while batches are under way.
+/// Events while batches are in progress.
 pub enum News<'a> {
-    /// One request has come to something; to be kept.
+    /// The outcome of one request, to be stored.
     Landed { ticket: &'a [AnswerKey], landed: Landed },
-    /// All of a batch has come: what was to be kept must be durable before this returns, since nobody will ask for it again.
+    /// All results of a batch have been delivered. They must be durable when the handler returns, because they are not
+    /// requested again.
     Whole,
-    /// So many requests of a batch are not done yet.
+    /// Number of requests of a batch still in progress.
     Waiting { left: u64 },
-    /// Something the user should read.
+    /// A message for the user.
     Note(String),
 }
 
-/// Listens to the news; its error ends the work, and what is under way is found again by the next attempt.
+/// Handles events. An error ends the work; batches in progress are found again by the next attempt.
 pub type OnNews<'a> = dyn FnMut(News<'_>) -> Result<()> + 'a;
 
-/// A request: what it asks for, and its body.
+/// A request: its keys and its body.
 pub struct Request {
     pub ticket: Ticket,
     pub body: Value,
@@ -102,7 +103,7 @@ pub struct Request {
 /// Batches of one endpoint and one store.
 pub struct Batches<'a> {
     client: &'a Client,
-    /// Where intents lie.
+    /// The folder of intents.
     folder: PathBuf,
     manners: Manners,
 }
@@ -111,23 +112,23 @@ impl<'a> Batches<'a> {
     /// `folder` is shared by all processes of the store.
     ///
     /// # Errors
-    /// If the folder cannot be made.
+    /// If the folder cannot be created.
     pub fn open(client: &'a Client, folder: &Path, manners: Manners) -> Result<Self> {
         std::fs::create_dir_all(folder).at(folder)?;
         Ok(Self { client, folder: folder.to_owned(), manners })
     }
 
-    /// Whether there may be something to settle; makes nothing and asks nobody.
+    /// Whether there may be batches to settle; creates nothing and sends nothing.
     pub fn are_open(folder: &Path) -> bool {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|e| e == "jsonl"))
     }
 
-    /// Waits for what earlier attempts sent and never heard the end of, and for what other processes are waiting for, as far as
-    /// it asks for something that is `wanted`. Gives whether there was any: then less is wanted than before.
+    /// Waits for unfinished batches of earlier attempts and of other processes, if they contain any `wanted` key.
+    /// Returns whether there were any, so that fewer answers are needed than before.
     ///
     /// # Errors
-    /// The API's, the disk's, and those of `news`.
+    /// Errors of the API, the disk, and `news`.
     pub async fn settle_open(&self, wanted: &dyn Fn(AnswerKey) -> bool, news: &mut OnNews<'_>) -> Result<bool> {
         let files = {
             let _guard = self.guard()?;
@@ -161,7 +162,8 @@ impl<'a> Batches<'a> {
                         break;
                     }
                     Found::Ours(intent) => {
-                        // What nobody wants now is paid for all the same, and is taken in when that takes no waiting.
+                        // A batch that is no longer needed is paid for anyway, so its results are read if that takes no
+                        // waiting.
                         if intent.tickets.iter().flatten().any(|key| wanted(*key)) || self.has_ended(&intent).await? {
                             settled = true;
                             let count = intent.tickets.len();
@@ -178,12 +180,12 @@ impl<'a> Batches<'a> {
         Ok(settled)
     }
 
-    /// Sends requests as batches, as many as their number and size make it, and waits for all of their results. Whoever asks
-    /// first settles what is open ([`Batches::settle_open`]); if another process sent something of the same meanwhile, nothing is
-    /// sent and `false` given.
+    /// Sends requests as batches within the size limits and waits for all results. Callers must settle open batches
+    /// first ([`Batches::settle_open`]). If another process has meanwhile sent any of the same requests, sends nothing
+    /// and returns `false`.
     ///
     /// # Errors
-    /// The API's, the disk's, and those of `news`. Whatever was sent is found again by the next attempt.
+    /// Errors of the API, the disk, and `news`. Batches that were sent are found again by the next attempt.
     pub async fn send(
         &self,
         wanted: &dyn Fn(AnswerKey) -> bool,
@@ -223,7 +225,7 @@ impl<'a> Batches<'a> {
                     news(News::Note(format!("{}: {looked}", error.message)))?;
                 }
                 Err(error) => {
-                    // Turned away: there is no batch, nor will there be one of those that were not sent yet.
+                    // Rejected: there is no batch, and the remaining ones are not sent.
                     intents.drain(n..).try_for_each(Intent::end)?;
                     return Err(error);
                 }
@@ -235,7 +237,7 @@ impl<'a> Batches<'a> {
         Ok(true)
     }
 
-    /// Only who holds it looks for intents of others and writes new ones.
+    /// Its holder alone may look for other processes' intents and write new ones.
     fn guard(&self) -> Result<File> {
         let path = self.folder.join("lock");
         let file = File::options().create(true).append(true).open(&path).at(&path)?;
@@ -243,7 +245,7 @@ impl<'a> Batches<'a> {
         Ok(file)
     }
 
-    /// Writes down one batch of the next requests: its body first, then the intent, which makes it count.
+    /// Writes one batch of the next requests: first its body, then the intent, which makes it valid.
     fn intend(&self, at: SystemTime, requests: &mut Peekable<impl Iterator<Item = Text>>) -> Result<Intent> {
         let nonce = Intent::fresh_nonce();
         let path = Intent::body_in(&self.folder, &nonce);
@@ -268,8 +270,8 @@ impl<'a> Batches<'a> {
         Intent::create(&self.folder, nonce, self.client.base(), at, tickets)
     }
 
-    /// Waits for a batch to end and hands its results on; then the intent ends. One of which no word came back is looked for
-    /// first; if there is none, the intent ends as well: nothing of it was ever sent or paid.
+    /// Waits for a batch to end and delivers its results, then ends the intent. A batch without a response is first
+    /// looked for; if there is none, the intent ends too, since nothing of it was processed or billed.
     async fn settle(&self, intent: Intent, news: &mut OnNews<'_>) -> Result<()> {
         let Some(id) = intent.batch.clone() else {
             if !self.find(&intent, news).await? {
@@ -291,13 +293,14 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// Looks for the batch of an intent among those created since, by its number of requests, and confirms it by the names in
-    /// its results, which are handed on. Gives whether there is one, after as long as a batch may take to show.
+    /// Looks for the batch of an intent among those created since, by its number of requests, and confirms it by the
+    /// names in its results, which are delivered. Returns whether there is one, waiting as long as a batch may take to
+    /// appear.
     async fn find(&self, intent: &Intent, news: &mut OnNews<'_>) -> Result<bool> {
         let since = intent.at().checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH);
         let mut foreign: BTreeSet<String> = BTreeSet::new();
         loop {
-            // The clock first: what shows up after it was asked counts for the next round.
+            // The clock is read first: batches that appear later count in the next round.
             let late = self.client.clock().await? >= intent.at() + self.manners.give_up;
             let mut alike = self.client.batches_since(since).await?;
             alike.retain(|batch| batch.count == intent.tickets.len() as u64 && !foreign.contains(&batch.id));
@@ -336,8 +339,8 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// Reads the results of a batch that has ended and hands each on once, those too that are missing. Gives whether they are the
-    /// intent's: if the first one is not, none is read on.
+    /// Delivers each result of an ended batch once, including missing ones. Returns whether the results belong to the
+    /// intent: if the first one does not, stops reading.
     async fn results(&self, id: &str, intent: &Intent, news: &mut OnNews<'_>) -> Result<bool> {
         let mut landed = vec![false; intent.tickets.len()];
         let mut foreign = false;
@@ -363,13 +366,13 @@ impl<'a> Batches<'a> {
     }
 }
 
-/// A request's ticket and its body as it is sent.
+/// A request's keys and its serialised body.
 type Text = Result<(Ticket, Vec<u8>)>;
 
-/// What stands around a request in a batch's body, more or less.
+/// Approximate bytes around a request in a batch's body.
 const ENVELOPE: u64 = 80;
 
-/// What a line of results says.
+/// The outcome in a line of results.
 fn result(mut result: Value, batch: &str) -> Landed {
     match result["type"].as_str() {
         Some("succeeded") => match Answer::of(result["message"].take()) {
@@ -384,7 +387,7 @@ fn result(mut result: Value, batch: &str) -> Landed {
     }
 }
 
-/// What an error document in place of an answer says; some results hold its inner part alone.
+/// The outcome of an error document in place of an answer; some results contain only its inner part.
 fn errored(document: &Value, batch: &str) -> Landed {
     let error = document.get("error").unwrap_or(document);
     let text = |field: &str| error[field].as_str().unwrap_or("no message");
@@ -400,7 +403,7 @@ fn errored(document: &Value, batch: &str) -> Landed {
     }
 }
 
-/// Where a batch that the API does not give any more is written down.
+/// Adds the intent's path to the error for a batch that the API no longer has.
 fn gone(error: Error, intent: &Intent) -> Error {
     match error.message.contains(": 404: ") {
         true => error.within("a batch that was sent").help(format!(

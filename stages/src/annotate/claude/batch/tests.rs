@@ -1,4 +1,5 @@
-//! Batches against a server of our own: lost replies, killed clients, results in any order, nothing paid twice.
+//! Tests of batches against a local API server: lost responses, killed clients, results in any order, nothing paid
+//! twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -23,12 +24,12 @@ fn key(i: usize) -> AnswerKey {
     AnswerKey::of(&[&i.to_le_bytes()])
 }
 
-/// The number of the document that a request asks for.
+/// The number of the document in a request.
 fn number(ticket: &[AnswerKey]) -> usize {
     (0..1000).find(|i| key(*i) == ticket[0]).unwrap()
 }
 
-/// What a client of the store has heard.
+/// The outcomes received by clients of a store.
 #[derive(Default)]
 struct Heard {
     answers: BTreeMap<usize, usize>,
@@ -36,12 +37,12 @@ struct Heard {
     notes: Vec<String>,
 }
 
-/// A store's folder, and what the clients that use it have kept.
+/// A store's folder, and the outcomes that its clients have received.
 #[derive(Clone)]
 struct Store {
     folder: Arc<tempfile::TempDir>,
     heard: Arc<Mutex<Heard>>,
-    /// The news at which the client is killed.
+    /// Index of the event at which the client is killed.
     dies_at: Option<usize>,
 }
 
@@ -54,7 +55,7 @@ impl Store {
         self.heard.lock().unwrap()
     }
 
-    /// A client asks for documents 0..n as a stage does: settles what is open, then sends what is left, until nothing is.
+    /// Asks for documents 0..n like a stage: settles open batches, then sends the rest, until nothing is left.
     fn ask(&self, api: &Api, n: usize, manners: Manners) -> Result<()> {
         let (waits, _told) = tokio::sync::mpsc::unbounded_channel();
         let client = Client::new(Endpoint::new(&api.address, KEY)?, waits)?.in_a_hurry();
@@ -172,7 +173,7 @@ fn a_client_killed_at_any_point_leaves_what_the_next_one_goes_on_with() {
         assert_eq!(store.ask(&api, 8, QUICK).unwrap_err().message, "killed");
         assert_eq!(store.files().len(), 1, "killed at {dies_at}");
         store.dies_at = None;
-        // What was handed on before the kill is handed on again: it is not known to have been kept.
+        // Results delivered before the kill are delivered again, because they may not have been stored.
         store.heard().answers.clear();
         store.ask(&api, 8, QUICK).unwrap();
         store.assert_all_once(&api, 8);

@@ -1,4 +1,5 @@
-//! Who is asking about which document just now: locks on single bytes of files, released by death. Knows no answer.
+//! Marks documents that a process is asking about with byte-range locks, which the kernel releases when the process
+//! dies.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -9,11 +10,11 @@ use engine::error::{At, Result};
 
 use crate::annotate::claude::document::AnswerKey;
 
-/// The kernel goes through all locks of a file for each new one: a batch claims its documents by the ten thousand, and over
-/// so many files that costs nothing.
+/// The kernel scans all locks of a file for each new lock. A batch claims tens of thousands of documents; spread over
+/// this many files, the scan is cheap.
 const FILES: u64 = 64;
 
-/// The locks belong to the open files: others in the same process count as another process.
+/// Open-file-description locks: two instances within one process also exclude each other.
 pub struct Claims {
     folder: PathBuf,
     files: Vec<File>,
@@ -21,7 +22,7 @@ pub struct Claims {
 
 impl Claims {
     /// # Errors
-    /// If the files cannot be opened or made.
+    /// If the files cannot be opened or created.
     pub fn open(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).at(folder)?;
         let open = |n: u64| {
@@ -31,10 +32,10 @@ impl Claims {
         Ok(Self { folder: folder.to_owned(), files: (0..FILES).map(open).collect::<Result<_>>()? })
     }
 
-    /// Whether the document is ours now.
+    /// Claims the document; false if another holder has it.
     ///
     /// # Errors
-    /// If the file system has no locks.
+    /// If the file system does not support locks.
     pub fn claim(&self, key: AnswerKey) -> Result<bool> {
         match self.set(key, libc::F_WRLCK) {
             Ok(()) => Ok(true),
@@ -44,16 +45,17 @@ impl Claims {
     }
 
     /// # Errors
-    /// If the file system has no locks.
+    /// If the file system does not support locks.
     pub fn release(&self, key: AnswerKey) -> Result<()> {
         self.set(key, libc::F_UNLCK).at(&self.folder)
     }
 
     fn set(&self, key: AnswerKey, kind: i32) -> std::io::Result<()> {
         let (file, byte) = (key.number() % FILES, key.number() / FILES);
-        // Less than the number of files.
+        // The remainder is less than the number of files.
         let file = &self.files[file as usize];
-        // The file stays empty: a lock may lie beyond its end. The number has less than 62 bits, so that its end fits too.
+        // The file stays empty: a lock may lie beyond its end. The number has fewer than 62 bits, so the end of the
+        // range fits too.
         let start = i64::try_from(byte).unwrap_or(0);
         let lock = libc::flock {
             l_type: kind as libc::c_short,

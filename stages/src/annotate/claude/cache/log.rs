@@ -1,4 +1,4 @@
-//! A file of lines that many processes append to and read; each line ends with a checksum of the bytes before it.
+//! An append-only file of lines shared by many processes. Each line ends with a checksum of the bytes before it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -11,19 +11,19 @@ use serde_json::Value;
 
 use crate::annotate::claude::document::AnswerKey;
 
-/// One request's line.
+/// The line of one request.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Line {
-    /// By slot.
+    /// Document keys by slot.
     pub documents: Vec<AnswerKey>,
-    /// As it came.
+    /// The answer as received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<Value>,
-    /// Why there is no answer and will be none.
+    /// The reason why there is no answer and will be none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
-    /// Checked by [`Line::parse`]; lines of an older temper have none.
+    /// Checksum, verified by [`Line::parse`]; absent in lines of an older temper.
     #[serde(default, skip_serializing)]
     sum: Option<String>,
 }
@@ -31,13 +31,13 @@ pub struct Line {
 /// Why a line cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// A crash cut the line off: it was never on disk as a whole.
+    /// The line was cut off by a crash and never complete on disk.
     Torn,
-    /// The line was whole once, and its bytes are no longer those that were written.
+    /// The line was complete, but its bytes have changed since.
     Damaged,
 }
 
-/// Between a line's fields and its checksum.
+/// Separator between a line's fields and its checksum.
 const SUM: &[u8] = b",\"sum\":\"";
 
 impl Line {
@@ -59,7 +59,7 @@ impl Line {
     }
 
     /// # Errors
-    /// If the bytes are not those of a line that was written.
+    /// If the bytes are not a line as it was written.
     fn parse(bytes: &[u8]) -> Result<Self, Fault> {
         let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let at = bytes.windows(SUM.len()).rposition(|window| window == SUM);
@@ -77,7 +77,7 @@ impl Line {
     }
 }
 
-/// Half of the BLAKE3 digest in hexadecimal.
+/// The first half of the BLAKE3 digest, in hexadecimal.
 fn checksum(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex()[..32].to_owned()
 }
@@ -85,27 +85,26 @@ fn checksum(bytes: &[u8]) -> String {
 pub struct Log {
     path: PathBuf,
     file: File,
-    /// Where the first line begins that was not read yet.
+    /// Offset of the first unread line.
     read: u64,
 }
 
 impl Log {
     /// # Errors
-    /// If the file cannot be opened or made.
+    /// If the file cannot be opened or created.
     pub fn open(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().create(true).append(true).read(true).open(path).at(path)?;
-        // The folder's entry must be as durable as what will be written.
+        // Makes the directory entry as durable as the lines.
         if let Some(folder) = path.parent() {
             File::open(folder).and_then(|folder| folder.sync_all()).at(folder)?;
         }
         let log = Self { path: path.to_owned(), file, read: 0 };
-        // Whoever writes holds the lock: a line without an end is one that a crash cut off.
+        // Writers hold the lock, so an unfinished line was cut off by a crash.
         log.locked(|| log.end_last_line())?;
         Ok(log)
     }
 
-    /// Gives the lines that were not read yet, each with its place. The end of a line that is being written is waited for by
-    /// reading it another time.
+    /// Passes the unread lines to `each`, each with its offset. A line still being written is left for the next call.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -115,7 +114,7 @@ impl Log {
         Ok(())
     }
 
-    /// Gives the lines that were read already once more.
+    /// Passes the lines read so far to `each` again.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -123,7 +122,8 @@ impl Log {
         self.lines(0, self.read, each).map(drop)
     }
 
-    /// Gives the whole lines between two places, one of which is held at a time; returns where the last of them ends.
+    /// Passes the complete lines between two offsets to `each`, holding one at a time; returns the end offset of the
+    /// last one.
     fn lines(&self, from: u64, to: u64, mut each: impl FnMut(u64, Result<Line, Fault>)) -> Result<u64> {
         if to <= from {
             return Ok(from);
@@ -138,7 +138,7 @@ impl Log {
             if !line.ends_with(b"\n") {
                 return Ok(at);
             }
-            // A blank line is one that was set aside.
+            // A blank line was moved to the file of damaged lines.
             if !line.trim_ascii().is_empty() {
                 each(at, Line::parse(&line));
             }
@@ -146,10 +146,10 @@ impl Log {
         }
     }
 
-    /// The line that begins at `offset`.
+    /// The line at byte `offset`.
     ///
     /// # Errors
-    /// If it cannot be read any more.
+    /// If the line cannot be read or has changed.
     pub fn line_at(&self, offset: u64) -> Result<Line> {
         let place = || format!("{}: the line at byte {offset}", self.path.display());
         Line::parse(&self.bytes_at(offset)?).map_err(|_| Error::surroundings(format!("{} has changed", place())))
@@ -163,10 +163,10 @@ impl Log {
         Ok(line)
     }
 
-    /// Appends lines; they are on disk on return.
+    /// Appends lines; they are durable on return.
     ///
     /// # Errors
-    /// If they cannot be written.
+    /// If the lines cannot be written.
     pub fn append(&self, lines: impl IntoIterator<Item = Line>) -> Result<()> {
         let mut text = Vec::new();
         for line in lines {
@@ -183,8 +183,8 @@ impl Log {
         })
     }
 
-    /// Moves the damaged line that begins at `offset` to the end of the file `aside` and leaves blanks, so that all other
-    /// lines stay where they are. Does nothing if another process has done so.
+    /// Moves the damaged line at `offset` to the end of the file `aside` and overwrites it with blanks, so that all
+    /// other lines keep their offsets. Does nothing if another process has already done so.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -199,14 +199,14 @@ impl Log {
             let mut kept = OpenOptions::new().create(true).append(true).open(aside)?;
             kept.write_all(&found)?;
             kept.sync_all()?;
-            // A file that is open for appending cannot be written to anywhere else.
+            // A file opened for appending can only be written at its end.
             let log = OpenOptions::new().write(true).open(&self.path)?;
             log.write_all_at(&b" ".repeat(found.len().saturating_sub(1)), offset)?;
             log.sync_data()
         })
     }
 
-    /// One writer at a time, so that a line stays in one piece on every file system.
+    /// Allows one writer at a time, so that lines stay whole on every file system.
     fn locked(&self, write: impl FnOnce() -> std::io::Result<()>) -> Result<()> {
         self.file.lock().at(&self.path)?;
         let written = write();
@@ -214,7 +214,7 @@ impl Log {
         written.at(&self.path)
     }
 
-    /// Ends the line that a crash cut off.
+    /// Ends a line that was cut off by a crash.
     fn end_last_line(&self) -> std::io::Result<()> {
         let length = self.file.metadata()?.len();
         let mut last = [b'\n'];
@@ -226,21 +226,21 @@ impl Log {
     }
 }
 
-/// What verification found in the logs of a folder of requests.
+/// Result of verifying the logs in a folder of requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verified {
     pub answers: u64,
-    /// The log and the byte where the damaged line begins.
+    /// The log and the offset of each damaged line.
     pub damaged: Vec<(PathBuf, u64)>,
 }
 
-/// Reads every line of a log and writes nothing.
+/// Reads every line of a log without writing.
 ///
 /// # Errors
 /// If the log cannot be read.
 pub fn verify(path: &Path, found: &mut Verified) -> Result<()> {
     let log = Log { path: path.to_owned(), file: File::open(path).at(path)?, read: 0 };
-    // Under the lock no line is being written.
+    // No line is being written while the lock is held.
     log.file.lock_shared().at(path)?;
     let length = log.file.metadata().at(path)?.len();
     let mut take = |at, line: Result<Line, Fault>| match line {
@@ -250,7 +250,7 @@ pub fn verify(path: &Path, found: &mut Verified) -> Result<()> {
     };
     let end = log.lines(0, length, &mut take)?;
     if end < length {
-        // A line that is whole but for its newline was damaged there, or a crash cut off no more than that.
+        // A line that lacks only its newline was either damaged or cut off exactly there.
         take(end, Line::parse(&log.bytes_at(end)?));
     }
     Ok(())

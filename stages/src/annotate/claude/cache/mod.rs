@@ -1,16 +1,16 @@
-//! Paid answers, kept as they land: a log that all pipelines and processes of a store share. Knows no network and no table.
+//! Durable cache of paid answers: a log shared by all pipelines and processes of a store.
 //!
 //! ```text
 //! requests/annotate.claude/<fingerprint of the settings>/
-//!     settings.json    what was asked, for people
+//!     settings.json    the settings in readable form
 //!     answers.jsonl    one line per answered request: the documents' keys by slot, the answer as it came, a checksum
 //!     damaged.jsonl    lines whose checksum failed and which were paid for again
-//!     claims/          bytes of its files are locked, one per document that is being asked
+//!     claims/          lock files with one locked byte per document in progress
 //! ```
 //!
-//! What is in memory is made from the log alone, by the same code whoever wrote a line: so parsing again costs nothing but
-//! a restart. It is the key of each answer and where its line begins, 24 bytes; all else is read from the log again when it is
-//! asked for. The first answer under a key counts.
+//! The in-memory index is rebuilt from the log alone, so improved parsing needs only a restart. It holds the key of
+//! each answer and the offset of its line, 24 bytes; all else is read from the log on demand. The first answer under a
+//! key counts.
 
 mod claims;
 mod log;
@@ -32,30 +32,29 @@ use claims::Claims;
 pub use log::Verified;
 use log::{Fault, Line, Log};
 
-/// An answer about one document.
+/// A cached answer about one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub reply: Reply,
-    /// Which document of its request it was, from 0.
+    /// Index of the document in its request, from 0.
     pub slot: usize,
-    /// Which request it was in: where its line begins in the log.
+    /// Offset of the request's line in the log.
     pub request: u64,
 }
 
-/// In the store's folder of requests: a folder for each fingerprint.
+/// Folder within the store's folder of requests, with a subfolder for each fingerprint.
 const LOGS: &str = "annotate.claude";
 
-/// A [`Kept`] in as little memory as it takes: there may be a hundred thousand of them.
+/// A [`Kept`] in minimal memory: there may be hundreds of thousands.
 #[derive(Clone, Copy)]
 struct Packed(u64);
 
-/// By their place here.
+/// Reply codes by index.
 const REPLIES: [Reply; 6] =
     [Reply::Label(1), Reply::Label(2), Reply::Refused, Reply::Truncated, Reply::Unparsable, Reply::Failed];
 
 impl Packed {
-    /// Slots and replies take a byte each; none if there are more documents in a request than that, or the log is longer than
-    /// any disk.
+    /// Slots and replies take one byte each; `None` if a request has more documents, or if the log is impossibly long.
     fn of(kept: Kept) -> Option<Self> {
         let reply = REPLIES.iter().position(|reply| *reply == kept.reply)? as u64;
         let slot = u8::try_from(kept.slot).ok()?;
@@ -68,16 +67,16 @@ impl Packed {
     }
 }
 
-/// What came of a request, to be kept.
+/// The outcome of a request, to be stored.
 pub struct Landed {
-    /// By slot.
+    /// Document keys by slot.
     pub documents: Vec<AnswerKey>,
     pub what: What,
 }
 
 pub enum What {
     Answer(Value),
-    /// The API took it for a faulty request, for this reason. Nothing was paid.
+    /// The API rejected the request, with this reason. Not billed.
     Failed(String),
 }
 
@@ -87,15 +86,15 @@ pub struct Cache {
     claims: Claims,
     reading: Reading,
     kept: HashMap<AnswerKey, Packed>,
-    /// Requests that were answered.
+    /// Number of answered requests.
     answered: u64,
     torn: u64,
-    /// Where damaged lines begin.
+    /// Offsets of damaged lines.
     damaged: Vec<u64>,
 }
 
 impl Cache {
-    /// The answers under these settings in `requests`, the store's folder.
+    /// Opens the answers for these settings; `requests` is the store's folder of requests.
     ///
     /// # Errors
     /// If the files cannot be opened.
@@ -117,7 +116,7 @@ impl Cache {
         Ok(cache)
     }
 
-    /// The answers under these settings, if the store has a folder for them; makes nothing.
+    /// Opens the answers for these settings if the store has a folder for them; creates nothing.
     ///
     /// # Errors
     /// If the files cannot be opened.
@@ -125,7 +124,7 @@ impl Cache {
         if folder(requests, settings).is_dir() { Self::open(requests, settings).map(Some) } else { Ok(None) }
     }
 
-    /// Where the answers under these settings lie.
+    /// The folder of the answers for these settings.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -134,7 +133,7 @@ impl Cache {
         self.kept.get(&key).map(|packed| packed.kept())
     }
 
-    /// What each answered request took that is in the log so far, by where its line begins, in the order of the log.
+    /// Passes the usage of each answered request read so far to `each`, with the offset of its line, in log order.
     ///
     /// # Errors
     /// If the log cannot be read.
@@ -148,22 +147,23 @@ impl Cache {
         })
     }
 
-    /// How many requests under these settings were ever answered. If any was, a fault lies in a request, not in the settings.
+    /// Number of requests ever answered with these settings. If any was, a rejection is the fault of a request, not of
+    /// the settings.
     pub fn answered(&self) -> u64 {
         self.answered
     }
 
-    /// Lines that a crash cut off: answers that were never kept.
+    /// Number of lines cut off by a crash: answers that were never stored.
     pub fn torn(&self) -> u64 {
         self.torn
     }
 
-    /// Where lines begin that were kept and are no longer as they were written: answers that were paid for and are lost.
+    /// Offsets of damaged lines: answers that were paid for and are lost.
     pub fn damaged(&self) -> &[u64] {
         &self.damaged
     }
 
-    /// Moves the damaged lines out of the log, so that it is whole again; returns where to.
+    /// Moves the damaged lines out of the log; returns the file that they are moved to.
     ///
     /// # Errors
     /// If the files cannot be written.
@@ -175,7 +175,7 @@ impl Cache {
         Ok(aside)
     }
 
-    /// Takes in what this and other processes have kept meanwhile.
+    /// Reads the answers stored since the last call, by this and other processes.
     ///
     /// # Errors
     /// If the log cannot be read.
@@ -188,7 +188,7 @@ impl Cache {
                 Err(Fault::Damaged) => return damaged.push(request),
             };
             let replies = match (&answer, &failed) {
-                // Logs of an older temper hold error documents as answers: those documents are asked again.
+                // Logs of an older temper may store error documents as answers; those documents are asked again.
                 (Some(answer), _) if !is_message(answer) => return,
                 (Some(answer), _) => reading.replies(answer, documents.len()),
                 (None, _) => vec![Reply::Failed; documents.len()],
@@ -203,7 +203,7 @@ impl Cache {
         })
     }
 
-    /// Keeps what has landed; on return it is on disk and is what [`Cache::get`] tells.
+    /// Stores outcomes durably and makes them available to [`Cache::get`].
     ///
     /// # Errors
     /// If it cannot be written.
@@ -216,21 +216,22 @@ impl Cache {
         self.refresh()
     }
 
-    /// Claims a document for this process until [`Cache::release`] or its death; false while another has it.
+    /// Claims a document for this process until [`Cache::release`] or the process ends; false while another process
+    /// holds it.
     ///
     /// # Errors
-    /// If the file system has no locks.
+    /// If the file system does not support locks.
     pub fn claim(&self, key: AnswerKey) -> Result<bool> {
         self.claims.claim(key)
     }
 
     /// # Errors
-    /// If the file system has no locks.
+    /// If the file system does not support locks.
     pub fn release(&self, key: AnswerKey) -> Result<()> {
         self.claims.release(key)
     }
 
-    /// Why an answer gives no label; none if it does.
+    /// The reason why an answer has no label; `None` if it has one.
     ///
     /// # Errors
     /// If the log cannot be read.
@@ -248,7 +249,7 @@ fn folder(requests: &Path, settings: &Settings) -> PathBuf {
     requests.join(LOGS).join(fingerprint)
 }
 
-/// Reads every paid answer in `requests`, the store's folder; writes nothing.
+/// Reads every paid answer below the store's folder `requests`; writes nothing.
 ///
 /// # Errors
 /// If a log cannot be read.
@@ -267,14 +268,14 @@ pub fn verify(requests: &Path) -> Result<Verified> {
     Ok(found)
 }
 
-/// Says what the folder's answers are to, once.
+/// Writes the settings of the folder's answers, once.
 fn describe(path: &Path, settings: &Settings) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
     let mut text = serde_json::to_vec_pretty(&settings.asked()).map_err(|e| Error::ours(format!("settings: {e}")))?;
     text.push(b'\n');
-    // Whole or not at all; two that write at once write the same.
+    // Atomic; concurrent writers write the same content.
     let folder = path.parent().unwrap_or(path);
     let mut new = tempfile::NamedTempFile::new_in(folder).at(folder)?;
     new.write_all(&text).at(path)?;

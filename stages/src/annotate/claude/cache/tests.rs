@@ -1,4 +1,4 @@
-//! Answers come back, whoever kept them and whatever was cut off.
+//! Tests of the answer cache: reopening, sharing, cut-off and damaged lines.
 
 use serde_json::json;
 
@@ -47,7 +47,7 @@ fn an_old_log_heals_by_being_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(json!({}));
     let mut cache = Cache::open(folder.path(), &settings).unwrap();
-    // As an older temper kept them: an error document, and a label before an empty block.
+    // Entries as an older temper stored them: an error document, and a label before an empty block.
     let error = json!({ "type": "error", "error": { "type": "overloaded_error", "message": "Overloaded" }, "usage": { "input_tokens": 7 } });
     let mut trailing = answer(1);
     trailing["content"].as_array_mut().unwrap().push(json!({ "type": "text", "text": "" }));
@@ -59,7 +59,7 @@ fn an_old_log_heals_by_being_read_again() {
     let mut usages = 0;
     cache.usages(|_, _| usages += 1).unwrap();
     assert_eq!(usages, 1);
-    // The answer that is got instead counts.
+    // The answer received later counts.
     cache.keep(landed(&["a"], What::Answer(answer(2)))).unwrap();
     let again = Cache::open(folder.path(), &settings).unwrap();
     assert_eq!(again.get(key("a")).unwrap().reply, Reply::Label(2));
@@ -145,7 +145,7 @@ fn what_is_kept_of_an_answer_in_memory_is_all_there_and_small() {
     assert_eq!(size_of::<(AnswerKey, Packed)>(), 24);
 }
 
-/// A log of a labelled pair, a failed request and another pair; its path and bytes.
+/// Writes a log of a labelled pair, a failed request and another pair; returns its path and bytes.
 fn small_log(folder: &Path) -> (PathBuf, Vec<u8>) {
     let mut cache = Cache::open(folder, &settings(json!({}))).unwrap();
     cache.keep(landed(&["a"], What::Answer(answer(1)))).unwrap();
@@ -168,7 +168,7 @@ fn every_flipped_bit_of_a_log_is_noticed_and_names_its_line() {
         let line = whole[..bit / 8].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at as u64 + 1);
         let damaged = verify(folder.path()).unwrap().damaged;
         assert_eq!(damaged.first(), Some(&(path.clone(), line)), "bit {bit}");
-        // A run sees the same, and no damaged line answers anything.
+        // Opening the cache reports the same lines, and no damaged line gives an answer.
         let cache = Cache::open(folder.path(), &settings(json!({}))).unwrap();
         assert_eq!((cache.torn(), cache.damaged().first()), (0, Some(&line)), "bit {bit}");
         for (name, reply) in [("a", Reply::Label(1)), ("b", Reply::Failed), ("c", Reply::Label(2))] {

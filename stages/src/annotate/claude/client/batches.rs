@@ -1,4 +1,4 @@
-//! The calls of `/v1/messages/batches`. Creating is the one that is never repeated blindly. Knows no intent and no document.
+//! The calls of `/v1/messages/batches`. Creating a batch is the only call that is never repeated blindly.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -12,25 +12,25 @@ use serde_json::Value;
 
 use super::{Client, Expected, Failed, LONGEST_ANSWER, OBJECT, Unsent, Whole, error_within, faults, judged, retry};
 
-/// Reading hundreds of megabytes may take long.
+/// Timeout of a download, which may have hundreds of megabytes.
 const DOWNLOAD: Duration = Duration::from_secs(4 * 3600);
-/// Bytes a second at which a batch is sent at least.
+/// Minimum upload speed in bytes per second, for the timeout.
 const SLOWEST_UPLOAD: u64 = 100_000;
-/// A download that brings nothing for so long is cut.
+/// A download without data for this long is aborted.
 const STALLED: Duration = Duration::from_secs(120);
-/// Batches in one page of the list; the API gives 1,000 at most.
+/// Batches per page of the list; the API allows up to 1,000.
 const PAGE: usize = 100;
 
-/// A batch as the API describes it.
+/// A batch as described by the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Safe to stand in a path.
+    /// Safe to use in a path.
     pub id: String,
     pub created: SystemTime,
     pub ended: bool,
-    /// Requests in it, whatever became of them.
+    /// Number of requests in the batch, whatever their state.
     pub count: u64,
-    /// Those that nothing has become of yet.
+    /// Number of requests still in processing.
     pub processing: u64,
 }
 
@@ -57,23 +57,23 @@ const BATCHES: Expected = ("a list of batches", |body| {
     body["data"].as_array().is_some_and(|all| all.iter().all(|b| Batch::parse(b).is_some()))
 });
 
-/// What became of an attempt to create a batch.
+/// The result of an attempt to create a batch.
 #[derive(Debug)]
 pub enum Created {
     Yes(Batch),
-    /// The request went out and no word of it came back: there may be a batch.
+    /// The request was sent but no usable response came back: there may be a batch.
     Unknown(Error),
 }
 
-/// Called with each line of a batch's results; `Break` ends the reading.
+/// Called with each line of a batch's results; `Break` stops reading.
 pub type OnLine<'a> = dyn FnMut(Value) -> Result<ControlFlow<()>> + 'a;
 
 impl Client {
-    /// Creates a batch of the body in a file. Tried again only where it is certain that there is none: no connection, or an
-    /// answer that turns the request away.
+    /// Creates a batch from a file with the request body. Retries only where it is certain that there is no batch:
+    /// without a connection, or after a rejection.
     ///
     /// # Errors
-    /// As [`Client::post`]; there is no batch then.
+    /// As [`Client::post`]; in this case there is no batch.
     pub async fn create_batch(&self, body: &Path) -> Result<Created> {
         let url = self.endpoint.at("v1/messages/batches");
         let mut patience = self.patience();
@@ -111,7 +111,7 @@ impl Client {
         Batch::parse(&body).ok_or_else(|| odd(&url, "a batch"))
     }
 
-    /// The batches of the key's workspace created at `since` or later, the newest first.
+    /// The batches of the key's workspace created at `since` or later, newest first.
     ///
     /// # Errors
     /// As [`Client::post`].
@@ -139,11 +139,11 @@ impl Client {
         }
     }
 
-    /// Reads the results of a batch that has ended, line by line as they come; one line is held at a time. After a cut
-    /// connection it begins anew, so `on_line` may meet a line again.
+    /// Streams the results of an ended batch line by line, holding one line at a time. After a lost connection it
+    /// starts again, so `on_line` may see a line twice.
     ///
     /// # Errors
-    /// As [`Client::post`], and what `on_line` fails with.
+    /// As [`Client::post`], and errors of `on_line`.
     pub async fn results(&self, id: &str, on_line: &mut OnLine<'_>) -> Result<()> {
         let url = self.endpoint.at(&format!("v1/messages/batches/{id}/results"));
         let mut patience = self.patience();
@@ -187,7 +187,7 @@ impl Client {
         }
     }
 
-    /// The server's clock, as far as it tells it: what batches' times are held against.
+    /// The server's clock, if it sends it: the reference for the creation times of batches.
     ///
     /// # Errors
     /// As [`Client::post`].
@@ -204,7 +204,7 @@ impl Client {
     }
 }
 
-/// Hands a line on, if there is anything in it.
+/// Passes a line on unless it is blank.
 fn on_text(url: &Url, line: &[u8], on_line: &mut OnLine<'_>) -> Result<ControlFlow<()>, Failed> {
     if line.trim_ascii().is_empty() {
         return Ok(ControlFlow::Continue(()));
@@ -217,10 +217,10 @@ fn on_text(url: &Url, line: &[u8], on_line: &mut OnLine<'_>) -> Result<ControlFl
     on_line(parsed).map_err(Failed::ForGood)
 }
 
-/// What the answer to a creation says of it.
+/// Interprets the response to a creation.
 fn created(url: &Url, answer: &Whole) -> Result<Created, Failed> {
     let status = answer.status;
-    // The server's trouble may have come after the batch was made; an overloaded one turns away at the door.
+    // After a server error the batch may exist, but an overloaded server rejects requests before processing.
     let unclear = status < 300 || status == 408 || (status >= 500 && status != 529);
     match judged(url, answer, OBJECT) {
         Ok(body) => Ok(match Batch::parse(&body) {

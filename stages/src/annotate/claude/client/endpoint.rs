@@ -1,4 +1,4 @@
-//! Where the API is, and the key to it: checked before anything is sent. Knows no request.
+//! Address and key of the API, validated before anything is sent.
 
 use engine::error::{Error, Result};
 use reqwest::Url;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{BASE_URL, KEY};
 
-/// Where the API is, and the key to it.
+/// Address and key of the API.
 #[derive(Clone)]
 pub struct Endpoint {
     base: Url,
@@ -17,16 +17,16 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// # Errors
-    /// If no request could be made of them: names the variable, never the key.
+    /// If address or key cannot be used in a request: names the variable, never the key.
     pub fn new(base: &str, key: &str) -> Result<Self> {
-        // The base by itself first: `https://` and a path would make a host of the path.
+        // The base is checked alone first, because `https://` with a path would parse the path as a host.
         let plain = Url::parse(base).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let base =
             plain.and_then(|_| Url::parse(&format!("{}/", base.trim_end_matches('/'))).ok()).ok_or_else(|| {
                 Error::yours(format!("{BASE_URL}: `{base}` is no address of an API"))
                     .help("expected one like https://api.anthropic.com; unset it for that one")
             })?;
-        // Stricter than a header: a key is plain ASCII, and anything else in it is a slip.
+        // Stricter than a header value: keys are plain ASCII, so anything else is a mistake.
         let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
         let mut header = HeaderValue::from_str(key).ok().filter(|_| plain).ok_or_else(|| {
             Error::yours(format!("{KEY} holds a character that no key has, such as a space or a line break"))
@@ -36,30 +36,30 @@ impl Endpoint {
         Ok(Self { base, key: key.to_owned(), header })
     }
 
-    /// The address without a path, by which one endpoint is told from another.
+    /// The base address, which identifies the endpoint.
     pub fn base(&self) -> &str {
         self.base.as_str()
     }
 
-    /// The address of `path`, such as `v1/messages`; segments that come from a server are checked by whoever puts them in.
+    /// The address of `path`, such as `v1/messages`. Callers must check path segments that come from a server.
     pub fn at(&self, path: &str) -> Url {
-        // A base and a relative path of our own making always join.
+        // Joining a valid base with a relative path of this program cannot fail.
         self.base.join(path).unwrap_or_else(|_| self.base.clone())
     }
 
-    /// The value of `x-api-key`; shows as `Sensitive`.
+    /// The value of `x-api-key`; its debug output is `Sensitive`.
     pub fn header(&self) -> &HeaderValue {
         &self.header
     }
 
-    /// A text in which the key does not stand, nor in JSON that it holds: whoever says it in an answer, what is kept of that
-    /// must not.
+    /// Removes the key from a text, and from any JSON in it: a response that repeats the key must not be stored with
+    /// it.
     pub fn without_key_in(&self, mut text: Vec<u8>) -> Vec<u8> {
         let key = self.key.as_bytes();
         if text.windows(key.len()).any(|window| window == key) {
             text = String::from_utf8_lossy(&text).replace(&self.key, "***").into_bytes();
         }
-        // JSON can spell it with escapes.
+        // JSON may contain the key in escaped form.
         if text.contains(&b'\\')
             && let Ok(mut value) = serde_json::from_slice(&text)
             && self.redact(&mut value)
@@ -69,7 +69,7 @@ impl Endpoint {
         text
     }
 
-    /// Gives whether the key stood in it.
+    /// Returns whether the value contained the key.
     fn redact(&self, value: &mut Value) -> bool {
         let redacted = |text: &str| text.contains(&self.key).then(|| text.replace(&self.key, "***"));
         match value {
@@ -91,7 +91,7 @@ impl Endpoint {
         }
     }
 
-    /// An error in which the key does not stand, whoever put it there.
+    /// Removes the key from an error.
     pub fn without_key(&self, mut error: Error) -> Error {
         error.message = error.message.replace(&self.key, "***");
         error.help = error.help.map(|help| help.replace(&self.key, "***"));

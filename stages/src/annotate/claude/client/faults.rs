@@ -1,4 +1,4 @@
-//! What a request that was not answered says to the user: the API's own words, its request's id, what to do. Pure.
+//! Error messages for failed requests: the API's own message, the request id, and a suggested fix. Pure.
 
 use engine::error::Error;
 use reqwest::Url;
@@ -8,18 +8,18 @@ use serde_json::Value;
 use super::{BASE_URL, retry};
 use crate::http;
 
-/// Nothing came back, or not all of it.
+/// No response, or an incomplete one.
 pub fn unreachable(url: &Url, e: &reqwest::Error) -> Error {
     let error = Error::surroundings(format!("{url}: {}", http::causes(e)));
     error.transient().help(format!("check the network and {BASE_URL}"))
 }
 
-/// Whether a body is an error document of the API, or one that a gateway makes in its likeness.
+/// Whether a body is an error document of the API, or one of a gateway that imitates it.
 pub fn is_error(body: &Value) -> bool {
     body["type"] == "error" || (body["type"] != "message" && body["error"].is_object())
 }
 
-/// A success whose body is not what was expected; null: it is no JSON at all.
+/// A successful response with an unexpected body; null: not JSON.
 pub fn unexpected(url: &Url, status: u16, expected: &str, body: &Value) -> Error {
     let told = match body {
         Value::Null => "something else than JSON".to_owned(),
@@ -30,7 +30,7 @@ pub fn unexpected(url: &Url, status: u16, expected: &str, body: &Value) -> Error
         .help(format!("is a proxy in between? check {BASE_URL}"))
 }
 
-/// Told, not followed: the key is for this address alone.
+/// Redirects are reported instead of followed, because the key is for this address only.
 pub fn redirect(url: &Url, status: u16, headers: &HeaderMap) -> Error {
     let to = headers.get(LOCATION).and_then(|to| url.join(to.to_str().ok()?).ok());
     let to = to.map_or("another place".to_owned(), |mut to| {
@@ -41,7 +41,7 @@ pub fn redirect(url: &Url, status: u16, headers: &HeaderMap) -> Error {
         .help(format!("if that is the API, name it in {BASE_URL}"))
 }
 
-/// The API's own message, with the request's id.
+/// The API's own message, with the request id.
 pub fn refusal(url: &Url, status: u16, headers: &HeaderMap, body: &Value) -> Error {
     let message = body.pointer("/error/message").and_then(Value::as_str).unwrap_or("no message");
     let id = headers.get("request-id").and_then(|v| v.to_str().ok()).or_else(|| body["request_id"].as_str());

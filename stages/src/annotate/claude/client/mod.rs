@@ -1,4 +1,4 @@
-//! Requests to the API: paced, sent again after faults that pass, told of when they do not. Knows no document.
+//! HTTP client of the API: paces requests, retries transient faults, and reports permanent ones.
 
 mod batches;
 mod endpoint;
@@ -27,26 +27,26 @@ use crate::http;
 pub const KEY: &str = "ANTHROPIC_API_KEY";
 pub const BASE_URL: &str = "ANTHROPIC_BASE_URL";
 
-/// A request that thinks may take long: as long as the API's official clients wait.
+/// A request with thinking may take long; the API's official clients use the same timeout.
 const TIMEOUT: Duration = Duration::from_secs(600);
-/// Bytes of one answer, or of one line of a batch's results.
+/// Maximum bytes of one response, or of one line of a batch's results.
 const LONGEST_ANSWER: usize = 64 << 20;
 
-/// Clones share one pace.
+/// API client; clones share one pace.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
     endpoint: Endpoint,
     pace: Arc<Mutex<Pace>>,
-    /// Is told of every wait before another try.
+    /// Receives a message about every wait before a retry.
     waits: UnboundedSender<String>,
-    /// Our first wait where the server names none.
+    /// First wait if the server names none.
     first_wait: Duration,
-    /// Of a whole request and its answer.
+    /// Timeout of a whole request with its response.
     timeout: Duration,
 }
 
-/// Asked when a request may have been paid though no answer came.
+/// Called when a request may have been billed although no answer came.
 pub type OnLost<'a> = dyn Fn() -> Result<()> + Sync + 'a;
 
 /// A message of the API: [`is_message`] holds for its body.
@@ -56,18 +56,18 @@ pub struct Answer {
 
 impl Answer {
     /// # Errors
-    /// The value itself if it is no message.
+    /// The value itself if it is not a message.
     pub fn of(body: Value) -> Result<Self, Value> {
         if is_message(&body) { Ok(Self { body }) } else { Err(body) }
     }
 
-    /// A count of the answer's `usage`.
+    /// A count in the answer's `usage`.
     pub fn tokens(&self, what: &str) -> u64 {
         self.body["usage"][what].as_u64().unwrap_or(0)
     }
 }
 
-/// What a successful answer must be: its name and the test for it.
+/// The expected type of a successful response: its name and a predicate.
 type Expected = (&'static str, fn(&Value) -> bool);
 
 const MESSAGE: Expected = ("a message", is_message);
@@ -75,20 +75,20 @@ const OBJECT: Expected = ("a JSON object", Value::is_object);
 
 /// Why a try failed.
 enum Failed {
-    /// Worth another try, after as long as the server says.
+    /// Worth another try, after the wait that the server asks for.
     Again(Error, Option<Duration>),
-    /// The same, but what came is no answer of the API: what was asked may have been done, and paid.
+    /// As `Again`, but the response did not come from the API: the request may have been processed and billed.
     Lost(Error, Option<Duration>),
     ForGood(Error),
 }
 
-/// Why no answer to a try came.
+/// Why a try got no response.
 enum Unsent {
-    /// No request can be made.
+    /// The request cannot be made.
     Never(Error),
-    /// There was no connection.
+    /// No connection was made.
     NotYet(Error),
-    /// The connection ended before the answer: what was asked may have been done.
+    /// The connection ended before the response: the request may have been processed.
     Perhaps(Error),
 }
 
@@ -102,24 +102,24 @@ impl From<Unsent> for Failed {
     }
 }
 
-/// An answer with its body.
+/// A complete response.
 struct Whole {
     status: u16,
     headers: HeaderMap,
     body: Vec<u8>,
 }
 
-/// How often a request has failed, and what is done about it.
+/// Retry state of a request.
 struct Patience<'a> {
     client: &'a Client,
     failed: u32,
 }
 
 impl Patience<'_> {
-    /// Waits as long as the fault asks for.
+    /// Waits before the next try, as long as the fault requires.
     ///
     /// # Errors
-    /// If it is one for good, asks for too much or was not the first of many.
+    /// If the fault is permanent, requires too long a wait, or occurred too often.
     async fn outlast(&mut self, fault: Failed) -> Result<()> {
         let Client { endpoint, waits, first_wait, .. } = self.client;
         let (error, asked) = match fault {
@@ -139,7 +139,7 @@ impl Patience<'_> {
         }
         let wait = asked.unwrap_or_else(|| retry::backoff(*first_wait, self.failed, rand::random()));
         let (next, tries, seconds) = (self.failed + 1, retry::TRIES, wait.as_secs_f64());
-        // Nobody listens any more when the stage has ended.
+        // Nobody listens any more once the stage has ended.
         let _ = waits.send(format!("{}; try {next} of {tries} in {seconds:.1} s", error.message));
         if asked.is_some() {
             self.client.pace().close(Instant::now(), wait);
@@ -149,7 +149,7 @@ impl Patience<'_> {
     }
 }
 
-/// A request under way; ends when dropped.
+/// A request in progress; ends when dropped.
 struct Turn<'a>(&'a Client);
 
 impl Drop for Turn<'_> {
@@ -160,36 +160,37 @@ impl Drop for Turn<'_> {
 
 impl Client {
     /// # Errors
-    /// If the machine gives no client.
+    /// If the HTTP client cannot be built.
     pub fn new(endpoint: Endpoint, waits: UnboundedSender<String>) -> Result<Self> {
-        // The client drops `Authorization` on the way to another host, but not the API's own header with the key.
+        // On a redirect to another host, the HTTP library drops `Authorization` but not the API's own header with the
+        // key.
         let http = http::client(Some(TIMEOUT), http::Redirects::Never)?;
         Ok(Self { http, endpoint, pace: Arc::default(), waits, first_wait: retry::FIRST_WAIT, timeout: TIMEOUT })
     }
 
-    /// The same with waits that a test can sit out.
+    /// The same client with short waits, for tests.
     #[cfg(test)]
     pub fn in_a_hurry(self) -> Self {
         Self { first_wait: Duration::from_millis(1), ..self }
     }
 
-    /// The same with another timeout.
+    /// The same client with another timeout.
     #[cfg(test)]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    /// The address that it speaks to.
+    /// The base address of the API.
     pub fn base(&self) -> &str {
         self.endpoint.base()
     }
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
-        // Plain numbers: whole after a panic too.
+        // The data are plain numbers, valid also after a panic.
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the rate limits have room for one more request.
+    /// Waits until the rate limits allow one more request.
     async fn turn(&self) -> Turn<'_> {
         loop {
             let wait = self.pace().ask(Instant::now());
@@ -200,11 +201,11 @@ impl Client {
         }
     }
 
-    /// Sends one request for a message, again after faults that pass. `on_lost` is asked after each try that may have been paid
-    /// though no answer came; its error ends the tries.
+    /// Sends a request for a message and retries transient faults. `on_lost` is called after each try that may have
+    /// been billed although no answer came; an error of `on_lost` ends the tries.
     ///
     /// # Errors
-    /// The API's message and request id, or why it cannot be reached. Never the key.
+    /// The API's message and request id, or why it cannot be reached. Never contains the key.
     pub async fn post(&self, body: &Value, on_lost: &OnLost<'_>) -> Result<Answer> {
         let url = self.endpoint.at("v1/messages");
         let text = serde_json::to_vec(body).map_err(|e| Error::ours(format!("a request does not serialise: {e}")))?;
@@ -215,7 +216,7 @@ impl Client {
         Ok(answer)
     }
 
-    /// Sends a request until what is expected comes back.
+    /// Sends a request until the expected response comes back.
     async fn json(
         &self,
         url: &Url,
@@ -239,17 +240,17 @@ impl Client {
         }
     }
 
-    /// The same where asking costs nothing.
+    /// The same for requests that are not billed.
     async fn json_for_free(&self, url: &Url, expected: Expected) -> Result<Value> {
         self.json(url, expected, || self.http.get(url.clone()), &|| Ok(())).await
     }
 
-    /// For one request and all of its tries.
+    /// New retry state for one request.
     fn patience(&self) -> Patience<'_> {
         Patience { client: self, failed: 0 }
     }
 
-    /// Sends a request once and hears its headers.
+    /// Sends a request once and receives the response headers.
     async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Response, Unsent> {
         let request = request.header("x-api-key", self.endpoint.header()).header("anthropic-version", "2023-06-01");
         let response = request.send().await.map_err(|e| match faults::unreachable(url, &e) {
@@ -261,14 +262,14 @@ impl Client {
         Ok(response)
     }
 
-    /// The same in its turn, and the whole answer.
+    /// The same, after waiting for the rate limits, with the complete response.
     async fn whole(&self, url: &Url, request: RequestBuilder) -> Result<Whole, Failed> {
         let _turn = self.turn().await;
         let response = self.send(url, request).await?;
         self.read(url, response).await.map_err(|error| Failed::Lost(error, None))
     }
 
-    /// The rest of an answer.
+    /// Reads the body of a response.
     async fn read(&self, url: &Url, mut response: Response) -> Result<Whole> {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let mut body = Vec::new();
@@ -282,7 +283,7 @@ impl Client {
     }
 }
 
-/// What an answer comes to. An error document is a failure whatever its status.
+/// Classifies a response. An error document is a failure whatever its status.
 fn judged(url: &Url, Whole { status, headers, body }: &Whole, expected: Expected) -> Result<Value, Failed> {
     let parsed: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     match *status {
@@ -294,19 +295,19 @@ fn judged(url: &Url, Whole { status, headers, body }: &Whole, expected: Expected
     }
 }
 
-/// Whether a refusal is worth another try.
+/// Classifies a rejection as transient or permanent.
 fn refused(url: &Url, status: u16, headers: &HeaderMap, body: &Value) -> Failed {
     let error = faults::refusal(url, status, headers, body);
     let wait = retry::asked_wait(headers, SystemTime::now());
     match retry::is_passing(status, headers, body) {
-        // Somebody on the way has lost patience or the connection: the API's own errors are its own JSON.
+        // The error of a gateway, which may have lost a processed request: the API's own errors are JSON.
         true if body["error"].is_null() && (status == 408 || status >= 500) => Failed::Lost(error, wait),
         true => Failed::Again(error, wait),
         false => Failed::ForGood(error),
     }
 }
 
-/// An error document under a successful status: handled as under the status that its type has.
+/// Handles an error document under a successful status as if it had the status of its type.
 fn error_within(url: &Url, status: u16, headers: &HeaderMap, document: &Value) -> Failed {
     let told = |error: Error| error.within(format!("an error document with status {status}"));
     match refused(url, retry::status_of(document), headers, document) {

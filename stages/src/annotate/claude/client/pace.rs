@@ -1,5 +1,5 @@
-//! Slows requests down before the API's rate limits are reached, by what its answers say is left. Pure: told the time, knows no
-//! network.
+//! Delays requests before they reach the API's rate limits, using the remaining quota in its responses. Pure: time is
+//! an argument.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,19 +8,19 @@ use reqwest::header::HeaderMap;
 
 use super::retry;
 
-/// What the API counts, as in its headers' names.
+/// Quantities limited by the API, as in the names of its headers.
 const COUNTED: [&str; 3] = ["requests", "input-tokens", "output-tokens"];
-/// How much of the past is in what a request usually takes.
+/// Weight of the past in the moving average of usage per request.
 const MEMORY: f64 = 0.8;
 
-/// What is left of one limit. The API refills its buckets all the time.
+/// State of one limit. The API refills its buckets continuously.
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     limit: f64,
     left: f64,
-    /// When that much was left.
+    /// Time at which `left` was valid.
     at: Instant,
-    /// What comes back each second.
+    /// Amount refilled each second.
     rate: f64,
 }
 
@@ -30,27 +30,27 @@ impl Bucket {
     }
 }
 
-/// When the next request may go.
+/// Decides when the next request may be sent.
 #[derive(Debug)]
 pub struct Pace {
     buckets: [Option<Bucket>; 3],
-    /// What one request takes of each, by what the last ones took.
+    /// Moving average of the usage of one request, by quantity.
     usual: [Option<f64>; 3],
     under_way: u32,
-    /// After a wait that the API asked for.
+    /// End of a wait that the API asked for.
     closed_until: Option<Instant>,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        // A request is one request.
+        // Each request counts as one request.
         Self { buckets: [None; 3], usual: [Some(1.0), None, None], under_way: 0, closed_until: None }
     }
 }
 
 impl Pace {
-    /// `None`: a request may go now, and counts as under way until [`Pace::ended`]; else how long to wait before asking
-    /// again.
+    /// `None` if a request may be sent now; it then counts as in progress until [`Pace::ended`]. Otherwise the time to
+    /// wait before asking again.
     pub fn ask(&mut self, now: Instant) -> Option<Duration> {
         if let Some(until) = self.closed_until.filter(|until| *until > now) {
             return Some(until - now);
@@ -67,30 +67,30 @@ impl Pace {
         wait
     }
 
-    /// How long until one more request fits into a bucket.
+    /// Time until a bucket has room for one more request.
     fn lacking(&self, i: usize, now: Instant) -> Option<Duration> {
         let (bucket, usual) = (self.buckets[i]?, self.usual[i]?);
-        // A request that is larger than the bucket waits until it is full.
+        // A request larger than the bucket waits until the bucket is full.
         let short = usual.min(bucket.limit) - bucket.left(now);
-        // Less than a rounding error is nothing.
+        // Differences below the rounding error are ignored.
         if short <= 1e-6 || bucket.rate <= 0.0 {
             return None;
         }
         Some(Duration::from_secs_f64((short / bucket.rate).clamp(0.001, 60.0)))
     }
 
-    /// A request is no longer under way, however it ended.
+    /// Records that a request has ended, whatever its result.
     pub fn ended(&mut self) {
         self.under_way = self.under_way.saturating_sub(1);
     }
 
-    /// The API asked for a wait: nobody sends anything before it is over.
+    /// Records that the API asked for a wait: no request is sent before its end.
     pub fn close(&mut self, now: Instant, wait: Duration) {
         let until = now + wait;
         self.closed_until = Some(self.closed_until.map_or(until, |other| other.max(until)));
     }
 
-    /// What an answer's headers say is left.
+    /// Updates the limits from response headers.
     pub fn told(&mut self, now: Instant, clock: SystemTime, headers: &HeaderMap) {
         let clock = retry::server_time(headers).unwrap_or(clock);
         for (i, counted) in COUNTED.iter().enumerate() {
@@ -99,19 +99,19 @@ impl Pace {
             let (Some(limit), Some(left)) = (number("limit"), number("remaining")) else { continue };
             let reset = text("reset").and_then(|text| DateTime::parse_from_rfc3339(text.trim()).ok());
             let until = reset.and_then(|reset| SystemTime::from(reset).duration_since(clock).ok());
-            // Limits are per minute, and by the time of its reset a bucket is full: the slower of both, since what is left is
-            // told in round numbers.
+            // Limits are per minute, and a bucket is full by its reset time. The slower of both rates is used, because
+            // the remaining quota is given in round numbers.
             let seconds = until.map(|until| until.as_secs_f64()).filter(|s| *s > 0.0 && left < limit);
             let rate = seconds.map_or(limit / 60.0, |seconds| ((limit - left) / seconds).min(limit / 60.0));
-            // Answers overtake each other, and what is under way may not be in this one's count: our own is, for all that we
-            // sent, the better one; the API's, if others use the same limits.
+            // Responses may arrive out of order, and requests in progress may be missing from a response's count. The
+            // local count is better for this client's own requests, the API's count if others share the limits.
             let others = f64::from(self.under_way.saturating_sub(1)) * self.usual[i].unwrap_or(0.0);
             let ours = self.buckets[i].map_or(left - others, |bucket| bucket.left(now));
             self.buckets[i] = Some(Bucket { limit, left: left.min(ours).min(limit), at: now, rate });
         }
     }
 
-    /// What an answer took of the limits: tokens that were neither read from a cache nor free.
+    /// Records the usage of an answer: input tokens not read from a cache, and output tokens.
     pub fn took(&mut self, input: u64, output: u64) {
         for (i, tokens) in [(1, input), (2, output)] {
             let tokens = tokens as f64;
@@ -134,7 +134,7 @@ mod tests {
             .collect()
     }
 
-    /// A minute before `reset` below.
+    /// One minute before `RESET`.
     fn clock() -> SystemTime {
         DateTime::parse_from_rfc3339("2026-11-25T09:00:00Z").unwrap().into()
     }
@@ -150,16 +150,16 @@ mod tests {
     #[test]
     fn requests_wait_for_the_refill_instead_of_being_turned_away() {
         let (mut pace, now) = (Pace::default(), Instant::now());
-        // 100 fit, 3 are left, 97 come back in a minute.
+        // 100 fit, 3 are left, 97 are refilled within a minute.
         pace.told(now, clock(), &headers("requests", 100, 3, RESET));
         assert!((0..3).all(|_| pace.ask(now).is_none()));
         let wait = pace.ask(now).unwrap();
         assert!((wait.as_secs_f64() - 60.0 / 97.0).abs() < 1e-6, "{wait:?}");
         assert_eq!(pace.ask(now + wait), None);
-        // An answer to an earlier request was overtaken: it knows nothing of the others.
+        // A late response to an earlier request does not count the others.
         pace.told(now + wait, clock(), &headers("requests", 100, 60, RESET));
         assert!(pace.ask(now + wait).is_some());
-        // Somebody else uses the same limits.
+        // Another client uses the same limits.
         pace.told(now + 10 * SECOND, clock(), &headers("requests", 100, 1, RESET));
         assert_eq!([pace.ask(now + 10 * SECOND).is_none(), pace.ask(now + 10 * SECOND).is_none()], [true, false]);
     }
@@ -168,7 +168,7 @@ mod tests {
     fn what_was_sent_before_anything_was_known_counts() {
         let (mut pace, now) = (Pace::default(), Instant::now());
         assert!((0..4).all(|_| pace.ask(now).is_none()));
-        // The first one's answer may not count the other three.
+        // The first response may not count the other three requests.
         pace.told(now, clock(), &headers("requests", 100, 5, RESET));
         assert_eq!([0, 1, 2].map(|_| pace.ask(now).is_none()), [true, true, false]);
     }
@@ -180,7 +180,7 @@ mod tests {
         pace.took(1_000, 20);
         assert_eq!([pace.ask(now), pace.ask(now)], [None, None]);
         let wait = pace.ask(now).unwrap();
-        // 500 are left, 125 come back each second.
+        // 500 are left, 125 are refilled each second.
         assert!((wait.as_secs_f64() - 4.0).abs() < 1e-6, "{wait:?}");
     }
 

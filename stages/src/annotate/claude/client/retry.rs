@@ -1,4 +1,4 @@
-//! Whether a failed request is sent again, and when: as the API's documentation and its official clients have it. Pure.
+//! Whether and when to retry a failed request, following the API's documentation and official clients. Pure.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,17 +6,17 @@ use chrono::DateTime;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
-/// A request is sent so often at most.
+/// Maximum number of tries per request.
 pub const TRIES: u32 = 8;
-/// Our wait before the second try.
+/// Default wait before the second try.
 pub const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// Our own waits grow up to this.
+/// Maximum of the default waits.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
-/// A server that asks for more is told of instead of waited for.
+/// A server that asks for a longer wait causes an error.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// Whether an answer with this status and body is worth another try. What says that the request itself is wrong, or that no
-/// money is left, never is; else the server's own word counts, else the status.
+/// Whether a response with this status and body is worth another try. Never if the request itself is wrong or no money
+/// is left; otherwise the server's `x-should-retry` decides, or else the status.
 pub fn is_passing(status: u16, headers: &HeaderMap, body: &Value) -> bool {
     if matches!(status, 400..=404 | 413) || is_spent(status, body) {
         return false;
@@ -28,7 +28,7 @@ pub fn is_passing(status: u16, headers: &HeaderMap, body: &Value) -> bool {
     }
 }
 
-/// The status that the API sends an error document of this type with.
+/// The status that the API uses for an error document of this type.
 pub fn status_of(document: &Value) -> u16 {
     match document.pointer("/error/type").and_then(Value::as_str).unwrap_or_default() {
         "invalid_request_error" => 400,
@@ -40,12 +40,12 @@ pub fn status_of(document: &Value) -> u16 {
         "rate_limit_error" => 429,
         "timeout_error" => 504,
         "overloaded_error" => 529,
-        // `api_error`, and what is not documented.
+        // `api_error`, and undocumented types.
         _ => 500,
     }
 }
 
-/// Whether the account may spend no more: an answer of its own in three shapes, none of which a wait mends.
+/// Whether the account's spending limit is reached. The API reports that in three ways, and waiting never helps.
 pub fn is_spent(status: u16, body: &Value) -> bool {
     let code = body.pointer("/error/details/error_code").and_then(Value::as_str);
     let message = body.pointer("/error/message").and_then(Value::as_str).unwrap_or_default();
@@ -57,28 +57,28 @@ pub fn is_spent(status: u16, body: &Value) -> bool {
     }
 }
 
-/// How long the server asks to wait: `retry-after-ms`, else `retry-after` in seconds or as a date, which is held against the
-/// server's own clock if it tells it.
+/// The wait that the server asks for: `retry-after-ms`, or else `retry-after` in seconds or as a date, relative to the
+/// server's own clock if it sends one.
 pub fn asked_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |name: &str| text(name)?.parse::<f64>().ok();
     let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after"));
     if let Some(seconds) = seconds {
-        // Far beyond what is waited for, and still a duration.
+        // Far above any accepted wait, but still a valid duration.
         return (seconds >= 0.0).then(|| Duration::from_secs_f64(seconds.min(1e6)));
     }
     let until = SystemTime::from(DateTime::parse_from_rfc2822(text("retry-after")?).ok()?);
     Some(until.duration_since(server_time(headers).unwrap_or(now)).unwrap_or_default())
 }
 
-/// The server's clock when it answered, to the second.
+/// The server's clock at its response, to the second.
 pub fn server_time(headers: &HeaderMap) -> Option<SystemTime> {
     let date = headers.get("date")?.to_str().ok()?;
     DateTime::parse_from_rfc2822(date.trim()).ok().map(SystemTime::from)
 }
 
-/// `first` before the second try, then twice as long each time up to a minute, less up to a quarter by `jitter` in [0, 1), so that
-/// clients that failed together do not come back together.
+/// The wait before a try: `first` before the second one, then doubling up to a minute, reduced by up to a quarter by
+/// `jitter` in [0, 1), so that clients that failed together do not retry together.
 pub fn backoff(first: Duration, failed: u32, jitter: f64) -> Duration {
     let doubled = first * (1 << failed.saturating_sub(1).min(16));
     doubled.min(LONGEST_BACKOFF).mul_f64(1.0 - 0.25 * jitter)
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(wait(&[("retry-after-ms", "1500"), ("retry-after", "9")]), Some(Duration::from_millis(1500)));
         assert_eq!(wait(&[("retry-after", "2.5")]), Some(Duration::from_millis(2500)));
         assert_eq!(wait(&[("retry-after", "Wed, 21 Oct 2015 07:28:30 GMT")]), Some(Duration::from_secs(30)));
-        // By the server's clock, whatever ours says.
+        // Uses the server's clock, whatever the local clock says.
         let date = ("date", "Wed, 21 Oct 2015 07:28:20 GMT");
         assert_eq!(wait(&[("retry-after", "Wed, 21 Oct 2015 07:28:30 GMT"), date]), Some(Duration::from_secs(10)));
         assert_eq!(wait(&[("retry-after", "Wed, 21 Oct 2015 07:00:00 GMT")]), Some(Duration::ZERO));

@@ -1,4 +1,4 @@
-//! The client against a server of our own: what is sent again and what is not, pacing, and what a batch's calls make of faults.
+//! Tests of the client against a local API server: retries, pacing, and faults in batch calls.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime};
@@ -21,7 +21,7 @@ fn body() -> Value {
     json!({ "model": "m", "max_tokens": 9, "messages": [{ "role": "user", "content": "x" }] })
 }
 
-/// A server whose first answers are these faults.
+/// A server with these faults as its first responses.
 fn faulty(faults: Vec<Fault>) -> Api {
     Api::new(Rules { message: Box::new(move |n, _| faults.get(n).cloned()), ..Rules::default() })
 }
@@ -101,7 +101,7 @@ fn what_cannot_pass_is_told_at_once_with_the_request_and_whose_fault_it_is() {
     }
 }
 
-/// An error document, as a gateway sends it with status 200.
+/// An error document with status 200, as a gateway sends it.
 fn document(kind: &str) -> Fault {
     Fault::Body(json!({ "type": "error", "error": { "type": kind, "message": "said so" }, "request_id": "req_test" }))
 }
@@ -127,7 +127,7 @@ fn a_success_without_a_message_is_a_failed_try() {
     };
     let answer = run(client.post(&body(), &on_lost)).unwrap();
     assert_eq!((answer.body["type"].as_str(), api.messages()), (Some("message"), n + 1));
-    // Of the error documents nothing was paid; what the others were nobody knows.
+    // Error documents are not billed; for the other faults this is unknown.
     assert_eq!(lost.into_inner(), 2);
     let told: Vec<String> = std::iter::from_fn(|| told.try_recv().ok()).collect();
     assert!(
@@ -175,7 +175,7 @@ fn error_documents_in_the_place_of_a_batch_or_of_its_results_are_failed_tries() 
         client.results(&batch.id, &mut on_line).await.unwrap();
         assert_eq!(lines, 2);
     });
-    // Whether there is a batch is not certain, so that none is created again.
+    // A batch may exist, so none is created again.
     let api = Api::new(Rules { create: Box::new(|_, _| Some(document("api_error"))), ..Rules::default() });
     let created = run(self::client(&api).0.create_batch(&file)).unwrap();
     assert!(matches!(&created, Created::Unknown(error) if error.message.contains(": 500: said so")), "{created:?}");
@@ -198,7 +198,7 @@ fn an_answer_that_never_comes_is_given_up_and_asked_for_again() {
     let client = client(&api).0.with_timeout(Duration::from_secs(2));
     run(client.post(&body(), &|| Ok(()))).unwrap();
     assert_eq!(api.messages(), 2);
-    // A batch is never asked for again.
+    // A batch is never created twice.
     let created = run(client.create_batch(&batch_body(folder.path(), 1))).unwrap();
     assert!(matches!(created, Created::Unknown(_)), "{created:?}");
     assert_eq!(api.creates(), 1);
@@ -206,12 +206,12 @@ fn an_answer_that_never_comes_is_given_up_and_asked_for_again() {
 
 #[test]
 fn rate_limits_are_kept_without_ever_being_turned_away() {
-    // 20 come back each second, and the minute has begun with 8.
+    // 20 requests are refilled each second; the minute starts with 8.
     let limits = Limits { per_minute: 1200.0, left: 8.0 };
     let api = Api::new(Rules { limits: Some(limits), ..Rules::default() });
     let (client, _told) = client(&api);
     run(async {
-        // The first one learns what the limits are.
+        // The first request learns the limits.
         client.post(&body(), &|| Ok(())).await.unwrap();
         let mut under_way = tokio::task::JoinSet::new();
         for _ in 0..40 {
@@ -248,7 +248,7 @@ fn a_batch_is_created_once_whatever_the_answer_looks_like() {
         assert!(matches!(run(client(&api).0.create_batch(&file)).unwrap(), Created::Unknown(_)), "{status}");
         assert_eq!(api.creates(), 1, "{status}");
     }
-    // Turned away at the door: there is no batch, and another try is safe.
+    // Rejected before processing: there is no batch, and another try is safe.
     let faults = [soon(429), soon(529)];
     let api = Api::new(Rules { create: Box::new(move |n, _| faults.get(n).cloned()), ..Rules::default() });
     let Created::Yes(batch) = run(client(&api).0.create_batch(&file)).unwrap() else { panic!("not created") };

@@ -1,4 +1,5 @@
-//! What is paid is watched: the prompt cache is warmed before many ask, a limit is never passed, a pilot stops where it should.
+//! Tests of cost control: the prompt cache is warmed before concurrent requests, a limit is never exceeded, and a pilot
+//! stops in time.
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ fn a_prompt_cache_that_does_nothing_is_told_after_twenty_requests() {
         let seen = asked(&thirty(), &endpoint(&api), store.path(), with);
         seen.warnings.iter().filter(|warning| warning.contains("have read nothing from the prompt cache")).count()
     };
-    // The second one caches only what is longer than our examples.
+    // The second model caches only prefixes longer than the built-in examples.
     assert_eq!([warnings("claude-opus-5"), warnings("claude-opus-4-6")], [1, 0]);
 }
 
@@ -54,14 +55,14 @@ fn the_first_twenty_answers_tell_what_the_rest_will_cost() {
     let seen = asked(&thirty(), &endpoint(&api), store.path(), with.clone());
     let told = |seen: &Seen| seen.warnings.iter().filter(|w| w.contains("after 20 requests: ")).count();
     assert_eq!(told(&seen), 1, "{:?}", seen.warnings);
-    // They are known by now.
+    // The costs are known by now.
     let more = bench((30..70).map(pair).collect());
     assert_eq!(told(&asked(&more, &endpoint(&api), store.path(), with)), 0);
 }
 
 #[test]
 fn whatever_the_answers_cost_the_limit_is_not_passed_and_what_was_paid_is_kept() {
-    // Ten times as many tokens come back as the judge says; the limit holds all the same.
+    // The response uses ten times as many tokens as the judge reports; the limit holds nevertheless.
     let judge = |body: &Value| {
         let mut message = crate::testing::api::judge(body);
         message["content"]

@@ -1,8 +1,8 @@
-//! What is no label stays in the table with its reason, and is asked again only on request.
+//! Tests of answers without a label: they stay in the table with a reason, and are asked again only on request.
 
 use super::*;
 
-/// Answers all, but says `other` of requests whose documents hold `text`.
+/// Answers all requests, except with `other` for requests whose documents contain `text`.
 fn but(text: &'static str, other: impl Fn(&Value) -> Fault + Send + Sync + 'static) -> Server {
     let holds = move |body: &Value| body["messages"][4]["content"].as_str().unwrap().contains(text);
     Server::scripted(move |_, body| holds(body).then(|| other(body)))
@@ -35,7 +35,7 @@ fn refusals_stay_in_the_table_without_a_label_and_too_many_fail_the_stage() {
     assert_eq!(seen.error().exit_code(), 3);
     let help = seen.error().help.clone().unwrap_or_default();
     assert!(help.contains("`retry: [refused]` asks"), "{help}");
-    // The answers are kept: another bound is free.
+    // The answers are cached, so another limit costs nothing.
     let count = server.count();
     let seen = asked(&bench, &server.endpoint, store.path(), json!({ "max_unlabelled": 1 }));
     assert!(seen.error().message.contains("no preference can be learned"), "{}", seen.error());
@@ -92,7 +92,7 @@ fn a_document_that_the_api_takes_no_request_for_fails_alone() {
     let seen = asked(&bench, &server.endpoint, store.path(), json!({}));
     assert_eq!((count(seen.rows(), Outcome::Failed), count(seen.rows(), Outcome::Labelled)), (1, 19));
     assert!(seen.rows()[3].reason.as_ref().unwrap().contains("400: prompt is too long"), "{:?}", seen.rows()[3].reason);
-    // Ten requests, then each of the two documents by itself.
+    // Ten requests, then one for each of the two documents alone.
     assert_eq!(server.count(), 12);
     let again = asked(&bench, &server.endpoint, store.path(), json!({}));
     assert_eq!((again.rows(), server.count()), (seen.rows(), 12));
@@ -107,7 +107,7 @@ fn settings_that_the_api_never_takes_stop_the_stage_and_fail_no_document() {
     assert_eq!(seen.error().exit_code(), 2);
     assert!(seen.error().message.contains("in a row") && seen.error().message.contains("too long"), "{}", seen.error());
     assert!(server.count() < 30, "{}", server.count());
-    // Nothing was kept as failed.
+    // Nothing was stored as failed.
     let fine = but("nothing", too_long);
     assert_eq!(count(asked(&bench, &fine.endpoint, store.path(), json!({})).rows(), Outcome::Labelled), 100);
 }
@@ -122,7 +122,7 @@ fn one_asks_again_only_on_request_and_the_last_answer_counts() {
     let paid = stubborn.count();
     asked(&bench, &stubborn.endpoint, path, json!({ "retry": "truncated" }));
     assert_eq!(stubborn.count(), paid, "none was cut off");
-    // Once more, by default; then that answer is there too.
+    // One more try by default; then that answer is cached too.
     for _ in 0..2 {
         let seen = asked(&bench, &stubborn.endpoint, path, json!({ "retry": ["refused"] }));
         assert_eq!((count(seen.rows(), Outcome::Refused), stubborn.count()), (2, paid + 1));
@@ -132,7 +132,7 @@ fn one_asks_again_only_on_request_and_the_last_answer_counts() {
     let fine = but("nothing", refused);
     let seen = asked(&bench, &fine.endpoint, path, json!({ "retry": ["refused"], "retries": 5 }));
     assert_eq!((count(seen.rows(), Outcome::Labelled), fine.count()), (20, 1));
-    // Who does not ask again has the first answer still.
+    // Without `retry`, the first answer still counts.
     let seen = asked(&bench, &fine.endpoint, path, json!({}));
     assert_eq!((count(seen.rows(), Outcome::Refused), fine.count()), (2, 1));
 }

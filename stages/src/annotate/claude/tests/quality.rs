@@ -1,4 +1,4 @@
-//! What the labels' own consistency tells.
+//! Tests of the metrics of label consistency.
 
 use super::*;
 

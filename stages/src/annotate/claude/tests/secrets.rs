@@ -1,8 +1,8 @@
-//! The key goes to the API and nowhere else.
+//! Tests that the API key is sent to the API and appears nowhere else.
 
 use super::*;
 
-/// Every file below a folder that holds the key.
+/// Every file below `folder` that contains the key.
 fn leaks(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {

@@ -1,4 +1,4 @@
-//! One store, many askers: no document is paid twice, whoever asks, in whatever order and however often.
+//! Tests of sharing a store: no document is paid twice, whoever asks, in any order and any number of times.
 
 use std::collections::BTreeMap;
 
@@ -141,7 +141,7 @@ fn a_damaged_answer_is_named_and_paid_again_only_if_that_is_allowed() {
     let folder = std::fs::read_dir(store.path().join("requests/annotate.claude")).unwrap().next().unwrap().unwrap();
     let log = folder.path().join("answers.jsonl");
     let mut bytes = std::fs::read(&log).unwrap();
-    // Another label in the first answer.
+    // Changes the label in the first answer.
     let digit = bytes.windows(11).position(|at| at == b".summary\\\":").unwrap() + 11;
     bytes[digit] ^= 3;
     std::fs::write(&log, &bytes).unwrap();
@@ -151,7 +151,7 @@ fn a_damaged_answer_is_named_and_paid_again_only_if_that_is_allowed() {
     assert_eq!((stopped.error().exit_code(), server.count()), (3, 5));
     assert!(stopped.error().message.starts_with(&format!("{damaged}, and the store keeps no answer to 2 of")));
     assert!(stopped.error().help.as_ref().unwrap().contains("--pay"));
-    // Pairs that have their answers need none of the damaged ones.
+    // The remaining pairs need none of the damaged answers.
     assert_eq!(stopped.warnings, [format!("{damaged}: they are left out")]);
 
     let again = attempted(&some, &server.endpoint, store.path(), json!({}), Pay::Again);
@@ -172,10 +172,10 @@ fn with_strict_partners_an_answer_counts_only_in_its_company() {
     assert_eq!((first.rows().len(), server.count()), (10, 5));
     assert_eq!(asked(&some, &server.endpoint, store.path(), strict()).rows(), first.rows());
     assert_eq!(server.count(), 5);
-    // More pairs put others beside them.
+    // With more pairs, documents have other neighbours.
     asked(&bench((0..20).map(pair).collect()), &server.endpoint, store.path(), strict()).rows();
     assert!((11..=15).contains(&server.count()), "{}", server.count());
-    // Without, the answers in company do not count.
+    // Without `strict_partner`, answers that depend on neighbours do not count.
     let before = server.count();
     asked(&some, &server.endpoint, store.path(), json!({})).rows();
     assert_eq!(server.count(), before + 5);
