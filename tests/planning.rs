@@ -87,12 +87,7 @@ fn a_mistake_is_told_with_its_place_and_exit_code_2() {
         ),
         (
             "a constant matched to no adaptive run",
-            &[
-                "--profile",
-                "study",
-                "--set",
-                "stages.rl.matrix.arm.matched.needs.adaptive=\"rl[mean,${seed}]\"",
-            ],
+            &["--profile", "study", "--set", "stages.rl.matrix.arm.matched.needs.adaptive=\"rl[mean,${seed}]\""],
             "this one has \"mean\"",
         ),
         ("pairs of one model", &["--set", "stages.pairs.needs.models=\"sft[s]\""], "same_model: true"),
