@@ -105,9 +105,9 @@ fn kl_bound(n: usize) -> f64 {
     n.ln() - (n - 1.0) / n
 }
 
-/// The probability that each sample is the best by `phi` among `size` samples drawn without replacement. For the i-th of
-/// n in ascending order it is C(i - 1, size - 1) / C(n, size). Equal samples share their probability, as if ties were
-/// broken at random.
+/// The probability that each sample is the best by `phi` among `size` samples drawn without replacement. For the i-th
+/// of n in ascending order it is C(i - 1, size - 1) / C(n, size). Equal samples share their probability, as if ties
+/// were broken at random.
 fn weights(phi: &[f64], size: usize) -> Vec<f64> {
     let n = phi.len();
     let mut order: Vec<usize> = (0..n).collect();
