@@ -1,6 +1,7 @@
-//! How fast paid answers come in and are kept, and what memory that takes: requests, 64 at once or in batches, to a server on
-//! this machine that takes 5 ms for each. Prints, asserts nothing. What the tables alone take, without an answer, is told by
-//! `annotate.reference`, which reads and writes the same ones: up to 16,384 rows they are held whole, beyond that they are not.
+//! Speed and memory of receiving and storing paid answers: requests, 64 at once or in batches, to a server on this
+//! machine that takes 5 ms per request. Prints figures, asserts nothing. For the cost of the tables alone compare
+//! `annotate.reference`, which reads and writes the same tables without requests. Tables of up to 16,384 rows are kept
+//! in memory as a whole, larger ones are not.
 //!
 //!     cargo bench --bench annotate
 
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use api::{Api, KEY, Rules};
 use serde_json::Value;
 
-/// `n` pairs, one to a request.
+/// A pipeline with `n` pairs, one per request.
 fn pipeline(n: u64, mode: &str) -> String {
     format!(
         "version: 1
@@ -51,7 +52,7 @@ fn temper(folder: &Path, api: &Api, arguments: &[&str]) -> (f64, Vec<Value>) {
     (seconds, events)
 }
 
-/// Seconds that a stage took, and the MiB that it had resident at most.
+/// Duration of a stage in seconds, and its peak resident memory in MiB.
 fn stage(events: &[Value], name: &str) -> (f64, u64) {
     let finished = |event: &&Value| event["event"] == "stage_finished" && event["stage"] == name;
     let stage = events.iter().find(finished).expect("the stage has run");

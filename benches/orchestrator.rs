@@ -1,16 +1,17 @@
-//! What orchestration costs: nothing to do, a chain of 1,000 trivial stages, planning a chain of 10,000. Prints, asserts nothing.
+//! Overhead of orchestration: nothing to do, a chain of 1,000 trivial stages, planning a chain of 10,000. Prints
+//! figures, asserts nothing.
 //!
 //!     cargo bench --bench orchestrator
 //!
-//! Peers to hold the figures against, measured elsewhere on a like machine: ninja does nothing over 1,000 stages in 15-20 ms,
-//! DVC over 300 in 4.9-11 s; DVC's trivial stage costs about 1 s, Snakemake's 77 ms.
+//! For comparison, measured elsewhere on a similar machine: with nothing to do, ninja takes 15-20 ms over 1,000 stages,
+//! DVC 4.9-11 s over 300. A trivial stage costs about 1 s in DVC and 77 ms in Snakemake.
 
 use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// A chain of `n` stages, each copying the file of the one before it.
+/// A chain of `n` stages, each of which copies the previous stage's file.
 fn chain(n: usize) -> String {
     let mut text = String::from(
         "version: 1\nstages:\n  s0: { uses: command, with: { run: [sh, -c, 'echo 0 > $TEMPER_OUTPUT/x'], output: Files } }\n",

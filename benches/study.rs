@@ -1,5 +1,5 @@
-//! What the default study costs: wall time from nothing, time and peak memory of each kind of stage, and a second run with
-//! nothing to do. Prints, asserts nothing.
+//! Cost of the default study: wall time from an empty store, time and peak memory of each kind of stage, and a second
+//! run with nothing to do. Prints figures, asserts nothing.
 //!
 //!     cargo bench --bench study
 
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-/// Instances, seconds in all, the most memory of one in bytes.
+/// Number of instances, total seconds, and the peak memory of one instance in bytes.
 #[derive(Default)]
 struct Cost {
     instances: u64,

@@ -1,4 +1,4 @@
-//! The command line. Knows what may be asked, not how it is done.
+//! The command line arguments.
 
 use std::path::PathBuf;
 
@@ -15,83 +15,83 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Plan, then run what is missing
+    /// Run the stages that are not cached, then render the report
     Run(Run),
-    /// What a run would do: reuse, run or pending, and why
+    /// Show what a run would do with each stage (reuse, run or pending) and why
     Plan {
         #[command(flatten)]
         file: Pipeline,
         #[command(flatten)]
         cut: Cut,
     },
-    /// Which field of a stage's recipe changed, against the nearest earlier record
+    /// Show which field of a stage's recipe changed since the nearest earlier record
     Explain {
         #[command(flatten)]
         file: Pipeline,
-        /// An instance, such as `sft[s]`
+        /// Name of an instance, such as `sft[s]`
         stage: String,
     },
-    /// The graph with what is cached
+    /// Draw the graph of stages and mark those that are cached
     Graph {
         #[command(flatten)]
         file: Pipeline,
         #[arg(long, value_enum, default_value_t = GraphFormat::Mermaid)]
         format: GraphFormat,
     },
-    /// A stage's artifact: manifest, provenance, schema, first rows, metrics
+    /// Show a stage's artifact: manifest, provenance, schema, first rows, metrics
     Show {
         #[command(flatten)]
         file: Pipeline,
         stage: String,
-        /// Rows of each table
+        /// Number of rows to show of each table
         #[arg(long, default_value_t = 5)]
         rows: usize,
     },
-    /// The folder of a stage's artifact
+    /// Print the folder of a stage's artifact
     Path {
         #[command(flatten)]
         file: Pipeline,
         stage: String,
     },
-    /// The runs in the store, newest last
+    /// List the runs in the store, newest last
     Runs {
         #[command(flatten)]
         store: StoreAt,
     },
-    /// Render a run's report again
+    /// Render the report of a run again
     Report {
         #[command(flatten)]
         file: Pipeline,
-        /// A run's id; the latest of this pipeline if absent
+        /// Id of the run [default: the latest run of this pipeline]
         #[arg(long)]
         run: Option<String>,
         /// Also write every figure as SVG, the summary and all keys into this folder
         #[arg(long, value_name = "FOLDER")]
         export: Option<PathBuf>,
     },
-    /// The kinds of stages with ports, parameters and defaults
+    /// List the kinds of stages with their ports, parameters and defaults
     Kinds {
-        /// One kind, in full
+        /// Show only this kind, in full
         kind: Option<String>,
         #[arg(long)]
         json: bool,
     },
-    /// The JSON schema of the pipeline file
+    /// Print the JSON schema of the pipeline file
     Schema,
-    /// Rehash everything in the store
+    /// Rehash everything in the store and report damage
     Verify {
         #[command(flatten)]
         store: StoreAt,
-        /// Move what is damaged into the store's quarantine
+        /// Move damaged files into the store's quarantine
         #[arg(long)]
         repair: bool,
     },
-    /// A model folder at work: JSON lines on standard input, one line of output for each
+    /// Run a model folder on JSON lines from standard input; prints one line of output per line
     Lm {
         #[command(subcommand)]
         task: Lm,
     },
-    /// One execution of one instance (started by `run`)
+    /// Execute one attempt at an instance (started by `run`)
     #[command(hide = true)]
     Attempt { job: PathBuf },
 }
@@ -102,39 +102,40 @@ pub struct Run {
     pub file: Pipeline,
     #[command(flatten)]
     pub cut: Cut,
-    /// Everything upstream of this stage must be reusable
+    /// Fail unless everything upstream of this stage can be reused
     #[arg(long, value_name = "STAGE")]
     pub from: Vec<String>,
-    /// Run this stage although its record would do
+    /// Re-run this stage even if it is cached
     #[arg(long, value_name = "STAGE")]
     pub force: Vec<String>,
-    /// CPU threads to share out among stages [default: all]
+    /// CPU threads to share among stages [default: all]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
-    /// Steps between two checkpoints of a stage that learns (of `rl.ppo`: phases and evaluations) [default: about a minute]
+    /// Steps between two checkpoints of a learning stage (for `rl.ppo`: phases and evaluations) [default: about a
+    /// minute]
     #[arg(long, value_name = "N")]
     pub checkpoint_every: Option<std::num::NonZeroU64>,
-    /// After a failure, go on with what does not depend on it
+    /// After a failure, continue with stages that do not depend on it
     #[arg(long)]
     pub keep_going: bool,
     /// Pay again for answers that were paid for once and are lost with their artifact
     #[arg(long)]
     pub pay: bool,
-    /// Tell the plan and stop
+    /// Show the plan and stop
     #[arg(long)]
     pub dry_run: bool,
 }
 
-/// The pipeline file and what is laid over it.
+/// The pipeline file and the changes applied to it.
 #[derive(Debug, Args)]
 pub struct Pipeline {
     /// The pipeline file
     #[arg(value_name = "PIPELINE")]
     pub file: PathBuf,
-    /// A profile of the file; may repeat, later ones win
+    /// Apply a profile of the file; may repeat, later ones win
     #[arg(long, value_name = "NAME")]
     pub profile: Vec<String>,
-    /// Change one place: stages.sft.with.lr=1e-4
+    /// Change one value: stages.sft.with.lr=1e-4
     #[arg(long, value_name = "PATH=YAML")]
     pub set: Vec<String>,
     #[command(flatten)]
@@ -143,43 +144,45 @@ pub struct Pipeline {
 
 #[derive(Debug, Args)]
 pub struct StoreAt {
-    /// Where artifacts and runs lie [default: `cache` beside the pipeline file]
+    /// Folder of artifacts and runs [default: `cache` next to the pipeline file]
     #[arg(long, env = "TEMPER_STORE", value_name = "FOLDER")]
     pub store: Option<PathBuf>,
-    /// For machines
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct Cut {
-    /// Run no further than this stage; may repeat
+    /// Run only this stage and the stages it needs; may repeat
     #[arg(long, value_name = "STAGE")]
     pub until: Vec<String>,
 }
 
-/// What a model is asked for each line.
+/// The tasks of `temper lm`.
 #[derive(Debug, Subcommand)]
 pub enum Lm {
-    /// {"text": …} or {"ids": […]} gives {"ids": […], "logprobs": [null, …]}: log p(ids[t] | ids[<t]), in nats
+    /// Log-probabilities: {"text": …} or {"ids": […]} gives {"ids": […], "logprobs": [null, …]}, log p(ids[t] |
+    /// ids[<t]) in nats
     Logprobs {
         #[command(flatten)]
         model: ModelAt,
-        /// A LoRA adapter to lay over the model: a PEFT folder
+        /// PEFT folder of a LoRA adapter to apply to the model
         #[arg(long, value_name = "FOLDER")]
         adapter: Option<PathBuf>,
     },
-    /// {"prompt": …} gives {"prompt", "response", "ids"}: the text and the ids of what the model writes after it
+    /// Continue a prompt: {"prompt": …} gives {"prompt", "response", "ids"}, with text and ids of the response
     Generate {
         #[command(flatten)]
         model: ModelAt,
-        /// A LoRA adapter to lay over the model: a PEFT folder
+        /// PEFT folder of a LoRA adapter to apply to the model
         #[arg(long, value_name = "FOLDER")]
         adapter: Option<PathBuf>,
         #[command(flatten)]
         how: Sampling,
     },
-    /// {"prompt": …, "response": …} gives {"score"} of a RewardModel, {"scores", "mean", "variance"} of an Ensemble
+    /// Score a response: {"prompt": …, "response": …} gives {"score"} for a RewardModel, {"scores", "mean", "variance"}
+    /// for an Ensemble
     Score {
         #[command(flatten)]
         model: ModelAt,
@@ -191,31 +194,31 @@ pub struct ModelAt {
     /// The model's folder (config.json, weights, tokenizer.json) or a .gguf file; for `score` an artifact's folder
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
-    /// Lines that are read, computed and answered together
+    /// Number of lines read, computed and answered together
     #[arg(long, value_name = "LINES", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub batch: u16,
-    /// CPU threads; no result depends on their number [default: all]
+    /// CPU threads; results do not depend on their number [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 }
 
-/// How a response is drawn.
+/// Sampling options for a response.
 #[derive(Debug, Args)]
 pub struct Sampling {
     #[arg(long, value_name = "N", default_value_t = 48)]
     pub max_new_tokens: usize,
-    /// The first that many tokens cannot be the end of the text
+    /// Minimum number of tokens before the text may end
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub min_new_tokens: usize,
     #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = positive)]
     pub temperature: f64,
-    /// Draw from the most probable tokens that together reach this probability
+    /// Sample from the most probable tokens that together reach this probability
     #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share)]
     pub top_p: f64,
-    /// Take the most probable token each time
+    /// Always take the most probable token
     #[arg(long, conflicts_with_all = ["temperature", "top_p", "seed"])]
     pub greedy: bool,
-    /// A response depends on this, on its line's number and on its prompt
+    /// Random seed; a response depends on it, on its line number and on its prompt
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 }
@@ -239,12 +242,12 @@ pub enum GraphFormat {
 
 pub fn parse() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| {
-        // An argument may be a file's name that a shell found; clap repeats it as it is.
+        // An argument may be a file name expanded by the shell; clap repeats it unescaped.
         if error.use_stderr() && std::env::args_os().any(|a| a.to_string_lossy().contains(steers_terminal)) {
             note!("{}", error.render().to_string().trim_end());
             std::process::exit(error.exit_code());
         }
-        // Help or the version may be written to a full disk.
+        // Writing help or the version may fail, for example on a full disk.
         crate::output::note_failure(error.print());
         match crate::output::finish() {
             Err(failure) if error.exit_code() == 0 => {

@@ -1,20 +1,20 @@
-//! Draws a small graph of stages as SVG, in layers from left to right. Knows no store.
+//! Draws a small graph of stages as SVG, in layers from left to right.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::report::escape;
 
-/// One stage.
+/// One stage of the drawing.
 #[derive(Clone, Debug, Default)]
 pub struct Box {
     pub name: String,
-    /// Names of the boxes that it is made from.
+    /// Names of the boxes that are its inputs.
     pub from: BTreeSet<String>,
-    /// The second line.
+    /// Text of the second line.
     pub note: String,
     pub ran: bool,
     pub failed: bool,
-    /// Some of it was skipped or not reached.
+    /// Whether some of its instances were skipped or not reached.
     pub unreached: bool,
 }
 
@@ -23,7 +23,7 @@ const HEIGHT: f64 = 38.0;
 const GAP_X: f64 = 38.0;
 const GAP_Y: f64 = 14.0;
 
-/// The boxes, which name their inputs before their users or after, as one `<svg>`.
+/// Draws the boxes as one `<svg>`. Inputs may come before or after their users.
 pub fn layers_svg(boxes: &[Box]) -> String {
     let layer = layers(boxes);
     let order = rows(boxes, &layer);
@@ -79,11 +79,12 @@ pub fn layers_svg(boxes: &[Box]) -> String {
     out
 }
 
-/// The longest way from a source, by box. Stages may need each other's instances in a ring; such an edge is left out.
+/// The length of the longest path from a source to each box. Stages may depend on each other's instances in a cycle; an
+/// edge that closes a cycle is ignored.
 fn layers(boxes: &[Box]) -> Vec<usize> {
     let index: BTreeMap<&str, usize> = boxes.iter().enumerate().map(|(i, b)| (b.name.as_str(), i)).collect();
     let mut layer = vec![0; boxes.len()];
-    // At most as many rounds as boxes: a ring cannot push its members on for ever.
+    // Limit the number of rounds: the boxes of a cycle would push each other on for ever.
     for _ in 0..boxes.len() {
         let mut moved = false;
         for (i, b) in boxes.iter().enumerate() {
@@ -101,7 +102,7 @@ fn layers(boxes: &[Box]) -> Vec<usize> {
     layer
 }
 
-/// Boxes by layer, each layer ordered by the mean row of what its boxes are made from.
+/// The boxes of each layer, ordered by the mean row of their inputs.
 fn rows(boxes: &[Box], layer: &[usize]) -> Vec<Vec<usize>> {
     let depth = layer.iter().max().map_or(0, |d| d + 1);
     let mut order: Vec<Vec<usize>> =

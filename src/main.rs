@@ -1,20 +1,20 @@
-//! The `temper` command: arguments in, exit code out.
+//! The `temper` command: parses arguments, runs the command, returns its exit code.
 
-/// Prints a line to standard output, as [`output::print_out`] does.
+/// Prints a line to standard output through [`output::print_out`].
 macro_rules! say {
     ($($what:tt)*) => {{
         $crate::output::print_out(format_args!("{}\n", format_args!($($what)*)));
     }};
 }
 
-/// As [`say`], without the line's end.
+/// Like [`say`], without the line ending.
 macro_rules! put {
     ($($what:tt)*) => {{
         $crate::output::print_out(format_args!($($what)*));
     }};
 }
 
-/// As [`say`], to standard error, of whose failure nobody could be told.
+/// Like [`say`], to standard error. A failure to write there cannot be reported and is ignored.
 macro_rules! note {
     ($($what:tt)*) => {{
         let _ = $crate::output::print(std::io::stderr(), format_args!("{}\n", format_args!($($what)*)));
@@ -28,11 +28,11 @@ mod output;
 mod progress;
 mod report;
 
-/// Training frees and takes large buffers all the time; the system's allocator gives their pages back each time.
+/// Training allocates and frees large buffers all the time; the system allocator would return their pages each time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Of a panic, which is our fault unless the system refused something.
+/// Exit code of a panic: our fault, unless the system refused a resource.
 const OURS: u8 = 4;
 const SURROUNDINGS: u8 = 3;
 
@@ -62,8 +62,8 @@ fn said(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-/// Whether a library panicked because the system had no file (EMFILE, ENFILE) or thread (EAGAIN) to give: some have no other
-/// way to tell.
+/// Whether a library panicked because the system had no file (EMFILE, ENFILE) or thread (EAGAIN) left. Some libraries
+/// report this only by a panic.
 fn is_refusal(message: &str) -> bool {
     [11, 23, 24].iter().any(|code| {
         message.contains(&format!("(os error {code})")) || message.contains(&format!("Os {{ code: {code},"))

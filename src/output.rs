@@ -1,4 +1,4 @@
-//! Everything that the command prints passes here, so that no text of others steers the terminal.
+//! All output of the command passes through this module, so that foreign text cannot control the terminal.
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
@@ -16,37 +16,36 @@ static FAILED: OnceLock<io::Error> = OnceLock::new();
 /// Prints text with its control characters escaped.
 ///
 /// # Errors
-/// When the text cannot be written.
+/// If the text cannot be written.
 pub fn print(mut to: impl Write, what: Arguments<'_>) -> io::Result<()> {
     to.write_all(escape_controls(&what.to_string()).as_bytes())
 }
 
-/// Prints to standard output; [`finish`] tells what went wrong.
+/// Prints to standard output; [`finish`] reports failures.
 pub fn print_out(what: Arguments<'_>) {
     note_failure(print(io::stdout(), what));
 }
 
-/// Remembers that standard output failed. A reader that has gone away, such as `head`, is no reason to fail: what it did not
-/// read is not missed.
+/// Records a failure of standard output. A closed pipe, such as to `head`, is not a failure.
 pub fn note_failure(written: io::Result<()>) {
     if let Err(error) = written
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        // Only the first one counts.
+        // Keep only the first error.
         let _ = FAILED.set(error);
     }
 }
 
-/// Writes out what is still held back of standard output.
+/// Flushes standard output.
 ///
 /// # Errors
-/// When something that was printed did not arrive, such as on a full disk.
+/// If some output could not be written, for example on a full disk.
 pub fn finish() -> Result<()> {
     note_failure(io::stdout().flush());
     FAILED.get().map_or(Ok(()), |e| Err(Error::surroundings(format!("standard output: {e}"))))
 }
 
-/// A value as one line of JSON, in which the characters that a terminal obeys are escaped beyond what JSON asks for.
+/// A value as one line of JSON, with terminal control characters escaped beyond what JSON requires.
 ///
 /// # Errors
 /// If the value cannot be serialised.
@@ -56,7 +55,7 @@ pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
     String::from_utf8(line).map_err(serde_json::Error::custom)
 }
 
-/// Compact, as a formatter is by default.
+/// A compact JSON formatter that escapes terminal control characters.
 struct Escaping;
 
 impl Formatter for Escaping {
@@ -64,7 +63,7 @@ impl Formatter for Escaping {
         let mut rest = fragment;
         while let Some((at, c)) = rest.char_indices().find(|(_, c)| steers_terminal(*c)) {
             to.write_all(&rest.as_bytes()[..at])?;
-            // All of them lie below U+10000: one escape each.
+            // All of them are below U+10000, so one escape is enough.
             write!(to, "\\u{:04x}", u32::from(c))?;
             rest = &rest[at + c.len_utf8()..];
         }

@@ -1,4 +1,4 @@
-//! What a run tells while it goes: bars on a terminal, lines elsewhere, JSON for machines. Decides nothing.
+//! Progress output of a run: bars on a terminal, lines elsewhere, or JSON.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -12,7 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::output;
 
-/// How often a stage's progress is told where there is no terminal.
+/// Interval between progress lines of a stage when there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(15);
 
 pub struct Progress {
@@ -30,10 +30,10 @@ enum How {
 struct State {
     bars: BTreeMap<String, ProgressBar>,
     told: BTreeMap<String, Instant>,
-    /// Where each stage stood when it was first heard of, and when.
+    /// Each stage's first reported progress and its time.
     since: BTreeMap<String, (u64, Instant)>,
     paid: BTreeMap<String, Paid>,
-    /// Stages left, by the plan.
+    /// Number of stages left to run by the plan.
     open: usize,
     done: usize,
     reused: usize,
@@ -53,21 +53,21 @@ impl Progress {
 
     pub fn tell(&self, event: &Event) {
         if let How::Json = self.how {
-            // Events are plain data; one that does not serialise would be a bug that the journal has already told.
+            // Events are plain data. A failure to serialise would be a bug that the journal has already reported.
             if let Ok(line) = output::json(event) {
                 say!("{line}");
             }
             return;
         }
-        // Nothing that holds this lock panics.
+        // No code panics while it holds this lock.
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.tell_people(event, &mut state);
     }
 
-    /// Takes the bars away.
+    /// Removes the bars.
     pub fn end(&self) {
         if let How::Bars(bars) = &self.how {
-            // A terminal that cannot be cleared is left as it is.
+            // Ignore a terminal that cannot be cleared.
             let _ = bars.clear();
         }
     }
@@ -126,7 +126,7 @@ impl Progress {
             Event::Paid { stage, paid } => state.paid.entry(stage.clone()).or_default().add(*paid),
             Event::Resumed { stage, done, total, unit } => {
                 if let Some(bar) = state.bars.get(stage) {
-                    // What an earlier attempt did says nothing about the pace of this one.
+                    // Progress of an earlier attempt says nothing about the speed of this one.
                     bar.set_position(*done);
                     bar.reset_eta();
                 }
@@ -176,7 +176,7 @@ impl Progress {
 
     fn line(&self, text: &str) {
         match &self.how {
-            // A line that cannot be drawn is lost; the journal has it.
+            // A line that cannot be drawn is dropped; the journal has it.
             How::Bars(bars) => {
                 let _ = bars.println(escape_controls(text));
             }
@@ -185,13 +185,13 @@ impl Progress {
     }
 }
 
-/// Tokens and money so far.
+/// Tokens and money spent so far.
 fn spent(paid: &Paid) -> String {
     let money = paid.dollars.map_or_else(String::new, |dollars| format!(", ${dollars:.4}"));
     format!("  {} tokens in, {} out{money}", paid.input_tokens, paid.output_tokens)
 }
 
-/// The rate and the time that is left by it; nothing before there is any.
+/// The rate and the remaining time; empty before any progress.
 fn pace(done: u64, left: u64, elapsed: Duration) -> String {
     let rate = done as f64 / elapsed.as_secs_f64().max(1e-9);
     match done {

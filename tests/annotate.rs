@@ -1,4 +1,4 @@
-//! `annotate.claude` through the real binary, against an API server of our own: killed runs, lost replies, money.
+//! Tests of `annotate.claude` through the real binary against a local API server: killed runs, lost replies, money.
 
 #[allow(dead_code, unused_imports, reason = "the tests of the kind use more of it")]
 #[path = "../stages/src/testing/api/mod.rs"]
@@ -12,7 +12,7 @@ use api::{Api, Fault, KEY, Line, Rules};
 use serde_json::Value;
 use space::{TestSpace, text};
 
-/// 40 pairs, judged as `with` says.
+/// A space with 40 pairs, judged with the parameters in `with`.
 fn space(with: &str) -> TestSpace {
     let space = TestSpace::new();
     space.write(
@@ -41,17 +41,17 @@ fn temper(space: &TestSpace, api: &Api, arguments: &[&str]) -> Output {
     command(space, api, arguments).output().expect("the binary starts")
 }
 
-/// A run that is killed, with all that it started, when the server has counted `n`.
+/// Starts a run and kills it with all its processes when the server's count `of` reaches `n`.
 fn killed_when(space: &TestSpace, api: &Api, n: usize, of: impl Fn(&Api) -> usize) {
     let mut run = command(space, api, &["run", "p.yaml"]);
     let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts");
     api.wait_until(n, of);
-    // It may have ended by itself, which the caller's counts would tell.
+    // The run may have ended by itself; the caller's counts would show that.
     let _ = run.kill();
     run.wait().expect("it ends");
 }
 
-/// Files below a folder that hold the key.
+/// Files below a folder that contain the key.
 fn leaks(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let below = |path: PathBuf| match path.is_dir() {
@@ -74,13 +74,13 @@ fn assert_paid_once(out: &Output, space: &TestSpace, api: &Api) {
 #[test]
 fn a_run_killed_while_its_batch_is_under_way_goes_on_with_that_batch() {
     let space = space("mode: batch");
-    // It ends only when it was looked at more often than the first run can.
+    // The batch ends only after more status requests than the first run can make.
     let api = Api::new(Rules { looks: 40, ..Rules::default() });
     killed_when(&space, &api, 1, Api::creates);
     let out = temper(&space, &api, &["run", "p.yaml"]);
     assert_paid_once(&out, &space, &api);
     assert_eq!(api.creates(), 1);
-    // All are answered by then: there are no others that could cost anything.
+    // All requests are answered by then, so no others can cost anything.
     assert!(!text(&out.stderr).contains("will cost"), "{}", text(&out.stderr));
 }
 
@@ -150,7 +150,7 @@ fn a_run_killed_between_single_requests_asks_only_for_the_rest() {
     let killed_at = api.paid_messages();
     let out = temper(&space, &api, &["run", "p.yaml"]);
     assert!(out.status.success(), "{}", text(&out.stderr));
-    // What was under way when it was killed is lost: eight requests at most.
+    // Requests in flight when the run was killed are lost: eight at most.
     assert!(api.paid_twice().len() <= 8, "{:?}", api.paid_twice());
     assert!(killed_at < 40, "it was not killed in the middle");
 }
@@ -178,7 +178,7 @@ fn two_runs_at_once_one_in_batches_and_one_not_pay_once() {
     let latency = std::time::Duration::from_millis(10);
     let api = Api::new(Rules { looks: 10, latency, ..Rules::default() });
     assert!(temper(&space, &api, &["run", "p.yaml", "--until", "pairs"]).status.success());
-    // Two keys that ask the same.
+    // Two stage keys with the same requests.
     let sets = [["mode=batch", "max_unlabelled=0.1"], ["mode=single", "max_unlabelled=0.2"]];
     let runs = sets.map(|sets| {
         let [one, other] = sets.map(|set| format!("stages.annotate.with.{set}"));
@@ -214,11 +214,11 @@ fn the_plan_tells_what_it_will_cost_and_the_limit_stops_before_it_is_passed() {
     assert!(stderr.contains("max_cost: $0.") && stderr.contains("of $0.1 are spent"), "{stderr}");
     let stopped = api.paid_messages();
     assert!(stopped > 2 && stopped < 40, "{stopped}");
-    // Running again spends nothing more: what was spent counts.
+    // A second run spends nothing more, since earlier spending counts.
     assert_eq!(temper(&space, &api, &["run", "p.yaml"]).status.code(), Some(3));
     assert_eq!(api.paid_messages(), stopped);
 
-    // More money is no other stage: what is kept is kept.
+    // A higher limit does not change the stage's key: kept answers stay valid.
     let raised = ["--set", "stages.annotate.with.max_cost=5"];
     let out = temper(&space, &api, &[&["run", "p.yaml"][..], &raised].concat());
     assert_paid_once(&out, &space, &api);
@@ -313,7 +313,8 @@ fn a_pilot_tells_what_thinking_takes() {
     assert!(stdout.contains("answered already"), "{stdout}");
 }
 
-/// What anybody on this machine can see of a process and its children, and what their user can: arguments, environments.
+/// Command lines and environments of a process and its children: the first are visible to everybody on this machine,
+/// the second to their user.
 fn seen_of_processes(parent: u32) -> Vec<String> {
     let mut seen = Vec::new();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path()) {
@@ -332,7 +333,7 @@ fn a_key_in_a_file_is_used_and_is_nowhere_in_what_a_run_leaves_or_shows() {
     let secrets = tempfile::tempdir().expect("a temporary folder can be made");
     let file = secrets.path().join("key");
     std::fs::write(&file, format!("{KEY}\n")).expect("it can be written");
-    // A server that says the key wherever it can, and lets nobody in at the end.
+    // A server that repeats the key wherever it can and finally rejects every request.
     let message = |n: usize, _: &Value| {
         let message = format!("your key is {KEY}");
         let told = |status| Fault::Error {
@@ -381,7 +382,7 @@ fn a_key_in_a_file_is_used_and_is_nowhere_in_what_a_run_leaves_or_shows() {
     }
     assert!(kind.paid_messages() > 0, "the key of the file was not used");
     assert!(!all.contains(KEY), "{all}");
-    // Store, journals, logs, artifacts, reports, answers.
+    // Store, journals, logs, artifacts, reports and answers.
     assert_eq!(leaks(&space.path(".")), [""; 0].map(PathBuf::from));
 }
 
@@ -414,7 +415,7 @@ fn a_missing_key_is_told_before_anything_runs_and_only_where_something_is_asked(
     assert!(without(&["run", "p.yaml", "--until", "pairs"]).status.success());
     assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
     let asked = api.messages();
-    // Reused; reused when its inputs are made again; made again from the answers that the store keeps.
+    // Three cases: reused; reused although its inputs are made again; made again from the answers in the store.
     for more in [&[][..], &["--force", "pairs"], &["--force", "annotate"]] {
         let out = without(&[&["run", "p.yaml"], more].concat());
         assert!(out.status.success(), "{more:?}: {}", text(&out.stderr));
@@ -422,7 +423,7 @@ fn a_missing_key_is_told_before_anything_runs_and_only_where_something_is_asked(
     let plan = without(&["plan", "p.yaml"]);
     assert!(!text(&plan.stderr).contains("warning"), "{}", text(&plan.stderr));
     assert_eq!(api.messages(), asked);
-    // Another model was never asked.
+    // These parameters give new requests, which have no kept answers.
     let out = without(&["run", "p.yaml", "--set", "stages.annotate.with.max_tokens=77"]);
     assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
 }

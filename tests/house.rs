@@ -1,4 +1,4 @@
-//! The house's own rules: which crate may know which.
+//! The project's own rules: dependencies between crates, and module documentation.
 
 mod space;
 
@@ -34,7 +34,7 @@ fn every_module_says_what_it_is() {
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(&folder).expect("a source folder can be read") {
                 let path = entry.expect("an entry can be read").path();
-                // Tests are claims whose names say what they are.
+                // Test modules need no header: the names of the tests say what they claim.
                 if path.file_stem().is_some_and(|name| name == "tests" || name.to_string_lossy().ends_with("_tests")) {
                     continue;
                 }

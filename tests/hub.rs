@@ -1,4 +1,4 @@
-//! Models and data from a hub, through the real binary: a server on this machine plays the hub.
+//! Models and data from a hub, through the real binary, with a server on this machine as the hub.
 
 mod space;
 
@@ -19,7 +19,7 @@ fn asset(file: &str) -> Vec<u8> {
     std::fs::read(repository(folder).join(file)).expect("the assets are part of the repository")
 }
 
-/// A hub that has the model as `a/b`, and a space with a pipeline that imports it.
+/// A hub with the model as `a/b`, and a space with a pipeline that imports it.
 fn hub() -> (TestSpace, Play) {
     let hub = Play::new();
     put_model(&hub, "main", OLD);
@@ -75,7 +75,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// What came so far of a file that is not whole.
+/// The partial download of an incomplete file.
 fn part(space: &TestSpace, name: &str) -> Option<PathBuf> {
     files(&space.path("cache")).into_iter().find(|path| path.ends_with(Path::new("parts").join(name)))
 }
@@ -87,7 +87,7 @@ fn a_redirect_is_followed_and_the_token_stays_with_the_hub() {
     let weights = asset("model.safetensors");
     store.put("/blob?signature=x", Page::of(weights.clone()));
     hub.put(&at(OLD, "model.safetensors"), Page::elsewhere(format!("{}/blob?signature=x", store.address), &weights));
-    // As hubs do for small files: to another place of their own.
+    // Redirect small files to another path on the same host, as hubs do.
     hub.put("/cache/config", Page::in_git(&asset("config.json")));
     hub.change(&at(OLD, "config.json"), |page| {
         *page = Page { status: 307, headers: vec![("location", "/cache/config".into())], ..Page::of("") };
@@ -104,7 +104,7 @@ fn a_redirect_is_followed_and_the_token_stays_with_the_hub() {
         |path: &PathBuf| text(&std::fs::read(path).expect("a file of the store")).contains("hf_secret");
     assert_eq!(files(&space.path("cache")).into_iter().find(holds_the_token), None);
 
-    // What is there is not asked for again.
+    // Existing files are not requested again.
     let asked = hub.asked().len();
     assert_imported(&run(&space, &hub, None, &[]), &space);
     assert_eq!(hub.asked().len(), asked);
@@ -120,7 +120,7 @@ fn hub_pages() -> Vec<String> {
 fn a_download_that_is_cut_goes_on_where_it_stopped() {
     let (space, hub) = hub();
     let weights = at(OLD, "model.safetensors");
-    // The third brings nothing: then the stage is tried again, a second later.
+    // The third attempt receives nothing; the stage is then retried after a second.
     hub.change(&weights, |page| page.cuts = vec![1000, 2000, 0]);
     assert_imported(&run(&space, &hub, None, &[]), &space);
     let range = |start: &str| Some(format!("bytes={start}-"));
@@ -153,14 +153,14 @@ fn a_killed_run_leaves_what_came_and_the_next_goes_on_at_the_same_commit() {
     }
     child.kill().and_then(|()| child.wait()).expect("it runs until it is killed");
 
-    // Meanwhile the branch moves on: files of two commits are not mixed.
+    // The branch moves meanwhile: files of two commits must not be mixed.
     put_model(&hub, "main", NEW);
     hub.change(&weights, |page| page.stalls = None);
     assert_imported(&run(&space, &hub, None, &[]), &space);
     assert_eq!(hub.ranges(&weights), [None, Some("bytes=5000-".to_owned())]);
     assert!(!hub.asked().iter().any(|asked| asked.path.contains(NEW)));
 
-    // The record is reused while the branch is elsewhere; `--force` asks again where it is.
+    // The record is reused while the branch has moved; `--force` resolves the branch again.
     assert_imported(&run(&space, &hub, None, &[]), &space);
     assert!(!hub.asked().iter().any(|asked| asked.path.contains(NEW)));
     let out = run(&space, &hub, None, &["--force", "base"]);
@@ -254,7 +254,7 @@ fn what_the_hub_names_is_told_as_what_it_is() {
     check(info, (403, "GatedRepo"), Some("hf_x"), &[gated, "of the account that accepted them"]);
     check(info, (404, "RevisionNotFound"), None, &["revision `main`", "no such revision"]);
     check(&file, (404, "EntryNotFound"), None, &["file `tokenizer.json`", "the revision has no such file"]);
-    // A token that the hub does not know has no code, but a message.
+    // An unknown token gives no error code, only a message.
     let (space, hub) = hub();
     let headers = vec![("x-error-message", "Invalid username or password.".into())];
     hub.put(info, Page { status: 401, headers, ..Page::of("") });

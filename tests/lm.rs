@@ -1,4 +1,4 @@
-//! `temper lm` through the real binary, on the smallest embedded model.
+//! Tests of `temper lm` through the real binary, on the smallest embedded model.
 
 mod space;
 
@@ -71,7 +71,7 @@ fn a_text_and_its_ids_have_the_same_log_probabilities_whatever_stands_beside_the
     assert_eq!(logprobs.len() + 1, ids.len());
     assert!(logprobs.iter().all(|p| *p < 0.0));
 
-    // A text's beginning has its beginning's figures: no position sees what comes after it.
+    // A prefix of the text has the same log-probabilities as within the whole text: no position sees later ones.
     let mut questions: Vec<Value> = (0..ids.len()).map(|n| json!({ "ids": ids[..n], "id": n })).collect();
     questions.insert(3, json!({ "text": TEXT, "other": "left alone" }));
     for more in [&[][..], &["--batch", "3"], &["--threads", "1"]] {
@@ -125,7 +125,7 @@ fn a_text_begins_with_what_its_tokenizer_puts_there() {
     std::fs::write(&file, tokenizer.to_string()).expect("written");
     assert_eq!(ids(&space).as_array().expect("ids")[..1], [json!(0)]);
     assert_eq!(json!(ids(&space).as_array().expect("ids")[1..]), plain);
-    // Even an empty prompt has a token to go on from.
+    // Even an empty prompt has a token to continue from.
     let args = ["generate", "--model", "model", "--max-new-tokens", "3", "--min-new-tokens", "3"];
     let answer = answers(&space, &args, &[json!({ "prompt": "" })]).remove(0);
     assert_eq!(answer["ids"].as_array().expect("ids").len(), 3);
@@ -263,7 +263,7 @@ fn a_folder_that_is_no_model_is_told() {
         assert_eq!(out.status.code(), Some(2), "{arguments:?}");
         assert!(text(&out.stderr).contains(what), "{}", text(&out.stderr));
     }
-    // Ids need no tokenizer; a text does.
+    // Questions with ids need no tokenizer; a text does.
     std::fs::remove_file(space.path("model/tokenizer.json")).expect("it was there");
     assert_eq!(answers(&space, &["logprobs", "--model", "model"], &[json!({ "ids": [1, 2] })]).len(), 1);
     let out = lm(&space, &["logprobs", "--model", "model"], &[json!({ "text": TEXT }).to_string()]);

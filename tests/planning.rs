@@ -1,4 +1,4 @@
-//! What `plan`, `run --dry-run` and errors in a pipeline file tell, on the shipped pipeline.
+//! Output of `plan`, `run --dry-run` and errors in a pipeline file, on the shipped pipeline.
 
 mod space;
 
@@ -163,7 +163,7 @@ stages:
   b: { uses: command, needs: { a: a }, with: { run: [sh, -c, 'cp $TEMPER_INPUT_a/x $TEMPER_OUTPUT/x'], output: Files } }
 ";
 
-/// What a command printed must hold no character that a terminal obeys.
+/// Asserts that the output of a command contains no terminal control characters, and returns it.
 fn assert_harmless(out: &std::process::Output) -> String {
     let printed = text(&out.stdout) + &text(&out.stderr);
     assert!(!printed.contains(|c: char| c.is_control() && c != '\n' && c != '\t'), "{printed:?}");
@@ -269,7 +269,7 @@ fn a_variable_that_a_stage_needs_is_missed_before_anything_runs() {
     let out = space.temper(&["run", "two.yaml"]);
     assert_eq!((out.status.code(), runs()), (Some(3), 0), "{}", text(&out.stderr));
     assert!(text(&out.stderr).contains(&format!("error: {missing}")), "{}", text(&out.stderr));
-    // Stages that ask for nothing run without the key, and so do stages that are reused, even if their inputs run again.
+    // Stages without requests run without the variable, and so do reused stages, even if their inputs run again.
     assert!(space.temper(&["run", "two.yaml", "--until", "a"]).status.success());
     let out = space.command(&["run", "two.yaml"]).env("NO_SUCH_TOKEN_HERE", "x").output().expect("the binary starts");
     assert!(out.status.success(), "{}", text(&out.stderr));
@@ -345,7 +345,7 @@ fn what_a_full_device_swallows_is_an_error() {
         assert_eq!(out.status.code(), Some(3), "{arguments:?}");
         assert!(text(&out.stderr).contains("error: standard output: No space left on device"), "{arguments:?}");
     }
-    // The run itself was made.
+    // The run itself was executed.
     assert_eq!(space.json(&["plan", "p.yaml", "--json"])["stages"][0]["action"], "reuse");
 }
 
@@ -356,10 +356,11 @@ fn a_finished_store_that_can_only_be_read_is_run_shown_and_reported() {
     space.write("p.yaml", ONE_STAGE);
     assert!(space.temper(&["run", "p.yaml"]).status.success());
     let binary = space.path("temper");
-    // By another process: a test that forks meanwhile would hold a file open for writing that is about to be run.
+    // Copy in another process: if another test forks during the copy, its child would keep the file open for writing,
+    // and it could not be executed.
     let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_temper")).arg(&binary).status().unwrap();
     assert!(copied.success());
-    // Without index: what is learnt cannot be kept.
+    // There is no index, and a read-only store cannot write a new one.
     std::fs::remove_file(space.path("cache/index")).unwrap();
     std::fs::create_dir(space.path("tmp")).unwrap();
     let mut open = vec![space.path("")];
@@ -388,7 +389,7 @@ fn a_finished_store_that_can_only_be_read_is_run_shown_and_reported() {
     for arguments in [&["show", "p.yaml", "a"][..], &["report", "p.yaml"], &["runs"], &["verify"]] {
         temper(arguments);
     }
-    // So that the folder can be deleted.
+    // Restore write permission, so that the folder can be deleted.
     std::fs::set_permissions(space.path(""), PermissionsExt::from_mode(0o755)).unwrap();
     let mut open = vec![space.path("cache")];
     while let Some(folder) = open.pop() {

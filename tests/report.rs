@@ -1,4 +1,4 @@
-//! Reports of runs that hold no study, through the real binary.
+//! Reports of runs without a study, through the real binary.
 
 mod space;
 

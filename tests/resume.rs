@@ -1,4 +1,4 @@
-//! Runs of the real binary that are killed in the middle of a stage that learns, and run again.
+//! Runs of the real binary that are killed in the middle of a learning stage and started again.
 
 mod space;
 
@@ -41,8 +41,8 @@ stages:
     with: { objective: adaptive, steps: { n: 6 }, rollouts: 6, minibatch: 4, epochs: 2, lr: 1.0e-3, max_new_tokens: 10, eval_every: 2, eval_prompts: 8 }
 ";
 
-/// Runs until `stage` tells of a checkpoint after `done` steps, and is then killed with what it started. Gives the events
-/// until then.
+/// Runs until `stage` reports a checkpoint after `done` steps, then kills the run with its processes. Returns the
+/// events up to then.
 fn killed_at(space: &TestSpace, arguments: &[&str], stage: &str, done: u64) -> Vec<Value> {
     let mut command = space.command(&[&["run", "study.yaml", "--json"], arguments].concat());
     let mut orchestrator = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary starts");
@@ -56,14 +56,14 @@ fn killed_at(space: &TestSpace, arguments: &[&str], stage: &str, done: u64) -> V
             break;
         }
     }
-    // It may be a zombie by now.
+    // The process may already be a zombie.
     let _ = orchestrator.kill();
     let ended = orchestrator.wait().expect("it ends");
     assert!(ended.signal() == Some(9), "no checkpoint of {stage} after {done} steps: {:?}", events.last());
     events
 }
 
-/// Where stages went on: (stage, steps done).
+/// The points at which stages resumed: (stage, steps done).
 fn resumed(events: &[Value]) -> Vec<(String, u64)> {
     let resumed = events.iter().filter(|event| event["event"] == "resumed");
     resumed.map(|e| (e["stage"].as_str().unwrap_or_default().to_owned(), e["done"].as_u64().unwrap_or(0))).collect()
@@ -81,7 +81,7 @@ fn a_study_killed_in_every_stage_that_learns_or_scores_gives_the_digests_of_an_u
     let whole = space.json(&["run", "study.yaml", "--store", "undisturbed", "--json", "-j", "1"]);
     assert_eq!(names(&whole["failed"]), [""; 0]);
 
-    // Each time on another number of threads.
+    // A different number of threads each time.
     let (one, two) = (["--checkpoint-every", "1", "-j", "1"], ["--checkpoint-every", "1", "-j", "2"]);
     let labels = ["--until", "labels", "--checkpoint-every", "1", "-j", "2"];
     let kills: [(&[&str], &str, u64); 5] =
@@ -89,8 +89,8 @@ fn a_study_killed_in_every_stage_that_learns_or_scores_gives_the_digests_of_an_u
     let mut told: Vec<Value> =
         kills.iter().flat_map(|(arguments, stage, done)| killed_at(&space, arguments, stage, *done)).collect();
     told.extend(events(&space.temper(&["run", "study.yaml", "--json", "-j", "2"])));
-    // A stage may have been through before the kill arrived, but hardly all of them; one that ran beside the watched one may
-    // have just begun.
+    // A stage may have finished before the kill arrived, but hardly all of them; a stage that ran next to the watched
+    // one may have just begun.
     let went_on = resumed(&told);
     let least = |stage: &str| kills.iter().find(|kill| kill.1 == stage).map_or(1, |kill| kill.2);
     assert!(!went_on.is_empty() && went_on.iter().all(|(stage, done)| *done >= least(stage)), "{went_on:?}");

@@ -1,4 +1,4 @@
-//! A whole study in miniature through the real binary: every stage, real gradients, a minute or so.
+//! A complete study in miniature through the real binary: every stage, real gradients, about a minute.
 
 mod space;
 
@@ -108,7 +108,7 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     assert!(html.contains("0 ran, 24 reused") && html.contains("* In the earlier run that made what was reused"));
     assert!(!html.contains("<h2>Timeline</h2>"));
 
-    // The annotator swapped: only what lies downstream of it runs again, and the first pairs are not needed.
+    // With another annotator, only the stages downstream of it run again, and the first pairs are not needed.
     let swap = ["--profile", "stiennon", "--json"];
     let plan = space.json(&[&["plan", "study.yaml"], &swap[..]].concat());
     assert_eq!(names(&plan["not_needed"]), ["pairs", "contrast"]);
@@ -117,10 +117,11 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     let (ran, reused) = (names(&swapped["ran"]), names(&swapped["reused"]));
     let upstream = ["base[m]", "base[s]", "filter", "pairs2", "posts", "sft[m]", "sft[s]", "tokenizer"];
     assert!(upstream.iter().all(|stage| reused.contains(stage)), "{swapped}");
-    // Two gold models may label so few pairs alike: the proxies are then the same, and what they teach stays.
+    // Two gold models may give the same labels to so few pairs; the proxies are then the same, and the stages trained
+    // against them are reused.
     assert!(["annotate", "gold", "labels", "evaluate[matched,5]"].iter().all(|stage| ran.contains(stage)), "{swapped}");
 
-    // Judges of the same pairs compared: simulated people, who err in one of ten, with the facts, and with a model.
+    // Compare judges of the same pairs: simulated people who err in one case of ten, the facts, and a model.
     let compared = space.json(&["run", "study.yaml", "--profile", "agreement", "--json"]);
     assert_eq!(names(&compared["failed"]), [""; 0]);
     assert!(names(&compared["reused"]).contains(&"gold"));
@@ -136,7 +137,7 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
     assert!(html.contains("Some on which they disagree") && !html.contains("NaN"));
     assert!(!html.contains("No dropout in RL"), "a reading of what this run does not hold");
 
-    // The same key gives the same bytes, whatever the thread count: made again elsewhere with one.
+    // The same key gives the same bytes at any thread count: repeat the run in another store with one thread.
     let one = space.json(&["run", "study.yaml", "--store", "other", "--until", "rl[adaptive,5]", "-j", "1", "--json"]);
     assert_eq!(names(&one["failed"]), [""; 0]);
     let best = space.json(&["run", "study.yaml", "--store", "other", "--until", "best", "-j", "1", "--json"]);
@@ -147,7 +148,7 @@ fn a_study_runs_from_nothing_and_is_then_reused() {
         assert_eq!(digest("cache"), digest("other"), "{stage}");
     }
 
-    // A bit flipped in a result is found, and what it spoiled is made again.
+    // A flipped bit in a result is found, and the damaged artifact is made again.
     let folder = space.json(&["path", "study.yaml", "labels", "--json"]);
     let table = std::path::Path::new(folder["folder"].as_str().expect("a path")).join("preferences.parquet");
     let mut bytes = std::fs::read(&table).expect("the table is there");

@@ -1,4 +1,4 @@
-//! The figures by name: each is prepared once and then measured as often as it is asked for. Knows no protocol.
+//! The benchmark figures by name: each is prepared once and then measured once per request.
 
 use std::time::Instant;
 
@@ -18,19 +18,19 @@ use crate::world::{self, told};
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Measured {
     pub seconds: f64,
-    /// Of a training step, a prefill or scoring all tokens, else the response tokens made.
+    /// Tokens of a training step, a prefill or a scoring pass, otherwise generated response tokens.
     pub tokens: u64,
-    /// By `flops.rs`; of sampled lengths, those of the longest.
+    /// Operations according to `flops.rs`; for sampled lengths, those of the longest.
     pub flops: f64,
 }
 
-/// Measures once.
+/// Takes one measurement.
 pub type Run = Box<dyn FnMut() -> Result<Measured, String>>;
 
-/// The figure `figure` at shape `shape`, ready to be measured.
+/// Prepares the figure `figure` at shape `shape` for measuring.
 ///
 /// # Errors
-/// Names a figure or shape that does not exist.
+/// If the figure or shape does not exist; names it.
 pub fn prepare(figure: &str, shapes: &Shapes, shape: &str) -> Result<Run, String> {
     let (s, lora) = (shapes.get(shape)?.clone(), shapes.lora);
     let base = |precision| world::base(&s).map(|base| base.with_precision(precision));
@@ -59,7 +59,7 @@ fn adapter(lora: Lora) -> Trains {
     Trains::Lora(lora.r)
 }
 
-/// Optimiser steps on the response tokens' loss, one after the other; gives what one took.
+/// Runs consecutive optimiser steps on the loss of the response tokens; reports the cost of one step.
 fn training_step(model: CausalLm, trains: Trains, shapes: &Shapes, s: Shape) -> Result<Run, String> {
     let optimiser = shapes.optimiser;
     let config = AdamWConfig { weight_decay: optimiser.weight_decay, ..AdamWConfig::default() };
@@ -82,8 +82,8 @@ fn training_step(model: CausalLm, trains: Trains, shapes: &Shapes, s: Shape) -> 
     }))
 }
 
-/// Sampling from a policy with an adapter: up to the first token, or what all further ones take. The latter is the
-/// difference of two runs one right after the other.
+/// Samples from a policy with an adapter: up to the first token, or the time of all further tokens. The latter is the
+/// difference between two consecutive runs.
 fn sampling(s: Shape, lora: Lora, decode: bool) -> Result<Run, String> {
     let policy = world::with_adapter(&world::base(&s)?, lora, 0.0)?.frozen();
     let prompts = world::prompts(&s, s.decode_batch)?;
@@ -113,8 +113,8 @@ fn sampling(s: Shape, lora: Lora, decode: bool) -> Result<Run, String> {
     }))
 }
 
-/// The fastest of our products of matrices among the shapes of a training step: by a prepared factor, as those with weights are,
-/// or by the library that the other kernels call.
+/// The fastest of our matrix products among the shapes of a training step, with a packed factor as for products with
+/// weights, or by the library that the other kernels call.
 fn fastest(s: Shape) -> Run {
     let rows = s.train_batch * (s.prompt + s.max_new);
     let (d, responses) = (s.d, s.train_batch * s.max_new);
@@ -129,7 +129,7 @@ fn fastest(s: Shape) -> Run {
     })
 }
 
-/// Seconds of the fastest of some products of `[m, k]` and `[k, n]`, either way.
+/// Seconds of the fastest of several products of `[m, k]` and `[k, n]`, for both methods.
 fn times_of_product(m: usize, k: usize, n: usize) -> [f64; 2] {
     const REPEATS: usize = 5;
     let (a, b, mut out) = (vec![0.5_f32; m * k], vec![0.25_f32; k * n], vec![0.0_f32; m * n]);

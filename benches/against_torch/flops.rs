@@ -1,12 +1,12 @@
-//! Floating-point operations of a GPT-2, counted once for both sides. Knows no implementation.
+//! Floating-point operations of a GPT-2, counted once for both sides.
 //!
-//! Counted are products of matrices, two operations for each multiply-add, as far as the result needs them: of causal
-//! attention the half that is seen; in the last layer, a position that nobody asks for counts with its key and value alone.
-//! Not counted: norms, GELU, softmax, sampling, the optimiser; anything an implementation computes twice.
+//! Counts matrix products, with two operations per multiply-add, as far as the result needs them: the visible half of
+//! causal attention, and in the last layer only keys and values for positions without a requested output. Excludes
+//! norms, GELU, softmax, sampling, the optimiser, and anything that an implementation computes twice.
 
 use crate::shapes::Shape;
 
-/// What of a model is trained.
+/// The trained part of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trains {
     /// Every weight.
@@ -21,29 +21,30 @@ pub struct Passes<'a> {
     pub shape: &'a Shape,
     pub rows: usize,
     pub time: usize,
-    /// Positions at the end of each sequence whose hidden states are wanted.
+    /// Number of positions at the end of each sequence whose hidden states are requested.
     pub wanted: usize,
-    /// Whether these meet the output embedding.
+    /// Whether these positions are multiplied with the output embedding.
     pub predicts: bool,
 }
 
 impl Passes<'_> {
-    /// One forward pass: 24 d^2 a token and layer in linear layers, 2 d (time + 1) in attention, 2 d vocab a predicted token;
-    /// in the last layer 4 d^2 a token and 20 d^2 a wanted one.
+    /// One forward pass: 24 d^2 per token and layer in linear layers, 2 d (time + 1) in attention, 2 d vocab per
+    /// predicted token. In the last layer, linear layers take 4 d^2 per token and 20 d^2 per requested one.
     pub fn forward(&self) -> f64 {
         self.linear() + self.attention() + self.output()
     }
 
-    /// Forward and backward. The gradient of an input costs what the product itself did, that of a weight the same again;
-    /// attention's backward pass twice its forward pass. An adapter adds its thin products thrice, and needs no gradient
-    /// of the first layer's input (but for the adapter's share of that, which is counted and is next to nothing).
+    /// Forward and backward pass. The gradient of an input costs as much as the product itself, and so does that of a
+    /// weight; attention's backward pass costs twice its forward pass. An adapter adds its thin products three times
+    /// and needs no gradient of the first layer's input (except for the adapter's share, which is counted and
+    /// negligible).
     pub fn train(&self, trains: Trains) -> f64 {
         let attention = 3.0 * self.attention();
         match trains {
             Trains::All => 3.0 * (self.linear() + self.output()) + attention,
             Trains::Lora(rank) => {
                 let Shape { d, layers, .. } = *self.shape;
-                // Inputs and outputs of the four layers: d + 3 d, d + d, d + 4 d, 4 d + d.
+                // Inputs and outputs of the four linear layers: d + 3 d, d + d, d + 4 d, 4 d + d.
                 let per_rank = self.tokens() * (16 * d * (layers - 1) + 3 * d) + self.wanted() * 13 * d;
                 let thin = 2.0 * (rank * per_rank) as f64;
                 let first = 2.0 * (self.tokens() * 3 * d * d) as f64;
@@ -52,12 +53,12 @@ impl Passes<'_> {
         }
     }
 
-    /// Of all sequences.
+    /// Tokens of all sequences.
     fn tokens(&self) -> usize {
         self.rows * self.time
     }
 
-    /// Of all sequences.
+    /// Requested positions of all sequences.
     fn wanted(&self) -> usize {
         self.rows * self.wanted
     }
@@ -69,7 +70,7 @@ impl Passes<'_> {
 
     fn attention(&self) -> f64 {
         let Shape { d, layers, .. } = *self.shape;
-        // Of the first n positions, each over those up to itself.
+        // Attention of the first n positions, each over the positions up to itself.
         let first = |n: usize| 2 * n * (n + 1) * d;
         let all = first(self.time);
         (self.rows * (all * layers - first(self.time - self.wanted))) as f64
@@ -82,18 +83,20 @@ impl Passes<'_> {
 }
 
 impl Shape {
-    /// Reading the prompts of `rows` sequences and predicting one token of each.
+    /// Reads the prompts of `rows` sequences and predicts one token for each.
     pub fn prefill(&self, rows: usize) -> f64 {
         Passes { shape: self, rows, time: self.prompt, wanted: 1, predicts: true }.forward()
     }
 
-    /// All further tokens of `rows` responses of the full length: what one pass over everything costs above the prompts.
+    /// All further tokens of `rows` responses of full length: the cost of one pass over everything minus that of the
+    /// prompts.
     pub fn decode(&self, rows: usize) -> f64 {
         let time = self.prompt + self.max_new - 1;
         Passes { shape: self, rows, time, wanted: self.max_new, predicts: true }.forward() - self.prefill(rows)
     }
 
-    /// One pass over whole sequences for the response tokens' log-probabilities, or for a score at the last token.
+    /// One pass over complete sequences for the log-probabilities of the response tokens, or for a score at the last
+    /// token.
     pub fn whole(&self, rows: usize, predicts: bool) -> Passes<'_> {
         // No prediction depends on the last token.
         let (time, wanted) =
@@ -101,7 +104,7 @@ impl Shape {
         Passes { shape: self, rows, time, wanted, predicts }
     }
 
-    /// A whole PPO phase: sampling, the policy's and the reference's log-probabilities, each member's scores, the updates.
+    /// A complete PPO phase: sampling, log-probabilities of policy and reference, each member's scores, the updates.
     pub fn phase(&self, members: usize, trains: Trains) -> f64 {
         let rows = self.rollouts;
         self.prefill(rows)

@@ -1,10 +1,10 @@
-//! Our side of the comparison with PyTorch: a process that is asked for figures on standard input and measures each once.
-//! Knows neither the other side nor the table; `drive.py` runs both.
+//! Our side of the comparison with PyTorch: a process that reads figure names from standard input and measures each
+//! once. `drive.py` runs both sides.
 //!
-//! Arguments: the path of `shapes.json` and the number of threads. Each line of input is `{"figure": …, "shape": …}`, each
-//! line of output `{"seconds", "tokens", "flops", "start_rss", "peak_rss"}`, the last two in bytes. The figure `texts` is answered with
-//! `{"prompts", "sequences"}`, the ids that the other side should be given where a shape has a tokenizer; `score_bf16_error`
-//! with `{"rms", "largest"}`, in nats.
+//! Arguments: the path of `shapes.json` and the number of threads. Each line of input is `{"figure": …, "shape": …}`,
+//! each line of output `{"seconds", "tokens", "flops", "start_rss", "peak_rss"}`, the last two in bytes. The figure
+//! `texts` is answered with `{"prompts", "sequences"}`, the ids for the other side if a shape has a tokenizer;
+//! `score_bf16_error` is answered with `{"rms", "largest"}`, in nats.
 
 mod figures;
 mod flops;
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use figures::{Measured, Run};
 use shapes::Shapes;
 
-/// As in the `temper` command.
+/// Same allocator as in the `temper` command.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -35,7 +35,7 @@ struct Question {
 struct Answer {
     #[serde(flatten)]
     measured: Measured,
-    /// Resident memory before the first question, and the most so far, in bytes.
+    /// Resident memory before the first question, in bytes; `peak_rss`: its maximum so far.
     start_rss: u64,
     peak_rss: u64,
 }
@@ -43,7 +43,7 @@ struct Answer {
 #[derive(Debug, Serialize)]
 struct Texts {
     prompts: Vec<Vec<u32>>,
-    /// Prompts and responses.
+    /// Pairs of prompt and response.
     sequences: Vec<[Vec<u32>; 2]>,
 }
 
@@ -96,7 +96,7 @@ fn say(answer: &impl Serialize) -> Result<(), String> {
     writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|e| format!("standard output: {e}"))
 }
 
-/// A field of this process's status, in bytes.
+/// A field of this process's `/proc/self/status`, in bytes.
 fn memory(field: &str) -> Result<u64, String> {
     let status = std::fs::read_to_string("/proc/self/status").map_err(|e| format!("/proc/self/status: {e}"))?;
     let kibibytes = status.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok());

@@ -1,4 +1,4 @@
-//! A whole phase of `rl.ppo`, as the kind runs it. Knows no artifact.
+//! A complete phase of `rl.ppo`, as the kind runs it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,8 +22,8 @@ use crate::flops::Trains;
 use crate::shapes::{Shape, Shapes};
 use crate::world::{self, told};
 
-/// The first phase of a run from the same state each time: with one reward model the standard objective, with several
-/// the adaptive one. `trains` holds for the policy and for how the reward models were trained.
+/// The first phase of a run, from the same state each time: the standard objective with one reward model, the adaptive
+/// one with several. `trains` applies to the policy and to the reward models.
 pub fn phase(s: Shape, shapes: &Shapes, trains: Trains, members: usize) -> Result<Run, String> {
     let params = params(&s, shapes, trains, members);
     let base = world::base(&s)?;
@@ -83,7 +83,7 @@ fn params(s: &Shape, shapes: &Shapes, trains: Trains, members: usize) -> Params 
     params.into()
 }
 
-/// A reward model with a head of its own: an adapter on the shared base, or weights of its own.
+/// A reward model with its own head: an adapter on the shared base, or its own weights.
 fn member(base: &CausalLm, s: &Shape, shapes: &Shapes, trains: Trains, i: usize) -> Result<LoadedReward, String> {
     let lm = match trains {
         Trains::All => base.clone().with_full_training().map_err(told)?,

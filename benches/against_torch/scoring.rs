@@ -1,4 +1,4 @@
-//! Log-probabilities of given tokens without gradients, and what products in bf16 change of them. Knows no protocol.
+//! Log-probabilities of given tokens without gradients, and their error with bf16 products.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::figures::{Measured, Run};
 use crate::shapes::Shape;
 use crate::world::{self, told};
 
-/// As many sequences at a time as in `rl.ppo`.
+/// Batch size, as in `rl.ppo`.
 const BATCH: usize = 64;
 
 /// Scores the response tokens of as many sequences as a phase has rollouts.
@@ -26,14 +26,14 @@ pub fn scoring(s: Shape, precision: Precision) -> Result<Run, String> {
     }))
 }
 
-/// How far log-probabilities are from those in f32, in nats.
+/// Deviation of log-probabilities from those in f32, in nats.
 #[derive(Debug, Serialize)]
 pub struct Error {
     rms: f64,
     largest: f64,
 }
 
-/// The error of what [`scoring`] finds in bf16.
+/// The error of [`scoring`] in bf16.
 pub fn error(s: &Shape) -> Result<Error, String> {
     let model = world::base(s)?;
     let sequences = world::sequences(s, s.rollouts)?;
@@ -44,7 +44,7 @@ pub fn error(s: &Shape) -> Result<Error, String> {
     Ok(Error { rms, largest: errors.into_iter().fold(0.0, f64::max) })
 }
 
-/// Of all response tokens, one sequence after the other.
+/// Log-probabilities of all response tokens, concatenated over the sequences.
 fn logprobs(model: &CausalLm, sequences: &[Sequence]) -> Result<Vec<f64>, String> {
     let options = StatOptions { min_new_tokens: 0, eos: 0.into(), entropy: false };
     Ok(score_tokens(model, None, model, sequences, &options, BATCH).map_err(told)?.logprob.concat())

@@ -1,4 +1,4 @@
-//! `shapes.json`: what both sides compute. Knows no model.
+//! `shapes.json`: the models and batches that both sides compute.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,11 +34,11 @@ pub struct Ppo {
     pub value_clip: f64,
     pub value_coefficient: f64,
     pub gae_lambda: f64,
-    /// The KL coefficient.
+    /// KL coefficient.
     pub kl: f64,
 }
 
-/// A GPT-2 and the batches it is given.
+/// A GPT-2 and its batches.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Shape {
     /// The model under `assets/` whose weights and tokenizer are used. Absent: random weights and random prompts.
@@ -48,13 +48,13 @@ pub struct Shape {
     pub heads: usize,
     pub vocab: usize,
     pub positions: usize,
-    /// Tokens of a prompt; with an asset their mean.
+    /// Tokens per prompt; with an asset, the mean.
     pub prompt: usize,
-    /// Where these two agree, every response has that many tokens: EOS is impossible before.
+    /// If `min_new` and `max_new` are equal, every response has that many tokens: EOS is masked before.
     pub min_new: usize,
     pub max_new: usize,
     pub train_batch: usize,
-    /// Training steps that are timed together.
+    /// Number of training steps timed together.
     pub steps: usize,
     pub decode_batch: usize,
     pub rollouts: usize,

@@ -1,4 +1,4 @@
-//! Models and sequences of a shape. Knows no figure.
+//! Builds models and sequences of a shape.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use stages::types::Post;
 
 use crate::shapes::{Lora, Shape};
 
-/// The asset's model, or a random one; frozen.
+/// The asset's model or a random one, frozen.
 pub fn base(shape: &Shape) -> Result<CausalLm, String> {
     if let Some(asset) = &shape.asset {
         return CausalLm::load(&folder(asset)).map_err(told);
@@ -26,7 +26,7 @@ pub fn with_adapter(base: &CausalLm, lora: Lora, dropout: f64) -> Result<CausalL
     base.with_adapter(&config, &mut fixed_generator(2, "adapter")).map_err(told)
 }
 
-/// `n` prompts: of the embedded corpus where there is a tokenizer, else random ids, all of one length.
+/// `n` prompts: from the embedded corpus if there is a tokenizer, otherwise random ids, all of the same length.
 pub fn prompts(shape: &Shape, n: usize) -> Result<Vec<Vec<u32>>, String> {
     let Some(asset) = &shape.asset else {
         let mut rng = fixed_generator(3, "prompts");
@@ -38,8 +38,8 @@ pub fn prompts(shape: &Shape, n: usize) -> Result<Vec<Vec<u32>>, String> {
     posts(n).map(|post| Ok(fit(&tokenizer, &post, window).map_err(told)?.ids)).collect()
 }
 
-/// `n` sequences: posts of the embedded corpus with their summaries where there is a tokenizer, else random ids of the
-/// shape's full length.
+/// `n` sequences: posts of the embedded corpus with their summaries if there is a tokenizer, otherwise random ids of
+/// the shape's full length.
 pub fn sequences(shape: &Shape, n: usize) -> Result<Vec<Sequence>, String> {
     if let Some(asset) = &shape.asset {
         let tokenizer = tokenizer(asset)?;
@@ -63,7 +63,7 @@ fn folder(asset: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(asset)
 }
 
-/// An error as this program passes it on.
+/// Converts an error to a message.
 pub fn told(e: impl std::fmt::Display) -> String {
     e.to_string()
 }

@@ -1,4 +1,4 @@
-//! `temper explain`: which field of a stage's recipe changed. Runs nothing.
+//! `temper explain`: shows which field of a stage's recipe changed.
 
 use engine::kind::Registry;
 use engine::plan::Flags;

@@ -1,4 +1,4 @@
-//! `temper graph`: the graph with what is cached, as Mermaid, DOT or SVG. Runs nothing.
+//! `temper graph`: draws the graph and its cached stages as Mermaid, DOT or SVG.
 
 use engine::kind::Registry;
 use engine::plan::{Flags, State};

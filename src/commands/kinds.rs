@@ -1,4 +1,4 @@
-//! `temper kinds` and `temper schema`: what a pipeline can use, from the kinds' own types. Knows no pipeline.
+//! `temper kinds` and `temper schema`: describe the kinds available to a pipeline, from the kinds' own types.
 
 use engine::error::Error;
 use engine::kind::{AnyKind, Arity, Port, Registry, Signature};
@@ -41,7 +41,7 @@ pub fn schema(registry: &Registry) -> Done {
     Ok(0)
 }
 
-/// The signature at default parameters; none where a parameter is required.
+/// The signature at default parameters; `None` if a parameter is required.
 fn plain_signature(kind: &dyn AnyKind) -> Option<Signature> {
     kind.normalise(&json!({})).ok().and_then(|params| kind.signature(&params).ok())
 }

@@ -1,4 +1,4 @@
-//! What each command does: reads the pipeline, asks the engine, prints. Decides nothing itself.
+//! The commands: each one reads the pipeline, calls the engine and prints.
 
 mod explain;
 mod graph;
@@ -42,7 +42,7 @@ pub fn main(cli: Cli) -> ExitCode {
     };
     let code = done.unwrap_or_else(|failure| {
         match &failure {
-            // Rendered with its own colours around what it has escaped; standard error may have gone away.
+            // The diagnostics are already escaped and may use colours. Writing fails if standard error is closed.
             Failure::File(faults) => {
                 let mut stderr = std::io::stderr();
                 let _ = writeln!(stderr, "{}", faults.render(stderr.is_terminal()).trim_end());
@@ -60,9 +60,9 @@ pub fn main(cli: Cli) -> ExitCode {
     }
 }
 
-/// Why a command did not do what it was asked.
+/// The reason why a command failed.
 enum Failure {
-    /// The pipeline file, with every fault in its place.
+    /// The pipeline file is invalid; lists every fault with its position.
     File(engine::diagnostics::Diagnostics),
     Error(Error),
 }
@@ -91,19 +91,19 @@ impl From<engine::diagnostics::Diagnostics> for Failure {
 /// A command's exit code.
 type Done = std::result::Result<u8, Failure>;
 
-/// The graph that the file, its profiles and `--set` ask for, cut to `until`.
+/// The graph of the file with its profiles and `--set` applied, cut to `until`.
 fn load(pipeline: &Pipeline, until: &[String], registry: &Registry) -> std::result::Result<Graph, Failure> {
     let options = Options { profiles: pipeline.profile.clone(), set: pipeline.set.clone(), until: until.to_vec() };
     Ok(engine::graph::load(&pipeline.file, &options, registry)?)
 }
 
-/// The store that was named, else `cache` beside the pipeline file.
+/// The store given by `--store`, or `cache` next to the pipeline file.
 fn open_store(pipeline: &Pipeline) -> Result<Store> {
     let beside = pipeline.file.parent().unwrap_or(Path::new("")).join("cache");
     Store::open(&pipeline.store.store.clone().unwrap_or(beside))
 }
 
-/// The store that was named, else `cache` in the working directory; it must be there.
+/// The store given by `--store`, or `cache` in the working directory; it must exist.
 fn existing_store(at: &StoreAt) -> Result<Store> {
     let root = at.store.clone().unwrap_or_else(|| PathBuf::from("cache"));
     if !root.is_dir() {
@@ -114,7 +114,7 @@ fn existing_store(at: &StoreAt) -> Result<Store> {
     Store::open(&root)
 }
 
-/// The graph cut to one instance, and that instance's place in it.
+/// The graph cut to one instance, and that instance's index.
 fn load_to(pipeline: &Pipeline, stage: &str, registry: &Registry) -> std::result::Result<(Graph, usize), Failure> {
     let graph = load(pipeline, &[stage.to_owned()], registry)?;
     match graph.targets[..] {
@@ -128,7 +128,7 @@ fn load_to(pipeline: &Pipeline, stage: &str, registry: &Registry) -> std::result
     }
 }
 
-/// Prints a value for machines.
+/// Prints a value as JSON.
 fn print_json(value: &serde_json::Value) {
     say!("{}", output::json(value).expect("a JSON value is plain data"));
 }

@@ -1,4 +1,4 @@
-//! `temper plan`: what a run would do, and why. Runs nothing.
+//! `temper plan`: shows what a run would do, and why.
 
 use engine::error::Error;
 use engine::estimate::{Estimate, Prospect, Range};
@@ -22,7 +22,7 @@ pub fn plan(pipeline: &Pipeline, cut: &Cut, registry: &Registry) -> Done {
     Ok(0)
 }
 
-/// Prints a plan, for people or for machines. `missing`: what stages will miss in their environment.
+/// Prints a plan as text or JSON. `missing`: failed checks of the environment that stages need.
 pub fn tell(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>], missing: &[Error], for_machines: bool) {
     if for_machines {
         let mut told = describe(graph, plan, prospects);
@@ -72,7 +72,7 @@ pub fn tell(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>], missing:
     missing.iter().for_each(|error| note!("warning: {error}"));
 }
 
-/// What a stage is expected to cost, with each note on a line of its own.
+/// The expected cost of a stage, with each note on its own line.
 fn cost(prospect: &Prospect) -> String {
     let Estimate { requests, input_tokens, output_tokens, dollars, notes } = match prospect {
         Prospect::Unknown(why) => return format!("cost not known: {why}"),
@@ -93,7 +93,7 @@ fn between(range: &Range, word: impl Fn(f64) -> String) -> String {
     if low == high { low } else { format!("{low} to {high}") }
 }
 
-/// A count with its thousands apart.
+/// Formats a count with commas between thousands.
 fn count(n: u64) -> String {
     let digits = n.to_string();
     let groups: Vec<&str> =

@@ -1,4 +1,4 @@
-//! `temper report` and `temper runs`: what runs left behind. Runs nothing.
+//! `temper report` and `temper runs`: show finished runs.
 
 use std::path::{Path, PathBuf};
 
@@ -78,7 +78,7 @@ pub fn runs(at: &StoreAt) -> Done {
     Ok(0)
 }
 
-/// The runs' folders, oldest first: their names sort by time.
+/// The folders of the runs, oldest first: their names sort by time.
 fn folders(store: &Store) -> Result<Vec<PathBuf>> {
     let runs = store.runs();
     if !runs.is_dir() {
@@ -95,10 +95,10 @@ fn folders(store: &Store) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// The latest run of a pipeline; with these profiles if any are named.
+/// The latest run of a pipeline, restricted to these profiles if any are given.
 fn latest(store: &Store, pipeline: &str, profiles: &[String]) -> Result<Option<PathBuf>> {
     for folder in folders(store)?.into_iter().rev() {
-        // A run whose journal is damaged is passed over: `temper runs` tells.
+        // Skip runs with a damaged journal; `temper runs` reports them.
         let mut events = journal::read(&folder).unwrap_or_default().into_iter().map(|line| line.event);
         if let Some(Event::Started { pipeline: name, profiles: with, .. }) =
             events.find(|event| matches!(event, Event::Started { .. }))

@@ -1,4 +1,4 @@
-//! `temper run`: plan, run, report. The report is rendered after every run, also a failed one.
+//! `temper run`: plans, runs and reports. Renders the report after every run, including failed ones.
 
 use std::sync::Arc;
 
@@ -37,7 +37,8 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
         profiles: args.file.profile.clone(),
         command_line: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         file: Some(args.file.file.display().to_string()),
-        // Attempts take and free large buffers all the time: pages that are given back must be faulted in again.
+        // Attempts allocate and free large buffers all the time; pages returned to the system would have to be faulted
+        // in again.
         env: vec![("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned())],
         ..RunOptions::default()
     };
@@ -49,7 +50,7 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
     })?;
     progress.end();
 
-    // What the run found stands, whatever becomes of its picture.
+    // The run's results are kept even if rendering the report fails.
     let written = report::render(&outcome.folder, &store);
     if !for_machines {
         match &written {
@@ -73,7 +74,7 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
     if outcome.interrupted {
         note!("interrupted: what was finished is kept; run again to go on");
     }
-    // The first cause is what the user sees last.
+    // Print in reverse, so that the first cause is the last thing the user sees.
     for failure in outcome.failed.iter().rev() {
         note!("error: {failure}");
     }

@@ -1,4 +1,4 @@
-//! `temper show` and `temper path`: a stage's artifact. Runs nothing.
+//! `temper show` and `temper path`: show a stage's artifact.
 
 use engine::error::{Error, Result};
 use engine::graph::Graph;

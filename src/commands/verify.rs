@@ -1,5 +1,5 @@
-//! `temper verify`: rehashes the store and reads the paid answers; `--repair` sets aside what is damaged. A run that needs it makes it
-//! again.
+//! `temper verify`: rehashes the store and checks the paid answers; `--repair` sets damaged files aside. A run that
+//! needs them makes them again.
 
 use engine::store::{self, ActionRecord};
 use serde_json::json;
@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Done, existing_store, print_json};
 use crate::args::StoreAt;
 
-/// Exit code of a store in which something is damaged: the surroundings' fault.
+/// Exit code for a damaged store, which counts as a fault of the environment.
 const DAMAGED: u8 = 3;
 
 pub fn verify(at: &StoreAt, repair: bool) -> Done {
@@ -47,7 +47,7 @@ pub fn verify(at: &StoreAt, repair: bool) -> Done {
             "set aside: {count}, in {}; a run that needs them makes them again",
             store.root().join("quarantine").display()
         );
-        // Nothing but money repairs a paid answer.
+        // A damaged paid answer cannot be repaired, only paid for again.
         return Ok(if answers.damaged.is_empty() { 0 } else { DAMAGED });
     }
     if !at.json {

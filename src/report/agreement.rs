@@ -1,4 +1,5 @@
-//! How far annotators agree: what the page shows of a run's `Agreement` artifacts, and a sentence for each two judges.
+//! Agreement between annotators: the page's section on a run's `Agreement` artifacts, and a sentence per pair of
+//! judges.
 
 use std::path::Path;
 
@@ -8,16 +9,16 @@ use stages::types::agreement::{AgreementInfo, Compared, Disagreement, Judge, Kap
 use super::html::{escape, table};
 use super::load::RunData;
 
-/// One artifact: the instance that made it, and what it says; or why it cannot be read.
+/// One artifact: its instance and its contents, or the reason why it cannot be read.
 pub struct Measured {
     pub name: String,
     pub read: Result<(AgreementInfo, Vec<Disagreement>), String>,
 }
 
-/// Disagreements on the page; the artifact holds more.
+/// Number of disagreements on the page; the artifact has more.
 const SHOWN: usize = 8;
 
-/// Every `Agreement` of the run that is there, in the pipeline's order.
+/// Every existing `Agreement` of the run, in pipeline order.
 pub fn gather(run: &RunData) -> Vec<Measured> {
     let made = run.instances.iter().filter(|instance| instance.output == Agreement::NAME);
     made.filter_map(|instance| {
@@ -31,7 +32,7 @@ fn read(folder: &Path) -> engine::error::Result<(AgreementInfo, Vec<Disagreement
     Ok((Agreement::info(folder)?, Agreement::disagreements(folder)?.take(SHOWN).collect::<Result<_, _>>()?))
 }
 
-/// What each artifact says, in sentences.
+/// The findings of each artifact, in sentences.
 pub fn sentences(measured: &[Measured]) -> Vec<String> {
     let infos = measured.iter().filter_map(|m| m.read.as_ref().ok());
     infos
@@ -55,7 +56,7 @@ fn agreed(two: &Compared) -> String {
     }
 }
 
-/// How often two labels of one pair are the same: another judge can hardly agree more.
+/// How often two labels of one pair are the same: in practice an upper bound on agreement with another judge.
 fn consistency(judge: &Judge) -> Option<String> {
     let share = judge.with_itself?;
     Some(format!(
@@ -66,7 +67,7 @@ fn consistency(judge: &Judge) -> Option<String> {
     ))
 }
 
-/// A judge for whom it matters what came first.
+/// A sentence on a judge whose preference depends on the order of the summaries.
 fn bias(judge: &Judge) -> Option<String> {
     let share = judge.first_chosen.filter(|share| share.high < 0.5 || 0.5 < share.low)?;
     let which = if share.share > 0.5 { "first" } else { "second" };
@@ -78,7 +79,7 @@ fn bias(judge: &Judge) -> Option<String> {
     ))
 }
 
-/// The page's section; empty when the run measured no agreement.
+/// The page's section; empty if the run measured no agreement.
 pub fn section(measured: &[Measured]) -> String {
     let part = |m: &Measured| match &m.read {
         Err(why) => {
@@ -144,7 +145,7 @@ fn by_length(compared: &[Compared]) -> String {
     });
     let rows: Vec<Vec<String>> = rows
         .map(|(two, is_first, bin)| {
-            // The names once for all of their rows.
+            // Print the names only in the first of their rows.
             let name = |name: &str| if is_first { escape(name) } else { String::new() };
             vec![
                 name(&two.first),

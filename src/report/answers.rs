@@ -1,4 +1,4 @@
-//! The page's section of answers: notes, gates, tested statements, and the figures of differences and of the frontier.
+//! The page's section of answers: notes, gates, tested statements, and figures of the differences and the frontier.
 
 use super::forest::{Place, forest, frontier};
 use super::html::{escape, table};
@@ -74,7 +74,7 @@ fn family(family: &Family) -> String {
     format!("<h4>{}</h4>{note}{}", escape(&family.title), table(&head, 3, &rows))
 }
 
-/// A line's parts, one row each; the first says what is stated and answered.
+/// One table row per part of a line; the first row also has the statement and its answer.
 fn rows(line: &Line) -> Vec<Vec<String>> {
     let class = match line.answer {
         Answer::Shown => "seen",
@@ -105,7 +105,7 @@ fn rows(line: &Line) -> Vec<Vec<String>> {
     line.parts.iter().enumerate().map(row).collect()
 }
 
-/// The forest plot of one measure's comparisons with the A/A band.
+/// The forest plot of one measure's comparisons, with the A/A band.
 fn differences(answers: &Answers, measure: Measure) -> String {
     let compared = answers.compared(measure);
     let noise: Vec<&Test> = answers.noise.iter().filter(|(of, _)| *of == measure).map(|(_, test)| test).collect();
@@ -123,7 +123,7 @@ fn differences(answers: &Answers, measure: Measure) -> String {
     )
 }
 
-/// Every arm in the plane of KL and outcome.
+/// Every arm as a point of KL and outcome.
 fn plane(study: &Study, measure: Measure) -> String {
     let adaptive = study.arms.iter().find(|arm| arm.role == Role::Adaptive);
     let fixed: Vec<&str> =

@@ -1,4 +1,4 @@
-//! The table of arms: start, chosen on A and final step, every number from half B.
+//! The table of arms at the start, the step chosen on half A and the final step; all numbers are from half B.
 
 use stages::stats::mean;
 use stages::types::{CurvePoint, Half, Mechanism};
@@ -7,19 +7,19 @@ use super::gates::{COEFFICIENT_GROWN, KL_SHARE};
 use super::outcome::{self, Measure};
 use super::study::{Arm, Role, Run, Study};
 
-/// The columns that name a row.
+/// The columns that identify a row.
 pub const NAMED: [&str; 4] = ["arm", "seed", "at", "phase"];
-/// How many of them are text.
+/// Number of identifying columns that are text.
 pub const TEXT: usize = 3;
 
 /// A column of numbers.
 pub struct Column {
     pub head: &'static str,
-    /// The terminal's heading.
+    /// The heading on the terminal.
     pub short: &'static str,
-    /// Whether the terminal has room for the interval.
+    /// Whether the terminal has space for the interval.
     pub roomy: bool,
-    /// Of the sampled point, and of the greedy one where there is one.
+    /// The cell of a sampled point, and of the greedy one if there is one.
     of: fn(&CurvePoint, Option<&CurvePoint>) -> Option<Cell>,
 }
 
@@ -74,7 +74,7 @@ pub struct Cell {
 fn cell(mean: f64, low: f64, high: f64, tell: fn(f64) -> String) -> Cell {
     let tell = |v: f64| {
         let told = tell(v);
-        // What rounds to nothing has no sign.
+        // A value that rounds to zero is printed without a sign.
         if told.chars().all(|c| "-0.".contains(c)) { told.replace('-', "") } else { told }
     };
     Cell { mean: tell(mean), interval: format!("[{}, {}]", tell(low), tell(high)) }
@@ -88,13 +88,13 @@ fn gold(p: &CurvePoint) -> Cell {
     cell(p.gold_sd, p.gold_sd_low, p.gold_sd_high, |v| format!("{v:.2}"))
 }
 
-/// One arm, seed and step: what names it and its numbers; absent where the step or the posts do not have one.
+/// One arm, seed and step: identifying columns and numbers. A number is absent if the step or the posts have none.
 pub struct Row {
     pub named: [String; 4],
     pub cells: Vec<Option<Cell>>,
 }
 
-/// An arm's seeds together.
+/// All rows, with an arm's seeds adjacent.
 pub fn rows(study: &Study) -> Vec<Row> {
     let runs = study.arms.iter().flat_map(|arm| arm.runs.iter().map(move |run| (arm, run)));
     runs.flat_map(|(arm, run)| points(run).map(move |(at, point)| row(arm, run, at, point))).collect()
@@ -156,7 +156,7 @@ pub const MECHANISM_HEAD: [&str; 10] = [
     "Spearman(s², error²)",
 ];
 
-/// The mechanism of every run; a dash for a number that the arm does not have.
+/// The mechanism of every run; a dash for a number that does not apply to the arm.
 pub fn mechanism(study: &Study) -> Vec<Vec<String>> {
     let tell = |v: Option<f64>| v.map_or_else(|| "–".to_owned(), |v| format!("{v:.3}"));
     study
@@ -183,7 +183,7 @@ pub fn mechanism(study: &Study) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// The coefficient that a fixed objective took, or the range of its schedule; of the adaptive one, what it was set to.
+/// The coefficient of a fixed objective or the range of its schedule; for the adaptive one, its lambda parameter.
 fn lambda(run: &Run) -> String {
     let m = &run.about.mechanism;
     let tell = |v: f64| {
@@ -197,8 +197,9 @@ fn lambda(run: &Run) -> String {
     }
 }
 
-/// Whether the mechanism was engaged, for each adaptive arm, the paper's own first: judged on the path of the mean arm beside
-/// it, since an adaptive arm that holds the KL low keeps its own coefficient low.
+/// Sentences on whether the mechanism was engaged, for each adaptive arm, the paper's own first. This is judged on the
+/// trajectory of the mean arm next to it, since an adaptive arm that keeps the KL low also keeps its own coefficient
+/// low.
 pub fn engagement(study: &Study) -> Vec<String> {
     let adaptive = study.arms.iter().filter(|arm| arm.role.is_adaptive());
     let (own, others): (Vec<&Arm>, Vec<&Arm>) = adaptive.partition(|arm| arm.role == Role::Adaptive);
@@ -254,7 +255,7 @@ fn engaged(study: &Study, arm: &Arm) -> String {
     )
 }
 
-/// Whether Algorithm 1's coefficient, on this run's path, reached what gate G2 asks.
+/// Whether Algorithm 1's coefficient on this run's trajectory reached the thresholds of gate G2.
 pub fn is_engaged(run: &Run) -> Option<bool> {
     let m = &run.about.mechanism;
     Some(m.c_over_lambda_max? >= COEFFICIENT_GROWN && m.c_kl_share_max? >= KL_SHARE)

@@ -14,7 +14,7 @@ const PANELS: [(&str, Of); 3] = [
     ("proxy (the objective's own phi)", |p| Some(p.proxy)),
 ];
 
-/// One row of charts for each evaluation; empty if there is none.
+/// One row of charts per evaluation; empty if there is none.
 pub fn figures(best_of: &[BestOf]) -> String {
     best_of.iter().map(figure).collect()
 }
@@ -41,7 +41,7 @@ fn figure(best_of: &BestOf) -> String {
     )
 }
 
-/// In the order of the table.
+/// The objectives in table order.
 fn objectives(best_of: &BestOf) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for point in best_of.runs.iter().flatten() {

@@ -1,4 +1,4 @@
-//! Line charts as SVG that follow the page's light or dark theme, with their data.
+//! Line charts as SVG with their data; they follow the page's light or dark theme.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::html::{csv, escape};
 
-/// One line: `(x, y)` in order of drawing; points that are not finite are left out.
+/// One line: `(x, y)` in drawing order; points that are not finite are skipped.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// Names it in the chart's data.
+    /// Name of the line in the chart's data.
     pub name: String,
     pub points: Vec<(f64, f64)>,
-    /// Which of the looks it has: no two numbers look alike.
+    /// Index of the line's look (colour and dashes); different indices look different.
     pub look: usize,
     /// Thin lines are single seeds, thick ones their mean.
     pub thin: bool,
@@ -28,14 +28,15 @@ pub struct Chart {
 }
 
 impl Chart {
-    /// Whether it has no point.
+    /// Whether the chart has no points.
     pub fn is_empty(&self) -> bool {
         self.lines.iter().all(|line| line.points.is_empty())
     }
 }
 
 pub const COLOURS: usize = 8;
-/// Colours that read on light and dark paper alike; the page names them beside the arms. Used up, they come again in dashes.
+/// Colours that are readable on light and dark paper; the page names them beside the arms. Beyond the last colour they
+/// repeat with dashes.
 const PALETTE: [RGBColor; COLOURS] = [
     RGBColor(214, 69, 65),
     RGBColor(46, 134, 222),
@@ -47,21 +48,21 @@ const PALETTE: [RGBColor; COLOURS] = [
     RGBColor(128, 128, 128),
 ];
 
-/// Drawn in this colour, which the page's style sheet replaces by its own text colour.
+/// Text colour in the drawing; the page's style sheet replaces it by its own.
 const INK: RGBColor = RGBColor(17, 17, 17);
-/// Replaced by the page's colour of rules.
+/// Colour of rules in the drawing; the style sheet replaces it too.
 const RULE: RGBColor = RGBColor(221, 221, 221);
 
-/// Between dashes, in pixels.
+/// Gap between dashes, in pixels.
 const GAP: u32 = 4;
 
-/// A line's colour, and the length of its dashes; none: it is drawn through.
+/// A line's colour and dash length; `None` for a solid line.
 fn look(n: usize) -> (RGBColor, Option<u32>) {
     let round = (n / PALETTE.len()) as u32;
     (PALETTE[n % PALETTE.len()], round.checked_sub(1).map(|again| 2 + 5 * again))
 }
 
-/// A look's colour, as an attribute's value.
+/// The colour of a look, as an attribute value.
 pub fn colour(n: usize) -> String {
     let (RGBColor(r, g, b), _) = look(n);
     format!("#{r:02x}{g:02x}{b:02x}")
@@ -78,18 +79,18 @@ pub fn swatch(n: usize) -> String {
     )
 }
 
-/// Charts beside each other as the page has room.
+/// Charts side by side, as many as fit.
 pub fn figures(charts: &[Chart]) -> String {
     let figures: String = charts.iter().map(figure).collect();
     format!("<div class=\"charts\">{figures}</div>")
 }
 
-/// A chart and a link to its data.
+/// A chart with a link to its data.
 pub fn figure(chart: &Chart) -> String {
     format!("<figure>{}{}</figure>", svg(chart), data(chart))
 }
 
-/// What the lines of charts are called, by look.
+/// A legend that names the lines by look.
 pub fn legend<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let entry = |(look, name)| format!("<span>{}{}</span>", swatch(look), escape(name));
     let entries: String = names.into_iter().enumerate().map(entry).collect();
@@ -108,7 +109,7 @@ fn data(chart: &Chart) -> String {
     format!("<figcaption>{}</figcaption>", csv(&name, &["line", &chart.x, &chart.y], &rows))
 }
 
-/// To seven digits, which a chart cannot show; empty if it is no number.
+/// Rounds to seven digits, more than a chart can show; empty if the value is not finite.
 fn rounded(v: f64) -> String {
     if v.is_finite() {
         format!("{v:.6e}").parse::<f64>().map_or_else(|_| v.to_string(), |v| v.to_string())
@@ -120,7 +121,8 @@ fn rounded(v: f64) -> String {
 /// `(x, y)` by step.
 pub type Series = BTreeMap<i64, (f64, f64)>;
 
-/// A line for each named run of an arm and, where there are several, a thick one of their means at the steps that all have.
+/// One line per named run of an arm and, if there are several, a thick line of their means at the steps that all runs
+/// have.
 pub fn arm_lines(arm: &str, look: usize, runs: &[(String, Series)]) -> Vec<Line> {
     let several = runs.len() > 1;
     let single = |(name, series): &(String, Series)| {
@@ -141,7 +143,7 @@ pub fn arm_lines(arm: &str, look: usize, runs: &[(String, Series)]) -> Vec<Line>
     lines
 }
 
-/// The chart as an `<svg>` element of 460 x 300; a sentence in its place when it has no points.
+/// The chart as an `<svg>` element of 460 x 300, or a sentence instead if it has no points.
 pub fn svg(chart: &Chart) -> String {
     let finite = |&(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
     let points: Vec<(f64, f64)> = chart.lines.iter().flat_map(|l| l.points.iter().copied()).filter(finite).collect();
@@ -149,7 +151,8 @@ pub fn svg(chart: &Chart) -> String {
         return format!("<p class=\"empty\">{}: no values in this run.</p>", escape(&chart.title));
     }
     let mut out = String::new();
-    // Drawing into a string fails only by a fault of the library's; the report then says so instead of vanishing.
+    // Drawing into a string fails only through a bug in the library; the report then shows the error in place of the
+    // chart.
     match draw(chart, &points, &mut out) {
         Ok(()) => out,
         Err(e) => format!("<p class=\"empty\">{}: {}</p>", escape(&chart.title), escape(&e)),
@@ -197,7 +200,7 @@ fn draw(chart: &Chart, points: &[(f64, f64)], out: &mut String) -> Result<(), St
     area.present().map_err(|e| e.to_string())
 }
 
-/// The span of the values with a twentieth of it on each side; one of width 1 around a single value.
+/// The range of the values extended by a twentieth on each side; a range of width 1 around a single value.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
     if high - low < 1e-12 { (low - 0.5, high + 0.5) } else { (low - (high - low) / 20.0, high + (high - low) / 20.0) }
@@ -231,7 +234,7 @@ mod tests {
         assert!(text.starts_with("<svg") && text.contains("polyline") && !text.contains("NaN"), "{text}");
     }
 
-    /// WCAG's contrast of two colours.
+    /// WCAG contrast of two colours.
     fn contrast(a: RGBColor, b: RGBColor) -> f64 {
         let luminance = |RGBColor(r, g, b): RGBColor| {
             let linear = |v: u8| {

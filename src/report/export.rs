@@ -1,7 +1,7 @@
-//! A report's figures, numbers and keys as files, for papers and pages.
+//! Exports a report's figures, numbers and keys as files, for papers and web pages.
 //!
-//! Figures are cut out of the page: each is a `<figure>` with one `<svg>`, named by the `<h3>` and the arm above it, its colours by
-//! the last `<div class="legend">` before it.
+//! Figures are cut out of the page: each is a `<figure>` with one `<svg>`. Its name comes from the preceding `<h3>` and
+//! the arm above it, its legend from the last preceding `<div class="legend">`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::load::RunData;
 /// Writes `<figure>.svg` for every figure of the page, `summary.txt` and `keys.csv` into `to`.
 ///
 /// # Errors
-/// When a file cannot be read or written.
+/// If a file cannot be read or written.
 pub fn export(run: &RunData, page: &Path, summary: &str, to: &Path) -> Result<Vec<PathBuf>> {
     let page = std::fs::read_to_string(page).at(page)?;
     std::fs::create_dir_all(to).at(to)?;
@@ -70,10 +70,11 @@ fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
     Some(&text[from..from + text[from..].find(end)?])
 }
 
-/// Height of a line of the legend, in pixels.
+/// Height of a legend line, in pixels.
 const LINE: f64 = 18.0;
 
-/// An SVG's inside (from its attributes on) as a document on white, with the legend's entries below it.
+/// Builds an SVG document with a white background from the inside of an SVG (from its attributes on), with the legend
+/// below it.
 fn standalone(svg: &str, legend: &str) -> String {
     let (attributes, content) = svg.split_once('>').unwrap_or((svg, ""));
     let size = |name: &str| -> Option<f64> { between(attributes, &format!(" {name}=\""), "\"")?.parse().ok() };

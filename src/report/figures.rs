@@ -1,4 +1,4 @@
-//! The paper's figures 4 to 6 from a study, and true quality beside them.
+//! The paper's figures 4 to 6 for a study, with true quality next to them.
 
 use std::collections::BTreeSet;
 
@@ -19,8 +19,8 @@ const PANELS: [(&str, Of); 4] = [
     ("KL to the reference (nats)", |r| Some(r.kl_exact)),
 ];
 
-/// Figure 4: by step, then by KL; figure 6: variance against KL. A matrix dimension beside the arms', such as the policy's
-/// size, has figures for each of its values; those of another policy than the first are the paper's figure 5.
+/// Figure 4: by step, then by KL; figure 6: variance against KL. A second matrix dimension, such as the policy's size,
+/// gives figures for each of its values; those of a policy other than the first are the paper's figure 5.
 pub fn figures(study: &Study) -> String {
     let groups = groups(study);
     let policy = |group: &Study| group.arms.first()?.runs.first()?.policy;
@@ -33,7 +33,8 @@ pub fn figures(study: &Study) -> String {
     panels.chain([best_of_n::figures(&study.best_of)]).collect()
 }
 
-/// The arms by their labels in the dimensions that do not set the objective: those of which each value has several.
+/// The arms grouped by their labels in dimensions that do not set the objective, that is in which every value has
+/// several objectives.
 fn groups(study: &Study) -> Vec<(String, Study)> {
     let objectives = |dimension: &(String, String)| -> BTreeSet<&str> {
         let arms = study.arms.iter().filter(|arm| arm.labels.contains(dimension));

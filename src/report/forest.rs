@@ -5,13 +5,13 @@ use super::html::escape;
 use super::inference::Test;
 
 const WIDTH: f64 = 760.0;
-/// Room for the labels on the left.
+/// Width of the labels on the left.
 const LABELS: f64 = 300.0;
 const ROW: f64 = 24.0;
 const BOTTOM: f64 = 40.0;
 
-/// One row per test: the mean, its interval where there is one, and each seed's difference; a line at zero. The band holds the
-/// A/A differences of two equal arms: its interval, or with few seeds their range.
+/// One row per test with its mean, its interval if there is one, and each seed's difference; a line marks zero. The
+/// band shows the A/A differences of two equal arms: their interval or, with few seeds, their range.
 pub fn forest(title: &str, tests: &[&Test], noise: &[&Test]) -> String {
     let band = noise.iter().map(|test| test.interval.unwrap_or_else(|| span(test.seeds.iter().map(|s| s.1))));
     let band = band.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
@@ -54,17 +54,18 @@ pub fn forest(title: &str, tests: &[&Test], noise: &[&Test]) -> String {
     figure(title, bottom + BOTTOM, &out)
 }
 
-/// An arm in the plane of KL and outcome: its mean over seeds, and the seeds.
+/// An arm as a point of KL and outcome: its mean over seeds, and the seeds.
 pub struct Place {
     pub label: String,
     pub look: usize,
     pub mean: (f64, f64),
     pub seeds: Vec<(f64, f64)>,
-    /// Where the frontier goes through it.
+    /// Whether the frontier passes through the arm.
     pub on_frontier: bool,
 }
 
-/// Outcome against sqrt(KL): every arm as a point, the fixed lambdas connected, and the paths of `paths` over their steps.
+/// Outcome against sqrt(KL): every arm as a point, the fixed lambdas connected, and the trajectories in `paths` over
+/// their steps.
 pub fn frontier(title: &str, y_title: &str, places: &[Place], paths: &[(usize, Vec<(f64, f64)>)]) -> String {
     const HEIGHT: f64 = 360.0;
     const LEFT: f64 = 60.0;
@@ -170,7 +171,7 @@ fn dot(x: f64, y: f64, radius: f64, fill: &str, opacity: f64, told: &str) -> Str
     )
 }
 
-/// An arm's mean; a ring where the palette's colours come again.
+/// Marks an arm's mean; a ring if the palette's colours repeat.
 fn mark(x: f64, y: f64, place: &Place) -> String {
     let colour = colour(place.look);
     let fill = if (place.look / COLOURS).is_multiple_of(2) { &colour } else { "none" };

@@ -5,13 +5,13 @@ use super::outcome::{self, Measure};
 use super::study::{Arm, Run};
 use super::verdict::NO_QUALITY;
 
-/// G1: the least fall of true quality from its peak, of 1.
+/// G1: the minimum drop of true quality from its peak, on a scale of 1.
 pub const LEAST_FALL: f64 = 0.15;
-/// G2: what Algorithm 1's mean coefficient must reach, in lambdas, and the share of c KL in the gain.
+/// G2: the minimum of Algorithm 1's mean coefficient, in units of lambda, and of the share of c KL in the gain.
 pub const COEFFICIENT_GROWN: f64 = 1.5;
 pub const KL_SHARE: f64 = 0.25;
 
-/// A condition on the operating point, by seed; none where it is not known.
+/// A condition on the operating point, by seed; `None` for a seed where it is unknown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gate {
     pub name: &'static str,
@@ -29,7 +29,7 @@ impl Gate {
     }
 }
 
-/// G1 to G4 for every seed of `adaptive`; `mean` is the mean arm at its lambda.
+/// G1 to G4 for every seed of `adaptive`; `mean` is the mean arm with the same lambda.
 pub fn gates(adaptive: &Arm, mean: Option<&Arm>, title: &str) -> Vec<Gate> {
     let by_seed = |of: &dyn Fn(&Run) -> (Option<bool>, String), arm: Option<&Arm>| {
         let seeds = adaptive.runs.iter().map(|run| match arm.and_then(|arm| arm.run(run.seed)) {

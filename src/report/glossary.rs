@@ -1,8 +1,8 @@
-//! The page's own terms, each explained where the page has it.
+//! Definitions of the page's own terms, shown for the terms that the page uses.
 
 use super::html::escape;
 
-/// Term; words of the page, in lower case, any of which stands for it; meaning.
+/// (term, lower-case words that stand for it on the page, meaning).
 const TERMS: [(&str, &[&str], &str); 11] = [
     (
         "arm",
@@ -76,7 +76,7 @@ pub fn glossary(words: &str) -> String {
     if entries.is_empty() { entries } else { format!("<dl>{entries}</dl>") }
 }
 
-/// Whether `needle` stands in `text` and not within a longer word.
+/// Whether `needle` occurs in `text` as a whole word.
 fn occurs(text: &str, needle: &str) -> bool {
     let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     text.match_indices(needle).any(|(at, found)| {

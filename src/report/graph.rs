@@ -1,11 +1,11 @@
-//! The run's graph by stage: how many of its instances ran, were reused, failed or were not reached. Knows no markup.
+//! The run's graph by stage: how many of its instances ran, were reused, failed or were not reached.
 
 use std::collections::BTreeSet;
 
 use super::load::{RunData, State};
 use crate::graph_view::{Box, layers_svg};
 
-/// By stage, since a matrix would only repeat the picture.
+/// Draws one box per stage, since a matrix would only repeat the picture.
 pub fn graph(run: &RunData) -> String {
     let mut stages: Vec<(Box, Tally)> = Vec::new();
     for instance in &run.instances {
@@ -37,7 +37,7 @@ pub fn graph(run: &RunData) -> String {
 
 const UNREACHED: [State; 3] = [State::Interrupted, State::Skipped, State::NotReached];
 
-/// What became of a stage's instances.
+/// The final states of a stage's instances.
 #[derive(Default)]
 struct Tally {
     states: Vec<State>,
@@ -49,7 +49,7 @@ impl Tally {
         self.states.iter().filter(|s| **s == state).count()
     }
 
-    /// The worst that became of any: the word for one or for all, a count of some; a time where all is well.
+    /// The worst state of any instance: the state itself if all share it, otherwise a count; the time if all succeeded.
     fn note(&self) -> String {
         let all = self.states.len();
         for state in [State::Failed].into_iter().chain(UNREACHED) {

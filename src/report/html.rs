@@ -2,7 +2,8 @@
 
 use engine::text::escape_controls;
 
-/// Text made safe inside elements and attribute values; control characters, which no page may hold, as `\u{1b}`.
+/// Escapes text for elements and attribute values; control characters, which are invalid in HTML, become `\u{1b}` and
+/// the like.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in escape_controls(text).chars() {
@@ -18,8 +19,8 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// A table of already escaped cells; columns in `text` are set left, the rest right as numbers are. Its headings are buttons
-/// that sort it.
+/// A table of cells that are already escaped. The first `text` columns are aligned left, the others right like numbers.
+/// Its headings are buttons that sort it.
 pub fn table(head: &[&str], text: usize, rows: &[Vec<String>]) -> String {
     let class = |column: usize| if column < text { "" } else { " class=\"n\"" };
     let mut out = String::from("<div class=\"wide\" tabindex=\"0\"><table><thead><tr>");
@@ -38,7 +39,7 @@ pub fn table(head: &[&str], text: usize, rows: &[Vec<String>]) -> String {
     out
 }
 
-/// The page's sections, in order: (title, body). No two have one title.
+/// The page's sections in order: (title, body). Titles are unique.
 #[derive(Default)]
 pub struct Sections(Vec<(&'static str, String)>);
 
@@ -50,7 +51,7 @@ impl Sections {
         }
     }
 
-    /// A list of contents, then the sections.
+    /// A table of contents followed by the sections.
     pub fn html(&self) -> String {
         let entry =
             |(title, _): &(&str, String)| format!("<li><a href=\"#{}\">{}</a></li>", slug(title), escape(title));
@@ -62,7 +63,7 @@ impl Sections {
         format!("<nav aria-label=\"Contents\"><ul class=\"contents\">{entries}</ul></nav>{sections}")
     }
 
-    /// The words that a reader sees, without those of posts and summaries (`<pre>`), in lower case.
+    /// The visible words of the page in lower case, without those of posts and summaries (`<pre>`).
     pub fn words(&self) -> String {
         self.0.iter().map(|(title, body)| format!("{title} {} ", without_tags(body)).to_lowercase()).collect()
     }
@@ -80,13 +81,13 @@ fn without_tags(html: &str) -> String {
     out + rest
 }
 
-/// A title as an anchor or a file's name.
+/// Converts a title to an anchor or a file name.
 pub fn slug(title: &str) -> String {
     let words = title.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-").to_lowercase()
 }
 
-/// A link that saves a table, which it holds itself, as `name.csv`.
+/// A link that saves a table as `name.csv`; the link contains the data.
 pub fn csv(name: &str, head: &[&str], rows: &[Vec<String>]) -> String {
     let text = csv_text(head, rows);
     let mut data = String::with_capacity(text.len());
@@ -110,12 +111,12 @@ fn csv_line<'a>(cells: impl Iterator<Item = &'a str>) -> String {
     cells.map(csv_cell).collect::<Vec<_>>().join(",") + "\r\n"
 }
 
-/// RFC 4180: quoted where it must be.
+/// RFC 4180: quoted only if necessary.
 fn csv_cell(cell: &str) -> String {
     if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
 }
 
-/// The whole, self-contained page.
+/// The complete, self-contained page.
 pub fn page(title: &str, body: &str) -> String {
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
@@ -125,7 +126,7 @@ pub fn page(title: &str, body: &str) -> String {
     )
 }
 
-/// Sorts a table by the column whose heading is pressed: numbers by value, cells without one last; again: the other way round.
+/// Sorts a table by the clicked column: numbers by value, cells without one last. A second click reverses the order.
 const SCRIPT: &str = "
 for(const button of document.querySelectorAll('th>button'))button.addEventListener('click',()=>{
 const head=button.parentElement,body=head.closest('table').tBodies[0],at=head.cellIndex,number=head.classList.contains('n');
@@ -138,7 +139,7 @@ const x=value(a),y=value(b),none=v=>v!==v;return none(x)||none(y)?none(x)-none(y
 body.append(...[...body.rows].sort(order))});
 ";
 
-/// Chart ink (`#111111`) and rules (`#DDDDDD`) are written by the chart library as attributes, which a style sheet overrides.
+/// The chart library writes chart ink (`#111111`) and rules (`#DDDDDD`) as attributes, which a style sheet overrides.
 const STYLE: &str = "
 :root{--ink:#1b1c1e;--soft:#5c6066;--paper:#fdfdfc;--rule:#dcdcd8;--panel:#f4f4f1;--seen:#1d7f4e;--not:#5c6066;--unsure:#a66a00;--bad:#b3261e}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e6e3;--soft:#a0a4aa;--paper:#17181a;--rule:#34363a;--panel:#202225;--seen:#5cc98f;--not:#a0a4aa;--unsure:#e0a94a;--bad:#ef8078}}

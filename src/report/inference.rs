@@ -7,14 +7,14 @@ use stages::stats::{detectable_effect, holm, mean, sign_flip_interval, sign_flip
 use super::outcome::Measure;
 use super::study::{Arm, Run};
 
-/// Seeds from which on the sign-flip test can reach 0.05: its smallest p is 2 / 2^n.
+/// Minimum number of seeds at which the sign-flip test can reach 0.05: its smallest p is 2 / 2^n.
 pub const MIN_SEEDS: usize = 6;
 pub const ALPHA: f64 = 0.05;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// By the family's corrected test.
+    /// Shown by the family's corrected test.
     Shown,
-    /// The test shows the contrary.
+    /// The test shows the opposite.
     Opposite,
     NotShown,
     /// Too few seeds for any test of the family.
@@ -32,21 +32,21 @@ impl fmt::Display for Answer {
     }
 }
 
-/// One number per seed, tested to lie above zero.
+/// One number per seed, tested for being above zero.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Test {
-    /// What the numbers are, such as `adaptive − mean`.
+    /// Description of the numbers, such as `adaptive − mean`.
     pub label: String,
     pub seeds: Vec<(u64, f64)>,
     pub mean: f64,
-    /// 95%, by inverting the test; none below [`MIN_SEEDS`].
+    /// 95% interval by inverting the test; `None` below [`MIN_SEEDS`].
     pub interval: Option<(f64, f64)>,
-    /// Two-sided, not corrected.
+    /// Two-sided, uncorrected.
     pub p: f64,
 }
 
 impl Test {
-    /// `None` without a seed.
+    /// `None` without seeds.
     pub fn of(label: String, seeds: Vec<(u64, f64)>) -> Option<Self> {
         let values: Vec<f64> = seeds.iter().map(|(_, value)| *value).collect();
         (!values.is_empty()).then(|| Self {
@@ -62,12 +62,12 @@ impl Test {
         Self::of(label, arm.runs.iter().filter_map(|run| Some((run.seed, of(run)?))).collect())
     }
 
-    /// `of(arm) - of(other)` by seed.
+    /// The difference `of(arm) - of(other)` for each seed.
     pub fn paired(arm: &Arm, other: &Arm, of: impl Fn(&Run) -> Option<f64>) -> Option<Self> {
         Self::over(format!("{} − {}", arm.label, other.label), arm, |run| Some(of(run)? - of(other.run(run.seed)?)?))
     }
 
-    /// The smallest mean that is detected with power 0.8 if the differences are normal with the deviation seen here.
+    /// The smallest mean detected with power 0.8, assuming normal differences with the observed deviation.
     pub fn detectable(&self) -> Option<f64> {
         let n = self.seeds.len();
         let values: Vec<f64> = self.seeds.iter().map(|(_, value)| *value).collect();
@@ -75,8 +75,8 @@ impl Test {
     }
 }
 
-/// A statement that holds if every one of its parts lies above zero (an intersection-union test: its p is the largest of the
-/// parts', without a correction among them).
+/// A statement that holds if every one of its parts is above zero. An intersection-union test: its p is the largest p
+/// of its parts, which need no correction among themselves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
     /// `H3`; empty for a claim that was not registered.
@@ -84,7 +84,7 @@ pub struct Line {
     pub sentence: String,
     pub parts: Vec<Test>,
     pub answer: Answer,
-    /// Corrected within the family; none where no test was made.
+    /// p corrected within the family; `None` if no test was made.
     pub corrected: Option<f64>,
 }
 
@@ -93,24 +93,24 @@ impl Line {
         Self { name, sentence, parts, answer: Answer::NotJudged, corrected: None }
     }
 
-    /// Seeds of its smallest part.
+    /// Number of seeds of its smallest part.
     pub fn n(&self) -> usize {
         self.parts.iter().map(|part| part.seeds.len()).min().unwrap_or(0)
     }
 
-    /// 1 where the parts disagree in sign.
+    /// The line's p; 1 if the parts disagree in sign.
     fn p(&self) -> f64 {
         let side = |above: bool| self.parts.iter().all(|part| part.mean != 0.0 && (part.mean > 0.0) == above);
         if side(true) || side(false) { self.parts.iter().map(|part| part.p).fold(0.0, f64::max) } else { 1.0 }
     }
 }
 
-/// What a family's statements are about.
+/// The subject of a family's statements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// H1 and H2.
     Preconditions,
-    /// Outcomes of two arms in a measure.
+    /// Comparisons of two arms by outcome in a measure.
     Outcomes(Measure),
     Other,
 }
@@ -121,7 +121,7 @@ pub struct Family {
     pub title: String,
     pub subject: Subject,
     pub lines: Vec<Line>,
-    /// Why none of them can be judged, if so.
+    /// The reason why none of them can be judged, if so.
     pub note: Option<String>,
 }
 

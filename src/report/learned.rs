@@ -1,4 +1,4 @@
-//! What the stages of any run learned: metrics, learning curves, the phases of RL, samples by step.
+//! What the stages of any run learned: metrics, learning curves, RL phases, samples by step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +11,10 @@ use super::chart::{self, Chart, Line, Series, arm_lines, legend};
 use super::html::{escape, table};
 use super::load::{Instance, RunData, SEED, with_arms};
 
-/// Types whose metrics are shown a column each; those of the others in one list.
+/// Types whose metrics are shown in one column each; metrics of other types are shown in a list.
 const LEARNING_TYPES: [&str; 4] = [Model::NAME, RewardModel::NAME, Ensemble::NAME, PolicyRun::NAME];
 
-/// The metrics of every artifact but evaluations, which have sections of their own; empty if there are none.
+/// The metrics of every artifact except evaluations, which have their own sections; empty if there are none.
 pub fn metrics(run: &RunData) -> String {
     let measured = || run.instances.iter().filter(|i| i.output != Evaluation::NAME && !run.metrics(i).is_empty());
     let learning = |instance: &&Instance| LEARNING_TYPES.contains(&instance.output.as_str());
@@ -44,7 +44,7 @@ pub fn metrics(run: &RunData) -> String {
     out
 }
 
-/// A column for every metric that any of the stages has.
+/// A table with a column for every metric that any of the stages has.
 fn columns(stages: &[(&str, BTreeMap<String, f64>)]) -> String {
     let names: BTreeSet<&str> = stages.iter().flat_map(|(_, metrics)| metrics.keys().map(String::as_str)).collect();
     let head: Vec<&str> = ["stage"].into_iter().chain(names.iter().copied()).collect();
@@ -67,7 +67,8 @@ fn number(v: f64) -> String {
     if (0..=7).contains(&digits) { format!("{v:.0$}", digits as usize) } else { format!("{v:.3e}") }
 }
 
-/// The losses of supervised and reward training, a chart per stage, then the phases of RL; empty if nothing was learned.
+/// The losses of supervised and reward training, one chart per stage, followed by the RL phases; empty if nothing was
+/// learned.
 pub fn curves(run: &RunData) -> String {
     let mut unread = Vec::new();
     let training = training(run, &mut unread);
@@ -76,7 +77,7 @@ pub fn curves(run: &RunData) -> String {
     unread + &training + &rl
 }
 
-/// An artifact's table, if the artifact is there. One that cannot be read gives a sentence in `unread`.
+/// Reads an artifact's table, if the artifact exists. If it cannot be read, adds a sentence to `unread`.
 fn read<T>(
     run: &RunData,
     instance: &Instance,
@@ -92,10 +93,10 @@ fn read<T>(
     }
 }
 
-/// A chart of more lines than this has no legend; its data name them.
+/// A chart with more lines has no legend; its data name the lines.
 const LEGEND_AT_MOST: usize = 12;
 
-/// A stage or an arm, and what was read of each of its instances.
+/// A stage or an arm, with the data read from each of its instances.
 type Group<'a, T> = (String, Vec<(&'a Instance, T)>);
 
 fn training(run: &RunData, unread: &mut Vec<String>) -> String {
@@ -148,7 +149,7 @@ const PANELS: [(&str, Of); 6] = [
     ("response length (tokens)", |p| p.length),
 ];
 
-/// The RL runs by arm, with what `of` reads of each.
+/// The RL runs by arm, with the data that `of` reads from each.
 fn by_arm<'a, T>(run: &'a RunData, mut of: impl FnMut(&str, &'a Instance) -> Option<T>) -> Vec<Group<'a, T>> {
     let mut arms: Vec<Group<'a, T>> = Vec::new();
     for (arm, instance) in with_arms(run.instances.iter().filter(|i| i.output == PolicyRun::NAME)) {
@@ -179,7 +180,7 @@ fn phases(run: &RunData, unread: &mut Vec<String>) -> String {
         });
         Chart { title: title.into(), x: "phase".into(), y: title.into(), lines: lines.collect() }
     });
-    // What no arm measures has no panel.
+    // Drop panels without values in any arm.
     let charts: Vec<Chart> = charts.into_iter().filter(|chart| !chart.is_empty()).collect();
     if charts.is_empty() {
         return String::new();
@@ -191,16 +192,16 @@ fn phases(run: &RunData, unread: &mut Vec<String>) -> String {
     )
 }
 
-/// Posts, and steps of each, that samples are shown of.
+/// Number of posts, and of steps per post, for which samples are shown.
 const POSTS: usize = 3;
 const STEPS: usize = 5;
 
-/// What each arm's first run wrote for a few held-out posts as RL went on; empty without RL runs.
+/// Samples of each arm's first run for a few held-out posts during RL; empty without RL runs.
 pub fn samples(run: &RunData) -> String {
     let mut unread = Vec::new();
     let mut seen: BTreeSet<String> = BTreeSet::new();
     let arms = by_arm(run, |arm, instance| {
-        // One run of an arm is enough to read.
+        // Show one run per arm.
         if seen.contains(arm) {
             return None;
         }
@@ -253,7 +254,7 @@ fn few(samples: impl Iterator<Item = engine::error::Result<Sample>>) -> engine::
     Ok(kept)
 }
 
-/// At most [`STEPS`] of the steps, evenly from the first to the last.
+/// At most [`STEPS`] steps, evenly spaced from the first to the last.
 fn spread(steps: &[i64]) -> Vec<i64> {
     if steps.len() <= STEPS {
         return steps.to_vec();
@@ -261,7 +262,7 @@ fn spread(steps: &[i64]) -> Vec<i64> {
     (0..STEPS).map(|i| steps[i * (steps.len() - 1) / (STEPS - 1)]).collect()
 }
 
-/// The posts of an RL stage by id, as far as its artifact is there.
+/// The posts of an RL stage by id; empty if its artifact is gone.
 fn posts(run: &RunData, instance: &Instance, ids: &BTreeSet<&str>) -> BTreeMap<String, Post> {
     let folder = run.input(instance, "posts").and_then(|posts| run.folder(posts));
     let Some(Ok(reader)) = folder.map(|folder| Posts::open(&folder)) else { return BTreeMap::new() };

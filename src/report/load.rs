@@ -1,4 +1,4 @@
-//! A run's folder read back: its instances, what became of each, warnings and timings. Knows no artifact's content.
+//! Reads a run's folder: its instances, their outcomes, warnings and timings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use stages::paper::Held;
 
-/// The name of the matrix dimension that repeats an arm.
+/// Name of the matrix dimension that repeats an arm.
 pub const SEED: &str = "seed";
 
-/// An instance of the graph that was run, as `graph.json` tells it.
+/// An instance of the graph that was run, as stored in `graph.json`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Instance {
     pub name: String,
@@ -24,12 +24,12 @@ pub struct Instance {
     pub matrix: Vec<(String, String)>,
     pub kind: String,
     pub params: Value,
-    /// The artifact type that it gives.
+    /// The artifact type of its output.
     pub output: String,
     pub inputs: Vec<Port>,
 }
 
-/// Names of instances at one port.
+/// Names of the instances at one port.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Port {
     pub port: String,
@@ -42,7 +42,7 @@ impl Instance {
         self.name.split('[').next().unwrap_or(&self.name)
     }
 
-    /// The matrix labels but for the seed's, which name an arm; the stage's name where there are none.
+    /// The matrix labels without the seed's, which identify an arm; the stage's name if there are none.
     fn arm(&self) -> String {
         let labels = self.matrix.iter().filter(|(dimension, _)| dimension != SEED);
         let labels: Vec<&str> = labels.map(|(_, label)| label.as_str()).collect();
@@ -50,7 +50,7 @@ impl Instance {
     }
 }
 
-/// Each with the name of its arm; where they are of several stages, that of the stage stands before it.
+/// Each instance with the name of its arm, prefixed by the stage's name if the instances belong to several stages.
 pub fn with_arms<'a>(
     instances: impl Iterator<Item = &'a Instance> + Clone,
 ) -> impl Iterator<Item = (String, &'a Instance)> {
@@ -61,7 +61,7 @@ pub fn with_arms<'a>(
     })
 }
 
-/// What became of an instance in this run.
+/// The outcome of an instance in this run.
 #[derive(Clone, Debug, Default)]
 pub struct Fate {
     pub state: State,
@@ -69,18 +69,18 @@ pub struct Fate {
     pub digest: Option<Digest>,
     pub seconds: Option<f64>,
     pub peak_bytes: u64,
-    /// Seconds since 1970 at which its last attempt in this run started and ended.
+    /// Seconds since 1970 at which its last attempt in this run started; `ended`: at which it ended.
     pub started: Option<f64>,
     pub ended: Option<f64>,
-    /// Its last progress: done, total, unit.
+    /// Its last progress: (done, total, unit).
     pub progress: Option<(u64, u64, String)>,
-    /// The attempt of an earlier run that made what this one reused.
+    /// The earlier run's attempt whose result this run reused.
     pub earlier: Option<Earlier>,
     pub error: Option<Error>,
     pub tail: Vec<String>,
-    /// Seconds by what they were spent on, summed over the attempt's timings.
+    /// Seconds by activity, summed over the attempt's timings.
     pub spent: BTreeMap<String, f64>,
-    /// Requests that this run paid for.
+    /// Requests paid for by this run.
     pub paid: Paid,
 }
 
@@ -100,7 +100,7 @@ pub enum State {
     Reused,
     Ran,
     Failed,
-    /// Started, and neither finished nor failed.
+    /// Started, but neither finished nor failed.
     Interrupted,
     Skipped,
 }
@@ -118,7 +118,7 @@ impl State {
     }
 }
 
-/// One run, as its folder and the store tell it.
+/// One run, read from its folder and the store.
 pub struct RunData {
     pub id: String,
     pub pipeline: String,
@@ -126,27 +126,27 @@ pub struct RunData {
     pub instances: Vec<Instance>,
     pub fates: BTreeMap<String, Fate>,
     pub warnings: Vec<(Option<String>, String)>,
-    /// Seconds since 1970 of its first and last event.
+    /// Seconds since 1970 of the run's first event; `last_event`: of its last one.
     pub started: f64,
     pub last_event: f64,
-    /// The command line, secrets redacted; empty in runs of older versions.
+    /// The command line with secrets redacted; empty for runs of older versions.
     pub command: Vec<String>,
-    /// The pipeline file as it was given.
+    /// Path of the pipeline file as given on the command line.
     pub file: Option<String>,
-    /// Of the attempts of this run that finished.
+    /// Hosts of the finished attempts of this run.
     pub hosts: BTreeSet<String>,
-    /// None if the journal has no end: the run is still going, or was killed.
+    /// `None` if the journal has no end: the run is still going, or was killed.
     pub seconds: Option<f64>,
     pub interrupted: bool,
     /// The pipeline file's `report:` section.
     pub settings: spec::Report,
-    /// The pipeline's own seed; runs of an older temper did not keep it.
+    /// The pipeline's own seed; `None` for runs of older versions, which did not store it.
     pub seed: Option<u64>,
     /// The store's folder.
     store: PathBuf,
-    /// Folders of the artifacts that are there, by instance.
+    /// Folders of the existing artifacts, by instance.
     folders: BTreeMap<String, PathBuf>,
-    /// Their metrics.
+    /// Metrics of the existing artifacts, by instance.
     metrics: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
@@ -155,14 +155,14 @@ struct GraphFile {
     name: String,
     #[serde(default)]
     seed: Option<u64>,
-    /// None in runs of an older temper whose pipeline file had none.
+    /// Absent for runs of older versions whose pipeline file had none.
     report: Option<spec::Report>,
     instances: Vec<Instance>,
 }
 
 impl RunData {
     /// # Errors
-    /// When the folder holds no graph or journal.
+    /// If the folder has no graph or journal.
     pub fn read(folder: &Path, store: &Store) -> Result<Self> {
         let path = folder.join("graph.json");
         if !path.is_file() {
@@ -197,7 +197,7 @@ impl RunData {
         }
         for (name, fate) in &mut run.fates {
             let Some(digest) = fate.digest else { continue };
-            // An artifact that is gone or damaged by now is a gap in the report, not an error of it.
+            // An artifact that has since been deleted or damaged leaves a gap in the report, but is no error.
             if let Ok(Presence::Whole) = store.presence(&digest)
                 && let Ok(artifact) = store.open_artifact(&digest)
             {
@@ -212,7 +212,7 @@ impl RunData {
                 }
                 continue;
             }
-            // The journal has the warnings of this run's own attempts; what an earlier one warned of still holds.
+            // The journal has the warnings of this run's attempts; warnings of the earlier attempt still apply.
             run.warnings.extend(made.warnings.into_iter().map(|message| (Some(name.clone()), message)));
             fate.earlier = Some(Earlier { run: made.run, seconds: made.seconds, peak_bytes: made.peak_bytes });
         }
@@ -227,7 +227,7 @@ impl RunData {
             }
             Event::StageStarted { stage, .. } => {
                 let fate = self.fates.entry(stage).or_default();
-                // Until its end is read.
+                // Counts as interrupted until its end is read.
                 fate.state = State::Interrupted;
                 (fate.started, fate.ended, fate.progress) = (Some(at), None, None);
             }
@@ -254,7 +254,7 @@ impl RunData {
             }
             Event::StageSkipped { stage, .. } => {
                 let fate = self.fates.entry(stage).or_default();
-                // The run ended while its attempt was under way.
+                // The run ended during the attempt.
                 if fate.state != State::Interrupted {
                     fate.state = State::Skipped;
                 }
@@ -283,23 +283,23 @@ impl RunData {
         self.fates.get(&instance.name).cloned().unwrap_or_default()
     }
 
-    /// Where the instance's artifact lies, if it is there.
+    /// The folder of the instance's artifact, if it exists.
     pub fn folder(&self, instance: &Instance) -> Option<PathBuf> {
         self.folders.get(&instance.name).cloned()
     }
 
-    /// The same as a path in the store, as `temper path` prints it after the store's own.
+    /// Like [`Self::folder`], relative to the store's folder.
     pub fn place(&self, instance: &Instance) -> Option<String> {
         let folder = self.folders.get(&instance.name)?;
         Some(folder.strip_prefix(&self.store).unwrap_or(folder).display().to_string())
     }
 
-    /// The metrics of the instance's artifact; empty if it is not there.
+    /// The metrics of the instance's artifact; empty if it does not exist.
     pub fn metrics(&self, instance: &Instance) -> BTreeMap<String, f64> {
         self.metrics.get(&instance.name).cloned().unwrap_or_default()
     }
 
-    /// The graph as the list of deviations reads it.
+    /// The graph in the form used by the list of deviations.
     pub fn held(&self) -> Vec<Held<'_>> {
         self.instances
             .iter()
@@ -331,7 +331,7 @@ pub mod tests {
 
     use super::*;
 
-    /// A run of these instances, `(name, kind)`, whose journal has these events; its store is empty.
+    /// A run of the instances `(name, kind)` whose journal has these events; its store is empty.
     pub fn run(instances: &[(&str, &str)], events: &[Event]) -> Result<RunData> {
         let dir = tempfile::tempdir().at("a temporary folder")?;
         let mut journal = Journal::create(dir.path())?;

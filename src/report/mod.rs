@@ -1,4 +1,4 @@
-//! The report of a run: one self-contained HTML page, and what the terminal prints at the end. Computes no learning.
+//! The report of a run: a self-contained HTML page and the summary printed on the terminal.
 
 mod agreement;
 mod answers;
@@ -36,28 +36,28 @@ use engine::store::Store;
 use load::RunData;
 use study::Study;
 
-/// What was written, and what to print of it.
+/// The written report and the text to print.
 pub struct Report {
     pub path: PathBuf,
-    /// The table of arms and the sentences; empty when the run has neither an evaluation nor an agreement.
+    /// The table of arms and the sentences; empty if the run has neither an evaluation nor an agreement.
     pub summary: String,
 }
 
-/// Renders the report and writes its figures as SVG, its summary and the run's keys into `to`.
+/// Renders the report, and writes its figures as SVG, its summary and the run's keys into `to`.
 ///
 /// # Errors
-/// As [`render`], and when a file cannot be written.
+/// Like [`render`], and if a file cannot be written.
 pub fn export(folder: &Path, store: &Store, to: &Path) -> Result<Report> {
     let report = render(folder, store)?;
     export::export(&RunData::read(folder, store)?, &report.path, &report.summary, to)?;
     Ok(report)
 }
 
-/// Renders `report.html` into the run's folder from its journal and artifacts, or, where the store cannot be written to, into
-/// the system's temporary folder; also for a failed or partial run.
+/// Renders `report.html` from the run's journal and artifacts, including failed and partial runs. Writes it into the
+/// run's folder or, if the store is read-only, into the system's temporary folder.
 ///
 /// # Errors
-/// When the run's folder or one of its artifacts cannot be read.
+/// If the run's folder or one of its artifacts cannot be read.
 pub fn render(folder: &Path, store: &Store) -> Result<Report> {
     let run = RunData::read(folder, store)?;
     let (study, agreement) = (Study::gather(&run), agreement::gather(&run));
@@ -65,7 +65,7 @@ pub fn render(folder: &Path, store: &Store) -> Result<Report> {
     let path = if folder.starts_with(store.root()) && !store.is_writable() {
         let name = format!("temper-{}-{:x}.html", run.id, std::process::id());
         let path = std::env::temp_dir().join(name);
-        // Whatever somebody else may have put there is not written to.
+        // Do not overwrite a file that somebody else may have created there.
         File::create_new(&path).and_then(|mut file| file.write_all(page.as_bytes())).at(&path)?;
         path
     } else {

@@ -1,4 +1,4 @@
-//! One run's outcomes, which the tests across seeds compare: window means, drops from the peak, trends over steps.
+//! Outcomes of one run that the tests across seeds compare: window means, drops from the peak, trends over steps.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use stages::types::{CurvePoint, Half};
 
 use super::study::{Arm, Run};
 
-/// A judge of the policy's summaries.
+/// A measure of the quality of the policy's summaries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
     Quality,
@@ -32,7 +32,7 @@ impl fmt::Display for Measure {
     }
 }
 
-/// Evaluations, the start among them, from which on a trend over steps is judged.
+/// Minimum number of evaluations, including the start, for a trend over steps.
 pub const MIN_POINTS: usize = 6;
 
 /// The last third of a run's sampled evaluations after the start: ceil(n / 3) of n.
@@ -46,17 +46,18 @@ pub fn window_mean(run: &Run, half: Half, of: impl Fn(&CurvePoint) -> Option<f64
     (!values.is_empty()).then(|| mean(&values))
 }
 
-/// The outcome that arms are compared in: the measure's mean over [`window`].
+/// The outcome by which arms are compared: the measure's mean over [`window`].
 pub fn outcome(run: &Run, measure: Measure, half: Half) -> Option<f64> {
     window_mean(run, half, |point| measure.of(point))
 }
 
-/// The run as one point of a frontier: KL and the outcome over the same window, half B.
+/// The run as one point of a frontier: KL and outcome over the same window, on half B.
 pub fn frontier_point(run: &Run, measure: Measure) -> Option<(f64, f64)> {
     Some((window_mean(run, Half::B, |point| Some(point.kl_exact))?, outcome(run, measure, Half::B)?))
 }
 
-/// The step with the run's best value of the measure on half A (the earliest of equals) and the last step, both on half B.
+/// The step with the run's best value of the measure on half A (the earliest on ties) and the last step, both on half
+/// B.
 fn peak_and_last(run: &Run, measure: Measure) -> Option<(&CurvePoint, &CurvePoint)> {
     let mut best: Option<(i64, f64)> = None;
     for point in run.sampled_on(Half::A) {
@@ -68,19 +69,19 @@ fn peak_and_last(run: &Run, measure: Measure) -> Option<(&CurvePoint, &CurvePoin
     Some((run.at(best?.0)?, run.end()?))
 }
 
-/// D: how far the measure lies below its peak at the end.
+/// D: the measure at its peak minus the measure at the end.
 pub fn drop(run: &Run, measure: Measure) -> Option<f64> {
     let (peak, last) = peak_and_last(run, measure)?;
     Some(measure.of(peak)? - measure.of(last)?)
 }
 
-/// How far the proxy rose since that peak.
+/// The proxy's rise since the measure's peak.
 pub fn proxy_rise(run: &Run, measure: Measure) -> Option<f64> {
     let (peak, last) = peak_and_last(run, measure)?;
     Some(last.proxy - peak.proxy)
 }
 
-/// The proxy's gain over the first and over the last third of the evaluations: from the start to the ceil(n / 3)th of n, and
+/// The proxy's gain over the first and the last third of the evaluations: from the start to the ceil(n / 3)th of n, and
 /// over the ceil(n / 3) intervals before the last.
 pub fn proxy_gains(run: &Run) -> Option<(f64, f64)> {
     let proxy: Vec<f64> = run.sampled().map(|point| point.proxy).collect();
@@ -91,14 +92,15 @@ pub fn proxy_gains(run: &Run) -> Option<(f64, f64)> {
     Some((proxy[third] - proxy[0], proxy[last] - proxy[last - third]))
 }
 
-/// Spearman's correlation of two numbers over the run's steps; `None` below [`MIN_POINTS`].
+/// Spearman's correlation of two numbers over the run's steps; `None` for fewer than [`MIN_POINTS`] steps.
 pub fn trend(run: &Run, x: impl Fn(&CurvePoint) -> Option<f64>, y: impl Fn(&CurvePoint) -> Option<f64>) -> Option<f64> {
     let (x, y): (Vec<f64>, Vec<f64>) = run.sampled().filter_map(|point| Some((x(point)?, y(point)?))).unzip();
     if x.len() < MIN_POINTS { None } else { spearman(&x, &y) }
 }
 
-/// How far the adaptive run's path lies above the frontier of the fixed coefficients, on the mean over their common range of
-/// sqrt(KL). The path goes through its evaluations, the frontier through one [`frontier_point`] of each lambda; half B.
+/// How far the adaptive run's trajectory lies above the frontier of the fixed coefficients, averaged over their common
+/// range of sqrt(KL). The trajectory connects the run's evaluations, the frontier one [`frontier_point`] per lambda;
+/// half B.
 pub fn gap_to_frontier(adaptive: &Run, fixed: &[&Arm], measure: Measure) -> Option<f64> {
     let distance = |(kl, y): (f64, f64)| (kl.max(0.0).sqrt(), y);
     let path: Option<Vec<(f64, f64)>> =
@@ -113,7 +115,7 @@ mod tests {
     use super::super::study::tests::{arm, point, run};
     use super::*;
 
-    /// A run whose evaluations have these values of quality, gold and proxy on both halves, KL = step.
+    /// A run whose evaluations have these values of quality, gold and proxy on both halves, with KL = step.
     fn through(values: &[(f64, f64, f64)]) -> Run {
         let points = values
             .iter()
@@ -126,7 +128,7 @@ mod tests {
     #[test]
     fn the_outcome_is_the_mean_of_the_last_third_without_the_start() {
         let steps: Vec<(f64, f64, f64)> = (0..8).map(|i| (f64::from(i), -f64::from(i), 0.0)).collect();
-        // Seven evaluations after the start: the last three.
+        // The last three of the seven evaluations after the start.
         assert_eq!(outcome(&through(&steps), Measure::Quality, Half::B), Some(6.0));
         assert_eq!(outcome(&through(&steps[..2]), Measure::Gold, Half::B), Some(-1.0));
         assert_eq!(outcome(&through(&steps[..1]), Measure::Gold, Half::B), None);

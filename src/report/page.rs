@@ -1,4 +1,4 @@
-//! The report's page: every section of it, in order.
+//! The report's page with all its sections, in order.
 
 use std::collections::BTreeMap;
 
@@ -57,15 +57,15 @@ pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
     page(&format!("{} · {}", run.pipeline, run.id), &(header(run) + &notes + &body.html()))
 }
 
-/// Whether the run is a study of the paper's question: RL beside an ensemble of reward models, or a pipeline file that lists
-/// deviations of its own.
+/// Whether the run studies the paper's question: it has RL and an ensemble of reward models, or its pipeline file lists
+/// deviations.
 fn is_about_the_paper(run: &RunData) -> bool {
     let holds = |is: fn(&str) -> bool| run.instances.iter().any(|instance| is(&instance.kind));
     let studies = holds(|kind| kind == "reward.ensemble") && holds(|kind| kind.starts_with("rl."));
     studies || !run.settings.deviations.is_empty()
 }
 
-/// Every mean with its interval beneath it.
+/// The table of arms, each mean with its interval below it.
 fn arms_table(study: &Study) -> String {
     let head: Vec<&str> = arms::NAMED.into_iter().chain(arms::COLUMNS.iter().map(|column| column.head)).collect();
     let rows: Vec<Vec<String>> = arms::rows(study)
@@ -126,7 +126,7 @@ fn header(run: &RunData) -> String {
     out
 }
 
-/// A command line that a shell takes; the program without its folder.
+/// The command line in shell syntax, with the program's folder removed.
 fn as_typed(command: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
     let word = |(at, word): (usize, &String)| {
@@ -172,7 +172,7 @@ fn failures(run: &RunData, study: &Study) -> String {
     out
 }
 
-/// How far a stage came that was started and did not end.
+/// The progress of a stage that was started and did not end.
 fn interrupted(run: &RunData, instance: &Instance, fate: &Fate) -> String {
     let seconds = fate.started.map_or(0.0, |started| run.last_event - started);
     let reached =
@@ -193,7 +193,7 @@ fn examples(study: &Study) -> String {
             ));
             let start = example.step == 0;
             let last = example.step == run.about.final_step;
-            // Every arm starts from the same SFT sample: told once.
+            // Every arm starts from the same SFT sample, so it is shown once.
             if last || (start && entry.2.is_empty()) {
                 entry.2.push(vec![
                     escape(if start { "SFT" } else { &arm.label }),
@@ -260,7 +260,7 @@ fn stages_table(run: &RunData) -> String {
     format!("{}<p class=\"soft\">{notes}</p>", table(&head, 6, &rows))
 }
 
-/// Seconds and peak memory; of a reused stage those of the attempt that made it, marked.
+/// Seconds and peak memory; for a reused stage those of the attempt that made it, marked.
 fn cost(fate: &Fate) -> [String; 2] {
     let mebibytes = |bytes: u64| if bytes > 0 { (bytes >> 20).to_string() } else { String::new() };
     match &fate.earlier {
@@ -279,7 +279,7 @@ fn cost(fate: &Fate) -> [String; 2] {
     }
 }
 
-/// What each stage paid for in this run, also one that failed; empty if nothing was.
+/// The costs of each stage in this run, including failed ones; empty if nothing was paid.
 fn paid_table(run: &RunData) -> String {
     let paid = run.instances.iter().map(|instance| (instance, run.fate(instance).paid));
     let rows: Vec<Vec<String>> = paid
@@ -300,7 +300,7 @@ fn paid_table(run: &RunData) -> String {
     table(&["stage", "requests", "input tokens", "output tokens", "cost"], 1, &rows)
 }
 
-/// The seeds that settings were chosen on beside those reported, of PPO and of the study; a seed on both lists is told.
+/// The seeds used to choose settings and the reported seeds, of PPO and of the study. Warns of a seed on both lists.
 fn seeds(study: &Study) -> String {
     let warning = study.flattered().map_or_else(String::new, |told| format!("<p class=\"bad\">{told}</p>"));
     let (tuning, reported) = (list(&study.tuning), list(&study.seeds()));
@@ -316,7 +316,7 @@ fn seeds(study: &Study) -> String {
     )
 }
 
-/// Each parameter that differs from what the paper fixes, once per stage, then what the run holds that the paper does not, the
+/// Each parameter that differs from the paper's, once per stage, then other differences of the run from the paper, the
 /// pipeline file's own notes, and our readings.
 fn deviations(run: &RunData) -> String {
     let mut rows: Vec<Vec<String>> = Vec::new();

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::html::{escape, table};
 use super::load::{Instance, RunData, with_arms};
 
-/// Empty for a run without RL stages.
+/// The page's section; empty for a run without RL stages.
 pub fn section(run: &RunData) -> String {
     let arms = by_arm(run.instances.iter().filter(|instance| instance.kind.starts_with("rl.")));
     if arms.is_empty() {
@@ -26,7 +26,7 @@ pub fn section(run: &RunData) -> String {
     note + &table(&head, head.len(), &rows)
 }
 
-/// Parameters by path, such as `steps.n`; the values of all seeds of the arm, each once.
+/// Values by parameter path, such as `steps.n`; distinct values of all seeds of the arm.
 type Parameters = BTreeMap<String, Vec<String>>;
 
 fn by_arm<'a>(stages: impl Iterator<Item = &'a Instance> + Clone) -> Vec<(String, Parameters)> {
@@ -61,7 +61,7 @@ fn flatten(path: &str, value: &Value, out: &mut Vec<(String, String)>) {
     }
 }
 
-/// Parameters that differ, with their value in each arm (a dash: it has none), and how many do not.
+/// Parameters that differ, with their value in each arm (a dash if absent), and the number of those that do not.
 fn compare(arms: &[(String, Parameters)]) -> (Vec<(String, Vec<String>)>, usize) {
     let mut paths: Vec<&String> = arms.iter().flat_map(|(_, parameters)| parameters.keys()).collect();
     paths.sort_unstable();

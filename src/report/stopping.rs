@@ -1,4 +1,5 @@
-//! Rules that end RL early, judged against the best step: would a simple rule have done what the objective is meant to do?
+//! Rules that end RL early, compared with the best step: would a simple rule achieve what the objective is meant to
+//! achieve?
 
 use std::fmt;
 
@@ -9,14 +10,14 @@ use super::html::{escape, table};
 use super::outcome::Measure;
 use super::study::{Arm, Role, Run, Study};
 
-/// Stops at the first evaluation at which its number crosses a threshold; at the last if none does.
+/// Stops at the first evaluation whose signal crosses a threshold, or at the last one if none does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rule {
     /// KL to the reference above the threshold.
     Kl,
-    /// The ensemble's variance, as a multiple of that at the start, above the threshold.
+    /// The ensemble's variance, divided by its value at the start, above the threshold.
     Variance,
-    /// The proxy's gain since the last evaluation, as a share of that to the first, below the threshold.
+    /// The proxy's gain since the previous evaluation, divided by the gain to the first one, below the threshold.
     Plateau,
 }
 
@@ -33,7 +34,8 @@ impl fmt::Display for Rule {
 impl Rule {
     const ALL: [Self; 3] = [Self::Kl, Self::Variance, Self::Plateau];
 
-    /// What grows towards the threshold at each evaluation after the start: (step, number), from half A alone.
+    /// The signal at each evaluation after the start, as (step, value); it rises towards the threshold. Uses half A
+    /// alone.
     fn signal(self, run: &Run) -> Option<Vec<(i64, f64)>> {
         let points: Vec<&CurvePoint> = run.sampled_on(Half::A).collect();
         let start = points.first()?;
@@ -58,7 +60,7 @@ impl Rule {
         Some(signal.into_iter().find(|(_, signal)| *signal > threshold).map_or(last, |(step, _)| step))
     }
 
-    /// The threshold under which the runs stop best by the measure on half A, among the numbers that they showed.
+    /// The threshold that gives the best measure on half A, chosen among the signal values of the runs.
     fn learned(self, runs: &[&Run], measure: Measure) -> Option<f64> {
         let mut candidates: Vec<f64> =
             runs.iter().filter_map(|run| self.signal(run)).flatten().map(|(_, signal)| signal).collect();
@@ -83,7 +85,8 @@ fn on(run: &Run, half: Half, step: i64, measure: Measure) -> Option<f64> {
     run.sampled_on(half).find(|point| point.step == step).and_then(|point| measure.of(point))
 }
 
-/// What stopping by a rule is worth on half B, mean over seeds: each seed's threshold is learned from the others'.
+/// The mean over seeds of the measure on half B and the step where a rule stops. Each seed's threshold is learned from
+/// the other seeds.
 fn worth(rule: Rule, arm: &Arm, measure: Measure) -> Option<(f64, f64)> {
     let each = arm.runs.iter().map(|run| {
         let others: Vec<&Run> = arm.runs.iter().filter(|other| other.seed != run.seed).collect();
@@ -94,7 +97,7 @@ fn worth(rule: Rule, arm: &Arm, measure: Measure) -> Option<(f64, f64)> {
     Some((mean(&values), mean(&steps)))
 }
 
-/// The step that is best by the measure on half A, on half B: what a rule could reach that sees the measure itself.
+/// The best step by the measure on half A, evaluated on half B: the limit for a rule that sees the measure itself.
 fn oracle(arm: &Arm, measure: Measure) -> Option<(f64, f64)> {
     let each = arm.runs.iter().map(|run| {
         let on_a = run.sampled_on(Half::A).map(|point| Some((point.step, measure.of(point)?)));
@@ -112,10 +115,10 @@ fn never(arm: &Arm, measure: Measure) -> Option<(f64, f64)> {
     Some((mean(&values), mean(&steps)))
 }
 
-/// Seeds from which thresholds can be learned with one left out.
+/// Minimum number of seeds to learn thresholds with one left out.
 const MIN_SEEDS: usize = 2;
 
-/// A table for the arms with a constant coefficient and the adaptive ones; empty with one seed.
+/// A table for the adaptive arms and those with a constant coefficient; empty with one seed.
 pub fn section(study: &Study, measure: Measure) -> String {
     let mut rows: Vec<Vec<String>> = Vec::new();
     let arms = study.arms.iter().filter(|arm| matches!(arm.role, Role::Standard | Role::Mean | Role::Adaptive));
@@ -146,7 +149,7 @@ mod tests {
     use super::super::study::tests::{arm, point};
     use super::*;
 
-    /// Quality rises to its best at step 2 and falls; the proxy rises by less and less; KL = 2 step.
+    /// Quality rises to its best at step 2 and falls; the proxy's gains shrink; KL = 2 step.
     fn falling() -> Arm {
         let mut arm = arm(&[("arm", "mean")], "mean", &[0.0; 3]);
         for run in &mut arm.runs {
@@ -174,7 +177,7 @@ mod tests {
         for rule in [Rule::Kl, Rule::Plateau] {
             is(worth(rule, &arm, Measure::Quality), (0.9, 2.0));
         }
-        // A variance that never changes tells nothing: the rule does not stop.
+        // A constant variance gives no signal: the rule does not stop.
         is(worth(Rule::Variance, &arm, Measure::Quality), (0.2, 4.0));
     }
 

@@ -1,4 +1,4 @@
-//! A run's evaluations gathered into arms and seeds.
+//! Groups a run's evaluations into arms and seeds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +13,7 @@ use stages::types::{
 
 use super::load::{Instance, RunData, SEED};
 
-/// Numbers in a sentence.
+/// Formats numbers as a list in a sentence.
 pub fn list(seeds: &[u64]) -> String {
     if seeds.is_empty() {
         return "none".to_owned();
@@ -21,7 +21,7 @@ pub fn list(seeds: &[u64]) -> String {
     seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What an arm is to the study's hypotheses.
+/// The part of an arm in the study's hypotheses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Standard,
@@ -36,11 +36,11 @@ pub enum Role {
     Shuffled,
     /// Adaptive with the variance of the prompt's other responses.
     Prompt,
-    /// The members' mean with the one coefficient that matches an adaptive run.
+    /// The members' mean with the constant coefficient that matches an adaptive run.
     MatchedConstant,
-    /// The same, phase by phase.
+    /// The members' mean with one matched coefficient per phase.
     MatchedPhases,
-    /// The members' mean with a coefficient that is steered towards a KL.
+    /// The members' mean with a coefficient steered towards a KL target.
     KlTarget,
     /// The members' mean less k times their variance.
     Uwo,
@@ -71,7 +71,7 @@ impl Role {
         }
     }
 
-    /// Whether Algorithm 1's coefficient is at work, whatever its variance.
+    /// Whether the arm uses Algorithm 1's coefficient, with any variance.
     pub fn is_adaptive(self) -> bool {
         matches!(self, Self::Adaptive | Self::Batch | Self::Shuffled | Self::Prompt)
     }
@@ -80,20 +80,20 @@ impl Role {
 /// One policy run and its evaluation.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// The label of the matrix dimension `seed`, by which arms are paired; without one, the policy run's own seed.
+    /// The label of the matrix dimension `seed`, which pairs arms; without one, the policy run's own seed.
     pub seed: u64,
     pub about: EvaluationInfo,
     pub curve: Vec<CurvePoint>,
     pub examples: Vec<Example>,
     /// Mean variance of the ensemble on random text and on calibration samples.
     pub ensemble_s2: Option<(f64, f64)>,
-    /// The ensemble's variance beside its squared error, by KL.
+    /// The ensemble's variance and its squared error, by KL.
     pub calibration: Vec<CalibrationBin>,
-    /// What RL logged of each phase; empty where the policy run is gone.
+    /// The RL log of each phase; empty if the policy run is gone.
     pub phases: Vec<Phase>,
-    /// The model that RL started from; none where it is not known.
+    /// The model that RL started from; `None` if unknown.
     pub policy: Option<Digest>,
-    /// Digests of all that the policy run was made from, by stage. None where one is not known.
+    /// Digests of everything that the policy run was made from, by stage. `None` if one is unknown.
     pub made_from: Option<BTreeMap<String, BTreeSet<Digest>>>,
 }
 
@@ -112,7 +112,7 @@ impl Run {
         self.sampled().find(|row| row.step == step)
     }
 
-    /// The greedy responses of a step on half B; drawn at the first and the last unless the run was told otherwise.
+    /// The greedy responses of a step on half B; by default drawn at the first and the last step only.
     pub fn greedy(&self, step: i64) -> Option<&CurvePoint> {
         self.curve.iter().find(|row| row.half == Half::B && row.greedy && row.step == step)
     }
@@ -125,7 +125,7 @@ impl Run {
         self.sampled().last()
     }
 
-    /// The step that was best by gold on half A, seen on half B.
+    /// The step with the best gold on half A, with its values on half B.
     pub fn chosen(&self) -> Option<&CurvePoint> {
         self.at(self.about.chosen_step)
     }
@@ -135,14 +135,14 @@ impl Run {
     }
 }
 
-/// The runs that differ in their seed only.
+/// The runs that differ only in their seed.
 #[derive(Clone, Debug)]
 pub struct Arm {
     /// The stage that evaluates it.
     pub stage: String,
-    /// (dimension, label) of that stage's matrix, but for the seed.
+    /// (dimension, label) of that stage's matrix, without the seed.
     pub labels: Vec<(String, String)>,
-    /// What the report calls it.
+    /// The arm's name in the report.
     pub label: String,
     pub role: Role,
     pub lambda: f64,
@@ -154,7 +154,7 @@ impl Arm {
         self.runs.iter().find(|run| run.seed == seed)
     }
 
-    /// Whether the two come from one matrix and differ in one of its dimensions: size s is compared with s, m with m.
+    /// Whether both arms come from one matrix and differ in exactly one dimension: size s is compared with s, m with m.
     fn stands_beside(&self, other: &Self) -> bool {
         let same_dimensions = self.labels.iter().map(|l| &l.0).eq(other.labels.iter().map(|l| &l.0));
         let apart = self.labels.iter().zip(&other.labels).filter(|(a, b)| a != b).count();
@@ -162,10 +162,10 @@ impl Arm {
     }
 }
 
-/// The evaluations of best-of-n that differ in their seed only.
+/// The evaluations of best-of-n that differ only in their seed.
 #[derive(Clone, Debug)]
 pub struct BestOf {
-    /// The stage with its matrix labels, but for the seed.
+    /// The stage with its matrix labels, without the seed.
     pub label: String,
     /// The points of each seed.
     pub runs: Vec<Vec<BestOfPoint>>,
@@ -174,11 +174,12 @@ pub struct BestOf {
 #[derive(Clone, Debug, Default)]
 pub struct Study {
     pub arms: Vec<Arm>,
-    /// Of the gold model(s) that judged: (instance, mean, low, high); low above 0 means that it reads the post.
+    /// Fact sensitivity of the judging gold model(s) by instance; absent if not measured. An interval above 0 means
+    /// that the model reads the post.
     pub sensitivity: Vec<(String, Option<FactSensitivity>)>,
-    /// The seeds that settings were chosen on, as the pipeline file says.
+    /// The seeds used to choose settings, as stated in the pipeline file.
     pub tuning: Vec<u64>,
-    /// The pipeline's own, which draws all that comes before PPO; none in runs of an older temper.
+    /// The pipeline's own seed, which determines everything before PPO; `None` for runs of older versions.
     pub seed: Option<u64>,
     /// Evaluations of best-of-n.
     pub best_of: Vec<BestOf>,
@@ -189,7 +190,7 @@ pub struct Study {
 }
 
 impl Study {
-    /// Every `Evaluation` of the run that is there, in the pipeline's order.
+    /// Every existing `Evaluation` of the run, in pipeline order.
     pub fn gather(run: &RunData) -> Self {
         let mut study = Self { seed: run.seed, ..Self::default() };
         let mut sensitivity: BTreeMap<String, Option<FactSensitivity>> = BTreeMap::new();
@@ -277,13 +278,13 @@ impl Study {
         self.at_any_lambda(arm, role).filter(move |other| other.lambda == arm.lambda)
     }
 
-    /// The same, whatever their lambda.
+    /// Like [`Self::beside`], with any lambda.
     pub fn at_any_lambda<'a>(&'a self, arm: &'a Arm, role: Role) -> impl Iterator<Item = &'a Arm> {
         self.arms.iter().filter(move |other| other.role == role && arm.stands_beside(other))
     }
 
-    /// The stages whose results differ between the seeds of every arm of several seeds, and those that all seeds share. None
-    /// with a single seed, or where a digest is not known.
+    /// The stages whose results differ between the seeds of every arm with several seeds, and the stages that all seeds
+    /// share. `None` with a single seed, or if a digest is unknown.
     pub fn redrawn(&self) -> Option<(Vec<&str>, Vec<&str>)> {
         let arms: Vec<&Arm> = self.arms.iter().filter(|arm| arm.runs.len() > 1).collect();
         let first = arms.first()?.runs.first()?.made_from.as_ref()?;
@@ -298,7 +299,7 @@ impl Study {
         Some(first.keys().map(String::as_str).partition(|stage| differs(stage)))
     }
 
-    /// Those of the policy runs and those that they are paired by.
+    /// The seeds of the policy runs and the seeds by which runs are paired.
     pub fn seeds(&self) -> Vec<u64> {
         let runs = self.arms.iter().flat_map(|arm| &arm.runs);
         let mut seeds: Vec<u64> = runs.flat_map(|run| [run.seed, run.about.seed]).collect();
@@ -307,7 +308,7 @@ impl Study {
         seeds
     }
 
-    /// Which of the run's own seeds settings were chosen on, in a sentence; none if there are none.
+    /// A sentence that names the run's own seeds used to choose settings; `None` if there are none.
     pub fn flattered(&self) -> Option<String> {
         let both: Vec<u64> = self.seeds().into_iter().filter(|s| self.tuning.contains(s)).collect();
         let mut told = Vec::new();
@@ -320,7 +321,7 @@ impl Study {
         (!told.is_empty()).then(|| told.join(" ") + " Their numbers flatter.")
     }
 
-    /// Whether any judging gold model is known not to read the post, or was not tested.
+    /// Warns if a judging gold model does not read the post, or was not tested.
     pub fn gold_heading(&self) -> String {
         let told: Vec<String> = self
             .sensitivity
@@ -385,7 +386,7 @@ fn ensemble_s2(run: &RunData, evaluation: &Instance) -> Option<(f64, f64)> {
     Some((*metrics.get("s2_random")?, *metrics.get("s2_calibration")?))
 }
 
-/// Arms of several stages may have the same labels: the stage's name then stands before them.
+/// Prefixes labels with the stage's name if arms of several stages share a label.
 fn name_apart(arms: &mut [Arm]) {
     let labels: BTreeSet<&str> = arms.iter().map(|arm| arm.label.as_str()).collect();
     if labels.len() == arms.len() {

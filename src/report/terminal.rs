@@ -1,11 +1,11 @@
-//! What a run's end prints: the table of arms and the answers in short.
+//! The summary printed at the end of a run: the table of arms and the answers in short.
 
 use super::arms;
 use super::inference::{Answer, Line, Subject};
 use super::study::{Study, list};
 use super::verdict::Answers;
 
-/// Empty for a run without arms whose annotators were not compared.
+/// Empty for a run without arms and without compared annotators.
 pub fn summary(study: &Study, agreement: &[String]) -> String {
     let agreement: String = agreement.iter().map(|sentence| format!("{sentence}\n")).collect();
     if study.arms.is_empty() {
@@ -34,7 +34,7 @@ pub fn summary(study: &Study, agreement: &[String]) -> String {
     out
 }
 
-/// Each hypothesis in its primary measure, and counts of what the page has in full.
+/// Each hypothesis in its primary measure, and counts of the results that the page lists in full.
 fn answers(answers: &Answers) -> String {
     let mut out: String = answers.notes.first().map_or_else(String::new, |note| format!("{note}\n"));
     let gates: Vec<String> = answers
@@ -86,7 +86,7 @@ fn stated(line: &Line) -> String {
     format!("{:<4} {:<11} {}: {}{p}\n", line.name, line.answer, line.sentence, parts.join("; "))
 }
 
-/// With intervals where there is room: the page has them all.
+/// The table of arms, with intervals where they fit; the page has all of them.
 fn arms_table(study: &Study) -> String {
     let head: Vec<&str> = arms::NAMED.into_iter().chain(arms::COLUMNS.iter().map(|column| column.short)).collect();
     let rows: Vec<Vec<String>> = arms::rows(study)
@@ -103,7 +103,7 @@ fn arms_table(study: &Study) -> String {
     table(&head, arms::TEXT, &rows)
 }
 
-/// Columns padded to their widest cell; the first `text` are set left, the rest right.
+/// Columns padded to their widest cell; the first `text` columns are aligned left, the others right.
 pub fn table(head: &[&str], text: usize, rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());

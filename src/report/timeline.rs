@@ -1,4 +1,4 @@
-//! When each stage ran: a bar per attempt that this run started.
+//! When each stage ran: one bar per attempt that this run started.
 
 use std::fmt::Write as _;
 
@@ -7,12 +7,12 @@ use super::load::{Fate, RunData, State};
 
 const LABELS: f64 = 190.0;
 const BARS: f64 = 780.0;
-/// For the seconds beside the longest bar.
+/// Space for the seconds next to the longest bar.
 const MARGIN: f64 = 60.0;
 const ROW: f64 = 17.0;
 const TOP: f64 = 18.0;
 
-/// Empty for a run that started nothing.
+/// The timeline as SVG; empty for a run that started nothing.
 pub fn timeline(run: &RunData) -> String {
     let fates = run.instances.iter().map(|instance| (instance.name.as_str(), run.fate(instance)));
     let mut bars: Vec<Bar<'_>> = fates.filter_map(|(name, fate)| Bar::of(run, name, &fate)).collect();
@@ -31,7 +31,7 @@ pub fn timeline(run: &RunData) -> String {
     format!("<div class=\"wide tall\" tabindex=\"0\">{}</div>{data}", svg(&bars))
 }
 
-/// Seconds since the run started.
+/// One bar; times in seconds since the run started.
 struct Bar<'a> {
     name: &'a str,
     state: State,
@@ -94,7 +94,7 @@ fn svg(bars: &[Bar<'_>]) -> String {
     out + "</svg>"
 }
 
-/// What fits left of the bars.
+/// The name shortened to fit left of the bars.
 fn shortened(name: &str) -> String {
     const FITS: usize = 28;
     if name.chars().count() <= FITS { name.to_owned() } else { name.chars().take(FITS - 1).chain(['…']).collect() }

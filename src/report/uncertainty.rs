@@ -1,4 +1,4 @@
-//! Figures of the ensemble's variance: beside its error, in its parts, and as the share of the KL term.
+//! Figures of the ensemble's variance: next to its error, in its parts, and as the share of the KL term.
 
 use stages::types::CalibrationBin;
 
@@ -6,7 +6,7 @@ use super::chart::{self, Chart, Line, Series, arm_lines, legend};
 use super::html::escape;
 use super::study::{Arm, Role, Run, Study};
 
-/// One row of charts for each question; empty where no run has an ensemble.
+/// One row of charts per question; empty if no run has an ensemble.
 pub fn figures(study: &Study) -> String {
     let told = |arm: &&Arm| matches!(arm.role, Role::Mean | Role::Adaptive);
     let has_variance = |arm: &&Arm| arm.runs.iter().any(|run| run.sampled().any(|point| point.variance.is_some()));
@@ -66,7 +66,7 @@ const PARTS: [(&str, OfPoint); 3] = [
     ("the rest", |point| point.variance_rest),
 ];
 
-/// A chart for each arm with a line for each of `named`, and thin lines for its seeds.
+/// One chart per arm with one line per entry of `named`, and thin lines for its seeds.
 fn charts<T: Copy>(
     arms: &[&Arm],
     x: &str,

@@ -12,16 +12,16 @@ use super::study::{Arm, Role, Run, Study};
 const HYPOTHESES: usize = 5;
 pub const NO_QUALITY: &str = "the posts carry no facts to score true quality by";
 
-/// All that the report says of a study, in its order.
+/// All findings of the report on a study, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answers {
     pub primary: Measure,
-    /// What holds for all answers: seeds, outcome, what the seeds redraw, power.
+    /// Notes that apply to all answers: seeds, outcome, what the seeds redraw, power.
     pub notes: Vec<String>,
     pub gates: Vec<Gate>,
     pub hypotheses: Vec<Family>,
     pub claims: Vec<Family>,
-    /// Paired differences of the mean arm from its repetition (A/A), in each measure.
+    /// Paired differences between the mean arm and its repetition (A/A), in each measure.
     pub noise: Vec<(Measure, Test)>,
     /// (statement, reason)
     missing: Vec<(String, String)>,
@@ -59,7 +59,7 @@ impl Answers {
         answers
     }
 
-    /// Statements that cannot be judged and why, in one line; empty if there are none.
+    /// Statements that cannot be judged, with reasons, in one line; empty if there are none.
     pub fn not_judged(&self) -> String {
         let mut by_reason: Vec<(&str, Vec<&str>)> = Vec::new();
         for (what, why) in &self.missing {
@@ -83,7 +83,7 @@ impl Answers {
         self.missing.push((what.into(), why.into()));
     }
 
-    /// One adaptive arm among the arms beside it.
+    /// Adds the answers for one adaptive arm and the arms next to it.
     fn about(&mut self, study: &Study, adaptive: &Arm, title: &str) {
         let mut at_lambda = study.beside(adaptive, Role::Mean);
         let mean = at_lambda.next();
@@ -142,7 +142,7 @@ impl Answers {
         } else {
             self.missing(format!("{title}H2"), format!("{} logged no coefficient of Algorithm 1", mean.label));
         }
-        // Each must hold for itself: they are no alternatives that would need a correction.
+        // Each precondition must hold on its own, so none is corrected for the others.
         let lines = lines
             .into_iter()
             .flat_map(|line| judged(Subject::Preconditions, String::new(), vec![line]).lines)
@@ -151,7 +151,7 @@ impl Answers {
         self.hypotheses.push(Family { title, subject: Subject::Preconditions, lines, note: None });
     }
 
-    /// H3 to H7 in one measure.
+    /// Adds H3 to H7 in one measure.
     fn comparisons(&mut self, study: &Study, adaptive: &Arm, mean: Option<&Arm>, measure: Measure, title: &str) {
         let beside =
             |roles: &[Role]| -> Vec<&Arm> { roles.iter().flat_map(|&role| study.beside(adaptive, role)).collect() };
@@ -184,11 +184,11 @@ impl Answers {
         }
     }
 
-    /// The drop of H3 and the area of H4.
+    /// Adds the drop of H3 and the area of H4.
     fn supporting(&mut self, study: &Study, adaptive: &Arm, mean: Option<&Arm>, title: &str) {
         let measure = self.primary;
         let mut lines = Vec::new();
-        // Positive where the adaptive arm falls less: all lines read in one direction.
+        // Positive if the adaptive arm drops less, so that all lines have the same direction.
         if let Some(test) = mean.and_then(|mean| Test::paired(mean, adaptive, |run| outcome::drop(run, measure))) {
             let test = Test { label: format!("drop of {}", test.label), ..test };
             let sentence =
@@ -217,7 +217,7 @@ impl Answers {
         }
     }
 
-    /// The comparisons that the paper makes beyond H3 and H6.
+    /// Adds the paper's comparisons beyond H3 and H6.
     fn further(&mut self, study: &Study, adaptive: &Arm, title: &str) {
         let mut lines: Vec<Line> = Vec::new();
         for (role, name) in [(Role::Pessimistic, "pessimistic"), (Role::Uwo, "UWO")] {
@@ -241,7 +241,7 @@ impl Answers {
         }
     }
 
-    /// What the paper says of its own arm's curves, as the contrary that a test can show.
+    /// Adds the paper's claims about its own arm's curves, rephrased as statements that a test can show.
     fn own_arm(&mut self, arm: &Arm, title: &str) {
         let name = &arm.label;
         let gold =
@@ -267,7 +267,7 @@ impl Answers {
         }
     }
 
-    /// Claims about single arms: over-optimisation of `over`, trends over steps of `all`.
+    /// Adds claims about single arms: over-optimisation of `over`, trends over steps of `all`.
     fn arm_by_arm(&mut self, over: &[&Arm], all: &[&Arm], title: &str) {
         let lines: Vec<Line> = over.iter().filter_map(|arm| overoptimised("", arm, self.primary)).collect();
         if !lines.is_empty() {
@@ -314,7 +314,7 @@ fn absent(what: &str, adaptive: &Arm, others: &[&Arm]) -> String {
     }
 }
 
-/// `adaptive` above every one of `others`; `None` where there is none, or one of them shares no seed with it.
+/// `adaptive` above each of `others`; `None` if there are none, or if one of them shares no seed with it.
 fn above(name: &'static str, adaptive: &Arm, others: &[&Arm], measure: Measure) -> Option<Line> {
     let tests = others.iter().map(|other| Test::paired(adaptive, other, |run| outcome::outcome(run, measure, Half::B)));
     let parts: Vec<Test> = tests.collect::<Option<_>>()?;
@@ -323,7 +323,7 @@ fn above(name: &'static str, adaptive: &Arm, others: &[&Arm], measure: Measure) 
     (!parts.is_empty()).then(|| Line::new(name, sentence, parts))
 }
 
-/// The measure fell from its peak, and the proxy rose since.
+/// The measure dropped from its peak, and the proxy has risen since.
 fn overoptimised(name: &'static str, arm: &Arm, measure: Measure) -> Option<Line> {
     let parts = [
         Test::over(format!("{measure} at its peak − at the end"), arm, |run| outcome::drop(run, measure)),
@@ -344,8 +344,8 @@ pub fn fixed_lambdas<'a>(study: &'a Study, adaptive: &'a Arm) -> Vec<&'a Arm> {
     fixed
 }
 
-/// The arm of the best mean outcome on half A over its seeds. Noise that a run's two halves share helps the arm chosen: the
-/// comparison errs against the adaptive arm.
+/// The arm with the best mean outcome on half A over its seeds. Noise shared by a run's two halves favours the chosen
+/// arm, so the comparison errs against the adaptive arm.
 fn best_on_a<'a>(arms: &[&'a Arm], measure: Measure) -> Option<&'a Arm> {
     let scored = arms.iter().filter_map(|arm| {
         let outcomes: Option<Vec<f64>> = arm.runs.iter().map(|run| outcome::outcome(run, measure, Half::A)).collect();
@@ -393,7 +393,7 @@ fn notes(study: &Study, primary: Measure) -> Vec<String> {
     notes
 }
 
-/// The same for the first step of a Holm family of five.
+/// The smallest effect detected in the first step of a Holm family of five.
 fn smallest_detected(n: usize) -> Option<String> {
     Some(match detectable_effect(n, ALPHA / HYPOTHESES as f64) {
         Some(effect) => format!(", the first of {HYPOTHESES} corrected ones {effect:.2}"),

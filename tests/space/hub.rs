@@ -1,4 +1,4 @@
-//! A server on this machine that plays a hub, or the object store that a hub sends to.
+//! A local server that acts as a hub, or as the object store to which a hub redirects.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 
-/// A server that ends with the test's process.
+/// A server that ends with the test process.
 #[derive(Clone)]
 pub struct Play {
     pub address: String,
@@ -20,7 +20,7 @@ struct State {
     asked: Vec<Asked>,
 }
 
-/// A request.
+/// A request received by the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
     pub path: String,
@@ -28,18 +28,18 @@ pub struct Asked {
     pub token: Option<String>,
 }
 
-/// An answer.
+/// An answer of the server.
 #[derive(Clone)]
 pub struct Page {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
-    /// How many bytes of the body the next answers send before they hang up.
+    /// Bytes of the body that each of the next answers sends before it closes the connection.
     pub cuts: Vec<usize>,
-    /// Send that many bytes of the body and then nothing, without hanging up.
+    /// Sends this many bytes of the body and then nothing, without closing the connection.
     pub stalls: Option<usize>,
     pub takes_ranges: bool,
-    /// Without it, the answer is 401.
+    /// The expected token; requests without it get status 401.
     pub token: Option<&'static str>,
 }
 
@@ -49,19 +49,19 @@ impl Page {
         Self { status: 200, headers: vec![], body, cuts: vec![], stalls: None, takes_ranges: true, token: None }
     }
 
-    /// A file that lies in git itself.
+    /// A file stored in git itself.
     pub fn in_git(body: &[u8]) -> Self {
         let blob = [format!("blob {}\0", body.len()).as_bytes(), body].concat();
         Self { headers: vec![("etag", format!("\"{}\"", hex(&SHA1_FOR_LEGACY_USE_ONLY, &blob)))], ..Self::of(body) }
     }
 
-    /// A file that lies in the store at `place`.
+    /// A file stored in the object store at `place`.
     pub fn elsewhere(place: String, body: &[u8]) -> Self {
         let headers = vec![
             ("location", place),
             ("x-linked-etag", format!("\"{}\"", hex(&SHA256, body))),
             ("x-linked-size", body.len().to_string()),
-            // Of the pointer: no digest of the file.
+            // The digest of the LFS pointer, not of the file.
             ("etag", "\"0123456789012345678901234567890123456789\"".to_owned()),
         ];
         Self { status: 302, headers, ..Self::of("Found") }
@@ -81,7 +81,7 @@ impl Play {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let state = state.clone();
-                // Whoever asked may go away at any time.
+                // The client may close the connection at any time.
                 std::thread::spawn(move || answer(&stream, &state).unwrap_or_default());
             }
         });
@@ -100,7 +100,7 @@ impl Play {
         change(self.state().pages.get_mut(path).expect("a page that was put"));
     }
 
-    /// A repository whose files all lie in git: `kind` is `models` or `datasets`.
+    /// A repository with all its files in git; `kind` is `models` or `datasets`.
     pub fn put_repository(&self, kind: &str, id: &str, revision: &str, commit: &str, files: &[(&str, &[u8])]) {
         let names: Vec<String> = files.iter().map(|(name, _)| format!("{{\"rfilename\":\"{name}\"}}")).collect();
         let info = format!("{{\"id\":\"{id}\",\"sha\":\"{commit}\",\"siblings\":[{}]}}", names.join(","));
@@ -115,7 +115,7 @@ impl Play {
         }
     }
 
-    /// The requests so far.
+    /// The requests received so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.state().asked.clone()
     }
@@ -179,6 +179,6 @@ fn send(mut stream: &TcpStream, asked: &Asked, mut page: Page, cut: Option<usize
         std::thread::park();
     }
     stream.shutdown(std::net::Shutdown::Write)?;
-    // What was asked is read to its end, so that closing does not reset what was sent.
+    // Read the request to its end, so that closing the connection does not reset the answer.
     stream.read(&mut [0]).map(drop)
 }

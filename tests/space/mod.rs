@@ -1,4 +1,4 @@
-//! A folder of its own for one test, and the real binary in it.
+//! A temporary folder for one test, and the real binary running in it.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 pub mod hub;
@@ -25,7 +25,7 @@ impl TestSpace {
         path
     }
 
-    /// The binary with `arguments`, in this folder.
+    /// Runs the binary with `arguments` in this folder.
     pub fn temper(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().expect("the binary starts")
     }
@@ -36,7 +36,7 @@ impl TestSpace {
         command
     }
 
-    /// The last JSON line that a successful command prints.
+    /// The last line printed by a successful command, parsed as JSON.
     pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
         let out = self.temper(arguments);
         assert!(out.status.success(), "{arguments:?}: {}{}", text(&out.stdout), text(&out.stderr));
@@ -50,12 +50,12 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A file of the repository.
+/// Path of a file in the repository.
 pub fn repository(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// Names in a JSON list of strings.
+/// The strings of a JSON list.
 pub fn names(list: &serde_json::Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().filter_map(serde_json::Value::as_str).collect()
 }

@@ -1,4 +1,4 @@
-//! `temper lm generate`: what a model writes after a prompt. Knows no template.
+//! `temper lm generate`: samples a model's continuation of a prompt, without any template.
 
 use std::path::Path;
 
@@ -18,13 +18,13 @@ struct Question {
 #[derive(Serialize)]
 struct Answer {
     prompt: String,
-    /// What was written, without the end-of-text token.
+    /// The response without the end-of-text token.
     response: String,
-    /// Of the response, with the end-of-text token if it was drawn.
+    /// Ids of the response, including the end-of-text token if it was sampled.
     ids: Vec<u32>,
 }
 
-/// A prompt with its ids and its line's place, which addresses its random numbers.
+/// A prompt with its ids and its line index, which selects its random numbers.
 struct Ready {
     prompt: String,
     ids: Vec<u32>,

@@ -1,4 +1,4 @@
-//! `temper lm logprobs`: the log-probability of every token of a text after the first. Knows no prompt.
+//! `temper lm logprobs`: the log-probability of every token of a text after the first.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use stages::train::{Told, by_length};
 use super::{ROWS, encode, fits, stream, window, with_adapter};
 use crate::args::ModelAt;
 
-/// One of the two.
+/// Exactly one of the two fields is set.
 #[derive(Deserialize)]
 struct Question {
     #[serde(default)]
@@ -22,15 +22,15 @@ struct Question {
 #[derive(Serialize)]
 struct Answer {
     ids: Vec<u32>,
-    /// Of each id given those before it, in nats; none for the first.
+    /// Log-probability of each id given the preceding ids, in nats; null for the first.
     logprobs: Vec<Option<f32>>,
 }
 
 pub fn logprobs(at: &ModelAt, adapter: Option<&Path>) -> Result<()> {
     let model = with_adapter(CausalLm::load(&at.model).told()?, adapter)?;
-    // Ids need no tokenizer.
+    // Questions with ids need no tokenizer.
     let file = if at.model.is_dir() { at.model.join("tokenizer.json") } else { at.model.clone() };
-    // EOS plays no part here, so that it need not be one that the tokenizer knows.
+    // EOS is not used here, so it need not be known to the tokenizer.
     let eos = model.config().eos().unwrap_or(0.into());
     let tokenizer = if file.is_file() { Some(Tokenizer::load_with_eos(&file, eos).told()?) } else { None };
     tokenizer.as_ref().map_or(Ok(()), |t| t.check_fits(model.config())).told()?;
@@ -53,8 +53,8 @@ pub fn logprobs(at: &ModelAt, adapter: Option<&Path>) -> Result<()> {
 fn answers(model: &CausalLm, rows: Vec<Vec<u32>>) -> Result<Vec<Answer>> {
     let mut answers: Vec<Answer> =
         rows.into_iter().map(|ids| Answer { logprobs: ids.first().map(|_| None).into_iter().collect(), ids }).collect();
-    // All but the first token is a response, and of responses the model tells the log-probabilities. A text without a
-    // second token has nothing to be told.
+    // Treat all tokens but the first as a response, since the model computes log-probabilities of responses. A text
+    // without a second token has none.
     let (numbers, sequences): (Vec<usize>, Vec<Sequence>) = answers
         .iter()
         .enumerate()
@@ -75,9 +75,9 @@ fn answers(model: &CausalLm, rows: Vec<Vec<u32>>) -> Result<Vec<Answer>> {
     Ok(answers)
 }
 
-/// Flat over the batch's response tokens.
+/// Log-probabilities of the batch's response tokens, concatenated.
 fn response_logprobs(model: &CausalLm, batch: &Batch) -> Result<Vec<f32>> {
-    // No token is forbidden, so that it does not matter which one ends a text.
+    // No token is masked, so the choice of EOS does not matter.
     let plain = StatOptions { min_new_tokens: 0, eos: 0.into(), entropy: false };
     let predicting = model.predicting(batch, None).told()?;
     let logprobs = model.token_stats(&predicting, batch, &plain).told()?.logprob.to_vec1::<f32>().told()?;

@@ -1,4 +1,4 @@
-//! `temper lm`: a model folder at work on JSON lines, for checking against other implementations. Knows no pipeline.
+//! `temper lm`: runs a model folder on JSON lines, for checks against other implementations.
 
 mod generate;
 mod logprobs;
@@ -14,7 +14,7 @@ use stages::train::Told;
 use super::Done;
 use crate::args::{Lm, ModelAt};
 
-/// Rows computed at once. The lines that are read together are sorted by length first, so that little is padding.
+/// Rows per model batch. Lines that are read together are first sorted by length to reduce padding.
 const ROWS: usize = 8;
 
 pub fn lm(task: &Lm) -> Done {
@@ -45,13 +45,13 @@ fn with_adapter(model: CausalLm, adapter: Option<&Path>) -> Result<CausalLm> {
     }
 }
 
-/// The ids of a text that is not too long to encode.
+/// The ids of a text, after a check that it is not too long to encode.
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     tokenizer.check_text(text).told()?;
     Ok(tokenizer.encode(text))
 }
 
-/// Whether the model can read these ids with `room` more after them.
+/// Checks that the model can read these ids with `room` more after them.
 fn fits(model: &CausalLm, ids: &[u32], room: usize) -> Result<()> {
     let (vocabulary, positions) = (model.config().vocab_size(), model.config().window());
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {

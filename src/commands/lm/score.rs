@@ -1,4 +1,4 @@
-//! `temper lm score`: what a reward model or an ensemble thinks of a response. Knows no training.
+//! `temper lm score`: scores a response with a reward model or an ensemble.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::args::ModelAt;
 struct Question {
     prompt: String,
     response: String,
-    /// Whether the response is whole, and so has the end-of-text token.
+    /// Whether the response is complete and therefore ends with the end-of-text token.
     #[serde(default = "yes")]
     ended: bool,
 }
@@ -33,7 +33,7 @@ enum Answer {
     Many { scores: Vec<f32>, mean: f64, variance: f64 },
 }
 
-/// A reward model, or an ensemble's.
+/// A single reward model or the members of an ensemble.
 struct Judge {
     members: Vec<LoadedReward>,
     is_ensemble: bool,
@@ -59,7 +59,7 @@ pub fn score(at: &ModelAt) -> Result<()> {
         }
         let prompt = encode(&tokenizer, &asked.prompt)?;
         tokenizer.check_text(&asked.response).told()?;
-        // As in training: encoded apart, so that no token spans the border.
+        // Encode prompt and response separately, as in training, so that no token spans the border.
         let response = response_ids(&tokenizer, &asked.response, asked.ended);
         let sequence = Sequence { prompt, response };
         for member in &judge.members {

@@ -1,4 +1,4 @@
-//! JSON lines in, JSON lines out: a window at a time, in order, each answer with its line's `id`. Knows no model.
+//! Reads and writes JSON lines in windows, in order; each answer carries its line's `id`.
 
 use std::io::{BufRead, BufWriter, ErrorKind, Read, Write};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use stages::data::source;
 
-/// What a line may hold beside its question; comes back with the answer.
+/// The optional `id` of a line, returned with its answer.
 #[derive(Deserialize)]
 struct Named {
     #[serde(default)]
@@ -24,12 +24,12 @@ struct Answered<A> {
     answer: A,
 }
 
-/// Answers standard input on standard output, `window` lines at a time: `ready` turns a line's question into what is
-/// computed, given the line's place from 0; `answer` answers as many as there are. Ends early, without an error, when
-/// nobody reads the answers any more.
+/// Answers lines of standard input on standard output, `window` lines at a time. `ready` converts a line's question
+/// into a model input, given the line's index from 0; `answer` computes the answers of a window. Ends early and without
+/// error if standard output is closed.
 ///
 /// # Errors
-/// Names the line. Those before it have been answered by then.
+/// Names the line. Earlier lines are answered first.
 pub fn answer_lines<Q: DeserializeOwned, R, A: Serialize>(
     window: usize,
     ready: impl Fn(u64, Q) -> Result<R>,
@@ -50,7 +50,7 @@ fn answer_all<Q: DeserializeOwned, R, A: Serialize>(
     loop {
         let first = read + 1;
         let (mut ids, mut rows) = (Vec::new(), Vec::new());
-        // A bad line ends the window; what stands before it is still answered.
+        // A bad line ends the window; the lines before it are still answered.
         let mut end = None;
         while rows.len() < window && end.is_none() {
             let asked = next_line(&mut input)
@@ -78,7 +78,7 @@ fn answer_all<Q: DeserializeOwned, R, A: Serialize>(
     }
 }
 
-/// The next line without its end; none after the last.
+/// The next line without its line ending; `None` after the last.
 fn next_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     let n = input

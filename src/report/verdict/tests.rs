@@ -8,7 +8,8 @@ use super::super::inference::Answer;
 use super::super::study::tests::{arm, point, run};
 use super::*;
 
-/// An arm of ten evaluations on both halves whose true quality starts at 0.85 and ends about `end`, while the proxy rises.
+/// An arm of ten evaluations on both halves whose true quality starts at 0.85 and ends near `end`, while the proxy
+/// rises.
 fn built(label: &str, objective: &str, more: Value, lambda: f64, end: f64, seeds: usize) -> Arm {
     let mut rng = StdRng::from_seed(*engine::names::Digest::of(label.as_bytes()).as_bytes());
     let mut arm = arm(&[("arm", label)], objective, &[end]);
@@ -21,7 +22,7 @@ fn built(label: &str, objective: &str, more: Value, lambda: f64, end: f64, seeds
                 let quality = 0.85 + (end - 0.85) * done + 0.01 * f64::from(step.min(3) as i32);
                 let mut b = point(step, false, Some(quality), 2.0 * quality, f64::from(step as i32).sqrt());
                 b.variance = Some(0.1 + 0.01 * step as f64);
-                // A larger coefficient holds the KL lower.
+                // A larger coefficient keeps the KL lower.
                 b.kl_exact *= (0.02 / lambda).sqrt();
                 [CurvePoint { half: Half::A, ..b.clone() }, b]
             });
@@ -39,7 +40,8 @@ fn built(label: &str, objective: &str, more: Value, lambda: f64, end: f64, seeds
     arm
 }
 
-/// A study in which the adaptive arm holds its quality, every arm of about its coefficient falls, and the mean arm repeats.
+/// A study in which the adaptive arm keeps its quality, every arm with about its coefficient drops, and the mean arm
+/// repeats.
 pub fn constructed(seeds: usize) -> Study {
     let none = || json!({});
     let arms = vec![
@@ -83,7 +85,7 @@ fn every_hypothesis_is_answered_on_a_study_with_the_effect() {
         let found: Vec<_> = family.lines.iter().map(|line| (line.name, line.answer, line.parts.len())).collect();
         let expected = [("H3", 1), ("H4", 2), ("H5", 2), ("H6", 1), ("H7", 1)];
         assert_eq!(found, expected.map(|(name, parts)| (name, Answer::Shown, parts)), "{}", family.title);
-        // Five tests of eight equal signs.
+        // Five tests with eight equal signs each.
         assert!(family.lines.iter().all(|line| (line.corrected.unwrap() - 5.0 / 128.0).abs() < 1e-12));
     }
     assert_eq!(line(&answers, "falls less from its peak").answer, Answer::Shown);
@@ -168,7 +170,7 @@ fn a_sweep_of_three_evaluations_and_one_seed_gives_no_verdict() {
         "{missing}"
     );
     assert!(missing.contains("H1 to H7 (no adaptive arm"), "{missing}");
-    // Enough seeds do not make up for too few evaluations.
+    // Many seeds do not make up for too few evaluations.
     let mut study = constructed(8);
     for run in study.arms.iter_mut().flat_map(|arm| &mut arm.runs) {
         run.curve.retain(|point| point.step % 4 == 0);

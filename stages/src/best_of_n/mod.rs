@@ -1,5 +1,6 @@
-//! `generate.best_of_n`: draws `n` responses of a policy to each held-out prompt and scores them by every reward model, so
-//! that `evaluate` can tell what the best of them by each objective is worth (Stiennon et al. 2020; Gao et al. 2023).
+//! `generate.best_of_n`: draws `n` responses of a policy to each held-out prompt and scores them with every reward
+//! model, so that `evaluate` can compute the value of the best of them by each objective (Stiennon et al. 2020; Gao et
+//! al. 2023).
 
 #[cfg(test)]
 mod tests;
@@ -30,24 +31,27 @@ use crate::types::{Ensemble, Posts, Split};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Params {
-    /// The objectives whose phi chooses among the responses: any but `adaptive` and `matched`, which choose as `mean` does.
+    /// The objectives whose phi selects among the responses: any except `adaptive` and `matched`, which select like
+    /// `mean`.
     pub objectives: Vec<Objective>,
-    /// Standard deviations that `mean_minus_std`, and variances that `uwo` takes off the mean.
+    /// Number of standard deviations that `mean_minus_std` subtracts from the mean, or of variances that `uwo`
+    /// subtracts.
     pub k: f64,
     /// Temperature of `soft_min`, in units of the score.
     pub beta: f64,
-    /// Responses to each prompt, drawn at temperature 1.
+    /// Responses per prompt, drawn at temperature 1.
     pub n: usize,
-    /// The split of the prompts.
+    /// The split that provides the prompts.
     pub split: Split,
-    /// Prompts at most, in the order of the posts; null: all of the split.
+    /// Maximum number of prompts, in the order of the posts; null: all of the split.
     pub prompts: Option<usize>,
-    /// Tokens of a response before EOS may come.
+    /// Minimum number of tokens before EOS is allowed.
     pub min_new_tokens: usize,
     pub max_new_tokens: usize,
-    /// What products with weights are computed in, the reward models' too: `f32`, or `bf16` (operands rounded, sums in f32).
+    /// Number type for products with weights, the reward models' included: `f32`, or `bf16` (operands rounded, sums in
+    /// f32).
     pub precision: Precision,
-    /// Responses sampled and scored at once; bounds memory.
+    /// Responses sampled and scored per batch; bounds memory.
     pub batch: usize,
 }
 
@@ -68,7 +72,8 @@ impl Default for Params {
     }
 }
 
-/// Whether the objective has a phi of its own: the others differ from `mean` in their KL coefficient, which best-of-n lacks.
+/// Whether the objective has its own phi: `adaptive` and `matched` differ from `mean` only in their KL coefficient,
+/// which best-of-n lacks.
 fn chooses(objective: Objective) -> bool {
     !matches!(objective, Objective::Adaptive | Objective::Matched)
 }
@@ -138,13 +143,13 @@ fn check_members(objectives: &[Objective], members: usize) -> Result<()> {
     }
 }
 
-/// Draws and scores the responses to some prompts.
+/// Draws and scores responses to prompts.
 struct Generator<'a> {
     params: &'a Params,
     policy: CausalLm,
     tokenizer: Tokenizer,
     members: Vec<LoadedReward>,
-    /// Keys the rows of the draws by post.
+    /// Key that maps a post to its row number for the draws.
     rows: [u8; 32],
     draws: Draws,
 }
@@ -221,7 +226,7 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
 }
 
 impl Generator<'_> {
-    /// The `n` responses to each prompt. What is drawn depends on the seed, the post and the response's index alone.
+    /// The `n` responses to each prompt. The draws depend only on the seed, the post and the response's index.
     fn candidates(&self, prompts: &[Prompt]) -> Result<Vec<Candidate>> {
         let p = self.params;
         let options = SampleOptions {

@@ -1,4 +1,4 @@
-//! Claims about `generate.best_of_n` and about `evaluate` of what it made.
+//! Tests of `generate.best_of_n` and of `evaluate` on its output.
 
 use engine::error::Result;
 use engine::kind::{AnyKind, Kind, Wired};
@@ -149,7 +149,7 @@ fn evaluation_tells_the_best_of_n_from_all_samples() -> Result<()> {
             near(one.length, of(&|s| s.length as f64));
             near(one.proxy, mean(&here().map(|(_, sample)| sample.phi[o]).collect::<Vec<_>>()));
 
-            // The best of all six is the one sample with the highest phi.
+            // The best of all six is the single sample with the highest phi.
             let all: Vec<_> = here().collect();
             let best: Vec<f64> = all
                 .chunks(6)
@@ -164,7 +164,7 @@ fn evaluation_tells_the_best_of_n_from_all_samples() -> Result<()> {
         assert!(six.gold_low <= six.gold && six.gold <= six.gold_high && six.gold_low < six.gold_high);
     }
 
-    // What reads an evaluation finds the SFT samples, one a prompt, at step 0.
+    // Readers of an evaluation find the SFT samples, one per prompt, at step 0.
     let (info, curve) = (Evaluation::info(&out.path())?, Evaluation::curve(&out.path())?);
     assert_eq!((info.steps, info.chosen_step, info.final_step, info.prompt_count), (vec![0], 0, 0, 9));
     assert_eq!(info.objective, Evaluation::BEST_OF_N_OBJECTIVE);

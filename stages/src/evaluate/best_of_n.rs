@@ -1,7 +1,7 @@
-//! Best-of-n: what the best of n samples by each objective is worth, from all samples of a prompt.
+//! Best-of-n: the expected value of the best of n samples by each objective, computed from all samples of a prompt.
 //!
-//! The policy that returns the best of n samples is at most log n - (n - 1) / n nats from the one that is sampled (Stiennon
-//! et al. 2020; Gao et al. 2023), which places its curves beside those of PPO without any of PPO's settings.
+//! The policy that returns the best of n samples is at most log n - (n - 1) / n nats from the sampled policy (Stiennon
+//! et al. 2020; Gao et al. 2023). This bound puts its curves next to PPO's without depending on any PPO setting.
 
 use engine::context::Context;
 use engine::error::{Error, Result};
@@ -94,24 +94,25 @@ pub fn evaluate(params: &Params, ctx: &mut Context) -> Result<()> {
     write_json(&ctx.out().join(Evaluation::INFO), &info)
 }
 
-/// 1, 2, 4, and so on below `n`, then `n`.
+/// The powers of 2 below `n`, then `n`.
 fn sizes(n: usize) -> Vec<usize> {
     std::iter::successors(Some(1), |size| Some(2 * size)).take_while(|size| *size < n).chain([n]).collect()
 }
 
-/// The KL of best-of-`n` to the policy that is sampled is at most this: log n - (n - 1) / n nats.
+/// Upper bound on the KL of best-of-`n` to the sampled policy: log n - (n - 1) / n nats.
 fn kl_bound(n: usize) -> f64 {
     let n = n as f64;
     n.ln() - (n - 1.0) / n
 }
 
-/// The probability that each sample is the best by `phi` of `size` samples drawn without replacement: C(i - 1, size - 1) /
-/// C(n, size) for the i-th of n in rising order. Equal samples share theirs, as if ties were broken by lot.
+/// The probability that each sample is the best by `phi` among `size` samples drawn without replacement. For the i-th
+/// of n in ascending order it is C(i - 1, size - 1) / C(n, size). Equal samples share their probability, as if ties
+/// were broken at random.
 fn weights(phi: &[f64], size: usize) -> Vec<f64> {
     let n = phi.len();
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| phi[a].total_cmp(&phi[b]));
-    // From the best down, C(i - 1, size - 1) = C(i, size - 1) (i - size + 1) / i, so that no binomial overflows.
+    // From the best downwards, C(i - 1, size - 1) = C(i, size - 1) (i - size + 1) / i, so that no binomial overflows.
     let mut rising = vec![0.0; n];
     let mut weight = size as f64 / n as f64;
     for i in (size..=n).rev() {
@@ -128,7 +129,7 @@ fn weights(phi: &[f64], size: usize) -> Vec<f64> {
     weights
 }
 
-/// What is told of the best of some samples of a prompt: expected values.
+/// Expected values for the best of some samples of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Best {
     gold: f64,
@@ -157,10 +158,10 @@ impl Best {
     }
 }
 
-/// What is kept of a prompt.
+/// The data kept per prompt.
 struct Prompt {
     half: Half,
-    /// Of every sample.
+    /// Gold score of every sample.
     gold: Vec<f64>,
     /// `[objective][size]`
     best: Vec<Vec<Best>>,
@@ -168,7 +169,7 @@ struct Prompt {
 
 impl Prompt {
     /// # Errors
-    /// When these are not `n` samples of one prompt with a finite phi for each objective.
+    /// If these are not `n` samples of one prompt with a finite phi for each objective.
     fn new(scores: &[Score], phi: &[Vec<f64>], info: &BestOfNInfo, sizes: &[usize]) -> Result<Self> {
         let post = &scores[0].post_id;
         let wrong = |what: &str| Error::yours(format!("evaluate: the samples of post `{post}`: {what}"));
@@ -186,7 +187,8 @@ impl Prompt {
     }
 }
 
-/// A row of the samples as the judge reads it: the SFT model's own, at step 0. Its proxy is the first objective's phi.
+/// Converts a samples row for the judge, as a sample of the SFT model at step 0. Its proxy is the first objective's
+/// phi.
 fn sample(row: Candidate) -> (Vec<f64>, Sample) {
     let scores: Vec<f64> = row.scores.iter().map(|&score| f64::from(score)).collect();
     let sample = Sample {
@@ -208,7 +210,7 @@ fn sample(row: Candidate) -> (Vec<f64>, Sample) {
     (row.phi, sample)
 }
 
-/// One row for each half that has prompts, objective and size.
+/// One row per half that has prompts, per objective and size.
 fn points(prompts: &[Prompt], objectives: &[Objective], sizes: &[usize], resamples: usize) -> Vec<BestOfPoint> {
     let mut rows = Vec::new();
     for half in [Half::A, Half::B] {
@@ -237,7 +239,7 @@ fn point(
     spread: f64,
     resamples: usize,
 ) -> BestOfPoint {
-    // One seed for all, so that every number is resampled over the same prompts.
+    // One seed for all numbers, so that every number is resampled over the same prompts.
     let interval = |x: &[f64]| {
         let seed = blake3::derive_key("temper bootstrap of best-of-n v1", b"");
         bootstrap_mean(x, resamples, &mut ChaCha12Rng::from_seed(seed))
@@ -285,7 +287,7 @@ mod tests {
 
     use super::*;
 
-    /// The mean over all subsets of `size` of the mean value of their best by `phi`.
+    /// The mean over all subsets of `size` samples of the mean value of their best by `phi`.
     fn by_subsets(phi: &[f64], values: &[f64], size: usize) -> f64 {
         let subsets = (0_u32..1 << phi.len()).filter(|subset| subset.count_ones() as usize == size);
         let best = |subset: u32| {
@@ -300,7 +302,7 @@ mod tests {
         weights(phi, size).iter().zip(values).map(|(w, v)| w * v).sum()
     }
 
-    /// phi from few values, so that there are ties, and other values beside them.
+    /// phi from few distinct values, so that ties occur, paired with independent values.
     fn samples() -> impl Strategy<Value = (Vec<f64>, Vec<f64>)> {
         let pair = (prop_oneof![(-2..3_i32).prop_map(f64::from), -2.0..2.0_f64], -3.0..3.0_f64);
         proptest::collection::vec(pair, 2..9).prop_map(|rows| rows.into_iter().unzip())

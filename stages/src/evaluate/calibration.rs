@@ -1,12 +1,12 @@
-//! Whether the ensemble's variance is the size of its error: against the gold reward and against true quality, by KL.
+//! Compares the ensemble's variance with its squared error against the gold reward and true quality, by KL.
 
 use crate::stats::{mean, quantile};
 use crate::types::{CalibrationBin, Half, Score};
 
-/// Bins of KL, of about as many samples each.
+/// Number of KL bins, with about equally many samples each.
 const BINS: usize = 8;
 
-/// truth = a + b mu, by least squares: puts the ensemble's mean on the scale of the truth.
+/// truth = a + b mu by least squares: relates the ensemble's mean to the scale of the truth.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fit {
     pub a: f64,
@@ -14,7 +14,7 @@ pub struct Fit {
 }
 
 impl Fit {
-    /// None where mu does not rise with the truth: no scale then brings the two together.
+    /// `None` if mu does not rise with the truth, since no scale then relates the two.
     pub fn of(mu: &[f64], truth: &[f64]) -> Option<Self> {
         let (mu_mean, truth_mean) = (mean(mu), mean(truth));
         let covariance: f64 = mu.iter().zip(truth).map(|(m, t)| (m - mu_mean) * (t - truth_mean)).sum();
@@ -23,13 +23,13 @@ impl Fit {
         (b > 0.0 && b.is_finite()).then_some(Self { a: truth_mean - b * mu_mean, b })
     }
 
-    /// (mu - (truth - a) / b)^2, in the units of the ensemble's variance.
+    /// (mu - (truth - a) / b)^2, in units of the ensemble's variance.
     pub fn squared_error(&self, mu: f64, truth: f64) -> f64 {
         (mu - (truth - self.a) / self.b).powi(2)
     }
 }
 
-/// The fits of gold reward and true quality, both on the SFT model's samples of half A: what happens later is drift.
+/// The fits of gold reward and true quality, both on the SFT model's samples of half A; later differences are drift.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fits {
     pub gold: Option<Fit>,
@@ -54,8 +54,8 @@ impl Fits {
     }
 }
 
-/// The variance beside the squared errors, by KL, over the sampled responses of half B at every step. Empty with one reward
-/// model.
+/// The variance next to the squared errors, by KL, over the sampled responses of half B at every step. Empty with one
+/// reward model.
 pub fn bins(scores: &[Score], fits: &Fits) -> Vec<CalibrationBin> {
     let here: Vec<(&Score, f64)> =
         scores.iter().filter(|s| s.half == Half::B && !s.greedy).filter_map(|s| Some((s, s.variance?))).collect();
@@ -68,7 +68,7 @@ pub fn bins(scores: &[Score], fits: &Fits) -> Vec<CalibrationBin> {
     let mut rows = Vec::new();
     for (i, edge) in edges.windows(2).enumerate() {
         let (low, high) = (edge[0], edge[1]);
-        // The last bin holds its upper edge.
+        // The last bin includes its upper edge.
         let last = i + 2 == edges.len();
         let inside: Vec<&(&Score, f64)> = here
             .iter()
@@ -93,7 +93,8 @@ pub fn bins(scores: &[Score], fits: &Fits) -> Vec<CalibrationBin> {
     rows
 }
 
-/// The mean variance over members in three parts that sum to it: of the members' offsets, of their slopes on mu, and the rest.
+/// The mean variance over members split into three parts that sum to it: the members' offsets, their slopes on mu, and
+/// the rest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Split {
     pub offset: f64,
@@ -101,7 +102,7 @@ pub struct Split {
     pub rest: f64,
 }
 
-/// Regresses each member's deviation from mu on (1, mu). `scores[i][m]` = phi_m of response i. None with one member.
+/// Regresses each member's deviation from mu on (1, mu). `scores[i][m]` = phi_m of response i. `None` with one member.
 pub fn split(scores: &[&[f32]]) -> Option<Split> {
     let members = scores.first()?.len();
     if members < 2 {
@@ -135,7 +136,7 @@ mod tests {
         let fit = Fit::of(&[0.0, 1.0, 2.0], &[5.0, 7.0, 9.0]).unwrap();
         assert_eq!(fit, Fit { a: 5.0, b: 2.0 });
         assert_eq!(fit.squared_error(1.0, 7.0), 0.0);
-        // The ensemble says 3 where the truth, on its scale, is 1.
+        // The ensemble says 3; the truth on its scale is 1.
         assert_eq!(fit.squared_error(3.0, 7.0), 4.0);
         assert_eq!(Fit::of(&[0.0, 1.0], &[1.0, 0.0]), None);
         assert_eq!(Fit::of(&[1.0, 1.0], &[1.0, 0.0]), None);
@@ -143,7 +144,7 @@ mod tests {
 
     #[test]
     fn drift_from_the_truth_is_seen_in_the_bins_of_high_kl() {
-        // At step 0 mu and gold agree; later mu rises by 2 without gold, which centring would hide.
+        // At step 0, mu and gold agree; later mu rises by 2 and gold does not. Centring would hide this.
         let rows: Vec<Score> = (0..64)
             .flat_map(|p| {
                 let (start, later) = (score(0, p, p as f64), score(5, p, p as f64));
@@ -164,7 +165,7 @@ mod tests {
         let of = |rows: &[[f32; 2]]| split(&rows.iter().map(|r| r.as_slice()).collect::<Vec<_>>()).unwrap();
         let offset = of(&rows(&|x| [x as f32 + 1.0, x as f32 - 1.0]));
         assert!((offset.offset - 1.0).abs() < 1e-6 && offset.slope < 1e-9 && offset.rest.abs() < 1e-6, "{offset:?}");
-        // Members 1.5 x and 0.5 x: deviations +-0.5 x, about their mean +-2.25 purely of slope.
+        // Members 1.5 x and 0.5 x deviate by +-0.5 x: +-2.25 at the mean of x plus a pure slope.
         let slope = of(&rows(&|x| [1.5 * x as f32, 0.5 * x as f32]));
         assert!((slope.offset - 2.25 * 2.25).abs() < 1e-5 && (slope.slope - 0.25 * 8.25).abs() < 1e-5, "{slope:?}");
         assert!(slope.rest.abs() < 1e-5);

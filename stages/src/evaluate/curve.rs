@@ -1,4 +1,4 @@
-//! Scores gathered by step and half, with bootstrap intervals over prompts.
+//! Groups scores by step and half, with bootstrap intervals over prompts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use super::calibration::{Fits, split};
 use crate::stats::{Interval, bootstrap_mean, mean, spearman, std};
 use crate::types::{CurvePoint, Half, Score};
 
-/// The steps at which samples were drawn, rising.
+/// The steps at which samples were drawn, in ascending order.
 pub fn steps(scores: &[Score]) -> Vec<i64> {
     scores.iter().map(|s| s.step).collect::<BTreeSet<_>>().into_iter().collect()
 }
@@ -18,9 +18,9 @@ pub fn select(scores: &[Score], step: i64, half: Half, greedy: bool) -> impl Ite
     scores.iter().filter(move |s| s.step == step && s.half == half && s.greedy == greedy)
 }
 
-/// One row for each (step, half, greedy) that has samples.
+/// One row per (step, half, greedy) that has samples.
 pub fn curve(scores: &[Score], fits: &Fits, resamples: usize) -> Vec<CurvePoint> {
-    // Fixed: an interval should not move because a stage was renamed or reseeded.
+    // A fixed seed: renaming or reseeding a stage should not move an interval.
     let mut rng = ChaCha12Rng::from_seed(blake3::derive_key("temper bootstrap v1", b""));
     let mut rows = Vec::new();
     for step in steps(scores) {
@@ -110,12 +110,12 @@ fn row(
     }
 }
 
-/// Each sample's number; none where one has none.
+/// Each sample's value, or `None` if any sample has none.
 fn optional_of(here: &[&Score], f: impl Fn(&Score) -> Option<f64>) -> Option<Vec<f64>> {
     here.iter().map(|s| f(s)).collect()
 }
 
-/// The step of the highest sampled gold reward on `half`; the earliest of equals.
+/// The step with the highest sampled gold reward on `half`; the earliest one on ties.
 pub fn best_on(rows: &[CurvePoint], half: Half) -> Option<i64> {
     let mut best: Option<&CurvePoint> = None;
     for row in rows.iter().filter(|r| r.half == half && !r.greedy) {

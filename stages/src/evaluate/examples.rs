@@ -1,10 +1,10 @@
-//! A few posts with their summaries at the start, at the chosen step and at the end (the paper's Table 1, Appendix C).
+//! A few posts with their summaries at the first, the chosen and the last step (the paper's Table 1, Appendix C).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::types::{Example, Half, Post, Sample, Score};
 
-/// The first `count` of the held-out `posts` of half B by id, at each of `steps` once.
+/// The first `count` of the held-out `posts` of half B by id, once at each of `steps`.
 pub fn pick(
     samples: &[Sample],
     scores: &[Score],

@@ -1,4 +1,4 @@
-//! Scores each held-out sample by the gold model and by its post's facts. Knows no step.
+//! Scores each held-out sample with the gold model and with its post's facts.
 
 use std::collections::BTreeMap;
 
@@ -20,15 +20,15 @@ pub fn posts(ctx: &Context, split: Split) -> Result<BTreeMap<String, Post>> {
     Ok(rows.into_iter().map(|post| (post.id.clone(), post)).collect())
 }
 
-/// What the gold model says of itself.
+/// The gold model's `reward.json`.
 pub fn gold_about(ctx: &Context) -> Result<RewardInfo> {
     RewardModel::info(&ctx.one("gold")?.folder)
 }
 
-/// One row per sample of a policy run, in the samples' order.
+/// One row per sample of a policy run, in sample order.
 ///
 /// # Errors
-/// When a sample's post is not among the posts: the run was made on others.
+/// If a sample's post is missing from port `posts`: the run used another table.
 pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Result<Vec<Score>> {
     let digest = policy.more.get("tokenizer_digest").and_then(|digest| digest.as_str());
     let longest = samples.iter().map(|s| s.ids.len()).max().unwrap_or(0);
@@ -42,26 +42,27 @@ pub fn judge(samples: &[Sample], policy: &PolicyInfo, ctx: &mut Context) -> Resu
     Ok(rows)
 }
 
-/// Samples that [`Judge::scores`] is best given at once.
+/// Recommended number of samples per call of [`Judge::scores`].
 pub const CHUNK: usize = BATCH * 8;
 
-/// The gold model with the posts that samples answer.
+/// The gold model and the posts that the samples answer.
 pub struct Judge {
     gold: LoadedReward,
     tokenizer: lm::Tokenizer,
-    /// Whether the samples' ids are the gold tokenizer's own.
+    /// Whether the samples' ids come from the gold model's tokenizer.
     same_ids: bool,
-    /// Tokens that a prompt may have.
+    /// Maximum number of prompt tokens.
     window: usize,
     posts: BTreeMap<String, Post>,
-    /// By post: the prompt as the gold model reads it, and the facts.
+    /// By post id: the prompt encoded for the gold model, and the facts.
     known: BTreeMap<String, (Vec<u32>, Option<Facts>)>,
     truncation: Truncation,
     split: Split,
 }
 
 impl Judge {
-    /// For samples that answer posts of `split`, of at most `longest` tokens of the tokenizer with this digest.
+    /// A judge for samples that answer posts of `split`, with at most `longest` tokens of the tokenizer with this
+    /// digest.
     pub fn new(ctx: &Context, split: Split, tokenizer_digest: Option<&str>, longest: usize) -> Result<Self> {
         let folder = &ctx.one("gold")?.folder;
         let gold = load_reward_model(folder)?;
@@ -83,15 +84,15 @@ impl Judge {
         &self.posts
     }
 
-    /// Warns of prompts that the gold model could not read to their end.
+    /// Warns of prompts that were truncated for the gold model.
     pub fn warn(&self, ctx: &mut Context) {
         self.truncation.warn(ctx, "prompts as the gold model reads them");
     }
 
-    /// One row per sample, in the samples' order.
+    /// One row per sample, in sample order.
     ///
     /// # Errors
-    /// When a sample's post is not among the posts: the samples answer others.
+    /// If a sample's post is not among the posts: the samples answer other posts.
     pub fn scores(&mut self, samples: &[Sample]) -> Result<Vec<Score>> {
         for sample in samples {
             self.learn(&sample.post_id)?;

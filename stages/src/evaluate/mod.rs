@@ -1,5 +1,5 @@
-//! `evaluate`: judges the held-out samples of a policy run, or of best-of-n, by the gold model and, where posts carry facts,
-//! by true quality.
+//! `evaluate`: judges the held-out samples of a policy run or of best-of-n with the gold model and, if posts carry
+//! facts, by true quality.
 
 mod best_of_n;
 mod calibration;
@@ -22,9 +22,9 @@ use crate::types::{BestOfN, CurvePoint, Evaluation, EvaluationInfo, Half, Policy
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Params {
-    /// Resamples of the bootstrap over prompts behind every interval.
+    /// Bootstrap resamples over prompts for every interval.
     pub resamples: usize,
-    /// Posts whose summaries are kept to be read (Table 1).
+    /// Number of posts whose summaries are kept for reading (Table 1).
     pub examples: usize,
 }
 
@@ -112,7 +112,7 @@ impl Kind for Evaluate {
     }
 }
 
-/// A step's numbers on half B as metrics: `final_gold_sd` and so on.
+/// Records a step's numbers on half B as metrics: `final_gold_sd` and so on.
 fn note(step: &str, row: &CurvePoint, ctx: &mut Context) {
     let mut put = |name: &str, value: Option<f64>| {
         if let Some(value) = value {

@@ -1,4 +1,4 @@
-//! `model.import`: a model that exists already: embedded, in a folder, or on the hub. Knows no training.
+//! `model.import`: imports an existing model: embedded, from a folder or file, or from the hub.
 
 use std::path::Path;
 
@@ -23,14 +23,14 @@ pub struct Import;
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// A model that is embedded in this program.
+    /// A model embedded in this program.
     pub asset: Option<AssetName>,
-    /// A Hugging Face folder: config.json, tokenizer.json, and the weights in model.safetensors or pytorch_model.bin, whole
-    /// or in shards.
+    /// A Hugging Face folder: config.json, tokenizer.json, and the weights as model.safetensors or pytorch_model.bin,
+    /// in one file or in shards.
     pub folder: Option<InputPath>,
-    /// A Llama's GGUF file, which holds config and tokenizer too; its weights are dequantised to f32.
+    /// A Llama GGUF file, which includes config and tokenizer; its weights are dequantised to f32.
     pub file: Option<InputPath>,
-    /// A repository of the Hugging Face hub.
+    /// A repository on the Hugging Face hub.
     pub hub: Option<HubId>,
 }
 
@@ -75,7 +75,7 @@ impl Kind for Import {
             _ => return Err(Error::ours("model.import: no source")),
         };
         if let Some(tokenizer) = &port {
-            // An asset has one of its own.
+            // An asset brings its own tokenizer, which the port replaces.
             let to = ctx.out().join(Model::TOKENIZER);
             if to.exists() {
                 std::fs::remove_file(&to).at(&to)?;
@@ -83,7 +83,7 @@ impl Kind for Import {
             ctx.take(tokenizer, Model::TOKENIZER)?;
         }
         let (model, tokenizer) = super::load(ctx.out()).map_err(|e| {
-            // What was loaded is our copy: told is whose it is.
+            // The loaded files are our copies; the message should name the originals.
             let e = match &port {
                 Some(theirs) => renamed(e, &ctx.out().join(Model::TOKENIZER), &theirs.display().to_string()),
                 None => e,
@@ -91,7 +91,7 @@ impl Kind for Import {
             renamed(e, ctx.out(), &name)
         })?;
         if port.is_none() && !tokenizer.begin().is_empty() {
-            // With a post-processor that puts before a text what is put there here, and nothing behind it.
+            // Store the tokenizer with a post-processor that prepends the begin tokens used here and appends nothing.
             let to = ctx.out().join(Model::TOKENIZER);
             std::fs::remove_file(&to).at(&to)?;
             tokenizer.save(&to).told()?;
@@ -102,8 +102,8 @@ impl Kind for Import {
     }
 }
 
-/// Takes a model's files over, and gives the name of the place that they come from. Safetensors stay as they are; pickles
-/// become safetensors in f32, which holds whatever they hold.
+/// Copies a model's files into the artifact and returns the name of their source. Safetensors are kept unchanged;
+/// pickles are converted to f32 safetensors, which can hold all their values.
 fn take(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result<String> {
     take_files(source, ctx, has_tokenizer).map_err(|e| renamed(e, &source.here, &source.name))?;
     Ok(source.name.clone())
@@ -118,7 +118,7 @@ fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result
         files.push(Model::TOKENIZER.to_owned());
     }
     source.fetch(&files, ctx)?;
-    // Before gigabytes are fetched of a family that is not known.
+    // Check the family before fetching gigabytes of an unknown one.
     lm::ModelConfig::load(&source.here).told()?;
     let weights = source.weights(ctx)?;
     source.fetch(&weights.files, ctx)?;
@@ -131,7 +131,7 @@ fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result
     files.iter().try_for_each(|file| source.put(file, ctx))
 }
 
-/// A message about `from` as one about `to`, either of which may end in a slash.
+/// Replaces the path `from` by `to` in the message; either may end in a slash.
 fn renamed(mut e: Error, from: &Path, to: &str) -> Error {
     let from = from.display().to_string();
     e.message = e.message.replace(from.trim_end_matches('/'), to.trim_end_matches('/'));

@@ -1,4 +1,4 @@
-//! Language models as artifacts: made from scratch, or taken from elsewhere.
+//! Language models as artifacts: trained from scratch or imported.
 
 pub mod import;
 pub mod pretrain;
@@ -19,8 +19,8 @@ use crate::types::Model;
 /// Loads a Model folder or a GGUF file, frozen, with its tokenizer.
 ///
 /// # Errors
-/// When a file is missing, a tensor is missing, of another shape or no part of the model, the tokenizer has more tokens than
-/// the model, or what ends a text cannot be found.
+/// If a file is missing, if a tensor is missing, has another shape or is not part of the model, if the tokenizer has
+/// more tokens than the model, or if no end-of-text token can be found.
 pub fn load(path: &Path) -> Result<(CausalLm, Tokenizer)> {
     let model = CausalLm::load(path).told()?;
     let tokenizer = tokenizer_for(path, model.config())?;
@@ -30,12 +30,12 @@ pub fn load(path: &Path) -> Result<(CausalLm, Tokenizer)> {
 /// Loads the tokenizer of a Model folder without its weights.
 ///
 /// # Errors
-/// As [`load`].
+/// Same as [`load`].
 pub fn load_tokenizer(folder: &Path) -> Result<Tokenizer> {
     tokenizer_for(folder, &ModelConfig::load(folder).told()?)
 }
 
-/// BLAKE3 of a model folder's tokenizer: where two agree, ids need no decoding.
+/// BLAKE3 of a model folder's tokenizer: models with equal digests share token ids without decoding.
 pub fn tokenizer_digest(folder: &Path) -> Result<Digest> {
     let path = folder.join(Model::TOKENIZER);
     Ok(Digest::of(&std::fs::read(&path).at(&path)?))

@@ -1,4 +1,4 @@
-//! `model.pretrain`: a GPT-2 from scratch on posts and their summaries. Knows no other stage.
+//! `model.pretrain`: trains a GPT-2 from scratch on posts and their summaries.
 
 use std::borrow::Cow;
 
@@ -25,42 +25,42 @@ pub struct Params {
     pub n_embd: usize,
     /// Number of blocks.
     pub n_layer: usize,
-    /// Attention heads; they divide the width.
+    /// Attention heads; must divide the width.
     pub n_head: usize,
-    /// The longest sequence, in tokens.
+    /// Longest sequence, in tokens.
     pub n_positions: usize,
-    /// Standard deviation of fresh weights: `inverse_sqrt_width` (1/sqrt(n_embd); small models need it) or a number.
+    /// Standard deviation of initial weights: `inverse_sqrt_width` (1/sqrt(n_embd); small models need it) or a number.
     pub init_std: Init,
-    /// The split to train on; every row if absent.
+    /// The split to train on; absent: every row.
     pub split: Option<Split>,
-    /// Passes over the rows; excludes `steps`. One if neither is given.
+    /// Passes over the rows; excludes `steps`. Defaults to 1 if neither is given.
     pub epochs: Option<f64>,
     /// Optimiser steps; excludes `epochs`.
     pub steps: Option<u64>,
-    /// Rows of a step.
+    /// Rows per step.
     pub batch: usize,
     /// Peak learning rate.
     pub lr: f64,
-    /// Steps of linear warm-up; a cosine to 0 follows.
+    /// Steps of linear warm-up, followed by cosine decay to 0.
     pub warmup: u64,
     pub beta1: f64,
     pub beta2: f64,
-    /// Decoupled, on matrices only.
+    /// Decoupled weight decay, on matrices only.
     pub weight_decay: f64,
-    /// The largest norm of a gradient; null or `none`: no limit.
+    /// The largest gradient norm; null or `none`: no limit.
     #[serde(deserialize_with = "crate::train::params::or_none")]
     #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
     pub clip: Option<f64>,
-    /// Weight of a prompt token in the loss, beside 1 for a token of the summary.
+    /// Weight of a prompt token in the loss, relative to 1 for a summary token.
     pub prompt_weight: f64,
-    /// Share of the rows, by hash of their id, that is kept for the held-out loss.
+    /// Share of the rows, by hash of their id, kept for the held-out loss.
     pub held_out: f64,
     /// Number type of the saved weights.
     pub weights: Weights,
-    /// What products with weights are computed in: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms, attention
-    /// scores, losses and the optimiser stay f32.
+    /// Number type for products with weights: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms,
+    /// attention scores, losses and the optimiser stay f32.
     pub precision: Precision,
-    /// Tokens, with padding, of one forward and backward pass; a batch beyond it is taken in parts. Bounds memory.
+    /// Tokens per forward and backward pass, including padding; larger batches are split. Bounds memory.
     pub tokens_at_once: usize,
 }
 
@@ -91,7 +91,7 @@ impl Default for Params {
     }
 }
 
-/// Standard deviation of fresh weights.
+/// Standard deviation of initial weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     InverseSqrtWidth,
@@ -137,7 +137,7 @@ impl JsonSchema for Init {
     }
 }
 
-/// Held-out rows beyond this many are left out of the loss, and of training.
+/// Maximum number of held-out rows in the loss. Further held-out rows are used neither for the loss nor for training.
 const HELD_OUT_AT_MOST: usize = 512;
 
 impl Kind for Pretrain {
@@ -191,7 +191,7 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
         if p.split.is_some_and(|split| !post.is_in(split)) {
             continue;
         }
-        // It fails only where the summary leaves no room for the prompt's own lines.
+        // Fails only if the summary leaves no room for the prompt's fixed lines.
         let Ok(row) = encoder.reference(&post) else {
             too_long += 1;
             continue;

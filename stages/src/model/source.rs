@@ -1,4 +1,4 @@
-//! Where a model that exists already lies, and which of its files there make a model. Knows no artifact.
+//! Locates an existing model, and selects its files.
 
 use std::path::{Path, PathBuf};
 
@@ -9,22 +9,22 @@ use crate::hub::{Hub, HubId, Repo};
 use crate::train::Told;
 use crate::types::Model;
 
-/// What transformers calls weights that are a pickle.
+/// The name that transformers gives to pickled weights.
 const PICKLE: &str = "pytorch_model.bin";
 
-/// A Hugging Face folder, here or on the hub.
+/// A Hugging Face folder, local or on the hub.
 pub struct Source {
-    /// For messages.
+    /// Name of the source for messages.
     pub name: String,
-    /// The folder in which the files lie, once they are fetched.
+    /// The folder that contains the files once they are fetched.
     pub here: PathBuf,
     hub: Option<Hub>,
 }
 
-/// The files of a model's weights: one, or an index and its shards.
+/// The files of a model's weights: one file, or an index and its shards.
 pub struct Weights {
     pub files: Vec<String>,
-    /// PyTorch's rather than safetensors.
+    /// Whether the weights are PyTorch pickles instead of safetensors.
     pub pickled: bool,
 }
 
@@ -35,7 +35,7 @@ impl Source {
     }
 
     /// # Errors
-    /// As [`Hub::open`].
+    /// Same as [`Hub::open`].
     pub fn hub(id: &HubId, ctx: &mut Context) -> Result<Self> {
         let hub = Hub::open(Repo::Model, id, ctx)?;
         Ok(Self { name: id.id.clone(), here: hub.folder(), hub: Some(hub) })
@@ -45,10 +45,10 @@ impl Source {
         self.hub.as_ref().map_or_else(|| self.here.join(file).is_file(), |hub| hub.has(file))
     }
 
-    /// Brings files to where they are read.
+    /// Fetches files into `here`.
     ///
     /// # Errors
-    /// Names the file that is missing or cannot be had.
+    /// Names the file that is missing or cannot be fetched.
     pub fn fetch(&self, files: &[String], ctx: &mut Context) -> Result<()> {
         if let Some(file) = files.iter().find(|file| !self.has(file)) {
             return Err(self.missing(file));
@@ -63,8 +63,7 @@ impl Source {
         ))
     }
 
-    /// Puts a file that was fetched into the artifact. What lies outside of the store may change later, so it is copied, never
-    /// linked.
+    /// Puts a fetched file into the artifact. A file outside the store may change later, so it is copied, never linked.
     ///
     /// # Errors
     /// If it cannot be read or written.
@@ -76,10 +75,10 @@ impl Source {
         }
     }
 
-    /// The weights that there are: safetensors if there are any, never both. An index is fetched to be read.
+    /// The weight files: safetensors if there are any, otherwise pickles, never both. Fetches an index to read it.
     ///
     /// # Errors
-    /// If there are none, or an index names a file that is no plain name.
+    /// If there are no weights, or if an index names a file with a path.
     pub fn weights(&self, ctx: &mut Context) -> Result<Weights> {
         for whole in [Model::WEIGHTS, PICKLE] {
             let pickled = whole == PICKLE;

@@ -1,4 +1,4 @@
-//! Claims about `model.pretrain` and `model.import`.
+//! Tests of `model.pretrain` and `model.import`.
 
 use std::path::Path;
 
@@ -225,7 +225,7 @@ fn a_missing_tokenizer_may_come_from_the_port() -> Result<()> {
 fn what_a_model_lacks_is_named() -> Result<()> {
     let bench = Bench::new();
     toys::write_model(&bench.path(""), 1)?;
-    // A config of two blocks beside the weights of one.
+    // A config with two blocks and weights for one.
     let config = std::fs::read_to_string(bench.path("config.json")).expect("a config");
     bench.write("config.json", &config.replace("\"n_layer\": 1", "\"n_layer\": 2"));
     let error_ = error(import(&bench.path(""), false));
@@ -238,7 +238,7 @@ fn what_a_model_lacks_is_named() -> Result<()> {
     Ok(())
 }
 
-/// The model's one file in two shards, by an index that names them.
+/// Splits the model's file into two shards with an index.
 fn shard(bench: &Bench) {
     use safetensors::SafeTensors;
     let whole = std::fs::read(bench.path("model.safetensors")).expect("the file is there");

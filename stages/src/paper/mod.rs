@@ -1,11 +1,11 @@
-//! What the paper fixes, to tell where a pipeline departs from it. Knows no pipeline.
+//! The paper's settings, to report where a pipeline deviates from them.
 
 mod notes;
 
 pub use notes::{Held, notes};
 use serde_json::{Value, json};
 
-/// A parameter that is not as in the paper.
+/// A parameter that differs from the paper.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Deviation {
     /// JSON pointer into the stage's parameters, without the first slash.
@@ -14,7 +14,7 @@ pub struct Deviation {
     pub here: String,
 }
 
-/// (kind, JSON pointer, the value that agrees with the paper, the paper's words where they are not that value). DIGEST of
+/// (kind, JSON pointer, value that agrees with the paper, the paper's wording if it is not that value). DIGEST of
 /// section 4 and appendix A of the paper.
 fn fixed() -> Vec<(&'static str, &'static str, Value, Option<&'static str>)> {
     let is = |kind, pointer, value| (kind, pointer, value, None);
@@ -85,12 +85,12 @@ fn fixed() -> Vec<(&'static str, &'static str, Value, Option<&'static str>)> {
     ]
 }
 
-/// Whether a value is as in the paper. Of the KL coefficient it tried three.
+/// Whether a value agrees with the paper. The paper tried three KL coefficients.
 fn agrees(pointer: &str, here: &Value, paper: &Value) -> bool {
     same(here, paper) || (pointer == "/lambda" && [0.01, 0.05].iter().any(|tried| same(here, &json!(tried))))
 }
 
-/// Readings of ours that hold whatever the settings, of runs that hold such a kind.
+/// Our readings of the paper that apply to every run with the given kind, whatever its settings.
 pub const READINGS: &[(&str, &str)] = &[
     (
         "rl.ppo",
@@ -110,7 +110,7 @@ pub const READINGS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Where a stage's parameters differ from the paper's.
+/// The parameters of a stage that differ from the paper's.
 pub fn deviations(kind: &str, params: &Value) -> Vec<Deviation> {
     let is_rl = kind.starts_with("rl.");
     let other = (is_rl && kind != "rl.ppo").then(|| Deviation {
@@ -134,7 +134,7 @@ pub fn deviations(kind: &str, params: &Value) -> Vec<Deviation> {
     other.into_iter().chain(rows).collect()
 }
 
-/// How long a model is trained: passes, which are one if nothing is said, or a number of steps.
+/// The length of training: passes (1 by default) or a number of steps.
 fn passes(params: &Value) -> Option<Value> {
     let given = |field: &str| params.get(field).filter(|value| !value.is_null());
     match (given("epochs"), given("steps")) {
@@ -152,7 +152,7 @@ fn tell(value: &Value) -> String {
     }
 }
 
-/// A count with commas between its thousands.
+/// Formats a count with commas between thousands.
 fn grouped(n: f64) -> String {
     let digits = format!("{n:.0}");
     let mut out = String::new();
@@ -165,7 +165,7 @@ fn grouped(n: f64) -> String {
     out
 }
 
-/// Equality in which 1 and 1.0 are the same.
+/// Equality that treats 1 and 1.0 as equal.
 fn same(a: &Value, b: &Value) -> bool {
     match (a.as_f64(), b.as_f64()) {
         (Some(a), Some(b)) => a == b,
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(of("order"), Some(("none stated", "contrast_first")));
         assert_eq!(of("held_out"), Some(("none stated", "0.05")));
         assert_eq!(of("clip"), Some(("no gradient clipping stated", "1.0")));
-        // One pass is what a stage does that is told nothing.
+        // A stage makes one pass by default.
         assert_eq!((of("epochs"), of("pairs")), (None, None));
         let steps = deviations("sft", &json!({ "epochs": null, "steps": 120 }));
         assert!(steps.iter().any(|d| d.parameter == "epochs" && d.here == "120 steps"));

@@ -1,5 +1,5 @@
-//! What a run's graph holds that the paper does not, in sentences: corpus, models, annotator, pairs, members, arms. Knows no
-//! pipeline file: each sentence follows from the stages that are there.
+//! Sentences on how a run's graph differs from the paper: corpus, models, annotator, pairs, members, arms. Each
+//! sentence follows from the stages in the graph.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,25 +7,25 @@ use serde_json::Value;
 
 use super::grouped;
 
-/// One stage's instance as a run holds it.
+/// One stage instance of a run.
 #[derive(Clone, Debug)]
 pub struct Held<'a> {
     pub name: &'a str,
     pub kind: &'a str,
     pub params: &'a Value,
-    /// (port, names of the instances at it)
+    /// (port, names of the instances wired to it)
     pub inputs: Vec<(&'a str, Vec<&'a str>)>,
-    /// Of its artifact; empty if there is none.
+    /// Metrics of its artifact; empty if there is none.
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// All of them, in the order of the paper's own stages.
+/// All notes, in the order of the paper's own stages.
 pub fn notes(held: &[Held<'_>]) -> Vec<String> {
     let run = Run(held);
     [run.corpus(), run.models(), run.annotators(), run.pairs(), run.ensembles(), run.arms(), run.unstated()].concat()
 }
 
-/// Repositories of the hub that hold the paper's models.
+/// Hub repositories of the paper's models.
 const POLICIES: [&str; 2] = ["gpt2", "gpt2-medium"];
 const GOLD: [&str; 1] = ["gpt-j-6b"];
 const GENERATORS: [&str; 3] = ["gpt-j-6b", "gpt2", "gpt2-medium"];
@@ -39,13 +39,13 @@ impl<'a> Run<'a> {
         self.0.iter().filter(move |held| held.kind == kind)
     }
 
-    /// What stands at a port.
+    /// The instances wired to a port.
     fn at(&self, user: &'a Held<'a>, port: &str) -> Vec<&'a Held<'a>> {
         let names = user.inputs.iter().filter(|(p, _)| *p == port).flat_map(|(_, names)| names);
         names.filter_map(|name| self.0.iter().find(|held| held.name == *name)).collect()
     }
 
-    /// What stands at a port of any instance of a kind, each once.
+    /// The instances wired to a port of any instance of a kind, without duplicates.
     fn at_any(&self, kind: &str, port: &str) -> Vec<&'a Held<'a>> {
         let mut found: Vec<&Held<'_>> = Vec::new();
         for held in self.of(kind).flat_map(|user| self.at(user, port)) {
@@ -118,7 +118,7 @@ impl<'a> Run<'a> {
         out
     }
 
-    /// The hub's name, without its owner, of what a model was fine-tuned from; empty for any other.
+    /// The hub name, without its owner, of the model that this one was fine-tuned from; empty if there is none.
     fn repository(&self, model: &'a Held<'a>) -> String {
         let base = if model.kind == "sft" { self.at(model, "base").first().copied() } else { Some(model) };
         let id = base.and_then(|base| text(base.params, "/hub/id")).unwrap_or_default();
@@ -133,7 +133,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Who judged the pairs that reward models learned from. A judge who is only compared with others is no deviation.
+    /// The judges of the pairs that reward models were trained on. A judge used only for comparison is no deviation.
     fn annotators(&self) -> Vec<String> {
         let mut out = Vec::new();
         for held in self.at_any("reward.train", "preferences") {
@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
         out
     }
 
-    /// What the paper leaves open and a run must settle.
+    /// Settings that the paper leaves open and a run must choose.
     fn unstated(&self) -> Vec<String> {
         const OPEN: [(&str, &str, &str); 11] = [
             ("reward.train", "/eta", "eta of Eq. 1"),
@@ -280,7 +280,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// How asking Claude differs from the paper's appendix A.2.
+/// Differences between our request to Claude and the paper's appendix A.2.
 fn claude(params: &Value) -> Vec<String> {
     let given = |field: &str| params.get(field).is_some_and(|value| !value.is_null());
     let model = text(params, "/model").unwrap_or_default();
@@ -314,7 +314,7 @@ fn claude(params: &Value) -> Vec<String> {
     out
 }
 
-/// Whether `annotate.human` reads files or the hub rather than its port.
+/// Whether `annotate.human` reads files or the hub instead of its port.
 fn reads_elsewhere(params: &Value) -> bool {
     let given =
         |field: &str| params.get(field).is_some_and(|v| !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty()));

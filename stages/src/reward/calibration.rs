@@ -1,4 +1,4 @@
-//! The fixed set of samples that scores are centred on, and whether a reward model reads the post. Knows no training.
+//! The fixed set of samples that scores are centred on, and the test of whether a reward model reads the post.
 
 use std::path::Path;
 
@@ -14,13 +14,13 @@ use crate::train::random::{below, bits_of, fixed_key};
 use crate::train::{Told, by_length};
 use crate::types::{FactSensitivity, Post, Posts, Split};
 
-/// How the set is drawn. The member's seed has no part in it, so that members and gold share the set.
+/// Settings of the sample set. They leave out the member's seed, so that all members and the gold model share one set.
 #[derive(Clone, Copy, Debug)]
 pub struct CalibrationOptions {
     pub seed: u64,
     pub min_new_tokens: usize,
     pub max_new_tokens: usize,
-    /// Prompts sampled at once.
+    /// Prompts sampled per batch.
     pub batch: usize,
 }
 
@@ -44,7 +44,7 @@ pub fn calibration_posts(folder: &Path, most: usize) -> Result<Vec<Post>> {
     Ok(posts)
 }
 
-/// One sample of `sampler` for each post, at temperature 1, drawn by (calibration seed, post id).
+/// One sample of `sampler` per post at temperature 1, seeded by (calibration seed, post id).
 pub fn samples(
     ctx: &mut Context,
     sampler: &CausalLm,
@@ -79,7 +79,7 @@ pub fn samples(
     samples.into_iter().collect::<Option<_>>().ok_or_else(|| Error::ours("a calibration prompt without a sample"))
 }
 
-/// The samples as sequences of another model: as they are if it shares the sampler's tokenizer, else encoded again.
+/// The samples as sequences for another model: unchanged if it shares the sampler's tokenizer, otherwise encoded again.
 pub fn for_model(
     samples: &[CalibrationSample],
     posts: &[Post],
@@ -94,7 +94,7 @@ pub fn for_model(
         .collect()
 }
 
-/// References beside the same with one to three facts swapped, of every post that carries facts.
+/// The reference of every post with facts, paired with a copy in which one to three facts are swapped.
 pub fn swapped_references(posts: &[Post], seed: u64, encoder: &mut Encoder<'_>) -> Result<Vec<(Sequence, Sequence)>> {
     let key = fixed_key(seed, "fact sensitivity");
     let mut pairs = Vec::new();
@@ -115,7 +115,7 @@ fn generator_of(key: &[u8; 32], name: &str) -> ChaCha12Rng {
     ChaCha12Rng::from_seed(*blake3::keyed_hash(key, name.as_bytes()).as_bytes())
 }
 
-/// Mean difference of scores with its normal 95% interval; none below two posts.
+/// Mean difference of scores with its normal 95% interval; `None` for fewer than two posts.
 pub fn fact_sensitivity(references: &[f32], swapped: &[f32]) -> Option<FactSensitivity> {
     let differences: Vec<f64> = references.iter().zip(swapped).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
     let n = differences.len();
@@ -127,7 +127,7 @@ pub fn fact_sensitivity(references: &[f32], swapped: &[f32]) -> Option<FactSensi
     Some(FactSensitivity { mean, low: mean - half, high: mean + half, n: n as u64 })
 }
 
-/// Mean and sample standard deviation; 0 below two values.
+/// Mean and sample standard deviation; the deviation is 0 for fewer than two values.
 pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     if values.is_empty() {
@@ -138,7 +138,7 @@ pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
     (mean, if n > 1.0 { (sum / (n - 1.0)).sqrt() } else { 0.0 })
 }
 
-/// Pearson's correlation; 0 if either does not vary.
+/// Pearson's correlation; 0 if either side is constant.
 pub fn correlation(a: &[f32], b: &[f32]) -> f64 {
     let wide = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
     let (a, b) = (wide(a), wide(b));

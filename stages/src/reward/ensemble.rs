@@ -1,4 +1,4 @@
-//! `reward.ensemble`: reward models of one tokenizer, and how far they disagree.
+//! `reward.ensemble`: combines reward models of one tokenizer and measures how much they disagree.
 
 use std::collections::BTreeSet;
 
@@ -27,11 +27,11 @@ pub struct RewardEnsemble;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
-    /// Draws the samples on which members are compared.
+    /// Seed of the samples on which members are compared.
     pub calibration_seed: u64,
-    /// Posts of split `calibration` that are used, if port `posts` is wired.
+    /// Number of posts used from split `calibration`, if port `posts` is wired.
     pub calibration_posts: usize,
-    /// Length of the samples.
+    /// Length of the samples, in tokens.
     pub min_new_tokens: usize,
     pub max_new_tokens: usize,
 }
@@ -91,7 +91,7 @@ impl Kind for RewardEnsemble {
 fn ensemble(p: &Params, ctx: &mut Context) -> Result<()> {
     let inputs = ctx.many("members").to_vec();
     gather(ctx, &inputs)?;
-    // What is measured is what was written.
+    // Load the written files, so that the measurements describe the artifact.
     let members = load_ensemble(ctx.out())?;
     ctx.metric("members", members.len() as f64);
     compare(p, ctx, &inputs, &members)
@@ -121,13 +121,13 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
             ))
             .help("train all members from models of one tokenizer: they score the same token ids"));
         }
-        // Labels of two stages may be equal; folders may not.
+        // Labels of two stages may be equal, but folder names must differ.
         let label = (1..)
             .map(|n| if n == 1 { input.label.clone() } else { format!("{}-{n}", input.label) })
             .find(|label| labels.insert(label.clone()))
             .ok_or_else(|| Error::ours("no free label"))?;
         for file in files(&input.folder)? {
-            // The base that members share is taken once; a member of another base, or without adapter, has its own.
+            // The shared base is stored once; a member with another base, or without an adapter, keeps its own.
             let shared = file.starts_with(&format!("{BASE}/"))
                 && first_keeps_base
                 && info.base_digest == base_digest
@@ -138,7 +138,7 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
         }
         members.push(label);
     }
-    // If every weight of the first member was trained, its base stands here too: a folder of this type has one.
+    // An Ensemble folder always has a base, even if the first member was fully trained and has its own.
     for file in files(&first.folder.join(BASE))? {
         ctx.take(&first.folder.join(BASE).join(&file), &format!("{BASE}/{file}"))?;
     }
@@ -146,7 +146,7 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
     write_json(&ctx.out().join(ENSEMBLE), &info)
 }
 
-/// The files below `folder`, with `/` between parts, sorted. A store's own manifest is not among them.
+/// The files below `folder`, sorted, with `/` as separator. Excludes the store's manifest.
 fn files(folder: &std::path::Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
@@ -166,11 +166,11 @@ fn files(folder: &std::path::Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Sequences scored at once.
+/// Sequences per scoring batch.
 const SCORED: usize = 32;
 
-/// The members' correlation and variance on samples for calibration posts, on those with their words shuffled, and on
-/// random tokens in their place: an ensemble worth its name disagrees more on what it has not seen.
+/// Measures the members' correlation and variance on samples for calibration posts, on the same samples with shuffled
+/// words, and on random tokens instead. A useful ensemble disagrees more on text that it has not seen.
 fn compare(p: &Params, ctx: &mut Context, inputs: &[Input], members: &[LoadedReward]) -> Result<()> {
     let Some(input) = ctx.optional("posts") else { return Ok(()) };
     let posts = calibration_posts(&input.folder, p.calibration_posts)?;
@@ -197,7 +197,7 @@ fn compare(p: &Params, ctx: &mut Context, inputs: &[Input], members: &[LoadedRew
         .map(|s| s.sequence)
         .collect();
     let mut rng = fixed_generator(p.calibration_seed, "other text");
-    // The samples' own: with another EOS they end otherwise.
+    // EOS of the samples' own tokenizer: they end with it even if the members use another EOS.
     let eos = policy_tokenizer.eos();
     let shuffled: Vec<Sequence> = samples.iter().map(|s| with_tokens(s, eos, &mut rng, shuffle)).collect();
     let vocabulary = tokenizer.vocab_size();
@@ -226,7 +226,7 @@ fn compare(p: &Params, ctx: &mut Context, inputs: &[Input], members: &[LoadedRew
     Ok(())
 }
 
-/// The sequence with the tokens of its response changed; EOS, if it is there, stays at the end.
+/// The sequence with changed response tokens; a final EOS stays in place.
 fn with_tokens(
     sequence: &Sequence,
     eos: &Eos,

@@ -1,10 +1,11 @@
-//! The loss of a reward model: the paper's Eq. 1. Knows no model.
+//! The loss of a reward model: the paper's Eq. 1.
 
 use candle_core::{DType, Result, Tensor};
 
-/// Eq. 1, the mean over pairs of `-log sigmoid(a - b) + eta (a + b)^2`: `a` the chosen summary's score, `b` the rejected one's.
+/// Eq. 1: the mean over pairs of `-log sigmoid(a - b) + eta (a + b)^2`, with `a` the chosen and `b` the rejected
+/// summary's score.
 ///
-/// `scores`: `[2 pairs]`, first those of the chosen, then those of the rejected. Gives a scalar.
+/// `scores`: `[2 * pairs]`, first all chosen, then all rejected. Returns a scalar.
 pub fn preference_loss(scores: &Tensor, eta: f64) -> Result<Tensor> {
     let pairs = scores.dim(0)? / 2;
     let (chosen, rejected) = (scores.narrow(0, 0, pairs)?, scores.narrow(0, pairs, pairs)?);
@@ -13,7 +14,7 @@ pub fn preference_loss(scores: &Tensor, eta: f64) -> Result<Tensor> {
     loss + (size * eta)?
 }
 
-/// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|): exact where e^x overflows. -log sigmoid(x) is softplus(-x).
+/// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), which stays exact where e^x overflows. -log sigmoid(x) is softplus(-x).
 fn softplus(x: &Tensor) -> Result<Tensor> {
     debug_assert_eq!(x.dtype(), DType::F32);
     x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?

@@ -1,4 +1,4 @@
-//! What is measured of a trained reward model: accuracy, the zero and the scale of its scores, whether it reads the post.
+//! Measurements of a trained reward model: accuracy, centre and scale of its scores, and whether it reads the post.
 
 use engine::context::Context;
 use engine::error::{Error, Result};
@@ -13,9 +13,9 @@ use crate::train::encode::Encoder;
 use crate::train::{Told, rounded};
 use crate::types::FactSensitivity;
 
-/// Sequences scored at once.
+/// Sequences per scoring batch.
 const SCORED: usize = 32;
-/// Scores that vary less do not vary.
+/// Scores with a smaller deviation count as constant.
 const SAME: f64 = 1e-6;
 
 /// Share of held-out pairs whose chosen summary scores higher (a tie counts half), overall and by corruption.
@@ -55,16 +55,16 @@ pub fn accuracy(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &
     Ok(())
 }
 
-/// What the calibration samples say of a model.
+/// Measurements of a model on the calibration samples.
 pub struct Calibration {
     /// Subtracted from every raw score.
     pub centre: f64,
-    /// What the difference is divided by.
+    /// Divisor of the centred score.
     pub scale: f64,
     pub fact_sensitivity: Option<FactSensitivity>,
 }
 
-/// The zero and the scale of the scores, and whether the model reads the post.
+/// Measures the centre and scale of the scores, and whether the model reads the post.
 pub fn calibrate(
     p: &Params,
     ctx: &mut Context,

@@ -1,4 +1,4 @@
-//! Reward models: how they are kept, loaded and asked.
+//! Reward models: storage, loading and scoring.
 
 pub mod calibration;
 pub mod ensemble;
@@ -20,17 +20,17 @@ use lm::{Batch, RewardModel, Sequence};
 
 use crate::train::{Told, by_length};
 
-/// Scores of `rows`, centred and scaled, in their order. They are scored in batches of at most `batch` rows of similar length, so the
-/// same rows always give the same bits.
+/// Centred and scaled scores of `rows`, in their order. Rows are scored in batches of at most `batch` rows of similar
+/// length, so the same rows always give the same bits.
 ///
 /// # Errors
-/// A sequence longer than the model's window, or with ids beyond its vocabulary.
+/// If a sequence is longer than the model's window or has ids beyond its vocabulary.
 pub fn score(reward: &LoadedReward, rows: &[&Sequence], batch: usize) -> Result<Vec<f32>> {
     let raw = raw_scores(&reward.model, rows, batch)?;
     Ok(raw.into_iter().map(|s| ((f64::from(s) - reward.centre) / reward.scale) as f32).collect())
 }
 
-/// Scores with the model's own zero; else as [`score`].
+/// Like [`score`], without centring and scaling.
 pub fn raw_scores(model: &RewardModel, rows: &[&Sequence], batch: usize) -> Result<Vec<f32>> {
     let lengths: Vec<usize> = rows.iter().map(|row| row.prompt.len() + row.response.len()).collect();
     let mut scores = vec![0.0; rows.len()];
@@ -45,7 +45,7 @@ pub fn raw_scores(model: &RewardModel, rows: &[&Sequence], batch: usize) -> Resu
     Ok(scores)
 }
 
-/// Mean and population variance over members of each sample: `scores[m][i]` is member m's of sample i.
+/// Mean and population variance over members for each sample: `scores[m][i]` is member m's score of sample i.
 pub fn mean_and_variance(scores: &[Vec<f32>]) -> Vec<(f64, f64)> {
     let samples = scores.first().map_or(0, Vec::len);
     let members = scores.len() as f64;

@@ -1,4 +1,4 @@
-//! Preferences as pairs of sequences: which to learn from, which to keep for the accuracy. Knows no model.
+//! Preferences as pairs of sequences, split into training pairs and held-out pairs for the accuracy.
 
 use engine::context::Context;
 use engine::error::{Error, Result};
@@ -15,21 +15,21 @@ use crate::types::{Outcome, Preferences};
 
 /// The labelled pairs of several Preferences tables.
 pub struct PreferenceTable {
-    /// Rows 2 i and 2 i + 1: the chosen and the rejected summary of pair i.
+    /// Rows 2 i and 2 i + 1 are the chosen and the rejected summary of pair i.
     sequences: SequenceTable,
     corruptions: Vec<Option<Corruption>>,
-    /// Pairs to learn from, in the order of the tables.
+    /// Training pairs, in table order.
     pub training: Vec<usize>,
     /// Pairs of held-out posts.
     pub held_out: Vec<usize>,
 }
 
 impl PreferenceTable {
-    /// Reads port `preferences`. Pairs of a share of the posts, the same for every seed, are held out; pairs of posts that
-    /// port `posts`, if wired, gives to split `valid` or `calibration` are left out.
+    /// Reads port `preferences`. Holds out the pairs of a fixed share of the posts, the same for every seed. Skips
+    /// pairs of posts that port `posts`, if wired, assigns to split `valid` or `calibration`.
     ///
     /// # Errors
-    /// Without a labelled pair; when the summaries of every pair are the same.
+    /// If there is no labelled pair, or if both summaries are equal in every pair.
     pub fn read(ctx: &mut Context, tokenizer: &Tokenizer, window: usize, p: &Params) -> Result<Self> {
         let mut reserved =
             ctx.optional("posts").map(|input| HeldOut::load(&input.folder)).transpose()?.unwrap_or_default();
@@ -104,12 +104,12 @@ impl PreferenceTable {
         self.sequences.id(2 * pair)
     }
 
-    /// Tokens of the longer of the two.
+    /// Tokens in the longer of the two sequences.
     pub fn length(&self, pair: usize) -> usize {
         self.sequences.length(2 * pair).max(self.sequences.length(2 * pair + 1))
     }
 
-    /// What was done to one of the two, if anything.
+    /// The corruption applied to one of the two summaries, if any.
     pub fn corruption(&self, pair: usize) -> Option<Corruption> {
         self.corruptions[pair]
     }

@@ -6,111 +6,114 @@ use serde::{Deserialize, Serialize};
 use crate::train::{Adapter, Precision, learning};
 use crate::types::Pooling;
 
-/// What the member's seed draws.
+/// The random choices that depend on the member's seed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Diversity {
-    /// The head, the adapter's first weights, dropout and the order of batches: all that "set random seed to m" (Algorithm 1) draws.
+    /// The head, the adapter's initial weights, dropout and the batch order: everything that "set random seed to m"
+    /// (Algorithm 1) covers.
     #[default]
     All,
-    /// The head and the order of batches only.
+    /// Only the head and the batch order.
     Head,
 }
 
-/// In which order pairs are learned.
+/// The order in which pairs are trained on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Any pair at any time.
     #[default]
     Shuffled,
-    /// Pairs that differ in swapped facts first, then the mixture: a small model learns to read the post only so.
+    /// Pairs that differ in swapped facts first, then the mixture: a small model learns to read the post only in this
+    /// order.
     ContrastFirst,
 }
 
-/// Where the zero of the scores lies.
+/// The zero point of the scores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Centring {
-    /// At the mean score of one fixed set of samples on calibration prompts.
+    /// The mean score of one fixed set of samples on calibration prompts.
     #[default]
     Calibration,
-    /// Where training left it.
+    /// The zero point that training produced.
     None,
 }
 
-/// What scores are divided by.
+/// The divisor of the scores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Normalise {
     /// 1, as in the paper.
     #[default]
     None,
-    /// The standard deviation of the scores of the calibration samples: a KL coefficient then means the same for every model.
+    /// The standard deviation of the calibration samples' scores, so that a KL coefficient means the same for every
+    /// model.
     Calibration,
 }
 
-/// The defaults are the paper's where it says.
+/// The defaults are the paper's where it states them.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     /// Weight of the squared sum of a pair's scores in Eq. 1.
     pub eta: f64,
-    /// Where the scalar is read off.
+    /// Where the score is read.
     pub pool: Pooling,
-    /// Standard deviation of the head's first weights; absent: 1/sqrt(d + 1).
+    /// Standard deviation of the head's initial weights; absent: 1/sqrt(d + 1).
     pub head_init_std: Option<f64>,
     /// `{r, alpha, dropout}`; null or `none`: train every weight.
     pub lora: Adapter,
-    /// What the seed draws: `all`, or `head` and batch order only.
+    /// What the seed determines: `all`, or only `head` and batch order.
     pub diversity: Diversity,
-    /// `shuffled`, or `contrast_first`.
+    /// `shuffled` or `contrast_first`.
     pub order: Order,
-    /// Share of the swapped-fact pairs that come before the mixture, for `contrast_first`.
+    /// With `contrast_first`: share of the swapped-fact pairs that come before the mixture.
     pub contrast_lead: f64,
-    /// Passes over the pairs; excludes `steps`. One if neither is given.
+    /// Passes over the pairs; excludes `steps`. Defaults to 1 if neither is given.
     pub epochs: Option<f64>,
     /// Optimiser steps; excludes `epochs`.
     pub steps: Option<u64>,
-    /// Pairs of a step.
+    /// Pairs per step.
     pub batch: usize,
     /// Peak learning rate.
     pub lr: f64,
-    /// Steps of linear warm-up; a cosine to 0 follows.
+    /// Steps of linear warm-up, followed by cosine decay to 0.
     pub warmup: u64,
     pub beta1: f64,
     pub beta2: f64,
-    /// Decoupled, on matrices only.
+    /// Decoupled weight decay, on matrices only.
     pub weight_decay: f64,
-    /// The largest norm of a gradient; null or `none`: no limit.
+    /// The largest gradient norm; null or `none`: no limit.
     #[serde(deserialize_with = "crate::train::params::or_none")]
     #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
     pub clip: Option<f64>,
-    /// `true`: leave out pairs of which a summary or the title is too long for the window, counted as `dropped_long`, and
-    /// calibration posts likewise. Absent or `false`: such a row is an error.
+    /// `true`: skip pairs with a summary or title that is too long for the window, counted as `dropped_long`, and such
+    /// calibration posts. Absent or `false`: such a row is an error.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub drop_long: bool,
-    /// The most pairs to learn from, taken in the order of the tables; absent: all.
+    /// Maximum number of training pairs, taken in table order; absent: all.
     pub pairs: Option<usize>,
-    /// Draw as many pairs with replacement, by the seed: a bagged member.
+    /// Draw the same number of pairs with replacement, by the seed: a bagged member.
     pub bootstrap: bool,
-    /// Share of the posts, by hash of their id, whose pairs are kept for the accuracy.
+    /// Share of the posts, by hash of their id, whose pairs are held out to measure accuracy.
     pub held_out: f64,
-    /// Where the scores' zero lies: `calibration` (needs port `posts`) or `none`.
+    /// Zero point of the scores: `calibration` (needs port `posts`) or `none`.
     pub centring: Centring,
-    /// What scores are divided by after centring: `none`, or `calibration` (needs port `posts`).
+    /// Divisor of the centred scores: `none`, or `calibration` (needs port `posts`).
     pub normalise: Normalise,
-    /// Draws the calibration samples, the same for every member and for the gold model.
+    /// Seed of the calibration samples, the same for every member and for the gold model.
     pub calibration_seed: u64,
-    /// Posts of split `calibration` that are used.
+    /// Number of posts used from split `calibration`.
     pub calibration_posts: usize,
-    /// Length of the calibration samples.
+    /// Length of the calibration samples, in tokens.
     pub min_new_tokens: usize,
     pub max_new_tokens: usize,
-    /// What products with weights are computed in: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms, attention
-    /// scores, losses and the optimiser stay f32.
+    /// Number type for products with weights: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms,
+    /// attention scores, losses and the optimiser stay f32.
     pub precision: Precision,
-    /// Tokens, with padding, of one forward and backward pass; a batch beyond it is taken in parts. Bounds memory.
+    /// Tokens per forward and backward pass, including padding; larger batches are split. Bounds memory.
     pub tokens_at_once: usize,
 }
 
@@ -150,7 +153,7 @@ impl Default for Params {
 }
 
 impl Params {
-    /// What types cannot say, as (field, message).
+    /// Checks that types cannot express, as (field, message).
     pub fn faults(&self) -> Vec<(String, String)> {
         let p = self;
         let mut faults = learning!(p).faults();

@@ -1,4 +1,4 @@
-//! That scores, Eq. 1 and its gradient are those of PyTorch (`lm/tests/fixtures/rlhf.py`).
+//! Compares scores, Eq. 1 and its gradient with PyTorch (`lm/tests/fixtures/rlhf.py`).
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ const TOLERANCE: f64 = 1e-5;
 /// The model's width, as in `rlhf.py`.
 pub(crate) const WIDTH: usize = 16;
 
-/// Those of the file that concern reward models; the rest is `rl::parity`'s.
+/// Mutants in the fixture file that concern reward models; `rl::parity` covers the others.
 pub(crate) const MUTANTS: Mutants = &[
     ("last/gradient", &["difference_squared", "eta_dropped"]),
     ("last/loss", &["difference_squared", "eta_dropped"]),

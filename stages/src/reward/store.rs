@@ -17,9 +17,9 @@ pub struct LoadedReward {
     pub model: RewardModel,
     /// Subtracted from every score.
     pub centre: f64,
-    /// What the difference is divided by.
+    /// Divisor of the centred score.
     pub scale: f64,
-    /// The Model artifact that training started from.
+    /// Digest of the Model artifact that training started from.
     pub base_digest: Digest,
     pub config: RewardInfo,
 }
@@ -30,8 +30,8 @@ pub fn load_reward_model(folder: &Path) -> Result<LoadedReward> {
     load_member(&base, folder)
 }
 
-/// Loads an Ensemble folder, in the order of its members. They share one base in memory, but for a member of another base or
-/// with all weights trained, which has its own.
+/// Loads an Ensemble folder, in member order. Members share one base in memory, except members with another base or
+/// with all weights trained.
 pub fn load_ensemble(folder: &Path) -> Result<Vec<LoadedReward>> {
     let info = Ensemble::info(folder)?;
     let base = CausalLm::load(&folder.join(BASE)).told()?;

@@ -1,4 +1,4 @@
-//! Claims about `reward.train`, `reward.ensemble` and `annotate.gold`.
+//! Tests of `reward.train`, `reward.ensemble` and `annotate.gold`.
 
 use std::path::Path;
 
@@ -100,7 +100,7 @@ fn scores_are_centred_on_the_calibration_samples_and_do_not_depend_on_batch_or_o
         assert!((a - b).abs() < 1e-5, "{a} {b}");
     }
     assert_eq!(scores, score(&centred_model, &rows, 4)?);
-    // The toy's rows are (good, bad) and (bad, good) in turn.
+    // The toy's rows alternate between (good, bad) and (bad, good).
     assert!(scores[0] > scores[1] && scores[3] > scores[2]);
     Ok(())
 }
@@ -119,7 +119,7 @@ fn only_labelled_rows_of_other_posts_train() -> Result<()> {
     let mut rows = toys::preferences(64, Split::Gold);
     rows[0].outcome = Outcome::Tie;
     rows[1].outcome = Outcome::Refused;
-    // Two posts that the filter keeps for evaluation.
+    // Two posts that the filter reserves for evaluation.
     rows[2].post_id = "valid0".into();
     rows[3].post_id = "calibration1".into();
     let out = train_on(rows, json!({ "steps": 1 }), 7)?;
@@ -156,7 +156,7 @@ fn a_summary_longer_than_the_window_is_told_or_its_pair_dropped_and_counted() ->
     assert!(error.help.is_some_and(|help| help.contains("`drop_long: true`")));
     let out = train_on(rows, json!({ "steps": 1, "drop_long": true }), 7)?;
     assert_eq!(out.metric("dropped_long"), 3.0);
-    // Four more are of posts that are kept for evaluation.
+    // Four more rows belong to posts reserved for evaluation.
     assert_eq!(out.metric("rows_of_reserved_posts"), 4.0);
     assert_eq!(out.metric("pairs") + out.metric("held_out_pairs"), 33.0);
     assert_eq!(out.metric("truncated_prompts"), 0.0);
@@ -351,7 +351,7 @@ fn a_gold_model_prefers_what_it_scores_higher_and_marks_ties() -> Result<()> {
     let good = rows[..30].iter().filter(|row| row.chosen_text != "zzz qqq zzz").count();
     assert!(good >= 28, "{good} of 30");
     assert!(rows[..30].iter().all(|row| row.confidence.is_some_and(|c| c > 0.5)));
-    // Hard labels draw nothing: another seed changes nothing.
+    // Hard labels involve no random draws, so another seed changes nothing.
     assert_eq!(annotate(&gold, json!({}), 2)?.1, rows);
     Ok(())
 }
@@ -385,14 +385,14 @@ fn a_posts_split_without_calibration_is_named() -> Result<()> {
 fn a_model_that_learned_nothing_is_warned_of() -> Result<()> {
     let warned = |out: &Out| out.warnings.iter().filter(|w| w.contains("did not learn")).count();
     assert_eq!(warned(&train(json!({}), 7)?), 0);
-    // Scores far beyond any that Eq. 1 would pay for.
+    // Scores far larger than Eq. 1 tolerates.
     let far = train(json!({ "lr": 1e9, "warmup": 0 }), 7)?;
     assert!(
         far.warnings.iter().any(|w| w.contains("its final loss is ") && w.contains("(it is 1e9)")),
         "{:?}",
         far.warnings
     );
-    // A head of zeros behind a step that moves nothing.
+    // A zero head and a step that changes nothing.
     let alike = train(json!({ "lr": 1e-30, "steps": 1, "warmup": 0, "head_init_std": 0.0 }), 7)?;
     assert!(alike.warnings.iter().any(|w| w.contains("all 8 calibration samples score alike")), "{:?}", alike.warnings);
     Ok(())

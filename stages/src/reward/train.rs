@@ -1,4 +1,4 @@
-//! `reward.train`: a language model with a scalar head learns which summaries are preferred.
+//! `reward.train`: trains a language model with a scalar head on preferences between summaries.
 
 use engine::context::Context;
 use engine::error::{At, Error, Result};
@@ -59,7 +59,7 @@ fn reward(p: &Params, ctx: &mut Context) -> Result<()> {
     save(p, ctx, &tokenizer, &model, calibration)
 }
 
-/// The base with a fresh adapter, or all its weights made trainable, and a fresh head.
+/// The base with a fresh head and either a fresh adapter or all its weights trainable.
 fn fresh(p: &Params, ctx: &Context, base: &CausalLm) -> Result<RewardModel> {
     let lm = match &p.lora.0 {
         Some(lora) => base.with_adapter(&lora.config(), &mut generator(p, ctx, "adapter")).told()?,
@@ -71,7 +71,7 @@ fn fresh(p: &Params, ctx: &Context, base: &CausalLm) -> Result<RewardModel> {
     Ok(RewardModel { lm, head, pool: super::store::pool(p.pool) })
 }
 
-/// What members share unless `diversity` is `all`.
+/// A generator that all members share unless `diversity` is `all`.
 fn generator(p: &Params, ctx: &Context, purpose: &str) -> ChaCha12Rng {
     match p.diversity {
         Diversity::Head => fixed_generator(0, purpose),
@@ -79,7 +79,7 @@ fn generator(p: &Params, ctx: &Context, purpose: &str) -> ChaCha12Rng {
     }
 }
 
-/// A loss so many times that of a model that scores all alike, ln 2, is worth a warning.
+/// Warn if the loss exceeds ln 2, the loss of a model that scores everything alike, by this factor.
 const UNLEARNT: f64 = 10.0;
 
 fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardModel) -> Result<()> {
@@ -114,7 +114,7 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
     while !trainer.finished() {
         let batch: Vec<usize> = order.next_batch().into_iter().map(|i| rows[i]).collect();
         let pairs = batch.iter().map(|&row| table.get(row)).collect::<Result<Vec<_>>>()?;
-        // Both summaries of a pair are in one part.
+        // Both summaries of a pair are in the same part.
         let lengths: Vec<usize> = batch.iter().map(|&row| 2 * table.length(row)).collect();
         let parts = micro_batches(&lengths, p.tokens_at_once).into_iter().map(|part| {
             let share = part.len() as f64 / pairs.len() as f64;

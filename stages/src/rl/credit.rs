@@ -1,4 +1,4 @@
-//! How a phase's rewards become the advantages of its tokens: PPO, RLOO, GRPO.
+//! Turns a phase's rewards into token advantages, for PPO, RLOO and GRPO.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use super::gae::Normalisation;
 use super::loss::Value;
 use crate::stats::mean;
 
-/// Where the KL to the reference policy enters, for GRPO.
+/// Where GRPO puts the KL to the reference policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KlTerm {
@@ -18,15 +18,16 @@ pub enum KlTerm {
     Loss,
 }
 
-/// How a phase's rewards become the advantages of its tokens.
+/// How a phase's rewards are turned into token advantages.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Credit {
     /// PPO: generalised advantage estimation over token rewards, with a value head (Schulman et al. 2016).
     Gae { gamma: f64, lambda: f64, advantages: Normalisation, value: Value },
-    /// RLOO: the response's reward less the mean of the other responses to its prompt (Ahmadian et al. 2024). The loss is PPO's
+    /// RLOO: the response's reward minus the mean reward of the other responses to its prompt (Ahmadian et al. 2024). The loss is PPO's
     /// clipped one by token; at ratio 1 its gradient is that of the response's log-probability.
     LeaveOneOut { advantages: Normalisation },
-    /// GRPO: the response's reward less its group's mean, over the group's standard deviation if `scale` (Shao et al. 2024).
+    /// GRPO: the response's reward minus its group's mean, divided by the group's standard deviation if `scale` (Shao
+    /// et al. 2024).
     Group { scale: bool, kl_term: KlTerm },
 }
 
@@ -46,8 +47,8 @@ impl Credit {
     }
 }
 
-/// RLOO's advantage of each response: its reward less the mean of the others' to the same prompt. `responses` = K, those to
-/// one prompt standing next to each other.
+/// RLOO's advantage of each response: its reward minus the mean reward of the other responses to the same prompt.
+/// `responses` = K; the responses to one prompt are adjacent.
 pub fn leave_one_out(rewards: &[f64], responses: usize) -> Vec<f64> {
     let group = |group: &[f64]| {
         let sum: f64 = group.iter().sum();
@@ -57,10 +58,11 @@ pub fn leave_one_out(rewards: &[f64], responses: usize) -> Vec<f64> {
     rewards.chunks(responses).flat_map(group).collect()
 }
 
-/// Added to a group's standard deviation, as TRL does: equal rewards give advantages of 0.
+/// Added to a group's standard deviation, as in TRL, so that equal rewards give advantages of 0.
 const SCALE_FLOOR: f64 = 1e-4;
 
-/// GRPO's advantage of each response: its reward less its group's mean, over the group's sample standard deviation if `scale`.
+/// GRPO's advantage of each response: its reward minus its group's mean, divided by the group's sample standard
+/// deviation if `scale`.
 pub fn group_relative(rewards: &[f64], responses: usize, scale: bool) -> Vec<f64> {
     let group = |group: &[f64]| {
         let centre = mean(group);

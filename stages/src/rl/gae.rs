@@ -1,13 +1,13 @@
-//! Advantages and returns over response tokens. Knows no tensor.
+//! Advantages and returns over response tokens.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::stats::{mean, std};
 
-/// Generalised advantage estimation (Schulman et al. 2016) over one response; V after the last token is 0.
+/// Generalised advantage estimation (Schulman et al. 2016) over one response. V after the last token is 0.
 ///
-/// `rewards`, `values`: `[response_tokens]`. Gives (advantages, returns), of the same length.
+/// `rewards`, `values`: `[response_tokens]`. Returns (advantages, returns) of the same length.
 pub fn advantages(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> (Vec<f64>, Vec<f64>) {
     let mut advantages = vec![0.0; rewards.len()];
     let (mut running, mut next_value) = (0.0, 0.0);
@@ -21,7 +21,7 @@ pub fn advantages(rewards: &[f64], values: &[f64], gamma: f64, lambda: f64) -> (
     (advantages, returns)
 }
 
-/// What advantages are divided by, after their mean is taken off.
+/// The statistics that advantages are normalised with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalisation {
@@ -42,7 +42,7 @@ pub fn normalise(advantages: &[f64], mean: f64, std: f64, first_std: f64) -> Vec
     advantages.iter().map(|a| (a - mean) / scale).collect()
 }
 
-/// The phase's advantages as the update takes them; `Minibatch` leaves them raw for the update to normalise.
+/// A phase's advantages for the update; `Minibatch` leaves them raw, and the update normalises them.
 pub fn normalised(advantages: &[f64], how: Normalisation, first_std: f64) -> Vec<f64> {
     match how {
         Normalisation::Batch => normalise(advantages, mean(advantages), std(advantages), first_std),

@@ -1,4 +1,4 @@
-//! Samples on held-out prompts during RL, for `evaluate` to judge. Never sees the gold model.
+//! Samples held-out prompts during RL for `evaluate` to judge. Never sees the gold model.
 
 use engine::error::Result;
 use lm::{Draws, SampleOptions, Sequence, StatOptions};
@@ -17,23 +17,25 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Which half of the validation set it lies in: best steps are chosen on A, numbers come from B.
+    /// Half of the validation set that contains the prompt: half A chooses the best step, half B gives the reported
+    /// numbers.
     pub fn half(&self) -> Half {
         if blake3::hash(self.post_id.as_bytes()).as_bytes()[0] & 1 == 0 { Half::A } else { Half::B }
     }
 
-    /// The row of the evaluation's generator: by post, so that neither arm, step nor order changes the draws.
+    /// Row number for the evaluation's generator: derived from the post id, so that arm, step and order do not change
+    /// the draws.
     fn row(&self) -> u64 {
         let hash = blake3::derive_key("temper evaluation row v1", self.post_id.as_bytes());
         u64::from_le_bytes(hash[..8].try_into().expect("eight of 32 bytes"))
     }
 }
 
-/// What stays the same over a run's evaluations.
+/// Everything that stays constant over a run's evaluations.
 pub struct HeldOut<'a> {
     pub prompts: Vec<Prompt>,
     pub members: &'a [LoadedReward],
-    /// The arm's own reward of a response from its members' scores.
+    /// Maps `[members][responses]` scores to the arm's own reward of each response.
     pub proxy: &'a dyn Fn(&[Vec<f64>]) -> Vec<f64>,
     pub sampling: SampleOptions,
     pub stats: StatOptions,
@@ -42,7 +44,7 @@ pub struct HeldOut<'a> {
 }
 
 impl HeldOut<'_> {
-    /// One response per prompt from the policy as it is now, scored by every member.
+    /// Draws one response per prompt from the current policy and scores it with every member.
     pub fn samples(&self, learner: &Learner, step: i64, greedy: bool, batch: usize) -> Result<Vec<Sample>> {
         let policy = learner.policy.frozen();
         let options = SampleOptions { greedy, ..self.sampling.clone() };

@@ -1,20 +1,20 @@
-//! PPO's clipped losses with their derivatives written out, over the response tokens of one minibatch. Knows no tensor.
+//! PPO's clipped losses over the response tokens of one minibatch, with explicit derivatives.
 //!
-//! Written by hand because the losses are simple and the gradient is then exact at ratio 1, where both branches of the
-//! clip meet: the update feeds `d_logprob` and `d_value` back as the gradient of what the model gave.
+//! Explicit derivatives are simple here and exact at ratio 1, where both branches of the clip meet. The update feeds
+//! `d_logprob` and `d_value` back as the gradient of the model's outputs.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Where the value head sits and how it learns.
+/// Placement and training of the value head.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Value {
-    /// Whether the value loss trains the policy's trunk too.
+    /// Whether the value loss also trains the policy's trunk.
     pub trunk: Trunk,
-    /// The range in which a new value may move from the old one.
+    /// Largest distance that a new value may move from the old one.
     pub clip: f64,
-    /// The value loss's weight beside the policy loss.
+    /// Weight of the value loss relative to the policy loss.
     pub coefficient: f64,
 }
 
@@ -32,16 +32,16 @@ pub enum Trunk {
     Detached,
 }
 
-/// What a phase fixed for the tokens of one minibatch, each `[tokens]`.
+/// Quantities that a phase fixes for the tokens of one minibatch, each `[tokens]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Targets<'a> {
     pub old_logprob: &'a [f64],
     pub old_value: &'a [f64],
     pub advantage: &'a [f64],
     pub returns: &'a [f64],
-    /// Each token's part of the minibatch: they sum to 1.
+    /// Weight of each token in the minibatch; the weights sum to 1.
     pub weight: &'a [f64],
-    /// The coefficient of each token's KL term in the loss, and log pi_ref; empty where the KL is in the reward.
+    /// Coefficient of each token's KL term in the loss, and log pi_ref; empty if the KL is in the reward.
     pub kl: &'a [f64],
     pub reference: &'a [f64],
 }
@@ -50,8 +50,8 @@ pub struct Targets<'a> {
 /// `kl_old_new` are plain means.
 #[derive(Clone, Debug, Default)]
 pub struct Losses {
-    /// mean(max(-A rho, -A clip(rho))) (Schulman et al. 2017, Eq. 7, as a loss), plus the KL term if it is here: of each token
-    /// coefficient * (r - 1 - log r) with r = pi_ref / pi (Shao et al. 2024, Eq. 4).
+    /// mean(max(-A rho, -A clip(rho))) (Schulman et al. 2017, Eq. 7, as a loss), plus the KL term if the KL is in the
+    /// loss: coefficient * (r - 1 - log r) per token, with r = pi_ref / pi (Shao et al. 2024, Eq. 4).
     pub policy: f64,
     /// 0.5 mean(max((v - R)^2, (clip(v) - R)^2)).
     pub value: f64,
@@ -61,13 +61,13 @@ pub struct Losses {
     pub d_value: Vec<f32>,
     pub mean_ratio: f64,
     pub max_ratio: f64,
-    /// mean(rho - 1 - log rho): an estimate of KL(pi_old || pi) by token, never negative.
+    /// mean(rho - 1 - log rho): an estimate of KL(pi_old || pi) per token, never negative.
     pub kl_old_new: f64,
-    /// Share of tokens whose gradient the clip cut.
+    /// Share of tokens whose gradient is cut by the clip.
     pub clip_fraction: f64,
 }
 
-/// `value` is read where `settings`, the value head's, are given.
+/// `settings` are those of the value head; `value` is read only if they are given.
 pub fn losses(logprob: &[f32], value: &[f32], targets: Targets<'_>, clip: f64, settings: Option<&Value>) -> Losses {
     let n = logprob.len() as f64;
     let mut out = Losses { d_logprob: Vec::with_capacity(logprob.len()), ..Losses::default() };
@@ -79,7 +79,7 @@ pub fn losses(logprob: &[f32], value: &[f32], targets: Targets<'_>, clip: f64, s
         let (plain, clipped) = (-advantage * ratio, -advantage * ratio.clamp(1.0 - clip, 1.0 + clip));
         let cut = clipped > plain;
         out.policy += weight * if cut { clipped } else { plain };
-        // d ratio / d log pi = ratio; where the clipped branch is the larger it is constant.
+        // d ratio / d log pi = ratio; if the clipped branch is the larger one, it is constant.
         let mut slope = if cut { 0.0 } else { plain };
         if let Some(kl) = targets.kl.get(t) {
             let log_r = targets.reference[t] - f64::from(logprob[t]);
@@ -128,7 +128,7 @@ mod tests {
             let old_value: Vec<f64> = rows.iter().map(|r| r.3).collect();
             let value: Vec<f32> = rows.iter().map(|r| (r.3 + 0.3 * r.4) as f32).collect();
             let returns: Vec<f64> = rows.iter().map(|r| r.4).collect();
-            // Unequal parts of the minibatch, and a KL term whose reference lies off the old policy.
+            // Unequal token weights, and a KL term whose reference differs from the old policy.
             let sum: f64 = (1..=rows.len()).map(|t| t as f64).sum();
             let weight: Vec<f64> = (1..=rows.len()).map(|t| t as f64 / sum).collect();
             let reference: Vec<f64> = rows.iter().map(|r| r.0 + 0.4 * r.4).collect();

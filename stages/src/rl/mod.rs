@@ -1,5 +1,5 @@
-//! `rl.ppo`, `rl.rloo`, `rl.grpo`: policy gradients from the SFT policy against one reward model or an ensemble, with the same
-//! phases, sampling, scoring and objectives. Never sees the gold model.
+//! `rl.ppo`, `rl.rloo`, `rl.grpo`: policy gradients from the SFT policy against one reward model or an ensemble, with
+//! the same phases, sampling, scoring and objectives. Never sees the gold model.
 
 pub mod credit;
 pub mod gae;
@@ -41,10 +41,10 @@ use phase::Phases;
 use run::Run;
 use update::Learner;
 
-/// Sequences in a batch that is scored or sampled without a gradient.
+/// Sequences per batch when scoring or sampling without gradients.
 const SCORING_BATCH: usize = 64;
 
-/// Declares a kind of reinforcement learning with parameters of its own.
+/// Declares an RL kind with its own parameter type.
 macro_rules! kind {
     ($kind:ident, $params:ident, $name:literal, $version:literal, $about:literal) => {
         pub struct $kind;
@@ -196,7 +196,7 @@ fn check_members(objective: Objective, members: usize) -> Result<()> {
     Ok(())
 }
 
-/// lambda per phase for `matched`: one number, or one for each phase of the adaptive run.
+/// lambda per phase for `matched`: one constant, or one value for each phase of the adaptive run.
 fn matched_schedule(params: &Params, ctx: &Context) -> Result<Option<Vec<f64>>> {
     let Some(adaptive) = ctx.optional("adaptive") else { return Ok(None) };
     let rows = PolicyRun::phases(&adaptive.folder)?;
@@ -216,7 +216,7 @@ fn matched_schedule(params: &Params, ctx: &Context) -> Result<Option<Vec<f64>>> 
     }))
 }
 
-/// Responses are scored as the ids that the policy sampled, so the reward models must read ids as it does.
+/// The reward models score the ids that the policy sampled, so both need the same tokenizer.
 pub(crate) fn check_tokenizer(ctx: &Context, policy: &std::path::Path) -> Result<()> {
     let rewards = ctx.one("rewards")?;
     if tokenizer_digest(policy)? == tokenizer_digest(&rewards.folder.join(BASE))? {
@@ -302,7 +302,7 @@ fn save(
     write_json(&ctx.out().join(PolicyRun::INFO), &info)
 }
 
-/// Quantiles 10, 50 and 90%.
+/// The 10%, 50% and 90% quantiles.
 fn spread(x: &[f64]) -> [Option<f64>; 3] {
     [0.1, 0.5, 0.9].map(|q| Some(quantile(x, q)))
 }

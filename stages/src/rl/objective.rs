@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::stats::{mean, variance};
 
 crate::words! {
-    /// What the policy maximises.
+    /// The objective that the policy maximises.
     pub enum Objective {
         /// Eq. 2 with phi = phi_1.
         Standard = "standard",
@@ -25,43 +25,44 @@ crate::words! {
         SoftMin = "soft_min",
         /// Eq. 7, Algorithm 1.
         Adaptive = "adaptive",
-        /// Eq. 2 with phi = the members' mean and the KL coefficient that an adaptive run came to.
+        /// Eq. 2 with phi = the members' mean and the effective KL coefficient of an adaptive run.
         Matched = "matched",
     }
 }
 
 impl Objective {
-    /// Whether one member's score is all that the objective reads.
+    /// Whether the objective reads only the first member's score.
     pub fn reads_first_member_only(self) -> bool {
         self == Self::Standard
     }
 }
 
-/// Over what the variance of Eq. 6 is taken.
+/// The set of responses over which the variance of Eq. 6 is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VarianceScope {
     /// Algorithm 1: each pair's own sigma_i^2. Not the gradient of Eq. 7, since c then depends on y.
     #[default]
     Sample,
-    /// The mean over the *other* responses to the same prompt (K >= 2). Independent of the response it weighs, so that its score
-    /// function adds nothing; still a biased estimate of Eq. 7, whose c is concave in the variance.
+    /// The mean over the *other* responses to the same prompt (K >= 2). It does not depend on the response that it
+    /// weighs, so the score function adds no term. It is still a biased estimate of Eq. 7, since c is concave in the
+    /// variance.
     Prompt,
     /// The mean over the batch.
     Batch,
-    /// Algorithm 1 with the sigma_i^2 permuted over the batch: a control.
+    /// Control: Algorithm 1 with the sigma_i^2 permuted over the batch.
     Shuffled,
 }
 
-/// Of which numbers of each member the variance is taken.
+/// The quantity whose variance over the members is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VarianceReference {
     /// phi_m(x, y), as in Eq. 6.
     #[default]
     None,
-    /// phi_m(x, y) - phi_m(x, y_sft), y_sft one fixed response of the SFT model to x: Bradley-Terry leaves each member's offset by
-    /// prompt free, and the difference is without it.
+    /// phi_m(x, y) - phi_m(x, y_sft), with y_sft one fixed response of the SFT model to x. Bradley-Terry leaves each
+    /// member's offset per prompt undetermined; the difference cancels it.
     Sft,
 }
 
@@ -76,10 +77,10 @@ pub fn moments(scores: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
         .unzip()
 }
 
-/// Refuses an ensemble that does not disagree: its variance would carry no information.
+/// Rejects an ensemble whose members agree: its variance would carry no information.
 ///
 /// # Errors
-/// When mean(s2) < 1e-8 * Var_i(mu_i).
+/// If mean(s2) < 1e-8 * Var_i(mu_i), or mean(s2) = 0.
 pub fn check_disagreement(mu: &[f64], s2: &[f64]) -> Result<()> {
     let (s2, spread) = (mean(s2), variance(mu));
     if s2 < 1e-8 * spread || s2 == 0.0 {
@@ -101,8 +102,8 @@ pub fn coefficients(s2: &[f64], b: f64) -> Vec<f64> {
     s2.iter().map(|s2| s2 / (b + s2)).collect()
 }
 
-/// The variance each response is judged by. `responses` = K, responses to one prompt standing next to each other;
-/// `permutation` is read by `Shuffled` only.
+/// The variance used for each response. `responses` = K; the responses to one prompt are adjacent. Only `Shuffled`
+/// reads `permutation`.
 pub fn scoped(s2: &[f64], scope: VarianceScope, responses: usize, permutation: &[usize]) -> Vec<f64> {
     match scope {
         VarianceScope::Sample => s2.to_vec(),
@@ -118,14 +119,14 @@ pub fn scoped(s2: &[f64], scope: VarianceScope, responses: usize, permutation: &
     }
 }
 
-/// How one response is rewarded: `r_t = -kl (log pi_old - log pi_ref)_t`, plus `score` at the last real token.
+/// Reward weights of one response: `r_t = -kl (log pi_old - log pi_ref)_t`, plus `score` at the last real token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weights {
     pub kl: f64,
     pub score: f64,
 }
 
-/// Eq. 2: a constant coefficient lambda, the score phi as it is.
+/// Eq. 2: a constant coefficient lambda and the unscaled score phi.
 pub fn fixed_weights(phi: &[f64], lambda: f64) -> Vec<Weights> {
     phi.iter().map(|&score| Weights { kl: lambda, score }).collect()
 }
@@ -135,7 +136,7 @@ pub fn adaptive_weights(mu: &[f64], c: &[f64]) -> Vec<Weights> {
     mu.iter().zip(c).map(|(mu, &c)| Weights { kl: c, score: (1.0 - c) * mu }).collect()
 }
 
-/// phi of the baselines, `[responses]`. `k` is read by `MeanMinusStd` and `Uwo`, `beta` by `SoftMin`.
+/// phi of the baselines, `[responses]`. Only `MeanMinusStd` and `Uwo` read `k`, only `SoftMin` reads `beta`.
 pub fn baseline_scores(objective: Objective, scores: &[Vec<f64>], k: f64, beta: f64) -> Vec<f64> {
     let (mu, s2) = moments(scores);
     let each = |of: fn(&[f64], f64) -> f64| {
@@ -158,7 +159,8 @@ fn soft_minimum(phi: &[f64], beta: f64) -> f64 {
     least - beta * mean(&phi.iter().map(|phi| (-(phi - least) / beta).exp_m1()).collect::<Vec<_>>()).ln_1p()
 }
 
-/// The next KL coefficient of a controller that steers towards `target` nats a response (Ziegler et al. 2019, section 2.2).
+/// The next KL coefficient of a controller that steers towards `target` nats per response (Ziegler et al. 2019, section
+/// 2.2).
 pub fn controlled_lambda(lambda: f64, kl: f64, target: f64, gain: f64) -> f64 {
     lambda * (1.0 + gain * (kl / target - 1.0).clamp(-0.2, 0.2))
 }
@@ -172,8 +174,8 @@ pub fn token_rewards(weights: Weights, log_ratio: &[f64]) -> Vec<f64> {
     rewards
 }
 
-/// The fixed coefficient that weighs KL against score as an adaptive run did:
-/// lambda = [sum c_i KL_i / sum KL_i] / mean(1 - c_i). Arguments are means over the same responses: of c_i KL_i, KL_i and c_i.
+/// The constant coefficient that weighs KL against score as an adaptive run did: lambda = [sum c_i KL_i / sum KL_i] /
+/// mean(1 - c_i). The arguments are means of c_i KL_i, KL_i and c_i over the same responses.
 pub fn matched_lambda(c_kl: f64, kl: f64, c: f64) -> f64 {
     // Before the first update no response has a KL to weigh by; far below this it is rounding.
     let weighed = if kl > 1e-4 { c_kl / kl } else { c };
@@ -270,7 +272,7 @@ mod tests {
             for i in 0..mu.len() {
                 prop_assert!(least[i] - 1e-9 <= warm[i] && warm[i] <= mu[i] + 1e-9);
                 prop_assert!((cold[i] - least[i]).abs() < 1e-3 && (hot[i] - mu[i]).abs() < 1e-3);
-                // Second order: the mean less variance / (2 beta), which is UWO.
+                // Second-order expansion: the mean minus variance / (2 beta), which is UWO.
                 prop_assert!((wide[i] - (mu[i] - s2[i] / 400.0)).abs() < 1e-3);
             }
         }
@@ -291,9 +293,9 @@ mod tests {
         assert!((rewards[0] + 0.3).abs() < 1e-5 && (rewards[1] - 0.1).abs() < 1e-5, "{rewards:?}");
     }
 
-    /// With batch-normalised advantages a constant cancels for prompt scope only where c is one number (`gae.rs`): a draw's
-    /// own c differs from its neighbour's. What holds always is that it cancels in expectation, since the c that weighs a
-    /// response does not depend on it.
+    /// With batch-normalised advantages and prompt scope, a constant cancels exactly only if c is one number
+    /// (`gae.rs`), since each draw has its own c. It always cancels in expectation, since the c that weighs a response
+    /// does not depend on that response.
     #[test]
     fn e_a_constant_on_all_scores_adds_nothing_to_the_expected_gradient_but_for_sample_scope() {
         let policy = [0.2, 0.5, 0.3_f64];
@@ -342,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_matched_arm_weighs_c_by_the_kl_it_multiplied() {
-        // Two responses: c 0.1 and 0.3 with KL 1 and 3.
+        // Two responses: c = 0.1 and 0.3 with KL = 1 and 3.
         let lambda = matched_lambda((0.1 + 0.9) / 2.0, 2.0, 0.2);
         assert!((lambda - 0.25 / 0.8).abs() < 1e-12);
         assert!((matched_lambda(0.0, 0.0, 0.2) - 0.25).abs() < 1e-12);

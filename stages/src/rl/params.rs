@@ -1,6 +1,6 @@
 //! The parameters of `rl.ppo`, `rl.rloo` and `rl.grpo`.
 //!
-//! Each kind has a parameter type of its own, so that it offers nothing which it does not read; all become one [`Params`].
+//! Each kind has its own parameter type, so that it accepts only parameters that it reads; all convert into [`Params`].
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use super::objective::{Objective, VarianceReference, VarianceScope};
 use crate::train::params::{BATCH, Faults, Precision, RANK, STEPS};
 use crate::types::Split;
 
-/// How long to train.
+/// Length of the training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Steps {
@@ -24,25 +24,25 @@ pub struct Steps {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StepUnit {
-    /// One sampling of `rollouts` prompts and the PPO passes over it.
+    /// Sampling of `rollouts` prompts followed by the PPO passes over them.
     #[default]
     Phase,
-    /// One minibatch update; the phase in which the last one falls is finished.
+    /// One minibatch update; the phase that contains the last update is completed.
     Optimiser,
 }
 
-/// Which constant a matched arm takes from its adaptive run.
+/// The coefficient that a matched arm takes from its adaptive run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Matching {
     /// One coefficient for each phase of the adaptive run.
     #[default]
     Phases,
-    /// One coefficient, from all phases together.
+    /// A single coefficient, computed from all phases together.
     Constant,
 }
 
-/// Which held-out samples are also drawn greedily.
+/// The evaluations at which held-out samples are also drawn greedily.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Greedy {
@@ -53,7 +53,7 @@ pub enum Greedy {
     None,
 }
 
-/// Declares [`Params`], and for each kind a parameter type: the common fields with their defaults, then the kind's own.
+/// Declares [`Params`] and one parameter type per kind: the common fields with their defaults, then the kind's own.
 macro_rules! kinds {
     (
         common $common:tt
@@ -66,7 +66,7 @@ macro_rules! kinds {
 
 macro_rules! settings {
     ({ $($(#[$meta:meta])* $field:ident: $ty:ty = $default:expr,)* }) => {
-        /// What a run of reinforcement learning goes by, whatever its kind.
+        /// Settings of an RL run of any kind.
         #[derive(Clone, Debug)]
         pub struct Params {
             $(pub $field: $ty,)*
@@ -119,27 +119,29 @@ kinds! {
     common {
         /// standard | mean | pessimistic | mean_minus_std | uwo | soft_min | adaptive | matched
         objective: Objective = Objective::Adaptive,
-        /// The KL coefficient; for `adaptive` the mean one of the first phase (Algorithm 1). 0: no KL penalty.
+        /// The KL coefficient; for `adaptive`, its mean in the first phase (Algorithm 1). 0: no KL penalty.
         lambda: f64 = 0.005,
-        /// Standard deviations taken off by `mean_minus_std`, variances taken off by `uwo`.
+        /// Number of standard deviations that `mean_minus_std` subtracts, or of variances that `uwo` subtracts.
         k: f64 = 1.0,
-        /// Temperature of `soft_min`, in units of the score: towards 0 the minimum of the members, towards infinity their mean.
+        /// Temperature of `soft_min`, in units of the score: near 0 gives the minimum of the members, infinity their
+        /// mean.
         beta: f64 = 1.0,
-        /// Steers `lambda` towards this KL to the reference, in nats a response (Ziegler et al. 2019, section 2.2); null or `none`:
-        /// `lambda` is constant.
+        /// Steers `lambda` towards this KL to the reference, in nats per response (Ziegler et al. 2019, section 2.2);
+        /// null or `none`: `lambda` is constant.
         #[serde(deserialize_with = "crate::train::params::or_none")]
         #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
         kl_target: Option<f64> = None,
-        /// With `kl_target`: after a phase, lambda is multiplied by 1 + gain * clip(KL / target - 1, -0.2, 0.2).
+        /// With `kl_target`: after each phase, lambda is multiplied by 1 + gain * clip(KL / target - 1, -0.2, 0.2).
         kl_gain: f64 = 0.1,
-        /// Over what the adaptive objective's variance is taken.
+        /// The responses over which the adaptive objective's variance is taken.
         variance_scope: VarianceScope = VarianceScope::Sample,
-        /// `none`: the variance of the members' scores; `sft`: of their scores less those of the SFT model's response to the prompt.
+        /// `none`: variance of the members' scores; `sft`: variance of their scores minus their scores of the SFT
+        /// model's response to the prompt.
         variance_reference: VarianceReference = VarianceReference::None,
         /// How `matched` follows the run at its port `adaptive`.
         matching: Matching = Matching::Phases,
         steps: Steps = Steps { n: 50_000, unit: StepUnit::Optimiser },
-        /// Prompts a phase.
+        /// Prompts per phase.
         rollouts: usize = 512,
         /// Responses per prompt, K.
         responses: usize = 1,
@@ -147,41 +149,42 @@ kinds! {
         max_new_tokens: usize = 48,
         /// Passes over each phase's batch.
         epochs: usize = 4,
-        /// Responses in a minibatch; the short last one is kept.
+        /// Responses per minibatch; a short last one is kept.
         minibatch: usize = 6,
         /// PPO's clip range.
         clip: f64 = 0.2,
-        /// Ends a phase's passes at the first minibatch whose estimated KL(old policy || policy), in nats a token, exceeds this; null
-        /// or `none`: never.
+        /// Ends a phase's passes at the first minibatch whose estimated KL(old policy || policy), in nats per token,
+        /// exceeds this; null or `none`: never.
         #[serde(deserialize_with = "crate::train::params::or_none")]
         #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
         stop_kl: Option<f64> = None,
         lr: f64 = 5e-6,
         /// Optimiser steps over which the learning rate rises.
         warmup: u64 = 0,
-        /// Decoupled decay of the adapter's matrices (towards the reference policy), or of full weights towards the reference's.
+        /// Decoupled decay of the adapter's matrices (towards the reference policy), or of full weights towards the
+        /// reference's weights.
         weight_decay: f64 = 0.1,
         beta1: f64 = 0.9,
         beta2: f64 = 0.999,
-        /// Largest global gradient norm; null or `none`: not clipped.
+        /// Largest global gradient norm; null or `none`: no clipping.
         #[serde(deserialize_with = "crate::train::params::or_none")]
         #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
         max_gradient_norm: Option<f64> = Some(1.0),
-        /// The policy's adapter; null (or `none`): full training.
+        /// The policy's adapter; null or `none`: full training.
         #[serde(deserialize_with = "crate::train::params::or_none")]
         #[schemars(schema_with = "crate::train::params::or_none_schema::<Lora>")]
         lora: Option<Lora> = Some(Lora::default()),
-        /// The split that prompts are drawn from.
+        /// The split that provides the prompts.
         split: Split = Split::Rl,
-        /// Phases between evaluations on held-out prompts.
+        /// Interval between evaluations on held-out prompts, in the unit of `steps`.
         eval_every: u64 = 400,
-        /// Held-out prompts sampled at an evaluation, from the split `valid`; null: all of it.
+        /// Held-out prompts per evaluation, from the split `valid`; null: all of them.
         eval_prompts: Option<usize> = None,
-        /// Keys the generator of held-out samples: the same for every arm, seed and step.
+        /// Seed of the generator of held-out samples: the same for every arm, seed and step.
         evaluation_seed: u64 = 1234,
         greedy: Greedy = Greedy::Ends,
-        /// What products with weights are computed in, the reward models' too: `f32`, or `bf16` (operands rounded, sums in f32).
-        /// Weights, norms, attention scores, losses and the optimiser stay f32.
+        /// Number type for products with weights, the reward models' included: `f32`, or `bf16` (operands rounded, sums
+        /// in f32). Weights, norms, attention scores, losses and the optimiser stay f32.
         precision: Precision = Precision::F32,
     }
 
@@ -202,12 +205,12 @@ kinds! {
     GrpoParams {
         /// Whether advantages are divided by the standard deviation of their group's rewards.
         scale: bool = true,
-        /// Where the KL enters: `reward`, or `loss` (k3 by token, weighed by lambda or by the adaptive c).
+        /// Where the KL enters: `reward`, or `loss` (k3 per token, weighted by lambda or by the adaptive c).
         kl_term: KlTerm = KlTerm::Reward,
     } defaults { rollouts: 64, responses: 8, } => |p| Credit::Group { scale: p.scale, kl_term: p.kl_term };
 }
 
-/// The policy's LoRA, on all linear layers. Unlike [`crate::train::Lora`] it has no dropout: there is none in RL.
+/// The policy's LoRA, on all linear layers. Unlike [`crate::train::Lora`] it has no dropout, since RL uses none.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lora {
@@ -222,7 +225,7 @@ impl Default for Lora {
 }
 
 impl Params {
-    /// Optimiser steps in one phase.
+    /// Optimiser steps per phase.
     pub fn updates_per_phase(&self) -> u64 {
         (self.epochs * (self.rollouts * self.responses).div_ceil(self.minibatch)) as u64
     }
@@ -234,8 +237,8 @@ impl Params {
         }
     }
 
-    /// Whether held-out samples are drawn after `phase` phases: when it passes a multiple of `eval_every`, in the unit of
-    /// `steps`, at the start and at the end.
+    /// Whether held-out samples are drawn after `phase` phases: at the start, at the end, and whenever the run passes a
+    /// multiple of `eval_every` in the unit of `steps`.
     pub fn evaluates_after(&self, phase: u64) -> bool {
         let unit = match self.steps.unit {
             StepUnit::Phase => 1,

@@ -1,5 +1,5 @@
-//! That rewards, advantages and losses are those of an independent NumPy version (`lm/tests/fixtures/ppo.py`), and PPO's
-//! gradient that of PyTorch (`lm/tests/fixtures/rlhf.py`).
+//! Compares rewards, advantages and losses with an independent NumPy version (`lm/tests/fixtures/ppo.py`), and PPO's
+//! gradient with PyTorch's (`lm/tests/fixtures/rlhf.py`).
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use crate::stats::mean;
 use crate::testing::numbers::{Mutants, Numbers, Within, gradients};
 
 const TOLERANCE: Within = Within::Each(1e-5);
-/// As in `ppo.py`.
+/// Same value as in `ppo.py`.
 const LAMBDA: f64 = 0.05;
 const CLIP: f64 = 0.2;
 
@@ -51,7 +51,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../lm/tests/fixtures/rlhf")
 }
 
-/// The recorded rollouts, and the numbers that follow from them.
+/// The recorded rollouts and the numbers derived from them.
 struct Recorded {
     numbers: Numbers,
     rollout: Rollout,
@@ -74,12 +74,12 @@ impl Recorded {
         Self { permutation: whole("in/permutation"), rollout, numbers }
     }
 
-    /// The token rewards of all responses, one after the other.
+    /// The token rewards of each response.
     fn rewards(&self, weights: &[Weights]) -> Vec<Vec<f64>> {
         weights.iter().enumerate().map(|(i, w)| token_rewards(*w, &self.rollout.log_ratio(i))).collect()
     }
 
-    /// Algorithm 1's, as published.
+    /// Rewards of Algorithm 1 as published.
     fn adaptive_rewards(&self, scope: VarianceScope) -> Vec<Vec<f64>> {
         let (mu, s2) = moments(&self.rollout.scores);
         let c = coefficients(&scoped(&s2, scope, 2, &self.permutation), calibrate_b(&s2, LAMBDA));
@@ -99,7 +99,7 @@ impl Recorded {
     }
 }
 
-/// Flat tokens by response.
+/// Splits flat token values by response.
 fn by_response(flat: &[f64], lengths: &[usize]) -> Vec<Vec<f64>> {
     let mut rest = flat;
     let mut take = |n: usize| {
@@ -139,7 +139,7 @@ fn rewards_of_every_objective_follow_the_published_formulas() {
         recorded.claim(&format!("rewards/{objective}"), &recorded.rewards(&weights).concat());
     }
     let c = coefficients(&s2, b);
-    // The recorded rollouts hold no full distributions: k3 stands in for their KL.
+    // The recorded rollouts have no full distributions: k3 replaces their KL.
     let kl = recorded.rollout.kl_k3();
     let c_kl = mean(&c.iter().zip(&kl).map(|(c, kl)| c * kl).collect::<Vec<_>>());
     recorded.claim("matched_lambda", &[matched_lambda(c_kl, mean(&kl), mean(&c))]);
@@ -193,7 +193,7 @@ fn rloo_and_grpo_are_those_of_the_grouped_arrays() {
     let rewards: Vec<f64> = recorded.adaptive_rewards(VarianceScope::Sample).iter().map(|r| r.iter().sum()).collect();
     recorded.claim("rloo/advantages", &leave_one_out(&rewards, 2));
     recorded.claim("grpo/advantages_without_scale", &group_relative(&rewards, 2, false));
-    // The KL in the loss, weighed by each response's c; the score alone is the reward.
+    // With the KL in the loss, weighted by each response's c, the reward is the score alone.
     let (mu, s2) = moments(&recorded.rollout.scores);
     let c = coefficients(&s2, calibrate_b(&s2, LAMBDA));
     let scores: Vec<f64> = adaptive_weights(&mu, &c).iter().map(|w| w.score).collect();

@@ -1,4 +1,4 @@
-//! Prompts without end, in seeded passes. Knows numbers, not prompts.
+//! An endless stream of prompt indices in seeded passes.
 
 use engine::error::Result;
 use rand_chacha::ChaCha12Rng;
@@ -14,7 +14,7 @@ pub(crate) struct Passes {
     rng: ChaCha12Rng,
 }
 
-/// Where passes stand, for a checkpoint.
+/// Position of the passes, for a checkpoint.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct State {
     left: Vec<usize>,
@@ -41,7 +41,7 @@ impl Passes {
         Ok(State { left: self.left.clone(), drawn: Position::of(&self.rng)? })
     }
 
-    /// Puts fresh passes of the same generator where `state` has them.
+    /// Moves fresh passes with the same generator to the position in `state`.
     pub(crate) fn restore(&mut self, state: State) {
         self.left = state.left;
         state.drawn.restore(&mut self.rng);

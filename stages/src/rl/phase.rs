@@ -1,4 +1,4 @@
-//! One phase: sample, score, reward, update, and its row of the table.
+//! One phase: sample, score, reward, update, and its row in the table.
 
 use std::time::Instant;
 
@@ -26,23 +26,23 @@ use crate::train::random::bits_of;
 use crate::train::{Told, named};
 use crate::types::Phase;
 
-/// What one phase hands to the next.
+/// State carried from phase to phase.
 pub struct Phases<'a> {
     params: &'a Params,
     members: &'a [LoadedReward],
     prompts: &'a [Prompt],
     sampling: SampleOptions,
     stats: StatOptions,
-    /// lambda of `matched`: constant, or by phase.
+    /// lambda of `matched`, per phase; a single element if it is constant.
     pub schedule: Option<Vec<f64>>,
     /// sigma_2^2 of Eq. 4, fixed in the first phase.
     pub b: Option<f64>,
-    /// The fixed objectives' KL coefficient; moves only under a KL target.
+    /// KL coefficient of the fixed objectives; changes only with a KL target.
     lambda: f64,
-    /// The first phase's standard deviation of raw advantages.
+    /// Standard deviation of the first phase's raw advantages.
     first_std: Option<f64>,
     draws: Draws,
-    /// Of the reference policy's responses that the variance is taken relative to.
+    /// Generator of the reference responses that the variance is relative to.
     reference_draws: Draws,
     drawn: u64,
     passes: Passes,
@@ -50,7 +50,7 @@ pub struct Phases<'a> {
     shuffle: ChaCha12Rng,
 }
 
-/// What a checkpoint between two phases holds of [`Phases`].
+/// The part of [`Phases`] that a checkpoint between two phases stores.
 #[derive(Serialize, Deserialize)]
 pub struct State {
     b: Option<Exact>,
@@ -62,15 +62,15 @@ pub struct State {
     shuffle: Position,
 }
 
-/// What each response token is credited with of its response's reward, `[responses][tokens]`.
+/// Each response token's share of its response's reward, `[responses][tokens]`.
 pub(super) struct Advantages {
-    /// As the update takes them: normalised over the batch, if at all.
+    /// In the form used by the update: normalised over the batch, if at all.
     advantages: Vec<Vec<f64>>,
     /// Empty without a value head.
     returns: Vec<Vec<f64>>,
-    /// The KL coefficient of each response, where the KL is in the loss.
+    /// KL coefficient of each response, if the KL is in the loss.
     kl: Vec<f64>,
-    /// Of the raw advantages.
+    /// Standard deviation of the raw advantages.
     std: f64,
     first_std: f64,
 }
@@ -82,7 +82,7 @@ impl Advantages {
     }
 }
 
-/// What the arm makes of a phase's scores.
+/// The arm's rewards for a phase's scores.
 pub(super) struct Rewards {
     pub weights: Vec<Weights>,
     /// The arm's own reward of each response.
@@ -90,7 +90,7 @@ pub(super) struct Rewards {
     mu: Vec<f64>,
     /// Absent with one member.
     pub s2: Option<Vec<f64>>,
-    /// Algorithm 1's coefficients, whether or not the arm uses them; absent with one member or lambda 0.
+    /// Algorithm 1's coefficients, even if the arm does not use them; absent with one member or lambda 0.
     c: Option<Vec<f64>>,
     lambda_effective: f64,
 }
@@ -105,7 +105,7 @@ impl<'a> Phases<'a> {
         schedule: Option<Vec<f64>>,
         ctx: &Context,
     ) -> Self {
-        // `standard` reads phi_1 alone: scoring the rest in training would be work for nothing.
+        // `standard` reads phi_1 alone: scoring the other members during training would be wasted work.
         let members = if params.objective.reads_first_member_only() { &members[..1] } else { members };
         Self {
             params,
@@ -138,7 +138,7 @@ impl<'a> Phases<'a> {
         })
     }
 
-    /// Puts what [`Phases::new`] made where `state` has it.
+    /// Restores `state` into fresh [`Phases`].
     pub fn restore(&mut self, state: State) {
         self.b = state.b.map(|b| b.0);
         self.lambda = state.lambda.0;
@@ -219,7 +219,7 @@ impl<'a> Phases<'a> {
         })
     }
 
-    /// K responses to each of the phase's prompts, at temperature 1.
+    /// Samples K responses to each of the phase's prompts at temperature 1.
     pub(super) fn sample(&mut self, learner: &Learner) -> Result<Rollout> {
         let policy = learner.policy.frozen();
         let mut prompts = Vec::with_capacity(self.params.rollouts * self.params.responses);
@@ -243,7 +243,7 @@ impl<'a> Phases<'a> {
         Ok(rollout)
     }
 
-    /// What policy, reference, value head and members say of the responses.
+    /// Scores the responses with the policy, the reference, the value head and the members.
     pub(super) fn score(&self, learner: &Learner, rollout: &mut Rollout) -> Result<()> {
         let (policy, reference) = (&learner.policy, &learner.reference);
         let head = learner.head.as_ref();
@@ -261,7 +261,7 @@ impl<'a> Phases<'a> {
         Ok(())
     }
 
-    /// The reference policy's response to each response's prompt: always the same one to a post.
+    /// The reference policy's response to each response's prompt; a post always gets the same one.
     fn reference_responses(&self, learner: &Learner, rollout: &Rollout) -> Result<Vec<Sequence>> {
         let mut responses = Vec::with_capacity(rollout.sequences.len());
         let rows: Vec<u64> = rollout.posts.iter().map(|id| bits_of(&self.reference_draws.0, id)).collect();
@@ -275,7 +275,7 @@ impl<'a> Phases<'a> {
         Ok(responses)
     }
 
-    /// The arm's rewards of the phase after the first `done`.
+    /// The arm's rewards in phase `done + 1`.
     pub(super) fn rewards(&mut self, rollout: &Rollout, done: u64) -> Result<Rewards> {
         let params = self.params;
         let mu = moments(&rollout.scores).0;
@@ -304,7 +304,7 @@ impl<'a> Phases<'a> {
         Ok(Rewards { weights: fixed_weights(&proxy, lambda), proxy, mu, s2, c, lambda_effective: lambda })
     }
 
-    /// Advantages, and with a value head returns, of every response token.
+    /// The advantage, and with a value head the return, of every response token.
     pub(super) fn credit(&mut self, rollout: &Rollout, weights: &[Weights]) -> Advantages {
         let (mut advantages, mut returns, mut kl) = (Vec::new(), Vec::new(), Vec::new());
         let alike = |advantage: Vec<f64>| -> Vec<Vec<f64>> {
@@ -348,7 +348,7 @@ impl<'a> Phases<'a> {
         Advantages { advantages, returns, kl, std, first_std }
     }
 
-    /// The run's metrics are those of its latest phase.
+    /// Sets the run's metrics to those of its latest phase.
     pub fn note_metrics(&self, row: &Phase, ctx: &mut Context) {
         let last = [
             ("proxy", row.proxy),
@@ -366,7 +366,7 @@ impl<'a> Phases<'a> {
     }
 }
 
-/// sigma_i^2 of Eq. 6, of the members' scores or of those relative to the reference policy's response.
+/// sigma_i^2 of Eq. 6, for the members' scores or for their scores relative to the reference policy's response.
 fn disagreement(rollout: &Rollout) -> Vec<f64> {
     match &rollout.reference_scores {
         None => moments(&rollout.scores).1,

@@ -1,4 +1,4 @@
-//! One phase's responses and what is known of each token: log-probabilities, values, scores.
+//! One phase's responses with the log-probabilities, values and scores of their tokens.
 
 use candle_core::Tensor;
 use lm::{Batch, CausalLm, ScalarHead, Sequence, StatOptions};
@@ -7,17 +7,17 @@ use crate::reward::LoadedReward;
 use crate::train::Told;
 use engine::error::Result;
 
-/// Responses with, per response token, what the policy, the reference and the value head said when they were drawn.
+/// Responses with per-token outputs of the policy, the reference and the value head at the time of sampling.
 #[derive(Debug, Default)]
 pub struct Rollout {
-    /// `[responses]`; those to one prompt stand next to each other.
+    /// `[responses]`; responses to the same prompt are adjacent.
     pub sequences: Vec<Sequence>,
-    /// The post that each answers, for messages.
+    /// Post id of each response, for messages.
     pub posts: Vec<String>,
     pub ended: Vec<bool>,
-    /// log pi_old, `[responses][tokens]`; EOS masked before the minimum.
+    /// log pi_old, `[responses][tokens]`; EOS is masked before the minimum length.
     pub logprob: Vec<Vec<f64>>,
-    /// log pi_ref, masked alike.
+    /// log pi_ref, with the same mask.
     pub reference: Vec<Vec<f64>>,
     /// V before each token; empty without a value head.
     pub value: Vec<Vec<f64>>,
@@ -27,7 +27,7 @@ pub struct Rollout {
     pub entropy: Vec<Vec<f64>>,
     /// `[members][responses]`, centred.
     pub scores: Vec<Vec<f64>>,
-    /// The same of the reference policy's response to each one's prompt, where the variance is taken relative to it.
+    /// Scores of the reference policy's response to each response's prompt, if the variance is relative to them.
     pub reference_scores: Option<Vec<Vec<f64>>>,
 }
 
@@ -42,8 +42,8 @@ impl Rollout {
         (0..self.sequences.len()).map(|i| self.log_ratio(i).iter().sum()).collect()
     }
 
-    /// The exact KL of each response given the tokens that it visited: the sum of its tokens' divergences. Its expectation is that of
-    /// k1, its variance smaller, and it is never negative.
+    /// The exact KL of each response given its visited tokens: the sum of its tokens' divergences. It has the
+    /// expectation of k1 with a smaller variance, and is never negative.
     pub fn kl_exact(&self) -> Vec<f64> {
         self.divergence.iter().map(|tokens| tokens.iter().sum()).collect()
     }
@@ -57,17 +57,17 @@ impl Rollout {
     }
 }
 
-/// Rows of a table in batches of similar length: gives the indices of each batch, longest first.
+/// Batches of sequences of similar length: the indices of each batch, longest first.
 pub fn by_length(sequences: &[Sequence], batch: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(sequences[i].prompt.len() + sequences[i].response.len()), i));
     order.chunks(batch).map(<[usize]>::to_vec).collect()
 }
 
-/// What a policy says of each response token, `[responses][tokens]`.
+/// A policy's outputs for each response token, `[responses][tokens]`.
 pub struct Scored {
     pub logprob: Vec<Vec<f64>>,
-    /// Empty unless asked for.
+    /// Empty unless requested.
     pub entropy: Vec<Vec<f64>>,
     /// Empty without a value head.
     pub value: Vec<Vec<f64>>,
@@ -77,7 +77,7 @@ pub struct Scored {
     pub divergence: Vec<Vec<f64>>,
 }
 
-/// Scores `sequences` under policy and reference without a gradient, `batch` at a time.
+/// Scores `sequences` with policy and reference without gradients, `batch` at a time.
 pub fn score_tokens(
     policy: &CausalLm,
     head: Option<&ScalarHead>,

@@ -1,4 +1,4 @@
-//! A run of PPO from phase to phase: evaluations between them, tables, checkpoints. Knows no objective and no port.
+//! An RL run: its phases, the evaluations between them, tables and checkpoints.
 
 use engine::checkpoint::{Checkpoints, Reached};
 use engine::context::Context;
@@ -13,7 +13,7 @@ use super::tables::Tables;
 use super::update::{self, Learner};
 use crate::train::checkpoint;
 
-/// All that changes while a run goes on, and what it goes on with.
+/// State and settings of a run.
 pub(super) struct Run<'a> {
     params: &'a Params,
     pub learner: Learner,
@@ -21,13 +21,13 @@ pub(super) struct Run<'a> {
     held_out: HeldOut<'a>,
     tables: Tables,
     checkpoints: Checkpoints,
-    /// Phases.
+    /// Number of phases completed.
     done: u64,
     /// Whether the policy after `done` phases has been evaluated.
     evaluated: bool,
 }
 
-/// What a checkpoint holds beside variables, optimiser and tables.
+/// The part of a checkpoint that is not variables, optimiser or tables.
 #[derive(Serialize, Deserialize)]
 struct State {
     done: u64,
@@ -51,10 +51,11 @@ impl<'a> Run<'a> {
         Ok(Self { params, learner, phases, held_out, tables, checkpoints, done: 0, evaluated: false })
     }
 
-    /// Runs every phase, and the evaluations before, between and after them; from the last checkpoint if there is one.
+    /// Runs every phase and the evaluations before, between and after them, starting from the last checkpoint if there
+    /// is one.
     ///
     /// # Errors
-    /// Numbers that are not finite: names phase or evaluation, step, posts and tensor.
+    /// If a number is not finite: names the phase or evaluation, the step, the posts and the tensor.
     pub fn go(&mut self, ctx: &mut Context) -> Result<()> {
         self.resume(ctx)?;
         loop {
@@ -70,7 +71,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Ends the tables; gives what is left to save.
+    /// Closes the tables; returns the parts that remain to be saved.
     pub fn finish(self, ctx: &Context) -> Result<(Learner, Phases<'a>)> {
         self.tables.finish(ctx.out())?;
         Ok((self.learner, self.phases))
@@ -122,7 +123,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Writes a checkpoint if one is due. What happens within a phase or an evaluation is not kept.
+    /// Writes a checkpoint if one is due. Progress within a phase or an evaluation is not kept.
     fn checkpoint(&mut self, ctx: &mut Context) -> Result<()> {
         if !self.checkpoints.due() {
             return Ok(());

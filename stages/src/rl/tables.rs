@@ -1,4 +1,4 @@
-//! The tables of a run as it goes: written into the artifact, and kept for checkpoints. Knows no model.
+//! The tables of a run: written into the artifact and kept for checkpoints.
 
 use std::path::{Path, PathBuf};
 
@@ -8,21 +8,21 @@ use engine::error::{At, Result};
 use crate::table;
 use crate::types::{Phase, PolicyRun, Sample};
 
-/// Where the samples of each evaluation lie, below the folder of checkpoints.
+/// Folder of the samples of each evaluation, inside the checkpoint folder.
 const EVALUATIONS: &str = "evaluations";
 
-/// The phases, in memory, and the samples, on disk.
+/// The phases, kept in memory, and the samples, on disk.
 pub(super) struct Tables {
     pub phases: Vec<Phase>,
     samples: table::Writer<Sample>,
-    /// One file per call of [`Tables::evaluated`], by number: a Parquet file is no table before its end, so that the
-    /// artifact's own cannot be kept half written.
+    /// Holds one numbered file per call of [`Tables::evaluated`]: an unfinished Parquet file cannot be read, so a
+    /// checkpoint cannot keep the artifact's own half-written file.
     kept: PathBuf,
     evaluations: u64,
 }
 
 impl Tables {
-    /// Empty tables; what an earlier attempt kept outside its checkpoints is deleted.
+    /// Creates empty tables; deletes files that an earlier attempt left outside its checkpoints.
     pub fn create(ctx: &Context) -> Result<Self> {
         let kept = ctx.checkpoints().join(EVALUATIONS);
         if kept.exists() {
@@ -40,18 +40,18 @@ impl Tables {
         rows.into_iter().try_for_each(|row| self.samples.push(row))
     }
 
-    /// Files in `kept`.
+    /// Number of files in `kept`.
     pub fn evaluations(&self) -> u64 {
         self.evaluations
     }
 
-    /// Puts the tables so far into a checkpoint's folder: what was written once is linked, not written again.
+    /// Puts the tables so far into a checkpoint's folder; finished files are linked, not copied.
     pub fn keep(&self, folder: &Path) -> Result<()> {
         table::write(&folder.join(PolicyRun::PHASES), self.phases.iter().cloned())?;
         (0..self.evaluations).map(name).try_for_each(|name| link(&self.kept.join(&name), &folder.join(&name)))
     }
 
-    /// Takes over what [`Tables::keep`] put there.
+    /// Takes over the files that [`Tables::keep`] put there.
     pub fn restore(&mut self, folder: &Path, evaluations: u64) -> Result<()> {
         self.phases = table::read(&folder.join(PolicyRun::PHASES))?;
         for name in (0..evaluations).map(name) {
@@ -64,7 +64,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Ends the tables of the artifact in `out`.
+    /// Finishes the tables of the artifact in `out`.
     pub fn finish(self, out: &Path) -> Result<()> {
         self.samples.finish()?;
         table::write(&out.join(PolicyRun::PHASES), self.phases)?;
@@ -76,7 +76,7 @@ fn name(evaluation: u64) -> String {
     format!("samples-{evaluation}.parquet")
 }
 
-/// A hard link, or a copy where the file system has none.
+/// Creates a hard link, or a copy if the file system does not support links.
 fn link(from: &Path, to: &Path) -> Result<()> {
     if std::fs::hard_link(from, to).is_err() {
         std::fs::copy(from, to).at(from)?;

@@ -1,4 +1,4 @@
-//! The laws of the objective (DESIGN.md, section 7) on a real model, and claims about the kinds as a whole.
+//! The laws of the objective (DESIGN.md, section 7) on a real model, and tests of the complete kinds.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ impl World {
         Ok(Self {
             base: CausalLm::load(&bench.path("rewards/base")).told()?,
             members: load_ensemble(&bench.path("rewards"))?,
-            // Of several lengths, so that batches are padded.
+            // Prompts of several lengths, so that batches are padded.
             prompts: toys::posts(11, Split::Rl)
                 .into_iter()
                 .enumerate()
@@ -86,14 +86,14 @@ impl World {
         Learner::new(policy.told()?, self.base.frozen(), params)
     }
 
-    /// The same after some training: pi is not pi_ref; V = 0 still.
+    /// A learner after some training: pi differs from pi_ref, V is still 0.
     fn trained(&self, params: &Params) -> Result<Learner> {
         let learner = self.learner(params)?;
         move_by(&learner.policy.variables(), 0.05, 2)?;
         Ok(learner)
     }
 
-    /// The responses to every prompt, scored.
+    /// Scored responses to every prompt.
     fn rollout(&self, phases: &mut Phases<'_>, learner: &Learner) -> Result<Rollout> {
         let mut rollout = phases.sample(learner)?;
         phases.score(learner, &mut rollout)?;
@@ -105,12 +105,12 @@ impl World {
     }
 }
 
-/// One response to each of 11 prompts, the whole batch in three minibatches.
+/// One response to each of 11 prompts; three minibatches make up the whole batch.
 fn params(more: Params) -> Params {
     Params { lambda: 0.2, rollouts: 11, minibatch: 4, epochs: 1, lr: 1e-3, lora: Some(Default::default()), ..more }
 }
 
-/// Adds to every entry a number between -`by` and `by`.
+/// Adds a random number between -`by` and `by` to every entry.
 fn move_by(variables: &[Variable], by: f32, seed: u64) -> Result<()> {
     let mut rng = fixed_generator(seed, "moved");
     for v in variables {
@@ -121,7 +121,7 @@ fn move_by(variables: &[Variable], by: f32, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// The gradient of a minibatch's losses with respect to `variables`, 0 where there is none.
+/// The gradient of a minibatch's losses with respect to `variables`; 0 where there is none.
 fn gradient(
     learner: &Learner,
     lesson: Lesson<'_>,
@@ -153,7 +153,7 @@ fn apart<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> f64 {
 fn a_policy_has_an_adapter_unless_none_is_asked_for() {
     let lora = |with| serde_json::from_value::<PpoParams>(with).map(|params| params.lora);
     assert_eq!(lora(json!({})).ok(), Some(Some(Default::default())));
-    // Null only takes a value back where a variant or a profile says it.
+    // Null only removes an earlier value in a variant or a profile.
     assert_eq!(lora(json!({ "lora": "none" })).ok(), Some(None));
     assert_eq!(lora(json!({ "lora": null })).ok(), Some(None));
     assert!(lora(json!({ "lora": "full" })).is_err());
@@ -169,7 +169,7 @@ fn c_where_the_variance_is_that_of_phase_one_the_gradient_is_the_mean_arms() -> 
     let (mut near, mut mean_arm) = (world.phases(&adaptive), world.phases(&fixed));
     let variables = learner.policy.variables();
 
-    // Phase one: the members disagree as they will.
+    // Phase one: the members disagree arbitrarily.
     let first = world.rollout(&mut near, &learner)?;
     let (_, s2) = moments(&first.scores);
     assert!(variance(&s2) > 0.01, "{s2:?}");
@@ -180,7 +180,7 @@ fn c_where_the_variance_is_that_of_phase_one_the_gradient_is_the_mean_arms() -> 
     let differ = apart(&of(a.lesson(&first, &world.stats), &rows)?, &of(m.lesson(&first, &world.stats), &rows)?);
     assert!(differ > 1e-3, "unequal variances make another gradient, here by {differ}");
 
-    // Phase two: they disagree about each response as they did on average.
+    // Phase two: the members disagree about each response as much as they did on average.
     let mut second = world.rollout(&mut near, &learner)?;
     let (mu, _) = moments(&second.scores);
     let deviation = mean(&s2).sqrt();
@@ -214,7 +214,7 @@ fn g_the_first_minibatch_finds_the_policy_that_drew_it() -> Result<()> {
         let rewards = phases.rewards(&rollout, 0)?;
         let credit = phases.credit(&rollout, &rewards.weights);
         let lesson = credit.lesson(&rollout, &world.stats);
-        // Before anything moves, minibatches of any size and order agree with how the batch was scored.
+        // Before any update, minibatches of any size and order match the scores of the whole batch.
         for rows in [&[0, 1, 2, 3][..], &[10, 4, 7], &[5]] {
             let found = learner.judge(lesson, rows, &params)?.log_ratio;
             assert!(found <= 1e-6, "|log ratio| {found} of rows {rows:?}");
@@ -260,7 +260,7 @@ fn g_before_the_first_update_the_kl_is_zero() -> Result<()> {
 
 #[test]
 fn h_merged_adapter_off_and_reference_log_probabilities_agree() -> Result<()> {
-    // As in a pipeline: SFT trains an adapter and saves the merged model, from which policy and reference start.
+    // As in a pipeline: SFT trains an adapter and saves the merged model, which both policy and reference start from.
     let mut world = World::new()?;
     let sft = world.base.with_adapter(&LORA, &mut fixed_generator(4, "sft")).told()?;
     move_by(&sft.variables(), 0.2, 5)?;
@@ -281,7 +281,7 @@ fn h_merged_adapter_off_and_reference_log_probabilities_agree() -> Result<()> {
         assert!(found <= 1e-5, "{found}");
     }
 
-    // PPO moves the policy and nothing below it.
+    // PPO changes the policy only, not the weights below it.
     let rewards = phases.rewards(&rollout, 0)?;
     let credit = phases.credit(&rollout, &rewards.weights);
     learner.update(credit.lesson(&rollout, &world.stats), &params, &mut fixed_generator(3, "order"))?;
@@ -318,7 +318,7 @@ fn i_the_value_loss_alone_moves_a_shared_trunk_and_no_detached_one() -> Result<(
             let value = Value { trunk, coefficient: 1.0, ..Value::default() };
             let params = Params { lora, ..params(PpoParams { value, ..PpoParams::default() }.into()) };
             let learner = world.trained(&params)?;
-            // A head of zeros hands nothing on.
+            // A value head of zeros passes no gradient on.
             let head = learner.head.as_ref().expect("PPO has a value head").variables();
             move_by(&head, 0.5, 6)?;
             let rollout = world.rollout(&mut world.phases(&params), &learner)?;
@@ -355,7 +355,7 @@ fn ppo_against(members: &[&str], more: serde_json::Value, seed: u64) -> Result<O
     run_against(&Ppo, members, None, more, seed)
 }
 
-/// A run of two phases; `adaptive` is what port `adaptive` is given.
+/// A run of two phases; `adaptive` is the input at the port of that name.
 fn run_against<K: Kind>(
     kind: &K,
     members: &[&str],
@@ -415,7 +415,7 @@ fn the_exact_kl_is_zero_at_the_reference_and_near_its_estimates_after() -> Resul
     let rollout = of(&world.trained(&params)?)?;
     let (exact, k1, k3) = (rollout.kl_exact(), rollout.kl(), rollout.kl_k3());
     assert!(exact.iter().all(|kl| *kl > 0.0));
-    // All three estimate one number; the exact one varies least.
+    // All three estimate the same number; the exact one varies least.
     let error = 4.0 * (variance(&k1) / k1.len() as f64).sqrt();
     assert!((mean(&exact) - mean(&k1)).abs() < error, "{} {}", mean(&exact), mean(&k1));
     assert!((mean(&exact) - mean(&k3)).abs() < error, "{} {}", mean(&exact), mean(&k3));
@@ -439,7 +439,7 @@ fn a_matched_arm_takes_the_kl_weighed_coefficient_of_each_phase_or_of_all() -> R
     assert!((phases[0] - c_1 / (1.0 - c_1)).abs() < 1e-12 && (phases[1] - c_kl_2 / kl_2 / (1.0 - c_2)).abs() < 1e-12);
     let constant = (c_kl_1 + c_kl_2) / (kl_1 + kl_2) / (1.0 - (c_1 + c_2) / 2.0);
     assert!(lambdas("constant")?.iter().all(|lambda| (lambda - constant).abs() < 1e-12));
-    // Without a word, the schedule.
+    // The schedule is the default.
     let default = PpoParams::default().matching;
     assert_eq!(default, super::params::Matching::Phases);
     let error = run_against(
@@ -457,7 +457,7 @@ fn a_matched_arm_takes_the_kl_weighed_coefficient_of_each_phase_or_of_all() -> R
 fn a_fixed_arm_logs_the_coefficient_that_it_would_have_had() -> Result<()> {
     let (adaptive, mean_arm) = (ppo(json!({}), 7)?, ppo(json!({ "objective": "mean" }), 7)?);
     let (a, m) = (PolicyRun::phases(&adaptive.path())?, PolicyRun::phases(&mean_arm.path())?);
-    // Phase 1 is the same in both; b is fixed there.
+    // Phase 1, which fixes b, is the same in both.
     assert_eq!((a[0].c, a[0].c_kl, a[0].one_minus_c_mu), (m[0].c, m[0].c_kl, m[0].one_minus_c_mu));
     assert_eq!((a[0].lambda_effective != m[0].lambda_effective, m[0].lambda_effective), (true, Some(0.1)));
     assert!(m[1].c.is_some() && m[1].c_kl.is_some_and(|x| x > 0.0));
@@ -468,7 +468,7 @@ fn a_fixed_arm_logs_the_coefficient_that_it_would_have_had() -> Result<()> {
 
 #[test]
 fn a_kl_target_steers_lambda_from_phase_to_phase() -> Result<()> {
-    // The KL of the first phase is 0: far below any target.
+    // The KL of the first phase is 0, far below any target.
     let out = ppo(json!({ "objective": "mean", "kl_target": 3, "kl_gain": 0.5, "steps": { "n": 3 } }), 7)?;
     let lambdas: Vec<f64> =
         PolicyRun::phases(&out.path())?.iter().map(|p| p.lambda_effective.expect("a coefficient")).collect();
@@ -486,14 +486,14 @@ fn a_variance_relative_to_the_sft_response_is_without_offsets_by_prompt() -> Res
     let reference = rollout.reference_scores.clone().expect("asked for");
     assert_eq!((reference.len(), reference[0].len()), (2, 11));
     let before = phases.rewards(&rollout, 0)?;
-    // An offset of one member on one prompt moves its score of both responses.
+    // A member's offset on one prompt moves its score of both responses.
     for scores in [&mut rollout.scores, rollout.reference_scores.as_mut().expect("asked for")] {
         scores[1][4] += 3.0;
     }
     let after = phases.rewards(&rollout, 0)?;
     let (before, after) = (before.s2.expect("two members"), after.s2.expect("two members"));
     assert!(apart(&before, &after) < 1e-9 && before.iter().any(|s2| *s2 > 1e-3));
-    // Without it, the offset is variance.
+    // Without the reference scores, the offset becomes variance.
     rollout.reference_scores = None;
     assert!(apart(&phases.rewards(&rollout, 0)?.s2.expect("two members"), &after) > 0.5);
     Ok(())
@@ -506,7 +506,7 @@ fn the_passes_end_where_the_policy_has_moved_as_far_as_stop_kl_allows() -> Resul
         Ok(phases.iter().map(|p| (p.optimiser_steps, p.skipped)).collect())
     };
     assert_eq!(steps(json!({ "stop_kl": 1e9 }))?, [(6, 0), (12, 0)]);
-    // Nothing has moved before the first step of a phase; the second finds that it has.
+    // Before a phase's first step the policy has not moved; the second minibatch finds that it has.
     assert_eq!(steps(json!({ "stop_kl": 1e-12 }))?, [(1, 5), (2, 5)]);
     Ok(())
 }
@@ -656,7 +656,7 @@ fn the_same_seed_gives_the_same_bytes_and_another_does_not() -> Result<()> {
 
 #[test]
 fn a_diverging_run_names_phase_step_posts_and_last_finite_loss_wherever_it_shows() {
-    // One step a phase: what it broke shows in the samples after it. Several: in the step after the first.
+    // With one step per phase the damage shows in the samples after it; with several, in the step after the first.
     let one = json!({ "lr": 1e30, "minibatch": 8, "epochs": 1, "eval_every": 9 });
     let evaluated = json!({ "lr": 1e30, "minibatch": 8, "epochs": 1 });
     let several = json!({ "lr": 1e30 });

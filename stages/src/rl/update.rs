@@ -1,4 +1,4 @@
-//! The passes over one phase's batch.
+//! The update passes over one phase's batch.
 
 use std::collections::BTreeMap;
 
@@ -18,10 +18,10 @@ use crate::train::checkpoint::Exact;
 use crate::train::step::suspect;
 use crate::train::{Told, named, number, rounded};
 
-/// A minibatch whose mean ratio exceeds this is skipped: its old log-probabilities no longer describe the policy.
+/// A minibatch with a larger mean ratio is skipped: its old log-probabilities no longer describe the policy.
 const RATIO_LIMIT: f64 = 10.0;
 
-/// What a phase's updates did, means over its minibatches.
+/// Summary of a phase's updates: means over its minibatches.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
     pub policy_loss: f64,
@@ -35,50 +35,50 @@ pub struct Report {
     pub skipped: i64,
     pub minibatches: i64,
     pub learning_rate: f64,
-    /// max |log ratio| of the phase's first minibatch: 0 but for rounding.
+    /// max |log ratio| of the phase's first minibatch: 0 up to rounding.
     pub first_log_ratio: f64,
 }
 
-/// What a phase gives to learn from. `advantages` and `returns`: `[responses][tokens]`; returns only with a value head.
+/// Training data of a phase. `advantages` and `returns`: `[responses][tokens]`; returns only with a value head.
 #[derive(Clone, Copy)]
 pub struct Lesson<'a> {
     pub rollout: &'a Rollout,
     pub advantages: &'a [Vec<f64>],
     pub returns: &'a [Vec<f64>],
-    /// The KL coefficient of each response, read where the KL is in the loss.
+    /// KL coefficient of each response, read if the KL is in the loss.
     pub kl: &'a [f64],
-    /// The first phase's standard deviation of raw advantages.
+    /// Standard deviation of the first phase's raw advantages.
     pub first_std: f64,
     pub stats: &'a StatOptions,
 }
 
-/// A minibatch under the policy as it is now.
+/// A minibatch evaluated under the current policy.
 pub(super) struct Judged {
-    /// Their derivatives went into `surrogate`.
+    /// The derivatives are moved into `surrogate`.
     pub losses: Losses,
     /// max |log ratio|.
     pub log_ratio: f64,
-    /// A scalar; its gradient is that of policy + coefficient * value.
+    /// A scalar whose gradient is that of policy + coefficient * value.
     pub surrogate: Tensor,
 }
 
-/// The policy being trained with all that its optimiser needs.
+/// The policy being trained and its optimiser.
 pub struct Learner {
     pub policy: CausalLm,
-    /// pi_ref: the weights that the policy started from, frozen; shared with an adapter's base.
+    /// pi_ref: the initial weights of the policy, frozen; shared with an adapter's base.
     pub reference: CausalLm,
-    /// The value head, of `rl.ppo`.
+    /// The value head, for `rl.ppo`.
     pub head: Option<ScalarHead>,
     optimiser: AdamW,
     /// Optimiser steps so far.
     pub steps: u64,
-    /// The last finite policy loss, for the message when one is not.
+    /// The last finite policy loss, for the error message.
     last: Option<f64>,
     /// The peak learning rate, for the same message.
     lr: f64,
 }
 
-/// What a checkpoint holds of a learner beside its optimiser and variables.
+/// The part of a learner's checkpoint that is not optimiser or variables.
 #[derive(Serialize, Deserialize)]
 pub(super) struct State {
     steps: u64,
@@ -105,7 +105,8 @@ impl Learner {
             ..lm::AdamWConfig::default()
         };
         let mut variables = policy.variables();
-        // An adapter decays towards zero, which is the reference; full weights must be pulled towards its weights.
+        // An adapter decays towards zero, which is the reference; full weights must decay towards the reference's
+        // weights.
         let start: BTreeMap<String, &Tensor> =
             if params.lora.is_none() { reference.weights().collect() } else { BTreeMap::new() };
         let head_variables = head.iter().flat_map(ScalarHead::variables);
@@ -115,7 +116,7 @@ impl Learner {
         Ok(Self { policy, reference, head, optimiser, steps: 0, last: None, lr: params.lr })
     }
 
-    /// The optimiser, which holds the variables of policy and head.
+    /// The optimiser, which owns the variables of policy and head.
     pub(super) fn optimiser(&self) -> &AdamW {
         &self.optimiser
     }
@@ -133,10 +134,10 @@ impl Learner {
         self.last = state.last.map(|loss| loss.0);
     }
 
-    /// `epochs` passes over the batch in minibatches.
+    /// Makes `epochs` passes over the batch in minibatches.
     ///
     /// # Errors
-    /// When a loss or a gradient is not finite: names the step, the posts, the tensor and the last finite loss.
+    /// If a loss or a gradient is not finite: names the step, the posts, the tensor and the last finite loss.
     pub fn update(&mut self, lesson: Lesson<'_>, params: &Params, rng: &mut ChaCha12Rng) -> Result<Report> {
         let mut report = Report::default();
         let mut stopped = false;
@@ -165,7 +166,7 @@ impl Learner {
         Ok(report)
     }
 
-    /// The losses of the responses `rows`, and the tensor whose gradient is theirs. Moves nothing.
+    /// Computes the losses of the responses `rows` and a tensor with their gradient. Changes no state.
     pub(super) fn judge(&self, lesson: Lesson<'_>, rows: &[usize], params: &Params) -> Result<Judged> {
         let Lesson { rollout, .. } = lesson;
         let pick = |table: &[Vec<f64>]| -> Vec<f64> { rows.iter().flat_map(|&i| table[i].iter().copied()).collect() };
@@ -206,7 +207,7 @@ impl Learner {
         let moved = new_logprob.iter().zip(&old_logprob).map(|(new, old)| (f64::from(*new) - old).abs());
         let log_ratio = moved.fold(0.0, f64::max);
 
-        // The gradient of sum(x * d) with d held fixed is d: this hands the written derivatives to the tape.
+        // The gradient of sum(x * d) with d held fixed is d: this passes the explicit derivatives to autograd.
         let n = new_logprob.len();
         let d_logprob = Tensor::from_vec(std::mem::take(&mut losses.d_logprob), n, &Device::Cpu).told()?;
         let mut surrogate = (logprob * d_logprob).and_then(|p| p.sum_all()).told()?;
@@ -217,8 +218,8 @@ impl Learner {
         Ok(Judged { losses, log_ratio, surrogate })
     }
 
-    /// Each token's part of the minibatch, and where the KL is in the loss its coefficient. PPO and RLOO take the mean over
-    /// tokens; GRPO the mean over responses of their means (Shao et al. 2024, Eq. 3).
+    /// Weight of each token in the minibatch, and its KL coefficient if the KL is in the loss. PPO and RLOO take the
+    /// mean over tokens; GRPO takes the mean over responses of their token means (Shao et al. 2024, Eq. 3).
     fn token_weights(&self, lesson: Lesson<'_>, rows: &[usize], params: &Params) -> (Vec<f64>, Vec<f64>) {
         let lengths = rows.iter().map(|&i| lesson.rollout.sequences[i].response.len());
         let tokens: usize = lengths.clone().sum();
@@ -233,7 +234,8 @@ impl Learner {
         (lengths.flat_map(weight).collect(), kl)
     }
 
-    /// Judges a minibatch and takes its step. False: the policy has moved as far as `stop_kl` allows, and no step was taken.
+    /// Evaluates a minibatch and takes its step. Returns false, without a step, if the policy has moved as far as
+    /// `stop_kl` allows.
     fn minibatch(&mut self, lesson: Lesson<'_>, rows: &[usize], params: &Params, report: &mut Report) -> Result<bool> {
         let Judged { losses, log_ratio, surrogate } = self.judge(lesson, rows, params)?;
         if report.minibatches == 0 {
@@ -274,7 +276,7 @@ impl Learner {
         Ok(true)
     }
 
-    /// The error for `what` being not finite at the latest step, on certain posts.
+    /// The error for a non-finite `what` at the latest step, on these posts.
     fn diverged(&self, what: &str, posts: &str) -> Error {
         let last = match self.last {
             Some(loss) => format!("the last finite policy loss was {}", rounded(loss)),
@@ -287,7 +289,7 @@ impl Learner {
             .help(format!("lower `lr` (it is {}), or set `max_gradient_norm`", number(self.lr)))
     }
 
-    /// A result of the policy's on certain posts, so that numbers that are not finite are told as those of a step are.
+    /// Converts a result of the policy on these posts, reporting non-finite numbers like those of a step.
     pub(super) fn told<T>(&self, result: lm::Result<T>, posts: impl Fn() -> String) -> Result<T> {
         match result {
             Err(lm::Error::NonFinite { what }) => Err(self.diverged(&what, &posts())),

@@ -1,4 +1,4 @@
-//! `sft`: fine-tunes a language model on reference summaries and merges what it learned. Knows no reward.
+//! `sft`: fine-tunes a language model on reference summaries and merges the adapter.
 
 #[cfg(test)]
 mod tests;
@@ -18,14 +18,14 @@ use crate::types::{LearningPoint, Posts, Split};
 
 pub struct Sft;
 
-/// Which tokens are learned.
+/// The tokens that count in the loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Loss {
-    /// Those of the summary and EOS.
+    /// Tokens of the summary and EOS.
     #[default]
     Response,
-    /// Those of the prompt too.
+    /// Tokens of the prompt too.
     All,
 }
 
@@ -35,43 +35,44 @@ pub enum Loss {
 pub struct Params {
     /// The split to train on.
     pub split: Split,
-    /// The split whose first `held_out_posts` posts give the held-out loss, before and after.
+    /// The split whose first `held_out_posts` posts give the held-out loss before and after training.
     pub held_out_split: Split,
     pub held_out_posts: usize,
     /// `{r, alpha, dropout}`, merged into the weights at the end; null or `none`: train every weight.
     pub lora: Adapter,
-    /// Passes over the split; excludes `steps`. One if neither is given.
+    /// Passes over the split; excludes `steps`. Defaults to 1 if neither is given.
     pub epochs: Option<f64>,
     /// Optimiser steps; excludes `epochs`.
     pub steps: Option<u64>,
-    /// Rows of a step.
+    /// Rows per step.
     pub batch: usize,
     /// Peak learning rate.
     pub lr: f64,
-    /// Steps of linear warm-up; a cosine to 0 follows.
+    /// Steps of linear warm-up, followed by cosine decay to 0.
     pub warmup: u64,
     pub beta1: f64,
     pub beta2: f64,
-    /// Decoupled, on matrices only.
+    /// Decoupled weight decay, on matrices only.
     pub weight_decay: f64,
-    /// The largest norm of a gradient; null or `none`: no limit.
+    /// The largest gradient norm; null or `none`: no limit.
     #[serde(deserialize_with = "crate::train::params::or_none")]
     #[schemars(schema_with = "crate::train::params::or_none_schema::<f64>")]
     pub clip: Option<f64>,
-    /// `response`, or `all` tokens.
+    /// Tokens in the loss: `response`, or `all`.
     pub loss: Loss,
-    /// The longest prompt, in tokens; a longer POST loses its end. Absent: what the window leaves beside the summary.
+    /// Longest prompt, in tokens; a longer POST loses its end. Absent: the part of the window that the summary leaves
+    /// free.
     pub max_prompt_tokens: Option<usize>,
-    /// `true`: leave out posts whose summary or title is too long for the window, counted as `dropped_long`. Absent or `false`:
-    /// such a post is an error.
+    /// `true`: skip posts whose summary or title is too long for the window, counted as `dropped_long`. Absent or
+    /// `false`: such a post is an error.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub drop_long: bool,
     /// Number type of the saved weights.
     pub weights: Weights,
-    /// What products with weights are computed in: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms, attention
-    /// scores, losses and the optimiser stay f32.
+    /// Number type for products with weights: `f32`, or `bf16` (operands rounded, sums in f32). Weights, norms,
+    /// attention scores, losses and the optimiser stay f32.
     pub precision: Precision,
-    /// Tokens, with padding, of one forward and backward pass; a batch beyond it is taken in parts. Bounds memory.
+    /// Tokens per forward and backward pass, including padding; larger batches are split. Bounds memory.
     pub tokens_at_once: usize,
 }
 

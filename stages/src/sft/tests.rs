@@ -1,4 +1,4 @@
-//! Claims about `sft`.
+//! Tests of `sft`.
 
 use engine::error::{Blame, Error, Result};
 use engine::kind::Kind;
@@ -87,7 +87,7 @@ fn a_summary_longer_than_the_window_is_told_or_dropped_and_counted() -> Result<(
     for long in [3, 5, 13] {
         posts[long].summary = "cat is sad ".repeat(300);
     }
-    // Cut prompts of posts that are left out do not count.
+    // Truncated prompts of skipped posts do not count.
     posts[7].title = "Help ".repeat(300);
     bench.input("posts", "Posts", |folder| toys::write_posts(folder, posts));
     let with = |more: Value| json!({ "batch": 4, "steps": 1, "warmup": 0, "drop_long": more });

@@ -1,4 +1,4 @@
-//! Which rows make up which batch.
+//! The order in which rows are grouped into batches.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -7,15 +7,15 @@ use rand_chacha::ChaCha12Rng;
 
 use super::random::shuffle;
 
-/// Batches cut from one sorted pool by [`BatchOrder::bucketed`].
+/// Number of batches cut from one sorted pool by [`BatchOrder::bucketed`].
 const POOL: usize = 32;
 
-/// An endless, seeded sequence of batches: every epoch holds every row once, its last batch may be short. Rows are sorted by
-/// length within a batch, so that its micro-batches need little padding.
+/// An endless, seeded sequence of batches. Every epoch contains every row once; its last batch may be short. Rows are
+/// sorted by length within a batch, so that its micro-batches need little padding.
 pub struct BatchOrder {
     lengths: Vec<u32>,
     batch: usize,
-    /// Batches in a pool.
+    /// Batches per pool.
     pool: usize,
     rng: ChaCha12Rng,
     lead: Option<Vec<u32>>,
@@ -23,31 +23,31 @@ pub struct BatchOrder {
 }
 
 impl BatchOrder {
-    /// A plain shuffle: which rows share a batch is independent of their lengths, and of another seed's batches. `lengths`: tokens
-    /// of each row; `batch`: rows of a batch, at least 1.
+    /// A plain shuffle: which rows share a batch does not depend on their lengths or on another seed's batches.
+    /// `lengths`: tokens of each row; `batch`: rows per batch, at least 1.
     pub fn shuffled(lengths: Vec<u32>, batch: usize, rng: ChaCha12Rng) -> Self {
         Self { lengths, batch: batch.max(1), pool: 1, rng, lead: None, queue: VecDeque::new() }
     }
 
-    /// Rows of similar length share a batch, which saves padding: rows are shuffled, sorted by length within pools of 32 batches,
-    /// cut, and the batches shuffled again.
+    /// Groups rows of similar length into a batch, which saves padding: shuffles the rows, sorts them by length within
+    /// pools of 32 batches, cuts the pools into batches and shuffles the batches.
     pub fn bucketed(lengths: Vec<u32>, batch: usize, rng: ChaCha12Rng) -> Self {
         Self { pool: POOL, ..Self::shuffled(lengths, batch, rng) }
     }
 
-    /// These rows come first in the first epoch, shuffled among themselves.
+    /// Puts `rows` first in the first epoch, shuffled among themselves.
     #[must_use]
     pub fn lead(mut self, rows: Vec<u32>) -> Self {
         self.lead = Some(rows);
         self
     }
 
-    /// Steps of one epoch (an upper bound by one if some rows lead).
+    /// Steps per epoch (the first epoch may take one more if some rows lead).
     pub fn batches_per_epoch(&self) -> u64 {
         self.lengths.len().div_ceil(self.batch) as u64
     }
 
-    /// The rows of the next batch. Empty only if there are no rows at all.
+    /// The row numbers of the next batch. Empty only if there are no rows at all.
     pub fn next_batch(&mut self) -> Vec<usize> {
         if self.queue.is_empty() {
             let all = 0..self.lengths.len() as u32;
@@ -63,7 +63,7 @@ impl BatchOrder {
         self.queue.pop_front().unwrap_or_default().into_iter().map(|row| row as usize).collect()
     }
 
-    /// Leaves out the next `batches`: where an order stands is how many it has given.
+    /// Skips the next `batches` batches. The number of batches drawn is the whole state of an order.
     pub fn skip(&mut self, batches: u64) {
         (0..batches).for_each(|_| drop(self.next_batch()));
     }
@@ -72,7 +72,7 @@ impl BatchOrder {
         shuffle(&mut rows, &mut self.rng);
         let mut batches: Vec<Vec<u32>> = Vec::new();
         for pool in rows.chunks_mut(self.batch * self.pool) {
-            // Stable: rows of equal length keep their shuffled order.
+            // A stable sort: rows of equal length keep their shuffled order.
             pool.sort_by_key(|&row| self.lengths[row as usize]);
             batches.extend(pool.chunks(self.batch).map(<[u32]>::to_vec));
         }
@@ -81,14 +81,15 @@ impl BatchOrder {
     }
 }
 
-/// Every row once, sorted by (length, number), in batches of at most `batch` rows: for scoring, where order is free.
+/// Every row once, sorted by (length, row number), in batches of at most `batch` rows. For scoring, where the order is
+/// free.
 pub fn by_length(lengths: &[usize], batch: usize) -> Vec<Vec<usize>> {
     let mut rows: Vec<usize> = (0..lengths.len()).collect();
     rows.sort_by_key(|&row| (lengths[row], row));
     rows.chunks(batch.max(1)).map(<[usize]>::to_vec).collect()
 }
 
-/// Cuts a batch, whose rows have these lengths, into ranges that hold at most `tokens` tokens with padding, or one row.
+/// Splits a batch with these row lengths into ranges of at most `tokens` tokens including padding, or of a single row.
 pub fn micro_batches(lengths: &[usize], tokens: usize) -> Vec<Range<usize>> {
     let mut parts = Vec::new();
     let (mut start, mut longest) = (0, 0);
@@ -130,7 +131,7 @@ mod tests {
 
     #[test]
     fn seeds_of_a_plain_shuffle_share_few_batch_mates() {
-        // 285 rows in batches of 16, whose lengths vary as those of the small study's pairs do.
+        // 285 rows in batches of 16, with lengths that vary like those of the small study's pairs.
         let lengths: Vec<u32> = (0..285).map(|i| 115 + i * 7919 % 31).collect();
         let mates = |order: &mut BatchOrder| -> std::collections::BTreeSet<(usize, usize)> {
             let batches = (0..18).map(|_| order.next_batch()).collect::<Vec<_>>();
@@ -150,7 +151,7 @@ mod tests {
             let (a, b) = (of(1), of(2));
             a.intersection(&b).count() as f64 / a.len() as f64
         };
-        // 15 of 284 others share a row's batch.
+        // A row shares its batch with 15 of the 284 others.
         let plain = recurring(BatchOrder::shuffled);
         assert!(plain < 0.1, "{plain}");
         let bucketed = recurring(BatchOrder::bucketed);

@@ -1,8 +1,9 @@
-//! What a training puts into a checkpoint: an optimiser with its variables, and plain state. Knows no model and no loss.
+//! Contents of a training checkpoint: an optimiser with its variables, and plain state.
 //!
-//! Only what is trained is written, with its moments: three numbers for each trainable weight, so a LoRA's checkpoint is
-//! small whatever its base, and one of a fully trained GPT-J of 6 billion weights has 72 GB. Whatever a stage can make
-//! again from its inputs (tables of sequences, the order of batches, metrics from before the training) is made again.
+//! Only trained weights are written, with their moments: three numbers per trainable weight. A LoRA checkpoint is
+//! therefore small whatever its base; one of a fully trained GPT-J with 6 billion weights takes 72 GB. A resumed stage
+//! rebuilds everything that follows from its inputs (tables of sequences, batch order, metrics from before the
+//! training).
 
 use std::path::Path;
 
@@ -15,33 +16,34 @@ use serde::{Deserialize, Serialize};
 use super::fail::Told;
 use crate::types::folder::{read_json, write_json};
 
-/// Of the files that the learning stages put into their checkpoints: raised when one of them changes its meaning.
+/// Format version of the files that the learning stages put into checkpoints. Raise it when one of them changes
+/// meaning.
 pub const FORMAT: u32 = 1;
 
 const TRAINING: &str = "training.safetensors";
 const STATE: &str = "state.json";
 
-/// Puts optimiser, variables and `state` into a checkpoint's folder.
+/// Writes optimiser, variables and `state` into a checkpoint's folder.
 pub fn write<S: Serialize>(folder: &Path, optimiser: &AdamW, state: &S) -> Result<()> {
     optimiser.save(&folder.join(TRAINING)).told()?;
     write_json(&folder.join(STATE), state)
 }
 
-/// The state in a checkpoint's folder, after a check that its tensors are those of `optimiser`. Changes nothing.
+/// Reads the state from a checkpoint's folder after checking that its tensors match `optimiser`. Changes nothing.
 ///
 /// # Errors
-/// When it is another training's.
+/// If the checkpoint belongs to another training.
 pub fn read<S: DeserializeOwned>(folder: &Path, optimiser: &AdamW) -> Result<S> {
     optimiser.check(&folder.join(TRAINING)).told()?;
     read_json(&folder.join(STATE))
 }
 
-/// Puts optimiser and variables back to where a folder that [`read`] accepts has them.
+/// Restores optimiser and variables from a folder that [`read`] has accepted.
 pub fn restore(folder: &Path, optimiser: &mut AdamW) -> Result<()> {
     optimiser.load(&folder.join(TRAINING)).told()
 }
 
-/// A number kept by its bits, since JSON's parser may round it.
+/// A number stored as its bits, since the JSON parser may round it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "u64", from = "u64")]
 pub struct Exact(pub f64);
@@ -58,19 +60,19 @@ impl From<u64> for Exact {
     }
 }
 
-/// How far a generator has drawn, in its 32-bit words; its key comes again from the seed and its purpose.
+/// Number of 32-bit words that a generator has drawn; its key follows from the seed and its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position(u64);
 
 impl Position {
     /// # Errors
-    /// Beyond 2^64 words, which no training draws.
+    /// Beyond 2^64 words, which no training reaches.
     pub fn of(rng: &ChaCha12Rng) -> Result<Self> {
         let words = u64::try_from(rng.get_word_pos());
         words.map(Self).map_err(|_| Error::ours("a generator has drawn more than 2^64 words"))
     }
 
-    /// Moves a fresh generator of the same key there.
+    /// Moves a fresh generator with the same key to this position.
     pub fn restore(self, rng: &mut ChaCha12Rng) {
         rng.set_word_pos(self.0.into());
     }

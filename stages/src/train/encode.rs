@@ -1,4 +1,4 @@
-//! Texts as sequences of one tokenizer, within one window. Knows rows of tables, not where they come from.
+//! Encodes texts as sequences of one tokenizer that fit into one window.
 
 use engine::error::{Error, Result};
 use lm::{Sequence, Tokenizer};
@@ -6,10 +6,10 @@ use lm::{Sequence, Tokenizer};
 use crate::prompt::{self, Fitted, Truncation};
 use crate::types::Post;
 
-/// Turns rows into sequences of one model.
+/// Turns table rows into sequences for one model.
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
-    /// The model's longest sequence, in tokens.
+    /// Longest sequence of the model, in tokens.
     window: usize,
     longest_prompt: usize,
     pub truncation: Truncation,
@@ -20,7 +20,7 @@ impl<'a> Encoder<'a> {
         Self { tokenizer, window, longest_prompt: usize::MAX, truncation: Truncation::default() }
     }
 
-    /// No prompt may be longer than this many tokens, whatever the window leaves.
+    /// Limits prompts to this many tokens even if the window leaves more room.
     #[must_use]
     pub fn longest_prompt(mut self, tokens: Option<usize>) -> Self {
         self.longest_prompt = tokens.unwrap_or(usize::MAX);
@@ -32,7 +32,7 @@ impl<'a> Encoder<'a> {
         self.summary(post, &post.summary, true)
     }
 
-    /// A post's prompt and any summary, with EOS iff it `ended`.
+    /// A post's prompt and any summary, with EOS if it `ended`.
     pub fn summary(&mut self, post: &Post, summary: &str, ended: bool) -> Result<Sequence> {
         let response = prompt::response_ids(self.tokenizer, summary, ended);
         let prompt = self.prompt(post, response.len())?;
@@ -45,8 +45,8 @@ impl<'a> Encoder<'a> {
         self.kept(fitted, &post.id, room)
     }
 
-    /// The sequence of a row that keeps its text and perhaps its ids. Ids count only if `own`: if this tokenizer made
-    /// them.
+    /// The sequence of a row that has text and possibly ids. The ids are used only if `own`, that is if this tokenizer
+    /// made them.
     pub fn row(
         &mut self,
         post_id: &str,
@@ -55,7 +55,7 @@ impl<'a> Encoder<'a> {
         ended: bool,
         own: bool,
     ) -> Result<Sequence> {
-        // A table of a bare tokenizer may end its responses otherwise than the model does.
+        // A table encoded with a bare tokenizer may end its responses with another EOS than the model's.
         let ends = |ids: &[u32]| !ended || ids.last().is_some_and(|&id| self.tokenizer.eos().contains(id));
         let response = match response.ids {
             Some(ids) if own && ends(ids) => ids.to_vec(),
@@ -72,7 +72,7 @@ impl<'a> Encoder<'a> {
         Ok(Sequence { prompt, response })
     }
 
-    /// Whether this tokenizer made the ids. One row tells for its table.
+    /// Whether this tokenizer made the ids. One row is enough to decide for a whole table.
     pub fn made(&self, prompt: Text<'_>) -> bool {
         prompt.ids.is_some_and(|ids| self.tokenizer.encode(prompt.text) == ids)
     }
@@ -95,11 +95,11 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// A row; none if it does not fit into the window, which is all that an [`Encoder`] fails of, and `drop_long` leaves such rows
-/// out. They are counted in `dropped`.
+/// Returns the row, or `None` and counts it in `dropped` if `drop_long` is set and the row does not fit into the
+/// window. An [`Encoder`] fails for no other reason.
 ///
 /// # Errors
-/// Without `drop_long`, why the row does not fit.
+/// Without `drop_long`, the reason why the row does not fit.
 pub fn fitting<T>(row: Result<T>, drop_long: bool, dropped: &mut u64) -> Result<Option<T>> {
     match row {
         Ok(row) => Ok(Some(row)),
@@ -111,10 +111,10 @@ pub fn fitting<T>(row: Result<T>, drop_long: bool, dropped: &mut u64) -> Result<
     }
 }
 
-/// Tokens that a window leaves for a prompt beside so many new ones.
+/// Number of prompt tokens that fit into a window beside `max_new_tokens`.
 ///
 /// # Errors
-/// When none are left.
+/// If none are left.
 pub fn room(window: usize, max_new_tokens: usize) -> Result<usize> {
     window.checked_sub(max_new_tokens).filter(|room| *room > 0).ok_or_else(|| {
         Error::yours(format!(
@@ -123,7 +123,7 @@ pub fn room(window: usize, max_new_tokens: usize) -> Result<usize> {
     })
 }
 
-/// A text of a table's row, with its ids if the table keeps them.
+/// A text of a table row, with its ids if the table has them.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'a> {
     pub text: &'a str,
@@ -133,7 +133,7 @@ pub struct Text<'a> {
 /// A post's prompt in at most `most` tokens.
 ///
 /// # Errors
-/// When not even the template with the title fits.
+/// If not even the template with the title fits.
 pub fn fit(tokenizer: &Tokenizer, post: &Post, most: usize) -> Result<Fitted> {
     whole(prompt::fit(tokenizer, post, most), &post.id, most)
 }
@@ -147,7 +147,7 @@ fn whole(fitted: Fitted, post_id: &str, most: usize) -> Result<Fitted> {
         .help("use a model with a longer window, or fewer new tokens"))
 }
 
-/// The text of sampled ids, as tables keep it: without EOS and outer white space.
+/// The text of sampled ids as stored in tables: without EOS and without surrounding white space.
 pub fn response_text(tokenizer: &Tokenizer, ids: &[u32]) -> String {
     tokenizer.decode(ids).trim().to_owned()
 }

@@ -1,12 +1,12 @@
-//! Errors of models and tensors as errors of a stage, with whose fault they are. Knows no kind.
+//! Converts errors of models and tensors into stage errors, tagged with whose fault they are.
 
 use engine::error::{Error, Result};
 
-/// What a file that is no tokenizer should have been.
+/// The expectation shown when a file is not a usable tokenizer.
 pub const TOKENIZER: &str = "expected the tokenizer.json of a byte-level BPE or of one that falls back to bytes, such as GPT-2's or \
                              Llama's: for a model, the one it was trained with";
 
-/// Turns a library's error into a stage's.
+/// Converts a library error into a stage error.
 pub trait Told<T> {
     fn told(self) -> Result<T>;
 }
@@ -32,18 +32,18 @@ impl<T> Told<T> for candle_core::Result<T> {
     }
 }
 
-/// A number in a message: with an exponent where its digits alone would be hard to read.
+/// Formats a number for a message: with an exponent if its plain digits would be hard to read.
 pub fn number(x: f64) -> String {
     let plain = x == 0.0 || !x.is_finite() || (1e-3..1e6).contains(&x.abs());
     if plain { x.to_string() } else { format!("{x:e}") }
 }
 
-/// The same with four digits at most.
+/// Like [`number`], with at most four significant digits.
 pub fn rounded(x: f64) -> String {
     number(format!("{x:.3e}").parse().unwrap_or(x))
 }
 
-/// The rows of a batch in a message, by their ids: the first few, and how many more.
+/// Names the rows of a batch for a message by their ids: the first few, and how many more.
 pub fn named<S: AsRef<str>>(what: &str, ids: impl IntoIterator<Item = S>) -> String {
     const SHOWN: usize = 4;
     let mut ids = ids.into_iter();
@@ -55,9 +55,9 @@ pub fn named<S: AsRef<str>>(what: &str, ids: impl IntoIterator<Item = S>) -> Str
     format!("{what} {}{more}", shown.join(", "))
 }
 
-/// Runs `work` on a thread with a big stack: the walk over a deep graph of tensors recurses.
+/// Runs `work` on a thread with a large stack: the walk over a deep graph of tensors recurses.
 pub fn on_a_big_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    // Reserved, not touched: only what is used becomes memory.
+    // Only reserved: pages become memory when they are used.
     const STACK: usize = 256 << 20;
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()

@@ -1,4 +1,4 @@
-//! Training a language model on sequences, and its loss on held-out ones. Knows no file and no kind.
+//! Trains a language model on sequences and measures its loss on held-out ones.
 
 use engine::context::Context;
 use engine::error::{Error, Result};
@@ -10,33 +10,33 @@ use super::sequences::SequenceTable;
 use super::step::{Part, TrainPlan, Trainer};
 use crate::types::LearningPoint;
 
-/// What is trained on what.
+/// A model with the data and settings to train it on.
 pub struct LanguageTask<'a> {
-    /// With trainable variables.
+    /// Its trainable variables change.
     pub model: &'a CausalLm,
     pub table: &'a SequenceTable,
     pub order: BatchOrder,
-    /// Weight of a prompt token beside 1 for a response token; 0: the loss of the response alone.
+    /// Weight of a prompt token relative to a response token; 0 trains on the response alone.
     pub prompt_weight: f64,
     pub dropout: Option<Dropout>,
-    /// Tokens, with padding, of one forward and backward pass.
+    /// Tokens per forward and backward pass, including padding.
     pub tokens_at_once: usize,
 }
 
-/// What a training did.
+/// Summary of a finished training.
 #[derive(Clone, Debug)]
 pub struct Trained {
     pub final_loss: f64,
     pub steps: u64,
-    /// Tokens seen, without padding.
+    /// Tokens seen, excluding padding.
     pub tokens: u64,
     pub curve: Vec<LearningPoint>,
 }
 
-/// Takes `plan.steps` steps, from the last checkpoint if there is one; the model's variables change in place.
+/// Takes `plan.steps` steps, starting from the last checkpoint if there is one. Updates the model's variables in place.
 ///
 /// # Errors
-/// Without rows; when the loss or a gradient is not finite: names step, posts and tensor.
+/// If there are no rows, or if the loss or a gradient is not finite: names the step, the posts and the tensor.
 pub fn train(ctx: &mut Context, task: LanguageTask<'_>, plan: TrainPlan) -> Result<Trained> {
     let LanguageTask { model, table, mut order, prompt_weight, mut dropout, tokens_at_once } = task;
     if table.is_empty() {
@@ -71,12 +71,12 @@ pub fn train(ctx: &mut Context, task: LanguageTask<'_>, plan: TrainPlan) -> Resu
     Ok(Trained { final_loss: trainer.final_loss(), steps: trainer.done(), tokens, curve: trainer.curve() })
 }
 
-/// How much a row weighs in the loss: its response tokens, and its prompt tokens from the second on.
+/// Weight of a row in the loss: its response tokens, plus `prompt_weight` times its prompt tokens from the second on.
 fn targets(row: &Sequence, prompt_weight: f64) -> f64 {
     row.response.len() as f64 + prompt_weight * row.prompt.len().saturating_sub(1) as f64
 }
 
-/// Mean negative log-likelihood, in nats, of a response token; NaN without rows.
+/// Mean negative log-likelihood per response token, in nats; NaN without rows.
 pub fn response_nll(model: &CausalLm, rows: &[Sequence], batch: usize) -> Result<f64> {
     let model = model.frozen();
     let lengths: Vec<usize> = rows.iter().map(Sequence::len).collect();

@@ -1,4 +1,4 @@
-//! What every stage that trains shares: parameters, batches, the step, a table of sequences. Knows no kind.
+//! Shared parts of all training stages: parameters, batches, the step, tables of sequences.
 
 pub mod batches;
 pub mod checkpoint;

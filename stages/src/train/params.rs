@@ -1,4 +1,4 @@
-//! Parameters that several kinds share. Knows how they are written in a pipeline file, not what they do.
+//! Parameters shared by several kinds.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::TrainPlan;
 
-/// The rank, scale and dropout of a LoRA on every linear layer (PEFT's `all-linear`).
+/// Rank, scale and dropout of a LoRA on every linear layer (PEFT's `all-linear`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lora {
@@ -34,7 +34,7 @@ impl Lora {
     }
 }
 
-/// A LoRA, or `null` (or `none`): train every weight.
+/// A LoRA, or `null` or `none` to train every weight.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Adapter(pub Option<Lora>);
@@ -46,7 +46,7 @@ impl Default for Adapter {
 }
 
 impl Adapter {
-    /// Faults of the ranges, as (field, message).
+    /// Values out of range, as (field, message).
     pub fn faults(&self) -> Vec<(String, String)> {
         let Some(lora) = &self.0 else { return Vec::new() };
         let mut faults = Faults::default();
@@ -68,8 +68,8 @@ impl<'de> Deserialize<'de> for Adapter {
     }
 }
 
-/// A map or a number, or `null` or `none`. In a profile or a variant null only takes back what was there before, so that it
-/// takes a word to ask for none.
+/// A map or a number, or `null` or `none`. In a profile or a variant, null only removes an earlier value, so "no value"
+/// needs the word `none`.
 pub fn or_none<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Option<T>, D::Error> {
     struct Either<T>(PhantomData<T>);
     impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
@@ -123,13 +123,13 @@ impl JsonSchema for Adapter {
     }
 }
 
-/// What [`or_none`] reads.
+/// Schema of the values that [`or_none`] reads.
 pub fn or_none_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     let value = generator.subschema_for::<T>();
     schemars::json_schema!({ "anyOf": [value, { "type": "null" }, { "const": "none" }] })
 }
 
-/// The number type of saved weights.
+/// Number type of saved weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Weights {
@@ -138,18 +138,19 @@ pub enum Weights {
     F16,
 }
 
-/// What the products of activations with weights are computed in. Weights, optimiser state and all else are f32.
+/// Number type for products of activations with weights. Weights, optimiser state and everything else are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     #[default]
     F32,
-    /// Operands rounded to bf16, sums in f32: products about twice as fast on CPUs with AVX512-BF16, slower on others.
+    /// Operands rounded to bf16, sums in f32. These products are about twice as fast on CPUs with AVX512-BF16 and
+    /// slower on others.
     Bf16,
 }
 
 impl Precision {
-    /// The model, computing in this precision.
+    /// The model set to compute in this precision.
     pub fn of(self, model: &lm::CausalLm) -> lm::CausalLm {
         model.with_precision(match self {
             Self::F32 => lm::Precision::F32,
@@ -158,7 +159,7 @@ impl Precision {
     }
 }
 
-/// How long to train: `steps`, or passes over the data.
+/// Length of training: `steps`, or `epochs` over the data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Length {
     pub epochs: Option<f64>,
@@ -176,18 +177,18 @@ impl Length {
         faults.0
     }
 
-    /// Steps, when an epoch has this many; one epoch if nothing is said. At least 1.
+    /// Number of steps if an epoch has `per_epoch`; one epoch by default. At least 1.
     pub fn steps(&self, per_epoch: u64) -> u64 {
         self.steps.unwrap_or_else(|| ((self.epochs.unwrap_or(1.0) * per_epoch as f64).round() as u64).max(1))
     }
 }
 
-/// How a stage learns, as every kind that trains on rows says it, each with defaults of its own. Made by [`learning!`].
+/// Learning settings shared by every kind that trains on rows; each kind has its own defaults. Built by [`learning!`].
 #[derive(Clone, Copy, Debug)]
 pub struct Learning {
     pub epochs: Option<f64>,
     pub steps: Option<u64>,
-    /// Rows of a step.
+    /// Rows per step.
     pub batch: usize,
     pub lr: f64,
     pub warmup: u64,
@@ -197,7 +198,8 @@ pub struct Learning {
     pub clip: Option<f64>,
 }
 
-/// The [`Learning`] of parameters that have its fields among others: `deny_unknown_fields` forbids to flatten it.
+/// Builds [`Learning`] from parameters that contain its fields. Flattening it instead is ruled out by
+/// `deny_unknown_fields`.
 macro_rules! learning {
     ($params:expr) => {
         $crate::train::Learning {
@@ -226,7 +228,7 @@ impl Learning {
         faults
     }
 
-    /// A warm-up and a cosine to 0, when an epoch has this many steps.
+    /// A plan with warm-up and cosine decay to 0 if an epoch has `per_epoch` steps.
     pub fn plan(&self, per_epoch: u64) -> TrainPlan {
         TrainPlan {
             steps: self.length().steps(per_epoch),
@@ -244,15 +246,15 @@ impl Learning {
     }
 }
 
-/// Rows of a table, and steps of an optimiser, at most.
+/// Most rows of a table; `STEPS`: most steps of an optimiser.
 pub const ROWS: u64 = 1_000_000_000;
 pub const STEPS: u64 = ROWS;
-/// Rows taken at once at most, and tokens of a sequence.
+/// Most rows per batch, and most tokens per sequence.
 pub const BATCH: u64 = 1_000_000;
-/// Rank of a LoRA, or width of a model, at most.
+/// Highest rank of a LoRA, and largest width of a model.
 pub const RANK: u64 = 65_536;
 
-/// Collects what is wrong with parameters.
+/// Collects invalid parameters as (field, message).
 #[derive(Default)]
 pub struct Faults(pub Vec<(String, String)>);
 
@@ -263,12 +265,13 @@ impl Faults {
         }
     }
 
-    /// A count that memory or time bounds: beyond it stands a slip of the pen, better told at planning than hours later.
+    /// Limits a count that costs memory or time. A larger value is a typo, better reported at planning than hours
+    /// later.
     pub fn at_most(&mut self, value: u64, most: u64, field: &str) {
         self.must(value <= most, field, &format!("must be at most {most}"));
     }
 
-    /// A learning rate, a clip: above 0 and finite.
+    /// A learning rate or clip: above 0 and finite.
     pub fn positive(&mut self, value: f64, field: &str) {
         self.must(value > 0.0 && value.is_finite(), field, "must be above 0");
     }
@@ -277,12 +280,12 @@ impl Faults {
         self.must((0.0..1.0).contains(&value), field, "must be in [0, 1)");
     }
 
-    /// The largest norm of a gradient; none: no limit.
+    /// A limit on the gradient norm; `None`: no limit.
     pub fn limit(&mut self, value: Option<f64>, field: &str) {
         self.must(value.is_none_or(|c| c > 0.0), field, "must be above 0, or `none`");
     }
 
-    /// AdamW's, by the names they have wherever something trains.
+    /// AdamW settings, under the names that all training kinds use.
     pub fn optimiser(&mut self, lr: f64, betas: (f64, f64), weight_decay: f64) {
         self.positive(lr, "lr");
         self.share(betas.0, "beta1");

@@ -1,9 +1,9 @@
-//! Seeded choices that depend on a row's name or on a fixed seed, never on order or threads. Knows no model.
+//! Seeded choices that depend only on a row's name or on a fixed seed, never on order or threads.
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// The key of a generator for one purpose that does not depend on the stage's own seed: BLAKE3 of (seed, purpose).
+/// A generator key for one purpose, independent of the stage's own seed: BLAKE3 of (seed, purpose).
 pub fn fixed_key(seed: u64, purpose: &str) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("temper fixed generator v1");
     hasher.update(&seed.to_le_bytes());
@@ -11,12 +11,12 @@ pub fn fixed_key(seed: u64, purpose: &str) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// A generator for one purpose that does not depend on the stage's own seed.
+/// A generator for one purpose, independent of the stage's own seed.
 pub fn fixed_generator(seed: u64, purpose: &str) -> ChaCha12Rng {
     ChaCha12Rng::from_seed(fixed_key(seed, purpose))
 }
 
-/// 64 bits that depend on `key` and on a row's `name` only.
+/// 64 bits that depend only on `key` and a row's `name`.
 pub fn bits_of(key: &[u8; 32], name: impl AsRef<[u8]>) -> u64 {
     let hash = blake3::keyed_hash(key, name.as_ref());
     let mut first = [0; 8];
@@ -24,7 +24,7 @@ pub fn bits_of(key: &[u8; 32], name: impl AsRef<[u8]>) -> u64 {
     u64::from_le_bytes(first)
 }
 
-/// A number in [0, 1) that depends on `key` and on a row's `name` only.
+/// A number in [0, 1) that depends only on `key` and a row's `name`.
 pub fn share_of(key: &[u8; 32], name: impl AsRef<[u8]>) -> f64 {
     // 53 bits: every value is exact in an f64.
     (bits_of(key, name) >> 11) as f64 / (1_u64 << 53) as f64
@@ -36,7 +36,7 @@ pub fn below(rng: &mut ChaCha12Rng, n: usize) -> usize {
     ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
 }
 
-/// Fisher-Yates. Our own, so that no release of a library changes the order.
+/// Fisher-Yates, implemented here so that no library release changes the order.
 pub fn shuffle<T>(items: &mut [T], rng: &mut ChaCha12Rng) {
     for i in (1..items.len()).rev() {
         items.swap(i, below(rng, i + 1));

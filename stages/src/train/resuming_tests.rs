@@ -1,4 +1,4 @@
-//! Claims about every kind that learns, and about the one that scores: killed and run again, it gives the same bytes.
+//! Every learning kind, and the scoring one, gives the same bytes after being killed and resumed.
 
 use std::path::Path;
 
@@ -43,8 +43,8 @@ fn reward() -> (Bench, Value) {
     (bench, json!({ "batch": 6, "lr": 0.01, "warmup": 2, "steps": 17, "held_out": 0.2, "max_new_tokens": 8 }))
 }
 
-/// Two responses a prompt, prompts that run out in the middle of a phase, evaluations after some phases, and every generator
-/// in use.
+/// Two responses per prompt, prompts that run out in the middle of a phase, evaluations after some phases, and every
+/// generator in use.
 fn ppo(lora: Value) -> (Bench, Value) {
     let mut bench = Bench::new();
     bench.input("policy", "Model", |folder| toys::write_model(folder, 1));
@@ -57,7 +57,7 @@ fn ppo(lora: Value) -> (Bench, Value) {
     (bench, with)
 }
 
-/// Two tables, the first of which ends in the middle of a chunk.
+/// Two tables; the first ends in the middle of a chunk.
 fn gold() -> Result<(Bench, Value)> {
     let (bench, with) = reward();
     let trained = crate::testing::run(&RewardTrain, with, bench.inputs())?;
@@ -82,7 +82,8 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Kills attempt after attempt at its first checkpoint, until one is through; gives the last and where each one resumed.
+/// Kills each attempt at its first checkpoint until one finishes; returns that attempt and the points where attempts
+/// resumed.
 fn killed_again_and_again(attempts: &Attempts<'_>) -> Result<(Attempt, Vec<u64>)> {
     let mut resumed = Vec::new();
     loop {
@@ -94,9 +95,9 @@ fn killed_again_and_again(attempts: &Attempts<'_>) -> Result<(Attempt, Vec<u64>)
     }
 }
 
-/// Holds that a kind which is killed after every so many steps gives what it gives undisturbed.
+/// Asserts that a kind killed after every `every` steps gives the same result as an undisturbed run.
 fn holds(kind: &dyn AnyKind, (bench, with): &(Bench, Value), every: u64, resumes: &[u64]) -> Result<()> {
-    // Never due.
+    // `u64::MAX`: a checkpoint is never due.
     let undisturbed = Attempts::new(kind, with, bench.inputs(), u64::MAX)?.undisturbed()?;
     let attempts = Attempts::new(kind, with, bench.inputs(), every)?;
     let (last, resumed) = killed_again_and_again(&attempts)?;
@@ -144,7 +145,7 @@ fn a_killed_ppo_goes_on_to_the_same_bytes() -> Result<()> {
 
 #[test]
 fn a_killed_labelling_goes_on_to_the_same_bytes() -> Result<()> {
-    // Pairs whose posts are held out count as done; they are not scored.
+    // Pairs whose posts are held out count as done but are not scored.
     holds(&Gold, &gold()?, 1, &[118, 246, 290, 408, 420])?;
     holds(&Gold, &gold()?, 3, &[290])
 }
@@ -180,7 +181,7 @@ fn a_checkpoint_that_is_cut_off_or_damaged_is_told_and_the_stage_starts_again() 
 
 #[test]
 fn a_checkpoint_of_another_model_is_told_and_not_used() -> Result<()> {
-    // As if a build had changed what is trained and forgotten to say so.
+    // As if a build had changed the trained weights without raising the version.
     let (bench, with) = sft(json!({ "r": 4 }));
     let (small, large) = (with.clone(), sft(json!({ "r": 8 })).1);
     let killed = Attempts::new(&Sft, &small, bench.inputs(), 2)?;

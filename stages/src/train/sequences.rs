@@ -1,4 +1,4 @@
-//! Sequences of tokens with their ids, by number, on disk, so that memory does not grow with their text. Knows no tokenizer.
+//! Token sequences with their ids, stored on disk and addressed by number, so that memory does not grow with the text.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,7 +8,7 @@ use std::path::Path;
 use engine::error::{At, Error, Result};
 use lm::Sequence;
 
-/// One row's place: byte offset, tokens of its prompt and of its response, bytes of its id, which stands last.
+/// Location of a row: byte offset, prompt and response tokens, bytes of its id, which comes last.
 #[derive(Clone, Copy)]
 struct Place {
     offset: u64,
@@ -17,7 +17,7 @@ struct Place {
     id: u32,
 }
 
-/// A growing table of sequences. Its file has no name, so nothing of it stays behind.
+/// A growing table of sequences. Its file is unlinked, so nothing stays behind.
 pub struct SequenceTable {
     file: BufWriter<File>,
     end: u64,
@@ -25,7 +25,7 @@ pub struct SequenceTable {
 }
 
 impl SequenceTable {
-    /// Its bytes lie on the file system of `folder`, which is made if it is missing.
+    /// Creates the file on the file system of `folder`, which is created if it is missing.
     pub fn create(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).at(folder)?;
         let path = folder.join(format!("sequences-{}", std::process::id()));
@@ -43,7 +43,7 @@ impl SequenceTable {
         Ok(Self { file: BufWriter::new(file), end: 0, places: Vec::new() })
     }
 
-    /// `id` is for messages: a row may share it with others.
+    /// `id` is used in messages and need not be unique.
     pub fn push(&mut self, id: &str, sequence: &Sequence) -> Result<()> {
         let (prompt, response) = (sequence.prompt.len() as u32, sequence.response.len() as u32);
         let place = Place { offset: self.end, prompt, response, id: id.len() as u32 };
@@ -69,7 +69,7 @@ impl SequenceTable {
         self.places.is_empty()
     }
 
-    /// Tokens of prompt and response.
+    /// Tokens in prompt and response.
     pub fn length(&self, row: usize) -> usize {
         (self.places[row].prompt + self.places[row].response) as usize
     }
@@ -78,7 +78,7 @@ impl SequenceTable {
         self.places.iter().map(|p| p.prompt + p.response).collect()
     }
 
-    /// Row number `row`, counted from 0 in the order of `push`.
+    /// The row with this number, counted from 0 in the order of `push`.
     pub fn get(&self, row: usize) -> Result<Sequence> {
         let place = self.places[row];
         let mut bytes = vec![0; 4 * self.length(row)];

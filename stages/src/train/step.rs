@@ -1,4 +1,4 @@
-//! One step of training: micro-batches, finite losses, the optimiser, progress, checkpoints. Knows no model and no loss.
+//! One training step: micro-batches, checks for finite losses, the optimiser, progress, checkpoints.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::checkpoint::{self, Exact, Position};
 use super::fail::{Told, number, rounded};
 use crate::types::LearningPoint;
 
-/// How a stage trains: peak learning rate, schedule, AdamW.
+/// Training settings of a stage: peak learning rate, schedule, AdamW.
 #[derive(Clone, Debug)]
 pub struct TrainPlan {
     pub steps: u64,
@@ -23,31 +23,31 @@ pub struct TrainPlan {
     pub warmup: u64,
     pub shape: Shape,
     pub betas: (f64, f64),
-    /// Decoupled, on matrices only.
+    /// Decoupled weight decay, applied to matrices only.
     pub weight_decay: f64,
-    /// The largest norm of a gradient.
+    /// The largest gradient norm.
     pub clip: Option<f64>,
 }
 
-/// The most points of a learning curve, beside that of the last step.
+/// Maximum number of points in a learning curve, not counting the last step.
 const CURVE: u64 = 500;
 
 impl TrainPlan {
-    /// Whether step `n`, from 1, is a point of the learning curve.
+    /// Whether step `n`, counted from 1, is a point of the learning curve.
     fn is_recorded(&self, n: u64) -> bool {
         n.is_multiple_of(self.steps.div_ceil(CURVE).max(1)) || n == self.steps
     }
 }
 
-/// A micro-batch's loss.
+/// The loss of one micro-batch.
 pub struct Part {
-    /// A scalar with its graph.
+    /// A scalar with its autograd graph.
     pub loss: Tensor,
-    /// Its weight in the batch's loss; the weights of a batch sum to 1.
+    /// Weight in the batch's loss; the weights of a batch sum to 1.
     pub share: f64,
 }
 
-/// Steps an optimiser along a schedule and watches the loss.
+/// Runs an optimiser along a learning rate schedule and checks that losses stay finite.
 pub struct Trainer {
     optimiser: AdamW,
     variables: Vec<Variable>,
@@ -55,16 +55,16 @@ pub struct Trainer {
     schedule: Schedule,
     done: u64,
     last: Option<f64>,
-    /// The losses of the last tenth, for the final figure.
+    /// Losses of the last tenth of the steps, averaged into the final loss.
     tail: Vec<f64>,
-    /// Every [`TrainPlan::recorded`] step.
+    /// One point per step accepted by [`TrainPlan::is_recorded`].
     curve: Vec<LearningPoint>,
     spent: Spent,
     told: Instant,
     checkpoints: Checkpoints,
 }
 
-/// What a checkpoint holds beside variables and optimiser.
+/// The part of a checkpoint that is not variables or optimiser.
 #[derive(Serialize, Deserialize)]
 struct State {
     done: u64,
@@ -75,7 +75,7 @@ struct State {
     dropout: Option<Position>,
 }
 
-/// Seconds since the journal was told.
+/// Seconds since the last timing in the journal.
 #[derive(Default)]
 struct Spent {
     steps: u64,
@@ -88,7 +88,7 @@ struct Spent {
 const TIMED: u64 = 100;
 
 impl Trainer {
-    /// For `variables`, none of which has moved yet.
+    /// `variables` must still have their initial values.
     pub fn new(ctx: &mut Context, variables: Vec<Variable>, plan: TrainPlan) -> Result<Self> {
         if plan.warmup >= plan.steps && plan.steps > 1 {
             ctx.warn(format!(
@@ -121,11 +121,12 @@ impl Trainer {
         })
     }
 
-    /// Goes on where the last checkpoint of an earlier attempt stopped, if there is one: variables, optimiser, losses and
-    /// the dropout's generator are as they were after [`Trainer::done`] steps. The order of batches is the caller's.
+    /// Continues from the last checkpoint of an earlier attempt, if there is one: restores variables, optimiser, losses
+    /// and the dropout generator to their state after [`Trainer::done`] steps. The caller restores the order of
+    /// batches.
     ///
     /// # Errors
-    /// When a checkpoint that was found whole cannot be read to its end.
+    /// If a checkpoint that passed its checks cannot be read to its end.
     pub fn resume(&mut self, ctx: &mut Context, dropout: Option<&mut Dropout>) -> Result<()> {
         let optimiser = &self.optimiser;
         let found = self.checkpoints.latest(ctx, |folder| checkpoint::read::<State>(folder, optimiser))?;
@@ -148,7 +149,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// Writes a checkpoint if one is due. To be called after every step, with the dropout that [`Trainer::resume`] got.
+    /// Writes a checkpoint if one is due. Call it after every step, with the dropout that was given to
+    /// [`Trainer::resume`].
     pub fn checkpoint(&mut self, ctx: &mut Context, dropout: Option<&Dropout>) -> Result<()> {
         if !self.checkpoints.due() {
             return Ok(());
@@ -169,7 +171,7 @@ impl Trainer {
         Reached { done: self.done, total: self.plan.steps, unit: "steps" }
     }
 
-    /// Steps taken so far.
+    /// Number of steps taken.
     pub fn done(&self) -> u64 {
         self.done
     }
@@ -178,21 +180,21 @@ impl Trainer {
         self.done >= self.plan.steps
     }
 
-    /// The mean loss over the last tenth of the steps.
+    /// Mean loss over the last tenth of the steps.
     pub fn final_loss(&self) -> f64 {
         self.tail.iter().sum::<f64>() / self.tail.len().max(1) as f64
     }
 
-    /// The learning curve so far: every k-th step and the last, about [`CURVE`] points in all.
+    /// The learning curve so far: every k-th step and the last, at most about [`CURVE`] points.
     pub fn curve(self) -> Vec<LearningPoint> {
         self.curve
     }
 
-    /// One optimiser step over the parts of one batch, whose gradients are added up. Gives the batch's loss. `rows` names
-    /// the batch's rows for a message.
+    /// Takes one optimiser step over the parts of one batch, summing their gradients. Returns the batch's loss. `rows`
+    /// names the batch's rows for a message.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite: names the step, the last finite loss, the tensor and the rows.
+    /// If a loss or gradient is not finite: names the step, the last finite loss, the tensor and the rows.
     pub fn step<P: Iterator<Item = Result<Part>>>(
         &mut self,
         ctx: &mut Context,
@@ -209,7 +211,7 @@ impl Trainer {
             }
             sum += share * value;
             self.spent.forward += lap(&mut clock);
-            // A whole batch in one part needs no scaling.
+            // A batch in one part needs no scaling.
             let scaled = if share == 1.0 { loss } else { (loss * share).told()? };
             grads = Some(add(grads, lm::backward(&scaled).told()?, &self.variables)?);
             drop(scaled);
@@ -262,8 +264,8 @@ impl Trainer {
     }
 }
 
-/// Which weight a number that is not finite may come from: the first that holds one itself, which earlier steps broke and not
-/// this batch, or the one that holds the largest.
+/// Names the weight that a non-finite number may come from: the first non-finite weight (then an earlier step broke it,
+/// not this batch), otherwise the weight with the largest value.
 pub fn suspect(variables: &[Variable]) -> String {
     let mut largest = ("", 0.0);
     for variable in variables {
@@ -285,7 +287,7 @@ fn lap(clock: &mut Instant) -> f64 {
     seconds
 }
 
-/// Adds gradients of two parts, in the order of the variables.
+/// Adds the gradients of two parts, in the order of the variables.
 fn add(sum: Option<GradStore>, mut grads: GradStore, variables: &[Variable]) -> Result<GradStore> {
     let Some(mut sum) = sum else { return Ok(grads) };
     for variable in variables {
@@ -309,7 +311,7 @@ mod tests {
 
     use super::*;
 
-    /// The error of steps on the mean of `loss(w, step)`, w being (1, 4) before step 1.
+    /// The error of training on the mean of `loss(w, step)`, with w = (1, 4) before step 1.
     fn diverged(loss: impl Fn(&Tensor, u64) -> candle_core::Result<Tensor>) -> String {
         let var = Var::from_slice(&[1f32, 4.0], 2, &Device::Cpu).expect("a small variable");
         let mut ctx = Context::new("test", 0, BTreeMap::new(), PathBuf::new(), PathBuf::new());
@@ -359,7 +361,7 @@ mod tests {
     fn what_is_not_finite_is_named_with_step_rows_and_tensor() {
         let place = "at step 2 of 9, on posts `a`, `b` (the last finite loss was 8.5, at step 1; \
                      all weights are finite, the largest is 3 in h.0.w)";
-        // The slope of the root at 0 is infinite, its value is not.
+        // The slope of the root at 0 is infinite, but its value is not.
         let gradient = diverged(|w, step| if step == 2 { (w - w)?.sqrt() } else { w.sqr() });
         assert_eq!(gradient, format!("the gradient of h.0.w is not finite {place}"));
         let loss = diverged(|w, step| if step == 2 { w / 0.0 } else { w.sqr() });
@@ -373,7 +375,7 @@ mod tests {
     fn a_weight_that_an_earlier_step_broke_is_named() {
         let error = diverged(|w, step| {
             if step == 2 {
-                // Of a variable it is but another handle.
+                // `Var::from_tensor` of a variable returns another handle to the same storage.
                 Var::from_tensor(w)?.set(&Tensor::new(&[f32::INFINITY, 0.0], &Device::Cpu)?)?;
             }
             w.sqr()

@@ -1,4 +1,4 @@
-//! Agreement: how far judges of the same pairs say the same, and pairs on which they do not.
+//! The Agreement artifact: how often judges of the same pairs agree, and the pairs on which they disagree.
 
 use std::path::Path;
 
@@ -10,24 +10,24 @@ use super::folder;
 use crate::table;
 
 crate::table! {
-    /// A pair of which judges prefer different summaries.
+    /// A pair on which judges prefer different summaries.
     pub struct Disagreement {
         pub pair: String,
         pub post_id: String,
         pub prompt: String,
         pub a_text: String,
         pub b_text: String,
-        /// Words of `a_text` less words of `b_text`.
+        /// Words in `a_text` minus words in `b_text`.
         pub longer_by: i64,
         /// The judges who prefer `a_text`.
         pub for_a: Vec<String>,
         pub for_b: Vec<String>,
-        /// Those who judged the pair and prefer neither: ties, drawn votes, answers without a label.
+        /// Judges who judged the pair and prefer neither summary: ties, tied votes, answers without a label.
         pub for_neither: Vec<String>,
     }
 }
 
-/// `k` of `of`, with its 95% interval (Wilson 1927), as wide as what varies between posts makes it.
+/// A share of `of` cases with its 95% interval (Wilson 1927), adjusted for the variation between posts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Share {
     pub of: u64,
@@ -36,25 +36,26 @@ pub struct Share {
     pub high: f64,
 }
 
-/// A Preferences table by itself.
+/// One Preferences table on its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Judge {
     /// The label of the instance that made the table.
     pub name: String,
     pub rows: u64,
-    /// Distinct pairs; several labels of one are taken together by majority.
+    /// Distinct pairs; several labels of one pair are merged by majority.
     pub pairs: u64,
     /// Pairs with a preference.
     pub labelled: u64,
-    /// Labels for the summary that came first, of those whose order is known.
+    /// Share of labels that prefer the summary shown first, among labels whose order is known.
     pub first_chosen: Option<Share>,
-    /// Labels for the summary with more words, of pairs that differ in that.
+    /// Share of labels that prefer the summary with more words, among pairs whose lengths differ.
     pub longer_chosen: Option<Share>,
-    /// Of two labels of one pair in this table: how often they are the same. What another judge can hardly surpass.
+    /// How often two labels of the same pair in this table agree: in practice an upper bound on agreement with another
+    /// judge.
     pub with_itself: Option<Share>,
 }
 
-/// Two judges. Numbers but `matched` are of pairs on which both have a preference.
+/// Two judges compared. All numbers except `matched` count only pairs on which both judges have a preference.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Compared {
     pub first: String,
@@ -63,13 +64,13 @@ pub struct Compared {
     pub matched: u64,
     /// How often both prefer the same summary; `of` is the number of pairs.
     pub agreement: Option<Share>,
-    /// Cohen's kappa. Absent where one of the judges gives only one answer.
+    /// Cohen's kappa. Absent if one of the judges always gives the same answer.
     pub kappa: Option<Kappa>,
     pub by_length: Vec<LengthBin>,
 }
 
-/// Agreement beyond chance (Cohen 1960), with its 95% interval (Fleiss, Cohen and Everitt 1969). Which of a pair's texts is
-/// the one answer and which the other is tossed by their content.
+/// Agreement beyond chance (Cohen 1960), with its 95% interval (Fleiss, Cohen and Everitt 1969). A hash of the two
+/// texts decides which of them counts as the first category and which as the second.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kappa {
     pub kappa: f64,
@@ -77,11 +78,11 @@ pub struct Kappa {
     pub high: f64,
 }
 
-/// The pairs whose summaries differ by so many words.
+/// The pairs whose summaries differ in length by `least` to `most` words.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LengthBin {
     pub least: u64,
-    /// Included; absent in the last bin.
+    /// Inclusive; absent in the last bin.
     pub most: Option<u64>,
     pub agreement: Option<Share>,
     /// How often each judge prefers the longer summary.
@@ -93,7 +94,7 @@ pub struct LengthBin {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgreementInfo {
     pub judges: Vec<Judge>,
-    /// Every two of them.
+    /// Every pair of judges.
     pub compared: Vec<Compared>,
 }
 

@@ -1,4 +1,4 @@
-//! BestOfN: several responses of one policy to each held-out prompt, scored by every reward model.
+//! The BestOfN artifact: several responses of one policy to each held-out prompt, scored by every reward model.
 
 use std::path::Path;
 
@@ -13,17 +13,17 @@ use crate::rl::objective::Objective;
 use crate::table;
 
 crate::table! {
-    /// One of the `n` responses to a prompt. Those to one prompt stand next to each other, by index.
+    /// One of the `n` responses to a prompt. Responses to the same prompt are adjacent, ordered by index.
     pub struct Candidate {
         pub post_id: String,
         pub half: Half,
-        /// From 0 among the responses to the prompt.
+        /// Counts from 0 within the prompt.
         pub index: i64,
-        /// With EOS if it was sampled.
+        /// Includes EOS if it was sampled.
         pub ids: Vec<u32>,
         pub text: String,
         pub ended: bool,
-        /// Centred, in member order.
+        /// Centred scores, in member order.
         pub scores: Vec<f32>,
         /// phi of each objective, in the order of `best_of_n.json`.
         pub phi: Vec<f64>,
@@ -34,16 +34,16 @@ crate::table! {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestOfNInfo {
     pub objectives: Vec<Objective>,
-    /// Standard deviations that `mean_minus_std` takes off the mean.
+    /// Number of standard deviations that `mean_minus_std` subtracts from the mean.
     pub k: f64,
     pub beta: f64,
-    /// Responses to each prompt.
+    /// Responses per prompt.
     pub n: usize,
     pub split: Split,
     pub seed: u64,
     /// Labels of the reward models, in order.
     pub members: Vec<String>,
-    /// Of the policy.
+    /// Digest of the policy's base model.
     pub base_digest: Digest,
     pub tokenizer_digest: Digest,
     pub min_new_tokens: usize,
@@ -59,7 +59,7 @@ impl BestOfN {
     pub const SAMPLES: &'static str = "samples.parquet";
 
     /// # Errors
-    /// If `best_of_n.json` is missing or broken, or says that a prompt has no responses.
+    /// If `best_of_n.json` is missing or broken, or gives 0 responses per prompt.
     pub fn info(folder: &Path) -> Result<BestOfNInfo> {
         let file = folder::file(folder, Self::INFO)?;
         let info: BestOfNInfo = folder::read_json(&file)?;
@@ -70,7 +70,7 @@ impl BestOfN {
     }
 
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn samples(folder: &Path) -> Result<table::Reader<Candidate>> {
         table::Reader::open(&folder::file(folder, Self::SAMPLES)?)
     }

@@ -1,5 +1,5 @@
-//! Comparisons: labelled pairs of summaries as JSON lines in Stiennon et al.'s schema (2020, "Learning to summarize from
-//! human feedback": `info`, `summaries[2]`, `choice`, `worker`, `batch`, `split`, `extra.confidence`).
+//! The Comparisons artifact: labelled pairs of summaries as JSON lines in Stiennon et al.'s schema (2020, "Learning to
+//! summarize from human feedback": `info`, `summaries[2]`, `choice`, `worker`, `batch`, `split`, `extra.confidence`).
 
 use std::fs::File;
 use std::io::Write;
@@ -13,12 +13,12 @@ use serde_json::Value;
 use super::folder;
 use crate::data::source::Lines;
 
-/// One line: two summaries of a post and which of them a person preferred.
+/// One line: two summaries of a post and the index of the one that a person preferred.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     pub info: Info,
     pub summaries: Vec<Summary>,
-    /// 0 or 1.
+    /// Index of the preferred summary: 0 or 1.
     pub choice: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
@@ -30,7 +30,7 @@ pub struct Comparison {
     pub extra: Option<Extra>,
 }
 
-/// The post. Records of CNN/DailyMail have `article` instead of `post`.
+/// The post. Records from CNN/DailyMail have `article` instead of `post`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Info {
     pub id: String,
@@ -55,20 +55,20 @@ pub struct Summary {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Extra {
-    /// 1 to 9.
+    /// From 1 to 9.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<f64>,
 }
 
 impl Comparison {
     /// # Errors
-    /// Says what the line is instead, where that can be told: an axis rating, a plain post.
+    /// Names what the line is instead, if it can be recognised: an axis rating, a plain post.
     pub fn parse(line: &str) -> Result<Self, String> {
         let value: Value = serde_json::from_str(line).map_err(|e| crate::data::source::json_fault(&e))?;
         Self::of(value)
     }
 
-    /// As [`Comparison::parse`], of a line's value.
+    /// Like [`Comparison::parse`], for a line that is already parsed as JSON.
     ///
     /// # Errors
     /// As [`Comparison::parse`].
@@ -76,7 +76,7 @@ impl Comparison {
         if !value.is_object() {
             return Err(crate::data::source::NO_OBJECT.to_owned());
         }
-        // Serde would take a list as a struct's fields in order.
+        // Serde would accept a list as a struct's fields in order.
         let parts = ["info", "extra", "summaries"].into_iter().filter_map(|name| Some((name, value.get(name)?)));
         for (name, part) in parts {
             let list = if name == "summaries" {
@@ -110,7 +110,7 @@ impl Comparisons {
     pub const FILE: &'static str = "comparisons.jsonl";
 
     /// # Errors
-    /// Names file and line.
+    /// If the file is missing. Each item's error names file and line.
     pub fn open(folder: &Path) -> Result<impl Iterator<Item = Result<Comparison>> + use<>> {
         let path = folder::file(folder, Self::FILE)?;
         let lines = Lines::open(&path)?;

@@ -1,4 +1,4 @@
-//! Evaluation: a policy run judged by the gold model and by true quality, step by step.
+//! The Evaluation artifact: a policy run judged by the gold model and by true quality at each evaluated step.
 
 use std::path::Path;
 
@@ -13,22 +13,23 @@ use crate::rl::objective::Objective;
 use crate::table;
 
 crate::table! {
-    /// One point of the curves: a step on one half of the validation prompts, sampled or greedy. Intervals are 95% bootstrap.
+    /// One point of the curves: one step on one half of the validation prompts, sampled or greedy. Intervals are 95%
+    /// bootstrap.
     pub struct CurvePoint {
         pub step: i64,
         pub half: Half,
         pub greedy: bool,
-        /// Prompts.
+        /// Number of prompts.
         pub n: i64,
         /// Raw score of the gold model.
         pub gold: f64,
         pub gold_low: f64,
         pub gold_high: f64,
-        /// In SFT-sample standard deviations above SFT, same half.
+        /// Gold score in standard deviations of the SFT samples above their mean, on the same half.
         pub gold_sd: f64,
         pub gold_sd_low: f64,
         pub gold_sd_high: f64,
-        /// Against the SFT model's sample for the same post; a tie is 0.5.
+        /// Win rate against the SFT model's sample for the same post; a tie counts 0.5.
         pub win_rate: f64,
         pub win_rate_low: f64,
         pub win_rate_high: f64,
@@ -36,16 +37,16 @@ crate::table! {
         pub proxy_low: f64,
         pub proxy_high: f64,
         pub mu: f64,
-        /// Of the ensemble's members; absent with one reward model.
+        /// Variance across the ensemble's members; absent with one reward model.
         pub variance: Option<f64>,
-        /// Its parts, which sum to it: of the members' offsets, of their slopes on mu, and the rest.
+        /// The three parts that sum to `variance`: the members' offsets, their slopes on mu, and the rest.
         pub variance_offset: Option<f64>,
         pub variance_slope: Option<f64>,
         pub variance_rest: Option<f64>,
         pub kl: f64,
         pub kl_low: f64,
         pub kl_high: f64,
-        /// Mean of the full distributions' KL at the visited positions: the same expectation as `kl`, less noise.
+        /// Mean KL between the full distributions at the visited positions: same expectation as `kl`, less noise.
         pub kl_exact: f64,
         pub length: f64,
         pub length_low: f64,
@@ -53,20 +54,21 @@ crate::table! {
         pub eos_rate: f64,
         pub eos_rate_low: f64,
         pub eos_rate_high: f64,
-        /// True quality: only where posts carry facts, as are the next five.
+        /// True quality. This and the next five columns are present only if posts carry facts.
         pub quality: Option<f64>,
         pub quality_low: Option<f64>,
         pub quality_high: Option<f64>,
         pub coverage: Option<f64>,
         pub invented: Option<f64>,
         pub fluency: Option<f64>,
-        /// s2 with (mu - (gold - a) / b)^2, where gold = a + b mu was fitted on the SFT model's samples of half A.
+        /// Spearman correlation of s2 with (mu - (gold - a) / b)^2, where gold = a + b mu is fitted on the SFT model's
+        /// samples of half A.
         pub spearman_s2_error: Option<f64>,
     }
 }
 
 crate::table! {
-    /// One sample, scored.
+    /// One scored sample.
     pub struct Score {
         pub step: i64,
         pub post_id: String,
@@ -79,7 +81,7 @@ crate::table! {
         /// k1: log pi - log pi_ref of the response.
         pub kl: f64,
         pub kl_exact: f64,
-        /// Of the reward models, in member order.
+        /// Scores of the reward models, in member order.
         pub scores: Vec<f32>,
         pub length: i64,
         pub ended: bool,
@@ -91,23 +93,24 @@ crate::table! {
 }
 
 crate::table! {
-    /// The ensemble's variance beside its squared error, over samples of half B whose KL lies in a range. Errors are in the
-    /// variance's units: (mu - (truth - a) / b)^2 with truth = a + b mu fitted on the SFT model's samples of half A.
+    /// The ensemble's variance next to its squared error, over samples of half B in one range of KL. Errors are in
+    /// units of the variance: (mu - (truth - a) / b)^2 with truth = a + b mu fitted on the SFT model's samples of half
+    /// A.
     pub struct CalibrationBin {
         pub kl_low: f64,
         pub kl_high: f64,
         pub kl: f64,
-        /// Samples.
+        /// Number of samples.
         pub n: i64,
         pub variance: f64,
         pub gold_error: Option<f64>,
-        /// Against true quality; absent where posts carry no facts.
+        /// Error against true quality; absent if posts carry no facts.
         pub quality_error: Option<f64>,
     }
 }
 
 crate::table! {
-    /// One summary of a post for people to read.
+    /// One summary of a post, shown to readers of the report.
     pub struct Example {
         pub post_id: String,
         pub prompt: String,
@@ -121,35 +124,35 @@ crate::table! {
 }
 
 crate::table! {
-    /// The expected outcome of best-of-`n` by one objective on one half of the prompts: means over prompts of the unbiased
-    /// estimate from all subsets of `n` samples of a prompt. Intervals are 95% bootstrap over prompts.
+    /// The expected outcome of best-of-`n` by one objective on one half of the prompts: the mean over prompts of the
+    /// unbiased estimate from all subsets of `n` of a prompt's samples. Intervals are 95% bootstrap over prompts.
     pub struct BestOfPoint {
         pub objective: Objective,
         pub n: i64,
         pub half: Half,
         pub prompts: i64,
-        /// log n - (n - 1) / n, in nats: an upper bound of the KL to the policy that was sampled.
+        /// log n - (n - 1) / n, in nats: an upper bound on the KL to the sampled policy.
         pub kl: f64,
         /// Raw score of the gold model.
         pub gold: f64,
         pub gold_low: f64,
         pub gold_high: f64,
-        /// In standard deviations of all samples' gold scores above their mean, same half.
+        /// Gold score in standard deviations of all samples' gold scores above their mean, on the same half.
         pub gold_sd: f64,
         pub gold_sd_low: f64,
         pub gold_sd_high: f64,
-        /// True quality: only where posts carry facts.
+        /// True quality; present only if posts carry facts.
         pub quality: Option<f64>,
         pub quality_low: Option<f64>,
         pub quality_high: Option<f64>,
-        /// The objective's own phi.
+        /// Score phi of this point's objective.
         pub proxy: f64,
         pub proxy_low: f64,
         pub proxy_high: f64,
         pub mu: f64,
         pub mu_low: f64,
         pub mu_high: f64,
-        /// Of the ensemble's members; absent with one reward model.
+        /// Variance across the ensemble's members; absent with one reward model.
         pub variance: Option<f64>,
         pub variance_low: Option<f64>,
         pub variance_high: Option<f64>,
@@ -159,15 +162,15 @@ crate::table! {
     }
 }
 
-/// The gold scores of the SFT model's samples: the scale of `gold_sd`.
+/// Mean and standard deviation of the gold scores of the SFT model's samples: the scale of `gold_sd`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SftScale {
     pub gold_mean: f64,
     pub gold_std: f64,
 }
 
-/// Whether the adaptive coefficient did anything, or in an arm of another objective would have on the same path, b fixed in the
-/// first phase. Absent numbers do not apply to the arm.
+/// Whether the adaptive coefficient had an effect or, in an arm with another objective, would have had one on the same
+/// trajectory with b fixed in the first phase. Numbers that do not apply to the arm are absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Mechanism {
@@ -175,10 +178,10 @@ pub struct Mechanism {
     pub c_over_lambda_max: Option<f64>,
     pub c_over_lambda_last: Option<f64>,
     pub one_minus_c: Option<f64>,
-    /// The largest share over phases of mean(c KL) in the gain of mean((1 - c) mu) since the first phase; phases whose gain is under a
-    /// tenth of the largest do not count.
+    /// The largest value over phases of mean(c KL) divided by the gain of mean((1 - c) mu) since the first phase.
+    /// Phases whose gain is below a tenth of the largest gain are ignored.
     pub c_kl_share_max: Option<f64>,
-    /// The constant KL coefficient, least and most over the phases: they differ where a matched arm follows a schedule.
+    /// Smallest and largest constant KL coefficient over the phases; they differ if a matched arm follows a schedule.
     pub lambda_low: Option<f64>,
     pub lambda_high: Option<f64>,
     pub spearman_s2_kl: Option<f64>,
@@ -193,11 +196,11 @@ pub struct EvaluationInfo {
     pub seed: u64,
     pub evaluation_seed: u64,
     pub steps: Vec<i64>,
-    /// Best gold on half A, sampled.
+    /// Step with the best gold score on half A, sampled.
     pub chosen_step: i64,
     pub final_step: i64,
     pub sft: SftScale,
-    /// Of the gold model.
+    /// Fact sensitivity of the gold model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fact_sensitivity: Option<FactSensitivity>,
     pub reads_the_post: bool,
@@ -207,8 +210,9 @@ pub struct EvaluationInfo {
     pub more: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The artifact type: `curve.parquet`, `scores.parquet`, `calibration.parquet`, `examples.parquet`, `evaluation.json`, `metrics.json`; of best-of-n
-/// also `best_of_n.parquet`, and then the curve's one step, 0, holds the first sample of each prompt, the scores all samples.
+/// The artifact type: `curve.parquet`, `scores.parquet`, `calibration.parquet`, `examples.parquet`, `evaluation.json`,
+/// `metrics.json`. An evaluation of best-of-n adds `best_of_n.parquet`; its curve has the single step 0 with the first
+/// sample of each prompt, and its scores cover all samples.
 pub struct Evaluation;
 
 impl Evaluation {
@@ -219,7 +223,7 @@ impl Evaluation {
     pub const EXAMPLES: &'static str = "examples.parquet";
     pub const INFO: &'static str = "evaluation.json";
     pub const BEST_OF_N: &'static str = "best_of_n.parquet";
-    /// What `evaluation.json` calls the objective of an evaluation of best-of-n.
+    /// Value of `objective` in the `evaluation.json` of a best-of-n evaluation.
     pub const BEST_OF_N_OBJECTIVE: &'static str = "best_of_n";
 
     /// # Errors
@@ -229,30 +233,30 @@ impl Evaluation {
     }
 
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn curve(folder: &Path) -> Result<Vec<CurvePoint>> {
         table::read(&folder::file(folder, Self::CURVE)?)
     }
 
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn calibration(folder: &Path) -> Result<Vec<CalibrationBin>> {
         table::read(&folder::file(folder, Self::CALIBRATION)?)
     }
 
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn scores(folder: &Path) -> Result<table::Reader<Score>> {
         table::Reader::open(&folder::file(folder, Self::SCORES)?)
     }
 
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn examples(folder: &Path) -> Result<Vec<Example>> {
         table::read(&folder::file(folder, Self::EXAMPLES)?)
     }
 
-    /// The points of best-of-n; none in the evaluation of a policy run.
+    /// The best-of-n points; `None` for the evaluation of a policy run.
     ///
     /// # Errors
     /// If the table is broken.

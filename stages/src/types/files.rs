@@ -1,4 +1,4 @@
-//! Files: anything at all. No typed port accepts it.
+//! The Files artifact: arbitrary files. No typed port accepts it.
 
 use std::path::Path;
 
@@ -29,7 +29,7 @@ impl ArtifactType for Files {
 
     fn check(&self, folder: &Path) -> Result<Facts> {
         let mut facts = Facts::default();
-        // A program may call anything metrics.json: what is not a map of numbers is just a file.
+        // Any program may write a `metrics.json`: one that is not a map of numbers is an ordinary file.
         let _ = folder::metrics(folder, &mut facts);
         Ok(facts)
     }

@@ -1,5 +1,4 @@
-//! What the checks of folder types share: files that must exist, JSON that must parse, safetensors that must be whole.
-//! Knows no particular type.
+//! Shared checks of artifact folders: files that must exist, JSON that must parse, safetensors that must be complete.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,10 +11,10 @@ use engine::text::{self, strip_bom};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The file `name` of an artifact.
+/// Path of the file `name` in an artifact's folder.
 ///
 /// # Errors
-/// If it is missing: says so, with what the folder holds.
+/// If the file is missing; the message lists the folder's contents.
 pub fn file(folder: &Path, name: &str) -> Result<PathBuf> {
     let path = folder.join(name);
     if path.is_file() {
@@ -30,7 +29,7 @@ pub fn file(folder: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// # Errors
-/// If the file is missing or does not hold a `T`: names the file and the place.
+/// If the file is missing or does not parse as `T`; names the file and the position.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read(path).at(path)?;
     serde_json::from_slice(strip_bom(&text)).map_err(|e| Error::yours(format!("{}: {e}", path.display())))
@@ -46,10 +45,10 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     std::fs::write(path, text).at(path)
 }
 
-/// The numbers of `metrics.json`, if there is one.
+/// Reads the numbers of `metrics.json` into `facts`, if the file exists.
 ///
 /// # Errors
-/// If it is no map of numbers (null stands for one that is not finite).
+/// If the file is not a map of numbers (null stands for a number that is not finite).
 pub fn metrics(folder: &Path, facts: &mut Facts) -> Result<()> {
     let path = folder.join("metrics.json");
     if path.is_file() {
@@ -59,10 +58,10 @@ pub fn metrics(folder: &Path, facts: &mut Facts) -> Result<()> {
     Ok(())
 }
 
-/// Tensors of a safetensors file by name, as (type, shape), after a check that the file is as long as its header says.
+/// The tensors of a safetensors file by name, as (dtype, shape). Checks that the file is as long as its header says.
 ///
 /// # Errors
-/// If it is missing, cut off or no safetensors file.
+/// If the file is missing, truncated or not a safetensors file.
 pub fn tensors(folder: &Path, name: &str) -> Result<BTreeMap<String, (String, Vec<u64>)>> {
     #[derive(serde::Deserialize)]
     struct Entry {
@@ -97,10 +96,10 @@ pub fn tensors(folder: &Path, name: &str) -> Result<BTreeMap<String, (String, Ve
     Ok(tensors)
 }
 
-/// A JSON file of an artifact as text for people.
+/// A JSON file of an artifact as text for display.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If the file cannot be read.
 pub fn show(folder: &Path, name: &str) -> Result<String> {
     let path = file(folder, name)?;
     Ok(format!("{name}\n{}\n", text::read(&path).at(&path)?.trim_end()))

@@ -1,4 +1,4 @@
-//! The learning curve that a training leaves in its artifact's folder.
+//! The learning curve that training writes into its artifact's folder.
 
 use std::path::Path;
 
@@ -7,13 +7,13 @@ use engine::error::Result;
 
 use crate::table;
 
-/// The file of the table. Artifacts of older versions, imported models and members of an ensemble have none.
+/// File name of the table. Artifacts of older versions, imported models and members of an ensemble have none.
 pub const LEARNING: &str = "learning.parquet";
 
 crate::table! {
     /// One optimiser step.
     pub struct LearningPoint {
-        /// From 1.
+        /// Counts from 1.
         pub step: i64,
         /// Mean over the step's batch, before the update.
         pub loss: f64,
@@ -24,7 +24,7 @@ crate::table! {
 }
 
 impl LearningPoint {
-    /// The curve in an artifact's folder, in order of steps; empty without one.
+    /// The curve in an artifact's folder, in step order; empty if there is none.
     ///
     /// # Errors
     /// If the table is damaged.
@@ -42,7 +42,7 @@ impl LearningPoint {
     /// Counts the rows of the table, if there is one.
     ///
     /// # Errors
-    /// If it is damaged or has other columns.
+    /// If the table is damaged or has other columns.
     pub(super) fn check(folder: &Path, facts: &mut Facts) -> Result<()> {
         let path = folder.join(LEARNING);
         if path.exists() { table::check::<Self>(&path, facts) } else { Ok(()) }

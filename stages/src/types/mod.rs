@@ -1,4 +1,4 @@
-//! The artifact types: what each folder holds, its checks, typed readers and writers. Knows no kind of stage.
+//! The artifact types: contents of each folder, checks, typed readers and writers.
 
 pub mod agreement;
 pub mod best_of_n;

@@ -1,4 +1,4 @@
-//! Model: a language model as a Hugging Face folder.
+//! The Model artifact: a language model as a Hugging Face folder.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,24 +10,24 @@ use engine::error::{Error, Result};
 use super::{LearningPoint, folder};
 use crate::train::Told;
 
-/// The artifact type: `config.json`, perhaps `generation_config.json`, `tokenizer.json`, and `model.safetensors` or the shards
-/// that its index names; after a training `learning.parquet`.
+/// The artifact type: `config.json`, optionally `generation_config.json`, `tokenizer.json`, and `model.safetensors` or
+/// the shards named by its index; after training also `learning.parquet`.
 pub struct Model;
 
 impl Model {
     pub const NAME: &'static str = "Model";
     pub const CONFIG: &'static str = "config.json";
-    /// May name further tokens that end a text.
+    /// May name more end-of-text tokens.
     pub const GENERATION: &'static str = "generation_config.json";
     pub const WEIGHTS: &'static str = "model.safetensors";
     pub const TOKENIZER: &'static str = "tokenizer.json";
-    /// Which shard holds which tensor, where the weights lie in several.
+    /// Maps tensors to shards if the weights are split.
     pub const INDEX: &'static str = "model.safetensors.index.json";
 
     /// The files of a model folder.
     ///
     /// # Errors
-    /// If there is an index of shards that cannot be read.
+    /// If the index of shards cannot be read.
     pub fn files(folder: &Path) -> Result<Vec<String>> {
         let mut files = vec![Self::CONFIG.to_owned(), Self::TOKENIZER.to_owned()];
         if folder.join(Self::GENERATION).is_file() {
@@ -44,7 +44,7 @@ impl Model {
         !folder.join(Self::WEIGHTS).is_file() && folder.join(Self::INDEX).is_file()
     }
 
-    /// Checks that `folder` holds a whole model; returns its number of parameters.
+    /// Checks that `folder` holds a complete model; returns its number of parameters.
     ///
     /// # Errors
     /// Names the file that is missing or broken.
@@ -66,7 +66,7 @@ impl Model {
     }
 }
 
-/// The files that hold the weights.
+/// Names of the files that hold the weights.
 fn weights(folder: &Path) -> Result<Vec<String>> {
     if Model::is_sharded(folder) {
         return Ok(lm::files::shards(&folder.join(Model::INDEX)).told()?.into_iter().collect());
@@ -74,7 +74,7 @@ fn weights(folder: &Path) -> Result<Vec<String>> {
     Ok(vec![Model::WEIGHTS.to_owned()])
 }
 
-/// Every tensor by name, as (type, shape).
+/// All tensors by name, as (dtype, shape).
 fn tensors(folder: &Path) -> Result<BTreeMap<String, (String, Vec<u64>)>> {
     let mut tensors = BTreeMap::new();
     for file in weights(folder)? {

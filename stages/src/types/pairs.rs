@@ -1,4 +1,4 @@
-//! Pairs: two summaries of one post each, not yet judged.
+//! The Pairs artifact: unjudged pairs of summaries of the same post.
 
 use std::path::Path;
 
@@ -9,9 +9,9 @@ use super::folder;
 use crate::table;
 
 crate::words! {
-    /// How one summary of a contrast pair was spoilt.
+    /// How one summary of a contrast pair was corrupted.
     pub enum Corruption {
-        /// Some facts replaced by others.
+        /// Some facts are replaced by others.
         Swap = "swap",
         Shuffle = "shuffle",
         Truncate = "truncate",
@@ -20,7 +20,7 @@ crate::words! {
 }
 
 crate::words! {
-    /// Which summary of a pair.
+    /// One of the two summaries of a pair.
     pub enum Side { A = "a", B = "b" }
 }
 
@@ -29,22 +29,22 @@ crate::table! {
     pub struct Pair {
         pub id: String,
         pub post_id: String,
-        /// A.1 text, already fitted to the model's window.
+        /// Prompt text (template A.1), already fitted to the model's window.
         pub prompt: String,
         pub prompt_ids: Vec<u32>,
         pub facts: Option<String>,
         pub a_model: String,
         pub a_text: String,
-        /// With EOS if it ended.
+        /// Includes EOS if the summary ended.
         pub a_ids: Vec<u32>,
-        /// Whether EOS was sampled (true for texts that were written, not sampled).
+        /// Whether EOS was sampled (true for texts that were not sampled).
         pub a_ended: bool,
         pub b_model: String,
         pub b_text: String,
         pub b_ids: Vec<u32>,
         pub b_ended: bool,
         pub corruption: Option<Corruption>,
-        /// Which side is the spoilt one.
+        /// The corrupted side.
         pub corrupted: Option<Side>,
     }
 }
@@ -57,7 +57,7 @@ impl Pairs {
     pub const FILE: &'static str = "pairs.parquet";
 
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn open(folder: &Path) -> Result<table::Reader<Pair>> {
         table::Reader::open(&folder::file(folder, Self::FILE)?)
     }

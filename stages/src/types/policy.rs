@@ -1,4 +1,4 @@
-//! PolicyRun: what reinforcement learning leaves: the policy, its phases, its samples on held-out prompts.
+//! The PolicyRun artifact of reinforcement learning: the policy, its phases, and its samples on held-out prompts.
 
 use std::path::Path;
 
@@ -11,16 +11,17 @@ use super::{folder, model, reward};
 use crate::table;
 
 crate::words! {
-    /// A half of the validation prompts, by hash: best steps are chosen on A, numbers come from B.
+    /// A half of the validation prompts, assigned by hash: half A chooses the best step, half B gives the reported
+    /// numbers.
     pub enum Half { A = "A", B = "B" }
 }
 
 crate::table! {
-    /// One phase: sampling, scoring and the passes over the batch. Null where a column does not apply to the arm.
+    /// One phase: sampling, scoring and the passes over the batch. A column that does not apply to the arm is null.
     pub struct Phase {
-        /// From 1.
+        /// Counts from 1.
         pub phase: i64,
-        /// So far.
+        /// Total so far.
         pub optimiser_steps: i64,
         /// Mean of the arm's own reward.
         pub proxy: Option<f64>,
@@ -29,7 +30,8 @@ crate::table! {
         pub s2_q10: Option<f64>,
         pub s2_q50: Option<f64>,
         pub s2_q90: Option<f64>,
-        /// Mean of Algorithm 1's coefficient, b fixed in the first phase. In an arm that is not adaptive: what it would have been.
+        /// Mean of Algorithm 1's coefficient, with b fixed in the first phase. For a non-adaptive arm: the value it
+        /// would have had.
         pub c: Option<f64>,
         pub c_q10: Option<f64>,
         pub c_q50: Option<f64>,
@@ -39,14 +41,15 @@ crate::table! {
         pub c_kl: Option<f64>,
         /// Mean of (1 - c_i) mu_i.
         pub one_minus_c_mu: Option<f64>,
-        /// The KL coefficient relative to the score's: lambda, or of the adaptive objective mean(c) / mean(1 - c).
+        /// KL coefficient relative to the score's coefficient: lambda, or mean(c) / mean(1 - c) for the adaptive
+        /// objective.
         pub lambda_effective: Option<f64>,
         /// k1: mean over responses of the summed log ratio.
         pub kl: Option<f64>,
         pub kl_k3: Option<f64>,
-        /// Mean over responses of the summed KL of the full distributions at the visited positions.
+        /// Mean over responses of the KL between the full distributions, summed over the visited positions.
         pub kl_exact: Option<f64>,
-        /// KL(old policy || policy) by token, estimated on each minibatch before its step.
+        /// KL(old policy || policy) per token, estimated on each minibatch before its step.
         pub kl_old_new: Option<f64>,
         pub spearman_s2_kl: Option<f64>,
         pub clip_fraction: Option<f64>,
@@ -61,7 +64,7 @@ crate::table! {
         pub update_norm: Option<f64>,
         pub policy_loss: Option<f64>,
         pub value_loss: Option<f64>,
-        /// Minibatches skipped because their mean ratio exceeded its bound, or since the passes ended early (`stop_kl`).
+        /// Minibatches skipped because their mean ratio exceeded its bound or because `stop_kl` ended the passes early.
         pub skipped: i64,
         pub learning_rate: Option<f64>,
     }
@@ -70,7 +73,7 @@ crate::table! {
 crate::table! {
     /// One response to a held-out prompt.
     pub struct Sample {
-        /// Phases done; 0 is the SFT model.
+        /// Phases completed; 0 is the SFT model.
         pub step: i64,
         pub post_id: String,
         pub half: Half,
@@ -81,14 +84,14 @@ crate::table! {
         /// Summed over the response.
         pub logp: f64,
         pub logp_ref: f64,
-        /// The KL of the full distributions, summed over the response's positions.
+        /// KL between the full distributions, summed over the response's positions.
         pub kl_exact: f64,
-        /// Centred, in member order.
+        /// Centred scores, in member order.
         pub scores: Vec<f32>,
         /// The arm's own reward.
         pub proxy: f64,
         pub mean: f64,
-        /// Over the members; absent with one.
+        /// Across the members; absent with one member.
         pub variance: Option<f64>,
     }
 }
@@ -98,7 +101,7 @@ crate::table! {
 pub struct PolicyInfo {
     pub objective: String,
     pub lambda: f64,
-    /// Of the first phase; absent with one reward model or lambda 0.
+    /// sigma_2^2, fixed in the first phase; absent with one reward model or with lambda 0.
     #[serde(default)]
     pub b: Option<f64>,
     pub seed: u64,
@@ -111,8 +114,8 @@ pub struct PolicyInfo {
     pub more: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The artifact type: `adapter/` or `model/`, `value_head.safetensors` (of `rl.ppo`), `policy.json`, `phases.parquet`, `samples.parquet`,
-/// `metrics.json`.
+/// The artifact type: `adapter/` or `model/`, `value_head.safetensors` (`rl.ppo` only), `policy.json`,
+/// `phases.parquet`, `samples.parquet`, `metrics.json`.
 pub struct PolicyRun;
 
 impl PolicyRun {
@@ -121,7 +124,7 @@ impl PolicyRun {
     pub const PHASES: &'static str = "phases.parquet";
     pub const SAMPLES: &'static str = "samples.parquet";
     pub const ADAPTER: &'static str = "adapter";
-    /// After full training, instead of the adapter.
+    /// Folder that replaces the adapter after full training.
     pub const MODEL: &'static str = "model";
     pub const VALUE_HEAD: &'static str = "value_head.safetensors";
 
@@ -132,13 +135,13 @@ impl PolicyRun {
     }
 
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn phases(folder: &Path) -> Result<Vec<Phase>> {
         table::read(&folder::file(folder, Self::PHASES)?)
     }
 
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn samples(folder: &Path) -> Result<table::Reader<Sample>> {
         table::Reader::open(&folder::file(folder, Self::SAMPLES)?)
     }

@@ -1,4 +1,4 @@
-//! Posts: texts with their authors' summaries, one row each.
+//! The Posts artifact: posts with their authors' summaries, one per row.
 
 use std::path::Path;
 
@@ -9,17 +9,17 @@ use super::folder;
 use crate::table;
 
 crate::words! {
-    /// What a post may be used for.
+    /// The use that a post is assigned to.
     pub enum Split {
         /// Supervised fine-tuning.
         Sft = "sft",
-        /// The first pairs, on which the gold model trains.
+        /// The first set of pairs, used to train the gold model.
         Gold = "gold",
-        /// The second pairs, which the gold model labels for the proxies.
+        /// The second set of pairs, labelled by the gold model for the proxies.
         Proxy = "proxy",
-        /// Prompts of reinforcement learning.
+        /// Prompts for reinforcement learning.
         Rl = "rl",
-        /// Prompts on which reward models are centred.
+        /// Prompts used to centre reward models.
         Calibration = "calibration",
         /// Held out for evaluation.
         Valid = "valid",
@@ -30,7 +30,7 @@ crate::table! {
     /// A post and its author's summary.
     pub struct Post {
         pub id: String,
-        /// As the data has it; may be empty.
+        /// As in the source data; may be empty.
         pub subreddit: String,
         /// May be empty.
         pub title: String,
@@ -38,7 +38,7 @@ crate::table! {
         pub summary: String,
         /// Empty before `dataset.filter`.
         pub splits: Vec<Split>,
-        /// JSON of the facts behind the post, where it was made from facts.
+        /// The facts behind the post as JSON, if the post was generated from facts.
         pub facts: Option<String>,
     }
 }
@@ -57,7 +57,7 @@ impl Posts {
     pub const FILE: &'static str = "posts.parquet";
 
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn open(folder: &Path) -> Result<table::Reader<Post>> {
         table::Reader::open(&folder::file(folder, Self::FILE)?)
     }
@@ -68,10 +68,10 @@ impl Posts {
         table::Writer::create(&folder.join(Self::FILE))
     }
 
-    /// The posts of one split, in the order of the table.
+    /// The posts of one split, in table order.
     ///
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn load_split(folder: &Path, split: Split) -> Result<Vec<Post>> {
         Self::open(folder)?.filter(|post| post.as_ref().map_or(true, |post| post.is_in(split))).collect()
     }

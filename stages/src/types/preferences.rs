@@ -1,4 +1,4 @@
-//! Preferences: judged pairs, whoever judged; the one table that reward models train on.
+//! The Preferences artifact: judged pairs from any judge; the only table that reward models train on.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::pairs::{Corruption, Pair, Side};
 use crate::table;
 
 crate::words! {
-    /// What came of asking for a judgement. Only `labelled` rows train anything.
+    /// The outcome of one judgement. Only `labelled` rows are trained on.
     pub enum Outcome {
         Labelled = "labelled",
         Tie = "tie",
@@ -24,12 +24,12 @@ crate::words! {
 }
 
 crate::table! {
-    /// A judged pair. Where the outcome is not `labelled`, which of the two stands as chosen means nothing.
+    /// A judged pair. If the outcome is not `labelled`, the order of chosen and rejected has no meaning.
     pub struct Preference {
         pub id: String,
         pub post_id: String,
         pub prompt: String,
-        /// Absent where people's texts were judged: encode with the model's tokenizer.
+        /// Absent if the texts were written by people: encode them with the model's tokenizer.
         pub prompt_ids: Option<Vec<u32>>,
         pub facts: Option<String>,
         pub chosen_text: String,
@@ -42,16 +42,16 @@ crate::table! {
         pub outcome: Outcome,
         pub annotator: String,
         pub confidence: Option<f64>,
-        /// Whether the chosen summary came first where the judge saw both; where each was judged by itself, in its pair.
-        /// Absent where nobody knows.
+        /// Whether the chosen summary came first: in the judge's view if it saw both, in the pair if it judged each by
+        /// itself. Absent if unknown.
         pub chosen_first: Option<bool>,
-        /// Why there is no label, where the judge said so.
+        /// The judge's reason for giving no label, if it gave one.
         pub reason: Option<String>,
     }
 }
 
 impl Preference {
-    /// The row of a judged pair; `chosen` is the preferred side (any side if the outcome is not `labelled`).
+    /// The row of a judged pair; `chosen` is the preferred side (either side if the outcome is not `labelled`).
     pub fn of(pair: Pair, chosen: Side, outcome: Outcome, annotator: &str) -> Self {
         let a = (pair.a_text, pair.a_ids, pair.a_ended);
         let b = (pair.b_text, pair.b_ids, pair.b_ended);
@@ -87,7 +87,7 @@ impl Preferences {
     pub const FILE: &'static str = "preferences.parquet";
 
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn open(folder: &Path) -> Result<table::Reader<Preference>> {
         table::Reader::open(&folder::file(folder, Self::FILE)?)
     }
@@ -98,10 +98,10 @@ impl Preferences {
         table::Writer::create(&folder.join(Self::FILE))
     }
 
-    /// The rows that may train, in the order of the table.
+    /// The `labelled` rows, in table order.
     ///
     /// # Errors
-    /// If there is no such table.
+    /// If the table is missing or unreadable.
     pub fn load_labelled(folder: &Path) -> Result<Vec<Preference>> {
         Self::open(folder)?.filter(|row| row.as_ref().map_or(true, |row| row.outcome == Outcome::Labelled)).collect()
     }

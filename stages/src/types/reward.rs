@@ -1,4 +1,4 @@
-//! RewardModel and Ensemble: language models with scalar heads.
+//! The RewardModel and Ensemble artifacts: language models with scalar heads.
 
 use std::path::Path;
 
@@ -11,29 +11,29 @@ use serde::{Deserialize, Serialize};
 use super::model::Model;
 use super::{LearningPoint, folder};
 
-/// Where the score is read off.
+/// Where the score is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Pooling {
-    /// At the last real token (the paper's).
+    /// At the last real token, as in the paper.
     #[default]
     Last,
     /// Summed over the response's tokens.
     Sum,
 }
 
-/// Mean score of references minus that of the same with facts swapped, with its 95% interval.
+/// Mean score of references minus the mean score of the same texts with facts swapped, with its 95% interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FactSensitivity {
     pub mean: f64,
     pub low: f64,
     pub high: f64,
-    /// Pairs of texts it was measured on.
+    /// Number of text pairs measured.
     pub n: u64,
 }
 
 impl FactSensitivity {
-    /// Whether the interval excludes zero from below: else "the gold model does not read the post".
+    /// Whether the interval lies above zero. If not, the report says "the gold model does not read the post".
     pub fn reads_the_post(&self) -> bool {
         self.low > 0.0
     }
@@ -45,10 +45,10 @@ pub struct RewardInfo {
     pub pool: Pooling,
     /// Subtracted from every raw score.
     pub centre: f64,
-    /// What the difference is divided by.
+    /// Divisor of the centred score.
     #[serde(default = "one")]
     pub scale: f64,
-    /// Of the Model that it was made from.
+    /// Digest of the Model that this was trained from.
     pub base_digest: Digest,
     pub member_seed: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,9 +64,9 @@ fn one() -> f64 {
 /// `ensemble.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EnsembleInfo {
-    /// Labels in order; each names a folder below `members/`.
+    /// Member labels in order; each names a folder below `members/`.
     pub members: Vec<String>,
-    /// Of the first member's base. A member of another base has its own beside its adapter.
+    /// Digest of the first member's base. A member with another base keeps that base next to its adapter.
     pub base_digest: Digest,
     #[serde(flatten)]
     pub more: serde_json::Map<String, serde_json::Value>,
@@ -97,8 +97,8 @@ fn check_member(folder: &Path) -> Result<RewardInfo> {
     folder::read_json(&folder::file(folder, INFO)?)
 }
 
-/// The artifact type: `base/`, `adapter/` (absent after full training), `head.safetensors`, `reward.json`, `metrics.json`,
-/// and `learning.parquet` but in artifacts of older versions.
+/// The artifact type: `base/`, `adapter/` (absent after full training), `head.safetensors`, `reward.json`,
+/// `metrics.json`, and `learning.parquet` (absent in artifacts of older versions).
 pub struct RewardModel;
 
 impl RewardModel {
@@ -135,8 +135,8 @@ impl ArtifactType for RewardModel {
     }
 }
 
-/// The artifact type: `base/`, `members/<label>/{adapter/, head.safetensors, reward.json}` (and `base/` where it is another),
-/// `ensemble.json`.
+/// The artifact type: `base/`, `members/<label>/{adapter/, head.safetensors, reward.json}` (plus `base/` if the
+/// member's base differs), `ensemble.json`.
 pub struct Ensemble;
 
 impl Ensemble {

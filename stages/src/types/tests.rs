@@ -1,4 +1,4 @@
-//! The artifact types take what their writers make and refuse what is broken, saying where.
+//! The artifact types accept their writers' output and reject broken folders, naming the place.
 
 use engine::artifact::ArtifactType;
 

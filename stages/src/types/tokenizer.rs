@@ -1,4 +1,4 @@
-//! Tokenizer: a Hugging Face `tokenizer.json`.
+//! The Tokenizer artifact: a Hugging Face `tokenizer.json`.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -16,7 +16,7 @@ impl Tokenizer {
     pub const FILE: &'static str = "tokenizer.json";
 }
 
-/// The name of every token, by id; an error names the file.
+/// Loads the tokenizer; the error names the file.
 fn load(folder: &Path) -> Result<tokenizers::Tokenizer> {
     let path = folder::file(folder, Tokenizer::FILE)?;
     tokenizers::Tokenizer::from_file(&path)
