@@ -1,5 +1,5 @@
-//! Kernels against the same functions in stock candle operations, some alone and all in a whole training step: milliseconds
-//! and ratios (how many times as long stock takes). Run it with nothing else on the machine:
+//! Kernels against the same functions in stock candle operations, some alone and all in a whole training step:
+//! milliseconds and ratios (stock / ours). Run it with nothing else on the machine:
 //!
 //!     MIMALLOC_PURGE_DELAY=-1 cargo bench -p temper-lm --bench kernels [-- T|M [rounds] [step [alone]]]
 //!
@@ -109,7 +109,7 @@ fn forward_and_backward(
 ) {
     let run = |f: &dyn Fn() -> Result<Tensor>| drop(black_box(f().expect("the forward pass")));
     compare(&format!("{name} forward"), rounds, || run(&ours), || run(&stock));
-    // The weight on each output makes the incoming gradient a real one.
+    // Random weights on the outputs make the incoming gradient realistic.
     let weights = normal(ours().expect("the forward pass").dims(), 1.0);
     let backward = |f: &dyn Fn() -> Result<Tensor>| {
         let y = f().expect("the forward pass");
@@ -194,7 +194,7 @@ impl Layer {
     }
 }
 
-/// A GPT-2, only as far as a training step needs it.
+/// A GPT-2, reduced to the parts of a training step.
 struct Model {
     shape: Shape,
     wte: Tensor,
@@ -268,7 +268,7 @@ impl Model {
     }
 }
 
-/// With `alone`, stock is left out: for a profiler.
+/// With `alone`, skips stock, for use with a profiler.
 fn training_step(s: Shape, lora: bool, rounds: usize, alone: bool) {
     let model = Model::new(s, lora);
     let ids: Vec<u32> = (0..s.rows()).map(|i| (i * 7919 % s.vocab) as u32).collect();

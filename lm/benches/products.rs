@@ -1,10 +1,9 @@
-//! Matrix products by a prepared factor and in bf16 against those of the `gemm` crate, at the shapes of training and decoding, on
-//! one thread and on all: GFLOP/s and ratios.
-//! Run it with nothing else on the machine:
+//! Matrix products with a prepared factor and in bf16 against those of the `gemm` crate, at the shapes of training and
+//! decoding, on one thread and on all: GFLOP/s and ratios. Run it with nothing else on the machine:
 //!
 //!     MIMALLOC_PURGE_DELAY=-1 cargo bench -p temper-lm --bench products [-- rounds]
 //!
-//! Medians of interleaved rounds. "Prepared" leaves out the rearrangement of the right factor, which several products share.
+//! Medians of interleaved rounds. "Prepared" excludes the packing of the right factor, which several products share.
 
 use std::time::Instant;
 
@@ -15,14 +14,14 @@ use lm::kernels::product::{Factor, Prepared, multiply, multiply_once};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Rows, inner dimension, columns; whether the operands are transposed in memory.
+/// Rows, inner dimension, columns; whether each operand is transposed in memory.
 type Shape = (usize, usize, usize, bool, bool);
 
-/// Tokens and width of the two models: 14M and 124M parameters.
+/// Tokens, width and vocabulary of the two models: 14M and 124M parameters.
 const SIZES: [(usize, usize, usize); 2] = [(1024, 384, 8192), (1792, 768, 50257)];
 
-/// The products of a model of width `d` over `n` tokens: forward, input's gradient, weight's gradient; output layer; decode;
-/// an adapter's.
+/// The products of a model of width `d` over `n` tokens: forward, input gradient, weight gradient; output layer;
+/// decoding; an adapter.
 fn shapes((n, d, vocab): (usize, usize, usize)) -> Vec<Shape> {
     let maps = [(d, d), (d, 3 * d), (d, 4 * d), (4 * d, d)];
     let mut all: Vec<Shape> = maps.iter().map(|&(i, o)| (n, i, o, false, false)).collect();
@@ -30,7 +29,7 @@ fn shapes((n, d, vocab): (usize, usize, usize)) -> Vec<Shape> {
     all.extend(maps.iter().map(|&(i, o)| (i, n, o, true, false)));
     all.extend([(256, d, vocab, false, true), (256, vocab, d, false, false), (vocab, 256, d, true, false)]);
     all.extend([1, 16, 64].map(|rows| (rows, d, 4 * d, false, false)));
-    // An adapter of rank 8 on a chunk of rows: into it, and its gradients.
+    // An adapter of rank 8 on a chunk of rows: its forward product, and its gradients.
     all.extend([(256, d, 8, false, true), (256, 4 * d, 8, false, false)]);
     all.extend([(8, 256, d, true, false), (8, 256, 4 * d, true, false)]);
     all
@@ -55,7 +54,7 @@ fn measure((m, k, n, a_t, b_t): Shape, threads: Threads, rounds: usize) {
     let prepared = [Precision::F32, Precision::Bf16].map(|precision| Prepared::new(b, None, precision));
     let mut out = vec![0.0; m * n];
     let mut times = [const { Vec::new() }; 4];
-    // Several products a round where one is too short to time.
+    // Several products per round if one is too short to time.
     let repeat = (50_000_000 / (m * k * n)).max(1);
     for round in 0..=rounds {
         let mut time = |which: usize, f: &mut dyn FnMut()| {

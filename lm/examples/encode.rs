@@ -1,4 +1,5 @@
-//! Ids of texts: reads a JSON string a line, writes a JSON list a line. `tests/fixtures/check_tokens.py` asks it.
+//! Tokenizes texts: reads one JSON string per line, writes one JSON list of ids per line. Used by
+//! `tests/fixtures/check_tokens.py`.
 //!
 //! `cargo run --release -p temper-lm --example encode -- tokenizer.json < texts.jsonl`
 

@@ -1,5 +1,5 @@
-//! Writes what `tests/fixtures/check_export.py` has transformers and PEFT read: for each fixture model, one trained whole and
-//! two adapters trained on it, as folders, with the log-probabilities that they give here.
+//! Writes the folders that `tests/fixtures/check_export.py` loads with transformers and PEFT: for each fixture model, a
+//! fully trained one and two trained adapters, with the log-probabilities computed here.
 //!
 //! `cargo run --release -p temper-lm --example export -- OUT`
 
@@ -31,7 +31,7 @@ fn export(fixture: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     train(&full, &batch)?;
     full.save(&out.join("full"), WeightType::F32)?;
 
-    // PEFT's own adapter trained on, and one that began here.
+    // PEFT's own adapter, trained further, and a new one.
     let taken_over = base.load_adapter(&fixture.join("adapter"))?.with_trainable_adapter()?;
     let shape = LoraConfig { r: 3, alpha: 12.0, dropout: 0.0 };
     let fresh = base.with_adapter(&shape, &mut ChaCha12Rng::seed_from_u64(1))?;
@@ -52,7 +52,7 @@ fn export(fixture: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The fixture's rows, every token from the second on to be predicted.
+/// The fixture's rows, with every token from the second on predicted.
 fn batch(inputs: &Value) -> Result<Batch, Box<dyn Error>> {
     let rows: Vec<Vec<u32>> = serde_json::from_value(inputs["rows"].clone())?;
     let rows: Vec<Sequence> = rows.iter().map(|row| Sequence::new(&row[..1], &row[1..])).collect();

@@ -14,12 +14,12 @@ use crate::{Error, Result, WeightType};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// What PEFT wrote before, and reads where there are no safetensors.
+/// Older PEFT versions write this file; PEFT reads it if there is no safetensors file.
 const PICKLE: &str = "adapter_model.bin";
-/// The largest config file that is read, in bytes.
+/// Size limit for a config file, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
-/// What says where an adapter lies, which its tensors' names say, too, or how it was made. All else that a config file has
-/// set changes what is computed.
+/// Config keys that may be set: they say where an adapter applies, which tensor names say too, or how it was made. Any
+/// other key that is set changes the computation, so it is refused.
 const HARMLESS: [&str; 10] = [
     "auto_mapping",
     "exclude_modules",
@@ -32,12 +32,13 @@ const HARMLESS: [&str; 10] = [
     "revision",
     "runtime_config",
 ];
-/// Ways to begin that leave the base model's weights alone, as `true` and `false` do. Others learn beside changed weights.
+/// Values of `init_lora_weights` that leave the base model's weights unchanged, as `true` and `false` do. With any
+/// other, the adapter belongs to changed weights.
 const BEGINNINGS: [&str; 2] = ["gaussian", "orthogonal"];
-/// What PEFT puts in front of a model's module names.
+/// PEFT's prefix of module names.
 const PREFIX: &str = "base_model.model.";
 
-/// The names of a layer's two tensors.
+/// The file's names of a layer's A and B.
 fn names(linear: &Linear) -> [String; 2] {
     ["lora_A", "lora_B"].map(|part| format!("{PREFIX}{}.{part}.weight", linear.name))
 }
@@ -71,7 +72,7 @@ impl LoraConfig {
     }
 }
 
-/// `adapter_config.json`, as far as it means anything here.
+/// The fields of `adapter_config.json` that matter here; `others` holds the rest.
 #[derive(Debug, Serialize, Deserialize)]
 struct PeftConfig {
     peft_type: String,
@@ -106,10 +107,10 @@ struct PeftConfig {
     others: serde_json::Map<String, serde_json::Value>,
 }
 
-/// Writes the model's adapter. `base` names the model it belongs to, as PEFT's `base_model_name_or_path`.
+/// Writes the model's adapter. `base` names the model it belongs to, for PEFT's `base_model_name_or_path`.
 pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: &str) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    // PEFT knows modules by the last part of their names.
+    // PEFT identifies modules by the last part of their names.
     let targets: BTreeSet<&str> = model.linears().filter_map(|l| l.name.rsplit('.').next()).collect();
     let config = PeftConfig {
         peft_type: "LORA".to_owned(),
@@ -147,7 +148,7 @@ pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: 
     weights::write(&folder.join(WEIGHTS), &tensors, WeightType::F32)
 }
 
-/// Reads an adapter and puts it, frozen, on `model`, a model without one.
+/// Reads an adapter onto `model`, frozen. `model` must have no adapter.
 pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, LoraConfig)> {
     let path = folder.join(CONFIG);
     let bytes = files::whole(&path, MAX_BYTES)?;
@@ -164,7 +165,7 @@ pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, Lo
     let model = model.map_adapters(|linear| {
         let (rows, columns) = linear.weight.dims2()?;
         let [a, b] = names(linear);
-        // An adapter need not cover every layer, but half a pair is an error.
+        // An adapter need not cover every layer, but A without B or B without A is an error.
         if !unused.contains(&a) && !unused.contains(&b) {
             return Ok(None);
         }
@@ -188,7 +189,7 @@ pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, Lo
 }
 
 impl PeftConfig {
-    /// The adapter's shape, or what in the file is not supported.
+    /// The adapter's configuration. Errors: an unsupported setting.
     fn check(&self) -> std::result::Result<LoraConfig, String> {
         if self.peft_type != "LORA" {
             return Err(format!("peft_type is `{}`; expected `LORA`", self.peft_type));
@@ -224,7 +225,7 @@ impl PeftConfig {
         {
             return Err(format!("{} is set; that is not supported", what.escape_debug()));
         }
-        // Rank-stabilised LoRA (Kalajdzievski 2023) divides by the root of r: plain LoRA with a greater alpha.
+        // Rank-stabilised LoRA (Kalajdzievski 2023) scales by alpha / sqrt(r): plain LoRA with a greater alpha.
         let alpha = if self.use_rslora { self.lora_alpha * (self.r as f64).sqrt() } else { self.lora_alpha };
         let lora = LoraConfig { r: self.r, alpha, dropout: self.lora_dropout };
         lora.check()?;

@@ -1,4 +1,4 @@
-//! Sequences and right-padded batches of them; knows no model and no text.
+//! Token sequences and right-padded batches of them.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 
 use crate::{Error, Result};
 
-/// A prompt and its response, in ids. The response holds EOS iff it was sampled or is wanted.
+/// A prompt and its response, in ids. The response includes EOS only if it was sampled or the caller wants it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sequence {
     pub prompt: Vec<u32>,
@@ -28,8 +28,8 @@ impl Sequence {
     }
 }
 
-/// Sequences of several lengths, padded on the right. Causal attention never looks right, so padding needs no
-/// mask; only positions of real tokens may be read.
+/// Sequences of several lengths, padded on the right. Causal attention never looks right, so padding needs no mask;
+/// only positions of real tokens may be read.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// `[batch, time]`, padded with id 0.
@@ -37,11 +37,11 @@ pub struct Batch {
     time: usize,
     prompt_lens: Vec<usize>,
     lens: Vec<usize>,
-    /// Row i's tokens in flat `[response_tokens]` arrays.
+    /// For each row, the range of its tokens in flat `[response_tokens]` arrays.
     row_ranges: Vec<Range<usize>>,
     /// The response tokens, flat.
     targets: Vec<u32>,
-    /// Where in `[batch * time]` the hidden state stands that predicts each response token.
+    /// For each response token, the row of `[batch * time]` whose hidden state predicts it.
     predicting: Vec<u32>,
     max_id: u32,
 }
@@ -97,7 +97,7 @@ impl Batch {
         self.targets.len()
     }
 
-    /// Where row i's tokens lie in flat `[response_tokens]` arrays.
+    /// For each row, the range of its tokens in flat `[response_tokens]` arrays.
     pub fn row_ranges(&self) -> &[Range<usize>] {
         &self.row_ranges
     }

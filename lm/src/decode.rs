@@ -1,7 +1,7 @@
-//! A transformer token by token on plain slices, with a key-value cache for each row; knows neither gradients nor sampling.
+//! Token-by-token decoding on plain slices, with a key-value cache for each sequence.
 //!
-//! A tiny model's step is a millisecond, of which tensors, graphs and allocations would be the larger part: here the
-//! buffers are made once, and a row that has finished leaves without anything being copied.
+//! A step of a tiny model takes a millisecond, of which tensors, autograd graphs and allocations would be the larger
+//! part. So buffers are allocated once, and a finished sequence leaves the batch without any copy.
 
 mod affine;
 mod export;
@@ -32,10 +32,10 @@ struct Layer<'a> {
     down: &'a Affine<'a>,
 }
 
-/// The model's weights as slices, and how to share the work.
+/// The model's weights as slices, and how threads share the work.
 pub(crate) struct Decoder<'a> {
     spec: &'a Spec,
-    /// Of a single sequence of no length.
+    /// Sizes of one sequence, with `time` 0.
     size: Size,
     embedding: &'a [f32],
     positions: Option<&'a [f32]>,
@@ -45,30 +45,31 @@ pub(crate) struct Decoder<'a> {
     rotary: Option<&'a Rotary>,
     layers: Vec<Layer<'a>>,
     norm: Scale<'a>,
-    /// `One` where groups of rows run in parallel, `Pool` where the work within a group does.
+    /// `One` if groups of rows run in parallel, `Pool` if the work within a group does.
     pub threads: Threads,
 }
 
-/// What one sequence leaves behind for its next token.
+/// The key-value cache of one sequence.
 pub(crate) struct Cache {
-    /// Positions held.
+    /// Positions stored.
     len: usize,
-    /// Positions there is room for, a multiple of `LANES`.
+    /// Capacity in positions, a multiple of `LANES`.
     capacity: usize,
     layers: Vec<Held>,
     scores: Vec<f32>,
 }
 
-/// Keys and values of one layer, apart from the others': pieces that a cache of another size can use again.
+/// Keys and values of one layer. Each layer has its own allocation, which the allocator can reuse for a cache of
+/// another size.
 struct Held {
-    /// `[kv_head, capacity / LANES, width, LANES]`: a score is a sum over `width` for many positions at once, and is read
-    /// from one end to the other.
+    /// `[kv_head, capacity / LANES, width, LANES]`: a score is a sum over `width`, computed for `LANES` positions at
+    /// once, and memory is read sequentially.
     keys: Vec<f32>,
     /// `[kv_head, capacity, width]`.
     values: Vec<f32>,
 }
 
-/// Buffers that every step uses again.
+/// Buffers that every step reuses.
 #[derive(Default)]
 pub(crate) struct Work {
     x: Vec<f32>,
@@ -79,7 +80,7 @@ pub(crate) struct Work {
     active: Vec<f32>,
 }
 
-/// The first `len` elements, whatever they hold.
+/// The first `len` elements, with arbitrary contents.
 fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len {
         buffer.resize(len, 0.0);
@@ -116,7 +117,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// An empty cache with room for `positions`.
+    /// An empty cache with capacity for `positions`.
     pub fn cache(&self, positions: usize) -> Cache {
         let capacity = positions.next_multiple_of(LANES);
         let len = self.size.kv_heads * self.size.width * capacity;
@@ -124,7 +125,7 @@ impl<'a> Decoder<'a> {
         Cache { len: 0, capacity, layers, scores: vec![0.0; capacity] }
     }
 
-    /// Reads whole prompts into empty caches. `last` receives the state before the final norm at each prompt's last
+    /// Reads whole prompts into empty caches. Appends to `last` the state before the final norm at each prompt's last
     /// token, `[prompts, d]`.
     pub fn prefill(&self, caches: &mut [&mut Cache], prompts: &[&[u32]], work: &mut Work, last: &mut Vec<f32>) {
         let n: usize = prompts.iter().map(|p| p.len()).sum();
@@ -159,7 +160,7 @@ impl<'a> Decoder<'a> {
                     cache.store(self, l, t, &token[queries..]);
                 }
                 match self.threads {
-                    // Not the parallel kernel: a thread that waits in it would start on another group meanwhile.
+                    // Not the parallel kernel: a thread that waits in it would start on another group.
                     Threads::One => {
                         let tokens = of_row.chunks_exact(joint).zip(mixed.chunks_exact_mut(queries));
                         for (t, (token, out)) in tokens.enumerate() {
@@ -176,7 +177,7 @@ impl<'a> Decoder<'a> {
             self.finish_layer(layer, x_all, n, work);
         }
 
-        // Of the last layer only keys, values and the last token's own state are ever used.
+        // The last layer's only later uses are its keys, its values and the state of each prompt's last token.
         let l = layers.len();
         self.normalise(room(&mut work.h, n * d), x_all, &final_layer.norm_1);
         let kept = joint - queries;
@@ -224,7 +225,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Logits of the next token from states before the final norm, `[rows, d]`: one slice of `vocab` a row.
+    /// Logits of the next token from states before the final norm, `[rows, d]`: one slice of `vocab` elements per row.
     pub fn logits<'l>(
         &self,
         logits: &'l mut Vec<f32>,
@@ -260,7 +261,7 @@ impl<'a> Decoder<'a> {
         self.share(y, self.spec.d, |at, y| scale.forward(y, &x[at..at + y.len()]));
     }
 
-    /// Turns the heads in some columns of rows of `stride` by the rows' positions.
+    /// Applies the rotary embedding to the heads in the given columns of rows of `stride`, at the rows' positions.
     fn rotate(&self, rows: &mut [f32], stride: usize, columns: Range<usize>, positions: impl Iterator<Item = usize>) {
         let Some(rotary) = self.rotary else { return };
         for (row, position) in rows.chunks_exact_mut(stride).zip(positions) {
@@ -268,7 +269,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// `out` = some columns of the maps of `x [n, d]` that stand side by side.
+    /// `out` = the given columns of the concatenated outputs of `maps` for `x [n, d]`.
     fn linear(&self, out: &mut [f32], x: &[f32], maps: &[Affine], columns: Range<usize>) {
         let mut first = 0;
         for map in maps {
@@ -282,13 +283,14 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// `x +=` the map of `y`.
+    /// `x += map(y)`.
     fn project(&self, x: &mut [f32], y: &[f32], map: &Affine) {
         let d = self.spec.d;
         map.apply(x, At { stride: d, offset: 0 }, Into::Add, y, 0..d, self.threads);
     }
 
-    /// What follows attention, whose output lies in `work.mixed`, and what `norm_1` gave in `work.h`.
+    /// The rest of a layer after attention. Reads attention's output from `work.mixed` and the output of `norm_1` from
+    /// `work.h`.
     fn finish_layer(&self, layer: &Layer, x: &mut [f32], n: usize, work: &mut Work) {
         let (d, inner) = (self.spec.d, self.spec.inner);
         self.project(x, &work.mixed[..n * self.size.d()], layer.attn_out);
@@ -306,8 +308,9 @@ impl<'a> Decoder<'a> {
         self.project(x, active, layer.down);
     }
 
-    /// Attention of one query a sequence over its cache: queries are the first columns of every `stride` in `work.qkv`. Keys
-    /// and values that stand behind them are kept first, as those of the last position: by the thread that then reads them.
+    /// Attention of one query per sequence over its cache. Each row of `work.qkv` has `stride` columns and begins with
+    /// the query. Keys and values behind the query, if any, are first stored as those of the last position, by the
+    /// thread that then reads them.
     fn attend(&self, caches: &mut [&mut Cache], layer: usize, stride: usize, n: usize, work: &mut Work) {
         let queries = self.size.d();
         let mixed = room(&mut work.mixed, n * queries);
@@ -340,7 +343,7 @@ impl<'a> Decoder<'a> {
 }
 
 impl Cache {
-    /// Keeps the keys and values of position `t`, side by side.
+    /// Stores the keys and values of position `t`; `keys_and_values` holds them side by side.
     fn store(&mut self, decoder: &Decoder, layer: usize, t: usize, keys_and_values: &[f32]) {
         let (Size { kv_heads, width, .. }, capacity) = (decoder.size, self.capacity);
         let (keys, values) = keys_and_values.split_at(kv_heads * width);
@@ -356,7 +359,7 @@ impl Cache {
         }
     }
 
-    /// Mixes the values of all positions held for the queries `q`; both `[heads width]`.
+    /// Attention of the queries `q` over all stored positions; `q` and `out` are `[heads width]`.
     fn attend(&mut self, decoder: &Decoder, layer: usize, q: &[f32], out: &mut [f32]) {
         let Size { width, .. } = decoder.size;
         let block = width * self.capacity;
@@ -371,9 +374,9 @@ impl Cache {
 }
 
 simd! {
-    /// One head: `q`, `out` `[width]`, `keys` `[capacity / LANES, width, LANES]`, `values` `[capacity, width]`, the first
-    /// `len` positions seen. Loops run over indices: an iterator's call that is not inlined would keep the sums from
-    /// staying in registers.
+    /// Attention of one head over the first `len` positions: `q`, `out` `[width]`, `keys` `[capacity / LANES, width,
+    /// LANES]`, `values` `[capacity, width]`. Loops use indices: an iterator call that is not inlined would keep the
+    /// sums out of registers.
     fn attend_head(out: &mut [f32], scores: &mut [f32], q: &[f32], keys: &[f32], values: &[f32], len: usize, scale: f32) {
         let width = q.len();
         let (keys, _) = keys.as_chunks::<LANES>();
@@ -390,7 +393,7 @@ simd! {
                 blocks[b][j] = sums[j] * scale;
             }
         }
-        // Positions of the last block beyond `len` hold nothing of this sequence.
+        // Scores of the last block beyond `len` are padding.
         let scores = &mut scores[..len];
         let m = max(scores);
         for s in scores.iter_mut() {
@@ -413,8 +416,8 @@ simd! {
     }
 }
 
-/// `out[first .. first + N] = norm * sum of scores_t values_t[first .. first + N]`, `values` in rows of `out`'s width: all of
-/// a row's columns that fit into registers in one pass over the rows.
+/// `out[first .. first + N] = norm * sum_t scores_t values_t[first .. first + N]`, with rows of `values` as wide as
+/// `out`. One pass over the rows for as many columns as fit into registers.
 #[inline(always)]
 fn mix<const FMA: bool, const N: usize>(out: &mut [f32], scores: &[f32], values: &[f32], first: usize, norm: f32) {
     let width = out.len();

@@ -1,15 +1,15 @@
-//! Uniform numbers addressed by (row, position), so that a row's sample depends on nothing but its address.
+//! Uniform numbers addressed by (row, position), so that a row's sample depends only on its address.
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// A counter-based source of uniforms, keyed by 32 bytes. The stream number of ChaCha12 is the row, its block
-/// the position: no state, no order of drawing.
+/// A counter-based source of uniforms with a 32-byte key. The row is ChaCha12's stream number, the position its block
+/// number, so there is no state and no drawing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Draws(pub [u8; 32]);
 
 impl Draws {
-    /// Takes a fresh key from a generator.
+    /// Draws a fresh key from a generator.
     pub fn from_rng(rng: &mut impl RngCore) -> Self {
         let mut key = [0; 32];
         rng.fill_bytes(&mut key);

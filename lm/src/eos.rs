@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The ids of the tokens that end a text, at least one: sampling stops at any of them, the first ends a written response.
+/// The ids of the tokens that end a text, at least one. Sampling stops at any of them; the first one ends a written
+/// response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Eos(Vec<u32>);
 
 impl Eos {
-    /// `None` without any id; of equal ones the first counts.
+    /// `None` if there is no id. Drops duplicates.
     pub fn new(ids: impl IntoIterator<Item = u32>) -> Option<Self> {
         let mut distinct = Vec::new();
         for id in ids {
@@ -18,7 +19,7 @@ impl Eos {
         (!distinct.is_empty()).then_some(Self(distinct))
     }
 
-    /// The one that is appended to a response that has ended.
+    /// The id to append to a response that has ended.
     pub fn first(&self) -> u32 {
         self.0[0]
     }
@@ -38,7 +39,7 @@ impl From<u32> for Eos {
     }
 }
 
-/// The ids that a config file names: a number, a list, or nothing; a negative number, usually -1, stands for none.
+/// Reads the ids in a config file: a number, a list, or null; a negative number, usually -1, means none.
 pub(crate) fn ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a token id, a list of them, or null")]
@@ -55,7 +56,7 @@ pub(crate) fn ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>
     ids.into_iter().filter(|&id| id >= 0).map(id).collect()
 }
 
-/// The same way back: one id as a number, several as a list.
+/// Writes one id as a number, several as a list, none as null.
 pub(crate) fn serialize<S: Serializer>(ids: &[u32], serializer: S) -> Result<S::Ok, S::Error> {
     match ids {
         [] => serializer.serialize_none(),

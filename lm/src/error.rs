@@ -1,4 +1,4 @@
-//! What can go wrong in this crate, each variant naming the file or the quantity; knows no exit codes.
+//! The crate's error type; each variant names the file or the quantity.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A model, adapter or head on disk that is not what it should be.
+    /// An invalid model, adapter or head on disk.
     #[error("{path}: {what}", path = path.display())]
     BadModel { path: PathBuf, what: String },
     /// A tokenizer that cannot be read, trained, or used with a model.
@@ -18,13 +18,13 @@ pub enum Error {
     /// A NaN or an infinity where a finite number is needed.
     #[error("{what} is not finite")]
     NonFinite { what: String },
-    /// Arguments that make no sense together: an empty batch, ids above the vocabulary, top-p of zero.
+    /// Invalid arguments: an empty batch, ids above the vocabulary, top-p of zero.
     #[error("{what}")]
     BadInput { what: String },
     /// A file that cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    /// A tensor operation that failed: almost always a wrong shape, hence ours.
+    /// A tensor operation that failed: almost always a wrong shape, hence a bug in this project.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

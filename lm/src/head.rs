@@ -1,4 +1,4 @@
-//! Linear heads that turn hidden states into one number, and reward models made of them; knows no preferences.
+//! Linear heads that turn hidden states into one number, and reward models with such a head.
 
 use std::path::Path;
 
@@ -19,13 +19,13 @@ pub struct ScalarHead {
 }
 
 impl ScalarHead {
-    /// Trainable, the weight normal with the given standard deviation, the bias 0.
+    /// A trainable head: the weight normal with standard deviation `std`, the bias 0.
     pub fn init(d: usize, std: f64, rng: &mut ChaCha12Rng) -> Result<Self> {
         let weight = variable::fresh(&random::normal(&[1, d], std, rng)?)?;
         Ok(Self { weight, bias: variable::fresh(&Tensor::zeros(1, DType::F32, &Device::Cpu)?)? })
     }
 
-    /// Trainable, all zero.
+    /// A trainable head, all zero.
     pub fn zeros(d: usize) -> Result<Self> {
         let zeros = |shape: &[usize]| variable::fresh(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
         Ok(Self { weight: zeros(&[1, d])?, bias: zeros(&[1])? })
@@ -36,7 +36,7 @@ impl ScalarHead {
         Ok(hidden.matmul(&self.weight.t()?)?.squeeze(1)?.broadcast_add(&self.bias)?)
     }
 
-    /// `head.weight` and `head.bias`, if trainable. Neither decays.
+    /// `head.weight` and `head.bias`, if trainable. Weight decay applies to neither.
     pub fn variables(&self) -> Vec<Variable> {
         [("head.weight", &self.weight), ("head.bias", &self.bias)]
             .into_iter()
@@ -44,7 +44,7 @@ impl ScalarHead {
             .collect()
     }
 
-    /// A detached view sharing the storage.
+    /// A detached view that shares storage.
     pub fn frozen(&self) -> Self {
         Self { weight: self.weight.detach(), bias: self.bias.detach() }
     }
@@ -61,18 +61,19 @@ impl ScalarHead {
         weights::write(file, &tensors, WeightType::F32)
     }
 
-    /// Reads what `save` wrote; frozen. Errors name the file, the tensor and the width `d` expected.
+    /// Reads a file written by [`ScalarHead::save`]; frozen. Errors name the file, the tensor and the expected width
+    /// `d`.
     pub fn load(file: &Path, d: usize) -> Result<Self> {
         let weights = Checkpoint::file(file)?;
         Ok(Self { weight: weights.get("weight", &[1, d])?, bias: weights.get("bias", &[1])? })
     }
 }
 
-/// Which hidden states a reward is read from.
+/// How a reward is read from the hidden states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pool {
-    /// The last real token of the sequence: EOS if the response has it.
+    /// The head's output at the last real token of the sequence: EOS if the response has it.
     Last,
     /// The sum of the head's output over the response tokens.
     Sum,
@@ -87,7 +88,7 @@ pub struct RewardModel {
 }
 
 impl RewardModel {
-    /// One score a sequence, `[batch]`. Errors: `Sum` and a sequence without response.
+    /// One score per sequence, `[batch]`. Errors: [`Pool::Sum`] with a sequence that has no response.
     pub fn scores(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
         match self.pool {
             Pool::Last => self.head.forward(&self.lm.hidden_at(batch, &batch.last(), dropout)?),
@@ -103,7 +104,7 @@ impl RewardModel {
         }
     }
 
-    /// The model's variables, then the head's; without an output layer of its own, on which no score depends.
+    /// The model's variables, then the head's. A separate output layer is left out: no score depends on it.
     pub fn variables(&self) -> Vec<Variable> {
         let mut all = self.lm.trunk_variables();
         all.extend(self.head.variables());

@@ -1,8 +1,8 @@
-//! Language models on candle for the CPU, in f32 or with their large products in bf16: GPT-2, GPT-J, Llama, LoRA
-//! adapters, heads, sampling, tokenizers, optimisers. Knows no pipeline, no corpus and no learning objective.
+//! Language models on candle for the CPU, in f32 or with large matrix products in bf16: GPT-2, GPT-J, Llama, LoRA
+//! adapters, scalar heads, sampling, tokenizers, optimisers.
 //!
 //! Shapes are written `[batch, time, d]`. A `Batch` is right-padded; flat arrays of response tokens are
-//! `[response_tokens]`, in row order. Nothing here depends on the number of threads.
+//! `[response_tokens]`, in row order. No result depends on the number of threads.
 
 mod adapter;
 mod batch;
@@ -49,6 +49,6 @@ pub use tokenizer::Tokenizer;
 pub use variable::Variable;
 pub use weights::WeightType;
 
-/// Raised whenever the same weights, data and seeds give other numbers than before; part of the key of every
+/// Raised whenever the same weights, data and seeds give different numbers than before; part of the cache key of every
 /// stage that trains or samples.
 pub const NUMERICS: u32 = 5;

@@ -1,12 +1,12 @@
-//! A linear layer with an optional low-rank adapter; knows no model.
+//! A linear layer with an optional LoRA adapter.
 
 use candle_core::Tensor;
 use rand_chacha::ChaCha12Rng;
 
 use crate::{Result, kernels, random};
 
-/// Dropout in force during one training forward pass. Adapters drop their input with the probability of their own
-/// `LoraConfig`; the model's embeddings and residual branches only if asked to here.
+/// Dropout of one training forward pass. Adapters drop their input with the probability in their own `LoraConfig`;
+/// embeddings and residual branches are dropped only if `model` is above 0.
 #[derive(Debug, Clone)]
 pub struct Dropout {
     /// Probability for embeddings and residual branches; 0 is off.
@@ -29,7 +29,7 @@ impl Dropout {
 /// y = x W + b, W `[in, out]`, plus scale (x A^T) B^T if there is an adapter.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    /// As in the model's file, without `.weight`.
+    /// The module's name in the model's file, without `.weight`.
     pub name: String,
     pub weight: Tensor,
     pub bias: Option<Tensor>,
@@ -46,21 +46,21 @@ pub(crate) struct LowRank {
 }
 
 impl LowRank {
-    /// A view that shares storage and tracks nothing.
+    /// A frozen view that shares storage.
     pub fn detached(&self) -> Self {
         Self { a: self.a.detach(), b: self.b.detach(), ..*self }
     }
 }
 
 impl Linear {
-    /// As part of a transformer block, for which `mask` drops entries of the adapter's input.
+    /// The arguments for the transformer block kernel; `mask` drops entries of the adapter's input.
     pub fn projection<'a>(&'a self, mask: Option<&'a kernels::Mask>) -> kernels::Projection<'a> {
         let adapter = self.adapter.as_ref();
         let adapter = adapter.map(|low| kernels::Adapter { a: &low.a, b: &low.b, scale: low.scale, mask });
         kernels::Projection { w: &self.weight, bias: self.bias.as_ref(), adapter }
     }
 
-    /// The dropout of the adapter's input, `[rows, in]`; None without an adapter that drops.
+    /// The dropout mask of the adapter's input, `[rows, in]`; None without dropout or without an adapter that has it.
     pub fn mask(&self, rows: usize, drop: Option<&mut Dropout>) -> Result<Option<kernels::Mask>> {
         match (drop, &self.adapter) {
             (Some(drop), Some(adapter)) if adapter.dropout > 0.0 => {
@@ -70,7 +70,7 @@ impl Linear {
         }
     }
 
-    /// The weight with the adapter's part added, `[in, out]`, detached.
+    /// The weight with the adapter added, `[in, out]`, detached.
     pub fn merged_weight(&self) -> Result<Tensor> {
         let weight = self.weight.detach();
         let Some(adapter) = &self.adapter else { return Ok(weight) };

@@ -1,5 +1,4 @@
-//! The language model as stages see it: weights that may be frozen, trained whole, or trained through an adapter.
-//! Knows no objective beyond the next-token loss.
+//! A language model whose weights are frozen, trained whole, or trained through an adapter.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,28 +23,28 @@ pub struct CausalLm {
     lora: Option<LoraConfig>,
 }
 
-/// A next-token loss and its part on the responses, scalars in nats a token.
+/// The next-token loss of a batch, over all tokens and over responses alone; scalars in nats per token.
 #[derive(Debug, Clone)]
 pub struct LmLoss {
-    /// The weighted mean over prompt and response tokens; to be differentiated.
+    /// The weighted mean over prompt and response tokens, with its autograd graph.
     pub loss: Tensor,
     /// The mean over response tokens alone, detached.
     pub response_nll: Tensor,
 }
 
 impl CausalLm {
-    /// Freshly drawn weights; frozen.
+    /// A model with freshly drawn weights, frozen.
     pub fn init(config: impl Into<ModelConfig>, init: InitStd, rng: &mut ChaCha12Rng) -> Result<Self> {
         Ok(Self::of(Transformer::init(&config.into(), init, rng)?, None))
     }
 
-    /// Reads a Hugging Face folder of a GPT-2, GPT-J or Llama, `config.json` and weights in f32, f16 or bf16, names with or
-    /// without the trunk's prefix; or a Llama's GGUF file, dequantised. Frozen.
+    /// Loads a GPT-2, GPT-J or Llama from a Hugging Face folder (`config.json` and weights in f32, f16 or bf16, tensor
+    /// names with or without the trunk's prefix), or a Llama from a GGUF file, dequantised. Frozen.
     pub fn load(path: &Path) -> Result<Self> {
         Ok(Self::of(weights::load(path)?, None))
     }
 
-    /// Writes a Hugging Face folder. Equal weights give equal bytes. Errors: an adapter is on (merge it first).
+    /// Writes a Hugging Face folder. Equal weights give equal bytes. Errors: the model has an adapter (merge it first).
     pub fn save(&self, folder: &Path, dtype: WeightType) -> Result<()> {
         if self.lora.is_some() {
             return Err(Error::input("a model with an adapter cannot be saved whole; merge it or save the adapter"));
@@ -53,8 +52,8 @@ impl CausalLm {
         weights::save(&self.net, folder, dtype)
     }
 
-    /// The same model, weights and adapter, with its products in another precision. Every view and copy made of it keeps
-    /// the precision; files know nothing of it. An adapter's own products are f32 either way.
+    /// The same weights and adapter with matrix products in another precision. Views and copies of the result keep the
+    /// precision; files do not record it. An adapter's own products are always f32.
     pub fn with_precision(&self, precision: Precision) -> Self {
         Self::of(Transformer { precision, ..Transformer::clone(&self.net) }, self.lora)
     }
@@ -67,12 +66,13 @@ impl CausalLm {
         &self.net.config
     }
 
-    /// The adapter's shape, if there is one.
+    /// The adapter's configuration, if there is an adapter.
     pub fn lora(&self) -> Option<&LoraConfig> {
         self.lora.as_ref()
     }
 
-    /// All weights made trainable: a copy of those that another model shares. Errors: an adapter is on.
+    /// The model with all weights trainable. Tensors are copied one by one; one that no other model shares is freed
+    /// after its copy. Errors: the model has an adapter.
     pub fn with_full_training(self) -> Result<Self> {
         if self.lora.is_some() {
             return Err(Error::input("full training of a model with an adapter; merge it first"));
@@ -80,19 +80,20 @@ impl CausalLm {
         Ok(Self::of(Arc::unwrap_or_clone(self.net).trainable()?, None))
     }
 
-    /// The same weights, frozen, with a fresh trainable adapter on every linear layer: A Kaiming-uniform as in PEFT,
-    /// B = 0, so that the model is unchanged at first. An adapter already there is not kept.
+    /// The same weights, frozen, with a fresh trainable adapter on every linear layer: A is Kaiming-uniform as in PEFT
+    /// and B = 0, so that outputs are unchanged at first. Replaces an existing adapter.
     pub fn with_adapter(&self, lora: &LoraConfig, rng: &mut ChaCha12Rng) -> Result<Self> {
         Ok(Self::of(self.net.with_fresh_adapters(lora, rng)?, Some(*lora)))
     }
 
-    /// The same weights with an adapter read from a PEFT folder; all frozen. `trainable_adapter` thaws it.
+    /// The same weights with an adapter read from a PEFT folder; all frozen. [`CausalLm::with_trainable_adapter`] makes
+    /// the adapter trainable.
     pub fn load_adapter(&self, folder: &Path) -> Result<Self> {
         let (net, lora) = adapter::load(self.net.detached(), folder)?;
         Ok(Self::of(net, Some(lora)))
     }
 
-    /// The same frozen weights with a fresh trainable copy of the adapter. Errors: there is none.
+    /// The same frozen weights with a trainable copy of the adapter. Errors: the model has no adapter.
     pub fn with_trainable_adapter(&self) -> Result<Self> {
         if self.lora.is_none() {
             return Err(Error::input("the model has no adapter to train"));
@@ -100,7 +101,7 @@ impl CausalLm {
         self.map_adapters(variable::fresh)
     }
 
-    /// Writes the adapter as a PEFT folder. `base` names the model it belongs to. Errors: there is none.
+    /// Writes the adapter as a PEFT folder. `base` names the model it belongs to. Errors: the model has no adapter.
     pub fn save_adapter(&self, folder: &Path, base: &str) -> Result<()> {
         let lora = self.lora.ok_or_else(|| Error::input("the model has no adapter to save"))?;
         adapter::save(&self.net, &lora, folder, base)
@@ -111,12 +112,13 @@ impl CausalLm {
         Ok(Self::of(self.net.merged()?, None))
     }
 
-    /// The same weights with the adapter off; frozen. With full training, these are the trained weights.
+    /// The same weights without the adapter, frozen. After full training, these are the trained weights.
     pub fn base(&self) -> Self {
         Self::of(self.net.detached(), None)
     }
 
-    /// A detached view for sampling and scoring that builds no graph. It shares storage: training goes on under it.
+    /// A detached view for sampling and scoring, which builds no autograd graph. It shares storage, so it follows
+    /// further training.
     pub fn frozen(&self) -> Self {
         Self::of(self.net.frozen(), self.lora)
     }
@@ -136,12 +138,12 @@ impl CausalLm {
         all
     }
 
-    /// The model's own tensors, without an adapter's, by their names in the file. They share storage.
+    /// The model's own tensors, without the adapter's, by their names in the file. They share storage with the model.
     pub fn weights(&self) -> impl Iterator<Item = (String, &Tensor)> {
         self.net.tensors().into_iter().map(|named| (named.name, named.tensor))
     }
 
-    /// Those that hidden states depend on: all but the output layer's own.
+    /// The trainable tensors that hidden states depend on: all but those of a separate output layer.
     pub(crate) fn trunk_variables(&self) -> Vec<Variable> {
         let mut all = self.variables();
         all.retain(|variable| !variable.name.strip_prefix(OUTPUT).is_some_and(|rest| rest.starts_with('.')));
@@ -154,26 +156,26 @@ impl CausalLm {
         in_pool(|| self.net.hidden(batch, None, dropout))
     }
 
-    /// [`CausalLm::hidden`] of the positions that predict the response tokens, `[response_tokens, d]`: the last layer computes
-    /// no others.
+    /// [`CausalLm::hidden`] at the positions that predict the response tokens, `[response_tokens, d]`. The last layer
+    /// computes no other rows.
     pub fn predicting(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
         self.hidden_at(batch, batch.predicting(), dropout)
     }
 
-    /// [`CausalLm::hidden`] of some rows of `[batch * time]`, which ascend: `[n, d]`.
+    /// [`CausalLm::hidden`] at the given rows of `[batch * time]`, in ascending order: `[n, d]`.
     pub(crate) fn hidden_at(&self, batch: &Batch, rows: &[u32], dropout: Option<&mut Dropout>) -> Result<Tensor> {
         in_pool(|| self.net.hidden(batch, Some(rows), dropout))
     }
 
-    /// Log-probabilities (and entropies) of the response tokens from what [`CausalLm::predicting`] gives.
+    /// Log-probabilities (and entropies) of the response tokens from the output of [`CausalLm::predicting`].
     pub fn token_stats(&self, predicting: &Tensor, batch: &Batch, o: &StatOptions) -> Result<TokenStats> {
         let masked = stats::before_minimum(batch, o.min_new_tokens);
         stats::token_stats(predicting, &self.net.output(), batch.targets(), Some((&o.eos, &masked)), o.entropy)
     }
 
-    /// The exact KL(self || other) of the distributions that the response tokens were drawn from, over the whole vocabulary: flat
-    /// `[response_tokens]`, in nats. `predicting` and `others` are what [`CausalLm::predicting`] gives for the two models.
-    /// Errors: other vocabularies.
+    /// The exact KL(self || other) over the whole vocabulary between the distributions of each response token: flat
+    /// `[response_tokens]`, in nats. `predicting` and `others` are the outputs of [`CausalLm::predicting`] of the two
+    /// models. Errors: the vocabularies differ.
     pub fn divergence(
         &self,
         predicting: &Tensor,
@@ -187,8 +189,8 @@ impl CausalLm {
         stats::divergence(own, other, batch.targets(), (&o.eos, &masked))
     }
 
-    /// The next-token loss: the mean negative log-probability in which a response token weighs 1 and a prompt token
-    /// (from the second on) `prompt_weight`. With weight 0 the output layer and most of the last layer see
+    /// The next-token loss: the mean negative log-probability, with weight 1 for a response token and `prompt_weight`
+    /// for a prompt token (from the second on). With weight 0 the output layer and most of the last layer run on
     /// response positions only.
     pub fn lm_loss(&self, batch: &Batch, prompt_weight: f64, dropout: Option<&mut Dropout>) -> Result<LmLoss> {
         let responses = batch.response_tokens();

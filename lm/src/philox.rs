@@ -1,11 +1,11 @@
-//! Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): draws by counter, many at a time. Any part
-//! of a long run of draws can be made on its own. Knows no distribution.
+//! Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): counter-based random draws, many
+//! at a time. Any part of a long sequence can be computed on its own.
 
 use crate::kernels::simd::simd;
 
-/// Counters that are computed side by side.
+/// Counters computed side by side.
 const WIDTH: usize = 16;
-/// Draws of as many counters.
+/// Draws from `WIDTH` counters.
 pub(crate) const DRAWS: usize = 4 * WIDTH;
 
 const ROUNDS: usize = 10;
@@ -13,8 +13,8 @@ const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 
 simd! {
-    /// Fills `draws` with those of `key` from number `first` on, a multiple of [`DRAWS`]. Draw `DRAWS b + WIDTH j + i` is word
-    /// `j` of counter `WIDTH b + i`.
+    /// Fills `draws` with the draws of `key` from number `first` on, a multiple of [`DRAWS`]. Draw `DRAWS b + WIDTH j +
+    /// i` is word `j` of counter `WIDTH b + i`.
     pub(crate) fn fill(draws: &mut [[u32; DRAWS]], key: [u32; 2], first: u64) {
         for (b, draws) in draws.iter_mut().enumerate() {
             let block = first / DRAWS as u64 + b as u64;
@@ -53,7 +53,7 @@ fn round(x: [[u32; WIDTH]; 4], key: [u32; 2]) -> [[u32; WIDTH]; 4] {
 mod tests {
     use super::*;
 
-    /// The known answers of its authors' Random123.
+    /// Known answers from the authors' Random123.
     #[test]
     fn it_is_philox() {
         let ten_rounds = |counter: [u32; 4], mut key: [u32; 2]| {

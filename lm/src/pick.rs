@@ -1,14 +1,14 @@
-//! One token from one row of logits and one uniform number; knows no model.
+//! Picks one token from one row of logits and one uniform number.
 
 use crate::SampleOptions;
 use crate::kernels::simd::{exp, max, simd};
 
-/// Draws tokens; holds buffers only.
+/// Picks tokens; holds only reusable buffers.
 pub(crate) struct Picker<'a> {
     o: &'a SampleOptions,
     /// e^(l - max) of each token.
     weights: Vec<f32>,
-    /// The same at the temperature asked for.
+    /// `weights` at the requested temperature.
     tempered: Vec<f32>,
     order: Vec<u32>,
 }
@@ -19,9 +19,9 @@ impl<'a> Picker<'a> {
     }
 
     /// The token at `step` of a response for the uniform `u` in [0, 1), and its log-probability at temperature 1 with
-    /// EOS masked before the minimum. `None` if the logits are no distribution. Masks `logits` in place.
+    /// EOS masked before the minimum. `None` if the logits do not form a distribution. Masks `logits` in place.
     ///
-    /// Sums run in f64 in a fixed order: that of ids, or with top-p that of falling probability, ties by id.
+    /// Sums run in f64 in a fixed order: by id, or with top-p by falling probability, ties by id.
     pub fn pick(&mut self, logits: &mut [f32], step: usize, u: f64) -> Option<(u32, f32)> {
         let o = self.o;
         if step < o.min_new_tokens {
@@ -31,7 +31,8 @@ impl<'a> Picker<'a> {
         self.weights.resize(logits.len(), 0.0);
         exponentials(&mut self.weights, logits, m, 1.0);
         let total = sum(&self.weights);
-        // The greatest logit has weight 1; a NaN or an infinity anywhere spoils the sum.
+        // The greatest logit has weight 1, so a valid sum is at least 1; a NaN or an infinity anywhere makes it
+        // invalid.
         if !(total.is_finite() && total >= 1.0) {
             return None;
         }
@@ -52,12 +53,12 @@ impl<'a> Picker<'a> {
     }
 }
 
-/// In the order of ids.
+/// Sums in the order of ids.
 fn sum(weights: &[f32]) -> f64 {
     weights.iter().map(|&w| f64::from(w)).sum()
 }
 
-/// The first token whose cumulated weight exceeds `u` of their `total`.
+/// The first token whose cumulative weight exceeds `u * total`.
 fn by_id(weights: &[f32], total: f64, u: f64) -> Option<usize> {
     let target = u * total;
     let mut sum = 0.0;
@@ -67,11 +68,11 @@ fn by_id(weights: &[f32], total: f64, u: f64) -> Option<usize> {
             return Some(id);
         }
     }
-    // u total may round up to total: then it is the last token that can be drawn at all.
+    // `u * total` may round up to `total`: then take the last token with a positive weight.
     weights.iter().rposition(|&w| w > 0.0)
 }
 
-/// The same among the fewest most probable tokens that together reach `top_p`.
+/// Like `by_id`, among the fewest most probable tokens that together reach `top_p`.
 fn nucleus(weights: &[f32], top_p: f64, u: f64, order: &mut Vec<u32>) -> usize {
     order.clear();
     order.extend(0..weights.len() as u32);

@@ -1,4 +1,4 @@
-//! Weights drawn from a seeded generator; knows no model.
+//! Random weights and dropout masks from a seeded generator.
 
 use candle_core::{Device, Tensor};
 use rand::Rng;
@@ -30,14 +30,14 @@ pub(crate) fn uniform(shape: &[usize], bound: f64, rng: &mut ChaCha12Rng) -> Res
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-/// A dropout mask: each of `len` elements is kept with probability 1 - p. Takes a key from `rng`, under which element i is
-/// draw i: threads share the work and change nothing.
+/// A dropout mask that keeps each of `len` elements with probability 1 - p. Takes a key from `rng`; element i uses draw
+/// i of that key, so the result does not depend on threads.
 pub(crate) fn dropout_mask(len: usize, p: f64, rng: &mut ChaCha12Rng) -> Mask {
-    /// Draws that are made before they are used.
+    /// Blocks of draws computed at a time.
     const BLOCKS: usize = 4;
     const WORDS: usize = BLOCKS * philox::DRAWS / BITS;
     let keep = (1.0 / (1.0 - p)) as f32;
-    // A 32-bit draw is kept if it is at least p 2^32: exact to 2^-32.
+    // An element is kept if its 32-bit draw is at least p 2^32: exact to 2^-32.
     let threshold = (p * 4_294_967_296.0) as u32;
     let key: [u32; 2] = rng.random();
     Mask::new(len, keep, |first, words| {

@@ -1,4 +1,4 @@
-//! Sampling responses from a model; knows no text and no rewards.
+//! Sampling responses from a model.
 
 use rayon::prelude::*;
 
@@ -8,17 +8,17 @@ use crate::pick::Picker;
 use crate::threads::in_pool;
 use crate::{CausalLm, Draws, Eos, Error, Result, stats};
 
-/// How to draw.
+/// Sampling settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SampleOptions {
-    /// Logits are divided by it before drawing; above 0.
+    /// Divides the logits before sampling; above 0.
     pub temperature: f64,
-    /// Only the most probable tokens that together reach this probability are drawn; in (0, 1], 1 is off.
+    /// Restricts sampling to the fewest most probable tokens that together reach this probability; in (0, 1], 1 is off.
     pub top_p: f64,
-    /// The first that many tokens cannot be EOS.
+    /// The first `min_new_tokens` tokens cannot be EOS.
     pub min_new_tokens: usize,
     pub max_new_tokens: usize,
-    /// A response ends with any of them.
+    /// Any of these ids ends a response.
     pub eos: Eos,
     /// Take the most probable token (the smallest id among equals) instead of drawing.
     pub greedy: bool,
@@ -27,7 +27,7 @@ pub struct SampleOptions {
 /// One response.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
-    /// With EOS if it was sampled.
+    /// Includes EOS if it was sampled.
     pub ids: Vec<u32>,
     /// log p of each id at temperature 1 over the whole vocabulary, EOS masked before the minimum, in nats.
     pub logprobs: Vec<f32>,
@@ -35,9 +35,9 @@ pub struct Sampled {
     pub ended: bool,
 }
 
-/// Draws one response a prompt. The token at position t of the response to prompt i is a function of
-/// `draws.uniform(rows[i], t)` and the distribution there, so that neither the batch nor the number of threads matter;
-/// another batch may change the distribution by floating noise. Errors: an empty prompt, ids above the vocabulary, a
+/// Samples one response per prompt. The token at position t of the response to prompt i is a function of
+/// `draws.uniform(rows[i], t)` and the distribution there, so that neither the batch nor the number of threads matters;
+/// another batch may change the distribution by rounding errors. Errors: an empty prompt, ids above the vocabulary, a
 /// prompt that leaves no room for `max_new_tokens` in the model's window, logits that are not finite.
 pub fn sample(
     lm: &CausalLm,
@@ -103,20 +103,20 @@ fn check(lm: &CausalLm, prompts: &[&[u32]], o: &SampleOptions, rows: &[u64]) -> 
     Ok(())
 }
 
-/// How rows are grouped: a function of shapes alone, so that thread counts change nothing.
+/// How rows are grouped. Depends on shapes alone, so that the number of threads changes nothing.
 struct Plan {
     /// Sequences decoded together.
     rows: usize,
-    /// Prompt tokens read together.
+    /// Prompt tokens read in one prefill.
     prefill_tokens: usize,
     threads: Threads,
 }
 
 impl Plan {
-    /// For `n` sequences of at most `positions` tokens, in groups of about one size.
+    /// For `n` sequences of at most `positions` tokens, in groups of about equal size.
     fn of(lm: &CausalLm, n: usize, positions: usize) -> Self {
         let even = |most: usize| n.div_ceil(n.div_ceil(most).max(1)).max(1);
-        /// A layer that leaves room for its activations in a core's second-level cache.
+        /// Bytes of a layer's weights that leave room for activations in a core's L2 cache.
         const SMALL_LAYER: usize = 2 << 20;
         const CACHE_BYTES: usize = 512 << 20;
         let spec = &lm.net().spec;
@@ -132,14 +132,14 @@ impl Plan {
 
 /// A sequence that has not ended.
 struct Live {
-    /// Its place in the group.
+    /// Index in the group.
     at: usize,
-    /// Its number for the draws.
+    /// Row number for [`Draws`].
     row: u64,
     cache: Cache,
 }
 
-/// The responses to a group of prompts, of which `first` stand before it in the batch.
+/// The responses to a group of prompts; `first` is the group's offset in the batch.
 fn generate(
     decoder: &Decoder,
     prompts: &[&[u32]],
@@ -152,7 +152,7 @@ fn generate(
     let start = |at: usize| Live { at, row: rows[at], cache: decoder.cache(prompts[at].len() + o.max_new_tokens) };
     let mut live: Vec<Live> = match decoder.threads {
         Threads::One => (0..prompts.len()).map(start).collect(),
-        // The first to touch memory waits until the system has cleared it.
+        // In parallel, because the first access to new memory waits until the system has cleared it.
         Threads::Pool => (0..prompts.len()).into_par_iter().map(start).collect(),
     };
     let (mut work, mut states, mut logits) = (Work::default(), Vec::new(), Vec::new());

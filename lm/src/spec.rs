@@ -1,14 +1,15 @@
-//! What the families of models differ in, as weights and the forward pass need it; knows no config file.
+//! The differences between model families that weights and the forward pass depend on.
 
 use crate::kernels::{Activation, Heads, Pairing};
 
-/// What a family calls its tensors, and how it stores them. Each module has a `.weight` and may have a `.bias`.
+/// The tensor names of a family and how its files store the tensors. Each module has a `.weight` and may have a
+/// `.bias`.
 #[derive(Debug)]
 pub(crate) struct Names {
-    /// In front of all but the output layer; files of a bare trunk lack it.
+    /// Prefix of every name but the output layer's; files of a bare trunk lack it.
     pub prefix: &'static str,
     pub embedding: &'static str,
-    /// Learned positions, if the spec has them.
+    /// Learned positions; empty in families with rotary ones.
     pub positions: &'static str,
     pub layers: &'static str,
     pub norm_1: &'static str,
@@ -19,7 +20,7 @@ pub(crate) struct Names {
     pub up: &'static [&'static str],
     pub down: &'static str,
     pub norm: &'static str,
-    /// Layer norms with a bias, or RMS norms without.
+    /// Whether norms are layer norms with a bias; otherwise they are RMS norms without one.
     pub norm_bias: bool,
     /// Whether files hold linear weights as `[out, in]`; in memory they are `[in, out]`.
     pub transposed: bool,
@@ -32,13 +33,13 @@ pub(crate) const OUTPUT: &str = "lm_head";
 pub(crate) enum Positions {
     /// A table `[window, d]`.
     Learned,
-    /// The angles of one position, one for each pair of columns.
+    /// `frequencies` holds radians per position, one value for each pair of columns.
     Rotary { pairing: Pairing, frequencies: Vec<f32> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OutputLayer {
-    /// The embedding.
+    /// The output layer reuses the embedding.
     Tied,
     Own {
         bias: bool,
@@ -49,7 +50,7 @@ pub(crate) enum OutputLayer {
 pub(crate) struct Spec {
     pub names: &'static Names,
     pub vocab: usize,
-    /// The longest sequence.
+    /// The longest sequence, in tokens.
     pub window: usize,
     /// The width of the residual stream.
     pub d: usize,
@@ -66,19 +67,19 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
-    /// Columns of the projections of queries, keys and values.
+    /// Output widths of the query, key and value projections.
     pub fn qkv_widths(&self) -> [usize; 3] {
         let Heads { query, key_value, width } = self.heads;
         [query, key_value, key_value].map(|heads| heads * width)
     }
 
-    /// Weights of a layer's linear maps.
+    /// Number of weights in one layer's linear maps, biases excluded.
     pub fn layer_weights(&self) -> usize {
         let [q, k, v] = self.qkv_widths();
         self.d * (2 * q + k + v + self.inner + self.activation.input_width(self.inner))
     }
 
-    /// What makes this shape impossible, if anything.
+    /// Errors: the reason why no model can have this shape.
     pub fn check(&self) -> std::result::Result<(), String> {
         for (name, value) in [
             ("the vocabulary", self.vocab),
@@ -104,7 +105,7 @@ impl Spec {
     }
 }
 
-/// The width of a head where the model's width is shared evenly.
+/// The width of a head when heads share the model's width evenly.
 pub(crate) fn head_width(width_name: &str, width: usize, heads_name: &str, heads: usize) -> Result<usize, String> {
     match heads {
         0 => Err(format!("{heads_name} is 0")),

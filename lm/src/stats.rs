@@ -1,30 +1,31 @@
-//! Log-probabilities and entropies of response tokens from hidden states; knows no model but its output layer.
+//! Log-probabilities, entropies and KL divergences of response tokens from hidden states and the output layer.
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::threads::in_pool;
 use crate::{Batch, Eos, Error, Result, kernels};
 
-/// How the distribution over the next token is to be read.
+/// Settings for the next-token distribution.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatOptions {
-    /// The first that many tokens of a response cannot be EOS: its probability is 0 there, the rest renormalised.
+    /// The first `min_new_tokens` tokens of a response cannot be EOS: its probability is 0 there, the rest
+    /// renormalised.
     pub min_new_tokens: usize,
     pub eos: Eos,
     /// Whether to compute the entropy too.
     pub entropy: bool,
 }
 
-/// Figures of the response tokens, flat `[response_tokens]`, in nats.
+/// Statistics of the response tokens, flat `[response_tokens]`, in nats.
 #[derive(Debug, Clone)]
 pub struct TokenStats {
-    /// log p(token | what came before).
+    /// log p(token | preceding tokens).
     pub logprob: Tensor,
-    /// The entropy of the distribution the token was drawn from.
+    /// The entropy of the distribution that the token was drawn from.
     pub entropy: Option<Tensor>,
 }
 
-/// `hidden` `[n, d]` predicts `targets`; `forbidden.1[i]` says that the tokens `forbidden.0` are impossible in row i.
+/// `hidden` `[n, d]` predicts `targets`; if `forbidden.1[i]`, the tokens `forbidden.0` are impossible in row i.
 pub(crate) fn token_stats(
     hidden: &Tensor,
     output: &kernels::Output,
@@ -41,8 +42,8 @@ pub(crate) fn token_stats(
     Ok(TokenStats { logprob: stats.logprob, entropy: stats.entropy })
 }
 
-/// KL(own || other) of the distributions over the next token, `[n]` in nats: hidden states and output layer of each; `forbidden`
-/// as in [`token_stats`], for both.
+/// KL(own || other) between next-token distributions, `[n]` in nats. `own` and `other` hold hidden states and output
+/// layer; `forbidden` is as in [`token_stats`], for both.
 pub(crate) fn divergence(
     own: (&Tensor, &kernels::Output),
     other: (&Tensor, &kernels::Output),
@@ -64,7 +65,7 @@ fn stat_rows<'a>(
     if let Some((eos, _)) = forbidden {
         check_eos(eos, output.weight.dim(0)?)?;
     }
-    // Rows without a mask take the kernel's plain path.
+    // A batch without masked rows takes the kernel's plain path.
     let forbidden = forbidden.filter(|(_, rows)| rows.contains(&true)).map(|(eos, rows)| (eos.ids(), rows));
     Ok(kernels::StatRows { targets, forbidden })
 }

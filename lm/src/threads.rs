@@ -1,11 +1,11 @@
-//! How many threads this process computes with; knows no model. No result depends on the number.
+//! The number of compute threads of this process. No result depends on it.
 
-/// Sets the number of threads of rayon (hence of gemm). To be called first thing in `main`: the pool is made at its first
-/// use and then keeps its size.
+/// Sets the number of threads of rayon (hence of gemm). Call it first in `main`: the pool is made at its first use and
+/// then keeps its size.
 ///
-/// candle's elementwise operations get none beside the caller: what is left to them is too small to be worth waking a
-/// second pool, whose threads would take the cores from rayon's. candle takes its number from the environment alone,
-/// which may only be changed while no other thread runs. If one does, candle keeps what it would have had
+/// candle's elementwise operations run on the calling thread alone: those left to candle are too small to be worth
+/// waking a second pool, whose threads would take the cores from rayon's. candle reads its number of threads from the
+/// environment only, which may be changed only while no other thread runs. If one does, candle keeps its default
 /// (`CANDLE_NUM_THREADS`, else `RAYON_NUM_THREADS`, else the number of cores); results are the same.
 pub fn set_threads(n: usize) {
     if alone() {
@@ -18,11 +18,10 @@ pub fn set_threads(n: usize) {
     let _ = rayon::ThreadPoolBuilder::new().num_threads(n.max(1)).build_global();
 }
 
-/// Runs `f` on a thread of the pool. From outside, each loop that `f` shares out would be handed to the pool and its end
-/// handed back, and threads would fall asleep in between: four times as many switches while sampling.
+/// Runs `f` on a thread of the pool. Outside the pool, each parallel loop in `f` would be handed to the pool and its
+/// result handed back, and threads would fall asleep in between: four times as many context switches while sampling.
 ///
-/// A pool's thread that waits for another may begin other work of the pool meanwhile, so `f` is never more than a pass over
-/// a batch.
+/// A pool thread that waits may start other work of the pool, so `f` is never more than a pass over a batch.
 pub(crate) fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| f())
 }

@@ -1,4 +1,4 @@
-//! A BPE tokenizer of all bytes in Hugging Face's file format.
+//! BPE tokenizers that can encode any text, in Hugging Face's file format.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,33 +13,35 @@ use tokenizers::{AddedToken, ModelWrapper, PostProcessorWrapper, TokenizerBuilde
 use crate::files::{self, Gguf};
 use crate::{Eos, Error, ModelConfig, Result};
 
-/// Names of the token that ends a text where no config file names its id, in the order in which they are looked for: those of
-/// GPT-2, Llama 3, Llama 2, Gemma, ChatML and Llama 3's chats.
+/// Names of EOS tokens to look for, in this order, if no config file names the id: those of GPT-2, Llama 3, Llama 2,
+/// Gemma, ChatML and Llama 3's chats.
 const EOS: [&str; 6] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>"];
 
-/// A character that no vocabulary has, in front of a text that must not be taken for the beginning of one.
+/// A character that no vocabulary has. It stands before a text that continues another one, so that steps for the
+/// beginning of a text do not apply.
 const LEAD: &str = "\u{10ffff}";
 
-/// The largest `tokenizer.json` that is read, in bytes; that of a vocabulary of 260,000 has about 35 MB.
+/// Size limit for `tokenizer.json`, in bytes; a vocabulary of 260,000 takes about 35 MB.
 const MAX_BYTES: u64 = 128 << 20;
 
-/// How much longer a tokenizer's steps may make a text: Llama's make it 12 times as long at most.
+/// Limit on how much longer a normalizer or decoder may make a text; Llama's make it at most 12 times as long.
 const MAX_GROWTH: f64 = 256.0;
 
-/// The longest text that [`Tokenizer::check_text`] accepts, in bytes after the tokenizer's steps.
+/// The longest text that [`Tokenizer::check_text`] accepts, in bytes after normalization.
 const MAX_TEXT: f64 = (2 << 20) as f64;
 
-/// Text to ids and back, as transformers reads the same `tokenizer.json`: with the tokens that its post-processor puts before
-/// a text (BOS), whatever `tokenizer_config.json` says. Those behind a text are left to the caller, who knows whether it ends.
+/// Converts text to ids and back as transformers does with the same `tokenizer.json`. Tokens that the post-processor
+/// puts before a text (BOS) are included, whatever `tokenizer_config.json` says. Tokens behind a text are left to the
+/// caller, who knows whether the text ends.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// What stands before every text: nothing, or BOS.
+    /// Ids before every text: none, or BOS.
     begin: Vec<u32>,
-    /// The ids of [`LEAD`]; none in byte-level tokenizers, which treat the beginning of a text like the rest of it.
+    /// The ids of [`LEAD`]; empty for byte-level tokenizers, which treat the beginning of a text like the rest.
     lead: Vec<u32>,
     eos: Eos,
-    /// How much longer normalization can make a text, at most.
+    /// Upper bound on the factor by which normalization lengthens a text.
     growth: f64,
     path: PathBuf,
 }
@@ -51,16 +53,16 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, that of a folder, or what a GGUF file holds; a text ends with the first of [`EOS`] that is a
-    /// special token. Errors: unreadable, none of those, not all bytes, or ids that are drawn at random.
+    /// Reads a `tokenizer.json`, the one in a folder, or the tokenizer of a GGUF file. EOS is the first of [`EOS`] that
+    /// is a special token. Errors: an unreadable file, no EOS, missing bytes, or ids drawn at random.
     pub fn load(path: &Path) -> Result<Self> {
         let (inner, path) = read(path)?;
         let eos = by_name(&inner).ok_or_else(|| error(&path, format!("no end of text: {}", unnamed())))?;
         Self::of(inner, eos, &path)
     }
 
-    /// The same for a model: a text ends with what the model's config files name, or else with the first of [`EOS`]. Errors,
-    /// besides: ids that the model does not have, or an EOS that is not a special token here.
+    /// Like [`Tokenizer::load`], for a model: the model's config files name EOS, or else it is the first of [`EOS`].
+    /// Further errors: ids that the model does not have, or an EOS that is not a special token here.
     pub fn load_for(path: &Path, config: &ModelConfig) -> Result<Self> {
         let (inner, path) = read(path)?;
         let added = inner.get_added_tokens_decoder();
@@ -86,7 +88,7 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The same with an EOS of the caller's, which is not checked.
+    /// Like [`Tokenizer::load`], with the caller's EOS, which is not checked.
     pub fn load_with_eos(path: &Path, eos: Eos) -> Result<Self> {
         let (inner, path) = read(path)?;
         Self::of(inner, eos, &path)
@@ -106,7 +108,7 @@ impl Tokenizer {
     fn of(mut inner: tokenizers::Tokenizer, eos: Eos, path: &Path) -> Result<Self> {
         check_model(&inner).map_err(|what| error(path, what))?;
         inner.set_encode_special_tokens(true);
-        // A file may ask for truncation or padding; neither is ours to want here.
+        // A file may ask for truncation or padding; callers of this crate want neither.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| error(path, e.to_string()))?;
         let processor = serde_json::to_value(inner.get_post_processor()).map_err(|e| error(path, e.to_string()))?;
@@ -121,7 +123,7 @@ impl Tokenizer {
     }
 
     /// Trains a byte-level BPE of exactly `vocab_size` tokens, or fewer if the texts give no more merges; id 0 is
-    /// `<|endoftext|>`. The same texts give the same bytes.
+    /// `<|endoftext|>`. Equal texts give equal bytes.
     pub fn train_bpe<S>(texts: impl Iterator<Item = S> + Send, vocab_size: usize) -> Result<Self>
     where
         S: AsRef<str> + Send,
@@ -150,7 +152,7 @@ impl Tokenizer {
             .build()
             .map_err(|e| error(path, e.to_string()))?;
         inner.train(&mut trainer, texts).map_err(|e| error(path, e.to_string()))?;
-        // Through the file format, so that a trained tokenizer is the one that its file gives.
+        // Goes through the file format, so that a trained tokenizer equals the one loaded from its file.
         let json = inner.to_string(false).map_err(|e| error(path, e.to_string()))?;
         Self::parse(json.as_bytes(), path)
     }
@@ -174,16 +176,16 @@ impl Tokenizer {
         Err(Error::BadInput { what: format!("a text of {} bytes; this tokenizer reads at most {most}", text.len()) })
     }
 
-    /// Ids of a whole text, BOS included if the file asks for it, without EOS. A special token written out in the text is text,
-    /// not that token. Rare bytes that the vocabulary lacks are left out, as transformers leaves them out.
+    /// Ids of a whole text, with BOS if the file asks for it, without EOS. A special token spelled out in the text is
+    /// encoded as text. Rare bytes that the vocabulary lacks are dropped, as in transformers.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = self.begin.clone();
         ids.extend(encode(&self.inner, text));
         ids
     }
 
-    /// Ids of a text that begins with a space and goes on from another, not empty one, of which `encode` gives the ids: together they are
-    /// those of the whole, unless a token of the whole spans the border.
+    /// Ids of a text that begins with a space and continues a non-empty text encoded by [`Tokenizer::encode`]. Together
+    /// they are the ids of the whole, unless a token of the whole spans the border.
     pub fn encode_after(&self, text: &str) -> Vec<u32> {
         let lead = if self.lead.is_empty() { "" } else { LEAD };
         encode(&self.inner, &format!("{lead}{text}")).split_off(self.lead.len())
@@ -194,17 +196,17 @@ impl Tokenizer {
         self.inner.decode(ids, true).expect("decoders accept any tokens")
     }
 
-    /// The text of ids that go on from others: its first space, too, if the decoder strips that of a whole text.
+    /// The text of ids that continue others. Keeps its first space even if the decoder strips that of a whole text.
     pub fn decode_after(&self, ids: &[u32]) -> String {
         if self.lead.is_empty() {
             return self.decode(ids);
         }
         let text = self.decode(&[&self.lead, ids].concat());
-        // Bytes of a character that began before these ids take LEAD's bytes with them.
+        // Bytes that belong to a character begun before these ids merge with LEAD's bytes.
         text.trim_start().strip_prefix(LEAD).map_or_else(|| self.decode(ids), str::to_owned)
     }
 
-    /// Tokens in all, special ones included.
+    /// The number of tokens, special ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -214,7 +216,7 @@ impl Tokenizer {
         &self.eos
     }
 
-    /// The ids that stand before every text: none, or BOS.
+    /// The ids before every text: none, or BOS.
     pub fn begin(&self) -> &[u32] {
         &self.begin
     }
@@ -231,7 +233,7 @@ impl Tokenizer {
     }
 }
 
-/// The tokenizer of a file, and the file in which it lies.
+/// The tokenizer of a file or folder, and the path of the file that holds it.
 fn read(path: &Path) -> Result<(tokenizers::Tokenizer, PathBuf)> {
     if files::is_gguf(path) {
         let inner = parse(Gguf::open(path)?.tokenizer.to_string().as_bytes(), path)?;
@@ -247,7 +249,7 @@ fn parse(bytes: &[u8], path: &Path) -> Result<tokenizers::Tokenizer> {
 }
 
 fn encode(inner: &tokenizers::Tokenizer, text: &str) -> Vec<u32> {
-    // `check_model` has checked what could fail: a byte without a token is dropped, or is an unknown token that exists.
+    // `check_model` excludes failures: a byte without a token is dropped, or becomes an unknown token that exists.
     inner.encode_fast(text, false).expect("a BPE of all bytes encodes any text").get_ids().to_vec()
 }
 
@@ -261,7 +263,7 @@ fn unnamed() -> String {
     format!("none of `{}` is a special token of the tokenizer", EOS.join("`, `"))
 }
 
-/// What a post-processor puts before a text. Errors: one of a kind that is not read, or that puts anything but EOS behind it.
+/// The ids that a post-processor puts before a text. Errors: an unsupported kind, or anything but EOS behind the text.
 fn begin(processor: &Value, eos: &Eos) -> std::result::Result<Vec<u32>, String> {
     #[derive(Deserialize)]
     #[serde(tag = "type")]
@@ -306,7 +308,7 @@ fn begin(processor: &Value, eos: &Eos) -> std::result::Result<Vec<u32>, String> 
     }
 }
 
-/// A post-processor that puts these ids before a text and nothing behind it. Errors: one is no token.
+/// A post-processor that puts these ids before a text and nothing behind it. Errors: an id without a token.
 fn before(inner: &tokenizers::Tokenizer, begin: &[u32]) -> std::result::Result<PostProcessorWrapper, String> {
     let token = |&id: &u32| {
         inner.id_to_token(id).ok_or_else(|| format!("its post-processor puts id {id}, no token, before a text"))
@@ -327,8 +329,8 @@ fn before(inner: &tokenizers::Tokenizer, begin: &[u32]) -> std::result::Result<P
     serde_json::from_value(template).map_err(|e| e.to_string())
 }
 
-/// The ids of [`LEAD`]: whatever a step puts before a text stands before it, and no token reaches from it into the text behind.
-/// Errors: one does.
+/// The ids of [`LEAD`]. Additions of a step to the beginning of a text come before it, and no token spans LEAD and the
+/// text behind it. Errors: a token does.
 fn lead(inner: &tokenizers::Tokenizer) -> std::result::Result<Vec<u32>, String> {
     if is_byte_level(inner) {
         return Ok(vec![]);
@@ -347,8 +349,8 @@ fn is_byte_level(inner: &tokenizers::Tokenizer) -> bool {
     steps.contains("\"ByteLevel\"")
 }
 
-/// How much longer the steps of a normalizer or decoder can make a text, at most, in bytes; what Unicode's own normalization
-/// and case mapping add is not counted.
+/// Upper bound on the factor by which the steps of a normalizer or decoder lengthen a text, in bytes. Unicode's own
+/// normalization and case mapping are not counted.
 fn growth(steps: &Value) -> f64 {
     let inner = match steps {
         Value::Object(fields) => fields.values().map(growth).product(),
@@ -356,7 +358,7 @@ fn growth(steps: &Value) -> f64 {
         _ => 1.0,
     };
     let length = |value: &Value| value.as_str().map(|text| text.len() as f64);
-    // `Replace`: an expression may match nothing, before each byte. `Prepend`: a text may be one byte.
+    // `Replace`: a regex may match the empty string before each byte. `Prepend`: a text may be one byte long.
     let own = match (steps.get("content").and_then(length), steps.get("pattern"), steps.get("prepend").and_then(length))
     {
         (Some(content), Some(pattern), _) => {
@@ -371,8 +373,8 @@ fn growth(steps: &Value) -> f64 {
     inner * own.max(1.0)
 }
 
-/// What makes the crate panic or run out of memory instead of giving an error: a decoder that is not JSON, a `Precompiled`
-/// normalizer that is not what it should be (no BPE has one), and steps that make a text far longer.
+/// Errors: contents that make the `tokenizers` crate panic or run out of memory: a decoder that is not JSON, an invalid
+/// `Precompiled` normalizer (no BPE has one), or steps that make a text far longer.
 fn check_steps(bytes: &[u8]) -> std::result::Result<(), String> {
     #[derive(Deserialize)]
     struct Steps {
@@ -403,19 +405,20 @@ fn check_steps(bytes: &[u8]) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// Whether a byte, by its letter of the byte-level alphabet, may be missing. SmolLM2 lacks bytes that UTF-8 never has (C0, C1,
-/// F5 to FF), control characters other than tab and line ends, and the first bytes of planes without characters (F1, F2, F4).
+/// Whether the vocabulary may lack this letter of the byte-level alphabet. SmolLM2 lacks bytes that UTF-8 never has
+/// (C0, C1, F5 to FF), control characters other than tab and line ends, and the first bytes of planes without
+/// characters (F1, F2, F4).
 fn is_rare(letter: char) -> bool {
     // The letters of 00 to 20 are U+0100 and on, that of 7F is U+0121; the others stand for themselves.
     let control = matches!(letter, '\u{100}'..='\u{108}' | '\u{10b}' | '\u{10c}' | '\u{10e}'..='\u{11f}' | '\u{121}');
     control || matches!(letter, '\u{c0}' | '\u{c1}' | '\u{f1}' | '\u{f2}' | '\u{f4}'..='\u{ff}')
 }
 
-/// What keeps some text from being encoded, or from being encoded twice alike, if anything: byte-level pre-tokenization needs
-/// a token for each letter of its alphabet but rare ones, a BPE that falls back to bytes one for each byte.
+/// Errors: some text cannot be encoded, or not twice alike. Byte-level pre-tokenization needs a token for each letter
+/// of its alphabet but rare ones; a BPE that falls back to bytes needs one for each byte.
 fn check_model(inner: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
     let ModelWrapper::BPE(model) = inner.get_model() else { return Err("is not a BPE".to_owned()) };
-    // The only step of a tokenizer of this crate that draws at random, beside Unigram's sampling, which no file asks for.
+    // The only random step in the `tokenizers` crate besides Unigram's sampling, which no file enables.
     if let Some(dropout) = model.dropout.filter(|&dropout| dropout > 0.0) {
         return Err(format!(
             "its model has `dropout` {dropout}: a text would have other ids each time; set it to null to use the tokenizer"

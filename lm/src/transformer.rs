@@ -1,4 +1,4 @@
-//! A causal transformer of any family: its weights, and the way through them. Knows no files and no losses.
+//! A causal transformer of any family: its weights and the forward pass.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::linear::{Dropout, Linear, LowRank};
 use crate::spec::{OUTPUT, OutputLayer, Positions, Spec};
 use crate::{Batch, Error, InitStd, Precision, Result, random, variable};
 
-/// Scale and shift of a normalisation, `[d]` each; without shift it is an RMS norm.
+/// Weight and bias of a normalisation, `[d]` each; without a bias it is an RMS norm.
 #[derive(Debug, Clone)]
 pub(crate) struct Norm {
     pub weight: Tensor,
@@ -34,7 +34,7 @@ pub(crate) struct Block {
     pub attn_out: Linear,
     /// None: attention and MLP share the first norm.
     pub norm_2: Option<Norm>,
-    /// The MLP's first map, or gate and value.
+    /// The MLP's first linear map, or its gate and up maps.
     pub up: Vec<Linear>,
     pub down: Linear,
 }
@@ -49,7 +49,8 @@ impl Block {
         self.qkv.iter_mut().chain([&mut self.attn_out]).chain(&mut self.up).chain([&mut self.down])
     }
 
-    /// `[batch, time, d]` to the same, or to the `n` wanted rows `[n, d]`. The gradient of a frozen weight is never computed.
+    /// Maps `[batch, time, d]` to the same shape, or to `[n, d]` for the `n` rows in `wanted`. Gradients of frozen
+    /// weights are never computed.
     fn forward(
         &self,
         x: &Tensor,
@@ -99,9 +100,9 @@ pub(crate) struct Head {
     pub bias: Option<Tensor>,
 }
 
-/// A tensor of a model and how its file holds it.
+/// A tensor of a model with its name and orientation in the file.
 pub(crate) struct Named<'a> {
-    /// As in the file of a whole model, `transformer.h.0.attn.c_attn.weight`.
+    /// The name in the file of a whole model: `transformer.h.0.attn.c_attn.weight`.
     pub name: String,
     pub tensor: &'a Tensor,
     /// Whether the file holds the transpose.
@@ -112,7 +113,7 @@ pub(crate) struct Named<'a> {
 pub(crate) struct Transformer {
     pub config: ModelConfig,
     pub spec: Arc<Spec>,
-    /// Of products with weights.
+    /// Precision of matrix products with weights.
     pub precision: Precision,
     /// `[vocab, d]`.
     pub embedding: Tensor,
@@ -120,14 +121,14 @@ pub(crate) struct Transformer {
     pub positions: Option<Tensor>,
     pub blocks: Vec<Block>,
     pub norm: Norm,
-    /// None: the embedding.
+    /// None: the embedding is reused.
     pub head: Option<Head>,
 }
 
-/// Gives a tensor by its name and shape, both as in the file.
+/// Returns a tensor given its name and shape, both as in the file.
 type Get<'g> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'g;
 
-/// Asks for the tensors of a model, one after the other.
+/// Builds the parts of a model from the tensors that `get` returns.
 struct Builder<'a, 'g> {
     spec: &'a Spec,
     get: &'a mut Get<'g>,
@@ -157,7 +158,8 @@ impl Builder<'_, '_> {
         Ok(Linear { name: module, weight, bias, adapter: None })
     }
 
-    /// Maps of one input whose widths together are those of `widths`, in as many parts as the family has names.
+    /// Linear maps of the same input: one for each name and width, or one map of all widths together if there is one
+    /// name.
     fn fan(&mut self, block: &str, names: &[&str], d_in: usize, widths: &[usize], bias: bool) -> Result<Vec<Linear>> {
         let joint = [widths.iter().sum::<usize>()];
         let widths = if names.len() == 1 { &joint } else { widths };
@@ -187,7 +189,7 @@ impl Builder<'_, '_> {
 }
 
 impl Transformer {
-    /// Builds a model by asking for each tensor by name and shape, both as in the file, in file order. No adapters.
+    /// Builds a model without adapters. Calls `get` with each tensor's name and shape in the file, in file order.
     pub fn build(config: &ModelConfig, mut get: impl FnMut(&str, &[usize]) -> Result<Tensor>) -> Result<Self> {
         let spec = Arc::new(config.spec().map_err(Error::input)?);
         let names = spec.names;
@@ -198,7 +200,7 @@ impl Transformer {
             Positions::Learned => Some((build.get)(&name(names.positions), &[spec.window, spec.d])?),
             Positions::Rotary { .. } => None,
         };
-        // Not sized in advance: a config that lies about its layers fails at the first missing tensor.
+        // Not sized in advance: the number of layers is untrusted, and a false one fails at the first missing tensor.
         let mut blocks = Vec::new();
         for i in 0..spec.layers {
             blocks.push(build.block(i)?);
@@ -214,8 +216,8 @@ impl Transformer {
         Ok(Self { config: config.clone(), spec, precision: Precision::F32, embedding, positions, blocks, norm, head })
     }
 
-    /// Draws fresh weights as GPT-2 does: normal matrices, the projections into the residual stream smaller by
-    /// sqrt(2 n_layer), norms one, biases zero.
+    /// Draws fresh weights as GPT-2 does: matrices normal, projections into the residual stream smaller by sqrt(2
+    /// n_layer), norm weights 1, biases 0.
     pub fn init(config: &ModelConfig, init: InitStd, rng: &mut ChaCha12Rng) -> Result<Self> {
         let spec = config.spec().map_err(Error::input)?;
         let (std, position_std) = match init {
@@ -238,7 +240,7 @@ impl Transformer {
         })
     }
 
-    /// Every tensor but the adapters', in file order.
+    /// All tensors except the adapters', in file order.
     pub fn tensors(&self) -> Vec<Named<'_>> {
         let names = self.spec.names;
         let mut list = Listing { all: vec![], transposed: names.transposed };
@@ -264,7 +266,7 @@ impl Transformer {
         list.all
     }
 
-    /// The same model with every tensor but the adapters' replaced, one after the other; adapters are dropped.
+    /// Replaces every tensor, one after the other, by `f` of it; drops adapters.
     pub fn map(self, mut f: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
         fn optional(t: Option<Tensor>, f: &mut impl FnMut(Tensor) -> Result<Tensor>) -> Result<Option<Tensor>> {
             t.map(f).transpose()
@@ -301,17 +303,18 @@ impl Transformer {
         })
     }
 
-    /// A view that shares storage and tracks nothing; adapters are dropped.
+    /// A frozen view that shares storage, without adapters.
     pub fn detached(&self) -> Self {
         self.clone().map(|t| Ok(t.detach())).expect("detaching copies nothing: there is nothing that fails")
     }
 
-    /// The same model with a trainable copy of every tensor. A tensor that nobody else holds goes as soon as it is copied.
+    /// The same model with a trainable copy of every tensor. A tensor that nothing else holds is freed right after its
+    /// copy.
     pub fn trainable(self) -> Result<Self> {
         self.map(|t| variable::fresh(&t))
     }
 
-    /// The same model with each linear layer's adapter replaced by what `f` says.
+    /// Replaces each linear layer's adapter by the result of `f`.
     pub fn map_adapters(mut self, mut f: impl FnMut(&Linear) -> Result<Option<LowRank>>) -> Result<Self> {
         for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
             linear.adapter = f(linear)?;
@@ -319,7 +322,7 @@ impl Transformer {
         Ok(self)
     }
 
-    /// A view that shares storage and tracks nothing, adapters included.
+    /// A frozen view that shares storage, adapters included.
     pub fn frozen(&self) -> Self {
         let mut frozen = self.detached();
         for (frozen, from) in frozen.blocks.iter_mut().flat_map(Block::linears_mut).zip(self.linears()) {
@@ -328,7 +331,7 @@ impl Transformer {
         frozen
     }
 
-    /// The adapters added into the weights; frozen.
+    /// A frozen model with the adapters added into the weights.
     pub fn merged(&self) -> Result<Self> {
         let mut merged = self.detached();
         for (merged, from) in merged.blocks.iter_mut().flat_map(Block::linears_mut).zip(self.linears()) {
@@ -363,7 +366,7 @@ impl Transformer {
         }
     }
 
-    /// The angles of the first `time` positions, if positions are rotary.
+    /// The rotation angles of the first `time` positions, if positions are rotary.
     pub fn rotary(&self, time: usize) -> Option<Rotary> {
         match &self.spec.positions {
             Positions::Rotary { pairing, frequencies } => Some(Rotary::new(*pairing, frequencies, time)),
@@ -371,7 +374,8 @@ impl Transformer {
         }
     }
 
-    /// The hidden states after the last norm, `[batch, time, d]`; of some rows of `[batch * time]` alone, which ascend, `[n, d]`.
+    /// The hidden states after the last norm: `[batch, time, d]`, or `[n, d]` for the rows of `[batch * time]` in
+    /// `wanted`, which ascend.
     pub fn hidden(&self, batch: &Batch, wanted: Option<&[u32]>, mut drop: Option<&mut Dropout>) -> Result<Tensor> {
         let spec = &self.spec;
         let time = batch.time();
@@ -391,7 +395,7 @@ impl Transformer {
         }
         let rotary = self.rotary(time).map(Arc::new);
         for (i, block) in self.blocks.iter().enumerate() {
-            // No later block looks at the last one's other rows.
+            // Only the last block may skip rows: every earlier one feeds the attention of the next.
             let wanted = wanted.filter(|_| i + 1 == self.blocks.len());
             x = block.forward(&x, spec, self.precision, rotary.as_ref(), &mut drop, wanted)?;
         }
@@ -399,7 +403,7 @@ impl Transformer {
     }
 }
 
-/// The tensors of a model as they are found.
+/// Collects the tensors of a model.
 struct Listing<'a> {
     all: Vec<Named<'a>>,
     /// Whether the file holds linear weights transposed.
@@ -427,7 +431,7 @@ impl<'a> Listing<'a> {
     }
 }
 
-/// The dropout of the embeddings or of a branch before it joins the residual stream, if asked for.
+/// The dropout mask of the embeddings or of a residual branch, if model dropout is on.
 fn branch_mask(elements: usize, drop: &mut Option<&mut Dropout>) -> Option<kernels::Mask> {
     let drop = drop.as_mut().filter(|drop| drop.model > 0.0)?;
     Some(random::dropout_mask(elements, drop.model, &mut drop.rng))

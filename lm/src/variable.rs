@@ -1,4 +1,4 @@
-//! A named trainable tensor, as optimisers see it; knows no model.
+//! A named trainable tensor, for optimisers.
 
 use candle_core::{Tensor, Var};
 
@@ -7,21 +7,21 @@ use crate::Result;
 /// One trainable tensor. `var` shares its storage with the model: setting it changes the model.
 #[derive(Debug, Clone)]
 pub struct Variable {
-    /// Unique within a model, as in its file: `transformer.h.0.attn.c_attn.weight`.
+    /// Unique within a model; the name in its file, such as `transformer.h.0.attn.c_attn.weight`.
     pub name: String,
     pub var: Var,
     /// Whether weight decay applies: 2-d matrices only, never biases, norms or heads.
     pub decays: bool,
 }
 
-/// The variable behind `tensor`, if it is one.
+/// Wraps `tensor` if it is trainable.
 pub(crate) fn of(name: String, tensor: &Tensor, decays: bool) -> Option<Variable> {
-    // For a variable `from_tensor` only wraps it.
+    // `from_tensor` does not copy a variable.
     tensor.is_variable().then(|| Var::from_tensor(tensor).ok()).flatten().map(|var| Variable { name, var, decays })
 }
 
 /// A fresh variable with a copy of `tensor`'s values.
 pub(crate) fn fresh(tensor: &Tensor) -> Result<Tensor> {
-    // `Var::from_tensor` hands a variable back as it is and copies anything else.
+    // `Var::from_tensor` would return a variable as it is; it copies any other tensor.
     Ok(Var::from_tensor(&tensor.detach())?.into_inner())
 }

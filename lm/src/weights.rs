@@ -1,4 +1,4 @@
-//! Models on disk: read from whatever a folder holds or from a GGUF, written as a folder of safetensors.
+//! Model files: read from a Hugging Face folder or a GGUF file, written as a folder with safetensors.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -17,7 +17,7 @@ use crate::{Error, ModelConfig, Result};
 
 const FILE: &str = "model.safetensors";
 
-/// How weights are written.
+/// The element type of written weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightType {
     F32,
@@ -55,7 +55,7 @@ pub(crate) fn load(path: &Path) -> Result<Transformer> {
     Ok(model)
 }
 
-/// Whether a tensor is one of those that older files keep beside the weights and transformers computes anew: causal masks, and
+/// Whether a tensor is a buffer that older files keep beside the weights and transformers recomputes: causal masks, and
 /// tables of rotary positions.
 fn is_buffer(name: &str) -> bool {
     const BUFFERS: [&str; 5] = [
@@ -65,7 +65,7 @@ fn is_buffer(name: &str) -> bool {
         "self_attn.rotary_emb.inv_freq",
         "rotary_emb.inv_freq",
     ];
-    // Of the trunk, or of one of its layers.
+    // Buffers belong to the trunk or to one of its layers.
     let mut within = name.strip_prefix("transformer.").or(name.strip_prefix("model.")).unwrap_or(name);
     for layers in ["h.", "layers."] {
         if let Some((number, part)) = within.strip_prefix(layers).and_then(|rest| rest.split_once('.'))
@@ -81,7 +81,8 @@ fn head_name() -> String {
     format!("{OUTPUT}.weight")
 }
 
-/// An error if the embedding is to be the output layer, but the file has another one: whoever wrote it computes with that.
+/// Errors: the config ties the output layer to the embedding, but the file has a different output layer, which the
+/// program that wrote the file uses.
 fn check_tied(model: &Transformer, file: &Checkpoint, path: &Path) -> Result<()> {
     let (head, names) = (head_name(), model.spec.names);
     let embedding = format!("{}{}.weight", names.prefix, names.embedding);
@@ -136,17 +137,17 @@ pub(crate) fn write(path: &Path, tensors: &[Named], dtype: WeightType) -> Result
     })
 }
 
-/// A tensor whose bytes are made when the file is written.
+/// A tensor that is serialised only when the file is written.
 struct Lazy {
     tensor: Tensor,
-    /// As the file holds it.
+    /// The shape in the file.
     shape: Vec<usize>,
     transposed: bool,
     dtype: WeightType,
 }
 
 impl Lazy {
-    /// In the file's order.
+    /// Values in the file's order.
     fn values(&self) -> candle_core::Result<Vec<f32>> {
         let tensor = if self.transposed { self.tensor.t()? } else { self.tensor.clone() };
         tensor.flatten_all()?.to_vec1()

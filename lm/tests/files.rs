@@ -195,7 +195,7 @@ fn a_setting_that_would_change_the_numbers_is_refused() {
     }
 }
 
-/// Writes a model with more tensors in its file.
+/// Writes a model with additional tensors in its file.
 fn with_more(lm: &CausalLm, folder: &Path, more: &[&str]) {
     lm.save(folder, WeightType::F32).unwrap();
     let file = folder.join("model.safetensors");
@@ -263,7 +263,7 @@ fn the_ends_of_a_text_come_from_both_configs() {
         assert_eq!(eos(serde_json::Value::Null, Some(serde_json::Value::Null)).unwrap(), [0; 0]);
         assert_eq!(eos(list(&[-1, 99, 3]), None).unwrap(), [3], "99 is not in the vocabulary");
         assert!(eos("</s>".into(), None).unwrap_err().to_string().contains("a token id, a list of them, or null"));
-        // What is written holds them all.
+        // The loaded config, saved again, holds all ids.
         assert_eq!(eos(list(&[5, 3]), Some(list(&[3, 7]))).unwrap(), [5, 3, 7]);
         let again = tempfile::tempdir().unwrap();
         CausalLm::load(folder.path()).unwrap().save(again.path(), WeightType::F32).unwrap();
@@ -303,7 +303,7 @@ fn settings_that_are_no_small_file_are_refused_before_they_are_read() {
             "tokenizer.json" => lm::Tokenizer::load(folder.path()).unwrap_err(),
             _ => base.load_adapter(folder.path()).unwrap_err(),
         };
-        // No bytes of its own, a terabyte for whoever reads it.
+        // A sparse file: no bytes on disk, a terabyte to read.
         fs::write(&path, "").unwrap();
         fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
         assert!(refusal().to_string().contains("has 1099511627776 bytes; at most"), "{name}");

@@ -1,4 +1,4 @@
-//! What the forward pass computes.
+//! The results of the forward pass.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! That gradients reach every variable and are right.
+//! Gradients reach every variable and are correct.
 
 mod common;
 
@@ -17,12 +17,12 @@ fn adapted(seed: u64) -> CausalLm {
 
 fn adapted_of(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
     let lm = model(config, seed).with_adapter(&LORA, &mut rng(seed + 1)).unwrap();
-    // B is zero at first, which would hide what is wrong with A's gradient.
+    // B is zero at first, which would hide errors in A's gradient.
     shake(&lm.variables(), 0.3, seed + 2);
     lm
 }
 
-/// Everything that stages differentiate, in one number: both losses' log-probabilities, entropies, and the scores.
+/// Everything that stages differentiate, in one number: the loss, log-probabilities, entropies, and scores.
 fn objective(reward: &RewardModel, batch: &Batch) -> Tensor {
     let lm = &reward.lm;
     let loss = lm.lm_loss(batch, 0.5, None).unwrap().loss;
@@ -82,7 +82,7 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
         ] {
             assert_every_variable_has_a_gradient(&lm.variables(), &loss);
         }
-        // What is left in the store after backward belongs to leaves and to frozen operands.
+        // After backward, the store holds gradients of leaves and of frozen operands only.
         let grads = lm::backward(&lm.lm_loss(&batch, 0.0, None).unwrap().loss).unwrap();
         let variables: Vec<_> = lm.variables().iter().map(|v| v.var.id()).collect();
         let other = grads.get_ids().filter(|id| !variables.contains(id)).count();
@@ -90,7 +90,7 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
     }
 }
 
-/// The last layer leaves out what nobody asked for, and nothing else.
+/// The last layer skips rows that are not requested, and nothing else.
 #[test]
 fn states_asked_for_alone_are_those_among_all_and_so_are_their_gradients() {
     let rows = sequences();
@@ -220,7 +220,7 @@ fn assert_gradients_match_differences(reward: &RewardModel) {
 fn gradients_of_a_full_model_match_finite_differences() {
     for config in families() {
         let reward = reward(model(config, 10), Pool::Last);
-        // SwiGLU over wide heads is steeper than GELU: less spread keeps third derivatives out of the differences.
+        // SwiGLU over wide heads is steeper than GELU: a smaller spread keeps third derivatives out of the differences.
         shake(&reward.lm.variables(), 0.2, 10);
         assert_gradients_match_differences(&reward);
     }

@@ -1,4 +1,4 @@
-//! What products in bf16 change of a model, and what they do not.
+//! Effects of bf16 products on a model, and things they leave unchanged.
 
 mod common;
 
@@ -26,7 +26,7 @@ fn configs() -> [ModelConfig; 3] {
     ]
 }
 
-/// Sequences with something to learn: each token mostly says which one follows.
+/// Learnable sequences: each token mostly determines the next.
 fn rows(count: usize, seed: u64) -> Vec<Sequence> {
     let mut rng = rng(seed);
     (0..count)
@@ -44,7 +44,7 @@ fn rows(count: usize, seed: u64) -> Vec<Sequence> {
 
 const SETTINGS: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
 
-/// The losses of some steps, the last of them of the trained model.
+/// Trains for some steps and returns the loss before each.
 fn train(lm: &CausalLm, steps: usize) -> Vec<f32> {
     let mut adam = AdamW::new(lm.variables(), SETTINGS).unwrap();
     let rows = rows(16, 3);
@@ -62,7 +62,7 @@ fn fresh(config: ModelConfig) -> CausalLm {
     CausalLm::init(config, InitStd::InverseSqrtWidth, &mut rng(1)).unwrap().with_full_training().unwrap()
 }
 
-/// A model that has learnt something, so that its distributions are not flat.
+/// A trained model, so that its distributions are not flat.
 fn trained(config: ModelConfig) -> CausalLm {
     let lm = fresh(config);
     train(&lm, 40);
@@ -147,7 +147,8 @@ fn training_learns_as_much() {
     }
 }
 
-/// Measured: root mean square up to 0.0032 nats, largest 0.019; rounding turns on the last bits of what attention gives.
+/// Measured: root mean square up to 0.0032 nats, largest 0.019; rounding depends on the last bits of attention's
+/// output.
 #[test]
 fn what_was_sampled_in_bf16_is_scored_alike() {
     let rows = rows(8, 8);

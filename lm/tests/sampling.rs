@@ -1,4 +1,4 @@
-//! That samples come from the model's distribution, whatever the batch.
+//! Samples follow the model's distribution, whatever the batch.
 
 mod common;
 
@@ -29,7 +29,7 @@ fn run(lm: &CausalLm, prompts: &[Vec<u32>], rows: &[u64], o: &SampleOptions) -> 
     sample(lm, &prompts, o, &Draws([3; 32]), rows).unwrap()
 }
 
-/// A model whose layers are too large for groups of rows to run in parallel, so that the work within a group does.
+/// A model with layers too large for groups of rows to run in parallel, so that the work within a group does.
 fn wide_config() -> Gpt2Config {
     let mut config = Gpt2Config::new(40, 24, 216, 2, 3);
     config.eos_token_id = vec![EOS];
@@ -43,7 +43,7 @@ fn adapted(seed: u64) -> CausalLm {
     lm
 }
 
-/// The same of the other families.
+/// Like [`wide_config`], for the other families.
 fn wide_families() -> [ModelConfig; 2] {
     let gptj = serde_json::json!({
         "model_type": "gptj", "vocab_size": 40, "n_positions": 24, "n_embd": 264, "n_layer": 2, "n_head": 3,
@@ -56,7 +56,7 @@ fn wide_families() -> [ModelConfig; 2] {
     [gptj, llama].map(|json| ModelConfig::from_json(json).unwrap())
 }
 
-/// A model with so many tokens that its output layer, which has a bias, is not laid out a second time.
+/// A model with so large a vocabulary that its output layer, which has a bias, is not packed into a second copy.
 fn many_tokens() -> ModelConfig {
     let gptj = serde_json::json!({
         "model_type": "gptj", "vocab_size": (1 << 18) + 1, "n_positions": 24, "n_embd": 64, "n_layer": 1, "n_head": 2,
@@ -69,7 +69,7 @@ fn wide(seed: u64) -> CausalLm {
     spread(wide_config(), seed)
 }
 
-/// Weights of spread 0.3 drown a wide model; 0.05 leaves it a distribution with some entropy.
+/// Weights of spread 0.3 are too large for a wide model; 0.05 gives it distributions with some entropy.
 fn spread(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
     let lm = model(config, seed);
     shake(&lm.variables(), 0.05, seed);
@@ -199,7 +199,7 @@ fn sampled_tokens_follow_the_models_distribution() {
             let exact = p[s.ids[0] as usize].ln();
             assert!((f64::from(s.logprobs[0]) - exact).abs() < 1e-4, "the untempered log-probability");
         }
-        // Rare tokens are pooled, as the approximation wants at least 5 in a bin.
+        // Rare tokens share a bin, as the approximation needs at least 5 in each.
         let (mut chi2, mut bins, mut rare) = (0.0, 0, (0.0, 0.0));
         for (&e, &o) in expected.iter().zip(&seen) {
             if e == 0.0 {

@@ -1,4 +1,4 @@
-//! That the number of threads changes no byte.
+//! The number of threads changes no byte.
 
 mod common;
 
@@ -21,7 +21,7 @@ fn hash_floats(values: &[f32]) -> u64 {
     hash(values.iter().map(|v| v.to_bits()))
 }
 
-/// Trains a model and an adapter with a head for some steps, scores and samples: every path that a pipeline takes.
+/// Trains a model, then an adapter with a head, for some steps, and samples: every path that a pipeline takes.
 fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
     let mut rng = rng(1);
     let vocab = config.vocab_size() as u32;
@@ -79,16 +79,17 @@ fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
     hashes
 }
 
-/// Not a claim of its own: what the test below runs in child processes.
+/// Not a test of its own: the test below runs it in child processes.
 #[test]
 fn child() {
     let Ok(threads) = std::env::var(THREADS) else { return };
     let threads: usize = threads.parse().unwrap();
     lm::set_threads(threads);
     assert_eq!(rayon::current_num_threads(), threads);
-    // A test is not alone in its process, so the parent has set what `set_threads` may not.
+    // A test is not the only thread of its process, so the parent sets the variables that `set_threads` must not
+    // change.
     assert_eq!(candle_core::utils::barrier_pool().n_workers() + 1, threads, "candle's own pool");
-    // One model on each side of where sampling changes its way of sharing work.
+    // One model on each side of the threshold at which sampling changes its threading.
     let of = |json| ModelConfig::from_json(json).unwrap();
     let gptj = |d: usize| {
         of(serde_json::json!({ "model_type": "gptj", "vocab_size": 300, "n_positions": 64, "n_embd": d,
@@ -137,8 +138,8 @@ fn results_are_the_same_bytes_at_one_two_and_three_threads() {
     assert_eq!(one, run("3"));
 }
 
-/// A thread of the pool that waits within one pass runs another one meanwhile. The vocabulary is large, so that the second
-/// gradient of its table, the output layer's after the embedding's or the reverse, is added by many pieces of work.
+/// A pool thread that waits within one pass runs another one meanwhile. The vocabulary is large, so that adding the
+/// table's second gradient (the output layer's after the embedding's, or the reverse) takes many tasks.
 #[test]
 fn passes_side_by_side_know_nothing_of_each_other() {
     let lm = model(Gpt2Config::new(20_000, 24, 12, 1, 3), 11);

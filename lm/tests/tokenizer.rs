@@ -1,4 +1,4 @@
-//! BPE of all bytes: training, files, text in and out.
+//! Byte-complete BPE tokenizers: training, files, encoding and decoding.
 
 mod common;
 
@@ -116,7 +116,7 @@ proptest! {
     }
 }
 
-/// A SentencePiece-like BPE, as Llama 2's: a space is `▁`, what has no token is spelled in bytes.
+/// A SentencePiece-like BPE, as Llama 2's: a space is `▁`, and characters without a token are spelled in bytes.
 fn with_byte_fallback() -> serde_json::Value {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
     tokens.extend((0..=255).map(|b| format!("<0x{b:02X}>")));
@@ -216,7 +216,7 @@ fn steps_that_make_a_text_far_longer_are_refused_and_long_texts_too() {
     tokenizer.check_text(&few[..233_016]).unwrap();
 }
 
-/// A model of 300 tokens whose config has this `eos_token_id`.
+/// The config of a model with 300 tokens and the given `eos_token_id`.
 fn config(eos: serde_json::Value) -> ModelConfig {
     ModelConfig::from_json(serde_json::json!({
         "model_type": "llama", "vocab_size": 300, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1,
@@ -282,7 +282,7 @@ fn a_tokenizer_that_draws_its_ids_is_refused() {
     }
 }
 
-/// Adds a post-processor of these pieces: `A` is the text.
+/// The tokenizer with a post-processor of these pieces; `A` is the text.
 fn processed(pieces: &[&str]) -> serde_json::Value {
     let piece = |name: &&str| match *name {
         "A" => serde_json::json!({ "Sequence": { "id": "A", "type_id": 0 } }),
@@ -345,7 +345,7 @@ fn a_border_that_no_token_of_the_whole_has_stays_one() {
     assert_eq!(tokenizer.encode("b a"), [259, 265], "one token spans the border");
     assert_eq!((tokenizer.encode("b"), tokenizer.encode_after(" a")), (vec![259, 261], vec![262]));
     assert_eq!(tokenizer.decode_after(&[262]), " a");
-    // Half of a character, which goes on from ids before it.
+    // The second part of a character that began in earlier ids.
     assert_eq!(tokenizer.decode_after(&[3 + 0x80, 260]), "\u{fffd}a");
     json["model"]["vocab"]["<0xBF>▁"] = 266.into();
     let error = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap_err().to_string();

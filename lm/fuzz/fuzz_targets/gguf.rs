@@ -1,4 +1,4 @@
-//! Any bytes as a gguf file: an error or a model, never a panic, never more memory than the limit.
+//! Arbitrary bytes as a GGUF file give an error or a model, never a panic or more memory than the limit.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

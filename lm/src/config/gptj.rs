@@ -1,5 +1,5 @@
-//! GPT-J: rotary positions on neighbouring columns of part of each head, attention and MLP behind one norm, an output layer
-//! of its own with a bias.
+//! GPT-J: rotary positions on neighbouring columns of part of each head, attention and MLP after one shared norm, a
+//! separate output layer with a bias.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ static NAMES: Names = Names {
     transposed: true,
 };
 
-/// The base of GPT-J's rotary frequencies, which its config file does not name.
+/// The base of GPT-J's rotary frequencies; its config file does not hold it.
 const THETA: f64 = 10_000.0;
 
 /// The shape of a GPT-J, with the names and defaults of Hugging Face's `GPTJConfig`.
@@ -37,7 +37,7 @@ pub struct GptJConfig {
     pub n_embd: usize,
     pub n_layer: usize,
     pub n_head: usize,
-    /// Columns of each head that turn with the position.
+    /// Columns of each head that are rotated.
     #[serde(default = "rotary_dim")]
     pub rotary_dim: usize,
     #[serde(default = "epsilon")]

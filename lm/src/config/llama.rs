@@ -1,4 +1,4 @@
-//! Llama and its kin: rotary positions, RMS norms, heads of keys and values that serve several heads of queries, SwiGLU.
+//! Llama and similar models: rotary positions, RMS norms, grouped-query attention, SwiGLU.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,10 +33,10 @@ pub struct LlamaConfig {
     pub intermediate_size: usize,
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
-    /// Heads of keys and values; absent: as many as of queries.
+    /// Key/value heads; absent means as many as query heads.
     #[serde(default)]
     pub num_key_value_heads: Option<usize>,
-    /// The width of a head; absent: hidden_size / num_attention_heads.
+    /// The width of a head; absent means hidden_size / num_attention_heads.
     #[serde(default)]
     pub head_dim: Option<usize>,
     /// The longest sequence.
@@ -52,7 +52,7 @@ pub struct LlamaConfig {
     pub attention_bias: bool,
     #[serde(default)]
     pub mlp_bias: bool,
-    /// Whether the output layer is the embedding. Hugging Face's default is no.
+    /// Whether the output layer reuses the embedding. Hugging Face's default is false.
     #[serde(default)]
     pub tie_word_embeddings: bool,
     /// The tokens that end a text, as the file lists them.

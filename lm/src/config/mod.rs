@@ -1,4 +1,4 @@
-//! The shape of a model under Hugging Face's names, read from and written to `config.json`; knows no weights.
+//! Model configurations with Hugging Face's names, read from and written to `config.json`.
 
 mod gpt2;
 mod gptj;
@@ -20,16 +20,16 @@ pub use llama::LlamaConfig;
 
 const FILE: &str = "config.json";
 
-/// How transformers generates text with a model.
+/// transformers' generation settings for a model.
 const GENERATION: &str = "generation_config.json";
 
-/// The largest config file that is read, in bytes.
+/// Size limit for a config file, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// What changes the numbers of a model of any family, and is not read here.
+/// Keys that change the output of a model of any family and are not supported.
 const UNSUPPORTED: [&str; 3] = ["per_layer_config", "quantization_config", "sliding_window"];
 
-/// The shape of a causal language model of one of the families known here.
+/// The configuration of a causal language model of a supported family.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelConfig {
     Gpt2(Gpt2Config),
@@ -40,7 +40,7 @@ pub enum ModelConfig {
 /// The standard deviation of freshly drawn weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum InitStd {
-    /// GPT-2's own way is `Fixed(0.02)`.
+    /// GPT-2 itself uses `Fixed(0.02)`.
     Fixed(f64),
     /// 1/sqrt(d), which small models need; position embeddings keep 0.02.
     InverseSqrtWidth,
@@ -91,8 +91,8 @@ impl ModelConfig {
         }
     }
 
-    /// The tokens that end a text, if the file names any that the vocabulary has: small models often carry the default of a
-    /// large vocabulary.
+    /// The tokens that end a text, if the file names any that the vocabulary has: small models often keep an id from
+    /// the default of a large vocabulary.
     pub fn eos(&self) -> Option<Eos> {
         let ids = match self {
             Self::Gpt2(c) => &c.eos_token_id,
@@ -102,7 +102,7 @@ impl ModelConfig {
         Eos::new(ids.iter().copied().filter(|&id| (id as usize) < self.vocab_size()))
     }
 
-    /// `model_type`, as the file has it.
+    /// `model_type` as in the file.
     pub fn model_type(&self) -> &'static str {
         match self {
             Self::Gpt2(_) => "gpt2",
@@ -111,7 +111,7 @@ impl ModelConfig {
         }
     }
 
-    /// What the forward pass needs to know, or what makes this shape impossible or unsupported here.
+    /// The settings of the forward pass. Errors: an impossible or unsupported configuration.
     pub(crate) fn spec(&self) -> std::result::Result<Spec, String> {
         let spec = match self {
             Self::Gpt2(c) => c.spec()?,
@@ -128,7 +128,7 @@ impl ModelConfig {
         Self::from_json(read(&path)?).map_err(|what| Error::model(&path, what))?.with_generation(folder)
     }
 
-    /// The model's own EOS ids come first; generation stops at those that its generation config names, too.
+    /// Appends the EOS ids of the generation config, at which generation stops as well, to the model's own.
     fn with_generation(mut self, folder: &Path) -> Result<Self> {
         #[derive(Deserialize)]
         struct Generation {
@@ -150,7 +150,8 @@ impl ModelConfig {
         Ok(self)
     }
 
-    /// From the contents of a `config.json`; a file without `model_type` is taken for a GPT-2. Errors say what is wrong.
+    /// Parses the contents of a `config.json`; a file without `model_type` is taken for a GPT-2. Errors say what is
+    /// wrong.
     pub fn from_json(value: Value) -> std::result::Result<Self, String> {
         if !value.is_object() {
             return Err("expected an object, such as {\"model_type\": \"gpt2\", …}".to_owned());
@@ -213,7 +214,7 @@ fn yes() -> bool {
     true
 }
 
-/// An error unless `found` is one of the activations that are one and the same function here.
+/// Errors unless `found` is in `known`, which lists names of one and the same function.
 fn activation(name: &str, found: &str, known: &[&str]) -> std::result::Result<(), String> {
     match known.contains(&found) {
         true => Ok(()),

@@ -1,14 +1,14 @@
-//! Rotary frequencies and how a config file scales them: `default`, `linear`, `llama3`. Knows no model.
+//! Rotary frequencies and their scaling in a config file: `default`, `linear`, `llama3`.
 
 use serde::{Deserialize, Serialize};
 
 const THETA: f64 = 10_000.0;
 
-/// The widest head that is believed: a config file is untrusted.
+/// The widest head that is accepted: a config file is untrusted.
 const WIDEST: usize = 1 << 16;
 
-/// The angles of one position: theta^(-2i/dim) for each of the dim/2 pairs, rounded wherever transformers rounds to f32: what
-/// is lost there grows with the position, and models were trained with it. Errors: a width beyond all models.
+/// Radians per position: theta^(-2i/dim) for each of the dim/2 pairs. Rounds to f32 wherever transformers does: the
+/// rounding error grows with the position, and models were trained with it. Errors: a width beyond all models.
 pub fn frequencies(theta: f64, dim: usize) -> Result<Vec<f32>, String> {
     if dim > WIDEST {
         return Err(format!("rotary positions over {dim} columns of a head; at most {WIDEST} are supported"));
@@ -18,8 +18,8 @@ pub fn frequencies(theta: f64, dim: usize) -> Result<Vec<f32>, String> {
     Ok((0..dim / 2).map(|i| 1.0 / power(i)).collect())
 }
 
-/// The rotary part of a config file: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`, which holds both.
-/// Where they contradict each other, the same goes before the other as in transformers.
+/// The rotary part of a config file: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`, which
+/// holds both. Contradictions are resolved as in transformers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rope {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,17 +30,17 @@ pub struct Rope {
     pub rope_parameters: Option<Scaling>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partial_rotary_factor: Option<f64>,
-    /// Goes before the one of the scaling.
+    /// Overrides the one in the scaling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_max_position_embeddings: Option<u32>,
 }
 
-/// How the frequencies are scaled for longer sequences than a model was first trained on.
+/// Scaling of the frequencies for longer sequences than a model was first trained on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scaling {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_type: Option<String>,
-    /// What `rope_type` was called before; many files have both.
+    /// The former name of `rope_type`; many files have both.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub former_type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,7 +58,8 @@ pub struct Scaling {
 }
 
 impl Rope {
-    /// For heads whose first `dim` columns turn. Errors: a scaling that is not known here, or one that lacks a number.
+    /// The frequencies for heads with `dim` rotated columns. Errors: an unsupported scaling, or one that lacks a
+    /// number.
     pub fn frequencies(&self, dim: usize) -> Result<Vec<f32>, String> {
         let given = |scaling: &&Scaling| **scaling != Scaling::default();
         let scaling = self.rope_scaling.as_ref().filter(given).or(self.rope_parameters.as_ref());
@@ -79,7 +80,7 @@ impl Rope {
 }
 
 impl Scaling {
-    /// `length` is the original one, where the file has it outside of the scaling.
+    /// `length` is `original_max_position_embeddings` from outside the scaling, if the file has it there.
     fn scale(&self, plain: Vec<f32>, length: Option<u32>) -> Result<Vec<f32>, String> {
         let need = |name: &str, value: Option<f64>| match value {
             Some(value) if value > 0.0 && value.is_finite() => Ok(value),
@@ -107,8 +108,8 @@ impl Scaling {
     }
 }
 
-/// Llama 3.1's rule: waves that fit the original length often stay, those that hardly fit are stretched by `factor`, and in
-/// between the two are mixed. Every step rounds as in transformers, where 1 / x is rounded before it is multiplied.
+/// Llama 3.1's rule: wavelengths below `length / high` stay, those above `length / low` are stretched by `factor`, and
+/// in between the two are interpolated. Every step rounds as in transformers, which rounds 1 / x before it multiplies.
 pub(crate) fn llama3(frequency: f32, factor: f64, low: f64, high: f64, length: f64) -> f32 {
     let wave = 1.0 / frequency * std::f32::consts::TAU;
     if wave > (length / low) as f32 {

@@ -1,4 +1,4 @@
-//! A linear map as decoding uses it: its weight in the model's precision, prepared once. Knows no layers.
+//! A linear map for decoding, with its weight prepared once in the model's precision.
 
 use std::ops::Range;
 
@@ -13,9 +13,9 @@ use crate::{Precision, Result};
 /// `x W + b`, `W [in, out]`, plus `scale (x A') B'` if there is an adapter.
 pub struct Affine<'a> {
     b: Option<View<'a>>,
-    /// An adapter that is not part of the prepared weight.
+    /// The adapter, if it is not merged into the prepared weight.
     beside: Option<Low<'a>>,
-    /// The weight in pieces of some columns.
+    /// The weight, split by columns.
     pieces: Vec<(Range<usize>, Prepared)>,
     d_in: usize,
     d_out: usize,
@@ -24,14 +24,15 @@ pub struct Affine<'a> {
 struct Low<'a> {
     /// `[rank, in]`
     a: View<'a>,
-    /// Scaled, `[rank, out]`.
+    /// B', scaled, `[rank, out]`.
     b: Vec<f32>,
     rank: usize,
 }
 
 impl<'a> Affine<'a> {
-    /// Columns below and from `cut` on may be asked for apart. In f32 an adapter becomes part of the weight; in bf16 rounding
-    /// might swallow what it adds. Errors: a tensor that is not contiguous f32.
+    /// Callers may ask separately for the columns below `cut` and from `cut` on. In f32 an adapter is merged into the
+    /// weight; in bf16 rounding might lose its contribution, so it stays separate. Errors: a tensor that is not
+    /// contiguous f32.
     pub fn of(linear: &'a Linear, precision: Precision, cut: usize) -> Result<Self> {
         let (d_in, d_out) = linear.weight.dims2()?;
         let low = linear.adapter.as_ref().map(|low| -> Result<Low> {
@@ -60,7 +61,7 @@ impl<'a> Affine<'a> {
         self.d_out
     }
 
-    /// Writes or adds some columns of the map of `x [n, in]`.
+    /// Writes or adds the given output columns for `x [n, in]`.
     pub fn apply(&self, y: &mut [f32], at: At, into: Into, x: &[f32], columns: Range<usize>, threads: Threads) {
         let At { stride, offset } = at;
         let n = x.len() / self.d_in;
@@ -82,7 +83,7 @@ impl<'a> Affine<'a> {
 }
 
 impl Low<'_> {
-    /// Some columns of B', `[rank, columns]`.
+    /// The given columns of B', `[rank, columns]`.
     fn columns(&self, columns: Range<usize>) -> Vec<f32> {
         let width = self.b.len() / self.rank.max(1);
         self.b.chunks_exact(width.max(1)).flat_map(|row| &row[columns.clone()]).copied().collect()

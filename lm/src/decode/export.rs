@@ -1,4 +1,4 @@
-//! A model's tensors as decoding reads them, rounded or rearranged once. Knows no tokens and no caches.
+//! A model's tensors for decoding, rounded or rearranged once.
 
 use super::affine::Affine;
 use crate::kernels::gemm::Mat;
@@ -17,16 +17,16 @@ pub struct Export<'a> {
     pub positions: Option<View<'a>>,
     pub layers: Vec<LayerViews<'a>>,
     pub norm: Pair<'a>,
-    /// The output layer as it lies, `[vocab, d]`.
+    /// The output layer as stored, `[vocab, d]`.
     pub output: View<'a>,
-    /// The output layer, `[d, vocab]`, laid out for the products by it, unless it is very [`LARGE`].
+    /// The output layer prepared for matrix products, `[d, vocab]`; None in f32 if it is [`LARGE`].
     pub table: Option<Prepared>,
     pub output_bias: Option<View<'a>>,
     pub rotary: Option<Rotary>,
 }
 
-/// Elements from which an f32 output layer is not kept a second time: for the few rows of a step it is read from memory
-/// in either form, and of a small model with many tokens it is the larger part.
+/// From this many elements on, an f32 output layer gets no second, prepared copy: for the few rows of a step it is read
+/// from memory in either form, and in a small model with a large vocabulary it is most of the weights.
 const LARGE: usize = 1 << 24;
 
 /// A weight and its bias.
@@ -78,7 +78,7 @@ impl<'a> Export<'a> {
     }
 }
 
-/// Linear maps side by side, of whose columns those below and from `cut` on may be asked for apart.
+/// Linear maps of one input. Callers may ask separately for the joint columns below `cut` and from `cut` on.
 fn fan(maps: &[Linear], precision: Precision, cut: usize) -> Result<Vec<Affine<'_>>> {
     let mut start = 0;
     let cut = |map| {

@@ -1,4 +1,4 @@
-//! How numbers are written in a model file, and their way to f32; knows no file.
+//! Number encodings in model files and their decoding to f32.
 
 use std::borrow::Cow;
 
@@ -6,23 +6,23 @@ use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use half::{bf16, f16};
 
-/// The strictest alignment that candle's quantised blocks ask for is that of f32; this is more.
+/// At least the alignment that candle's quantised blocks require, which is at most f32's.
 const BLOCK_ALIGNMENT: usize = 16;
 
-/// How a tensor's numbers are written.
+/// The encoding of a tensor's numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Encoding {
     F32,
     F16,
     Bf16,
-    /// Blocks of ggml: a few numbers that share a scale.
+    /// ggml's blocks of numbers that share a scale.
     Quantized(GgmlDType),
-    /// Anything that is not read as a weight, by its name: integers, f64, newer quantisations.
+    /// An encoding that is not supported for weights, by its name: integers, f64, newer quantisations.
     Other(Cow<'static, str>),
 }
 
 impl Encoding {
-    /// Its name in messages.
+    /// The name in messages.
     pub fn name(&self) -> Cow<'_, str> {
         match self {
             Self::F32 => "F32".into(),
@@ -33,7 +33,7 @@ impl Encoding {
         }
     }
 
-    /// Numbers and bytes of the smallest piece that can be read alone; `None` for what is not read.
+    /// Numbers and bytes of the smallest piece that can be decoded alone; `None` if unsupported.
     pub fn block(&self) -> Option<(usize, usize)> {
         match self {
             Self::F32 => Some((1, 4)),
@@ -43,13 +43,13 @@ impl Encoding {
         }
     }
 
-    /// Bytes of that many numbers; `None` if they are no whole blocks, too many, or not read at all.
+    /// Bytes of `numbers` numbers; `None` if that is not a whole number of blocks, too many, or unsupported.
     pub fn size(&self, numbers: usize) -> Option<usize> {
         let (per_block, bytes) = self.block()?;
         numbers.is_multiple_of(per_block).then(|| (numbers / per_block).checked_mul(bytes)).flatten()
     }
 
-    /// Appends the numbers of whole blocks to `out`. Errors are candle's, on its quantised blocks.
+    /// Appends the numbers of whole blocks to `out`. Errors come from candle's quantised blocks.
     pub fn decode(&self, bytes: &[u8], out: &mut Vec<f32>) -> candle_core::Result<()> {
         match self {
             Self::F32 => out.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
@@ -57,7 +57,7 @@ impl Encoding {
             Self::Bf16 => out.extend(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32())),
             Self::Quantized(kind) => {
                 let numbers = bytes.len() / kind.type_size() * kind.block_size();
-                // candle reads the blocks in place and asks for their alignment.
+                // candle reads the blocks in place and requires their alignment.
                 let mut aligned = vec![0; bytes.len() + BLOCK_ALIGNMENT];
                 let start = aligned.as_ptr().align_offset(BLOCK_ALIGNMENT);
                 let aligned = &mut aligned[start..start + bytes.len()];

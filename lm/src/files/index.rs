@@ -1,4 +1,4 @@
-//! `*.index.json` of a model in several files: which tensor lies in which; opens none of them.
+//! Reads the `*.index.json` of a model in several files, which maps tensors to files.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -9,7 +9,7 @@ use super::source::Source;
 use super::table::Table;
 use crate::{Error, Result};
 
-/// The largest index that is read, in bytes; one of 100,000 tensors has about 8 MB.
+/// Size limit for an index, in bytes; one of 100,000 tensors has about 8 MB.
 const MAX_BYTES: u64 = 64 << 20;
 
 #[derive(Deserialize)]
@@ -17,7 +17,7 @@ struct Index {
     weight_map: Table<String>,
 }
 
-/// The file of each tensor, by the tensor's name. Errors: a file that is not a plain name, hence could lie anywhere.
+/// The file of each tensor, by tensor name. Errors: a file that is not a plain name, and so could lie anywhere.
 pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>> {
     let bytes = Source::open(path)?.whole(path, MAX_BYTES)?;
     let index: Index =
@@ -33,7 +33,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>> {
     Ok(files)
 }
 
-/// Whether a name is one of a file in the folder, with no way out of it.
+/// Whether a name denotes a file directly in the folder.
 fn is_plain(name: &str) -> bool {
     let mut components = Path::new(name).components();
     let only = (components.next(), components.next());

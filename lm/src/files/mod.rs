@@ -1,5 +1,5 @@
-//! Weights from files that others wrote: safetensors, PyTorch's `.bin`, in one file or several, and GGUF. Nothing that a
-//! file says is believed before it is checked, and nothing in it is run. Knows no model.
+//! Weights from untrusted files: safetensors, PyTorch's `.bin`, in one file or several, and GGUF. All contents are
+//! checked before use, and nothing in a file is executed.
 
 mod encoding;
 mod gguf;
@@ -21,21 +21,21 @@ pub use self::gguf::Gguf;
 use self::source::Source;
 use crate::{Error, Result};
 
-/// Numbers that are decoded at a time: a multiple of every block.
+/// Numbers decoded at a time: a multiple of every block size.
 const CHUNK: usize = 1 << 18;
 
-/// The weights of a Hugging Face folder or of one file: what there is, and each tensor when it is asked for. Holds open
-/// files and no weights.
+/// The weights of a Hugging Face folder or of one file. Lists tensors and reads each one on request; holds open files
+/// but no weights.
 pub struct Checkpoint {
-    /// What it was opened by, for messages about what is not there.
+    /// The path it was opened by, for messages about missing tensors.
     path: PathBuf,
     parts: Vec<Part>,
     tensors: Places,
-    /// The types that are read, for messages.
+    /// The supported types, for messages.
     types: &'static str,
 }
 
-/// The types of safetensors and PyTorch's files that are read.
+/// The supported types in safetensors and PyTorch files.
 const FLOATS: &str = "F32, F16 or BF16";
 
 struct Part {
@@ -43,26 +43,26 @@ struct Part {
     source: Source,
 }
 
-/// Where a tensor's bytes lie. Whoever makes one has checked that they lie within the file.
+/// The location of a tensor's bytes. Code that makes a `Place` must check that the bytes lie within the file.
 struct Place {
-    /// Which of the checkpoint's parts.
+    /// Index among the checkpoint's parts.
     part: usize,
     shape: Vec<usize>,
     encoding: Encoding,
     start: u64,
-    /// How many heads the rows are of, if each head's rows are in llama.cpp's rotary order instead of Hugging Face's.
+    /// The number of heads, if each head's rows are in llama.cpp's rotary order instead of Hugging Face's.
     interleaved: Option<usize>,
 }
 
 /// A file's tensors by name.
 type Places = BTreeMap<String, Place>;
 
-/// Finds the tensors of one file.
+/// Lists the tensors of one file.
 type Reader = fn(&Source, &Path) -> Result<Places>;
 
 impl Checkpoint {
-    /// Opens what a Hugging Face folder has, the first of `model.safetensors`, `model.safetensors.index.json`,
-    /// `pytorch_model.bin`, `pytorch_model.bin.index.json`. Errors: none of them, or one that is not what it should be.
+    /// Opens the first of `model.safetensors`, `model.safetensors.index.json`, `pytorch_model.bin`,
+    /// `pytorch_model.bin.index.json` in a Hugging Face folder. Errors: none of them exists, or the file is invalid.
     pub fn open(folder: &Path) -> Result<Self> {
         let formats: [(&str, Reader); 2] =
             [("model.safetensors", safetensors::places), ("pytorch_model.bin", torch::places)];
@@ -82,7 +82,7 @@ impl Checkpoint {
         ))
     }
 
-    /// Opens one file: PyTorch's if it ends in `.bin`, `.pt` or `.pth`, otherwise safetensors.
+    /// Opens one file, as PyTorch's if it ends in `.bin`, `.pt` or `.pth`, otherwise as safetensors.
     pub fn file(path: &Path) -> Result<Self> {
         let torch = path.extension().is_some_and(|end| ["bin", "pt", "pth"].iter().any(|torch| end == *torch));
         Self::one(path, if torch { torch::places } else { safetensors::places })
@@ -131,13 +131,13 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// Whether two names mean the same bytes, as those of tied weights do in PyTorch's files.
+    /// Whether two names refer to the same bytes, as those of tied weights do in PyTorch's files.
     pub fn is_one(&self, name: &str, other: &str) -> bool {
         let at = |name| self.tensors.get(name).map(|place| (place.part, place.start, &place.encoding, &place.shape));
         at(name).is_some_and(|place| Some(place) == at(other))
     }
 
-    /// A tensor's shape, if there is that tensor.
+    /// A tensor's shape, if the tensor exists.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|place| &place.shape[..])
     }
@@ -168,7 +168,7 @@ impl Checkpoint {
 }
 
 impl Part {
-    /// Reads a tensor's numbers, in order, a piece at a time.
+    /// Reads a tensor's numbers, in order, a chunk at a time.
     fn decode(&self, place: &Place) -> Result<Vec<f32>> {
         let numbers = place.shape.iter().product();
         let mut values = Vec::with_capacity(numbers);
@@ -186,36 +186,37 @@ impl Part {
     }
 }
 
-/// All of a small text file, without a byte-order mark. Errors: not a file, or one of more than `most` bytes.
+/// The contents of a small text file, without a byte-order mark. Errors: not a file, or more than `most` bytes.
 pub(crate) fn whole(path: &Path, most: u64) -> Result<Vec<u8>> {
     Source::open(path)?.whole(path, most)
 }
 
-/// Whether a path is to be read as a GGUF file.
+/// Whether a path is an existing file named `*.gguf`.
 pub(crate) fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) && path.is_file()
 }
 
-/// The files that an index of weights names, sorted. Errors: no index, or a name that leads out of its folder.
+/// The files named in an index of weights, sorted. Errors: an invalid index, or a name that leads out of its folder.
 pub fn shards(index: &Path) -> Result<BTreeSet<String>> {
     Ok(index::read(index)?.into_values().collect())
 }
 
 const MEMORY: &str = "(in memory)";
 
-/// Reads a safetensors file and all its weights, from memory; for tests that feed it anything. Errors: as `Checkpoint`'s.
+/// Reads a safetensors file and all its weights from memory, for tests with arbitrary bytes. Errors: those of
+/// [`Checkpoint`].
 #[doc(hidden)]
 pub fn check_safetensors(bytes: &[u8]) -> Result<()> {
     check(bytes, safetensors::places)
 }
 
-/// The same for PyTorch's `.bin`.
+/// Like [`check_safetensors`], for PyTorch's `.bin`.
 #[doc(hidden)]
 pub fn check_torch(bytes: &[u8]) -> Result<()> {
     check(bytes, torch::places)
 }
 
-/// The same for GGUF; its tokenizer is built, too.
+/// Like [`check_safetensors`], for GGUF; also builds the tokenizer.
 #[doc(hidden)]
 pub fn check_gguf(bytes: &[u8]) -> Result<()> {
     let file = Gguf::of(Path::new(MEMORY), Source::memory(bytes.to_vec()))?;

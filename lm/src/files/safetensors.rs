@@ -1,4 +1,4 @@
-//! Where the tensors of a safetensors file lie; reads its header only.
+//! Locates the tensors of a safetensors file; reads only the header.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use super::table::Table;
 use super::{Place, Places};
 use crate::{Error, Result};
 
-/// The format's own bound on its header, in bytes.
+/// The format's own size limit for the header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// As in the other formats: what a file has more of would only fill the message that refuses it.
+/// As in the other formats; tensors of more dimensions are unsupported anyway, and would only fill the error message.
 const MAX_DIMS: usize = 8;
 
-/// The tensors of a file. Errors: a header that is no header, or tells of other bytes than there are.
+/// The tensors of a file. Errors: an invalid header, or one that disagrees with the file's bytes.
 pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
     let bad = |what: String| Error::model(path, what);
     let cut = || bad(format!("the file is cut off or padded: its {} bytes are not what its header says", source.len()));
@@ -36,7 +36,7 @@ pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
     if header_len > source.len() - 8 {
         return Err(cut());
     }
-    // At most MAX_HEADER, hence a usize.
+    // At most MAX_HEADER, so it fits a usize.
     let mut header = vec![0; header_len as usize];
     source.read_at(8, &mut header).map_err(Error::io(path))?;
 
@@ -47,7 +47,7 @@ pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
         return Err(bad(format!("tensor `{name}` has {} dimensions; at most {MAX_DIMS} are read", info.shape.len())));
     }
     tensors.sort_by_key(|(_, info)| info.data_offsets);
-    // The crate checks that shapes, types and offsets agree, without gaps or overlaps.
+    // The `safetensors` crate checks that shapes, types and offsets agree, without gaps or overlaps.
     let metadata = Metadata::new(None, tensors.clone()).map_err(|e| {
         let what = match e {
             SafeTensorError::InvalidOffset(name) => format!("tensor `{name}` begins where no tensor ended"),

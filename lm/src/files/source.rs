@@ -1,4 +1,4 @@
-//! Bytes that are read at a place, from a file or from memory; knows no format.
+//! Random-access bytes, from a file or from memory.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -7,10 +7,10 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// U+FEFF in UTF-8, which some programs put before a file's text.
+/// U+FEFF in UTF-8, which some programs put at the start of text files.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Something of a known length that is read piece by piece, so that no file is ever held whole.
+/// Bytes of known length that are read in pieces, so that no file is held in memory whole.
 pub(super) struct Source {
     bytes: Bytes,
     len: u64,
@@ -23,7 +23,7 @@ enum Bytes {
 
 impl Source {
     pub fn open(path: &Path) -> Result<Self> {
-        // Asked before it is opened: opening a pipe waits for whoever writes into it.
+        // Check before opening: opening a pipe waits for a writer.
         if !fs::metadata(path).map_err(Error::io(path))?.is_file() {
             return Err(Error::model(path, "not a file"));
         }
@@ -36,8 +36,8 @@ impl Source {
         Self { len: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
     }
 
-    /// All of the text file at `path`, the source of these bytes, without a byte-order mark. Errors: it has more than `most`
-    /// bytes.
+    /// The contents of the text file at `path`, the source of these bytes, without a byte-order mark. Errors: more than
+    /// `most` bytes.
     pub fn whole(&self, path: &Path, most: u64) -> Result<Vec<u8>> {
         if self.len > most {
             return Err(Error::model(path, format!("has {} bytes; at most {most} are read", self.len)));
@@ -51,12 +51,12 @@ impl Source {
         Ok(bytes)
     }
 
-    /// In bytes, as it was when the source was opened.
+    /// Length in bytes when the source was opened.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Fills `buffer` from `offset` on. Errors: the bytes end before.
+    /// Fills `buffer` from `offset` on. Errors: fewer bytes are left.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match &self.bytes {
             Bytes::File(file) => file.read_exact_at(buffer, offset),
@@ -69,7 +69,7 @@ impl Source {
         }
     }
 
-    /// For readers that go along.
+    /// A sequential reader from the start.
     pub fn reader(&self) -> Reader<'_> {
         Reader { source: self, position: 0 }
     }

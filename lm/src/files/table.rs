@@ -1,4 +1,4 @@
-//! A JSON object from tensor names to something, each name once; knows not what the values mean.
+//! A JSON object with tensor names as keys, each name once.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,13 +6,14 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
-/// The one key that is no tensor, in safetensors headers.
+/// The only key that is not a tensor, in safetensors headers.
 const METADATA: &str = "__metadata__";
 
-/// More than any model has; each takes many times its bytes in the file.
+/// More than any model has. A limit, because each entry takes many times its bytes in the file.
 pub(super) const MAX_NAMES: usize = 1 << 17;
 
-/// A map by tensor name. serde's own maps take the last of two equal keys, and two readers then see two models.
+/// A map by tensor name that rejects duplicates. serde's own maps keep the last of two equal keys, so two readers could
+/// see two different models.
 #[derive(Debug)]
 pub(super) struct Table<T>(pub BTreeMap<String, T>);
 

@@ -1,4 +1,4 @@
-//! Folders and safetensors files, honest and hostile.
+//! Valid and malicious folders and safetensors files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -6,12 +6,12 @@ use std::path::Path;
 
 use super::*;
 
-/// A safetensors file: a header, and bytes behind it.
+/// A safetensors file of a header and the bytes behind it.
 fn safetensors_of(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
 }
 
-/// A file of one f32 tensor `[2]`.
+/// A file with one f32 tensor `[2]`.
 fn one(name: &str, values: [f32; 2]) -> Vec<u8> {
     let header = format!(r#"{{"{name}":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}}}"#);
     safetensors_of(&header, &values.map(f32::to_le_bytes).concat())
@@ -142,7 +142,7 @@ fn a_cut_safetensors_file_is_refused_wherever_it_is_cut() {
     assert_refused(&[&bytes[..], b"more"].concat(), "not what its header says");
 }
 
-/// A folder of two shards, and an index with that `weight_map`.
+/// A folder of two shards and an index with the given `weight_map`.
 fn sharded(weight_map: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("one.safetensors"), one("a", [1.0, 2.0])).unwrap();

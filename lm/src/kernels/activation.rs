@@ -1,7 +1,7 @@
-//! What stands between the two maps of an MLP: GELU in its tanh form, or SwiGLU's gate. Knows slices only.
+//! The activations of an MLP, on slices: GELU in its tanh form, and SwiGLU's gate.
 //!
-//! gelu(x) = x / 2 (1 + tanh u) = x sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3), which needs one exponential and no
-//! tanh. swiglu(a, b) = a sigmoid(a) b.
+//! gelu(x) = x / 2 (1 + tanh u) = x sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3), which needs one exponential and
+//! no tanh. swiglu(a, b) = a sigmoid(a) b.
 
 use super::buffer::scratch;
 use super::simd::{exp, fma, simd};
@@ -15,12 +15,12 @@ const CUBIC: f32 = 0.044_715;
 pub enum Activation {
     /// Elementwise; GPT-2's and GPT-J's `gelu_new`.
     GeluTanh,
-    /// Of rows that hold a gate and a value side by side: half as wide as its input. Llama's.
+    /// Llama's. Each input row holds a gate and a value side by side, so the output is half as wide.
     SwiGlu,
 }
 
 impl Activation {
-    /// The width of its input for an output of `inner` columns.
+    /// Columns of the input for an output of `inner` columns.
     pub fn input_width(self, inner: usize) -> usize {
         match self {
             Self::GeluTanh => inner,
@@ -41,7 +41,7 @@ impl Activation {
         }
     }
 
-    /// `y [n, inner]` again, and `dx [n, input_width]`; `output_gradient` fills the gradient of `y`.
+    /// Recomputes `y [n, inner]` and computes `dx [n, input_width]`; `output_gradient` fills the gradient of `y`.
     pub fn backward(
         self,
         y: &mut [f32],
@@ -85,7 +85,7 @@ simd! {
 }
 
 simd! {
-    /// `y` = gelu(x), and `g` becomes the gradient of x: with s = sigmoid(2u), g (s + x s (1 - s) 2u').
+    /// Computes `y` = gelu(x) and turns `g` into the gradient of x: with s = sigmoid(2u), g (s + x s (1 - s) 2u').
     fn gelu_both(y: &mut [f32], x: &[f32], g: &mut [f32]) {
         for ((y, &x), g) in y.iter_mut().zip(x).zip(g) {
             let s = gate::<FMA>(x);

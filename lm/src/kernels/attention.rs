@@ -1,5 +1,5 @@
-//! Causal attention, one (batch, head) at a time in blocks of query rows: scores of one block are the most that exists.
-//! The backward pass recomputes probabilities from the log-sum-exp of each row. Knows no projections.
+//! Causal attention, one (batch, head) at a time in blocks of query rows, so that only one block's scores exist at a
+//! time. The backward pass recomputes probabilities from the log-sum-exp of each row.
 
 use rayon::prelude::*;
 
@@ -7,7 +7,7 @@ use super::buffer::{Band, bands, build, scratch};
 use super::gemm::{self, Into, Mat, Threads, gemm_band};
 use super::simd::{exp, max, simd, sum_map, sum_map2};
 
-/// Query rows whose scores are held at once.
+/// Query rows per block of scores.
 const BLOCK: usize = 64;
 
 /// Sizes: `batch` sequences of `time` rows, heads of `width` columns.
@@ -15,9 +15,9 @@ const BLOCK: usize = 64;
 pub struct Size {
     pub batch: usize,
     pub time: usize,
-    /// Heads of queries, a multiple of `kv_heads`.
+    /// Query heads, a multiple of `kv_heads`.
     pub heads: usize,
-    /// Heads of keys and values; each serves as many neighbouring heads of queries.
+    /// Key/value heads; each serves `heads / kv_heads` neighbouring query heads.
     pub kv_heads: usize,
     pub width: usize,
 }
@@ -28,12 +28,12 @@ impl Size {
         self.heads * self.width
     }
 
-    /// Columns of queries, keys and values side by side.
+    /// Columns of joint rows: queries, keys and values side by side.
     pub fn joint(self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.width
     }
 
-    /// Heads of queries for each head of keys and values.
+    /// Query heads per key/value head.
     pub fn group(self) -> usize {
         self.heads / self.kv_heads
     }
@@ -42,8 +42,8 @@ impl Size {
         1.0 / (self.width as f32).sqrt()
     }
 
-    /// Query blocks from the last to the one that holds row `from`, so that the first one computed spans all keys; none if
-    /// there is no such row.
+    /// Query blocks (start, end) from the last down to the one that holds row `from`, so that the first one computed
+    /// spans all keys. None if there is no such row.
     fn blocks(self, from: usize) -> impl Iterator<Item = (usize, usize)> {
         let first = if from < self.time { from / BLOCK } else { self.time.div_ceil(BLOCK) };
         (first..self.time.div_ceil(BLOCK)).rev().map(move |i| (i * BLOCK, ((i + 1) * BLOCK).min(self.time)))
@@ -54,13 +54,14 @@ impl Size {
 #[derive(Clone, Copy)]
 pub struct Head {
     pub sequence: usize,
-    /// Of queries, or of keys and values.
+    /// Index among the query heads, or among the key/value heads.
     pub head: usize,
-    /// Nobody asks for the rows before: blocks of nothing else are left out.
+    /// First row that is needed; blocks that lie wholly before it are skipped.
     pub from: usize,
 }
 
-/// Rows `[batch * time]` of which a head's queries, keys or values are `width` columns from `offset + head * width` on.
+/// Rows `[batch * time]` of queries, keys or values: a head's columns are the `width` ones from `offset + head * width`
+/// on.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     pub data: &'a [f32],
@@ -93,7 +94,7 @@ pub fn forward(qkv: &[f32], size: Size) -> Vec<f32> {
     out
 }
 
-/// One head of queries, on the calling thread.
+/// One query head, on the calling thread.
 pub fn forward_head(mut out: Band, lse: &mut [f32], [q, k, v]: [Rows; 3], size: Size, of: Head) {
     let Head { sequence, head, from } = of;
     let (time, kv_head) = (size.time, head / size.group());
@@ -110,14 +111,14 @@ pub fn forward_head(mut out: Band, lse: &mut [f32], [q, k, v]: [Rows; 3], size: 
     });
 }
 
-/// Splits a row after the columns that are seen and up to 15 more, which become -infinity: whole vectors for `exp`.
+/// Splits a row after the visible columns plus up to 15 more, which become -infinity: whole vectors for `exp`.
 fn padded(row: &mut [f32], seen: usize) -> (&mut [f32], &mut [f32]) {
     let (padded, future) = row.split_at_mut(seen.next_multiple_of(16).min(row.len()));
     padded[seen..].fill(f32::NEG_INFINITY);
     (padded, future)
 }
 
-/// Turns rows of scores into probabilities, in place; row `r` sees its first `first + r + 1` of `keys` columns.
+/// Turns rows of scores into probabilities, in place; row `r` sees the first `first + r + 1` of `keys` columns.
 fn softmax(p: &mut [f32], keys: usize, first: usize, lse: &mut [f32]) {
     for (r, (row, lse)) in p.chunks_exact_mut(keys).zip(lse).enumerate() {
         let (padded, future) = padded(row, first + r + 1);
@@ -142,14 +143,14 @@ simd! {
     }
 }
 
-/// Where the gradients of one head of keys and values go, and of the heads of queries that it serves.
+/// Destinations of the gradients of one key/value head and of the query heads that it serves.
 pub struct HeadGradients<'a> {
     q: Vec<Band<'a>>,
     k: Band<'a>,
     v: Band<'a>,
 }
 
-/// What a backward pass starts from: queries, keys, values, the output and its gradient.
+/// Inputs of a backward pass: queries, keys, values, the output and its gradient.
 #[derive(Clone, Copy)]
 pub struct Known<'a> {
     pub qkv: [Rows<'a>; 3],
@@ -159,8 +160,8 @@ pub struct Known<'a> {
     pub lse: &'a [f32],
 }
 
-/// One head of keys and values with all heads of queries that it serves, on the calling thread. What is left out for
-/// `of.from` is not written.
+/// Backward pass of one key/value head and all query heads that it serves, on the calling thread. Does not write the
+/// gradients of query rows in blocks that `of.from` skips.
 pub fn backward_heads(to: HeadGradients, known: Known, size: Size, of: Head) {
     let HeadGradients { q, mut k, mut v } = to;
     for (i, q) in q.into_iter().enumerate() {
@@ -168,8 +169,8 @@ pub fn backward_heads(to: HeadGradients, known: Known, size: Size, of: Head) {
     }
 }
 
-/// One head of queries: P again from the scores and their log-sum-exp, then dV = P' G, dS = P (G V' - rowsum(G O)),
-/// dQ = dS K, dK = dS' Q. The first head of a group overwrites `dk` and `dv`, the others add to them.
+/// Backward pass of one query head: recomputes P from the scores and their log-sum-exp, then dV = P' G, dS = P (G V' -
+/// rowsum(G O)), dQ = dS K, dK = dS' Q. The first head of a group overwrites `dk` and `dv`, the others add to them.
 fn backward_head(
     mut dq: Band,
     [dk, dv]: [&mut Band; 2],
@@ -216,7 +217,7 @@ fn backward_head(
 }
 
 simd! {
-    /// Scores to probabilities, and G V' to the gradient of the unscaled scores, both in place.
+    /// Turns scores into probabilities and G V' into the gradient of the unscaled scores, both in place.
     fn score_gradient(p: &mut [f32], ds: &mut [f32], g: &[f32], out: &[f32], lse: f32, scale: f32) {
         let mean = sum_map2(g, out, |g, o| g * o);
         for (p, ds) in p.iter_mut().zip(ds) {
@@ -226,8 +227,7 @@ simd! {
     }
 }
 
-/// Cuts the gradient of joint rows `[batch * time, joint]` into the parts of each (sequence, head of keys and values), in
-/// order.
+/// Cuts the gradient of joint rows `[batch * time, joint]` into one part per (sequence, key/value head), in order.
 pub fn joint_gradients(grad: &mut [f32], size: Size) -> Vec<HeadGradients<'_>> {
     let Size { batch, time, heads, kv_heads, width } = size;
     let all = heads + 2 * kv_heads;
@@ -241,7 +241,7 @@ pub fn joint_gradients(grad: &mut [f32], size: Size) -> Vec<HeadGradients<'_>> {
     parts
 }
 
-/// Rows of one of queries, keys, values alone.
+/// Rows of `d` columns that hold one operand alone.
 pub fn dense(data: &[f32], d: usize) -> Rows<'_> {
     Rows { data, stride: d, offset: 0 }
 }

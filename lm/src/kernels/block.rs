@@ -1,10 +1,10 @@
-//! A pre-norm transformer block as one operation: y = x1 + mlp(norm(x1)), x1 = x + attention(norm(x)), or with both branches
-//! on one normalised input, y = x + attention(h) + mlp(h), h = norm(x). What follows attention may be asked for some rows
-//! alone.
+//! A pre-norm transformer block as one operation: y = x1 + mlp(norm(x1)), x1 = x + attention(norm(x)), or with both
+//! branches on one normalised input, y = x + attention(h) + mlp(h), h = norm(x). The steps after attention can be
+//! restricted to a subset of rows.
 //!
-//! Some whole sequences at a time go through the block on one thread, so that what one step writes is in cache for the
-//! next, and candle's tape sees one operation instead of ten. Which sequences go together depends on the shape alone;
-//! sums over them run in their order.
+//! A chunk of whole sequences goes through the block on one thread: each step finds its input in cache, and candle's
+//! autograd graph holds one operation instead of ten. Chunks depend on the shape alone, and sums over chunks run in
+//! order.
 
 use std::sync::Arc;
 
@@ -26,10 +26,10 @@ use super::wanted::{Part, Wanted};
 use super::{Activation, Block, Mask, Norm};
 use crate::Precision;
 
-/// Rows that go through the block together, at least, if there are as many.
+/// Least number of rows in a chunk, if there are as many.
 const ROWS: usize = 128;
 
-/// Places of the maps in arrays of four.
+/// Indices of the maps in arrays of four.
 const QKV: usize = 0;
 const OUT: usize = 1;
 const UP: usize = 2;
@@ -53,7 +53,7 @@ impl NormParts {
         [&self.w].into_iter().chain(&self.b)
     }
 
-    /// Elements of its gradients; none if nothing of it is trained.
+    /// Number of elements of its gradients; 0 if none of it is trained.
     fn small(&self) -> usize {
         if self.tensors().any(Tensor::track_op) { self.tensors().map(Tensor::elem_count).sum() } else { 0 }
     }
@@ -78,13 +78,13 @@ impl NormParts {
 }
 
 pub struct TransformerBlock {
-    /// One if both branches share it, else two.
+    /// One if both branches share a norm, else two.
     norms: Vec<NormParts>,
-    /// Queries, keys and values; attention's output; up; down.
+    /// The maps at indices `QKV`, `OUT`, `UP`, `DOWN`.
     maps: [Fan; 4],
-    /// The rows that go on after attention.
+    /// The rows kept after attention.
     wanted: Wanted,
-    /// Dropout of the two branches `[wanted rows, d]`.
+    /// Dropout masks of the two branches, `[wanted rows, d]`.
     masks: [Option<Mask>; 2],
     rotary: Option<Arc<Rotary>>,
     activation: Activation,
@@ -102,20 +102,20 @@ pub struct TransformerBlock {
     saved: Handover<Vec<Saved>>,
 }
 
-/// What one chunk of sequences leaves for its backward pass; `[rows, ..]` each, the last two of wanted rows. The rest is
-/// quicker computed again.
+/// Activations that one chunk saves for its backward pass, `[rows, ..]` each; `x1` and `up` have wanted rows only. The
+/// others are quicker to recompute.
 struct Saved {
     /// After rotation.
     qkv: Vec<f32>,
     lse: Vec<f32>,
     attended: Vec<f32>,
-    /// What the second norm saw; empty if there is none.
+    /// The input of the second norm; empty if there is none.
     x1: Vec<f32>,
     /// Before the activation.
     up: Vec<f32>,
 }
 
-/// What one chunk's backward pass starts from, and where it leaves what weights' gradients are made of.
+/// Inputs of one chunk's backward pass, and the destination of the factors of the weights' gradients.
 struct Start<'a> {
     x: &'a [f32],
     g: &'a [f32],
@@ -124,7 +124,7 @@ struct Start<'a> {
     places: Option<Places<'a>>,
 }
 
-/// What a pass over one chunk needs besides its rows.
+/// The weights and masks of a pass.
 struct Pass<'a> {
     maps: [Maps<'a>; 4],
     norms: Vec<Scale<'a>>,
@@ -194,7 +194,7 @@ impl TransformerBlock {
         self.group * self.size.time
     }
 
-    /// Opens every weight for the duration of `f`, to go one way.
+    /// Calls `f` with every weight prepared for one direction.
     fn open<R>(&self, way: Way, f: impl FnOnce(&Pass) -> Result<R>) -> Result<R> {
         let [a, b, c, e] = &self.maps;
         let views: [Vec<Views>; 4] = [a.views()?, b.views()?, c.views()?, e.views()?];
@@ -229,13 +229,13 @@ impl TransformerBlock {
         Ok(y)
     }
 
-    /// [`TransformerBlock::forward`] as candle takes it.
+    /// [`TransformerBlock::forward`] in candle's types.
     fn result(&self, x: &[f32], shape: &Shape) -> Result<(CpuStorage, Shape)> {
         let shape = if self.wanted.is_partial() { Shape::from((self.wanted.len(), self.d)) } else { shape.clone() };
         output(self.forward(x)?, shape)
     }
 
-    /// Turns queries and keys of joint rows by their positions.
+    /// Applies the rotary embedding to the queries and keys of joint rows.
     fn rotate(&self, qkv: &mut [f32], turn: Turn) {
         let Some(rotary) = &self.rotary else { return };
         let Size { time, heads, kv_heads, width, .. } = self.size;
@@ -326,14 +326,14 @@ impl TransformerBlock {
         self.passes_on.then(|| gradient(dx, x)).transpose()
     }
 
-    /// Elements of the inputs and outputs of the four maps.
+    /// Number of elements of each map's input and output.
     fn sizes(&self, part: Part) -> OfMaps<usize> {
         let mut sizes = self.maps.each_ref().map(|map| [map.d_in, map.d_out].map(|width| part.len() * width));
         sizes[QKV] = [self.maps[QKV].d_in, self.maps[QKV].d_out].map(|width| part.rows * width);
         sizes
     }
 
-    /// Elements of the small gradients of the norms and the four maps.
+    /// Number of elements of the small gradients of the norms and of the four maps.
     fn small_sizes(&self) -> [usize; 6] {
         let norm = |i: usize| self.norms.get(i).map_or(0, NormParts::small);
         let [a, b, c, e] = self.maps.each_ref().map(Fan::small);
@@ -365,7 +365,7 @@ impl TransformerBlock {
             small = rest;
             part
         });
-        // Under a dropout mask, the gradient of a branch's output; without one, that of the sum.
+        // The gradient of a branch's output: that of the sum, times the dropout mask if there is one.
         let masked = |out: &'_ mut [f32], g: &[f32], mask: Option<&Mask>| match mask {
             None => out.copy_from_slice(g),
             Some(mask) => mask.multiply(out, g, part.before * d),
@@ -436,7 +436,7 @@ impl TransformerBlock {
             qkv_map.small_gradients(s_qkv, all_branch, d_qkv, part.first);
             keep(QKV, all_branch, d_qkv);
             if self.passes_on || !s_norm1.is_empty() {
-                // Behind a shared norm, the MLP's gradient waits in `h` for attention's.
+                // With a shared norm, `h` holds the MLP's gradient; attention's is added to it.
                 let into = match pass.norm_2() {
                     Some(_) => Into::Overwrite,
                     None => {
@@ -465,7 +465,7 @@ impl CustomOp1 for TransformerBlock {
     }
 }
 
-/// The second operand is one of the block's variables, so that candle comes by even where `x` needs no gradient.
+/// The second operand is one of the block's variables: it makes candle call `bwd` even if `x` needs no gradient.
 impl CustomOp2 for TransformerBlock {
     fn name(&self) -> &'static str {
         "temper-transformer-block"

@@ -1,4 +1,4 @@
-//! Output buffers filled in parallel by chunks, and disjoint column bands of a matrix. Knows no arithmetic.
+//! Output buffers filled in parallel by chunks, and disjoint column bands of a matrix.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -6,11 +6,11 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-/// Elements that one task handles in elementwise kernels: 64 KiB, so that a chunk stays in the first cache levels.
+/// Elements per task in elementwise kernels: 64 KiB, so that a chunk stays in the first cache levels.
 pub const CHUNK: usize = 16 * 1024;
 
-/// A new buffer of `len` elements: each chunk is zeroed, then handed to `f(first element's index, chunk)` while it is in
-/// cache. `f` runs in parallel; what it writes may depend on its own chunk only.
+/// A new buffer of `len` elements. Each chunk is zeroed, then passed to `f(index of its first element, chunk)` while it
+/// is in cache. `f` runs in parallel, and each call may use only its own chunk.
 pub fn build<T: Copy + Default + Send>(len: usize, chunk: usize, f: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
     let mut buffer: Vec<T> = Vec::with_capacity(len);
     let chunk = chunk.max(1);
@@ -32,13 +32,13 @@ fn zeroed<T: Copy + Default>(part: &mut [MaybeUninit<T>]) -> &mut [T] {
     unsafe { &mut *(std::ptr::from_mut::<[MaybeUninit<T>]>(part) as *mut [T]) }
 }
 
-/// Cuts a slice into neighbouring parts of these lengths.
+/// Cuts a slice into consecutive parts of the given lengths.
 pub fn cut_mut(mut slice: &mut [f32], lengths: impl Iterator<Item = usize>) -> Vec<&mut [f32]> {
     let one = |length| slice.split_off_mut(..length).expect("the parts lie within the slice");
     lengths.map(one).collect()
 }
 
-/// Calls `f(first element's index, chunk)` for each chunk of `out`, in parallel.
+/// Calls `f(index of its first element, chunk)` for each chunk of `out`, in parallel.
 pub fn for_chunks(out: &mut [f32], chunk: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     let chunk = chunk.max(1);
     if out.len() <= chunk {
@@ -48,8 +48,8 @@ pub fn for_chunks(out: &mut [f32], chunk: usize, f: impl Fn(usize, &mut [f32]) +
     }
 }
 
-/// Sums the columns of a row-major matrix of `d` columns given as partial sums: `f(i, acc)` adds chunk `i` of `chunks`
-/// to `acc [d]`. Chunks run in parallel and are combined in index order.
+/// Sums the columns of a row-major matrix of `d` columns from partial sums: `f(i, acc)` adds chunk `i` of `chunks` to
+/// `acc [d]`. Chunks run in parallel and are combined in index order.
 pub fn sum_chunks(d: usize, chunks: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     let partial = build(chunks * d, d, |start, acc| f(start / d.max(1), acc));
     let mut parts = partial.chunks_exact(d.max(1));
@@ -64,7 +64,8 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends a scratch slice of `len` elements with arbitrary contents, kept by this thread for the next call.
+/// Calls `f` with a scratch slice of `len` elements with arbitrary contents; this thread keeps the slice for its next
+/// call.
 pub fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     if buffer.len() < len {
@@ -75,7 +76,7 @@ pub fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     result
 }
 
-/// Some neighbouring columns of some neighbouring rows of a row-major matrix, with exclusive access to them.
+/// Exclusive access to a range of columns of a range of rows of a row-major matrix.
 pub struct Band<'a> {
     first: *mut f32,
     rows: usize,

@@ -1,4 +1,4 @@
-//! Rows of a table by id, and the addition of their gradients in the order of the ids. Knows no positions.
+//! Embedding lookup; the backward pass adds gradients in the order of the ids.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
@@ -10,13 +10,13 @@ use super::sink::deliver;
 pub struct Embedding {
     /// The ids, each below `v`.
     pub ids: Vec<u32>,
-    /// Their shape.
+    /// Shape of the ids.
     pub shape: Vec<usize>,
     pub d: usize,
 }
 
 impl Embedding {
-    /// For a table of `v` rows of `d`; an id that the table has no row for is an error.
+    /// For a table of `v` rows of `d` elements. Errors: an id without a row.
     pub fn new(ids: &Tensor, v: usize, d: usize) -> Result<Self> {
         let (shape, ids) = (ids.dims().to_vec(), ids.flatten_all()?.to_vec1::<u32>()?);
         if let Some(id) = ids.iter().find(|&&id| id as usize >= v) {
@@ -46,7 +46,7 @@ impl CustomOp1 for Embedding {
     fn bwd(&self, table: &Tensor, _rows: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let g = g.contiguous()?;
         let (g, d) = (View::of(&g)?, self.d);
-        // Each task owns some rows of the table and takes their gradients in the order of the ids.
+        // Each task owns some rows of the table and adds their gradients in the order of the ids.
         let chunk = (8 * CHUNK / d).max(1);
         let sum = build(table.elem_count(), chunk * d, |start, out| {
             let first = start / d;

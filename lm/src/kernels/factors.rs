@@ -1,26 +1,26 @@
-//! What the gradients of a block's weights are made of, collected from chunks of rows that run in parallel: for each map the
-//! rows that it saw, and the gradient of what it made of them. Knows no arithmetic.
+//! The two factors of each weight's gradient in a block, collected from chunks that run in parallel: the rows of each
+//! map's input and of its output's gradient.
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Of each of a block's four maps: something of its input, and of the gradient of its output.
+/// For each of a block's four maps, one value for its input and one for the gradient of its output.
 pub type OfMaps<T> = [[T; 2]; 4];
 
-/// The rows of all chunks, one chunk after the other.
+/// The rows of all chunks, in chunk order.
 pub struct Factors(OfMaps<Assembly>);
 
-/// Where one chunk's rows go.
+/// Destinations of one chunk's rows.
 pub struct Places<'a>(OfMaps<Option<Slot<'a>>>);
 
 impl Factors {
-    /// For chunks of so many elements each.
+    /// `chunks` holds the number of elements of each chunk's factors.
     pub fn new(chunks: &[OfMaps<usize>]) -> Self {
         let assembly = |map: usize, side: usize| Assembly::new(chunks.iter().map(|chunk| chunk[map][side]).collect());
         Self(std::array::from_fn(|map| std::array::from_fn(|side| assembly(map, side))))
     }
 
-    /// Of each chunk.
+    /// One destination per chunk.
     pub fn places(&mut self) -> Vec<Places<'_>> {
         let mut slots = self.0.each_mut().map(|sides| sides.each_mut().map(|all| all.slots().into_iter()));
         let mut next = || {
@@ -31,7 +31,7 @@ impl Factors {
     }
 
     /// # Panics
-    /// If a chunk did not keep something.
+    /// If a chunk did not store one of its factors.
     pub fn finish(self) -> OfMaps<Vec<f32>> {
         self.0.map(|sides| sides.map(Assembly::finish))
     }
@@ -39,7 +39,7 @@ impl Factors {
 
 impl Places<'_> {
     /// # Panics
-    /// If a map's are kept twice, or are not as many as was said.
+    /// If a map's rows are stored twice, or their number differs from the one given to [`Factors::new`].
     pub fn keep(&mut self, map: usize, input: &[f32], output_gradient: &[f32]) {
         for (slot, rows) in self.0[map].iter_mut().zip([input, output_gradient]) {
             slot.take().expect("rows are kept once").write(rows);
@@ -47,27 +47,27 @@ impl Places<'_> {
     }
 }
 
-/// A new buffer that is written part by part, in any order and on any thread.
+/// A new buffer that is written in parts, in any order and on any thread.
 struct Assembly {
-    /// Empty, with room for all parts.
+    /// Empty, with capacity for all parts.
     buffer: Vec<f32>,
     parts: Vec<usize>,
     written: AtomicUsize,
 }
 
-/// A part of an [`Assembly`], to be written.
+/// An unwritten part of an [`Assembly`].
 struct Slot<'a> {
     room: &'a mut [MaybeUninit<f32>],
     written: &'a AtomicUsize,
 }
 
 impl Assembly {
-    /// Of parts of these lengths.
+    /// `parts` holds the lengths of the parts.
     fn new(parts: Vec<usize>) -> Self {
         Self { buffer: Vec::with_capacity(parts.iter().sum()), parts, written: AtomicUsize::new(0) }
     }
 
-    /// The parts, none of which counts as written.
+    /// All parts, marked as unwritten.
     fn slots(&mut self) -> Vec<Slot<'_>> {
         let Self { buffer, parts, written } = self;
         *written.get_mut() = 0;
@@ -78,12 +78,12 @@ impl Assembly {
     }
 
     /// # Panics
-    /// If a part was not written.
+    /// If a part is unwritten.
     fn finish(mut self) -> Vec<f32> {
         let len = self.parts.iter().sum();
         assert_eq!(*self.written.get_mut(), len, "every part is written");
-        // SAFETY: `slots` cuts the first `len` elements of the buffer into parts that do not overlap, and counts from zero. A
-        // part counts once, when all of it is written, since that uses it up. So all `len` elements were written.
+        // SAFETY: `slots` cuts the first `len` elements of the buffer into disjoint parts and resets the count.
+        // `Slot::write` consumes its part and counts it once it is wholly written. So all `len` elements were written.
         unsafe { self.buffer.set_len(len) };
         self.buffer
     }

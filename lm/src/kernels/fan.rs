@@ -1,5 +1,5 @@
-//! Linear maps of one input whose outputs stand side by side: queries, keys and values, or a gate and a value, whether a
-//! model keeps them as one weight or as several. Knows no attention and no activation.
+//! Linear maps of one input with their outputs side by side: queries, keys and values, or a gate and a value, whether a
+//! model has one weight for them or several.
 
 use candle_core::{Result, Tensor, bail};
 
@@ -8,7 +8,7 @@ use super::gemm::Into;
 use super::projection::{At, Map, Parts, Views, Way};
 use crate::Precision;
 
-/// What the maps are made of, kept for the backward pass.
+/// The tensors of the maps, kept for the backward pass.
 pub struct Fan {
     parts: Vec<Parts>,
     pub d_in: usize,
@@ -16,7 +16,7 @@ pub struct Fan {
 }
 
 impl Fan {
-    /// Checks the shapes of maps from `d_in` to `d_out` in all, applied to `rows` rows.
+    /// Checks the shapes of maps from `d_in` to `d_out` columns in all, applied to `rows` rows.
     pub fn new(maps: &[Projection], rows: usize, d_in: usize, d_out: usize) -> Result<Self> {
         let parts: Vec<Parts> = maps.iter().map(|p| Parts::new(p, rows, d_in)).collect::<Result<_>>()?;
         let widths: Vec<usize> = parts.iter().map(|p| p.d_out).collect();
@@ -26,7 +26,7 @@ impl Fan {
         Ok(Self { parts, d_in, d_out })
     }
 
-    /// The tensors that are trained.
+    /// The trained tensors.
     pub fn trained(&self) -> impl Iterator<Item = &Tensor> {
         self.parts.iter().flat_map(Parts::trained)
     }
@@ -40,7 +40,7 @@ impl Fan {
         self.parts.iter().map(Parts::views).collect()
     }
 
-    /// Elements of the small gradients of all maps.
+    /// Number of elements of the small gradients of all maps.
     pub fn small(&self) -> usize {
         self.parts.iter().map(Parts::small).sum()
     }
@@ -55,7 +55,7 @@ impl Fan {
         Ok(())
     }
 
-    /// Delivers the weights' gradients, x' g of the inputs and the outputs' gradients of all rows.
+    /// Delivers the weights' gradients x' g; `x` and `g` hold the inputs and the output gradients of all rows.
     pub fn deliver_weights(&self, x: &[f32], g: &[f32], precision: Precision) -> Result<()> {
         let mut offset = 0;
         for part in &self.parts {
@@ -66,7 +66,7 @@ impl Fan {
     }
 }
 
-/// The maps, ready to run one way on rows of which the first is row `first` of the batch.
+/// The maps prepared for one direction. Methods take the index in the batch of their first row.
 pub struct Maps<'a> {
     maps: Vec<Map<'a>>,
     d_out: usize,
@@ -79,7 +79,7 @@ impl<'a> Maps<'a> {
         Self { maps, d_out }
     }
 
-    /// Each map and where its columns lie.
+    /// Each map and the place of its columns.
     fn placed(&self) -> impl Iterator<Item = (&Map<'a>, At)> {
         self.maps.iter().scan(0, |next, map| {
             let offset = *next;
@@ -88,14 +88,14 @@ impl<'a> Maps<'a> {
         })
     }
 
-    /// The maps of `x` side by side, new: `rows` rows.
+    /// The outputs for `x` side by side, `[rows, d_out]`.
     pub fn apply(&self, x: &[f32], rows: usize, first: usize) -> Vec<f32> {
         let mut y = vec![0.0; rows * self.d_out];
         self.placed().for_each(|(map, at)| map.forward(&mut y, at, Into::Overwrite, x, first));
         y
     }
 
-    /// `y +=` the maps of `x`.
+    /// Adds the outputs for `x` to `y`.
     pub fn add_to(&self, y: &mut [f32], x: &[f32], first: usize) {
         self.placed().for_each(|(map, at)| map.forward(y, at, Into::Add, x, first));
     }

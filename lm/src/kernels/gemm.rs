@@ -1,10 +1,10 @@
-//! Matrix products of slices through the `gemm` crate, bounds checked. Knows no tensors.
+//! Bounds-checked matrix products of slices through the `gemm` crate.
 
 use gemm::Parallelism;
 
 use super::buffer::Band;
 
-/// A matrix somewhere in a slice.
+/// A matrix stored in a slice.
 #[derive(Clone, Copy)]
 pub struct Mat<'a> {
     pub(super) data: &'a [f32],
@@ -20,12 +20,12 @@ impl<'a> Mat<'a> {
         Self::strided(data, rows, cols, cols)
     }
 
-    /// The columns from `offset` on of row-major rows of `stride` elements.
+    /// `cols` columns from `offset` on of row-major rows of `stride` elements.
     pub fn columns(data: &'a [f32], rows: usize, cols: usize, stride: usize, offset: usize) -> Self {
         Self::strided(data.get(offset..).unwrap_or_default(), rows, cols, stride)
     }
 
-    /// Row-major, `row_stride` elements from row to row.
+    /// Row-major, with `row_stride` elements between the starts of rows.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         let last = if rows * cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
         assert!(last <= data.len(), "a {rows} x {cols} matrix of row stride {row_stride} in {} elements", data.len());
@@ -52,21 +52,21 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// Who computes a product.
+/// The threads that compute a product.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
-    /// The calling thread alone: inside parallel tasks.
+    /// The calling thread only, for use inside parallel tasks.
     One,
-    /// The current rayon pool. The result is the same bit for bit.
+    /// The current rayon pool. The result is bit-for-bit the same.
     Pool,
 }
 
-/// What becomes of the destination's contents.
+/// How a product is stored in its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Into {
-    /// It is not read.
+    /// Replaces the contents, which are not read.
     Overwrite,
-    /// The product is added to it.
+    /// Adds the product to the contents.
     Add,
 }
 

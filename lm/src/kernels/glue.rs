@@ -1,4 +1,4 @@
-//! Between candle's tensors and slices: read access, new tensors, shape errors. Knows no kernel.
+//! Conversions between candle's tensors and slices: read access, new tensors, shape errors.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -34,7 +34,8 @@ impl std::ops::Deref for View<'_> {
     }
 }
 
-/// What a forward pass leaves for the one backward pass that may follow: taken, its memory is free while gradients are made.
+/// Data saved by a forward pass for at most one backward pass. Taking it out frees its memory while gradients are
+/// computed.
 pub struct Handover<T>(Mutex<Option<T>>);
 
 impl<T> Default for Handover<T> {
@@ -78,7 +79,7 @@ pub fn rows(x: &Tensor) -> Result<(usize, usize)> {
     Ok((x.elem_count() / d, d))
 }
 
-/// An error unless `t` has the given dimensions.
+/// Errors unless `t` has the given dimensions.
 pub fn expect(name: &str, t: &Tensor, dims: &[usize]) -> Result<()> {
     if t.dims() != dims {
         bail!("{name} has shape {:?}, expected {dims:?}", t.dims());

@@ -1,5 +1,5 @@
 //! Layer normalisation of rows, forward and backward: (x - mean) / sqrt(variance + eps) * w + b. The backward pass
-//! recomputes each row's mean and deviation, which costs less than keeping them apart. Knows slices only.
+//! recomputes each row's mean and deviation, which is cheaper than storing them.
 
 use super::simd::{fma, simd, sum_map, sum_map2, sum_map3};
 

@@ -1,5 +1,5 @@
-//! Which elements dropout keeps, a bit for each: a thirty-second of what factors would take from the forward pass to the
-//! backward one. Knows no generator.
+//! Dropout masks with one bit per element: a thirty-second of the memory that f32 factors would need between the
+//! forward and the backward pass.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use candle_core::{Device, Result, Tensor};
 use super::buffer::{CHUNK, build};
 use super::simd::simd;
 
-/// Elements of a word.
+/// Elements per word.
 pub const BITS: usize = u32::BITS as usize;
 
 /// Dropout's factor for each element of a matrix: 1 / (1 - p) if it is kept, else 0.
@@ -21,8 +21,8 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// For `len` elements, those kept multiplied by `kept`. `fill(first, words)` writes the words from number `first` on, a
-    /// multiple of `CHUNK / BITS`; bits beyond the last element mean nothing.
+    /// A mask of `len` elements with the factor `kept` for elements that are kept. `fill(first, words)` writes the
+    /// words from index `first` on, a multiple of `CHUNK / BITS`; bits beyond the last element are ignored.
     pub fn new(len: usize, kept: f32, fill: impl Fn(usize, &mut [u32]) + Sync) -> Self {
         Self { words: build(len.div_ceil(BITS), CHUNK / BITS, fill).into(), len, kept }
     }
@@ -31,13 +31,13 @@ impl Mask {
         self.len
     }
 
-    /// `out = factors * x`, whose first element is the matrix's element `at`.
+    /// `out = factors * x`; the first element of `x` is element `at` of the mask.
     pub fn multiply(&self, out: &mut [f32], x: &[f32], at: usize) {
         self.check(out, x, at);
         multiply(out, x, &self.words, at, self.kept);
     }
 
-    /// `sum += factors * x`, whose first element is the matrix's element `at`.
+    /// `sum += factors * x`; the first element of `x` is element `at` of the mask.
     pub fn add_product(&self, sum: &mut [f32], x: &[f32], at: usize) {
         self.check(sum, x, at);
         add_product(sum, x, &self.words, at, self.kept);
@@ -47,7 +47,7 @@ impl Mask {
         assert!(out.len() == x.len() && at + x.len() <= self.len, "a mask covers what it is applied to");
     }
 
-    /// The factors.
+    /// The factors as a tensor.
     pub fn tensor(&self, shape: &[usize]) -> Result<Tensor> {
         let factors = (0..self.len).map(|i| factor(window(&self.words, i), 0, self.kept)).collect();
         Tensor::from_vec(factors, shape, &Device::Cpu)
@@ -85,7 +85,7 @@ fn combine(out: &mut [f32], x: &[f32], words: &[u32], at: usize, kept: f32, f: i
     }
 }
 
-/// The bits from element `at` on.
+/// The `BITS` bits from element `at` on.
 #[inline(always)]
 fn window(words: &[u32], at: usize) -> u32 {
     let next = words.get(at / BITS + 1).copied().unwrap_or_default();

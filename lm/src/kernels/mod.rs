@@ -1,5 +1,5 @@
-//! Fused CPU kernels with hand-written backward passes, in f32 but for products with weights, whose precision is asked for.
-//! They know shapes, not models.
+//! Fused CPU kernels with hand-written backward passes, in f32 except for products with weights, whose precision is
+//! selectable.
 //!
 //! Every function is differentiable in the operands that candle tracks ([`Tensor::track_op`]) and computes no gradient
 //! for the others: a frozen weight is simply a detached tensor. The result of every reduction is independent of the
@@ -64,11 +64,12 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     table.contiguous()?.apply_op1(embedding::Embedding::new(ids, v, d)?)
 }
 
-/// What each row of [`token_stats`] is asked about.
+/// The tokens whose statistics [`token_stats`] computes, one per row.
 pub struct StatRows<'a> {
     /// The token of each row: `[n]`.
     pub targets: &'a [u32],
-    /// Tokens (EOS) that are impossible in the rows where the flag is set, `[n]`: the others' probabilities sum to one.
+    /// Tokens (EOS) that are impossible in the rows where the flag is set, `[n]`: there the other tokens' probabilities
+    /// sum to one.
     pub forbidden: Option<(&'a [u32], &'a [bool])>,
 }
 
@@ -82,15 +83,15 @@ pub struct TokenStats {
 /// The output layer: logits = hidden weight' + bias.
 #[derive(Clone, Copy)]
 pub struct Output<'a> {
-    /// `[v, d]`: the embedding itself where the two are tied.
+    /// `[v, d]`; the embedding itself if the two are tied.
     pub weight: &'a Tensor,
     /// `[v]`; a variable or a constant.
     pub bias: Option<&'a Tensor>,
     pub precision: Precision,
 }
 
-/// Log-probabilities (and entropies) from final hidden states `[n, d]`, without ever holding the logits `[n, v]`. Gradients
-/// flow from both results to all operands; a trained bias needs [`backward`].
+/// Log-probabilities (and entropies) from final hidden states `[n, d]`, without holding all logits `[n, v]` at once.
+/// Gradients flow from both results to all operands; a trained bias needs [`backward`].
 pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: bool) -> Result<TokenStats> {
     let op = stats_of(hidden, output, rows, entropy)?;
     let both = hidden.contiguous()?.apply_op2(&output.weight.contiguous()?, op)?;
@@ -98,8 +99,8 @@ pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: b
     Ok(TokenStats { logprob: part(0)?, entropy: if entropy { Some(part(1)?) } else { None } })
 }
 
-/// KL(p || q) in nats of each row's distribution p from `own` and q from `other`, (hidden states `[n, d]`, output layer) each:
-/// `[n]`, over the whole vocabulary. No gradient flows.
+/// KL(p || q) in nats for each row, `[n]`, over the whole vocabulary: p is the distribution of `own`, q that of
+/// `other`, each given by hidden states `[n, d]` and output layer. Not differentiable.
 pub fn divergence(own: (&Tensor, &Output), other: (&Tensor, &Output), rows: &StatRows) -> Result<Vec<f32>> {
     let (p, q) = (stats_of(own.0, own.1, rows, false)?, stats_of(other.0, other.1, rows, false)?);
     if p.v != q.v {
@@ -143,7 +144,8 @@ fn stats_of(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: bool) ->
     })
 }
 
-/// A low-rank adapter beside a frozen weight, as PEFT lays it out: `scale (mask * x) a' b'` joins the map of `x`.
+/// A low-rank adapter beside a frozen weight, in PEFT's layout: adds `scale (mask * x) a' b'` to the map's output for
+/// `x`.
 pub struct Adapter<'a> {
     /// `lora_A [rank, in]`
     pub a: &'a Tensor,
@@ -151,18 +153,18 @@ pub struct Adapter<'a> {
     pub b: &'a Tensor,
     /// `alpha / rank`
     pub scale: f64,
-    /// Dropout on the adapter's input, `[.., in]`; none when evaluating.
+    /// Dropout on the adapter's input, `[.., in]`; None outside training.
     pub mask: Option<&'a Mask>,
 }
 
-/// A linear map of a [`Block`], `x w + bias`: `w [in, out]`, `bias [out]`, and an adapter beside them, which freezes both.
+/// A linear map of a [`Block`], `x w + bias`: `w [in, out]`, `bias [out]`. With an adapter, both are frozen.
 pub struct Projection<'a> {
     pub w: &'a Tensor,
     pub bias: Option<&'a Tensor>,
     pub adapter: Option<Adapter<'a>>,
 }
 
-/// Scale and shift of a normalisation, `[d]` each: layer norm with a bias, RMS norm without.
+/// Weight and bias of a normalisation, `[d]` each: layer norm with a bias, RMS norm without.
 #[derive(Clone, Copy)]
 pub struct Norm<'a> {
     pub weight: &'a Tensor,
@@ -172,14 +174,14 @@ pub struct Norm<'a> {
 /// The heads of an attention layer, of `width` columns each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
-    /// Heads of queries.
+    /// Query heads.
     pub query: usize,
-    /// Heads of keys and values; each serves `query / key_value` neighbouring heads of queries.
+    /// Key/value heads; each serves `query / key_value` neighbouring query heads.
     pub key_value: usize,
     pub width: usize,
 }
 
-/// The weights of a pre-norm transformer block of width `d`, and how to run it. Weights are variables, or tensors that need
+/// The weights and settings of a pre-norm transformer block of width `d`. Weights are variables, or tensors that need
 /// no gradient.
 pub struct Block<'a> {
     pub norm_1: Norm<'a>,
@@ -187,24 +189,25 @@ pub struct Block<'a> {
     pub qkv: Vec<Projection<'a>>,
     /// `query width -> d`
     pub attn_out: Projection<'a>,
-    /// None: attention and MLP both read what `norm_1` gives, and join the residual stream together.
+    /// None: attention and MLP both read the output of `norm_1`, and both add to the residual stream at once.
     pub norm_2: Option<Norm<'a>>,
     /// `d -> inner`, or for SwiGLU `d -> 2 inner`: the gate, then the value, in one map or in two.
     pub up: Vec<Projection<'a>>,
     /// `inner -> d`
     pub down: Projection<'a>,
     pub activation: Activation,
-    /// Of the products with weights; attention and low-rank adapters are f32 either way.
+    /// Precision of products with weights; attention and low-rank adapters are always f32.
     pub precision: Precision,
-    /// Dropout of the two branches before they join the residual stream, `[wanted rows, d]`.
+    /// Dropout masks of the two branches before they join the residual stream, `[wanted rows, d]`.
     pub attn_mask: Option<&'a Mask>,
     pub mlp_mask: Option<&'a Mask>,
     pub rotary: Option<Arc<Rotary>>,
     pub eps: f64,
     pub heads: Heads,
-    /// Rows of a sequence.
+    /// Rows per sequence.
     pub time: usize,
-    /// Rows whose output is wanted, ascending; None: all. What follows attention is these rows' alone, dropout masks too.
+    /// Rows whose output is computed, ascending; None: all. The steps after attention run on these rows only, and their
+    /// dropout masks have these rows only.
     pub wanted: Option<&'a [u32]>,
 }
 
@@ -221,11 +224,12 @@ impl Block<'_> {
     }
 }
 
-/// `x1 = x + attn_out(attention(qkv(norm_1(x))))`, `y = x1 + down(activation(up(norm_2(x1))))` as one operation, queries and
-/// keys turned by their positions if there is a [`Rotary`]: `x [.., d]`, whose rows are sequences of `time`, -> `[.., d]`, or
-/// of `n` wanted rows `[n, d]`. Position `t` sees positions `0..=t`, so right padding needs no mask.
+/// `x1 = x + attn_out(attention(qkv(norm_1(x))))`, `y = x1 + down(activation(up(norm_2(x1))))` as one operation, with
+/// queries and keys rotated by position if there is a [`Rotary`]. The rows of `x [.., d]` are sequences of `time`; the
+/// result is `[.., d]`, or `[n, d]` for `n` wanted rows. Position `t` sees positions `0..=t`, so right padding needs no
+/// mask.
 ///
-/// The loss of a block with variables must go through [`backward`], once; candle's own reports an error.
+/// The loss of a block with variables must go through [`backward`], once; candle's own `backward` reports an error.
 pub fn transformer_block(x: &Tensor, block: &Block) -> Result<Tensor> {
     let op = block::TransformerBlock::new(x, block)?;
     let x = x.contiguous()?;

@@ -1,5 +1,5 @@
-//! The two normalisations behind one face, on slices and as an operation: layer norm where there is a bias, RMS norm where
-//! there is none. Knows no blocks.
+//! Layer norm and RMS norm behind one interface, on slices and as a candle operation: layer norm with a bias, RMS norm
+//! without.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
@@ -8,7 +8,7 @@ use super::glue::{View, gradient, output, slice};
 use super::sink::deliver;
 use super::{layer_norm, rms_norm};
 
-/// Rows whose contributions to the gradients of weight and bias are summed by one task.
+/// Rows per task in the sums for the gradients of weight and bias.
 const ROWS: usize = 64;
 
 /// A normalisation of rows of `w.len()` elements.
@@ -27,7 +27,7 @@ impl Scale<'_> {
         }
     }
 
-    /// `dx +=` the gradient of `x` for the gradient `g` of the result.
+    /// Adds to `dx` the gradient of `x`, given the gradient `g` of the result.
     pub fn backward(&self, dx: &mut [f32], x: &[f32], g: &[f32]) {
         match self.b {
             Some(_) => layer_norm::backward(dx, x, g, self.w, self.eps),
@@ -35,12 +35,12 @@ impl Scale<'_> {
         }
     }
 
-    /// Elements of the gradients of weight and bias together.
+    /// Number of elements of the gradients of weight and bias together.
     pub fn size(&self) -> usize {
         self.w.len() + self.b.map_or(0, <[f32]>::len)
     }
 
-    /// `both +=` the gradients of the weight and, behind it, of the bias.
+    /// Adds to `both` the gradients of the weight and, behind it, of the bias.
     pub fn backward_weights(&self, both: &mut [f32], x: &[f32], g: &[f32]) {
         let (dw, db) = both.split_at_mut(self.w.len());
         match self.b {

@@ -1,4 +1,4 @@
-//! Matrix products of slices in a chosen precision. Knows no tensors.
+//! Matrix products of slices in a chosen precision.
 
 use super::gemm::{self, Into, Mat, Threads};
 use super::panels::{Pair, Right, Rounded, Rows, Target, product};
@@ -6,15 +6,15 @@ use crate::Precision;
 
 pub use super::panels::Plus;
 
-/// A right factor laid out once for all products by it, in the precision of these.
+/// A right factor packed once for many products, in their precision.
 pub enum Prepared {
     F32(Right<f32>),
-    /// Rounded, of half the size.
+    /// Rounded to bf16, half the size.
     Bf16(Right<Pair>),
 }
 
 impl Prepared {
-    /// Of `b`, or of the sum of `b` and a matrix of low rank.
+    /// Packs `b`, or the sum of `b` and a low-rank matrix.
     pub fn new(b: Mat, plus: Option<Plus>, precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::F32(Right::new(b, plus)),
@@ -33,12 +33,12 @@ impl Prepared {
 /// The right factor of a product.
 #[derive(Clone, Copy)]
 pub enum Factor<'a> {
-    /// The product is f32's.
+    /// Used once and read in place; the product is f32.
     Once(Mat<'a>),
     Prepared(&'a Prepared),
 }
 
-/// `out [a.rows, b.cols] = or += scale * a b`. The rows of `a` are contiguous.
+/// `out [a.rows, b.cols] = or += scale * a b`. The rows of `a` must be contiguous.
 pub fn multiply(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Factor, threads: Threads) {
     match b {
         Factor::Once(b) => gemm::gemm(out, into, scale, a, b, threads),
@@ -49,7 +49,7 @@ pub fn multiply(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Factor, thre
     }
 }
 
-/// `= or += a b + bias`, into the columns from `offset` on of rows of `stride` elements.
+/// `out = or += a b + bias`, in the columns from `offset` on of rows of `stride` elements.
 #[expect(clippy::too_many_arguments, reason = "a product and where it goes")]
 pub fn multiply_columns(
     out: &mut [f32],
@@ -61,7 +61,7 @@ pub fn multiply_columns(
     b: &Prepared,
     threads: Threads,
 ) {
-    // Of no rows, not even the offset need be there.
+    // A product without rows may have an offset beyond `out`.
     let target = Target::new(out.get_mut(offset..).unwrap_or_default(), a.rows(), b.cols(), stride);
     by_prepared(target, into, bias, 1.0, a, b, threads);
 }
@@ -73,14 +73,14 @@ fn by_prepared(target: Target, into: Into, bias: Option<&[f32]>, scale: f32, a: 
     }
 }
 
-/// `out [a.rows, b.rows] = or += scale * a b^T` in f32, where the rows of both are contiguous: `b` is read as it lies and `a`
-/// laid out, which pays if `b` is by far the larger. Bit for bit [`multiply`]'s by a prepared transpose.
+/// `out [a.rows, b.rows] = or += scale * a b^T` in f32; the rows of both must be contiguous. `b` is read in place and
+/// `a` is packed, which pays if `b` is by far the larger. Bit-for-bit equal to [`multiply`] with a prepared transpose.
 pub fn multiply_by_rows(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, threads: Threads) {
     let target = Target::new(out, a.rows(), b.rows(), b.rows()).t();
     product(target, into, None, scale, &Rows::of(b), &Right::new(a.t(), None), threads);
 }
 
-/// A new `a b` of factors that are used once.
+/// A new `a b`, of factors used only once.
 pub fn product_once(a: Mat, b: Mat, precision: Precision) -> Vec<f32> {
     match precision {
         Precision::F32 => gemm::product(1.0, a, b),
@@ -92,7 +92,7 @@ pub fn product_once(a: Mat, b: Mat, precision: Precision) -> Vec<f32> {
     }
 }
 
-/// [`multiply`] by a factor that is used once, on all threads; `a` may be a transpose.
+/// [`multiply`] with factors used only once, on all threads; `a` may be a transpose.
 pub fn multiply_once(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, precision: Precision) {
     match precision {
         Precision::F32 => gemm::gemm(out, into, scale, a, b, Threads::Pool),
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_large_factor_read_as_it_lies_is_shared_between_threads() {
         let mut rng = ChaCha12Rng::seed_from_u64(7);
-        // Two blocks along the inner dimension, and parts enough for tasks in both directions.
+        // Two blocks along the inner dimension, and enough parts for tasks in both directions.
         let (m, k, n) = (101, 1500, 333);
         let mut random = |len: usize| (0..len).map(|_| rng.random_range(-2.0..2.0)).collect::<Vec<f32>>();
         let (a, b) = (random(m * k), random(n * k));

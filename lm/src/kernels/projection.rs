@@ -1,6 +1,5 @@
-//! A linear map with an optional bias and an optional low-rank adapter, on slices of some rows of a batch, its output in some
-//! columns of a wider matrix: the arithmetic that a transformer block's maps are made of. Knows no attention and no
-//! normalisation.
+//! A linear map with an optional bias and low-rank adapter, on slices that hold some rows of a batch; its output fills
+//! some columns of a wider matrix. The building block of a transformer block's maps.
 
 use candle_core::{Result, Tensor, bail};
 
@@ -13,7 +12,7 @@ use super::sink::deliver_aside;
 use super::{Adapter, Mask, Projection};
 use crate::Precision;
 
-/// What a projection is made of, kept for the backward pass.
+/// The tensors of a projection, kept for the backward pass.
 pub struct Parts {
     w: Tensor,
     bias: Option<Tensor>,
@@ -31,7 +30,7 @@ struct LowParts {
 }
 
 impl Parts {
-    /// Checks the shapes of a map from `d_in`, applied to `rows` rows.
+    /// Checks the shapes of a map of `d_in` columns, applied to `rows` rows.
     pub fn new(p: &Projection, rows: usize, d_in: usize) -> Result<Self> {
         let (w_in, d_out) = p.w.dims2()?;
         if w_in != d_in || d_out == 0 {
@@ -56,7 +55,7 @@ impl Parts {
         Ok(Self { w: frozen(p.w)?, bias: p.bias.map(frozen).transpose()?, low: Some(low), d_in, d_out })
     }
 
-    /// The tensors that are trained.
+    /// The trained tensors.
     pub fn trained(&self) -> impl Iterator<Item = &Tensor> {
         let low = self.low.iter().flat_map(|l| [&l.a, &l.b]);
         [&self.w].into_iter().chain(&self.bias).chain(low).filter(|t| t.track_op())
@@ -73,7 +72,7 @@ impl Parts {
     }
 }
 
-/// A trainable tensor: a variable, or one that needs no gradient.
+/// Accepts a variable, or a tensor that needs no gradient.
 pub fn trained(t: &Tensor) -> Result<Tensor> {
     if t.track_op() && !t.is_variable() {
         bail!("a transformer block's weights are variables or constants, not results of other operations");
@@ -91,8 +90,8 @@ pub struct Views<'a> {
 }
 
 impl Views<'_> {
-    /// What the map computes with, going one way. In f32, an adapter without dropout becomes part of the weight,
-    /// w + scale a' b'; in bf16 it stays beside it, since rounding may swallow what it adds.
+    /// Prepares the map for one direction. In f32, an adapter without dropout is merged into the weight, w + scale a'
+    /// b'; in bf16 it stays separate, since rounding may lose its contribution.
     pub fn map(&self, precision: Precision, way: Way) -> Map<'_> {
         let Parts { d_in, d_out, .. } = *self.parts;
         let mut low = None;
@@ -128,12 +127,12 @@ struct Low<'a> {
     rank: usize,
     scale: f32,
     mask: Option<&'a Mask>,
-    /// Whether it is part of the prepared weight.
+    /// Whether it is merged into the prepared weight.
     within: bool,
 }
 
 impl Low<'_> {
-    /// What the adapter sees of `x`, whose first element is element `at` of the batch; `room` has its size.
+    /// The adapter's input for `x`, whose first element is element `at` of the batch; `room` is as large as `x`.
     fn seen<'x>(&self, room: &'x mut [f32], x: &'x [f32], at: usize) -> &'x [f32] {
         let Some(mask) = self.mask else { return x };
         mask.multiply(room, x, at);
@@ -141,7 +140,7 @@ impl Low<'_> {
     }
 }
 
-/// Which way rows go through a map.
+/// The direction in which rows pass through a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// From the input to the output.
@@ -159,8 +158,8 @@ impl Way {
     }
 }
 
-/// A map ready to run one way. Rows are given with the number of their first one in the batch, for the dropout mask; `at`
-/// says which columns of its output's rows are its own.
+/// A map prepared for one direction. Methods take the index in the batch of their first row, for the dropout mask, and
+/// the columns `at` that the map's output occupies.
 pub struct Map<'a> {
     w: Prepared,
     way: Way,
@@ -172,7 +171,7 @@ pub struct Map<'a> {
     small: usize,
 }
 
-/// Where a map's columns lie: `offset` columns into rows of `stride`.
+/// The columns of a map's output: `offset` columns into rows of `stride`.
 #[derive(Clone, Copy)]
 pub struct At {
     pub stride: usize,
@@ -195,7 +194,7 @@ impl Map<'_> {
         &self.w
     }
 
-    /// `y +=` the map of `x`, or `y =` with `Into::Overwrite`.
+    /// Writes the map's output for `x` to `y`, or adds it.
     pub fn forward(&self, y: &mut [f32], at: At, into: Into, x: &[f32], first: usize) {
         let Self { d_in, d_out, .. } = *self;
         let n = x.len() / d_in;
@@ -214,7 +213,7 @@ impl Map<'_> {
         }
     }
 
-    /// Elements of [`Map::small_gradients`].
+    /// Number of elements of [`Map::small_gradients`].
     pub fn small(&self) -> usize {
         self.small
     }
@@ -257,14 +256,14 @@ impl Map<'_> {
             gemm::gemm(dz, Into::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
             gemm::gemm(da, Into::Overwrite, 1.0, Mat::new(dz, n, rank).t(), x, Threads::One);
             gemm::gemm(z, Into::Overwrite, scale, x, Mat::new(a, rank, d_in).t(), Threads::One);
-            // Transposed, since a product of few rows is quicker than one of few columns.
+            // Transposed: a product of few rows is faster than one of few columns.
             gemm::gemm(db, Into::Overwrite, 1.0, Mat::new(z, n, rank).t(), g, Threads::One);
         });
     }
 }
 
 impl Parts {
-    /// Elements of the gradients of what is small: bias, A, B'.
+    /// Number of elements of the small gradients: bias, A, B'.
     pub fn small(&self) -> usize {
         let bias = if self.trains_bias() { self.d_out } else { 0 };
         bias + self.low.as_ref().map_or(0, |l| l.rank * (self.d_in + self.d_out))

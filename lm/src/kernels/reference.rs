@@ -1,4 +1,4 @@
-//! The kernels written in stock candle operations: slow, plain, and what tests and benches compare with. Knows no fused code.
+//! The kernels in stock candle operations: slow and plain, the reference for tests and benches.
 
 use candle_core::{D, DType, Result, Tensor};
 
@@ -32,7 +32,7 @@ fn map(p: &Projection, x: &Tensor) -> Result<Tensor> {
     y + (seen.broadcast_matmul(&a.t()?)?.broadcast_matmul(&b.t()?)? * *scale)?
 }
 
-/// Maps side by side.
+/// Outputs of the maps side by side.
 fn fan(maps: &[Projection], x: &Tensor) -> Result<Tensor> {
     let parts = maps.iter().map(|p| map(p, x)).collect::<Result<Vec<_>>>()?;
     Tensor::cat(&parts, D::Minus1)
@@ -52,7 +52,7 @@ fn attention(qkv: &Tensor, time: usize, heads: Heads, rotary: Option<&Rotary>) -
         Some(rotary) => (rotated(&q, rotary)?, rotated(&k, rotary)?),
         None => (q, k),
     };
-    // Each head of keys and values as often as it serves.
+    // Repeats each key/value head for the query heads that it serves.
     let of: Vec<u32> = (0..query).map(|h| (h / (query / key_value)) as u32).collect();
     let of = Tensor::from_vec(of, query, q.device())?;
     let (k, v) = (k.index_select(&of, 1)?, v.index_select(&of, 1)?);
@@ -66,7 +66,7 @@ fn attention(qkv: &Tensor, time: usize, heads: Heads, rotary: Option<&Rotary>) -
     p.matmul(&v.contiguous()?)?.transpose(1, 2)?.reshape(((), query * width))
 }
 
-/// A turn is linear: `x [.., time, width]` times a matrix for each position.
+/// A rotation is linear: `x [.., time, width]` times a matrix for each position.
 fn rotated(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
     let (_, _, time, width) = x.dims4()?;
     let turns = (0..time).map(|t| {

@@ -1,4 +1,4 @@
-//! RMS normalisation of rows, forward and backward: x / sqrt(mean(x^2) + eps) * w. Knows slices only.
+//! RMS normalisation of rows, forward and backward: x / sqrt(mean(x^2) + eps) * w.
 
 use super::simd::{fma, simd, sum_map, sum_map3};
 

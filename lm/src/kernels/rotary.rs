@@ -1,5 +1,4 @@
-//! Rotary position embeddings: pairs of a head's columns turned by an angle that grows with the position. Knows no
-//! projections and no attention.
+//! Rotary position embeddings: pairs of a head's columns are rotated by an angle that grows with the position.
 
 use candle_core::{Result, bail};
 
@@ -14,18 +13,18 @@ pub enum Pairing {
     Neighbours,
 }
 
-/// The angles of every position, as cosines and sines.
+/// Cosines and sines of the angles of every position.
 #[derive(Debug)]
 pub struct Rotary {
     pairing: Pairing,
-    /// Columns of a head that turn: the first `2 pairs`.
+    /// Number of pairs; the first `2 pairs` columns of a head are rotated.
     pairs: usize,
     /// `[positions, pairs]` each.
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
-/// Which way to turn.
+/// The direction of a rotation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
     Forward,
@@ -34,15 +33,15 @@ pub enum Turn {
 }
 
 impl Rotary {
-    /// `frequencies` are the angles of one position, one for each pair. Their multiples are rounded to f32, as transformers
-    /// rounds them: at position 2,000 that is an angle of up to 6e-5.
+    /// `frequencies` are radians per position, one for each pair. Their multiples are rounded to f32 as in
+    /// transformers: at position 2,000 that changes the angle by up to 6e-5.
     pub fn new(pairing: Pairing, frequencies: &[f32], positions: usize) -> Self {
         let angles = (0..positions).flat_map(|t| frequencies.iter().map(move |f| f64::from(t as f32 * f)));
         let (sin, cos) = angles.map(|a| (a.sin() as f32, a.cos() as f32)).unzip();
         Self { pairing, pairs: frequencies.len(), cos, sin }
     }
 
-    /// An error unless heads are wide enough and there are angles for `time` positions.
+    /// Errors unless heads are wide enough and there are angles for `time` positions.
     pub fn check(&self, width: usize, time: usize) -> Result<()> {
         let positions = self.cos.len() / self.pairs.max(1);
         if 2 * self.pairs > width || time > positions {
@@ -51,7 +50,7 @@ impl Rotary {
         Ok(())
     }
 
-    /// Turns the heads of `width` columns that stand side by side in `x`, in place, as at `position`.
+    /// Rotates the heads of `width` columns side by side in `x`, in place, for `position`.
     pub fn turn(&self, x: &mut [f32], width: usize, position: usize, turn: Turn) {
         let at = position * self.pairs..(position + 1) * self.pairs;
         let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
@@ -113,7 +112,8 @@ mod tests {
 
     #[test]
     fn angles_of_far_positions_are_those_of_transformers() {
-        // Of theta 500,000 over 14 columns, at position 1,999: (1999 * frequency).cos() in f32. The exact one is 0.3586156.
+        // For theta 500,000 over 14 columns, at position 1,999: (1999 * frequency).cos() in f32. The exact value is
+        // 0.3586156.
         let mut x = [1.0, 0.0];
         Rotary::new(Pairing::Halves, &[0.153_412_73], 2000).turn(&mut x, 2, 1999, Turn::Forward);
         assert!((x[0] - 0.358_606_22).abs() < 1e-7 && (x[1] + 0.933_488_9).abs() < 1e-7, "{x:?}");

@@ -1,4 +1,4 @@
-//! Chooses the instruction set at run time and holds the vector-friendly scalar functions. Knows no shapes.
+//! Chooses the instruction set at run time and holds the vector-friendly scalar functions.
 //!
 //! The choice depends on the CPU alone, never on the number of threads.
 
@@ -15,7 +15,7 @@ pub enum Isa {
     V4,
 }
 
-/// What this CPU offers.
+/// The best instruction set of this CPU.
 pub fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(detect)
@@ -41,7 +41,7 @@ fn detect() -> Isa {
     Isa::Portable
 }
 
-/// Compiles a function once per instruction set and calls the best one. The body sees `FMA: bool`, to hand to the
+/// Compiles a function once per instruction set and calls the best one. The body sees `FMA: bool`, to pass to the
 /// functions of this module. Only plain loops belong in the body: the compiler vectorises them.
 macro_rules! simd {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
@@ -95,7 +95,7 @@ pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 pub fn exp<const FMA: bool>(x: f32) -> f32 {
     const LOWEST: f32 = -87.3;
     const HIGHEST: f32 = 88.0;
-    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the sum.
+    // Adding 1.5 * 2^23 rounds to an integer, held in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     let c = if x > HIGHEST { HIGHEST } else { x };
     let c = if c < LOWEST { LOWEST } else { c };
@@ -113,7 +113,7 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     if x < LOWEST { 0.0 } else { p * power }
 }
 
-/// The sum of accumulators, always in the same order.
+/// The sum of accumulators, in a fixed order.
 #[inline(always)]
 pub fn total(acc: &[f32; LANES]) -> f32 {
     let mut acc = *acc;
@@ -143,7 +143,7 @@ pub fn sum_map(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     total(&acc)
 }
 
-/// Sums `f(x_i, y_i)` in an order that depends on the length alone. The slices have one length.
+/// Sums `f(x_i, y_i)` in an order that depends on the length alone. The slices have equal lengths.
 #[inline(always)]
 pub fn sum_map2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut acc = [0f32; LANES];
@@ -160,7 +160,7 @@ pub fn sum_map2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     total(&acc)
 }
 
-/// Sums `f(x_i, y_i, z_i)` in an order that depends on the length alone. The slices have one length.
+/// Sums `f(x_i, y_i, z_i)` in an order that depends on the length alone. The slices have equal lengths.
 #[inline(always)]
 pub fn sum_map3(x: &[f32], y: &[f32], z: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f32 {
     let mut acc = [0f32; LANES];
@@ -178,7 +178,7 @@ pub fn sum_map3(x: &[f32], y: &[f32], z: &[f32], f: impl Fn(f32, f32, f32) -> f3
     total(&acc)
 }
 
-/// The largest element; minus infinity for an empty slice. A NaN may be passed over: `exp` will bring it back.
+/// The largest element; minus infinity for an empty slice. May skip a NaN, which `exp` then restores.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
     let mut acc = [f32::NEG_INFINITY; LANES];
@@ -194,31 +194,31 @@ pub fn max(x: &[f32]) -> f32 {
     acc.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
 }
 
-/// Asks for `x` to be brought to the caches, for reading soon.
+/// Prefetches `x` into all cache levels, for reading soon.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub fn prefetch(x: &[f32]) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     for line in x.chunks(LINE) {
-        // SAFETY: a prefetch accesses nothing; what it names lies within the slice.
+        // SAFETY: a prefetch accesses nothing, and its address lies within the slice.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
 }
 
-/// Without such an instruction, the first access brings it.
+/// No such instruction: the first access loads it.
 #[cfg(not(target_arch = "x86_64"))]
 pub fn prefetch(_x: &[f32]) {}
 
-/// Asks for a cache line to be brought to the second cache, for reading later.
+/// Prefetches a cache line into the L2 cache, for reading later.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub fn prefetch_far<W>(line: &[W; LINE]) {
     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-    // SAFETY: a prefetch accesses nothing; what it names is borrowed.
+    // SAFETY: a prefetch accesses nothing, and its address is borrowed.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
 }
 
-/// Without such an instruction, the first access brings it.
+/// No such instruction: the first access loads it.
 #[cfg(not(target_arch = "x86_64"))]
 pub fn prefetch_far<W>(_line: &[W; LINE]) {}
 

@@ -1,6 +1,5 @@
-//! A short way for the gradients of variables. candle adds each gradient to a fresh tensor of zeros: three passes over
-//! every weight. Under [`backward`] the kernels leave the gradients of variables here instead, where they are added in
-//! place. Knows no kernel.
+//! Accumulates gradients of variables in place. candle adds each gradient to a fresh tensor of zeros: three passes over
+//! every weight. Under [`backward`] the kernels store the gradients of variables here instead.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -20,18 +19,18 @@ struct Sink {
 }
 
 thread_local! {
-    /// That of this thread's backward pass. While the pass waits for the pool, this thread may run another one from
-    /// beginning to end, so whoever works on the sink takes it out meanwhile.
+    /// The sink of this thread's backward pass. While that pass waits for the pool, this thread may run another one
+    /// from beginning to end, so code that works on the sink takes it out meanwhile.
     static SINK: Cell<Option<Sink>> = const { Cell::new(None) };
 }
 
-/// The gradients of `loss` by every variable: [`Tensor::backward`], faster, and the only way through
+/// The gradients of `loss` with respect to every variable: [`Tensor::backward`], faster, and required for
 /// [`super::transformer_block`].
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
     in_pool(|| into_sink(loss))
 }
 
-/// [`backward`] on this thread, which may be within another backward pass.
+/// [`backward`] on this thread, possibly within another backward pass.
 fn into_sink(loss: &Tensor) -> Result<GradStore> {
     let before = SINK.replace(Some(Sink::default()));
     let grads = loss.backward();
@@ -48,7 +47,7 @@ fn into_sink(loss: &Tensor) -> Result<GradStore> {
     Ok(grads)
 }
 
-/// Hands a gradient on: a variable's to the sink if there is one, else back, as a tensor for candle.
+/// Adds a variable's gradient to the sink if there is one; otherwise returns it as a tensor for candle.
 pub fn deliver(to: &Tensor, grad: Vec<f32>) -> Result<Option<Tensor>> {
     let sink = if to.is_variable() { SINK.take() } else { None };
     let Some(mut sink) = sink else { return gradient(grad, to).map(Some) };
@@ -57,7 +56,7 @@ pub fn deliver(to: &Tensor, grad: Vec<f32>) -> Result<Option<Tensor>> {
     Ok(None)
 }
 
-/// [`deliver`] for a kernel that candle cannot return this gradient to.
+/// [`deliver`] for a gradient that the kernel cannot return to candle.
 pub fn deliver_aside(to: &Tensor, grad: Vec<f32>) -> Result<()> {
     match deliver(to, grad)? {
         None => Ok(()),

@@ -1,5 +1,5 @@
 //! Log-probabilities and entropies from hidden states and the output layer, a chunk of rows at a time: the logits of
-//! all rows never exist together, and the backward pass computes them again. Knows no sequences.
+//! all rows never exist at once, and the backward pass recomputes them.
 //!
 //! With logits l, p = softmax(l), H = -sum p log p: d log p_t / d l = [t] - p and d H / d l = -p (log p + H).
 
@@ -19,7 +19,7 @@ use crate::Precision;
 /// Logits held at once.
 const LOGITS: usize = 4 << 20;
 
-/// Sizes: `n` rows of `d` columns, a vocabulary of `v`; what each row is asked about.
+/// Sizes (`n` rows of `d` columns, a vocabulary of `v`) and the tokens of each row.
 pub struct Stats {
     pub n: usize,
     pub d: usize,
@@ -32,12 +32,12 @@ pub struct Stats {
     /// Tokens that are impossible in the rows where the flag is set.
     pub forbidden: Option<(Vec<u32>, Vec<bool>)>,
     pub entropy: bool,
-    /// Whether the forward pass also computes d logprob / d hidden: if the output layer is frozen, that saves the backward
-    /// pass from computing the logits again.
+    /// Whether the forward pass also computes d logprob / d hidden. With a frozen output layer this saves the backward
+    /// pass from recomputing the logits.
     pub eager: bool,
-    /// What the forward pass found.
+    /// Results of the forward pass.
     pub rows: OnceLock<Vec<Row>>,
-    /// d logprob / d hidden `[n, d]`, if computed; a second backward pass does without.
+    /// d logprob / d hidden `[n, d]`, if computed; a second backward pass recomputes the logits instead.
     pub slopes: Handover<Vec<f32>>,
 }
 
@@ -45,9 +45,10 @@ pub struct Stats {
 struct Layer<'a> {
     weight: Mat<'a>,
     bias: Option<&'a [f32]>,
-    /// For logits, in bf16. In f32 each product reads the weight itself: it is the model's largest, and few products share it.
+    /// The packed weight for logits, in bf16 only. In f32 products read the weight in place: it is the model's largest,
+    /// and too few products would share a packed copy.
     forward: Option<Prepared>,
-    /// For gradients of hidden states, likewise.
+    /// The packed weight for gradients of hidden states, likewise.
     back: Option<Prepared>,
 }
 
@@ -61,7 +62,7 @@ impl Layer<'_> {
     }
 }
 
-/// What a row's distribution comes to.
+/// The statistics of one row.
 #[derive(Clone, Copy)]
 pub struct Row {
     logprob: f32,
@@ -70,7 +71,7 @@ pub struct Row {
 }
 
 impl Stats {
-    /// The output layer, ready for logits, and if asked for, for gradients of hidden states.
+    /// The output layer prepared for logits and, if `back`, for gradients of hidden states.
     fn layer<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>, back: bool) -> Layer<'a> {
         let weight = Mat::new(weight, self.v, self.d);
         let prepared =
@@ -78,12 +79,12 @@ impl Stats {
         Layer { weight, bias, forward: prepared(true, weight.t()), back: prepared(back, weight) }
     }
 
-    /// Rows of a chunk: a function of the shape alone.
+    /// Rows per chunk: a function of the shape alone.
     fn chunk(&self) -> usize {
         (LOGITS / self.v).clamp(64, 4096)
     }
 
-    /// Computes the logits of rows `start..` into `logits`, -infinity where forbidden.
+    /// Computes the logits of the rows from `start` on into `logits`, -infinity where forbidden.
     fn logits(&self, logits: &mut [f32], hidden: &[f32], output: &Layer, start: usize) {
         let n = logits.len() / self.v;
         let hidden = Mat::new(&hidden[start * self.d..], n, self.d);
@@ -104,7 +105,8 @@ impl Stats {
         }
     }
 
-    /// Logits of rows `start..` to their gradient, in place; `g(i)` is that of row i's log-probability and entropy.
+    /// Turns the logits of the rows from `start` on into their gradient, in place; `g(i)` returns the gradients of row
+    /// i's log-probability and entropy.
     fn logit_gradients(&self, logits: &mut [f32], found: &[Row], start: usize, g: impl Fn(usize) -> (f32, f32) + Sync) {
         for_chunks(logits, self.v, |at, logits| {
             let i = at / self.v;
@@ -125,18 +127,18 @@ impl Stats {
 }
 
 simd! {
-    /// The sums of e^(l - m) and, if asked for, of (l - m) e^(l - m).
+    /// The sums of e^(l - m) and, if `both`, of (l - m) e^(l - m).
     fn exp_sums(logits: &[f32], m: f32, both: bool) -> (f32, f32) {
         let sum = sum_map(logits, |l| exp::<FMA>(l - m));
-        // A forbidden token's (-infinity) times 0 counts as 0.
+        // Avoids -infinity times 0 for a forbidden token, which counts as 0.
         let weighted = |l: f32| if l - m < -80.0 { 0.0 } else { (l - m) * exp::<FMA>(l - m) };
         (sum, if both { sum_map(logits, weighted) } else { 0.0 })
     }
 }
 
 simd! {
-    /// Logits to the gradient of logits, in place, but for the target's own term:
-    /// -p (g_logprob + g_entropy (log p + H)).
+    /// Turns logits into their gradient, in place, without the target's own term: -p (g_logprob + g_entropy (log p +
+    /// H)).
     fn logit_gradient(logits: &mut [f32], log_sum_exp: f32, entropy: f32, g_logprob: f32, g_entropy: f32) {
         if g_entropy == 0.0 {
             for l in logits.iter_mut() {
@@ -153,8 +155,8 @@ simd! {
     }
 }
 
-/// KL(p || q) in nats of each row's two distributions, `[n]`: p from `own`, q from `other`. Both have the vocabulary and the
-/// forbidden tokens of `own`.
+/// KL(p || q) in nats of each row's two distributions, `[n]`: p from `own`, q from `other`. Both use the vocabulary and
+/// the forbidden tokens of `own`.
 pub fn divergence(own: (&Stats, &[f32], &[f32]), other: (&Stats, &[f32], &[f32])) -> Result<Vec<f32>> {
     let ((p, p_hidden, p_weight), (q, q_hidden, q_weight)) = (own, other);
     let (p_bias, q_bias) = (p.bias.as_ref().map(View::of).transpose()?, q.bias.as_ref().map(View::of).transpose()?);
@@ -173,7 +175,7 @@ pub fn divergence(own: (&Stats, &[f32], &[f32]), other: (&Stats, &[f32], &[f32])
             out.par_extend(pairs.map(|(p, q)| {
                 let log_sum = |logits: &[f32]| max(logits) + exp_sums(logits, max(logits), false).0.ln();
                 divergence_terms(p, q, log_sum(p), log_sum(q));
-                // The terms nearly cancel where the distributions are close.
+                // Sum in f64: the terms nearly cancel if the distributions are close.
                 q.iter().map(|&term| f64::from(term)).sum::<f64>() as f32
             }));
         }
@@ -182,7 +184,7 @@ pub fn divergence(own: (&Stats, &[f32], &[f32]), other: (&Stats, &[f32], &[f32])
 }
 
 simd! {
-    /// p (log p - log q) of each token, in place of q's logits. A forbidden token's probability is 0 in both.
+    /// Replaces q's logits by p (log p - log q) of each token. A forbidden token's probability is 0 in both.
     fn divergence_terms(p: &[f32], q: &mut [f32], p_log_sum: f32, q_log_sum: f32) {
         for (p, q) in p.iter().zip(q.iter_mut()) {
             let log_p = *p - p_log_sum;
@@ -192,7 +194,8 @@ simd! {
     }
 }
 
-/// Operands: hidden `[n, d]`, the output layer's weight `[v, d]`. Result `[2, n]`: log-probabilities, entropies (0 if not asked for).
+/// Operands: hidden `[n, d]`, the output layer's weight `[v, d]`. Result `[2, n]`: log-probabilities, and entropies (0
+/// if not requested).
 impl CustomOp2 for Stats {
     fn name(&self) -> &'static str {
         "temper-token-stats"

@@ -1,11 +1,10 @@
-//! The rows of a batch that a block's output is wanted for: what follows attention is computed for these alone. Knows no
-//! arithmetic.
+//! The subset of a batch's rows whose output is computed: a block runs the steps after attention on these rows only.
 
 use std::borrow::Cow;
 
 use candle_core::{Result, bail};
 
-/// Some rows of a batch of `rows`, or all of them.
+/// A subset of the `rows` rows of a batch, or all of them.
 pub struct Wanted {
     rows: usize,
     /// Ascending.
@@ -13,7 +12,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Errors: rows that do not ascend, or a row that is not there.
+    /// Errors: rows that do not ascend, or that do not exist.
     pub fn new(rows: usize, some: Option<&[u32]>) -> Result<Self> {
         if let Some(&[a, b]) = some.and_then(|some| some.array_windows().find(|[a, b]| a >= b)) {
             bail!("a block is asked for rows that ascend; got row {b} after row {a}");
@@ -26,17 +25,17 @@ impl Wanted {
         Ok(Self { rows, some: some.map(<[u32]>::to_vec) })
     }
 
-    /// How many.
+    /// The number of wanted rows.
     pub fn len(&self) -> usize {
         self.some.as_ref().map_or(self.rows, Vec::len)
     }
 
-    /// Whether it is not simply all of them.
+    /// Whether it is a subset rather than all rows.
     pub fn is_partial(&self) -> bool {
         self.some.is_some()
     }
 
-    /// Those of each chunk of `chunk` rows.
+    /// The wanted rows of each chunk of `chunk` rows.
     pub fn parts(&self, chunk: usize) -> Vec<Part<'_>> {
         let starts = (0..self.rows).step_by(chunk);
         let part = |first: usize| {
@@ -49,26 +48,26 @@ impl Wanted {
     }
 }
 
-/// The wanted rows of some neighbouring ones.
+/// The wanted rows of one chunk.
 #[derive(Clone, Copy)]
 pub struct Part<'a> {
-    /// The first of all rows in the batch.
+    /// Index in the batch of the chunk's first row.
     pub first: usize,
-    /// All rows, wanted or not.
+    /// Rows of the chunk, wanted or not.
     pub rows: usize,
-    /// Rows before these that are wanted.
+    /// Wanted rows before this chunk.
     pub before: usize,
-    /// As rows of the batch; None: all.
+    /// Indices in the batch; None: all.
     some: Option<&'a [u32]>,
 }
 
 impl Part<'_> {
-    /// How many are wanted.
+    /// The number of wanted rows.
     pub fn len(self) -> usize {
         self.some.map_or(self.rows, <[u32]>::len)
     }
 
-    /// The first wanted row among the `time` rows of a sequence, counted from its start; `time` if none is.
+    /// The index within the sequence of its first wanted row; `time` if there is none.
     pub fn first_of(self, sequence: usize, time: usize) -> usize {
         let Some(some) = self.some else { return 0 };
         let start = self.first + sequence * time;
@@ -76,7 +75,7 @@ impl Part<'_> {
         wanted.map_or(time, |&row| (row as usize - start).min(time))
     }
 
-    /// The wanted ones of `x [rows, width]`.
+    /// The wanted rows of `x [rows, width]`.
     pub fn pick<'x>(self, x: &'x [f32], width: usize) -> Cow<'x, [f32]> {
         if self.some.is_none() {
             return Cow::Borrowed(x);
@@ -94,10 +93,10 @@ impl Part<'_> {
         }
     }
 
-    /// Moves the first `len` rows of `x [rows, width]` to where they are wanted; the others become zero.
+    /// Moves the first `len` rows of `x [rows, width]` to the indices of the wanted rows; the others become zero.
     pub fn spread(self, x: &mut [f32], width: usize) {
         let Some(some) = self.some else { return };
-        // From the last on: a row's place is never before where it stands.
+        // From the last row on: no row moves towards the front.
         let mut end = x.len();
         for (i, &row) in some.iter().enumerate().rev() {
             let place = (row as usize - self.first) * width;

@@ -1,4 +1,4 @@
-//! AdamW (Loshchilov & Hutter 2019) over named variables, updated in place. Knows no model, no schedule and no file.
+//! AdamW (Loshchilov & Hutter 2019) over named variables, updated in place.
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, bail};
@@ -9,7 +9,7 @@ use crate::kernels::{glue::View, simd::fma, simd::simd};
 use crate::threads::in_pool;
 use crate::{Error, Result, Variable};
 
-/// Elements that one task updates. Norms are summed per chunk, in index order, so that they do not depend on threads.
+/// Elements per parallel task. Norms are summed per chunk, in index order, so that they do not depend on threads.
 const CHUNK: usize = 16 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub struct AdamWConfig {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
-    /// Decoupled: the weight shrinks by `lr * weight_decay`, in variables that decay.
+    /// Decoupled: each step subtracts `lr * weight_decay * weight`, in variables that decay.
     pub weight_decay: f64,
 }
 
@@ -32,9 +32,9 @@ impl Default for AdamWConfig {
 /// Euclidean norms over all variables of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepNorms {
-    /// Of the gradient, before clipping.
+    /// Norm of the gradient, before clipping.
     pub grad_norm: f64,
-    /// Of the change of the variables, decay included.
+    /// Norm of the change of the variables, decay included.
     pub update_norm: f64,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Slot {
     /// First and second moments of the gradient.
     pub(super) m: Vec<f32>,
     pub(super) v: Vec<f32>,
-    /// What decay pulls towards, instead of zero.
+    /// The target of weight decay; None is zero.
     anchor: Option<Tensor>,
 }
 
@@ -74,7 +74,8 @@ impl AdamW {
         Ok(Self { config, slots, steps: 0 })
     }
 
-    /// Lets weight decay pull towards `reference(name)` instead of zero: towards the reference policy, in full training.
+    /// Makes weight decay pull towards `reference(name)` instead of zero, such as the reference policy in full
+    /// training. Errors: a reference of another shape.
     pub fn decay_towards(&mut self, mut reference: impl FnMut(&str) -> Option<Tensor>) -> Result<()> {
         for slot in &mut self.slots {
             let name = &slot.variable.name;
@@ -99,12 +100,12 @@ impl AdamW {
         &self.config
     }
 
-    /// One step with the learning rate `lr`. With `clip`, the gradient is first scaled to that norm if it is longer (as
-    /// PyTorch's `clip_grad_norm_`).
+    /// Takes one step with the learning rate `lr`. With `clip`, a gradient of greater norm is first scaled down to that
+    /// norm (as PyTorch's `clip_grad_norm_`).
     ///
-    /// No other thread may compute with the variables meanwhile.
+    /// No other thread may use the variables meanwhile.
     ///
-    /// Errors, before anything changes: a variable without gradient; a gradient that is not finite.
+    /// Errors, before anything changes: a variable without a gradient; a gradient that is not finite.
     pub fn step(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepNorms> {
         in_pool(|| self.update(grads, lr, clip))
     }
@@ -183,7 +184,7 @@ simd! {
     }
 }
 
-/// The numbers of one step.
+/// The constants of one step.
 #[derive(Clone, Copy)]
 struct Rule {
     clip: f32,
@@ -201,7 +202,7 @@ struct Rule {
     decay: f32,
 }
 
-/// Updates one variable where it lies.
+/// Updates one variable in place.
 struct Update<'a> {
     rule: Rule,
     grad: &'a [f32],
@@ -263,7 +264,7 @@ fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], anchor: Option
 }
 
 simd! {
-    /// Moves the moments on and writes the change that they ask for.
+    /// Updates the moments and computes the change from them, without decay.
     fn moments(change: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], rule: Rule) {
         for (((c, m), v), &g) in change.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(g) {
             let g = g * rule.clip;

@@ -11,7 +11,7 @@ fn values(v: &Variable) -> Vec<f32> {
     v.var.to_vec1().expect("a flat variable")
 }
 
-/// The gradient store of sum_i sum(c_i v_i).
+/// A gradient store with the given gradient of each variable.
 fn gradients(of: &[(&Variable, &[f32])]) -> GradStore {
     let mut grads = GradStore::default();
     for (v, g) in of {
@@ -59,7 +59,7 @@ fn many_steps_agree_with_the_textbook() -> Result<()> {
             let g = wave(n, t);
             let norm = g.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
             let before = plain.p.clone();
-            // Every other step is clipped to half of its length.
+            // Every other step is clipped to half of its norm.
             let clip = (t % 2 == 0).then_some(norm / 2.0);
             let factor = clip.map_or(1.0, |c| c / (norm + 1e-6));
             let lr = 1e-2 / t as f64;

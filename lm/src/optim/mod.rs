@@ -1,4 +1,4 @@
-//! Optimisation: AdamW with checkpointable state, learning-rate schedules. Knows no model.
+//! Optimisation: AdamW with checkpointable state, learning-rate schedules.
 
 mod adamw;
 mod schedule;

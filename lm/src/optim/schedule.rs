@@ -1,14 +1,14 @@
-//! Learning rate by step. Knows no optimiser.
+//! Learning-rate schedules.
 
 use serde::{Deserialize, Serialize};
 
-/// How the rate goes on after the warm-up.
+/// The learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Shape {
     /// Half a cosine from the peak to zero (Hugging Face's `get_cosine_schedule_with_warmup`).
     Cosine,
-    /// The peak (Hugging Face's `get_constant_schedule_with_warmup`).
+    /// Constant at the peak (Hugging Face's `get_constant_schedule_with_warmup`).
     Constant,
 }
 
@@ -16,14 +16,14 @@ pub enum Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     pub peak: f64,
-    /// Steps of warm-up; the rate at step `s` below it is `peak * s / warmup`, so that the first step's is 0.
+    /// Warm-up steps. The rate at a step `s` below it is `peak * s / warmup`, so the first step's rate is 0.
     pub warmup: u64,
     pub total: u64,
     pub shape: Shape,
 }
 
 impl Schedule {
-    /// The rate of the given step (counted from 0).
+    /// The rate at `step`, counted from 0.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * step as f64 / self.warmup as f64;

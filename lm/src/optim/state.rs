@@ -1,4 +1,4 @@
-//! A training's state on disk: variables, moments and step count in one safetensors file. Knows no update rule.
+//! Optimiser state on disk: variables, moments and step count in one safetensors file.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -14,16 +14,16 @@ use super::AdamW;
 use crate::kernels::glue::View;
 use crate::{Error, Result, Variable};
 
-/// What is kept of a variable: its values, the first and the second moments of its gradient.
+/// The tensors saved per variable: its values, and the first and second moments of its gradient.
 const KINDS: [&str; 3] = ["w", "m", "v"];
-/// Of the step count, in the file's metadata.
+/// The metadata key of the step count.
 const STEP: &str = "step";
-/// The longest header that is read: safetensors' own bound.
+/// Size limit for the header, in bytes: safetensors' own bound.
 const HEADER_AT_MOST: u64 = 100_000_000;
 
 impl AdamW {
-    /// Writes each variable and its moments as safetensors (`w.NAME`, `m.NAME`, `v.NAME`), and `step` in the metadata. Equal
-    /// states give equal bytes. Needs memory for one tensor's bytes.
+    /// Writes each variable and its moments as safetensors (`w.NAME`, `m.NAME`, `v.NAME`), and `step` in the metadata.
+    /// Equal states give equal bytes. Serialises one tensor at a time to save memory.
     pub fn save(&self, path: &Path) -> Result<()> {
         let views = self.slots.iter().map(|slot| View::of(slot.variable.var.as_tensor()));
         let views = views.collect::<candle_core::Result<Vec<_>>>()?;
@@ -41,18 +41,19 @@ impl AdamW {
         })
     }
 
-    /// Whether `path` holds what [`AdamW::save`] writes for these variables. Changes nothing.
+    /// Checks that `path` holds the state of these variables as [`AdamW::save`] writes it. Changes nothing.
     ///
     /// # Errors
-    /// Says what it holds instead.
+    /// Describes what the file holds instead.
     pub fn check(&self, path: &Path) -> Result<()> {
         Saved::open(path, &self.slots.iter().map(|slot| &slot.variable).collect::<Vec<_>>()).map(drop)
     }
 
-    /// Takes over what [`AdamW::save`] wrote for the same variables, which change in place.
+    /// Restores a state that [`AdamW::save`] wrote for the same variables, which change in place.
     ///
     /// # Errors
-    /// As [`AdamW::check`]: then nothing has changed. When the file cannot be read to its end: then some of it has.
+    /// As [`AdamW::check`], with nothing changed; or the file cannot be read to its end, with part of the state
+    /// changed.
     pub fn load(&mut self, path: &Path) -> Result<()> {
         let saved = Saved::open(path, &self.slots.iter().map(|slot| &slot.variable).collect::<Vec<_>>())?;
         for slot in &mut self.slots {
@@ -68,11 +69,11 @@ impl AdamW {
     }
 }
 
-/// A file that was found to hold the state of certain variables.
+/// A file checked to hold the state of the given variables.
 struct Saved<'a> {
     path: &'a Path,
     file: File,
-    /// Where the tensors' bytes begin.
+    /// Offset of the tensors' bytes in the file.
     start: u64,
     header: Metadata,
     steps: u64,
@@ -118,9 +119,9 @@ impl<'a> Saved<'a> {
         Ok(Self { path, file, start, header, steps })
     }
 
-    /// Fills `into` with a tensor whose shape [`Saved::open`] has found right.
+    /// Fills `into` with a tensor whose shape [`Saved::open`] has checked.
     fn read(&self, kind: &str, variable: &str, into: &mut [f32]) -> Result<()> {
-        /// Numbers read at once.
+        /// Values read at once.
         const CHUNK: usize = 256 << 10;
         let name = format!("{kind}.{variable}");
         let info = self.header.info(&name).ok_or_else(|| Error::model(self.path, format!("no tensor {name}")))?;
@@ -138,7 +139,7 @@ impl<'a> Saved<'a> {
     }
 }
 
-/// A tensor to be written, whose bytes are made when it is its turn.
+/// A tensor that is serialised only when the file is written.
 struct Floats<'a> {
     shape: &'a [usize],
     values: &'a [f32],

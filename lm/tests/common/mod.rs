@@ -1,4 +1,4 @@
-//! Small random models and an independent GPT-2 in f64 to compare with; knows no claim.
+//! Small random models, and an independent GPT-2 in f64 to compare with.
 #![allow(dead_code, reason = "every test binary uses some of it")]
 
 use std::collections::HashMap;
@@ -21,8 +21,8 @@ pub fn tiny_config() -> Gpt2Config {
     config
 }
 
-/// A small model of each family, with the same vocabulary and window. Of the others every number that could be taken for
-/// another one differs from it.
+/// A small model of each family, with the same vocabulary and window. In GPT-J and Llama, sizes that could be confused
+/// with one another differ.
 pub fn families() -> [ModelConfig; 3] {
     let gptj = serde_json::json!({
         "model_type": "gptj", "vocab_size": 31, "n_positions": 24, "n_embd": 12, "n_layer": 2, "n_head": 3,
@@ -36,7 +36,7 @@ pub fn families() -> [ModelConfig; 3] {
     [tiny_config().into(), ModelConfig::from_json(gptj).unwrap(), ModelConfig::from_json(llama).unwrap()]
 }
 
-/// Gives every variable, biases and norms too, normal values of the given spread, so that mistakes show.
+/// Sets every variable, biases and norms too, to normal values of the given spread, so that mistakes show.
 pub fn shake(variables: &[Variable], std: f64, seed: u64) {
     let mut rng = rng(seed);
     for v in variables {
@@ -84,14 +84,14 @@ pub fn assert_close(a: &[f32], b: &[f32], tolerance: f32) {
     }
 }
 
-/// GPT-2 in plain f64 loops, from the names of Hugging Face's file.
+/// GPT-2 in plain f64 loops, with the tensor names of Hugging Face's file.
 pub struct Reference {
     config: Gpt2Config,
     tensors: HashMap<String, Vec<f64>>,
 }
 
 impl Reference {
-    /// Of a model in full training.
+    /// The reference for a model in full training.
     pub fn of(lm: &CausalLm) -> Self {
         let tensors = lm
             .variables()
@@ -161,7 +161,7 @@ impl Reference {
         x.iter().map(|x| self.norm(x, "ln_f")).collect()
     }
 
-    /// The distribution after each position, with `forbidden` out of the question.
+    /// The next-token distribution after each position t, with the token `forbidden(t)` made impossible.
     pub fn probabilities(&self, ids: &[u32], forbidden: impl Fn(usize) -> Option<u32>) -> Vec<Vec<f64>> {
         let d = self.config.n_embd;
         let wte = &self.tensors["wte.weight"];

@@ -1,4 +1,4 @@
-//! The fixtures of one family, and the numbers of ours that they are compared with.
+//! The fixtures of one family, and our results that are compared with them.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use lm::{Batch, CausalLm, Sequence, StatOptions};
 use crate::mutants::FAMILIES;
 use crate::numbers::{Numbers, floats};
 
-/// A model folder with its inputs and what the references made of them.
+/// A model folder with its inputs and the references' results.
 pub struct Fixture {
     pub family: &'static str,
     pub folder: PathBuf,
@@ -16,14 +16,14 @@ pub struct Fixture {
     pub eos: u32,
     /// A prompt after which EOS is likely.
     pub prompt: Vec<u32>,
-    /// Ways to draw: temperature, top-p, whether EOS is masked.
+    /// Sampling settings: temperature, top-p, whether EOS is masked.
     pub sampling: Vec<(f64, f64, bool)>,
-    /// What the references computed.
+    /// The references' results.
     pub numbers: Numbers,
 }
 
 impl Fixture {
-    /// Every family's.
+    /// The fixtures of all families.
     pub fn all() -> impl Iterator<Item = Self> {
         FAMILIES.iter().map(|&(family, mutants)| {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
@@ -46,13 +46,13 @@ impl Fixture {
         CausalLm::load(&self.folder).unwrap()
     }
 
-    /// The model under PEFT's adapter, frozen.
+    /// The model with PEFT's adapter, frozen.
     pub fn adapted(&self) -> CausalLm {
         self.model().load_adapter(&self.folder.join("adapter")).unwrap()
     }
 }
 
-/// The rows as a batch in which every token from the second on is to be predicted.
+/// The rows as a batch in which every token from the second on is predicted.
 pub fn batch(rows: &[Vec<u32>]) -> Batch {
     let rows: Vec<Sequence> = rows.iter().map(|row| Sequence::new([row[0]], &row[1..])).collect();
     Batch::new(&rows.iter().collect::<Vec<_>>()).unwrap()

@@ -1,4 +1,4 @@
-//! The same weights in every kind of file that transformers and PyTorch write.
+//! The same weights in every file format that transformers and PyTorch write.
 
 use std::path::Path;
 

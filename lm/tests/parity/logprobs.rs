@@ -1,4 +1,4 @@
-//! Log-probabilities of real tokens, whatever stands around them.
+//! Log-probabilities of real tokens, independent of padding, cache and the reference's precision.
 
 use lm::{Draws, SampleOptions, sample};
 

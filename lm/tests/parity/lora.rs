@@ -46,7 +46,7 @@ fn a_rank_stabilised_one_gives_what_peft_gives_with_it() {
         let weights = "adapter_model.safetensors";
         fs::copy(from.join(weights), to.path().join(weights)).unwrap();
         let adapted = fixture.model().load_adapter(to.path()).unwrap();
-        // Recorded for the claim that plain LoRA's fixture tells the two apart.
+        // Recorded as a mutant, which plain LoRA's comparison must reject.
         fixture.numbers.claim("mutants/scale_by_root_r/lora/logprobs", &logprobs(&adapted, &fixture.rows), TOLERANCE);
         let folder = tempfile::tempdir().unwrap();
         adapted.save_adapter(folder.path(), "base").unwrap();

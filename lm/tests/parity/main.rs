@@ -1,7 +1,7 @@
-//! That the numbers are those of transformers, PEFT and PyTorch: fixtures which `tests/fixtures/make.py` made with them.
+//! Results equal those of transformers, PEFT and PyTorch, recorded as fixtures by `tests/fixtures/make.py`.
 //!
-//! Each claim is held twice: our numbers agree with the reference's within the tolerance, and they do not agree within the
-//! same tolerance with those of implementations that are wrong on purpose.
+//! Each claim is tested twice: our numbers agree with the reference's within the tolerance, and disagree within the
+//! same tolerance with those of deliberately wrong implementations (mutants).
 
 mod fixture;
 mod formats;

@@ -1,4 +1,4 @@
-//! Which wrong implementations each comparison must tell from the truth, family by family. What they are is written in
+//! The wrong implementations (mutants) that each comparison must reject, family by family. They are defined in
 //! `tests/fixtures/{mutants,training,lora,values}.py`.
 
 use crate::numbers::Mutants;

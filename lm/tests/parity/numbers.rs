@@ -1,27 +1,28 @@
-//! Numbers that other implementations computed, and when ours count as the same. Knows no model.
+//! Numbers computed by other implementations, and comparison of ours with them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-/// How far numbers may lie apart.
+/// The tolerance of a comparison.
 #[derive(Debug, Clone, Copy)]
 pub enum Within {
-    /// Every entry, absolutely.
+    /// Absolute, for every entry.
     Each(f64),
-    /// The norm of the difference: a share of the expected norm, and something absolute for tensors that should be zero.
+    /// The norm of the difference is at most a share of the expected norm plus an absolute slack for tensors that
+    /// should be zero.
     Norm { share: f64, slack: f64 },
 }
 
-/// Whether `ours` is `expected` within the tolerance; if not, how far it is from that.
+/// Whether `ours` equals `expected` within the tolerance. Errors: the distance.
 pub fn agrees(ours: &[f64], expected: &[f64], within: Within) -> Result<(), String> {
     assert_eq!(ours.len(), expected.len(), "numbers that cannot be compared");
     assert!(!ours.is_empty(), "nothing to compare");
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let differences = || ours.iter().zip(expected).map(|(a, b)| a - b);
     let (distance, allowed) = match within {
-        // In the total order a NaN is as far as can be; `f64::max` would hide it.
+        // In the total order a NaN is the largest distance; `f64::max` would hide it.
         Within::Each(each) => (differences().map(f64::abs).max_by(f64::total_cmp).unwrap_or(f64::NAN), each),
         Within::Norm { share, slack } => {
             (norm(&mut differences()), share * norm(&mut expected.iter().copied()) + slack)
@@ -30,10 +31,10 @@ pub fn agrees(ours: &[f64], expected: &[f64], within: Within) -> Result<(), Stri
     if distance <= allowed { Ok(()) } else { Err(format!("{distance:.3e} apart; {allowed:.1e} is allowed")) }
 }
 
-/// (comparison, the mutants that must fail it): what the fixtures hold of wrong implementations.
+/// (comparison, the mutants that must fail it), for all mutants in the fixtures.
 pub type Mutants = &'static [(&'static str, &'static [&'static str])];
 
-/// A file of expected numbers by name; under `mutants/MUTANT/NAME` what a wrong implementation has for NAME.
+/// A file of expected numbers by name; `mutants/MUTANT/NAME` holds a wrong implementation's numbers for NAME.
 pub struct Numbers {
     label: String,
     tensors: BTreeMap<String, Tensor>,
@@ -41,14 +42,14 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// Reads a safetensors file. Panics if its mutants are not those of the table, each and all.
+    /// Reads a safetensors file. Panics unless its mutants are exactly those of the table.
     pub fn load(file: &Path, mutants: Mutants) -> Self {
         let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
         let numbers = Self { label: file.display().to_string(), tensors: tensors.into_iter().collect(), mutants };
         let written: BTreeSet<String> = numbers
             .names("mutants/")
             .into_iter()
-            // A gradient is many tensors and one comparison.
+            // A gradient is many tensors but one comparison.
             .map(|name| name.split_inclusive("/gradient").next().unwrap_or_default().to_owned())
             .collect();
         let told: BTreeSet<String> =
@@ -57,12 +58,12 @@ impl Numbers {
         numbers
     }
 
-    /// Names under `prefix`, without it.
+    /// Names that begin with `prefix`, without it.
     pub fn names(&self, prefix: &str) -> Vec<String> {
         self.tensors.keys().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect()
     }
 
-    /// What the reference computed, flat.
+    /// The reference's numbers, flat.
     pub fn expected(&self, name: &str) -> Vec<f64> {
         floats(self.tensors.get(name).unwrap_or_else(|| panic!("{}: no `{name}`", self.label)))
     }
@@ -72,12 +73,12 @@ impl Numbers {
         self.mutants.iter().find(|(name, _)| *name == what).map_or(&[], |(_, mutants)| mutants)
     }
 
-    /// Claims that `ours` is `expected(name)` and is none of the mutants' `name`.
+    /// Asserts that `ours` agrees with `expected(name)` and with none of the mutants' `name`.
     pub fn claim(&self, name: &str, ours: &[f64], within: Within) {
         self.claim_by(name, |theirs| agrees(ours, theirs, within));
     }
 
-    /// The same with the comparison `agrees`.
+    /// Like [`Numbers::claim`], with the comparison `agrees`.
     pub fn claim_by(&self, name: &str, agrees: impl Fn(&[f64]) -> Result<(), String>) {
         if let Err(why) = agrees(&self.expected(name)) {
             panic!("{}: {name}: {why}", self.label);
@@ -88,8 +89,9 @@ impl Numbers {
         }
     }
 
-    /// Claims the gradients under `what` (`gradient`, `last/gradient`), by tensor: the norm of the difference is at most
-    /// `share` of the norm and 1e-7 of the norm of all tensors together. A mutant must miss some tensor.
+    /// Asserts the gradients under `what` (`gradient`, `last/gradient`), by tensor: the norm of the difference is at
+    /// most `share` of the tensor's norm plus 1e-7 of the norm of all tensors together. A mutant must fail on some
+    /// tensor.
     pub fn claim_gradients(&self, what: &str, ours: &BTreeMap<String, Vec<f64>>, share: f64) {
         let names = self.names(&format!("{what}/"));
         assert_eq!(ours.keys().cloned().collect::<Vec<_>>(), names, "{}: {what}", self.label);
@@ -117,11 +119,12 @@ pub fn floats(tensor: &Tensor) -> Vec<f64> {
     tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
-/// The linear maps that GPT-J and Llama keep as `[out, in]`; in memory all are `[in, out]`, as GPT-2's files have them.
+/// The linear maps that GPT-J's and Llama's files hold as `[out, in]`; in memory all are `[in, out]`, as in GPT-2's
+/// files.
 const TRANSPOSED: [&str; 10] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj", "fc_in", "fc_out"];
 
-/// The gradients of `variables` by name, flat, each as its file has the tensor. Panics where there is none.
+/// The gradients of `variables` by name, flat, in the orientation of the file. Panics if one is missing.
 pub fn gradients(variables: &[lm::Variable], grads: &candle_core::backprop::GradStore) -> BTreeMap<String, Vec<f64>> {
     let of = |v: &lm::Variable| {
         let grad = grads.get(v.var.as_tensor()).unwrap_or_else(|| panic!("no gradient of {}", v.name));

@@ -1,4 +1,4 @@
-//! That drawn tokens follow the distribution that transformers would draw from: a chi-square test at p = 0.001.
+//! Sampled tokens follow the distribution that transformers samples from: a chi-square test at p = 0.001.
 
 use lm::{Draws, SampleOptions, sample};
 
@@ -6,7 +6,7 @@ use crate::fixture::Fixture;
 
 const N: usize = 8000;
 
-/// How often each token comes first in N responses to the fixture's prompt.
+/// Counts of each token as the first of N responses to the fixture's prompt.
 fn drawn(fixture: &Fixture, temperature: f64, top_p: f64, masked: bool) -> Vec<f64> {
     let prompts = vec![fixture.prompt.as_slice(); N];
     let rows: Vec<u64> = (0..N as u64).collect();
@@ -25,8 +25,8 @@ fn drawn(fixture: &Fixture, temperature: f64, top_p: f64, masked: bool) -> Vec<f
     seen
 }
 
-/// Whether the counts may come from `p`: Pearson's chi-square stays below its 0.999 quantile. Tokens expected fewer than
-/// five times share a bin, as the approximation wants it; an impossible token refutes `p` at once.
+/// Whether the counts are consistent with `p`: Pearson's chi-square stays below its 0.999 quantile. Tokens expected
+/// fewer than five times share a bin, as the approximation requires; an impossible token refutes `p` at once.
 fn may_come_from(seen: &[f64], p: &[f64]) -> Result<(), String> {
     let total: f64 = seen.iter().sum();
     let (mut chi2, mut bins, mut rare) = (0.0, 0, (0.0, 0.0));

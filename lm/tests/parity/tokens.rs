@@ -1,5 +1,5 @@
-//! That GPT-2's and SmolLM2's tokenizers, cut down to their first merges, and small ones in the styles of Llama 2 and Llama 3
-//! give the ids that transformers gives.
+//! GPT-2's and SmolLM2's tokenizers, cut down to their first merges, and small ones in the styles of Llama 2 and Llama
+//! 3 give the ids that transformers gives.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use lm::Tokenizer;
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
 
-/// GPT-2's, SmolLM2's, Llama 2's as transformers 4 and as 5 write it, and Llama 3's.
+/// GPT-2's, SmolLM2's, Llama 2's as written by transformers 4 and by 5, and Llama 3's.
 const STYLES: [&str; 5] = ["gpt2", "smollm2", "llama2", "llama2_metaspace", "llama3"];
 
 fn place(file: &str) -> PathBuf {
@@ -38,7 +38,7 @@ fn ids_are_those_of_transformers() {
 fn a_prompt_and_its_response_have_the_ids_of_the_whole_text() {
     for name in STYLES {
         let tokenizer = tokenizer(name);
-        // Through its own file, too.
+        // Also after a round trip through its own file.
         let again = Tokenizer::from_bytes(tokenizer.to_json().unwrap().as_bytes()).unwrap();
         let pairs: Vec<(String, String, Vec<u32>, usize)> = read(&format!("{name}.pairs.json"));
         assert!(pairs.len() > 30);
@@ -49,7 +49,7 @@ fn a_prompt_and_its_response_have_the_ids_of_the_whole_text() {
                 assert_eq!(tokenizer.encode(&prompt), whole[..border], "{name}: {prompt:?}");
                 assert_eq!(ids, whole[border..], "{name}: {prompt:?}, {response:?}");
                 assert_eq!(tokenizer.encode(&format!("{prompt}{response}")), whole, "{name}: {prompt:?}, {response:?}");
-                // SmolLM2 lacks tokens for rare bytes, and Llama 2 writes a space as the letter that this is.
+                // SmolLM2 lacks tokens for rare bytes, and Llama 2 encodes a space as this letter.
                 if name != "smollm2" && !response.contains('▁') {
                     assert_eq!(tokenizer.decode_after(&ids), response, "{name}");
                 }

@@ -1,4 +1,4 @@
-//! A Llama's `config.json` from a GGUF file's metadata; knows no weights but their shapes.
+//! A Llama's `config.json` from a GGUF file's metadata.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::config::rope::{frequencies, llama3 as llama3_frequency};
 use crate::files::encoding::Encoding;
 use crate::files::{Part, Place, Places};
 
-/// What other models that llama.cpp runs have and a Llama has not: each changes the numbers.
+/// Keys of other models that llama.cpp runs. Each changes the model's output, and a Llama has none of them.
 const UNSUPPORTED: [&str; 5] = [
     "llama.attention.scale",
     "llama.attention.sliding_window",
@@ -16,7 +16,7 @@ const UNSUPPORTED: [&str; 5] = [
     "llama.residual_scale",
 ];
 
-/// The shape of a Llama, under llama.cpp's meanings.
+/// The shape of a Llama, as llama.cpp defines it.
 pub(super) struct Llama {
     vocabulary: usize,
     width: usize,
@@ -35,10 +35,10 @@ pub(super) struct Llama {
     eos: Vec<usize>,
 }
 
-/// Llama 3.1's rotary scaling, as llama.cpp keeps it: what each frequency is divided by, `[head / 2]`.
+/// The tensor in which llama.cpp stores Llama 3.1's rotary scaling: the divisor of each frequency, `[head / 2]`.
 pub(super) const DIVISORS: &str = "rope_freqs.weight";
 
-/// Errors name the key: missing, of another type, or of no Llama that is read.
+/// Errors name a key that is missing, of another type, or set to a value of an unsupported model.
 pub(super) fn read(metadata: &Metadata, tensors: &Places, divisors: Option<&[f32]>) -> Result<Llama, String> {
     let architecture = required("general.architecture", metadata.text("general.architecture"))?;
     if architecture != "llama" {
@@ -146,7 +146,7 @@ impl Llama {
     }
 }
 
-/// The numbers of [`DIVISORS`]. Errors: not as f32.
+/// The values of [`DIVISORS`]. Errors: they are not f32.
 pub(super) fn divisors(part: &Part, place: &Place) -> Result<Vec<f32>, String> {
     if place.encoding != Encoding::F32 || place.shape.len() != 1 {
         let (kind, shape) = (place.encoding.name(), &place.shape);
@@ -155,7 +155,8 @@ pub(super) fn divisors(part: &Part, place: &Place) -> Result<Vec<f32>, String> {
     part.decode(place).map_err(|e| e.to_string())
 }
 
-/// The `rope_scaling` of type `llama3` that gives these divisors; none if all are 1. Errors: no such scaling gives them.
+/// The `rope_scaling` of type `llama3` that gives these divisors; None if all are 1. Errors: no such scaling gives
+/// them.
 fn llama3(divisors: &[f32], head_dim: usize, theta: f64) -> Result<Option<Value>, String> {
     if divisors.len() != head_dim / 2 {
         return Err(format!("tensor `{DIVISORS}` has {} numbers; expected {}", divisors.len(), head_dim / 2));
@@ -164,7 +165,8 @@ fn llama3(divisors: &[f32], head_dim: usize, theta: f64) -> Result<Option<Value>
     if divisors.iter().all(|&divisor| divisor == 1.0) {
         return Ok(None);
     }
-    // Every published model has these bounds, and 8192; lengths that give the same divisors are as good.
+    // Every published model has these bounds, and length 8192; another length that gives the same divisors serves as
+    // well.
     const LOW: f64 = 1.0;
     const HIGH: f64 = 4.0;
     let plain = frequencies(theta, head_dim)?;
@@ -184,12 +186,12 @@ fn llama3(divisors: &[f32], head_dim: usize, theta: f64) -> Result<Option<Value>
     })))
 }
 
-/// Hugging Face's `rope_scaling`. Errors: a kind that is not read.
+/// Hugging Face's `rope_scaling`. Errors: an unsupported type.
 fn scaling(metadata: &Metadata) -> Result<Option<Value>, String> {
     let linear = |factor: f64| json!({ "rope_type": "linear", "factor": factor });
     match metadata.text("llama.rope.scaling.type")? {
         Some("none") => Ok(None),
-        // llama.cpp scales by a factor of which no type is told, too, and knows it by an older name. 0 stands for none.
+        // Without a type, llama.cpp still scales by the factor, which also has an older name. 0 means none.
         None => {
             let factor = metadata.float("llama.rope.scaling.factor")?;
             let factor = factor.map_or_else(|| metadata.float("llama.rope.scale_linear"), |factor| Ok(Some(factor)))?;
@@ -207,7 +209,7 @@ fn scaling(metadata: &Metadata) -> Result<Option<Value>, String> {
     }
 }
 
-/// The f64 with an f32's shortest decimals, if the value is an f32.
+/// The f64 with the shortest decimals of an f32, if the value is an f32.
 fn shortest(value: f64) -> f64 {
     let short = value as f32;
     if f64::from(short) == value { short.to_string().parse().unwrap_or(value) } else { value }

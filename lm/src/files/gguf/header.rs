@@ -1,7 +1,8 @@
-//! The head of a GGUF file: its metadata, and where its tensors lie. Knows no architecture.
+//! The header of a GGUF file: its metadata and the locations of its tensors.
 //!
-//! candle's own reader divides by whatever alignment the file states, multiplies shapes unchecked, takes the last of two
-//! equal names and spends 32 bytes on each byte of an array. So the head is read here, and only the blocks by candle.
+//! candle's own reader divides by whatever alignment the file states, multiplies shapes unchecked, keeps the last of
+//! two equal names and spends 32 bytes on each byte of an array. So the header is read here, and candle decodes only
+//! the blocks.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -16,18 +17,18 @@ use crate::{Error, Result};
 
 const MAGIC: [u8; 4] = *b"GGUF";
 const ALIGNMENT: &str = "general.alignment";
-/// Where the file states no alignment.
+/// If the file states no alignment.
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 20;
-/// Far more than any model has; each takes at least 13 bytes of the file, too.
+/// Far more than any model has; each also takes at least 13 bytes of the file.
 const MAX_ENTRIES: u64 = 1 << 16;
-/// Texts in an array, of which a vocabulary and its merges have a few hundred thousand.
+/// Texts per array; a vocabulary and its merges have a few hundred thousand.
 const MAX_TEXTS: u64 = 1 << 20;
-/// Bytes of a key; the format's own bound.
+/// Bytes per key; the format's own limit.
 const MAX_KEY: u64 = (1 << 16) - 1;
 const MAX_DIMS: u32 = 4;
 
-/// A metadata value, as far as a model needs it.
+/// A metadata value, in the detail that a model needs.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Int(i128),
@@ -36,19 +37,19 @@ pub(super) enum Value {
     Text(String),
     Texts(Vec<String>),
     Ints(Vec<i32>),
-    /// An array of other elements: scores, for one.
+    /// An array of other elements, such as scores.
     Skipped,
 }
 
-/// What stands before the tensors' bytes.
+/// The contents of the file before the tensors' bytes.
 pub(super) struct Header {
     pub metadata: BTreeMap<String, Value>,
-    /// By their names in the file. Shapes are [out, in], as candle and PyTorch have them.
+    /// By name in the file. Shapes are [out, in], as in candle and PyTorch.
     pub tensors: BTreeMap<String, Place>,
 }
 
 impl Header {
-    /// Errors: anything that cannot be true of a file of this length.
+    /// Errors: contents that cannot be true of a file of this length.
     pub fn read(source: &Source, path: &Path) -> Result<Self> {
         let mut scanner = Scanner { reader: BufReader::new(source.reader()), position: 0, len: source.len() };
         scanner.header().map_err(|what| Error::model(path, format!("not a GGUF file that is read: {what}")))
@@ -57,7 +58,7 @@ impl Header {
 
 type Found<T> = std::result::Result<T, String>;
 
-/// A position in the head, which never goes beyond the file.
+/// A position in the header, never beyond the end of the file.
 struct Scanner<'a> {
     reader: BufReader<source::Reader<'a>>,
     position: u64,
@@ -74,7 +75,8 @@ impl Scanner<'_> {
             return Err(format!("its version is {version}; expected 2 or 3, little-endian"));
         }
         let (tensors, entries) = (self.u64()?, self.u64()?);
-        // A tensor has at least a name's length, a dimension's count, a type and an offset; an entry a key and a type.
+        // A tensor takes at least its name's length, its number of dimensions, a type and an offset; an entry at least
+        // a key and a type.
         self.check_count("tensors", tensors, 24)?;
         self.check_count("metadata entries", entries, 13)?;
 
@@ -113,7 +115,7 @@ impl Scanner<'_> {
         Ok(Header { metadata, tensors: places })
     }
 
-    /// A tensor whose start is still counted from the first tensor's.
+    /// A tensor; its start is still relative to the first tensor's.
     fn place(&mut self, alignment: u64) -> Found<Place> {
         let dims = self.u32()?;
         if dims > MAX_DIMS {
@@ -124,7 +126,7 @@ impl Scanner<'_> {
             let size = self.u64()?;
             shape.push(usize::try_from(size).map_err(|_| format!("has a size of {size}"))?);
         }
-        // The file has the fastest dimension first.
+        // The file lists the fastest dimension first.
         shape.reverse();
         let encoding = encoding(self.u32()?);
         let start = self.u64()?;
@@ -134,7 +136,8 @@ impl Scanner<'_> {
         Ok(Place { part: 0, shape, encoding, start, interleaved: None })
     }
 
-    /// Where a tensor begins in the file. Errors: not wholly in it, or rows that are no whole blocks.
+    /// The offset of a tensor in the file. Errors: it does not lie wholly in the file, or its rows are not whole
+    /// blocks.
     fn locate(&self, place: &Place, data: u64) -> Found<u64> {
         let start = data.checked_add(place.start).ok_or("begins beyond any file")?;
         if let Some((block, _)) = place.encoding.block() {
@@ -183,7 +186,7 @@ impl Scanner<'_> {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
             4..=6 => 4,
-            // A text has at least its length.
+            // A text takes at least the bytes of its length.
             8 | 10..=12 => 8,
             9 => return Err("is an array of arrays; no model needs one".to_owned()),
             other => return Err(format!("is an array of type {other}, which is none")),
@@ -255,10 +258,10 @@ impl Scanner<'_> {
     }
 }
 
-/// The types that are read.
+/// The supported types, for messages.
 pub(super) const TYPES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K or Q6_K";
 
-/// ggml's types by their numbers in files. Those that candle cannot turn into f32 are named only.
+/// ggml's types by their numbers in files. Those that candle cannot decode to f32 only get a name.
 fn encoding(code: u32) -> Encoding {
     let other = |name: &str| Encoding::Other(format!("{name} (ggml's type {code})").into());
     match code {

@@ -1,5 +1,4 @@
-//! A Llama in a GGUF file, under Hugging Face's names: config, tokenizer, and tensors in Hugging Face's row order.
-//! Knows no forward pass.
+//! A Llama in a GGUF file, with Hugging Face's names: config, tokenizer, and tensors in Hugging Face's row order.
 
 mod config;
 mod header;
@@ -14,18 +13,18 @@ use super::source::Source;
 use super::{Checkpoint, Part, Place, Places};
 use crate::{Error, Result};
 
-/// What a GGUF file gives: all that a Hugging Face folder has.
+/// The contents of a GGUF file, in the form of a Hugging Face folder.
 pub struct Gguf {
     /// `config.json`, with `model_type` "llama".
     pub config: serde_json::Value,
     /// `tokenizer.json`.
     pub tokenizer: serde_json::Value,
-    /// The weights, dequantised when they are asked for: `model.embed_tokens.weight` and so on, `[out, in]`.
+    /// The weights, dequantised when read: `model.embed_tokens.weight` and so on, `[out, in]`.
     pub weights: Checkpoint,
 }
 
 impl Gguf {
-    /// Errors: not a GGUF, not a Llama, or a tokenizer other than a byte-level BPE that is known by name.
+    /// Errors: not a GGUF, not a Llama, or a tokenizer other than a byte-level BPE with a known split.
     pub fn open(path: &Path) -> Result<Self> {
         Self::of(path, Source::open(path)?)
     }
@@ -35,7 +34,7 @@ impl Gguf {
         let metadata = Metadata(metadata);
         let bad = |what: String| Error::model(path, what);
         let part = Part { path: path.to_path_buf(), source };
-        // Of no layer, and no weight: by how much each pair of columns turns slower.
+        // Not a weight: the factors by which rotary frequencies are divided.
         let divisors = match tensors.remove(config::DIVISORS) {
             Some(place) => Some(config::divisors(&part, &place).map_err(bad)?),
             None => None,
@@ -67,7 +66,7 @@ impl Metadata {
         }
     }
 
-    /// A number of things: it fits into an i32, as everything that a model counts.
+    /// A count; fits an i32, as do all counts of a model.
     fn count(&self, key: &str) -> Result<Option<usize>, String> {
         self.get(key, "a number from 0 to 2^31", |value| match value {
             &Value::Int(int) => i32::try_from(int).ok().and_then(|int| usize::try_from(int).ok()),
@@ -75,7 +74,7 @@ impl Metadata {
         })
     }
 
-    /// A token's id; -1, as any integer type has it, stands for none.
+    /// A token's id; -1, signed or as the largest u32, means none.
     fn token(&self, key: &str) -> Result<Option<usize>, String> {
         match self.0.get(key) {
             Some(&Value::Int(-1)) => Ok(None),
@@ -123,7 +122,7 @@ impl Metadata {
     }
 }
 
-/// What is required. Errors: the key that is missing.
+/// A required value. Errors: the key is missing.
 fn required<T>(key: &str, value: Result<Option<T>, String>) -> Result<T, String> {
     value?.ok_or_else(|| format!("`{key}` is missing"))
 }
@@ -140,7 +139,7 @@ fn hugging_face(name: &str) -> Option<String> {
         return Some(whole.to_owned());
     }
     let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
-    // A number as it is usually written, so that two names of the file never become one.
+    // Only the canonical spelling of a number, so that two names in the file never become one.
     let number: usize = layer.parse().ok().filter(|number: &usize| number.to_string() == layer)?;
     let part = match part {
         "attn_norm.weight" => "input_layernorm.weight",
@@ -157,7 +156,8 @@ fn hugging_face(name: &str) -> Option<String> {
     Some(format!("model.layers.{number}.{part}"))
 }
 
-/// Marks the queries' and keys' rows as those that llama.cpp keeps in another order. Errors: rows that are not the heads'.
+/// Marks the rows of queries and keys, which llama.cpp stores in another order. Errors: their number does not match the
+/// heads.
 fn in_order(name: &str, place: Place, config: &config::Llama) -> Result<Place, String> {
     let heads = match name.rsplit_once('.').map(|(start, _)| start.rsplit_once('.').map_or(start, |(_, part)| part)) {
         Some("attn_q") => config.heads,
@@ -170,8 +170,8 @@ fn in_order(name: &str, place: Place, config: &config::Llama) -> Result<Place, S
     }
 }
 
-/// Rows `[heads, head / 2, 2]` in Hugging Face's order `[heads, 2, head / 2]`: llama.cpp rotates neighbours, Hugging Face
-/// the two halves of a head. `shape` is `[heads * head, in]`, the head's width even.
+/// Reorders rows `[heads, head / 2, 2]` to Hugging Face's `[heads, 2, head / 2]`: llama.cpp rotates neighbouring
+/// columns, Hugging Face the two halves of a head. `shape` is `[heads * head, in]`, with an even head width.
 pub(super) fn halves(values: &[f32], heads: usize, shape: &[usize]) -> Vec<f32> {
     let (rows, columns) = (shape[0], shape[1]);
     let head = rows / heads;

@@ -1,4 +1,4 @@
-//! GGUF files made by hand, honest and hostile.
+//! Hand-made GGUF files, valid and malicious.
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
@@ -11,7 +11,7 @@ const F32: u32 = 6;
 const TEXT: u32 = 8;
 const ARRAY: u32 = 9;
 
-/// A file in pieces, so that a test can replace any of them.
+/// A file in pieces, each of which a test can replace.
 #[derive(Clone)]
 struct File {
     entries: Vec<(String, Vec<u8>)>,
@@ -38,7 +38,7 @@ fn texts(items: &[String]) -> Vec<u8> {
     array(TEXT, items.len() as u64, &items.iter().flat_map(|item| text(item)).collect::<Vec<_>>())
 }
 
-/// All letters of bytes, one merge, and a special token.
+/// All letters of the byte-level alphabet, one merge, and a special token.
 fn vocabulary() -> Vec<String> {
     let mut letters: Vec<String> =
         tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().map(String::from).collect();
@@ -47,7 +47,7 @@ fn vocabulary() -> Vec<String> {
 }
 
 impl File {
-    /// A Llama of one layer: width 32, two heads of 16, one of keys.
+    /// A Llama of one layer: width 32, two query heads of 16, one key/value head.
     fn llama() -> Self {
         let tokens = vocabulary();
         let mut types = vec![1i32; tokens.len()];
@@ -198,8 +198,8 @@ fn a_factor_scales_positions_whether_or_not_its_type_is_told() {
     }
 }
 
-/// What Hugging Face's converter writes for `llama3` scaling of heads of 16 with theta 10000, a factor of 8 and Llama 3.1's
-/// other numbers.
+/// The output of Hugging Face's converter for `llama3` scaling with heads of 16, theta 10000, a factor of 8 and Llama
+/// 3.1's other numbers.
 const LLAMA3_DIVISORS: [f32; 8] = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.681_482_3, 8.0];
 
 fn divided(divisors: &[f32]) -> File {
@@ -273,7 +273,8 @@ fn a_file_that_llama_cpps_own_writer_wrote_is_read() {
 
 #[test]
 fn the_rows_of_queries_and_keys_are_in_halves_again() {
-    // What convert_hf_to_gguf does: reshape(heads, 2, head / 2, in).swapaxes(1, 2). Row r of the file holds 32 r and on.
+    // convert_hf_to_gguf does reshape(heads, 2, head / 2, in).swapaxes(1, 2). Row r of the file holds the values from
+    // 32 r on.
     let file = File::llama().open().unwrap();
     for (name, heads) in [("q_proj", 2), ("k_proj", 1)] {
         let values = values(&file, &format!("model.layers.0.self_attn.{name}.weight"));
@@ -433,7 +434,7 @@ fn a_tensor_that_cannot_be_where_it_says_is_refused() {
     ] {
         assert_refused(&File::llama().with_tensor(name, dims, kind, vec![0; 2048]).bytes(), why);
     }
-    // The last tensor's offset is the last of the head.
+    // The last tensor's offset ends the header.
     let file = File::llama();
     for (offset, why) in [(u64::MAX - 31, "beyond any file"), (1 << 40, "cut off"), (7, "not aligned to 32")] {
         let mut bytes = file.bytes();

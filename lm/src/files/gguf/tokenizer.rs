@@ -1,4 +1,4 @@
-//! A `tokenizer.json` from a GGUF file's metadata, for byte-level BPE; trains and encodes nothing.
+//! A `tokenizer.json` from a GGUF file's metadata, for byte-level BPE.
 
 use std::collections::BTreeSet;
 
@@ -15,13 +15,12 @@ const BOS: &str = "tokenizer.ggml.bos_token_id";
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
-/// How Llama 3 splits text, as its own `tokenizer.json` has it.
+/// Llama 3's split pattern, from its own `tokenizer.json`.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Splits as the tokenizers that llama.cpp names do; transformers' own reading of a GGUF leaves SmolLM2's digits together.
+/// Splits as the tokenizers that llama.cpp names do; transformers' own GGUF reader does not split SmolLM2's digits.
 ///
-/// Errors name what is not read: another model of tokenizer, another way of splitting, or a vocabulary that contradicts
-/// itself.
+/// Errors name an unsupported tokenizer model or split, or a contradiction in the vocabulary.
 pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
     let model = required("tokenizer.ggml.model", metadata.text("tokenizer.ggml.model"))?;
     if model != "gpt2" {
@@ -112,11 +111,11 @@ fn vocabulary(tokens: &[String]) -> Result<Map<String, Value>, String> {
     Ok(ids)
 }
 
-/// Merges as pairs of tokens. Errors: one whose parts or whole are no tokens.
+/// Merges as pairs of tokens. Errors: a part or the whole of a merge is not a token.
 fn pairs(tokens: &[String], merges: &[String]) -> Result<Vec<Value>, String> {
     let known: BTreeSet<&str> = tokens.iter().map(String::as_str).collect();
     let pair = |merge: &String| {
-        // A token of bytes holds no space: a space is one of its other letters.
+        // A byte-level token contains no space: the alphabet has another letter for it.
         let (left, right) = merge.split_once(' ')?;
         let whole = format!("{left}{right}");
         [left, right, &whole].iter().all(|part| known.contains(part)).then(|| json!([left, right]))
@@ -127,7 +126,7 @@ fn pairs(tokens: &[String], merges: &[String]) -> Result<Vec<Value>, String> {
         .collect()
 }
 
-/// The tokens that are found in a text before anything is split.
+/// The tokens that are matched in a text before it is split.
 fn added(tokens: &[String], types: &[i32]) -> Result<Vec<Value>, String> {
     if types.len() != tokens.len() {
         return Err(format!("`{TYPES}` has {} entries for {} tokens", types.len(), tokens.len()));

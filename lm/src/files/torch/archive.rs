@@ -1,7 +1,7 @@
-//! A zip whose files are stored as they are, as PyTorch writes it; unpacks nothing.
+//! Reads a zip archive with uncompressed files, as PyTorch writes it.
 //!
-//! The `zip` crate allocates for as many files as the archive claims, hundreds of times its size. Stored files need so
-//! little of the format that it is read here.
+//! The `zip` crate allocates for as many files as the archive claims, hundreds of times its size. Uncompressed files
+//! need so little of the format that it is read here.
 
 use std::collections::BTreeMap;
 
@@ -16,29 +16,30 @@ const END_LEN: u64 = 22;
 const LOCATOR_64_LEN: u64 = 20;
 const ENTRY_LEN: usize = 46;
 const LOCAL_LEN: u64 = 30;
-/// A comment's length is a u16; it stands behind the end record.
+/// A comment's length is a u16; the comment follows the end record.
 const MAX_COMMENT: u64 = 0xffff;
-/// The largest directory that is read, in bytes: half a million tensors.
+/// Size limit for the directory, in bytes: half a million tensors.
 const MAX_DIRECTORY: u64 = 64 << 20;
-/// The extra field with what does not fit into 32 bits.
+/// The extra field for values that do not fit into 32 bits.
 const EXTRA_64: u16 = 1;
 /// The flag of an encrypted file.
 const ENCRYPTED: u16 = 1;
 
-/// A file of the archive, in bytes of the whole, which it does not leave.
+/// The byte range of a file in the archive, checked to lie within it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Stored {
     pub start: u64,
     pub len: u64,
 }
 
-/// The archive's files by name. Errors: no zip, compressed, encrypted, a name twice, or a file beyond the archive's end.
+/// The archive's files by name. Errors: not a zip, a compressed or encrypted file, a duplicate name, or a file beyond
+/// the archive's end.
 pub(super) fn files(source: &Source) -> Result<BTreeMap<String, Stored>, String> {
     let (start, len) = directory(source)?;
     if start.checked_add(len).is_none_or(|end| end > source.len()) || len > MAX_DIRECTORY {
         return Err(format!("its directory would have {len} bytes from {start} on; the file has {}", source.len()));
     }
-    // At most MAX_DIRECTORY, hence a usize.
+    // At most MAX_DIRECTORY, so it fits a usize.
     let mut bytes = vec![0; len as usize];
     read(source, start, &mut bytes)?;
     let mut rest = &bytes[..];
@@ -53,7 +54,7 @@ pub(super) fn files(source: &Source) -> Result<BTreeMap<String, Stored>, String>
     Ok(files)
 }
 
-/// Where the directory of files lies: its start and length, as the archive's end tells them.
+/// Start and length of the directory of files, from the end record.
 fn directory(source: &Source) -> Result<(u64, u64), String> {
     let longest = source.len().min(END_LEN + MAX_COMMENT);
     let tail_start = source.len() - longest;
@@ -99,13 +100,14 @@ fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, Stored), String> 
     let name = std::str::from_utf8(name).map_err(|_| "a name in its archive is not UTF-8")?.to_owned();
 
     let mut wide = wide(extra).as_chunks::<8>().0.iter().map(|&bytes| u64::from_le_bytes(bytes));
-    // In this order, each only if its 32 bits say so.
+    // Fields appear in this order, each only if its 32-bit value is all ones.
     let mut field = |at: usize| match u32_at(fixed, at) {
         u32::MAX => wide.next().ok_or_else(|| format!("`{name}` in its archive has no size or place")),
         narrow => Ok(u64::from(narrow)),
     };
     let (len, packed, header) = (field(24)?, field(20)?, field(42)?);
-    // PyTorch stores, since it maps: so there is nothing to unpack, and no bomb.
+    // PyTorch does not compress, because it memory-maps files: so nothing needs unpacking, and zip bombs are
+    // impossible.
     let (flags, method) = (u16_at(fixed, 8), u16_at(fixed, 10));
     if method != 0 || packed != len || flags & ENCRYPTED != 0 {
         return Err(format!("`{name}` in its archive is compressed or encrypted; PyTorch writes neither"));
@@ -140,7 +142,7 @@ fn read(source: &Source, start: u64, bytes: &mut [u8]) -> Result<(), String> {
     source.read_at(start, bytes).map_err(|e| format!("its archive cannot be read at byte {start}: {e}"))
 }
 
-// The caller's slice is long enough: each is a record of a fixed length.
+// The caller's slice is long enough: it is a record of fixed length.
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }

@@ -1,5 +1,5 @@
-//! Where the tensors of a PyTorch `.bin` lie: a zip of `data.pkl`, a pickled state dict, and of storages, `data/0` and on.
-//! Reads the pickle, none of the storages.
+//! Locates the tensors of a PyTorch `.bin`, a zip of `data.pkl` (a pickled state dict) and storages (`data/0` and so
+//! on). Reads the pickle, but no storage.
 
 mod archive;
 mod pickle;
@@ -18,7 +18,7 @@ use crate::{Error, Result};
 const PICKLE: &str = "data.pkl";
 const ZIP: [u8; 4] = *b"PK\x03\x04";
 
-/// The tensors of a file. Errors: anything that is not an archive of plain tensors, told by name.
+/// The tensors of a file. Errors name whatever is not an archive of plain tensors.
 pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
     let bad = |what: String| Error::model(path, what);
     let mut magic = [0; 4];
@@ -50,7 +50,7 @@ pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
         }
     }
 
-    // At most MAX_BYTES, hence a usize.
+    // At most MAX_BYTES, so it fits a usize.
     let mut bytes = vec![0; pickle.len as usize];
     source.read_at(pickle.start, &mut bytes).map_err(Error::io(path))?;
     let tensors = state_dict::read(&bytes).map_err(|what| bad(format!("its {PICKLE} {what}")))?;
@@ -64,7 +64,7 @@ pub(super) fn places(source: &Source, path: &Path) -> Result<Places> {
         .collect()
 }
 
-/// A view of a storage as a place in the file. Errors: a view that leaves its storage, or is not contiguous.
+/// The file location of a view of a storage. Errors: a view that exceeds its storage, or is not contiguous.
 fn place(tensor: Described, storage: Option<&Stored>) -> Result<Place, String> {
     let storage = storage.ok_or_else(|| format!("lies in storage `{}`, which is not there", tensor.storage))?;
     if tensor.storage_len.checked_mul(tensor.item).is_none_or(|bytes| bytes > storage.len) {
@@ -97,7 +97,7 @@ fn place(tensor: Described, storage: Option<&Stored>) -> Result<Place, String> {
     })
 }
 
-/// As PyTorch has it: dimensions of one number have no stride that matters, and empty tensors none at all.
+/// As in PyTorch: the stride of a dimension of size 1 is ignored, and so are all strides of empty tensors.
 fn is_contiguous(shape: &[usize], stride: &[usize]) -> bool {
     if shape.len() != stride.len() {
         return false;

@@ -1,24 +1,23 @@
-//! The little of pickle that a PyTorch state dict needs: it builds values and calls nothing. Knows no archive, and not
-//! what the values mean together.
+//! The subset of pickle that a PyTorch state dict needs: builds values and calls nothing.
 //!
-//! Values live in one list and refer to each other by number, so that hostile nesting costs no recursion and a memo
-//! no copies. Each opcode makes at most one value, and values are counted.
+//! Values live in one list and refer to each other by index, so that malicious nesting causes no recursion and a memo
+//! no copies. Each opcode makes at most one value, and the number of values is limited.
 
 use std::collections::BTreeMap;
 
-/// The largest pickle that is read, in bytes. A state dict of 10,000 tensors has 1.5 MB.
+/// Size limit for a pickle, in bytes. A state dict of 10,000 tensors has 1.5 MB.
 pub(super) const MAX_BYTES: u64 = 8 << 20;
-/// Values in a pickle. A tensor takes about 20.
+/// Limit on values in a pickle. A tensor takes about 20.
 const MAX_VALUES: usize = 1 << 19;
-/// Marks that are open at once. A state dict has a few.
+/// Limit on marks open at once. A state dict has a few.
 const MAX_MARKS: usize = 1 << 8;
-/// The longest name of a module, class or storage, in bytes.
+/// Limit on the name of a module, class or storage, in bytes.
 pub(super) const MAX_NAME: usize = 256;
 
-/// The number of a value.
+/// The index of a value.
 pub(super) type Id = usize;
 
-/// What a state dict is made of.
+/// A value in a state dict's pickle.
 pub(super) enum Value<'a> {
     None,
     Bool,
@@ -27,7 +26,7 @@ pub(super) enum Value<'a> {
     Tuple(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Global(Global),
-    /// A persistent id: how PyTorch refers to a storage.
+    /// A persistent id: PyTorch's reference to a storage.
     Storage(Id),
     Tensor(Rebuilt),
 }
@@ -41,13 +40,13 @@ pub(super) struct Rebuilt {
     pub stride: Id,
 }
 
-/// All that a pickle may name.
+/// The only globals that a pickle may name.
 #[derive(Clone, Copy)]
 pub(super) enum Global {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
-    /// The name of its numbers, and their bytes.
+    /// The name of its number type, and bytes per number.
     Storage(&'static str, u64),
 }
 
@@ -78,14 +77,15 @@ impl Global {
     }
 }
 
-/// What was read: values that refer to each other by number.
+/// A decoded pickle: values that refer to each other by index.
 pub(super) struct Pickle<'a> {
     values: Vec<Value<'a>>,
     root: Id,
 }
 
 impl<'a> Pickle<'a> {
-    /// Errors: what is cut off, calls anything but `Global`'s functions, or is larger than any state dict.
+    /// Errors: a pickle that is cut off, calls anything but the functions in `Global`, or is larger than any state
+    /// dict.
     pub fn read(bytes: &'a [u8]) -> Result<Self, String> {
         let pickle = Self { values: Vec::new(), root: 0 };
         let mut machine = Machine { bytes, pickle, stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
@@ -93,12 +93,12 @@ impl<'a> Pickle<'a> {
         Ok(machine.pickle)
     }
 
-    /// The one value that the pickle stands for.
+    /// The top-level value.
     pub fn root(&self) -> &Value<'a> {
         self.value(self.root)
     }
 
-    /// Every id was given by `push`.
+    /// Never panics on an [`Id`] of this pickle: `push` made all of them.
     pub fn value(&self, id: Id) -> &Value<'a> {
         &self.values[id]
     }
@@ -119,17 +119,17 @@ impl<'a> Pickle<'a> {
 }
 
 struct Machine<'a> {
-    /// What is not read yet.
+    /// The unread rest.
     bytes: &'a [u8],
     pickle: Pickle<'a>,
     stack: Vec<Id>,
-    /// Heights of the stack.
+    /// Stack heights.
     marks: Vec<usize>,
     memo: BTreeMap<u32, Id>,
 }
 
 impl<'a> Machine<'a> {
-    /// Runs to the end and gives the one value that is left.
+    /// Runs to the end and returns the value on top of the stack.
     fn run(&mut self) -> Result<Id, String> {
         loop {
             let code = self.byte()?;
@@ -143,7 +143,7 @@ impl<'a> Machine<'a> {
                     self.push(Value::Global(global))?;
                 }
                 b'i' => {
-                    // It calls at once: even what is allowed must not be called like this.
+                    // INST calls at once, which is not allowed even for permitted globals.
                     self.global_line()?;
                     return Err(unknown(code));
                 }
@@ -162,7 +162,7 @@ impl<'a> Machine<'a> {
                     self.put(slot)?;
                 }
                 0x94 => {
-                    // Not above MAX_VALUES, hence a u32.
+                    // At most MAX_VALUES, so it fits a u32.
                     let slot = self.memo.len() as u32;
                     self.put(slot)?;
                 }
@@ -237,7 +237,7 @@ impl<'a> Machine<'a> {
                     self.push(value)?;
                 }
                 b'b' => {
-                    // The attributes of a dictionary, such as a module's `_metadata`, are no tensors.
+                    // Drops the attributes of a dictionary, such as a module's `_metadata`: they are not tensors.
                     self.pop()?;
                     let object = self.stack.last().ok_or_else(underflow)?;
                     if !matches!(self.pickle.value(*object), Value::Dict(_)) {
@@ -250,7 +250,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// What a call gives, for the three that a state dict makes.
+    /// The result of a call, for the three calls that a state dict makes.
     fn call(&self, callee: Id, arguments: Id) -> Result<Value<'a>, String> {
         let &Value::Global(global) = self.pickle.value(callee) else {
             return Err("calls something that is no function".to_owned());
@@ -292,7 +292,7 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Result<Id, String> {
-        // What lies below a mark belongs to it.
+        // Values below a mark are off limits until the mark is popped.
         if self.marks.last().is_some_and(|&mark| self.stack.len() <= mark) {
             return Err(underflow());
         }
@@ -310,7 +310,7 @@ impl<'a> Machine<'a> {
 
     fn pop_to_mark(&mut self) -> Result<Vec<Id>, String> {
         let mark = self.marks.pop().ok_or_else(underflow)?;
-        // `pop` never goes below a mark.
+        // In bounds, because `pop` never goes below a mark.
         Ok(self.stack.split_off(mark))
     }
 

@@ -1,4 +1,4 @@
-//! A pickled state dict as a list of tensors, each a view of a storage; knows no archive.
+//! Lists the tensors of a pickled state dict, each a view of a storage.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::files::encoding::Encoding;
 
 const MAX_DIMS: usize = 8;
 
-/// A tensor as the pickle tells of it: nothing is checked against the storages yet.
+/// A tensor as described in the pickle, not yet checked against the storages.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Described {
     /// The storage's name in the archive's `data/` folder.
@@ -15,14 +15,14 @@ pub(super) struct Described {
     pub encoding: Encoding,
     /// Bytes of one number.
     pub item: u64,
-    /// In numbers, like everything below.
+    /// In numbers, as are the fields below.
     pub storage_len: u64,
     pub offset: u64,
     pub shape: Vec<usize>,
     pub stride: Vec<usize>,
 }
 
-/// The tensors of a pickled state dict, by name. Errors say what in it is not a state dict.
+/// The tensors of a pickled state dict, by name. Errors say which part is not a state dict.
 pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Described>, String> {
     let pickle = Pickle::read(bytes)?;
     let Value::Dict(entries) = pickle.root() else {

@@ -1,4 +1,4 @@
-//! PyTorch files made by hand, honest and hostile. The honest pickles are those that torch 2.15 writes.
+//! Hand-made PyTorch files, valid and malicious. The valid pickles are as torch 2.15 writes them.
 
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -47,7 +47,7 @@ fn tensor(class: &str, storage_len: i32, offset: i32, shape: &[i32], stride: &[i
     [b"ctorch._utils\n_rebuild_tensor_v2\n".to_vec(), arguments, b"R".to_vec()].concat()
 }
 
-/// A state dict of values by name, with a module's `_metadata`.
+/// A state dict of named values, with a module's `_metadata`.
 fn dict(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let items: Vec<u8> = entries.iter().flat_map(|(name, value)| [text(name), value.clone()].concat()).collect();
     let metadata = [b"}", &text("_metadata")[..], b"ccollections\nOrderedDict\n)Rsb"].concat();
@@ -114,7 +114,7 @@ fn tensors_that_share_a_storage_are_read_from_their_places() {
 
 #[test]
 fn a_dictionary_that_was_remembered_before_it_was_filled_is_filled_for_all() {
-    // torch remembers the dictionary first and fills it afterwards; what is recalled is the same one.
+    // torch memoizes the dictionary before filling it; recalling it gives the same one.
     let whole = tensor("FloatStorage", 6, 0, &[6], &[1]);
     let pickle = [b"\x80\x02}q\x05(".to_vec(), text("w"), whole, b"u0h\x05.".to_vec()].concat();
     assert_refused(&file(&pickle), "opcode 0x30");
@@ -135,7 +135,7 @@ fn a_pickle_that_calls_anything_is_refused_by_name() {
     ] {
         let pickle = [b"\x80\x02", call, &text("touch /tmp/owned"), b"\x85R."].concat();
         assert_refused(&file(&pickle), name);
-        // The same as one value among tensors.
+        // The same call as one value among tensors.
         let value = [call, &text("true"), b"\x85R"].concat();
         assert_refused(&file(&dict(&[("w", value)])), name);
     }
@@ -188,14 +188,14 @@ fn only_contiguous_tensors_are_read() {
     {
         assert_refused(&file(&dict(&[("w", tensor("FloatStorage", 6, 0, shape, stride))])), "only contiguous tensors");
     }
-    // A dimension of one number has no stride that matters.
+    // The stride of a dimension of size 1 is ignored.
     let single = tensor("FloatStorage", 6, 0, &[1, 6], &[1, 1]);
     check_torch(&file(&dict(&[("w", single)]))).unwrap();
 }
 
 #[test]
 fn a_pickle_bomb_is_refused_while_it_is_small() {
-    // Tuples of tuples of tuples: two to the power of half a million leaves, if anything were copied.
+    // Nested tuples: two to the power of half a million leaves, if anything were copied.
     let doubling = [b"\x80\x02N".to_vec(), b"q\x01h\x01\x86".repeat(500_000)].concat();
     assert_refused(&file(&doubling), "cut off");
     let deep = [b"\x80\x02N".to_vec(), b"\x85".repeat(3 << 20)].concat();
@@ -257,7 +257,7 @@ fn an_archive_that_is_not_torchs_is_refused() {
     }
 }
 
-/// The end of an archive with 64-bit sizes, and its place in the file.
+/// The end record of an archive with 64-bit sizes, and its locator.
 fn end_64(files: u64, len: u64, start: u64, place: u64) -> Vec<u8> {
     let fixed = [&b"PK\x06\x06"[..], &44u64.to_le_bytes(), &[45, 0, 45, 0], &[0; 8]].concat();
     let counts = [files, files, len, start].map(u64::to_le_bytes).concat();
@@ -323,7 +323,7 @@ fn every_flipped_byte_gives_the_tensor_or_an_error() {
         for bit in 0..8 {
             let mut bytes = whole.clone();
             bytes[at] ^= 1 << bit;
-            // Whatever it says, it must say it: a panic or an abort fails this test.
+            // Any result will do: only a panic or an abort fails this test.
             let _ = check_torch(&bytes);
         }
     }

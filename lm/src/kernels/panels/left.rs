@@ -1,4 +1,4 @@
-//! Left factors: rows in f32 as they lie in memory, or rounded to bf16 and laid out for the tiles. Knows no products.
+//! Left factors: f32 rows in place, or rows rounded to bf16 and packed for the tiles.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -8,9 +8,9 @@ use super::tile::round::Pair;
 use super::tile::{Block, Choice, ROWS, Tile, Word, choose, exact, rounded};
 use crate::kernels::gemm::{Mat, Threads};
 
-/// What multiplies a right factor of its own kind of words.
+/// A left factor, multiplied by a right factor with the same kind of words.
 pub trait Left: Sync {
-    /// What the right factor's panels hold.
+    /// The words in the right factor's panels.
     type Word: Word;
 
     fn rows(&self) -> usize;
@@ -18,8 +18,8 @@ pub trait Left: Sync {
     /// Elements of a row.
     fn k(&self) -> usize;
 
-    /// Writes the product of `rows`, at most [`ROWS`] from a multiple of it on, and of a panel's first `cols` columns, whose
-    /// words are those of rows from `first` on.
+    /// Writes the product of `rows` and a panel's first `cols` columns. `rows` are at most [`ROWS`] and start at a
+    /// multiple of it; `first` is the index of the panel's first word along the inner dimension.
     fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: Block<Self::Word>, cols: usize);
 }
 
@@ -31,7 +31,7 @@ pub struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     /// # Panics
-    /// If the matrix is a transpose: a product by a prepared factor reads rows.
+    /// If the matrix is a transpose: products with prepared factors read contiguous rows.
     pub fn of(matrix: Mat<'a>) -> Self {
         assert_eq!(matrix.col_stride, 1, "a left factor's rows are contiguous");
         Self { matrix, multiply: exact::multiply() }
@@ -52,7 +52,7 @@ impl Left for Rows<'_> {
     fn tile(&self, tile: &mut Tile, rows: Range<usize>, first: usize, panel: Block<f32>, cols: usize) {
         let height = rows.len();
         let Mat { data, row_stride, .. } = self.matrix;
-        // Rows beyond the last are not multiplied; the last stands in for them.
+        // Results of rows beyond the last are ignored; the last row stands in for them.
         let of = |i: usize| &data[(rows.start + i.min(height - 1)) * row_stride + first..][..panel.words.len()];
         choose(&self.multiply, height, cols)(tile, &std::array::from_fn(of), panel);
     }
@@ -68,7 +68,7 @@ pub struct Rounded {
 }
 
 impl Rounded {
-    /// Rounds the rows of `a`, in room that this thread keeps for its next call, for the time of `f`.
+    /// Rounds the rows of `a` for the duration of `f`, in a buffer that this thread keeps for its next call.
     pub fn with<R>(a: Mat, threads: Threads, f: impl FnOnce(&Self) -> R) -> R {
         let mut pairs = ROOM.with_borrow_mut(Vec::pop).unwrap_or_default();
         let from = Lanes::of_rows(a);

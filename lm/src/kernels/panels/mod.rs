@@ -1,9 +1,9 @@
-//! Matrix products by a right factor that was laid out once, in panels, and then serves many. Knows no tensors and no models.
+//! Matrix products with a right factor that is packed once, in panels, and used many times.
 //!
-//! Panels hold f32, or operands rounded to bf16: then `c = scale * bf16(a) bf16(b)` with sums in f32, see
-//! [`Precision::Bf16`](crate::Precision) for what is rounded and the error. Panels multiply tile by tile.
+//! Panels hold f32, or operands rounded to bf16: then `c = scale * bf16(a) bf16(b)` with sums in f32; see
+//! [`Precision::Bf16`](crate::Precision) for the rounding and the error. Panels are multiplied tile by tile.
 //!
-//! An element is the sum over blocks of [`DEPTH`] words in their order, whichever tile it lies in and whichever thread
+//! An element is the sum over blocks of [`DEPTH`] words in order, whichever tile it lies in and whichever thread
 //! computes it: the result does not depend on the number of threads.
 
 mod left;
@@ -24,15 +24,15 @@ pub use tile::round::Pair;
 use super::gemm::{Into, Threads};
 use tile::{Block, COLS, ROWS};
 
-/// Words of a block along the inner dimension: more than most products have. A panel's block of the right factor,
-/// 192 KiB, and the group of row panels that meets it stay in the second cache.
+/// Words per block along the inner dimension: more than most products have. A block of a panel of the right factor, 192
+/// KiB, and the group of row panels multiplied by it stay in the L2 cache.
 const DEPTH: usize = 1024;
-/// Row panels of a group.
+/// Row panels per group.
 const PANELS: usize = 16;
-/// Multiplications from which a part of a product is worth a task of its own.
+/// Least number of multiplications that justifies a task of its own.
 const TASK: usize = 1 << 21;
 
-/// `target = or += scale * a b + bias`; the bias has an element a column.
+/// `target = or += scale * a b + bias`, with one element of the bias per column.
 pub fn product<L: Left>(
     target: Target,
     into: Into,
@@ -58,7 +58,7 @@ struct Job<'a, L: Left> {
 }
 
 impl<L: Left> Job<'_, L> {
-    /// Computes the product of panels `rows` of `a` and `cols` of `b`, which `target` is the place of.
+    /// Computes the product of panels `rows` of `a` and `cols` of `b` into `target`.
     fn run(&self, target: Target, rows: Range<usize>, cols: Range<usize>, threads: Threads) {
         let (height, width) = (rows.len() * ROWS, cols.len() * COLS);
         if threads == Threads::One || height * width * self.a.k() < 2 * TASK {

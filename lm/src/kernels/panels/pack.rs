@@ -1,7 +1,7 @@
-//! How an operand is read into panels. Knows no products.
+//! Packing of operands into panels.
 //!
-//! An operand is seen as lanes of `k` elements: the rows of a left factor, the columns of a right one. A panel holds some
-//! lanes side by side, word after word along `k`; what the last panel and the last word lack is zero.
+//! An operand consists of lanes of `k` elements: the rows of a left factor, the columns of a right one. A panel holds
+//! some lanes side by side, word after word along `k`; the last panel and the last word are padded with zeros.
 
 use rayon::prelude::*;
 
@@ -10,20 +10,20 @@ use super::tile::{COLS, ROWS, Word};
 use crate::kernels::gemm::{Mat, Threads};
 use crate::kernels::simd::{fma, prefetch, simd};
 
-/// Lanes that are packed together: some panels of either kind.
+/// Lanes packed together: a whole number of panels of either kind.
 pub const TOGETHER: usize = 96;
-/// Words that one panel after the other packs where lanes are neighbours.
+/// Words packed per panel before moving on to the next panel, if lanes are neighbours in memory.
 const STEP: usize = 4;
-/// Lanes ahead of the one that is read, which are on their way to the first cache.
+/// Prefetch distance into the L1 cache, in lanes.
 const AHEAD: usize = 4;
-/// Words of a lane that are read in one go where a lane's elements are neighbours.
+/// Words of a lane read in one go, if a lane's elements are neighbours in memory.
 const BLOCK: usize = 128;
-/// Elements of a lane that are summed in registers.
+/// Elements of a lane summed in registers.
 const PIECE: usize = 64;
-/// Elements of an operand from which threads share its packing.
+/// Least size of an operand, in elements, whose packing is shared among threads.
 const SHARED: usize = 64 * 1024;
 
-/// A matrix of low rank that is added to another while it is packed: `a' b`, both with contiguous rows.
+/// A low-rank matrix `a' b` that is added to another while that is packed; both have contiguous rows.
 #[derive(Clone, Copy)]
 pub struct Plus<'a> {
     /// `[rank, rows]`
@@ -33,7 +33,7 @@ pub struct Plus<'a> {
     pub rank: usize,
 }
 
-/// Where the lanes of an operand are. One of the strides is 1.
+/// The lanes of an operand in memory. One of the strides is 1.
 #[derive(Clone, Copy)]
 pub struct Lanes<'a> {
     data: &'a [f32],
@@ -58,22 +58,22 @@ impl<'a> Lanes<'a> {
         Self { plus, ..Self::of_rows(m.t()) }
     }
 
-    /// Words of a lane.
+    /// Words per lane.
     pub fn depth<W: Word>(self) -> usize {
         self.k.div_ceil(W::ELEMENTS)
     }
 
-    /// Panels of `width` lanes.
+    /// Number of panels of `width` lanes.
     pub fn panels(self, width: usize) -> usize {
         self.lanes.div_ceil(width)
     }
 
-    /// Panels of `width` lanes that are packed together.
+    /// Number of panels of `width` lanes packed together.
     pub const fn together(width: usize) -> usize {
         TOGETHER / width
     }
 
-    /// Fills panels of `WIDTH` lanes, some at a time by `panels(out, lanes, first lane)`.
+    /// Fills panels of `WIDTH` lanes; each call `panels(out, lanes, first lane)` fills several.
     pub fn pack<W: Word, const WIDTH: usize>(
         self,
         out: &mut [W],
@@ -91,7 +91,7 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Element `k` of the `N` lanes from `first` on, which are neighbours in memory; 0 beyond the operand.
+    /// Element `k` of the `N` lanes from `first` on, for lanes that are neighbours in memory; 0 beyond the operand.
     #[inline(always)]
     fn across<const FMA: bool, const N: usize>(self, k: usize, first: usize) -> [f32; N] {
         if k >= self.k {
@@ -107,7 +107,8 @@ impl<'a> Lanes<'a> {
         sum
     }
 
-    /// The `N` elements of lane `lane` from `start` on, which are neighbours in memory; 0 beyond the operand.
+    /// The `N` elements of lane `lane` from `start` on, for elements that are neighbours in memory; 0 beyond the
+    /// operand.
     #[inline(always)]
     fn along<const FMA: bool, const N: usize>(self, lane: usize, start: usize) -> [f32; N] {
         let mut sum = window(&self.data[lane * self.lane_stride..][..self.k], start);
@@ -121,7 +122,7 @@ impl<'a> Lanes<'a> {
     }
 }
 
-/// `sum += scale x`, in registers if `N` elements fit some.
+/// `sum += scale x`, in registers if `N` elements fit.
 #[inline(always)]
 fn add_scaled<const FMA: bool, const N: usize>(sum: &mut [f32; N], scale: f32, x: &[f32; N]) {
     for i in 0..N {
@@ -174,13 +175,13 @@ fn pack_panels<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [W], from
     }
 }
 
-/// The lanes are neighbours in memory: some rows of several panels at a time.
+/// For lanes that are neighbours in memory: packs some rows of several panels at a time.
 #[inline(always)]
 fn pack_across<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [[W; WIDTH]], from: Lanes, first: usize) {
     let depth = from.depth::<W>();
     let lanes = first..(first + out.len() / depth.max(1) * WIDTH).min(from.lanes);
     for start in (0..depth).step_by(STEP) {
-        // The rows are far apart, so that no processor foresees them.
+        // The rows are too far apart for the hardware prefetcher.
         for k in W::ELEMENTS * (start + STEP)..(W::ELEMENTS * (start + 2 * STEP)).min(from.k) {
             prefetch(&from.data[k * from.k_stride..][lanes.clone()]);
         }
@@ -194,7 +195,7 @@ fn pack_across<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [[W; WIDT
     }
 }
 
-/// The elements of a lane are neighbours in memory: one panel, lane by lane, and then transposed.
+/// For lanes whose elements are neighbours in memory: packs one panel, lane by lane, then transposes it.
 #[inline(always)]
 fn pack_along<const FMA: bool, W: Word, const WIDTH: usize>(out: &mut [[W; WIDTH]], from: Lanes, first: usize) {
     let mut block = [[W::default(); BLOCK]; WIDTH];

@@ -1,4 +1,4 @@
-//! Right factors in panels. Knows no products.
+//! Right factors in panels.
 
 use super::pack::Lanes;
 use super::tile::{COLS, Word};
@@ -7,7 +7,7 @@ use crate::kernels::gemm::Mat;
 
 pub use super::pack::Plus;
 
-/// The columns of a right factor, [`COLS`] a panel.
+/// The columns of a right factor, [`COLS`] per panel.
 pub struct Right<W> {
     /// `[panels, depth, COLS]`
     words: Vec<W>,
@@ -16,7 +16,7 @@ pub struct Right<W> {
 }
 
 impl<W: Word> Right<W> {
-    /// Lays out `b`, or the sum of `b` and a matrix of low rank.
+    /// Packs `b`, or the sum of `b` and a low-rank matrix.
     pub fn new(b: Mat, plus: Option<Plus>) -> Self {
         let from = Lanes::of_columns(b, plus);
         let (size, group) = (from.depth::<W>() * COLS, Lanes::together(COLS));
@@ -29,12 +29,12 @@ impl<W: Word> Right<W> {
         self.cols
     }
 
-    /// Elements of a column.
+    /// Elements per column.
     pub fn k(&self) -> usize {
         self.k
     }
 
-    /// Words of a column.
+    /// Words per column.
     pub fn depth(&self) -> usize {
         self.k.div_ceil(W::ELEMENTS)
     }

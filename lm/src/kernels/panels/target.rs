@@ -1,4 +1,4 @@
-//! Where a product goes: a matrix that can be cut in two, so that each thread writes its own part. Knows no products.
+//! The destination of a product: a matrix that can be split in two, so that each thread writes its own part.
 
 use std::marker::PhantomData;
 
@@ -21,7 +21,7 @@ pub struct Target<'a> {
 unsafe impl Send for Target<'_> {}
 
 impl<'a> Target<'a> {
-    /// The first `rows` x `cols` elements of rows `stride` apart.
+    /// The first `rows` x `cols` elements of a matrix with rows `stride` apart.
     pub fn new(matrix: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
         let len = if rows * cols == 0 { 0 } else { (rows - 1) * stride + cols };
         assert!(cols <= stride && len <= matrix.len(), "a product of {rows} x {cols} fits its destination");
@@ -41,7 +41,7 @@ impl<'a> Target<'a> {
         self.cols
     }
 
-    /// The rows below `at` and those from there on.
+    /// Splits into the rows below `at` and the rows from `at` on.
     pub fn split_rows(self, at: usize) -> (Self, Self) {
         assert!(at < self.rows && self.cols > 0, "a split inside the matrix");
         // SAFETY: the first element of row `at` lies within the matrix.
@@ -49,7 +49,7 @@ impl<'a> Target<'a> {
         (Self { rows: at, ..self }, Self { first: second, rows: self.rows - at, ..self })
     }
 
-    /// The columns below `at` and those from there on.
+    /// Splits into the columns below `at` and the columns from `at` on.
     pub fn split_cols(self, at: usize) -> (Self, Self) {
         assert!(at < self.cols && self.rows > 0, "a split inside the matrix");
         // SAFETY: element `at` of the first row lies within the matrix.
@@ -57,7 +57,7 @@ impl<'a> Target<'a> {
         (Self { cols: at, ..self }, Self { first: second, cols: self.cols - at, ..self })
     }
 
-    /// Asks for the `rows` x `cols` elements from (`row`, `col`) on to be brought to the first cache, for writing.
+    /// Prefetches the `rows` x `cols` elements from (`row`, `col`) on into the L1 cache, for writing.
     #[cfg(target_arch = "x86_64")]
     pub fn prefetch(&self, row: usize, col: usize, rows: usize, cols: usize) {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
@@ -67,36 +67,36 @@ impl<'a> Target<'a> {
         let (row_step, col_step) = if self.col_stride == 1 { (1, LINE) } else { (LINE, 1) };
         for i in (row..(row + rows).min(self.rows)).step_by(row_step) {
             for j in (col..(col + cols).min(self.cols)).step_by(col_step) {
-                // SAFETY: a prefetch accesses nothing; what it names lies within the matrix.
+                // SAFETY: a prefetch accesses nothing, and its address lies within the matrix.
                 unsafe { _mm_prefetch::<_MM_HINT_ET0>(self.at(i, j).cast()) };
             }
         }
     }
 
-    /// Without such an instruction, the first access brings them.
+    /// No such instruction: the first access loads them.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn prefetch(&self, _row: usize, _col: usize, _rows: usize, _cols: usize) {}
 
     /// # Safety
-    /// The element lies within the matrix.
+    /// The element must lie within the matrix.
     unsafe fn at(&self, row: usize, col: usize) -> *mut f32 {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.first.add(row * self.row_stride + col * self.col_stride) }
     }
 
-    /// The `len` elements from (`row`, `col`) on, in the direction in which they are contiguous.
+    /// The `len` elements from (`row`, `col`) on, along the contiguous direction.
     ///
     /// # Safety
-    /// They lie within the matrix.
+    /// The elements must lie within the matrix.
     unsafe fn line(&mut self, row: usize, col: usize, len: usize) -> &mut [f32] {
-        // SAFETY: the caller's; this has exclusive access to the matrix, kept by `&mut self`.
+        // SAFETY: bounds are guaranteed by the caller; `&mut self` keeps the exclusive access to the matrix.
         unsafe { std::slice::from_raw_parts_mut(self.at(row, col), len) }
     }
 }
 
 simd! {
-    /// Writes or adds `scale` times a tile, and a bias of its columns, from (`row`, `col`) on; what lies beyond the matrix
-    /// is left out.
+    /// Writes or adds `scale` times a tile, plus a bias per column, from (`row`, `col`) on; elements beyond the matrix
+    /// are skipped.
     ///
     /// # Panics
     /// If the tile has more than [`ROWS`] rows.
@@ -116,7 +116,7 @@ simd! {
                 // SAFETY: the row's elements are contiguous and lie within the matrix: row + i < rows, col + width <= cols.
                 let out = unsafe { target.line(row + i, col, width) };
                 match out.first_chunk_mut::<COLS>() {
-                    // Of a length that the compiler knows.
+                    // A length known at compile time.
                     Some(out) => put(out, sums, into, bias, scale),
                     None => put(out, sums, into, bias, scale),
                 }
@@ -136,7 +136,7 @@ simd! {
     }
 }
 
-/// `out = or += scale * sums + bias`, of as many as there is room for.
+/// `out = or += scale * sums + bias`, for the length of `out`.
 #[inline(always)]
 fn put(out: &mut [f32], sums: &[f32], into: Into, bias: Option<&[f32]>, scale: f32) {
     let n = out.len();

@@ -1,4 +1,4 @@
-//! Claims about products by prepared factors, in f32 and in bf16, against sums in f64.
+//! Products with prepared factors, in f32 and in bf16, against sums in f64.
 
 use half::bf16;
 use proptest::prelude::*;
@@ -33,7 +33,7 @@ fn multiply(precision: Precision, target: Target, into: Into, scale: f32, a: Mat
     }
 }
 
-/// How the operands and the destination lie in memory.
+/// Sizes and memory layout of the operands and the destination.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     m: usize,
@@ -41,7 +41,7 @@ struct Case {
     n: usize,
     /// Whether the memory holds the transposes.
     transposed: (bool, bool),
-    /// Elements between the rows of each.
+    /// Unused elements between the rows of each.
     gap: usize,
 }
 
@@ -78,7 +78,7 @@ impl Case {
         multiply(precision, target, into, scale, a, b, threads);
     }
 
-    /// Each element's place, and the sums of a b, of |a b| and of (a b)^2, of operands to which `f` was applied.
+    /// For each element its index, and the sums of a b, of |a b| and of (a b)^2, with `f` applied to the operands.
     fn sums(self, f: impl Fn(f32) -> f64) -> impl Iterator<Item = (usize, [f64; 3])> {
         let (a, b) = (self.a(), self.b());
         let a =
@@ -99,7 +99,7 @@ impl Case {
     }
 }
 
-/// What a product in this precision sees of an operand.
+/// The value of an operand's element in a product of this precision.
 fn seen(precision: Precision) -> fn(f32) -> f64 {
     match precision {
         Precision::F32 => f64::from,
@@ -107,7 +107,7 @@ fn seen(precision: Precision) -> fn(f32) -> f64 {
     }
 }
 
-/// The largest error of sums of k products in f32.
+/// Upper bound on the error of sums of k products in f32.
 fn slack(k: usize, magnitude: f64) -> f64 {
     k as f64 * magnitude / f64::from(1 << 23)
 }
@@ -121,7 +121,7 @@ proptest! {
         rounds: bool,
     ) {
         let precision = PRECISIONS[usize::from(rounds)];
-        // In f32 a left factor is read as it lies in memory, by rows.
+        // In f32 a left factor is read in place, by rows.
         let case = Case { m, k, n, transposed: (transposed.0 && rounds, transposed.1), gap };
         let mut out = vec![0.25; m * (n + gap)];
         let (into, old) = if add { (Into::Add, 0.25) } else { (Into::Overwrite, 0.0) };
@@ -270,7 +270,7 @@ fn the_memory_layout_of_an_operand_leaves_no_trace() {
     assert_eq!(run(Precision::Bf16, a, b), run(Precision::Bf16, a_t, b_t));
 }
 
-/// Elements of a tile as both kernels compute it, with a bound on the difference.
+/// Asserts that two kernels' tiles differ by at most `bound` per element.
 fn assert_alike(tiles: &[[[f32; COLS]; ROWS]; 2], bound: f64) {
     for (x, y) in tiles[0].as_flattened().iter().zip(tiles[1].as_flattened()) {
         assert!((f64::from(*x) - f64::from(*y)).abs() <= bound, "{x} and {y}");
@@ -317,7 +317,7 @@ fn what_is_not_finite_stays_so() {
         a[6] = bad;
         let mut out = vec![0.0; 4 * 5];
         let target = Target::new(&mut out, 4, 5, 5);
-        // Of f32's greatest number, twice as much is an infinity.
+        // Twice f32's greatest number is an infinity.
         multiply(precision, target, Into::Overwrite, 8.0, Mat::new(&a, 4, 6), Mat::new(&b, 6, 5), Threads::One);
         let rows: Vec<bool> = out.chunks(5).map(|row| row.iter().all(|x| x.is_finite())).collect();
         assert_eq!(rows, [true, false, true, true], "{bad} in {precision:?}");

@@ -11,7 +11,7 @@ use crate::kernels::{
     self, Activation, Adapter, BITS, Block, Heads, Mask, Norm, Output, Pairing, Projection, Rotary, StatRows, reference,
 };
 
-/// What the families differ in.
+/// The differences between the families.
 #[derive(Clone, Copy, Debug)]
 pub struct Style {
     pub heads: usize,
@@ -21,7 +21,7 @@ pub struct Style {
     pub joint: bool,
     /// Biases of attention's maps, of the MLP's maps, of the norms.
     pub biases: [bool; 3],
-    /// Attention and MLP behind one norm.
+    /// Attention and MLP share one norm.
     pub parallel: bool,
     pub activation: Activation,
     pub pairing: Option<Pairing>,
@@ -50,13 +50,13 @@ pub const LLAMA: Style = Style {
 pub const STYLES: [Style; 3] = [GPT2, GPTJ, LLAMA];
 
 impl Style {
-    /// The width of the residual stream, here that of all heads.
+    /// The width of the residual stream, here equal to that of all heads.
     pub fn d(self) -> usize {
         self.heads * self.width
     }
 
-    /// Input and output widths of the linear maps: the parts of the first fan, attention's output, the parts of the second
-    /// fan, the last map.
+    /// Input and output widths of the linear maps: those of the first fan, attention's output, those of the second fan,
+    /// the last map.
     fn maps(self, inner: usize) -> Vec<(usize, usize)> {
         let (d, kv) = (self.d(), self.kv_heads * self.width);
         let mut maps = if self.joint { vec![(d, d + 2 * kv)] } else { vec![(d, d), (d, kv), (d, kv)] };
@@ -73,17 +73,18 @@ pub struct BlockTensors {
     inner: usize,
     pub weights: Vec<Tensor>,
     adapters: Vec<Tensor>,
-    /// Of the inputs of the first fan, of attention's output map, of the second fan and of the last map; of the two branches.
+    /// Masks of the inputs of the first fan, of attention's output map, of the second fan and of the last map; then of
+    /// the two branches.
     masks: Vec<Mask>,
 }
 
 impl BlockTensors {
-    /// Weights are variables if there are no adapters.
+    /// Weights are variables unless there are adapters.
     pub fn new(style: Style, rows: usize, inner: usize, lora: bool, seed: u64) -> Result<Self> {
         Self::wanting(style, [rows, rows], inner, lora, seed)
     }
 
-    /// Of some rows, some are wanted.
+    /// For `rows` rows, of which `wanted` are computed after attention.
     fn wanting(style: Style, [rows, wanted]: [usize; 2], inner: usize, lora: bool, seed: u64) -> Result<Self> {
         let (d, maps) = (style.d(), style.maps(inner));
         let mut shapes = vec![vec![d]; 4];
@@ -197,11 +198,11 @@ proptest! {
         kv_heads in 1usize..3, width in 4usize..9, inner in 1usize..40, lora: bool, dropout: bool, first: bool,
         seed in 0u64..1 << 40, part in prop::option::of(0f64..1.0), ends: bool,
     ) {
-        // GPT-2's joint map has as many heads of keys as of queries; the kernel does not mind.
+        // The kernel also accepts fewer key/value heads than GPT-2's joint map has.
         let style = Style { heads: group * kv_heads, kv_heads, width, ..style };
         let batch = batch.min(600 / time).max(1);
         let (rows, d) = (batch * time, style.d());
-        // Some sequences without a wanted row, others with all of them; or the ends of sequences.
+        // Either random rows (some sequences with none, others with all), or the ends of sequences.
         let wanted = part.map(|part| {
             let draws = noise(&[rows + batch], seed ^ 2).to_vec1::<f32>()?;
             let of = |row: usize| match ends {
@@ -216,7 +217,7 @@ proptest! {
         let tensors = BlockTensors::wanting(style, [rows, count], inner, lora, seed)?;
         let block = Block { wanted: wanted.as_deref(), ..tensors.block(time, dropout) };
         let x = var(&[rows, d], seed ^ 1);
-        // The first block of a model with frozen embeddings gets an input that is not tracked.
+        // With frozen embeddings, a model's first block gets an untracked input.
         let input = if first { x.as_detached_tensor() } else { x.as_tensor().clone() };
         let mut vars: Vec<Var> = tensors.variables().iter().map(Var::from_tensor).collect::<Result<_>>()?;
         if !first {
@@ -230,7 +231,7 @@ proptest! {
     }
 }
 
-/// Attention leaves out whole blocks of queries where nobody wants a row of them.
+/// Attention skips blocks of queries without a wanted row.
 #[test]
 fn rows_before_the_first_wanted_one_are_left_out_rightly() -> Result<()> {
     for style in STYLES {
@@ -254,7 +255,7 @@ fn rows_before_the_first_wanted_one_are_left_out_rightly() -> Result<()> {
     Ok(())
 }
 
-/// Bit for bit, which the reference cannot check.
+/// Bit-for-bit equality, which the reference cannot check.
 #[test]
 fn a_wanted_row_is_what_it_is_among_all() -> Result<()> {
     for style in STYLES.map(|s| Style { width: 48 / s.heads, ..s }) {
@@ -339,7 +340,7 @@ fn gradients_of_a_variable_used_twice_add_up() -> Result<()> {
         || twice(&|x| kernels::transformer_block(x, &block)),
         || twice(&|x| reference::transformer_block(x, &block)),
     )?;
-    // Both through a kernel and through candle's own operations: a tied embedding.
+    // A tied embedding gets gradients both through a kernel and through candle's own operations.
     let e = var(&[8, 6], 2);
     let ids = Tensor::new(&[3u32, 0, 7, 3], &Device::Cpu)?;
     let f = |ours: bool| -> Result<Tensor> {

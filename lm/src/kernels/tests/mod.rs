@@ -107,7 +107,7 @@ proptest! {
     ) {
         let targets: Vec<u32> = (0..n).map(|i| 1 + (i * 7 + d) as u32 % (v as u32 - 1)).collect();
         let masked: Vec<bool> = (0..n).map(|i| i % 3 == 0).collect();
-        // The last token is nobody's target in a vocabulary of more than two.
+        // The last token is no row's target in a vocabulary of more than two.
         let targets: Vec<u32> = targets.into_iter().map(|t| if v > 2 { t.min(v as u32 - 2) } else { t }).collect();
         let forbidden: &[u32] = if v > 2 { &[0, v as u32 - 1] } else { &[0] };
         let rows = StatRows { targets: &targets, forbidden: Some((forbidden, &masked)) };
@@ -131,7 +131,7 @@ proptest! {
                 || both(reference::token_stats(&h, &output, &rows, entropy)?),
             )?;
         }
-        // The log-probability alone, beside an entropy that no loss uses.
+        // The log-probability alone, with an entropy that no loss uses.
         agree(
             &vars,
             || Ok(super::token_stats(&h, &output, &rows, true)?.logprob),
@@ -149,7 +149,7 @@ fn divergence_is_that_of_the_two_softmaxes_and_zero_of_a_distribution_with_itsel
     let own = Output { weight: &e, bias: Some(&b), precision: Precision::F32 };
     let other = Output { weight: &f, bias: None, precision: Precision::F32 };
     let found = super::divergence((&p, &own), (&q, &other), &rows)?;
-    // By definition, from the log-probability of each token in turn.
+    // By definition, from the log-probabilities of each token in turn.
     let mut expected = vec![0.0; n];
     for token in 0..v as u32 {
         let rows = StatRows { targets: &vec![token; n], ..rows };

@@ -1,26 +1,27 @@
-//! The product of some rows by a panel in f32: with AVX-512 registers, with those of AVX2, and the same in plain Rust.
-//! Knows no memory beyond the rows, a panel and a tile.
+//! The product of some rows and a panel in f32: with AVX-512 registers, with AVX2 registers, and in plain Rust.
 //!
-//! Loops run over indices: an iterator's call that is not inlined would keep the sums from staying in registers.
+//! Loops use indices: an iterator call that is not inlined would keep the sums out of registers.
 
 use std::sync::OnceLock;
 
 use super::{Block, COLS, Choice, ROWS, Tile, VECTORS, each_size};
 use crate::kernels::simd::{Isa, isa};
 
-/// Writes the product of rows and a panel, all of one depth, to a tile: of the first rows alone, as many as it is for.
+/// Writes the product of rows and a panel of equal depth to a tile. Only the first rows are valid: as many as the
+/// function is made for.
 pub type Multiply = fn(&mut Tile, &[&[f32]; ROWS], Block<f32>);
 
-/// The best [`Multiply`]s of this CPU, for each size of a tile.
+/// The best [`Multiply`]s of this CPU, for each tile size.
 pub fn multiply() -> Choice<Multiply> {
     static CHOSEN: OnceLock<Choice<Multiply>> = OnceLock::new();
     *CHOSEN.get_or_init(|| of(isa()))
 }
 
-/// The [`Multiply`]s for an instruction set. Sums are in one order: equal bit for bit where products and sums are fused.
+/// The [`Multiply`]s for an instruction set. All sum in the same order, so results are bit-for-bit equal among those
+/// with fused multiply-add.
 ///
 /// # Panics
-/// If the CPU does not have it.
+/// If the CPU lacks the instruction set.
 pub fn of(wanted: Isa) -> Choice<Multiply> {
     assert!(wanted <= isa(), "{wanted:?} on a CPU that has {:?}", isa());
     match wanted {
@@ -46,7 +47,7 @@ pub fn of(wanted: Isa) -> Choice<Multiply> {
     }
 }
 
-/// Rows and columns of which 16 registers hold the sums, where a register holds eight f32 or four.
+/// Rows and columns whose sums fit into 16 registers of eight or of four f32.
 const HEIGHT: usize = 4;
 const WIDTH: usize = 24;
 
@@ -91,9 +92,9 @@ mod avx2 {
 
     use super::{Block, COLS, HEIGHT, ROWS, Tile};
 
-    /// f32 of a register.
+    /// f32 per register.
     const LANES: usize = 8;
-    /// Words ahead of the one that is multiplied, which are on their way to the first cache.
+    /// Prefetch distance into the L1 cache, in words.
     const AHEAD: usize = 8;
 
     #[target_feature(enable = "avx2,fma")]
@@ -115,7 +116,7 @@ mod avx2 {
         }
     }
 
-    /// `W` registers of columns from register `left` on, of at most `HEIGHT` rows from row `top` on.
+    /// The `W` registers of columns from register `left` on, for at most `HEIGHT` rows from row `top` on.
     #[target_feature(enable = "avx2,fma")]
     fn strip<const R: usize, const W: usize>(
         tile: &mut Tile,

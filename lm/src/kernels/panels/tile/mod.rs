@@ -1,5 +1,4 @@
-//! Tiles: what a few rows and a panel's columns multiply to, in f32 or of operands rounded to bf16. Knows no memory beyond
-//! the operands of one tile.
+//! Tiles: products of a few rows and a panel's columns, in f32 or of operands rounded to bf16.
 
 pub mod exact;
 pub mod round;
@@ -13,32 +12,32 @@ use round::{Pair, pair};
 pub const ROWS: usize = 8;
 /// Columns of an AVX-512 register.
 pub const VECTOR: usize = 16;
-/// Registers of a tile's row: as many as leave room for the operands.
+/// Registers per row of a tile: as many as leave registers for the operands.
 pub const VECTORS: usize = 3;
-/// Columns of a tile, the lanes of a right factor's panel.
+/// Columns of a tile, and lanes of a right factor's panel.
 pub const COLS: usize = VECTORS * VECTOR;
 
-/// A part of a product.
+/// A block of a product.
 pub type Tile = [[f32; COLS]; ROWS];
 
-/// What a tile reads of a panel, and what is to be brought nearer meanwhile, since the tiles after it will read that: a
-/// factor's panels follow one another faster than a core foresees.
+/// The part of a panel that a tile reads, and data to prefetch for the tiles after it: a factor's panels follow one
+/// another too fast for the hardware prefetcher.
 #[derive(Clone, Copy)]
 pub struct Block<'a, W> {
     /// `[depth, COLS]`
     pub words: &'a [[W; COLS]],
-    /// Cache lines.
+    /// Cache lines to prefetch.
     pub next: &'a [[W; LINE]],
 }
 
 impl<'a, W: Word> Block<'a, W> {
-    /// For tile `i` of `tiles` that all multiply by `words`: each brings its share of `next` nearer.
+    /// For tile `i` of `tiles` tiles that multiply by the same `words`: each prefetches its share of `next`.
     pub fn of(words: &'a [[W; COLS]], next: &'a [[W; COLS]], i: usize, tiles: usize) -> Self {
         let [start, end] = [i, i + 1].map(|i| i * next.len() / tiles);
         Self { words, next: next[start..end].as_flattened().as_chunks().0 }
     }
 
-    /// Asks for cache line `i` of what is read next, if there are as many.
+    /// Prefetches cache line `i` of `next`, if it exists.
     #[inline(always)]
     fn fetch(self, i: usize) {
         if i < self.next.len() {
@@ -47,7 +46,7 @@ impl<'a, W: Word> Block<'a, W> {
     }
 }
 
-/// What multiplies tiles of 1 to [`ROWS`] rows, by 1 to [`VECTORS`] registers of columns: a last panel is rarely full.
+/// Functions for tiles of 1 to [`ROWS`] rows and 1 to [`VECTORS`] registers of columns: a last panel is rarely full.
 pub type Choice<M> = [[M; ROWS]; VECTORS];
 
 /// A [`Choice`] of the function `f::<rows, registers>`.
@@ -61,20 +60,20 @@ macro_rules! each_size {
 }
 use each_size;
 
-/// What multiplies `rows` rows and `cols` columns; further columns of the tile may hold anything.
+/// The function for `rows` rows and `cols` columns; it may fill further columns of the tile with anything.
 pub fn choose<M: Copy>(among: &Choice<M>, rows: usize, cols: usize) -> M {
     among[cols.div_ceil(VECTOR) - 1][rows - 1]
 }
 
-/// What a panel holds of a lane at a time.
+/// The unit in which a panel stores a lane.
 pub trait Word: Copy + Default + Send + Sync + 'static {
-    /// Elements of a lane in a word, neighbours along `k`.
+    /// Elements of a lane per word, neighbours along `k`.
     const ELEMENTS: usize;
 
-    /// A word of each of many lanes, of their elements at some `k` and, for words of two, at the next.
+    /// One word for each of `N` lanes, from their elements at some `k` and, for words of two elements, at the next `k`.
     fn of<const N: usize>(first: [f32; N], second: impl FnOnce() -> [f32; N]) -> [Self; N];
 
-    /// The words of some elements of one lane.
+    /// Stores consecutive elements of one lane as words.
     fn along<const N: usize>(words: &mut [Self], elements: [f32; N]);
 
     /// Packs the lanes from `first` on into some panels of a right factor.

@@ -1,7 +1,7 @@
-//! Rounding of f32 to bf16 and pairs of such numbers. Knows no matrices.
+//! Rounding of f32 to bf16, and pairs of bf16.
 
-/// The bf16 nearest to `x`, ties to even, as the upper half of a word whose lower half is zero: the bits of the f32 that
-/// equals it. As in the CPU's own instructions, what is subnormal in f32 becomes zero of its sign; a NaN stays one.
+/// The bf16 nearest to `x`, ties to even, as the f32 bits of equal value: the upper half of a word whose lower half is
+/// zero. As in the CPU's own instructions, f32 subnormals become zero with their sign; a NaN stays a NaN.
 #[inline(always)]
 pub fn round(x: f32) -> u32 {
     let bits = x.to_bits();
@@ -13,13 +13,13 @@ pub fn round(x: f32) -> u32 {
     (if magnitude < 0x0080_0000 { sign } else { kept }) & 0xffff_0000
 }
 
-/// Two neighbours along the inner dimension, rounded: the even one in the lower half, the odd one in the upper.
+/// Two neighbours along the inner dimension, rounded to bf16: the even one in the lower half, the odd one in the upper.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(transparent)]
 pub struct Pair(u32);
 
 impl Pair {
-    /// As the instructions take them.
+    /// The bits in the type that the instructions take.
     #[inline(always)]
     pub fn bits(self) -> i32 {
         self.0.cast_signed()

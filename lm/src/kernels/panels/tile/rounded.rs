@@ -1,7 +1,6 @@
-//! The product of one panel by another: the instruction that multiplies pairs of bf16, and the same in plain Rust.
-//! Knows no memory beyond two panels and a tile.
+//! The product of two panels: with the instruction that multiplies pairs of bf16, and in plain Rust.
 //!
-//! Loops run over indices: an iterator's call that is not inlined would keep the sums from staying in registers.
+//! Loops use indices: an iterator call that is not inlined would keep the sums out of registers.
 
 use std::sync::OnceLock;
 
@@ -9,10 +8,11 @@ use super::round::{Pair, even, odd};
 use super::{Block, COLS, Choice, ROWS, Tile, VECTORS, each_size};
 use crate::kernels::simd::simd;
 
-/// Writes the product of two panels of equal depth to a tile: of the left one's first rows alone, as many as it is for.
+/// Writes the product of two panels of equal depth to a tile. Only the left panel's first rows are valid: as many as
+/// the function is made for.
 pub type Multiply = fn(&mut Tile, &[[Pair; ROWS]], Block<Pair>);
 
-/// The best [`Multiply`]s of this CPU, for each size of a tile.
+/// The best [`Multiply`]s of this CPU, for each tile size.
 pub fn multiply() -> Choice<Multiply> {
     static CHOSEN: OnceLock<Choice<Multiply>> = OnceLock::new();
     *CHOSEN.get_or_init(detect)
@@ -21,7 +21,7 @@ pub fn multiply() -> Choice<Multiply> {
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Choice<Multiply> {
     if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
-        /// The feature detection above is the only way to this.
+        /// Only reachable after the feature detection above.
         fn with<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: Block<Pair>) {
             // SAFETY: both features that the function enables were found.
             unsafe { avx512::multiply::<R, V>(tile, a, b) }
@@ -38,8 +38,8 @@ fn detect() -> Choice<Multiply> {
 }
 
 simd! {
-    /// All rows, in f32. Products of two bf16 are exact, so that only the sums round. The odd element comes first, as in
-    /// the instruction's description; on Zen 4 the results are equal bit for bit.
+    /// All rows, in f32. Products of two bf16 are exact, so only the sums round. The odd element comes first, as in the
+    /// instruction's description; on Zen 4 the results are bit-for-bit equal.
     pub fn portable(tile: &mut Tile, a: &[[Pair; ROWS]], b: Block<Pair>) {
         *tile = [[0.0; COLS]; ROWS];
         let depth = a.len();
