@@ -43,7 +43,7 @@ fn names(linear: &Linear) -> [String; 2] {
     ["lora_A", "lora_B"].map(|part| format!("{PREFIX}{}.{part}.weight", linear.name))
 }
 
-/// The shape of a LoRA adapter: W x + alpha/r B A dropout(x).
+/// The hyperparameters of a LoRA adapter: W x + alpha/r B A dropout(x).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoraConfig {
     pub r: usize,

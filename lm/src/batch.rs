@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 
 use crate::{Error, Result};
 
-/// A prompt and its response, in ids. The response includes EOS only if it was sampled or the caller wants it.
+/// A prompt and its response, in ids. The response includes EOS if and only if it was sampled or the caller wants it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sequence {
     pub prompt: Vec<u32>,

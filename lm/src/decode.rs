@@ -333,7 +333,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Calls `f(first element's index, part)` for parts of `out` that are whole multiples of `unit`.
+    /// Calls `f(index of its first element, part)` for parts of `out` whose lengths are multiples of `unit`.
     fn share(&self, out: &mut [f32], unit: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
         match self.threads {
             Threads::One => f(0, out),

@@ -15,7 +15,7 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Adapter dropout alone.
+    /// Adapter dropout only.
     pub fn new(rng: ChaCha12Rng) -> Self {
         Self { model: 0.0, rng }
     }

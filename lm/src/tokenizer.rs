@@ -414,8 +414,8 @@ fn is_rare(letter: char) -> bool {
     control || matches!(letter, '\u{c0}' | '\u{c1}' | '\u{f1}' | '\u{f2}' | '\u{f4}'..='\u{ff}')
 }
 
-/// Errors: some text cannot be encoded, or not twice alike. Byte-level pre-tokenization needs a token for each letter
-/// of its alphabet but rare ones; a BPE that falls back to bytes needs one for each byte.
+/// Errors: some text cannot be encoded, or its ids could differ from call to call. Byte-level pre-tokenization needs a
+/// token for each letter of its alphabet but rare ones; a BPE that falls back to bytes needs one for each byte.
 fn check_model(inner: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
     let ModelWrapper::BPE(model) = inner.get_model() else { return Err("is not a BPE".to_owned()) };
     // The only random step in the `tokenizers` crate besides Unigram's sampling, which no file enables.

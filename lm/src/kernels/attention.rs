@@ -43,7 +43,7 @@ impl Size {
     }
 
     /// Query blocks (start, end) from the last down to the one that holds row `from`, so that the first one computed
-    /// spans all keys. None if there is no such row.
+    /// spans all keys. Empty if there is no such row.
     fn blocks(self, from: usize) -> impl Iterator<Item = (usize, usize)> {
         let first = if from < self.time { from / BLOCK } else { self.time.div_ceil(BLOCK) };
         (first..self.time.div_ceil(BLOCK)).rev().map(move |i| (i * BLOCK, ((i + 1) * BLOCK).min(self.time)))
@@ -82,7 +82,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Output `[batch * time, d]` for queries, keys and values side by side, heads in parallel.
+/// Attention's output `[batch * time, d]` for joint rows of queries, keys and values; heads run in parallel.
 pub fn forward(qkv: &[f32], size: Size) -> Vec<f32> {
     let Size { time, heads, width, .. } = size;
     let mut out = build(size.batch * time * size.d(), time * size.d(), |_, _| {});

@@ -102,8 +102,8 @@ pub struct TransformerBlock {
     saved: Handover<Vec<Saved>>,
 }
 
-/// Activations that one chunk saves for its backward pass, `[rows, ..]` each; `x1` and `up` have wanted rows only. The
-/// others are quicker to recompute.
+/// Activations that one chunk saves for its backward pass, `[rows, ..]` each; `x1` and `up` have wanted rows only. All
+/// activations not listed are quicker to recompute.
 struct Saved {
     /// After rotation.
     qkv: Vec<f32>,

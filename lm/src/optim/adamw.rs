@@ -55,7 +55,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimiser at step 0. Names must be unique; variables f32 on the CPU.
+    /// An optimiser at step 0. Names must be unique; variables must be contiguous f32 on the CPU.
     pub fn new(variables: Vec<Variable>, config: AdamWConfig) -> Result<Self> {
         let mut seen = std::collections::HashSet::new();
         for v in &variables {
@@ -74,8 +74,8 @@ impl AdamW {
         Ok(Self { config, slots, steps: 0 })
     }
 
-    /// Makes weight decay pull towards `reference(name)` instead of zero, such as the reference policy in full
-    /// training. Errors: a reference of another shape.
+    /// Makes weight decay pull towards `reference(name)` instead of zero, for example towards the reference policy in
+    /// full training; None keeps zero. Errors: a reference of another shape.
     pub fn decay_towards(&mut self, mut reference: impl FnMut(&str) -> Option<Tensor>) -> Result<()> {
         for slot in &mut self.slots {
             let name = &slot.variable.name;

@@ -1,4 +1,4 @@
-//! PEFT's adapters: on, merged and off.
+//! PEFT's adapters: active, merged and off.
 
 use std::fs;
 

@@ -83,7 +83,7 @@ fn directory(source: &Source) -> Result<(u64, u64), String> {
     Ok((u64::from(u32_at(end, 16)), u64::from(u32_at(end, 12))))
 }
 
-/// Takes one file's entry from the directory.
+/// Parses one file's entry and advances `rest` past it.
 fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, Stored), String> {
     let mut take = |len: usize| -> Result<&[u8], String> {
         let (taken, left) = rest.split_at_checked(len).ok_or("its archive's directory is cut off")?;

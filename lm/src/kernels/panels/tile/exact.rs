@@ -27,7 +27,7 @@ pub fn of(wanted: Isa) -> Choice<Multiply> {
     match wanted {
         #[cfg(target_arch = "x86_64")]
         Isa::V4 => {
-            /// `of` has seen that the CPU has what this needs.
+            /// Only reachable after `of` has checked the CPU's features.
             fn with<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
                 // SAFETY: V4 has the feature that the function enables.
                 unsafe { avx512::multiply::<R, V>(tile, rows, b) }
@@ -36,7 +36,7 @@ pub fn of(wanted: Isa) -> Choice<Multiply> {
         }
         #[cfg(target_arch = "x86_64")]
         Isa::V3 => {
-            /// `of` has seen that the CPU has what this needs.
+            /// Only reachable after `of` has checked the CPU's features.
             fn with<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
                 // SAFETY: V3 has the features that the function enables.
                 unsafe { avx2::multiply::<R, V>(tile, rows, b) }
