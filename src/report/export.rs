@@ -108,13 +108,19 @@ mod tests {
         let page = "<h3>Figure 4: by step</h3><div class=\"legend\"><span><svg width=\"26\"><line x1=\"0\" stroke=\"#d64541\"/></svg>\
                     mean</span></div><div class=\"charts\"><figure><svg width=\"480\" height=\"300\"><path/></svg>\
                     <figcaption><a download=\"true-quality-by-phase.csv\" href=\"data:\">CSV</a></figcaption></figure></div>\
+                    <h3>Without a legend</h3><figure><svg width=\"9\" height=\"9\"><g/></svg></figure>\
                     <h3>Paired differences</h3><figure class=\"wide\"><svg viewBox=\"0 0 9 9\" width=\"9\" height=\"9\"><g/></svg></figure>\
                     <figure class=\"wide\"><svg width=\"9\" height=\"9\"/></svg></figure>";
         let found = figures(page);
         let names: Vec<&str> = found.keys().map(String::as_str).collect();
         assert_eq!(
             names,
-            ["figure-4-by-step-true-quality-by-phase.svg", "paired-differences-2.svg", "paired-differences.svg"]
+            [
+                "figure-4-by-step-true-quality-by-phase.svg",
+                "paired-differences-2.svg",
+                "paired-differences.svg",
+                "without-a-legend.svg"
+            ]
         );
         let first = &found[names[0]];
         assert!(
@@ -122,6 +128,6 @@ mod tests {
             "{first}"
         );
         assert!(first.contains("stroke=\"#d64541\"") && first.contains(">mean</text>"), "{first}");
-        assert!(!found["paired-differences.svg"].contains("mean"));
+        assert!(["paired-differences.svg", "without-a-legend.svg"].iter().all(|name| !found[*name].contains("mean")));
     }
 }

@@ -68,10 +68,10 @@ fn panels(study: &Study, number: u32, label: &str) -> String {
     let variance = chart(study, "ensemble variance", "KL (nats)", |r| Some(r.kl_exact), |r| r.variance);
     let gold = escape(&study.gold_heading());
     format!(
-        "{legend}<p class=\"soft\">Thick: mean over seeds; thin: single seeds. Half B of the held-out prompts.</p>\
-         <h3>Figure {number}{label}: by step</h3><p class=\"soft\">{gold}</p>{}\
-         <h3>The same{label} by the square root of KL</h3><p class=\"soft\">{gold}</p>{}{}\
-         <h3>Figure 6{label}: reward variance against KL</h3>{}",
+        "<p class=\"soft\">Thick: mean over seeds; thin: single seeds. Half B of the held-out prompts.</p>\
+         <h3>Figure {number}{label}: by step</h3>{legend}<p class=\"soft\">{gold}</p>{}\
+         <h3>The same{label} by the square root of KL</h3>{legend}<p class=\"soft\">{gold}</p>{}{}\
+         <h3>Figure 6{label}: reward variance against KL</h3>{legend}{}",
         chart::figures(&by_step),
         chart::figures(&by_kl),
         fits(study),

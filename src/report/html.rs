@@ -83,7 +83,7 @@ fn without_tags(html: &str) -> String {
 
 /// Converts a title to an anchor or a file name.
 pub fn slug(title: &str) -> String {
-    let words = title.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    let words = title.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-").to_lowercase()
 }
 
