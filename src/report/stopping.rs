@@ -122,7 +122,7 @@ const MIN_SEEDS: usize = 2;
 pub fn section(study: &Study, measure: Measure) -> String {
     let mut rows: Vec<Vec<String>> = Vec::new();
     let arms = study.arms.iter().filter(|arm| matches!(arm.role, Role::Standard | Role::Mean | Role::Adaptive));
-    for arm in arms.filter(|arm| arm.runs.len() >= MIN_SEEDS && !arm.runs.is_empty()) {
+    for arm in arms.filter(|arm| arm.runs.len() >= MIN_SEEDS) {
         let mut row = |rule: &str, found: Option<(f64, f64)>| {
             if let Some((value, step)) = found {
                 rows.push(vec![escape(&arm.label), rule.to_owned(), format!("{value:.3}"), format!("{step:.0}")]);

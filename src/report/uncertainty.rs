@@ -1,5 +1,6 @@
 //! Figures of the ensemble's variance: next to its error, in its parts, and as the share of the KL term.
 
+use stages::evaluate::kl_shares;
 use stages::types::CalibrationBin;
 
 use super::chart::{self, Chart, Line, Series, arm_lines, legend};
@@ -87,12 +88,7 @@ fn charts<T: Copy>(
 }
 
 fn share(run: &Run) -> Series {
-    let terms: Vec<(i64, f64, f64)> =
-        run.phases.iter().filter_map(|p| Some((p.phase, p.c_kl?, p.one_minus_c_mu?))).collect();
-    let Some(&(_, _, start)) = terms.first() else { return Series::new() };
-    let most = terms.iter().map(|(_, _, score)| score - start).fold(0.0, f64::max);
-    let counted = terms.iter().filter(|(_, _, score)| most > 0.0 && score - start >= most / 10.0);
-    counted.map(|&(phase, c_kl, score)| (phase, (phase as f64, c_kl / (score - start)))).collect()
+    kl_shares(&run.phases).into_iter().map(|(phase, share)| (phase, (phase as f64, share))).collect()
 }
 
 #[cfg(test)]

@@ -19,13 +19,12 @@ pub fn mechanism(phases: &[Phase], scores: &[Score], fits: &Fits, last: i64, pol
     let correlated = |with: &[f64]| s2.as_deref().and_then(|s2| spearman(s2, with));
     let fixed = policy.objective != Objective::Adaptive.to_string();
     let lambdas = || phases.iter().filter(|_| fixed).filter_map(|p| p.lambda_effective);
-    let terms: Vec<(f64, f64)> = phases.iter().filter_map(|p| Some((p.c_kl?, p.one_minus_c_mu?))).collect();
     Mechanism {
         c_over_lambda_first: c.first().copied().map(over_lambda),
         c_over_lambda_max: c.iter().copied().reduce(f64::max).map(over_lambda),
         c_over_lambda_last: c.last().copied().map(over_lambda),
         one_minus_c: (!c.is_empty()).then(|| 1.0 - mean(&c)),
-        c_kl_share_max: share(&terms),
+        c_kl_share_max: kl_shares(phases).into_iter().map(|(_, share)| share).reduce(f64::max),
         lambda_low: lambdas().reduce(f64::min),
         lambda_high: lambdas().reduce(f64::max),
         spearman_s2_kl: correlated(&kl),
@@ -33,14 +32,19 @@ pub fn mechanism(phases: &[Phase], scores: &[Score], fits: &Fits, last: i64, pol
     }
 }
 
-/// The largest value over phases of mean(c KL) divided by the gain of mean((1 - c) mu) since the first phase. `terms`:
-/// (mean(c KL), mean((1 - c) mu)) of each phase.
-fn share(terms: &[(f64, f64)]) -> Option<f64> {
-    let start = terms.first()?.1;
-    let most = terms.iter().map(|(_, score)| score - start).fold(0.0, f64::max);
-    // Skip small gains: their quotient would be noise.
-    let counted = terms.iter().filter(|(_, score)| most > 0.0 && score - start >= most / 10.0);
-    counted.map(|(c_kl, score)| c_kl / (score - start)).reduce(f64::max)
+/// The share of mean(c KL) in the gain of mean((1 - c) mu) since the first phase, by phase. Phases whose gain is under a tenth of the
+/// largest are left out: the quotient would be noise.
+pub fn kl_shares(phases: &[Phase]) -> Vec<(i64, f64)> {
+    let terms = phases.iter().filter_map(|p| Some((p.phase, p.c_kl?, p.one_minus_c_mu?)));
+    shares(&terms.collect::<Vec<_>>())
+}
+
+/// `terms`: phase, mean(c KL) and mean((1 - c) mu).
+fn shares(terms: &[(i64, f64, f64)]) -> Vec<(i64, f64)> {
+    let Some(&(_, _, start)) = terms.first() else { return Vec::new() };
+    let most = terms.iter().map(|(_, _, score)| score - start).fold(0.0, f64::max);
+    let counted = terms.iter().filter(|(_, _, score)| most > 0.0 && score - start >= most / 10.0);
+    counted.map(|&(phase, c_kl, score)| (phase, c_kl / (score - start))).collect()
 }
 
 #[cfg(test)]
@@ -50,8 +54,9 @@ mod tests {
     #[test]
     fn the_share_of_the_kl_term_is_that_of_the_gain_where_there_is_one() {
         // Gains 0, 0.01, 0.5, 1: the second one is too small to count.
-        let found = share(&[(0.0, 0.2), (0.5, 0.21), (0.1, 0.7), (0.25, 1.2)]);
-        assert!(found.is_some_and(|share| (share - 0.25).abs() < 1e-12), "{found:?}");
-        assert_eq!((share(&[(0.1, 0.5), (0.1, 0.4)]), share(&[])), (None, None));
+        let found = shares(&[(1, 0.0, 0.2), (2, 0.5, 0.21), (3, 0.1, 0.7), (4, 0.25, 1.2)]);
+        assert_eq!(found.iter().map(|(phase, _)| *phase).collect::<Vec<_>>(), [3, 4]);
+        assert!((found[0].1 - 0.2).abs() < 1e-12 && (found[1].1 - 0.25).abs() < 1e-12, "{found:?}");
+        assert_eq!((shares(&[(1, 0.1, 0.5), (2, 0.1, 0.4)]), shares(&[])), (vec![], vec![]));
     }
 }

@@ -8,6 +8,8 @@ mod examples;
 mod judge;
 mod mechanism;
 
+pub use mechanism::kl_shares;
+
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature};
