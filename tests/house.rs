@@ -50,3 +50,78 @@ fn every_module_says_what_it_is() {
     }
     assert!(silent.is_empty(), "these files do not open with a `//!` sentence: {silent:?}");
 }
+
+/// The modules of `stages`, from the lowest layer up: text, tables, types, models and training, kinds, the paper.
+/// A module uses only those before it.
+const LAYERS: [&str; 20] = [
+    "error", "random", "stats", "http", "text", "table", "types", "prompt", "corpus", "assets", "hub", "source",
+    "labels", "train", "model", "reward", "rl", "claude", "kinds", "paper",
+];
+
+/// The source files of `stages` without tests: the path inside `src` as module names, and the text.
+fn sources_of_stages() -> Vec<(Vec<String>, String)> {
+    let root = space::repository("stages/src");
+    let mut found = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a source folder can be read") {
+            let path = entry.expect("an entry can be read").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let relative = path.strip_prefix(&root).expect("it lies below").with_extension("");
+            let module: Vec<String> =
+                relative.iter().map(|part| part.to_string_lossy().into_owned()).filter(|part| part != "mod").collect();
+            let is_test =
+                |part: &String| ["tests", "testing", "parity"].contains(&part.as_str()) || part.ends_with("_tests");
+            if path.extension().is_some_and(|e| e == "rs") && !module.iter().any(is_test) && module != ["lib"] {
+                let text = std::fs::read_to_string(&path).expect("a source file can be read");
+                let tests = ["#[cfg(test)]\nmod tests {", "#[cfg(test)]\npub mod tests {"];
+                let end = tests.iter().filter_map(|start| text.find(start)).min().unwrap_or(text.len());
+                found.push((module, text[..end].to_owned()));
+            }
+        }
+    }
+    found
+}
+
+/// The modules that a text names behind `crate::`, each with the name after it.
+fn uses(code: &str) -> impl Iterator<Item = (&str, &str)> {
+    let word = |text: &str| text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    code.split("crate::").skip(1).map(move |rest| {
+        let (first, rest) = rest.split_at(word(rest));
+        let second = rest.strip_prefix("::").unwrap_or_default();
+        (first, &second[..word(second)])
+    })
+}
+
+#[test]
+fn modules_of_stages_use_lower_layers_only() {
+    let layer = |name: &str| LAYERS.iter().position(|known| *known == name);
+    let mut upward = Vec::new();
+    for (module, code) in sources_of_stages() {
+        let own = layer(&module[0]).unwrap_or_else(|| panic!("`{}` is in no layer", module[0]));
+        for (used, item) in uses(&code) {
+            let upwards = layer(used).is_some_and(|used| used > own);
+            // Families of kinds share nothing with each other: what two of them need lies below `kinds`.
+            let sideways = used == "kinds" && module[0] == "kinds" && module.get(1).is_some_and(|own| own != item);
+            if upwards || sideways {
+                upward.push(format!("{} uses {used}::{item}", module.join("::")));
+            }
+        }
+    }
+    assert!(upward.is_empty(), "{upward:#?}");
+}
+
+#[test]
+fn the_path_of_a_kind_is_its_name() {
+    let registry = stages::registry();
+    let sources = sources_of_stages();
+    for kind in registry.kinds() {
+        let path: Vec<&str> = std::iter::once("kinds").chain(kind.name().split('.')).collect();
+        let code = sources.iter().find(|(module, _)| *module == path).map(|(_, code)| code);
+        let code = code.unwrap_or_else(|| panic!("kind `{}` is not in stages/src/{}", kind.name(), path.join("/")));
+        assert!(code.contains(&format!("{:?}", kind.name())), "stages/src/{} declares another kind", path.join("/"));
+    }
+}

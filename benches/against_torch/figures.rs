@@ -6,7 +6,7 @@ use lm::kernels::gemm::{Into, Mat, Threads};
 use lm::kernels::product::{Factor, Prepared, multiply};
 use lm::{AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Precision, SampleOptions, Sequence};
 use serde::Serialize;
-use stages::train::fixed_generator;
+use stages::random::fixed_generator;
 
 use crate::flops::Trains;
 use crate::ppo;

@@ -7,14 +7,14 @@ use std::time::Instant;
 use engine::context::Context;
 use engine::names::Digest;
 use lm::{CausalLm, Pool, RewardModel, SampleOptions, ScalarHead, StatOptions};
+use stages::random::fixed_generator;
 use stages::reward::LoadedReward;
 use stages::rl::held_out::Prompt;
 use stages::rl::loss::Value;
-use stages::rl::objective::Objective;
 use stages::rl::params::{self, Params};
 use stages::rl::phase::Phases;
 use stages::rl::update::Learner;
-use stages::train::fixed_generator;
+use stages::types::Objective;
 use stages::types::{Pooling, RewardInfo};
 
 use crate::figures::{Measured, Run};

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use lm::{CausalLm, Gpt2Config, InitStd, LoraConfig, Sequence, Tokenizer};
 use rand::Rng;
 use stages::corpus;
+use stages::random::fixed_generator;
 use stages::train::encode::{Encoder, fit};
-use stages::train::fixed_generator;
 use stages::types::Post;
 
 use crate::shapes::{Lora, Shape};

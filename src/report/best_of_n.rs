@@ -71,7 +71,7 @@ fn series(points: &[BestOfPoint], objective: &str, of: Of) -> Series {
 
 #[cfg(test)]
 mod tests {
-    use stages::rl::objective::Objective;
+    use stages::types::Objective;
 
     use super::*;
 

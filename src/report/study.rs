@@ -5,7 +5,8 @@ use std::path::Path;
 
 use engine::names::Digest;
 use serde_json::Value;
-use stages::rl::objective::{Objective, VarianceScope};
+use stages::rl::objective::VarianceScope;
+use stages::types::Objective;
 use stages::types::{
     BestOfPoint, CalibrationBin, CurvePoint, Evaluation, EvaluationInfo, Example, FactSensitivity, Half, Phase,
     PolicyRun,

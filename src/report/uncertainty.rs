@@ -1,6 +1,6 @@
 //! Figures of the ensemble's variance: next to its error, in its parts, and as the share of the KL term.
 
-use stages::evaluate::kl_shares;
+use stages::kinds::evaluate::kl_shares;
 use stages::types::CalibrationBin;
 
 use super::chart::{self, Chart, Line, Series, arm_lines, legend};

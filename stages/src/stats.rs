@@ -16,6 +16,17 @@ pub fn variance(x: &[f64]) -> f64 {
     x.iter().map(|v| (v - m).powi(2)).sum::<f64>() / x.len() as f64
 }
 
+/// mu_i and sigma_i^2 (population variance over the members), Eq. 6. `scores[m][i]` = phi_m of response i.
+pub fn moments<T: Copy + Into<f64>>(scores: &[Vec<T>]) -> (Vec<f64>, Vec<f64>) {
+    let responses = scores.first().map_or(0, Vec::len);
+    (0..responses)
+        .map(|i| {
+            let phi: Vec<f64> = scores.iter().map(|member| member[i].into()).collect();
+            (mean(&phi), variance(&phi))
+        })
+        .unzip()
+}
+
 /// The population standard deviation.
 pub fn std(x: &[f64]) -> f64 {
     variance(x).sqrt()

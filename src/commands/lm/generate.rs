@@ -5,7 +5,8 @@ use std::path::Path;
 use engine::error::{Error, Result};
 use lm::{Draws, SampleOptions};
 use serde::{Deserialize, Serialize};
-use stages::train::{Told, fixed_key};
+use stages::error::Told;
+use stages::random::fixed_key;
 
 use super::{encode, fits, stream, window, with_adapter};
 use crate::args::{ModelAt, Sampling};

@@ -5,7 +5,8 @@ use std::path::Path;
 use engine::error::{Error, Result};
 use lm::{Batch, CausalLm, Sequence, StatOptions, Tokenizer};
 use serde::{Deserialize, Serialize};
-use stages::train::{Told, by_length};
+use stages::error::Told;
+use stages::train::by_length;
 
 use super::{ROWS, encode, fits, stream, window, with_adapter};
 use crate::args::ModelAt;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use engine::error::{Error, Result};
 use lm::{CausalLm, Tokenizer};
-use stages::train::Told;
+use stages::error::Told;
 
 use super::Done;
 use crate::args::{Lm, ModelAt};

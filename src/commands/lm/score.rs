@@ -5,9 +5,10 @@ use std::path::Path;
 use engine::error::{Error, Result};
 use lm::Sequence;
 use serde::{Deserialize, Serialize};
+use stages::error::Told;
 use stages::prompt::response_ids;
 use stages::reward::{self, LoadedReward};
-use stages::train::Told;
+use stages::stats::moments;
 use stages::types::reward::{ENSEMBLE, INFO};
 
 use super::{ROWS, encode, fits, stream, window};
@@ -76,7 +77,8 @@ fn answers(judge: &Judge, sequences: &[Sequence]) -> Result<Vec<Answer>> {
     if let Some(bad) = scores.iter().flatten().find(|x| !x.is_finite()) {
         return Err(Error::yours(format!("a score is {bad}: the model's weights are no numbers")));
     }
-    let per_row = reward::mean_and_variance(&scores).into_iter().enumerate();
+    let (mean, variance) = moments(&scores);
+    let per_row = mean.into_iter().zip(variance).enumerate();
     Ok(per_row
         .map(|(row, (mean, variance))| match judge.is_ensemble {
             true => Answer::Many { scores: scores.iter().map(|scores| scores[row]).collect(), mean, variance },

@@ -7,7 +7,7 @@ use engine::text::strip_bom;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use stages::data::source;
+use stages::text::lines;
 
 /// The optional `id` of a line, returned with its answer.
 #[derive(Deserialize)]
@@ -82,11 +82,11 @@ fn answer_all<Q: DeserializeOwned, R, A: Serialize>(
 fn next_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     let n = input
-        .take(source::LONGEST)
+        .take(lines::LONGEST)
         .read_until(b'\n', &mut line)
         .map_err(|e| Error::surroundings(format!("standard input: {e}")))?;
-    if line.pop_if(|byte| *byte == b'\n').is_none() && n as u64 == source::LONGEST {
-        return Err(Error::yours(format!("longer than {} MiB", source::LONGEST >> 20)));
+    if line.pop_if(|byte| *byte == b'\n').is_none() && n as u64 == lines::LONGEST {
+        return Err(Error::yours(format!("longer than {} MiB", lines::LONGEST >> 20)));
     }
     Ok((n > 0).then_some(line))
 }
@@ -94,13 +94,13 @@ fn next_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
 fn question<Q: DeserializeOwned>(mut line: &[u8], is_first: bool) -> Result<(Option<Value>, Q)> {
     if is_first {
         line = strip_bom(line);
-        if let Some(what) = source::foreign(line) {
+        if let Some(what) = lines::foreign(line) {
             return Err(Error::yours(format!("this is {what}, not JSON lines")));
         }
     }
     let line = std::str::from_utf8(line).map_err(|_| Error::yours("not UTF-8"))?;
-    let named: Named = source::object(line).map_err(Error::yours)?;
-    Ok((named.id, source::object(line).map_err(Error::yours)?))
+    let named: Named = lines::object(line).map_err(Error::yours)?;
+    Ok((named.id, lines::object(line).map_err(Error::yours)?))
 }
 
 fn write<A: Serialize>(output: &mut impl Write, ids: Vec<Option<Value>>, answers: Vec<A>) -> std::io::Result<()> {

@@ -1,22 +1,21 @@
 //! The embedded corpus: invented posts with known facts, so that a summary's true quality can be computed.
 
-mod comparisons;
+pub(crate) mod corrupt;
 mod facts;
 mod grammar;
+pub mod quality;
 pub(crate) mod rounds;
 mod swap;
 mod template;
-mod tinytldr;
 pub(crate) mod words;
 
 #[cfg(test)]
 mod tests;
 
-pub use comparisons::DatasetComparisons;
+pub use corrupt::{Sound, corrupt};
 pub use facts::{Category, Facts};
 pub use grammar::{STYLES, Situation, all_summaries, draw, partial_summary, summary};
 pub use swap::swap_facts;
-pub use tinytldr::DatasetTinyTldr;
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;

@@ -13,6 +13,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::grammar::wording;
 use super::words::words;
 use super::*;
+use crate::kinds::dataset::DatasetTinyTldr;
 use crate::testing::run_seeded;
 use crate::types::{Post, Posts};
 
@@ -127,7 +128,7 @@ fn style_decides_neither_coverage_nor_length() {
         assert!(of_style.len() > 6000 / STYLES / 2, "style {style}: {}", of_style.len());
         let length = mean(of_style.iter().map(|s| tokens(&format!(" {}", s.summary))));
         assert!((19.5..=22.5).contains(&length), "style {style}: {length}");
-        assert!(of_style.iter().all(|s| crate::quality::score(&s.facts, &s.summary, true).covered == 6));
+        assert!(of_style.iter().all(|s| crate::corpus::quality::score(&s.facts, &s.summary, true).covered == 6));
     }
 }
 

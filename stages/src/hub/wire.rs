@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 use super::digest::Said;
 use super::{HubId, Repo};
-use crate::data::clean::printable;
 use crate::http;
 use crate::table::cut;
+use crate::text::clean::printable;
 
 const PUBLIC: &str = "https://huggingface.co";
 /// More redirects than any hub needs to reach its object store.

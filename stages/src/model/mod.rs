@@ -1,11 +1,6 @@
-//! Language models as artifacts: trained from scratch or imported.
+//! Language models as artifacts: loading, saving, and downloads from a hub.
 
-pub mod import;
-pub mod pretrain;
-mod source;
-
-#[cfg(test)]
-mod tests;
+pub mod source;
 
 use std::path::Path;
 
@@ -13,7 +8,8 @@ use engine::error::{At, Result};
 use engine::names::Digest;
 use lm::{CausalLm, ModelConfig, Tokenizer, WeightType};
 
-use crate::train::{Told, Weights};
+use crate::error::Told;
+use crate::train::Weights;
 use crate::types::Model;
 
 /// Loads a Model folder or a GGUF file, frozen, with its tokenizer.

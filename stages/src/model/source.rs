@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use engine::context::Context;
 use engine::error::{At, Error, Result};
 
+use crate::error::Told;
 use crate::hub::{Hub, HubId, Repo};
-use crate::train::Told;
 use crate::types::Model;
 
 /// The name that transformers gives to pickled weights.

@@ -9,9 +9,10 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use crate::corpus::{Facts, swap_facts};
+use crate::error::Told;
+use crate::random::{below, bits_of, fixed_key};
+use crate::train::by_length;
 use crate::train::encode::{Encoder, response_text};
-use crate::train::random::{below, bits_of, fixed_key};
-use crate::train::{Told, by_length};
 use crate::types::{FactSensitivity, Post, Posts, Split};
 
 /// Settings of the sample set. They leave out the member's seed, so that all members and the gold model share one set.

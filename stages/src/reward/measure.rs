@@ -8,9 +8,9 @@ use super::calibration::{self, CalibrationOptions, calibration_posts};
 use super::pairs::{Corruption, PreferenceTable};
 use super::params::{Centring, Normalise, Params};
 use super::raw_scores;
+use crate::error::{Told, rounded};
 use crate::model;
 use crate::train::encode::Encoder;
-use crate::train::{Told, rounded};
 use crate::types::FactSensitivity;
 
 /// Sequences per scoring batch.

@@ -1,7 +1,6 @@
 //! Reward models: storage, loading and scoring.
 
 pub mod calibration;
-pub mod ensemble;
 pub mod loss;
 pub mod measure;
 pub mod pairs;
@@ -9,16 +8,14 @@ pub mod params;
 #[cfg(test)]
 pub(crate) mod parity;
 pub mod store;
-#[cfg(test)]
-mod tests;
-pub mod train;
 
 pub use store::{LoadedReward, load_ensemble, load_reward_model, load_tokenizer};
 
 use engine::error::Result;
 use lm::{Batch, RewardModel, Sequence};
 
-use crate::train::{Told, by_length};
+use crate::error::Told;
+use crate::train::by_length;
 
 /// Centred and scaled scores of `rows`, in their order. Rows are scored in batches of at most `batch` rows of similar
 /// length, so the same rows always give the same bits.
@@ -43,17 +40,4 @@ pub fn raw_scores(model: &RewardModel, rows: &[&Sequence], batch: usize) -> Resu
         }
     }
     Ok(scores)
-}
-
-/// Mean and population variance over members for each sample: `scores[m][i]` is member m's score of sample i.
-pub fn mean_and_variance(scores: &[Vec<f32>]) -> Vec<(f64, f64)> {
-    let samples = scores.first().map_or(0, Vec::len);
-    let members = scores.len() as f64;
-    (0..samples)
-        .map(|i| {
-            let mean = scores.iter().map(|s| f64::from(s[i])).sum::<f64>() / members;
-            let variance = scores.iter().map(|s| (f64::from(s[i]) - mean).powi(2)).sum::<f64>() / members;
-            (mean, variance)
-        })
-        .collect()
 }

@@ -5,11 +5,11 @@ use engine::error::{Error, Result};
 use lm::{Sequence, Tokenizer};
 
 use super::params::Params;
-use crate::annotate::HeldOut;
+use crate::labels::HeldOut;
 use crate::prompt::Parts;
+use crate::random::{fixed_key, share_of};
 use crate::train::SequenceTable;
 use crate::train::encode::{Encoder, Text, fitting};
-use crate::train::random::{fixed_key, share_of};
 pub use crate::types::Corruption;
 use crate::types::{Outcome, Preferences};
 

@@ -6,8 +6,8 @@ use engine::error::Result;
 use engine::names::Digest;
 use lm::{CausalLm, Pool, RewardModel, ScalarHead, Tokenizer};
 
+use crate::error::Told;
 use crate::model;
-use crate::train::Told;
 use crate::types::reward::{ADAPTER, BASE, HEAD, MEMBERS};
 use crate::types::{self, Ensemble, Pooling, RewardInfo};
 

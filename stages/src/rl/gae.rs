@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn e_a_constant_on_all_scores_moves_no_normalised_advantage_unless_c_depends_on_the_response() {
-        use crate::rl::objective::{VarianceScope, adaptive_weights, coefficients, moments, scoped, token_rewards};
+        use crate::rl::objective::{VarianceScope, adaptive_weights, coefficients, scoped, token_rewards};
+        use crate::stats::moments;
         let scores = [vec![0.3, -0.4, 1.0, 0.1], vec![0.9, -0.1, 0.2, 0.4]];
         let run = |shift: f64, scope: VarianceScope, one_prompt: bool| -> Vec<f64> {
             let shifted: Vec<Vec<f64>> = scores.iter().map(|m| m.iter().map(|s| s + shift).collect()).collect();

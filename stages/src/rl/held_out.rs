@@ -5,9 +5,9 @@ use lm::{Draws, SampleOptions, Sequence, StatOptions};
 
 use super::rollout::{score_members, score_tokens};
 use super::update::Learner;
+use crate::error::named;
 use crate::reward::LoadedReward;
 use crate::stats::{mean, variance};
-use crate::train::named;
 use crate::types::{Half, Sample};
 
 /// A held-out prompt.

@@ -1,4 +1,4 @@
-//! `rl.ppo`, `rl.rloo`, `rl.grpo`: policy gradients from the SFT policy against one reward model or an ensemble, with
+//! The loop of `rl.ppo`, `rl.rloo` and `rl.grpo`: policy gradients from the SFT policy against one reward model or an ensemble, with
 //! the same phases, sampling, scoring and objectives. Never sees the gold model.
 
 pub mod credit;
@@ -20,23 +20,23 @@ pub mod update;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::kind::{Kind, Signature, Wired};
+use engine::kind::{Signature, Wired};
 use lm::{Draws, LoraConfig, SampleOptions, StatOptions, Tokenizer};
 use serde_json::json;
 
+use crate::error::Told;
 use crate::model::{self, tokenizer_digest};
 use crate::prompt::Truncation;
 use crate::reward::{LoadedReward, load_ensemble, load_reward_model};
 use crate::stats::quantile;
-use crate::train::Told;
 use crate::train::encode::{fit, room};
 use crate::types::Split;
 use crate::types::folder::write_json;
 use crate::types::reward::BASE;
-use crate::types::{Ensemble, PolicyInfo, PolicyRun, Post, Posts};
+use crate::types::{Ensemble, Objective, PolicyInfo, PolicyRun, Post, Posts};
 use held_out::{HeldOut, Prompt};
-use objective::{Objective, baseline_scores};
-use params::{GrpoParams, Matching, Params, PpoParams, RlooParams};
+use objective::baseline_scores;
+use params::{Matching, Params};
 use phase::Phases;
 use run::Run;
 use update::Learner;
@@ -44,48 +44,8 @@ use update::Learner;
 /// Sequences per batch when scoring or sampling without gradients.
 const SCORING_BATCH: usize = 64;
 
-/// Declares an RL kind with its own parameter type.
-macro_rules! kind {
-    ($kind:ident, $params:ident, $name:literal, $version:literal, $about:literal) => {
-        pub struct $kind;
-
-        impl Kind for $kind {
-            type Params = $params;
-
-            const NAME: &'static str = $name;
-            const VERSION: u32 = $version;
-            const ABOUT: &'static str = $about;
-
-            fn signature(&self, params: &$params) -> Signature {
-                signature(params.objective)
-            }
-
-            fn check(&self, params: &$params) -> Vec<(String, String)> {
-                Params::from(params.clone()).faults()
-            }
-
-            fn check_wiring(&self, params: &$params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
-                check_wiring(params.objective, inputs)
-            }
-
-            fn run(&self, params: $params, ctx: &mut Context) -> Result<()> {
-                run(&params.into(), ctx)
-            }
-        }
-    };
-}
-
-kind!(
-    Ppo,
-    PpoParams,
-    "rl.ppo",
-    3,
-    "PPO from the SFT policy against a reward model or an ensemble, with the adaptive objective or a baseline"
-);
-kind!(Rloo, RlooParams, "rl.rloo", 1, "REINFORCE with a leave-one-out baseline: as rl.ppo, without a value head");
-kind!(Grpo, GrpoParams, "rl.grpo", 1, "group-relative policy optimisation: as rl.ppo, without a value head");
-
-fn signature(objective: Objective) -> Signature {
+/// The inputs and output of an RL kind.
+pub(crate) fn signature(objective: Objective) -> Signature {
     let signature = Signature::gives("PolicyRun")
         .one("policy", &["Model"])
         .one("rewards", &["RewardModel", "Ensemble"])
@@ -95,7 +55,8 @@ fn signature(objective: Objective) -> Signature {
     if objective == Objective::Matched { signature.one("adaptive", &["PolicyRun"]) } else { signature }
 }
 
-fn check_wiring(objective: Objective, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+/// Faults of the wiring: a single reward model where an ensemble is needed, a `matched` arm without an adaptive run.
+pub(crate) fn check_wiring(objective: Objective, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
     let at = |port: &str| inputs.iter().find(|input| input.port == port);
     let single = at("rewards").is_some_and(|rewards| rewards.output != Ensemble::NAME);
     let other = at("adaptive")
@@ -114,7 +75,8 @@ fn check_wiring(objective: Objective, inputs: &[Wired<'_>]) -> Vec<(&'static str
     faults
 }
 
-fn run(params: &Params, ctx: &mut Context) -> Result<()> {
+/// Trains a policy and writes a PolicyRun.
+pub(crate) fn run(params: &Params, ctx: &mut Context) -> Result<()> {
     lm::set_threads(ctx.threads());
     let mut members = load_members(ctx)?;
     for member in &mut members {

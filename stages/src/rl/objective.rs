@@ -6,36 +6,8 @@ use engine::error::{Error, Result};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::stats::{mean, variance};
-
-crate::words! {
-    /// The objective that the policy maximises.
-    pub enum Objective {
-        /// Eq. 2 with phi = phi_1.
-        Standard = "standard",
-        /// Eq. 2 with phi = the members' mean.
-        Mean = "mean",
-        /// Eq. 2 with phi = the members' minimum (worst-case optimisation).
-        Pessimistic = "pessimistic",
-        /// Eq. 2 with phi = mean - k * standard deviation of the members.
-        MeanMinusStd = "mean_minus_std",
-        /// Eq. 2 with phi = mean - k * variance of the members: uncertainty-weighted optimisation (Coste et al. 2024).
-        Uwo = "uwo",
-        /// Eq. 2 with phi = -beta log mean_m exp(-phi_m / beta): the members' soft minimum.
-        SoftMin = "soft_min",
-        /// Eq. 7, Algorithm 1.
-        Adaptive = "adaptive",
-        /// Eq. 2 with phi = the members' mean and the effective KL coefficient of an adaptive run.
-        Matched = "matched",
-    }
-}
-
-impl Objective {
-    /// Whether the objective reads only the first member's score.
-    pub fn reads_first_member_only(self) -> bool {
-        self == Self::Standard
-    }
-}
+use crate::stats::{mean, moments, variance};
+use crate::types::Objective;
 
 /// The set of responses over which the variance of Eq. 6 is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -64,17 +36,6 @@ pub enum VarianceReference {
     /// phi_m(x, y) - phi_m(x, y_sft), with y_sft one fixed response of the SFT model to x. Bradley-Terry leaves each
     /// member's offset per prompt undetermined; the difference cancels it.
     Sft,
-}
-
-/// mu_i and sigma_i^2 (population variance over the members), Eq. 6. `scores[m][i]` = phi_m of response i.
-pub fn moments(scores: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
-    let responses = scores.first().map_or(0, Vec::len);
-    (0..responses)
-        .map(|i| {
-            let phi: Vec<f64> = scores.iter().map(|member| member[i]).collect();
-            (mean(&phi), variance(&phi))
-        })
-        .unzip()
 }
 
 /// Rejects an ensemble whose members agree: its variance would carry no information.

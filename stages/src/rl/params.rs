@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::credit::{Credit, KlTerm};
 use super::gae::Normalisation;
 use super::loss::Value;
-use super::objective::{Objective, VarianceReference, VarianceScope};
+use super::objective::{VarianceReference, VarianceScope};
 use crate::train::params::{BATCH, Faults, Precision, RANK, STEPS};
+use crate::types::Objective;
 use crate::types::Split;
 
 /// Length of the training.

@@ -9,15 +9,17 @@ use super::credit::{group_relative, leave_one_out};
 use super::gae::{Normalisation, advantages, normalised};
 use super::loss::{Targets, Value, losses};
 use super::objective::{
-    Objective, VarianceScope, Weights, adaptive_weights, baseline_scores, calibrate_b, coefficients, fixed_weights,
-    matched_lambda, moments, scoped, token_rewards,
+    VarianceScope, Weights, adaptive_weights, baseline_scores, calibrate_b, coefficients, fixed_weights,
+    matched_lambda, scoped, token_rewards,
 };
 use super::params::Params;
 use super::rollout::Rollout;
 use super::update::{Learner, Lesson};
 use crate::reward;
 use crate::stats::mean;
+use crate::stats::moments;
 use crate::testing::numbers::{Mutants, Numbers, Within, gradients};
+use crate::types::Objective;
 
 const TOLERANCE: Within = Within::Each(1e-5);
 /// Same value as in `ppo.py`.

@@ -11,19 +11,21 @@ use serde::{Deserialize, Serialize};
 use super::credit::{Credit, KlTerm, group_relative, leave_one_out};
 use super::held_out::Prompt;
 use super::objective::{
-    Objective, VarianceReference, Weights, adaptive_weights, baseline_scores, calibrate_b, check_disagreement,
-    coefficients, controlled_lambda, fixed_weights, moments, scoped, token_rewards,
+    VarianceReference, Weights, adaptive_weights, baseline_scores, calibrate_b, check_disagreement, coefficients,
+    controlled_lambda, fixed_weights, scoped, token_rewards,
 };
 use super::params::Params;
 use super::passes::{self, Passes};
 use super::rollout::{Rollout, score_members, score_tokens};
 use super::update::{Learner, Lesson};
 use super::{SCORING_BATCH, gae, spread};
+use crate::error::{Told, named};
+use crate::random::bits_of;
 use crate::reward::LoadedReward;
+use crate::stats::moments;
 use crate::stats::{mean, permutation, spearman, std, variance};
 use crate::train::checkpoint::{Exact, Position};
-use crate::train::random::bits_of;
-use crate::train::{Told, named};
+use crate::types::Objective;
 use crate::types::Phase;
 
 /// State carried from phase to phase.

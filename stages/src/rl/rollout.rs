@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 use lm::{Batch, CausalLm, ScalarHead, Sequence, StatOptions};
 
+use crate::error::Told;
 use crate::reward::LoadedReward;
-use crate::train::Told;
+use crate::train::by_length;
 use engine::error::Result;
 
 /// Responses with per-token outputs of the policy, the reference and the value head at the time of sampling.
@@ -57,13 +58,6 @@ impl Rollout {
     }
 }
 
-/// Batches of sequences of similar length: the indices of each batch, longest first.
-pub fn by_length(sequences: &[Sequence], batch: usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..sequences.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(sequences[i].prompt.len() + sequences[i].response.len()), i));
-    order.chunks(batch).map(<[usize]>::to_vec).collect()
-}
-
 /// A policy's outputs for each response token, `[responses][tokens]`.
 pub struct Scored {
     pub logprob: Vec<Vec<f64>>,
@@ -92,7 +86,8 @@ pub fn score_tokens(
     let mut scored =
         Scored { logprob: empty(), entropy: empty(), value: empty(), reference: empty(), divergence: empty() };
     let plain = StatOptions { entropy: false, ..options.clone() };
-    for rows in by_length(sequences, batch) {
+    let lengths: Vec<usize> = sequences.iter().map(|s| s.prompt.len() + s.response.len()).collect();
+    for rows in by_length(&lengths, batch) {
         let members: Vec<&Sequence> = rows.iter().map(|&i| &sequences[i]).collect();
         let packed = Batch::new(&members).told()?;
         let predicting = policy.predicting(&packed, None).told()?;

@@ -12,18 +12,23 @@ use lm::{CausalLm, Draws, LoraConfig, SampleOptions, Sequence, StatOptions, Toke
 use rand::Rng;
 use serde_json::json;
 
+use super::SCORING_BATCH;
 use super::held_out::Prompt;
 use super::loss::{Trunk, Value};
-use super::objective::{Objective, VarianceReference, moments, token_rewards};
+use super::objective::{VarianceReference, token_rewards};
 use super::params::{Params, PpoParams};
 use super::phase::Phases;
 use super::rollout::{Rollout, score_tokens};
 use super::update::{Learner, Lesson};
-use super::{Grpo, Ppo, Rloo, SCORING_BATCH};
+use crate::error::Told;
+use crate::kinds::rl::{Grpo, Ppo, Rloo};
+use crate::random::fixed_generator;
 use crate::reward::{LoadedReward, load_ensemble};
+use crate::stats::moments;
 use crate::stats::{mean, variance};
 use crate::testing::{Bench, Out, assert_pinned, run_seeded, toys};
-use crate::train::{Told, encode, fixed_generator};
+use crate::train::encode;
+use crate::types::Objective;
 use crate::types::{PolicyRun, Split};
 
 const LORA: LoraConfig = LoraConfig { r: 4, alpha: 8.0, dropout: 0.0 };

@@ -13,10 +13,10 @@ use super::gae::{Normalisation, normalise};
 use super::loss::{Losses, Targets, Trunk, losses};
 use super::params::Params;
 use super::rollout::Rollout;
+use crate::error::{Told, named, number, rounded};
 use crate::stats::{mean, permutation, std};
 use crate::train::checkpoint::Exact;
 use crate::train::step::suspect;
-use crate::train::{Told, named, number, rounded};
 
 /// A minibatch with a larger mean ratio is skipped: its old log-probabilities no longer describe the policy.
 const RATIO_LIMIT: f64 = 10.0;

@@ -16,7 +16,7 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::batches::unreadable;
-use crate::data::source::LONGEST;
+use crate::text::lines::LONGEST;
 
 /// Maximum bytes of the pages held at once: one data page and one dictionary per column.
 const PAGES: u64 = 128 << 20;
@@ -256,8 +256,8 @@ mod tests {
     use parquet::basic::{Compression, Encoding, ZstdLevel};
     use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
 
-    use super::super::batches::builder;
     use super::*;
+    use crate::table::batches::builder;
 
     fn write(path: &Path, column: ArrayRef, properties: WriterPropertiesBuilder) {
         let properties = properties
@@ -287,7 +287,7 @@ mod tests {
         write(&path, repeated(&megabyte, 200), WriterProperties::builder());
         assert!(std::fs::metadata(&path).unwrap().len() < 4 << 10);
         assert_eq!(rows(&path).unwrap(), 16);
-        let read: Vec<usize> = super::super::json_rows(&path, &["post"])
+        let read: Vec<usize> = crate::table::json_rows(&path, &["post"])
             .unwrap()
             .take(40)
             .map(|row| row.unwrap()["post"].as_str().unwrap().len())
@@ -310,7 +310,7 @@ mod tests {
         let path = folder.path().join("t.parquet");
         let at = path.display();
         let fault = || {
-            let error = super::super::json_rows(&path, &["post"]).and_then(|rows| rows.collect::<Result<Vec<_>>>());
+            let error = crate::table::json_rows(&path, &["post"]).and_then(|rows| rows.collect::<Result<Vec<_>>>());
             let error = error.unwrap_err();
             assert_eq!(error.exit_code(), 2);
             error.message

@@ -8,8 +8,10 @@ use engine::names::Digest;
 use lm::{CausalLm, Gpt2Config, InitStd, ScalarHead, Tokenizer};
 
 use crate::corpus;
+use crate::error::Told;
 use crate::model;
-use crate::train::{Told, Weights, fixed_generator};
+use crate::random::fixed_generator;
+use crate::train::Weights;
 use crate::types::folder::write_json;
 use crate::types::reward::{BASE, ENSEMBLE, HEAD, INFO, MEMBERS};
 use crate::types::{

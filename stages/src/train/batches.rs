@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rand_chacha::ChaCha12Rng;
 
-use super::random::shuffle;
+use crate::random::shuffle;
 
 /// Number of batches cut from one sorted pool by [`BatchOrder::bucketed`].
 const POOL: usize = 32;
@@ -111,7 +111,7 @@ pub fn micro_batches(lengths: &[usize], tokens: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::random::fixed_generator;
+    use crate::random::fixed_generator;
 
     fn order(n: u32, batch: usize, seed: u64) -> BatchOrder {
         BatchOrder::bucketed((0..n).map(|i| i * 7 % 13).collect(), batch, fixed_generator(seed, "test"))

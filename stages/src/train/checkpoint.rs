@@ -13,7 +13,7 @@ use rand_chacha::ChaCha12Rng;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::fail::Told;
+use crate::error::Told;
 use crate::types::folder::{read_json, write_json};
 
 /// Format version of the files that the learning stages put into checkpoints. Raise it when one of them changes
@@ -83,7 +83,7 @@ mod tests {
     use rand_chacha::rand_core::RngCore;
 
     use super::*;
-    use crate::train::fixed_generator;
+    use crate::random::fixed_generator;
 
     #[test]
     fn a_generator_goes_on_in_the_middle_of_a_block() {

@@ -5,9 +5,9 @@ use engine::error::{Error, Result};
 use lm::{Batch, CausalLm, Dropout, Sequence};
 
 use super::batches::{BatchOrder, by_length, micro_batches};
-use super::fail::{Told, named};
 use super::sequences::SequenceTable;
 use super::step::{Part, TrainPlan, Trainer};
+use crate::error::{Told, named};
 use crate::types::LearningPoint;
 
 /// A model with the data and settings to train it on.

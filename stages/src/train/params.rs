@@ -316,7 +316,8 @@ mod tests {
 
     #[test]
     fn a_limit_is_a_number_or_none() {
-        let parse = |clip: serde_json::Value| serde_json::from_value::<crate::sft::Params>(json!({ "clip": clip }));
+        let parse =
+            |clip: serde_json::Value| serde_json::from_value::<crate::kinds::sft::Params>(json!({ "clip": clip }));
         for (clip, limit) in
             [(json!("none"), None), (json!(null), None), (json!(2), Some(2.0)), (json!(0.5), Some(0.5))]
         {
@@ -353,19 +354,25 @@ mod tests {
         };
         let ppo = json!({ "rollouts": 100_000_000_000_u64, "minibatch": 2_000_000, "epochs": 1e5 as u64,
             "steps": { "n": 18_000_000_000_000_000_000_u64 }, "lora": { "r": 1_000_000_000_000_u64 } });
-        assert_eq!(fields(&crate::rl::Ppo, ppo), ["steps.n", "rollouts", "epochs", "minibatch", "lora.r"]);
+        assert_eq!(fields(&crate::kinds::rl::Ppo, ppo), ["steps.n", "rollouts", "epochs", "minibatch", "lora.r"]);
         let sft = json!({ "batch": 1_000_000_000_000_u64, "lora": { "r": 1_000_000_000_000_u64 } });
-        assert_eq!(fields(&crate::sft::Sft, sft), ["batch", "lora.r"]);
+        assert_eq!(fields(&crate::kinds::sft::Sft, sft), ["batch", "lora.r"]);
         let shape = json!({ "n_layer": 4_000_000_000_000_000_000_u64, "n_embd": 98_304, "n_positions": 10_000_000,
             "steps": 18_000_000_000_000_000_000_u64 });
-        assert_eq!(fields(&crate::model::pretrain::Pretrain, shape), ["steps", "n_embd", "n_layer", "n_positions"]);
-        assert_eq!(fields(&crate::tokenizer::Train, json!({ "vocab_size": 99_999_999_999_u64 })), ["vocab_size"]);
+        assert_eq!(
+            fields(&crate::kinds::model::pretrain::Pretrain, shape),
+            ["steps", "n_embd", "n_layer", "n_positions"]
+        );
+        assert_eq!(
+            fields(&crate::kinds::tokenizer::Train, json!({ "vocab_size": 99_999_999_999_u64 })),
+            ["vocab_size"]
+        );
         let posts = json!({ "posts": 100_000_000_000_u64 });
-        assert_eq!(fields(&crate::corpus::DatasetTinyTldr, posts), ["posts"]);
+        assert_eq!(fields(&crate::kinds::dataset::DatasetTinyTldr, posts), ["posts"]);
         let pairs = json!({ "pairs": 100_000_000_000_u64, "batch": 100_000_000_000_u64 });
-        assert_eq!(fields(&crate::contrast::GenerateContrast, pairs), ["pairs", "batch"]);
+        assert_eq!(fields(&crate::kinds::generate::GenerateContrast, pairs), ["pairs", "batch"]);
         let pairs = json!({ "split": "gold", "batch": 100_000_000_000_u64 });
-        assert_eq!(fields(&crate::pairs::GeneratePairs, pairs), ["batch"]);
+        assert_eq!(fields(&crate::kinds::generate::GeneratePairs, pairs), ["batch"]);
     }
 
     #[test]

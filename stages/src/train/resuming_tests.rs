@@ -6,11 +6,11 @@ use engine::error::Result;
 use engine::kind::AnyKind;
 use serde_json::{Value, json};
 
-use crate::annotate::Gold;
-use crate::model::pretrain::Pretrain;
-use crate::reward::train::RewardTrain;
-use crate::rl::{Ppo, Rloo};
-use crate::sft::Sft;
+use crate::kinds::annotate::Gold;
+use crate::kinds::model::pretrain::Pretrain;
+use crate::kinds::reward::train::RewardTrain;
+use crate::kinds::rl::{Ppo, Rloo};
+use crate::kinds::sft::Sft;
 use crate::testing::attempts::{Attempt, Attempts};
 use crate::testing::{Bench, toys};
 use crate::types::{Post, Split};

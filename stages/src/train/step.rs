@@ -11,7 +11,7 @@ use lm::{AdamW, AdamWConfig, Dropout, Schedule, Shape, Variable};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, Exact, Position};
-use super::fail::{Told, number, rounded};
+use crate::error::{Told, number, rounded};
 use crate::types::LearningPoint;
 
 /// Training settings of a stage: peak learning rate, schedule, AdamW.

@@ -7,9 +7,9 @@ use engine::error::{Error, Result};
 use engine::names::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::Objective;
 use super::policy::Half;
 use super::{Split, folder};
-use crate::rl::objective::Objective;
 use crate::table;
 
 crate::table! {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::folder;
-use crate::data::source::Lines;
+use crate::text::lines::Lines;
 
 /// One line: two summaries of a post and the index of the one that a person preferred.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,7 +64,7 @@ impl Comparison {
     /// # Errors
     /// Names what the line is instead, if it can be recognised: an axis rating, a plain post.
     pub fn parse(line: &str) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(line).map_err(|e| crate::data::source::json_fault(&e))?;
+        let value: Value = serde_json::from_str(line).map_err(|e| crate::text::lines::json_fault(&e))?;
         Self::of(value)
     }
 
@@ -74,7 +74,7 @@ impl Comparison {
     /// As [`Comparison::parse`].
     pub fn of(value: Value) -> Result<Self, String> {
         if !value.is_object() {
-            return Err(crate::data::source::NO_OBJECT.to_owned());
+            return Err(crate::text::lines::NO_OBJECT.to_owned());
         }
         // Serde would accept a list as a struct's fields in order.
         let parts = ["info", "extra", "summaries"].into_iter().filter_map(|name| Some((name, value.get(name)?)));

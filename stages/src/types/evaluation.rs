@@ -6,10 +6,10 @@ use engine::artifact::{ArtifactType, Facts};
 use engine::error::Result;
 use serde::{Deserialize, Serialize};
 
+use super::Objective;
 use super::folder;
 use super::policy::Half;
 use super::reward::FactSensitivity;
-use crate::rl::objective::Objective;
 use crate::table;
 
 crate::table! {

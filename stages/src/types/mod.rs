@@ -8,6 +8,7 @@ pub mod files;
 pub mod folder;
 pub mod learning;
 pub mod model;
+pub mod objective;
 pub mod pairs;
 pub mod policy;
 pub mod posts;
@@ -24,6 +25,7 @@ pub use evaluation::{
 pub use files::Files;
 pub use learning::{LEARNING, LearningPoint};
 pub use model::Model;
+pub use objective::Objective;
 pub use pairs::{Corruption, Pair, Pairs, Side};
 pub use policy::{Half, Phase, PolicyInfo, PolicyRun, Sample};
 pub use posts::{Post, Posts, Split};

@@ -8,7 +8,7 @@ use engine::artifact::{ArtifactType, Facts};
 use engine::error::{Error, Result};
 
 use super::{LearningPoint, folder};
-use crate::train::Told;
+use crate::error::Told;
 
 /// The artifact type: `config.json`, optionally `generation_config.json`, `tokenizer.json`, and `model.safetensors` or
 /// the shards named by its index; after training also `learning.parquet`.

@@ -1,0 +1,140 @@
+//! `model.import`: imports an existing model: embedded, from a folder or file, or from the hub.
+
+use std::path::Path;
+
+use engine::context::Context;
+use engine::error::{At, Error, Result};
+use engine::external::InputPath;
+use engine::kind::{Kind, Signature};
+use lm::{CausalLm, WeightType};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::assets::{self, AssetName};
+use crate::error::Told;
+use crate::hub::{self, HubId};
+use crate::model::source::Source;
+use crate::train::Weights;
+use crate::train::params::Faults;
+use crate::types::Model;
+
+pub struct Import;
+
+/// Exactly one of `asset`, `folder`, `file` and `hub`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Params {
+    /// A model embedded in this program.
+    pub asset: Option<AssetName>,
+    /// A Hugging Face folder: config.json, tokenizer.json, and the weights as model.safetensors or pytorch_model.bin,
+    /// in one file or in shards.
+    pub folder: Option<InputPath>,
+    /// A Llama GGUF file, which includes config and tokenizer; its weights are dequantised to f32.
+    pub file: Option<InputPath>,
+    /// A repository on the Hugging Face hub.
+    pub hub: Option<HubId>,
+}
+
+impl Kind for Import {
+    type Params = Params;
+    const NAME: &'static str = "model.import";
+    const VERSION: u32 = 2;
+    const ABOUT: &'static str =
+        "takes a model from the program's assets, a Hugging Face folder, a GGUF file or the hub";
+
+    fn signature(&self, p: &Params) -> Signature {
+        let signature = Signature::gives("Model").optional("tokenizer", &["Tokenizer"]);
+        hub::declare(signature, p.hub.as_ref())
+    }
+
+    fn check(&self, p: &Params) -> Vec<(String, String)> {
+        let mut faults = Faults::default();
+        let given = [p.asset.is_some(), p.folder.is_some(), p.file.is_some(), p.hub.is_some()];
+        let sources = given.into_iter().filter(|given| *given).count();
+        faults.must(sources == 1, "", "give exactly one of `asset`, `folder`, `file` and `hub`");
+        if let Some(InputPath(file)) = &p.file {
+            let gguf = file.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+            faults.must(gguf, "file", "must be a .gguf file; `folder` takes what Hugging Face's tools write");
+        }
+        faults.0
+    }
+
+    fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
+        let port = ctx.optional("tokenizer").map(|input| input.folder.join(Model::TOKENIZER));
+        let name = match &params {
+            Params { asset: Some(AssetName(name)), .. } => {
+                assets::write(name, ctx.out())?;
+                name.clone()
+            }
+            Params { folder: Some(folder), .. } => take(&Source::folder(&folder.0), ctx, port.is_some())?,
+            Params { file: Some(file), .. } => {
+                let (model, tokenizer) = crate::model::load(&file.0)?;
+                crate::model::save(&model, &tokenizer, ctx.out(), Weights::F32)?;
+                file.0.display().to_string()
+            }
+            Params { hub: Some(id), .. } => take(&Source::hub(id, ctx)?, ctx, port.is_some())?,
+            _ => return Err(Error::ours("model.import: no source")),
+        };
+        if let Some(tokenizer) = &port {
+            // An asset brings its own tokenizer, which the port replaces.
+            let to = ctx.out().join(Model::TOKENIZER);
+            if to.exists() {
+                std::fs::remove_file(&to).at(&to)?;
+            }
+            ctx.take(tokenizer, Model::TOKENIZER)?;
+        }
+        let (model, tokenizer) = crate::model::load(ctx.out()).map_err(|e| {
+            // The loaded files are our copies; the message should name the originals.
+            let e = match &port {
+                Some(theirs) => renamed(e, &ctx.out().join(Model::TOKENIZER), &theirs.display().to_string()),
+                None => e,
+            };
+            renamed(e, ctx.out(), &name)
+        })?;
+        if port.is_none() && !tokenizer.begin().is_empty() {
+            // Store the tokenizer with a post-processor that prepends the begin tokens used here and appends nothing.
+            let to = ctx.out().join(Model::TOKENIZER);
+            std::fs::remove_file(&to).at(&to)?;
+            tokenizer.save(&to).told()?;
+        }
+        ctx.metric("vocabulary", tokenizer.vocab_size() as f64);
+        ctx.metric("window", model.config().window() as f64);
+        Ok(())
+    }
+}
+
+/// Copies a model's files into the artifact and returns the name of their source. Safetensors are kept unchanged;
+/// pickles are converted to f32 safetensors, which can hold all their values.
+fn take(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result<String> {
+    take_files(source, ctx, has_tokenizer).map_err(|e| renamed(e, &source.here, &source.name))?;
+    Ok(source.name.clone())
+}
+
+fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result<()> {
+    let mut files = vec![Model::CONFIG.to_owned()];
+    if source.has(Model::GENERATION) {
+        files.push(Model::GENERATION.to_owned());
+    }
+    if !has_tokenizer {
+        files.push(Model::TOKENIZER.to_owned());
+    }
+    source.fetch(&files, ctx)?;
+    // Check the family before fetching gigabytes of an unknown one.
+    lm::ModelConfig::load(&source.here).told()?;
+    let weights = source.weights(ctx)?;
+    source.fetch(&weights.files, ctx)?;
+    if weights.pickled {
+        CausalLm::load(&source.here).and_then(|model| model.save(ctx.out(), WeightType::F32)).told()?;
+        files.retain(|file| file != Model::CONFIG);
+    } else {
+        files.extend(weights.files);
+    }
+    files.iter().try_for_each(|file| source.put(file, ctx))
+}
+
+/// Replaces the path `from` by `to` in the message; either may end in a slash.
+fn renamed(mut e: Error, from: &Path, to: &str) -> Error {
+    let from = from.display().to_string();
+    e.message = e.message.replace(from.trim_end_matches('/'), to.trim_end_matches('/'));
+    e
+}
