@@ -11,7 +11,7 @@ use engine::spec;
 use engine::store::{Presence, Store};
 use serde::Deserialize;
 use serde_json::Value;
-use stages::paper::Held;
+use stages::paper::StageInstance;
 
 /// Name of the matrix dimension that repeats an arm.
 pub const SEED: &str = "seed";
@@ -300,10 +300,10 @@ impl RunData {
     }
 
     /// The graph in the form used by the list of deviations.
-    pub fn held(&self) -> Vec<Held<'_>> {
+    pub fn held(&self) -> Vec<StageInstance<'_>> {
         self.instances
             .iter()
-            .map(|instance| Held {
+            .map(|instance| StageInstance {
                 name: &instance.name,
                 kind: &instance.kind,
                 params: &instance.params,

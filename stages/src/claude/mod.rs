@@ -39,7 +39,7 @@ use settings::Settings;
 use spool::{Spool, Waiting};
 
 use crate::http;
-use crate::labels::{HeldOut, Judged};
+use crate::labels::{HeldOut, PreferenceWriter};
 use crate::prompt::Parts;
 use crate::text::clean::normalised;
 use crate::types::{Outcome, Pair, Pairs, Posts, Preference, Preferences, Side};
@@ -237,7 +237,7 @@ impl Table {
 
     /// Writes the table in the order of pairs; every answer must be cached.
     fn write(&self, params: &Params, cache: &Cache, ctx: &mut Context) -> Result<()> {
-        let mut judged = Judged::create(ctx.out())?;
+        let mut judged = PreferenceWriter::create(ctx.out())?;
         let mut quality = Quality::default();
         let mut requests = Vec::new();
         for pair in self.rows(ctx) {
@@ -317,7 +317,7 @@ fn tell_usage(cache: &Cache, mut requests: Vec<u64>, ctx: &mut Context) -> Resul
     Ok(())
 }
 
-fn check_unlabelled(judged: &Judged, most: f64) -> Result<()> {
+fn check_unlabelled(judged: &PreferenceWriter, most: f64) -> Result<()> {
     let counts = [Outcome::Refused, Outcome::Truncated, Outcome::Unparsable, Outcome::Failed].map(|o| judged.count(o));
     let asked = judged.count(Outcome::Labelled) + counts.iter().sum::<u64>();
     let share = counts.iter().sum::<u64>() as f64 / asked.max(1) as f64;

@@ -1,10 +1,10 @@
 //! The embedded corpus: invented posts with known facts, so that a summary's true quality can be computed.
 
 pub(crate) mod corrupt;
+pub(crate) mod cycle;
 mod facts;
 mod grammar;
 pub mod quality;
-pub(crate) mod rounds;
 mod swap;
 mod template;
 pub(crate) mod words;

@@ -10,14 +10,14 @@ use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 /// A digest in lower-case hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum ExpectedDigest {
     /// SHA-256 of the bytes: files in large-file storage.
     Sha256(String),
     /// SHA-1 of `blob <size>\0` and the bytes: files in git itself.
     GitBlob(String),
 }
 
-impl Said {
+impl ExpectedDigest {
     /// Parses an entity tag; `None` if it is neither kind of digest.
     pub fn of_etag(etag: &str) -> Option<Self> {
         let hex = etag.trim().trim_start_matches("W/").trim_matches('"').to_ascii_lowercase();
@@ -46,7 +46,7 @@ impl Said {
     }
 }
 
-impl fmt::Display for Said {
+impl fmt::Display for ExpectedDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sha256(hex) => write!(f, "sha256 {hex}"),
@@ -82,12 +82,12 @@ mod tests {
                 "sha256 5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
             ),
         ] {
-            let said = Said::of_etag(etag).unwrap();
+            let said = ExpectedDigest::of_etag(etag).unwrap();
             assert_eq!(said.to_string(), shown);
             assert_eq!(said.found(&path).unwrap(), said);
         }
         // The etag of a multipart upload to an object store, and an empty one: neither is a digest.
-        assert_eq!(Said::of_etag("\"d41d8cd98f00b204e9800998ecf8427e-38\""), None);
-        assert_eq!(Said::of_etag(""), None);
+        assert_eq!(ExpectedDigest::of_etag("\"d41d8cd98f00b204e9800998ecf8427e-38\""), None);
+        assert_eq!(ExpectedDigest::of_etag(""), None);
     }
 }

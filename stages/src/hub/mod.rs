@@ -1,8 +1,8 @@
 //! Downloads files of one commit of a repository from a hub with Hugging Face's protocol. Downloads resume after a
 //! killed attempt, and their digests are checked.
 
+mod client;
 mod digest;
-mod wire;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::http;
-use wire::Wire;
+use client::HubClient;
 
 /// The type of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub fn declare(mut signature: Signature, id: Option<&HubId>) -> Signature {
 
 /// One repository at one commit.
 pub struct Hub {
-    wire: Wire,
+    client: HubClient,
     commit: String,
     files: Vec<String>,
     kept: PathBuf,
@@ -94,17 +94,17 @@ impl Hub {
     /// Names the id that could not be reached and suggests a fix.
     pub fn open(repo: Repo, id: &HubId, ctx: &mut Context) -> Result<Self> {
         id.check()?;
-        let wire = Wire::from_environment(repo, id)?;
+        let client = HubClient::from_environment(repo, id)?;
         let runtime = http::runtime()?;
         let kept = ctx.checkpoints().join("hub");
         std::fs::create_dir_all(&kept).at(&kept)?;
         let noted = kept.join("commit");
         let before = std::fs::read_to_string(&noted).ok().filter(|commit| is_commit(commit));
-        let info = runtime.block_on(wire.info(before.as_deref().unwrap_or(&id.revision)))?;
+        let info = runtime.block_on(client.info(before.as_deref().unwrap_or(&id.revision)))?;
         let pinned = is_commit(&id.revision).then(|| id.revision.to_ascii_lowercase());
         let commit = match before.or(pinned).or(info.sha) {
             Some(commit) if is_commit(&commit) => commit,
-            _ => return Err(wire.failed("the hub does not tell its commit", None)),
+            _ => return Err(client.failed("the hub does not tell its commit", None)),
         };
         publish(commit.as_bytes(), &noted)?;
         if !is_commit(&id.revision) {
@@ -115,7 +115,7 @@ impl Hub {
         }
         let mut files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
         files.sort();
-        Ok(Self { wire, commit, files, kept, runtime })
+        Ok(Self { client, commit, files, kept, runtime })
     }
 
     /// The folder of downloaded files.
@@ -148,7 +148,7 @@ impl Hub {
     /// wrong digest or size is removed.
     fn fetch(&self, file: &str, told: &mut dyn FnMut(u64, u64)) -> Result<PathBuf> {
         if !is_safe(file) {
-            return Err(self.wire.failed(&format!("refuses the file name `{}`", file.escape_debug()), None));
+            return Err(self.client.failed(&format!("refuses the file name `{}`", file.escape_debug()), None));
         }
         let (path, part) = (self.folder().join(file), self.kept.join("parts").join(file));
         if path.is_file() {
@@ -174,18 +174,18 @@ impl Hub {
     /// Downloads the missing part of a file and checks the whole.
     async fn go_on(&self, file: &str, part: &Path, told: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let before = length(part)?;
-        let mut answer = self.wire.read(&self.commit, file, before).await?;
+        let mut answer = self.client.read(&self.commit, file, before).await?;
         if answer.response.is_none() && answer.size != Some(before) {
             // The partial file is longer than the whole file, so it cannot be a part of it.
             std::fs::remove_file(part).at(part)?;
-            answer = self.wire.read(&self.commit, file, 0).await?;
+            answer = self.client.read(&self.commit, file, 0).await?;
         }
         if let Some(mut response) = answer.response {
             let mut out = OpenOptions::new().create(true).truncate(false).write(true).open(part).at(part)?;
             // A server may ignore the range: the file then starts from the beginning.
             out.set_len(answer.start).at(part)?;
             let mut there = out.seek(SeekFrom::End(0)).at(part)?;
-            while let Some(bytes) = response.chunk().await.map_err(|e| self.wire.cut(&e, file))? {
+            while let Some(bytes) = response.chunk().await.map_err(|e| self.client.cut(&e, file))? {
                 out.write_all(&bytes).at(part)?;
                 let step = there / STEP;
                 there += bytes.len() as u64;
@@ -206,7 +206,7 @@ impl Hub {
         };
         let Some(wrong) = wrong else { return Ok(()) };
         std::fs::remove_file(part).at(part)?;
-        let error = self.wire.failed(&format!("{wrong}; what came is removed"), Some(file));
+        let error = self.client.failed(&format!("{wrong}; what came is removed"), Some(file));
         // The earlier part of a resumed download may be at fault, so another try is worthwhile.
         Err(if before > 0 { error.transient() } else { error })
     }

@@ -14,12 +14,12 @@ use crate::text::clean::fingerprint;
 use crate::types::{Outcome, Post, Posts, Preference, Preferences, Split};
 
 /// Writes a table of preferences and counts outcomes.
-pub struct Judged {
+pub struct PreferenceWriter {
     writer: table::Writer<Preference>,
     outcomes: BTreeMap<Outcome, u64>,
 }
 
-impl Judged {
+impl PreferenceWriter {
     /// # Errors
     /// If the table cannot be created.
     pub fn create(folder: &Path) -> Result<Self> {

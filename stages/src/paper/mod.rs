@@ -2,7 +2,7 @@
 
 mod notes;
 
-pub use notes::{Held, notes};
+pub use notes::{StageInstance, notes};
 use serde_json::{Value, json};
 
 /// A parameter that differs from the paper.

@@ -9,7 +9,7 @@ use super::grouped;
 
 /// One stage instance of a run.
 #[derive(Clone, Debug)]
-pub struct Held<'a> {
+pub struct StageInstance<'a> {
     pub name: &'a str,
     pub kind: &'a str,
     pub params: &'a Value,
@@ -20,7 +20,7 @@ pub struct Held<'a> {
 }
 
 /// All notes, in the order of the paper's own stages.
-pub fn notes(held: &[Held<'_>]) -> Vec<String> {
+pub fn notes(held: &[StageInstance<'_>]) -> Vec<String> {
     let run = Run(held);
     [run.corpus(), run.models(), run.annotators(), run.pairs(), run.ensembles(), run.arms(), run.unstated()].concat()
 }
@@ -32,22 +32,22 @@ const GENERATORS: [&str; 3] = ["gpt-j-6b", "gpt2", "gpt2-medium"];
 const CORPUS: &str = "CarperAI/openai_summarize_tldr";
 const PAIRS: f64 = 100_000.0;
 
-struct Run<'a>(&'a [Held<'a>]);
+struct Run<'a>(&'a [StageInstance<'a>]);
 
 impl<'a> Run<'a> {
-    fn of(&self, kind: &str) -> impl Iterator<Item = &'a Held<'a>> {
+    fn of(&self, kind: &str) -> impl Iterator<Item = &'a StageInstance<'a>> {
         self.0.iter().filter(move |held| held.kind == kind)
     }
 
     /// The instances wired to a port.
-    fn at(&self, user: &'a Held<'a>, port: &str) -> Vec<&'a Held<'a>> {
+    fn at(&self, user: &'a StageInstance<'a>, port: &str) -> Vec<&'a StageInstance<'a>> {
         let names = user.inputs.iter().filter(|(p, _)| *p == port).flat_map(|(_, names)| names);
         names.filter_map(|name| self.0.iter().find(|held| held.name == *name)).collect()
     }
 
     /// The instances wired to a port of any instance of a kind, without duplicates.
-    fn at_any(&self, kind: &str, port: &str) -> Vec<&'a Held<'a>> {
-        let mut found: Vec<&Held<'_>> = Vec::new();
+    fn at_any(&self, kind: &str, port: &str) -> Vec<&'a StageInstance<'a>> {
+        let mut found: Vec<&StageInstance<'_>> = Vec::new();
         for held in self.of(kind).flat_map(|user| self.at(user, port)) {
             if !found.iter().any(|f| f.name == held.name) {
                 found.push(held);
@@ -82,9 +82,9 @@ impl<'a> Run<'a> {
 
     fn models(&self) -> Vec<String> {
         let golds = self.at_any("evaluate", "gold");
-        let gold: Vec<&Held<'_>> = golds.into_iter().flat_map(|gold| self.at(gold, "model")).collect();
+        let gold: Vec<&StageInstance<'_>> = golds.into_iter().flat_map(|gold| self.at(gold, "model")).collect();
         let mut out = Vec::new();
-        let roles: [(&str, Vec<&Held<'_>>, &[&str], &str); 3] = [
+        let roles: [(&str, Vec<&StageInstance<'_>>, &[&str], &str); 3] = [
             ("Policies", self.at_any("rl.ppo", "policy"), &POLICIES, "GPT-2 137 M and GPT-2 380 M"),
             ("Gold reward model", gold, &GOLD, "GPT-J 6 B"),
             (
@@ -119,13 +119,13 @@ impl<'a> Run<'a> {
     }
 
     /// The hub name, without its owner, of the model that this one was fine-tuned from; empty if there is none.
-    fn repository(&self, model: &'a Held<'a>) -> String {
+    fn repository(&self, model: &'a StageInstance<'a>) -> String {
         let base = if model.kind == "sft" { self.at(model, "base").first().copied() } else { Some(model) };
         let id = base.and_then(|base| text(base.params, "/hub/id")).unwrap_or_default();
         id.rsplit('/').next().unwrap_or(id).to_lowercase()
     }
 
-    fn size(&self, model: &'a Held<'a>) -> String {
+    fn size(&self, model: &'a StageInstance<'a>) -> String {
         match model.metrics.get("parameters") {
             Some(n) if *n >= 1e9 => format!("{} {:.1} B", model.name, n / 1e9),
             Some(n) => format!("{} {:.2} M", model.name, n / 1e6),
@@ -184,7 +184,7 @@ impl<'a> Run<'a> {
                 grouped(pairs)
             ));
         }
-        let learned = |models: Vec<&Held<'_>>| -> BTreeSet<u64> {
+        let learned = |models: Vec<&StageInstance<'_>>| -> BTreeSet<u64> {
             models
                 .iter()
                 .filter_map(|model| model.metrics.get("pairs"))
@@ -266,7 +266,7 @@ impl<'a> Run<'a> {
         if !beyond.is_empty() {
             out.push(format!("Arms beyond the paper's four: {}.", beyond.into_iter().collect::<Vec<_>>().join(", ")));
         }
-        let standard = |ppo: &Held<'_>| text(ppo.params, "/objective") == Some("standard");
+        let standard = |ppo: &StageInstance<'_>| text(ppo.params, "/objective") == Some("standard");
         if self
             .of("rl.ppo")
             .any(|ppo| standard(ppo) && self.at(ppo, "rewards").iter().any(|r| r.kind == "reward.ensemble"))
@@ -331,12 +331,12 @@ mod tests {
 
     use super::*;
 
-    fn held<'a>(name: &'a str, kind: &'a str, params: &'a Value, inputs: &[(&'a str, &'a str)]) -> Held<'a> {
+    fn held<'a>(name: &'a str, kind: &'a str, params: &'a Value, inputs: &[(&'a str, &'a str)]) -> StageInstance<'a> {
         let inputs = inputs.iter().map(|(port, from)| (*port, vec![*from])).collect();
-        Held { name, kind, params, inputs, metrics: BTreeMap::new() }
+        StageInstance { name, kind, params, inputs, metrics: BTreeMap::new() }
     }
 
-    fn told(run: &[Held<'_>]) -> String {
+    fn told(run: &[StageInstance<'_>]) -> String {
         notes(run).join("\n")
     }
 

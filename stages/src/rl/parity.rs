@@ -14,7 +14,7 @@ use super::objective::{
 };
 use super::params::Params;
 use super::rollout::Rollout;
-use super::update::{Learner, Lesson};
+use super::update::{Learner, PhaseBatch};
 use crate::reward;
 use crate::stats::mean;
 use crate::stats::moments;
@@ -246,7 +246,7 @@ fn a_minibatchs_gradient_is_that_of_autograd() {
         &StatOptions { min_new_tokens: whole("min_new_tokens") as usize, eos: whole("eos").into(), entropy: false };
     let (advantages, returns) = (given("advantage"), given("returns"));
     let lesson =
-        Lesson { rollout: &rollout, advantages: &advantages, returns: &returns, kl: &[], first_std: 1.0, stats };
+        PhaseBatch { rollout: &rollout, advantages: &advantages, returns: &returns, kl: &[], first_std: 1.0, stats };
     let judged = learner.judge(lesson, &[0, 1, 2, 3, 4, 5], &params).unwrap();
     let loss = judged.losses.policy + Value::default().coefficient * judged.losses.value;
     numbers.claim("ppo/loss", &[loss], TOLERANCE);

@@ -5,23 +5,23 @@ use rand_chacha::ChaCha12Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::stats::permutation;
-use crate::train::checkpoint::Position;
+use crate::train::checkpoint::GeneratorPosition;
 
-/// Passes over `0..n`, each in its own order.
-pub(crate) struct Passes {
+/// ShuffledPasses over `0..n`, each in its own order.
+pub(crate) struct ShuffledPasses {
     n: usize,
     left: Vec<usize>,
     rng: ChaCha12Rng,
 }
 
-/// Position of the passes, for a checkpoint.
+/// GeneratorPosition of the passes, for a checkpoint.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct State {
     left: Vec<usize>,
-    drawn: Position,
+    drawn: GeneratorPosition,
 }
 
-impl Passes {
+impl ShuffledPasses {
     pub(crate) fn new(n: usize, rng: ChaCha12Rng) -> Self {
         Self { n, left: Vec::new(), rng }
     }
@@ -38,7 +38,7 @@ impl Passes {
     }
 
     pub(crate) fn state(&self) -> Result<State> {
-        Ok(State { left: self.left.clone(), drawn: Position::of(&self.rng)? })
+        Ok(State { left: self.left.clone(), drawn: GeneratorPosition::of(&self.rng)? })
     }
 
     /// Moves fresh passes with the same generator to the position in `state`.

@@ -15,16 +15,16 @@ use super::objective::{
     controlled_lambda, fixed_weights, scoped, token_rewards,
 };
 use super::params::Params;
-use super::passes::{self, Passes};
+use super::passes::{self, ShuffledPasses};
 use super::rollout::{Rollout, score_members, score_tokens};
-use super::update::{Learner, Lesson};
+use super::update::{Learner, PhaseBatch};
 use super::{SCORING_BATCH, gae, spread};
 use crate::error::{Told, named};
 use crate::random::bits_of;
 use crate::reward::LoadedReward;
 use crate::stats::moments;
 use crate::stats::{mean, permutation, spearman, std, variance};
-use crate::train::checkpoint::{Exact, Position};
+use crate::train::checkpoint::{FloatBits, GeneratorPosition};
 use crate::types::Objective;
 use crate::types::Phase;
 
@@ -47,7 +47,7 @@ pub struct Phases<'a> {
     /// Generator of the reference responses that the variance is relative to.
     reference_draws: Draws,
     drawn: u64,
-    passes: Passes,
+    passes: ShuffledPasses,
     order: ChaCha12Rng,
     shuffle: ChaCha12Rng,
 }
@@ -55,13 +55,13 @@ pub struct Phases<'a> {
 /// The part of [`Phases`] that a checkpoint between two phases stores.
 #[derive(Serialize, Deserialize)]
 pub struct State {
-    b: Option<Exact>,
-    lambda: Exact,
-    first_std: Option<Exact>,
+    b: Option<FloatBits>,
+    lambda: FloatBits,
+    first_std: Option<FloatBits>,
     drawn: u64,
     passes: passes::State,
-    order: Position,
-    shuffle: Position,
+    order: GeneratorPosition,
+    shuffle: GeneratorPosition,
 }
 
 /// Each response token's share of its response's reward, `[responses][tokens]`.
@@ -78,9 +78,9 @@ pub(super) struct Advantages {
 }
 
 impl Advantages {
-    pub(super) fn lesson<'a>(&'a self, rollout: &'a Rollout, stats: &'a StatOptions) -> Lesson<'a> {
+    pub(super) fn lesson<'a>(&'a self, rollout: &'a Rollout, stats: &'a StatOptions) -> PhaseBatch<'a> {
         let Self { advantages, returns, kl, first_std, .. } = self;
-        Lesson { rollout, advantages, returns, kl, first_std: *first_std, stats }
+        PhaseBatch { rollout, advantages, returns, kl, first_std: *first_std, stats }
     }
 }
 
@@ -122,7 +122,7 @@ impl<'a> Phases<'a> {
             draws: Draws(ctx.generator_key("rollouts")),
             reference_draws: Draws(ctx.generator_key("variance reference")),
             drawn: 0,
-            passes: Passes::new(prompts.len(), ctx.generator("prompts")),
+            passes: ShuffledPasses::new(prompts.len(), ctx.generator("prompts")),
             order: ctx.generator("minibatches"),
             shuffle: ctx.generator("shuffled variance"),
         }
@@ -130,13 +130,13 @@ impl<'a> Phases<'a> {
 
     pub fn state(&self) -> Result<State> {
         Ok(State {
-            b: self.b.map(Exact),
-            lambda: Exact(self.lambda),
-            first_std: self.first_std.map(Exact),
+            b: self.b.map(FloatBits),
+            lambda: FloatBits(self.lambda),
+            first_std: self.first_std.map(FloatBits),
             drawn: self.drawn,
             passes: self.passes.state()?,
-            order: Position::of(&self.order)?,
-            shuffle: Position::of(&self.shuffle)?,
+            order: GeneratorPosition::of(&self.order)?,
+            shuffle: GeneratorPosition::of(&self.shuffle)?,
         })
     }
 

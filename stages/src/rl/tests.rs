@@ -19,7 +19,7 @@ use super::objective::{VarianceReference, token_rewards};
 use super::params::{Params, PpoParams};
 use super::phase::Phases;
 use super::rollout::{Rollout, score_tokens};
-use super::update::{Learner, Lesson};
+use super::update::{Learner, PhaseBatch};
 use crate::error::Told;
 use crate::kinds::rl::{Grpo, Ppo, Rloo};
 use crate::random::fixed_generator;
@@ -129,7 +129,7 @@ fn move_by(variables: &[Variable], by: f32, seed: u64) -> Result<()> {
 /// The gradient of a minibatch's losses with respect to `variables`; 0 where there is none.
 fn gradient(
     learner: &Learner,
-    lesson: Lesson<'_>,
+    lesson: PhaseBatch<'_>,
     rows: &[usize],
     params: &Params,
     variables: &[Variable],
@@ -329,7 +329,7 @@ fn i_the_value_loss_alone_moves_a_shared_trunk_and_no_detached_one() -> Result<(
             let rollout = world.rollout(&mut world.phases(&params), &learner)?;
             let like = |x: f64| -> Vec<Vec<f64>> { rollout.value.iter().map(|row| vec![x; row.len()]).collect() };
             let (advantages, returns) = (like(0.0), like(1.0));
-            let lesson = Lesson {
+            let lesson = PhaseBatch {
                 rollout: &rollout,
                 advantages: &advantages,
                 returns: &returns,

@@ -15,7 +15,7 @@ use super::params::Params;
 use super::rollout::Rollout;
 use crate::error::{Told, named, number, rounded};
 use crate::stats::{mean, permutation, std};
-use crate::train::checkpoint::Exact;
+use crate::train::checkpoint::FloatBits;
 use crate::train::step::suspect;
 
 /// A minibatch with a larger mean ratio is skipped: its old log-probabilities no longer describe the policy.
@@ -41,7 +41,7 @@ pub struct Report {
 
 /// Training data of a phase. `advantages` and `returns`: `[responses][tokens]`; returns only with a value head.
 #[derive(Clone, Copy)]
-pub struct Lesson<'a> {
+pub struct PhaseBatch<'a> {
     pub rollout: &'a Rollout,
     pub advantages: &'a [Vec<f64>],
     pub returns: &'a [Vec<f64>],
@@ -53,7 +53,7 @@ pub struct Lesson<'a> {
 }
 
 /// A minibatch evaluated under the current policy.
-pub(super) struct Judged {
+pub(super) struct MinibatchOutputs {
     /// The derivatives are moved into `surrogate`.
     pub losses: Losses,
     /// max |log ratio|.
@@ -82,7 +82,7 @@ pub struct Learner {
 #[derive(Serialize, Deserialize)]
 pub(super) struct State {
     steps: u64,
-    last: Option<Exact>,
+    last: Option<FloatBits>,
 }
 
 impl Learner {
@@ -126,7 +126,7 @@ impl Learner {
     }
 
     pub(super) fn state(&self) -> State {
-        State { steps: self.steps, last: self.last.map(Exact) }
+        State { steps: self.steps, last: self.last.map(FloatBits) }
     }
 
     pub(super) fn restore(&mut self, state: State) {
@@ -138,7 +138,7 @@ impl Learner {
     ///
     /// # Errors
     /// If a loss or a gradient is not finite: names the step, the posts, the tensor and the last finite loss.
-    pub fn update(&mut self, lesson: Lesson<'_>, params: &Params, rng: &mut ChaCha12Rng) -> Result<Report> {
+    pub fn update(&mut self, lesson: PhaseBatch<'_>, params: &Params, rng: &mut ChaCha12Rng) -> Result<Report> {
         let mut report = Report::default();
         let mut stopped = false;
         for _ in 0..params.epochs {
@@ -167,8 +167,8 @@ impl Learner {
     }
 
     /// Computes the losses of the responses `rows` and a tensor with their gradient. Changes no state.
-    pub(super) fn judge(&self, lesson: Lesson<'_>, rows: &[usize], params: &Params) -> Result<Judged> {
-        let Lesson { rollout, .. } = lesson;
+    pub(super) fn judge(&self, lesson: PhaseBatch<'_>, rows: &[usize], params: &Params) -> Result<MinibatchOutputs> {
+        let PhaseBatch { rollout, .. } = lesson;
         let pick = |table: &[Vec<f64>]| -> Vec<f64> { rows.iter().flat_map(|&i| table[i].iter().copied()).collect() };
         let members: Vec<&Sequence> = rows.iter().map(|&i| &rollout.sequences[i]).collect();
         let batch = Batch::new(&members).told()?;
@@ -215,12 +215,12 @@ impl Learner {
             let d_value = Tensor::from_vec(std::mem::take(&mut losses.d_value), n, &Device::Cpu).told()?;
             surrogate = (value * d_value).and_then(|v| v.sum_all()? + surrogate).told()?;
         }
-        Ok(Judged { losses, log_ratio, surrogate })
+        Ok(MinibatchOutputs { losses, log_ratio, surrogate })
     }
 
     /// Weight of each token in the minibatch, and its KL coefficient if the KL is in the loss. PPO and RLOO take the
     /// mean over tokens; GRPO takes the mean over responses of their token means (Shao et al. 2024, Eq. 3).
-    fn token_weights(&self, lesson: Lesson<'_>, rows: &[usize], params: &Params) -> (Vec<f64>, Vec<f64>) {
+    fn token_weights(&self, lesson: PhaseBatch<'_>, rows: &[usize], params: &Params) -> (Vec<f64>, Vec<f64>) {
         let lengths = rows.iter().map(|&i| lesson.rollout.sequences[i].response.len());
         let tokens: usize = lengths.clone().sum();
         let Credit::Group { kl_term, .. } = params.credit else { return (vec![1.0 / tokens as f64; tokens], vec![]) };
@@ -236,8 +236,14 @@ impl Learner {
 
     /// Evaluates a minibatch and takes its step. Returns false, without a step, if the policy has moved as far as
     /// `stop_kl` allows.
-    fn minibatch(&mut self, lesson: Lesson<'_>, rows: &[usize], params: &Params, report: &mut Report) -> Result<bool> {
-        let Judged { losses, log_ratio, surrogate } = self.judge(lesson, rows, params)?;
+    fn minibatch(
+        &mut self,
+        lesson: PhaseBatch<'_>,
+        rows: &[usize],
+        params: &Params,
+        report: &mut Report,
+    ) -> Result<bool> {
+        let MinibatchOutputs { losses, log_ratio, surrogate } = self.judge(lesson, rows, params)?;
         if report.minibatches == 0 {
             report.first_log_ratio = log_ratio;
         }

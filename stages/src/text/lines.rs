@@ -167,13 +167,13 @@ impl Iterator for Lines {
 }
 
 /// The number of bad rows that a stage tolerates.
-pub struct Allowance {
+pub struct BadRowLimit {
     allowed: u64,
     /// Bad rows so far.
     pub bad: u64,
 }
 
-impl Allowance {
+impl BadRowLimit {
     pub fn new(allowed: u64) -> Self {
         Self { allowed, bad: 0 }
     }
@@ -222,10 +222,10 @@ pub fn json_fault(e: &serde_json::Error) -> String {
 /// Passes every row of a JSON-lines file that `parse` accepts to `take`; other rows count as bad.
 ///
 /// # Errors
-/// As [`Allowance::bad`], and errors of `take`.
+/// As [`BadRowLimit::bad`], and errors of `take`.
 pub fn each_line<T>(
     path: &Path,
-    allowance: &mut Allowance,
+    allowance: &mut BadRowLimit,
     parse: impl Fn(&str) -> Result<T, String>,
     mut take: impl FnMut(T) -> Result<bool>,
 ) -> Result<()> {
@@ -340,7 +340,7 @@ mod tests {
         for (bytes, what) in cases {
             let path = folder.path().join("a.jsonl");
             std::fs::write(&path, bytes).unwrap();
-            let error = each_line(&path, &mut Allowance::new(99), |_| Ok(()), |()| Ok(true)).unwrap_err();
+            let error = each_line(&path, &mut BadRowLimit::new(99), |_| Ok(()), |()| Ok(true)).unwrap_err();
             assert_eq!(error.message, format!("{}: this is {what}, not JSON lines", path.display()));
             assert_eq!(error.exit_code(), 2);
         }
@@ -364,7 +364,7 @@ mod tests {
         let path = folder.path().join("a.jsonl");
         std::fs::write(&path, b"1\n\nx\n\xff\n2\n").unwrap();
         let run = |allowed| {
-            let mut allowance = Allowance::new(allowed);
+            let mut allowance = BadRowLimit::new(allowed);
             let mut rows = Vec::new();
             each_line(
                 &path,

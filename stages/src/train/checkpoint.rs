@@ -46,15 +46,15 @@ pub fn restore(folder: &Path, optimiser: &mut AdamW) -> Result<()> {
 /// A number stored as its bits, since the JSON parser may round it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "u64", from = "u64")]
-pub struct Exact(pub f64);
+pub struct FloatBits(pub f64);
 
-impl From<Exact> for u64 {
-    fn from(x: Exact) -> Self {
+impl From<FloatBits> for u64 {
+    fn from(x: FloatBits) -> Self {
         x.0.to_bits()
     }
 }
 
-impl From<u64> for Exact {
+impl From<u64> for FloatBits {
     fn from(bits: u64) -> Self {
         Self(f64::from_bits(bits))
     }
@@ -62,9 +62,9 @@ impl From<u64> for Exact {
 
 /// Number of 32-bit words that a generator has drawn; its key follows from the seed and its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position(u64);
+pub struct GeneratorPosition(u64);
 
-impl Position {
+impl GeneratorPosition {
     /// # Errors
     /// Beyond 2^64 words, which no training reaches.
     pub fn of(rng: &ChaCha12Rng) -> Result<Self> {
@@ -92,8 +92,8 @@ mod tests {
             for _ in 0..words {
                 whole.next_u32();
             }
-            let at = serde_json::to_string(&Position::of(&whole).expect("few words")).expect("plain data");
-            serde_json::from_str::<Position>(&at).expect("what was written").restore(&mut second);
+            let at = serde_json::to_string(&GeneratorPosition::of(&whole).expect("few words")).expect("plain data");
+            serde_json::from_str::<GeneratorPosition>(&at).expect("what was written").restore(&mut second);
             assert_eq!(whole.next_u64(), second.next_u64(), "after {words} words");
         }
     }
@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn numbers_come_back_to_the_last_bit() {
         for x in [0.1 + 0.2, -0.0, f64::MIN_POSITIVE, 2.676_199_999_999_999_6, f64::INFINITY] {
-            let text = serde_json::to_string(&Exact(x)).expect("plain data");
-            let back: Exact = serde_json::from_str(&text).expect("what was written");
+            let text = serde_json::to_string(&FloatBits(x)).expect("plain data");
+            let back: FloatBits = serde_json::from_str(&text).expect("what was written");
             assert_eq!(back.0.to_bits(), x.to_bits());
         }
     }

@@ -6,7 +6,7 @@ use lm::{Batch, CausalLm, Dropout, Sequence};
 
 use super::batches::{BatchOrder, by_length, micro_batches};
 use super::sequences::SequenceTable;
-use super::step::{Part, TrainPlan, Trainer};
+use super::step::{MicroBatchLoss, TrainPlan, Trainer};
 use crate::error::{Told, named};
 use crate::types::LearningPoint;
 
@@ -62,7 +62,7 @@ pub fn train(ctx: &mut Context, task: LanguageTask<'_>, plan: TrainPlan) -> Resu
             let rows = &rows[part];
             let batch = Batch::new(&rows.iter().collect::<Vec<_>>()).told()?;
             let loss = model.lm_loss(&batch, prompt_weight, dropout.as_mut()).told()?.loss;
-            Ok(Part { loss, share: if rows.len() == lengths.len() { 1.0 } else { weight(rows) / whole } })
+            Ok(MicroBatchLoss { loss, share: if rows.len() == lengths.len() { 1.0 } else { weight(rows) / whole } })
         });
         let ids = || numbers.iter().map(|&row| table.id(row)).collect::<Result<Vec<_>>>();
         trainer.step(ctx, parts, || Ok(named("posts", ids()?)))?;

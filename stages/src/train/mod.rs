@@ -14,4 +14,4 @@ pub use batches::{BatchOrder, by_length, micro_batches};
 pub(crate) use params::learning;
 pub use params::{Adapter, Learning, Length, Lora, Precision, Weights};
 pub use sequences::SequenceTable;
-pub use step::{Part, TrainPlan, Trainer};
+pub use step::{MicroBatchLoss, TrainPlan, Trainer};

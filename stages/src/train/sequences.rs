@@ -10,7 +10,7 @@ use lm::Sequence;
 
 /// Location of a row: byte offset, prompt and response tokens, bytes of its id, which comes last.
 #[derive(Clone, Copy)]
-struct Place {
+struct RowLocation {
     offset: u64,
     prompt: u32,
     response: u32,
@@ -21,7 +21,7 @@ struct Place {
 pub struct SequenceTable {
     file: BufWriter<File>,
     end: u64,
-    places: Vec<Place>,
+    places: Vec<RowLocation>,
 }
 
 impl SequenceTable {
@@ -46,7 +46,7 @@ impl SequenceTable {
     /// `id` is used in messages and need not be unique.
     pub fn push(&mut self, id: &str, sequence: &Sequence) -> Result<()> {
         let (prompt, response) = (sequence.prompt.len() as u32, sequence.response.len() as u32);
-        let place = Place { offset: self.end, prompt, response, id: id.len() as u32 };
+        let place = RowLocation { offset: self.end, prompt, response, id: id.len() as u32 };
         self.places.push(place);
         for token in sequence.prompt.iter().chain(&sequence.response) {
             self.file.write_all(&token.to_le_bytes()).map_err(lost)?;

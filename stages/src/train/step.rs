@@ -10,7 +10,7 @@ use engine::error::{Error, Result};
 use lm::{AdamW, AdamWConfig, Dropout, Schedule, Shape, Variable};
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{self, Exact, Position};
+use super::checkpoint::{self, FloatBits, GeneratorPosition};
 use crate::error::{Told, number, rounded};
 use crate::types::LearningPoint;
 
@@ -40,7 +40,7 @@ impl TrainPlan {
 }
 
 /// The loss of one micro-batch.
-pub struct Part {
+pub struct MicroBatchLoss {
     /// A scalar with its autograd graph.
     pub loss: Tensor,
     /// Weight in the batch's loss; the weights of a batch sum to 1.
@@ -59,7 +59,7 @@ pub struct Trainer {
     tail: Vec<f64>,
     /// One point per step accepted by [`TrainPlan::is_recorded`].
     curve: Vec<LearningPoint>,
-    spent: Spent,
+    spent: TimeSpent,
     told: Instant,
     checkpoints: Checkpoints,
 }
@@ -68,16 +68,16 @@ pub struct Trainer {
 #[derive(Serialize, Deserialize)]
 struct State {
     done: u64,
-    last: Option<Exact>,
-    tail: Vec<Exact>,
+    last: Option<FloatBits>,
+    tail: Vec<FloatBits>,
     /// (step, loss, lr, grad_norm)
-    curve: Vec<(i64, Exact, Exact, Exact)>,
-    dropout: Option<Position>,
+    curve: Vec<(i64, FloatBits, FloatBits, FloatBits)>,
+    dropout: Option<GeneratorPosition>,
 }
 
 /// Seconds since the last timing in the journal.
 #[derive(Default)]
-struct Spent {
+struct TimeSpent {
     steps: u64,
     forward: f64,
     backward: f64,
@@ -105,7 +105,7 @@ impl Trainer {
         let schedule = Schedule { peak: plan.lr, warmup: plan.warmup, total: plan.steps, shape: plan.shape };
         let optimiser = AdamW::new(variables.clone(), config).told()?;
         let checkpoints = Checkpoints::new(ctx, checkpoint::FORMAT);
-        let (spent, told) = (Spent::default(), Instant::now());
+        let (spent, told) = (TimeSpent::default(), Instant::now());
         Ok(Self {
             optimiser,
             variables,
@@ -135,7 +135,7 @@ impl Trainer {
         self.done = done;
         self.last = last.map(|loss| loss.0);
         self.tail = tail.into_iter().map(|loss| loss.0).collect();
-        let point = |(step, loss, lr, grad_norm): (i64, Exact, Exact, Exact)| LearningPoint {
+        let point = |(step, loss, lr, grad_norm): (i64, FloatBits, FloatBits, FloatBits)| LearningPoint {
             step,
             loss: loss.0,
             lr: lr.0,
@@ -157,10 +157,14 @@ impl Trainer {
         }
         let state = State {
             done: self.done,
-            last: self.last.map(Exact),
-            tail: self.tail.iter().copied().map(Exact).collect(),
-            curve: self.curve.iter().map(|p| (p.step, Exact(p.loss), Exact(p.lr), Exact(p.grad_norm))).collect(),
-            dropout: dropout.map(|dropout| Position::of(&dropout.rng)).transpose()?,
+            last: self.last.map(FloatBits),
+            tail: self.tail.iter().copied().map(FloatBits).collect(),
+            curve: self
+                .curve
+                .iter()
+                .map(|p| (p.step, FloatBits(p.loss), FloatBits(p.lr), FloatBits(p.grad_norm)))
+                .collect(),
+            dropout: dropout.map(|dropout| GeneratorPosition::of(&dropout.rng)).transpose()?,
         };
         let (reached, optimiser) = (self.reached(), &self.optimiser);
         self.checkpoints.publish(ctx, reached, |folder| checkpoint::write(folder, optimiser, &state));
@@ -195,7 +199,7 @@ impl Trainer {
     ///
     /// # Errors
     /// If a loss or gradient is not finite: names the step, the last finite loss, the tensor and the rows.
-    pub fn step<P: Iterator<Item = Result<Part>>>(
+    pub fn step<P: Iterator<Item = Result<MicroBatchLoss>>>(
         &mut self,
         ctx: &mut Context,
         parts: P,
@@ -204,7 +208,7 @@ impl Trainer {
         let (mut sum, mut grads) = (0.0, None);
         let mut clock = Instant::now();
         for part in parts {
-            let Part { loss, share } = part?;
+            let MicroBatchLoss { loss, share } = part?;
             let value = f64::from(loss.to_scalar::<f32>().told()?);
             if !value.is_finite() {
                 return Err(self.diverged(&format!("the loss is {value}"), &rows()?));
@@ -246,7 +250,7 @@ impl Trainer {
             ctx.progress(self.done, self.plan.steps, "steps", Some(("loss", loss)));
         }
         if self.finished() || self.spent.steps == TIMED {
-            let Spent { steps, forward, backward, update } = std::mem::take(&mut self.spent);
+            let TimeSpent { steps, forward, backward, update } = std::mem::take(&mut self.spent);
             let what = format!("steps {} to {}", self.done - steps + 1, self.done);
             ctx.timing(&what, &[("forward", forward), ("backward", backward), ("update", update)]);
         }
@@ -328,7 +332,7 @@ mod tests {
         let mut trainer = Trainer::new(&mut ctx, variables, plan).expect("one variable");
         for step in 1.. {
             let loss = loss(&var, step).and_then(|loss| loss.mean_all()).expect("a scalar");
-            let part = Ok(Part { loss, share: 1.0 });
+            let part = Ok(MicroBatchLoss { loss, share: 1.0 });
             if let Err(e) = trainer.step(&mut ctx, [part].into_iter(), || Ok("posts `a`, `b`".into())) {
                 return e.message;
             }

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::quality::{self, Facts};
-use crate::labels::{HeldOut, Judged};
+use crate::labels::{HeldOut, PreferenceWriter};
 use crate::prompt::Parts;
 use crate::random::draw;
 use crate::text::clean::fingerprint;
@@ -147,7 +147,7 @@ impl Kind for Reference {
         };
         let errors = ctx.generator_key("errors");
         let mut held_out = HeldOut::of(ctx)?;
-        let mut judged = Judged::create(ctx.out())?;
+        let mut judged = PreferenceWriter::create(ctx.out())?;
         let mut flipped = 0_u64;
         for input in ctx.many("pairs") {
             for pair in Pairs::open(&input.folder)? {

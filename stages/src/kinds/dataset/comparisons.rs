@@ -9,8 +9,8 @@ use rand_chacha::ChaCha12Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::corpus::cycle::{self, PostCycle};
 use crate::corpus::quality::score;
-use crate::corpus::rounds::{self, Rounds};
 use crate::corpus::{Facts, STYLES, partial_summary, summary};
 use crate::corpus::{Sound, corrupt};
 use crate::types::comparisons::{Comparison, Extra, Info, Summary};
@@ -64,7 +64,7 @@ impl Kind for DatasetComparisons {
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
-        let mut faults: Vec<(String, String)> = rounds::fault(p.split).into_iter().collect();
+        let mut faults: Vec<(String, String)> = cycle::fault(p.split).into_iter().collect();
         let mut must = |holds: bool, field: &str, what: &str| {
             if !holds {
                 faults.push((field.to_owned(), what.to_owned()));
@@ -78,7 +78,7 @@ impl Kind for DatasetComparisons {
     }
 
     fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {
-        let mut posts = Rounds::open(&ctx.one("posts")?.folder, p.split)?;
+        let mut posts = PostCycle::open(&ctx.one("posts")?.folder, p.split)?;
         let rng = ctx.generator("comparisons");
         let mut failure = None;
         let mut errors = 0_u64;

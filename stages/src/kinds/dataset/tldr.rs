@@ -14,7 +14,7 @@ use crate::prompt::Parts;
 use crate::source::{empty, files_of, no_rows, one_source};
 use crate::table;
 use crate::text::clean::{id_of, printable};
-use crate::text::lines::{self, Allowance};
+use crate::text::lines::{self, BadRowLimit};
 use crate::types::{Post, Posts};
 
 pub struct Tldr;
@@ -111,7 +111,7 @@ fn check_columns(file: &Path) -> Result<()> {
 }
 
 /// Passes the posts of `file` to `take` until `take` returns `false`.
-fn each_post(file: &Path, allowance: &mut Allowance, mut take: impl FnMut(Post) -> Result<bool>) -> Result<()> {
+fn each_post(file: &Path, allowance: &mut BadRowLimit, mut take: impl FnMut(Post) -> Result<bool>) -> Result<()> {
     match lines::Format::of_file(file)? {
         lines::Format::Parquet => {
             check_columns(file)?;
@@ -155,7 +155,7 @@ impl Kind for Tldr {
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         let files = files_of(&params.files, params.hub.as_ref(), ctx)?;
-        let mut allowance = Allowance::new(params.max_bad_rows);
+        let mut allowance = BadRowLimit::new(params.max_bad_rows);
         let mut writer = Posts::create(ctx.out())?;
         let limit = params.rows.unwrap_or(u64::MAX);
         for (done, file) in files.iter().enumerate() {

@@ -14,7 +14,7 @@ use crate::reward::loss::preference_loss;
 use crate::reward::measure::{Calibration, accuracy, calibrate};
 use crate::reward::pairs::{Corruption, PreferenceTable};
 use crate::reward::params::{Centring, Diversity, Normalise, Order, Params};
-use crate::train::{BatchOrder, Part, Trainer, Weights, learning, micro_batches};
+use crate::train::{BatchOrder, MicroBatchLoss, Trainer, Weights, learning, micro_batches};
 use crate::types::folder::write_json;
 use crate::types::reward::{ADAPTER, BASE, HEAD, INFO};
 use crate::types::{LearningPoint, Model, RewardInfo};
@@ -120,7 +120,7 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
             let pairs = &pairs[part];
             let sequences: Vec<&Sequence> = pairs.iter().map(|(a, _)| a).chain(pairs.iter().map(|(_, b)| b)).collect();
             let scores = model.scores(&Batch::new(&sequences).told()?, dropout.as_mut()).told()?;
-            Ok(Part { loss: preference_loss(&scores, p.eta).told()?, share })
+            Ok(MicroBatchLoss { loss: preference_loss(&scores, p.eta).told()?, share })
         });
         let ids = || batch.iter().map(|&row| table.id(row)).collect::<Result<Vec<_>>>();
         trainer.step(ctx, parts, || Ok(named("pairs", ids()?)))?;

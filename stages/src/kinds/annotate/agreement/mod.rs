@@ -1,8 +1,8 @@
 //! `annotate.agreement`: measures the agreement of several judges on the same pairs.
 
-mod heard;
 #[cfg(test)]
 mod tests;
+mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use engine::kind::{Kind, Signature, Wired};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::heard::{Heard, Pairs, Verdict, key_of, words};
+use self::verdicts::{JudgedPair, Pairs, Verdict, key_of, words};
 use crate::labels::agreement::{ByLength, Counts, LengthCounts};
 use crate::labels::pair_key::{PairKey, Text};
 use crate::table;
@@ -188,7 +188,7 @@ fn tell(ctx: &mut Context, judges: &[Judge], compared: &[Compared]) {
 /// Writes the `most` disagreements with the smallest keys, in order of their keys: a sample that depends only on
 /// content.
 fn disagreements(pairs: &Pairs, inputs: &[Input], names: &[String], most: usize, ctx: &Context) -> Result<()> {
-    let differ = |pair: &Heard| {
+    let differ = |pair: &JudgedPair| {
         let is_chosen = |text: Text| (0..names.len()).any(|judge| pair.verdict(judge) == Verdict::For(text));
         is_chosen(Text::Low) && is_chosen(Text::High)
     };

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use self::scores::Scores;
 use crate::error::on_a_big_stack;
 use crate::labels::pair_key::{PairKey, Text as Which};
-use crate::labels::{HeldOut, Judged};
+use crate::labels::{HeldOut, PreferenceWriter};
 use crate::prompt::Parts;
 use crate::reward::{load_reward_model, load_tokenizer, score};
 use crate::train::encode::{Encoder, Text};
@@ -28,7 +28,7 @@ pub enum Labels {
     /// The higher score wins.
     #[default]
     Hard,
-    /// Drawn with the Bradley-Terry probability sigmoid(score a - score b).
+    /// LabelSampler with the Bradley-Terry probability sigmoid(score a - score b).
     Sampled,
 }
 
@@ -79,14 +79,14 @@ fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
     let (reward, tokenizer) = (load_reward_model(&folder)?, load_tokenizer(&folder)?);
     let mut held_out = HeldOut::of(ctx)?;
     let scale = reward.scale;
-    let mut drawn = Drawn {
+    let mut drawn = LabelSampler {
         p,
         scale,
         noise: ctx.generator_key("noise"),
         labels: ctx.generator_key("labels"),
-        told: Told::default(),
+        counts: LabelCounts::default(),
     };
-    let mut judged = Judged::create(ctx.out())?;
+    let mut judged = PreferenceWriter::create(ctx.out())?;
     let tables = ctx.many("pairs").iter().map(|input| Pairs::open(&input.folder)).collect::<Result<Vec<_>>>()?;
     let total = tables.iter().map(|table| table.rows()).sum();
     let mut scores = Scores::of(ctx, total)?;
@@ -115,7 +115,7 @@ fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
         }
     }
     encoder.truncation.warn(ctx, "prompts as the reward model reads them");
-    let Told { turned, first, certainty } = drawn.told;
+    let LabelCounts { turned, first, certainty } = drawn.counts;
     let labelled = judged.count(Outcome::Labelled).max(1) as f64;
     ctx.metric("turned", turned as f64);
     ctx.metric("first_chosen", first as f64 / labelled);
@@ -139,17 +139,17 @@ fn sequences(pairs: &[Pair], encoder: &mut Encoder<'_>, own: &mut Option<bool>) 
 }
 
 /// Draws labels from scores.
-struct Drawn<'a> {
+struct LabelSampler<'a> {
     p: &'a Params,
     /// What the reward model's scores were divided by.
     scale: f64,
     noise: [u8; 32],
     labels: [u8; 32],
-    told: Told,
+    counts: LabelCounts,
 }
 
 #[derive(Default)]
-struct Told {
+struct LabelCounts {
     /// Number of labels flipped by noise.
     turned: u64,
     /// Number of labels for the first summary of a pair.
@@ -158,7 +158,7 @@ struct Told {
     certainty: f64,
 }
 
-impl Drawn<'_> {
+impl LabelSampler<'_> {
     /// The draws depend only on the pair's content, so neither the order of rows or sides nor other rows change them.
     fn label(&mut self, pair: Pair, a: f32, b: f32) -> Result<Preference> {
         let difference = f64::from(a) - f64::from(b);
@@ -178,12 +178,12 @@ impl Drawn<'_> {
         };
         if !tie && key.share(&self.noise) < self.p.label_noise {
             first = !first;
-            self.told.turned += 1;
+            self.counts.turned += 1;
         }
         let confidence = if first { probability } else { 1.0 - probability };
         if !tie {
-            self.told.first += u64::from(first);
-            self.told.certainty += confidence;
+            self.counts.first += u64::from(first);
+            self.counts.certainty += confidence;
         }
         let side = if first || tie { Side::A } else { Side::B };
         let outcome = if tie { Outcome::Tie } else { Outcome::Labelled };
@@ -201,8 +201,8 @@ mod tests {
     use crate::testing::toys;
     use crate::types::Split;
 
-    fn drawn(p: &Params, seed: u8) -> Drawn<'_> {
-        Drawn { p, scale: 1.0, noise: [seed; 32], labels: [seed + 1; 32], told: Told::default() }
+    fn drawn(p: &Params, seed: u8) -> LabelSampler<'_> {
+        LabelSampler { p, scale: 1.0, noise: [seed; 32], labels: [seed + 1; 32], counts: LabelCounts::default() }
     }
 
     fn pairs(n: usize) -> Vec<Pair> {
@@ -223,7 +223,7 @@ mod tests {
             .filter(|pair| drawn.label(pair.clone(), 1.7, 0.5).unwrap().chosen_text == pair.a_text);
         let share = first.count() as f64 / 2000.0;
         assert!((share - 0.7685).abs() < 0.03, "{share}");
-        assert!((drawn.told.first as f64 / 2000.0 - share).abs() < 1e-9);
+        assert!((drawn.counts.first as f64 / 2000.0 - share).abs() < 1e-9);
     }
 
     #[test]
@@ -234,12 +234,12 @@ mod tests {
             let row = drawn.label(pair.clone(), 1.0, 0.0).unwrap();
             assert_eq!(row.confidence.unwrap() > 0.5, row.chosen_text == pair.a_text);
         }
-        let turned = drawn.told.turned as f64 / 2000.0;
+        let turned = drawn.counts.turned as f64 / 2000.0;
         assert!((turned - 0.25).abs() < 0.03, "{turned}");
         for pair in pairs(50) {
             assert_eq!(drawn.label(pair, 0.05, 0.0).unwrap().outcome, Outcome::Tie);
         }
-        assert!((drawn.told.turned as f64 / 2000.0 - turned).abs() < 1e-9);
+        assert!((drawn.counts.turned as f64 / 2000.0 - turned).abs() < 1e-9);
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Filters {
         let mut faults = Vec::new();
         for (field, patterns) in self.lists() {
             for pattern in patterns {
-                if let Err(what) = Wanted::of(std::slice::from_ref(pattern)) {
+                if let Err(what) = Patterns::of(std::slice::from_ref(pattern)) {
                     faults.push((format!("filters.{field}"), what));
                 }
             }
@@ -62,18 +62,18 @@ impl Filters {
 }
 
 /// The compiled [`Filters`].
-pub struct Sieve {
-    lists: [Wanted; 4],
+pub struct RowFilter {
+    lists: [Patterns; 4],
     confidence: Vec<[f64; 2]>,
 }
 
-impl Sieve {
+impl RowFilter {
     /// # Errors
     /// If a pattern is invalid.
     pub fn new(filters: &Filters) -> Result<Self> {
         let [batch, split, worker, policy] = filters
             .lists()
-            .map(|(field, list)| Wanted::of(list).map_err(|e| Error::yours(format!("`filters.{field}`: {e}"))));
+            .map(|(field, list)| Patterns::of(list).map_err(|e| Error::yours(format!("`filters.{field}`: {e}"))));
         Ok(Self { lists: [batch?, split?, worker?, policy?], confidence: filters.confidence.clone() })
     }
 
@@ -100,12 +100,12 @@ impl Sieve {
 }
 
 /// One list of patterns: included (everything if empty) and excluded.
-struct Wanted {
+struct Patterns {
     these: Vec<glob::Pattern>,
     not: Vec<glob::Pattern>,
 }
 
-impl Wanted {
+impl Patterns {
     fn of(patterns: &[String]) -> Result<Self, String> {
         let mut wanted = Self { these: Vec::new(), not: Vec::new() };
         for text in patterns {
@@ -147,7 +147,7 @@ mod tests {
     fn drops(filters: serde_json::Value, about: &About) -> Option<Reason> {
         let filters: Filters = serde_json::from_value(filters).unwrap();
         assert_eq!(filters.check(), []);
-        Sieve::new(&filters).unwrap().drops(about)
+        RowFilter::new(&filters).unwrap().drops(about)
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use engine::context::Context;
 use engine::error::{Error, Result};
 
-use super::filters::{Reason, Sieve};
+use super::filters::{Reason, RowFilter};
 use super::formats::{Choice, Record};
 use crate::labels::HeldOut;
 use crate::labels::pair_key::{PairKey, Text};
@@ -33,8 +33,8 @@ pub struct Label {
 }
 
 /// Selects the records that count, and counts the others by reason.
-pub struct Intake {
-    sieve: Sieve,
+pub struct RecordSelector {
+    sieve: RowFilter,
     held_out: HeldOut,
     /// Hashes of (pair, label, worker) seen so far.
     seen: HashSet<[u8; 16]>,
@@ -45,8 +45,8 @@ pub struct Intake {
     pub places: [u64; 2],
 }
 
-impl Intake {
-    pub fn new(sieve: Sieve, held_out: HeldOut, labels: Labels) -> Self {
+impl RecordSelector {
+    pub fn new(sieve: RowFilter, held_out: HeldOut, labels: Labels) -> Self {
         Self { sieve, held_out, seen: HashSet::new(), labels, read: 0, reasons: BTreeMap::new(), places: [0; 2] }
     }
 
@@ -215,15 +215,15 @@ mod tests {
         }))
     }
 
-    fn intake(votes: &[Vote], labels: Labels) -> (Intake, Vec<Label>) {
-        let sieve = Sieve::new(&Filters::default()).unwrap();
-        let mut intake = Intake::new(sieve, HeldOut::default(), labels);
+    fn intake(votes: &[Vote], labels: Labels) -> (RecordSelector, Vec<Label>) {
+        let sieve = RowFilter::new(&Filters::default()).unwrap();
+        let mut intake = RecordSelector::new(sieve, HeldOut::default(), labels);
         let taken = votes.iter().filter_map(|vote| intake.take(record(*vote)).unwrap()).collect();
         (intake, taken)
     }
 
     /// By prompt: the outcome, and the chosen text if labelled.
-    fn majority(votes: &[Vote]) -> (Intake, BTreeMap<String, (Outcome, Option<String>)>) {
+    fn majority(votes: &[Vote]) -> (RecordSelector, BTreeMap<String, (Outcome, Option<String>)>) {
         let mut count = Votes::default();
         intake(votes, Labels::Majority).1.iter().for_each(|label| count.count(label));
         let (mut intake, labels) = intake(votes, Labels::Majority);
@@ -260,7 +260,7 @@ mod tests {
             .collect()
     }
 
-    fn dropped(intake: &Intake) -> u64 {
+    fn dropped(intake: &RecordSelector) -> u64 {
         intake.reasons.values().sum()
     }
 

@@ -16,13 +16,13 @@ use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::filters::{Filters, Reason, Sieve};
+use self::filters::{Filters, Reason, RowFilter};
 use self::formats::Format;
-use self::labels::{Intake, Label, Labels, Votes};
+use self::labels::{Label, Labels, RecordSelector, Votes};
 use crate::hub::{self, HubId};
-use crate::labels::{HeldOut, Judged};
+use crate::labels::{HeldOut, PreferenceWriter};
 use crate::source::{empty, files_of, no_rows, one_source};
-use crate::text::lines::Allowance;
+use crate::text::lines::BadRowLimit;
 use crate::types::{Comparisons, Posts, Preferences};
 
 pub struct Human;
@@ -109,7 +109,7 @@ impl Kind for Human {
             _ => files_of(&params.files, params.hub.as_ref(), ctx)?,
         };
         let limit = params.rows.unwrap_or(u64::MAX);
-        let mut judged = Judged::create(ctx.out())?;
+        let mut judged = PreferenceWriter::create(ctx.out())?;
         let (intake, bad) = match params.labels {
             Labels::Each => read(&files, &params, ctx, |label, _| {
                 judged.push(label.row())?;
@@ -161,10 +161,10 @@ fn read(
     files: &[PathBuf],
     params: &Params,
     ctx: &mut Context,
-    mut take: impl FnMut(Label, &mut Intake) -> Result<bool>,
-) -> Result<(Intake, u64)> {
-    let mut intake = Intake::new(Sieve::new(&params.filters)?, HeldOut::of(ctx)?, params.labels);
-    let mut allowance = Allowance::new(params.max_bad_rows);
+    mut take: impl FnMut(Label, &mut RecordSelector) -> Result<bool>,
+) -> Result<(RecordSelector, u64)> {
+    let mut intake = RecordSelector::new(RowFilter::new(&params.filters)?, HeldOut::of(ctx)?, params.labels);
+    let mut allowance = BadRowLimit::new(params.max_bad_rows);
     let mut wanted = true;
     for (done, file) in files.iter().enumerate() {
         if wanted {

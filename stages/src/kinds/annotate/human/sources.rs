@@ -7,7 +7,7 @@ use engine::error::{Error, Result};
 
 use super::formats::{COLUMNS, Format, Record, named};
 use crate::table;
-use crate::text::lines::{self, Allowance};
+use crate::text::lines::{self, BadRowLimit};
 
 /// Passes every record of `file` to `take` until `take` returns `false`. The layout is `format` or, without it, the
 /// layout of the first record.
@@ -17,7 +17,7 @@ use crate::text::lines::{self, Allowance};
 pub fn each_record(
     file: &Path,
     format: Option<Format>,
-    allowance: &mut Allowance,
+    allowance: &mut BadRowLimit,
     mut take: impl FnMut(Record) -> Result<bool>,
 ) -> Result<()> {
     if lines::Format::of_file(file)? != lines::Format::Parquet {

@@ -9,7 +9,7 @@ use lm::{CausalLm, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::rounds::{self, Rounds};
+use crate::corpus::cycle::{self, PostCycle};
 use crate::error::{Told, on_a_big_stack};
 use crate::train::params::{BATCH, Faults, ROWS};
 use crate::types::{self, Corruption, Model, Pairs, Posts, Split};
@@ -116,7 +116,7 @@ impl Kind for GenerateContrast {
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
-        let mut faults = Faults(rounds::fault(p.split).into_iter().collect());
+        let mut faults = Faults(cycle::fault(p.split).into_iter().collect());
         faults.must(p.pairs > 0, "pairs", "must be at least 1");
         faults.at_most(p.pairs, ROWS, "pairs");
         faults.must((0.0..=1.0).contains(&p.samples), "samples", "must be in [0, 1]");
@@ -153,9 +153,9 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
     /// Posts whose prompts and samples are in memory at once.
     const CHUNK: u64 = 512;
     let writer = open(p, ctx)?;
-    let mut posts = Rounds::open(&ctx.one("posts")?.folder, p.split)?;
+    let mut posts = PostCycle::open(&ctx.one("posts")?.folder, p.split)?;
     let mut pairs = Pairs::create(ctx.out())?;
-    let mut tally = write::Tally::default();
+    let mut tally = write::ContrastCounts::default();
     let mut tried = 0;
     while pairs.rows() < p.pairs {
         let wanted = (p.pairs - pairs.rows()).min(CHUNK);

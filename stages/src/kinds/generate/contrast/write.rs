@@ -20,13 +20,13 @@ use crate::types::{Corruption, Pair, Post, Side};
 
 /// Counts over all pairs for the metrics.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(super) struct ContrastCounts {
     corruptions: BTreeMap<Corruption, u64>,
     sampled: u64,
     truncation: Truncation,
 }
 
-impl Tally {
+impl ContrastCounts {
     pub fn tell(&self, ctx: &mut Context, rows: f64) {
         for (corruption, n) in &self.corruptions {
             ctx.metric(format!("share_{corruption}"), *n as f64 / rows);
@@ -53,7 +53,7 @@ pub(super) fn chunk(
     writer: &Writer,
     posts: &[(u64, Post)],
     tried: u64,
-    tally: &mut Tally,
+    tally: &mut ContrastCounts,
 ) -> Result<Vec<Pair>> {
     let order = ctx.generator_key("order");
     let prompts =

@@ -5,7 +5,7 @@ use reqwest::header::{ETAG, HeaderMap, LOCATION, RANGE};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::digest::Said;
+use super::digest::ExpectedDigest;
 use super::{HubId, Repo};
 use crate::http;
 use crate::table::cut;
@@ -16,7 +16,7 @@ const PUBLIC: &str = "https://huggingface.co";
 const MOST_REDIRECTS: usize = 10;
 
 /// Client for one repository of one hub.
-pub struct Wire {
+pub struct HubClient {
     repo: Repo,
     id: HubId,
     endpoint: Url,
@@ -45,12 +45,12 @@ pub struct Bytes {
     /// Offset of the first byte in the response.
     pub start: u64,
     /// Digest of the whole file as reported by the hub itself, not by the object store that it redirects to.
-    pub said: Option<Said>,
+    pub said: Option<ExpectedDigest>,
     /// Size of the whole file as reported by the server.
     pub size: Option<u64>,
 }
 
-impl Wire {
+impl HubClient {
     /// Uses the hub at `HF_ENDPOINT`, by default the public hub, and the token `HF_TOKEN` if it is set. Sends no
     /// request.
     ///
@@ -93,7 +93,7 @@ impl Wire {
     pub async fn read(&self, commit: &str, file: &str, start: u64) -> Result<Bytes> {
         let prefix: &[&str] = if self.repo == Repo::Dataset { &["datasets"] } else { &[] };
         let parts: Vec<&str> = ["resolve", commit].into_iter().chain(file.split('/')).collect();
-        let Followed { response, said, size, commit: at } =
+        let HubResponse { response, said, size, commit: at } =
             self.follow(&self.url(prefix, &parts), (start > 0).then_some(start)).await?;
         if let Some(at) = at.filter(|at| at != commit) {
             return Err(self.failed(&format!("the hub gave commit {at} for {commit}"), Some(file)));
@@ -146,7 +146,7 @@ impl Wire {
 
     /// Sends a request and follows redirects by hand, so that only the hub receives the token, and to keep what the hub
     /// says about a file before it redirects to its object store.
-    async fn follow(&self, url: &Url, start: Option<u64>) -> Result<Followed> {
+    async fn follow(&self, url: &Url, start: Option<u64>) -> Result<HubResponse> {
         let mut url = url.clone();
         let (mut said, mut size, mut commit) = (None, None, None);
         for _ in 0..=MOST_REDIRECTS {
@@ -162,12 +162,12 @@ impl Wire {
             let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
             if at_the_hub {
                 let etag = header("x-linked-etag").or_else(|| header(ETAG.as_str()));
-                said = etag.and_then(Said::of_etag).or(said);
+                said = etag.and_then(ExpectedDigest::of_etag).or(said);
                 size = header("x-linked-size").and_then(|size| size.parse().ok()).or(size);
                 commit = header("x-repo-commit").map(str::to_owned).or(commit);
             }
             let next = header(LOCATION.as_str()).filter(|_| response.status().is_redirection());
-            let Some(next) = next else { return Ok(Followed { response, said, size, commit }) };
+            let Some(next) = next else { return Ok(HubResponse { response, said, size, commit }) };
             url = url.join(next).map_err(|_| self.failed("a redirect to no address", None))?;
         }
         Err(self.failed(&format!("more than {MOST_REDIRECTS} redirects"), None))
@@ -230,9 +230,9 @@ impl Wire {
 }
 
 /// The last response of a chain of redirects.
-struct Followed {
+struct HubResponse {
     response: Response,
-    said: Option<Said>,
+    said: Option<ExpectedDigest>,
     size: Option<u64>,
     commit: Option<String>,
 }
@@ -257,24 +257,24 @@ mod tests {
 
     use super::*;
 
-    fn wire(endpoint: &str, id: &str, repo: Repo) -> Result<Wire> {
-        Wire::new(repo, &HubId { id: id.into(), revision: "main".into(), files: None }, endpoint, None)
+    fn client(endpoint: &str, id: &str, repo: Repo) -> Result<HubClient> {
+        HubClient::new(repo, &HubId { id: id.into(), revision: "main".into(), files: None }, endpoint, None)
     }
 
     #[test]
     fn every_part_of_an_address_stays_one_part() {
         for endpoint in ["http://hub.test/mirror", "http://hub.test/mirror/"] {
-            let wire = wire(endpoint, "a/b", Repo::Model).unwrap();
-            let url = wire.url(&["api", "models"], &["revision", "refs/pr/1"]);
+            let client = client(endpoint, "a/b", Repo::Model).unwrap();
+            let url = client.url(&["api", "models"], &["revision", "refs/pr/1"]);
             assert_eq!(url.as_str(), "http://hub.test/mirror/api/models/a/b/revision/refs%2Fpr%2F1");
-            assert_eq!(wire.url(&[], &["resolve", "x", "a b?#%"]).path(), "/mirror/a/b/resolve/x/a%20b%3F%23%25");
+            assert_eq!(client.url(&[], &["resolve", "x", "a b?#%"]).path(), "/mirror/a/b/resolve/x/a%20b%3F%23%25");
         }
     }
 
     #[test]
     fn an_endpoint_that_is_no_address_is_told() {
         for endpoint in ["hub.test", "file:///tmp", ""] {
-            let error = wire(endpoint, "a/b", Repo::Model).map(drop).unwrap_err();
+            let error = client(endpoint, "a/b", Repo::Model).map(drop).unwrap_err();
             assert!(error.help.is_some_and(|help| help.contains("HF_ENDPOINT")));
         }
     }

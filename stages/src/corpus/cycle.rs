@@ -8,7 +8,7 @@ use crate::table::Reader;
 use crate::types::{Post, Posts, Split};
 
 /// Repeated passes over a table of posts, one post at a time; memory does not grow with its rows.
-pub(crate) struct Rounds {
+pub(crate) struct PostCycle {
     folder: PathBuf,
     split: Option<Split>,
     reader: Reader<Post>,
@@ -16,7 +16,7 @@ pub(crate) struct Rounds {
     found: bool,
 }
 
-impl Rounds {
+impl PostCycle {
     /// Selects the posts of `split`; without one, every post that is neither in `valid` nor in `calibration`.
     pub fn open(folder: &Path, split: Option<Split>) -> Result<Self> {
         Ok(Self { folder: folder.to_owned(), split, reader: Posts::open(folder)?, round: 0, found: false })

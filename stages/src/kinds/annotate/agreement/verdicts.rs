@@ -11,7 +11,7 @@ use crate::types::{Outcome, Preference, Preferences};
 
 /// Counts of one judge's labels on one pair.
 #[derive(Clone, Copy, Debug, Default)]
-struct Said {
+struct LabelCounts {
     low: u32,
     high: u32,
     /// Rows without a preference.
@@ -28,7 +28,7 @@ pub enum Verdict {
     For(Text),
 }
 
-impl Said {
+impl LabelCounts {
     fn verdict(self) -> Verdict {
         match (self.low, self.high, self.neither) {
             (0, 0, 0) => Verdict::Absent,
@@ -48,15 +48,15 @@ pub struct Rows {
 }
 
 /// A pair judged by at least one judge.
-pub struct Heard {
-    by: Box<[Said]>,
+pub struct JudgedPair {
+    by: Box<[LabelCounts]>,
     /// Words of the low text minus words of the high text.
     pub longer_by: i64,
     /// Hash of the post.
     post: u64,
 }
 
-impl Heard {
+impl JudgedPair {
     pub fn verdict(&self, judge: usize) -> Verdict {
         self.by[judge].verdict()
     }
@@ -65,7 +65,7 @@ impl Heard {
 /// All pairs of all judges.
 pub struct Pairs {
     judges: usize,
-    pairs: HashMap<PairKey, Heard>,
+    pairs: HashMap<PairKey, JudgedPair>,
 }
 
 impl Pairs {
@@ -88,7 +88,11 @@ impl Pairs {
                 if chosen == Some(Text::High) { rejected_words - chosen_words } else { chosen_words - rejected_words };
             let (judges, post) = (self.judges, post_of(&row.prompt));
             let heard = self.pairs.entry(key);
-            let heard = heard.or_insert_with(|| Heard { by: vec![Said::default(); judges].into(), longer_by, post });
+            let heard = heard.or_insert_with(|| JudgedPair {
+                by: vec![LabelCounts::default(); judges].into(),
+                longer_by,
+                post,
+            });
             let said = &mut heard.by[judge];
             match chosen.filter(|_| row.outcome == Outcome::Labelled) {
                 Some(Text::Low) => said.low += 1,
@@ -113,13 +117,13 @@ impl Pairs {
     }
 
     /// Every pair with its key, in arbitrary order.
-    pub fn all(&self) -> impl Iterator<Item = (PairKey, &Heard)> {
+    pub fn all(&self) -> impl Iterator<Item = (PairKey, &JudgedPair)> {
         self.pairs.iter().map(|(key, heard)| (*key, heard))
     }
 
     /// The pairs of each post.
-    pub fn by_post(&self) -> Vec<Vec<&Heard>> {
-        let mut posts: HashMap<u64, Vec<&Heard>> = HashMap::new();
+    pub fn by_post(&self) -> Vec<Vec<&JudgedPair>> {
+        let mut posts: HashMap<u64, Vec<&JudgedPair>> = HashMap::new();
         for heard in self.pairs.values() {
             posts.entry(heard.post).or_default().push(heard);
         }
