@@ -105,7 +105,7 @@ fn check_columns(file: &Path) -> Result<()> {
         return Ok(());
     };
     let found = columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
-    let error = Error::yours(format!("{}: column {missing} (utf8) is missing; found {found}", file.display()));
+    let error = Error::user(format!("{}: column {missing} (utf8) is missing; found {found}", file.display()));
     Err(error.help("expected a text column `prompt` or `post`, and one `label` or `summary`"))
 }
 
@@ -138,7 +138,7 @@ impl Kind for Tldr {
     const ABOUT: &'static str = "reads Reddit TL;DR posts from files or the hub";
 
     fn signature(&self, params: &Params) -> Signature {
-        let signature = Signature::gives(Posts::NAME);
+        let signature = Signature::producing(Posts::NAME);
         hub::declare(signature, params.hub.as_ref())
     }
 
@@ -186,9 +186,9 @@ pub(crate) fn no_rows(rows: Option<u64>) -> Option<(String, String)> {
 pub(crate) fn empty(files: &[PathBuf], what: &str, bad: u64) -> Error {
     let names = files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
     match bad {
-        0 if files.len() == 1 => Error::yours(format!("{names}: holds no row")),
-        0 => Error::yours(format!("{names}: hold no row")),
-        bad => Error::yours(format!("{names}: no {what} in {bad} bad rows")),
+        0 if files.len() == 1 => Error::user(format!("{names}: holds no row")),
+        0 => Error::user(format!("{names}: hold no row")),
+        bad => Error::user(format!("{names}: no {what} in {bad} bad rows")),
     }
 }
 
@@ -209,13 +209,13 @@ pub(crate) fn files_of(files: &InputFiles, id: Option<&HubId>, ctx: &mut Context
         .as_deref()
         .map(glob::Pattern::new)
         .transpose()
-        .map_err(|e| Error::yours(format!("`hub.files`: {e}")))?;
+        .map_err(|e| Error::user(format!("`hub.files`: {e}")))?;
     let hub = Hub::open(Repo::Dataset, id, ctx)?;
     let is_wanted = |name: &String| pattern.as_ref().map_or_else(|| source::readable(name), |p| p.matches(name));
     let wanted: Vec<String> = hub.files().iter().filter(|name| is_wanted(name)).cloned().collect();
     if wanted.is_empty() {
         return Err(
-            Error::yours(format!("hub `{}`: no Parquet or JSON-lines file", id.id)).help("say which with `hub.files`")
+            Error::user(format!("hub `{}`: no Parquet or JSON-lines file", id.id)).help("say which with `hub.files`")
         );
     }
     hub.fetch_all(&wanted, ctx)

@@ -8,7 +8,7 @@ use super::{GeneratePairs, two_of};
 use crate::model;
 use crate::testing::{Bench, Out, run_seeded, toys};
 use crate::train::random::{bits_of, fixed_key};
-use crate::train::{Told, Weights, fixed_generator};
+use crate::train::{IntoStageResult, Weights, fixed_generator};
 use crate::types::{Pair, Pairs, Split};
 
 fn generate(models: u64, more: Value, seed: u64) -> Result<Out> {
@@ -97,9 +97,9 @@ fn models_of_different_tokenizers_are_refused() -> Result<()> {
     let mut bench = Bench::new();
     bench.input("models", "Model", |folder| toys::write_model(folder, 1));
     bench.input("models", "Model", |folder| {
-        let tokenizer = Tokenizer::train_bpe(["a b a b"; 4].into_iter(), 258).told()?;
+        let tokenizer = Tokenizer::train_bpe(["a b a b"; 4].into_iter(), 258).into_stage_result()?;
         let config = Gpt2Config::new(tokenizer.vocab_size(), 64, 16, 1, 2);
-        let model = CausalLm::init(config, InitStd::Fixed(0.02), &mut fixed_generator(1, "toy")).told()?;
+        let model = CausalLm::init(config, InitStd::Fixed(0.02), &mut fixed_generator(1, "toy")).into_stage_result()?;
         model::save(&model, &tokenizer, folder, Weights::F32)
     });
     bench.input("posts", "Posts", |folder| toys::write_posts(folder, toys::posts(4, Split::Gold)));

@@ -1,7 +1,7 @@
 //! `reward.train`: trains a language model with a scalar head on preferences between summaries.
 
 use engine::context::Context;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::kind::{Kind, Signature};
 use lm::{Batch, CausalLm, Dropout, RewardModel, ScalarHead, Sequence, Tokenizer};
 use rand_chacha::ChaCha12Rng;
@@ -13,8 +13,8 @@ use super::params::{Centring, Diversity, Normalise, Order, Params};
 use crate::model;
 use crate::train::random::below;
 use crate::train::{
-    BatchOrder, Part, Told, Trainer, Weights, fixed_generator, learning, micro_batches, named, number, on_a_big_stack,
-    rounded,
+    BatchOrder, IntoStageResult, Part, Trainer, Weights, fixed_generator, learning, micro_batches, named, number,
+    on_a_big_stack, rounded,
 };
 use crate::types::folder::write_json;
 use crate::types::reward::{ADAPTER, BASE, HEAD, INFO};
@@ -29,7 +29,8 @@ impl Kind for RewardTrain {
     const ABOUT: &'static str = "trains a reward model on preferences (Eq. 1) from a language model's weights";
 
     fn signature(&self, p: &Params) -> Signature {
-        let signature = Signature::gives("RewardModel").one("model", &["Model"]).many("preferences", &["Preferences"]);
+        let signature =
+            Signature::producing("RewardModel").one("model", &["Model"]).many("preferences", &["Preferences"]);
         let signature = match (p.centring, p.normalise) {
             (Centring::None, Normalise::None) => signature.optional("posts", &["Posts"]),
             _ => signature.one("posts", &["Posts"]),
@@ -62,12 +63,12 @@ fn reward(p: &Params, ctx: &mut Context) -> Result<()> {
 /// The base with a fresh head and either a fresh adapter or all its weights trainable.
 fn fresh(p: &Params, ctx: &Context, base: &CausalLm) -> Result<RewardModel> {
     let lm = match &p.lora.0 {
-        Some(lora) => base.with_adapter(&lora.config(), &mut generator(p, ctx, "adapter")).told()?,
-        None => base.clone().with_full_training().told()?,
+        Some(lora) => base.with_adapter(&lora.config(), &mut generator(p, ctx, "adapter")).into_stage_result()?,
+        None => base.clone().with_full_training().into_stage_result()?,
     };
     let d = base.config().width();
     let std = p.head_init_std.unwrap_or_else(|| 1.0 / ((d + 1) as f64).sqrt());
-    let head = ScalarHead::init(d, std, &mut ctx.generator("head")).told()?;
+    let head = ScalarHead::init(d, std, &mut ctx.generator("head")).into_stage_result()?;
     Ok(RewardModel { lm, head, pool: super::store::pool(p.pool) })
 }
 
@@ -87,7 +88,7 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
     if let Some(wanted) = p.pairs
         && rows.len() < wanted
     {
-        return Err(Error::yours(format!("{wanted} pairs wanted, the tables hold {} to train on", rows.len()))
+        return Err(Error::user(format!("{wanted} pairs wanted, the tables hold {} to train on", rows.len()))
             .help("lower `pairs`"));
     }
     if p.bootstrap {
@@ -100,7 +101,7 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
         let swapped = (0..rows.len() as u32).filter(|&i| table.corruption(rows[i as usize]) == Some(Corruption::Swap));
         let mut swapped: Vec<u32> = swapped.collect();
         if swapped.is_empty() {
-            return Err(Error::yours("`order: contrast_first`, but no pair differs in swapped facts")
+            return Err(Error::user("`order: contrast_first`, but no pair differs in swapped facts")
                 .help("add the preferences of a `generate.contrast` stage with corruption `swap`"));
         }
         swapped.truncate((swapped.len() as f64 * p.contrast_lead).round() as usize);
@@ -120,8 +121,9 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
             let share = part.len() as f64 / pairs.len() as f64;
             let pairs = &pairs[part];
             let sequences: Vec<&Sequence> = pairs.iter().map(|(a, _)| a).chain(pairs.iter().map(|(_, b)| b)).collect();
-            let scores = model.scores(&Batch::new(&sequences).told()?, dropout.as_mut()).told()?;
-            Ok(Part { loss: preference_loss(&scores, p.eta).told()?, share })
+            let scores =
+                model.scores(&Batch::new(&sequences).into_stage_result()?, dropout.as_mut()).into_stage_result()?;
+            Ok(Part { loss: preference_loss(&scores, p.eta).into_stage_result()?, share })
         });
         let ids = || batch.iter().map(|&row| table.id(row)).collect::<Result<Vec<_>>>();
         trainer.step(ctx, parts, || Ok(named("pairs", ids()?)))?;
@@ -148,13 +150,13 @@ fn save(p: &Params, ctx: &Context, tokenizer: &Tokenizer, model: &RewardModel, c
         model::save(&model.lm, tokenizer, &out.join(BASE), Weights::F32)?;
     } else {
         for file in Model::files(&input.folder)? {
-            ctx.take(&input.folder.join(&file), &format!("{BASE}/{file}"))?;
+            ctx.link_or_copy(&input.folder.join(&file), &format!("{BASE}/{file}"))?;
         }
         let adapter = out.join(ADAPTER);
         std::fs::create_dir_all(&adapter).at(&adapter)?;
-        model.lm.save_adapter(&adapter, "../base").told()?;
+        model.lm.save_adapter(&adapter, "../base").into_stage_result()?;
     }
-    model.head.save(&out.join(HEAD)).told()?;
+    model.head.save(&out.join(HEAD)).into_stage_result()?;
     let file = RewardInfo {
         pool: p.pool,
         centre: calibration.centre,

@@ -13,7 +13,7 @@ pub mod sequences;
 pub mod step;
 
 pub use batches::{BatchOrder, by_length, micro_batches};
-pub use fail::{Told, named, number, on_a_big_stack, rounded};
+pub use fail::{IntoStageResult, named, number, on_a_big_stack, rounded};
 pub(crate) use params::learning;
 pub use params::{Adapter, Learning, Length, Lora, Precision, Weights};
 pub use random::{fixed_generator, fixed_key, share_of, shuffle};

@@ -73,7 +73,7 @@ impl Sieve {
     pub fn new(filters: &Filters) -> Result<Self> {
         let [batch, split, worker, policy] = filters
             .lists()
-            .map(|(field, list)| Wanted::of(list).map_err(|e| Error::yours(format!("`filters.{field}`: {e}"))));
+            .map(|(field, list)| Wanted::of(list).map_err(|e| Error::user(format!("`filters.{field}`: {e}"))));
         Ok(Self { lists: [batch?, split?, worker?, policy?], confidence: filters.confidence.clone() })
     }
 
