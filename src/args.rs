@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::text::steers_terminal;
+use engine::text::is_terminal_control;
 
 /// Runs RLHF experiments as a graph of cached stages.
 #[derive(Debug, Parser)]
@@ -16,32 +16,32 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the stages that are not cached, then render the report
-    Run(Run),
+    Run(RunArgs),
     /// Show what a run would do with each stage (reuse, run or pending) and why
     Plan {
         #[command(flatten)]
-        file: Pipeline,
+        file: PipelineArgs,
         #[command(flatten)]
-        cut: Cut,
+        until: UntilArgs,
     },
     /// Show which field of a stage's recipe changed since the nearest earlier record
     Explain {
         #[command(flatten)]
-        file: Pipeline,
+        file: PipelineArgs,
         /// Name of an instance, such as `sft[s]`
         stage: String,
     },
     /// Draw the graph of stages and mark those that are cached
     Graph {
         #[command(flatten)]
-        file: Pipeline,
+        file: PipelineArgs,
         #[arg(long, value_enum, default_value_t = GraphFormat::Mermaid)]
         format: GraphFormat,
     },
     /// Show a stage's artifact: manifest, provenance, schema, first rows, metrics
     Show {
         #[command(flatten)]
-        file: Pipeline,
+        file: PipelineArgs,
         stage: String,
         /// Number of rows to show of each table
         #[arg(long, default_value_t = 5)]
@@ -50,18 +50,18 @@ pub enum Command {
     /// Print the folder of a stage's artifact
     Path {
         #[command(flatten)]
-        file: Pipeline,
+        file: PipelineArgs,
         stage: String,
     },
     /// List the runs in the store, newest last
     Runs {
         #[command(flatten)]
-        store: StoreAt,
+        store: StoreArgs,
     },
     /// Render the report of a run again
     Report {
         #[command(flatten)]
-        file: Pipeline,
+        file: PipelineArgs,
         /// Id of the run [default: the latest run of this pipeline]
         #[arg(long)]
         run: Option<String>,
@@ -81,7 +81,7 @@ pub enum Command {
     /// Rehash everything in the store and report damage
     Verify {
         #[command(flatten)]
-        store: StoreAt,
+        store: StoreArgs,
         /// Move damaged files into the store's quarantine
         #[arg(long)]
         repair: bool,
@@ -89,7 +89,7 @@ pub enum Command {
     /// Run a model folder on JSON lines from standard input; prints one line of output per line
     Lm {
         #[command(subcommand)]
-        task: Lm,
+        task: LmTask,
     },
     /// Execute one attempt at an instance (started by `run`)
     #[command(hide = true)]
@@ -97,11 +97,11 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-pub struct Run {
+pub struct RunArgs {
     #[command(flatten)]
-    pub file: Pipeline,
+    pub file: PipelineArgs,
     #[command(flatten)]
-    pub cut: Cut,
+    pub until: UntilArgs,
     /// Fail unless everything upstream of this stage can be reused
     #[arg(long, value_name = "STAGE")]
     pub from: Vec<String>,
@@ -128,7 +128,7 @@ pub struct Run {
 
 /// The pipeline file and the changes applied to it.
 #[derive(Debug, Args)]
-pub struct Pipeline {
+pub struct PipelineArgs {
     /// The pipeline file
     #[arg(value_name = "PIPELINE")]
     pub file: PathBuf,
@@ -139,11 +139,11 @@ pub struct Pipeline {
     #[arg(long, value_name = "PATH=YAML")]
     pub set: Vec<String>,
     #[command(flatten)]
-    pub store: StoreAt,
+    pub store: StoreArgs,
 }
 
 #[derive(Debug, Args)]
-pub struct StoreAt {
+pub struct StoreArgs {
     /// Folder of artifacts and runs [default: `cache` next to the pipeline file]
     #[arg(long, env = "TEMPER_STORE", value_name = "FOLDER")]
     pub store: Option<PathBuf>,
@@ -153,7 +153,7 @@ pub struct StoreAt {
 }
 
 #[derive(Debug, Args)]
-pub struct Cut {
+pub struct UntilArgs {
     /// Run only this stage and the stages it needs; may repeat
     #[arg(long, value_name = "STAGE")]
     pub until: Vec<String>,
@@ -161,12 +161,12 @@ pub struct Cut {
 
 /// The tasks of `temper lm`.
 #[derive(Debug, Subcommand)]
-pub enum Lm {
+pub enum LmTask {
     /// Log-probabilities: {"text": …} or {"ids": […]} gives {"ids": […], "logprobs": [null, …]}, log p(ids[t] |
     /// ids[<t]) in nats
     Logprobs {
         #[command(flatten)]
-        model: ModelAt,
+        model: ModelArgs,
         /// PEFT folder of a LoRA adapter to apply to the model
         #[arg(long, value_name = "FOLDER")]
         adapter: Option<PathBuf>,
@@ -174,23 +174,23 @@ pub enum Lm {
     /// Continue a prompt: {"prompt": …} gives {"prompt", "response", "ids"}, with text and ids of the response
     Generate {
         #[command(flatten)]
-        model: ModelAt,
+        model: ModelArgs,
         /// PEFT folder of a LoRA adapter to apply to the model
         #[arg(long, value_name = "FOLDER")]
         adapter: Option<PathBuf>,
         #[command(flatten)]
-        how: Sampling,
+        sampling: SamplingArgs,
     },
     /// Score a response: {"prompt": …, "response": …} gives {"score"} for a RewardModel, {"scores", "mean", "variance"}
     /// for an Ensemble
     Score {
         #[command(flatten)]
-        model: ModelAt,
+        model: ModelArgs,
     },
 }
 
 #[derive(Debug, Args)]
-pub struct ModelAt {
+pub struct ModelArgs {
     /// The model's folder (config.json, weights, tokenizer.json) or a .gguf file; for `score` an artifact's folder
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
@@ -204,7 +204,7 @@ pub struct ModelAt {
 
 /// Sampling options for a response.
 #[derive(Debug, Args)]
-pub struct Sampling {
+pub struct SamplingArgs {
     #[arg(long, value_name = "N", default_value_t = 48)]
     pub max_new_tokens: usize,
     /// Minimum number of tokens before the text may end
@@ -213,7 +213,7 @@ pub struct Sampling {
     #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = positive)]
     pub temperature: f64,
     /// Sample from the most probable tokens that together reach this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
     pub top_p: f64,
     /// Always take the most probable token
     #[arg(long, conflicts_with_all = ["temperature", "top_p", "seed"])]
@@ -228,7 +228,7 @@ fn positive(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "expected a number above 0 (for the most probable token: --greedy)".to_owned())
 }
 
-fn share(text: &str) -> Result<f64, String> {
+fn probability(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|x| *x > 0.0 && *x <= 1.0);
     number.ok_or_else(|| "expected a number above 0 and at most 1".to_owned())
 }
@@ -243,15 +243,15 @@ pub enum GraphFormat {
 pub fn parse() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| {
         // An argument may be a file name expanded by the shell; clap repeats it unescaped.
-        if error.use_stderr() && std::env::args_os().any(|a| a.to_string_lossy().contains(steers_terminal)) {
-            note!("{}", error.render().to_string().trim_end());
+        if error.use_stderr() && std::env::args_os().any(|a| a.to_string_lossy().contains(is_terminal_control)) {
+            errln!("{}", error.render().to_string().trim_end());
             std::process::exit(error.exit_code());
         }
         // Writing help or the version may fail, for example on a full disk.
         crate::output::note_failure(error.print());
         match crate::output::finish() {
             Err(failure) if error.exit_code() == 0 => {
-                note!("error: {failure}");
+                errln!("error: {failure}");
                 std::process::exit(i32::from(failure.exit_code()))
             }
             _ => std::process::exit(error.exit_code()),

@@ -6,7 +6,7 @@ use crate::report::escape;
 
 /// One stage of the drawing.
 #[derive(Clone, Debug, Default)]
-pub struct Box {
+pub struct GraphNode {
     pub name: String,
     /// Names of the boxes that are its inputs.
     pub from: BTreeSet<String>,
@@ -24,26 +24,27 @@ const GAP_X: f64 = 38.0;
 const GAP_Y: f64 = 14.0;
 
 /// Draws the boxes as one `<svg>`. Inputs may come before or after their users.
-pub fn layers_svg(boxes: &[Box]) -> String {
-    let layer = layers(boxes);
-    let order = rows(boxes, &layer);
+pub fn layers_svg(nodes: &[GraphNode]) -> String {
+    let layer = layers(nodes);
+    let order = rows(nodes, &layer);
     let tallest = order.iter().map(Vec::len).max().unwrap_or(0);
     let (width, height) =
         (order.len() as f64 * (WIDTH + GAP_X) - GAP_X + 4.0, tallest as f64 * (HEIGHT + GAP_Y) - GAP_Y + 4.0);
-    let mut place: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    let mut position: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for (column, names) in order.iter().enumerate() {
         let top = (height - (names.len() as f64 * (HEIGHT + GAP_Y) - GAP_Y)) / 2.0;
         for (row, &i) in names.iter().enumerate() {
-            place.insert(&boxes[i].name, (2.0 + column as f64 * (WIDTH + GAP_X), top + row as f64 * (HEIGHT + GAP_Y)));
+            position
+                .insert(&nodes[i].name, (2.0 + column as f64 * (WIDTH + GAP_X), top + row as f64 * (HEIGHT + GAP_Y)));
         }
     }
     let mut out = format!(
         "<svg class=\"graph\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" \
          xmlns=\"http://www.w3.org/2000/svg\" font-family=\"sans-serif\" font-size=\"12\">"
     );
-    for b in boxes {
-        let (x, y) = place[b.name.as_str()];
-        for from in b.from.iter().filter_map(|from| place.get(from.as_str())) {
+    for b in nodes {
+        let (x, y) = position[b.name.as_str()];
+        for from in b.from.iter().filter_map(|from| position.get(from.as_str())) {
             let (x0, y0, y1) = (from.0 + WIDTH, from.1 + HEIGHT / 2.0, y + HEIGHT / 2.0);
             let bend = (x - x0) / 2.0;
             out.push_str(&format!(
@@ -53,8 +54,8 @@ pub fn layers_svg(boxes: &[Box]) -> String {
             ));
         }
     }
-    for b in boxes {
-        let (x, y) = place[b.name.as_str()];
+    for b in nodes {
+        let (x, y) = position[b.name.as_str()];
         let class = if b.failed {
             "failed"
         } else if b.unreached {
@@ -81,16 +82,16 @@ pub fn layers_svg(boxes: &[Box]) -> String {
 
 /// The length of the longest path from a source to each box. Stages may depend on each other's instances in a cycle; an
 /// edge that closes a cycle is ignored.
-fn layers(boxes: &[Box]) -> Vec<usize> {
-    let index: BTreeMap<&str, usize> = boxes.iter().enumerate().map(|(i, b)| (b.name.as_str(), i)).collect();
-    let mut layer = vec![0; boxes.len()];
+fn layers(nodes: &[GraphNode]) -> Vec<usize> {
+    let index: BTreeMap<&str, usize> = nodes.iter().enumerate().map(|(i, b)| (b.name.as_str(), i)).collect();
+    let mut layer = vec![0; nodes.len()];
     // Limit the number of rounds: the boxes of a cycle would push each other on for ever.
-    for _ in 0..boxes.len() {
+    for _ in 0..nodes.len() {
         let mut moved = false;
-        for (i, b) in boxes.iter().enumerate() {
+        for (i, b) in nodes.iter().enumerate() {
             let least =
                 b.from.iter().filter_map(|from| index.get(from.as_str())).map(|&f| layer[f] + 1).max().unwrap_or(0);
-            if least > layer[i] && least < boxes.len() {
+            if least > layer[i] && least < nodes.len() {
                 layer[i] = least;
                 moved = true;
             }
@@ -103,10 +104,10 @@ fn layers(boxes: &[Box]) -> Vec<usize> {
 }
 
 /// The boxes of each layer, ordered by the mean row of their inputs.
-fn rows(boxes: &[Box], layer: &[usize]) -> Vec<Vec<usize>> {
+fn rows(nodes: &[GraphNode], layer: &[usize]) -> Vec<Vec<usize>> {
     let depth = layer.iter().max().map_or(0, |d| d + 1);
     let mut order: Vec<Vec<usize>> =
-        (0..depth).map(|l| (0..boxes.len()).filter(|&i| layer[i] == l).collect()).collect();
+        (0..depth).map(|l| (0..nodes.len()).filter(|&i| layer[i] == l).collect()).collect();
     for l in 1..depth {
         let row_of: BTreeMap<&str, f64> = order[..l]
             .iter()
@@ -114,11 +115,11 @@ fn rows(boxes: &[Box], layer: &[usize]) -> Vec<Vec<usize>> {
                 names
                     .iter()
                     .enumerate()
-                    .map(|(row, &i)| (boxes[i].name.as_str(), row as f64 - names.len() as f64 / 2.0))
+                    .map(|(row, &i)| (nodes[i].name.as_str(), row as f64 - names.len() as f64 / 2.0))
             })
             .collect();
         let weight = |i: usize| {
-            let rows: Vec<f64> = boxes[i].from.iter().filter_map(|from| row_of.get(from.as_str()).copied()).collect();
+            let rows: Vec<f64> = nodes[i].from.iter().filter_map(|from| row_of.get(from.as_str()).copied()).collect();
             if rows.is_empty() { 0.0 } else { rows.iter().sum::<f64>() / rows.len() as f64 }
         };
         order[l].sort_by(|&a, &b| weight(a).total_cmp(&weight(b)).then(a.cmp(&b)));
@@ -130,19 +131,19 @@ fn rows(boxes: &[Box], layer: &[usize]) -> Vec<Vec<usize>> {
 mod tests {
     use super::*;
 
-    fn named(name: &str, from: &[&str]) -> Box {
-        Box { name: name.into(), from: from.iter().map(|f| (*f).to_owned()).collect(), ..Box::default() }
+    fn named(name: &str, from: &[&str]) -> GraphNode {
+        GraphNode { name: name.into(), from: from.iter().map(|f| (*f).to_owned()).collect(), ..GraphNode::default() }
     }
 
     #[test]
-    fn a_box_stands_right_of_all_it_is_made_from() {
-        let boxes = [named("a", &[]), named("b", &["a"]), named("c", &["a", "b"])];
-        assert_eq!(layers(&boxes), [0, 1, 2]);
+    fn a_box_is_right_of_all_its_inputs() {
+        let nodes = [named("a", &[]), named("b", &["a"]), named("c", &["a", "b"])];
+        assert_eq!(layers(&nodes), [0, 1, 2]);
     }
 
     #[test]
-    fn stages_that_need_each_other_do_not_hang_the_layout() {
-        let boxes = [named("a", &["b"]), named("b", &["a"])];
-        assert!(layers_svg(&boxes).starts_with("<svg"));
+    fn a_dependency_cycle_does_not_hang_the_layout() {
+        let nodes = [named("a", &["b"]), named("b", &["a"])];
+        assert!(layers_svg(&nodes).starts_with("<svg"));
     }
 }

@@ -1,21 +1,21 @@
 //! The `temper` command: parses arguments, runs the command, returns its exit code.
 
 /// Prints a line to standard output through [`output::print_out`].
-macro_rules! say {
+macro_rules! outln {
     ($($what:tt)*) => {{
         $crate::output::print_out(format_args!("{}\n", format_args!($($what)*)));
     }};
 }
 
-/// Like [`say`], without the line ending.
-macro_rules! put {
+/// Like [`outln`], without the line ending.
+macro_rules! out {
     ($($what:tt)*) => {{
         $crate::output::print_out(format_args!($($what)*));
     }};
 }
 
-/// Like [`say`], to standard error. A failure to write there cannot be reported and is ignored.
-macro_rules! note {
+/// Like [`outln`], to standard error. A failure to write there cannot be reported and is ignored.
+macro_rules! errln {
     ($($what:tt)*) => {{
         let _ = $crate::output::print(std::io::stderr(), format_args!("{}\n", format_args!($($what)*)));
     }};
@@ -33,31 +33,32 @@ mod report;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Exit code of a panic: our fault, unless the system refused a resource.
-const OURS: u8 = 4;
-const SURROUNDINGS: u8 = 3;
+const INTERNAL: u8 = 4;
+const ENVIRONMENT: u8 = 3;
 
 fn main() -> std::process::ExitCode {
     std::panic::set_hook(Box::new(|panic| {
-        let (text, place) = (said(panic.payload()), panic.location().map(ToString::to_string).unwrap_or_default());
+        let (text, location) =
+            (panic_message(panic.payload()), panic.location().map(ToString::to_string).unwrap_or_default());
         let backtrace = std::backtrace::Backtrace::capture();
         if is_refusal(text) {
-            note!(
+            errln!(
                 "error: the system refuses this process more files or threads\n  help: raise `ulimit -n` or `ulimit -u`"
             );
         } else if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
-            note!("error: a bug in temper, at {place}: {text}\n{backtrace}");
+            errln!("error: a bug in temper, at {location}: {text}\n{backtrace}");
         } else {
-            note!("error: a bug in temper, at {place}: {text}");
+            errln!("error: a bug in temper, at {location}: {text}");
         }
     }));
     let cli = args::parse();
     std::panic::catch_unwind(|| commands::main(cli)).unwrap_or_else(|panic| {
-        std::process::ExitCode::from(if is_refusal(said(&*panic)) { SURROUNDINGS } else { OURS })
+        std::process::ExitCode::from(if is_refusal(panic_message(&*panic)) { ENVIRONMENT } else { INTERNAL })
     })
 }
 
 /// The message of a panic.
-fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

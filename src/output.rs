@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::sync::OnceLock;
 
 use engine::error::{Error, Result};
-use engine::text::{escape_controls, steers_terminal};
+use engine::text::{escape_controls, is_terminal_control};
 use serde::Serialize;
 use serde::ser::Error as _;
 use serde_json::ser::{Formatter, Serializer};
@@ -42,7 +42,7 @@ pub fn note_failure(written: io::Result<()>) {
 /// If some output could not be written, for example on a full disk.
 pub fn finish() -> Result<()> {
     note_failure(io::stdout().flush());
-    FAILED.get().map_or(Ok(()), |e| Err(Error::surroundings(format!("standard output: {e}"))))
+    FAILED.get().map_or(Ok(()), |e| Err(Error::environment(format!("standard output: {e}"))))
 }
 
 /// A value as one line of JSON, with terminal control characters escaped beyond what JSON requires.
@@ -61,7 +61,7 @@ struct Escaping;
 impl Formatter for Escaping {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, fragment: &str) -> io::Result<()> {
         let mut rest = fragment;
-        while let Some((at, c)) = rest.char_indices().find(|(_, c)| steers_terminal(*c)) {
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_terminal_control(*c)) {
             to.write_all(&rest.as_bytes()[..at])?;
             // All of them are below U+10000, so one escape is enough.
             write!(to, "\\u{:04x}", u32::from(c))?;
@@ -78,7 +78,7 @@ mod tests {
     const TEXT: &str = "a\u{1b}[2Jb\u{9b}1mc\u{202e}d\u{7f}\n\té";
 
     #[test]
-    fn text_of_others_is_printed_with_its_controls_escaped() {
+    fn foreign_text_is_printed_with_control_characters_escaped() {
         let mut out = Vec::new();
         print(&mut out, format_args!("{TEXT}\n")).unwrap();
         let expected = "a\\u{1b}[2Jb\\u{9b}1mc\\u{202e}d\\u{7f}\n\té\n";
@@ -86,10 +86,10 @@ mod tests {
     }
 
     #[test]
-    fn json_says_the_same_and_has_nothing_to_escape() {
+    fn json_has_the_same_content_and_needs_no_escaping() {
         let value = serde_json::json!({ TEXT: [TEXT, 0.1, null] });
         let line = json(&value).unwrap();
-        assert!(!line.contains(steers_terminal) && !line.contains('\n'), "{line}");
+        assert!(!line.contains(is_terminal_control) && !line.contains('\n'), "{line}");
         assert!(line.contains("b\\u009b1mc\\u202ed\\u007f\\n\\té"), "{line}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), value);
     }

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use engine::context::Paid;
+use engine::context::ApiUsage;
 use engine::journal::Event;
 use engine::text::escape_controls;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -13,26 +13,26 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use crate::output;
 
 /// Interval between progress lines of a stage when there is no terminal.
-const PLAIN_EVERY: Duration = Duration::from_secs(15);
+const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
 
 pub struct Progress {
-    how: How,
-    state: Mutex<State>,
+    mode: OutputMode,
+    state: Mutex<ProgressState>,
 }
 
-enum How {
+enum OutputMode {
     Json,
     Plain,
     Bars(MultiProgress),
 }
 
 #[derive(Default)]
-struct State {
+struct ProgressState {
     bars: BTreeMap<String, ProgressBar>,
-    told: BTreeMap<String, Instant>,
+    last_line: BTreeMap<String, Instant>,
     /// Each stage's first reported progress and its time.
     since: BTreeMap<String, (u64, Instant)>,
-    paid: BTreeMap<String, Paid>,
+    paid: BTreeMap<String, ApiUsage>,
     /// Number of stages left to run by the plan.
     open: usize,
     done: usize,
@@ -40,39 +40,39 @@ struct State {
 }
 
 impl Progress {
-    pub fn new(for_machines: bool) -> Self {
-        let how = if for_machines {
-            How::Json
+    pub fn new(as_json: bool) -> Self {
+        let mode = if as_json {
+            OutputMode::Json
         } else if std::io::stderr().is_terminal() {
-            How::Bars(MultiProgress::new())
+            OutputMode::Bars(MultiProgress::new())
         } else {
-            How::Plain
+            OutputMode::Plain
         };
-        Self { how, state: Mutex::default() }
+        Self { mode, state: Mutex::default() }
     }
 
-    pub fn tell(&self, event: &Event) {
-        if let How::Json = self.how {
+    pub fn handle(&self, event: &Event) {
+        if let OutputMode::Json = self.mode {
             // Events are plain data. A failure to serialise would be a bug that the journal has already reported.
             if let Ok(line) = output::json(event) {
-                say!("{line}");
+                outln!("{line}");
             }
             return;
         }
         // No code panics while it holds this lock.
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.tell_people(event, &mut state);
+        self.show(event, &mut state);
     }
 
     /// Removes the bars.
     pub fn end(&self) {
-        if let How::Bars(bars) = &self.how {
+        if let OutputMode::Bars(bars) = &self.mode {
             // Ignore a terminal that cannot be cleared.
             let _ = bars.clear();
         }
     }
 
-    fn tell_people(&self, event: &Event, state: &mut State) {
+    fn show(&self, event: &Event, state: &mut ProgressState) {
         match event {
             Event::Planned { stages } => {
                 use engine::journal::PlannedAction::Reuse;
@@ -89,8 +89,8 @@ impl Progress {
             }
             Event::StageStarted { stage, threads, .. } => {
                 state.since.remove(stage);
-                match &self.how {
-                    How::Bars(bars) => {
+                match &self.mode {
+                    OutputMode::Bars(bars) => {
                         let bar = bars.add(ProgressBar::new(0));
                         bar.set_style(style("{spinner} {prefix:<22} {elapsed:>5} {wide_msg}"));
                         bar.set_prefix(stage.clone());
@@ -105,9 +105,9 @@ impl Progress {
                 let mut headline =
                     headline.as_ref().map_or_else(String::new, |(name, value)| format!("  {name} {value:.3}"));
                 if let Some(paid) = state.paid.get(stage) {
-                    headline += &spent(paid);
+                    headline += &usage_text(paid);
                 }
-                let (begun, at) = *state.since.entry(stage.clone()).or_insert((*done, Instant::now()));
+                let (first_done, at) = *state.since.entry(stage.clone()).or_insert((*done, Instant::now()));
                 if let Some(bar) = state.bars.get(stage) {
                     if bar.length() != Some(*total) {
                         bar.set_length(*total);
@@ -117,10 +117,11 @@ impl Progress {
                     }
                     bar.set_position(*done);
                     bar.set_message(escape_controls(&format!("{unit}{headline}")).into_owned());
-                } else if state.told.get(stage).is_none_or(|t| t.elapsed() >= PLAIN_EVERY) {
-                    state.told.insert(stage.clone(), Instant::now());
-                    let pace = pace(done.saturating_sub(begun), total.saturating_sub(*done), at.elapsed());
-                    self.line(&format!("{stage}: {done}/{total} {unit}{headline}{pace}"));
+                } else if state.last_line.get(stage).is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL) {
+                    state.last_line.insert(stage.clone(), Instant::now());
+                    let rate_and_eta =
+                        rate_and_eta(done.saturating_sub(first_done), total.saturating_sub(*done), at.elapsed());
+                    self.line(&format!("{stage}: {done}/{total} {unit}{headline}{rate_and_eta}"));
                 }
             }
             Event::Paid { stage, paid } => state.paid.entry(stage.clone()).or_default().add(*paid),
@@ -141,7 +142,7 @@ impl Progress {
                 if *cutoff {
                     state.done += 1;
                     self.clear(stage, state);
-                    self.line(&format!("{stage}: reused after all ({}/{})", state.done, state.open));
+                    self.line(&format!("{stage}: reused ({}/{})", state.done, state.open));
                 } else {
                     state.reused += 1;
                 }
@@ -153,12 +154,12 @@ impl Progress {
             Event::StageSkipped { stage, because } => {
                 self.line(&match because {
                     Some(because) => format!("{stage}: skipped because {because} failed"),
-                    None => format!("{stage}: not reached"),
+                    None => format!("{stage}: not run"),
                 });
             }
-            Event::Waiting { stage, holder, .. } => self.line(&format!("{stage}: waits for {holder}")),
+            Event::Waiting { stage, holder, .. } => self.line(&format!("{stage}: waiting for {holder}")),
             Event::Retrying { stage, error, seconds, .. } => {
-                self.line(&format!("{stage}: {}; trying again in {seconds:.0} s", error.message));
+                self.line(&format!("{stage}: {}; retrying in {seconds:.0} s", error.message));
             }
             Event::Warning { stage, message } => {
                 let stage = stage.as_ref().map_or_else(String::new, |s| format!("{s}: "));
@@ -168,31 +169,31 @@ impl Progress {
         }
     }
 
-    fn clear(&self, stage: &str, state: &mut State) {
+    fn clear(&self, stage: &str, state: &mut ProgressState) {
         if let Some(bar) = state.bars.remove(stage) {
             bar.finish_and_clear();
         }
     }
 
     fn line(&self, text: &str) {
-        match &self.how {
+        match &self.mode {
             // A line that cannot be drawn is dropped; the journal has it.
-            How::Bars(bars) => {
+            OutputMode::Bars(bars) => {
                 let _ = bars.println(escape_controls(text));
             }
-            _ => note!("{text}"),
+            _ => errln!("{text}"),
         }
     }
 }
 
 /// Tokens and money spent so far.
-fn spent(paid: &Paid) -> String {
+fn usage_text(paid: &ApiUsage) -> String {
     let money = paid.dollars.map_or_else(String::new, |dollars| format!(", ${dollars:.4}"));
     format!("  {} tokens in, {} out{money}", paid.input_tokens, paid.output_tokens)
 }
 
 /// The rate and the remaining time; empty before any progress.
-fn pace(done: u64, left: u64, elapsed: Duration) -> String {
+fn rate_and_eta(done: u64, left: u64, elapsed: Duration) -> String {
     let rate = done as f64 / elapsed.as_secs_f64().max(1e-9);
     match done {
         0 => String::new(),

@@ -97,7 +97,7 @@ fn a_batch_whose_reply_is_lost_and_whose_client_is_killed_is_found_by_the_next_r
 }
 
 #[test]
-fn a_batch_that_was_never_created_is_sent_again_and_not_for_ever() {
+fn a_batch_that_was_never_created_is_sent_again_a_limited_number_of_times() {
     let failing = |times: usize| {
         let fault = move |n: usize, _: &Value| (n < times).then(|| Fault::status(500, "api_error"));
         let api = Api::new(Rules { create: Box::new(fault), ..Rules::default() });
@@ -110,12 +110,12 @@ fn a_batch_that_was_never_created_is_sent_again_and_not_for_ever() {
     assert_eq!(api.creates(), 3);
     let (_, api, out) = failing(9);
     assert_eq!((out.status.code(), api.creates(), api.paid_messages()), (Some(3), 3, 0));
-    let told = "no batch was created: requests were sent 3 times and not answered";
-    assert!(text(&out.stderr).contains(told), "{}", text(&out.stderr));
+    let expected = "no batch was created: requests were sent 3 times and not answered";
+    assert!(text(&out.stderr).contains(expected), "{}", text(&out.stderr));
 }
 
 #[test]
-fn what_a_batch_did_not_answer_is_sent_again_and_what_it_refused_is_asked_alone() {
+fn unanswered_requests_of_a_batch_are_sent_again_and_refused_ones_singly() {
     let space = space("mode: batch");
     let line = |n: usize, _: &Value| match n {
         0..5 => Line::Expired,
@@ -156,7 +156,7 @@ fn a_run_killed_between_single_requests_asks_only_for_the_rest() {
 }
 
 #[test]
-fn what_was_under_way_when_a_run_was_killed_counts_against_the_limit() {
+fn requests_in_flight_when_a_run_was_killed_count_against_the_limit() {
     let space = space("documents_per_request: 1, max_tokens: 100, max_cost: 0.1");
     let latency = std::time::Duration::from_millis(30);
     let api = Api::new(Rules { latency, cacheable: usize::MAX, ..Rules::default() });
@@ -193,7 +193,7 @@ fn two_runs_at_once_one_in_batches_and_one_not_pay_once() {
 }
 
 #[test]
-fn the_plan_tells_what_it_will_cost_and_the_limit_stops_before_it_is_passed() {
+fn the_plan_shows_the_cost_and_the_limit_stops_before_it_is_passed() {
     let space = space("documents_per_request: 1, max_tokens: 100, max_cost: 0.1");
     let api = Api::new(Rules { cacheable: 100_000, ..Rules::default() });
     let unknown = space.json(&["plan", "p.yaml", "--json"]);
@@ -229,7 +229,7 @@ fn the_plan_tells_what_it_will_cost_and_the_limit_stops_before_it_is_passed() {
 }
 
 #[test]
-fn a_lost_table_is_made_again_of_what_is_kept_and_paid_again_only_on_request() {
+fn a_lost_table_is_rebuilt_from_the_cache_and_paid_again_only_on_request() {
     let space = space("");
     let api = Api::new(Rules::default());
     assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
@@ -285,7 +285,7 @@ fn a_damaged_answer_is_found_by_verify_and_paid_again_only_on_request() {
 }
 
 #[test]
-fn how_it_is_asked_and_for_how_much_is_no_part_of_the_key() {
+fn batching_and_spending_limits_are_no_part_of_the_key() {
     let space = space("mode: batch, max_cost: 3");
     let api = Api::new(Rules { cacheable: 100, ..Rules::default() });
     assert_paid_once(&temper(&space, &api, &["run", "p.yaml"]), &space, &api);
@@ -299,7 +299,7 @@ fn how_it_is_asked_and_for_how_much_is_no_part_of_the_key() {
 }
 
 #[test]
-fn a_pilot_tells_what_thinking_takes() {
+fn a_pilot_reports_the_tokens_of_thinking() {
     let space = space("documents_per_request: 1, max_requests: 20");
     let api = Api::new(Rules::default());
     let out = temper(&space, &api, &["run", "p.yaml"]);
@@ -336,7 +336,7 @@ fn a_key_in_a_file_is_used_and_is_nowhere_in_what_a_run_leaves_or_shows() {
     // A server that repeats the key wherever it can and finally rejects every request.
     let message = |n: usize, _: &Value| {
         let message = format!("your key is {KEY}");
-        let told = |status| Fault::Error {
+        let fault = |status| Fault::Error {
             status,
             kind: "k",
             message,
@@ -344,9 +344,9 @@ fn a_key_in_a_file_is_used_and_is_nowhere_in_what_a_run_leaves_or_shows() {
             details: Value::Null,
         };
         match n {
-            0 | 5 => Some(told(529).with("retry-after-ms", 1)),
-            3 => Some(told(400)),
-            30.. => Some(told(401)),
+            0 | 5 => Some(fault(529).with("retry-after-ms", 1)),
+            3 => Some(fault(400)),
+            30.. => Some(fault(401)),
             _ => None,
         }
     };
@@ -387,7 +387,7 @@ fn a_key_in_a_file_is_used_and_is_nowhere_in_what_a_run_leaves_or_shows() {
 }
 
 #[test]
-fn a_missing_key_is_told_before_anything_runs_and_only_where_something_is_asked() {
+fn a_missing_key_is_reported_before_anything_runs_and_only_where_requests_are_sent() {
     let space = space("");
     let api = Api::new(Rules::default());
     let without = |arguments: &[&str]| {

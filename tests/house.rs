@@ -3,7 +3,7 @@
 mod space;
 
 /// The workspace crates that a manifest depends on.
-fn known(manifest: &str) -> Vec<String> {
+fn workspace_dependencies(manifest: &str) -> Vec<String> {
     let text = std::fs::read_to_string(space::repository(manifest)).expect("the manifest is part of the repository");
     let dependencies = text.split("[dependencies]").nth(1).unwrap_or_default();
     let dependencies = dependencies.split("\n[").next().unwrap_or_default();
@@ -20,15 +20,15 @@ fn known(manifest: &str) -> Vec<String> {
 
 #[test]
 fn dependencies_point_one_way() {
-    assert_eq!(known("Cargo.toml"), ["engine", "lm", "stages"]);
-    assert_eq!(known("stages/Cargo.toml"), ["engine", "lm"]);
-    assert!(known("engine/Cargo.toml").is_empty());
-    assert!(known("lm/Cargo.toml").is_empty());
+    assert_eq!(workspace_dependencies("Cargo.toml"), ["engine", "lm", "stages"]);
+    assert_eq!(workspace_dependencies("stages/Cargo.toml"), ["engine", "lm"]);
+    assert!(workspace_dependencies("engine/Cargo.toml").is_empty());
+    assert!(workspace_dependencies("lm/Cargo.toml").is_empty());
 }
 
 #[test]
-fn every_module_says_what_it_is() {
-    let mut silent = Vec::new();
+fn every_module_has_a_header_comment() {
+    let mut missing = Vec::new();
     for root in ["src", "engine/src", "lm/src", "stages/src"] {
         let mut folders = vec![space::repository(root)];
         while let Some(folder) = folders.pop() {
@@ -43,12 +43,12 @@ fn every_module_says_what_it_is() {
                 } else if path.extension().is_some_and(|e| e == "rs")
                     && !std::fs::read_to_string(&path).expect("a source file can be read").starts_with("//!")
                 {
-                    silent.push(path);
+                    missing.push(path);
                 }
             }
         }
     }
-    assert!(silent.is_empty(), "these files do not open with a `//!` sentence: {silent:?}");
+    assert!(missing.is_empty(), "these files do not open with a `//!` sentence: {missing:?}");
 }
 
 /// The modules of `stages`, from the lowest layer up: text, tables, types, models and training, kinds, the paper.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use space::hub::{Page, Play};
+use space::hub::{FakeServer, Response};
 use space::{TestSpace, repository, text};
 
 const OLD: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -20,8 +20,8 @@ fn asset(file: &str) -> Vec<u8> {
 }
 
 /// A hub with the model as `a/b`, and a space with a pipeline that imports it.
-fn hub() -> (TestSpace, Play) {
-    let hub = Play::new();
+fn hub() -> (TestSpace, FakeServer) {
+    let hub = FakeServer::new();
     put_model(&hub, "main", OLD);
     (fresh_space(), hub)
 }
@@ -32,7 +32,7 @@ fn fresh_space() -> TestSpace {
     space
 }
 
-fn put_model(hub: &Play, revision: &str, commit: &str) {
+fn put_model(hub: &FakeServer, revision: &str, commit: &str) {
     let files = FILES.map(|file| (file, asset(file)));
     hub.put_repository("models", "a/b", revision, commit, &files.each_ref().map(|(name, body)| (*name, &body[..])));
 }
@@ -41,7 +41,7 @@ fn at(commit: &str, file: &str) -> String {
     format!("/a/b/resolve/{commit}/{file}")
 }
 
-fn run(space: &TestSpace, hub: &Play, token: Option<&str>, more: &[&str]) -> Output {
+fn run(space: &TestSpace, hub: &FakeServer, token: Option<&str>, more: &[&str]) -> Output {
     let mut command = space.command(&[&["run", "p.yaml"], more].concat());
     command.env("HF_ENDPOINT", &hub.address).env_remove("HF_TOKEN");
     if let Some(token) = token {
@@ -83,37 +83,44 @@ fn part(space: &TestSpace, name: &str) -> Option<PathBuf> {
 #[test]
 fn a_redirect_is_followed_and_the_token_stays_with_the_hub() {
     let (space, hub) = hub();
-    let store = Play::new();
+    let store = FakeServer::new();
     let weights = asset("model.safetensors");
-    store.put("/blob?signature=x", Page::of(weights.clone()));
-    hub.put(&at(OLD, "model.safetensors"), Page::elsewhere(format!("{}/blob?signature=x", store.address), &weights));
+    store.put("/blob?signature=x", Response::of(weights.clone()));
+    hub.put(
+        &at(OLD, "model.safetensors"),
+        Response::redirect_to(format!("{}/blob?signature=x", store.address), &weights),
+    );
     // Redirect small files to another path on the same host, as hubs do.
-    hub.put("/cache/config", Page::in_git(&asset("config.json")));
-    hub.change(&at(OLD, "config.json"), |page| {
-        *page = Page { status: 307, headers: vec![("location", "/cache/config".into())], ..Page::of("") };
+    hub.put("/cache/config", Response::in_git(&asset("config.json")));
+    hub.change(&at(OLD, "config.json"), |response| {
+        *response = Response { status: 307, headers: vec![("location", "/cache/config".into())], ..Response::of("") };
     });
     for path in hub_pages() {
-        hub.change(&path, |page| page.token = Some("hf_secret"));
+        hub.change(&path, |response| response.token = Some("hf_secret"));
     }
     let out = run(&space, &hub, Some("hf_secret"), &[]);
     assert_imported(&out, &space);
-    assert!(hub.asked().iter().all(|asked| asked.token.as_deref() == Some("Bearer hf_secret")), "{:?}", hub.asked());
-    assert_eq!(store.asked().len(), 1);
-    assert_eq!(store.asked()[0].token, None);
+    assert!(
+        hub.requests().iter().all(|request| request.token.as_deref() == Some("Bearer hf_secret")),
+        "{:?}",
+        hub.requests()
+    );
+    assert_eq!(store.requests().len(), 1);
+    assert_eq!(store.requests()[0].token, None);
     let holds_the_token =
         |path: &PathBuf| text(&std::fs::read(path).expect("a file of the store")).contains("hf_secret");
     assert_eq!(files(&space.path("cache")).into_iter().find(holds_the_token), None);
 
     // Existing files are not requested again.
-    let asked = hub.asked().len();
+    let before = hub.requests().len();
     assert_imported(&run(&space, &hub, None, &[]), &space);
-    assert_eq!(hub.asked().len(), asked);
+    assert_eq!(hub.requests().len(), before);
 }
 
 fn hub_pages() -> Vec<String> {
-    let mut pages = FILES.map(|file| at(OLD, file)).to_vec();
-    pages.extend(["/api/models/a/b/revision/main".to_owned(), "/cache/config".to_owned()]);
-    pages
+    let mut responses = FILES.map(|file| at(OLD, file)).to_vec();
+    responses.extend(["/api/models/a/b/revision/main".to_owned(), "/cache/config".to_owned()]);
+    responses
 }
 
 #[test]
@@ -121,7 +128,7 @@ fn a_download_that_is_cut_goes_on_where_it_stopped() {
     let (space, hub) = hub();
     let weights = at(OLD, "model.safetensors");
     // The third attempt receives nothing; the stage is then retried after a second.
-    hub.change(&weights, |page| page.cuts = vec![1000, 2000, 0]);
+    hub.change(&weights, |response| response.cut_after = vec![1000, 2000, 0]);
     assert_imported(&run(&space, &hub, None, &[]), &space);
     let range = |start: &str| Some(format!("bytes={start}-"));
     assert_eq!(hub.ranges(&weights), [None, range("1000"), range("3000"), range("3000")]);
@@ -129,10 +136,10 @@ fn a_download_that_is_cut_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn a_server_that_gives_no_parts_is_asked_for_the_whole() {
+fn a_server_without_ranges_is_asked_for_the_whole_file() {
     let (space, hub) = hub();
-    hub.change(&at(OLD, "model.safetensors"), |page| {
-        (page.cuts, page.takes_ranges) = (vec![1000], false);
+    hub.change(&at(OLD, "model.safetensors"), |response| {
+        (response.cut_after, response.supports_ranges) = (vec![1000], false);
     });
     assert_imported(&run(&space, &hub, None, &[]), &space);
 }
@@ -141,7 +148,7 @@ fn a_server_that_gives_no_parts_is_asked_for_the_whole() {
 fn a_killed_run_leaves_what_came_and_the_next_goes_on_at_the_same_commit() {
     let (space, hub) = hub();
     let weights = at(OLD, "model.safetensors");
-    hub.change(&weights, |page| page.stalls = Some(5000));
+    hub.change(&weights, |response| response.stall_after = Some(5000));
     let mut child =
         space.command(&["run", "p.yaml"]).env("HF_ENDPOINT", &hub.address).spawn().expect("the binary starts");
     let came =
@@ -155,14 +162,14 @@ fn a_killed_run_leaves_what_came_and_the_next_goes_on_at_the_same_commit() {
 
     // The branch moves meanwhile: files of two commits must not be mixed.
     put_model(&hub, "main", NEW);
-    hub.change(&weights, |page| page.stalls = None);
+    hub.change(&weights, |response| response.stall_after = None);
     assert_imported(&run(&space, &hub, None, &[]), &space);
     assert_eq!(hub.ranges(&weights), [None, Some("bytes=5000-".to_owned())]);
-    assert!(!hub.asked().iter().any(|asked| asked.path.contains(NEW)));
+    assert!(!hub.requests().iter().any(|request| request.path.contains(NEW)));
 
     // The record is reused while the branch has moved; `--force` resolves the branch again.
     assert_imported(&run(&space, &hub, None, &[]), &space);
-    assert!(!hub.asked().iter().any(|asked| asked.path.contains(NEW)));
+    assert!(!hub.requests().iter().any(|request| request.path.contains(NEW)));
     let out = run(&space, &hub, None, &["--force", "base"]);
     assert_imported(&out, &space);
     assert!(text(&out.stderr).contains(&format!("`a/b`: revision `main` is commit {NEW}")), "{}", text(&out.stderr));
@@ -172,45 +179,45 @@ fn a_killed_run_leaves_what_came_and_the_next_goes_on_at_the_same_commit() {
 #[test]
 fn bytes_that_are_not_what_the_hub_says_are_refused_and_removed() {
     let (space, hub) = hub();
-    hub.change(&at(OLD, "tokenizer.json"), |page| page.body.push(b'\n'));
+    hub.change(&at(OLD, "tokenizer.json"), |response| response.body.push(b'\n'));
     let out = run(&space, &hub, None, &[]);
     assert_refused(&out, 3, &["file `tokenizer.json`", "expected git blob ", ", found git blob "]);
 
     put_model(&hub, "main", OLD);
-    let store = Play::new();
+    let store = FakeServer::new();
     let weights = asset("model.safetensors");
     let mut other = weights.clone();
     *other.last_mut().expect("it is not empty") ^= 1;
-    store.put("/blob", Page::of(other));
-    hub.put(&at(OLD, "model.safetensors"), Page::elsewhere(format!("{}/blob", store.address), &weights));
+    store.put("/blob", Response::of(other));
+    hub.put(&at(OLD, "model.safetensors"), Response::redirect_to(format!("{}/blob", store.address), &weights));
     let out = run(&space, &hub, None, &[]);
     assert_refused(&out, 3, &["`a/b`", "file `model.safetensors`", "expected sha256 ", ", found sha256 ", "removed"]);
     assert_eq!(part(&space, "model.safetensors"), None);
 }
 
 #[test]
-fn a_part_that_spoils_the_whole_is_fetched_anew() {
+fn a_part_with_wrong_bytes_is_downloaded_again() {
     let (space, hub) = hub();
     let weights = at(OLD, "model.safetensors");
-    hub.change(&weights, |page| {
-        page.cuts = vec![4000];
-        page.body[10] ^= 1;
+    hub.change(&weights, |response| {
+        response.cut_after = vec![4000];
+        response.body[10] ^= 1;
     });
     let mut child = space.command(&["run", "p.yaml"]).env("HF_ENDPOINT", &hub.address).spawn().expect("it starts");
     let started = Instant::now();
     while hub.ranges(&weights).len() < 2 {
-        assert!(started.elapsed() < Duration::from_secs(60), "{:?}", hub.asked());
+        assert!(started.elapsed() < Duration::from_secs(60), "{:?}", hub.requests());
         std::thread::sleep(Duration::from_millis(5));
     }
-    hub.change(&weights, |page| page.body[10] ^= 1);
+    hub.change(&weights, |response| response.body[10] ^= 1);
     assert!(child.wait().expect("it ends").success());
     assert_eq!(hub.ranges(&weights), [None, Some("bytes=4000-".to_owned()), None]);
 }
 
 #[test]
-fn what_the_hub_refuses_is_told_with_what_to_do() {
+fn refusals_of_the_hub_come_with_a_hint() {
     let (space, hub) = hub();
-    let refuse = |path: &str, status| hub.put(path, Page { status, ..Page::of("") });
+    let refuse = |path: &str, status| hub.put(path, Response { status, ..Response::of("") });
     let info = "/api/models/a/b/revision/main";
     refuse(info, 401);
     assert_refused(&run(&space, &hub, None, &[]), 3, &["model `a/b` (revision `main`)", "401", "set HF_TOKEN"]);
@@ -226,7 +233,7 @@ fn what_the_hub_refuses_is_told_with_what_to_do() {
     put_model(&hub, "main", OLD);
     refuse(&at(OLD, "tokenizer.json"), 404);
     assert_refused(&run(&space, &hub, None, &[]), 3, &["revision `main`, file `tokenizer.json`", "404"]);
-    hub.put(info, Page::of("{\"sha\":\"main\"}"));
+    hub.put(info, Response::of("{\"sha\":\"main\"}"));
     assert_refused(&run(&space, &hub, None, &["--force", "base"]), 3, &["does not tell its commit"]);
     hub.put_repository("models", "a/b", "main", OLD, &[("config.json", b"{}")]);
     assert_refused(&run(&space, &hub, None, &["--force", "base"]), 2, &["a/b: file `tokenizer.json` is missing"]);
@@ -235,12 +242,12 @@ fn what_the_hub_refuses_is_told_with_what_to_do() {
 }
 
 #[test]
-fn what_the_hub_names_is_told_as_what_it_is() {
+fn errors_of_the_hub_name_what_they_refer_to() {
     let info = "/api/models/a/b/revision/main";
     let file = at(OLD, "tokenizer.json");
     let check = |path: &str, (status, code): (u16, &str), token: Option<&str>, parts: &[&str]| {
         let (space, hub) = hub();
-        hub.put(path, Page { status, headers: vec![("x-error-code", code.into())], ..Page::of("") });
+        hub.put(path, Response { status, headers: vec![("x-error-code", code.into())], ..Response::of("") });
         let out = run(&space, &hub, token, &[]);
         assert_refused(&out, 3, parts);
         assert_refused(&out, 3, &[&status.to_string()]);
@@ -257,7 +264,7 @@ fn what_the_hub_names_is_told_as_what_it_is() {
     // An unknown token gives no error code, only a message.
     let (space, hub) = hub();
     let headers = vec![("x-error-message", "Invalid username or password.".into())];
-    hub.put(info, Page { status: 401, headers, ..Page::of("") });
+    hub.put(info, Response { status: 401, headers, ..Response::of("") });
     assert_refused(
         &run(&space, &hub, Some("hf_old"), &[]),
         3,
@@ -266,14 +273,14 @@ fn what_the_hub_names_is_told_as_what_it_is() {
 }
 
 #[test]
-fn of_safetensors_and_pickles_only_the_first_are_fetched() {
+fn safetensors_are_downloaded_and_pickles_are_not() {
     let (space, hub) = hub();
     let files = FILES.map(|file| (file, asset(file)));
     let mut files: Vec<(&str, &[u8])> = files.iter().map(|(name, body)| (*name, &body[..])).collect();
     files.extend([("pytorch_model.bin", &b"pickle"[..]), ("flax_model.msgpack", b"x"), ("README.md", b"x")]);
     hub.put_repository("models", "a/b", "main", OLD, &files);
     assert_imported(&run(&space, &hub, None, &[]), &space);
-    assert_eq!(hub.asked().len(), 1 + FILES.len(), "{:?}", hub.asked());
+    assert_eq!(hub.requests().len(), 1 + FILES.len(), "{:?}", hub.requests());
 }
 
 #[test]
@@ -293,7 +300,7 @@ fn an_index_of_shards_cannot_lead_out_of_the_repository() {
         ];
         hub.put_repository("models", "a/b", "main", OLD, &files);
         assert_refused(&run(&space, &hub, None, &[]), code, &[what]);
-        assert!(!hub.asked().iter().any(|asked| asked.path.contains("evil") || asked.path.contains("passwd")));
+        assert!(!hub.requests().iter().any(|request| request.path.contains("evil") || request.path.contains("passwd")));
     }
 }
 
@@ -304,13 +311,13 @@ fn a_data_set_comes_from_the_hub_too() {
         "version: 1\nstages:\n  posts: {{ uses: dataset.tldr, with: {{ hub: {{ id: o/posts, revision: {OLD}, files: \"data/*.jsonl\" }} }} }}\n"
     );
     space.write("p.yaml", &pipeline);
-    let hub = Play::new();
+    let hub = FakeServer::new();
     let row = b"{\"id\":\"a\",\"subreddit\":\"tifu\",\"title\":\"t\",\"post\":\"p\",\"summary\":\"s\"}\n";
     hub.put_repository("datasets", "o/posts", "main", OLD, &[("README.md", b"x"), ("data/a.jsonl", row)]);
     let out = run(&space, &hub, None, &[]);
     assert!(out.status.success(), "{}", text(&out.stderr));
     assert_eq!(space.json(&["show", "p.yaml", "posts", "--json"])["rows"]["posts.parquet"], 1);
-    assert!(!hub.asked().iter().any(|asked| asked.path.contains("README")));
+    assert!(!hub.requests().iter().any(|request| request.path.contains("README")));
 }
 
 stages::table! {
@@ -332,7 +339,7 @@ fn peoples_comparisons_come_from_the_splits_of_a_data_set_that_are_asked_for() {
     let file = space.path("train.parquet");
     stages::table::write(&file, [row("I fell.", "fell", "stood"), row("I sang.", "song", "cake")]).expect("a table");
     let train = std::fs::read(&file).expect("the table is there");
-    let hub = Play::new();
+    let hub = FakeServer::new();
     let files: [(&str, &[u8]); 3] =
         [("README.md", b"x"), ("data/test-00000.parquet", b"not asked for"), ("data/train-00000.parquet", &train)];
     hub.put_repository("datasets", "o/comparisons", "main", OLD, &files);
@@ -340,5 +347,5 @@ fn peoples_comparisons_come_from_the_splits_of_a_data_set_that_are_asked_for() {
     assert!(out.status.success(), "{}", text(&out.stderr));
     let shown = space.json(&["show", "p.yaml", "people", "--json"]);
     assert_eq!((&shown["type"], &shown["rows"]["preferences.parquet"]), (&"Preferences".into(), &2.into()));
-    assert!(!hub.asked().iter().any(|asked| asked.path.contains("README") || asked.path.contains("test-")));
+    assert!(!hub.requests().iter().any(|request| request.path.contains("README") || request.path.contains("test-")));
 }

@@ -132,7 +132,7 @@ fn a_text_begins_with_what_its_tokenizer_puts_there() {
 }
 
 #[test]
-fn what_was_generated_greedily_has_the_greatest_log_probabilities() {
+fn greedily_generated_tokens_have_the_greatest_log_probabilities() {
     let space = with_model();
     let args = ["generate", "--model", "model", "--greedy", "--max-new-tokens", "8", "--min-new-tokens", "8"];
     let answer = answers(&space, &args, &[json!({ "prompt": TEXT, "id": "x" })]).remove(0);
@@ -222,7 +222,7 @@ fn a_reward_model_gives_its_score_and_an_ensemble_its_members_mean_and_variance(
 }
 
 #[test]
-fn a_bad_line_is_told_by_its_number_after_those_before_it_were_answered() {
+fn a_bad_line_is_reported_by_its_number_after_those_before_it_were_answered() {
     let space = with_model();
     let good = |task: &str| match task {
         "logprobs" => json!({ "ids": [1, 2] }),
@@ -233,7 +233,7 @@ fn a_bad_line_is_told_by_its_number_after_those_before_it_were_answered() {
         ("logprobs", "{}", "line 2: expected either `text` or `ids`"),
         ("logprobs", r#"{"text":"a","ids":[1]}"#, "line 2: expected either `text` or `ids`"),
         ("logprobs", r#"{"ids":[1,-1]}"#, "line 2: invalid value: integer `-1`"),
-        ("logprobs", r#"{"ids":[70000]}"#, "line 2: id 70000 is not below the model's vocabulary of "),
+        ("logprobs", r#"{"ids":[70000]}"#, "line 2: id 70000 is outside the model's vocabulary of "),
         ("generate", r#"{"text":"a"}"#, "line 2: missing field `prompt`"),
         ("generate", r#"{"prompt":""}"#, "line 2: the prompt is empty"),
     ] {
@@ -251,10 +251,10 @@ fn a_bad_line_is_told_by_its_number_after_those_before_it_were_answered() {
 }
 
 #[test]
-fn a_folder_that_is_no_model_is_told() {
+fn a_folder_without_a_model_is_reported() {
     let space = with_model();
     for (arguments, what) in [
-        (&["logprobs", "--model", "none"][..], "none: there is no such folder"),
+        (&["logprobs", "--model", "none"][..], "none: no such file or folder"),
         (&["score", "--model", "model"], "model: expected reward.json or ensemble.json"),
         (&["generate", "--model", "model", "--temperature", "0"], "--greedy"),
         (&["generate", "--model", "model", "--min-new-tokens", "49"], "--min-new-tokens 49 is above"),

@@ -58,7 +58,7 @@ fn labelled_comparisons_drop_the_first_sampling_and_keep_what_lies_above() {
 }
 
 #[test]
-fn a_mistake_is_told_with_its_place_and_exit_code_2() {
+fn a_mistake_is_reported_with_its_location_and_exit_code_2() {
     let cases: &[(&str, &[&str], &str)] = &[
         ("unknown kind", &["--set", "stages.sft.uses=sfft"], "sfft"),
         ("unknown parameter", &["--set", "stages.sft.with.learning_rate=1"], "learning_rate"),
@@ -99,18 +99,18 @@ fn a_mistake_is_told_with_its_place_and_exit_code_2() {
         ("unknown key of the report", &["--set", "report.tunning_seeds=[1]"], "did you mean `tuning_seeds`?"),
         ("wrong type in the report", &["--set", "report.tuning_seeds=1"], "write `tuning_seeds: [1]`"),
     ];
-    for (what, arguments, told) in cases {
+    for (what, arguments, expected) in cases {
         let space = TestSpace::new();
         let file = shipped(&space);
         let out = space.temper(&[&["plan", &file], *arguments].concat());
         let stderr = text(&out.stderr);
         assert_eq!(out.status.code(), Some(2), "{what}: {stderr}");
-        assert!(stderr.contains(told), "{what}: `{told}` is not in {stderr}");
+        assert!(stderr.contains(expected), "{what}: `{expected}` is not in {stderr}");
     }
 }
 
 #[test]
-fn all_mistakes_are_told_at_once() {
+fn all_mistakes_are_reported_at_once() {
     let space = TestSpace::new();
     let file = shipped(&space);
     let out =
@@ -120,7 +120,7 @@ fn all_mistakes_are_told_at_once() {
 }
 
 #[test]
-fn a_model_that_cannot_be_had_is_named() {
+fn a_model_that_cannot_be_downloaded_is_named() {
     let space = TestSpace::new();
     let file = shipped(&space);
     let out = space
@@ -171,7 +171,7 @@ fn assert_harmless(out: &std::process::Output) -> String {
 }
 
 #[test]
-fn text_of_others_does_not_steer_the_terminal() {
+fn foreign_text_sends_no_controls_to_the_terminal() {
     let space = TestSpace::new();
     space.write(
         "made.sh",
@@ -192,19 +192,19 @@ stages:
   rows: { uses: dataset.tldr, with: { files: '*.jsonl' } }
 ",
     );
-    let told = assert_harmless(&space.temper(&["run", "p.yaml", "--keep-going"]));
-    assert!(told.contains("last\\u{1b}[2J words"), "{told}");
-    assert!(told.contains("rows\\u{1b}[2J.jsonl, line 2: "), "{told}");
+    let output = assert_harmless(&space.temper(&["run", "p.yaml", "--keep-going"]));
+    assert!(output.contains("last\\u{1b}[2J words"), "{output}");
+    assert!(output.contains("rows\\u{1b}[2J.jsonl, line 2: "), "{output}");
     let shown = assert_harmless(&space.temper(&["show", "p.yaml", "made"]));
     assert!(shown.contains("file\\u{1b}[2J") && shown.contains("metric\\u{1b}[2J: 1"), "{shown}");
     assert_harmless(&space.temper(&["show", "p.yaml", "made", "--json"]));
     let shown = space.json(&["show", "p.yaml", "made", "--json"]);
     assert_eq!(shown["metrics"]["metric\u{1b}[2J"], 1.0);
     space.write("faulty.yaml", "version: 1\nstages:\n  a: { uses: \"comm\\e[2Jand\" }\n");
-    let told = assert_harmless(&space.temper(&["plan", "faulty.yaml"]));
-    assert!(told.contains("comm\\u{1b}[2Jand"), "{told}");
-    let told = assert_harmless(&space.temper(&["plan", "p.yaml", "rows\u{1b}[2J.jsonl"]));
-    assert!(told.contains("rows") && told.contains(".jsonl"), "{told}");
+    let output = assert_harmless(&space.temper(&["plan", "faulty.yaml"]));
+    assert!(output.contains("comm\\u{1b}[2Jand"), "{output}");
+    let output = assert_harmless(&space.temper(&["plan", "p.yaml", "rows\u{1b}[2J.jsonl"]));
+    assert!(output.contains("rows") && output.contains(".jsonl"), "{output}");
 }
 
 #[test]
@@ -243,8 +243,8 @@ stages:
         (text(&run.stderr), page)
     };
     let warning = "prompts lost the end of their post to fit";
-    let (told, page) = report();
-    assert!(told.contains("sft: warning: ") && told.contains(warning), "{told}");
+    let (stderr, page) = report();
+    assert!(stderr.contains("sft: warning: ") && stderr.contains(warning), "{stderr}");
     assert!(page.contains(warning), "{page}");
     let (_, page) = report();
     assert!(page.contains(warning), "{page}");
@@ -252,7 +252,7 @@ stages:
 }
 
 #[test]
-fn a_variable_that_a_stage_needs_is_missed_before_anything_runs() {
+fn a_missing_environment_variable_is_reported_before_anything_runs() {
     let space = TestSpace::new();
     let text_of = |more: &str| TWO.replace("with: { run: [sh, -c, 'cp", &format!("with: {{ {more} run: [sh, -c, 'cp"));
     space.write("two.yaml", &text_of("pass_env: [NO_SUCH_TOKEN_HERE],"));
@@ -280,7 +280,7 @@ fn a_variable_that_a_stage_needs_is_missed_before_anything_runs() {
 }
 
 #[test]
-fn a_reader_that_goes_away_stops_nothing() {
+fn a_closed_output_pipe_does_not_stop_a_run() {
     let space = TestSpace::new();
     space.write("two.yaml", TWO);
     let (reader, writer) = std::io::pipe().expect("a pipe can be made");
@@ -298,16 +298,16 @@ fn a_folder_of_something_else_becomes_no_store() {
     space.write("two.yaml", TWO);
     std::fs::create_dir(space.path("mine")).expect("a folder can be made");
     space.write("mine/thesis.tex", "");
-    for (store, told) in [("mine", "not a store"), ("two.yaml", "this is a file")] {
+    for (store, expected) in [("mine", "not a store"), ("two.yaml", "found a file")] {
         let out = space.temper(&["run", "two.yaml", "--store", store]);
         assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
-        assert!(text(&out.stderr).contains(told), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains(expected), "{}", text(&out.stderr));
     }
     assert_eq!(std::fs::read_dir(space.path("mine")).expect("it is there").count(), 1);
 }
 
 #[test]
-fn every_flag_that_names_no_stage_is_told() {
+fn every_flag_that_names_no_stage_is_reported() {
     let space = TestSpace::new();
     space.write("two.yaml", TWO);
     let out = space.temper(&["run", "two.yaml", "--force", "c", "--force", "dd", "--from", "eee"]);
@@ -326,7 +326,7 @@ stages:
 ";
 
 #[test]
-fn what_a_full_device_swallows_is_an_error() {
+fn output_to_a_full_device_is_an_error() {
     let space = TestSpace::new();
     space.write("p.yaml", ONE_STAGE);
     for arguments in [
@@ -415,11 +415,11 @@ fn a_journal_with_a_broken_line_or_of_another_sort_does_not_stop_runs() {
     assert_eq!((out.status.code(), text(&out.stdout).lines().count()), (Some(0), 2), "{}", text(&out.stderr));
     assert!(text(&out.stdout).lines().all(|line| line.contains("0 failed")), "{}", text(&out.stdout));
     assert!(space.temper(&["report", "p.yaml"]).status.success());
-    assert!(std::fs::read_to_string(runs[1].join("report.html")).unwrap().contains("line 2 is no event"));
+    assert!(std::fs::read_to_string(runs[1].join("report.html")).unwrap().contains("line 2 is not an event"));
 }
 
 #[test]
-fn without_files_or_threads_to_spare_the_surroundings_are_blamed_in_our_words() {
+fn running_out_of_files_or_threads_is_an_environment_error() {
     let space = TestSpace::new();
     space.write("p.yaml", ONE_STAGE);
     for files in 4..20 {
@@ -430,8 +430,8 @@ fn without_files_or_threads_to_spare_the_surroundings_are_blamed_in_our_words() 
             .env("RUST_BACKTRACE", "0")
             .output()
             .unwrap();
-        let told = text(&out.stderr);
-        assert!(matches!(out.status.code(), Some(0 | 3)), "{files}: {:?}: {told}", out.status);
-        assert!(!told.contains("panicked"), "{files}: {told}");
+        let stderr = text(&out.stderr);
+        assert!(matches!(out.status.code(), Some(0 | 3)), "{files}: {:?}: {stderr}", out.status);
+        assert!(!stderr.contains("panicked"), "{files}: {stderr}");
     }
 }

@@ -86,12 +86,12 @@ fn a_study_killed_in_every_stage_that_learns_or_scores_gives_the_digests_of_an_u
     let labels = ["--until", "labels", "--checkpoint-every", "1", "-j", "2"];
     let kills: [(&[&str], &str, u64); 5] =
         [(&two, "base", 5), (&one, "sft", 7), (&two, "proxy[2]", 3), (&labels, "labels", 128), (&one, "rl", 2)];
-    let mut told: Vec<Value> =
+    let mut all_events: Vec<Value> =
         kills.iter().flat_map(|(arguments, stage, done)| killed_at(&space, arguments, stage, *done)).collect();
-    told.extend(events(&space.temper(&["run", "study.yaml", "--json", "-j", "2"])));
+    all_events.extend(events(&space.temper(&["run", "study.yaml", "--json", "-j", "2"])));
     // A stage may have finished before the kill arrived, but hardly all of them; a stage that ran next to the watched
     // one may have just begun.
-    let went_on = resumed(&told);
+    let went_on = resumed(&all_events);
     let least = |stage: &str| kills.iter().find(|kill| kill.1 == stage).map_or(1, |kill| kill.2);
     assert!(!went_on.is_empty() && went_on.iter().all(|(stage, done)| *done >= least(stage)), "{went_on:?}");
 

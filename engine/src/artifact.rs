@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags, SeekFrom, seek};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{At, Error, Result};
+use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 
 /// A type of artifact: what its folder must contain, and how to preview it.
@@ -95,8 +95,8 @@ pub fn check_root(out: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => "was removed",
         Err(e) => return Err(e).at(out),
     };
-    Err(Error::yours(format!("{}: the output folder {what}", out.display()))
-        .help("leave the output folder where it is, and write or copy files into it"))
+    Err(Error::user(format!("{}: the output folder {what}", out.display()))
+        .help("keep the output folder, and write or copy files into it"))
 }
 
 /// Checks that a file of an artifact has at most a GiB of holes.
@@ -113,8 +113,8 @@ pub fn check_holes(path: &Path, metadata: &Metadata) -> Result<()> {
     if holes <= MAX_HOLES {
         return Ok(());
     }
-    Err(Error::yours(format!("{}: a sparse file with {} GiB of holes", path.display(), holes >> 30))
-        .help("write it without holes, or compress it"))
+    Err(Error::user(format!("{}: the file is sparse, with {} GiB of holes", path.display(), holes >> 30))
+        .help("write the file without holes, or compress it"))
 }
 
 /// Number of bytes of a file that lie in holes.

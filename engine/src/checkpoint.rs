@@ -3,41 +3,29 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::context::Context;
-use crate::error::{At, Error, Result};
+use crate::context::{Cadence, Context, StepProgress};
+use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 use crate::store::{Platform, files};
-
-/// When a stage writes a checkpoint. Not part of any key, because it changes no result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Cadence {
-    /// About once a minute, but at most 5% of the time is spent writing checkpoints.
-    #[default]
-    Timed,
-    /// After this many of the stage's own steps.
-    Steps(NonZeroU64),
-}
 
 /// Minimum time between two checkpoints under [`Cadence::Timed`].
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Minimum time between two checkpoints as a multiple of the time that the last one took to write.
-const PAUSE: u32 = 20;
+const MIN_COST_FACTOR: u32 = 20;
 
 /// Version of the layout of a checkpoint's folder.
-const LAYOUT: u32 = 1;
+const LAYOUT_VERSION: u32 = 1;
 const MANIFEST: &str = "checkpoint.json";
 const PREFIX: &str = "checkpoint-";
 
 /// Lists the other files of a checkpoint's folder; written after all of them.
 #[derive(Serialize, Deserialize)]
-struct Manifest {
+struct CheckpointManifest {
     layout: u32,
     /// The kind's own format version for its files.
     format: u32,
@@ -45,14 +33,6 @@ struct Manifest {
     /// checkpoint.
     platform: Platform,
     files: BTreeMap<String, Digest>,
-}
-
-/// A stage's progress, such as 120 of 600 steps.
-#[derive(Clone, Copy, Debug)]
-pub struct Reached<'a> {
-    pub done: u64,
-    pub total: u64,
-    pub unit: &'a str,
 }
 
 /// The checkpoints of one key. There are two on disk while a new one is being written.
@@ -64,7 +44,7 @@ pub struct Checkpoints {
     steps: u64,
     /// When the last checkpoint was written, and how long that took.
     last: Instant,
-    cost: Duration,
+    write_time: Duration,
     /// Number of the newest checkpoint on disk; 0 if there is none.
     number: u64,
     /// Whether the last checkpoint could not be written.
@@ -81,7 +61,7 @@ impl Checkpoints {
             cadence: ctx.cadence(),
             steps: 0,
             last: Instant::now(),
-            cost: Duration::ZERO,
+            write_time: Duration::ZERO,
             number: 0,
             failing: false,
         }
@@ -104,7 +84,7 @@ impl Checkpoints {
         for (_, folder) in found.into_iter().rev() {
             match self.verify(&folder).and_then(|()| read(&folder)) {
                 Ok(state) => return Ok(Some((state, folder))),
-                Err(e) => ctx.warn(format!("a checkpoint is not used: {}", e.message)),
+                Err(e) => ctx.warn(format!("ignoring a checkpoint: {}", e.message)),
             }
         }
         Ok(None)
@@ -115,31 +95,31 @@ impl Checkpoints {
         self.steps += 1;
         match self.cadence {
             Cadence::Steps(n) => self.steps >= n.get(),
-            Cadence::Timed => self.last.elapsed() >= INTERVAL.max(self.cost * PAUSE),
+            Cadence::Timed => self.last.elapsed() >= INTERVAL.max(self.write_time * MIN_COST_FACTOR),
         }
     }
 
     /// Publishes a checkpoint, which `fill` writes into an empty folder (files only), and deletes older ones. If that
     /// fails, the stage continues with a warning; consecutive failures cause only one warning.
-    pub fn publish(&mut self, ctx: &mut Context, reached: Reached<'_>, fill: impl FnOnce(&Path) -> Result<()>) {
+    pub fn publish(&mut self, ctx: &mut Context, progress: StepProgress<'_>, fill: impl FnOnce(&Path) -> Result<()>) {
         let clock = Instant::now();
         let written = self.write(fill);
-        self.cost = clock.elapsed();
+        self.write_time = clock.elapsed();
         self.last = Instant::now();
         self.steps = 0;
         match &written {
-            Ok(()) => ctx.checkpointed(reached),
+            Ok(()) => ctx.checkpointed(progress),
             Err(_) if self.failing => {}
-            Err(e) => ctx.warn(format!("a checkpoint could not be written: {}", e.message)),
+            Err(e) => ctx.warn(format!("cannot write a checkpoint: {}", e.message)),
         }
         self.failing = written.is_err();
     }
 
     fn write(&mut self, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let target = self.folder.join(format!("{PREFIX}{}", self.number + 1));
-        let fresh = files::fresh_name(&target);
+        let fresh = files::temporary_name(&target);
         fs::create_dir(&fresh).at(&fresh)?;
-        let temporary = files::Temporary::new(fresh.clone());
+        let temporary = files::TemporaryPath::new(fresh.clone());
         fill(&fresh)?;
         let mut names = BTreeMap::new();
         let mut paths = Vec::new();
@@ -149,7 +129,12 @@ impl Checkpoints {
             names.insert(entry.file_name().to_string_lossy().into_owned(), digest);
             paths.push(entry.path());
         }
-        let manifest = Manifest { layout: LAYOUT, format: self.format, platform: Platform::this_cpu(), files: names };
+        let manifest = CheckpointManifest {
+            layout: LAYOUT_VERSION,
+            format: self.format,
+            platform: Platform::this_cpu(),
+            files: names,
+        };
         let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
         let path = fresh.join(MANIFEST);
         fs::write(&path, text).at(&path)?;
@@ -174,7 +159,7 @@ impl Checkpoints {
         for entry in fs::read_dir(&self.folder).at(&self.folder)? {
             let entry = entry.at(&self.folder)?;
             let name = entry.file_name();
-            if files::is_fresh_name(&name) {
+            if files::is_temporary_name(&name) {
                 // Attempts of one key never overlap, so no process is writing it.
                 fs::remove_dir_all(entry.path()).at(entry.path())?;
             } else if let Some(number) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.parse().ok()) {
@@ -187,21 +172,25 @@ impl Checkpoints {
     /// Checks that every file is present and undamaged, in the expected format, and from this platform.
     fn verify(&self, folder: &Path) -> Result<()> {
         let path = folder.join(MANIFEST);
-        let bad = |what: String| Error::surroundings(format!("{}: {what}", path.display()));
+        let bad = |what: String| Error::environment(format!("{}: {what}", path.display()));
         let text = fs::read(&path).at(&path)?;
-        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| bad(format!("not readable: {e}")))?;
-        let (is, wanted) = ((manifest.layout, manifest.format), (LAYOUT, self.format));
-        if is != wanted {
-            return Err(bad(format!("has format {}.{}, this program writes {}.{}", is.0, is.1, wanted.0, wanted.1)));
+        let manifest: CheckpointManifest =
+            serde_json::from_slice(&text).map_err(|e| bad(format!("not readable: {e}")))?;
+        let (is, expected) = ((manifest.layout, manifest.format), (LAYOUT_VERSION, self.format));
+        if is != expected {
+            return Err(bad(format!(
+                "has format {}.{}, but this program writes {}.{}",
+                is.0, is.1, expected.0, expected.1
+            )));
         }
         let here = Platform::this_cpu();
         if manifest.platform != here {
-            return Err(bad(format!("written on {:?}, this is {here:?}", manifest.platform)));
+            return Err(bad(format!("written on {:?}, but this is {here:?}", manifest.platform)));
         }
         for (name, digest) in &manifest.files {
             let path = folder.join(name);
             if files::hash_file(&path)?.0 != *digest {
-                return Err(bad(format!("`{name}` is damaged or cut off")));
+                return Err(bad(format!("`{name}` is damaged or truncated")));
             }
         }
         Ok(())
@@ -210,35 +199,36 @@ impl Checkpoints {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::context::Tell;
+    use crate::context::StageEvent;
 
     /// A checkpoint folder, and the events of attempts that use it.
-    struct Bench {
+    struct Fixture {
         folder: tempfile::TempDir,
-        told: Arc<Mutex<Vec<Tell>>>,
+        events: Arc<Mutex<Vec<StageEvent>>>,
     }
 
-    const REACHED: Reached<'static> = Reached { done: 3, total: 9, unit: "steps" };
+    const PROGRESS: StepProgress<'static> = StepProgress { done: 3, total: 9, unit: "steps" };
 
-    impl Bench {
+    impl Fixture {
         fn new() -> Self {
-            Self { folder: tempfile::tempdir().unwrap(), told: Arc::default() }
+            Self { folder: tempfile::tempdir().unwrap(), events: Arc::default() }
         }
 
         fn ctx(&self) -> Context {
-            let (told, folder) = (self.told.clone(), self.folder.path().to_owned());
+            let (events, folder) = (self.events.clone(), self.folder.path().to_owned());
             Context::new("kind", 0, BTreeMap::new(), PathBuf::new(), folder)
-                .with_sink(move |tell| told.lock().unwrap().push(tell))
+                .with_sink(move |event| events.lock().unwrap().push(event))
         }
 
         fn publish(&self, text: &str) {
             let mut ctx = self.ctx();
             let mut checkpoints = Checkpoints::new(&ctx, 1);
             checkpoints.latest(&mut ctx, |_| Ok(())).unwrap();
-            checkpoints.publish(&mut ctx, REACHED, |folder| fs::write(folder.join("text"), text).at(folder));
+            checkpoints.publish(&mut ctx, PROGRESS, |folder| fs::write(folder.join("text"), text).at(folder));
         }
 
         fn found(&self, format: u32) -> Option<String> {
@@ -253,103 +243,104 @@ mod tests {
         }
 
         fn warnings(&self) -> Vec<String> {
-            let warning = |tell: &Tell| match tell {
-                Tell::Warning { message } => Some(message.clone()),
+            let warning = |event: &StageEvent| match event {
+                StageEvent::Warning { message } => Some(message.clone()),
                 _ => None,
             };
-            self.told.lock().unwrap().iter().filter_map(warning).collect()
+            self.events.lock().unwrap().iter().filter_map(warning).collect()
         }
     }
 
     #[test]
-    fn the_last_one_is_found_and_the_older_is_gone() {
-        let bench = Bench::new();
-        assert_eq!(bench.found(1), None);
-        bench.publish("one");
-        bench.publish("two");
-        assert_eq!((bench.found(1).as_deref(), bench.names()), (Some("two"), vec!["checkpoint-2".to_owned()]));
-        assert!(bench.warnings().is_empty());
-        let told = |tell: &Tell| matches!(tell, Tell::Checkpoint { done: 3, total: 9, unit } if unit == "steps");
-        assert_eq!(bench.told.lock().unwrap().iter().filter(|tell| told(tell)).count(), 2);
+    fn the_last_checkpoint_is_found_and_the_older_one_is_removed() {
+        let fixture = Fixture::new();
+        assert_eq!(fixture.found(1), None);
+        fixture.publish("one");
+        fixture.publish("two");
+        assert_eq!((fixture.found(1).as_deref(), fixture.names()), (Some("two"), vec!["checkpoint-2".to_owned()]));
+        assert!(fixture.warnings().is_empty());
+        let is_checkpoint =
+            |event: &StageEvent| matches!(event, StageEvent::Checkpoint { done: 3, total: 9, unit } if unit == "steps");
+        assert_eq!(fixture.events.lock().unwrap().iter().filter(|event| is_checkpoint(event)).count(), 2);
     }
 
     #[test]
-    fn one_that_is_damaged_cut_off_or_of_another_format_is_told_and_not_used() {
+    fn a_damaged_truncated_or_differently_formatted_checkpoint_is_reported_and_not_used() {
         for spoil in ["text", MANIFEST] {
-            let bench = Bench::new();
-            bench.publish("whole");
-            let file = bench.folder.path().join("checkpoint-1").join(spoil);
+            let fixture = Fixture::new();
+            fixture.publish("whole");
+            let file = fixture.folder.path().join("checkpoint-1").join(spoil);
             let bytes = fs::read(&file).unwrap();
             fs::write(&file, &bytes[..bytes.len() - 2]).unwrap();
-            assert_eq!(bench.found(1), None);
-            assert_eq!(bench.warnings().len(), 1);
-            assert!(bench.warnings()[0].starts_with("a checkpoint is not used: "), "{:?}", bench.warnings());
-            bench.publish("next");
-            assert_eq!((bench.found(1).as_deref(), bench.names()), (Some("next"), vec!["checkpoint-2".to_owned()]));
+            assert_eq!(fixture.found(1), None);
+            assert_eq!(fixture.warnings().len(), 1);
+            assert!(fixture.warnings()[0].starts_with("ignoring a checkpoint: "), "{:?}", fixture.warnings());
+            fixture.publish("next");
+            assert_eq!((fixture.found(1).as_deref(), fixture.names()), (Some("next"), vec!["checkpoint-2".to_owned()]));
         }
-        let bench = Bench::new();
-        bench.publish("whole");
-        assert_eq!(bench.found(2), None);
-        assert!(bench.warnings()[0].contains("format 1.1, this program writes 1.2"), "{:?}", bench.warnings());
+        let fixture = Fixture::new();
+        fixture.publish("whole");
+        assert_eq!(fixture.found(2), None);
+        assert!(fixture.warnings()[0].contains("format 1.1, but this program writes 1.2"), "{:?}", fixture.warnings());
     }
 
     #[test]
-    fn one_written_on_another_platform_is_not_used() {
-        let bench = Bench::new();
-        bench.publish("whole");
-        let path = bench.folder.path().join("checkpoint-1").join(MANIFEST);
-        let mut manifest: Manifest = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    fn a_checkpoint_of_another_platform_is_not_used() {
+        let fixture = Fixture::new();
+        fixture.publish("whole");
+        let path = fixture.folder.path().join("checkpoint-1").join(MANIFEST);
+        let mut manifest: CheckpointManifest = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         manifest.platform.instructions = "other".into();
         fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
-        assert_eq!(bench.found(1), None);
+        assert_eq!(fixture.found(1), None);
     }
 
     #[test]
-    fn what_a_crash_leaves_half_written_or_twice_does_no_harm() {
-        let bench = Bench::new();
-        bench.publish("one");
-        let half = bench.folder.path().join(".new-1-2-3");
+    fn partial_or_duplicate_files_left_by_a_crash_do_no_harm() {
+        let fixture = Fixture::new();
+        fixture.publish("one");
+        let half = fixture.folder.path().join(".new-1-2-3");
         fs::create_dir(&half).unwrap();
         fs::write(half.join("text"), "tw").unwrap();
-        assert_eq!((bench.found(1).as_deref(), half.exists()), (Some("one"), false));
+        assert_eq!((fixture.found(1).as_deref(), half.exists()), (Some("one"), false));
         // As if killed between the rename and the deletion of the older checkpoint.
-        let (one, two) = (bench.folder.path().join("checkpoint-1"), bench.folder.path().join("checkpoint-2"));
+        let (one, two) = (fixture.folder.path().join("checkpoint-1"), fixture.folder.path().join("checkpoint-2"));
         fs::create_dir(&two).unwrap();
         for name in ["text", MANIFEST] {
             fs::copy(one.join(name), two.join(name)).unwrap();
         }
         fs::write(one.join("text"), "old").unwrap();
-        assert_eq!(bench.found(1).as_deref(), Some("one"));
-        assert!(bench.warnings().is_empty());
+        assert_eq!(fixture.found(1).as_deref(), Some("one"));
+        assert!(fixture.warnings().is_empty());
     }
 
     #[test]
-    fn one_that_cannot_be_written_is_told_once_and_the_last_stays() {
-        let bench = Bench::new();
-        bench.publish("one");
-        let mut ctx = bench.ctx();
+    fn a_checkpoint_that_cannot_be_written_is_reported_once_and_the_last_one_stays() {
+        let fixture = Fixture::new();
+        fixture.publish("one");
+        let mut ctx = fixture.ctx();
         let mut checkpoints = Checkpoints::new(&ctx, 1);
         checkpoints.latest(&mut ctx, |_| Ok(())).unwrap();
         for _ in 0..2 {
-            checkpoints.publish(&mut ctx, REACHED, |_| Err(Error::surroundings("disk full")));
+            checkpoints.publish(&mut ctx, PROGRESS, |_| Err(Error::environment("disk full")));
         }
-        assert_eq!(bench.warnings(), ["a checkpoint could not be written: disk full"]);
-        assert_eq!((bench.found(1).as_deref(), bench.names().len()), (Some("one"), 1));
+        assert_eq!(fixture.warnings(), ["cannot write a checkpoint: disk full"]);
+        assert_eq!((fixture.found(1).as_deref(), fixture.names().len()), (Some("one"), 1));
     }
 
     #[test]
-    fn one_is_due_after_every_so_many_steps() {
-        let bench = Bench::new();
-        let mut ctx = bench.ctx().with_cadence(Cadence::Steps(NonZeroU64::new(2).unwrap()));
+    fn a_checkpoint_is_due_at_the_set_interval_of_steps() {
+        let fixture = Fixture::new();
+        let mut ctx = fixture.ctx().with_cadence(Cadence::Steps(NonZeroU64::new(2).unwrap()));
         let mut checkpoints = Checkpoints::new(&ctx, 1);
         let mut due = || {
             let due = checkpoints.due();
             if due {
-                checkpoints.publish(&mut ctx, REACHED, |_| Ok(()));
+                checkpoints.publish(&mut ctx, PROGRESS, |_| Ok(()));
             }
             due
         };
         assert_eq!([due(), due(), due(), due(), due()], [false, true, false, true, false]);
-        assert!(!Checkpoints::new(&bench.ctx(), 1).due(), "a minute has not gone by");
+        assert!(!Checkpoints::new(&fixture.ctx(), 1).due(), "a minute has not gone by");
     }
 }

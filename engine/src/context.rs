@@ -1,14 +1,14 @@
 //! What a kind has while it runs: inputs, an output folder, a seeded generator, progress reporting.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Cadence, Reached};
-use crate::error::{At, Error, Result};
+use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 
 /// One artifact connected to a port.
@@ -26,7 +26,7 @@ pub struct Input {
 /// A message that an attempt sends while it runs. Never part of an artifact.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "tell", rename_all = "lowercase")]
-pub enum Tell {
+pub enum StageEvent {
     /// How far the stage has come, and its headline metric.
     Progress { done: u64, total: u64, unit: String, headline: Option<(String, f64)> },
     /// Seconds spent, by name, for the journal: for example sampling, scoring and update of one PPO phase.
@@ -36,14 +36,14 @@ pub enum Tell {
     /// The stage resumes from the checkpoint of an earlier attempt.
     Resumed { done: u64, total: u64, unit: String },
     /// Paid requests since the previous `Paid` message.
-    Paid(Paid),
+    Paid(ApiUsage),
     /// A message for the user.
     Warning { message: String },
 }
 
 /// The number and cost of requests to an API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Paid {
+pub struct ApiUsage {
     pub requests: u64,
     /// Tokens sent.
     pub input_tokens: u64,
@@ -54,7 +54,7 @@ pub struct Paid {
     pub dollars: Option<f64>,
 }
 
-impl Paid {
+impl ApiUsage {
     /// Adds `other`; an unknown cost stays unknown.
     pub fn add(&mut self, other: Self) {
         let dollars = match (self.requests, self.dollars, other.dollars) {
@@ -69,6 +69,25 @@ impl Paid {
     }
 }
 
+/// When a stage writes a checkpoint. Not part of any key, because it changes no result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cadence {
+    /// About once a minute, but at most 5% of the time is spent writing checkpoints.
+    #[default]
+    Timed,
+    /// After this many of the stage's own steps.
+    Steps(NonZeroU64),
+}
+
+/// A stage's progress, such as 120 of 600 steps.
+#[derive(Clone, Copy, Debug)]
+pub struct StepProgress<'a> {
+    pub done: u64,
+    pub total: u64,
+    pub unit: &'a str,
+}
+
 /// The inputs and services that a running kind can use.
 pub struct Context {
     pub(crate) kind: &'static str,
@@ -81,7 +100,7 @@ pub struct Context {
     pub(crate) may_pay_again: bool,
     pub(crate) threads: usize,
     pub(crate) cadence: Cadence,
-    pub(crate) sink: Box<dyn FnMut(Tell) + Send>,
+    pub(crate) sink: Box<dyn FnMut(StageEvent) + Send>,
     metrics: BTreeMap<String, f64>,
 }
 
@@ -144,14 +163,14 @@ impl Context {
     }
 
     #[must_use]
-    pub fn with_sink(mut self, sink: impl FnMut(Tell) + Send + 'static) -> Self {
+    pub fn with_sink(mut self, sink: impl FnMut(StageEvent) + Send + 'static) -> Self {
         self.sink = Box::new(sink);
         self
     }
 
     /// The artifact at a port that takes exactly one.
     pub fn one(&self, port: &str) -> Result<&Input> {
-        self.optional(port).ok_or_else(|| Error::ours(format!("{}: no input at port `{port}`", self.kind)))
+        self.optional(port).ok_or_else(|| Error::internal(format!("{}: no input at port `{port}`", self.kind)))
     }
 
     pub fn optional(&self, port: &str) -> Option<&Input> {
@@ -227,31 +246,31 @@ impl Context {
 
     pub fn progress(&mut self, done: u64, total: u64, unit: &str, headline: Option<(&str, f64)>) {
         let headline = headline.map(|(name, value)| (name.to_owned(), value));
-        (self.sink)(Tell::Progress { done, total, unit: unit.to_owned(), headline });
+        (self.sink)(StageEvent::Progress { done, total, unit: unit.to_owned(), headline });
     }
 
     /// Records seconds in the journal; never in artifacts.
     pub fn timing(&mut self, what: &str, seconds: &[(&str, f64)]) {
         let seconds = seconds.iter().map(|(name, s)| ((*name).to_owned(), *s)).collect();
-        (self.sink)(Tell::Timing { what: what.to_owned(), seconds });
+        (self.sink)(StageEvent::Timing { what: what.to_owned(), seconds });
     }
 
-    pub(crate) fn checkpointed(&mut self, Reached { done, total, unit }: Reached<'_>) {
-        (self.sink)(Tell::Checkpoint { done, total, unit: unit.to_owned() });
+    pub(crate) fn checkpointed(&mut self, StepProgress { done, total, unit }: StepProgress<'_>) {
+        (self.sink)(StageEvent::Checkpoint { done, total, unit: unit.to_owned() });
     }
 
     /// Reports that the stage resumes from a checkpoint.
-    pub fn resumed(&mut self, Reached { done, total, unit }: Reached<'_>) {
-        (self.sink)(Tell::Resumed { done, total, unit: unit.to_owned() });
+    pub fn resumed(&mut self, StepProgress { done, total, unit }: StepProgress<'_>) {
+        (self.sink)(StageEvent::Resumed { done, total, unit: unit.to_owned() });
     }
 
     /// Reports requests that were paid for since the previous call. Never part of an artifact.
-    pub fn paid(&mut self, paid: Paid) {
-        (self.sink)(Tell::Paid(paid));
+    pub fn paid(&mut self, paid: ApiUsage) {
+        (self.sink)(StageEvent::Paid(paid));
     }
 
     pub fn warn(&mut self, message: impl Into<String>) {
-        (self.sink)(Tell::Warning { message: message.into() });
+        (self.sink)(StageEvent::Warning { message: message.into() });
     }
 
     /// Records a metric; after the kind has run, all metrics are written to the artifact's `metrics.json`.
@@ -272,7 +291,7 @@ impl Context {
 
     /// Puts a file of an input into the output under the relative path `to`: as a hard link if the file system allows
     /// it, else as a copy.
-    pub fn take(&self, from: &Path, to: &str) -> Result<()> {
+    pub fn link_or_copy(&self, from: &Path, to: &str) -> Result<()> {
         let to = self.out.join(to);
         if let Some(parent) = to.parent() {
             std::fs::create_dir_all(parent).at(parent)?;
@@ -289,15 +308,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn money_that_is_not_known_once_is_not_known_of_the_sum() {
-        let paid = |dollars: Option<f64>| Paid { requests: 2, input_tokens: 3, output_tokens: 4, dollars };
+    fn an_unknown_cost_makes_the_sum_unknown() {
+        let paid = |dollars: Option<f64>| ApiUsage { requests: 2, input_tokens: 3, output_tokens: 4, dollars };
         let sum = |parts: &[Option<f64>]| {
-            let mut sum = Paid::default();
+            let mut sum = ApiUsage::default();
             parts.iter().for_each(|dollars| sum.add(paid(*dollars)));
             sum
         };
         let both = sum(&[Some(0.5), Some(0.25)]);
-        assert_eq!(both, Paid { requests: 4, input_tokens: 6, output_tokens: 8, dollars: Some(0.75) });
+        assert_eq!(both, ApiUsage { requests: 4, input_tokens: 6, output_tokens: 8, dollars: Some(0.75) });
         assert_eq!(sum(&[Some(0.5), None, Some(1.0)]).dollars, None);
         assert_eq!(sum(&[None, Some(1.0)]).dollars, None);
     }

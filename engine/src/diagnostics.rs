@@ -7,7 +7,7 @@ use std::fmt::{self, Write};
 use serde::ser::SerializeSeq;
 use serde::{Serialize, Serializer};
 
-use crate::text::{escape_controls, steers_terminal};
+use crate::text::{escape_controls, is_terminal_control};
 
 /// A range of a source: bytes `start..start + length` of source number `source`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,7 +19,7 @@ pub struct Span {
 
 /// One fault: what is wrong, where, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct Diagnostic {
     /// `None`: the source as a whole, for example a file that cannot be read.
     pub span: Option<Span>,
     /// Lower-case, one line.
@@ -31,12 +31,12 @@ pub struct Fault {
     pub instances: Vec<String>,
 }
 
-impl Fault {
+impl Diagnostic {
     pub fn new(span: Span, message: impl Into<String>) -> Self {
-        Self { span: Some(span), ..Self::nowhere(message) }
+        Self { span: Some(span), ..Self::without_span(message) }
     }
 
-    pub fn nowhere(message: impl Into<String>) -> Self {
+    pub fn without_span(message: impl Into<String>) -> Self {
         Self { span: None, message: message.into(), also: Vec::new(), help: None, instances: Vec::new() }
     }
 
@@ -66,16 +66,16 @@ impl Fault {
 }
 
 /// Maximum number of rendered faults, in order of position; the rest is only counted.
-const SHOWN_FAULTS: usize = 50;
+const MAX_RENDERED: usize = 50;
 /// Maximum number of faults kept during the checks.
-const KEPT_FAULTS: usize = 1_000;
+const MAX_KEPT: usize = 1_000;
 /// Maximum number of characters of a fault's message or help.
-const LONGEST_TEXT: usize = 1_000;
+const MAX_TEXT_LENGTH: usize = 1_000;
 
 /// Cuts a text that is too long.
 fn clip(text: &mut String) {
-    if text.len() > LONGEST_TEXT
-        && let Some((at, _)) = text.char_indices().nth(LONGEST_TEXT)
+    if text.len() > MAX_TEXT_LENGTH
+        && let Some((at, _)) = text.char_indices().nth(MAX_TEXT_LENGTH)
     {
         text.truncate(at);
         text.push('…');
@@ -83,7 +83,7 @@ fn clip(text: &mut String) {
 }
 
 #[derive(Clone, Debug)]
-struct Text {
+struct SourceText {
     /// The name shown after `-->`: a file's path, or `--set`.
     name: String,
     text: String,
@@ -92,32 +92,32 @@ struct Text {
 /// The sources that were read and every fault found in them. `Display` renders the faults in order of position.
 #[derive(Clone, Debug, Default)]
 pub struct Diagnostics {
-    sources: Vec<Text>,
-    faults: Vec<Fault>,
+    sources: Vec<SourceText>,
+    faults: Vec<Diagnostic>,
     /// Index into `faults` by position and message.
     index: HashMap<(Option<Span>, String), usize>,
     /// Number of faults reported; a fault of several instances counts once for each.
     count: usize,
     /// Number of faults that are not in `faults`.
-    left_out: usize,
+    omitted: usize,
 }
 
 impl Diagnostics {
     /// Adds a source and returns its number; faults are sorted by it. The caller must refuse texts above 4 GiB.
     pub fn add_source(&mut self, name: impl Into<String>, text: impl Into<String>) -> u32 {
-        self.sources.push(Text { name: name.into(), text: text.into() });
+        self.sources.push(SourceText { name: name.into(), text: text.into() });
         (self.sources.len() - 1) as u32
     }
 
     /// Adds a fault. A fault that differs from an earlier one only by instance is merged with it; after the first
-    /// [`KEPT_FAULTS`], faults are only counted.
-    pub fn push(&mut self, mut fault: Fault) {
+    /// [`MAX_KEPT`], faults are only counted.
+    pub fn push(&mut self, mut fault: Diagnostic) {
         self.count += 1;
         clip(&mut fault.message);
         fault.help.iter_mut().for_each(clip);
         match self.index.entry((fault.span, fault.message.clone())) {
             Entry::Occupied(at) => self.faults[*at.get()].instances.extend(fault.instances),
-            Entry::Vacant(_) if self.faults.len() == KEPT_FAULTS => self.left_out += 1,
+            Entry::Vacant(_) if self.faults.len() == MAX_KEPT => self.omitted += 1,
             Entry::Vacant(at) => {
                 at.insert(self.faults.len());
                 self.faults.push(fault);
@@ -126,11 +126,11 @@ impl Diagnostics {
     }
 
     /// The faults that are kept.
-    pub fn faults(&self) -> &[Fault] {
+    pub fn faults(&self) -> &[Diagnostic] {
         &self.faults
     }
 
-    /// The number of faults so far, including those beyond [`KEPT_FAULTS`].
+    /// The number of faults so far, including those beyond [`MAX_KEPT`].
     pub fn count(&self) -> usize {
         self.count
     }
@@ -145,7 +145,7 @@ impl Diagnostics {
         &self.sources[source as usize].text
     }
 
-    /// `value` if there are no faults; otherwise the first [`SHOWN_FAULTS`] faults, sorted by position.
+    /// `value` if there are no faults; otherwise the first [`MAX_RENDERED`] faults, sorted by position.
     pub fn finish<T>(mut self, value: Option<T>) -> Result<T, Self> {
         if self.faults.is_empty()
             && let Some(value) = value
@@ -153,8 +153,8 @@ impl Diagnostics {
             return Ok(value);
         }
         self.faults.sort_by_key(|fault| (fault.span.is_none(), fault.span));
-        self.left_out += self.faults.len().saturating_sub(SHOWN_FAULTS);
-        self.faults.truncate(SHOWN_FAULTS);
+        self.omitted += self.faults.len().saturating_sub(MAX_RENDERED);
+        self.faults.truncate(MAX_RENDERED);
         self.index.clear();
         Err(self)
     }
@@ -167,8 +167,8 @@ impl Diagnostics {
     /// Renders the faults for a terminal; `colour` adds ANSI colours. Escapes control characters of the file and of
     /// messages.
     pub fn render(&self, colour: bool) -> String {
-        let paint = Paint { colour };
-        let mut lines = Lines::default();
+        let paint = Colours { colour };
+        let mut lines = LineStarts::default();
         let mut out = String::new();
         for (n, fault) in self.faults.iter().enumerate() {
             if n > 0 {
@@ -176,46 +176,46 @@ impl Diagnostics {
             }
             self.render_one(fault, &paint, &mut lines, &mut out).expect("writing to a string cannot fail");
         }
-        if self.left_out > 0 {
-            let _ = writeln!(out, "\n… and {} more", self.left_out);
+        if self.omitted > 0 {
+            let _ = writeln!(out, "\n… and {} more", self.omitted);
         }
         if self.faults.len() > 1 {
-            let _ = writeln!(out, "\n{} faults", self.faults.len() + self.left_out);
+            let _ = writeln!(out, "\n{} errors", self.faults.len() + self.omitted);
         }
         out
     }
 
-    fn render_one(&self, fault: &Fault, paint: &Paint, lines: &mut Lines, out: &mut String) -> fmt::Result {
+    fn render_one(&self, fault: &Diagnostic, paint: &Colours, lines: &mut LineStarts, out: &mut String) -> fmt::Result {
         writeln!(out, "{}: {}", paint.red("error"), paint.bold(&escape_controls(&fault.message)))?;
         let mut width = 1;
-        let places: Vec<(Place, &str)> = fault
+        let locations: Vec<(Location, &str)> = fault
             .span
             .iter()
             .map(|span| (*span, ""))
             .chain(fault.also.iter().map(|(span, what)| (*span, what.as_str())))
-            .map(|(span, what)| (self.place(span, lines), what))
+            .map(|(span, what)| (self.location(span, lines), what))
             .collect();
-        for (place, _) in &places {
-            width = width.max(place.line.to_string().len());
+        for (location, _) in &locations {
+            width = width.max(location.line.to_string().len());
         }
         let margin = " ".repeat(width);
-        for (n, (place, what)) in places.iter().enumerate() {
+        for (n, (location, what)) in locations.iter().enumerate() {
             let arrow = if n == 0 { "-->" } else { ":::" };
             writeln!(
                 out,
                 "{margin}{} {}:{}:{}",
                 paint.blue(arrow),
-                escape_controls(place.name),
-                place.line,
-                place.column
+                escape_controls(location.name),
+                location.line,
+                location.column
             )?;
             let bar = paint.blue("|");
             if n == 0 {
                 writeln!(out, "{margin} {bar}")?;
             }
-            let (shown, before) = window(place.text, place.column - 1, place.length);
-            writeln!(out, "{} {bar} {shown}", paint.blue(&format!("{:>width$}", place.line)))?;
-            let length = place.length.min(shown.chars().count().saturating_sub(before).max(1));
+            let (shown, before) = window(location.text, location.column - 1, location.length);
+            writeln!(out, "{} {bar} {shown}", paint.blue(&format!("{:>width$}", location.line)))?;
+            let length = location.length.min(shown.chars().count().saturating_sub(before).max(1));
             let marks = if n == 0 { paint.red(&"^".repeat(length)) } else { paint.blue(&"-".repeat(length)) };
             writeln!(
                 out,
@@ -233,7 +233,7 @@ impl Diagnostics {
         fault.help.iter().try_for_each(|help| note("help", help))
     }
 
-    fn place<'a>(&'a self, span: Span, lines: &mut Lines) -> Place<'a> {
+    fn location<'a>(&'a self, span: Span, lines: &mut LineStarts) -> Location<'a> {
         let source = &self.sources[span.source as usize];
         let starts = lines.0.entry(span.source).or_insert_with(|| {
             std::iter::once(0).chain(source.text.match_indices('\n').map(|(at, _)| at + 1)).collect()
@@ -245,16 +245,16 @@ impl Diagnostics {
         let column = source.text.get(start..at).map_or(0, |before| before.chars().count());
         let end = (at + span.length as usize).min(start + text.len()).max(at);
         let length = source.text.get(at..end).map_or(1, |under| under.trim_end().chars().count().max(1));
-        Place { name: &source.name, line, column: column + 1, length, text }
+        Location { name: &source.name, line, column: column + 1, length, text }
     }
 }
 
 /// Byte offsets of line starts, by source.
 #[derive(Default)]
-struct Lines(HashMap<u32, Vec<usize>>);
+struct LineStarts(HashMap<u32, Vec<usize>>);
 
 /// A span as line and column, both from 1, counted in characters.
-struct Place<'a> {
+struct Location<'a> {
     name: &'a str,
     line: usize,
     column: usize,
@@ -264,26 +264,26 @@ struct Place<'a> {
 
 /// The part of a long line to show, and the number of characters before the caret in it.
 fn window(line: &str, column: usize, length: usize) -> (String, usize) {
-    const SHOWN: usize = 140;
+    const MAX_WIDTH: usize = 140;
     // Replaced one by one, so that the marks below stay aligned.
-    let plain = |c: char| if c.is_control() || steers_terminal(c) { ' ' } else { c };
+    let plain = |c: char| if c.is_control() || is_terminal_control(c) { ' ' } else { c };
     let total = line.chars().count();
-    if total <= SHOWN {
+    if total <= MAX_WIDTH {
         return (line.chars().map(plain).collect(), column);
     }
-    let from = (column + length.min(SHOWN / 2)).saturating_sub(SHOWN * 2 / 3).min(column);
-    let mut shown: String = line.chars().skip(from).take(SHOWN).map(plain).collect();
-    if from + SHOWN < total {
+    let from = (column + length.min(MAX_WIDTH / 2)).saturating_sub(MAX_WIDTH * 2 / 3).min(column);
+    let mut shown: String = line.chars().skip(from).take(MAX_WIDTH).map(plain).collect();
+    if from + MAX_WIDTH < total {
         shown.push('…');
     }
     if from == 0 { (shown, column) } else { (format!("…{shown}"), column - from + 1) }
 }
 
-struct Paint {
+struct Colours {
     colour: bool,
 }
 
-impl Paint {
+impl Colours {
     fn with(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
@@ -311,29 +311,29 @@ impl std::error::Error for Diagnostics {}
 
 impl From<Diagnostics> for crate::error::Error {
     fn from(diagnostics: Diagnostics) -> Self {
-        Self::yours(diagnostics.to_string())
+        Self::user(diagnostics.to_string())
     }
 }
 
 /// A list of objects with message, file, line, column and length, and with also, help and instances where present.
 impl Serialize for Diagnostics {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        let mut lines = Lines::default();
+        let mut lines = LineStarts::default();
         let mut list = s.serialize_seq(Some(self.faults.len()))?;
         for fault in &self.faults {
-            let place = |span: Span, lines: &mut Lines| {
-                let Place { name, line, column, length, .. } = self.place(span, lines);
+            let location = |span: Span, lines: &mut LineStarts| {
+                let Location { name, line, column, length, .. } = self.location(span, lines);
                 serde_json::json!({ "file": name, "line": line, "column": column, "length": length })
             };
             let mut object = serde_json::json!({ "message": fault.message });
             if let Some(span) = fault.span
-                && let serde_json::Value::Object(at) = place(span, &mut lines)
+                && let serde_json::Value::Object(at) = location(span, &mut lines)
             {
                 object.as_object_mut().expect("made as an object above").extend(at);
             }
             if !fault.also.is_empty() {
                 let also = fault.also.iter().map(|(span, what)| {
-                    let mut at = place(*span, &mut lines);
+                    let mut at = location(*span, &mut lines);
                     at["what"] = what.as_str().into();
                     at
                 });
@@ -364,16 +364,16 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 
 /// Help for an unknown word: the nearest candidate, or else a list of candidates.
 pub fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    const LISTED: usize = 12;
+    const MAX_LISTED: usize = 12;
     let candidates: Vec<&str> = candidates.into_iter().collect();
     if let Some(near) = nearest(word, candidates.iter().copied()) {
         return Some(format!("did you mean `{near}`?"));
     }
-    let listed: Vec<String> = candidates.iter().take(LISTED).map(|c| format!("`{c}`")).collect();
-    let more = if candidates.len() > LISTED { ", …" } else { "" };
+    let listed: Vec<String> = candidates.iter().take(MAX_LISTED).map(|c| format!("`{c}`")).collect();
+    let more = if candidates.len() > MAX_LISTED { ", …" } else { "" };
     match listed.as_slice() {
         [] => None,
-        [one] => Some(format!("there is only {one}")),
-        many => Some(format!("there are {}{more}", many.join(", "))),
+        [one] => Some(format!("expected {one}")),
+        many => Some(format!("expected one of {}{more}", many.join(", "))),
     }
 }

@@ -6,15 +6,19 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 /// Whose fault an error is; decides the exit code.
+///
+/// The serialised names are those that journals of older runs have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
 pub enum Blame {
     /// The pipeline file, its parameters or its data: exit code 2.
-    Yours,
+    #[serde(rename = "yours")]
+    User,
     /// Disk, network, an API, a budget: exit code 3.
-    Surroundings,
+    #[serde(rename = "surroundings")]
+    Environment,
     /// A bug in temper: exit code 4.
-    Ours,
+    #[serde(rename = "ours")]
+    Internal,
 }
 
 /// What went wrong, and what to do about it. Serialised as JSON between the attempt process and the orchestrator.
@@ -39,18 +43,18 @@ impl Error {
     }
 
     /// The pipeline file, its parameters or its data are at fault.
-    pub fn yours(message: impl Into<String>) -> Self {
-        Self::new(Blame::Yours, message)
+    pub fn user(message: impl Into<String>) -> Self {
+        Self::new(Blame::User, message)
     }
 
     /// The machine, the network or an API is at fault.
-    pub fn surroundings(message: impl Into<String>) -> Self {
-        Self::new(Blame::Surroundings, message)
+    pub fn environment(message: impl Into<String>) -> Self {
+        Self::new(Blame::Environment, message)
     }
 
     /// A bug in temper.
-    pub fn ours(message: impl Into<String>) -> Self {
-        Self::new(Blame::Ours, message)
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Blame::Internal, message)
     }
 
     #[must_use]
@@ -67,16 +71,16 @@ impl Error {
 
     /// Puts `what` in front of the message: `what: message`.
     #[must_use]
-    pub fn within(mut self, what: impl fmt::Display) -> Self {
+    pub fn context(mut self, what: impl fmt::Display) -> Self {
         self.message = format!("{what}: {}", self.message);
         self
     }
 
     pub fn exit_code(&self) -> u8 {
         match self.blame {
-            Blame::Yours => 2,
-            Blame::Surroundings => 3,
-            Blame::Ours => 4,
+            Blame::User => 2,
+            Blame::Environment => 3,
+            Blame::Internal => 4,
         }
     }
 }
@@ -94,14 +98,14 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 /// Names the path in an I/O error: `std::fs::read(p).at(p)?`.
-pub trait At<T> {
+pub trait AtPath<T> {
     fn at(self, path: impl AsRef<Path>) -> Result<T>;
 }
 
-impl<T> At<T> for std::io::Result<T> {
+impl<T> AtPath<T> for std::io::Result<T> {
     fn at(self, path: impl AsRef<Path>) -> Result<T> {
         self.map_err(|e| {
-            let error = Error::surroundings(format!("{}: {e}", path.as_ref().display()));
+            let error = Error::environment(format!("{}: {e}", path.as_ref().display()));
             match e.kind() {
                 std::io::ErrorKind::StorageFull => {
                     error.help("no space left on the device: free some, then run again; finished stages are kept")

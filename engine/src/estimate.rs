@@ -4,12 +4,12 @@ use serde::Serialize;
 
 /// An expected range, from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Range {
+pub struct EstimateRange {
     pub low: f64,
     pub high: f64,
 }
 
-impl Range {
+impl EstimateRange {
     pub fn new(low: f64, high: f64) -> Self {
         Self { low, high }
     }
@@ -19,7 +19,7 @@ impl Range {
     }
 }
 
-impl std::ops::Mul<f64> for Range {
+impl std::ops::Mul<f64> for EstimateRange {
     type Output = Self;
 
     fn mul(self, factor: f64) -> Self {
@@ -27,7 +27,7 @@ impl std::ops::Mul<f64> for Range {
     }
 }
 
-impl std::ops::Add for Range {
+impl std::ops::Add for EstimateRange {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
@@ -41,11 +41,11 @@ pub struct Estimate {
     /// Requests that remain, without those that are paid for already.
     pub requests: u64,
     /// Tokens sent.
-    pub input_tokens: Range,
+    pub input_tokens: EstimateRange,
     /// Tokens received.
-    pub output_tokens: Range,
+    pub output_tokens: EstimateRange,
     /// Total cost; `None` without a price.
-    pub dollars: Option<Range>,
+    pub dollars: Option<EstimateRange>,
     /// What the figures are based on and what they leave out, one sentence each.
     pub notes: Vec<String>,
 }
@@ -53,7 +53,7 @@ pub struct Estimate {
 /// What is known about a stage's cost.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Prospect {
+pub enum ExpectedCost {
     Known(Estimate),
     /// Not known before something else is; the text says what.
     Unknown(String),

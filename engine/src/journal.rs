@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::context::Paid;
-use crate::error::{At, Error, Result};
+use crate::context::ApiUsage;
+use crate::error::{AtPath, Error, Result};
 use crate::names::{Digest, Key};
 
 /// An event of a run. `stage` is always an instance's name, such as `rl[mean]`.
@@ -62,7 +62,7 @@ pub enum Event {
     Paid {
         stage: String,
         #[serde(flatten)]
-        paid: Paid,
+        paid: ApiUsage,
     },
     Warning {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -142,7 +142,7 @@ pub enum PlannedAction {
 
 /// A line of the journal: an event and its time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Line {
+pub struct JournalLine {
     /// Seconds since 1970, UTC.
     pub at: f64,
     #[serde(flatten)]
@@ -150,7 +150,7 @@ pub struct Line {
 }
 
 /// Minimum time between two journal entries of a stage's progress; listeners receive all of it.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The folder of one run and its open journal.
 pub struct Journal {
@@ -171,14 +171,14 @@ impl Journal {
     }
 
     /// Like [`Journal::create`], but in the system's temporary folder: for a read-only store.
-    pub fn create_elsewhere() -> Result<Self> {
+    pub fn create_in_temp_folder() -> Result<Self> {
         Self::create_as(&std::env::temp_dir(), "temper-")
     }
 
     fn create_as(parent: &Path, prefix: &str) -> Result<Self> {
         // Events contain the folder's path as JSON text.
         if parent.to_str().is_none() {
-            return Err(Error::surroundings(format!("{}: the path of a run must be UTF-8", parent.display())));
+            return Err(Error::environment(format!("{}: the path of a run must be UTF-8", parent.display())));
         }
         loop {
             let id = fresh_id(SystemTime::now());
@@ -208,15 +208,15 @@ impl Journal {
     /// that are not due.
     pub fn write(&mut self, event: &Event) -> Result<()> {
         if let Event::Progress { stage, done, total, .. } = event {
-            let due = self.progress.get(stage).is_none_or(|last| last.elapsed() >= PROGRESS_EVERY);
+            let due = self.progress.get(stage).is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL);
             if !due && done < total {
                 return Ok(());
             }
             self.progress.insert(stage.clone(), Instant::now());
         }
-        let line = Line { at: unix_seconds(SystemTime::now()), event: event.clone() };
+        let line = JournalLine { at: unix_seconds(SystemTime::now()), event: event.clone() };
         let mut text =
-            serde_json::to_vec(&line).map_err(|e| Error::ours(format!("an event does not serialise: {e}")))?;
+            serde_json::to_vec(&line).map_err(|e| Error::internal(format!("cannot serialise an event: {e}")))?;
         text.push(b'\n');
         self.file.write_all(&text).at(self.folder.join("journal.jsonl"))
     }
@@ -227,21 +227,21 @@ impl Journal {
 ///
 /// # Errors
 /// When there is no readable journal.
-pub fn read(folder: &Path) -> Result<Vec<Line>> {
+pub fn read(folder: &Path) -> Result<Vec<JournalLine>> {
     let path = folder.join("journal.jsonl");
-    let bytes = crate::store::files::read_if_there(&path)?
-        .ok_or_else(|| Error::surroundings(format!("{}: no file that can be read", path.display())))?;
+    let bytes = crate::store::files::read_if_file(&path)?
+        .ok_or_else(|| Error::environment(format!("{}: not a readable file", path.display())))?;
     let text = String::from_utf8_lossy(&bytes);
     let count = text.lines().count();
-    let mut events: Vec<Line> = Vec::with_capacity(count);
+    let mut events: Vec<JournalLine> = Vec::with_capacity(count);
     for (i, line) in text.lines().enumerate() {
         match serde_json::from_str(line) {
             Ok(event) => events.push(event),
             Err(_) if i + 1 == count => break,
             Err(e) => {
-                let message = format!("{}: line {} is no event: {e}", path.display(), i + 1);
+                let message = format!("{}: line {} is not an event: {e}", path.display(), i + 1);
                 let at = events.last().map_or(0.0, |line| line.at);
-                events.push(Line { at, event: Event::Warning { stage: None, message } });
+                events.push(JournalLine { at, event: Event::Warning { stage: None, message } });
             }
         }
     }
@@ -269,11 +269,11 @@ pub fn utc(at: f64) -> String {
 /// Converts seconds since 1970 to (year, month, day), (hour, minute, second).
 fn date_and_time(seconds: u64) -> ((u64, u64, u64), (u64, u64, u64)) {
     let of_day = seconds % 86_400;
-    (civil(seconds / 86_400), (of_day / 3600, of_day / 60 % 60, of_day % 60))
+    (calendar_date(seconds / 86_400), (of_day / 3600, of_day / 60 % 60, of_day % 60))
 }
 
 /// Converts days since 1970-01-01 to year, month and day of the Gregorian calendar.
-fn civil(days: u64) -> (u64, u64, u64) {
+fn calendar_date(days: u64) -> (u64, u64, u64) {
     let is_leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
     let (mut year, mut day) = (1970, days);
     while day >= 365 + u64::from(is_leap(year)) {
@@ -301,20 +301,20 @@ mod tests {
     }
 
     #[test]
-    fn days_become_dates() {
+    fn days_are_converted_to_dates() {
         for (days, date) in [(0, (1970, 1, 1)), (59, (1970, 3, 1)), (789, (1972, 2, 29)), (20_780, (2026, 11, 23))] {
-            assert_eq!(civil(days), date);
+            assert_eq!(calendar_date(days), date);
         }
         assert_eq!(utc(20_780.0 * 86_400.0 + 45_660.9), "2026-11-23 12:41:00 UTC");
     }
 
     #[test]
-    fn what_is_written_can_be_read_and_a_torn_last_line_is_left_out() {
+    fn written_lines_can_be_read_and_a_truncated_last_line_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::create(dir.path()).unwrap();
         let events = [
             Event::StageSkipped { stage: "a".into(), because: None },
-            Event::StageFailed { stage: "b".into(), error: Error::yours("no rows"), log: None, tail: vec![] },
+            Event::StageFailed { stage: "b".into(), error: Error::user("no rows"), log: None, tail: vec![] },
         ];
         events.iter().for_each(|e| journal.write(e).unwrap());
         journal.file.write_all(b"{\"at\":1,\"event\":\"stage_sk").unwrap();
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_line_is_told_in_its_place_and_the_others_are_read() {
+    fn a_damaged_line_is_reported_with_its_number_and_the_others_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::create(dir.path()).unwrap();
         let (first, last) = (Event::StageSkipped { stage: "a".into(), because: None }, progress(100));
@@ -333,11 +333,11 @@ mod tests {
         let read: Vec<Event> = read(journal.folder()).unwrap().into_iter().map(|line| line.event).collect();
         let [a, Event::Warning { stage: None, message }, b] = &read[..] else { panic!("{read:?}") };
         assert_eq!((a, b), (&first, &last));
-        assert!(message.contains("journal.jsonl: line 2 is no event"), "{message}");
+        assert!(message.contains("journal.jsonl: line 2 is not an event"), "{message}");
     }
 
     #[test]
-    fn a_journal_that_is_no_file_is_an_error_and_not_waited_for() {
+    fn a_journal_that_is_not_a_file_is_an_error_and_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("journal.jsonl"), 0o600.into()).unwrap();
         assert_eq!(read(dir.path()).unwrap_err().exit_code(), 3);

@@ -52,7 +52,8 @@ pub struct Signature {
     /// The subset of `env` that holds secrets: redacted wherever the attempt's output is kept.
     pub secrets: Vec<String>,
     /// Parameters that do not change the artifact's bytes, such as a spending limit: never part of the key.
-    pub beside_key: Vec<String>,
+    #[serde(rename = "beside_key")]
+    pub excluded_from_key: Vec<String>,
     /// Whether an attempt may cost money; [`Kind::estimate`] then says how much.
     pub pays: bool,
     /// The subset of `env` that names files whose trimmed text is a secret: redacted as well.
@@ -61,7 +62,7 @@ pub struct Signature {
 
 impl Signature {
     /// A deterministic, unseeded kind without ports that produces `output`.
-    pub fn gives(output: impl Into<String>) -> Self {
+    pub fn producing(output: impl Into<String>) -> Self {
         Self {
             ports: Vec::new(),
             open: false,
@@ -72,7 +73,7 @@ impl Signature {
             parallel: false,
             env: Vec::new(),
             secrets: Vec::new(),
-            beside_key: Vec::new(),
+            excluded_from_key: Vec::new(),
             pays: false,
             secret_files: Vec::new(),
         }
@@ -115,7 +116,7 @@ impl Signature {
 
 /// One instance connected to a port of another, as seen at planning.
 #[derive(Clone, Copy, Debug)]
-pub struct Wired<'a> {
+pub struct ConnectedInput<'a> {
     pub port: &'a str,
     /// The kind of the instance at the port.
     pub kind: &'a str,
@@ -162,7 +163,7 @@ pub trait Kind: Send + Sync + 'static {
     /// Checks what is connected to the ports beyond types and counts, such as a single reward model where an ensemble
     /// is needed. Returns each fault as (port, error). Runs at planning; `inputs` are in the order of the pipeline
     /// file.
-    fn check_wiring(&self, params: &Self::Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+    fn check_wiring(&self, params: &Self::Params, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
         let _ = (params, inputs);
         Vec::new()
     }
@@ -209,7 +210,7 @@ pub trait AnyKind: Send + Sync {
     /// See [`Kind::check_files`]; `params` are normalised and their paths absolute.
     fn check_files(&self, params: &Value) -> Result<Vec<(String, String)>>;
     /// See [`Kind::check_wiring`]; here and in the methods below, `params` are normalised.
-    fn check_wiring(&self, params: &Value, inputs: &[Wired<'_>]) -> Result<Vec<(&'static str, Error)>>;
+    fn check_wiring(&self, params: &Value, inputs: &[ConnectedInput<'_>]) -> Result<Vec<(&'static str, Error)>>;
     fn check_environment(&self, params: &Value) -> Result<()>;
     fn signature(&self, params: &Value) -> Result<Signature>;
     fn estimate(&self, params: &Value, ctx: &Context) -> Result<Option<Estimate>>;
@@ -250,7 +251,7 @@ impl<K: Kind> AnyKind for K {
         Ok(Kind::check_files(self, &parse::<K>(params)?))
     }
 
-    fn check_wiring(&self, params: &Value, inputs: &[Wired<'_>]) -> Result<Vec<(&'static str, Error)>> {
+    fn check_wiring(&self, params: &Value, inputs: &[ConnectedInput<'_>]) -> Result<Vec<(&'static str, Error)>> {
         Ok(Kind::check_wiring(self, &parse::<K>(params)?, inputs))
     }
 
@@ -273,7 +274,7 @@ impl<K: Kind> AnyKind for K {
 
 fn parse<K: Kind>(params: &Value) -> Result<K::Params> {
     serde_json::from_value(params.clone())
-        .map_err(|e| Error::ours(format!("normalised parameters of {} do not parse: {e}", K::NAME)))
+        .map_err(|e| Error::internal(format!("normalised parameters of {} do not parse: {e}", K::NAME)))
 }
 
 /// Everything that a pipeline can use: the kinds and artifact types of this binary.

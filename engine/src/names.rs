@@ -49,7 +49,7 @@ macro_rules! hash_newtype {
             type Err = String;
 
             fn from_str(s: &str) -> Result<Self, String> {
-                blake3::Hash::from_hex(s).map(Self::from).map_err(|e| format!("`{s}` is no {}: {e}", stringify!($name)))
+                blake3::Hash::from_hex(s).map(Self::from).map_err(|e| format!("`{s}` is not a {}: {e}", stringify!($name)))
             }
         }
 
@@ -82,11 +82,11 @@ hash_newtype!(
 pub struct StageName(String);
 
 /// Maximum length of a name or label in bytes.
-pub const LONGEST_NAME: usize = 64;
+pub const MAX_NAME_BYTES: usize = 64;
 
 /// Whether `s` may name a stage, a matrix dimension, a matrix label, a port or a profile.
 pub fn is_name(s: &str) -> bool {
-    (1..=LONGEST_NAME).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    (1..=MAX_NAME_BYTES).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 impl StageName {
@@ -99,7 +99,11 @@ impl TryFrom<String> for StageName {
     type Error = String;
 
     fn try_from(s: String) -> Result<Self, String> {
-        if is_name(&s) { Ok(Self(s)) } else { Err(format!("`{s}` is no stage name: expected [A-Za-z0-9_-]{{1,64}}")) }
+        if is_name(&s) {
+            Ok(Self(s))
+        } else {
+            Err(format!("`{s}` is not a stage name: expected [A-Za-z0-9_-]{{1,64}}"))
+        }
     }
 }
 

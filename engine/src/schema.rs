@@ -20,8 +20,8 @@ pub fn schema(registry: &Registry) -> Value {
         "additionalProperties": false,
         "properties": {
             "version": { "const": 1, "description": "Version of this format." },
-            "seed": described(&reference("seed"), "Of every stage that does not state its own; 0 if absent."),
-            "targets": described(&reference("selectors"), "What is made; absent: every stage that no other stage needs."),
+            "seed": with_description(&reference("seed"), "Default seed of the stages; 0 if absent."),
+            "targets": with_description(&reference("selectors"), "Stages to run. If absent: every stage that no other stage needs."),
             "stages": {
                 "type": "object",
                 "description": "Stages by name.",
@@ -30,11 +30,11 @@ pub fn schema(registry: &Registry) -> Value {
             },
             "profiles": {
                 "type": "object",
-                "description": "Changes by name: maps merge, null deletes, a stage that names `uses` replaces the whole stage.",
+                "description": "Changes by name: maps are merged, null deletes a key, and a stage with `uses` replaces the whole stage.",
                 "propertyNames": reference("name"),
                 "additionalProperties": reference("profile"),
             },
-            "report": described(&reference("report"), "For the report."),
+            "report": with_description(&reference("report"), "Settings of the report."),
         },
         "$defs": definitions,
     })
@@ -48,7 +48,7 @@ fn reference(name: &str) -> Value {
     json!({ "$ref": format!("#/$defs/{name}") })
 }
 
-fn described(schema: &Value, description: &str) -> Value {
+fn with_description(schema: &Value, description: &str) -> Value {
     let mut schema = schema.clone();
     schema["description"] = description.into();
     schema
@@ -106,7 +106,7 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
             "additionalProperties": false,
             "properties": {
                 "tuning_seeds": {
-                    "description": "Seeds that settings were chosen on: the report warns where results are from one of them.",
+                    "description": "Seeds on which settings were chosen: the report warns about results from one of them.",
                     "type": ["array", "null"],
                     "items": { "type": "integer", "minimum": 0 },
                 },
@@ -156,7 +156,7 @@ fn ports(kind: &dyn AnyKind) -> Value {
             Arity::Optional => "at most one",
             Arity::Many => "one or more",
         };
-        ports.insert(port.name, described(&reference("selectors"), &format!("Takes {count}: {types}.")));
+        ports.insert(port.name, with_description(&reference("selectors"), &format!("Takes {count}: {types}.")));
     }
     json!({ "type": ["object", "null"], "properties": ports, "additionalProperties": reference("selectors") })
 }
@@ -176,9 +176,9 @@ fn parameters(kind: &dyn AnyKind) -> Value {
                     *target = format!("{prefix}{inside}");
                 }
                 if let Some(Value::Object(properties)) = object.get_mut("properties") {
-                    properties.values_mut().for_each(or_variable);
+                    properties.values_mut().for_each(allow_variable);
                 }
-                object.get_mut("items").into_iter().for_each(or_variable);
+                object.get_mut("items").into_iter().for_each(allow_variable);
                 // A default is a value, not a schema.
                 pending.extend(
                     object
@@ -198,7 +198,7 @@ fn parameters(kind: &dyn AnyKind) -> Value {
 }
 
 /// Allows text with variables in addition to the values that `schema` allows.
-fn or_variable(schema: &mut Value) {
+fn allow_variable(schema: &mut Value) {
     if schema.get("type").is_some_and(|t| t == "string") && schema.get("enum").is_none() {
         return;
     }

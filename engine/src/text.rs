@@ -24,18 +24,18 @@ pub fn read(path: &Path) -> io::Result<String> {
 
 /// Whether a terminal may interpret this character instead of showing it: every control character except newline and
 /// tab, and the marks that reverse the direction of surrounding text (Boucher and Anderson 2021, "Trojan Source").
-pub fn steers_terminal(c: char) -> bool {
+pub fn is_terminal_control(c: char) -> bool {
     (c.is_control() && c != '\n' && c != '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// `text` with each character for which [`steers_terminal`] holds written as an escape such as `\u{1b}`.
+/// `text` with each character for which [`is_terminal_control`] holds written as an escape such as `\u{1b}`.
 pub fn escape_controls(text: &str) -> Cow<'_, str> {
-    if !text.contains(steers_terminal) {
+    if !text.contains(is_terminal_control) {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if steers_terminal(c) {
+        if is_terminal_control(c) {
             escaped.extend(c.escape_unicode());
         } else {
             escaped.push(c);
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn controls_are_shown_as_what_they_are() {
+    fn control_characters_are_shown_escaped() {
         let text = "a\u{1b}]0;title\u{7}\r\n\tb\u{9b}31m\u{202e}c\u{7f}é";
         let shown = "a\\u{1b}]0;title\\u{7}\\u{d}\n\tb\\u{9b}31m\\u{202e}c\\u{7f}é";
         assert_eq!(escape_controls(text), shown);
@@ -71,9 +71,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_escaped_steers_a_terminal_or_changes_when_escaped_again(text in any::<String>()) {
+        fn escaped_text_has_no_terminal_controls_and_escaping_twice_changes_nothing(text in any::<String>()) {
             let escaped = escape_controls(&text);
-            prop_assert!(!escaped.contains(steers_terminal));
+            prop_assert!(!escaped.contains(is_terminal_control));
             prop_assert_eq!(escape_controls(&escaped), escaped.as_ref());
         }
     }

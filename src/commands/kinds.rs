@@ -4,49 +4,49 @@ use engine::error::Error;
 use engine::kind::{AnyKind, Arity, Port, Registry, Signature};
 use serde_json::{Value, json};
 
-use super::{Done, print_json};
+use super::{CommandResult, print_json};
 
-pub fn kinds(kind: Option<&str>, for_machines: bool, registry: &Registry) -> Done {
+pub fn kinds(kind: Option<&str>, as_json: bool, registry: &Registry) -> CommandResult {
     let chosen: Vec<&dyn AnyKind> = match kind {
         None => registry.kinds().collect(),
         Some(name) => vec![registry.get_kind(name).ok_or_else(|| {
             let near = engine::diagnostics::did_you_mean(name, registry.kinds().map(AnyKind::name));
-            let error = Error::yours(format!("unknown kind `{name}`"));
+            let error = Error::user(format!("unknown kind `{name}`"));
             error.help(near.unwrap_or_else(|| "`temper kinds` lists them".to_owned()))
         })?],
     };
-    if for_machines {
+    if as_json {
         let all: Vec<Value> = chosen.iter().map(|k| describe(*k)).collect();
         print_json(&json!(all));
         return Ok(0);
     }
     for (i, k) in chosen.iter().enumerate() {
         if kind.is_none() {
-            say!("{:<20} {}", k.name(), k.about());
-            if let Some(signature) = plain_signature(*k) {
-                say!("{:<20} {}", "", told(&signature));
+            outln!("{:<20} {}", k.name(), k.about());
+            if let Some(signature) = default_signature(*k) {
+                outln!("{:<20} {}", "", signature_line(&signature));
             }
         } else {
             if i > 0 {
-                say!("");
+                outln!("");
             }
-            in_full(*k);
+            print_details(*k);
         }
     }
     Ok(0)
 }
 
-pub fn schema(registry: &Registry) -> Done {
-    say!("{:#}", engine::schema::schema(registry));
+pub fn schema(registry: &Registry) -> CommandResult {
+    outln!("{:#}", engine::schema::schema(registry));
     Ok(0)
 }
 
 /// The signature at default parameters; `None` if a parameter is required.
-fn plain_signature(kind: &dyn AnyKind) -> Option<Signature> {
+fn default_signature(kind: &dyn AnyKind) -> Option<Signature> {
     kind.normalise(&json!({})).ok().and_then(|params| kind.signature(&params).ok())
 }
 
-fn told(signature: &Signature) -> String {
+fn signature_line(signature: &Signature) -> String {
     let mut ports: Vec<String> = signature.ports.iter().map(port).collect();
     if signature.open {
         ports.push("any".to_owned());
@@ -64,20 +64,20 @@ fn port(port: &Port) -> String {
     format!("{}: {types}{mark}", port.name)
 }
 
-fn in_full(kind: &dyn AnyKind) {
-    say!("{} (version {})\n  {}", kind.name(), kind.version(), kind.about());
-    if let Some(signature) = plain_signature(kind) {
-        say!("  {}", told(&signature));
+fn print_details(kind: &dyn AnyKind) {
+    outln!("{} (version {})\n  {}", kind.name(), kind.version(), kind.about());
+    if let Some(signature) = default_signature(kind) {
+        outln!("  {}", signature_line(&signature));
         if signature.seeded {
-            say!("  seeded: the stage's seed is part of its key");
+            outln!("  seeded: the stage's seed is part of its key");
         }
         if !signature.env.is_empty() {
-            say!("  sees the environment variables {}", signature.env.join(", "));
+            outln!("  sees the environment variables {}", signature.env.join(", "));
         }
     }
     let schema = json!(kind.schema());
     let defaults = kind.normalise(&json!({})).ok();
-    say!("parameters");
+    outln!("parameters");
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
         let required = schema["required"].as_array().is_some_and(|r| r.iter().any(|n| n == name));
         let default = match defaults.as_ref().and_then(|d| d.get(name)) {
@@ -85,9 +85,9 @@ fn in_full(kind: &dyn AnyKind) {
             Some(value) => value.to_string(),
             None => String::new(),
         };
-        say!("  {name}: {default}");
+        outln!("  {name}: {default}");
         if let Some(about) = property["description"].as_str() {
-            say!("      {}", about.replace('\n', " "));
+            outln!("      {}", about.replace('\n', " "));
         }
     }
 }
@@ -97,7 +97,7 @@ fn describe(kind: &dyn AnyKind) -> Value {
         "kind": kind.name(),
         "version": kind.version(),
         "about": kind.about(),
-        "signature": plain_signature(kind),
+        "signature": default_signature(kind),
         "defaults": kind.normalise(&json!({})).ok(),
         "schema": kind.schema(),
     })

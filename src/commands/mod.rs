@@ -15,20 +15,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use engine::error::{Error, Result};
-use engine::graph::{Graph, Options};
+use engine::graph::{Graph, LoadOptions};
 use engine::kind::Registry;
 use engine::store::Store;
 
-use crate::args::{Cli, Command, Pipeline, StoreAt};
+use crate::args::{Cli, Command, PipelineArgs, StoreArgs};
 use crate::output;
 
 /// Runs a command and turns its errors into messages and exit codes.
 pub fn main(cli: Cli) -> ExitCode {
     let registry = stages::registry();
-    let done = match cli.command {
+    let result = match cli.command {
         Command::Attempt { job } => return engine::attempt::main(&job, &registry),
         Command::Run(args) => run::run(&args, &registry),
-        Command::Plan { file, cut } => plan::plan(&file, &cut, &registry),
+        Command::Plan { file, until } => plan::plan(&file, &until, &registry),
         Command::Explain { file, stage } => explain::explain(&file, &stage, &registry),
         Command::Graph { file, format } => graph::graph(&file, format, &registry),
         Command::Show { file, stage, rows } => show::show(&file, &stage, rows, &registry),
@@ -40,20 +40,20 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Verify { store, repair } => verify::verify(&store, repair),
         Command::Lm { task } => lm::lm(&task),
     };
-    let code = done.unwrap_or_else(|failure| {
+    let code = result.unwrap_or_else(|failure| {
         match &failure {
             // The diagnostics are already escaped and may use colours. Writing fails if standard error is closed.
             Failure::File(faults) => {
                 let mut stderr = std::io::stderr();
                 let _ = writeln!(stderr, "{}", faults.render(stderr.is_terminal()).trim_end());
             }
-            Failure::Error(error) => note!("error: {error}"),
+            Failure::Error(error) => errln!("error: {error}"),
         }
         failure.exit_code()
     });
     match output::finish() {
         Err(error) if code == 0 => {
-            note!("error: {error}");
+            errln!("error: {error}");
             ExitCode::from(error.exit_code())
         }
         _ => ExitCode::from(code),
@@ -89,40 +89,44 @@ impl From<engine::diagnostics::Diagnostics> for Failure {
 }
 
 /// A command's exit code.
-type Done = std::result::Result<u8, Failure>;
+type CommandResult = std::result::Result<u8, Failure>;
 
 /// The graph of the file with its profiles and `--set` applied, cut to `until`.
-fn load(pipeline: &Pipeline, until: &[String], registry: &Registry) -> std::result::Result<Graph, Failure> {
-    let options = Options { profiles: pipeline.profile.clone(), set: pipeline.set.clone(), until: until.to_vec() };
+fn load(pipeline: &PipelineArgs, until: &[String], registry: &Registry) -> std::result::Result<Graph, Failure> {
+    let options = LoadOptions { profiles: pipeline.profile.clone(), set: pipeline.set.clone(), until: until.to_vec() };
     Ok(engine::graph::load(&pipeline.file, &options, registry)?)
 }
 
 /// The store given by `--store`, or `cache` next to the pipeline file.
-fn open_store(pipeline: &Pipeline) -> Result<Store> {
-    let beside = pipeline.file.parent().unwrap_or(Path::new("")).join("cache");
-    Store::open(&pipeline.store.store.clone().unwrap_or(beside))
+fn open_store(pipeline: &PipelineArgs) -> Result<Store> {
+    let default_root = pipeline.file.parent().unwrap_or(Path::new("")).join("cache");
+    Store::open(&pipeline.store.store.clone().unwrap_or(default_root))
 }
 
 /// The store given by `--store`, or `cache` in the working directory; it must exist.
-fn existing_store(at: &StoreAt) -> Result<Store> {
+fn existing_store(at: &StoreArgs) -> Result<Store> {
     let root = at.store.clone().unwrap_or_else(|| PathBuf::from("cache"));
     if !root.is_dir() {
         return Err(
-            Error::yours(format!("{}: there is no store", root.display())).help("name it with `--store FOLDER`")
+            Error::user(format!("{}: there is no store", root.display())).help("choose a store with `--store FOLDER`")
         );
     }
     Store::open(&root)
 }
 
 /// The graph cut to one instance, and that instance's index.
-fn load_to(pipeline: &Pipeline, stage: &str, registry: &Registry) -> std::result::Result<(Graph, usize), Failure> {
+fn load_instance(
+    pipeline: &PipelineArgs,
+    stage: &str,
+    registry: &Registry,
+) -> std::result::Result<(Graph, usize), Failure> {
     let graph = load(pipeline, &[stage.to_owned()], registry)?;
     match graph.targets[..] {
         [target] => Ok((graph, target)),
         _ => {
             let names: Vec<String> = graph.targets.iter().map(|t| graph.instances[*t].name.to_string()).collect();
-            Err(Error::yours(format!("`{stage}` is {} instances", names.len()))
-                .help(format!("name one of {}", names.join(", ")))
+            Err(Error::user(format!("`{stage}` has {} instances", names.len()))
+                .help(format!("choose one of {}", names.join(", ")))
                 .into())
         }
     }
@@ -130,5 +134,5 @@ fn load_to(pipeline: &Pipeline, stage: &str, registry: &Registry) -> std::result
 
 /// Prints a value as JSON.
 fn print_json(value: &serde_json::Value) {
-    say!("{}", output::json(value).expect("a JSON value is plain data"));
+    outln!("{}", output::json(value).expect("a JSON value is plain data"));
 }

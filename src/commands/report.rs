@@ -2,28 +2,28 @@
 
 use std::path::{Path, PathBuf};
 
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::journal::{self, Event};
 use engine::kind::Registry;
 use engine::store::Store;
 use serde_json::json;
 
-use super::{Done, existing_store, load, open_store, print_json};
-use crate::args::{Pipeline, StoreAt};
+use super::{CommandResult, existing_store, load, open_store, print_json};
+use crate::args::{PipelineArgs, StoreArgs};
 use crate::report;
 
-pub fn report(pipeline: &Pipeline, run: Option<&str>, export: Option<&Path>, registry: &Registry) -> Done {
+pub fn report(pipeline: &PipelineArgs, run: Option<&str>, export: Option<&Path>, registry: &Registry) -> CommandResult {
     let store = open_store(pipeline)?;
     let folder = match run {
         Some(id) => folders(&store)?
             .into_iter()
             .find(|f| f.file_name().is_some_and(|name| name == id))
-            .ok_or_else(|| Error::yours(format!("there is no run `{id}`")).help("`temper runs` lists them"))?,
+            .ok_or_else(|| Error::user(format!("there is no run `{id}`")).help("`temper runs` lists them"))?,
         None => {
             let graph = load(pipeline, &[], registry)?;
             latest(&store, &graph.name, &pipeline.profile)?.ok_or_else(|| {
-                let with = if pipeline.profile.is_empty() { "" } else { " with these profiles" };
-                Error::yours(format!("{} was never run in this store{with}", pipeline.file.display()))
+                let profiles_note = if pipeline.profile.is_empty() { "" } else { " with these profiles" };
+                Error::user(format!("{} was never run in this store{profiles_note}", pipeline.file.display()))
             })?
         }
     };
@@ -34,19 +34,19 @@ pub fn report(pipeline: &Pipeline, run: Option<&str>, export: Option<&Path>, reg
     if pipeline.store.json {
         print_json(&json!({ "report": written.path }));
     } else {
-        put!("{}", written.summary);
-        say!("report: {}", written.path.display());
+        out!("{}", written.summary);
+        outln!("report: {}", written.path.display());
     }
     Ok(0)
 }
 
-pub fn runs(at: &StoreAt) -> Done {
+pub fn runs(at: &StoreArgs) -> CommandResult {
     let store = existing_store(at)?;
     for folder in folders(&store)? {
         let id = folder.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let (mut pipeline, mut profiles, mut end) = (String::new(), Vec::new(), None);
         let lines = journal::read(&folder).unwrap_or_else(|error| {
-            note!("warning: {error}");
+            errln!("warning: {error}");
             Vec::new()
         });
         for line in lines {
@@ -73,7 +73,7 @@ pub fn runs(at: &StoreAt) -> Done {
                 format!("{ran} ran, {reused} reused, {} failed{cut}, {seconds:.1} s", failed.len())
             }
         };
-        say!("{id}  {pipeline}{profiles}  {end}");
+        outln!("{id}  {pipeline}{profiles}  {end}");
     }
     Ok(0)
 }
@@ -100,10 +100,10 @@ fn latest(store: &Store, pipeline: &str, profiles: &[String]) -> Result<Option<P
     for folder in folders(store)?.into_iter().rev() {
         // Skip runs with a damaged journal; `temper runs` reports them.
         let mut events = journal::read(&folder).unwrap_or_default().into_iter().map(|line| line.event);
-        if let Some(Event::Started { pipeline: name, profiles: with, .. }) =
+        if let Some(Event::Started { pipeline: name, profiles: used, .. }) =
             events.find(|event| matches!(event, Event::Started { .. }))
             && name == pipeline
-            && (profiles.is_empty() || profiles == with)
+            && (profiles.is_empty() || profiles == used)
         {
             return Ok(Some(folder));
         }

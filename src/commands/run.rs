@@ -2,30 +2,30 @@
 
 use std::sync::Arc;
 
-use engine::checkpoint::Cadence;
+use engine::context::Cadence;
 use engine::journal::Event;
 use engine::kind::Registry;
 use engine::plan::Flags;
 use engine::run::RunOptions;
 
-use super::{Done, load, open_store, plan};
-use crate::args::Run;
+use super::{CommandResult, load, open_store, plan};
+use crate::args::RunArgs;
 use crate::progress::Progress;
 use crate::report;
 
-pub fn run(args: &Run, registry: &Registry) -> Done {
-    let graph = load(&args.file, &args.cut.until, registry)?;
+pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
+    let graph = load(&args.file, &args.until.until, registry)?;
     let store = open_store(&args.file)?;
     let flags = Flags::new(&graph, &args.force, &args.from)?;
     let plan = engine::plan::plan(&graph, registry, &store, &flags)?;
-    let missing = engine::plan::missing(&graph, &plan, registry, &store, &flags)?;
+    let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &flags)?;
     if args.dry_run {
-        let prospects = engine::plan::prospects(&graph, &plan, registry, &store)?;
-        plan::tell(&graph, &plan, &prospects, &missing, args.file.store.json);
+        let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;
+        plan::print_plan(&graph, &plan, &expected_costs, &missing, args.file.store.json);
         return Ok(0);
     }
     if let [first, rest @ ..] = &missing[..] {
-        rest.iter().for_each(|error| note!("error: {error}"));
+        rest.iter().for_each(|error| errln!("error: {error}"));
         return Err(first.clone().into());
     }
     let options = RunOptions {
@@ -42,27 +42,27 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
         env: vec![("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned())],
         ..RunOptions::default()
     };
-    let for_machines = args.file.store.json;
-    let progress = Arc::new(Progress::new(for_machines));
+    let as_json = args.file.store.json;
+    let progress = Arc::new(Progress::new(as_json));
     let outcome = engine::run::run(&graph, &plan, &store, registry, &options, {
         let progress = Arc::clone(&progress);
-        move |event: &Event| progress.tell(event)
+        move |event: &Event| progress.handle(event)
     })?;
     progress.end();
 
     // The run's results are kept even if rendering the report fails.
     let written = report::render(&outcome.folder, &store);
-    if !for_machines {
+    if !as_json {
         match &written {
             Ok(report) => {
                 if !report.summary.is_empty() {
-                    say!("\n{}", report.summary.trim_end());
+                    outln!("\n{}", report.summary.trim_end());
                 }
-                say!("\nreport: {}", report.path.display());
+                outln!("\nreport: {}", report.path.display());
             }
-            Err(error) => note!("warning: no report: {error}"),
+            Err(error) => errln!("warning: no report: {error}"),
         }
-        say!(
+        outln!(
             "{} ran, {} reused, {} failed, {} skipped in {:.1} s",
             outcome.ran.len(),
             outcome.reused.len(),
@@ -72,11 +72,11 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
         );
     }
     if outcome.interrupted {
-        note!("interrupted: what was finished is kept; run again to go on");
+        errln!("interrupted: finished stages are kept; run again to continue");
     }
     // Print in reverse, so that the first cause is the last thing the user sees.
     for failure in outcome.failed.iter().rev() {
-        note!("error: {failure}");
+        errln!("error: {failure}");
     }
     Ok(outcome.exit_code())
 }

@@ -4,27 +4,27 @@ use engine::error::{Error, Result};
 use engine::graph::Graph;
 use engine::kind::Registry;
 use engine::names::{Digest, Key};
-use engine::plan::{Flags, Reason, State};
+use engine::plan::{Flags, PlannedState, Reason};
 use engine::store::{Artifact, Store};
 use serde_json::json;
 
-use super::{Done, load_to, open_store, print_json};
-use crate::args::Pipeline;
+use super::{CommandResult, load_instance, open_store, print_json};
+use crate::args::PipelineArgs;
 
-pub fn path(pipeline: &Pipeline, stage: &str, registry: &Registry) -> Done {
-    let (graph, target) = load_to(pipeline, stage, registry)?;
+pub fn path(pipeline: &PipelineArgs, stage: &str, registry: &Registry) -> CommandResult {
+    let (graph, target) = load_instance(pipeline, stage, registry)?;
     let store = open_store(pipeline)?;
     let (_, _, artifact) = find(&graph, target, &store, registry)?;
     if pipeline.store.json {
         print_json(&json!({ "folder": artifact.folder }));
     } else {
-        say!("{}", artifact.folder.display());
+        outln!("{}", artifact.folder.display());
     }
     Ok(0)
 }
 
-pub fn show(pipeline: &Pipeline, stage: &str, rows: usize, registry: &Registry) -> Done {
-    let (graph, target) = load_to(pipeline, stage, registry)?;
+pub fn show(pipeline: &PipelineArgs, stage: &str, rows: usize, registry: &Registry) -> CommandResult {
+    let (graph, target) = load_instance(pipeline, stage, registry)?;
     let store = open_store(pipeline)?;
     let (key, digest, artifact) = find(&graph, target, &store, registry)?;
     let provenance = store.action(&key)?.map(|record| record.provenance);
@@ -44,10 +44,10 @@ pub fn show(pipeline: &Pipeline, stage: &str, rows: usize, registry: &Registry) 
         }));
         return Ok(0);
     }
-    say!("{}  {} {}", graph.instances[target].name, manifest.artifact_type, digest.short());
-    say!("  key {key}\n  folder {}", artifact.folder.display());
+    outln!("{}  {} {}", graph.instances[target].name, manifest.artifact_type, digest.short());
+    outln!("  key {key}\n  folder {}", artifact.folder.display());
     if let Some(p) = provenance {
-        say!(
+        outln!(
             "  made by run {} in {:.1} s on {} ({}, {})",
             p.run,
             p.seconds,
@@ -56,27 +56,27 @@ pub fn show(pipeline: &Pipeline, stage: &str, rows: usize, registry: &Registry) 
             p.platform.instructions
         );
         for warning in &p.warnings {
-            say!("  warning: {warning}");
+            outln!("  warning: {warning}");
         }
     }
-    say!("files");
+    outln!("files");
     for (name, file) in &manifest.files {
-        say!("  {:>12}  {name}  {}", file.bytes, file.digest.short());
+        outln!("  {:>12}  {name}  {}", file.bytes, file.digest.short());
     }
     for (table, count) in &manifest.facts.rows {
-        say!("{table}: {count} rows");
+        outln!("{table}: {count} rows");
         for (column, kind) in manifest.facts.schema.get(table).into_iter().flatten() {
-            say!("  {column}: {kind}");
+            outln!("  {column}: {kind}");
         }
     }
     if !manifest.facts.metrics.is_empty() {
-        say!("metrics");
+        outln!("metrics");
         for (name, value) in &manifest.facts.metrics {
-            say!("  {name}: {value}");
+            outln!("  {name}: {value}");
         }
     }
     if let Some(t) = registry.get_type(&manifest.artifact_type) {
-        say!("\n{}", t.preview(&artifact.folder, rows)?.trim_end());
+        outln!("\n{}", t.preview(&artifact.folder, rows)?.trim_end());
     }
     Ok(0)
 }
@@ -85,13 +85,13 @@ fn find(graph: &Graph, target: usize, store: &Store, registry: &Registry) -> Res
     let plan = engine::plan::plan(graph, registry, store, &Flags::default())?;
     let name = &graph.instances[target].name;
     match &plan.stages[target].state {
-        State::Reuse { key, digest } => Ok((*key, *digest, store.open_artifact(digest)?)),
-        State::Run { reason: reason @ (Reason::ArtifactMissing | Reason::ArtifactRotten { .. }), .. } => {
-            Err(Error::yours(format!("{name}: {reason}"))
+        PlannedState::Reuse { key, digest } => Ok((*key, *digest, store.open_artifact(digest)?)),
+        PlannedState::Run { reason: reason @ (Reason::ArtifactMissing | Reason::ArtifactDamaged { .. }), .. } => {
+            Err(Error::user(format!("{name}: {reason}"))
                 .help(format!("`temper run PIPELINE --until {name}` makes it again")))
         }
-        _ => Err(Error::yours(format!("{name} has not been run in its present form")).help(format!(
-            "`temper explain PIPELINE {name}` tells what changed; `temper run PIPELINE --until {name}` makes it"
+        _ => Err(Error::user(format!("{name} has not been run with its current recipe")).help(format!(
+            "`temper explain PIPELINE {name}` shows what changed; `temper run PIPELINE --until {name}` runs it"
         ))),
     }
 }

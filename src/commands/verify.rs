@@ -4,13 +4,13 @@
 use engine::store::{self, ActionRecord};
 use serde_json::json;
 
-use super::{Done, existing_store, print_json};
-use crate::args::StoreAt;
+use super::{CommandResult, existing_store, print_json};
+use crate::args::StoreArgs;
 
 /// Exit code for a damaged store, which counts as a fault of the environment.
 const DAMAGED: u8 = 3;
 
-pub fn verify(at: &StoreAt, repair: bool) -> Done {
+pub fn verify(at: &StoreArgs, repair: bool) -> CommandResult {
     let store = existing_store(at)?;
     let found = store::verify(&store)?;
     let answers = stages::claude::verify(&store.requests())?;
@@ -20,38 +20,49 @@ pub fn verify(at: &StoreAt, repair: bool) -> Done {
         all["paid_answers"] = json!(answers);
         print_json(&all);
     } else {
-        say!("{} artifacts, {} files, {} bytes, {} records", found.artifacts, found.files, found.bytes, found.records);
-        let makers: Vec<ActionRecord> = if found.rotten.is_empty() { Vec::new() } else { store.actions()? };
-        for broken in &found.rotten {
-            let made = makers.iter().filter(|record| record.digest == broken.artifact);
-            let stages: Vec<String> = made.map(|record| record.provenance.stage.to_string()).collect();
-            say!("damaged: {} in artifact {} ({})", broken.file, broken.artifact.short(), stages.join(", "));
+        outln!(
+            "{} artifacts, {} files, {} bytes, {} records",
+            found.artifacts,
+            found.files,
+            found.bytes,
+            found.records
+        );
+        let records: Vec<ActionRecord> = if found.damaged.is_empty() { Vec::new() } else { store.actions()? };
+        for broken in &found.damaged {
+            let producers = records.iter().filter(|record| record.digest == broken.artifact);
+            let stages: Vec<String> = producers.map(|record| record.provenance.stage.to_string()).collect();
+            outln!("damaged: {} in artifact {} ({})", broken.file, broken.artifact.short(), stages.join(", "));
         }
-        for path in found.rotten_blobs.iter().chain(&found.broken_records) {
-            say!("damaged: {}", path.display());
+        for path in found.damaged_blobs.iter().chain(&found.broken_records) {
+            outln!("damaged: {}", path.display());
         }
-        say!("{} paid answers", answers.answers);
+        outln!("{} paid answers", answers.answers);
         for (log, byte) in &answers.damaged {
-            say!("damaged: {}: the paid answer at byte {byte}; `temper run … --pay` pays for it again", log.display());
+            outln!(
+                "damaged: {}: the paid answer at byte {byte}; `temper run … --pay` pays for it again",
+                log.display()
+            );
         }
     }
-    if is_sound {
+    if is_intact {
         if !at.json {
-            say!("all bytes are as they should be");
+            outln!("no damage found");
         }
         return Ok(0);
     }
     if repair {
         let count = store::repair(&store, &found)?;
-        note!(
-            "set aside: {count}, in {}; a run that needs them makes them again",
+        errln!(
+            "moved {count} damaged items to {}; a run that needs them makes them again",
             store.root().join("quarantine").display()
         );
         // A damaged paid answer cannot be repaired, only paid for again.
         return Ok(if answers.damaged.is_empty() { 0 } else { DAMAGED });
     }
     if !at.json {
-        say!("`temper verify --repair` sets aside what is damaged; a run that needs it makes it again");
+        outln!(
+            "`temper verify --repair` moves damaged items to the quarantine; a run that needs them makes them again"
+        );
     }
     Ok(DAMAGED)
 }

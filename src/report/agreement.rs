@@ -10,7 +10,7 @@ use super::html::{escape, table};
 use super::load::RunData;
 
 /// One artifact: its instance and its contents, or the reason why it cannot be read.
-pub struct Measured {
+pub struct AgreementResult {
     pub name: String,
     pub read: Result<(AgreementInfo, Vec<Disagreement>), String>,
 }
@@ -19,11 +19,11 @@ pub struct Measured {
 const SHOWN: usize = 8;
 
 /// Every existing `Agreement` of the run, in pipeline order.
-pub fn gather(run: &RunData) -> Vec<Measured> {
+pub fn gather(run: &RunData) -> Vec<AgreementResult> {
     let made = run.instances.iter().filter(|instance| instance.output == Agreement::NAME);
     made.filter_map(|instance| {
         let folder = run.folder(instance)?;
-        Some(Measured { name: instance.name.clone(), read: read(&folder).map_err(|e| e.to_string()) })
+        Some(AgreementResult { name: instance.name.clone(), read: read(&folder).map_err(|e| e.to_string()) })
     })
     .collect()
 }
@@ -33,7 +33,7 @@ fn read(folder: &Path) -> engine::error::Result<(AgreementInfo, Vec<Disagreement
 }
 
 /// The findings of each artifact, in sentences.
-pub fn sentences(measured: &[Measured]) -> Vec<String> {
+pub fn sentences(measured: &[AgreementResult]) -> Vec<String> {
     let infos = measured.iter().filter_map(|m| m.read.as_ref().ok());
     infos
         .flat_map(|(info, _)| {
@@ -80,22 +80,22 @@ fn bias(judge: &Judge) -> Option<String> {
 }
 
 /// The page's section; empty if the run measured no agreement.
-pub fn section(measured: &[Measured]) -> String {
-    let part = |m: &Measured| match &m.read {
+pub fn section(measured: &[AgreementResult]) -> String {
+    let part = |m: &AgreementResult| match &m.read {
         Err(why) => {
             format!("<p class=\"bad\">{} is left out, since it cannot be read: {}</p>", escape(&m.name), escape(why))
         }
         Ok((info, disagreements)) => {
             let title = if measured.len() > 1 { format!("<h3>{}</h3>", escape(&m.name)) } else { String::new() };
-            title + &shown(info, disagreements)
+            title + &tables(info, disagreements)
         }
     };
-    let told: String = sentences(measured).iter().map(|s| format!("<p>{}</p>", escape(s))).collect();
+    let statements: String = sentences(measured).iter().map(|s| format!("<p>{}</p>", escape(s))).collect();
     let parts: String = measured.iter().map(part).collect();
-    if measured.is_empty() { String::new() } else { told + &parts }
+    if measured.is_empty() { String::new() } else { statements + &parts }
 }
 
-fn shown(info: &AgreementInfo, disagreements: &[Disagreement]) -> String {
+fn tables(info: &AgreementInfo, disagreements: &[Disagreement]) -> String {
     let judges: Vec<Vec<String>> = info
         .judges
         .iter()
@@ -134,7 +134,7 @@ fn shown(info: &AgreementInfo, disagreements: &[Disagreement]) -> String {
         ),
         table(&["judge", "and", "common pairs", "both prefer", "agreement", "kappa"], 2, &compared),
         by_length(&info.compared),
-        to_read(disagreements)
+        disagreement_tables(disagreements)
     )
 }
 
@@ -165,11 +165,11 @@ fn by_length(compared: &[Compared]) -> String {
     )
 }
 
-fn to_read(disagreements: &[Disagreement]) -> String {
+fn disagreement_tables(disagreements: &[Disagreement]) -> String {
     if disagreements.is_empty() {
         return String::new();
     }
-    let shown: String = disagreements
+    let tables: String = disagreements
         .iter()
         .map(|row| {
             let sides = [(&row.for_a, &row.a_text), (&row.for_b, &row.b_text)];
@@ -178,12 +178,12 @@ fn to_read(disagreements: &[Disagreement]) -> String {
             format!("<pre>{}</pre>{}", escape(&row.prompt), table(&["preferred by", "summary"], 2, &rows))
         })
         .collect();
-    format!("<details><summary>Some on which they disagree</summary>{shown}</details>")
+    format!("<details><summary>Some on which they disagree</summary>{tables}</details>")
 }
 
 fn percent(share: Share) -> String {
-    let tell = |v: f64| format!("{:.1}", 100.0 * v);
-    format!("{}% [{}, {}]", tell(share.share), tell(share.low), tell(share.high))
+    let format = |v: f64| format!("{:.1}", 100.0 * v);
+    format!("{}% [{}, {}]", format(share.share), format(share.low), format(share.high))
 }
 
 fn of_kappa(kappa: Kappa) -> String {
@@ -192,10 +192,10 @@ fn of_kappa(kappa: Kappa) -> String {
 
 fn cell(share: Option<Share>) -> String {
     share.map_or_else(none, |share| {
-        let tell = |v: f64| format!("{:.1}", 100.0 * v);
+        let format = |v: f64| format!("{:.1}", 100.0 * v);
         interval(
-            &format!("{}%", tell(share.share)),
-            &format!("[{}, {}] of {}", tell(share.low), tell(share.high), share.of),
+            &format!("{}%", format(share.share)),
+            &format!("[{}, {}] of {}", format(share.low), format(share.high), share.of),
         )
     })
 }
@@ -216,7 +216,7 @@ mod tests {
         Some(Share { of, share, low: share - 0.04, high: share + 0.04 })
     }
 
-    fn measured(first_chosen: Option<Share>) -> Measured {
+    fn measured(first_chosen: Option<Share>) -> AgreementResult {
         let judge = |name: &str, first_chosen| Judge {
             name: name.to_owned(),
             rows: 700,
@@ -247,34 +247,34 @@ mod tests {
         };
         let info =
             AgreementInfo { judges: vec![judge("people", first_chosen), judge("<claude>", None)], compared: vec![two] };
-        Measured { name: "agreement".to_owned(), read: Ok((info, vec![disagreement])) }
+        AgreementResult { name: "agreement".to_owned(), read: Ok((info, vec![disagreement])) }
     }
 
     #[test]
-    fn agreement_is_told_with_its_interval_and_a_bias_only_where_it_is_one() {
-        let told = |share| sentences(&[measured(share)]);
+    fn agreement_is_stated_with_its_interval_and_bias_only_if_significant() {
+        let sentences_of = |share| sentences(&[measured(share)]);
         assert_eq!(
-            told(share(590, 0.52)),
+            sentences_of(share(590, 0.52)),
             [
                 "people and <claude> agree on 70.0% [66.0, 74.0] of 580 pairs; kappa 0.40 [0.32, 0.48].",
                 "Two labels that people has of one pair are the same in 77.0% [73.0, 81.0] of 90 cases."
             ]
         );
         assert_eq!(
-            told(share(590, 0.44))[2],
+            sentences_of(share(590, 0.44))[2],
             "people leans to the summary that comes second: the first is chosen in 44.0% [40.0, 48.0] of 590 labels."
         );
     }
 
     #[test]
-    fn names_and_texts_of_judges_cannot_bring_markup_into_the_page() {
+    fn names_and_texts_of_judges_are_escaped_in_the_page() {
         let page = section(&[measured(None)]);
         assert!(
             page.contains("&lt;claude&gt;") && page.contains("a &lt;b&gt;") && page.contains("POST: &lt;script&gt;")
         );
         assert!(!page.contains("<claude>") && !page.contains("<script>") && !page.contains("<b>"));
         assert_eq!(section(&[]), "");
-        let broken = Measured { name: "a".to_owned(), read: Err("no <file>".to_owned()) };
+        let broken = AgreementResult { name: "a".to_owned(), read: Err("no <file>".to_owned()) };
         assert!(section(&[broken]).contains("cannot be read: no &lt;file&gt;"));
     }
 }

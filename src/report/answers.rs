@@ -1,16 +1,16 @@
 //! The page's section of answers: notes, gates, tested statements, and figures of the differences and the frontier.
 
-use super::forest::{Place, forest, frontier};
+use super::forest::{ArmPoint, forest, frontier};
 use super::html::{escape, table};
-use super::inference::{Answer, Family, Line, Test};
+use super::inference::{Family, Statement, Test, Verdict};
 use super::outcome::{Measure, frontier_point};
 use super::stopping;
 use super::study::{Arm, Role, Study};
-use super::verdict::{Answers, fixed_lambdas};
+use super::verdict::{Findings, fixed_lambdas};
 use stages::stats::mean;
 
 pub fn section(study: &Study) -> String {
-    let answers = Answers::of(study);
+    let answers = Findings::of(study);
     let mut out: String = answers.notes.iter().map(|note| format!("<p>{}</p>", escape(note))).collect();
     if !answers.gates.is_empty() {
         out.push_str("<h3>Gates</h3>");
@@ -27,7 +27,7 @@ pub fn section(study: &Study) -> String {
     for measure in std::iter::once(answers.primary).chain(secondary) {
         out.push_str(&differences(&answers, measure));
     }
-    out.push_str(&plane(study, answers.primary));
+    out.push_str(&frontier_figure(study, answers.primary));
     out.push_str(&stopping::section(study, answers.primary));
     if !answers.claims.is_empty() {
         out.push_str("<h3>Claims of the paper</h3>");
@@ -40,7 +40,7 @@ pub fn section(study: &Study) -> String {
     out
 }
 
-fn gates(answers: &Answers) -> String {
+fn gates(answers: &Findings) -> String {
     let rows: Vec<Vec<String>> = answers
         .gates
         .iter()
@@ -68,45 +68,45 @@ fn gates(answers: &Answers) -> String {
 }
 
 fn family(family: &Family) -> String {
-    let rows: Vec<Vec<String>> = family.lines.iter().flat_map(rows).collect();
+    let rows: Vec<Vec<String>> = family.statements.iter().flat_map(rows).collect();
     let head = ["", "statement", "answer", "effect", "95% interval", "p", "Holm p", "n", "detectable"];
     let note = family.note.as_ref().map_or_else(String::new, |note| format!("<p class=\"soft\">{}</p>", escape(note)));
     format!("<h4>{}</h4>{note}{}", escape(&family.title), table(&head, 3, &rows))
 }
 
-/// One table row per part of a line; the first row also has the statement and its answer.
-fn rows(line: &Line) -> Vec<Vec<String>> {
-    let class = match line.answer {
-        Answer::Shown => "seen",
-        Answer::Opposite => "bad",
-        Answer::NotShown | Answer::NotJudged => "cannot-tell",
+/// One table row per part of a statement; the first row also has the statement and its answer.
+fn rows(statement: &Statement) -> Vec<Vec<String>> {
+    let class = match statement.verdict {
+        Verdict::Shown => "seen",
+        Verdict::Opposite => "bad",
+        Verdict::NotShown | Verdict::NotJudged => "cannot-tell",
     };
     let number = |v: Option<f64>, decimals: usize| v.map_or_else(|| "–".to_owned(), |v| format!("{v:.decimals$}"));
     let row = |(i, part): (usize, &Test)| {
         let first = i == 0;
-        let stated = if first { escape(&line.sentence) } else { String::new() };
+        let stated = if first { escape(&statement.sentence) } else { String::new() };
         let seeds: Vec<String> = part.seeds.iter().map(|(seed, value)| format!("{seed}: {value:+.3}")).collect();
         vec![
-            if first { line.name.to_owned() } else { String::new() },
+            if first { statement.name.to_owned() } else { String::new() },
             format!(
                 "{stated}<span class=\"interval\" title=\"{}\">{}</span>",
                 escape(&seeds.join("; ")),
                 escape(&part.label)
             ),
-            if first { format!("<span class=\"{class}\">{}</span>", line.answer) } else { String::new() },
+            if first { format!("<span class=\"{class}\">{}</span>", statement.verdict) } else { String::new() },
             format!("{:+.3}", part.mean),
             part.interval.map_or_else(|| "–".to_owned(), |(low, high)| format!("[{low:+.3}, {high:+.3}]")),
-            number(line.corrected.map(|_| part.p), 4),
-            if first { number(line.corrected, 4) } else { String::new() },
+            number(statement.corrected.map(|_| part.p), 4),
+            if first { number(statement.corrected, 4) } else { String::new() },
             part.seeds.len().to_string(),
             number(part.detectable(), 3),
         ]
     };
-    line.parts.iter().enumerate().map(row).collect()
+    statement.parts.iter().enumerate().map(row).collect()
 }
 
 /// The forest plot of one measure's comparisons, with the A/A band.
-fn differences(answers: &Answers, measure: Measure) -> String {
+fn differences(answers: &Findings, measure: Measure) -> String {
     let compared = answers.compared(measure);
     let noise: Vec<&Test> = answers.noise.iter().filter(|(of, _)| *of == measure).map(|(_, test)| test).collect();
     let drawn = forest(&format!("Paired differences in {measure}"), &compared, &noise);
@@ -124,28 +124,28 @@ fn differences(answers: &Answers, measure: Measure) -> String {
 }
 
 /// Every arm as a point of KL and outcome.
-fn plane(study: &Study, measure: Measure) -> String {
+fn frontier_figure(study: &Study, measure: Measure) -> String {
     let adaptive = study.arms.iter().find(|arm| arm.role == Role::Adaptive);
     let fixed: Vec<&str> =
         adaptive.into_iter().flat_map(|arm| fixed_lambdas(study, arm)).map(|arm| arm.label.as_str()).collect();
-    let place = |(look, arm): (usize, &Arm)| {
+    let place = |(style, arm): (usize, &Arm)| {
         let seeds: Vec<(f64, f64)> = arm.runs.iter().filter_map(|run| frontier_point(run, measure)).collect();
         let of = |axis: fn(&(f64, f64)) -> f64| mean(&seeds.iter().map(axis).collect::<Vec<_>>());
         let mean = (of(|p| p.0), of(|p| p.1));
-        (!seeds.is_empty()).then(|| Place {
+        (!seeds.is_empty()).then(|| ArmPoint {
             label: arm.label.clone(),
-            look,
+            style,
             mean,
             seeds,
             on_frontier: fixed.contains(&arm.label.as_str()),
         })
     };
-    let places: Vec<Place> = study.arms.iter().enumerate().filter_map(place).collect();
+    let places: Vec<ArmPoint> = study.arms.iter().enumerate().filter_map(place).collect();
     let adaptive = study.arms.iter().enumerate().filter(|(_, arm)| arm.role == Role::Adaptive);
     let paths: Vec<(usize, Vec<(f64, f64)>)> = adaptive
-        .flat_map(|(look, arm)| arm.runs.iter().map(move |run| (look, run)))
-        .map(|(look, run)| {
-            (look, run.sampled().filter_map(|point| Some((point.kl_exact, measure.of(point)?))).collect())
+        .flat_map(|(style, arm)| arm.runs.iter().map(move |run| (style, run)))
+        .map(|(style, run)| {
+            (style, run.sampled().filter_map(|point| Some((point.kl_exact, measure.of(point)?))).collect())
         })
         .collect();
     let title = format!("{measure} against KL");

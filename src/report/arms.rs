@@ -8,9 +8,9 @@ use super::outcome::{self, Measure};
 use super::study::{Arm, Role, Run, Study};
 
 /// The columns that identify a row.
-pub const NAMED: [&str; 4] = ["arm", "seed", "at", "phase"];
+pub const ID_COLUMNS: [&str; 4] = ["arm", "seed", "at", "phase"];
 /// Number of identifying columns that are text.
-pub const TEXT: usize = 3;
+pub const TEXT_COLUMNS: usize = 3;
 
 /// A column of numbers.
 pub struct Column {
@@ -18,80 +18,90 @@ pub struct Column {
     /// The heading on the terminal.
     pub short: &'static str,
     /// Whether the terminal has space for the interval.
-    pub roomy: bool,
+    pub shows_interval: bool,
     /// The cell of a sampled point, and of the greedy one if there is one.
-    of: fn(&CurvePoint, Option<&CurvePoint>) -> Option<Cell>,
+    of: fn(&CurvePoint, Option<&CurvePoint>) -> Option<TableCell>,
 }
 
 pub const COLUMNS: [Column; 9] = [
-    Column { head: "true quality", short: "true quality", roomy: true, of: |p, _| quality(p) },
-    Column { head: "gold (SFT sd)", short: "gold (SFT sd)", roomy: true, of: |p, _| Some(gold(p)) },
+    Column { head: "true quality", short: "true quality", shows_interval: true, of: |p, _| quality(p) },
+    Column { head: "gold (SFT sd)", short: "gold (SFT sd)", shows_interval: true, of: |p, _| Some(gold(p)) },
     Column {
         head: "win rate",
         short: "win rate",
-        roomy: true,
+        shows_interval: true,
         of: |p, _| Some(cell(p.win_rate, p.win_rate_low, p.win_rate_high, |v| format!("{v:.2}"))),
     },
-    Column { head: "greedy: true quality", short: "gr. quality", roomy: false, of: |_, greedy| quality(greedy?) },
-    Column { head: "greedy: gold (SFT sd)", short: "gr. gold", roomy: false, of: |_, greedy| Some(gold(greedy?)) },
+    Column {
+        head: "greedy: true quality",
+        short: "gr. quality",
+        shows_interval: false,
+        of: |_, greedy| quality(greedy?),
+    },
+    Column {
+        head: "greedy: gold (SFT sd)",
+        short: "gr. gold",
+        shows_interval: false,
+        of: |_, greedy| Some(gold(greedy?)),
+    },
     Column {
         head: "proxy",
         short: "proxy",
-        roomy: false,
+        shows_interval: false,
         of: |p, _| Some(cell(p.proxy, p.proxy_low, p.proxy_high, |v| format!("{v:+.2}"))),
     },
     Column {
         head: "KL (nats)",
         short: "KL",
-        roomy: false,
+        shows_interval: false,
         of: |p, _| Some(cell(p.kl, p.kl_low, p.kl_high, |v| format!("{v:.2}"))),
     },
     Column {
         head: "length",
         short: "length",
-        roomy: false,
+        shows_interval: false,
         of: |p, _| Some(cell(p.length, p.length_low, p.length_high, |v| format!("{v:.1}"))),
     },
     Column {
         head: "EOS",
         short: "EOS",
-        roomy: false,
+        shows_interval: false,
         of: |p, _| {
             let percent = cell(p.eos_rate, p.eos_rate_low, p.eos_rate_high, |v| format!("{:.0}", 100.0 * v));
-            Some(Cell { mean: percent.mean + "%", ..percent })
+            Some(TableCell { mean: percent.mean + "%", ..percent })
         },
     },
 ];
 
 /// A mean and its interval.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Cell {
+pub struct TableCell {
     pub mean: String,
     /// `[low, high]`
     pub interval: String,
 }
 
-fn cell(mean: f64, low: f64, high: f64, tell: fn(f64) -> String) -> Cell {
-    let tell = |v: f64| {
-        let told = tell(v);
+fn cell(mean: f64, low: f64, high: f64, format_value: fn(f64) -> String) -> TableCell {
+    let format_value = |v: f64| {
+        let formatted = format_value(v);
         // A value that rounds to zero is printed without a sign.
-        if told.chars().all(|c| "-0.".contains(c)) { told.replace('-', "") } else { told }
+        if formatted.chars().all(|c| "-0.".contains(c)) { formatted.replace('-', "") } else { formatted }
     };
-    Cell { mean: tell(mean), interval: format!("[{}, {}]", tell(low), tell(high)) }
+    TableCell { mean: format_value(mean), interval: format!("[{}, {}]", format_value(low), format_value(high)) }
 }
 
-fn quality(p: &CurvePoint) -> Option<Cell> {
+fn quality(p: &CurvePoint) -> Option<TableCell> {
     Some(cell(p.quality?, p.quality_low?, p.quality_high?, |v| format!("{v:.2}")))
 }
 
-fn gold(p: &CurvePoint) -> Cell {
+fn gold(p: &CurvePoint) -> TableCell {
     cell(p.gold_sd, p.gold_sd_low, p.gold_sd_high, |v| format!("{v:.2}"))
 }
 
 /// One arm, seed and step: identifying columns and numbers. A number is absent if the step or the posts have none.
 pub struct Row {
-    pub named: [String; 4],
-    pub cells: Vec<Option<Cell>>,
+    pub ids: [String; 4],
+    pub cells: Vec<Option<TableCell>>,
 }
 
 /// All rows, with an arm's seeds adjacent.
@@ -109,13 +119,13 @@ fn points(run: &Run) -> impl Iterator<Item = (&'static str, &CurvePoint)> {
 fn row(arm: &Arm, run: &Run, at: &str, point: &CurvePoint) -> Row {
     let greedy = run.greedy(point.step);
     Row {
-        named: [arm.label.clone(), run.seed.to_string(), at.to_owned(), point.step.to_string()],
+        ids: [arm.label.clone(), run.seed.to_string(), at.to_owned(), point.step.to_string()],
         cells: COLUMNS.iter().map(|column| (column.of)(point, greedy)).collect(),
     }
 }
 
 /// With more runs, tables show the arms' means first.
-pub const FEW_RUNS: usize = 12;
+pub const MAX_RUNS_LISTED: usize = 12;
 
 pub const OUTCOME_HEAD: [&str; 8] =
     ["arm", "λ", "seeds", "true quality", "gold (SFT sd)", "proxy", "KL", "drop of true quality"];
@@ -158,7 +168,7 @@ pub const MECHANISM_HEAD: [&str; 10] = [
 
 /// The mechanism of every run; a dash for a number that does not apply to the arm.
 pub fn mechanism(study: &Study) -> Vec<Vec<String>> {
-    let tell = |v: Option<f64>| v.map_or_else(|| "–".to_owned(), |v| format!("{v:.3}"));
+    let format_value = |v: Option<f64>| v.map_or_else(|| "–".to_owned(), |v| format!("{v:.3}"));
     study
         .arms
         .iter()
@@ -176,7 +186,7 @@ pub fn mechanism(study: &Study) -> Vec<Vec<String>> {
                     m.spearman_s2_kl,
                     m.spearman_s2_error,
                 ]
-                .map(tell),
+                .map(format_value),
             );
             row
         })
@@ -186,14 +196,14 @@ pub fn mechanism(study: &Study) -> Vec<Vec<String>> {
 /// The coefficient of a fixed objective or the range of its schedule; for the adaptive one, its lambda parameter.
 fn lambda(run: &Run) -> String {
     let m = &run.about.mechanism;
-    let tell = |v: f64| {
+    let format_value = |v: f64| {
         let text = format!("{v:.5}");
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     };
     match (m.lambda_low, m.lambda_high) {
-        (Some(low), Some(high)) if low < high => format!("{} to {}", tell(low), tell(high)),
-        (Some(constant), _) => tell(constant),
-        _ => tell(run.about.lambda),
+        (Some(low), Some(high)) if low < high => format!("{} to {}", format_value(low), format_value(high)),
+        (Some(constant), _) => format_value(constant),
+        _ => format_value(run.about.lambda),
     }
 }
 
@@ -233,7 +243,7 @@ fn own_path(arm: &Arm) -> String {
 
 fn engaged(study: &Study, arm: &Arm) -> String {
     let own = own_path(arm);
-    let mean = study.beside(arm, Role::Mean).find(|mean| !reached(mean, |m| m.c_over_lambda_max).is_empty());
+    let mean = study.comparable(arm, Role::Mean).find(|mean| !reached(mean, |m| m.c_over_lambda_max).is_empty());
     let Some(mean) = mean else {
         return format!(
             "{}: whether the mechanism was engaged cannot be judged: no mean arm at lambda {} logged its coefficient; {own}, \
@@ -291,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn greedy_numbers_stand_where_greedy_responses_were_drawn() {
+    fn greedy_columns_exist_where_greedy_responses_were_drawn() {
         let rows = rows(&Study { arms: vec![arm(&[("arm", "mean")], "mean", &[0.7])], ..Study::default() });
         let at = COLUMNS.iter().position(|c| c.head == "greedy: true quality").unwrap();
         let shown: Vec<Option<&str>> = rows.iter().map(|r| r.cells[at].as_ref().map(|c| c.mean.as_str())).collect();
@@ -299,9 +309,9 @@ mod tests {
     }
 
     #[test]
-    fn what_rounds_to_nothing_has_no_sign() {
-        let told = cell(-0.001, -0.02, 0.03, |v| format!("{v:.2}"));
-        assert_eq!((told.mean.as_str(), told.interval.as_str()), ("0.00", "[-0.02, 0.03]"));
+    fn values_that_round_to_zero_have_no_sign() {
+        let formatted = cell(-0.001, -0.02, 0.03, |v| format!("{v:.2}"));
+        assert_eq!((formatted.mean.as_str(), formatted.interval.as_str()), ("0.00", "[-0.02, 0.03]"));
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use stages::types::{BestOfPoint, Half};
 
-use super::chart::{self, Chart, Line, Series, arm_lines, legend};
+use super::chart::{self, Chart, ChartLine, Series, arm_lines, legend};
 use super::html::escape;
 use super::study::BestOf;
 
-type Of = fn(&BestOfPoint) -> Option<f64>;
+type ValueOf = fn(&BestOfPoint) -> Option<f64>;
 
-const PANELS: [(&str, Of); 3] = [
+const PANELS: [(&str, ValueOf); 3] = [
     ("gold reward (SFT deviations above SFT)", |p| Some(p.gold_sd)),
     ("true quality", |p| p.quality),
     ("proxy (the objective's own phi)", |p| Some(p.proxy)),
@@ -53,18 +53,18 @@ fn objectives(best_of: &BestOf) -> Vec<String> {
     found
 }
 
-fn lines(best_of: &BestOf, objectives: &[String], of: Of) -> Vec<Line> {
-    let lines = objectives.iter().enumerate().flat_map(|(look, objective)| {
+fn lines(best_of: &BestOf, objectives: &[String], of: ValueOf) -> Vec<ChartLine> {
+    let lines = objectives.iter().enumerate().flat_map(|(style, objective)| {
         let runs = best_of.runs.iter().enumerate();
         let runs: Vec<(String, Series)> =
             runs.map(|(i, points)| (format!("run {}", i + 1), series(points, objective, of))).collect();
-        arm_lines(objective, look, &runs)
+        arm_lines(objective, style, &runs)
     });
     lines.collect()
 }
 
 /// One objective's values on half B, by n.
-fn series(points: &[BestOfPoint], objective: &str, of: Of) -> Series {
+fn series(points: &[BestOfPoint], objective: &str, of: ValueOf) -> Series {
     let here = points.iter().filter(|p| p.half == Half::B && p.objective.as_str() == objective);
     here.filter_map(|p| Some((p.n, (p.kl.sqrt(), of(p)?)))).collect()
 }
@@ -119,11 +119,11 @@ mod tests {
         };
         let best_of = BestOf { label: "best".to_owned(), runs: vec![run(0.1), run(0.3)] };
         let lines = lines(&best_of, &objectives(&best_of), PANELS[0].1);
-        let told: Vec<(usize, bool, Vec<f64>)> =
-            lines.iter().map(|l| (l.look, l.thin, l.points.iter().map(|p| p.1).collect())).collect();
-        assert_eq!(told.len(), 6);
-        assert_eq!(told[0], (0, true, vec![0.1, 0.4]));
-        assert!(!told[2].1 && (told[2].2[1] - 0.8).abs() < 1e-12 && told[5].0 == 1, "{told:?}");
+        let drawn: Vec<(usize, bool, Vec<f64>)> =
+            lines.iter().map(|l| (l.style, l.thin, l.points.iter().map(|p| p.1).collect())).collect();
+        assert_eq!(drawn.len(), 6);
+        assert_eq!(drawn[0], (0, true, vec![0.1, 0.4]));
+        assert!(!drawn[2].1 && (drawn[2].2[1] - 0.8).abs() < 1e-12 && drawn[5].0 == 1, "{drawn:?}");
         assert_eq!(lines[0].points[0].0, 0.0, "the best of one is no KL away");
         let page = figures(&[best_of]);
         assert!(page.contains("Best of n: best") && page.contains("mean") && page.contains("best of 1 to 4"));

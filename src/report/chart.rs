@@ -9,12 +9,12 @@ use super::html::{csv, escape};
 
 /// One line: `(x, y)` in drawing order; points that are not finite are skipped.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct ChartLine {
     /// Name of the line in the chart's data.
     pub name: String,
     pub points: Vec<(f64, f64)>,
     /// Index of the line's look (colour and dashes); different indices look different.
-    pub look: usize,
+    pub style: usize,
     /// Thin lines are single seeds, thick ones their mean.
     pub thin: bool,
 }
@@ -24,7 +24,7 @@ pub struct Chart {
     pub title: String,
     pub x: String,
     pub y: String,
-    pub lines: Vec<Line>,
+    pub lines: Vec<ChartLine>,
 }
 
 impl Chart {
@@ -57,20 +57,20 @@ const RULE: RGBColor = RGBColor(221, 221, 221);
 const GAP: u32 = 4;
 
 /// A line's colour and dash length; `None` for a solid line.
-fn look(n: usize) -> (RGBColor, Option<u32>) {
+fn line_style(n: usize) -> (RGBColor, Option<u32>) {
     let round = (n / PALETTE.len()) as u32;
     (PALETTE[n % PALETTE.len()], round.checked_sub(1).map(|again| 2 + 5 * again))
 }
 
 /// The colour of a look, as an attribute value.
 pub fn colour(n: usize) -> String {
-    let (RGBColor(r, g, b), _) = look(n);
+    let (RGBColor(r, g, b), _) = line_style(n);
     format!("#{r:02x}{g:02x}{b:02x}")
 }
 
 /// A short line of a look, for legends.
 pub fn swatch(n: usize) -> String {
-    let (_, dash) = look(n);
+    let (_, dash) = line_style(n);
     let colour = colour(n);
     let dash = dash.map(|dash| format!(" stroke-dasharray=\"{dash} {GAP}\"")).unwrap_or_default();
     format!(
@@ -92,14 +92,14 @@ pub fn figure(chart: &Chart) -> String {
 
 /// A legend that names the lines by look.
 pub fn legend<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let entry = |(look, name)| format!("<span>{}{}</span>", swatch(look), escape(name));
+    let entry = |(style, name)| format!("<span>{}{}</span>", swatch(style), escape(name));
     let entries: String = names.into_iter().enumerate().map(entry).collect();
     format!("<div class=\"legend\">{entries}</div>")
 }
 
 /// A link to the chart's points; empty if it has none.
 fn data(chart: &Chart) -> String {
-    let row = |line: &Line, &(x, y): &(f64, f64)| vec![line.name.clone(), rounded(x), rounded(y)];
+    let row = |line: &ChartLine, &(x, y): &(f64, f64)| vec![line.name.clone(), rounded(x), rounded(y)];
     let rows: Vec<Vec<String>> =
         chart.lines.iter().flat_map(|line| line.points.iter().map(move |point| row(line, point))).collect();
     if rows.is_empty() {
@@ -123,13 +123,13 @@ pub type Series = BTreeMap<i64, (f64, f64)>;
 
 /// One line per named run of an arm and, if there are several, a thick line of their means at the steps that all runs
 /// have.
-pub fn arm_lines(arm: &str, look: usize, runs: &[(String, Series)]) -> Vec<Line> {
+pub fn arm_lines(arm: &str, style: usize, runs: &[(String, Series)]) -> Vec<ChartLine> {
     let several = runs.len() > 1;
     let single = |(name, series): &(String, Series)| {
         let points = series.values().copied().collect();
-        Line { name: format!("{arm}, {name}"), points, look, thin: several }
+        ChartLine { name: format!("{arm}, {name}"), points, style, thin: several }
     };
-    let mut lines: Vec<Line> = runs.iter().map(single).collect();
+    let mut lines: Vec<ChartLine> = runs.iter().map(single).collect();
     if several {
         let n = runs.len() as f64;
         let mean = |step: &i64| {
@@ -138,7 +138,7 @@ pub fn arm_lines(arm: &str, look: usize, runs: &[(String, Series)]) -> Vec<Line>
             Some((points.iter().map(|p| p.0).sum::<f64>() / n, points.iter().map(|p| p.1).sum::<f64>() / n))
         };
         let points = runs[0].1.keys().filter_map(mean).collect();
-        lines.push(Line { name: format!("{arm}, mean"), points, look, thin: false });
+        lines.push(ChartLine { name: format!("{arm}, mean"), points, style, thin: false });
     }
     lines
 }
@@ -187,7 +187,7 @@ fn draw(chart: &Chart, points: &[(f64, f64)], out: &mut String) -> Result<(), St
         .map_err(|e| e.to_string())?;
     for thin in [true, false] {
         for line in chart.lines.iter().filter(|l| l.thin == thin) {
-            let (colour, dash) = look(line.look);
+            let (colour, dash) = line_style(line.style);
             let style = if thin { colour.mix(0.35).stroke_width(1) } else { colour.stroke_width(2) };
             let finite = line.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite());
             match dash {
@@ -227,9 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn missing_values_break_nothing() {
-        let line =
-            Line { name: "a".into(), points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)], look: 1, thin: false };
+    fn missing_values_are_skipped() {
+        let line = ChartLine {
+            name: "a".into(),
+            points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)],
+            style: 1,
+            thin: false,
+        };
         let text = svg(&Chart { title: "t".into(), x: "x".into(), y: "y".into(), lines: vec![line] });
         assert!(text.starts_with("<svg") && text.contains("polyline") && !text.contains("NaN"), "{text}");
     }
@@ -248,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_read_on_light_and_on_dark_paper() {
+    fn line_colours_have_contrast_on_light_and_dark_backgrounds() {
         for colour in PALETTE {
             for paper in [RGBColor(0xfd, 0xfd, 0xfc), RGBColor(0x17, 0x18, 0x1a)] {
                 assert!(contrast(colour, paper) >= 3.0, "{colour:?} on {paper:?}: {:.2}", contrast(colour, paper));
@@ -258,17 +262,17 @@ mod tests {
 
     #[test]
     fn no_two_of_many_arms_look_alike() {
-        let mut looks: Vec<String> = (0..32).map(swatch).collect();
-        looks.sort();
-        looks.dedup();
-        assert_eq!(looks.len(), 32);
-        let line = |look| Line { name: "a".into(), points: vec![(0.0, 0.0), (1.0, 1.0)], look, thin: false };
-        let drawn = |look| svg(&Chart { title: "t".into(), x: "x".into(), y: "y".into(), lines: vec![line(look)] });
+        let mut swatches: Vec<String> = (0..32).map(swatch).collect();
+        swatches.sort();
+        swatches.dedup();
+        assert_eq!(swatches.len(), 32);
+        let line = |style| ChartLine { name: "a".into(), points: vec![(0.0, 0.0), (1.0, 1.0)], style, thin: false };
+        let drawn = |style| svg(&Chart { title: "t".into(), x: "x".into(), y: "y".into(), lines: vec![line(style)] });
         assert_ne!(drawn(0), drawn(PALETTE.len()));
     }
 
     #[test]
-    fn a_figure_brings_its_own_data() {
+    fn a_figure_links_to_its_data() {
         let runs = [
             ("1".to_owned(), Series::from([(0, (0.0, 1.0)), (1, (1.0, 2.0))])),
             ("2".to_owned(), Series::from([(0, (0.0, 2.0))])),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use engine::error::{At, Result};
+use engine::error::{AtPath, Result};
 
 use super::html::{csv_text, slug};
 use super::load::RunData;
@@ -33,8 +33,8 @@ pub fn export(run: &RunData, page: &Path, summary: &str, to: &Path) -> Result<Ve
 /// The key and the digest of every stage that the run finished or reused.
 fn keys(run: &RunData) -> String {
     let rows = run.instances.iter().filter_map(|instance| {
-        let fate = run.fate(instance);
-        Some(vec![instance.name.clone(), instance.kind.clone(), fate.key?.to_string(), fate.digest?.to_string()])
+        let result = run.result(instance);
+        Some(vec![instance.name.clone(), instance.kind.clone(), result.key?.to_string(), result.digest?.to_string()])
     });
     csv_text(&["stage", "kind", "key", "digest"], &rows.collect::<Vec<_>>())
 }

@@ -10,9 +10,9 @@ use super::chart::{self, Chart, Series, arm_lines, legend};
 use super::html::{escape, table};
 use super::study::{Arm, Run, Study};
 
-type Of = fn(&CurvePoint) -> Option<f64>;
+type ValueOf = fn(&CurvePoint) -> Option<f64>;
 
-const PANELS: [(&str, Of); 4] = [
+const PANELS: [(&str, ValueOf); 4] = [
     ("gold reward (SFT deviations above SFT)", |r| Some(r.gold_sd)),
     ("true quality", |r| r.quality),
     ("proxy reward", |r| Some(r.proxy)),
@@ -62,7 +62,7 @@ fn groups(study: &Study) -> Vec<(String, Study)> {
 fn panels(study: &Study, number: u32, label: &str) -> String {
     let by_step: Vec<Chart> =
         PANELS.iter().map(|(title, of)| chart(study, title, "phase", |r| Some(r.step as f64), *of)).collect();
-    let distance: Of = |r| Some(r.kl_exact.max(0.0).sqrt());
+    let distance: ValueOf = |r| Some(r.kl_exact.max(0.0).sqrt());
     let by_kl: Vec<Chart> =
         PANELS[..3].iter().map(|(title, of)| chart(study, title, "square root of KL", distance, *of)).collect();
     let variance = chart(study, "ensemble variance", "KL (nats)", |r| Some(r.kl_exact), |r| r.variance);
@@ -82,7 +82,7 @@ fn panels(study: &Study, number: u32, label: &str) -> String {
 
 /// Gao et al.'s R = d (a - b log d), d = sqrt(KL), fitted to the gain since the start over all seeds of each arm.
 fn fits(study: &Study) -> String {
-    let fit = |arm: &Arm, of: Of| {
+    let fit = |arm: &Arm, of: ValueOf| {
         let points = arm.runs.iter().flat_map(|run| {
             let start = run.start().and_then(of);
             let gain = move |row: &CurvePoint| Some((row.kl_exact.max(0.0).sqrt(), of(row)? - start?));
@@ -109,16 +109,16 @@ fn fits(study: &Study) -> String {
     )
 }
 
-fn chart(study: &Study, title: &str, x: &str, along: Of, of: Of) -> Chart {
-    let lines = study.arms.iter().enumerate().flat_map(|(look, arm)| {
+fn chart(study: &Study, title: &str, x: &str, along: ValueOf, of: ValueOf) -> Chart {
+    let lines = study.arms.iter().enumerate().flat_map(|(style, arm)| {
         let runs: Vec<(String, Series)> =
             arm.runs.iter().map(|run| (format!("seed {}", run.seed), series(run, along, of))).collect();
-        arm_lines(&arm.label, look, &runs)
+        arm_lines(&arm.label, style, &runs)
     });
     Chart { title: title.to_owned(), x: x.to_owned(), y: title.to_owned(), lines: lines.collect() }
 }
 
-fn series(run: &Run, along: Of, of: Of) -> Series {
+fn series(run: &Run, along: ValueOf, of: ValueOf) -> Series {
     run.sampled().filter_map(|row| Some((row.step, (along(row)?, of(row)?)))).collect()
 }
 

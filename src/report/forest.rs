@@ -44,20 +44,20 @@ pub fn forest(title: &str, tests: &[&Test], noise: &[&Test]) -> String {
             ));
         }
         for (seed, value) in &test.seeds {
-            let told = format!("seed {seed}: {value:+.3}");
-            out.push_str(&dot(x(*value), y, 2.5, "#888888", 0.7, &told));
+            let tooltip = format!("seed {seed}: {value:+.3}");
+            out.push_str(&dot(x(*value), y, 2.5, "#888888", 0.7, &tooltip));
         }
-        let told = format!("mean {:+.3}", test.mean);
-        out.push_str(&dot(x(test.mean), y, 5.0, &colour(1), 1.0, &told));
+        let tooltip = format!("mean {:+.3}", test.mean);
+        out.push_str(&dot(x(test.mean), y, 5.0, &colour(1), 1.0, &tooltip));
     }
     out.push_str(&axis(&x, low, high, bottom));
     figure(title, bottom + BOTTOM, &out)
 }
 
 /// An arm as a point of KL and outcome: its mean over seeds, and the seeds.
-pub struct Place {
+pub struct ArmPoint {
     pub label: String,
-    pub look: usize,
+    pub style: usize,
     pub mean: (f64, f64),
     pub seeds: Vec<(f64, f64)>,
     /// Whether the frontier passes through the arm.
@@ -66,7 +66,7 @@ pub struct Place {
 
 /// Outcome against sqrt(KL): every arm as a point, the fixed lambdas connected, and the trajectories in `paths` over
 /// their steps.
-pub fn frontier(title: &str, y_title: &str, places: &[Place], paths: &[(usize, Vec<(f64, f64)>)]) -> String {
+pub fn frontier(title: &str, y_title: &str, places: &[ArmPoint], paths: &[(usize, Vec<(f64, f64)>)]) -> String {
     const HEIGHT: f64 = 360.0;
     const LEFT: f64 = 60.0;
     let root = |kl: f64| kl.max(0.0).sqrt();
@@ -101,13 +101,13 @@ pub fn frontier(title: &str, y_title: &str, places: &[Place], paths: &[(usize, V
     let mut fixed: Vec<(f64, f64)> = places.iter().filter(|place| place.on_frontier).map(|place| place.mean).collect();
     fixed.sort_by(|a, b| a.0.total_cmp(&b.0));
     out.push_str(&line(&fixed, "stroke=\"#111111\" stroke-width=\"1.5\" stroke-dasharray=\"5 4\""));
-    for (look, path) in paths {
-        out.push_str(&line(path, &format!("stroke=\"{}\" stroke-width=\"1.5\"", colour(*look))));
+    for (style, path) in paths {
+        out.push_str(&line(path, &format!("stroke=\"{}\" stroke-width=\"1.5\"", colour(*style))));
     }
     for place in places {
         for seed in &place.seeds {
             let (x, y) = at(*seed);
-            out.push_str(&dot(x, y, 2.5, &colour(place.look), 0.45, &place.label));
+            out.push_str(&dot(x, y, 2.5, &colour(place.style), 0.45, &place.label));
         }
     }
     for (i, place) in places.iter().enumerate() {
@@ -164,17 +164,17 @@ fn rectangle(x: f64, y: f64, width: f64, height: f64) -> String {
     )
 }
 
-fn dot(x: f64, y: f64, radius: f64, fill: &str, opacity: f64, told: &str) -> String {
+fn dot(x: f64, y: f64, radius: f64, fill: &str, opacity: f64, tooltip: &str) -> String {
     format!(
         "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" fill=\"{fill}\" opacity=\"{opacity}\"><title>{}</title></circle>",
-        escape(told)
+        escape(tooltip)
     )
 }
 
 /// Marks an arm's mean; a ring if the palette's colours repeat.
-fn mark(x: f64, y: f64, place: &Place) -> String {
-    let colour = colour(place.look);
-    let fill = if (place.look / COLOURS).is_multiple_of(2) { &colour } else { "none" };
+fn mark(x: f64, y: f64, place: &ArmPoint) -> String {
+    let colour = colour(place.style);
+    let fill = if (place.style / COLOURS).is_multiple_of(2) { &colour } else { "none" };
     format!(
         "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\" fill=\"{fill}\" stroke=\"{colour}\" stroke-width=\"2\"><title>{}</title></circle>",
         escape(&place.label)
@@ -206,9 +206,9 @@ mod tests {
 
     #[test]
     fn every_arm_has_its_point_and_the_fixed_ones_are_connected() {
-        let place = |label: &str, kl: f64, on_frontier| Place {
+        let place = |label: &str, kl: f64, on_frontier| ArmPoint {
             label: label.to_owned(),
-            look: 0,
+            style: 0,
             mean: (kl, 0.5 + kl / 100.0),
             seeds: vec![(kl, 0.5)],
             on_frontier,

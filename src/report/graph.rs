@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use super::load::{RunData, State};
-use crate::graph_view::{Box, layers_svg};
+use super::load::{InstanceState, RunData};
+use crate::graph_view::{GraphNode, layers_svg};
 
 /// Draws one box per stage, since a matrix would only repeat the picture.
 pub fn graph(run: &RunData) -> String {
-    let mut stages: Vec<(Box, Tally)> = Vec::new();
+    let mut stages: Vec<(GraphNode, Tally)> = Vec::new();
     for instance in &run.instances {
-        let fate = run.fate(instance);
+        let result = run.result(instance);
         let index = stages.iter().position(|(b, _)| b.name == instance.stage()).unwrap_or_else(|| {
-            stages.push((Box { name: instance.stage().to_owned(), ..Box::default() }, Tally::default()));
+            stages.push((GraphNode { name: instance.stage().to_owned(), ..GraphNode::default() }, Tally::default()));
             stages.len() - 1
         });
         let (entry, tally) = &mut stages[index];
@@ -19,40 +19,40 @@ pub fn graph(run: &RunData) -> String {
         let from: BTreeSet<String> =
             from.map(|name| name.split('[').next().unwrap_or(name).to_owned()).filter(|s| *s != entry.name).collect();
         entry.from.extend(from);
-        tally.states.push(fate.state);
-        tally.seconds += fate.seconds.unwrap_or(0.0);
+        tally.states.push(result.state);
+        tally.seconds += result.seconds.unwrap_or(0.0);
     }
-    let boxes: Vec<Box> = stages
+    let nodes: Vec<GraphNode> = stages
         .into_iter()
-        .map(|(entry, tally)| Box {
+        .map(|(entry, tally)| GraphNode {
             note: tally.note(),
-            ran: tally.count(State::Ran) > 0,
-            failed: tally.count(State::Failed) > 0,
+            ran: tally.count(InstanceState::Ran) > 0,
+            failed: tally.count(InstanceState::Failed) > 0,
             unreached: UNREACHED.iter().any(|state| tally.count(*state) > 0),
             ..entry
         })
         .collect();
-    format!("<div class=\"wide\" tabindex=\"0\">{}</div>", layers_svg(&boxes))
+    format!("<div class=\"wide\" tabindex=\"0\">{}</div>", layers_svg(&nodes))
 }
 
-const UNREACHED: [State; 3] = [State::Interrupted, State::Skipped, State::NotReached];
+const UNREACHED: [InstanceState; 3] = [InstanceState::Interrupted, InstanceState::Skipped, InstanceState::NotReached];
 
 /// The final states of a stage's instances.
 #[derive(Default)]
 struct Tally {
-    states: Vec<State>,
+    states: Vec<InstanceState>,
     seconds: f64,
 }
 
 impl Tally {
-    fn count(&self, state: State) -> usize {
+    fn count(&self, state: InstanceState) -> usize {
         self.states.iter().filter(|s| **s == state).count()
     }
 
     /// The worst state of any instance: the state itself if all share it, otherwise a count; the time if all succeeded.
     fn note(&self) -> String {
         let all = self.states.len();
-        for state in [State::Failed].into_iter().chain(UNREACHED) {
+        for state in [InstanceState::Failed].into_iter().chain(UNREACHED) {
             match self.count(state) {
                 0 => {}
                 n if n == all && n == 1 => return state.word().to_owned(),
@@ -60,9 +60,9 @@ impl Tally {
                 n => return format!("{n} of {all} {}", state.word()),
             }
         }
-        match self.count(State::Ran) {
-            0 if all == 1 => State::Reused.word().to_owned(),
-            0 => format!("{all} × {}", State::Reused.word()),
+        match self.count(InstanceState::Ran) {
+            0 if all == 1 => InstanceState::Reused.word().to_owned(),
+            0 => format!("{all} × {}", InstanceState::Reused.word()),
             n if n == all && n == 1 => format!("{:.1} s", self.seconds),
             n if n == all => format!("{n} in {:.1} s", self.seconds),
             n => format!("{n} of {all} ran, {:.1} s", self.seconds),
@@ -75,9 +75,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_reached_is_not_called_reused() {
-        use State::{Failed, Interrupted, NotReached, Ran, Reused, Skipped};
-        let cases: &[(&[State], &str)] = &[
+    fn unreached_stages_are_not_shown_as_reused() {
+        use InstanceState::{Failed, Interrupted, NotReached, Ran, Reused, Skipped};
+        let cases: &[(&[InstanceState], &str)] = &[
             (&[Reused], "reused"),
             (&[Reused, Reused], "2 × reused"),
             (&[Ran], "1.5 s"),

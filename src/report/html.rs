@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_those_of_the_page_and_not_of_posts_or_attributes() {
+    fn the_glossary_ignores_words_in_posts_and_attributes() {
         let mut sections = Sections::default();
         sections.push("Arms", "<p class=\"gold\">KL <b>rises</b></p><pre>my proxy &lt;</pre> end");
         assert_eq!(sections.words().split_whitespace().collect::<Vec<_>>(), ["arms", "kl", "rises", "end"]);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_download_holds_its_table_and_ends_no_attribute() {
+    fn a_download_link_holds_its_table_and_is_escaped() {
         let link = csv("KL by step", &["line", "KL (nats)"], &[vec!["a, \"b\" <c>\u{3bb}".into(), "-1.5".into()]]);
         let data = "line,KL%20%28nats%29%0D%0A%22a,%20%22%22b%22%22%20%3Cc%3E%CE%BB%22,-1.5%0D%0A";
         let whole =
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn posts_cannot_bring_markup_into_the_page() {
+    fn posts_are_escaped_in_the_page() {
         assert_eq!(escape("<script>\"&'"), "&lt;script&gt;&quot;&amp;&#39;");
     }
 

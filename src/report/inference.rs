@@ -11,7 +11,7 @@ use super::study::{Arm, Run};
 pub const MIN_SEEDS: usize = 6;
 pub const ALPHA: f64 = 0.05;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Verdict {
     /// Shown by the family's corrected test.
     Shown,
     /// The test shows the opposite.
@@ -21,7 +21,7 @@ pub enum Answer {
     NotJudged,
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Shown => "shown",
@@ -78,19 +78,19 @@ impl Test {
 /// A statement that holds if every one of its parts is above zero. An intersection-union test: its p is the largest p
 /// of its parts, which need no correction among themselves.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Line {
+pub struct Statement {
     /// `H3`; empty for a claim that was not registered.
     pub name: &'static str,
     pub sentence: String,
     pub parts: Vec<Test>,
-    pub answer: Answer,
+    pub verdict: Verdict,
     /// p corrected within the family; `None` if no test was made.
     pub corrected: Option<f64>,
 }
 
-impl Line {
+impl Statement {
     pub fn new(name: &'static str, sentence: String, parts: Vec<Test>) -> Self {
-        Self { name, sentence, parts, answer: Answer::NotJudged, corrected: None }
+        Self { name, sentence, parts, verdict: Verdict::NotJudged, corrected: None }
     }
 
     /// Number of seeds of its smallest part.
@@ -98,7 +98,7 @@ impl Line {
         self.parts.iter().map(|part| part.seeds.len()).min().unwrap_or(0)
     }
 
-    /// The line's p; 1 if the parts disagree in sign.
+    /// The statement's p; 1 if the parts disagree in sign.
     fn p(&self) -> f64 {
         let side = |above: bool| self.parts.iter().all(|part| part.mean != 0.0 && (part.mean > 0.0) == above);
         if side(true) || side(false) { self.parts.iter().map(|part| part.p).fold(0.0, f64::max) } else { 1.0 }
@@ -120,40 +120,40 @@ pub enum Subject {
 pub struct Family {
     pub title: String,
     pub subject: Subject,
-    pub lines: Vec<Line>,
+    pub statements: Vec<Statement>,
     /// The reason why none of them can be judged, if so.
     pub note: Option<String>,
 }
 
-/// Tests the lines and corrects them by Holm's method.
-pub fn judged(subject: Subject, title: String, lines: Vec<Line>) -> Family {
-    judged_among(0, subject, title, lines)
+/// Tests the statements and corrects them by Holm's method.
+pub fn judge(subject: Subject, title: String, statements: Vec<Statement>) -> Family {
+    judge_registered(0, subject, title, statements)
 }
 
 /// The same in a family of `registered` tests, of which some may be missing: the correction is for all of them.
-pub fn judged_among(registered: usize, subject: Subject, title: String, mut lines: Vec<Line>) -> Family {
-    let tested: Vec<usize> = (0..lines.len()).filter(|&i| lines[i].n() >= MIN_SEEDS).collect();
+pub fn judge_registered(registered: usize, subject: Subject, title: String, mut statements: Vec<Statement>) -> Family {
+    let tested: Vec<usize> = (0..statements.len()).filter(|&i| statements[i].n() >= MIN_SEEDS).collect();
     let size = if tested.is_empty() { 0 } else { tested.len().max(registered) };
-    let mut p: Vec<f64> = tested.iter().map(|&i| lines[i].p()).collect();
+    let mut p: Vec<f64> = tested.iter().map(|&i| statements[i].p()).collect();
     p.resize(size, 1.0);
-    let most = tested.iter().map(|&i| lines[i].n()).max().unwrap_or(0);
+    let most = tested.iter().map(|&i| statements[i].n()).max().unwrap_or(0);
     let smallest = size as f64 * smallest_sign_flip_p(most);
     if smallest > ALPHA {
         let note = format!(
             "{size} tests of {most} seeds: the smallest corrected p is {smallest:.3}, so that none of them is judged"
         );
-        return Family { title, subject, lines, note: Some(note) };
+        return Family { title, subject, statements, note: Some(note) };
     }
     for (i, corrected) in tested.into_iter().zip(holm(&p)) {
-        let line = &mut lines[i];
-        line.corrected = Some(corrected);
-        line.answer = match line.parts.first() {
-            Some(part) if corrected <= ALPHA && part.mean > 0.0 => Answer::Shown,
-            Some(_) if corrected <= ALPHA => Answer::Opposite,
-            _ => Answer::NotShown,
+        let statement = &mut statements[i];
+        statement.corrected = Some(corrected);
+        statement.verdict = match statement.parts.first() {
+            Some(part) if corrected <= ALPHA && part.mean > 0.0 => Verdict::Shown,
+            Some(_) if corrected <= ALPHA => Verdict::Opposite,
+            _ => Verdict::NotShown,
         };
     }
-    Family { title, subject, lines, note: None }
+    Family { title, subject, statements, note: None }
 }
 
 #[cfg(test)]
@@ -164,63 +164,63 @@ mod tests {
 
     use super::*;
 
-    fn line(values: &[f64]) -> Line {
+    fn statement(values: &[f64]) -> Statement {
         let test = Test::of("a − b".into(), (0..).zip(values.iter().copied()).collect());
-        Line::new("", "a above b".into(), vec![test.unwrap()])
+        Statement::new("", "a above b".into(), vec![test.unwrap()])
     }
 
-    fn answers(lines: Vec<Line>) -> Vec<Answer> {
-        judged(Subject::Other, String::new(), lines).lines.iter().map(|line| line.answer).collect()
+    fn verdicts(statements: Vec<Statement>) -> Vec<Verdict> {
+        judge(Subject::Other, String::new(), statements).statements.iter().map(|statement| statement.verdict).collect()
     }
 
     #[test]
     fn nothing_is_judged_below_six_seeds() {
-        assert_eq!(answers(vec![line(&[0.5; 5])]), [Answer::NotJudged]);
-        assert_eq!(answers(vec![line(&[0.5; 6])]), [Answer::Shown]);
-        assert_eq!(answers(vec![line(&[-0.5; 6])]), [Answer::Opposite]);
-        assert_eq!(answers(vec![line(&[0.5, -0.5, 0.4, -0.4, 0.3, -0.3])]), [Answer::NotShown]);
+        assert_eq!(verdicts(vec![statement(&[0.5; 5])]), [Verdict::NotJudged]);
+        assert_eq!(verdicts(vec![statement(&[0.5; 6])]), [Verdict::Shown]);
+        assert_eq!(verdicts(vec![statement(&[-0.5; 6])]), [Verdict::Opposite]);
+        assert_eq!(verdicts(vec![statement(&[0.5, -0.5, 0.4, -0.4, 0.3, -0.3])]), [Verdict::NotShown]);
     }
 
     #[test]
     fn a_family_too_large_for_its_seeds_says_so() {
-        let lines = |n: usize| vec![line(&[0.5; 8]); n];
-        assert_eq!(answers(lines(6)), [Answer::Shown; 6]);
-        let family = judged(Subject::Other, String::new(), lines(7));
-        assert!(family.lines.iter().all(|line| line.answer == Answer::NotJudged));
+        let statements = |n: usize| vec![statement(&[0.5; 8]); n];
+        assert_eq!(verdicts(statements(6)), [Verdict::Shown; 6]);
+        let family = judge(Subject::Other, String::new(), statements(7));
+        assert!(family.statements.iter().all(|statement| statement.verdict == Verdict::NotJudged));
         assert!(family.note.unwrap().contains("7 tests of 8 seeds: the smallest corrected p is 0.055"));
     }
 
     #[test]
     fn a_statement_of_two_parts_needs_both() {
         let both = |second: &[f64]| {
-            let parts = [line(&[0.5; 8]), line(second)].map(|line| line.parts[0].clone());
-            answers(vec![Line::new("H4", "a above b and c".into(), parts.into())])
+            let parts = [statement(&[0.5; 8]), statement(second)].map(|statement| statement.parts[0].clone());
+            verdicts(vec![Statement::new("H4", "a above b and c".into(), parts.into())])
         };
-        assert_eq!(both(&[0.1; 8]), [Answer::Shown]);
-        assert_eq!(both(&[0.1, -0.1, 0.2, -0.2, 0.1, -0.1, 0.2, -0.1]), [Answer::NotShown]);
-        assert_eq!(both(&[-0.5; 8]), [Answer::NotShown], "above one, below the other");
-        assert_eq!(both(&[0.5; 5]), [Answer::NotJudged], "as few seeds as its smallest part");
+        assert_eq!(both(&[0.1; 8]), [Verdict::Shown]);
+        assert_eq!(both(&[0.1, -0.1, 0.2, -0.2, 0.1, -0.1, 0.2, -0.1]), [Verdict::NotShown]);
+        assert_eq!(both(&[-0.5; 8]), [Verdict::NotShown], "above one, below the other");
+        assert_eq!(both(&[0.5; 5]), [Verdict::NotJudged], "as few seeds as its smallest part");
     }
 
     #[test]
-    fn a_family_errs_in_one_of_twenty_studies_and_sees_a_large_effect() {
+    fn a_family_has_five_percent_false_positives_and_detects_a_large_effect() {
         let mut rng = StdRng::seed_from_u64(3);
-        let mut study = |effects: &[f64]| -> Vec<Answer> {
+        let mut study = |effects: &[f64]| -> Vec<Verdict> {
             let mut values = |effect: f64| (0..8).map(|_| effect + normal(&mut rng)).collect::<Vec<_>>();
-            answers(effects.iter().map(|&effect| line(&values(effect))).collect())
+            verdicts(effects.iter().map(|&effect| statement(&values(effect))).collect())
         };
-        let wrong = (0..400).filter(|_| study(&[0.0; 5]).iter().any(|a| *a != Answer::NotShown)).count();
+        let wrong = (0..400).filter(|_| study(&[0.0; 5]).iter().any(|a| *a != Verdict::NotShown)).count();
         assert!(wrong <= 30, "{wrong} of 400");
-        let found = (0..400).filter(|_| study(&[1.5]) == [Answer::Shown]).count();
+        let found = (0..400).filter(|_| study(&[1.5]) == [Verdict::Shown]).count();
         assert!(found > 320, "{found} of 400");
     }
 
     #[test]
     fn the_detectable_difference_is_in_the_units_of_the_differences() {
-        let test = |scale: f64| line(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(|v| v * scale)).parts[0].clone();
+        let test = |scale: f64| statement(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(|v| v * scale)).parts[0].clone();
         let (one, ten) = (test(1.0).detectable().unwrap(), test(10.0).detectable().unwrap());
         assert!((ten - 10.0 * one).abs() < 1e-9 && one > 3.0, "{one} {ten}");
-        assert_eq!(line(&[0.1; 5]).parts[0].detectable(), None);
+        assert_eq!(statement(&[0.1; 5]).parts[0].detectable(), None);
         assert_eq!(test(1.0).interval, Some((1.0, 6.0)));
     }
 }

@@ -7,7 +7,7 @@ use stages::types::{
     Ensemble, Evaluation, Half, LearningPoint, Model, Phase, PolicyRun, Post, Posts, RewardModel, Sample,
 };
 
-use super::chart::{self, Chart, Line, Series, arm_lines, legend};
+use super::chart::{self, Chart, ChartLine, Series, arm_lines, legend};
 use super::html::{escape, table};
 use super::load::{Instance, RunData, SEED, with_arms};
 
@@ -70,24 +70,25 @@ fn number(v: f64) -> String {
 /// The losses of supervised and reward training, one chart per stage, followed by the RL phases; empty if nothing was
 /// learned.
 pub fn curves(run: &RunData) -> String {
-    let mut unread = Vec::new();
-    let training = training(run, &mut unread);
-    let rl = phases(run, &mut unread);
-    let unread: String = unread.iter().map(|message| format!("<p class=\"bad\">{}</p>", escape(message))).collect();
-    unread + &training + &rl
+    let mut unreadable = Vec::new();
+    let training = training(run, &mut unreadable);
+    let rl = phases(run, &mut unreadable);
+    let unreadable: String =
+        unreadable.iter().map(|message| format!("<p class=\"bad\">{}</p>", escape(message))).collect();
+    unreadable + &training + &rl
 }
 
-/// Reads an artifact's table, if the artifact exists. If it cannot be read, adds a sentence to `unread`.
+/// Reads an artifact's table, if the artifact exists. If it cannot be read, adds a sentence to `unreadable`.
 fn read<T>(
     run: &RunData,
     instance: &Instance,
-    unread: &mut Vec<String>,
+    unreadable: &mut Vec<String>,
     table: impl FnOnce(&std::path::Path) -> engine::error::Result<T>,
 ) -> Option<T> {
     match table(&run.folder(instance)?) {
         Ok(rows) => Some(rows),
         Err(error) => {
-            unread.push(format!("{} is left out, since it cannot be read: {error}", instance.name));
+            unreadable.push(format!("{} is left out, since it cannot be read: {error}", instance.name));
             None
         }
     }
@@ -99,10 +100,10 @@ const LEGEND_AT_MOST: usize = 12;
 /// A stage or an arm, with the data read from each of its instances.
 type Group<'a, T> = (String, Vec<(&'a Instance, T)>);
 
-fn training(run: &RunData, unread: &mut Vec<String>) -> String {
+fn training(run: &RunData, unreadable: &mut Vec<String>) -> String {
     let mut stages: Vec<Group<'_, Vec<LearningPoint>>> = Vec::new();
     for instance in run.instances.iter().filter(|i| [Model::NAME, RewardModel::NAME].contains(&i.output.as_str())) {
-        let Some(curve) = read(run, instance, unread, LearningPoint::read).filter(|curve| !curve.is_empty()) else {
+        let Some(curve) = read(run, instance, unreadable, LearningPoint::read).filter(|curve| !curve.is_empty()) else {
             continue;
         };
         match stages.iter_mut().find(|(stage, _)| *stage == instance.stage()) {
@@ -122,10 +123,10 @@ fn loss(stage: &str, members: &[(&Instance, Vec<LearningPoint>)]) -> String {
         .iter()
         .map(|(instance, _)| instance.matrix.iter().map(|(_, label)| label.as_str()).collect::<Vec<_>>().join(", "))
         .collect();
-    let lines = members.iter().enumerate().map(|(look, (instance, curve))| Line {
+    let lines = members.iter().enumerate().map(|(style, (instance, curve))| ChartLine {
         name: instance.name.clone(),
         points: curve.iter().map(|point| (point.step as f64, point.loss)).collect(),
-        look,
+        style,
         thin: members.len() > LEGEND_AT_MOST,
     });
     let title = format!("loss of {stage}");
@@ -138,9 +139,9 @@ fn loss(stage: &str, members: &[(&Instance, Vec<LearningPoint>)]) -> String {
     format!("<div>{}{legend}</div>", chart::figure(&chart))
 }
 
-type Of = fn(&Phase) -> Option<f64>;
+type ValueOf = fn(&Phase) -> Option<f64>;
 
-const PANELS: [(&str, Of); 6] = [
+const PANELS: [(&str, ValueOf); 6] = [
     ("proxy reward of the rollouts", |p| p.proxy),
     ("KL of the rollouts (nats)", |p| p.kl),
     ("s² of the rollouts", |p| p.s2),
@@ -167,16 +168,16 @@ fn seed(instance: &Instance) -> String {
     seed.map_or_else(|| instance.name.clone(), |(_, label)| format!("seed {label}"))
 }
 
-fn phases(run: &RunData, unread: &mut Vec<String>) -> String {
-    let arms = by_arm(run, |_, instance| read(run, instance, unread, PolicyRun::phases));
+fn phases(run: &RunData, unreadable: &mut Vec<String>) -> String {
+    let arms = by_arm(run, |_, instance| read(run, instance, unreadable, PolicyRun::phases));
     let charts = PANELS.map(|(title, of)| {
-        let lines = arms.iter().enumerate().flat_map(|(look, (arm, runs))| {
+        let lines = arms.iter().enumerate().flat_map(|(style, (arm, runs))| {
             let series = |phases: &[Phase]| -> Series {
                 phases.iter().filter_map(|p| Some((p.phase, (p.phase as f64, of(p)?)))).collect()
             };
             let runs: Vec<(String, Series)> =
                 runs.iter().map(|(instance, phases)| (seed(instance), series(phases))).collect();
-            arm_lines(arm, look, &runs)
+            arm_lines(arm, style, &runs)
         });
         Chart { title: title.into(), x: "phase".into(), y: title.into(), lines: lines.collect() }
     });
@@ -198,18 +199,19 @@ const STEPS: usize = 5;
 
 /// Samples of each arm's first run for a few held-out posts during RL; empty without RL runs.
 pub fn samples(run: &RunData) -> String {
-    let mut unread = Vec::new();
+    let mut unreadable = Vec::new();
     let mut seen: BTreeSet<String> = BTreeSet::new();
     let arms = by_arm(run, |arm, instance| {
         // Show one run per arm.
         if seen.contains(arm) {
             return None;
         }
-        let samples = read(run, instance, &mut unread, |folder| few(PolicyRun::samples(folder)?))?;
+        let samples = read(run, instance, &mut unreadable, |folder| few(PolicyRun::samples(folder)?))?;
         seen.insert(arm.to_owned());
         Some(samples)
     });
-    let mut out: String = unread.iter().map(|message| format!("<p class=\"bad\">{}</p>", escape(message))).collect();
+    let mut out: String =
+        unreadable.iter().map(|message| format!("<p class=\"bad\">{}</p>", escape(message))).collect();
     let ids: BTreeSet<&str> = arms.iter().flat_map(|(_, runs)| &runs[0].1).map(|s| s.post_id.as_str()).collect();
     let posts = arms.first().map(|(_, runs)| posts(run, runs[0].0, &ids)).unwrap_or_default();
     for id in ids.iter().take(POSTS) {
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn few_steps_reach_from_the_first_to_the_last() {
+    fn the_chosen_steps_include_the_first_and_the_last() {
         assert_eq!(spread(&[0, 4, 8]), [0, 4, 8]);
         assert_eq!(spread(&(0..=12).map(|n| n * 4).collect::<Vec<_>>()), [0, 12, 24, 36, 48]);
     }

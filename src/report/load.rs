@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use engine::context::Paid;
-use engine::error::{At, Error, Result};
+use engine::context::ApiUsage;
+use engine::document;
+use engine::error::{AtPath, Error, Result};
 use engine::journal::{self, Event};
 use engine::names::{Digest, Key};
-use engine::spec;
 use engine::store::{Presence, Store};
 use serde::Deserialize;
 use serde_json::Value;
@@ -26,12 +26,12 @@ pub struct Instance {
     pub params: Value,
     /// The artifact type of its output.
     pub output: String,
-    pub inputs: Vec<Port>,
+    pub inputs: Vec<PortInputs>,
 }
 
 /// Names of the instances at one port.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Port {
+pub struct PortInputs {
     pub port: String,
     pub from: Vec<String>,
 }
@@ -63,8 +63,8 @@ pub fn with_arms<'a>(
 
 /// The outcome of an instance in this run.
 #[derive(Clone, Debug, Default)]
-pub struct Fate {
-    pub state: State,
+pub struct InstanceResult {
+    pub state: InstanceState,
     pub key: Option<Key>,
     pub digest: Option<Digest>,
     pub seconds: Option<f64>,
@@ -75,18 +75,18 @@ pub struct Fate {
     /// Its last progress: (done, total, unit).
     pub progress: Option<(u64, u64, String)>,
     /// The earlier run's attempt whose result this run reused.
-    pub earlier: Option<Earlier>,
+    pub earlier: Option<EarlierAttempt>,
     pub error: Option<Error>,
     pub tail: Vec<String>,
     /// Seconds by activity, summed over the attempt's timings.
     pub spent: BTreeMap<String, f64>,
     /// Requests paid for by this run.
-    pub paid: Paid,
+    pub paid: ApiUsage,
 }
 
 /// An attempt of an earlier run, from its action record.
 #[derive(Clone, Debug)]
-pub struct Earlier {
+pub struct EarlierAttempt {
     pub run: String,
     pub seconds: f64,
     /// 0 in records of older versions.
@@ -94,7 +94,7 @@ pub struct Earlier {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum State {
+pub enum InstanceState {
     #[default]
     NotReached,
     Reused,
@@ -105,7 +105,7 @@ pub enum State {
     Skipped,
 }
 
-impl State {
+impl InstanceState {
     pub fn word(self) -> &'static str {
         match self {
             Self::NotReached => "not reached",
@@ -124,7 +124,7 @@ pub struct RunData {
     pub pipeline: String,
     pub profiles: Vec<String>,
     pub instances: Vec<Instance>,
-    pub fates: BTreeMap<String, Fate>,
+    pub results: BTreeMap<String, InstanceResult>,
     pub warnings: Vec<(Option<String>, String)>,
     /// Seconds since 1970 of the run's first event; `last_event`: of its last one.
     pub started: f64,
@@ -139,7 +139,7 @@ pub struct RunData {
     pub seconds: Option<f64>,
     pub interrupted: bool,
     /// The pipeline file's `report:` section.
-    pub settings: spec::Report,
+    pub settings: document::ReportSettings,
     /// The pipeline's own seed; `None` for runs of older versions, which did not store it.
     pub seed: Option<u64>,
     /// The store's folder.
@@ -156,7 +156,7 @@ struct GraphFile {
     #[serde(default)]
     seed: Option<u64>,
     /// Absent for runs of older versions whose pipeline file had none.
-    report: Option<spec::Report>,
+    report: Option<document::ReportSettings>,
     instances: Vec<Instance>,
 }
 
@@ -166,18 +166,18 @@ impl RunData {
     pub fn read(folder: &Path, store: &Store) -> Result<Self> {
         let path = folder.join("graph.json");
         if !path.is_file() {
-            return Err(Error::surroundings(format!("{}: not a file", path.display())));
+            return Err(Error::environment(format!("{}: not a file", path.display())));
         }
         let text = std::fs::read(&path).at(&path)?;
         let graph: GraphFile =
-            serde_json::from_slice(&text).map_err(|e| Error::surroundings(format!("{}: {e}", path.display())))?;
+            serde_json::from_slice(&text).map_err(|e| Error::environment(format!("{}: {e}", path.display())))?;
         let id = folder.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let mut run = Self {
             id,
             pipeline: graph.name,
             profiles: Vec::new(),
             instances: graph.instances,
-            fates: BTreeMap::new(),
+            results: BTreeMap::new(),
             warnings: Vec::new(),
             started: 0.0,
             last_event: 0.0,
@@ -193,79 +193,83 @@ impl RunData {
             metrics: BTreeMap::new(),
         };
         for line in journal::read(folder)? {
-            run.take(line.at, line.event);
+            run.apply(line.at, line.event);
         }
-        for (name, fate) in &mut run.fates {
-            let Some(digest) = fate.digest else { continue };
+        for (name, result) in &mut run.results {
+            let Some(digest) = result.digest else { continue };
             // An artifact that has since been deleted or damaged leaves a gap in the report, but is no error.
-            if let Ok(Presence::Whole) = store.presence(&digest)
+            if let Ok(Presence::Intact) = store.presence(&digest)
                 && let Ok(artifact) = store.open_artifact(&digest)
             {
                 run.folders.insert(name.clone(), artifact.folder);
                 run.metrics.insert(name.clone(), artifact.manifest.facts.metrics);
             }
-            let Some(Ok(Some(record))) = fate.key.map(|key| store.action(&key)) else { continue };
-            let made = record.provenance;
-            if fate.state != State::Reused {
-                if made.run == run.id {
-                    run.hosts.insert(made.host);
+            let Some(Ok(Some(record))) = result.key.map(|key| store.action(&key)) else { continue };
+            let provenance = record.provenance;
+            if result.state != InstanceState::Reused {
+                if provenance.run == run.id {
+                    run.hosts.insert(provenance.host);
                 }
                 continue;
             }
             // The journal has the warnings of this run's attempts; warnings of the earlier attempt still apply.
-            run.warnings.extend(made.warnings.into_iter().map(|message| (Some(name.clone()), message)));
-            fate.earlier = Some(Earlier { run: made.run, seconds: made.seconds, peak_bytes: made.peak_bytes });
+            run.warnings.extend(provenance.warnings.into_iter().map(|message| (Some(name.clone()), message)));
+            result.earlier = Some(EarlierAttempt {
+                run: provenance.run,
+                seconds: provenance.seconds,
+                peak_bytes: provenance.peak_bytes,
+            });
         }
         Ok(run)
     }
 
-    fn take(&mut self, at: f64, event: Event) {
+    fn apply(&mut self, at: f64, event: Event) {
         self.last_event = at;
         match event {
             Event::Started { profiles, command, file, .. } => {
                 (self.started, self.profiles, self.command, self.file) = (at, profiles, command, file);
             }
             Event::StageStarted { stage, .. } => {
-                let fate = self.fates.entry(stage).or_default();
+                let result = self.results.entry(stage).or_default();
                 // Counts as interrupted until its end is read.
-                fate.state = State::Interrupted;
-                (fate.started, fate.ended, fate.progress) = (Some(at), None, None);
+                result.state = InstanceState::Interrupted;
+                (result.started, result.ended, result.progress) = (Some(at), None, None);
             }
             Event::Progress { stage, done, total, unit, .. } => {
-                self.fates.entry(stage).or_default().progress = Some((done, total, unit));
+                self.results.entry(stage).or_default().progress = Some((done, total, unit));
             }
             Event::StageFinished { stage, key, digest, seconds, peak_bytes } => {
-                let fate = self.fates.entry(stage).or_default();
-                fate.state = State::Ran;
-                fate.ended = Some(at);
-                (fate.key, fate.digest) = (Some(key), Some(digest));
-                (fate.seconds, fate.peak_bytes) = (Some(seconds), peak_bytes);
+                let result = self.results.entry(stage).or_default();
+                result.state = InstanceState::Ran;
+                result.ended = Some(at);
+                (result.key, result.digest) = (Some(key), Some(digest));
+                (result.seconds, result.peak_bytes) = (Some(seconds), peak_bytes);
             }
             Event::StageReused { stage, key, digest, .. } => {
-                let fate = self.fates.entry(stage).or_default();
-                fate.state = State::Reused;
-                (fate.key, fate.digest) = (Some(key), Some(digest));
+                let result = self.results.entry(stage).or_default();
+                result.state = InstanceState::Reused;
+                (result.key, result.digest) = (Some(key), Some(digest));
             }
             Event::StageFailed { stage, error, tail, .. } => {
-                let fate = self.fates.entry(stage).or_default();
-                fate.state = State::Failed;
-                fate.ended = Some(at);
-                (fate.error, fate.tail) = (Some(error), tail);
+                let result = self.results.entry(stage).or_default();
+                result.state = InstanceState::Failed;
+                result.ended = Some(at);
+                (result.error, result.tail) = (Some(error), tail);
             }
             Event::StageSkipped { stage, .. } => {
-                let fate = self.fates.entry(stage).or_default();
+                let result = self.results.entry(stage).or_default();
                 // The run ended during the attempt.
-                if fate.state != State::Interrupted {
-                    fate.state = State::Skipped;
+                if result.state != InstanceState::Interrupted {
+                    result.state = InstanceState::Skipped;
                 }
             }
             Event::Timing { stage, seconds, .. } => {
-                let spent = &mut self.fates.entry(stage).or_default().spent;
+                let spent = &mut self.results.entry(stage).or_default().spent;
                 for (what, s) in seconds {
                     *spent.entry(what).or_default() += s;
                 }
             }
-            Event::Paid { stage, paid } => self.fates.entry(stage).or_default().paid.add(paid),
+            Event::Paid { stage, paid } => self.results.entry(stage).or_default().paid.add(paid),
             Event::Warning { stage, message } => self.warnings.push((stage, message)),
             Event::Finished { seconds, interrupted, .. } => {
                 self.seconds = Some(seconds);
@@ -279,8 +283,8 @@ impl RunData {
         }
     }
 
-    pub fn fate(&self, instance: &Instance) -> Fate {
-        self.fates.get(&instance.name).cloned().unwrap_or_default()
+    pub fn result(&self, instance: &Instance) -> InstanceResult {
+        self.results.get(&instance.name).cloned().unwrap_or_default()
     }
 
     /// The folder of the instance's artifact, if it exists.
@@ -289,7 +293,7 @@ impl RunData {
     }
 
     /// Like [`Self::folder`], relative to the store's folder.
-    pub fn place(&self, instance: &Instance) -> Option<String> {
+    pub fn relative_folder(&self, instance: &Instance) -> Option<String> {
         let folder = self.folders.get(&instance.name)?;
         Some(folder.strip_prefix(&self.store).unwrap_or(folder).display().to_string())
     }
@@ -357,7 +361,7 @@ pub mod tests {
 
     #[test]
     fn a_stage_that_started_and_did_not_end_is_interrupted() -> Result<()> {
-        let error = Error::yours("no rows");
+        let error = Error::user("no rows");
         let events = [
             started("a"),
             started("b"),
@@ -367,9 +371,12 @@ pub mod tests {
             skipped("c", Some("b")),
         ];
         let run = run(&[("a", "sft"), ("b", "sft"), ("c", "sft"), ("d", "sft")], &events)?;
-        let states: Vec<State> = run.instances.iter().map(|instance| run.fate(instance).state).collect();
-        assert_eq!(states, [State::Interrupted, State::Failed, State::Skipped, State::NotReached]);
-        assert_eq!(run.fate(&run.instances[0]).progress, Some((3, 9, "steps".into())));
+        let states: Vec<InstanceState> = run.instances.iter().map(|instance| run.result(instance).state).collect();
+        assert_eq!(
+            states,
+            [InstanceState::Interrupted, InstanceState::Failed, InstanceState::Skipped, InstanceState::NotReached]
+        );
+        assert_eq!(run.result(&run.instances[0]).progress, Some((3, 9, "steps".into())));
         Ok(())
     }
 }

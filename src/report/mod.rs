@@ -30,7 +30,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use engine::error::{At, Result};
+use engine::error::{AtPath, Result};
 use engine::store::Store;
 
 use load::RunData;

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_peak_is_chosen_on_a_and_seen_on_b() {
+    fn the_peak_is_chosen_on_half_a_and_measured_on_half_b() {
         let mut fell = through(&[(0.5, 0.0, 0.0), (0.9, 1.0, 1.0), (0.3, 2.0, 3.0)]);
         assert!((drop(&fell, Measure::Quality).unwrap() - 0.6).abs() < 1e-12);
         assert_eq!(proxy_rise(&fell, Measure::Quality), Some(2.0));

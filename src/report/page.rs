@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use engine::journal::utc;
 use stages::paper;
 
-use super::agreement::{self, Measured};
+use super::agreement::{self, AgreementResult};
 use super::figures::figures;
 use super::graph::graph;
 use super::html::{Sections, escape, page, table};
-use super::load::{Fate, Instance, RunData, State};
+use super::load::{Instance, InstanceResult, InstanceState, RunData};
 use super::study::{Study, list};
 use super::{answers, arms, best_of_n, glossary, learned, parameters, timeline, uncertainty};
 
-pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
+pub fn render(run: &RunData, study: &Study, agreement: &[AgreementResult]) -> String {
     let mut body = Sections::default();
     body.push("Failures and warnings", &failures(run, study));
     if !study.arms.is_empty() {
@@ -25,7 +25,7 @@ pub fn render(run: &RunData, study: &Study, agreement: &[Measured]) -> String {
         );
         let outcomes = table(&arms::OUTCOME_HEAD, 1, &escaped(arms::outcomes(study)));
         let all = format!("<details><summary>Every seed</summary>{}</details>", arms_table(study));
-        let all = if study.runs() > arms::FEW_RUNS { all } else { arms_table(study) };
+        let all = if study.runs() > arms::MAX_RUNS_LISTED { all } else { arms_table(study) };
         body.push("Arms", &(note + &outcomes + &all));
         body.push("Figures", &figures(study));
         let engagement: String = arms::engagement(study).iter().map(|s| format!("<p>{}</p>", escape(s))).collect();
@@ -67,7 +67,7 @@ fn is_about_the_paper(run: &RunData) -> bool {
 
 /// The table of arms, each mean with its interval below it.
 fn arms_table(study: &Study) -> String {
-    let head: Vec<&str> = arms::NAMED.into_iter().chain(arms::COLUMNS.iter().map(|column| column.head)).collect();
+    let head: Vec<&str> = arms::ID_COLUMNS.into_iter().chain(arms::COLUMNS.iter().map(|column| column.head)).collect();
     let rows: Vec<Vec<String>> = arms::rows(study)
         .into_iter()
         .map(|row| {
@@ -77,10 +77,10 @@ fn arms_table(study: &Study) -> String {
                     format!("{}<span class=\"interval\">{}</span>", escape(&cell.mean), escape(&cell.interval))
                 }
             });
-            row.named.iter().map(|name| escape(name)).chain(cells).collect()
+            row.ids.iter().map(|name| escape(name)).chain(cells).collect()
         })
         .collect();
-    table(&head, arms::TEXT, &rows)
+    table(&head, arms::TEXT_COLUMNS, &rows)
 }
 
 fn escaped(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
@@ -88,16 +88,22 @@ fn escaped(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
 }
 
 fn header(run: &RunData) -> String {
-    let count = |state: State| run.instances.iter().filter(|i| run.fate(i).state == state).count();
-    let counts: Vec<String> =
-        [State::Ran, State::Reused, State::Failed, State::Interrupted, State::Skipped, State::NotReached]
-            .into_iter()
-            .map(|state| (state, count(state)))
-            .filter(|(state, n)| *n > 0 || *state == State::Ran)
-            .map(|(state, n)| format!("{n} {}", state.word()))
-            .collect();
+    let count = |state: InstanceState| run.instances.iter().filter(|i| run.result(i).state == state).count();
+    let counts: Vec<String> = [
+        InstanceState::Ran,
+        InstanceState::Reused,
+        InstanceState::Failed,
+        InstanceState::Interrupted,
+        InstanceState::Skipped,
+        InstanceState::NotReached,
+    ]
+    .into_iter()
+    .map(|state| (state, count(state)))
+    .filter(|(state, n)| *n > 0 || *state == InstanceState::Ran)
+    .map(|(state, n)| format!("{n} {}", state.word()))
+    .collect();
     let time = run.seconds.map_or_else(
-        || "its journal has no end: it is still running, or was killed".to_owned(),
+        || "its journal has no final event: it is still running, or was killed".to_owned(),
         |s| format!("{s:.0} s{}", if run.interrupted { ", interrupted" } else { "" }),
     );
     let hosts: Vec<&str> = run.hosts.iter().map(String::as_str).collect();
@@ -118,7 +124,7 @@ fn header(run: &RunData) -> String {
         about.push(format!("profiles {}", escape(&run.profiles.join(", "))));
     }
     if !run.command.is_empty() {
-        about.push(format!("command <code>{}</code>", escape(&as_typed(&run.command))));
+        about.push(format!("command <code>{}</code>", escape(&shell_quoted(&run.command))));
     }
     if !about.is_empty() {
         out.push_str(&format!("<p class=\"soft\">{}</p>", about.join(" · ")));
@@ -127,7 +133,7 @@ fn header(run: &RunData) -> String {
 }
 
 /// The command line in shell syntax, with the program's folder removed.
-fn as_typed(command: &[String]) -> String {
+fn shell_quoted(command: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
     let word = |(at, word): (usize, &String)| {
         let word = if at == 0 { word.rsplit('/').next().unwrap_or(word) } else { word };
@@ -143,24 +149,24 @@ fn as_typed(command: &[String]) -> String {
 fn failures(run: &RunData, study: &Study) -> String {
     let mut out = String::new();
     for instance in &run.instances {
-        let fate = run.fate(instance);
-        if let Some(error) = &fate.error {
+        let result = run.result(instance);
+        if let Some(error) = &result.error {
             out.push_str(&format!(
                 "<h3 class=\"bad\">{} failed</h3><p>{}</p>",
                 escape(&instance.name),
                 escape(&error.to_string())
             ));
-            if !fate.tail.is_empty() {
-                out.push_str(&format!("<pre>{}</pre>", escape(&fate.tail.join("\n"))));
+            if !result.tail.is_empty() {
+                out.push_str(&format!("<pre>{}</pre>", escape(&result.tail.join("\n"))));
             }
         }
-        if fate.state == State::Interrupted {
-            out.push_str(&format!("<p class=\"cannot-tell\">{}</p>", escape(&interrupted(run, instance, &fate))));
+        if result.state == InstanceState::Interrupted {
+            out.push_str(&format!("<p class=\"cannot-tell\">{}</p>", escape(&interrupted(run, instance, &result))));
         }
     }
-    for (evaluation, why) in &study.unread {
+    for (evaluation, why) in &study.unreadable {
         out.push_str(&format!(
-            "<p class=\"bad\">{} is left out, since it cannot be read; running again evaluates it anew: {}</p>",
+            "<p class=\"bad\">{} is left out, since it cannot be read; running again repeats the evaluation: {}</p>",
             escape(evaluation),
             escape(why)
         ));
@@ -173,10 +179,12 @@ fn failures(run: &RunData, study: &Study) -> String {
 }
 
 /// The progress of a stage that was started and did not end.
-fn interrupted(run: &RunData, instance: &Instance, fate: &Fate) -> String {
-    let seconds = fate.started.map_or(0.0, |started| run.last_event - started);
-    let reached =
-        fate.progress.as_ref().map_or_else(String::new, |(done, total, unit)| format!(", at {done} of {total} {unit}"));
+fn interrupted(run: &RunData, instance: &Instance, result: &InstanceResult) -> String {
+    let seconds = result.started.map_or(0.0, |started| run.last_event - started);
+    let reached = result
+        .progress
+        .as_ref()
+        .map_or_else(String::new, |(done, total, unit)| format!(", at {done} of {total} {unit}"));
     format!("{} was interrupted after {seconds:.0} s{reached}", instance.name)
 }
 
@@ -219,21 +227,22 @@ fn examples(study: &Study) -> String {
 }
 
 fn stages_table(run: &RunData) -> String {
-    let fates: Vec<(&Instance, Fate)> = run.instances.iter().map(|instance| (instance, run.fate(instance))).collect();
-    let rows: Vec<Vec<String>> = fates
+    let results: Vec<(&Instance, InstanceResult)> =
+        run.instances.iter().map(|instance| (instance, run.result(instance))).collect();
+    let rows: Vec<Vec<String>> = results
         .iter()
-        .map(|(instance, fate)| {
-            let spent: Vec<String> = fate.spent.iter().map(|(what, s)| format!("{what} {s:.1} s")).collect();
-            let place = run.place(instance).map(|place| escape(&place));
-            let [seconds, peak] = cost(fate);
+        .map(|(instance, result)| {
+            let spent: Vec<String> = result.spent.iter().map(|(what, s)| format!("{what} {s:.1} s")).collect();
+            let place = run.relative_folder(instance).map(|place| escape(&place));
+            let [seconds, peak] = cost(result);
             vec![
                 escape(&instance.name),
                 escape(&instance.kind),
-                fate.state.word().to_owned(),
+                result.state.word().to_owned(),
                 format!(
                     "<span class=\"key\" title=\"{0}\">{1}</span>",
-                    fate.key.map_or_else(String::new, |k| k.to_string()),
-                    fate.key.map_or_else(String::new, |k| k.short())
+                    result.key.map_or_else(String::new, |k| k.to_string()),
+                    result.key.map_or_else(String::new, |k| k.short())
                 ),
                 place.map_or_else(String::new, |place| {
                     format!("<code class=\"place\" title=\"{place}\">{place}</code>")
@@ -252,7 +261,7 @@ fn stages_table(run: &RunData) -> String {
     let mut notes =
         "Artifacts lie below the store's folder; <code>temper path PIPELINE STAGE</code> prints a whole path."
             .to_owned();
-    let earlier = fates.iter().filter_map(|(_, fate)| fate.earlier.as_ref().map(|earlier| earlier.seconds));
+    let earlier = results.iter().filter_map(|(_, result)| result.earlier.as_ref().map(|earlier| earlier.seconds));
     if earlier.clone().next().is_some() {
         let sum: f64 = earlier.sum();
         notes.push_str(&format!(" * In the earlier run that made what was reused: {sum:.0} s in all."));
@@ -261,9 +270,9 @@ fn stages_table(run: &RunData) -> String {
 }
 
 /// Seconds and peak memory; for a reused stage those of the attempt that made it, marked.
-fn cost(fate: &Fate) -> [String; 2] {
+fn cost(result: &InstanceResult) -> [String; 2] {
     let mebibytes = |bytes: u64| if bytes > 0 { (bytes >> 20).to_string() } else { String::new() };
-    match &fate.earlier {
+    match &result.earlier {
         Some(earlier) => {
             let marked = |text: String| {
                 let run = escape(&earlier.run);
@@ -275,13 +284,13 @@ fn cost(fate: &Fate) -> [String; 2] {
             };
             [marked(format!("{:.1}", earlier.seconds)), marked(mebibytes(earlier.peak_bytes))]
         }
-        None => [fate.seconds.map_or_else(String::new, |s| format!("{s:.1}")), mebibytes(fate.peak_bytes)],
+        None => [result.seconds.map_or_else(String::new, |s| format!("{s:.1}")), mebibytes(result.peak_bytes)],
     }
 }
 
 /// The costs of each stage in this run, including failed ones; empty if nothing was paid.
 fn paid_table(run: &RunData) -> String {
-    let paid = run.instances.iter().map(|instance| (instance, run.fate(instance).paid));
+    let paid = run.instances.iter().map(|instance| (instance, run.result(instance).paid));
     let rows: Vec<Vec<String>> = paid
         .filter(|(_, paid)| paid.requests > 0)
         .map(|(instance, paid)| {
@@ -302,14 +311,16 @@ fn paid_table(run: &RunData) -> String {
 
 /// The seeds used to choose settings and the reported seeds, of PPO and of the study. Warns of a seed on both lists.
 fn seeds(study: &Study) -> String {
-    let warning = study.flattered().map_or_else(String::new, |told| format!("<p class=\"bad\">{told}</p>"));
+    let warning =
+        study.tuning_overlap().map_or_else(String::new, |warning_text| format!("<p class=\"bad\">{warning_text}</p>"));
     let (tuning, reported) = (list(&study.tuning), list(&study.seeds()));
     let own = study.seed.map_or_else(|| "not recorded by this run".to_owned(), |seed| seed.to_string());
     if study.arms.is_empty() && study.tuning.is_empty() {
         return format!("<p>The pipeline's own seed: {own}.</p>");
     }
-    let redrawn = study.redrawn().map(|(redrawn, _)| redrawn).unwrap_or_default();
-    let drawn = if redrawn.is_empty() { "RL".to_owned() } else { format!("{} and RL", redrawn.join(", ")) };
+    let redrawn_stages = study.redrawn_stages().map(|(redrawn_stages, _)| redrawn_stages).unwrap_or_default();
+    let drawn =
+        if redrawn_stages.is_empty() { "RL".to_owned() } else { format!("{} and RL", redrawn_stages.join(", ")) };
     format!(
         "<p>Settings were chosen on seeds: {tuning}. Reported here: {reported}, which draw {drawn}; the pipeline's own, {own}, \
          draws the rest.</p>{warning}"
@@ -347,7 +358,7 @@ mod tests {
     use engine::error::Result;
     use engine::journal::Event;
 
-    use super::super::load::Earlier;
+    use super::super::load::EarlierAttempt;
     use super::super::load::tests::{run, skipped, started};
     use super::*;
 
@@ -371,7 +382,7 @@ mod tests {
         let html = rendered(&run);
         assert!(html.contains(&utc(run.started)), "{html}");
         let typed = r"temper run 'a b.yaml' --set 'stages.a.with.name='\''x'\'''";
-        assert_eq!(as_typed(&run.command), typed);
+        assert_eq!(shell_quoted(&run.command), typed);
         assert!(html.contains(&format!("command <code>{}</code>", escape(typed))), "{html}");
         assert!(
             html.contains("file <code>a b.yaml</code> · profiles paper")
@@ -382,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_stage_says_how_far_it_came() -> Result<()> {
+    fn an_interrupted_stage_shows_its_progress() -> Result<()> {
         let progress = Event::Progress { stage: "a".into(), done: 3, total: 9, unit: "steps".into(), headline: None };
         let run =
             run(&[("a", "sft"), ("b", "sft")], &[started("a"), progress, skipped("a", None), skipped("b", None)])?;
@@ -395,12 +406,15 @@ mod tests {
 
     #[test]
     fn a_reused_stage_shows_what_it_cost_when_it_ran() {
-        let earlier = Some(Earlier { run: "r1".into(), seconds: 12.34, peak_bytes: 5 << 20 });
+        let earlier = Some(EarlierAttempt { run: "r1".into(), seconds: 12.34, peak_bytes: 5 << 20 });
         let shown = |text: &str| format!("<span class=\"soft\" title=\"in run r1\">{text}*</span>");
-        assert_eq!(cost(&Fate { earlier, ..Fate::default() }), [shown("12.3"), shown("5")]);
-        let old = Some(Earlier { run: "r1".into(), seconds: 1.0, peak_bytes: 0 });
-        assert_eq!(cost(&Fate { earlier: old, ..Fate::default() }), [shown("1.0"), String::new()]);
-        assert_eq!(cost(&Fate { seconds: Some(2.0), peak_bytes: 3 << 20, ..Fate::default() }), ["2.0", "3"]);
+        assert_eq!(cost(&InstanceResult { earlier, ..InstanceResult::default() }), [shown("12.3"), shown("5")]);
+        let old = Some(EarlierAttempt { run: "r1".into(), seconds: 1.0, peak_bytes: 0 });
+        assert_eq!(cost(&InstanceResult { earlier: old, ..InstanceResult::default() }), [shown("1.0"), String::new()]);
+        assert_eq!(
+            cost(&InstanceResult { seconds: Some(2.0), peak_bytes: 3 << 20, ..InstanceResult::default() }),
+            ["2.0", "3"]
+        );
     }
 
     #[test]

@@ -54,25 +54,25 @@ impl Rule {
             .collect()
     }
 
-    fn stop(self, run: &Run, threshold: f64) -> Option<i64> {
+    fn stop_step(self, run: &Run, threshold: f64) -> Option<i64> {
         let signal = self.signal(run)?;
         let last = signal.last()?.0;
         Some(signal.into_iter().find(|(_, signal)| *signal > threshold).map_or(last, |(step, _)| step))
     }
 
     /// The threshold that gives the best measure on half A, chosen among the signal values of the runs.
-    fn learned(self, runs: &[&Run], measure: Measure) -> Option<f64> {
+    fn learn_threshold(self, runs: &[&Run], measure: Measure) -> Option<f64> {
         let mut candidates: Vec<f64> =
             runs.iter().filter_map(|run| self.signal(run)).flatten().map(|(_, signal)| signal).collect();
         candidates.sort_by(f64::total_cmp);
         candidates.dedup();
-        let worth = |threshold: f64| -> Option<f64> {
-            let each = runs.iter().map(|run| on(run, Half::A, self.stop(run, threshold)?, measure));
+        let mean_outcome = |threshold: f64| -> Option<f64> {
+            let each = runs.iter().map(|run| value_at(run, Half::A, self.stop_step(run, threshold)?, measure));
             each.collect::<Option<Vec<f64>>>().map(|values| mean(&values))
         };
         let mut best: Option<(f64, f64)> = None;
         for threshold in candidates {
-            let value = worth(threshold)?;
+            let value = mean_outcome(threshold)?;
             if best.is_none_or(|(most, _)| value > most) {
                 best = Some((value, threshold));
             }
@@ -81,17 +81,17 @@ impl Rule {
     }
 }
 
-fn on(run: &Run, half: Half, step: i64, measure: Measure) -> Option<f64> {
+fn value_at(run: &Run, half: Half, step: i64, measure: Measure) -> Option<f64> {
     run.sampled_on(half).find(|point| point.step == step).and_then(|point| measure.of(point))
 }
 
 /// The mean over seeds of the measure on half B and the step where a rule stops. Each seed's threshold is learned from
 /// the other seeds.
-fn worth(rule: Rule, arm: &Arm, measure: Measure) -> Option<(f64, f64)> {
+fn mean_outcome(rule: Rule, arm: &Arm, measure: Measure) -> Option<(f64, f64)> {
     let each = arm.runs.iter().map(|run| {
         let others: Vec<&Run> = arm.runs.iter().filter(|other| other.seed != run.seed).collect();
-        let step = rule.stop(run, rule.learned(&others, measure)?)?;
-        Some((on(run, Half::B, step, measure)?, step as f64))
+        let step = rule.stop_step(run, rule.learn_threshold(&others, measure)?)?;
+        Some((value_at(run, Half::B, step, measure)?, step as f64))
     });
     let (values, steps): (Vec<f64>, Vec<f64>) = each.collect::<Option<Vec<_>>>()?.into_iter().unzip();
     Some((mean(&values), mean(&steps)))
@@ -103,13 +103,13 @@ fn oracle(arm: &Arm, measure: Measure) -> Option<(f64, f64)> {
         let on_a = run.sampled_on(Half::A).map(|point| Some((point.step, measure.of(point)?)));
         let on_a: Vec<(i64, f64)> = on_a.collect::<Option<_>>()?;
         let (step, _) = on_a.into_iter().reduce(|best, next| if next.1 > best.1 { next } else { best })?;
-        Some((on(run, Half::B, step, measure)?, step as f64))
+        Some((value_at(run, Half::B, step, measure)?, step as f64))
     });
     let (values, steps): (Vec<f64>, Vec<f64>) = each.collect::<Option<Vec<_>>>()?.into_iter().unzip();
     Some((mean(&values), mean(&steps)))
 }
 
-fn never(arm: &Arm, measure: Measure) -> Option<(f64, f64)> {
+fn without_stopping(arm: &Arm, measure: Measure) -> Option<(f64, f64)> {
     let each = arm.runs.iter().map(|run| Some((measure.of(run.end()?)?, run.end()?.step as f64)));
     let (values, steps): (Vec<f64>, Vec<f64>) = each.collect::<Option<Vec<_>>>()?.into_iter().unzip();
     Some((mean(&values), mean(&steps)))
@@ -128,9 +128,9 @@ pub fn section(study: &Study, measure: Measure) -> String {
                 rows.push(vec![escape(&arm.label), rule.to_owned(), format!("{value:.3}"), format!("{step:.0}")]);
             }
         };
-        row("never", never(arm, measure));
+        row("never", without_stopping(arm, measure));
         for rule in Rule::ALL {
-            row(&rule.to_string(), worth(rule, arm, measure));
+            row(&rule.to_string(), mean_outcome(rule, arm, measure));
         }
         row("oracle: the best step by the measure itself", oracle(arm, measure));
     }
@@ -172,17 +172,17 @@ mod tests {
         let is = |found: Option<(f64, f64)>, (value, step): (f64, f64)| {
             assert!(found.is_some_and(|(v, s)| (v - value).abs() < 1e-12 && s == step), "{found:?}");
         };
-        is(never(&arm, Measure::Quality), (0.2, 4.0));
+        is(without_stopping(&arm, Measure::Quality), (0.2, 4.0));
         is(oracle(&arm, Measure::Quality), (0.9, 2.0));
         for rule in [Rule::Kl, Rule::Plateau] {
-            is(worth(rule, &arm, Measure::Quality), (0.9, 2.0));
+            is(mean_outcome(rule, &arm, Measure::Quality), (0.9, 2.0));
         }
         // A constant variance gives no signal: the rule does not stop.
-        is(worth(Rule::Variance, &arm, Measure::Quality), (0.2, 4.0));
+        is(mean_outcome(Rule::Variance, &arm, Measure::Quality), (0.2, 4.0));
     }
 
     #[test]
-    fn one_seed_has_none_to_learn_from() {
+    fn one_seed_has_no_other_seeds_to_learn_from() {
         let mut arm = falling();
         arm.runs.truncate(1);
         assert!(section(&Study { arms: vec![arm], ..Study::default() }, Measure::Quality).is_empty());

@@ -95,7 +95,7 @@ pub struct Run {
     /// The model that RL started from; `None` if unknown.
     pub policy: Option<Digest>,
     /// Digests of everything that the policy run was made from, by stage. `None` if one is unknown.
-    pub made_from: Option<BTreeMap<String, BTreeSet<Digest>>>,
+    pub input_digests: Option<BTreeMap<String, BTreeSet<Digest>>>,
 }
 
 impl Run {
@@ -156,7 +156,7 @@ impl Arm {
     }
 
     /// Whether both arms come from one matrix and differ in exactly one dimension: size s is compared with s, m with m.
-    fn stands_beside(&self, other: &Self) -> bool {
+    fn differs_in_one_label(&self, other: &Self) -> bool {
         let same_dimensions = self.labels.iter().map(|l| &l.0).eq(other.labels.iter().map(|l| &l.0));
         let apart = self.labels.iter().zip(&other.labels).filter(|(a, b)| a != b).count();
         self.stage == other.stage && same_dimensions && apart == 1
@@ -187,7 +187,7 @@ pub struct Study {
     /// Evaluations of the graph that are not there: the run was cut short, or a stage failed.
     pub absent: usize,
     /// Evaluations that could not be read, and why.
-    pub unread: Vec<(String, String)>,
+    pub unreadable: Vec<(String, String)>,
 }
 
 impl Study {
@@ -203,11 +203,11 @@ impl Study {
             match Evaluation::best_of_n(&folder) {
                 Ok(None) => {}
                 Ok(Some(points)) => {
-                    study.take_best_of(instance, points);
+                    study.add_best_of(instance, points);
                     continue;
                 }
                 Err(error) => {
-                    study.unread.push((instance.name.clone(), error.to_string()));
+                    study.unreadable.push((instance.name.clone(), error.to_string()));
                     continue;
                 }
             }
@@ -221,24 +221,24 @@ impl Study {
                     calibration: Evaluation::calibration(&folder).unwrap_or_default(),
                     phases: phases(run, instance),
                     policy: policy(run, instance),
-                    made_from: made_from(run, instance),
+                    input_digests: input_digests(run, instance),
                 },
                 Err(error) => {
-                    study.unread.push((instance.name.clone(), error.to_string()));
+                    study.unreadable.push((instance.name.clone(), error.to_string()));
                     continue;
                 }
             };
             let gold = run.input(instance, "gold").map_or_else(String::new, |gold| gold.name.clone());
             sensitivity.insert(gold, evaluated.about.fact_sensitivity);
-            study.take(instance, evaluated);
+            study.add_run(instance, evaluated);
         }
-        name_apart(&mut study.arms);
+        disambiguate_labels(&mut study.arms);
         study.sensitivity = sensitivity.into_iter().collect();
         study.tuning.clone_from(&run.settings.tuning_seeds);
         study
     }
 
-    fn take_best_of(&mut self, instance: &Instance, points: Vec<BestOfPoint>) {
+    fn add_best_of(&mut self, instance: &Instance, points: Vec<BestOfPoint>) {
         let labels = instance.matrix.iter().filter(|(dimension, _)| dimension != SEED).map(|(_, label)| label.as_str());
         let label = std::iter::once(instance.stage()).chain(labels).collect::<Vec<_>>().join(", ");
         match self.best_of.iter_mut().find(|best_of| best_of.label == label) {
@@ -247,7 +247,7 @@ impl Study {
         }
     }
 
-    fn take(&mut self, instance: &Instance, run: Run) {
+    fn add_run(&mut self, instance: &Instance, run: Run) {
         let labels: Vec<(String, String)> =
             instance.matrix.iter().filter(|(dimension, _)| dimension != SEED).cloned().collect();
         if let Some(arm) = self.arms.iter_mut().find(|arm| arm.stage == instance.stage() && arm.labels == labels) {
@@ -275,22 +275,22 @@ impl Study {
     }
 
     /// Arms of a role that differ from `arm` in one label of the matrix and have its lambda.
-    pub fn beside<'a>(&'a self, arm: &'a Arm, role: Role) -> impl Iterator<Item = &'a Arm> {
-        self.at_any_lambda(arm, role).filter(move |other| other.lambda == arm.lambda)
+    pub fn comparable<'a>(&'a self, arm: &'a Arm, role: Role) -> impl Iterator<Item = &'a Arm> {
+        self.comparable_at_any_lambda(arm, role).filter(move |other| other.lambda == arm.lambda)
     }
 
-    /// Like [`Self::beside`], with any lambda.
-    pub fn at_any_lambda<'a>(&'a self, arm: &'a Arm, role: Role) -> impl Iterator<Item = &'a Arm> {
-        self.arms.iter().filter(move |other| other.role == role && arm.stands_beside(other))
+    /// Like [`Self::comparable`], with any lambda.
+    pub fn comparable_at_any_lambda<'a>(&'a self, arm: &'a Arm, role: Role) -> impl Iterator<Item = &'a Arm> {
+        self.arms.iter().filter(move |other| other.role == role && arm.differs_in_one_label(other))
     }
 
     /// The stages whose results differ between the seeds of every arm with several seeds, and the stages that all seeds
     /// share. `None` with a single seed, or if a digest is unknown.
-    pub fn redrawn(&self) -> Option<(Vec<&str>, Vec<&str>)> {
+    pub fn redrawn_stages(&self) -> Option<(Vec<&str>, Vec<&str>)> {
         let arms: Vec<&Arm> = self.arms.iter().filter(|arm| arm.runs.len() > 1).collect();
-        let first = arms.first()?.runs.first()?.made_from.as_ref()?;
+        let first = arms.first()?.runs.first()?.input_digests.as_ref()?;
         let known: Option<Vec<Vec<_>>> =
-            arms.iter().map(|arm| arm.runs.iter().map(|run| run.made_from.as_ref()).collect()).collect();
+            arms.iter().map(|arm| arm.runs.iter().map(|run| run.input_digests.as_ref()).collect()).collect();
         let known = known?;
         let differs = |stage: &str| {
             known
@@ -310,21 +310,21 @@ impl Study {
     }
 
     /// A sentence that names the run's own seeds used to choose settings; `None` if there are none.
-    pub fn flattered(&self) -> Option<String> {
+    pub fn tuning_overlap(&self) -> Option<String> {
         let both: Vec<u64> = self.seeds().into_iter().filter(|s| self.tuning.contains(s)).collect();
-        let mut told = Vec::new();
+        let mut sentences = Vec::new();
         if !both.is_empty() {
-            told.push(format!("Settings were chosen on seeds that are reported here: {}.", list(&both)));
+            sentences.push(format!("Settings were chosen on seeds that are reported here: {}.", list(&both)));
         }
         if let Some(seed) = self.seed.filter(|seed| self.tuning.contains(seed)) {
-            told.push(format!("Settings were chosen on the pipeline's own seed, {seed}."));
+            sentences.push(format!("Settings were chosen on the pipeline's own seed, {seed}."));
         }
-        (!told.is_empty()).then(|| told.join(" ") + " Their numbers flatter.")
+        (!sentences.is_empty()).then(|| sentences.join(" ") + " The numbers of these seeds are biased upwards.")
     }
 
     /// Warns if a judging gold model does not read the post, or was not tested.
     pub fn gold_heading(&self) -> String {
-        let told: Vec<String> = self
+        let findings: Vec<String> = self
             .sensitivity
             .iter()
             .map(|(name, s)| match s {
@@ -339,7 +339,7 @@ impl Study {
                 }
             })
             .collect();
-        told.join("; ")
+        findings.join("; ")
     }
 }
 
@@ -358,11 +358,11 @@ fn phases(run: &RunData, evaluation: &Instance) -> Vec<Phase> {
 
 fn policy(run: &RunData, evaluation: &Instance) -> Option<Digest> {
     let trained = run.input(evaluation, "policy")?;
-    run.fate(run.input(trained, "policy")?).digest
+    run.result(run.input(trained, "policy")?).digest
 }
 
 /// Everything upstream of the evaluated policy run, and the gold model, by stage.
-fn made_from(run: &RunData, evaluation: &Instance) -> Option<BTreeMap<String, BTreeSet<Digest>>> {
+fn input_digests(run: &RunData, evaluation: &Instance) -> Option<BTreeMap<String, BTreeSet<Digest>>> {
     let policy = run.input(evaluation, "policy")?;
     let mut queue: Vec<&str> = [evaluation, policy]
         .iter()
@@ -375,7 +375,7 @@ fn made_from(run: &RunData, evaluation: &Instance) -> Option<BTreeMap<String, BT
         if instance.stage() == policy.stage() || !visited.insert(name) {
             continue;
         }
-        stages.entry(instance.stage().to_owned()).or_default().insert(run.fate(instance).digest?);
+        stages.entry(instance.stage().to_owned()).or_default().insert(run.result(instance).digest?);
         queue.extend(instance.inputs.iter().flat_map(|port| &port.from).map(String::as_str));
     }
     Some(stages)
@@ -388,7 +388,7 @@ fn ensemble_s2(run: &RunData, evaluation: &Instance) -> Option<(f64, f64)> {
 }
 
 /// Prefixes labels with the stage's name if arms of several stages share a label.
-fn name_apart(arms: &mut [Arm]) {
+fn disambiguate_labels(arms: &mut [Arm]) {
     let labels: BTreeSet<&str> = arms.iter().map(|arm| arm.label.as_str()).collect();
     if labels.len() == arms.len() {
         return;

@@ -1,9 +1,9 @@
 //! The summary printed at the end of a run: the table of arms and the answers in short.
 
 use super::arms;
-use super::inference::{Answer, Line, Subject};
+use super::inference::{Statement, Subject, Verdict};
 use super::study::{Study, list};
-use super::verdict::Answers;
+use super::verdict::Findings;
 
 /// Empty for a run without arms and without compared annotators.
 pub fn summary(study: &Study, agreement: &[String]) -> String {
@@ -16,7 +16,7 @@ pub fn summary(study: &Study, agreement: &[String]) -> String {
         out.push('\n');
     }
     out.push_str(&format!("gold: {}\n\n", study.gold_heading()));
-    if study.runs() > arms::FEW_RUNS {
+    if study.runs() > arms::MAX_RUNS_LISTED {
         out.push_str("means over seeds, half B, last third of the evaluations:\n");
         out.push_str(&table(&arms::OUTCOME_HEAD, 1, &arms::outcomes(study)));
     } else {
@@ -26,16 +26,16 @@ pub fn summary(study: &Study, agreement: &[String]) -> String {
     for sentence in arms::engagement(study) {
         out.push_str(&format!("{sentence}\n"));
     }
-    if let Some(told) = study.flattered() {
-        out.push_str(&format!("{told}\n"));
+    if let Some(warning) = study.tuning_overlap() {
+        out.push_str(&format!("{warning}\n"));
     }
     out.push('\n');
-    out.push_str(&answers(&Answers::of(study)));
+    out.push_str(&answers(&Findings::of(study)));
     out
 }
 
 /// Each hypothesis in its primary measure, and counts of the results that the page lists in full.
-fn answers(answers: &Answers) -> String {
+fn answers(answers: &Findings) -> String {
     let mut out: String = answers.notes.first().map_or_else(String::new, |note| format!("{note}\n"));
     let gates: Vec<String> = answers
         .gates
@@ -50,16 +50,16 @@ fn answers(answers: &Answers) -> String {
     }
     let shown = [Subject::Preconditions, Subject::Outcomes(answers.primary)];
     let hypotheses = answers.hypotheses.iter().filter(|family| shown.contains(&family.subject));
-    for line in hypotheses.flat_map(|family| &family.lines) {
-        out.push_str(&stated(line));
+    for statement in hypotheses.flat_map(|family| &family.statements) {
+        out.push_str(&statement_line(statement));
     }
     for (_, test) in answers.noise.iter().filter(|(measure, _)| *measure == answers.primary) {
         out.push_str(&format!("A/A  {:<11} {}: {:+.3}\n", "", test.label, test.mean));
     }
-    let claims: Vec<&Line> = answers.claims.iter().flat_map(|family| &family.lines).collect();
-    let counts: Vec<String> = [Answer::Shown, Answer::Opposite, Answer::NotShown, Answer::NotJudged]
+    let claims: Vec<&Statement> = answers.claims.iter().flat_map(|family| &family.statements).collect();
+    let counts: Vec<String> = [Verdict::Shown, Verdict::Opposite, Verdict::NotShown, Verdict::NotJudged]
         .into_iter()
-        .map(|answer| (claims.iter().filter(|line| line.answer == answer).count(), answer))
+        .map(|answer| (claims.iter().filter(|statement| statement.verdict == answer).count(), answer))
         .filter(|(count, _)| *count > 0)
         .map(|(count, answer)| format!("{count} {answer}"))
         .collect();
@@ -73,8 +73,8 @@ fn answers(answers: &Answers) -> String {
     out
 }
 
-fn stated(line: &Line) -> String {
-    let parts: Vec<String> = line
+fn statement_line(statement: &Statement) -> String {
+    let parts: Vec<String> = statement
         .parts
         .iter()
         .map(|part| match part.interval {
@@ -82,25 +82,25 @@ fn stated(line: &Line) -> String {
             None => format!("{:+.3}", part.mean),
         })
         .collect();
-    let p = line.corrected.map_or_else(String::new, |p| format!(", p {p:.3}"));
-    format!("{:<4} {:<11} {}: {}{p}\n", line.name, line.answer, line.sentence, parts.join("; "))
+    let p = statement.corrected.map_or_else(String::new, |p| format!(", p {p:.3}"));
+    format!("{:<4} {:<11} {}: {}{p}\n", statement.name, statement.verdict, statement.sentence, parts.join("; "))
 }
 
 /// The table of arms, with intervals where they fit; the page has all of them.
 fn arms_table(study: &Study) -> String {
-    let head: Vec<&str> = arms::NAMED.into_iter().chain(arms::COLUMNS.iter().map(|column| column.short)).collect();
+    let head: Vec<&str> = arms::ID_COLUMNS.into_iter().chain(arms::COLUMNS.iter().map(|column| column.short)).collect();
     let rows: Vec<Vec<String>> = arms::rows(study)
         .into_iter()
         .map(|row| {
             let cells = row.cells.iter().zip(&arms::COLUMNS).map(|(cell, column)| match cell {
                 None => "–".to_owned(),
-                Some(cell) if column.roomy => format!("{} {}", cell.mean, cell.interval),
+                Some(cell) if column.shows_interval => format!("{} {}", cell.mean, cell.interval),
                 Some(cell) => cell.mean.clone(),
             });
-            row.named.iter().cloned().chain(cells).collect()
+            row.ids.iter().cloned().chain(cells).collect()
         })
         .collect();
-    table(&head, arms::TEXT, &rows)
+    table(&head, arms::TEXT_COLUMNS, &rows)
 }
 
 /// Columns padded to their widest cell; the first `text` columns are aligned left, the others right.
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn the_answers_are_a_dozen_lines() {
         for seeds in [2, 8] {
-            let text = answers(&Answers::of(&super::super::verdict::tests::constructed(seeds)));
+            let text = answers(&Findings::of(&super::super::verdict::tests::constructed(seeds)));
             assert!(text.lines().count() <= 12, "{text}");
             assert!(text.contains("\nH3 ") && text.contains("\nA/A ") && text.contains("gates passed"), "{text}");
         }

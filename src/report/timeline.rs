@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::html::{csv, escape};
-use super::load::{Fate, RunData, State};
+use super::load::{InstanceResult, InstanceState, RunData};
 
 const LABELS: f64 = 190.0;
 const BARS: f64 = 780.0;
@@ -14,8 +14,8 @@ const TOP: f64 = 18.0;
 
 /// The timeline as SVG; empty for a run that started nothing.
 pub fn timeline(run: &RunData) -> String {
-    let fates = run.instances.iter().map(|instance| (instance.name.as_str(), run.fate(instance)));
-    let mut bars: Vec<Bar<'_>> = fates.filter_map(|(name, fate)| Bar::of(run, name, &fate)).collect();
+    let results = run.instances.iter().map(|instance| (instance.name.as_str(), run.result(instance)));
+    let mut bars: Vec<Bar<'_>> = results.filter_map(|(name, result)| Bar::of(run, name, &result)).collect();
     bars.sort_by(|a, b| a.start.total_cmp(&b.start));
     if bars.is_empty() {
         return String::new();
@@ -34,16 +34,16 @@ pub fn timeline(run: &RunData) -> String {
 /// One bar; times in seconds since the run started.
 struct Bar<'a> {
     name: &'a str,
-    state: State,
+    state: InstanceState,
     start: f64,
     end: f64,
 }
 
 impl<'a> Bar<'a> {
-    fn of(run: &RunData, name: &'a str, fate: &Fate) -> Option<Self> {
-        let start = fate.started?;
-        let end = fate.ended.unwrap_or(run.last_event).max(start);
-        Some(Self { name, state: fate.state, start: start - run.started, end: end - run.started })
+    fn of(run: &RunData, name: &'a str, result: &InstanceResult) -> Option<Self> {
+        let start = result.started?;
+        let end = result.ended.unwrap_or(run.last_event).max(start);
+        Some(Self { name, state: result.state, start: start - run.started, end: end - run.started })
     }
 }
 
@@ -68,8 +68,8 @@ fn svg(bars: &[Bar<'_>]) -> String {
     for (row, bar) in bars.iter().enumerate() {
         let top = TOP + ROW * row as f64;
         let class = match bar.state {
-            State::Failed => " failed",
-            State::Interrupted => " interrupted",
+            InstanceState::Failed => " failed",
+            InstanceState::Interrupted => " interrupted",
             _ => "",
         };
         let (start, end) = (bar.start, bar.end);
@@ -117,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_begins_and_ends_where_its_stage_did() {
+    fn a_bar_spans_the_start_and_end_of_its_stage() {
         let bars = [
-            Bar { name: "sft[<s>]", state: State::Ran, start: 0.0, end: 5.0 },
-            Bar { name: "gold", state: State::Interrupted, start: 5.0, end: 10.0 },
+            Bar { name: "sft[<s>]", state: InstanceState::Ran, start: 0.0, end: 5.0 },
+            Bar { name: "gold", state: InstanceState::Interrupted, start: 5.0, end: 10.0 },
         ];
         let svg = svg(&bars);
         assert!(svg.contains("<rect class=\"bar\" x=\"190.0\" y=\"20.0\" width=\"390.0\""), "{svg}");

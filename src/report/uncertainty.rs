@@ -3,15 +3,15 @@
 use stages::kinds::evaluate::kl_shares;
 use stages::types::CalibrationBin;
 
-use super::chart::{self, Chart, Line, Series, arm_lines, legend};
+use super::chart::{self, Chart, ChartLine, Series, arm_lines, legend};
 use super::html::escape;
 use super::study::{Arm, Role, Run, Study};
 
 /// One row of charts per question; empty if no run has an ensemble.
 pub fn figures(study: &Study) -> String {
-    let told = |arm: &&Arm| matches!(arm.role, Role::Mean | Role::Adaptive);
+    let is_listed = |arm: &&Arm| matches!(arm.role, Role::Mean | Role::Adaptive);
     let has_variance = |arm: &&Arm| arm.runs.iter().any(|run| run.sampled().any(|point| point.variance.is_some()));
-    let arms: Vec<&Arm> = study.arms.iter().filter(told).filter(has_variance).collect();
+    let arms: Vec<&Arm> = study.arms.iter().filter(is_listed).filter(has_variance).collect();
     if arms.is_empty() {
         return String::new();
     }
@@ -28,10 +28,10 @@ pub fn figures(study: &Study) -> String {
         lines: arms
             .iter()
             .enumerate()
-            .flat_map(|(look, arm)| {
+            .flat_map(|(style, arm)| {
                 let runs: Vec<(String, Series)> =
                     arm.runs.iter().map(|run| (format!("seed {}", run.seed), share(run))).collect();
-                arm_lines(&arm.label, look, &runs)
+                arm_lines(&arm.label, style, &runs)
             })
             .collect(),
     };
@@ -75,11 +75,11 @@ fn charts<T: Copy>(
     named: &[(&str, T)],
     series: impl Fn(&Run, T) -> Series,
 ) -> Vec<Chart> {
-    let lines = |arm: &Arm| -> Vec<Line> {
-        let each = named.iter().enumerate().flat_map(|(look, (name, of))| {
+    let lines = |arm: &Arm| -> Vec<ChartLine> {
+        let each = named.iter().enumerate().flat_map(|(style, (name, of))| {
             let runs: Vec<(String, Series)> =
                 arm.runs.iter().map(|run| (format!("seed {}", run.seed), series(run, *of))).collect();
-            arm_lines(name, look, &runs)
+            arm_lines(name, style, &runs)
         });
         each.collect()
     };

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::names::Digest;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -48,7 +48,7 @@ fn names() -> impl Iterator<Item = &'static str> {
 /// If this binary has no asset of this name.
 pub fn get(name: &str) -> Result<&'static Asset> {
     EMBEDDED.iter().find(|asset| asset.name == name).ok_or_else(|| {
-        Error::yours(format!("the asset `{name}` is not in this binary"))
+        Error::user(format!("the asset `{name}` is not in this binary"))
             .help("make it with `--profile from-scratch`, or give a file or folder instead of `asset`")
     })
 }

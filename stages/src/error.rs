@@ -7,28 +7,28 @@ pub const TOKENIZER: &str = "expected the tokenizer.json of a byte-level BPE or 
                              Llama's: for a model, the one it was trained with";
 
 /// Converts a library error into a stage error.
-pub trait Told<T> {
-    fn told(self) -> Result<T>;
+pub trait IntoStageResult<T> {
+    fn into_stage_result(self) -> Result<T>;
 }
 
-impl<T> Told<T> for lm::Result<T> {
-    fn told(self) -> Result<T> {
+impl<T> IntoStageResult<T> for lm::Result<T> {
+    fn into_stage_result(self) -> Result<T> {
         self.map_err(|e| {
             let message = e.to_string();
             match e {
-                lm::Error::BadModel { .. } | lm::Error::BadInput { .. } => Error::yours(message),
-                lm::Error::Tokenizer { .. } => Error::yours(message).help(TOKENIZER),
-                lm::Error::NonFinite { .. } => Error::yours(message).help("lower `lr`, or clip harder"),
-                lm::Error::Io { .. } => Error::surroundings(message),
-                _ => Error::ours(message),
+                lm::Error::BadModel { .. } | lm::Error::BadInput { .. } => Error::user(message),
+                lm::Error::Tokenizer { .. } => Error::user(message).help(TOKENIZER),
+                lm::Error::NonFinite { .. } => Error::user(message).help("lower `lr`, or clip harder"),
+                lm::Error::Io { .. } => Error::environment(message),
+                _ => Error::internal(message),
             }
         })
     }
 }
 
-impl<T> Told<T> for candle_core::Result<T> {
-    fn told(self) -> Result<T> {
-        self.map_err(|e| Error::ours(e.to_string()))
+impl<T> IntoStageResult<T> for candle_core::Result<T> {
+    fn into_stage_result(self) -> Result<T> {
+        self.map_err(|e| Error::internal(e.to_string()))
     }
 }
 
@@ -64,7 +64,7 @@ pub fn on_a_big_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Resul
             .name("training".to_owned())
             .stack_size(STACK)
             .spawn_scoped(scope, work)
-            .map_err(|e| Error::surroundings(format!("no thread for training: {e}")))?;
+            .map_err(|e| Error::environment(format!("no thread for training: {e}")))?;
         match thread.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),

@@ -33,7 +33,7 @@ pub fn client(timeout: Option<Duration>, redirects: Redirects) -> Result<reqwest
         Some(timeout) => builder.timeout(timeout),
         None => builder.read_timeout(Duration::from_secs(120)),
     };
-    builder.build().map_err(|e| Error::surroundings(format!("no HTTP client: {}", causes(&e))))
+    builder.build().map_err(|e| Error::environment(format!("no HTTP client: {}", causes(&e))))
 }
 
 /// # Errors
@@ -42,7 +42,7 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| Error::surroundings(format!("no runtime for requests: {e}")))
+        .map_err(|e| Error::environment(format!("no runtime for requests: {e}")))
 }
 
 /// An error and its causes on one line, without the URL's query.

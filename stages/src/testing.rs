@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use engine::context::{Context, Input, Tell};
+use engine::context::{Context, Input, StageEvent};
 use engine::error::{Error, Result};
 use engine::kind::{AnyKind, Kind};
 use engine::names::Digest;
@@ -104,8 +104,8 @@ pub fn run<K: Kind>(kind: &K, with: Value, inputs: BTreeMap<String, Vec<Input>>)
 
 pub fn run_seeded<K: Kind>(kind: &K, with: Value, inputs: BTreeMap<String, Vec<Input>>, seed: u64) -> Result<Out> {
     let kind: &dyn AnyKind = kind;
-    let params = kind.normalise(&with).map_err(|faults| Error::yours(format!("{faults:?}")))?;
-    let params = engine::external::listed(&params, None)?;
+    let params = kind.normalise(&with).map_err(|faults| Error::user(format!("{faults:?}")))?;
+    let params = engine::external::with_listed_files(&params, None)?;
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (out, checkpoints) = (folder.path().join("out"), folder.path().join("checkpoints"));
     for path in [&out, &checkpoints] {
@@ -129,7 +129,7 @@ pub fn run_in(
     let sink = warnings.clone();
     let mut ctx =
         Context::new(kind.name(), seed, inputs, out.to_owned(), checkpoints.to_owned()).with_sink(move |tell| {
-            if let Tell::Warning { message } = tell {
+            if let StageEvent::Warning { message } = tell {
                 sink.lock().expect("no test panics while it warns").push(message);
             }
         });

@@ -1,5 +1,5 @@
-//! The first and the last message between orchestrator and attempt: the [`Job`] file, and [`Last`], which ends the
-//! stream of `Tell` events.
+//! The first and the last message between orchestrator and attempt: the [`Job`] file, and [`FinalMessage`], which ends
+//! the stream of [`StageEvent`](crate::context::StageEvent)s.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::checkpoint::Cadence;
-use crate::context::Input;
-use crate::error::{At, Error, Result};
+use crate::context::{Cadence, Input};
+use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 
 /// Everything that an attempt is given; it sees neither the pipeline file nor the graph. Holds no secrets; those are in
@@ -48,7 +47,7 @@ impl Job {
     /// When the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let text =
-            serde_json::to_vec_pretty(self).map_err(|e| Error::ours(format!("a job does not serialise: {e}")))?;
+            serde_json::to_vec_pretty(self).map_err(|e| Error::internal(format!("cannot serialise a job: {e}")))?;
         std::fs::write(path, text).at(path)
     }
 
@@ -56,14 +55,14 @@ impl Job {
     /// When the file cannot be read or is not a job file.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).at(path)?;
-        serde_json::from_slice(&text).map_err(|e| Error::yours(format!("{}: no job file: {e}", path.display())))
+        serde_json::from_slice(&text).map_err(|e| Error::user(format!("{}: not a job file: {e}", path.display())))
     }
 }
 
 /// The last line that an attempt writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "tell", rename_all = "lowercase")]
-pub enum Last {
+pub enum FinalMessage {
     Done {
         digest: Digest,
         /// Peak resident memory of the attempt.

@@ -1,7 +1,7 @@
 //! One attempt: the child process that runs a kind once and commits its output.
 
+mod guard;
 mod job;
-mod life;
 
 use std::any::Any;
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-pub use job::{Job, Last};
+pub use job::{FinalMessage, Job};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -22,50 +22,56 @@ use crate::store::Store;
 
 /// Stack of the thread that runs the kind, in bytes of virtual memory: candle's backward pass is recursive. Pages are
 /// allocated only when touched.
-const STACK: usize = 256 << 20;
+const STACK_BYTES: usize = 256 << 20;
 
 /// Runs the job in the file `job`. Writes its events as JSON lines to standard output; everything that the kind itself
 /// prints goes to standard error. Does not return before the kind has ended; dies with the orchestrator.
 pub fn main(job: &Path, registry: &Registry) -> ExitCode {
-    let voice = match life::begin() {
-        Ok(stdout) => Voice(Arc::new(Mutex::new(stdout))),
+    let events = match guard::install() {
+        Ok(stdout) => EventWriter(Arc::new(Mutex::new(stdout))),
         Err(e) => {
             eprintln!("{e}");
             return ExitCode::from(e.exit_code());
         }
     };
-    let last = match perform(job, registry, &voice) {
-        Ok(digest) => Last::Done { digest, peak_bytes: life::peak_bytes() },
-        Err(error) => Last::Failed { error },
+    let message = match run_job(job, registry, &events) {
+        Ok(digest) => FinalMessage::Done { digest, peak_bytes: guard::peak_bytes() },
+        Err(error) => FinalMessage::Failed { error },
     };
-    voice.say(&last);
-    match last {
-        Last::Done { .. } => ExitCode::SUCCESS,
-        Last::Failed { error } => ExitCode::from(error.exit_code()),
+    events.write(&message);
+    match message {
+        FinalMessage::Done { .. } => ExitCode::SUCCESS,
+        FinalMessage::Failed { error } => ExitCode::from(error.exit_code()),
     }
 }
 
 /// Runs the kind of `job` on a large stack and commits its output; panics become internal errors.
-fn perform(job: &Path, registry: &Registry, voice: &Voice) -> Result<Digest> {
+fn run_job(job: &Path, registry: &Registry, events: &EventWriter) -> Result<Digest> {
     let job = Job::read(job)?;
     let run = || {
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_kind(&job, registry, voice)));
-        caught.unwrap_or_else(|panic| Err(Error::ours(format!("panicked: {}", panic_message(&*panic)))))
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_kind(&job, registry, events)));
+        caught.unwrap_or_else(|panic| Err(Error::internal(format!("panicked: {}", panic_message(&*panic)))))
     };
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name(job.kind.clone()).stack_size(STACK).spawn_scoped(scope, run);
-        let thread = thread.map_err(|e| Error::surroundings(format!("cannot start a thread: {e}")))?;
-        thread.join().unwrap_or_else(|panic| Err(Error::ours(format!("panicked: {}", panic_message(&*panic)))))
+        let thread =
+            std::thread::Builder::new().name(job.kind.clone()).stack_size(STACK_BYTES).spawn_scoped(scope, run);
+        let thread = thread.map_err(|e| Error::environment(format!("cannot start a thread: {e}")))?;
+        thread.join().unwrap_or_else(|panic| Err(Error::internal(format!("panicked: {}", panic_message(&*panic)))))
     })
 }
 
-fn run_kind(job: &Job, registry: &Registry, voice: &Voice) -> Result<Digest> {
-    let unknown = |what: &str, name: &str| Error::ours(format!("this binary knows no {what} `{name}`"));
+fn run_kind(job: &Job, registry: &Registry, events: &EventWriter) -> Result<Digest> {
+    let unknown = |what: &str, name: &str| Error::internal(format!("this binary has no {what} `{name}`"));
     let kind = registry.get_kind(&job.kind).ok_or_else(|| unknown("kind", &job.kind))?;
     let output = registry.get_type(&job.output).ok_or_else(|| unknown("artifact type", &job.output))?;
     if kind.version() != job.version {
-        let message = format!("{} has version {} here, but {} was planned", job.kind, kind.version(), job.version);
-        return Err(Error::ours(message).help("the binary was replaced while it ran: run again"));
+        let message = format!(
+            "this binary has version {1} of {0}, but version {2} was planned",
+            job.kind,
+            kind.version(),
+            job.version
+        );
+        return Err(Error::internal(message).help("the binary was replaced during the run: run again"));
     }
     let mut ctx = Context::new(kind.name(), job.seed, job.inputs.clone(), job.out.clone(), job.checkpoints.clone())
         .with_threads(job.threads)
@@ -74,12 +80,12 @@ fn run_kind(job: &Job, registry: &Registry, voice: &Voice) -> Result<Digest> {
         .with_pay_again(job.may_pay_again)
         .with_cadence(job.cadence)
         .with_sink({
-            let voice = voice.clone();
-            move |tell| voice.say(&tell)
+            let events = events.clone();
+            move |event| events.write(&event)
         });
     let ran = kind.run(&job.params, &mut ctx);
     // No process that the kind started may write to the committed files.
-    life::kill_descendants();
+    guard::kill_descendants();
     ran?;
     ctx.write_metrics()?;
     drop(ctx);
@@ -89,10 +95,10 @@ fn run_kind(job: &Job, registry: &Registry, voice: &Voice) -> Result<Digest> {
 
 /// Writes events to the orchestrator, one JSON line each.
 #[derive(Clone)]
-struct Voice(Arc<Mutex<File>>);
+struct EventWriter(Arc<Mutex<File>>);
 
-impl Voice {
-    fn say(&self, what: &impl Serialize) {
+impl EventWriter {
+    fn write(&self, what: &impl Serialize) {
         let Ok(mut line) = serde_json::to_vec(what) else { return };
         line.push(b'\n');
         // A failed write means that the orchestrator is gone and this process is about to end.

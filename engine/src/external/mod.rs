@@ -19,9 +19,9 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 
 /// The key that marks an [`InputPath`] in normalised parameters.
-const PATH: &str = "$path";
+const PATH_KEY: &str = "$path";
 /// The key that marks [`InputFiles`] in normalised parameters.
-const FILES: &str = "$files";
+const FILES_KEY: &str = "$files";
 
 /// A parameter that names one file or folder literally: `*` and `[` have no special meaning.
 ///
@@ -62,12 +62,12 @@ impl InputFiles {
         match &self.found {
             Some(found) => Ok(found),
             None if self.is_empty() => Ok(&[]),
-            None => Err(Error::ours("files of a parameter that were never listed")),
+            None => Err(Error::internal("the files of a parameter were not listed before the attempt")),
         }
     }
 
     /// The paths as written, made absolute; includes patterns.
-    pub fn written(&self) -> impl Iterator<Item = PathBuf> {
+    pub fn absolute_paths(&self) -> impl Iterator<Item = PathBuf> {
         self.paths.iter().map(|path| absolute(&self.base, path))
     }
 
@@ -78,7 +78,7 @@ impl InputFiles {
     }
 
     /// Each path of the list as a parameter of its own.
-    fn single(&self) -> impl Iterator<Item = Self> {
+    fn split(&self) -> impl Iterator<Item = Self> {
         self.paths.iter().map(|path| Self { paths: vec![path.clone()], found: None, ..self.clone() })
     }
 }
@@ -90,18 +90,18 @@ fn absolute(base: &Path, path: &Path) -> PathBuf {
 
 /// A parameter, or part of one, that names files outside the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum External {
+pub enum ExternalInput {
     Path(InputPath),
     Files(InputFiles),
 }
 
-impl External {
+impl ExternalInput {
     /// Parses a value of normalised parameters; `None` if it does not name files.
-    pub fn of(value: &Value) -> Option<Self> {
+    pub fn from_value(value: &Value) -> Option<Self> {
         let object = value.as_object()?;
-        if object.contains_key(PATH) {
+        if object.contains_key(PATH_KEY) {
             serde_json::from_value(value.clone()).ok().map(Self::Path)
-        } else if object.contains_key(FILES) {
+        } else if object.contains_key(FILES_KEY) {
             serde_json::from_value(value.clone()).ok().map(Self::Files)
         } else {
             None
@@ -114,29 +114,31 @@ impl External {
     }
 
     /// The absolute paths that it names.
-    pub fn written(&self) -> Vec<PathBuf> {
+    pub fn absolute_paths(&self) -> Vec<PathBuf> {
         match self {
             Self::Path(InputPath(path)) => vec![path.clone()],
-            Self::Files(files) => files.written().collect(),
+            Self::Files(files) => files.absolute_paths().collect(),
         }
     }
 
     /// The first path that does not exist and is not a pattern.
     pub fn missing(&self) -> Option<PathBuf> {
         let (written, patterns): (Vec<PathBuf>, Vec<bool>) = match self {
-            Self::Path(_) => (self.written(), vec![false]),
-            Self::Files(files) => (self.written(), files.paths.iter().map(|path| walk::is_pattern(path)).collect()),
+            Self::Path(_) => (self.absolute_paths(), vec![false]),
+            Self::Files(files) => {
+                (self.absolute_paths(), files.paths.iter().map(|path| walk::is_pattern(path)).collect())
+            }
         };
         written.into_iter().zip(patterns).find(|(path, pattern)| !pattern && !path.exists()).map(|(path, _)| path)
     }
 
     /// Each path, with a parameter that names only this path.
-    pub fn single(&self) -> Vec<(PathBuf, Self)> {
+    pub fn split(&self) -> Vec<(PathBuf, Self)> {
         let parts: Vec<Self> = match self {
             Self::Path(_) => vec![self.clone()],
-            Self::Files(files) => files.single().map(Self::Files).collect(),
+            Self::Files(files) => files.split().map(Self::Files).collect(),
         };
-        self.written().into_iter().zip(parts).collect()
+        self.absolute_paths().into_iter().zip(parts).collect()
     }
 
     /// The same parameter with relative paths resolved from `base`.
@@ -149,18 +151,18 @@ impl External {
 
     pub fn to_value(&self) -> Value {
         match self {
-            Self::Path(InputPath(path)) => json!({ PATH: path.to_string_lossy() }),
+            Self::Path(InputPath(path)) => json!({ PATH_KEY: path.to_string_lossy() }),
             Self::Files(files) => files.to_value(),
         }
     }
 }
 
-/// Replaces every [`External`] in normalised parameters by the result of `change`.
+/// Replaces every [`ExternalInput`] in normalised parameters by the result of `change`.
 ///
 /// # Errors
 /// Those of `change`.
-pub fn replace(params: &Value, change: &mut dyn FnMut(External) -> Result<Value>) -> Result<Value> {
-    if let Some(external) = External::of(params) {
+pub fn replace(params: &Value, change: &mut dyn FnMut(ExternalInput) -> Result<Value>) -> Result<Value> {
+    if let Some(external) = ExternalInput::from_value(params) {
         return change(external);
     }
     Ok(match params {
@@ -176,10 +178,10 @@ pub fn replace(params: &Value, change: &mut dyn FnMut(External) -> Result<Value>
 ///
 /// # Errors
 /// Those of [`walk::list`].
-pub fn listed(params: &Value, store: Option<&Path>) -> Result<Value> {
+pub fn with_listed_files(params: &Value, store: Option<&Path>) -> Result<Value> {
     replace(params, &mut |external| match external {
-        External::Files(files) if !files.is_empty() => {
-            let found = walk::list(&External::Files(files.clone()), store)?.files();
+        ExternalInput::Files(files) if !files.is_empty() => {
+            let found = walk::list(&ExternalInput::Files(files.clone()), store)?.files();
             Ok(InputFiles { found: Some(found), ..files }.to_value())
         }
         other => Ok(other.to_value()),
@@ -189,7 +191,7 @@ pub fn listed(params: &Value, store: Option<&Path>) -> Result<Value> {
 impl InputFiles {
     fn to_value(&self) -> Value {
         let text = |path: &PathBuf| path.to_string_lossy().into_owned();
-        let mut value = json!({ FILES: self.paths.iter().map(text).collect::<Vec<_>>() });
+        let mut value = json!({ FILES_KEY: self.paths.iter().map(text).collect::<Vec<_>>() });
         if !self.base.as_os_str().is_empty() {
             value["base"] = text(&self.base).into();
         }
@@ -205,7 +207,7 @@ impl InputFiles {
 
 impl Serialize for InputPath {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        External::Path(self.clone()).to_value().serialize(s)
+        ExternalInput::Path(self.clone()).to_value().serialize(s)
     }
 }
 

@@ -28,8 +28,8 @@ fn fill(root: &Path, names: &[&str]) {
     }
 }
 
-fn files(root: &Path, value: Value) -> External {
-    External::Files(serde_json::from_value(value).unwrap()).from_base(root)
+fn files(root: &Path, value: Value) -> ExternalInput {
+    ExternalInput::Files(serde_json::from_value(value).unwrap()).from_base(root)
 }
 
 /// The files that `written` names in a folder, relative to it.
@@ -46,22 +46,22 @@ fn one_path_and_a_list_normalise_alike_and_read_back() {
     assert_eq!(one, many);
     let normal = serde_json::to_value(&one).unwrap();
     assert_eq!(normal, json!({ "$files": ["a.jsonl"] }));
-    assert_eq!(External::of(&normal), Some(External::Files(one)));
+    assert_eq!(ExternalInput::from_value(&normal), Some(ExternalInput::Files(one)));
     let path: InputPath = serde_json::from_value(json!("m")).unwrap();
-    assert_eq!(External::of(&serde_json::to_value(&path).unwrap()), Some(External::Path(path)));
+    assert_eq!(ExternalInput::from_value(&serde_json::to_value(&path).unwrap()), Some(ExternalInput::Path(path)));
     for other in [json!("a.jsonl"), json!({ "$path": "a", "b": 1 }), json!({ "$files": ["a"], "b": 1 }), json!({})] {
-        assert_eq!(External::of(&other), None, "{other}");
+        assert_eq!(ExternalInput::from_value(&other), None, "{other}");
     }
     assert!(serde_json::from_value::<InputFiles>(json!([""])).is_err());
 }
 
 #[test]
-fn files_are_unknown_to_a_kind_until_they_are_listed() {
+fn a_kind_sees_files_only_after_they_are_listed() {
     let folder = folder(&["b.jsonl", "a.jsonl"]);
     let params = json!({ "n": 1, "deep": [{ "files": files(folder.path(), json!("*.jsonl")).to_value() }] });
     let of = |params: &Value| serde_json::from_value::<InputFiles>(params["deep"][0]["files"].clone()).unwrap();
-    assert_eq!(of(&params).files().unwrap_err().blame, Blame::Ours);
-    let listed = listed(&params, None).unwrap();
+    assert_eq!(of(&params).files().unwrap_err().blame, Blame::Internal);
+    let listed = with_listed_files(&params, None).unwrap();
     assert_eq!(of(&listed).files().unwrap(), [folder.path().join("a.jsonl"), folder.path().join("b.jsonl")]);
     assert_eq!(listed["n"], 1);
     assert_eq!(InputFiles::default().files().unwrap(), [""; 0].map(PathBuf::from));
@@ -90,7 +90,7 @@ fn files_folders_and_patterns_stand_for_files_in_a_stated_order() {
 }
 
 #[test]
-fn only_what_was_written_is_a_pattern() {
+fn only_a_path_written_as_a_pattern_is_expanded() {
     let parent = folder(&["run [v1]/a.jsonl", "run v/a.jsonl", "run [v1]/x[1].jsonl", "run [v1]/x1.jsonl"]);
     let base = parent.path().join("run [v1]");
     assert_eq!(read(&base, json!("a.*")).unwrap(), ["a.jsonl"]);
@@ -99,7 +99,7 @@ fn only_what_was_written_is_a_pattern() {
     assert_eq!(read(parent.path(), json!("run [v]/a.jsonl")).unwrap(), ["run v/a.jsonl"]);
     assert_eq!(read(parent.path(), json!("run?[[]v1]/a.jsonl")).unwrap(), ["run [v1]/a.jsonl"]);
     // A path is literal, whatever its folder is called.
-    let path = External::Path(InputPath("*.jsonl".into())).from_base(&base);
+    let path = ExternalInput::Path(InputPath("*.jsonl".into())).from_base(&base);
     assert!(walk::list(&path, None).unwrap_err().message.ends_with("*.jsonl: no such file or folder"));
     fill(&base, &["sub/*", "sub/y"]);
     assert_eq!(read(&base, json!("sub")).unwrap(), ["sub/*", "sub/y"], "a file named `*` hides no other");
@@ -158,13 +158,13 @@ fn the_store_is_left_out_and_cannot_be_an_input() {
         assert_eq!(listing.files().iter().filter(|path| path.ends_with("a.jsonl")).count(), 1);
         assert_eq!(listing.files().len(), 1);
     }
-    assert!(list(json!("**/*.jsonl")).unwrap().without_store);
-    assert!(!list(json!("*.jsonl")).unwrap().without_store);
+    assert!(list(json!("**/*.jsonl")).unwrap().store_excluded);
+    assert!(!list(json!("*.jsonl")).unwrap().store_excluded);
     for written in
         [json!("cache"), json!("link"), json!("cache/**/*.jsonl"), json!("cache/runs"), json!("cache/artifacts/*/*")]
     {
         let error = list(written.clone()).unwrap_err();
-        assert!(error.blame == Blame::Yours && error.message.contains("store"), "{written}: {error}");
+        assert!(error.blame == Blame::User && error.message.contains("store"), "{written}: {error}");
     }
     assert_eq!(list(json!("cache/artifacts/x")).unwrap().files().len(), 1, "an artifact never changes");
     let none = list(json!("**/b.jsonl")).unwrap_err();
@@ -172,27 +172,27 @@ fn the_store_is_left_out_and_cannot_be_an_input() {
 }
 
 #[test]
-fn what_names_no_file_is_the_users_fault_and_named() {
+fn a_path_without_a_file_is_a_user_error_that_names_it() {
     let folder = folder(&["a.jsonl", "broken.jsonl -> gone", "self -> self", "sub/x.txt"]);
     fs::create_dir(folder.path().join("empty")).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, folder.path().join("pipe"), 0o600.into()).unwrap();
-    for (written, told) in [
+    for (written, expected) in [
         (json!("no-such-file"), "no-such-file: no such file or folder"),
         (json!("a.jsonl/x"), "a.jsonl/x: no such file or folder"),
         (json!("*.parquet"), "*.parquet: no file matches"),
         (json!("a.jsonl/*.x"), "a.jsonl/*.x: no file matches"),
         (json!("empty"), "empty: no file"),
         (json!("pipe"), "pipe: expected a file or a folder"),
-        (json!("b*.jsonl"), "broken.jsonl: a link that leads to no file: No such file or directory (os error 2)"),
-        (json!("s*f"), "self: a link that leads to no file: Too many levels of symbolic links (os error 40)"),
-        (json!("[a.jsonl"), "[a.jsonl: not a pattern: invalid range pattern"),
-        (json!("sub/a**b"), "sub/a**b: not a pattern: recursive wildcards must form a single path component"),
-        (json!({ "$files": ["sub"], "matching": "*.gz" }), "sub: no file that matches `*.gz`"),
+        (json!("b*.jsonl"), "broken.jsonl: the link has no target: No such file or directory (os error 2)"),
+        (json!("s*f"), "self: the link has no target: Too many levels of symbolic links (os error 40)"),
+        (json!("[a.jsonl"), "[a.jsonl: invalid pattern: invalid range pattern"),
+        (json!("sub/a**b"), "sub/a**b: invalid pattern: recursive wildcards must form a single path component"),
+        (json!({ "$files": ["sub"], "matching": "*.gz" }), "sub: no file matches `*.gz`"),
     ] {
         let error = read(folder.path(), written.clone()).unwrap_err();
-        assert!(error.blame == Blame::Yours && error.message.ends_with(told), "{written}: {error}");
+        assert!(error.blame == Blame::User && error.message.ends_with(expected), "{written}: {error}");
     }
-    assert_eq!(read(folder.path(), json!("pip[e]*")).unwrap_err().blame, Blame::Yours, "a pipe is no file");
+    assert_eq!(read(folder.path(), json!("pip[e]*")).unwrap_err().blame, Blame::User, "a pipe is no file");
 }
 
 /// Files and links in folders `a` to `c`; a link leads to `.`, to `..` or to a path below the root.

@@ -6,18 +6,19 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::diagnostics::Diagnostics;
+use crate::document::ReportSettings;
 use crate::kind::{Arity, Registry, Signature};
 use crate::names::InstanceName;
-use crate::spec::Report;
 
+mod draft_index;
 mod expand;
 mod load;
 mod order;
 mod params;
+mod schema_view;
 mod select;
-mod shape;
-mod wire;
-mod wording;
+mod serde_messages;
+mod wiring;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -36,7 +37,7 @@ pub struct Graph {
     /// The pipeline's default seed; a stage may override it.
     pub seed: u64,
     /// The file's `report:` section.
-    pub report: Report,
+    pub report: ReportSettings,
 }
 
 /// One instance of a stage, checked and with every default filled in.
@@ -60,12 +61,12 @@ pub struct PortInputs {
     pub port: String,
     pub arity: Arity,
     /// In the order of the pipeline file.
-    pub from: Vec<Source>,
+    pub from: Vec<InputSource>,
 }
 
 /// One instance connected to a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Source {
+pub struct InputSource {
     /// Index into [`Graph::instances`], less than the index of the instance that uses it.
     pub instance: usize,
     /// The matrix labels of that instance, joined by commas; the stage's name if it has no matrix.
@@ -74,7 +75,7 @@ pub struct Source {
 
 /// Command-line options that change the pipeline file.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct LoadOptions {
     /// Names of profiles, merged in this order.
     pub profiles: Vec<String>,
     /// `path=YAML`, such as `stages.sft.with.lr=1e-4`; applied in this order, after the profiles.
@@ -87,8 +88,8 @@ pub struct Options {
 ///
 /// # Errors
 /// All faults of the file at once, with their source positions.
-pub fn load(file: &Path, options: &Options, registry: &Registry) -> Result<Graph, Diagnostics> {
+pub fn load(file: &Path, options: &LoadOptions, registry: &Registry) -> Result<Graph, Diagnostics> {
     let mut faults = Diagnostics::default();
-    let graph = load::file(file, options, registry, &mut faults);
+    let graph = load::load_file(file, options, registry, &mut faults);
     faults.finish(graph)
 }

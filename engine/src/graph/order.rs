@@ -36,34 +36,34 @@ pub fn cycles(needs: &[Vec<usize>], left: &[usize]) -> Vec<Vec<usize>> {
     const UNSEEN: usize = usize::MAX;
     const DONE: usize = usize::MAX - 1;
     // Position on the current walk, or one of the constants above.
-    let mut place = vec![DONE; needs.len()];
+    let mut state = vec![DONE; needs.len()];
     for n in left {
-        place[*n] = UNSEEN;
+        state[*n] = UNSEEN;
     }
     let mut cycles = Vec::new();
     for start in left {
         let mut walk: Vec<(usize, usize)> = Vec::new();
-        if place[*start] == UNSEEN {
-            place[*start] = 0;
+        if state[*start] == UNSEEN {
+            state[*start] = 0;
             walk.push((*start, 0));
         }
         while let Some((node, next)) = walk.last_mut() {
             let Some(input) = needs[*node].get(*next).copied() else {
-                place[*node] = DONE;
+                state[*node] = DONE;
                 walk.pop();
                 continue;
             };
             *next += 1;
-            match place[input] {
+            match state[input] {
                 UNSEEN => {
-                    place[input] = walk.len();
+                    state[input] = walk.len();
                     walk.push((input, 0));
                 }
                 DONE => {}
                 at => {
                     cycles.push(walk[at..].iter().map(|(node, _)| *node).collect());
                     for (node, _) in walk.drain(..) {
-                        place[node] = DONE;
+                        state[node] = DONE;
                     }
                 }
             }
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn order_keeps_to_the_index_where_it_can() {
+    fn the_order_follows_the_index_where_needs_allow() {
         assert_eq!(sort(&[vec![2], vec![], vec![1]]), Ok(vec![1, 2, 0]));
         assert_eq!(sort(&[vec![], vec![0], vec![]]), Ok(vec![0, 1, 2]));
     }
@@ -106,16 +106,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_has_no_order_has_a_cycle(edges in prop::collection::vec((0..12_usize, 0..12_usize), 0..30)) {
+        fn a_graph_without_an_order_has_a_cycle(edges in prop::collection::vec((0..12_usize, 0..12_usize), 0..30)) {
             let mut needs = vec![Vec::new(); 12];
             for (user, input) in edges {
                 needs[user].push(input);
             }
             match sort(&needs) {
                 Ok(order) => {
-                    let place = |n| order.iter().position(|m| *m == n).expect("all are in the order");
+                    let state = |n| order.iter().position(|m| *m == n).expect("all are in the order");
                     for (user, inputs) in needs.iter().enumerate() {
-                        prop_assert!(inputs.iter().all(|input| place(*input) < place(user)));
+                        prop_assert!(inputs.iter().all(|input| state(*input) < state(user)));
                     }
                 }
                 Err(left) => {

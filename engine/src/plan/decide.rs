@@ -6,39 +6,39 @@ use serde::{Deserialize, Serialize};
 
 use super::Flags;
 use crate::error::Result;
-use crate::external::External;
+use crate::external::ExternalInput;
 use crate::names::{Digest, InstanceName, Key};
-use crate::store::{Content, Presence, Store};
+use crate::store::{ExternalContent, Presence, Store};
 
 /// The queries that planning makes to a store.
-pub trait Index {
+pub trait StoreView {
     /// The digest in the record at a key.
-    fn recorded(&self, key: &Key) -> Result<Option<Digest>>;
+    fn recorded_digest(&self, key: &Key) -> Result<Option<Digest>>;
     /// Whether an artifact is present and undamaged.
     fn presence(&self, digest: &Digest) -> Result<Presence>;
     /// The digest of files outside the store.
-    fn content_of(&self, external: &External) -> Result<Content>;
+    fn content_of(&self, external: &ExternalInput) -> Result<ExternalContent>;
 }
 
-impl Index for Store {
-    fn recorded(&self, key: &Key) -> Result<Option<Digest>> {
-        Store::recorded(self, key)
+impl StoreView for Store {
+    fn recorded_digest(&self, key: &Key) -> Result<Option<Digest>> {
+        Store::recorded_digest(self, key)
     }
 
     fn presence(&self, digest: &Digest) -> Result<Presence> {
         Store::presence(self, digest)
     }
 
-    fn content_of(&self, external: &External) -> Result<Content> {
+    fn content_of(&self, external: &ExternalInput) -> Result<ExternalContent> {
         Store::content_of(self, external)
     }
 }
 
 /// Whether the artifact's bytes are needed, or only its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bytes {
-    Needed,
-    NotNeeded,
+pub enum ArtifactNeed {
+    Bytes,
+    DigestOnly,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,13 +58,14 @@ pub enum Reason {
     /// There is a record, but its artifact is missing and the bytes are needed.
     ArtifactMissing,
     /// There is a record, but its artifact is damaged and the bytes are needed.
-    ArtifactRotten { file: String },
+    #[serde(rename = "artifact_rotten")]
+    ArtifactDamaged { file: String },
 }
 
 impl Reason {
     /// Whether this recipe was run to completion before and only its artifact is lost.
     pub fn is_repair(&self) -> bool {
-        matches!(self, Self::ArtifactMissing | Self::ArtifactRotten { .. })
+        matches!(self, Self::ArtifactMissing | Self::ArtifactDamaged { .. })
     }
 }
 
@@ -74,30 +75,36 @@ impl fmt::Display for Reason {
             Self::NoRecord => f.write_str("no record of this recipe"),
             Self::Forced => f.write_str("forced"),
             Self::ArtifactMissing => f.write_str("artifact missing"),
-            Self::ArtifactRotten { file } => write!(f, "artifact damaged: {file}"),
+            Self::ArtifactDamaged { file } => write!(f, "artifact damaged: {file}"),
         }
     }
 }
 
 /// Whether the record at `key` can be reused. Called by the planner and by the runner; the runner calls it again under
 /// the key's lock.
-pub fn decide(instance: &InstanceName, key: &Key, bytes: Bytes, flags: &Flags, index: &dyn Index) -> Result<Decision> {
+pub fn decide(
+    instance: &InstanceName,
+    key: &Key,
+    need: ArtifactNeed,
+    flags: &Flags,
+    store: &dyn StoreView,
+) -> Result<Decision> {
     if flags.force.contains(instance) {
         return Ok(Decision::Run(Reason::Forced));
     }
-    let Some(digest) = index.recorded(key)? else { return Ok(Decision::Run(Reason::NoRecord)) };
-    let lacking = match bytes {
-        Bytes::Needed => lacking(index.presence(&digest)?),
-        Bytes::NotNeeded => None,
+    let Some(digest) = store.recorded_digest(key)? else { return Ok(Decision::Run(Reason::NoRecord)) };
+    let reason = match need {
+        ArtifactNeed::Bytes => damage_reason(store.presence(&digest)?),
+        ArtifactNeed::DigestOnly => None,
     };
-    Ok(lacking.map_or(Decision::Reuse(digest), Decision::Run))
+    Ok(reason.map_or(Decision::Reuse(digest), Decision::Run))
 }
 
 /// Why needed bytes must be made again; `None` if they are present.
-pub(super) fn lacking(presence: Presence) -> Option<Reason> {
+pub(super) fn damage_reason(presence: Presence) -> Option<Reason> {
     match presence {
-        Presence::Whole => None,
+        Presence::Intact => None,
         Presence::Missing => Some(Reason::ArtifactMissing),
-        Presence::Rotten { file } => Some(Reason::ArtifactRotten { file }),
+        Presence::Damaged { file } => Some(Reason::ArtifactDamaged { file }),
     }
 }

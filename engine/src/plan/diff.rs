@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Leaf, Recipe, Step, Visitor};
+use super::{Leaf, PathStep, Recipe, RecipeVisitor};
 use crate::names::{Digest, InstanceName};
 
 /// One changed field of a recipe.
@@ -24,27 +24,31 @@ pub struct Change {
 
 /// The owned path to a leaf.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Way(Vec<OwnedStep>);
+pub(super) struct FieldPath(Vec<OwnedPathStep>);
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum OwnedStep {
+pub(super) enum OwnedPathStep {
     Field(String),
     Index(usize),
 }
 
-impl Way {
+impl FieldPath {
     pub fn input(port: &str, index: usize) -> Self {
-        Self(vec![OwnedStep::Field("inputs".into()), OwnedStep::Field(port.into()), OwnedStep::Index(index)])
+        Self(vec![
+            OwnedPathStep::Field("inputs".into()),
+            OwnedPathStep::Field(port.into()),
+            OwnedPathStep::Index(index),
+        ])
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for FieldPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, step) in self.0.iter().enumerate() {
             match step {
-                OwnedStep::Field(name) if i == 0 => f.write_str(name)?,
-                OwnedStep::Field(name) => write!(f, ".{name}")?,
-                OwnedStep::Index(n) => write!(f, "[{n}]")?,
+                OwnedPathStep::Field(name) if i == 0 => f.write_str(name)?,
+                OwnedPathStep::Field(name) => write!(f, ".{name}")?,
+                OwnedPathStep::Index(n) => write!(f, "[{n}]")?,
             }
         }
         Ok(())
@@ -52,11 +56,11 @@ impl fmt::Display for Way {
 }
 
 /// The value of each leaf: for comparison, and for display.
-pub(super) type Leaves = BTreeMap<Way, (Exact, String)>;
+pub(super) type Leaves = BTreeMap<FieldPath, (LeafValue, String)>;
 
 /// A leaf's value for comparison.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Exact {
+pub(super) enum LeafValue {
     Null,
     Bool(bool),
     Unsigned(u64),
@@ -68,24 +72,24 @@ pub(super) enum Exact {
     EmptyList,
 }
 
-impl Visitor for Leaves {
-    fn leaf(&mut self, way: &[Step<'_>], leaf: Leaf<'_>) {
-        let way = way.iter().map(|step| match step {
-            Step::Field(name) => OwnedStep::Field((*name).to_owned()),
-            Step::Index(i) => OwnedStep::Index(*i),
+impl RecipeVisitor for Leaves {
+    fn leaf(&mut self, path: &[PathStep<'_>], leaf: Leaf<'_>) {
+        let path = path.iter().map(|step| match step {
+            PathStep::Field(name) => OwnedPathStep::Field((*name).to_owned()),
+            PathStep::Index(i) => OwnedPathStep::Index(*i),
         });
-        let told = match leaf {
-            Leaf::Null => (Exact::Null, "null".to_owned()),
-            Leaf::Bool(b) => (Exact::Bool(b), b.to_string()),
-            Leaf::Unsigned(n) => (Exact::Unsigned(n), n.to_string()),
-            Leaf::Signed(n) => (Exact::Signed(n), n.to_string()),
-            Leaf::Float(n) => (Exact::Float(n.to_bits()), format!("{n:?}")),
-            Leaf::Text(text) => (Exact::Text(text.to_owned()), format!("{text:?}")),
-            Leaf::Digest(digest) => (Exact::Digest(*digest), digest.to_string()),
-            Leaf::EmptyMap => (Exact::EmptyMap, "{}".to_owned()),
-            Leaf::EmptyList => (Exact::EmptyList, "[]".to_owned()),
+        let shown = match leaf {
+            Leaf::Null => (LeafValue::Null, "null".to_owned()),
+            Leaf::Bool(b) => (LeafValue::Bool(b), b.to_string()),
+            Leaf::Unsigned(n) => (LeafValue::Unsigned(n), n.to_string()),
+            Leaf::Signed(n) => (LeafValue::Signed(n), n.to_string()),
+            Leaf::Float(n) => (LeafValue::Float(n.to_bits()), format!("{n:?}")),
+            Leaf::Text(text) => (LeafValue::Text(text.to_owned()), format!("{text:?}")),
+            Leaf::Digest(digest) => (LeafValue::Digest(*digest), digest.to_string()),
+            Leaf::EmptyMap => (LeafValue::EmptyMap, "{}".to_owned()),
+            Leaf::EmptyList => (LeafValue::EmptyList, "[]".to_owned()),
         };
-        self.insert(Way(way.collect()), told);
+        self.insert(FieldPath(path.collect()), shown);
     }
 }
 
@@ -97,9 +101,10 @@ pub(super) fn leaves(recipe: &Recipe) -> Leaves {
 
 /// The fields in which two recipes differ; empty if and only if their keys are equal.
 pub(super) fn differences(old: &Leaves, new: &Leaves) -> Vec<Change> {
-    let told = |leaves: &Leaves, way: &Way| leaves.get(way).map(|(_, told)| told.clone());
-    let ways: BTreeSet<&Way> = old.keys().chain(new.keys()).collect();
-    let differs = |way: &&Way| old.get(way).map(|(exact, _)| exact) != new.get(way).map(|(exact, _)| exact);
-    let change = |way: &Way| Change { field: way.to_string(), old: told(old, way), new: told(new, way), from: None };
-    ways.into_iter().filter(differs).map(change).collect()
+    let shown = |leaves: &Leaves, path: &FieldPath| leaves.get(path).map(|(_, shown)| shown.clone());
+    let paths: BTreeSet<&FieldPath> = old.keys().chain(new.keys()).collect();
+    let differs = |path: &&FieldPath| old.get(path).map(|(value, _)| value) != new.get(path).map(|(value, _)| value);
+    let change =
+        |path: &FieldPath| Change { field: path.to_string(), old: shown(old, path), new: shown(new, path), from: None };
+    paths.into_iter().filter(differs).map(change).collect()
 }

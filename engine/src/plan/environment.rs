@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Flags, Index, Plan, State, plan_with, prospects};
+use super::{Flags, Plan, PlannedState, StoreView, expected_cost, plan_with};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::kind::{AnyKind, Registry};
@@ -16,49 +16,60 @@ use crate::store::Store;
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn missing(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store, flags: &Flags) -> Result<Vec<Error>> {
-    let open = plan.stages.iter().filter(|planned| !matches!(planned.state, State::Reuse { .. }));
-    let lacking = open.filter_map(|planned| {
+pub fn missing_environment(
+    graph: &Graph,
+    plan: &Plan,
+    registry: &Registry,
+    store: &Store,
+    flags: &Flags,
+) -> Result<Vec<Error>> {
+    let open = plan.stages.iter().filter(|planned| !matches!(planned.state, PlannedState::Reuse { .. }));
+    let failing = open.filter_map(|planned| {
         let instance = &graph.instances[planned.instance];
         let kind = registry.get_kind(&instance.kind)?;
         kind.check_environment(&instance.params).err().map(|error| (planned.instance, kind, error))
     });
-    let lacking: Vec<(usize, &dyn AnyKind, Error)> = lacking.collect();
-    if lacking.is_empty() {
+    let failing: Vec<(usize, &dyn AnyKind, Error)> = failing.collect();
+    if failing.is_empty() {
         return Ok(Vec::new());
     }
-    let (expected, known) = as_before(graph, registry, store, flags)?;
+    let (expected, known) = plan_as_before(graph, registry, store, flags)?;
     let needs_it = |at: usize, kind: &dyn AnyKind| match &expected.stages[at].state {
-        State::Reuse { .. } => false,
-        State::Run { key, .. } if graph.instances[at].signature.pays => {
-            let ctx = prospects::context(&graph.instances[at], key, &known, registry, store);
+        PlannedState::Reuse { .. } => false,
+        PlannedState::Run { key, .. } if graph.instances[at].signature.pays => {
+            let ctx = expected_cost::planning_context(&graph.instances[at], key, &known, registry, store);
             let estimate = ctx.and_then(|ctx| kind.estimate(&graph.instances[at].params, &ctx));
             !matches!(estimate, Ok(Some(estimate)) if estimate.requests == 0)
         }
-        State::Run { .. } | State::Pending { .. } => true,
+        PlannedState::Run { .. } | PlannedState::Pending { .. } => true,
     };
     let mut stages: BTreeMap<String, (Error, Vec<String>)> = BTreeMap::new();
-    for (at, kind, error) in lacking {
+    for (at, kind, error) in failing {
         if needs_it(at, kind) {
             let (_, names) = stages.entry(error.message.clone()).or_insert((error, Vec::new()));
             names.push(graph.instances[at].name.to_string());
         }
     }
-    Ok(stages.into_values().map(|(error, names)| error.within(names.join(", "))).collect())
+    Ok(stages.into_values().map(|(error, names)| error.context(names.join(", "))).collect())
 }
 
 /// The plan under the assumption that every stage that runs again produces its previous artifact, with the digests
 /// known then.
-fn as_before(graph: &Graph, registry: &Registry, store: &Store, flags: &Flags) -> Result<(Plan, Vec<Option<Digest>>)> {
+fn plan_as_before(
+    graph: &Graph,
+    registry: &Registry,
+    store: &Store,
+    flags: &Flags,
+) -> Result<(Plan, Vec<Option<Digest>>)> {
     let mut found = vec![None; graph.instances.len()];
     loop {
         let plan = plan_with(graph, registry, store, flags, &found)?;
         let before = found.iter().flatten().count();
         for planned in &plan.stages {
             match &planned.state {
-                State::Run { key, .. } => found[planned.instance] = Index::recorded(store, key)?,
-                State::Reuse { digest, .. } => found[planned.instance] = Some(*digest),
-                State::Pending { .. } => {}
+                PlannedState::Run { key, .. } => found[planned.instance] = StoreView::recorded_digest(store, key)?,
+                PlannedState::Reuse { digest, .. } => found[planned.instance] = Some(*digest),
+                PlannedState::Pending { .. } => {}
             }
         }
         if found.iter().flatten().count() == before {

@@ -5,8 +5,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::diff::{Change, Leaves, Way, differences, leaves};
-use super::{Plan, State, draft};
+use super::diff::{Change, FieldPath, Leaves, differences, leaves};
+use super::{Plan, PlannedState, recipe_draft};
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::kind::{Arity, Registry};
@@ -24,15 +24,15 @@ pub struct Explanation {
     /// `None` while pending.
     pub key: Option<Key>,
     /// The record that `changes` compares with.
-    pub against: Option<Against>,
+    pub against: Option<ComparedRecord>,
     pub changes: Vec<Change>,
     /// The inputs that are not known yet.
-    pub unknown: Vec<Unknown>,
+    pub unknown: Vec<PendingInput>,
 }
 
 /// An earlier record.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Against {
+pub struct ComparedRecord {
     pub stage: InstanceName,
     pub key: Key,
     pub run: String,
@@ -42,7 +42,7 @@ pub struct Against {
 
 /// An input that is not known yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Unknown {
+pub struct PendingInput {
     pub port: String,
     /// The instance that will produce it.
     pub from: InstanceName,
@@ -52,35 +52,37 @@ pub struct Unknown {
 
 /// Explains the plan for one instance. Reads every record of the store, unless the instance's own key has one.
 pub fn explain(graph: &Graph, registry: &Registry, store: &Store, plan: &Plan, instance: usize) -> Result<Explanation> {
-    let draft = draft::draft(graph, registry, store, instance, &plan.known())?;
+    let draft = recipe_draft::draft_recipe(graph, registry, store, instance, &plan.known())?;
     let name = &graph.instances[instance].name;
     let (action, reason, key) = match &plan.stages[instance].state {
-        State::Reuse { key, digest } => ("reuse", format!("artifact {}", digest.short()), Some(*key)),
-        State::Run { key, reason } => ("run", reason.to_string(), Some(*key)),
-        State::Pending { .. } => ("pending", "its key is known once its inputs are".to_owned(), None),
+        PlannedState::Reuse { key, digest } => ("reuse", format!("artifact {}", digest.short()), Some(*key)),
+        PlannedState::Run { key, reason } => ("run", reason.to_string(), Some(*key)),
+        PlannedState::Pending { .. } => {
+            ("pending", "the key depends on inputs that are not known yet".to_owned(), None)
+        }
     };
-    let unknown = |u: &draft::UnknownInput| Unknown {
+    let unknown = |u: &recipe_draft::UnknownInput| PendingInput {
         port: u.port.clone(),
         from: graph.instances[u.instance].name.clone(),
         after: roots(graph, plan, u.instance),
     };
-    let unknown: Vec<Unknown> = draft.unknown.iter().map(unknown).collect();
+    let unknown: Vec<PendingInput> = draft.unknown.iter().map(unknown).collect();
     let mut new = leaves(&draft.recipe);
-    let stand_ins: Vec<Way> = draft.unknown.iter().map(|u| Way::input(&u.port, u.index)).collect();
-    stand_ins.iter().for_each(|way| drop(new.remove(way)));
+    let placeholders: Vec<FieldPath> = draft.unknown.iter().map(|u| FieldPath::input(&u.port, u.index)).collect();
+    placeholders.iter().for_each(|path| drop(new.remove(path)));
     let own = key.map(|key| store.action(&key)).transpose()?.flatten();
     let nearest = match own {
         Some(record) => Some(record),
-        None => nearest_record(store.actions()?, &draft.recipe.kind, name, &new, &stand_ins),
+        None => nearest_record(store.actions()?, &draft.recipe.kind, name, &new, &placeholders),
     };
     let mut changes = Vec::new();
     if let Some(record) = &nearest {
         let mut old = leaves(&record.recipe);
-        stand_ins.iter().for_each(|way| drop(old.remove(way)));
+        placeholders.iter().for_each(|path| drop(old.remove(path)));
         changes = differences(&old, &new);
         changes.iter_mut().for_each(|change| name_input(graph, instance, change));
     }
-    let against = nearest.map(|record| Against {
+    let against = nearest.map(|record| ComparedRecord {
         stage: record.provenance.stage,
         key: record.key,
         run: record.provenance.run,
@@ -96,11 +98,11 @@ fn nearest_record(
     kind: &str,
     name: &InstanceName,
     new: &Leaves,
-    stand_ins: &[Way],
+    placeholders: &[FieldPath],
 ) -> Option<ActionRecord> {
     let distance = |record: &ActionRecord| {
         let mut old = leaves(&record.recipe);
-        stand_ins.iter().for_each(|way| drop(old.remove(way)));
+        placeholders.iter().for_each(|path| drop(old.remove(path)));
         let stage = &record.provenance.stage;
         // Subtracted so that the latest comes first; positive floats sort like their bits.
         let age = u64::MAX - record.provenance.started.max(0.0).to_bits();
@@ -116,9 +118,9 @@ fn roots(graph: &Graph, plan: &Plan, instance: usize) -> Vec<InstanceName> {
     let mut open = vec![instance];
     while let Some(i) = open.pop() {
         match &plan.stages[i].state {
-            State::Run { .. } => drop(roots.insert(i)),
-            State::Pending { waits_on } => open.extend(waits_on.iter().filter(|i| seen.insert(**i))),
-            State::Reuse { .. } => (),
+            PlannedState::Run { .. } => drop(roots.insert(i)),
+            PlannedState::Pending { waits_on } => open.extend(waits_on.iter().filter(|i| seen.insert(**i))),
+            PlannedState::Reuse { .. } => (),
         }
     }
     roots.into_iter().map(|i| graph.instances[i].name.clone()).collect()
@@ -144,9 +146,9 @@ impl fmt::Display for Explanation {
                 writeln!(f, "  made by {} in run {}", against.stage, against.run)?;
             }
             Some(against) => {
-                writeln!(f, "  against the nearest record, {} of run {}:", against.stage, against.run)?;
+                writeln!(f, "  compared with the nearest record, {} of run {}:", against.stage, against.run)?;
                 if self.changes.is_empty() {
-                    writeln!(f, "    nothing that is known so far differs")?;
+                    writeln!(f, "    no difference known so far")?;
                 }
             }
             None => writeln!(f, "  no earlier record of its kind")?,
@@ -156,7 +158,7 @@ impl fmt::Display for Explanation {
             let from = from.as_ref().map_or(String::new(), |from| format!(" (from `{from}`)"));
             writeln!(f, "    {field}{from}: {} -> {}", shown(old), shown(new))?;
         }
-        for Unknown { port, from, after } in &self.unknown {
+        for PendingInput { port, from, after } in &self.unknown {
             let after: Vec<String> = after.iter().map(|name| format!("`{name}`")).collect();
             writeln!(f, "  input `{port}` (from `{from}`): known after {}", after.join(", "))?;
         }

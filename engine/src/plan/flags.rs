@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Plan, State};
+use super::{Plan, PlannedState};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::names::InstanceName;
@@ -30,8 +30,8 @@ impl Flags {
             0 => Ok(Self { force, from }),
             1 => Err(unknown.remove(0)),
             _ => {
-                let told: Vec<String> = unknown.iter().map(|error| error.message.clone()).collect();
-                Err(Error::yours(told.join("\n       ")).help("`temper plan` lists the stages"))
+                let messages: Vec<String> = unknown.iter().map(|error| error.message.clone()).collect();
+                Err(Error::user(messages.join("\n       ")).help("`temper plan` lists the stages"))
             }
         }
     }
@@ -50,9 +50,9 @@ impl Flags {
         let missing = upstream.iter().filter(|i| !position(i)).filter_map(|i| {
             let name = &graph.instances[*i].name;
             match &plan.stages[*i].state {
-                State::Reuse { .. } => None,
-                State::Run { reason, .. } => Some(format!("`{name}` ({reason})")),
-                State::Pending { .. } => Some(format!("`{name}` (pending)")),
+                PlannedState::Reuse { .. } => None,
+                PlannedState::Run { reason, .. } => Some(format!("`{name}` ({reason})")),
+                PlannedState::Pending { .. } => Some(format!("`{name}` (pending)")),
             }
         });
         let missing: Vec<String> = missing.collect();
@@ -60,7 +60,7 @@ impl Flags {
             return Ok(());
         }
         let from: Vec<String> = self.from.iter().map(|name| format!("`{name}`")).collect();
-        Err(Error::yours(format!("--from {}: cannot be reused: {}", from.join(", "), missing.join(", ")))
+        Err(Error::user(format!("--from {}: cannot be reused: {}", from.join(", "), missing.join(", ")))
             .help("run without --from, which computes what is missing"))
     }
 }
@@ -72,7 +72,7 @@ fn select_all(graph: &Graph, flag: &str, names: &[String], unknown: &mut Vec<Err
         let matching = |instance: &&InstanceName| matches(name, instance);
         selected.extend(graph.instances.iter().map(|i| &i.name).filter(matching).cloned());
         if selected.len() == before && !selected.iter().any(|instance| matches(name, instance)) {
-            unknown.push(no_such(graph, flag, name));
+            unknown.push(unknown_stage(graph, flag, name));
         }
     }
     selected
@@ -90,12 +90,12 @@ fn matches(typed: &str, instance: &InstanceName) -> bool {
         && labels.iter().zip(&instance.labels).all(|(typed, label)| *typed == "*" || typed == label)
 }
 
-fn no_such(graph: &Graph, flag: &str, typed: &str) -> Error {
+fn unknown_stage(graph: &Graph, flag: &str, typed: &str) -> Error {
     if graph.not_needed.iter().any(|instance| matches(typed, instance)) {
-        return Error::yours(format!("{flag} {typed}: no target needs this stage"))
+        return Error::user(format!("{flag} {typed}: no target needs this stage"))
             .help(format!("add it to the targets: `--until {typed}`"));
     }
-    let error = Error::yours(format!("{flag} {typed}: the pipeline has no such stage"));
+    let error = Error::user(format!("{flag} {typed}: the pipeline has no such stage"));
     let names = graph.instances.iter().flat_map(|i| [i.name.to_string(), i.name.stage.to_string()]);
     let nearest = names.map(|name| (strsim::damerau_levenshtein(&name, typed), name)).min();
     match nearest {

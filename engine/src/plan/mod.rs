@@ -5,27 +5,27 @@
 
 mod decide;
 mod diff;
-mod draft;
+mod duplicates;
 mod environment;
+mod expected_cost;
 mod explain;
 mod flags;
-mod prospects;
 mod recipe;
+mod recipe_draft;
 #[cfg(test)]
 mod tests;
-mod twins;
 
 use std::collections::BTreeSet;
 
-pub use decide::{Bytes, Decision, Index, Reason, decide};
+pub use decide::{ArtifactNeed, Decision, Reason, StoreView, decide};
 pub use diff::Change;
-pub use draft::{RecipeState, recipe};
-pub use environment::missing;
-pub use explain::{Against, Explanation, Unknown, explain};
+pub use duplicates::DuplicateCheck;
+pub use environment::missing_environment;
+pub use expected_cost::expected_costs;
+pub use explain::{ComparedRecord, Explanation, PendingInput, explain};
 pub use flags::Flags;
-pub use prospects::prospects;
-pub use recipe::{Leaf, Recipe, RecipeInput, RecipePort, Step, Visitor};
-pub use twins::Twins;
+pub use recipe::{Leaf, PathStep, Recipe, RecipeInput, RecipePort, RecipeVisitor};
+pub use recipe_draft::{RecipeState, recipe};
 
 use crate::error::Result;
 use crate::graph::Graph;
@@ -37,17 +37,17 @@ use crate::store::Store;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// One per instance, in the graph's order.
-    pub stages: Vec<Planned>,
+    pub stages: Vec<PlannedInstance>,
 }
 
 /// The plan for one instance.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Planned {
+pub struct PlannedInstance {
     /// Index into the graph's instances.
     pub instance: usize,
-    pub state: State,
+    pub state: PlannedState,
     /// Whether the artifact's bytes are known to be needed; pass this to [`decide()`] once the inputs are known.
-    pub bytes: Bytes,
+    pub need: ArtifactNeed,
     /// Wall time of the last attempt at this instance, or else at another instance of its stage.
     pub expected_seconds: Option<f64>,
     /// Notes for the user about the files that the parameters name.
@@ -55,7 +55,7 @@ pub struct Planned {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum PlannedState {
     /// There is a record, and the artifact's bytes are present if they are known to be needed.
     Reuse { key: Key, digest: Digest },
     /// The key is known and an attempt is needed.
@@ -67,8 +67,8 @@ pub enum State {
 impl Plan {
     /// The digest of every instance, as far as known before the run.
     pub fn known(&self) -> Vec<Option<Digest>> {
-        let digest = |planned: &Planned| match planned.state {
-            State::Reuse { digest, .. } => Some(digest),
+        let digest = |planned: &PlannedInstance| match planned.state {
+            PlannedState::Reuse { digest, .. } => Some(digest),
             _ => None,
         };
         self.stages.iter().map(digest).collect()
@@ -76,7 +76,7 @@ impl Plan {
 
     /// Whether nothing needs to run.
     pub fn is_complete(&self) -> bool {
-        self.stages.iter().all(|planned| matches!(planned.state, State::Reuse { .. }))
+        self.stages.iter().all(|planned| matches!(planned.state, PlannedState::Reuse { .. }))
     }
 }
 
@@ -100,58 +100,58 @@ pub fn plan(graph: &Graph, registry: &Registry, store: &Store, flags: &Flags) ->
 pub fn plan_with(
     graph: &Graph,
     registry: &Registry,
-    index: &dyn Index,
+    store: &dyn StoreView,
     flags: &Flags,
     found: &[Option<Digest>],
 ) -> Result<Plan> {
     let targets: BTreeSet<usize> = graph.targets.iter().copied().collect();
-    let mut gone = vec![None; graph.instances.len()];
+    let mut lost = vec![None; graph.instances.len()];
     // Each round adds at least one instance that must run because its bytes are missing; there are rarely more than
     // two.
     loop {
-        let (states, notes) = forward(graph, registry, index, flags, found, &gone)?;
-        if !backward(graph, index, &targets, &states, &mut gone)? {
+        let (states, notes) = forward(graph, registry, store, flags, found, &lost)?;
+        if !backward(graph, store, &targets, &states, &mut lost)? {
             let stages = states.into_iter().zip(notes).enumerate().map(|(instance, (state, notes))| {
-                let needed = targets.contains(&instance) || gone[instance].is_some();
-                let bytes = if needed { Bytes::Needed } else { Bytes::NotNeeded };
-                Planned { instance, state, bytes, expected_seconds: None, notes }
+                let needed = targets.contains(&instance) || lost[instance].is_some();
+                let need = if needed { ArtifactNeed::Bytes } else { ArtifactNeed::DigestOnly };
+                PlannedInstance { instance, state, need, expected_seconds: None, notes }
             });
             return Ok(Plan { stages: stages.collect() });
         }
     }
 }
 
-/// From inputs to users: determines each instance's key and state, and its notes. `gone[i]` is the reason why instance
+/// From inputs to users: determines each instance's key and state, and its notes. `lost[i]` is the reason why instance
 /// `i`, which has a record, must make its bytes again.
 fn forward(
     graph: &Graph,
     registry: &Registry,
-    index: &dyn Index,
+    store: &dyn StoreView,
     flags: &Flags,
     found: &[Option<Digest>],
-    gone: &[Option<Reason>],
-) -> Result<(Vec<State>, Vec<Vec<String>>)> {
+    lost: &[Option<Reason>],
+) -> Result<(Vec<PlannedState>, Vec<Vec<String>>)> {
     let mut known: Vec<Option<Digest>> = Vec::with_capacity(graph.instances.len());
     let mut states = Vec::with_capacity(graph.instances.len());
     let mut notes = Vec::with_capacity(graph.instances.len());
-    let mut twins = Twins::default();
+    let mut duplicates = DuplicateCheck::default();
     for (i, instance) in graph.instances.iter().enumerate() {
-        let draft = draft::draft(graph, registry, index, i, &known)?;
+        let draft = recipe_draft::draft_recipe(graph, registry, store, i, &known)?;
         let key = draft.recipe.key();
-        twins.insert(&instance.name, key)?;
+        duplicates.insert(&instance.name, key)?;
         let state = if draft.unknown.is_empty() {
-            match (decide(&instance.name, &key, Bytes::NotNeeded, flags, index)?, &gone[i]) {
-                (Decision::Reuse(_), Some(reason)) => State::Run { key, reason: reason.clone() },
-                (Decision::Reuse(digest), None) => State::Reuse { key, digest },
-                (Decision::Run(reason), _) => State::Run { key, reason },
+            match (decide(&instance.name, &key, ArtifactNeed::DigestOnly, flags, store)?, &lost[i]) {
+                (Decision::Reuse(_), Some(reason)) => PlannedState::Run { key, reason: reason.clone() },
+                (Decision::Reuse(digest), None) => PlannedState::Reuse { key, digest },
+                (Decision::Run(reason), _) => PlannedState::Run { key, reason },
             }
         } else {
-            State::Pending { waits_on: draft.waits_on() }
+            PlannedState::Pending { waits_on: draft.waits_on() }
         };
         known.push(match state {
-            State::Reuse { digest, .. } => Some(digest),
-            State::Run { .. } => found.get(i).copied().flatten(),
-            State::Pending { .. } => None,
+            PlannedState::Reuse { digest, .. } => Some(digest),
+            PlannedState::Run { .. } => found.get(i).copied().flatten(),
+            PlannedState::Pending { .. } => None,
         });
         states.push(state);
         notes.push(draft.notes);
@@ -164,27 +164,27 @@ fn forward(
 /// plans again with their inputs known.
 fn backward(
     graph: &Graph,
-    index: &dyn Index,
+    store: &dyn StoreView,
     targets: &BTreeSet<usize>,
-    states: &[State],
-    gone: &mut [Option<Reason>],
+    states: &[PlannedState],
+    lost: &mut [Option<Reason>],
 ) -> Result<bool> {
     let mut needed = vec![false; states.len()];
     targets.iter().for_each(|i| needed[*i] = true);
-    let mut grew = false;
+    let mut found_new = false;
     for i in (0..states.len()).rev() {
-        if let State::Reuse { digest, .. } = &states[i]
+        if let PlannedState::Reuse { digest, .. } = &states[i]
             && needed[i]
-            && let Some(reason) = decide::lacking(index.presence(digest)?)
+            && let Some(reason) = decide::damage_reason(store.presence(digest)?)
         {
-            gone[i] = Some(reason);
-            grew = true;
+            lost[i] = Some(reason);
+            found_new = true;
         }
-        if matches!(states[i], State::Run { .. }) || gone[i].is_some() {
+        if matches!(states[i], PlannedState::Run { .. }) || lost[i].is_some() {
             for source in graph.instances[i].inputs.iter().flat_map(|port| &port.from) {
                 needed[source.instance] = true;
             }
         }
     }
-    Ok(grew)
+    Ok(found_new)
 }

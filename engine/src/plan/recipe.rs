@@ -49,7 +49,7 @@ pub struct RecipeInput {
 
 /// One step of the path from a recipe to one of its leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step<'a> {
+pub enum PathStep<'a> {
     Field(&'a str),
     Index(usize),
 }
@@ -69,8 +69,8 @@ pub enum Leaf<'a> {
 }
 
 /// Receives the leaves of a recipe: one call per leaf, in an order that depends only on the set of leaves.
-pub trait Visitor {
-    fn leaf(&mut self, way: &[Step<'_>], leaf: Leaf<'_>);
+pub trait RecipeVisitor {
+    fn leaf(&mut self, path: &[PathStep<'_>], leaf: Leaf<'_>);
 }
 
 impl Recipe {
@@ -80,8 +80,8 @@ impl Recipe {
         hasher.0.finalize().into()
     }
 
-    pub fn visit(&self, visitor: &mut dyn Visitor) {
-        use Step::{Field, Index};
+    pub fn visit(&self, visitor: &mut dyn RecipeVisitor) {
+        use PathStep::{Field, Index};
         visitor.leaf(&[Field("kind")], Leaf::Text(&self.kind));
         visitor.leaf(&[Field("version")], Leaf::Unsigned(self.version.into()));
         if let Some(numerics) = self.numerics {
@@ -93,39 +93,39 @@ impl Recipe {
         }
         for port in &self.inputs {
             for (i, input) in port.from.iter().enumerate() {
-                let way = [Field("inputs"), Field(&port.port), Index(i), Field("label")];
+                let path = [Field("inputs"), Field(&port.port), Index(i), Field("label")];
                 if let Some(label) = &input.label {
-                    visitor.leaf(&way, Leaf::Text(label));
+                    visitor.leaf(&path, Leaf::Text(label));
                 }
-                visitor.leaf(&way[..3], Leaf::Digest(&input.digest));
+                visitor.leaf(&path[..3], Leaf::Digest(&input.digest));
             }
         }
     }
 }
 
 /// Recursion is as deep as the parameters, whose depth the pipeline file's parser limits.
-fn visit_value<'a>(way: &mut Vec<Step<'a>>, value: &'a Value, visitor: &mut dyn Visitor) {
+fn visit_value<'a>(path: &mut Vec<PathStep<'a>>, value: &'a Value, visitor: &mut dyn RecipeVisitor) {
     match value {
-        Value::Null => visitor.leaf(way, Leaf::Null),
-        Value::Bool(b) => visitor.leaf(way, Leaf::Bool(*b)),
-        Value::Number(n) => visitor.leaf(way, number(n)),
-        Value::String(s) => visitor.leaf(way, Leaf::Text(s)),
-        Value::Array(items) if items.is_empty() => visitor.leaf(way, Leaf::EmptyList),
+        Value::Null => visitor.leaf(path, Leaf::Null),
+        Value::Bool(b) => visitor.leaf(path, Leaf::Bool(*b)),
+        Value::Number(n) => visitor.leaf(path, number(n)),
+        Value::String(s) => visitor.leaf(path, Leaf::Text(s)),
+        Value::Array(items) if items.is_empty() => visitor.leaf(path, Leaf::EmptyList),
         Value::Array(items) => {
             for (i, item) in items.iter().enumerate() {
-                way.push(Step::Index(i));
-                visit_value(way, item, visitor);
-                way.pop();
+                path.push(PathStep::Index(i));
+                visit_value(path, item, visitor);
+                path.pop();
             }
         }
-        Value::Object(fields) if fields.is_empty() => visitor.leaf(way, Leaf::EmptyMap),
+        Value::Object(fields) if fields.is_empty() => visitor.leaf(path, Leaf::EmptyMap),
         Value::Object(fields) => {
             let mut sorted: Vec<_> = fields.iter().collect();
             sorted.sort_unstable_by_key(|(name, _)| *name);
             for (name, field) in sorted {
-                way.push(Step::Field(name));
-                visit_value(way, field, visitor);
-                way.pop();
+                path.push(PathStep::Field(name));
+                visit_value(path, field, visitor);
+                path.pop();
             }
         }
     }
@@ -154,13 +154,13 @@ impl KeyHasher {
     }
 }
 
-impl Visitor for KeyHasher {
-    fn leaf(&mut self, way: &[Step<'_>], leaf: Leaf<'_>) {
-        self.part(b'w', &(way.len() as u64).to_le_bytes());
-        for step in way {
+impl RecipeVisitor for KeyHasher {
+    fn leaf(&mut self, path: &[PathStep<'_>], leaf: Leaf<'_>) {
+        self.part(b'w', &(path.len() as u64).to_le_bytes());
+        for step in path {
             match step {
-                Step::Field(name) => self.part(b'f', name.as_bytes()),
-                Step::Index(i) => self.part(b'i', &(*i as u64).to_le_bytes()),
+                PathStep::Field(name) => self.part(b'f', name.as_bytes()),
+                PathStep::Index(i) => self.part(b'i', &(*i as u64).to_le_bytes()),
             }
         }
         match leaf {

@@ -17,21 +17,21 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid};
 use serde::Deserialize;
 
-use super::redact::{Secrets, Stream};
-use crate::attempt::Last;
-use crate::context::Tell;
-use crate::error::{At, Error, Result};
+use super::redact::{RedactingStream, Secrets};
+use crate::attempt::FinalMessage;
+use crate::context::StageEvent;
+use crate::error::{AtPath, Error, Result};
 
 /// Environment variables that every attempt gets, besides those that its kind declares.
-const ALWAYS: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
+const ALWAYS_PASSED: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
 /// Environment variables that limit the number of threads that libraries start.
-const THREADS: [&str; 4] = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"];
+const THREAD_LIMITS: [&str; 4] = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"];
 
 /// Serialises spawning: while the lock's descriptor is inheritable, no other child of this process may be spawned.
-static SPAWNING: Mutex<()> = Mutex::new(());
+static SPAWN_LOCK: Mutex<()> = Mutex::new(());
 
 /// Settings to start one attempt.
-pub(super) struct Launch<'a> {
+pub(super) struct LaunchOptions<'a> {
     pub command: &'a Path,
     pub job: &'a Path,
     pub folder: &'a Path,
@@ -49,70 +49,70 @@ pub(super) struct Launch<'a> {
 
 /// How an attempt ended.
 #[derive(Debug)]
-pub(super) enum Ending {
-    Said(Last),
-    /// It ended without a last line.
-    Silent(ExitStatus),
-    /// It was killed through its leash, or for that reason never started.
+pub(super) enum AttemptExit {
+    Reported(FinalMessage),
+    /// It ended without a final message.
+    Unreported(ExitStatus),
+    /// It was killed through its [`KillHandle`], or for that reason never started.
     Killed,
 }
 
 /// Lets another thread kill an attempt.
 #[derive(Clone, Default)]
-pub(super) struct Leash(Arc<Mutex<Held>>);
+pub(super) struct KillHandle(Arc<Mutex<KillState>>);
 
 #[derive(Default)]
-struct Held {
+struct KillState {
     /// Set while the process exists, even as a zombie, so that the pid cannot belong to another process.
     pid: Option<Pid>,
     /// The pipe whose closing makes the attempt's guard kill everything.
-    lifeline: Option<ChildStdin>,
+    liveness_pipe: Option<ChildStdin>,
     killed: bool,
 }
 
 /// Time that the attempt's guard has to kill the processes below it; after that, the orchestrator kills the process
 /// group.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE_PERIOD: Duration = Duration::from_secs(2);
 
-impl Leash {
+impl KillHandle {
     /// Kills the attempt and every process below it; an attempt that has not started will not start.
     pub fn kill(&self) {
-        let mut held = self.held();
-        held.killed = true;
-        held.lifeline = None;
+        let mut state = self.lock();
+        state.killed = true;
+        state.liveness_pipe = None;
         // A stopped (SIGSTOP) guard does not notice the closed pipe.
-        let leash = self.clone();
-        let late = move || {
-            std::thread::sleep(GRACE);
-            leash.held().kill_group();
+        let kill_handle = self.clone();
+        let kill_later = move || {
+            std::thread::sleep(GRACE_PERIOD);
+            kill_handle.lock().kill_group();
         };
-        if held.pid.is_some() && std::thread::Builder::new().stack_size(64 << 10).spawn(late).is_err() {
-            held.kill_group();
+        if state.pid.is_some() && std::thread::Builder::new().stack_size(64 << 10).spawn(kill_later).is_err() {
+            state.kill_group();
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn lock(&self) -> MutexGuard<'_, KillState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Kills the rest of the process group and reaps the zombie. The zombie must exist until then, because it keeps the
     /// group's id from being reused.
     fn reap(&self, child: &mut Child) -> Result<ExitStatus> {
-        let mut held = self.held();
-        held.kill_group();
-        held.pid = None;
-        child.wait().map_err(|e| Error::surroundings(format!("cannot wait for an attempt: {e}")))
+        let mut state = self.lock();
+        state.kill_group();
+        state.pid = None;
+        child.wait().map_err(|e| Error::environment(format!("cannot wait for an attempt: {e}")))
     }
 
     fn was_killed(&self) -> bool {
-        self.held().killed
+        self.lock().killed
     }
 }
 
-impl Held {
+impl KillState {
     fn kill_group(&self) {
         if let Some(pid) = self.pid {
-            // The group may be gone already; with a child of ours, nothing else can fail.
+            // The group may be gone already; with a child of this process, nothing else can fail.
             let _ = kill_process_group(pid, Signal::KILL);
         }
     }
@@ -122,31 +122,35 @@ impl Held {
 ///
 /// # Errors
 /// When it cannot be started or waited for.
-pub(super) fn run(launch: &Launch, leash: &Leash, mut on_tell: impl FnMut(Tell)) -> Result<Ending> {
+pub(super) fn run(
+    launch: &LaunchOptions,
+    kill_handle: &KillHandle,
+    mut on_event: impl FnMut(StageEvent),
+) -> Result<AttemptExit> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(launch.log).at(launch.log)?;
-    let Some(mut child) = spawn(launch, leash)? else { return Ok(Ending::Killed) };
-    let logged = child.stderr.take().map(|stderr| relay_log(stderr, log, launch.secrets.clone()));
+    let Some(mut child) = spawn(launch, kill_handle)? else { return Ok(AttemptExit::Killed) };
+    let log_done = child.stderr.take().map(|stderr| relay_log(stderr, log, launch.secrets.clone()));
     let stdout = child.stdout.take().map(BufReader::new);
-    let last = stdout.and_then(|stdout| listen(stdout, launch.secrets, &mut on_tell));
-    if last.is_some() {
-        // After its last line the attempt has nothing left to do; end it and the processes that it started.
-        leash.held().lifeline = None;
-        if !ends_within(&child, GRACE) {
-            leash.held().kill_group();
+    let message = stdout.and_then(|stdout| read_events(stdout, launch.secrets, &mut on_event));
+    if message.is_some() {
+        // After its final message the attempt has nothing left to do; end it and the processes that it started.
+        kill_handle.lock().liveness_pipe = None;
+        if !ends_within(&child, GRACE_PERIOD) {
+            kill_handle.lock().kill_group();
         }
     }
     let (pid, options) = (Pid::from_child(&child), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
     while matches!(waitid(WaitId::Pid(pid), options), Err(rustix::io::Errno::INTR)) {}
-    let status = leash.reap(&mut child)?;
-    if let Some(logged) = logged {
+    let status = kill_handle.reap(&mut child)?;
+    if let Some(log_done) = log_done {
         // A program that escaped the guard may keep the pipe open forever.
-        let _ = logged.recv_timeout(Duration::from_secs(1));
+        let _ = log_done.recv_timeout(Duration::from_secs(1));
     }
-    Ok(match last {
-        Some(last @ Last::Done { .. }) => Ending::Said(last),
-        _ if leash.was_killed() => Ending::Killed,
-        Some(last) => Ending::Said(last),
-        None => Ending::Silent(status),
+    Ok(match message {
+        Some(message @ FinalMessage::Done { .. }) => AttemptExit::Reported(message),
+        _ if kill_handle.was_killed() => AttemptExit::Killed,
+        Some(message) => AttemptExit::Reported(message),
+        None => AttemptExit::Unreported(status),
     })
 }
 
@@ -157,7 +161,7 @@ fn ends_within(child: &Child, limit: Duration) -> bool {
     matches!(poll(&mut [PollFd::new(&end, PollFlags::IN)], limit.as_ref()), Ok(1..))
 }
 
-fn spawn(launch: &Launch, leash: &Leash) -> Result<Option<Child>> {
+fn spawn(launch: &LaunchOptions, kill_handle: &KillHandle) -> Result<Option<Child>> {
     let mut command = Command::new(launch.command);
     command
         .arg0("temper")
@@ -165,40 +169,45 @@ fn spawn(launch: &Launch, leash: &Leash) -> Result<Option<Child>> {
         .arg(launch.job)
         .current_dir(launch.folder)
         .env_clear()
-        .envs(ALWAYS.iter().filter_map(|name| std::env::var_os(name).map(|value| (*name, value))))
+        .envs(ALWAYS_PASSED.iter().filter_map(|name| std::env::var_os(name).map(|value| (*name, value))))
         .envs(launch.env.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))))
         .envs(launch.set_env.iter().map(|(name, value)| (name, value)))
-        .envs(THREADS.map(|name| (name, launch.threads.to_string())))
+        .envs(THREAD_LIMITS.map(|name| (name, launch.threads.to_string())))
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut held = leash.held();
-    if held.killed {
+    let mut state = kill_handle.lock();
+    if state.killed {
         return Ok(None);
     }
-    let turn = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
-    let lend = |flags| {
-        fcntl_setfd(launch.lock, flags).map_err(|e| Error::surroundings(format!("cannot hand on the key's lock: {e}")))
+    let spawning = SPAWN_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let set_lock_flags = |flags| {
+        fcntl_setfd(launch.lock, flags)
+            .map_err(|e| Error::environment(format!("cannot pass the key's lock to the attempt: {e}")))
     };
-    lend(FdFlags::empty())?;
+    set_lock_flags(FdFlags::empty())?;
     let spawned = command.spawn();
-    lend(FdFlags::CLOEXEC)?;
-    drop(turn);
+    set_lock_flags(FdFlags::CLOEXEC)?;
+    drop(spawning);
     let mut child = spawned
-        .map_err(|e| Error::surroundings(format!("cannot start an attempt ({}): {e}", launch.command.display())))?;
-    held.pid = Some(Pid::from_child(&child));
-    held.lifeline = child.stdin.take();
+        .map_err(|e| Error::environment(format!("cannot start an attempt ({}): {e}", launch.command.display())))?;
+    state.pid = Some(Pid::from_child(&child));
+    state.liveness_pipe = child.stdin.take();
     Ok(Some(child))
 }
 
-/// Reads an attempt's events until its last line, or until its standard output ends.
-fn listen(mut stdout: impl BufRead, secrets: &Secrets, on_tell: &mut impl FnMut(Tell)) -> Option<Last> {
+/// Reads an attempt's events until its final message, or until its standard output ends.
+fn read_events(
+    mut stdout: impl BufRead,
+    secrets: &Secrets,
+    on_event: &mut impl FnMut(StageEvent),
+) -> Option<FinalMessage> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Said {
-        Last(Last),
-        Tell(Tell),
+    enum AttemptMessage {
+        Final(FinalMessage),
+        Event(StageEvent),
     }
     let mut line = Vec::new();
     loop {
@@ -208,37 +217,39 @@ fn listen(mut stdout: impl BufRead, secrets: &Secrets, on_tell: &mut impl FnMut(
             Ok(_) => {}
         }
         match serde_json::from_slice(&line) {
-            Ok(Said::Last(last)) => return Some(clean_last(last, secrets)),
-            Ok(Said::Tell(tell)) => on_tell(clean(tell, secrets)),
+            Ok(AttemptMessage::Final(message)) => return Some(redact_final(message, secrets)),
+            Ok(AttemptMessage::Event(event)) => on_event(redact_event(event, secrets)),
             // Cut short by the attempt's death, or written to the descriptor by another program.
             Err(_) => {}
         }
     }
 }
 
-fn clean(tell: Tell, secrets: &Secrets) -> Tell {
-    match tell {
-        Tell::Progress { done, total, unit, headline } => {
+fn redact_event(event: StageEvent, secrets: &Secrets) -> StageEvent {
+    match event {
+        StageEvent::Progress { done, total, unit, headline } => {
             let headline = headline.map(|(name, value)| (secrets.redact(&name), value));
-            Tell::Progress { done, total, unit: secrets.redact(&unit), headline }
+            StageEvent::Progress { done, total, unit: secrets.redact(&unit), headline }
         }
-        Tell::Timing { what, seconds } => {
+        StageEvent::Timing { what, seconds } => {
             let seconds = seconds.into_iter().map(|(name, value)| (secrets.redact(&name), value)).collect();
-            Tell::Timing { what: secrets.redact(&what), seconds }
+            StageEvent::Timing { what: secrets.redact(&what), seconds }
         }
-        Tell::Checkpoint { done, total, unit } => Tell::Checkpoint { done, total, unit: secrets.redact(&unit) },
-        Tell::Resumed { done, total, unit } => Tell::Resumed { done, total, unit: secrets.redact(&unit) },
-        Tell::Paid(paid) => Tell::Paid(paid),
-        Tell::Warning { message } => Tell::Warning { message: secrets.redact(&message) },
+        StageEvent::Checkpoint { done, total, unit } => {
+            StageEvent::Checkpoint { done, total, unit: secrets.redact(&unit) }
+        }
+        StageEvent::Resumed { done, total, unit } => StageEvent::Resumed { done, total, unit: secrets.redact(&unit) },
+        StageEvent::Paid(paid) => StageEvent::Paid(paid),
+        StageEvent::Warning { message } => StageEvent::Warning { message: secrets.redact(&message) },
     }
 }
 
-fn clean_last(last: Last, secrets: &Secrets) -> Last {
-    match last {
-        Last::Done { .. } => last,
-        Last::Failed { error } => {
+fn redact_final(message: FinalMessage, secrets: &Secrets) -> FinalMessage {
+    match message {
+        FinalMessage::Done { .. } => message,
+        FinalMessage::Failed { error } => {
             let (message, help) = (secrets.redact(&error.message), error.help.map(|help| secrets.redact(&help)));
-            Last::Failed { error: Error { message, help, ..error } }
+            FinalMessage::Failed { error: Error { message, help, ..error } }
         }
     }
 }
@@ -248,11 +259,11 @@ fn clean_last(last: Last, secrets: &Secrets) -> Last {
 fn relay_log(mut stderr: ChildStderr, log: File, secrets: Secrets) -> Receiver<()> {
     let (done, wait) = channel();
     std::thread::spawn(move || {
-        let mut log = Log::new(log, LOG_HALF);
-        let mut stream = Stream::new(&secrets);
+        let mut log = BoundedLog::new(log, LOG_HALF);
+        let mut stream = RedactingStream::new(&secrets);
         let mut buffer = [0; 8192];
         while let Ok(n @ 1..) = stderr.read(&mut buffer) {
-            log.write(&stream.pass(&buffer[..n]));
+            log.write(&stream.push(&buffer[..n]));
         }
         log.write(&stream.end());
         log.end();
@@ -265,69 +276,71 @@ fn relay_log(mut stderr: ChildStderr, log: File, secrets: Secrets) -> Receiver<(
 const LOG_HALF: usize = 8 << 20;
 
 /// A log that omits its middle when it grows too long. The last part of such a log is written when the stream ends.
-struct Log {
+struct BoundedLog {
     file: File,
     /// Number of bytes left to write for the first part.
-    room: usize,
+    head_left: usize,
     half: usize,
     end: VecDeque<u8>,
-    left_out: u64,
+    omitted: u64,
 }
 
-impl Log {
+impl BoundedLog {
     fn new(file: File, half: usize) -> Self {
-        Self { file, room: half, half, end: VecDeque::new(), left_out: 0 }
+        Self { file, head_left: half, half, end: VecDeque::new(), omitted: 0 }
     }
 
     /// Ignores errors: a log that cannot be written (full disk) is no reason to fail.
     fn write(&mut self, bytes: &[u8]) {
-        let (first, rest) = bytes.split_at(bytes.len().min(self.room));
+        let (first, rest) = bytes.split_at(bytes.len().min(self.head_left));
         let _ = self.file.write_all(first);
-        self.room -= first.len();
+        self.head_left -= first.len();
         self.end.extend(rest);
         let over = self.end.len().saturating_sub(self.half);
         self.end.drain(..over);
-        self.left_out += over as u64;
+        self.omitted += over as u64;
     }
 
     fn end(mut self) {
-        if self.left_out > 0 {
-            let _ = write!(self.file, "\n[{} bytes of this log were left out]\n", self.left_out);
+        if self.omitted > 0 {
+            let _ = write!(self.file, "\n[{} bytes of this log were omitted]\n", self.omitted);
         }
         let (a, b) = self.end.as_slices();
         let _ = self.file.write_all(a).and_then(|()| self.file.write_all(b));
     }
 }
 
-/// The error of an attempt that ended without a last line, guessed from its exit status and log.
-pub(super) fn silent_death(status: ExitStatus, log: &Path) -> Error {
-    const SMALLER: &str = "run fewer at a time (-j 1) or make the stage smaller";
+/// The error of an attempt that ended without a final message, guessed from its exit status and log.
+pub(super) fn unreported_exit(status: ExitStatus, log: &Path) -> Error {
+    const MEMORY_HELP: &str = "run fewer stages at a time (-j 1), or make the stage smaller";
     if status.signal() == Some(6)
         // The message of Rust's allocator before it aborts.
         && let Some(line) = tail(log, 3).into_iter().find(|line| line.starts_with("memory allocation of "))
     {
-        return Error::surroundings(format!("out of memory: {line}")).help(SMALLER);
+        return Error::environment(format!("out of memory: {line}")).help(MEMORY_HELP);
     }
     match (status.signal(), status.code()) {
-        (Some(9), _) => Error::surroundings("the attempt was killed (signal 9)")
-            .help(format!("if nobody killed it, the machine ran out of memory: {SMALLER}")),
-        (Some(signal @ (1 | 2 | 15)), _) => Error::surroundings(format!("the attempt was ended by signal {signal}")),
-        (Some(signal), _) => Error::ours(format!("the attempt crashed (signal {signal})")),
+        (Some(9), _) => Error::environment("the attempt was killed (signal 9)")
+            .help(format!("if no user killed it, the machine ran out of memory: {MEMORY_HELP}")),
+        (Some(signal @ (1 | 2 | 15)), _) => Error::environment(format!("the attempt was ended by signal {signal}")),
+        (Some(signal), _) => Error::internal(format!("the attempt crashed (signal {signal})")),
         // The attempt could not begin; its log has the reason.
         (None, Some(3)) => {
             let why = tail(log, 1).pop().unwrap_or_else(|| "its log is empty".to_owned());
-            Error::surroundings(format!("the attempt could not start: {why}"))
+            Error::environment(format!("the attempt could not start: {why}"))
         }
-        (None, code) => Error::ours(format!("the attempt ended without a result (exit code {})", code.unwrap_or(-1))),
+        (None, code) => {
+            Error::internal(format!("the attempt ended without a result (exit code {})", code.unwrap_or(-1)))
+        }
     }
 }
 
 /// The last `n` lines of a log.
 pub(super) fn tail(log: &Path, n: usize) -> Vec<String> {
-    const ENOUGH: u64 = 16 << 10;
+    const TAIL_BYTES: u64 = 16 << 10;
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
-        let start = file.metadata()?.len().saturating_sub(ENOUGH);
+        let start = file.metadata()?.len().saturating_sub(TAIL_BYTES);
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
@@ -346,17 +359,17 @@ mod tests {
     use crate::error::Blame;
 
     #[test]
-    fn a_log_that_grows_too_long_keeps_its_beginning_and_its_end() {
+    fn a_long_log_keeps_its_beginning_and_its_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let text: String = (0..1000).map(|n| format!("{n:03}\n")).collect();
         for (half, expected) in [
             (2_000, text.clone()),
             (2_001, text.clone()),
-            (8, { format!("000\n001\n\n[{} bytes of this log were left out]\n998\n999\n", 4_000 - 16) }),
+            (8, { format!("000\n001\n\n[{} bytes of this log were omitted]\n998\n999\n", 4_000 - 16) }),
         ] {
             for piece in [1, 7, 5_000] {
-                let mut log = Log::new(File::create(&path).unwrap(), half);
+                let mut log = BoundedLog::new(File::create(&path).unwrap(), half);
                 text.as_bytes().chunks(piece).for_each(|piece| log.write(piece));
                 log.end();
                 assert_eq!(std::fs::read_to_string(&path).unwrap(), expected, "half {half}, pieces of {piece}");
@@ -365,15 +378,15 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_that_ran_out_of_memory_is_no_bug_of_ours() {
+    fn running_out_of_memory_is_not_an_internal_error() {
         const ABORT: i32 = 6;
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         std::fs::write(&log, "at work\nmemory allocation of 1600 bytes failed\n").unwrap();
-        let out_of_memory = silent_death(ExitStatus::from_raw(ABORT), &log);
-        assert_eq!(out_of_memory.blame, Blame::Surroundings);
+        let out_of_memory = unreported_exit(ExitStatus::from_raw(ABORT), &log);
+        assert_eq!(out_of_memory.blame, Blame::Environment);
         assert!(out_of_memory.message.contains("memory allocation of 1600 bytes"), "{out_of_memory}");
         std::fs::write(&log, "at work\n").unwrap();
-        assert_eq!(silent_death(ExitStatus::from_raw(ABORT), &log).blame, Blame::Ours);
+        assert_eq!(unreported_exit(ExitStatus::from_raw(ABORT), &log).blame, Blame::Internal);
     }
 }

@@ -13,15 +13,15 @@ struct Hook {
 }
 
 static HOOKS: Mutex<Vec<Hook>> = Mutex::new(Vec::new());
-static LISTENING: Once = Once::new();
+static LISTENER: Once = Once::new();
 
 /// The exit code of an interrupted command.
 pub const EXIT_CODE: u8 = 130;
 
 /// The first signal calls the guard's hook while the guard lives.
-pub struct Guard(u64);
+pub struct HookGuard(u64);
 
-impl Drop for Guard {
+impl Drop for HookGuard {
     fn drop(&mut self) {
         HOOKS.lock().unwrap_or_else(PoisonError::into_inner).retain(|hook| hook.id != self.0);
     }
@@ -29,17 +29,17 @@ impl Drop for Guard {
 
 /// Calls `hook` at the first signal. Handlers cannot be removed, so a process that once listened keeps listening:
 /// without a living guard, a signal ends it at once, like the default action.
-pub fn on_signal(hook: impl Fn() + Send + 'static) -> Guard {
-    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    LISTENING.call_once(|| {
+pub fn on_signal(hook: impl Fn() + Send + 'static) -> HookGuard {
+    static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    LISTENER.call_once(|| {
         let (ready, started) = std::sync::mpsc::channel();
         // Without the thread, signals keep their default action: the process ends, and its attempts with it.
         let _ = std::thread::Builder::new().name("signals".into()).spawn(move || listen(&ready));
         let _ = started.recv();
     });
-    let id = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let id = NEXT_ID.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     HOOKS.lock().unwrap_or_else(PoisonError::into_inner).push(Hook { id, call: Box::new(hook), called: false });
-    Guard(id)
+    HookGuard(id)
 }
 
 fn listen(ready: &std::sync::mpsc::Sender<()>) {

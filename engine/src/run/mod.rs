@@ -5,16 +5,16 @@
 //! with another round.
 
 mod child;
-mod conductor;
 mod flow;
 mod inputs;
 mod interrupt;
-mod ledger;
-mod node;
+mod node_runner;
+mod node_state;
 mod queue;
 mod record;
 mod redact;
-mod state;
+mod run_state;
+mod scheduler;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,18 +22,18 @@ use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use crate::checkpoint::Cadence;
+use crate::context::Cadence;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::journal::{Event, Journal};
 use crate::kind::Registry;
 use crate::names::{Digest, InstanceName};
-use crate::plan::{Flags, Plan, State};
+use crate::plan::{Flags, Plan, PlannedState};
 use crate::store::Store;
-use conductor::{Conductor, Round};
-use ledger::{Fate, Ledger};
-use node::Work;
-use state::Word;
+use node_runner::NodeRunner;
+use node_state::SchedulerEvent;
+use run_state::{InstanceResult, RunState};
+use scheduler::{RoundResult, Scheduler};
 
 /// Options of a run.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl Default for RunOptions {
 
 /// The result of a run.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct RunOutcome {
     pub run_id: String,
     /// Folder with journal, graph.json and report.
     pub folder: PathBuf,
@@ -99,7 +99,7 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-impl Outcome {
+impl RunOutcome {
     /// 0, the code of the first failure, or 130 after an interruption.
     pub fn exit_code(&self) -> u8 {
         match self.failed.first() {
@@ -142,7 +142,7 @@ impl fmt::Display for Failure {
 }
 
 /// Maximum number of rounds, which repeat when artifacts turn out to be damaged.
-const ROUNDS: usize = 8;
+const MAX_ROUNDS: usize = 8;
 
 /// Runs a plan. Events go to the journal and to `events`, which is called on this thread.
 ///
@@ -157,107 +157,110 @@ pub fn run(
     registry: &Registry,
     options: &RunOptions,
     mut events: impl FnMut(&Event),
-) -> Result<Outcome> {
+) -> Result<RunOutcome> {
     // A finished store on a read-only disk can still be reported on.
-    let elsewhere = !store.is_writable() && plan.stages.iter().all(|stage| matches!(stage.state, State::Reuse { .. }));
-    let journal = if elsewhere { Journal::create_elsewhere()? } else { Journal::create(&store.runs())? };
+    let read_only =
+        !store.is_writable() && plan.stages.iter().all(|stage| matches!(stage.state, PlannedState::Reuse { .. }));
+    let journal = if read_only { Journal::create_in_temp_folder()? } else { Journal::create(&store.runs())? };
     let run = journal.id().to_owned();
     let folder = journal.folder().to_owned();
-    let mut ledger = Ledger::begin(graph, journal, options, &mut events)?;
-    if elsewhere {
+    let mut run_state = RunState::start(graph, journal, options, &mut events)?;
+    if read_only {
         let message = format!(
             "{}: the store cannot be written to; this run's journal and report are in {}",
             store.root().display(),
             folder.display()
         );
-        ledger.tell(Event::Warning { stage: None, message });
+        run_state.emit(Event::Warning { stage: None, message });
     }
-    ledger.planned(plan);
+    run_state.planned(plan);
     let mut replanned = None;
-    let mut set_aside: Vec<Digest> = Vec::new();
+    let mut remade: Vec<Digest> = Vec::new();
     for number in 1.. {
         let plan = replanned.as_ref().unwrap_or(plan);
-        let flags = ledger.flags_left(&options.flags);
-        let bytes = plan.stages.iter().map(|stage| stage.bytes).collect();
-        let work = Work { graph, store, registry, options, flags, bytes, run: &run };
-        let round = one_round(&work, plan, &mut ledger)?;
-        let again = round.damaged.iter().any(|(_, input, _)| !set_aside.contains(input));
-        if round.damaged.is_empty() || !again || number == ROUNDS || ledger.stopping() {
-            ledger.give_up(round.damaged);
+        let flags = run_state.remaining_flags(&options.flags);
+        let needs = plan.stages.iter().map(|stage| stage.need).collect();
+        let runner = NodeRunner { graph, store, registry, options, flags, needs, run: &run };
+        let round = run_round(&runner, plan, &mut run_state)?;
+        let again = round.damaged.iter().any(|(_, input, _)| !remade.contains(input));
+        if round.damaged.is_empty() || !again || number == MAX_ROUNDS || run_state.stopping() {
+            run_state.fail_damaged(round.damaged);
             break;
         }
         for (node, input, error) in round.damaged {
-            ledger.warn(node, format!("{}; it is made again", error.message));
-            set_aside.push(input);
+            run_state.warn(node, format!("{}; it will be made again", error.message));
+            remade.push(input);
         }
-        let flags = ledger.flags_left(&options.flags);
+        let flags = run_state.remaining_flags(&options.flags);
         match crate::plan::plan(graph, registry, store, &flags) {
             Ok(plan) => {
-                ledger.planned(&plan);
+                run_state.planned(&plan);
                 replanned = Some(plan);
             }
             Err(error) => {
-                ledger.finish()?;
+                run_state.finish()?;
                 return Err(error);
             }
         }
     }
-    ledger.finish()
+    run_state.finish()
 }
 
 /// Records the instances that the plan reuses and runs the rest.
-fn one_round<'a>(work: &'a Work<'a>, plan: &Plan, ledger: &mut Ledger) -> Result<Round> {
-    let graph = work.graph;
-    let mut open = vec![false; graph.instances.len()];
+fn run_round<'a>(runner: &'a NodeRunner<'a>, plan: &Plan, run_state: &mut RunState) -> Result<RoundResult> {
+    let graph = runner.graph;
+    let mut unfinished = vec![false; graph.instances.len()];
     let mut costs = vec![0; graph.instances.len()];
     for stage in &plan.stages {
         let node = stage.instance;
-        if let State::Reuse { key, digest } = &stage.state {
-            ledger.digests[node] = Some(*digest);
+        if let PlannedState::Reuse { key, digest } = &stage.state {
+            run_state.digests[node] = Some(*digest);
             // A pending instance may turn out to have the same key.
-            ledger.twins.insert(&graph.instances[node].name, *key)?;
-            ledger.reuse(node, *key, *digest, false);
+            run_state.duplicates.insert(&graph.instances[node].name, *key)?;
+            run_state.reuse(node, *key, *digest, false);
         } else {
-            open[node] = ledger.fates[node] != Some(Fate::Failed);
+            unfinished[node] = run_state.results[node] != Some(InstanceResult::Failed);
             // Count an unknown duration as a second, so that longer chains still start first.
             costs[node] = (stage.expected_seconds.unwrap_or(1.0) * 1000.0) as u64;
         }
     }
-    if !open.contains(&true) {
-        return Ok(Round::default());
+    if !unfinished.contains(&true) {
+        return Ok(RoundResult::default());
     }
     let inputs_of = |node: usize| {
         let sources = graph.instances[node].inputs.iter().flat_map(|port| &port.from);
         sources.map(|source| source.instance).collect::<BTreeSet<usize>>()
     };
     let mut parents = BTreeMap::new();
-    for node in 0..open.len() {
-        if !open[node] {
+    for node in 0..unfinished.len() {
+        if !unfinished[node] {
             continue;
         }
         let inputs = inputs_of(node);
         // Instances that depend on a failure of an earlier round stay skipped.
-        let root = inputs.iter().find_map(|input| match ledger.fates[*input] {
-            Some(Fate::Failed) => Some(*input),
-            Some(Fate::Skipped { root }) => Some(root),
+        let root = inputs.iter().find_map(|input| match run_state.results[*input] {
+            Some(InstanceResult::Failed) => Some(*input),
+            Some(InstanceResult::Skipped { root }) => Some(root),
             _ => None,
         });
         match root {
             Some(root) => {
-                ledger.skip(node, root);
-                open[node] = false;
+                run_state.skip(node, root);
+                unfinished[node] = false;
             }
-            None => drop(parents.insert(node, inputs.into_iter().filter(|input| open[*input]).collect::<Vec<_>>())),
+            None => {
+                drop(parents.insert(node, inputs.into_iter().filter(|input| unfinished[*input]).collect::<Vec<_>>()))
+            }
         }
     }
     let ranks = queue::ranks(&costs, |node| inputs_of(node).into_iter().collect());
-    let digests = ledger.digests.clone();
-    let (words, heard) = channel();
+    let digests = run_state.digests.clone();
+    let (events, inbox) = channel();
     let _guard = interrupt::on_signal({
-        let words = words.clone();
-        move || drop(words.send(Word::Interrupt))
+        let events = events.clone();
+        move || drop(events.send(SchedulerEvent::Interrupt))
     });
     std::thread::scope(|scope| {
-        Conductor::new(scope, work, ledger, &ranks, words, &parents, digests).conduct(heard, parents)
+        Scheduler::new(scope, runner, run_state, &ranks, events, &parents, digests).run(inbox, parents)
     })
 }

@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 
 /// CPU threads as slots, and the instances that wait for them.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct SlotQueue {
     free: usize,
     /// By descending rank, then in the order of the graph.
     waiting: BTreeSet<(Reverse<u64>, usize)>,
 }
 
-impl Queue {
+impl SlotQueue {
     pub fn new(jobs: usize) -> Self {
         Self { free: jobs.max(1), waiting: BTreeSet::new() }
     }
@@ -32,9 +32,9 @@ impl Queue {
         if self.free == 0 {
             return None;
         }
-        let claims = self.waiting.len() + others;
+        let shares = self.waiting.len() + others;
         let (_, node) = self.waiting.pop_first()?;
-        let threads = if parallel(node) { (self.free / claims).max(1) } else { 1 };
+        let threads = if parallel(node) { (self.free / shares).max(1) } else { 1 };
         self.free -= threads;
         Some((node, threads))
     }
@@ -66,15 +66,15 @@ mod tests {
         // 0 has no edges; 1 -> 2 -> 3.
         let ranks = ranks(&[5, 3, 3, 3], |node| if node > 1 { vec![node - 1] } else { vec![] });
         assert_eq!(ranks, [5, 9, 6, 3]);
-        let mut queue = Queue::new(1);
+        let mut queue = SlotQueue::new(1);
         queue.push(0, ranks[0]);
         queue.push(1, ranks[1]);
         assert_eq!(queue.next(0, |_| true), Some((1, 1)));
     }
 
     #[test]
-    fn one_alone_takes_all_threads_and_several_share_them() {
-        let mut queue = Queue::new(8);
+    fn one_attempt_alone_takes_all_threads_and_several_share_them() {
+        let mut queue = SlotQueue::new(8);
         queue.push(0, 1);
         assert_eq!(queue.next(0, |_| true), Some((0, 8)));
         assert_eq!(queue.next(0, |_| true), None);
@@ -85,8 +85,8 @@ mod tests {
     }
 
     #[test]
-    fn one_that_cannot_use_more_takes_one_and_those_about_to_wait_count() {
-        let mut queue = Queue::new(4);
+    fn a_serial_attempt_takes_one_thread_and_queued_attempts_count() {
+        let mut queue = SlotQueue::new(4);
         queue.push(0, 1);
         assert_eq!(queue.next(0, |_| false), Some((0, 1)));
         queue.push(1, 1);

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::node::{News, Work};
+use super::node_runner::{NodeRunner, RunnerEvent};
 use crate::error::{Error, Result};
 use crate::external;
 use crate::graph::Instance;
 use crate::names::Digest;
-use crate::store::{ActionRecord, AttemptFolder, Platform, Presence, Provenance, Recorded, Settled, settle};
+use crate::store::{
+    ActionRecord, AttemptFolder, Platform, Presence, Provenance, RecordResult, Resolution, resolve_conflict,
+};
 
-impl Work<'_> {
+impl NodeRunner<'_> {
     pub fn provenance(
         &self,
         instance: &Instance,
@@ -21,7 +23,7 @@ impl Work<'_> {
     ) -> Result<Provenance> {
         let mut paths = BTreeMap::new();
         external::replace(&instance.params, &mut |external| {
-            for (path, alone) in external.single() {
+            for (path, alone) in external.split() {
                 paths.insert(path, self.store.content_of(&alone)?.digest);
             }
             Ok(external.to_value())
@@ -47,32 +49,33 @@ impl Work<'_> {
         instance: &Instance,
         record: &ActionRecord,
         forced: bool,
-        tell: &mut dyn FnMut(News),
+        emit: &mut dyn FnMut(RunnerEvent),
     ) -> Result<Digest> {
-        let Recorded::Differs { first } = self.store.record(record)? else { return Ok(record.digest) };
-        let first_is_whole = self.store.presence(&first.digest)? == Presence::Whole;
+        let RecordResult::Differs { first } = self.store.record(record)? else { return Ok(record.digest) };
+        let first_is_intact = self.store.presence(&first.digest)? == Presence::Intact;
         let (old, new) = (first.digest, record.digest);
-        match settle(&first, record, instance.signature.deterministic, first_is_whole, forced) {
-            Settled::First => {
+        match resolve_conflict(&first, record, instance.signature.deterministic, first_is_intact, forced) {
+            Resolution::KeepFirst => {
                 let message = format!(
-                    "gave {} where run {} gave {}, which stays",
+                    "produced {}, but run {} produced {}, which is kept",
                     new.short(),
                     first.provenance.run,
                     old.short()
                 );
-                tell(News::Warning(message));
+                emit(RunnerEvent::Warning(message));
                 Ok(old)
             }
-            Settled::Second => {
+            Resolution::Replace => {
                 self.store.replace(record)?;
                 Ok(new)
             }
-            Settled::Bug => {
+            Resolution::Bug => {
                 let (was, run) = (&first.provenance.attempt, &first.provenance.run);
                 let message = format!(
-                    "not deterministic: the same recipe gave {new} now and {old} before (attempt {was} of run {run}, same platform)"
+                    "not deterministic: the same recipe produced {new} now and {old} before (attempt {was} of run {run}, same platform)"
                 );
-                Err(Error::ours(message).help("`temper show` gives the files of the first; please report this"))
+                Err(Error::internal(message)
+                    .help("`temper show` lists the files of the first artifact; please report this bug"))
             }
         }
     }

@@ -23,11 +23,11 @@ impl Secrets {
     pub fn new(values: impl IntoIterator<Item = String>) -> Self {
         let mut forms = BTreeSet::new();
         for value in values.into_iter().filter(|value| !value.is_empty()) {
-            let lines = value.lines().map(str::trim).filter(|line| line.len() >= SHORTEST);
+            let lines = value.lines().map(str::trim).filter(|line| line.len() >= MIN_ENCODED_BYTES);
             for part in lines.chain([value.as_str()]) {
                 forms.insert(part.to_owned());
-                if part.len() >= SHORTEST {
-                    forms.extend(written(part));
+                if part.len() >= MIN_ENCODED_BYTES {
+                    forms.extend(encodings(part));
                 }
             }
         }
@@ -52,21 +52,21 @@ impl Secrets {
     }
 
     pub fn redact(&self, text: &str) -> String {
-        let mut stream = Stream::new(self);
-        let mut clean = stream.pass(text.as_bytes());
+        let mut stream = RedactingStream::new(self);
+        let mut clean = stream.push(text.as_bytes());
         clean.extend(stream.end());
         String::from_utf8_lossy(&clean).into_owned()
     }
 }
 
 /// Shorter secrets are redacted only literally: their encoded forms would occur in ordinary text.
-const SHORTEST: usize = 6;
+const MIN_ENCODED_BYTES: usize = 6;
 
 const UNRESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const PATH: AsciiSet = UNRESERVED.remove(b'/');
 
 /// The encodings of a secret.
-fn written(secret: &str) -> Vec<String> {
+fn encodings(secret: &str) -> Vec<String> {
     let json = serde_json::Value::from(secret).to_string();
     let mut forms = vec![json[1..json.len() - 1].to_owned(), secret.to_uppercase(), secret.to_lowercase()];
     for set in [NON_ALPHANUMERIC, &UNRESERVED, &PATH] {
@@ -93,24 +93,24 @@ fn written(secret: &str) -> Vec<String> {
 }
 
 /// Redacts bytes that arrive in arbitrary pieces.
-pub struct Stream<'a> {
+pub struct RedactingStream<'a> {
     secrets: &'a Secrets,
     /// Bytes that may be the beginning of a secret.
-    held: Vec<u8>,
+    pending: Vec<u8>,
 }
 
-impl<'a> Stream<'a> {
+impl<'a> RedactingStream<'a> {
     pub fn new(secrets: &'a Secrets) -> Self {
-        Self { secrets, held: Vec::new() }
+        Self { secrets, pending: Vec::new() }
     }
 
     /// Adds a piece and returns the redacted bytes that are final.
-    pub fn pass(&mut self, piece: &[u8]) -> Vec<u8> {
-        self.held.extend_from_slice(piece);
-        let mut clean = Vec::with_capacity(self.held.len());
+    pub fn push(&mut self, piece: &[u8]) -> Vec<u8> {
+        self.pending.extend_from_slice(piece);
+        let mut clean = Vec::with_capacity(self.pending.len());
         let mut at = 0;
-        while at < self.held.len() {
-            let rest = &self.held[at..];
+        while at < self.pending.len() {
+            let rest = &self.pending[at..];
             let whole = self.secrets.0.iter().find(|s| rest.starts_with(s.as_bytes()));
             let begun = self.secrets.0.iter().any(|s| s.len() > rest.len() && s.as_bytes().starts_with(rest));
             if begun {
@@ -127,7 +127,7 @@ impl<'a> Stream<'a> {
                 }
             }
         }
-        self.held.drain(..at);
+        self.pending.drain(..at);
         clean
     }
 
@@ -135,7 +135,7 @@ impl<'a> Stream<'a> {
     pub fn end(mut self) -> Vec<u8> {
         // The held bytes are the beginning of a longer secret, but may contain a shorter one.
         let mut clean = Vec::new();
-        let mut rest = std::mem::take(&mut self.held);
+        let mut rest = std::mem::take(&mut self.pending);
         while !rest.is_empty() {
             match self.secrets.0.iter().find(|s| rest.starts_with(s.as_bytes())) {
                 Some(secret) => {
@@ -156,13 +156,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_masked_wherever_the_pieces_break() {
+    fn a_secret_is_masked_wherever_the_text_is_split() {
         let secrets = Secrets::new(["sk-abc".to_owned(), "sk-abcdef".to_owned(), String::new()]);
         let text = b"key sk-abcdef, sk-abc, sk-ab and sk-abcde";
         for cut in 0..text.len() {
-            let mut stream = Stream::new(&secrets);
-            let mut clean = stream.pass(&text[..cut]);
-            clean.extend(stream.pass(&text[cut..]));
+            let mut stream = RedactingStream::new(&secrets);
+            let mut clean = stream.push(&text[..cut]);
+            clean.extend(stream.push(&text[cut..]));
             clean.extend(stream.end());
             let clean = String::from_utf8(clean).unwrap();
             assert_eq!(clean, "key [redacted], [redacted], sk-ab and [redacted]de", "cut at {cut}");
@@ -205,7 +205,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_secret_passes_in_base64(secret in "[ -~]{6,20}", before in "[ -~]{0,4}", after in "[ -~]{0,4}") {
+        fn no_secret_is_left_in_base64(secret in "[ -~]{6,20}", before in "[ -~]{0,4}", after in "[ -~]{0,4}") {
             let secrets = Secrets::new([secret.clone()]);
             for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
                 let clean = secrets.redact(&engine.encode(format!("{before}{secret}{after}")));
@@ -215,12 +215,12 @@ mod tests {
         }
 
         #[test]
-        fn no_secret_passes(secret in "[ab]{2,5}", pieces in proptest::collection::vec("[abc]{0,6}", 0..8)) {
+        fn no_secret_is_left_after_redaction(secret in "[ab]{2,5}", pieces in proptest::collection::vec("[abc]{0,6}", 0..8)) {
             let secrets = Secrets::new([secret.clone()]);
-            let mut stream = Stream::new(&secrets);
+            let mut stream = RedactingStream::new(&secrets);
             let mut clean = Vec::new();
             for piece in &pieces {
-                clean.extend(stream.pass(piece.as_bytes()));
+                clean.extend(stream.push(piece.as_bytes()));
             }
             clean.extend(stream.end());
             let clean = String::from_utf8(clean).unwrap();

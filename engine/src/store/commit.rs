@@ -10,27 +10,27 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::files::{self, Stat, Temporary};
+use super::files::{self, Stat, TemporaryPath};
 use super::{Presence, Store, crash};
 use crate::artifact::{self, ArtifactType, FileEntry, Manifest};
-use crate::error::{At, Error, Result};
+use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 use crate::text::strip_bom;
 
 /// Up to this many files are synced individually; more with a single `syncfs`.
-const SYNC_EACH: usize = 16;
+const MAX_SINGLE_SYNCS: usize = 16;
 /// Maximum size of `metrics.json` in bytes; manifests and reports copy its content.
 const MAX_METRICS: u64 = 4 << 20;
 pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// A hashed file of the output.
-struct Hashed {
+struct HashedFile {
     /// Relative path with `/` between parts.
     name: String,
     path: PathBuf,
     stat: Stat,
     /// Whether the output has the only link to the file, so that the store may take the file itself.
-    sole: bool,
+    is_only_link: bool,
     executable: bool,
     digest: Digest,
 }
@@ -45,7 +45,7 @@ impl Store {
     /// fails.
     pub fn commit(&self, out: &Path, t: &dyn ArtifactType) -> Result<(Digest, Manifest)> {
         artifact::check_root(out)?;
-        let (found, mut folders) = list(out)?;
+        let (found, mut folders) = list_output(out)?;
         check_metrics(out)?;
         let mut facts = t.check(out)?;
         if facts.metrics.is_empty() {
@@ -56,7 +56,7 @@ impl Store {
         let hashed = self.hash(found)?;
         let keeps_tree = t.keeps_tree();
         let entry =
-            |f: &Hashed| FileEntry { bytes: f.stat.size, digest: f.digest, executable: keeps_tree && f.executable };
+            |f: &HashedFile| FileEntry { bytes: f.stat.size, digest: f.digest, executable: keeps_tree && f.executable };
         let files = hashed.iter().map(|f| (f.name.clone(), entry(f))).collect();
         folders.retain(|_| keeps_tree);
         let (artifact_type, schema_version) = (t.name().to_owned(), t.schema_version());
@@ -67,36 +67,36 @@ impl Store {
         Ok((digest, manifest))
     }
 
-    fn hash(&self, found: Found) -> Result<Vec<Hashed>> {
+    fn hash(&self, found: OutputFiles) -> Result<Vec<HashedFile>> {
         let mut hashed = Vec::with_capacity(found.len());
         for (name, path, metadata) in found {
             // A link to a file that the store already knows, for example one taken from an input.
-            let known = if metadata.nlink() > 1 { self.index.vouched(&Stat::from(&metadata))? } else { None };
+            let known = if metadata.nlink() > 1 { self.index.lookup(&Stat::from(&metadata))? } else { None };
             let (digest, metadata) = match known {
                 Some(digest) => (digest, metadata),
                 None => files::hash_file(&path)?,
             };
-            let (sole, executable) = (metadata.nlink() == 1, metadata.mode() & 0o111 != 0);
-            hashed.push(Hashed { name, path, stat: Stat::from(&metadata), sole, executable, digest });
+            let (is_only_link, executable) = (metadata.nlink() == 1, metadata.mode() & 0o111 != 0);
+            hashed.push(HashedFile { name, path, stat: Stat::from(&metadata), is_only_link, executable, digest });
         }
         Ok(hashed)
     }
 
-    fn publish(&self, digest: &Digest, manifest: &Manifest, hashed: &[Hashed]) -> Result<()> {
-        if self.presence(digest)? == Presence::Whole {
+    fn publish(&self, digest: &Digest, manifest: &Manifest, hashed: &[HashedFile]) -> Result<()> {
+        if self.presence(digest)? == Presence::Intact {
             // Another process may have renamed it just now without syncing yet.
             return files::sync(&self.artifacts());
         }
-        let mut notes = Vec::with_capacity(hashed.len() + 1);
+        let mut stats = Vec::with_capacity(hashed.len() + 1);
         for file in hashed {
-            self.put_blob(file, &mut notes)?;
+            self.put_blob(file, &mut stats)?;
             crash::point();
         }
         let folder = self.artifact_folder(digest);
-        let name = files::fresh_name(&folder);
+        let name = files::temporary_name(&folder);
         fs::create_dir(&name).at(&name)?;
-        let temporary = Temporary::new(name.clone());
-        self.fill(&name, manifest, &mut notes)?;
+        let temporary = TemporaryPath::new(name.clone());
+        self.populate(&name, manifest, &mut stats)?;
         crash::point();
         sync(&name, manifest, &self.artifacts())?;
         crash::point();
@@ -108,40 +108,43 @@ impl Store {
                     files::sync(&self.artifacts())?;
                     // On file systems with whole-second times, another write in the same second would not change the
                     // stat.
-                    notes.retain(|(stat, _)| !stat.is_coarse() || stat.settled());
-                    return self.index.note(&notes);
+                    stats.retain(|(stat, _)| !stat.is_coarse() || stat.is_settled());
+                    return self.index.insert(&stats);
                 }
                 // Another process committed the same bytes, or the existing artifact is damaged.
                 Err(e) if is_occupied(&e) => match self.presence(digest)? {
-                    Presence::Whole => return files::sync(&self.artifacts()),
+                    Presence::Intact => return files::sync(&self.artifacts()),
                     Presence::Missing => (),
-                    Presence::Rotten { .. } => drop(self.quarantine(digest)?),
+                    Presence::Damaged { .. } => drop(self.quarantine(digest)?),
                 },
                 Err(e) => return Err(e).at(&folder),
             }
         }
-        Err(Error::surroundings(format!("{}: the folder is in the way and keeps changing", folder.display())))
+        Err(Error::environment(format!(
+            "{}: this folder is in the place of an artifact and keeps changing",
+            folder.display()
+        )))
     }
 
     /// Makes sure that there is an intact blob with the file's bytes.
-    fn put_blob(&self, file: &Hashed, notes: &mut Vec<(Stat, Digest)>) -> Result<()> {
+    fn put_blob(&self, file: &HashedFile, stats: &mut Vec<(Stat, Digest)>) -> Result<()> {
         let blob = self.blob(&file.digest);
         loop {
-            if let Some(metadata) = files::look(&blob)? {
+            if let Some(metadata) = files::metadata_if_exists(&blob)? {
                 let stat = Stat::from(&metadata);
                 if self.has_digest(&blob, &stat, &file.digest)? {
                     return Ok(());
                 }
-                self.quarantine_file(&blob, "a blob whose bytes are not those of its digest")?;
+                self.quarantine_file(&blob, "the bytes of this blob do not match its digest")?;
             }
             let shard = blob.parent().unwrap_or(&blob);
             fs::create_dir_all(shard).at(shard)?;
             // If the file has other links (an input's, a user's file), their owners could write to the blob.
-            if file.sole {
+            if file.is_only_link {
                 files::make_read_only(&file.path)?;
                 match fs::hard_link(&file.path, &blob) {
                     Ok(()) => {
-                        notes.push((file.stat, file.digest));
+                        stats.push((file.stat, file.digest));
                         return Ok(());
                     }
                     Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
@@ -153,15 +156,18 @@ impl Store {
             let stat = copy(&file.path, &blob)?;
             let now = fs::symlink_metadata(&file.path).at(&file.path)?;
             if Stat::from(&now) != file.stat {
-                return Err(Error::surroundings(format!("{}: changed while it was committed", file.path.display())));
+                return Err(Error::environment(format!(
+                    "{}: the file changed while it was committed",
+                    file.path.display()
+                )));
             }
-            notes.push((stat, file.digest));
+            stats.push((stat, file.digest));
             return Ok(());
         }
     }
 
     /// Links or copies the blobs of `manifest` into `folder`, and writes the manifest there.
-    fn fill(&self, folder: &Path, manifest: &Manifest, notes: &mut Vec<(Stat, Digest)>) -> Result<()> {
+    fn populate(&self, folder: &Path, manifest: &Manifest, stats: &mut Vec<(Stat, Digest)>) -> Result<()> {
         let mut made = BTreeSet::new();
         for (name, entry) in &manifest.files {
             let (path, blob) = (folder.join(name), self.blob(&entry.digest));
@@ -172,7 +178,7 @@ impl Store {
             }
             if entry.executable {
                 // The executable bit belongs to the inode, which links share, and blobs do not have it; so copy.
-                notes.push((copy(&blob, &path)?, entry.digest));
+                stats.push((copy(&blob, &path)?, entry.digest));
                 files::make_executable(&path)?;
                 continue;
             }
@@ -180,7 +186,7 @@ impl Store {
                 Ok(()) => (),
                 Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Err(e).at(&path),
                 // EMLINK at 65,000 links on ext4, or a file system without hard links.
-                Err(_) => notes.push((copy(&blob, &path)?, entry.digest)),
+                Err(_) => stats.push((copy(&blob, &path)?, entry.digest)),
             }
         }
         for name in &manifest.folders {
@@ -195,10 +201,10 @@ impl Store {
 }
 
 /// Name, path and metadata of the files of an output.
-type Found = Vec<(String, PathBuf, Metadata)>;
+type OutputFiles = Vec<(String, PathBuf, Metadata)>;
 
 /// The files below `out`, sorted by name, and the empty folders.
-fn list(out: &Path) -> Result<(Found, BTreeSet<String>)> {
+fn list_output(out: &Path) -> Result<(OutputFiles, BTreeSet<String>)> {
     let (mut found, mut empty) = (Vec::new(), BTreeSet::new());
     let mut folders = vec![(String::new(), out.to_owned())];
     while let Some((prefix, folder)) = folders.pop() {
@@ -206,21 +212,23 @@ fn list(out: &Path) -> Result<(Found, BTreeSet<String>)> {
         for entry in fs::read_dir(&folder).at(&folder)? {
             is_empty = false;
             let path = entry.at(&folder)?.path();
-            let wrong = |what: &str| Error::yours(format!("{}: {what}", path.display()));
+            let invalid = |what: &str| Error::user(format!("{}: {what}", path.display()));
             let metadata = fs::symlink_metadata(&path).at(&path)?;
             let Some(name) = path.file_name().and_then(|n| n.to_str()) else {
-                return Err(wrong("a file name of an artifact must be UTF-8"));
+                return Err(invalid("a file name of an artifact must be UTF-8"));
             };
             let name = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
             if metadata.is_dir() {
                 folders.push((name, path));
             } else if metadata.is_symlink() {
-                return Err(wrong("an artifact holds no symbolic links")
+                return Err(invalid("an artifact may not contain symbolic links")
                     .help("write or copy the file itself into the output folder"));
             } else if !metadata.is_file() {
-                return Err(wrong("an artifact holds regular files only"));
+                return Err(invalid("an artifact may contain only regular files"));
             } else if name == MANIFEST {
-                return Err(wrong("this name is the artifact's own manifest").help("give the file another name"));
+                return Err(
+                    invalid("this name is reserved for the artifact's manifest").help("give the file another name")
+                );
             } else {
                 artifact::check_holes(&path, &metadata)?;
                 found.push((name, path, metadata));
@@ -237,11 +245,11 @@ fn list(out: &Path) -> Result<(Found, BTreeSet<String>)> {
 /// Refuses a `metrics.json` that is too large to read.
 fn check_metrics(out: &Path) -> Result<()> {
     let path = out.join("metrics.json");
-    match files::look(&path)? {
+    match files::metadata_if_exists(&path)? {
         Some(metadata) if metadata.len() > MAX_METRICS => {
             let size = MAX_METRICS >> 20;
-            Err(Error::yours(format!("{}: metrics of more than {size} MiB", path.display()))
-                .help("metrics.json holds numbers by name; give other data another name"))
+            Err(Error::user(format!("{}: the file is larger than {size} MiB", path.display()))
+                .help("metrics.json contains named numbers; give other data another file name"))
         }
         _ => Ok(()),
     }
@@ -249,15 +257,15 @@ fn check_metrics(out: &Path) -> Result<()> {
 
 /// The numbers of `metrics.json`, if there is one.
 fn metrics(out: &Path) -> Result<BTreeMap<String, f64>> {
-    let Some(bytes) = files::read_if_there(&out.join("metrics.json"))? else { return Ok(BTreeMap::new()) };
+    let Some(bytes) = files::read_if_file(&out.join("metrics.json"))? else { return Ok(BTreeMap::new()) };
     let values: BTreeMap<String, serde_json::Value> = serde_json::from_slice(strip_bom(&bytes)).unwrap_or_default();
     Ok(values.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
 }
 
 /// Copies a file atomically and makes the copy read-only.
 fn copy(from: &Path, to: &Path) -> Result<Stat> {
-    let name = files::fresh_name(to);
-    let temporary = Temporary::new(name.clone());
+    let name = files::temporary_name(to);
+    let temporary = TemporaryPath::new(name.clone());
     fs::copy(from, &name).at(to)?;
     files::make_read_only(&name)?;
     let stat = Stat::from(&fs::symlink_metadata(&name).at(&name)?);
@@ -268,7 +276,7 @@ fn copy(from: &Path, to: &Path) -> Result<Stat> {
 
 /// Syncs everything below `folder` to disk.
 fn sync(folder: &Path, manifest: &Manifest, file_system: &Path) -> Result<()> {
-    if manifest.files.len() > SYNC_EACH {
+    if manifest.files.len() > MAX_SINGLE_SYNCS {
         let handle = File::open(file_system).at(file_system)?;
         return rustix::fs::syncfs(&handle).map_err(Into::into).at(file_system);
     }
@@ -276,7 +284,7 @@ fn sync(folder: &Path, manifest: &Manifest, file_system: &Path) -> Result<()> {
     for name in manifest.files.keys().map(String::as_str).chain([MANIFEST]) {
         paths.extend(folder.join(name).ancestors().take_while(|p| p.starts_with(folder)).map(Path::to_owned));
     }
-    paths.into_iter().collect::<Vec<_>>().chunks(SYNC_EACH).try_for_each(files::sync_all)
+    paths.into_iter().collect::<Vec<_>>().chunks(MAX_SINGLE_SYNCS).try_for_each(files::sync_all)
 }
 
 fn is_occupied(e: &std::io::Error) -> bool {

@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 
 use super::Store;
 use super::files::{self, Stat};
-use crate::error::{At, Error, Result};
+use crate::error::{AtPath, Error, Result};
 use crate::external::walk::{self, Listing};
-use crate::external::{self, External};
+use crate::external::{self, ExternalInput};
 use crate::names::Digest;
 
 /// The content of files outside the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Content {
+pub struct ExternalContent {
     pub digest: Digest,
     /// Whether the store was among them and was left out.
-    pub without_store: bool,
+    pub store_excluded: bool,
 }
 
 impl Store {
@@ -25,23 +25,23 @@ impl Store {
     ///
     /// # Errors
     /// Those of [`walk::list`]; when a file cannot be read, or changes during the read.
-    pub fn content_of(&self, external: &External) -> Result<Content> {
-        let Listing { entries, without_store } = walk::list(external, Some(self.root()))?;
+    pub fn content_of(&self, external: &ExternalInput) -> Result<ExternalContent> {
+        let Listing { entries, store_excluded } = walk::list(external, Some(self.root()))?;
         if let [file] = entries.as_slice()
             && file.name.as_os_str().is_empty()
         {
-            return Ok(Content { digest: self.file_content(&file.path)?, without_store });
+            return Ok(ExternalContent { digest: self.file_content(&file.path)?, store_excluded });
         }
         let mut hasher = blake3::Hasher::new_derive_key("temper files v2");
         for entry in &entries {
             let name = entry.name.as_os_str().as_encoded_bytes();
             hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
-            match entry.again {
+            match entry.is_repeat {
                 true => hasher.update(&[1]),
                 false => hasher.update(&[0]).update(self.file_content(&entry.path)?.as_bytes()),
             };
         }
-        Ok(Content { digest: hasher.finalize().into(), without_store })
+        Ok(ExternalContent { digest: hasher.finalize().into(), store_excluded })
     }
 
     /// Parameters for an attempt, with the files that they name listed, without the store.
@@ -49,7 +49,7 @@ impl Store {
     /// # Errors
     /// Those of [`walk::list`].
     pub fn list_files(&self, params: &serde_json::Value) -> Result<serde_json::Value> {
-        external::listed(params, Some(self.root()))
+        external::with_listed_files(params, Some(self.root()))
     }
 
     /// The stats of the files that parameters name; a file that was changed and changed back has a different stat.
@@ -78,18 +78,18 @@ impl Store {
 
     fn file_content(&self, path: &Path) -> Result<Digest> {
         let before = self.input_stat(path, &fs::metadata(path).at(path)?);
-        if let Some(digest) = self.index.vouched(&before)? {
+        if let Some(digest) = self.index.lookup(&before)? {
             return Ok(digest);
         }
         let (digest, metadata) = files::hash_file(path)?;
         let after = self.input_stat(path, &metadata);
         if before != after {
-            return Err(Error::surroundings(format!("{}: changed while it was read", path.display()))
-                .help("wait until whatever writes to it has finished, then run again"));
+            return Err(Error::environment(format!("{}: the file changed while it was read", path.display()))
+                .help("wait until no program writes to it, then run again"));
         }
         // A file written just now could change again without a change of its times.
-        if after.settled() {
-            self.index.note(&[(after, digest)])?;
+        if after.is_settled() {
+            self.index.insert(&[(after, digest)])?;
         }
         Ok(digest)
     }

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::error::{At, Error, Result};
+use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 
 /// Identifies a file's content without reading it.
@@ -51,7 +51,7 @@ impl Stat {
 
     /// Whether the file is old enough that a later write must change its times: the clock for them ticks every few
     /// milliseconds, or every two seconds on file systems that store only whole seconds.
-    pub fn settled(&self) -> bool {
+    pub fn is_settled(&self) -> bool {
         let changed = self.ctime.unwrap_or(self.mtime);
         let needed = if changed % 1_000_000_000 == 0 { 2_000_000_000 } else { 50_000_000 };
         nanoseconds_now().saturating_sub(changed) > needed
@@ -69,7 +69,7 @@ fn nanoseconds_now() -> i64 {
 const BUFFER: usize = 4 << 20;
 
 /// Whether rayon could start its threads. rayon panics when used after the system refused them.
-static CAN_SHARE_WORK: LazyLock<bool> = LazyLock::new(|| match rayon::ThreadPoolBuilder::new().build_global() {
+static RAYON_AVAILABLE: LazyLock<bool> = LazyLock::new(|| match rayon::ThreadPoolBuilder::new().build_global() {
     Ok(()) => true,
     // An error without a source means that the pool already exists.
     Err(e) => std::error::Error::source(&e).is_none(),
@@ -82,9 +82,9 @@ static CAN_SHARE_WORK: LazyLock<bool> = LazyLock::new(|| match rayon::ThreadPool
 /// # Errors
 /// When the file cannot be read, is not a regular file, or changes during the read.
 pub(crate) fn hash_file(path: &Path) -> Result<(Digest, Metadata)> {
-    let (mut file, before) = open_without_waiting(path, 0).at(path)?;
+    let (mut file, before) = open_nonblocking(path, 0).at(path)?;
     if !before.is_file() {
-        return Err(Error::surroundings(format!("{}: not a regular file", path.display())));
+        return Err(Error::environment(format!("{}: not a regular file", path.display())));
     }
     let mut hasher = blake3::Hasher::new();
     // One byte more than the file has, so that a single read reaches the end of a small file.
@@ -98,7 +98,7 @@ pub(crate) fn hash_file(path: &Path) -> Result<(Digest, Metadata)> {
                 n => filled += n,
             }
         }
-        if filled >= 1 << 20 && *CAN_SHARE_WORK {
+        if filled >= 1 << 20 && *RAYON_AVAILABLE {
             hasher.update_rayon(&buffer[..filled]);
         } else {
             hasher.update(&buffer[..filled]);
@@ -109,14 +109,14 @@ pub(crate) fn hash_file(path: &Path) -> Result<(Digest, Metadata)> {
     }
     let after = file.metadata().at(path)?;
     if Stat::from(&before) != Stat::from(&after) {
-        return Err(Error::surroundings(format!("{}: changed while it was read", path.display()))
-            .help("wait until whatever writes to it has finished, then run again"));
+        return Err(Error::environment(format!("{}: the file changed while it was read", path.display()))
+            .help("wait until no program writes to it, then run again"));
     }
     Ok((hasher.finalize().into(), after))
 }
 
 /// A unique name in the same folder as `path`. A crash may leave it behind, but nothing reads it.
-pub(crate) fn fresh_name(path: &Path) -> PathBuf {
+pub(crate) fn temporary_name(path: &Path) -> PathBuf {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let n = COUNTER.fetch_add(1, Ordering::Relaxed);
     let mut name = std::ffi::OsString::from(".new-");
@@ -124,15 +124,15 @@ pub(crate) fn fresh_name(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Whether a name was made by [`fresh_name`].
-pub(crate) fn is_fresh_name(name: &std::ffi::OsStr) -> bool {
+/// Whether a name was made by [`temporary_name`].
+pub(crate) fn is_temporary_name(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".new-")
 }
 
 /// A file or folder under a temporary name; deleted on drop unless kept.
-pub(crate) struct Temporary(Option<PathBuf>);
+pub(crate) struct TemporaryPath(Option<PathBuf>);
 
-impl Temporary {
+impl TemporaryPath {
     pub fn new(path: PathBuf) -> Self {
         Self(Some(path))
     }
@@ -143,7 +143,7 @@ impl Temporary {
     }
 }
 
-impl Drop for Temporary {
+impl Drop for TemporaryPath {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
             // Nothing reads temporary names, so a failed deletion does no harm.
@@ -154,17 +154,17 @@ impl Drop for Temporary {
 
 /// Writes a file atomically, even across a crash, and replaces an existing one.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = write_beside(path, bytes)?;
+    let temporary = write_temporary(path, bytes)?;
     fs::rename(&temporary.1, path).at(path)?;
     temporary.0.keep();
     sync_parent(path)
 }
 
 /// Writes and syncs a temporary file in the folder of `path`.
-pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> Result<(Temporary, PathBuf)> {
-    let name = fresh_name(path);
+pub(crate) fn write_temporary(path: &Path, bytes: &[u8]) -> Result<(TemporaryPath, PathBuf)> {
+    let name = temporary_name(path);
     let mut file = File::create_new(&name).at(path)?;
-    let temporary = Temporary::new(name.clone());
+    let temporary = TemporaryPath::new(name.clone());
     file.write_all(bytes).at(path)?;
     file.sync_all().at(path)?;
     Ok((temporary, name))
@@ -203,7 +203,7 @@ pub(crate) fn make_executable(path: &Path) -> Result<()> {
 }
 
 /// The metadata of `path`; `None` if it does not exist. Does not follow symlinks.
-pub(crate) fn look(path: &Path) -> Result<Option<Metadata>> {
+pub(crate) fn metadata_if_exists(path: &Path) -> Result<Option<Metadata>> {
     match fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata)),
         Err(e) if is_absent(&e) => Ok(None),
@@ -213,20 +213,20 @@ pub(crate) fn look(path: &Path) -> Result<Option<Metadata>> {
 
 /// The bytes of the regular file at `path`. `None` if it does not exist, is something else (a folder, a link, a FIFO),
 /// or may not be read by this user.
-pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_if_file(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some(mut file) = open_if_file(path)? else { return Ok(None) };
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).at(path)?;
     Ok(Some(bytes))
 }
 
-/// Opens a file for reading; `None` as in [`read_if_there`].
+/// Opens a file for reading; `None` as in [`read_if_file`].
 pub(crate) fn open_if_file(path: &Path) -> Result<Option<File>> {
     // Check first, because opening some special files has side effects.
-    if !look(path)?.is_some_and(|metadata| metadata.is_file()) {
+    if !metadata_if_exists(path)?.is_some_and(|metadata| metadata.is_file()) {
         return Ok(None);
     }
-    match open_without_waiting(path, libc::O_NOFOLLOW) {
+    match open_nonblocking(path, libc::O_NOFOLLOW) {
         Ok((file, metadata)) => Ok(metadata.is_file().then_some(file)),
         Err(e) if is_absent(&e) || e.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
         Err(e) => Err(e).at(path),
@@ -234,7 +234,7 @@ pub(crate) fn open_if_file(path: &Path) -> Result<Option<File>> {
 }
 
 /// Opens without blocking: an ordinary `open` of a FIFO without a writer would block.
-fn open_without_waiting(path: &Path, flags: i32) -> std::io::Result<(File, Metadata)> {
+fn open_nonblocking(path: &Path, flags: i32) -> std::io::Result<(File, Metadata)> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | flags).open(path)?;
     let metadata = file.metadata()?;
     Ok((file, metadata))
@@ -246,12 +246,12 @@ pub(crate) fn is_writable(folder: &Path) -> bool {
 }
 
 /// Moves a path of the store at `root` into its quarantine, with a note; returns the new path.
-pub(crate) fn set_aside(root: &Path, path: &Path, why: &str) -> Result<PathBuf> {
+pub(crate) fn move_to_quarantine(root: &Path, path: &Path, why: &str) -> Result<PathBuf> {
     let quarantine = root.join("quarantine");
-    let fresh = fresh_name(&quarantine.join("new"));
+    let fresh = temporary_name(&quarantine.join("new"));
     let fresh = fresh.file_name().unwrap_or_default().to_string_lossy().replace(".new-", "");
     // The quarantine's own path may be something other than a folder.
-    if look(&quarantine)?.is_some_and(|found| !found.is_dir()) {
+    if metadata_if_exists(&quarantine)?.is_some_and(|found| !found.is_dir()) {
         fs::rename(&quarantine, root.join(format!(".quarantine-{fresh}"))).at(&quarantine)?;
     }
     fs::create_dir_all(&quarantine).at(&quarantine)?;

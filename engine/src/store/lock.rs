@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Store, files};
-use crate::error::{At, Result};
+use crate::error::{AtPath, Result};
 use crate::names::Key;
 
 /// The holder of a lock, for the messages of waiting processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
+pub struct LockHolder {
     /// Process id of the orchestrator.
     pub pid: u32,
     /// The run's id.
@@ -39,7 +39,7 @@ impl AsFd for KeyLock {
 
 impl KeyLock {
     /// Writes the holder into the lock file.
-    pub fn announce(&self, holder: &Holder) -> Result<()> {
+    pub fn announce(&self, holder: &LockHolder) -> Result<()> {
         let text = serde_json::to_vec(holder).expect("a holder is plain data");
         let mut file = &self.file;
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&text)).at(&self.path)
@@ -51,7 +51,7 @@ impl Store {
     pub fn try_lock(&self, key: &Key) -> Result<Option<KeyLock>> {
         let (path, file) = self.open_lock(key)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(take(file, path)?)),
+            Ok(()) => Ok(Some(without_holder(file, path)?)),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
             Err(std::fs::TryLockError::Error(e)) => Err(e).at(path),
         }
@@ -61,24 +61,24 @@ impl Store {
     pub fn lock(&self, key: &Key) -> Result<KeyLock> {
         let (path, file) = self.open_lock(key)?;
         file.lock().at(&path)?;
-        take(file, path)
+        without_holder(file, path)
     }
 
     fn open_lock(&self, key: &Key) -> Result<(PathBuf, File)> {
         let path = self.lock_file(key);
-        if files::look(&path)?.is_some_and(|metadata| !metadata.is_file()) {
-            self.quarantine_file(&path, "this must be the file of a lock")?;
+        if files::metadata_if_exists(&path)?.is_some_and(|metadata| !metadata.is_file()) {
+            self.quarantine_file(&path, "this path is reserved for a lock file")?;
         }
         Ok((path.clone(), open(&path)?))
     }
 
     /// The holder of the key's lock, if it has announced itself.
-    pub fn holder(&self, key: &Key) -> Option<Holder> {
-        serde_json::from_slice(&files::read_if_there(&self.lock_file(key)).ok()??).ok()
+    pub fn holder(&self, key: &Key) -> Option<LockHolder> {
+        serde_json::from_slice(&files::read_if_file(&self.lock_file(key)).ok()??).ok()
     }
 
     /// A process that inherited the key's lock and outlived the orchestrator that took it.
-    pub fn heir(&self, key: &Key, holder: &Holder) -> Option<String> {
+    pub fn inheriting_process(&self, key: &Key, holder: &LockHolder) -> Option<String> {
         if Path::new("/proc").join(holder.pid.to_string()).exists() {
             return None;
         }
@@ -104,7 +104,7 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// Erases the previous holder, which may have been killed.
-fn take(file: File, path: PathBuf) -> Result<KeyLock> {
+fn without_holder(file: File, path: PathBuf) -> Result<KeyLock> {
     file.set_len(0).at(&path)?;
     Ok(KeyLock { file, path })
 }

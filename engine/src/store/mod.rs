@@ -18,15 +18,15 @@ pub(crate) mod tests;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub use content::Content;
-pub use lock::{Holder, KeyLock};
+pub use content::ExternalContent;
+pub use lock::{KeyLock, LockHolder};
 pub use read::{Artifact, Presence};
-pub use record::{ActionRecord, Platform, Provenance, Recorded, Settled, settle};
+pub use record::{ActionRecord, Platform, Provenance, RecordResult, Resolution, resolve_conflict};
 pub use timings::Timings;
-pub use verify::{Broken, Report, repair, verify};
+pub use verify::{DamagedFile, VerifyReport, repair, verify};
 pub use work::AttemptFolder;
 
-use crate::error::{At, Error, Result};
+use crate::error::{AtPath, Error, Result};
 use crate::names::{Digest, Key};
 use index::StatIndex;
 
@@ -62,12 +62,12 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).at(root)?;
         if root.to_str().is_none() {
-            return Err(Error::surroundings(format!("{}: the path of a store must be UTF-8", root.display()))
-                .help("name another with `--store FOLDER`"));
+            return Err(Error::environment(format!("{}: the path of a store must be UTF-8", root.display()))
+                .help("choose another folder with `--store FOLDER`"));
         }
         if root.exists() && !root.is_dir() {
-            return Err(Error::yours(format!("{}: a store is a folder, this is a file", root.display()))
-                .help("name another with `--store FOLDER`"));
+            return Err(Error::user(format!("{}: expected the folder of a store, found a file", root.display()))
+                .help("choose another folder with `--store FOLDER`"));
         }
         fs::create_dir_all(&root).at(&root)?;
         check_empty(&root)?;
@@ -75,8 +75,8 @@ impl Store {
         for folder in FOLDERS {
             let folder = root.join(folder);
             // A link to a folder elsewhere was made by the user; keep it.
-            if files::look(&folder)?.is_some_and(|found| !found.is_dir()) && !folder.is_dir() {
-                files::set_aside(&root, &folder, "this must be a folder")?;
+            if files::metadata_if_exists(&folder)?.is_some_and(|found| !found.is_dir()) && !folder.is_dir() {
+                files::move_to_quarantine(&root, &folder, "this path is reserved for a folder of the store")?;
             }
             match fs::create_dir(&folder) {
                 Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e).at(&folder),
@@ -84,7 +84,7 @@ impl Store {
             }
         }
         for file in ["index", "timings"] {
-            set_aside_if_no_file(&root, &root.join(file))?;
+            quarantine_if_not_file(&root, &root.join(file))?;
         }
         let index = StatIndex::new(root.join("index"), root.join("locks/index"));
         Ok(Self { root, index })
@@ -134,29 +134,29 @@ const FOLDERS: [&str; 8] = ["quarantine", "blobs", "artifacts", "actions", "work
 
 /// Moves a path that is not a readable file into the quarantine; on a read-only disk it stays, and is treated as
 /// missing.
-fn set_aside_if_no_file(root: &Path, path: &Path) -> Result<()> {
-    if files::open_if_file(path)?.is_none() && files::look(path)?.is_some() && files::is_writable(root) {
-        files::set_aside(root, path, "this must be a file that can be read")?;
+fn quarantine_if_not_file(root: &Path, path: &Path) -> Result<()> {
+    if files::open_if_file(path)?.is_none() && files::metadata_if_exists(path)?.is_some() && files::is_writable(root) {
+        files::move_to_quarantine(root, path, "this path is reserved for a file of the store")?;
     }
     Ok(())
 }
 
 /// Refuses a non-empty folder that is not a store; hidden files and a README (`README.md`, `.gitignore`) are allowed.
 fn check_empty(root: &Path) -> Result<()> {
-    let mut strange = None;
+    let mut foreign = None;
     for entry in fs::read_dir(root).at(root)? {
         let name = entry.at(root)?.file_name().to_string_lossy().into_owned();
         // A crash during the creation of a store leaves only temporary files, whose names are hidden.
         if !name.starts_with('.') && !name.starts_with("README") {
-            strange = Some(name);
+            foreign = Some(name);
             break;
         }
     }
-    match strange {
+    match foreign {
         // Check for a store last: another process may be creating it, and writes the version before anything else.
         Some(name) if !is_store(root) => {
-            Err(Error::yours(format!("{}: not a store, and not empty (it holds `{name}`)", root.display()))
-                .help("name the folder of a store, or a new one, with `--store FOLDER`"))
+            Err(Error::user(format!("{}: not a store, and not empty (it contains `{name}`)", root.display()))
+                .help("choose a store or a new folder with `--store FOLDER`"))
         }
         _ => Ok(()),
     }
@@ -172,10 +172,10 @@ fn is_store(root: &Path) -> bool {
 /// because only one version has existed so far.
 fn check_version(root: &Path) -> Result<()> {
     let path = &root.join("version");
-    set_aside_if_no_file(root, path)?;
-    let found = files::read_if_there(path)?.unwrap_or_default();
+    quarantine_if_not_file(root, path)?;
+    let found = files::read_if_file(path)?.unwrap_or_default();
     if found.is_empty() {
-        return match files::look(path)? {
+        return match files::metadata_if_exists(path)? {
             Some(_) if !files::is_writable(root) => Ok(()),
             _ => files::write_atomically(path, format!("{VERSION}\n").as_bytes()),
         };
@@ -183,16 +183,16 @@ fn check_version(root: &Path) -> Result<()> {
     let found = String::from_utf8_lossy(&found);
     match found.trim().parse::<u32>() {
         Ok(VERSION) => Ok(()),
-        Ok(version) if version > VERSION => Err(Error::yours(format!(
-            "{}: the store has version {version}, this temper reads version {VERSION}",
+        Ok(version) if version > VERSION => Err(Error::user(format!(
+            "{}: the store has version {version}, but this temper reads version {VERSION}",
             path.display()
         ))
-        .help("use the newer temper that made it, or another store (`--store DIR`)")),
-        _ => Err(Error::yours(format!(
+        .help("use the newer temper that created it, or another store (`--store FOLDER`)")),
+        _ => Err(Error::user(format!(
             "{}: expected the version of a store (this temper reads version {VERSION}), found `{}`",
             path.display(),
             found.trim()
         ))
-        .help("is this the folder of a store? name another with `--store DIR`")),
+        .help("check that this is a store, or choose another folder with `--store FOLDER`")),
     }
 }

@@ -8,16 +8,16 @@ use super::Store;
 use super::commit::MANIFEST;
 use super::files::{self, Stat};
 use crate::artifact::Manifest;
-use crate::error::{At, Error, Result};
+use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 
 /// Whether an artifact's bytes can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Presence {
-    Whole,
+    Intact,
     Missing,
     /// A file is missing, or its bytes differ from the manifest.
-    Rotten {
+    Damaged {
         /// Relative to the artifact's folder.
         file: String,
     },
@@ -35,28 +35,28 @@ impl Store {
     /// hashed; hashes files with a changed stat again, and remembers them if their bytes are still right.
     pub fn presence(&self, digest: &Digest) -> Result<Presence> {
         let folder = self.artifact_folder(digest);
-        let Some(bytes) = files::read_if_there(&folder.join(MANIFEST))? else {
-            let there = files::look(&folder)?.is_some();
-            return Ok(if there { Presence::Rotten { file: MANIFEST.to_owned() } } else { Presence::Missing });
+        let Some(bytes) = files::read_if_file(&folder.join(MANIFEST))? else {
+            let exists = files::metadata_if_exists(&folder)?.is_some();
+            return Ok(if exists { Presence::Damaged { file: MANIFEST.to_owned() } } else { Presence::Missing });
         };
         let Some(manifest) = parse(&bytes, digest) else {
-            return Ok(Presence::Rotten { file: MANIFEST.to_owned() });
+            return Ok(Presence::Damaged { file: MANIFEST.to_owned() });
         };
         for (name, entry) in &manifest.files {
             let path = folder.join(name);
-            let whole = match files::look(&path)? {
+            let is_intact = match files::metadata_if_exists(&path)? {
                 Some(metadata) if metadata.is_file() && metadata.len() == entry.bytes => {
                     self.has_digest(&path, &Stat::from(&metadata), &entry.digest)?
                 }
                 _ => false,
             };
-            if !whole {
-                return Ok(Presence::Rotten { file: name.clone() });
+            if !is_intact {
+                return Ok(Presence::Damaged { file: name.clone() });
             }
         }
         match manifest.folders.iter().find(|name| !folder.join(name).is_dir()) {
-            Some(name) => Ok(Presence::Rotten { file: name.clone() }),
-            None => Ok(Presence::Whole),
+            Some(name) => Ok(Presence::Damaged { file: name.clone() }),
+            None => Ok(Presence::Intact),
         }
     }
 
@@ -68,10 +68,10 @@ impl Store {
 
     /// Files in an artifact's folder that its manifest does not name. Together with [`Store::presence`] this shows the
     /// runner whether a stage wrote to its input, since root can write to read-only files.
-    pub(crate) fn strangers(&self, digest: &Digest) -> Result<Vec<String>> {
+    pub(crate) fn unlisted_files(&self, digest: &Digest) -> Result<Vec<String>> {
         let Artifact { folder, manifest } = self.open_artifact(digest)?;
         let known: BTreeSet<PathBuf> = manifest.files.keys().map(|name| folder.join(name)).collect();
-        let mut strangers = Vec::new();
+        let mut unlisted_files = Vec::new();
         let mut folders = vec![folder.clone()];
         while let Some(inner) = folders.pop() {
             for entry in fs::read_dir(&inner).at(&inner)? {
@@ -81,31 +81,31 @@ impl Store {
                     folders.push(path);
                 } else if !known.contains(&path) && path != folder.join(MANIFEST) {
                     // Every path found lies below the folder.
-                    strangers.push(path.strip_prefix(&folder).unwrap_or(&path).display().to_string());
+                    unlisted_files.push(path.strip_prefix(&folder).unwrap_or(&path).display().to_string());
                 }
             }
         }
-        strangers.sort_unstable();
-        Ok(strangers)
+        unlisted_files.sort_unstable();
+        Ok(unlisted_files)
     }
 
     /// The folder and manifest of an artifact. Checks the manifest but not the files; for those see
     /// [`Store::presence`].
     ///
     /// # Errors
-    /// When the artifact is missing or its manifest is damaged (`Surroundings`).
+    /// When the artifact is missing or its manifest is damaged (`Environment`).
     pub fn open_artifact(&self, digest: &Digest) -> Result<Artifact> {
         let folder = self.artifact_folder(digest);
         let path = folder.join(MANIFEST);
-        let bytes = files::read_if_there(&path)?;
+        let bytes = files::read_if_file(&path)?;
         match bytes.as_deref().and_then(|bytes| parse(bytes, digest)) {
             Some(manifest) => Ok(Artifact { folder, manifest }),
-            None if files::look(&folder)?.is_none() => {
-                Err(Error::surroundings(format!("{}: the artifact is not there", folder.display()))
-                    .help("run the pipeline again: the artifact will be recomputed"))
+            None if files::metadata_if_exists(&folder)?.is_none() => {
+                Err(Error::environment(format!("{}: the artifact does not exist", folder.display()))
+                    .help("run the pipeline again to recompute the artifact"))
             }
-            None => Err(Error::surroundings(format!("{}: the manifest is damaged", path.display()))
-                .help("run the pipeline again: the artifact will be recomputed")),
+            None => Err(Error::environment(format!("{}: the manifest is damaged", path.display()))
+                .help("run the pipeline again to recompute the artifact")),
         }
     }
 
@@ -114,27 +114,31 @@ impl Store {
     /// folder under `quarantine/`.
     pub fn quarantine(&self, digest: &Digest) -> Result<PathBuf> {
         let folder = self.artifact_folder(digest);
-        let Presence::Rotten { file } = self.presence(digest)? else { return Ok(folder) };
+        let Presence::Damaged { file } = self.presence(digest)? else { return Ok(folder) };
         if let Ok(Artifact { manifest, .. }) = self.open_artifact(digest) {
             for entry in manifest.files.values() {
                 let blob = self.blob(&entry.digest);
-                if let Some(metadata) = files::look(&blob)?
+                if let Some(metadata) = files::metadata_if_exists(&blob)?
                     && !self.has_digest(&blob, &Stat::from(&metadata), &entry.digest)?
                 {
-                    self.quarantine_file(&blob, "a blob whose bytes are not those of its digest")?;
+                    self.quarantine_file(&blob, "the bytes of this blob do not match its digest")?;
                 }
             }
         }
-        files::set_aside(self.root(), &folder, &format!("an artifact whose file `{file}` is not as its manifest says"))
+        files::move_to_quarantine(
+            self.root(),
+            &folder,
+            &format!("file `{file}` of this artifact does not match the manifest"),
+        )
     }
 
     pub(crate) fn quarantine_file(&self, path: &Path, why: &str) -> Result<()> {
-        files::set_aside(self.root(), path, why).map(drop)
+        files::move_to_quarantine(self.root(), path, why).map(drop)
     }
 
     /// Whether a file has this digest, according to the index or else to its bytes. False if it is not a readable file.
     pub(crate) fn has_digest(&self, path: &Path, stat: &Stat, digest: &Digest) -> Result<bool> {
-        if let Some(known) = self.index.vouched(stat)? {
+        if let Some(known) = self.index.lookup(stat)? {
             return Ok(known == *digest);
         }
         if files::open_if_file(path)?.is_none() {
@@ -142,7 +146,7 @@ impl Store {
         }
         let (found, metadata) = files::hash_file(path)?;
         if found == *digest {
-            self.index.note(&[(Stat::from(&metadata), found)])?;
+            self.index.insert(&[(Stat::from(&metadata), found)])?;
         }
         Ok(found == *digest)
     }

@@ -8,7 +8,7 @@ use rustix::fs::{CWD, RenameFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{Store, files};
-use crate::error::{At, Error, Result};
+use crate::error::{AtPath, Error, Result};
 use crate::names::{Digest, InstanceName, Key};
 use crate::plan::Recipe;
 
@@ -88,11 +88,11 @@ fn vector_instructions() -> &'static str {
 
 /// The result of [`Store::record`].
 #[derive(Clone, Debug, PartialEq)]
-pub enum Recorded {
+pub enum RecordResult {
     New,
     /// A record with the same digest exists.
     Same,
-    /// A record with another digest exists and stays. [`settle`] says what to do.
+    /// A record with another digest exists and stays. [`resolve_conflict`] says what to do.
     Differs {
         first: Box<ActionRecord>,
     },
@@ -100,37 +100,37 @@ pub enum Recorded {
 
 /// How to handle a second digest for one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settled {
+pub enum Resolution {
     /// The first record stays, and its artifact is the stage's result.
-    First,
+    KeepFirst,
     /// The second replaces it ([`Store::replace`]).
-    Second,
+    Replace,
     /// The same recipe must give the same bytes on one platform: an internal error.
     Bug,
 }
 
-/// Decides between two records of one key with different digests. `first_is_whole`: the first record's artifact is
+/// Decides between two records of one key with different digests. `first_is_intact`: the first record's artifact is
 /// intact; `forced`: the user asked for the second attempt.
-pub fn settle(
+pub fn resolve_conflict(
     first: &ActionRecord,
     second: &ActionRecord,
     deterministic: bool,
-    first_is_whole: bool,
+    first_is_intact: bool,
     forced: bool,
-) -> Settled {
+) -> Resolution {
     if first.digest == second.digest {
-        Settled::First
+        Resolution::KeepFirst
     } else if deterministic && first.provenance.platform == second.provenance.platform {
-        Settled::Bug
-    } else if !first_is_whole || (forced && !deterministic) {
-        Settled::Second
+        Resolution::Bug
+    } else if !first_is_intact || (forced && !deterministic) {
+        Resolution::Replace
     } else {
-        Settled::First
+        Resolution::KeepFirst
     }
 }
 
 /// The beginning of a record's file. The seal follows, then the record.
-const SEAL_BEGINS: &str = "{\n  \"seal\": \"";
+const SEAL_PREFIX: &str = "{\n  \"seal\": \"";
 
 /// The seal: a hash of every byte of the file after the seal.
 fn seal(rest: &[u8]) -> String {
@@ -144,15 +144,15 @@ fn old_seal(key: &Key, digest: &Digest) -> String {
 
 /// The fields needed to find the digest.
 #[derive(Deserialize)]
-struct Head {
+struct RecordHead {
     key: Key,
     digest: Digest,
 }
 
 /// The head of the record at `key`, if its seal is valid.
-fn sealed(key: &Key, bytes: &[u8]) -> Option<Head> {
-    let (found, rest) = bytes.strip_prefix(SEAL_BEGINS.as_bytes())?.split_at_checked(2 * blake3::OUT_LEN)?;
-    let head: Head = serde_json::from_slice(bytes).ok()?;
+fn read_sealed(key: &Key, bytes: &[u8]) -> Option<RecordHead> {
+    let (found, rest) = bytes.strip_prefix(SEAL_PREFIX.as_bytes())?.split_at_checked(2 * blake3::OUT_LEN)?;
+    let head: RecordHead = serde_json::from_slice(bytes).ok()?;
     let holds = found == seal(rest).as_bytes() || found == old_seal(key, &head.digest).as_bytes();
     (holds && head.key == *key).then_some(head)
 }
@@ -160,45 +160,45 @@ fn sealed(key: &Key, bytes: &[u8]) -> Option<Head> {
 impl Store {
     /// The record at a key; `None` if it is missing or damaged.
     pub fn action(&self, key: &Key) -> Result<Option<ActionRecord>> {
-        let Some(bytes) = files::read_if_there(&self.action_file(key))? else { return Ok(None) };
-        if sealed(key, &bytes).is_none() {
+        let Some(bytes) = files::read_if_file(&self.action_file(key))? else { return Ok(None) };
+        if read_sealed(key, &bytes).is_none() {
             return Ok(None);
         }
         Ok(serde_json::from_slice::<ActionRecord>(&bytes).ok().filter(|record| record.recipe.key() == *key))
     }
 
     /// The digest in the record at a key: like [`Store::action`], but without parsing the whole record.
-    pub fn recorded(&self, key: &Key) -> Result<Option<Digest>> {
-        let bytes = files::read_if_there(&self.action_file(key))?;
-        Ok(bytes.and_then(|bytes| sealed(key, &bytes)).map(|head| head.digest))
+    pub fn recorded_digest(&self, key: &Key) -> Result<Option<Digest>> {
+        let bytes = files::read_if_file(&self.action_file(key))?;
+        Ok(bytes.and_then(|bytes| read_sealed(key, &bytes)).map(|head| head.digest))
     }
 
     /// Writes a record unless one exists: the first one wins. Only the orchestrator calls this, as the last step, after
     /// the artifact is committed. The record is on disk when this returns; a crash leaves either no record or a
     /// complete one.
-    pub fn record(&self, record: &ActionRecord) -> Result<Recorded> {
+    pub fn record(&self, record: &ActionRecord) -> Result<RecordResult> {
         let path = self.action_file(&record.key);
-        let (temporary, name) = files::write_beside(&path, &self.checked(record)?)?;
+        let (temporary, name) = files::write_temporary(&path, &self.serialise(record)?)?;
         super::crash::point();
         loop {
             match rustix::fs::renameat_with(CWD, &name, CWD, &path, RenameFlags::NOREPLACE) {
                 Ok(()) => break,
                 Err(rustix::io::Errno::EXIST) => match self.action(&record.key)? {
-                    Some(first) if first.digest == record.digest => return Ok(Recorded::Same),
-                    Some(first) => return Ok(Recorded::Differs { first: Box::new(first) }),
+                    Some(first) if first.digest == record.digest => return Ok(RecordResult::Same),
+                    Some(first) => return Ok(RecordResult::Differs { first: Box::new(first) }),
                     // Damaged: move it out of the way.
-                    None => self.quarantine_file(&path, "an action record that cannot be read")?,
+                    None => self.quarantine_file(&path, "this action record cannot be read")?,
                 },
                 // The file system lacks RENAME_NOREPLACE; rely on the key's lock, which the orchestrator holds.
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                     if let Some(first) = self.action(&record.key)? {
                         return Ok(match first.digest == record.digest {
-                            true => Recorded::Same,
-                            false => Recorded::Differs { first: Box::new(first) },
+                            true => RecordResult::Same,
+                            false => RecordResult::Differs { first: Box::new(first) },
                         });
                     }
-                    if files::look(&path)?.is_some() {
-                        self.quarantine_file(&path, "an action record that cannot be read")?;
+                    if files::metadata_if_exists(&path)?.is_some() {
+                        self.quarantine_file(&path, "this action record cannot be read")?;
                     }
                     fs::rename(&name, &path).at(&path)?;
                     break;
@@ -209,14 +209,14 @@ impl Store {
         temporary.keep();
         super::crash::point();
         files::sync_parent(&path)?;
-        self.note_seconds(record)?;
-        Ok(Recorded::New)
+        self.record_seconds(record)?;
+        Ok(RecordResult::New)
     }
 
-    /// Replaces a record, as [`settle`] allows.
+    /// Replaces a record, as [`resolve_conflict`] allows.
     pub fn replace(&self, record: &ActionRecord) -> Result<()> {
-        files::write_atomically(&self.action_file(&record.key), &self.checked(record)?)?;
-        self.note_seconds(record)
+        files::write_atomically(&self.action_file(&record.key), &self.serialise(record)?)?;
+        self.record_seconds(record)
     }
 
     /// Every readable record, unordered. Reads all of them.
@@ -233,19 +233,22 @@ impl Store {
         Ok(records)
     }
 
-    fn checked(&self, record: &ActionRecord) -> Result<Vec<u8>> {
+    fn serialise(&self, record: &ActionRecord) -> Result<Vec<u8>> {
         if record.recipe.key() != record.key {
-            return Err(Error::ours(format!(
-                "the action record of {} has the recipe of another key",
+            return Err(Error::internal(format!(
+                "the action record of {} has a recipe that does not match its key",
                 record.provenance.stage
             )));
         }
         let manifest = self.artifact_folder(&record.digest).join("manifest.json");
-        if files::look(&manifest)?.is_none() {
-            return Err(Error::ours(format!("{}: the artifact of a record is not there", manifest.display())));
+        if files::metadata_if_exists(&manifest)?.is_none() {
+            return Err(Error::internal(format!(
+                "{}: an action record names an artifact that does not exist",
+                manifest.display()
+            )));
         }
         let text = serde_json::to_string_pretty(record).expect("a record is plain data");
         let rest = format!("\",{}\n", text.strip_prefix('{').unwrap_or(&text));
-        Ok(format!("{SEAL_BEGINS}{}{rest}", seal(rest.as_bytes())).into_bytes())
+        Ok(format!("{SEAL_PREFIX}{}{rest}", seal(rest.as_bytes())).into_bytes())
     }
 }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{ActionRecord, Store, files};
-use crate::error::{At, Result};
+use crate::error::{AtPath, Result};
 use crate::names::InstanceName;
 
 /// Above this many bytes the file is reduced to the last line of each instance.
@@ -47,13 +47,14 @@ impl Timings {
 
 impl Store {
     pub fn timings(&self) -> Result<Timings> {
-        let bytes = files::read_if_there(&self.root().join("timings"))?.unwrap_or_default();
+        let bytes = files::read_if_file(&self.root().join("timings"))?.unwrap_or_default();
         Ok(Timings::parse(&String::from_utf8_lossy(&bytes)))
     }
 
-    pub(crate) fn note_seconds(&self, record: &ActionRecord) -> Result<()> {
+    pub(crate) fn record_seconds(&self, record: &ActionRecord) -> Result<()> {
         let path = self.root().join("timings");
-        let Recorded { kind, stage, seconds } = Recorded::of(record);
+        let (kind, stage) = (&record.recipe.kind, &record.provenance.stage);
+        let seconds = record.provenance.seconds;
         // Non-blocking, in case the path has become a FIFO.
         let mut file =
             File::options().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(&path).at(&path)?;
@@ -63,22 +64,10 @@ impl Store {
             let mut lines: Vec<_> = self.timings()?.exact.into_iter().collect();
             lines.sort_by(|a, b| a.0.cmp(&b.0));
             let text: String = lines.iter().map(|((kind, stage), s)| format!("{kind}\t{stage}\t{s:.3}\n")).collect();
-            let name = files::fresh_name(&path);
+            let name = files::temporary_name(&path);
             // A line that another process appends meanwhile is lost, which costs only an estimate.
             fs::write(&name, text).and_then(|()| fs::rename(&name, &path)).at(&path)?;
         }
         Ok(())
-    }
-}
-
-struct Recorded<'a> {
-    kind: &'a str,
-    stage: &'a InstanceName,
-    seconds: f64,
-}
-
-impl<'a> Recorded<'a> {
-    fn of(record: &'a ActionRecord) -> Self {
-        Self { kind: &record.recipe.kind, stage: &record.provenance.stage, seconds: record.provenance.seconds }
     }
 }

@@ -8,12 +8,12 @@ use serde::Serialize;
 
 use super::Store;
 use super::files::{self, Stat};
-use crate::error::{At, Result};
+use crate::error::{AtPath, Result};
 use crate::names::{Digest, Key};
 
-/// The result of [`verify`].
+/// The result of [`verify`]. The serialised names are those of `temper verify --json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct VerifyReport {
     pub artifacts: u64,
     /// Files hashed; hard links to the same file count once.
     pub files: u64,
@@ -21,11 +21,14 @@ pub struct Report {
     pub bytes: u64,
     pub records: u64,
     /// Artifacts that must be made again.
-    pub rotten: Vec<Broken>,
+    #[serde(rename = "rotten")]
+    pub damaged: Vec<DamagedFile>,
     /// Blobs whose bytes do not match their name.
-    pub rotten_blobs: Vec<PathBuf>,
+    #[serde(rename = "rotten_blobs")]
+    pub damaged_blobs: Vec<PathBuf>,
     /// Files in artifacts' folders that no manifest names; they are harmless.
-    pub strangers: Vec<PathBuf>,
+    #[serde(rename = "strangers")]
+    pub unlisted_files: Vec<PathBuf>,
     /// Action records that are unreadable or belong to another key.
     pub broken_records: Vec<PathBuf>,
     /// Records whose artifact is not in the store; they are valid until the bytes are needed.
@@ -36,48 +39,48 @@ pub struct Report {
 
 /// An artifact that differs from its manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Broken {
+pub struct DamagedFile {
     pub artifact: Digest,
     /// Relative to the artifact's folder.
     pub file: String,
 }
 
-impl Report {
+impl VerifyReport {
     /// Whether nothing is damaged.
-    pub fn is_sound(&self) -> bool {
-        self.rotten.is_empty() && self.rotten_blobs.is_empty() && self.broken_records.is_empty()
+    pub fn is_intact(&self) -> bool {
+        self.damaged.is_empty() && self.damaged_blobs.is_empty() && self.broken_records.is_empty()
     }
 }
 
 /// Quarantines what [`verify`] found damaged, so that a run that needs it makes it again. Returns the number of damaged
 /// items.
-pub fn repair(store: &Store, found: &Report) -> Result<usize> {
-    let mut artifacts: Vec<Digest> = found.rotten.iter().map(|broken| broken.artifact).collect();
+pub fn repair(store: &Store, found: &VerifyReport) -> Result<usize> {
+    let mut artifacts: Vec<Digest> = found.damaged.iter().map(|file| file.artifact).collect();
     artifacts.dedup();
     for artifact in &artifacts {
         store.quarantine(artifact)?;
     }
-    for path in found.rotten_blobs.iter().filter(|path| fs::symlink_metadata(path).is_ok()) {
-        store.quarantine_file(path, "a blob whose bytes are not those of its name")?;
+    for path in found.damaged_blobs.iter().filter(|path| fs::symlink_metadata(path).is_ok()) {
+        store.quarantine_file(path, "the bytes of this blob do not match its name")?;
     }
     for path in &found.broken_records {
-        store.quarantine_file(path, "an action record that cannot be read or is not that of its key")?;
+        store.quarantine_file(path, "this action record cannot be read or belongs to another key")?;
     }
-    Ok(artifacts.len() + found.rotten_blobs.len() + found.broken_records.len())
+    Ok(artifacts.len() + found.damaged_blobs.len() + found.broken_records.len())
 }
 
 /// Hashes everything. Removes damaged files from the stat index, so that the next reader notices the damage too.
-pub fn verify(store: &Store) -> Result<Report> {
-    let mut verifier = Verifier { store, hashed: HashMap::new(), report: Report::default() };
+pub fn verify(store: &Store) -> Result<VerifyReport> {
+    let mut verifier = Verifier { store, hashed: HashMap::new(), report: VerifyReport::default() };
     for path in verifier.entries(&store.artifacts())? {
         match digest_of_name(&path) {
             Some(digest) => verifier.artifact(digest, &path)?,
-            None => verifier.report.strangers.push(path),
+            None => verifier.report.unlisted_files.push(path),
         }
     }
     for shard in verifier.entries(&store.root().join("blobs"))? {
         if !shard.is_dir() {
-            verifier.report.rotten_blobs.push(shard);
+            verifier.report.damaged_blobs.push(shard);
             continue;
         }
         for path in verifier.entries(&shard)? {
@@ -94,7 +97,7 @@ struct Verifier<'a> {
     store: &'a Store,
     /// Digests by (device, inode).
     hashed: HashMap<(u64, u64), Digest>,
-    report: Report,
+    report: VerifyReport,
 }
 
 impl Verifier<'_> {
@@ -103,7 +106,7 @@ impl Verifier<'_> {
         let mut entries = Vec::new();
         for entry in fs::read_dir(folder).at(folder)? {
             let entry = entry.at(folder)?;
-            if files::is_fresh_name(&entry.file_name()) {
+            if files::is_temporary_name(&entry.file_name()) {
                 self.report.leftovers.push(entry.path());
             } else {
                 entries.push(entry.path());
@@ -115,18 +118,18 @@ impl Verifier<'_> {
 
     fn artifact(&mut self, digest: Digest, folder: &Path) -> Result<()> {
         self.report.artifacts += 1;
-        let broken = |file: &str| Broken { artifact: digest, file: file.to_owned() };
+        let damaged_file = |file: &str| DamagedFile { artifact: digest, file: file.to_owned() };
         let Ok(artifact) = self.store.open_artifact(&digest) else {
-            self.report.rotten.push(broken(super::commit::MANIFEST));
+            self.report.damaged.push(damaged_file(super::commit::MANIFEST));
             return Ok(());
         };
         for (name, entry) in &artifact.manifest.files {
-            if !self.holds(&folder.join(name), &entry.digest)? {
-                self.report.rotten.push(broken(name));
+            if !self.has_digest(&folder.join(name), &entry.digest)? {
+                self.report.damaged.push(damaged_file(name));
             }
         }
-        let strangers = self.store.strangers(&digest)?;
-        self.report.strangers.extend(strangers.into_iter().map(|name| folder.join(name)));
+        let unlisted_files = self.store.unlisted_files(&digest)?;
+        self.report.unlisted_files.extend(unlisted_files.into_iter().map(|name| folder.join(name)));
         Ok(())
     }
 
@@ -134,9 +137,9 @@ impl Verifier<'_> {
         let shard = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         let rest = path.file_name().unwrap_or_default().to_string_lossy();
         match format!("{shard}{rest}").parse() {
-            Ok(digest) if self.holds(&path, &digest)? => (),
-            Ok(_) => self.report.rotten_blobs.push(path),
-            Err(_) => self.report.strangers.push(path),
+            Ok(digest) if self.has_digest(&path, &digest)? => (),
+            Ok(_) => self.report.damaged_blobs.push(path),
+            Err(_) => self.report.unlisted_files.push(path),
         }
         Ok(())
     }
@@ -150,7 +153,7 @@ impl Verifier<'_> {
         match record {
             Some(record) => {
                 self.report.records += 1;
-                if files::look(&self.store.artifact_folder(&record.digest))?.is_none() {
+                if files::metadata_if_exists(&self.store.artifact_folder(&record.digest))?.is_none() {
                     self.report.without_artifact.push(record.key);
                 }
             }
@@ -160,8 +163,8 @@ impl Verifier<'_> {
     }
 
     /// Whether the file at `path` exists and its bytes have this digest.
-    fn holds(&mut self, path: &Path, digest: &Digest) -> Result<bool> {
-        let Some(metadata) = files::look(path)?.filter(fs::Metadata::is_file) else { return Ok(false) };
+    fn has_digest(&mut self, path: &Path, digest: &Digest) -> Result<bool> {
+        let Some(metadata) = files::metadata_if_exists(path)?.filter(fs::Metadata::is_file) else { return Ok(false) };
         let stat = Stat::from(&metadata);
         let found = match self.hashed.get(&(stat.device, stat.inode)) {
             Some(found) => *found,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::{Store, files};
-use crate::error::{At, Result};
+use crate::error::{AtPath, Result};
 use crate::names::Key;
 
 /// A new folder for one attempt, whose path is never reused.
@@ -33,7 +33,7 @@ impl Store {
         let work = self.work(key)?;
         // Unique by time, process and a counter, so that an orphan of an earlier attempt that still writes by path does
         // no harm.
-        let name = files::fresh_name(&work.join("attempt"));
+        let name = files::temporary_name(&work.join("attempt"));
         let name = name.to_string_lossy().replace(".new-", "attempt-");
         let root = work.join(name);
         let (out, log) = (root.join("out"), root.join("log"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use engine::artifact::{ArtifactType, Facts};
 use engine::context::Context;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::kind::{Kind, Registry, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -46,45 +46,45 @@ pub struct Params {
     /// Take only this many characters of the inputs' texts.
     pub take: Option<usize>,
     /// A file to which each attempt appends a line with its stage's `text` and its process id.
-    pub diary: Option<PathBuf>,
+    pub attempt_log: Option<PathBuf>,
     pub sleep_ms: u64,
-    pub does: Option<Deed>,
+    pub does: Option<Behaviour>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "snake_case")]
-pub enum Deed {
+pub enum Behaviour {
     Fail,
     /// Fails with a transient error this many times, counted in its checkpoints.
-    FailOften(u32),
+    FailTransiently(u32),
     Panic,
     /// Writes to the first file of its first input.
-    SpoilInput,
+    ChangeInput,
     /// Creates a file in the folder of its first input.
-    LitterInput,
+    AddToInput,
     /// Writes its process id into its artifact, but declares itself deterministic.
     Vary,
     /// The same, but declares itself not deterministic.
-    VaryOpenly,
+    VaryDeclared,
     /// Declares itself parallel and reports its number of threads.
-    TellThreads,
+    ReportThreads,
     /// Prints text that looks like the protocol to standard output.
-    Babble,
+    PrintProtocol,
     /// Sends paid requests.
     Pay,
     /// Writes its secrets to every output, then fails.
-    Blab,
+    LeakSecrets,
     /// Writes the names of its environment variables.
     ShowEnvironment,
     /// Starts a program that outlives it, and reports that program's process id.
     LeaveOrphan,
     /// Starts programs in its group, in a session of their own and as daemons, writes their process ids to the file
-    /// `pids` beside its diary, and continues: to its end, or forever.
-    Spread {
-        for_ever: bool,
+    /// `pids` beside its attempt log, and continues: to its end, or forever.
+    StartProcesses {
+        forever: bool,
     },
     /// Produces no `text`.
-    GiveNothing,
+    WriteNothing,
 }
 
 struct Fake;
@@ -93,13 +93,13 @@ impl Kind for Fake {
     type Params = Params;
     const NAME: &'static str = "fake";
     const VERSION: u32 = 1;
-    const ABOUT: &'static str = "does what it is told";
+    const ABOUT: &'static str = "does what its parameters say";
 
     fn signature(&self, params: &Params) -> Signature {
-        let mut signature = Signature::gives("Text");
+        let mut signature = Signature::producing("Text");
         signature.open = true;
-        signature.parallel = params.does == Some(Deed::TellThreads);
-        signature.deterministic = params.does != Some(Deed::VaryOpenly);
+        signature.parallel = params.does == Some(Behaviour::ReportThreads);
+        signature.deterministic = params.does != Some(Behaviour::VaryDeclared);
         signature.env = vec!["FAKE_SECRET".into(), "FAKE_SECRET_FILE".into(), "FAKE_OPEN".into()];
         signature.secrets = vec!["FAKE_SECRET".into()];
         signature.secret_files = vec!["FAKE_SECRET_FILE".into()];
@@ -113,9 +113,9 @@ impl Kind for Fake {
             let read = fs::read_to_string(path).at(path)?;
             text.extend(read.chars().take(params.take.unwrap_or(usize::MAX)));
         }
-        if let Some(diary) = &params.diary {
-            let mut diary = OpenOptions::new().create(true).append(true).open(diary).at(diary)?;
-            diary.write_all(format!("{} {}\n", params.text, std::process::id()).as_bytes()).at("diary")?;
+        if let Some(attempt_log) = &params.attempt_log {
+            let mut attempt_log = OpenOptions::new().create(true).append(true).open(attempt_log).at(attempt_log)?;
+            attempt_log.write_all(format!("{} {}\n", params.text, std::process::id()).as_bytes()).at("attempt log")?;
         }
         eprintln!("{} at work", params.text);
         ctx.progress(1, 2, "steps", Some(("loss", 0.5)));
@@ -124,67 +124,67 @@ impl Kind for Fake {
         let pid = std::process::id();
         match params.does {
             None => {}
-            Some(Deed::Fail) => return Err(Error::yours("told to fail")),
-            Some(Deed::FailOften(times)) => {
+            Some(Behaviour::Fail) => return Err(Error::user("fails as requested")),
+            Some(Behaviour::FailTransiently(times)) => {
                 let count = fs::read_dir(ctx.checkpoints()).at(ctx.checkpoints())?.count();
                 if count < times as usize {
                     fs::write(ctx.checkpoints().join(count.to_string()), "").at(ctx.checkpoints())?;
-                    return Err(Error::surroundings("busy just now").transient());
+                    return Err(Error::environment("busy just now").transient());
                 }
             }
-            Some(Deed::Panic) => panic!("told to panic"),
-            Some(Deed::SpoilInput) => {
+            Some(Behaviour::Panic) => panic!("panics as requested"),
+            Some(Behaviour::ChangeInput) => {
                 let mut permissions = fs::metadata(&inputs[0]).at(&inputs[0])?.permissions();
                 #[allow(clippy::permissions_set_readonly_false)] // the point of it
                 permissions.set_readonly(false);
                 fs::set_permissions(&inputs[0], permissions).at(&inputs[0])?;
-                fs::write(&inputs[0], "spoilt").at(&inputs[0])?;
+                fs::write(&inputs[0], "changed").at(&inputs[0])?;
             }
-            Some(Deed::LitterInput) => {
-                let litter = inputs[0].with_file_name("litter");
-                fs::write(&litter, "").at(&litter)?;
+            Some(Behaviour::AddToInput) => {
+                let added = inputs[0].with_file_name("added");
+                fs::write(&added, "").at(&added)?;
             }
-            Some(Deed::Vary | Deed::VaryOpenly) => text.push_str(&pid.to_string()),
-            Some(Deed::TellThreads) => ctx.warn(format!("threads {}", ctx.threads())),
-            Some(Deed::Babble) => {
+            Some(Behaviour::Vary | Behaviour::VaryDeclared) => text.push_str(&pid.to_string()),
+            Some(Behaviour::ReportThreads) => ctx.warn(format!("threads {}", ctx.threads())),
+            Some(Behaviour::PrintProtocol) => {
                 println!(
                     "{}",
-                    serde_json::json!({ "tell": "failed", "error": { "blame": "ours", "message": "babble" } })
+                    serde_json::json!({ "tell": "failed", "error": { "blame": "ours", "message": "not from the protocol" } })
                 );
                 println!("not even JSON");
             }
-            Some(Deed::Blab) => {
+            Some(Behaviour::LeakSecrets) => {
                 let file = std::env::var("FAKE_SECRET_FILE").unwrap_or_default();
-                let filed = fs::read_to_string(file).unwrap_or_default();
-                let secret = format!("{} and {}", std::env::var("FAKE_SECRET").unwrap_or_default(), filed.trim());
+                let from_file = fs::read_to_string(file).unwrap_or_default();
+                let secret = format!("{} and {}", std::env::var("FAKE_SECRET").unwrap_or_default(), from_file.trim());
                 eprintln!("the secret is {secret}");
                 ctx.warn(format!("the secret is {secret}"));
-                return Err(Error::yours(format!("the secret is {secret}")));
+                return Err(Error::user(format!("the secret is {secret}")));
             }
-            Some(Deed::ShowEnvironment) => {
+            Some(Behaviour::ShowEnvironment) => {
                 let mut names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
                 names.sort();
                 text = names.join("\n");
             }
-            Some(Deed::LeaveOrphan) => {
+            Some(Behaviour::LeaveOrphan) => {
                 let orphan = std::process::Command::new("sleep").arg("600").spawn().at("sleep")?;
                 ctx.warn(format!("orphan {}", orphan.id()));
             }
-            Some(Deed::Spread { for_ever }) => {
-                let pids = params.diary.unwrap_or_default().with_file_name("pids");
+            Some(Behaviour::StartProcesses { forever }) => {
+                let pids = params.attempt_log.unwrap_or_default().with_file_name("pids");
                 let script = format!(
                     ": > {0}; for how in '' setsid; do $how sh -c 'echo $$; (sleep 600 & echo $!; wait) & exec sleep 600' >> {0} & done; \
                      while [ $(wc -l < {0}) -lt 4 ]; do sleep 0.01; done; mv {0} {0}.all",
                     pids.display()
                 );
                 std::process::Command::new("sh").args(["-c", &script]).status().at("sh")?;
-                if for_ever {
+                if forever {
                     std::thread::sleep(Duration::from_secs(600));
                 }
             }
-            Some(Deed::Pay) if !ctx.may_pay() => return Err(Error::surroundings("would pay again")),
-            Some(Deed::Pay) => {}
-            Some(Deed::GiveNothing) => return Ok(()),
+            Some(Behaviour::Pay) if !ctx.may_pay() => return Err(Error::environment("would pay again")),
+            Some(Behaviour::Pay) => {}
+            Some(Behaviour::WriteNothing) => return Ok(()),
         }
         fs::write(ctx.out().join("text"), text).at(ctx.out())
     }

@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use engine::graph::{Graph, Instance, PortInputs, Source};
+use engine::graph::{Graph, InputSource, Instance, PortInputs};
 use engine::journal::Event;
 use engine::kind::Arity;
 use engine::names::{Digest, InstanceName};
 use engine::plan::{Flags, Plan, plan};
-use engine::run::{Outcome, RunOptions, run};
+use engine::run::{RunOptions, RunOutcome, run};
 use engine::store::Store;
 use serde::{Deserialize, Serialize};
 
-use crate::fake::{Deed, Params, registry};
+use crate::fake::{Behaviour, Params, registry};
 
 /// One stage of a test's pipeline. Its text is its name unless set otherwise.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,8 +32,8 @@ pub fn stage(name: &str, needs: &[&str]) -> Stage {
 }
 
 impl Stage {
-    pub fn does(mut self, deed: Deed) -> Self {
-        self.params.does = Some(deed);
+    pub fn does(mut self, behaviour: Behaviour) -> Self {
+        self.params.does = Some(behaviour);
         self
     }
 
@@ -57,7 +57,7 @@ pub fn graph(stages: &[Stage]) -> Graph {
         let params = serde_json::to_value(&stage.params).unwrap();
         let inputs = stage.needs.iter().enumerate().map(|(i, need)| {
             let instance = stages.iter().position(|s| s.name == *need).unwrap();
-            let from = vec![Source { instance, label: need.clone() }];
+            let from = vec![InputSource { instance, label: need.clone() }];
             PortInputs { port: format!("in{i:04}"), arity: Arity::One, from }
         });
         Instance {
@@ -77,12 +77,12 @@ pub fn graph(stages: &[Stage]) -> Graph {
         not_needed: vec![],
         name: "test".into(),
         seed: 0,
-        report: engine::spec::Report::default(),
+        report: engine::document::ReportSettings::default(),
     }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Orders {
+pub struct RunRequest {
     pub store: PathBuf,
     pub stages: Vec<Stage>,
     pub jobs: usize,
@@ -91,8 +91,8 @@ pub struct Orders {
     pub pay: bool,
 }
 
-impl Orders {
-    pub fn obey(&self, mut listen: impl FnMut(&Event)) -> (Outcome, Plan) {
+impl RunRequest {
+    pub fn execute(&self, mut listen: impl FnMut(&Event)) -> (RunOutcome, Plan) {
         let registry = registry();
         let store = Store::open(&self.store).unwrap();
         let graph = graph(&self.stages);
@@ -115,14 +115,14 @@ impl Orders {
     }
 }
 
-pub struct Space {
+pub struct TestSpace {
     pub dir: tempfile::TempDir,
-    pub orders: Orders,
+    pub request: RunRequest,
 }
 
 /// The result of a run, with stages as names.
-pub struct Seen {
-    pub outcome: Outcome,
+pub struct RunResult {
+    pub outcome: RunOutcome,
     pub plan: Plan,
     pub events: Vec<Event>,
     pub ran: String,
@@ -131,51 +131,52 @@ pub struct Seen {
     pub skipped: String,
 }
 
-impl Space {
+impl TestSpace {
     pub fn new(stages: &[Stage]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("cache");
-        let orders = Orders { store, stages: stages.to_vec(), jobs: 2, keep_going: false, force: vec![], pay: false };
-        let mut space = Self { dir, orders };
-        space.keep_diaries();
+        let request =
+            RunRequest { store, stages: stages.to_vec(), jobs: 2, keep_going: false, force: vec![], pay: false };
+        let mut space = Self { dir, request };
+        space.set_attempt_log();
         space
     }
 
-    pub fn keep_diaries(&mut self) {
-        let diary = self.dir.path().join("diary");
-        self.orders.stages.iter_mut().for_each(|stage| stage.params.diary = Some(diary.clone()));
+    pub fn set_attempt_log(&mut self) {
+        let attempt_log = self.dir.path().join("attempts");
+        self.request.stages.iter_mut().for_each(|stage| stage.params.attempt_log = Some(attempt_log.clone()));
     }
 
     /// Replaces the stage with the same name.
     pub fn change(&mut self, stage: Stage) {
-        let place = self.orders.stages.iter().position(|s| s.name == stage.name).unwrap();
-        self.orders.stages[place] = stage;
-        self.keep_diaries();
+        let place = self.request.stages.iter().position(|s| s.name == stage.name).unwrap();
+        self.request.stages[place] = stage;
+        self.set_attempt_log();
     }
 
     pub fn store(&self) -> Store {
-        Store::open(&self.orders.store).unwrap()
+        Store::open(&self.request.store).unwrap()
     }
 
-    pub fn run(&self) -> Seen {
+    pub fn run(&self) -> RunResult {
         let mut events = Vec::new();
-        let (outcome, plan) = self.orders.obey(|event| events.push(event.clone()));
+        let (outcome, plan) = self.request.execute(|event| events.push(event.clone()));
         let names = |names: &[InstanceName]| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let failed: Vec<InstanceName> = outcome.failed.iter().map(|failure| failure.stage.clone()).collect();
         let (ran, reused) = (names(&outcome.ran), names(&outcome.reused));
         let (failed, skipped) = (names(&failed), names(&outcome.skipped));
-        Seen { outcome, plan, events, ran, reused, failed, skipped }
+        RunResult { outcome, plan, events, ran, reused, failed, skipped }
     }
 
     /// Starts an orchestrator in its own process; its events appear on its standard output.
     pub fn start(&self) -> (Child, BufReader<ChildStdout>) {
-        self.start_by(&[])
+        self.start_through(&[])
     }
 
     /// The same through another program, which gets the command line of this one as arguments.
-    pub fn start_by(&self, through: &[&str]) -> (Child, BufReader<ChildStdout>) {
+    pub fn start_through(&self, through: &[&str]) -> (Child, BufReader<ChildStdout>) {
         let file = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap();
-        serde_json::to_writer(&file, &self.orders).unwrap();
+        serde_json::to_writer(&file, &self.request).unwrap();
         let path = file.into_temp_path().keep().unwrap();
         let this = std::env::current_exe().unwrap();
         let mut command = Command::new(through.first().map_or(this.as_os_str(), AsRef::as_ref));
@@ -186,15 +187,15 @@ impl Space {
     }
 
     /// The stages with the process ids of their attempts, in order.
-    pub fn diary(&self) -> Vec<(String, i32)> {
-        let text = std::fs::read_to_string(self.dir.path().join("diary")).unwrap_or_default();
+    pub fn attempt_log(&self) -> Vec<(String, i32)> {
+        let text = std::fs::read_to_string(self.dir.path().join("attempts")).unwrap_or_default();
         let entries = text.lines().filter_map(|line| line.split_once(' '));
         entries.map(|(stage, pid)| (stage.to_owned(), pid.parse().unwrap())).collect()
     }
 
     /// The process id of a stage's attempt, once it is running.
     pub fn pid_of(&self, stage: &str) -> i32 {
-        until(|| self.diary().iter().rev().find(|(name, _)| name == stage).map(|(_, pid)| *pid))
+        wait_for(|| self.attempt_log().iter().rev().find(|(name, _)| name == stage).map(|(_, pid)| *pid))
     }
 
     pub fn text(&self, digest: &Digest) -> String {
@@ -202,7 +203,7 @@ impl Space {
     }
 
     pub fn count(&self, folder: &str) -> usize {
-        std::fs::read_dir(self.orders.store.join(folder)).unwrap().count()
+        std::fs::read_dir(self.request.store.join(folder)).unwrap().count()
     }
 }
 
@@ -211,25 +212,25 @@ pub fn events(lines: BufReader<ChildStdout>) -> Vec<Event> {
 }
 
 /// Polls until `there` returns a value; panics after a minute.
-pub fn until<T>(mut there: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(mut poll: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        match there() {
+        match poll() {
             Some(found) => return found,
-            None if start.elapsed() > Duration::from_secs(60) => panic!("waited for nothing"),
+            None if start.elapsed() > Duration::from_secs(60) => panic!("waited for more than a minute"),
             None => std::thread::sleep(Duration::from_millis(5)),
         }
     }
 }
 
-pub fn lives(pid: i32) -> bool {
+pub fn is_alive(pid: i32) -> bool {
     // A zombie has no memory any more.
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status.contains("VmSize")
 }
 
 /// The processes whose working folder lies below `folder`.
-pub fn at_work_below(folder: &Path) -> Vec<i32> {
+pub fn processes_below(folder: &Path) -> Vec<i32> {
     let below = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).filter(below).collect()

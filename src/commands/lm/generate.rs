@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use stages::error::Told;
 use stages::random::fixed_key;
 
-use super::{encode, fits, stream, window, with_adapter};
-use crate::args::{ModelAt, Sampling};
+use super::{batch_size, check_fits, encode, stream, with_adapter};
+use crate::args::{ModelArgs, SamplingArgs};
 
 #[derive(Deserialize)]
 struct Question {
@@ -26,43 +26,43 @@ struct Answer {
 }
 
 /// A prompt with its ids and its line index, which selects its random numbers.
-struct Ready {
+struct PreparedPrompt {
     prompt: String,
     ids: Vec<u32>,
     row: u64,
 }
 
-pub fn generate(at: &ModelAt, adapter: Option<&Path>, how: &Sampling) -> Result<()> {
-    if how.min_new_tokens > how.max_new_tokens {
-        return Err(Error::yours(format!(
+pub fn generate(at: &ModelArgs, adapter: Option<&Path>, sampling: &SamplingArgs) -> Result<()> {
+    if sampling.min_new_tokens > sampling.max_new_tokens {
+        return Err(Error::user(format!(
             "--min-new-tokens {} is above --max-new-tokens {}",
-            how.min_new_tokens, how.max_new_tokens
+            sampling.min_new_tokens, sampling.max_new_tokens
         )));
     }
     let (model, tokenizer) = stages::model::load(&at.model)?;
-    let model = with_adapter(model, adapter)?.merged().told()?;
+    let model = with_adapter(model, adapter)?.merged().into_stage_result()?;
     let options = SampleOptions {
-        temperature: how.temperature,
-        top_p: how.top_p,
-        min_new_tokens: how.min_new_tokens,
-        max_new_tokens: how.max_new_tokens,
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        min_new_tokens: sampling.min_new_tokens,
+        max_new_tokens: sampling.max_new_tokens,
         eos: tokenizer.eos().clone(),
-        greedy: how.greedy,
+        greedy: sampling.greedy,
     };
-    let draws = Draws(fixed_key(how.seed, "temper lm generate"));
-    let ready = |row, Question { prompt }| {
+    let draws = Draws(fixed_key(sampling.seed, "temper lm generate"));
+    let prepare = |row, Question { prompt }| {
         let ids = encode(&tokenizer, &prompt)?;
         if ids.is_empty() {
-            return Err(Error::yours("the prompt is empty: a model needs a token to go on from"));
+            return Err(Error::user("the prompt is empty: a model needs at least one token"));
         }
-        fits(&model, &ids, how.max_new_tokens)?;
-        Ok(Ready { prompt, ids, row })
+        check_fits(&model, &ids, sampling.max_new_tokens)?;
+        Ok(PreparedPrompt { prompt, ids, row })
     };
-    stream::answer_lines(window(at), ready, |asked| {
-        let prompts: Vec<&[u32]> = asked.iter().map(|ready| &ready.ids[..]).collect();
-        let rows: Vec<u64> = asked.iter().map(|ready| ready.row).collect();
-        let sampled = lm::sample(&model, &prompts, &options, &draws, &rows).told()?;
-        let answers = asked.into_iter().zip(sampled).map(|(Ready { prompt, .. }, sampled)| {
+    stream::answer_lines(batch_size(at), prepare, |batch| {
+        let prompts: Vec<&[u32]> = batch.iter().map(|prompt| &prompt.ids[..]).collect();
+        let rows: Vec<u64> = batch.iter().map(|prompt| prompt.row).collect();
+        let sampled = lm::sample(&model, &prompts, &options, &draws, &rows).into_stage_result()?;
+        let answers = batch.into_iter().zip(sampled).map(|(PreparedPrompt { prompt, .. }, sampled)| {
             let response = tokenizer.decode_after(&sampled.ids);
             Answer { prompt, response, ids: sampled.ids }
         });

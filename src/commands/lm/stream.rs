@@ -11,20 +11,20 @@ use stages::text::lines;
 
 /// The optional `id` of a line, returned with its answer.
 #[derive(Deserialize)]
-struct Named {
+struct LineId {
     #[serde(default)]
     id: Option<Value>,
 }
 
 #[derive(Serialize)]
-struct Answered<A> {
+struct AnswerLine<A> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Value>,
     #[serde(flatten)]
     answer: A,
 }
 
-/// Answers lines of standard input on standard output, `window` lines at a time. `ready` converts a line's question
+/// Answers lines of standard input on standard output, `window` lines at a time. `prepare` converts a line's question
 /// into a model input, given the line's index from 0; `answer` computes the answers of a window. Ends early and without
 /// error if standard output is closed.
 ///
@@ -32,17 +32,17 @@ struct Answered<A> {
 /// Names the line. Earlier lines are answered first.
 pub fn answer_lines<Q: DeserializeOwned, R, A: Serialize>(
     window: usize,
-    ready: impl Fn(u64, Q) -> Result<R>,
+    prepare: impl Fn(u64, Q) -> Result<R>,
     answer: impl Fn(Vec<R>) -> Result<Vec<A>>,
 ) -> Result<()> {
-    answer_all(std::io::stdin().lock(), std::io::stdout().lock(), window, ready, answer)
+    answer_all(std::io::stdin().lock(), std::io::stdout().lock(), window, prepare, answer)
 }
 
 fn answer_all<Q: DeserializeOwned, R, A: Serialize>(
     mut input: impl BufRead,
     output: impl Write,
     window: usize,
-    ready: impl Fn(u64, Q) -> Result<R>,
+    prepare: impl Fn(u64, Q) -> Result<R>,
     answer: impl Fn(Vec<R>) -> Result<Vec<A>>,
 ) -> Result<()> {
     let mut output = BufWriter::new(output);
@@ -53,23 +53,24 @@ fn answer_all<Q: DeserializeOwned, R, A: Serialize>(
         // A bad line ends the window; the lines before it are still answered.
         let mut end = None;
         while rows.len() < window && end.is_none() {
-            let asked = next_line(&mut input)
-                .map(|line| line.map(|line| question(&line, read == 0).and_then(|(id, q)| Ok((id, ready(read, q)?)))));
-            match asked {
+            let prepared = next_line(&mut input).map(|line| {
+                line.map(|line| question(&line, read == 0).and_then(|(id, q)| Ok((id, prepare(read, q)?))))
+            });
+            match prepared {
                 Ok(None) => end = Some(Ok(())),
                 Ok(Some(Ok((id, row)))) => {
                     ids.push(id);
                     rows.push(row);
                     read += 1;
                 }
-                Ok(Some(Err(e))) | Err(e) => end = Some(Err(e.within(format!("line {}", read + 1)))),
+                Ok(Some(Err(e))) | Err(e) => end = Some(Err(e.context(format!("line {}", read + 1)))),
             }
         }
         if !rows.is_empty() {
-            let answers = answer(rows).map_err(|e| e.within(format!("lines {first} to {read}")))?;
+            let answers = answer(rows).map_err(|e| e.context(format!("lines {first} to {read}")))?;
             match write(&mut output, ids, answers) {
                 Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
-                written => written.map_err(|e| Error::surroundings(format!("standard output: {e}")))?,
+                written => written.map_err(|e| Error::environment(format!("standard output: {e}")))?,
             }
         }
         if let Some(end) = end {
@@ -105,7 +106,7 @@ fn question<Q: DeserializeOwned>(mut line: &[u8], is_first: bool) -> Result<(Opt
 
 fn write<A: Serialize>(output: &mut impl Write, ids: Vec<Option<Value>>, answers: Vec<A>) -> std::io::Result<()> {
     for (id, answer) in ids.into_iter().zip(answers) {
-        writeln!(output, "{}", crate::output::json(&Answered { id, answer })?)?;
+        writeln!(output, "{}", crate::output::json(&AnswerLine { id, answer })?)?;
     }
     output.flush()
 }
@@ -133,7 +134,7 @@ mod tests {
             &mut output,
             window,
             |place, Question { n }| {
-                if n < 0.0 { Err(Error::yours("below 0")) } else { Ok((place, n)) }
+                if n < 0.0 { Err(Error::user("below 0")) } else { Ok((place, n)) }
             },
             |rows| {
                 let of = rows.len();
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_called_what_it_is() {
+    fn a_binary_file_is_described_instead_of_printed() {
         let done = answers(b"\xfd7zXZ\0\0\x04", 1).1;
         assert_eq!(done.unwrap_err().message, "line 1: this is xz, not JSON lines");
     }
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_went_away_ends_the_work() {
+    fn a_closed_output_pipe_ends_the_program() {
         struct Gone;
         impl Write for Gone {
             fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {

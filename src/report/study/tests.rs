@@ -70,7 +70,7 @@ pub fn run(objective: &str, seed: u64, end: f64) -> Run {
         .into_iter()
         .chain([point(0, true, Some(0.55), 0.1, 0.0), point(8, true, Some(end), end, 8.0)])
         .collect();
-    let made_from = [("gold".to_owned(), BTreeSet::from([Digest::of(b"gold")]))].into();
+    let input_digests = [("gold".to_owned(), BTreeSet::from([Digest::of(b"gold")]))].into();
     Run {
         seed,
         about,
@@ -80,7 +80,7 @@ pub fn run(objective: &str, seed: u64, end: f64) -> Run {
         calibration: Vec::new(),
         phases: Vec::new(),
         policy: None,
-        made_from: Some(made_from),
+        input_digests: Some(input_digests),
     }
 }
 
@@ -97,7 +97,7 @@ pub fn arm(labels: &[(&str, &str)], objective: &str, ends: &[f64]) -> Arm {
 }
 
 #[test]
-fn an_arms_role_is_read_off_its_evaluation() {
+fn an_arms_role_follows_from_its_evaluation() {
     let role = |objective: &str, more: Value| {
         let mut about = run(objective, 1, 0.5).about;
         about.more = more.as_object().cloned().unwrap();
@@ -121,24 +121,24 @@ fn an_arms_role_is_read_off_its_evaluation() {
 }
 
 #[test]
-fn what_the_seeds_redraw_is_what_differs_between_them() {
+fn redrawn_stages_are_those_that_differ_between_seeds() {
     let mut study = Study { arms: vec![arm(&[("arm", "mean")], "mean", &[0.5; 3])], ..Study::default() };
-    assert_eq!(study.redrawn(), Some((vec![], vec!["gold"])));
+    assert_eq!(study.redrawn_stages(), Some((vec![], vec!["gold"])));
     for run in &mut study.arms[0].runs {
         let digest = Digest::of(&run.seed.to_le_bytes());
-        run.made_from.as_mut().unwrap().insert("proxy".to_owned(), [digest].into());
+        run.input_digests.as_mut().unwrap().insert("proxy".to_owned(), [digest].into());
     }
-    assert_eq!(study.redrawn(), Some((vec!["proxy"], vec!["gold"])));
-    study.arms[0].runs[1].made_from = None;
-    assert_eq!(study.redrawn(), None);
+    assert_eq!(study.redrawn_stages(), Some((vec!["proxy"], vec!["gold"])));
+    study.arms[0].runs[1].input_digests = None;
+    assert_eq!(study.redrawn_stages(), None);
 }
 
 #[test]
 fn equal_labels_of_two_stages_are_two_arms() {
     let mut arms = [arm(&[("arm", "mean")], "mean", &[0.5]), arm(&[("arm", "mean")], "mean", &[0.5])];
     arms[1].stage = "other".to_owned();
-    assert!(!arms[0].stands_beside(&arms[1]));
-    name_apart(&mut arms);
+    assert!(!arms[0].differs_in_one_label(&arms[1]));
+    disambiguate_labels(&mut arms);
     assert_eq!(arms.map(|arm| arm.label), ["evaluate: mean", "other: mean"]);
 }
 
@@ -152,16 +152,16 @@ fn a_size_is_compared_with_itself() {
     });
     let study = Study { arms: vec![s.0.clone(), s.1, m.0.clone(), m.1], ..Study::default() };
     for (adaptive, other) in [(&s.0, "s, mean"), (&m.0, "m, mean")] {
-        assert_eq!(study.beside(adaptive, Role::Mean).map(|a| a.label.as_str()).collect::<Vec<_>>(), [other]);
+        assert_eq!(study.comparable(adaptive, Role::Mean).map(|a| a.label.as_str()).collect::<Vec<_>>(), [other]);
     }
 }
 
 #[test]
-fn the_pipelines_own_seed_can_flatter_as_well() {
+fn the_pipelines_own_seed_is_checked_for_tuning_overlap() {
     let arms = vec![arm(&[("arm", "mean")], "mean", &[0.5])];
     let study =
         |tuning: &[u64]| Study { arms: arms.clone(), tuning: tuning.to_vec(), seed: Some(17), ..Study::default() };
-    assert_eq!(study(&[3]).flattered(), None);
-    assert!(study(&[17]).flattered().unwrap().contains("the pipeline's own seed, 17"));
-    assert!(study(&[1]).flattered().unwrap().contains("reported here: 1."));
+    assert_eq!(study(&[3]).tuning_overlap(), None);
+    assert!(study(&[17]).tuning_overlap().unwrap().contains("the pipeline's own seed, 17"));
+    assert!(study(&[1]).tuning_overlap().unwrap().contains("reported here: 1."));
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use stages::stats::normal;
 use stages::types::{CurvePoint, FactSensitivity};
 
-use super::super::inference::Answer;
+use super::super::inference::Verdict;
 use super::super::study::tests::{arm, point, run};
 use super::*;
 
@@ -67,40 +67,47 @@ fn without(mut study: Study, labels: &[&str]) -> Study {
     study
 }
 
-fn all_lines(answers: &Answers) -> impl Iterator<Item = &Line> {
-    answers.hypotheses.iter().chain(&answers.claims).flat_map(|family| &family.lines)
+fn all_statements(findings: &Findings) -> impl Iterator<Item = &Statement> {
+    findings.hypotheses.iter().chain(&findings.claims).flat_map(|family| &family.statements)
 }
 
-fn line<'a>(answers: &'a Answers, sentence: &str) -> &'a Line {
-    all_lines(answers).find(|line| line.sentence.contains(sentence)).unwrap_or_else(|| panic!("no line `{sentence}`"))
+fn statement<'a>(findings: &'a Findings, sentence: &str) -> &'a Statement {
+    all_statements(findings)
+        .find(|statement| statement.sentence.contains(sentence))
+        .unwrap_or_else(|| panic!("no statement `{sentence}`"))
 }
 
 #[test]
 fn every_hypothesis_is_answered_on_a_study_with_the_effect() {
-    let answers = Answers::of(&constructed(8));
-    assert_eq!(answers.primary, Measure::Quality);
-    let preconditions: Vec<_> = answers.hypotheses[0].lines.iter().map(|line| (line.name, line.answer)).collect();
-    assert_eq!(preconditions, [("H1", Answer::Shown), ("H2", Answer::Shown)]);
-    for family in &answers.hypotheses[1..3] {
-        let found: Vec<_> = family.lines.iter().map(|line| (line.name, line.answer, line.parts.len())).collect();
+    let findings = Findings::of(&constructed(8));
+    assert_eq!(findings.primary, Measure::Quality);
+    let preconditions: Vec<_> =
+        findings.hypotheses[0].statements.iter().map(|statement| (statement.name, statement.verdict)).collect();
+    assert_eq!(preconditions, [("H1", Verdict::Shown), ("H2", Verdict::Shown)]);
+    for family in &findings.hypotheses[1..3] {
+        let found: Vec<_> = family
+            .statements
+            .iter()
+            .map(|statement| (statement.name, statement.verdict, statement.parts.len()))
+            .collect();
         let expected = [("H3", 1), ("H4", 2), ("H5", 2), ("H6", 1), ("H7", 1)];
-        assert_eq!(found, expected.map(|(name, parts)| (name, Answer::Shown, parts)), "{}", family.title);
+        assert_eq!(found, expected.map(|(name, parts)| (name, Verdict::Shown, parts)), "{}", family.title);
         // Five tests with eight equal signs each.
-        assert!(family.lines.iter().all(|line| (line.corrected.unwrap() - 5.0 / 128.0).abs() < 1e-12));
+        assert!(family.statements.iter().all(|statement| (statement.corrected.unwrap() - 5.0 / 128.0).abs() < 1e-12));
     }
-    assert_eq!(line(&answers, "falls less from its peak").answer, Answer::Shown);
-    assert_eq!(line(&answers, "at equal KL").answer, Answer::Shown);
-    assert_eq!(line(&answers, "adaptive above mean-0.08, the best of 3 fixed lambdas").answer, Answer::Shown);
-    assert_eq!(line(&answers, "gold falls from its peak").answer, Answer::NotShown);
-    assert_eq!(line(&answers, "mean: gold followed true quality").answer, Answer::Shown);
-    assert_eq!(line(&answers, "the proxy still rises").answer, Answer::Shown);
-    assert_eq!(line(&answers, "rises less in the last third").answer, Answer::Shown);
-    assert_eq!(line(&answers, "adaptive: the ensemble's variance rose").answer, Answer::Shown);
-    assert_eq!(line(&answers, "standard over-optimises").answer, Answer::Shown);
-    assert_eq!(answers.noise.len(), 2);
-    assert!(answers.noise[0].1.mean.abs() < 0.06 && answers.noise[0].1.label == "mean-again − mean");
-    assert_eq!(answers.not_judged(), "");
-    assert_eq!(line(&answers, "adaptive above uwo").answer, Answer::Shown);
+    assert_eq!(statement(&findings, "falls less from its peak").verdict, Verdict::Shown);
+    assert_eq!(statement(&findings, "at equal KL").verdict, Verdict::Shown);
+    assert_eq!(statement(&findings, "adaptive above mean-0.08, the best of 3 fixed lambdas").verdict, Verdict::Shown);
+    assert_eq!(statement(&findings, "gold falls from its peak").verdict, Verdict::NotShown);
+    assert_eq!(statement(&findings, "mean: gold followed true quality").verdict, Verdict::Shown);
+    assert_eq!(statement(&findings, "the proxy still rises").verdict, Verdict::Shown);
+    assert_eq!(statement(&findings, "rises less in the last third").verdict, Verdict::Shown);
+    assert_eq!(statement(&findings, "adaptive: the ensemble's variance rose").verdict, Verdict::Shown);
+    assert_eq!(statement(&findings, "standard over-optimises").verdict, Verdict::Shown);
+    assert_eq!(findings.noise.len(), 2);
+    assert!(findings.noise[0].1.mean.abs() < 0.06 && findings.noise[0].1.label == "mean-again − mean");
+    assert_eq!(findings.not_judged(), "");
+    assert_eq!(statement(&findings, "adaptive above uwo").verdict, Verdict::Shown);
 }
 
 #[test]
@@ -111,8 +118,8 @@ fn the_outcome_is_measured_on_half_b() {
             point.quality = Some(0.0);
         }
     }
-    let answers = Answers::of(&study);
-    let difference = line(&answers, "adaptive above mean").parts[0].mean;
+    let findings = Findings::of(&study);
+    let difference = statement(&findings, "adaptive above mean").parts[0].mean;
     assert!((0.3..0.5).contains(&difference), "{difference}");
 }
 
@@ -123,10 +130,10 @@ fn the_best_fixed_lambda_is_chosen_on_half_a() {
     for point in arm.runs.iter_mut().flat_map(|run| &mut run.curve).filter(|point| point.half == Half::A) {
         point.quality = Some(1.0);
     }
-    let answers = Answers::of(&study);
-    let line = line(&answers, "the best of 3 fixed lambdas");
-    assert_eq!(line.sentence, "adaptive above mean-0.01, the best of 3 fixed lambdas on half A");
-    assert!(line.parts[0].mean > 0.3, "compared on half B");
+    let findings = Findings::of(&study);
+    let statement = statement(&findings, "the best of 3 fixed lambdas");
+    assert_eq!(statement.sentence, "adaptive above mean-0.01, the best of 3 fixed lambdas on half A");
+    assert!(statement.parts[0].mean > 0.3, "compared on half B");
 }
 
 #[test]
@@ -137,22 +144,28 @@ fn a_study_without_an_effect_shows_none() {
         let more = Value::Object(arm.runs[0].about.more.clone());
         *arm = built(&label, &objective, more, arm.lambda, 0.6, 8);
     }
-    let answers = Answers::of(&study);
-    for line in answers.hypotheses[1..3].iter().flat_map(|family| &family.lines) {
-        assert_eq!(line.answer, Answer::NotShown, "{line:?}");
-        assert!(line.parts.iter().all(|part| part.interval.is_some_and(|(low, high)| low < 0.05 && high > -0.05)));
+    let findings = Findings::of(&study);
+    for statement in findings.hypotheses[1..3].iter().flat_map(|family| &family.statements) {
+        assert_eq!(statement.verdict, Verdict::NotShown, "{statement:?}");
+        assert!(statement.parts.iter().all(|part| part.interval.is_some_and(|(low, high)| low < 0.05 && high > -0.05)));
     }
 }
 
 #[test]
-fn two_seeds_are_a_demonstration_said_once() {
-    let answers = Answers::of(&constructed(2));
-    let said = answers.notes.iter().filter(|note| note.contains("no test is possible below 6")).count();
-    assert_eq!((said, answers.notes[0].starts_with("A demonstration with 2 seeds:")), (1, true));
-    assert!(all_lines(&answers).all(|line| line.answer == Answer::NotJudged && line.corrected.is_none()));
-    assert!((line(&answers, "adaptive above mean").parts[0].mean - 0.45).abs() < 0.1, "but the differences are there");
-    let five = Answers::of(&constructed(5));
-    assert!(all_lines(&five).all(|line| line.answer == Answer::NotJudged));
+fn the_demonstration_note_for_two_seeds_appears_once() {
+    let findings = Findings::of(&constructed(2));
+    let said = findings.notes.iter().filter(|note| note.contains("no test is possible below 6")).count();
+    assert_eq!((said, findings.notes[0].starts_with("A demonstration with 2 seeds:")), (1, true));
+    assert!(
+        all_statements(&findings)
+            .all(|statement| statement.verdict == Verdict::NotJudged && statement.corrected.is_none())
+    );
+    assert!(
+        (statement(&findings, "adaptive above mean").parts[0].mean - 0.45).abs() < 0.1,
+        "but the differences are there"
+    );
+    let five = Findings::of(&constructed(5));
+    assert!(all_statements(&five).all(|statement| statement.verdict == Verdict::NotJudged));
 }
 
 #[test]
@@ -161,10 +174,10 @@ fn a_sweep_of_three_evaluations_and_one_seed_gives_no_verdict() {
     for run in arms.iter_mut().flat_map(|arm| &mut arm.runs) {
         run.curve.retain(|point| point.step % 4 == 0);
     }
-    let answers = Answers::of(&Study { arms, ..Study::default() });
-    assert!(all_lines(&answers).all(|line| line.answer == Answer::NotJudged));
-    assert!(all_lines(&answers).all(|line| !line.sentence.contains("gold followed")));
-    let missing = answers.not_judged();
+    let findings = Findings::of(&Study { arms, ..Study::default() });
+    assert!(all_statements(&findings).all(|statement| statement.verdict == Verdict::NotJudged));
+    assert!(all_statements(&findings).all(|statement| !statement.sentence.contains("gold followed")));
+    let missing = findings.not_judged();
     assert!(
         missing.contains("gold followed true quality") && missing.contains("fewer than 6 evaluations"),
         "{missing}"
@@ -175,36 +188,41 @@ fn a_sweep_of_three_evaluations_and_one_seed_gives_no_verdict() {
     for run in study.arms.iter_mut().flat_map(|arm| &mut arm.runs) {
         run.curve.retain(|point| point.step % 4 == 0);
     }
-    assert!(all_lines(&Answers::of(&study)).all(|line| !line.sentence.contains("followed")));
+    assert!(all_statements(&Findings::of(&study)).all(|statement| !statement.sentence.contains("followed")));
 }
 
 #[test]
-fn what_cannot_be_judged_is_one_line() {
+fn statements_that_cannot_be_judged_are_one_line() {
     let study = without(constructed(8), &["matched", "scheduled", "target", "batch", "shuffled", "pessimistic"]);
-    let answers = Answers::of(&study);
-    let missing = answers.not_judged();
+    let findings = Findings::of(&study);
+    let missing = findings.not_judged();
     assert_eq!(
         missing,
-        "Not judged: H4 (no matched arm stands beside adaptive); H5 (no shuffled and batch arm stands beside adaptive); \
-         H7 (no KL-target arm stands beside adaptive); adaptive above pessimistic (no pessimistic arm stands beside adaptive)."
+        "Not judged: H4 (no matched arm to compare with adaptive); H5 (no shuffled and batch arm to compare with adaptive); \
+         H7 (no KL-target arm to compare with adaptive); adaptive above pessimistic (no pessimistic arm to compare with adaptive)."
     );
     // Two tests are left of the five that were registered: the correction is still for five.
-    assert!((line(&answers, "adaptive above standard").corrected.unwrap() - 5.0 / 128.0).abs() < 1e-12);
+    assert!((statement(&findings, "adaptive above standard").corrected.unwrap() - 5.0 / 128.0).abs() < 1e-12);
 }
 
 #[test]
 fn a_statement_about_two_controls_is_not_judged_on_one() {
-    let answers = Answers::of(&without(constructed(8), &["scheduled"]));
-    assert!(all_lines(&answers).all(|line| line.name != "H4" || !line.sentence.contains("matched")));
-    assert!(answers.not_judged().contains("H4 (no matched arm"), "{}", answers.not_judged());
+    let findings = Findings::of(&without(constructed(8), &["scheduled"]));
+    assert!(
+        all_statements(&findings).all(|statement| statement.name != "H4" || !statement.sentence.contains("matched"))
+    );
+    assert!(findings.not_judged().contains("H4 (no matched arm"), "{}", findings.not_judged());
 }
 
 #[test]
 fn nothing_is_judged_before_all_evaluations_are_there() {
     let study = Study { absent: 3, ..constructed(8) };
-    let answers = Answers::of(&study);
-    assert!(answers.notes[0].starts_with("Interim: 3 evaluations"));
-    assert!(all_lines(&answers).all(|line| line.answer == Answer::NotJudged && line.corrected.is_none()));
+    let findings = Findings::of(&study);
+    assert!(findings.notes[0].starts_with("Interim: 3 evaluations"));
+    assert!(
+        all_statements(&findings)
+            .all(|statement| statement.verdict == Verdict::NotJudged && statement.corrected.is_none())
+    );
 }
 
 #[test]
@@ -213,12 +231,12 @@ fn gold_is_primary_where_posts_carry_no_facts() {
     for point in study.arms.iter_mut().flat_map(|arm| &mut arm.runs).flat_map(|run| &mut run.curve) {
         point.quality = None;
     }
-    let answers = Answers::of(&study);
-    assert_eq!(answers.primary, Measure::Gold);
-    assert!(answers.notes.iter().any(|note| note.contains("gold (SFT deviations)") && note.contains(NO_QUALITY)));
-    assert_eq!(line(&answers, "adaptive above mean").answer, Answer::Shown);
-    assert!(answers.not_judged().contains(&format!("gold followed true quality ({NO_QUALITY})")));
-    assert!(answers.gates[0].seeds.iter().all(|(_, passed, _)| passed.is_none()));
+    let findings = Findings::of(&study);
+    assert_eq!(findings.primary, Measure::Gold);
+    assert!(findings.notes.iter().any(|note| note.contains("gold (SFT deviations)") && note.contains(NO_QUALITY)));
+    assert_eq!(statement(&findings, "adaptive above mean").verdict, Verdict::Shown);
+    assert!(findings.not_judged().contains(&format!("gold followed true quality ({NO_QUALITY})")));
+    assert!(findings.gates[0].seeds.iter().all(|(_, passed, _)| passed.is_none()));
 }
 
 #[test]
@@ -234,10 +252,10 @@ fn a_seed_that_misses_a_gate_is_named_and_kept() {
     adaptive.runs[0].ensemble_s2 = Some((0.1, 0.2));
     adaptive.runs[1].about.fact_sensitivity = Some(FactSensitivity { mean: 0.1, low: -0.1, high: 0.3, n: 100 });
     adaptive.runs[3].about.fact_sensitivity = None;
-    let answers = Answers::of(&study);
-    let missed: Vec<_> = answers.gates.iter().map(|gate| (gate.name, gate.missed(), gate.passed())).collect();
+    let findings = Findings::of(&study);
+    let missed: Vec<_> = findings.gates.iter().map(|gate| (gate.name, gate.missed(), gate.passed())).collect();
     assert_eq!(missed, [("G1", vec![7], 7), ("G2", vec![3, 5], 6), ("G3", vec![1], 7), ("G4", vec![2], 6)]);
-    assert_eq!(line(&answers, "adaptive above mean").n(), 8);
+    assert_eq!(statement(&findings, "adaptive above mean").n(), 8);
 }
 
 #[test]
@@ -246,10 +264,10 @@ fn arms_are_paired_by_seed_and_judged_by_the_seeds_they_share() {
     let standard = study.arms.iter_mut().find(|arm| arm.label == "standard").unwrap();
     standard.runs.reverse();
     standard.runs.truncate(5);
-    let answers = Answers::of(&study);
-    let line = line(&answers, "adaptive above standard");
-    assert_eq!((line.n(), line.answer), (5, Answer::NotJudged));
-    assert_eq!(line.parts[0].seeds.iter().map(|seed| seed.0).collect::<Vec<_>>(), [4, 5, 6, 7, 8]);
+    let findings = Findings::of(&study);
+    let statement = statement(&findings, "adaptive above standard");
+    assert_eq!((statement.n(), statement.verdict), (5, Verdict::NotJudged));
+    assert_eq!(statement.parts[0].seeds.iter().map(|seed| seed.0).collect::<Vec<_>>(), [4, 5, 6, 7, 8]);
 }
 
 #[test]
@@ -257,17 +275,17 @@ fn each_adaptive_arm_has_answers_of_its_own_among_its_lambda() {
     let mut study = constructed(6);
     let other = built("adaptive-0.01", "adaptive", json!({}), 0.01, 0.2, 6);
     study.arms.push(other);
-    let answers = Answers::of(&study);
-    assert_eq!(line(&answers, "adaptive-0.01 above mean-0.01").parts[0].seeds.len(), 6);
-    assert!(all_lines(&answers).all(|line| line.sentence != "adaptive-0.01 above standard"));
-    assert!(answers.hypotheses.iter().all(|family| family.title.starts_with("adaptive")));
-    assert!(answers.not_judged().contains("adaptive-0.01: H6"));
+    let findings = Findings::of(&study);
+    assert_eq!(statement(&findings, "adaptive-0.01 above mean-0.01").parts[0].seeds.len(), 6);
+    assert!(all_statements(&findings).all(|statement| statement.sentence != "adaptive-0.01 above standard"));
+    assert!(findings.hypotheses.iter().all(|family| family.title.starts_with("adaptive")));
+    assert!(findings.not_judged().contains("adaptive-0.01: H6"));
 }
 
 #[test]
-fn what_the_seeds_redraw_is_said() {
+fn the_notes_name_the_stages_that_the_seeds_redraw() {
     let mut study = constructed(6);
-    let notes = |study: &Study| Answers::of(study).notes.join(" ");
+    let notes = |study: &Study| Findings::of(study).notes.join(" ");
     assert!(
         notes(&study).contains("Seeds vary RL only: the answers hold for the one draw of what all seeds share (gold)."),
         "{}",
@@ -275,7 +293,7 @@ fn what_the_seeds_redraw_is_said() {
     );
     for run in study.arms.iter_mut().flat_map(|arm| &mut arm.runs) {
         let digest = engine::names::Digest::of(&run.seed.to_le_bytes());
-        run.made_from.as_mut().unwrap().insert("proxy".to_owned(), [digest].into());
+        run.input_digests.as_mut().unwrap().insert("proxy".to_owned(), [digest].into());
     }
     let said = notes(&study);
     assert!(said.contains("Each seed redraws proxy and RL; shared by all seeds: gold.") && !said.contains("RL only"));

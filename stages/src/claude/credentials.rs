@@ -20,18 +20,20 @@ pub fn endpoint() -> Result<Endpoint> {
 
 fn key(value: Option<String>, file: Option<String>) -> Result<String> {
     match (value, file) {
-        (Some(_), Some(_)) => Err(Error::surroundings(format!("{KEY} and {KEY_FILE} are both set"))
-            .help("unset one of them: they may differ")),
+        (Some(_), Some(_)) => {
+            Err(Error::environment(format!("{KEY} and {KEY_FILE} are both set"))
+                .help("unset one of them: they may differ"))
+        }
         (Some(key), None) => Ok(key),
         (None, Some(file)) => read(Path::new(&file)),
-        (None, None) => Err(Error::surroundings(format!("no API key: {KEY} is not set")).help(format!(
+        (None, None) => Err(Error::environment(format!("no API key: {KEY} is not set")).help(format!(
             "set it in the environment that `temper` runs in, or name a file that holds it in {KEY_FILE}"
         ))),
     }
 }
 
 fn read(file: &Path) -> Result<String> {
-    let told = |what: &str| Error::surroundings(format!("{KEY_FILE}: {}: {what}", file.display()));
+    let told = |what: &str| Error::environment(format!("{KEY_FILE}: {}: {what}", file.display()));
     if file.is_relative() {
         return Err(told("not an absolute path"));
     }

@@ -1,7 +1,7 @@
 //! Cost estimates: a range from sizes alone, or a figure from earlier answers of the same kind. Pure.
 
 use engine::error::Result;
-use engine::estimate::{Estimate, Range};
+use engine::estimate::{Estimate, EstimateRange};
 
 use super::money::PILOT;
 use super::params::{Mode, Params, Thinking};
@@ -9,9 +9,9 @@ use super::prices::{Quote, Usage};
 use super::settings::Settings;
 
 /// Tokens per byte of English text with current tokenizers.
-const TOKENS_PER_BYTE: Range = Range { low: 1.0 / 5.0, high: 1.0 / 3.0 };
+const TOKENS_PER_BYTE: EstimateRange = EstimateRange { low: 1.0 / 5.0, high: 1.0 / 3.0 };
 /// Output tokens of one document's label.
-const LABEL_TOKENS: Range = Range { low: 10.0, high: 30.0 };
+const LABEL_TOKENS: EstimateRange = EstimateRange { low: 10.0, high: 30.0 };
 
 /// The amount of work.
 #[derive(Clone, Copy, Debug, Default)]
@@ -108,11 +108,11 @@ impl Moments {
     }
 
     /// The mean with its 95% interval, not below zero.
-    fn mean(&self) -> Range {
+    fn mean(&self) -> EstimateRange {
         let mean = self.sum / self.n;
         let variance = (self.squares / self.n - mean * mean).max(0.0) * self.n / (self.n - 1.0).max(1.0);
         let half = 1.96 * (variance / self.n).sqrt();
-        Range::new((mean - half).max(0.0), mean + half)
+        EstimateRange::new((mean - half).max(0.0), mean + half)
     }
 }
 
@@ -124,7 +124,11 @@ pub fn estimate(work: &Work, terms: &Terms, seen: &Seen) -> Estimate {
         notes.push(format!("{} of {} documents are answered already", work.kept, work.kept + work.documents));
     }
     let (input_tokens, output_tokens, dollars) = if work.requests == 0 {
-        (Range::exactly(0.0), Range::exactly(0.0), terms.quote.as_ref().map(|_| Range::exactly(0.0)))
+        (
+            EstimateRange::exactly(0.0),
+            EstimateRange::exactly(0.0),
+            terms.quote.as_ref().map(|_| EstimateRange::exactly(0.0)),
+        )
     } else if seen.requests >= PILOT {
         notes.push(format!("by {} answers to the same question, thinking included", seen.requests));
         let dollars = terms.quote.as_ref().map(|_| seen.dollars.mean() * requests);
@@ -139,7 +143,11 @@ pub fn estimate(work: &Work, terms: &Terms, seen: &Seen) -> Estimate {
     Estimate { requests: work.requests, input_tokens, output_tokens, dollars, notes }
 }
 
-fn from_sizes(work: &Work, terms: &Terms, notes: &mut Vec<String>) -> (Range, Range, Option<Range>) {
+fn from_sizes(
+    work: &Work,
+    terms: &Terms,
+    notes: &mut Vec<String>,
+) -> (EstimateRange, EstimateRange, Option<EstimateRange>) {
     let requests = work.requests as f64;
     let prefix = TOKENS_PER_BYTE * work.fixed_bytes as f64;
     let others = TOKENS_PER_BYTE * work.other_bytes as f64;
@@ -170,7 +178,7 @@ fn from_sizes(work: &Work, terms: &Terms, notes: &mut Vec<String>) -> (Range, Ra
                 "requests of a batch read the prompt cache or write it, for an hour: from all but one reading to all writing"
                     .to_owned(),
             );
-            Range::new(cached.low, written.high.max(cached.high))
+            EstimateRange::new(cached.low, written.high.max(cached.high))
         }
         Prefix::Cached => {
             notes.push(format!("the fixed beginning, about {about} tokens, is read from the prompt cache"));
@@ -180,7 +188,10 @@ fn from_sizes(work: &Work, terms: &Terms, notes: &mut Vec<String>) -> (Range, Ra
             notes.push(format!(
                 "the fixed beginning, about {about} tokens, may or may not reach the {minimum} that are cached"
             ));
-            Range::new(cached.low.min(plain.low), if terms.batch { written.high.max(plain.high) } else { plain.high })
+            EstimateRange::new(
+                cached.low.min(plain.low),
+                if terms.batch { written.high.max(plain.high) } else { plain.high },
+            )
         }
         Prefix::TooShort => {
             notes.push(format!(
@@ -210,7 +221,7 @@ mod tests {
         Work { requests: 100, documents: 200, kept: 0, fixed_bytes: 6_000, other_bytes: 300_000 }
     }
 
-    fn near(range: Range, low: f64, high: f64) {
+    fn near(range: EstimateRange, low: f64, high: f64) {
         assert!((range.low - low).abs() < 1e-9 * low.abs().max(1.0), "{range:?} {low}");
         assert!((range.high - high).abs() < 1e-9 * high.abs().max(1.0), "{range:?} {high}");
     }

@@ -27,7 +27,7 @@ pub use cache::{Verified, verify};
 use client::{BASE_URL, Endpoint, KEY};
 use document::{Question, Questions};
 use engine::context::Context;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::estimate::Estimate;
 use engine::kind::Signature;
 use estimate::{Seen, Terms, Work};
@@ -167,7 +167,7 @@ fn would_pay_again(why: &str, waiting: &Waiting, estimate: &Estimate) -> Error {
         waiting.wanted(),
         estimate.requests,
     );
-    Error::surroundings(message).help("bring back `requests/` of the store, or say `--pay` to pay again")
+    Error::environment(message).help("bring back `requests/` of the store, or say `--pay` to pay again")
 }
 
 fn is_tie(pair: &Pair) -> bool {
@@ -249,7 +249,7 @@ impl Table {
             }
             let mut asked = self.questions.of(&pair).into_iter().map(|question| {
                 let Found::Kept(kept) = self.answers.find(cache, &question) else {
-                    return Err(Error::ours(format!("pair {} has no answer after all were asked", pair.id)));
+                    return Err(Error::internal(format!("pair {} has no answer after all were asked", pair.id)));
                 };
                 requests.push(kept.request);
                 Ok::<(Question, cache::Kept), Error>((question, kept))
@@ -328,7 +328,7 @@ fn check_unlabelled(judged: &PreferenceWriter, most: f64) -> Result<()> {
     let names = ["refused", "truncated", "unparsable", "failed"];
     let there: Vec<&str> =
         names.into_iter().zip(counts).filter(|(_, count)| *count > 0).map(|(name, _)| name).collect();
-    Err(Error::surroundings(format!(
+    Err(Error::environment(format!(
         "{:.1}% of {asked} pairs have no label ({refused} refused, {truncated} cut off, {unparsable} not readable, {failed} failed), \
          more than max_unlabelled = {most}",
         100.0 * share,

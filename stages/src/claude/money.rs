@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use engine::context::Paid;
-use engine::error::{At, Error, Result};
+use engine::context::ApiUsage;
+use engine::error::{AtPath, Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::prices::{Quote, Usage};
@@ -39,7 +39,7 @@ pub struct Budget {
     tokens_per_byte: Option<f64>,
     ledger: PathBuf,
     /// Not yet reported.
-    untold: Paid,
+    untold: ApiUsage,
     /// Requests of this attempt, and what they cost.
     pub requests: u64,
     dollars: f64,
@@ -64,13 +64,12 @@ impl Budget {
     /// If the spending of earlier attempts cannot be read, or there is a limit but no price.
     pub fn open(folder: &Path, quote: Option<Quote>, limit: Option<f64>, batch: bool) -> Result<Self> {
         if limit.is_some() && quote.is_none() {
-            return Err(Error::yours("max_cost: no price of the model is known").help("give one in `prices`"));
+            return Err(Error::user("max_cost: no price of the model is known").help("give one in `prices`"));
         }
         let ledger = folder.join("spent.json");
         let spent = match std::fs::read(&ledger) {
-            Ok(text) => serde_json::from_slice::<Ledger>(&text).map_err(|e| {
-                Error::surroundings(format!("{}: {e}", ledger.display())).help("delete it to forget it")
-            })?,
+            Ok(text) => serde_json::from_slice::<Ledger>(&text)
+                .map_err(|e| Error::environment(format!("{}: {e}", ledger.display())).help("delete it to forget it"))?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ledger::default(),
             Err(e) => return Err(e).at(&ledger),
         };
@@ -83,7 +82,7 @@ impl Budget {
             reserved: 0.0,
             tokens_per_byte: None,
             ledger,
-            untold: Paid::default(),
+            untold: ApiUsage::default(),
             requests: 0,
             dollars: 0.0,
             output: 0,
@@ -173,14 +172,14 @@ impl Budget {
         }
         let dollars = self.quote.as_ref().map(|quote| usage.dollars(&quote.price));
         let (input_tokens, output_tokens) = (usage.sent(), usage.output);
-        self.untold.add(Paid { requests: 1, input_tokens, output_tokens, dollars });
+        self.untold.add(ApiUsage { requests: 1, input_tokens, output_tokens, dollars });
         self.dollars += dollars.unwrap_or(0.0);
         self.spent += dollars.unwrap_or(0.0);
         self.write()
     }
 
     /// Takes the spending not yet reported.
-    pub fn untold(&mut self) -> Option<Paid> {
+    pub fn untold(&mut self) -> Option<ApiUsage> {
         let untold = std::mem::take(&mut self.untold);
         (untold.requests > 0).then_some(untold)
     }
@@ -203,7 +202,7 @@ impl Budget {
             0.0 => String::new(),
             dollars => format!(", ${dollars:.4} of it perhaps, for what no answer came to"),
         };
-        Error::surroundings(format!(
+        Error::environment(format!(
             "max_cost: ${:.4} of ${limit} are spent ({from}){perhaps}, and the next request can cost ${bound:.4}: {stopped}",
             self.spent
         ))
@@ -340,7 +339,7 @@ mod tests {
         assert_eq!((free.bound(1 << 30, 1 << 30), free.reserve(1e9).unwrap()), (0.0, Go::Now));
         assert!(free.lost(1e9).unwrap());
         free.landed(0.0, 5, usage(2, 1)).unwrap();
-        let told = Paid { requests: 1, input_tokens: 2, output_tokens: 1, dollars: None };
+        let told = ApiUsage { requests: 1, input_tokens: 2, output_tokens: 1, dollars: None };
         assert_eq!((free.untold(), free.untold(), free.forecast(3)), (Some(told), None, None));
         let error = Budget::open(folder.path(), None, Some(1.0), false).map(drop).unwrap_err();
         assert_eq!((error.exit_code(), error.help.as_deref()), (2, Some("give one in `prices`")));

@@ -61,7 +61,7 @@ impl Prices {
     /// # Errors
     /// If the built-in table is invalid (an internal error).
     pub fn shipped() -> Result<Self> {
-        serde_json::from_str(include_str!("prices.json")).map_err(|e| Error::ours(format!("prices.json: {e}")))
+        serde_json::from_str(include_str!("prices.json")).map_err(|e| Error::internal(format!("prices.json: {e}")))
     }
 
     /// The price of a model, or of its id without a date.

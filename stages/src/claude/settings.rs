@@ -1,6 +1,6 @@
 //! Everything that determines an answer except the document, including the files named in the parameters.
 
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::external::InputPath;
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ impl Settings {
             Some(InputPath(path)) => engine::text::read(path).at(path),
             None => Ok(ours.to_owned()),
         };
-        let faulty = |field: &str, faults: Vec<String>| Error::yours(format!("`{field}`: {}", faults.join("; ")));
+        let faulty = |field: &str, faults: Vec<String>| Error::user(format!("`{field}`: {}", faults.join("; ")));
         let template_text = text(&params.template, TEMPLATE)?;
         Ok(Self {
             model: params.model.clone(),

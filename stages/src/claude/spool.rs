@@ -6,7 +6,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 
 use super::document::{AnswerKey, Document, Purpose, Question};
 
@@ -48,9 +48,9 @@ impl Spool {
     /// If the file cannot be written.
     pub fn push(&mut self, question: &Question, key: AnswerKey, wanted: bool) -> Result<()> {
         let text = serde_json::to_vec(&question.document)
-            .map_err(|e| Error::ours(format!("a document does not serialise: {e}")))?;
+            .map_err(|e| Error::internal(format!("a document does not serialise: {e}")))?;
         self.file.write_all(&text).at(&self.path)?;
-        let length = u32::try_from(text.len()).map_err(|_| Error::yours("a post of more than 4 GB".to_owned()))?;
+        let length = u32::try_from(text.len()).map_err(|_| Error::user("a post of more than 4 GB".to_owned()))?;
         let Question { purpose, place, .. } = *question;
         self.entries.push(Entry { purpose, place, key, wanted, offset: self.end, length });
         self.end += u64::from(length);
@@ -160,7 +160,7 @@ impl Waiting {
     pub fn document(&self, entry: &Entry) -> Result<Document> {
         let mut text = vec![0; entry.length as usize];
         self.file.read_exact_at(&mut text, entry.offset).at(&self.path)?;
-        serde_json::from_slice(&text).map_err(|e| Error::ours(format!("a document comes back changed: {e}")))
+        serde_json::from_slice(&text).map_err(|e| Error::internal(format!("a document comes back changed: {e}")))
     }
 }
 

@@ -10,7 +10,7 @@ mod secrets;
 mod sharing;
 mod strangers;
 
-use engine::context::{Context, Tell};
+use engine::context::{Context, StageEvent};
 use engine::kind::AnyKind;
 use serde_json::{Value, json};
 
@@ -154,7 +154,7 @@ fn attempted(bench: &Bench, endpoint: &Endpoint, store: &Path, with: Value, pay:
             .with_pay(pay != Pay::Nothing)
             .with_pay_again(pay == Pay::Again)
             .with_sink(move |tell| {
-                if let Tell::Warning { message } = tell {
+                if let StageEvent::Warning { message } = tell {
                     sink.lock().unwrap().push(message);
                 }
             });

@@ -52,9 +52,9 @@ impl PostCycle {
 
     fn nothing(&self) -> Error {
         match self.split {
-            Some(split) => Error::yours(format!("no posts in split `{split}`"))
+            Some(split) => Error::user(format!("no posts in split `{split}`"))
                 .help("posts get their splits from `dataset.filter`; `split: null` takes every post outside valid and calibration"),
-            None => Error::yours("no posts outside valid and calibration"),
+            None => Error::user("no posts outside valid and calibration"),
         }
     }
 }

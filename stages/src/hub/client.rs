@@ -65,7 +65,7 @@ impl HubClient {
     /// If the endpoint is not a valid address.
     pub fn new(repo: Repo, id: &HubId, endpoint: &str, token: Option<String>) -> Result<Self> {
         let no_address = || {
-            Error::yours(format!("the hub's endpoint `{endpoint}` is no address"))
+            Error::user(format!("the hub's endpoint `{endpoint}` is no address"))
                 .help("HF_ENDPOINT is such as https://huggingface.co")
         };
         let endpoint = Url::parse(endpoint).map_err(|_| no_address())?;
@@ -129,7 +129,7 @@ impl HubClient {
         };
         let HubId { id, revision, .. } = &self.id;
         let file = file.map_or_else(String::new, |file| format!(", file `{file}`"));
-        Error::surroundings(format!("cannot get the {what_it_is} `{id}` (revision `{revision}`{file}): {what}")).help(
+        Error::environment(format!("cannot get the {what_it_is} `{id}` (revision `{revision}`{file}): {what}")).help(
             format!("check the network, or download it elsewhere and give {field} on this machine instead of `hub`"),
         )
     }

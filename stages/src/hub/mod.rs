@@ -9,7 +9,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use engine::context::Context;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::kind::Signature;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -55,10 +55,7 @@ impl HubId {
         if safe(&self.id) && self.id.split('/').count() <= 2 && safe(&self.revision) {
             return Ok(());
         }
-        Err(Error::yours(format!(
-            "`{}` at `{}` is no repository of a hub: expected owner/name",
-            self.id, self.revision
-        )))
+        Err(Error::user(format!("`{}` at `{}` is no repository of a hub: expected owner/name", self.id, self.revision)))
     }
 }
 

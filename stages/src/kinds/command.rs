@@ -11,9 +11,9 @@ use std::process::Stdio;
 
 use engine::artifact::{check_holes, check_root};
 use engine::context::Context;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::external::InputFiles;
-use engine::kind::{Kind, Signature, Wired};
+use engine::kind::{ConnectedInput, Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -73,7 +73,7 @@ impl Kind for Command {
     const ABOUT: &'static str = "runs any program on its inputs";
 
     fn signature(&self, params: &Params) -> Signature {
-        let mut signature = Signature::gives(params.output.clone());
+        let mut signature = Signature::producing(params.output.clone());
         signature.open = true;
         signature.seeded = params.seeded;
         signature.deterministic = params.deterministic;
@@ -120,14 +120,14 @@ impl Kind for Command {
         faults
     }
 
-    fn check_wiring(&self, _: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+    fn check_wiring(&self, _: &Params, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
         let mut names: BTreeMap<String, &str> = BTreeMap::new();
         for input in inputs {
             let name = variable_of(input.port);
             let first = *names.entry(name.clone()).or_insert(input.port);
             if first != input.port {
                 let message = format!("inputs `{first}` and `{}` would both be {name}", input.port);
-                return vec![("", Error::yours(message).help("call one of them otherwise"))];
+                return vec![("", Error::user(message).help("call one of them otherwise"))];
             }
         }
         Vec::new()
@@ -138,10 +138,10 @@ impl Kind for Command {
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        let mut files: Vec<PathBuf> = params.files.written().filter(|path| path.exists()).collect();
+        let mut files: Vec<PathBuf> = params.files.absolute_paths().filter(|path| path.exists()).collect();
         files.extend_from_slice(params.files.files()?);
         let argv = params.run.iter().map(|arg| resolve(arg, &files)).collect::<Result<Vec<_>>>()?;
-        let [program, args @ ..] = argv.as_slice() else { return Err(Error::ours("command: no program")) };
+        let [program, args @ ..] = argv.as_slice() else { return Err(Error::internal("command: no program")) };
         let secrets = params.pass_env.iter().map(|name| passed(name)).collect::<Result<Vec<_>>>()?;
 
         let mut command = std::process::Command::new(program);
@@ -177,27 +177,27 @@ impl Kind for Command {
         // This process's standard output carries messages to the orchestrator, so the program's standard output goes to
         // the log, together with its standard error. The orchestrator shows the end of the log with an error.
         let log = std::io::stderr().as_fd().try_clone_to_owned();
-        let log = log.map_err(|e| Error::surroundings(format!("no log for the program: {e}")))?;
+        let log = log.map_err(|e| Error::environment(format!("no log for the program: {e}")))?;
         command.stdin(Stdio::null()).stdout(log);
 
         let mut child = command.spawn().map_err(|e| {
             let what = format!("`{program}` cannot be started: {e}");
             match e.kind() {
                 // The system is out of processes, memory or file descriptors.
-                ErrorKind::WouldBlock | ErrorKind::OutOfMemory | ErrorKind::QuotaExceeded => Error::surroundings(what),
+                ErrorKind::WouldBlock | ErrorKind::OutOfMemory | ErrorKind::QuotaExceeded => Error::environment(what),
                 ErrorKind::ArgumentListTooLong => {
-                    Error::yours(what).help("pass long arguments by `params` (TEMPER_PARAMS_FILE) or a file")
+                    Error::user(what).help("pass long arguments by `params` (TEMPER_PARAMS_FILE) or a file")
                 }
-                _ => Error::yours(what)
+                _ => Error::user(what)
                     .help("the program must be on PATH, or be one of `files` with its executable bit set"),
             }
         })?;
-        let status = child.wait().map_err(|e| Error::surroundings(format!("`{program}`: {e}")))?;
+        let status = child.wait().map_err(|e| Error::environment(format!("`{program}`: {e}")))?;
         let called = redact(params.run.join(" "), &secrets);
         if !status.success() {
-            return Err(Error::yours(format!("`{called}` failed with {status}")));
+            return Err(Error::user(format!("`{called}` failed with {status}")));
         }
-        check_root(ctx.out()).map_err(|e| e.within(format!("`{called}`")))?;
+        check_root(ctx.out()).map_err(|e| e.context(format!("`{called}`")))?;
         // A random name, so that the program cannot have created it beforehand.
         let name = format!(".copy-{:x}", RandomState::new().build_hasher().finish());
         own(ctx.out(), &attempt.join(name))
@@ -221,7 +221,7 @@ fn passed(name: &str) -> Result<(String, String)> {
         Ok(value) => Ok((name.to_owned(), value)),
         Err(e) => {
             let what = if e == VarError::NotPresent { "not set" } else { "not UTF-8" };
-            Err(Error::surroundings(format!("`pass_env`: {name} is {what}"))
+            Err(Error::environment(format!("`pass_env`: {name} is {what}"))
                 .help("set it in the environment that `temper` runs in, or take it out of `pass_env`"))
         }
     }
@@ -264,10 +264,8 @@ fn resolve(arg: &str, files: &[PathBuf]) -> Result<String> {
     let found: BTreeSet<&PathBuf> = files.iter().filter(|path| path.ends_with(&end)).collect();
     match Vec::from_iter(found).as_slice() {
         [] => Ok(arg.to_owned()),
-        [path] => {
-            path.to_str().map(str::to_owned).ok_or_else(|| Error::yours(format!("{}: not UTF-8", path.display())))
-        }
-        [a, b, ..] => Err(Error::yours(format!("`run`: `{arg}` may be {} or {}", a.display(), b.display()))
+        [path] => path.to_str().map(str::to_owned).ok_or_else(|| Error::user(format!("{}: not UTF-8", path.display()))),
+        [a, b, ..] => Err(Error::user(format!("`run`: `{arg}` may be {} or {}", a.display(), b.display()))
             .help("name the file by a longer path")),
     }
 }
@@ -286,7 +284,7 @@ mod tests {
     fn a_program_finds_its_inputs_parameters_and_output() {
         let mut bench = Bench::new();
         bench.input("posts", "Files", |folder| {
-            std::fs::write(folder.join("x.txt"), "from the input").map_err(|e| Error::ours(e.to_string()))
+            std::fs::write(folder.join("x.txt"), "from the input").map_err(|e| Error::internal(e.to_string()))
         });
         let script = bench.write(
             "s.sh",
@@ -394,7 +392,7 @@ mod tests {
             assert_eq!(faults[0].0, field);
         }
         let params = serde_json::from_value(json!({ "run": ["x"], "output": "Files" })).unwrap();
-        let wired = |port| Wired { port, kind: "command", output: "Files", params: &Value::Null };
+        let wired = |port| ConnectedInput { port, kind: "command", output: "Files", params: &Value::Null };
         let faults = Command.check_wiring(&params, &[wired("a-b"), wired("c"), wired("a_b")]);
         assert_eq!(faults[0].1.message, "inputs `a-b` and `a_b` would both be TEMPER_INPUT_a_b");
         assert!(Command.check_wiring(&params, &[wired("a-b"), wired("a-b"), wired("c")]).is_empty());

@@ -56,7 +56,7 @@ impl PreferenceWriter {
         ctx.metric("rows", rows as f64);
         if labelled == 0 {
             let told = if rows == 0 { "the table is empty".to_owned() } else { format!("{rows} rows: {told}") };
-            return Err(Error::yours(format!("no preference can be learned from these judgements, {told}")));
+            return Err(Error::user(format!("no preference can be learned from these judgements, {told}")));
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ pub mod source;
 
 use std::path::Path;
 
-use engine::error::{At, Result};
+use engine::error::{AtPath, Result};
 use engine::names::Digest;
 use lm::{CausalLm, ModelConfig, Tokenizer, WeightType};
 
@@ -18,7 +18,7 @@ use crate::types::Model;
 /// If a file is missing, if a tensor is missing, has another shape or is not part of the model, if the tokenizer has
 /// more tokens than the model, or if no end-of-text token can be found.
 pub fn load(path: &Path) -> Result<(CausalLm, Tokenizer)> {
-    let model = CausalLm::load(path).told()?;
+    let model = CausalLm::load(path).into_stage_result()?;
     let tokenizer = tokenizer_for(path, model.config())?;
     Ok((model, tokenizer))
 }
@@ -28,7 +28,7 @@ pub fn load(path: &Path) -> Result<(CausalLm, Tokenizer)> {
 /// # Errors
 /// Same as [`load`].
 pub fn load_tokenizer(folder: &Path) -> Result<Tokenizer> {
-    tokenizer_for(folder, &ModelConfig::load(folder).told()?)
+    tokenizer_for(folder, &ModelConfig::load(folder).into_stage_result()?)
 }
 
 /// BLAKE3 of a model folder's tokenizer: models with equal digests share token ids without decoding.
@@ -38,7 +38,7 @@ pub fn tokenizer_digest(folder: &Path) -> Result<Digest> {
 }
 
 fn tokenizer_for(path: &Path, config: &ModelConfig) -> Result<Tokenizer> {
-    Tokenizer::load_for(path, config).told()
+    Tokenizer::load_for(path, config).into_stage_result()
 }
 
 /// Writes a Model folder.
@@ -48,6 +48,6 @@ pub fn save(model: &CausalLm, tokenizer: &Tokenizer, folder: &Path, weights: Wei
         Weights::F32 => WeightType::F32,
         Weights::F16 => WeightType::F16,
     };
-    model.save(folder, weights).told()?;
-    tokenizer.save(&folder.join(Model::TOKENIZER)).told()
+    model.save(folder, weights).into_stage_result()?;
+    tokenizer.save(&folder.join(Model::TOKENIZER)).into_stage_result()
 }

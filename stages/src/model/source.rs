@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::context::Context;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 
 use crate::error::Told;
 use crate::hub::{Hub, HubId, Repo};
@@ -57,7 +57,7 @@ impl Source {
     }
 
     fn missing(&self, file: &str) -> Error {
-        Error::yours(format!("{}: file `{file}` is missing", self.name)).help(format!(
+        Error::user(format!("{}: file `{file}` is missing", self.name)).help(format!(
             "a model is config.json, tokenizer.json and its weights: {} or {PICKLE}, whole or in shards with their index",
             Model::WEIGHTS
         ))
@@ -70,7 +70,7 @@ impl Source {
     pub fn put(&self, file: &str, ctx: &Context) -> Result<()> {
         let from = self.here.join(file);
         match self.hub {
-            Some(_) => ctx.take(&from, file),
+            Some(_) => ctx.link_or_copy(&from, file),
             None => std::fs::copy(&from, ctx.out().join(file)).at(&from).map(drop),
         }
     }
@@ -88,7 +88,7 @@ impl Source {
             let index = format!("{whole}.index.json");
             if self.has(&index) {
                 self.fetch(std::slice::from_ref(&index), ctx)?;
-                let shards = lm::files::shards(&self.here.join(&index)).told()?;
+                let shards = lm::files::shards(&self.here.join(&index)).into_stage_result()?;
                 return Ok(Weights { files: std::iter::once(index).chain(shards).collect(), pickled });
             }
         }

@@ -71,13 +71,15 @@ pub fn samples(
     for numbers in by_length(&lengths, options.batch) {
         let batch: Vec<&[u32]> = numbers.iter().map(|&i| prompts[i].as_slice()).collect();
         let rows: Vec<u64> = numbers.iter().map(|&i| bits_of(&key, &posts[i].id)).collect();
-        for (i, sampled) in numbers.into_iter().zip(lm::sample(sampler, &batch, &how, &draws, &rows).told()?) {
+        for (i, sampled) in
+            numbers.into_iter().zip(lm::sample(sampler, &batch, &how, &draws, &rows).into_stage_result()?)
+        {
             let text = response_text(tokenizer, &sampled.ids);
             let sequence = Sequence { prompt: prompts[i].clone(), response: sampled.ids };
             samples[i] = Some(CalibrationSample { sequence, text, ended: sampled.ended });
         }
     }
-    samples.into_iter().collect::<Option<_>>().ok_or_else(|| Error::ours("a calibration prompt without a sample"))
+    samples.into_iter().collect::<Option<_>>().ok_or_else(|| Error::internal("a calibration prompt without a sample"))
 }
 
 /// The samples as sequences for another model: unchanged if it shares the sampler's tokenizer, otherwise encoded again.
@@ -101,8 +103,8 @@ pub fn swapped_references(posts: &[Post], seed: u64, encoder: &mut Encoder<'_>) 
     let mut pairs = Vec::new();
     for post in posts {
         let Some(facts) = &post.facts else { continue };
-        let facts = Facts::parse(facts)
-            .map_err(|e| Error::yours(format!("post `{}`: its facts do not parse: {e}", post.id)))?;
+        let facts =
+            Facts::parse(facts).map_err(|e| Error::user(format!("post `{}`: its facts do not parse: {e}", post.id)))?;
         let mut rng = generator_of(&key, &post.id);
         let n = 1 + below(&mut rng, 3);
         if let Some(swapped) = swap_facts(&post.summary, &facts, n, &mut rng) {

@@ -85,7 +85,7 @@ pub fn calibrate(
     if posts.is_empty() {
         return match (p.centring, p.normalise) {
             (Centring::None, Normalise::None) => Ok(none),
-            _ => Err(Error::yours("no posts in split `calibration` to centre or normalise the scores on")
+            _ => Err(Error::user("no posts in split `calibration` to centre or normalise the scores on")
                 .help("give `dataset.filter` a calibration split, or set `centring: none` and `normalise: none`")),
         };
     }
@@ -96,7 +96,8 @@ pub fn calibrate(
         batch: SCORED,
     };
     let samples = calibration::samples(ctx, policy, policy_tokenizer, &posts, &options)?;
-    let same = sampler.is_none() || policy_tokenizer.to_json().told()? == tokenizer.to_json().told()?;
+    let same = sampler.is_none()
+        || policy_tokenizer.to_json().into_stage_result()? == tokenizer.to_json().into_stage_result()?;
     let sequences = calibration::for_model(&samples, &posts, &mut encoder, same)?;
     let scores = raw_scores(model, &sequences.iter().collect::<Vec<_>>(), SCORED)?;
     let (mean, deviation) = calibration::mean_and_deviation(&scores.iter().map(|s| f64::from(*s)).collect::<Vec<_>>());
@@ -116,7 +117,7 @@ pub fn calibrate(
         Normalise::Calibration if deviation >= SAME => deviation,
         Normalise::Calibration => {
             let what = "`normalise: calibration`, but all calibration samples score alike";
-            return Err(Error::yours(what).help("look at `train_loss` and `lr`: the model did not learn"));
+            return Err(Error::user(what).help("look at `train_loss` and `lr`: the model did not learn"));
         }
     };
     let pairs = calibration::swapped_references(&posts, p.calibration_seed, &mut encoder)?;

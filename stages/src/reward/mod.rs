@@ -33,8 +33,8 @@ pub fn raw_scores(model: &RewardModel, rows: &[&Sequence], batch: usize) -> Resu
     let mut scores = vec![0.0; rows.len()];
     for numbers in by_length(&lengths, batch) {
         let members: Vec<&Sequence> = numbers.iter().map(|&i| rows[i]).collect();
-        let batch = Batch::new(&members).told()?;
-        let values = model.scores(&batch, None).told()?.to_vec1::<f32>().told()?;
+        let batch = Batch::new(&members).into_stage_result()?;
+        let values = model.scores(&batch, None).into_stage_result()?.to_vec1::<f32>().into_stage_result()?;
         for (number, value) in numbers.into_iter().zip(values) {
             scores[number] = value;
         }

@@ -73,7 +73,7 @@ impl PreferenceTable {
         table.sequences.finish()?;
         let pairs = table.corruptions.len();
         if table.training.is_empty() {
-            return Err(Error::yours(format!(
+            return Err(Error::user(format!(
                 "no labelled pair to learn from: {unlabelled} rows without a label, {} of posts kept for evaluation, {dropped} too long, {} kept for the accuracy",
                 reserved.dropped,
                 table.held_out.len()
@@ -81,7 +81,7 @@ impl PreferenceTable {
             .help("look at the preferences with `temper show`, and at `held_out`"));
         }
         if same == pairs as u64 {
-            return Err(Error::yours(format!(
+            return Err(Error::user(format!(
                 "all {pairs} pairs prefer a summary to itself: there is nothing to learn"
             )));
         }

@@ -26,7 +26,7 @@ pub struct LoadedReward {
 
 /// Loads a RewardModel folder.
 pub fn load_reward_model(folder: &Path) -> Result<LoadedReward> {
-    let base = CausalLm::load(&folder.join(BASE)).told()?;
+    let base = CausalLm::load(&folder.join(BASE)).into_stage_result()?;
     load_member(&base, folder)
 }
 
@@ -34,7 +34,7 @@ pub fn load_reward_model(folder: &Path) -> Result<LoadedReward> {
 /// with all weights trained.
 pub fn load_ensemble(folder: &Path) -> Result<Vec<LoadedReward>> {
     let info = Ensemble::info(folder)?;
-    let base = CausalLm::load(&folder.join(BASE)).told()?;
+    let base = CausalLm::load(&folder.join(BASE)).into_stage_result()?;
     let mut members = Vec::with_capacity(info.members.len());
     for label in &info.members {
         let own = folder.join(MEMBERS).join(label);
@@ -51,8 +51,8 @@ pub fn load_tokenizer(folder: &Path) -> Result<Tokenizer> {
 fn load_member(base: &CausalLm, folder: &Path) -> Result<LoadedReward> {
     let config = types::RewardModel::info(folder)?;
     let adapter = folder.join(ADAPTER);
-    let lm = if adapter.is_dir() { base.load_adapter(&adapter).told()? } else { base.clone() };
-    let head = ScalarHead::load(&folder.join(HEAD), base.config().width()).told()?;
+    let lm = if adapter.is_dir() { base.load_adapter(&adapter).into_stage_result()? } else { base.clone() };
+    let head = ScalarHead::load(&folder.join(HEAD), base.config().width()).into_stage_result()?;
     let model = RewardModel { lm, head, pool: pool(config.pool) }.frozen();
     Ok(LoadedReward { model, centre: config.centre, scale: config.scale, base_digest: config.base_digest, config })
 }

@@ -70,7 +70,7 @@ pub(crate) fn check_wiring(objective: Objective, inputs: &[Wired<'_>]) -> Vec<(&
             "`matched` takes its KL coefficient from a run with `objective: adaptive`; this one has {}",
             run.params["objective"]
         );
-        faults.push(("adaptive", Error::yours(what).help("wire the adaptive arm to port `adaptive`")));
+        faults.push(("adaptive", Error::user(what).help("wire the adaptive arm to port `adaptive`")));
     }
     faults
 }
@@ -95,7 +95,7 @@ pub(crate) fn run(params: &Params, ctx: &mut Context) -> Result<()> {
         }
         None => base.clone().with_full_training(),
     }
-    .told()?;
+    .into_stage_result()?;
     let learner = Learner::new(policy, base.frozen(), params)?;
 
     let window = room(base.config().window(), params.max_new_tokens)?;
@@ -150,7 +150,7 @@ pub(crate) fn member_labels(rewards: &engine::context::Input) -> Result<Vec<Stri
 
 fn check_members(objective: Objective, members: usize) -> Result<()> {
     if members < 2 && !objective.reads_first_member_only() {
-        return Err(Error::yours(format!(
+        return Err(Error::user(format!(
             "the objective `{objective}` needs an ensemble of reward models; port `rewards` is given a single one"
         ))
         .help("wire a stage of kind `reward.ensemble` to port `rewards`, or set `objective: standard`"));
@@ -165,7 +165,7 @@ fn matched_schedule(params: &Params, ctx: &Context) -> Result<Option<Vec<f64>>> 
     let means = rows.iter().filter_map(|row| Some((row.c_kl?, row.kl_exact?, row.c?)));
     let means: Vec<(f64, f64, f64)> = means.collect();
     if PolicyRun::info(&adaptive.folder)?.objective != Objective::Adaptive.to_string() || means.is_empty() {
-        return Err(Error::yours("the run at port `adaptive` has no adaptive coefficient to match")
+        return Err(Error::user("the run at port `adaptive` has no adaptive coefficient to match")
             .help("wire a run with `objective: adaptive`"));
     }
     Ok(Some(match params.matching {
@@ -184,7 +184,7 @@ pub(crate) fn check_tokenizer(ctx: &Context, policy: &std::path::Path) -> Result
     if tokenizer_digest(policy)? == tokenizer_digest(&rewards.folder.join(BASE))? {
         return Ok(());
     }
-    Err(Error::yours(format!("the policy and the reward models of `{}` have different tokenizers", rewards.label))
+    Err(Error::user(format!("the policy and the reward models of `{}` have different tokenizers", rewards.label))
         .help("train both from models of one tokenizer"))
 }
 
@@ -203,7 +203,7 @@ fn prompts(
     }
     if found.is_empty() {
         return Err(
-            Error::yours(format!("the posts hold none in split `{split}`")).help("give `dataset.filter` a size for it")
+            Error::user(format!("the posts hold none in split `{split}`")).help("give `dataset.filter` a size for it")
         );
     }
     let prompt = |post: &Post| {
@@ -223,14 +223,17 @@ fn save(
     ctx: &mut Context,
 ) -> Result<()> {
     if params.lora.is_some() {
-        learner.policy.save_adapter(&ctx.out().join(PolicyRun::ADAPTER), &base.digest.to_string()).told()?;
+        learner
+            .policy
+            .save_adapter(&ctx.out().join(PolicyRun::ADAPTER), &base.digest.to_string())
+            .into_stage_result()?;
     } else {
         let folder = ctx.out().join(PolicyRun::MODEL);
-        learner.policy.save(&folder, lm::WeightType::F32).told()?;
-        tokenizer.save(&folder.join("tokenizer.json")).told()?;
+        learner.policy.save(&folder, lm::WeightType::F32).into_stage_result()?;
+        tokenizer.save(&folder.join("tokenizer.json")).into_stage_result()?;
     }
     if let Some(head) = &learner.head {
-        head.save(&ctx.out().join(PolicyRun::VALUE_HEAD)).told()?;
+        head.save(&ctx.out().join(PolicyRun::VALUE_HEAD)).into_stage_result()?;
     }
     let more = json!({
         "variance_scope": params.variance_scope,

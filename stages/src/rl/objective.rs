@@ -45,7 +45,7 @@ pub enum VarianceReference {
 pub fn check_disagreement(mu: &[f64], s2: &[f64]) -> Result<()> {
     let (s2, spread) = (mean(s2), variance(mu));
     if s2 < 1e-8 * spread || s2 == 0.0 {
-        return Err(Error::yours(format!(
+        return Err(Error::user(format!(
             "the ensemble's members agree to the digit: mean variance {s2:.3e} beside a variance of the rewards of {spread:.3e}"
         ))
         .help("train the members with different seeds, or on different batch orders"));

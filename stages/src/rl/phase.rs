@@ -270,7 +270,7 @@ impl<'a> Phases<'a> {
         for (chunk, rows) in rollout.sequences.chunks(SCORING_BATCH).zip(rows.chunks(SCORING_BATCH)) {
             let prompts: Vec<&[u32]> = chunk.iter().map(|sequence| sequence.prompt.as_slice()).collect();
             let sampled = lm::sample(&learner.reference, &prompts, &self.sampling, &self.reference_draws, rows);
-            let sampled = sampled.told()?;
+            let sampled = sampled.into_stage_result()?;
             responses
                 .extend(chunk.iter().zip(sampled).map(|(s, sampled)| Sequence::new(s.prompt.clone(), sampled.ids)));
         }

@@ -89,15 +89,15 @@ pub fn score_tokens(
     let lengths: Vec<usize> = sequences.iter().map(|s| s.prompt.len() + s.response.len()).collect();
     for rows in by_length(&lengths, batch) {
         let members: Vec<&Sequence> = rows.iter().map(|&i| &sequences[i]).collect();
-        let packed = Batch::new(&members).told()?;
-        let predicting = policy.predicting(&packed, None).told()?;
-        let others = reference.predicting(&packed, None).told()?;
-        let stats = policy.token_stats(&predicting, &packed, options).told()?;
+        let packed = Batch::new(&members).into_stage_result()?;
+        let predicting = policy.predicting(&packed, None).into_stage_result()?;
+        let others = reference.predicting(&packed, None).into_stage_result()?;
+        let stats = policy.token_stats(&predicting, &packed, options).into_stage_result()?;
         let logprob = flat(&stats.logprob)?;
         let entropy = stats.entropy.as_ref().map(flat).transpose()?;
-        let value = head.as_ref().map(|head| flat(&head.forward(&predicting).told()?)).transpose()?;
-        let log_reference = flat(&reference.token_stats(&others, &packed, &plain).told()?.logprob)?;
-        let divergence = policy.divergence(&predicting, reference, &others, &packed, options).told()?;
+        let value = head.as_ref().map(|head| flat(&head.forward(&predicting).into_stage_result()?)).transpose()?;
+        let log_reference = flat(&reference.token_stats(&others, &packed, &plain).into_stage_result()?.logprob)?;
+        let divergence = policy.divergence(&predicting, reference, &others, &packed, options).into_stage_result()?;
         for (&i, range) in rows.iter().zip(packed.row_ranges()) {
             scored.logprob[i] = logprob[range.clone()].to_vec();
             scored.reference[i] = log_reference[range.clone()].to_vec();
@@ -123,6 +123,6 @@ pub fn score_members(members: &[LoadedReward], sequences: &[Sequence], batch: us
 }
 
 fn flat(tensor: &Tensor) -> Result<Vec<f64>> {
-    let values: Vec<f32> = tensor.to_vec1().told()?;
+    let values: Vec<f32> = tensor.to_vec1().into_stage_result()?;
     Ok(values.into_iter().map(f64::from).collect())
 }

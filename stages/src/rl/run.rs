@@ -1,7 +1,7 @@
 //! An RL run: its phases, the evaluations between them, tables and checkpoints.
 
-use engine::checkpoint::{Checkpoints, Reached};
-use engine::context::Context;
+use engine::checkpoint::Checkpoints;
+use engine::context::{Context, StepProgress};
 use engine::error::Result;
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +87,7 @@ impl<'a> Run<'a> {
         };
         for greedy in [Some(false), greedy.then_some(true)].into_iter().flatten() {
             let rows = self.held_out.samples(&self.learner, done as i64, greedy, SCORING_BATCH);
-            let rows = rows.map_err(|e| e.within(format!("evaluation after phase {done} of {total}")))?;
+            let rows = rows.map_err(|e| e.context(format!("evaluation after phase {done} of {total}")))?;
             self.tables.evaluated(rows)?;
         }
         ctx.timing(&format!("evaluation {done}"), &[("held_out", started.elapsed().as_secs_f64())]);
@@ -98,7 +98,7 @@ impl<'a> Run<'a> {
     fn phase(&mut self, ctx: &mut Context) -> Result<()> {
         let total = self.params.phases();
         let row = self.phases.run(&mut self.learner, self.done, ctx);
-        let row = row.map_err(|e| e.within(format!("phase {} of {total}", self.done + 1)))?;
+        let row = row.map_err(|e| e.context(format!("phase {} of {total}", self.done + 1)))?;
         self.done += 1;
         self.evaluated = false;
         ctx.progress(self.done, total, "phases", row.proxy.map(|proxy| ("proxy", proxy)));
@@ -143,7 +143,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn reached(&self) -> Reached<'static> {
-        Reached { done: self.done, total: self.params.phases(), unit: "phases" }
+    fn reached(&self) -> StepProgress<'static> {
+        StepProgress { done: self.done, total: self.params.phases(), unit: "phases" }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::context::Context;
-use engine::error::{At, Result};
+use engine::error::{AtPath, Result};
 
 use crate::table;
 use crate::types::{Phase, PolicyRun, Sample};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use candle_core::Tensor;
 use engine::context::{Context, Input};
 use engine::error::Result;
-use engine::kind::{AnyKind, Kind, Wired};
+use engine::kind::{AnyKind, ConnectedInput, Kind};
 use engine::names::Digest;
 use lm::{CausalLm, Draws, LoraConfig, SampleOptions, Sequence, StatOptions, Tokenizer, Variable, WeightType};
 use rand::Rng;
@@ -50,7 +50,7 @@ impl World {
         let tokenizer = toys::tokenizer();
         let prompt = |post| Ok(Prompt { ids: encode::fit(&tokenizer, &post, 200)?.ids, post_id: post.id });
         Ok(Self {
-            base: CausalLm::load(&bench.path("rewards/base")).told()?,
+            base: CausalLm::load(&bench.path("rewards/base")).into_stage_result()?,
             members: load_ensemble(&bench.path("rewards"))?,
             // Prompts of several lengths, so that batches are padded.
             prompts: toys::posts(11, Split::Rl)
@@ -88,7 +88,7 @@ impl World {
             Some(_) => self.base.with_adapter(&LORA, &mut fixed_generator(1, "policy")),
             None => self.base.clone().with_full_training(),
         };
-        Learner::new(policy.told()?, self.base.frozen(), params)
+        Learner::new(policy.into_stage_result()?, self.base.frozen(), params)
     }
 
     /// A learner after some training: pi differs from pi_ref, V is still 0.
@@ -120,8 +120,8 @@ fn move_by(variables: &[Variable], by: f32, seed: u64) -> Result<()> {
     let mut rng = fixed_generator(seed, "moved");
     for v in variables {
         let moved: Vec<f32> = (0..v.var.elem_count()).map(|_| rng.random_range(-by..by)).collect();
-        let moved = Tensor::from_vec(moved, v.var.shape(), v.var.device()).told()?;
-        v.var.set(&(v.var.as_detached_tensor() + moved).told()?).told()?;
+        let moved = Tensor::from_vec(moved, v.var.shape(), v.var.device()).into_stage_result()?;
+        v.var.set(&(v.var.as_detached_tensor() + moved).into_stage_result()?).into_stage_result()?;
     }
     Ok(())
 }
@@ -134,11 +134,11 @@ fn gradient(
     params: &Params,
     variables: &[Variable],
 ) -> Result<Vec<f32>> {
-    let gradients = lm::backward(&learner.judge(lesson, rows, params)?.surrogate).told()?;
+    let gradients = lm::backward(&learner.judge(lesson, rows, params)?.surrogate).into_stage_result()?;
     let mut all = Vec::new();
     for v in variables {
         match gradients.get(&v.var) {
-            Some(g) => all.extend(g.flatten_all().and_then(|g| g.to_vec1::<f32>()).told()?),
+            Some(g) => all.extend(g.flatten_all().and_then(|g| g.to_vec1::<f32>()).into_stage_result()?),
             None => all.extend(vec![0.0; v.var.elem_count()]),
         }
     }
@@ -239,7 +239,8 @@ fn g_what_decoding_says_of_a_token_is_what_scoring_says() -> Result<()> {
     let policy = world.trained(&params(Params::default()))?.policy;
     let prompts: Vec<&[u32]> = world.prompts.iter().map(|p| p.ids.as_slice()).collect();
     let rows: Vec<u64> = (0..11).collect();
-    let sampled = lm::sample(&policy.frozen(), &prompts, &world.sampling(), &Draws([5; 32]), &rows).told()?;
+    let sampled =
+        lm::sample(&policy.frozen(), &prompts, &world.sampling(), &Draws([5; 32]), &rows).into_stage_result()?;
     let drawn: Vec<f64> = sampled.iter().flat_map(|s| s.logprobs.iter().map(|&p| f64::from(p))).collect();
     let sequences: Vec<Sequence> =
         prompts.iter().zip(sampled).map(|(prompt, s)| Sequence::new(*prompt, s.ids)).collect();
@@ -267,11 +268,11 @@ fn g_before_the_first_update_the_kl_is_zero() -> Result<()> {
 fn h_merged_adapter_off_and_reference_log_probabilities_agree() -> Result<()> {
     // As in a pipeline: SFT trains an adapter and saves the merged model, which both policy and reference start from.
     let mut world = World::new()?;
-    let sft = world.base.with_adapter(&LORA, &mut fixed_generator(4, "sft")).told()?;
+    let sft = world.base.with_adapter(&LORA, &mut fixed_generator(4, "sft")).into_stage_result()?;
     move_by(&sft.variables(), 0.2, 5)?;
     let folder = Bench::new();
-    sft.merged().told()?.save(&folder.path("sft"), WeightType::F32).told()?;
-    let (plain, merged) = (world.base.clone(), CausalLm::load(&folder.path("sft")).told()?);
+    sft.merged().into_stage_result()?.save(&folder.path("sft"), WeightType::F32).into_stage_result()?;
+    let (plain, merged) = (world.base.clone(), CausalLm::load(&folder.path("sft")).into_stage_result()?);
     world.base = merged;
 
     let params = params(Params::default());
@@ -292,7 +293,7 @@ fn h_merged_adapter_off_and_reference_log_probabilities_agree() -> Result<()> {
     learner.update(credit.lesson(&rollout, &world.stats), &params, &mut fixed_generator(3, "order"))?;
     let policy = logprobs(&learner.policy)?;
     assert!(apart(&policy, &with_adapter) > 1e-3);
-    assert!(apart(&logprobs(&learner.policy.merged().told()?)?, &policy) <= 1e-5);
+    assert!(apart(&logprobs(&learner.policy.merged().into_stage_result()?)?, &policy) <= 1e-5);
     for lm in [&learner.reference, &learner.policy.base()] {
         assert!(apart(&logprobs(lm)?, &with_adapter) <= 1e-5);
     }
@@ -622,8 +623,10 @@ fn one_reward_model_has_no_variance() -> Result<()> {
 fn objectives_that_read_an_ensemble_refuse_one_reward_model_at_planning() {
     let faults = |objective: &str, inputs: &[(&str, &str, serde_json::Value)]| -> Vec<&'static str> {
         let params = serde_json::from_value(json!({ "objective": objective })).expect("good parameters");
-        let inputs: Vec<Wired<'_>> =
-            inputs.iter().map(|(port, output, params)| Wired { port, kind: Ppo::NAME, output, params }).collect();
+        let inputs: Vec<ConnectedInput<'_>> = inputs
+            .iter()
+            .map(|(port, output, params)| ConnectedInput { port, kind: Ppo::NAME, output, params })
+            .collect();
         Kind::check_wiring(&Ppo, &params, &inputs).into_iter().map(|(port, _)| port).collect()
     };
     for (objective, told) in [

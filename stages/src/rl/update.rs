@@ -88,7 +88,11 @@ pub(super) struct State {
 impl Learner {
     /// The value head starts at 0.
     pub fn new(policy: CausalLm, reference: CausalLm, params: &Params) -> Result<Self> {
-        let head = params.credit.value().map(|_| ScalarHead::zeros(policy.config().width()).told()).transpose()?;
+        let head = params
+            .credit
+            .value()
+            .map(|_| ScalarHead::zeros(policy.config().width()).into_stage_result())
+            .transpose()?;
         Self::with_head(policy, reference, head, params)
     }
 
@@ -111,8 +115,8 @@ impl Learner {
             if params.lora.is_none() { reference.weights().collect() } else { BTreeMap::new() };
         let head_variables = head.iter().flat_map(ScalarHead::variables);
         variables.extend(head_variables.map(|variable| Variable { decays: false, ..variable }));
-        let mut optimiser = AdamW::new(variables, config).told()?;
-        optimiser.decay_towards(|name| start.get(name).map(|&weight| weight.clone())).told()?;
+        let mut optimiser = AdamW::new(variables, config).into_stage_result()?;
+        optimiser.decay_towards(|name| start.get(name).map(|&weight| weight.clone())).into_stage_result()?;
         Ok(Self { policy, reference, head, optimiser, steps: 0, last: None, lr: params.lr })
     }
 
@@ -171,14 +175,14 @@ impl Learner {
         let PhaseBatch { rollout, .. } = lesson;
         let pick = |table: &[Vec<f64>]| -> Vec<f64> { rows.iter().flat_map(|&i| table[i].iter().copied()).collect() };
         let members: Vec<&Sequence> = rows.iter().map(|&i| &rollout.sequences[i]).collect();
-        let batch = Batch::new(&members).told()?;
-        let predicting = self.policy.predicting(&batch, None).told()?;
+        let batch = Batch::new(&members).into_stage_result()?;
+        let predicting = self.policy.predicting(&batch, None).into_stage_result()?;
         let stats = StatOptions { entropy: false, ..lesson.stats.clone() };
-        let logprob = self.policy.token_stats(&predicting, &batch, &stats).told()?.logprob;
+        let logprob = self.policy.token_stats(&predicting, &batch, &stats).into_stage_result()?.logprob;
         let value = match (&self.head, params.credit.value()) {
             (Some(head), Some(settings)) => Some(match settings.trunk {
-                Trunk::Shared => head.forward(&predicting).told()?,
-                Trunk::Detached => head.forward(&predicting.detach()).told()?,
+                Trunk::Shared => head.forward(&predicting).into_stage_result()?,
+                Trunk::Detached => head.forward(&predicting.detach()).into_stage_result()?,
             }),
             _ => None,
         };
@@ -190,8 +194,8 @@ impl Learner {
         let old_logprob = pick(&rollout.logprob);
         let (old_value, returns) =
             if value.is_some() { (pick(&rollout.value), pick(lesson.returns)) } else { Default::default() };
-        let new_logprob: Vec<f32> = logprob.to_vec1().told()?;
-        let new_value: Vec<f32> = value.as_ref().map_or(Ok(Vec::new()), |value| value.to_vec1().told())?;
+        let new_logprob: Vec<f32> = logprob.to_vec1().into_stage_result()?;
+        let new_value: Vec<f32> = value.as_ref().map_or(Ok(Vec::new()), |value| value.to_vec1().into_stage_result())?;
         let (weight, kl) = self.token_weights(lesson, rows, params);
         let reference = if kl.is_empty() { Vec::new() } else { pick(&rollout.reference) };
         let targets = Targets {
@@ -209,11 +213,11 @@ impl Learner {
 
         // The gradient of sum(x * d) with d held fixed is d: this passes the explicit derivatives to autograd.
         let n = new_logprob.len();
-        let d_logprob = Tensor::from_vec(std::mem::take(&mut losses.d_logprob), n, &Device::Cpu).told()?;
-        let mut surrogate = (logprob * d_logprob).and_then(|p| p.sum_all()).told()?;
+        let d_logprob = Tensor::from_vec(std::mem::take(&mut losses.d_logprob), n, &Device::Cpu).into_stage_result()?;
+        let mut surrogate = (logprob * d_logprob).and_then(|p| p.sum_all()).into_stage_result()?;
         if let Some(value) = value {
-            let d_value = Tensor::from_vec(std::mem::take(&mut losses.d_value), n, &Device::Cpu).told()?;
-            surrogate = (value * d_value).and_then(|v| v.sum_all()? + surrogate).told()?;
+            let d_value = Tensor::from_vec(std::mem::take(&mut losses.d_value), n, &Device::Cpu).into_stage_result()?;
+            surrogate = (value * d_value).and_then(|v| v.sum_all()? + surrogate).into_stage_result()?;
         }
         Ok(MinibatchOutputs { losses, log_ratio, surrogate })
     }
@@ -272,10 +276,10 @@ impl Learner {
         report.ratio_mean += losses.mean_ratio;
         report.kl_old_new += losses.kl_old_new;
 
-        let gradients = lm::backward(&surrogate).told()?;
+        let gradients = lm::backward(&surrogate).into_stage_result()?;
         let norms = match self.optimiser.step(&gradients, lr, params.max_gradient_norm) {
             Err(lm::Error::NonFinite { what }) => return Err(self.diverged(&what, &posts())),
-            other => other.told()?,
+            other => other.into_stage_result()?,
         };
         report.gradient_norm += norms.grad_norm;
         report.update_norm += norms.update_norm;
@@ -291,7 +295,7 @@ impl Learner {
         let mut variables = self.policy.variables();
         variables.extend(self.head.iter().flat_map(ScalarHead::variables));
         let weights = suspect(&variables);
-        Error::yours(format!("{what} is not finite at step {}, on {posts} ({last}; {weights})", self.steps))
+        Error::user(format!("{what} is not finite at step {}, on {posts} ({last}; {weights})", self.steps))
             .help(format!("lower `lr` (it is {}), or set `max_gradient_norm`", number(self.lr)))
     }
 
@@ -299,7 +303,7 @@ impl Learner {
     pub(super) fn told<T>(&self, result: lm::Result<T>, posts: impl Fn() -> String) -> Result<T> {
         match result {
             Err(lm::Error::NonFinite { what }) => Err(self.diverged(&what, &posts())),
-            other => other.told(),
+            other => other.into_stage_result(),
         }
     }
 }

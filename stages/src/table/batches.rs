@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::CompressionCodec;
@@ -69,11 +69,8 @@ pub(super) fn builder(path: &Path) -> Result<Builder> {
         None => Ok(builder),
         Some(chunk) => {
             let column = chunk.column_path().string();
-            Err(Error::yours(format!(
-                "{}: column `{column}` is compressed with LZO, which is not read",
-                path.display()
-            ))
-            .help(OTHER_CODEC))
+            Err(Error::user(format!("{}: column `{column}` is compressed with LZO, which is not read", path.display()))
+                .help(OTHER_CODEC))
         }
     }
 }
@@ -82,7 +79,7 @@ pub(super) fn unreadable(path: &Path, e: &dyn std::fmt::Display) -> Error {
     let what = e.to_string();
     // A codec that is newer than the library.
     let is_codec = what.contains("CompressionCodec");
-    Error::yours(format!("{}: not a readable Parquet file: {what}", path.display())).help(if is_codec {
+    Error::user(format!("{}: not a readable Parquet file: {what}", path.display())).help(if is_codec {
         OTHER_CODEC
     } else {
         "is it whole? fetch or write it again"

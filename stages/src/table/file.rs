@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, RecordBatch, new_null_array};
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use engine::artifact::Facts;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
 use parquet::basic::{Compression, ZstdLevel};
@@ -91,7 +91,7 @@ impl<R: Row> Writer<R> {
             return Ok(());
         }
         let batch = RecordBatch::try_new(self.schema.clone(), R::arrays(&self.waiting))
-            .map_err(|e| Error::ours(format!("{}: {e}", self.path.display())))?;
+            .map_err(|e| Error::internal(format!("{}: {e}", self.path.display())))?;
         self.waiting.clear();
         self.inner.write(&batch).map_err(|e| unwritable(&self.path, e))
     }
@@ -145,7 +145,7 @@ impl<R: Row> Reader<R> {
             match found.field_with_name(column.name) {
                 Err(_) if column.nullable => {}
                 Err(_) => {
-                    return Err(Error::yours(format!(
+                    return Err(Error::user(format!(
                         "{}: column `{}` ({expected}) is missing; found {}",
                         path.display(),
                         column.name,
@@ -154,7 +154,7 @@ impl<R: Row> Reader<R> {
                     .help("was the file written for another stage?"));
                 }
                 Ok(field) if type_name(field.data_type()) != expected => {
-                    return Err(Error::yours(format!(
+                    return Err(Error::user(format!(
                         "{}: column `{}`: expected {expected}, found {}",
                         path.display(),
                         column.name,
@@ -167,7 +167,7 @@ impl<R: Row> Reader<R> {
         }
         if exact && let Some(extra) = found.fields().iter().find(|f| columns.iter().all(|c| c.name != f.name())) {
             let expected = columns.iter().map(|c| c.name).collect::<Vec<_>>().join(", ");
-            return Err(Error::yours(format!(
+            return Err(Error::user(format!(
                 "{}: unexpected column `{}`; expected {expected}",
                 path.display(),
                 extra.name()
@@ -213,7 +213,7 @@ impl<R: Row> Reader<R> {
             if !column.nullable
                 && let Some(row) = (0..array.len()).find(|&row| array.is_null(row))
             {
-                return Some(Err(Error::yours(format!(
+                return Some(Err(Error::user(format!(
                     "{}: column `{}`, row {}: expected {}, found null",
                     self.path.display(),
                     column.name,
@@ -223,7 +223,7 @@ impl<R: Row> Reader<R> {
             }
         }
         Some(R::rows(&arrays).map_err(|what| {
-            Error::yours(format!("{}: rows {} to {}: {what}", self.path.display(), start + 1, self.read))
+            Error::user(format!("{}: rows {} to {}: {what}", self.path.display(), start + 1, self.read))
         }))
     }
 }
@@ -294,9 +294,9 @@ fn unwritable(path: &Path, e: parquet::errors::ParquetError) -> Error {
         // Keeps the kind of an I/O error, so that a full disk is reported as such.
         parquet::errors::ParquetError::External(e) => match e.downcast::<std::io::Error>() {
             Ok(e) => Err::<(), _>(*e).at(path).expect_err("`at` keeps an error an error"),
-            Err(e) => Error::surroundings(format!("{}: {e}", path.display())),
+            Err(e) => Error::environment(format!("{}: {e}", path.display())),
         },
-        e => Error::surroundings(format!("{}: {e}", path.display())),
+        e => Error::environment(format!("{}: {e}", path.display())),
     }
 }
 

@@ -27,7 +27,7 @@ pub fn json_rows(path: &Path, wanted: &[&str]) -> Result<impl Iterator<Item = Re
     let roots: Vec<usize> = (0..found.fields().len()).filter(is_wanted).collect();
     if let Some(field) = roots.iter().map(|&i| found.field(i)).find(|field| holds_bytes(field.data_type())) {
         let told = type_name(field.data_type());
-        return Err(Error::yours(format!("{}: column `{}` holds bytes ({told})", path.display(), field.name()))
+        return Err(Error::user(format!("{}: column `{}` holds bytes ({told})", path.display(), field.name()))
             .help("write texts as strings"));
     }
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);

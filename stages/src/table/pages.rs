@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::DataType;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use parquet::arrow::ProjectionMask;
 use parquet::basic::Type;
 use parquet::column::page::{Page, PageReader};
@@ -53,7 +53,7 @@ pub(super) fn batch_rows(path: &Path, metadata: &ParquetMetaData, mask: &Project
         row = row.saturating_add(column.row);
     }
     if pages > PAGES {
-        return Err(Error::yours(format!(
+        return Err(Error::user(format!(
             "{}: reading it takes pages of {} MiB at once; at most {} MiB are read",
             path.display(),
             pages.div_ceil(1 << 20),
@@ -113,7 +113,7 @@ fn check_elements(path: &Path, column: &str, elements: u64) -> Result<()> {
     if elements <= ELEMENTS {
         return Ok(());
     }
-    Err(Error::yours(format!(
+    Err(Error::user(format!(
         "{}: column `{column}`: lists of {elements} elements in a row group; at most {ELEMENTS} are read",
         path.display()
     ))
@@ -151,7 +151,7 @@ fn check_length(path: &Path, column: &str, bytes: u64) -> Result<()> {
     if bytes <= LONGEST {
         return Ok(());
     }
-    Err(Error::yours(format!(
+    Err(Error::user(format!(
         "{}: column `{column}`: a text of {bytes} bytes; at most {} MiB are read",
         path.display(),
         LONGEST >> 20

@@ -6,8 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use engine::checkpoint::Cadence;
-use engine::context::{Context, Input, Tell};
+use engine::context::{Cadence, Context, Input, StageEvent};
 use engine::error::{Error, Result};
 use engine::kind::AnyKind;
 use serde_json::Value;
@@ -44,13 +43,13 @@ impl Attempt {
 
 impl<'a> Attempts<'a> {
     pub fn new(kind: &'a dyn AnyKind, with: &Value, inputs: BTreeMap<String, Vec<Input>>, every: u64) -> Result<Self> {
-        let params = kind.normalise(with).map_err(|faults| Error::yours(format!("{faults:?}")))?;
+        let params = kind.normalise(with).map_err(|faults| Error::user(format!("{faults:?}")))?;
         Ok(Self { kind, params, inputs, folder: tempfile::tempdir().expect("a temporary folder"), every })
     }
 
     /// The same checkpoints with other parameters, which no pipeline would combine.
     pub fn with(self, with: &Value) -> Result<Self> {
-        let params = self.kind.normalise(with).map_err(|faults| Error::yours(format!("{faults:?}")))?;
+        let params = self.kind.normalise(with).map_err(|faults| Error::user(format!("{faults:?}")))?;
         Ok(Self { params, ..self })
     }
 
@@ -75,12 +74,12 @@ impl<'a> Attempts<'a> {
 
     fn attempt(&self, kill_after: Option<u64>) -> Result<Attempt> {
         let out = tempfile::tempdir().expect("a temporary folder");
-        let told: Arc<Mutex<Vec<Tell>>> = Arc::default();
+        let told: Arc<Mutex<Vec<StageEvent>>> = Arc::default();
         let sink = {
             let (told, mut written) = (told.clone(), 0);
             move |tell| {
-                written += u64::from(matches!(tell, Tell::Checkpoint { .. }));
-                let last = matches!(tell, Tell::Checkpoint { .. }) && Some(written) == kill_after;
+                written += u64::from(matches!(tell, StageEvent::Checkpoint { .. }));
+                let last = matches!(tell, StageEvent::Checkpoint { .. }) && Some(written) == kill_after;
                 told.lock().expect("nothing panics while it is held").push(tell);
                 if last {
                     // Unwinding stops the kind as a kill would; `resume_unwind` prints no panic message.
@@ -104,11 +103,11 @@ impl<'a> Attempts<'a> {
         };
         let told = std::mem::take(&mut *told.lock().expect("nothing panics while it is held"));
         let resumed = told.iter().find_map(|tell| match tell {
-            Tell::Resumed { done, .. } => Some(*done),
+            StageEvent::Resumed { done, .. } => Some(*done),
             _ => None,
         });
         let warnings = told.into_iter().filter_map(|tell| match tell {
-            Tell::Warning { message } => Some(message),
+            StageEvent::Warning { message } => Some(message),
             _ => None,
         });
         Ok(Attempt { out, resumed, warnings: warnings.collect(), killed })

@@ -79,7 +79,7 @@ pub fn write_posts(folder: &Path, posts: impl IntoIterator<Item = Post>) -> Resu
 
 /// Writes a Tokenizer artifact.
 pub fn write_tokenizer(folder: &Path) -> Result<()> {
-    tokenizer().save(&folder.join("tokenizer.json")).told()
+    tokenizer().save(&folder.join("tokenizer.json")).into_stage_result()
 }
 
 const WIDTH: usize = 16;
@@ -91,7 +91,8 @@ pub fn write_model(folder: &Path, seed: u64) -> Result<()> {
         eos_token_id: tokenizer.eos().ids().to_vec(),
         ..Gpt2Config::new(tokenizer.vocab_size(), 256, WIDTH, 1, 2)
     };
-    let model = CausalLm::init(config, InitStd::InverseSqrtWidth, &mut fixed_generator(seed, "toy")).told()?;
+    let model =
+        CausalLm::init(config, InitStd::InverseSqrtWidth, &mut fixed_generator(seed, "toy")).into_stage_result()?;
     model::save(&model, &tokenizer, folder, Weights::F32)
 }
 
@@ -115,7 +116,10 @@ pub fn write_reward_model(folder: &Path, seed: u64) -> Result<()> {
 }
 
 fn write_head(own: &Path, seed: u64, base_digest: Digest) -> Result<()> {
-    ScalarHead::init(WIDTH, 0.5, &mut fixed_generator(seed, "toy head")).told()?.save(&own.join(HEAD)).told()?;
+    ScalarHead::init(WIDTH, 0.5, &mut fixed_generator(seed, "toy head"))
+        .into_stage_result()?
+        .save(&own.join(HEAD))
+        .into_stage_result()?;
     let info = RewardInfo {
         pool: Pooling::Last,
         centre: 0.0,

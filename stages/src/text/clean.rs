@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 
-use engine::text::steers_terminal;
+use engine::text::is_terminal_control;
 
 /// Removes byte-order marks, bidirectional controls, and control characters other than newline and tab. Controls that
 /// separate words become a space; those that end a line or paragraph become a newline.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let is_unwanted = |c: char| steers_terminal(c) || matches!(c, '\u{feff}' | '\u{2028}' | '\u{2029}');
+    let is_unwanted = |c: char| is_terminal_control(c) || matches!(c, '\u{feff}' | '\u{2028}' | '\u{2029}');
     if !text.contains(is_unwanted) {
         return Cow::Borrowed(text);
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::text::strip_bom;
 use serde::de::DeserializeOwned;
 
@@ -140,19 +140,19 @@ impl Iterator for Lines {
         let at = || format!("{}, line {}", self.path.display(), self.number);
         if self.number == 1 {
             match self.reader.fill_buf().map(foreign) {
-                Err(e) => return Some(Err(Error::yours(format!("{}: cannot be read: {e}", at())))),
+                Err(e) => return Some(Err(Error::user(format!("{}: cannot be read: {e}", at())))),
                 Ok(Some(what)) => {
-                    let error = Error::yours(format!("{}: this is {what}, not JSON lines", self.path.display()));
+                    let error = Error::user(format!("{}: this is {what}, not JSON lines", self.path.display()));
                     return Some(Err(error.help("give JSON lines, plain or in gzip or zstd, or Parquet")));
                 }
                 Ok(None) => {}
             }
         }
         match (&mut self.reader).take(LONGEST).read_until(b'\n', &mut bytes) {
-            Err(e) => return Some(Err(Error::yours(format!("{}: cannot be read: {e}", at())))),
+            Err(e) => return Some(Err(Error::user(format!("{}: cannot be read: {e}", at())))),
             Ok(0) => return None,
             Ok(n) if n as u64 == LONGEST && bytes.last() != Some(&b'\n') => {
-                return Some(Err(Error::yours(format!("{}: longer than {} MiB", at(), LONGEST >> 20))));
+                return Some(Err(Error::user(format!("{}: longer than {} MiB", at(), LONGEST >> 20))));
             }
             Ok(_) => {}
         }
@@ -192,7 +192,7 @@ impl BadRowLimit {
         } else {
             format!(" (bad row {} of {} allowed)", self.bad, self.allowed)
         };
-        Err(Error::yours(format!("{place}: {what}{beyond}")).help("`max_bad_rows` says how many bad rows are left out"))
+        Err(Error::user(format!("{place}: {what}{beyond}")).help("`max_bad_rows` says how many bad rows are left out"))
     }
 }
 

@@ -25,7 +25,7 @@ const STATE: &str = "state.json";
 
 /// Writes optimiser, variables and `state` into a checkpoint's folder.
 pub fn write<S: Serialize>(folder: &Path, optimiser: &AdamW, state: &S) -> Result<()> {
-    optimiser.save(&folder.join(TRAINING)).told()?;
+    optimiser.save(&folder.join(TRAINING)).into_stage_result()?;
     write_json(&folder.join(STATE), state)
 }
 
@@ -34,13 +34,13 @@ pub fn write<S: Serialize>(folder: &Path, optimiser: &AdamW, state: &S) -> Resul
 /// # Errors
 /// If the checkpoint belongs to another training.
 pub fn read<S: DeserializeOwned>(folder: &Path, optimiser: &AdamW) -> Result<S> {
-    optimiser.check(&folder.join(TRAINING)).told()?;
+    optimiser.check(&folder.join(TRAINING)).into_stage_result()?;
     read_json(&folder.join(STATE))
 }
 
 /// Restores optimiser and variables from a folder that [`read`] has accepted.
 pub fn restore(folder: &Path, optimiser: &mut AdamW) -> Result<()> {
-    optimiser.load(&folder.join(TRAINING)).told()
+    optimiser.load(&folder.join(TRAINING)).into_stage_result()
 }
 
 /// A number stored as its bits, since the JSON parser may round it.
@@ -69,7 +69,7 @@ impl GeneratorPosition {
     /// Beyond 2^64 words, which no training reaches.
     pub fn of(rng: &ChaCha12Rng) -> Result<Self> {
         let words = u64::try_from(rng.get_word_pos());
-        words.map(Self).map_err(|_| Error::ours("a generator has drawn more than 2^64 words"))
+        words.map(Self).map_err(|_| Error::internal("a generator has drawn more than 2^64 words"))
     }
 
     /// Moves a fresh generator with the same key to this position.

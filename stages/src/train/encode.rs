@@ -80,7 +80,7 @@ impl<'a> Encoder<'a> {
     fn limit(&self, post_id: &str, room: usize) -> Result<usize> {
         let left = self.window.checked_sub(room).filter(|&left| left > 0);
         left.map(|left| left.min(self.longest_prompt)).ok_or_else(|| {
-            Error::yours(format!(
+            Error::user(format!(
                 "post `{post_id}`: a response of {room} tokens leaves no room for a prompt in a window of {}",
                 self.window
             ))
@@ -117,7 +117,7 @@ pub fn fitting<T>(row: Result<T>, drop_long: bool, dropped: &mut u64) -> Result<
 /// If none are left.
 pub fn room(window: usize, max_new_tokens: usize) -> Result<usize> {
     window.checked_sub(max_new_tokens).filter(|room| *room > 0).ok_or_else(|| {
-        Error::yours(format!(
+        Error::user(format!(
             "`max_new_tokens` {max_new_tokens} leaves no room for a prompt in a window of {window} tokens"
         ))
     })
@@ -143,7 +143,7 @@ fn whole(fitted: Fitted, post_id: &str, most: usize) -> Result<Fitted> {
         return Ok(fitted);
     }
     let tokens = fitted.ids.len();
-    Err(Error::yours(format!("post `{post_id}`: its prompt without the post's text has {tokens} tokens, {most} fit"))
+    Err(Error::user(format!("post `{post_id}`: its prompt without the post's text has {tokens} tokens, {most} fit"))
         .help("use a model with a longer window, or fewer new tokens"))
 }
 

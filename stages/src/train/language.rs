@@ -40,7 +40,7 @@ pub struct Trained {
 pub fn train(ctx: &mut Context, task: LanguageTask<'_>, plan: TrainPlan) -> Result<Trained> {
     let LanguageTask { model, table, mut order, prompt_weight, mut dropout, tokens_at_once } = task;
     if table.is_empty() {
-        return Err(Error::yours("no rows to train on"));
+        return Err(Error::user("no rows to train on"));
     }
     let mut trainer = Trainer::new(ctx, model.variables(), plan)?;
     trainer.resume(ctx, dropout.as_mut())?;
@@ -83,8 +83,13 @@ pub fn response_nll(model: &CausalLm, rows: &[Sequence], batch: usize) -> Result
     let (mut sum, mut tokens) = (0.0, 0);
     for numbers in by_length(&lengths, batch) {
         let members: Vec<&Sequence> = numbers.iter().map(|&i| &rows[i]).collect();
-        let batch = Batch::new(&members).told()?;
-        let nll = model.lm_loss(&batch, 0.0, None).told()?.response_nll.to_scalar::<f32>().told()?;
+        let batch = Batch::new(&members).into_stage_result()?;
+        let nll = model
+            .lm_loss(&batch, 0.0, None)
+            .into_stage_result()?
+            .response_nll
+            .to_scalar::<f32>()
+            .into_stage_result()?;
         sum += f64::from(nll) * batch.response_tokens() as f64;
         tokens += batch.response_tokens();
     }

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use lm::Sequence;
 
 /// Location of a row: byte offset, prompt and response tokens, bytes of its id, which comes last.
@@ -102,7 +102,7 @@ impl SequenceTable {
 }
 
 fn lost(e: std::io::Error) -> Error {
-    Error::surroundings(format!("the table of sequences in the checkpoint folder: {e}"))
+    Error::environment(format!("the table of sequences in the checkpoint folder: {e}"))
         .help("look whether the disk is full")
 }
 

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use engine::checkpoint::{Checkpoints, Reached};
-use engine::context::Context;
+use engine::checkpoint::Checkpoints;
+use engine::context::{Context, StepProgress};
 use engine::error::{Error, Result};
 use lm::{AdamW, AdamWConfig, Dropout, Schedule, Shape, Variable};
 use serde::{Deserialize, Serialize};
@@ -103,7 +103,7 @@ impl Trainer {
             ..AdamWConfig::default()
         };
         let schedule = Schedule { peak: plan.lr, warmup: plan.warmup, total: plan.steps, shape: plan.shape };
-        let optimiser = AdamW::new(variables.clone(), config).told()?;
+        let optimiser = AdamW::new(variables.clone(), config).into_stage_result()?;
         let checkpoints = Checkpoints::new(ctx, checkpoint::FORMAT);
         let (spent, told) = (TimeSpent::default(), Instant::now());
         Ok(Self {
@@ -171,8 +171,8 @@ impl Trainer {
         Ok(())
     }
 
-    fn reached(&self) -> Reached<'static> {
-        Reached { done: self.done, total: self.plan.steps, unit: "steps" }
+    fn reached(&self) -> StepProgress<'static> {
+        StepProgress { done: self.done, total: self.plan.steps, unit: "steps" }
     }
 
     /// Number of steps taken.
@@ -216,18 +216,18 @@ impl Trainer {
             sum += share * value;
             self.spent.forward += lap(&mut clock);
             // A batch in one part needs no scaling.
-            let scaled = if share == 1.0 { loss } else { (loss * share).told()? };
-            grads = Some(add(grads, lm::backward(&scaled).told()?, &self.variables)?);
+            let scaled = if share == 1.0 { loss } else { (loss * share).into_stage_result()? };
+            grads = Some(add(grads, lm::backward(&scaled).into_stage_result()?, &self.variables)?);
             drop(scaled);
             self.spent.backward += lap(&mut clock);
         }
-        let grads = grads.ok_or_else(|| Error::ours("a batch without rows"))?;
+        let grads = grads.ok_or_else(|| Error::internal("a batch without rows"))?;
         let lr = self.schedule.at(self.done);
         let norms = match self.optimiser.step(&grads, lr, self.plan.clip) {
             Err(lm::Error::NonFinite { what }) => {
                 return Err(self.diverged(&format!("{what} is not finite"), &rows()?));
             }
-            other => other.told()?,
+            other => other.into_stage_result()?,
         };
         self.spent.update += lap(&mut clock);
         self.spent.steps += 1;
@@ -263,7 +263,7 @@ impl Trainer {
         };
         let weights = suspect(&self.variables);
         let (step, steps) = (self.done + 1, self.plan.steps);
-        Error::yours(format!("{what} at step {step} of {steps}, on {rows} ({last}; {weights})"))
+        Error::user(format!("{what} at step {step} of {steps}, on {rows} ({last}; {weights})"))
             .help(format!("lower `lr` (it is {}), lengthen `warmup`, or clip harder", number(self.plan.lr)))
     }
 }
@@ -298,7 +298,7 @@ fn add(sum: Option<GradStore>, mut grads: GradStore, variables: &[Variable]) -> 
         let tensor = variable.var.as_tensor();
         let Some(new) = grads.remove(tensor) else { continue };
         let total = match sum.remove(tensor) {
-            Some(old) => (old + new).told()?,
+            Some(old) => (old + new).into_stage_result()?,
             None => new,
         };
         sum.insert(tensor, total);

@@ -64,7 +64,7 @@ impl BestOfN {
         let file = folder::file(folder, Self::INFO)?;
         let info: BestOfNInfo = folder::read_json(&file)?;
         if info.n == 0 {
-            return Err(Error::yours(format!("{}: `n` is 0; expected at least 1", file.display())));
+            return Err(Error::user(format!("{}: `n` is 0; expected at least 1", file.display())));
         }
         Ok(info)
     }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use engine::artifact::{ArtifactType, Facts};
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -117,7 +117,7 @@ impl Comparisons {
         Ok(lines.map(move |line| {
             let (number, line) = line?;
             let parsed = line.and_then(|line| Comparison::parse(&line));
-            parsed.map_err(|what| Error::yours(format!("{}, line {number}: {what}", path.display())))
+            parsed.map_err(|what| Error::user(format!("{}, line {number}: {what}", path.display())))
         }))
     }
 
@@ -128,7 +128,7 @@ impl Comparisons {
         let mut file = std::io::BufWriter::new(File::create(&path).at(&path)?);
         let mut n = 0;
         for row in rows {
-            let mut line = serde_json::to_vec(&row).map_err(|e| Error::ours(format!("{}: {e}", path.display())))?;
+            let mut line = serde_json::to_vec(&row).map_err(|e| Error::internal(format!("{}: {e}", path.display())))?;
             line.push(b'\n');
             file.write_all(&line).at(&path)?;
             n += 1;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engine::artifact::{ArtifactType, Facts};
-use engine::error::{At, Result};
+use engine::error::{AtPath, Result};
 
 use super::folder;
 

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use engine::artifact::Facts;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::text::{self, strip_bom};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,14 +25,14 @@ pub fn file(folder: &Path, name: &str) -> Result<PathBuf> {
         .unwrap_or_default();
     found.sort();
     let found = if found.is_empty() { "nothing".to_owned() } else { found.join(", ") };
-    Err(Error::yours(format!("{}: file `{name}` is missing; found {found}", folder.display())))
+    Err(Error::user(format!("{}: file `{name}` is missing; found {found}", folder.display())))
 }
 
 /// # Errors
 /// If the file is missing or does not parse as `T`; names the file and the position.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read(path).at(path)?;
-    serde_json::from_slice(strip_bom(&text)).map_err(|e| Error::yours(format!("{}: {e}", path.display())))
+    serde_json::from_slice(strip_bom(&text)).map_err(|e| Error::user(format!("{}: {e}", path.display())))
 }
 
 /// Writes pretty JSON with a newline at the end.
@@ -40,7 +40,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// If it cannot be written.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::ours(format!("{}: {e}", path.display())))?;
+    let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::internal(format!("{}: {e}", path.display())))?;
     text.push(b'\n');
     std::fs::write(path, text).at(path)
 }
@@ -70,7 +70,7 @@ pub fn tensors(folder: &Path, name: &str) -> Result<BTreeMap<String, (String, Ve
         data_offsets: (u64, u64),
     }
     let path = file(folder, name)?;
-    let broken = |what: &str| Error::yours(format!("{}: not a whole safetensors file: {what}", path.display()));
+    let broken = |what: &str| Error::user(format!("{}: not a whole safetensors file: {what}", path.display()));
     let mut open = File::open(&path).at(&path)?;
     let bytes = open.metadata().at(&path)?.len();
     let mut length = [0; 8];

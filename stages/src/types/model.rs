@@ -52,15 +52,12 @@ impl Model {
         let config: serde_json::Map<String, serde_json::Value> =
             folder::read_json(&folder::file(folder, Self::CONFIG)?)?;
         if !config.contains_key("vocab_size") {
-            return Err(Error::yours(format!(
-                "{}: field `vocab_size` is missing",
-                folder.join(Self::CONFIG).display()
-            )));
+            return Err(Error::user(format!("{}: field `vocab_size` is missing", folder.join(Self::CONFIG).display())));
         }
         let tokenizer: serde_json::Map<String, serde_json::Value> =
             folder::read_json(&folder::file(folder, Self::TOKENIZER)?)?;
         if !tokenizer.contains_key("model") {
-            return Err(Error::yours(format!("{}: field `model` is missing", folder.join(Self::TOKENIZER).display())));
+            return Err(Error::user(format!("{}: field `model` is missing", folder.join(Self::TOKENIZER).display())));
         }
         Ok(parameters(&tensors(folder)?))
     }
@@ -69,7 +66,7 @@ impl Model {
 /// Names of the files that hold the weights.
 fn weights(folder: &Path) -> Result<Vec<String>> {
     if Model::is_sharded(folder) {
-        return Ok(lm::files::shards(&folder.join(Model::INDEX)).told()?.into_iter().collect());
+        return Ok(lm::files::shards(&folder.join(Model::INDEX)).into_stage_result()?.into_iter().collect());
     }
     Ok(vec![Model::WEIGHTS.to_owned()])
 }

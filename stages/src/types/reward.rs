@@ -167,7 +167,7 @@ impl ArtifactType for Ensemble {
             if own.join(BASE).exists() {
                 Model::check_folder(&own.join(BASE))?;
             } else if member.base_digest != info.base_digest {
-                return Err(Error::yours(format!(
+                return Err(Error::user(format!(
                     "{}: member `{label}` is made from the base {}, which is missing; the ensemble's is {}",
                     folder.display(),
                     member.base_digest.short(),

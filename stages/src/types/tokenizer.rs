@@ -20,7 +20,7 @@ impl Tokenizer {
 fn load(folder: &Path) -> Result<tokenizers::Tokenizer> {
     let path = folder::file(folder, Tokenizer::FILE)?;
     tokenizers::Tokenizer::from_file(&path)
-        .map_err(|e| Error::yours(format!("{}: not a tokenizer of Hugging Face's format: {e}", path.display())))
+        .map_err(|e| Error::user(format!("{}: not a tokenizer of Hugging Face's format: {e}", path.display())))
 }
 
 impl ArtifactType for Tokenizer {

@@ -12,19 +12,19 @@ const GOOD: &str = "
 /// Loads `stages` (after `version: 1
 /// stages:`) and compares the reported message, position and help.
 fn check(stages: &str, expected: &[&str]) {
-    check_with(stages, &Options::default(), expected);
+    check_with(stages, &LoadOptions::default(), expected);
 }
 
-fn check_with(stages: &str, options: &Options, expected: &[&str]) {
-    let told = load_text(&format!("version: 1\nstages:{stages}"), options).expect_err("something is wrong");
-    let lines: Vec<&str> = told
+fn check_with(stages: &str, options: &LoadOptions, expected: &[&str]) {
+    let output = load_text(&format!("version: 1\nstages:{stages}"), options).expect_err("something is wrong");
+    let lines: Vec<&str> = output
         .lines()
         .filter_map(|line| {
             let line = line.trim_start();
             ["error: ", "--> ", ":::", "= "].iter().any(|start| line.starts_with(start)).then_some(line)
         })
         .collect();
-    assert_eq!(lines, expected, "\n{told}\n");
+    assert_eq!(lines, expected, "\n{output}\n");
 }
 
 fn with_good(more: &str) -> String {
@@ -32,7 +32,7 @@ fn with_good(more: &str) -> String {
 }
 
 #[test]
-fn a_whole_message_shows_the_place_and_helps() {
+fn an_error_message_shows_the_location_and_a_hint() {
     let text = "version: 1
 stages:
   posts: { uses: dataset, with: { post: 5, style: wyld } }
@@ -52,37 +52,37 @@ error: stage `posts`: `style`: unknown value `wyld`
   |                                                   ^^^^
   = help: did you mean `wild`?
 
-error: stage `sft` lacks an input: train needs `posts`
+error: stage `sft` has no input at port `posts`, which train requires
  --> p.yaml:4:3
   |
 4 |   sft: { uses: train, needs: { base: posts } }
   |   ^^^
-  = help: Posts or Preferences is given by `posts`: `needs: { posts: posts }`
+  = help: Posts or Preferences is produced by `posts`: `needs: { posts: posts }`
 
-error: port `base` of stage `sft` takes Model; `posts` gives Posts
+error: port `base` of stage `sft` takes Model, but `posts` produces Posts
  --> p.yaml:4:38
   |
 4 |   sft: { uses: train, needs: { base: posts } }
   |                                      ^^^^^
 
-4 faults";
-    assert_eq!(load_text(text, &Options::default()).expect_err("four faults"), expected);
+4 errors";
+    assert_eq!(load_text(text, &LoadOptions::default()).expect_err("four errors"), expected);
 }
 
 #[test]
 fn an_override_is_shown_as_it_was_typed() {
     let text = format!("version: 1\nstages:{GOOD}");
-    let told = load_text(&text, &options(&[], &["stages.sft.with.lr=fast"], &[])).expect_err("no number");
+    let output = load_text(&text, &options(&[], &["stages.sft.with.lr=fast"], &[])).expect_err("no number");
     let expected = "error: stage `sft`: `lr`: expected a number, found text \"fast\"
  --> --set:1:20
   |
 1 | stages.sft.with.lr=fast
   |                    ^^^^";
-    assert_eq!(told, expected);
+    assert_eq!(output, expected);
 }
 
 #[test]
-fn unknown_kinds_parameters_stages_and_labels_are_told() {
+fn unknown_kinds_parameters_stages_and_labels_are_reported() {
     check(
         "\n  a: { uses: datset }",
         &["error: unknown kind `datset`", "--> p.yaml:3:14", "= help: did you mean `dataset`?"],
@@ -115,8 +115,8 @@ fn unknown_kinds_parameters_stages_and_labels_are_told() {
         &[
             "error: matrix variable `size` of stage `m` has no value `3`",
             "--> p.yaml:7:36",
-            "= help: there are `1`, `2`",
-            "error: stage `m` has 1 matrix variable, the selector 2",
+            "= help: expected one of `1`, `2`",
+            "error: stage `m` has 1 matrix variable, but the selector has 2",
             "--> p.yaml:8:36",
             "= help: write `m[size]`",
         ],
@@ -138,13 +138,13 @@ fn nested_parameters_are_checked_by_name() {
             "= help: did you mean `rank`?",
             "error: stage `x`: train has no parameter `schedule[1].tl`",
             "--> p.yaml:9:77",
-            "= help: there are `at`, `lr`",
+            "= help: expected one of `at`, `lr`",
         ],
     );
 }
 
 #[test]
-fn several_wrong_types_of_one_stage_are_told_at_once() {
+fn several_wrong_types_of_one_stage_are_reported_at_once() {
     check(
         "
   a: { uses: dataset, with: { posts: -1, style: 3, shuffle: yes, from: [1] } }
@@ -152,18 +152,18 @@ fn several_wrong_types_of_one_stage_are_told_at_once() {
   c: { uses: base }
   d: { uses: base, with: { size: [1] }, matrix: 5 }",
         &[
-            "error: stage `a`: `posts`: expected a whole number from 0 up, found `-1`",
+            "error: stage `a`: `posts`: expected a whole number, at least 0, found `-1`",
             "--> p.yaml:3:38",
             "error: stage `a`: `style`: expected text or a map, found `3`",
             "--> p.yaml:3:49",
             "error: stage `a`: `shuffle`: expected true or false, found text \"yes\"",
             "--> p.yaml:3:61",
-            "= help: YAML's truth values are `true` and `false`",
+            "= help: YAML booleans are `true` and `false`",
             "error: stage `a`: `from`: expected a path",
             "--> p.yaml:3:72",
-            "error: stage `b`: `size`: expected a whole number from 0 up, found text \"big\"",
+            "error: stage `b`: `size`: expected a whole number, at least 0, found text \"big\"",
             "--> p.yaml:4:34",
-            "error: stage `c` lacks the parameter `size`",
+            "error: stage `c`: required parameter `size` is missing",
             "--> p.yaml:5:3",
             "error: `matrix` must be a map; this is a number",
             "--> p.yaml:6:49",
@@ -172,7 +172,7 @@ fn several_wrong_types_of_one_stage_are_told_at_once() {
 }
 
 #[test]
-fn what_a_kind_checks_itself_has_its_place() {
+fn errors_found_by_a_kinds_own_checks_have_a_location() {
     check(
         &with_good("  x: { uses: train, with: { epochs: 2, lr: 0 }, needs: { base: base, posts: posts } }"),
         &["error: stage `x`: `lr`: must be above 0", "--> p.yaml:6:44"],
@@ -180,7 +180,7 @@ fn what_a_kind_checks_itself_has_its_place() {
 }
 
 #[test]
-fn duplicate_keys_and_case_twins_are_refused() {
+fn duplicate_keys_and_names_that_differ_only_in_case_are_refused() {
     check(
         "\n  a: { uses: dataset }\n  b: { uses: dataset }\n  a: { uses: base }",
         &["error: duplicate key `a`", "--> p.yaml:5:3", "::: p.yaml:3:3"],
@@ -191,14 +191,14 @@ fn duplicate_keys_and_case_twins_are_refused() {
             "error: stage `A` differs from `a` only by case",
             "--> p.yaml:4:3",
             "::: p.yaml:3:3",
-            "error: `a b` is no name for a stage: expected [A-Za-z0-9_-]{1,64}",
+            "error: `a b` is not a valid name for a stage: expected [A-Za-z0-9_-]{1,64}",
             "--> p.yaml:5:3",
         ],
     );
 }
 
 #[test]
-fn cycles_are_told_with_their_path() {
+fn cycles_are_reported_with_their_path() {
     check(
         "
   a: { uses: command, with: { run: [a] }, needs: { x: c } }
@@ -208,10 +208,10 @@ fn cycles_are_told_with_their_path() {
         &[
             "error: cycle: a -> c -> b -> a",
             "--> p.yaml:3:55",
-            "= help: each needs the next: take one of these needs out",
+            "= help: each stage needs the next one: remove one of these inputs",
             "error: cycle: d -> d",
             "--> p.yaml:6:55",
-            "= help: each needs the next: take one of these needs out",
+            "= help: each stage needs the next one: remove one of these inputs",
         ],
     );
     check(
@@ -221,13 +221,13 @@ fn cycles_are_told_with_their_path() {
         &[
             "error: cycle: a[1] -> b[1] -> a[1]",
             "--> p.yaml:3:83",
-            "= help: each needs the next: take one of these needs out",
+            "= help: each stage needs the next one: remove one of these inputs",
         ],
     );
 }
 
 #[test]
-fn wrong_wiring_is_told() {
+fn wrong_wiring_is_reported() {
     check(
         &with_good(
             "  a: { uses: train, needs: { base: posts, posts: base, bsae: base } }
@@ -240,27 +240,27 @@ fn wrong_wiring_is_told() {
   r: { uses: command, with: { run: [x], output: Post } }",
         ),
         &[
-            "error: port `base` of stage `a` takes Model; `posts` gives Posts",
+            "error: port `base` of stage `a` takes Model, but `posts` produces Posts",
             "--> p.yaml:6:36",
-            "error: port `posts` of stage `a` takes Posts or Preferences; `base` gives Model",
+            "error: port `posts` of stage `a` takes Posts or Preferences, but `base` produces Model",
             "--> p.yaml:6:50",
             "error: stage `a`: train has no port `bsae`",
             "--> p.yaml:6:56",
             "= help: did you mean `base`?",
-            "error: port `models` of stage `p` is given `base` twice",
+            "error: port `models` of stage `p` is connected to `base` twice",
             "--> p.yaml:8:45",
-            "error: port `posts` of stage `p` takes Posts; `f` gives Files",
+            "error: port `posts` of stage `p` takes Posts, but `f` produces Files",
             "--> p.yaml:8:59",
             "error: stage `q`: dataset has no port `x`",
             "--> p.yaml:9:32",
             "= help: dataset takes no inputs",
-            "error: port `base` of stage `n` takes one, and is given 2",
+            "error: port `base` of stage `n` takes one input, but is connected to 2",
             "--> p.yaml:11:36",
-            "= help: name one of them, such as `m[1]`",
-            "error: stage `o` lacks an input: pairs needs `models`",
+            "= help: choose one of them, such as `m[1]`",
+            "error: stage `o` has no input at port `models`, which pairs requires",
             "--> p.yaml:12:3",
-            "= help: Model is given by `base`, `sft`, `a`: `needs: { models: base }`",
-            "error: stage `r` gives `Post`, which is no artifact type",
+            "= help: Model is produced by `base`, `sft`, `a`: `needs: { models: base }`",
+            "error: stage `r` produces `Post`, which is not an artifact type",
             "--> p.yaml:13:49",
             "= help: did you mean `Posts`?",
         ],
@@ -268,7 +268,7 @@ fn wrong_wiring_is_told() {
 }
 
 #[test]
-fn what_a_kind_finds_wrong_with_its_wiring_has_the_place_of_the_selector() {
+fn wiring_errors_found_by_a_kind_have_the_selectors_location() {
     check(
         &with_good(
             "  t: { uses: train, matrix: { n: [0, 1, 2] }, with: { epochs: '${n}' }, needs: { base: base, posts: posts } }
@@ -289,16 +289,16 @@ fn what_a_kind_finds_wrong_with_its_wiring_has_the_place_of_the_selector() {
 }
 
 #[test]
-fn a_matrix_must_make_a_difference() {
+fn a_matrix_variable_must_be_used() {
     check(
         "\n  a: { uses: dataset, matrix: { n: [1, 2] } }\n  b: { uses: dataset, matrix: { n: { x: {}, y: } } }",
         &[
-            "error: nothing in stage `a` uses its matrix variable `n`",
+            "error: matrix variable `n` of stage `a` is not used",
             "--> p.yaml:3:33",
-            "= help: its instances would all be equal; put `${n}` into `with`, `needs` or `seed`",
-            "error: nothing in stage `b` uses its matrix variable `n`",
+            "= help: all instances would be equal: use `${n}` in `with`, `needs` or `seed`",
+            "error: matrix variable `n` of stage `b` is not used",
             "--> p.yaml:4:33",
-            "= help: its instances would all be equal; put `${n}` into `with`, `needs` or `seed`",
+            "= help: all instances would be equal: use `${n}` in `with`, `needs` or `seed`",
         ],
     );
     check(
@@ -306,7 +306,7 @@ fn a_matrix_must_make_a_difference() {
         &[
             "error: instances `a[1]`, `a[2]`, `a[3]`, `a[4]` and 1 more are equal: same kind, parameters, seed and inputs",
             "--> p.yaml:3:30",
-            "= help: they differ by seed alone, and base at these parameters draws nothing",
+            "= help: they differ only in their seed, and base draws no random numbers with these parameters",
         ],
     );
     check(
@@ -314,13 +314,13 @@ fn a_matrix_must_make_a_difference() {
         &[
             "error: instances `a[x]`, `a[y]` are equal: same kind, parameters, seed and inputs",
             "--> p.yaml:3:33",
-            "= help: let them differ, such as by `seed`, or take the values out that make no difference",
+            "= help: make them differ, for example by `seed`, or remove the values that change nothing",
         ],
     );
 }
 
 #[test]
-fn a_matrix_has_sound_values() {
+fn matrix_values_are_checked() {
     check(
         "
   a: { uses: dataset, matrix: { n: [1, 1, a b, [2]], N: [], m: 3 }, with: { posts: '${n}${N}${m}' } }
@@ -331,11 +331,11 @@ fn a_matrix_has_sound_values() {
             "error: matrix variable `n` has the value `1` twice",
             "--> p.yaml:3:40",
             "::: p.yaml:3:37",
-            "error: `a b` is no name for a matrix label: expected [A-Za-z0-9_.-]{1,64}",
+            "error: `a b` is not a valid name for a matrix label: expected [A-Za-z0-9_.-]{1,64}",
             "--> p.yaml:3:43",
             "error: matrix variable `n`: expected text or a number, found a list",
             "--> p.yaml:3:48",
-            "= help: a map of labels to `with`, `needs` and `seed` gives each label its own",
+            "= help: to change a stage by label, use a map of labels to `with`, `needs` and `seed`",
             "error: matrix variable `N` differs from `n` only by case",
             "--> p.yaml:3:54",
             "::: p.yaml:3:33",
@@ -345,10 +345,10 @@ fn a_matrix_has_sound_values() {
             "--> p.yaml:3:64",
             "error: unknown matrix variable `n`",
             "--> p.yaml:4:39",
-            "= help: stage `b` has no matrix; write `$${n}` for the text itself",
-            "error: `${` without its `}`",
+            "= help: stage `b` has no matrix; write `$${n}` for the literal text",
+            "error: `${` without a closing `}`",
             "--> p.yaml:4:55",
-            "= help: write `$${` for the text `${`",
+            "= help: write `$${` for the literal text `${`",
             "error: seed of stage `c`: expected a whole number from 0 to 2^64 - 1, found `x`",
             "--> p.yaml:5:52",
             "= in: c[x]",
@@ -360,14 +360,14 @@ fn a_matrix_has_sound_values() {
 }
 
 #[test]
-fn what_the_command_line_names_must_be_there() {
+fn names_on_the_command_line_must_exist() {
     let good = with_good("");
-    let told = |options: Options, expected: &[&str]| check_with(&good, &options, expected);
-    told(
+    let check = |options: LoadOptions, expected: &[&str]| check_with(&good, &options, expected);
+    check(
         options(&["papre"], &[], &[]),
         &["error: unknown profile `papre`", "--> --profile:1:1", "= help: the file has no profiles"],
     );
-    told(
+    check(
         options(&[], &[], &["sfd", "sft[s]"]),
         &[
             "error: target: unknown stage `sfd`",
@@ -387,7 +387,7 @@ fn what_the_command_line_names_must_be_there() {
         ),
         ("stage.sft.with.lr=1", &["error: unknown key `stage`", "--> --set:1:1", "= help: did you mean `stages`?"]),
         ("stages.sft.matrix.n.a.with.lr=1", &["error: unknown matrix variable `n`", "--> --set:1:19"]),
-        ("stages.sft.uses.x=1", &["error: `uses` has no parts", "--> --set:1:12"]),
+        ("stages.sft.uses.x=1", &["error: `uses` has no keys", "--> --set:1:12"]),
         ("profiles.x=1", &["error: profiles are applied before `--set`: set the value itself", "--> --set:1:1"]),
         ("stages.sft.with.lr", &["error: expected `path=YAML`, such as `stages.sft.with.lr=1e-4`", "--> --set:1:1"]),
         (
@@ -397,36 +397,36 @@ fn what_the_command_line_names_must_be_there() {
         ("stages.sft.with.epochs=null", &["error: unknown entry `epochs`", "--> --set:1:17"]),
         (
             "stages.new=null",
-            &["error: unknown stage `new`", "--> --set:1:8", "= help: there are `posts`, `base`, `sft`"],
+            &["error: unknown stage `new`", "--> --set:1:8", "= help: expected one of `posts`, `base`, `sft`"],
         ),
-        ("version=2", &["error: `version` says how to read the file: it cannot be set", "--> --set:1:1"]),
-        ("stages.sft.with={lr: [1}", &["error: no valid YAML: mismatched bracket '[' closed by '}'", "--> --set:1:22"]),
+        ("version=2", &["error: `version` cannot be set: it says how to read the file", "--> --set:1:1"]),
+        ("stages.sft.with={lr: [1}", &["error: invalid YAML: mismatched bracket '[' closed by '}'", "--> --set:1:22"]),
     ];
     for (set, expected) in cases {
-        told(options(&[], &[set], &[]), expected);
+        check(options(&[], &[set], &[]), expected);
     }
 }
 
 #[test]
 fn the_report_section_is_checked_wherever_it_stands() {
-    let check = |report: &str, options: &Options, expected: &[&str]| {
+    let check = |report: &str, options: &LoadOptions, expected: &[&str]| {
         check_with(&format!("{GOOD}{report}\n"), options, expected);
     };
     check(
         "report: { tunning_seeds: [1, 17], titel: x }",
-        &Options::default(),
+        &LoadOptions::default(),
         &[
             "error: `report` has no key `tunning_seeds`",
             "--> p.yaml:6:11",
             "= help: did you mean `tuning_seeds`?",
             "error: `report` has no key `titel`",
             "--> p.yaml:6:35",
-            "= help: there are `notes`, `tuning_seeds`, `deviations`",
+            "= help: expected one of `notes`, `tuning_seeds`, `deviations`",
         ],
     );
     check(
         "report: { tuning_seeds: 17, deviations: { a: b } }",
-        &Options::default(),
+        &LoadOptions::default(),
         &[
             "error: report: `tuning_seeds`: expected a list, found a number",
             "--> p.yaml:6:25",
@@ -437,7 +437,7 @@ fn the_report_section_is_checked_wherever_it_stands() {
     );
     check(
         "report: { tuning_seeds: [1, -1, '3', 1.5], deviations: [fine, 3] }",
-        &Options::default(),
+        &LoadOptions::default(),
         &[
             "error: report: `tuning_seeds`: expected a whole number from 0 to 2^64 - 1, found `-1`",
             "--> p.yaml:6:29",
@@ -450,10 +450,10 @@ fn the_report_section_is_checked_wherever_it_stands() {
         ],
     );
     let profile = "profiles: { p: { report: { tunning_seeds: [1] } } }";
-    let told =
+    let output =
         ["error: `report` has no key `tunning_seeds`", "--> p.yaml:6:28", "= help: did you mean `tuning_seeds`?"];
-    check(profile, &Options::default(), &told);
-    check(profile, &options(&["p"], &[], &[]), &told);
+    check(profile, &LoadOptions::default(), &output);
+    check(profile, &options(&["p"], &[], &[]), &output);
     check(
         "",
         &options(&[], &["report.tunning_seeds=[1]"], &[]),
@@ -462,12 +462,12 @@ fn the_report_section_is_checked_wherever_it_stands() {
     for fine in
         ["report:", "report: { tuning_seeds: , deviations: [] }", "report: { tuning_seeds: [0, 18446744073709551615] }"]
     {
-        load_text(&format!("version: 1\nstages:{GOOD}{fine}\n"), &Options::default()).expect("nothing is wrong");
+        load_text(&format!("version: 1\nstages:{GOOD}{fine}\n"), &LoadOptions::default()).expect("nothing is wrong");
     }
 }
 
 #[test]
-fn one_fault_has_no_followers() {
+fn one_mistake_gives_one_error() {
     // Faults of the users of `a`, and its missing parameter, are not reported.
     check(
         "
@@ -487,7 +487,7 @@ fn one_fault_has_no_followers() {
 }
 
 #[test]
-fn files_that_are_not_there_are_told_if_they_are_needed() {
+fn missing_files_are_reported_if_they_are_needed() {
     let stages = "\n  a: { uses: dataset, with: { from: data/x.txt } }\n  b: { uses: dataset }";
     check(
         stages,
@@ -519,32 +519,35 @@ fn files_that_are_not_there_are_told_if_they_are_needed() {
 }
 
 #[test]
-fn a_file_has_the_shape_of_a_pipeline() {
+fn a_pipeline_file_has_the_required_structure() {
     let whole = |text: &str, expected: &[&str]| {
-        let told = load_text(text, &Options::default()).expect_err("something is wrong");
+        let output = load_text(text, &LoadOptions::default()).expect_err("something is wrong");
         let messages: Vec<&str> =
-            told.lines().filter(|l| l.starts_with("error") || l.contains("help:")).map(str::trim).collect();
-        assert_eq!(messages, expected, "\n{told}\n");
+            output.lines().filter(|l| l.starts_with("error") || l.contains("help:")).map(str::trim).collect();
+        assert_eq!(messages, expected, "\n{output}\n");
     };
     whole("", &["error: the file is empty", "= help: a pipeline file starts with `version: 1`"]);
     whole("[1]", &["error: a pipeline file is a map with `version` and `stages`; this is a list"]);
     whole("version: 1", &["error: the file has no `stages`"]);
-    whole("version: 1\nstages: {}", &["error: the file has nothing to make: no stage, or an empty list of targets"]);
+    whole(
+        "version: 1\nstages: {}",
+        &["error: nothing to run: the file has no stages, or its list of targets is empty"],
+    );
     whole(
         "stage: {}\nseed: -1\ntargets: [3, x]\nreport: 5\nstages: { a: { uses: dataset, seed: 1.5 }, b: 3, c: { needs: {} } }\nprofiles: { p: { stagse: 1 }, q: { stages: { a: { with: {}, neds: {} } } } }",
         &[
-            "error: the file does not say its `version`",
-            "= help: start it with `version: 1`",
+            "error: `version` is missing",
+            "= help: start the file with `version: 1`",
             "error: a pipeline file has no key `stage`",
             "= help: did you mean `stages`?",
             "error: seed of the pipeline: expected a whole number from 0 to 2^64 - 1, found `-1`",
             "error: targets: expected `stage` or `stage[label]`, found a number",
             "error: target: unknown stage `x`",
-            "= help: there are `a`, `b`, `c`",
+            "= help: expected one of `a`, `b`, `c`",
             "error: `report` must be a map; this is a number",
             "error: seed of stage `a`: expected a whole number from 0 to 2^64 - 1, found `1.5`",
             "error: stage `b` must be a map; this is a number",
-            "error: stage `c` does not say what it `uses`",
+            "error: stage `c` has no `uses`",
             "= help: name a kind: `temper kinds` lists them",
             "error: a profile has no key `stagse`",
             "= help: did you mean `stages`?",
@@ -553,7 +556,7 @@ fn a_file_has_the_shape_of_a_pipeline() {
         ],
     );
     let gone =
-        load(Path::new("gone.yaml"), &Options::default(), &kinds::registry()).expect_err("there is no such file");
+        load(Path::new("gone.yaml"), &LoadOptions::default(), &kinds::registry()).expect_err("there is no such file");
     assert!(gone.to_string().starts_with("error: cannot read the pipeline file `gone.yaml`: "), "{gone}");
     assert_eq!(gone.exit_code(), 2);
 }
@@ -564,7 +567,7 @@ fn values(n: usize) -> String {
 }
 
 #[test]
-fn what_a_matrix_expands_to_is_bounded_by_bytes() {
+fn the_expansion_of_a_matrix_is_bounded_in_bytes() {
     let large = "x".repeat(100_000);
     let stage = format!(
         "
@@ -575,12 +578,13 @@ fn what_a_matrix_expands_to_is_bounded_by_bytes() {
 ",
         values(300)
     );
-    let told = load_text(&format!("version: 1\nstages:{stage}"), &Options::default()).unwrap_err();
+    let output = load_text(&format!("version: 1\nstages:{stage}"), &LoadOptions::default()).unwrap_err();
     assert!(
-        told.starts_with("error: with the instances of stage `posts` the pipeline's parameters take more than 128 MiB"),
-        "{told}"
+        output
+            .starts_with("error: with the instances of stage `posts` the pipeline's parameters take more than 128 MiB"),
+        "{output}"
     );
-    assert!(told.len() < 2_000, "{told}");
+    assert!(output.len() < 2_000, "{output}");
     // A value that grows when its variables are filled in, and many stages of moderate size.
     let grown = stage.replace(&large, &"${a}".repeat(25_000));
     let many: String = (0..40)
@@ -592,14 +596,14 @@ fn what_a_matrix_expands_to_is_bounded_by_bytes() {
         })
         .collect();
     for stages in [grown, many] {
-        let told = load_text(&format!("version: 1\nstages:{stages}"), &Options::default()).unwrap_err();
-        assert!(told.contains("the pipeline's parameters take more than 128 MiB"), "{told}");
-        assert_eq!(told.matches("error: ").count(), 1, "{told}");
+        let output = load_text(&format!("version: 1\nstages:{stages}"), &LoadOptions::default()).unwrap_err();
+        assert!(output.contains("the pipeline's parameters take more than 128 MiB"), "{output}");
+        assert_eq!(output.matches("error: ").count(), 1, "{output}");
     }
 }
 
 #[test]
-fn what_ports_are_given_is_bounded() {
+fn the_number_of_wired_inputs_is_bounded() {
     let stages = format!(
         "
   posts: {{ uses: dataset, with: {{ posts: '${{n}}' }}, matrix: {{ n: [{0}] }} }}
@@ -608,24 +612,27 @@ fn what_ports_are_given_is_bounded() {
 ",
         values(1_500)
     );
-    let told = load_text(&format!("version: 1\nstages:{stages}"), &Options::default()).unwrap_err();
-    assert!(told.contains("the ports of all instances are given more than 2000000 instances"), "{told}");
+    let output = load_text(&format!("version: 1\nstages:{stages}"), &LoadOptions::default()).unwrap_err();
+    assert!(output.contains("all ports together are connected to more than 2000000 instances"), "{output}");
 }
 
 #[test]
-fn the_first_fifty_faults_are_told_and_the_others_counted() {
+fn the_first_fifty_errors_are_shown_and_the_others_counted() {
     let wrong: String = (0..10_000).map(|n| format!("    key{n}: 1\n")).collect();
-    let told = load_text(&format!("version: 1\nstages:\n  posts:\n    uses: dataset\n{wrong}"), &Options::default())
-        .unwrap_err();
-    assert_eq!(told.matches("error: ").count(), 50);
-    assert!(told.starts_with("error: a stage has no key `key0`\n"), "{told}");
-    assert!(told.ends_with("\n… and 9950 more\n\n10000 faults"), "{}", &told[told.len() - 200..]);
+    let output =
+        load_text(&format!("version: 1\nstages:\n  posts:\n    uses: dataset\n{wrong}"), &LoadOptions::default())
+            .unwrap_err();
+    assert_eq!(output.matches("error: ").count(), 50);
+    assert!(output.starts_with("error: a stage has no key `key0`\n"), "{output}");
+    assert!(output.ends_with("\n… and 9950 more\n\n10000 errors"), "{}", &output[output.len() - 200..]);
 }
 
 #[test]
-fn a_fault_of_a_very_long_text_is_told_in_few_lines() {
-    let told =
-        load_text(&format!("version: 1\nstages:\n  posts: {{ uses: {} }}\n", "x".repeat(1 << 20)), &Options::default())
-            .unwrap_err();
-    assert!(told.len() < 3_000 && told.starts_with("error: unknown kind `xxx"), "{}", told.len());
+fn an_error_in_a_very_long_text_is_shown_in_few_lines() {
+    let output = load_text(
+        &format!("version: 1\nstages:\n  posts: {{ uses: {} }}\n", "x".repeat(1 << 20)),
+        &LoadOptions::default(),
+    )
+    .unwrap_err();
+    assert!(output.len() < 3_000 && output.starts_with("error: unknown kind `xxx"), "{}", output.len());
 }

@@ -10,7 +10,7 @@ use crate::artifact::{ArtifactType, Facts};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::external::{InputFiles, InputPath};
-use crate::kind::{Kind, Registry, Signature, Wired};
+use crate::kind::{ConnectedInput, Kind, Registry, Signature};
 
 pub fn registry() -> Registry {
     let types = ["Posts", "Model", "Pairs", "Preferences", "Ensemble", "Files"];
@@ -86,7 +86,7 @@ impl Default for DatasetParams {
     }
 }
 
-kind!(Dataset, "dataset", DatasetParams, |_p| Signature::gives("Posts").seeded(), |_p| Vec::new());
+kind!(Dataset, "dataset", DatasetParams, |_p| Signature::producing("Posts").seeded(), |_p| Vec::new());
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -94,7 +94,7 @@ struct BaseParams {
     size: u32,
 }
 
-kind!(Base, "base", BaseParams, |_p| Signature::gives("Model"), |_p| Vec::new());
+kind!(Base, "base", BaseParams, |_p| Signature::producing("Model"), |_p| Vec::new());
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -130,7 +130,11 @@ kind!(
     Train,
     "train",
     TrainParams,
-    |_p| Signature::gives("Model").one("base", &["Model"]).one("posts", &["Posts", "Preferences"]).numerics(1).seeded(),
+    |_p| Signature::producing("Model")
+        .one("base", &["Model"])
+        .one("posts", &["Posts", "Preferences"])
+        .numerics(1)
+        .seeded(),
     |p| if p.lr > 0.0 { Vec::new() } else { vec![("lr".into(), "must be above 0".into())] }
 );
 
@@ -142,14 +146,14 @@ kind!(
     Pair,
     "pairs",
     Nothing,
-    |_p| Signature::gives("Pairs").many("models", &["Model"]).one("posts", &["Posts"]).seeded(),
+    |_p| Signature::producing("Pairs").many("models", &["Model"]).one("posts", &["Posts"]).seeded(),
     |_p| Vec::new()
 );
 kind!(
     Annotate,
     "annotate",
     Nothing,
-    |_p| Signature::gives("Preferences").optional("pairs", &["Pairs"]).optional("exclude", &["Posts"]),
+    |_p| Signature::producing("Preferences").optional("pairs", &["Pairs"]).optional("exclude", &["Posts"]),
     |_p| Vec::new()
 );
 
@@ -162,12 +166,12 @@ impl Kind for Join {
     const ABOUT: &'static str = "does nothing";
 
     fn signature(&self, _: &Nothing) -> Signature {
-        Signature::gives("Ensemble").many("members", &["Model"])
+        Signature::producing("Ensemble").many("members", &["Model"])
     }
 
-    fn check_wiring(&self, _: &Nothing, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+    fn check_wiring(&self, _: &Nothing, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
         let untrained = inputs.iter().filter(|input| input.kind != "train" || input.params["epochs"] == 0);
-        untrained.map(|_| ("members", Error::yours("a member was not trained").help("train it"))).collect()
+        untrained.map(|_| ("members", Error::user("a member was not trained").help("train it"))).collect()
     }
 
     fn run(&self, _: Nothing, _: &mut Context) -> Result<()> {
@@ -195,6 +199,6 @@ kind!(
     Command,
     "command",
     CommandParams,
-    |p| Signature { open: true, deterministic: false, ..Signature::gives(p.output.clone()) },
+    |p| Signature { open: true, deterministic: false, ..Signature::producing(p.output.clone()) },
     |_p| Vec::new()
 );

@@ -36,13 +36,13 @@ profiles:
 report: { deviations: [a small study] }
 ";
 
-fn options(profiles: &[&str], set: &[&str], until: &[&str]) -> Options {
+fn options(profiles: &[&str], set: &[&str], until: &[&str]) -> LoadOptions {
     let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-    Options { profiles: owned(profiles), set: owned(set), until: owned(until) }
+    LoadOptions { profiles: owned(profiles), set: owned(set), until: owned(until) }
 }
 
 /// Loads `text` as `p.yaml` in an empty folder, whose name is removed from messages.
-fn load_text(text: &str, options: &Options) -> Result<Graph, String> {
+fn load_text(text: &str, options: &LoadOptions) -> Result<Graph, String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("p.yaml");
     std::fs::write(&file, text).expect("a writable folder");
@@ -50,7 +50,7 @@ fn load_text(text: &str, options: &Options) -> Result<Graph, String> {
     load(&file, options, &kinds::registry()).map_err(|faults| strip(faults.to_string()))
 }
 
-fn graph(text: &str, options: &Options) -> Graph {
+fn graph(text: &str, options: &LoadOptions) -> Graph {
     load_text(text, options).unwrap_or_else(|faults| panic!("{faults}"))
 }
 
@@ -73,8 +73,8 @@ fn named<'g>(graph: &'g Graph, name: &str) -> &'g Instance {
 }
 
 #[test]
-fn a_study_becomes_a_graph() {
-    let graph = graph(STUDY, &Options::default());
+fn a_study_is_loaded_as_a_graph() {
+    let graph = graph(STUDY, &LoadOptions::default());
     let expected = "posts:
 base[s]:
 base[m]:
@@ -100,7 +100,7 @@ rl[matched,12]: like=rl[adaptive,12] policy=sft[s] rewards=ensemble
     assert_eq!(named(&graph, "sft[s]").seed, 17);
     assert_eq!(graph.seed, 17);
     assert_eq!(named(&graph, "proxy[2]").matrix, [("member".to_owned(), "2".to_owned())]);
-    assert_eq!(named(&graph, "ensemble").inputs[0].from[1], Source { instance: 8, label: "2".into() });
+    assert_eq!(named(&graph, "ensemble").inputs[0].from[1], InputSource { instance: 8, label: "2".into() });
     assert_eq!(named(&graph, "ensemble").inputs[0].arity, Arity::Many);
     assert_eq!(named(&graph, "pairs").inputs[1].from[0].label, "posts");
     let rl = named(&graph, "rl[matched,12]");
@@ -163,7 +163,7 @@ fn set_reaches_every_part_of_a_stage() {
 }
 
 #[test]
-fn absent_targets_are_the_sinks_of_the_file_before_profiles() {
+fn default_targets_are_the_sinks_of_the_file_before_profiles() {
     let text = "
 version: 1
 stages:
@@ -212,7 +212,7 @@ stages:
     assert_eq!(named(&keyed, "c[0.10]").params["run"], json!(["a", "0.10", "n=0.10"]));
 
     let quoted = text.replace(" 1: {} ", " '1': {} ");
-    let faults = load_text(&quoted, &Options::default()).expect_err("'1' is text");
+    let faults = load_text(&quoted, &LoadOptions::default()).expect_err("'1' is text");
     assert!(faults.contains("`lr`: expected a number, found text \"1\"") && faults.contains("= in: k[1]"), "{faults}");
 }
 
@@ -224,7 +224,7 @@ fn paths_start_from_the_file_s_folder() {
     std::fs::write(folder.path().join("data/x.txt"), "x").expect("a writable folder");
     let file = folder.path().join("p.yaml");
     std::fs::write(&file, text).expect("a writable folder");
-    let graph = load(&file, &Options::default(), &kinds::registry()).expect("nothing is wrong");
+    let graph = load(&file, &LoadOptions::default(), &kinds::registry()).expect("nothing is wrong");
     assert_eq!(graph.instances[0].params["from"]["$path"], folder.path().join("data/x.txt").to_str().expect("UTF-8"));
 }
 
@@ -238,13 +238,13 @@ fn a_chain_of_ten_thousand_loads() {
         writeln!(text, "  s{n}: {{ uses: command, with: {{ run: ['true', '{n}'] }}{needs} }}")
             .expect("a string takes it");
     }
-    let whole = graph(&text, &Options::default());
+    let whole = graph(&text, &LoadOptions::default());
     assert_eq!(whole.instances.len(), LENGTH);
     assert_eq!(whole.targets, [LENGTH - 1]);
     assert_eq!(whole.instances[0].name.to_string(), "s0");
 
     let round = text.replace("['true', '0'] }", "['true', '0'] }, needs: { input: s9999 }");
-    let faults = load_text(&round, &Options::default()).expect_err("it goes round");
+    let faults = load_text(&round, &LoadOptions::default()).expect_err("it goes round");
     assert!(
         faults.contains("cycle: s9999 -> s9998 -> s9997 -> s9996 -> s9995 -> s9994 -> (9989 more) -> "),
         "{faults}"

@@ -3,10 +3,10 @@ use serde_json::json;
 use super::{chain, force, registry};
 use crate::graph::Graph;
 use crate::plan::{Explanation, Flags, RecipeState, explain, plan, recipe};
-use crate::store::tests::{Space, record};
+use crate::store::tests::{TestSpace, record};
 
 /// Runs everything in a real store; each instance produces its number and parameters.
-fn complete(space: &Space, graph: &Graph, started: f64) {
+fn complete(space: &TestSpace, graph: &Graph, started: f64) {
     let mut known = Vec::new();
     for (i, instance) in graph.instances.iter().enumerate() {
         let state = recipe(graph, &registry(), &space.store, i, &known).unwrap();
@@ -22,43 +22,43 @@ fn complete(space: &Space, graph: &Graph, started: f64) {
     }
 }
 
-fn explained(space: &Space, graph: &Graph, flags: &Flags, instance: usize) -> Explanation {
+fn explained(space: &TestSpace, graph: &Graph, flags: &Flags, instance: usize) -> Explanation {
     let plan = plan(graph, &registry(), &space.store, flags).unwrap();
     explain(graph, &registry(), &space.store, &plan, instance).unwrap()
 }
 
 #[test]
 fn a_changed_parameter_is_named_old_and_new() {
-    let space = Space::new();
+    let space = TestSpace::new();
     complete(&space, &chain(1, 1, 1), 1.0);
-    let told = explained(&space, &chain(1, 5, 1), &Flags::default(), 1);
-    let text = told.to_string();
-    assert_eq!((told.action, told.changes.len()), ("run", 1));
+    let explanation = explained(&space, &chain(1, 5, 1), &Flags::default(), 1);
+    let text = explanation.to_string();
+    assert_eq!((explanation.action, explanation.changes.len()), ("run", 1));
     assert!(text.contains("params.n: 1 -> 5") && text.contains("against the nearest record, b of run run-1"), "{text}");
 }
 
 #[test]
 fn a_changed_input_is_named_with_the_stage_that_feeds_it() {
-    let space = Space::new();
+    let space = TestSpace::new();
     complete(&space, &chain(1, 1, 1), 1.0);
     let mut other = chain(1, 5, 1);
     other.instances.truncate(2);
     other.targets = vec![1];
     complete(&space, &other, 2.0);
-    let told = explained(&space, &chain(1, 5, 1), &Flags::default(), 2);
-    assert_eq!(told.changes.len(), 1);
-    assert_eq!(told.changes[0].field, "inputs.in");
-    assert_eq!(told.changes[0].from.as_ref().unwrap().to_string(), "b");
-    assert_ne!(told.changes[0].old, told.changes[0].new);
+    let explanation = explained(&space, &chain(1, 5, 1), &Flags::default(), 2);
+    assert_eq!(explanation.changes.len(), 1);
+    assert_eq!(explanation.changes[0].field, "inputs.in");
+    assert_eq!(explanation.changes[0].from.as_ref().unwrap().to_string(), "b");
+    assert_ne!(explanation.changes[0].old, explanation.changes[0].new);
 }
 
 #[test]
-fn a_pending_stage_tells_what_is_known_and_what_it_waits_for() {
-    let space = Space::new();
+fn a_pending_stage_shows_what_is_known_and_what_it_waits_for() {
+    let space = TestSpace::new();
     complete(&space, &chain(1, 1, 1), 1.0);
-    let told = explained(&space, &chain(2, 1, 7), &Flags::default(), 2);
-    let text = told.to_string();
-    assert_eq!((told.action, told.key), ("pending", None));
+    let explanation = explained(&space, &chain(2, 1, 7), &Flags::default(), 2);
+    let text = explanation.to_string();
+    assert_eq!((explanation.action, explanation.key), ("pending", None));
     assert!(text.contains("params.n: 1 -> 7"), "{text}");
     assert!(text.contains("input `in` (from `b`): known after `a`"), "{text}");
     assert!(!text.contains("inputs.in:"), "{text}");
@@ -66,22 +66,23 @@ fn a_pending_stage_tells_what_is_known_and_what_it_waits_for() {
 
 #[test]
 fn the_nearest_record_is_of_the_same_stage_with_the_fewest_differences_and_the_latest() {
-    let space = Space::new();
+    let space = TestSpace::new();
     complete(&space, &chain(1, 1, 1), 1.0);
     complete(&space, &chain(2, 1, 1), 2.0);
     // Prefers a record of the same stage, although a record of another stage differs less.
     let mut g = chain(3, 1, 1);
     g.instances[0].params = json!({ "n": 3, "m": 0 });
-    let told = explained(&space, &g, &Flags::default(), 0);
-    let against = told.against.unwrap();
+    let explanation = explained(&space, &g, &Flags::default(), 0);
+    let against = explanation.against.unwrap();
     assert_eq!((against.stage.to_string().as_str(), against.run.as_str()), ("a", "run-2"));
-    let fields: Vec<_> = told.changes.iter().map(|c| (c.field.as_str(), c.old.as_deref(), c.new.as_deref())).collect();
+    let fields: Vec<_> =
+        explanation.changes.iter().map(|c| (c.field.as_str(), c.old.as_deref(), c.new.as_deref())).collect();
     assert_eq!(fields, [("params.m", None, Some("0")), ("params.n", Some("2"), Some("3"))]);
 }
 
 #[test]
-fn a_stage_without_forerunners_says_so_and_a_reused_or_forced_one_names_its_record() {
-    let space = Space::new();
+fn a_stage_without_earlier_records_says_so_and_a_reused_or_forced_one_names_its_record() {
+    let space = TestSpace::new();
     let first = explained(&space, &chain(1, 1, 1), &Flags::default(), 0);
     assert!(first.against.is_none() && first.to_string().contains("no earlier record"));
     complete(&space, &chain(1, 1, 1), 1.0);
@@ -94,10 +95,10 @@ fn a_stage_without_forerunners_says_so_and_a_reused_or_forced_one_names_its_reco
 
 #[test]
 fn a_new_version_of_a_kind_is_a_difference() {
-    let space = Space::new();
+    let space = TestSpace::new();
     complete(&space, &chain(1, 1, 1), 1.0);
     let newer = crate::kind::Registry::default().kind(super::Work::<4>);
     let plan = plan(&chain(1, 1, 1), &newer, &space.store, &Flags::default()).unwrap();
-    let told = explain(&chain(1, 1, 1), &newer, &space.store, &plan, 0).unwrap();
-    assert!(told.to_string().contains("version: 3 -> 4"), "{told}");
+    let explanation = explain(&chain(1, 1, 1), &newer, &space.store, &plan, 0).unwrap();
+    assert!(explanation.to_string().contains("version: 3 -> 4"), "{explanation}");
 }

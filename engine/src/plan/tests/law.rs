@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::{Shelf, force, graph, registry};
+use super::{MemoryStore, force, graph, registry};
 use crate::graph::Graph;
 use crate::names::{Digest, Key};
-use crate::plan::{Decision, Flags, Index, Reason, RecipeState, State, decide, plan_with, recipe};
+use crate::plan::{Decision, Flags, PlannedState, Reason, RecipeState, StoreView, decide, plan_with, recipe};
 use crate::store::Presence;
 
 /// A stage's output: a function of its key with so few values that different keys often produce the same bytes.
@@ -18,26 +18,26 @@ fn outcome(stage: usize, key: &Key) -> Digest {
 
 /// The decisions and digests of a run.
 #[derive(Debug, PartialEq)]
-struct Ran {
+struct SimulatedRun {
     /// By instance.
     decisions: Vec<Decision>,
     digests: Vec<Digest>,
 }
 
 /// Simulates the runner: plans, then decides each instance once its inputs are known. An instance whose inputs turn out
-/// to be missing is postponed, with everything that depends on it, and planned again. With `surprise`, a forced stage
-/// produces other bytes than before.
-fn run(graph: &Graph, shelf: &mut Shelf, flags: &Flags, surprise: bool) -> Ran {
+/// to be missing is postponed, with everything that depends on it, and planned again. With `nondeterministic`, a forced
+/// stage produces other bytes than before.
+fn run(graph: &Graph, store: &mut MemoryStore, flags: &Flags, nondeterministic: bool) -> SimulatedRun {
     let n = graph.instances.len();
     let mut flags = flags.clone();
     let mut ran: Vec<Option<Reason>> = vec![None; n];
     for _ in 0..=n {
-        let digests = round(graph, shelf, &mut flags, surprise, &mut ran);
+        let digests = round(graph, store, &mut flags, nondeterministic, &mut ran);
         if digests.iter().all(Option::is_some) {
             let digests: Vec<Digest> = digests.into_iter().flatten().collect();
             let decision =
                 |(reason, digest): (Option<Reason>, &Digest)| reason.map_or(Decision::Reuse(*digest), Decision::Run);
-            return Ran { decisions: ran.into_iter().zip(&digests).map(decision).collect(), digests };
+            return SimulatedRun { decisions: ran.into_iter().zip(&digests).map(decision).collect(), digests };
         }
     }
     panic!("more rounds than stages");
@@ -45,12 +45,12 @@ fn run(graph: &Graph, shelf: &mut Shelf, flags: &Flags, surprise: bool) -> Ran {
 
 fn round(
     graph: &Graph,
-    shelf: &mut Shelf,
+    store: &mut MemoryStore,
     flags: &mut Flags,
-    surprise: bool,
+    nondeterministic: bool,
     ran: &mut [Option<Reason>],
 ) -> Vec<Option<Digest>> {
-    let plan = plan_with(graph, &registry(), shelf, flags, &[]).unwrap();
+    let plan = plan_with(graph, &registry(), store, flags, &[]).unwrap();
     let mut known: Vec<Option<Digest>> = Vec::new();
     for (i, planned) in plan.stages.iter().enumerate() {
         let name = &graph.instances[i].name;
@@ -60,33 +60,33 @@ fn round(
             known.push(None);
             continue;
         };
-        let RecipeState::Ready(recipe) = recipe(graph, &registry(), shelf, i, &known).unwrap() else {
+        let RecipeState::Ready(recipe) = recipe(graph, &registry(), store, i, &known).unwrap() else {
             panic!("pending")
         };
         let key = recipe.key();
-        let decision = decide(name, &key, planned.bytes, flags, shelf).unwrap();
+        let decision = decide(name, &key, planned.need, flags, store).unwrap();
         match &planned.state {
-            State::Reuse { key: planned, digest } => {
+            PlannedState::Reuse { key: planned, digest } => {
                 assert_eq!((planned, &decision), (&key, &Decision::Reuse(*digest)))
             }
-            State::Run { key: planned, reason } => {
+            PlannedState::Run { key: planned, reason } => {
                 assert_eq!((planned, &decision), (&key, &Decision::Run(reason.clone())))
             }
-            State::Pending { waits_on } => {
-                assert!(waits_on.iter().all(|on| !matches!(plan.stages[*on].state, State::Reuse { .. })));
+            PlannedState::Pending { waits_on } => {
+                assert!(waits_on.iter().all(|on| !matches!(plan.stages[*on].state, PlannedState::Reuse { .. })));
             }
         }
         known.push(match decision {
             Decision::Reuse(digest) => Some(digest),
-            Decision::Run(_) if inputs.iter().any(|d| shelf.presence(d).unwrap() != Presence::Whole) => None,
+            Decision::Run(_) if inputs.iter().any(|d| store.presence(d).unwrap() != Presence::Intact) => None,
             Decision::Run(reason) => {
-                let digest = match shelf.recorded(&key).unwrap() {
-                    _ if reason == Reason::Forced && surprise => Digest::of(&[i as u8, b's']),
+                let digest = match store.recorded_digest(&key).unwrap() {
+                    _ if reason == Reason::Forced && nondeterministic => Digest::of(&[i as u8, b's']),
                     // Surprising bytes stay recorded: only a forced stage produces other bytes than its record.
                     Some(digest) if reason != Reason::Forced => digest,
                     _ => outcome(i, &key),
                 };
-                shelf.put(key, digest);
+                store.put(key, digest);
                 flags.force.remove(name);
                 ran[i].get_or_insert(reason);
                 Some(digest)
@@ -98,11 +98,11 @@ fn round(
 
 /// The definition: an instance runs if it is forced, has no record, or has a record whose bytes are missing while it is
 /// a target or an input of an instance that runs.
-fn by_definition(graph: &Graph, shelf: &Shelf, flags: &Flags, digests: &[Digest]) -> BTreeSet<usize> {
+fn by_definition(graph: &Graph, store: &MemoryStore, flags: &Flags, digests: &[Digest]) -> BTreeSet<usize> {
     let known: Vec<Option<Digest>> = digests.iter().copied().map(Some).collect();
     let n = graph.instances.len();
-    let recorded = |i: usize| match recipe(graph, &registry(), shelf, i, &known).unwrap() {
-        RecipeState::Ready(recipe) => shelf.records.get(&recipe.key()).copied(),
+    let recorded = |i: usize| match recipe(graph, &registry(), store, i, &known).unwrap() {
+        RecipeState::Ready(recipe) => store.records.get(&recipe.key()).copied(),
         RecipeState::Pending(_) => None,
     };
     let mut runs: BTreeSet<usize> =
@@ -114,7 +114,7 @@ fn by_definition(graph: &Graph, shelf: &Shelf, flags: &Flags, digests: &[Digest]
             .flat_map(|port| &port.from)
             .map(|s| s.instance)
             .collect();
-        let lacks = |i: &usize| recorded(*i).is_some_and(|d| !shelf.whole.contains(&d) || shelf.rotten.contains(&d));
+        let lacks = |i: &usize| recorded(*i).is_some_and(|d| !store.intact.contains(&d) || store.damaged.contains(&d));
         let more: Vec<usize> = (0..n)
             .filter(|i| !runs.contains(i) && (read.contains(i) || graph.targets.contains(i)) && lacks(i))
             .collect();
@@ -127,24 +127,24 @@ fn by_definition(graph: &Graph, shelf: &Shelf, flags: &Flags, digests: &[Digest]
 
 /// A graph of `n` stages and the disturbances between runs.
 #[derive(Clone, Debug)]
-struct Scene {
+struct Scenario {
     inputs: Vec<Vec<usize>>,
     /// Parameters of earlier runs and of the last one.
     params: Vec<Vec<u8>>,
     lost_records: Vec<usize>,
     lost_artifacts: Vec<usize>,
-    rotten_artifacts: Vec<usize>,
+    damaged_artifacts: Vec<usize>,
     forced: Vec<usize>,
-    surprise: bool,
+    nondeterministic: bool,
 }
 
-fn scene() -> impl Strategy<Value = Scene> {
+fn scenario() -> impl Strategy<Value = Scenario> {
     (1..9_usize).prop_flat_map(|n| {
         let inputs: Vec<_> = (0..n).map(|i| prop::collection::btree_set(0..i.max(1), 0..=i.min(3))).collect();
         let some = || prop::collection::vec(0..n, 0..3);
         let params = prop::collection::vec(prop::collection::vec(0..2_u8, n), 1..4);
         (inputs, params, some(), prop::collection::vec(0..n, 0..6), some(), some(), any::<bool>()).prop_map(
-            |(inputs, params, lost_records, lost_artifacts, rotten_artifacts, forced, surprise)| Scene {
+            |(inputs, params, lost_records, lost_artifacts, damaged_artifacts, forced, nondeterministic)| Scenario {
                 inputs: inputs
                     .into_iter()
                     .enumerate()
@@ -153,15 +153,15 @@ fn scene() -> impl Strategy<Value = Scene> {
                 params,
                 lost_records,
                 lost_artifacts,
-                rotten_artifacts,
+                damaged_artifacts,
                 forced,
-                surprise,
+                nondeterministic,
             },
         )
     })
 }
 
-impl Scene {
+impl Scenario {
     fn graph(&self, params: &[u8]) -> Graph {
         let names: Vec<String> = (0..self.inputs.len()).map(|i| format!("s{i}")).collect();
         let stages: Vec<_> = self
@@ -181,38 +181,38 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn planning_again_with_what_a_run_found_gives_its_decisions(scene in scene()) {
-        let mut shelf = Shelf::default();
-        let (last, earlier) = scene.params.split_last().unwrap();
+    fn planning_again_with_the_digests_of_a_run_gives_its_decisions(scenario in scenario()) {
+        let mut store = MemoryStore::default();
+        let (last, earlier) = scenario.params.split_last().unwrap();
         for params in earlier {
-            run(&scene.graph(params), &mut shelf, &Flags::default(), false);
+            run(&scenario.graph(params), &mut store, &Flags::default(), false);
         }
         let nth = |i: usize, of: usize| (i * 7919) % of.max(1);
-        for i in &scene.lost_records {
-            let key = shelf.records.keys().nth(nth(*i, shelf.records.len())).copied();
-            key.map(|key| shelf.records.remove(&key));
+        for i in &scenario.lost_records {
+            let key = store.records.keys().nth(nth(*i, store.records.len())).copied();
+            key.map(|key| store.records.remove(&key));
         }
-        for i in &scene.lost_artifacts {
-            let digest = shelf.whole.iter().nth(nth(*i, shelf.whole.len())).copied();
-            digest.map(|digest| shelf.whole.remove(&digest));
+        for i in &scenario.lost_artifacts {
+            let digest = store.intact.iter().nth(nth(*i, store.intact.len())).copied();
+            digest.map(|digest| store.intact.remove(&digest));
         }
-        for i in &scene.rotten_artifacts {
-            shelf.rotten.extend(shelf.whole.iter().nth(nth(*i, shelf.whole.len())).copied());
+        for i in &scenario.damaged_artifacts {
+            store.damaged.extend(store.intact.iter().nth(nth(*i, store.intact.len())).copied());
         }
 
-        let g = scene.graph(last);
-        let forced: Vec<String> = scene.forced.iter().map(|i| format!("s{i}")).collect();
+        let g = scenario.graph(last);
+        let forced: Vec<String> = scenario.forced.iter().map(|i| format!("s{i}")).collect();
         let flags = force(&forced.iter().map(String::as_str).collect::<Vec<_>>());
-        let before = shelf.clone();
-        let ran = run(&g, &mut shelf, &flags, scene.surprise);
+        let before = store.clone();
+        let ran = run(&g, &mut store, &flags, scenario.nondeterministic);
 
         let found: Vec<Option<Digest>> = ran.digests.iter().copied().map(Some).collect();
         let again = plan_with(&g, &registry(), &before, &flags, &found).unwrap();
         for (planned, decision) in again.stages.iter().zip(&ran.decisions) {
             let planned = match &planned.state {
-                State::Reuse { digest, .. } => Decision::Reuse(*digest),
-                State::Run { reason, .. } => Decision::Run(reason.clone()),
-                State::Pending { waits_on } => panic!("still waits on {waits_on:?}"),
+                PlannedState::Reuse { digest, .. } => Decision::Reuse(*digest),
+                PlannedState::Run { reason, .. } => Decision::Run(reason.clone()),
+                PlannedState::Pending { waits_on } => panic!("still waits on {waits_on:?}"),
             };
             prop_assert_eq!(&planned, decision);
         }
@@ -221,7 +221,7 @@ proptest! {
         prop_assert_eq!(by_run, by_definition(&g, &before, &flags, &ran.digests));
 
         // Afterwards nothing is left to do.
-        let after = plan_with(&g, &registry(), &shelf, &Flags::default(), &[]).unwrap();
+        let after = plan_with(&g, &registry(), &store, &Flags::default(), &[]).unwrap();
         prop_assert!(after.is_complete(), "{:?}", after);
         prop_assert_eq!(after.known(), found);
     }

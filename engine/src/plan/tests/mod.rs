@@ -12,16 +12,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Flags, Index};
+use super::{Flags, StoreView};
 use crate::context::Context;
+use crate::document::ReportSettings;
 use crate::error::{Error, Result};
-use crate::external::External;
-use crate::graph::{Graph, Instance, PortInputs, Source};
+use crate::external::ExternalInput;
+use crate::graph::{Graph, InputSource, Instance, PortInputs};
 use crate::kind::{Arity, Kind, Registry, Signature};
 use crate::names::{Digest, Key};
-use crate::spec::Report;
 use crate::store::tests::instance;
-use crate::store::{Content, Presence};
+use crate::store::{ExternalContent, Presence};
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct NoParams {}
@@ -36,11 +36,11 @@ impl<const VERSION: u32> Kind for Work<VERSION> {
     const ABOUT: &'static str = "nothing";
 
     fn signature(&self, _: &NoParams) -> Signature {
-        Signature::gives("Anything")
+        Signature::producing("Anything")
     }
 
     fn run(&self, _: NoParams, _: &mut Context) -> Result<()> {
-        Err(Error::ours("not for running"))
+        Err(Error::internal("not for running"))
     }
 }
 
@@ -55,7 +55,8 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
     let instances: Vec<Instance> = stages
         .iter()
         .map(|(name, params, inputs)| {
-            let from: Vec<Source> = inputs.iter().map(|i| Source { instance: *i, label: format!("l{i}") }).collect();
+            let from: Vec<InputSource> =
+                inputs.iter().map(|i| InputSource { instance: *i, label: format!("l{i}") }).collect();
             let arity = if from.len() > 1 { Arity::Many } else { Arity::One };
             let inputs = if from.is_empty() { Vec::new() } else { vec![PortInputs { port: "in".into(), arity, from }] };
             Instance {
@@ -64,7 +65,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
                 kind: "test.work".into(),
                 params: params.clone(),
                 seed: 17,
-                signature: Signature::gives("Anything"),
+                signature: Signature::producing("Anything"),
                 inputs,
             }
         })
@@ -75,7 +76,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
         not_needed: vec![instance("unused")],
         name: "test".into(),
         seed: 17,
-        report: Report::default(),
+        report: ReportSettings::default(),
     }
 }
 
@@ -86,39 +87,39 @@ fn chain(a: u64, b: u64, c: u64) -> Graph {
 
 /// An in-memory store.
 #[derive(Clone, Default)]
-struct Shelf {
+struct MemoryStore {
     records: BTreeMap<Key, Digest>,
-    whole: BTreeSet<Digest>,
-    rotten: BTreeSet<Digest>,
+    intact: BTreeSet<Digest>,
+    damaged: BTreeSet<Digest>,
     contents: BTreeMap<PathBuf, Digest>,
 }
 
-impl Shelf {
+impl MemoryStore {
     fn put(&mut self, key: Key, digest: Digest) {
         self.records.insert(key, digest);
-        self.rotten.remove(&digest);
-        self.whole.insert(digest);
+        self.damaged.remove(&digest);
+        self.intact.insert(digest);
     }
 }
 
-impl Index for Shelf {
-    fn recorded(&self, key: &Key) -> Result<Option<Digest>> {
+impl StoreView for MemoryStore {
+    fn recorded_digest(&self, key: &Key) -> Result<Option<Digest>> {
         Ok(self.records.get(key).copied())
     }
 
     fn presence(&self, digest: &Digest) -> Result<Presence> {
-        Ok(match (self.whole.contains(digest), self.rotten.contains(digest)) {
-            (_, true) => Presence::Rotten { file: "x".into() },
-            (true, _) => Presence::Whole,
+        Ok(match (self.intact.contains(digest), self.damaged.contains(digest)) {
+            (_, true) => Presence::Damaged { file: "x".into() },
+            (true, _) => Presence::Intact,
             _ => Presence::Missing,
         })
     }
 
-    fn content_of(&self, external: &External) -> Result<Content> {
-        let path = &external.written()[0];
+    fn content_of(&self, external: &ExternalInput) -> Result<ExternalContent> {
+        let path = &external.absolute_paths()[0];
         let digest = self.contents.get(path).copied();
-        let digest = digest.ok_or_else(|| Error::yours(format!("{}: no such file", path.display())))?;
-        Ok(Content { digest, without_store: path.ends_with("around-the-store") })
+        let digest = digest.ok_or_else(|| Error::user(format!("{}: no such file", path.display())))?;
+        Ok(ExternalContent { digest, store_excluded: path.ends_with("around-the-store") })
     }
 }
 

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{Shelf, graph, registry};
+use super::{MemoryStore, graph, registry};
 use crate::names::Digest;
 use crate::plan::diff::{differences, leaves};
 use crate::plan::{Recipe, RecipeInput, RecipePort, RecipeState, recipe};
@@ -106,7 +106,7 @@ fn the_order_of_parameters_does_not_matter() {
 }
 
 #[test]
-fn values_that_look_alike_have_keys_of_their_own() {
+fn similar_values_of_different_types_have_different_keys() {
     let alike = [
         json!({ "a": 1 }),
         json!({ "a": 1.0 }),
@@ -148,18 +148,18 @@ fn keys_stay_what_they_were() {
 
 const PINNED: &str = "515747c5246bd1b388ffa60c538740c69a2380752355e108dee679e3a25a2ca4";
 
-fn ready(graph: &crate::graph::Graph, shelf: &Shelf, i: usize, known: &[Option<Digest>]) -> Recipe {
-    match recipe(graph, &registry(), shelf, i, known).unwrap() {
+fn ready(graph: &crate::graph::Graph, store: &MemoryStore, i: usize, known: &[Option<Digest>]) -> Recipe {
+    match recipe(graph, &registry(), store, i, known).unwrap() {
         RecipeState::Ready(recipe) => recipe,
         RecipeState::Pending(on) => panic!("pending on {on:?}"),
     }
 }
 
 #[test]
-fn a_recipe_takes_from_the_instance_what_decides_its_bytes_and_no_more() {
+fn a_recipe_holds_exactly_what_determines_an_instances_bytes() {
     let mut g = graph(&[("a", json!({}), &[]), ("b", json!({ "n": 1 }), &[0])]);
     let known = [Some(Digest::of(b"a"))];
-    let plain = ready(&g, &Shelf::default(), 1, &known);
+    let plain = ready(&g, &MemoryStore::default(), 1, &known);
     assert_eq!((plain.version, plain.seed, plain.numerics), (3, None, None));
     assert_eq!(plain.inputs[0].from, [RecipeInput { label: None, digest: Digest::of(b"a") }]);
 
@@ -168,28 +168,28 @@ fn a_recipe_takes_from_the_instance_what_decides_its_bytes_and_no_more() {
     g.instances[1].name = super::instance("other[s]");
     g.instances[1].inputs[0].from[0].label = "renamed".into();
     g.instances[1].signature.env = vec!["HOME".into()];
-    assert_eq!(ready(&g, &Shelf::default(), 1, &known).key(), plain.key());
+    assert_eq!(ready(&g, &MemoryStore::default(), 1, &known).key(), plain.key());
 
     g.instances[1].signature.seeded = true;
-    let seeded = ready(&g, &Shelf::default(), 1, &known);
+    let seeded = ready(&g, &MemoryStore::default(), 1, &known);
     assert_eq!(seeded.seed, Some(99));
     assert_ne!(seeded.key(), plain.key());
 }
 
 #[test]
-fn labels_count_where_a_port_takes_many() {
+fn labels_are_part_of_the_key_where_a_port_takes_many() {
     let mut g = graph(&[("a", json!({}), &[]), ("b", json!({}), &[]), ("c", json!({}), &[0, 1])]);
     let known = [Some(Digest::of(b"a")), Some(Digest::of(b"b"))];
-    let first = ready(&g, &Shelf::default(), 2, &known);
+    let first = ready(&g, &MemoryStore::default(), 2, &known);
     assert_eq!(first.inputs[0].from[1].label.as_deref(), Some("l1"));
     g.instances[2].inputs[0].from[1].label = "renamed".into();
-    assert_ne!(ready(&g, &Shelf::default(), 2, &known).key(), first.key());
+    assert_ne!(ready(&g, &MemoryStore::default(), 2, &known).key(), first.key());
 }
 
 #[test]
 fn a_recipe_waits_for_exactly_the_inputs_that_are_not_known() {
     let g = graph(&[("a", json!({}), &[]), ("b", json!({}), &[]), ("c", json!({}), &[1, 0, 1])]);
-    let state = |known: &[Option<Digest>]| recipe(&g, &registry(), &Shelf::default(), 2, known).unwrap();
+    let state = |known: &[Option<Digest>]| recipe(&g, &registry(), &MemoryStore::default(), 2, known).unwrap();
     assert_eq!(state(&[]), RecipeState::Pending(vec![0, 1]));
     assert_eq!(state(&[Some(Digest::of(b"a"))]), RecipeState::Pending(vec![1]));
     assert_eq!(state(&[None, Some(Digest::of(b"b"))]), RecipeState::Pending(vec![0]));
@@ -197,31 +197,31 @@ fn a_recipe_waits_for_exactly_the_inputs_that_are_not_known() {
 }
 
 #[test]
-fn a_path_counts_by_what_lies_there() {
+fn a_paths_digest_depends_on_the_content_there() {
     let digest = Digest::of(b"bytes");
-    let mut shelf = Shelf::default();
+    let mut store = MemoryStore::default();
     for path in ["/here/x", "/there/x"] {
-        shelf.contents.insert(PathBuf::from(path), digest);
+        store.contents.insert(PathBuf::from(path), digest);
     }
     let with = |path: &str| graph(&[("a", json!({ "deep": [{ "file": { "$path": path } }] }), &[])]);
-    let here = ready(&with("/here/x"), &shelf, 0, &[]);
+    let here = ready(&with("/here/x"), &store, 0, &[]);
     assert_eq!(here.params, json!({ "deep": [{ "file": { "content": digest.to_string() } }] }));
-    assert_eq!(here.key(), ready(&with("/there/x"), &shelf, 0, &[]).key());
-    shelf.contents.insert(PathBuf::from("/there/x"), Digest::of(b"others"));
-    assert_ne!(here.key(), ready(&with("/there/x"), &shelf, 0, &[]).key());
+    assert_eq!(here.key(), ready(&with("/there/x"), &store, 0, &[]).key());
+    store.contents.insert(PathBuf::from("/there/x"), Digest::of(b"others"));
+    assert_ne!(here.key(), ready(&with("/there/x"), &store, 0, &[]).key());
     let files = |path: &str| graph(&[("a", json!({ "files": { "$files": [path] }, "none": { "$files": [] } }), &[])]);
-    let list = ready(&files("/here/x"), &shelf, 0, &[]);
+    let list = ready(&files("/here/x"), &store, 0, &[]);
     assert_eq!(list.params, json!({ "files": [{ "content": digest.to_string() }], "none": [] }));
-    let error = recipe(&with("/nowhere"), &registry(), &shelf, 0, &[]).unwrap_err();
+    let error = recipe(&with("/nowhere"), &registry(), &store, 0, &[]).unwrap_err();
     assert!(error.message.starts_with("a: /nowhere"), "{error}");
 }
 
 #[test]
-fn a_parameter_beside_the_key_changes_no_key_wherever_else_its_name_stands() {
+fn a_parameter_excluded_from_the_key_changes_no_key_and_excludes_no_other_of_its_name() {
     let key = |params: Value, beside: &[&str]| {
         let mut graph = graph(&[("a", params, &[])]);
-        graph.instances[0].signature.beside_key = beside.iter().map(|name| (*name).to_owned()).collect();
-        ready(&graph, &Shelf::default(), 0, &[]).key()
+        graph.instances[0].signature.excluded_from_key = beside.iter().map(|name| (*name).to_owned()).collect();
+        ready(&graph, &MemoryStore::default(), 0, &[]).key()
     };
     let with = |most: u64, inner: u64| json!({ "model": "m", "most": most, "inner": { "most": inner } });
     assert_eq!(key(with(1, 1), &["most"]), key(with(2, 1), &["most"]));

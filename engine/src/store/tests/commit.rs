@@ -2,7 +2,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use super::{Anything, Space, rot, writable};
+use super::{Anything, TestSpace, flip_bit_keeping_mtime, writable};
 use crate::artifact::{ArtifactType, Facts};
 use crate::error::{Blame, Error, Result};
 use crate::names::Digest;
@@ -10,7 +10,7 @@ use crate::store::{Presence, verify};
 
 #[test]
 fn an_artifact_is_its_files_as_read_only_links_to_blobs() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let (digest, manifest) = space.commit(&[("a.txt", b"one"), ("deep/er/b.txt", b"two")]);
     let artifact = space.store.open_artifact(&digest).unwrap();
     assert_eq!(artifact.manifest, manifest);
@@ -22,57 +22,57 @@ fn an_artifact_is_its_files_as_read_only_links_to_blobs() {
         assert_eq!(file.permissions().mode() & 0o777, 0o444);
     }
     assert_eq!(fs::read(artifact.folder.join("deep/er/b.txt")).unwrap(), b"two");
-    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
-    assert!(verify(&space.store).unwrap().is_sound());
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Intact);
+    assert!(verify(&space.store).unwrap().is_intact());
 }
 
 #[test]
-fn equal_content_is_one_artifact_whoever_commits_it() {
-    let space = Space::new();
+fn equal_content_of_different_recipes_is_one_artifact() {
+    let space = TestSpace::new();
     let files: &[(&str, &[u8])] = &[("a", b"same"), ("b", b"other")];
     let (first, _) = space.commit(files);
     let digests: Vec<Digest> = std::thread::scope(|scope| {
         let threads: Vec<_> =
-            (0..8).map(|_| scope.spawn(|| space.again().commit(&space.out(files), &Anything).unwrap().0)).collect();
+            (0..8).map(|_| scope.spawn(|| space.reopen().commit(&space.out(files), &Anything).unwrap().0)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert!(digests.iter().all(|digest| *digest == first));
     let report = verify(&space.store).unwrap();
-    assert!(report.is_sound() && report.leftovers.is_empty(), "{report:?}");
+    assert!(report.is_intact() && report.leftovers.is_empty(), "{report:?}");
     assert_eq!(report.artifacts, 1);
 }
 
 #[test]
-fn commits_of_the_same_bytes_at_the_same_time_do_not_get_in_each_others_way() {
+fn concurrent_commits_of_the_same_bytes_all_succeed() {
     for _ in 0..10 {
-        let space = Space::new();
+        let space = TestSpace::new();
         std::thread::scope(|scope| {
             for i in 0..6 {
                 let (space, own) = (&space, [i]);
                 scope.spawn(move || {
                     let out = space.out(&[("shared", b"the same in all"), ("own", &own[..(i as usize) % 2])]);
-                    space.again().commit(&out, &Anything).unwrap();
+                    space.reopen().commit(&out, &Anything).unwrap();
                 });
             }
         });
         let report = verify(&space.store).unwrap();
-        assert!(report.is_sound() && report.leftovers.is_empty(), "{report:?}");
+        assert!(report.is_intact() && report.leftovers.is_empty(), "{report:?}");
     }
 }
 
 #[test]
-fn an_artifact_of_many_files_is_whole() {
-    let space = Space::new();
+fn an_artifact_of_many_files_is_complete() {
+    let space = TestSpace::new();
     let names: Vec<String> = (0..40).map(|i| format!("part{}/{i}", i % 3)).collect();
     let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), name.as_bytes())).collect();
     let (digest, manifest) = space.commit(&files);
     assert_eq!(manifest.files.len(), 40);
-    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Intact);
 }
 
 #[test]
 fn a_large_file_has_the_digest_of_its_bytes() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let bytes: Vec<u8> = (0..(9 << 20) + 17_u32).map(|i| (i % 251) as u8).collect();
     for size in [0, 1, (1 << 20) - 1, 4 << 20, (4 << 20) + 1, bytes.len()] {
         let (_, manifest) = space.commit(&[("x", &bytes[..size])]);
@@ -83,12 +83,12 @@ fn a_large_file_has_the_digest_of_its_bytes() {
 
 #[test]
 fn symbolic_links_special_files_and_the_manifests_name_are_refused() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let refused = |prepare: &dyn Fn(&std::path::Path)| {
         let out = space.out(&[("good", b"x")]);
         prepare(&out);
         let error = space.store.commit(&out, &Anything).unwrap_err();
-        assert_eq!(error.blame, Blame::Yours);
+        assert_eq!(error.blame, Blame::User);
         error.message
     };
     assert!(refused(&|out| symlink("/etc/hostname", out.join("link")).unwrap()).contains("symbolic"));
@@ -113,7 +113,7 @@ impl ArtifactType for Demanding {
     fn check(&self, folder: &std::path::Path) -> Result<Facts> {
         match folder.join("wanted").exists() {
             true => Ok(Facts { metrics: [("a".into(), 1.0), ("b".into(), f64::NAN)].into(), ..Facts::default() }),
-            false => Err(Error::yours("wanted: expected a file")),
+            false => Err(Error::user("wanted: expected a file")),
         }
     }
 
@@ -123,8 +123,8 @@ impl ArtifactType for Demanding {
 }
 
 #[test]
-fn an_output_that_is_not_of_its_type_leaves_nothing() {
-    let space = Space::new();
+fn an_output_that_fails_its_types_check_is_not_committed() {
+    let space = TestSpace::new();
     assert!(space.store.commit(&space.out(&[("a", b"x")]), &Demanding).is_err());
     let report = verify(&space.store).unwrap();
     assert_eq!((report.artifacts, report.files), (0, 0));
@@ -132,7 +132,7 @@ fn an_output_that_is_not_of_its_type_leaves_nothing() {
 
 #[test]
 fn a_manifest_reads_back_as_it_was_written() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let (digest, manifest) = space.store.commit(&space.out(&[("wanted", b"x")]), &Demanding).unwrap();
     assert_eq!(space.store.open_artifact(&digest).unwrap().manifest, manifest);
     assert_eq!(manifest.facts.metrics.keys().collect::<Vec<_>>(), ["a"]);
@@ -140,27 +140,27 @@ fn a_manifest_reads_back_as_it_was_written() {
 
 #[test]
 fn metrics_json_is_among_the_facts() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let (_, manifest) = space.commit(&[("metrics.json", br#"{"loss": 0.25, "n": 3, "bad": null}"#)]);
     assert_eq!(manifest.facts.metrics, [("loss".into(), 0.25), ("n".into(), 3.0)].into());
 }
 
 #[test]
-fn a_file_taken_over_from_an_input_is_not_hashed_again() {
-    let space = Space::new();
+fn a_file_linked_from_an_input_is_not_hashed_again() {
+    let space = TestSpace::new();
     let (input, manifest) = space.commit(&[("weights", b"many bytes")]);
     let file = space.store.artifact_folder(&input).join("weights");
     let out = space.out(&[("new", b"x")]);
     fs::hard_link(&file, out.join("weights")).unwrap();
     // If the file were read, the damage would be noticed.
-    rot(&file);
+    flip_bit_keeping_mtime(&file);
     let (_, taken) = space.store.commit(&out, &Anything).unwrap();
     assert_eq!(taken.files["weights"], manifest.files["weights"]);
 }
 
 #[test]
-fn a_file_that_others_hold_links_to_is_copied() {
-    let space = Space::new();
+fn a_file_with_other_hard_links_is_copied() {
+    let space = TestSpace::new();
     let theirs = space.folder.path().join("theirs");
     fs::write(&theirs, b"mine to change").unwrap();
     let out = space.out(&[]);
@@ -168,23 +168,23 @@ fn a_file_that_others_hold_links_to_is_copied() {
     let (digest, _) = space.store.commit(&out, &Anything).unwrap();
     writable(&theirs);
     fs::write(&theirs, b"changed").unwrap();
-    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Intact);
     assert_eq!(fs::read(space.store.artifact_folder(&digest).join("a")).unwrap(), b"mine to change");
 }
 
 #[test]
 fn an_output_on_another_file_system_is_copied() {
     let Ok(elsewhere) = tempfile::tempdir_in("/dev/shm") else { return };
-    let space = Space::new();
+    let space = TestSpace::new();
     fs::write(elsewhere.path().join("a"), b"from afar").unwrap();
     let (digest, _) = space.store.commit(elsewhere.path(), &Anything).unwrap();
-    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
-    assert!(verify(&space.store).unwrap().is_sound());
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Intact);
+    assert!(verify(&space.store).unwrap().is_intact());
 }
 
 #[test]
 fn a_blob_without_links_left_is_copied() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let (_, manifest) = space.commit(&[("a", b"popular")]);
     let blob = space.store.blob(&manifest.files["a"].digest);
     let links = space.folder.path().join("links");
@@ -194,7 +194,7 @@ fn a_blob_without_links_left_is_copied() {
         return;
     }
     let (digest, _) = space.commit(&[("b", b"popular")]);
-    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Whole);
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Intact);
     let copy = fs::metadata(space.store.artifact_folder(&digest).join("b")).unwrap();
     assert_ne!(copy.ino(), fs::metadata(&blob).unwrap().ino());
 }
@@ -226,7 +226,7 @@ impl ArtifactType for Tree {
 
 #[test]
 fn a_tree_keeps_executable_bits_and_empty_folders() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let out = space.out(&[("run.sh", b"echo"), ("copy", b"echo"), ("sub/x", b"1")]);
     fs::create_dir_all(out.join("sub/empty/inner")).unwrap();
     fs::set_permissions(out.join("run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -236,11 +236,11 @@ fn a_tree_keeps_executable_bits_and_empty_folders() {
     assert_eq!([mode("run.sh"), mode("copy"), mode("sub/x")], [0o555, 0o444, 0o444]);
     assert!(folder.join("sub/empty/inner").is_dir());
     assert_eq!(manifest.folders.iter().collect::<Vec<_>>(), ["sub/empty/inner"]);
-    for store in [&space.store, &space.again()] {
-        assert_eq!(store.presence(&digest).unwrap(), Presence::Whole);
+    for store in [&space.store, &space.reopen()] {
+        assert_eq!(store.presence(&digest).unwrap(), Presence::Intact);
     }
     fs::remove_dir(folder.join("sub/empty/inner")).unwrap();
-    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Rotten { file: "sub/empty/inner".into() });
+    assert_eq!(space.store.presence(&digest).unwrap(), Presence::Damaged { file: "sub/empty/inner".into() });
     // For other types they are not content: some file systems set executable bits by themselves.
     let plain = space.out(&[("run.sh", b"echo")]);
     let without = space.store.commit(&plain, &Anything).unwrap().0;
@@ -250,14 +250,14 @@ fn a_tree_keeps_executable_bits_and_empty_folders() {
 }
 
 #[test]
-fn an_output_folder_that_is_a_link_is_refused_and_what_it_leads_to_is_left_alone() {
-    let space = Space::new();
+fn an_output_folder_that_is_a_link_is_refused_and_its_target_is_left_alone() {
+    let space = TestSpace::new();
     let data = space.out(&[("mine", b"data")]);
     let out = space.folder.path().join("out");
     symlink(&data, &out).unwrap();
     let error = space.store.commit(&out, &Anything).unwrap_err();
     assert!(
-        error.blame == Blame::Yours && error.message.ends_with("the output folder was replaced by a link"),
+        error.blame == Blame::User && error.message.ends_with("the output folder was replaced by a link"),
         "{error}"
     );
     let file = fs::metadata(data.join("mine")).unwrap();
@@ -265,8 +265,8 @@ fn an_output_folder_that_is_a_link_is_refused_and_what_it_leads_to_is_left_alone
 }
 
 #[test]
-fn holes_and_huge_metrics_are_refused() {
-    let space = Space::new();
+fn sparse_files_and_huge_metrics_are_refused() {
+    let space = TestSpace::new();
     let out = space.out(&[("x", b"1")]);
     let file = fs::File::options().write(true).open(out.join("x")).unwrap();
     file.set_len((3 << 30) + 1).unwrap();
@@ -274,9 +274,9 @@ fn holes_and_huge_metrics_are_refused() {
     file.write_all_at(b"1", 1 << 30).unwrap();
     file.write_all_at(b"1", 3 << 30).unwrap();
     let error = space.store.commit(&out, &Anything).unwrap_err();
-    assert!(error.message.ends_with("x: a sparse file with 2 GiB of holes"), "{error}");
+    assert!(error.message.ends_with("x: the file is sparse, with 2 GiB of holes"), "{error}");
     let metrics = format!("{{\"{}\": 1}}", "x".repeat(4 << 20));
     let out = space.out(&[("metrics.json", metrics.as_bytes())]);
     let error = space.store.commit(&out, &Demanding).unwrap_err();
-    assert!(error.message.ends_with("metrics.json: metrics of more than 4 MiB"), "{error}");
+    assert!(error.message.ends_with("metrics.json: the file is larger than 4 MiB"), "{error}");
 }

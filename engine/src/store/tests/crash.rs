@@ -2,8 +2,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::{Anything, Space, record};
-use crate::store::{Presence, Recorded, Store, verify};
+use super::{Anything, TestSpace, record};
+use crate::store::{Presence, RecordResult, Store, verify};
 
 const FILES: &[(&str, &[u8])] = &[("a", b"first"), ("sub/b", b"second"), ("sub/c", b"first")];
 
@@ -18,11 +18,11 @@ fn commits_and_records() {
 }
 
 #[test]
-fn a_crash_between_any_two_steps_leaves_no_record_or_a_whole_one() {
+fn a_crash_between_any_two_steps_leaves_no_record_or_a_complete_one() {
     let key = record(1, crate::names::Digest::of(b"")).key;
     let (mut artifacts, mut records) = (0, 0);
     for step in 0.. {
-        let space = Space::new();
+        let space = TestSpace::new();
         let out = space.out(FILES);
         fs::rename(out, space.folder.path().join("out")).unwrap();
         let killed = Command::new(std::env::current_exe().unwrap())
@@ -32,19 +32,19 @@ fn a_crash_between_any_two_steps_leaves_no_record_or_a_whole_one() {
             .output()
             .unwrap();
 
-        let store = space.again();
+        let store = space.reopen();
         let report = verify(&store).unwrap();
-        assert!(report.is_sound(), "killed at step {step}: {report:?}");
+        assert!(report.is_intact(), "killed at step {step}: {report:?}");
         artifacts += report.artifacts;
         if let Some(record) = store.action(&key).unwrap() {
-            assert_eq!(store.presence(&record.digest).unwrap(), Presence::Whole);
+            assert_eq!(store.presence(&record.digest).unwrap(), Presence::Intact);
             records += 1;
         }
         // Running again is sufficient.
         let (digest, _) = store.commit(&space.out(FILES), &Anything).unwrap();
-        assert_ne!(matches!(store.record(&record(1, digest)).unwrap(), Recorded::Same), report.records == 0);
-        assert_eq!(store.presence(&digest).unwrap(), Presence::Whole);
-        assert!(verify(&store).unwrap().is_sound());
+        assert_ne!(matches!(store.record(&record(1, digest)).unwrap(), RecordResult::Same), report.records == 0);
+        assert_eq!(store.presence(&digest).unwrap(), Presence::Intact);
+        assert!(verify(&store).unwrap().is_intact());
 
         if killed.status.success() {
             assert!(step >= 9, "only {step} steps were tried");

@@ -5,26 +5,26 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use super::{Space, rot};
+use super::{TestSpace, flip_bit_keeping_mtime};
 use crate::error::Result;
-use crate::external::{External, InputPath};
+use crate::external::{ExternalInput, InputPath};
 use crate::names::Digest;
 use crate::store::Store;
 use crate::store::files::Stat;
 
 fn of(store: &Store, path: &Path) -> Digest {
-    store.content_of(&External::Path(InputPath(path.to_owned()))).unwrap().digest
+    store.content_of(&ExternalInput::Path(InputPath(path.to_owned()))).unwrap().digest
 }
 
 /// The content of the files that `written` names in `folder`.
 fn of_files(store: &Store, folder: &Path, written: serde_json::Value) -> Result<Digest> {
-    let files = External::Files(serde_json::from_value(written).unwrap());
+    let files = ExternalInput::Files(serde_json::from_value(written).unwrap());
     store.content_of(&files.from_base(folder)).map(|content| content.digest)
 }
 
 #[test]
-fn a_file_counts_by_its_bytes() {
-    let space = Space::new();
+fn a_files_digest_depends_on_its_bytes() {
+    let space = TestSpace::new();
     let path = space.folder.path().join("data.jsonl");
     fs::write(&path, b"one").unwrap();
     assert_eq!(of(&space.store, &path), Digest::of(b"one"));
@@ -35,7 +35,7 @@ fn a_file_counts_by_its_bytes() {
 
 #[test]
 fn a_change_that_keeps_size_and_mtime_is_seen() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let folder = space.folder.path();
     let path = folder.join("first");
     let old = SystemTime::now() - Duration::from_secs(60);
@@ -56,15 +56,15 @@ fn a_change_that_keeps_size_and_mtime_is_seen() {
     write(&folder.join("second"), "Lucy");
     fs::rename(folder.join("second"), &path).unwrap();
     assert_eq!(of(&space.store, &path), Digest::of(b"Lucy"));
-    assert_eq!(of(&space.again(), &path), Digest::of(b"Lucy"));
+    assert_eq!(of(&space.reopen(), &path), Digest::of(b"Lucy"));
 }
 
 #[test]
-fn a_link_to_a_file_of_the_store_changes_no_input() {
-    let space = Space::new();
+fn committing_a_link_to_a_store_file_leaves_that_file_alone() {
+    let space = TestSpace::new();
     let digest = space.commit(&[("a", b"good")]).0;
     let file = space.store.artifact_folder(&digest).join("a");
-    let params = json!({ "file": External::Path(InputPath(file.clone())).to_value() });
+    let params = json!({ "file": ExternalInput::Path(InputPath(file.clone())).to_value() });
     let before = space.store.input_stats(&params).unwrap();
     std::thread::sleep(Duration::from_millis(20));
     fs::hard_link(&file, space.folder.path().join("link")).unwrap();
@@ -72,10 +72,10 @@ fn a_link_to_a_file_of_the_store_changes_no_input() {
 }
 
 #[test]
-fn a_file_at_rest_is_read_once_and_a_fresh_one_each_time() {
-    let space = Space::new();
+fn an_old_file_is_read_once_and_a_recent_one_each_time() {
+    let space = TestSpace::new();
     let path = space.folder.path().join("data");
-    let known = |path: &Path| space.store.index.vouched(&Stat::of_input(&fs::metadata(path).unwrap())).unwrap();
+    let known = |path: &Path| space.store.index.lookup(&Stat::of_input(&fs::metadata(path).unwrap())).unwrap();
     fs::write(&path, b"one").unwrap();
     // Written just now: a second write might not change its times.
     of(&space.store, &path);
@@ -83,13 +83,13 @@ fn a_file_at_rest_is_read_once_and_a_fresh_one_each_time() {
     std::thread::sleep(Duration::from_millis(60));
     of(&space.store, &path);
     assert_eq!(known(&path), Some(Digest::of(b"one")));
-    rot(&path);
+    flip_bit_keeping_mtime(&path);
     assert_eq!(known(&path), None);
 }
 
 #[test]
-fn a_folder_counts_by_the_names_and_bytes_of_its_files() {
-    let space = Space::new();
+fn a_folders_digest_depends_on_the_names_and_bytes_of_its_files() {
+    let space = TestSpace::new();
     let of = |files: &[(&str, &[u8])]| of(&space.store, &space.out(files));
     let base = of(&[("a", b"1"), ("sub/b", b"2")]);
     assert_eq!(base, of(&[("sub/b", b"2"), ("a", b"1"), (".DS_Store", b"3"), (".git/config", b"4")]));
@@ -106,7 +106,7 @@ fn a_folder_counts_by_the_names_and_bytes_of_its_files() {
 
 #[test]
 fn links_are_followed_and_each_name_counts() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let plain = space.out(&[("a", b"1"), ("sub/b", b"2")]);
     let linked = space.out(&[]);
     symlink(plain.join("a"), linked.join("a")).unwrap();
@@ -125,8 +125,8 @@ fn links_are_followed_and_each_name_counts() {
 }
 
 #[test]
-fn a_pattern_counts_by_the_paths_and_bytes_that_it_matches() {
-    let space = Space::new();
+fn a_patterns_digest_depends_on_the_paths_and_bytes_that_it_matches() {
+    let space = TestSpace::new();
     let folder = space.folder.path().join("data");
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
@@ -156,11 +156,11 @@ fn a_pattern_counts_by_the_paths_and_bytes_that_it_matches() {
 }
 
 #[test]
-fn a_file_that_was_changed_and_changed_back_stands_differently() {
-    let space = Space::new();
+fn a_file_that_was_changed_and_changed_back_has_another_stat() {
+    let space = TestSpace::new();
     let folder = space.folder.path();
     fs::write(folder.join("a"), "one").unwrap();
-    let params = json!({ "deep": [External::Path(InputPath(folder.join("a"))).to_value()] });
+    let params = json!({ "deep": [ExternalInput::Path(InputPath(folder.join("a"))).to_value()] });
     let before = space.store.input_stats(&params).unwrap();
     assert_eq!(space.store.input_stats(&params).unwrap(), before);
     // The clock for file times ticks every few milliseconds.

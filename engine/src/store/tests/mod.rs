@@ -2,11 +2,11 @@
 
 mod commit;
 mod crash;
+mod damage;
 mod external;
 mod index;
 mod open;
 mod records;
-mod rot;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -43,12 +43,12 @@ impl ArtifactType for Anything {
 }
 
 /// A store in a temporary folder, with space for outputs.
-pub(crate) struct Space {
+pub(crate) struct TestSpace {
     pub folder: TempDir,
     pub store: Store,
 }
 
-impl Space {
+impl TestSpace {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("cache")).unwrap();
@@ -56,7 +56,7 @@ impl Space {
     }
 
     /// The same store as another process sees it.
-    pub fn again(&self) -> Store {
+    pub fn reopen(&self) -> Store {
         Store::open(self.store.root()).unwrap()
     }
 
@@ -110,7 +110,7 @@ pub(crate) fn record(n: u64, digest: Digest) -> ActionRecord {
 }
 
 /// Flips one bit in place, through every link to the file, as root can.
-fn flip(path: &Path) {
+fn flip_bit(path: &Path) {
     let file = writable(path);
     let mut byte = [0];
     file.read_exact_at(&mut byte, 0).unwrap();
@@ -118,9 +118,9 @@ fn flip(path: &Path) {
 }
 
 /// Flips one bit and restores the mtime: damage that leaves the stat unchanged.
-fn rot(path: &Path) {
+fn flip_bit_keeping_mtime(path: &Path) {
     let before = fs::metadata(path).unwrap();
-    flip(path);
+    flip_bit(path);
     writable(path).set_modified(before.modified().unwrap()).unwrap();
     assert_eq!(fs::metadata(path).unwrap().mtime_nsec(), before.mtime_nsec());
 }

@@ -1,10 +1,10 @@
 use std::fs;
 use std::os::fd::AsFd;
 
-use super::{Space, record};
+use super::{TestSpace, record};
 use crate::error::Blame;
 use crate::names::{Digest, Key};
-use crate::store::{Holder, Store};
+use crate::store::{LockHolder, Store};
 
 #[test]
 fn several_processes_may_create_a_store_at_once() {
@@ -20,28 +20,28 @@ fn several_processes_may_create_a_store_at_once() {
 
 #[test]
 fn a_store_of_a_newer_version_is_refused_by_both_versions() {
-    let space = Space::new();
+    let space = TestSpace::new();
     fs::write(space.store.root().join("version"), "7\n").unwrap();
     let error = Store::open(space.store.root()).unwrap_err();
-    assert_eq!((error.blame, error.exit_code()), (Blame::Yours, 2));
+    assert_eq!((error.blame, error.exit_code()), (Blame::User, 2));
     assert!(error.message.contains("version 7") && error.message.contains("version 1"), "{error}");
 }
 
 #[test]
-fn a_folder_whose_version_says_something_else_is_refused() {
-    let space = Space::new();
+fn a_folder_whose_version_file_has_other_content_is_refused() {
+    let space = TestSpace::new();
     for text in ["v2 of my notes", "0", "-1"] {
         fs::write(space.store.root().join("version"), text).unwrap();
-        assert_eq!(Store::open(space.store.root()).unwrap_err().blame, Blame::Yours);
+        assert_eq!(Store::open(space.store.root()).unwrap_err().blame, Blame::User);
     }
 }
 
 #[test]
-fn a_key_is_held_by_one_at_a_time_and_says_by_whom() {
-    let space = Space::new();
-    let (key, other) = (Key::of(b"key"), space.again());
+fn a_key_lock_has_one_holder_and_names_it() {
+    let space = TestSpace::new();
+    let (key, other) = (Key::of(b"key"), space.reopen());
     let lock = space.store.try_lock(&key).unwrap().unwrap();
-    let holder = Holder { pid: 12, run: "r1".into(), stage: "sft[s]".into() };
+    let holder = LockHolder { pid: 12, run: "r1".into(), stage: "sft[s]".into() };
     lock.announce(&holder).unwrap();
     assert!(other.try_lock(&key).unwrap().is_none());
     assert_eq!(other.holder(&key), Some(holder));
@@ -52,24 +52,24 @@ fn a_key_is_held_by_one_at_a_time_and_says_by_whom() {
 }
 
 #[test]
-fn a_key_stays_locked_while_an_inheritor_of_its_descriptor_lives() {
-    let space = Space::new();
+fn a_key_stays_locked_while_a_child_holds_its_descriptor() {
+    let space = TestSpace::new();
     let key = Key::of(b"key");
     let lock = space.store.try_lock(&key).unwrap().unwrap();
     let inherited = lock.as_fd().try_clone_to_owned().unwrap();
     drop(lock);
-    assert!(space.again().try_lock(&key).unwrap().is_none());
+    assert!(space.reopen().try_lock(&key).unwrap().is_none());
     drop(inherited);
-    assert!(space.again().try_lock(&key).unwrap().is_some());
+    assert!(space.reopen().try_lock(&key).unwrap().is_some());
 }
 
 #[test]
-fn waiting_for_a_key_ends_when_it_is_let_go() {
-    let space = Space::new();
+fn waiting_for_a_key_ends_when_it_is_released() {
+    let space = TestSpace::new();
     let key = Key::of(b"key");
     let lock = space.store.try_lock(&key).unwrap().unwrap();
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| space.again().lock(&key).unwrap());
+        let waiting = scope.spawn(|| space.reopen().lock(&key).unwrap());
         drop(lock);
         let held = waiting.join().unwrap();
         assert!(space.store.try_lock(&key).unwrap().is_none());
@@ -79,7 +79,7 @@ fn waiting_for_a_key_ends_when_it_is_let_go() {
 
 #[test]
 fn no_attempt_folder_is_ever_used_twice() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let key = record(1, Digest::of(b"")).key;
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..50 {
@@ -98,22 +98,22 @@ fn no_attempt_folder_is_ever_used_twice() {
 }
 
 #[test]
-fn a_store_whose_version_is_lost_is_still_one_and_another_folder_is_not() {
-    let space = Space::new();
+fn a_store_without_its_version_file_still_opens_and_another_folder_does_not() {
+    let space = TestSpace::new();
     fs::remove_file(space.store.root().join("version")).unwrap();
-    space.again();
+    space.reopen();
     assert_eq!(fs::read_to_string(space.store.root().join("version")).unwrap(), "1\n");
     let other = tempfile::tempdir().unwrap();
     fs::create_dir_all(other.path().join("version/1")).unwrap();
-    assert_eq!(Store::open(other.path()).unwrap_err().blame, Blame::Yours);
+    assert_eq!(Store::open(other.path()).unwrap_err().blame, Blame::User);
     assert!(other.path().join("version/1").is_dir(), "somebody else's folder was moved");
 }
 
 #[test]
-fn a_path_that_is_not_utf8_is_the_surroundings_fault() {
+fn a_path_that_is_not_utf8_is_an_environment_error() {
     use std::os::unix::ffi::OsStrExt;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(std::ffi::OsStr::from_bytes(b"a\xff"));
-    assert_eq!(Store::open(&path).unwrap_err().blame, Blame::Surroundings);
+    assert_eq!(Store::open(&path).unwrap_err().blame, Blame::Environment);
     assert!(!path.exists());
 }

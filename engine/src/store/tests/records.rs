@@ -1,28 +1,28 @@
 use std::fs;
 
-use super::{Space, instance, record, writable};
+use super::{TestSpace, instance, record, writable};
 use crate::names::Digest;
-use crate::store::{ActionRecord, Recorded, Settled, settle, verify};
+use crate::store::{ActionRecord, RecordResult, Resolution, resolve_conflict, verify};
 
 #[test]
 fn the_first_record_at_a_key_wins() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let (a, b) = (space.commit(&[("a", b"1")]).0, space.commit(&[("a", b"2")]).0);
     let (first, second) = (record(1, a), record(1, b));
-    assert_eq!(space.store.recorded(&first.key).unwrap(), None);
-    assert_eq!(space.store.record(&first).unwrap(), Recorded::New);
-    assert_eq!(space.store.record(&first).unwrap(), Recorded::Same);
-    assert_eq!(space.store.record(&second).unwrap(), Recorded::Differs { first: Box::new(first.clone()) });
+    assert_eq!(space.store.recorded_digest(&first.key).unwrap(), None);
+    assert_eq!(space.store.record(&first).unwrap(), RecordResult::New);
+    assert_eq!(space.store.record(&first).unwrap(), RecordResult::Same);
+    assert_eq!(space.store.record(&second).unwrap(), RecordResult::Differs { first: Box::new(first.clone()) });
     assert_eq!(space.store.action(&first.key).unwrap(), Some(first.clone()));
     space.store.replace(&second).unwrap();
-    assert_eq!(space.store.recorded(&first.key).unwrap(), Some(b));
+    assert_eq!(space.store.recorded_digest(&first.key).unwrap(), Some(b));
     let names = fs::read_dir(space.store.root().join("actions")).unwrap();
     assert_eq!(names.count(), 1, "a temporary file was left");
 }
 
 #[test]
 fn a_record_reads_back_with_its_key() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let mut written = record(1, space.commit(&[("a", b"1")]).0);
     written.recipe.params =
         serde_json::json!({ "lr": 1e-4, "third": 1.0 / 3.0, "tiny": 5e-324, "n": u64::MAX, "m": -3, "s": "ü\n" });
@@ -36,7 +36,7 @@ fn a_record_reads_back_with_its_key() {
 
 #[test]
 fn a_damaged_record_counts_as_none_and_is_replaced() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let whole = record(1, space.commit(&[("a", b"1")]).0);
     space.store.record(&whole).unwrap();
     let path = space.store.action_file(&whole.key);
@@ -47,14 +47,14 @@ fn a_damaged_record_counts_as_none_and_is_replaced() {
         fs::write(&path, damaged).unwrap();
         assert_eq!(space.store.action(&whole.key).unwrap(), None);
         assert_eq!(verify(&space.store).unwrap().broken_records, std::slice::from_ref(&path));
-        assert_eq!(space.store.record(&whole).unwrap(), Recorded::New);
+        assert_eq!(space.store.record(&whole).unwrap(), RecordResult::New);
         assert_eq!(space.store.action(&whole.key).unwrap(), Some(whole.clone()));
     }
 }
 
 #[test]
 fn verify_notices_every_flipped_bit_of_a_record_and_of_a_manifest() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let (digest, _) = space.commit(&[("a", b"1")]);
     let mut whole = record(1, digest);
     whole.provenance.warnings = vec!["a warning".into()];
@@ -74,17 +74,17 @@ fn verify_notices_every_flipped_bit_of_a_record_and_of_a_manifest() {
             };
             assert!(noticed, "{place}");
             // `verify` is slower and uses the same check, so test one bit of each byte.
-            assert!(bit / 8 % 8 != bit % 8 || !verify(&space.store).unwrap().is_sound(), "{place}");
+            assert!(bit / 8 % 8 != bit % 8 || !verify(&space.store).unwrap().is_intact(), "{place}");
         }
         fs::write(&path, bytes).unwrap();
-        assert!(verify(&space.store).unwrap().is_sound());
+        assert!(verify(&space.store).unwrap().is_intact());
     }
     assert_eq!(space.store.action(&whole.key).unwrap(), Some(whole.clone()));
 }
 
 #[test]
 fn a_record_of_an_older_temper_is_still_read() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let whole = record(1, space.commit(&[("a", b"1")]).0);
     let text = serde_json::to_string_pretty(&whole).unwrap();
     let seal = Digest::of(format!("{} {}", whole.key, whole.digest).as_bytes());
@@ -92,18 +92,18 @@ fn a_record_of_an_older_temper_is_still_read() {
     let path = space.store.action_file(&whole.key);
     fs::write(&path, &old).unwrap();
     assert_eq!(space.store.action(&whole.key).unwrap(), Some(whole.clone()));
-    assert_eq!(space.store.recorded(&whole.key).unwrap(), Some(whole.digest));
+    assert_eq!(space.store.recorded_digest(&whole.key).unwrap(), Some(whole.digest));
     let other_key =
         old.replace(&format!("\"key\": \"{}", whole.key), &format!("\"key\": \"{}", record(2, whole.digest).key));
     assert_ne!(other_key, old);
     fs::write(&path, other_key).unwrap();
-    assert_eq!(space.store.recorded(&whole.key).unwrap(), None);
+    assert_eq!(space.store.recorded_digest(&whole.key).unwrap(), None);
     assert_eq!(space.store.action(&whole.key).unwrap(), None);
 }
 
 #[test]
 fn no_record_is_written_for_an_artifact_that_is_not_there_or_of_another_key() {
-    let space = Space::new();
+    let space = TestSpace::new();
     assert!(space.store.record(&record(1, Digest::of(b"never"))).is_err());
     let mut wrong = record(1, space.commit(&[("a", b"1")]).0);
     wrong.key = record(2, wrong.digest).key;
@@ -112,26 +112,27 @@ fn no_record_is_written_for_an_artifact_that_is_not_there_or_of_another_key() {
 }
 
 #[test]
-fn a_second_digest_is_our_bug_only_for_a_deterministic_kind_on_one_platform() {
+fn a_second_digest_is_an_internal_error_only_for_a_deterministic_kind_on_one_platform() {
     let first = record(1, Digest::of(b"1"));
     let second = record(1, Digest::of(b"2"));
     let mut elsewhere = second.clone();
     elsewhere.provenance.platform.instructions = "other".into();
-    let judged =
-        |second: &ActionRecord, deterministic, whole, forced| settle(&first, second, deterministic, whole, forced);
-    assert_eq!(judged(&first, true, true, false), Settled::First);
-    assert_eq!(judged(&second, true, true, false), Settled::Bug);
-    assert_eq!(judged(&second, true, true, true), Settled::Bug);
-    assert_eq!(judged(&elsewhere, true, true, true), Settled::First);
-    assert_eq!(judged(&elsewhere, true, false, false), Settled::Second);
-    assert_eq!(judged(&second, false, true, false), Settled::First);
-    assert_eq!(judged(&second, false, true, true), Settled::Second);
-    assert_eq!(judged(&second, false, false, false), Settled::Second);
+    let judged = |second: &ActionRecord, deterministic, whole, forced| {
+        resolve_conflict(&first, second, deterministic, whole, forced)
+    };
+    assert_eq!(judged(&first, true, true, false), Resolution::KeepFirst);
+    assert_eq!(judged(&second, true, true, false), Resolution::Bug);
+    assert_eq!(judged(&second, true, true, true), Resolution::Bug);
+    assert_eq!(judged(&elsewhere, true, true, true), Resolution::KeepFirst);
+    assert_eq!(judged(&elsewhere, true, false, false), Resolution::Replace);
+    assert_eq!(judged(&second, false, true, false), Resolution::KeepFirst);
+    assert_eq!(judged(&second, false, true, true), Resolution::Replace);
+    assert_eq!(judged(&second, false, false, false), Resolution::Replace);
 }
 
 #[test]
 fn expected_seconds_are_those_of_the_instance_else_of_its_stage() {
-    let space = Space::new();
+    let space = TestSpace::new();
     let digest = space.commit(&[("a", b"1")]).0;
     for (n, stage, seconds) in [(1, "rl[a,1]", 10.0), (2, "rl[b,1]", 20.0), (3, "rl[a,1]", 12.0)] {
         let mut record = record(n, digest);

@@ -104,7 +104,7 @@ impl Counter<'_, '_> {
             Landed::Refused(error) => {
                 self.desk.till.unpaid(sent)?;
                 match ours {
-                    Some((group, _)) if error.blame == Blame::Yours => self.desk.faulty.push((group, error)),
+                    Some((group, _)) if error.blame == Blame::User => self.desk.faulty.push((group, error)),
                     Some((group, _)) => {
                         self.stop.get_or_insert(error);
                         self.desk.give_back(group)?;
@@ -155,13 +155,13 @@ impl Counter<'_, '_> {
         }
         if self.canceled > 0 {
             let message = format!("a batch was canceled: {} of its requests have no answer", self.canceled);
-            return Err(Error::surroundings(message).help("the answers so far are kept; run again to ask the others"));
+            return Err(Error::environment(message).help("the answers so far are kept; run again to ask the others"));
         }
         let unanswered = self.unanswered.take();
         self.unlucky = if unanswered.is_some() { self.unlucky + 1 } else { 0 };
         if let Some(why) = unanswered.filter(|_| self.unlucky >= PATIENCE) {
             let message = format!("{why}: requests were sent {PATIENCE} times and not answered");
-            return Err(Error::surroundings(message).help("the answers so far are kept; run again later"));
+            return Err(Error::environment(message).help("the answers so far are kept; run again later"));
         }
         if self.answered > 0 {
             self.desk.blame_documents()?;

@@ -112,7 +112,7 @@ impl<'a> Desk<'a> {
                     groups.push(group);
                 }
                 // The client reports a request that the API rejects as the user's fault.
-                Ok((group, sent, Err(error))) if error.blame == Blame::Yours => {
+                Ok((group, sent, Err(error))) if error.blame == Blame::User => {
                     stop = stop.or(self.till.unpaid(sent).err());
                     self.faulty.push((group, error));
                 }
@@ -120,7 +120,7 @@ impl<'a> Desk<'a> {
                     stop = stop.or(Some(error)).or(self.till.unpaid(sent).err());
                 }
                 Err(e) => {
-                    let error = Error::ours(format!("annotate.claude: a request's task ended: {e}"));
+                    let error = Error::internal(format!("annotate.claude: a request's task ended: {e}"));
                     stop = stop.or(Some(error));
                 }
             }
@@ -136,7 +136,7 @@ impl<'a> Desk<'a> {
         }
         if self.faulty.len() >= FAULTY_IN_A_ROW {
             let error = self.faulty.remove(0).1;
-            stop.get_or_insert(error.within(format!("{FAULTY_IN_A_ROW} requests in a row were turned down")));
+            stop.get_or_insert(error.context(format!("{FAULTY_IN_A_ROW} requests in a row were turned down")));
         }
         stop.map_or(Ok(()), Err)
     }

@@ -94,7 +94,7 @@ impl Till {
             let told =
                 format!("max_requests: {} requests were sent: stopped with {left} of {of} documents left", self.sent);
             return Admitted::Never(
-                Error::surroundings(told).help("the answers so far are kept: `plan` says what the rest will cost"),
+                Error::environment(told).help("the answers so far are kept: `plan` says what the rest will cost"),
             );
         }
         let mut budget = locked(&self.budget);

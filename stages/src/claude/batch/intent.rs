@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -206,7 +206,7 @@ fn line(writer: &mut impl Write, value: &impl Serialize) -> std::io::Result<()> 
 /// Reads an intent. Only the last line can be cut off by a crash; it names the batch, which can be found again.
 fn read(path: &Path, file: &File) -> Result<(Head, Vec<Ticket>, Option<String>)> {
     let damaged = |what: &str| {
-        Error::surroundings(format!("{}: expected {what} of a batch that was sent", path.display()))
+        Error::environment(format!("{}: expected {what} of a batch that was sent", path.display()))
             .help("look at the account's batches; delete the file to give up what may still come of it")
     };
     let mut lines = BufReader::new(file).split(b'\n');

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use serde_json::Value;
 
 use super::client::{Answer, Batch, Client, Created};
@@ -58,7 +58,7 @@ impl Manners {
         let seconds = |name: &str, usual: Duration| {
             let Some(text) = http::variable(name) else { return Ok(usual) };
             let seconds = text.trim().parse().ok().and_then(|s: f64| Duration::try_from_secs_f64(s).ok());
-            seconds.ok_or_else(|| Error::yours(format!("{name}: expected seconds, found `{text}`")).help("unset it"))
+            seconds.ok_or_else(|| Error::user(format!("{name}: expected seconds, found `{text}`")).help("unset it"))
         };
         let usual = Self::default();
         Ok(Self { poll: seconds(POLL, usual.poll)?, give_up: seconds(GIVE_UP, usual.give_up)?, ..usual })
@@ -210,7 +210,7 @@ impl<'a> Batches<'a> {
             let text = |request: Result<Request>| {
                 let Request { ticket, body } = request?;
                 let text = serde_json::to_vec(&body);
-                Ok((ticket, text.map_err(|e| Error::ours(format!("a request does not serialise: {e}")))?))
+                Ok((ticket, text.map_err(|e| Error::internal(format!("a request does not serialise: {e}")))?))
             };
             let mut requests = requests.map(text).peekable();
             while requests.peek().is_some() {
@@ -286,7 +286,7 @@ impl<'a> Batches<'a> {
         self.ended(&id, news).await.map_err(|error| gone(error, &intent))?;
         match self.results(&id, &intent, news).await.map_err(|error| gone(error, &intent))? {
             true => intent.end(),
-            false => Err(Error::surroundings(format!("batch {id} does not answer what was sent")).help(format!(
+            false => Err(Error::environment(format!("batch {id} does not answer what was sent")).help(format!(
                 "look at the account's batches; {} is what was written down of it",
                 intent.path().display()
             ))),
@@ -394,10 +394,10 @@ fn errored(document: &Value, batch: &str) -> Landed {
     let message = format!("batch {batch}: {}: {}", text("type"), crate::table::cut(text("message"), 500));
     match text("type") {
         "invalid_request_error" | "not_found_error" | "request_too_large" => {
-            Landed::Refused(Error::yours(message).help("check `model` and the other parameters of annotate.claude"))
+            Landed::Refused(Error::user(message).help("check `model` and the other parameters of annotate.claude"))
         }
         "authentication_error" | "permission_error" | "billing_error" => {
-            Landed::Refused(Error::surroundings(message).help("check the account and ANTHROPIC_API_KEY"))
+            Landed::Refused(Error::environment(message).help("check the account and ANTHROPIC_API_KEY"))
         }
         _ => Landed::Unanswered(message),
     }
@@ -406,7 +406,7 @@ fn errored(document: &Value, batch: &str) -> Landed {
 /// Adds the intent's path to the error for a batch that the API no longer has.
 fn gone(error: Error, intent: &Intent) -> Error {
     match error.message.contains(": 404: ") {
-        true => error.within("a batch that was sent").help(format!(
+        true => error.context("a batch that was sent").help(format!(
             "its results are kept for 29 days, for the workspace of the key that sent it; delete {} to give it up and pay again",
             intent.path().display()
         )),

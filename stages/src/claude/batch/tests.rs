@@ -64,7 +64,7 @@ impl Store {
         let mut on_news = |news: News<'_>| {
             count += 1;
             if Some(count) == self.dies_at {
-                return Err(Error::surroundings("killed"));
+                return Err(Error::environment("killed"));
             }
             self.hear(news);
             Ok(())

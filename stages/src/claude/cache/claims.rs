@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use engine::error::{At, Result};
+use engine::error::{AtPath, Result};
 
 use crate::claude::document::AnswerKey;
 

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -152,7 +152,7 @@ impl Log {
     /// If the line cannot be read or has changed.
     pub fn line_at(&self, offset: u64) -> Result<Line> {
         let place = || format!("{}: the line at byte {offset}", self.path.display());
-        Line::parse(&self.bytes_at(offset)?).map_err(|_| Error::surroundings(format!("{} has changed", place())))
+        Line::parse(&self.bytes_at(offset)?).map_err(|_| Error::environment(format!("{} has changed", place())))
     }
 
     fn bytes_at(&self, offset: u64) -> Result<Vec<u8>> {
@@ -170,7 +170,7 @@ impl Log {
     pub fn append(&self, lines: impl IntoIterator<Item = Line>) -> Result<()> {
         let mut text = Vec::new();
         for line in lines {
-            text.extend(line.sealed().map_err(|e| Error::ours(format!("{}: {e}", self.path.display())))?);
+            text.extend(line.sealed().map_err(|e| Error::internal(format!("{}: {e}", self.path.display())))?);
         }
         if text.is_empty() {
             return Ok(());

@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use serde_json::Value;
 
 use super::document::AnswerKey;
@@ -273,7 +273,8 @@ fn describe(path: &Path, settings: &Settings) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let mut text = serde_json::to_vec_pretty(&settings.asked()).map_err(|e| Error::ours(format!("settings: {e}")))?;
+    let mut text =
+        serde_json::to_vec_pretty(&settings.asked()).map_err(|e| Error::internal(format!("settings: {e}")))?;
     text.push(b'\n');
     // Atomic; concurrent writers write the same content.
     let folder = path.parent().unwrap_or(path);

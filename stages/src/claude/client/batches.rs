@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use chrono::DateTime;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use reqwest::Url;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use serde_json::Value;
@@ -166,7 +166,7 @@ impl Client {
         let mut line = Vec::new();
         loop {
             let chunk = tokio::time::timeout(STALLED, response.chunk()).await;
-            let stalled = |_| Error::surroundings(format!("{url}: nothing came for {} s", STALLED.as_secs()));
+            let stalled = |_| Error::environment(format!("{url}: nothing came for {} s", STALLED.as_secs()));
             let chunk = chunk.map_err(|e| Failed::Again(stalled(e).transient(), None))?;
             let chunk = chunk.map_err(|e| Failed::Again(faults::unreachable(url, &e), None))?;
             for piece in chunk.as_deref().unwrap_or(b"\n").split_inclusive(|byte| *byte == b'\n') {
@@ -235,6 +235,6 @@ fn created(url: &Url, answer: &Whole) -> Result<Created, Failed> {
 }
 
 fn odd(url: &Url, expected: &str) -> Error {
-    Error::surroundings(format!("{url}: expected {expected}, got something else"))
+    Error::environment(format!("{url}: expected {expected}, got something else"))
         .help("is that the Message Batches API? check ANTHROPIC_BASE_URL")
 }

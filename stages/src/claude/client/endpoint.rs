@@ -23,13 +23,13 @@ impl Endpoint {
         let plain = Url::parse(base).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let base =
             plain.and_then(|_| Url::parse(&format!("{}/", base.trim_end_matches('/'))).ok()).ok_or_else(|| {
-                Error::yours(format!("{BASE_URL}: `{base}` is no address of an API"))
+                Error::user(format!("{BASE_URL}: `{base}` is no address of an API"))
                     .help("expected one like https://api.anthropic.com; unset it for that one")
             })?;
         // Stricter than a header value: keys are plain ASCII, so anything else is a mistake.
         let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
         let mut header = HeaderValue::from_str(key).ok().filter(|_| plain).ok_or_else(|| {
-            Error::yours(format!("{KEY} holds a character that no key has, such as a space or a line break"))
+            Error::user(format!("{KEY} holds a character that no key has, such as a space or a line break"))
                 .help("set it to the key alone")
         })?;
         header.set_sensitive(true);

@@ -10,7 +10,7 @@ use crate::http;
 
 /// No response, or an incomplete one.
 pub fn unreachable(url: &Url, e: &reqwest::Error) -> Error {
-    let error = Error::surroundings(format!("{url}: {}", http::causes(e)));
+    let error = Error::environment(format!("{url}: {}", http::causes(e)));
     error.transient().help(format!("check the network and {BASE_URL}"))
 }
 
@@ -25,7 +25,7 @@ pub fn unexpected(url: &Url, status: u16, expected: &str, body: &Value) -> Error
         Value::Null => "something else than JSON".to_owned(),
         body => format!("something else than {expected}: {}", crate::table::cut(&body.to_string(), 200)),
     };
-    Error::surroundings(format!("{url}: answered {status} with {told}"))
+    Error::environment(format!("{url}: answered {status} with {told}"))
         .transient()
         .help(format!("is a proxy in between? check {BASE_URL}"))
 }
@@ -37,7 +37,7 @@ pub fn redirect(url: &Url, status: u16, headers: &HeaderMap) -> Error {
         to.set_query(None);
         to.to_string()
     });
-    Error::surroundings(format!("{url}: {status}: redirects to {to}; the key is not sent there"))
+    Error::environment(format!("{url}: {status}: redirects to {to}; the key is not sent there"))
         .help(format!("if that is the API, name it in {BASE_URL}"))
 }
 
@@ -48,15 +48,13 @@ pub fn refusal(url: &Url, status: u16, headers: &HeaderMap, body: &Value) -> Err
     let id = id.map_or(String::new(), |id| format!(" (request {})", crate::table::cut(id, 100)));
     let message = format!("{url}: {status}: {}{id}", crate::table::cut(message, 500));
     if retry::is_spent(status, body) {
-        return Error::surroundings(message)
+        return Error::environment(message)
             .help("raise the account's spend limit or its credit, then run again: the answers so far are kept");
     }
     match status {
-        400 | 404 | 413 | 422 => {
-            Error::yours(message).help("check `model` and the other parameters of annotate.claude")
-        }
-        401 | 403 => Error::surroundings(message).help("check ANTHROPIC_API_KEY"),
-        _ if retry::is_passing(status, headers, body) => Error::surroundings(message).transient(),
-        _ => Error::surroundings(message).help("the answers so far are kept; run again later"),
+        400 | 404 | 413 | 422 => Error::user(message).help("check `model` and the other parameters of annotate.claude"),
+        401 | 403 => Error::environment(message).help("check ANTHROPIC_API_KEY"),
+        _ if retry::is_passing(status, headers, body) => Error::environment(message).transient(),
+        _ => Error::environment(message).help("the answers so far are kept; run again later"),
     }
 }

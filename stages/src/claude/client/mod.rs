@@ -135,7 +135,7 @@ impl Patience<'_> {
             );
             let kept = "the answers so far are kept; run again";
             let help = error.help.as_ref().map_or(kept.to_owned(), |help| format!("{help}; {kept}"));
-            return Err(error.within(why).help(help));
+            return Err(error.context(why).help(help));
         }
         let wait = asked.unwrap_or_else(|| retry::backoff(*first_wait, self.failed, rand::random()));
         let (next, tries, seconds) = (self.failed + 1, retry::TRIES, wait.as_secs_f64());
@@ -208,7 +208,8 @@ impl Client {
     /// The API's message and request id, or why it cannot be reached. Never contains the key.
     pub async fn post(&self, body: &Value, on_lost: &OnLost<'_>) -> Result<Answer> {
         let url = self.endpoint.at("v1/messages");
-        let text = serde_json::to_vec(body).map_err(|e| Error::ours(format!("a request does not serialise: {e}")))?;
+        let text =
+            serde_json::to_vec(body).map_err(|e| Error::internal(format!("a request does not serialise: {e}")))?;
         let request = || self.http.post(url.clone()).header(CONTENT_TYPE, "application/json").body(text.clone());
         let answer = Answer { body: self.json(&url, MESSAGE, request, on_lost).await? };
         let input = answer.tokens("input_tokens") + answer.tokens("cache_creation_input_tokens");
@@ -276,7 +277,7 @@ impl Client {
         while let Some(chunk) = response.chunk().await.map_err(|e| faults::unreachable(url, &e))? {
             body.extend_from_slice(&chunk);
             if body.len() > LONGEST_ANSWER {
-                return Err(Error::surroundings(format!("{url}: answered with more than {} MB", LONGEST_ANSWER >> 20)));
+                return Err(Error::environment(format!("{url}: answered with more than {} MB", LONGEST_ANSWER >> 20)));
             }
         }
         Ok(Whole { status, headers, body: self.endpoint.without_key_in(body) })
@@ -309,7 +310,7 @@ fn refused(url: &Url, status: u16, headers: &HeaderMap, body: &Value) -> Failed 
 
 /// Handles an error document under a successful status as if it had the status of its type.
 fn error_within(url: &Url, status: u16, headers: &HeaderMap, document: &Value) -> Failed {
-    let told = |error: Error| error.within(format!("an error document with status {status}"));
+    let told = |error: Error| error.context(format!("an error document with status {status}"));
     match refused(url, retry::status_of(document), headers, document) {
         Failed::Again(error, wait) => Failed::Again(told(error), wait),
         Failed::Lost(error, wait) => Failed::Lost(told(error), wait),

@@ -60,7 +60,7 @@ fn a_try_that_may_have_been_paid_is_told_apart_and_may_be_the_last() {
         assert_eq!((api.messages(), count.into_inner()), (n + 1, lost));
     }
     let api = faulty(vec![Fault::Lost]);
-    let no_more = || Err(Error::surroundings("no money"));
+    let no_more = || Err(Error::environment("no money"));
     let error = run(client(&api).0.post(&body(), &no_more)).map(drop).unwrap_err();
     assert_eq!((error.message.as_str(), api.messages()), ("no money", 1));
 }

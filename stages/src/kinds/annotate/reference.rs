@@ -89,21 +89,18 @@ impl Judge {
         match self {
             Self::Rouge { variant, references } => {
                 let reference = references.of(pair).ok_or_else(|| {
-                    Error::yours(format!("pair `{}`: its post `{}` is not among `posts`", pair.id, pair.post_id))
+                    Error::user(format!("pair `{}`: its post `{}` is not among `posts`", pair.id, pair.post_id))
                         .help("give the posts that the pairs were made from")
                 })?;
                 Ok([&pair.a_text, &pair.b_text].map(|text| variant.f1(text, reference)))
             }
             Self::Facts => {
                 let facts = pair.facts.as_deref().ok_or_else(|| {
-                    Error::yours(format!(
-                        "pair `{}`: its post `{}` carries no facts to judge by",
-                        pair.id, pair.post_id
-                    ))
-                    .help("only posts of `dataset.tinytldr` do; use `by: rouge` for others")
+                    Error::user(format!("pair `{}`: its post `{}` carries no facts to judge by", pair.id, pair.post_id))
+                        .help("only posts of `dataset.tinytldr` do; use `by: rouge` for others")
                 })?;
                 let facts: Facts = Facts::parse(facts)
-                    .map_err(|e| Error::yours(format!("pair `{}`: its facts cannot be read: {e}", pair.id)))?;
+                    .map_err(|e| Error::user(format!("pair `{}`: its facts cannot be read: {e}", pair.id)))?;
                 let sides = [(&pair.a_text, pair.a_ended), (&pair.b_text, pair.b_ended)];
                 Ok(sides.map(|(text, ended)| quality::score(&facts, text, ended).total))
             }
@@ -119,7 +116,7 @@ impl Kind for Reference {
     const ABOUT: &'static str = "judges pairs by the post's own summary or by the facts behind it";
 
     fn signature(&self, params: &Params) -> Signature {
-        let signature = Signature::gives(Preferences::NAME).many("pairs", &[Pairs::NAME]);
+        let signature = Signature::producing(Preferences::NAME).many("pairs", &[Pairs::NAME]);
         let signature = match params.by {
             By::Rouge => signature.one("posts", &[Posts::NAME]),
             By::Facts => signature.optional("posts", &[Posts::NAME]),

@@ -60,7 +60,7 @@ impl Kind for DatasetComparisons {
         "draws comparisons in Stiennon et al.'s schema, labelled by simulated people who err at a stated rate";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives(Comparisons::NAME).one("posts", &[Posts::NAME]).seeded()
+        Signature::producing(Comparisons::NAME).one("posts", &[Posts::NAME]).seeded()
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
@@ -118,11 +118,11 @@ struct Candidate {
 fn compare(post: Post, number: u64, p: &Params, rng: &mut ChaCha12Rng) -> Result<(Comparison, bool)> {
     const A_BATCH: u64 = 100;
     let facts = post.facts.as_deref().ok_or_else(|| {
-        Error::yours(format!("post `{}` carries no facts, so nobody knows which summary is better", post.id))
+        Error::user(format!("post `{}` carries no facts, so nobody knows which summary is better", post.id))
             .help("simulated labellers need the posts of `dataset.tinytldr`")
     })?;
     let facts =
-        Facts::parse(facts).map_err(|e| Error::yours(format!("post `{}`: its facts do not parse: {e}", post.id)))?;
+        Facts::parse(facts).map_err(|e| Error::user(format!("post `{}`: its facts do not parse: {e}", post.id)))?;
     let [a, b] = candidates(&post, &facts, rng);
     let gap = a.quality - b.quality;
     let erred = rng.random_bool(p.error_rate);

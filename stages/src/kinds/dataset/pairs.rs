@@ -32,7 +32,7 @@ impl Kind for DatasetPairs {
         "takes the pairs of judged tables without their labels, so that another judge can judge them";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives(Pairs::NAME)
+        Signature::producing(Pairs::NAME)
             .many("preferences", &[Preferences::NAME])
             .one("tokenizer", &[Tokenizer::NAME])
             .optional("posts", &[Posts::NAME])
@@ -44,7 +44,7 @@ impl Kind for DatasetPairs {
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        let tokenizer = lm::Tokenizer::load(&ctx.one("tokenizer")?.folder.join(Tokenizer::FILE)).told()?;
+        let tokenizer = lm::Tokenizer::load(&ctx.one("tokenizer")?.folder.join(Tokenizer::FILE)).into_stage_result()?;
         let mut facts = HashMap::new();
         if let Some(posts) = ctx.optional("posts") {
             for post in Posts::open(&posts.folder)? {
@@ -90,7 +90,7 @@ fn choose(params: &Params, ctx: &mut Context) -> Result<HashSet<PairKey>> {
         }
     }
     if keys.is_empty() {
-        return Err(Error::yours(format!("no pair to judge: {rows} rows, {alike} of them of equal texts")));
+        return Err(Error::user(format!("no pair to judge: {rows} rows, {alike} of them of equal texts")));
     }
     ctx.metric("rows_read", rows as f64);
     ctx.metric("equal_texts", alike as f64);

@@ -26,7 +26,7 @@ impl Kind for DatasetTinyTldr {
     const ABOUT: &'static str = "writes posts with TL;DRs from a seeded grammar, and keeps their facts";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives(Posts::NAME).seeded()
+        Signature::producing(Posts::NAME).seeded()
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {

@@ -106,7 +106,7 @@ fn check_columns(file: &Path) -> Result<()> {
         return Ok(());
     };
     let found = columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
-    let error = Error::yours(format!("{}: column {missing} (utf8) is missing; found {found}", file.display()));
+    let error = Error::user(format!("{}: column {missing} (utf8) is missing; found {found}", file.display()));
     Err(error.help("expected a text column `prompt` or `post`, and one `label` or `summary`"))
 }
 
@@ -139,7 +139,7 @@ impl Kind for Tldr {
     const ABOUT: &'static str = "reads Reddit TL;DR posts from files or the hub";
 
     fn signature(&self, params: &Params) -> Signature {
-        let signature = Signature::gives(Posts::NAME);
+        let signature = Signature::producing(Posts::NAME);
         hub::declare(signature, params.hub.as_ref())
     }
 

@@ -51,7 +51,7 @@ pub fn evaluate(params: &Params, ctx: &mut Context) -> Result<()> {
     judge.warn(ctx);
     if !prompts.iter().any(|prompt| prompt.half == Half::B) {
         let what = format!("evaluate: none of the {} prompts at port `policy` lies in half B", prompts.len());
-        return Err(Error::yours(what).help("raise `prompts` of `generate.best_of_n`"));
+        return Err(Error::user(what).help("raise `prompts` of `generate.best_of_n`"));
     }
 
     let points = points(&prompts, &info.objectives, &sizes, params.resamples);
@@ -172,7 +172,7 @@ impl Prompt {
     /// If these are not `n` samples of one prompt with a finite phi for each objective.
     fn new(scores: &[Score], phi: &[Vec<f64>], info: &BestOfNInfo, sizes: &[usize]) -> Result<Self> {
         let post = &scores[0].post_id;
-        let wrong = |what: &str| Error::yours(format!("evaluate: the samples of post `{post}`: {what}"));
+        let wrong = |what: &str| Error::user(format!("evaluate: the samples of post `{post}`: {what}"));
         if scores.len() != info.n || scores.iter().any(|score| score.post_id != *post) {
             return Err(wrong(&format!("expected {} that stand next to each other", info.n)));
         }

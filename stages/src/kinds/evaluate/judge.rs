@@ -140,7 +140,7 @@ impl Judge {
         }
         let split = self.split;
         let post = self.posts.get(post_id).ok_or_else(|| {
-            Error::yours(format!("evaluate: the samples' post `{post_id}` is not in split `{split}` of the posts"))
+            Error::user(format!("evaluate: the samples' post `{post_id}` is not in split `{split}` of the posts"))
                 .help("give `posts` the table that the samples were drawn with")
         })?;
         let fitted = crate::train::encode::fit(&self.tokenizer, post, self.window)?;
@@ -150,7 +150,7 @@ impl Judge {
             .as_deref()
             .map(serde_json::from_str)
             .transpose()
-            .map_err(|e| Error::yours(format!("evaluate: the facts of post `{}` do not parse: {e}", post.id)))?;
+            .map_err(|e| Error::user(format!("evaluate: the facts of post `{}` do not parse: {e}", post.id)))?;
         self.known.insert(post_id.to_owned(), (fitted.ids, facts));
         Ok(())
     }

@@ -46,7 +46,7 @@ impl Kind for Evaluate {
     const ABOUT: &'static str = "gold reward, true quality, proxy, KL and variance of a policy run by step, or of best-of-n by n, with intervals";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives("Evaluation")
+        Signature::producing("Evaluation")
             .one("policy", &["PolicyRun", "BestOfN"])
             .one("gold", &["RewardModel"])
             .one("posts", &["Posts"])
@@ -70,7 +70,7 @@ impl Kind for Evaluate {
         table::write(&ctx.out().join(Evaluation::SCORES), scores.iter().cloned())?;
 
         let steps = curve::steps(&scores);
-        let last = *steps.last().ok_or_else(|| Error::ours("evaluate: the policy run holds no samples"))?;
+        let last = *steps.last().ok_or_else(|| Error::internal("evaluate: the policy run holds no samples"))?;
         let fits = calibration::Fits::of(&scores);
         let rows = curve::curve(&scores, &fits, params.resamples);
         table::write(&ctx.out().join(Evaluation::CURVE), rows.iter().cloned())?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engine::context::Context;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::external::InputPath;
 use engine::kind::{Kind, Signature};
 use lm::{CausalLm, WeightType};
@@ -43,7 +43,7 @@ impl Kind for Import {
         "takes a model from the program's assets, a Hugging Face folder, a GGUF file or the hub";
 
     fn signature(&self, p: &Params) -> Signature {
-        let signature = Signature::gives("Model").optional("tokenizer", &["Tokenizer"]);
+        let signature = Signature::producing("Model").optional("tokenizer", &["Tokenizer"]);
         hub::declare(signature, p.hub.as_ref())
     }
 
@@ -73,7 +73,7 @@ impl Kind for Import {
                 file.0.display().to_string()
             }
             Params { hub: Some(id), .. } => take(&Source::hub(id, ctx)?, ctx, port.is_some())?,
-            _ => return Err(Error::ours("model.import: no source")),
+            _ => return Err(Error::internal("model.import: no source")),
         };
         if let Some(tokenizer) = &port {
             // An asset brings its own tokenizer, which the port replaces.
@@ -81,7 +81,7 @@ impl Kind for Import {
             if to.exists() {
                 std::fs::remove_file(&to).at(&to)?;
             }
-            ctx.take(tokenizer, Model::TOKENIZER)?;
+            ctx.link_or_copy(tokenizer, Model::TOKENIZER)?;
         }
         let (model, tokenizer) = crate::model::load(ctx.out()).map_err(|e| {
             // The loaded files are our copies; the message should name the originals.
@@ -95,7 +95,7 @@ impl Kind for Import {
             // Store the tokenizer with a post-processor that prepends the begin tokens used here and appends nothing.
             let to = ctx.out().join(Model::TOKENIZER);
             std::fs::remove_file(&to).at(&to)?;
-            tokenizer.save(&to).told()?;
+            tokenizer.save(&to).into_stage_result()?;
         }
         ctx.metric("vocabulary", tokenizer.vocab_size() as f64);
         ctx.metric("window", model.config().window() as f64);
@@ -120,11 +120,11 @@ fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result
     }
     source.fetch(&files, ctx)?;
     // Check the family before fetching gigabytes of an unknown one.
-    lm::ModelConfig::load(&source.here).told()?;
+    lm::ModelConfig::load(&source.here).into_stage_result()?;
     let weights = source.weights(ctx)?;
     source.fetch(&weights.files, ctx)?;
     if weights.pickled {
-        CausalLm::load(&source.here).and_then(|model| model.save(ctx.out(), WeightType::F32)).told()?;
+        CausalLm::load(&source.here).and_then(|model| model.save(ctx.out(), WeightType::F32)).into_stage_result()?;
         files.retain(|file| file != Model::CONFIG);
     } else {
         files.extend(weights.files);

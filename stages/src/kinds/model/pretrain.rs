@@ -148,7 +148,7 @@ impl Kind for Pretrain {
     const ABOUT: &'static str = "trains a GPT-2 of any shape from scratch on prompts and summaries";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives("Model")
+        Signature::producing("Model")
             .one("posts", &["Posts"])
             .one("tokenizer", &["Tokenizer"])
             .seeded()
@@ -182,7 +182,7 @@ impl Kind for Pretrain {
 }
 
 fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
-    let tokenizer = Tokenizer::load(&ctx.one("tokenizer")?.folder.join("tokenizer.json")).told()?;
+    let tokenizer = Tokenizer::load(&ctx.one("tokenizer")?.folder.join("tokenizer.json")).into_stage_result()?;
     let held_out_key = ctx.generator_key("held out");
     let mut table = SequenceTable::create(ctx.checkpoints())?;
     let (mut held_out, mut too_long) = (Vec::new(), 0_u64);
@@ -212,9 +212,9 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
     }
     if table.is_empty() {
         return Err(match p.split {
-            Some(split) => Error::yours(format!("no posts in split `{split}` to train on"))
+            Some(split) => Error::user(format!("no posts in split `{split}` to train on"))
                 .help("give `dataset.filter` a size for it"),
-            None => Error::yours("no posts to train on").help("lower `held_out`, or give more posts"),
+            None => Error::user("no posts to train on").help("lower `held_out`, or give more posts"),
         });
     }
     let order = BatchOrder::bucketed(table.lengths(), p.batch, ctx.generator("order"));
@@ -228,8 +228,9 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
         Init::InverseSqrtWidth => InitStd::InverseSqrtWidth,
         Init::Fixed(std) => InitStd::Fixed(std),
     };
-    let model =
-        CausalLm::init(config, init, &mut ctx.generator("weights")).and_then(CausalLm::with_full_training).told()?;
+    let model = CausalLm::init(config, init, &mut ctx.generator("weights"))
+        .and_then(CausalLm::with_full_training)
+        .into_stage_result()?;
     let model = p.precision.of(&model);
     let task = LanguageTask {
         model: &model,

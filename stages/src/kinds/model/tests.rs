@@ -94,7 +94,7 @@ fn half_precision_weights_load_again() -> Result<()> {
 fn a_diverging_run_names_its_step_and_the_last_finite_loss() {
     for lr in [1e6, 1e25] {
         let error = error(pretrain(json!({ "lr": lr, "warmup": 0 }), 7));
-        assert_eq!(error.blame, Blame::Yours);
+        assert_eq!(error.blame, Blame::User);
         assert!(error.message.contains("at step ") && error.message.contains("last finite loss"), "{error}");
         assert!(error.help.is_some_and(|help| help.contains("`lr`")));
     }
@@ -156,7 +156,7 @@ fn a_generation_config_comes_along_for_the_ends_it_names() -> Result<()> {
     let bench = Bench::new();
     toys::write_model(&bench.path(""), 1)?;
     let mut tokenizer: serde_json::Value =
-        serde_json::from_str(&toys::tokenizer().to_json().told()?).expect("a tokenizer");
+        serde_json::from_str(&toys::tokenizer().to_json().into_stage_result()?).expect("a tokenizer");
     let mut second = tokenizer["added_tokens"][0].clone();
     (second["id"], second["content"]) = (json!(5), tokenizer_token(&tokenizer, 5));
     tokenizer["added_tokens"].as_array_mut().expect("a list").push(second);
@@ -180,7 +180,7 @@ fn a_tokenizer_that_adds_bos_is_written_as_it_is_used() -> Result<()> {
     let bench = Bench::new();
     toys::write_model(&bench.path(""), 1)?;
     let mut tokenizer: serde_json::Value =
-        serde_json::from_str(&toys::tokenizer().to_json().told()?).expect("a tokenizer");
+        serde_json::from_str(&toys::tokenizer().to_json().into_stage_result()?).expect("a tokenizer");
     let eos = tokenizer["added_tokens"][0]["content"].clone();
     let special = json!({ "SpecialToken": { "id": eos, "type_id": 0 } });
     tokenizer["post_processor"] = json!({
@@ -192,7 +192,7 @@ fn a_tokenizer_that_adds_bos_is_written_as_it_is_used() -> Result<()> {
     let (_, tokenizer) = crate::model::load(&out.path())?;
     assert_eq!(tokenizer.begin(), [0]);
     let written = std::fs::read_to_string(out.path().join("tokenizer.json")).expect("a tokenizer");
-    assert_eq!(written, tokenizer.to_json().told()?);
+    assert_eq!(written, tokenizer.to_json().into_stage_result()?);
     Ok(())
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use engine::context::{Context, Input};
-use engine::error::{At, Error, Result};
-use engine::kind::{Kind, Signature, Wired};
+use engine::error::{AtPath, Error, Result};
+use engine::kind::{ConnectedInput, Kind, Signature};
 use lm::{Eos, Sequence};
 use rand_chacha::ChaCha12Rng;
 use schemars::JsonSchema;
@@ -49,7 +49,7 @@ impl Kind for RewardEnsemble {
     const ABOUT: &'static str = "gathers reward models of one tokenizer and measures their disagreement";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives("Ensemble")
+        Signature::producing("Ensemble")
             .many("members", &["RewardModel"])
             .optional("posts", &["Posts"])
             .optional("sampler", &["Model"])
@@ -67,8 +67,8 @@ impl Kind for RewardEnsemble {
         faults.0
     }
 
-    fn check_wiring(&self, _: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
-        let members: Vec<&Wired<'_>> = inputs.iter().filter(|input| input.port == "members").collect();
+    fn check_wiring(&self, _: &Params, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
+        let members: Vec<&ConnectedInput<'_>> = inputs.iter().filter(|input| input.port == "members").collect();
         let mut faults = Vec::from_iter((members.len() < 2).then(|| ("members", too_few())));
         // Members on different scales: the variance would be that of the scales.
         let trained = || members.iter().filter(|input| input.kind == RewardTrain::NAME);
@@ -76,7 +76,7 @@ impl Kind for RewardEnsemble {
             let first = trained().next().map(|input| &input.params[field]);
             if trained().any(|input| Some(&input.params[field]) != first) {
                 let what = format!("the members differ in `{field}`, so that their scores are on different scales");
-                faults.push(("members", Error::yours(what).help(format!("give them the same `{field}`"))));
+                faults.push(("members", Error::user(what).help(format!("give them the same `{field}`"))));
             }
         }
         faults
@@ -98,7 +98,7 @@ fn ensemble(p: &Params, ctx: &mut Context) -> Result<()> {
 }
 
 fn too_few() -> Error {
-    Error::yours("an ensemble needs at least two members: one has no variance").help("wire more at port `members`")
+    Error::user("an ensemble needs at least two members: one has no variance").help("wire more at port `members`")
 }
 
 /// Fills the folder from the members' own files.
@@ -115,7 +115,7 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
     for input in inputs {
         let info = RewardModel::info(&input.folder)?;
         if tokenizer_digest(&input.folder.join(BASE))? != tokenizer {
-            return Err(Error::yours(format!(
+            return Err(Error::user(format!(
                 "members `{}` and `{}` have different tokenizers",
                 first.label, input.label
             ))
@@ -125,7 +125,7 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
         let label = (1..)
             .map(|n| if n == 1 { input.label.clone() } else { format!("{}-{n}", input.label) })
             .find(|label| labels.insert(label.clone()))
-            .ok_or_else(|| Error::ours("no free label"))?;
+            .ok_or_else(|| Error::internal("no free label"))?;
         for file in files(&input.folder)? {
             // The shared base is stored once; a member with another base, or without an adapter, keeps its own.
             let shared = file.starts_with(&format!("{BASE}/"))
@@ -133,14 +133,14 @@ fn gather(ctx: &Context, inputs: &[Input]) -> Result<()> {
                 && info.base_digest == base_digest
                 && input.folder.join(ADAPTER).is_dir();
             if !shared && !["metrics.json", LEARNING].contains(&file.as_str()) {
-                ctx.take(&input.folder.join(&file), &format!("{MEMBERS}/{label}/{file}"))?;
+                ctx.link_or_copy(&input.folder.join(&file), &format!("{MEMBERS}/{label}/{file}"))?;
             }
         }
         members.push(label);
     }
     // An Ensemble folder always has a base, even if the first member was fully trained and has its own.
     for file in files(&first.folder.join(BASE))? {
-        ctx.take(&first.folder.join(BASE).join(&file), &format!("{BASE}/{file}"))?;
+        ctx.link_or_copy(&first.folder.join(BASE).join(&file), &format!("{BASE}/{file}"))?;
     }
     let info = EnsembleInfo { members, base_digest, more: serde_json::Map::new() };
     write_json(&ctx.out().join(ENSEMBLE), &info)
@@ -183,8 +183,8 @@ fn compare(p: &Params, ctx: &mut Context, inputs: &[Input], members: &[LoadedRew
     let sampler = ctx.optional("sampler").map(|input| model::load(&input.folder)).transpose()?;
     let base = members[0].model.lm.base();
     let (policy, policy_tokenizer) = sampler.as_ref().map_or((&base, &tokenizer), |(lm, tokenizer)| (lm, tokenizer));
-    if policy_tokenizer.to_json().told()? != tokenizer.to_json().told()? {
-        return Err(Error::yours("the model at port `sampler` has another tokenizer than the members"));
+    if policy_tokenizer.to_json().into_stage_result()? != tokenizer.to_json().into_stage_result()? {
+        return Err(Error::user("the model at port `sampler` has another tokenizer than the members"));
     }
     let options = CalibrationOptions {
         seed: p.calibration_seed,

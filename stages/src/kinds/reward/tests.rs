@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::context::Input;
 use engine::error::{Blame, Error, Result};
-use engine::kind::{Kind, Wired};
+use engine::kind::{ConnectedInput, Kind};
 use engine::names::Digest;
 use lm::Sequence;
 use serde_json::{Value, json};
@@ -211,7 +211,7 @@ fn contrast_pairs_come_first_on_demand() -> Result<()> {
 #[test]
 fn a_diverging_run_names_its_step() {
     let error = train(json!({ "lr": 1e30, "clip": null, "warmup": 0 }), 7).err().expect("it diverges");
-    assert_eq!(error.blame, Blame::Yours);
+    assert_eq!(error.blame, Blame::User);
     assert!(error.message.contains("at step "), "{error}");
 }
 
@@ -251,8 +251,12 @@ fn members_on_different_scales_are_refused_at_planning() {
             serde_json::to_value(serde_json::from_value::<crate::reward::params::Params>(with).unwrap()).unwrap()
         };
         let (a, b) = (params(a), params(b));
-        let wired =
-            [&a, &b].map(|params| Wired { port: "members", kind: RewardTrain::NAME, output: "RewardModel", params });
+        let wired = [&a, &b].map(|params| ConnectedInput {
+            port: "members",
+            kind: RewardTrain::NAME,
+            output: "RewardModel",
+            params,
+        });
         let found = Kind::check_wiring(&RewardEnsemble, &serde_json::from_value(json!({})).unwrap(), &wired);
         found.into_iter().map(|(_, error)| error.message).collect()
     };

@@ -1,7 +1,7 @@
 //! `reward.train`: trains a language model with a scalar head on preferences between summaries.
 
 use engine::context::Context;
-use engine::error::{At, Error, Result};
+use engine::error::{AtPath, Error, Result};
 use engine::kind::{Kind, Signature};
 use lm::{Batch, CausalLm, Dropout, RewardModel, ScalarHead, Sequence, Tokenizer};
 use rand_chacha::ChaCha12Rng;
@@ -28,7 +28,8 @@ impl Kind for RewardTrain {
     const ABOUT: &'static str = "trains a reward model on preferences (Eq. 1) from a language model's weights";
 
     fn signature(&self, p: &Params) -> Signature {
-        let signature = Signature::gives("RewardModel").one("model", &["Model"]).many("preferences", &["Preferences"]);
+        let signature =
+            Signature::producing("RewardModel").one("model", &["Model"]).many("preferences", &["Preferences"]);
         let signature = match (p.centring, p.normalise) {
             (Centring::None, Normalise::None) => signature.optional("posts", &["Posts"]),
             _ => signature.one("posts", &["Posts"]),
@@ -61,8 +62,8 @@ fn reward(p: &Params, ctx: &mut Context) -> Result<()> {
 /// The base with a fresh head and either a fresh adapter or all its weights trainable.
 fn fresh(p: &Params, ctx: &Context, base: &CausalLm) -> Result<RewardModel> {
     let lm = match &p.lora.0 {
-        Some(lora) => base.with_adapter(&lora.config(), &mut generator(p, ctx, "adapter")).told()?,
-        None => base.clone().with_full_training().told()?,
+        Some(lora) => base.with_adapter(&lora.config(), &mut generator(p, ctx, "adapter")).into_stage_result()?,
+        None => base.clone().with_full_training().into_stage_result()?,
     };
     let d = base.config().width();
     let std = p.head_init_std.unwrap_or_else(|| 1.0 / ((d + 1) as f64).sqrt());
@@ -86,7 +87,7 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
     if let Some(wanted) = p.pairs
         && rows.len() < wanted
     {
-        return Err(Error::yours(format!("{wanted} pairs wanted, the tables hold {} to train on", rows.len()))
+        return Err(Error::user(format!("{wanted} pairs wanted, the tables hold {} to train on", rows.len()))
             .help("lower `pairs`"));
     }
     if p.bootstrap {
@@ -99,7 +100,7 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
         let swapped = (0..rows.len() as u32).filter(|&i| table.corruption(rows[i as usize]) == Some(Corruption::Swap));
         let mut swapped: Vec<u32> = swapped.collect();
         if swapped.is_empty() {
-            return Err(Error::yours("`order: contrast_first`, but no pair differs in swapped facts")
+            return Err(Error::user("`order: contrast_first`, but no pair differs in swapped facts")
                 .help("add the preferences of a `generate.contrast` stage with corruption `swap`"));
         }
         swapped.truncate((swapped.len() as f64 * p.contrast_lead).round() as usize);
@@ -147,13 +148,13 @@ fn save(p: &Params, ctx: &Context, tokenizer: &Tokenizer, model: &RewardModel, c
         model::save(&model.lm, tokenizer, &out.join(BASE), Weights::F32)?;
     } else {
         for file in Model::files(&input.folder)? {
-            ctx.take(&input.folder.join(&file), &format!("{BASE}/{file}"))?;
+            ctx.link_or_copy(&input.folder.join(&file), &format!("{BASE}/{file}"))?;
         }
         let adapter = out.join(ADAPTER);
         std::fs::create_dir_all(&adapter).at(&adapter)?;
-        model.lm.save_adapter(&adapter, "../base").told()?;
+        model.lm.save_adapter(&adapter, "../base").into_stage_result()?;
     }
-    model.head.save(&out.join(HEAD)).told()?;
+    model.head.save(&out.join(HEAD)).into_stage_result()?;
     let file = RewardInfo {
         pool: p.pool,
         centre: calibration.centre,

@@ -111,7 +111,7 @@ impl Kind for Sft {
         "fine-tunes a model on reference summaries, by default through a LoRA that is then merged";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives("Model").one("base", &["Model"]).one("posts", &["Posts"]).seeded().numerics(lm::NUMERICS)
+        Signature::producing("Model").one("base", &["Model"]).one("posts", &["Posts"]).seeded().numerics(lm::NUMERICS)
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
@@ -149,7 +149,7 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     }
     table.finish()?;
     if table.is_empty() {
-        return Err(Error::yours(format!("no posts in split `{}` to train on", p.split))
+        return Err(Error::user(format!("no posts in split `{}` to train on", p.split))
             .help("`dataset.filter` gives posts their splits: wire its output to port `posts`"));
     }
     let order = BatchOrder::bucketed(table.lengths(), p.batch, ctx.generator("order"));
@@ -160,10 +160,10 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     }
     let (trainable, dropout) = match &p.lora.0 {
         Some(lora) => {
-            let model = base.with_adapter(&lora.config(), &mut ctx.generator("adapter")).told()?;
+            let model = base.with_adapter(&lora.config(), &mut ctx.generator("adapter")).into_stage_result()?;
             (model, (lora.dropout > 0.0).then(|| Dropout::new(ctx.generator("dropout"))))
         }
-        None => (base.with_full_training().told()?, None),
+        None => (base.with_full_training().into_stage_result()?, None),
     };
     let prompt_weight = if p.loss == Loss::All { 1.0 } else { 0.0 };
     let task = LanguageTask {
@@ -175,7 +175,7 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
         tokens_at_once: p.tokens_at_once,
     };
     let trained = train(ctx, task, plan)?;
-    let merged = if p.lora.0.is_some() { trainable.merged().told()? } else { trainable.frozen() };
+    let merged = if p.lora.0.is_some() { trainable.merged().into_stage_result()? } else { trainable.frozen() };
     if !held_out.is_empty() {
         let nll = response_nll(&merged, &held_out, p.batch)?;
         ctx.metric("held_out_response_nll", nll);

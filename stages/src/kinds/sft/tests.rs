@@ -74,7 +74,7 @@ fn half_an_epoch_takes_half_the_steps() -> Result<()> {
 #[test]
 fn a_diverging_run_names_its_step_its_posts_and_the_last_finite_loss() {
     let error = sft(json!({ "lr": 1e25, "clip": null, "warmup": 0 }), 7).err().expect("it diverges");
-    assert_eq!(error.blame, Blame::Yours);
+    assert_eq!(error.blame, Blame::User);
     assert!(error.message.contains("at step ") && error.message.contains("the last finite loss was "), "{error}");
     assert!(error.message.contains(", on posts `sft") && error.message.contains(" and 12 more ("), "{error}");
 }

@@ -35,7 +35,7 @@ impl Kind for Import {
     const ABOUT: &'static str = "takes a tokenizer from a file, the hub or the binary itself";
 
     fn signature(&self, params: &Params) -> Signature {
-        let signature = Signature::gives(Tokenizer::NAME);
+        let signature = Signature::producing(Tokenizer::NAME);
         hub::declare(signature, params.hub.as_ref())
     }
 
@@ -55,7 +55,7 @@ impl Kind for Import {
                 hub.fetch_all(&[Tokenizer::FILE.to_owned()], ctx)?.remove(0)
             }
             (.., Some(AssetName(name))) => return take(lm::Tokenizer::from_bytes(asset(&name)?), ctx),
-            (None, None, None) => return Err(Error::ours("tokenizer.import: no source")),
+            (None, None, None) => return Err(Error::internal("tokenizer.import: no source")),
         };
         take(lm::Tokenizer::load(&path), ctx)
     }
@@ -64,13 +64,13 @@ impl Kind for Import {
 fn asset(name: &str) -> Result<&'static [u8]> {
     let files = assets::get(name)?.files;
     let found = files.iter().find(|(file, _)| *file == Tokenizer::FILE);
-    found.map(|(_, bytes)| *bytes).ok_or_else(|| Error::yours(format!("the asset `{name}` holds no tokenizer")))
+    found.map(|(_, bytes)| *bytes).ok_or_else(|| Error::user(format!("the asset `{name}` holds no tokenizer")))
 }
 
 /// Saves the tokenizer in the store's own layout, without the padding and truncation settings of its source.
 fn take(tokenizer: lm::Result<lm::Tokenizer>, ctx: &mut Context) -> Result<()> {
-    let tokenizer = tokenizer.map_err(|e| Error::yours(e.to_string()).help(TOKENIZER))?;
-    tokenizer.save(&ctx.out().join(Tokenizer::FILE)).map_err(|e| Error::surroundings(e.to_string()))?;
+    let tokenizer = tokenizer.map_err(|e| Error::user(e.to_string()).help(TOKENIZER))?;
+    tokenizer.save(&ctx.out().join(Tokenizer::FILE)).map_err(|e| Error::environment(e.to_string()))?;
     ctx.metric("vocab_size", tokenizer.vocab_size() as f64);
     Ok(())
 }

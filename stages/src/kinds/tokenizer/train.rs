@@ -37,7 +37,7 @@ impl Kind for Train {
     const ABOUT: &'static str = "learns a byte-level BPE tokenizer from posts and their summaries";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives(Tokenizer::NAME).one("posts", &[Posts::NAME])
+        Signature::producing(Tokenizer::NAME).one("posts", &[Posts::NAME])
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
@@ -62,17 +62,17 @@ impl Kind for Train {
                 texts += 1;
                 format!("{} {}", prompt::text(&post), post.summary.trim())
             });
-        let tokenizer = lm::Tokenizer::train_bpe(stream, params.vocab_size).map_err(|e| Error::yours(e.to_string()));
+        let tokenizer = lm::Tokenizer::train_bpe(stream, params.vocab_size).map_err(|e| Error::user(e.to_string()));
         if let Some(e) = failed {
             return Err(e);
         }
         let tokenizer = tokenizer?;
         if texts == 0 {
             return Err(
-                Error::yours("tokenizer.train: no post to learn from").help("check `split` and the filter before it")
+                Error::user("tokenizer.train: no post to learn from").help("check `split` and the filter before it")
             );
         }
-        tokenizer.save(&ctx.out().join(Tokenizer::FILE)).map_err(|e| Error::surroundings(e.to_string()))?;
+        tokenizer.save(&ctx.out().join(Tokenizer::FILE)).map_err(|e| Error::environment(e.to_string()))?;
         ctx.metric("posts", texts as f64);
         ctx.metric("vocab_size", tokenizer.vocab_size() as f64);
         Ok(())

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use engine::context::{Context, Input};
 use engine::error::{Error, Result};
-use engine::kind::{Kind, Signature, Wired};
+use engine::kind::{ConnectedInput, Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -46,10 +46,10 @@ impl Kind for Agree {
     const ABOUT: &'static str = "measures how far two or more judges of the same pairs agree, matched by content";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives(Agreement::NAME).many("preferences", &[Preferences::NAME])
+        Signature::producing(Agreement::NAME).many("preferences", &[Preferences::NAME])
     }
 
-    fn check_wiring(&self, _: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+    fn check_wiring(&self, _: &Params, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
         Vec::from_iter((inputs.len() < 2).then(|| ("preferences", too_few())))
     }
 
@@ -85,7 +85,7 @@ impl Kind for Agree {
         let compared = compare(&pairs, &names);
         if compared.iter().all(|two| two.matched == 0) {
             let told: Vec<String> = judges.iter().map(|j| format!("`{}` judged {}", j.name, j.pairs)).collect();
-            return Err(Error::yours(format!("no pair was judged twice: {}, and none is the same", told.join(", ")))
+            return Err(Error::user(format!("no pair was judged twice: {}, and none is the same", told.join(", ")))
                 .help("let both judge the same pairs: `dataset.pairs` takes those of a table without their labels"));
         }
         for two in &compared {
@@ -104,7 +104,7 @@ impl Kind for Agree {
 }
 
 fn too_few() -> Error {
-    Error::yours("one table of preferences agrees with none").help("list two or more stages at port `preferences`")
+    Error::user("one table of preferences agrees with none").help("list two or more stages at port `preferences`")
 }
 
 /// The labels of the inputs; repeated labels are numbered.

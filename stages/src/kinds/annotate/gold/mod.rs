@@ -51,7 +51,7 @@ impl Kind for Gold {
     const ABOUT: &'static str = "labels pairs with a reward model's scores";
 
     fn signature(&self, p: &Params) -> Signature {
-        let signature = Signature::gives("Preferences").many("pairs", &["Pairs"]).one("reward", &["RewardModel"]);
+        let signature = Signature::producing("Preferences").many("pairs", &["Pairs"]).one("reward", &["RewardModel"]);
         let signature = signature.optional("exclude", &[Posts::NAME]).numerics(lm::NUMERICS);
         if p.labels == Labels::Sampled || p.label_noise > 0.0 { signature.seeded() } else { signature }
     }
@@ -163,7 +163,7 @@ impl LabelSampler<'_> {
     fn label(&mut self, pair: Pair, a: f32, b: f32) -> Result<Preference> {
         let difference = f64::from(a) - f64::from(b);
         if !difference.is_finite() {
-            return Err(Error::yours(format!("pair `{}`: the reward model scores it {a} and {b}", pair.id))
+            return Err(Error::user(format!("pair `{}`: the reward model scores it {a} and {b}", pair.id))
                 .help("look at the training of the reward model at port `reward`"));
         }
         // Bradley-Terry's scores are those before normalisation.

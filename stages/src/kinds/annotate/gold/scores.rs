@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use engine::checkpoint::{Checkpoints, Reached};
-use engine::context::Context;
-use engine::error::{At, Error, Result};
+use engine::checkpoint::Checkpoints;
+use engine::context::{Context, StepProgress};
+use engine::error::{AtPath, Error, Result};
 
 /// The scores of both sides of all pairs so far. A checkpoint holds nothing else, at eight bytes per pair: labels and
 /// rows are recomputed from them.
@@ -29,7 +29,7 @@ impl Scores {
         let mut checkpoints = Checkpoints::new(ctx, FORMAT);
         let found = checkpoints.latest(ctx, |folder| Self::read(folder, total))?.map(|(found, _)| found);
         if let Some(found) = &found {
-            ctx.resumed(Reached { done: found.len() as u64, total, unit: "pairs" });
+            ctx.resumed(StepProgress { done: found.len() as u64, total, unit: "pairs" });
         }
         Ok(Self { found: found.unwrap_or_default(), used: 0, checkpoints })
     }
@@ -53,7 +53,7 @@ impl Scores {
             if self.checkpoints.due() {
                 let found = &self.found;
                 self.checkpoints
-                    .publish(ctx, Reached { done, total, unit: "pairs" }, |folder| Self::write(folder, found));
+                    .publish(ctx, StepProgress { done, total, unit: "pairs" }, |folder| Self::write(folder, found));
             }
         }
         let scores = self.found[self.used..end].to_vec();
@@ -74,7 +74,7 @@ impl Scores {
         let (pairs, odd) = scores.as_chunks::<2>();
         if !rest.is_empty() || !odd.is_empty() || pairs.len() as u64 > total {
             let what = format!("{}: holds {} bytes, no scores of {total} pairs", path.display(), bytes.len());
-            return Err(Error::surroundings(what));
+            return Err(Error::environment(what));
         }
         Ok(pairs.iter().map(|pair| pair.map(f32::from_le_bytes)).collect())
     }

@@ -84,7 +84,7 @@ impl RecordSelector {
         match &choice.about {
             Some(about) => Ok(self.sieve.drops(about)),
             None if self.sieve.is_open() => Ok(None),
-            None => Err(Error::yours(
+            None => Err(Error::user(
                 "`filters`: rows of prompt, chosen and rejected name no batch, split, worker, policy or confidence",
             )
             .help("filter Stiennon et al.'s own records, or choose among the files of a data set with `hub.files`")),

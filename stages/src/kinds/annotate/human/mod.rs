@@ -78,7 +78,7 @@ impl Kind for Human {
         "takes people's comparisons of summaries as preferences, from an input, `files` or `hub`";
 
     fn signature(&self, params: &Params) -> Signature {
-        let signature = Signature::gives(Preferences::NAME).optional("exclude", &[Posts::NAME]);
+        let signature = Signature::producing(Preferences::NAME).optional("exclude", &[Posts::NAME]);
         let signature = if params.files.is_empty() && params.hub.is_none() {
             signature.one("comparisons", &[Comparisons::NAME])
         } else {
@@ -135,13 +135,13 @@ impl Kind for Human {
         }
         let (names, dropped) = (names(&files), intake.dropped());
         if judged.rows() == 0 {
-            return Err(Error::yours(format!("{names}: of {} rows none is left: {dropped}", intake.read))
+            return Err(Error::user(format!("{names}: of {} rows none is left: {dropped}", intake.read))
                 .help("look at `filters`, and at what port `exclude` holds out"));
         }
         let [first, second] = intake.places;
         if first + second >= ENOUGH && first.min(second) == 0 {
             let always = u64::from(first == 0);
-            return Err(Error::yours(format!("{names}: one class only: all {} choices are {always}", first + second))
+            return Err(Error::user(format!("{names}: one class only: all {} choices are {always}", first + second))
                 .help("labels that always point to the same place are no judgements"));
         }
         if intake.articles() > 0 {

@@ -56,6 +56,6 @@ fn of_columns(file: &Path) -> Result<Format> {
         return Ok(Format::Preference);
     };
     let found = named(columns.iter().map(|(name, _)| name.as_str()));
-    Err(Error::yours(format!("{}: column `{missing}` is missing; found {found}", file.display()))
+    Err(Error::user(format!("{}: column `{missing}` is missing; found {found}", file.display()))
         .help("expected columns `prompt`, `chosen` and `rejected`, or `info`, `summaries` and `choice`"))
 }

@@ -109,7 +109,7 @@ fn held_out_posts_and_duplicates_are_dropped_and_counted() {
     });
     let rows = [comparison(1, 0), comparison(2, 0), comparison(3, 1), comparison(3, 1)];
     bench.input("comparisons", "Comparisons", |folder| {
-        std::fs::write(folder.join(Comparisons::FILE), lines(&rows)).map_err(|e| Error::ours(e.to_string()))
+        std::fs::write(folder.join(Comparisons::FILE), lines(&rows)).map_err(|e| Error::internal(e.to_string()))
     });
     let out = run(&Human, json!({}), bench.inputs()).unwrap();
     assert_eq!(out.metric("held_out_dropped"), 2.0);

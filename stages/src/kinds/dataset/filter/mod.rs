@@ -255,7 +255,7 @@ impl Kind for Filter {
     const ABOUT: &'static str = "drops unfit and duplicate posts and splits the rest";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives(Posts::NAME).one("posts", &[Posts::NAME]).one("tokenizer", &[Tokenizer::NAME]).seeded()
+        Signature::producing(Posts::NAME).one("posts", &[Posts::NAME]).one("tokenizer", &[Tokenizer::NAME]).seeded()
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
@@ -296,7 +296,7 @@ impl Kind for Filter {
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
         let folder = ctx.one("posts")?.folder.clone();
         let path = ctx.one("tokenizer")?.folder.join(Tokenizer::FILE);
-        let tokenizer = lm::Tokenizer::load(&path).map_err(|e| Error::yours(e.to_string()))?;
+        let tokenizer = lm::Tokenizer::load(&path).map_err(|e| Error::user(e.to_string()))?;
         let mut rules = Rules {
             tokenizer: &tokenizer,
             summary_tokens: params.summary_tokens,
@@ -328,7 +328,7 @@ impl Kind for Filter {
             format!("{read} read{}{list}", if list.is_empty() { "" } else { ", " })
         };
         if fingerprints.is_empty() {
-            return Err(Error::yours(format!("the filter leaves no posts: {}", told()))
+            return Err(Error::user(format!("the filter leaves no posts: {}", told()))
                 .help("widen `summary_tokens` or `subreddits`, or give more posts"));
         }
         let amounts = Amounts {
@@ -340,7 +340,7 @@ impl Kind for Filter {
             sft: params.sft,
         };
         let splits = assign(&fingerprints, &amounts, params.overlap, &ctx.generator_key("splits"))
-            .map_err(|what| Error::yours(format!("{what} ({})", told())).help("ask for fewer, or give more posts"))?;
+            .map_err(|what| Error::user(format!("{what} ({})", told())).help("ask for fewer, or give more posts"))?;
 
         let mut sizes: BTreeMap<Split, u64> = BTreeMap::new();
         splits.iter().flatten().for_each(|&split| *sizes.entry(split).or_default() += 1);
@@ -392,7 +392,7 @@ mod tests {
         bench.input("posts", "Posts", |folder| crate::table::write(&folder.join(Posts::FILE), posts).map(drop));
         bench.input("tokenizer", "Tokenizer", |folder| {
             let tokenizer = lm::Tokenizer::train_bpe(["word word word"].into_iter(), 300).unwrap();
-            tokenizer.save(&folder.join(Tokenizer::FILE)).map_err(|e| Error::ours(e.to_string()))
+            tokenizer.save(&folder.join(Tokenizer::FILE)).map_err(|e| Error::internal(e.to_string()))
         });
         bench
     }

@@ -7,7 +7,7 @@ mod tests;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::kind::{Kind, Signature, Wired};
+use engine::kind::{ConnectedInput, Kind, Signature};
 use lm::{CausalLm, Draws, SampleOptions, Sequence, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -90,7 +90,7 @@ impl Kind for GenerateBestOfN {
         "draws n responses of a policy to each held-out prompt and scores them by every reward model, for best-of-n";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives(BestOfN::NAME)
+        Signature::producing(BestOfN::NAME)
             .one("policy", &["Model"])
             .one("rewards", &["RewardModel", "Ensemble"])
             .one("posts", &["Posts"])
@@ -122,7 +122,7 @@ impl Kind for GenerateBestOfN {
         faults.0
     }
 
-    fn check_wiring(&self, p: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+    fn check_wiring(&self, p: &Params, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
         let rewards = inputs.iter().find(|input| input.port == "rewards");
         let members = if rewards.is_some_and(|rewards| rewards.output != Ensemble::NAME) { 1 } else { 2 };
         Vec::from_iter(check_members(&p.objectives, members).err().map(|error| ("rewards", error)))
@@ -137,7 +137,7 @@ impl Kind for GenerateBestOfN {
 fn check_members(objectives: &[Objective], members: usize) -> Result<()> {
     match objectives.iter().find(|objective| members < 2 && !objective.reads_first_member_only()) {
         None => Ok(()),
-        Some(objective) => Err(Error::yours(format!(
+        Some(objective) => Err(Error::user(format!(
             "the objective `{objective}` needs an ensemble of reward models; port `rewards` is given a single one"
         ))
         .help("wire a stage of kind `reward.ensemble` to port `rewards`, or set `objectives: [standard]`")),
@@ -181,9 +181,7 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
     };
     let total = posts()?.count();
     if total == 0 {
-        return Err(
-            Error::yours(format!("no posts in split `{}`", p.split)).help("give `dataset.filter` a size for it")
-        );
+        return Err(Error::user(format!("no posts in split `{}`", p.split)).help("give `dataset.filter` a size for it"));
     }
     let mut writer = table::Writer::create(&ctx.out().join(BestOfN::SAMPLES))?;
     let (mut truncation, mut ended, mut length) = (Truncation::default(), 0_u64, 0_u64);
@@ -245,7 +243,7 @@ impl Generator<'_> {
             let ids: Vec<&[u32]> = chunk.iter().map(|(prompt, _)| prompt.ids.as_slice()).collect();
             let row = |(prompt, index): &(&Prompt, u64)| bits_of(&self.rows, &prompt.post_id).wrapping_add(*index);
             let rows: Vec<u64> = chunk.iter().map(row).collect();
-            let sampled = lm::sample(&self.policy, &ids, &options, &self.draws, &rows).told()?;
+            let sampled = lm::sample(&self.policy, &ids, &options, &self.draws, &rows).into_stage_result()?;
             for ((prompt, _), sample) in chunk.iter().zip(sampled) {
                 sequences.push(Sequence { prompt: prompt.ids.clone(), response: sample.ids });
                 ended.push(sample.ended);

@@ -1,7 +1,7 @@
 //! Tests of `generate.best_of_n` and of `evaluate` on its output.
 
 use engine::error::Result;
-use engine::kind::{AnyKind, Kind, Wired};
+use engine::kind::{AnyKind, ConnectedInput, Kind};
 use serde_json::{Value, json};
 
 use super::{BestOfN, Candidate};
@@ -96,7 +96,7 @@ fn what_cannot_choose_is_told_at_planning() {
 
     let wired = |objectives: &[&str], output: &str| {
         let params = serde_json::from_value(json!({ "objectives": objectives })).expect("good parameters");
-        let inputs = [Wired { port: "rewards", kind: "", output, params: &Value::Null }];
+        let inputs = [ConnectedInput { port: "rewards", kind: "", output, params: &Value::Null }];
         Kind::check_wiring(&GenerateBestOfN, &params, &inputs).len()
     };
     assert_eq!(wired(&["standard"], "RewardModel"), 0);

@@ -107,7 +107,7 @@ impl Kind for GenerateContrast {
     const ABOUT: &'static str = "pairs summaries with copies of them that were made worse in a stated way";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives(Pairs::NAME)
+        Signature::producing(Pairs::NAME)
             .one("posts", &[Posts::NAME])
             .optional("model", &[Model::NAME])
             .optional("tokenizer", &[types::Tokenizer::NAME])
@@ -164,7 +164,7 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
         tried += wanted;
         // Any single post may fail, but if hardly any succeeds, more passes do not help.
         if made.is_empty() && tried > 10 * (pairs.rows() + CHUNK) {
-            return Err(Error::yours(format!("of {tried} summaries only {} could be made worse", pairs.rows()))
+            return Err(Error::user(format!("of {tried} summaries only {} could be made worse", pairs.rows()))
                 .help("are they very short? give other posts, or more corruptions in `weights`"));
         }
         made.into_iter().try_for_each(|pair| pairs.push(pair))?;
@@ -188,18 +188,18 @@ fn open(p: &Params, ctx: &Context) -> Result<Writer> {
                     "`max_new_tokens` {} leaves no room for a prompt in a window of {window} tokens",
                     p.max_new_tokens
                 );
-                return Err(Error::yours(why));
+                return Err(Error::user(why));
             }
             Ok(Writer { model: Some((model, input.label.clone())), tokenizer, room })
         }
         (None, Some(input)) => {
-            let tokenizer = Tokenizer::load(&input.folder.join(types::Tokenizer::FILE)).told()?;
+            let tokenizer = Tokenizer::load(&input.folder.join(types::Tokenizer::FILE)).into_stage_result()?;
             Ok(Writer { model: None, tokenizer, room: p.prompt_tokens })
         }
         (None, None) => {
-            Err(Error::yours("nothing to encode the summaries with").help("need a `model` or a `tokenizer`"))
+            Err(Error::user("nothing to encode the summaries with").help("need a `model` or a `tokenizer`"))
         }
-        (Some(_), Some(_)) => Err(Error::yours("both a model and a tokenizer are given")
+        (Some(_), Some(_)) => Err(Error::user("both a model and a tokenizer are given")
             .help("the model brings its own tokenizer: need one of `model` and `tokenizer`")),
     }
 }

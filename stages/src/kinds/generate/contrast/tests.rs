@@ -40,7 +40,7 @@ fn run(seed: u64, with_model: bool, with_facts: bool, with: serde_json::Value) -
             crate::model::save(&model, &tokenizer, folder, crate::train::Weights::F32)
         });
     } else {
-        let save = |folder: &std::path::Path| tokenizer.save(&folder.join(types::Tokenizer::FILE)).told();
+        let save = |folder: &std::path::Path| tokenizer.save(&folder.join(types::Tokenizer::FILE)).into_stage_result();
         bench.input("tokenizer", types::Tokenizer::NAME, save);
     }
     let out = run_seeded(&GenerateContrast, with, bench.inputs(), seed)?;

@@ -109,7 +109,7 @@ fn name(round: u64, post: &Post) -> String {
 
 fn facts(post: &Post) -> Result<Option<Facts>> {
     let parse =
-        |json| Facts::parse(json).map_err(|e| Error::yours(format!("post `{}`: its facts do not parse: {e}", post.id)));
+        |json| Facts::parse(json).map_err(|e| Error::user(format!("post `{}`: its facts do not parse: {e}", post.id)));
     post.facts.as_deref().map(parse).transpose()
 }
 
@@ -179,7 +179,7 @@ fn sample(
         let batch: Vec<&[u32]> = chosen.iter().map(|&i| prompts[i].ids.as_slice()).collect();
         // A sample depends only on its pair's name.
         let rows: Vec<u64> = chosen.iter().map(|&i| bits_of(&key, &names[i])).collect();
-        for (i, s) in chosen.into_iter().zip(lm::sample(model, &batch, &how, &Draws(key), &rows).told()?) {
+        for (i, s) in chosen.into_iter().zip(lm::sample(model, &batch, &how, &Draws(key), &rows).into_stage_result()?) {
             let text = response_text(&writer.tokenizer, &s.ids);
             out[i] = Some(Response { by: label.clone(), text, ids: s.ids, ended: s.ended });
         }

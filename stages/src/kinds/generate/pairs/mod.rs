@@ -5,7 +5,7 @@ mod tests;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::kind::{Kind, Signature, Wired};
+use engine::kind::{ConnectedInput, Kind, Signature};
 use lm::{CausalLm, Draws, SampleOptions, Sampled, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,11 @@ impl Kind for GeneratePairs {
     const ABOUT: &'static str = "samples two summaries of each post from two distinct models of a list";
 
     fn signature(&self, _: &Params) -> Signature {
-        Signature::gives("Pairs").many("models", &["Model"]).one("posts", &["Posts"]).seeded().numerics(lm::NUMERICS)
+        Signature::producing("Pairs")
+            .many("models", &["Model"])
+            .one("posts", &["Posts"])
+            .seeded()
+            .numerics(lm::NUMERICS)
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
@@ -93,7 +97,7 @@ impl Kind for GeneratePairs {
         faults.0
     }
 
-    fn check_wiring(&self, p: &Params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+    fn check_wiring(&self, p: &Params, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
         let models = inputs.iter().filter(|input| input.port == "models").count();
         Vec::from_iter((models == 1 && !p.same_model).then(|| ("models", too_few())))
     }
@@ -155,7 +159,7 @@ struct Keys {
 }
 
 fn too_few() -> Error {
-    Error::yours("one model cannot give pairs of two distinct models")
+    Error::user("one model cannot give pairs of two distinct models")
         .help("list more models at port `models`, or set `same_model: true`")
 }
 
@@ -168,10 +172,10 @@ fn load(p: &Params, ctx: &Context) -> Result<(Vec<Named>, Tokenizer)> {
     let mut shared: Option<(Tokenizer, String)> = None;
     for input in inputs {
         let (model, tokenizer) = model::load(&input.folder)?;
-        let json = tokenizer.to_json().told()?;
+        let json = tokenizer.to_json().into_stage_result()?;
         match &shared {
             Some((_, first)) if *first != json => {
-                return Err(Error::yours(format!(
+                return Err(Error::user(format!(
                     "models `{}` and `{}` have different tokenizers",
                     inputs[0].label, input.label
                 ))
@@ -182,7 +186,7 @@ fn load(p: &Params, ctx: &Context) -> Result<(Vec<Named>, Tokenizer)> {
         }
         models.push(Named { label: input.label.clone(), model: p.precision.of(&model) });
     }
-    let (tokenizer, _) = shared.ok_or_else(|| Error::ours("no model at port `models`"))?;
+    let (tokenizer, _) = shared.ok_or_else(|| Error::internal("no model at port `models`"))?;
     Ok((models, tokenizer))
 }
 
@@ -197,13 +201,11 @@ fn choose(p: &Params, ctx: &Context) -> Result<Vec<u64>> {
         }
     }
     if ranked.is_empty() {
-        return Err(
-            Error::yours(format!("no posts in split `{}`", p.split)).help("give `dataset.filter` a size for it")
-        );
+        return Err(Error::user(format!("no posts in split `{}`", p.split)).help("give `dataset.filter` a size for it"));
     }
     let wanted = p.pairs.unwrap_or(ranked.len());
     if wanted > ranked.len() {
-        return Err(Error::yours(format!("`pairs` is {wanted}, split `{}` holds {} posts", p.split, ranked.len()))
+        return Err(Error::user(format!("`pairs` is {wanted}, split `{}` holds {} posts", p.split, ranked.len()))
             .help("lower `pairs`, or give `dataset.filter` a larger split"));
     }
     ranked.sort_unstable();
@@ -271,7 +273,7 @@ fn sample_chunk(
                 .iter()
                 .map(|&i| (bits_of(&keys.samples, &posts[slots[i] / 2].id) & !1) | (slots[i] % 2) as u64)
                 .collect();
-            let out = lm::sample(&named.model, &batch, &how, &draws, &rows).told()?;
+            let out = lm::sample(&named.model, &batch, &how, &draws, &rows).into_stage_result()?;
             sampled += out.len();
             for (i, sample) in numbers.into_iter().zip(out) {
                 samples[slots[i]] = Some(sample);
@@ -280,7 +282,7 @@ fn sample_chunk(
         }
     }
     let mut samples = samples.into_iter();
-    let mut next = || samples.next().flatten().ok_or_else(|| Error::ours("a prompt without a sample"));
+    let mut next = || samples.next().flatten().ok_or_else(|| Error::internal("a prompt without a sample"));
     let mut pairs = Vec::with_capacity(posts.len());
     for ((post, fitted), (a, b)) in posts.iter().zip(prompts).zip(writers) {
         let (first, second) = (next()?, next()?);

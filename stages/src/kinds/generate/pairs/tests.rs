@@ -100,9 +100,9 @@ fn models_of_different_tokenizers_are_refused() -> Result<()> {
     let mut bench = Bench::new();
     bench.input("models", "Model", |folder| toys::write_model(folder, 1));
     bench.input("models", "Model", |folder| {
-        let tokenizer = Tokenizer::train_bpe(["a b a b"; 4].into_iter(), 258).told()?;
+        let tokenizer = Tokenizer::train_bpe(["a b a b"; 4].into_iter(), 258).into_stage_result()?;
         let config = Gpt2Config::new(tokenizer.vocab_size(), 64, 16, 1, 2);
-        let model = CausalLm::init(config, InitStd::Fixed(0.02), &mut fixed_generator(1, "toy")).told()?;
+        let model = CausalLm::init(config, InitStd::Fixed(0.02), &mut fixed_generator(1, "toy")).into_stage_result()?;
         model::save(&model, &tokenizer, folder, Weights::F32)
     });
     bench.input("posts", "Posts", |folder| toys::write_posts(folder, toys::posts(4, Split::Gold)));

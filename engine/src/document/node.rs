@@ -1,7 +1,7 @@
 //! The tree of values with source positions that YAML is parsed into.
 
 use crate::diagnostics::Span;
-use crate::names::LONGEST_NAME;
+use crate::names::MAX_NAME_BYTES;
 
 /// A value and its source position.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +53,7 @@ impl Node {
     pub fn bytes(&self) -> usize {
         VALUE_BYTES
             + match &self.value {
-                Value::Str(text) => text.len() + text.matches("${").count() * LONGEST_NAME,
+                Value::Str(text) => text.len() + text.matches("${").count() * MAX_NAME_BYTES,
                 Value::List(items) => items.iter().map(Self::bytes).sum(),
                 Value::Map(map) => map.bytes(),
                 _ => 0,
@@ -65,10 +65,10 @@ impl Node {
     }
 
     /// The type of the value, for messages: `a list`, `text`, …
-    pub fn what(&self) -> &'static str {
+    pub fn type_name(&self) -> &'static str {
         match self.value {
             Value::Null => "nothing",
-            Value::Bool(_) => "a truth value",
+            Value::Bool(_) => "a boolean",
             Value::Int(_) | Value::Float(_) => "a number",
             Value::Str(_) => "text",
             Value::List(_) => "a list",

@@ -3,7 +3,7 @@
 use super::matrix::{self, Dimension};
 use super::node::{Map, Node, Value};
 use super::{STAGE_KEYS, check_names, known_keys};
-use crate::diagnostics::{Diagnostics, Fault, Span, nearest};
+use crate::diagnostics::{Diagnostic, Diagnostics, Span, nearest};
 use crate::names::{StageName, is_name};
 
 #[derive(Clone, Debug)]
@@ -20,12 +20,12 @@ pub struct Stage {
     pub seed: Option<Node>,
     pub matrix: Vec<Dimension>,
     /// Whether no fault has been found so far; used to suppress faults that follow from others.
-    pub sound: bool,
+    pub valid: bool,
     /// Whether each variable of the matrix is used.
     pub all_used: bool,
 }
 
-/// Parses every stage of `stages`, in order; a stage with faults is kept, with `sound` unset.
+/// Parses every stage of `stages`, in order; a stage with faults is kept, with `valid` unset.
 pub fn read(map: Map, faults: &mut Diagnostics) -> Vec<Stage> {
     check_names(map.0.iter().map(|e| (e.key.as_str(), e.key_span)), "stage", is_name, faults);
     let names: Vec<String> = map.keys().map(str::to_owned).collect();
@@ -34,7 +34,7 @@ pub fn read(map: Map, faults: &mut Diagnostics) -> Vec<Stage> {
         // `check_names` has reported the invalid name.
         let Ok(name) = StageName::try_from(entry.key) else { continue };
         let span = entry.key_span;
-        let what = entry.value.what();
+        let what = entry.value.type_name();
         let mut stage = Stage {
             name,
             span,
@@ -44,15 +44,15 @@ pub fn read(map: Map, faults: &mut Diagnostics) -> Vec<Stage> {
             with_span: span,
             seed: None,
             matrix: Vec::new(),
-            sound: true,
+            valid: true,
             all_used: true,
         };
         match entry.value.value {
             Value::Map(map) => fill_stage(&mut stage, map, &names, faults),
             _ => {
                 let message = format!("stage `{}` must be a map; this is {what}", stage.name);
-                faults.push(Fault::new(entry.value.span, message));
-                stage.sound = false;
+                faults.push(Diagnostic::new(entry.value.span, message));
+                stage.valid = false;
             }
         }
         stages.push(stage);
@@ -64,18 +64,18 @@ fn fill_stage(stage: &mut Stage, map: Map, names: &[String], faults: &mut Diagno
     let before = faults.count();
     known_keys(&map, STAGE_KEYS, "a stage", faults);
     if map.entry("uses").is_none() {
-        let message = format!("stage `{}` does not say what it `uses`", stage.name);
+        let message = format!("stage `{}` has no `uses`", stage.name);
         let others = names.iter().map(String::as_str).filter(|name| *name != stage.name.as_str());
         let near = nearest(stage.name.as_str(), others);
         let help =
             near.map_or("name a kind: `temper kinds` lists them".into(), |near| format!("did you mean `{near}`?"));
-        faults.push(Fault::new(stage.span, message).help(help));
+        faults.push(Diagnostic::new(stage.span, message).help(help));
     }
     let mut matrix = None;
     for entry in map.0 {
         match (entry.key.as_str(), entry.value) {
             ("uses", Node { value: Value::Str(kind), span }) => stage.uses = Some((kind, span)),
-            ("uses", other) => faults.push(Fault::new(other.span, "`uses` must name a kind")),
+            ("uses", other) => faults.push(Diagnostic::new(other.span, "`uses` must name a kind")),
             ("seed", node) => stage.seed = Some(node),
             ("with", node) => {
                 stage.with_span = entry.key_span;
@@ -90,18 +90,18 @@ fn fill_stage(stage: &mut Stage, map: Map, names: &[String], faults: &mut Diagno
         stage.matrix = matrix::read(node, &stage.name, faults);
     }
     let used = matrix::check_variables(stage, faults);
-    stage.sound = faults.count() == before;
-    stage.all_used = matrix::check_use(stage, &used, faults);
+    stage.valid = faults.count() == before;
+    stage.all_used = matrix::check_unused(stage, &used, faults);
 }
 
 /// The map under `key`; null counts as an empty map.
 fn map_of(node: Node, key: &str, faults: &mut Diagnostics) -> Map {
-    let what = node.what();
+    let what = node.type_name();
     match node.value {
         Value::Map(map) => map,
         Value::Null => Map::default(),
         _ => {
-            faults.push(Fault::new(node.span, format!("`{key}` must be a map; this is {what}")));
+            faults.push(Diagnostic::new(node.span, format!("`{key}` must be a map; this is {what}")));
             Map::default()
         }
     }

@@ -1,9 +1,9 @@
-//! Parses the pipeline file into a [`Spec`]: data with source positions, profiles and overrides applied.
+//! Parses the pipeline file into a [`Document`]: data with source positions, profiles and overrides applied.
 
 use std::collections::{HashMap, HashSet};
 
 use self::node::{Map, Node, Value};
-use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
+use crate::diagnostics::{Diagnostic, Diagnostics, Span, did_you_mean};
 use crate::names::is_name;
 
 pub mod interpolate;
@@ -15,7 +15,7 @@ pub mod set;
 pub mod stage;
 pub mod yaml;
 
-pub use report::{REPORT_KEYS, Report};
+pub use report::{REPORT_KEYS, ReportSettings};
 pub use stage::Stage;
 
 pub const TOP_KEYS: &[&str] = &["version", "seed", "targets", "stages", "profiles", "report"];
@@ -25,91 +25,93 @@ pub const LABEL_KEYS: &[&str] = &["with", "needs", "seed"];
 
 /// A pipeline file with profiles and overrides applied; kinds and selectors are not resolved yet.
 #[derive(Clone, Debug)]
-pub struct Spec {
+pub struct Document {
     pub seed: u64,
     /// Selectors with their source positions. If the file states no targets: stage names without positions.
     pub targets: Vec<(String, Option<Span>)>,
     pub stages: Vec<Stage>,
-    pub report: Report,
+    pub report: ReportSettings,
 }
 
 /// Parses the file's text (source number `source`) and applies profiles, then overrides. Returns `None` if nothing
 /// usable is left.
-pub fn read(source: u32, profiles: &[String], set: &[String], faults: &mut Diagnostics) -> Option<Spec> {
+pub fn read(source: u32, profiles: &[String], set: &[String], faults: &mut Diagnostics) -> Option<Document> {
     let text = faults.source(source).to_owned();
     let start = Span { source, start: 0, length: 0 };
     let Some(root) = yaml::parse(source, &text, 0, faults) else {
         if faults.faults().is_empty() {
-            faults.push(Fault::new(start, "the file is empty").help("a pipeline file starts with `version: 1`"));
+            faults.push(Diagnostic::new(start, "the file is empty").help("a pipeline file starts with `version: 1`"));
         }
         return None;
     };
-    let what = root.what();
+    let what = root.type_name();
     let Value::Map(mut root) = root.value else {
         let message = format!("a pipeline file is a map with `version` and `stages`; this is {what}");
-        faults.push(Fault::new(root.span, message));
+        faults.push(Diagnostic::new(root.span, message));
         return None;
     };
-    let implied = sinks(&root);
+    let default_targets = unneeded_stages(&root);
     match root.entry("version") {
         Some(entry) if entry.value.value == Value::Int(1) => {}
         Some(entry) => {
-            let fault = Fault::new(
-                entry.value.span,
-                "this version of the pipeline format is not known here: expected `version: 1`",
-            );
+            let fault =
+                Diagnostic::new(entry.value.span, "unsupported version of the pipeline format: expected `version: 1`");
             faults.push(fault);
         }
-        None => {
-            faults.push(Fault::new(start, "the file does not say its `version`").help("start it with `version: 1`"))
-        }
+        None => faults.push(Diagnostic::new(start, "`version` is missing").help("start the file with `version: 1`")),
     }
     known_keys(&root, TOP_KEYS, "a pipeline file", faults);
     apply_profiles(&mut root, profiles, faults);
     for argument in set {
         set::apply(&mut root, argument, faults);
     }
-    Some(spec(root, implied, start, faults))
+    Some(build(root, default_targets, start, faults))
 }
 
-fn spec(mut root: Map, implied: Vec<String>, start: Span, faults: &mut Diagnostics) -> Spec {
+fn build(mut root: Map, default_targets: Vec<String>, start: Span, faults: &mut Diagnostics) -> Document {
     let seed = root.get("seed").map_or(Ok(0), |node| seed_of(node, &node.value, "the pipeline", faults));
     let seed = seed.unwrap_or_else(|fault| {
         faults.push(fault);
         0
     });
-    let report = root.get("report").map_or_else(Report::default, |node| report::read(node, faults));
+    let report = root.get("report").map_or_else(ReportSettings::default, |node| report::read(node, faults));
     let targets = root.get("targets").filter(|node| !node.is_null()).map(|node| texts(node, "targets", faults));
     let at = root.position("stages").map(|at| root.0.swap_remove(at));
     let mut stages = Vec::new();
     match at {
         Some(entry) => match entry.value.value {
             Value::Map(map) => stages = stage::read(map, faults),
-            _ => faults
-                .push(Fault::new(entry.value.span, format!("`stages` must be a map; this is {}", entry.value.what()))),
+            _ => faults.push(Diagnostic::new(
+                entry.value.span,
+                format!("`stages` must be a map; this is {}", entry.value.type_name()),
+            )),
         },
-        None => faults.push(Fault::new(start, "the file has no `stages`")),
+        None => faults.push(Diagnostic::new(start, "the file has no `stages`")),
     }
     let targets = match targets {
         Some(given) => given.into_iter().map(|(text, span)| (text, Some(span))).collect(),
         None => {
-            let there: HashSet<&str> = stages.iter().map(|stage: &Stage| stage.name.as_str()).collect();
-            implied.into_iter().filter(|name| there.contains(name.as_str())).map(|name| (name, None)).collect()
+            let existing: HashSet<&str> = stages.iter().map(|stage: &Stage| stage.name.as_str()).collect();
+            default_targets
+                .into_iter()
+                .filter(|name| existing.contains(name.as_str()))
+                .map(|name| (name, None))
+                .collect()
         }
     };
-    Spec { seed, targets, stages, report }
+    Document { seed, targets, stages, report }
 }
 
 /// The stages that no other stage needs, in file order.
-fn sinks(root: &Map) -> Vec<String> {
+fn unneeded_stages(root: &Map) -> Vec<String> {
     let Some(stages) = root.get("stages").and_then(Node::as_map) else { return Vec::new() };
     let mut needed: HashSet<&str> = HashSet::new();
     for stage in &stages.0 {
         let Some(map) = stage.value.as_map() else { continue };
         let dimensions = map.get("matrix").and_then(Node::as_map).into_iter().flat_map(|matrix| &matrix.0);
         let labels = dimensions.filter_map(|dimension| dimension.value.as_map()).flat_map(|labels| &labels.0);
-        let partials = labels.filter_map(|label| label.value.as_map());
-        for part in std::iter::once(map).chain(partials) {
+        let label_changes = labels.filter_map(|label| label.value.as_map());
+        for part in std::iter::once(map).chain(label_changes) {
             for port in part.get("needs").and_then(Node::as_map).into_iter().flat_map(|needs| &needs.0) {
                 let selectors = match &port.value.value {
                     Value::List(items) => items.as_slice(),
@@ -135,7 +137,10 @@ fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
         Some(Node { value: Value::Map(map), .. }) => map,
         Some(other) => {
             if !other.is_null() {
-                faults.push(Fault::new(other.span, format!("`profiles` must be a map; this is {}", other.what())));
+                faults.push(Diagnostic::new(
+                    other.span,
+                    format!("`profiles` must be a map; this is {}", other.type_name()),
+                ));
             }
             Map::default()
         }
@@ -158,8 +163,8 @@ fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
             }
             Value::Null => {}
             _ => {
-                let message = format!("profile `{}` must be a map; this is {}", entry.key, entry.value.what());
-                faults.push(Fault::new(entry.value.span, message));
+                let message = format!("profile `{}` must be a map; this is {}", entry.key, entry.value.type_name());
+                faults.push(Diagnostic::new(entry.value.span, message));
             }
         }
     }
@@ -171,7 +176,7 @@ fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
                 let source = faults.add_source("--profile", name);
                 let span = Span { source, start: 0, length: name.len() as u32 };
                 let help = did_you_mean(name, profiles.keys()).or(Some("the file has no profiles".into()));
-                faults.push(Fault::new(span, format!("unknown profile `{name}`")).maybe_help(help));
+                faults.push(Diagnostic::new(span, format!("unknown profile `{name}`")).maybe_help(help));
             }
         }
     }
@@ -188,8 +193,8 @@ pub fn texts(node: &Node, what: &str, faults: &mut Diagnostics) -> Vec<(String, 
         match &item.value {
             Value::Str(text) => texts.push((text.clone(), item.span)),
             _ => {
-                let message = format!("{what}: expected `stage` or `stage[label]`, found {}", item.what());
-                faults.push(Fault::new(item.span, message));
+                let message = format!("{what}: expected `stage` or `stage[label]`, found {}", item.type_name());
+                faults.push(Diagnostic::new(item.span, message));
             }
         }
     }
@@ -200,7 +205,7 @@ pub fn texts(node: &Node, what: &str, faults: &mut Diagnostics) -> Vec<(String, 
 ///
 /// # Errors
 /// Describes what is wrong with the seed; `whose` names its owner, such as ``stage `sft` ``.
-pub fn seed_of(node: &Node, value: &Value, whose: &str, faults: &Diagnostics) -> Result<u64, Fault> {
+pub fn seed_of(node: &Node, value: &Value, whose: &str, faults: &Diagnostics) -> Result<u64, Diagnostic> {
     let seed = match (value, &node.value) {
         (Value::Int(n), _) => u64::try_from(*n).ok(),
         // Text that results from variables, such as "1${member}".
@@ -212,13 +217,16 @@ pub fn seed_of(node: &Node, value: &Value, whose: &str, faults: &Diagnostics) ->
             Value::Str(text) => text,
             _ => faults.slice(node.span),
         };
-        Fault::new(node.span, format!("seed of {whose}: expected a whole number from 0 to 2^64 - 1, found `{shown}`"))
+        Diagnostic::new(
+            node.span,
+            format!("seed of {whose}: expected a whole number from 0 to 2^64 - 1, found `{shown}`"),
+        )
     })
 }
 
 fn known_keys(map: &Map, known: &[&str], what: &str, faults: &mut Diagnostics) {
     for entry in map.0.iter().filter(|entry| !known.contains(&entry.key.as_str())) {
-        let fault = Fault::new(entry.key_span, format!("{what} has no key `{}`", entry.key));
+        let fault = Diagnostic::new(entry.key_span, format!("{what} has no key `{}`", entry.key));
         faults.push(fault.maybe_help(did_you_mean(&entry.key, known.iter().copied())));
     }
 }
@@ -234,15 +242,15 @@ pub(crate) fn check_names<'a>(
     for (name, span) in names {
         if !valid(name) {
             let dot = if valid("a.b") { "." } else { "" };
-            faults.push(Fault::new(
+            faults.push(Diagnostic::new(
                 span,
-                format!("`{name}` is no name for a {what}: expected [A-Za-z0-9_{dot}-]{{1,64}}"),
+                format!("`{name}` is not a valid name for a {what}: expected [A-Za-z0-9_{dot}-]{{1,64}}"),
             ));
         }
         match folded.get(&name.to_ascii_lowercase()) {
-            Some((twin, before)) if *twin != name => {
-                let message = format!("{what} `{name}` differs from `{twin}` only by case");
-                faults.push(Fault::new(span, message).also(*before, "the other"));
+            Some((other, before)) if *other != name => {
+                let message = format!("{what} `{name}` differs from `{other}` only by case");
+                faults.push(Diagnostic::new(span, message).also(*before, "first defined here"));
             }
             _ => {
                 folded.insert(name.to_ascii_lowercase(), (name, span));

@@ -2,11 +2,11 @@
 
 use super::node::{Entry, Map, Node, Value};
 use super::{LABEL_KEYS, STAGE_KEYS, TOP_KEYS, merge, yaml};
-use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
+use crate::diagnostics::{Diagnostic, Diagnostics, Span, did_you_mean};
 
 /// The kind of map that a path has reached, which decides the keys allowed there.
 #[derive(Clone, Copy)]
-enum Place {
+enum PathLevel {
     Top,
     Stages,
     Stage,
@@ -20,8 +20,8 @@ enum Place {
     Leaf,
 }
 
-impl Place {
-    fn under(self, key: &str) -> Self {
+impl PathLevel {
+    fn child(self, key: &str) -> Self {
         match (self, key) {
             (Self::Top, "stages") => Self::Stages,
             (Self::Stages, _) => Self::Stage,
@@ -47,7 +47,7 @@ impl Place {
     }
 
     /// What messages call a key at this place.
-    fn names(self) -> &'static str {
+    fn key_noun(self) -> &'static str {
         match self {
             Self::Stages => "stage",
             Self::Matrix => "matrix variable",
@@ -59,7 +59,7 @@ impl Place {
     }
 
     /// Whether a missing map under `key` is created on the way to the value.
-    fn makes(self, key: &str) -> bool {
+    fn creates(self, key: &str) -> bool {
         match self {
             Self::Top => matches!(key, "stages" | "report"),
             Self::Stage | Self::Label | Self::Free => true,
@@ -73,12 +73,12 @@ pub fn apply(root: &mut Map, argument: &str, faults: &mut Diagnostics) {
     let source = faults.add_source("--set", argument);
     let whole = Span { source, start: 0, length: argument.len() as u32 };
     let Some((path, text)) = argument.split_once('=') else {
-        return faults.push(Fault::new(whole, "expected `path=YAML`, such as `stages.sft.with.lr=1e-4`"));
+        return faults.push(Diagnostic::new(whole, "expected `path=YAML`, such as `stages.sft.with.lr=1e-4`"));
     };
     let offset = path.len() + 1;
     if text.trim().is_empty() {
         let at = Span { start: path.len() as u32, length: 1, ..whole };
-        return faults.push(Fault::new(at, "no value").help("write `=null` to delete, `=''` for empty text"));
+        return faults.push(Diagnostic::new(at, "no value").help("write `=null` to delete, `=''` for empty text"));
     }
     let Some(value) = yaml::parse(source, text, offset, faults) else { return };
     if let Err(fault) = put(root, source, path, value) {
@@ -86,24 +86,24 @@ pub fn apply(root: &mut Map, argument: &str, faults: &mut Diagnostics) {
     }
 }
 
-fn put(root: &mut Map, source: u32, path: &str, value: Node) -> Result<(), Fault> {
+fn put(root: &mut Map, source: u32, path: &str, value: Node) -> Result<(), Diagnostic> {
     let mut map = root;
-    let mut place = Place::Top;
+    let mut level = PathLevel::Top;
     let mut start = 0;
     loop {
         let key = next_key(map, &path[start..]);
         let span = Span { source, start: start as u32, length: key.len() as u32 };
         start += key.len() + 1;
         let last = start > path.len();
-        admit(map, place, key, span, last.then_some(&value))?;
+        check_key(map, level, key, span, last.then_some(&value))?;
         if last {
             let entry = Entry { key: key.to_owned(), key_span: span, value };
-            leave(map, place, entry);
+            set_entry(map, level, entry);
             return Ok(());
         }
-        let next = place.under(key);
-        if matches!(next, Place::Leaf) {
-            return Err(Fault::new(span, format!("`{key}` has no parts")));
+        let next = level.child(key);
+        if matches!(next, PathLevel::Leaf) {
+            return Err(Diagnostic::new(span, format!("`{key}` has no keys")));
         }
         let at = map.position(key).unwrap_or_else(|| {
             map.0.push(Entry { key: key.to_owned(), key_span: span, value: Node::map(span) });
@@ -113,13 +113,15 @@ fn put(root: &mut Map, source: u32, path: &str, value: Node) -> Result<(), Fault
         if node.is_null() {
             *node = Node::map(span);
         }
-        let what = node.what();
+        let what = node.type_name();
         let Value::Map(inner) = &mut node.value else {
-            let help = "set the whole of it, such as `--set targets=[a, b]`";
-            return Err(Fault::new(span, format!("`{key}` is {what}: its parts cannot be set")).help(help));
+            let help = "set the whole value, such as `--set targets=[a, b]`";
+            return Err(
+                Diagnostic::new(span, format!("`{key}` is {what}: single values in it cannot be set")).help(help)
+            );
         };
         map = inner;
-        place = next;
+        level = next;
     }
 }
 
@@ -132,49 +134,49 @@ fn next_key<'p>(map: &Map, path: &'p str) -> &'p str {
 }
 
 /// Checks that `map` may have `key`; `value` is the value to set, if the path ends here.
-fn admit(map: &Map, place: Place, key: &str, span: Span, value: Option<&Node>) -> Result<(), Fault> {
+fn check_key(map: &Map, level: PathLevel, key: &str, span: Span, value: Option<&Node>) -> Result<(), Diagnostic> {
     let unknown = |known: &[&str]| {
-        let message = format!("unknown {} `{key}`", place.names());
-        Err(Fault::new(span, message).maybe_help(did_you_mean(key, known.iter().copied())))
+        let message = format!("unknown {} `{key}`", level.key_noun());
+        Err(Diagnostic::new(span, message).maybe_help(did_you_mean(key, known.iter().copied())))
     };
-    if let Some(keys) = place.keys()
+    if let Some(keys) = level.keys()
         && !keys.contains(&key)
     {
         return unknown(keys);
     }
-    match (place, key) {
-        (Place::Top, "profiles") => {
-            return Err(Fault::new(span, "profiles are applied before `--set`: set the value itself"));
+    match (level, key) {
+        (PathLevel::Top, "profiles") => {
+            return Err(Diagnostic::new(span, "profiles are applied before `--set`: set the value itself"));
         }
-        (Place::Top, "version") => {
-            return Err(Fault::new(span, "`version` says how to read the file: it cannot be set"));
+        (PathLevel::Top, "version") => {
+            return Err(Diagnostic::new(span, "`version` cannot be set: it says how to read the file"));
         }
         _ => {}
     }
     if map.position(key).is_some() {
         return Ok(());
     }
-    let there: Vec<&str> = map.keys().collect();
+    let existing: Vec<&str> = map.keys().collect();
     match value {
-        Some(value) if value.is_null() => unknown(&there),
-        Some(value) if matches!(place, Place::Stages) => {
+        Some(value) if value.is_null() => unknown(&existing),
+        Some(value) if matches!(level, PathLevel::Stages) => {
             let whole = value.as_map().is_some_and(|stage| stage.entry("uses").is_some());
-            if whole { Ok(()) } else { unknown(&there) }
+            if whole { Ok(()) } else { unknown(&existing) }
         }
         Some(_) => Ok(()),
-        None if place.makes(key) => Ok(()),
-        None => unknown(&there),
+        None if level.creates(key) => Ok(()),
+        None => unknown(&existing),
     }
 }
 
-fn leave(map: &mut Map, place: Place, entry: Entry) {
-    match place {
-        Place::Matrix | Place::Dimension if entry.value.is_null() => map.remove(&entry.key),
-        Place::Matrix | Place::Dimension => map.put(entry),
-        Place::Top => merge::profile(map, &Map(vec![entry])),
-        Place::Stages => merge::stages(map, &Map(vec![entry])),
-        Place::Stage => merge::stage(map, &Map(vec![entry])),
-        Place::Needs | Place::Label | Place::Free | Place::Leaf => merge::plain(map, &Map(vec![entry])),
+fn set_entry(map: &mut Map, level: PathLevel, entry: Entry) {
+    match level {
+        PathLevel::Matrix | PathLevel::Dimension if entry.value.is_null() => map.remove(&entry.key),
+        PathLevel::Matrix | PathLevel::Dimension => map.put(entry),
+        PathLevel::Top => merge::profile(map, &Map(vec![entry])),
+        PathLevel::Stages => merge::stages(map, &Map(vec![entry])),
+        PathLevel::Stage => merge::stage(map, &Map(vec![entry])),
+        PathLevel::Needs | PathLevel::Label | PathLevel::Free | PathLevel::Leaf => merge::plain(map, &Map(vec![entry])),
     }
 }
 
@@ -207,7 +209,7 @@ report: { title: t }
 
     /// The value at a path, without source positions.
     fn at(root: &Map, path: &str) -> Option<serde_json::Value> {
-        let whole = crate::spec::interpolate::json(
+        let whole = crate::document::interpolate::json(
             &Node { value: Value::Map(root.clone()), ..Node::map(Span::default()) },
             &[],
         );
@@ -246,7 +248,7 @@ report: { title: t }
         }
 
         #[test]
-        fn an_override_changes_nothing_else(path in path(), other in path(), value in "[a-c1-3]") {
+        fn an_override_changes_only_its_path(path in path(), other in path(), value in "[a-c1-3]") {
             prop_assume!(!path.starts_with(&other) && !other.starts_with(&path));
             let (before, _) = with(&[]);
             let (after, _) = with(&[format!("{path}={value}")]);

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{Index, Recipe, RecipeInput, RecipePort};
+use super::{Recipe, RecipeInput, RecipePort, StoreView};
 use crate::error::{Error, Result};
-use crate::external::{self, External};
+use crate::external::{self, ExternalInput};
 use crate::graph::{Graph, Instance};
 use crate::kind::{Arity, Registry};
 use crate::names::Digest;
@@ -25,11 +25,11 @@ pub enum RecipeState {
 pub fn recipe(
     graph: &Graph,
     registry: &Registry,
-    index: &dyn Index,
+    store: &dyn StoreView,
     instance: usize,
     known: &[Option<Digest>],
 ) -> Result<RecipeState> {
-    let draft = draft(graph, registry, index, instance, known)?;
+    let draft = draft_recipe(graph, registry, store, instance, known)?;
     Ok(match draft.unknown.is_empty() {
         true => RecipeState::Ready(draft.recipe),
         false => RecipeState::Pending(draft.waits_on()),
@@ -38,7 +38,7 @@ pub fn recipe(
 
 /// A recipe in which each unknown input has a placeholder digest, one per instance: drafts of two instances that wait
 /// for the same inputs have equal keys exactly if their final recipes will.
-pub(super) struct Draft {
+pub(super) struct RecipeDraft {
     pub recipe: Recipe,
     pub unknown: Vec<UnknownInput>,
     /// Notes for the user about the files that the parameters name.
@@ -54,7 +54,7 @@ pub(super) struct UnknownInput {
     pub instance: usize,
 }
 
-impl Draft {
+impl RecipeDraft {
     /// Sorted, without duplicates.
     pub fn waits_on(&self) -> Vec<usize> {
         let mut waits_on: Vec<usize> = self.unknown.iter().map(|unknown| unknown.instance).collect();
@@ -64,16 +64,16 @@ impl Draft {
     }
 }
 
-pub(super) fn draft(
+pub(super) fn draft_recipe(
     graph: &Graph,
     registry: &Registry,
-    index: &dyn Index,
+    store: &dyn StoreView,
     instance: usize,
     known: &[Option<Digest>],
-) -> Result<Draft> {
+) -> Result<RecipeDraft> {
     let Instance { name, kind, params, seed, signature, inputs, .. } = &graph.instances[instance];
     let Some(any_kind) = registry.get_kind(kind) else {
-        return Err(Error::ours(format!("{name}: the graph has a kind `{kind}` that is not registered")));
+        return Err(Error::internal(format!("{name}: the graph has a kind `{kind}` that is not registered")));
     };
     let (mut unknown, mut notes) = (Vec::new(), Vec::new());
     let mut ports = Vec::with_capacity(inputs.len());
@@ -96,38 +96,38 @@ pub(super) fn draft(
         kind: kind.clone(),
         version: any_kind.version(),
         numerics: signature.numerics,
-        params: by_content(&within_key(params, &signature.beside_key), index, &mut notes)
-            .map_err(|e| e.within(name))?,
+        params: with_content_digests(&key_params(params, &signature.excluded_from_key), store, &mut notes)
+            .map_err(|e| e.context(name))?,
         seed: signature.seeded.then_some(*seed),
         inputs: ports,
     };
-    Ok(Draft { recipe, unknown, notes })
+    Ok(RecipeDraft { recipe, unknown, notes })
 }
 
 /// Removes the parameters that do not change the artifact's bytes.
-fn within_key(params: &Value, beside: &[String]) -> Value {
+fn key_params(params: &Value, excluded: &[String]) -> Value {
     let mut params = params.clone();
     if let Value::Object(fields) = &mut params {
-        fields.retain(|name, _| !beside.contains(name));
+        fields.retain(|name, _| !excluded.contains(name));
     }
     params
 }
 
 /// Replaces every path in the parameters by the digest of its files.
-fn by_content(params: &Value, index: &dyn Index, notes: &mut Vec<String>) -> Result<Value> {
+fn with_content_digests(params: &Value, store: &dyn StoreView, notes: &mut Vec<String>) -> Result<Value> {
     external::replace(params, &mut |external| {
         if external.is_empty() {
             return Ok(json!([]));
         }
-        let content = index.content_of(&external)?;
-        if content.without_store {
-            let paths: Vec<String> = external.written().iter().map(|path| path.display().to_string()).collect();
-            notes.push(format!("the store lies within {} and is left out", paths.join(", ")));
+        let content = store.content_of(&external)?;
+        if content.store_excluded {
+            let paths: Vec<String> = external.absolute_paths().iter().map(|path| path.display().to_string()).collect();
+            notes.push(format!("the store lies within {} and is excluded", paths.join(", ")));
         }
         let content = json!({ "content": content.digest });
         Ok(match external {
-            External::Path(_) => content,
-            External::Files(_) => json!([content]),
+            ExternalInput::Path(_) => content,
+            ExternalInput::Files(_) => json!([content]),
         })
     })
 }

@@ -2,16 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::interpolate::fill;
+use super::interpolate::substitute;
 use super::known_keys;
 use super::node::{Map, Node, Value};
-use crate::diagnostics::{Diagnostics, Fault};
+use crate::diagnostics::{Diagnostic, Diagnostics};
 
 pub const REPORT_KEYS: &[&str] = &["notes", "tuning_seeds", "deviations"];
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Report {
+pub struct ReportSettings {
     /// Notes shown in the report.
     pub notes: Vec<String>,
     /// Seeds on which settings were chosen: the report warns about results from one of them.
@@ -21,13 +21,13 @@ pub struct Report {
 }
 
 /// Parses the section. Reports faults and omits the keys that have one.
-pub fn read(node: &Node, faults: &mut Diagnostics) -> Report {
+pub fn read(node: &Node, faults: &mut Diagnostics) -> ReportSettings {
     let empty = Map::default();
     let map = match &node.value {
         Value::Map(map) => map,
         Value::Null => &empty,
         _ => {
-            faults.push(Fault::new(node.span, format!("`report` must be a map; this is {}", node.what())));
+            faults.push(Diagnostic::new(node.span, format!("`report` must be a map; this is {}", node.type_name())));
             &empty
         }
     };
@@ -37,10 +37,10 @@ pub fn read(node: &Node, faults: &mut Diagnostics) -> Report {
         _ => None,
     };
     let text = |value: &Value| match value {
-        Value::Str(text) => Some(fill(text, &[]).into_owned()),
+        Value::Str(text) => Some(substitute(text, &[]).into_owned()),
         _ => None,
     };
-    Report {
+    ReportSettings {
         notes: list(map, "notes", "text", text, faults),
         tuning_seeds: list(map, "tuning_seeds", "a whole number from 0 to 2^64 - 1", seed, faults),
         deviations: list(map, "deviations", "text", text, faults),
@@ -58,8 +58,8 @@ fn list<T>(
     let Some(node) = map.get(key).filter(|node| !node.is_null()) else { return Vec::new() };
     let Value::List(items) = &node.value else {
         let wrapped = read(&node.value).is_some().then(|| format!("write `{key}: [{}]`", faults.slice(node.span)));
-        let message = format!("report: `{key}`: expected a list, found {}", node.what());
-        faults.push(Fault::new(node.span, message).maybe_help(wrapped));
+        let message = format!("report: `{key}`: expected a list, found {}", node.type_name());
+        faults.push(Diagnostic::new(node.span, message).maybe_help(wrapped));
         return Vec::new();
     };
     let mut found = Vec::with_capacity(items.len());
@@ -68,7 +68,7 @@ fn list<T>(
             Some(value) => found.push(value),
             None => {
                 let message = format!("report: `{key}`: expected {expected}, found `{}`", faults.slice(item.span));
-                faults.push(Fault::new(item.span, message));
+                faults.push(Diagnostic::new(item.span, message));
             }
         }
     }

@@ -3,28 +3,28 @@
 use serde_json::{Map, Value as Json};
 
 /// The alternatives that a schema allows at one place, with references resolved.
-pub struct Shape<'a> {
+pub struct SchemaView<'a> {
     root: &'a Json,
     alternatives: Vec<&'a Map<String, Json>>,
     /// Whether any value is allowed (`true`, or a schema without constraints).
-    anything: bool,
+    allows_any: bool,
 }
 
 /// Maximum number of references and alternatives to follow at one place.
 const MAX_FOLLOWED: usize = 256;
 
-impl<'a> Shape<'a> {
+impl<'a> SchemaView<'a> {
     pub fn of(schema: &'a Json) -> Self {
         Self::from(schema, vec![schema])
     }
 
     fn from(root: &'a Json, mut pending: Vec<&'a Json>) -> Self {
-        let mut shape = Self { root, alternatives: Vec::new(), anything: pending.is_empty() };
+        let mut view = Self { root, alternatives: Vec::new(), allows_any: pending.is_empty() };
         let mut followed = 0;
         while let Some(schema) = pending.pop() {
             followed += 1;
             let Some(object) = schema.as_object().filter(|_| followed <= MAX_FOLLOWED) else {
-                shape.anything |= schema != &Json::Bool(false);
+                view.allows_any |= schema != &Json::Bool(false);
                 continue;
             };
             if let Some(target) =
@@ -35,20 +35,20 @@ impl<'a> Shape<'a> {
             for key in ["anyOf", "oneOf", "allOf"] {
                 pending.extend(object.get(key).and_then(Json::as_array).into_iter().flatten());
             }
-            let says = ["type", "properties", "additionalProperties", "items", "enum", "const"];
-            if says.iter().any(|key| object.contains_key(*key)) {
-                shape.alternatives.push(object);
+            let constraints = ["type", "properties", "additionalProperties", "items", "enum", "const"];
+            if constraints.iter().any(|key| object.contains_key(*key)) {
+                view.alternatives.push(object);
             } else if !object.keys().any(|key| matches!(key.as_str(), "$ref" | "anyOf" | "oneOf" | "allOf")) {
-                shape.anything = true;
+                view.allows_any = true;
             }
         }
-        shape
+        view
     }
 
     fn objects(&self) -> impl Iterator<Item = &'a Map<String, Json>> {
         let is_object = |schema: &&&'a Map<String, Json>| match schema.get("type") {
             Some(Json::String(one)) => one == "object",
-            Some(Json::Array(several)) => several.iter().any(|one| one == "object"),
+            Some(Json::Array(types)) => types.iter().any(|one| one == "object"),
             _ => schema.contains_key("properties"),
         };
         self.alternatives.iter().filter(is_object).copied()
@@ -56,7 +56,7 @@ impl<'a> Shape<'a> {
 
     /// Whether the schema describes objects here.
     pub fn is_object(&self) -> bool {
-        !self.anything && self.objects().next().is_some()
+        !self.allows_any && self.objects().next().is_some()
     }
 
     /// Names of the properties of all alternatives.
@@ -67,7 +67,7 @@ impl<'a> Shape<'a> {
     /// The schema of the property `name`; `None` if no alternative allows that name.
     pub fn property(&self, name: &str) -> Option<Self> {
         let mut schemas = Vec::new();
-        let mut open = self.anything;
+        let mut open = self.allows_any;
         for object in self.objects() {
             match object.get("properties").and_then(|p| p.get(name)) {
                 Some(schema) => schemas.push(schema),
@@ -80,9 +80,9 @@ impl<'a> Shape<'a> {
             }
         }
         (open || !schemas.is_empty()).then(|| {
-            let mut shape = Self::from(self.root, schemas);
-            shape.anything |= open;
-            shape
+            let mut view = Self::from(self.root, schemas);
+            view.allows_any |= open;
+            view
         })
     }
 

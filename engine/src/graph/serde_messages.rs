@@ -1,11 +1,11 @@
 //! Rewrites serde's messages in plain words.
 
-use super::shape::Shape;
+use super::schema_view::SchemaView;
 use crate::diagnostics::nearest;
 
 /// The message for users, and help if there is any.
-pub fn plain(message: &str, shape: Option<&Shape>) -> (String, Option<String>) {
-    if shape.is_some_and(Shape::is_path) && message.contains("Either") {
+pub fn rewrite(message: &str, view: Option<&SchemaView>) -> (String, Option<String>) {
+    if view.is_some_and(SchemaView::is_path) && message.contains("Either") {
         return ("expected a path".into(), None);
     }
     let typed = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
@@ -15,35 +15,35 @@ pub fn plain(message: &str, shape: Option<&Shape>) -> (String, Option<String>) {
         let bare =
             expected == "a string" && ["integer", "floating", "boolean"].iter().any(|what| found.starts_with(what));
         let help = match (truth, bare) {
-            (true, _) => Some("YAML's truth values are `true` and `false`".to_owned()),
-            (_, true) => Some("put it into quotes".to_owned()),
+            (true, _) => Some("YAML booleans are `true` and `false`".to_owned()),
+            (_, true) => Some("put the value in quotes".to_owned()),
             _ => None,
         };
-        return (format!("expected {}, found {}", wanted(expected), given(found)), help);
+        return (format!("expected {}, found {}", expected_text(expected), found_text(found)), help);
     }
     for (start, what) in [("unknown variant `", "value"), ("unknown field `", "parameter")] {
         if let Some((word, rest)) = message.strip_prefix(start).and_then(|rest| rest.split_once('`')) {
             let words: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
             let listed: Vec<String> = words.iter().map(|w| format!("`{w}`")).collect();
             let help = nearest(word, words.iter().copied()).map(|near| format!("did you mean `{near}`?"));
-            let help = help.or((!listed.is_empty()).then(|| format!("there are {}", listed.join(", "))));
+            let help = help.or((!listed.is_empty()).then(|| format!("expected one of {}", listed.join(", "))));
             return (format!("unknown {what} `{word}`"), help);
         }
     }
     (message.to_owned(), None)
 }
 
-fn wanted(expected: &str) -> String {
+fn expected_text(expected: &str) -> String {
     match expected {
         "f64" | "f32" => "a number".into(),
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0 up".into(),
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, at least 0".into(),
         "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number".into(),
         "a string" | "a borrowed string" => "text".into(),
         "a boolean" => "true or false".into(),
         "a sequence" => "a list".into(),
         "path string" => "a path".into(),
         "string or map" => "text or a map".into(),
-        _ if expected.starts_with("a nonzero ") => "a whole number from 1 up".into(),
+        _ if expected.starts_with("a nonzero ") => "a whole number, at least 1".into(),
         _ if expected.starts_with("struct ")
             || expected == "a map"
             || expected.starts_with("internally tagged enum ") =>
@@ -54,7 +54,7 @@ fn wanted(expected: &str) -> String {
     }
 }
 
-fn given(found: &str) -> String {
+fn found_text(found: &str) -> String {
     match found.split_once(' ') {
         Some(("string", text)) => format!("text {text}"),
         Some(("integer" | "boolean", value)) => value.into(),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use granit_parser::{Event, Parser, ScalarStyle, Tag};
 
 use super::node::{Entry, Map, Node, VALUE_BYTES, Value, resolve};
-use crate::diagnostics::{Diagnostics, Fault, Span};
+use crate::diagnostics::{Diagnostic, Diagnostics, Span};
 
 /// Deepest nesting of lists and maps.
 pub const MAX_DEPTH: usize = 64;
@@ -30,25 +30,25 @@ pub fn parse(source: u32, text: &str, offset: usize, faults: &mut Diagnostics) -
         faults,
     };
     for event in Parser::new_from_str_with_options(text, options) {
-        let go_on = match event {
+        let next = match event {
             Ok((event, span)) => builder.event(event, span),
             Err(e) => {
                 let at = e.marker().byte_offset().unwrap_or(text.len()).min(text.len());
                 // Report the end of the text behind its last word, not on the empty line that follows.
                 let at = if text[at..].trim().is_empty() { text.trim_end().len() } else { at };
                 let span = Span { source, start: (offset + at) as u32, length: 1 };
-                builder.faults.push(Fault::new(span, format!("no valid YAML: {}", e.info())));
+                builder.faults.push(Diagnostic::new(span, format!("invalid YAML: {}", e.info())));
                 None
             }
         };
-        go_on?;
+        next?;
     }
-    builder.root.map(|built| built.node)
+    builder.root.map(|sized| sized.node)
 }
 
 /// A finished node with the sizes that its aliases need.
 #[derive(Clone)]
-struct Built {
+struct SizedNode {
     node: Node,
     /// Memory taken by the node.
     bytes: usize,
@@ -58,20 +58,20 @@ struct Built {
     plain: bool,
 }
 
-struct Open {
+struct OpenNode {
     span: Span,
     anchor: usize,
     bytes: usize,
     depth: usize,
-    content: Content,
+    content: OpenContent,
 }
 
-enum Content {
+enum OpenContent {
     List(Vec<Node>),
-    Map { entries: Vec<Entry>, key: Option<Key> },
+    Map { entries: Vec<Entry>, key: Option<MapKey> },
 }
 
-enum Key {
+enum MapKey {
     Text(String, Span),
     /// `<<`
     Merge(Span),
@@ -82,11 +82,11 @@ enum Key {
 struct Builder<'a> {
     source: u32,
     offset: usize,
-    open: Vec<Open>,
-    anchors: HashMap<usize, Built>,
+    open: Vec<OpenNode>,
+    anchors: HashMap<usize, SizedNode>,
     /// Memory of all values so far, including the copies that anchors keep for aliases.
     bytes: usize,
-    root: Option<Built>,
+    root: Option<SizedNode>,
     documents: usize,
     faults: &'a mut Diagnostics,
 }
@@ -104,36 +104,36 @@ impl Builder<'_> {
             Event::DocumentStart(..) => {
                 self.documents += 1;
                 if self.documents > 1 {
-                    return self.stop(span, "a second document: expected one");
+                    return self.stop(span, "expected one YAML document, found a second");
                 }
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let value = self.scalar(&text, style, tag, span);
                 let bytes = VALUE_BYTES + text.len();
-                self.spend(bytes, span)?;
+                self.count_bytes(bytes, span)?;
                 let plain = style == ScalarStyle::Plain;
-                self.take(Built { node: Node { span, value }, bytes, depth: 0, plain }, anchor)?;
+                self.add_node(SizedNode { node: Node { span, value }, bytes, depth: 0, plain }, anchor)?;
             }
-            Event::SequenceStart(_, anchor, tag) => self.begin(span, anchor, tag, Content::List(Vec::new()))?,
+            Event::SequenceStart(_, anchor, tag) => self.begin(span, anchor, tag, OpenContent::List(Vec::new()))?,
             Event::MappingStart(_, anchor, tag) => {
-                self.begin(span, anchor, tag, Content::Map { entries: Vec::new(), key: None })?;
+                self.begin(span, anchor, tag, OpenContent::Map { entries: Vec::new(), key: None })?;
             }
             Event::SequenceEnd | Event::MappingEnd => self.end(span)?,
             Event::Alias(anchor) => {
-                let Some(bytes) = self.anchors.get(&anchor).map(|built| built.bytes) else {
+                let Some(bytes) = self.anchors.get(&anchor).map(|sized| sized.bytes) else {
                     return self.stop(span, "an anchor cannot contain itself");
                 };
-                self.spend(bytes, span)?;
-                let built = self.anchors[&anchor].clone();
-                if self.open.len() + built.depth > MAX_DEPTH {
+                self.count_bytes(bytes, span)?;
+                let sized = self.anchors[&anchor].clone();
+                if self.open.len() + sized.depth > MAX_DEPTH {
                     return self.too_deep(span);
                 }
-                self.take(built, 0)?;
+                self.add_node(sized, 0)?;
             }
             Event::UnresolvedAlias(name) => {
-                self.faults.push(Fault::new(span, format!("no anchor `&{name}` stands before this alias")));
-                self.take(
-                    Built { node: Node { span, value: Value::Null }, bytes: VALUE_BYTES, depth: 0, plain: false },
+                self.faults.push(Diagnostic::new(span, format!("no anchor `&{name}` before this alias")));
+                self.add_node(
+                    SizedNode { node: Node { span, value: Value::Null }, bytes: VALUE_BYTES, depth: 0, plain: false },
                     0,
                 )?;
             }
@@ -143,18 +143,17 @@ impl Builder<'_> {
     }
 
     fn stop(&mut self, span: Span, message: &str) -> Option<()> {
-        self.faults.push(Fault::new(span, message));
+        self.faults.push(Diagnostic::new(span, message));
         None
     }
 
     /// Adds `bytes` to the memory count before a value is kept.
-    fn spend(&mut self, bytes: usize, span: Span) -> Option<()> {
+    fn count_bytes(&mut self, bytes: usize, span: Span) -> Option<()> {
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes <= MAX_BYTES {
             return Some(());
         }
-        let message =
-            format!("the values of this file, with what its aliases add, take more than {} MiB", MAX_BYTES >> 20);
+        let message = format!("the values of this file, with aliases expanded, take more than {} MiB", MAX_BYTES >> 20);
         self.stop(span, &message)
     }
 
@@ -173,78 +172,78 @@ impl Builder<'_> {
             }),
             Some((_, Some("int" | "bool" | "null"))) => resolve(text),
             Some((tag, _)) => {
-                self.faults.push(Fault::new(span, format!("tag `{}` is not supported", tag.original())));
+                self.faults.push(Diagnostic::new(span, format!("tag `{}` is not supported", tag.original())));
                 Ok(Value::Null)
             }
         };
         resolved.unwrap_or_else(|what| {
-            self.faults.push(Fault::new(span, format!("`{text}`: {what}")));
+            self.faults.push(Diagnostic::new(span, format!("`{text}`: {what}")));
             Value::Null
         })
     }
 
-    fn begin(&mut self, span: Span, anchor: usize, tag: Option<Cow<'_, Tag>>, content: Content) -> Option<()> {
+    fn begin(&mut self, span: Span, anchor: usize, tag: Option<Cow<'_, Tag>>, content: OpenContent) -> Option<()> {
         if let Some(tag) = tag.filter(|tag| !matches!(tag.core_suffix(), Some("map" | "seq"))) {
-            self.faults.push(Fault::new(span, format!("tag `{}` is not supported", tag.original())));
+            self.faults.push(Diagnostic::new(span, format!("tag `{}` is not supported", tag.original())));
         }
         if self.open.len() >= MAX_DEPTH {
             return self.too_deep(span);
         }
-        self.spend(VALUE_BYTES, span)?;
-        self.open.push(Open { span, anchor, bytes: VALUE_BYTES, depth: 1, content });
+        self.count_bytes(VALUE_BYTES, span)?;
+        self.open.push(OpenNode { span, anchor, bytes: VALUE_BYTES, depth: 1, content });
         Some(())
     }
 
     fn end(&mut self, end: Span) -> Option<()> {
         // The parser emits exactly one end for each start.
-        let Open { mut span, anchor, bytes, depth, content } = self.open.pop()?;
+        let OpenNode { mut span, anchor, bytes, depth, content } = self.open.pop()?;
         span.length = (end.start + end.length).saturating_sub(span.start);
         let value = match content {
-            Content::List(items) => Value::List(items),
-            Content::Map { entries, .. } => Value::Map(self.whole(entries)),
+            OpenContent::List(items) => Value::List(items),
+            OpenContent::Map { entries, .. } => Value::Map(self.finish_map(entries)),
         };
-        self.take(Built { node: Node { span, value }, bytes, depth, plain: false }, anchor)
+        self.add_node(SizedNode { node: Node { span, value }, bytes, depth, plain: false }, anchor)
     }
 
     /// Puts a finished node into the list or map that is open.
-    fn take(&mut self, built: Built, anchor: usize) -> Option<()> {
+    fn add_node(&mut self, sized: SizedNode, anchor: usize) -> Option<()> {
         if anchor != 0 {
-            self.spend(built.bytes, built.node.span)?;
-            self.anchors.insert(anchor, built.clone());
+            self.count_bytes(sized.bytes, sized.node.span)?;
+            self.anchors.insert(anchor, sized.clone());
         }
         let Some(parent) = self.open.last_mut() else {
-            self.root = Some(built);
+            self.root = Some(sized);
             return Some(());
         };
-        parent.bytes += built.bytes;
-        parent.depth = parent.depth.max(built.depth + 1);
-        let node = built.node;
+        parent.bytes += sized.bytes;
+        parent.depth = parent.depth.max(sized.depth + 1);
+        let node = sized.node;
         match &mut parent.content {
-            Content::List(items) => items.push(node),
-            Content::Map { entries, key } => match key.take() {
+            OpenContent::List(items) => items.push(node),
+            OpenContent::Map { entries, key } => match key.take() {
                 None => {
                     let span = node.span;
                     *key = Some(match node.value {
-                        Value::Str(text) if built.plain && text == "<<" => Key::Merge(span),
-                        Value::Str(text) => Key::Text(text, span),
+                        Value::Str(text) if sized.plain && text == "<<" => MapKey::Merge(span),
+                        Value::Str(text) => MapKey::Text(text, span),
                         Value::List(_) | Value::Map(_) => {
-                            self.faults.push(Fault::new(span, "a key must be plain text"));
-                            Key::Faulty
+                            self.faults.push(Diagnostic::new(span, "a key must be text"));
+                            MapKey::Faulty
                         }
                         // Numbers, truth values and null: use the text as written.
-                        _ => Key::Text(self.faults.slice(span).to_owned(), span),
+                        _ => MapKey::Text(self.faults.slice(span).to_owned(), span),
                     });
                 }
-                Some(Key::Text(key, key_span)) => entries.push(Entry { key, key_span, value: node }),
-                Some(Key::Merge(key_span)) => entries.push(Entry { key: MERGE.to_owned(), key_span, value: node }),
-                Some(Key::Faulty) => {}
+                Some(MapKey::Text(key, key_span)) => entries.push(Entry { key, key_span, value: node }),
+                Some(MapKey::Merge(key_span)) => entries.push(Entry { key: MERGE.to_owned(), key_span, value: node }),
+                Some(MapKey::Faulty) => {}
             },
         }
         Some(())
     }
 
     /// Builds a map without duplicate keys, with its merge key applied.
-    fn whole(&mut self, entries: Vec<Entry>) -> Map {
+    fn finish_map(&mut self, entries: Vec<Entry>) -> Map {
         let mut first: HashMap<String, Span> = HashMap::with_capacity(entries.len());
         let mut unique = Vec::with_capacity(entries.len());
         let mut merges = false;
@@ -253,8 +252,8 @@ impl Builder<'_> {
             match first.get(&entry.key) {
                 Some(before) => {
                     let shown = entry.key.trim_end_matches('\0');
-                    let fault = Fault::new(entry.key_span, format!("duplicate key `{shown}`"))
-                        .also(*before, "first given here");
+                    let fault = Diagnostic::new(entry.key_span, format!("duplicate key `{shown}`"))
+                        .also(*before, "first defined here");
                     self.faults.push(fault);
                 }
                 None => {
@@ -292,7 +291,7 @@ impl Builder<'_> {
         for source in sources {
             match source.value {
                 Value::Map(map) => entries.extend(map.0),
-                _ => self.faults.push(Fault::new(source.span, "`<<` takes a map or a list of maps")),
+                _ => self.faults.push(Diagnostic::new(source.span, "`<<` takes a map or a list of maps")),
             }
         }
         entries
@@ -331,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_becomes_a_tree() {
+    fn a_document_is_parsed_into_a_tree() {
         check(
             "a: [1, 2.5, x, '3', null]\nb: { c: true }\n1: ~",
             r#"{a: [1, 2.5, "x", "3", null], b: {c: true}, 1: null}"#,
@@ -352,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duplicate_key_is_told_with_both_places() {
+    fn a_duplicate_key_is_reported_with_both_locations() {
         check(
             "a: 1\nbc: 2\nbc: 3\n",
             "
@@ -363,17 +362,17 @@ error: duplicate key `bc`
   | ^^
  ::: p.yaml:2:1
 2 | bc: 2
-  | -- first given here
+  | -- first defined here
 ",
         );
     }
 
     #[test]
-    fn bad_syntax_is_told_with_its_place() {
+    fn bad_syntax_is_reported_with_its_location() {
         check(
             "a: [1, 2\nb: 3\n",
             "
-error: no valid YAML: illegal placement of ':' indicator
+error: invalid YAML: illegal placement of ':' indicator
  --> p.yaml:2:2
   |
 2 | b: 3
@@ -383,7 +382,7 @@ error: no valid YAML: illegal placement of ':' indicator
         check(
             "a: *b\nc: !thing 1",
             "
-error: no anchor `&b` stands before this alias
+error: no anchor `&b` before this alias
  --> p.yaml:1:4
   |
 1 | a: *b
@@ -395,7 +394,7 @@ error: tag `!thing` is not supported
 2 | c: !thing 1
   |           ^
 
-2 faults
+2 errors
 ",
         );
     }
@@ -407,7 +406,7 @@ error: tag `!thing` is not supported
         faults.faults().iter().map(|f| f.message.clone()).collect()
     }
 
-    const TOO_LARGE: &str = "the values of this file, with what its aliases add, take more than 64 MiB";
+    const TOO_LARGE: &str = "the values of this file, with aliases expanded, take more than 64 MiB";
 
     #[test]
     fn depth_and_aliases_are_bounded() {
@@ -428,6 +427,6 @@ error: tag `!thing` is not supported
         assert_eq!(faults_of(&format!("[{}]", "x,".repeat(1 << 20))), [TOO_LARGE]);
         assert_eq!(faults_of(&format!("a: &a {text}\nb: [{}]", vec!["*a"; 500].join(", "))), [""; 0]);
         assert_eq!(faults_of("a: &a [*a]"), ["an anchor cannot contain itself"]);
-        assert_eq!(faults_of("a: 1\n---\nb: 2"), ["a second document: expected one"]);
+        assert_eq!(faults_of("a: 1\n---\nb: 2"), ["expected one YAML document, found a second"]);
     }
 }

@@ -6,28 +6,27 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::child::{self, Ending, Launch, Leash};
-use super::inputs::known;
+use super::child::{self, AttemptExit, KillHandle, LaunchOptions};
 use super::redact::Secrets;
 use super::{Failure, RunOptions};
-use crate::attempt::{Job, Last};
-use crate::context::{Input, Tell};
-use crate::error::{At, Error, Result};
+use crate::attempt::{FinalMessage, Job};
+use crate::context::{Input, StageEvent};
+use crate::error::{AtPath, Error, Result};
 use crate::graph::{Graph, Instance};
 use crate::journal::unix_seconds;
 use crate::kind::Registry;
 use crate::names::{Digest, Key};
-use crate::plan::{Bytes, Decision, Flags, Reason, Recipe, RecipeState};
-use crate::store::{ActionRecord, AttemptFolder, Holder, KeyLock, Store};
+use crate::plan::{ArtifactNeed, Decision, Flags, Reason, Recipe, RecipeState};
+use crate::store::{ActionRecord, AttemptFolder, KeyLock, LockHolder, Store};
 
 /// Number of lines of a failed attempt's log to show.
-const TAIL: usize = 10;
+const TAIL_LINES: usize = 10;
 
 /// Digests by instance, as far as they are known.
 pub(super) type Digests = Arc<Vec<Option<Digest>>>;
 
 /// The data that the work on every instance shares.
-pub(super) struct Work<'a> {
+pub(super) struct NodeRunner<'a> {
     pub graph: &'a Graph,
     pub store: &'a Store,
     pub registry: &'a Registry,
@@ -35,31 +34,31 @@ pub(super) struct Work<'a> {
     /// The flags without the stages that this run has already forced.
     pub flags: Flags,
     /// By instance: whether the bytes of its artifact are known to be needed.
-    pub bytes: Vec<Bytes>,
+    pub needs: Vec<ArtifactNeed>,
     pub run: &'a str,
 }
 
 /// The decision for an instance whose inputs are known.
-pub(super) enum Decided {
+pub(super) enum NodeDecision {
     Reuse { key: Key, digest: Digest },
-    Run(Box<Ready>),
+    Run(Box<ReadyNode>),
 }
 
 /// An instance that must run.
 #[derive(Clone)]
-pub(super) struct Ready {
+pub(super) struct ReadyNode {
     pub recipe: Recipe,
     pub key: Key,
     pub reason: Reason,
 }
 
 /// Request to run one instance, with slots assigned.
-pub(super) struct Go {
+pub(super) struct AttemptRequest {
     pub node: usize,
-    pub ready: Box<Ready>,
+    pub ready: Box<ReadyNode>,
     /// The key's lock, if it is already held.
     pub lock: Option<KeyLock>,
-    pub leash: Leash,
+    pub kill_handle: KillHandle,
     pub threads: usize,
     /// Number of earlier failed tries.
     pub tries: u32,
@@ -67,7 +66,7 @@ pub(super) struct Go {
 }
 
 /// The outcome of one try.
-pub(super) enum Ended {
+pub(super) enum AttemptOutcome {
     Made {
         key: Key,
         digest: Digest,
@@ -84,13 +83,13 @@ pub(super) enum Ended {
         key: Key,
     },
     /// An input is missing or damaged (and quarantined): it must be made again before this instance.
-    Damaged {
+    InputDamaged {
         input: Digest,
         error: Error,
     },
     /// The lock is kept for the next try.
     Failed {
-        ready: Box<Ready>,
+        ready: Box<ReadyNode>,
         lock: Option<KeyLock>,
         failure: Failure,
     },
@@ -98,36 +97,36 @@ pub(super) enum Ended {
 }
 
 /// Why a try failed, and the attempt's log if one was started.
-struct Fault {
+struct TryError {
     error: Error,
     log: Option<PathBuf>,
 }
 
-impl From<Error> for Fault {
+impl From<Error> for TryError {
     fn from(error: Error) -> Self {
         Self { error, log: None }
     }
 }
 
 /// Events while an instance is executed.
-pub(super) enum News {
+pub(super) enum RunnerEvent {
     Started { key: Key, threads: usize, folder: AttemptFolder },
-    Told(Tell),
+    Stage(StageEvent),
     Warning(String),
 }
 
-impl Work<'_> {
+impl NodeRunner<'_> {
     pub fn instance(&self, node: usize) -> &Instance {
         &self.graph.instances[node]
     }
 
     /// Applies the planner's two functions, now that the inputs are known.
-    pub fn decide(&self, node: usize, digests: &[Option<Digest>]) -> Result<Decided> {
+    pub fn decide(&self, node: usize, digests: &[Option<Digest>]) -> Result<NodeDecision> {
         let recipe = self.recipe(node, digests)?;
         let key = recipe.key();
-        Ok(match crate::plan::decide(&self.instance(node).name, &key, self.bytes[node], &self.flags, self.store)? {
-            Decision::Reuse(digest) => Decided::Reuse { key, digest },
-            Decision::Run(reason) => Decided::Run(Box::new(Ready { recipe, key, reason })),
+        Ok(match crate::plan::decide(&self.instance(node).name, &key, self.needs[node], &self.flags, self.store)? {
+            Decision::Reuse(digest) => NodeDecision::Reuse { key, digest },
+            Decision::Run(reason) => NodeDecision::Run(Box::new(ReadyNode { recipe, key, reason })),
         })
     }
 
@@ -136,143 +135,155 @@ impl Work<'_> {
             RecipeState::Ready(recipe) => Ok(recipe),
             RecipeState::Pending(on) => {
                 let on: Vec<String> = on.iter().map(|i| self.instance(*i).name.to_string()).collect();
-                Err(Error::ours(format!("asked to run before its inputs were known: {}", on.join(", "))))
+                Err(Error::internal(format!("started before its inputs were known: {}", on.join(", "))))
             }
         }
     }
 
     /// Locks the key, decides again, checks the inputs, runs an attempt, checks the inputs again, records. Blocks only
     /// on the attempt.
-    pub fn go(&self, mut go: Go, tell: &mut dyn FnMut(News)) -> Ended {
-        match self.try_go(&mut go, tell) {
-            Ok(ended) => ended,
-            Err(Fault { error, log }) => {
+    pub fn execute(&self, mut request: AttemptRequest, emit: &mut dyn FnMut(RunnerEvent)) -> AttemptOutcome {
+        match self.try_execute(&mut request, emit) {
+            Ok(outcome) => outcome,
+            Err(TryError { error, log }) => {
                 // Redact again: secrets were removed when the log was written, but other programs may have written to
                 // it since.
-                let secrets = Secrets::of([&self.instance(go.node).signature]);
-                let tail = log.as_deref().map(|log| child::tail(log, TAIL)).unwrap_or_default();
+                let secrets = Secrets::of([&self.instance(request.node).signature]);
+                let tail = log.as_deref().map(|log| child::tail(log, TAIL_LINES)).unwrap_or_default();
                 let tail = tail.iter().map(|line| secrets.redact(line)).collect();
-                let failure = Failure { stage: self.instance(go.node).name.clone(), error, log, tail };
-                Ended::Failed { ready: go.ready, lock: go.lock, failure }
+                let failure = Failure { stage: self.instance(request.node).name.clone(), error, log, tail };
+                AttemptOutcome::Failed { ready: request.ready, lock: request.lock, failure }
             }
         }
     }
 
-    fn try_go(&self, go: &mut Go, tell: &mut dyn FnMut(News)) -> Result<Ended, Fault> {
-        let (instance, key) = (self.instance(go.node), go.ready.key);
-        if go.lock.is_none() {
-            go.lock = self.store.try_lock(&key)?;
+    fn try_execute(
+        &self,
+        request: &mut AttemptRequest,
+        emit: &mut dyn FnMut(RunnerEvent),
+    ) -> Result<AttemptOutcome, TryError> {
+        let (instance, key) = (self.instance(request.node), request.ready.key);
+        if request.lock.is_none() {
+            request.lock = self.store.try_lock(&key)?;
         }
-        let Some(lock) = &go.lock else {
-            return Ok(Ended::Busy { key });
+        let Some(lock) = &request.lock else {
+            return Ok(AttemptOutcome::Busy { key });
         };
-        let holder = Holder { pid: std::process::id(), run: self.run.to_owned(), stage: instance.name.to_string() };
+        let holder = LockHolder { pid: std::process::id(), run: self.run.to_owned(), stage: instance.name.to_string() };
         lock.announce(&holder)?;
         // Another process may have made the artifact between the decision and the lock.
-        match self.decide(go.node, &go.digests)? {
-            Decided::Reuse { key, digest } => return Ok(Ended::Reused { key, digest }),
-            Decided::Run(ready) if ready.key == key => go.ready = ready,
-            Decided::Run(_) => return Err(changed_outside().into()),
+        match self.decide(request.node, &request.digests)? {
+            NodeDecision::Reuse { key, digest } => return Ok(AttemptOutcome::Reused { key, digest }),
+            NodeDecision::Run(ready) if ready.key == key => request.ready = ready,
+            NodeDecision::Run(_) => return Err(changed_outside().into()),
         }
-        match &go.ready.reason {
+        match &request.ready.reason {
             // Clears its checkpoints too.
-            Reason::Forced if go.tries == 0 => self.store.clear_work(&key)?,
-            Reason::ArtifactRotten { file } => {
-                if let Some(digest) = self.store.recorded(&key)? {
-                    let aside = self.store.quarantine(&digest)?;
-                    let message =
-                        format!("its artifact was damaged ({file}); it lies in {} and is made again", aside.display());
-                    tell(News::Warning(message));
+            Reason::Forced if request.tries == 0 => self.store.clear_work(&key)?,
+            Reason::ArtifactDamaged { file } => {
+                if let Some(digest) = self.store.recorded_digest(&key)? {
+                    let quarantined = self.store.quarantine(&digest)?;
+                    let message = format!(
+                        "the artifact was damaged ({file}) and moved to {}; it will be made again",
+                        quarantined.display()
+                    );
+                    emit(RunnerEvent::Warning(message));
                 }
             }
             _ => (),
         }
-        if let Some(damaged) = self.check_inputs(instance, &go.digests)? {
+        if let Some(damaged) = self.check_inputs(instance, &request.digests)? {
             return Ok(damaged);
         }
 
         let folder = self.store.new_attempt(&key)?;
-        let ended = self.attempt(go, &folder, tell).map_err(|error| Fault { error, log: Some(folder.log.clone()) });
+        let outcome =
+            self.attempt(request, &folder, emit).map_err(|error| TryError { error, log: Some(folder.log.clone()) });
         // Keep only the log and the job file; the committed artifact has its own links to the files.
         if let Err(error) = folder.discard() {
-            tell(News::Warning(format!("cannot clear {}: {error}", folder.out.display())));
+            emit(RunnerEvent::Warning(format!("cannot delete {}: {error}", folder.out.display())));
         }
-        ended
+        outcome
     }
 
-    fn attempt(&self, go: &Go, folder: &AttemptFolder, tell: &mut dyn FnMut(News)) -> Result<Ended> {
-        let (instance, key) = (self.instance(go.node), go.ready.key);
+    fn attempt(
+        &self,
+        request: &AttemptRequest,
+        folder: &AttemptFolder,
+        emit: &mut dyn FnMut(RunnerEvent),
+    ) -> Result<AttemptOutcome> {
+        let (instance, key) = (self.instance(request.node), request.ready.key);
         let signature = &instance.signature;
         let secrets = Secrets::of([signature]);
-        let job = self.job(go, folder)?;
+        let job = self.job(request, folder)?;
         let job_file = folder.root.join("job.json");
         job.write(&job_file)?;
-        tell(News::Started { key, threads: go.threads, folder: folder.clone() });
+        emit(RunnerEvent::Started { key, threads: request.threads, folder: folder.clone() });
 
-        let Some(lock) = &go.lock else { return Err(Error::ours("an attempt without its key's lock")) };
-        let launch = Launch {
+        let Some(lock) = &request.lock else { return Err(Error::internal("an attempt does not hold its key's lock")) };
+        let launch = LaunchOptions {
             command: &self.options.command,
             job: &job_file,
             folder: &folder.root,
             log: &folder.log,
-            threads: go.threads,
+            threads: request.threads,
             env: &signature.env,
             set_env: &self.options.env,
             secrets: &secrets,
             lock: lock.as_fd(),
         };
-        let strangers = self.strangers(instance, &go.digests)?;
+        let unlisted_files = self.unlisted_files(instance, &request.digests)?;
         let stats = self.store.input_stats(&instance.params)?;
         let (started, clock) = (unix_seconds(SystemTime::now()), Instant::now());
         let mut warnings = Vec::new();
-        let ending = child::run(&launch, &go.leash, |told| {
-            if let Tell::Warning { message } = &told {
+        let exit = child::run(&launch, &request.kill_handle, |event| {
+            if let StageEvent::Warning { message } = &event {
                 warnings.push(message.clone());
             }
-            tell(News::Told(told));
+            emit(RunnerEvent::Stage(event));
         })?;
         let seconds = clock.elapsed().as_secs_f64();
-        let changed = self.changed_input(instance, &go.digests, &strangers)?;
-        match (ending, changed) {
-            (Ending::Killed, _) => Ok(Ended::Killed),
+        let changed = self.changed_input(instance, &request.digests, &unlisted_files)?;
+        match (exit, changed) {
+            (AttemptExit::Killed, _) => Ok(AttemptOutcome::Killed),
             (_, Some(error)) => Err(error),
-            (Ending::Said(Last::Done { digest, peak_bytes }), None) => {
+            (AttemptExit::Reported(FinalMessage::Done { digest, peak_bytes }), None) => {
                 // Files outside the store may have changed during the attempt; an artifact made from them must not be
                 // recorded under this key.
                 let now = self.store.input_stats(&instance.params)?;
                 if let Some(((path, _), _)) = stats.iter().zip(&now).find(|(before, now)| before != now) {
-                    return Err(changed_outside().within(path.display()));
+                    return Err(changed_outside().context(path.display()));
                 }
-                if self.recipe(go.node, &go.digests)?.key() != key {
+                if self.recipe(request.node, &request.digests)?.key() != key {
                     return Err(changed_outside());
                 }
                 let provenance = self.provenance(instance, folder, started, seconds, peak_bytes, warnings)?;
-                let record = ActionRecord { key, digest, recipe: go.ready.recipe.clone(), provenance };
-                let forced = go.ready.reason == Reason::Forced;
-                let digest = self.record(instance, &record, forced, tell)?;
-                self.clear_checkpoints(&key, tell);
-                Ok(Ended::Made { key, digest, seconds, peak_bytes })
+                let record = ActionRecord { key, digest, recipe: request.ready.recipe.clone(), provenance };
+                let forced = request.ready.reason == Reason::Forced;
+                let digest = self.record(instance, &record, forced, emit)?;
+                self.clear_checkpoints(&key, emit);
+                Ok(AttemptOutcome::Made { key, digest, seconds, peak_bytes })
             }
-            (Ending::Said(Last::Failed { error }), None) => Err(error),
-            (Ending::Silent(status), None) => Err(child::silent_death(status, &folder.log)),
+            (AttemptExit::Reported(FinalMessage::Failed { error }), None) => Err(error),
+            (AttemptExit::Unreported(status), None) => Err(child::unreported_exit(status, &folder.log)),
         }
     }
 
     /// The key has a record now, so no attempt will resume from its checkpoints.
-    fn clear_checkpoints(&self, key: &Key, tell: &mut dyn FnMut(News)) {
+    fn clear_checkpoints(&self, key: &Key, emit: &mut dyn FnMut(RunnerEvent)) {
         let cleared = self.store.checkpoints(key).and_then(|folder| std::fs::remove_dir_all(&folder).at(&folder));
         if let Err(error) = cleared {
-            tell(News::Warning(format!("cannot clear its checkpoints: {error}")));
+            emit(RunnerEvent::Warning(format!("cannot delete the checkpoints: {error}")));
         }
     }
 
-    fn job(&self, go: &Go, folder: &AttemptFolder) -> Result<Job> {
-        let instance = self.instance(go.node);
+    fn job(&self, request: &AttemptRequest, folder: &AttemptFolder) -> Result<Job> {
+        let instance = self.instance(request.node);
         let mut inputs = BTreeMap::new();
         for port in &instance.inputs {
             let mut at_port = Vec::with_capacity(port.from.len());
             for source in &port.from {
-                let digest = known(&go.digests, source.instance)?;
+                let digest = known_digest(&request.digests, source.instance)?;
                 let artifact = self.store.open_artifact(&digest)?;
                 let artifact_type = artifact.manifest.artifact_type;
                 at_port.push(Input { label: source.label.clone(), artifact_type, digest, folder: artifact.folder });
@@ -282,19 +293,19 @@ impl Work<'_> {
         Ok(Job {
             stage: instance.name.to_string(),
             kind: instance.kind.clone(),
-            version: go.ready.recipe.version,
+            version: request.ready.recipe.version,
             params: self.store.list_files(&instance.params)?,
             seed: instance.seed,
             inputs,
             output: instance.signature.output.clone(),
             store: self.store.root().to_owned(),
             out: folder.out.clone(),
-            checkpoints: self.store.checkpoints(&go.ready.key)?,
+            checkpoints: self.store.checkpoints(&request.ready.key)?,
             requests: self.store.requests(),
-            may_pay: self.options.pay || !go.ready.reason.is_repair(),
+            may_pay: self.options.pay || !request.ready.reason.is_repair(),
             may_pay_again: self.options.pay,
             cadence: self.options.cadence,
-            threads: go.threads,
+            threads: request.threads,
         })
     }
 
@@ -304,8 +315,8 @@ impl Work<'_> {
         Some(if holder.run == self.run {
             format!("{} of this run", holder.stage)
         } else {
-            let who = match self.store.heir(key, &holder) {
-                Some(heir) => format!("{heir}, which outlived process {}", holder.pid),
+            let who = match self.store.inheriting_process(key, &holder) {
+                Some(process) => format!("{process}, which outlived process {}", holder.pid),
                 None => format!("process {}", holder.pid),
             };
             format!("{} of run {} ({who})", holder.stage, holder.run)
@@ -313,7 +324,12 @@ impl Work<'_> {
     }
 }
 
+/// The digest of an input, which is known before an attempt starts.
+pub(super) fn known_digest(digests: &Digests, instance: usize) -> Result<Digest> {
+    digests[instance].ok_or_else(|| Error::internal("the digest of an attempt's input is not known"))
+}
+
 fn changed_outside() -> Error {
-    Error::yours("a file or folder that its parameters name changed meanwhile")
-        .help("run again when nobody writes to it")
+    Error::user("a file or folder named by the parameters changed during the attempt")
+        .help("run again when no program writes to it")
 }

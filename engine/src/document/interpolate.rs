@@ -5,33 +5,33 @@ use std::borrow::Cow;
 use super::node::{Node, Value};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part<'a> {
+pub enum TextPart<'a> {
     Text(&'a str),
     Variable(&'a str),
-    /// `${` without its `}`.
-    Open(&'a str),
+    /// `${` without a closing `}`.
+    Unclosed(&'a str),
 }
 
 /// Splits `text` into its parts; `$${` is an escaped `${`.
-pub fn parts(text: &str) -> Vec<Part<'_>> {
+pub fn parts(text: &str) -> Vec<TextPart<'_>> {
     let mut parts = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find("${") {
         if rest[..at].ends_with('$') {
-            parts.extend([Part::Text(&rest[..at - 1]), Part::Text("${")]);
+            parts.extend([TextPart::Text(&rest[..at - 1]), TextPart::Text("${")]);
             rest = &rest[at + 2..];
             continue;
         }
-        parts.push(Part::Text(&rest[..at]));
+        parts.push(TextPart::Text(&rest[..at]));
         let Some(length) = rest[at..].find('}') else {
-            parts.push(Part::Open(&rest[at..]));
+            parts.push(TextPart::Unclosed(&rest[at..]));
             return parts;
         };
-        parts.push(Part::Variable(&rest[at + 2..at + length]));
+        parts.push(TextPart::Variable(&rest[at + 2..at + length]));
         rest = &rest[at + length + 1..];
     }
-    parts.push(Part::Text(rest));
-    parts.retain(|part| *part != Part::Text(""));
+    parts.push(TextPart::Text(rest));
+    parts.retain(|part| *part != TextPart::Text(""));
     parts
 }
 
@@ -46,15 +46,15 @@ pub struct Variable<'a> {
 }
 
 /// `text` with its variables filled in; unknown variables stay as they are.
-pub fn fill<'t>(text: &'t str, variables: &[Variable<'_>]) -> Cow<'t, str> {
+pub fn substitute<'t>(text: &'t str, variables: &[Variable<'_>]) -> Cow<'t, str> {
     if !text.contains("${") {
         return Cow::Borrowed(text);
     }
     let mut filled = String::with_capacity(text.len());
     for part in parts(text) {
         match part {
-            Part::Text(text) | Part::Open(text) => filled.push_str(text),
-            Part::Variable(name) => match variables.iter().find(|v| v.name == name) {
+            TextPart::Text(text) | TextPart::Unclosed(text) => filled.push_str(text),
+            TextPart::Variable(name) => match variables.iter().find(|v| v.name == name) {
                 Some(variable) => filled.push_str(variable.text),
                 None => filled.extend(["${", name, "}"]),
             },
@@ -70,11 +70,11 @@ pub fn value<'a>(value: &'a Value, variables: &[Variable<'a>]) -> Cow<'a, Value>
         return Cow::Borrowed(value);
     }
     match parts(text).as_slice() {
-        [Part::Variable(name)] => match variables.iter().find(|v| v.name == *name) {
+        [TextPart::Variable(name)] => match variables.iter().find(|v| v.name == *name) {
             Some(variable) => Cow::Borrowed(variable.value),
             None => Cow::Borrowed(value),
         },
-        _ => Cow::Owned(Value::Str(fill(text, variables).into_owned())),
+        _ => Cow::Owned(Value::Str(substitute(text, variables).into_owned())),
     }
 }
 
@@ -110,7 +110,7 @@ mod tests {
             ("$${${n}}", "\"${5}\""),
             ("$n $$ {n}", "\"$n $$ {n}\""),
             ("${n}${n}", "\"55\""),
-            ("${gone}", "\"${gone}\""),
+            ("${absent}", "\"${absent}\""),
         ];
         for (text, expected) in cases {
             let node = Node { span: Span::default(), value: Value::Str(text.to_owned()) };

@@ -4,47 +4,47 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::child::Leash;
-use super::flow::{Ask, Message};
-use super::node::{Decided, Ended, News, Ready};
+use super::child::KillHandle;
+use super::flow::{NodeMessage, NodeQuery};
+use super::node_runner::{AttemptOutcome, NodeDecision, ReadyNode, RunnerEvent};
 use crate::error::{Error, Result};
 use crate::names::Key;
 use crate::store::KeyLock;
 
-/// A message to the conductor.
-pub(super) enum Word {
-    Ask(Ask),
+/// A message to the scheduler.
+pub(super) enum SchedulerEvent {
+    Query(NodeQuery),
     Decided {
         node: usize,
         lock: Option<KeyLock>,
-        decided: Result<Decided>,
+        decided: Result<NodeDecision>,
     },
-    News {
+    Runner {
         node: usize,
-        news: News,
+        event: RunnerEvent,
     },
-    Ended {
+    AttemptEnded {
         node: usize,
-        ended: Ended,
+        outcome: AttemptOutcome,
     },
     /// A thread of this orchestrator panicked or could not start.
-    Lost {
+    ThreadFailed {
         node: usize,
         error: Error,
     },
     Interrupt,
-    FlowOver(Result<()>),
+    FlowEnded(Result<()>),
 }
 
 /// The state of an instance in this round, with the data that the state needs.
-pub(super) enum State {
+pub(super) enum NodeState {
     /// Its inputs are being made.
     Waiting,
     /// Its inputs are known; a thread looks for its record, or soon will.
     Deciding,
     /// It must run and waits for slots.
     Queued {
-        ready: Box<Ready>,
+        ready: Box<ReadyNode>,
         lock: Option<KeyLock>,
     },
     /// Another process holds its key; the lock is tried again at `at`.
@@ -54,35 +54,35 @@ pub(super) enum State {
         pause: Duration,
     },
     /// Its last try failed; the next one starts at `until`.
-    Resting {
-        ready: Box<Ready>,
+    Backoff {
+        ready: Box<ReadyNode>,
         lock: Option<KeyLock>,
         until: Instant,
     },
     Running {
         threads: usize,
-        leash: Leash,
+        kill_handle: KillHandle,
     },
     /// It has sent its message.
-    Over,
+    Done,
 }
 
-impl State {
+impl NodeState {
     pub fn due(&self) -> Option<Instant> {
         match self {
             Self::Locked { at, .. } => Some(*at),
-            Self::Resting { until, .. } => Some(*until),
+            Self::Backoff { until, .. } => Some(*until),
             _ => None,
         }
     }
 }
 
-pub(super) struct Node {
-    pub state: State,
-    pub reply: Option<oneshot::Sender<Message>>,
+pub(super) struct ScheduledNode {
+    pub state: NodeState,
+    pub reply: Option<oneshot::Sender<NodeMessage>>,
     /// Number of parents in this round that have not answered.
-    pub silent: usize,
+    pub unanswered_parents: usize,
     pub children: Vec<usize>,
     pub tries: u32,
-    pub told_waiting: bool,
+    pub reported_waiting: bool,
 }

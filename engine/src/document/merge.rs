@@ -9,7 +9,7 @@ use super::node::{Entry, Map, Node, Value};
 
 /// Selects the merge rule for a map.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum MergeLevel {
     /// The file or a profile.
     Top,
     /// `stages`.
@@ -19,8 +19,8 @@ enum Place {
     Plain,
 }
 
-impl Place {
-    fn under(self, key: &str) -> Self {
+impl MergeLevel {
+    fn child(self, key: &str) -> Self {
         match (self, key) {
             (Self::Top, "stages") => Self::Stages,
             (Self::Stages, _) => Self::Stage,
@@ -31,25 +31,25 @@ impl Place {
 
 /// Merges a profile into a file.
 pub fn profile(base: &mut Map, overlay: &Map) {
-    merge(base, overlay, Place::Top);
+    merge(base, overlay, MergeLevel::Top);
 }
 
 /// Merges into `stages`.
 pub fn stages(base: &mut Map, overlay: &Map) {
-    merge(base, overlay, Place::Stages);
+    merge(base, overlay, MergeLevel::Stages);
 }
 
 /// Merges into one stage, like a profile, except that `uses` is an ordinary entry here.
 pub fn stage(base: &mut Map, overlay: &Map) {
-    merge(base, overlay, Place::Stage);
+    merge(base, overlay, MergeLevel::Stage);
 }
 
 /// Merges ordinary maps such as `with`.
 pub fn plain(base: &mut Map, overlay: &Map) {
-    merge(base, overlay, Place::Plain);
+    merge(base, overlay, MergeLevel::Plain);
 }
 
-fn merge(base: &mut Map, overlay: &Map, place: Place) {
+fn merge(base: &mut Map, overlay: &Map, level: MergeLevel) {
     const SMALL: usize = 32;
     // Deletions come last, so that positions in `index` stay valid; no entry is both deleted and put.
     let index: Option<HashMap<String, usize>> = (base.0.len() > SMALL && overlay.0.len() > 1)
@@ -60,10 +60,10 @@ fn merge(base: &mut Map, overlay: &Map, place: Place) {
             Some(index) => index.get(&entry.key).copied(),
             None => base.position(&entry.key),
         };
-        let verbatim = match place {
-            Place::Stages => entry.value.as_map().is_some_and(|stage| stage.entry("uses").is_some()),
-            Place::Stage => entry.key == "matrix",
-            Place::Top | Place::Plain => false,
+        let verbatim = match level {
+            MergeLevel::Stages => entry.value.as_map().is_some_and(|stage| stage.entry("uses").is_some()),
+            MergeLevel::Stage => entry.key == "matrix",
+            MergeLevel::Top | MergeLevel::Plain => false,
         };
         match found {
             _ if entry.value.is_null() => deletes = true,
@@ -72,11 +72,11 @@ fn merge(base: &mut Map, overlay: &Map, place: Place) {
             Some(at) => {
                 let old = &mut base.0[at];
                 match (&mut old.value.value, &entry.value.value) {
-                    (Value::Map(old), Value::Map(new)) => merge(old, new, place.under(&entry.key)),
-                    _ => *old = without_nulls(entry, place),
+                    (Value::Map(old), Value::Map(new)) => merge(old, new, level.child(&entry.key)),
+                    _ => *old = without_nulls(entry, level),
                 }
             }
-            None => base.0.push(without_nulls(entry, place)),
+            None => base.0.push(without_nulls(entry, level)),
         }
     }
     if deletes {
@@ -86,11 +86,11 @@ fn merge(base: &mut Map, overlay: &Map, place: Place) {
 }
 
 /// The result of merging the entry into an empty map.
-fn without_nulls(entry: &Entry, place: Place) -> Entry {
+fn without_nulls(entry: &Entry, level: MergeLevel) -> Entry {
     let value = match &entry.value.value {
         Value::Map(map) => {
             let mut bare = Map::default();
-            merge(&mut bare, map, place.under(&entry.key));
+            merge(&mut bare, map, level.child(&entry.key));
             Value::Map(bare)
         }
         other => other.clone(),
@@ -150,7 +150,7 @@ mod tests {
         }
 
         #[test]
-        fn what_a_profile_says_holds_afterwards(base in tree(), overlay in tree()) {
+        fn every_value_of_a_profile_is_in_the_merged_document(base in tree(), overlay in tree()) {
             let mut merged = base;
             profile(&mut merged, &overlay);
             for entry in &overlay.0 {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Plan, State};
+use super::{Plan, PlannedState};
 use crate::context::{Context, Input};
 use crate::error::{Error, Result};
-use crate::estimate::Prospect;
+use crate::estimate::ExpectedCost;
 use crate::graph::{Graph, Instance};
 use crate::kind::Registry;
 use crate::names::{Digest, Key};
@@ -14,30 +14,35 @@ use crate::store::Store;
 /// One per instance, in the graph's order; `None` for instances that pay for nothing or are reused.
 ///
 /// # Errors
-/// When the store cannot be read. If a kind cannot estimate its stage's cost, the result is [`Prospect::Unknown`].
-pub fn prospects(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store) -> Result<Vec<Option<Prospect>>> {
+/// When the store cannot be read. If a kind cannot estimate its stage's cost, the result is [`ExpectedCost::Unknown`].
+pub fn expected_costs(
+    graph: &Graph,
+    plan: &Plan,
+    registry: &Registry,
+    store: &Store,
+) -> Result<Vec<Option<ExpectedCost>>> {
     let known = plan.known();
-    let prospect = |instance: &Instance, state: &State| match state {
+    let expected_cost = |instance: &Instance, state: &PlannedState| match state {
         _ if !instance.signature.pays => Ok(None),
-        State::Reuse { .. } => Ok(None),
-        State::Pending { waits_on } => {
+        PlannedState::Reuse { .. } => Ok(None),
+        PlannedState::Pending { waits_on } => {
             let names: Vec<String> = waits_on.iter().map(|i| graph.instances[*i].name.to_string()).collect();
-            Ok(Some(Prospect::Unknown(format!("known after {}", names.join(", ")))))
+            Ok(Some(ExpectedCost::Unknown(format!("known after {}", names.join(", ")))))
         }
-        State::Run { key, .. } => {
-            let ctx = context(instance, key, &known, registry, store)?;
+        PlannedState::Run { key, .. } => {
+            let ctx = planning_context(instance, key, &known, registry, store)?;
             let kind = registry.get_kind(&instance.kind).ok_or_else(|| unregistered(instance))?;
             Ok(match kind.estimate(&instance.params, &ctx) {
-                Ok(estimate) => estimate.map(Prospect::Known),
-                Err(error) => Some(Prospect::Unknown(error.message)),
+                Ok(estimate) => estimate.map(ExpectedCost::Known),
+                Err(error) => Some(ExpectedCost::Unknown(error.message)),
             })
         }
     };
-    plan.stages.iter().map(|planned| prospect(&graph.instances[planned.instance], &planned.state)).collect()
+    plan.stages.iter().map(|planned| expected_cost(&graph.instances[planned.instance], &planned.state)).collect()
 }
 
 /// The context that the attempt will have, except for an output folder.
-pub(super) fn context(
+pub(super) fn planning_context(
     instance: &Instance,
     key: &Key,
     known: &[Option<Digest>],
@@ -48,7 +53,7 @@ pub(super) fn context(
     for port in &instance.inputs {
         for source in &port.from {
             let digest = known[source.instance]
-                .ok_or_else(|| Error::ours(format!("{}: it is to run, and an input is not known", instance.name)))?;
+                .ok_or_else(|| Error::internal(format!("{}: the digest of an input is not known", instance.name)))?;
             let artifact = store.open_artifact(&digest)?;
             inputs.entry(port.port.clone()).or_default().push(Input {
                 label: source.label.clone(),
@@ -65,5 +70,5 @@ pub(super) fn context(
 }
 
 fn unregistered(instance: &Instance) -> Error {
-    Error::ours(format!("{}: the graph has a kind `{}` that is not registered", instance.name, instance.kind))
+    Error::internal(format!("{}: the graph has a kind `{}` that is not registered", instance.name, instance.kind))
 }

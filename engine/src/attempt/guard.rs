@@ -20,10 +20,10 @@ use rustix::process::{
     set_parent_process_death_signal, wait,
 };
 
-use crate::error::{At, Error, Result};
+use crate::error::{AtPath, Error, Result};
 
 /// Signals that the guard ignores, so that it ends only after it has killed every process below it.
-const IGNORED: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+const IGNORED_SIGNALS: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
 /// Puts a guard between the orchestrator and the rest of this program, which continues in a child process. Then gives
 /// the kind an empty standard input, and redirects its standard output to standard error. Returns the real standard
@@ -33,36 +33,36 @@ const IGNORED: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQ
 ///
 /// # Errors
 /// When the streams cannot be duplicated, the process has more than one thread, or a system call such as fork fails.
-pub(super) fn begin() -> Result<File> {
-    let failed = |what: &str, e: rustix::io::Errno| Error::surroundings(format!("{what}: {e}"));
+pub(super) fn install() -> Result<File> {
+    let failed = |what: &str, e: rustix::io::Errno| Error::environment(format!("{what}: {e}"));
     let stdin = std::io::stdin().lock();
-    let lifeline =
+    let liveness_pipe =
         rustix::io::fcntl_dupfd_cloexec(&stdin, 3).map(File::from).map_err(|e| failed("standard input", e))?;
     let stdout = rustix::io::fcntl_dupfd_cloexec(std::io::stdout(), 3).map_err(|e| failed("standard output", e))?;
     let null = File::open("/dev/null").at("/dev/null")?;
     rustix::stdio::dup2_stdin(null).map_err(|e| failed("standard input", e))?;
     rustix::stdio::dup2_stdout(std::io::stderr()).map_err(|e| failed("standard output", e))?;
     drop(stdin);
-    if !is_pipe(&lifeline) {
+    if !is_pipe(&liveness_pipe) {
         return Ok(File::from(stdout));
     }
     let threads = std::fs::read_dir("/proc/self/task").at("/proc/self/task")?.count();
     if threads != 1 {
-        return Err(Error::ours(format!("an attempt began with {threads} threads instead of one")));
+        return Err(Error::internal(format!("an attempt started with {threads} threads instead of one")));
     }
-    let adopt = || set_child_subreaper(Some(getpid())).map_err(|e| failed("adopting orphans", e));
-    adopt()?;
+    let become_subreaper = || set_child_subreaper(Some(getpid())).map_err(|e| failed("adopting orphans", e));
+    become_subreaper()?;
     let guard = getpid();
     // SAFETY: this process has a single thread, so the child is a complete copy of it.
     match unsafe { libc::fork() } {
         0 => {
-            drop(lifeline);
+            drop(liveness_pipe);
             set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| failed("parent-death signal", e))?;
             // The guard may have died before the signal was set.
             if getppid() != Some(guard) {
                 std::process::abort();
             }
-            adopt()?;
+            become_subreaper()?;
             Ok(File::from(stdout))
         }
         // -1: fork failed.
@@ -70,9 +70,9 @@ pub(super) fn begin() -> Result<File> {
             Some(child) => {
                 // Only the attempt may hold the stream, so that the orchestrator sees it close when the attempt ends.
                 drop(stdout);
-                keep_guard(child, &lifeline)
+                run_guard(child, &liveness_pipe)
             }
-            None => Err(Error::surroundings(format!("cannot fork: {}", std::io::Error::last_os_error()))),
+            None => Err(Error::environment(format!("cannot fork: {}", std::io::Error::last_os_error()))),
         },
     }
 }
@@ -85,10 +85,10 @@ fn is_pipe(file: &File) -> bool {
 
 /// Waits for the attempt or the orchestrator to end, kills the remaining processes, and exits with the attempt's
 /// status.
-fn keep_guard(attempt: Pid, lifeline: &File) -> ! {
+fn run_guard(attempt: Pid, liveness_pipe: &File) -> ! {
     // A rename, so that killing this program by name does not kill the guard before it has done its work.
     let _ = rustix::thread::set_name(c"guard");
-    for signal in IGNORED {
+    for signal in IGNORED_SIGNALS {
         // SAFETY: sets a disposition without a handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
@@ -99,7 +99,7 @@ fn keep_guard(attempt: Pid, lifeline: &File) -> ! {
         if let Some(status) = reap(attempt) {
             break Some(status);
         }
-        let mut fds = vec![PollFd::new(lifeline, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(liveness_pipe, PollFlags::IN)];
         fds.extend(end.as_ref().map(|end| PollFd::from_borrowed_fd(end.as_fd(), PollFlags::IN)));
         // Nothing is ever written to the lifeline, so it becomes readable only when the orchestrator has closed it.
         if matches!(poll(&mut fds, Timespec::try_from(pause).ok().as_ref()), Ok(1..)) && !fds[0].revents().is_empty() {
