@@ -14,7 +14,7 @@ pub fn verify(at: &StoreArgs, repair: bool) -> CommandResult {
     let store = existing_store(at)?;
     let found = store::verify(&store)?;
     let answers = stages::claude::verify(&store.requests())?;
-    let is_sound = found.is_sound() && answers.damaged.is_empty();
+    let is_intact = found.is_intact() && answers.damaged.is_empty();
     if at.json {
         let mut all = json!(found);
         all["paid_answers"] = json!(answers);

@@ -18,9 +18,9 @@ pub fn no_rows(rows: Option<u64>) -> Option<(String, String)> {
 pub fn empty(files: &[PathBuf], what: &str, bad: u64) -> Error {
     let names = files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ");
     match bad {
-        0 if files.len() == 1 => Error::yours(format!("{names}: holds no row")),
-        0 => Error::yours(format!("{names}: hold no row")),
-        bad => Error::yours(format!("{names}: no {what} in {bad} bad rows")),
+        0 if files.len() == 1 => Error::user(format!("{names}: holds no row")),
+        0 => Error::user(format!("{names}: hold no row")),
+        bad => Error::user(format!("{names}: no {what} in {bad} bad rows")),
     }
 }
 
@@ -41,13 +41,13 @@ pub fn files_of(files: &InputFiles, id: Option<&HubId>, ctx: &mut Context) -> Re
         .as_deref()
         .map(glob::Pattern::new)
         .transpose()
-        .map_err(|e| Error::yours(format!("`hub.files`: {e}")))?;
+        .map_err(|e| Error::user(format!("`hub.files`: {e}")))?;
     let hub = Hub::open(Repo::Dataset, id, ctx)?;
     let is_wanted = |name: &String| pattern.as_ref().map_or_else(|| lines::readable(name), |p| p.matches(name));
     let wanted: Vec<String> = hub.files().iter().filter(|name| is_wanted(name)).cloned().collect();
     if wanted.is_empty() {
         return Err(
-            Error::yours(format!("hub `{}`: no Parquet or JSON-lines file", id.id)).help("say which with `hub.files`")
+            Error::user(format!("hub `{}`: no Parquet or JSON-lines file", id.id)).help("say which with `hub.files`")
         );
     }
     hub.fetch_all(&wanted, ctx)

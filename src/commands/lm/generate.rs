@@ -5,7 +5,7 @@ use std::path::Path;
 use engine::error::{Error, Result};
 use lm::{Draws, SampleOptions};
 use serde::{Deserialize, Serialize};
-use stages::error::Told;
+use stages::error::IntoStageResult;
 use stages::random::fixed_key;
 
 use super::{batch_size, check_fits, encode, stream, with_adapter};

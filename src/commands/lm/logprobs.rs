@@ -5,7 +5,7 @@ use std::path::Path;
 use engine::error::{Error, Result};
 use lm::{Batch, CausalLm, Sequence, StatOptions, Tokenizer};
 use serde::{Deserialize, Serialize};
-use stages::error::Told;
+use stages::error::IntoStageResult;
 use stages::train::by_length;
 
 use super::{ROWS, batch_size, check_fits, encode, stream, with_adapter};

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use engine::error::{Error, Result};
 use lm::{CausalLm, Tokenizer};
-use stages::error::Told;
+use stages::error::IntoStageResult;
 
 use super::CommandResult;
 use crate::args::{LmTask, ModelArgs};

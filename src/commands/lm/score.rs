@@ -5,7 +5,7 @@ use std::path::Path;
 use engine::error::{Error, Result};
 use lm::Sequence;
 use serde::{Deserialize, Serialize};
-use stages::error::Told;
+use stages::error::IntoStageResult;
 use stages::prompt::response_ids;
 use stages::reward::{self, LoadedReward};
 use stages::stats::moments;

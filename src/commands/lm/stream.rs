@@ -85,9 +85,9 @@ fn next_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     let n = input
         .take(lines::LONGEST)
         .read_until(b'\n', &mut line)
-        .map_err(|e| Error::surroundings(format!("standard input: {e}")))?;
+        .map_err(|e| Error::environment(format!("standard input: {e}")))?;
     if line.pop_if(|byte| *byte == b'\n').is_none() && n as u64 == lines::LONGEST {
-        return Err(Error::yours(format!("longer than {} MiB", lines::LONGEST >> 20)));
+        return Err(Error::user(format!("longer than {} MiB", lines::LONGEST >> 20)));
     }
     Ok((n > 0).then_some(line))
 }
@@ -96,12 +96,12 @@ fn question<Q: DeserializeOwned>(mut line: &[u8], is_first: bool) -> Result<(Opt
     if is_first {
         line = strip_bom(line);
         if let Some(what) = lines::foreign(line) {
-            return Err(Error::yours(format!("this is {what}, not JSON lines")));
+            return Err(Error::user(format!("this is {what}, not JSON lines")));
         }
     }
-    let line = std::str::from_utf8(line).map_err(|_| Error::yours("not UTF-8"))?;
-    let named: Named = lines::object(line).map_err(Error::yours)?;
-    Ok((named.id, lines::object(line).map_err(Error::yours)?))
+    let line = std::str::from_utf8(line).map_err(|_| Error::user("not UTF-8"))?;
+    let line_id: LineId = lines::object(line).map_err(Error::user)?;
+    Ok((line_id.id, lines::object(line).map_err(Error::user)?))
 }
 
 fn write<A: Serialize>(output: &mut impl Write, ids: Vec<Option<Value>>, answers: Vec<A>) -> std::io::Result<()> {

@@ -46,11 +46,13 @@ use crate::types::{Outcome, Pair, Pairs, Posts, Preference, Preferences, Side};
 
 /// The inputs, environment variables and secrets of `annotate.claude`.
 pub(crate) fn signature() -> Signature {
-    let mut signature =
-        Signature::gives(Preferences::NAME).many("pairs", &[Pairs::NAME]).optional("exclude", &[Posts::NAME]).seeded();
+    let mut signature = Signature::producing(Preferences::NAME)
+        .many("pairs", &[Pairs::NAME])
+        .optional("exclude", &[Posts::NAME])
+        .seeded();
     signature.deterministic = false;
     signature.pays = true;
-    signature.beside_key = params::BESIDE_KEY.map(str::to_owned).to_vec();
+    signature.excluded_from_key = params::BESIDE_KEY.map(str::to_owned).to_vec();
     let env = [KEY, credentials::KEY_FILE, BASE_URL, ask::CONCURRENCY_VARIABLE, batch::POLL, batch::GIVE_UP];
     signature.env = env.into_iter().chain(http::ENV).map(str::to_owned).collect();
     signature.secrets = vec![KEY.to_owned()];

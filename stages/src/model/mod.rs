@@ -8,7 +8,7 @@ use engine::error::{AtPath, Result};
 use engine::names::Digest;
 use lm::{CausalLm, ModelConfig, Tokenizer, WeightType};
 
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::train::Weights;
 use crate::types::Model;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use engine::context::Context;
 use engine::error::{AtPath, Error, Result};
 
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::hub::{Hub, HubId, Repo};
 use crate::types::Model;
 

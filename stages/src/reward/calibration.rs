@@ -9,7 +9,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use crate::corpus::{Facts, swap_facts};
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::random::{below, bits_of, fixed_key};
 use crate::train::by_length;
 use crate::train::encode::{Encoder, response_text};

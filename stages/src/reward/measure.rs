@@ -8,7 +8,7 @@ use super::calibration::{self, CalibrationOptions, calibration_posts};
 use super::pairs::{Corruption, PreferenceTable};
 use super::params::{Centring, Normalise, Params};
 use super::raw_scores;
-use crate::error::{Told, rounded};
+use crate::error::{IntoStageResult, rounded};
 use crate::model;
 use crate::train::encode::Encoder;
 use crate::types::FactSensitivity;

@@ -14,7 +14,7 @@ pub use store::{LoadedReward, load_ensemble, load_reward_model, load_tokenizer};
 use engine::error::Result;
 use lm::{Batch, RewardModel, Sequence};
 
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::train::by_length;
 
 /// Centred and scaled scores of `rows`, in their order. Rows are scored in batches of at most `batch` rows of similar

@@ -6,7 +6,7 @@ use engine::error::Result;
 use engine::names::Digest;
 use lm::{CausalLm, Pool, RewardModel, ScalarHead, Tokenizer};
 
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::model;
 use crate::types::reward::{ADAPTER, BASE, HEAD, MEMBERS};
 use crate::types::{self, Ensemble, Pooling, RewardInfo};

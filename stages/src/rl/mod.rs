@@ -20,11 +20,11 @@ pub mod update;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::kind::{Signature, Wired};
+use engine::kind::{ConnectedInput, Signature};
 use lm::{Draws, LoraConfig, SampleOptions, StatOptions, Tokenizer};
 use serde_json::json;
 
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::model::{self, tokenizer_digest};
 use crate::prompt::Truncation;
 use crate::reward::{LoadedReward, load_ensemble, load_reward_model};
@@ -46,7 +46,7 @@ const SCORING_BATCH: usize = 64;
 
 /// The inputs and output of an RL kind.
 pub(crate) fn signature(objective: Objective) -> Signature {
-    let signature = Signature::gives("PolicyRun")
+    let signature = Signature::producing("PolicyRun")
         .one("policy", &["Model"])
         .one("rewards", &["RewardModel", "Ensemble"])
         .one("posts", &["Posts"])
@@ -56,7 +56,7 @@ pub(crate) fn signature(objective: Objective) -> Signature {
 }
 
 /// Faults of the wiring: a single reward model where an ensemble is needed, a `matched` arm without an adaptive run.
-pub(crate) fn check_wiring(objective: Objective, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+pub(crate) fn check_wiring(objective: Objective, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
     let at = |port: &str| inputs.iter().find(|input| input.port == port);
     let single = at("rewards").is_some_and(|rewards| rewards.output != Ensemble::NAME);
     let other = at("adaptive")

@@ -19,7 +19,7 @@ use super::passes::{self, ShuffledPasses};
 use super::rollout::{Rollout, score_members, score_tokens};
 use super::update::{Learner, PhaseBatch};
 use super::{SCORING_BATCH, gae, spread};
-use crate::error::{Told, named};
+use crate::error::{IntoStageResult, named};
 use crate::random::bits_of;
 use crate::reward::LoadedReward;
 use crate::stats::moments;

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use lm::{Batch, CausalLm, ScalarHead, Sequence, StatOptions};
 
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::reward::LoadedReward;
 use crate::train::by_length;
 use engine::error::Result;

@@ -20,7 +20,7 @@ use super::params::{Params, PpoParams};
 use super::phase::Phases;
 use super::rollout::{Rollout, score_tokens};
 use super::update::{Learner, PhaseBatch};
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::kinds::rl::{Grpo, Ppo, Rloo};
 use crate::random::fixed_generator;
 use crate::reward::{LoadedReward, load_ensemble};

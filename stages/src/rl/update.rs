@@ -13,7 +13,7 @@ use super::gae::{Normalisation, normalise};
 use super::loss::{Losses, Targets, Trunk, losses};
 use super::params::Params;
 use super::rollout::Rollout;
-use crate::error::{Told, named, number, rounded};
+use crate::error::{IntoStageResult, named, number, rounded};
 use crate::stats::{mean, permutation, std};
 use crate::train::checkpoint::FloatBits;
 use crate::train::step::suspect;

@@ -8,7 +8,7 @@ use engine::names::Digest;
 use lm::{CausalLm, Gpt2Config, InitStd, ScalarHead, Tokenizer};
 
 use crate::corpus;
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::model;
 use crate::random::fixed_generator;
 use crate::train::Weights;

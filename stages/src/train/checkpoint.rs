@@ -13,7 +13,7 @@ use rand_chacha::ChaCha12Rng;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::types::folder::{read_json, write_json};
 
 /// Format version of the files that the learning stages put into checkpoints. Raise it when one of them changes

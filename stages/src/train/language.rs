@@ -7,7 +7,7 @@ use lm::{Batch, CausalLm, Dropout, Sequence};
 use super::batches::{BatchOrder, by_length, micro_batches};
 use super::sequences::SequenceTable;
 use super::step::{MicroBatchLoss, TrainPlan, Trainer};
-use crate::error::{Told, named};
+use crate::error::{IntoStageResult, named};
 use crate::types::LearningPoint;
 
 /// A model with the data and settings to train it on.
@@ -60,8 +60,8 @@ pub fn train(ctx: &mut Context, task: LanguageTask<'_>, plan: TrainPlan) -> Resu
         let parts = micro_batches(&lengths, tokens_at_once);
         let parts = parts.into_iter().map(|part| {
             let rows = &rows[part];
-            let batch = Batch::new(&rows.iter().collect::<Vec<_>>()).told()?;
-            let loss = model.lm_loss(&batch, prompt_weight, dropout.as_mut()).told()?.loss;
+            let batch = Batch::new(&rows.iter().collect::<Vec<_>>()).into_stage_result()?;
+            let loss = model.lm_loss(&batch, prompt_weight, dropout.as_mut()).into_stage_result()?.loss;
             Ok(MicroBatchLoss { loss, share: if rows.len() == lengths.len() { 1.0 } else { weight(rows) / whole } })
         });
         let ids = || numbers.iter().map(|&row| table.id(row)).collect::<Result<Vec<_>>>();

@@ -11,7 +11,7 @@ use lm::{AdamW, AdamWConfig, Dropout, Schedule, Shape, Variable};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, FloatBits, GeneratorPosition};
-use crate::error::{Told, number, rounded};
+use crate::error::{IntoStageResult, number, rounded};
 use crate::types::LearningPoint;
 
 /// Training settings of a stage: peak learning rate, schedule, AdamW.
@@ -209,7 +209,7 @@ impl Trainer {
         let mut clock = Instant::now();
         for part in parts {
             let MicroBatchLoss { loss, share } = part?;
-            let value = f64::from(loss.to_scalar::<f32>().told()?);
+            let value = f64::from(loss.to_scalar::<f32>().into_stage_result()?);
             if !value.is_finite() {
                 return Err(self.diverged(&format!("the loss is {value}"), &rows()?));
             }

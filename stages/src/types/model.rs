@@ -8,7 +8,7 @@ use engine::artifact::{ArtifactType, Facts};
 use engine::error::{Error, Result};
 
 use super::{LearningPoint, folder};
-use crate::error::Told;
+use crate::error::IntoStageResult;
 
 /// The artifact type: `config.json`, optionally `generation_config.json`, `tokenizer.json`, and `model.safetensors` or
 /// the shards named by its index; after training also `learning.parquet`.

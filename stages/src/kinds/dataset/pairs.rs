@@ -8,7 +8,7 @@ use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::labels::pair_key::{PairKey, Text};
 use crate::prompt::response_ids;
 use crate::source::no_rows;

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::assets::{self, AssetName};
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::hub::{self, HubId};
 use crate::model::source::Source;
 use crate::train::Weights;

@@ -9,7 +9,7 @@ use lm::{CausalLm, Gpt2Config, InitStd, Tokenizer};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Told, on_a_big_stack};
+use crate::error::{IntoStageResult, on_a_big_stack};
 use crate::random::share_of;
 use crate::train::encode::Encoder;
 use crate::train::language::{LanguageTask, response_nll, train};

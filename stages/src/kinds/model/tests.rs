@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::import::Import;
 use super::pretrain::Pretrain;
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::testing::{Bench, Out, assert_pinned, run, run_seeded, toys};
 use crate::types::{LearningPoint, Model, Split};
 

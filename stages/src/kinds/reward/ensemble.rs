@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::train::RewardTrain;
-use crate::error::{Told, on_a_big_stack};
+use crate::error::{IntoStageResult, on_a_big_stack};
 use crate::model::{self, tokenizer_digest};
 use crate::random::{below, fixed_generator, shuffle};
 use crate::reward::calibration::{self, CalibrationOptions, calibration_posts, correlation};

@@ -6,7 +6,7 @@ use engine::kind::{Kind, Signature};
 use lm::{Batch, CausalLm, Dropout, RewardModel, ScalarHead, Sequence, Tokenizer};
 use rand_chacha::ChaCha12Rng;
 
-use crate::error::{Told, named, number, on_a_big_stack, rounded};
+use crate::error::{IntoStageResult, named, number, on_a_big_stack, rounded};
 use crate::model;
 use crate::random::below;
 use crate::random::fixed_generator;
@@ -67,7 +67,7 @@ fn fresh(p: &Params, ctx: &Context, base: &CausalLm) -> Result<RewardModel> {
     };
     let d = base.config().width();
     let std = p.head_init_std.unwrap_or_else(|| 1.0 / ((d + 1) as f64).sqrt());
-    let head = ScalarHead::init(d, std, &mut ctx.generator("head")).told()?;
+    let head = ScalarHead::init(d, std, &mut ctx.generator("head")).into_stage_result()?;
     Ok(RewardModel { lm, head, pool: crate::reward::store::pool(p.pool) })
 }
 
@@ -120,8 +120,9 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
             let share = part.len() as f64 / pairs.len() as f64;
             let pairs = &pairs[part];
             let sequences: Vec<&Sequence> = pairs.iter().map(|(a, _)| a).chain(pairs.iter().map(|(_, b)| b)).collect();
-            let scores = model.scores(&Batch::new(&sequences).told()?, dropout.as_mut()).told()?;
-            Ok(MicroBatchLoss { loss: preference_loss(&scores, p.eta).told()?, share })
+            let scores =
+                model.scores(&Batch::new(&sequences).into_stage_result()?, dropout.as_mut()).into_stage_result()?;
+            Ok(MicroBatchLoss { loss: preference_loss(&scores, p.eta).into_stage_result()?, share })
         });
         let ids = || batch.iter().map(|&row| table.id(row)).collect::<Result<Vec<_>>>();
         trainer.step(ctx, parts, || Ok(named("pairs", ids()?)))?;

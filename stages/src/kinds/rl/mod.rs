@@ -5,7 +5,7 @@ macro_rules! kind {
     ($kind:ident, $params:ident, $name:literal, $version:literal, $about:literal) => {
         use engine::context::Context;
         use engine::error::{Error, Result};
-        use engine::kind::{Kind, Signature, Wired};
+        use engine::kind::{ConnectedInput, Kind, Signature};
 
         use crate::rl;
         use crate::rl::params::{Params, $params};
@@ -27,7 +27,7 @@ macro_rules! kind {
                 Params::from(params.clone()).faults()
             }
 
-            fn check_wiring(&self, params: &$params, inputs: &[Wired<'_>]) -> Vec<(&'static str, Error)> {
+            fn check_wiring(&self, params: &$params, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
                 rl::check_wiring(params.objective, inputs)
             }
 

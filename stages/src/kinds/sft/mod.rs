@@ -10,7 +10,7 @@ use lm::{Dropout, Sequence};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Told, on_a_big_stack};
+use crate::error::{IntoStageResult, on_a_big_stack};
 use crate::model;
 use crate::train::encode::{Encoder, fitting};
 use crate::train::language::{LanguageTask, response_nll, train};

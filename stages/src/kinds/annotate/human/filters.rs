@@ -73,7 +73,7 @@ impl RowFilter {
     pub fn new(filters: &Filters) -> Result<Self> {
         let [batch, split, worker, policy] = filters
             .lists()
-            .map(|(field, list)| Patterns::of(list).map_err(|e| Error::yours(format!("`filters.{field}`: {e}"))));
+            .map(|(field, list)| Patterns::of(list).map_err(|e| Error::user(format!("`filters.{field}`: {e}"))));
         Ok(Self { lists: [batch?, split?, worker?, policy?], confidence: filters.confidence.clone() })
     }
 

@@ -12,7 +12,7 @@ use lm::{CausalLm, Draws, SampleOptions, Sequence, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::model;
 use crate::prompt::Truncation;
 use crate::random::bits_of;

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::cycle::{self, PostCycle};
-use crate::error::{Told, on_a_big_stack};
+use crate::error::{IntoStageResult, on_a_big_stack};
 use crate::train::params::{BATCH, Faults, ROWS};
 use crate::types::{self, Corruption, Model, Pairs, Posts, Split};
 

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha12Rng;
 use super::{Params, Writer};
 use crate::corpus::corrupt::{Sound, corrupt, is_worse};
 use crate::corpus::quality::Facts;
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::prompt::{Fitted, Truncation, response_ids};
 use crate::random::{bits_of, share_of};
 use crate::train::by_length;

@@ -10,7 +10,7 @@ use lm::{CausalLm, Draws, SampleOptions, Sampled, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Told, on_a_big_stack};
+use crate::error::{IntoStageResult, on_a_big_stack};
 use crate::model;
 use crate::prompt::{Fitted, Truncation};
 use crate::random::bits_of;

@@ -5,7 +5,7 @@ use lm::{CausalLm, Gpt2Config, InitStd, Tokenizer};
 use serde_json::{Value, json};
 
 use super::two_of;
-use crate::error::Told;
+use crate::error::IntoStageResult;
 use crate::kinds::generate::GeneratePairs;
 use crate::model;
 use crate::random::fixed_generator;
