@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use lm::kernels::gemm::{Into, Mat, Threads};
-use lm::kernels::product::{Factor, Prepared, multiply};
+use lm::kernels::gemm::{WriteMode, Mat, Threads};
+use lm::kernels::matmul::{Rhs, PackedRhs, matmul};
 use lm::{AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Precision, SampleOptions, Sequence};
 use serde::Serialize;
 use stages::train::fixed_generator;
@@ -133,7 +133,7 @@ fn fastest(s: Shape) -> Run {
 fn times_of_product(m: usize, k: usize, n: usize) -> [f64; 2] {
     const REPEATS: usize = 5;
     let (a, b, mut out) = (vec![0.5_f32; m * k], vec![0.25_f32; k * n], vec![0.0_f32; m * n]);
-    let prepared = Prepared::new(Mat::new(&b, k, n), None, Precision::F32);
+    let packed = PackedRhs::new(Mat::new(&b, k, n), None, Precision::F32);
     let quickest = |product: &mut dyn FnMut()| {
         let seconds = (0..REPEATS).map(|_| {
             let clock = Instant::now();
@@ -142,9 +142,9 @@ fn times_of_product(m: usize, k: usize, n: usize) -> [f64; 2] {
         });
         seconds.fold(f64::INFINITY, f64::min)
     };
-    [Factor::Prepared(&prepared), Factor::Once(Mat::new(&b, k, n))].map(|b| {
+    [Rhs::Packed(&packed), Rhs::InPlace(Mat::new(&b, k, n))].map(|b| {
         quickest(&mut || {
-            multiply(&mut out, Into::Overwrite, 1.0, Mat::new(&a, m, k), b, Threads::Pool);
+            matmul(&mut out, WriteMode::Overwrite, 1.0, Mat::new(&a, m, k), b, Threads::Pool);
             std::hint::black_box(&mut out);
         })
     })

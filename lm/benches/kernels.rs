@@ -11,7 +11,7 @@ use std::time::Instant;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
-use lm::kernels::{self, Activation, Adapter, Block, Heads, Norm, Output, Projection, StatRows, reference};
+use lm::kernels::{self, Activation, LoraRef, BlockArgs, Heads, NormRef, LmHeadRef, LinearRef, TargetTokens, reference};
 use lm::{AdamW, AdamWConfig, Precision, Variable};
 
 #[global_allocator]
@@ -55,10 +55,10 @@ fn var(shape: &[usize], std: f64) -> Tensor {
 
 /// The functions under test: ours or stock.
 struct Kit {
-    norm: fn(&Tensor, &Norm, f64) -> Result<Tensor>,
-    block: fn(&Tensor, &Block) -> Result<Tensor>,
+    norm: fn(&Tensor, &NormRef, f64) -> Result<Tensor>,
+    block: fn(&Tensor, &BlockArgs) -> Result<Tensor>,
     embedding: fn(&Tensor, &Tensor) -> Result<Tensor>,
-    stats: fn(&Tensor, &Output, &StatRows, bool) -> Result<kernels::TokenStats>,
+    stats: fn(&Tensor, &LmHeadRef, &TargetTokens, bool) -> Result<kernels::TokenStats>,
     backward: fn(&Tensor) -> Result<GradStore>,
 }
 
@@ -124,7 +124,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
     let x = var(&[n, d], 1.0);
     let (norm_w, norm_b) = (var(&[d], 1.0), var(&[d], 1.0));
     for (name, bias) in [("layer norm", Some(&norm_b)), ("RMS norm", None)] {
-        let norm = Norm { weight: &norm_w, bias };
+        let norm = NormRef { weight: &norm_w, bias };
         forward_and_backward(name, rounds, || kernels::norm(&x, &norm, 1e-5), || reference::norm(&x, &norm, 1e-5));
     }
     let table = var(&[s.vocab, d], 0.05);
@@ -137,7 +137,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
         || reference::embedding(&ids, &table),
     );
     let targets = s.targets();
-    let rows = StatRows { targets: &targets, forbidden: None };
+    let rows = TargetTokens { targets: &targets, forbidden: None };
     let hidden = var(&[targets.len(), d], 1.0);
     for (name, table, entropy) in [
         ("token stats, tied, trained", table.clone(), false),
@@ -150,7 +150,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
             || {
                 Ok(kernels::token_stats(
                     &hidden,
-                    &Output { weight: &table, bias: None, precision: Precision::F32 },
+                    &LmHeadRef { weight: &table, bias: None, precision: Precision::F32 },
                     &rows,
                     entropy,
                 )?
@@ -159,7 +159,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
             || {
                 Ok(reference::token_stats(
                     &hidden,
-                    &Output { weight: &table, bias: None, precision: Precision::F32 },
+                    &LmHeadRef { weight: &table, bias: None, precision: Precision::F32 },
                     &rows,
                     entropy,
                 )?
@@ -188,9 +188,9 @@ impl Layer {
         }
     }
 
-    fn projection(&self) -> Projection<'_> {
-        let adapter = self.adapter.as_ref().map(|(a, b)| Adapter { a, b, scale: 2.0, mask: None });
-        Projection { w: &self.w, bias: Some(&self.bias), adapter }
+    fn projection(&self) -> LinearRef<'_> {
+        let adapter = self.adapter.as_ref().map(|(a, b)| LoraRef { a, b, scale: 2.0, mask: None });
+        LinearRef { w: &self.w, bias: Some(&self.bias), adapter }
     }
 }
 
@@ -239,11 +239,11 @@ impl Model {
 
     fn loss(&self, kit: &Kit, ids: &Tensor, response: &Tensor, targets: &[u32]) -> Result<Tensor> {
         let Shape { d, heads, batch, time, .. } = self.shape;
-        let norm = |i: usize| Norm { weight: &self.norms[i].0, bias: Some(&self.norms[i].1) };
+        let norm = |i: usize| NormRef { weight: &self.norms[i].0, bias: Some(&self.norms[i].1) };
         let tokens = (kit.embedding)(ids, &self.wte)?.reshape((batch, time, d))?;
         let mut x = tokens.broadcast_add(&self.wpe)?.reshape((batch * time, d))?;
         for (i, [qkv, proj, up, down]) in self.blocks.iter().enumerate() {
-            let block = Block {
+            let block = BlockArgs {
                 norm_1: norm(2 * i),
                 qkv: vec![qkv.projection()],
                 attn_out: proj.projection(),
@@ -252,19 +252,19 @@ impl Model {
                 down: down.projection(),
                 activation: Activation::GeluTanh,
                 precision: Precision::F32,
-                attn_mask: None,
-                mlp_mask: None,
+                attn_dropout: None,
+                mlp_dropout: None,
                 rotary: None,
                 eps: 1e-5,
                 heads: Heads { query: heads, key_value: heads, width: d / heads },
                 time,
-                wanted: None,
+                output_rows: None,
             };
             x = (kit.block)(&x, &block)?;
         }
         let h = (kit.norm)(&x, &norm(self.norms.len() - 1), 1e-5)?.index_select(response, 0)?;
-        let output = Output { weight: &self.wte, bias: None, precision: Precision::F32 };
-        (kit.stats)(&h, &output, &StatRows { targets, forbidden: None }, false)?.logprob.mean_all()?.neg()
+        let output = LmHeadRef { weight: &self.wte, bias: None, precision: Precision::F32 };
+        (kit.stats)(&h, &output, &TargetTokens { targets, forbidden: None }, false)?.logprob.mean_all()?.neg()
     }
 }
 

@@ -8,8 +8,8 @@
 use std::time::Instant;
 
 use lm::Precision;
-use lm::kernels::gemm::{Into, Mat, Threads, gemm};
-use lm::kernels::product::{Factor, Prepared, multiply, multiply_once};
+use lm::kernels::gemm::{WriteMode, Mat, Threads, gemm};
+use lm::kernels::matmul::{Rhs, PackedRhs, matmul, matmul_unpacked_into};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -51,7 +51,7 @@ fn measure((m, k, n, a_t, b_t): Shape, threads: Threads, rounds: usize) {
     let (a, b) = (noise(m * k), noise(k * n));
     let a = if a_t { Mat::new(&a, k, m).t() } else { Mat::new(&a, m, k) };
     let b = if b_t { Mat::new(&b, n, k).t() } else { Mat::new(&b, k, n) };
-    let prepared = [Precision::F32, Precision::Bf16].map(|precision| Prepared::new(b, None, precision));
+    let prepared = [Precision::F32, Precision::Bf16].map(|precision| PackedRhs::new(b, None, precision));
     let mut out = vec![0.0; m * n];
     let mut times = [const { Vec::new() }; 4];
     // Several products per round if one is too short to time.
@@ -64,22 +64,22 @@ fn measure((m, k, n, a_t, b_t): Shape, threads: Threads, rounds: usize) {
                 times[which].push(time);
             }
         };
-        let mut by_prepared = |which: usize, b: &Prepared| {
-            time(which, &mut || multiply(&mut out, Into::Overwrite, 1.0, a, Factor::Prepared(b), threads));
+        let mut run_packed = |which: usize, b: &PackedRhs| {
+            time(which, &mut || matmul(&mut out, WriteMode::Overwrite, 1.0, a, Rhs::Packed(b), threads));
         };
-        by_prepared(2, &prepared[1]);
+        run_packed(2, &prepared[1]);
         if !a_t {
-            by_prepared(3, &prepared[0]);
+            run_packed(3, &prepared[0]);
         }
-        time(0, &mut || gemm(&mut out, Into::Overwrite, 1.0, a, b, threads));
+        time(0, &mut || gemm(&mut out, WriteMode::Overwrite, 1.0, a, b, threads));
         if threads == Threads::Pool {
-            time(1, &mut || multiply_once(&mut out, Into::Overwrite, 1.0, a, b, Precision::Bf16));
+            time(1, &mut || matmul_unpacked_into(&mut out, WriteMode::Overwrite, 1.0, a, b, Precision::Bf16));
         }
     }
     let [f32, once, bf16, exact] =
         times.map(|t| (!t.is_empty()).then(|| 2e-9 * (m * k * n * repeat) as f64 / median(t)));
     let side = |transposed| if transposed { "'" } else { " " };
-    let told = |rate: Option<f64>| match (rate, f32) {
+    let format_rate = |rate: Option<f64>| match (rate, f32) {
         (Some(rate), Some(f32)) => format!("{rate:9.1} {:6.2}x", rate / f32),
         _ => " ".repeat(17),
     };
@@ -88,9 +88,9 @@ fn measure((m, k, n, a_t, b_t): Shape, threads: Threads, rounds: usize) {
         side(a_t),
         side(b_t),
         f32.unwrap_or_default(),
-        told(exact),
-        told(once),
-        told(bf16)
+        format_rate(exact),
+        format_rate(once),
+        format_rate(bf16)
     );
 }
 

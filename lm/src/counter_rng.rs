@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_draw_depends_on_its_address_alone() {
+    fn a_draw_depends_on_key_row_and_position_only() {
         let draws = Draws([7; 32]);
         let (a, b) = (draws.uniform(3, 5), draws.uniform(5, 3));
         assert_ne!(a, b);

@@ -14,20 +14,20 @@ use self::affine::Affine;
 pub(crate) use self::export::Export;
 use self::export::Pair;
 use crate::kernels::attention::{self, Size};
-use crate::kernels::buffer::{CHUNK, for_chunks};
-use crate::kernels::gemm::{Into, Mat, Threads};
-use crate::kernels::norm::Scale;
-use crate::kernels::product::{Factor, Prepared, multiply, multiply_by_rows};
-use crate::kernels::projection::At;
-use crate::kernels::rotary::{Rotary, Turn};
+use crate::kernels::buffer::{CHUNK, for_each_chunk};
+use crate::kernels::gemm::{WriteMode, Mat, Threads};
+use crate::kernels::norm::RowNorm;
+use crate::kernels::matmul::{Rhs, PackedRhs, multiply, matmul_transposed_rhs};
+use crate::kernels::linear::At;
+use crate::kernels::rotary::{Rotary, Direction};
 use crate::kernels::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
 use crate::spec::Spec;
 
 struct Layer<'a> {
-    norm_1: Scale<'a>,
+    norm_1: RowNorm<'a>,
     qkv: &'a [Affine<'a>],
     attn_out: &'a Affine<'a>,
-    norm_2: Option<Scale<'a>>,
+    norm_2: Option<RowNorm<'a>>,
     up: &'a [Affine<'a>],
     down: &'a Affine<'a>,
 }
@@ -40,11 +40,11 @@ pub(crate) struct Decoder<'a> {
     embedding: &'a [f32],
     positions: Option<&'a [f32]>,
     output: &'a [f32],
-    table: Option<&'a Prepared>,
+    table: Option<&'a PackedRhs>,
     output_bias: Option<&'a [f32]>,
     rotary: Option<&'a Rotary>,
     layers: Vec<Layer<'a>>,
-    norm: Scale<'a>,
+    norm: RowNorm<'a>,
     /// `One` if groups of rows run in parallel, `Pool` if the work within a group does.
     pub threads: Threads,
 }
@@ -92,7 +92,7 @@ impl<'a> Decoder<'a> {
     pub fn new(export: &'a Export, threads: Threads) -> Self {
         let spec = export.spec;
         let eps = spec.eps as f32;
-        let scale = |(w, b): &'a Pair| Scale { w, b: b.as_deref(), eps };
+        let scale = |(w, b): &'a Pair| RowNorm { w, b: b.as_deref(), eps };
         let layers = export.layers.iter().map(|l| Layer {
             norm_1: scale(&l.norm_1),
             qkv: &l.qkv,
@@ -236,15 +236,15 @@ impl<'a> Decoder<'a> {
         let n = x.len() / d;
         self.normalise(room(&mut work.h, n * d), x, &self.norm);
         let out = room(logits, n * vocab);
-        let mut into = Into::Overwrite;
+        let mut into = WriteMode::Overwrite;
         if let Some(bias) = self.output_bias {
             out.chunks_exact_mut(vocab).for_each(|row| row.copy_from_slice(bias));
-            into = Into::Add;
+            into = WriteMode::Add;
         }
         let h = Mat::new(&work.h, n, d);
         match self.table {
-            Some(table) => multiply(out, into, 1.0, h, Factor::Prepared(table), self.threads),
-            None => multiply_by_rows(out, into, 1.0, h, Mat::new(self.output, vocab, d), self.threads),
+            Some(table) => multiply(out, into, 1.0, h, Rhs::Packed(table), self.threads),
+            None => matmul_transposed_rhs(out, into, 1.0, h, Mat::new(self.output, vocab, d), self.threads),
         }
         out.chunks_exact_mut(vocab)
     }
@@ -257,7 +257,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn normalise(&self, y: &mut [f32], x: &[f32], scale: &Scale) {
+    fn normalise(&self, y: &mut [f32], x: &[f32], scale: &RowNorm) {
         self.share(y, self.spec.d, |at, y| scale.forward(y, &x[at..at + y.len()]));
     }
 
@@ -265,7 +265,7 @@ impl<'a> Decoder<'a> {
     fn rotate(&self, rows: &mut [f32], stride: usize, columns: Range<usize>, positions: impl Iterator<Item = usize>) {
         let Some(rotary) = self.rotary else { return };
         for (row, position) in rows.chunks_exact_mut(stride).zip(positions) {
-            rotary.turn(&mut row[columns.clone()], self.size.width, position, Turn::Forward);
+            rotary.turn(&mut row[columns.clone()], self.size.width, position, Direction::Forward);
         }
     }
 
@@ -277,7 +277,7 @@ impl<'a> Decoder<'a> {
             let to = columns.end.min(first + map.d_out()).max(from);
             if from < to {
                 let place = At { stride: columns.len(), offset: from - columns.start };
-                map.apply(out, place, Into::Overwrite, x, from - first..to - first, self.threads);
+                map.apply(out, place, WriteMode::Overwrite, x, from - first..to - first, self.threads);
             }
             first += map.d_out();
         }
@@ -286,7 +286,7 @@ impl<'a> Decoder<'a> {
     /// `x += map(y)`.
     fn project(&self, x: &mut [f32], y: &[f32], map: &Affine) {
         let d = self.spec.d;
-        map.apply(x, At { stride: d, offset: 0 }, Into::Add, y, 0..d, self.threads);
+        map.apply(x, At { stride: d, offset: 0 }, WriteMode::Add, y, 0..d, self.threads);
     }
 
     /// The rest of a layer after attention. Reads attention's output from `work.mixed` and the output of `norm_1` from
@@ -337,7 +337,7 @@ impl<'a> Decoder<'a> {
     fn share(&self, out: &mut [f32], unit: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
         match self.threads {
             Threads::One => f(0, out),
-            Threads::Pool => for_chunks(out, (CHUNK / unit).max(1) * unit, f),
+            Threads::Pool => for_each_chunk(out, (CHUNK / unit).max(1) * unit, f),
         }
     }
 }

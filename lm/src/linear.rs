@@ -54,14 +54,14 @@ impl LowRank {
 
 impl Linear {
     /// The arguments for the transformer block kernel; `mask` drops entries of the adapter's input.
-    pub fn projection<'a>(&'a self, mask: Option<&'a kernels::Mask>) -> kernels::Projection<'a> {
+    pub fn projection<'a>(&'a self, mask: Option<&'a kernels::DropoutMask>) -> kernels::LinearRef<'a> {
         let adapter = self.adapter.as_ref();
-        let adapter = adapter.map(|low| kernels::Adapter { a: &low.a, b: &low.b, scale: low.scale, mask });
-        kernels::Projection { w: &self.weight, bias: self.bias.as_ref(), adapter }
+        let adapter = adapter.map(|low| kernels::LoraRef { a: &low.a, b: &low.b, scale: low.scale, mask });
+        kernels::LinearRef { w: &self.weight, bias: self.bias.as_ref(), adapter }
     }
 
     /// The dropout mask of the adapter's input, `[rows, in]`; None without dropout or without an adapter that has it.
-    pub fn mask(&self, rows: usize, drop: Option<&mut Dropout>) -> Result<Option<kernels::Mask>> {
+    pub fn mask(&self, rows: usize, drop: Option<&mut Dropout>) -> Result<Option<kernels::DropoutMask>> {
         match (drop, &self.adapter) {
             (Some(drop), Some(adapter)) if adapter.dropout > 0.0 => {
                 Ok(Some(random::dropout_mask(rows * self.weight.dim(0)?, adapter.dropout, &mut drop.rng)))

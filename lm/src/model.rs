@@ -176,7 +176,7 @@ impl CausalLm {
     /// The exact KL(self || other) over the whole vocabulary between the distributions of each response token: flat
     /// `[response_tokens]`, in nats. `predicting` and `others` are the outputs of [`CausalLm::predicting`] of the two
     /// models. Errors: the vocabularies differ.
-    pub fn divergence(
+    pub fn kl_divergence(
         &self,
         predicting: &Tensor,
         other: &Self,
@@ -186,7 +186,7 @@ impl CausalLm {
     ) -> Result<Vec<f32>> {
         let masked = stats::before_minimum(batch, o.min_new_tokens);
         let (own, other) = ((predicting, &self.net.output()), (others, &other.net.output()));
-        stats::divergence(own, other, batch.targets(), (&o.eos, &masked))
+        stats::kl_divergence(own, other, batch.targets(), (&o.eos, &masked))
     }
 
     /// The next-token loss: the mean negative log-probability, with weight 1 for a response token and `prompt_weight`

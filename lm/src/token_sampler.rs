@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uniform_number_is_inverted_in_the_order_of_ids() {
+    fn a_uniform_number_selects_by_cumulative_probability_in_id_order() {
         let o = options();
         for (u, id) in [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.69, 2), (0.71, 3), (0.999_999_999, 3)]
         {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn temperature_sharpens_the_draw_but_not_the_log_probability() {
+    fn temperature_changes_the_sample_but_not_the_log_probability() {
         let o = SampleOptions { temperature: 0.5, ..options() };
         // Squares: 0.01, 0.16, 0.04, 0.09 of 0.3.
         for (u, id) in [(0.03, 0), (0.04, 1), (0.56, 1), (0.57, 2), (0.69, 2), (0.71, 3)] {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn logits_that_are_no_distribution_are_refused() {
+    fn non_finite_logits_are_refused() {
         let o = options();
         for bad in [f32::NAN, f32::INFINITY] {
             let mut logits = logits();

@@ -28,7 +28,7 @@ pub struct TokenStats {
 /// `hidden` `[n, d]` predicts `targets`; if `forbidden.1[i]`, the tokens `forbidden.0` are impossible in row i.
 pub(crate) fn token_stats(
     hidden: &Tensor,
-    output: &kernels::Output,
+    output: &kernels::LmHeadRef,
     targets: &[u32],
     forbidden: Option<(&Eos, &[bool])>,
     entropy: bool,
@@ -44,9 +44,9 @@ pub(crate) fn token_stats(
 
 /// KL(own || other) between next-token distributions, `[n]` in nats. `own` and `other` hold hidden states and output
 /// layer; `forbidden` is as in [`token_stats`], for both.
-pub(crate) fn divergence(
-    own: (&Tensor, &kernels::Output),
-    other: (&Tensor, &kernels::Output),
+pub(crate) fn kl_divergence(
+    own: (&Tensor, &kernels::LmHeadRef),
+    other: (&Tensor, &kernels::LmHeadRef),
     targets: &[u32],
     forbidden: (&Eos, &[bool]),
 ) -> Result<Vec<f32>> {
@@ -54,20 +54,20 @@ pub(crate) fn divergence(
         return Ok(Vec::new());
     }
     let rows = stat_rows(own.1, targets, Some(forbidden))?;
-    Ok(in_pool(|| kernels::divergence(own, other, &rows))?)
+    Ok(in_pool(|| kernels::kl_divergence(own, other, &rows))?)
 }
 
 fn stat_rows<'a>(
-    output: &kernels::Output,
+    output: &kernels::LmHeadRef,
     targets: &'a [u32],
     forbidden: Option<(&'a Eos, &'a [bool])>,
-) -> Result<kernels::StatRows<'a>> {
+) -> Result<kernels::TargetTokens<'a>> {
     if let Some((eos, _)) = forbidden {
         check_eos(eos, output.weight.dim(0)?)?;
     }
     // A batch without masked rows takes the kernel's plain path.
     let forbidden = forbidden.filter(|(_, rows)| rows.contains(&true)).map(|(eos, rows)| (eos.ids(), rows));
-    Ok(kernels::StatRows { targets, forbidden })
+    Ok(kernels::TargetTokens { targets, forbidden })
 }
 
 /// Errors: an id that the model does not have.

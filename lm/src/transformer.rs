@@ -20,8 +20,8 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
-    fn kernel(&self) -> kernels::Norm<'_> {
-        kernels::Norm { weight: &self.weight, bias: self.bias.as_ref() }
+    fn kernel(&self) -> kernels::NormRef<'_> {
+        kernels::NormRef { weight: &self.weight, bias: self.bias.as_ref() }
     }
 }
 
@@ -49,7 +49,7 @@ impl Block {
         self.qkv.iter_mut().chain([&mut self.attn_out]).chain(&mut self.up).chain([&mut self.down])
     }
 
-    /// Maps `[batch, time, d]` to the same shape, or to `[n, d]` for the `n` rows in `wanted`. Gradients of frozen
+    /// Maps `[batch, time, d]` to the same shape, or to `[n, d]` for the `n` rows in `output_rows`. Gradients of frozen
     /// weights are never computed.
     fn forward(
         &self,
@@ -58,11 +58,11 @@ impl Block {
         precision: Precision,
         rotary: Option<&Arc<Rotary>>,
         drop: &mut Option<&mut Dropout>,
-        wanted: Option<&[u32]>,
+        output_rows: Option<&[u32]>,
     ) -> Result<Tensor> {
         let (batch, time, d) = x.dims3()?;
         let rows = batch * time;
-        let kept = wanted.map_or(rows, <[u32]>::len);
+        let kept = output_rows.map_or(rows, <[u32]>::len);
         let mask = |l: &Linear, n, drop: &mut Option<&mut Dropout>| l.mask(n, drop.as_deref_mut());
         let qkv = self.qkv.iter().map(|l| mask(l, rows, drop)).collect::<Result<Vec<_>>>()?;
         let attn_out = mask(&self.attn_out, kept, drop)?;
@@ -70,7 +70,7 @@ impl Block {
         let up = self.up.iter().map(|l| mask(l, kept, drop)).collect::<Result<Vec<_>>>()?;
         let down = mask(&self.down, kept, drop)?;
         let mlp_branch = branch_mask(kept * d, drop);
-        let block = kernels::Block {
+        let block = kernels::BlockArgs {
             norm_1: self.norm_1.kernel(),
             qkv: self.qkv.iter().zip(&qkv).map(|(l, m)| l.projection(m.as_ref())).collect(),
             attn_out: self.attn_out.projection(attn_out.as_ref()),
@@ -79,13 +79,13 @@ impl Block {
             down: self.down.projection(down.as_ref()),
             activation: spec.activation,
             precision,
-            attn_mask: attn_branch.as_ref(),
-            mlp_mask: mlp_branch.as_ref(),
+            attn_dropout: attn_branch.as_ref(),
+            mlp_dropout: mlp_branch.as_ref(),
             rotary: rotary.cloned(),
             eps: spec.eps,
             heads: spec.heads,
             time,
-            wanted,
+            output_rows,
         };
         Ok(kernels::transformer_block(x, &block)?)
     }
@@ -160,7 +160,7 @@ impl Builder<'_, '_> {
 
     /// Linear maps of the same input: one for each name and width, or one map of all widths together if there is one
     /// name.
-    fn fan(&mut self, block: &str, names: &[&str], d_in: usize, widths: &[usize], bias: bool) -> Result<Vec<Linear>> {
+    fn linear_group(&mut self, block: &str, names: &[&str], d_in: usize, widths: &[usize], bias: bool) -> Result<Vec<Linear>> {
         let joint = [widths.iter().sum::<usize>()];
         let widths = if names.len() == 1 { &joint } else { widths };
         names
@@ -179,10 +179,10 @@ impl Builder<'_, '_> {
         let ups = vec![inner; spec.activation.input_width(inner) / inner];
         Ok(Block {
             norm_1: self.norm(&format!("{at}{}", names.norm_1))?,
-            qkv: self.fan(&at, names.qkv, d, &spec.qkv_widths(), spec.attn_bias)?,
+            qkv: self.linear_group(&at, names.qkv, d, &spec.qkv_widths(), spec.attn_bias)?,
             attn_out: self.linear(format!("{at}{}", names.attn_out), attended, d, spec.attn_bias)?,
             norm_2: names.norm_2.map(|name| self.norm(&format!("{at}{name}"))).transpose()?,
-            up: self.fan(&at, names.up, d, &ups, spec.mlp_bias)?,
+            up: self.linear_group(&at, names.up, d, &ups, spec.mlp_bias)?,
             down: self.linear(format!("{at}{}", names.down), inner, d, spec.mlp_bias)?,
         })
     }
@@ -375,8 +375,8 @@ impl Transformer {
     }
 
     /// The hidden states after the last norm: `[batch, time, d]`, or `[n, d]` for the rows of `[batch * time]` in
-    /// `wanted`, which ascend.
-    pub fn hidden(&self, batch: &Batch, wanted: Option<&[u32]>, mut drop: Option<&mut Dropout>) -> Result<Tensor> {
+    /// `output_rows`, which ascend.
+    pub fn hidden(&self, batch: &Batch, output_rows: Option<&[u32]>, mut drop: Option<&mut Dropout>) -> Result<Tensor> {
         let spec = &self.spec;
         let time = batch.time();
         if time > spec.window {
@@ -396,8 +396,8 @@ impl Transformer {
         let rotary = self.rotary(time).map(Arc::new);
         for (i, block) in self.blocks.iter().enumerate() {
             // Only the last block may skip rows: every earlier one feeds the attention of the next.
-            let wanted = wanted.filter(|_| i + 1 == self.blocks.len());
-            x = block.forward(&x, spec, self.precision, rotary.as_ref(), &mut drop, wanted)?;
+            let output_rows = output_rows.filter(|_| i + 1 == self.blocks.len());
+            x = block.forward(&x, spec, self.precision, rotary.as_ref(), &mut drop, output_rows)?;
         }
         Ok(kernels::norm(&x, &self.norm.kernel(), spec.eps)?)
     }
@@ -432,7 +432,7 @@ impl<'a> Listing<'a> {
 }
 
 /// The dropout mask of the embeddings or of a residual branch, if model dropout is on.
-fn branch_mask(elements: usize, drop: &mut Option<&mut Dropout>) -> Option<kernels::Mask> {
+fn branch_mask(elements: usize, drop: &mut Option<&mut Dropout>) -> Option<kernels::DropoutMask> {
     let drop = drop.as_mut().filter(|drop| drop.model > 0.0)?;
     Some(random::dropout_mask(elements, drop.model, &mut drop.rng))
 }

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use half::f16;
-use safetensors::{Dtype, SafeTensorError, View};
+use safetensors::{Dtype, SafeTensorError, CpuSlice};
 
 use crate::files::{self, Checkpoint, Gguf};
-use crate::kernels::glue;
+use crate::kernels::candle_interop;
 use crate::spec::OUTPUT;
 use crate::transformer::{Named, Transformer};
 use crate::{Error, ModelConfig, Result};
@@ -90,7 +90,7 @@ fn check_tied(model: &Transformer, file: &Checkpoint, path: &Path) -> Result<()>
         return Ok(());
     }
     let theirs = file.get(&head, &[model.spec.vocab, model.spec.d])?;
-    if glue::View::of(&theirs)?[..] != glue::View::of(&model.embedding)?[..] {
+    if candle_interop::CpuSlice::new(&theirs)?[..] != candle_interop::CpuSlice::new(&model.embedding)?[..] {
         let what = format!(
             "ties the output layer to the embedding, but has another `{head}`; if that is the one to use, set tie_word_embeddings to false"
         );
@@ -154,7 +154,7 @@ impl Lazy {
     }
 }
 
-impl View for Lazy {
+impl CpuSlice for Lazy {
     fn dtype(&self) -> Dtype {
         match self.dtype {
             WeightType::F32 => Dtype::F32,

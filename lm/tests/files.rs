@@ -28,7 +28,7 @@ fn bytes(folder: &Path, file: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_model_survives_its_folder_byte_for_byte() {
+fn a_model_folder_round_trips_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
     for config in families() {
@@ -52,7 +52,7 @@ fn a_model_survives_its_folder_byte_for_byte() {
 }
 
 #[test]
-fn the_folder_is_hugging_faces() {
+fn a_model_folder_has_hugging_faces_layout() {
     let folder = tempfile::tempdir().unwrap();
     model(tiny_config(), 2).save(folder.path(), WeightType::F32).unwrap();
     let config: serde_json::Value = serde_json::from_slice(&bytes(folder.path(), "config.json")).unwrap();
@@ -88,7 +88,7 @@ fn the_folder_is_hugging_faces() {
 }
 
 #[test]
-fn a_small_model_may_carry_the_eos_of_a_large_vocabulary() {
+fn an_eos_id_beyond_the_vocabulary_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = tiny_config();
     config.eos_token_id = vec![50_256];
@@ -206,7 +206,7 @@ fn with_more(lm: &CausalLm, folder: &Path, more: &[&str]) {
 }
 
 #[test]
-fn a_tensor_that_the_config_does_not_announce_is_refused_by_name() {
+fn an_unexpected_tensor_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     for (family, name) in [
         (0, "transformer.h.2.ln_1.weight"),
@@ -238,7 +238,7 @@ fn a_tensor_that_the_config_does_not_announce_is_refused_by_name() {
 }
 
 #[test]
-fn the_ends_of_a_text_come_from_both_configs() {
+fn eos_ids_come_from_config_and_generation_config() {
     let folder = tempfile::tempdir().unwrap();
     for config in families() {
         model(config, 2).save(folder.path(), WeightType::F32).unwrap();
@@ -291,7 +291,7 @@ fn a_tied_model_with_another_output_layer_in_its_file_is_refused() {
 }
 
 #[test]
-fn settings_that_are_no_small_file_are_refused_before_they_are_read() {
+fn oversized_and_irregular_config_files_are_refused_before_reading() {
     let folder = tempfile::tempdir().unwrap();
     let base = model(tiny_config(), 4).frozen();
     adapted(&base).save_adapter(folder.path(), "x").unwrap();
@@ -315,7 +315,7 @@ fn settings_that_are_no_small_file_are_refused_before_they_are_read() {
 }
 
 #[test]
-fn weights_that_are_not_finite_are_neither_written_nor_read() {
+fn non_finite_weights_are_neither_written_nor_read() {
     let folder = tempfile::tempdir().unwrap();
     let lm = model(tiny_config(), 5);
     let v = lm.variables().remove(0);
@@ -351,7 +351,7 @@ fn merged_equals_adapter_on_and_base_equals_adapter_off() {
 }
 
 #[test]
-fn training_an_adapter_or_a_copy_leaves_the_base_alone() {
+fn training_an_adapter_or_a_copy_leaves_the_base_unchanged() {
     let base = model(tiny_config(), 9).frozen();
     let before = hidden(&base);
     adapted(&base);
@@ -360,7 +360,7 @@ fn training_an_adapter_or_a_copy_leaves_the_base_alone() {
 }
 
 #[test]
-fn an_adapter_survives_its_peft_folder_byte_for_byte() {
+fn an_adapter_folder_round_trips_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
     let base = model(tiny_config(), 11).frozen();
@@ -469,7 +469,7 @@ fn an_adapter_of_another_base_is_refused() {
 }
 
 #[test]
-fn what_an_adapters_config_has_set_is_harmless_or_refused() {
+fn adapter_settings_are_harmless_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let base = model(tiny_config(), 12).frozen();
     adapted(&base).save_adapter(folder.path(), "x").unwrap();
@@ -507,7 +507,7 @@ fn what_an_adapters_config_has_set_is_harmless_or_refused() {
 }
 
 #[test]
-fn a_head_survives_its_file() {
+fn a_scalar_head_file_round_trips() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("head.safetensors");
     let head = ScalarHead::init(12, 0.3, &mut rng(16)).unwrap();

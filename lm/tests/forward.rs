@@ -6,7 +6,7 @@ use common::*;
 use lm::{Batch, Gpt2Config, Pool, RewardModel, ScalarHead, Sequence, StatOptions};
 
 #[test]
-fn the_forward_pass_is_gpt2s() {
+fn the_forward_pass_agrees_with_a_plain_gpt2() {
     let lm = model(tiny_config(), 1);
     let reference = Reference::of(&lm);
     let rows = sequences();
@@ -57,7 +57,7 @@ fn token_stats_are_those_of_the_masked_distribution() {
 }
 
 #[test]
-fn the_loss_weighs_prompts_as_asked() {
+fn the_loss_weighs_prompt_tokens_by_prompt_weight() {
     let lm = model(tiny_config(), 4);
     let reference = Reference::of(&lm);
     let rows = sequences();
@@ -88,7 +88,7 @@ fn the_loss_weighs_prompts_as_asked() {
 }
 
 #[test]
-fn rewards_are_read_where_the_pool_says() {
+fn scores_follow_the_pooling() {
     let lm = model(tiny_config(), 5);
     let reference = Reference::of(&lm);
     let head = ScalarHead::init(12, 0.5, &mut rng(6)).unwrap();

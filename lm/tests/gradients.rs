@@ -92,7 +92,7 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
 
 /// The last layer skips rows that are not requested, and nothing else.
 #[test]
-fn states_asked_for_alone_are_those_among_all_and_so_are_their_gradients() {
+fn selected_hidden_states_and_their_gradients_equal_those_of_the_full_pass() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     let of_row = |(i, (&prompt, &len)): (usize, (&usize, &usize))| (prompt - 1..len - 1).map(move |t| (i, t));
@@ -116,7 +116,7 @@ fn states_asked_for_alone_are_those_among_all_and_so_are_their_gradients() {
 }
 
 #[test]
-fn of_no_response_nothing_is_predicted_and_nothing_learnt() {
+fn empty_responses_give_no_states_and_zero_gradients() {
     let sequence = Sequence::new([3, 1, 4], []);
     let batch = Batch::new(&[&sequence, &sequence]).unwrap();
     for config in families() {
@@ -162,7 +162,7 @@ fn set(v: &Variable, values: &[f32]) {
 }
 
 #[test]
-fn a_score_depends_on_all_variables_of_a_reward_model_and_on_no_output_layer() {
+fn scores_depend_on_all_reward_model_variables_and_no_lm_head() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     for config in families() {
@@ -234,7 +234,7 @@ fn gradients_of_an_adapter_match_finite_differences() {
 }
 
 #[test]
-fn dropout_is_seeded_and_off_unless_asked_for() {
+fn dropout_is_seeded_and_off_by_default() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     let lm = adapted(12);

@@ -251,7 +251,7 @@ fn draws_of_different_rows_differ_and_equal_rows_agree() {
 }
 
 #[test]
-fn senseless_requests_are_refused() {
+fn invalid_requests_are_refused() {
     let lm = model(tiny_config(), 10);
     let error = |prompt: &[u32], rows: &[u64], o: SampleOptions| {
         sample(&lm, &[prompt], &o, &Draws([0; 32]), rows).unwrap_err().to_string()
@@ -270,7 +270,7 @@ fn senseless_requests_are_refused() {
 }
 
 #[test]
-fn weights_that_blew_up_are_told_and_not_sampled_from() {
+fn non_finite_weights_are_reported_instead_of_sampled() {
     let lm = model(tiny_config(), 11);
     shake(&lm.variables(), f64::INFINITY, 12);
     let error = sample(&lm, &[&[1, 2]], &options(), &Draws([0; 32]), &[u64::MAX]).unwrap_err();

@@ -30,7 +30,7 @@ fn trained() -> Tokenizer {
 }
 
 #[test]
-fn training_gives_the_vocabulary_asked_for_and_the_same_bytes_every_time() {
+fn training_is_deterministic_and_gives_the_requested_vocabulary_size() {
     let tokenizer = trained();
     assert_eq!(tokenizer.vocab_size(), 320);
     assert_eq!(tokenizer.eos(), &Eos::from(0));
@@ -42,7 +42,7 @@ fn training_gives_the_vocabulary_asked_for_and_the_same_bytes_every_time() {
 }
 
 #[test]
-fn a_tokenizer_survives_its_file_byte_for_byte() {
+fn a_tokenizer_file_round_trips_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a.json"), folder.path().join("b.json"));
     let tokenizer = trained();
@@ -58,7 +58,7 @@ fn a_tokenizer_survives_its_file_byte_for_byte() {
 }
 
 #[test]
-fn the_end_of_text_written_out_is_text() {
+fn a_spelled_out_eos_is_encoded_as_text() {
     let tokenizer = trained();
     let ids = tokenizer.encode(&format!("a{EOS}b"));
     assert!(!ids.contains(&tokenizer.eos().first()), "a post cannot end its own prompt");
@@ -67,7 +67,7 @@ fn the_end_of_text_written_out_is_text() {
 }
 
 #[test]
-fn ids_above_a_models_vocabulary_are_told() {
+fn ids_above_a_models_vocabulary_are_reported() {
     let tokenizer = trained();
     let mut config = tiny_config();
     config.vocab_size = 319;
@@ -106,7 +106,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn any_text_comes_back(text in "\\PC{0,60}|[ \\n\\t]{0,9}|.{0,60}") {
+    fn any_text_round_trips(text in "\\PC{0,60}|[ \\n\\t]{0,9}|.{0,60}") {
         thread_local!(static TOKENIZER: Tokenizer = trained());
         TOKENIZER.with(|t| {
             let ids = t.encode(&text);
@@ -143,7 +143,7 @@ fn with_byte_fallback() -> serde_json::Value {
 }
 
 #[test]
-fn a_tokenizer_that_falls_back_to_bytes_gives_any_text_back() {
+fn a_byte_fallback_tokenizer_round_trips_any_text() {
     let mut json = with_byte_fallback();
     let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
     assert_eq!(tokenizer.eos(), &Eos::from(2));
@@ -158,7 +158,7 @@ fn a_tokenizer_that_falls_back_to_bytes_gives_any_text_back() {
 }
 
 #[test]
-fn steps_at_which_the_crate_would_panic_are_refused() {
+fn steps_that_would_panic_in_the_tokenizers_crate_are_refused() {
     let json = trained().to_json().unwrap();
     let with = |key: &str, step: &str| {
         let mut file: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&json).unwrap();
@@ -183,7 +183,7 @@ fn steps_at_which_the_crate_would_panic_are_refused() {
 }
 
 #[test]
-fn steps_that_make_a_text_far_longer_are_refused_and_long_texts_too() {
+fn steps_that_expand_a_text_too_much_and_long_texts_are_refused() {
     let json = trained().to_json().unwrap();
     let with = |key: &str, step: serde_json::Value| {
         let mut file: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -232,7 +232,7 @@ fn load(json: &serde_json::Value, config: &ModelConfig) -> lm::Result<Tokenizer>
 }
 
 #[test]
-fn a_models_config_names_its_eos_before_any_name_does() {
+fn the_models_config_has_precedence_over_eos_token_names() {
     let json = with_byte_fallback();
     let of = |eos: serde_json::Value| load(&json, &config(eos)).map(|t| t.eos().ids().to_vec());
     assert_eq!(of(1.into()).unwrap(), [1]);
@@ -252,7 +252,7 @@ fn a_models_config_names_its_eos_before_any_name_does() {
 }
 
 #[test]
-fn each_name_of_an_end_of_text_is_found_if_it_is_a_special_token() {
+fn each_known_eos_name_is_found_if_it_is_a_special_token() {
     for name in ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>"] {
         let json = with_byte_fallback().to_string().replace("</s>", name);
         assert_eq!(Tokenizer::from_bytes(json.as_bytes()).unwrap().eos(), &Eos::from(2), "{name}");
@@ -269,7 +269,7 @@ fn each_name_of_an_end_of_text_is_found_if_it_is_a_special_token() {
 }
 
 #[test]
-fn a_tokenizer_that_draws_its_ids_is_refused() {
+fn a_tokenizer_with_dropout_is_refused() {
     for mut json in [with_byte_fallback(), serde_json::from_str(&trained().to_json().unwrap()).unwrap()] {
         let mut with = |dropout: serde_json::Value| {
             json["model"]["dropout"] = dropout;
@@ -298,7 +298,7 @@ fn processed(pieces: &[&str]) -> serde_json::Value {
 }
 
 #[test]
-fn what_a_post_processor_puts_before_a_text_is_there_and_eos_is_not() {
+fn bos_of_the_post_processor_is_added_and_eos_is_not() {
     let read = |pieces: &[&str]| Tokenizer::from_bytes(processed(pieces).to_string().as_bytes());
     for (pieces, begin) in
         [(&["A"][..], vec![]), (&["<s>", "A"], vec![1]), (&["<s>", "<unk>", "A", "</s>"], vec![1, 0])]
@@ -326,7 +326,7 @@ fn what_a_post_processor_puts_before_a_text_is_there_and_eos_is_not() {
 }
 
 #[test]
-fn a_border_that_no_token_of_the_whole_has_stays_one() {
+fn no_token_spans_prompt_and_continuation() {
     let mut json = with_byte_fallback();
     json["normalizer"]["normalizers"]
         .as_array_mut()

@@ -89,7 +89,7 @@ impl GptJConfig {
             inner: self.n_inner.unwrap_or_else(|| self.n_embd.saturating_mul(4)),
             eps: self.layer_norm_epsilon,
             activation: Activation::GeluTanh,
-            positions: Positions::Rotary { pairing: Pairing::Neighbours, frequencies: frequencies(THETA, dim)? },
+            positions: Positions::Rotary { pairing: Pairing::Interleaved, frequencies: frequencies(THETA, dim)? },
             attn_bias: false,
             mlp_bias: true,
             output: OutputLayer::Own { bias: true },

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_says_twice_is_read_as_transformers_reads_it() {
+    fn duplicate_settings_are_resolved_as_in_transformers() {
         let linear = serde_json::json!({ "type": "linear", "rope_type": "linear", "factor": 2.0 });
         let plain = serde_json::json!({ "rope_type": "default", "rope_theta": 100.0 });
         let both = rope(serde_json::json!({ "rope_theta": 1.0, "rope_parameters": plain.clone() }));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn frequencies_are_those_of_pytorch_to_the_bit() {
+    fn frequencies_equal_pytorchs_bit_for_bit() {
         // 1 / 500000 ** (torch.arange(0, 14, 2).float() / 14)
         let theirs = [0x3f800000, 0x3e1d183a, 0x3cc0cd72, 0x3b6ca07f, 0x3a1134d0, 0x38b23646, 0x375ab850];
         assert_eq!(frequencies(500_000.0, 14), Ok(theirs.map(f32::from_bits).to_vec()));
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn llama3_keeps_short_waves_and_stretches_long_ones() {
+    fn llama3_keeps_short_wavelengths_and_stretches_long_ones() {
         let scaled = |f| llama3(f, 8.0, 1.0, 4.0, 8192.0);
         assert_eq!(scaled(1.0), 1.0);
         assert_eq!(scaled(1e-5), 1e-5 / 8.0);

@@ -7,37 +7,39 @@ use std::collections::HashMap;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId, bail};
 
-use super::buffer::{CHUNK, for_chunks};
-use super::glue::gradient;
+use super::buffer::{CHUNK, for_each_chunk};
+use super::candle_interop::grad_tensor;
 use super::simd::add_assign;
 use crate::threads::in_pool;
 
+/// The gradients summed so far.
 #[derive(Default)]
-struct Sink {
-    place: HashMap<TensorId, usize>,
+struct GradAccumulator {
+    /// Index in `sums` of each variable.
+    index: HashMap<TensorId, usize>,
     sums: Vec<(Tensor, Vec<f32>)>,
 }
 
 thread_local! {
-    /// The sink of this thread's backward pass. While that pass waits for the pool, this thread may run another one
-    /// from beginning to end, so code that works on the sink takes it out meanwhile.
-    static SINK: Cell<Option<Sink>> = const { Cell::new(None) };
+    /// The accumulator of this thread's backward pass. While that pass waits for the pool, this thread may run another
+    /// one from beginning to end, so code that works on the accumulator takes it out meanwhile.
+    static ACCUMULATOR: Cell<Option<GradAccumulator>> = const { Cell::new(None) };
 }
 
 /// The gradients of `loss` with respect to every variable: [`Tensor::backward`], faster, and required for
 /// [`super::transformer_block`].
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
-    in_pool(|| into_sink(loss))
+    in_pool(|| backward_with_accumulator(loss))
 }
 
 /// [`backward`] on this thread, possibly within another backward pass.
-fn into_sink(loss: &Tensor) -> Result<GradStore> {
-    let before = SINK.replace(Some(Sink::default()));
+fn backward_with_accumulator(loss: &Tensor) -> Result<GradStore> {
+    let before = ACCUMULATOR.replace(Some(GradAccumulator::default()));
     let grads = loss.backward();
-    let sink = SINK.replace(before).unwrap_or_default();
+    let accumulator = ACCUMULATOR.replace(before).unwrap_or_default();
     let mut grads = grads?;
-    for (variable, sum) in sink.sums {
-        let sum = gradient(sum, &variable)?;
+    for (variable, sum) in accumulator.sums {
+        let sum = grad_tensor(sum, &variable)?;
         let sum = match grads.remove(&variable) {
             Some(other) => (sum + other)?,
             None => sum,
@@ -47,30 +49,30 @@ fn into_sink(loss: &Tensor) -> Result<GradStore> {
     Ok(grads)
 }
 
-/// Adds a variable's gradient to the sink if there is one; otherwise returns it as a tensor for candle.
-pub fn deliver(to: &Tensor, grad: Vec<f32>) -> Result<Option<Tensor>> {
-    let sink = if to.is_variable() { SINK.take() } else { None };
-    let Some(mut sink) = sink else { return gradient(grad, to).map(Some) };
-    sink.add(to, grad);
-    SINK.set(Some(sink));
+/// Adds a variable's gradient to the accumulator if there is one; otherwise returns it as a tensor for candle.
+pub fn accumulate_or_return(to: &Tensor, grad: Vec<f32>) -> Result<Option<Tensor>> {
+    let accumulator = if to.is_variable() { ACCUMULATOR.take() } else { None };
+    let Some(mut accumulator) = accumulator else { return grad_tensor(grad, to).map(Some) };
+    accumulator.add(to, grad);
+    ACCUMULATOR.set(Some(accumulator));
     Ok(None)
 }
 
-/// [`deliver`] for a gradient that the kernel cannot return to candle.
-pub fn deliver_aside(to: &Tensor, grad: Vec<f32>) -> Result<()> {
-    match deliver(to, grad)? {
+/// [`accumulate_or_return`] for a gradient that the kernel cannot return to candle. Errors: there is no accumulator.
+pub fn accumulate(to: &Tensor, grad: Vec<f32>) -> Result<()> {
+    match accumulate_or_return(to, grad)? {
         None => Ok(()),
         Some(_) => bail!("a transformer block's backward pass needs lm::backward(&loss) instead of loss.backward()"),
     }
 }
 
-impl Sink {
+impl GradAccumulator {
     fn add(&mut self, to: &Tensor, grad: Vec<f32>) {
-        let place = *self.place.entry(to.id()).or_insert(self.sums.len());
-        match self.sums.get_mut(place) {
+        let index = *self.index.entry(to.id()).or_insert(self.sums.len());
+        match self.sums.get_mut(index) {
             None => self.sums.push((to.clone(), grad)),
             Some((_, sum)) => {
-                for_chunks(sum, CHUNK, |start, part| add_assign(part, &grad[start..start + part.len()]));
+                for_each_chunk(sum, CHUNK, |start, part| add_assign(part, &grad[start..start + part.len()]));
             }
         }
     }

@@ -1,119 +1,119 @@
-//! Linear maps of one input with their outputs side by side: queries, keys and values, or a gate and a value, whether a
-//! model has one weight for them or several.
+//! Linear layers of one input with their outputs side by side: queries, keys and values, or a gate and a value, whether
+//! a model has one weight for them or several.
 
 use candle_core::{Result, Tensor, bail};
 
-use super::Projection;
-use super::gemm::Into;
-use super::projection::{At, Map, Parts, Views, Way};
+use super::gemm::WriteMode;
+use super::linear::{LinearSlices, LinearTensors, OutputColumns, PreparedLinear};
+use super::{Direction, LinearRef};
 use crate::Precision;
 
-/// The tensors of the maps, kept for the backward pass.
-pub struct Fan {
-    parts: Vec<Parts>,
+/// The tensors of the layers, kept for the backward pass.
+pub struct LinearGroup {
+    linears: Vec<LinearTensors>,
     pub d_in: usize,
     pub d_out: usize,
 }
 
-impl Fan {
-    /// Checks the shapes of maps from `d_in` to `d_out` columns in all, applied to `rows` rows.
-    pub fn new(maps: &[Projection], rows: usize, d_in: usize, d_out: usize) -> Result<Self> {
-        let parts: Vec<Parts> = maps.iter().map(|p| Parts::new(p, rows, d_in)).collect::<Result<_>>()?;
-        let widths: Vec<usize> = parts.iter().map(|p| p.d_out).collect();
+impl LinearGroup {
+    /// Checks the shapes of layers from `d_in` to `d_out` columns in all, applied to `rows` rows.
+    pub fn new(linears: &[LinearRef], rows: usize, d_in: usize, d_out: usize) -> Result<Self> {
+        let linears: Vec<LinearTensors> = linears.iter().map(|p| LinearTensors::new(p, rows, d_in)).collect::<Result<_>>()?;
+        let widths: Vec<usize> = linears.iter().map(|p| p.d_out).collect();
         if widths.iter().sum::<usize>() != d_out {
-            bail!("projections of widths {widths:?} side by side; expected {d_out} in all");
+            bail!("linear layers of widths {widths:?} side by side, expected {d_out} in total");
         }
-        Ok(Self { parts, d_in, d_out })
+        Ok(Self { linears, d_in, d_out })
     }
 
     /// The trained tensors.
-    pub fn trained(&self) -> impl Iterator<Item = &Tensor> {
-        self.parts.iter().flat_map(Parts::trained)
+    pub fn trained_tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.linears.iter().flat_map(LinearTensors::trained_tensors)
     }
 
     pub fn trains_weights(&self) -> bool {
-        self.parts.iter().any(Parts::trains_weight)
+        self.linears.iter().any(LinearTensors::trains_weight)
     }
 
     /// Views of the tensors, to be opened once per pass.
-    pub fn views(&self) -> Result<Vec<Views<'_>>> {
-        self.parts.iter().map(Parts::views).collect()
+    pub fn views(&self) -> Result<Vec<LinearSlices<'_>>> {
+        self.linears.iter().map(LinearTensors::views).collect()
     }
 
-    /// Number of elements of the small gradients of all maps.
-    pub fn small(&self) -> usize {
-        self.parts.iter().map(Parts::small).sum()
+    /// Number of elements of the small gradients of all layers.
+    pub fn small_grad_len(&self) -> usize {
+        self.linears.iter().map(LinearTensors::small_grad_len).sum()
     }
 
-    /// Delivers the small gradients, in the layout of [`Maps::small_gradients`].
-    pub fn deliver_small(&self, mut small: &[f32]) -> Result<()> {
-        for part in &self.parts {
-            let (own, rest) = small.split_at(part.small());
-            part.deliver_small(own)?;
-            small = rest;
+    /// Accumulates the small gradients, in the layout of [`PreparedLinearGroup::small_gradients`].
+    pub fn accumulate_small_grads(&self, mut grads: &[f32]) -> Result<()> {
+        for linear in &self.linears {
+            let (own, rest) = grads.split_at(linear.small_grad_len());
+            linear.accumulate_small_grads(own)?;
+            grads = rest;
         }
         Ok(())
     }
 
-    /// Delivers the weights' gradients x' g; `x` and `g` hold the inputs and the output gradients of all rows.
-    pub fn deliver_weights(&self, x: &[f32], g: &[f32], precision: Precision) -> Result<()> {
+    /// Accumulates the weights' gradients x' g; `x` and `g` hold the inputs and the output gradients of all rows.
+    pub fn accumulate_weight_grads(&self, x: &[f32], g: &[f32], precision: Precision) -> Result<()> {
         let mut offset = 0;
-        for part in &self.parts {
-            part.deliver_weight(x, g, At { stride: self.d_out, offset }, precision)?;
-            offset += part.d_out;
+        for linear in &self.linears {
+            linear.accumulate_weight_grad(x, g, OutputColumns { stride: self.d_out, offset }, precision)?;
+            offset += linear.d_out;
         }
         Ok(())
     }
 }
 
-/// The maps prepared for one direction. Methods take the index in the batch of their first row.
-pub struct Maps<'a> {
-    maps: Vec<Map<'a>>,
+/// The layers prepared for one direction. Methods take the index in the batch of their first row.
+pub struct PreparedLinearGroup<'a> {
+    linears: Vec<PreparedLinear<'a>>,
     d_out: usize,
 }
 
-impl<'a> Maps<'a> {
-    pub fn new(views: &'a [Views<'_>], precision: Precision, way: Way) -> Self {
-        let maps: Vec<Map> = views.iter().map(|v| v.map(precision, way)).collect();
-        let d_out = maps.iter().map(Map::d_out).sum();
-        Self { maps, d_out }
+impl<'a> PreparedLinearGroup<'a> {
+    pub fn new(views: &'a [LinearSlices<'_>], precision: Precision, direction: Direction) -> Self {
+        let linears: Vec<PreparedLinear> = views.iter().map(|v| v.prepare(precision, direction)).collect();
+        let d_out = linears.iter().map(PreparedLinear::d_out).sum();
+        Self { linears, d_out }
     }
 
-    /// Each map and the place of its columns.
-    fn placed(&self) -> impl Iterator<Item = (&Map<'a>, At)> {
-        self.maps.iter().scan(0, |next, map| {
+    /// Each layer and the columns of its output.
+    fn with_columns(&self) -> impl Iterator<Item = (&PreparedLinear<'a>, OutputColumns)> {
+        self.linears.iter().scan(0, |next, linear| {
             let offset = *next;
-            *next += map.d_out();
-            Some((map, At { stride: self.d_out, offset }))
+            *next += linear.d_out();
+            Some((linear, OutputColumns { stride: self.d_out, offset }))
         })
     }
 
     /// The outputs for `x` side by side, `[rows, d_out]`.
-    pub fn apply(&self, x: &[f32], rows: usize, first: usize) -> Vec<f32> {
+    pub fn apply(&self, x: &[f32], rows: usize, first_row: usize) -> Vec<f32> {
         let mut y = vec![0.0; rows * self.d_out];
-        self.placed().for_each(|(map, at)| map.forward(&mut y, at, Into::Overwrite, x, first));
+        self.with_columns().for_each(|(linear, columns)| linear.forward(&mut y, columns, WriteMode::Overwrite, x, first_row));
         y
     }
 
     /// Adds the outputs for `x` to `y`.
-    pub fn add_to(&self, y: &mut [f32], x: &[f32], first: usize) {
-        self.placed().for_each(|(map, at)| map.forward(y, at, Into::Add, x, first));
+    pub fn add_to(&self, y: &mut [f32], x: &[f32], first_row: usize) {
+        self.with_columns().for_each(|(linear, columns)| linear.forward(y, columns, WriteMode::Add, x, first_row));
     }
 
     /// Writes the gradient of the input to `dx`, or adds it.
-    pub fn input_gradient(&self, dx: &mut [f32], mut into: Into, g: &[f32], first: usize) {
-        for (map, at) in self.placed() {
-            map.input_gradient(dx, into, g, at, first);
-            into = Into::Add;
+    pub fn input_gradient(&self, dx: &mut [f32], mut mode: WriteMode, g: &[f32], first_row: usize) {
+        for (linear, columns) in self.with_columns() {
+            linear.input_gradient(dx, mode, g, columns, first_row);
+            mode = WriteMode::Add;
         }
     }
 
-    /// Writes the small gradients of each map to `small`, one after the other.
-    pub fn small_gradients(&self, mut small: &mut [f32], x: &[f32], g: &[f32], first: usize) {
-        for (map, at) in self.placed() {
-            let (own, rest) = small.split_at_mut(map.small());
-            map.small_gradients(own, x, g, at, first);
-            small = rest;
+    /// Writes the small gradients of each layer to `grads`, one after the other.
+    pub fn small_gradients(&self, mut grads: &mut [f32], x: &[f32], g: &[f32], first_row: usize) {
+        for (linear, columns) in self.with_columns() {
+            let (own, rest) = grads.split_at_mut(linear.small_grad_len());
+            linear.small_gradients(own, x, g, columns, first_row);
+            grads = rest;
         }
     }
 }

@@ -5,101 +5,101 @@ use std::borrow::Cow;
 use candle_core::{Result, bail};
 
 /// A subset of the `rows` rows of a batch, or all of them.
-pub struct Wanted {
+pub struct RowSubset {
     rows: usize,
     /// Ascending.
-    some: Option<Vec<u32>>,
+    indices: Option<Vec<u32>>,
 }
 
-impl Wanted {
+impl RowSubset {
     /// Errors: rows that do not ascend, or that do not exist.
-    pub fn new(rows: usize, some: Option<&[u32]>) -> Result<Self> {
-        if let Some(&[a, b]) = some.and_then(|some| some.array_windows().find(|[a, b]| a >= b)) {
-            bail!("a block is asked for rows that ascend; got row {b} after row {a}");
+    pub fn new(rows: usize, indices: Option<&[u32]>) -> Result<Self> {
+        if let Some(&[a, b]) = indices.and_then(|indices| indices.array_windows().find(|[a, b]| a >= b)) {
+            bail!("output rows must be in ascending order, got row {b} after row {a}");
         }
-        if let Some(&last) = some.and_then(<[u32]>::last)
+        if let Some(&last) = indices.and_then(<[u32]>::last)
             && last as usize >= rows
         {
-            bail!("a block is asked for row {last} of {rows}");
+            bail!("output row {last} does not exist: the batch has {rows} rows");
         }
-        Ok(Self { rows, some: some.map(<[u32]>::to_vec) })
+        Ok(Self { rows, indices: indices.map(<[u32]>::to_vec) })
     }
 
-    /// The number of wanted rows.
+    /// The number of selected rows.
     pub fn len(&self) -> usize {
-        self.some.as_ref().map_or(self.rows, Vec::len)
+        self.indices.as_ref().map_or(self.rows, Vec::len)
     }
 
     /// Whether it is a subset rather than all rows.
     pub fn is_partial(&self) -> bool {
-        self.some.is_some()
+        self.indices.is_some()
     }
 
-    /// The wanted rows of each chunk of `chunk` rows.
-    pub fn parts(&self, chunk: usize) -> Vec<Part<'_>> {
-        let starts = (0..self.rows).step_by(chunk);
-        let part = |first: usize| {
-            let end = (first + chunk).min(self.rows);
-            let Some(all) = &self.some else { return Part { first, rows: end - first, before: first, some: None } };
-            let [from, to] = [first, end].map(|row| all.partition_point(|&wanted| (wanted as usize) < row));
-            Part { first, rows: end - first, before: from, some: Some(&all[from..to]) }
+    /// The selected rows of each chunk of `chunk_rows` rows.
+    pub fn chunks(&self, chunk_rows: usize) -> Vec<ChunkRows<'_>> {
+        let starts = (0..self.rows).step_by(chunk_rows);
+        let chunk = |first_row: usize| {
+            let end = (first_row + chunk_rows).min(self.rows);
+            let Some(all) = &self.indices else { return ChunkRows { first_row, rows: end - first_row, selected_before: first_row, indices: None } };
+            let [start, stop] = [first_row, end].map(|row| all.partition_point(|&selected| (selected as usize) < row));
+            ChunkRows { first_row, rows: end - first_row, selected_before: start, indices: Some(&all[start..stop]) }
         };
-        starts.map(part).collect()
+        starts.map(chunk).collect()
     }
 }
 
-/// The wanted rows of one chunk.
+/// The selected rows of one chunk.
 #[derive(Clone, Copy)]
-pub struct Part<'a> {
+pub struct ChunkRows<'a> {
     /// Index in the batch of the chunk's first row.
-    pub first: usize,
-    /// Rows of the chunk, wanted or not.
+    pub first_row: usize,
+    /// Rows of the chunk, selected or not.
     pub rows: usize,
-    /// Wanted rows before this chunk.
-    pub before: usize,
+    /// Selected rows before this chunk.
+    pub selected_before: usize,
     /// Indices in the batch; None: all.
-    some: Option<&'a [u32]>,
+    indices: Option<&'a [u32]>,
 }
 
-impl Part<'_> {
-    /// The number of wanted rows.
+impl ChunkRows<'_> {
+    /// The number of selected rows.
     pub fn len(self) -> usize {
-        self.some.map_or(self.rows, <[u32]>::len)
+        self.indices.map_or(self.rows, <[u32]>::len)
     }
 
-    /// The index within the sequence of its first wanted row; `time` if there is none.
-    pub fn first_of(self, sequence: usize, time: usize) -> usize {
-        let Some(some) = self.some else { return 0 };
-        let start = self.first + sequence * time;
-        let wanted = some.get(some.partition_point(|&row| (row as usize) < start));
-        wanted.map_or(time, |&row| (row as usize - start).min(time))
+    /// The index within the sequence of its first selected row; `time` if there is none.
+    pub fn first_in_sequence(self, sequence: usize, time: usize) -> usize {
+        let Some(indices) = self.indices else { return 0 };
+        let start = self.first_row + sequence * time;
+        let selected = indices.get(indices.partition_point(|&row| (row as usize) < start));
+        selected.map_or(time, |&row| (row as usize - start).min(time))
     }
 
-    /// The wanted rows of `x [rows, width]`.
-    pub fn pick<'x>(self, x: &'x [f32], width: usize) -> Cow<'x, [f32]> {
-        if self.some.is_none() {
+    /// The selected rows of `x [rows, width]`.
+    pub fn gather<'x>(self, x: &'x [f32], width: usize) -> Cow<'x, [f32]> {
+        if self.indices.is_none() {
             return Cow::Borrowed(x);
         }
-        let mut picked = vec![0.0; self.len() * width];
-        self.pick_into(&mut picked, x, width);
-        Cow::Owned(picked)
+        let mut gathered = vec![0.0; self.len() * width];
+        self.gather_into(&mut gathered, x, width);
+        Cow::Owned(gathered)
     }
 
-    /// [`Part::pick`] into `to [len, width]`.
-    pub fn pick_into(self, to: &mut [f32], x: &[f32], width: usize) {
-        let Some(some) = self.some else { return to.copy_from_slice(x) };
-        for (to, &row) in to.chunks_exact_mut(width).zip(some) {
-            to.copy_from_slice(&x[(row as usize - self.first) * width..][..width]);
+    /// [`ChunkRows::gather`] into `to [len, width]`.
+    pub fn gather_into(self, to: &mut [f32], x: &[f32], width: usize) {
+        let Some(indices) = self.indices else { return to.copy_from_slice(x) };
+        for (to, &row) in to.chunks_exact_mut(width).zip(indices) {
+            to.copy_from_slice(&x[(row as usize - self.first_row) * width..][..width]);
         }
     }
 
-    /// Moves the first `len` rows of `x [rows, width]` to the indices of the wanted rows; the others become zero.
-    pub fn spread(self, x: &mut [f32], width: usize) {
-        let Some(some) = self.some else { return };
+    /// Moves the first `len` rows of `x [rows, width]` to the indices of the selected rows; the others become zero.
+    pub fn scatter(self, x: &mut [f32], width: usize) {
+        let Some(indices) = self.indices else { return };
         // From the last row on: no row moves towards the front.
         let mut end = x.len();
-        for (i, &row) in some.iter().enumerate().rev() {
-            let place = (row as usize - self.first) * width;
+        for (i, &row) in indices.iter().enumerate().rev() {
+            let place = (row as usize - self.first_row) * width;
             x.copy_within(i * width..(i + 1) * width, place);
             x[place + width..end].fill(0.0);
             end = place;
@@ -116,46 +116,46 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rows_are_picked_and_put_back(wanted in prop::collection::vec(any::<bool>(), 1..60), chunk in 1..70usize, width in 1..4usize) {
-            let rows = wanted.len();
-            let some: Vec<u32> = (0..rows as u32).filter(|&i| wanted[i as usize]).collect();
+        fn scatter_restores_the_rows_that_gather_selected(selected in prop::collection::vec(any::<bool>(), 1..60), chunk_rows in 1..70usize, width in 1..4usize) {
+            let rows = selected.len();
+            let indices: Vec<u32> = (0..rows as u32).filter(|&i| selected[i as usize]).collect();
             let x: Vec<f32> = (1..=rows * width).map(|i| i as f32).collect();
-            let all = Wanted::new(rows, Some(&some)).unwrap();
-            prop_assert_eq!(all.len(), some.len());
+            let all = RowSubset::new(rows, Some(&indices)).unwrap();
+            prop_assert_eq!(all.len(), indices.len());
             let (mut count, mut end) = (0, 0);
-            for part in all.parts(chunk) {
-                prop_assert_eq!((part.first, part.before), (end, count));
-                let of_part = &x[part.first * width..][..part.rows * width];
-                let picked = part.pick(of_part, width);
-                prop_assert_eq!(picked.len(), part.len() * width);
-                let mut spread = vec![-1.0; of_part.len()];
-                spread[..picked.len()].copy_from_slice(&picked);
-                part.spread(&mut spread, width);
-                for (i, (&back, &x)) in spread.iter().zip(of_part).enumerate() {
-                    prop_assert_eq!(back, if wanted[part.first + i / width] { x } else { 0.0 });
+            for chunk in all.chunks(chunk_rows) {
+                prop_assert_eq!((chunk.first_row, chunk.selected_before), (end, count));
+                let chunk_x = &x[chunk.first_row * width..][..chunk.rows * width];
+                let gathered = chunk.gather(chunk_x, width);
+                prop_assert_eq!(gathered.len(), chunk.len() * width);
+                let mut scattered = vec![-1.0; chunk_x.len()];
+                scattered[..gathered.len()].copy_from_slice(&gathered);
+                chunk.scatter(&mut scattered, width);
+                for (i, (&back, &x)) in scattered.iter().zip(chunk_x).enumerate() {
+                    prop_assert_eq!(back, if selected[chunk.first_row + i / width] { x } else { 0.0 });
                 }
-                let first = (0..part.rows).find(|&i| wanted[part.first + i]).unwrap_or(part.rows);
-                prop_assert_eq!(part.first_of(0, part.rows), first);
-                count += part.len();
-                end += part.rows;
+                let first_row = (0..chunk.rows).find(|&i| selected[chunk.first_row + i]).unwrap_or(chunk.rows);
+                prop_assert_eq!(chunk.first_in_sequence(0, chunk.rows), first_row);
+                count += chunk.len();
+                end += chunk.rows;
             }
-            prop_assert_eq!((count, end), (some.len(), rows));
+            prop_assert_eq!((count, end), (indices.len(), rows));
         }
     }
 
     #[test]
-    fn of_all_rows_nothing_is_copied() {
-        let all = Wanted::new(5, None).unwrap();
+    fn selecting_all_rows_copies_nothing() {
+        let all = RowSubset::new(5, None).unwrap();
         let x = [1.0; 4];
-        let part = all.parts(2)[1];
-        assert!(matches!(part.pick(&x, 2), Cow::Borrowed(_)));
-        assert_eq!((part.first, part.rows, part.before, part.len(), part.first_of(1, 1)), (2, 2, 2, 2, 0));
+        let chunk = all.chunks(2)[1];
+        assert!(matches!(chunk.gather(&x, 2), Cow::Borrowed(_)));
+        assert_eq!((chunk.first_row, chunk.rows, chunk.selected_before, chunk.len(), chunk.first_in_sequence(1, 1)), (2, 2, 2, 2, 0));
     }
 
     #[test]
-    fn rows_that_are_not_there_or_not_in_order_are_refused() {
-        assert!(Wanted::new(3, Some(&[0, 3])).is_err());
-        assert!(Wanted::new(3, Some(&[1, 1])).is_err());
-        assert!(Wanted::new(3, Some(&[])).is_ok());
+    fn missing_and_unordered_rows_are_refused() {
+        assert!(RowSubset::new(3, Some(&[0, 3])).is_err());
+        assert!(RowSubset::new(3, Some(&[1, 1])).is_err());
+        assert!(RowSubset::new(3, Some(&[])).is_ok());
     }
 }

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::kernels::{glue::View, simd::fma, simd::simd};
+use crate::kernels::{candle_interop::CpuSlice, simd::fma, simd::simd};
 use crate::threads::in_pool;
 use crate::{Error, Result, Variable};
 
@@ -62,7 +62,7 @@ impl AdamW {
             if !seen.insert(v.name.clone()) {
                 return Err(Error::input(format!("two variables have the name {}", v.name)));
             }
-            View::of(v.var.as_tensor())?;
+            CpuSlice::new(v.var.as_tensor())?;
         }
         let slots = variables
             .into_iter()
@@ -119,7 +119,7 @@ impl AdamW {
                 return Err(Error::input(format!("variable {name} has no gradient: the loss does not depend on it")));
             };
             let grad = grad.contiguous()?;
-            let own = sum_squares(&View::of(&grad)?);
+            let own = sum_squares(&CpuSlice::new(&grad)?);
             if !own.is_finite() {
                 return Err(Error::NonFinite { what: format!("the gradient of {name}") });
             }
@@ -146,8 +146,8 @@ impl AdamW {
                 eps: eps as f32,
                 decay: if variable.decays { (lr * weight_decay) as f32 } else { 0.0 },
             };
-            let grad = View::of(grad)?;
-            let anchor = anchor.as_ref().map(View::of).transpose()?;
+            let grad = CpuSlice::new(grad)?;
+            let anchor = anchor.as_ref().map(CpuSlice::new).transpose()?;
             let op = Update {
                 rule,
                 grad: &grad,

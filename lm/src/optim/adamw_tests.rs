@@ -47,7 +47,7 @@ fn wave(n: usize, t: usize) -> Vec<f32> {
 }
 
 #[test]
-fn many_steps_agree_with_the_textbook() -> Result<()> {
+fn many_steps_agree_with_a_textbook_adamw() -> Result<()> {
     let n = 40_000;
     let config = AdamWConfig { beta1: 0.8, beta2: 0.95, eps: 1e-7, weight_decay: 0.1 };
     for decays in [true, false] {
@@ -78,7 +78,7 @@ fn many_steps_agree_with_the_textbook() -> Result<()> {
 }
 
 #[test]
-fn the_first_step_moves_every_entry_by_the_rate_against_its_sign() -> Result<()> {
+fn the_first_step_moves_every_entry_by_the_learning_rate() -> Result<()> {
     let (w, b) = (variable("w", &[1.0, -2.0, 3.0], true), variable("b", &[5.0], false));
     let config = AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() };
     let mut adam = AdamW::new(vec![w.clone(), b.clone()], config)?;
@@ -105,7 +105,7 @@ fn decay_can_pull_towards_a_reference() -> Result<()> {
 }
 
 #[test]
-fn a_missing_or_unfinite_gradient_names_the_variable_and_changes_nothing() -> Result<()> {
+fn a_missing_or_non_finite_gradient_names_the_variable_and_changes_nothing() -> Result<()> {
     let (w, b) = (variable("h.0.w", &[1.0], true), variable("h.0.b", &[2.0], false));
     let mut adam = AdamW::new(vec![w.clone(), b.clone()], AdamWConfig::default())?;
     let missing = adam.step(&gradients(&[(&w, &[1.0])]), 0.1, None).expect_err("b has no gradient").to_string();
@@ -119,7 +119,7 @@ fn a_missing_or_unfinite_gradient_names_the_variable_and_changes_nothing() -> Re
 }
 
 #[test]
-fn a_saved_state_goes_on_as_if_never_interrupted() -> Result<()> {
+fn a_restored_optimiser_continues_as_if_uninterrupted() -> Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("adam.safetensors");
     let grads = |v: &[Variable], t| gradients(&[(&v[0], &wave(50, t)), (&v[1], &wave(3, t + 9))]);
@@ -172,7 +172,7 @@ fn a_state_of_other_variables_is_refused() -> Result<()> {
 }
 
 #[test]
-fn two_variables_of_one_name_are_refused() {
+fn duplicate_variable_names_are_refused() {
     let twins = vec![variable("a", &[1.0], true), variable("a", &[1.0], true)];
     assert!(AdamW::new(twins, AdamWConfig::default()).is_err());
 }

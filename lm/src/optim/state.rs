@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::AdamW;
-use crate::kernels::glue::View;
+use crate::kernels::candle_interop::CpuSlice;
 use crate::{Error, Result, Variable};
 
 /// The tensors saved per variable: its values, and the first and second moments of its gradient.
@@ -25,7 +25,7 @@ impl AdamW {
     /// Writes each variable and its moments as safetensors (`w.NAME`, `m.NAME`, `v.NAME`), and `step` in the metadata.
     /// Equal states give equal bytes. Serialises one tensor at a time to save memory.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let views = self.slots.iter().map(|slot| View::of(slot.variable.var.as_tensor()));
+        let views = self.slots.iter().map(|slot| CpuSlice::new(slot.variable.var.as_tensor()));
         let views = views.collect::<candle_core::Result<Vec<_>>>()?;
         let mut tensors = Vec::with_capacity(KINDS.len() * self.slots.len());
         for (slot, values) in self.slots.iter().zip(&views) {

@@ -8,14 +8,14 @@ use crate::numbers::Within;
 const TOLERANCE: Within = Within::Each(1e-4);
 
 #[test]
-fn log_probabilities_are_those_of_transformers() {
+fn log_probabilities_agree_with_transformers() {
     for fixture in Fixture::all() {
         fixture.numbers.claim("logprobs", &logprobs(&fixture.model(), &fixture.rows), TOLERANCE);
     }
 }
 
 #[test]
-fn no_padding_cache_or_precision_of_the_reference_changes_them() {
+fn log_probabilities_agree_at_any_padding_cache_and_precision() {
     for fixture in Fixture::all() {
         let ours = logprobs(&fixture.model(), &fixture.rows);
         let ways = fixture.numbers.names("logprobs/");
@@ -27,7 +27,7 @@ fn no_padding_cache_or_precision_of_the_reference_changes_them() {
 }
 
 #[test]
-fn greedy_responses_through_the_cache_are_those_of_transformers_with_left_padding() {
+fn greedy_responses_agree_with_transformers_with_left_padding() {
     for fixture in Fixture::all() {
         let prompts: Vec<&[u32]> = fixture.rows.iter().map(Vec::as_slice).collect();
         let expected = fixture.numbers.expected("greedy/ids");

@@ -57,7 +57,7 @@ fn may_come_from(seen: &[f64], p: &[f64]) -> Result<(), String> {
 }
 
 #[test]
-fn drawn_tokens_follow_the_distribution_that_transformers_draws_from() {
+fn sampled_tokens_follow_the_distribution_of_transformers() {
     for fixture in Fixture::all() {
         for (i, &(temperature, top_p, masked)) in fixture.sampling.iter().enumerate() {
             let seen = drawn(&fixture, temperature, top_p, masked);

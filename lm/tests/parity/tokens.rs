@@ -23,7 +23,7 @@ fn read<T: DeserializeOwned>(file: &str) -> T {
 }
 
 #[test]
-fn ids_are_those_of_transformers() {
+fn ids_agree_with_transformers() {
     for name in ["gpt2", "smollm2"] {
         let tokenizer = tokenizer(name);
         let texts: Vec<(String, Vec<u32>)> = read(&format!("{name}.ids.json"));
@@ -35,7 +35,7 @@ fn ids_are_those_of_transformers() {
 }
 
 #[test]
-fn a_prompt_and_its_response_have_the_ids_of_the_whole_text() {
+fn prompt_and_continuation_have_the_ids_of_the_whole_text() {
     for name in STYLES {
         let tokenizer = tokenizer(name);
         // Also after a round trip through its own file.
@@ -62,7 +62,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn a_border_of_the_whole_is_the_border_of_its_parts(
+    fn a_token_border_of_the_whole_text_separates_its_parts(
         prompt in "[ -~\\n]{1,24}|\\PC{1,12}| {0,9}[a-z]{1,3} {0,9}", response in "[ -~\\n]{1,24}|\\PC{1,12}",
     ) {
         thread_local!(static TOKENIZERS: Vec<Tokenizer> = STYLES.iter().map(|name| tokenizer(name)).collect());
@@ -82,7 +82,7 @@ proptest! {
 }
 
 #[test]
-fn text_comes_back_from_ids() {
+fn texts_round_trip_through_ids() {
     let tokenizer = tokenizer("gpt2");
     let texts: Vec<(String, Vec<u32>)> = read("gpt2.ids.json");
     for (text, ids) in texts {

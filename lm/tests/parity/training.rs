@@ -24,7 +24,7 @@ fn losses(lm: &CausalLm, fixture: &Fixture) -> Vec<f64> {
 }
 
 #[test]
-fn gradients_are_those_of_autograd() {
+fn gradients_agree_with_autograd() {
     for fixture in Fixture::all() {
         let lm = fixture.model().with_full_training().unwrap();
         let grads = lm::backward(&lm.lm_loss(&batch(&fixture.rows), 1.0, None).unwrap().loss).unwrap();
@@ -33,7 +33,7 @@ fn gradients_are_those_of_autograd() {
 }
 
 #[test]
-fn all_weights_learn_as_with_pytorch() {
+fn full_training_agrees_with_pytorch() {
     for fixture in Fixture::all() {
         let ours = losses(&fixture.model().with_full_training().unwrap(), &fixture);
         fixture.numbers.claim("losses", &ours, TOLERANCE);
@@ -42,7 +42,7 @@ fn all_weights_learn_as_with_pytorch() {
 }
 
 #[test]
-fn an_adapter_learns_as_with_peft() {
+fn adapter_training_agrees_with_peft() {
     for fixture in Fixture::all() {
         let ours = losses(&fixture.adapted().with_trainable_adapter().unwrap(), &fixture);
         fixture.numbers.claim("lora/losses", &ours, TOLERANCE);

@@ -152,7 +152,7 @@ fn values(file: &Gguf, name: &str) -> Vec<f32> {
 }
 
 #[test]
-fn a_llama_comes_out_under_hugging_faces_names() {
+fn a_llama_has_hugging_faces_names() {
     let file = File::llama().open().unwrap();
     let names: Vec<_> = file.weights.names().collect();
     assert_eq!(
@@ -184,7 +184,7 @@ fn a_llama_comes_out_under_hugging_faces_names() {
 }
 
 #[test]
-fn a_factor_scales_positions_whether_or_not_its_type_is_told() {
+fn a_rope_factor_applies_with_or_without_a_type() {
     let scaling = |entries: &[(&str, f32)]| {
         let file =
             entries.iter().fold(File::llama(), |file, (key, value)| file.with(key, typed(F32, &value.to_le_bytes())));
@@ -208,7 +208,7 @@ fn divided(divisors: &[f32]) -> File {
 }
 
 #[test]
-fn llama_3s_divisors_are_its_scaling() {
+fn frequency_divisors_become_llama3_scaling() {
     let scaling = |divisors: &[f32]| divided(divisors).open().unwrap().config["rope_scaling"].clone();
     let llama3 = |factor: f64, length: u32| {
         serde_json::json!({ "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -223,7 +223,7 @@ fn llama_3s_divisors_are_its_scaling() {
 }
 
 #[test]
-fn every_end_that_the_file_names_ends_a_text() {
+fn all_end_tokens_of_the_file_become_eos() {
     let ids = |entries: &[(&str, Vec<u8>)]| {
         let without = File::llama().without("tokenizer.ggml.eos_token_id");
         let with = |file: File, (name, value): &(&str, Vec<u8>)| {
@@ -263,7 +263,7 @@ fn bos_is_added_if_the_file_asks_for_it_or_is_llama_3s() {
 }
 
 #[test]
-fn a_file_that_llama_cpps_own_writer_wrote_is_read() {
+fn a_file_written_by_llama_cpp_is_read() {
     let bytes = include_bytes!("../../../fuzz/seeds/gguf/llama.gguf").to_vec();
     let file = Gguf::of(Path::new("llama.gguf"), Source::memory(bytes)).unwrap();
     for name in file.weights.names() {
@@ -272,7 +272,7 @@ fn a_file_that_llama_cpps_own_writer_wrote_is_read() {
 }
 
 #[test]
-fn the_rows_of_queries_and_keys_are_in_halves_again() {
+fn query_and_key_rows_are_deinterleaved() {
     // convert_hf_to_gguf does reshape(heads, 2, head / 2, in).swapaxes(1, 2). Row r of the file holds the values from
     // 32 r on.
     let file = File::llama().open().unwrap();
@@ -288,7 +288,7 @@ fn the_rows_of_queries_and_keys_are_in_halves_again() {
 }
 
 #[test]
-fn quantised_tensors_are_candles_numbers() {
+fn quantised_tensors_equal_candles_dequantisation() {
     let source: Vec<f32> = (0..4 * 256).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
     let source = Tensor::from_vec(source, (4, 256), &Device::Cpu).unwrap();
     for (kind, code) in [
@@ -312,7 +312,7 @@ fn quantised_tensors_are_candles_numbers() {
 }
 
 #[test]
-fn the_tokenizer_splits_as_the_file_says() {
+fn the_tokenizer_uses_the_files_split_pattern() {
     let encode = |pre: &str| {
         let file = File::llama().with("tokenizer.ggml.pre", typed(TEXT, &text(pre))).open().unwrap();
         let tokenizer = tokenizers::Tokenizer::from_bytes(file.tokenizer.to_string()).unwrap();
@@ -330,7 +330,7 @@ fn the_tokenizer_splits_as_the_file_says() {
 }
 
 #[test]
-fn a_model_that_is_not_read_is_refused_by_name() {
+fn an_unsupported_model_is_refused_with_the_reason() {
     let llama = File::llama;
     for (file, why) in [
         (llama().with("general.architecture", typed(TEXT, &text("mamba"))), "general.architecture is `mamba`"),
@@ -415,13 +415,13 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
 }
 
 #[test]
-fn more_texts_than_any_vocabulary_has_are_not_read() {
+fn too_many_strings_are_refused() {
     let many = array(TEXT, (1 << 20) + 1, &vec![0; 8 * ((1 << 20) + 1)]);
     assert_refused(&File::llama().with("tokenizer.ggml.merges", many).bytes(), "1048577 texts; at most 1048576");
 }
 
 #[test]
-fn a_tensor_that_cannot_be_where_it_says_is_refused() {
+fn a_tensor_with_an_impossible_location_is_refused() {
     let name = "blk.0.attn_v.weight";
     for (dims, kind, why) in [
         (&[u64::MAX, u64::MAX][..], 0, "beyond any memory"),
@@ -447,7 +447,7 @@ fn a_tensor_that_cannot_be_where_it_says_is_refused() {
 }
 
 #[test]
-fn a_head_that_contradicts_itself_is_refused() {
+fn an_inconsistent_header_is_refused() {
     for alignment in [0, 1, 24, 1 << 21, u32::MAX] {
         assert_refused(&File::llama().with("general.alignment", number(alignment)).bytes(), "expected a power of two");
     }
@@ -461,7 +461,7 @@ fn a_head_that_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn a_cut_gguf_is_refused_wherever_it_is_cut() {
+fn a_truncated_gguf_file_is_refused_at_any_length() {
     let whole = File::llama().bytes();
     for sixteenth in 0..16 {
         check_gguf(&whole[..whole.len() * sixteenth / 16]).unwrap_err();

@@ -78,7 +78,7 @@ fn values(checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Vec<f32> {
 }
 
 #[test]
-fn files_that_torch_wrote_are_read() {
+fn files_written_by_torch_are_read() {
     // a: 0 to 5 as f32, b: ones as f16, c: i64, e: a parameter of ones, f: ones as bf16.
     let checkpoint = open(include_bytes!("../../../fuzz/seeds/torch/state_dict.bin").to_vec()).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "c", "e", "f"]);
@@ -91,7 +91,7 @@ fn files_that_torch_wrote_are_read() {
 }
 
 #[test]
-fn tensors_that_share_a_storage_are_read_from_their_places() {
+fn tensors_that_share_a_storage_are_read_at_their_offsets() {
     let whole = tensor("FloatStorage", 6, 0, &[2, 3], &[3, 1]);
     let parameter = [
         b"ctorch._utils\n_rebuild_parameter\n".to_vec(),
@@ -113,7 +113,7 @@ fn tensors_that_share_a_storage_are_read_from_their_places() {
 }
 
 #[test]
-fn a_dictionary_that_was_remembered_before_it_was_filled_is_filled_for_all() {
+fn a_dictionary_memoized_before_it_is_filled_is_shared() {
     // torch memoizes the dictionary before filling it; recalling it gives the same one.
     let whole = tensor("FloatStorage", 6, 0, &[6], &[1]);
     let pickle = [b"\x80\x02}q\x05(".to_vec(), text("w"), whole, b"u0h\x05.".to_vec()].concat();
@@ -123,7 +123,7 @@ fn a_dictionary_that_was_remembered_before_it_was_filled_is_filled_for_all() {
 }
 
 #[test]
-fn a_pickle_that_calls_anything_is_refused_by_name() {
+fn a_pickle_that_calls_other_functions_is_refused_by_name() {
     for (call, name) in [
         (&b"cos\nsystem\n"[..], "calls `os.system`"),
         (b"cposix\nsystem\n", "calls `posix.system`"),
@@ -146,7 +146,7 @@ fn a_pickle_that_calls_anything_is_refused_by_name() {
 }
 
 #[test]
-fn what_is_allowed_is_called_only_as_torch_calls_it() {
+fn allowed_functions_are_called_only_as_torch_calls_them() {
     for (pickle, why) in [
         (b"\x80\x02ctorch\nFloatStorage\n)R.".to_vec(), "makes a storage by a call"),
         (b"\x80\x02ccollections\nOrderedDict\nNR.".to_vec(), "where a tuple is expected"),
@@ -194,7 +194,7 @@ fn only_contiguous_tensors_are_read() {
 }
 
 #[test]
-fn a_pickle_bomb_is_refused_while_it_is_small() {
+fn a_pickle_bomb_is_refused_before_it_expands() {
     // Nested tuples: two to the power of half a million leaves, if anything were copied.
     let doubling = [b"\x80\x02N".to_vec(), b"q\x01h\x01\x86".repeat(500_000)].concat();
     assert_refused(&file(&doubling), "cut off");
@@ -240,7 +240,7 @@ fn a_damaged_pickle_is_refused() {
 }
 
 #[test]
-fn an_archive_that_is_not_torchs_is_refused() {
+fn an_archive_without_a_state_dict_is_refused() {
     let pickle = dict(&[("w", tensor("FloatStorage", 6, 0, &[6], &[1]))]);
     let data = storage();
     for (bytes, why) in [
@@ -276,7 +276,7 @@ fn an_archive_with_64_bit_sizes_is_read() {
 }
 
 #[test]
-fn an_archive_that_claims_more_than_it_has_is_refused_before_anything_is_allocated() {
+fn an_archive_with_false_sizes_is_refused_before_allocation() {
     let honest = file(&dict(&[("w", tensor("FloatStorage", 6, 0, &[6], &[1]))]));
     let place = honest.len() as u64;
     for (files, len, start) in [
@@ -308,7 +308,7 @@ fn a_compressed_or_encrypted_archive_is_refused() {
 }
 
 #[test]
-fn a_cut_archive_is_refused_wherever_it_is_cut() {
+fn a_truncated_archive_is_refused_at_any_length() {
     let whole = file(&dict(&[("w", tensor("FloatStorage", 6, 0, &[6], &[1]))]));
     for sixteenth in 0..16 {
         check_torch(&whole[..whole.len() * sixteenth / 16]).unwrap_err();

@@ -3,11 +3,11 @@
 use std::marker::PhantomData;
 
 use super::tile::{COLS, ROWS};
-use crate::kernels::gemm::Into;
+use crate::kernels::gemm::WriteMode;
 use crate::kernels::simd::simd;
 
 /// Exclusive access to the elements of a matrix whose rows or whose columns are contiguous.
-pub struct Target<'a> {
+pub struct Destination<'a> {
     first: *mut f32,
     rows: usize,
     cols: usize,
@@ -17,10 +17,10 @@ pub struct Target<'a> {
     matrix: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: a target has exclusive access to its elements (`new`, `split_rows`, `split_cols`); f32 is Send.
-unsafe impl Send for Target<'_> {}
+// SAFETY: a destination has exclusive access to its elements (`new`, `split_rows`, `split_cols`); f32 is Send.
+unsafe impl Send for Destination<'_> {}
 
-impl<'a> Target<'a> {
+impl<'a> Destination<'a> {
     /// The first `rows` x `cols` elements of a matrix with rows `stride` apart.
     pub fn new(matrix: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
         let len = if rows * cols == 0 { 0 } else { (rows - 1) * stride + cols };
@@ -62,9 +62,9 @@ impl<'a> Target<'a> {
     pub fn prefetch(&self, row: usize, col: usize, rows: usize, cols: usize) {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 
-        use crate::kernels::simd::LINE;
+        use crate::kernels::simd::CACHE_LINE;
 
-        let (row_step, col_step) = if self.col_stride == 1 { (1, LINE) } else { (LINE, 1) };
+        let (row_step, col_step) = if self.col_stride == 1 { (1, CACHE_LINE) } else { (CACHE_LINE, 1) };
         for i in (row..(row + rows).min(self.rows)).step_by(row_step) {
             for j in (col..(col + cols).min(self.cols)).step_by(col_step) {
                 // SAFETY: a prefetch accesses nothing, and its address lies within the matrix.
@@ -100,25 +100,25 @@ simd! {
     ///
     /// # Panics
     /// If the tile has more than [`ROWS`] rows.
-    pub fn write(
-        target: &mut Target,
+    pub fn write_tile(
+        destination: &mut Destination,
         tile: &[[f32; COLS]],
         row: usize,
         col: usize,
-        into: Into,
+        mode: WriteMode,
         bias: Option<&[f32]>,
         scale: f32,
     ) {
-        assert!(row <= target.rows && col <= target.cols && tile.len() <= ROWS, "a tile inside the matrix");
-        let (height, width) = (tile.len().min(target.rows - row), COLS.min(target.cols - col));
-        if target.col_stride == 1 {
+        assert!(row <= destination.rows && col <= destination.cols && tile.len() <= ROWS, "a tile inside the matrix");
+        let (height, width) = (tile.len().min(destination.rows - row), COLS.min(destination.cols - col));
+        if destination.col_stride == 1 {
             for (i, sums) in tile[..height].iter().enumerate() {
                 // SAFETY: the row's elements are contiguous and lie within the matrix: row + i < rows, col + width <= cols.
-                let out = unsafe { target.line(row + i, col, width) };
+                let out = unsafe { destination.line(row + i, col, width) };
                 match out.first_chunk_mut::<COLS>() {
                     // A length known at compile time.
-                    Some(out) => put(out, sums, into, bias, scale),
-                    None => put(out, sums, into, bias, scale),
+                    Some(out) => write_line(out, sums, mode, bias, scale),
+                    None => write_line(out, sums, mode, bias, scale),
                 }
             }
             return;
@@ -130,24 +130,24 @@ simd! {
             }
             let bias = bias.map(|bias| [bias[j]; ROWS]);
             // SAFETY: the column's elements are contiguous and lie within the matrix: row + height <= rows, col + j < cols.
-            let out = unsafe { target.line(row, col + j, height) };
-            put(out, &sums, into, bias.as_ref().map(<[f32; ROWS]>::as_slice), scale);
+            let out = unsafe { destination.line(row, col + j, height) };
+            write_line(out, &sums, mode, bias.as_ref().map(<[f32; ROWS]>::as_slice), scale);
         }
     }
 }
 
 /// `out = or += scale * sums + bias`, for the length of `out`.
 #[inline(always)]
-fn put(out: &mut [f32], sums: &[f32], into: Into, bias: Option<&[f32]>, scale: f32) {
+fn write_line(out: &mut [f32], sums: &[f32], mode: WriteMode, bias: Option<&[f32]>, scale: f32) {
     let n = out.len();
     let sums = &sums[..n];
     if let Some(bias) = bias {
         let bias = &bias[..n];
         for i in 0..n {
-            let before = if into == Into::Add { out[i] + bias[i] } else { bias[i] };
+            let before = if mode == WriteMode::Add { out[i] + bias[i] } else { bias[i] };
             out[i] = before + scale * sums[i];
         }
-    } else if into == Into::Add {
+    } else if mode == WriteMode::Add {
         for i in 0..n {
             out[i] += scale * sums[i];
         }

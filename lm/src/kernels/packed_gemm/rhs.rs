@@ -1,27 +1,25 @@
-//! Right factors in panels.
+//! Right operands in panels.
 
-use super::pack::Lanes;
-use super::tile::{COLS, Word};
-use crate::kernels::buffer::build;
+use super::pack::{LowRankUpdate, Operand, PanelWord};
+use super::tile::COLS;
+use crate::kernels::buffer::build_chunked;
 use crate::kernels::gemm::Mat;
 
-pub use super::pack::Plus;
-
-/// The columns of a right factor, [`COLS`] per panel.
-pub struct Right<W> {
+/// The columns of a right operand, [`COLS`] per panel.
+pub struct RhsPanels<W> {
     /// `[panels, depth, COLS]`
     words: Vec<W>,
     cols: usize,
     k: usize,
 }
 
-impl<W: Word> Right<W> {
+impl<W: PanelWord> RhsPanels<W> {
     /// Packs `b`, or the sum of `b` and a low-rank matrix.
-    pub fn new(b: Mat, plus: Option<Plus>) -> Self {
-        let from = Lanes::of_columns(b, plus);
-        let (size, group) = (from.depth::<W>() * COLS, Lanes::together(COLS));
-        let len = from.panels(COLS) * size;
-        let words = build(len, group * size, |start, out| W::pack_right(out, from, start / size.max(1) * COLS));
+    pub fn new(b: Mat, update: Option<LowRankUpdate>) -> Self {
+        let operand = Operand::from_columns(b, update);
+        let (panel_len, group) = (operand.depth::<W>() * COLS, Operand::panels_per_group(COLS));
+        let len = operand.panels(COLS) * panel_len;
+        let words = build_chunked(len, group * panel_len, |start, out| W::pack_rhs(out, operand, start / panel_len.max(1) * COLS));
         Self { words, cols: b.cols, k: b.rows }
     }
 

@@ -1,15 +1,15 @@
-//! Products with prepared factors, in f32 and in bf16, against sums in f64.
+//! Products with packed operands, in f32 and in bf16, against sums in f64.
 
 use half::bf16;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
-use super::tile::round::Pair;
-use super::tile::{Block, COLS, ROWS, choose, exact, rounded};
-use super::{DEPTH, Plus, Right, Rounded, Rows, Target, product};
+use super::tile::bf16::Bf16Pair;
+use super::tile::{PanelBlock, COLS, ROWS, select_kernel, f32_tile, bf16_tile};
+use super::{DEPTH, LowRankUpdate, RhsPanels, LhsPanels, LhsRows, Destination, gemm_packed};
 use crate::Precision;
-use crate::kernels::gemm::{Into, Mat, Threads};
+use crate::kernels::gemm::{WriteMode, Mat, Threads};
 use crate::kernels::simd::{Isa, isa};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -22,13 +22,13 @@ fn random(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(-2.0..2.0)).collect()
 }
 
-/// `target = or += scale a b`, in the given precision.
-fn multiply(precision: Precision, target: Target, into: Into, scale: f32, a: Mat, b: Mat, threads: Threads) {
+/// `destination = or += scale a b`, in the given precision.
+fn matmul(precision: Precision, destination: Destination, mode: WriteMode, scale: f32, a: Mat, b: Mat, threads: Threads) {
     match precision {
-        Precision::F32 => product(target, into, None, scale, &Rows::of(a), &Right::new(b, None), threads),
+        Precision::F32 => gemm_packed(destination, mode, None, scale, &LhsRows::new(a), &RhsPanels::new(b, None), threads),
         Precision::Bf16 => {
-            let b = Right::new(b, None);
-            Rounded::with(a, threads, |a| product(target, into, None, scale, a, &b, threads));
+            let b = RhsPanels::new(b, None);
+            LhsPanels::with_packed(a, threads, |a| gemm_packed(destination, mode, None, scale, a, &b, threads));
         }
     }
 }
@@ -70,12 +70,12 @@ impl Case {
         }
     }
 
-    fn product(self, precision: Precision, out: &mut [f32], into: Into, scale: f32, threads: Threads) {
+    fn run(self, precision: Precision, out: &mut [f32], mode: WriteMode, scale: f32, threads: Threads) {
         let (a, b) = (self.a(), self.b());
         let a = self.view(&a, self.m, self.k, self.transposed.0);
         let b = self.view(&b, self.k, self.n, self.transposed.1);
-        let target = Target::new(out, self.m, self.n, self.n + self.gap);
-        multiply(precision, target, into, scale, a, b, threads);
+        let destination = Destination::new(out, self.m, self.n, self.n + self.gap);
+        matmul(precision, destination, mode, scale, a, b, threads);
     }
 
     /// For each element its index, and the sums of a b, of |a b| and of (a b)^2, with `f` applied to the operands.
@@ -100,7 +100,7 @@ impl Case {
 }
 
 /// The value of an operand's element in a product of this precision.
-fn seen(precision: Precision) -> fn(f32) -> f64 {
+fn operand_value(precision: Precision) -> fn(f32) -> f64 {
     match precision {
         Precision::F32 => f64::from,
         Precision::Bf16 => |x| bf16::from_f32(x).to_f64(),
@@ -116,17 +116,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_product_is_that_of_the_operands_or_of_the_rounded_ones(
+    fn products_agree_with_f64_sums_of_the_rounded_operands(
         m in 0..2 * ROWS + 3, k in 0..40usize, n in 0..2 * COLS + 3, transposed: (bool, bool), gap in 0..3usize, add: bool,
         rounds: bool,
     ) {
         let precision = PRECISIONS[usize::from(rounds)];
-        // In f32 a left factor is read in place, by rows.
+        // In f32 a left operand is read in place, by rows.
         let case = Case { m, k, n, transposed: (transposed.0 && rounds, transposed.1), gap };
         let mut out = vec![0.25; m * (n + gap)];
-        let (into, old) = if add { (Into::Add, 0.25) } else { (Into::Overwrite, 0.0) };
-        case.product(precision, &mut out, into, -0.5, Threads::One);
-        for (at, [sum, magnitude, _]) in case.sums(seen(precision)) {
+        let (mode, old) = if add { (WriteMode::Add, 0.25) } else { (WriteMode::Overwrite, 0.0) };
+        case.run(precision, &mut out, mode, -0.5, Threads::One);
+        for (at, [sum, magnitude, _]) in case.sums(operand_value(precision)) {
             let error = (f64::from(out[at]) - (old - 0.5 * sum)).abs();
             prop_assert!(error <= slack(k + 2, magnitude + old), "{error} at {at}");
         }
@@ -136,31 +136,31 @@ proptest! {
 }
 
 #[test]
-fn a_bias_joins_as_if_it_had_been_there_before() {
+fn adding_a_bias_equals_starting_from_it() {
     let bias = random(2 * COLS + 5, 7);
     let n = bias.len();
-    for (k, into, turned) in [0, 3, DEPTH + 9]
+    for (k, mode, turned) in [0, 3, DEPTH + 9]
         .into_iter()
-        .flat_map(|k| [Into::Overwrite, Into::Add].map(|into| (k, into)))
-        .flat_map(|(k, into)| [false, true].map(|turned| (k, into, turned)))
+        .flat_map(|k| [WriteMode::Overwrite, WriteMode::Add].map(|mode| (k, mode)))
+        .flat_map(|(k, mode)| [false, true].map(|turned| (k, mode, turned)))
     {
         let m = ROWS + 3;
         let (a, b) = (random(m * k, 1), random(k * n, 2));
-        let (a, b) = (Mat::new(&a, m, k), Right::new(Mat::new(&b, k, n), None));
-        let run = |out: &mut [f32], into: Into, bias: Option<&[f32]>| {
-            let target = if turned { Target::new(out, n, m, m).t() } else { Target::new(out, m, n, n) };
-            product(target, into, bias, 0.5, &Rows::of(a), &b, Threads::Pool);
+        let (a, b) = (Mat::new(&a, m, k), RhsPanels::new(Mat::new(&b, k, n), None));
+        let run = |out: &mut [f32], mode: WriteMode, bias: Option<&[f32]>| {
+            let destination = if turned { Destination::new(out, n, m, m).t() } else { Destination::new(out, m, n, n) };
+            gemm_packed(destination, mode, bias, 0.5, &LhsRows::new(a), &b, Threads::Pool);
         };
         let mut joined = random(m * n, 3);
         let mut placed: Vec<f32> = (0..m * n)
             .map(|at| {
                 let bias = bias[if turned { at / m } else { at % n }];
-                if into == Into::Add { joined[at] + bias } else { bias }
+                if mode == WriteMode::Add { joined[at] + bias } else { bias }
             })
             .collect();
-        run(&mut joined, into, Some(&bias));
-        run(&mut placed, Into::Add, None);
-        assert!(joined == placed, "inner dimension {k}, {into:?}, transposed: {turned}");
+        run(&mut joined, mode, Some(&bias));
+        run(&mut placed, WriteMode::Add, None);
+        assert!(joined == placed, "inner dimension {k}, {mode:?}, transposed: {turned}");
     }
 }
 
@@ -168,7 +168,7 @@ fn a_bias_joins_as_if_it_had_been_there_before() {
 fn the_error_stays_within_the_stated_bound() {
     for case in [Case::plain(17, 40, 50), Case::plain(9, 1000, 49), Case::plain(3, 2 * DEPTH * 2 + 7, 5)] {
         let mut out = vec![0.0; case.m * case.n];
-        case.product(Precision::Bf16, &mut out, Into::Overwrite, 1.0, Threads::One);
+        case.run(Precision::Bf16, &mut out, WriteMode::Overwrite, 1.0, Threads::One);
         let (mut squares, mut usual) = (0.0, 0.0);
         for (at, [sum, magnitude, energy]) in case.sums(f64::from) {
             let error = (f64::from(out[at]) - sum).abs();
@@ -182,7 +182,7 @@ fn the_error_stays_within_the_stated_bound() {
 }
 
 #[test]
-fn what_is_added_while_packing_is_part_of_the_factor() {
+fn a_low_rank_update_is_added_while_packing() {
     for (k, n, rank) in [(37, 101, 3), (5, 1, 2), (1, 5, 2)] {
         assert_sum(k, n, rank);
     }
@@ -194,15 +194,15 @@ fn assert_sum(k: usize, n: usize, rank: usize) {
         let low: f64 = (0..rank).map(|r| f64::from(a[r * k + i]) * f64::from(b[r * n + j])).sum();
         f64::from(w[i * n + j]) + low
     };
-    let (plus, transposed) = (Some(Plus { a: &a, b: &b, rank }), Some(Plus { a: &b, b: &a, rank }));
+    let (update, transposed) = (Some(LowRankUpdate { a: &a, b: &b, rank }), Some(LowRankUpdate { a: &b, b: &a, rank }));
     let unit = |at: usize, len: usize| (0..len).map(|i| f32::from(u8::from(i == at))).collect::<Vec<f32>>();
-    let row = |x: &[f32], right: &Right<f32>| {
+    let row = |x: &[f32], right: &RhsPanels<f32>| {
         let mut out = vec![0.0; right.cols()];
-        let target = Target::new(&mut out, 1, right.cols(), right.cols());
-        product(target, Into::Overwrite, None, 1.0, &Rows::of(Mat::new(x, 1, x.len())), right, Threads::One);
+        let destination = Destination::new(&mut out, 1, right.cols(), right.cols());
+        gemm_packed(destination, WriteMode::Overwrite, None, 1.0, &LhsRows::new(Mat::new(x, 1, x.len())), right, Threads::One);
         out
     };
-    let (forward, back) = (Right::new(Mat::new(&w, k, n), plus), Right::new(Mat::new(&w, k, n).t(), transposed));
+    let (forward, back) = (RhsPanels::new(Mat::new(&w, k, n), update), RhsPanels::new(Mat::new(&w, k, n).t(), transposed));
     for i in 0..k {
         for (j, x) in row(&unit(i, k), &forward).into_iter().enumerate() {
             assert!((f64::from(x) - sum(i, j)).abs() < 4e-6, "row {i}, column {j}");
@@ -222,7 +222,7 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
         let at = |threads: usize, who: Threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
             let mut out = vec![0.5; case.m * (case.n + case.gap)];
-            pool.install(|| case.product(precision, &mut out, Into::Add, 0.75, who));
+            pool.install(|| case.run(precision, &mut out, WriteMode::Add, 0.75, who));
             out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
         let alone = at(1, Threads::One);
@@ -233,15 +233,15 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn a_row_does_not_depend_on_the_rows_beside_it() {
+fn a_row_does_not_depend_on_the_other_rows() {
     let (k, n) = (300, 70);
     let (x, w) = (random(13 * k, 1), random(k * n, 2));
     for precision in PRECISIONS {
         let rows = |first: usize, count: usize| {
             let mut out = vec![0.0; count * n];
-            let target = Target::new(&mut out, count, n, n);
+            let destination = Destination::new(&mut out, count, n, n);
             let x = Mat::new(&x[first * k..], count, k);
-            multiply(precision, target, Into::Overwrite, 1.0, x, Mat::new(&w, k, n), Threads::One);
+            matmul(precision, destination, WriteMode::Overwrite, 1.0, x, Mat::new(&w, k, n), Threads::One);
             out
         };
         let all = rows(0, 13);
@@ -252,7 +252,7 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
 }
 
 #[test]
-fn the_memory_layout_of_an_operand_leaves_no_trace() {
+fn the_result_does_not_depend_on_the_memory_layout() {
     let plain = Case::plain(29, 523, 101);
     let transpose = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
         (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
@@ -261,7 +261,7 @@ fn the_memory_layout_of_an_operand_leaves_no_trace() {
     let (a_t, b_t) = (transpose(&a, 29, 523), transpose(&b, 523, 101));
     let run = |precision: Precision, a: Mat, b: Mat| {
         let mut out = vec![0.0; 29 * 101];
-        multiply(precision, Target::new(&mut out, 29, 101, 101), Into::Overwrite, 1.0, a, b, Threads::One);
+        matmul(precision, Destination::new(&mut out, 29, 101, 101), WriteMode::Overwrite, 1.0, a, b, Threads::One);
         out
     };
     let (a, b) = (Mat::new(&a, 29, 523), Mat::new(&b, 523, 101));
@@ -278,27 +278,27 @@ fn assert_alike(tiles: &[[[f32; COLS]; ROWS]; 2], bound: f64) {
 }
 
 #[test]
-fn the_portable_tiles_agree_with_the_chosen_ones() {
+fn portable_tiles_agree_with_the_fastest_ones() {
     let (a, b) = (random(2 * ROWS * DEPTH, 3), random(2 * COLS * DEPTH, 4));
     let (a, b) = (Mat::new(&a, ROWS, 2 * DEPTH), Mat::new(&b, 2 * DEPTH, COLS));
     // |a b| <= 4, 2 DEPTH of them.
     let bound = slack(2 * DEPTH, 8.0 * DEPTH as f64);
     let mut tiles = [[[0.0; COLS]; ROWS]; 2];
-    let rounded_b = Right::<Pair>::new(b, None);
-    Rounded::with(a, Threads::One, |a| {
-        let panel = Block { words: rounded_b.panel(0), next: &[] };
-        choose(&rounded::multiply(), ROWS, COLS)(&mut tiles[0], a.panel(0), panel);
-        rounded::portable(&mut tiles[1], a.panel(0), panel);
+    let rounded_b = RhsPanels::<Bf16Pair>::new(b, None);
+    LhsPanels::with_packed(a, Threads::One, |a| {
+        let panel = PanelBlock { words: rounded_b.panel(0), next: &[] };
+        select_kernel(&bf16_tile::kernels(), ROWS, COLS)(&mut tiles[0], a.panel(0), panel);
+        bf16_tile::portable(&mut tiles[1], a.panel(0), panel);
     });
     assert_alike(&tiles, bound);
     let rows: [&[f32]; ROWS] = std::array::from_fn(|i| &a.data[i * 2 * DEPTH..(i + 1) * 2 * DEPTH]);
-    let b = Right::<f32>::new(b, None);
-    let panel = Block { words: b.panel(0), next: &[] };
+    let b = RhsPanels::<f32>::new(b, None);
+    let panel = PanelBlock { words: b.panel(0), next: &[] };
     for height in 1..=ROWS {
         for cols in [1, 16, 17, 32, 33, COLS] {
             let of = |isa| {
                 let mut tile = [[0.0; COLS]; ROWS];
-                choose(&exact::of(isa), height, cols)(&mut tile, &rows, panel);
+                select_kernel(&f32_tile::kernels_for(isa), height, cols)(&mut tile, &rows, panel);
                 tile[height..].fill([0.0; COLS]);
                 tile.iter_mut().for_each(|row| row[cols..].fill(0.0));
                 tile
@@ -310,15 +310,15 @@ fn the_portable_tiles_agree_with_the_chosen_ones() {
 }
 
 #[test]
-fn what_is_not_finite_stays_so() {
+fn non_finite_inputs_give_non_finite_outputs() {
     let bad = [f32::NAN, f32::INFINITY, f32::MAX];
     for (bad, precision) in bad.into_iter().flat_map(|bad| PRECISIONS.map(|precision| (bad, precision))) {
         let (mut a, b) = (random(4 * 6, 5), random(6 * 5, 6));
         a[6] = bad;
         let mut out = vec![0.0; 4 * 5];
-        let target = Target::new(&mut out, 4, 5, 5);
+        let destination = Destination::new(&mut out, 4, 5, 5);
         // Twice f32's greatest number is an infinity.
-        multiply(precision, target, Into::Overwrite, 8.0, Mat::new(&a, 4, 6), Mat::new(&b, 6, 5), Threads::One);
+        matmul(precision, destination, WriteMode::Overwrite, 8.0, Mat::new(&a, 4, 6), Mat::new(&b, 6, 5), Threads::One);
         let rows: Vec<bool> = out.chunks(5).map(|row| row.iter().all(|x| x.is_finite())).collect();
         assert_eq!(rows, [true, false, true, true], "{bad} in {precision:?}");
     }
@@ -327,5 +327,5 @@ fn what_is_not_finite_stays_so() {
 #[test]
 #[should_panic(expected = "fits its destination")]
 fn a_destination_that_is_too_small_is_refused() {
-    Target::new(&mut [0.0; 11], 3, 4, 4);
+    Destination::new(&mut [0.0; 11], 3, 4, 4);
 }

@@ -1,9 +1,9 @@
-//! Rounding of f32 to bf16, and pairs of bf16.
+//! Rounding of f32 to bf16, and pairs of bf16 values.
 
 /// The bf16 nearest to `x`, ties to even, as the f32 bits of equal value: the upper half of a word whose lower half is
 /// zero. As in the CPU's own instructions, f32 subnormals become zero with their sign; a NaN stays a NaN.
 #[inline(always)]
-pub fn round(x: f32) -> u32 {
+pub fn round_to_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
     let magnitude = bits & 0x7fff_ffff;
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
@@ -16,9 +16,9 @@ pub fn round(x: f32) -> u32 {
 /// Two neighbours along the inner dimension, rounded to bf16: the even one in the lower half, the odd one in the upper.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(transparent)]
-pub struct Pair(u32);
+pub struct Bf16Pair(u32);
 
-impl Pair {
+impl Bf16Pair {
     /// The bits in the type that the instructions take.
     #[inline(always)]
     pub fn bits(self) -> i32 {
@@ -26,21 +26,22 @@ impl Pair {
     }
 }
 
+/// Rounds two elements to a pair.
 #[inline(always)]
-pub fn pair(even: f32, odd: f32) -> Pair {
-    Pair(round(even) >> 16 | round(odd))
+pub fn bf16_pair(even: f32, odd: f32) -> Bf16Pair {
+    Bf16Pair(round_to_bf16(even) >> 16 | round_to_bf16(odd))
 }
 
-/// The even element of a [`pair`].
+/// The even element of a [`bf16_pair`].
 #[inline(always)]
-pub fn even(Pair(pair): Pair) -> f32 {
-    f32::from_bits(pair << 16)
+pub fn even(Bf16Pair(bits): Bf16Pair) -> f32 {
+    f32::from_bits(bits << 16)
 }
 
-/// The odd element of a [`pair`].
+/// The odd element of a [`bf16_pair`].
 #[inline(always)]
-pub fn odd(Pair(pair): Pair) -> f32 {
-    f32::from_bits(pair & 0xffff_0000)
+pub fn odd(Bf16Pair(bits): Bf16Pair) -> f32 {
+    f32::from_bits(bits & 0xffff_0000)
 }
 
 #[cfg(test)]
@@ -54,7 +55,7 @@ mod tests {
         #[test]
         fn rounding_is_to_nearest_even(bits: u32) {
             let x = f32::from_bits(bits);
-            let rounded = f32::from_bits(round(x));
+            let rounded = f32::from_bits(round_to_bf16(x));
             if x.is_subnormal() {
                 prop_assert_eq!(rounded.to_bits(), 0f32.copysign(x).to_bits());
             } else if x.is_nan() {
@@ -66,11 +67,11 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_gives_back_its_elements() {
-        let p = pair(1.5, -2.0);
+    fn a_pair_holds_its_rounded_elements() {
+        let p = bf16_pair(1.5, -2.0);
         assert_eq!((even(p), odd(p)), (1.5, -2.0));
         // Halfway between 1 and its successor 1 + 2^-7, and between that and the next.
-        let p = pair(1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0);
+        let p = bf16_pair(1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0);
         assert_eq!((even(p), odd(p)), (1.0, 1.0 + 4.0 / 256.0));
     }
 }

@@ -4,43 +4,43 @@
 
 use std::sync::OnceLock;
 
-use super::round::{Pair, even, odd};
-use super::{Block, COLS, Choice, ROWS, Tile, VECTORS, each_size};
+use super::bf16::{Bf16Pair, even, odd};
+use super::{PanelBlock, COLS, KernelTable, ROWS, Tile, REGISTERS, kernel_table};
 use crate::kernels::simd::simd;
 
 /// Writes the product of two panels of equal depth to a tile. Only the left panel's first rows are valid: as many as
 /// the function is made for.
-pub type Multiply = fn(&mut Tile, &[[Pair; ROWS]], Block<Pair>);
+pub type TileKernel = fn(&mut Tile, &[[Bf16Pair; ROWS]], PanelBlock<Bf16Pair>);
 
-/// The best [`Multiply`]s of this CPU, for each tile size.
-pub fn multiply() -> Choice<Multiply> {
-    static CHOSEN: OnceLock<Choice<Multiply>> = OnceLock::new();
-    *CHOSEN.get_or_init(detect)
+/// The best [`TileKernel`]s of this CPU, for each tile size.
+pub fn kernels() -> KernelTable<TileKernel> {
+    static KERNELS: OnceLock<KernelTable<TileKernel>> = OnceLock::new();
+    *KERNELS.get_or_init(detect)
 }
 
 #[cfg(target_arch = "x86_64")]
-fn detect() -> Choice<Multiply> {
+fn detect() -> KernelTable<TileKernel> {
     if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
         /// Only reachable after the feature detection above.
-        fn with<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: Block<Pair>) {
+        fn with<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Bf16Pair; ROWS]], b: PanelBlock<Bf16Pair>) {
             // SAFETY: both features that the function enables were found.
             unsafe { avx512::multiply::<R, V>(tile, a, b) }
         }
-        each_size!(with)
+        kernel_table!(with)
     } else {
-        [[portable; ROWS]; VECTORS]
+        [[portable; ROWS]; REGISTERS]
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn detect() -> Choice<Multiply> {
-    [[portable; ROWS]; VECTORS]
+fn detect() -> KernelTable<TileKernel> {
+    [[portable; ROWS]; REGISTERS]
 }
 
 simd! {
     /// All rows, in f32. Products of two bf16 are exact, so only the sums round. The odd element comes first, as in the
     /// instruction's description; on Zen 4 the results are bit-for-bit equal.
-    pub fn portable(tile: &mut Tile, a: &[[Pair; ROWS]], b: Block<Pair>) {
+    pub fn portable(tile: &mut Tile, a: &[[Bf16Pair; ROWS]], b: PanelBlock<Bf16Pair>) {
         *tile = [[0.0; COLS]; ROWS];
         let depth = a.len();
         let b = &b.words[..depth];
@@ -60,18 +60,18 @@ mod avx512 {
     use std::arch::x86_64::{__m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
     use std::mem::transmute;
 
-    use super::super::round::Pair;
-    use super::{Block, COLS, ROWS, Tile, VECTORS};
+    use super::super::bf16::Bf16Pair;
+    use super::{PanelBlock, COLS, ROWS, Tile, REGISTERS};
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: Block<Pair>) {
+    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Bf16Pair; ROWS]], b: PanelBlock<Bf16Pair>) {
         let depth = a.len();
         let words = &b.words[..depth];
-        let mut sums = [[_mm512_setzero_ps(); VECTORS]; R];
+        let mut sums = [[_mm512_setzero_ps(); REGISTERS]; R];
         for p in 0..depth {
-            b.fetch(p);
-            // SAFETY: both are VECTORS times 64 bytes, of which any bits are valid.
-            let b = unsafe { transmute::<[Pair; COLS], [__m512bh; VECTORS]>(words[p]) };
+            b.prefetch_next(p);
+            // SAFETY: both are REGISTERS times 64 bytes, of which any bits are valid.
+            let b = unsafe { transmute::<[Bf16Pair; COLS], [__m512bh; REGISTERS]>(words[p]) };
             for i in 0..R {
                 // SAFETY: both are registers of 64 bytes, of which any bits are valid.
                 let a = unsafe { transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a[p][i].bits())) };
@@ -82,7 +82,7 @@ mod avx512 {
         }
         for i in 0..R {
             // SAFETY: both are COLS f32, of which any bits are valid.
-            tile[i] = unsafe { transmute::<[__m512; VECTORS], [f32; COLS]>(sums[i]) };
+            tile[i] = unsafe { transmute::<[__m512; REGISTERS], [f32; COLS]>(sums[i]) };
         }
     }
 }

@@ -4,46 +4,46 @@
 
 use std::sync::OnceLock;
 
-use super::{Block, COLS, Choice, ROWS, Tile, VECTORS, each_size};
+use super::{PanelBlock, COLS, KernelTable, ROWS, Tile, REGISTERS, kernel_table};
 use crate::kernels::simd::{Isa, isa};
 
 /// Writes the product of rows and a panel of equal depth to a tile. Only the first rows are valid: as many as the
 /// function is made for.
-pub type Multiply = fn(&mut Tile, &[&[f32]; ROWS], Block<f32>);
+pub type TileKernel = fn(&mut Tile, &[&[f32]; ROWS], PanelBlock<f32>);
 
-/// The best [`Multiply`]s of this CPU, for each tile size.
-pub fn multiply() -> Choice<Multiply> {
-    static CHOSEN: OnceLock<Choice<Multiply>> = OnceLock::new();
-    *CHOSEN.get_or_init(|| of(isa()))
+/// The best [`TileKernel`]s of this CPU, for each tile size.
+pub fn kernels() -> KernelTable<TileKernel> {
+    static KERNELS: OnceLock<KernelTable<TileKernel>> = OnceLock::new();
+    *KERNELS.get_or_init(|| kernels_for(isa()))
 }
 
-/// The [`Multiply`]s for an instruction set. All sum in the same order, so results are bit-for-bit equal among those
+/// The [`TileKernel`]s for an instruction set. All sum in the same order, so results are bit-for-bit equal among those
 /// with fused multiply-add.
 ///
 /// # Panics
 /// If the CPU lacks the instruction set.
-pub fn of(wanted: Isa) -> Choice<Multiply> {
-    assert!(wanted <= isa(), "{wanted:?} on a CPU that has {:?}", isa());
-    match wanted {
+pub fn kernels_for(requested: Isa) -> KernelTable<TileKernel> {
+    assert!(requested <= isa(), "kernels for {requested:?} on a CPU that has {:?}", isa());
+    match requested {
         #[cfg(target_arch = "x86_64")]
         Isa::V4 => {
-            /// Only reachable after `of` has checked the CPU's features.
-            fn with<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+            /// Only reachable after `kernels_for` has checked the CPU's features.
+            fn with<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: PanelBlock<f32>) {
                 // SAFETY: V4 has the feature that the function enables.
                 unsafe { avx512::multiply::<R, V>(tile, rows, b) }
             }
-            each_size!(with)
+            kernel_table!(with)
         }
         #[cfg(target_arch = "x86_64")]
         Isa::V3 => {
-            /// Only reachable after `of` has checked the CPU's features.
-            fn with<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+            /// Only reachable after `kernels_for` has checked the CPU's features.
+            fn with<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: PanelBlock<f32>) {
                 // SAFETY: V3 has the features that the function enables.
                 unsafe { avx2::multiply::<R, V>(tile, rows, b) }
             }
-            each_size!(with)
+            kernel_table!(with)
         }
-        _ => [[upper, upper, upper, upper, portable, portable, portable, portable]; VECTORS],
+        _ => [[upper, upper, upper, upper, portable, portable, portable, portable]; REGISTERS],
     }
 }
 
@@ -52,13 +52,13 @@ const HEIGHT: usize = 4;
 const WIDTH: usize = 24;
 
 /// All rows.
-fn portable(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+fn portable(tile: &mut Tile, rows: &[&[f32]; ROWS], b: PanelBlock<f32>) {
     part(tile, rows, b.words, 0);
     part(tile, rows, b.words, HEIGHT);
 }
 
 /// The first half of the rows.
-fn upper(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+fn upper(tile: &mut Tile, rows: &[&[f32]; ROWS], b: PanelBlock<f32>) {
     part(tile, rows, b.words, 0);
 }
 
@@ -90,15 +90,15 @@ mod avx2 {
         _mm256_storeu_ps,
     };
 
-    use super::{Block, COLS, HEIGHT, ROWS, Tile};
+    use super::{PanelBlock, COLS, HEIGHT, ROWS, Tile};
 
     /// f32 per register.
     const LANES: usize = 8;
     /// Prefetch distance into the L1 cache, in words.
-    const AHEAD: usize = 8;
+    const PREFETCH_WORDS: usize = 8;
 
     #[target_feature(enable = "avx2,fma")]
-    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: PanelBlock<f32>) {
         let mut top = 0;
         while top < R {
             match V {
@@ -121,7 +121,7 @@ mod avx2 {
     fn strip<const R: usize, const W: usize>(
         tile: &mut Tile,
         rows: &[&[f32]; ROWS],
-        b: Block<f32>,
+        b: PanelBlock<f32>,
         top: usize,
         left: usize,
     ) {
@@ -137,7 +137,7 @@ mod avx2 {
     fn part<const H: usize, const W: usize>(
         tile: &mut Tile,
         rows: &[&[f32]; ROWS],
-        b: Block<f32>,
+        b: PanelBlock<f32>,
         top: usize,
         left: usize,
     ) {
@@ -147,13 +147,13 @@ mod avx2 {
             a[i] = &rows[top + i][..depth];
         }
         let first = left * LANES;
-        assert!(first + W * LANES <= COLS, "columns of a tile");
+        assert!(first + W * LANES <= COLS, "the columns lie within a tile");
         let mut sums = [[_mm256_setzero_ps(); W]; H];
         for p in 0..depth {
             if top == 0 && left == 0 {
-                b.fetch(p);
+                b.prefetch_next(p);
             }
-            let ahead = b.words.as_ptr().wrapping_add(p + AHEAD).cast::<f32>().wrapping_add(first).cast::<i8>();
+            let ahead = b.words.as_ptr().wrapping_add(p + PREFETCH_WORDS).cast::<f32>().wrapping_add(first).cast::<i8>();
             _mm_prefetch::<_MM_HINT_T0>(ahead);
             _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(W * LANES * size_of::<f32>() - 1));
             let mut columns: [__m256; W] = [_mm256_setzero_ps(); W];
@@ -182,20 +182,20 @@ mod avx512 {
     use std::arch::x86_64::{__m512, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_setzero_ps};
     use std::mem::transmute;
 
-    use super::{Block, COLS, ROWS, Tile, VECTORS};
+    use super::{PanelBlock, COLS, ROWS, Tile, REGISTERS};
 
     #[target_feature(enable = "avx512f")]
-    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: Block<f32>) {
+    pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: PanelBlock<f32>) {
         let depth = b.words.len();
         let mut a = [&[][..]; R];
         for i in 0..R {
             a[i] = &rows[i][..depth];
         }
-        let mut sums = [[_mm512_setzero_ps(); VECTORS]; R];
+        let mut sums = [[_mm512_setzero_ps(); REGISTERS]; R];
         for p in 0..depth {
-            b.fetch(p);
-            // SAFETY: both are VECTORS times 64 bytes, of which any bits are valid.
-            let b = unsafe { transmute::<[f32; COLS], [__m512; VECTORS]>(b.words[p]) };
+            b.prefetch_next(p);
+            // SAFETY: both are REGISTERS times 64 bytes, of which any bits are valid.
+            let b = unsafe { transmute::<[f32; COLS], [__m512; REGISTERS]>(b.words[p]) };
             for i in 0..R {
                 let a = _mm512_set1_ps(a[i][p]);
                 for j in 0..V {
@@ -205,7 +205,7 @@ mod avx512 {
         }
         for i in 0..R {
             // SAFETY: both are COLS f32, of which any bits are valid.
-            tile[i] = unsafe { transmute::<[__m512; VECTORS], [f32; COLS]>(sums[i]) };
+            tile[i] = unsafe { transmute::<[__m512; REGISTERS], [f32; COLS]>(sums[i]) };
         }
     }
 }
