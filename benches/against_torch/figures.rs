@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use lm::kernels::gemm::{WriteMode, Mat, Threads};
 use lm::kernels::matmul::{Rhs, PackedRhs, matmul};
-use lm::{AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Precision, SampleOptions, Sequence};
+use lm::{AdamW, AdamWConfig, Batch, CausalLm, CounterRng, Dropout, Precision, SampleOptions, Sequence};
 use serde::Serialize;
 use stages::train::fixed_generator;
 
@@ -99,7 +99,7 @@ fn sampling(s: Shape, lora: Lora, decode: bool) -> Result<Run, String> {
             greedy: false,
         };
         let clock = Instant::now();
-        lm::sample(&policy, &prompts, &options, &Draws([7; 32]), &rows).map_err(told)?;
+        lm::sample(&policy, &prompts, &options, &CounterRng([7; 32]), &rows).map_err(told)?;
         Ok(clock.elapsed().as_secs_f64())
     };
     let n = s.decode_batch;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use engine::context::Context;
 use engine::names::Digest;
-use lm::{CausalLm, Pool, RewardModel, SampleOptions, ScalarHead, StatOptions};
+use lm::{CausalLm, RewardPooling, RewardModel, SampleOptions, ScalarHead, StatOptions};
 use stages::reward::LoadedReward;
 use stages::rl::held_out::Prompt;
 use stages::rl::loss::Value;
@@ -101,6 +101,6 @@ fn member(base: &CausalLm, s: &Shape, shapes: &Shapes, trains: Trains, i: usize)
         fact_sensitivity: None,
         more: serde_json::Map::new(),
     };
-    let model = RewardModel { lm, head, pool: Pool::Last }.frozen();
+    let model = RewardModel { lm, head, pool: RewardPooling::Last }.frozen();
     Ok(LoadedReward { model, centre: 0.0, scale: 1.0, base_digest, config })
 }

@@ -5,7 +5,7 @@ use crate::kernels::{Activation, Heads, Pairing};
 /// The tensor names of a family and how its files store the tensors. Each module has a `.weight` and may have a
 /// `.bias`.
 #[derive(Debug)]
-pub(crate) struct Names {
+pub(crate) struct TensorNames {
     /// Prefix of every name but the output layer's; files of a bare trunk lack it.
     pub prefix: &'static str,
     pub embedding: &'static str,
@@ -27,10 +27,10 @@ pub(crate) struct Names {
 }
 
 /// The output layer's name in every family.
-pub(crate) const OUTPUT: &str = "lm_head";
+pub(crate) const LM_HEAD: &str = "lm_head";
 
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Positions {
+pub(crate) enum PositionEmbedding {
     /// A table `[window, d]`.
     Learned,
     /// `frequencies` holds radians per position, one value for each pair of columns.
@@ -38,17 +38,17 @@ pub(crate) enum Positions {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OutputLayer {
+pub(crate) enum LmHeadKind {
     /// The output layer reuses the embedding.
     Tied,
-    Own {
+    Untied {
         bias: bool,
     },
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Spec {
-    pub names: &'static Names,
+pub(crate) struct Architecture {
+    pub names: &'static TensorNames,
     pub vocab: usize,
     /// The longest sequence, in tokens.
     pub window: usize,
@@ -60,21 +60,21 @@ pub(crate) struct Spec {
     pub inner: usize,
     pub eps: f64,
     pub activation: Activation,
-    pub positions: Positions,
+    pub positions: PositionEmbedding,
     pub attn_bias: bool,
     pub mlp_bias: bool,
-    pub output: OutputLayer,
+    pub lm_head: LmHeadKind,
 }
 
-impl Spec {
+impl Architecture {
     /// Output widths of the query, key and value projections.
     pub fn qkv_widths(&self) -> [usize; 3] {
         let Heads { query, key_value, width } = self.heads;
         [query, key_value, key_value].map(|heads| heads * width)
     }
 
-    /// Number of weights in one layer's linear maps, biases excluded.
-    pub fn layer_weights(&self) -> usize {
+    /// Number of weights in one layer's linear layers, biases excluded.
+    pub fn weights_per_layer(&self) -> usize {
         let [q, k, v] = self.qkv_widths();
         self.d * (2 * q + k + v + self.inner + self.activation.input_width(self.inner))
     }
@@ -84,7 +84,7 @@ impl Spec {
         for (name, value) in [
             ("the vocabulary", self.vocab),
             ("the number of positions", self.window),
-            ("the width", self.d),
+            ("the hidden size", self.d),
             ("the number of layers", self.layers),
             ("the number of heads", self.heads.query),
             ("the width of a head", self.heads.width),
@@ -95,11 +95,11 @@ impl Spec {
             }
             // Ids and positions are u32; the bound also keeps a hostile config from overflowing sizes.
             if value > i32::MAX as usize {
-                return Err(format!("{name} is {value}, above {}", i32::MAX));
+                return Err(format!("{name} is {value}, above the limit {}", i32::MAX));
             }
         }
         if !(self.eps > 0.0 && self.eps.is_finite()) {
-            return Err(format!("the norm's epsilon is {}; expected a positive number", self.eps));
+            return Err(format!("the norm's epsilon is {}, expected a positive number", self.eps));
         }
         Ok(())
     }

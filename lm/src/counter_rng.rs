@@ -1,4 +1,4 @@
-//! Uniform numbers addressed by (row, position), so that a row's sample depends only on its address.
+//! Uniform random numbers by (row, position), so that a row's sample does not depend on the other rows.
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -6,9 +6,9 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 /// A counter-based source of uniforms with a 32-byte key. The row is ChaCha12's stream number, the position its block
 /// number, so there is no state and no drawing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Draws(pub [u8; 32]);
+pub struct CounterRng(pub [u8; 32]);
 
-impl Draws {
+impl CounterRng {
     /// Draws a fresh key from a generator.
     pub fn from_rng(rng: &mut impl RngCore) -> Self {
         let mut key = [0; 32];
@@ -33,20 +33,20 @@ mod tests {
 
     #[test]
     fn a_draw_depends_on_key_row_and_position_only() {
-        let draws = Draws([7; 32]);
-        let (a, b) = (draws.uniform(3, 5), draws.uniform(5, 3));
+        let rng = CounterRng([7; 32]);
+        let (a, b) = (rng.uniform(3, 5), rng.uniform(5, 3));
         assert_ne!(a, b);
-        assert_eq!(a, draws.uniform(3, 5));
-        assert_ne!(a, Draws([8; 32]).uniform(3, 5));
+        assert_eq!(a, rng.uniform(3, 5));
+        assert_ne!(a, CounterRng([8; 32]).uniform(3, 5));
     }
 
     #[test]
     fn draws_are_uniform_over_rows_and_positions() {
-        let draws = Draws([1; 32]);
+        let rng = CounterRng([1; 32]);
         let mut bins = [0usize; 20];
         for row in 0..200 {
             for position in 0..100 {
-                bins[(draws.uniform(row, position) * 20.0) as usize] += 1;
+                bins[(rng.uniform(row, position) * 20.0) as usize] += 1;
             }
         }
         let chi2: f64 = bins.iter().map(|&n| (n as f64 - 1000.0).powi(2) / 1000.0).sum();

@@ -1,4 +1,4 @@
-//! LoRA adapters in PEFT's folder layout: adapter_config.json and adapter_model.safetensors or adapter_model.bin.
+//! Reads and writes LoRA adapters in PEFT's folder layout: adapter_config.json and adapter_model.safetensors or adapter_model.bin.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,20 +7,21 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Checkpoint};
-use crate::linear::{Linear, LowRank};
-use crate::transformer::{Named, Transformer};
+use crate::linear::Linear;
+use crate::lora::{LoraAdapter, LoraConfig};
+use crate::transformer::{NamedTensor, Transformer};
 use crate::weights;
 use crate::{Error, Result, WeightType};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+const CONFIG_FILE: &str = "adapter_config.json";
+const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// Older PEFT versions write this file; PEFT reads it if there is no safetensors file.
-const PICKLE: &str = "adapter_model.bin";
+const PICKLE_FILE: &str = "adapter_model.bin";
 /// Size limit for a config file, in bytes.
-const MAX_BYTES: u64 = 4 << 20;
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Config keys that may be set: they say where an adapter applies, which tensor names say too, or how it was made. Any
 /// other key that is set changes the computation, so it is refused.
-const HARMLESS: [&str; 10] = [
+const HARMLESS_KEYS: [&str; 10] = [
     "auto_mapping",
     "exclude_modules",
     "layers_pattern",
@@ -34,45 +35,16 @@ const HARMLESS: [&str; 10] = [
 ];
 /// Values of `init_lora_weights` that leave the base model's weights unchanged, as `true` and `false` do. With any
 /// other, the adapter belongs to changed weights.
-const BEGINNINGS: [&str; 2] = ["gaussian", "orthogonal"];
+const HARMLESS_INITS: [&str; 2] = ["gaussian", "orthogonal"];
 /// PEFT's prefix of module names.
 const PREFIX: &str = "base_model.model.";
 
 /// The file's names of a layer's A and B.
-fn names(linear: &Linear) -> [String; 2] {
+fn tensor_names(linear: &Linear) -> [String; 2] {
     ["lora_A", "lora_B"].map(|part| format!("{PREFIX}{}.{part}.weight", linear.name))
 }
 
-/// The hyperparameters of a LoRA adapter: W x + alpha/r B A dropout(x).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LoraConfig {
-    pub r: usize,
-    pub alpha: f64,
-    /// Probability of dropping an entry of the adapter's input in training.
-    pub dropout: f64,
-}
-
-impl LoraConfig {
-    /// alpha / r.
-    pub fn scale(&self) -> f64 {
-        self.alpha / self.r as f64
-    }
-
-    pub(crate) fn check(&self) -> std::result::Result<(), String> {
-        if self.r == 0 {
-            return Err("a LoRA adapter of rank 0".to_owned());
-        }
-        if !self.alpha.is_finite() {
-            return Err(format!("lora alpha {}", self.alpha));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(format!("lora dropout {}; expected at least 0 and below 1", self.dropout));
-        }
-        Ok(())
-    }
-}
-
-/// The fields of `adapter_config.json` that matter here; `others` holds the rest.
+/// The fields of `adapter_config.json` that matter here; `other_keys` holds the rest.
 #[derive(Debug, Serialize, Deserialize)]
 struct PeftConfig {
     peft_type: String,
@@ -104,7 +76,7 @@ struct PeftConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     init_lora_weights: Option<serde_json::Value>,
     #[serde(flatten)]
-    others: serde_json::Map<String, serde_json::Value>,
+    other_keys: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Writes the model's adapter. `base` names the model it belongs to, for PEFT's `base_model_name_or_path`.
@@ -119,7 +91,7 @@ pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: 
         r: lora.r,
         lora_alpha: lora.alpha,
         lora_dropout: lora.dropout,
-        fan_in_fan_out: !model.spec.names.transposed,
+        fan_in_fan_out: !model.architecture.names.transposed,
         bias: Some("none".to_owned()),
         target_modules: targets.into_iter().collect(),
         modules_to_save: None,
@@ -129,9 +101,9 @@ pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: 
         rank_pattern: Default::default(),
         alpha_pattern: Default::default(),
         init_lora_weights: None,
-        others: Default::default(),
+        other_keys: Default::default(),
     };
-    let path = folder.join(CONFIG);
+    let path = folder.join(CONFIG_FILE);
     let mut text =
         serde_json::to_string_pretty(&config).map_err(|e| Error::model(&path, format!("cannot be written: {e}")))?;
     text.push('\n');
@@ -140,36 +112,36 @@ pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: 
     let mut tensors = Vec::new();
     for linear in model.linears() {
         if let Some(adapter) = &linear.adapter {
-            for (name, tensor) in names(linear).into_iter().zip([&adapter.a, &adapter.b]) {
-                tensors.push(Named { name, tensor, transposed: false });
+            for (name, tensor) in tensor_names(linear).into_iter().zip([&adapter.a, &adapter.b]) {
+                tensors.push(NamedTensor { name, tensor, transposed: false });
             }
         }
     }
-    weights::write(&folder.join(WEIGHTS), &tensors, WeightType::F32)
+    weights::write(&folder.join(WEIGHTS_FILE), &tensors, WeightType::F32)
 }
 
 /// Reads an adapter onto `model`, frozen. `model` must have no adapter.
 pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, LoraConfig)> {
-    let path = folder.join(CONFIG);
-    let bytes = files::whole(&path, MAX_BYTES)?;
+    let path = folder.join(CONFIG_FILE);
+    let bytes = files::read_small(&path, MAX_CONFIG_BYTES)?;
     let config: PeftConfig =
         serde_json::from_slice(&bytes).map_err(|e| Error::model(&path, format!("not a LoRA config: {e}")))?;
-    let lora = config.check().map_err(|what| Error::model(&path, what))?;
+    let lora = config.check().map_err(|message| Error::model(&path, message))?;
 
-    let is_there = |name: &&str| folder.join(name).is_file();
-    let name = [WEIGHTS, PICKLE].into_iter().find(is_there);
-    let name = name.ok_or_else(|| Error::model(folder, format!("has no adapter: neither {WEIGHTS} nor {PICKLE}")))?;
+    let exists = |name: &&str| folder.join(name).is_file();
+    let name = [WEIGHTS_FILE, PICKLE_FILE].into_iter().find(exists);
+    let name = name.ok_or_else(|| Error::model(folder, format!("has no adapter: neither {WEIGHTS_FILE} nor {PICKLE_FILE}")))?;
     let path = folder.join(name);
     let file = Checkpoint::file(&path)?;
     let mut unused: BTreeSet<String> = file.names().map(str::to_owned).collect();
     let model = model.map_adapters(|linear| {
         let (rows, columns) = linear.weight.dims2()?;
-        let [a, b] = names(linear);
+        let [a, b] = tensor_names(linear);
         // An adapter need not cover every layer, but A without B or B without A is an error.
         if !unused.contains(&a) && !unused.contains(&b) {
             return Ok(None);
         }
-        let adapter = LowRank {
+        let adapter = LoraAdapter {
             a: file.get(&a, &[lora.r, rows])?,
             b: file.get(&b, &[columns, lora.r])?,
             scale: lora.scale(),
@@ -180,10 +152,10 @@ pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, Lo
         Ok(Some(adapter))
     })?;
     if let Some(name) = unused.first() {
-        return Err(Error::model(&path, format!("tensor `{name}` belongs to no linear layer of the base model")));
+        return Err(Error::model(&path, format!("tensor `{name}` does not belong to a linear layer of the base model")));
     }
     if model.linears().all(|linear| linear.adapter.is_none()) {
-        return Err(Error::model(&path, "holds no LoRA tensors"));
+        return Err(Error::model(&path, "has no LoRA tensors"));
     }
     Ok((model, lora))
 }
@@ -192,24 +164,24 @@ impl PeftConfig {
     /// The adapter's configuration. Errors: an unsupported setting.
     fn check(&self) -> std::result::Result<LoraConfig, String> {
         if self.peft_type != "LORA" {
-            return Err(format!("peft_type is `{}`; expected `LORA`", self.peft_type));
+            return Err(format!("peft_type is `{}`, expected `LORA`", self.peft_type));
         }
-        for (what, on) in [
+        for (key, is_set) in [
             ("use_dora", self.use_dora),
             ("rank_pattern", !self.rank_pattern.is_empty()),
             ("alpha_pattern", !self.alpha_pattern.is_empty()),
             ("bias", self.bias.as_deref().unwrap_or("none") != "none"),
             ("modules_to_save", self.modules_to_save.as_ref().is_some_and(|m| !m.is_empty())),
         ] {
-            if on {
-                return Err(format!("{what} is set; that is not supported"));
+            if is_set {
+                return Err(format!("{key} is set, which is not supported"));
             }
         }
         match &self.init_lora_weights {
-            Some(serde_json::Value::String(how)) if !BEGINNINGS.contains(&how.as_str()) => {
+            Some(serde_json::Value::String(init)) if !HARMLESS_INITS.contains(&init.as_str()) => {
                 return Err(format!(
                     "init_lora_weights is `{}`, which changes the base model; save the adapter converted to plain LoRA",
-                    how.escape_debug()
+                    init.escape_debug()
                 ));
             }
             _ => (),
@@ -220,10 +192,10 @@ impl PeftConfig {
             serde_json::Value::Object(entries) => !entries.is_empty(),
             _ => true,
         };
-        if let Some((what, _)) =
-            self.others.iter().find(|(key, value)| !HARMLESS.contains(&key.as_str()) && is_set(value))
+        if let Some((key, _)) =
+            self.other_keys.iter().find(|(key, value)| !HARMLESS_KEYS.contains(&key.as_str()) && is_set(value))
         {
-            return Err(format!("{} is set; that is not supported", what.escape_debug()));
+            return Err(format!("{} is set, which is not supported", key.escape_debug()));
         }
         // Rank-stabilised LoRA (Kalajdzievski 2023) scales by alpha / sqrt(r): plain LoRA with a greater alpha.
         let alpha = if self.use_rslora { self.lora_alpha * (self.r as f64).sqrt() } else { self.lora_alpha };

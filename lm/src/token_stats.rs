@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use crate::threads::in_pool;
-use crate::{Batch, Eos, Error, Result, kernels};
+use crate::{Batch, Eos, Error, Result, TokenStats, kernels};
 
 /// Settings for the next-token distribution.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,19 +16,10 @@ pub struct StatOptions {
     pub entropy: bool,
 }
 
-/// Statistics of the response tokens, flat `[response_tokens]`, in nats.
-#[derive(Debug, Clone)]
-pub struct TokenStats {
-    /// log p(token | preceding tokens).
-    pub logprob: Tensor,
-    /// The entropy of the distribution that the token was drawn from.
-    pub entropy: Option<Tensor>,
-}
-
 /// `hidden` `[n, d]` predicts `targets`; if `forbidden.1[i]`, the tokens `forbidden.0` are impossible in row i.
 pub(crate) fn token_stats(
     hidden: &Tensor,
-    output: &kernels::LmHeadRef,
+    lm_head: &kernels::LmHeadRef,
     targets: &[u32],
     forbidden: Option<(&Eos, &[bool])>,
     entropy: bool,
@@ -37,9 +28,8 @@ pub(crate) fn token_stats(
         let none = Tensor::zeros(0, DType::F32, &Device::Cpu)?;
         return Ok(TokenStats { entropy: entropy.then(|| none.clone()), logprob: none });
     }
-    let rows = stat_rows(output, targets, forbidden)?;
-    let stats = in_pool(|| kernels::token_stats(hidden, output, &rows, entropy))?;
-    Ok(TokenStats { logprob: stats.logprob, entropy: stats.entropy })
+    let rows = target_tokens(lm_head, targets, forbidden)?;
+    Ok(in_pool(|| kernels::token_stats(hidden, lm_head, &rows, entropy))?)
 }
 
 /// KL(own || other) between next-token distributions, `[n]` in nats. `own` and `other` hold hidden states and output
@@ -53,17 +43,17 @@ pub(crate) fn kl_divergence(
     if targets.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = stat_rows(own.1, targets, Some(forbidden))?;
+    let rows = target_tokens(own.1, targets, Some(forbidden))?;
     Ok(in_pool(|| kernels::kl_divergence(own, other, &rows))?)
 }
 
-fn stat_rows<'a>(
-    output: &kernels::LmHeadRef,
+fn target_tokens<'a>(
+    lm_head: &kernels::LmHeadRef,
     targets: &'a [u32],
     forbidden: Option<(&'a Eos, &'a [bool])>,
 ) -> Result<kernels::TargetTokens<'a>> {
     if let Some((eos, _)) = forbidden {
-        check_eos(eos, output.weight.dim(0)?)?;
+        check_eos(eos, lm_head.weight.dim(0)?)?;
     }
     // A batch without masked rows takes the kernel's plain path.
     let forbidden = forbidden.filter(|(_, rows)| rows.contains(&true)).map(|(eos, rows)| (eos.ids(), rows));
@@ -79,6 +69,6 @@ pub(crate) fn check_eos(eos: &Eos, vocab: usize) -> Result<()> {
 }
 
 /// For each response token of the batch, whether EOS is impossible there.
-pub(crate) fn before_minimum(batch: &Batch, min_new_tokens: usize) -> Vec<bool> {
+pub(crate) fn eos_forbidden(batch: &Batch, min_new_tokens: usize) -> Vec<bool> {
     batch.row_ranges().iter().flat_map(|range| (0..range.len()).map(|t| t < min_new_tokens)).collect()
 }

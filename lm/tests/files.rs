@@ -14,12 +14,12 @@ const LORA: LoraConfig = LoraConfig { r: 3, alpha: 6.0, dropout: 0.1 };
 fn hidden(lm: &CausalLm) -> Vec<f32> {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
-    floats(&lm.predicting(&batch, None).unwrap())
+    floats(&lm.hidden_for_responses(&batch, None).unwrap())
 }
 
 fn adapted(base: &CausalLm) -> CausalLm {
     let lm = base.with_adapter(&LORA, &mut rng(50)).unwrap();
-    shake(&lm.variables(), 0.2, 51);
+    randomise(&lm.variables(), 0.2, 51);
     lm
 }
 
@@ -355,7 +355,7 @@ fn training_an_adapter_or_a_copy_leaves_the_base_unchanged() {
     let base = model(tiny_config(), 9).frozen();
     let before = hidden(&base);
     adapted(&base);
-    shake(&base.clone().with_full_training().unwrap().variables(), 1.0, 10);
+    randomise(&base.clone().with_full_training().unwrap().variables(), 1.0, 10);
     assert_eq!(hidden(&base), before);
 }
 
@@ -511,7 +511,7 @@ fn a_scalar_head_file_round_trips() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("head.safetensors");
     let head = ScalarHead::init(12, 0.3, &mut rng(16)).unwrap();
-    shake(&head.variables(), 0.4, 17);
+    randomise(&head.variables(), 0.4, 17);
     head.save(&file).unwrap();
     let again = ScalarHead::load(&file, 12).unwrap();
     assert!(again.variables().is_empty());

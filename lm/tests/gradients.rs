@@ -5,7 +5,7 @@ mod common;
 use candle_core::{Device, Tensor};
 use common::*;
 use lm::{
-    Batch, CausalLm, Dropout, LoraConfig, ModelConfig, Pool, RewardModel, ScalarHead, Sequence, StatOptions, Variable,
+    Batch, CausalLm, Dropout, LoraConfig, ModelConfig, RewardPooling, RewardModel, ScalarHead, Sequence, StatOptions, Variable,
 };
 use rand::Rng;
 
@@ -18,7 +18,7 @@ fn adapted(seed: u64) -> CausalLm {
 fn adapted_of(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
     let lm = model(config, seed).with_adapter(&LORA, &mut rng(seed + 1)).unwrap();
     // B is zero at first, which would hide errors in A's gradient.
-    shake(&lm.variables(), 0.3, seed + 2);
+    randomise(&lm.variables(), 0.3, seed + 2);
     lm
 }
 
@@ -34,7 +34,7 @@ fn objective(reward: &RewardModel, batch: &Batch) -> Tensor {
     (sum + scores.sqr().unwrap().mean_all().unwrap() * 0.2).unwrap()
 }
 
-fn reward(lm: CausalLm, pool: Pool) -> RewardModel {
+fn reward(lm: CausalLm, pool: RewardPooling) -> RewardModel {
     let head = ScalarHead::init(lm.config().width(), 0.3, &mut rng(77)).unwrap();
     RewardModel { lm, head, pool }
 }
@@ -54,7 +54,7 @@ fn every_variable_of_a_full_model_gets_a_gradient() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     for (config, tensors) in families().into_iter().zip([2 + 2 * 12 + 2, 1 + 2 * 10 + 4, 1 + 2 * 9 + 2]) {
-        for pool in [Pool::Last, Pool::Sum] {
+        for pool in [RewardPooling::Last, RewardPooling::Sum] {
             let reward = reward(model(config.clone(), 1), pool);
             let variables = [reward.lm.variables(), reward.head.variables()].concat();
             assert_eq!(variables.len(), tensors + 2);
@@ -78,7 +78,7 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
             lm.lm_loss(&batch, 0.0, None).unwrap().loss,
             lm.lm_loss(&batch, 1.0, Some(&mut dropout)).unwrap().loss,
             lm.lm_loss(&batch, 0.0, Some(&mut dropout)).unwrap().loss,
-            objective(&reward(lm.clone(), Pool::Last), &batch),
+            objective(&reward(lm.clone(), RewardPooling::Last), &batch),
         ] {
             assert_every_variable_has_a_gradient(&lm.variables(), &loss);
         }
@@ -102,7 +102,7 @@ fn selected_hidden_states_and_their_gradients_equal_those_of_the_full_pass() {
     for config in families() {
         for lm in [model(config.clone(), 1), adapted_of(config, 2)] {
             let all = lm.hidden(&batch, None).unwrap().flatten(0, 1).unwrap().index_select(&at, 0).unwrap();
-            let alone = lm.predicting(&batch, None).unwrap();
+            let alone = lm.hidden_for_responses(&batch, None).unwrap();
             assert_eq!(floats(&alone), floats(&all));
             let grads = |h: &Tensor| lm::backward(&h.powf(3.0).unwrap().sum_all().unwrap()).unwrap();
             let (of_alone, of_all) = (grads(&alone), grads(&all));
@@ -122,7 +122,7 @@ fn empty_responses_give_no_states_and_zero_gradients() {
     for config in families() {
         for lm in [model(config.clone(), 1), adapted_of(config, 2)] {
             let head = ScalarHead::init(lm.config().width(), 0.3, &mut rng(7)).unwrap();
-            let states = lm.predicting(&batch, None).unwrap();
+            let states = lm.hidden_for_responses(&batch, None).unwrap();
             assert_eq!(states.dims(), [0, lm.config().width()]);
             let grads = lm::backward(&head.forward(&states).unwrap().sum_all().unwrap()).unwrap();
             for v in lm.variables() {
@@ -168,7 +168,7 @@ fn scores_depend_on_all_reward_model_variables_and_no_lm_head() {
     for config in families() {
         let lm = model(config, 1);
         let of_lm: Vec<String> = lm.variables().into_iter().map(|v| v.name).collect();
-        let reward = reward(lm, Pool::Last);
+        let reward = reward(lm, RewardPooling::Last);
         let gradients = lm::backward(&reward.scores(&batch, None).unwrap().sum_all().unwrap()).unwrap();
         let names: Vec<String> = reward.variables().into_iter().map(|v| v.name).collect();
         for v in reward.variables() {
@@ -219,9 +219,9 @@ fn assert_gradients_match_differences(reward: &RewardModel) {
 #[test]
 fn gradients_of_a_full_model_match_finite_differences() {
     for config in families() {
-        let reward = reward(model(config, 10), Pool::Last);
+        let reward = reward(model(config, 10), RewardPooling::Last);
         // SwiGLU over wide heads is steeper than GELU: a smaller spread keeps third derivatives out of the differences.
-        shake(&reward.lm.variables(), 0.2, 10);
+        randomise(&reward.lm.variables(), 0.2, 10);
         assert_gradients_match_differences(&reward);
     }
 }
@@ -229,7 +229,7 @@ fn gradients_of_a_full_model_match_finite_differences() {
 #[test]
 fn gradients_of_an_adapter_match_finite_differences() {
     for config in families() {
-        assert_gradients_match_differences(&reward(adapted_of(config, 11), Pool::Sum));
+        assert_gradients_match_differences(&reward(adapted_of(config, 11), RewardPooling::Sum));
     }
 }
 
@@ -253,7 +253,7 @@ fn dropout_is_seeded_and_off_by_default() {
 
 #[test]
 fn only_matrices_of_the_model_decay() {
-    let reward = reward(model(tiny_config(), 14), Pool::Last);
+    let reward = reward(model(tiny_config(), 14), RewardPooling::Last);
     for v in reward.variables() {
         assert_eq!(v.decays, v.var.rank() == 2 && !v.name.starts_with("head"), "{}", v.name);
     }

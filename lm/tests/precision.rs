@@ -5,7 +5,7 @@ mod common;
 use candle_core::Tensor;
 use common::*;
 use lm::{
-    AdamW, AdamWConfig, Batch, CausalLm, Draws, InitStd, LoraConfig, ModelConfig, Precision, SampleOptions, Sequence,
+    AdamW, AdamWConfig, Batch, CausalLm, CounterRng, InitStd, LoraConfig, ModelConfig, Precision, SampleOptions, Sequence,
     StatOptions, Variable, sample,
 };
 use rand::Rng;
@@ -113,7 +113,7 @@ fn bf16_gradients_have_the_direction_of_f32_gradients() {
     for config in configs() {
         let full = trained(config);
         let adapted = full.frozen().with_adapter(&LORA, &mut rng(6)).unwrap();
-        shake(&adapted.variables(), 0.05, 7);
+        randomise(&adapted.variables(), 0.05, 7);
         for lm in [full, adapted] {
             let variables = lm.variables();
             let exact = gradients(&lm, &variables, &batch);
@@ -164,10 +164,10 @@ fn bf16_samples_score_close_to_their_sampling_log_probabilities() {
     for config in configs() {
         let full = trained(config).frozen();
         let adapted = full.with_adapter(&LORA, &mut rng(9)).unwrap();
-        shake(&adapted.variables(), 0.05, 10);
+        randomise(&adapted.variables(), 0.05, 10);
         for lm in [full, adapted.frozen()] {
             let lm = lm.with_precision(Precision::Bf16);
-            let sampled = sample(&lm, &prompts, &o, &Draws([3; 32]), &[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+            let sampled = sample(&lm, &prompts, &o, &CounterRng([3; 32]), &[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
             let sequences: Vec<Sequence> =
                 prompts.iter().zip(&sampled).map(|(p, s)| Sequence::new(p.to_vec(), s.ids.clone())).collect();
             let scored = logprobs(&lm, &Batch::new(&refs(&sequences)).unwrap());

@@ -304,12 +304,12 @@ fn bos_of_the_post_processor_is_added_and_eos_is_not() {
         [(&["A"][..], vec![]), (&["<s>", "A"], vec![1]), (&["<s>", "<unk>", "A", "</s>"], vec![1, 0])]
     {
         let tokenizer = read(pieces).unwrap();
-        assert_eq!(tokenizer.begin(), begin);
+        assert_eq!(tokenizer.bos_ids(), begin);
         assert_eq!(tokenizer.encode(" ab"), [&begin[..], &[263]].concat());
         assert_eq!(tokenizer.encode(""), begin);
-        assert_eq!(tokenizer.encode_after(" ab"), [263]);
+        assert_eq!(tokenizer.encode_continuation(" ab"), [263]);
         let again = Tokenizer::from_bytes(tokenizer.to_json().unwrap().as_bytes()).unwrap();
-        assert_eq!((again.begin(), again.encode("b")), (tokenizer.begin(), tokenizer.encode("b")));
+        assert_eq!((again.bos_ids(), again.encode("b")), (tokenizer.bos_ids(), tokenizer.encode("b")));
     }
     for (pieces, why) in [
         (&["<s>", "A", "<unk>"][..], "puts id 0 behind a text"),
@@ -343,10 +343,10 @@ fn no_token_spans_prompt_and_continuation() {
     merges.splice(0..0, [serde_json::json!(["b", "▁"]), serde_json::json!(["b▁", "a"])]);
     let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
     assert_eq!(tokenizer.encode("b a"), [259, 265], "one token spans the border");
-    assert_eq!((tokenizer.encode("b"), tokenizer.encode_after(" a")), (vec![259, 261], vec![262]));
-    assert_eq!(tokenizer.decode_after(&[262]), " a");
+    assert_eq!((tokenizer.encode("b"), tokenizer.encode_continuation(" a")), (vec![259, 261], vec![262]));
+    assert_eq!(tokenizer.decode_continuation(&[262]), " a");
     // The second part of a character that began in earlier ids.
-    assert_eq!(tokenizer.decode_after(&[3 + 0x80, 260]), "\u{fffd}a");
+    assert_eq!(tokenizer.decode_continuation(&[3 + 0x80, 260]), "\u{fffd}a");
     json["model"]["vocab"]["<0xBF>▁"] = 266.into();
     let error = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap_err().to_string();
     assert!(error.contains("<0xBF>"), "{error}");

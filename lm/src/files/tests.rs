@@ -69,8 +69,8 @@ fn a_tensor_of_several_chunks_is_read_completely() {
     let header = format!(r#"{{"w":{{"dtype":"F32","shape":[{numbers}],"data_offsets":[0,{}]}}}}"#, numbers * 4);
     let expected: Vec<f32> = (0..numbers).map(|i| i as f32).collect();
     let data: Vec<u8> = expected.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let source = Source::memory(safetensors_of(&header, &data));
-    let checkpoint = Checkpoint::of(Path::new("w"), source, safetensors::places).unwrap();
+    let source = Source::from_memory(safetensors_of(&header, &data));
+    let checkpoint = Checkpoint::parse(Path::new("w"), source, safetensors::locate_tensors).unwrap();
     assert_eq!(values(&checkpoint, "w", &[numbers]), expected);
 }
 

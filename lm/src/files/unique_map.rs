@@ -15,24 +15,24 @@ pub(super) const MAX_NAMES: usize = 1 << 17;
 /// A map by tensor name that rejects duplicates. serde's own maps keep the last of two equal keys, so two readers could
 /// see two different models.
 #[derive(Debug)]
-pub(super) struct Table<T>(pub BTreeMap<String, T>);
+pub(super) struct UniqueMap<T>(pub BTreeMap<String, T>);
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for UniqueMap<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Entries(PhantomData))
+        deserializer.deserialize_map(UniqueMapVisitor(PhantomData))
     }
 }
 
-struct Entries<T>(PhantomData<T>);
+struct UniqueMapVisitor<T>(PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
-    type Value = Table<T>;
+impl<'de, T: Deserialize<'de>> Visitor<'de> for UniqueMapVisitor<T> {
+    type Value = UniqueMap<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with an entry for each tensor")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Table<T>, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueMap<T>, A::Error> {
         let mut entries = BTreeMap::new();
         while let Some(name) = map.next_key::<String>()? {
             if name == METADATA {
@@ -48,6 +48,6 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
             }
             entries.insert(name, value);
         }
-        Ok(Table(entries))
+        Ok(UniqueMap(entries))
     }
 }

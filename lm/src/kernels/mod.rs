@@ -82,10 +82,12 @@ pub struct TargetTokens<'a> {
     pub forbidden: Option<(&'a [u32], &'a [bool])>,
 }
 
-/// `log p(target)` and the entropy of each row's distribution, in nats: `[n]` each.
+/// Statistics of target tokens, `[n]` each, in nats; of all response tokens of a batch, `[response_tokens]`.
 #[derive(Clone, Debug)]
 pub struct TokenStats {
+    /// log p(token | preceding tokens).
     pub logprob: Tensor,
+    /// The entropy of the distribution that the token was drawn from.
     pub entropy: Option<Tensor>,
 }
 

@@ -4,7 +4,7 @@ use super::*;
 
 fn variable(name: &str, values: &[f32], decays: bool) -> Variable {
     let var = Var::from_slice(values, values.len(), &Device::Cpu).expect("a small variable");
-    Variable { name: name.into(), var, decays }
+    Variable { name: name.values(), var, decays }
 }
 
 fn values(v: &Variable) -> Vec<f32> {
@@ -84,8 +84,8 @@ fn the_first_step_moves_every_entry_by_the_learning_rate() -> Result<()> {
     let mut adam = AdamW::new(vec![w.clone(), b.clone()], config)?;
     let norms = adam.step(&gradients(&[(&w, &[3.0, -1e-3, 4.0]), (&b, &[0.0])]), 0.1, None)?;
     // m / sqrt(v) is the sign at step 1; decay takes 5% of each matrix entry, nothing of the bias.
-    for (is, wanted) in values(&w).iter().zip([1.0 - 0.05 - 0.1, -2.0 + 0.1 + 0.1, 3.0 - 0.15 - 0.1]) {
-        assert!((is - wanted).abs() < 2e-6, "{is} against {wanted}");
+    for (actual, expected) in values(&w).iter().zip([1.0 - 0.05 - 0.1, -2.0 + 0.1 + 0.1, 3.0 - 0.15 - 0.1]) {
+        assert!((actual - expected).abs() < 2e-6, "{actual} against {expected}");
     }
     assert_eq!(values(&b), [5.0]);
     assert!((norms.grad_norm - 5.0).abs() < 1e-6);
@@ -112,7 +112,7 @@ fn a_missing_or_non_finite_gradient_names_the_variable_and_changes_nothing() -> 
     assert!(missing.contains("h.0.b has no gradient"), "{missing}");
     for bad in [f32::NAN, f32::INFINITY] {
         let error = adam.step(&gradients(&[(&w, &[bad]), (&b, &[1.0])]), 0.1, Some(1.0)).expect_err("not finite");
-        assert!(matches!(&error, Error::NonFinite { what } if what.contains("h.0.w")), "{error}");
+        assert!(matches!(&error, Error::NonFinite { quantity } if quantity.contains("h.0.w")), "{error}");
     }
     assert_eq!((values(&w), values(&b), adam.steps()), (vec![1.0], vec![2.0], 0));
     Ok(())

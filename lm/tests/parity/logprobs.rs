@@ -1,6 +1,6 @@
 //! Log-probabilities of real tokens, independent of padding, cache and the reference's precision.
 
-use lm::{Draws, SampleOptions, sample};
+use lm::{CounterRng, SampleOptions, sample};
 
 use crate::fixture::{Fixture, logprobs};
 use crate::numbers::Within;
@@ -41,7 +41,7 @@ fn greedy_responses_agree_with_transformers_with_left_padding() {
             greedy: true,
         };
         let rows: Vec<u64> = (0..prompts.len() as u64).collect();
-        let sampled = sample(&fixture.model(), &prompts, &o, &Draws([0; 32]), &rows).unwrap();
+        let sampled = sample(&fixture.model(), &prompts, &o, &CounterRng([0; 32]), &rows).unwrap();
         let ids: Vec<f64> = sampled.iter().flat_map(|s| s.ids.iter().copied().map(f64::from)).collect();
         assert_eq!(ids, expected, "{}", fixture.family);
         let ours: Vec<f64> = sampled.iter().flat_map(|s| s.logprobs.iter().copied().map(f64::from)).collect();

@@ -45,13 +45,13 @@ fn prompt_and_continuation_have_the_ids_of_the_whole_text() {
         for (prompt, response, whole, border) in pairs {
             let response = format!(" {response}");
             for tokenizer in [&tokenizer, &again] {
-                let ids = tokenizer.encode_after(&response);
+                let ids = tokenizer.encode_continuation(&response);
                 assert_eq!(tokenizer.encode(&prompt), whole[..border], "{name}: {prompt:?}");
                 assert_eq!(ids, whole[border..], "{name}: {prompt:?}, {response:?}");
                 assert_eq!(tokenizer.encode(&format!("{prompt}{response}")), whole, "{name}: {prompt:?}, {response:?}");
                 // SmolLM2 lacks tokens for rare bytes, and Llama 2 encodes a space as this letter.
                 if name != "smollm2" && !response.contains('▁') {
-                    assert_eq!(tokenizer.decode_after(&ids), response, "{name}");
+                    assert_eq!(tokenizer.decode_continuation(&ids), response, "{name}");
                 }
             }
         }
@@ -69,7 +69,7 @@ proptest! {
         let response = format!(" {}", response.trim());
         TOKENIZERS.with(|tokenizers| {
             for (tokenizer, name) in tokenizers.iter().zip(STYLES) {
-                let (before, after) = (tokenizer.encode(&prompt), tokenizer.encode_after(&response));
+                let (before, after) = (tokenizer.encode(&prompt), tokenizer.encode_continuation(&response));
                 let whole = tokenizer.encode(&format!("{prompt}{response}"));
                 if whole.starts_with(&before) {
                     assert_eq!(after, whole[before.len()..], "{name}: {prompt:?}, {response:?}");

@@ -1,6 +1,6 @@
 //! The gradient of one next-token loss, and twenty steps of AdamW on all weights or on an adapter.
 
-use lm::{AdamW, AdamWConfig, CausalLm, Schedule, Shape};
+use lm::{AdamW, AdamWConfig, CausalLm, LrSchedule, LrDecay};
 
 use crate::fixture::{Fixture, batch};
 use crate::numbers::{Within, gradients};
@@ -11,7 +11,7 @@ const TOLERANCE: Within = Within::Each(2e-5);
 /// The loss before each step on the fixture's rows.
 fn losses(lm: &CausalLm, fixture: &Fixture) -> Vec<f64> {
     let batch = batch(&fixture.rows);
-    let schedule = Schedule { peak: 1e-3, warmup: 4, total: STEPS, shape: Shape::Cosine };
+    let schedule = LrSchedule { peak: 1e-3, warmup: 4, total: STEPS, shape: LrDecay::Cosine };
     let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
     let mut adam = AdamW::new(lm.variables(), config).unwrap();
     (0..STEPS)

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Metadata, required};
 use crate::config::rope::{frequencies, llama3 as llama3_frequency};
 use crate::files::encoding::Encoding;
-use crate::files::{Part, Place, Places};
+use crate::files::{WeightFile, TensorLocation, TensorLocations};
 
 /// Keys of other models that llama.cpp runs. Each changes the model's output, and a Llama has none of them.
 const UNSUPPORTED: [&str; 5] = [
@@ -17,7 +17,7 @@ const UNSUPPORTED: [&str; 5] = [
 ];
 
 /// The shape of a Llama, as llama.cpp defines it.
-pub(super) struct Llama {
+pub(super) struct LlamaShape {
     vocabulary: usize,
     width: usize,
     inner: usize,
@@ -39,7 +39,7 @@ pub(super) struct Llama {
 pub(super) const DIVISORS: &str = "rope_freqs.weight";
 
 /// Errors name a key that is missing, of another type, or set to a value of an unsupported model.
-pub(super) fn read(metadata: &Metadata, tensors: &Places, divisors: Option<&[f32]>) -> Result<Llama, String> {
+pub(super) fn read(metadata: &Metadata, tensors: &TensorLocations, divisors: Option<&[f32]>) -> Result<LlamaShape, String> {
     let architecture = required("general.architecture", metadata.text("general.architecture"))?;
     if architecture != "llama" {
         return Err(format!("general.architecture is `{}`; only `llama` is read", architecture.escape_debug()));
@@ -76,7 +76,7 @@ pub(super) fn read(metadata: &Metadata, tensors: &Places, divisors: Option<&[f32
     };
     let theta = metadata.float("llama.rope.freq_base")?.unwrap_or(10_000.0);
     let epsilon = "llama.attention.layer_norm_rms_epsilon";
-    let vocabulary = match tensors.get("token_embd.weight").map(|place| &place.shape[..]) {
+    let vocabulary = match tensors.get("token_embd.weight").map(|location| &location.shape[..]) {
         Some(&[rows, columns]) if columns == width && rows > 0 && rows <= i32::MAX as usize => rows,
         Some(other) => return Err(format!("tensor `token_embd.weight` has shape {other:?}; expected rows of {width}")),
         None => return Err("tensor `token_embd.weight` is missing".to_owned()),
@@ -95,7 +95,7 @@ pub(super) fn read(metadata: &Metadata, tensors: &Places, divisors: Option<&[f32
         }
         (linear, divided) => linear.or(divided.flatten()),
     };
-    Ok(Llama {
+    Ok(LlamaShape {
         vocabulary,
         width,
         inner: size("llama.feed_forward_length")?,
@@ -114,7 +114,7 @@ pub(super) fn read(metadata: &Metadata, tensors: &Places, divisors: Option<&[f32
     })
 }
 
-impl Llama {
+impl LlamaShape {
     /// `config.json` as transformers writes it.
     pub fn json(&self) -> Value {
         json!({
@@ -147,12 +147,12 @@ impl Llama {
 }
 
 /// The values of [`DIVISORS`]. Errors: they are not f32.
-pub(super) fn divisors(part: &Part, place: &Place) -> Result<Vec<f32>, String> {
-    if place.encoding != Encoding::F32 || place.shape.len() != 1 {
-        let (kind, shape) = (place.encoding.name(), &place.shape);
+pub(super) fn divisors(file: &WeightFile, location: &TensorLocation) -> Result<Vec<f32>, String> {
+    if location.encoding != Encoding::F32 || location.shape.len() != 1 {
+        let (kind, shape) = (location.encoding.name(), &location.shape);
         return Err(format!("tensor `{DIVISORS}` is {kind} of shape {shape:?}; expected a row of F32"));
     }
-    part.decode(place).map_err(|e| e.to_string())
+    file.decode(location).map_err(|e| e.to_string())
 }
 
 /// The `rope_scaling` of type `llama3` that gives these divisors; None if all are 1. Errors: no such scaling gives

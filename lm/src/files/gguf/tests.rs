@@ -50,8 +50,8 @@ impl File {
     /// A Llama of one layer: width 32, two query heads of 16, one key/value head.
     fn llama() -> Self {
         let tokens = vocabulary();
-        let mut types = vec![1i32; tokens.len()];
-        types[0] = 3;
+        let mut supported_types = vec![1i32; tokens.len()];
+        supported_types[0] = 3;
         let entry = |key: &str, value: Vec<u8>| (key.to_owned(), value);
         let entries = vec![
             entry("general.architecture", typed(TEXT, &text("llama"))),
@@ -67,7 +67,7 @@ impl File {
             entry("tokenizer.ggml.tokens", texts(&tokens)),
             entry(
                 "tokenizer.ggml.token_type",
-                array(5, tokens.len() as u64, &types.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<_>>()),
+                array(5, tokens.len() as u64, &supported_types.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<_>>()),
             ),
             entry("tokenizer.ggml.merges", texts(&["h e".to_owned()])),
             entry("tokenizer.ggml.scores", array(F32, 2, &[0; 8])),
@@ -136,7 +136,7 @@ impl File {
     }
 
     fn open(&self) -> Result<Gguf> {
-        Gguf::of(Path::new("model.gguf"), Source::memory(self.bytes()))
+        Gguf::parse(Path::new("model.gguf"), Source::from_memory(self.bytes()))
     }
 }
 
@@ -249,7 +249,7 @@ fn bos_is_added_if_the_file_asks_for_it_or_is_llama_3s() {
         let file =
             asks.into_iter().fold(file, |file, asks| file.with("tokenizer.ggml.add_bos_token", typed(7, &[asks])));
         let tokenizer = file.open().unwrap().tokenizer.to_string();
-        crate::Tokenizer::from_bytes(tokenizer.as_bytes()).unwrap().begin().to_vec()
+        crate::Tokenizer::from_bytes(tokenizer.as_bytes()).unwrap().bos_ids().to_vec()
     };
     for (pre, asks, expected) in [
         ("gpt-2", None, &[][..]),
@@ -265,7 +265,7 @@ fn bos_is_added_if_the_file_asks_for_it_or_is_llama_3s() {
 #[test]
 fn a_file_written_by_llama_cpp_is_read() {
     let bytes = include_bytes!("../../../fuzz/seeds/gguf/llama.gguf").to_vec();
-    let file = Gguf::of(Path::new("llama.gguf"), Source::memory(bytes)).unwrap();
+    let file = Gguf::parse(Path::new("llama.gguf"), Source::from_memory(bytes)).unwrap();
     for name in file.weights.names() {
         assert!(values(&file, name).iter().any(|value| *value != 0.0), "{name}");
     }
@@ -467,7 +467,7 @@ fn a_truncated_gguf_file_is_refused_at_any_length() {
         check_gguf(&whole[..whole.len() * sixteenth / 16]).unwrap_err();
     }
     for len in 0..File::llama().head().len() {
-        Gguf::of(Path::new("cut"), Source::memory(whole[..len].to_vec())).err().expect("accepted");
+        Gguf::parse(Path::new("cut"), Source::from_memory(whole[..len].to_vec())).err().expect("accepted");
     }
     check_gguf(&whole).unwrap();
 }

@@ -68,10 +68,10 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": added(tokens, required(TYPES, metadata.ints(TYPES))?)?,
+        "added_tokens": added_tokens(tokens, required(TYPES, metadata.ints(TYPES))?)?,
         "normalizer": null,
         "pre_tokenizer": steps,
-        "post_processor": bos.map_or_else(|| bytes(true), |(id, token)| begins_with(id, token)),
+        "post_processor": bos.map_or_else(|| bytes(true), |(id, token)| bos_post_processor(id, token)),
         "decoder": bytes(true),
         "model": {
             "type": "BPE",
@@ -82,14 +82,14 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
             "fuse_unk": false,
             "byte_fallback": false,
             "ignore_merges": ignore_merges,
-            "vocab": vocabulary(tokens)?,
-            "merges": pairs(tokens, merges)?,
+            "vocab": token_ids(tokens)?,
+            "merges": merge_pairs(tokens, merges)?,
         },
     }))
 }
 
 /// A post-processor that puts a token before every text.
-fn begins_with(id: usize, token: &str) -> Value {
+fn bos_post_processor(id: usize, token: &str) -> Value {
     let piece = |name: &str, id: &str| json!({ name: { "id": id, "type_id": 0 } });
     let (bos, a, b) = (piece("SpecialToken", token), piece("Sequence", "A"), piece("Sequence", "B"));
     json!({
@@ -101,7 +101,7 @@ fn begins_with(id: usize, token: &str) -> Value {
 }
 
 /// Ids by token.
-fn vocabulary(tokens: &[String]) -> Result<Map<String, Value>, String> {
+fn token_ids(tokens: &[String]) -> Result<Map<String, Value>, String> {
     let mut ids = Map::new();
     for (id, token) in tokens.iter().enumerate() {
         if ids.insert(token.clone(), json!(id)).is_some() {
@@ -112,13 +112,13 @@ fn vocabulary(tokens: &[String]) -> Result<Map<String, Value>, String> {
 }
 
 /// Merges as pairs of tokens. Errors: a part or the whole of a merge is not a token.
-fn pairs(tokens: &[String], merges: &[String]) -> Result<Vec<Value>, String> {
+fn merge_pairs(tokens: &[String], merges: &[String]) -> Result<Vec<Value>, String> {
     let known: BTreeSet<&str> = tokens.iter().map(String::as_str).collect();
     let pair = |merge: &String| {
         // A byte-level token contains no space: the alphabet has another letter for it.
         let (left, right) = merge.split_once(' ')?;
         let whole = format!("{left}{right}");
-        [left, right, &whole].iter().all(|part| known.contains(part)).then(|| json!([left, right]))
+        [left, right, &whole].iter().all(|file| known.contains(file)).then(|| json!([left, right]))
     };
     merges
         .iter()
@@ -127,9 +127,9 @@ fn pairs(tokens: &[String], merges: &[String]) -> Result<Vec<Value>, String> {
 }
 
 /// The tokens that are matched in a text before it is split.
-fn added(tokens: &[String], types: &[i32]) -> Result<Vec<Value>, String> {
-    if types.len() != tokens.len() {
-        return Err(format!("`{TYPES}` has {} entries for {} tokens", types.len(), tokens.len()));
+fn added_tokens(tokens: &[String], supported_types: &[i32]) -> Result<Vec<Value>, String> {
+    if supported_types.len() != tokens.len() {
+        return Err(format!("`{TYPES}` has {} entries for {} tokens", supported_types.len(), tokens.len()));
     }
     let entry = |(id, (token, kind)): (usize, (&String, &i32))| {
         (*kind == CONTROL || *kind == USER_DEFINED).then(|| {
@@ -144,5 +144,5 @@ fn added(tokens: &[String], types: &[i32]) -> Result<Vec<Value>, String> {
             })
         })
     };
-    Ok(tokens.iter().zip(types).enumerate().filter_map(entry).collect())
+    Ok(tokens.iter().zip(supported_types).enumerate().filter_map(entry).collect())
 }

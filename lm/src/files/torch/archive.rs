@@ -27,14 +27,14 @@ const ENCRYPTED: u16 = 1;
 
 /// The byte range of a file in the archive, checked to lie within it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Stored {
+pub(super) struct ArchiveFile {
     pub start: u64,
     pub len: u64,
 }
 
 /// The archive's files by name. Errors: not a zip, a compressed or encrypted file, a duplicate name, or a file beyond
 /// the archive's end.
-pub(super) fn files(source: &Source) -> Result<BTreeMap<String, Stored>, String> {
+pub(super) fn files(source: &Source) -> Result<BTreeMap<String, ArchiveFile>, String> {
     let (start, len) = directory(source)?;
     if start.checked_add(len).is_none_or(|end| end > source.len()) || len > MAX_DIRECTORY {
         return Err(format!("its directory would have {len} bytes from {start} on; the file has {}", source.len()));
@@ -84,7 +84,7 @@ fn directory(source: &Source) -> Result<(u64, u64), String> {
 }
 
 /// Parses one file's entry and advances `rest` past it.
-fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, Stored), String> {
+fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, ArchiveFile), String> {
     let mut take = |len: usize| -> Result<&[u8], String> {
         let (taken, left) = rest.split_at_checked(len).ok_or("its archive's directory is cut off")?;
         *rest = left;
@@ -122,7 +122,7 @@ fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, Stored), String> 
     if start.checked_add(len).is_none_or(|end| end > source.len()) {
         return Err(format!("`{name}` in its archive ends beyond the archive; the file is cut off"));
     }
-    Ok((name, Stored { start, len }))
+    Ok((name, ArchiveFile { start, len }))
 }
 
 /// The contents of the extra field with 64-bit sizes; empty if there is none.

@@ -28,12 +28,12 @@ pub(super) enum Value<'a> {
     Global(Global),
     /// A persistent id: PyTorch's reference to a storage.
     Storage(Id),
-    Tensor(Rebuilt),
+    Tensor(RebuiltTensor),
 }
 
 /// Arguments of `_rebuild_tensor_v2`.
 #[derive(Clone, Copy)]
-pub(super) struct Rebuilt {
+pub(super) struct RebuiltTensor {
     pub storage: Id,
     pub offset: Id,
     pub shape: Id,
@@ -51,7 +51,7 @@ pub(super) enum Global {
 }
 
 impl Global {
-    fn of(module: &str, name: &str) -> Result<Self, String> {
+    fn lookup(module: &str, name: &str) -> Result<Self, String> {
         Ok(match (module, name) {
             ("collections", "OrderedDict") => Self::OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
@@ -88,7 +88,7 @@ impl<'a> Pickle<'a> {
     /// dict.
     pub fn read(bytes: &'a [u8]) -> Result<Self, String> {
         let pickle = Self { values: Vec::new(), root: 0 };
-        let mut machine = Machine { bytes, pickle, stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
+        let mut machine = PickleMachine { bytes, pickle, stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
         machine.pickle.root = machine.run()?;
         Ok(machine.pickle)
     }
@@ -118,7 +118,7 @@ impl<'a> Pickle<'a> {
     }
 }
 
-struct Machine<'a> {
+struct PickleMachine<'a> {
     /// The unread rest.
     bytes: &'a [u8],
     pickle: Pickle<'a>,
@@ -128,7 +128,7 @@ struct Machine<'a> {
     memo: BTreeMap<u32, Id>,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> PickleMachine<'a> {
     /// Runs to the end and returns the value on top of the stack.
     fn run(&mut self) -> Result<Id, String> {
         loop {
@@ -149,7 +149,7 @@ impl<'a> Machine<'a> {
                 }
                 0x93 => {
                     let (name, module) = (self.pop()?, self.pop()?);
-                    let global = Global::of(self.pickle.text(module)?, self.pickle.text(name)?)?;
+                    let global = Global::lookup(self.pickle.text(module)?, self.pickle.text(name)?)?;
                     self.push(Value::Global(global))?;
                 }
                 // BINPUT, LONG_BINPUT, MEMOIZE
@@ -258,7 +258,7 @@ impl<'a> Machine<'a> {
         match (global, self.pickle.tuple(arguments)?) {
             (Global::OrderedDict, []) => Ok(Value::Dict(Vec::new())),
             (Global::RebuildTensor, &[storage, offset, shape, stride, _, _, ..]) => {
-                Ok(Value::Tensor(Rebuilt { storage, offset, shape, stride }))
+                Ok(Value::Tensor(RebuiltTensor { storage, offset, shape, stride }))
             }
             (Global::RebuildParameter, &[tensor, _, _]) => match self.pickle.value(tensor) {
                 &Value::Tensor(rebuilt) => Ok(Value::Tensor(rebuilt)),
@@ -377,7 +377,7 @@ impl<'a> Machine<'a> {
 
     fn global_line(&mut self) -> Result<Global, String> {
         let (module, name) = (self.line()?, self.line()?);
-        Global::of(module, name)
+        Global::lookup(module, name)
     }
 }
 

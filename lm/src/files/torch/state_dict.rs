@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::pickle::{Global, Id, MAX_NAME, Pickle, Rebuilt, Value};
+use super::pickle::{Global, Id, MAX_NAME, Pickle, RebuiltTensor, Value};
 use crate::files::encoding::Encoding;
 
 const MAX_DIMS: usize = 8;
 
 /// A tensor as described in the pickle, not yet checked against the storages.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Described {
+pub(super) struct TensorDescription {
     /// The storage's name in the archive's `data/` folder.
     pub storage: String,
     pub encoding: Encoding,
@@ -23,7 +23,7 @@ pub(super) struct Described {
 }
 
 /// The tensors of a pickled state dict, by name. Errors say which part is not a state dict.
-pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Described>, String> {
+pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, TensorDescription>, String> {
     let pickle = Pickle::read(bytes)?;
     let Value::Dict(entries) = pickle.root() else {
         return Err("holds no dictionary; expected a state dict, from names to tensors".to_owned());
@@ -44,7 +44,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Described>, String> 
     Ok(tensors)
 }
 
-fn describe(pickle: &Pickle, tensor: Rebuilt) -> Result<Described, String> {
+fn describe(pickle: &Pickle, tensor: RebuiltTensor) -> Result<TensorDescription, String> {
     let &Value::Storage(id) = pickle.value(tensor.storage) else {
         return Err("has no storage".to_owned());
     };
@@ -58,7 +58,7 @@ fn describe(pickle: &Pickle, tensor: Rebuilt) -> Result<Described, String> {
     if kind != "storage" || storage.len() > MAX_NAME {
         return Err("has a storage that is none".to_owned());
     }
-    Ok(Described {
+    Ok(TensorDescription {
         storage: storage.to_owned(),
         encoding: match numbers {
             "F32" => Encoding::F32,

@@ -12,7 +12,7 @@ use super::*;
 /// An archive as torch writes it.
 fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
-    let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    let stored = SimpleFileOptions::default().compression_method(CompressionMethod::ArchiveFile);
     for (name, bytes) in files {
         zip.start_file(format!("model/{name}"), stored).unwrap();
         zip.write_all(bytes).unwrap();
@@ -64,7 +64,7 @@ fn file(pickle: &[u8]) -> Vec<u8> {
 }
 
 fn open(bytes: Vec<u8>) -> Result<Checkpoint> {
-    Checkpoint::of(Path::new("pytorch_model.bin"), Source::memory(bytes), places)
+    Checkpoint::parse(Path::new("pytorch_model.bin"), Source::from_memory(bytes), locate_tensors)
 }
 
 #[track_caller]
@@ -258,10 +258,10 @@ fn an_archive_without_a_state_dict_is_refused() {
 }
 
 /// The end record of an archive with 64-bit sizes, and its locator.
-fn end_64(files: u64, len: u64, start: u64, place: u64) -> Vec<u8> {
+fn end_64(files: u64, len: u64, start: u64, location: u64) -> Vec<u8> {
     let fixed = [&b"PK\x06\x06"[..], &44u64.to_le_bytes(), &[45, 0, 45, 0], &[0; 8]].concat();
     let counts = [files, files, len, start].map(u64::to_le_bytes).concat();
-    let locator = [&b"PK\x06\x07"[..], &[0; 4], &place.to_le_bytes(), &1u32.to_le_bytes()].concat();
+    let locator = [&b"PK\x06\x07"[..], &[0; 4], &location.to_le_bytes(), &1u32.to_le_bytes()].concat();
     let end = [&b"PK\x05\x06"[..], &[0; 4], &[0xff; 12], &[0; 2]].concat();
     [fixed, counts, locator, end].concat()
 }
@@ -278,16 +278,16 @@ fn an_archive_with_64_bit_sizes_is_read() {
 #[test]
 fn an_archive_with_false_sizes_is_refused_before_allocation() {
     let honest = file(&dict(&[("w", tensor("FloatStorage", 6, 0, &[6], &[1]))]));
-    let place = honest.len() as u64;
+    let location = honest.len() as u64;
     for (files, len, start) in [
         (u64::MAX, u64::MAX, 0),
         (1 << 40, 46 << 40, 0),
         (1, 46, u64::MAX),
         (1, u64::MAX, u64::MAX),
         (1, 65 << 20, 0),
-        (place, place + 200, 0),
+        (location, location + 200, 0),
     ] {
-        assert_refused(&[honest.clone(), end_64(files, len, start, place)].concat(), "its directory would have");
+        assert_refused(&[honest.clone(), end_64(files, len, start, location)].concat(), "its directory would have");
     }
     assert_refused(&[honest.clone(), end_64(1, 46, 0, u64::MAX)].concat(), "cannot be read at byte");
     assert_refused(&[honest.clone(), end_64(1, 46, 0, 0)].concat(), "its archive's end is not where it says");

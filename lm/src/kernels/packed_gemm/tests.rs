@@ -108,7 +108,7 @@ fn operand_value(precision: Precision) -> fn(f32) -> f64 {
 }
 
 /// Upper bound on the error of sums of k products in f32.
-fn slack(k: usize, magnitude: f64) -> f64 {
+fn rounding_bound(k: usize, magnitude: f64) -> f64 {
     k as f64 * magnitude / f64::from(1 << 23)
 }
 
@@ -128,7 +128,7 @@ proptest! {
         case.run(precision, &mut out, mode, -0.5, Threads::One);
         for (at, [sum, magnitude, _]) in case.sums(operand_value(precision)) {
             let error = (f64::from(out[at]) - (old - 0.5 * sum)).abs();
-            prop_assert!(error <= slack(k + 2, magnitude + old), "{error} at {at}");
+            prop_assert!(error <= rounding_bound(k + 2, magnitude + old), "{error} at {at}");
         }
         let beyond = out.chunks((n + gap).max(1)).flat_map(|row| &row[n..]);
         prop_assert!(beyond.into_iter().all(|&x| x == 0.25), "elements between the rows of the product were written");
@@ -139,28 +139,28 @@ proptest! {
 fn adding_a_bias_equals_starting_from_it() {
     let bias = random(2 * COLS + 5, 7);
     let n = bias.len();
-    for (k, mode, turned) in [0, 3, DEPTH + 9]
+    for (k, mode, is_transposed) in [0, 3, DEPTH + 9]
         .into_iter()
         .flat_map(|k| [WriteMode::Overwrite, WriteMode::Add].map(|mode| (k, mode)))
-        .flat_map(|(k, mode)| [false, true].map(|turned| (k, mode, turned)))
+        .flat_map(|(k, mode)| [false, true].map(|is_transposed| (k, mode, is_transposed)))
     {
         let m = ROWS + 3;
         let (a, b) = (random(m * k, 1), random(k * n, 2));
         let (a, b) = (Mat::new(&a, m, k), RhsPanels::new(Mat::new(&b, k, n), None));
         let run = |out: &mut [f32], mode: WriteMode, bias: Option<&[f32]>| {
-            let destination = if turned { Destination::new(out, n, m, m).t() } else { Destination::new(out, m, n, n) };
+            let destination = if is_transposed { Destination::new(out, n, m, m).t() } else { Destination::new(out, m, n, n) };
             gemm_packed(destination, mode, bias, 0.5, &LhsRows::new(a), &b, Threads::Pool);
         };
         let mut joined = random(m * n, 3);
         let mut placed: Vec<f32> = (0..m * n)
             .map(|at| {
-                let bias = bias[if turned { at / m } else { at % n }];
+                let bias = bias[if is_transposed { at / m } else { at % n }];
                 if mode == WriteMode::Add { joined[at] + bias } else { bias }
             })
             .collect();
         run(&mut joined, mode, Some(&bias));
         run(&mut placed, WriteMode::Add, None);
-        assert!(joined == placed, "inner dimension {k}, {mode:?}, transposed: {turned}");
+        assert!(joined == placed, "inner dimension {k}, {mode:?}, transposed: {is_transposed}");
     }
 }
 
@@ -172,7 +172,7 @@ fn the_error_stays_within_the_stated_bound() {
         let (mut squares, mut usual) = (0.0, 0.0);
         for (at, [sum, magnitude, energy]) in case.sums(f64::from) {
             let error = (f64::from(out[at]) - sum).abs();
-            assert!(error <= (2.0 * U + U * U) * magnitude + slack(case.k, magnitude), "{error} at {at} of {case:?}");
+            assert!(error <= (2.0 * U + U * U) * magnitude + rounding_bound(case.k, magnitude), "{error} at {at} of {case:?}");
             squares += error * error;
             usual += U * U * energy;
         }
@@ -196,10 +196,10 @@ fn assert_sum(k: usize, n: usize, rank: usize) {
     };
     let (update, transposed) = (Some(LowRankUpdate { a: &a, b: &b, rank }), Some(LowRankUpdate { a: &b, b: &a, rank }));
     let unit = |at: usize, len: usize| (0..len).map(|i| f32::from(u8::from(i == at))).collect::<Vec<f32>>();
-    let row = |x: &[f32], right: &RhsPanels<f32>| {
-        let mut out = vec![0.0; right.cols()];
-        let destination = Destination::new(&mut out, 1, right.cols(), right.cols());
-        gemm_packed(destination, WriteMode::Overwrite, None, 1.0, &LhsRows::new(Mat::new(x, 1, x.len())), right, Threads::One);
+    let row = |x: &[f32], rhs: &RhsPanels<f32>| {
+        let mut out = vec![0.0; rhs.cols()];
+        let destination = Destination::new(&mut out, 1, rhs.cols(), rhs.cols());
+        gemm_packed(destination, WriteMode::Overwrite, None, 1.0, &LhsRows::new(Mat::new(x, 1, x.len())), rhs, Threads::One);
         out
     };
     let (forward, back) = (RhsPanels::new(Mat::new(&w, k, n), update), RhsPanels::new(Mat::new(&w, k, n).t(), transposed));
@@ -219,10 +219,10 @@ fn assert_sum(k: usize, n: usize, rank: usize) {
 fn the_result_does_not_depend_on_the_number_of_threads() {
     let case = Case { transposed: (false, true), gap: 1, ..Case::plain(331, 700, 515) };
     for precision in PRECISIONS {
-        let at = |threads: usize, who: Threads| {
+        let at = |threads: usize, policy: Threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
             let mut out = vec![0.5; case.m * (case.n + case.gap)];
-            pool.install(|| case.run(precision, &mut out, WriteMode::Add, 0.75, who));
+            pool.install(|| case.run(precision, &mut out, WriteMode::Add, 0.75, policy));
             out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
         let alone = at(1, Threads::One);
@@ -282,7 +282,7 @@ fn portable_tiles_agree_with_the_fastest_ones() {
     let (a, b) = (random(2 * ROWS * DEPTH, 3), random(2 * COLS * DEPTH, 4));
     let (a, b) = (Mat::new(&a, ROWS, 2 * DEPTH), Mat::new(&b, 2 * DEPTH, COLS));
     // |a b| <= 4, 2 DEPTH of them.
-    let bound = slack(2 * DEPTH, 8.0 * DEPTH as f64);
+    let bound = rounding_bound(2 * DEPTH, 8.0 * DEPTH as f64);
     let mut tiles = [[[0.0; COLS]; ROWS]; 2];
     let rounded_b = RhsPanels::<Bf16Pair>::new(b, None);
     LhsPanels::with_packed(a, Threads::One, |a| {

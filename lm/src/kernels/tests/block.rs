@@ -57,13 +57,13 @@ impl Style {
 
     /// Input and output widths of the linear maps: those of the first fan, attention's output, those of the second fan,
     /// the last map.
-    fn maps(self, inner: usize) -> Vec<(usize, usize)> {
+    fn linear_shapes(self, inner: usize) -> Vec<(usize, usize)> {
         let (d, kv) = (self.d(), self.kv_heads * self.width);
-        let mut maps = if self.joint { vec![(d, d + 2 * kv)] } else { vec![(d, d), (d, kv), (d, kv)] };
-        maps.push((d, d));
-        maps.extend(vec![(d, inner); self.activation.input_width(inner) / inner]);
-        maps.push((inner, d));
-        maps
+        let mut linears = if self.joint { vec![(d, d + 2 * kv)] } else { vec![(d, d), (d, kv), (d, kv)] };
+        linears.push((d, d));
+        linears.extend(vec![(d, inner); self.activation.input_width(inner) / inner]);
+        linears.push((inner, d));
+        linears
     }
 }
 
@@ -86,15 +86,15 @@ impl BlockTensors {
 
     /// For `rows` rows, of which `output_rows` are computed after attention.
     fn with_output_rows(style: Style, [rows, output_rows]: [usize; 2], inner: usize, lora: bool, seed: u64) -> Result<Self> {
-        let (d, maps) = (style.d(), style.maps(inner));
+        let (d, linears) = (style.d(), style.linear_shapes(inner));
         let mut shapes = vec![vec![d]; 4];
-        shapes.extend(maps.iter().flat_map(|&(i, o)| [vec![i, o], vec![o]]));
+        shapes.extend(linears.iter().flat_map(|&(i, o)| [vec![i, o], vec![o]]));
         let small = |shape: &[usize], seed: u64| noise(shape, seed) * (0.7 / (shape[0] as f64).sqrt());
         let weights = shapes.iter().zip(seed..).map(|(shape, seed)| {
             let t = small(shape, seed)?;
             if lora { Ok(t) } else { Ok(Var::from_tensor(&t)?.into_inner()) }
         });
-        let adapters = maps.iter().flat_map(|&(i, o)| [vec![2, i], vec![o, 2]]).zip(seed + 50..);
+        let adapters = linears.iter().flat_map(|&(i, o)| [vec![2, i], vec![o, 2]]).zip(seed + 50..);
         let mask = |rows: usize, width, which: u64| -> Result<DropoutMask> {
             if rows == 0 {
                 return Ok(DropoutMask::new(0, 1.25, |_, _| {}));
@@ -126,8 +126,8 @@ impl BlockTensors {
     /// The variables that the style uses.
     pub fn variables(&self) -> Vec<Tensor> {
         let Style { biases: [attn, mlp, norm], parallel, .. } = self.style;
-        let maps = self.style.maps(self.inner).len();
-        let first_mlp = maps - 1 - self.style.activation.input_width(self.inner) / self.inner;
+        let linears = self.style.linear_shapes(self.inner).len();
+        let first_mlp = linears - 1 - self.style.activation.input_width(self.inner) / self.inner;
         let used = |i: usize| match i {
             1 => norm,
             2 => !parallel,
@@ -149,9 +149,9 @@ impl BlockTensors {
         let style = self.style;
         let [attn, mlp, norm_bias] = style.biases;
         let mask = |i: usize| dropout.then(|| &self.masks[i]);
-        let widths = style.maps(self.inner);
+        let widths = style.linear_shapes(self.inner);
         let out = if style.joint { 1 } else { 3 };
-        let map = |i: usize, bias: bool| LinearRef {
+        let linear = |i: usize, bias: bool| LinearRef {
             w: &self.weights[4 + 2 * i],
             bias: bias.then(|| &self.weights[5 + 2 * i]),
             adapter: self.adapters.get(2 * i).map(|a| LoraRef {
@@ -171,11 +171,11 @@ impl BlockTensors {
         let down = widths.len() - 1;
         BlockArgs {
             norm_1: norm(0),
-            qkv: (0..out).map(|i| map(i, attn)).collect(),
-            attn_out: map(out, attn),
+            qkv: (0..out).map(|i| linear(i, attn)).collect(),
+            attn_out: linear(out, attn),
             norm_2: (!style.parallel).then(|| norm(1)),
-            up: (out + 1..down).map(|i| map(i, mlp)).collect(),
-            down: map(down, mlp),
+            up: (out + 1..down).map(|i| linear(i, mlp)).collect(),
+            down: linear(down, mlp),
             activation: style.activation,
             precision: Precision::F32,
             attn_dropout: mask(4),
