@@ -14,16 +14,16 @@ use crate::shapes::{Lora, Shape};
 /// The asset's model or a random one, frozen.
 pub fn base(shape: &Shape) -> Result<CausalLm, String> {
     if let Some(asset) = &shape.asset {
-        return CausalLm::load(&folder(asset)).map_err(told);
+        return CausalLm::load(&folder(asset)).map_err(to_message);
     }
     let config = Gpt2Config::new(shape.vocab, shape.positions, shape.d, shape.layers, shape.heads);
-    CausalLm::init(config, InitStd::Fixed(0.02), &mut fixed_generator(1, "weights")).map_err(told)
+    CausalLm::init(config, InitStd::Fixed(0.02), &mut fixed_generator(1, "weights")).map_err(to_message)
 }
 
 /// The model with a fresh trainable adapter on every linear layer.
 pub fn with_adapter(base: &CausalLm, lora: Lora, dropout: f64) -> Result<CausalLm, String> {
     let config = LoraConfig { r: lora.r, alpha: lora.alpha, dropout };
-    base.with_adapter(&config, &mut fixed_generator(2, "adapter")).map_err(told)
+    base.with_adapter(&config, &mut fixed_generator(2, "adapter")).map_err(to_message)
 }
 
 /// `n` prompts: from the embedded corpus if there is a tokenizer, otherwise random ids, all of the same length.
@@ -35,7 +35,7 @@ pub fn prompts(shape: &Shape, n: usize) -> Result<Vec<Vec<u32>>, String> {
     };
     let tokenizer = tokenizer(asset)?;
     let window = shape.positions - shape.max_new;
-    posts(n).map(|post| Ok(fit(&tokenizer, &post, window).map_err(told)?.ids)).collect()
+    posts(n).map(|post| Ok(fit(&tokenizer, &post, window).map_err(to_message)?.ids)).collect()
 }
 
 /// `n` sequences: posts of the embedded corpus with their summaries if there is a tokenizer, otherwise random ids of
@@ -44,7 +44,7 @@ pub fn sequences(shape: &Shape, n: usize) -> Result<Vec<Sequence>, String> {
     if let Some(asset) = &shape.asset {
         let tokenizer = tokenizer(asset)?;
         let mut encoder = Encoder::new(&tokenizer, shape.positions);
-        return posts(n).map(|post| encoder.reference(&post).map_err(told)).collect();
+        return posts(n).map(|post| encoder.reference(&post).map_err(to_message)).collect();
     }
     let mut rng = fixed_generator(5, "sequences");
     let mut ids = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.random_range(0..shape.vocab as u32)).collect() };
@@ -56,7 +56,7 @@ fn posts(n: usize) -> impl Iterator<Item = Post> {
 }
 
 fn tokenizer(asset: &str) -> Result<Tokenizer, String> {
-    Tokenizer::load(&folder(asset).with_file_name("tinytldr").join("tokenizer.json")).map_err(told)
+    Tokenizer::load(&folder(asset).with_file_name("tinytldr").join("tokenizer.json")).map_err(to_message)
 }
 
 fn folder(asset: &str) -> PathBuf {
@@ -64,6 +64,6 @@ fn folder(asset: &str) -> PathBuf {
 }
 
 /// Converts an error to a message.
-pub fn told(e: impl std::fmt::Display) -> String {
+pub fn to_message(e: impl std::fmt::Display) -> String {
     e.to_string()
 }

@@ -54,7 +54,7 @@ fn var(shape: &[usize], std: f64) -> Tensor {
 }
 
 /// The functions under test: ours or stock.
-struct Kit {
+struct Implementation {
     norm: fn(&Tensor, &NormRef, f64) -> Result<Tensor>,
     block: fn(&Tensor, &BlockArgs) -> Result<Tensor>,
     embedding: fn(&Tensor, &Tensor) -> Result<Tensor>,
@@ -62,14 +62,14 @@ struct Kit {
     backward: fn(&Tensor) -> Result<GradStore>,
 }
 
-const OURS: Kit = Kit {
+const OURS: Implementation = Implementation {
     norm: kernels::norm,
     block: kernels::transformer_block,
     embedding: kernels::embedding,
     stats: kernels::token_stats,
     backward: kernels::backward,
 };
-const STOCK: Kit = Kit {
+const STOCK: Implementation = Implementation {
     norm: reference::norm,
     block: reference::transformer_block,
     embedding: reference::embedding,
@@ -188,7 +188,7 @@ impl Layer {
         }
     }
 
-    fn projection(&self) -> LinearRef<'_> {
+    fn linear(&self) -> LinearRef<'_> {
         let adapter = self.adapter.as_ref().map(|(a, b)| LoraRef { a, b, scale: 2.0, mask: None });
         LinearRef { w: &self.w, bias: Some(&self.bias), adapter }
     }
@@ -237,19 +237,19 @@ impl Model {
             .collect()
     }
 
-    fn loss(&self, kit: &Kit, ids: &Tensor, response: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    fn loss(&self, implementation: &Implementation, ids: &Tensor, response: &Tensor, targets: &[u32]) -> Result<Tensor> {
         let Shape { d, heads, batch, time, .. } = self.shape;
         let norm = |i: usize| NormRef { weight: &self.norms[i].0, bias: Some(&self.norms[i].1) };
-        let tokens = (kit.embedding)(ids, &self.wte)?.reshape((batch, time, d))?;
+        let tokens = (implementation.embedding)(ids, &self.wte)?.reshape((batch, time, d))?;
         let mut x = tokens.broadcast_add(&self.wpe)?.reshape((batch * time, d))?;
         for (i, [qkv, proj, up, down]) in self.blocks.iter().enumerate() {
             let block = BlockArgs {
                 norm_1: norm(2 * i),
-                qkv: vec![qkv.projection()],
-                attn_out: proj.projection(),
+                qkv: vec![qkv.linear()],
+                attn_out: proj.linear(),
                 norm_2: Some(norm(2 * i + 1)),
-                up: vec![up.projection()],
-                down: down.projection(),
+                up: vec![up.linear()],
+                down: down.linear(),
                 activation: Activation::GeluTanh,
                 precision: Precision::F32,
                 attn_dropout: None,
@@ -260,11 +260,11 @@ impl Model {
                 time,
                 output_rows: None,
             };
-            x = (kit.block)(&x, &block)?;
+            x = (implementation.block)(&x, &block)?;
         }
-        let h = (kit.norm)(&x, &norm(self.norms.len() - 1), 1e-5)?.index_select(response, 0)?;
+        let h = (implementation.norm)(&x, &norm(self.norms.len() - 1), 1e-5)?.index_select(response, 0)?;
         let output = LmHeadRef { weight: &self.wte, bias: None, precision: Precision::F32 };
-        (kit.stats)(&h, &output, &TargetTokens { targets, forbidden: None }, false)?.logprob.mean_all()?.neg()
+        (implementation.stats)(&h, &output, &TargetTokens { targets, forbidden: None }, false)?.logprob.mean_all()?.neg()
     }
 }
 
@@ -281,14 +281,14 @@ fn training_step(s: Shape, lora: bool, rounds: usize, alone: bool) {
     let vars = variables.into_iter().map(|v| v.var).collect();
     let mut stock =
         candle_nn::AdamW::new(vars, ParamsAdamW { lr: 1e-4, ..ParamsAdamW::default() }).expect("an optimiser");
-    let mut times = [[(); 3]; 2].map(|kit| kit.map(|()| Vec::new()));
+    let mut times = [[(); 3]; 2].map(|implementation| implementation.map(|()| Vec::new()));
     for round in 0..=rounds {
-        for (which, kit) in [OURS, STOCK].iter().enumerate().take(if alone { 1 } else { 2 }) {
+        for (which, implementation) in [OURS, STOCK].iter().enumerate().take(if alone { 1 } else { 2 }) {
             let mut phases = [0.0; 3];
             let (mut loss, mut grads) = (None, None);
-            phases[0] = milliseconds(|| loss = model.loss(kit, &ids, &response, &targets).ok());
+            phases[0] = milliseconds(|| loss = model.loss(implementation, &ids, &response, &targets).ok());
             let loss = loss.expect("the forward pass");
-            phases[1] = milliseconds(|| grads = (kit.backward)(&loss).ok());
+            phases[1] = milliseconds(|| grads = (implementation.backward)(&loss).ok());
             let grads = grads.expect("the backward pass");
             phases[2] = milliseconds(|| match which {
                 0 => drop(ours.step(&grads, 1e-4, Some(1.0)).expect("a step")),
@@ -301,12 +301,12 @@ fn training_step(s: Shape, lora: bool, rounds: usize, alone: bool) {
         }
     }
     let name = if lora { "LoRA step" } else { "full step" };
-    let medians = times.map(|kit| kit.map(median));
+    let medians = times.map(|implementation| implementation.map(median));
     for (i, phase) in ["forward", "backward", "optimiser"].iter().enumerate() {
         let (a, b) = (medians[0][i], medians[1][i]);
         println!("{:<34} {a:9.2} {b:9.2} {:6.2}x", format!("{name}: {phase}"), b / a);
     }
-    let [a, b] = medians.map(|kit| kit.iter().sum::<f64>());
+    let [a, b] = medians.map(|implementation| implementation.iter().sum::<f64>());
     let rate = |ms: f64| s.rows() as f64 / ms * 1e3;
     println!("{name:<34} {a:9.2} {b:9.2} {:6.2}x   {:.0} against {:.0} tokens/s", b / a, rate(a), rate(b));
 }

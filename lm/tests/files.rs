@@ -162,7 +162,7 @@ fn a_broken_folder_is_refused_with_file_tensor_and_shapes() {
         bytes(path, "model.safetensors")
     };
     fs::write(path.join("model.safetensors"), &whole[..whole.len() - 1]).unwrap();
-    assert_bad(load(), &["model.safetensors", "the file is cut off"]);
+    assert_bad(load(), &["model.safetensors", "the file is truncated"]);
 
     fs::remove_file(path.join("model.safetensors")).unwrap();
     assert_bad(load(), &["neither model.safetensors nor pytorch_model.bin"]);
@@ -222,9 +222,9 @@ fn an_unexpected_tensor_is_refused_by_name() {
     ] {
         let lm = model(families()[family].clone(), 4);
         with_more(&lm, folder.path(), &[name]);
-        assert_bad(CausalLm::load(folder.path()), &[&format!("has tensor `{name}`, no part of the model")]);
+        assert_bad(CausalLm::load(folder.path()), &[&format!("has tensor `{name}`, not part of the model")]);
         with_more(&lm, folder.path(), &[name, "zzz", "zz"]);
-        assert_bad(CausalLm::load(folder.path()), &[&format!("has tensor `{name}` and 2 others, no part")]);
+        assert_bad(CausalLm::load(folder.path()), &[&format!("has tensor `{name}` and 2 others, not part")]);
     }
     for (family, names) in [
         (0, &["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"][..]),
@@ -248,10 +248,10 @@ fn eos_ids_come_from_config_and_generation_config() {
             let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
             (config["eos_token_id"], config["bos_token_id"]) = (own, (-1).into());
             fs::write(&path, config.to_string()).unwrap();
-            let place = folder.path().join("generation_config.json");
+            let generation_config = folder.path().join("generation_config.json");
             match generation {
-                Some(ids) => fs::write(&place, serde_json::json!({ "eos_token_id": ids }).to_string()).unwrap(),
-                None => drop(fs::remove_file(&place)),
+                Some(ids) => fs::write(&generation_config, serde_json::json!({ "eos_token_id": ids }).to_string()).unwrap(),
+                None => drop(fs::remove_file(&generation_config)),
             }
             let config = CausalLm::load(folder.path())?.config().clone();
             Ok::<_, Error>(config.eos().map_or_else(Vec::new, |eos| eos.ids().to_vec()))
@@ -518,7 +518,7 @@ fn a_scalar_head_file_round_trips() {
     let x = Tensor::randn(0f32, 1f32, (5, 12), &candle_core::Device::Cpu).unwrap();
     assert_eq!(floats(&head.forward(&x).unwrap()), floats(&again.forward(&x).unwrap()));
     let error = ScalarHead::load(&file, 13).unwrap_err().to_string();
-    assert!(error.contains("`weight` has shape [1, 12]; expected [1, 13]"), "{error}");
+    assert!(error.contains("`weight` has shape [1, 12], expected [1, 13]"), "{error}");
     let zero = ScalarHead::zeros(12).unwrap();
     assert_eq!(floats(&zero.forward(&x).unwrap()), [0.0; 5]);
 }

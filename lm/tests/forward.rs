@@ -123,7 +123,7 @@ fn impossible_batches_are_refused() {
     assert!(error(&[]).contains("at least one sequence"));
     assert!(error(&[Sequence::new([], [1])]).contains("empty prompt"));
     assert!(error(&[Sequence::new([31], [1])]).contains("token id 31 is not below the model's vocabulary of 31"));
-    assert!(error(&[Sequence::new(vec![1; 25], [])]).contains("25 tokens; the model has 24 positions"));
+    assert!(error(&[Sequence::new(vec![1; 25], [])]).contains("25 tokens, but the model has 24 positions"));
     let uneven = Gpt2Config::new(31, 24, 10, 2, 3);
     let error = lm::CausalLm::init(uneven, lm::InitStd::Fixed(0.1), &mut rng(1)).unwrap_err().to_string();
     assert!(error.contains("n_embd 10 is not a multiple of n_head 3"), "{error}");

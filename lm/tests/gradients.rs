@@ -27,7 +27,7 @@ fn objective(reward: &RewardModel, batch: &Batch) -> Tensor {
     let lm = &reward.lm;
     let loss = lm.lm_loss(batch, 0.5, None).unwrap().loss;
     let options = StatOptions { min_new_tokens: 2, eos: EOS.into(), entropy: true };
-    let stats = lm.token_stats(&lm.predicting(batch, None).unwrap(), batch, &options).unwrap();
+    let stats = lm.token_stats(&lm.hidden_for_responses(batch, None).unwrap(), batch, &options).unwrap();
     let scores = reward.scores(batch, None).unwrap();
     let sum = (loss + stats.entropy.unwrap().mean_all().unwrap() * 0.7).unwrap();
     let sum = (sum + stats.logprob.sqr().unwrap().mean_all().unwrap() * 0.3).unwrap();
@@ -60,7 +60,7 @@ fn every_variable_of_a_full_model_gets_a_gradient() {
             assert_eq!(variables.len(), tensors + 2);
             assert_every_variable_has_a_gradient(&variables, &objective(&reward, &batch));
         }
-        // Each of the losses alone reaches the whole trunk.
+        // Each of the losses alone reaches the whole transformer.
         let lm = model(config, 2);
         assert_every_variable_has_a_gradient(&lm.variables(), &lm.lm_loss(&batch, 0.0, None).unwrap().loss);
     }
@@ -70,9 +70,9 @@ fn every_variable_of_a_full_model_gets_a_gradient() {
 fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
-    for (config, maps) in families().into_iter().zip([4, 6, 7]) {
+    for (config, linears) in families().into_iter().zip([4, 6, 7]) {
         let lm = adapted_of(config, 3);
-        assert_eq!(lm.variables().len(), 2 * maps * 2);
+        assert_eq!(lm.variables().len(), 2 * linears * 2);
         let mut dropout = Dropout::with_model(0.1, rng(4));
         for loss in [
             lm.lm_loss(&batch, 0.0, None).unwrap().loss,
@@ -96,8 +96,8 @@ fn selected_hidden_states_and_their_gradients_equal_those_of_the_full_pass() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     let of_row = |(i, (&prompt, &len)): (usize, (&usize, &usize))| (prompt - 1..len - 1).map(move |t| (i, t));
-    let predicting = batch.prompt_lens().iter().zip(batch.lens()).enumerate().flat_map(of_row);
-    let at: Vec<u32> = predicting.map(|(i, t)| (i * batch.time() + t) as u32).collect();
+    let positions = batch.prompt_lens().iter().zip(batch.lens()).enumerate().flat_map(of_row);
+    let at: Vec<u32> = positions.map(|(i, t)| (i * batch.time() + t) as u32).collect();
     let at = Tensor::new(at, &Device::Cpu).unwrap();
     for config in families() {
         for lm in [model(config.clone(), 1), adapted_of(config, 2)] {

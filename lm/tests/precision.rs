@@ -71,7 +71,7 @@ fn trained(config: ModelConfig) -> CausalLm {
 
 fn logprobs(lm: &CausalLm, batch: &Batch) -> Vec<f32> {
     let o = StatOptions { min_new_tokens: 0, eos: EOS.into(), entropy: false };
-    floats(&lm.token_stats(&lm.predicting(batch, None).unwrap(), batch, &o).unwrap().logprob)
+    floats(&lm.token_stats(&lm.hidden_for_responses(batch, None).unwrap(), batch, &o).unwrap().logprob)
 }
 
 fn root_mean_square(x: impl Iterator<Item = f32> + Clone) -> f32 {

@@ -56,7 +56,7 @@ fn wide_families() -> [ModelConfig; 2] {
     [gptj, llama].map(|json| ModelConfig::from_json(json).unwrap())
 }
 
-/// A model with so large a vocabulary that its output layer, which has a bias, is not packed into a second copy.
+/// A model with so large a vocabulary that its LM head, which has a bias, is not packed into a second copy.
 fn many_tokens() -> ModelConfig {
     let gptj = serde_json::json!({
         "model_type": "gptj", "vocab_size": (1 << 18) + 1, "n_positions": 24, "n_embd": 64, "n_layer": 1, "n_head": 2,
@@ -258,11 +258,11 @@ fn invalid_requests_are_refused() {
     };
     let o = options();
     assert!(error(&[], &[0], o.clone()).contains("prompt 0 is empty"));
-    assert!(error(&[31], &[0], o.clone()).contains("holds id 31"));
-    assert!(error(&[1; 15], &[0], o.clone()).contains("15 tokens and 10 new ones; the model has 24 positions"));
-    assert!(error(&[1], &[], o.clone()).contains("1 prompts and 0 row numbers"));
-    assert!(error(&[1], &[0], SampleOptions { temperature: 0.0, ..o.clone() }).contains("temperature 0"));
-    assert!(error(&[1], &[0], SampleOptions { top_p: 0.0, ..o.clone() }).contains("top_p 0"));
+    assert!(error(&[31], &[0], o.clone()).contains("has id 31"));
+    assert!(error(&[1; 15], &[0], o.clone()).contains("15 tokens and 10 new ones, but the model has 24 positions"));
+    assert!(error(&[1], &[], o.clone()).contains("1 prompts but 0 row numbers"));
+    assert!(error(&[1], &[0], SampleOptions { temperature: 0.0, ..o.clone() }).contains("temperature is 0"));
+    assert!(error(&[1], &[0], SampleOptions { top_p: 0.0, ..o.clone() }).contains("top_p is 0"));
     assert!(error(&[1], &[0], SampleOptions { eos: 31.into(), ..o.clone() }).contains("EOS id 31"));
     let none = SampleOptions { max_new_tokens: 0, ..o.clone() };
     assert_eq!(run(&lm, &[vec![1]], &[0], &none)[0], SampledResponse { ids: vec![], logprobs: vec![], ended: false });

@@ -139,7 +139,7 @@ fn results_are_the_same_bytes_at_one_two_and_three_threads() {
 }
 
 /// A pool thread that waits within one pass runs another one meanwhile. The vocabulary is large, so that adding the
-/// table's second gradient (the output layer's after the embedding's, or the reverse) takes many tasks.
+/// table's second gradient (the LM head's after the embedding's, or the reverse) takes many tasks.
 #[test]
 fn concurrent_backward_passes_do_not_interfere() {
     let lm = model(Gpt2Config::new(20_000, 24, 12, 1, 3), 11);

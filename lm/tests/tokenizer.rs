@@ -78,7 +78,7 @@ fn ids_above_a_models_vocabulary_are_reported() {
 }
 
 #[test]
-fn files_that_are_no_byte_level_tokenizer_are_refused() {
+fn files_that_are_not_a_byte_level_tokenizer_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     let good = trained().to_json().unwrap();
@@ -94,7 +94,7 @@ fn files_that_are_no_byte_level_tokenizer_are_refused() {
     assert!(error(&good.replace(EOS, "<end>")).contains("none of `<|endoftext|>`, "));
     let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
     value["pre_tokenizer"] = serde_json::Value::Null;
-    assert!(error(&value.to_string()).contains("neither a byte-level tokenizer"));
+    assert!(error(&value.to_string()).contains("neither a byte-level nor a byte-fallback tokenizer"));
     let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
     value["model"]["vocab"].as_object_mut().unwrap().remove("!");
     assert!(error(&value.to_string()).contains("`!`"));
@@ -205,14 +205,14 @@ fn steps_that_expand_a_text_too_much_and_long_texts_are_refused() {
         ),
     ] {
         let message = with(key, step).unwrap_err().to_string();
-        assert!(message.ends_with(&format!("its {key} can make a text {growth} times as long; at most 256 is read")));
+        assert!(message.ends_with(&format!("its {key} can make a text {growth} times as long, at most 256 is supported")));
     }
     let few = "x".repeat(1 << 18);
     trained().check_text(&few.repeat(8)).unwrap();
     assert!(trained().check_text(&few.repeat(9)).is_err());
     let tokenizer = with("normalizer", replace(a, "▁▁▁")).unwrap();
     let error = tokenizer.check_text(&few).unwrap_err().to_string();
-    assert!(error.ends_with("a text of 262144 bytes; this tokenizer reads at most 233016"), "{error}");
+    assert!(error.ends_with("a text has 262144 bytes, but this tokenizer accepts at most 233016"), "{error}");
     tokenizer.check_text(&few[..233_016]).unwrap();
 }
 
@@ -300,22 +300,22 @@ fn processed(pieces: &[&str]) -> serde_json::Value {
 #[test]
 fn bos_of_the_post_processor_is_added_and_eos_is_not() {
     let read = |pieces: &[&str]| Tokenizer::from_bytes(processed(pieces).to_string().as_bytes());
-    for (pieces, begin) in
+    for (pieces, bos_ids) in
         [(&["A"][..], vec![]), (&["<s>", "A"], vec![1]), (&["<s>", "<unk>", "A", "</s>"], vec![1, 0])]
     {
         let tokenizer = read(pieces).unwrap();
-        assert_eq!(tokenizer.bos_ids(), begin);
-        assert_eq!(tokenizer.encode(" ab"), [&begin[..], &[263]].concat());
-        assert_eq!(tokenizer.encode(""), begin);
+        assert_eq!(tokenizer.bos_ids(), bos_ids);
+        assert_eq!(tokenizer.encode(" ab"), [&bos_ids[..], &[263]].concat());
+        assert_eq!(tokenizer.encode(""), bos_ids);
         assert_eq!(tokenizer.encode_continuation(" ab"), [263]);
         let again = Tokenizer::from_bytes(tokenizer.to_json().unwrap().as_bytes()).unwrap();
         assert_eq!((again.bos_ids(), again.encode("b")), (tokenizer.bos_ids(), tokenizer.encode("b")));
     }
     for (pieces, why) in [
-        (&["<s>", "A", "<unk>"][..], "puts id 0 behind a text"),
-        (&["<s>"], "leaves the text out"),
-        (&["A", "A"], "takes a text twice"),
-        (&["[CLS]", "A"], "does not say the id of `[CLS]`"),
+        (&["<s>", "A", "<unk>"][..], "puts id 0 after the text"),
+        (&["<s>"], "does not insert the text"),
+        (&["A", "A"], "inserts the text twice"),
+        (&["[CLS]", "A"], "does not give the id of `[CLS]`"),
     ] {
         let error = read(pieces).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");

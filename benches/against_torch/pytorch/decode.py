@@ -1,4 +1,4 @@
-"""Sampling with a static key-value cache, written by hand over plain tensors. Knows neither transformers nor peft."""
+"""Sampling with a static key-value cache, in plain PyTorch without transformers or peft."""
 
 import time
 
@@ -15,14 +15,14 @@ def linear(x, layer):
     return torch.addmm(bias, x, weight)
 
 
-class Cache:
-    """Keys and values `[layer][rows, heads, room, width]`; prompts are padded on the left."""
+class KvCache:
+    """Keys and values `[layer][rows, heads, max_len, width]`; prompts are padded on the left."""
 
-    def __init__(self, layers, rows, heads, room, width):
-        self.keys = [torch.empty(rows, heads, room, width) for _ in range(layers)]
-        self.values = [torch.empty(rows, heads, room, width) for _ in range(layers)]
+    def __init__(self, layers, rows, heads, max_len, width):
+        self.keys = [torch.empty(rows, heads, max_len, width) for _ in range(layers)]
+        self.values = [torch.empty(rows, heads, max_len, width) for _ in range(layers)]
 
-    def keep(self, rows):
+    def select_rows(self, rows):
         self.keys = [k[rows] for k in self.keys]
         self.values = [v[rows] for v in self.values]
 
@@ -37,19 +37,19 @@ def block(x, layer, n, heads, eps, attend):
     return x + linear(F.gelu(wide, approximate="tanh"), layer["mlp_proj"])
 
 
-def draw(logits, forbid):
-    """One token a row; `forbid` is an id that cannot be drawn."""
-    if forbid is not None:
-        logits[:, forbid] = float("-inf")
-    # Dividing by exponential draws and taking the largest is a draw by probability, quicker than `multinomial`.
+def sample(logits, forbidden):
+    """Samples one token per row, never `forbidden`."""
+    if forbidden is not None:
+        logits[:, forbidden] = float("-inf")
+    # The largest of the probabilities divided by exponential draws is a sample, and faster than `multinomial`.
     probabilities = torch.softmax(logits, -1)
     return probabilities.div_(torch.empty_like(probabilities).exponential_()).argmax(-1)
 
 
 @torch.inference_mode()
 def generate(weights, prompts, min_new, max_new, eos):
-    """One response a prompt, with EOS if it was drawn. Gives the responses, and the seconds up to the first token and
-    after it."""
+    """Samples one response per prompt, including EOS. Returns the responses and the seconds up to the first token and after
+    it."""
     clock = time.perf_counter()
     heads, eps, layers = weights["heads"], weights["eps"], weights["layers"]
     wte, wpe = weights["wte"], weights["wpe"]
@@ -57,13 +57,13 @@ def generate(weights, prompts, min_new, max_new, eos):
     longest = max(map(len, prompts))
     padding = torch.tensor([longest - len(p) for p in prompts])
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
-    ragged = bool(padding.any())
-    cache = Cache(len(layers), n, heads, longest + max_new, d // heads)
+    padded = bool(padding.any())
+    cache = KvCache(len(layers), n, heads, longest + max_new, d // heads)
     positions = (torch.arange(longest) - padding[:, None]).clamp_(min=0)
     mask = None
-    if ragged:
+    if padded:
         real = torch.arange(longest + max_new) >= padding[:, None]
-        # A padded query sees itself, so that no row of the softmax is empty.
+        # A padded query attends to itself, so that no row of the softmax is empty.
         causal = torch.ones(longest, longest, dtype=torch.bool).tril_()
         mask = (causal & real[:, None, None, :longest]) | torch.eye(longest, dtype=torch.bool)
     x = (wte[ids] + wpe[positions]).view(-1, d)
@@ -82,7 +82,7 @@ def generate(weights, prompts, min_new, max_new, eos):
     prefill = None
     for step in range(max_new):
         logits = layer_norm(x, weights["ln_f"], eps) @ wte.T
-        tokens = draw(logits, eos if step < min_new else None)
+        tokens = sample(logits, eos if step < min_new else None)
         if prefill is None:
             prefill = time.perf_counter() - clock
         for row, token, ended in zip(live.tolist(), tokens.tolist(), done.tolist()):
@@ -91,17 +91,17 @@ def generate(weights, prompts, min_new, max_new, eos):
         done = done | (tokens == eos)
         if step + 1 == max_new or bool(done.all()):
             break
-        # Rows that have ended leave once they are half of the batch: moving the cache costs.
+        # Finished rows are removed once they are half of the batch, because moving the cache takes time.
         if 2 * int(done.sum()) >= len(live):
             rows = (~done).nonzero()[:, 0]
             live, tokens, padding, done = live[rows], tokens[rows], padding[rows], done[rows]
-            if ragged:
+            if padded:
                 real = real[rows]
-            cache.keep(rows)
+            cache.select_rows(rows)
             n = len(live)
         at = longest + step
         x = wte[tokens] + wpe[at - padding]
-        mask = real[:, None, None, : at + 1] if ragged else None
+        mask = real[:, None, None, : at + 1] if padded else None
         for layer, keys, values in zip(layers, cache.keys, cache.values):
 
             def attend(q, k, v):

@@ -1,4 +1,4 @@
-"""GPT-2 by transformers and LoRA by peft, as the figures need them. Knows no figure."""
+"""GPT-2 from transformers and LoRA from peft."""
 
 import copy
 from pathlib import Path
@@ -55,13 +55,13 @@ def gpt2(model):
 
 
 def hidden(model, ids):
-    """The states after the last norm, `[batch, time, d]`. Sequences are padded on the right and no padding is read, so
-    that no mask is needed and attention takes its causal path."""
+    """The hidden states after the last norm, `[batch, time, d]`. Sequences are padded on the right and results at padding are
+    not used, so that no mask is needed and attention takes its causal path."""
     return gpt2(model).transformer(input_ids=ids, use_cache=False).last_hidden_state
 
 
 def merged(model):
-    """The tensors that decoding reads, by name, the adapter's part added: shares storage with what has no adapter."""
+    """The tensors for decoding, by name, with the adapter merged. Weights without an adapter share the model's storage."""
     lm = gpt2(model)
     transformer = lm.transformer
 

@@ -1,4 +1,4 @@
-"""A whole phase of PPO. Knows neither how tokens are drawn nor the protocol."""
+"""A complete phase of PPO."""
 
 import copy
 import time
@@ -10,37 +10,37 @@ import torch.nn.functional as F
 import decode
 import models
 
-# The quickest: larger batches outgrow the caches.
+# The fastest size: larger batches exceed the CPU caches.
 SCORING_BATCH = 16
 
 
 class Phase:
     """The policy, its reference, the value head, the reward models and the prompts of one shape."""
 
-    def __init__(self, settings, shape, prompts, trains, members):
-        self.settings, self.shape, self.prompts, self.trains = settings, shape, prompts, trains
+    def __init__(self, settings, shape, prompts, trained, members):
+        self.settings, self.shape, self.prompts, self.trained = settings, shape, prompts, trained
         self.base = models.base(shape)
         self.members = []
         for _ in range(members):
-            # What an adapter of a reward model adds is in its weights: a merged copy scores faster than a switched adapter.
+            # A reward model with its adapter merged scores faster than one with a separate adapter.
             lm = copy.deepcopy(self.base).requires_grad_(False)
             head = torch.nn.Linear(shape["d"], 1).requires_grad_(False)
             self.members.append((lm, head))
 
     def run(self):
-        """Measures the first phase of a run. Gives (seconds, response tokens)."""
-        if self.trains == "lora":
+        """Measures the first phase of a run. Returns (seconds, response tokens)."""
+        if self.trained == "lora":
             policy = models.with_adapter(self.base, self.settings["lora"])
-            reference, off = policy, policy.disable_adapter
+            reference, without_adapter = policy, policy.disable_adapter
         else:
             policy = copy.deepcopy(self.base)
-            reference, off = self.base, nullcontext
+            reference, without_adapter = self.base, nullcontext
         head = torch.nn.Linear(self.shape["d"], 1)
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
         trained = [p for p in policy.parameters() if p.requires_grad] + list(head.parameters())
-        rule = self.settings["optimiser"]
-        adamw = torch.optim.AdamW(trained, lr=rule["lr"], weight_decay=rule["weight_decay"], fused=True)
+        optimiser = self.settings["optimiser"]
+        adamw = torch.optim.AdamW(trained, lr=optimiser["lr"], weight_decay=optimiser["weight_decay"], fused=True)
 
         clock = time.perf_counter()
         shape = self.shape
@@ -48,44 +48,44 @@ class Phase:
             models.merged(policy), self.prompts, shape["min_new"], shape["max_new"], eos=0
         )
         rollout = [Row(p, r) for p, r in zip(self.prompts, responses)]
-        self.score(rollout, policy, reference, off, head)
-        self.credit(rollout)
+        self.score(rollout, policy, reference, without_adapter, head)
+        self.compute_advantages(rollout)
         for _ in range(shape["epochs"]):
             order = torch.randperm(len(rollout)).tolist()
             for start in range(0, len(order), shape["minibatch"]):
                 batch = [rollout[i] for i in order[start : start + shape["minibatch"]]]
                 loss = self.loss(batch, policy, head)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, rule["clip"])
+                torch.nn.utils.clip_grad_norm_(trained, optimiser["clip"])
                 adamw.step()
                 adamw.zero_grad(set_to_none=True)
         return time.perf_counter() - clock, sum(len(row.response) for row in rollout)
 
     @torch.inference_mode()
-    def score(self, rollout, policy, reference, off, head):
-        """What policy, reference, value head and reward models say of the responses, in batches of similar length."""
+    def score(self, rollout, policy, reference, without_adapter, head):
+        """Computes log-probabilities, values and rewards of the responses, in batches of similar length."""
         order = sorted(range(len(rollout)), key=lambda i: -rollout[i].length)
         for start in range(0, len(order), SCORING_BATCH):
             rows = [rollout[i] for i in order[start : start + SCORING_BATCH]]
-            packed = Packed(rows)
-            states = packed.predicting(models.hidden(policy, packed.ids))
-            logps = self.log_softmax(policy, states, packed)
-            logprob = logps.gather(1, packed.targets[:, None])[:, 0]
+            batch = PaddedBatch(rows)
+            states = batch.response_states(models.hidden(policy, batch.ids))
+            logps = self.log_softmax(policy, states, batch)
+            logprob = logps.gather(1, batch.targets[:, None])[:, 0]
             entropy = -(logps.exp() * logps).sum(-1)
             value = head(states)[:, 0]
-            with off():
-                states = packed.predicting(models.hidden(reference, packed.ids))
-                reference_logprob = self.logprob(reference, states, packed)
-            scores = torch.stack([h(packed.last(models.hidden(lm, packed.ids)))[:, 0] for lm, h in self.members])
+            with without_adapter():
+                states = batch.response_states(models.hidden(reference, batch.ids))
+                reference_logprob = self.logprob(reference, states, batch)
+            scores = torch.stack([h(batch.last_states(models.hidden(lm, batch.ids)))[:, 0] for lm, h in self.members])
             mean = scores.mean(0)
             for i, row in enumerate(rows):
-                part = packed.part(i)
+                part = batch.response_range(i)
                 row.old, row.value, row.entropy = logprob[part], value[part], entropy[part]
                 row.log_ratio = logprob[part] - reference_logprob[part]
                 row.reward = mean[i]
 
-    def credit(self, rollout):
-        """Generalised advantages at gamma 1 and returns; advantages are normalised over the phase."""
+    def compute_advantages(self, rollout):
+        """Generalised advantage estimates with gamma 1, normalised over the phase, and returns."""
         ppo = self.settings["ppo"]
         for row in rollout:
             rewards = -ppo["kl"] * row.log_ratio
@@ -105,9 +105,9 @@ class Phase:
     def loss(self, rows, policy, head):
         """The clipped policy loss and the clipped value loss of a minibatch."""
         ppo = self.settings["ppo"]
-        packed = Packed(rows)
-        states = packed.predicting(models.hidden(policy, packed.ids))
-        logprob = self.logprob(policy, states, packed)
+        batch = PaddedBatch(rows)
+        states = batch.response_states(models.hidden(policy, batch.ids))
+        logprob = self.logprob(policy, states, batch)
         value = head(states)[:, 0]
         old, old_value = torch.cat([r.old for r in rows]).clone(), torch.cat([r.value for r in rows]).clone()
         advantage, returns = torch.cat([r.advantage for r in rows]), torch.cat([r.returns for r in rows])
@@ -118,38 +118,38 @@ class Phase:
         value_loss = 0.5 * torch.max((value - returns) ** 2, (bounded - returns) ** 2).mean()
         return policy_loss + ppo["value_coefficient"] * value_loss
 
-    def logits(self, model, states, packed):
+    def logits(self, model, states, batch):
         logits = models.gpt2(model).lm_head(states)
-        # EOS is impossible in the first tokens of a response, as it was when they were drawn.
-        # Not -infinity, whose product with a probability of 0 is no number.
-        logits[packed.early, 0] = -1e30
+        # EOS is impossible in the first tokens of a response, as it was when they were sampled.
+        # Not -infinity, whose product with a probability of 0 is NaN.
+        logits[batch.early, 0] = -1e30
         return logits
 
-    def log_softmax(self, model, states, packed):
-        packed.forbid(self.shape["min_new"])
-        return F.log_softmax(self.logits(model, states, packed), -1)
+    def log_softmax(self, model, states, batch):
+        batch.mask_eos(self.shape["min_new"])
+        return F.log_softmax(self.logits(model, states, batch), -1)
 
-    def logprob(self, model, states, packed):
-        packed.forbid(self.shape["min_new"])
-        return -F.cross_entropy(self.logits(model, states, packed), packed.targets, reduction="none")
+    def logprob(self, model, states, batch):
+        batch.mask_eos(self.shape["min_new"])
+        return -F.cross_entropy(self.logits(model, states, batch), batch.targets, reduction="none")
 
 
 class Row:
-    """A prompt, its response, and what is known of the response's tokens."""
+    """A prompt, its response, and values for each token of the response."""
 
     def __init__(self, prompt, response):
         self.prompt, self.response = prompt, response
         self.length = len(prompt) + len(response)
 
 
-class Packed:
-    """Rows padded on the right, and where their response tokens stand."""
+class PaddedBatch:
+    """Rows padded on the right, and the positions of their response tokens."""
 
     def __init__(self, rows):
         time_ = max(row.length for row in rows)
         self.rows = rows
         self.ids = torch.tensor([r.prompt + r.response + [0] * (time_ - r.length) for r in rows])
-        self.at = torch.tensor(
+        self.positions = torch.tensor(
             [i * time_ + t for i, r in enumerate(rows) for t in range(len(r.prompt) - 1, r.length - 1)]
         )
         self.ends = torch.tensor([i * time_ + r.length - 1 for i, r in enumerate(rows)])
@@ -159,16 +159,16 @@ class Packed:
             self.starts.append(self.starts[-1] + len(row.response))
         self.early = None
 
-    def predicting(self, states):
-        return states.flatten(0, 1)[self.at]
+    def response_states(self, states):
+        return states.flatten(0, 1)[self.positions]
 
-    def last(self, states):
+    def last_states(self, states):
         return states.flatten(0, 1)[self.ends]
 
-    def part(self, i):
+    def response_range(self, i):
         return slice(self.starts[i], self.starts[i + 1])
 
-    def forbid(self, min_new):
+    def mask_eos(self, min_new):
         if self.early is None:
             early = [s + t for s, r in zip(self.starts, self.rows) for t in range(min(min_new, len(r.response)))]
             self.early = torch.tensor(early)

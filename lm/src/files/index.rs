@@ -26,7 +26,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>> {
     for (tensor, file) in &files {
         if !is_plain(file) {
             let message =
-                format!("puts tensor `{tensor}` into `{}`; expected a file in its own folder", file.escape_debug());
+                format!("puts tensor `{tensor}` into `{}`, expected a file in its own folder", file.escape_debug());
             return Err(Error::model(path, message));
         }
     }

@@ -45,7 +45,7 @@ struct WeightFile {
 
 /// The location of a tensor's bytes. Code that makes a `TensorLocation` must check that the bytes lie within the file.
 struct TensorLocation {
-    /// Index among the checkpoint's parts.
+    /// Index among the checkpoint's files.
     file: usize,
     shape: Vec<usize>,
     encoding: Encoding,
@@ -133,8 +133,8 @@ impl Checkpoint {
 
     /// Whether two names refer to the same bytes, as those of tied weights do in PyTorch's files.
     pub fn same_bytes(&self, name: &str, other: &str) -> bool {
-        let at = |name| self.tensors.get(name).map(|location| (location.file, location.start, &location.encoding, &location.shape));
-        at(name).is_some_and(|location| Some(location) == at(other))
+        let bytes = |name| self.tensors.get(name).map(|it| (it.file, it.start, &it.encoding, &it.shape));
+        bytes(name).is_some_and(|location| Some(location) == bytes(other))
     }
 
     /// A tensor's shape, if the tensor exists.
@@ -146,22 +146,22 @@ impl Checkpoint {
     /// that is not finite.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let location = self.tensors.get(name).ok_or_else(|| {
-            Error::model(&self.path, format!("tensor `{name}` is missing; expected one of shape {shape:?}"))
+            Error::model(&self.path, format!("tensor `{name}` is missing, expected one of shape {shape:?}"))
         })?;
         let file = &self.files[location.file];
         let invalid = |message: String| Error::model(&file.path, format!("tensor `{name}` {message}"));
         if location.shape != shape {
-            return Err(invalid(format!("has shape {:?}; expected {shape:?}", location.shape)));
+            return Err(invalid(format!("has shape {:?}, expected {shape:?}", location.shape)));
         }
         if location.encoding.block().is_none() {
-            return Err(invalid(format!("is {}; expected {}", location.encoding.name(), self.supported_types)));
+            return Err(invalid(format!("is {}, expected {}", location.encoding.name(), self.supported_types)));
         }
         let mut values = file.decode(location)?;
         if let Some(heads) = location.interleaved {
             values = gguf::deinterleave_rows(&values, heads, shape);
         }
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            return Err(invalid(format!("holds {} at flat index {at}", values[at])));
+        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+            return Err(invalid(format!("has {} at flat index {index}", values[index])));
         }
         Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
     }
@@ -176,7 +176,7 @@ impl WeightFile {
         let mut bytes = Vec::new();
         while values.len() < numbers {
             let count = CHUNK.min(numbers - values.len());
-            let len = location.encoding.size(count).expect("a place holds whole blocks, and so does a chunk");
+            let len = location.encoding.size(count).expect("a tensor has whole blocks, and so has a chunk");
             bytes.resize(len, 0);
             self.source.read_at(start, &mut bytes).map_err(Error::io(&self.path))?;
             location.encoding.decode(&bytes, &mut values)?;

@@ -40,9 +40,9 @@ impl Source {
     /// `max_bytes` bytes.
     pub fn read_text(&self, path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
         if self.len > max_bytes {
-            return Err(Error::model(path, format!("has {} bytes; at most {max_bytes} are read", self.len)));
+            return Err(Error::model(path, format!("has {} bytes; at most {max_bytes} are supported", self.len)));
         }
-        let len = usize::try_from(self.len).map_err(|_| Error::model(path, "is larger than any memory"))?;
+        let len = usize::try_from(self.len).map_err(|_| Error::model(path, "is too large for memory"))?;
         let mut bytes = vec![0; len];
         self.read_at(0, &mut bytes).map_err(Error::io(path))?;
         if bytes.starts_with(BYTE_ORDER_MARK) {

@@ -41,7 +41,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for UniqueMapVisitor<T> {
             }
             let value = map.next_value()?;
             if entries.contains_key(&name) {
-                return Err(A::Error::custom(format!("tensor `{name}` stands there twice")));
+                return Err(A::Error::custom(format!("tensor `{name}` is listed twice")));
             }
             if entries.len() == MAX_NAMES {
                 return Err(A::Error::custom(format!("more than {MAX_NAMES} tensors")));

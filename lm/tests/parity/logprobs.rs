@@ -18,10 +18,10 @@ fn log_probabilities_agree_with_transformers() {
 fn log_probabilities_agree_at_any_padding_cache_and_precision() {
     for fixture in Fixture::all() {
         let ours = logprobs(&fixture.model(), &fixture.rows);
-        let ways = fixture.numbers.names("logprobs/");
-        assert_eq!(ways, ["f32/cache", "f32/left", "f32/right", "f64/cache", "f64/left", "f64/right"]);
-        for way in ways {
-            fixture.numbers.claim(&format!("logprobs/{way}"), &ours, TOLERANCE);
+        let settings = fixture.numbers.names("logprobs/");
+        assert_eq!(settings, ["f32/cache", "f32/left", "f32/right", "f64/cache", "f64/left", "f64/right"]);
+        for setting in settings {
+            fixture.numbers.claim(&format!("logprobs/{setting}"), &ours, TOLERANCE);
         }
     }
 }

@@ -10,16 +10,16 @@ use serde::de::DeserializeOwned;
 /// GPT-2's, SmolLM2's, Llama 2's as written by transformers 4 and by 5, and Llama 3's.
 const STYLES: [&str; 5] = ["gpt2", "smollm2", "llama2", "llama2_metaspace", "llama3"];
 
-fn place(file: &str) -> PathBuf {
+fn fixture(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokens").join(file)
 }
 
 fn tokenizer(name: &str) -> Tokenizer {
-    Tokenizer::load(&place(&format!("{name}.json"))).unwrap()
+    Tokenizer::load(&fixture(&format!("{name}.json"))).unwrap()
 }
 
 fn read<T: DeserializeOwned>(file: &str) -> T {
-    serde_json::from_slice(&std::fs::read(place(file)).unwrap()).unwrap()
+    serde_json::from_slice(&std::fs::read(fixture(file)).unwrap()).unwrap()
 }
 
 #[test]

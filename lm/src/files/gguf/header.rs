@@ -52,7 +52,7 @@ impl Header {
     /// Errors: contents that cannot be true of a file of this length.
     pub fn read(source: &Source, path: &Path) -> Result<Self> {
         let mut reader = HeaderReader { reader: BufReader::new(source.reader()), position: 0, len: source.len() };
-        reader.header().map_err(|message| Error::model(path, format!("not a GGUF file that is read: {message}")))
+        reader.header().map_err(|message| Error::model(path, format!("not a supported GGUF file: {message}")))
     }
 }
 
@@ -72,7 +72,7 @@ impl HeaderReader<'_> {
         }
         let version = self.u32()?;
         if !(2..=3).contains(&version) {
-            return Err(format!("its version is {version}; expected 2 or 3, little-endian"));
+            return Err(format!("its version is {version}, expected 2 or 3, little-endian"));
         }
         let (tensors, entries) = (self.u64()?, self.u64()?);
         // A tensor takes at least its name's length, its number of dimensions, a type and an offset; an entry at least
@@ -85,7 +85,7 @@ impl HeaderReader<'_> {
             let key = self.key()?;
             let value = self.value().map_err(|message| format!("`{key}` {message}"))?;
             if metadata.contains_key(&key) {
-                return Err(format!("`{key}` stands there twice"));
+                return Err(format!("`{key}` is listed twice"));
             }
             metadata.insert(key, value);
         }
@@ -94,8 +94,8 @@ impl HeaderReader<'_> {
             Some(&Value::Int(given)) => u64::try_from(given)
                 .ok()
                 .filter(|given| (8..=MAX_ALIGNMENT).contains(given) && given.is_power_of_two())
-                .ok_or_else(|| format!("`{ALIGNMENT}` is {given}; expected a power of two from 8 on"))?,
-            Some(_) => return Err(format!("`{ALIGNMENT}` is no integer")),
+                .ok_or_else(|| format!("`{ALIGNMENT}` is {given}, expected a power of two of at least 8"))?,
+            Some(_) => return Err(format!("`{ALIGNMENT}` is not an integer")),
         };
 
         let mut locations = BTreeMap::new();
@@ -103,7 +103,7 @@ impl HeaderReader<'_> {
             let name = self.key()?;
             let location = self.location(alignment).map_err(|message| format!("tensor `{name}` {message}"))?;
             if locations.contains_key(&name) {
-                return Err(format!("tensor `{name}` stands there twice"));
+                return Err(format!("tensor `{name}` is listed twice"));
             }
             locations.insert(name, location);
         }
@@ -115,7 +115,7 @@ impl HeaderReader<'_> {
         Ok(Header { metadata, tensors: locations })
     }
 
-    /// A tensor; its start is still relative to the first tensor's.
+    /// Reads a tensor's entry; its start is still relative to the first tensor's.
     fn location(&mut self, alignment: u64) -> ScanResult<TensorLocation> {
         let dims = self.u32()?;
         if dims > MAX_DIMS {
@@ -139,18 +139,18 @@ impl HeaderReader<'_> {
     /// The offset of a tensor in the file. Errors: it does not lie wholly in the file, or its rows are not whole
     /// blocks.
     fn locate(&self, location: &TensorLocation, data: u64) -> ScanResult<u64> {
-        let start = data.checked_add(location.start).ok_or("begins beyond any file")?;
+        let start = data.checked_add(location.start).ok_or("begins beyond the end of any file")?;
         if let Some((block, _)) = location.encoding.block() {
             let rows = location.shape.last().copied().unwrap_or(1);
             let numbers = location.shape.iter().try_fold(1usize, |all, &size| all.checked_mul(size));
             let Some(bytes) = numbers.and_then(|numbers| location.encoding.size(numbers)) else {
-                return Err(format!("has shape {:?}, beyond any memory or in no whole blocks", location.shape));
+                return Err(format!("has shape {:?}, which is too large or not a whole number of blocks", location.shape));
             };
             if !rows.is_multiple_of(block) {
-                return Err(format!("has rows of {rows}; {} has blocks of {block}", location.encoding.name()));
+                return Err(format!("has rows of {rows} numbers, but {} has blocks of {block}", location.encoding.name()));
             }
             if start.checked_add(bytes as u64).is_none_or(|end| end > self.len) {
-                return Err(format!("needs {bytes} bytes from {start} on; the file ends at {}, cut off", self.len));
+                return Err(format!("needs {bytes} bytes from byte {start} on, but the file is truncated at {}", self.len));
             }
         }
         Ok(start)
@@ -176,7 +176,7 @@ impl HeaderReader<'_> {
             10 => Value::Int(i128::from(u64::from_le_bytes(self.bytes()?))),
             11 => Value::Int(i128::from(i64::from_le_bytes(self.bytes()?))),
             12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
-            other => return Err(format!("has type {other}, which is none")),
+            other => return Err(format!("has the unknown type {other}")),
         })
     }
 
@@ -189,13 +189,13 @@ impl HeaderReader<'_> {
             // A text takes at least the bytes of its length.
             8 | 10..=12 => 8,
             9 => return Err("is an array of arrays; no model needs one".to_owned()),
-            other => return Err(format!("is an array of type {other}, which is none")),
+            other => return Err(format!("is an array of the unknown type {other}")),
         };
         if count > self.remaining() / size {
             return Err(format!("is an array of {count}; the file has only {} more bytes", self.remaining()));
         }
         if kind == 8 && count > MAX_TEXTS {
-            return Err(format!("is an array of {count} texts; at most {MAX_TEXTS} are read"));
+            return Err(format!("is an array of {count} strings; at most {MAX_TEXTS} are supported"));
         }
         Ok(match kind {
             8 => Value::Texts((0..count).map(|_| self.text(u64::MAX)).collect::<ScanResult<_>>()?),
@@ -208,9 +208,9 @@ impl HeaderReader<'_> {
         })
     }
 
-    fn check_count(&self, message: &str, count: u64, smallest: u64) -> ScanResult<()> {
+    fn check_count(&self, entries: &str, count: u64, smallest: u64) -> ScanResult<()> {
         if count > MAX_ENTRIES || count > self.remaining() / smallest {
-            return Err(format!("it would have {count} {message}, in {} bytes", self.remaining()));
+            return Err(format!("it claims {count} {entries} in {} bytes", self.remaining()));
         }
         Ok(())
     }
@@ -222,12 +222,12 @@ impl HeaderReader<'_> {
     fn text(&mut self, max_len: u64) -> ScanResult<String> {
         let len = self.u64()?;
         if len > max_len || len > self.remaining() {
-            return Err(format!("has a text of {len} bytes; the file has only {} more", self.remaining()));
+            return Err(format!("has a string of {len} bytes, but the file has only {} more", self.remaining()));
         }
         // Not above the file's length.
         let mut bytes = vec![0; len as usize];
         self.fill(&mut bytes)?;
-        String::from_utf8(bytes).map_err(|_| "has a text that is not UTF-8".to_owned())
+        String::from_utf8(bytes).map_err(|_| "has a string that is not UTF-8".to_owned())
     }
 
     fn u32(&mut self) -> ScanResult<u32> {
@@ -246,7 +246,7 @@ impl HeaderReader<'_> {
 
     fn fill(&mut self, bytes: &mut [u8]) -> ScanResult<()> {
         self.reader.read_exact(bytes).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => "the file is cut off".to_owned(),
+            std::io::ErrorKind::UnexpectedEof => "the file is truncated".to_owned(),
             _ => e.to_string(),
         })?;
         self.position += bytes.len() as u64;

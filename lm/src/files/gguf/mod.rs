@@ -44,7 +44,7 @@ impl Gguf {
 
         let mut locations = TensorLocations::new();
         for (name, location) in tensors {
-            let hf_name = hugging_face_name(&name).ok_or_else(|| invalid(format!("tensor `{name}` is no part of a Llama")))?;
+            let hf_name = hugging_face_name(&name).ok_or_else(|| invalid(format!("tensor `{name}` is not part of a Llama")))?;
             locations.insert(
                 hf_name,
                 mark_interleaved(&name, location, &config).map_err(|message| invalid(format!("tensor `{name}` {message}")))?,
@@ -101,7 +101,7 @@ impl Metadata {
         match self.0.get(key) {
             None => Ok(None),
             Some(Value::Text(text)) => Ok(Some(text)),
-            Some(_) => Err(format!("`{key}` is not a text")),
+            Some(_) => Err(format!("`{key}` is not a string")),
         }
     }
 
@@ -109,7 +109,7 @@ impl Metadata {
         match self.0.get(key) {
             None => Ok(None),
             Some(Value::Texts(texts)) => Ok(Some(texts)),
-            Some(_) => Err(format!("`{key}` is not an array of texts")),
+            Some(_) => Err(format!("`{key}` is not an array of strings")),
         }
     }
 
@@ -141,7 +141,7 @@ fn hugging_face_name(name: &str) -> Option<String> {
     let (layer, module) = name.strip_prefix("blk.")?.split_once('.')?;
     // Only the canonical spelling of a number, so that two names in the file never become one.
     let number: usize = layer.parse().ok().filter(|number: &usize| number.to_string() == layer)?;
-    let file = match file {
+    let module = match module {
         "attn_norm.weight" => "input_layernorm.weight",
         "ffn_norm.weight" => "post_attention_layernorm.weight",
         "attn_q.weight" => "self_attn.q_proj.weight",
@@ -153,20 +153,20 @@ fn hugging_face_name(name: &str) -> Option<String> {
         "ffn_down.weight" => "mlp.down_proj.weight",
         _ => return None,
     };
-    Some(format!("model.layers.{number}.{file}"))
+    Some(format!("model.layers.{number}.{module}"))
 }
 
 /// Marks the rows of queries and keys, which llama.cpp stores in another order. Errors: their number does not match the
 /// heads.
 fn mark_interleaved(name: &str, location: TensorLocation, config: &config::LlamaShape) -> Result<TensorLocation, String> {
-    let heads = match name.rsplit_once('.').map(|(start, _)| start.rsplit_once('.').map_or(start, |(_, file)| file)) {
+    let heads = match name.rsplit_once('.').map(|(start, _)| start.rsplit_once('.').map_or(start, |(_, module)| module)) {
         Some("attn_q") => config.heads,
         Some("attn_k") => config.kv_heads,
         _ => return Ok(location),
     };
     match location.shape[..] {
         [rows, _] if rows == heads * config.head_dim => Ok(TensorLocation { interleaved: Some(heads), ..location }),
-        _ => Err(format!("has shape {:?}; expected {heads} heads of {} rows", location.shape, config.head_dim)),
+        _ => Err(format!("has shape {:?}, expected {heads} heads of {} rows", location.shape, config.head_dim)),
     }
 }
 

@@ -50,8 +50,8 @@ impl File {
     /// A Llama of one layer: width 32, two query heads of 16, one key/value head.
     fn llama() -> Self {
         let tokens = vocabulary();
-        let mut supported_types = vec![1i32; tokens.len()];
-        supported_types[0] = 3;
+        let mut types = vec![1i32; tokens.len()];
+        types[0] = 3;
         let entry = |key: &str, value: Vec<u8>| (key.to_owned(), value);
         let entries = vec![
             entry("general.architecture", typed(TEXT, &text("llama"))),
@@ -67,7 +67,7 @@ impl File {
             entry("tokenizer.ggml.tokens", texts(&tokens)),
             entry(
                 "tokenizer.ggml.token_type",
-                array(5, tokens.len() as u64, &supported_types.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<_>>()),
+                array(5, tokens.len() as u64, &types.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<_>>()),
             ),
             entry("tokenizer.ggml.merges", texts(&["h e".to_owned()])),
             entry("tokenizer.ggml.scores", array(F32, 2, &[0; 8])),
@@ -242,7 +242,7 @@ fn all_end_tokens_of_the_file_become_eos() {
 
 #[test]
 fn bos_is_added_if_the_file_asks_for_it_or_is_llama_3s() {
-    let begin = |pre: &str, asks: Option<u8>| {
+    let bos_ids = |pre: &str, asks: Option<u8>| {
         let file = File::llama()
             .with("tokenizer.ggml.pre", typed(TEXT, &text(pre)))
             .with("tokenizer.ggml.bos_token_id", number(0));
@@ -258,7 +258,7 @@ fn bos_is_added_if_the_file_asks_for_it_or_is_llama_3s() {
         ("llama-bpe", None, &[0]),
         ("llama-bpe", Some(0), &[]),
     ] {
-        assert_eq!(begin(pre, asks), expected, "{pre} {asks:?}");
+        assert_eq!(bos_ids(pre, asks), expected, "{pre} {asks:?}");
     }
 }
 
@@ -342,7 +342,7 @@ fn an_unsupported_model_is_refused_with_the_reason() {
         (llama().with("llama.attention.head_count_kv", number(0)), "`llama.attention.head_count_kv` is 0"),
         (llama().with("llama.attention.head_count", number(u32::MAX)), "not a number from 0 to 2^31"),
         (llama().with("llama.attention.head_count", number(3)), "not a multiple of 3 heads"),
-        (llama().with("llama.attention.head_count", number(32)), "only even and equal ones"),
+        (llama().with("llama.attention.head_count", number(32)), "only even and equal sizes"),
         (llama().with("llama.attention.head_count", number(1)), "expected 1 heads of 32 rows"),
         (llama().with("llama.rope.dimension_count", number(8)), "8 of them rotated"),
         (llama().with("llama.expert_count", number(8)), "mixtures of experts"),
@@ -352,16 +352,16 @@ fn an_unsupported_model_is_refused_with_the_reason() {
         (llama().with("llama.rope.freq_base", typed(F32, &f32::NAN.to_le_bytes())), "not a finite number"),
         (llama().with("llama.rope.freq_base", typed(F32, &(-1f32).to_le_bytes())), "expected a positive number"),
         (llama().with("tokenizer.ggml.eos_token_id", number(258)), "the vocabulary has only 258"),
-        (llama().with("tokenizer.ggml.merges", texts(&["he h".into()])), "`he h`, not two tokens"),
+        (llama().with("tokenizer.ggml.merges", texts(&["he h".into()])), "`he h`, which is not two tokens"),
         (llama().with("tokenizer.ggml.tokens", texts(&["a".into(), "a".into()])), "258 entries for 2 tokens"),
         (llama().with("tokenizer.ggml.tokens", texts(&vec!["a".into(); 258])), "has `a` twice"),
         (
             llama().with_tensor("rope_freqs.weight", &[8], 0, vec![0; 32]),
-            "`rope_freqs.weight` is no scaling of Llama 3's",
+            "`rope_freqs.weight` is not a scaling of Llama 3's",
         ),
         (
             llama().with_tensor("rope_freqs.weight", &[4], 0, vec![0; 16]),
-            "`rope_freqs.weight` has 4 numbers; expected 8",
+            "`rope_freqs.weight` has 4 numbers, expected 8",
         ),
         (llama().with_tensor("rope_freqs.weight", &[8], 1, vec![0; 16]), "`rope_freqs.weight` is F16 of shape [8]"),
         (
@@ -369,15 +369,15 @@ fn an_unsupported_model_is_refused_with_the_reason() {
             "both `llama.rope.scaling.type` and tensor `rope_freqs.weight`",
         ),
         (llama().with("tokenizer.ggml.eot_token_id", number(258)), "`tokenizer.ggml.eot_token_id` is 258"),
-        (llama().with("tokenizer.ggml.add_bos_token", typed(7, &[1])), "`tokenizer.ggml.bos_token_id` names none"),
-        (llama().with_tensor("blk.00.attn_v.weight", &[32, 16], 0, vec![0; 2048]), "no part of a Llama"),
+        (llama().with("tokenizer.ggml.add_bos_token", typed(7, &[1])), "`tokenizer.ggml.bos_token_id` is missing"),
+        (llama().with_tensor("blk.00.attn_v.weight", &[32, 16], 0, vec![0; 2048]), "not part of a Llama"),
         (
             llama().with_tensor("blk.0.attn_v.weight", &[32, 16], 16, vec![0; 64]),
-            "is IQ2_XXS (ggml's type 16); expected F32, F16, BF16, Q4_0",
+            "is IQ2_XXS (ggml's type 16), expected F32, F16, BF16, Q4_0",
         ),
         (
             llama().with_tensor("blk.0.attn_v.weight", &[32, 16], 99, vec![0; 64]),
-            "is ggml's type 99; expected F32, F16",
+            "is ggml's type 99, expected F32, F16",
         ),
     ] {
         assert_refused(&file.bytes(), why);
@@ -392,17 +392,17 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
     };
     assert_refused(&head(u64::MAX, 0), "18446744073709551615 tensors");
     assert_refused(&head(0, u64::MAX), "18446744073709551615 metadata entries");
-    assert_refused(&head(4, 0), "4 tensors, in 64 bytes");
+    assert_refused(&head(4, 0), "4 tensors in 64 bytes");
     let entry = |value: Vec<u8>| [head(0, 1)[..24].to_vec(), text("k"), value, vec![0; 64]].concat();
     for (value, why) in [
-        (typed(TEXT, &u64::MAX.to_le_bytes()), "text of 18446744073709551615 bytes"),
-        (typed(TEXT, &(1u64 << 40).to_le_bytes()), "text of 1099511627776 bytes"),
+        (typed(TEXT, &u64::MAX.to_le_bytes()), "string of 18446744073709551615 bytes"),
+        (typed(TEXT, &(1u64 << 40).to_le_bytes()), "string of 1099511627776 bytes"),
         (array(TEXT, u64::MAX, &[]), "array of 18446744073709551615"),
         (array(U32, u64::MAX / 4, &[]), "the file has only"),
         (array(5, 17, &[]), "the file has only 64 more"),
         (array(ARRAY, 1, &array(ARRAY, 1, &[])), "array of arrays"),
-        (array(99, 1, &[]), "array of type 99"),
-        (typed(77, &[]), "has type 77"),
+        (array(99, 1, &[]), "array of the unknown type 99"),
+        (typed(77, &[]), "has the unknown type 77"),
         (typed(7, &[2]), "a boolean of 2"),
         (typed(TEXT, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]), "not UTF-8"),
     ] {
@@ -411,39 +411,39 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
     let mut key = head(0, 1)[..24].to_vec();
     key.extend(u64::MAX.to_le_bytes());
     key.extend([0; 64]);
-    assert_refused(&key, "text of 18446744073709551615 bytes");
+    assert_refused(&key, "string of 18446744073709551615 bytes");
 }
 
 #[test]
 fn too_many_strings_are_refused() {
     let many = array(TEXT, (1 << 20) + 1, &vec![0; 8 * ((1 << 20) + 1)]);
-    assert_refused(&File::llama().with("tokenizer.ggml.merges", many).bytes(), "1048577 texts; at most 1048576");
+    assert_refused(&File::llama().with("tokenizer.ggml.merges", many).bytes(), "1048577 strings; at most 1048576");
 }
 
 #[test]
 fn a_tensor_with_an_impossible_location_is_refused() {
     let name = "blk.0.attn_v.weight";
     for (dims, kind, why) in [
-        (&[u64::MAX, u64::MAX][..], 0, "beyond any memory"),
-        (&[1 << 40, 1 << 40], 0, "beyond any memory"),
-        (&[1 << 40], 0, "cut off"),
-        (&[33], 8, "no whole blocks"),
+        (&[u64::MAX, u64::MAX][..], 0, "too large"),
+        (&[1 << 40, 1 << 40], 0, "too large"),
+        (&[1 << 40], 0, "truncated"),
+        (&[33], 8, "not a whole number of blocks"),
         (&[16, 2], 8, "blocks of 32"),
         (&[1; 5], 0, "5 dimensions"),
-        (&[32, 17], 0, "cut off"),
+        (&[32, 17], 0, "truncated"),
     ] {
         assert_refused(&File::llama().with_tensor(name, dims, kind, vec![0; 2048]).bytes(), why);
     }
     // The last tensor's offset ends the header.
     let file = File::llama();
-    for (offset, why) in [(u64::MAX - 31, "beyond any file"), (1 << 40, "cut off"), (7, "not aligned to 32")] {
+    for (offset, why) in [(u64::MAX - 31, "beyond the end of any file"), (1 << 40, "truncated"), (7, "not aligned to 32")] {
         let mut bytes = file.bytes();
         let at = file.head().len() - 8;
         bytes[at..at + 8].copy_from_slice(&offset.to_le_bytes());
         assert_refused(&bytes, why);
     }
     let doubled = File::llama().with_tensor("output_norm.weight", &[32], 0, vec![0; 128]);
-    assert_refused(&doubled.bytes(), "tensor `output_norm.weight` stands there twice");
+    assert_refused(&doubled.bytes(), "tensor `output_norm.weight` is listed twice");
 }
 
 #[test]
@@ -453,7 +453,7 @@ fn an_inconsistent_header_is_refused() {
     }
     let mut twice = File::llama();
     twice.entries.push(("general.architecture".to_owned(), typed(TEXT, &text("llama"))));
-    assert_refused(&twice.bytes(), "`general.architecture` stands there twice");
+    assert_refused(&twice.bytes(), "`general.architecture` is listed twice");
     let mut version = File::llama().bytes();
     version[4..8].copy_from_slice(&3u32.to_be_bytes());
     assert_refused(&version, "expected 2 or 3, little-endian");

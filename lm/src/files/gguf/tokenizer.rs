@@ -25,13 +25,13 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
     let model = required("tokenizer.ggml.model", metadata.text("tokenizer.ggml.model"))?;
     if model != "gpt2" {
         return Err(format!(
-            "tokenizer.ggml.model is `{}`; only `gpt2`, a byte-level BPE, is read",
+            "tokenizer.ggml.model is `{}`; only `gpt2`, a byte-level BPE, is supported",
             model.escape_debug()
         ));
     }
     let split = required("tokenizer.ggml.pre", metadata.text("tokenizer.ggml.pre"))?;
     if metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(false) {
-        return Err("tokenizer.ggml.add_space_prefix is set; no byte-level BPE that is read has it".to_owned());
+        return Err("tokenizer.ggml.add_space_prefix is set; that is not supported for a byte-level BPE".to_owned());
     }
     let bytes = |regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
     let (steps, ignore_merges) = match split {
@@ -47,7 +47,7 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
         }
         other => {
             return Err(format!(
-                "tokenizer.ggml.pre is `{}`; only `gpt-2`, `smollm` and `llama-bpe` are read",
+                "tokenizer.ggml.pre is `{}`; only `gpt-2`, `smollm` and `llama-bpe` are supported",
                 other.escape_debug()
             ));
         }
@@ -57,9 +57,9 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
     // As in llama.cpp, Llama 3's tokenizer adds BOS unless the file says otherwise.
     let adds_bos = metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(split == "llama-bpe");
     let bos = match metadata.token(BOS)? {
-        Some(id) if adds_bos => Some((id, tokens.get(id).ok_or_else(|| format!("`{BOS}` is {id}, no token"))?)),
+        Some(id) if adds_bos => Some((id, tokens.get(id).ok_or_else(|| format!("`{BOS}` is {id}, which is not a token"))?)),
         None if metadata.flag("tokenizer.ggml.add_bos_token")? == Some(true) => {
-            return Err(format!("`tokenizer.ggml.add_bos_token` is set, but `{BOS}` names none"));
+            return Err(format!("`tokenizer.ggml.add_bos_token` is set, but `{BOS}` is missing"));
         }
         _ => None,
     };
@@ -118,18 +118,18 @@ fn merge_pairs(tokens: &[String], merges: &[String]) -> Result<Vec<Value>, Strin
         // A byte-level token contains no space: the alphabet has another letter for it.
         let (left, right) = merge.split_once(' ')?;
         let whole = format!("{left}{right}");
-        [left, right, &whole].iter().all(|file| known.contains(file)).then(|| json!([left, right]))
+        [left, right, &whole].iter().all(|text| known.contains(text)).then(|| json!([left, right]))
     };
     merges
         .iter()
-        .map(|merge| pair(merge).ok_or_else(|| format!("`{MERGES}` has `{}`, not two tokens", merge.escape_debug())))
+        .map(|merge| pair(merge).ok_or_else(|| format!("`{MERGES}` has `{}`, which is not two tokens", merge.escape_debug())))
         .collect()
 }
 
 /// The tokens that are matched in a text before it is split.
-fn added_tokens(tokens: &[String], supported_types: &[i32]) -> Result<Vec<Value>, String> {
-    if supported_types.len() != tokens.len() {
-        return Err(format!("`{TYPES}` has {} entries for {} tokens", supported_types.len(), tokens.len()));
+fn added_tokens(tokens: &[String], types: &[i32]) -> Result<Vec<Value>, String> {
+    if types.len() != tokens.len() {
+        return Err(format!("`{TYPES}` has {} entries for {} tokens", types.len(), tokens.len()));
     }
     let entry = |(id, (token, kind)): (usize, (&String, &i32))| {
         (*kind == CONTROL || *kind == USER_DEFINED).then(|| {
@@ -144,5 +144,5 @@ fn added_tokens(tokens: &[String], supported_types: &[i32]) -> Result<Vec<Value>
             })
         })
     };
-    Ok(tokens.iter().zip(supported_types).enumerate().filter_map(entry).collect())
+    Ok(tokens.iter().zip(types).enumerate().filter_map(entry).collect())
 }

@@ -37,7 +37,7 @@ pub(super) struct ArchiveFile {
 pub(super) fn files(source: &Source) -> Result<BTreeMap<String, ArchiveFile>, String> {
     let (start, len) = directory(source)?;
     if start.checked_add(len).is_none_or(|end| end > source.len()) || len > MAX_DIRECTORY {
-        return Err(format!("its directory would have {len} bytes from {start} on; the file has {}", source.len()));
+        return Err(format!("its directory claims {len} bytes from {start} on, but the file has {}", source.len()));
     }
     // At most MAX_DIRECTORY, so it fits a usize.
     let mut bytes = vec![0; len as usize];
@@ -64,7 +64,7 @@ fn directory(source: &Source) -> Result<(u64, u64), String> {
     let at = tail
         .windows(END_LEN as usize)
         .rposition(|end| u32_at(end, 0) == END)
-        .ok_or("its archive has no end; the file is cut off")?;
+        .ok_or("its archive has no end record; the file is truncated")?;
     let end = &tail[at..];
     let end_start = tail_start + at as u64;
 
@@ -86,7 +86,7 @@ fn directory(source: &Source) -> Result<(u64, u64), String> {
 /// Parses one file's entry and advances `rest` past it.
 fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, ArchiveFile), String> {
     let mut take = |len: usize| -> Result<&[u8], String> {
-        let (taken, left) = rest.split_at_checked(len).ok_or("its archive's directory is cut off")?;
+        let (taken, left) = rest.split_at_checked(len).ok_or("its archive's directory is truncated")?;
         *rest = left;
         Ok(taken)
     };
@@ -102,7 +102,7 @@ fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, ArchiveFile), Str
     let mut wide = wide(extra).as_chunks::<8>().0.iter().map(|&bytes| u64::from_le_bytes(bytes));
     // Fields appear in this order, each only if its 32-bit value is all ones.
     let mut field = |at: usize| match u32_at(fixed, at) {
-        u32::MAX => wide.next().ok_or_else(|| format!("`{name}` in its archive has no size or place")),
+        u32::MAX => wide.next().ok_or_else(|| format!("`{name}` in its archive has no size or offset")),
         narrow => Ok(u64::from(narrow)),
     };
     let (len, packed, header) = (field(24)?, field(20)?, field(42)?);
@@ -120,7 +120,7 @@ fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, ArchiveFile), Str
     // `read` was within the file, so this is far from overflow.
     let start = header + LOCAL_LEN + u64::from(u16_at(&local, 26)) + u64::from(u16_at(&local, 28));
     if start.checked_add(len).is_none_or(|end| end > source.len()) {
-        return Err(format!("`{name}` in its archive ends beyond the archive; the file is cut off"));
+        return Err(format!("`{name}` in its archive ends beyond the archive; the file is truncated"));
     }
     Ok((name, ArchiveFile { start, len }))
 }

@@ -29,7 +29,7 @@ pub(super) fn locate_tensors(source: &Source, path: &Path) -> Result<TensorLocat
     if magic != ZIP {
         return Err(bad(
             "not a zip archive: either damaged, or written by a PyTorch before 1.6, whose pickles are not \
-             read; load it with torch and save it again, best as model.safetensors"
+             supported; load it with torch and save it again, best as model.safetensors"
                 .to_owned(),
         ));
     }
@@ -41,7 +41,7 @@ pub(super) fn locate_tensors(source: &Source, path: &Path) -> Result<TensorLocat
         _ => return Err(bad(format!("not a PyTorch file: expected one `{PICKLE}` in a folder of its archive"))),
     };
     if pickle.len > pickle::MAX_BYTES {
-        return Err(bad(format!("its {PICKLE} has {} bytes; at most {} are read", pickle.len, pickle::MAX_BYTES)));
+        return Err(bad(format!("its {PICKLE} has {} bytes; at most {} are supported", pickle.len, pickle::MAX_BYTES)));
     }
     if let Some(order) = files.get(&format!("{folder}byteorder")) {
         let mut text = [0; 6];
@@ -58,7 +58,7 @@ pub(super) fn locate_tensors(source: &Source, path: &Path) -> Result<TensorLocat
         .into_iter()
         .map(|(name, tensor)| {
             let storage = files.get(&format!("{folder}data/{}", tensor.storage));
-            let location = location(tensor, storage).map_err(|message| bad(format!("tensor `{name}` {message}")))?;
+            let location = locate(tensor, storage).map_err(|message| bad(format!("tensor `{name}` {message}")))?;
             Ok((name, location))
         })
         .collect()
@@ -66,10 +66,10 @@ pub(super) fn locate_tensors(source: &Source, path: &Path) -> Result<TensorLocat
 
 /// The file location of a view of a storage. Errors: a view that exceeds its storage, or is not contiguous.
 fn locate(tensor: TensorDescription, storage: Option<&ArchiveFile>) -> Result<TensorLocation, String> {
-    let storage = storage.ok_or_else(|| format!("lies in storage `{}`, which is not there", tensor.storage))?;
+    let storage = storage.ok_or_else(|| format!("lies in storage `{}`, which does not exist", tensor.storage))?;
     if tensor.storage_len.checked_mul(tensor.item).is_none_or(|bytes| bytes > storage.len) {
         return Err(format!(
-            "lies in storage `{}` of {} numbers; that storage has only {} bytes",
+            "lies in storage `{}` of {} numbers, but that storage has only {} bytes",
             tensor.storage, tensor.storage_len, storage.len
         ));
     }
@@ -77,13 +77,13 @@ fn locate(tensor: TensorDescription, storage: Option<&ArchiveFile>) -> Result<Te
     let end = numbers.and_then(|numbers| tensor.offset.checked_add(numbers));
     if end.is_none_or(|end| end > tensor.storage_len) {
         return Err(format!(
-            "has shape {:?} from number {} on; its storage ends at {}",
+            "has shape {:?} from number {} on, but its storage ends at {}",
             tensor.shape, tensor.offset, tensor.storage_len
         ));
     }
     if !is_contiguous(&tensor.shape, &tensor.stride) {
         return Err(format!(
-            "has shape {:?} with strides {:?}; only contiguous tensors are read: call .contiguous() and save it again",
+            "has shape {:?} with strides {:?}; only contiguous tensors are supported: call .contiguous() and save it again",
             tensor.shape, tensor.stride
         ));
     }

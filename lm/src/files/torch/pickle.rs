@@ -68,7 +68,7 @@ impl Global {
             ("torch", "BoolStorage") => Self::Storage("BOOL", 1),
             _ => {
                 return Err(format!(
-                    "calls `{}.{}`; only tensors are read, and nothing is run",
+                    "calls `{}.{}`; only tensors are supported, and no code is run",
                     module.escape_default(),
                     name.escape_default()
                 ));
@@ -84,7 +84,7 @@ pub(super) struct Pickle<'a> {
 }
 
 impl<'a> Pickle<'a> {
-    /// Errors: a pickle that is cut off, calls anything but the functions in `Global`, or is larger than any state
+    /// Errors: a pickle that is truncated, calls anything but the functions in `Global`, or is larger than any state
     /// dict.
     pub fn read(bytes: &'a [u8]) -> Result<Self, String> {
         let pickle = Self { values: Vec::new(), root: 0 };
@@ -106,7 +106,7 @@ impl<'a> Pickle<'a> {
     pub fn text(&self, id: Id) -> Result<&'a str, String> {
         match self.value(id) {
             Value::Text(text) => Ok(text),
-            _ => Err("has something else where a text is expected".to_owned()),
+            _ => Err("has something else where a string is expected".to_owned()),
         }
     }
 
@@ -241,7 +241,7 @@ impl<'a> PickleMachine<'a> {
                     self.pop()?;
                     let object = self.stack.last().ok_or_else(underflow)?;
                     if !matches!(self.pickle.value(*object), Value::Dict(_)) {
-                        return Err("sets attributes of something that is no dictionary".to_owned());
+                        return Err("sets attributes of something that is not a dictionary".to_owned());
                     }
                 }
                 b'.' => return self.pop(),
@@ -253,7 +253,7 @@ impl<'a> PickleMachine<'a> {
     /// The result of a call, for the three calls that a state dict makes.
     fn call(&self, callee: Id, arguments: Id) -> Result<Value<'a>, String> {
         let &Value::Global(global) = self.pickle.value(callee) else {
-            return Err("calls something that is no function".to_owned());
+            return Err("calls something that is not a function".to_owned());
         };
         match (global, self.pickle.tuple(arguments)?) {
             (Global::OrderedDict, []) => Ok(Value::Dict(Vec::new())),
@@ -262,10 +262,10 @@ impl<'a> PickleMachine<'a> {
             }
             (Global::RebuildParameter, &[tensor, _, _]) => match self.pickle.value(tensor) {
                 &Value::Tensor(rebuilt) => Ok(Value::Tensor(rebuilt)),
-                _ => Err("makes a parameter of something that is no tensor".to_owned()),
+                _ => Err("makes a parameter of something that is not a tensor".to_owned()),
             },
             (Global::Storage(..), _) => Err("makes a storage by a call".to_owned()),
-            (_, arguments) => Err(format!("gives {} arguments to a function that takes others", arguments.len())),
+            (_, arguments) => Err(format!("passes {} arguments to a function that takes another number", arguments.len())),
         }
     }
 
@@ -279,7 +279,7 @@ impl<'a> PickleMachine<'a> {
     }
 
     fn push_text(&mut self, len: usize) -> Result<(), String> {
-        let text = std::str::from_utf8(self.take(len)?).map_err(|_| "has a text that is not UTF-8".to_owned())?;
+        let text = std::str::from_utf8(self.take(len)?).map_err(|_| "has a string that is not UTF-8".to_owned())?;
         self.push(Value::Text(text))
     }
 
@@ -320,7 +320,7 @@ impl<'a> PickleMachine<'a> {
         match &mut self.pickle.values[target] {
             Value::Dict(entries) if rest.is_empty() => entries.extend(pairs.iter().map(|&[key, value]| (key, value))),
             Value::Dict(_) => return Err("sets a key without a value".to_owned()),
-            _ => return Err("sets entries of something that is no dictionary".to_owned()),
+            _ => return Err("sets entries of something that is not a dictionary".to_owned()),
         }
         Ok(())
     }
@@ -328,20 +328,20 @@ impl<'a> PickleMachine<'a> {
     fn put(&mut self, slot: u32) -> Result<(), String> {
         let top = *self.stack.last().ok_or_else(underflow)?;
         if self.memo.len() == MAX_VALUES {
-            return Err(format!("remembers more than {MAX_VALUES} values"));
+            return Err(format!("has more than {MAX_VALUES} memo entries"));
         }
         self.memo.insert(slot, top);
         Ok(())
     }
 
     fn get(&mut self, slot: u32) -> Result<(), String> {
-        let id = *self.memo.get(&slot).ok_or_else(|| format!("recalls value {slot}, which it never remembered"))?;
+        let id = *self.memo.get(&slot).ok_or_else(|| format!("gets memo entry {slot}, which was never put"))?;
         self.stack.push(id);
         Ok(())
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], String> {
-        let (taken, rest) = self.bytes.split_at_checked(len).ok_or_else(|| "is cut off".to_owned())?;
+        let (taken, rest) = self.bytes.split_at_checked(len).ok_or_else(|| "is truncated".to_owned())?;
         self.bytes = rest;
         Ok(taken)
     }
@@ -360,7 +360,7 @@ impl<'a> PickleMachine<'a> {
         let len = usize::from(self.byte()?);
         let bytes = self.take(len)?;
         if len > 8 {
-            return Err(format!("has an integer of {len} bytes; at most 8 are read"));
+            return Err(format!("has an integer of {len} bytes; at most 8 are supported"));
         }
         let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
         let mut whole = [sign; 8];
@@ -382,9 +382,9 @@ impl<'a> PickleMachine<'a> {
 }
 
 fn underflow() -> String {
-    "takes a value that is not there".to_owned()
+    "pops a value from an empty stack".to_owned()
 }
 
 fn unknown(code: u8) -> String {
-    format!("has opcode 0x{code:02x}, which no state dict needs; only tensors are read")
+    format!("has opcode 0x{code:02x}, which no state dict needs; only tensors are supported")
 }

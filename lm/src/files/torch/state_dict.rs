@@ -26,18 +26,18 @@ pub(super) struct TensorDescription {
 pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, TensorDescription>, String> {
     let pickle = Pickle::read(bytes)?;
     let Value::Dict(entries) = pickle.root() else {
-        return Err("holds no dictionary; expected a state dict, from names to tensors".to_owned());
+        return Err("is not a dictionary, expected a state dict, from names to tensors".to_owned());
     };
     let mut tensors = BTreeMap::new();
     for &(key, value) in entries {
         let Value::Text(name) = pickle.value(key) else {
-            return Err("a key of the state dict is no text".to_owned());
+            return Err("a key of the state dict is not a string".to_owned());
         };
         let &Value::Tensor(tensor) = pickle.value(value) else {
-            return Err(format!("entry `{name}` is no tensor; expected a flat state dict, from names to tensors"));
+            return Err(format!("entry `{name}` is not a tensor, expected a flat state dict, from names to tensors"));
         };
         if tensors.contains_key(*name) {
-            return Err(format!("tensor `{name}` stands there twice"));
+            return Err(format!("tensor `{name}` is listed twice"));
         }
         tensors.insert((*name).to_owned(), describe(&pickle, tensor).map_err(|e| format!("tensor `{name}` {e}"))?);
     }
@@ -56,7 +56,7 @@ fn describe(pickle: &Pickle, tensor: RebuiltTensor) -> Result<TensorDescription,
     };
     let (kind, storage) = (pickle.text(kind)?, pickle.text(key)?);
     if kind != "storage" || storage.len() > MAX_NAME {
-        return Err("has a storage that is none".to_owned());
+        return Err("has an invalid storage".to_owned());
     }
     Ok(TensorDescription {
         storage: storage.to_owned(),
@@ -77,7 +77,7 @@ fn describe(pickle: &Pickle, tensor: RebuiltTensor) -> Result<TensorDescription,
 fn sizes(pickle: &Pickle, id: Id) -> Result<Vec<usize>, String> {
     let items = pickle.tuple(id)?;
     if items.len() > MAX_DIMS {
-        return Err(format!("has {} dimensions; at most {MAX_DIMS} are read", items.len()));
+        return Err(format!("has {} dimensions; at most {MAX_DIMS} are supported", items.len()));
     }
     let size = |&item| {
         let size = natural(pickle, item)?;

@@ -17,9 +17,9 @@ pub struct Style {
     pub heads: usize,
     pub kv_heads: usize,
     pub width: usize,
-    /// Queries, keys and values in one map.
+    /// Queries, keys and values in one linear layer.
     pub joint: bool,
-    /// Biases of attention's maps, of the MLP's maps, of the norms.
+    /// Whether there are biases in attention's linear layers, in the MLP's, in the norms.
     pub biases: [bool; 3],
     /// Attention and MLP share one norm.
     pub parallel: bool,
@@ -55,8 +55,8 @@ impl Style {
         self.heads * self.width
     }
 
-    /// Input and output widths of the linear maps: those of the first fan, attention's output, those of the second fan,
-    /// the last map.
+    /// Input and output widths of the linear layers: of queries, keys and values; of attention's output; of the MLP's
+    /// inputs; of its output.
     fn linear_shapes(self, inner: usize) -> Vec<(usize, usize)> {
         let (d, kv) = (self.d(), self.kv_heads * self.width);
         let mut linears = if self.joint { vec![(d, d + 2 * kv)] } else { vec![(d, d), (d, kv), (d, kv)] };
@@ -67,14 +67,14 @@ impl Style {
     }
 }
 
-/// The tensors of a block: norms (weight, bias), maps (weight, bias), adapters (A, B) of the maps, masks.
+/// The tensors of a block: norms (weight, bias), linear layers (weight, bias), their adapters (A, B), dropout masks.
 pub struct BlockTensors {
     style: Style,
     inner: usize,
     pub weights: Vec<Tensor>,
     adapters: Vec<Tensor>,
-    /// Masks of the inputs of the first fan, of attention's output map, of the second fan and of the last map; then of
-    /// the two branches.
+    /// Masks of the adapters' inputs, in the order of `linear_shapes` with one mask per input; then of the two residual
+    /// branches.
     masks: Vec<DropoutMask>,
 }
 
@@ -198,7 +198,7 @@ proptest! {
         kv_heads in 1usize..3, width in 4usize..9, inner in 1usize..40, lora: bool, dropout: bool, first: bool,
         seed in 0u64..1 << 40, part in prop::option::of(0f64..1.0), ends: bool,
     ) {
-        // The kernel also accepts fewer key/value heads than GPT-2's joint map has.
+        // The kernel also accepts fewer key/value heads than GPT-2's joint layer has.
         let style = Style { heads: group * kv_heads, kv_heads, width, ..style };
         let batch = batch.min(600 / time).max(1);
         let (rows, d) = (batch * time, style.d());
@@ -231,7 +231,7 @@ proptest! {
     }
 }
 
-/// Attention skips blocks of queries without a wanted row.
+/// Attention skips blocks of queries without an output row.
 #[test]
 fn query_blocks_without_an_output_row_are_skipped_correctly() -> Result<()> {
     for style in STYLES {
@@ -325,7 +325,7 @@ fn a_block_runs_backward_once() -> Result<()> {
     let y = kernels::transformer_block(&noise(&[4, GPT2.d()], 1), &tensors.block(4, false))?;
     kernels::backward(&y.sum_all()?)?;
     let error = kernels::backward(&y.sum_all()?).expect_err("what the forward pass left is used up").to_string();
-    assert!(error.contains("without a forward pass of its own"), "{error}");
+    assert!(error.contains("runs backward once per forward pass"), "{error}");
     Ok(())
 }
 

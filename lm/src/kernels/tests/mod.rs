@@ -208,7 +208,7 @@ fn wrong_shapes_and_ids_are_errors() {
         super::transformer_block(&noise(&[rows, style.d()], 1), &tensors.block(time, false))
     };
     says(block(4, GPT2, 3), "sequences of 3");
-    says(block(4, Style { kv_heads: 3, ..LLAMA }, 4), "4 heads of queries and 3 of keys");
+    says(block(4, Style { kv_heads: 3, ..LLAMA }, 4), "got 4 and 3");
     let ids = Tensor::new(&[1u32, 4], &Device::Cpu).expect("two ids");
     says(super::embedding(&ids, &x), "token id 4 is not below the table's 4 rows");
     let rows = TargetTokens { targets: &[0, 1, 2, 9], forbidden: None };
