@@ -19,7 +19,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use measure::{Measurement, MeasureFn};
+use measure::{MeasureFn, Measurement};
 use shapes::Shapes;
 
 /// Same allocator as in the `temper` command.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use engine::context::Context;
 use engine::names::Digest;
-use lm::{CausalLm, RewardPooling, RewardModel, SampleOptions, ScalarHead, StatOptions};
+use lm::{CausalLm, RewardModel, RewardPooling, SampleOptions, ScalarHead, StatOptions};
 use stages::reward::LoadedReward;
 use stages::rl::held_out::Prompt;
 use stages::rl::loss::Value;
@@ -17,10 +17,10 @@ use stages::rl::update::Learner;
 use stages::train::fixed_generator;
 use stages::types::{Pooling, RewardInfo};
 
-use crate::measure::{Measurement, MeasureFn};
 use crate::flops::TrainedWeights;
-use crate::shapes::{Shape, Shapes};
 use crate::inputs::{self, to_message};
+use crate::measure::{MeasureFn, Measurement};
+use crate::shapes::{Shape, Shapes};
 
 /// The first phase of a run, from the same state each time: the standard objective with one reward model, the adaptive
 /// one with several. `trained` applies to the policy and to the reward models.
@@ -84,7 +84,13 @@ fn params(s: &Shape, shapes: &Shapes, trained: TrainedWeights, members: usize) -
 }
 
 /// A reward model with its own head: an adapter on the shared base, or its own weights.
-fn member(base: &CausalLm, s: &Shape, shapes: &Shapes, trained: TrainedWeights, i: usize) -> Result<LoadedReward, String> {
+fn member(
+    base: &CausalLm,
+    s: &Shape,
+    shapes: &Shapes,
+    trained: TrainedWeights,
+    i: usize,
+) -> Result<LoadedReward, String> {
     let lm = match trained {
         TrainedWeights::All => base.clone().with_full_training().map_err(to_message)?,
         TrainedWeights::Lora(_) => inputs::with_adapter(base, shapes.lora, 0.0)?,

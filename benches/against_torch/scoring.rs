@@ -6,9 +6,9 @@ use lm::{CausalLm, Precision, Sequence, StatOptions};
 use serde::Serialize;
 use stages::rl::rollout::score_tokens;
 
-use crate::measure::{Measurement, MeasureFn};
-use crate::shapes::Shape;
 use crate::inputs::{self, to_message};
+use crate::measure::{MeasureFn, Measurement};
+use crate::shapes::Shape;
 
 /// Batch size, as in `rl.ppo`.
 const BATCH: usize = 64;

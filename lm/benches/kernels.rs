@@ -11,7 +11,9 @@ use std::time::Instant;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
-use lm::kernels::{self, Activation, LoraRef, BlockArgs, Heads, NormRef, LmHeadRef, LinearRef, TargetTokens, reference};
+use lm::kernels::{
+    self, Activation, BlockArgs, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, TargetTokens, reference,
+};
 use lm::{AdamW, AdamWConfig, Precision, Variable};
 
 #[global_allocator]
@@ -237,7 +239,13 @@ impl Model {
             .collect()
     }
 
-    fn loss(&self, implementation: &Implementation, ids: &Tensor, response: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    fn loss(
+        &self,
+        implementation: &Implementation,
+        ids: &Tensor,
+        response: &Tensor,
+        targets: &[u32],
+    ) -> Result<Tensor> {
         let Shape { d, heads, batch, time, .. } = self.shape;
         let norm = |i: usize| NormRef { weight: &self.norms[i].0, bias: Some(&self.norms[i].1) };
         let tokens = (implementation.embedding)(ids, &self.wte)?.reshape((batch, time, d))?;
@@ -264,7 +272,10 @@ impl Model {
         }
         let h = (implementation.norm)(&x, &norm(self.norms.len() - 1), 1e-5)?.index_select(response, 0)?;
         let output = LmHeadRef { weight: &self.wte, bias: None, precision: Precision::F32 };
-        (implementation.stats)(&h, &output, &TargetTokens { targets, forbidden: None }, false)?.logprob.mean_all()?.neg()
+        (implementation.stats)(&h, &output, &TargetTokens { targets, forbidden: None }, false)?
+            .logprob
+            .mean_all()?
+            .neg()
     }
 }
 

@@ -8,8 +8,8 @@
 use std::time::Instant;
 
 use lm::Precision;
-use lm::kernels::gemm::{WriteMode, Mat, Threads, gemm};
-use lm::kernels::matmul::{Rhs, PackedRhs, matmul, matmul_unpacked_into};
+use lm::kernels::gemm::{Mat, Threads, WriteMode, gemm};
+use lm::kernels::matmul::{PackedRhs, Rhs, matmul, matmul_unpacked_into};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -151,7 +151,8 @@ impl Batch {
     /// Rows of `[batch * time, d]` at the response tokens themselves, and the index of the sequence each belongs to.
     pub(crate) fn response_rows(&self) -> (Vec<u32>, Vec<u32>) {
         let rows = self.predicting_rows.iter().map(|t| t + 1).collect();
-        let sequences = self.row_ranges.iter().enumerate().flat_map(|(i, r)| std::iter::repeat_n(i as u32, r.len())).collect();
+        let sequences =
+            self.row_ranges.iter().enumerate().flat_map(|(i, r)| std::iter::repeat_n(i as u32, r.len())).collect();
         (rows, sequences)
     }
 }

@@ -104,7 +104,13 @@ impl<'a> Decoder<'a> {
         let heads = architecture.heads;
         Self {
             architecture,
-            size: AttentionShape { batch: 1, time: 0, heads: heads.query, kv_heads: heads.key_value, width: heads.width },
+            size: AttentionShape {
+                batch: 1,
+                time: 0,
+                heads: heads.query,
+                kv_heads: heads.key_value,
+                width: heads.width,
+            },
             embedding: &weights.embedding,
             positions: weights.positions.as_deref(),
             lm_head: &weights.lm_head,
@@ -127,7 +133,13 @@ impl<'a> Decoder<'a> {
 
     /// Reads whole prompts into empty caches. Appends to `last` the state before the final norm at each prompt's last
     /// token, `[prompts, d]`.
-    pub fn prefill(&self, caches: &mut [&mut KvCache], prompts: &[&[u32]], workspace: &mut Workspace, last: &mut Vec<f32>) {
+    pub fn prefill(
+        &self,
+        caches: &mut [&mut KvCache],
+        prompts: &[&[u32]],
+        workspace: &mut Workspace,
+        last: &mut Vec<f32>,
+    ) {
         let n: usize = prompts.iter().map(|p| p.len()).sum();
         let (rows, d, size) = (prompts.len(), self.architecture.d, self.size);
         let (queries, qkv_width) = (size.out_width(), size.qkv_width());
@@ -324,7 +336,10 @@ impl<'a> Decoder<'a> {
         };
         match self.threads {
             Threads::One => {
-                caches.iter_mut().zip(attended.chunks_exact_mut(queries).zip(rows.chunks_exact(stride))).for_each(attend_one);
+                caches
+                    .iter_mut()
+                    .zip(attended.chunks_exact_mut(queries).zip(rows.chunks_exact(stride)))
+                    .for_each(attend_one);
             }
             Threads::Pool => {
                 let rows = attended.par_chunks_exact_mut(queries).zip(rows.par_chunks_exact(stride));
@@ -419,7 +434,13 @@ simd! {
 /// `out[first .. first + N] = norm * sum_t scores_t values_t[first .. first + N]`, with rows of `values` as wide as
 /// `out`. One pass over the rows for as many columns as fit into registers.
 #[inline(always)]
-fn weighted_sum<const FMA: bool, const N: usize>(out: &mut [f32], scores: &[f32], values: &[f32], first: usize, norm: f32) {
+fn weighted_sum<const FMA: bool, const N: usize>(
+    out: &mut [f32],
+    scores: &[f32],
+    values: &[f32],
+    first: usize,
+    norm: f32,
+) {
     let width = out.len();
     let mut sums = [0f32; N];
     for t in 0..scores.len() {

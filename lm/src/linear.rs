@@ -46,7 +46,11 @@ impl Linear {
     }
 
     /// The dropout mask of the adapter's input, `[rows, in]`; None without dropout or without an adapter that has it.
-    pub fn adapter_dropout_mask(&self, rows: usize, dropout: Option<&mut Dropout>) -> Result<Option<kernels::DropoutMask>> {
+    pub fn adapter_dropout_mask(
+        &self,
+        rows: usize,
+        dropout: Option<&mut Dropout>,
+    ) -> Result<Option<kernels::DropoutMask>> {
         match (dropout, &self.adapter) {
             (Some(dropout), Some(adapter)) if adapter.dropout > 0.0 => {
                 Ok(Some(random::dropout_mask(rows * self.weight.dim(0)?, adapter.dropout, &mut dropout.rng)))

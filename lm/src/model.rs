@@ -47,7 +47,9 @@ impl CausalLm {
     /// Writes a Hugging Face folder. Equal weights give equal bytes. Errors: the model has an adapter (merge it first).
     pub fn save(&self, folder: &Path, dtype: WeightType) -> Result<()> {
         if self.lora.is_some() {
-            return Err(Error::input("a model with an adapter cannot be saved as one model; merge the adapter or save it alone"));
+            return Err(Error::input(
+                "a model with an adapter cannot be saved as one model; merge the adapter or save it alone",
+            ));
         }
         weights::save(&self.transformer, folder, dtype)
     }
@@ -170,7 +172,13 @@ impl CausalLm {
     /// Log-probabilities (and entropies) of the response tokens from the output of [`CausalLm::hidden_for_responses`].
     pub fn token_stats(&self, hidden: &Tensor, batch: &Batch, options: &StatOptions) -> Result<TokenStats> {
         let forbidden = token_stats::eos_forbidden(batch, options.min_new_tokens);
-        token_stats::token_stats(hidden, &self.transformer.lm_head_ref(), batch.targets(), Some((&options.eos, &forbidden)), options.entropy)
+        token_stats::token_stats(
+            hidden,
+            &self.transformer.lm_head_ref(),
+            batch.targets(),
+            Some((&options.eos, &forbidden)),
+            options.entropy,
+        )
     }
 
     /// The exact KL(self || other) over the whole vocabulary between the distributions of each response token: flat
@@ -185,7 +193,8 @@ impl CausalLm {
         options: &StatOptions,
     ) -> Result<Vec<f32>> {
         let forbidden = token_stats::eos_forbidden(batch, options.min_new_tokens);
-        let (own, other) = ((hidden, &self.transformer.lm_head_ref()), (other_hidden, &other.transformer.lm_head_ref()));
+        let (own, other) =
+            ((hidden, &self.transformer.lm_head_ref()), (other_hidden, &other.transformer.lm_head_ref()));
         token_stats::kl_divergence(own, other, batch.targets(), (&options.eos, &forbidden))
     }
 

@@ -130,7 +130,8 @@ pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, Lo
 
     let exists = |name: &&str| folder.join(name).is_file();
     let name = [WEIGHTS_FILE, PICKLE_FILE].into_iter().find(exists);
-    let name = name.ok_or_else(|| Error::model(folder, format!("has no adapter: neither {WEIGHTS_FILE} nor {PICKLE_FILE}")))?;
+    let name =
+        name.ok_or_else(|| Error::model(folder, format!("has no adapter: neither {WEIGHTS_FILE} nor {PICKLE_FILE}")))?;
     let path = folder.join(name);
     let file = Checkpoint::file(&path)?;
     let mut unused: BTreeSet<String> = file.names().map(str::to_owned).collect();
@@ -152,7 +153,10 @@ pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, Lo
         Ok(Some(adapter))
     })?;
     if let Some(name) = unused.first() {
-        return Err(Error::model(&path, format!("tensor `{name}` does not belong to a linear layer of the base model")));
+        return Err(Error::model(
+            &path,
+            format!("tensor `{name}` does not belong to a linear layer of the base model"),
+        ));
     }
     if model.linears().all(|linear| linear.adapter.is_none()) {
         return Err(Error::model(&path, "has no LoRA tensors"));

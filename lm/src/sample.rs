@@ -81,7 +81,9 @@ fn check(lm: &CausalLm, prompts: &[&[u32]], options: &SampleOptions, rows: &[u64
         let needed = prompt.len().saturating_add(options.max_new_tokens);
         if needed > window {
             let (n, new) = (prompt.len(), options.max_new_tokens);
-            return invalid(format!("prompt {i} needs {n} tokens and {new} new ones, but the model has {window} positions"));
+            return invalid(format!(
+                "prompt {i} needs {n} tokens and {new} new ones, but the model has {window} positions"
+            ));
         }
     }
     Ok(())
@@ -133,7 +135,11 @@ fn generate(
     first: usize,
     prefill_tokens: usize,
 ) -> Result<Vec<SampledResponse>> {
-    let new_sequence = |index: usize| ActiveSequence { index, row: rows[index], cache: decoder.cache(prompts[index].len() + options.max_new_tokens) };
+    let new_sequence = |index: usize| ActiveSequence {
+        index,
+        row: rows[index],
+        cache: decoder.cache(prompts[index].len() + options.max_new_tokens),
+    };
     let mut active: Vec<ActiveSequence> = match decoder.threads {
         Threads::One => (0..prompts.len()).map(new_sequence).collect(),
         // In parallel, because the first access to new memory waits until the system has cleared it.
@@ -171,7 +177,10 @@ fn generate(
         };
         for (sequence, token) in active.iter().zip(sampled_tokens) {
             let (id, logprob) = token.ok_or_else(|| Error::NonFinite {
-                quantity: format!("the distribution of token {step} of response {} of the batch", first + sequence.index + 1),
+                quantity: format!(
+                    "the distribution of token {step} of response {} of the batch",
+                    first + sequence.index + 1
+                ),
             })?;
             let response = &mut out[sequence.index];
             response.ids.push(id);

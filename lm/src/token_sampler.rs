@@ -62,7 +62,11 @@ impl<'a> TokenSampler<'a> {
                 exponentials(&mut self.tempered_weights, logits, m, (1.0 / options.temperature) as f32);
                 (&self.tempered_weights, sum(&self.tempered_weights))
             };
-            if options.top_p < 1.0 { sample_top_p(weights, options.top_p, u, &mut self.order) } else { sample_by_id(weights, total, u)? }
+            if options.top_p < 1.0 {
+                sample_top_p(weights, options.top_p, u, &mut self.order)
+            } else {
+                sample_by_id(weights, total, u)?
+            }
         };
         let logprob = f64::from(logits[id] - m) - total.ln();
         Some((id as u32, logprob as f32))

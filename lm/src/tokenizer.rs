@@ -174,7 +174,9 @@ impl Tokenizer {
             return Ok(());
         }
         let max_bytes = (MAX_TEXT_BYTES / self.growth) as usize;
-        Err(Error::BadInput { message: format!("a text has {} bytes, but this tokenizer accepts at most {max_bytes}", text.len()) })
+        Err(Error::BadInput {
+            message: format!("a text has {} bytes, but this tokenizer accepts at most {max_bytes}", text.len()),
+        })
     }
 
     /// Ids of a whole text, with BOS if the file asks for it, without EOS. A special token spelled out in the text is
@@ -312,7 +314,9 @@ fn bos_ids(processor: &Value, eos: &Eos) -> std::result::Result<Vec<u32>, String
 /// A post-processor that puts these ids before a text and nothing behind it. Errors: an id without a token.
 fn bos_post_processor(inner: &tokenizers::Tokenizer, bos: &[u32]) -> std::result::Result<PostProcessorWrapper, String> {
     let token = |&id: &u32| {
-        inner.id_to_token(id).ok_or_else(|| format!("its post-processor puts id {id} before the text, which is not a token"))
+        inner
+            .id_to_token(id)
+            .ok_or_else(|| format!("its post-processor puts id {id} before the text, which is not a token"))
     };
     let tokens = bos.iter().map(token).collect::<std::result::Result<Vec<_>, _>>()?;
     let template = |sequences: &[&str]| -> Vec<Value> {
@@ -336,10 +340,13 @@ fn continuation_mark_ids(inner: &tokenizers::Tokenizer) -> std::result::Result<V
     if is_byte_level(inner) {
         return Ok(vec![]);
     }
-    let spans_mark =
-        |token: &String| token.contains(CONTINUATION_MARK) || token.strip_prefix("<0xBF>").is_some_and(|rest| !rest.is_empty());
+    let spans_mark = |token: &String| {
+        token.contains(CONTINUATION_MARK) || token.strip_prefix("<0xBF>").is_some_and(|rest| !rest.is_empty())
+    };
     match inner.get_vocab(true).into_keys().find(spans_mark) {
-        Some(token) => Err(format!("has the token `{}`, which begins with the last byte of U+10FFFF", token.escape_debug())),
+        Some(token) => {
+            Err(format!("has the token `{}`, which begins with the last byte of U+10FFFF", token.escape_debug()))
+        }
         None => Ok(encode(inner, CONTINUATION_MARK)),
     }
 }
@@ -400,7 +407,9 @@ fn check_steps(bytes: &[u8]) -> std::result::Result<(), String> {
     for (name, steps) in [("normalizer", &steps.normalizer), ("decoder", &steps.decoder)] {
         let growth = growth(steps);
         if growth > MAX_GROWTH {
-            return Err(format!("its {name} can make a text {growth:.0} times as long, at most {MAX_GROWTH} is supported"));
+            return Err(format!(
+                "its {name} can make a text {growth:.0} times as long, at most {MAX_GROWTH} is supported"
+            ));
         }
     }
     Ok(())

@@ -63,7 +63,8 @@ impl Block {
         let (batch, time, d) = x.dims3()?;
         let rows = batch * time;
         let output_count = output_rows.map_or(rows, <[u32]>::len);
-        let mask = |l: &Linear, n, dropout: &mut Option<&mut Dropout>| l.adapter_dropout_mask(n, dropout.as_deref_mut());
+        let mask =
+            |l: &Linear, n, dropout: &mut Option<&mut Dropout>| l.adapter_dropout_mask(n, dropout.as_deref_mut());
         let qkv = self.qkv.iter().map(|l| mask(l, rows, dropout)).collect::<Result<Vec<_>>>()?;
         let attn_out = mask(&self.attn_out, output_count, dropout)?;
         let attn_dropout = residual_dropout_mask(output_count * d, dropout);
@@ -160,7 +161,14 @@ impl TransformerBuilder<'_, '_> {
 
     /// Linear layers of the same input: one for each name and width, or one layer of all widths together if there is
     /// one name.
-    fn linear_group(&mut self, block: &str, names: &[&str], d_in: usize, widths: &[usize], bias: bool) -> Result<Vec<Linear>> {
+    fn linear_group(
+        &mut self,
+        block: &str,
+        names: &[&str],
+        d_in: usize,
+        widths: &[usize],
+        bias: bool,
+    ) -> Result<Vec<Linear>> {
         let total = [widths.iter().sum::<usize>()];
         let widths = if names.len() == 1 { &total } else { widths };
         names
@@ -197,7 +205,9 @@ impl Transformer {
         let name = |module: &str| format!("{}{module}.weight", names.prefix);
         let embedding = (builder.get)(&name(names.embedding), &[architecture.vocab, architecture.d])?;
         let positions = match architecture.positions {
-            PositionEmbedding::Learned => Some((builder.get)(&name(names.positions), &[architecture.window, architecture.d])?),
+            PositionEmbedding::Learned => {
+                Some((builder.get)(&name(names.positions), &[architecture.window, architecture.d])?)
+            }
             PositionEmbedding::Rotary { .. } => None,
         };
         // Not sized in advance: the number of layers is untrusted, and a false one fails at the first missing tensor.
@@ -213,7 +223,16 @@ impl Transformer {
                 bias: if bias { Some((builder.get)(&format!("{LM_HEAD}.bias"), &[architecture.vocab])?) } else { None },
             }),
         };
-        Ok(Self { config: config.clone(), architecture, precision: Precision::F32, embedding, positions, blocks, norm, lm_head })
+        Ok(Self {
+            config: config.clone(),
+            architecture,
+            precision: Precision::F32,
+            embedding,
+            positions,
+            blocks,
+            norm,
+            lm_head,
+        })
     }
 
     /// Draws fresh weights as GPT-2 does: matrices normal, projections into the residual stream smaller by sqrt(2
@@ -232,8 +251,12 @@ impl Transformer {
             let tensor = match shape {
                 _ if module.is_none() => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
                 [_] => Tensor::ones(shape, DType::F32, &Device::Cpu)?,
-                _ if !names.positions.is_empty() && module_ends_with(names.positions) => random::normal(shape, position_std, rng)?,
-                _ if module_ends_with(names.attn_out) || module_ends_with(names.down) => random::normal(shape, std * residual_scale, rng)?,
+                _ if !names.positions.is_empty() && module_ends_with(names.positions) => {
+                    random::normal(shape, position_std, rng)?
+                }
+                _ if module_ends_with(names.attn_out) || module_ends_with(names.down) => {
+                    random::normal(shape, std * residual_scale, rng)?
+                }
                 _ => random::normal(shape, std, rng)?,
             };
             Ok(tensor)
@@ -376,11 +399,19 @@ impl Transformer {
 
     /// The hidden states after the last norm: `[batch, time, d]`, or `[n, d]` for the rows of `[batch * time]` in
     /// `output_rows`, which ascend.
-    pub fn hidden(&self, batch: &Batch, output_rows: Option<&[u32]>, mut dropout: Option<&mut Dropout>) -> Result<Tensor> {
+    pub fn hidden(
+        &self,
+        batch: &Batch,
+        output_rows: Option<&[u32]>,
+        mut dropout: Option<&mut Dropout>,
+    ) -> Result<Tensor> {
         let architecture = &self.architecture;
         let time = batch.time();
         if time > architecture.window {
-            return Err(Error::input(format!("a sequence has {time} tokens, but the model has {} positions", architecture.window)));
+            return Err(Error::input(format!(
+                "a sequence has {time} tokens, but the model has {} positions",
+                architecture.window
+            )));
         }
         if batch.max_id() as usize >= architecture.vocab {
             let (id, vocab) = (batch.max_id(), architecture.vocab);

@@ -250,7 +250,9 @@ fn eos_ids_come_from_config_and_generation_config() {
             fs::write(&path, config.to_string()).unwrap();
             let generation_config = folder.path().join("generation_config.json");
             match generation {
-                Some(ids) => fs::write(&generation_config, serde_json::json!({ "eos_token_id": ids }).to_string()).unwrap(),
+                Some(ids) => {
+                    fs::write(&generation_config, serde_json::json!({ "eos_token_id": ids }).to_string()).unwrap()
+                }
                 None => drop(fs::remove_file(&generation_config)),
             }
             let config = CausalLm::load(folder.path())?.config().clone();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use lm::{Batch, Gpt2Config, RewardPooling, RewardModel, ScalarHead, Sequence, StatOptions};
+use lm::{Batch, Gpt2Config, RewardModel, RewardPooling, ScalarHead, Sequence, StatOptions};
 
 #[test]
 fn the_forward_pass_agrees_with_a_plain_gpt2() {

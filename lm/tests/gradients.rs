@@ -5,7 +5,8 @@ mod common;
 use candle_core::{Device, Tensor};
 use common::*;
 use lm::{
-    Batch, CausalLm, Dropout, LoraConfig, ModelConfig, RewardPooling, RewardModel, ScalarHead, Sequence, StatOptions, Variable,
+    Batch, CausalLm, Dropout, LoraConfig, ModelConfig, RewardModel, RewardPooling, ScalarHead, Sequence, StatOptions,
+    Variable,
 };
 use rand::Rng;
 

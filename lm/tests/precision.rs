@@ -5,8 +5,8 @@ mod common;
 use candle_core::Tensor;
 use common::*;
 use lm::{
-    AdamW, AdamWConfig, Batch, CausalLm, CounterRng, InitStd, LoraConfig, ModelConfig, Precision, SampleOptions, Sequence,
-    StatOptions, Variable, sample,
+    AdamW, AdamWConfig, Batch, CausalLm, CounterRng, InitStd, LoraConfig, ModelConfig, Precision, SampleOptions,
+    Sequence, StatOptions, Variable, sample,
 };
 use rand::Rng;
 

@@ -4,8 +4,8 @@ mod common;
 
 use common::*;
 use lm::{
-    Batch, CausalLm, CounterRng, Eos, Gpt2Config, LoraConfig, ModelConfig, SampleOptions, SampledResponse, Sequence, StatOptions,
-    sample,
+    Batch, CausalLm, CounterRng, Eos, Gpt2Config, LoraConfig, ModelConfig, SampleOptions, SampledResponse, Sequence,
+    StatOptions, sample,
 };
 
 fn options() -> SampleOptions {
@@ -274,5 +274,8 @@ fn non_finite_weights_are_reported_instead_of_sampled() {
     let lm = model(tiny_config(), 11);
     randomise(&lm.variables(), f64::INFINITY, 12);
     let error = sample(&lm, &[&[1, 2]], &options(), &CounterRng([0; 32]), &[u64::MAX]).unwrap_err();
-    assert!(matches!(&error, lm::Error::NonFinite { quantity } if quantity.contains("response 1 of the batch")), "{error}");
+    assert!(
+        matches!(&error, lm::Error::NonFinite { quantity } if quantity.contains("response 1 of the batch")),
+        "{error}"
+    );
 }

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use common::*;
 use lm::{
-    AdamW, AdamWConfig, Batch, CausalLm, CounterRng, Dropout, Gpt2Config, InitStd, LoraConfig, ModelConfig, RewardPooling, Precision,
-    RewardModel, SampleOptions, ScalarHead, Sequence, StatOptions, sample,
+    AdamW, AdamWConfig, Batch, CausalLm, CounterRng, Dropout, Gpt2Config, InitStd, LoraConfig, ModelConfig, Precision,
+    RewardModel, RewardPooling, SampleOptions, ScalarHead, Sequence, StatOptions, sample,
 };
 use rand::Rng;
 

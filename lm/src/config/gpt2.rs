@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{check_activation, default_true};
+use crate::architecture::{Architecture, LmHeadKind, PositionEmbedding, TensorNames, head_width};
 use crate::kernels::{Activation, Heads};
-use crate::architecture::{TensorNames, LmHeadKind, PositionEmbedding, Architecture, head_width};
 
 static NAMES: TensorNames = TensorNames {
     prefix: "transformer.",

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::check_activation;
 use super::rope::frequencies;
+use crate::architecture::{Architecture, LmHeadKind, PositionEmbedding, TensorNames, head_width};
 use crate::kernels::{Activation, Heads, Pairing};
-use crate::architecture::{TensorNames, LmHeadKind, PositionEmbedding, Architecture, head_width};
 
 static NAMES: TensorNames = TensorNames {
     prefix: "transformer.",
@@ -89,7 +89,10 @@ impl GptJConfig {
             inner: self.n_inner.unwrap_or_else(|| self.n_embd.saturating_mul(4)),
             eps: self.layer_norm_epsilon,
             activation: Activation::GeluTanh,
-            positions: PositionEmbedding::Rotary { pairing: Pairing::Interleaved, frequencies: frequencies(THETA, dim)? },
+            positions: PositionEmbedding::Rotary {
+                pairing: Pairing::Interleaved,
+                frequencies: frequencies(THETA, dim)?,
+            },
             attn_bias: false,
             mlp_bias: true,
             lm_head: LmHeadKind::Untied { bias: true },

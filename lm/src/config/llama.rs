@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::check_activation;
 use super::rope::RopeConfig;
+use crate::architecture::{Architecture, LmHeadKind, PositionEmbedding, TensorNames, head_width};
 use crate::kernels::{Activation, Heads, Pairing};
-use crate::architecture::{TensorNames, LmHeadKind, PositionEmbedding, Architecture, head_width};
 
 static NAMES: TensorNames = TensorNames {
     prefix: "model.",
@@ -99,7 +99,10 @@ impl LlamaConfig {
             inner: self.intermediate_size,
             eps: self.rms_norm_eps,
             activation: Activation::SwiGlu,
-            positions: PositionEmbedding::Rotary { pairing: Pairing::Halves, frequencies: self.rope.frequencies(width)? },
+            positions: PositionEmbedding::Rotary {
+                pairing: Pairing::Halves,
+                frequencies: self.rope.frequencies(width)?,
+            },
             attn_bias: self.attention_bias,
             mlp_bias: self.mlp_bias,
             lm_head: if self.tie_word_embeddings { LmHeadKind::Tied } else { LmHeadKind::Untied { bias: false } },

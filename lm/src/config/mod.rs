@@ -178,7 +178,7 @@ impl ModelConfig {
     /// Writes `folder/config.json` so that `transformers` loads it.
     pub fn save(&self, folder: &Path, torch_dtype: &str) -> Result<()> {
         #[derive(Serialize)]
-        struct File<'a, T> {
+        struct ConfigFile<'a, T> {
             architectures: [&'a str; 1],
             model_type: &'a str,
             torch_dtype: &'a str,
@@ -191,7 +191,7 @@ impl ModelConfig {
             torch_dtype: &str,
             config: &T,
         ) -> serde_json::Result<String> {
-            serde_json::to_string_pretty(&File { architectures: [class], model_type, torch_dtype, config })
+            serde_json::to_string_pretty(&ConfigFile { architectures: [class], model_type, torch_dtype, config })
         }
         let path = folder.join(CONFIG_FILE);
         let model_type = self.model_type();
@@ -207,7 +207,8 @@ impl ModelConfig {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    serde_json::from_slice(&files::read_small(path, MAX_CONFIG_BYTES)?).map_err(|e| Error::model(path, format!("not JSON: {e}")))
+    serde_json::from_slice(&files::read_small(path, MAX_CONFIG_BYTES)?)
+        .map_err(|e| Error::model(path, format!("not JSON: {e}")))
 }
 
 fn default_true() -> bool {

@@ -38,7 +38,11 @@ impl<'a> PackedLinear<'a> {
         let (d_in, d_out) = linear.weight.dims2()?;
         let lora = linear.adapter.as_ref().map(|lora| -> Result<ScaledLora> {
             let rank = lora.a.dim(0)?;
-            Ok(ScaledLora { a: CpuSlice::new(&lora.a)?, b: scaled_transpose(&CpuSlice::new(&lora.b)?, rank, lora.scale as f32), rank })
+            Ok(ScaledLora {
+                a: CpuSlice::new(&lora.a)?,
+                b: scaled_transpose(&CpuSlice::new(&lora.b)?, rank, lora.scale as f32),
+                rank,
+            })
         });
         let lora = lora.transpose()?;
         let merged = lora.as_ref().filter(|_| precision == Precision::F32);
@@ -63,13 +67,24 @@ impl<'a> PackedLinear<'a> {
     }
 
     /// Writes or adds the given output columns for `x [n, in]`.
-    pub fn apply(&self, y: &mut [f32], destination: OutputColumns, mode: WriteMode, x: &[f32], columns: Range<usize>, threads: Threads) {
+    pub fn apply(
+        &self,
+        y: &mut [f32],
+        destination: OutputColumns,
+        mode: WriteMode,
+        x: &[f32],
+        columns: Range<usize>,
+        threads: Threads,
+    ) {
         let OutputColumns { stride, offset } = destination;
         let n = x.len() / self.d_in;
         let x = Mat::new(x, n, self.d_in);
         for (block_columns, block) in &self.column_blocks {
             if block_columns.start < columns.end && columns.start < block_columns.end {
-                assert!(columns.start <= block_columns.start && block_columns.end <= columns.end, "the columns are whole blocks of the layer");
+                assert!(
+                    columns.start <= block_columns.start && block_columns.end <= columns.end,
+                    "the columns are whole blocks of the layer"
+                );
                 let bias = self.b.as_ref().map(|b| &b[block_columns.clone()]);
                 matmul_columns(y, stride, offset + block_columns.start - columns.start, mode, bias, x, block, threads);
             }

@@ -6,10 +6,10 @@ mod gguf;
 mod index;
 mod safetensors;
 mod source;
-mod unique_map;
 #[cfg(test)]
 mod tests;
 mod torch;
+mod unique_map;
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use std::path::{Path, PathBuf};

@@ -20,7 +20,8 @@ const MAX_DIMS: usize = 8;
 /// The tensors of a file. Errors: an invalid header, or one that disagrees with the file's bytes.
 pub(super) fn locate_tensors(source: &Source, path: &Path) -> Result<TensorLocations> {
     let bad = |message: String| Error::model(path, message);
-    let wrong_len = || bad(format!("the file is truncated or padded: its {} bytes are not what its header says", source.len()));
+    let wrong_len =
+        || bad(format!("the file is truncated or padded: its {} bytes are not what its header says", source.len()));
 
     let mut prefix = [0; 8];
     if source.len() < 8 {
@@ -44,7 +45,10 @@ pub(super) fn locate_tensors(source: &Source, path: &Path) -> Result<TensorLocat
         .map_err(|e| bad(format!("not a safetensors file: its header: {e}")))?;
     let mut tensors: Vec<(String, TensorInfo)> = entries.into_iter().collect();
     if let Some((name, info)) = tensors.iter().find(|(_, info)| info.shape.len() > MAX_DIMS) {
-        return Err(bad(format!("tensor `{name}` has {} dimensions; at most {MAX_DIMS} are supported", info.shape.len())));
+        return Err(bad(format!(
+            "tensor `{name}` has {} dimensions; at most {MAX_DIMS} are supported",
+            info.shape.len()
+        )));
     }
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     // The `safetensors` crate checks that shapes, types and offsets agree, without gaps or overlaps.

@@ -3,8 +3,8 @@
 
 use rayon::prelude::*;
 
-use super::buffer::{SubmatrixMut, split_submatrices, build_chunked, with_scratch};
-use super::gemm::{self, WriteMode, Mat, Threads, gemm_submatrix};
+use super::buffer::{SubmatrixMut, build_chunked, split_submatrices, with_scratch};
+use super::gemm::{self, Mat, Threads, WriteMode, gemm_submatrix};
 use super::simd::{exp, max, simd, sum_map, sum_map2};
 
 /// Query rows per block of scores.
@@ -71,41 +71,47 @@ pub struct HeadsView<'a> {
 
 impl<'a> HeadsView<'a> {
     /// `rows` rows from `start` on, of the given sequence and head.
-    fn matrix(self, size: AttentionShape, sequence: usize, head: usize, start: usize, rows: usize) -> Mat<'a> {
-        let first = (sequence * size.time + start) * self.stride + self.offset + head * size.width;
-        Mat::strided(&self.data[first..], rows, size.width, self.stride)
+    fn matrix(self, shape: AttentionShape, sequence: usize, head: usize, start: usize, rows: usize) -> Mat<'a> {
+        let first = (sequence * shape.time + start) * self.stride + self.offset + head * shape.width;
+        Mat::strided(&self.data[first..], rows, shape.width, self.stride)
     }
 
-    fn row(self, size: AttentionShape, sequence: usize, head: usize, row: usize) -> &'a [f32] {
-        let first = (sequence * size.time + row) * self.stride + self.offset + head * size.width;
-        &self.data[first..first + size.width]
+    fn row(self, shape: AttentionShape, sequence: usize, head: usize, row: usize) -> &'a [f32] {
+        let first = (sequence * shape.time + row) * self.stride + self.offset + head * shape.width;
+        &self.data[first..first + shape.width]
     }
 }
 
 /// Attention's output `[batch * time, d]` for joint rows of queries, keys and values; heads run in parallel.
-pub fn forward(qkv: &[f32], size: AttentionShape) -> Vec<f32> {
-    let AttentionShape { time, heads, width, .. } = size;
-    let mut out = build_chunked(size.batch * time * size.out_width(), time * size.out_width(), |_, _| {});
+pub fn forward(qkv: &[f32], shape: AttentionShape) -> Vec<f32> {
+    let AttentionShape { time, heads, width, .. } = shape;
+    let mut out = build_chunked(shape.batch * time * shape.out_width(), time * shape.out_width(), |_, _| {});
     split_submatrices(&mut out, time, width, heads).into_par_iter().enumerate().for_each(|(i, out)| {
         let mut lse = vec![0.0; time];
         let head = HeadIndex { sequence: i / heads, head: i % heads, first_row: 0 };
-        forward_head(out, &mut lse, split_qkv(qkv, size), size, head);
+        forward_head(out, &mut lse, split_qkv(qkv, shape), shape, head);
     });
     out
 }
 
 /// One query head, on the calling thread.
-pub fn forward_head(mut out: SubmatrixMut, lse: &mut [f32], [q, k, v]: [HeadsView; 3], size: AttentionShape, index: HeadIndex) {
+pub fn forward_head(
+    mut out: SubmatrixMut,
+    lse: &mut [f32],
+    [q, k, v]: [HeadsView; 3],
+    shape: AttentionShape,
+    index: HeadIndex,
+) {
     let HeadIndex { sequence, head, first_row } = index;
-    let (time, kv_head) = (size.time, head / size.queries_per_kv());
+    let (time, kv_head) = (shape.time, head / shape.queries_per_kv());
     with_scratch(BLOCK.min(time) * time, |p| {
-        for (start, end) in size.blocks(first_row) {
+        for (start, end) in shape.blocks(first_row) {
             let n = end - start;
             let p = &mut p[..n * end];
-            let (q, k) = (q.matrix(size, sequence, head, start, n), k.matrix(size, sequence, kv_head, 0, end));
-            gemm::gemm(p, WriteMode::Overwrite, size.scale(), q, k.t(), Threads::One);
+            let (q, k) = (q.matrix(shape, sequence, head, start, n), k.matrix(shape, sequence, kv_head, 0, end));
+            gemm::gemm(p, WriteMode::Overwrite, shape.scale(), q, k.t(), Threads::One);
             softmax(p, end, start, &mut lse[start..end]);
-            let v = v.matrix(size, sequence, kv_head, 0, end);
+            let v = v.matrix(shape, sequence, kv_head, 0, end);
             gemm_submatrix(&mut out.row_range(start, n), WriteMode::Overwrite, 1.0, Mat::new(p, n, end), v);
         }
     });
@@ -162,10 +168,16 @@ pub struct BackwardInputs<'a> {
 
 /// Backward pass of one key/value head and all query heads that it serves, on the calling thread. Does not write the
 /// gradients of query rows in blocks that `index.first_row` skips.
-pub fn backward_heads(grads: HeadGradients, inputs: BackwardInputs, size: AttentionShape, index: HeadIndex) {
+pub fn backward_heads(grads: HeadGradients, inputs: BackwardInputs, shape: AttentionShape, index: HeadIndex) {
     let HeadGradients { q, mut k, mut v } = grads;
     for (i, q) in q.into_iter().enumerate() {
-        backward_head(q, [&mut k, &mut v], inputs, size, HeadIndex { head: index.head * size.queries_per_kv() + i, ..index });
+        backward_head(
+            q,
+            [&mut k, &mut v],
+            inputs,
+            shape,
+            HeadIndex { head: index.head * shape.queries_per_kv() + i, ..index },
+        );
     }
 }
 
@@ -175,24 +187,24 @@ fn backward_head(
     mut dq: SubmatrixMut,
     [dk, dv]: [&mut SubmatrixMut; 2],
     BackwardInputs { qkv: [q, k, v], out, g, lse }: BackwardInputs,
-    size: AttentionShape,
+    shape: AttentionShape,
     HeadIndex { sequence, head, first_row }: HeadIndex,
 ) {
-    let (time, kv_head) = (size.time, head / size.queries_per_kv());
-    let lse = &lse[(sequence * size.heads + head) * time..][..time];
+    let (time, kv_head) = (shape.time, head / shape.queries_per_kv());
+    let lse = &lse[(sequence * shape.heads + head) * time..][..time];
     let block = BLOCK.min(time) * time;
     with_scratch(2 * block, |both| {
         let (p, ds) = both.split_at_mut(block);
-        for (start, end) in size.blocks(first_row) {
+        for (start, end) in shape.blocks(first_row) {
             let n = end - start;
-            let first = end == time && head % size.queries_per_kv() == 0;
+            let first = end == time && head % shape.queries_per_kv() == 0;
             let mode = if first { WriteMode::Overwrite } else { WriteMode::Add };
             let (p, ds) = (&mut p[..n * end], &mut ds[..n * end]);
-            let q = q.matrix(size, sequence, head, start, n);
-            let k = k.matrix(size, sequence, kv_head, 0, end);
-            let v = v.matrix(size, sequence, kv_head, 0, end);
-            let g_block = g.matrix(size, sequence, head, start, n);
-            gemm::gemm(p, WriteMode::Overwrite, size.scale(), q, k.t(), Threads::One);
+            let q = q.matrix(shape, sequence, head, start, n);
+            let k = k.matrix(shape, sequence, kv_head, 0, end);
+            let v = v.matrix(shape, sequence, kv_head, 0, end);
+            let g_block = g.matrix(shape, sequence, head, start, n);
+            gemm::gemm(p, WriteMode::Overwrite, shape.scale(), q, k.t(), Threads::One);
             gemm::gemm(ds, WriteMode::Overwrite, 1.0, g_block, v.t(), Threads::One);
             for (r, (p, ds)) in p.chunks_exact_mut(end).zip(ds.chunks_exact_mut(end)).enumerate() {
                 let (p, p_future) = split_padded(p, start + r + 1);
@@ -200,10 +212,10 @@ fn backward_head(
                 score_gradient(
                     p,
                     ds,
-                    g.row(size, sequence, head, start + r),
-                    out.row(size, sequence, head, start + r),
+                    g.row(shape, sequence, head, start + r),
+                    out.row(shape, sequence, head, start + r),
                     lse[start + r],
-                    size.scale(),
+                    shape.scale(),
                 );
                 p_future.fill(0.0);
                 ds_future.fill(0.0);
@@ -228,15 +240,19 @@ simd! {
 }
 
 /// Splits the gradient of joint rows `[batch * time, qkv_width]` into one part per (sequence, key/value head), in order.
-pub fn split_qkv_gradients(grad: &mut [f32], size: AttentionShape) -> Vec<HeadGradients<'_>> {
-    let AttentionShape { batch, time, heads, kv_heads, width } = size;
+pub fn split_qkv_gradients(grad: &mut [f32], shape: AttentionShape) -> Vec<HeadGradients<'_>> {
+    let AttentionShape { batch, time, heads, kv_heads, width } = shape;
     let all = heads + 2 * kv_heads;
     let mut submatrices = split_submatrices(grad, time, width, all).into_iter();
     let mut parts = Vec::with_capacity(batch * kv_heads);
     for _ in 0..batch {
         let mut take = |n: usize| submatrices.by_ref().take(n).collect::<Vec<_>>().into_iter();
         let (mut q, k, v) = (take(heads), take(kv_heads), take(kv_heads));
-        parts.extend(k.zip(v).map(|(k, v)| HeadGradients { q: q.by_ref().take(size.queries_per_kv()).collect(), k, v }));
+        parts.extend(k.zip(v).map(|(k, v)| HeadGradients {
+            q: q.by_ref().take(shape.queries_per_kv()).collect(),
+            k,
+            v,
+        }));
     }
     parts
 }
@@ -247,7 +263,7 @@ pub fn heads_view(data: &[f32], d: usize) -> HeadsView<'_> {
 }
 
 /// Queries, keys and values side by side.
-pub fn split_qkv(data: &[f32], size: AttentionShape) -> [HeadsView<'_>; 3] {
-    let keys = size.heads * size.width;
-    [0, keys, keys + size.kv_heads * size.width].map(|offset| HeadsView { data, stride: size.qkv_width(), offset })
+pub fn split_qkv(data: &[f32], shape: AttentionShape) -> [HeadsView<'_>; 3] {
+    let keys = shape.heads * shape.width;
+    [0, keys, keys + shape.kv_heads * shape.width].map(|offset| HeadsView { data, stride: shape.qkv_width(), offset })
 }

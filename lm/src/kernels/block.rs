@@ -12,17 +12,17 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::attention::{self, AttentionShape, BackwardInputs, HeadIndex};
-use super::buffer::{split_submatrices, build_chunked, split_at_lengths_mut, with_scratch};
-use super::weight_grad_inputs::{WeightGradInputs, PerLinear, ChunkWriter};
-use super::linear_group::{LinearGroup, PreparedLinearGroup};
+use super::buffer::{build_chunked, split_at_lengths_mut, split_submatrices, with_scratch};
+use super::candle_interop::{CpuSlice, SavedForBackward, check_shape, contiguous_slice, grad_tensor, op_output};
 use super::gemm::WriteMode;
-use super::candle_interop::{SavedForBackward, CpuSlice, check_shape, grad_tensor, op_output, contiguous_slice};
-use super::norm::RowNorm;
-use super::linear::{LinearSlices, leaf_or_constant};
-use super::rotary::Rotary;
-use super::simd::add_assign;
 use super::grad_accumulator::accumulate;
+use super::linear::{LinearSlices, leaf_or_constant};
+use super::linear_group::{LinearGroup, PreparedLinearGroup};
+use super::norm::RowNorm;
+use super::rotary::Rotary;
 use super::row_subset::{ChunkRows, RowSubset};
+use super::simd::add_assign;
+use super::weight_grad_inputs::{ChunkWriter, PerLinear, WeightGradInputs};
 use super::{Activation, BlockArgs, Direction, DropoutMask, NormRef};
 use crate::Precision;
 
@@ -94,7 +94,7 @@ pub struct TransformerBlockOp {
     d: usize,
     /// The width of the MLP.
     inner: usize,
-    size: AttentionShape,
+    attn_shape: AttentionShape,
     /// Sequences per chunk.
     chunk_sequences: usize,
     /// Whether any input or weight needs a gradient.
@@ -143,18 +143,18 @@ impl PreparedWeights<'_> {
 impl TransformerBlockOp {
     pub fn new(x: &Tensor, block: &BlockArgs) -> Result<Self> {
         let (rows, d) = super::candle_interop::rows_and_width(x)?;
-        let size = block.size(rows)?;
+        let attn_shape = block.attention_shape(rows)?;
         let norms = [Some(block.norm_1), block.norm_2].into_iter().flatten();
         let inner = block.down.w.dims2()?.0;
         if let Some(rotary) = &block.rotary {
-            rotary.check(size.width, size.time)?;
+            rotary.check(attn_shape.width, attn_shape.time)?;
         }
         let row_subset = RowSubset::new(rows, block.output_rows)?;
         let n = row_subset.len();
         let single = |p: &super::LinearRef, d_in, d_out| LinearGroup::new(std::slice::from_ref(p), n, d_in, d_out);
         let linears = [
-            LinearGroup::new(&block.qkv, rows, d, size.qkv_width())?,
-            single(&block.attn_out, size.out_width(), d)?,
+            LinearGroup::new(&block.qkv, rows, d, attn_shape.qkv_width())?,
+            single(&block.attn_out, attn_shape.out_width(), d)?,
             LinearGroup::new(&block.up, n, d, block.activation.input_width(inner))?,
             single(&block.down, inner, d)?,
         ];
@@ -175,8 +175,8 @@ impl TransformerBlockOp {
             eps: block.eps as f32,
             d,
             inner,
-            size,
-            chunk_sequences: (size.batch / 4).clamp(1, CHUNK_ROWS.div_ceil(size.time)),
+            attn_shape,
+            chunk_sequences: (attn_shape.batch / 4).clamp(1, CHUNK_ROWS.div_ceil(attn_shape.time)),
             tracked: false,
             input_needs_grad: x.track_op(),
             saved: SavedForBackward::default(),
@@ -193,7 +193,7 @@ impl TransformerBlockOp {
 
     /// Rows of a chunk.
     fn chunk_rows(&self) -> usize {
-        self.chunk_sequences * self.size.time
+        self.chunk_sequences * self.attn_shape.time
     }
 
     /// Calls `f` with every weight prepared for one direction.
@@ -233,15 +233,16 @@ impl TransformerBlockOp {
 
     /// [`TransformerBlockOp::forward`] in candle's types.
     fn forward_op(&self, x: &[f32], shape: &Shape) -> Result<(CpuStorage, Shape)> {
-        let shape = if self.row_subset.is_partial() { Shape::from((self.row_subset.len(), self.d)) } else { shape.clone() };
+        let shape =
+            if self.row_subset.is_partial() { Shape::from((self.row_subset.len(), self.d)) } else { shape.clone() };
         op_output(self.forward(x)?, shape)
     }
 
     /// Applies the rotary embedding to the queries and keys of joint rows.
     fn rotate(&self, qkv: &mut [f32], direction: Direction) {
         let Some(rotary) = &self.rotary else { return };
-        let AttentionShape { time, heads, kv_heads, width, .. } = self.size;
-        for (i, row) in qkv.chunks_exact_mut(self.size.qkv_width()).enumerate() {
+        let AttentionShape { time, heads, kv_heads, width, .. } = self.attn_shape;
+        for (i, row) in qkv.chunks_exact_mut(self.attn_shape.qkv_width()).enumerate() {
             rotary.rotate(&mut row[..(heads + kv_heads) * width], width, i % time, direction);
         }
     }
@@ -249,27 +250,33 @@ impl TransformerBlockOp {
     fn forward_chunk(&self, y: &mut [f32], x: &[f32], chunk: ChunkRows, weights: &PreparedWeights) -> SavedActivations {
         let d = self.d;
         let (rows, n) = (chunk.rows, chunk.len());
-        let size = AttentionShape { batch: rows / self.size.time, ..self.size };
+        let attn_shape = AttentionShape { batch: rows / self.attn_shape.time, ..self.attn_shape };
         let (mut qkv, shared_up) = with_scratch(x.len(), |h| {
             weights.norms[0].forward(h, x);
-            let up = weights.norm_2().is_none().then(|| weights.linears[UP].apply(&chunk.gather(h, d), n, chunk.selected_before));
+            let up = weights
+                .norm_2()
+                .is_none()
+                .then(|| weights.linears[UP].apply(&chunk.gather(h, d), n, chunk.selected_before));
             (weights.linears[QKV].apply(h, rows, chunk.first_row), up)
         });
         self.rotate(&mut qkv, Direction::Forward);
-        let mut attended = vec![0.0; rows * size.out_width()];
-        let mut lse = vec![0.0; size.batch * size.heads * size.time];
-        let outs = split_submatrices(&mut attended, size.time, size.width, size.heads);
-        for (i, (out, lse)) in outs.into_iter().zip(lse.chunks_exact_mut(size.time)).enumerate() {
-            let (sequence, head) = (i / size.heads, i % size.heads);
-            let head = HeadIndex { sequence, head, first_row: chunk.first_in_sequence(sequence, size.time) };
-            attention::forward_head(out, lse, attention::split_qkv(&qkv, size), size, head);
+        let mut attended = vec![0.0; rows * attn_shape.out_width()];
+        let mut lse = vec![0.0; attn_shape.batch * attn_shape.heads * attn_shape.time];
+        let outs = split_submatrices(&mut attended, attn_shape.time, attn_shape.width, attn_shape.heads);
+        for (i, (out, lse)) in outs.into_iter().zip(lse.chunks_exact_mut(attn_shape.time)).enumerate() {
+            let (sequence, head) = (i / attn_shape.heads, i % attn_shape.heads);
+            let head = HeadIndex { sequence, head, first_row: chunk.first_in_sequence(sequence, attn_shape.time) };
+            attention::forward_head(out, lse, attention::split_qkv(&qkv, attn_shape), attn_shape, head);
         }
-        let add_branch = |y: &mut [f32], group: &PreparedLinearGroup, input: &[f32], mask: Option<&DropoutMask>| match mask {
-            None => group.add_to(y, input, chunk.selected_before),
-            Some(mask) => mask.add_product(y, &group.apply(input, n, chunk.selected_before), chunk.selected_before * d),
-        };
+        let add_branch =
+            |y: &mut [f32], group: &PreparedLinearGroup, input: &[f32], mask: Option<&DropoutMask>| match mask {
+                None => group.add_to(y, input, chunk.selected_before),
+                Some(mask) => {
+                    mask.add_product(y, &group.apply(input, n, chunk.selected_before), chunk.selected_before * d)
+                }
+            };
         chunk.gather_into(y, x, d);
-        add_branch(y, &weights.linears[ATTN_OUT], &chunk.gather(&attended, size.out_width()), weights.masks[0]);
+        add_branch(y, &weights.linears[ATTN_OUT], &chunk.gather(&attended, attn_shape.out_width()), weights.masks[0]);
         let mut x1 = vec![];
         let up = match (weights.norm_2(), shared_up) {
             (Some(norm), _) => {
@@ -299,7 +306,8 @@ impl TransformerBlockOp {
         let mut dx = build_chunked(x_v.len(), chunk_rows * self.d, |_, _| {});
         let total: usize = self.small_grad_lens().iter().sum();
         let sizes = || chunks.iter().map(|&chunk| self.sizes(chunk)).collect::<Vec<_>>();
-        let mut weight_grad_inputs = self.linears.iter().any(LinearGroup::trains_weights).then(|| WeightGradInputs::new(&sizes()));
+        let mut weight_grad_inputs =
+            self.linears.iter().any(LinearGroup::trains_weights).then(|| WeightGradInputs::new(&sizes()));
         let writers = match &mut weight_grad_inputs {
             Some(inputs) => inputs.writers().into_iter().map(Some).collect(),
             None => chunks.iter().map(|_| None).collect::<Vec<_>>(),
@@ -361,7 +369,7 @@ impl TransformerBlockOp {
     ) {
         let d = self.d;
         let (rows, n) = (chunk.rows, chunk.len());
-        let size = AttentionShape { batch: rows / self.size.time, ..self.size };
+        let attn_shape = AttentionShape { batch: rows / self.attn_shape.time, ..self.attn_shape };
         let [s_norm1, s_norm2, s_qkv, s_out, s_up, s_down] = self.small_grad_lens().map(|n| {
             let (part, rest) = std::mem::take(&mut small_grads).split_at_mut(n);
             small_grads = rest;
@@ -384,7 +392,7 @@ impl TransformerBlockOp {
                 writer.write(group, x, g);
             }
         };
-        let (attended, active) = (rows * size.out_width(), n * self.inner);
+        let (attended, active) = (rows * attn_shape.out_width(), n * self.inner);
         let (wide, qkv_len) = (saved.up.len(), saved.qkv.len());
         with_scratch(2 * rows * d + attended + (active + wide).max(qkv_len), |buffer| {
             let (all_h, buffer) = buffer.split_at_mut(rows * d);
@@ -412,26 +420,31 @@ impl TransformerBlockOp {
             }
 
             masked(branch, dx_selected, weights.masks[0]);
-            attn_out.input_gradient(&mut d_attended[..n * size.out_width()], WriteMode::Overwrite, branch, chunk.selected_before);
-            let attended = chunk.gather(&saved.attended, size.out_width());
+            attn_out.input_gradient(
+                &mut d_attended[..n * attn_shape.out_width()],
+                WriteMode::Overwrite,
+                branch,
+                chunk.selected_before,
+            );
+            let attended = chunk.gather(&saved.attended, attn_shape.out_width());
             attn_out.small_gradients(s_out, &attended, branch, chunk.selected_before);
             write_inputs(ATTN_OUT, &attended, branch);
-            chunk.scatter(d_attended, size.out_width());
+            chunk.scatter(d_attended, attn_shape.out_width());
             chunk.scatter(dx, d);
             let d_qkv = &mut buffer[..qkv_len];
             if self.row_subset.is_partial() {
                 d_qkv.fill(0.0);
             }
             let inputs = BackwardInputs {
-                qkv: attention::split_qkv(&saved.qkv, size),
-                out: attention::heads_view(&saved.attended, size.out_width()),
-                g: attention::heads_view(d_attended, size.out_width()),
+                qkv: attention::split_qkv(&saved.qkv, attn_shape),
+                out: attention::heads_view(&saved.attended, attn_shape.out_width()),
+                g: attention::heads_view(d_attended, attn_shape.out_width()),
                 lse: &saved.lse,
             };
-            for (i, grads) in attention::split_qkv_gradients(d_qkv, size).into_iter().enumerate() {
-                let (sequence, head) = (i / size.kv_heads, i % size.kv_heads);
-                let head = HeadIndex { sequence, head, first_row: chunk.first_in_sequence(sequence, size.time) };
-                attention::backward_heads(grads, inputs, size, head);
+            for (i, grads) in attention::split_qkv_gradients(d_qkv, attn_shape).into_iter().enumerate() {
+                let (sequence, head) = (i / attn_shape.kv_heads, i % attn_shape.kv_heads);
+                let head = HeadIndex { sequence, head, first_row: chunk.first_in_sequence(sequence, attn_shape.time) };
+                attention::backward_heads(grads, inputs, attn_shape, head);
             }
             self.rotate(d_qkv, Direction::Backward);
             weights.norms[0].forward(all_branch, x);

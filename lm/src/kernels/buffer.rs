@@ -132,7 +132,10 @@ impl SubmatrixMut<'_> {
 /// `rows` rows from left to right, then those of the next, and so on.
 pub fn split_submatrices(matrix: &mut [f32], rows: usize, cols: usize, across: usize) -> Vec<SubmatrixMut<'_>> {
     let stride = across * cols;
-    assert!(rows * stride > 0 && matrix.len().is_multiple_of(rows * stride), "the matrix is a whole number of submatrices");
+    assert!(
+        rows * stride > 0 && matrix.len().is_multiple_of(rows * stride),
+        "the matrix is a whole number of submatrices"
+    );
     let blocks = matrix.len() / (rows * stride);
     let base = matrix.as_mut_ptr();
     (0..blocks * across)

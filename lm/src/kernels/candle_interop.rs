@@ -56,7 +56,9 @@ impl<T> SavedForBackward<T> {
 
 /// The elements of a contiguous operand of a custom op.
 pub fn contiguous_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("a kernel needs a contiguous operand, got strides {:?}", layout.stride()) };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("a kernel needs a contiguous operand, got strides {:?}", layout.stride())
+    };
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 

@@ -3,9 +3,9 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::buffer::{CHUNK, build_chunked};
-use super::candle_interop::{CpuSlice, op_output, contiguous_slice};
-use super::simd::add_assign;
+use super::candle_interop::{CpuSlice, contiguous_slice, op_output};
 use super::grad_accumulator::accumulate_or_return;
+use super::simd::add_assign;
 
 /// Looks up the rows of its operand, a table of `d` columns.
 pub struct EmbeddingOp {

@@ -6,11 +6,11 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::buffer::with_scratch;
-use super::gemm::{self, WriteMode, Mat, Threads};
 use super::candle_interop::{CpuSlice, check_shape};
-use super::matmul::{Rhs, LowRankUpdate, PackedRhs, matmul, matmul_columns, matmul_unpacked};
-use super::simd::add_assign;
+use super::gemm::{self, Mat, Threads, WriteMode};
 use super::grad_accumulator::accumulate;
+use super::matmul::{LowRankUpdate, PackedRhs, Rhs, matmul, matmul_columns, matmul_unpacked};
+use super::simd::add_assign;
 use super::{Direction, DropoutMask, LinearRef, LoraRef};
 use crate::Precision;
 
@@ -42,7 +42,13 @@ impl LinearTensors {
             check_shape("a linear bias", bias, &[d_out])?;
         }
         let Some(LoraRef { a, b, scale, mask }) = &p.adapter else {
-            return Ok(Self { w: leaf_or_constant(p.w)?, bias: p.bias.map(leaf_or_constant).transpose()?, lora: None, d_in, d_out });
+            return Ok(Self {
+                w: leaf_or_constant(p.w)?,
+                bias: p.bias.map(leaf_or_constant).transpose()?,
+                lora: None,
+                d_in,
+                d_out,
+            });
         };
         let rank = a.dims2()?.0;
         check_shape("lora_A", a, &[rank, d_in])?;
@@ -52,7 +58,13 @@ impl LinearTensors {
         {
             bail!("a LoRA dropout mask has {} elements, expected {rows} rows of {d_in}", mask.elements());
         }
-        let lora = LoraTensors { a: leaf_or_constant(a)?, b: leaf_or_constant(b)?, rank, scale: *scale as f32, mask: mask.cloned() };
+        let lora = LoraTensors {
+            a: leaf_or_constant(a)?,
+            b: leaf_or_constant(b)?,
+            rank,
+            scale: *scale as f32,
+            mask: mask.cloned(),
+        };
         let frozen = |t: &Tensor| t.detach().contiguous();
         Ok(Self { w: frozen(p.w)?, bias: p.bias.map(frozen).transpose()?, lora: Some(lora), d_in, d_out })
     }
@@ -288,7 +300,13 @@ impl LinearTensors {
     }
 
     /// Accumulates the weight's gradient, x' g.
-    pub fn accumulate_weight_grad(&self, x: &[f32], g: &[f32], columns: OutputColumns, precision: Precision) -> Result<()> {
+    pub fn accumulate_weight_grad(
+        &self,
+        x: &[f32],
+        g: &[f32],
+        columns: OutputColumns,
+        precision: Precision,
+    ) -> Result<()> {
         if !self.trains_weight() {
             return Ok(());
         }
@@ -314,10 +332,22 @@ mod tests {
         for precision in [Precision::F32, Precision::Bf16] {
             let columns = OutputColumns { stride: 5, offset: 0 };
             let mut y = [0.0; 2 * 5];
-            views.prepare(precision, Direction::Forward).forward(&mut y, columns, WriteMode::Overwrite, &[1.0; 2 * 6], 0);
+            views.prepare(precision, Direction::Forward).forward(
+                &mut y,
+                columns,
+                WriteMode::Overwrite,
+                &[1.0; 2 * 6],
+                0,
+            );
             assert_eq!(y, [6.0 + 6.0 / 1024.0; 2 * 5]);
             let mut dx = [0.0; 2 * 6];
-            views.prepare(precision, Direction::Backward).input_gradient(&mut dx, WriteMode::Overwrite, &[1.0; 2 * 5], columns, 0);
+            views.prepare(precision, Direction::Backward).input_gradient(
+                &mut dx,
+                WriteMode::Overwrite,
+                &[1.0; 2 * 5],
+                columns,
+                0,
+            );
             assert_eq!(dx, [5.0 + 5.0 / 1024.0; 2 * 6]);
         }
         Ok(())

@@ -18,7 +18,8 @@ pub struct LinearGroup {
 impl LinearGroup {
     /// Checks the shapes of layers from `d_in` to `d_out` columns in all, applied to `rows` rows.
     pub fn new(linears: &[LinearRef], rows: usize, d_in: usize, d_out: usize) -> Result<Self> {
-        let linears: Vec<LinearTensors> = linears.iter().map(|p| LinearTensors::new(p, rows, d_in)).collect::<Result<_>>()?;
+        let linears: Vec<LinearTensors> =
+            linears.iter().map(|p| LinearTensors::new(p, rows, d_in)).collect::<Result<_>>()?;
         let widths: Vec<usize> = linears.iter().map(|p| p.d_out).collect();
         if widths.iter().sum::<usize>() != d_out {
             bail!("linear layers of widths {widths:?} side by side, expected {d_out} in total");
@@ -91,7 +92,8 @@ impl<'a> PreparedLinearGroup<'a> {
     /// The outputs for `x` side by side, `[rows, d_out]`.
     pub fn apply(&self, x: &[f32], rows: usize, first_row: usize) -> Vec<f32> {
         let mut y = vec![0.0; rows * self.d_out];
-        self.with_columns().for_each(|(linear, columns)| linear.forward(&mut y, columns, WriteMode::Overwrite, x, first_row));
+        self.with_columns()
+            .for_each(|(linear, columns)| linear.forward(&mut y, columns, WriteMode::Overwrite, x, first_row));
         y
     }
 

@@ -44,7 +44,10 @@ impl DropoutMask {
     }
 
     fn check(&self, out: &[f32], x: &[f32], offset: usize) {
-        assert!(out.len() == x.len() && offset + x.len() <= self.len, "the dropout mask covers the elements it is applied to");
+        assert!(
+            out.len() == x.len() && offset + x.len() <= self.len,
+            "the dropout mask covers the elements it is applied to"
+        );
     }
 
     /// The factors as a tensor.

@@ -1,7 +1,7 @@
 //! Matrix products of slices in a chosen precision.
 
-use super::gemm::{self, WriteMode, Mat, Threads};
-use super::packed_gemm::{Bf16Pair, RhsPanels, LhsPanels, LhsRows, Destination, gemm_packed};
+use super::gemm::{self, Mat, Threads, WriteMode};
+use super::packed_gemm::{Bf16Pair, Destination, LhsPanels, LhsRows, RhsPanels, gemm_packed};
 use crate::Precision;
 
 pub use super::packed_gemm::LowRankUpdate;
@@ -66,10 +66,20 @@ pub fn matmul_columns(
     matmul_packed(destination, mode, bias, 1.0, a, b, threads);
 }
 
-fn matmul_packed(destination: Destination, mode: WriteMode, bias: Option<&[f32]>, scale: f32, a: Mat, b: &PackedRhs, threads: Threads) {
+fn matmul_packed(
+    destination: Destination,
+    mode: WriteMode,
+    bias: Option<&[f32]>,
+    scale: f32,
+    a: Mat,
+    b: &PackedRhs,
+    threads: Threads,
+) {
     match b {
         PackedRhs::F32(b) => gemm_packed(destination, mode, bias, scale, &LhsRows::new(a), b, threads),
-        PackedRhs::Bf16(b) => LhsPanels::with_packed(a, threads, |a| gemm_packed(destination, mode, bias, scale, a, b, threads)),
+        PackedRhs::Bf16(b) => {
+            LhsPanels::with_packed(a, threads, |a| gemm_packed(destination, mode, bias, scale, a, b, threads))
+        }
     }
 }
 

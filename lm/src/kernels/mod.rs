@@ -112,7 +112,11 @@ pub fn token_stats(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, en
 
 /// KL(p || q) in nats for each row, `[n]`, over the whole vocabulary: p is the distribution of `own`, q that of
 /// `other`, each given by hidden states `[n, d]` and output layer. Not differentiable.
-pub fn kl_divergence(own: (&Tensor, &LmHeadRef), other: (&Tensor, &LmHeadRef), rows: &TargetTokens) -> Result<Vec<f32>> {
+pub fn kl_divergence(
+    own: (&Tensor, &LmHeadRef),
+    other: (&Tensor, &LmHeadRef),
+    rows: &TargetTokens,
+) -> Result<Vec<f32>> {
     let (p, q) = (token_stats_op(own.0, own.1, rows, false)?, token_stats_op(other.0, other.1, rows, false)?);
     if p.v != q.v {
         bail!("KL divergence needs one vocabulary, got {} and {} tokens", p.v, q.v);
@@ -124,7 +128,12 @@ pub fn kl_divergence(own: (&Tensor, &LmHeadRef), other: (&Tensor, &LmHeadRef), r
     token_stats::kl_divergence((&p, &own.0, &own.1), (&q, &other.0, &other.1))
 }
 
-fn token_stats_op(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, entropy: bool) -> Result<token_stats::TokenStatsOp> {
+fn token_stats_op(
+    hidden: &Tensor,
+    lm_head: &LmHeadRef,
+    rows: &TargetTokens,
+    entropy: bool,
+) -> Result<token_stats::TokenStatsOp> {
     let (n, d) = hidden.dims2()?;
     let v = lm_head.weight.dim(0)?;
     candle_interop::check_shape("the output layer", lm_head.weight, &[v, d])?;
@@ -223,10 +232,12 @@ pub struct BlockArgs<'a> {
 }
 
 impl BlockArgs<'_> {
-    fn size(&self, rows: usize) -> Result<attention::AttentionShape> {
+    fn attention_shape(&self, rows: usize) -> Result<attention::AttentionShape> {
         let (Heads { query, key_value, width }, time) = (self.heads, self.time);
         if width == 0 || key_value == 0 || query == 0 || !query.is_multiple_of(key_value) {
-            bail!("attention needs query heads in a multiple of its key/value heads, got {query} and {key_value} of width {width}");
+            bail!(
+                "attention needs query heads in a multiple of its key/value heads, got {query} and {key_value} of width {width}"
+            );
         }
         if time == 0 || !rows.is_multiple_of(time) {
             bail!("attention needs whole sequences, got {rows} rows for sequences of {time}");

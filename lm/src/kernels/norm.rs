@@ -4,7 +4,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::buffer::{CHUNK, build_chunked, sum_chunks};
-use super::candle_interop::{CpuSlice, grad_tensor, op_output, contiguous_slice};
+use super::candle_interop::{CpuSlice, contiguous_slice, grad_tensor, op_output};
 use super::grad_accumulator::accumulate_or_return;
 use super::{layer_norm, rms_norm};
 

@@ -46,7 +46,8 @@ fn attention(qkv: &Tensor, time: usize, heads: Heads, rotary: Option<&Rotary>) -
     let Heads { query, key_value, width } = heads;
     let mut start = 0;
     let mut part = |n: usize| -> Result<Tensor> {
-        let part = qkv.narrow(D::Minus1, start, n * width)?.reshape(((), time, n, width))?.transpose(1, 2)?.contiguous();
+        let part =
+            qkv.narrow(D::Minus1, start, n * width)?.reshape(((), time, n, width))?.transpose(1, 2)?.contiguous();
         start += n * width;
         part
     };

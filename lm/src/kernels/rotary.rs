@@ -38,7 +38,10 @@ impl Rotary {
     pub fn check(&self, width: usize, time: usize) -> Result<()> {
         let positions = self.cos.len() / self.pairs.max(1);
         if 2 * self.pairs > width || time > positions {
-            bail!("rotary embeddings of {} pairs and {positions} positions do not fit heads of {width} and sequences of {time}", self.pairs);
+            bail!(
+                "rotary embeddings of {} pairs and {positions} positions do not fit heads of {width} and sequences of {time}",
+                self.pairs
+            );
         }
         Ok(())
     }

@@ -40,7 +40,9 @@ impl RowSubset {
         let starts = (0..self.rows).step_by(chunk_rows);
         let chunk = |first_row: usize| {
             let end = (first_row + chunk_rows).min(self.rows);
-            let Some(all) = &self.indices else { return ChunkRows { first_row, rows: end - first_row, selected_before: first_row, indices: None } };
+            let Some(all) = &self.indices else {
+                return ChunkRows { first_row, rows: end - first_row, selected_before: first_row, indices: None };
+            };
             let [start, stop] = [first_row, end].map(|row| all.partition_point(|&selected| (selected as usize) < row));
             ChunkRows { first_row, rows: end - first_row, selected_before: start, indices: Some(&all[start..stop]) }
         };
@@ -149,7 +151,10 @@ mod tests {
         let x = [1.0; 4];
         let chunk = all.chunks(2)[1];
         assert!(matches!(chunk.gather(&x, 2), Cow::Borrowed(_)));
-        assert_eq!((chunk.first_row, chunk.rows, chunk.selected_before, chunk.len(), chunk.first_in_sequence(1, 1)), (2, 2, 2, 2, 0));
+        assert_eq!(
+            (chunk.first_row, chunk.rows, chunk.selected_before, chunk.len(), chunk.first_in_sequence(1, 1)),
+            (2, 2, 2, 2, 0)
+        );
     }
 
     #[test]

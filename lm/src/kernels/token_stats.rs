@@ -9,11 +9,11 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::buffer::{for_each_chunk, with_scratch};
-use super::gemm::{WriteMode, Mat, Threads};
-use super::candle_interop::{SavedForBackward, CpuSlice, grad_tensor, op_output, contiguous_slice};
-use super::matmul::{Rhs, PackedRhs, matmul, matmul_unpacked_into};
+use super::candle_interop::{CpuSlice, SavedForBackward, contiguous_slice, grad_tensor, op_output};
+use super::gemm::{Mat, Threads, WriteMode};
+use super::grad_accumulator::{accumulate, accumulate_or_return};
+use super::matmul::{PackedRhs, Rhs, matmul, matmul_unpacked_into};
 use super::simd::{add_assign, exp, fma, max, simd, sum_map};
-use super::grad_accumulator::{accumulate_or_return, accumulate};
 use crate::Precision;
 
 /// Logits held in memory at once.
@@ -74,8 +74,9 @@ impl TokenStatsOp {
     /// The output layer prepared for logits and, if `backward`, for gradients of hidden states.
     fn pack_lm_head<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>, backward: bool) -> PackedLmHead<'a> {
         let weight = Mat::new(weight, self.v, self.d);
-        let packed =
-            |used: bool, w| (used && self.precision == Precision::Bf16).then(|| PackedRhs::new(w, None, self.precision));
+        let packed = |used: bool, w| {
+            (used && self.precision == Precision::Bf16).then(|| PackedRhs::new(w, None, self.precision))
+        };
         PackedLmHead { weight, bias, forward: packed(true, weight.t()), backward: packed(backward, weight) }
     }
 
@@ -107,7 +108,13 @@ impl TokenStatsOp {
 
     /// Turns the logits of the rows from `start` on into their gradient, in place; `g(i)` returns the gradients of row
     /// i's log-probability and entropy.
-    fn logit_gradients(&self, logits: &mut [f32], row_stats: &[RowStats], start: usize, g: impl Fn(usize) -> (f32, f32) + Sync) {
+    fn logit_gradients(
+        &self,
+        logits: &mut [f32],
+        row_stats: &[RowStats],
+        start: usize,
+        g: impl Fn(usize) -> (f32, f32) + Sync,
+    ) {
         for_each_chunk(logits, self.v, |offset, logits| {
             let i = offset / self.v;
             let (g_logprob, g_entropy) = g(start + i);
@@ -159,7 +166,8 @@ simd! {
 /// the forbidden tokens of `own`.
 pub fn kl_divergence(own: (&TokenStatsOp, &[f32], &[f32]), other: (&TokenStatsOp, &[f32], &[f32])) -> Result<Vec<f32>> {
     let ((p, p_hidden, p_weight), (q, q_hidden, q_weight)) = (own, other);
-    let (p_bias, q_bias) = (p.bias.as_ref().map(CpuSlice::new).transpose()?, q.bias.as_ref().map(CpuSlice::new).transpose()?);
+    let (p_bias, q_bias) =
+        (p.bias.as_ref().map(CpuSlice::new).transpose()?, q.bias.as_ref().map(CpuSlice::new).transpose()?);
     let p_head = p.pack_lm_head(p_weight, p_bias.as_deref(), false);
     let q_head = q.pack_lm_head(q_weight, q_bias.as_deref(), false);
     let (n, v) = (p.n, p.v);

@@ -16,7 +16,8 @@ pub struct ChunkWriter<'a>(PerLinear<Option<VecPart<'a>>>);
 impl WeightGradInputs {
     /// `chunks` holds the number of elements of each chunk's matrices.
     pub fn new(chunks: &[PerLinear<usize>]) -> Self {
-        let buffer = |linear: usize, side: usize| PartwiseVec::new(chunks.iter().map(|chunk| chunk[linear][side]).collect());
+        let buffer =
+            |linear: usize, side: usize| PartwiseVec::new(chunks.iter().map(|chunk| chunk[linear][side]).collect());
         Self(std::array::from_fn(|linear| std::array::from_fn(|side| buffer(linear, side))))
     }
 

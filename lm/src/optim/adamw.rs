@@ -84,7 +84,9 @@ impl AdamW {
                 Some(target) if target.shape() == param.variable.var.shape() => Some(target.detach().contiguous()?),
                 Some(target) => {
                     let (found, expected) = (target.dims(), param.variable.var.dims());
-                    return Err(Error::input(format!("the decay target of {name} has shape {found:?}, expected {expected:?}")));
+                    return Err(Error::input(format!(
+                        "the decay target of {name} has shape {found:?}, expected {expected:?}"
+                    )));
                 }
                 None => None,
             };
@@ -244,7 +246,14 @@ impl InplaceOp1 for AdamWUpdate<'_> {
     }
 }
 
-fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], decay_target: Option<&[f32]>, constants: StepConstants) -> f64 {
+fn update(
+    p: &mut [f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    g: &[f32],
+    decay_target: Option<&[f32]>,
+    constants: StepConstants,
+) -> f64 {
     let mut change = [0f32; 1024];
     let mut square = 0.0;
     for start in (0..p.len()).step_by(change.len()) {

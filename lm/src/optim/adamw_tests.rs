@@ -21,13 +21,13 @@ fn gradients(of: &[(&Variable, &[f32])]) -> GradStore {
 }
 
 /// AdamW as PyTorch's documentation states it, in f64.
-struct Plain {
+struct ReferenceAdamW {
     p: Vec<f64>,
     m: Vec<f64>,
     v: Vec<f64>,
 }
 
-impl Plain {
+impl ReferenceAdamW {
     fn step(&mut self, g: &[f64], lr: f64, t: i32, c: AdamWConfig, decay: bool) {
         for (i, &g) in g.iter().enumerate() {
             if decay {
@@ -53,7 +53,7 @@ fn many_steps_agree_with_a_textbook_adamw() -> Result<()> {
     for decays in [true, false] {
         let v = variable("w", &wave(n, 0), decays);
         let p: Vec<f64> = wave(n, 0).into_iter().map(f64::from).collect();
-        let mut plain = Plain { p, m: vec![0.0; n], v: vec![0.0; n] };
+        let mut plain = ReferenceAdamW { p, m: vec![0.0; n], v: vec![0.0; n] };
         let mut adam = AdamW::new(vec![v.clone()], config)?;
         for t in 1..=20 {
             let g = wave(n, t);

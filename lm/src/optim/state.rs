@@ -124,7 +124,8 @@ impl<'a> SavedState<'a> {
         /// Values read at once.
         const CHUNK: usize = 256 << 10;
         let name = format!("{kind}.{variable}");
-        let info = self.header.info(&name).ok_or_else(|| Error::model(self.path, format!("tensor {name} is missing")))?;
+        let info =
+            self.header.info(&name).ok_or_else(|| Error::model(self.path, format!("tensor {name} is missing")))?;
         let mut offset = self.start + info.data_offsets.0 as u64;
         let mut bytes = vec![0; 4 * values.len().min(CHUNK)];
         for part in values.chunks_mut(CHUNK) {

@@ -1,6 +1,6 @@
 //! The gradient of one next-token loss, and twenty steps of AdamW on all weights or on an adapter.
 
-use lm::{AdamW, AdamWConfig, CausalLm, LrSchedule, LrDecay};
+use lm::{AdamW, AdamWConfig, CausalLm, LrDecay, LrSchedule};
 
 use crate::fixture::{Fixture, batch};
 use crate::numbers::{Within, gradients};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engine::error::{Error, Result};
-use lm::{Draws, SampleOptions};
+use lm::{CounterRng, SampleOptions};
 use serde::{Deserialize, Serialize};
 use stages::train::{Told, fixed_key};
 
@@ -48,7 +48,7 @@ pub fn generate(at: &ModelAt, adapter: Option<&Path>, how: &Sampling) -> Result<
         eos: tokenizer.eos().clone(),
         greedy: how.greedy,
     };
-    let draws = Draws(fixed_key(how.seed, "temper lm generate"));
+    let draws = CounterRng(fixed_key(how.seed, "temper lm generate"));
     let ready = |row, Question { prompt }| {
         let ids = encode(&tokenizer, &prompt)?;
         if ids.is_empty() {
@@ -62,7 +62,7 @@ pub fn generate(at: &ModelAt, adapter: Option<&Path>, how: &Sampling) -> Result<
         let rows: Vec<u64> = asked.iter().map(|ready| ready.row).collect();
         let sampled = lm::sample(&model, &prompts, &options, &draws, &rows).told()?;
         let answers = asked.into_iter().zip(sampled).map(|(Ready { prompt, .. }, sampled)| {
-            let response = tokenizer.decode_after(&sampled.ids);
+            let response = tokenizer.decode_continuation(&sampled.ids);
             Answer { prompt, response, ids: sampled.ids }
         });
         Ok(answers.collect())

@@ -79,7 +79,7 @@ fn answers(model: &CausalLm, rows: Vec<Vec<u32>>) -> Result<Vec<Answer>> {
 fn response_logprobs(model: &CausalLm, batch: &Batch) -> Result<Vec<f32>> {
     // No token is masked, so the choice of EOS does not matter.
     let plain = StatOptions { min_new_tokens: 0, eos: 0.into(), entropy: false };
-    let predicting = model.predicting(batch, None).told()?;
+    let predicting = model.hidden_for_responses(batch, None).told()?;
     let logprobs = model.token_stats(&predicting, batch, &plain).told()?.logprob.to_vec1::<f32>().told()?;
     match logprobs.iter().find(|x| !x.is_finite()) {
         Some(bad) => Err(Error::yours(format!("a log-probability is {bad}: the model's weights give no distribution"))),

@@ -8,7 +8,7 @@ mod tests;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature, Wired};
-use lm::{CausalLm, Draws, SampleOptions, Sequence, Tokenizer};
+use lm::{CausalLm, CounterRng, SampleOptions, Sequence, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -151,7 +151,7 @@ struct Generator<'a> {
     members: Vec<LoadedReward>,
     /// Key that maps a post to its row number for the draws.
     rows: [u8; 32],
-    draws: Draws,
+    draws: CounterRng,
 }
 
 fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
@@ -170,7 +170,7 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
         tokenizer,
         members,
         rows: ctx.generator_key("rows"),
-        draws: Draws(ctx.generator_key("samples")),
+        draws: CounterRng(ctx.generator_key("samples")),
     };
 
     let folder = ctx.one("posts")?.folder.clone();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use lm::{Draws, SampleOptions, Tokenizer};
+use lm::{CounterRng, SampleOptions, Tokenizer};
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha12Rng;
 
@@ -178,7 +178,7 @@ fn sample(
         let batch: Vec<&[u32]> = chosen.iter().map(|&i| prompts[i].ids.as_slice()).collect();
         // A sample depends only on its pair's name.
         let rows: Vec<u64> = chosen.iter().map(|&i| bits_of(&key, &names[i])).collect();
-        for (i, s) in chosen.into_iter().zip(lm::sample(model, &batch, &how, &Draws(key), &rows).told()?) {
+        for (i, s) in chosen.into_iter().zip(lm::sample(model, &batch, &how, &CounterRng(key), &rows).told()?) {
             let text = response_text(&writer.tokenizer, &s.ids);
             out[i] = Some(Response { by: label.clone(), text, ids: s.ids, ended: s.ended });
         }

@@ -190,7 +190,7 @@ fn a_tokenizer_that_adds_bos_is_written_as_it_is_used() -> Result<()> {
     bench.write("tokenizer.json", &tokenizer.to_string());
     let out = import(&bench.path(""), false)?;
     let (_, tokenizer) = super::load(&out.path())?;
-    assert_eq!(tokenizer.begin(), [0]);
+    assert_eq!(tokenizer.bos_ids(), [0]);
     let written = std::fs::read_to_string(out.path().join("tokenizer.json")).expect("a tokenizer");
     assert_eq!(written, tokenizer.to_json().told()?);
     Ok(())
@@ -206,7 +206,7 @@ fn a_model_without_an_end_of_text_is_refused_with_what_was_looked_for() -> Resul
     bench.write("config.json", &text("config.json").replace("\"eos_token_id\": 0", "\"eos_token_id\": -1"));
     let error = error(import(&bench.path(""), false));
     assert_eq!(error.exit_code(), 2);
-    for part in ["no end of text", "config.json", "generation_config.json", "`<|im_end|>`"] {
+    for part in ["no EOS", "config.json", "generation_config.json", "`<|im_end|>`"] {
         assert!(error.message.contains(part), "{error}");
     }
     Ok(())
@@ -329,7 +329,7 @@ fn a_file_that_cannot_be_read_is_named_where_the_user_has_it() -> Result<()> {
     for kept in [4, 100, weights.len() - 1] {
         std::fs::write(bench.path("model.safetensors"), &weights[..kept]).expect("written");
         let message = told(false).message;
-        assert!(message.starts_with(&format!("{}: the file is cut off", place("model.safetensors"))), "{message}");
+        assert!(message.starts_with(&format!("{}: the file is truncated", place("model.safetensors"))), "{message}");
     }
     std::fs::write(bench.path("model.safetensors"), &weights).expect("written");
     bench.write("tokenizer.json", "{}");

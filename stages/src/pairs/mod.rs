@@ -6,7 +6,7 @@ mod tests;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature, Wired};
-use lm::{CausalLm, Draws, SampleOptions, Sampled, Tokenizer};
+use lm::{CausalLm, CounterRng, SampleOptions, SampledResponse, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -254,9 +254,9 @@ fn sample_chunk(
         eos: tokenizer.eos().clone(),
         greedy: false,
     };
-    let draws = Draws(keys.samples);
+    let draws = CounterRng(keys.samples);
     // Two slots per post: 2 i is its summary a, 2 i + 1 its summary b.
-    let mut samples: Vec<Option<Sampled>> = vec![None; 2 * posts.len()];
+    let mut samples: Vec<Option<SampledResponse>> = vec![None; 2 * posts.len()];
     let mut sampled = 0;
     for (m, named) in models.iter().enumerate() {
         let slots: Vec<usize> = (0..2 * posts.len())

@@ -21,7 +21,7 @@ pub mod update;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{Kind, Signature, Wired};
-use lm::{Draws, LoraConfig, SampleOptions, StatOptions, Tokenizer};
+use lm::{CounterRng, LoraConfig, SampleOptions, StatOptions, Tokenizer};
 use serde_json::json;
 
 use crate::model::{self, tokenizer_digest};
@@ -158,7 +158,7 @@ fn run(params: &Params, ctx: &mut Context) -> Result<()> {
         proxy: &proxy,
         sampling: sampling.clone(),
         stats: StatOptions { entropy: false, ..stats.clone() },
-        draws: Draws(blake3::derive_key("temper evaluation v1", &params.evaluation_seed.to_le_bytes())),
+        draws: CounterRng(blake3::derive_key("temper evaluation v1", &params.evaluation_seed.to_le_bytes())),
         tokenizer: &tokenizer,
     };
 

@@ -95,14 +95,14 @@ pub fn score_tokens(
     for rows in by_length(sequences, batch) {
         let members: Vec<&Sequence> = rows.iter().map(|&i| &sequences[i]).collect();
         let packed = Batch::new(&members).told()?;
-        let predicting = policy.predicting(&packed, None).told()?;
-        let others = reference.predicting(&packed, None).told()?;
+        let predicting = policy.hidden_for_responses(&packed, None).told()?;
+        let others = reference.hidden_for_responses(&packed, None).told()?;
         let stats = policy.token_stats(&predicting, &packed, options).told()?;
         let logprob = flat(&stats.logprob)?;
         let entropy = stats.entropy.as_ref().map(flat).transpose()?;
         let value = head.as_ref().map(|head| flat(&head.forward(&predicting).told()?)).transpose()?;
         let log_reference = flat(&reference.token_stats(&others, &packed, &plain).told()?.logprob)?;
-        let divergence = policy.divergence(&predicting, reference, &others, &packed, options).told()?;
+        let divergence = policy.kl_divergence(&predicting, reference, &others, &packed, options).told()?;
         for (&i, range) in rows.iter().zip(packed.row_ranges()) {
             scored.logprob[i] = logprob[range.clone()].to_vec();
             scored.reference[i] = log_reference[range.clone()].to_vec();

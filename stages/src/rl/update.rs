@@ -172,7 +172,7 @@ impl Learner {
         let pick = |table: &[Vec<f64>]| -> Vec<f64> { rows.iter().flat_map(|&i| table[i].iter().copied()).collect() };
         let members: Vec<&Sequence> = rows.iter().map(|&i| &rollout.sequences[i]).collect();
         let batch = Batch::new(&members).told()?;
-        let predicting = self.policy.predicting(&batch, None).told()?;
+        let predicting = self.policy.hidden_for_responses(&batch, None).told()?;
         let stats = StatOptions { entropy: false, ..lesson.stats.clone() };
         let logprob = self.policy.token_stats(&predicting, &batch, &stats).told()?.logprob;
         let value = match (&self.head, params.credit.value()) {
@@ -268,7 +268,7 @@ impl Learner {
 
         let gradients = lm::backward(&surrogate).told()?;
         let norms = match self.optimiser.step(&gradients, lr, params.max_gradient_norm) {
-            Err(lm::Error::NonFinite { what }) => return Err(self.diverged(&what, &posts())),
+            Err(lm::Error::NonFinite { quantity }) => return Err(self.diverged(&quantity, &posts())),
             other => other.told()?,
         };
         report.gradient_norm += norms.grad_norm;
@@ -292,7 +292,7 @@ impl Learner {
     /// Converts a result of the policy on these posts, reporting non-finite numbers like those of a step.
     pub(super) fn told<T>(&self, result: lm::Result<T>, posts: impl Fn() -> String) -> Result<T> {
         match result {
-            Err(lm::Error::NonFinite { what }) => Err(self.diverged(&what, &posts())),
+            Err(lm::Error::NonFinite { quantity }) => Err(self.diverged(&quantity, &posts())),
             other => other.told(),
         }
     }

@@ -7,7 +7,7 @@ use candle_core::backprop::GradStore;
 use engine::checkpoint::{Checkpoints, Reached};
 use engine::context::Context;
 use engine::error::{Error, Result};
-use lm::{AdamW, AdamWConfig, Dropout, Schedule, Shape, Variable};
+use lm::{AdamW, AdamWConfig, Dropout, LrSchedule, LrDecay, Variable};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, Exact, Position};
@@ -21,7 +21,7 @@ pub struct TrainPlan {
     pub lr: f64,
     /// Steps of linear warm-up.
     pub warmup: u64,
-    pub shape: Shape,
+    pub shape: LrDecay,
     pub betas: (f64, f64),
     /// Decoupled weight decay, applied to matrices only.
     pub weight_decay: f64,
@@ -52,7 +52,7 @@ pub struct Trainer {
     optimiser: AdamW,
     variables: Vec<Variable>,
     plan: TrainPlan,
-    schedule: Schedule,
+    schedule: LrSchedule,
     done: u64,
     last: Option<f64>,
     /// Losses of the last tenth of the steps, averaged into the final loss.
@@ -102,7 +102,7 @@ impl Trainer {
             weight_decay: plan.weight_decay,
             ..AdamWConfig::default()
         };
-        let schedule = Schedule { peak: plan.lr, warmup: plan.warmup, total: plan.steps, shape: plan.shape };
+        let schedule = LrSchedule { peak: plan.lr, warmup: plan.warmup, total: plan.steps, shape: plan.shape };
         let optimiser = AdamW::new(variables.clone(), config).told()?;
         let checkpoints = Checkpoints::new(ctx, checkpoint::FORMAT);
         let (spent, told) = (Spent::default(), Instant::now());
@@ -220,8 +220,8 @@ impl Trainer {
         let grads = grads.ok_or_else(|| Error::ours("a batch without rows"))?;
         let lr = self.schedule.at(self.done);
         let norms = match self.optimiser.step(&grads, lr, self.plan.clip) {
-            Err(lm::Error::NonFinite { what }) => {
-                return Err(self.diverged(&format!("{what} is not finite"), &rows()?));
+            Err(lm::Error::NonFinite { quantity }) => {
+                return Err(self.diverged(&format!("{quantity} is not finite"), &rows()?));
             }
             other => other.told()?,
         };
@@ -319,7 +319,7 @@ mod tests {
             steps: 9,
             lr: 1.0,
             warmup: 0,
-            shape: Shape::Constant,
+            shape: LrDecay::Constant,
             betas: (0.9, 0.999),
             weight_decay: 0.0,
             clip: None,
@@ -343,7 +343,7 @@ mod tests {
                 steps,
                 lr: 1.0,
                 warmup: 0,
-                shape: Shape::Constant,
+                shape: LrDecay::Constant,
                 betas: (0.9, 0.999),
                 weight_decay: 0.0,
                 clip: None,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Metadata, required};
 use crate::config::rope::{frequencies, llama3_frequency};
 use crate::files::encoding::Encoding;
-use crate::files::{WeightFile, TensorLocation, TensorLocations};
+use crate::files::{TensorLocation, TensorLocations, WeightFile};
 
 /// Keys of other models that llama.cpp runs. Each changes the model's output, and a Llama has none of them.
 const UNSUPPORTED: [&str; 5] = [
@@ -39,7 +39,11 @@ pub(super) struct LlamaShape {
 pub(super) const DIVISORS: &str = "rope_freqs.weight";
 
 /// Errors name a key that is missing, of another type, or set to a value of an unsupported model.
-pub(super) fn read(metadata: &Metadata, tensors: &TensorLocations, divisors: Option<&[f32]>) -> Result<LlamaShape, String> {
+pub(super) fn read(
+    metadata: &Metadata,
+    tensors: &TensorLocations,
+    divisors: Option<&[f32]>,
+) -> Result<LlamaShape, String> {
     let architecture = required("general.architecture", metadata.text("general.architecture"))?;
     if architecture != "llama" {
         return Err(format!("general.architecture is `{}`; only `llama` is supported", architecture.escape_debug()));
@@ -84,7 +88,9 @@ pub(super) fn read(metadata: &Metadata, tensors: &TensorLocations, divisors: Opt
     let token = |name: &str| {
         let key = format!("tokenizer.ggml.{name}_token_id");
         match metadata.token(&key)? {
-            Some(id) if id >= vocabulary => Err(format!("`{key}` is {id}, but the vocabulary has only {vocabulary} tokens")),
+            Some(id) if id >= vocabulary => {
+                Err(format!("`{key}` is {id}, but the vocabulary has only {vocabulary} tokens"))
+            }
             id => Ok(id),
         }
     };
@@ -205,7 +211,9 @@ fn scaling(metadata: &Metadata) -> Result<Option<Value>, String> {
             }
             Ok(Some(linear(factor)))
         }
-        Some(other) => Err(format!("`llama.rope.scaling.type` is `{}`; only `linear` is supported", other.escape_debug())),
+        Some(other) => {
+            Err(format!("`llama.rope.scaling.type` is `{}`; only `linear` is supported", other.escape_debug()))
+        }
     }
 }
 

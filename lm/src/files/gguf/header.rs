@@ -144,13 +144,22 @@ impl HeaderReader<'_> {
             let rows = location.shape.last().copied().unwrap_or(1);
             let numbers = location.shape.iter().try_fold(1usize, |all, &size| all.checked_mul(size));
             let Some(bytes) = numbers.and_then(|numbers| location.encoding.size(numbers)) else {
-                return Err(format!("has shape {:?}, which is too large or not a whole number of blocks", location.shape));
+                return Err(format!(
+                    "has shape {:?}, which is too large or not a whole number of blocks",
+                    location.shape
+                ));
             };
             if !rows.is_multiple_of(block) {
-                return Err(format!("has rows of {rows} numbers, but {} has blocks of {block}", location.encoding.name()));
+                return Err(format!(
+                    "has rows of {rows} numbers, but {} has blocks of {block}",
+                    location.encoding.name()
+                ));
             }
             if start.checked_add(bytes as u64).is_none_or(|end| end > self.len) {
-                return Err(format!("needs {bytes} bytes from byte {start} on, but the file is truncated at {}", self.len));
+                return Err(format!(
+                    "needs {bytes} bytes from byte {start} on, but the file is truncated at {}",
+                    self.len
+                ));
             }
         }
         Ok(start)

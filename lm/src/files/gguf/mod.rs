@@ -44,13 +44,20 @@ impl Gguf {
 
         let mut locations = TensorLocations::new();
         for (name, location) in tensors {
-            let hf_name = hugging_face_name(&name).ok_or_else(|| invalid(format!("tensor `{name}` is not part of a Llama")))?;
+            let hf_name =
+                hugging_face_name(&name).ok_or_else(|| invalid(format!("tensor `{name}` is not part of a Llama")))?;
             locations.insert(
                 hf_name,
-                mark_interleaved(&name, location, &config).map_err(|message| invalid(format!("tensor `{name}` {message}")))?,
+                mark_interleaved(&name, location, &config)
+                    .map_err(|message| invalid(format!("tensor `{name}` {message}")))?,
             );
         }
-        let weights = Checkpoint { path: path.to_path_buf(), files: vec![file], tensors: locations, supported_types: header::SUPPORTED_TYPES };
+        let weights = Checkpoint {
+            path: path.to_path_buf(),
+            files: vec![file],
+            tensors: locations,
+            supported_types: header::SUPPORTED_TYPES,
+        };
         Ok(Self { config: config.json(), tokenizer, weights })
     }
 }
@@ -158,8 +165,13 @@ fn hugging_face_name(name: &str) -> Option<String> {
 
 /// Marks the rows of queries and keys, which llama.cpp stores in another order. Errors: their number does not match the
 /// heads.
-fn mark_interleaved(name: &str, location: TensorLocation, config: &config::LlamaShape) -> Result<TensorLocation, String> {
-    let heads = match name.rsplit_once('.').map(|(start, _)| start.rsplit_once('.').map_or(start, |(_, module)| module)) {
+fn mark_interleaved(
+    name: &str,
+    location: TensorLocation,
+    config: &config::LlamaShape,
+) -> Result<TensorLocation, String> {
+    let heads = match name.rsplit_once('.').map(|(start, _)| start.rsplit_once('.').map_or(start, |(_, module)| module))
+    {
         Some("attn_q") => config.heads,
         Some("attn_k") => config.kv_heads,
         _ => return Ok(location),

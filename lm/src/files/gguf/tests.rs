@@ -13,7 +13,7 @@ const ARRAY: u32 = 9;
 
 /// A file in pieces, each of which a test can replace.
 #[derive(Clone)]
-struct File {
+struct GgufBuilder {
     entries: Vec<(String, Vec<u8>)>,
     tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
 }
@@ -46,7 +46,7 @@ fn vocabulary() -> Vec<String> {
     [vec!["<|endoftext|>".to_owned()], letters, vec!["he".to_owned()]].concat()
 }
 
-impl File {
+impl GgufBuilder {
     /// A Llama of one layer: width 32, two query heads of 16, one key/value head.
     fn llama() -> Self {
         let tokens = vocabulary();
@@ -153,7 +153,7 @@ fn values(file: &Gguf, name: &str) -> Vec<f32> {
 
 #[test]
 fn a_llama_has_hugging_faces_names() {
-    let file = File::llama().open().unwrap();
+    let file = GgufBuilder::llama().open().unwrap();
     let names: Vec<_> = file.weights.names().collect();
     assert_eq!(
         names,
@@ -179,15 +179,17 @@ fn a_llama_has_hugging_faces_names() {
     ] {
         assert_eq!(config[key], value, "{key}");
     }
-    let untied = File::llama().with_tensor("output.weight", &[32, 258], 0, vec![0; 32 * 258 * 4]).open().unwrap();
+    let untied =
+        GgufBuilder::llama().with_tensor("output.weight", &[32, 258], 0, vec![0; 32 * 258 * 4]).open().unwrap();
     assert_eq!(untied.config["tie_word_embeddings"], false);
 }
 
 #[test]
 fn a_rope_factor_applies_with_or_without_a_type() {
     let scaling = |entries: &[(&str, f32)]| {
-        let file =
-            entries.iter().fold(File::llama(), |file, (key, value)| file.with(key, typed(F32, &value.to_le_bytes())));
+        let file = entries
+            .iter()
+            .fold(GgufBuilder::llama(), |file, (key, value)| file.with(key, typed(F32, &value.to_le_bytes())));
         file.open().unwrap().config["rope_scaling"].clone()
     };
     let linear = serde_json::json!({ "rope_type": "linear", "factor": 4.0 });
@@ -202,9 +204,9 @@ fn a_rope_factor_applies_with_or_without_a_type() {
 /// 3.1's other numbers.
 const LLAMA3_DIVISORS: [f32; 8] = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.681_482_3, 8.0];
 
-fn divided(divisors: &[f32]) -> File {
+fn divided(divisors: &[f32]) -> GgufBuilder {
     let data = divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
-    File::llama().with_tensor("rope_freqs.weight", &[divisors.len() as u64], 0, data)
+    GgufBuilder::llama().with_tensor("rope_freqs.weight", &[divisors.len() as u64], 0, data)
 }
 
 #[test]
@@ -225,8 +227,8 @@ fn frequency_divisors_become_llama3_scaling() {
 #[test]
 fn all_end_tokens_of_the_file_become_eos() {
     let ids = |entries: &[(&str, Vec<u8>)]| {
-        let without = File::llama().without("tokenizer.ggml.eos_token_id");
-        let with = |file: File, (name, value): &(&str, Vec<u8>)| {
+        let without = GgufBuilder::llama().without("tokenizer.ggml.eos_token_id");
+        let with = |file: GgufBuilder, (name, value): &(&str, Vec<u8>)| {
             file.with(&format!("tokenizer.ggml.{name}_token_id"), value.clone())
         };
         entries.iter().fold(without, with).open().unwrap().config["eos_token_id"].clone()
@@ -236,14 +238,14 @@ fn all_end_tokens_of_the_file_become_eos() {
     assert_eq!(ids(&[("eot", number(3))]), 3);
     assert_eq!(ids(&[("eom", number(4)), ("eot", number(3)), ("eos", number(9))]), serde_json::json!([9, 3, 4]));
     assert_eq!(ids(&[("eos", minus_one), ("eot", number(u32::MAX)), ("eom", number(4))]), 4);
-    let config = File::llama().with("tokenizer.ggml.bos_token_id", number(u32::MAX)).open().unwrap().config;
+    let config = GgufBuilder::llama().with("tokenizer.ggml.bos_token_id", number(u32::MAX)).open().unwrap().config;
     assert_eq!(config["bos_token_id"], serde_json::Value::Null);
 }
 
 #[test]
 fn bos_is_added_if_the_file_asks_for_it_or_is_llama_3s() {
     let bos_ids = |pre: &str, asks: Option<u8>| {
-        let file = File::llama()
+        let file = GgufBuilder::llama()
             .with("tokenizer.ggml.pre", typed(TEXT, &text(pre)))
             .with("tokenizer.ggml.bos_token_id", number(0));
         let file =
@@ -275,7 +277,7 @@ fn a_file_written_by_llama_cpp_is_read() {
 fn query_and_key_rows_are_deinterleaved() {
     // convert_hf_to_gguf does reshape(heads, 2, head / 2, in).swapaxes(1, 2). Row r of the file holds the values from
     // 32 r on.
-    let file = File::llama().open().unwrap();
+    let file = GgufBuilder::llama().open().unwrap();
     for (name, heads) in [("q_proj", 2), ("k_proj", 1)] {
         let values = values(&file, &format!("model.layers.0.self_attn.{name}.weight"));
         let rows: Vec<usize> = values.chunks(32).map(|row| row[0] as usize / 32).collect();
@@ -305,7 +307,7 @@ fn quantised_tensors_equal_candles_dequantisation() {
     ] {
         let quantised = QTensor::quantize(&source, kind).unwrap();
         let data = quantised.data().unwrap().into_owned();
-        let file = File::llama().with_tensor("blk.0.ffn_down.weight", &[256, 4], code, data).open().unwrap();
+        let file = GgufBuilder::llama().with_tensor("blk.0.ffn_down.weight", &[256, 4], code, data).open().unwrap();
         let expected: Vec<f32> = quantised.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(values(&file, "model.layers.0.mlp.down_proj.weight"), expected, "{kind:?}");
     }
@@ -314,7 +316,7 @@ fn quantised_tensors_equal_candles_dequantisation() {
 #[test]
 fn the_tokenizer_uses_the_files_split_pattern() {
     let encode = |pre: &str| {
-        let file = File::llama().with("tokenizer.ggml.pre", typed(TEXT, &text(pre))).open().unwrap();
+        let file = GgufBuilder::llama().with("tokenizer.ggml.pre", typed(TEXT, &text(pre))).open().unwrap();
         let tokenizer = tokenizers::Tokenizer::from_bytes(file.tokenizer.to_string()).unwrap();
         let encoding = tokenizer.encode("hehe 12<|endoftext|>", false).unwrap();
         encoding.get_tokens().to_vec()
@@ -322,16 +324,19 @@ fn the_tokenizer_uses_the_files_split_pattern() {
     for pre in ["gpt-2", "smollm", "llama-bpe"] {
         assert_eq!(encode(pre), ["he", "he", "Ġ", "1", "2", "<|endoftext|>"], "{pre}");
     }
-    assert_refused(&File::llama().with("tokenizer.ggml.pre", typed(TEXT, &text("qwen2"))).bytes(), "`qwen2`; only");
     assert_refused(
-        &File::llama().with("tokenizer.ggml.model", typed(TEXT, &text("llama"))).bytes(),
+        &GgufBuilder::llama().with("tokenizer.ggml.pre", typed(TEXT, &text("qwen2"))).bytes(),
+        "`qwen2`; only",
+    );
+    assert_refused(
+        &GgufBuilder::llama().with("tokenizer.ggml.model", typed(TEXT, &text("llama"))).bytes(),
         "`llama`; only `gpt2`",
     );
 }
 
 #[test]
 fn an_unsupported_model_is_refused_with_the_reason() {
-    let llama = File::llama;
+    let llama = GgufBuilder::llama;
     for (file, why) in [
         (llama().with("general.architecture", typed(TEXT, &text("mamba"))), "general.architecture is `mamba`"),
         (llama().without("general.architecture"), "`general.architecture` is missing"),
@@ -417,7 +422,10 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
 #[test]
 fn too_many_strings_are_refused() {
     let many = array(TEXT, (1 << 20) + 1, &vec![0; 8 * ((1 << 20) + 1)]);
-    assert_refused(&File::llama().with("tokenizer.ggml.merges", many).bytes(), "1048577 strings; at most 1048576");
+    assert_refused(
+        &GgufBuilder::llama().with("tokenizer.ggml.merges", many).bytes(),
+        "1048577 strings; at most 1048576",
+    );
 }
 
 #[test]
@@ -432,29 +440,34 @@ fn a_tensor_with_an_impossible_location_is_refused() {
         (&[1; 5], 0, "5 dimensions"),
         (&[32, 17], 0, "truncated"),
     ] {
-        assert_refused(&File::llama().with_tensor(name, dims, kind, vec![0; 2048]).bytes(), why);
+        assert_refused(&GgufBuilder::llama().with_tensor(name, dims, kind, vec![0; 2048]).bytes(), why);
     }
     // The last tensor's offset ends the header.
-    let file = File::llama();
-    for (offset, why) in [(u64::MAX - 31, "beyond the end of any file"), (1 << 40, "truncated"), (7, "not aligned to 32")] {
+    let file = GgufBuilder::llama();
+    for (offset, why) in
+        [(u64::MAX - 31, "beyond the end of any file"), (1 << 40, "truncated"), (7, "not aligned to 32")]
+    {
         let mut bytes = file.bytes();
         let at = file.head().len() - 8;
         bytes[at..at + 8].copy_from_slice(&offset.to_le_bytes());
         assert_refused(&bytes, why);
     }
-    let doubled = File::llama().with_tensor("output_norm.weight", &[32], 0, vec![0; 128]);
+    let doubled = GgufBuilder::llama().with_tensor("output_norm.weight", &[32], 0, vec![0; 128]);
     assert_refused(&doubled.bytes(), "tensor `output_norm.weight` is listed twice");
 }
 
 #[test]
 fn an_inconsistent_header_is_refused() {
     for alignment in [0, 1, 24, 1 << 21, u32::MAX] {
-        assert_refused(&File::llama().with("general.alignment", number(alignment)).bytes(), "expected a power of two");
+        assert_refused(
+            &GgufBuilder::llama().with("general.alignment", number(alignment)).bytes(),
+            "expected a power of two",
+        );
     }
-    let mut twice = File::llama();
+    let mut twice = GgufBuilder::llama();
     twice.entries.push(("general.architecture".to_owned(), typed(TEXT, &text("llama"))));
     assert_refused(&twice.bytes(), "`general.architecture` is listed twice");
-    let mut version = File::llama().bytes();
+    let mut version = GgufBuilder::llama().bytes();
     version[4..8].copy_from_slice(&3u32.to_be_bytes());
     assert_refused(&version, "expected 2 or 3, little-endian");
     assert_refused(b"GGML\0\0\0\0", "does not begin with `GGUF`");
@@ -462,11 +475,11 @@ fn an_inconsistent_header_is_refused() {
 
 #[test]
 fn a_truncated_gguf_file_is_refused_at_any_length() {
-    let whole = File::llama().bytes();
+    let whole = GgufBuilder::llama().bytes();
     for sixteenth in 0..16 {
         check_gguf(&whole[..whole.len() * sixteenth / 16]).unwrap_err();
     }
-    for len in 0..File::llama().head().len() {
+    for len in 0..GgufBuilder::llama().head().len() {
         Gguf::parse(Path::new("cut"), Source::from_memory(whole[..len].to_vec())).err().expect("accepted");
     }
     check_gguf(&whole).unwrap();

@@ -57,7 +57,9 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
     // As in llama.cpp, Llama 3's tokenizer adds BOS unless the file says otherwise.
     let adds_bos = metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(split == "llama-bpe");
     let bos = match metadata.token(BOS)? {
-        Some(id) if adds_bos => Some((id, tokens.get(id).ok_or_else(|| format!("`{BOS}` is {id}, which is not a token"))?)),
+        Some(id) if adds_bos => {
+            Some((id, tokens.get(id).ok_or_else(|| format!("`{BOS}` is {id}, which is not a token"))?))
+        }
         None if metadata.flag("tokenizer.ggml.add_bos_token")? == Some(true) => {
             return Err(format!("`tokenizer.ggml.add_bos_token` is set, but `{BOS}` is missing"));
         }
@@ -122,7 +124,9 @@ fn merge_pairs(tokens: &[String], merges: &[String]) -> Result<Vec<Value>, Strin
     };
     merges
         .iter()
-        .map(|merge| pair(merge).ok_or_else(|| format!("`{MERGES}` has `{}`, which is not two tokens", merge.escape_debug())))
+        .map(|merge| {
+            pair(merge).ok_or_else(|| format!("`{MERGES}` has `{}`, which is not two tokens", merge.escape_debug()))
+        })
         .collect()
 }
 

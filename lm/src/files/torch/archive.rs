@@ -99,17 +99,17 @@ fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, ArchiveFile), Str
     take(usize::from(u16_at(fixed, 32)))?;
     let name = std::str::from_utf8(name).map_err(|_| "a name in its archive is not UTF-8")?.to_owned();
 
-    let mut wide = wide(extra).as_chunks::<8>().0.iter().map(|&bytes| u64::from_le_bytes(bytes));
+    let mut zip64 = zip64_extra(extra).as_chunks::<8>().0.iter().map(|&bytes| u64::from_le_bytes(bytes));
     // Fields appear in this order, each only if its 32-bit value is all ones.
     let mut field = |at: usize| match u32_at(fixed, at) {
-        u32::MAX => wide.next().ok_or_else(|| format!("`{name}` in its archive has no size or offset")),
-        narrow => Ok(u64::from(narrow)),
+        u32::MAX => zip64.next().ok_or_else(|| format!("`{name}` in its archive has no size or offset")),
+        value => Ok(u64::from(value)),
     };
-    let (len, packed, header) = (field(24)?, field(20)?, field(42)?);
+    let (len, compressed_len, header) = (field(24)?, field(20)?, field(42)?);
     // PyTorch does not compress, because it memory-maps files: so nothing needs unpacking, and zip bombs are
     // impossible.
     let (flags, method) = (u16_at(fixed, 8), u16_at(fixed, 10));
-    if method != 0 || packed != len || flags & ENCRYPTED != 0 {
+    if method != 0 || compressed_len != len || flags & ENCRYPTED != 0 {
         return Err(format!("`{name}` in its archive is compressed or encrypted; PyTorch writes neither"));
     }
     let mut local = [0; LOCAL_LEN as usize];
@@ -126,7 +126,7 @@ fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, ArchiveFile), Str
 }
 
 /// The contents of the extra field with 64-bit sizes; empty if there is none.
-fn wide(mut extra: &[u8]) -> &[u8] {
+fn zip64_extra(mut extra: &[u8]) -> &[u8] {
     while let Some((head, rest)) = extra.split_first_chunk::<4>() {
         let len = usize::from(u16_at(head, 2));
         let Some((field, after)) = rest.split_at_checked(len) else { break };

@@ -265,7 +265,9 @@ impl<'a> PickleMachine<'a> {
                 _ => Err("makes a parameter of something that is not a tensor".to_owned()),
             },
             (Global::Storage(..), _) => Err("makes a storage by a call".to_owned()),
-            (_, arguments) => Err(format!("passes {} arguments to a function that takes another number", arguments.len())),
+            (_, arguments) => {
+                Err(format!("passes {} arguments to a function that takes another number", arguments.len()))
+            }
         }
     }
 

@@ -22,7 +22,7 @@ pub use pack::LowRankUpdate;
 pub use rhs::RhsPanels;
 pub use tile::bf16::Bf16Pair;
 
-use super::gemm::{WriteMode, Threads};
+use super::gemm::{Threads, WriteMode};
 use tile::{COLS, PanelBlock, ROWS};
 
 /// Words per block along the inner dimension: more than most products have. A block of a panel of the right operand, 192
@@ -44,7 +44,10 @@ pub fn gemm_packed<L: Lhs>(
     threads: Threads,
 ) {
     assert_eq!(a.k(), b.k(), "inner dimensions of a product are equal");
-    assert!(destination.rows() == a.rows() && destination.cols() == b.cols(), "the destination has the product's shape");
+    assert!(
+        destination.rows() == a.rows() && destination.cols() == b.cols(),
+        "the destination has the product's shape"
+    );
     assert!(bias.is_none_or(|bias| bias.len() == b.cols()), "the bias has one element per column");
     let gemm = PackedGemm { mode, bias, scale, a, b };
     gemm.run(destination, 0..a.rows().div_ceil(ROWS), 0..b.panels(), threads);

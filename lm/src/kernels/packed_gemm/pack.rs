@@ -144,7 +144,9 @@ impl<'a> Operand<'a> {
         }
         let fill = |(i, out): (usize, &mut [W])| panels(out, self, i * Self::panels_per_group(WIDTH) * WIDTH);
         match threads {
-            Threads::Pool if self.lanes * self.k >= MIN_PARALLEL_ELEMENTS => out.par_chunks_mut(group).enumerate().for_each(fill),
+            Threads::Pool if self.lanes * self.k >= MIN_PARALLEL_ELEMENTS => {
+                out.par_chunks_mut(group).enumerate().for_each(fill)
+            }
             _ => out.chunks_mut(group).enumerate().for_each(fill),
         }
     }
@@ -235,7 +237,11 @@ fn pack_panels<const FMA: bool, W: PanelWord, const WIDTH: usize>(out: &mut [W],
 
 /// For lanes that are neighbours in memory: packs some rows of several panels at a time.
 #[inline(always)]
-fn pack_adjacent_lanes<const FMA: bool, W: PanelWord, const WIDTH: usize>(out: &mut [[W; WIDTH]], operand: Operand, first: usize) {
+fn pack_adjacent_lanes<const FMA: bool, W: PanelWord, const WIDTH: usize>(
+    out: &mut [[W; WIDTH]],
+    operand: Operand,
+    first: usize,
+) {
     let depth = operand.depth::<W>();
     let lanes = first..(first + out.len() / depth.max(1) * WIDTH).min(operand.lanes);
     for start in (0..depth).step_by(STEP_WORDS) {
@@ -247,7 +253,9 @@ fn pack_adjacent_lanes<const FMA: bool, W: PanelWord, const WIDTH: usize>(out: &
             let first = first + i * WIDTH;
             for (p, out) in out[start..].iter_mut().take(STEP_WORDS).enumerate() {
                 let k = W::ELEMENTS * (start + p);
-                *out = W::from_elements(operand.load_lanes::<FMA, WIDTH>(k, first), || operand.load_lanes::<FMA, WIDTH>(k + 1, first));
+                *out = W::from_elements(operand.load_lanes::<FMA, WIDTH>(k, first), || {
+                    operand.load_lanes::<FMA, WIDTH>(k + 1, first)
+                });
             }
         }
     }
@@ -255,7 +263,11 @@ fn pack_adjacent_lanes<const FMA: bool, W: PanelWord, const WIDTH: usize>(out: &
 
 /// For lanes whose elements are neighbours in memory: packs one panel, lane by lane, then transposes it.
 #[inline(always)]
-fn pack_contiguous_lanes<const FMA: bool, W: PanelWord, const WIDTH: usize>(out: &mut [[W; WIDTH]], operand: Operand, first: usize) {
+fn pack_contiguous_lanes<const FMA: bool, W: PanelWord, const WIDTH: usize>(
+    out: &mut [[W; WIDTH]],
+    operand: Operand,
+    first: usize,
+) {
     let mut block = [[W::default(); BLOCK_WORDS]; WIDTH];
     for (b, out) in out.chunks_mut(BLOCK_WORDS).enumerate() {
         let lanes = first..(first + WIDTH).min(operand.lanes);
@@ -265,7 +277,11 @@ fn pack_contiguous_lanes<const FMA: bool, W: PanelWord, const WIDTH: usize>(out:
                 prefetch(&operand.data[(lane + PREFETCH_LANES) * operand.lane_stride..][elements.clone()]);
             }
             for (i, words) in words.chunks_exact_mut(PIECE_ELEMENTS / W::ELEMENTS).enumerate() {
-                W::store_elements(words, operand.load_elements::<FMA, PIECE_ELEMENTS>(lane, W::ELEMENTS * BLOCK_WORDS * b + PIECE_ELEMENTS * i));
+                W::store_elements(
+                    words,
+                    operand
+                        .load_elements::<FMA, PIECE_ELEMENTS>(lane, W::ELEMENTS * BLOCK_WORDS * b + PIECE_ELEMENTS * i),
+                );
             }
         }
         for p in 0..out.len().min(BLOCK_WORDS) {

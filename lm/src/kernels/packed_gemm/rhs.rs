@@ -19,7 +19,9 @@ impl<W: PanelWord> RhsPanels<W> {
         let operand = Operand::from_columns(b, update);
         let (panel_len, group) = (operand.depth::<W>() * COLS, Operand::panels_per_group(COLS));
         let len = operand.panels(COLS) * panel_len;
-        let words = build_chunked(len, group * panel_len, |start, out| W::pack_rhs(out, operand, start / panel_len.max(1) * COLS));
+        let words = build_chunked(len, group * panel_len, |start, out| {
+            W::pack_rhs(out, operand, start / panel_len.max(1) * COLS)
+        });
         Self { words, cols: b.cols, k: b.rows }
     }
 

@@ -6,10 +6,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use super::tile::bf16::Bf16Pair;
-use super::tile::{PanelBlock, COLS, ROWS, select_kernel, f32_tile, bf16_tile};
-use super::{DEPTH, LowRankUpdate, RhsPanels, LhsPanels, LhsRows, Destination, gemm_packed};
+use super::tile::{COLS, PanelBlock, ROWS, bf16_tile, f32_tile, select_kernel};
+use super::{DEPTH, Destination, LhsPanels, LhsRows, LowRankUpdate, RhsPanels, gemm_packed};
 use crate::Precision;
-use crate::kernels::gemm::{WriteMode, Mat, Threads};
+use crate::kernels::gemm::{Mat, Threads, WriteMode};
 use crate::kernels::simd::{Isa, isa};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -23,9 +23,19 @@ fn random(len: usize, seed: u64) -> Vec<f32> {
 }
 
 /// `destination = or += scale a b`, in the given precision.
-fn matmul(precision: Precision, destination: Destination, mode: WriteMode, scale: f32, a: Mat, b: Mat, threads: Threads) {
+fn matmul(
+    precision: Precision,
+    destination: Destination,
+    mode: WriteMode,
+    scale: f32,
+    a: Mat,
+    b: Mat,
+    threads: Threads,
+) {
     match precision {
-        Precision::F32 => gemm_packed(destination, mode, None, scale, &LhsRows::new(a), &RhsPanels::new(b, None), threads),
+        Precision::F32 => {
+            gemm_packed(destination, mode, None, scale, &LhsRows::new(a), &RhsPanels::new(b, None), threads)
+        }
         Precision::Bf16 => {
             let b = RhsPanels::new(b, None);
             LhsPanels::with_packed(a, threads, |a| gemm_packed(destination, mode, None, scale, a, &b, threads));
@@ -148,7 +158,8 @@ fn adding_a_bias_equals_starting_from_it() {
         let (a, b) = (random(m * k, 1), random(k * n, 2));
         let (a, b) = (Mat::new(&a, m, k), RhsPanels::new(Mat::new(&b, k, n), None));
         let run = |out: &mut [f32], mode: WriteMode, bias: Option<&[f32]>| {
-            let destination = if is_transposed { Destination::new(out, n, m, m).t() } else { Destination::new(out, m, n, n) };
+            let destination =
+                if is_transposed { Destination::new(out, n, m, m).t() } else { Destination::new(out, m, n, n) };
             gemm_packed(destination, mode, bias, 0.5, &LhsRows::new(a), &b, Threads::Pool);
         };
         let mut joined = random(m * n, 3);
@@ -172,7 +183,10 @@ fn the_error_stays_within_the_stated_bound() {
         let (mut squares, mut usual) = (0.0, 0.0);
         for (at, [sum, magnitude, energy]) in case.sums(f64::from) {
             let error = (f64::from(out[at]) - sum).abs();
-            assert!(error <= (2.0 * U + U * U) * magnitude + rounding_bound(case.k, magnitude), "{error} at {at} of {case:?}");
+            assert!(
+                error <= (2.0 * U + U * U) * magnitude + rounding_bound(case.k, magnitude),
+                "{error} at {at} of {case:?}"
+            );
             squares += error * error;
             usual += U * U * energy;
         }
@@ -199,10 +213,19 @@ fn assert_sum(k: usize, n: usize, rank: usize) {
     let row = |x: &[f32], rhs: &RhsPanels<f32>| {
         let mut out = vec![0.0; rhs.cols()];
         let destination = Destination::new(&mut out, 1, rhs.cols(), rhs.cols());
-        gemm_packed(destination, WriteMode::Overwrite, None, 1.0, &LhsRows::new(Mat::new(x, 1, x.len())), rhs, Threads::One);
+        gemm_packed(
+            destination,
+            WriteMode::Overwrite,
+            None,
+            1.0,
+            &LhsRows::new(Mat::new(x, 1, x.len())),
+            rhs,
+            Threads::One,
+        );
         out
     };
-    let (forward, back) = (RhsPanels::new(Mat::new(&w, k, n), update), RhsPanels::new(Mat::new(&w, k, n).t(), transposed));
+    let (forward, back) =
+        (RhsPanels::new(Mat::new(&w, k, n), update), RhsPanels::new(Mat::new(&w, k, n).t(), transposed));
     for i in 0..k {
         for (j, x) in row(&unit(i, k), &forward).into_iter().enumerate() {
             assert!((f64::from(x) - sum(i, j)).abs() < 4e-6, "row {i}, column {j}");

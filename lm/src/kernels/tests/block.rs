@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::{agree, loss, noise, values, var};
 use crate::Precision;
 use crate::kernels::{
-    self, Activation, LoraRef, BITS, BlockArgs, Heads, DropoutMask, NormRef, LmHeadRef, Pairing, LinearRef, Rotary, TargetTokens, reference,
+    self, Activation, BITS, BlockArgs, DropoutMask, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, Pairing, Rotary,
+    TargetTokens, reference,
 };
 
 /// The differences between the families.
@@ -85,7 +86,13 @@ impl BlockTensors {
     }
 
     /// For `rows` rows, of which `output_rows` are computed after attention.
-    fn with_output_rows(style: Style, [rows, output_rows]: [usize; 2], inner: usize, lora: bool, seed: u64) -> Result<Self> {
+    fn with_output_rows(
+        style: Style,
+        [rows, output_rows]: [usize; 2],
+        inner: usize,
+        lora: bool,
+        seed: u64,
+    ) -> Result<Self> {
         let (d, linears) = (style.d(), style.linear_shapes(inner));
         let mut shapes = vec![vec![d]; 4];
         shapes.extend(linears.iter().flat_map(|&(i, o)| [vec![i, o], vec![o]]));
@@ -102,7 +109,9 @@ impl BlockTensors {
             let kept = noise(&[rows * width], seed ^ which << 41).ge(-0.5)?.to_vec1::<u8>()?;
             let word = |elements: &[u8]| elements.iter().rev().fold(0, |word, &kept| word << 1 | u32::from(kept));
             let words: Vec<u32> = kept.chunks(BITS).map(word).collect();
-            Ok(DropoutMask::new(kept.len(), 1.25, |first, part| part.copy_from_slice(&words[first..first + part.len()])))
+            Ok(DropoutMask::new(kept.len(), 1.25, |first, part| {
+                part.copy_from_slice(&words[first..first + part.len()])
+            }))
         };
         Ok(Self {
             style,
@@ -167,7 +176,8 @@ impl BlockTensors {
                 }),
             }),
         };
-        let norm = |i: usize| NormRef { weight: &self.weights[2 * i], bias: norm_bias.then(|| &self.weights[2 * i + 1]) };
+        let norm =
+            |i: usize| NormRef { weight: &self.weights[2 * i], bias: norm_bias.then(|| &self.weights[2 * i + 1]) };
         let down = widths.len() - 1;
         BlockArgs {
             norm_1: norm(0),
@@ -372,7 +382,8 @@ fn everything() -> Result<Vec<Vec<u32>>> {
         let ends = BlockTensors::with_output_rows(style, [n, last.len()], 4 * d, false, 60)?;
         let h_last = kernels::transformer_block(&h, &BlockArgs { output_rows: Some(&last), ..ends.block(time, true) })?;
         let h = (h + h_last.mean_all()?.broadcast_as((n, d))?)?;
-        let output = LmHeadRef { weight: &e, bias: style.parallel.then_some(bias.as_tensor()), precision: Precision::F32 };
+        let output =
+            LmHeadRef { weight: &e, bias: style.parallel.then_some(bias.as_tensor()), precision: Precision::F32 };
         let stats = kernels::token_stats(&h, &output, &TargetTokens { targets: &targets, forbidden: None }, true)?;
         let entropy = stats.entropy.expect("asked for");
         let grads = kernels::backward(&(loss(&stats.logprob)? + loss(&entropy)?)?)?;

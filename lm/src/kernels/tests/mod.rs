@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
-use super::{NormRef, LmHeadRef, TargetTokens, reference};
+use super::{LmHeadRef, NormRef, TargetTokens, reference};
 use crate::Precision;
 use block::{BlockTensors, GPT2, LLAMA, STYLES, Style};
 
@@ -179,8 +179,10 @@ fn gradients_agree_with_finite_differences() -> Result<()> {
     }
     let e = var(&[9, 10], 5);
     let output = LmHeadRef { weight: &e, bias: None, precision: Precision::F32 };
-    let rows =
-        TargetTokens { targets: &[1, 2, 3, 4, 5, 8], forbidden: Some((&[0, 6], &[true, false, true, false, false, true])) };
+    let rows = TargetTokens {
+        targets: &[1, 2, 3, 4, 5, 8],
+        forbidden: Some((&[0, 6], &[true, false, true, false, false, true])),
+    };
     for v in [&x, &e] {
         differentiable(v, || Ok(super::token_stats(&x, &output, &rows, true)?.logprob))?;
         differentiable(v, || Ok(super::token_stats(&x, &output, &rows, true)?.entropy.expect("asked for")))?;
@@ -239,8 +241,13 @@ fn non_finite_inputs_give_non_finite_outputs() -> Result<()> {
         let rows = TargetTokens { targets: &[0, 1, 2], forbidden: None };
         let output = noise(&[5, 24], 1);
         assert!(spoiled(
-            super::token_stats(&x, &LmHeadRef { weight: &output, bias: None, precision: Precision::F32 }, &rows, false)?
-                .logprob
+            super::token_stats(
+                &x,
+                &LmHeadRef { weight: &output, bias: None, precision: Precision::F32 },
+                &rows,
+                false
+            )?
+            .logprob
         ));
     }
     Ok(())

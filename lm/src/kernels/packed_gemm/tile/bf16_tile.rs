@@ -5,7 +5,7 @@
 use std::sync::OnceLock;
 
 use super::bf16::{Bf16Pair, even, odd};
-use super::{PanelBlock, COLS, KernelTable, ROWS, Tile, REGISTERS, kernel_table};
+use super::{COLS, KernelTable, PanelBlock, REGISTERS, ROWS, Tile, kernel_table};
 use crate::kernels::simd::simd;
 
 /// Writes the product of two panels of equal depth to a tile. Only the left panel's first rows are valid: as many as
@@ -61,7 +61,7 @@ mod avx512 {
     use std::mem::transmute;
 
     use super::super::bf16::Bf16Pair;
-    use super::{PanelBlock, COLS, ROWS, Tile, REGISTERS};
+    use super::{COLS, PanelBlock, REGISTERS, ROWS, Tile};
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Bf16Pair; ROWS]], b: PanelBlock<Bf16Pair>) {

@@ -4,7 +4,7 @@
 
 use std::sync::OnceLock;
 
-use super::{PanelBlock, COLS, KernelTable, ROWS, Tile, REGISTERS, kernel_table};
+use super::{COLS, KernelTable, PanelBlock, REGISTERS, ROWS, Tile, kernel_table};
 use crate::kernels::simd::{Isa, isa};
 
 /// Writes the product of rows and a panel of equal depth to a tile. Only the first rows are valid: as many as the
@@ -90,7 +90,7 @@ mod avx2 {
         _mm256_storeu_ps,
     };
 
-    use super::{PanelBlock, COLS, HEIGHT, ROWS, Tile};
+    use super::{COLS, HEIGHT, PanelBlock, ROWS, Tile};
 
     /// f32 per register.
     const LANES: usize = 8;
@@ -153,7 +153,8 @@ mod avx2 {
             if top == 0 && left == 0 {
                 b.prefetch_next(p);
             }
-            let ahead = b.words.as_ptr().wrapping_add(p + PREFETCH_WORDS).cast::<f32>().wrapping_add(first).cast::<i8>();
+            let ahead =
+                b.words.as_ptr().wrapping_add(p + PREFETCH_WORDS).cast::<f32>().wrapping_add(first).cast::<i8>();
             _mm_prefetch::<_MM_HINT_T0>(ahead);
             _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(W * LANES * size_of::<f32>() - 1));
             let mut columns: [__m256; W] = [_mm256_setzero_ps(); W];
@@ -182,7 +183,7 @@ mod avx512 {
     use std::arch::x86_64::{__m512, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_setzero_ps};
     use std::mem::transmute;
 
-    use super::{PanelBlock, COLS, ROWS, Tile, REGISTERS};
+    use super::{COLS, PanelBlock, REGISTERS, ROWS, Tile};
 
     #[target_feature(enable = "avx512f")]
     pub fn multiply<const R: usize, const V: usize>(tile: &mut Tile, rows: &[&[f32]; ROWS], b: PanelBlock<f32>) {
