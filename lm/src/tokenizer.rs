@@ -408,7 +408,7 @@ fn check_steps(bytes: &[u8]) -> std::result::Result<(), String> {
         let growth = growth(steps);
         if growth > MAX_GROWTH {
             return Err(format!(
-                "its {name} can make a text {growth:.0} times as long, at most {MAX_GROWTH} is supported"
+                "its {name} can make a text {growth:.0} times as long; at most {MAX_GROWTH} is supported"
             ));
         }
     }

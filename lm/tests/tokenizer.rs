@@ -206,7 +206,7 @@ fn steps_that_expand_a_text_too_much_and_long_texts_are_refused() {
     ] {
         let message = with(key, step).unwrap_err().to_string();
         assert!(
-            message.ends_with(&format!("its {key} can make a text {growth} times as long, at most 256 is supported"))
+            message.ends_with(&format!("its {key} can make a text {growth} times as long; at most 256 is supported"))
         );
     }
     let few = "x".repeat(1 << 18);

@@ -11,7 +11,7 @@ const MAX_DIM: usize = 1 << 16;
 /// rounding error grows with the position, and models were trained with it. Errors: a width beyond all models.
 pub fn frequencies(theta: f64, dim: usize) -> Result<Vec<f32>, String> {
     if dim > MAX_DIM {
-        return Err(format!("rotary embeddings over {dim} columns of a head, at most {MAX_DIM} are supported"));
+        return Err(format!("rotary embeddings over {dim} columns of a head; at most {MAX_DIM} are supported"));
     }
     let base = f64::from(theta as f32);
     let power = |i: usize| base.powf(f64::from((2 * i) as f32 / dim as f32)) as f32;
@@ -69,7 +69,7 @@ impl RopeConfig {
         }
         let partial = scaling.and_then(|s| s.partial_rotary_factor).or(self.partial_rotary_factor);
         if let Some(part) = partial.filter(|&part| part != 1.0) {
-            return Err(format!("partial_rotary_factor is {part}, only 1 is supported"));
+            return Err(format!("partial_rotary_factor is {part}; only 1 is supported"));
         }
         let plain = frequencies(theta, dim)?;
         match scaling {

@@ -119,7 +119,7 @@ impl HeaderReader<'_> {
     fn location(&mut self, alignment: u64) -> ScanResult<TensorLocation> {
         let dims = self.u32()?;
         if dims > MAX_DIMS {
-            return Err(format!("has {dims} dimensions; at most {MAX_DIMS} are read"));
+            return Err(format!("has {dims} dimensions; at most {MAX_DIMS} are supported"));
         }
         let mut shape = Vec::new();
         for _ in 0..dims {

@@ -66,10 +66,10 @@ pub(super) fn locate_tensors(source: &Source, path: &Path) -> Result<TensorLocat
 
 /// The file location of a view of a storage. Errors: a view that exceeds its storage, or is not contiguous.
 fn locate(tensor: TensorDescription, storage: Option<&ArchiveFile>) -> Result<TensorLocation, String> {
-    let storage = storage.ok_or_else(|| format!("lies in storage `{}`, which does not exist", tensor.storage))?;
+    let storage = storage.ok_or_else(|| format!("uses storage `{}`, which does not exist", tensor.storage))?;
     if tensor.storage_len.checked_mul(tensor.item).is_none_or(|bytes| bytes > storage.len) {
         return Err(format!(
-            "lies in storage `{}` of {} numbers, but that storage has only {} bytes",
+            "uses storage `{}` of {} numbers, but that storage has only {} bytes",
             tensor.storage, tensor.storage_len, storage.len
         ));
     }

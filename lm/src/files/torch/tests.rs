@@ -246,7 +246,7 @@ fn an_archive_without_a_state_dict_is_refused() {
     for (bytes, why) in [
         (archive(&[("data/0", &data)]), "expected one `data.pkl`"),
         (archive(&[("data.pkl", &pickle), ("x/data.pkl", &pickle), ("data/0", &data)]), "expected one `data.pkl`"),
-        (archive(&[("data.pkl", &pickle)]), "lies in storage `0`, which does not exist"),
+        (archive(&[("data.pkl", &pickle)]), "uses storage `0`, which does not exist"),
         (archive(&[("data.pkl", &pickle), ("data/0", &data[..20])]), "that storage has only 20 bytes"),
         (archive(&[("data.pkl", &pickle), ("data/0", &data), ("byteorder", b"big")]), "not little-endian"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.".to_vec(), "written by a PyTorch before 1.6"),
