@@ -1,5 +1,5 @@
-//! Matrix products with a packed right operand and in bf16 against those of the `gemm` crate, at the shapes of training and
-//! decoding, on one thread and on all: GFLOP/s and ratios. Run it with nothing else on the machine:
+//! Matrix products with a packed right operand and in bf16 against those of the `gemm` crate, at the shapes of training
+//! and decoding, on one thread and on all: GFLOP/s and ratios. Run it with nothing else on the machine:
 //!
 //!     MIMALLOC_PURGE_DELAY=-1 cargo bench -p temper-lm --bench matmul [-- rounds]
 //!

@@ -182,8 +182,8 @@ impl CausalLm {
     }
 
     /// The exact KL(self || other) over the whole vocabulary between the distributions of each response token: flat
-    /// `[response_tokens]`, in nats. `hidden` and `other_hidden` are the outputs of [`CausalLm::hidden_for_responses`] of
-    /// the two models. Errors: the vocabularies differ.
+    /// `[response_tokens]`, in nats. `hidden` and `other_hidden` are the outputs of [`CausalLm::hidden_for_responses`]
+    /// of the two models. Errors: the vocabularies differ.
     pub fn kl_divergence(
         &self,
         hidden: &Tensor,

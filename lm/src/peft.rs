@@ -1,4 +1,5 @@
-//! Reads and writes LoRA adapters in PEFT's folder layout: adapter_config.json and adapter_model.safetensors or adapter_model.bin.
+//! Reads and writes LoRA adapters in PEFT's folder layout: adapter_config.json and adapter_model.safetensors or
+//! adapter_model.bin.
 
 use std::collections::BTreeSet;
 use std::fs;

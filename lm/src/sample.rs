@@ -6,7 +6,7 @@ use crate::decode::{Decoder, DecoderWeights, KvCache, Workspace};
 use crate::kernels::gemm::Threads;
 use crate::threads::in_pool;
 use crate::token_sampler::{SampleOptions, TokenSampler};
-use crate::{CausalLm, CounterRng, Eos, Error, Result, token_stats};
+use crate::{CausalLm, CounterRng, Error, Result, token_stats};
 
 /// One response.
 #[derive(Debug, Clone, PartialEq)]

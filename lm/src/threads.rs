@@ -10,7 +10,8 @@
 pub fn set_threads(n: usize) {
     if is_single_threaded() {
         for (name, threads) in [("RAYON_NUM_THREADS", n.max(1)), ("CANDLE_NUM_THREADS", 1)] {
-            // SAFETY: `is_single_threaded` has found no other thread, so none reads or writes the environment meanwhile.
+            // SAFETY: `is_single_threaded` has found no other thread, so none reads or writes the environment
+            // meanwhile.
             unsafe { std::env::set_var(name, threads.to_string()) };
         }
     }

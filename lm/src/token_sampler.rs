@@ -135,7 +135,7 @@ simd! {
 mod tests {
     use super::*;
 
-    fn options() -> SampleOptions {
+    fn default_options() -> SampleOptions {
         SampleOptions {
             temperature: 1.0,
             top_p: 1.0,
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_uniform_number_selects_by_cumulative_probability_in_id_order() {
-        let options = options();
+        let options = default_options();
         for (u, id) in [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.51, 2), (0.69, 2), (0.71, 3), (0.999_999_999, 3)]
         {
             let (token, logprob) = sample(&options, 0, u);
@@ -168,14 +168,14 @@ mod tests {
 
     #[test]
     fn eos_is_impossible_before_the_minimum_and_the_rest_renormalised() {
-        let options = SampleOptions { min_new_tokens: 2, ..options() };
+        let options = SampleOptions { min_new_tokens: 2, ..default_options() };
         let (id, logprob) = sample(&options, 1, 0.0);
         assert_eq!(id, 1);
         assert!((logprob - (0.4f32 / 0.9).ln()).abs() < 1e-6);
         assert_eq!(sample(&options, 2, 0.0).0, 0);
-        let greedy = SampleOptions { greedy: true, eos: 1.into(), min_new_tokens: 1, ..options() };
+        let greedy = SampleOptions { greedy: true, eos: 1.into(), min_new_tokens: 1, ..default_options() };
         assert_eq!((sample(&greedy, 0, 0.9).0, sample(&greedy, 1, 0.9).0), (3, 1));
-        let several = SampleOptions { eos: Eos::new([0, 3]).unwrap(), min_new_tokens: 1, ..options() };
+        let several = SampleOptions { eos: Eos::new([0, 3]).unwrap(), min_new_tokens: 1, ..default_options() };
         for (u, expected) in [(0.0, 1), (0.66, 1), (0.67, 2), (0.999, 2)] {
             let (id, logprob) = sample(&several, 0, u);
             assert_eq!(id, expected, "at {u}");
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn top_p_keeps_the_fewest_tokens_and_reports_untempered_probabilities() {
-        let options = SampleOptions { top_p: 0.65, ..options() };
+        let options = SampleOptions { top_p: 0.65, ..default_options() };
         for i in 0..100 {
             let (id, logprob) = sample(&options, 0, f64::from(i) / 100.0);
             assert_eq!(
@@ -200,12 +200,12 @@ mod tests {
             );
             assert!((logprob - if id == 1 { 0.4f32.ln() } else { 0.3f32.ln() }).abs() < 1e-6);
         }
-        assert_eq!(sample(&SampleOptions { top_p: 1e-9, ..options() }, 0, 0.99).0, 1);
+        assert_eq!(sample(&SampleOptions { top_p: 1e-9, ..default_options() }, 0, 0.99).0, 1);
     }
 
     #[test]
     fn temperature_changes_the_sample_but_not_the_log_probability() {
-        let options = SampleOptions { temperature: 0.5, ..options() };
+        let options = SampleOptions { temperature: 0.5, ..default_options() };
         // Squares: 0.01, 0.16, 0.04, 0.09 of 0.3.
         for (u, id) in [(0.03, 0), (0.04, 1), (0.56, 1), (0.57, 2), (0.69, 2), (0.71, 3)] {
             let (token, logprob) = sample(&options, 0, u);
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn non_finite_logits_are_refused() {
-        let options = options();
+        let options = default_options();
         for bad in [f32::NAN, f32::INFINITY] {
             let mut logits = logits();
             logits[2] = bad;

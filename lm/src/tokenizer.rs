@@ -55,7 +55,8 @@ impl std::fmt::Debug for Tokenizer {
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`, the one in a folder, or the tokenizer of a GGUF file. EOS is the first of
-    /// [`EOS_TOKENS`] that is a special token. Errors: an unreadable file, no EOS, missing bytes, or ids drawn at random.
+    /// [`EOS_TOKENS`] that is a special token. Errors: an unreadable file, no EOS, missing bytes, or ids drawn at
+    /// random.
     pub fn load(path: &Path) -> Result<Self> {
         let (inner, path) = read(path)?;
         let eos = find_eos(&inner).ok_or_else(|| error(&path, format!("has no EOS: {}", no_eos_message())))?;
@@ -71,7 +72,8 @@ impl Tokenizer {
             Some(eos) => match eos.ids().iter().find(|id| !added.get(id).is_some_and(|token| token.special)) {
                 None => eos,
                 Some(id) => {
-                    let message = format!("the model's config names id {id} as EOS, which is not a special token of the tokenizer");
+                    let message =
+                        format!("the model's config names id {id} as EOS, which is not a special token of the tokenizer");
                     return Err(error(&path, message));
                 }
             },
@@ -329,7 +331,10 @@ fn bos_post_processor(inner: &tokenizers::Tokenizer, bos: &[u32]) -> std::result
         .map(|(token, id)| (token.clone(), json!({ "id": token, "ids": [id], "tokens": [token] })))
         .collect();
     let template = json!({
-        "type": "TemplateProcessing", "single": template(&["A"]), "pair": template(&["A", "B"]), "special_tokens": special,
+        "type": "TemplateProcessing",
+        "single": template(&["A"]),
+        "pair": template(&["A", "B"]),
+        "special_tokens": special,
     });
     serde_json::from_value(template).map_err(|e| e.to_string())
 }

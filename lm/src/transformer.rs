@@ -368,7 +368,8 @@ impl Transformer {
         self.blocks.iter().flat_map(Block::linears)
     }
 
-    /// A fresh adapter on every linear layer: A uniform in ±1/sqrt(in) (PEFT's Kaiming-uniform with a = sqrt 5), B zero.
+    /// A fresh adapter on every linear layer: A uniform in ±1/sqrt(in) (PEFT's Kaiming-uniform with a = sqrt 5), B
+    /// zero.
     pub fn with_new_adapters(&self, lora: &LoraConfig, rng: &mut ChaCha12Rng) -> Result<Self> {
         lora.check().map_err(Error::input)?;
         self.frozen_base().map_adapters(|linear| {

@@ -92,7 +92,7 @@ fn check_tied(model: &Transformer, file: &Checkpoint, path: &Path) -> Result<()>
     let stored = file.get(&lm_head, &[model.architecture.vocab, model.architecture.d])?;
     if CpuSlice::new(&stored)?[..] != CpuSlice::new(&model.embedding)?[..] {
         let message = format!(
-            "ties the output layer to the embedding, but has a different `{lm_head}`; to use it, set tie_word_embeddings to false"
+            "ties the LM head to the embedding, but has a different `{lm_head}`; to use it, set tie_word_embeddings to false"
         );
         return Err(Error::model(path, message));
     }

@@ -182,8 +182,8 @@ fn scores_depend_on_all_reward_model_variables_and_no_lm_head() {
 
 /// Central differences against the gradient: along the gradient itself, and at single entries.
 ///
-/// A step of 1e-2 in weights of spread 0.3 leaves a truncation error of a few 1e-4 of the curvature, and f32 an error of
-/// some 1e-6 / 1e-2 in the difference: hence the tolerances.
+/// A step of 1e-2 in weights of spread 0.3 leaves a truncation error of a few 1e-4 of the curvature, and f32 an error
+/// of some 1e-6 / 1e-2 in the difference: hence the tolerances.
 fn assert_gradients_match_differences(reward: &RewardModel) {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();

@@ -109,8 +109,8 @@ impl RopeScaling {
 }
 
 /// Llama 3.1's rule: wavelengths below `original_length / high` stay, those above `original_length / low` are stretched
-/// by `factor`, and in between the two are interpolated. Every step rounds as in transformers, which rounds 1 / x before
-/// it multiplies.
+/// by `factor`, and in between the two are interpolated. Every step rounds as in transformers, which rounds 1 / x
+/// before it multiplies.
 pub(crate) fn llama3_frequency(frequency: f32, factor: f64, low: f64, high: f64, original_length: f64) -> f32 {
     let wavelength = 1.0 / frequency * std::f32::consts::TAU;
     if wavelength > (original_length / low) as f32 {

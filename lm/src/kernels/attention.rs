@@ -239,7 +239,8 @@ simd! {
     }
 }
 
-/// Splits the gradient of joint rows `[batch * time, qkv_width]` into one part per (sequence, key/value head), in order.
+/// Splits the gradient of joint rows `[batch * time, qkv_width]` into one part per (sequence, key/value head), in
+/// order.
 pub fn split_qkv_gradients(grad: &mut [f32], shape: AttentionShape) -> Vec<HeadGradients<'_>> {
     let AttentionShape { batch, time, heads, kv_heads, width } = shape;
     let all = heads + 2 * kv_heads;

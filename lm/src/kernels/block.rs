@@ -104,8 +104,8 @@ pub struct TransformerBlockOp {
     saved: SavedForBackward<Vec<SavedActivations>>,
 }
 
-/// Activations that one chunk saves for its backward pass, `[rows, ..]` each; `x1` and `up` have selected rows only. All
-/// activations not listed are quicker to recompute.
+/// Activations that one chunk saves for its backward pass, `[rows, ..]` each; `x1` and `up` have selected rows only.
+/// All activations not listed are quicker to recompute.
 struct SavedActivations {
     /// After rotation.
     qkv: Vec<f32>,

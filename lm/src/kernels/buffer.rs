@@ -85,8 +85,8 @@ pub struct SubmatrixMut<'a> {
     matrix: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: a submatrix is an exclusive borrow of its elements, which no other one holds (see `split_submatrices`); f32 is
-// Send.
+// SAFETY: a submatrix is an exclusive borrow of its elements, which no other one holds (see `split_submatrices`); f32
+// is Send.
 unsafe impl Send for SubmatrixMut<'_> {}
 
 impl SubmatrixMut<'_> {
@@ -140,9 +140,9 @@ pub fn split_submatrices(matrix: &mut [f32], rows: usize, cols: usize, across: u
     let base = matrix.as_mut_ptr();
     (0..blocks * across)
         .map(|i| {
-            // SAFETY: block of rows i / across starts within the matrix, and submatrix i % across within its rows; by the
-            // assertion all `rows` rows of the block do. Each (row, column) belongs to exactly one submatrix, so they are
-            // disjoint.
+            // SAFETY: block of rows i / across starts within the matrix, and submatrix i % across within its rows; by
+            // the assertion all `rows` rows of the block do. Each (row, column) belongs to exactly one submatrix, so
+            // they are disjoint.
             let first = unsafe { base.add(i / across * rows * stride + i % across * cols) };
             SubmatrixMut { first, rows, cols, stride, matrix: PhantomData }
         })

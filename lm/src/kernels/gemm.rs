@@ -117,7 +117,8 @@ pub fn gemm_to_vec(scale: f32, a: Mat, b: Mat) -> Vec<f32> {
 }
 
 /// # Safety
-/// `out` points to a.rows rows of b.cols elements, `stride` apart, writable and not aliased; initialised if `mode` adds.
+/// `out` points to a.rows rows of b.cols elements, `stride` apart, writable and not aliased; initialised if `mode`
+/// adds.
 unsafe fn gemm_unchecked(out: *mut f32, stride: usize, mode: WriteMode, scale: f32, a: Mat, b: Mat, threads: Threads) {
     assert_eq!(a.cols, b.rows, "inner dimensions of a product are equal");
     let parallelism = match threads {

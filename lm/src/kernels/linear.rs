@@ -160,8 +160,8 @@ impl PreparedLora<'_> {
     }
 }
 
-/// A layer prepared for one direction. Methods take the index in the batch of their first row, for the dropout mask, and
-/// the columns that the layer's output occupies.
+/// A layer prepared for one direction. Methods take the index in the batch of their first row, for the dropout mask,
+/// and the columns that the layer's output occupies.
 pub struct PreparedLinear<'a> {
     w: PackedRhs,
     direction: Direction,

@@ -51,8 +51,8 @@ pub enum Direction {
     Backward,
 }
 
-/// Layer normalisation over the last dimension, `(x - mean) / sqrt(variance + eps) * weight + bias`, or without a bias RMS
-/// normalisation, `x / sqrt(mean(x^2) + eps) * weight`. `x [.., d]`, `weight [d]`, `bias [d]` -> `[.., d]`.
+/// Layer normalisation over the last dimension, `(x - mean) / sqrt(variance + eps) * weight + bias`, or without a bias
+/// RMS normalisation, `x / sqrt(mean(x^2) + eps) * weight`. `x [.., d]`, `weight [d]`, `bias [d]` -> `[.., d]`.
 pub fn norm(x: &Tensor, norm: &NormRef, eps: f64) -> Result<Tensor> {
     let (_, d) = candle_interop::rows_and_width(x)?;
     candle_interop::check_shape("a norm's weight", norm.weight, &[d])?;

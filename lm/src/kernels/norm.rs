@@ -50,7 +50,8 @@ impl RowNorm<'_> {
     }
 }
 
-/// Normalises the rows `[.., d]` of its first operand; the others are the weight `[d]` and, for layer norm, the bias `[d]`.
+/// Normalises the rows `[.., d]` of its first operand; the others are the weight `[d]` and, for layer norm, the bias
+/// `[d]`.
 pub struct NormOp {
     pub d: usize,
     pub eps: f32,

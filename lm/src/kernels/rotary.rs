@@ -46,8 +46,8 @@ impl Rotary {
         Ok(())
     }
 
-    /// Rotates the heads of `width` columns side by side in `x`, in place, for `position`. Backward is the inverse, which
-    /// is also the transpose: it rotates gradients.
+    /// Rotates the heads of `width` columns side by side in `x`, in place, for `position`. Backward is the inverse,
+    /// which is also the transpose: it rotates gradients.
     pub fn rotate(&self, x: &mut [f32], width: usize, position: usize, direction: Direction) {
         let at = position * self.pairs..(position + 1) * self.pairs;
         let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);

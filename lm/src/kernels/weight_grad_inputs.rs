@@ -84,7 +84,8 @@ impl PartwiseVec {
         let len = self.lengths.iter().sum();
         assert_eq!(*self.written.get_mut(), len, "every part is written");
         // SAFETY: `parts` cuts the first `len` elements of the buffer into disjoint parts and resets the count.
-        // `VecPart::write` consumes its part and counts it once it is wholly written. So all `len` elements were written.
+        // `VecPart::write` consumes its part and counts it once it is wholly written. So all `len` elements were
+        // written.
         unsafe { self.buffer.set_len(len) };
         self.buffer
     }

@@ -4,7 +4,7 @@ use super::*;
 
 fn variable(name: &str, values: &[f32], decays: bool) -> Variable {
     let var = Var::from_slice(values, values.len(), &Device::Cpu).expect("a small variable");
-    Variable { name: name.values(), var, decays }
+    Variable { name: name.into(), var, decays }
 }
 
 fn values(v: &Variable) -> Vec<f32> {

@@ -322,7 +322,7 @@ fn a_file_that_cannot_be_read_is_named_where_the_user_has_it() -> Result<()> {
     bench.write("config.json", "[1]");
     assert_eq!(
         told(false).message,
-        format!("{}: expected an object, such as {{\"model_type\": \"gpt2\", …}}", place("config.json"))
+        format!("{}: expected a JSON object such as {{\"model_type\": \"gpt2\", …}}", place("config.json"))
     );
     std::fs::write(bench.path("config.json"), config).expect("written");
     let weights = std::fs::read(bench.path("model.safetensors")).expect("weights");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lm::{Batch, CausalLm, RewardPooling, RewardModel, ScalarHead, Sequence};
+use lm::{Batch, CausalLm, RewardModel, RewardPooling, ScalarHead, Sequence};
 
 use super::loss::preference_loss;
 use crate::testing::numbers::{Mutants, Numbers, Within, floats, gradients};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::error::Result;
 use engine::names::Digest;
-use lm::{CausalLm, RewardPooling, RewardModel, ScalarHead, Tokenizer};
+use lm::{CausalLm, RewardModel, RewardPooling, ScalarHead, Tokenizer};
 
 use crate::model;
 use crate::train::Told;

@@ -7,7 +7,7 @@ use candle_core::backprop::GradStore;
 use engine::checkpoint::{Checkpoints, Reached};
 use engine::context::Context;
 use engine::error::{Error, Result};
-use lm::{AdamW, AdamWConfig, Dropout, LrSchedule, LrDecay, Variable};
+use lm::{AdamW, AdamWConfig, Dropout, LrDecay, LrSchedule, Variable};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, Exact, Position};

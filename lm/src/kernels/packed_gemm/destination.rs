@@ -113,7 +113,8 @@ simd! {
         let (height, width) = (tile.len().min(destination.rows - row), COLS.min(destination.cols - col));
         if destination.col_stride == 1 {
             for (i, sums) in tile[..height].iter().enumerate() {
-                // SAFETY: the row's elements are contiguous and lie within the matrix: row + i < rows, col + width <= cols.
+                // SAFETY: the row's elements are contiguous and lie within the matrix: row + i < rows, col + width <=
+                // cols.
                 let out = unsafe { destination.line(row + i, col, width) };
                 match out.first_chunk_mut::<COLS>() {
                     // A length known at compile time.
@@ -129,7 +130,8 @@ simd! {
                 sums[i] = row[j];
             }
             let bias = bias.map(|bias| [bias[j]; ROWS]);
-            // SAFETY: the column's elements are contiguous and lie within the matrix: row + height <= rows, col + j < cols.
+            // SAFETY: the column's elements are contiguous and lie within the matrix: row + height <= rows, col + j <
+            // cols.
             let out = unsafe { destination.line(row, col + j, height) };
             write_line(out, &sums, mode, bias.as_ref().map(<[f32; ROWS]>::as_slice), scale);
         }

@@ -25,8 +25,8 @@ pub use tile::bf16::Bf16Pair;
 use super::gemm::{Threads, WriteMode};
 use tile::{COLS, PanelBlock, ROWS};
 
-/// Words per block along the inner dimension: more than most products have. A block of a panel of the right operand, 192
-/// KiB, and the group of row panels multiplied by it stay in the L2 cache.
+/// Words per block along the inner dimension: more than most products have. A block of a panel of the right operand,
+/// 192 KiB, and the group of row panels multiplied by it stay in the L2 cache.
 const DEPTH: usize = 1024;
 /// Row panels per group.
 const GROUP_PANELS: usize = 16;
