@@ -67,12 +67,12 @@ fn main() {
             std::fs::write(folder.path().join("p.yaml"), pipeline(n, mode)).expect("the folder can be written to");
             let (_, events) = temper(folder.path(), &api, &["run", "p.yaml", "--until", "tables"]);
             let (_, tables) = stage(&events, "tables");
-            let (whole, events) = temper(folder.path(), &api, &["run", "p.yaml"]);
+            let (total, events) = temper(folder.path(), &api, &["run", "p.yaml"]);
             let (seconds, peak) = stage(&events, "annotate");
             let paid = api.paid_messages();
             println!(
-                "{mode:>6}: {paid:>6} answers in {seconds:6.2} s ({:.0} a second), peak {peak} MiB, of the tables alone {tables} MiB; \
-                 the whole run {whole:.2} s",
+                "{mode:>6}: {paid:>6} answers in {seconds:6.2} s ({:.0} a second), peak {peak} MiB ({tables} MiB for the tables alone), \
+                 full run {total:.2} s",
                 paid as f64 / seconds,
             );
         }

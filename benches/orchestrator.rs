@@ -19,7 +19,7 @@ fn chain(n: usize) -> String {
     for i in 1..n {
         let copy = "cp $TEMPER_INPUT_x/x $TEMPER_OUTPUT/x";
         writeln!(text, "  s{i}: {{ uses: command, needs: {{ x: s{} }}, with: {{ run: [sh, -c, '{copy} # {i}'], output: Files }} }}", i - 1)
-            .expect("a string takes what is written to it");
+            .expect("writing to a string cannot fail");
     }
     text
 }
@@ -50,7 +50,7 @@ fn main() {
         let warm = median(folder.path(), &["run", &file]);
         let plan = median(folder.path(), &["plan", &file]);
         println!(
-            "chain of {n:>5}: run {cold:9.1} ms ({:6.2} ms a stage), nothing to do {warm:7.1} ms, plan {plan:7.1} ms",
+            "chain of {n:>5}: run {cold:9.1} ms ({:6.2} ms per stage), nothing to do {warm:7.1} ms, plan {plan:7.1} ms",
             cold / n as f64
         );
     }

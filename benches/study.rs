@@ -50,6 +50,6 @@ fn main() {
         println!("{stage:12} {:>9} {each:>12.1} {:>10}", cost.instances, cost.peak >> 20);
     }
     let again: Vec<f64> = (0..9).map(|_| run(store.path(), &pipeline).0 * 1e3).collect();
-    let least = again.iter().copied().fold(f64::INFINITY, f64::min);
-    println!("from nothing {seconds:.0} s; nothing to do {least:.0} ms at best of {}", again.len());
+    let fastest = again.iter().copied().fold(f64::INFINITY, f64::min);
+    println!("empty store: {seconds:.0} s; nothing to do: {fastest:.0} ms, the fastest of {} runs", again.len());
 }

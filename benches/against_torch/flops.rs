@@ -8,7 +8,7 @@ use crate::shapes::Shape;
 
 /// The trained part of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trains {
+pub enum TrainedWeights {
     /// Every weight.
     All,
     /// An adapter of this rank on every linear layer.
@@ -22,33 +22,33 @@ pub struct ShuffledPasses<'a> {
     pub rows: usize,
     pub time: usize,
     /// Number of positions at the end of each sequence whose hidden states are requested.
-    pub wanted: usize,
+    pub requested: usize,
     /// Whether these positions are multiplied with the output embedding.
-    pub predicts: bool,
+    pub lm_head: bool,
 }
 
 impl ShuffledPasses<'_> {
     /// One forward pass: 24 d^2 per token and layer in linear layers, 2 d (time + 1) in attention, 2 d vocab per
     /// predicted token. In the last layer, linear layers take 4 d^2 per token and 20 d^2 per requested one.
     pub fn forward(&self) -> f64 {
-        self.linear() + self.attention() + self.output()
+        self.linear_flops() + self.attention_flops() + self.lm_head_flops()
     }
 
     /// Forward and backward pass. The gradient of an input costs as much as the product itself, and so does that of a
     /// weight; attention's backward pass costs twice its forward pass. An adapter adds its thin products three times
     /// and needs no gradient of the first layer's input (except for the adapter's share, which is counted and
     /// negligible).
-    pub fn train(&self, trains: Trains) -> f64 {
-        let attention = 3.0 * self.attention();
-        match trains {
-            Trains::All => 3.0 * (self.linear() + self.output()) + attention,
-            Trains::Lora(rank) => {
+    pub fn forward_and_backward(&self, trained: TrainedWeights) -> f64 {
+        let attention = 3.0 * self.attention_flops();
+        match trained {
+            TrainedWeights::All => 3.0 * (self.linear_flops() + self.lm_head_flops()) + attention,
+            TrainedWeights::Lora(rank) => {
                 let Shape { d, layers, .. } = *self.shape;
                 // Inputs and outputs of the four linear layers: d + 3 d, d + d, d + 4 d, 4 d + d.
-                let per_rank = self.tokens() * (16 * d * (layers - 1) + 3 * d) + self.wanted() * 13 * d;
-                let thin = 2.0 * (rank * per_rank) as f64;
+                let per_rank = self.tokens() * (16 * d * (layers - 1) + 3 * d) + self.requested_tokens() * 13 * d;
+                let adapter = 2.0 * (rank * per_rank) as f64;
                 let first = 2.0 * (self.tokens() * 3 * d * d) as f64;
-                2.0 * (self.linear() + self.output()) - first + 3.0 * thin + attention
+                2.0 * (self.linear_flops() + self.lm_head_flops()) - first + 3.0 * adapter + attention
             }
         }
     }
@@ -59,25 +59,25 @@ impl ShuffledPasses<'_> {
     }
 
     /// Requested positions of all sequences.
-    fn wanted(&self) -> usize {
-        self.rows * self.wanted
+    fn requested_tokens(&self) -> usize {
+        self.rows * self.requested
     }
 
-    fn linear(&self) -> f64 {
+    fn linear_flops(&self) -> f64 {
         let Shape { d, layers, .. } = *self.shape;
-        ((24 * self.tokens() * (layers - 1) + 4 * self.tokens() + 20 * self.wanted()) * d * d) as f64
+        ((24 * self.tokens() * (layers - 1) + 4 * self.tokens() + 20 * self.requested_tokens()) * d * d) as f64
     }
 
-    fn attention(&self) -> f64 {
+    fn attention_flops(&self) -> f64 {
         let Shape { d, layers, .. } = *self.shape;
         // Attention of the first n positions, each over the positions up to itself.
         let first = |n: usize| 2 * n * (n + 1) * d;
         let all = first(self.time);
-        (self.rows * (all * layers - first(self.time - self.wanted))) as f64
+        (self.rows * (all * layers - first(self.time - self.requested))) as f64
     }
 
-    fn output(&self) -> f64 {
-        let predicted = if self.predicts { self.wanted() } else { 0 };
+    fn lm_head_flops(&self) -> f64 {
+        let predicted = if self.lm_head { self.requested_tokens() } else { 0 };
         2.0 * (predicted * self.shape.d * self.shape.vocab) as f64
     }
 }
@@ -105,12 +105,12 @@ impl Shape {
     }
 
     /// A complete PPO phase: sampling, log-probabilities of policy and reference, each member's scores, the updates.
-    pub fn phase(&self, members: usize, trains: Trains) -> f64 {
+    pub fn phase(&self, members: usize, trained: TrainedWeights) -> f64 {
         let rows = self.rollouts;
         self.prefill(rows)
             + self.decode(rows)
-            + 2.0 * self.whole(rows, true).forward()
-            + members as f64 * self.whole(rows, false).forward()
-            + self.epochs as f64 * self.whole(rows, true).train(trains)
+            + 2.0 * self.full_pass(rows, true).forward()
+            + members as f64 * self.full_pass(rows, false).forward()
+            + self.epochs as f64 * self.full_pass(rows, true).forward_and_backward(trained)
     }
 }

@@ -1,4 +1,4 @@
-//! A complete phase of `rl.ppo`, as the kind runs it.
+//! A complete phase of `rl.ppo`, as that kind runs it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,18 +17,18 @@ use stages::rl::update::Learner;
 use stages::types::Objective;
 use stages::types::{Pooling, RewardInfo};
 
-use crate::figures::{Measured, Run};
-use crate::flops::Trains;
+use crate::flops::TrainedWeights;
+use crate::inputs::{self, to_message};
+use crate::measure::{MeasureFn, Measurement};
 use crate::shapes::{Shape, Shapes};
-use crate::world::{self, told};
 
 /// The first phase of a run, from the same state each time: the standard objective with one reward model, the adaptive
-/// one with several. `trains` applies to the policy and to the reward models.
-pub fn phase(s: Shape, shapes: &Shapes, trains: Trains, members: usize) -> Result<Run, String> {
-    let params = params(&s, shapes, trains, members);
-    let base = world::base(&s)?;
-    let members = (0..members).map(|i| member(&base, &s, shapes, trains, i)).collect::<Result<Vec<_>, _>>()?;
-    let ids = world::prompts(&s, s.rollouts)?;
+/// one with several. `trained` applies to the policy and to the reward models.
+pub fn phase(s: Shape, shapes: &Shapes, trained: TrainedWeights, members: usize) -> Result<MeasureFn, String> {
+    let params = params(&s, shapes, trained, members);
+    let base = inputs::base(&s)?;
+    let members = (0..members).map(|i| member(&base, &s, shapes, trained, i)).collect::<Result<Vec<_>, _>>()?;
+    let ids = inputs::prompts(&s, s.rollouts)?;
     let prompts: Vec<Prompt> = ids.into_iter().map(|ids| Prompt { post_id: String::new(), ids }).collect();
     let sampling = SampleOptions {
         temperature: 1.0,
@@ -41,27 +41,27 @@ pub fn phase(s: Shape, shapes: &Shapes, trains: Trains, members: usize) -> Resul
     let stats = StatOptions { min_new_tokens: s.min_new, eos: 0.into(), entropy: true };
     let lora = shapes.lora;
     Ok(Box::new(move || {
-        let policy = match trains {
-            Trains::All => base.clone().with_full_training().map_err(told)?,
-            Trains::Lora(_) => world::with_adapter(&base, lora, 0.0)?,
+        let policy = match trained {
+            TrainedWeights::All => base.clone().with_full_training().map_err(to_message)?,
+            TrainedWeights::Lora(_) => inputs::with_adapter(&base, lora, 0.0)?,
         };
-        let mut learner = Learner::new(policy, base.frozen(), &params).map_err(told)?;
+        let mut learner = Learner::new(policy, base.frozen(), &params).map_err(to_message)?;
         let mut ctx = Context::new("rl.ppo", 7, BTreeMap::new(), PathBuf::new(), PathBuf::new());
         let mut phases = Phases::new(&params, &members, &prompts, sampling.clone(), stats.clone(), None, &ctx);
         let clock = Instant::now();
-        let row = phases.run(&mut learner, 0, &mut ctx).map_err(told)?;
+        let row = phases.run(&mut learner, 0, &mut ctx).map_err(to_message)?;
         let seconds = clock.elapsed().as_secs_f64();
-        let mean_length = row.length.ok_or("a phase knows its responses' mean length")?;
+        let mean_length = row.length.ok_or("a phase has no mean response length")?;
         let tokens = (mean_length * s.rollouts as f64).round() as u64;
-        Ok(Measured { seconds, tokens, flops: s.phase(members.len(), trains) })
+        Ok(Measurement { seconds, tokens, flops: s.phase(members.len(), trained) })
     }))
 }
 
-fn params(s: &Shape, shapes: &Shapes, trains: Trains, members: usize) -> Params {
+fn params(s: &Shape, shapes: &Shapes, trained: TrainedWeights, members: usize) -> Params {
     let (ppo, optimiser) = (shapes.ppo, shapes.optimiser);
-    let lora = match trains {
-        Trains::All => None,
-        Trains::Lora(r) => Some(params::Lora { r, alpha: shapes.lora.alpha }),
+    let lora = match trained {
+        TrainedWeights::All => None,
+        TrainedWeights::Lora(r) => Some(params::Lora { r, alpha: shapes.lora.alpha }),
     };
     let params = params::PpoParams {
         objective: if members == 1 { Objective::Standard } else { Objective::Adaptive },
@@ -84,13 +84,19 @@ fn params(s: &Shape, shapes: &Shapes, trains: Trains, members: usize) -> Params 
 }
 
 /// A reward model with its own head: an adapter on the shared base, or its own weights.
-fn member(base: &CausalLm, s: &Shape, shapes: &Shapes, trains: Trains, i: usize) -> Result<LoadedReward, String> {
-    let lm = match trains {
-        Trains::All => base.clone().with_full_training().map_err(told)?,
-        Trains::Lora(_) => world::with_adapter(base, shapes.lora, 0.0)?,
+fn member(
+    base: &CausalLm,
+    s: &Shape,
+    shapes: &Shapes,
+    trained: TrainedWeights,
+    i: usize,
+) -> Result<LoadedReward, String> {
+    let lm = match trained {
+        TrainedWeights::All => base.clone().with_full_training().map_err(to_message)?,
+        TrainedWeights::Lora(_) => inputs::with_adapter(base, shapes.lora, 0.0)?,
     };
     let d = s.d;
-    let head = ScalarHead::init(d, 0.1, &mut fixed_generator(i as u64, "reward head")).map_err(told)?;
+    let head = ScalarHead::init(d, 0.1, &mut fixed_generator(i as u64, "reward head")).map_err(to_message)?;
     let base_digest = Digest::of(b"bench");
     let config = RewardInfo {
         pool: Pooling::Last,
@@ -101,6 +107,6 @@ fn member(base: &CausalLm, s: &Shape, shapes: &Shapes, trains: Trains, i: usize)
         fact_sensitivity: None,
         more: serde_json::Map::new(),
     };
-    let model = RewardModel { lm, head, pool: Pool::Last }.frozen();
+    let model = RewardModel { lm, head, pool: RewardPooling::Last }.frozen();
     Ok(LoadedReward { model, centre: 0.0, scale: 1.0, base_digest, config })
 }

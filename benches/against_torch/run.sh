@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the Python side's environment if there is none, builds our side, runs both in turn and prints the table.
-# Arguments go to drive.py; PYTHON names an environment of one's own to use instead.
+# Creates the Python environment if it does not exist, builds our side, runs both sides in turn and prints the table.
+# Passes its arguments on to compare.py. Set PYTHON to use the Python of another environment.
 set -eu
 here=$(dirname "$0")
 if [ -z "${PYTHON:-}" ]; then
@@ -10,4 +10,4 @@ if [ -z "${PYTHON:-}" ]; then
         "$PYTHON" -m pip install --requirement "$here/requirements.txt"
     fi
 fi
-exec "$PYTHON" "$here/drive.py" "$@"
+exec "$PYTHON" "$here/compare.py" "$@"

@@ -1,10 +1,10 @@
-"""The rows of the comparison and how they are printed. Knows no process."""
+"""The rows of the comparison, and the tables printed from their results."""
 
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-# A bar is met if the lower quartile of the ratios reaches this share of it.
-NEARLY = 0.95
+# A target is met if the lower quartile of the ratios reaches this share of it.
+TOLERANCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -14,14 +14,14 @@ class Row:
     name: str
     shape: str
     ours: str
-    peer: str
-    bar: float | None = None
-    # Whether log-probabilities in bf16 are held against those in f32, each side's against its own.
-    rounds: bool = False
+    pytorch: str
+    target: float | None = None
+    # Whether log-probabilities in bf16 are compared with those in f32, for each side.
+    has_error: bool = False
 
     @property
-    def efficiency(self):
-        """Whether it is held against our fastest product of matrices."""
+    def is_training_step(self):
+        """Whether it is compared with our fastest matrix product."""
         return self.ours.endswith("_step")
 
 
@@ -50,18 +50,18 @@ ROWS = [
     Row("full training step, bf16", "G", "full_step_bf16", "full_step_bf16"),
     Row("LoRA training step, bf16", "M", "lora_step_bf16", "lora_step_bf16"),
     Row("LoRA training step, bf16", "G", "lora_step_bf16", "lora_step_bf16"),
-    Row("scoring, bf16", "T", "score_bf16", "score_bf16", rounds=True),
-    Row("scoring, bf16", "M", "score_bf16", "score_bf16", rounds=True),
-    Row("scoring, bf16", "G", "score_bf16", "score_bf16", rounds=True),
+    Row("scoring, bf16", "T", "score_bf16", "score_bf16", has_error=True),
+    Row("scoring, bf16", "M", "score_bf16", "score_bf16", has_error=True),
+    Row("scoring, bf16", "G", "score_bf16", "score_bf16", has_error=True),
 ]
 
-# The share of the processors that others may take while a row is measured: two threads that wait for each other at
-# every step, as PyTorch's do, lose far more by it than two that do not.
-QUIET = 0.03
-# What five reward models may add: this many times what the operations add.
-SHARING = 1.1
-# The share of the peak that a training step must reach.
-EFFICIENCY = 0.6
+# The share of the processors that other processes may use while a row is measured: two threads that wait for each other
+# at every step, as PyTorch's do, lose far more by it than two that do not.
+MAX_BUSY = 0.03
+# The time that four more reward models may add, as a multiple of the operations that they add.
+MAX_ADDED = 1.1
+# The share of the fastest matrix product's rate that a training step must reach.
+MIN_EFFICIENCY = 0.6
 
 
 def spread(values):
@@ -77,33 +77,33 @@ def seconds(side):
 
 
 def peak(side):
-    """The most memory the figure took, in MiB: without what the process held before, mostly libraries."""
+    """The figure's peak memory in MiB, without the memory of the process before, which is mostly libraries."""
     return (max(side["peak_rss"]) - side["start_rss"][0]) / 2**20
 
 
-def verdict(bar, lower):
-    if bar is None:
+def verdict(target, lower):
+    if target is None:
         return "", ""
-    return f"{bar:g}", "met" if lower >= NEARLY * bar else "not met"
+    return f"{target:g}", "met" if lower >= TOLERANCE * target else "not met"
 
 
 def lines(results):
-    """The whole table, from `{row's key: {"ours": side, "peer": side}}`, a side being lists by name of measurement and of
-    rows that round the `error`."""
-    yield "| figure | shape | ours | PyTorch | times faster [quartiles] | bar | | memory: ours | PyTorch | | pairs |"
+    """All tables, from `{row's key: {"ours": side, "pytorch": side}}`. A side has a list of values by name of measurement and,
+    for rows with `has_error`, the `error`."""
+    yield "| figure | shape | ours | PyTorch | times faster [quartiles] | target | | memory: ours | PyTorch | | pairs |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for row in ROWS:
         if key(row) not in results:
             continue
-        ours, peer = results[key(row)]["ours"], results[key(row)]["peer"]
-        ratio = [p / o for o, p in zip(ours["seconds"], peer["seconds"])]
+        ours, pytorch = results[key(row)]["ours"], results[key(row)]["pytorch"]
+        ratio = [p / o for o, p in zip(ours["seconds"], pytorch["seconds"])]
         middle, low, high = spread(ratio)
-        bar, met = verdict(row.bar, low)
-        memory = [peak(ours), peak(peer)]
+        target, met = verdict(row.target, low)
+        memory = [peak(ours), peak(pytorch)]
         smaller = "met" if memory[0] <= memory[1] else "not met"
         yield (
-            f"| {row.name} | {row.shape} | {seconds(ours)} | {seconds(peer)} | {middle:.2f} [{low:.2f}, {high:.2f}] "
-            f"| {bar} | {met} | {memory[0]:,.0f} MiB | {memory[1]:,.0f} MiB | {smaller} | {len(ratio)} |"
+            f"| {row.name} | {row.shape} | {seconds(ours)} | {seconds(pytorch)} | {middle:.2f} [{low:.2f}, {high:.2f}] "
+            f"| {target} | {met} | {memory[0]:,.0f} MiB | {memory[1]:,.0f} MiB | {smaller} | {len(ratio)} |"
         )
     yield ""
     yield from efficiency(results)
@@ -116,74 +116,74 @@ def lines(results):
 
 
 def key(row):
-    return f"{row.shape} {row.ours} {row.peer}"
+    return f"{row.shape} {row.ours} {row.pytorch}"
 
 
 def efficiency(results):
-    """What share of the fastest product, measured right before it, a training step reaches; operations as `flops.rs` counts
-    them."""
-    yield "| training step | shape | ours, GFLOP/s | PyTorch | our fastest product | ours / fastest [quartiles] | bar | |"
+    """The rate of a training step as a share of the fastest matrix product's, measured right before it, with operations
+    counted by `flops.rs`."""
+    yield "| training step | shape | ours, GFLOP/s | PyTorch | our fastest matmul | ours / fastest [quartiles] | target | |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in ROWS:
-        if not row.efficiency or key(row) not in results:
+        if not row.is_training_step or key(row) not in results:
             continue
-        ours, peer, fastest = (results[key(row)][side] for side in ("ours", "peer", "fastest"))
+        ours, pytorch, fastest = (results[key(row)][side] for side in ("ours", "pytorch", "fastest_matmul"))
         rates = [f / s for f, s in zip(ours["flops"], ours["seconds"])]
         best = [f / s for f, s in zip(fastest["flops"], fastest["seconds"])]
-        theirs = median(f / s for f, s in zip(ours["flops"], peer["seconds"]))
+        theirs = median(f / s for f, s in zip(ours["flops"], pytorch["seconds"]))
         middle, low, high = spread([r / b for r, b in zip(rates, best)])
-        bar, met = verdict(EFFICIENCY, low)
+        target, met = verdict(MIN_EFFICIENCY, low)
         yield (
             f"| {row.name} | {row.shape} | {median(rates) / 1e9:.0f} | {theirs / 1e9:.0f} | {median(best) / 1e9:.0f} "
-            f"| {middle:.2f} [{low:.2f}, {high:.2f}] | {bar} | {met} |"
+            f"| {middle:.2f} [{low:.2f}, {high:.2f}] | {target} | {met} |"
         )
 
 
 def ensembles(results):
-    """What five reward models add to a phase with one, beside what their operations add."""
+    """The time that five reward models add to a phase with one, beside the operations that they add."""
     yield "| five reward models instead of one | shape | operations add | ours adds | at most | | PyTorch adds |"
     yield "|---|---|---|---|---|---|---|"
-    for trains, name in (("lora", "LoRA"), ("full", "all weights")):
+    for trained, name in (("lora", "LoRA"), ("full", "all weights")):
         for shape in ("M", "G"):
-            one, five = (results.get(f"{shape} phase_{trains}_{n} phase_{trains}_{n}") for n in (1, 5))
+            one, five = (results.get(f"{shape} phase_{trained}_{n} phase_{trained}_{n}") for n in (1, 5))
             if one is None or five is None:
                 continue
             predicted = five["ours"]["flops"][0] / one["ours"]["flops"][0] - 1
             ours, theirs = (
-                median(five[side]["seconds"]) / median(one[side]["seconds"]) - 1 for side in ("ours", "peer")
+                median(five[side]["seconds"]) / median(one[side]["seconds"]) - 1 for side in ("ours", "pytorch")
             )
-            met = "met" if ours * NEARLY <= SHARING * predicted else "not met"
+            met = "met" if ours * TOLERANCE <= MAX_ADDED * predicted else "not met"
             yield (
-                f"| {name} | {shape} | {predicted:+.0%} | {ours:+.0%} | {SHARING * predicted:+.0%} | {met} | {theirs:+.0%} |"
+                f"| {name} | {shape} | {predicted:+.0%} | {ours:+.0%} | {MAX_ADDED * predicted:+.0%} | {met} | {theirs:+.0%} |"
             )
 
 
 def errors(results):
-    """What bf16 changes of log-probabilities, each side's held against its own in f32."""
+    """The error of log-probabilities in bf16, relative to the same side's in f32."""
     yield "| error of log-probabilities in bf16, nats | shape | ours: rms | largest | PyTorch: rms | largest |"
     yield "|---|---|---|---|---|---|"
     for row in ROWS:
-        if row.rounds and key(row) in results:
-            ours, peer = (results[key(row)][side]["error"] for side in ("ours", "peer"))
-            found = " | ".join(f"{error[of]:.4f}" for error in (ours, peer) for of in ("rms", "largest"))
+        if row.has_error and key(row) in results:
+            ours, pytorch = (results[key(row)][side]["error"] for side in ("ours", "pytorch"))
+            found = " | ".join(f"{error[of]:.4f}" for error in (ours, pytorch) for of in ("rms", "largest"))
             yield f"| {row.name} | {row.shape} | {found} |"
 
 
 def notes(results):
-    """What the processes held before they began, and how many tokens each side made where lengths are sampled."""
+    """Token counts where sampled lengths differ, rows disturbed by other processes, and memory before the first figure."""
     for row in ROWS:
         sides = results.get(key(row))
         if sides is None:
             continue
-        ours, peer = (sum(sides[side]["tokens"]) / len(sides[side]["tokens"]) for side in ("ours", "peer"))
-        if ours != peer:
-            yield f"{row.shape}, {row.name}: responses of {ours:,.0f} tokens in all against {peer:,.0f}."
+        ours, pytorch = (sum(sides[side]["tokens"]) / len(sides[side]["tokens"]) for side in ("ours", "pytorch"))
+        if ours != pytorch:
+            yield f"{row.shape}, {row.name}: responses of {ours:,.0f} tokens in total (ours) and {pytorch:,.0f} (PyTorch)."
     busy = {row.shape + " " + row.name: results[key(row)]["others"] for row in ROWS if key(row) in results}
     for name, share in busy.items():
-        if share > QUIET:
-            yield f"{name}: **not to be trusted**, other processes took {share:.0%} of the processors meanwhile."
-    starts = [max(s[side]["start_rss"][0] for s in results.values()) / 2**20 for side in ("ours", "peer")]
+        if share > MAX_BUSY:
+            yield f"{name}: **unreliable**, other processes used {share:.0%} of the processors."
+    starts = [max(s[side]["start_rss"][0] for s in results.values()) / 2**20 for side in ("ours", "pytorch")]
     yield (
-        f"Memory is the process's peak above what it held before the first figure: {starts[0]:,.0f} MiB ours, "
+        f"Memory is the process's peak above its memory before the first figure: {starts[0]:,.0f} MiB ours, "
         f"{starts[1]:,.0f} MiB PyTorch."
     )

@@ -11,7 +11,9 @@ use std::time::Instant;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
-use lm::kernels::{self, Activation, Adapter, Block, Heads, Norm, Output, Projection, StatRows, reference};
+use lm::kernels::{
+    self, Activation, BlockArgs, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, TargetTokens, reference,
+};
 use lm::{AdamW, AdamWConfig, Precision, Variable};
 
 #[global_allocator]
@@ -54,22 +56,22 @@ fn var(shape: &[usize], std: f64) -> Tensor {
 }
 
 /// The functions under test: ours or stock.
-struct Kit {
-    norm: fn(&Tensor, &Norm, f64) -> Result<Tensor>,
-    block: fn(&Tensor, &Block) -> Result<Tensor>,
+struct Implementation {
+    norm: fn(&Tensor, &NormRef, f64) -> Result<Tensor>,
+    block: fn(&Tensor, &BlockArgs) -> Result<Tensor>,
     embedding: fn(&Tensor, &Tensor) -> Result<Tensor>,
-    stats: fn(&Tensor, &Output, &StatRows, bool) -> Result<kernels::TokenStats>,
+    stats: fn(&Tensor, &LmHeadRef, &TargetTokens, bool) -> Result<kernels::TokenStats>,
     backward: fn(&Tensor) -> Result<GradStore>,
 }
 
-const OURS: Kit = Kit {
+const OURS: Implementation = Implementation {
     norm: kernels::norm,
     block: kernels::transformer_block,
     embedding: kernels::embedding,
     stats: kernels::token_stats,
     backward: kernels::backward,
 };
-const STOCK: Kit = Kit {
+const STOCK: Implementation = Implementation {
     norm: reference::norm,
     block: reference::transformer_block,
     embedding: reference::embedding,
@@ -124,7 +126,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
     let x = var(&[n, d], 1.0);
     let (norm_w, norm_b) = (var(&[d], 1.0), var(&[d], 1.0));
     for (name, bias) in [("layer norm", Some(&norm_b)), ("RMS norm", None)] {
-        let norm = Norm { weight: &norm_w, bias };
+        let norm = NormRef { weight: &norm_w, bias };
         forward_and_backward(name, rounds, || kernels::norm(&x, &norm, 1e-5), || reference::norm(&x, &norm, 1e-5));
     }
     let table = var(&[s.vocab, d], 0.05);
@@ -137,7 +139,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
         || reference::embedding(&ids, &table),
     );
     let targets = s.targets();
-    let rows = StatRows { targets: &targets, forbidden: None };
+    let rows = TargetTokens { targets: &targets, forbidden: None };
     let hidden = var(&[targets.len(), d], 1.0);
     for (name, table, entropy) in [
         ("token stats, tied, trained", table.clone(), false),
@@ -150,7 +152,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
             || {
                 Ok(kernels::token_stats(
                     &hidden,
-                    &Output { weight: &table, bias: None, precision: Precision::F32 },
+                    &LmHeadRef { weight: &table, bias: None, precision: Precision::F32 },
                     &rows,
                     entropy,
                 )?
@@ -159,7 +161,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
             || {
                 Ok(reference::token_stats(
                     &hidden,
-                    &Output { weight: &table, bias: None, precision: Precision::F32 },
+                    &LmHeadRef { weight: &table, bias: None, precision: Precision::F32 },
                     &rows,
                     entropy,
                 )?
@@ -188,9 +190,9 @@ impl Layer {
         }
     }
 
-    fn projection(&self) -> Projection<'_> {
-        let adapter = self.adapter.as_ref().map(|(a, b)| Adapter { a, b, scale: 2.0, mask: None });
-        Projection { w: &self.w, bias: Some(&self.bias), adapter }
+    fn linear(&self) -> LinearRef<'_> {
+        let adapter = self.adapter.as_ref().map(|(a, b)| LoraRef { a, b, scale: 2.0, mask: None });
+        LinearRef { w: &self.w, bias: Some(&self.bias), adapter }
     }
 }
 
@@ -237,34 +239,43 @@ impl Model {
             .collect()
     }
 
-    fn loss(&self, kit: &Kit, ids: &Tensor, response: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    fn loss(
+        &self,
+        implementation: &Implementation,
+        ids: &Tensor,
+        response: &Tensor,
+        targets: &[u32],
+    ) -> Result<Tensor> {
         let Shape { d, heads, batch, time, .. } = self.shape;
-        let norm = |i: usize| Norm { weight: &self.norms[i].0, bias: Some(&self.norms[i].1) };
-        let tokens = (kit.embedding)(ids, &self.wte)?.reshape((batch, time, d))?;
+        let norm = |i: usize| NormRef { weight: &self.norms[i].0, bias: Some(&self.norms[i].1) };
+        let tokens = (implementation.embedding)(ids, &self.wte)?.reshape((batch, time, d))?;
         let mut x = tokens.broadcast_add(&self.wpe)?.reshape((batch * time, d))?;
         for (i, [qkv, proj, up, down]) in self.blocks.iter().enumerate() {
-            let block = Block {
+            let block = BlockArgs {
                 norm_1: norm(2 * i),
-                qkv: vec![qkv.projection()],
-                attn_out: proj.projection(),
+                qkv: vec![qkv.linear()],
+                attn_out: proj.linear(),
                 norm_2: Some(norm(2 * i + 1)),
-                up: vec![up.projection()],
-                down: down.projection(),
+                up: vec![up.linear()],
+                down: down.linear(),
                 activation: Activation::GeluTanh,
                 precision: Precision::F32,
-                attn_mask: None,
-                mlp_mask: None,
+                attn_dropout: None,
+                mlp_dropout: None,
                 rotary: None,
                 eps: 1e-5,
                 heads: Heads { query: heads, key_value: heads, width: d / heads },
                 time,
-                wanted: None,
+                output_rows: None,
             };
-            x = (kit.block)(&x, &block)?;
+            x = (implementation.block)(&x, &block)?;
         }
-        let h = (kit.norm)(&x, &norm(self.norms.len() - 1), 1e-5)?.index_select(response, 0)?;
-        let output = Output { weight: &self.wte, bias: None, precision: Precision::F32 };
-        (kit.stats)(&h, &output, &StatRows { targets, forbidden: None }, false)?.logprob.mean_all()?.neg()
+        let h = (implementation.norm)(&x, &norm(self.norms.len() - 1), 1e-5)?.index_select(response, 0)?;
+        let output = LmHeadRef { weight: &self.wte, bias: None, precision: Precision::F32 };
+        (implementation.stats)(&h, &output, &TargetTokens { targets, forbidden: None }, false)?
+            .logprob
+            .mean_all()?
+            .neg()
     }
 }
 
@@ -281,14 +292,14 @@ fn training_step(s: Shape, lora: bool, rounds: usize, alone: bool) {
     let vars = variables.into_iter().map(|v| v.var).collect();
     let mut stock =
         candle_nn::AdamW::new(vars, ParamsAdamW { lr: 1e-4, ..ParamsAdamW::default() }).expect("an optimiser");
-    let mut times = [[(); 3]; 2].map(|kit| kit.map(|()| Vec::new()));
+    let mut times = [[(); 3]; 2].map(|implementation| implementation.map(|()| Vec::new()));
     for round in 0..=rounds {
-        for (which, kit) in [OURS, STOCK].iter().enumerate().take(if alone { 1 } else { 2 }) {
+        for (which, implementation) in [OURS, STOCK].iter().enumerate().take(if alone { 1 } else { 2 }) {
             let mut phases = [0.0; 3];
             let (mut loss, mut grads) = (None, None);
-            phases[0] = milliseconds(|| loss = model.loss(kit, &ids, &response, &targets).ok());
+            phases[0] = milliseconds(|| loss = model.loss(implementation, &ids, &response, &targets).ok());
             let loss = loss.expect("the forward pass");
-            phases[1] = milliseconds(|| grads = (kit.backward)(&loss).ok());
+            phases[1] = milliseconds(|| grads = (implementation.backward)(&loss).ok());
             let grads = grads.expect("the backward pass");
             phases[2] = milliseconds(|| match which {
                 0 => drop(ours.step(&grads, 1e-4, Some(1.0)).expect("a step")),
@@ -301,12 +312,12 @@ fn training_step(s: Shape, lora: bool, rounds: usize, alone: bool) {
         }
     }
     let name = if lora { "LoRA step" } else { "full step" };
-    let medians = times.map(|kit| kit.map(median));
+    let medians = times.map(|implementation| implementation.map(median));
     for (i, phase) in ["forward", "backward", "optimiser"].iter().enumerate() {
         let (a, b) = (medians[0][i], medians[1][i]);
         println!("{:<34} {a:9.2} {b:9.2} {:6.2}x", format!("{name}: {phase}"), b / a);
     }
-    let [a, b] = medians.map(|kit| kit.iter().sum::<f64>());
+    let [a, b] = medians.map(|implementation| implementation.iter().sum::<f64>());
     let rate = |ms: f64| s.rows() as f64 / ms * 1e3;
     println!("{name:<34} {a:9.2} {b:9.2} {:6.2}x   {:.0} against {:.0} tokens/s", b / a, rate(a), rate(b));
 }

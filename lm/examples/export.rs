@@ -32,19 +32,19 @@ fn export(fixture: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     full.save(&out.join("full"), WeightType::F32)?;
 
     // PEFT's own adapter, trained further, and a new one.
-    let taken_over = base.load_adapter(&fixture.join("adapter"))?.with_trainable_adapter()?;
-    let shape = LoraConfig { r: 3, alpha: 12.0, dropout: 0.0 };
-    let fresh = base.with_adapter(&shape, &mut ChaCha12Rng::seed_from_u64(1))?;
-    for (name, adapted) in [("taken_over", &taken_over), ("fresh", &fresh)] {
+    let continued = base.load_adapter(&fixture.join("adapter"))?.with_trainable_adapter()?;
+    let config = LoraConfig { r: 3, alpha: 12.0, dropout: 0.0 };
+    let fresh = base.with_adapter(&config, &mut ChaCha12Rng::seed_from_u64(1))?;
+    for (name, adapted) in [("continued", &continued), ("fresh", &fresh)] {
         train(adapted, &batch)?;
         adapted.save_adapter(&out.join(name), &fixture.display().to_string())?;
     }
-    let merged = taken_over.merged()?;
+    let merged = continued.merged()?;
     merged.save(&out.join("merged"), WeightType::F32)?;
 
     let logprobs = json!({
         "full": logprobs(&full, &batch)?,
-        "taken_over": logprobs(&taken_over, &batch)?,
+        "continued": logprobs(&continued, &batch)?,
         "fresh": logprobs(&fresh, &batch)?,
         "merged": logprobs(&merged, &batch)?,
     });
@@ -69,5 +69,5 @@ fn train(lm: &CausalLm, batch: &Batch) -> lm::Result<()> {
 
 fn logprobs(lm: &CausalLm, batch: &Batch) -> lm::Result<Vec<f32>> {
     let options = StatOptions { min_new_tokens: 0, eos: 0.into(), entropy: false };
-    Ok(lm.token_stats(&lm.predicting(batch, None)?, batch, &options)?.logprob.to_vec1()?)
+    Ok(lm.token_stats(&lm.hidden_for_responses(batch, None)?, batch, &options)?.logprob.to_vec1()?)
 }

@@ -42,7 +42,7 @@ pub struct Batch {
     /// The response tokens, flat.
     targets: Vec<u32>,
     /// For each response token, the row of `[batch * time]` whose hidden state predicts it.
-    predicting: Vec<u32>,
+    predicting_rows: Vec<u32>,
     max_id: u32,
 }
 
@@ -55,18 +55,18 @@ impl Batch {
         let time = rows.iter().map(|r| r.len()).max().unwrap_or(0);
         let mut ids = vec![0u32; rows.len() * time];
         let mut row_ranges = Vec::with_capacity(rows.len());
-        let (mut targets, mut predicting) = (Vec::new(), Vec::new());
+        let (mut targets, mut predicting_rows) = (Vec::new(), Vec::new());
         for (i, row) in rows.iter().enumerate() {
             if row.prompt.is_empty() {
                 return Err(Error::input(format!("sequence {i} of the batch has an empty prompt")));
             }
-            let at = i * time;
-            ids[at..at + row.prompt.len()].copy_from_slice(&row.prompt);
-            ids[at + row.prompt.len()..at + row.len()].copy_from_slice(&row.response);
+            let start = i * time;
+            ids[start..start + row.prompt.len()].copy_from_slice(&row.prompt);
+            ids[start + row.prompt.len()..start + row.len()].copy_from_slice(&row.response);
             let first = targets.len();
             targets.extend_from_slice(&row.response);
             row_ranges.push(first..targets.len());
-            predicting.extend((row.prompt.len() - 1..row.len() - 1).map(|t| (at + t) as u32));
+            predicting_rows.extend((row.prompt.len() - 1..row.len() - 1).map(|t| (start + t) as u32));
         }
         let max_id = ids.iter().copied().max().unwrap_or(0);
         Ok(Self {
@@ -76,7 +76,7 @@ impl Batch {
             lens: rows.iter().map(|r| r.len()).collect(),
             row_ranges,
             targets,
-            predicting,
+            predicting_rows,
             max_id,
         })
     }
@@ -128,8 +128,8 @@ impl Batch {
     }
 
     /// Rows of `[batch * time, d]` that predict the response tokens.
-    pub(crate) fn predicting(&self) -> &[u32] {
-        &self.predicting
+    pub(crate) fn predicting_rows(&self) -> &[u32] {
+        &self.predicting_rows
     }
 
     /// Rows of `[batch * time, d]` that predict the prompt's tokens from the second on, and those tokens.
@@ -144,14 +144,15 @@ impl Batch {
     }
 
     /// Rows of `[batch * time, d]` at the last real token of each sequence.
-    pub(crate) fn last(&self) -> Vec<u32> {
+    pub(crate) fn last_rows(&self) -> Vec<u32> {
         self.lens.iter().enumerate().map(|(i, len)| (i * self.time + len - 1) as u32).collect()
     }
 
-    /// Rows of `[batch * time, d]` at the response tokens themselves, and the sequence each belongs to.
-    pub(crate) fn response_positions(&self) -> (Vec<u32>, Vec<u32>) {
-        let rows = self.predicting.iter().map(|t| t + 1).collect();
-        let of = self.row_ranges.iter().enumerate().flat_map(|(i, r)| std::iter::repeat_n(i as u32, r.len())).collect();
-        (rows, of)
+    /// Rows of `[batch * time, d]` at the response tokens themselves, and the index of the sequence each belongs to.
+    pub(crate) fn response_rows(&self) -> (Vec<u32>, Vec<u32>) {
+        let rows = self.predicting_rows.iter().map(|t| t + 1).collect();
+        let sequences =
+            self.row_ranges.iter().enumerate().flat_map(|(i, r)| std::iter::repeat_n(i as u32, r.len())).collect();
+        (rows, sequences)
     }
 }

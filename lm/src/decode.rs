@@ -3,65 +3,65 @@
 //! A step of a tiny model takes a millisecond, of which tensors, autograd graphs and allocations would be the larger
 //! part. So buffers are allocated once, and a finished sequence leaves the batch without any copy.
 
-mod affine;
-mod export;
+mod packed_linear;
+mod weights;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::affine::Affine;
-pub(crate) use self::export::Export;
-use self::export::Pair;
-use crate::kernels::attention::{self, Size};
-use crate::kernels::buffer::{CHUNK, for_chunks};
-use crate::kernels::gemm::{Into, Mat, Threads};
-use crate::kernels::norm::Scale;
-use crate::kernels::product::{Factor, Prepared, multiply, multiply_by_rows};
-use crate::kernels::projection::At;
-use crate::kernels::rotary::{Rotary, Turn};
+use self::packed_linear::PackedLinear;
+pub(crate) use self::weights::DecoderWeights;
+use self::weights::NormSlices;
+use crate::architecture::Architecture;
+use crate::kernels::attention::{self, AttentionShape};
+use crate::kernels::buffer::{CHUNK, for_each_chunk};
+use crate::kernels::gemm::{Mat, Threads, WriteMode};
+use crate::kernels::linear::OutputColumns;
+use crate::kernels::matmul::{PackedRhs, Rhs, matmul, matmul_transposed_rhs};
+use crate::kernels::norm::RowNorm;
 use crate::kernels::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
-use crate::spec::Spec;
+use crate::kernels::{Direction, Rotary};
 
-struct Layer<'a> {
-    norm_1: Scale<'a>,
-    qkv: &'a [Affine<'a>],
-    attn_out: &'a Affine<'a>,
-    norm_2: Option<Scale<'a>>,
-    up: &'a [Affine<'a>],
-    down: &'a Affine<'a>,
+struct DecoderLayer<'a> {
+    norm_1: RowNorm<'a>,
+    qkv: &'a [PackedLinear<'a>],
+    attn_out: &'a PackedLinear<'a>,
+    norm_2: Option<RowNorm<'a>>,
+    up: &'a [PackedLinear<'a>],
+    down: &'a PackedLinear<'a>,
 }
 
 /// The model's weights as slices, and how threads share the work.
 pub(crate) struct Decoder<'a> {
-    spec: &'a Spec,
+    architecture: &'a Architecture,
     /// Sizes of one sequence, with `time` 0.
-    size: Size,
+    size: AttentionShape,
     embedding: &'a [f32],
     positions: Option<&'a [f32]>,
-    output: &'a [f32],
-    table: Option<&'a Prepared>,
-    output_bias: Option<&'a [f32]>,
+    lm_head: &'a [f32],
+    packed_lm_head: Option<&'a PackedRhs>,
+    lm_head_bias: Option<&'a [f32]>,
     rotary: Option<&'a Rotary>,
-    layers: Vec<Layer<'a>>,
-    norm: Scale<'a>,
+    layers: Vec<DecoderLayer<'a>>,
+    norm: RowNorm<'a>,
     /// `One` if groups of rows run in parallel, `Pool` if the work within a group does.
     pub threads: Threads,
 }
 
 /// The key-value cache of one sequence.
-pub(crate) struct Cache {
+pub(crate) struct KvCache {
     /// Positions stored.
     len: usize,
     /// Capacity in positions, a multiple of `LANES`.
     capacity: usize,
-    layers: Vec<Held>,
+    layers: Vec<LayerCache>,
     scores: Vec<f32>,
 }
 
 /// Keys and values of one layer. Each layer has its own allocation, which the allocator can reuse for a cache of
 /// another size.
-struct Held {
+struct LayerCache {
     /// `[kv_head, capacity / LANES, width, LANES]`: a score is a sum over `width`, computed for `LANES` positions at
     /// once, and memory is read sequentially.
     keys: Vec<f32>,
@@ -71,17 +71,17 @@ struct Held {
 
 /// Buffers that every step reuses.
 #[derive(Default)]
-pub(crate) struct Work {
+pub(crate) struct Workspace {
     x: Vec<f32>,
     h: Vec<f32>,
     qkv: Vec<f32>,
-    mixed: Vec<f32>,
+    attended: Vec<f32>,
     inner: Vec<f32>,
     active: Vec<f32>,
 }
 
 /// The first `len` elements, with arbitrary contents.
-fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+fn scratch_slice(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len {
         buffer.resize(len, 0.0);
     }
@@ -89,50 +89,62 @@ fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 impl<'a> Decoder<'a> {
-    pub fn new(export: &'a Export, threads: Threads) -> Self {
-        let spec = export.spec;
-        let eps = spec.eps as f32;
-        let scale = |(w, b): &'a Pair| Scale { w, b: b.as_deref(), eps };
-        let layers = export.layers.iter().map(|l| Layer {
-            norm_1: scale(&l.norm_1),
+    pub fn new(weights: &'a DecoderWeights, threads: Threads) -> Self {
+        let architecture = weights.architecture;
+        let eps = architecture.eps as f32;
+        let norm = |(w, b): &'a NormSlices| RowNorm { w, b: b.as_deref(), eps };
+        let layers = weights.layers.iter().map(|l| DecoderLayer {
+            norm_1: norm(&l.norm_1),
             qkv: &l.qkv,
             attn_out: &l.attn_out,
-            norm_2: l.norm_2.as_ref().map(scale),
+            norm_2: l.norm_2.as_ref().map(norm),
             up: &l.up,
             down: &l.down,
         });
-        let heads = spec.heads;
+        let heads = architecture.heads;
         Self {
-            spec,
-            size: Size { batch: 1, time: 0, heads: heads.query, kv_heads: heads.key_value, width: heads.width },
-            embedding: &export.embedding,
-            positions: export.positions.as_deref(),
-            output: &export.output,
-            table: export.table.as_ref(),
-            output_bias: export.output_bias.as_deref(),
-            rotary: export.rotary.as_ref(),
+            architecture,
+            size: AttentionShape {
+                batch: 1,
+                time: 0,
+                heads: heads.query,
+                kv_heads: heads.key_value,
+                width: heads.width,
+            },
+            embedding: &weights.embedding,
+            positions: weights.positions.as_deref(),
+            lm_head: &weights.lm_head,
+            packed_lm_head: weights.packed_lm_head.as_ref(),
+            lm_head_bias: weights.lm_head_bias.as_deref(),
+            rotary: weights.rotary.as_ref(),
             layers: layers.collect(),
-            norm: scale(&export.norm),
+            norm: norm(&weights.norm),
             threads,
         }
     }
 
     /// An empty cache with capacity for `positions`.
-    pub fn cache(&self, positions: usize) -> Cache {
+    pub fn cache(&self, positions: usize) -> KvCache {
         let capacity = positions.next_multiple_of(LANES);
         let len = self.size.kv_heads * self.size.width * capacity;
-        let layers = self.layers.iter().map(|_| Held { keys: vec![0.0; len], values: vec![0.0; len] }).collect();
-        Cache { len: 0, capacity, layers, scores: vec![0.0; capacity] }
+        let layers = self.layers.iter().map(|_| LayerCache { keys: vec![0.0; len], values: vec![0.0; len] }).collect();
+        KvCache { len: 0, capacity, layers, scores: vec![0.0; capacity] }
     }
 
     /// Reads whole prompts into empty caches. Appends to `last` the state before the final norm at each prompt's last
     /// token, `[prompts, d]`.
-    pub fn prefill(&self, caches: &mut [&mut Cache], prompts: &[&[u32]], work: &mut Work, last: &mut Vec<f32>) {
+    pub fn prefill(
+        &self,
+        caches: &mut [&mut KvCache],
+        prompts: &[&[u32]],
+        workspace: &mut Workspace,
+        last: &mut Vec<f32>,
+    ) {
         let n: usize = prompts.iter().map(|p| p.len()).sum();
-        let (rows, d, size) = (prompts.len(), self.spec.d, self.size);
-        let (queries, joint) = (size.d(), size.joint());
-        let mut x = std::mem::take(&mut work.x);
-        let x_all = room(&mut x, n * d);
+        let (rows, d, size) = (prompts.len(), self.architecture.d, self.size);
+        let (queries, qkv_width) = (size.out_width(), size.qkv_width());
+        let mut x = std::mem::take(&mut workspace.x);
+        let x_all = scratch_slice(&mut x, n * d);
         let tokens = prompts.iter().flat_map(|p| p.iter().enumerate());
         for (x, (position, &id)) in x_all.chunks_exact_mut(d).zip(tokens) {
             self.embed(x, id, position);
@@ -145,83 +157,83 @@ impl<'a> Decoder<'a> {
             })
             .collect();
         let positions = || prompts.iter().flat_map(|p| 0..p.len());
-        let (final_layer, layers) = self.layers.split_last().expect("a checked config has layers");
+        let (final_layer, layers) = self.layers.split_last().expect("a checked architecture has layers");
         for (l, layer) in layers.iter().enumerate() {
-            self.normalise(room(&mut work.h, n * d), x_all, &layer.norm_1);
-            let qkv = room(&mut work.qkv, n * joint);
-            self.linear(qkv, &work.h[..n * d], layer.qkv, 0..joint);
-            self.rotate(qkv, joint, 0..queries + size.kv_heads * size.width, positions());
-            let mixed = room(&mut work.mixed, n * queries);
+            self.norm_rows(scratch_slice(&mut workspace.h, n * d), x_all, &layer.norm_1);
+            let qkv = scratch_slice(&mut workspace.qkv, n * qkv_width);
+            self.linear(qkv, &workspace.h[..n * d], layer.qkv, 0..qkv_width);
+            self.rotate(qkv, qkv_width, 0..queries + size.kv_heads * size.width, positions());
+            let attended = scratch_slice(&mut workspace.attended, n * queries);
             for ((cache, prompt), &end) in caches.iter_mut().zip(prompts).zip(&ends) {
                 let start = end - prompt.len();
-                let of_row = &qkv[start * joint..end * joint];
-                let mixed = &mut mixed[start * queries..end * queries];
-                for (t, token) in of_row.chunks_exact(joint).enumerate() {
+                let prompt_qkv = &qkv[start * qkv_width..end * qkv_width];
+                let attended = &mut attended[start * queries..end * queries];
+                for (t, token) in prompt_qkv.chunks_exact(qkv_width).enumerate() {
                     cache.store(self, l, t, &token[queries..]);
                 }
                 match self.threads {
                     // Not the parallel kernel: a thread that waits in it would start on another group.
                     Threads::One => {
-                        let tokens = of_row.chunks_exact(joint).zip(mixed.chunks_exact_mut(queries));
+                        let tokens = prompt_qkv.chunks_exact(qkv_width).zip(attended.chunks_exact_mut(queries));
                         for (t, (token, out)) in tokens.enumerate() {
                             cache.len = t + 1;
                             cache.attend(self, l, &token[..queries], out);
                         }
                     }
                     Threads::Pool => {
-                        let size = Size { time: prompt.len(), ..size };
-                        mixed.copy_from_slice(&attention::forward(of_row, size));
+                        let size = AttentionShape { time: prompt.len(), ..size };
+                        attended.copy_from_slice(&attention::forward(prompt_qkv, size));
                     }
                 }
             }
-            self.finish_layer(layer, x_all, n, work);
+            self.finish_layer(layer, x_all, n, workspace);
         }
 
         // The last layer's only later uses are its keys, its values and the state of each prompt's last token.
         let l = layers.len();
-        self.normalise(room(&mut work.h, n * d), x_all, &final_layer.norm_1);
-        let kept = joint - queries;
-        let kv = room(&mut work.qkv, n * kept);
-        self.linear(kv, &work.h[..n * d], final_layer.qkv, queries..joint);
-        self.rotate(kv, kept, 0..kept / 2, positions());
+        self.norm_rows(scratch_slice(&mut workspace.h, n * d), x_all, &final_layer.norm_1);
+        let kv_width = qkv_width - queries;
+        let kv = scratch_slice(&mut workspace.qkv, n * kv_width);
+        self.linear(kv, &workspace.h[..n * d], final_layer.qkv, queries..qkv_width);
+        self.rotate(kv, kv_width, 0..kv_width / 2, positions());
         for ((cache, prompt), &end) in caches.iter_mut().zip(prompts).zip(&ends) {
             let start = end - prompt.len();
-            for (t, token) in kv[start * kept..end * kept].chunks_exact(kept).enumerate() {
+            for (t, token) in kv[start * kv_width..end * kv_width].chunks_exact(kv_width).enumerate() {
                 cache.store(self, l, t, token);
             }
             cache.len = prompt.len();
         }
         for (i, end) in ends.iter().enumerate() {
-            let at = (end - 1) * d..end * d;
-            x_all.copy_within(at.clone(), i * d);
-            work.h.copy_within(at, i * d);
+            let last_token = (end - 1) * d..end * d;
+            x_all.copy_within(last_token.clone(), i * d);
+            workspace.h.copy_within(last_token, i * d);
         }
-        let q = room(&mut work.qkv, rows * queries);
-        self.linear(q, &work.h[..rows * d], final_layer.qkv, 0..queries);
+        let q = scratch_slice(&mut workspace.qkv, rows * queries);
+        self.linear(q, &workspace.h[..rows * d], final_layer.qkv, 0..queries);
         self.rotate(q, queries, 0..queries, prompts.iter().map(|p| p.len() - 1));
-        self.attend(caches, l, queries, rows, work);
-        self.finish_layer(final_layer, &mut x_all[..rows * d], rows, work);
+        self.attend(caches, l, queries, rows, workspace);
+        self.finish_layer(final_layer, &mut x_all[..rows * d], rows, workspace);
         last.extend_from_slice(&x_all[..rows * d]);
-        work.x = x;
+        workspace.x = x;
     }
 
     /// Appends one token to each sequence. `x` receives the states before the final norm, `[rows, d]`.
-    pub fn step(&self, caches: &mut [&mut Cache], tokens: &[u32], work: &mut Work, x: &mut Vec<f32>) {
-        let (n, d, size) = (tokens.len(), self.spec.d, self.size);
-        let (queries, joint) = (size.d(), size.joint());
+    pub fn step(&self, caches: &mut [&mut KvCache], tokens: &[u32], workspace: &mut Workspace, x: &mut Vec<f32>) {
+        let (n, d, size) = (tokens.len(), self.architecture.d, self.size);
+        let (queries, qkv_width) = (size.out_width(), size.qkv_width());
         x.resize(n * d, 0.0);
         for ((x, cache), &id) in x.chunks_exact_mut(d).zip(caches.iter_mut()).zip(tokens) {
             self.embed(x, id, cache.len);
             cache.len += 1;
         }
         for (l, layer) in self.layers.iter().enumerate() {
-            self.normalise(room(&mut work.h, n * d), x, &layer.norm_1);
-            let qkv = room(&mut work.qkv, n * joint);
-            self.linear(qkv, &work.h[..n * d], layer.qkv, 0..joint);
+            self.norm_rows(scratch_slice(&mut workspace.h, n * d), x, &layer.norm_1);
+            let qkv = scratch_slice(&mut workspace.qkv, n * qkv_width);
+            self.linear(qkv, &workspace.h[..n * d], layer.qkv, 0..qkv_width);
             let positions = caches.iter().map(|cache| cache.len - 1);
-            self.rotate(qkv, joint, 0..queries + size.kv_heads * size.width, positions);
-            self.attend(caches, l, joint, n, work);
-            self.finish_layer(layer, x, n, work);
+            self.rotate(qkv, qkv_width, 0..queries + size.kv_heads * size.width, positions);
+            self.attend(caches, l, qkv_width, n, workspace);
+            self.finish_layer(layer, x, n, workspace);
         }
     }
 
@@ -230,92 +242,92 @@ impl<'a> Decoder<'a> {
         &self,
         logits: &'l mut Vec<f32>,
         x: &[f32],
-        work: &mut Work,
+        workspace: &mut Workspace,
     ) -> impl Iterator<Item = &'l mut [f32]> + use<'l> {
-        let (d, vocab) = (self.spec.d, self.spec.vocab);
+        let (d, vocab) = (self.architecture.d, self.architecture.vocab);
         let n = x.len() / d;
-        self.normalise(room(&mut work.h, n * d), x, &self.norm);
-        let out = room(logits, n * vocab);
-        let mut into = Into::Overwrite;
-        if let Some(bias) = self.output_bias {
+        self.norm_rows(scratch_slice(&mut workspace.h, n * d), x, &self.norm);
+        let out = scratch_slice(logits, n * vocab);
+        let mut mode = WriteMode::Overwrite;
+        if let Some(bias) = self.lm_head_bias {
             out.chunks_exact_mut(vocab).for_each(|row| row.copy_from_slice(bias));
-            into = Into::Add;
+            mode = WriteMode::Add;
         }
-        let h = Mat::new(&work.h, n, d);
-        match self.table {
-            Some(table) => multiply(out, into, 1.0, h, Factor::Prepared(table), self.threads),
-            None => multiply_by_rows(out, into, 1.0, h, Mat::new(self.output, vocab, d), self.threads),
+        let h = Mat::new(&workspace.h, n, d);
+        match self.packed_lm_head {
+            Some(lm_head) => matmul(out, mode, 1.0, h, Rhs::Packed(lm_head), self.threads),
+            None => matmul_transposed_rhs(out, mode, 1.0, h, Mat::new(self.lm_head, vocab, d), self.threads),
         }
         out.chunks_exact_mut(vocab)
     }
 
     fn embed(&self, x: &mut [f32], id: u32, position: usize) {
-        let d = self.spec.d;
+        let d = self.architecture.d;
         x.copy_from_slice(&self.embedding[id as usize * d..][..d]);
         if let Some(positions) = self.positions {
             add_assign(x, &positions[position * d..][..d]);
         }
     }
 
-    fn normalise(&self, y: &mut [f32], x: &[f32], scale: &Scale) {
-        self.share(y, self.spec.d, |at, y| scale.forward(y, &x[at..at + y.len()]));
+    fn norm_rows(&self, y: &mut [f32], x: &[f32], norm: &RowNorm) {
+        self.for_each_part(y, self.architecture.d, |start, y| norm.forward(y, &x[start..start + y.len()]));
     }
 
     /// Applies the rotary embedding to the heads in the given columns of rows of `stride`, at the rows' positions.
     fn rotate(&self, rows: &mut [f32], stride: usize, columns: Range<usize>, positions: impl Iterator<Item = usize>) {
         let Some(rotary) = self.rotary else { return };
         for (row, position) in rows.chunks_exact_mut(stride).zip(positions) {
-            rotary.turn(&mut row[columns.clone()], self.size.width, position, Turn::Forward);
+            rotary.rotate(&mut row[columns.clone()], self.size.width, position, Direction::Forward);
         }
     }
 
-    /// `out` = the given columns of the concatenated outputs of `maps` for `x [n, d]`.
-    fn linear(&self, out: &mut [f32], x: &[f32], maps: &[Affine], columns: Range<usize>) {
+    /// `out` = the given columns of the concatenated outputs of `linears` for `x [n, d]`.
+    fn linear(&self, out: &mut [f32], x: &[f32], linears: &[PackedLinear], columns: Range<usize>) {
         let mut first = 0;
-        for map in maps {
+        for linear in linears {
             let from = columns.start.max(first).min(columns.end);
-            let to = columns.end.min(first + map.d_out()).max(from);
+            let to = columns.end.min(first + linear.d_out()).max(from);
             if from < to {
-                let place = At { stride: columns.len(), offset: from - columns.start };
-                map.apply(out, place, Into::Overwrite, x, from - first..to - first, self.threads);
+                let destination = OutputColumns { stride: columns.len(), offset: from - columns.start };
+                linear.apply(out, destination, WriteMode::Overwrite, x, from - first..to - first, self.threads);
             }
-            first += map.d_out();
+            first += linear.d_out();
         }
     }
 
-    /// `x += map(y)`.
-    fn project(&self, x: &mut [f32], y: &[f32], map: &Affine) {
-        let d = self.spec.d;
-        map.apply(x, At { stride: d, offset: 0 }, Into::Add, y, 0..d, self.threads);
+    /// `x += linear(y)`.
+    fn add_linear(&self, x: &mut [f32], y: &[f32], linear: &PackedLinear) {
+        let d = self.architecture.d;
+        linear.apply(x, OutputColumns { stride: d, offset: 0 }, WriteMode::Add, y, 0..d, self.threads);
     }
 
-    /// The rest of a layer after attention. Reads attention's output from `work.mixed` and the output of `norm_1` from
-    /// `work.h`.
-    fn finish_layer(&self, layer: &Layer, x: &mut [f32], n: usize, work: &mut Work) {
-        let (d, inner) = (self.spec.d, self.spec.inner);
-        self.project(x, &work.mixed[..n * self.size.d()], layer.attn_out);
+    /// The rest of a layer after attention. Reads attention's output from `workspace.attended` and the output of
+    /// `norm_1` from `workspace.h`.
+    fn finish_layer(&self, layer: &DecoderLayer, x: &mut [f32], n: usize, workspace: &mut Workspace) {
+        let (d, inner) = (self.architecture.d, self.architecture.inner);
+        self.add_linear(x, &workspace.attended[..n * self.size.out_width()], layer.attn_out);
         if let Some(norm_2) = &layer.norm_2 {
-            self.normalise(room(&mut work.h, n * d), x, norm_2);
+            self.norm_rows(scratch_slice(&mut workspace.h, n * d), x, norm_2);
         }
-        let input = self.spec.activation.input_width(inner);
-        let wide = room(&mut work.inner, n * input);
-        self.linear(wide, &work.h[..n * d], layer.up, 0..input);
-        let active = room(&mut work.active, n * inner);
-        self.share(active, inner, |at, y| {
-            let (start, rows) = (at / inner, y.len() / inner);
-            self.spec.activation.forward(y, &wide[start * input..(start + rows) * input], inner);
+        let input = self.architecture.activation.input_width(inner);
+        let wide = scratch_slice(&mut workspace.inner, n * input);
+        self.linear(wide, &workspace.h[..n * d], layer.up, 0..input);
+        let active = scratch_slice(&mut workspace.active, n * inner);
+        self.for_each_part(active, inner, |offset, y| {
+            let (start, rows) = (offset / inner, y.len() / inner);
+            self.architecture.activation.forward(y, &wide[start * input..(start + rows) * input], inner);
         });
-        self.project(x, active, layer.down);
+        self.add_linear(x, active, layer.down);
     }
 
-    /// Attention of one query per sequence over its cache. Each row of `work.qkv` has `stride` columns and begins with
-    /// the query. Keys and values behind the query, if any, are first stored as those of the last position, by the
-    /// thread that then reads them.
-    fn attend(&self, caches: &mut [&mut Cache], layer: usize, stride: usize, n: usize, work: &mut Work) {
-        let queries = self.size.d();
-        let mixed = room(&mut work.mixed, n * queries);
-        let rows = &work.qkv[..n * stride];
-        let one = |(cache, (out, row)): (&mut &mut Cache, (&mut [f32], &[f32]))| {
+    /// Attention of one query per sequence over its cache. Each row of `workspace.qkv` has `stride` columns and begins
+    /// with the query. Keys and values behind the query, if any, are first stored as those of the last position, by
+    /// the thread that then reads them.
+    fn attend(&self, caches: &mut [&mut KvCache], layer: usize, stride: usize, n: usize, workspace: &mut Workspace) {
+        let queries = self.size.out_width();
+        let attended = scratch_slice(&mut workspace.attended, n * queries);
+        let rows = &workspace.qkv[..n * stride];
+        let attend_one = |(cache, (out, row)): (&mut &mut KvCache, (&mut [f32], &[f32]))| {
             let (q, keys_and_values) = row.split_at(queries);
             if !keys_and_values.is_empty() {
                 cache.store(self, layer, cache.len - 1, keys_and_values);
@@ -324,50 +336,53 @@ impl<'a> Decoder<'a> {
         };
         match self.threads {
             Threads::One => {
-                caches.iter_mut().zip(mixed.chunks_exact_mut(queries).zip(rows.chunks_exact(stride))).for_each(one);
+                caches
+                    .iter_mut()
+                    .zip(attended.chunks_exact_mut(queries).zip(rows.chunks_exact(stride)))
+                    .for_each(attend_one);
             }
             Threads::Pool => {
-                let rows = mixed.par_chunks_exact_mut(queries).zip(rows.par_chunks_exact(stride));
-                caches.par_iter_mut().zip(rows).for_each(one);
+                let rows = attended.par_chunks_exact_mut(queries).zip(rows.par_chunks_exact(stride));
+                caches.par_iter_mut().zip(rows).for_each(attend_one);
             }
         }
     }
 
     /// Calls `f(index of its first element, part)` for parts of `out` whose lengths are multiples of `unit`.
-    fn share(&self, out: &mut [f32], unit: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    fn for_each_part(&self, out: &mut [f32], unit: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
         match self.threads {
             Threads::One => f(0, out),
-            Threads::Pool => for_chunks(out, (CHUNK / unit).max(1) * unit, f),
+            Threads::Pool => for_each_chunk(out, (CHUNK / unit).max(1) * unit, f),
         }
     }
 }
 
-impl Cache {
+impl KvCache {
     /// Stores the keys and values of position `t`; `keys_and_values` holds them side by side.
     fn store(&mut self, decoder: &Decoder, layer: usize, t: usize, keys_and_values: &[f32]) {
-        let (Size { kv_heads, width, .. }, capacity) = (decoder.size, self.capacity);
+        let (AttentionShape { kv_heads, width, .. }, capacity) = (decoder.size, self.capacity);
         let (keys, values) = keys_and_values.split_at(kv_heads * width);
         let block = width * capacity;
-        let held = &mut self.layers[layer];
+        let layer_cache = &mut self.layers[layer];
         for (h, (key, value)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
-            let at = h * block;
-            let lane = at + t / LANES * width * LANES + t % LANES;
-            for (to, &k) in held.keys[lane..].iter_mut().step_by(LANES).zip(key) {
+            let head_start = h * block;
+            let lane = head_start + t / LANES * width * LANES + t % LANES;
+            for (to, &k) in layer_cache.keys[lane..].iter_mut().step_by(LANES).zip(key) {
                 *to = k;
             }
-            held.values[at + t * width..][..width].copy_from_slice(value);
+            layer_cache.values[head_start + t * width..][..width].copy_from_slice(value);
         }
     }
 
     /// Attention of the queries `q` over all stored positions; `q` and `out` are `[heads width]`.
     fn attend(&mut self, decoder: &Decoder, layer: usize, q: &[f32], out: &mut [f32]) {
-        let Size { width, .. } = decoder.size;
+        let AttentionShape { width, .. } = decoder.size;
         let block = width * self.capacity;
-        let held = &self.layers[layer];
+        let layer_cache = &self.layers[layer];
         let scale = 1.0 / (width as f32).sqrt();
         for (h, (q, out)) in q.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
-            let at = h / decoder.size.group() * block;
-            let (keys, values) = (&held.keys[at..at + block], &held.values[at..at + block]);
+            let head = h / decoder.size.queries_per_kv() * block;
+            let (keys, values) = (&layer_cache.keys[head..head + block], &layer_cache.values[head..head + block]);
             attend_head(out, &mut self.scores, q, keys, values, self.len, scale);
         }
     }
@@ -402,15 +417,15 @@ simd! {
         let norm = 1.0 / sum_map(scores, |s| s);
         let mut first = 0;
         while first + 2 * LANES <= width {
-            mix::<FMA, { 2 * LANES }>(out, scores, values, first, norm);
+            weighted_sum::<FMA, { 2 * LANES }>(out, scores, values, first, norm);
             first += 2 * LANES;
         }
         if first + LANES <= width {
-            mix::<FMA, LANES>(out, scores, values, first, norm);
+            weighted_sum::<FMA, LANES>(out, scores, values, first, norm);
             first += LANES;
         }
         while first < width {
-            mix::<FMA, 1>(out, scores, values, first, norm);
+            weighted_sum::<FMA, 1>(out, scores, values, first, norm);
             first += 1;
         }
     }
@@ -419,7 +434,13 @@ simd! {
 /// `out[first .. first + N] = norm * sum_t scores_t values_t[first .. first + N]`, with rows of `values` as wide as
 /// `out`. One pass over the rows for as many columns as fit into registers.
 #[inline(always)]
-fn mix<const FMA: bool, const N: usize>(out: &mut [f32], scores: &[f32], values: &[f32], first: usize, norm: f32) {
+fn weighted_sum<const FMA: bool, const N: usize>(
+    out: &mut [f32],
+    scores: &[f32],
+    values: &[f32],
+    first: usize,
+    norm: f32,
+) {
     let width = out.len();
     let mut sums = [0f32; N];
     for t in 0..scores.len() {

@@ -40,7 +40,7 @@ impl From<u32> for Eos {
 }
 
 /// Reads the ids in a config file: a number, a list, or null; a negative number, usually -1, means none.
-pub(crate) fn ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+pub(crate) fn deserialize_ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a token id, a list of them, or null")]
     enum Ids {
@@ -52,7 +52,7 @@ pub(crate) fn ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>
         Some(Ids::One(id)) => vec![id],
         Some(Ids::Many(ids)) => ids,
     };
-    let id = |id| u32::try_from(id).map_err(|_| serde::de::Error::custom(format!("{id} is no token id")));
+    let id = |id| u32::try_from(id).map_err(|_| serde::de::Error::custom(format!("{id} is not a token id")));
     ids.into_iter().filter(|&id| id >= 0).map(id).collect()
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn serialize<S: Serializer>(ids: &[u32], serializer: S) -> Result<S::
     }
 }
 
-/// The first of [`ids`].
-pub(crate) fn first_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    Ok(ids(deserializer)?.first().copied())
+/// The first of [`deserialize_ids`].
+pub(crate) fn deserialize_first_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    Ok(deserialize_ids(deserializer)?.first().copied())
 }

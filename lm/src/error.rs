@@ -10,17 +10,17 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// An invalid model, adapter or head on disk.
-    #[error("{path}: {what}", path = path.display())]
-    BadModel { path: PathBuf, what: String },
+    #[error("{path}: {message}", path = path.display())]
+    BadModel { path: PathBuf, message: String },
     /// A tokenizer that cannot be read, trained, or used with a model.
-    #[error("tokenizer {path}: {what}", path = path.display())]
-    Tokenizer { path: PathBuf, what: String },
+    #[error("tokenizer {path}: {message}", path = path.display())]
+    Tokenizer { path: PathBuf, message: String },
     /// A NaN or an infinity where a finite number is needed.
-    #[error("{what} is not finite")]
-    NonFinite { what: String },
+    #[error("{quantity} is not finite")]
+    NonFinite { quantity: String },
     /// Invalid arguments: an empty batch, ids above the vocabulary, top-p of zero.
-    #[error("{what}")]
-    BadInput { what: String },
+    #[error("{message}")]
+    BadInput { message: String },
     /// A file that cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },
@@ -30,12 +30,12 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn model(path: &Path, what: impl Into<String>) -> Self {
-        Self::BadModel { path: path.to_path_buf(), what: what.into() }
+    pub(crate) fn model(path: &Path, message: impl Into<String>) -> Self {
+        Self::BadModel { path: path.to_path_buf(), message: message.into() }
     }
 
-    pub(crate) fn input(what: impl Into<String>) -> Self {
-        Self::BadInput { what: what.into() }
+    pub(crate) fn input(message: impl Into<String>) -> Self {
+        Self::BadInput { message: message.into() }
     }
 
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha12Rng;
 
 use crate::files::Checkpoint;
 use crate::linear::Dropout;
-use crate::transformer::Named;
+use crate::transformer::NamedTensor;
 use crate::weights;
 use crate::{Batch, CausalLm, Error, Result, Variable, WeightType, random, variable};
 
@@ -21,13 +21,13 @@ pub struct ScalarHead {
 impl ScalarHead {
     /// A trainable head: the weight normal with standard deviation `std`, the bias 0.
     pub fn init(d: usize, std: f64, rng: &mut ChaCha12Rng) -> Result<Self> {
-        let weight = variable::fresh(&random::normal(&[1, d], std, rng)?)?;
-        Ok(Self { weight, bias: variable::fresh(&Tensor::zeros(1, DType::F32, &Device::Cpu)?)? })
+        let weight = variable::trainable_copy(&random::normal(&[1, d], std, rng)?)?;
+        Ok(Self { weight, bias: variable::trainable_copy(&Tensor::zeros(1, DType::F32, &Device::Cpu)?)? })
     }
 
     /// A trainable head, all zero.
     pub fn zeros(d: usize) -> Result<Self> {
-        let zeros = |shape: &[usize]| variable::fresh(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+        let zeros = |shape: &[usize]| variable::trainable_copy(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
         Ok(Self { weight: zeros(&[1, d])?, bias: zeros(&[1])? })
     }
 
@@ -40,7 +40,7 @@ impl ScalarHead {
     pub fn variables(&self) -> Vec<Variable> {
         [("head.weight", &self.weight), ("head.bias", &self.bias)]
             .into_iter()
-            .filter_map(|(name, tensor)| variable::of(name.to_owned(), tensor, false))
+            .filter_map(|(name, tensor)| variable::from_trainable(name.to_owned(), tensor, false))
             .collect()
     }
 
@@ -51,13 +51,13 @@ impl ScalarHead {
 
     /// A fresh trainable copy.
     pub fn trainable(&self) -> Result<Self> {
-        Ok(Self { weight: variable::fresh(&self.weight)?, bias: variable::fresh(&self.bias)? })
+        Ok(Self { weight: variable::trainable_copy(&self.weight)?, bias: variable::trainable_copy(&self.bias)? })
     }
 
     /// Writes a safetensors file with `weight` and `bias`.
     pub fn save(&self, file: &Path) -> Result<()> {
-        let named = |name: &str, tensor| Named { name: name.to_owned(), tensor, transposed: false };
-        let tensors = [named("weight", &self.weight), named("bias", &self.bias)];
+        let named_tensor = |name: &str, tensor| NamedTensor { name: name.to_owned(), tensor, transposed: false };
+        let tensors = [named_tensor("weight", &self.weight), named_tensor("bias", &self.bias)];
         weights::write(file, &tensors, WeightType::F32)
     }
 
@@ -72,7 +72,7 @@ impl ScalarHead {
 /// How a reward is read from the hidden states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Pool {
+pub enum RewardPooling {
     /// The head's output at the last real token of the sequence: EOS if the response has it.
     Last,
     /// The sum of the head's output over the response tokens.
@@ -84,22 +84,22 @@ pub enum Pool {
 pub struct RewardModel {
     pub lm: CausalLm,
     pub head: ScalarHead,
-    pub pool: Pool,
+    pub pool: RewardPooling,
 }
 
 impl RewardModel {
-    /// One score per sequence, `[batch]`. Errors: [`Pool::Sum`] with a sequence that has no response.
+    /// One score per sequence, `[batch]`. Errors: [`RewardPooling::Sum`] with a sequence that has no response.
     pub fn scores(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
         match self.pool {
-            Pool::Last => self.head.forward(&self.lm.hidden_at(batch, &batch.last(), dropout)?),
-            Pool::Sum => {
+            RewardPooling::Last => self.head.forward(&self.lm.hidden_at(batch, &batch.last_rows(), dropout)?),
+            RewardPooling::Sum => {
                 if let Some(i) = batch.row_ranges().iter().position(|r| r.is_empty()) {
                     return Err(Error::input(format!("sequence {i} of the batch has no response to score")));
                 }
-                let (at, of) = batch.response_positions();
-                let tokens = self.head.forward(&self.lm.hidden_at(batch, &at, dropout)?)?;
-                let of = Tensor::from_vec(of, at.len(), &Device::Cpu)?;
-                Ok(Tensor::zeros(batch.len(), DType::F32, &Device::Cpu)?.index_add(&of, &tokens, 0)?)
+                let (rows, sequence_of) = batch.response_rows();
+                let tokens = self.head.forward(&self.lm.hidden_at(batch, &rows, dropout)?)?;
+                let sequence_of = Tensor::from_vec(sequence_of, rows.len(), &Device::Cpu)?;
+                Ok(Tensor::zeros(batch.len(), DType::F32, &Device::Cpu)?.index_add(&sequence_of, &tokens, 0)?)
             }
         }
     }

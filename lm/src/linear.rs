@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use rand_chacha::ChaCha12Rng;
 
+use crate::lora::LoraAdapter;
 use crate::{Result, kernels, random};
 
 /// Dropout of one training forward pass. Adapters drop their input with the probability in their own `LoraConfig`;
@@ -33,38 +34,26 @@ pub(crate) struct Linear {
     pub name: String,
     pub weight: Tensor,
     pub bias: Option<Tensor>,
-    pub adapter: Option<LowRank>,
-}
-
-/// A `[r, in]`, B `[out, r]` as PEFT stores them; scale = alpha / r.
-#[derive(Debug, Clone)]
-pub(crate) struct LowRank {
-    pub a: Tensor,
-    pub b: Tensor,
-    pub scale: f64,
-    pub dropout: f64,
-}
-
-impl LowRank {
-    /// A frozen view that shares storage.
-    pub fn detached(&self) -> Self {
-        Self { a: self.a.detach(), b: self.b.detach(), ..*self }
-    }
+    pub adapter: Option<LoraAdapter>,
 }
 
 impl Linear {
-    /// The arguments for the transformer block kernel; `mask` drops entries of the adapter's input.
-    pub fn projection<'a>(&'a self, mask: Option<&'a kernels::Mask>) -> kernels::Projection<'a> {
+    /// The layer as an argument of kernels; `mask` drops entries of the adapter's input.
+    pub fn kernel<'a>(&'a self, mask: Option<&'a kernels::DropoutMask>) -> kernels::LinearRef<'a> {
         let adapter = self.adapter.as_ref();
-        let adapter = adapter.map(|low| kernels::Adapter { a: &low.a, b: &low.b, scale: low.scale, mask });
-        kernels::Projection { w: &self.weight, bias: self.bias.as_ref(), adapter }
+        let adapter = adapter.map(|lora| kernels::LoraRef { a: &lora.a, b: &lora.b, scale: lora.scale, mask });
+        kernels::LinearRef { w: &self.weight, bias: self.bias.as_ref(), adapter }
     }
 
     /// The dropout mask of the adapter's input, `[rows, in]`; None without dropout or without an adapter that has it.
-    pub fn mask(&self, rows: usize, drop: Option<&mut Dropout>) -> Result<Option<kernels::Mask>> {
-        match (drop, &self.adapter) {
-            (Some(drop), Some(adapter)) if adapter.dropout > 0.0 => {
-                Ok(Some(random::dropout_mask(rows * self.weight.dim(0)?, adapter.dropout, &mut drop.rng)))
+    pub fn adapter_dropout_mask(
+        &self,
+        rows: usize,
+        dropout: Option<&mut Dropout>,
+    ) -> Result<Option<kernels::DropoutMask>> {
+        match (dropout, &self.adapter) {
+            (Some(dropout), Some(adapter)) if adapter.dropout > 0.0 => {
+                Ok(Some(random::dropout_mask(rows * self.weight.dim(0)?, adapter.dropout, &mut dropout.rng)))
             }
             _ => Ok(None),
         }

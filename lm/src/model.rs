@@ -6,20 +6,20 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha12Rng;
 
-use crate::adapter::{self, LoraConfig};
-use crate::linear::{Dropout, LowRank};
-use crate::spec::OUTPUT;
+use crate::architecture::LM_HEAD;
+use crate::linear::Dropout;
+use crate::lora::{LoraAdapter, LoraConfig};
 use crate::threads::in_pool;
 use crate::transformer::Transformer;
 use crate::{
-    Batch, Error, InitStd, ModelConfig, Precision, Result, StatOptions, TokenStats, Variable, WeightType, stats,
-    variable, weights,
+    Batch, Error, InitStd, ModelConfig, Precision, Result, StatOptions, TokenStats, Variable, WeightType, peft,
+    token_stats, variable, weights,
 };
 
 /// A causal language model. Cloning is cheap and shares the weights.
 #[derive(Debug, Clone)]
 pub struct CausalLm {
-    net: Arc<Transformer>,
+    transformer: Arc<Transformer>,
     lora: Option<LoraConfig>,
 }
 
@@ -35,35 +35,37 @@ pub struct LmLoss {
 impl CausalLm {
     /// A model with freshly drawn weights, frozen.
     pub fn init(config: impl Into<ModelConfig>, init: InitStd, rng: &mut ChaCha12Rng) -> Result<Self> {
-        Ok(Self::of(Transformer::init(&config.into(), init, rng)?, None))
+        Ok(Self::new(Transformer::init(&config.into(), init, rng)?, None))
     }
 
     /// Loads a GPT-2, GPT-J or Llama from a Hugging Face folder (`config.json` and weights in f32, f16 or bf16, tensor
     /// names with or without the trunk's prefix), or a Llama from a GGUF file, dequantised. Frozen.
     pub fn load(path: &Path) -> Result<Self> {
-        Ok(Self::of(weights::load(path)?, None))
+        Ok(Self::new(weights::load(path)?, None))
     }
 
     /// Writes a Hugging Face folder. Equal weights give equal bytes. Errors: the model has an adapter (merge it first).
     pub fn save(&self, folder: &Path, dtype: WeightType) -> Result<()> {
         if self.lora.is_some() {
-            return Err(Error::input("a model with an adapter cannot be saved whole; merge it or save the adapter"));
+            return Err(Error::input(
+                "a model with an adapter cannot be saved as one model; merge the adapter or save it alone",
+            ));
         }
-        weights::save(&self.net, folder, dtype)
+        weights::save(&self.transformer, folder, dtype)
     }
 
     /// The same weights and adapter with matrix products in another precision. Views and copies of the result keep the
     /// precision; files do not record it. An adapter's own products are always f32.
     pub fn with_precision(&self, precision: Precision) -> Self {
-        Self::of(Transformer { precision, ..Transformer::clone(&self.net) }, self.lora)
+        Self::new(Transformer { precision, ..Transformer::clone(&self.transformer) }, self.lora)
     }
 
     pub fn precision(&self) -> Precision {
-        self.net.precision
+        self.transformer.precision
     }
 
     pub fn config(&self) -> &ModelConfig {
-        &self.net.config
+        &self.transformer.config
     }
 
     /// The adapter's configuration, if there is an adapter.
@@ -75,22 +77,22 @@ impl CausalLm {
     /// after its copy. Errors: the model has an adapter.
     pub fn with_full_training(self) -> Result<Self> {
         if self.lora.is_some() {
-            return Err(Error::input("full training of a model with an adapter; merge it first"));
+            return Err(Error::input("a model with an adapter cannot be trained in full; merge the adapter first"));
         }
-        Ok(Self::of(Arc::unwrap_or_clone(self.net).trainable()?, None))
+        Ok(Self::new(Arc::unwrap_or_clone(self.transformer).trainable()?, None))
     }
 
     /// The same weights, frozen, with a fresh trainable adapter on every linear layer: A is Kaiming-uniform as in PEFT
     /// and B = 0, so that outputs are unchanged at first. Replaces an existing adapter.
     pub fn with_adapter(&self, lora: &LoraConfig, rng: &mut ChaCha12Rng) -> Result<Self> {
-        Ok(Self::of(self.net.with_fresh_adapters(lora, rng)?, Some(*lora)))
+        Ok(Self::new(self.transformer.with_new_adapters(lora, rng)?, Some(*lora)))
     }
 
     /// The same weights with an adapter read from a PEFT folder; all frozen. [`CausalLm::with_trainable_adapter`] makes
     /// the adapter trainable.
     pub fn load_adapter(&self, folder: &Path) -> Result<Self> {
-        let (net, lora) = adapter::load(self.net.detached(), folder)?;
-        Ok(Self::of(net, Some(lora)))
+        let (transformer, lora) = peft::load(self.transformer.frozen_base(), folder)?;
+        Ok(Self::new(transformer, Some(lora)))
     }
 
     /// The same frozen weights with a trainable copy of the adapter. Errors: the model has no adapter.
@@ -98,41 +100,41 @@ impl CausalLm {
         if self.lora.is_none() {
             return Err(Error::input("the model has no adapter to train"));
         }
-        self.map_adapters(variable::fresh)
+        self.map_adapters(variable::trainable_copy)
     }
 
     /// Writes the adapter as a PEFT folder. `base` names the model it belongs to. Errors: the model has no adapter.
     pub fn save_adapter(&self, folder: &Path, base: &str) -> Result<()> {
         let lora = self.lora.ok_or_else(|| Error::input("the model has no adapter to save"))?;
-        adapter::save(&self.net, &lora, folder, base)
+        peft::save(&self.transformer, &lora, folder, base)
     }
 
     /// The model with its adapter added into the weights, in f32; frozen.
     pub fn merged(&self) -> Result<Self> {
-        Ok(Self::of(self.net.merged()?, None))
+        Ok(Self::new(self.transformer.merged()?, None))
     }
 
     /// The same weights without the adapter, frozen. After full training, these are the trained weights.
     pub fn base(&self) -> Self {
-        Self::of(self.net.detached(), None)
+        Self::new(self.transformer.frozen_base(), None)
     }
 
     /// A detached view for sampling and scoring, which builds no autograd graph. It shares storage, so it follows
     /// further training.
     pub fn frozen(&self) -> Self {
-        Self::of(self.net.frozen(), self.lora)
+        Self::new(self.transformer.frozen(), self.lora)
     }
 
     /// The trainable tensors, in file order.
     pub fn variables(&self) -> Vec<Variable> {
         let mut all = Vec::new();
-        for named in self.net.tensors() {
-            all.extend(variable::of(named.name, named.tensor, named.tensor.rank() == 2));
+        for named in self.transformer.tensors() {
+            all.extend(variable::from_trainable(named.name, named.tensor, named.tensor.rank() == 2));
         }
-        for linear in self.net.linears() {
+        for linear in self.transformer.linears() {
             if let Some(adapter) = &linear.adapter {
-                all.extend(variable::of(format!("{}.lora_A.weight", linear.name), &adapter.a, true));
-                all.extend(variable::of(format!("{}.lora_B.weight", linear.name), &adapter.b, true));
+                all.extend(variable::from_trainable(format!("{}.lora_A.weight", linear.name), &adapter.a, true));
+                all.extend(variable::from_trainable(format!("{}.lora_B.weight", linear.name), &adapter.b, true));
             }
         }
         all
@@ -140,53 +142,60 @@ impl CausalLm {
 
     /// The model's own tensors, without the adapter's, by their names in the file. They share storage with the model.
     pub fn weights(&self) -> impl Iterator<Item = (String, &Tensor)> {
-        self.net.tensors().into_iter().map(|named| (named.name, named.tensor))
+        self.transformer.tensors().into_iter().map(|named| (named.name, named.tensor))
     }
 
     /// The trainable tensors that hidden states depend on: all but those of a separate output layer.
     pub(crate) fn trunk_variables(&self) -> Vec<Variable> {
         let mut all = self.variables();
-        all.retain(|variable| !variable.name.strip_prefix(OUTPUT).is_some_and(|rest| rest.starts_with('.')));
+        all.retain(|variable| !variable.name.strip_prefix(LM_HEAD).is_some_and(|rest| rest.starts_with('.')));
         all
     }
 
     /// The hidden states after the last norm, `[batch, time, d]`. `dropout` is for training only. Errors: ids above
     /// the vocabulary, sequences longer than the model's window.
     pub fn hidden(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
-        in_pool(|| self.net.hidden(batch, None, dropout))
+        in_pool(|| self.transformer.hidden(batch, None, dropout))
     }
 
     /// [`CausalLm::hidden`] at the positions that predict the response tokens, `[response_tokens, d]`. The last layer
     /// computes no other rows.
-    pub fn predicting(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
-        self.hidden_at(batch, batch.predicting(), dropout)
+    pub fn hidden_for_responses(&self, batch: &Batch, dropout: Option<&mut Dropout>) -> Result<Tensor> {
+        self.hidden_at(batch, batch.predicting_rows(), dropout)
     }
 
     /// [`CausalLm::hidden`] at the given rows of `[batch * time]`, in ascending order: `[n, d]`.
     pub(crate) fn hidden_at(&self, batch: &Batch, rows: &[u32], dropout: Option<&mut Dropout>) -> Result<Tensor> {
-        in_pool(|| self.net.hidden(batch, Some(rows), dropout))
+        in_pool(|| self.transformer.hidden(batch, Some(rows), dropout))
     }
 
-    /// Log-probabilities (and entropies) of the response tokens from the output of [`CausalLm::predicting`].
-    pub fn token_stats(&self, predicting: &Tensor, batch: &Batch, o: &StatOptions) -> Result<TokenStats> {
-        let masked = stats::before_minimum(batch, o.min_new_tokens);
-        stats::token_stats(predicting, &self.net.output(), batch.targets(), Some((&o.eos, &masked)), o.entropy)
+    /// Log-probabilities (and entropies) of the response tokens from the output of [`CausalLm::hidden_for_responses`].
+    pub fn token_stats(&self, hidden: &Tensor, batch: &Batch, options: &StatOptions) -> Result<TokenStats> {
+        let forbidden = token_stats::eos_forbidden(batch, options.min_new_tokens);
+        token_stats::token_stats(
+            hidden,
+            &self.transformer.lm_head_ref(),
+            batch.targets(),
+            Some((&options.eos, &forbidden)),
+            options.entropy,
+        )
     }
 
     /// The exact KL(self || other) over the whole vocabulary between the distributions of each response token: flat
-    /// `[response_tokens]`, in nats. `predicting` and `others` are the outputs of [`CausalLm::predicting`] of the two
-    /// models. Errors: the vocabularies differ.
-    pub fn divergence(
+    /// `[response_tokens]`, in nats. `hidden` and `other_hidden` are the outputs of [`CausalLm::hidden_for_responses`]
+    /// of the two models. Errors: the vocabularies differ.
+    pub fn kl_divergence(
         &self,
-        predicting: &Tensor,
+        hidden: &Tensor,
         other: &Self,
-        others: &Tensor,
+        other_hidden: &Tensor,
         batch: &Batch,
-        o: &StatOptions,
+        options: &StatOptions,
     ) -> Result<Vec<f32>> {
-        let masked = stats::before_minimum(batch, o.min_new_tokens);
-        let (own, other) = ((predicting, &self.net.output()), (others, &other.net.output()));
-        stats::divergence(own, other, batch.targets(), (&o.eos, &masked))
+        let forbidden = token_stats::eos_forbidden(batch, options.min_new_tokens);
+        let (own, other) =
+            ((hidden, &self.transformer.lm_head_ref()), (other_hidden, &other.transformer.lm_head_ref()));
+        token_stats::kl_divergence(own, other, batch.targets(), (&options.eos, &forbidden))
     }
 
     /// The next-token loss: the mean negative log-probability, with weight 1 for a response token and `prompt_weight`
@@ -196,47 +205,47 @@ impl CausalLm {
         let responses = batch.response_tokens();
         let (prompt_rows, prompt_targets) =
             if prompt_weight > 0.0 { batch.prompt_predictions()? } else { Default::default() };
-        let weight = responses as f64 + prompt_weight * prompt_targets.len() as f64;
-        if weight == 0.0 {
-            return Err(Error::input("a batch without a token to learn from"));
+        let total_weight = responses as f64 + prompt_weight * prompt_targets.len() as f64;
+        if total_weight == 0.0 {
+            return Err(Error::input("the batch has no token to train on"));
         }
         let nll = |hidden: &Tensor, targets: &[u32]| -> Result<Tensor> {
-            let stats = stats::token_stats(hidden, &self.net.output(), targets, None, false)?;
+            let stats = token_stats::token_stats(hidden, &self.transformer.lm_head_ref(), targets, None, false)?;
             Ok(stats.logprob.sum_all()?.neg()?)
         };
         let (response, sum) = if prompt_rows.is_empty() {
-            let response = nll(&self.predicting(batch, dropout)?, batch.targets())?;
+            let response = nll(&self.hidden_for_responses(batch, dropout)?, batch.targets())?;
             (response.detach(), response)
         } else {
             let hidden = self.hidden(batch, dropout)?;
-            let response = nll(&rows(&hidden, batch.predicting())?, batch.targets())?;
-            let prompt = nll(&rows(&hidden, &prompt_rows)?, &prompt_targets)?;
+            let response = nll(&select_rows(&hidden, batch.predicting_rows())?, batch.targets())?;
+            let prompt = nll(&select_rows(&hidden, &prompt_rows)?, &prompt_targets)?;
             (response.detach(), (response + (prompt * prompt_weight)?)?)
         };
         let response_nll = (response / responses.max(1) as f64)?;
-        let loss = (sum / weight)?;
+        let loss = (sum / total_weight)?;
         Ok(LmLoss { loss, response_nll })
     }
 
-    pub(crate) fn net(&self) -> &Transformer {
-        &self.net
+    pub(crate) fn transformer(&self) -> &Transformer {
+        &self.transformer
     }
 
-    fn of(net: Transformer, lora: Option<LoraConfig>) -> Self {
-        Self { net: Arc::new(net), lora }
+    fn new(transformer: Transformer, lora: Option<LoraConfig>) -> Self {
+        Self { transformer: Arc::new(transformer), lora }
     }
 
     fn map_adapters(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        let net = Transformer::clone(&self.net).map_adapters(|linear| match &linear.adapter {
-            Some(adapter) => Ok(Some(LowRank { a: f(&adapter.a)?, b: f(&adapter.b)?, ..adapter.clone() })),
+        let transformer = Transformer::clone(&self.transformer).map_adapters(|linear| match &linear.adapter {
+            Some(adapter) => Ok(Some(LoraAdapter { a: f(&adapter.a)?, b: f(&adapter.b)?, ..adapter.clone() })),
             None => Ok(None),
         })?;
-        Ok(Self::of(net, self.lora))
+        Ok(Self::new(transformer, self.lora))
     }
 }
 
 /// Rows of `hidden` `[batch, time, d]` by their index in `[batch * time]`: `[n, d]`.
-fn rows(hidden: &Tensor, index: &[u32]) -> Result<Tensor> {
+fn select_rows(hidden: &Tensor, index: &[u32]) -> Result<Tensor> {
     let index = Tensor::from_vec(index.to_vec(), index.len(), &Device::Cpu)?;
     Ok(hidden.flatten(0, 1)?.index_select(&index, 0)?)
 }

@@ -55,7 +55,7 @@ mod tests {
 
     /// Known answers from the authors' Random123.
     #[test]
-    fn it_is_philox() {
+    fn known_answers_of_philox_are_reproduced() {
         let ten_rounds = |counter: [u32; 4], mut key: [u32; 2]| {
             let mut x = counter.map(|word| [word; WIDTH]);
             for _ in 0..ROUNDS {
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_draws_is_made_on_its_own() {
+    fn any_part_of_the_draws_can_be_computed_alone() {
         let (mut all, mut part) = ([[0; DRAWS]; 5], [[0; DRAWS]; 2]);
         fill(&mut all, [3, 4], 0);
         fill(&mut part, [3, 4], 2 * DRAWS as u64);

@@ -5,7 +5,7 @@ use rand::Rng;
 use rand_chacha::ChaCha12Rng;
 
 use crate::kernels::simd::simd;
-use crate::kernels::{BITS, Mask};
+use crate::kernels::{BITS, DropoutMask};
 use crate::{Result, philox};
 
 /// Normal values of mean 0: Box-Muller in f64, two from each pair of uniforms.
@@ -32,7 +32,7 @@ pub(crate) fn uniform(shape: &[usize], bound: f64, rng: &mut ChaCha12Rng) -> Res
 
 /// A dropout mask that keeps each of `len` elements with probability 1 - p. Takes a key from `rng`; element i uses draw
 /// i of that key, so the result does not depend on threads.
-pub(crate) fn dropout_mask(len: usize, p: f64, rng: &mut ChaCha12Rng) -> Mask {
+pub(crate) fn dropout_mask(len: usize, p: f64, rng: &mut ChaCha12Rng) -> DropoutMask {
     /// Blocks of draws computed at a time.
     const BLOCKS: usize = 4;
     const WORDS: usize = BLOCKS * philox::DRAWS / BITS;
@@ -40,7 +40,7 @@ pub(crate) fn dropout_mask(len: usize, p: f64, rng: &mut ChaCha12Rng) -> Mask {
     // An element is kept if its 32-bit draw is at least p 2^32: exact to 2^-32.
     let threshold = (p * 4_294_967_296.0) as u32;
     let key: [u32; 2] = rng.random();
-    Mask::new(len, keep, |first, words| {
+    DropoutMask::new(len, keep, |first, words| {
         let mut draws = [[0; philox::DRAWS]; BLOCKS];
         for (i, words) in words.chunks_mut(WORDS).enumerate() {
             philox::fill(&mut draws, key, ((first + i * WORDS) * BITS) as u64);

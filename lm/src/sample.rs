@@ -2,31 +2,15 @@
 
 use rayon::prelude::*;
 
-use crate::decode::{Cache, Decoder, Export, Work};
+use crate::decode::{Decoder, DecoderWeights, KvCache, Workspace};
 use crate::kernels::gemm::Threads;
-use crate::pick::Picker;
 use crate::threads::in_pool;
-use crate::{CausalLm, Draws, Eos, Error, Result, stats};
-
-/// Sampling settings.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SampleOptions {
-    /// Divides the logits before sampling; above 0.
-    pub temperature: f64,
-    /// Restricts sampling to the fewest most probable tokens that together reach this probability; in (0, 1], 1 is off.
-    pub top_p: f64,
-    /// The first `min_new_tokens` tokens cannot be EOS.
-    pub min_new_tokens: usize,
-    pub max_new_tokens: usize,
-    /// Any of these ids ends a response.
-    pub eos: Eos,
-    /// Take the most probable token (the smallest id among equals) instead of drawing.
-    pub greedy: bool,
-}
+use crate::token_sampler::{SampleOptions, TokenSampler};
+use crate::{CausalLm, CounterRng, Error, Result, token_stats};
 
 /// One response.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sampled {
+pub struct SampledResponse {
     /// Includes EOS if it was sampled.
     pub ids: Vec<u32>,
     /// log p of each id at temperature 1 over the whole vocabulary, EOS masked before the minimum, in nats.
@@ -36,29 +20,29 @@ pub struct Sampled {
 }
 
 /// Samples one response per prompt. The token at position t of the response to prompt i is a function of
-/// `draws.uniform(rows[i], t)` and the distribution there, so that neither the batch nor the number of threads matters;
+/// `rng.uniform(rows[i], t)` and the distribution there, so that neither the batch nor the number of threads matters;
 /// another batch may change the distribution by rounding errors. Errors: an empty prompt, ids above the vocabulary, a
 /// prompt that leaves no room for `max_new_tokens` in the model's window, logits that are not finite.
 pub fn sample(
     lm: &CausalLm,
     prompts: &[&[u32]],
-    o: &SampleOptions,
-    draws: &Draws,
+    options: &SampleOptions,
+    rng: &CounterRng,
     rows: &[u64],
-) -> Result<Vec<Sampled>> {
-    check(lm, prompts, o, rows)?;
-    if o.max_new_tokens == 0 {
-        return Ok(prompts.iter().map(|_| Sampled { ids: vec![], logprobs: vec![], ended: false }).collect());
+) -> Result<Vec<SampledResponse>> {
+    check(lm, prompts, options, rows)?;
+    if options.max_new_tokens == 0 {
+        return Ok(prompts.iter().map(|_| SampledResponse { ids: vec![], logprobs: vec![], ended: false }).collect());
     }
     let model = lm.frozen();
-    let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + o.max_new_tokens;
-    let export = Export::of(model.net(), longest)?;
-    let plan = Plan::of(lm, prompts.len(), longest);
-    let decoder = Decoder::new(&export, plan.threads);
+    let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + options.max_new_tokens;
+    let weights = DecoderWeights::new(model.transformer(), longest)?;
+    let plan = SamplingPlan::new(lm, prompts.len(), longest);
+    let decoder = Decoder::new(&weights, plan.threads);
     let group = |(n, (prompts, rows)): (usize, (&[&[u32]], &[u64]))| {
-        generate(&decoder, prompts, o, draws, rows, n * plan.rows, plan.prefill_tokens)
+        generate(&decoder, prompts, options, rng, rows, n * plan.rows, plan.prefill_tokens)
     };
-    let groups: Vec<Vec<Sampled>> = match plan.threads {
+    let groups: Vec<Vec<SampledResponse>> = match plan.threads {
         Threads::One => {
             let chunks = prompts.par_chunks(plan.rows).zip(rows.par_chunks(plan.rows));
             chunks.enumerate().map(group).collect::<Result<_>>()?
@@ -71,40 +55,42 @@ pub fn sample(
     Ok(groups.into_iter().flatten().collect())
 }
 
-fn check(lm: &CausalLm, prompts: &[&[u32]], o: &SampleOptions, rows: &[u64]) -> Result<()> {
+fn check(lm: &CausalLm, prompts: &[&[u32]], options: &SampleOptions, rows: &[u64]) -> Result<()> {
     let (vocab, window) = (lm.config().vocab_size(), lm.config().window());
-    let bad = |what: String| Err(Error::input(what));
+    let invalid = |message: String| Err(Error::input(message));
     if rows.len() != prompts.len() {
-        return bad(format!("{} prompts and {} row numbers to sample for", prompts.len(), rows.len()));
+        return invalid(format!("got {} prompts but {} row numbers", prompts.len(), rows.len()));
     }
-    if !(o.temperature > 0.0 && o.temperature.is_finite()) {
-        return bad(format!("temperature {}; expected a positive number", o.temperature));
+    if !(options.temperature > 0.0 && options.temperature.is_finite()) {
+        return invalid(format!("temperature is {}, expected a positive number", options.temperature));
     }
-    if !(o.top_p > 0.0 && o.top_p <= 1.0) {
-        return bad(format!("top_p {}; expected above 0 and at most 1", o.top_p));
+    if !(options.top_p > 0.0 && options.top_p <= 1.0) {
+        return invalid(format!("top_p is {}, expected above 0 and at most 1", options.top_p));
     }
-    stats::check_eos(&o.eos, vocab)?;
-    if vocab <= o.eos.ids().len() {
-        return bad(format!("a vocabulary of {vocab} has nothing but EOS to sample"));
+    token_stats::check_eos(&options.eos, vocab)?;
+    if vocab <= options.eos.ids().len() {
+        return invalid(format!("all {vocab} tokens of the vocabulary are EOS, so there is nothing to sample"));
     }
     for (i, prompt) in prompts.iter().enumerate() {
         if prompt.is_empty() {
-            return bad(format!("prompt {i} is empty"));
+            return invalid(format!("prompt {i} is empty"));
         }
         if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab) {
-            return bad(format!("prompt {i} holds id {id}; the model's vocabulary is {vocab}"));
+            return invalid(format!("prompt {i} has id {id}, which is not below the model's vocabulary of {vocab}"));
         }
-        let needed = prompt.len().saturating_add(o.max_new_tokens);
+        let needed = prompt.len().saturating_add(options.max_new_tokens);
         if needed > window {
-            let (n, new) = (prompt.len(), o.max_new_tokens);
-            return bad(format!("prompt {i} of {n} tokens and {new} new ones; the model has {window} positions"));
+            let (n, new) = (prompt.len(), options.max_new_tokens);
+            return invalid(format!(
+                "prompt {i} needs {n} tokens and {new} new ones, but the model has {window} positions"
+            ));
         }
     }
     Ok(())
 }
 
 /// How rows are grouped. Depends on shapes alone, so that the number of threads changes nothing.
-struct Plan {
+struct SamplingPlan {
     /// Sequences decoded together.
     rows: usize,
     /// Prompt tokens read in one prefill.
@@ -112,50 +98,54 @@ struct Plan {
     threads: Threads,
 }
 
-impl Plan {
+impl SamplingPlan {
     /// For `n` sequences of at most `positions` tokens, in groups of about equal size.
-    fn of(lm: &CausalLm, n: usize, positions: usize) -> Self {
-        let even = |most: usize| n.div_ceil(n.div_ceil(most).max(1)).max(1);
+    fn new(lm: &CausalLm, n: usize, positions: usize) -> Self {
+        let even_rows = |max_rows: usize| n.div_ceil(n.div_ceil(max_rows).max(1)).max(1);
         /// Bytes of a layer's weights that leave room for activations in a core's L2 cache.
         const SMALL_LAYER: usize = 2 << 20;
         const CACHE_BYTES: usize = 512 << 20;
-        let spec = &lm.net().spec;
-        if 4 * spec.layer_weights() <= SMALL_LAYER {
+        let architecture = &lm.transformer().architecture;
+        if 4 * architecture.weights_per_layer() <= SMALL_LAYER {
             // Each thread takes whole groups: no step ever waits for another thread.
-            return Self { rows: even(32), prefill_tokens: 512, threads: Threads::One };
+            return Self { rows: even_rows(32), prefill_tokens: 512, threads: Threads::One };
         }
-        let row_bytes = 8 * spec.heads.key_value * spec.heads.width * spec.layers * positions;
-        let most = (CACHE_BYTES / row_bytes.max(1)).clamp(16, 64);
-        Self { rows: even(most), prefill_tokens: 512, threads: Threads::Pool }
+        let row_bytes = 8 * architecture.heads.key_value * architecture.heads.width * architecture.layers * positions;
+        let max_rows = (CACHE_BYTES / row_bytes.max(1)).clamp(16, 64);
+        Self { rows: even_rows(max_rows), prefill_tokens: 512, threads: Threads::Pool }
     }
 }
 
 /// A sequence that has not ended.
-struct Live {
+struct ActiveSequence {
     /// Index in the group.
-    at: usize,
-    /// Row number for [`Draws`].
+    index: usize,
+    /// Row number for [`CounterRng`].
     row: u64,
-    cache: Cache,
+    cache: KvCache,
 }
 
 /// The responses to a group of prompts; `first` is the group's offset in the batch.
 fn generate(
     decoder: &Decoder,
     prompts: &[&[u32]],
-    o: &SampleOptions,
-    draws: &Draws,
+    options: &SampleOptions,
+    rng: &CounterRng,
     rows: &[u64],
     first: usize,
     prefill_tokens: usize,
-) -> Result<Vec<Sampled>> {
-    let start = |at: usize| Live { at, row: rows[at], cache: decoder.cache(prompts[at].len() + o.max_new_tokens) };
-    let mut live: Vec<Live> = match decoder.threads {
-        Threads::One => (0..prompts.len()).map(start).collect(),
-        // In parallel, because the first access to new memory waits until the system has cleared it.
-        Threads::Pool => (0..prompts.len()).into_par_iter().map(start).collect(),
+) -> Result<Vec<SampledResponse>> {
+    let new_sequence = |index: usize| ActiveSequence {
+        index,
+        row: rows[index],
+        cache: decoder.cache(prompts[index].len() + options.max_new_tokens),
     };
-    let (mut work, mut states, mut logits) = (Work::default(), Vec::new(), Vec::new());
+    let mut active: Vec<ActiveSequence> = match decoder.threads {
+        Threads::One => (0..prompts.len()).map(new_sequence).collect(),
+        // In parallel, because the first access to new memory waits until the system has cleared it.
+        Threads::Pool => (0..prompts.len()).into_par_iter().map(new_sequence).collect(),
+    };
+    let (mut workspace, mut states, mut logits) = (Workspace::default(), Vec::new(), Vec::new());
     let mut start = 0;
     while start < prompts.len() {
         let mut end = start + 1;
@@ -164,49 +154,52 @@ fn generate(
             tokens += prompts[end].len();
             end += 1;
         }
-        let mut caches: Vec<&mut Cache> = live[start..end].iter_mut().map(|l| &mut l.cache).collect();
-        in_pool(|| decoder.prefill(&mut caches, &prompts[start..end], &mut work, &mut states));
+        let mut caches: Vec<&mut KvCache> = active[start..end].iter_mut().map(|sequence| &mut sequence.cache).collect();
+        in_pool(|| decoder.prefill(&mut caches, &prompts[start..end], &mut workspace, &mut states));
         start = end;
     }
 
-    let mut out = vec![Sampled { ids: vec![], logprobs: vec![], ended: false }; prompts.len()];
-    let mut picker = Picker::new(o);
+    let mut out = vec![SampledResponse { ids: vec![], logprobs: vec![], ended: false }; prompts.len()];
+    let mut sampler = TokenSampler::new(options);
     let mut tokens = Vec::with_capacity(prompts.len());
-    let mut next = |step: usize| -> Result<bool> {
+    let mut run_step = |step: usize| -> Result<bool> {
         tokens.clear();
-        let pick = |picker: &mut Picker, (live, logits): (&Live, &mut [f32])| {
-            picker.pick(logits, step, draws.uniform(live.row, step as u32))
+        let sample_token = |sampler: &mut TokenSampler, (sequence, logits): (&ActiveSequence, &mut [f32])| {
+            sampler.sample(logits, step, rng.uniform(sequence.row, step as u32))
         };
-        let rows = live.iter().zip(decoder.logits(&mut logits, &states, &mut work));
-        let picked: Vec<_> = match decoder.threads {
-            Threads::One => rows.map(|row| pick(&mut picker, row)).collect(),
+        let rows = active.iter().zip(decoder.logits(&mut logits, &states, &mut workspace));
+        let sampled_tokens: Vec<_> = match decoder.threads {
+            Threads::One => rows.map(|row| sample_token(&mut sampler, row)).collect(),
             Threads::Pool => {
                 let rows: Vec<_> = rows.collect();
-                rows.into_par_iter().map_init(|| Picker::new(o), pick).collect()
+                rows.into_par_iter().map_init(|| TokenSampler::new(options), sample_token).collect()
             }
         };
-        for (live, picked) in live.iter().zip(picked) {
-            let (id, logprob) = picked.ok_or_else(|| Error::NonFinite {
-                what: format!("the distribution of token {step} of response {} of the batch", first + live.at + 1),
+        for (sequence, token) in active.iter().zip(sampled_tokens) {
+            let (id, logprob) = token.ok_or_else(|| Error::NonFinite {
+                quantity: format!(
+                    "the distribution of token {step} of response {} of the batch",
+                    first + sequence.index + 1
+                ),
             })?;
-            let sampled = &mut out[live.at];
-            sampled.ids.push(id);
-            sampled.logprobs.push(logprob);
-            sampled.ended = o.eos.contains(id);
+            let response = &mut out[sequence.index];
+            response.ids.push(id);
+            response.logprobs.push(logprob);
+            response.ended = options.eos.contains(id);
             tokens.push(id);
         }
         let mut ids = tokens.iter();
-        live.retain(|_| ids.next().is_some_and(|&id| !o.eos.contains(id)));
-        tokens.retain(|&id| !o.eos.contains(id));
-        let goes_on = !live.is_empty() && step + 1 < o.max_new_tokens;
-        if goes_on {
-            let mut caches: Vec<&mut Cache> = live.iter_mut().map(|l| &mut l.cache).collect();
-            decoder.step(&mut caches, &tokens, &mut work, &mut states);
+        active.retain(|_| ids.next().is_some_and(|&id| !options.eos.contains(id)));
+        tokens.retain(|&id| !options.eos.contains(id));
+        let continues = !active.is_empty() && step + 1 < options.max_new_tokens;
+        if continues {
+            let mut caches: Vec<&mut KvCache> = active.iter_mut().map(|sequence| &mut sequence.cache).collect();
+            decoder.step(&mut caches, &tokens, &mut workspace, &mut states);
         }
-        Ok(goes_on)
+        Ok(continues)
     };
     let mut step = 0;
-    while in_pool(|| next(step))? {
+    while in_pool(|| run_step(step))? {
         step += 1;
     }
     Ok(out)

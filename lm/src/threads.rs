@@ -8,9 +8,10 @@
 /// environment only, which may be changed only while no other thread runs. If one does, candle keeps its default
 /// (`CANDLE_NUM_THREADS`, else `RAYON_NUM_THREADS`, else the number of cores); results are the same.
 pub fn set_threads(n: usize) {
-    if alone() {
+    if is_single_threaded() {
         for (name, threads) in [("RAYON_NUM_THREADS", n.max(1)), ("CANDLE_NUM_THREADS", 1)] {
-            // SAFETY: `alone` has found no other thread, so none reads or writes the environment meanwhile.
+            // SAFETY: `is_single_threaded` has found no other thread, so none reads or writes the environment
+            // meanwhile.
             unsafe { std::env::set_var(name, threads.to_string()) };
         }
     }
@@ -27,6 +28,6 @@ pub(crate) fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
 }
 
 /// Whether the calling thread is the only one of the process, as far as the operating system tells.
-fn alone() -> bool {
+fn is_single_threaded() -> bool {
     std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
 }

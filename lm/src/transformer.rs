@@ -5,11 +5,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use rand_chacha::ChaCha12Rng;
 
-use crate::adapter::LoraConfig;
+use crate::architecture::{Architecture, LM_HEAD, LmHeadKind, PositionEmbedding};
 use crate::config::ModelConfig;
-use crate::kernels::{self, Output, Rotary};
-use crate::linear::{Dropout, Linear, LowRank};
-use crate::spec::{OUTPUT, OutputLayer, Positions, Spec};
+use crate::kernels::{self, LmHeadRef, Rotary};
+use crate::linear::{Dropout, Linear};
+use crate::lora::{LoraAdapter, LoraConfig};
 use crate::{Batch, Error, InitStd, Precision, Result, random, variable};
 
 /// Weight and bias of a normalisation, `[d]` each; without a bias it is an RMS norm.
@@ -20,8 +20,8 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
-    fn kernel(&self) -> kernels::Norm<'_> {
-        kernels::Norm { weight: &self.weight, bias: self.bias.as_ref() }
+    fn kernel(&self) -> kernels::NormRef<'_> {
+        kernels::NormRef { weight: &self.weight, bias: self.bias.as_ref() }
     }
 }
 
@@ -29,18 +29,18 @@ impl Norm {
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
     pub norm_1: Norm,
-    /// Queries, keys and values, in one map or in three.
+    /// Queries, keys and values, in one layer or in three.
     pub qkv: Vec<Linear>,
     pub attn_out: Linear,
     /// None: attention and MLP share the first norm.
     pub norm_2: Option<Norm>,
-    /// The MLP's first linear map, or its gate and up maps.
+    /// The MLP's first linear layer, or its gate and up layers.
     pub up: Vec<Linear>,
     pub down: Linear,
 }
 
 impl Block {
-    /// The linear maps, in file order.
+    /// The linear layers, in file order.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.qkv.iter().chain([&self.attn_out]).chain(&self.up).chain([&self.down])
     }
@@ -49,43 +49,44 @@ impl Block {
         self.qkv.iter_mut().chain([&mut self.attn_out]).chain(&mut self.up).chain([&mut self.down])
     }
 
-    /// Maps `[batch, time, d]` to the same shape, or to `[n, d]` for the `n` rows in `wanted`. Gradients of frozen
+    /// Maps `[batch, time, d]` to the same shape, or to `[n, d]` for the `n` rows in `output_rows`. Gradients of frozen
     /// weights are never computed.
     fn forward(
         &self,
         x: &Tensor,
-        spec: &Spec,
+        architecture: &Architecture,
         precision: Precision,
         rotary: Option<&Arc<Rotary>>,
-        drop: &mut Option<&mut Dropout>,
-        wanted: Option<&[u32]>,
+        dropout: &mut Option<&mut Dropout>,
+        output_rows: Option<&[u32]>,
     ) -> Result<Tensor> {
         let (batch, time, d) = x.dims3()?;
         let rows = batch * time;
-        let kept = wanted.map_or(rows, <[u32]>::len);
-        let mask = |l: &Linear, n, drop: &mut Option<&mut Dropout>| l.mask(n, drop.as_deref_mut());
-        let qkv = self.qkv.iter().map(|l| mask(l, rows, drop)).collect::<Result<Vec<_>>>()?;
-        let attn_out = mask(&self.attn_out, kept, drop)?;
-        let attn_branch = branch_mask(kept * d, drop);
-        let up = self.up.iter().map(|l| mask(l, kept, drop)).collect::<Result<Vec<_>>>()?;
-        let down = mask(&self.down, kept, drop)?;
-        let mlp_branch = branch_mask(kept * d, drop);
-        let block = kernels::Block {
+        let output_count = output_rows.map_or(rows, <[u32]>::len);
+        let mask =
+            |l: &Linear, n, dropout: &mut Option<&mut Dropout>| l.adapter_dropout_mask(n, dropout.as_deref_mut());
+        let qkv = self.qkv.iter().map(|l| mask(l, rows, dropout)).collect::<Result<Vec<_>>>()?;
+        let attn_out = mask(&self.attn_out, output_count, dropout)?;
+        let attn_dropout = residual_dropout_mask(output_count * d, dropout);
+        let up = self.up.iter().map(|l| mask(l, output_count, dropout)).collect::<Result<Vec<_>>>()?;
+        let down = mask(&self.down, output_count, dropout)?;
+        let mlp_dropout = residual_dropout_mask(output_count * d, dropout);
+        let block = kernels::BlockArgs {
             norm_1: self.norm_1.kernel(),
-            qkv: self.qkv.iter().zip(&qkv).map(|(l, m)| l.projection(m.as_ref())).collect(),
-            attn_out: self.attn_out.projection(attn_out.as_ref()),
+            qkv: self.qkv.iter().zip(&qkv).map(|(l, m)| l.kernel(m.as_ref())).collect(),
+            attn_out: self.attn_out.kernel(attn_out.as_ref()),
             norm_2: self.norm_2.as_ref().map(Norm::kernel),
-            up: self.up.iter().zip(&up).map(|(l, m)| l.projection(m.as_ref())).collect(),
-            down: self.down.projection(down.as_ref()),
-            activation: spec.activation,
+            up: self.up.iter().zip(&up).map(|(l, m)| l.kernel(m.as_ref())).collect(),
+            down: self.down.kernel(down.as_ref()),
+            activation: architecture.activation,
             precision,
-            attn_mask: attn_branch.as_ref(),
-            mlp_mask: mlp_branch.as_ref(),
+            attn_dropout: attn_dropout.as_ref(),
+            mlp_dropout: mlp_dropout.as_ref(),
             rotary: rotary.cloned(),
-            eps: spec.eps,
-            heads: spec.heads,
+            eps: architecture.eps,
+            heads: architecture.heads,
             time,
-            wanted,
+            output_rows,
         };
         Ok(kernels::transformer_block(x, &block)?)
     }
@@ -93,7 +94,7 @@ impl Block {
 
 /// An output layer that is not the embedding.
 #[derive(Debug, Clone)]
-pub(crate) struct Head {
+pub(crate) struct LmHead {
     /// `[vocab, d]`.
     pub weight: Tensor,
     /// `[vocab]`.
@@ -101,7 +102,7 @@ pub(crate) struct Head {
 }
 
 /// A tensor of a model with its name and orientation in the file.
-pub(crate) struct Named<'a> {
+pub(crate) struct NamedTensor<'a> {
     /// The name in the file of a whole model: `transformer.h.0.attn.c_attn.weight`.
     pub name: String,
     pub tensor: &'a Tensor,
@@ -112,7 +113,7 @@ pub(crate) struct Named<'a> {
 #[derive(Debug, Clone)]
 pub(crate) struct Transformer {
     pub config: ModelConfig,
-    pub spec: Arc<Spec>,
+    pub architecture: Arc<Architecture>,
     /// Precision of matrix products with weights.
     pub precision: Precision,
     /// `[vocab, d]`.
@@ -122,23 +123,23 @@ pub(crate) struct Transformer {
     pub blocks: Vec<Block>,
     pub norm: Norm,
     /// None: the embedding is reused.
-    pub head: Option<Head>,
+    pub lm_head: Option<LmHead>,
 }
 
 /// Returns a tensor given its name and shape, both as in the file.
-type Get<'g> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'g;
+type GetTensor<'g> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'g;
 
 /// Builds the parts of a model from the tensors that `get` returns.
-struct Builder<'a, 'g> {
-    spec: &'a Spec,
-    get: &'a mut Get<'g>,
+struct TransformerBuilder<'a, 'g> {
+    architecture: &'a Architecture,
+    get: &'a mut GetTensor<'g>,
 }
 
-impl Builder<'_, '_> {
+impl TransformerBuilder<'_, '_> {
     fn norm(&mut self, module: &str) -> Result<Norm> {
-        let shape = [self.spec.d];
+        let shape = [self.architecture.d];
         let weight = (self.get)(&format!("{module}.weight"), &shape)?;
-        let bias = match self.spec.names.norm_bias {
+        let bias = match self.architecture.names.norm_bias {
             true => Some((self.get)(&format!("{module}.bias"), &shape)?),
             false => None,
         };
@@ -147,7 +148,7 @@ impl Builder<'_, '_> {
 
     fn linear(&mut self, module: String, d_in: usize, d_out: usize, bias: bool) -> Result<Linear> {
         let name = format!("{module}.weight");
-        let weight = match self.spec.names.transposed {
+        let weight = match self.architecture.names.transposed {
             true => (self.get)(&name, &[d_out, d_in])?.t()?.contiguous()?,
             false => (self.get)(&name, &[d_in, d_out])?,
         };
@@ -158,11 +159,18 @@ impl Builder<'_, '_> {
         Ok(Linear { name: module, weight, bias, adapter: None })
     }
 
-    /// Linear maps of the same input: one for each name and width, or one map of all widths together if there is one
-    /// name.
-    fn fan(&mut self, block: &str, names: &[&str], d_in: usize, widths: &[usize], bias: bool) -> Result<Vec<Linear>> {
-        let joint = [widths.iter().sum::<usize>()];
-        let widths = if names.len() == 1 { &joint } else { widths };
+    /// Linear layers of the same input: one for each name and width, or one layer of all widths together if there is
+    /// one name.
+    fn linear_group(
+        &mut self,
+        block: &str,
+        names: &[&str],
+        d_in: usize,
+        widths: &[usize],
+        bias: bool,
+    ) -> Result<Vec<Linear>> {
+        let total = [widths.iter().sum::<usize>()];
+        let widths = if names.len() == 1 { &total } else { widths };
         names
             .iter()
             .zip(widths)
@@ -171,19 +179,19 @@ impl Builder<'_, '_> {
     }
 
     fn block(&mut self, i: usize) -> Result<Block> {
-        let spec = self.spec;
-        let names = spec.names;
-        let at = format!("{}{}.{i}.", names.prefix, names.layers);
-        let (d, inner) = (spec.d, spec.inner);
-        let attended = spec.qkv_widths()[0];
-        let ups = vec![inner; spec.activation.input_width(inner) / inner];
+        let architecture = self.architecture;
+        let names = architecture.names;
+        let prefix = format!("{}{}.{i}.", names.prefix, names.layers);
+        let (d, inner) = (architecture.d, architecture.inner);
+        let query_width = architecture.qkv_widths()[0];
+        let up_widths = vec![inner; architecture.activation.input_width(inner) / inner];
         Ok(Block {
-            norm_1: self.norm(&format!("{at}{}", names.norm_1))?,
-            qkv: self.fan(&at, names.qkv, d, &spec.qkv_widths(), spec.attn_bias)?,
-            attn_out: self.linear(format!("{at}{}", names.attn_out), attended, d, spec.attn_bias)?,
-            norm_2: names.norm_2.map(|name| self.norm(&format!("{at}{name}"))).transpose()?,
-            up: self.fan(&at, names.up, d, &ups, spec.mlp_bias)?,
-            down: self.linear(format!("{at}{}", names.down), inner, d, spec.mlp_bias)?,
+            norm_1: self.norm(&format!("{prefix}{}", names.norm_1))?,
+            qkv: self.linear_group(&prefix, names.qkv, d, &architecture.qkv_widths(), architecture.attn_bias)?,
+            attn_out: self.linear(format!("{prefix}{}", names.attn_out), query_width, d, architecture.attn_bias)?,
+            norm_2: names.norm_2.map(|name| self.norm(&format!("{prefix}{name}"))).transpose()?,
+            up: self.linear_group(&prefix, names.up, d, &up_widths, architecture.mlp_bias)?,
+            down: self.linear(format!("{prefix}{}", names.down), inner, d, architecture.mlp_bias)?,
         })
     }
 }
@@ -191,49 +199,64 @@ impl Builder<'_, '_> {
 impl Transformer {
     /// Builds a model without adapters. Calls `get` with each tensor's name and shape in the file, in file order.
     pub fn build(config: &ModelConfig, mut get: impl FnMut(&str, &[usize]) -> Result<Tensor>) -> Result<Self> {
-        let spec = Arc::new(config.spec().map_err(Error::input)?);
-        let names = spec.names;
-        let mut build = Builder { spec: &spec, get: &mut get };
+        let architecture = Arc::new(config.architecture().map_err(Error::input)?);
+        let names = architecture.names;
+        let mut builder = TransformerBuilder { architecture: &architecture, get: &mut get };
         let name = |module: &str| format!("{}{module}.weight", names.prefix);
-        let embedding = (build.get)(&name(names.embedding), &[spec.vocab, spec.d])?;
-        let positions = match spec.positions {
-            Positions::Learned => Some((build.get)(&name(names.positions), &[spec.window, spec.d])?),
-            Positions::Rotary { .. } => None,
+        let embedding = (builder.get)(&name(names.embedding), &[architecture.vocab, architecture.d])?;
+        let positions = match architecture.positions {
+            PositionEmbedding::Learned => {
+                Some((builder.get)(&name(names.positions), &[architecture.window, architecture.d])?)
+            }
+            PositionEmbedding::Rotary { .. } => None,
         };
         // Not sized in advance: the number of layers is untrusted, and a false one fails at the first missing tensor.
         let mut blocks = Vec::new();
-        for i in 0..spec.layers {
-            blocks.push(build.block(i)?);
+        for i in 0..architecture.layers {
+            blocks.push(builder.block(i)?);
         }
-        let norm = build.norm(&format!("{}{}", names.prefix, names.norm))?;
-        let head = match spec.output {
-            OutputLayer::Tied => None,
-            OutputLayer::Own { bias } => Some(Head {
-                weight: (build.get)(&format!("{OUTPUT}.weight"), &[spec.vocab, spec.d])?,
-                bias: if bias { Some((build.get)(&format!("{OUTPUT}.bias"), &[spec.vocab])?) } else { None },
+        let norm = builder.norm(&format!("{}{}", names.prefix, names.norm))?;
+        let lm_head = match architecture.lm_head {
+            LmHeadKind::Tied => None,
+            LmHeadKind::Untied { bias } => Some(LmHead {
+                weight: (builder.get)(&format!("{LM_HEAD}.weight"), &[architecture.vocab, architecture.d])?,
+                bias: if bias { Some((builder.get)(&format!("{LM_HEAD}.bias"), &[architecture.vocab])?) } else { None },
             }),
         };
-        Ok(Self { config: config.clone(), spec, precision: Precision::F32, embedding, positions, blocks, norm, head })
+        Ok(Self {
+            config: config.clone(),
+            architecture,
+            precision: Precision::F32,
+            embedding,
+            positions,
+            blocks,
+            norm,
+            lm_head,
+        })
     }
 
     /// Draws fresh weights as GPT-2 does: matrices normal, projections into the residual stream smaller by sqrt(2
     /// n_layer), norm weights 1, biases 0.
     pub fn init(config: &ModelConfig, init: InitStd, rng: &mut ChaCha12Rng) -> Result<Self> {
-        let spec = config.spec().map_err(Error::input)?;
+        let architecture = config.architecture().map_err(Error::input)?;
         let (std, position_std) = match init {
             InitStd::Fixed(std) => (std, std),
-            InitStd::InverseSqrtWidth => (1.0 / (spec.d as f64).sqrt(), 0.02),
+            InitStd::InverseSqrtWidth => (1.0 / (architecture.d as f64).sqrt(), 0.02),
         };
-        let residual = 1.0 / (2.0 * spec.layers as f64).sqrt();
-        let names = spec.names;
+        let residual_scale = 1.0 / (2.0 * architecture.layers as f64).sqrt();
+        let names = architecture.names;
         Self::build(config, |name, shape| {
             let module = name.strip_suffix(".weight");
-            let ends = |with: &str| module.is_some_and(|m| m.ends_with(with));
+            let module_ends_with = |with: &str| module.is_some_and(|m| m.ends_with(with));
             let tensor = match shape {
                 _ if module.is_none() => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
                 [_] => Tensor::ones(shape, DType::F32, &Device::Cpu)?,
-                _ if !names.positions.is_empty() && ends(names.positions) => random::normal(shape, position_std, rng)?,
-                _ if ends(names.attn_out) || ends(names.down) => random::normal(shape, std * residual, rng)?,
+                _ if !names.positions.is_empty() && module_ends_with(names.positions) => {
+                    random::normal(shape, position_std, rng)?
+                }
+                _ if module_ends_with(names.attn_out) || module_ends_with(names.down) => {
+                    random::normal(shape, std * residual_scale, rng)?
+                }
                 _ => random::normal(shape, std, rng)?,
             };
             Ok(tensor)
@@ -241,33 +264,33 @@ impl Transformer {
     }
 
     /// All tensors except the adapters', in file order.
-    pub fn tensors(&self) -> Vec<Named<'_>> {
-        let names = self.spec.names;
-        let mut list = Listing { all: vec![], transposed: names.transposed };
-        let top = |module: &str| format!("{}{module}", names.prefix);
-        list.weight(&top(names.embedding), &self.embedding);
+    pub fn tensors(&self) -> Vec<NamedTensor<'_>> {
+        let names = self.architecture.names;
+        let mut list = TensorList { all: vec![], transposed: names.transposed };
+        let full_name = |module: &str| format!("{}{module}", names.prefix);
+        list.weight(&full_name(names.embedding), &self.embedding);
         if let Some(positions) = &self.positions {
-            list.weight(&top(names.positions), positions);
+            list.weight(&full_name(names.positions), positions);
         }
         for (i, block) in self.blocks.iter().enumerate() {
-            let at = top(&format!("{}.{i}.", names.layers));
-            list.norm(&format!("{at}{}", names.norm_1), &block.norm_1);
+            let prefix = full_name(&format!("{}.{i}.", names.layers));
+            list.norm(&format!("{prefix}{}", names.norm_1), &block.norm_1);
             block.qkv.iter().chain([&block.attn_out]).for_each(|l| list.linear(l));
             if let (Some(name), Some(norm)) = (names.norm_2, &block.norm_2) {
-                list.norm(&format!("{at}{name}"), norm);
+                list.norm(&format!("{prefix}{name}"), norm);
             }
             block.up.iter().chain([&block.down]).for_each(|l| list.linear(l));
         }
-        list.norm(&top(names.norm), &self.norm);
-        if let Some(head) = &self.head {
-            list.weight(OUTPUT, &head.weight);
-            list.bias(OUTPUT, head.bias.as_ref());
+        list.norm(&full_name(names.norm), &self.norm);
+        if let Some(lm_head) = &self.lm_head {
+            list.weight(LM_HEAD, &lm_head.weight);
+            list.bias(LM_HEAD, lm_head.bias.as_ref());
         }
         list.all
     }
 
     /// Replaces every tensor, one after the other, by `f` of it; drops adapters.
-    pub fn map(self, mut f: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
+    pub fn map_tensors(self, mut f: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
         fn optional(t: Option<Tensor>, f: &mut impl FnMut(Tensor) -> Result<Tensor>) -> Result<Option<Tensor>> {
             t.map(f).transpose()
         }
@@ -290,32 +313,32 @@ impl Transformer {
         let f = &mut f;
         Ok(Self {
             config: self.config,
-            spec: self.spec,
+            architecture: self.architecture,
             precision: self.precision,
             embedding: f(self.embedding)?,
             positions: optional(self.positions, f)?,
             blocks: self.blocks.into_iter().map(|b| block(b, f)).collect::<Result<_>>()?,
             norm: norm(self.norm, f)?,
-            head: match self.head {
-                Some(head) => Some(Head { weight: f(head.weight)?, bias: optional(head.bias, f)? }),
+            lm_head: match self.lm_head {
+                Some(lm_head) => Some(LmHead { weight: f(lm_head.weight)?, bias: optional(lm_head.bias, f)? }),
                 None => None,
             },
         })
     }
 
     /// A frozen view that shares storage, without adapters.
-    pub fn detached(&self) -> Self {
-        self.clone().map(|t| Ok(t.detach())).expect("detaching copies nothing: there is nothing that fails")
+    pub fn frozen_base(&self) -> Self {
+        self.clone().map_tensors(|t| Ok(t.detach())).expect("detaching a tensor does not fail")
     }
 
     /// The same model with a trainable copy of every tensor. A tensor that nothing else holds is freed right after its
     /// copy.
     pub fn trainable(self) -> Result<Self> {
-        self.map(|t| variable::fresh(&t))
+        self.map_tensors(|t| variable::trainable_copy(&t))
     }
 
     /// Replaces each linear layer's adapter by the result of `f`.
-    pub fn map_adapters(mut self, mut f: impl FnMut(&Linear) -> Result<Option<LowRank>>) -> Result<Self> {
+    pub fn map_adapters(mut self, mut f: impl FnMut(&Linear) -> Result<Option<LoraAdapter>>) -> Result<Self> {
         for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
             linear.adapter = f(linear)?;
         }
@@ -324,99 +347,108 @@ impl Transformer {
 
     /// A frozen view that shares storage, adapters included.
     pub fn frozen(&self) -> Self {
-        let mut frozen = self.detached();
+        let mut frozen = self.frozen_base();
         for (frozen, from) in frozen.blocks.iter_mut().flat_map(Block::linears_mut).zip(self.linears()) {
-            frozen.adapter = from.adapter.as_ref().map(LowRank::detached);
+            frozen.adapter = from.adapter.as_ref().map(LoraAdapter::frozen);
         }
         frozen
     }
 
     /// A frozen model with the adapters added into the weights.
     pub fn merged(&self) -> Result<Self> {
-        let mut merged = self.detached();
+        let mut merged = self.frozen_base();
         for (merged, from) in merged.blocks.iter_mut().flat_map(Block::linears_mut).zip(self.linears()) {
             merged.weight = from.merged_weight()?;
         }
         Ok(merged)
     }
 
-    /// The linear maps of all blocks, in file order.
+    /// The linear layers of all blocks, in file order.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.blocks.iter().flat_map(Block::linears)
     }
 
-    /// A fresh adapter on every linear layer: A uniform in ±1/sqrt(in) (PEFT's Kaiming-uniform with a = sqrt 5), B zero.
-    pub fn with_fresh_adapters(&self, lora: &LoraConfig, rng: &mut ChaCha12Rng) -> Result<Self> {
+    /// A fresh adapter on every linear layer: A uniform in ±1/sqrt(in) (PEFT's Kaiming-uniform with a = sqrt 5), B
+    /// zero.
+    pub fn with_new_adapters(&self, lora: &LoraConfig, rng: &mut ChaCha12Rng) -> Result<Self> {
         lora.check().map_err(Error::input)?;
-        self.detached().map_adapters(|linear| {
+        self.frozen_base().map_adapters(|linear| {
             let (rows, out) = linear.weight.dims2()?;
             let a = random::uniform(&[lora.r, rows], 1.0 / (rows as f64).sqrt(), rng)?;
             let b = Tensor::zeros((out, lora.r), DType::F32, &Device::Cpu)?;
-            let (a, b) = (variable::fresh(&a)?, variable::fresh(&b)?);
-            Ok(Some(LowRank { a, b, scale: lora.scale(), dropout: lora.dropout }))
+            let (a, b) = (variable::trainable_copy(&a)?, variable::trainable_copy(&b)?);
+            Ok(Some(LoraAdapter { a, b, scale: lora.scale(), dropout: lora.dropout }))
         })
     }
 
     /// The output layer.
-    pub fn output(&self) -> Output<'_> {
+    pub fn lm_head_ref(&self) -> LmHeadRef<'_> {
         let precision = self.precision;
-        match &self.head {
-            Some(head) => Output { weight: &head.weight, bias: head.bias.as_ref(), precision },
-            None => Output { weight: &self.embedding, bias: None, precision },
+        match &self.lm_head {
+            Some(lm_head) => LmHeadRef { weight: &lm_head.weight, bias: lm_head.bias.as_ref(), precision },
+            None => LmHeadRef { weight: &self.embedding, bias: None, precision },
         }
     }
 
     /// The rotation angles of the first `time` positions, if positions are rotary.
     pub fn rotary(&self, time: usize) -> Option<Rotary> {
-        match &self.spec.positions {
-            Positions::Rotary { pairing, frequencies } => Some(Rotary::new(*pairing, frequencies, time)),
-            Positions::Learned => None,
+        match &self.architecture.positions {
+            PositionEmbedding::Rotary { pairing, frequencies } => Some(Rotary::new(*pairing, frequencies, time)),
+            PositionEmbedding::Learned => None,
         }
     }
 
     /// The hidden states after the last norm: `[batch, time, d]`, or `[n, d]` for the rows of `[batch * time]` in
-    /// `wanted`, which ascend.
-    pub fn hidden(&self, batch: &Batch, wanted: Option<&[u32]>, mut drop: Option<&mut Dropout>) -> Result<Tensor> {
-        let spec = &self.spec;
+    /// `output_rows`, which ascend.
+    pub fn hidden(
+        &self,
+        batch: &Batch,
+        output_rows: Option<&[u32]>,
+        mut dropout: Option<&mut Dropout>,
+    ) -> Result<Tensor> {
+        let architecture = &self.architecture;
         let time = batch.time();
-        if time > spec.window {
-            return Err(Error::input(format!("a sequence of {time} tokens; the model has {} positions", spec.window)));
+        if time > architecture.window {
+            return Err(Error::input(format!(
+                "a sequence has {time} tokens, but the model has {} positions",
+                architecture.window
+            )));
         }
-        if batch.max_id() as usize >= spec.vocab {
-            let (id, vocab) = (batch.max_id(), spec.vocab);
+        if batch.max_id() as usize >= architecture.vocab {
+            let (id, vocab) = (batch.max_id(), architecture.vocab);
             return Err(Error::input(format!("token id {id} is not below the model's vocabulary of {vocab}")));
         }
         let mut x = kernels::embedding(batch.ids(), &self.embedding)?;
         if let Some(positions) = &self.positions {
             x = x.broadcast_add(&positions.narrow(0, 0, time)?)?;
         }
-        if let Some(mask) = branch_mask(x.elem_count(), &mut drop) {
+        if let Some(mask) = residual_dropout_mask(x.elem_count(), &mut dropout) {
             x = (&x * mask.tensor(x.dims())?)?;
         }
         let rotary = self.rotary(time).map(Arc::new);
         for (i, block) in self.blocks.iter().enumerate() {
             // Only the last block may skip rows: every earlier one feeds the attention of the next.
-            let wanted = wanted.filter(|_| i + 1 == self.blocks.len());
-            x = block.forward(&x, spec, self.precision, rotary.as_ref(), &mut drop, wanted)?;
+            let output_rows = output_rows.filter(|_| i + 1 == self.blocks.len());
+            x = block.forward(&x, architecture, self.precision, rotary.as_ref(), &mut dropout, output_rows)?;
         }
-        Ok(kernels::norm(&x, &self.norm.kernel(), spec.eps)?)
+        Ok(kernels::norm(&x, &self.norm.kernel(), architecture.eps)?)
     }
 }
 
 /// Collects the tensors of a model.
-struct Listing<'a> {
-    all: Vec<Named<'a>>,
+struct TensorList<'a> {
+    all: Vec<NamedTensor<'a>>,
     /// Whether the file holds linear weights transposed.
     transposed: bool,
 }
 
-impl<'a> Listing<'a> {
+impl<'a> TensorList<'a> {
     fn weight(&mut self, module: &str, tensor: &'a Tensor) {
-        self.all.push(Named { name: format!("{module}.weight"), tensor, transposed: false });
+        self.all.push(NamedTensor { name: format!("{module}.weight"), tensor, transposed: false });
     }
 
     fn bias(&mut self, module: &str, tensor: Option<&'a Tensor>) {
-        self.all.extend(tensor.map(|tensor| Named { name: format!("{module}.bias"), tensor, transposed: false }));
+        self.all.extend(tensor.map(|tensor| NamedTensor { name: format!("{module}.bias"), tensor, transposed: false }));
     }
 
     fn norm(&mut self, module: &str, norm: &'a Norm) {
@@ -426,13 +458,13 @@ impl<'a> Listing<'a> {
 
     fn linear(&mut self, linear: &'a Linear) {
         let name = format!("{}.weight", linear.name);
-        self.all.push(Named { name, tensor: &linear.weight, transposed: self.transposed });
+        self.all.push(NamedTensor { name, tensor: &linear.weight, transposed: self.transposed });
         self.bias(&linear.name, linear.bias.as_ref());
     }
 }
 
 /// The dropout mask of the embeddings or of a residual branch, if model dropout is on.
-fn branch_mask(elements: usize, drop: &mut Option<&mut Dropout>) -> Option<kernels::Mask> {
-    let drop = drop.as_mut().filter(|drop| drop.model > 0.0)?;
-    Some(random::dropout_mask(elements, drop.model, &mut drop.rng))
+fn residual_dropout_mask(elements: usize, dropout: &mut Option<&mut Dropout>) -> Option<kernels::DropoutMask> {
+    let dropout = dropout.as_mut().filter(|dropout| dropout.model > 0.0)?;
+    Some(random::dropout_mask(elements, dropout.model, &mut dropout.rng))
 }

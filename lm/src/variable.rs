@@ -15,13 +15,13 @@ pub struct Variable {
 }
 
 /// Wraps `tensor` if it is trainable.
-pub(crate) fn of(name: String, tensor: &Tensor, decays: bool) -> Option<Variable> {
+pub(crate) fn from_trainable(name: String, tensor: &Tensor, decays: bool) -> Option<Variable> {
     // `from_tensor` does not copy a variable.
     tensor.is_variable().then(|| Var::from_tensor(tensor).ok()).flatten().map(|var| Variable { name, var, decays })
 }
 
 /// A fresh variable with a copy of `tensor`'s values.
-pub(crate) fn fresh(tensor: &Tensor) -> Result<Tensor> {
+pub(crate) fn trainable_copy(tensor: &Tensor) -> Result<Tensor> {
     // `Var::from_tensor` would return a variable as it is; it copies any other tensor.
     Ok(Var::from_tensor(&tensor.detach())?.into_inner())
 }

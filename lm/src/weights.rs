@@ -9,13 +9,13 @@ use candle_core::Tensor;
 use half::f16;
 use safetensors::{Dtype, SafeTensorError, View};
 
+use crate::architecture::LM_HEAD;
 use crate::files::{self, Checkpoint, Gguf};
-use crate::kernels::glue;
-use crate::spec::OUTPUT;
-use crate::transformer::{Named, Transformer};
+use crate::kernels::candle_interop::CpuSlice;
+use crate::transformer::{NamedTensor, Transformer};
 use crate::{Error, ModelConfig, Result};
 
-const FILE: &str = "model.safetensors";
+const WEIGHTS_FILE: &str = "model.safetensors";
 
 /// The element type of written weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,29 +28,29 @@ pub enum WeightType {
 pub(crate) fn load(path: &Path) -> Result<Transformer> {
     let (config, file) = if files::is_gguf(path) {
         let file = Gguf::open(path)?;
-        (ModelConfig::from_json(file.config).map_err(|what| Error::model(path, what))?, file.weights)
+        (ModelConfig::from_json(file.config).map_err(|message| Error::model(path, message))?, file.weights)
     } else {
         (ModelConfig::load(path)?, Checkpoint::open(path)?)
     };
-    let prefix = config.spec().map_err(Error::input)?.names.prefix;
+    let prefix = config.architecture().map_err(Error::input)?.names.prefix;
     // A bare trunk's file has no prefix in its names.
-    let bare = !file.names().any(|name| name.starts_with(prefix));
+    let without_prefix = !file.names().any(|name| name.starts_with(prefix));
     let mut unused: BTreeSet<&str> = file.names().filter(|name| !is_buffer(name)).collect();
     let model = Transformer::build(&config, |name, shape| {
-        let name = if bare { name.strip_prefix(prefix).unwrap_or(name) } else { name };
+        let name = if without_prefix { name.strip_prefix(prefix).unwrap_or(name) } else { name };
         unused.remove(name);
         file.get(name, shape)
     })?;
     check_tied(&model, &file, path)?;
-    unused.remove(&*head_name());
+    unused.remove(&*lm_head_name());
     if let Some(name) = unused.first() {
         let others = match unused.len() {
             1 => String::new(),
             n => format!(" and {} others", n - 1),
         };
-        let what =
-            format!("has tensor `{}`{others}, no part of the model that its config describes", name.escape_debug());
-        return Err(Error::model(path, what));
+        let message =
+            format!("has tensor `{}`{others}, not part of the model that its config describes", name.escape_debug());
+        return Err(Error::model(path, message));
     }
     Ok(model)
 }
@@ -66,35 +66,35 @@ fn is_buffer(name: &str) -> bool {
         "rotary_emb.inv_freq",
     ];
     // Buffers belong to the trunk or to one of its layers.
-    let mut within = name.strip_prefix("transformer.").or(name.strip_prefix("model.")).unwrap_or(name);
+    let mut module = name.strip_prefix("transformer.").or(name.strip_prefix("model.")).unwrap_or(name);
     for layers in ["h.", "layers."] {
-        if let Some((number, part)) = within.strip_prefix(layers).and_then(|rest| rest.split_once('.'))
+        if let Some((number, part)) = module.strip_prefix(layers).and_then(|rest| rest.split_once('.'))
             && number.bytes().all(|digit| digit.is_ascii_digit())
         {
-            within = part;
+            module = part;
         }
     }
-    BUFFERS.contains(&within)
+    BUFFERS.contains(&module)
 }
 
-fn head_name() -> String {
-    format!("{OUTPUT}.weight")
+fn lm_head_name() -> String {
+    format!("{LM_HEAD}.weight")
 }
 
 /// Errors: the config ties the output layer to the embedding, but the file has a different output layer, which the
 /// program that wrote the file uses.
 fn check_tied(model: &Transformer, file: &Checkpoint, path: &Path) -> Result<()> {
-    let (head, names) = (head_name(), model.spec.names);
+    let (lm_head, names) = (lm_head_name(), model.architecture.names);
     let embedding = format!("{}{}.weight", names.prefix, names.embedding);
-    if model.head.is_some() || !file.has(&head) || file.is_one(&head, &embedding) {
+    if model.lm_head.is_some() || !file.has(&lm_head) || file.same_bytes(&lm_head, &embedding) {
         return Ok(());
     }
-    let theirs = file.get(&head, &[model.spec.vocab, model.spec.d])?;
-    if glue::View::of(&theirs)?[..] != glue::View::of(&model.embedding)?[..] {
-        let what = format!(
-            "ties the output layer to the embedding, but has another `{head}`; if that is the one to use, set tie_word_embeddings to false"
+    let stored = file.get(&lm_head, &[model.architecture.vocab, model.architecture.d])?;
+    if CpuSlice::new(&stored)?[..] != CpuSlice::new(&model.embedding)?[..] {
+        let message = format!(
+            "ties the LM head to the embedding, but has a different `{lm_head}`; to use it, set tie_word_embeddings to false"
         );
-        return Err(Error::model(path, what));
+        return Err(Error::model(path, message));
     }
     Ok(())
 }
@@ -107,30 +107,30 @@ pub(crate) fn save(model: &Transformer, folder: &Path, dtype: WeightType) -> Res
         WeightType::F16 => "float16",
     };
     model.config.save(folder, torch_dtype)?;
-    write(&folder.join(FILE), &model.tensors(), dtype)
+    write(&folder.join(WEIGHTS_FILE), &model.tensors(), dtype)
 }
 
 /// Writes tensors to a safetensors file, one at a time. Errors: a value that is not finite, or beyond f16's range.
-pub(crate) fn write(path: &Path, tensors: &[Named], dtype: WeightType) -> Result<()> {
-    let lazy = |named: &Named| {
+pub(crate) fn write(path: &Path, tensors: &[NamedTensor], dtype: WeightType) -> Result<()> {
+    let lazy_tensor = |named: &NamedTensor| {
         let mut shape = named.tensor.dims().to_vec();
         if named.transposed {
             shape.reverse();
         }
-        Lazy { tensor: named.tensor.clone(), shape, transposed: named.transposed, dtype }
+        LazyTensor { tensor: named.tensor.clone(), shape, transposed: named.transposed, dtype }
     };
     for named in tensors {
-        let (name, values) = (&named.name, lazy(named).values()?);
+        let (name, values) = (&named.name, lazy_tensor(named).values()?);
         if values.iter().any(|v| !v.is_finite()) {
-            return Err(Error::NonFinite { what: format!("tensor `{name}`, to be written to {}", path.display()) });
+            return Err(Error::NonFinite { quantity: format!("tensor `{name}`, to be written to {}", path.display()) });
         }
         if dtype == WeightType::F16 && values.iter().any(|&v| f16::from_f32(v).is_infinite()) {
-            return Err(Error::model(path, format!("tensor `{name}` does not fit into f16")));
+            return Err(Error::model(path, format!("tensor `{name}` exceeds the range of f16")));
         }
     }
     // transformers refuses a file without this entry.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let views = tensors.iter().map(|named| (named.name.as_str(), lazy(named)));
+    let views = tensors.iter().map(|named| (named.name.as_str(), lazy_tensor(named)));
     safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| match e {
         SafeTensorError::IoError(source) => Error::io(path)(source),
         e => Error::model(path, format!("cannot be written: {e}")),
@@ -138,7 +138,7 @@ pub(crate) fn write(path: &Path, tensors: &[Named], dtype: WeightType) -> Result
 }
 
 /// A tensor that is serialised only when the file is written.
-struct Lazy {
+struct LazyTensor {
     tensor: Tensor,
     /// The shape in the file.
     shape: Vec<usize>,
@@ -146,7 +146,7 @@ struct Lazy {
     dtype: WeightType,
 }
 
-impl Lazy {
+impl LazyTensor {
     /// Values in the file's order.
     fn values(&self) -> candle_core::Result<Vec<f32>> {
         let tensor = if self.transposed { self.tensor.t()? } else { self.tensor.clone() };
@@ -154,7 +154,7 @@ impl Lazy {
     }
 }
 
-impl View for Lazy {
+impl View for LazyTensor {
     fn dtype(&self) -> Dtype {
         match self.dtype {
             WeightType::F32 => Dtype::F32,
@@ -167,7 +167,7 @@ impl View for Lazy {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let values = self.values().expect("`write` has taken the same values out before");
+        let values = self.values().expect("`write` has read the same values before");
         match self.dtype {
             WeightType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into(),
             WeightType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>().into(),

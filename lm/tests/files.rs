@@ -14,12 +14,12 @@ const LORA: LoraConfig = LoraConfig { r: 3, alpha: 6.0, dropout: 0.1 };
 fn hidden(lm: &CausalLm) -> Vec<f32> {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
-    floats(&lm.predicting(&batch, None).unwrap())
+    floats(&lm.hidden_for_responses(&batch, None).unwrap())
 }
 
 fn adapted(base: &CausalLm) -> CausalLm {
     let lm = base.with_adapter(&LORA, &mut rng(50)).unwrap();
-    shake(&lm.variables(), 0.2, 51);
+    randomise(&lm.variables(), 0.2, 51);
     lm
 }
 
@@ -28,7 +28,7 @@ fn bytes(folder: &Path, file: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_model_survives_its_folder_byte_for_byte() {
+fn a_model_folder_round_trips_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
     for config in families() {
@@ -52,7 +52,7 @@ fn a_model_survives_its_folder_byte_for_byte() {
 }
 
 #[test]
-fn the_folder_is_hugging_faces() {
+fn a_model_folder_has_hugging_faces_layout() {
     let folder = tempfile::tempdir().unwrap();
     model(tiny_config(), 2).save(folder.path(), WeightType::F32).unwrap();
     let config: serde_json::Value = serde_json::from_slice(&bytes(folder.path(), "config.json")).unwrap();
@@ -88,7 +88,7 @@ fn the_folder_is_hugging_faces() {
 }
 
 #[test]
-fn a_small_model_may_carry_the_eos_of_a_large_vocabulary() {
+fn an_eos_id_beyond_the_vocabulary_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = tiny_config();
     config.eos_token_id = vec![50_256];
@@ -162,7 +162,7 @@ fn a_broken_folder_is_refused_with_file_tensor_and_shapes() {
         bytes(path, "model.safetensors")
     };
     fs::write(path.join("model.safetensors"), &whole[..whole.len() - 1]).unwrap();
-    assert_bad(load(), &["model.safetensors", "the file is cut off"]);
+    assert_bad(load(), &["model.safetensors", "the file is truncated"]);
 
     fs::remove_file(path.join("model.safetensors")).unwrap();
     assert_bad(load(), &["neither model.safetensors nor pytorch_model.bin"]);
@@ -206,7 +206,7 @@ fn with_more(lm: &CausalLm, folder: &Path, more: &[&str]) {
 }
 
 #[test]
-fn a_tensor_that_the_config_does_not_announce_is_refused_by_name() {
+fn an_unexpected_tensor_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     for (family, name) in [
         (0, "transformer.h.2.ln_1.weight"),
@@ -222,9 +222,9 @@ fn a_tensor_that_the_config_does_not_announce_is_refused_by_name() {
     ] {
         let lm = model(families()[family].clone(), 4);
         with_more(&lm, folder.path(), &[name]);
-        assert_bad(CausalLm::load(folder.path()), &[&format!("has tensor `{name}`, no part of the model")]);
+        assert_bad(CausalLm::load(folder.path()), &[&format!("has tensor `{name}`, not part of the model")]);
         with_more(&lm, folder.path(), &[name, "zzz", "zz"]);
-        assert_bad(CausalLm::load(folder.path()), &[&format!("has tensor `{name}` and 2 others, no part")]);
+        assert_bad(CausalLm::load(folder.path()), &[&format!("has tensor `{name}` and 2 others, not part")]);
     }
     for (family, names) in [
         (0, &["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"][..]),
@@ -238,7 +238,7 @@ fn a_tensor_that_the_config_does_not_announce_is_refused_by_name() {
 }
 
 #[test]
-fn the_ends_of_a_text_come_from_both_configs() {
+fn eos_ids_come_from_config_and_generation_config() {
     let folder = tempfile::tempdir().unwrap();
     for config in families() {
         model(config, 2).save(folder.path(), WeightType::F32).unwrap();
@@ -248,10 +248,12 @@ fn the_ends_of_a_text_come_from_both_configs() {
             let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
             (config["eos_token_id"], config["bos_token_id"]) = (own, (-1).into());
             fs::write(&path, config.to_string()).unwrap();
-            let place = folder.path().join("generation_config.json");
+            let generation_config = folder.path().join("generation_config.json");
             match generation {
-                Some(ids) => fs::write(&place, serde_json::json!({ "eos_token_id": ids }).to_string()).unwrap(),
-                None => drop(fs::remove_file(&place)),
+                Some(ids) => {
+                    fs::write(&generation_config, serde_json::json!({ "eos_token_id": ids }).to_string()).unwrap()
+                }
+                None => drop(fs::remove_file(&generation_config)),
             }
             let config = CausalLm::load(folder.path())?.config().clone();
             Ok::<_, Error>(config.eos().map_or_else(Vec::new, |eos| eos.ids().to_vec()))
@@ -291,7 +293,7 @@ fn a_tied_model_with_another_output_layer_in_its_file_is_refused() {
 }
 
 #[test]
-fn settings_that_are_no_small_file_are_refused_before_they_are_read() {
+fn oversized_and_irregular_config_files_are_refused_before_reading() {
     let folder = tempfile::tempdir().unwrap();
     let base = model(tiny_config(), 4).frozen();
     adapted(&base).save_adapter(folder.path(), "x").unwrap();
@@ -315,7 +317,7 @@ fn settings_that_are_no_small_file_are_refused_before_they_are_read() {
 }
 
 #[test]
-fn weights_that_are_not_finite_are_neither_written_nor_read() {
+fn non_finite_weights_are_neither_written_nor_read() {
     let folder = tempfile::tempdir().unwrap();
     let lm = model(tiny_config(), 5);
     let v = lm.variables().remove(0);
@@ -351,16 +353,16 @@ fn merged_equals_adapter_on_and_base_equals_adapter_off() {
 }
 
 #[test]
-fn training_an_adapter_or_a_copy_leaves_the_base_alone() {
+fn training_an_adapter_or_a_copy_leaves_the_base_unchanged() {
     let base = model(tiny_config(), 9).frozen();
     let before = hidden(&base);
     adapted(&base);
-    shake(&base.clone().with_full_training().unwrap().variables(), 1.0, 10);
+    randomise(&base.clone().with_full_training().unwrap().variables(), 1.0, 10);
     assert_eq!(hidden(&base), before);
 }
 
 #[test]
-fn an_adapter_survives_its_peft_folder_byte_for_byte() {
+fn an_adapter_folder_round_trips_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
     let base = model(tiny_config(), 11).frozen();
@@ -469,7 +471,7 @@ fn an_adapter_of_another_base_is_refused() {
 }
 
 #[test]
-fn what_an_adapters_config_has_set_is_harmless_or_refused() {
+fn adapter_settings_are_harmless_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let base = model(tiny_config(), 12).frozen();
     adapted(&base).save_adapter(folder.path(), "x").unwrap();
@@ -507,18 +509,18 @@ fn what_an_adapters_config_has_set_is_harmless_or_refused() {
 }
 
 #[test]
-fn a_head_survives_its_file() {
+fn a_scalar_head_file_round_trips() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("head.safetensors");
     let head = ScalarHead::init(12, 0.3, &mut rng(16)).unwrap();
-    shake(&head.variables(), 0.4, 17);
+    randomise(&head.variables(), 0.4, 17);
     head.save(&file).unwrap();
     let again = ScalarHead::load(&file, 12).unwrap();
     assert!(again.variables().is_empty());
     let x = Tensor::randn(0f32, 1f32, (5, 12), &candle_core::Device::Cpu).unwrap();
     assert_eq!(floats(&head.forward(&x).unwrap()), floats(&again.forward(&x).unwrap()));
     let error = ScalarHead::load(&file, 13).unwrap_err().to_string();
-    assert!(error.contains("`weight` has shape [1, 12]; expected [1, 13]"), "{error}");
+    assert!(error.contains("`weight` has shape [1, 12], expected [1, 13]"), "{error}");
     let zero = ScalarHead::zeros(12).unwrap();
     assert_eq!(floats(&zero.forward(&x).unwrap()), [0.0; 5]);
 }

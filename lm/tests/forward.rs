@@ -3,12 +3,12 @@
 mod common;
 
 use common::*;
-use lm::{Batch, Gpt2Config, Pool, RewardModel, ScalarHead, Sequence, StatOptions};
+use lm::{Batch, Gpt2Config, RewardModel, RewardPooling, ScalarHead, Sequence, StatOptions};
 
 #[test]
-fn the_forward_pass_is_gpt2s() {
+fn the_forward_pass_agrees_with_a_plain_gpt2() {
     let lm = model(tiny_config(), 1);
-    let reference = Reference::of(&lm);
+    let reference = Reference::new(&lm);
     let rows = sequences();
     let hidden = lm.hidden(&Batch::new(&refs(&rows)).unwrap(), None).unwrap().to_vec3::<f32>().unwrap();
     for (row, hidden) in rows.iter().zip(&hidden) {
@@ -37,11 +37,11 @@ fn padding_changes_nothing() {
 #[test]
 fn token_stats_are_those_of_the_masked_distribution() {
     let lm = model(tiny_config(), 3);
-    let reference = Reference::of(&lm);
+    let reference = Reference::new(&lm);
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     let options = StatOptions { min_new_tokens: 3, eos: EOS.into(), entropy: true };
-    let stats = lm.token_stats(&lm.predicting(&batch, None).unwrap(), &batch, &options).unwrap();
+    let stats = lm.token_stats(&lm.hidden_for_responses(&batch, None).unwrap(), &batch, &options).unwrap();
     let (logprob, entropy) = (floats(&stats.logprob), floats(&stats.entropy.unwrap()));
     for (row, range) in rows.iter().zip(batch.row_ranges()) {
         let ids = [row.prompt.as_slice(), &row.response].concat();
@@ -57,9 +57,9 @@ fn token_stats_are_those_of_the_masked_distribution() {
 }
 
 #[test]
-fn the_loss_weighs_prompts_as_asked() {
+fn the_loss_weighs_prompt_tokens_by_prompt_weight() {
     let lm = model(tiny_config(), 4);
-    let reference = Reference::of(&lm);
+    let reference = Reference::new(&lm);
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     for weight in [0.0, 0.25, 1.0] {
@@ -88,11 +88,11 @@ fn the_loss_weighs_prompts_as_asked() {
 }
 
 #[test]
-fn rewards_are_read_where_the_pool_says() {
+fn scores_follow_the_pooling() {
     let lm = model(tiny_config(), 5);
-    let reference = Reference::of(&lm);
+    let reference = Reference::new(&lm);
     let head = ScalarHead::init(12, 0.5, &mut rng(6)).unwrap();
-    shake(&head.variables(), 0.5, 7);
+    randomise(&head.variables(), 0.5, 7);
     let (w, b) = {
         let v = head.variables();
         (floats(&v[0].var), floats(&v[1].var)[0])
@@ -100,13 +100,13 @@ fn rewards_are_read_where_the_pool_says() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     let value = |h: &[f64]| f64::from(b) + h.iter().zip(&w).map(|(h, w)| h * f64::from(*w)).sum::<f64>();
-    for pool in [Pool::Last, Pool::Sum] {
+    for pool in [RewardPooling::Last, RewardPooling::Sum] {
         let reward = RewardModel { lm: lm.clone(), head: head.clone(), pool };
         for (row, score) in rows.iter().zip(floats(&reward.scores(&batch, None).unwrap())) {
             let hidden = reference.hidden(&[row.prompt.as_slice(), &row.response].concat());
             let expected = match pool {
-                Pool::Last => value(hidden.last().unwrap()),
-                Pool::Sum => hidden[row.prompt.len()..].iter().map(|h| value(h)).sum(),
+                RewardPooling::Last => value(hidden.last().unwrap()),
+                RewardPooling::Sum => hidden[row.prompt.len()..].iter().map(|h| value(h)).sum(),
             };
             assert!((f64::from(score) - expected).abs() < 5e-5, "{pool:?}: {score} and {expected}");
         }
@@ -123,7 +123,7 @@ fn impossible_batches_are_refused() {
     assert!(error(&[]).contains("at least one sequence"));
     assert!(error(&[Sequence::new([], [1])]).contains("empty prompt"));
     assert!(error(&[Sequence::new([31], [1])]).contains("token id 31 is not below the model's vocabulary of 31"));
-    assert!(error(&[Sequence::new(vec![1; 25], [])]).contains("25 tokens; the model has 24 positions"));
+    assert!(error(&[Sequence::new(vec![1; 25], [])]).contains("25 tokens, but the model has 24 positions"));
     let uneven = Gpt2Config::new(31, 24, 10, 2, 3);
     let error = lm::CausalLm::init(uneven, lm::InitStd::Fixed(0.1), &mut rng(1)).unwrap_err().to_string();
     assert!(error.contains("n_embd 10 is not a multiple of n_head 3"), "{error}");

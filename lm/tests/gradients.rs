@@ -5,7 +5,8 @@ mod common;
 use candle_core::{Device, Tensor};
 use common::*;
 use lm::{
-    Batch, CausalLm, Dropout, LoraConfig, ModelConfig, Pool, RewardModel, ScalarHead, Sequence, StatOptions, Variable,
+    Batch, CausalLm, Dropout, LoraConfig, ModelConfig, RewardModel, RewardPooling, ScalarHead, Sequence, StatOptions,
+    Variable,
 };
 use rand::Rng;
 
@@ -18,7 +19,7 @@ fn adapted(seed: u64) -> CausalLm {
 fn adapted_of(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
     let lm = model(config, seed).with_adapter(&LORA, &mut rng(seed + 1)).unwrap();
     // B is zero at first, which would hide errors in A's gradient.
-    shake(&lm.variables(), 0.3, seed + 2);
+    randomise(&lm.variables(), 0.3, seed + 2);
     lm
 }
 
@@ -27,14 +28,14 @@ fn objective(reward: &RewardModel, batch: &Batch) -> Tensor {
     let lm = &reward.lm;
     let loss = lm.lm_loss(batch, 0.5, None).unwrap().loss;
     let options = StatOptions { min_new_tokens: 2, eos: EOS.into(), entropy: true };
-    let stats = lm.token_stats(&lm.predicting(batch, None).unwrap(), batch, &options).unwrap();
+    let stats = lm.token_stats(&lm.hidden_for_responses(batch, None).unwrap(), batch, &options).unwrap();
     let scores = reward.scores(batch, None).unwrap();
     let sum = (loss + stats.entropy.unwrap().mean_all().unwrap() * 0.7).unwrap();
     let sum = (sum + stats.logprob.sqr().unwrap().mean_all().unwrap() * 0.3).unwrap();
     (sum + scores.sqr().unwrap().mean_all().unwrap() * 0.2).unwrap()
 }
 
-fn reward(lm: CausalLm, pool: Pool) -> RewardModel {
+fn reward(lm: CausalLm, pool: RewardPooling) -> RewardModel {
     let head = ScalarHead::init(lm.config().width(), 0.3, &mut rng(77)).unwrap();
     RewardModel { lm, head, pool }
 }
@@ -54,13 +55,13 @@ fn every_variable_of_a_full_model_gets_a_gradient() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     for (config, tensors) in families().into_iter().zip([2 + 2 * 12 + 2, 1 + 2 * 10 + 4, 1 + 2 * 9 + 2]) {
-        for pool in [Pool::Last, Pool::Sum] {
+        for pool in [RewardPooling::Last, RewardPooling::Sum] {
             let reward = reward(model(config.clone(), 1), pool);
             let variables = [reward.lm.variables(), reward.head.variables()].concat();
             assert_eq!(variables.len(), tensors + 2);
             assert_every_variable_has_a_gradient(&variables, &objective(&reward, &batch));
         }
-        // Each of the losses alone reaches the whole trunk.
+        // Each of the losses alone reaches the whole transformer.
         let lm = model(config, 2);
         assert_every_variable_has_a_gradient(&lm.variables(), &lm.lm_loss(&batch, 0.0, None).unwrap().loss);
     }
@@ -70,15 +71,15 @@ fn every_variable_of_a_full_model_gets_a_gradient() {
 fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
-    for (config, maps) in families().into_iter().zip([4, 6, 7]) {
+    for (config, linears) in families().into_iter().zip([4, 6, 7]) {
         let lm = adapted_of(config, 3);
-        assert_eq!(lm.variables().len(), 2 * maps * 2);
+        assert_eq!(lm.variables().len(), 2 * linears * 2);
         let mut dropout = Dropout::with_model(0.1, rng(4));
         for loss in [
             lm.lm_loss(&batch, 0.0, None).unwrap().loss,
             lm.lm_loss(&batch, 1.0, Some(&mut dropout)).unwrap().loss,
             lm.lm_loss(&batch, 0.0, Some(&mut dropout)).unwrap().loss,
-            objective(&reward(lm.clone(), Pool::Last), &batch),
+            objective(&reward(lm.clone(), RewardPooling::Last), &batch),
         ] {
             assert_every_variable_has_a_gradient(&lm.variables(), &loss);
         }
@@ -92,17 +93,17 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
 
 /// The last layer skips rows that are not requested, and nothing else.
 #[test]
-fn states_asked_for_alone_are_those_among_all_and_so_are_their_gradients() {
+fn selected_hidden_states_and_their_gradients_equal_those_of_the_full_pass() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     let of_row = |(i, (&prompt, &len)): (usize, (&usize, &usize))| (prompt - 1..len - 1).map(move |t| (i, t));
-    let predicting = batch.prompt_lens().iter().zip(batch.lens()).enumerate().flat_map(of_row);
-    let at: Vec<u32> = predicting.map(|(i, t)| (i * batch.time() + t) as u32).collect();
+    let positions = batch.prompt_lens().iter().zip(batch.lens()).enumerate().flat_map(of_row);
+    let at: Vec<u32> = positions.map(|(i, t)| (i * batch.time() + t) as u32).collect();
     let at = Tensor::new(at, &Device::Cpu).unwrap();
     for config in families() {
         for lm in [model(config.clone(), 1), adapted_of(config, 2)] {
             let all = lm.hidden(&batch, None).unwrap().flatten(0, 1).unwrap().index_select(&at, 0).unwrap();
-            let alone = lm.predicting(&batch, None).unwrap();
+            let alone = lm.hidden_for_responses(&batch, None).unwrap();
             assert_eq!(floats(&alone), floats(&all));
             let grads = |h: &Tensor| lm::backward(&h.powf(3.0).unwrap().sum_all().unwrap()).unwrap();
             let (of_alone, of_all) = (grads(&alone), grads(&all));
@@ -116,13 +117,13 @@ fn states_asked_for_alone_are_those_among_all_and_so_are_their_gradients() {
 }
 
 #[test]
-fn of_no_response_nothing_is_predicted_and_nothing_learnt() {
+fn empty_responses_give_no_states_and_zero_gradients() {
     let sequence = Sequence::new([3, 1, 4], []);
     let batch = Batch::new(&[&sequence, &sequence]).unwrap();
     for config in families() {
         for lm in [model(config.clone(), 1), adapted_of(config, 2)] {
             let head = ScalarHead::init(lm.config().width(), 0.3, &mut rng(7)).unwrap();
-            let states = lm.predicting(&batch, None).unwrap();
+            let states = lm.hidden_for_responses(&batch, None).unwrap();
             assert_eq!(states.dims(), [0, lm.config().width()]);
             let grads = lm::backward(&head.forward(&states).unwrap().sum_all().unwrap()).unwrap();
             for v in lm.variables() {
@@ -162,13 +163,13 @@ fn set(v: &Variable, values: &[f32]) {
 }
 
 #[test]
-fn a_score_depends_on_all_variables_of_a_reward_model_and_on_no_output_layer() {
+fn scores_depend_on_all_reward_model_variables_and_no_lm_head() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     for config in families() {
         let lm = model(config, 1);
         let of_lm: Vec<String> = lm.variables().into_iter().map(|v| v.name).collect();
-        let reward = reward(lm, Pool::Last);
+        let reward = reward(lm, RewardPooling::Last);
         let gradients = lm::backward(&reward.scores(&batch, None).unwrap().sum_all().unwrap()).unwrap();
         let names: Vec<String> = reward.variables().into_iter().map(|v| v.name).collect();
         for v in reward.variables() {
@@ -181,8 +182,8 @@ fn a_score_depends_on_all_variables_of_a_reward_model_and_on_no_output_layer() {
 
 /// Central differences against the gradient: along the gradient itself, and at single entries.
 ///
-/// A step of 1e-2 in weights of spread 0.3 leaves a truncation error of a few 1e-4 of the curvature, and f32 an error of
-/// some 1e-6 / 1e-2 in the difference: hence the tolerances.
+/// A step of 1e-2 in weights of spread 0.3 leaves a truncation error of a few 1e-4 of the curvature, and f32 an error
+/// of some 1e-6 / 1e-2 in the difference: hence the tolerances.
 fn assert_gradients_match_differences(reward: &RewardModel) {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
@@ -219,9 +220,9 @@ fn assert_gradients_match_differences(reward: &RewardModel) {
 #[test]
 fn gradients_of_a_full_model_match_finite_differences() {
     for config in families() {
-        let reward = reward(model(config, 10), Pool::Last);
+        let reward = reward(model(config, 10), RewardPooling::Last);
         // SwiGLU over wide heads is steeper than GELU: a smaller spread keeps third derivatives out of the differences.
-        shake(&reward.lm.variables(), 0.2, 10);
+        randomise(&reward.lm.variables(), 0.2, 10);
         assert_gradients_match_differences(&reward);
     }
 }
@@ -229,12 +230,12 @@ fn gradients_of_a_full_model_match_finite_differences() {
 #[test]
 fn gradients_of_an_adapter_match_finite_differences() {
     for config in families() {
-        assert_gradients_match_differences(&reward(adapted_of(config, 11), Pool::Sum));
+        assert_gradients_match_differences(&reward(adapted_of(config, 11), RewardPooling::Sum));
     }
 }
 
 #[test]
-fn dropout_is_seeded_and_off_unless_asked_for() {
+fn dropout_is_seeded_and_off_by_default() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
     let lm = adapted(12);
@@ -253,7 +254,7 @@ fn dropout_is_seeded_and_off_unless_asked_for() {
 
 #[test]
 fn only_matrices_of_the_model_decay() {
-    let reward = reward(model(tiny_config(), 14), Pool::Last);
+    let reward = reward(model(tiny_config(), 14), RewardPooling::Last);
     for v in reward.variables() {
         assert_eq!(v.decays, v.var.rank() == 2 && !v.name.starts_with("head"), "{}", v.name);
     }

@@ -5,8 +5,8 @@ mod common;
 use candle_core::Tensor;
 use common::*;
 use lm::{
-    AdamW, AdamWConfig, Batch, CausalLm, Draws, InitStd, LoraConfig, ModelConfig, Precision, SampleOptions, Sequence,
-    StatOptions, Variable, sample,
+    AdamW, AdamWConfig, Batch, CausalLm, CounterRng, InitStd, LoraConfig, ModelConfig, Precision, SampleOptions,
+    Sequence, StatOptions, Variable, sample,
 };
 use rand::Rng;
 
@@ -71,7 +71,7 @@ fn trained(config: ModelConfig) -> CausalLm {
 
 fn logprobs(lm: &CausalLm, batch: &Batch) -> Vec<f32> {
     let o = StatOptions { min_new_tokens: 0, eos: EOS.into(), entropy: false };
-    floats(&lm.token_stats(&lm.predicting(batch, None).unwrap(), batch, &o).unwrap().logprob)
+    floats(&lm.token_stats(&lm.hidden_for_responses(batch, None).unwrap(), batch, &o).unwrap().logprob)
 }
 
 fn root_mean_square(x: impl Iterator<Item = f32> + Clone) -> f32 {
@@ -90,7 +90,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 
 /// Measured: root mean square 0.005 to 0.016 nats, largest 0.070.
 #[test]
-fn log_probabilities_differ_by_hundredths() {
+fn bf16_changes_log_probabilities_by_hundredths() {
     let rows = rows(16, 4);
     let batch = Batch::new(&refs(&rows)).unwrap();
     for config in configs() {
@@ -107,13 +107,13 @@ fn log_probabilities_differ_by_hundredths() {
 
 /// Measured: cosine of the whole gradient 0.99991 and more, of a single tensor's 0.99976 and more.
 #[test]
-fn gradients_point_the_same_way() {
+fn bf16_gradients_have_the_direction_of_f32_gradients() {
     let rows = rows(16, 5);
     let batch = Batch::new(&refs(&rows)).unwrap();
     for config in configs() {
         let full = trained(config);
         let adapted = full.frozen().with_adapter(&LORA, &mut rng(6)).unwrap();
-        shake(&adapted.variables(), 0.05, 7);
+        randomise(&adapted.variables(), 0.05, 7);
         for lm in [full, adapted] {
             let variables = lm.variables();
             let exact = gradients(&lm, &variables, &batch);
@@ -137,7 +137,7 @@ fn gradients_point_the_same_way() {
 
 /// Measured: final losses within 0.1 % of each other.
 #[test]
-fn training_learns_as_much() {
+fn bf16_training_reaches_the_same_loss() {
     for config in configs() {
         let exact = train(&fresh(config.clone()), 40);
         let rounded = train(&fresh(config).with_precision(Precision::Bf16), 40);
@@ -150,7 +150,7 @@ fn training_learns_as_much() {
 /// Measured: root mean square up to 0.0032 nats, largest 0.019; rounding depends on the last bits of attention's
 /// output.
 #[test]
-fn what_was_sampled_in_bf16_is_scored_alike() {
+fn bf16_samples_score_close_to_their_sampling_log_probabilities() {
     let rows = rows(8, 8);
     let prompts: Vec<&[u32]> = rows.iter().map(|r| &*r.prompt).collect();
     let o = SampleOptions {
@@ -164,10 +164,10 @@ fn what_was_sampled_in_bf16_is_scored_alike() {
     for config in configs() {
         let full = trained(config).frozen();
         let adapted = full.with_adapter(&LORA, &mut rng(9)).unwrap();
-        shake(&adapted.variables(), 0.05, 10);
+        randomise(&adapted.variables(), 0.05, 10);
         for lm in [full, adapted.frozen()] {
             let lm = lm.with_precision(Precision::Bf16);
-            let sampled = sample(&lm, &prompts, &o, &Draws([3; 32]), &[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+            let sampled = sample(&lm, &prompts, &o, &CounterRng([3; 32]), &[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
             let sequences: Vec<Sequence> =
                 prompts.iter().zip(&sampled).map(|(p, s)| Sequence::new(p.to_vec(), s.ids.clone())).collect();
             let scored = logprobs(&lm, &Batch::new(&refs(&sequences)).unwrap());

@@ -4,8 +4,8 @@ mod common;
 
 use common::*;
 use lm::{
-    Batch, CausalLm, Draws, Eos, Gpt2Config, LoraConfig, ModelConfig, SampleOptions, Sampled, Sequence, StatOptions,
-    sample,
+    Batch, CausalLm, CounterRng, Eos, Gpt2Config, LoraConfig, ModelConfig, SampleOptions, SampledResponse, Sequence,
+    StatOptions, sample,
 };
 
 fn options() -> SampleOptions {
@@ -24,9 +24,9 @@ fn prompts() -> Vec<Vec<u32>> {
     (0..12u32).map(|i| (0..=i).map(|j| 1 + (7 * i + 3 * j) % 30).collect()).collect()
 }
 
-fn run(lm: &CausalLm, prompts: &[Vec<u32>], rows: &[u64], o: &SampleOptions) -> Vec<Sampled> {
+fn run(lm: &CausalLm, prompts: &[Vec<u32>], rows: &[u64], o: &SampleOptions) -> Vec<SampledResponse> {
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    sample(lm, &prompts, o, &Draws([3; 32]), rows).unwrap()
+    sample(lm, &prompts, o, &CounterRng([3; 32]), rows).unwrap()
 }
 
 /// A model with layers too large for groups of rows to run in parallel, so that the work within a group does.
@@ -39,7 +39,7 @@ fn wide_config() -> Gpt2Config {
 fn adapted(seed: u64) -> CausalLm {
     let lora = LoraConfig { r: 2, alpha: 4.0, dropout: 0.5 };
     let lm = model(tiny_config(), seed).with_adapter(&lora, &mut rng(seed)).unwrap();
-    shake(&lm.variables(), 0.2, seed);
+    randomise(&lm.variables(), 0.2, seed);
     lm
 }
 
@@ -56,7 +56,7 @@ fn wide_families() -> [ModelConfig; 2] {
     [gptj, llama].map(|json| ModelConfig::from_json(json).unwrap())
 }
 
-/// A model with so large a vocabulary that its output layer, which has a bias, is not packed into a second copy.
+/// A model with so large a vocabulary that its LM head, which has a bias, is not packed into a second copy.
 fn many_tokens() -> ModelConfig {
     let gptj = serde_json::json!({
         "model_type": "gptj", "vocab_size": (1 << 18) + 1, "n_positions": 24, "n_embd": 64, "n_layer": 1, "n_head": 2,
@@ -72,7 +72,7 @@ fn wide(seed: u64) -> CausalLm {
 /// Weights of spread 0.3 are too large for a wide model; 0.05 gives it distributions with some entropy.
 fn spread(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
     let lm = model(config, seed);
-    shake(&lm.variables(), 0.05, seed);
+    randomise(&lm.variables(), 0.05, seed);
     lm
 }
 
@@ -91,7 +91,7 @@ fn decoding_with_a_cache_equals_the_full_forward_pass() {
         let batch = Batch::new(&refs(&sequences)).unwrap();
         let frozen = lm.frozen();
         let so = StatOptions { min_new_tokens: 3, eos: EOS.into(), entropy: false };
-        let stats = frozen.token_stats(&frozen.predicting(&batch, None).unwrap(), &batch, &so).unwrap();
+        let stats = frozen.token_stats(&frozen.hidden_for_responses(&batch, None).unwrap(), &batch, &so).unwrap();
         let kept: Vec<f32> = sampled.iter().flat_map(|s| s.logprobs.clone()).collect();
         assert!(kept.iter().any(|l| *l < -0.1), "the distributions have some entropy");
         assert_close(&floats(&stats.logprob), &kept, 1e-4);
@@ -145,7 +145,7 @@ fn any_listed_eos_ends_a_response() {
 fn eos_ends_a_response_and_never_comes_before_the_minimum() {
     // Nearly uniform over 31 tokens, so that EOS comes up often.
     let lm = model(tiny_config(), 6);
-    shake(&lm.variables(), 0.1, 6);
+    randomise(&lm.variables(), 0.1, 6);
     let prompts: Vec<Vec<u32>> = prompts().into_iter().cycle().take(300).collect();
     let rows: Vec<u64> = (0..300).collect();
     for min_new_tokens in [0, 1, 5] {
@@ -168,7 +168,7 @@ fn eos_ends_a_response_and_never_comes_before_the_minimum() {
 #[test]
 fn sampled_tokens_follow_the_models_distribution() {
     let lm = model(tiny_config(), 7);
-    let reference = Reference::of(&lm);
+    let reference = Reference::new(&lm);
     let prompt = vec![3u32, 14, 15];
     const N: usize = 20_000;
     let prompts = vec![prompt.clone(); N];
@@ -226,7 +226,7 @@ fn sampled_tokens_follow_the_models_distribution() {
 #[test]
 fn greedy_takes_the_most_probable_token() {
     let lm = model(tiny_config(), 8);
-    let reference = Reference::of(&lm);
+    let reference = Reference::new(&lm);
     let o = SampleOptions { greedy: true, min_new_tokens: 10, ..options() };
     let prompts = prompts();
     let rows = vec![0; prompts.len()];
@@ -251,28 +251,31 @@ fn draws_of_different_rows_differ_and_equal_rows_agree() {
 }
 
 #[test]
-fn senseless_requests_are_refused() {
+fn invalid_requests_are_refused() {
     let lm = model(tiny_config(), 10);
     let error = |prompt: &[u32], rows: &[u64], o: SampleOptions| {
-        sample(&lm, &[prompt], &o, &Draws([0; 32]), rows).unwrap_err().to_string()
+        sample(&lm, &[prompt], &o, &CounterRng([0; 32]), rows).unwrap_err().to_string()
     };
     let o = options();
     assert!(error(&[], &[0], o.clone()).contains("prompt 0 is empty"));
-    assert!(error(&[31], &[0], o.clone()).contains("holds id 31"));
-    assert!(error(&[1; 15], &[0], o.clone()).contains("15 tokens and 10 new ones; the model has 24 positions"));
-    assert!(error(&[1], &[], o.clone()).contains("1 prompts and 0 row numbers"));
-    assert!(error(&[1], &[0], SampleOptions { temperature: 0.0, ..o.clone() }).contains("temperature 0"));
-    assert!(error(&[1], &[0], SampleOptions { top_p: 0.0, ..o.clone() }).contains("top_p 0"));
+    assert!(error(&[31], &[0], o.clone()).contains("has id 31"));
+    assert!(error(&[1; 15], &[0], o.clone()).contains("15 tokens and 10 new ones, but the model has 24 positions"));
+    assert!(error(&[1], &[], o.clone()).contains("1 prompts but 0 row numbers"));
+    assert!(error(&[1], &[0], SampleOptions { temperature: 0.0, ..o.clone() }).contains("temperature is 0"));
+    assert!(error(&[1], &[0], SampleOptions { top_p: 0.0, ..o.clone() }).contains("top_p is 0"));
     assert!(error(&[1], &[0], SampleOptions { eos: 31.into(), ..o.clone() }).contains("EOS id 31"));
     let none = SampleOptions { max_new_tokens: 0, ..o.clone() };
-    assert_eq!(run(&lm, &[vec![1]], &[0], &none)[0], Sampled { ids: vec![], logprobs: vec![], ended: false });
+    assert_eq!(run(&lm, &[vec![1]], &[0], &none)[0], SampledResponse { ids: vec![], logprobs: vec![], ended: false });
     assert!(run(&lm, &[], &[], &o).is_empty());
 }
 
 #[test]
-fn weights_that_blew_up_are_told_and_not_sampled_from() {
+fn non_finite_weights_are_reported_instead_of_sampled() {
     let lm = model(tiny_config(), 11);
-    shake(&lm.variables(), f64::INFINITY, 12);
-    let error = sample(&lm, &[&[1, 2]], &options(), &Draws([0; 32]), &[u64::MAX]).unwrap_err();
-    assert!(matches!(&error, lm::Error::NonFinite { what } if what.contains("response 1 of the batch")), "{error}");
+    randomise(&lm.variables(), f64::INFINITY, 12);
+    let error = sample(&lm, &[&[1, 2]], &options(), &CounterRng([0; 32]), &[u64::MAX]).unwrap_err();
+    assert!(
+        matches!(&error, lm::Error::NonFinite { quantity } if quantity.contains("response 1 of the batch")),
+        "{error}"
+    );
 }

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use common::*;
 use lm::{
-    AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Gpt2Config, InitStd, LoraConfig, ModelConfig, Pool, Precision,
-    RewardModel, SampleOptions, ScalarHead, Sequence, StatOptions, sample,
+    AdamW, AdamWConfig, Batch, CausalLm, CounterRng, Dropout, Gpt2Config, InitStd, LoraConfig, ModelConfig, Precision,
+    RewardModel, RewardPooling, SampleOptions, ScalarHead, Sequence, StatOptions, sample,
 };
 use rand::Rng;
 
@@ -49,13 +49,13 @@ fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
     let lora = LoraConfig { r: 8, alpha: 32.0, dropout: 0.1 };
     let lm = lm.frozen().with_adapter(&lora, &mut rng).unwrap();
     let head = ScalarHead::init(lm.config().width(), 0.1, &mut rng).unwrap();
-    let reward = RewardModel { lm: lm.clone(), head, pool: Pool::Sum };
+    let reward = RewardModel { lm: lm.clone(), head, pool: RewardPooling::Sum };
     let mut adam = AdamW::new(reward.variables(), settings).unwrap();
     let mut dropout = Dropout::new(rng.clone());
     for _ in 0..3 {
         let scores = reward.scores(&batch, Some(&mut dropout)).unwrap();
         let o = StatOptions { min_new_tokens: 3, eos: EOS.into(), entropy: true };
-        let stats = lm.token_stats(&lm.predicting(&batch, None).unwrap(), &batch, &o).unwrap();
+        let stats = lm.token_stats(&lm.hidden_for_responses(&batch, None).unwrap(), &batch, &o).unwrap();
         let loss = (scores.sqr().unwrap().mean_all().unwrap() - stats.entropy.unwrap().mean_all().unwrap()).unwrap();
         let loss = (loss - stats.logprob.mean_all().unwrap()).unwrap();
         adam.step(&lm::backward(&loss).unwrap(), 1e-3, Some(1.0)).unwrap();
@@ -73,7 +73,7 @@ fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
         eos: EOS.into(),
         greedy: false,
     };
-    for s in sample(&lm, &prompts, &o, &Draws([5; 32]), &numbers).unwrap() {
+    for s in sample(&lm, &prompts, &o, &CounterRng([5; 32]), &numbers).unwrap() {
         hashes.extend([hash(s.ids), hash_floats(&s.logprobs)]);
     }
     hashes
@@ -139,9 +139,9 @@ fn results_are_the_same_bytes_at_one_two_and_three_threads() {
 }
 
 /// A pool thread that waits within one pass runs another one meanwhile. The vocabulary is large, so that adding the
-/// table's second gradient (the output layer's after the embedding's, or the reverse) takes many tasks.
+/// table's second gradient (the LM head's after the embedding's, or the reverse) takes many tasks.
 #[test]
-fn passes_side_by_side_know_nothing_of_each_other() {
+fn concurrent_backward_passes_do_not_interfere() {
     let lm = model(Gpt2Config::new(20_000, 24, 12, 1, 3), 11);
     let loss = |seed: u64| {
         let mut rng = rng(seed);

@@ -30,7 +30,7 @@ fn trained() -> Tokenizer {
 }
 
 #[test]
-fn training_gives_the_vocabulary_asked_for_and_the_same_bytes_every_time() {
+fn training_is_deterministic_and_gives_the_requested_vocabulary_size() {
     let tokenizer = trained();
     assert_eq!(tokenizer.vocab_size(), 320);
     assert_eq!(tokenizer.eos(), &Eos::from(0));
@@ -42,7 +42,7 @@ fn training_gives_the_vocabulary_asked_for_and_the_same_bytes_every_time() {
 }
 
 #[test]
-fn a_tokenizer_survives_its_file_byte_for_byte() {
+fn a_tokenizer_file_round_trips_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a.json"), folder.path().join("b.json"));
     let tokenizer = trained();
@@ -58,7 +58,7 @@ fn a_tokenizer_survives_its_file_byte_for_byte() {
 }
 
 #[test]
-fn the_end_of_text_written_out_is_text() {
+fn a_spelled_out_eos_is_encoded_as_text() {
     let tokenizer = trained();
     let ids = tokenizer.encode(&format!("a{EOS}b"));
     assert!(!ids.contains(&tokenizer.eos().first()), "a post cannot end its own prompt");
@@ -67,7 +67,7 @@ fn the_end_of_text_written_out_is_text() {
 }
 
 #[test]
-fn ids_above_a_models_vocabulary_are_told() {
+fn ids_above_a_models_vocabulary_are_reported() {
     let tokenizer = trained();
     let mut config = tiny_config();
     config.vocab_size = 319;
@@ -78,7 +78,7 @@ fn ids_above_a_models_vocabulary_are_told() {
 }
 
 #[test]
-fn files_that_are_no_byte_level_tokenizer_are_refused() {
+fn files_that_are_not_a_byte_level_tokenizer_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     let good = trained().to_json().unwrap();
@@ -94,7 +94,7 @@ fn files_that_are_no_byte_level_tokenizer_are_refused() {
     assert!(error(&good.replace(EOS, "<end>")).contains("none of `<|endoftext|>`, "));
     let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
     value["pre_tokenizer"] = serde_json::Value::Null;
-    assert!(error(&value.to_string()).contains("neither a byte-level tokenizer"));
+    assert!(error(&value.to_string()).contains("neither a byte-level nor a byte-fallback tokenizer"));
     let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
     value["model"]["vocab"].as_object_mut().unwrap().remove("!");
     assert!(error(&value.to_string()).contains("`!`"));
@@ -106,7 +106,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn any_text_comes_back(text in "\\PC{0,60}|[ \\n\\t]{0,9}|.{0,60}") {
+    fn any_text_round_trips(text in "\\PC{0,60}|[ \\n\\t]{0,9}|.{0,60}") {
         thread_local!(static TOKENIZER: Tokenizer = trained());
         TOKENIZER.with(|t| {
             let ids = t.encode(&text);
@@ -143,7 +143,7 @@ fn with_byte_fallback() -> serde_json::Value {
 }
 
 #[test]
-fn a_tokenizer_that_falls_back_to_bytes_gives_any_text_back() {
+fn a_byte_fallback_tokenizer_round_trips_any_text() {
     let mut json = with_byte_fallback();
     let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
     assert_eq!(tokenizer.eos(), &Eos::from(2));
@@ -158,7 +158,7 @@ fn a_tokenizer_that_falls_back_to_bytes_gives_any_text_back() {
 }
 
 #[test]
-fn steps_at_which_the_crate_would_panic_are_refused() {
+fn steps_that_would_panic_in_the_tokenizers_crate_are_refused() {
     let json = trained().to_json().unwrap();
     let with = |key: &str, step: &str| {
         let mut file: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&json).unwrap();
@@ -183,7 +183,7 @@ fn steps_at_which_the_crate_would_panic_are_refused() {
 }
 
 #[test]
-fn steps_that_make_a_text_far_longer_are_refused_and_long_texts_too() {
+fn steps_that_expand_a_text_too_much_and_long_texts_are_refused() {
     let json = trained().to_json().unwrap();
     let with = |key: &str, step: serde_json::Value| {
         let mut file: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -205,14 +205,16 @@ fn steps_that_make_a_text_far_longer_are_refused_and_long_texts_too() {
         ),
     ] {
         let message = with(key, step).unwrap_err().to_string();
-        assert!(message.ends_with(&format!("its {key} can make a text {growth} times as long; at most 256 is read")));
+        assert!(
+            message.ends_with(&format!("its {key} can make a text {growth} times as long; at most 256 is supported"))
+        );
     }
     let few = "x".repeat(1 << 18);
     trained().check_text(&few.repeat(8)).unwrap();
     assert!(trained().check_text(&few.repeat(9)).is_err());
     let tokenizer = with("normalizer", replace(a, "▁▁▁")).unwrap();
     let error = tokenizer.check_text(&few).unwrap_err().to_string();
-    assert!(error.ends_with("a text of 262144 bytes; this tokenizer reads at most 233016"), "{error}");
+    assert!(error.ends_with("a text has 262144 bytes, but this tokenizer accepts at most 233016"), "{error}");
     tokenizer.check_text(&few[..233_016]).unwrap();
 }
 
@@ -232,7 +234,7 @@ fn load(json: &serde_json::Value, config: &ModelConfig) -> lm::Result<Tokenizer>
 }
 
 #[test]
-fn a_models_config_names_its_eos_before_any_name_does() {
+fn the_models_config_has_precedence_over_eos_token_names() {
     let json = with_byte_fallback();
     let of = |eos: serde_json::Value| load(&json, &config(eos)).map(|t| t.eos().ids().to_vec());
     assert_eq!(of(1.into()).unwrap(), [1]);
@@ -252,7 +254,7 @@ fn a_models_config_names_its_eos_before_any_name_does() {
 }
 
 #[test]
-fn each_name_of_an_end_of_text_is_found_if_it_is_a_special_token() {
+fn each_known_eos_name_is_found_if_it_is_a_special_token() {
     for name in ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>"] {
         let json = with_byte_fallback().to_string().replace("</s>", name);
         assert_eq!(Tokenizer::from_bytes(json.as_bytes()).unwrap().eos(), &Eos::from(2), "{name}");
@@ -269,7 +271,7 @@ fn each_name_of_an_end_of_text_is_found_if_it_is_a_special_token() {
 }
 
 #[test]
-fn a_tokenizer_that_draws_its_ids_is_refused() {
+fn a_tokenizer_with_dropout_is_refused() {
     for mut json in [with_byte_fallback(), serde_json::from_str(&trained().to_json().unwrap()).unwrap()] {
         let mut with = |dropout: serde_json::Value| {
             json["model"]["dropout"] = dropout;
@@ -298,24 +300,24 @@ fn processed(pieces: &[&str]) -> serde_json::Value {
 }
 
 #[test]
-fn what_a_post_processor_puts_before_a_text_is_there_and_eos_is_not() {
+fn bos_of_the_post_processor_is_added_and_eos_is_not() {
     let read = |pieces: &[&str]| Tokenizer::from_bytes(processed(pieces).to_string().as_bytes());
-    for (pieces, begin) in
+    for (pieces, bos_ids) in
         [(&["A"][..], vec![]), (&["<s>", "A"], vec![1]), (&["<s>", "<unk>", "A", "</s>"], vec![1, 0])]
     {
         let tokenizer = read(pieces).unwrap();
-        assert_eq!(tokenizer.begin(), begin);
-        assert_eq!(tokenizer.encode(" ab"), [&begin[..], &[263]].concat());
-        assert_eq!(tokenizer.encode(""), begin);
-        assert_eq!(tokenizer.encode_after(" ab"), [263]);
+        assert_eq!(tokenizer.bos_ids(), bos_ids);
+        assert_eq!(tokenizer.encode(" ab"), [&bos_ids[..], &[263]].concat());
+        assert_eq!(tokenizer.encode(""), bos_ids);
+        assert_eq!(tokenizer.encode_continuation(" ab"), [263]);
         let again = Tokenizer::from_bytes(tokenizer.to_json().unwrap().as_bytes()).unwrap();
-        assert_eq!((again.begin(), again.encode("b")), (tokenizer.begin(), tokenizer.encode("b")));
+        assert_eq!((again.bos_ids(), again.encode("b")), (tokenizer.bos_ids(), tokenizer.encode("b")));
     }
     for (pieces, why) in [
-        (&["<s>", "A", "<unk>"][..], "puts id 0 behind a text"),
-        (&["<s>"], "leaves the text out"),
-        (&["A", "A"], "takes a text twice"),
-        (&["[CLS]", "A"], "does not say the id of `[CLS]`"),
+        (&["<s>", "A", "<unk>"][..], "puts id 0 after the text"),
+        (&["<s>"], "does not insert the text"),
+        (&["A", "A"], "inserts the text twice"),
+        (&["[CLS]", "A"], "does not give the id of `[CLS]`"),
     ] {
         let error = read(pieces).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
@@ -326,7 +328,7 @@ fn what_a_post_processor_puts_before_a_text_is_there_and_eos_is_not() {
 }
 
 #[test]
-fn a_border_that_no_token_of_the_whole_has_stays_one() {
+fn no_token_spans_prompt_and_continuation() {
     let mut json = with_byte_fallback();
     json["normalizer"]["normalizers"]
         .as_array_mut()
@@ -343,10 +345,10 @@ fn a_border_that_no_token_of_the_whole_has_stays_one() {
     merges.splice(0..0, [serde_json::json!(["b", "▁"]), serde_json::json!(["b▁", "a"])]);
     let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
     assert_eq!(tokenizer.encode("b a"), [259, 265], "one token spans the border");
-    assert_eq!((tokenizer.encode("b"), tokenizer.encode_after(" a")), (vec![259, 261], vec![262]));
-    assert_eq!(tokenizer.decode_after(&[262]), " a");
+    assert_eq!((tokenizer.encode("b"), tokenizer.encode_continuation(" a")), (vec![259, 261], vec![262]));
+    assert_eq!(tokenizer.decode_continuation(&[262]), " a");
     // The second part of a character that began in earlier ids.
-    assert_eq!(tokenizer.decode_after(&[3 + 0x80, 260]), "\u{fffd}a");
+    assert_eq!(tokenizer.decode_continuation(&[3 + 0x80, 260]), "\u{fffd}a");
     json["model"]["vocab"]["<0xBF>▁"] = 266.into();
     let error = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap_err().to_string();
     assert!(error.contains("<0xBF>"), "{error}");

@@ -9,7 +9,7 @@ pub trait Encode {
     /// Encodes a whole text, with BOS if the tokenizer adds one.
     fn encode(&self, text: &str) -> Vec<u32>;
     /// Encodes a text that starts with a space and continues another text.
-    fn encode_after(&self, text: &str) -> Vec<u32>;
+    fn encode_continuation(&self, text: &str) -> Vec<u32>;
     /// The id that ends a response (EOS).
     fn eos(&self) -> u32;
 }
@@ -19,8 +19,8 @@ impl Encode for lm::Tokenizer {
         Self::encode(self, text)
     }
 
-    fn encode_after(&self, text: &str) -> Vec<u32> {
-        Self::encode_after(self, text)
+    fn encode_continuation(&self, text: &str) -> Vec<u32> {
+        Self::encode_continuation(self, text)
     }
 
     fn eos(&self) -> u32 {
@@ -178,7 +178,7 @@ fn fit_parts(tokenizer: &impl Encode, parts: Parts<'_>, max_tokens: usize) -> Fi
 /// prompt and response: if tokenizing the concatenated text puts a token border there, prompt and response get the same
 /// ids as in that text.
 pub fn response_ids(tokenizer: &impl Encode, summary: &str, ended: bool) -> Vec<u32> {
-    let mut ids = tokenizer.encode_after(&format!(" {}", summary.trim()));
+    let mut ids = tokenizer.encode_continuation(&format!(" {}", summary.trim()));
     if ended {
         ids.push(tokenizer.eos());
     }
@@ -225,7 +225,7 @@ mod tests {
             text.bytes().map(u32::from).collect()
         }
 
-        fn encode_after(&self, text: &str) -> Vec<u32> {
+        fn encode_continuation(&self, text: &str) -> Vec<u32> {
             self.encode(text)
         }
 

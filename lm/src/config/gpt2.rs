@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{activation, yes};
+use super::{check_activation, default_true};
+use crate::architecture::{Architecture, LmHeadKind, PositionEmbedding, TensorNames, head_width};
 use crate::kernels::{Activation, Heads};
-use crate::spec::{Names, OutputLayer, Positions, Spec, head_width};
 
-static NAMES: Names = Names {
+static NAMES: TensorNames = TensorNames {
     prefix: "transformer.",
     embedding: "wte",
     positions: "wpe",
@@ -35,20 +35,20 @@ pub struct Gpt2Config {
     #[serde(default = "default_epsilon")]
     pub layer_norm_epsilon: f64,
     /// The tokens that end a text, as the file lists them.
-    #[serde(default, deserialize_with = "crate::eos::ids", serialize_with = "crate::eos::serialize")]
+    #[serde(default, deserialize_with = "crate::eos::deserialize_ids", serialize_with = "crate::eos::serialize")]
     pub eos_token_id: Vec<u32>,
-    #[serde(default, deserialize_with = "crate::eos::first_id")]
+    #[serde(default, deserialize_with = "crate::eos::deserialize_first_id")]
     pub bos_token_id: Option<u32>,
     /// The width of the MLP; absent means 4 d.
     #[serde(default)]
     pub n_inner: Option<usize>,
     #[serde(default = "default_activation")]
     pub activation_function: String,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     pub scale_attn_weights: bool,
     #[serde(default)]
     pub scale_attn_by_inverse_layer_idx: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     pub tie_word_embeddings: bool,
 }
 
@@ -85,13 +85,13 @@ impl Gpt2Config {
         self.n_inner.unwrap_or_else(|| self.n_embd.saturating_mul(4))
     }
 
-    pub(super) fn spec(&self) -> std::result::Result<Spec, String> {
-        activation("activation_function", &self.activation_function, &["gelu_new", "gelu_pytorch_tanh"])?;
+    pub(super) fn architecture(&self) -> std::result::Result<Architecture, String> {
+        check_activation("activation_function", &self.activation_function, &["gelu_new", "gelu_pytorch_tanh"])?;
         if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx {
             return Err("only attention scaled by 1/sqrt(head width) is supported".to_owned());
         }
         let width = head_width("n_embd", self.n_embd, "n_head", self.n_head)?;
-        Ok(Spec {
+        Ok(Architecture {
             names: &NAMES,
             vocab: self.vocab_size,
             window: self.n_positions,
@@ -101,10 +101,10 @@ impl Gpt2Config {
             inner: self.inner(),
             eps: self.layer_norm_epsilon,
             activation: Activation::GeluTanh,
-            positions: Positions::Learned,
+            positions: PositionEmbedding::Learned,
             attn_bias: true,
             mlp_bias: true,
-            output: if self.tie_word_embeddings { OutputLayer::Tied } else { OutputLayer::Own { bias: false } },
+            lm_head: if self.tie_word_embeddings { LmHeadKind::Tied } else { LmHeadKind::Untied { bias: false } },
         })
     }
 }

@@ -3,12 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::activation;
+use super::check_activation;
 use super::rope::frequencies;
+use crate::architecture::{Architecture, LmHeadKind, PositionEmbedding, TensorNames, head_width};
 use crate::kernels::{Activation, Heads, Pairing};
-use crate::spec::{Names, OutputLayer, Positions, Spec, head_width};
 
-static NAMES: Names = Names {
+static NAMES: TensorNames = TensorNames {
     prefix: "transformer.",
     embedding: "wte",
     positions: "",
@@ -38,48 +38,48 @@ pub struct GptJConfig {
     pub n_layer: usize,
     pub n_head: usize,
     /// Columns of each head that are rotated.
-    #[serde(default = "rotary_dim")]
+    #[serde(default = "default_rotary_dim")]
     pub rotary_dim: usize,
-    #[serde(default = "epsilon")]
+    #[serde(default = "default_epsilon")]
     pub layer_norm_epsilon: f64,
     /// The tokens that end a text, as the file lists them.
-    #[serde(default, deserialize_with = "crate::eos::ids", serialize_with = "crate::eos::serialize")]
+    #[serde(default, deserialize_with = "crate::eos::deserialize_ids", serialize_with = "crate::eos::serialize")]
     pub eos_token_id: Vec<u32>,
-    #[serde(default, deserialize_with = "crate::eos::first_id")]
+    #[serde(default, deserialize_with = "crate::eos::deserialize_first_id")]
     pub bos_token_id: Option<u32>,
     /// The width of the MLP; absent means 4 d.
     #[serde(default)]
     pub n_inner: Option<usize>,
-    #[serde(default = "gelu")]
+    #[serde(default = "default_activation")]
     pub activation_function: String,
     #[serde(default)]
     pub tie_word_embeddings: bool,
 }
 
-fn rotary_dim() -> usize {
+fn default_rotary_dim() -> usize {
     64
 }
 
-fn epsilon() -> f64 {
+fn default_epsilon() -> f64 {
     1e-5
 }
 
-fn gelu() -> String {
+fn default_activation() -> String {
     "gelu_new".to_owned()
 }
 
 impl GptJConfig {
-    pub(super) fn spec(&self) -> std::result::Result<Spec, String> {
-        activation("activation_function", &self.activation_function, &["gelu_new", "gelu_pytorch_tanh"])?;
+    pub(super) fn architecture(&self) -> std::result::Result<Architecture, String> {
+        check_activation("activation_function", &self.activation_function, &["gelu_new", "gelu_pytorch_tanh"])?;
         let width = head_width("n_embd", self.n_embd, "n_head", self.n_head)?;
         let dim = self.rotary_dim;
         if dim == 0 || !dim.is_multiple_of(2) || dim > width {
-            return Err(format!("rotary_dim is {dim}; expected an even number of at most the head's {width} columns"));
+            return Err(format!("rotary_dim is {dim}, expected an even number from 2 to the head width {width}"));
         }
         if self.tie_word_embeddings {
-            return Err("tie_word_embeddings is set; a GPT-J's output layer is its own here".to_owned());
+            return Err("tie_word_embeddings is set, which is not supported for GPT-J".to_owned());
         }
-        Ok(Spec {
+        Ok(Architecture {
             names: &NAMES,
             vocab: self.vocab_size,
             window: self.n_positions,
@@ -89,10 +89,13 @@ impl GptJConfig {
             inner: self.n_inner.unwrap_or_else(|| self.n_embd.saturating_mul(4)),
             eps: self.layer_norm_epsilon,
             activation: Activation::GeluTanh,
-            positions: Positions::Rotary { pairing: Pairing::Neighbours, frequencies: frequencies(THETA, dim)? },
+            positions: PositionEmbedding::Rotary {
+                pairing: Pairing::Interleaved,
+                frequencies: frequencies(THETA, dim)?,
+            },
             attn_bias: false,
             mlp_bias: true,
-            output: OutputLayer::Own { bias: true },
+            lm_head: LmHeadKind::Untied { bias: true },
         })
     }
 }

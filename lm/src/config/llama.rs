@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::activation;
-use super::rope::Rope;
+use super::check_activation;
+use super::rope::RopeConfig;
+use crate::architecture::{Architecture, LmHeadKind, PositionEmbedding, TensorNames, head_width};
 use crate::kernels::{Activation, Heads, Pairing};
-use crate::spec::{Names, OutputLayer, Positions, Spec, head_width};
 
-static NAMES: Names = Names {
+static NAMES: TensorNames = TensorNames {
     prefix: "model.",
     embedding: "embed_tokens",
     positions: "",
@@ -40,14 +40,14 @@ pub struct LlamaConfig {
     #[serde(default)]
     pub head_dim: Option<usize>,
     /// The longest sequence.
-    #[serde(default = "window")]
+    #[serde(default = "default_window")]
     pub max_position_embeddings: usize,
-    #[serde(default = "epsilon")]
+    #[serde(default = "default_epsilon")]
     pub rms_norm_eps: f64,
-    #[serde(default = "silu")]
+    #[serde(default = "default_activation")]
     pub hidden_act: String,
     #[serde(flatten)]
-    pub rope: Rope,
+    pub rope: RopeConfig,
     #[serde(default)]
     pub attention_bias: bool,
     #[serde(default)]
@@ -56,27 +56,27 @@ pub struct LlamaConfig {
     #[serde(default)]
     pub tie_word_embeddings: bool,
     /// The tokens that end a text, as the file lists them.
-    #[serde(default, deserialize_with = "crate::eos::ids", serialize_with = "crate::eos::serialize")]
+    #[serde(default, deserialize_with = "crate::eos::deserialize_ids", serialize_with = "crate::eos::serialize")]
     pub eos_token_id: Vec<u32>,
-    #[serde(default, deserialize_with = "crate::eos::first_id")]
+    #[serde(default, deserialize_with = "crate::eos::deserialize_first_id")]
     pub bos_token_id: Option<u32>,
 }
 
-fn window() -> usize {
+fn default_window() -> usize {
     2048
 }
 
-fn epsilon() -> f64 {
+fn default_epsilon() -> f64 {
     1e-6
 }
 
-fn silu() -> String {
+fn default_activation() -> String {
     "silu".to_owned()
 }
 
 impl LlamaConfig {
-    pub(super) fn spec(&self) -> std::result::Result<Spec, String> {
-        activation("hidden_act", &self.hidden_act, &["silu", "swish"])?;
+    pub(super) fn architecture(&self) -> std::result::Result<Architecture, String> {
+        check_activation("hidden_act", &self.hidden_act, &["silu", "swish"])?;
         let query = self.num_attention_heads;
         let key_value = self.num_key_value_heads.unwrap_or(query);
         if query == 0 || key_value == 0 || !query.is_multiple_of(key_value) {
@@ -87,9 +87,9 @@ impl LlamaConfig {
             None => head_width("hidden_size", self.hidden_size, "num_attention_heads", query)?,
         };
         if width == 0 || !width.is_multiple_of(2) {
-            return Err(format!("heads of {width} columns; rotary positions need an even number"));
+            return Err(format!("the head width is {width}, but rotary embeddings need a positive even number"));
         }
-        Ok(Spec {
+        Ok(Architecture {
             names: &NAMES,
             vocab: self.vocab_size,
             window: self.max_position_embeddings,
@@ -99,10 +99,13 @@ impl LlamaConfig {
             inner: self.intermediate_size,
             eps: self.rms_norm_eps,
             activation: Activation::SwiGlu,
-            positions: Positions::Rotary { pairing: Pairing::Halves, frequencies: self.rope.frequencies(width)? },
+            positions: PositionEmbedding::Rotary {
+                pairing: Pairing::Halves,
+                frequencies: self.rope.frequencies(width)?,
+            },
             attn_bias: self.attention_bias,
             mlp_bias: self.mlp_bias,
-            output: if self.tie_word_embeddings { OutputLayer::Tied } else { OutputLayer::Own { bias: false } },
+            lm_head: if self.tie_word_embeddings { LmHeadKind::Tied } else { LmHeadKind::Untied { bias: false } },
         })
     }
 }

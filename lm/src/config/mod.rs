@@ -11,20 +11,20 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::spec::Spec;
+use crate::architecture::Architecture;
 use crate::{Eos, Error, Result, eos, files};
 
 pub use gpt2::Gpt2Config;
 pub use gptj::GptJConfig;
 pub use llama::LlamaConfig;
 
-const FILE: &str = "config.json";
+const CONFIG_FILE: &str = "config.json";
 
 /// transformers' generation settings for a model.
-const GENERATION: &str = "generation_config.json";
+const GENERATION_FILE: &str = "generation_config.json";
 
 /// Size limit for a config file, in bytes.
-const MAX_BYTES: u64 = 4 << 20;
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// Keys that change the output of a model of any family and are not supported.
 const UNSUPPORTED: [&str; 3] = ["per_layer_config", "quantization_config", "sliding_window"];
@@ -111,34 +111,34 @@ impl ModelConfig {
         }
     }
 
-    /// The settings of the forward pass. Errors: an impossible or unsupported configuration.
-    pub(crate) fn spec(&self) -> std::result::Result<Spec, String> {
-        let spec = match self {
-            Self::Gpt2(c) => c.spec()?,
-            Self::GptJ(c) => c.spec()?,
-            Self::Llama(c) => c.spec()?,
+    /// The architecture for weights and forward pass. Errors: an impossible or unsupported configuration.
+    pub(crate) fn architecture(&self) -> std::result::Result<Architecture, String> {
+        let architecture = match self {
+            Self::Gpt2(c) => c.architecture()?,
+            Self::GptJ(c) => c.architecture()?,
+            Self::Llama(c) => c.architecture()?,
         };
-        spec.check()?;
-        Ok(spec)
+        architecture.check()?;
+        Ok(architecture)
     }
 
     /// Reads and checks `folder/config.json`, with the EOS ids of a `generation_config.json` beside it.
     pub fn load(folder: &Path) -> Result<Self> {
-        let path = folder.join(FILE);
-        Self::from_json(read(&path)?).map_err(|what| Error::model(&path, what))?.with_generation(folder)
+        let path = folder.join(CONFIG_FILE);
+        Self::from_json(read(&path)?).map_err(|message| Error::model(&path, message))?.with_generation(folder)
     }
 
     /// Appends the EOS ids of the generation config, at which generation stops as well, to the model's own.
     fn with_generation(mut self, folder: &Path) -> Result<Self> {
         #[derive(Deserialize)]
-        struct Generation {
-            #[serde(default, deserialize_with = "eos::ids")]
+        struct GenerationConfig {
+            #[serde(default, deserialize_with = "eos::deserialize_ids")]
             eos_token_id: Vec<u32>,
         }
-        let path = folder.join(GENERATION);
+        let path = folder.join(GENERATION_FILE);
         if path.try_exists().map_err(Error::io(&path))? {
             let bad = |e| Error::model(&path, format!("not a generation config: {e}"));
-            let more: Generation = serde_json::from_value(read(&path)?).map_err(bad)?;
+            let more: GenerationConfig = serde_json::from_value(read(&path)?).map_err(bad)?;
             let ids = match &mut self {
                 Self::Gpt2(c) => &mut c.eos_token_id,
                 Self::GptJ(c) => &mut c.eos_token_id,
@@ -154,10 +154,10 @@ impl ModelConfig {
     /// wrong.
     pub fn from_json(value: Value) -> std::result::Result<Self, String> {
         if !value.is_object() {
-            return Err("expected an object, such as {\"model_type\": \"gpt2\", …}".to_owned());
+            return Err("expected a JSON object such as {\"model_type\": \"gpt2\", …}".to_owned());
         }
         let family = value.get("model_type").map_or(Ok("gpt2"), |v| v.as_str().ok_or_else(|| v.to_string()));
-        let family = family.map(str::to_owned).map_err(|v| format!("model_type is {v}; expected a text"))?;
+        let family = family.map(str::to_owned).map_err(|v| format!("model_type is {v}, expected a string"))?;
         let unsupported = UNSUPPORTED.iter().find(|key| value.get(key).is_some_and(|set| !set.is_null()));
         fn read<T: serde::de::DeserializeOwned>(value: Value, name: &str) -> std::result::Result<T, String> {
             serde_json::from_value(value).map_err(|e| format!("not a {name} config: {e}"))
@@ -166,19 +166,19 @@ impl ModelConfig {
             "gpt2" => read::<Gpt2Config>(value, "GPT-2")?.into(),
             "gptj" => read::<GptJConfig>(value, "GPT-J")?.into(),
             "llama" => read::<LlamaConfig>(value, "Llama")?.into(),
-            other => return Err(format!("model_type is \"{other}\"; expected \"gpt2\", \"gptj\" or \"llama\"")),
+            other => return Err(format!("model_type is \"{other}\", expected \"gpt2\", \"gptj\" or \"llama\"")),
         };
         if let Some(key) = unsupported {
-            return Err(format!("{key} is set; that is not supported"));
+            return Err(format!("{key} is set, which is not supported"));
         }
-        config.spec()?;
+        config.architecture()?;
         Ok(config)
     }
 
     /// Writes `folder/config.json` so that `transformers` loads it.
     pub fn save(&self, folder: &Path, torch_dtype: &str) -> Result<()> {
         #[derive(Serialize)]
-        struct File<'a, T> {
+        struct ConfigFile<'a, T> {
             architectures: [&'a str; 1],
             model_type: &'a str,
             torch_dtype: &'a str,
@@ -191,14 +191,14 @@ impl ModelConfig {
             torch_dtype: &str,
             config: &T,
         ) -> serde_json::Result<String> {
-            serde_json::to_string_pretty(&File { architectures: [class], model_type, torch_dtype, config })
+            serde_json::to_string_pretty(&ConfigFile { architectures: [class], model_type, torch_dtype, config })
         }
-        let path = folder.join(FILE);
-        let kind = self.model_type();
+        let path = folder.join(CONFIG_FILE);
+        let model_type = self.model_type();
         let text = match self {
-            Self::Gpt2(c) => text("GPT2LMHeadModel", kind, torch_dtype, c),
-            Self::GptJ(c) => text("GPTJForCausalLM", kind, torch_dtype, c),
-            Self::Llama(c) => text("LlamaForCausalLM", kind, torch_dtype, &**c),
+            Self::Gpt2(c) => text("GPT2LMHeadModel", model_type, torch_dtype, c),
+            Self::GptJ(c) => text("GPTJForCausalLM", model_type, torch_dtype, c),
+            Self::Llama(c) => text("LlamaForCausalLM", model_type, torch_dtype, &**c),
         };
         let mut text = text.map_err(|e| Error::model(&path, format!("cannot be written: {e}")))?;
         text.push('\n');
@@ -207,15 +207,16 @@ impl ModelConfig {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    serde_json::from_slice(&files::whole(path, MAX_BYTES)?).map_err(|e| Error::model(path, format!("not JSON: {e}")))
+    serde_json::from_slice(&files::read_small(path, MAX_CONFIG_BYTES)?)
+        .map_err(|e| Error::model(path, format!("not JSON: {e}")))
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 
 /// Errors unless `found` is in `known`, which lists names of one and the same function.
-fn activation(name: &str, found: &str, known: &[&str]) -> std::result::Result<(), String> {
+fn check_activation(name: &str, found: &str, known: &[&str]) -> std::result::Result<(), String> {
     match known.contains(&found) {
         true => Ok(()),
         false => Err(format!("{name} is `{found}`; only `{}` is supported", known[0])),

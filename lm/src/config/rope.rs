@@ -5,13 +5,13 @@ use serde::{Deserialize, Serialize};
 const THETA: f64 = 10_000.0;
 
 /// The widest head that is accepted: a config file is untrusted.
-const WIDEST: usize = 1 << 16;
+const MAX_DIM: usize = 1 << 16;
 
 /// Radians per position: theta^(-2i/dim) for each of the dim/2 pairs. Rounds to f32 wherever transformers does: the
 /// rounding error grows with the position, and models were trained with it. Errors: a width beyond all models.
 pub fn frequencies(theta: f64, dim: usize) -> Result<Vec<f32>, String> {
-    if dim > WIDEST {
-        return Err(format!("rotary positions over {dim} columns of a head; at most {WIDEST} are supported"));
+    if dim > MAX_DIM {
+        return Err(format!("rotary embeddings over {dim} columns of a head; at most {MAX_DIM} are supported"));
     }
     let base = f64::from(theta as f32);
     let power = |i: usize| base.powf(f64::from((2 * i) as f32 / dim as f32)) as f32;
@@ -21,13 +21,13 @@ pub fn frequencies(theta: f64, dim: usize) -> Result<Vec<f32>, String> {
 /// The rotary part of a config file: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`, which
 /// holds both. Contradictions are resolved as in transformers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Rope {
+pub struct RopeConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rope_scaling: Option<Scaling>,
+    pub rope_scaling: Option<RopeScaling>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rope_parameters: Option<Scaling>,
+    pub rope_parameters: Option<RopeScaling>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partial_rotary_factor: Option<f64>,
     /// Overrides the one in the scaling.
@@ -37,7 +37,7 @@ pub struct Rope {
 
 /// Scaling of the frequencies for longer sequences than a model was first trained on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Scaling {
+pub struct RopeScaling {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_type: Option<String>,
     /// The former name of `rope_type`; many files have both.
@@ -57,19 +57,19 @@ pub struct Scaling {
     pub partial_rotary_factor: Option<f64>,
 }
 
-impl Rope {
+impl RopeConfig {
     /// The frequencies for heads with `dim` rotated columns. Errors: an unsupported scaling, or one that lacks a
     /// number.
     pub fn frequencies(&self, dim: usize) -> Result<Vec<f32>, String> {
-        let given = |scaling: &&Scaling| **scaling != Scaling::default();
+        let given = |scaling: &&RopeScaling| **scaling != RopeScaling::default();
         let scaling = self.rope_scaling.as_ref().filter(given).or(self.rope_parameters.as_ref());
         let theta = scaling.and_then(|s| s.rope_theta).or(self.rope_theta).unwrap_or(THETA);
         if !(theta > 0.0 && theta.is_finite()) {
-            return Err(format!("rope_theta is {theta}; expected a positive number"));
+            return Err(format!("rope_theta is {theta}, expected a positive number"));
         }
         let partial = scaling.and_then(|s| s.partial_rotary_factor).or(self.partial_rotary_factor);
         if let Some(part) = partial.filter(|&part| part != 1.0) {
-            return Err(format!("partial_rotary_factor is {part}; only heads that turn whole are supported"));
+            return Err(format!("partial_rotary_factor is {part}; only 1 is supported"));
         }
         let plain = frequencies(theta, dim)?;
         match scaling {
@@ -79,46 +79,47 @@ impl Rope {
     }
 }
 
-impl Scaling {
-    /// `length` is `original_max_position_embeddings` from outside the scaling, if the file has it there.
-    fn scale(&self, plain: Vec<f32>, length: Option<u32>) -> Result<Vec<f32>, String> {
-        let need = |name: &str, value: Option<f64>| match value {
+impl RopeScaling {
+    /// `original_length` is `original_max_position_embeddings` from outside the scaling, if the file has it there.
+    fn scale(&self, plain: Vec<f32>, original_length: Option<u32>) -> Result<Vec<f32>, String> {
+        let positive = |name: &str, value: Option<f64>| match value {
             Some(value) if value > 0.0 && value.is_finite() => Ok(value),
             _ => Err(format!("rope_scaling: `{name}` is missing or not a positive number")),
         };
         match self.rope_type.as_deref().or(self.former_type.as_deref()).unwrap_or("default") {
             "default" => Ok(plain),
             "linear" => {
-                let factor = need("factor", self.factor)?;
+                let factor = positive("factor", self.factor)?;
                 Ok(plain.into_iter().map(|f| f / factor as f32).collect())
             }
             "llama3" => {
-                let factor = need("factor", self.factor)?;
-                let low = need("low_freq_factor", self.low_freq_factor)?;
-                let high = need("high_freq_factor", self.high_freq_factor)?;
-                let length = length.or(self.original_max_position_embeddings).map(f64::from);
-                let length = need("original_max_position_embeddings", length)?;
+                let factor = positive("factor", self.factor)?;
+                let low = positive("low_freq_factor", self.low_freq_factor)?;
+                let high = positive("high_freq_factor", self.high_freq_factor)?;
+                let original_length = original_length.or(self.original_max_position_embeddings).map(f64::from);
+                let original_length = positive("original_max_position_embeddings", original_length)?;
                 if low >= high {
                     return Err(format!("rope_scaling: low_freq_factor {low} is not below high_freq_factor {high}"));
                 }
-                Ok(plain.into_iter().map(|f| llama3(f, factor, low, high, length)).collect())
+                Ok(plain.into_iter().map(|f| llama3_frequency(f, factor, low, high, original_length)).collect())
             }
-            other => Err(format!("rope_scaling of type `{other}`; `default`, `linear` and `llama3` are supported")),
+            other => Err(format!("rope_scaling has type `{other}`, expected `default`, `linear` or `llama3`")),
         }
     }
 }
 
-/// Llama 3.1's rule: wavelengths below `length / high` stay, those above `length / low` are stretched by `factor`, and
-/// in between the two are interpolated. Every step rounds as in transformers, which rounds 1 / x before it multiplies.
-pub(crate) fn llama3(frequency: f32, factor: f64, low: f64, high: f64, length: f64) -> f32 {
-    let wave = 1.0 / frequency * std::f32::consts::TAU;
-    if wave > (length / low) as f32 {
+/// Llama 3.1's rule: wavelengths below `original_length / high` stay, those above `original_length / low` are stretched
+/// by `factor`, and in between the two are interpolated. Every step rounds as in transformers, which rounds 1 / x
+/// before it multiplies.
+pub(crate) fn llama3_frequency(frequency: f32, factor: f64, low: f64, high: f64, original_length: f64) -> f32 {
+    let wavelength = 1.0 / frequency * std::f32::consts::TAU;
+    if wavelength > (original_length / low) as f32 {
         return frequency / factor as f32;
     }
-    if wave < (length / high) as f32 {
+    if wavelength < (original_length / high) as f32 {
         return frequency;
     }
-    let kept = (1.0 / wave * length as f32 - low as f32) / (high - low) as f32;
+    let kept = (1.0 / wavelength * original_length as f32 - low as f32) / (high - low) as f32;
     (1.0 - kept) * frequency / factor as f32 + kept * frequency
 }
 
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
 
     fn rope(json: serde_json::Value) -> Result<Vec<f32>, String> {
-        serde_json::from_value::<Rope>(json).expect("a rotary part").frequencies(4)
+        serde_json::from_value::<RopeConfig>(json).expect("rotary settings").frequencies(4)
     }
 
     #[test]
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_says_twice_is_read_as_transformers_reads_it() {
+    fn duplicate_settings_are_resolved_as_in_transformers() {
         let linear = serde_json::json!({ "type": "linear", "rope_type": "linear", "factor": 2.0 });
         let plain = serde_json::json!({ "rope_type": "default", "rope_theta": 100.0 });
         let both = rope(serde_json::json!({ "rope_theta": 1.0, "rope_parameters": plain.clone() }));
@@ -164,17 +165,17 @@ mod tests {
     }
 
     #[test]
-    fn frequencies_are_those_of_pytorch_to_the_bit() {
+    fn frequencies_equal_pytorchs_bit_for_bit() {
         // 1 / 500000 ** (torch.arange(0, 14, 2).float() / 14)
-        let theirs = [0x3f800000, 0x3e1d183a, 0x3cc0cd72, 0x3b6ca07f, 0x3a1134d0, 0x38b23646, 0x375ab850];
-        assert_eq!(frequencies(500_000.0, 14), Ok(theirs.map(f32::from_bits).to_vec()));
+        let expected = [0x3f800000, 0x3e1d183a, 0x3cc0cd72, 0x3b6ca07f, 0x3a1134d0, 0x38b23646, 0x375ab850];
+        assert_eq!(frequencies(500_000.0, 14), Ok(expected.map(f32::from_bits).to_vec()));
         // transformers' own, of heads of 16.
         let llama3 = serde_json::json!({ "rope_type": "llama3", "rope_theta": 1e4, "factor": 7.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 64 });
-        let rope: Rope =
-            serde_json::from_value(serde_json::json!({ "rope_parameters": llama3 })).expect("a rotary part");
-        let theirs = [0x3f800000, 0x3e7bc04e, 0x3c72c29a, 0x3b9407df, 0x3abb3ee7, 0x39ecd965, 0x3915cbed, 0x383d7ab7];
-        assert_eq!(rope.frequencies(16), Ok(theirs.map(f32::from_bits).to_vec()));
+        let rope: RopeConfig =
+            serde_json::from_value(serde_json::json!({ "rope_parameters": llama3 })).expect("rotary settings");
+        let expected = [0x3f800000, 0x3e7bc04e, 0x3c72c29a, 0x3b9407df, 0x3abb3ee7, 0x39ecd965, 0x3915cbed, 0x383d7ab7];
+        assert_eq!(rope.frequencies(16), Ok(expected.map(f32::from_bits).to_vec()));
     }
 
     #[test]
@@ -191,8 +192,8 @@ mod tests {
     }
 
     #[test]
-    fn llama3_keeps_short_waves_and_stretches_long_ones() {
-        let scaled = |f| llama3(f, 8.0, 1.0, 4.0, 8192.0);
+    fn llama3_keeps_short_wavelengths_and_stretches_long_ones() {
+        let scaled = |f| llama3_frequency(f, 8.0, 1.0, 4.0, 8192.0);
         assert_eq!(scaled(1.0), 1.0);
         assert_eq!(scaled(1e-5), 1e-5 / 8.0);
         let between = std::f32::consts::TAU * 2.5 / 8192.0;

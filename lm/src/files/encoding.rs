@@ -65,7 +65,7 @@ impl Encoding {
                 let blocks = QStorage::from_data(Cow::Borrowed(aligned), &Device::Cpu, *kind)?;
                 out.extend(QTensor::new(blocks, numbers)?.dequantize(&Device::Cpu)?.to_vec1::<f32>()?);
             }
-            Self::Other(name) => candle_core::bail!("{name} is not read as a weight"),
+            Self::Other(name) => candle_core::bail!("{name} is not supported for weights"),
         }
         Ok(())
     }

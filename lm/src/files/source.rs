@@ -12,11 +12,11 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Bytes of known length that are read in pieces, so that no file is held in memory whole.
 pub(super) struct Source {
-    bytes: Bytes,
+    bytes: Backing,
     len: u64,
 }
 
-enum Bytes {
+enum Backing {
     File(File),
     Memory(Vec<u8>),
 }
@@ -29,20 +29,20 @@ impl Source {
         }
         let file = File::open(path).map_err(Error::io(path))?;
         let metadata = file.metadata().map_err(Error::io(path))?;
-        Ok(Self { len: metadata.len(), bytes: Bytes::File(file) })
+        Ok(Self { len: metadata.len(), bytes: Backing::File(file) })
     }
 
-    pub fn memory(bytes: Vec<u8>) -> Self {
-        Self { len: bytes.len() as u64, bytes: Bytes::Memory(bytes) }
+    pub fn from_memory(bytes: Vec<u8>) -> Self {
+        Self { len: bytes.len() as u64, bytes: Backing::Memory(bytes) }
     }
 
     /// The contents of the text file at `path`, the source of these bytes, without a byte-order mark. Errors: more than
-    /// `most` bytes.
-    pub fn whole(&self, path: &Path, most: u64) -> Result<Vec<u8>> {
-        if self.len > most {
-            return Err(Error::model(path, format!("has {} bytes; at most {most} are read", self.len)));
+    /// `max_bytes` bytes.
+    pub fn read_text(&self, path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+        if self.len > max_bytes {
+            return Err(Error::model(path, format!("has {} bytes; at most {max_bytes} are supported", self.len)));
         }
-        let len = usize::try_from(self.len).map_err(|_| Error::model(path, "is larger than any memory"))?;
+        let len = usize::try_from(self.len).map_err(|_| Error::model(path, "is too large for memory"))?;
         let mut bytes = vec![0; len];
         self.read_at(0, &mut bytes).map_err(Error::io(path))?;
         if bytes.starts_with(BYTE_ORDER_MARK) {
@@ -59,8 +59,8 @@ impl Source {
     /// Fills `buffer` from `offset` on. Errors: fewer bytes are left.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match &self.bytes {
-            Bytes::File(file) => file.read_exact_at(buffer, offset),
-            Bytes::Memory(bytes) => {
+            Backing::File(file) => file.read_exact_at(buffer, offset),
+            Backing::Memory(bytes) => {
                 let from = usize::try_from(offset).ok().and_then(|start| bytes.get(start..));
                 let from = from.and_then(|rest| rest.get(..buffer.len())).ok_or(io::ErrorKind::UnexpectedEof)?;
                 buffer.copy_from_slice(from);
@@ -70,28 +70,28 @@ impl Source {
     }
 
     /// A sequential reader from the start.
-    pub fn reader(&self) -> Reader<'_> {
-        Reader { source: self, position: 0 }
+    pub fn reader(&self) -> SourceReader<'_> {
+        SourceReader { source: self, position: 0 }
     }
 }
 
 /// A position in a source.
-pub(super) struct Reader<'a> {
+pub(super) struct SourceReader<'a> {
     source: &'a Source,
     position: u64,
 }
 
-impl Read for Reader<'_> {
+impl Read for SourceReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.source.len.saturating_sub(self.position);
-        let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let remaining = self.source.len.saturating_sub(self.position);
+        let count = buffer.len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
         self.source.read_at(self.position, &mut buffer[..count])?;
         self.position += count as u64;
         Ok(count)
     }
 }
 
-impl Seek for Reader<'_> {
+impl Seek for SourceReader<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let target = match to {
             SeekFrom::Start(offset) => Some(offset),

@@ -3,7 +3,7 @@
 //! gelu(x) = x / 2 (1 + tanh u) = x sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3), which needs one exponential and
 //! no tanh. swiglu(a, b) = a sigmoid(a) b.
 
-use super::buffer::scratch;
+use super::buffer::with_scratch;
 use super::simd::{exp, fma, simd};
 
 /// 2 sqrt(2/pi)
@@ -53,16 +53,16 @@ impl Activation {
         match self {
             Self::GeluTanh => {
                 output_gradient(dx);
-                gelu_both(y, x, dx);
+                gelu_with_grad(y, x, dx);
             }
-            Self::SwiGlu => scratch(y.len(), |g| {
+            Self::SwiGlu => with_scratch(y.len(), |g| {
                 output_gradient(g);
                 let rows = y.chunks_exact_mut(inner).zip(g.chunks_exact(inner));
                 let wide = x.chunks_exact(2 * inner).zip(dx.chunks_exact_mut(2 * inner));
                 for ((y, g), (x, dx)) in rows.zip(wide) {
                     let (gate, value) = x.split_at(inner);
                     let (d_gate, d_value) = dx.split_at_mut(inner);
-                    swiglu_both(y, d_gate, d_value, gate, value, g);
+                    swiglu_with_grad(y, d_gate, d_value, gate, value, g);
                 }
             }),
         }
@@ -86,7 +86,7 @@ simd! {
 
 simd! {
     /// Computes `y` = gelu(x) and turns `g` into the gradient of x: with s = sigmoid(2u), g (s + x s (1 - s) 2u').
-    fn gelu_both(y: &mut [f32], x: &[f32], g: &mut [f32]) {
+    fn gelu_with_grad(y: &mut [f32], x: &[f32], g: &mut [f32]) {
         for ((y, &x), g) in y.iter_mut().zip(x).zip(g) {
             let s = gate::<FMA>(x);
             let slope = SLOPE * fma::<FMA>(3.0 * CUBIC, x * x, 1.0);
@@ -106,7 +106,7 @@ simd! {
 
 simd! {
     /// With s = sigmoid(a): y = a s b, da = g b s (1 + a (1 - s)), db = g a s.
-    fn swiglu_both(y: &mut [f32], da: &mut [f32], db: &mut [f32], gate: &[f32], value: &[f32], g: &[f32]) {
+    fn swiglu_with_grad(y: &mut [f32], da: &mut [f32], db: &mut [f32], gate: &[f32], value: &[f32], g: &[f32]) {
         let gradients = da.iter_mut().zip(db);
         for (((y, (da, db)), (&a, &b)), &g) in y.iter_mut().zip(gradients).zip(gate.iter().zip(value)).zip(g) {
             let s = 1.0 / (1.0 + exp::<FMA>(-a));

@@ -2,12 +2,13 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::buffer::{CHUNK, build};
-use super::glue::{View, output, slice};
+use super::buffer::{CHUNK, build_chunked};
+use super::candle_interop::{CpuSlice, contiguous_slice, op_output};
+use super::grad_accumulator::accumulate_or_return;
 use super::simd::add_assign;
-use super::sink::deliver;
 
-pub struct Embedding {
+/// Looks up the rows of its operand, a table of `d` columns.
+pub struct EmbeddingOp {
     /// The ids, each below `v`.
     pub ids: Vec<u32>,
     /// Shape of the ids.
@@ -15,7 +16,7 @@ pub struct Embedding {
     pub d: usize,
 }
 
-impl Embedding {
+impl EmbeddingOp {
     /// For a table of `v` rows of `d` elements. Errors: an id without a row.
     pub fn new(ids: &Tensor, v: usize, d: usize) -> Result<Self> {
         let (shape, ids) = (ids.dims().to_vec(), ids.flatten_all()?.to_vec1::<u32>()?);
@@ -26,29 +27,29 @@ impl Embedding {
     }
 }
 
-impl CustomOp1 for Embedding {
+impl CustomOp1 for EmbeddingOp {
     fn name(&self) -> &'static str {
         "temper-embedding"
     }
 
     fn cpu_fwd(&self, table: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (table, d) = (slice(table, layout)?, self.d);
-        let rows = build(self.ids.len() * d, (CHUNK / d).max(1) * d, |start, out| {
+        let (table, d) = (contiguous_slice(table, layout)?, self.d);
+        let rows = build_chunked(self.ids.len() * d, (CHUNK / d).max(1) * d, |start, out| {
             for (row, &id) in out.chunks_exact_mut(d).zip(&self.ids[start / d..]) {
                 row.copy_from_slice(&table[id as usize * d..(id as usize + 1) * d]);
             }
         });
         let mut shape = self.shape.clone();
         shape.push(d);
-        output(rows, shape)
+        op_output(rows, shape)
     }
 
     fn bwd(&self, table: &Tensor, _rows: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
         let g = g.contiguous()?;
-        let (g, d) = (View::of(&g)?, self.d);
+        let (g, d) = (CpuSlice::new(&g)?, self.d);
         // Each task owns some rows of the table and adds their gradients in the order of the ids.
         let chunk = (8 * CHUNK / d).max(1);
-        let sum = build(table.elem_count(), chunk * d, |start, out| {
+        let sum = build_chunked(table.elem_count(), chunk * d, |start, out| {
             let first = start / d;
             let rows = first..first + out.len() / d;
             for (&id, g) in self.ids.iter().zip(g.chunks_exact(d)) {
@@ -58,6 +59,6 @@ impl CustomOp1 for Embedding {
                 }
             }
         });
-        deliver(table, sum)
+        accumulate_or_return(table, sum)
     }
 }

@@ -2,7 +2,7 @@
 
 use gemm::Parallelism;
 
-use super::buffer::Band;
+use super::buffer::SubmatrixMut;
 
 /// A matrix stored in a slice.
 #[derive(Clone, Copy)]
@@ -63,7 +63,7 @@ pub enum Threads {
 
 /// How a product is stored in its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Into {
+pub enum WriteMode {
     /// Replaces the contents, which are not read.
     Overwrite,
     /// Adds the product to the contents.
@@ -71,19 +71,19 @@ pub enum Into {
 }
 
 /// `out [a.rows, b.cols] = or += scale * a b`.
-pub fn gemm(out: &mut [f32], into: Into, scale: f32, a: Mat, b: Mat, threads: Threads) {
+pub fn gemm(out: &mut [f32], mode: WriteMode, scale: f32, a: Mat, b: Mat, threads: Threads) {
     assert!(out.len() >= a.rows * b.cols, "the product fits its destination");
     // SAFETY: `out` holds a.rows rows of b.cols elements.
-    unsafe { raw(out.as_mut_ptr(), b.cols, into, scale, a, b, threads) }
+    unsafe { gemm_unchecked(out.as_mut_ptr(), b.cols, mode, scale, a, b, threads) }
 }
 
 /// [`gemm`] into the columns from `offset` on of rows of `stride` elements.
-#[expect(clippy::too_many_arguments, reason = "a product and where it goes")]
+#[expect(clippy::too_many_arguments, reason = "a product and its destination")]
 pub fn gemm_columns(
     out: &mut [f32],
     stride: usize,
     offset: usize,
-    into: Into,
+    mode: WriteMode,
     scale: f32,
     a: Mat,
     b: Mat,
@@ -94,37 +94,38 @@ pub fn gemm_columns(
     }
     assert!(offset + b.cols <= stride && a.rows * stride <= out.len(), "the product fits its columns");
     // SAFETY: `out` holds a.rows rows of `stride` elements, of which the b.cols from `offset` on are written.
-    unsafe { raw(out.as_mut_ptr().add(offset), stride, into, scale, a, b, threads) }
+    unsafe { gemm_unchecked(out.as_mut_ptr().add(offset), stride, mode, scale, a, b, threads) }
 }
 
-/// [`gemm`] into a band of a larger matrix, on the calling thread.
-pub fn gemm_band(out: &mut Band, into: Into, scale: f32, a: Mat, b: Mat) {
-    assert!(out.rows() == a.rows && out.cols() == b.cols, "the product has its destination's shape");
-    // SAFETY: a band gives exclusive access to `rows` rows of `cols` elements, `stride` apart.
-    unsafe { raw(out.as_mut_ptr(), out.stride(), into, scale, a, b, Threads::One) }
+/// [`gemm`] into a submatrix, on the calling thread.
+pub fn gemm_submatrix(out: &mut SubmatrixMut, mode: WriteMode, scale: f32, a: Mat, b: Mat) {
+    assert!(out.rows() == a.rows && out.cols() == b.cols, "the destination has the product's shape");
+    // SAFETY: a submatrix gives exclusive access to `rows` rows of `cols` elements, `stride` apart.
+    unsafe { gemm_unchecked(out.as_mut_ptr(), out.stride(), mode, scale, a, b, Threads::One) }
 }
 
 /// A new `scale * a b`.
-pub fn product(scale: f32, a: Mat, b: Mat) -> Vec<f32> {
+pub fn gemm_to_vec(scale: f32, a: Mat, b: Mat) -> Vec<f32> {
     let len = a.rows * b.cols;
     let mut out = Vec::with_capacity(len);
-    // SAFETY: the capacity holds the product; `raw` writes all of it without reading when it overwrites.
+    // SAFETY: the capacity holds the product; `gemm_unchecked` writes all of it without reading when it overwrites.
     unsafe {
-        raw(out.as_mut_ptr(), b.cols, Into::Overwrite, scale, a, b, Threads::Pool);
+        gemm_unchecked(out.as_mut_ptr(), b.cols, WriteMode::Overwrite, scale, a, b, Threads::Pool);
         out.set_len(len);
     }
     out
 }
 
 /// # Safety
-/// `out` points to a.rows rows of b.cols elements, `stride` apart, writable and not aliased; initialised if `into` adds.
-unsafe fn raw(out: *mut f32, stride: usize, into: Into, scale: f32, a: Mat, b: Mat, threads: Threads) {
-    assert_eq!(a.cols, b.rows, "inner dimensions of a product");
+/// `out` points to a.rows rows of b.cols elements, `stride` apart, writable and not aliased; initialised if `mode`
+/// adds.
+unsafe fn gemm_unchecked(out: *mut f32, stride: usize, mode: WriteMode, scale: f32, a: Mat, b: Mat, threads: Threads) {
+    assert_eq!(a.cols, b.rows, "inner dimensions of a product are equal");
     let parallelism = match threads {
         Threads::Pool if rayon::current_num_threads() > 1 => Parallelism::Rayon(0),
         _ => Parallelism::None,
     };
-    let add = into == Into::Add;
+    let add = mode == WriteMode::Add;
     // SAFETY: `Mat` checked that its elements lie within its slice, the caller vouches for `out`; with `read_dst` false
     // the destination is only written.
     unsafe {
@@ -157,15 +158,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_of_transposes_and_bands_are_right() {
+    fn products_of_transposes_and_accumulation_are_right() {
         let a: Vec<f32> = (0..6).map(|i| i as f32).collect(); // 2 x 3
         let b: Vec<f32> = (0..12).map(|i| i as f32 - 4.0).collect(); // 3 x 4
         let expected = [8.0, 11.0, 14.0, 17.0, 8.0, 20.0, 32.0, 44.0];
-        assert_eq!(product(1.0, Mat::new(&a, 2, 3), Mat::new(&b, 3, 4)), expected);
-        let transposed = product(1.0, Mat::new(&b, 3, 4).t(), Mat::new(&a, 2, 3).t());
+        assert_eq!(gemm_to_vec(1.0, Mat::new(&a, 2, 3), Mat::new(&b, 3, 4)), expected);
+        let transposed = gemm_to_vec(1.0, Mat::new(&b, 3, 4).t(), Mat::new(&a, 2, 3).t());
         assert_eq!(transposed, [8.0, 8.0, 11.0, 20.0, 14.0, 32.0, 17.0, 44.0]);
         let mut out = expected.to_vec();
-        gemm(&mut out, Into::Add, -1.0, Mat::new(&a, 2, 3), Mat::new(&b, 3, 4), Threads::One);
+        gemm(&mut out, WriteMode::Add, -1.0, Mat::new(&a, 2, 3), Mat::new(&b, 3, 4), Threads::One);
         assert_eq!(out, [0.0; 8]);
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::buffer::{CHUNK, build};
+use super::buffer::{CHUNK, build_chunked};
 use super::simd::simd;
 
 /// Elements per word.
@@ -13,89 +13,92 @@ pub const BITS: usize = u32::BITS as usize;
 
 /// Dropout's factor for each element of a matrix: 1 / (1 - p) if it is kept, else 0.
 #[derive(Clone, Debug)]
-pub struct Mask {
+pub struct DropoutMask {
     /// Element `i` is kept if bit `i % BITS` of word `i / BITS` is set.
     words: Arc<[u32]>,
     len: usize,
-    kept: f32,
+    keep_scale: f32,
 }
 
-impl Mask {
-    /// A mask of `len` elements with the factor `kept` for elements that are kept. `fill(first, words)` writes the
-    /// words from index `first` on, a multiple of `CHUNK / BITS`; bits beyond the last element are ignored.
-    pub fn new(len: usize, kept: f32, fill: impl Fn(usize, &mut [u32]) + Sync) -> Self {
-        Self { words: build(len.div_ceil(BITS), CHUNK / BITS, fill).into(), len, kept }
+impl DropoutMask {
+    /// A mask of `len` elements with the factor `keep_scale` for elements that are kept. `fill(first, words)` writes
+    /// the words from index `first` on, a multiple of `CHUNK / BITS`; bits beyond the last element are ignored.
+    pub fn new(len: usize, keep_scale: f32, fill: impl Fn(usize, &mut [u32]) + Sync) -> Self {
+        Self { words: build_chunked(len.div_ceil(BITS), CHUNK / BITS, fill).into(), len, keep_scale }
     }
 
     pub fn elements(&self) -> usize {
         self.len
     }
 
-    /// `out = factors * x`; the first element of `x` is element `at` of the mask.
-    pub fn multiply(&self, out: &mut [f32], x: &[f32], at: usize) {
-        self.check(out, x, at);
-        multiply(out, x, &self.words, at, self.kept);
+    /// `out = factors * x`; the first element of `x` is element `offset` of the mask.
+    pub fn multiply(&self, out: &mut [f32], x: &[f32], offset: usize) {
+        self.check(out, x, offset);
+        multiply(out, x, &self.words, offset, self.keep_scale);
     }
 
-    /// `sum += factors * x`; the first element of `x` is element `at` of the mask.
-    pub fn add_product(&self, sum: &mut [f32], x: &[f32], at: usize) {
-        self.check(sum, x, at);
-        add_product(sum, x, &self.words, at, self.kept);
+    /// `sum += factors * x`; the first element of `x` is element `offset` of the mask.
+    pub fn add_product(&self, sum: &mut [f32], x: &[f32], offset: usize) {
+        self.check(sum, x, offset);
+        add_product(sum, x, &self.words, offset, self.keep_scale);
     }
 
-    fn check(&self, out: &[f32], x: &[f32], at: usize) {
-        assert!(out.len() == x.len() && at + x.len() <= self.len, "a mask covers what it is applied to");
+    fn check(&self, out: &[f32], x: &[f32], offset: usize) {
+        assert!(
+            out.len() == x.len() && offset + x.len() <= self.len,
+            "the dropout mask covers the elements it is applied to"
+        );
     }
 
     /// The factors as a tensor.
     pub fn tensor(&self, shape: &[usize]) -> Result<Tensor> {
-        let factors = (0..self.len).map(|i| factor(window(&self.words, i), 0, self.kept)).collect();
+        let factors = (0..self.len).map(|i| factor(window(&self.words, i), 0, self.keep_scale)).collect();
         Tensor::from_vec(factors, shape, &Device::Cpu)
     }
 }
 
 simd! {
-    fn multiply(out: &mut [f32], x: &[f32], words: &[u32], at: usize, kept: f32) {
-        combine(out, x, words, at, kept, |_, product| product);
+    fn multiply(out: &mut [f32], x: &[f32], words: &[u32], offset: usize, keep_scale: f32) {
+        combine(out, x, words, offset, keep_scale, |_, product| product);
     }
 }
 
 simd! {
-    fn add_product(sum: &mut [f32], x: &[f32], words: &[u32], at: usize, kept: f32) {
-        combine(sum, x, words, at, kept, |sum, product| sum + product);
+    fn add_product(sum: &mut [f32], x: &[f32], words: &[u32], offset: usize, keep_scale: f32) {
+        combine(sum, x, words, offset, keep_scale, |sum, product| sum + product);
     }
 }
 
 #[inline(always)]
-fn combine(out: &mut [f32], x: &[f32], words: &[u32], at: usize, kept: f32, f: impl Fn(f32, f32) -> f32) {
+fn combine(out: &mut [f32], x: &[f32], words: &[u32], offset: usize, keep_scale: f32, f: impl Fn(f32, f32) -> f32) {
     let (blocks, rest) = out.as_chunks_mut::<BITS>();
     let (x_blocks, x_rest) = x.as_chunks::<BITS>();
     let done = blocks.len() * BITS;
     for (b, (out, x)) in blocks.iter_mut().zip(x_blocks).enumerate() {
-        let word = window(words, at + b * BITS);
+        let word = window(words, offset + b * BITS);
         for i in 0..BITS {
-            out[i] = f(out[i], x[i] * factor(word, i, kept));
+            out[i] = f(out[i], x[i] * factor(word, i, keep_scale));
         }
     }
     if !rest.is_empty() {
-        let word = window(words, at + done);
+        let word = window(words, offset + done);
         for (i, (out, &x)) in rest.iter_mut().zip(x_rest).enumerate() {
-            *out = f(*out, x * factor(word, i, kept));
+            *out = f(*out, x * factor(word, i, keep_scale));
         }
     }
 }
 
-/// The `BITS` bits from element `at` on.
+/// The `BITS` bits from element `offset` on.
 #[inline(always)]
-fn window(words: &[u32], at: usize) -> u32 {
-    let next = words.get(at / BITS + 1).copied().unwrap_or_default();
-    let both = u64::from(next) << BITS | u64::from(words[at / BITS]);
-    (both >> (at % BITS)) as u32
+fn window(words: &[u32], offset: usize) -> u32 {
+    let next = words.get(offset / BITS + 1).copied().unwrap_or_default();
+    let both = u64::from(next) << BITS | u64::from(words[offset / BITS]);
+    (both >> (offset % BITS)) as u32
 }
 
 #[inline(always)]
-fn factor(word: u32, i: usize, kept: f32) -> f32 {
-    if word >> i & 1 == 1 { kept } else { 0.0 }
+fn factor(word: u32, i: usize, keep_scale: f32) -> f32 {
+    if word >> i & 1 == 1 { keep_scale } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -106,26 +109,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_part_of_a_matrix_is_masked_as_in_the_whole(words: [u32; 6], at in 0usize..160, n in 0usize..160, len in 161usize..192) {
-            let mask = Mask::new(len, 1.25, |first, part| part.copy_from_slice(&words[first..first + part.len()]));
-            let n = n.min(len - at);
-            let expected = |i: usize| if words[(at + i) / 32] >> ((at + i) % 32) & 1 == 1 { 1.25 } else { 0.0 };
+        fn a_part_of_a_matrix_is_masked_like_the_whole(words: [u32; 6], offset in 0usize..160, n in 0usize..160, len in 161usize..192) {
+            let mask = DropoutMask::new(len, 1.25, |first, part| part.copy_from_slice(&words[first..first + part.len()]));
+            let n = n.min(len - offset);
+            let expected = |i: usize| if words[(offset + i) / 32] >> ((offset + i) % 32) & 1 == 1 { 1.25 } else { 0.0 };
             let x: Vec<f32> = (0..n).map(|i| i as f32 + 0.5).collect();
             let (mut out, mut sum) = (vec![f32::NAN; n], vec![7.0; n]);
-            mask.multiply(&mut out, &x, at);
-            mask.add_product(&mut sum, &x, at);
+            mask.multiply(&mut out, &x, offset);
+            mask.add_product(&mut sum, &x, offset);
             let factors = mask.tensor(&[len]).unwrap().to_vec1::<f32>().unwrap();
             for i in 0..n {
                 prop_assert_eq!(out[i], x[i] * expected(i));
                 prop_assert_eq!(sum[i], 7.0 + x[i] * expected(i));
-                prop_assert_eq!(factors[at + i], expected(i));
+                prop_assert_eq!(factors[offset + i], expected(i));
             }
         }
     }
 
     #[test]
-    #[should_panic(expected = "a mask covers")]
-    fn more_than_a_mask_covers_is_refused() {
-        Mask::new(40, 2.0, |_, _| {}).multiply(&mut [0.0; 9], &[0.0; 9], 32);
+    #[should_panic(expected = "dropout mask covers")]
+    fn elements_beyond_the_mask_are_refused() {
+        DropoutMask::new(40, 2.0, |_, _| {}).multiply(&mut [0.0; 9], &[0.0; 9], 32);
     }
 }

@@ -9,49 +9,58 @@ mod activation;
 pub(crate) mod attention;
 mod block;
 pub(crate) mod buffer;
+pub(crate) mod candle_interop;
 mod embedding;
-mod factors;
-mod fan;
 pub mod gemm;
-pub(crate) mod glue;
+mod grad_accumulator;
 mod layer_norm;
+pub(crate) mod linear;
+mod linear_group;
 mod mask;
+pub mod matmul;
 pub(crate) mod norm;
-mod panels;
-pub mod product;
-pub(crate) mod projection;
+mod packed_gemm;
 pub mod reference;
 mod rms_norm;
 pub(crate) mod rotary;
+mod row_subset;
 pub(crate) mod simd;
-mod sink;
 #[cfg(test)]
 mod tests;
 mod token_stats;
-mod wanted;
+mod weight_grad_inputs;
 
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor, bail};
 
 use crate::Precision;
-use glue::View;
+use candle_interop::CpuSlice;
 
 pub use activation::Activation;
-pub use mask::{BITS, Mask};
+pub use grad_accumulator::backward;
+pub use mask::{BITS, DropoutMask};
 pub use rotary::{Pairing, Rotary};
-pub use sink::backward;
 
-/// Layer normalisation over the last dimension, `(x - mean) / sqrt(variance + eps) * weight + bias`, or without a bias RMS
-/// normalisation, `x / sqrt(mean(x^2) + eps) * weight`. `x [.., d]`, `weight [d]`, `bias [d]` -> `[.., d]`.
-pub fn norm(x: &Tensor, norm: &Norm, eps: f64) -> Result<Tensor> {
-    let (_, d) = glue::rows(x)?;
-    glue::expect("a norm's weight", norm.weight, &[d])?;
-    let op = norm::Normalise { d, eps: eps as f32 };
+/// The direction of a pass through a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the input to the output.
+    Forward,
+    /// Gradients, from the output to the input.
+    Backward,
+}
+
+/// Layer normalisation over the last dimension, `(x - mean) / sqrt(variance + eps) * weight + bias`, or without a bias
+/// RMS normalisation, `x / sqrt(mean(x^2) + eps) * weight`. `x [.., d]`, `weight [d]`, `bias [d]` -> `[.., d]`.
+pub fn norm(x: &Tensor, norm: &NormRef, eps: f64) -> Result<Tensor> {
+    let (_, d) = candle_interop::rows_and_width(x)?;
+    candle_interop::check_shape("a norm's weight", norm.weight, &[d])?;
+    let op = norm::NormOp { d, eps: eps as f32 };
     let (x, weight) = (x.contiguous()?, norm.weight.contiguous()?);
     match norm.bias {
         Some(bias) => {
-            glue::expect("a norm's bias", bias, &[d])?;
+            candle_interop::check_shape("a norm's bias", bias, &[d])?;
             x.apply_op3(&weight, &bias.contiguous()?, op)
         }
         None => x.apply_op2(&weight, op),
@@ -61,11 +70,11 @@ pub fn norm(x: &Tensor, norm: &Norm, eps: f64) -> Result<Tensor> {
 /// Rows of `table [v, d]` at `ids [..]` (u32) -> `[.., d]`; the backward pass adds in the order of `ids`.
 pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (v, d) = table.dims2()?;
-    table.contiguous()?.apply_op1(embedding::Embedding::new(ids, v, d)?)
+    table.contiguous()?.apply_op1(embedding::EmbeddingOp::new(ids, v, d)?)
 }
 
 /// The tokens whose statistics [`token_stats`] computes, one per row.
-pub struct StatRows<'a> {
+pub struct TargetTokens<'a> {
     /// The token of each row: `[n]`.
     pub targets: &'a [u32],
     /// Tokens (EOS) that are impossible in the rows where the flag is set, `[n]`: there the other tokens' probabilities
@@ -73,16 +82,18 @@ pub struct StatRows<'a> {
     pub forbidden: Option<(&'a [u32], &'a [bool])>,
 }
 
-/// `log p(target)` and the entropy of each row's distribution, in nats: `[n]` each.
+/// Statistics of target tokens, `[n]` each, in nats; of all response tokens of a batch, `[response_tokens]`.
 #[derive(Clone, Debug)]
 pub struct TokenStats {
+    /// log p(token | preceding tokens).
     pub logprob: Tensor,
+    /// The entropy of the distribution that the token was drawn from.
     pub entropy: Option<Tensor>,
 }
 
 /// The output layer: logits = hidden weight' + bias.
 #[derive(Clone, Copy)]
-pub struct Output<'a> {
+pub struct LmHeadRef<'a> {
     /// `[v, d]`; the embedding itself if the two are tied.
     pub weight: &'a Tensor,
     /// `[v]`; a variable or a constant.
@@ -92,61 +103,70 @@ pub struct Output<'a> {
 
 /// Log-probabilities (and entropies) from final hidden states `[n, d]`, without holding all logits `[n, v]` at once.
 /// Gradients flow from both results to all operands; a trained bias needs [`backward`].
-pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: bool) -> Result<TokenStats> {
-    let op = stats_of(hidden, output, rows, entropy)?;
-    let both = hidden.contiguous()?.apply_op2(&output.weight.contiguous()?, op)?;
+pub fn token_stats(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, entropy: bool) -> Result<TokenStats> {
+    let op = token_stats_op(hidden, lm_head, rows, entropy)?;
+    let both = hidden.contiguous()?.apply_op2(&lm_head.weight.contiguous()?, op)?;
     let part = |i: usize| both.narrow(0, i, 1)?.squeeze(0);
     Ok(TokenStats { logprob: part(0)?, entropy: if entropy { Some(part(1)?) } else { None } })
 }
 
 /// KL(p || q) in nats for each row, `[n]`, over the whole vocabulary: p is the distribution of `own`, q that of
 /// `other`, each given by hidden states `[n, d]` and output layer. Not differentiable.
-pub fn divergence(own: (&Tensor, &Output), other: (&Tensor, &Output), rows: &StatRows) -> Result<Vec<f32>> {
-    let (p, q) = (stats_of(own.0, own.1, rows, false)?, stats_of(other.0, other.1, rows, false)?);
+pub fn kl_divergence(
+    own: (&Tensor, &LmHeadRef),
+    other: (&Tensor, &LmHeadRef),
+    rows: &TargetTokens,
+) -> Result<Vec<f32>> {
+    let (p, q) = (token_stats_op(own.0, own.1, rows, false)?, token_stats_op(other.0, other.1, rows, false)?);
     if p.v != q.v {
-        bail!("the divergence of distributions over {} and {} tokens", p.v, q.v);
+        bail!("KL divergence needs one vocabulary, got {} and {} tokens", p.v, q.v);
     }
     let (h, w) = (own.0.contiguous()?, own.1.weight.contiguous()?);
     let (other_h, other_w) = (other.0.contiguous()?, other.1.weight.contiguous()?);
-    let own = (View::of(&h)?, View::of(&w)?);
-    let other = (View::of(&other_h)?, View::of(&other_w)?);
-    token_stats::divergence((&p, &own.0, &own.1), (&q, &other.0, &other.1))
+    let own = (CpuSlice::new(&h)?, CpuSlice::new(&w)?);
+    let other = (CpuSlice::new(&other_h)?, CpuSlice::new(&other_w)?);
+    token_stats::kl_divergence((&p, &own.0, &own.1), (&q, &other.0, &other.1))
 }
 
-fn stats_of(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: bool) -> Result<token_stats::Stats> {
+fn token_stats_op(
+    hidden: &Tensor,
+    lm_head: &LmHeadRef,
+    rows: &TargetTokens,
+    entropy: bool,
+) -> Result<token_stats::TokenStatsOp> {
     let (n, d) = hidden.dims2()?;
-    let v = output.weight.dim(0)?;
-    glue::expect("the output layer", output.weight, &[v, d])?;
-    if let Some(bias) = output.bias {
-        glue::expect("the output layer's bias", bias, &[v])?;
+    let v = lm_head.weight.dim(0)?;
+    candle_interop::check_shape("the output layer", lm_head.weight, &[v, d])?;
+    if let Some(bias) = lm_head.bias {
+        candle_interop::check_shape("the output layer's bias", bias, &[v])?;
     }
     if rows.targets.len() != n || rows.forbidden.is_some_and(|(_, masked)| masked.len() != n) {
-        bail!("token statistics of {n} rows for {} targets", rows.targets.len());
+        bail!("token statistics need one target per row, got {} targets for {n} rows", rows.targets.len());
     }
-    let largest = rows.targets.iter().chain(rows.forbidden.map_or(&[][..], |(tokens, _)| tokens)).max();
-    if largest.is_some_and(|&id| id as usize >= v) {
-        bail!("token id {largest:?} is not below the vocabulary of {v}");
+    let mut ids = rows.targets.iter().chain(rows.forbidden.map_or(&[][..], |(tokens, _)| tokens));
+    if let Some(id) = ids.find(|&&id| id as usize >= v) {
+        bail!("token id {id} is not below the vocabulary of {v}");
     }
-    let bias = output.bias.map(projection::trained).transpose()?;
-    let trained = output.weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op);
-    Ok(token_stats::Stats {
+    let bias = lm_head.bias.map(linear::leaf_or_constant).transpose()?;
+    let trained = lm_head.weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op);
+    Ok(token_stats::TokenStatsOp {
         n,
         d,
         v,
         bias,
-        precision: output.precision,
+        precision: lm_head.precision,
         targets: rows.targets.to_vec(),
         forbidden: rows.forbidden.map(|(tokens, masked)| (tokens.to_vec(), masked.to_vec())),
         entropy,
-        eager: hidden.track_op() && !trained,
-        rows: OnceLock::new(),
-        slopes: glue::Handover::default(),
+        saves_hidden_grads: hidden.track_op() && !trained,
+        row_stats: OnceLock::new(),
+        hidden_grads: candle_interop::SavedForBackward::default(),
     })
 }
 
-/// A low-rank adapter beside a frozen weight, in PEFT's layout: adds `scale (mask * x) a' b'` to the map's output for
-/// `x`.
-pub struct Adapter<'a> {
+/// A low-rank adapter beside a frozen weight, in PEFT's layout: adds `scale (mask * x) a' b'` to the layer's
+/// output for `x`.
+pub struct LoraRef<'a> {
     /// `lora_A [rank, in]`
     pub a: &'a Tensor,
     /// `lora_B [out, rank]`
@@ -154,19 +174,19 @@ pub struct Adapter<'a> {
     /// `alpha / rank`
     pub scale: f64,
     /// Dropout on the adapter's input, `[.., in]`; None outside training.
-    pub mask: Option<&'a Mask>,
+    pub mask: Option<&'a DropoutMask>,
 }
 
-/// A linear map of a [`Block`], `x w + bias`: `w [in, out]`, `bias [out]`. With an adapter, both are frozen.
-pub struct Projection<'a> {
+/// A linear layer of a [`BlockArgs`], `x w + bias`: `w [in, out]`, `bias [out]`. With an adapter, both are frozen.
+pub struct LinearRef<'a> {
     pub w: &'a Tensor,
     pub bias: Option<&'a Tensor>,
-    pub adapter: Option<Adapter<'a>>,
+    pub adapter: Option<LoraRef<'a>>,
 }
 
 /// Weight and bias of a normalisation, `[d]` each: layer norm with a bias, RMS norm without.
 #[derive(Clone, Copy)]
-pub struct Norm<'a> {
+pub struct NormRef<'a> {
     pub weight: &'a Tensor,
     pub bias: Option<&'a Tensor>,
 }
@@ -183,24 +203,24 @@ pub struct Heads {
 
 /// The weights and settings of a pre-norm transformer block of width `d`. Weights are variables, or tensors that need
 /// no gradient.
-pub struct Block<'a> {
-    pub norm_1: Norm<'a>,
-    /// `d -> (query + 2 key_value) width`: queries, keys, values side by side, in one map or in several.
-    pub qkv: Vec<Projection<'a>>,
+pub struct BlockArgs<'a> {
+    pub norm_1: NormRef<'a>,
+    /// `d -> (query + 2 key_value) width`: queries, keys, values side by side, in one layer or in several.
+    pub qkv: Vec<LinearRef<'a>>,
     /// `query width -> d`
-    pub attn_out: Projection<'a>,
+    pub attn_out: LinearRef<'a>,
     /// None: attention and MLP both read the output of `norm_1`, and both add to the residual stream at once.
-    pub norm_2: Option<Norm<'a>>,
-    /// `d -> inner`, or for SwiGLU `d -> 2 inner`: the gate, then the value, in one map or in two.
-    pub up: Vec<Projection<'a>>,
+    pub norm_2: Option<NormRef<'a>>,
+    /// `d -> inner`, or for SwiGLU `d -> 2 inner`: the gate, then the value, in one layer or in two.
+    pub up: Vec<LinearRef<'a>>,
     /// `inner -> d`
-    pub down: Projection<'a>,
+    pub down: LinearRef<'a>,
     pub activation: Activation,
     /// Precision of products with weights; attention and low-rank adapters are always f32.
     pub precision: Precision,
-    /// Dropout masks of the two branches before they join the residual stream, `[wanted rows, d]`.
-    pub attn_mask: Option<&'a Mask>,
-    pub mlp_mask: Option<&'a Mask>,
+    /// Dropout masks of the two branches before they join the residual stream, `[output rows, d]`.
+    pub attn_dropout: Option<&'a DropoutMask>,
+    pub mlp_dropout: Option<&'a DropoutMask>,
     pub rotary: Option<Arc<Rotary>>,
     pub eps: f64,
     pub heads: Heads,
@@ -208,30 +228,32 @@ pub struct Block<'a> {
     pub time: usize,
     /// Rows whose output is computed, ascending; None: all. The steps after attention run on these rows only, and their
     /// dropout masks have these rows only.
-    pub wanted: Option<&'a [u32]>,
+    pub output_rows: Option<&'a [u32]>,
 }
 
-impl Block<'_> {
-    fn size(&self, rows: usize) -> Result<attention::Size> {
+impl BlockArgs<'_> {
+    fn attention_shape(&self, rows: usize) -> Result<attention::AttentionShape> {
         let (Heads { query, key_value, width }, time) = (self.heads, self.time);
         if width == 0 || key_value == 0 || query == 0 || !query.is_multiple_of(key_value) {
-            bail!("attention with {query} heads of queries and {key_value} of keys, of width {width}");
+            bail!(
+                "attention needs query heads in a multiple of its key/value heads, got {query} and {key_value} of width {width}"
+            );
         }
         if time == 0 || !rows.is_multiple_of(time) {
-            bail!("attention over {rows} rows as sequences of {time}");
+            bail!("attention needs whole sequences, got {rows} rows for sequences of {time}");
         }
-        Ok(attention::Size { batch: rows / time, time, heads: query, kv_heads: key_value, width })
+        Ok(attention::AttentionShape { batch: rows / time, time, heads: query, kv_heads: key_value, width })
     }
 }
 
 /// `x1 = x + attn_out(attention(qkv(norm_1(x))))`, `y = x1 + down(activation(up(norm_2(x1))))` as one operation, with
 /// queries and keys rotated by position if there is a [`Rotary`]. The rows of `x [.., d]` are sequences of `time`; the
-/// result is `[.., d]`, or `[n, d]` for `n` wanted rows. Position `t` sees positions `0..=t`, so right padding needs no
+/// result is `[.., d]`, or `[n, d]` for `n` output rows. Position `t` sees positions `0..=t`, so right padding needs no
 /// mask.
 ///
 /// The loss of a block with variables must go through [`backward`], once; candle's own `backward` reports an error.
-pub fn transformer_block(x: &Tensor, block: &Block) -> Result<Tensor> {
-    let op = block::TransformerBlock::new(x, block)?;
+pub fn transformer_block(x: &Tensor, block: &BlockArgs) -> Result<Tensor> {
+    let op = block::TransformerBlockOp::new(x, block)?;
     let x = x.contiguous()?;
     match op.variable() {
         Some(variable) => x.apply_op2(&variable, op),

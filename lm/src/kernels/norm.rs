@@ -3,9 +3,9 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
-use super::buffer::{CHUNK, build, sum_chunks};
-use super::glue::{View, gradient, output, slice};
-use super::sink::deliver;
+use super::buffer::{CHUNK, build_chunked, sum_chunks};
+use super::candle_interop::{CpuSlice, contiguous_slice, grad_tensor, op_output};
+use super::grad_accumulator::accumulate_or_return;
 use super::{layer_norm, rms_norm};
 
 /// Rows per task in the sums for the gradients of weight and bias.
@@ -13,13 +13,13 @@ const ROWS: usize = 64;
 
 /// A normalisation of rows of `w.len()` elements.
 #[derive(Clone, Copy)]
-pub struct Scale<'a> {
+pub struct RowNorm<'a> {
     pub w: &'a [f32],
     pub b: Option<&'a [f32]>,
     pub eps: f32,
 }
 
-impl Scale<'_> {
+impl RowNorm<'_> {
     pub fn forward(&self, y: &mut [f32], x: &[f32]) {
         match self.b {
             Some(b) => layer_norm::forward(y, x, self.w, b, self.eps),
@@ -50,60 +50,61 @@ impl Scale<'_> {
     }
 }
 
-/// Normalises the rows `[.., d]` of its first operand; the others are the weight `[d]` and, for layer norm, the bias `[d]`.
-pub struct Normalise {
+/// Normalises the rows `[.., d]` of its first operand; the others are the weight `[d]` and, for layer norm, the bias
+/// `[d]`.
+pub struct NormOp {
     pub d: usize,
     pub eps: f32,
 }
 
-impl Normalise {
+impl NormOp {
     fn chunk(&self) -> usize {
         (CHUNK / self.d).max(1) * self.d
     }
 
     fn forward(&self, x: &[f32], w: &[f32], b: Option<&[f32]>, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let scale = Scale { w, b, eps: self.eps };
-        let y = build(x.len(), self.chunk(), |start, y| scale.forward(y, &x[start..start + y.len()]));
-        output(y, layout.shape())
+        let norm = RowNorm { w, b, eps: self.eps };
+        let y = build_chunked(x.len(), self.chunk(), |start, y| norm.forward(y, &x[start..start + y.len()]));
+        op_output(y, layout.shape())
     }
 
     fn backward(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, g: &Tensor) -> Result<[Option<Tensor>; 3]> {
         let g = g.contiguous()?;
-        let (x_v, w_v, g_v) = (View::of(x)?, View::of(w)?, View::of(&g)?);
-        let b_v = b.map(View::of).transpose()?;
-        let scale = Scale { w: &w_v, b: b_v.as_deref(), eps: self.eps };
+        let (x_v, w_v, g_v) = (CpuSlice::new(x)?, CpuSlice::new(w)?, CpuSlice::new(&g)?);
+        let b_v = b.map(CpuSlice::new).transpose()?;
+        let norm = RowNorm { w: &w_v, b: b_v.as_deref(), eps: self.eps };
         let d = self.d;
         let dx = x.track_op().then(|| {
-            build(x_v.len(), self.chunk(), |start, dx| {
+            build_chunked(x_v.len(), self.chunk(), |start, dx| {
                 let part = start..start + dx.len();
-                scale.backward(dx, &x_v[part.clone()], &g_v[part]);
+                norm.backward(dx, &x_v[part.clone()], &g_v[part]);
             })
         });
-        let dx = dx.map(|v| gradient(v, x)).transpose()?;
+        let dx = dx.map(|v| grad_tensor(v, x)).transpose()?;
         if !w.track_op() && !b.is_some_and(Tensor::track_op) {
             return Ok([dx, None, None]);
         }
-        let mut dw = sum_chunks(scale.size(), (x_v.len() / d).div_ceil(ROWS), |i, acc| {
+        let mut dw = sum_chunks(norm.size(), (x_v.len() / d).div_ceil(ROWS), |i, acc| {
             let part = i * ROWS * d..((i + 1) * ROWS * d).min(x_v.len());
-            scale.backward_weights(acc, &x_v[part.clone()], &g_v[part]);
+            norm.backward_weights(acc, &x_v[part.clone()], &g_v[part]);
         });
         let db = dw.split_off(d);
-        let dw = if w.track_op() { deliver(w, dw)? } else { None };
+        let dw = if w.track_op() { accumulate_or_return(w, dw)? } else { None };
         let db = match b {
-            Some(b) if b.track_op() => deliver(b, db)?,
+            Some(b) if b.track_op() => accumulate_or_return(b, db)?,
             _ => None,
         };
         Ok([dx, dw, db])
     }
 }
 
-impl CustomOp2 for Normalise {
+impl CustomOp2 for NormOp {
     fn name(&self) -> &'static str {
         "temper-rms-norm"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, w: &CpuStorage, w_l: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(x, x_l)?, slice(w, w_l)?, None, x_l)
+        self.forward(contiguous_slice(x, x_l)?, contiguous_slice(w, w_l)?, None, x_l)
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -112,7 +113,7 @@ impl CustomOp2 for Normalise {
     }
 }
 
-impl CustomOp3 for Normalise {
+impl CustomOp3 for NormOp {
     fn name(&self) -> &'static str {
         "temper-layer-norm"
     }
@@ -126,7 +127,7 @@ impl CustomOp3 for Normalise {
         b: &CpuStorage,
         b_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(x, x_l)?, slice(w, w_l)?, Some(slice(b, b_l)?), x_l)
+        self.forward(contiguous_slice(x, x_l)?, contiguous_slice(w, w_l)?, Some(contiguous_slice(b, b_l)?), x_l)
     }
 
     fn bwd(

@@ -2,10 +2,13 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{Activation, Adapter, Block, Heads, Mask, Norm, Output, Projection, Rotary, StatRows, TokenStats};
+use super::{
+    Activation, BlockArgs, Direction, DropoutMask, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, Rotary, TargetTokens,
+    TokenStats,
+};
 
 /// See [`super::norm`].
-pub fn norm(x: &Tensor, norm: &Norm, eps: f64) -> Result<Tensor> {
+pub fn norm(x: &Tensor, norm: &NormRef, eps: f64) -> Result<Tensor> {
     let centred = match norm.bias {
         Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
         None => x.clone(),
@@ -18,64 +21,65 @@ pub fn norm(x: &Tensor, norm: &Norm, eps: f64) -> Result<Tensor> {
     }
 }
 
-fn map(p: &Projection, x: &Tensor) -> Result<Tensor> {
+fn linear(p: &LinearRef, x: &Tensor) -> Result<Tensor> {
     let y = x.broadcast_matmul(p.w)?;
     let y = match p.bias {
         Some(bias) => y.broadcast_add(bias)?,
         None => y,
     };
-    let Some(Adapter { a, b, scale, mask }) = p.adapter.as_ref() else { return Ok(y) };
-    let seen = match mask {
+    let Some(LoraRef { a, b, scale, mask }) = p.adapter.as_ref() else { return Ok(y) };
+    let dropped = match mask {
         Some(mask) => (x * mask.tensor(x.dims())?)?,
         None => x.clone(),
     };
-    y + (seen.broadcast_matmul(&a.t()?)?.broadcast_matmul(&b.t()?)? * *scale)?
+    y + (dropped.broadcast_matmul(&a.t()?)?.broadcast_matmul(&b.t()?)? * *scale)?
 }
 
-/// Outputs of the maps side by side.
-fn fan(maps: &[Projection], x: &Tensor) -> Result<Tensor> {
-    let parts = maps.iter().map(|p| map(p, x)).collect::<Result<Vec<_>>>()?;
+/// Outputs of the layers side by side.
+fn linear_group(linears: &[LinearRef], x: &Tensor) -> Result<Tensor> {
+    let parts = linears.iter().map(|p| linear(p, x)).collect::<Result<Vec<_>>>()?;
     Tensor::cat(&parts, D::Minus1)
 }
 
-/// Causal attention over `qkv [batch * time, joint]` -> `[batch * time, query width]`.
+/// Causal attention over `qkv [batch * time, (query + 2 key_value) width]` -> `[batch * time, query width]`.
 fn attention(qkv: &Tensor, time: usize, heads: Heads, rotary: Option<&Rotary>) -> Result<Tensor> {
     let Heads { query, key_value, width } = heads;
-    let mut at = 0;
+    let mut start = 0;
     let mut part = |n: usize| -> Result<Tensor> {
-        let part = qkv.narrow(D::Minus1, at, n * width)?.reshape(((), time, n, width))?.transpose(1, 2)?.contiguous();
-        at += n * width;
+        let part =
+            qkv.narrow(D::Minus1, start, n * width)?.reshape(((), time, n, width))?.transpose(1, 2)?.contiguous();
+        start += n * width;
         part
     };
     let (q, k, v) = (part(query)?, part(key_value)?, part(key_value)?);
     let (q, k) = match rotary {
-        Some(rotary) => (rotated(&q, rotary)?, rotated(&k, rotary)?),
+        Some(rotary) => (rotate(&q, rotary)?, rotate(&k, rotary)?),
         None => (q, k),
     };
     // Repeats each key/value head for the query heads that it serves.
-    let of: Vec<u32> = (0..query).map(|h| (h / (query / key_value)) as u32).collect();
-    let of = Tensor::from_vec(of, query, q.device())?;
-    let (k, v) = (k.index_select(&of, 1)?, v.index_select(&of, 1)?);
+    let kv_heads: Vec<u32> = (0..query).map(|h| (h / (query / key_value)) as u32).collect();
+    let kv_heads = Tensor::from_vec(kv_heads, query, q.device())?;
+    let (k, v) = (k.index_select(&kv_heads, 1)?, v.index_select(&kv_heads, 1)?);
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / (width as f64).sqrt())?;
     let future: Vec<u8> = (0..time * time).map(|i| u8::from(i % time > i / time)).collect();
     let future = Tensor::from_vec(future, (time, time), q.device())?.broadcast_as(scores.shape())?;
-    let hidden = Tensor::new(f32::NEG_INFINITY, q.device())?.broadcast_as(scores.shape())?;
-    let scores = future.where_cond(&hidden, &scores)?;
+    let masked_out = Tensor::new(f32::NEG_INFINITY, q.device())?.broadcast_as(scores.shape())?;
+    let scores = future.where_cond(&masked_out, &scores)?;
     let shifted = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
     let p = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
     p.matmul(&v.contiguous()?)?.transpose(1, 2)?.reshape(((), query * width))
 }
 
 /// A rotation is linear: `x [.., time, width]` times a matrix for each position.
-fn rotated(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+fn rotate(x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
     let (_, _, time, width) = x.dims4()?;
-    let turns = (0..time).map(|t| {
+    let rotated = (0..time).map(|t| {
         let mut matrix: Vec<f32> = (0..width * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
-        matrix.chunks_exact_mut(width).for_each(|row| rotary.turn(row, width, t, super::rotary::Turn::Forward));
+        matrix.chunks_exact_mut(width).for_each(|row| rotary.rotate(row, width, t, Direction::Forward));
         let matrix = Tensor::from_vec(matrix, (width, width), x.device())?;
         x.narrow(2, t, 1)?.broadcast_matmul(&matrix)
     });
-    Tensor::cat(&turns.collect::<Result<Vec<_>>>()?, 2)
+    Tensor::cat(&rotated.collect::<Result<Vec<_>>>()?, 2)
 }
 
 /// See [`super::embedding`].
@@ -86,9 +90,9 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
 }
 
 /// See [`super::token_stats`].
-pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: bool) -> Result<TokenStats> {
-    let logits = hidden.matmul(&output.weight.t()?)?;
-    let logits = match output.bias {
+pub fn token_stats(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, entropy: bool) -> Result<TokenStats> {
+    let logits = hidden.matmul(&lm_head.weight.t()?)?;
+    let logits = match lm_head.bias {
         Some(bias) => logits.broadcast_add(bias)?,
         None => logits,
     };
@@ -114,24 +118,24 @@ pub fn token_stats(hidden: &Tensor, output: &Output, rows: &StatRows, entropy: b
 }
 
 /// See [`super::transformer_block`].
-pub fn transformer_block(x: &Tensor, block: &Block) -> Result<Tensor> {
-    let masked = |x: Tensor, mask: Option<&Mask>| match mask {
+pub fn transformer_block(x: &Tensor, block: &BlockArgs) -> Result<Tensor> {
+    let masked = |x: Tensor, mask: Option<&DropoutMask>| match mask {
         Some(mask) => &x * mask.tensor(x.dims())?,
         None => Ok(x),
     };
     let h = norm(x, &block.norm_1, block.eps)?;
-    let mixed = attention(&fan(&block.qkv, &h)?, block.time, block.heads, block.rotary.as_deref())?;
-    let wanted = |t: Tensor| match block.wanted {
+    let attended = attention(&linear_group(&block.qkv, &h)?, block.time, block.heads, block.rotary.as_deref())?;
+    let select = |t: Tensor| match block.output_rows {
         Some(rows) => t.index_select(&Tensor::from_slice(rows, rows.len(), t.device())?, 0),
         None => Ok(t),
     };
-    let (x, h, mixed) = (wanted(x.clone())?, wanted(h)?, wanted(mixed)?);
-    let x = (&x + masked(map(&block.attn_out, &mixed)?, block.attn_mask)?)?;
+    let (x, h, attended) = (select(x.clone())?, select(h)?, select(attended)?);
+    let x = (&x + masked(linear(&block.attn_out, &attended)?, block.attn_dropout)?)?;
     let h = match &block.norm_2 {
         Some(norm_2) => norm(&x, norm_2, block.eps)?,
         None => h,
     };
-    let up = fan(&block.up, &h)?;
+    let up = linear_group(&block.up, &h)?;
     let active = match block.activation {
         Activation::GeluTanh => up.gelu()?,
         Activation::SwiGlu => {
@@ -139,5 +143,5 @@ pub fn transformer_block(x: &Tensor, block: &Block) -> Result<Tensor> {
             (gate.silu()? * value)?
         }
     };
-    x + masked(map(&block.down, &active)?, block.mlp_mask)?
+    x + masked(linear(&block.down, &active)?, block.mlp_dropout)?
 }

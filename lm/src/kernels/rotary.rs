@@ -2,6 +2,7 @@
 
 use candle_core::{Result, bail};
 
+use super::Direction;
 use super::simd::simd;
 
 /// Which columns of a head form a pair.
@@ -10,7 +11,7 @@ pub enum Pairing {
     /// Columns i and i + dim/2 (Llama's `rotate_half`).
     Halves,
     /// Columns 2i and 2i + 1 (GPT-J's `rotate_every_two`).
-    Neighbours,
+    Interleaved,
 }
 
 /// Cosines and sines of the angles of every position.
@@ -22,14 +23,6 @@ pub struct Rotary {
     /// `[positions, pairs]` each.
     cos: Vec<f32>,
     sin: Vec<f32>,
-}
-
-/// The direction of a rotation.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    Forward,
-    /// The inverse, which is also the transpose: for gradients.
-    Back,
 }
 
 impl Rotary {
@@ -45,24 +38,28 @@ impl Rotary {
     pub fn check(&self, width: usize, time: usize) -> Result<()> {
         let positions = self.cos.len() / self.pairs.max(1);
         if 2 * self.pairs > width || time > positions {
-            bail!("{} pairs at {positions} positions turned in heads of {width}, in sequences of {time}", self.pairs);
+            bail!(
+                "rotary embeddings of {} pairs and {positions} positions do not fit heads of {width} and sequences of {time}",
+                self.pairs
+            );
         }
         Ok(())
     }
 
-    /// Rotates the heads of `width` columns side by side in `x`, in place, for `position`.
-    pub fn turn(&self, x: &mut [f32], width: usize, position: usize, turn: Turn) {
+    /// Rotates the heads of `width` columns side by side in `x`, in place, for `position`. Backward is the inverse,
+    /// which is also the transpose: it rotates gradients.
+    pub fn rotate(&self, x: &mut [f32], width: usize, position: usize, direction: Direction) {
         let at = position * self.pairs..(position + 1) * self.pairs;
         let (cos, sin) = (&self.cos[at.clone()], &self.sin[at]);
-        let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
+        let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
         for head in x.chunks_exact_mut(width) {
-            let turned = &mut head[..2 * self.pairs];
+            let rotated = &mut head[..2 * self.pairs];
             match self.pairing {
                 Pairing::Halves => {
-                    let (a, b) = turned.split_at_mut(self.pairs);
+                    let (a, b) = rotated.split_at_mut(self.pairs);
                     halves(a, b, cos, sin, sign);
                 }
-                Pairing::Neighbours => neighbours(turned, cos, sin, sign),
+                Pairing::Interleaved => interleaved(rotated, cos, sin, sign),
             }
         }
     }
@@ -78,7 +75,7 @@ simd! {
 }
 
 simd! {
-    fn neighbours(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    fn interleaved(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
         let (pairs, _) = x.as_chunks_mut::<2>();
         for ([a, b], (&c, &s)) in pairs.iter_mut().zip(cos.iter().zip(sin)) {
             let s = s * sign;
@@ -96,37 +93,37 @@ mod tests {
     }
 
     #[test]
-    fn pairs_turn_by_position_times_frequency_and_the_rest_stays() {
+    fn pairs_rotate_by_position_times_frequency_and_other_columns_stay() {
         let x = [1.0, 2.0, 3.0, 4.0, 5.0];
-        let turned =
+        let rotated =
             |a: f32, b: f32, angle: f32| (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin());
-        for (pairing, [i, j, k, l]) in [(Pairing::Halves, [0, 2, 1, 3]), (Pairing::Neighbours, [0, 1, 2, 3])] {
+        for (pairing, [i, j, k, l]) in [(Pairing::Halves, [0, 2, 1, 3]), (Pairing::Interleaved, [0, 1, 2, 3])] {
             let mut y = x;
-            rotary(pairing).turn(&mut y, 5, 3, Turn::Forward);
+            rotary(pairing).rotate(&mut y, 5, 3, Direction::Forward);
             let mut expected = x;
-            (expected[i], expected[j]) = turned(x[i], x[j], 3.0);
-            (expected[k], expected[l]) = turned(x[k], x[l], 0.3);
+            (expected[i], expected[j]) = rotated(x[i], x[j], 3.0);
+            (expected[k], expected[l]) = rotated(x[k], x[l], 0.3);
             assert!(y.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{pairing:?}: {y:?}, {expected:?}");
         }
     }
 
     #[test]
-    fn angles_of_far_positions_are_those_of_transformers() {
+    fn angles_of_large_positions_are_those_of_transformers() {
         // For theta 500,000 over 14 columns, at position 1,999: (1999 * frequency).cos() in f32. The exact value is
         // 0.3586156.
         let mut x = [1.0, 0.0];
-        Rotary::new(Pairing::Halves, &[0.153_412_73], 2000).turn(&mut x, 2, 1999, Turn::Forward);
+        Rotary::new(Pairing::Halves, &[0.153_412_73], 2000).rotate(&mut x, 2, 1999, Direction::Forward);
         assert!((x[0] - 0.358_606_22).abs() < 1e-7 && (x[1] + 0.933_488_9).abs() < 1e-7, "{x:?}");
     }
 
     #[test]
-    fn turning_back_undoes_a_turn_in_every_head() {
+    fn a_backward_rotation_is_the_inverse_in_every_head() {
         let x: Vec<f32> = (0..12).map(|i| i as f32 - 5.0).collect();
-        for pairing in [Pairing::Halves, Pairing::Neighbours] {
+        for pairing in [Pairing::Halves, Pairing::Interleaved] {
             let mut y = x.clone();
-            rotary(pairing).turn(&mut y, 6, 7, Turn::Forward);
+            rotary(pairing).rotate(&mut y, 6, 7, Direction::Forward);
             assert!(y.iter().zip(&x).any(|(a, b)| (a - b).abs() > 0.1));
-            rotary(pairing).turn(&mut y, 6, 7, Turn::Back);
+            rotary(pairing).rotate(&mut y, 6, 7, Direction::Backward);
             assert!(y.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-5));
         }
     }

@@ -78,7 +78,7 @@ macro_rules! simd {
 pub(crate) use simd;
 
 /// f32 in a cache line.
-pub const LINE: usize = 16;
+pub const CACHE_LINE: usize = 16;
 
 /// Width of the accumulators below: two AVX-512 registers, so that two chains of additions overlap.
 pub const LANES: usize = 32;
@@ -115,7 +115,7 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
 
 /// The sum of accumulators, in a fixed order.
 #[inline(always)]
-pub fn total(acc: &[f32; LANES]) -> f32 {
+pub fn sum_lanes(acc: &[f32; LANES]) -> f32 {
     let mut acc = *acc;
     let mut width = LANES / 2;
     while width > 0 {
@@ -140,7 +140,7 @@ pub fn sum_map(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     for (a, &v) in acc.iter_mut().zip(rest) {
         *a += f(v);
     }
-    total(&acc)
+    sum_lanes(&acc)
 }
 
 /// Sums `f(x_i, y_i)` in an order that depends on the length alone. The slices have equal lengths.
@@ -157,7 +157,7 @@ pub fn sum_map2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     for ((acc, &a), &b) in acc.iter_mut().zip(x_rest).zip(y_rest) {
         *acc += f(a, b);
     }
-    total(&acc)
+    sum_lanes(&acc)
 }
 
 /// Sums `f(x_i, y_i, z_i)` in an order that depends on the length alone. The slices have equal lengths.
@@ -175,7 +175,7 @@ pub fn sum_map3(x: &[f32], y: &[f32], z: &[f32], f: impl Fn(f32, f32, f32) -> f3
     for (((acc, &a), &b), &c) in acc.iter_mut().zip(x_rest).zip(y_rest).zip(z_rest) {
         *acc += f(a, b, c);
     }
-    total(&acc)
+    sum_lanes(&acc)
 }
 
 /// The largest element; minus infinity for an empty slice. May skip a NaN, which `exp` then restores.
@@ -199,7 +199,7 @@ pub fn max(x: &[f32]) -> f32 {
 #[inline(always)]
 pub fn prefetch(x: &[f32]) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    for line in x.chunks(LINE) {
+    for line in x.chunks(CACHE_LINE) {
         // SAFETY: a prefetch accesses nothing, and its address lies within the slice.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
@@ -212,7 +212,7 @@ pub fn prefetch(_x: &[f32]) {}
 /// Prefetches a cache line into the L2 cache, for reading later.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub fn prefetch_far<W>(line: &[W; LINE]) {
+pub fn prefetch_far<W>(line: &[W; CACHE_LINE]) {
     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
     // SAFETY: a prefetch accesses nothing, and its address is borrowed.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
@@ -220,7 +220,7 @@ pub fn prefetch_far<W>(line: &[W; LINE]) {
 
 /// No such instruction: the first access loads it.
 #[cfg(not(target_arch = "x86_64"))]
-pub fn prefetch_far<W>(_line: &[W; LINE]) {}
+pub fn prefetch_far<W>(_line: &[W; CACHE_LINE]) {}
 
 simd! {
     /// `acc += x`, elementwise.
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn exp_knows_its_limits() {
+    fn exp_handles_extreme_inputs() {
         assert_eq!(exp::<true>(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp::<true>(-1e30), 0.0);
         assert_eq!(exp::<true>(0.0), 1.0);

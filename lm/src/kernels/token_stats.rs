@@ -8,19 +8,19 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::buffer::{for_chunks, scratch};
-use super::gemm::{Into, Mat, Threads};
-use super::glue::{Handover, View, gradient, output, slice};
-use super::product::{Factor, Prepared, multiply, multiply_once};
+use super::buffer::{for_each_chunk, with_scratch};
+use super::candle_interop::{CpuSlice, SavedForBackward, contiguous_slice, grad_tensor, op_output};
+use super::gemm::{Mat, Threads, WriteMode};
+use super::grad_accumulator::{accumulate, accumulate_or_return};
+use super::matmul::{PackedRhs, Rhs, matmul, matmul_unpacked_into};
 use super::simd::{add_assign, exp, fma, max, simd, sum_map};
-use super::sink::{deliver, deliver_aside};
 use crate::Precision;
 
-/// Logits held at once.
-const LOGITS: usize = 4 << 20;
+/// Logits held in memory at once.
+const MAX_LOGITS: usize = 4 << 20;
 
 /// Sizes (`n` rows of `d` columns, a vocabulary of `v`) and the tokens of each row.
-pub struct Stats {
+pub struct TokenStatsOp {
     pub n: usize,
     pub d: usize,
     pub v: usize,
@@ -34,68 +34,69 @@ pub struct Stats {
     pub entropy: bool,
     /// Whether the forward pass also computes d logprob / d hidden. With a frozen output layer this saves the backward
     /// pass from recomputing the logits.
-    pub eager: bool,
+    pub saves_hidden_grads: bool,
     /// Results of the forward pass.
-    pub rows: OnceLock<Vec<Row>>,
+    pub row_stats: OnceLock<Vec<RowStats>>,
     /// d logprob / d hidden `[n, d]`, if computed; a second backward pass recomputes the logits instead.
-    pub slopes: Handover<Vec<f32>>,
+    pub hidden_grads: SavedForBackward<Vec<f32>>,
 }
 
 /// The output layer's weight `[v, d]` and bias `[v]`.
-struct Layer<'a> {
+struct PackedLmHead<'a> {
     weight: Mat<'a>,
     bias: Option<&'a [f32]>,
     /// The packed weight for logits, in bf16 only. In f32 products read the weight in place: it is the model's largest,
     /// and too few products would share a packed copy.
-    forward: Option<Prepared>,
+    forward: Option<PackedRhs>,
     /// The packed weight for gradients of hidden states, likewise.
-    back: Option<Prepared>,
+    backward: Option<PackedRhs>,
 }
 
-impl Layer<'_> {
-    fn forward(&self) -> Factor<'_> {
-        self.forward.as_ref().map_or(Factor::Once(self.weight.t()), Factor::Prepared)
+impl PackedLmHead<'_> {
+    fn forward(&self) -> Rhs<'_> {
+        self.forward.as_ref().map_or(Rhs::InPlace(self.weight.t()), Rhs::Packed)
     }
 
-    fn back(&self) -> Factor<'_> {
-        self.back.as_ref().map_or(Factor::Once(self.weight), Factor::Prepared)
+    fn backward(&self) -> Rhs<'_> {
+        self.backward.as_ref().map_or(Rhs::InPlace(self.weight), Rhs::Packed)
     }
 }
 
 /// The statistics of one row.
 #[derive(Clone, Copy)]
-pub struct Row {
+pub struct RowStats {
     logprob: f32,
     entropy: f32,
     log_sum_exp: f32,
 }
 
-impl Stats {
-    /// The output layer prepared for logits and, if `back`, for gradients of hidden states.
-    fn layer<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>, back: bool) -> Layer<'a> {
+impl TokenStatsOp {
+    /// The output layer prepared for logits and, if `backward`, for gradients of hidden states.
+    fn pack_lm_head<'a>(&self, weight: &'a [f32], bias: Option<&'a [f32]>, backward: bool) -> PackedLmHead<'a> {
         let weight = Mat::new(weight, self.v, self.d);
-        let prepared =
-            |used: bool, w| (used && self.precision == Precision::Bf16).then(|| Prepared::new(w, None, self.precision));
-        Layer { weight, bias, forward: prepared(true, weight.t()), back: prepared(back, weight) }
+        let packed = |used: bool, w| {
+            (used && self.precision == Precision::Bf16).then(|| PackedRhs::new(w, None, self.precision))
+        };
+        PackedLmHead { weight, bias, forward: packed(true, weight.t()), backward: packed(backward, weight) }
     }
 
     /// Rows per chunk: a function of the shape alone.
-    fn chunk(&self) -> usize {
-        (LOGITS / self.v).clamp(64, 4096)
+    fn chunk_rows(&self) -> usize {
+        (MAX_LOGITS / self.v).clamp(64, 4096)
     }
 
     /// Computes the logits of the rows from `start` on into `logits`, -infinity where forbidden.
-    fn logits(&self, logits: &mut [f32], hidden: &[f32], output: &Layer, start: usize) {
+    fn logits(&self, logits: &mut [f32], hidden: &[f32], lm_head: &PackedLmHead, start: usize) {
         let n = logits.len() / self.v;
         let hidden = Mat::new(&hidden[start * self.d..], n, self.d);
-        let into = match output.bias {
+        let mode = match lm_head.bias {
             Some(bias) => {
-                for_chunks(logits, self.v, |_, row| row.copy_from_slice(bias));
-                Into::Add
+                for_each_chunk(logits, self.v, |_, row| row.copy_from_slice(bias));
+                WriteMode::Add
             }
-            None => Into::Overwrite,
+            None => WriteMode::Overwrite,
         };
-        multiply(logits, into, 1.0, hidden, output.forward(), Threads::Pool);
+        matmul(logits, mode, 1.0, hidden, lm_head.forward(), Threads::Pool);
         if let Some((tokens, rows)) = &self.forbidden {
             for (row, &forbidden) in logits.chunks_exact_mut(self.v).zip(&rows[start..]) {
                 if forbidden {
@@ -107,22 +108,28 @@ impl Stats {
 
     /// Turns the logits of the rows from `start` on into their gradient, in place; `g(i)` returns the gradients of row
     /// i's log-probability and entropy.
-    fn logit_gradients(&self, logits: &mut [f32], found: &[Row], start: usize, g: impl Fn(usize) -> (f32, f32) + Sync) {
-        for_chunks(logits, self.v, |at, logits| {
-            let i = at / self.v;
+    fn logit_gradients(
+        &self,
+        logits: &mut [f32],
+        row_stats: &[RowStats],
+        start: usize,
+        g: impl Fn(usize) -> (f32, f32) + Sync,
+    ) {
+        for_each_chunk(logits, self.v, |offset, logits| {
+            let i = offset / self.v;
             let (g_logprob, g_entropy) = g(start + i);
-            logit_gradient(logits, found[i].log_sum_exp, found[i].entropy, g_logprob, g_entropy);
+            logit_gradient(logits, row_stats[i].log_sum_exp, row_stats[i].entropy, g_logprob, g_entropy);
             logits[self.targets[start + i] as usize] += g_logprob;
         });
     }
 
-    fn row(&self, logits: &[f32], target: u32) -> Row {
+    fn row_stats(&self, logits: &[f32], target: u32) -> RowStats {
         let m = max(logits);
         let (sum, weighted) = exp_sums(logits, m, self.entropy);
         let log_sum_exp = m + sum.ln();
         // H = log sum - sum (l - m) e^(l - m) / sum
         let entropy = if self.entropy { sum.ln() - weighted / sum } else { 0.0 };
-        Row { logprob: logits[target as usize] - log_sum_exp, entropy, log_sum_exp }
+        RowStats { logprob: logits[target as usize] - log_sum_exp, entropy, log_sum_exp }
     }
 }
 
@@ -157,20 +164,21 @@ simd! {
 
 /// KL(p || q) in nats of each row's two distributions, `[n]`: p from `own`, q from `other`. Both use the vocabulary and
 /// the forbidden tokens of `own`.
-pub fn divergence(own: (&Stats, &[f32], &[f32]), other: (&Stats, &[f32], &[f32])) -> Result<Vec<f32>> {
+pub fn kl_divergence(own: (&TokenStatsOp, &[f32], &[f32]), other: (&TokenStatsOp, &[f32], &[f32])) -> Result<Vec<f32>> {
     let ((p, p_hidden, p_weight), (q, q_hidden, q_weight)) = (own, other);
-    let (p_bias, q_bias) = (p.bias.as_ref().map(View::of).transpose()?, q.bias.as_ref().map(View::of).transpose()?);
-    let p_layer = p.layer(p_weight, p_bias.as_deref(), false);
-    let q_layer = q.layer(q_weight, q_bias.as_deref(), false);
+    let (p_bias, q_bias) =
+        (p.bias.as_ref().map(CpuSlice::new).transpose()?, q.bias.as_ref().map(CpuSlice::new).transpose()?);
+    let p_head = p.pack_lm_head(p_weight, p_bias.as_deref(), false);
+    let q_head = q.pack_lm_head(q_weight, q_bias.as_deref(), false);
     let (n, v) = (p.n, p.v);
     let mut out = Vec::with_capacity(n);
-    scratch(2 * p.chunk().min(n) * v, |logits| {
-        for start in (0..n).step_by(p.chunk()) {
-            let rows = p.chunk().min(n - start);
+    with_scratch(2 * p.chunk_rows().min(n) * v, |logits| {
+        for start in (0..n).step_by(p.chunk_rows()) {
+            let rows = p.chunk_rows().min(n - start);
             let (p_logits, rest) = logits.split_at_mut(rows * v);
             let q_logits = &mut rest[..rows * v];
-            p.logits(p_logits, p_hidden, &p_layer, start);
-            q.logits(q_logits, q_hidden, &q_layer, start);
+            p.logits(p_logits, p_hidden, &p_head, start);
+            q.logits(q_logits, q_hidden, &q_head, start);
             let pairs = p_logits.par_chunks_exact(v).zip(q_logits.par_chunks_exact_mut(v));
             out.par_extend(pairs.map(|(p, q)| {
                 let log_sum = |logits: &[f32]| max(logits) + exp_sums(logits, max(logits), false).0.ln();
@@ -196,72 +204,72 @@ simd! {
 
 /// Operands: hidden `[n, d]`, the output layer's weight `[v, d]`. Result `[2, n]`: log-probabilities, and entropies (0
 /// if not requested).
-impl CustomOp2 for Stats {
+impl CustomOp2 for TokenStatsOp {
     fn name(&self) -> &'static str {
         "temper-token-stats"
     }
 
     fn cpu_fwd(&self, h: &CpuStorage, h_l: &Layout, e: &CpuStorage, e_l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (h, e) = (slice(h, h_l)?, slice(e, e_l)?);
-        let bias = self.bias.as_ref().map(View::of).transpose()?;
-        let layer = self.layer(e, bias.as_deref(), self.eager);
-        let mut found: Vec<Row> = Vec::with_capacity(self.n);
-        let mut slopes = if self.eager { vec![0.0; self.n * self.d] } else { vec![] };
-        scratch(self.chunk().min(self.n) * self.v, |logits| {
-            for start in (0..self.n).step_by(self.chunk()) {
-                let end = (start + self.chunk()).min(self.n);
+        let (h, e) = (contiguous_slice(h, h_l)?, contiguous_slice(e, e_l)?);
+        let bias = self.bias.as_ref().map(CpuSlice::new).transpose()?;
+        let lm_head = self.pack_lm_head(e, bias.as_deref(), self.saves_hidden_grads);
+        let mut row_stats: Vec<RowStats> = Vec::with_capacity(self.n);
+        let mut hidden_grads = if self.saves_hidden_grads { vec![0.0; self.n * self.d] } else { vec![] };
+        with_scratch(self.chunk_rows().min(self.n) * self.v, |logits| {
+            for start in (0..self.n).step_by(self.chunk_rows()) {
+                let end = (start + self.chunk_rows()).min(self.n);
                 let logits = &mut logits[..(end - start) * self.v];
-                self.logits(logits, h, &layer, start);
+                self.logits(logits, h, &lm_head, start);
                 let rows = logits.par_chunks_exact(self.v).zip(&self.targets[start..end]);
-                found.par_extend(rows.map(|(logits, &target)| self.row(logits, target)));
-                if self.eager {
-                    self.logit_gradients(logits, &found[start..], start, |_| (1.0, 0.0));
-                    let slopes = &mut slopes[start * self.d..end * self.d];
+                row_stats.par_extend(rows.map(|(logits, &target)| self.row_stats(logits, target)));
+                if self.saves_hidden_grads {
+                    self.logit_gradients(logits, &row_stats[start..], start, |_| (1.0, 0.0));
+                    let hidden_grads = &mut hidden_grads[start * self.d..end * self.d];
                     let dl = Mat::new(logits, end - start, self.v);
-                    multiply(slopes, Into::Overwrite, 1.0, dl, layer.back(), Threads::Pool);
+                    matmul(hidden_grads, WriteMode::Overwrite, 1.0, dl, lm_head.backward(), Threads::Pool);
                 }
             }
         });
-        if self.eager {
-            self.slopes.leave(slopes);
+        if self.saves_hidden_grads {
+            self.hidden_grads.save(hidden_grads);
         }
-        let out = found.iter().map(|r| r.logprob).chain(found.iter().map(|r| r.entropy)).collect();
-        self.rows.get_or_init(|| found);
-        output(out, (2, self.n))
+        let out = row_stats.iter().map(|r| r.logprob).chain(row_stats.iter().map(|r| r.entropy)).collect();
+        self.row_stats.get_or_init(|| row_stats);
+        op_output(out, (2, self.n))
     }
 
     fn bwd(&self, h: &Tensor, e: &Tensor, _res: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Some(found) = self.rows.get() else { bail!("token statistics' backward pass before their forward pass") };
+        let Some(row_stats) = self.row_stats.get() else { bail!("token statistics ran backward before forward") };
         let g = g.contiguous()?;
-        let (h_v, e_v, g_v) = (View::of(h)?, View::of(e)?, View::of(&g)?);
-        let bias = self.bias.as_ref().map(View::of).transpose()?;
+        let (h_v, e_v, g_v) = (CpuSlice::new(h)?, CpuSlice::new(e)?, CpuSlice::new(&g)?);
+        let bias = self.bias.as_ref().map(CpuSlice::new).transpose()?;
         let (g_logprob, g_entropy) = g_v.split_at(self.n);
         let Self { n, d, v, .. } = *self;
         if g_entropy.iter().all(|&g| g == 0.0)
-            && let Some(mut dh) = self.slopes.take()
+            && let Some(mut dh) = self.hidden_grads.take()
         {
             dh.chunks_exact_mut(d).zip(g_logprob).for_each(|(row, &g)| row.iter_mut().for_each(|x| *x *= g));
-            return Ok((Some(gradient(dh, h)?), None));
+            return Ok((Some(grad_tensor(dh, h)?), None));
         }
-        let layer = self.layer(&e_v, bias.as_deref(), h.track_op());
+        let lm_head = self.pack_lm_head(&e_v, bias.as_deref(), h.track_op());
         let mut dh = h.track_op().then(|| vec![0.0; n * d]);
         let mut de = e.track_op().then(|| vec![0.0; v * d]);
         let trained_bias = self.bias.as_ref().filter(|b| b.track_op());
         let mut db = vec![0.0; if trained_bias.is_some() { v } else { 0 }];
-        scratch(self.chunk().min(n) * v, |logits| {
-            for start in (0..n).step_by(self.chunk()) {
-                let end = (start + self.chunk()).min(n);
+        with_scratch(self.chunk_rows().min(n) * v, |logits| {
+            for start in (0..n).step_by(self.chunk_rows()) {
+                let end = (start + self.chunk_rows()).min(n);
                 let logits = &mut logits[..(end - start) * v];
-                self.logits(logits, &h_v, &layer, start);
-                self.logit_gradients(logits, &found[start..], start, |i| (g_logprob[i], g_entropy[i]));
+                self.logits(logits, &h_v, &lm_head, start);
+                self.logit_gradients(logits, &row_stats[start..], start, |i| (g_logprob[i], g_entropy[i]));
                 let dl = Mat::new(logits, end - start, v);
                 if let Some(dh) = &mut dh {
                     let dh = &mut dh[start * d..end * d];
-                    multiply(dh, Into::Overwrite, 1.0, dl, layer.back(), Threads::Pool);
+                    matmul(dh, WriteMode::Overwrite, 1.0, dl, lm_head.backward(), Threads::Pool);
                 }
                 if let Some(de) = &mut de {
                     let h = Mat::new(&h_v[start * d..], end - start, d);
-                    multiply_once(de, Into::Add, 1.0, dl.t(), h, self.precision);
+                    matmul_unpacked_into(de, WriteMode::Add, 1.0, dl.t(), h, self.precision);
                 }
                 if trained_bias.is_some() {
                     logits.chunks_exact(v).for_each(|row| add_assign(&mut db, row));
@@ -270,9 +278,9 @@ impl CustomOp2 for Stats {
         });
         drop(bias);
         if let Some(bias) = trained_bias {
-            deliver_aside(bias, db)?;
+            accumulate(bias, db)?;
         }
-        let dh = dh.map(|x| gradient(x, h)).transpose()?;
-        Ok((dh, de.map_or(Ok(None), |x| deliver(e, x))?))
+        let dh = dh.map(|x| grad_tensor(x, h)).transpose()?;
+        Ok((dh, de.map_or(Ok(None), |x| accumulate_or_return(e, x))?))
     }
 }

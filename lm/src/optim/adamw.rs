@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::kernels::{glue::View, simd::fma, simd::simd};
+use crate::kernels::{candle_interop::CpuSlice, simd::fma, simd::simd};
 use crate::threads::in_pool;
 use crate::{Error, Result, Variable};
 
@@ -38,19 +38,20 @@ pub struct StepNorms {
     pub update_norm: f64,
 }
 
-pub(super) struct Slot {
+/// A variable and its optimiser state.
+pub(super) struct ParamState {
     pub(super) variable: Variable,
     /// First and second moments of the gradient.
     pub(super) m: Vec<f32>,
     pub(super) v: Vec<f32>,
     /// The target of weight decay; None is zero.
-    anchor: Option<Tensor>,
+    decay_target: Option<Tensor>,
 }
 
 /// The optimiser: the variables with their moments, and the number of steps taken.
 pub struct AdamW {
     config: AdamWConfig,
-    pub(super) slots: Vec<Slot>,
+    pub(super) params: Vec<ParamState>,
     pub(super) steps: u64,
 }
 
@@ -62,28 +63,30 @@ impl AdamW {
             if !seen.insert(v.name.clone()) {
                 return Err(Error::input(format!("two variables have the name {}", v.name)));
             }
-            View::of(v.var.as_tensor())?;
+            CpuSlice::new(v.var.as_tensor())?;
         }
-        let slots = variables
+        let params = variables
             .into_iter()
             .map(|variable| {
                 let n = variable.var.elem_count();
-                Slot { variable, m: vec![0.0; n], v: vec![0.0; n], anchor: None }
+                ParamState { variable, m: vec![0.0; n], v: vec![0.0; n], decay_target: None }
             })
             .collect();
-        Ok(Self { config, slots, steps: 0 })
+        Ok(Self { config, params, steps: 0 })
     }
 
     /// Makes weight decay pull towards `reference(name)` instead of zero, for example towards the reference policy in
     /// full training; None keeps zero. Errors: a reference of another shape.
     pub fn decay_towards(&mut self, mut reference: impl FnMut(&str) -> Option<Tensor>) -> Result<()> {
-        for slot in &mut self.slots {
-            let name = &slot.variable.name;
-            slot.anchor = match reference(name) {
-                Some(anchor) if anchor.shape() == slot.variable.var.shape() => Some(anchor.detach().contiguous()?),
-                Some(anchor) => {
-                    let (is, wanted) = (anchor.dims(), slot.variable.var.dims());
-                    return Err(Error::input(format!("the reference of {name} has shape {is:?}, expected {wanted:?}")));
+        for param in &mut self.params {
+            let name = &param.variable.name;
+            param.decay_target = match reference(name) {
+                Some(target) if target.shape() == param.variable.var.shape() => Some(target.detach().contiguous()?),
+                Some(target) => {
+                    let (found, expected) = (target.dims(), param.variable.var.dims());
+                    return Err(Error::input(format!(
+                        "the decay target of {name} has shape {found:?}, expected {expected:?}"
+                    )));
                 }
                 None => None,
             };
@@ -111,65 +114,65 @@ impl AdamW {
     }
 
     fn update(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepNorms> {
-        let mut square = 0.0;
-        let mut gradients = Vec::with_capacity(self.slots.len());
-        for Slot { variable, .. } in &self.slots {
+        let mut squared_norm = 0.0;
+        let mut gradients = Vec::with_capacity(self.params.len());
+        for ParamState { variable, .. } in &self.params {
             let name = &variable.name;
             let Some(grad) = grads.get(variable.var.as_tensor()) else {
                 return Err(Error::input(format!("variable {name} has no gradient: the loss does not depend on it")));
             };
             let grad = grad.contiguous()?;
-            let own = sum_squares(&View::of(&grad)?);
+            let own = parallel_sum_of_squares(&CpuSlice::new(&grad)?);
             if !own.is_finite() {
-                return Err(Error::NonFinite { what: format!("the gradient of {name}") });
+                return Err(Error::NonFinite { quantity: format!("the gradient of {name}") });
             }
-            square += own;
+            squared_norm += own;
             gradients.push(grad);
         }
-        let grad_norm = square.sqrt();
+        let grad_norm = squared_norm.sqrt();
         let step = self.steps + 1;
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         let power = i32::try_from(step).unwrap_or(i32::MAX);
         let bias1 = 1.0 - beta1.powi(power);
         let bias2 = 1.0 - beta2.powi(power);
-        let mut update = 0.0;
-        for (slot, grad) in self.slots.iter_mut().zip(&gradients) {
-            let Slot { variable, m, v, anchor } = slot;
-            let rule = Rule {
+        let mut squared_update = 0.0;
+        for (param, grad) in self.params.iter_mut().zip(&gradients) {
+            let ParamState { variable, m, v, decay_target } = param;
+            let constants = StepConstants {
                 clip: clip.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0)) as f32,
                 beta1: beta1 as f32,
                 beta2: beta2 as f32,
-                fresh1: (1.0 - beta1) as f32,
-                fresh2: (1.0 - beta2) as f32,
-                rate: (lr / bias1) as f32,
-                root: (1.0 / bias2.sqrt()) as f32,
+                one_minus_beta1: (1.0 - beta1) as f32,
+                one_minus_beta2: (1.0 - beta2) as f32,
+                step_size: (lr / bias1) as f32,
+                inverse_root_bias2: (1.0 / bias2.sqrt()) as f32,
                 eps: eps as f32,
                 decay: if variable.decays { (lr * weight_decay) as f32 } else { 0.0 },
             };
-            let grad = View::of(grad)?;
-            let anchor = anchor.as_ref().map(View::of).transpose()?;
-            let op = Update {
-                rule,
+            let grad = CpuSlice::new(grad)?;
+            let decay_target = decay_target.as_ref().map(CpuSlice::new).transpose()?;
+            let op = AdamWUpdate {
+                constants,
                 grad: &grad,
-                anchor: anchor.as_deref(),
+                decay_target: decay_target.as_deref(),
                 state: std::cell::RefCell::new((m, v)),
                 square: std::cell::Cell::new(0.0),
             };
             variable.var.inplace_op1(&op)?;
-            update += op.square.get();
+            squared_update += op.square.get();
         }
         self.steps = step;
-        Ok(StepNorms { grad_norm, update_norm: update.sqrt() })
+        Ok(StepNorms { grad_norm, update_norm: squared_update.sqrt() })
     }
 }
 
-fn sum_squares(x: &[f32]) -> f64 {
-    let parts: Vec<f64> = x.par_chunks(CHUNK).map(squares).collect();
+fn parallel_sum_of_squares(x: &[f32]) -> f64 {
+    let parts: Vec<f64> = x.par_chunks(CHUNK).map(sum_of_squares).collect();
     parts.iter().sum()
 }
 
 simd! {
-    fn squares(x: &[f32]) -> f64 {
+    fn sum_of_squares(x: &[f32]) -> f64 {
         let mut acc = [0f64; 16];
         let (chunks, rest) = x.as_chunks::<16>();
         for c in chunks {
@@ -186,47 +189,47 @@ simd! {
 
 /// The constants of one step.
 #[derive(Clone, Copy)]
-struct Rule {
+struct StepConstants {
     clip: f32,
     beta1: f32,
     beta2: f32,
     /// 1 - beta1, 1 - beta2, rounded once.
-    fresh1: f32,
-    fresh2: f32,
+    one_minus_beta1: f32,
+    one_minus_beta2: f32,
     /// lr / (1 - beta1^t)
-    rate: f32,
+    step_size: f32,
     /// 1 / sqrt(1 - beta2^t)
-    root: f32,
+    inverse_root_bias2: f32,
     eps: f32,
     /// lr * weight_decay, or 0
     decay: f32,
 }
 
 /// Updates one variable in place.
-struct Update<'a> {
-    rule: Rule,
+struct AdamWUpdate<'a> {
+    constants: StepConstants,
     grad: &'a [f32],
-    anchor: Option<&'a [f32]>,
+    decay_target: Option<&'a [f32]>,
     state: std::cell::RefCell<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
     /// Receives the squared norm of the change.
     square: std::cell::Cell<f64>,
 }
 
-impl InplaceOp1 for Update<'_> {
+impl InplaceOp1 for AdamWUpdate<'_> {
     fn name(&self) -> &'static str {
         "temper-adamw"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
         let (CpuStorage::F32(p), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            bail!("variables are contiguous f32 tensors");
+            bail!("a variable must be a contiguous f32 tensor");
         };
         let p = &mut p[start..end];
         let (m, v) = &mut *self.state.borrow_mut();
         if p.len() != self.grad.len() {
-            bail!("a gradient of {} elements for a variable of {}", self.grad.len(), p.len());
+            bail!("the gradient has {} elements, expected {}", self.grad.len(), p.len());
         }
-        let Self { rule, grad, anchor, .. } = *self;
+        let Self { constants, grad, decay_target, .. } = *self;
         let parts: Vec<f64> = p
             .par_chunks_mut(CHUNK)
             .zip(m.par_chunks_mut(CHUNK))
@@ -234,8 +237,8 @@ impl InplaceOp1 for Update<'_> {
             .enumerate()
             .map(|(i, ((p, m), v))| {
                 let part = i * CHUNK..i * CHUNK + p.len();
-                let anchor = anchor.map(|a| &a[part.clone()]);
-                update(p, m, v, &grad[part], anchor, rule)
+                let decay_target = decay_target.map(|target| &target[part.clone()]);
+                update(p, m, v, &grad[part], decay_target, constants)
             })
             .collect();
         self.square.set(parts.iter().sum());
@@ -243,40 +246,47 @@ impl InplaceOp1 for Update<'_> {
     }
 }
 
-fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], anchor: Option<&[f32]>, rule: Rule) -> f64 {
+fn update(
+    p: &mut [f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    g: &[f32],
+    decay_target: Option<&[f32]>,
+    constants: StepConstants,
+) -> f64 {
     let mut change = [0f32; 1024];
     let mut square = 0.0;
     for start in (0..p.len()).step_by(change.len()) {
         let part = start..(start + change.len()).min(p.len());
         let change = &mut change[..part.len()];
-        moments(change, &mut m[part.clone()], &mut v[part.clone()], &g[part.clone()], rule);
+        moments(change, &mut m[part.clone()], &mut v[part.clone()], &g[part.clone()], constants);
         let p = &mut p[part.clone()];
-        if rule.decay != 0.0 {
-            match anchor {
-                None => shrink(change, p, rule.decay),
-                Some(anchor) => pull(change, p, &anchor[part], rule.decay),
+        if constants.decay != 0.0 {
+            match decay_target {
+                None => decay_towards_zero(change, p, constants.decay),
+                Some(decay_target) => decay_towards_target(change, p, &decay_target[part], constants.decay),
             }
         }
         crate::kernels::simd::add_assign(p, change);
-        square += squares(change);
+        square += sum_of_squares(change);
     }
     square
 }
 
 simd! {
     /// Updates the moments and computes the change from them, without decay.
-    fn moments(change: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], rule: Rule) {
+    fn moments(change: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], constants: StepConstants) {
         for (((c, m), v), &g) in change.iter_mut().zip(m.iter_mut()).zip(v.iter_mut()).zip(g) {
-            let g = g * rule.clip;
-            *m = fma::<FMA>(rule.beta1, *m, rule.fresh1 * g);
-            *v = fma::<FMA>(rule.beta2, *v, rule.fresh2 * g * g);
-            *c = -rule.rate * *m / fma::<FMA>(v.sqrt(), rule.root, rule.eps);
+            let g = g * constants.clip;
+            *m = fma::<FMA>(constants.beta1, *m, constants.one_minus_beta1 * g);
+            *v = fma::<FMA>(constants.beta2, *v, constants.one_minus_beta2 * g * g);
+            *c = -constants.step_size * *m / fma::<FMA>(v.sqrt(), constants.inverse_root_bias2, constants.eps);
         }
     }
 }
 
 simd! {
-    fn shrink(change: &mut [f32], p: &[f32], decay: f32) {
+    fn decay_towards_zero(change: &mut [f32], p: &[f32], decay: f32) {
         for (c, &p) in change.iter_mut().zip(p) {
             *c -= decay * p;
         }
@@ -284,9 +294,9 @@ simd! {
 }
 
 simd! {
-    fn pull(change: &mut [f32], p: &[f32], anchor: &[f32], decay: f32) {
-        for ((c, &p), &a) in change.iter_mut().zip(p).zip(anchor) {
-            *c -= decay * (p - a);
+    fn decay_towards_target(change: &mut [f32], p: &[f32], target: &[f32], decay: f32) {
+        for ((c, &p), &t) in change.iter_mut().zip(p).zip(target) {
+            *c -= decay * (p - t);
         }
     }
 }

@@ -21,13 +21,13 @@ fn gradients(of: &[(&Variable, &[f32])]) -> GradStore {
 }
 
 /// AdamW as PyTorch's documentation states it, in f64.
-struct Plain {
+struct ReferenceAdamW {
     p: Vec<f64>,
     m: Vec<f64>,
     v: Vec<f64>,
 }
 
-impl Plain {
+impl ReferenceAdamW {
     fn step(&mut self, g: &[f64], lr: f64, t: i32, c: AdamWConfig, decay: bool) {
         for (i, &g) in g.iter().enumerate() {
             if decay {
@@ -47,13 +47,13 @@ fn wave(n: usize, t: usize) -> Vec<f32> {
 }
 
 #[test]
-fn many_steps_agree_with_the_textbook() -> Result<()> {
+fn many_steps_agree_with_a_textbook_adamw() -> Result<()> {
     let n = 40_000;
     let config = AdamWConfig { beta1: 0.8, beta2: 0.95, eps: 1e-7, weight_decay: 0.1 };
     for decays in [true, false] {
         let v = variable("w", &wave(n, 0), decays);
         let p: Vec<f64> = wave(n, 0).into_iter().map(f64::from).collect();
-        let mut plain = Plain { p, m: vec![0.0; n], v: vec![0.0; n] };
+        let mut plain = ReferenceAdamW { p, m: vec![0.0; n], v: vec![0.0; n] };
         let mut adam = AdamW::new(vec![v.clone()], config)?;
         for t in 1..=20 {
             let g = wave(n, t);
@@ -78,14 +78,14 @@ fn many_steps_agree_with_the_textbook() -> Result<()> {
 }
 
 #[test]
-fn the_first_step_moves_every_entry_by_the_rate_against_its_sign() -> Result<()> {
+fn the_first_step_moves_every_entry_by_the_learning_rate() -> Result<()> {
     let (w, b) = (variable("w", &[1.0, -2.0, 3.0], true), variable("b", &[5.0], false));
     let config = AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() };
     let mut adam = AdamW::new(vec![w.clone(), b.clone()], config)?;
     let norms = adam.step(&gradients(&[(&w, &[3.0, -1e-3, 4.0]), (&b, &[0.0])]), 0.1, None)?;
     // m / sqrt(v) is the sign at step 1; decay takes 5% of each matrix entry, nothing of the bias.
-    for (is, wanted) in values(&w).iter().zip([1.0 - 0.05 - 0.1, -2.0 + 0.1 + 0.1, 3.0 - 0.15 - 0.1]) {
-        assert!((is - wanted).abs() < 2e-6, "{is} against {wanted}");
+    for (actual, expected) in values(&w).iter().zip([1.0 - 0.05 - 0.1, -2.0 + 0.1 + 0.1, 3.0 - 0.15 - 0.1]) {
+        assert!((actual - expected).abs() < 2e-6, "{actual} against {expected}");
     }
     assert_eq!(values(&b), [5.0]);
     assert!((norms.grad_norm - 5.0).abs() < 1e-6);
@@ -105,21 +105,21 @@ fn decay_can_pull_towards_a_reference() -> Result<()> {
 }
 
 #[test]
-fn a_missing_or_unfinite_gradient_names_the_variable_and_changes_nothing() -> Result<()> {
+fn a_missing_or_non_finite_gradient_names_the_variable_and_changes_nothing() -> Result<()> {
     let (w, b) = (variable("h.0.w", &[1.0], true), variable("h.0.b", &[2.0], false));
     let mut adam = AdamW::new(vec![w.clone(), b.clone()], AdamWConfig::default())?;
     let missing = adam.step(&gradients(&[(&w, &[1.0])]), 0.1, None).expect_err("b has no gradient").to_string();
     assert!(missing.contains("h.0.b has no gradient"), "{missing}");
     for bad in [f32::NAN, f32::INFINITY] {
         let error = adam.step(&gradients(&[(&w, &[bad]), (&b, &[1.0])]), 0.1, Some(1.0)).expect_err("not finite");
-        assert!(matches!(&error, Error::NonFinite { what } if what.contains("h.0.w")), "{error}");
+        assert!(matches!(&error, Error::NonFinite { quantity } if quantity.contains("h.0.w")), "{error}");
     }
     assert_eq!((values(&w), values(&b), adam.steps()), (vec![1.0], vec![2.0], 0));
     Ok(())
 }
 
 #[test]
-fn a_saved_state_goes_on_as_if_never_interrupted() -> Result<()> {
+fn a_restored_optimiser_continues_as_if_uninterrupted() -> Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("adam.safetensors");
     let grads = |v: &[Variable], t| gradients(&[(&v[0], &wave(50, t)), (&v[1], &wave(3, t + 9))]);
@@ -172,7 +172,7 @@ fn a_state_of_other_variables_is_refused() -> Result<()> {
 }
 
 #[test]
-fn two_variables_of_one_name_are_refused() {
+fn duplicate_variable_names_are_refused() {
     let twins = vec![variable("a", &[1.0], true), variable("a", &[1.0], true)];
     assert!(AdamW::new(twins, AdamWConfig::default()).is_err());
 }

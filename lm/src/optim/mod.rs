@@ -5,4 +5,4 @@ mod schedule;
 mod state;
 
 pub use adamw::{AdamW, AdamWConfig, StepNorms};
-pub use schedule::{Schedule, Shape};
+pub use schedule::{LrDecay, LrSchedule};

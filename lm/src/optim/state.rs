@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::AdamW;
-use crate::kernels::glue::View;
+use crate::kernels::candle_interop::CpuSlice;
 use crate::{Error, Result, Variable};
 
 /// The tensors saved per variable: its values, and the first and second moments of its gradient.
@@ -19,19 +19,19 @@ const KINDS: [&str; 3] = ["w", "m", "v"];
 /// The metadata key of the step count.
 const STEP: &str = "step";
 /// Size limit for the header, in bytes: safetensors' own bound.
-const HEADER_AT_MOST: u64 = 100_000_000;
+const MAX_HEADER: u64 = 100_000_000;
 
 impl AdamW {
     /// Writes each variable and its moments as safetensors (`w.NAME`, `m.NAME`, `v.NAME`), and `step` in the metadata.
     /// Equal states give equal bytes. Serialises one tensor at a time to save memory.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let views = self.slots.iter().map(|slot| View::of(slot.variable.var.as_tensor()));
+        let views = self.params.iter().map(|param| CpuSlice::new(param.variable.var.as_tensor()));
         let views = views.collect::<candle_core::Result<Vec<_>>>()?;
-        let mut tensors = Vec::with_capacity(KINDS.len() * self.slots.len());
-        for (slot, values) in self.slots.iter().zip(&views) {
-            let shape = slot.variable.var.dims();
-            for (kind, values) in KINDS.into_iter().zip([&**values, &slot.m, &slot.v]) {
-                tensors.push((format!("{kind}.{}", slot.variable.name), Floats { shape, values }));
+        let mut tensors = Vec::with_capacity(KINDS.len() * self.params.len());
+        for (param, values) in self.params.iter().zip(&views) {
+            let shape = param.variable.var.dims();
+            for (kind, values) in KINDS.into_iter().zip([&**values, &param.m, &param.v]) {
+                tensors.push((format!("{kind}.{}", param.variable.name), LazyTensor { shape, values }));
             }
         }
         let step = HashMap::from([(STEP.to_owned(), self.steps.to_string())]);
@@ -46,7 +46,7 @@ impl AdamW {
     /// # Errors
     /// Describes what the file holds instead.
     pub fn check(&self, path: &Path) -> Result<()> {
-        Saved::open(path, &self.slots.iter().map(|slot| &slot.variable).collect::<Vec<_>>()).map(drop)
+        SavedState::open(path, &self.params.iter().map(|param| &param.variable).collect::<Vec<_>>()).map(drop)
     }
 
     /// Restores a state that [`AdamW::save`] wrote for the same variables, which change in place.
@@ -55,14 +55,14 @@ impl AdamW {
     /// As [`AdamW::check`], with nothing changed; or the file cannot be read to its end, with part of the state
     /// changed.
     pub fn load(&mut self, path: &Path) -> Result<()> {
-        let saved = Saved::open(path, &self.slots.iter().map(|slot| &slot.variable).collect::<Vec<_>>())?;
-        for slot in &mut self.slots {
-            let Variable { name, var, .. } = &slot.variable;
-            let mut values = vec![0.0; slot.m.len()];
+        let saved = SavedState::open(path, &self.params.iter().map(|param| &param.variable).collect::<Vec<_>>())?;
+        for param in &mut self.params {
+            let Variable { name, var, .. } = &param.variable;
+            let mut values = vec![0.0; param.m.len()];
             saved.read("w", name, &mut values)?;
             var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
-            saved.read("m", name, &mut slot.m)?;
-            saved.read("v", name, &mut slot.v)?;
+            saved.read("m", name, &mut param.m)?;
+            saved.read("v", name, &mut param.v)?;
         }
         self.steps = saved.steps;
         Ok(())
@@ -70,7 +70,7 @@ impl AdamW {
 }
 
 /// A file checked to hold the state of the given variables.
-struct Saved<'a> {
+struct SavedState<'a> {
     path: &'a Path,
     file: File,
     /// Offset of the tensors' bytes in the file.
@@ -79,58 +79,59 @@ struct Saved<'a> {
     steps: u64,
 }
 
-impl<'a> Saved<'a> {
+impl<'a> SavedState<'a> {
     fn open(path: &'a Path, variables: &[&Variable]) -> Result<Self> {
-        let bad = |what: String| Error::model(path, what);
+        let bad = |message: String| Error::model(path, message);
         let mut file = File::open(path).map_err(Error::io(path))?;
         let bytes = file.metadata().map_err(Error::io(path))?.len();
         let mut length = [0; 8];
         file.read_exact(&mut length)
             .map_err(|_| bad("not a safetensors file: it is shorter than 8 bytes".to_owned()))?;
         let length = u64::from_le_bytes(length);
-        if length > HEADER_AT_MOST || length > bytes.saturating_sub(8) {
-            return Err(bad("not a safetensors file, or cut off in its header".to_owned()));
+        if length > MAX_HEADER || length > bytes.saturating_sub(8) {
+            return Err(bad("not a safetensors file, or truncated in its header".to_owned()));
         }
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header).map_err(Error::io(path))?;
         let header: Metadata =
             serde_json::from_slice(&header).map_err(|e| bad(format!("not a valid safetensors file: {e}")))?;
         let start = 8 + length;
-        let wanted = start + header.data_len() as u64;
-        if bytes != wanted {
-            return Err(bad(format!("has {bytes} bytes, its header speaks of {wanted}: it is cut off or damaged")));
+        let expected = start + header.data_len() as u64;
+        if bytes != expected {
+            return Err(bad(format!("has {bytes} bytes, but its header says {expected}: it is truncated or damaged")));
         }
         let steps = header.metadata().as_ref().and_then(|m| m.get(STEP)?.parse::<u64>().ok());
-        let steps = steps.ok_or_else(|| bad("no step count: this is not an optimiser's state".to_owned()))?;
-        let (is, wanted) = (header.tensors().len(), KINDS.len() * variables.len());
-        if is != wanted {
-            return Err(bad(format!("holds {is} tensors, expected {wanted}: the model is another one")));
+        let steps = steps.ok_or_else(|| bad("has no step count, so it is not an optimiser state".to_owned()))?;
+        let (found, expected) = (header.tensors().len(), KINDS.len() * variables.len());
+        if found != expected {
+            return Err(bad(format!("has {found} tensors, expected {expected}: it belongs to another model")));
         }
         for variable in variables {
             for kind in KINDS {
                 let name = format!("{kind}.{}", variable.name);
                 let info = header.info(&name).ok_or_else(|| bad(format!("tensor {name} is missing")))?;
                 if info.dtype != Dtype::F32 || info.shape != variable.var.dims() {
-                    let (dtype, is, wanted) = (info.dtype, &info.shape, variable.var.dims());
-                    return Err(bad(format!("{name} is {dtype:?} {is:?}, expected F32 {wanted:?}")));
+                    let (dtype, found, expected) = (info.dtype, &info.shape, variable.var.dims());
+                    return Err(bad(format!("{name} is {dtype:?} {found:?}, expected F32 {expected:?}")));
                 }
             }
         }
         Ok(Self { path, file, start, header, steps })
     }
 
-    /// Fills `into` with a tensor whose shape [`Saved::open`] has checked.
-    fn read(&self, kind: &str, variable: &str, into: &mut [f32]) -> Result<()> {
+    /// Fills `values` with a tensor whose shape [`SavedState::open`] has checked.
+    fn read(&self, kind: &str, variable: &str, values: &mut [f32]) -> Result<()> {
         /// Values read at once.
         const CHUNK: usize = 256 << 10;
         let name = format!("{kind}.{variable}");
-        let info = self.header.info(&name).ok_or_else(|| Error::model(self.path, format!("no tensor {name}")))?;
-        let mut at = self.start + info.data_offsets.0 as u64;
-        let mut bytes = vec![0; 4 * into.len().min(CHUNK)];
-        for part in into.chunks_mut(CHUNK) {
+        let info =
+            self.header.info(&name).ok_or_else(|| Error::model(self.path, format!("tensor {name} is missing")))?;
+        let mut offset = self.start + info.data_offsets.0 as u64;
+        let mut bytes = vec![0; 4 * values.len().min(CHUNK)];
+        for part in values.chunks_mut(CHUNK) {
             let bytes = &mut bytes[..4 * part.len()];
-            self.file.read_exact_at(bytes, at).map_err(Error::io(self.path))?;
-            at += bytes.len() as u64;
+            self.file.read_exact_at(bytes, offset).map_err(Error::io(self.path))?;
+            offset += bytes.len() as u64;
             for (value, &bytes) in part.iter_mut().zip(bytes.as_chunks::<4>().0) {
                 *value = f32::from_le_bytes(bytes);
             }
@@ -140,12 +141,12 @@ impl<'a> Saved<'a> {
 }
 
 /// A tensor that is serialised only when the file is written.
-struct Floats<'a> {
+struct LazyTensor<'a> {
     shape: &'a [usize],
     values: &'a [f32],
 }
 
-impl safetensors::View for Floats<'_> {
+impl safetensors::View for LazyTensor<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }

@@ -37,7 +37,7 @@ pub fn families() -> [ModelConfig; 3] {
 }
 
 /// Sets every variable, biases and norms too, to normal values of the given spread, so that mistakes show.
-pub fn shake(variables: &[Variable], std: f64, seed: u64) {
+pub fn randomise(variables: &[Variable], std: f64, seed: u64) {
     let mut rng = rng(seed);
     for v in variables {
         let centre =
@@ -55,7 +55,7 @@ pub fn shake(variables: &[Variable], std: f64, seed: u64) {
 /// A trainable model of the given shape, every tensor random.
 pub fn model(config: impl Into<ModelConfig>, seed: u64) -> CausalLm {
     let lm = CausalLm::init(config, InitStd::Fixed(0.3), &mut rng(seed)).unwrap().with_full_training().unwrap();
-    shake(&lm.variables(), 0.3, seed + 1);
+    randomise(&lm.variables(), 0.3, seed + 1);
     lm
 }
 
@@ -92,7 +92,7 @@ pub struct Reference {
 
 impl Reference {
     /// The reference for a model in full training.
-    pub fn of(lm: &CausalLm) -> Self {
+    pub fn new(lm: &CausalLm) -> Self {
         let tensors = lm
             .variables()
             .into_iter()

@@ -62,5 +62,5 @@ pub fn batch(rows: &[Vec<u32>]) -> Batch {
 pub fn logprobs(lm: &CausalLm, rows: &[Vec<u32>]) -> Vec<f64> {
     let batch = batch(rows);
     let options = StatOptions { min_new_tokens: 0, eos: 0.into(), entropy: false };
-    floats(&lm.token_stats(&lm.predicting(&batch, None).unwrap(), &batch, &options).unwrap().logprob)
+    floats(&lm.token_stats(&lm.hidden_for_responses(&batch, None).unwrap(), &batch, &options).unwrap().logprob)
 }

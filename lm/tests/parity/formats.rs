@@ -11,7 +11,7 @@ const TOLERANCE: Within = Within::Each(1e-4);
 const MUTANTS: Mutants = &[("bf16", &["not_rounded"]), ("f16", &["not_rounded"])];
 
 #[test]
-fn every_kind_of_file_gives_what_it_gives_there() {
+fn every_file_format_gives_the_same_log_probabilities() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats");
     let numbers = Numbers::load(&folder.join("expected.safetensors"), MUTANTS);
     let inputs = std::fs::read(folder.join("inputs.json")).unwrap();

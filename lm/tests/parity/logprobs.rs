@@ -1,6 +1,6 @@
 //! Log-probabilities of real tokens, independent of padding, cache and the reference's precision.
 
-use lm::{Draws, SampleOptions, sample};
+use lm::{CounterRng, SampleOptions, sample};
 
 use crate::fixture::{Fixture, logprobs};
 use crate::numbers::Within;
@@ -8,26 +8,26 @@ use crate::numbers::Within;
 const TOLERANCE: Within = Within::Each(1e-4);
 
 #[test]
-fn log_probabilities_are_those_of_transformers() {
+fn log_probabilities_agree_with_transformers() {
     for fixture in Fixture::all() {
         fixture.numbers.claim("logprobs", &logprobs(&fixture.model(), &fixture.rows), TOLERANCE);
     }
 }
 
 #[test]
-fn no_padding_cache_or_precision_of_the_reference_changes_them() {
+fn log_probabilities_agree_at_any_padding_cache_and_precision() {
     for fixture in Fixture::all() {
         let ours = logprobs(&fixture.model(), &fixture.rows);
-        let ways = fixture.numbers.names("logprobs/");
-        assert_eq!(ways, ["f32/cache", "f32/left", "f32/right", "f64/cache", "f64/left", "f64/right"]);
-        for way in ways {
-            fixture.numbers.claim(&format!("logprobs/{way}"), &ours, TOLERANCE);
+        let settings = fixture.numbers.names("logprobs/");
+        assert_eq!(settings, ["f32/cache", "f32/left", "f32/right", "f64/cache", "f64/left", "f64/right"]);
+        for setting in settings {
+            fixture.numbers.claim(&format!("logprobs/{setting}"), &ours, TOLERANCE);
         }
     }
 }
 
 #[test]
-fn greedy_responses_through_the_cache_are_those_of_transformers_with_left_padding() {
+fn greedy_responses_agree_with_transformers_with_left_padding() {
     for fixture in Fixture::all() {
         let prompts: Vec<&[u32]> = fixture.rows.iter().map(Vec::as_slice).collect();
         let expected = fixture.numbers.expected("greedy/ids");
@@ -41,7 +41,7 @@ fn greedy_responses_through_the_cache_are_those_of_transformers_with_left_paddin
             greedy: true,
         };
         let rows: Vec<u64> = (0..prompts.len() as u64).collect();
-        let sampled = sample(&fixture.model(), &prompts, &o, &Draws([0; 32]), &rows).unwrap();
+        let sampled = sample(&fixture.model(), &prompts, &o, &CounterRng([0; 32]), &rows).unwrap();
         let ids: Vec<f64> = sampled.iter().flat_map(|s| s.ids.iter().copied().map(f64::from)).collect();
         assert_eq!(ids, expected, "{}", fixture.family);
         let ours: Vec<f64> = sampled.iter().flat_map(|s| s.logprobs.iter().copied().map(f64::from)).collect();

@@ -8,7 +8,7 @@ use crate::numbers::Within;
 const TOLERANCE: Within = Within::Each(1e-5);
 
 #[test]
-fn an_adapter_that_peft_wrote_gives_what_it_gives_there() {
+fn an_adapter_written_by_peft_gives_the_same_log_probabilities() {
     for fixture in Fixture::all() {
         let ours = logprobs(&fixture.adapted(), &fixture.rows);
         fixture.numbers.claim("lora/logprobs", &ours, TOLERANCE);
@@ -17,7 +17,7 @@ fn an_adapter_that_peft_wrote_gives_what_it_gives_there() {
 }
 
 #[test]
-fn merged_and_off_it_gives_what_pefts_merge_and_unmerged_model_give() {
+fn merging_and_disabling_an_adapter_agree_with_peft() {
     for fixture in Fixture::all() {
         let adapted = fixture.adapted();
         fixture.numbers.claim("lora/merged", &logprobs(&adapted.merged().unwrap(), &fixture.rows), TOLERANCE);
@@ -26,7 +26,7 @@ fn merged_and_off_it_gives_what_pefts_merge_and_unmerged_model_give() {
 }
 
 #[test]
-fn its_folder_written_again_gives_the_same() {
+fn an_adapter_folder_round_trips() {
     for fixture in Fixture::all() {
         let folder = tempfile::tempdir().unwrap();
         fixture.adapted().save_adapter(folder.path(), "base").unwrap();
@@ -36,7 +36,7 @@ fn its_folder_written_again_gives_the_same() {
 }
 
 #[test]
-fn a_rank_stabilised_one_gives_what_peft_gives_with_it() {
+fn a_rank_stabilised_adapter_agrees_with_peft() {
     for fixture in Fixture::all() {
         let (from, to) = (fixture.folder.join("adapter"), tempfile::tempdir().unwrap());
         let config = fs::read_to_string(from.join("adapter_config.json")).unwrap();

@@ -52,9 +52,9 @@ impl Numbers {
             // A gradient is many tensors but one comparison.
             .map(|name| name.split_inclusive("/gradient").next().unwrap_or_default().to_owned())
             .collect();
-        let told: BTreeSet<String> =
+        let listed: BTreeSet<String> =
             mutants.iter().flat_map(|(what, of)| of.iter().map(move |mutant| format!("{mutant}/{what}"))).collect();
-        assert_eq!(written, told, "{}", numbers.label);
+        assert_eq!(written, listed, "{}", numbers.label);
         numbers
     }
 
@@ -84,8 +84,8 @@ impl Numbers {
             panic!("{}: {name}: {why}", self.label);
         }
         for mutant in self.mutants(name) {
-            let told = agrees(&self.expected(&format!("mutants/{mutant}/{name}"))).is_err();
-            assert!(told, "{}: {name}: `{mutant}` passes", self.label);
+            let rejected = agrees(&self.expected(&format!("mutants/{mutant}/{name}"))).is_err();
+            assert!(rejected, "{}: {name}: `{mutant}` passes", self.label);
         }
     }
 
@@ -105,11 +105,11 @@ impl Numbers {
         }
         for mutant in self.mutants(what) {
             let prefix = format!("mutants/{mutant}/{what}/");
-            let told = self
+            let rejected = self
                 .names(&prefix)
                 .iter()
                 .any(|name| agrees(&ours[name], &self.expected(&format!("{prefix}{name}")), within).is_err());
-            assert!(told, "{}: {what}: `{mutant}` passes on every tensor", self.label);
+            assert!(rejected, "{}: {what}: `{mutant}` passes on every tensor", self.label);
         }
     }
 }
@@ -119,7 +119,7 @@ pub fn floats(tensor: &Tensor) -> Vec<f64> {
     tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
-/// The linear maps that GPT-J's and Llama's files hold as `[out, in]`; in memory all are `[in, out]`, as in GPT-2's
+/// The linear layers that GPT-J's and Llama's files hold as `[out, in]`; in memory all are `[in, out]`, as in GPT-2's
 /// files.
 const TRANSPOSED: [&str; 10] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj", "fc_in", "fc_out"];

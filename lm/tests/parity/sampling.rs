@@ -1,6 +1,6 @@
 //! Sampled tokens follow the distribution that transformers samples from: a chi-square test at p = 0.001.
 
-use lm::{Draws, SampleOptions, sample};
+use lm::{CounterRng, SampleOptions, sample};
 
 use crate::fixture::Fixture;
 
@@ -19,7 +19,7 @@ fn drawn(fixture: &Fixture, temperature: f64, top_p: f64, masked: bool) -> Vec<f
         greedy: false,
     };
     let mut seen = vec![0.0; fixture.numbers.expected("sampling/0").len()];
-    for s in sample(&fixture.model(), &prompts, &o, &Draws([11; 32]), &rows).unwrap() {
+    for s in sample(&fixture.model(), &prompts, &o, &CounterRng([11; 32]), &rows).unwrap() {
         seen[s.ids[0] as usize] += 1.0;
     }
     seen
@@ -57,7 +57,7 @@ fn may_come_from(seen: &[f64], p: &[f64]) -> Result<(), String> {
 }
 
 #[test]
-fn drawn_tokens_follow_the_distribution_that_transformers_draws_from() {
+fn sampled_tokens_follow_the_distribution_of_transformers() {
     for fixture in Fixture::all() {
         for (i, &(temperature, top_p, masked)) in fixture.sampling.iter().enumerate() {
             let seen = drawn(&fixture, temperature, top_p, masked);

@@ -1,6 +1,6 @@
 //! The gradient of one next-token loss, and twenty steps of AdamW on all weights or on an adapter.
 
-use lm::{AdamW, AdamWConfig, CausalLm, Schedule, Shape};
+use lm::{AdamW, AdamWConfig, CausalLm, LrDecay, LrSchedule};
 
 use crate::fixture::{Fixture, batch};
 use crate::numbers::{Within, gradients};
@@ -11,7 +11,7 @@ const TOLERANCE: Within = Within::Each(2e-5);
 /// The loss before each step on the fixture's rows.
 fn losses(lm: &CausalLm, fixture: &Fixture) -> Vec<f64> {
     let batch = batch(&fixture.rows);
-    let schedule = Schedule { peak: 1e-3, warmup: 4, total: STEPS, shape: Shape::Cosine };
+    let schedule = LrSchedule { peak: 1e-3, warmup: 4, total: STEPS, shape: LrDecay::Cosine };
     let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
     let mut adam = AdamW::new(lm.variables(), config).unwrap();
     (0..STEPS)
@@ -24,7 +24,7 @@ fn losses(lm: &CausalLm, fixture: &Fixture) -> Vec<f64> {
 }
 
 #[test]
-fn gradients_are_those_of_autograd() {
+fn gradients_agree_with_autograd() {
     for fixture in Fixture::all() {
         let lm = fixture.model().with_full_training().unwrap();
         let grads = lm::backward(&lm.lm_loss(&batch(&fixture.rows), 1.0, None).unwrap().loss).unwrap();
@@ -33,7 +33,7 @@ fn gradients_are_those_of_autograd() {
 }
 
 #[test]
-fn all_weights_learn_as_with_pytorch() {
+fn full_training_agrees_with_pytorch() {
     for fixture in Fixture::all() {
         let ours = losses(&fixture.model().with_full_training().unwrap(), &fixture);
         fixture.numbers.claim("losses", &ours, TOLERANCE);
@@ -42,7 +42,7 @@ fn all_weights_learn_as_with_pytorch() {
 }
 
 #[test]
-fn an_adapter_learns_as_with_peft() {
+fn adapter_training_agrees_with_peft() {
     for fixture in Fixture::all() {
         let ours = losses(&fixture.adapted().with_trainable_adapter().unwrap(), &fixture);
         fixture.numbers.claim("lora/losses", &ours, TOLERANCE);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engine::error::{Error, Result};
-use lm::{Draws, SampleOptions};
+use lm::{CounterRng, SampleOptions};
 use serde::{Deserialize, Serialize};
 use stages::error::IntoStageResult;
 use stages::random::fixed_key;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use lm::{CausalLm, Draws, SampleOptions, Sequence, Tokenizer};
+use lm::{CausalLm, CounterRng, SampleOptions, Sequence, Tokenizer};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -57,7 +57,7 @@ pub fn samples(
     let prompts = posts.iter().map(|post| encoder.prompt(post, options.max_new_tokens)).collect::<Result<Vec<_>>>()?;
     encoder.truncation.warn(ctx, "calibration prompts");
     let key = fixed_key(options.seed, "calibration");
-    let draws = Draws(key);
+    let draws = CounterRng(key);
     let how = SampleOptions {
         temperature: 1.0,
         top_p: 1.0,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lm::{Batch, CausalLm, Pool, RewardModel, ScalarHead, Sequence};
+use lm::{Batch, CausalLm, RewardModel, RewardPooling, ScalarHead, Sequence};
 
 use super::loss::preference_loss;
 use crate::testing::numbers::{Mutants, Numbers, Within, floats, gradients};
@@ -34,7 +34,7 @@ fn scores_and_equation_1_with_its_gradient_are_those_of_autograd() {
     let batch = Batch::new(&rows.iter().collect::<Vec<_>>()).unwrap();
     let base = CausalLm::load(&folder).unwrap();
     let head = ScalarHead::load(&folder.join("head.safetensors"), WIDTH).unwrap();
-    for (pool, name) in [(Pool::Last, "last"), (Pool::Sum, "sum")] {
+    for (pool, name) in [(RewardPooling::Last, "last"), (RewardPooling::Sum, "sum")] {
         let model =
             RewardModel { lm: base.clone().with_full_training().unwrap(), head: head.trainable().unwrap(), pool };
         let scores = model.scores(&batch, None).unwrap();

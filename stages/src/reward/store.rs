@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::error::Result;
 use engine::names::Digest;
-use lm::{CausalLm, Pool, RewardModel, ScalarHead, Tokenizer};
+use lm::{CausalLm, RewardModel, RewardPooling, ScalarHead, Tokenizer};
 
 use crate::error::IntoStageResult;
 use crate::model;
@@ -57,9 +57,9 @@ fn load_member(base: &CausalLm, folder: &Path) -> Result<LoadedReward> {
     Ok(LoadedReward { model, centre: config.centre, scale: config.scale, base_digest: config.base_digest, config })
 }
 
-pub fn pool(pooling: Pooling) -> Pool {
+pub fn pool(pooling: Pooling) -> RewardPooling {
     match pooling {
-        Pooling::Last => Pool::Last,
-        Pooling::Sum => Pool::Sum,
+        Pooling::Last => RewardPooling::Last,
+        Pooling::Sum => RewardPooling::Sum,
     }
 }

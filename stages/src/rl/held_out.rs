@@ -1,7 +1,7 @@
 //! Samples held-out prompts during RL for `evaluate` to judge. Never sees the gold model.
 
 use engine::error::Result;
-use lm::{Draws, SampleOptions, Sequence, StatOptions};
+use lm::{CounterRng, SampleOptions, Sequence, StatOptions};
 
 use super::rollout::{score_members, score_tokens};
 use super::update::Learner;
@@ -39,7 +39,7 @@ pub struct HeldOut<'a> {
     pub proxy: &'a dyn Fn(&[Vec<f64>]) -> Vec<f64>,
     pub sampling: SampleOptions,
     pub stats: StatOptions,
-    pub draws: Draws,
+    pub draws: CounterRng,
     pub tokenizer: &'a lm::Tokenizer,
 }
 

@@ -120,7 +120,7 @@ pub(crate) fn run(params: &Params, ctx: &mut Context) -> Result<()> {
         proxy: &proxy,
         sampling: sampling.clone(),
         stats: StatOptions { entropy: false, ..stats.clone() },
-        draws: Draws(blake3::derive_key("temper evaluation v1", &params.evaluation_seed.to_le_bytes())),
+        draws: CounterRng(blake3::derive_key("temper evaluation v1", &params.evaluation_seed.to_le_bytes())),
         tokenizer: &tokenizer,
     };
 

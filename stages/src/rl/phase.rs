@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use engine::context::Context;
 use engine::error::Result;
-use lm::{Draws, SampleOptions, Sequence, StatOptions};
+use lm::{CounterRng, SampleOptions, Sequence, StatOptions};
 use rand_chacha::ChaCha12Rng;
 use serde::{Deserialize, Serialize};
 
@@ -43,9 +43,9 @@ pub struct Phases<'a> {
     lambda: f64,
     /// Standard deviation of the first phase's raw advantages.
     first_std: Option<f64>,
-    draws: Draws,
+    draws: CounterRng,
     /// Generator of the reference responses that the variance is relative to.
-    reference_draws: Draws,
+    reference_draws: CounterRng,
     drawn: u64,
     passes: ShuffledPasses,
     order: ChaCha12Rng,
@@ -119,8 +119,8 @@ impl<'a> Phases<'a> {
             b: None,
             lambda: params.lambda,
             first_std: None,
-            draws: Draws(ctx.generator_key("rollouts")),
-            reference_draws: Draws(ctx.generator_key("variance reference")),
+            draws: CounterRng(ctx.generator_key("rollouts")),
+            reference_draws: CounterRng(ctx.generator_key("variance reference")),
             drawn: 0,
             passes: ShuffledPasses::new(prompts.len(), ctx.generator("prompts")),
             order: ctx.generator("minibatches"),

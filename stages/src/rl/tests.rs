@@ -8,7 +8,7 @@ use engine::context::{Context, Input};
 use engine::error::Result;
 use engine::kind::{AnyKind, ConnectedInput, Kind};
 use engine::names::Digest;
-use lm::{CausalLm, Draws, LoraConfig, SampleOptions, Sequence, StatOptions, Tokenizer, Variable, WeightType};
+use lm::{CausalLm, CounterRng, LoraConfig, SampleOptions, Sequence, StatOptions, Tokenizer, Variable, WeightType};
 use rand::Rng;
 use serde_json::json;
 

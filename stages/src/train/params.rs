@@ -234,7 +234,7 @@ impl Learning {
             steps: self.length().steps(per_epoch),
             lr: self.lr,
             warmup: self.warmup,
-            shape: lm::Shape::Cosine,
+            shape: lm::LrDecay::Cosine,
             betas: (self.beta1, self.beta2),
             weight_decay: self.weight_decay,
             clip: self.clip,

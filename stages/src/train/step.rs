@@ -7,7 +7,7 @@ use candle_core::backprop::GradStore;
 use engine::checkpoint::Checkpoints;
 use engine::context::{Context, StepProgress};
 use engine::error::{Error, Result};
-use lm::{AdamW, AdamWConfig, Dropout, Schedule, Shape, Variable};
+use lm::{AdamW, AdamWConfig, Dropout, LrDecay, LrSchedule, Variable};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, FloatBits, GeneratorPosition};
@@ -21,7 +21,7 @@ pub struct TrainPlan {
     pub lr: f64,
     /// Steps of linear warm-up.
     pub warmup: u64,
-    pub shape: Shape,
+    pub shape: LrDecay,
     pub betas: (f64, f64),
     /// Decoupled weight decay, applied to matrices only.
     pub weight_decay: f64,
@@ -52,7 +52,7 @@ pub struct Trainer {
     optimiser: AdamW,
     variables: Vec<Variable>,
     plan: TrainPlan,
-    schedule: Schedule,
+    schedule: LrSchedule,
     done: u64,
     last: Option<f64>,
     /// Losses of the last tenth of the steps, averaged into the final loss.
@@ -224,8 +224,8 @@ impl Trainer {
         let grads = grads.ok_or_else(|| Error::internal("a batch without rows"))?;
         let lr = self.schedule.at(self.done);
         let norms = match self.optimiser.step(&grads, lr, self.plan.clip) {
-            Err(lm::Error::NonFinite { what }) => {
-                return Err(self.diverged(&format!("{what} is not finite"), &rows()?));
+            Err(lm::Error::NonFinite { quantity }) => {
+                return Err(self.diverged(&format!("{quantity} is not finite"), &rows()?));
             }
             other => other.into_stage_result()?,
         };
@@ -323,7 +323,7 @@ mod tests {
             steps: 9,
             lr: 1.0,
             warmup: 0,
-            shape: Shape::Constant,
+            shape: LrDecay::Constant,
             betas: (0.9, 0.999),
             weight_decay: 0.0,
             clip: None,
@@ -347,7 +347,7 @@ mod tests {
                 steps,
                 lr: 1.0,
                 warmup: 0,
-                shape: Shape::Constant,
+                shape: LrDecay::Constant,
                 betas: (0.9, 0.999),
                 weight_decay: 0.0,
                 clip: None,

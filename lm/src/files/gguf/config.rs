@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{Metadata, required};
-use crate::config::rope::{frequencies, llama3 as llama3_frequency};
+use crate::config::rope::{frequencies, llama3_frequency};
 use crate::files::encoding::Encoding;
-use crate::files::{Part, Place, Places};
+use crate::files::{TensorLocation, TensorLocations, WeightFile};
 
 /// Keys of other models that llama.cpp runs. Each changes the model's output, and a Llama has none of them.
 const UNSUPPORTED: [&str; 5] = [
@@ -17,7 +17,7 @@ const UNSUPPORTED: [&str; 5] = [
 ];
 
 /// The shape of a Llama, as llama.cpp defines it.
-pub(super) struct Llama {
+pub(super) struct LlamaShape {
     vocabulary: usize,
     width: usize,
     inner: usize,
@@ -39,20 +39,24 @@ pub(super) struct Llama {
 pub(super) const DIVISORS: &str = "rope_freqs.weight";
 
 /// Errors name a key that is missing, of another type, or set to a value of an unsupported model.
-pub(super) fn read(metadata: &Metadata, tensors: &Places, divisors: Option<&[f32]>) -> Result<Llama, String> {
+pub(super) fn read(
+    metadata: &Metadata,
+    tensors: &TensorLocations,
+    divisors: Option<&[f32]>,
+) -> Result<LlamaShape, String> {
     let architecture = required("general.architecture", metadata.text("general.architecture"))?;
     if architecture != "llama" {
-        return Err(format!("general.architecture is `{}`; only `llama` is read", architecture.escape_debug()));
+        return Err(format!("general.architecture is `{}`; only `llama` is supported", architecture.escape_debug()));
     }
     let size = |key: &str| match required(key, metadata.count(key))? {
         0 => Err(format!("`{key}` is 0")),
         size => Ok(size),
     };
     if metadata.count("llama.expert_count")?.unwrap_or(0) > 0 {
-        return Err("`llama.expert_count` is set; mixtures of experts are not read".to_owned());
+        return Err("`llama.expert_count` is set; mixtures of experts are not supported".to_owned());
     }
     if let Some(key) = UNSUPPORTED.iter().find(|key| metadata.0.contains_key(**key)) {
-        return Err(format!("`{key}` is set; that is not read"));
+        return Err(format!("`{key}` is set; that is not supported"));
     }
     let (width, heads) = (size("llama.embedding_length")?, size("llama.attention.head_count")?);
     let kv_heads = match metadata.count("llama.attention.head_count_kv")? {
@@ -68,23 +72,25 @@ pub(super) fn read(metadata: &Metadata, tensors: &Places, divisors: Option<&[f32
     let values = metadata.count("llama.attention.value_length")?.unwrap_or(head_dim);
     if head_dim == 0 || head_dim % 2 == 1 || rotated != head_dim || values != head_dim {
         return Err(format!(
-            "heads of {head_dim} keys and {values} values, {rotated} of them rotated; only even and equal ones are read"
+            "heads of {head_dim} keys and {values} values, {rotated} of them rotated; only even and equal sizes are supported"
         ));
     }
     let positive = |key: &str, value: f64| {
-        (value > 0.0).then_some(value).ok_or_else(|| format!("`{key}` is {value}; expected a positive number"))
+        (value > 0.0).then_some(value).ok_or_else(|| format!("`{key}` is {value}, expected a positive number"))
     };
     let theta = metadata.float("llama.rope.freq_base")?.unwrap_or(10_000.0);
     let epsilon = "llama.attention.layer_norm_rms_epsilon";
-    let vocabulary = match tensors.get("token_embd.weight").map(|place| &place.shape[..]) {
+    let vocabulary = match tensors.get("token_embd.weight").map(|location| &location.shape[..]) {
         Some(&[rows, columns]) if columns == width && rows > 0 && rows <= i32::MAX as usize => rows,
-        Some(other) => return Err(format!("tensor `token_embd.weight` has shape {other:?}; expected rows of {width}")),
+        Some(other) => return Err(format!("tensor `token_embd.weight` has shape {other:?}, expected rows of {width}")),
         None => return Err("tensor `token_embd.weight` is missing".to_owned()),
     };
     let token = |name: &str| {
         let key = format!("tokenizer.ggml.{name}_token_id");
         match metadata.token(&key)? {
-            Some(id) if id >= vocabulary => Err(format!("`{key}` is {id}; the vocabulary has only {vocabulary}")),
+            Some(id) if id >= vocabulary => {
+                Err(format!("`{key}` is {id}, but the vocabulary has only {vocabulary} tokens"))
+            }
             id => Ok(id),
         }
     };
@@ -95,7 +101,7 @@ pub(super) fn read(metadata: &Metadata, tensors: &Places, divisors: Option<&[f32
         }
         (linear, divided) => linear.or(divided.flatten()),
     };
-    Ok(Llama {
+    Ok(LlamaShape {
         vocabulary,
         width,
         inner: size("llama.feed_forward_length")?,
@@ -114,7 +120,7 @@ pub(super) fn read(metadata: &Metadata, tensors: &Places, divisors: Option<&[f32
     })
 }
 
-impl Llama {
+impl LlamaShape {
     /// `config.json` as transformers writes it.
     pub fn json(&self) -> Value {
         json!({
@@ -147,19 +153,19 @@ impl Llama {
 }
 
 /// The values of [`DIVISORS`]. Errors: they are not f32.
-pub(super) fn divisors(part: &Part, place: &Place) -> Result<Vec<f32>, String> {
-    if place.encoding != Encoding::F32 || place.shape.len() != 1 {
-        let (kind, shape) = (place.encoding.name(), &place.shape);
-        return Err(format!("tensor `{DIVISORS}` is {kind} of shape {shape:?}; expected a row of F32"));
+pub(super) fn divisors(file: &WeightFile, location: &TensorLocation) -> Result<Vec<f32>, String> {
+    if location.encoding != Encoding::F32 || location.shape.len() != 1 {
+        let (kind, shape) = (location.encoding.name(), &location.shape);
+        return Err(format!("tensor `{DIVISORS}` is {kind} of shape {shape:?}, expected a row of F32"));
     }
-    part.decode(place).map_err(|e| e.to_string())
+    file.decode(location).map_err(|e| e.to_string())
 }
 
 /// The `rope_scaling` of type `llama3` that gives these divisors; None if all are 1. Errors: no such scaling gives
 /// them.
 fn llama3(divisors: &[f32], head_dim: usize, theta: f64) -> Result<Option<Value>, String> {
     if divisors.len() != head_dim / 2 {
-        return Err(format!("tensor `{DIVISORS}` has {} numbers; expected {}", divisors.len(), head_dim / 2));
+        return Err(format!("tensor `{DIVISORS}` has {} numbers, expected {}", divisors.len(), head_dim / 2));
     }
     let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max));
     if divisors.iter().all(|&divisor| divisor == 1.0) {
@@ -179,7 +185,7 @@ fn llama3(divisors: &[f32], head_dim: usize, theta: f64) -> Result<Option<Value>
     };
     let length = std::iter::once(8192).chain((4..24).map(|power| 1 << power)).find(gives);
     let length =
-        length.ok_or_else(|| format!("tensor `{DIVISORS}` is no scaling of Llama 3's; others are not read"))?;
+        length.ok_or_else(|| format!("tensor `{DIVISORS}` is not a scaling of Llama 3's; others are not supported"))?;
     Ok(Some(json!({
         "rope_type": "llama3", "factor": shortest(factor), "low_freq_factor": LOW, "high_freq_factor": HIGH,
         "original_max_position_embeddings": length,
@@ -201,11 +207,13 @@ fn scaling(metadata: &Metadata) -> Result<Option<Value>, String> {
             let key = "llama.rope.scaling.factor";
             let factor = shortest(required(key, metadata.float(key))?);
             if factor < 1.0 {
-                return Err(format!("`{key}` is {factor}; expected at least 1"));
+                return Err(format!("`{key}` is {factor}, expected at least 1"));
             }
             Ok(Some(linear(factor)))
         }
-        Some(other) => Err(format!("`llama.rope.scaling.type` is `{}`; only `linear` is read", other.escape_debug())),
+        Some(other) => {
+            Err(format!("`llama.rope.scaling.type` is `{}`; only `linear` is supported", other.escape_debug()))
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
 
-use crate::files::Place;
+use crate::files::TensorLocation;
 use crate::files::encoding::Encoding;
 use crate::files::source::{self, Source};
 use crate::{Error, Result};
@@ -45,34 +45,34 @@ pub(super) enum Value {
 pub(super) struct Header {
     pub metadata: BTreeMap<String, Value>,
     /// By name in the file. Shapes are [out, in], as in candle and PyTorch.
-    pub tensors: BTreeMap<String, Place>,
+    pub tensors: BTreeMap<String, TensorLocation>,
 }
 
 impl Header {
     /// Errors: contents that cannot be true of a file of this length.
     pub fn read(source: &Source, path: &Path) -> Result<Self> {
-        let mut scanner = Scanner { reader: BufReader::new(source.reader()), position: 0, len: source.len() };
-        scanner.header().map_err(|what| Error::model(path, format!("not a GGUF file that is read: {what}")))
+        let mut reader = HeaderReader { reader: BufReader::new(source.reader()), position: 0, len: source.len() };
+        reader.header().map_err(|message| Error::model(path, format!("not a supported GGUF file: {message}")))
     }
 }
 
-type Found<T> = std::result::Result<T, String>;
+type ScanResult<T> = std::result::Result<T, String>;
 
 /// A position in the header, never beyond the end of the file.
-struct Scanner<'a> {
-    reader: BufReader<source::Reader<'a>>,
+struct HeaderReader<'a> {
+    reader: BufReader<source::SourceReader<'a>>,
     position: u64,
     len: u64,
 }
 
-impl Scanner<'_> {
-    fn header(&mut self) -> Found<Header> {
+impl HeaderReader<'_> {
+    fn header(&mut self) -> ScanResult<Header> {
         if self.bytes::<4>()? != MAGIC {
             return Err("it does not begin with `GGUF`".to_owned());
         }
         let version = self.u32()?;
         if !(2..=3).contains(&version) {
-            return Err(format!("its version is {version}; expected 2 or 3, little-endian"));
+            return Err(format!("its version is {version}, expected 2 or 3, little-endian"));
         }
         let (tensors, entries) = (self.u64()?, self.u64()?);
         // A tensor takes at least its name's length, its number of dimensions, a type and an offset; an entry at least
@@ -83,9 +83,9 @@ impl Scanner<'_> {
         let mut metadata = BTreeMap::new();
         for _ in 0..entries {
             let key = self.key()?;
-            let value = self.value().map_err(|what| format!("`{key}` {what}"))?;
+            let value = self.value().map_err(|message| format!("`{key}` {message}"))?;
             if metadata.contains_key(&key) {
-                return Err(format!("`{key}` stands there twice"));
+                return Err(format!("`{key}` is listed twice"));
             }
             metadata.insert(key, value);
         }
@@ -94,32 +94,32 @@ impl Scanner<'_> {
             Some(&Value::Int(given)) => u64::try_from(given)
                 .ok()
                 .filter(|given| (8..=MAX_ALIGNMENT).contains(given) && given.is_power_of_two())
-                .ok_or_else(|| format!("`{ALIGNMENT}` is {given}; expected a power of two from 8 on"))?,
-            Some(_) => return Err(format!("`{ALIGNMENT}` is no integer")),
+                .ok_or_else(|| format!("`{ALIGNMENT}` is {given}, expected a power of two of at least 8"))?,
+            Some(_) => return Err(format!("`{ALIGNMENT}` is not an integer")),
         };
 
-        let mut places = BTreeMap::new();
+        let mut locations = BTreeMap::new();
         for _ in 0..tensors {
             let name = self.key()?;
-            let place = self.place(alignment).map_err(|what| format!("tensor `{name}` {what}"))?;
-            if places.contains_key(&name) {
-                return Err(format!("tensor `{name}` stands there twice"));
+            let location = self.location(alignment).map_err(|message| format!("tensor `{name}` {message}"))?;
+            if locations.contains_key(&name) {
+                return Err(format!("tensor `{name}` is listed twice"));
             }
-            places.insert(name, place);
+            locations.insert(name, location);
         }
         // Positions are within the file, far from overflow.
         let data = self.position.next_multiple_of(alignment);
-        for (name, place) in &mut places {
-            place.start = self.locate(place, data).map_err(|what| format!("tensor `{name}` {what}"))?;
+        for (name, location) in &mut locations {
+            location.start = self.locate(location, data).map_err(|message| format!("tensor `{name}` {message}"))?;
         }
-        Ok(Header { metadata, tensors: places })
+        Ok(Header { metadata, tensors: locations })
     }
 
-    /// A tensor; its start is still relative to the first tensor's.
-    fn place(&mut self, alignment: u64) -> Found<Place> {
+    /// Reads a tensor's entry; its start is still relative to the first tensor's.
+    fn location(&mut self, alignment: u64) -> ScanResult<TensorLocation> {
         let dims = self.u32()?;
         if dims > MAX_DIMS {
-            return Err(format!("has {dims} dimensions; at most {MAX_DIMS} are read"));
+            return Err(format!("has {dims} dimensions; at most {MAX_DIMS} are supported"));
         }
         let mut shape = Vec::new();
         for _ in 0..dims {
@@ -133,30 +133,39 @@ impl Scanner<'_> {
         if !start.is_multiple_of(alignment) {
             return Err(format!("begins at {start}, which is not aligned to {alignment}"));
         }
-        Ok(Place { part: 0, shape, encoding, start, interleaved: None })
+        Ok(TensorLocation { file: 0, shape, encoding, start, interleaved: None })
     }
 
     /// The offset of a tensor in the file. Errors: it does not lie wholly in the file, or its rows are not whole
     /// blocks.
-    fn locate(&self, place: &Place, data: u64) -> Found<u64> {
-        let start = data.checked_add(place.start).ok_or("begins beyond any file")?;
-        if let Some((block, _)) = place.encoding.block() {
-            let rows = place.shape.last().copied().unwrap_or(1);
-            let numbers = place.shape.iter().try_fold(1usize, |all, &size| all.checked_mul(size));
-            let Some(bytes) = numbers.and_then(|numbers| place.encoding.size(numbers)) else {
-                return Err(format!("has shape {:?}, beyond any memory or in no whole blocks", place.shape));
+    fn locate(&self, location: &TensorLocation, data: u64) -> ScanResult<u64> {
+        let start = data.checked_add(location.start).ok_or("begins beyond the end of any file")?;
+        if let Some((block, _)) = location.encoding.block() {
+            let rows = location.shape.last().copied().unwrap_or(1);
+            let numbers = location.shape.iter().try_fold(1usize, |all, &size| all.checked_mul(size));
+            let Some(bytes) = numbers.and_then(|numbers| location.encoding.size(numbers)) else {
+                return Err(format!(
+                    "has shape {:?}, which is too large or not a whole number of blocks",
+                    location.shape
+                ));
             };
             if !rows.is_multiple_of(block) {
-                return Err(format!("has rows of {rows}; {} has blocks of {block}", place.encoding.name()));
+                return Err(format!(
+                    "has rows of {rows} numbers, but {} has blocks of {block}",
+                    location.encoding.name()
+                ));
             }
             if start.checked_add(bytes as u64).is_none_or(|end| end > self.len) {
-                return Err(format!("needs {bytes} bytes from {start} on; the file ends at {}, cut off", self.len));
+                return Err(format!(
+                    "needs {bytes} bytes from byte {start} on, but the file is truncated at {}",
+                    self.len
+                ));
             }
         }
         Ok(start)
     }
 
-    fn value(&mut self) -> Found<Value> {
+    fn value(&mut self) -> ScanResult<Value> {
         let kind = self.u32()?;
         Ok(match kind {
             0 => Value::Int(i128::from(self.bytes::<1>()?[0])),
@@ -176,11 +185,11 @@ impl Scanner<'_> {
             10 => Value::Int(i128::from(u64::from_le_bytes(self.bytes()?))),
             11 => Value::Int(i128::from(i64::from_le_bytes(self.bytes()?))),
             12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
-            other => return Err(format!("has type {other}, which is none")),
+            other => return Err(format!("has the unknown type {other}")),
         })
     }
 
-    fn array(&mut self) -> Found<Value> {
+    fn array(&mut self) -> ScanResult<Value> {
         let (kind, count) = (self.u32()?, self.u64()?);
         let size = match kind {
             0 | 1 | 7 => 1,
@@ -189,17 +198,17 @@ impl Scanner<'_> {
             // A text takes at least the bytes of its length.
             8 | 10..=12 => 8,
             9 => return Err("is an array of arrays; no model needs one".to_owned()),
-            other => return Err(format!("is an array of type {other}, which is none")),
+            other => return Err(format!("is an array of the unknown type {other}")),
         };
-        if count > self.left() / size {
-            return Err(format!("is an array of {count}; the file has only {} more bytes", self.left()));
+        if count > self.remaining() / size {
+            return Err(format!("is an array of {count}; the file has only {} more bytes", self.remaining()));
         }
         if kind == 8 && count > MAX_TEXTS {
-            return Err(format!("is an array of {count} texts; at most {MAX_TEXTS} are read"));
+            return Err(format!("is an array of {count} strings; at most {MAX_TEXTS} are supported"));
         }
         Ok(match kind {
-            8 => Value::Texts((0..count).map(|_| self.text(u64::MAX)).collect::<Found<_>>()?),
-            5 => Value::Ints((0..count).map(|_| Ok(i32::from_le_bytes(self.bytes()?))).collect::<Found<_>>()?),
+            8 => Value::Texts((0..count).map(|_| self.text(u64::MAX)).collect::<ScanResult<_>>()?),
+            5 => Value::Ints((0..count).map(|_| Ok(i32::from_le_bytes(self.bytes()?))).collect::<ScanResult<_>>()?),
             _ => {
                 self.position += count * size;
                 self.reader.seek(SeekFrom::Start(self.position)).map_err(|e| e.to_string())?;
@@ -208,58 +217,58 @@ impl Scanner<'_> {
         })
     }
 
-    fn check_count(&self, what: &str, count: u64, smallest: u64) -> Found<()> {
-        if count > MAX_ENTRIES || count > self.left() / smallest {
-            return Err(format!("it would have {count} {what}, in {} bytes", self.left()));
+    fn check_count(&self, entries: &str, count: u64, smallest: u64) -> ScanResult<()> {
+        if count > MAX_ENTRIES || count > self.remaining() / smallest {
+            return Err(format!("it claims {count} {entries} in {} bytes", self.remaining()));
         }
         Ok(())
     }
 
-    fn key(&mut self) -> Found<String> {
+    fn key(&mut self) -> ScanResult<String> {
         self.text(MAX_KEY)
     }
 
-    fn text(&mut self, most: u64) -> Found<String> {
+    fn text(&mut self, max_len: u64) -> ScanResult<String> {
         let len = self.u64()?;
-        if len > most || len > self.left() {
-            return Err(format!("has a text of {len} bytes; the file has only {} more", self.left()));
+        if len > max_len || len > self.remaining() {
+            return Err(format!("has a string of {len} bytes, but the file has only {} more", self.remaining()));
         }
         // Not above the file's length.
         let mut bytes = vec![0; len as usize];
         self.fill(&mut bytes)?;
-        String::from_utf8(bytes).map_err(|_| "has a text that is not UTF-8".to_owned())
+        String::from_utf8(bytes).map_err(|_| "has a string that is not UTF-8".to_owned())
     }
 
-    fn u32(&mut self) -> Found<u32> {
+    fn u32(&mut self) -> ScanResult<u32> {
         Ok(u32::from_le_bytes(self.bytes()?))
     }
 
-    fn u64(&mut self) -> Found<u64> {
+    fn u64(&mut self) -> ScanResult<u64> {
         Ok(u64::from_le_bytes(self.bytes()?))
     }
 
-    fn bytes<const N: usize>(&mut self) -> Found<[u8; N]> {
+    fn bytes<const N: usize>(&mut self) -> ScanResult<[u8; N]> {
         let mut bytes = [0; N];
         self.fill(&mut bytes)?;
         Ok(bytes)
     }
 
-    fn fill(&mut self, bytes: &mut [u8]) -> Found<()> {
+    fn fill(&mut self, bytes: &mut [u8]) -> ScanResult<()> {
         self.reader.read_exact(bytes).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => "the file is cut off".to_owned(),
+            std::io::ErrorKind::UnexpectedEof => "the file is truncated".to_owned(),
             _ => e.to_string(),
         })?;
         self.position += bytes.len() as u64;
         Ok(())
     }
 
-    fn left(&self) -> u64 {
+    fn remaining(&self) -> u64 {
         self.len - self.position
     }
 }
 
 /// The supported types, for messages.
-pub(super) const TYPES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K or Q6_K";
+pub(super) const SUPPORTED_TYPES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K or Q6_K";
 
 /// ggml's types by their numbers in files. Those that candle cannot decode to f32 only get a name.
 fn encoding(code: u32) -> Encoding {

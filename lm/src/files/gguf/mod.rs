@@ -10,7 +10,7 @@ use std::path::Path;
 
 use self::header::{Header, Value};
 use super::source::Source;
-use super::{Checkpoint, Part, Place, Places};
+use super::{Checkpoint, TensorLocation, TensorLocations, WeightFile};
 use crate::{Error, Result};
 
 /// The contents of a GGUF file, in the form of a Hugging Face folder.
@@ -26,31 +26,38 @@ pub struct Gguf {
 impl Gguf {
     /// Errors: not a GGUF, not a Llama, or a tokenizer other than a byte-level BPE with a known split.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::of(path, Source::open(path)?)
+        Self::parse(path, Source::open(path)?)
     }
 
-    pub(super) fn of(path: &Path, source: Source) -> Result<Self> {
+    pub(super) fn parse(path: &Path, source: Source) -> Result<Self> {
         let Header { metadata, mut tensors } = Header::read(&source, path)?;
         let metadata = Metadata(metadata);
-        let bad = |what: String| Error::model(path, what);
-        let part = Part { path: path.to_path_buf(), source };
+        let invalid = |message: String| Error::model(path, message);
+        let file = WeightFile { path: path.to_path_buf(), source };
         // Not a weight: the factors by which rotary frequencies are divided.
         let divisors = match tensors.remove(config::DIVISORS) {
-            Some(place) => Some(config::divisors(&part, &place).map_err(bad)?),
+            Some(location) => Some(config::divisors(&file, &location).map_err(invalid)?),
             None => None,
         };
-        let config = config::read(&metadata, &tensors, divisors.as_deref()).map_err(bad)?;
-        let tokenizer = tokenizer::read(&metadata).map_err(bad)?;
+        let config = config::read(&metadata, &tensors, divisors.as_deref()).map_err(invalid)?;
+        let tokenizer = tokenizer::read(&metadata).map_err(invalid)?;
 
-        let mut places = Places::new();
-        for (name, place) in tensors {
-            let theirs = hugging_face(&name).ok_or_else(|| bad(format!("tensor `{name}` is no part of a Llama")))?;
-            places.insert(
-                theirs,
-                in_order(&name, place, &config).map_err(|what| bad(format!("tensor `{name}` {what}")))?,
+        let mut locations = TensorLocations::new();
+        for (name, location) in tensors {
+            let hf_name =
+                hugging_face_name(&name).ok_or_else(|| invalid(format!("tensor `{name}` is not part of a Llama")))?;
+            locations.insert(
+                hf_name,
+                mark_interleaved(&name, location, &config)
+                    .map_err(|message| invalid(format!("tensor `{name}` {message}")))?,
             );
         }
-        let weights = Checkpoint { path: path.to_path_buf(), parts: vec![part], tensors: places, types: header::TYPES };
+        let weights = Checkpoint {
+            path: path.to_path_buf(),
+            files: vec![file],
+            tensors: locations,
+            supported_types: header::SUPPORTED_TYPES,
+        };
         Ok(Self { config: config.json(), tokenizer, weights })
     }
 }
@@ -101,7 +108,7 @@ impl Metadata {
         match self.0.get(key) {
             None => Ok(None),
             Some(Value::Text(text)) => Ok(Some(text)),
-            Some(_) => Err(format!("`{key}` is not a text")),
+            Some(_) => Err(format!("`{key}` is not a string")),
         }
     }
 
@@ -109,7 +116,7 @@ impl Metadata {
         match self.0.get(key) {
             None => Ok(None),
             Some(Value::Texts(texts)) => Ok(Some(texts)),
-            Some(_) => Err(format!("`{key}` is not an array of texts")),
+            Some(_) => Err(format!("`{key}` is not an array of strings")),
         }
     }
 
@@ -128,7 +135,7 @@ fn required<T>(key: &str, value: Result<Option<T>, String>) -> Result<T, String>
 }
 
 /// Hugging Face's name of a Llama's tensor.
-fn hugging_face(name: &str) -> Option<String> {
+fn hugging_face_name(name: &str) -> Option<String> {
     let whole = match name {
         "token_embd.weight" => Some("model.embed_tokens.weight"),
         "output_norm.weight" => Some("model.norm.weight"),
@@ -138,10 +145,10 @@ fn hugging_face(name: &str) -> Option<String> {
     if let Some(whole) = whole {
         return Some(whole.to_owned());
     }
-    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let (layer, module) = name.strip_prefix("blk.")?.split_once('.')?;
     // Only the canonical spelling of a number, so that two names in the file never become one.
     let number: usize = layer.parse().ok().filter(|number: &usize| number.to_string() == layer)?;
-    let part = match part {
+    let module = match module {
         "attn_norm.weight" => "input_layernorm.weight",
         "ffn_norm.weight" => "post_attention_layernorm.weight",
         "attn_q.weight" => "self_attn.q_proj.weight",
@@ -153,26 +160,31 @@ fn hugging_face(name: &str) -> Option<String> {
         "ffn_down.weight" => "mlp.down_proj.weight",
         _ => return None,
     };
-    Some(format!("model.layers.{number}.{part}"))
+    Some(format!("model.layers.{number}.{module}"))
 }
 
 /// Marks the rows of queries and keys, which llama.cpp stores in another order. Errors: their number does not match the
 /// heads.
-fn in_order(name: &str, place: Place, config: &config::Llama) -> Result<Place, String> {
-    let heads = match name.rsplit_once('.').map(|(start, _)| start.rsplit_once('.').map_or(start, |(_, part)| part)) {
+fn mark_interleaved(
+    name: &str,
+    location: TensorLocation,
+    config: &config::LlamaShape,
+) -> Result<TensorLocation, String> {
+    let heads = match name.rsplit_once('.').map(|(start, _)| start.rsplit_once('.').map_or(start, |(_, module)| module))
+    {
         Some("attn_q") => config.heads,
         Some("attn_k") => config.kv_heads,
-        _ => return Ok(place),
+        _ => return Ok(location),
     };
-    match place.shape[..] {
-        [rows, _] if rows == heads * config.head_dim => Ok(Place { interleaved: Some(heads), ..place }),
-        _ => Err(format!("has shape {:?}; expected {heads} heads of {} rows", place.shape, config.head_dim)),
+    match location.shape[..] {
+        [rows, _] if rows == heads * config.head_dim => Ok(TensorLocation { interleaved: Some(heads), ..location }),
+        _ => Err(format!("has shape {:?}, expected {heads} heads of {} rows", location.shape, config.head_dim)),
     }
 }
 
 /// Reorders rows `[heads, head / 2, 2]` to Hugging Face's `[heads, 2, head / 2]`: llama.cpp rotates neighbouring
 /// columns, Hugging Face the two halves of a head. `shape` is `[heads * head, in]`, with an even head width.
-pub(super) fn halves(values: &[f32], heads: usize, shape: &[usize]) -> Vec<f32> {
+pub(super) fn deinterleave_rows(values: &[f32], heads: usize, shape: &[usize]) -> Vec<f32> {
     let (rows, columns) = (shape[0], shape[1]);
     let head = rows / heads;
     let mut out = Vec::with_capacity(values.len());

@@ -13,7 +13,7 @@ const ARRAY: u32 = 9;
 
 /// A file in pieces, each of which a test can replace.
 #[derive(Clone)]
-struct File {
+struct GgufBuilder {
     entries: Vec<(String, Vec<u8>)>,
     tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
 }
@@ -46,7 +46,7 @@ fn vocabulary() -> Vec<String> {
     [vec!["<|endoftext|>".to_owned()], letters, vec!["he".to_owned()]].concat()
 }
 
-impl File {
+impl GgufBuilder {
     /// A Llama of one layer: width 32, two query heads of 16, one key/value head.
     fn llama() -> Self {
         let tokens = vocabulary();
@@ -136,7 +136,7 @@ impl File {
     }
 
     fn open(&self) -> Result<Gguf> {
-        Gguf::of(Path::new("model.gguf"), Source::memory(self.bytes()))
+        Gguf::parse(Path::new("model.gguf"), Source::from_memory(self.bytes()))
     }
 }
 
@@ -152,8 +152,8 @@ fn values(file: &Gguf, name: &str) -> Vec<f32> {
 }
 
 #[test]
-fn a_llama_comes_out_under_hugging_faces_names() {
-    let file = File::llama().open().unwrap();
+fn a_llama_has_hugging_faces_names() {
+    let file = GgufBuilder::llama().open().unwrap();
     let names: Vec<_> = file.weights.names().collect();
     assert_eq!(
         names,
@@ -179,15 +179,17 @@ fn a_llama_comes_out_under_hugging_faces_names() {
     ] {
         assert_eq!(config[key], value, "{key}");
     }
-    let untied = File::llama().with_tensor("output.weight", &[32, 258], 0, vec![0; 32 * 258 * 4]).open().unwrap();
+    let untied =
+        GgufBuilder::llama().with_tensor("output.weight", &[32, 258], 0, vec![0; 32 * 258 * 4]).open().unwrap();
     assert_eq!(untied.config["tie_word_embeddings"], false);
 }
 
 #[test]
-fn a_factor_scales_positions_whether_or_not_its_type_is_told() {
+fn a_rope_factor_applies_with_or_without_a_type() {
     let scaling = |entries: &[(&str, f32)]| {
-        let file =
-            entries.iter().fold(File::llama(), |file, (key, value)| file.with(key, typed(F32, &value.to_le_bytes())));
+        let file = entries
+            .iter()
+            .fold(GgufBuilder::llama(), |file, (key, value)| file.with(key, typed(F32, &value.to_le_bytes())));
         file.open().unwrap().config["rope_scaling"].clone()
     };
     let linear = serde_json::json!({ "rope_type": "linear", "factor": 4.0 });
@@ -202,13 +204,13 @@ fn a_factor_scales_positions_whether_or_not_its_type_is_told() {
 /// 3.1's other numbers.
 const LLAMA3_DIVISORS: [f32; 8] = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.681_482_3, 8.0];
 
-fn divided(divisors: &[f32]) -> File {
+fn divided(divisors: &[f32]) -> GgufBuilder {
     let data = divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
-    File::llama().with_tensor("rope_freqs.weight", &[divisors.len() as u64], 0, data)
+    GgufBuilder::llama().with_tensor("rope_freqs.weight", &[divisors.len() as u64], 0, data)
 }
 
 #[test]
-fn llama_3s_divisors_are_its_scaling() {
+fn frequency_divisors_become_llama3_scaling() {
     let scaling = |divisors: &[f32]| divided(divisors).open().unwrap().config["rope_scaling"].clone();
     let llama3 = |factor: f64, length: u32| {
         serde_json::json!({ "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -223,10 +225,10 @@ fn llama_3s_divisors_are_its_scaling() {
 }
 
 #[test]
-fn every_end_that_the_file_names_ends_a_text() {
+fn all_end_tokens_of_the_file_become_eos() {
     let ids = |entries: &[(&str, Vec<u8>)]| {
-        let without = File::llama().without("tokenizer.ggml.eos_token_id");
-        let with = |file: File, (name, value): &(&str, Vec<u8>)| {
+        let without = GgufBuilder::llama().without("tokenizer.ggml.eos_token_id");
+        let with = |file: GgufBuilder, (name, value): &(&str, Vec<u8>)| {
             file.with(&format!("tokenizer.ggml.{name}_token_id"), value.clone())
         };
         entries.iter().fold(without, with).open().unwrap().config["eos_token_id"].clone()
@@ -236,20 +238,20 @@ fn every_end_that_the_file_names_ends_a_text() {
     assert_eq!(ids(&[("eot", number(3))]), 3);
     assert_eq!(ids(&[("eom", number(4)), ("eot", number(3)), ("eos", number(9))]), serde_json::json!([9, 3, 4]));
     assert_eq!(ids(&[("eos", minus_one), ("eot", number(u32::MAX)), ("eom", number(4))]), 4);
-    let config = File::llama().with("tokenizer.ggml.bos_token_id", number(u32::MAX)).open().unwrap().config;
+    let config = GgufBuilder::llama().with("tokenizer.ggml.bos_token_id", number(u32::MAX)).open().unwrap().config;
     assert_eq!(config["bos_token_id"], serde_json::Value::Null);
 }
 
 #[test]
 fn bos_is_added_if_the_file_asks_for_it_or_is_llama_3s() {
-    let begin = |pre: &str, asks: Option<u8>| {
-        let file = File::llama()
+    let bos_ids = |pre: &str, asks: Option<u8>| {
+        let file = GgufBuilder::llama()
             .with("tokenizer.ggml.pre", typed(TEXT, &text(pre)))
             .with("tokenizer.ggml.bos_token_id", number(0));
         let file =
             asks.into_iter().fold(file, |file, asks| file.with("tokenizer.ggml.add_bos_token", typed(7, &[asks])));
         let tokenizer = file.open().unwrap().tokenizer.to_string();
-        crate::Tokenizer::from_bytes(tokenizer.as_bytes()).unwrap().begin().to_vec()
+        crate::Tokenizer::from_bytes(tokenizer.as_bytes()).unwrap().bos_ids().to_vec()
     };
     for (pre, asks, expected) in [
         ("gpt-2", None, &[][..]),
@@ -258,24 +260,24 @@ fn bos_is_added_if_the_file_asks_for_it_or_is_llama_3s() {
         ("llama-bpe", None, &[0]),
         ("llama-bpe", Some(0), &[]),
     ] {
-        assert_eq!(begin(pre, asks), expected, "{pre} {asks:?}");
+        assert_eq!(bos_ids(pre, asks), expected, "{pre} {asks:?}");
     }
 }
 
 #[test]
-fn a_file_that_llama_cpps_own_writer_wrote_is_read() {
+fn a_file_written_by_llama_cpp_is_read() {
     let bytes = include_bytes!("../../../fuzz/seeds/gguf/llama.gguf").to_vec();
-    let file = Gguf::of(Path::new("llama.gguf"), Source::memory(bytes)).unwrap();
+    let file = Gguf::parse(Path::new("llama.gguf"), Source::from_memory(bytes)).unwrap();
     for name in file.weights.names() {
         assert!(values(&file, name).iter().any(|value| *value != 0.0), "{name}");
     }
 }
 
 #[test]
-fn the_rows_of_queries_and_keys_are_in_halves_again() {
+fn query_and_key_rows_are_deinterleaved() {
     // convert_hf_to_gguf does reshape(heads, 2, head / 2, in).swapaxes(1, 2). Row r of the file holds the values from
     // 32 r on.
-    let file = File::llama().open().unwrap();
+    let file = GgufBuilder::llama().open().unwrap();
     for (name, heads) in [("q_proj", 2), ("k_proj", 1)] {
         let values = values(&file, &format!("model.layers.0.self_attn.{name}.weight"));
         let rows: Vec<usize> = values.chunks(32).map(|row| row[0] as usize / 32).collect();
@@ -288,7 +290,7 @@ fn the_rows_of_queries_and_keys_are_in_halves_again() {
 }
 
 #[test]
-fn quantised_tensors_are_candles_numbers() {
+fn quantised_tensors_equal_candles_dequantisation() {
     let source: Vec<f32> = (0..4 * 256).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
     let source = Tensor::from_vec(source, (4, 256), &Device::Cpu).unwrap();
     for (kind, code) in [
@@ -305,16 +307,16 @@ fn quantised_tensors_are_candles_numbers() {
     ] {
         let quantised = QTensor::quantize(&source, kind).unwrap();
         let data = quantised.data().unwrap().into_owned();
-        let file = File::llama().with_tensor("blk.0.ffn_down.weight", &[256, 4], code, data).open().unwrap();
+        let file = GgufBuilder::llama().with_tensor("blk.0.ffn_down.weight", &[256, 4], code, data).open().unwrap();
         let expected: Vec<f32> = quantised.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(values(&file, "model.layers.0.mlp.down_proj.weight"), expected, "{kind:?}");
     }
 }
 
 #[test]
-fn the_tokenizer_splits_as_the_file_says() {
+fn the_tokenizer_uses_the_files_split_pattern() {
     let encode = |pre: &str| {
-        let file = File::llama().with("tokenizer.ggml.pre", typed(TEXT, &text(pre))).open().unwrap();
+        let file = GgufBuilder::llama().with("tokenizer.ggml.pre", typed(TEXT, &text(pre))).open().unwrap();
         let tokenizer = tokenizers::Tokenizer::from_bytes(file.tokenizer.to_string()).unwrap();
         let encoding = tokenizer.encode("hehe 12<|endoftext|>", false).unwrap();
         encoding.get_tokens().to_vec()
@@ -322,16 +324,19 @@ fn the_tokenizer_splits_as_the_file_says() {
     for pre in ["gpt-2", "smollm", "llama-bpe"] {
         assert_eq!(encode(pre), ["he", "he", "Ġ", "1", "2", "<|endoftext|>"], "{pre}");
     }
-    assert_refused(&File::llama().with("tokenizer.ggml.pre", typed(TEXT, &text("qwen2"))).bytes(), "`qwen2`; only");
     assert_refused(
-        &File::llama().with("tokenizer.ggml.model", typed(TEXT, &text("llama"))).bytes(),
+        &GgufBuilder::llama().with("tokenizer.ggml.pre", typed(TEXT, &text("qwen2"))).bytes(),
+        "`qwen2`; only",
+    );
+    assert_refused(
+        &GgufBuilder::llama().with("tokenizer.ggml.model", typed(TEXT, &text("llama"))).bytes(),
         "`llama`; only `gpt2`",
     );
 }
 
 #[test]
-fn a_model_that_is_not_read_is_refused_by_name() {
-    let llama = File::llama;
+fn an_unsupported_model_is_refused_with_the_reason() {
+    let llama = GgufBuilder::llama;
     for (file, why) in [
         (llama().with("general.architecture", typed(TEXT, &text("mamba"))), "general.architecture is `mamba`"),
         (llama().without("general.architecture"), "`general.architecture` is missing"),
@@ -342,7 +347,7 @@ fn a_model_that_is_not_read_is_refused_by_name() {
         (llama().with("llama.attention.head_count_kv", number(0)), "`llama.attention.head_count_kv` is 0"),
         (llama().with("llama.attention.head_count", number(u32::MAX)), "not a number from 0 to 2^31"),
         (llama().with("llama.attention.head_count", number(3)), "not a multiple of 3 heads"),
-        (llama().with("llama.attention.head_count", number(32)), "only even and equal ones"),
+        (llama().with("llama.attention.head_count", number(32)), "only even and equal sizes"),
         (llama().with("llama.attention.head_count", number(1)), "expected 1 heads of 32 rows"),
         (llama().with("llama.rope.dimension_count", number(8)), "8 of them rotated"),
         (llama().with("llama.expert_count", number(8)), "mixtures of experts"),
@@ -352,16 +357,16 @@ fn a_model_that_is_not_read_is_refused_by_name() {
         (llama().with("llama.rope.freq_base", typed(F32, &f32::NAN.to_le_bytes())), "not a finite number"),
         (llama().with("llama.rope.freq_base", typed(F32, &(-1f32).to_le_bytes())), "expected a positive number"),
         (llama().with("tokenizer.ggml.eos_token_id", number(258)), "the vocabulary has only 258"),
-        (llama().with("tokenizer.ggml.merges", texts(&["he h".into()])), "`he h`, not two tokens"),
+        (llama().with("tokenizer.ggml.merges", texts(&["he h".into()])), "`he h`, which is not two tokens"),
         (llama().with("tokenizer.ggml.tokens", texts(&["a".into(), "a".into()])), "258 entries for 2 tokens"),
         (llama().with("tokenizer.ggml.tokens", texts(&vec!["a".into(); 258])), "has `a` twice"),
         (
             llama().with_tensor("rope_freqs.weight", &[8], 0, vec![0; 32]),
-            "`rope_freqs.weight` is no scaling of Llama 3's",
+            "`rope_freqs.weight` is not a scaling of Llama 3's",
         ),
         (
             llama().with_tensor("rope_freqs.weight", &[4], 0, vec![0; 16]),
-            "`rope_freqs.weight` has 4 numbers; expected 8",
+            "`rope_freqs.weight` has 4 numbers, expected 8",
         ),
         (llama().with_tensor("rope_freqs.weight", &[8], 1, vec![0; 16]), "`rope_freqs.weight` is F16 of shape [8]"),
         (
@@ -369,15 +374,15 @@ fn a_model_that_is_not_read_is_refused_by_name() {
             "both `llama.rope.scaling.type` and tensor `rope_freqs.weight`",
         ),
         (llama().with("tokenizer.ggml.eot_token_id", number(258)), "`tokenizer.ggml.eot_token_id` is 258"),
-        (llama().with("tokenizer.ggml.add_bos_token", typed(7, &[1])), "`tokenizer.ggml.bos_token_id` names none"),
-        (llama().with_tensor("blk.00.attn_v.weight", &[32, 16], 0, vec![0; 2048]), "no part of a Llama"),
+        (llama().with("tokenizer.ggml.add_bos_token", typed(7, &[1])), "`tokenizer.ggml.bos_token_id` is missing"),
+        (llama().with_tensor("blk.00.attn_v.weight", &[32, 16], 0, vec![0; 2048]), "not part of a Llama"),
         (
             llama().with_tensor("blk.0.attn_v.weight", &[32, 16], 16, vec![0; 64]),
-            "is IQ2_XXS (ggml's type 16); expected F32, F16, BF16, Q4_0",
+            "is IQ2_XXS (ggml's type 16), expected F32, F16, BF16, Q4_0",
         ),
         (
             llama().with_tensor("blk.0.attn_v.weight", &[32, 16], 99, vec![0; 64]),
-            "is ggml's type 99; expected F32, F16",
+            "is ggml's type 99, expected F32, F16",
         ),
     ] {
         assert_refused(&file.bytes(), why);
@@ -392,17 +397,17 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
     };
     assert_refused(&head(u64::MAX, 0), "18446744073709551615 tensors");
     assert_refused(&head(0, u64::MAX), "18446744073709551615 metadata entries");
-    assert_refused(&head(4, 0), "4 tensors, in 64 bytes");
+    assert_refused(&head(4, 0), "4 tensors in 64 bytes");
     let entry = |value: Vec<u8>| [head(0, 1)[..24].to_vec(), text("k"), value, vec![0; 64]].concat();
     for (value, why) in [
-        (typed(TEXT, &u64::MAX.to_le_bytes()), "text of 18446744073709551615 bytes"),
-        (typed(TEXT, &(1u64 << 40).to_le_bytes()), "text of 1099511627776 bytes"),
+        (typed(TEXT, &u64::MAX.to_le_bytes()), "string of 18446744073709551615 bytes"),
+        (typed(TEXT, &(1u64 << 40).to_le_bytes()), "string of 1099511627776 bytes"),
         (array(TEXT, u64::MAX, &[]), "array of 18446744073709551615"),
         (array(U32, u64::MAX / 4, &[]), "the file has only"),
         (array(5, 17, &[]), "the file has only 64 more"),
         (array(ARRAY, 1, &array(ARRAY, 1, &[])), "array of arrays"),
-        (array(99, 1, &[]), "array of type 99"),
-        (typed(77, &[]), "has type 77"),
+        (array(99, 1, &[]), "array of the unknown type 99"),
+        (typed(77, &[]), "has the unknown type 77"),
         (typed(7, &[2]), "a boolean of 2"),
         (typed(TEXT, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]), "not UTF-8"),
     ] {
@@ -411,63 +416,71 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
     let mut key = head(0, 1)[..24].to_vec();
     key.extend(u64::MAX.to_le_bytes());
     key.extend([0; 64]);
-    assert_refused(&key, "text of 18446744073709551615 bytes");
+    assert_refused(&key, "string of 18446744073709551615 bytes");
 }
 
 #[test]
-fn more_texts_than_any_vocabulary_has_are_not_read() {
+fn too_many_strings_are_refused() {
     let many = array(TEXT, (1 << 20) + 1, &vec![0; 8 * ((1 << 20) + 1)]);
-    assert_refused(&File::llama().with("tokenizer.ggml.merges", many).bytes(), "1048577 texts; at most 1048576");
+    assert_refused(
+        &GgufBuilder::llama().with("tokenizer.ggml.merges", many).bytes(),
+        "1048577 strings; at most 1048576",
+    );
 }
 
 #[test]
-fn a_tensor_that_cannot_be_where_it_says_is_refused() {
+fn a_tensor_with_an_impossible_location_is_refused() {
     let name = "blk.0.attn_v.weight";
     for (dims, kind, why) in [
-        (&[u64::MAX, u64::MAX][..], 0, "beyond any memory"),
-        (&[1 << 40, 1 << 40], 0, "beyond any memory"),
-        (&[1 << 40], 0, "cut off"),
-        (&[33], 8, "no whole blocks"),
+        (&[u64::MAX, u64::MAX][..], 0, "too large"),
+        (&[1 << 40, 1 << 40], 0, "too large"),
+        (&[1 << 40], 0, "truncated"),
+        (&[33], 8, "not a whole number of blocks"),
         (&[16, 2], 8, "blocks of 32"),
         (&[1; 5], 0, "5 dimensions"),
-        (&[32, 17], 0, "cut off"),
+        (&[32, 17], 0, "truncated"),
     ] {
-        assert_refused(&File::llama().with_tensor(name, dims, kind, vec![0; 2048]).bytes(), why);
+        assert_refused(&GgufBuilder::llama().with_tensor(name, dims, kind, vec![0; 2048]).bytes(), why);
     }
     // The last tensor's offset ends the header.
-    let file = File::llama();
-    for (offset, why) in [(u64::MAX - 31, "beyond any file"), (1 << 40, "cut off"), (7, "not aligned to 32")] {
+    let file = GgufBuilder::llama();
+    for (offset, why) in
+        [(u64::MAX - 31, "beyond the end of any file"), (1 << 40, "truncated"), (7, "not aligned to 32")]
+    {
         let mut bytes = file.bytes();
         let at = file.head().len() - 8;
         bytes[at..at + 8].copy_from_slice(&offset.to_le_bytes());
         assert_refused(&bytes, why);
     }
-    let doubled = File::llama().with_tensor("output_norm.weight", &[32], 0, vec![0; 128]);
-    assert_refused(&doubled.bytes(), "tensor `output_norm.weight` stands there twice");
+    let doubled = GgufBuilder::llama().with_tensor("output_norm.weight", &[32], 0, vec![0; 128]);
+    assert_refused(&doubled.bytes(), "tensor `output_norm.weight` is listed twice");
 }
 
 #[test]
-fn a_head_that_contradicts_itself_is_refused() {
+fn an_inconsistent_header_is_refused() {
     for alignment in [0, 1, 24, 1 << 21, u32::MAX] {
-        assert_refused(&File::llama().with("general.alignment", number(alignment)).bytes(), "expected a power of two");
+        assert_refused(
+            &GgufBuilder::llama().with("general.alignment", number(alignment)).bytes(),
+            "expected a power of two",
+        );
     }
-    let mut twice = File::llama();
+    let mut twice = GgufBuilder::llama();
     twice.entries.push(("general.architecture".to_owned(), typed(TEXT, &text("llama"))));
-    assert_refused(&twice.bytes(), "`general.architecture` stands there twice");
-    let mut version = File::llama().bytes();
+    assert_refused(&twice.bytes(), "`general.architecture` is listed twice");
+    let mut version = GgufBuilder::llama().bytes();
     version[4..8].copy_from_slice(&3u32.to_be_bytes());
     assert_refused(&version, "expected 2 or 3, little-endian");
     assert_refused(b"GGML\0\0\0\0", "does not begin with `GGUF`");
 }
 
 #[test]
-fn a_cut_gguf_is_refused_wherever_it_is_cut() {
-    let whole = File::llama().bytes();
+fn a_truncated_gguf_file_is_refused_at_any_length() {
+    let whole = GgufBuilder::llama().bytes();
     for sixteenth in 0..16 {
         check_gguf(&whole[..whole.len() * sixteenth / 16]).unwrap_err();
     }
-    for len in 0..File::llama().head().len() {
-        Gguf::of(Path::new("cut"), Source::memory(whole[..len].to_vec())).err().expect("accepted");
+    for len in 0..GgufBuilder::llama().head().len() {
+        Gguf::parse(Path::new("cut"), Source::from_memory(whole[..len].to_vec())).err().expect("accepted");
     }
     check_gguf(&whole).unwrap();
 }

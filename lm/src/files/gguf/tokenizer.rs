@@ -25,13 +25,13 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
     let model = required("tokenizer.ggml.model", metadata.text("tokenizer.ggml.model"))?;
     if model != "gpt2" {
         return Err(format!(
-            "tokenizer.ggml.model is `{}`; only `gpt2`, a byte-level BPE, is read",
+            "tokenizer.ggml.model is `{}`; only `gpt2`, a byte-level BPE, is supported",
             model.escape_debug()
         ));
     }
     let split = required("tokenizer.ggml.pre", metadata.text("tokenizer.ggml.pre"))?;
     if metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(false) {
-        return Err("tokenizer.ggml.add_space_prefix is set; no byte-level BPE that is read has it".to_owned());
+        return Err("tokenizer.ggml.add_space_prefix is set; that is not supported for a byte-level BPE".to_owned());
     }
     let bytes = |regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
     let (steps, ignore_merges) = match split {
@@ -47,7 +47,7 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
         }
         other => {
             return Err(format!(
-                "tokenizer.ggml.pre is `{}`; only `gpt-2`, `smollm` and `llama-bpe` are read",
+                "tokenizer.ggml.pre is `{}`; only `gpt-2`, `smollm` and `llama-bpe` are supported",
                 other.escape_debug()
             ));
         }
@@ -57,9 +57,11 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
     // As in llama.cpp, Llama 3's tokenizer adds BOS unless the file says otherwise.
     let adds_bos = metadata.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(split == "llama-bpe");
     let bos = match metadata.token(BOS)? {
-        Some(id) if adds_bos => Some((id, tokens.get(id).ok_or_else(|| format!("`{BOS}` is {id}, no token"))?)),
+        Some(id) if adds_bos => {
+            Some((id, tokens.get(id).ok_or_else(|| format!("`{BOS}` is {id}, which is not a token"))?))
+        }
         None if metadata.flag("tokenizer.ggml.add_bos_token")? == Some(true) => {
-            return Err(format!("`tokenizer.ggml.add_bos_token` is set, but `{BOS}` names none"));
+            return Err(format!("`tokenizer.ggml.add_bos_token` is set, but `{BOS}` is missing"));
         }
         _ => None,
     };
@@ -68,10 +70,10 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": added(tokens, required(TYPES, metadata.ints(TYPES))?)?,
+        "added_tokens": added_tokens(tokens, required(TYPES, metadata.ints(TYPES))?)?,
         "normalizer": null,
         "pre_tokenizer": steps,
-        "post_processor": bos.map_or_else(|| bytes(true), |(id, token)| begins_with(id, token)),
+        "post_processor": bos.map_or_else(|| bytes(true), |(id, token)| bos_post_processor(id, token)),
         "decoder": bytes(true),
         "model": {
             "type": "BPE",
@@ -82,14 +84,14 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
             "fuse_unk": false,
             "byte_fallback": false,
             "ignore_merges": ignore_merges,
-            "vocab": vocabulary(tokens)?,
-            "merges": pairs(tokens, merges)?,
+            "vocab": token_ids(tokens)?,
+            "merges": merge_pairs(tokens, merges)?,
         },
     }))
 }
 
 /// A post-processor that puts a token before every text.
-fn begins_with(id: usize, token: &str) -> Value {
+fn bos_post_processor(id: usize, token: &str) -> Value {
     let piece = |name: &str, id: &str| json!({ name: { "id": id, "type_id": 0 } });
     let (bos, a, b) = (piece("SpecialToken", token), piece("Sequence", "A"), piece("Sequence", "B"));
     json!({
@@ -101,7 +103,7 @@ fn begins_with(id: usize, token: &str) -> Value {
 }
 
 /// Ids by token.
-fn vocabulary(tokens: &[String]) -> Result<Map<String, Value>, String> {
+fn token_ids(tokens: &[String]) -> Result<Map<String, Value>, String> {
     let mut ids = Map::new();
     for (id, token) in tokens.iter().enumerate() {
         if ids.insert(token.clone(), json!(id)).is_some() {
@@ -112,22 +114,24 @@ fn vocabulary(tokens: &[String]) -> Result<Map<String, Value>, String> {
 }
 
 /// Merges as pairs of tokens. Errors: a part or the whole of a merge is not a token.
-fn pairs(tokens: &[String], merges: &[String]) -> Result<Vec<Value>, String> {
+fn merge_pairs(tokens: &[String], merges: &[String]) -> Result<Vec<Value>, String> {
     let known: BTreeSet<&str> = tokens.iter().map(String::as_str).collect();
     let pair = |merge: &String| {
         // A byte-level token contains no space: the alphabet has another letter for it.
         let (left, right) = merge.split_once(' ')?;
         let whole = format!("{left}{right}");
-        [left, right, &whole].iter().all(|part| known.contains(part)).then(|| json!([left, right]))
+        [left, right, &whole].iter().all(|text| known.contains(text)).then(|| json!([left, right]))
     };
     merges
         .iter()
-        .map(|merge| pair(merge).ok_or_else(|| format!("`{MERGES}` has `{}`, not two tokens", merge.escape_debug())))
+        .map(|merge| {
+            pair(merge).ok_or_else(|| format!("`{MERGES}` has `{}`, which is not two tokens", merge.escape_debug()))
+        })
         .collect()
 }
 
 /// The tokens that are matched in a text before it is split.
-fn added(tokens: &[String], types: &[i32]) -> Result<Vec<Value>, String> {
+fn added_tokens(tokens: &[String], types: &[i32]) -> Result<Vec<Value>, String> {
     if types.len() != tokens.len() {
         return Err(format!("`{TYPES}` has {} entries for {} tokens", types.len(), tokens.len()));
     }

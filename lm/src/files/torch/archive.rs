@@ -27,17 +27,17 @@ const ENCRYPTED: u16 = 1;
 
 /// The byte range of a file in the archive, checked to lie within it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Stored {
+pub(super) struct ArchiveFile {
     pub start: u64,
     pub len: u64,
 }
 
 /// The archive's files by name. Errors: not a zip, a compressed or encrypted file, a duplicate name, or a file beyond
 /// the archive's end.
-pub(super) fn files(source: &Source) -> Result<BTreeMap<String, Stored>, String> {
+pub(super) fn files(source: &Source) -> Result<BTreeMap<String, ArchiveFile>, String> {
     let (start, len) = directory(source)?;
     if start.checked_add(len).is_none_or(|end| end > source.len()) || len > MAX_DIRECTORY {
-        return Err(format!("its directory would have {len} bytes from {start} on; the file has {}", source.len()));
+        return Err(format!("its directory claims {len} bytes from {start} on, but the file has {}", source.len()));
     }
     // At most MAX_DIRECTORY, so it fits a usize.
     let mut bytes = vec![0; len as usize];
@@ -64,7 +64,7 @@ fn directory(source: &Source) -> Result<(u64, u64), String> {
     let at = tail
         .windows(END_LEN as usize)
         .rposition(|end| u32_at(end, 0) == END)
-        .ok_or("its archive has no end; the file is cut off")?;
+        .ok_or("its archive has no end record; the file is truncated")?;
     let end = &tail[at..];
     let end_start = tail_start + at as u64;
 
@@ -84,9 +84,9 @@ fn directory(source: &Source) -> Result<(u64, u64), String> {
 }
 
 /// Parses one file's entry and advances `rest` past it.
-fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, Stored), String> {
+fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, ArchiveFile), String> {
     let mut take = |len: usize| -> Result<&[u8], String> {
-        let (taken, left) = rest.split_at_checked(len).ok_or("its archive's directory is cut off")?;
+        let (taken, left) = rest.split_at_checked(len).ok_or("its archive's directory is truncated")?;
         *rest = left;
         Ok(taken)
     };
@@ -99,17 +99,17 @@ fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, Stored), String> 
     take(usize::from(u16_at(fixed, 32)))?;
     let name = std::str::from_utf8(name).map_err(|_| "a name in its archive is not UTF-8")?.to_owned();
 
-    let mut wide = wide(extra).as_chunks::<8>().0.iter().map(|&bytes| u64::from_le_bytes(bytes));
+    let mut zip64 = zip64_extra(extra).as_chunks::<8>().0.iter().map(|&bytes| u64::from_le_bytes(bytes));
     // Fields appear in this order, each only if its 32-bit value is all ones.
     let mut field = |at: usize| match u32_at(fixed, at) {
-        u32::MAX => wide.next().ok_or_else(|| format!("`{name}` in its archive has no size or place")),
-        narrow => Ok(u64::from(narrow)),
+        u32::MAX => zip64.next().ok_or_else(|| format!("`{name}` in its archive has no size or offset")),
+        value => Ok(u64::from(value)),
     };
-    let (len, packed, header) = (field(24)?, field(20)?, field(42)?);
+    let (len, compressed_len, header) = (field(24)?, field(20)?, field(42)?);
     // PyTorch does not compress, because it memory-maps files: so nothing needs unpacking, and zip bombs are
     // impossible.
     let (flags, method) = (u16_at(fixed, 8), u16_at(fixed, 10));
-    if method != 0 || packed != len || flags & ENCRYPTED != 0 {
+    if method != 0 || compressed_len != len || flags & ENCRYPTED != 0 {
         return Err(format!("`{name}` in its archive is compressed or encrypted; PyTorch writes neither"));
     }
     let mut local = [0; LOCAL_LEN as usize];
@@ -120,13 +120,13 @@ fn entry(source: &Source, rest: &mut &[u8]) -> Result<(String, Stored), String> 
     // `read` was within the file, so this is far from overflow.
     let start = header + LOCAL_LEN + u64::from(u16_at(&local, 26)) + u64::from(u16_at(&local, 28));
     if start.checked_add(len).is_none_or(|end| end > source.len()) {
-        return Err(format!("`{name}` in its archive ends beyond the archive; the file is cut off"));
+        return Err(format!("`{name}` in its archive ends beyond the archive; the file is truncated"));
     }
-    Ok((name, Stored { start, len }))
+    Ok((name, ArchiveFile { start, len }))
 }
 
 /// The contents of the extra field with 64-bit sizes; empty if there is none.
-fn wide(mut extra: &[u8]) -> &[u8] {
+fn zip64_extra(mut extra: &[u8]) -> &[u8] {
     while let Some((head, rest)) = extra.split_first_chunk::<4>() {
         let len = usize::from(u16_at(head, 2));
         let Some((field, after)) = rest.split_at_checked(len) else { break };

@@ -28,12 +28,12 @@ pub(super) enum Value<'a> {
     Global(Global),
     /// A persistent id: PyTorch's reference to a storage.
     Storage(Id),
-    Tensor(Rebuilt),
+    Tensor(RebuiltTensor),
 }
 
 /// Arguments of `_rebuild_tensor_v2`.
 #[derive(Clone, Copy)]
-pub(super) struct Rebuilt {
+pub(super) struct RebuiltTensor {
     pub storage: Id,
     pub offset: Id,
     pub shape: Id,
@@ -51,7 +51,7 @@ pub(super) enum Global {
 }
 
 impl Global {
-    fn of(module: &str, name: &str) -> Result<Self, String> {
+    fn lookup(module: &str, name: &str) -> Result<Self, String> {
         Ok(match (module, name) {
             ("collections", "OrderedDict") => Self::OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
@@ -68,7 +68,7 @@ impl Global {
             ("torch", "BoolStorage") => Self::Storage("BOOL", 1),
             _ => {
                 return Err(format!(
-                    "calls `{}.{}`; only tensors are read, and nothing is run",
+                    "calls `{}.{}`; only tensors are supported, and no code is run",
                     module.escape_default(),
                     name.escape_default()
                 ));
@@ -84,11 +84,11 @@ pub(super) struct Pickle<'a> {
 }
 
 impl<'a> Pickle<'a> {
-    /// Errors: a pickle that is cut off, calls anything but the functions in `Global`, or is larger than any state
+    /// Errors: a pickle that is truncated, calls anything but the functions in `Global`, or is larger than any state
     /// dict.
     pub fn read(bytes: &'a [u8]) -> Result<Self, String> {
         let pickle = Self { values: Vec::new(), root: 0 };
-        let mut machine = Machine { bytes, pickle, stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
+        let mut machine = PickleMachine { bytes, pickle, stack: Vec::new(), marks: Vec::new(), memo: BTreeMap::new() };
         machine.pickle.root = machine.run()?;
         Ok(machine.pickle)
     }
@@ -106,7 +106,7 @@ impl<'a> Pickle<'a> {
     pub fn text(&self, id: Id) -> Result<&'a str, String> {
         match self.value(id) {
             Value::Text(text) => Ok(text),
-            _ => Err("has something else where a text is expected".to_owned()),
+            _ => Err("has something else where a string is expected".to_owned()),
         }
     }
 
@@ -118,7 +118,7 @@ impl<'a> Pickle<'a> {
     }
 }
 
-struct Machine<'a> {
+struct PickleMachine<'a> {
     /// The unread rest.
     bytes: &'a [u8],
     pickle: Pickle<'a>,
@@ -128,7 +128,7 @@ struct Machine<'a> {
     memo: BTreeMap<u32, Id>,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> PickleMachine<'a> {
     /// Runs to the end and returns the value on top of the stack.
     fn run(&mut self) -> Result<Id, String> {
         loop {
@@ -149,7 +149,7 @@ impl<'a> Machine<'a> {
                 }
                 0x93 => {
                     let (name, module) = (self.pop()?, self.pop()?);
-                    let global = Global::of(self.pickle.text(module)?, self.pickle.text(name)?)?;
+                    let global = Global::lookup(self.pickle.text(module)?, self.pickle.text(name)?)?;
                     self.push(Value::Global(global))?;
                 }
                 // BINPUT, LONG_BINPUT, MEMOIZE
@@ -241,7 +241,7 @@ impl<'a> Machine<'a> {
                     self.pop()?;
                     let object = self.stack.last().ok_or_else(underflow)?;
                     if !matches!(self.pickle.value(*object), Value::Dict(_)) {
-                        return Err("sets attributes of something that is no dictionary".to_owned());
+                        return Err("sets attributes of something that is not a dictionary".to_owned());
                     }
                 }
                 b'.' => return self.pop(),
@@ -253,19 +253,21 @@ impl<'a> Machine<'a> {
     /// The result of a call, for the three calls that a state dict makes.
     fn call(&self, callee: Id, arguments: Id) -> Result<Value<'a>, String> {
         let &Value::Global(global) = self.pickle.value(callee) else {
-            return Err("calls something that is no function".to_owned());
+            return Err("calls something that is not a function".to_owned());
         };
         match (global, self.pickle.tuple(arguments)?) {
             (Global::OrderedDict, []) => Ok(Value::Dict(Vec::new())),
             (Global::RebuildTensor, &[storage, offset, shape, stride, _, _, ..]) => {
-                Ok(Value::Tensor(Rebuilt { storage, offset, shape, stride }))
+                Ok(Value::Tensor(RebuiltTensor { storage, offset, shape, stride }))
             }
             (Global::RebuildParameter, &[tensor, _, _]) => match self.pickle.value(tensor) {
                 &Value::Tensor(rebuilt) => Ok(Value::Tensor(rebuilt)),
-                _ => Err("makes a parameter of something that is no tensor".to_owned()),
+                _ => Err("makes a parameter of something that is not a tensor".to_owned()),
             },
             (Global::Storage(..), _) => Err("makes a storage by a call".to_owned()),
-            (_, arguments) => Err(format!("gives {} arguments to a function that takes others", arguments.len())),
+            (_, arguments) => {
+                Err(format!("passes {} arguments to a function that takes another number", arguments.len()))
+            }
         }
     }
 
@@ -279,7 +281,7 @@ impl<'a> Machine<'a> {
     }
 
     fn push_text(&mut self, len: usize) -> Result<(), String> {
-        let text = std::str::from_utf8(self.take(len)?).map_err(|_| "has a text that is not UTF-8".to_owned())?;
+        let text = std::str::from_utf8(self.take(len)?).map_err(|_| "has a string that is not UTF-8".to_owned())?;
         self.push(Value::Text(text))
     }
 
@@ -320,7 +322,7 @@ impl<'a> Machine<'a> {
         match &mut self.pickle.values[target] {
             Value::Dict(entries) if rest.is_empty() => entries.extend(pairs.iter().map(|&[key, value]| (key, value))),
             Value::Dict(_) => return Err("sets a key without a value".to_owned()),
-            _ => return Err("sets entries of something that is no dictionary".to_owned()),
+            _ => return Err("sets entries of something that is not a dictionary".to_owned()),
         }
         Ok(())
     }
@@ -328,20 +330,20 @@ impl<'a> Machine<'a> {
     fn put(&mut self, slot: u32) -> Result<(), String> {
         let top = *self.stack.last().ok_or_else(underflow)?;
         if self.memo.len() == MAX_VALUES {
-            return Err(format!("remembers more than {MAX_VALUES} values"));
+            return Err(format!("has more than {MAX_VALUES} memo entries"));
         }
         self.memo.insert(slot, top);
         Ok(())
     }
 
     fn get(&mut self, slot: u32) -> Result<(), String> {
-        let id = *self.memo.get(&slot).ok_or_else(|| format!("recalls value {slot}, which it never remembered"))?;
+        let id = *self.memo.get(&slot).ok_or_else(|| format!("gets memo entry {slot}, which was never put"))?;
         self.stack.push(id);
         Ok(())
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], String> {
-        let (taken, rest) = self.bytes.split_at_checked(len).ok_or_else(|| "is cut off".to_owned())?;
+        let (taken, rest) = self.bytes.split_at_checked(len).ok_or_else(|| "is truncated".to_owned())?;
         self.bytes = rest;
         Ok(taken)
     }
@@ -360,7 +362,7 @@ impl<'a> Machine<'a> {
         let len = usize::from(self.byte()?);
         let bytes = self.take(len)?;
         if len > 8 {
-            return Err(format!("has an integer of {len} bytes; at most 8 are read"));
+            return Err(format!("has an integer of {len} bytes; at most 8 are supported"));
         }
         let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
         let mut whole = [sign; 8];
@@ -377,14 +379,14 @@ impl<'a> Machine<'a> {
 
     fn global_line(&mut self) -> Result<Global, String> {
         let (module, name) = (self.line()?, self.line()?);
-        Global::of(module, name)
+        Global::lookup(module, name)
     }
 }
 
 fn underflow() -> String {
-    "takes a value that is not there".to_owned()
+    "pops a value from an empty stack".to_owned()
 }
 
 fn unknown(code: u8) -> String {
-    format!("has opcode 0x{code:02x}, which no state dict needs; only tensors are read")
+    format!("has opcode 0x{code:02x}, which no state dict needs; only tensors are supported")
 }

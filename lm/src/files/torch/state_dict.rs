@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::pickle::{Global, Id, MAX_NAME, Pickle, Rebuilt, Value};
+use super::pickle::{Global, Id, MAX_NAME, Pickle, RebuiltTensor, Value};
 use crate::files::encoding::Encoding;
 
 const MAX_DIMS: usize = 8;
 
 /// A tensor as described in the pickle, not yet checked against the storages.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Described {
+pub(super) struct TensorDescription {
     /// The storage's name in the archive's `data/` folder.
     pub storage: String,
     pub encoding: Encoding,
@@ -23,28 +23,28 @@ pub(super) struct Described {
 }
 
 /// The tensors of a pickled state dict, by name. Errors say which part is not a state dict.
-pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Described>, String> {
+pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, TensorDescription>, String> {
     let pickle = Pickle::read(bytes)?;
     let Value::Dict(entries) = pickle.root() else {
-        return Err("holds no dictionary; expected a state dict, from names to tensors".to_owned());
+        return Err("is not a dictionary, expected a state dict, from names to tensors".to_owned());
     };
     let mut tensors = BTreeMap::new();
     for &(key, value) in entries {
         let Value::Text(name) = pickle.value(key) else {
-            return Err("a key of the state dict is no text".to_owned());
+            return Err("a key of the state dict is not a string".to_owned());
         };
         let &Value::Tensor(tensor) = pickle.value(value) else {
-            return Err(format!("entry `{name}` is no tensor; expected a flat state dict, from names to tensors"));
+            return Err(format!("entry `{name}` is not a tensor, expected a flat state dict, from names to tensors"));
         };
         if tensors.contains_key(*name) {
-            return Err(format!("tensor `{name}` stands there twice"));
+            return Err(format!("tensor `{name}` is listed twice"));
         }
         tensors.insert((*name).to_owned(), describe(&pickle, tensor).map_err(|e| format!("tensor `{name}` {e}"))?);
     }
     Ok(tensors)
 }
 
-fn describe(pickle: &Pickle, tensor: Rebuilt) -> Result<Described, String> {
+fn describe(pickle: &Pickle, tensor: RebuiltTensor) -> Result<TensorDescription, String> {
     let &Value::Storage(id) = pickle.value(tensor.storage) else {
         return Err("has no storage".to_owned());
     };
@@ -56,9 +56,9 @@ fn describe(pickle: &Pickle, tensor: Rebuilt) -> Result<Described, String> {
     };
     let (kind, storage) = (pickle.text(kind)?, pickle.text(key)?);
     if kind != "storage" || storage.len() > MAX_NAME {
-        return Err("has a storage that is none".to_owned());
+        return Err("has an invalid storage".to_owned());
     }
-    Ok(Described {
+    Ok(TensorDescription {
         storage: storage.to_owned(),
         encoding: match numbers {
             "F32" => Encoding::F32,
@@ -77,7 +77,7 @@ fn describe(pickle: &Pickle, tensor: Rebuilt) -> Result<Described, String> {
 fn sizes(pickle: &Pickle, id: Id) -> Result<Vec<usize>, String> {
     let items = pickle.tuple(id)?;
     if items.len() > MAX_DIMS {
-        return Err(format!("has {} dimensions; at most {MAX_DIMS} are read", items.len()));
+        return Err(format!("has {} dimensions; at most {MAX_DIMS} are supported", items.len()));
     }
     let size = |&item| {
         let size = natural(pickle, item)?;

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::{agree, loss, noise, values, var};
 use crate::Precision;
 use crate::kernels::{
-    self, Activation, Adapter, BITS, Block, Heads, Mask, Norm, Output, Pairing, Projection, Rotary, StatRows, reference,
+    self, Activation, BITS, BlockArgs, DropoutMask, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, Pairing, Rotary,
+    TargetTokens, reference,
 };
 
 /// The differences between the families.
@@ -17,9 +18,9 @@ pub struct Style {
     pub heads: usize,
     pub kv_heads: usize,
     pub width: usize,
-    /// Queries, keys and values in one map.
+    /// Queries, keys and values in one linear layer.
     pub joint: bool,
-    /// Biases of attention's maps, of the MLP's maps, of the norms.
+    /// Whether there are biases in attention's linear layers, in the MLP's, in the norms.
     pub biases: [bool; 3],
     /// Attention and MLP share one norm.
     pub parallel: bool,
@@ -38,7 +39,7 @@ pub const GPT2: Style = Style {
     pairing: None,
 };
 const GPTJ: Style =
-    Style { joint: false, biases: [false, true, true], parallel: true, pairing: Some(Pairing::Neighbours), ..GPT2 };
+    Style { joint: false, biases: [false, true, true], parallel: true, pairing: Some(Pairing::Interleaved), ..GPT2 };
 pub const LLAMA: Style = Style {
     heads: 4,
     joint: false,
@@ -55,54 +56,62 @@ impl Style {
         self.heads * self.width
     }
 
-    /// Input and output widths of the linear maps: those of the first fan, attention's output, those of the second fan,
-    /// the last map.
-    fn maps(self, inner: usize) -> Vec<(usize, usize)> {
+    /// Input and output widths of the linear layers: of queries, keys and values; of attention's output; of the MLP's
+    /// inputs; of its output.
+    fn linear_shapes(self, inner: usize) -> Vec<(usize, usize)> {
         let (d, kv) = (self.d(), self.kv_heads * self.width);
-        let mut maps = if self.joint { vec![(d, d + 2 * kv)] } else { vec![(d, d), (d, kv), (d, kv)] };
-        maps.push((d, d));
-        maps.extend(vec![(d, inner); self.activation.input_width(inner) / inner]);
-        maps.push((inner, d));
-        maps
+        let mut linears = if self.joint { vec![(d, d + 2 * kv)] } else { vec![(d, d), (d, kv), (d, kv)] };
+        linears.push((d, d));
+        linears.extend(vec![(d, inner); self.activation.input_width(inner) / inner]);
+        linears.push((inner, d));
+        linears
     }
 }
 
-/// The tensors of a block: norms (weight, bias), maps (weight, bias), adapters (A, B) of the maps, masks.
+/// The tensors of a block: norms (weight, bias), linear layers (weight, bias), their adapters (A, B), dropout masks.
 pub struct BlockTensors {
     style: Style,
     inner: usize,
     pub weights: Vec<Tensor>,
     adapters: Vec<Tensor>,
-    /// Masks of the inputs of the first fan, of attention's output map, of the second fan and of the last map; then of
-    /// the two branches.
-    masks: Vec<Mask>,
+    /// Masks of the adapters' inputs, in the order of `linear_shapes` with one mask per input; then of the two residual
+    /// branches.
+    masks: Vec<DropoutMask>,
 }
 
 impl BlockTensors {
     /// Weights are variables unless there are adapters.
     pub fn new(style: Style, rows: usize, inner: usize, lora: bool, seed: u64) -> Result<Self> {
-        Self::wanting(style, [rows, rows], inner, lora, seed)
+        Self::with_output_rows(style, [rows, rows], inner, lora, seed)
     }
 
-    /// For `rows` rows, of which `wanted` are computed after attention.
-    fn wanting(style: Style, [rows, wanted]: [usize; 2], inner: usize, lora: bool, seed: u64) -> Result<Self> {
-        let (d, maps) = (style.d(), style.maps(inner));
+    /// For `rows` rows, of which `output_rows` are computed after attention.
+    fn with_output_rows(
+        style: Style,
+        [rows, output_rows]: [usize; 2],
+        inner: usize,
+        lora: bool,
+        seed: u64,
+    ) -> Result<Self> {
+        let (d, linears) = (style.d(), style.linear_shapes(inner));
         let mut shapes = vec![vec![d]; 4];
-        shapes.extend(maps.iter().flat_map(|&(i, o)| [vec![i, o], vec![o]]));
+        shapes.extend(linears.iter().flat_map(|&(i, o)| [vec![i, o], vec![o]]));
         let small = |shape: &[usize], seed: u64| noise(shape, seed) * (0.7 / (shape[0] as f64).sqrt());
         let weights = shapes.iter().zip(seed..).map(|(shape, seed)| {
             let t = small(shape, seed)?;
             if lora { Ok(t) } else { Ok(Var::from_tensor(&t)?.into_inner()) }
         });
-        let adapters = maps.iter().flat_map(|&(i, o)| [vec![2, i], vec![o, 2]]).zip(seed + 50..);
-        let mask = |rows: usize, width, which: u64| -> Result<Mask> {
+        let adapters = linears.iter().flat_map(|&(i, o)| [vec![2, i], vec![o, 2]]).zip(seed + 50..);
+        let mask = |rows: usize, width, which: u64| -> Result<DropoutMask> {
             if rows == 0 {
-                return Ok(Mask::new(0, 1.25, |_, _| {}));
+                return Ok(DropoutMask::new(0, 1.25, |_, _| {}));
             }
             let kept = noise(&[rows * width], seed ^ which << 41).ge(-0.5)?.to_vec1::<u8>()?;
             let word = |elements: &[u8]| elements.iter().rev().fold(0, |word, &kept| word << 1 | u32::from(kept));
             let words: Vec<u32> = kept.chunks(BITS).map(word).collect();
-            Ok(Mask::new(kept.len(), 1.25, |first, part| part.copy_from_slice(&words[first..first + part.len()])))
+            Ok(DropoutMask::new(kept.len(), 1.25, |first, part| {
+                part.copy_from_slice(&words[first..first + part.len()])
+            }))
         };
         Ok(Self {
             style,
@@ -114,11 +123,11 @@ impl BlockTensors {
             },
             masks: vec![
                 mask(rows, d, 0)?,
-                mask(wanted, style.d(), 1)?,
-                mask(wanted, d, 2)?,
-                mask(wanted, inner, 3)?,
-                mask(wanted, d, 4)?,
-                mask(wanted, d, 5)?,
+                mask(output_rows, style.d(), 1)?,
+                mask(output_rows, d, 2)?,
+                mask(output_rows, inner, 3)?,
+                mask(output_rows, d, 4)?,
+                mask(output_rows, d, 5)?,
             ],
         })
     }
@@ -126,8 +135,8 @@ impl BlockTensors {
     /// The variables that the style uses.
     pub fn variables(&self) -> Vec<Tensor> {
         let Style { biases: [attn, mlp, norm], parallel, .. } = self.style;
-        let maps = self.style.maps(self.inner).len();
-        let first_mlp = maps - 1 - self.style.activation.input_width(self.inner) / self.inner;
+        let linears = self.style.linear_shapes(self.inner).len();
+        let first_mlp = linears - 1 - self.style.activation.input_width(self.inner) / self.inner;
         let used = |i: usize| match i {
             1 => norm,
             2 => !parallel,
@@ -145,16 +154,16 @@ impl BlockTensors {
         weights.chain(&self.adapters).filter(|t| t.is_variable()).cloned().collect()
     }
 
-    pub fn block(&self, time: usize, dropout: bool) -> Block<'_> {
+    pub fn block(&self, time: usize, dropout: bool) -> BlockArgs<'_> {
         let style = self.style;
         let [attn, mlp, norm_bias] = style.biases;
         let mask = |i: usize| dropout.then(|| &self.masks[i]);
-        let widths = style.maps(self.inner);
+        let widths = style.linear_shapes(self.inner);
         let out = if style.joint { 1 } else { 3 };
-        let map = |i: usize, bias: bool| Projection {
+        let linear = |i: usize, bias: bool| LinearRef {
             w: &self.weights[4 + 2 * i],
             bias: bias.then(|| &self.weights[5 + 2 * i]),
-            adapter: self.adapters.get(2 * i).map(|a| Adapter {
+            adapter: self.adapters.get(2 * i).map(|a| LoraRef {
                 a,
                 b: &self.adapters[2 * i + 1],
                 scale: 0.5,
@@ -167,24 +176,25 @@ impl BlockTensors {
                 }),
             }),
         };
-        let norm = |i: usize| Norm { weight: &self.weights[2 * i], bias: norm_bias.then(|| &self.weights[2 * i + 1]) };
+        let norm =
+            |i: usize| NormRef { weight: &self.weights[2 * i], bias: norm_bias.then(|| &self.weights[2 * i + 1]) };
         let down = widths.len() - 1;
-        Block {
+        BlockArgs {
             norm_1: norm(0),
-            qkv: (0..out).map(|i| map(i, attn)).collect(),
-            attn_out: map(out, attn),
+            qkv: (0..out).map(|i| linear(i, attn)).collect(),
+            attn_out: linear(out, attn),
             norm_2: (!style.parallel).then(|| norm(1)),
-            up: (out + 1..down).map(|i| map(i, mlp)).collect(),
-            down: map(down, mlp),
+            up: (out + 1..down).map(|i| linear(i, mlp)).collect(),
+            down: linear(down, mlp),
             activation: style.activation,
             precision: Precision::F32,
-            attn_mask: mask(4),
-            mlp_mask: mask(5),
+            attn_dropout: mask(4),
+            mlp_dropout: mask(5),
             rotary: style.pairing.map(|p| Arc::new(Rotary::new(p, &[0.7, 0.05], time))),
             eps: 1e-5,
             heads: Heads { query: style.heads, key_value: style.kv_heads, width: style.width },
             time,
-            wanted: None,
+            output_rows: None,
         }
     }
 }
@@ -193,17 +203,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn a_block_is_its_parts_one_after_the_other(
+    fn a_block_agrees_with_its_parts_in_stock_operations(
         style in prop::sample::select(STYLES.to_vec()), group in 1usize..3, batch in 1usize..14, time in 1usize..150,
         kv_heads in 1usize..3, width in 4usize..9, inner in 1usize..40, lora: bool, dropout: bool, first: bool,
         seed in 0u64..1 << 40, part in prop::option::of(0f64..1.0), ends: bool,
     ) {
-        // The kernel also accepts fewer key/value heads than GPT-2's joint map has.
+        // The kernel also accepts fewer key/value heads than GPT-2's joint layer has.
         let style = Style { heads: group * kv_heads, kv_heads, width, ..style };
         let batch = batch.min(600 / time).max(1);
         let (rows, d) = (batch * time, style.d());
         // Either random rows (some sequences with none, others with all), or the ends of sequences.
-        let wanted = part.map(|part| {
+        let output_rows = part.map(|part| {
             let draws = noise(&[rows + batch], seed ^ 2).to_vec1::<f32>()?;
             let of = |row: usize| match ends {
                 true => (row % time) as f64 >= time as f64 * (part + 0.3 * f64::from(draws[rows + row / time])),
@@ -211,11 +221,11 @@ proptest! {
             };
             candle_core::Result::Ok((0..rows).filter(|&row| of(row)).map(|row| row as u32).collect::<Vec<_>>())
         });
-        let wanted = wanted.transpose()?;
-        let count = wanted.as_ref().map_or(rows, Vec::len);
+        let output_rows = output_rows.transpose()?;
+        let count = output_rows.as_ref().map_or(rows, Vec::len);
         prop_assume!(count > 0);
-        let tensors = BlockTensors::wanting(style, [rows, count], inner, lora, seed)?;
-        let block = Block { wanted: wanted.as_deref(), ..tensors.block(time, dropout) };
+        let tensors = BlockTensors::with_output_rows(style, [rows, count], inner, lora, seed)?;
+        let block = BlockArgs { output_rows: output_rows.as_deref(), ..tensors.block(time, dropout) };
         let x = var(&[rows, d], seed ^ 1);
         // With frozen embeddings, a model's first block gets an untracked input.
         let input = if first { x.as_detached_tensor() } else { x.as_tensor().clone() };
@@ -231,17 +241,17 @@ proptest! {
     }
 }
 
-/// Attention skips blocks of queries without a wanted row.
+/// Attention skips blocks of queries without an output row.
 #[test]
-fn rows_before_the_first_wanted_one_are_left_out_rightly() -> Result<()> {
+fn query_blocks_without_an_output_row_are_skipped_correctly() -> Result<()> {
     for style in STYLES {
         for (time, lora, dropout) in [(128, false, false), (128, true, true), (150, false, true), (150, true, false)] {
             let from = [130 % time, 10, time - 1, time, 64];
             let rows = from.len() * time;
-            let wanted: Vec<u32> =
+            let output_rows: Vec<u32> =
                 (0..rows).filter(|row| row % time >= from[row / time]).map(|row| row as u32).collect();
-            let tensors = BlockTensors::wanting(style, [rows, wanted.len()], 10, lora, 7)?;
-            let block = Block { wanted: Some(&wanted), ..tensors.block(time, dropout) };
+            let tensors = BlockTensors::with_output_rows(style, [rows, output_rows.len()], 10, lora, 7)?;
+            let block = BlockArgs { output_rows: Some(&output_rows), ..tensors.block(time, dropout) };
             let x = var(&[rows, style.d()], 1);
             let mut vars: Vec<Var> = tensors.variables().iter().map(Var::from_tensor).collect::<Result<_>>()?;
             vars.push(x.clone());
@@ -257,25 +267,25 @@ fn rows_before_the_first_wanted_one_are_left_out_rightly() -> Result<()> {
 
 /// Bit-for-bit equality, which the reference cannot check.
 #[test]
-fn a_wanted_row_is_what_it_is_among_all() -> Result<()> {
+fn an_output_row_does_not_depend_on_the_selection() -> Result<()> {
     for style in STYLES.map(|s| Style { width: 48 / s.heads, ..s }) {
         let (time, rows, d) = (70, 280, style.d());
         let tensors = BlockTensors::new(style, rows, 4 * d, true, 5)?;
         let (x, block) = (noise(&[rows, d], 1), tensors.block(time, false));
-        let wanted = [3, 69, 138, 139, 279];
-        let all = kernels::transformer_block(&x, &block)?.index_select(&Tensor::new(&wanted, &Device::Cpu)?, 0)?;
-        let some = kernels::transformer_block(&x, &Block { wanted: Some(&wanted), ..block })?;
+        let output_rows = [3, 69, 138, 139, 279];
+        let all = kernels::transformer_block(&x, &block)?.index_select(&Tensor::new(&output_rows, &Device::Cpu)?, 0)?;
+        let some = kernels::transformer_block(&x, &BlockArgs { output_rows: Some(&output_rows), ..block })?;
         assert_eq!(values(&some), values(&all));
     }
     Ok(())
 }
 
 #[test]
-fn a_block_that_nobody_wants_a_row_of_gives_none() -> Result<()> {
+fn a_block_without_output_rows_gives_an_empty_result() -> Result<()> {
     for (style, lora) in STYLES.into_iter().flat_map(|style| [(style, false), (style, true)]) {
         for precision in [Precision::F32, Precision::Bf16] {
-            let tensors = BlockTensors::wanting(style, [12, 0], 20, lora, 7)?;
-            let block = Block { wanted: Some(&[]), precision, ..tensors.block(4, true) };
+            let tensors = BlockTensors::with_output_rows(style, [12, 0], 20, lora, 7)?;
+            let block = BlockArgs { output_rows: Some(&[]), precision, ..tensors.block(4, true) };
             let x = var(&[12, style.d()], 1);
             let y = kernels::transformer_block(&x, &block)?;
             assert_eq!(y.dims(), [0, style.d()]);
@@ -289,9 +299,9 @@ fn a_block_that_nobody_wants_a_row_of_gives_none() -> Result<()> {
 }
 
 #[test]
-fn wanted_rows_out_of_order_are_refused() -> Result<()> {
+fn output_rows_out_of_order_are_refused() -> Result<()> {
     let tensors = BlockTensors::new(GPT2, 12, 20, false, 7)?;
-    let block = Block { wanted: Some(&[2, 1]), ..tensors.block(4, false) };
+    let block = BlockArgs { output_rows: Some(&[2, 1]), ..tensors.block(4, false) };
     let error = kernels::transformer_block(&noise(&[12, GPT2.d()], 1), &block).expect_err("an order").to_string();
     assert!(error.contains("row 1 after row 2"), "{error}");
     Ok(())
@@ -311,7 +321,7 @@ fn a_frozen_block_builds_no_graph_and_passes_gradients_on() -> Result<()> {
 }
 
 #[test]
-fn a_blocks_loss_needs_our_backward() -> Result<()> {
+fn a_trained_block_needs_our_backward() -> Result<()> {
     let tensors = BlockTensors::new(GPT2, 4, 8, true, 7)?;
     let y = kernels::transformer_block(&noise(&[4, GPT2.d()], 1), &tensors.block(4, false))?;
     let error = y.sum_all()?.backward().expect_err("the weights' gradients have nowhere to go").to_string();
@@ -320,12 +330,12 @@ fn a_blocks_loss_needs_our_backward() -> Result<()> {
 }
 
 #[test]
-fn a_block_is_gone_back_through_once() -> Result<()> {
+fn a_block_runs_backward_once() -> Result<()> {
     let tensors = BlockTensors::new(GPT2, 4, 8, true, 7)?;
     let y = kernels::transformer_block(&noise(&[4, GPT2.d()], 1), &tensors.block(4, false))?;
     kernels::backward(&y.sum_all()?)?;
     let error = kernels::backward(&y.sum_all()?).expect_err("what the forward pass left is used up").to_string();
-    assert!(error.contains("without a forward pass of its own"), "{error}");
+    assert!(error.contains("runs backward once per forward pass"), "{error}");
     Ok(())
 }
 
@@ -361,7 +371,7 @@ fn everything() -> Result<Vec<Vec<u32>>> {
         let targets: Vec<u32> = (0..n as u32).map(|i| i * 11 % v as u32).collect();
         let ids = Tensor::from_slice(&targets, (n,), &Device::Cpu)?;
         let h = (&kernels::embedding(&ids, &e)? + x.as_tensor())?;
-        let norm = Norm { weight: &w, bias: style.joint.then_some(b.as_tensor()) };
+        let norm = NormRef { weight: &w, bias: style.joint.then_some(b.as_tensor()) };
         let h = kernels::norm(&h, &norm, 1e-5)?;
         let full = BlockTensors::new(style, n, 4 * d, false, 20)?;
         let lora = BlockTensors::new(style, n, 4 * d, true, 40)?;
@@ -369,11 +379,12 @@ fn everything() -> Result<Vec<Vec<u32>>> {
         let h = kernels::transformer_block(&h, &lora.block(time / 4, false))?;
         let h = kernels::transformer_block(&h, &lora.block(time / 4, true))?;
         let last: Vec<u32> = (0..n as u32).filter(|row| row % 160 >= 90).collect();
-        let ends = BlockTensors::wanting(style, [n, last.len()], 4 * d, false, 60)?;
-        let h_last = kernels::transformer_block(&h, &Block { wanted: Some(&last), ..ends.block(time, true) })?;
+        let ends = BlockTensors::with_output_rows(style, [n, last.len()], 4 * d, false, 60)?;
+        let h_last = kernels::transformer_block(&h, &BlockArgs { output_rows: Some(&last), ..ends.block(time, true) })?;
         let h = (h + h_last.mean_all()?.broadcast_as((n, d))?)?;
-        let output = Output { weight: &e, bias: style.parallel.then_some(bias.as_tensor()), precision: Precision::F32 };
-        let stats = kernels::token_stats(&h, &output, &StatRows { targets: &targets, forbidden: None }, true)?;
+        let output =
+            LmHeadRef { weight: &e, bias: style.parallel.then_some(bias.as_tensor()), precision: Precision::F32 };
+        let stats = kernels::token_stats(&h, &output, &TargetTokens { targets: &targets, forbidden: None }, true)?;
         let entropy = stats.entropy.expect("asked for");
         let grads = kernels::backward(&(loss(&stats.logprob)? + loss(&entropy)?)?)?;
         all.extend([h, stats.logprob, entropy]);

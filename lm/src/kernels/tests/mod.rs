@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
-use super::{Norm, Output, StatRows, reference};
+use super::{LmHeadRef, NormRef, TargetTokens, reference};
 use crate::Precision;
 use block::{BlockTensors, GPT2, LLAMA, STYLES, Style};
 
@@ -85,11 +85,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn norms_are_stock_norms(rows in 1usize..150, d in 4usize..120, seed: u64) {
+    fn norms_agree_with_stock_operations(rows in 1usize..150, d in 4usize..120, seed: u64) {
         let (x, w, b) = (var(&[rows, d], seed), var(&[d], seed ^ 1), var(&[d], seed ^ 2));
-        let layer = Norm { weight: &w, bias: Some(&b) };
+        let layer = NormRef { weight: &w, bias: Some(&b) };
         agree(&[&x, &w, &b], || super::norm(&x, &layer, 1e-5), || reference::norm(&x, &layer, 1e-5))?;
-        let rms = Norm { weight: &w, bias: None };
+        let rms = NormRef { weight: &w, bias: None };
         agree(&[&x, &w], || super::norm(&x, &rms, 1e-5), || reference::norm(&x, &rms, 1e-5))?;
     }
 
@@ -110,11 +110,11 @@ proptest! {
         // The last token is no row's target in a vocabulary of more than two.
         let targets: Vec<u32> = targets.into_iter().map(|t| if v > 2 { t.min(v as u32 - 2) } else { t }).collect();
         let forbidden: &[u32] = if v > 2 { &[0, v as u32 - 1] } else { &[0] };
-        let rows = StatRows { targets: &targets, forbidden: Some((forbidden, &masked)) };
+        let rows = TargetTokens { targets: &targets, forbidden: Some((forbidden, &masked)) };
         let (h, e, b) = (var(&[n, d], seed), var(&[v, d], seed ^ 1), var(&[v], seed ^ 2));
         let kept = |v: &Var| if frozen { v.as_detached_tensor() } else { v.as_tensor().clone() };
         let (e_tensor, b_tensor) = (kept(&e), kept(&b));
-        let output = Output { weight: &e_tensor, bias: biased.then_some(&b_tensor), precision: Precision::F32 };
+        let output = LmHeadRef { weight: &e_tensor, bias: biased.then_some(&b_tensor), precision: Precision::F32 };
         let vars = match (frozen, biased) {
             (true, _) => vec![&h],
             (false, false) => vec![&h, &e],
@@ -141,19 +141,19 @@ proptest! {
 }
 
 #[test]
-fn divergence_is_that_of_the_two_softmaxes_and_zero_of_a_distribution_with_itself() -> Result<()> {
+fn kl_divergence_agrees_with_its_definition_and_is_zero_for_equal_distributions() -> Result<()> {
     let (n, d, v) = (70, 8, 30);
     let (p, q, e, f, b) = (var(&[n, d], 1), var(&[n, d], 2), var(&[v, d], 3), var(&[v, d], 4), var(&[v], 5));
     let masked: Vec<bool> = (0..n).map(|i| i % 3 == 0).collect();
-    let rows = StatRows { targets: &vec![1; n], forbidden: Some((&[0, 29], &masked)) };
-    let own = Output { weight: &e, bias: Some(&b), precision: Precision::F32 };
-    let other = Output { weight: &f, bias: None, precision: Precision::F32 };
-    let found = super::divergence((&p, &own), (&q, &other), &rows)?;
+    let rows = TargetTokens { targets: &vec![1; n], forbidden: Some((&[0, 29], &masked)) };
+    let own = LmHeadRef { weight: &e, bias: Some(&b), precision: Precision::F32 };
+    let other = LmHeadRef { weight: &f, bias: None, precision: Precision::F32 };
+    let found = super::kl_divergence((&p, &own), (&q, &other), &rows)?;
     // By definition, from the log-probabilities of each token in turn.
     let mut expected = vec![0.0; n];
     for token in 0..v as u32 {
-        let rows = StatRows { targets: &vec![token; n], ..rows };
-        let log = |h: &Var, o: &Output| reference::token_stats(h, o, &rows, false)?.logprob.to_vec1::<f32>();
+        let rows = TargetTokens { targets: &vec![token; n], ..rows };
+        let log = |h: &Var, o: &LmHeadRef| reference::token_stats(h, o, &rows, false)?.logprob.to_vec1::<f32>();
         for (i, (log_p, log_q)) in log(&p, &own)?.into_iter().zip(log(&q, &other)?).enumerate() {
             if !(masked[i] && [0, 29].contains(&token)) {
                 expected[i] += f64::from(log_p).exp() * f64::from(log_p - log_q);
@@ -164,7 +164,7 @@ fn divergence_is_that_of_the_two_softmaxes_and_zero_of_a_distribution_with_itsel
         assert!((f64::from(*found) - expected).abs() < 1e-4 * (1.0 + expected), "{found} {expected}");
     }
     assert!(expected.iter().all(|kl| *kl > 1e-3));
-    assert!(super::divergence((&p, &own), (&p, &own), &rows)?.iter().all(|kl| *kl == 0.0));
+    assert!(super::kl_divergence((&p, &own), (&p, &own), &rows)?.iter().all(|kl| *kl == 0.0));
     Ok(())
 }
 
@@ -172,15 +172,17 @@ fn divergence_is_that_of_the_two_softmaxes_and_zero_of_a_distribution_with_itsel
 fn gradients_agree_with_finite_differences() -> Result<()> {
     let (x, w, b) = (var(&[6, 10], 1), var(&[10], 2), var(&[10], 3));
     for v in [&x, &w, &b] {
-        differentiable(v, || super::norm(&x, &Norm { weight: &w, bias: Some(&b) }, 1e-5))?;
+        differentiable(v, || super::norm(&x, &NormRef { weight: &w, bias: Some(&b) }, 1e-5))?;
     }
     for v in [&x, &w] {
-        differentiable(v, || super::norm(&x, &Norm { weight: &w, bias: None }, 1e-5))?;
+        differentiable(v, || super::norm(&x, &NormRef { weight: &w, bias: None }, 1e-5))?;
     }
     let e = var(&[9, 10], 5);
-    let output = Output { weight: &e, bias: None, precision: Precision::F32 };
-    let rows =
-        StatRows { targets: &[1, 2, 3, 4, 5, 8], forbidden: Some((&[0, 6], &[true, false, true, false, false, true])) };
+    let output = LmHeadRef { weight: &e, bias: None, precision: Precision::F32 };
+    let rows = TargetTokens {
+        targets: &[1, 2, 3, 4, 5, 8],
+        forbidden: Some((&[0, 6], &[true, false, true, false, false, true])),
+    };
     for v in [&x, &e] {
         differentiable(v, || Ok(super::token_stats(&x, &output, &rows, true)?.logprob))?;
         differentiable(v, || Ok(super::token_stats(&x, &output, &rows, true)?.entropy.expect("asked for")))?;
@@ -195,52 +197,57 @@ fn gradients_agree_with_finite_differences() -> Result<()> {
 }
 
 #[test]
-fn mistaken_shapes_and_ids_are_errors() {
+fn wrong_shapes_and_ids_are_errors() {
     let x = noise(&[4, 6], 1);
     let says = |r: Result<Tensor>, what: &str| {
         let e = r.expect_err("must be refused").to_string();
         assert!(e.contains(what), "{e}");
     };
     let (short, long) = (noise(&[5], 1), noise(&[6], 1));
-    says(super::norm(&x, &Norm { weight: &short, bias: Some(&long) }, 1e-5), "weight has shape [5], expected [6]");
+    says(super::norm(&x, &NormRef { weight: &short, bias: Some(&long) }, 1e-5), "weight has shape [5], expected [6]");
     let block = |rows: usize, style: Style, time: usize| {
         let tensors = BlockTensors::new(style, rows, 8, false, 1)?;
         super::transformer_block(&noise(&[rows, style.d()], 1), &tensors.block(time, false))
     };
     says(block(4, GPT2, 3), "sequences of 3");
-    says(block(4, Style { kv_heads: 3, ..LLAMA }, 4), "4 heads of queries and 3 of keys");
+    says(block(4, Style { kv_heads: 3, ..LLAMA }, 4), "got 4 and 3");
     let ids = Tensor::new(&[1u32, 4], &Device::Cpu).expect("two ids");
     says(super::embedding(&ids, &x), "token id 4 is not below the table's 4 rows");
-    let rows = StatRows { targets: &[0, 1, 2, 9], forbidden: None };
+    let rows = TargetTokens { targets: &[0, 1, 2, 9], forbidden: None };
     let weight = noise(&[5, 6], 1);
     says(
-        super::token_stats(&x, &Output { weight: &weight, bias: None, precision: Precision::F32 }, &rows, false)
+        super::token_stats(&x, &LmHeadRef { weight: &weight, bias: None, precision: Precision::F32 }, &rows, false)
             .map(|s| s.logprob),
         "vocabulary of 5",
     );
     let [doubles, weight] = [&x, &long].map(|t| t.to_dtype(candle_core::DType::F64).expect("a conversion"));
-    assert!(super::norm(&doubles, &Norm { weight: &weight, bias: None }, 1e-5).is_err());
+    assert!(super::norm(&doubles, &NormRef { weight: &weight, bias: None }, 1e-5).is_err());
 }
 
 #[test]
-fn what_is_not_finite_stays_not_finite() -> Result<()> {
+fn non_finite_inputs_give_non_finite_outputs() -> Result<()> {
     for bad in [f32::NAN, f32::INFINITY] {
         let mut x = values(&noise(&[3, 24], 1));
         x[30] = bad;
         let x = Tensor::from_vec(x, (3, 24), &Device::Cpu)?;
         let spoiled = |t: Tensor| values(&t).iter().any(|v| !v.is_finite());
         let (w, b) = (noise(&[24], 1), noise(&[24], 2));
-        assert!(spoiled(super::norm(&x, &Norm { weight: &w, bias: Some(&b) }, 1e-5)?));
-        assert!(spoiled(super::norm(&x, &Norm { weight: &w, bias: None }, 1e-5)?));
+        assert!(spoiled(super::norm(&x, &NormRef { weight: &w, bias: Some(&b) }, 1e-5)?));
+        assert!(spoiled(super::norm(&x, &NormRef { weight: &w, bias: None }, 1e-5)?));
         for style in STYLES.map(|s| Style { width: 24 / s.heads, ..s }) {
             let tensors = BlockTensors::new(style, 3, 8, false, 1)?;
             assert!(spoiled(super::transformer_block(&x, &tensors.block(3, false))?));
         }
-        let rows = StatRows { targets: &[0, 1, 2], forbidden: None };
+        let rows = TargetTokens { targets: &[0, 1, 2], forbidden: None };
         let output = noise(&[5, 24], 1);
         assert!(spoiled(
-            super::token_stats(&x, &Output { weight: &output, bias: None, precision: Precision::F32 }, &rows, false)?
-                .logprob
+            super::token_stats(
+                &x,
+                &LmHeadRef { weight: &output, bias: None, precision: Precision::F32 },
+                &rows,
+                false
+            )?
+            .logprob
         ));
     }
     Ok(())

@@ -91,7 +91,7 @@ impl Kind for Import {
             };
             renamed(e, ctx.out(), &name)
         })?;
-        if port.is_none() && !tokenizer.begin().is_empty() {
+        if port.is_none() && !tokenizer.bos_ids().is_empty() {
             // Store the tokenizer with a post-processor that prepends the begin tokens used here and appends nothing.
             let to = ctx.out().join(Model::TOKENIZER);
             std::fs::remove_file(&to).at(&to)?;

@@ -221,7 +221,7 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
     let plan = learning!(p).plan(order.batches_per_epoch());
     let config = Gpt2Config {
         eos_token_id: tokenizer.eos().ids().to_vec(),
-        bos_token_id: tokenizer.begin().first().copied().or(Some(tokenizer.eos().first())),
+        bos_token_id: tokenizer.bos_ids().first().copied().or(Some(tokenizer.eos().first())),
         ..Gpt2Config::new(tokenizer.vocab_size(), p.n_positions, p.n_embd, p.n_layer, p.n_head)
     };
     let init = match p.init_std {

@@ -206,7 +206,7 @@ fn a_model_without_an_end_of_text_is_refused_with_what_was_looked_for() -> Resul
     bench.write("config.json", &text("config.json").replace("\"eos_token_id\": 0", "\"eos_token_id\": -1"));
     let error = error(import(&bench.path(""), false));
     assert_eq!(error.exit_code(), 2);
-    for part in ["no end of text", "config.json", "generation_config.json", "`<|im_end|>`"] {
+    for part in ["no EOS", "config.json", "generation_config.json", "`<|im_end|>`"] {
         assert!(error.message.contains(part), "{error}");
     }
     Ok(())
@@ -322,14 +322,14 @@ fn a_file_that_cannot_be_read_is_named_where_the_user_has_it() -> Result<()> {
     bench.write("config.json", "[1]");
     assert_eq!(
         told(false).message,
-        format!("{}: expected an object, such as {{\"model_type\": \"gpt2\", …}}", place("config.json"))
+        format!("{}: expected a JSON object such as {{\"model_type\": \"gpt2\", …}}", place("config.json"))
     );
     std::fs::write(bench.path("config.json"), config).expect("written");
     let weights = std::fs::read(bench.path("model.safetensors")).expect("weights");
     for kept in [4, 100, weights.len() - 1] {
         std::fs::write(bench.path("model.safetensors"), &weights[..kept]).expect("written");
         let message = told(false).message;
-        assert!(message.starts_with(&format!("{}: the file is cut off", place("model.safetensors"))), "{message}");
+        assert!(message.starts_with(&format!("{}: the file is truncated", place("model.safetensors"))), "{message}");
     }
     std::fs::write(bench.path("model.safetensors"), &weights).expect("written");
     bench.write("tokenizer.json", "{}");

@@ -152,7 +152,7 @@ struct Generator<'a> {
     members: Vec<LoadedReward>,
     /// Key that maps a post to its row number for the draws.
     rows: [u8; 32],
-    draws: Draws,
+    draws: CounterRng,
 }
 
 fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
@@ -171,7 +171,7 @@ fn generate(p: &Params, ctx: &mut Context) -> Result<()> {
         tokenizer,
         members,
         rows: ctx.generator_key("rows"),
-        draws: Draws(ctx.generator_key("samples")),
+        draws: CounterRng(ctx.generator_key("samples")),
     };
 
     let folder = ctx.one("posts")?.folder.clone();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use lm::{Draws, SampleOptions, Tokenizer};
+use lm::{CounterRng, SampleOptions, Tokenizer};
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha12Rng;
 

@@ -257,9 +257,9 @@ fn sample_chunk(
         eos: tokenizer.eos().clone(),
         greedy: false,
     };
-    let draws = Draws(keys.samples);
+    let draws = CounterRng(keys.samples);
     // Two slots per post: 2 i is its summary a, 2 i + 1 its summary b.
-    let mut samples: Vec<Option<Sampled>> = vec![None; 2 * posts.len()];
+    let mut samples: Vec<Option<SampledResponse>> = vec![None; 2 * posts.len()];
     let mut sampled = 0;
     for (m, named) in models.iter().enumerate() {
         let slots: Vec<usize> = (0..2 * posts.len())
