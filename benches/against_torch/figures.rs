@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use lm::kernels::gemm::{Into, Mat, Threads};
-use lm::kernels::product::{Factor, Prepared, multiply};
-use lm::{AdamW, AdamWConfig, Batch, CausalLm, Draws, Dropout, Precision, SampleOptions, Sequence};
-use serde::Serialize;
+use lm::kernels::gemm::{Mat, Threads, WriteMode};
+use lm::kernels::matmul::{PackedRhs, Rhs, matmul};
+use lm::{AdamW, AdamWConfig, Batch, CausalLm, CounterRng, Dropout, Precision, SampleOptions, Sequence};
 use stages::random::fixed_generator;
 
 use crate::flops::TrainedWeights;

@@ -17,7 +17,7 @@ pub enum TrainedWeights {
 
 /// Operations of passes over sequences of one length.
 #[derive(Clone, Copy, Debug)]
-pub struct ShuffledPasses<'a> {
+pub struct PassFlops<'a> {
     pub shape: &'a Shape,
     pub rows: usize,
     pub time: usize,
@@ -27,7 +27,7 @@ pub struct ShuffledPasses<'a> {
     pub lm_head: bool,
 }
 
-impl ShuffledPasses<'_> {
+impl PassFlops<'_> {
     /// One forward pass: 24 d^2 per token and layer in linear layers, 2 d (time + 1) in attention, 2 d vocab per
     /// predicted token. In the last layer, linear layers take 4 d^2 per token and 20 d^2 per requested one.
     pub fn forward(&self) -> f64 {
@@ -85,23 +85,23 @@ impl ShuffledPasses<'_> {
 impl Shape {
     /// Reads the prompts of `rows` sequences and predicts one token for each.
     pub fn prefill(&self, rows: usize) -> f64 {
-        ShuffledPasses { shape: self, rows, time: self.prompt, wanted: 1, predicts: true }.forward()
+        PassFlops { shape: self, rows, time: self.prompt, requested: 1, lm_head: true }.forward()
     }
 
     /// All further tokens of `rows` responses of full length: the cost of one pass over everything minus that of the
     /// prompts.
     pub fn decode(&self, rows: usize) -> f64 {
         let time = self.prompt + self.max_new - 1;
-        ShuffledPasses { shape: self, rows, time, wanted: self.max_new, predicts: true }.forward() - self.prefill(rows)
+        PassFlops { shape: self, rows, time, requested: self.max_new, lm_head: true }.forward() - self.prefill(rows)
     }
 
     /// One pass over complete sequences for the log-probabilities of the response tokens, or for a score at the last
     /// token.
-    pub fn whole(&self, rows: usize, predicts: bool) -> ShuffledPasses<'_> {
+    pub fn full_pass(&self, rows: usize, lm_head: bool) -> PassFlops<'_> {
         // No prediction depends on the last token.
-        let (time, wanted) =
-            if predicts { (self.prompt + self.max_new - 1, self.max_new) } else { (self.prompt + self.max_new, 1) };
-        ShuffledPasses { shape: self, rows, time, wanted, predicts }
+        let (time, requested) =
+            if lm_head { (self.prompt + self.max_new - 1, self.max_new) } else { (self.prompt + self.max_new, 1) };
+        PassFlops { shape: self, rows, time, requested, lm_head }
     }
 
     /// A complete PPO phase: sampling, log-probabilities of policy and reference, each member's scores, the updates.

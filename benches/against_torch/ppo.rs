@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use engine::context::Context;
 use engine::names::Digest;
-use lm::{CausalLm, Pool, RewardModel, SampleOptions, ScalarHead, StatOptions};
+use lm::{CausalLm, RewardModel, RewardPooling, SampleOptions, ScalarHead, StatOptions};
 use stages::random::fixed_generator;
 use stages::reward::LoadedReward;
 use stages::rl::held_out::Prompt;

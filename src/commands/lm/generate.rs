@@ -49,7 +49,7 @@ pub fn generate(at: &ModelArgs, adapter: Option<&Path>, sampling: &SamplingArgs)
         eos: tokenizer.eos().clone(),
         greedy: sampling.greedy,
     };
-    let draws = Draws(fixed_key(sampling.seed, "temper lm generate"));
+    let draws = CounterRng(fixed_key(sampling.seed, "temper lm generate"));
     let prepare = |row, Question { prompt }| {
         let ids = encode(&tokenizer, &prompt)?;
         if ids.is_empty() {
@@ -63,7 +63,7 @@ pub fn generate(at: &ModelArgs, adapter: Option<&Path>, sampling: &SamplingArgs)
         let rows: Vec<u64> = batch.iter().map(|prompt| prompt.row).collect();
         let sampled = lm::sample(&model, &prompts, &options, &draws, &rows).into_stage_result()?;
         let answers = batch.into_iter().zip(sampled).map(|(PreparedPrompt { prompt, .. }, sampled)| {
-            let response = tokenizer.decode_after(&sampled.ids);
+            let response = tokenizer.decode_continuation(&sampled.ids);
             Answer { prompt, response, ids: sampled.ids }
         });
         Ok(answers.collect())

@@ -80,7 +80,7 @@ fn answers(model: &CausalLm, rows: Vec<Vec<u32>>) -> Result<Vec<Answer>> {
 fn response_logprobs(model: &CausalLm, batch: &Batch) -> Result<Vec<f32>> {
     // No token is masked, so the choice of EOS does not matter.
     let plain = StatOptions { min_new_tokens: 0, eos: 0.into(), entropy: false };
-    let predicting = model.predicting(batch, None).into_stage_result()?;
+    let predicting = model.hidden_for_responses(batch, None).into_stage_result()?;
     let logprobs = model
         .token_stats(&predicting, batch, &plain)
         .into_stage_result()?

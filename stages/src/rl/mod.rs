@@ -21,7 +21,7 @@ pub mod update;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{ConnectedInput, Signature};
-use lm::{Draws, LoraConfig, SampleOptions, StatOptions, Tokenizer};
+use lm::{CounterRng, LoraConfig, SampleOptions, StatOptions, Tokenizer};
 use serde_json::json;
 
 use crate::error::IntoStageResult;

@@ -90,14 +90,14 @@ pub fn score_tokens(
     for rows in by_length(&lengths, batch) {
         let members: Vec<&Sequence> = rows.iter().map(|&i| &sequences[i]).collect();
         let packed = Batch::new(&members).into_stage_result()?;
-        let predicting = policy.predicting(&packed, None).into_stage_result()?;
-        let others = reference.predicting(&packed, None).into_stage_result()?;
+        let predicting = policy.hidden_for_responses(&packed, None).into_stage_result()?;
+        let others = reference.hidden_for_responses(&packed, None).into_stage_result()?;
         let stats = policy.token_stats(&predicting, &packed, options).into_stage_result()?;
         let logprob = flat(&stats.logprob)?;
         let entropy = stats.entropy.as_ref().map(flat).transpose()?;
         let value = head.as_ref().map(|head| flat(&head.forward(&predicting).into_stage_result()?)).transpose()?;
         let log_reference = flat(&reference.token_stats(&others, &packed, &plain).into_stage_result()?.logprob)?;
-        let divergence = policy.divergence(&predicting, reference, &others, &packed, options).into_stage_result()?;
+        let divergence = policy.kl_divergence(&predicting, reference, &others, &packed, options).into_stage_result()?;
         for (&i, range) in rows.iter().zip(packed.row_ranges()) {
             scored.logprob[i] = logprob[range.clone()].to_vec();
             scored.reference[i] = log_reference[range.clone()].to_vec();

@@ -240,7 +240,7 @@ fn g_what_decoding_says_of_a_token_is_what_scoring_says() -> Result<()> {
     let prompts: Vec<&[u32]> = world.prompts.iter().map(|p| p.ids.as_slice()).collect();
     let rows: Vec<u64> = (0..11).collect();
     let sampled =
-        lm::sample(&policy.frozen(), &prompts, &world.sampling(), &Draws([5; 32]), &rows).into_stage_result()?;
+        lm::sample(&policy.frozen(), &prompts, &world.sampling(), &CounterRng([5; 32]), &rows).into_stage_result()?;
     let drawn: Vec<f64> = sampled.iter().flat_map(|s| s.logprobs.iter().map(|&p| f64::from(p))).collect();
     let sequences: Vec<Sequence> =
         prompts.iter().zip(sampled).map(|(prompt, s)| Sequence::new(*prompt, s.ids)).collect();

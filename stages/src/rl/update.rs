@@ -176,7 +176,7 @@ impl Learner {
         let pick = |table: &[Vec<f64>]| -> Vec<f64> { rows.iter().flat_map(|&i| table[i].iter().copied()).collect() };
         let members: Vec<&Sequence> = rows.iter().map(|&i| &rollout.sequences[i]).collect();
         let batch = Batch::new(&members).into_stage_result()?;
-        let predicting = self.policy.predicting(&batch, None).into_stage_result()?;
+        let predicting = self.policy.hidden_for_responses(&batch, None).into_stage_result()?;
         let stats = StatOptions { entropy: false, ..lesson.stats.clone() };
         let logprob = self.policy.token_stats(&predicting, &batch, &stats).into_stage_result()?.logprob;
         let value = match (&self.head, params.credit.value()) {
@@ -278,7 +278,7 @@ impl Learner {
 
         let gradients = lm::backward(&surrogate).into_stage_result()?;
         let norms = match self.optimiser.step(&gradients, lr, params.max_gradient_norm) {
-            Err(lm::Error::NonFinite { what }) => return Err(self.diverged(&what, &posts())),
+            Err(lm::Error::NonFinite { quantity }) => return Err(self.diverged(&quantity, &posts())),
             other => other.into_stage_result()?,
         };
         report.gradient_norm += norms.grad_norm;
@@ -302,7 +302,7 @@ impl Learner {
     /// Converts a result of the policy on these posts, reporting non-finite numbers like those of a step.
     pub(super) fn told<T>(&self, result: lm::Result<T>, posts: impl Fn() -> String) -> Result<T> {
         match result {
-            Err(lm::Error::NonFinite { what }) => Err(self.diverged(&what, &posts())),
+            Err(lm::Error::NonFinite { quantity }) => Err(self.diverged(&quantity, &posts())),
             other => other.into_stage_result(),
         }
     }

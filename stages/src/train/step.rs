@@ -102,7 +102,7 @@ impl Trainer {
             weight_decay: plan.weight_decay,
             ..AdamWConfig::default()
         };
-        let schedule = Schedule { peak: plan.lr, warmup: plan.warmup, total: plan.steps, shape: plan.shape };
+        let schedule = LrSchedule { peak: plan.lr, warmup: plan.warmup, total: plan.steps, shape: plan.shape };
         let optimiser = AdamW::new(variables.clone(), config).into_stage_result()?;
         let checkpoints = Checkpoints::new(ctx, checkpoint::FORMAT);
         let (spent, told) = (TimeSpent::default(), Instant::now());

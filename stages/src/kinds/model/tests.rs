@@ -190,7 +190,7 @@ fn a_tokenizer_that_adds_bos_is_written_as_it_is_used() -> Result<()> {
     bench.write("tokenizer.json", &tokenizer.to_string());
     let out = import(&bench.path(""), false)?;
     let (_, tokenizer) = crate::model::load(&out.path())?;
-    assert_eq!(tokenizer.begin(), [0]);
+    assert_eq!(tokenizer.bos_ids(), [0]);
     let written = std::fs::read_to_string(out.path().join("tokenizer.json")).expect("a tokenizer");
     assert_eq!(written, tokenizer.to_json().into_stage_result()?);
     Ok(())

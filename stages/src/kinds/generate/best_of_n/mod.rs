@@ -8,7 +8,7 @@ mod tests;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{ConnectedInput, Kind, Signature};
-use lm::{CausalLm, Draws, SampleOptions, Sequence, Tokenizer};
+use lm::{CausalLm, CounterRng, SampleOptions, Sequence, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +144,7 @@ fn check_members(objectives: &[Objective], members: usize) -> Result<()> {
     }
 }
 
-/// Draws and scores responses to prompts.
+/// CounterRng and scores responses to prompts.
 struct Generator<'a> {
     params: &'a Params,
     policy: CausalLm,

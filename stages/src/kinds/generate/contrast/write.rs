@@ -179,7 +179,9 @@ fn sample(
         let batch: Vec<&[u32]> = chosen.iter().map(|&i| prompts[i].ids.as_slice()).collect();
         // A sample depends only on its pair's name.
         let rows: Vec<u64> = chosen.iter().map(|&i| bits_of(&key, &names[i])).collect();
-        for (i, s) in chosen.into_iter().zip(lm::sample(model, &batch, &how, &Draws(key), &rows).into_stage_result()?) {
+        for (i, s) in
+            chosen.into_iter().zip(lm::sample(model, &batch, &how, &CounterRng(key), &rows).into_stage_result()?)
+        {
             let text = response_text(&writer.tokenizer, &s.ids);
             out[i] = Some(Response { by: label.clone(), text, ids: s.ids, ended: s.ended });
         }

@@ -6,7 +6,7 @@ mod tests;
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::kind::{ConnectedInput, Kind, Signature};
-use lm::{CausalLm, Draws, SampleOptions, Sampled, Tokenizer};
+use lm::{CausalLm, CounterRng, SampleOptions, SampledResponse, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
