@@ -172,7 +172,7 @@ fn a_checkpoint_that_is_cut_off_or_damaged_is_told_and_the_stage_starts_again() 
             std::fs::remove_file(&path).and_then(|()| std::fs::write(&path, spoil(bytes))).expect("spoilt");
             let again = attempts.undisturbed()?;
             assert_eq!((again.resumed, again.warnings.len()), (None, 1 + undisturbed.warnings.len()), "{file}");
-            assert!(again.warnings.iter().any(|w| w.starts_with("a checkpoint is not used: ")), "{:?}", again.warnings);
+            assert!(again.warnings.iter().any(|w| w.starts_with("ignoring a checkpoint: ")), "{:?}", again.warnings);
             assert!(again.bytes() == undisturbed.bytes(), "{} with a spoilt {file}", kind.name());
         }
     }

@@ -34,7 +34,10 @@ fn a_changed_parameter_is_named_old_and_new() {
     let explanation = explained(&space, &chain(1, 5, 1), &Flags::default(), 1);
     let text = explanation.to_string();
     assert_eq!((explanation.action, explanation.changes.len()), ("run", 1));
-    assert!(text.contains("params.n: 1 -> 5") && text.contains("against the nearest record, b of run run-1"), "{text}");
+    assert!(
+        text.contains("params.n: 1 -> 5") && text.contains("compared with the nearest record, b of run run-1"),
+        "{text}"
+    );
 }
 
 #[test]

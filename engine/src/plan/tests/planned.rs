@@ -151,7 +151,7 @@ fn a_plan_says_that_the_store_was_left_out_of_an_input() {
     store.contents.insert("/data/around-the-store".into(), Digest::of(b"bytes"));
     let with = |path: &str| graph(&[("a", json!({ "files": { "$files": [path] } }), &[])]);
     let plan = plan_with(&with("/data/around-the-store"), &registry(), &store, &Flags::default(), &[]).unwrap();
-    assert_eq!(plan.stages[0].notes, ["the store lies within /data/around-the-store and is left out"]);
+    assert_eq!(plan.stages[0].notes, ["the store lies within /data/around-the-store and is excluded"]);
     store.contents.insert("/data/x".into(), Digest::of(b"bytes"));
     let plan = plan_with(&with("/data/x"), &registry(), &store, &Flags::default(), &[]).unwrap();
     assert_eq!(plan.stages[0].notes, [""; 0]);

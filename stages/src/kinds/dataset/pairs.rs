@@ -102,7 +102,7 @@ fn choose(params: &Params, ctx: &mut Context) -> Result<HashSet<PairKey>> {
     Ok(ranked.into_iter().take(most as usize).map(|(_, key)| key).collect())
 }
 
-/// `own` is whether the table's ids are those of this tokenizer. SampledResponse ids are kept, because decoding and encoding
+/// `own` is whether the table's ids are those of this tokenizer. Sampled ids are kept, because decoding and encoding
 /// may change them.
 fn pair(row: Preference, key: PairKey, chosen_is_a: bool, tokenizer: &lm::Tokenizer, own: bool) -> Pair {
     let side = |text: String, ids: Option<Vec<u32>>, ended| {

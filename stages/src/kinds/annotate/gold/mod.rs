@@ -29,7 +29,7 @@ pub enum Labels {
     #[default]
     Hard,
     /// LabelSampler with the Bradley-Terry probability sigmoid(score a - score b).
-    SampledResponse,
+    Sampled,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -53,7 +53,7 @@ impl Kind for Gold {
     fn signature(&self, p: &Params) -> Signature {
         let signature = Signature::producing("Preferences").many("pairs", &["Pairs"]).one("reward", &["RewardModel"]);
         let signature = signature.optional("exclude", &[Posts::NAME]).numerics(lm::NUMERICS);
-        if p.labels == Labels::SampledResponse || p.label_noise > 0.0 { signature.seeded() } else { signature }
+        if p.labels == Labels::Sampled || p.label_noise > 0.0 { signature.seeded() } else { signature }
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
@@ -173,8 +173,8 @@ impl LabelSampler<'_> {
         let mut first = match self.p.labels {
             Labels::Hard => difference > 0.0,
             // The draw must select the same text on either side.
-            Labels::SampledResponse if which == Some(Which::High) => key.share(&self.labels) >= 1.0 - probability,
-            Labels::SampledResponse => key.share(&self.labels) < probability,
+            Labels::Sampled if which == Some(Which::High) => key.share(&self.labels) >= 1.0 - probability,
+            Labels::Sampled => key.share(&self.labels) < probability,
         };
         if !tie && key.share(&self.noise) < self.p.label_noise {
             first = !first;
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn sampled_labels_fall_as_often_as_bradley_and_terry_say() {
-        let p = Params { labels: Labels::SampledResponse, ..Params::default() };
+        let p = Params { labels: Labels::Sampled, ..Params::default() };
         let mut drawn = drawn(&p, 1);
         // sigmoid(1.2) = 0.7685
         let first = pairs(2000)
@@ -255,7 +255,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn a_draw_depends_on_the_pair_alone(by in 0usize..40, flip in any::<bool>(), difference in -2.0f32..2.0) {
-            let p = Params { labels: Labels::SampledResponse, label_noise: 0.3, ..Params::default() };
+            let p = Params { labels: Labels::Sampled, label_noise: 0.3, ..Params::default() };
             let straight = pairs(40);
             let mut other = straight.clone();
             other.rotate_left(by);
