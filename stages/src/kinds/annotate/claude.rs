@@ -1,11 +1,11 @@
-//! `annotate.claude`: a language model behind the Messages API labels pairs ([`crate::claude`]).
+//! `annotate.claude`: a language model behind the Messages API labels pairs ([`crate::judge`]).
 
 use engine::context::Context;
 use engine::error::Result;
 use engine::estimate::Estimate;
 use engine::kind::{Kind, Signature};
 
-use crate::claude::{self, Params};
+use crate::judge::{self, Params};
 
 pub struct Claude;
 
@@ -17,7 +17,7 @@ impl Kind for Claude {
     const ABOUT: &'static str = "judges pairs by a language model behind the Messages API";
 
     fn signature(&self, _: &Params) -> Signature {
-        claude::signature()
+        judge::signature()
     }
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
@@ -29,14 +29,14 @@ impl Kind for Claude {
     }
 
     fn check_environment(&self, _: &Params) -> Result<()> {
-        claude::check_environment()
+        judge::check_environment()
     }
 
     fn estimate(&self, params: &Params, ctx: &Context) -> Result<Option<Estimate>> {
-        claude::estimate(params, ctx).map(Some)
+        judge::estimate(params, ctx).map(Some)
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        claude::run(&params, ctx)
+        judge::run(&params, ctx)
     }
 }

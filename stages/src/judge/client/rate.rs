@@ -32,7 +32,7 @@ impl Bucket {
 
 /// Decides when the next request may be sent.
 #[derive(Debug)]
-pub struct Pace {
+pub struct RateLimiter {
     buckets: [Option<Bucket>; 3],
     /// Moving average of the usage of one request, by quantity.
     usual: [Option<f64>; 3],
@@ -41,17 +41,17 @@ pub struct Pace {
     closed_until: Option<Instant>,
 }
 
-impl Default for Pace {
+impl Default for RateLimiter {
     fn default() -> Self {
         // Each request counts as one request.
         Self { buckets: [None; 3], usual: [Some(1.0), None, None], under_way: 0, closed_until: None }
     }
 }
 
-impl Pace {
-    /// `None` if a request may be sent now; it then counts as in progress until [`Pace::ended`]. Otherwise the time to
-    /// wait before asking again.
-    pub fn ask(&mut self, now: Instant) -> Option<Duration> {
+impl RateLimiter {
+    /// `None` if a request may be sent now; it then counts as in progress until [`RateLimiter::ended`]. Otherwise the time to
+    /// wait before trying again.
+    pub fn admit(&mut self, now: Instant) -> Option<Duration> {
         if let Some(until) = self.closed_until.filter(|until| *until > now) {
             return Some(until - now);
         }
@@ -91,7 +91,7 @@ impl Pace {
     }
 
     /// Updates the limits from response headers.
-    pub fn told(&mut self, now: Instant, clock: SystemTime, headers: &HeaderMap) {
+    pub fn update(&mut self, now: Instant, clock: SystemTime, headers: &HeaderMap) {
         let clock = retry::server_time(headers).unwrap_or(clock);
         for (i, counted) in COUNTED.iter().enumerate() {
             let text = |what: &str| headers.get(format!("anthropic-ratelimit-{counted}-{what}"))?.to_str().ok();
@@ -112,7 +112,7 @@ impl Pace {
     }
 
     /// Records the usage of an answer: input tokens not read from a cache, and output tokens.
-    pub fn took(&mut self, input: u64, output: u64) {
+    pub fn record_usage(&mut self, input: u64, output: u64) {
         for (i, tokens) in [(1, input), (2, output)] {
             let tokens = tokens as f64;
             self.usual[i] = Some(self.usual[i].map_or(tokens, |usual| MEMORY * usual + (1.0 - MEMORY) * tokens));
@@ -143,74 +143,77 @@ mod tests {
 
     #[test]
     fn without_a_word_from_the_api_nothing_is_held_back() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        assert!((0..1000).all(|_| pace.ask(now).is_none()));
+        let (mut limiter, now) = (RateLimiter::default(), Instant::now());
+        assert!((0..1000).all(|_| limiter.admit(now).is_none()));
     }
 
     #[test]
     fn requests_wait_for_the_refill_instead_of_being_turned_away() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
+        let (mut limiter, now) = (RateLimiter::default(), Instant::now());
         // 100 fit, 3 are left, 97 are refilled within a minute.
-        pace.told(now, clock(), &headers("requests", 100, 3, RESET));
-        assert!((0..3).all(|_| pace.ask(now).is_none()));
-        let wait = pace.ask(now).unwrap();
+        limiter.update(now, clock(), &headers("requests", 100, 3, RESET));
+        assert!((0..3).all(|_| limiter.admit(now).is_none()));
+        let wait = limiter.admit(now).unwrap();
         assert!((wait.as_secs_f64() - 60.0 / 97.0).abs() < 1e-6, "{wait:?}");
-        assert_eq!(pace.ask(now + wait), None);
+        assert_eq!(limiter.admit(now + wait), None);
         // A late response to an earlier request does not count the others.
-        pace.told(now + wait, clock(), &headers("requests", 100, 60, RESET));
-        assert!(pace.ask(now + wait).is_some());
+        limiter.update(now + wait, clock(), &headers("requests", 100, 60, RESET));
+        assert!(limiter.admit(now + wait).is_some());
         // Another client uses the same limits.
-        pace.told(now + 10 * SECOND, clock(), &headers("requests", 100, 1, RESET));
-        assert_eq!([pace.ask(now + 10 * SECOND).is_none(), pace.ask(now + 10 * SECOND).is_none()], [true, false]);
+        limiter.update(now + 10 * SECOND, clock(), &headers("requests", 100, 1, RESET));
+        assert_eq!(
+            [limiter.admit(now + 10 * SECOND).is_none(), limiter.admit(now + 10 * SECOND).is_none()],
+            [true, false]
+        );
     }
 
     #[test]
     fn what_was_sent_before_anything_was_known_counts() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        assert!((0..4).all(|_| pace.ask(now).is_none()));
+        let (mut limiter, now) = (RateLimiter::default(), Instant::now());
+        assert!((0..4).all(|_| limiter.admit(now).is_none()));
         // The first response may not count the other three requests.
-        pace.told(now, clock(), &headers("requests", 100, 5, RESET));
-        assert_eq!([0, 1, 2].map(|_| pace.ask(now).is_none()), [true, true, false]);
+        limiter.update(now, clock(), &headers("requests", 100, 5, RESET));
+        assert_eq!([0, 1, 2].map(|_| limiter.admit(now).is_none()), [true, true, false]);
     }
 
     #[test]
     fn tokens_are_held_back_by_what_requests_usually_take() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        pace.told(now, clock(), &headers("input-tokens", 10_000, 2_500, RESET));
-        pace.took(1_000, 20);
-        assert_eq!([pace.ask(now), pace.ask(now)], [None, None]);
-        let wait = pace.ask(now).unwrap();
+        let (mut limiter, now) = (RateLimiter::default(), Instant::now());
+        limiter.update(now, clock(), &headers("input-tokens", 10_000, 2_500, RESET));
+        limiter.record_usage(1_000, 20);
+        assert_eq!([limiter.admit(now), limiter.admit(now)], [None, None]);
+        let wait = limiter.admit(now).unwrap();
         // 500 are left, 125 are refilled each second.
         assert!((wait.as_secs_f64() - 4.0).abs() < 1e-6, "{wait:?}");
     }
 
     #[test]
     fn a_request_larger_than_the_limit_goes_when_the_bucket_is_full() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        pace.told(now, clock(), &headers("output-tokens", 100, 50, RESET));
-        pace.took(1, 400);
-        assert_eq!(pace.ask(now), Some(60 * SECOND));
-        assert_eq!(pace.ask(now + 60 * SECOND), None);
+        let (mut limiter, now) = (RateLimiter::default(), Instant::now());
+        limiter.update(now, clock(), &headers("output-tokens", 100, 50, RESET));
+        limiter.record_usage(1, 400);
+        assert_eq!(limiter.admit(now), Some(60 * SECOND));
+        assert_eq!(limiter.admit(now + 60 * SECOND), None);
     }
 
     #[test]
     fn a_wait_that_the_api_asked_for_holds_everybody() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        pace.close(now, 5 * SECOND);
-        pace.close(now, SECOND);
-        assert_eq!(pace.ask(now + SECOND), Some(4 * SECOND));
-        assert_eq!(pace.ask(now + 5 * SECOND), None);
+        let (mut limiter, now) = (RateLimiter::default(), Instant::now());
+        limiter.close(now, 5 * SECOND);
+        limiter.close(now, SECOND);
+        assert_eq!(limiter.admit(now + SECOND), Some(4 * SECOND));
+        assert_eq!(limiter.admit(now + 5 * SECOND), None);
     }
 
     #[test]
     fn nonsense_in_a_header_counts_for_nothing() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        pace.told(now, clock(), &headers("requests", 100, 100, "yesterday"));
-        assert!((0..100).all(|_| pace.ask(now).is_none()));
+        let (mut limiter, now) = (RateLimiter::default(), Instant::now());
+        limiter.update(now, clock(), &headers("requests", 100, 100, "yesterday"));
+        assert!((0..100).all(|_| limiter.admit(now).is_none()));
         let mut odd = headers("requests", 1, 1, RESET);
         odd.insert("anthropic-ratelimit-requests-remaining", "NaN".parse().unwrap());
-        let mut fresh = Pace::default();
-        fresh.told(now, clock(), &odd);
-        assert!((0..100).all(|_| fresh.ask(now).is_none()));
+        let mut fresh = RateLimiter::default();
+        fresh.update(now, clock(), &odd);
+        assert!((0..100).all(|_| fresh.admit(now).is_none()));
     }
 }

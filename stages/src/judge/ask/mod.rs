@@ -1,8 +1,8 @@
 //! Asks until every needed answer is in the cache, by concurrent single requests or by batches.
 
 mod batches;
-mod desk;
-mod till;
+mod gate;
+mod queue;
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use engine::error::{Error, Result};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinSet;
 
-use super::cache::Cache;
+use super::answer_log::AnswerLog;
 use super::client::{Client, Endpoint};
 use super::params::{Mode, Params};
 use super::settings::Settings;
 use super::spool::Waiting;
 use crate::http;
-use desk::{Desk, Ready};
-use till::{Admitted, Till};
+use gate::{Admission, BudgetGate};
+use queue::{Ready, WorkQueue};
 
 pub use batches::are_open;
 
@@ -39,7 +39,7 @@ pub struct Asker<'a> {
     client: Client,
     /// Messages of the client about its waits.
     waits: UnboundedReceiver<String>,
-    till: Till,
+    gate: BudgetGate,
 }
 
 impl<'a> Asker<'a> {
@@ -50,12 +50,12 @@ impl<'a> Asker<'a> {
         settings: &'a Settings,
         strict: bool,
         endpoint: Endpoint,
-        cache: &Cache,
+        log: &AnswerLog,
         ctx: &Context,
     ) -> Result<Self> {
         let (told, waits) = unbounded_channel();
-        let (client, till) = (Client::new(endpoint, told)?, Till::open(params, settings, cache, ctx)?);
-        Ok(Self { settings, strict, mode: params.mode, client, waits, till })
+        let (client, gate) = (Client::new(endpoint, told)?, BudgetGate::open(params, settings, log, ctx)?);
+        Ok(Self { settings, strict, mode: params.mode, client, waits, gate })
     }
 
     /// Asks all queued documents. After a failure nothing new is sent, but requests in progress are awaited and stored,
@@ -64,17 +64,17 @@ impl<'a> Asker<'a> {
     /// # Errors
     /// Whatever stops the stage: the API is unreachable or denies access, it rejects the settings, or the budget is
     /// spent.
-    pub fn ask(&mut self, waiting: Waiting, cache: &mut Cache, ctx: &mut Context) -> Result<()> {
-        let Self { settings, strict, mode, client, waits, till } = self;
-        let mut desk = Desk::new(settings, *mode, *strict, waiting, cache, till);
+    pub fn ask(&mut self, waiting: Waiting, log: &mut AnswerLog, ctx: &mut Context) -> Result<()> {
+        let Self { settings, strict, mode, client, waits, gate } = self;
+        let mut queue = WorkQueue::new(settings, *mode, *strict, waiting, log, gate);
         let done = match mode {
-            Mode::Single => http::runtime()?.block_on(singly(&mut desk, client, waits, ctx)),
-            Mode::Batch => http::runtime()?.block_on(batches::in_batches(&mut desk, client, waits, ctx)),
+            Mode::Single => http::runtime()?.block_on(singly(&mut queue, client, waits, ctx)),
+            Mode::Batch => http::runtime()?.block_on(batches::in_batches(&mut queue, client, waits, ctx)),
         };
         while let Ok(wait) = waits.try_recv() {
             ctx.warn(format!("annotate.claude: {wait}"));
         }
-        till.tell(ctx, true);
+        gate.report(ctx, true);
         done
     }
 
@@ -82,18 +82,18 @@ impl<'a> Asker<'a> {
     ///
     /// # Errors
     /// As [`Asker::ask`].
-    pub fn settle(&mut self, waiting: Waiting, cache: &mut Cache, ctx: &mut Context) -> Result<()> {
-        let Self { settings, strict, mode, client, waits, till } = self;
-        let mut desk = Desk::new(settings, *mode, *strict, waiting, cache, till);
-        let done = http::runtime()?.block_on(batches::settle(&mut desk, client, waits, ctx));
-        till.tell(ctx, true);
+    pub fn settle(&mut self, waiting: Waiting, log: &mut AnswerLog, ctx: &mut Context) -> Result<()> {
+        let Self { settings, strict, mode, client, waits, gate } = self;
+        let mut queue = WorkQueue::new(settings, *mode, *strict, waiting, log, gate);
+        let done = http::runtime()?.block_on(batches::settle(&mut queue, client, waits, ctx));
+        gate.report(ctx, true);
         done
     }
 }
 
 /// Sends requests one by one until the first is answered, so that the prompt cache is warm, then concurrently.
 async fn singly(
-    desk: &mut Desk<'_>,
+    queue: &mut WorkQueue<'_>,
     client: &Client,
     waits: &mut UnboundedReceiver<String>,
     ctx: &mut Context,
@@ -105,11 +105,11 @@ async fn singly(
     let mut failed: Option<Error> = None;
     let mut told_elsewhere = false;
     loop {
-        let most = if desk.till.is_warm() { many } else { 1 };
+        let most = if queue.gate.is_warm() { many } else { 1 };
         while failed.is_none() && running.len() < most {
             let ready = match held.take() {
                 Some(ready) => ready,
-                None => match desk.next() {
+                None => match queue.next() {
                     Ok(Some(ready)) => ready,
                     Ok(None) => break,
                     Err(e) => {
@@ -118,32 +118,32 @@ async fn singly(
                     }
                 },
             };
-            match desk.admit(&ready) {
-                Admitted::Now(sent) => {
-                    let (client, purse, Ready { group, body }) = (client.clone(), desk.till.purse(), ready);
+            match queue.admit(&ready) {
+                Admission::Now(sent) => {
+                    let (client, losses, Ready { group, body }) = (client.clone(), queue.gate.losses(), ready);
                     running.spawn(async move {
-                        let answer = client.post(&body, &|| purse.lost(sent)).await;
+                        let answer = client.post(&body, &|| losses.lost(sent)).await;
                         (group, sent, answer)
                     });
                 }
-                Admitted::Later => {
+                Admission::Later => {
                     held = Some(ready);
                     break;
                 }
-                Admitted::Never(error) => {
-                    failed = Some(desk.give_back(ready.group).err().unwrap_or(error));
+                Admission::Never(error) => {
+                    failed = Some(queue.give_back(ready.group).err().unwrap_or(error));
                 }
             }
         }
         let idle = running.is_empty();
-        if idle && (failed.is_some() || desk.elsewhere.is_empty()) {
-            match desk.judge_faulty() {
+        if idle && (failed.is_some() || queue.elsewhere.is_empty()) {
+            match queue.judge_faulty() {
                 Ok(true) if failed.is_none() => continue,
                 Ok(_) => return failed.map_or(Ok(()), Err),
                 Err(e) => return Err(failed.unwrap_or(e)),
             }
         }
-        if !desk.elsewhere.is_empty() && !told_elsewhere {
+        if !queue.elsewhere.is_empty() && !told_elsewhere {
             told_elsewhere = true;
             ctx.warn("annotate.claude: another process asks about some of the same pairs: its answers are waited for");
         }
@@ -152,17 +152,17 @@ async fn singly(
             biased;
             Some(wait) = waits.recv() => ctx.warn(format!("annotate.claude: {wait}")),
             Some(joined) = running.join_next(), if !idle => {
-                let mut landed = vec![joined];
+                let mut finished = vec![joined];
                 // Answers that arrived meanwhile are made durable together.
                 while let Some(joined) = running.try_join_next() {
-                    landed.push(joined);
+                    finished.push(joined);
                 }
-                if let Err(e) = desk.land(landed) {
+                if let Err(e) = queue.record(finished) {
                     failed.get_or_insert(e);
                 }
-                desk.tell(ctx);
+                queue.report(ctx);
             }
-            () = tokio::time::sleep(POLL), if !desk.elsewhere.is_empty() => desk.look_again(),
+            () = tokio::time::sleep(POLL), if !queue.elsewhere.is_empty() => queue.look_again(),
         }
     }
 }

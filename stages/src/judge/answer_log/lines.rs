@@ -9,7 +9,7 @@ use engine::error::{At, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::claude::document::AnswerKey;
+use crate::judge::document::AnswerKey;
 
 /// The line of one request.
 #[derive(Serialize, Deserialize)]
@@ -82,14 +82,14 @@ fn checksum(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex()[..32].to_owned()
 }
 
-pub struct Log {
+pub struct LineFile {
     path: PathBuf,
     file: File,
     /// Offset of the first unread line.
     read: u64,
 }
 
-impl Log {
+impl LineFile {
     /// # Errors
     /// If the file cannot be opened or created.
     pub fn open(path: &Path) -> Result<Self> {
@@ -239,7 +239,7 @@ pub struct Verified {
 /// # Errors
 /// If the log cannot be read.
 pub fn verify(path: &Path, found: &mut Verified) -> Result<()> {
-    let log = Log { path: path.to_owned(), file: File::open(path).at(path)?, read: 0 };
+    let log = LineFile { path: path.to_owned(), file: File::open(path).at(path)?, read: 0 };
     // No line is being written while the lock is held.
     log.file.lock_shared().at(path)?;
     let length = log.file.metadata().at(path)?.len();

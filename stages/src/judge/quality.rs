@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use engine::context::Context;
 
-use super::cache::Kept;
+use super::answer_log::Kept;
 use super::document::{Purpose, Shown};
 use super::reply::Reply;
 use crate::labels::agreement::Tally;
 use crate::types::Side;
 
 /// Records a share with its interval; nothing if there are no observations.
-fn tell(tally: Tally, name: &str, ctx: &mut Context) {
+fn report(tally: Tally, name: &str, ctx: &mut Context) {
     if let Some(share) = tally.share() {
         ctx.metric(name, share.share);
         ctx.metric(format!("{name}_low"), share.low);
@@ -47,14 +47,14 @@ impl Quality {
     }
 
     /// Records each share with its 95% interval, if it has observations.
-    pub fn tell(&self, ctx: &mut Context) {
+    pub fn report(&self, ctx: &mut Context) {
         let mut all = Tally::default();
         self.slots.values().for_each(|tally| all.add(tally.yes, tally.of));
-        tell(all, "first_shown_share", ctx);
+        report(all, "first_shown_share", ctx);
         for (slot, tally) in &self.slots {
-            tell(*tally, &format!("first_shown_share_slot_{}", slot + 1), ctx);
+            report(*tally, &format!("first_shown_share_slot_{}", slot + 1), ctx);
         }
-        tell(self.swapped, "swap_consistency", ctx);
-        tell(self.repeated, "repeat_consistency", ctx);
+        report(self.swapped, "swap_consistency", ctx);
+        report(self.repeated, "repeat_consistency", ctx);
     }
 }

@@ -77,7 +77,7 @@ pub struct Params {
     /// `low` to `max`; sent only if given.
     #[serde(default)]
     pub effort: Option<Effort>,
-    /// Sent only if given, as are `top_p` and `top_k`: newer models refuse them.
+    /// Reservation only if given, as are `top_p` and `top_k`: newer models refuse them.
     #[serde(default)]
     pub temperature: Option<f64>,
     #[serde(default)]

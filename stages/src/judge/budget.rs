@@ -17,7 +17,7 @@ pub const PILOT: u64 = 20;
 
 /// Whether the next request may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Go {
+pub enum Affordable {
     Now,
     /// Once a request in progress has cost less than its bound.
     Later,
@@ -39,7 +39,7 @@ pub struct Budget {
     tokens_per_byte: Option<f64>,
     ledger: PathBuf,
     /// Not yet reported.
-    untold: Paid,
+    unreported: Paid,
     /// Requests of this attempt, and what they cost.
     pub requests: u64,
     dollars: f64,
@@ -83,7 +83,7 @@ impl Budget {
             reserved: 0.0,
             tokens_per_byte: None,
             ledger,
-            untold: Paid::default(),
+            unreported: Paid::default(),
             requests: 0,
             dollars: 0.0,
             output: 0,
@@ -106,16 +106,16 @@ impl Budget {
     ///
     /// # Errors
     /// If writing fails.
-    pub fn reserve(&mut self, bound: f64) -> Result<Go> {
-        let Some(limit) = self.limit else { return Ok(Go::Now) };
+    pub fn reserve(&mut self, bound: f64) -> Result<Affordable> {
+        let Some(limit) = self.limit else { return Ok(Affordable::Now) };
         if self.spent + self.reserved + bound <= limit {
             self.reserved += bound;
             self.write()?;
-            Ok(Go::Now)
+            Ok(Affordable::Now)
         } else if self.reserved > 0.0 {
-            Ok(Go::Later)
+            Ok(Affordable::Later)
         } else {
-            Ok(Go::Never)
+            Ok(Affordable::Never)
         }
     }
 
@@ -163,7 +163,7 @@ impl Budget {
     ///
     /// # Errors
     /// If writing fails.
-    pub fn landed(&mut self, bound: f64, bytes: usize, usage: Usage) -> Result<()> {
+    pub fn record(&mut self, bound: f64, bytes: usize, usage: Usage) -> Result<()> {
         self.release(bound);
         self.requests += 1;
         self.output += usage.output;
@@ -173,16 +173,16 @@ impl Budget {
         }
         let dollars = self.quote.as_ref().map(|quote| usage.dollars(&quote.price));
         let (input_tokens, output_tokens) = (usage.sent(), usage.output);
-        self.untold.add(Paid { requests: 1, input_tokens, output_tokens, dollars });
+        self.unreported.add(Paid { requests: 1, input_tokens, output_tokens, dollars });
         self.dollars += dollars.unwrap_or(0.0);
         self.spent += dollars.unwrap_or(0.0);
         self.write()
     }
 
     /// Takes the spending not yet reported.
-    pub fn untold(&mut self) -> Option<Paid> {
-        let untold = std::mem::take(&mut self.untold);
-        (untold.requests > 0).then_some(untold)
+    pub fn unreported(&mut self) -> Option<Paid> {
+        let unreported = std::mem::take(&mut self.unreported);
+        (unreported.requests > 0).then_some(unreported)
     }
 
     /// Dollars spent by this attempt.
@@ -223,20 +223,20 @@ impl Budget {
 }
 
 /// Checks that the prompt cache works as estimated.
-pub struct Caching {
+pub struct PromptCacheCheck {
     /// Whether the fixed prefix is long enough for the model's cache.
     expected: bool,
     requests: u64,
     read: bool,
 }
 
-impl Caching {
+impl PromptCacheCheck {
     pub fn new(expected: bool) -> Self {
         Self { expected, requests: 0, read: false }
     }
 
     /// Returns a warning, once, when many requests have read nothing from a cache that should be there.
-    pub fn landed(&mut self, usage: Usage) -> Option<String> {
+    pub fn record(&mut self, usage: Usage) -> Option<String> {
         if usage.batch {
             // It is uncertain whether a batch hits the prompt cache.
             return None;
@@ -255,7 +255,7 @@ impl Caching {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claude::prices::{Price, quote};
+    use crate::judge::prices::{Price, quote};
 
     fn dollar_a_token() -> Option<Quote> {
         let million = 1e6;
@@ -282,17 +282,20 @@ mod tests {
         // 30 bytes are at most 30 tokens of input, plus at most 10 of output.
         let bound = budget.bound(30, 10);
         assert_eq!(bound, 40.0);
-        assert_eq!([bound; 3].map(|bound| budget.reserve(bound).unwrap()), [Go::Now, Go::Now, Go::Later]);
+        assert_eq!(
+            [bound; 3].map(|bound| budget.reserve(bound).unwrap()),
+            [Affordable::Now, Affordable::Now, Affordable::Later]
+        );
         // The request used 6 + 4 tokens, so texts have five bytes per token.
-        budget.landed(bound, 30, usage(6, 4)).unwrap();
+        budget.record(bound, 30, usage(6, 4)).unwrap();
         assert_eq!(budget.bound(30, 10), 17.0);
-        assert_eq!(budget.reserve(17.0).unwrap(), Go::Now);
+        assert_eq!(budget.reserve(17.0).unwrap(), Affordable::Now);
         budget.unpaid(17.0).unwrap();
-        budget.landed(bound, 30, usage(30, 10)).unwrap();
+        budget.record(bound, 30, usage(30, 10)).unwrap();
         assert_eq!(budget.dollars(), Some(50.0));
-        assert_eq!([50.0, 0.1].map(|bound| budget.reserve(bound).unwrap()), [Go::Now, Go::Later]);
+        assert_eq!([50.0, 0.1].map(|bound| budget.reserve(bound).unwrap()), [Affordable::Now, Affordable::Later]);
         budget.unpaid(50.0).unwrap();
-        assert_eq!(budget.reserve(50.1).unwrap(), Go::Never);
+        assert_eq!(budget.reserve(50.1).unwrap(), Affordable::Never);
         let told = budget.exhausted(50.1, "stopped");
         assert_eq!(told.exit_code(), 3);
         assert!(told.message.starts_with("max_cost: $50.0000 of $100 are spent (prices of a test)"), "{told}");
@@ -302,10 +305,10 @@ mod tests {
     fn what_failed_attempts_spent_counts_for_the_next_one() {
         let folder = tempfile::tempdir().unwrap();
         let open = || Budget::open(folder.path(), dollar_a_token(), Some(50.0), true).unwrap();
-        open().landed(0.0, 10, Usage { batch: true, ..usage(40, 40) }).unwrap();
+        open().record(0.0, 10, Usage { batch: true, ..usage(40, 40) }).unwrap();
         let mut next = open();
         // In a batch the request cost half of 80.
-        assert_eq!([11.0, 10.0].map(|bound| next.reserve(bound).unwrap()), [Go::Never, Go::Now]);
+        assert_eq!([11.0, 10.0].map(|bound| next.reserve(bound).unwrap()), [Affordable::Never, Affordable::Now]);
         assert_eq!(next.dollars(), Some(0.0));
     }
 
@@ -314,34 +317,34 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = |batch| Budget::open(folder.path(), dollar_a_token(), Some(100.0), batch).unwrap();
         let mut budget = open(false);
-        assert_eq!(budget.reserve(30.0).unwrap(), Go::Now);
+        assert_eq!(budget.reserve(30.0).unwrap(), Affordable::Now);
         // One more try makes 60, a third one 90.
         assert_eq!([30.0, 30.0, 30.0].map(|bound| budget.lost(bound).unwrap()), [true, true, false]);
         budget.unpaid(30.0).unwrap();
-        assert_eq!(budget.reserve(10.0).unwrap(), Go::Now);
+        assert_eq!(budget.reserve(10.0).unwrap(), Affordable::Now);
         drop(budget);
         // After a kill, the last ten count too.
         let mut next = open(false);
-        assert_eq!(next.reserve(0.1).unwrap(), Go::Never);
+        assert_eq!(next.reserve(0.1).unwrap(), Affordable::Never);
         let told = next.exhausted(0.1, "stopped").message;
         assert!(told.contains("$100.0000 of $100 are spent (prices of a test), $100.0000 of it perhaps"), "{told}");
 
         let folder = tempfile::tempdir().unwrap();
         let open = || Budget::open(folder.path(), dollar_a_token(), Some(100.0), true).unwrap();
-        assert_eq!(open().reserve(90.0).unwrap(), Go::Now);
+        assert_eq!(open().reserve(90.0).unwrap(), Affordable::Now);
         // A batch's answers are found again, and count when they arrive.
-        assert_eq!(open().reserve(90.0).unwrap(), Go::Now);
+        assert_eq!(open().reserve(90.0).unwrap(), Affordable::Now);
     }
 
     #[test]
     fn without_a_limit_nothing_is_held_back_and_a_limit_needs_a_price() {
         let folder = tempfile::tempdir().unwrap();
         let mut free = Budget::open(folder.path(), None, None, false).unwrap();
-        assert_eq!((free.bound(1 << 30, 1 << 30), free.reserve(1e9).unwrap()), (0.0, Go::Now));
+        assert_eq!((free.bound(1 << 30, 1 << 30), free.reserve(1e9).unwrap()), (0.0, Affordable::Now));
         assert!(free.lost(1e9).unwrap());
-        free.landed(0.0, 5, usage(2, 1)).unwrap();
+        free.record(0.0, 5, usage(2, 1)).unwrap();
         let told = Paid { requests: 1, input_tokens: 2, output_tokens: 1, dollars: None };
-        assert_eq!((free.untold(), free.untold(), free.forecast(3)), (Some(told), None, None));
+        assert_eq!((free.unreported(), free.unreported(), free.forecast(3)), (Some(told), None, None));
         let error = Budget::open(folder.path(), None, Some(1.0), false).map(drop).unwrap_err();
         assert_eq!((error.exit_code(), error.help.as_deref()), (2, Some("give one in `prices`")));
     }
@@ -351,7 +354,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let price = quote("claude-sonnet-4-6", None).unwrap();
         let mut budget = Budget::open(folder.path(), price, None, false).unwrap();
-        (0..4).for_each(|_| budget.landed(0.0, 4000, usage(1000, 200)).unwrap());
+        (0..4).for_each(|_| budget.record(0.0, 4000, usage(1000, 200)).unwrap());
         let told = budget.forecast(1000).unwrap();
         let expected = "after 4 requests: 200 tokens got each, thinking included; the other 1000 will cost about $6.00";
         assert_eq!(told, expected);
@@ -361,8 +364,8 @@ mod tests {
     fn a_cache_that_is_never_read_is_told_once_where_it_should_be_read() {
         let read = Usage { cache_read: 9, ..usage(1, 1) };
         let warnings = |expected: bool, first: Usage| {
-            let mut caching = Caching::new(expected);
-            (0..50).filter(|i| caching.landed(if *i == 5 { first } else { usage(1, 1) }).is_some()).count()
+            let mut caching = PromptCacheCheck::new(expected);
+            (0..50).filter(|i| caching.record(if *i == 5 { first } else { usage(1, 1) }).is_some()).count()
         };
         assert_eq!([warnings(true, usage(1, 1)), warnings(true, read), warnings(false, usage(1, 1))], [1, 0, 0]);
     }

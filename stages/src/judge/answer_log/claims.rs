@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use engine::error::{At, Result};
 
-use crate::claude::document::AnswerKey;
+use crate::judge::document::AnswerKey;
 
 /// The kernel scans all locks of a file for each new lock. A batch claims tens of thousands of documents; spread over
 /// this many files, the scan is cheap.

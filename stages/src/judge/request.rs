@@ -113,7 +113,7 @@ pub fn body(settings: &Settings, mode: Mode, documents: &[Document]) -> Value {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::claude::params::Params;
+    use crate::judge::params::Params;
 
     pub fn settings(with: Value) -> Settings {
         let mut with = with;

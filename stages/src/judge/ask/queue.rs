@@ -8,20 +8,20 @@ use engine::error::{Blame, Error, Result};
 use serde_json::Value;
 use tokio::task::JoinError;
 
-use super::till::{Admitted, Sent, Till};
-use crate::claude::cache::{Cache, Landed, What};
-use crate::claude::client::Answer;
-use crate::claude::document::AnswerKey;
-use crate::claude::params::Mode;
-use crate::claude::request;
-use crate::claude::settings::Settings;
-use crate::claude::spool::{Entry, Group, Waiting};
+use super::gate::{Admission, BudgetGate, Reservation};
+use crate::judge::answer_log::{AnswerLog, Line};
+use crate::judge::client::Answer;
+use crate::judge::document::AnswerKey;
+use crate::judge::params::Mode;
+use crate::judge::request;
+use crate::judge::settings::Settings;
+use crate::judge::spool::{Entry, Group, Waiting};
 
 /// After this number of rejected requests without an answer between them, the settings are at fault.
 const FAULTY_IN_A_ROW: usize = 8;
 
 /// The outcome of one request.
-pub type Joined = Result<(Group, Sent, Result<Answer>), JoinError>;
+pub type Joined = Result<(Group, Reservation, Result<Answer>), JoinError>;
 
 /// A request ready to be sent; its documents are claimed.
 pub struct Ready {
@@ -30,34 +30,34 @@ pub struct Ready {
 }
 
 /// Queued documents, and the outcomes of requests.
-pub struct Desk<'a> {
+pub struct WorkQueue<'a> {
     settings: &'a Settings,
     mode: Mode,
     /// Whether groups are never split.
     strict: bool,
     waiting: Waiting,
-    cache: &'a mut Cache,
+    log: &'a mut AnswerLog,
     /// Documents that another process is asking about.
     pub elsewhere: Vec<Group>,
     /// Requests that the API rejected since the last answer; whether they or the settings are at fault is not known
     /// yet.
     pub faulty: Vec<(Group, Error)>,
-    pub till: &'a mut Till,
+    pub gate: &'a mut BudgetGate,
     total: u64,
     done: u64,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> WorkQueue<'a> {
     pub fn new(
         settings: &'a Settings,
         mode: Mode,
         strict: bool,
         waiting: Waiting,
-        cache: &'a mut Cache,
-        till: &'a mut Till,
+        log: &'a mut AnswerLog,
+        gate: &'a mut BudgetGate,
     ) -> Self {
         let total = waiting.wanted();
-        Self { settings, mode, strict, waiting, cache, elsewhere: Vec::new(), faulty: Vec::new(), till, total, done: 0 }
+        Self { settings, mode, strict, waiting, log, elsewhere: Vec::new(), faulty: Vec::new(), gate, total, done: 0 }
     }
 
     /// The next request, with its documents claimed and none of them answered yet.
@@ -65,10 +65,10 @@ impl<'a> Desk<'a> {
         while let Some(group) = self.waiting.take() {
             let (mut mine, mut others) = (Group::new(), Group::new());
             for entry in group {
-                if self.cache.claim(entry.key)? { mine.push(entry) } else { others.push(entry) }
+                if self.log.claim(entry.key)? { mine.push(entry) } else { others.push(entry) }
             }
             // After claiming, because an earlier holder of a claim stores its answers before releasing it.
-            self.cache.refresh()?;
+            self.log.refresh()?;
             if self.strict && !others.is_empty() {
                 self.release(&mine)?;
                 // In the order of slots.
@@ -80,7 +80,7 @@ impl<'a> Desk<'a> {
             if !others.is_empty() {
                 self.elsewhere.push(others);
             }
-            let is_open = |entry: &Entry| entry.wanted && self.cache.get(entry.key).is_none();
+            let is_open = |entry: &Entry| entry.wanted && self.log.get(entry.key).is_none();
             let (open, answered): (Group, Group) = mine.into_iter().partition(|entry| match self.strict {
                 true => true,
                 false => is_open(entry),
@@ -99,25 +99,25 @@ impl<'a> Desk<'a> {
     }
 
     /// Stores the outcomes of requests.
-    pub fn land(&mut self, landed: Vec<Joined>) -> Result<()> {
+    pub fn record(&mut self, finished: Vec<Joined>) -> Result<()> {
         let (mut answers, mut groups) = (Vec::new(), Vec::new());
         let mut stop = None;
-        for joined in landed {
+        for joined in finished {
             match joined {
                 Ok((group, sent, Ok(answer))) => {
                     let left = self.requests_left();
                     // Failing to record the cost must not lose the answer.
-                    stop = stop.or(self.till.landed(sent, &answer.body, left).err());
-                    answers.push(kept(&group, What::Answer(answer.body)));
+                    stop = stop.or(self.gate.record(sent, &answer.body, left).err());
+                    answers.push(Line::answer(keys(&group), answer.body));
                     groups.push(group);
                 }
                 // The client reports a request that the API rejects as the user's fault.
                 Ok((group, sent, Err(error))) if error.blame == Blame::Yours => {
-                    stop = stop.or(self.till.unpaid(sent).err());
+                    stop = stop.or(self.gate.unpaid(sent).err());
                     self.faulty.push((group, error));
                 }
                 Ok((_, sent, Err(error))) => {
-                    stop = stop.or(Some(error)).or(self.till.unpaid(sent).err());
+                    stop = stop.or(Some(error)).or(self.gate.unpaid(sent).err());
                 }
                 Err(e) => {
                     let error = Error::ours(format!("annotate.claude: a request's task ended: {e}"));
@@ -126,7 +126,7 @@ impl<'a> Desk<'a> {
             }
         }
         let any = !answers.is_empty();
-        self.cache.keep(answers)?;
+        self.log.keep(answers)?;
         for group in groups {
             self.finish(&group)?;
         }
@@ -147,7 +147,7 @@ impl<'a> Desk<'a> {
             return Ok(false);
         }
         let is_mixed = |group: &Group| group.len() > 1 && !self.strict;
-        let answered = self.cache.answered() > 0;
+        let answered = self.log.answered() > 0;
         if answered || self.faulty.iter().any(|(group, _)| is_mixed(group)) {
             let alone: Vec<_> = match answered {
                 true => Vec::new(),
@@ -169,7 +169,7 @@ impl<'a> Desk<'a> {
                 self.release(&group)?;
                 group.into_iter().for_each(|entry| self.waiting.give_back(vec![entry]));
             } else {
-                self.cache.keep(vec![kept(&group, What::Failed(error.message))])?;
+                self.log.keep(vec![Line::failed(keys(&group), error.message)])?;
                 self.finish(&group)?;
             }
         }
@@ -182,12 +182,12 @@ impl<'a> Desk<'a> {
     }
 
     fn release(&self, group: &Group) -> Result<()> {
-        group.iter().try_for_each(|entry| self.cache.release(entry.key))
+        group.iter().try_for_each(|entry| self.log.release(entry.key))
     }
 
     /// Stores outcomes durably.
-    pub fn keep(&mut self, landed: Vec<Landed>) -> Result<()> {
-        self.cache.keep(landed)
+    pub fn keep(&mut self, lines: Vec<Line>) -> Result<()> {
+        self.log.keep(lines)
     }
 
     /// Puts a request that was not sent or not answered back into the queue.
@@ -197,8 +197,8 @@ impl<'a> Desk<'a> {
         Ok(())
     }
 
-    pub fn admit(&mut self, ready: &Ready) -> Admitted {
-        self.till.admit(&ready.body, self.total.saturating_sub(self.done), self.total)
+    pub fn admit(&mut self, ready: &Ready) -> Admission {
+        self.gate.admit(&ready.body, self.total.saturating_sub(self.done), self.total)
     }
 
     /// Number of requests still queued.
@@ -223,12 +223,12 @@ impl<'a> Desk<'a> {
 
     /// The folder of the answers.
     pub fn folder(&self) -> &Path {
-        self.cache.folder()
+        self.log.folder()
     }
 
     /// Reports progress and costs.
-    pub fn tell(&mut self, ctx: &mut Context) {
-        self.till.tell(ctx, false);
+    pub fn report(&mut self, ctx: &mut Context) {
+        self.gate.report(ctx, false);
         self.progress(ctx, None);
     }
 
@@ -241,6 +241,6 @@ impl<'a> Desk<'a> {
     }
 }
 
-fn kept(group: &Group, what: What) -> Landed {
-    Landed { documents: group.iter().map(|entry| entry.key).collect(), what }
+fn keys(group: &Group) -> Vec<AnswerKey> {
+    group.iter().map(|entry| entry.key).collect()
 }

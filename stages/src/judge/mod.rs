@@ -1,14 +1,14 @@
 //! Labels of pairs from a language model behind the Messages API, as in the paper (A.2).
 
+mod answer_log;
 mod answers;
 mod ask;
 mod batch;
-mod cache;
+mod budget;
 mod client;
 mod credentials;
 mod document;
 mod estimate;
-mod money;
 mod params;
 mod prices;
 mod quality;
@@ -20,17 +20,17 @@ mod template;
 
 use std::path::Path;
 
+use answer_log::AnswerLog;
+pub use answer_log::{Verified, verify};
 use answers::{Answers, Found};
 use ask::Asker;
-use cache::Cache;
-pub use cache::{Verified, verify};
 use client::{BASE_URL, Endpoint, KEY};
 use document::{Question, Questions};
 use engine::context::Context;
 use engine::error::{At, Error, Result};
 use engine::estimate::Estimate;
 use engine::kind::Signature;
-use estimate::{Seen, Terms, Work};
+use estimate::{Terms, Usages, Work};
 pub use params::Params;
 use prices::Usage;
 use quality::Quality;
@@ -69,13 +69,13 @@ pub(crate) fn estimate(params: &Params, ctx: &Context) -> Result<Estimate> {
     let settings = Settings::load(params)?;
     // Without cached answers, an empty temporary cache is used, so that nothing is created in the store.
     let scratch = tempfile::tempdir().at(std::env::temp_dir())?;
-    let cache = match Cache::peek(ctx.requests(), &settings)? {
-        Some(cache) => cache,
-        None => Cache::open(scratch.path(), &settings)?,
+    let log = match AnswerLog::peek(ctx.requests(), &settings)? {
+        Some(log) => log,
+        None => AnswerLog::open(scratch.path(), &settings)?,
     };
     let table = Table::survey(params, &settings, ctx)?;
-    let waiting = table.waiting(&cache, settings.documents_per_request, ctx, scratch.path())?;
-    estimated(params, &settings, &waiting, &cache)
+    let waiting = table.waiting(&log, settings.documents_per_request, ctx, scratch.path())?;
+    estimated(params, &settings, &waiting, &log)
 }
 
 /// Labels the pairs of the inputs.
@@ -85,15 +85,15 @@ pub(crate) fn run(params: &Params, ctx: &mut Context) -> Result<()> {
 
 fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<Endpoint>) -> Result<()> {
     let settings = Settings::load(params)?;
-    let mut cache = Cache::open(ctx.requests(), &settings)?;
-    if cache.torn() > 0 {
-        let (folder, lines) = (cache.folder().display(), cache.torn());
+    let mut log = AnswerLog::open(ctx.requests(), &settings)?;
+    if log.torn() > 0 {
+        let (folder, lines) = (log.folder().display(), log.torn());
         ctx.warn(format!("{folder}: answers.jsonl: {lines} lines cannot be read: what a crash cut off is asked again"));
     }
-    let damaged = damage(&cache);
+    let damaged = damage(&log);
     if let Some(damaged) = &damaged {
         let aside = match ctx.may_pay_again() {
-            true => format!("they are set aside in {}", cache.set_damaged_aside()?.display()),
+            true => format!("they are set aside in {}", log.set_damaged_aside()?.display()),
             false => "they are left out".to_owned(),
         };
         ctx.warn(format!("{damaged}: {aside}"));
@@ -103,33 +103,33 @@ fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<En
     let n = settings.documents_per_request;
     let mut asker: Option<Asker> = None;
     for _ in 0..table.answers.rounds() {
-        let mut waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
-        let open = ask::are_open(&cache);
+        let mut waiting = table.waiting(&log, n, ctx, ctx.checkpoints())?;
+        let open = ask::are_open(&log);
         if waiting.is_empty() || !(open || may_pay) {
             break;
         }
         let asker = match &mut asker {
             Some(asker) => asker,
-            none => none.insert(Asker::new(params, &settings, table.answers.are_strict(), endpoint()?, &cache, ctx)?),
+            none => none.insert(Asker::new(params, &settings, table.answers.are_strict(), endpoint()?, &log, ctx)?),
         };
         if open {
-            asker.settle(waiting, &mut cache, ctx)?;
-            waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
+            asker.settle(waiting, &mut log, ctx)?;
+            waiting = table.waiting(&log, n, ctx, ctx.checkpoints())?;
         }
         if !waiting.is_empty() && may_pay {
-            asker.ask(waiting, &mut cache, ctx)?;
+            asker.ask(waiting, &mut log, ctx)?;
         }
     }
-    let waiting = table.waiting(&cache, n, ctx, ctx.checkpoints())?;
+    let waiting = table.waiting(&log, n, ctx, ctx.checkpoints())?;
     if !waiting.is_empty() && !may_pay {
         let why = damaged.unwrap_or_else(|| "its table was paid for once and is lost".to_owned());
-        return Err(would_pay_again(&why, &waiting, &estimated(params, &settings, &waiting, &cache)?));
+        return Err(would_pay_again(&why, &waiting, &estimated(params, &settings, &waiting, &log)?));
     }
-    table.write(params, &cache, ctx)
+    table.write(params, &log, ctx)
 }
 
 /// The expected cost of asking everything that is queued.
-fn estimated(params: &Params, settings: &Settings, waiting: &Waiting, cache: &Cache) -> Result<Estimate> {
+fn estimated(params: &Params, settings: &Settings, waiting: &Waiting, log: &AnswerLog) -> Result<Estimate> {
     let terms = Terms::of(params, settings)?;
     let fixed = request::fixed_bytes(settings, params.mode);
     let mut work = Work { documents: waiting.wanted(), kept: waiting.kept, fixed_bytes: fixed, ..Work::default() };
@@ -139,19 +139,19 @@ fn estimated(params: &Params, settings: &Settings, waiting: &Waiting, cache: &Ca
         work.requests += 1;
         work.other_bytes += bytes.saturating_sub(fixed);
     }
-    let mut seen = Seen::default();
-    cache.usages(|_, usage| seen.add(usage, &terms))?;
+    let mut seen = Usages::default();
+    log.usages(|_, usage| seen.add(usage, &terms))?;
     Ok(estimate::estimate(&work, &terms, &seen))
 }
 
 /// A message about damaged paid answers; `None` if all are intact.
-fn damage(cache: &Cache) -> Option<String> {
+fn damage(log: &AnswerLog) -> Option<String> {
     const MOST: usize = 5;
-    let at = cache.damaged();
+    let at = log.damaged();
     let places: Vec<String> = at.iter().take(MOST).map(u64::to_string).collect();
     let more = if at.len() > MOST { ", …" } else { "" };
     (!at.is_empty()).then(|| {
-        let log = cache.folder().join("answers.jsonl");
+        let log = log.folder().join("answers.jsonl");
         let places = places.join(", ");
         format!("{}: {} paid answers are damaged (the lines at bytes {places}{more})", log.display(), at.len())
     })
@@ -211,7 +211,7 @@ impl Table {
     }
 
     /// The questions without answers, in groups of `n`; their texts are in a file in `scratch`.
-    fn waiting(&self, cache: &Cache, n: usize, ctx: &Context, scratch: &Path) -> Result<Waiting> {
+    fn waiting(&self, log: &AnswerLog, n: usize, ctx: &Context, scratch: &Path) -> Result<Waiting> {
         let mut spool = Spool::new(scratch)?;
         let mut kept = 0;
         for pair in self.rows(ctx) {
@@ -220,7 +220,7 @@ impl Table {
                 continue;
             }
             for question in self.questions.of(&pair) {
-                match self.answers.find(cache, &question) {
+                match self.answers.find(log, &question) {
                     Found::Wanted(key) => spool.push(&question, key, true)?,
                     Found::Kept(_) if self.answers.are_strict() => {
                         kept += 1;
@@ -236,7 +236,7 @@ impl Table {
     }
 
     /// Writes the table in the order of pairs; every answer must be cached.
-    fn write(&self, params: &Params, cache: &Cache, ctx: &mut Context) -> Result<()> {
+    fn write(&self, params: &Params, log: &AnswerLog, ctx: &mut Context) -> Result<()> {
         let mut judged = Judged::create(ctx.out())?;
         let mut quality = Quality::default();
         let mut requests = Vec::new();
@@ -248,11 +248,11 @@ impl Table {
                 continue;
             }
             let mut asked = self.questions.of(&pair).into_iter().map(|question| {
-                let Found::Kept(kept) = self.answers.find(cache, &question) else {
+                let Found::Kept(kept) = self.answers.find(log, &question) else {
                     return Err(Error::ours(format!("pair {} has no answer after all were asked", pair.id)));
                 };
                 requests.push(kept.request);
-                Ok::<(Question, cache::Kept), Error>((question, kept))
+                Ok::<(Question, answer_log::Kept), Error>((question, kept))
             });
             let Some((question, kept)) = asked.next().transpose()? else { continue };
             let others = asked.collect::<Result<Vec<_>>>()?;
@@ -272,11 +272,11 @@ impl Table {
                 Reply::Label(place) => Some(place == 1),
                 _ => None,
             };
-            judged.push(Preference { chosen_first, reason: cache.reason(kept)?, ..row })?;
+            judged.push(Preference { chosen_first, reason: log.reason(kept)?, ..row })?;
         }
-        quality.tell(ctx);
+        quality.report(ctx);
         ctx.metric("held_out_dropped", self.dropped as f64);
-        tell_usage(cache, requests, ctx)?;
+        report_usage(log, requests, ctx)?;
         check_unlabelled(&judged, params.max_unlabelled)?;
         judged.finish(ctx)
     }
@@ -295,11 +295,11 @@ fn pairs(ctx: &Context) -> impl Iterator<Item = Result<Pair>> + use<> {
 }
 
 /// Reports the cost of the answers in the table, whenever they were paid; each request counts once.
-fn tell_usage(cache: &Cache, mut requests: Vec<u64>, ctx: &mut Context) -> Result<()> {
+fn report_usage(log: &AnswerLog, mut requests: Vec<u64>, ctx: &mut Context) -> Result<()> {
     requests.sort_unstable();
     requests.dedup();
     let mut sum = Usage::default();
-    cache.usages(|request, usage| {
+    log.usages(|request, usage| {
         if requests.binary_search(&request).is_ok() {
             sum.input += usage.input;
             sum.output += usage.output;

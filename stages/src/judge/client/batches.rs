@@ -10,7 +10,9 @@ use reqwest::Url;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use serde_json::Value;
 
-use super::{Client, Expected, Failed, LONGEST_ANSWER, OBJECT, Unsent, Whole, error_within, faults, judged, retry};
+use super::{
+    Client, Expected, Failed, FullResponse, LONGEST_ANSWER, OBJECT, Unsent, error_within, faults, judged, retry,
+};
 
 /// Timeout of a download, which may have hundreds of megabytes.
 const DOWNLOAD: Duration = Duration::from_secs(4 * 3600);
@@ -76,12 +78,12 @@ impl Client {
     /// As [`Client::post`]; in this case there is no batch.
     pub async fn create_batch(&self, body: &Path) -> Result<Created> {
         let url = self.endpoint.at("v1/messages/batches");
-        let mut patience = self.patience();
+        let mut retries = self.retries();
         loop {
             match self.create_once(&url, body).await {
                 Ok(Created::Unknown(error)) => return Ok(Created::Unknown(self.endpoint.without_key(error))),
                 Ok(created) => return Ok(created),
-                Err(failed) => patience.outlast(failed).await?,
+                Err(failed) => retries.wait_or_fail(failed).await?,
             }
         }
     }
@@ -146,11 +148,11 @@ impl Client {
     /// As [`Client::post`], and errors of `on_line`.
     pub async fn results(&self, id: &str, on_line: &mut OnLine<'_>) -> Result<()> {
         let url = self.endpoint.at(&format!("v1/messages/batches/{id}/results"));
-        let mut patience = self.patience();
+        let mut retries = self.retries();
         loop {
             match self.results_once(&url, on_line).await {
                 Ok(()) => return Ok(()),
-                Err(failed) => patience.outlast(failed).await?,
+                Err(failed) => retries.wait_or_fail(failed).await?,
             }
         }
     }
@@ -193,12 +195,12 @@ impl Client {
     /// As [`Client::post`].
     pub async fn clock(&self) -> Result<SystemTime> {
         let url = self.endpoint.at("v1/messages/batches?limit=1");
-        let mut patience = self.patience();
+        let mut retries = self.retries();
         loop {
             let answer = self.whole(&url, self.http.get(url.clone())).await;
             match answer.and_then(|answer| judged(&url, &answer, BATCHES).map(|_| answer.headers)) {
                 Ok(headers) => return Ok(retry::server_time(&headers).unwrap_or_else(SystemTime::now)),
-                Err(failed) => patience.outlast(failed).await?,
+                Err(failed) => retries.wait_or_fail(failed).await?,
             }
         }
     }
@@ -218,7 +220,7 @@ fn on_text(url: &Url, line: &[u8], on_line: &mut OnLine<'_>) -> Result<ControlFl
 }
 
 /// Interprets the response to a creation.
-fn created(url: &Url, answer: &Whole) -> Result<Created, Failed> {
+fn created(url: &Url, answer: &FullResponse) -> Result<Created, Failed> {
     let status = answer.status;
     // After a server error the batch may exist, but an overloaded server rejects requests before processing.
     let unclear = status < 300 || status == 408 || (status >= 500 && status != 529);

@@ -7,11 +7,15 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::*;
-use crate::claude::client::Endpoint;
+use crate::judge::client::Endpoint;
 use crate::testing::api::{Api, Fault, KEY, Line, Rules};
 
-const QUICK: Manners =
-    Manners { poll: Duration::from_millis(2), give_up: Duration::from_secs(3), requests: 100_000, bytes: 256_000_000 };
+const QUICK: BatchConfig = BatchConfig {
+    poll: Duration::from_millis(2),
+    give_up: Duration::from_secs(3),
+    requests: 100_000,
+    bytes: 256_000_000,
+};
 
 fn document(i: usize) -> Value {
     let text = format!(
@@ -56,48 +60,48 @@ impl Store {
     }
 
     /// Asks for documents 0..n like a stage: settles open batches, then sends the rest, until nothing is left.
-    fn ask(&self, api: &Api, n: usize, manners: Manners) -> Result<()> {
+    fn ask(&self, api: &Api, n: usize, config: BatchConfig) -> Result<()> {
         let (waits, _told) = tokio::sync::mpsc::unbounded_channel();
         let client = Client::new(Endpoint::new(&api.address, KEY)?, waits)?.in_a_hurry();
-        let batches = Batches::open(&client, self.folder.path(), manners)?;
+        let batches = Batches::open(&client, self.folder.path(), config)?;
         let mut count = 0;
-        let mut on_news = |news: News<'_>| {
+        let mut on_event = |event: BatchEvent<'_>| {
             count += 1;
             if Some(count) == self.dies_at {
                 return Err(Error::surroundings("killed"));
             }
-            self.hear(news);
+            self.hear(event);
             Ok(())
         };
         http::runtime()?.block_on(async {
             for _ in 0..3 {
-                batches.settle_open(&|_| true, &mut on_news).await?;
+                batches.settle_open(&|_| true, &mut on_event).await?;
                 let left: BTreeSet<usize> = (0..n).filter(|i| !self.heard().answers.contains_key(i)).collect();
                 if left.is_empty() {
                     break;
                 }
                 let request = |i: &usize| Ok(Request { ticket: vec![key(*i)], body: document(*i) });
                 let wanted = |asked| left.iter().any(|i| key(*i) == asked);
-                batches.send(&wanted, &mut left.iter().map(request), &mut on_news).await?;
+                batches.send(&wanted, &mut left.iter().map(request), &mut on_event).await?;
             }
             Ok(())
         })
     }
 
-    fn hear(&self, news: News<'_>) {
+    fn hear(&self, event: BatchEvent<'_>) {
         let mut heard = self.heard();
-        match news {
-            News::Landed { ticket, landed: Landed::Answer(answer) } => {
+        match event {
+            BatchEvent::Done { ticket, outcome: RequestOutcome::Answer(answer) } => {
                 assert_eq!(answer.body["stop_reason"], "end_turn");
                 *heard.answers.entry(number(ticket)).or_default() += 1;
             }
-            News::Landed { ticket, landed } => heard.others.push(match landed {
-                Landed::Refused(error) => format!("{}: {}", number(ticket), error.message),
-                Landed::Unanswered(why) | Landed::Lost(why) => format!("{}: {why}", number(ticket)),
+            BatchEvent::Done { ticket, outcome } => heard.others.push(match outcome {
+                RequestOutcome::Refused(error) => format!("{}: {}", number(ticket), error.message),
+                RequestOutcome::Unanswered(why) | RequestOutcome::Lost(why) => format!("{}: {why}", number(ticket)),
                 _ => format!("{}: canceled", number(ticket)),
             }),
-            News::Waiting { .. } | News::Whole => {}
-            News::Note(note) => heard.notes.push(note),
+            BatchEvent::Waiting { .. } | BatchEvent::Whole => {}
+            BatchEvent::Note(note) => heard.notes.push(note),
         }
     }
 
@@ -130,12 +134,12 @@ fn answers_come_back_to_what_asked_for_them_whatever_their_order() {
 fn more_than_fits_becomes_several_batches_by_number_and_by_size() {
     let store = Store::new();
     let api = Api::new(Rules::default());
-    store.ask(&api, 25, Manners { requests: 10, ..QUICK }).unwrap();
+    store.ask(&api, 25, BatchConfig { requests: 10, ..QUICK }).unwrap();
     store.assert_all_once(&api, 25);
     assert_eq!(api.creates(), 3);
     let store = Store::new();
     let api = Api::new(Rules::default());
-    store.ask(&api, 25, Manners { bytes: 2_000, ..QUICK }).unwrap();
+    store.ask(&api, 25, BatchConfig { bytes: 2_000, ..QUICK }).unwrap();
     store.assert_all_once(&api, 25);
     assert!(api.creates() > 3, "{}", api.creates());
 }
@@ -158,7 +162,7 @@ fn a_batch_that_never_was_is_sent_again_after_the_time_that_one_may_take_to_show
     let api = Api::new(Rules { create: Box::new(dropped), ..Rules::default() });
     api.create_foreign_batch(4);
     let store = Store::new();
-    store.ask(&api, 4, Manners { give_up: Duration::from_millis(50), ..QUICK }).unwrap();
+    store.ask(&api, 4, BatchConfig { give_up: Duration::from_millis(50), ..QUICK }).unwrap();
     store.assert_all_once(&api, 4);
     assert_eq!(api.creates(), 2);
     assert_eq!(store.heard().notes[1], "no batch of 4 requests was created: they are sent again");

@@ -3,7 +3,7 @@
 use engine::error::Result;
 use engine::estimate::{Estimate, Range};
 
-use super::money::PILOT;
+use super::budget::PILOT;
 use super::params::{Mode, Params, Thinking};
 use super::prices::{Quote, Usage};
 use super::settings::Settings;
@@ -75,14 +75,14 @@ impl Terms {
 
 /// Usage of earlier answers with the same settings.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Seen {
+pub struct Usages {
     pub requests: u64,
     input: Moments,
     output: Moments,
     dollars: Moments,
 }
 
-impl Seen {
+impl Usages {
     /// Adds an answer, priced like the next ones.
     pub fn add(&mut self, usage: Usage, terms: &Terms) {
         let usage = usage.asked_in(terms.batch);
@@ -117,7 +117,7 @@ impl Moments {
 }
 
 /// Estimates requests, tokens and cost of the remaining work.
-pub fn estimate(work: &Work, terms: &Terms, seen: &Seen) -> Estimate {
+pub fn estimate(work: &Work, terms: &Terms, seen: &Usages) -> Estimate {
     let requests = work.requests as f64;
     let mut notes = Vec::new();
     if work.kept > 0 {
@@ -189,7 +189,7 @@ fn from_sizes(work: &Work, terms: &Terms, notes: &mut Vec<String>) -> (Range, Ra
             plain
         }
         Prefix::Unknown => {
-            notes.push("how long a beginning must be for this model to cache it is not known: no discount".to_owned());
+            notes.push("how long a beginning must be for this model to log it is not known: no discount".to_owned());
             plain
         }
     };
@@ -200,7 +200,7 @@ fn from_sizes(work: &Work, terms: &Terms, notes: &mut Vec<String>) -> (Range, Ra
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claude::prices::quote;
+    use crate::judge::prices::quote;
 
     fn terms(model: &str, batch: bool, thinks: bool) -> Terms {
         Terms { quote: quote(model, None).unwrap(), batch, max_tokens: 1000, thinks }
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn sizes_give_a_range_and_a_prefix_that_is_too_short_gives_no_discount_and_says_so() {
         // Opus 4.6 caches from 4,096 tokens on; 6,000 bytes are 1,200 to 2,000 tokens.
-        let found = estimate(&work(), &terms("claude-opus-4-6", false, false), &Seen::default());
+        let found = estimate(&work(), &terms("claude-opus-4-6", false, false), &Usages::default());
         near(found.input_tokens, 180_000.0, 300_000.0);
         near(found.output_tokens, 2_000.0, 6_000.0);
         near(found.dollars.unwrap(), 0.9 + 0.05, 1.5 + 0.15);
@@ -232,19 +232,19 @@ mod tests {
 
     #[test]
     fn a_long_prefix_is_written_once_and_read_by_all_others() {
-        let found = estimate(&work(), &terms("claude-sonnet-4-6", false, false), &Seen::default());
+        let found = estimate(&work(), &terms("claude-sonnet-4-6", false, false), &Usages::default());
         let sent = |prefix: f64, others: f64| (prefix * (3.75 + 99.0 * 0.3) + others * 3.0) * 1e-6;
         near(found.dollars.unwrap(), sent(1_200.0, 60_000.0) + 0.03, sent(2_000.0, 100_000.0) + 0.09);
-        let plain = estimate(&work(), &terms("claude-opus-4-8", false, false), &Seen::default()).dollars.unwrap();
+        let plain = estimate(&work(), &terms("claude-opus-4-8", false, false), &Usages::default()).dollars.unwrap();
         assert!(found.dollars.unwrap().high < plain.high);
     }
 
     #[test]
     fn a_batch_costs_half_and_may_or_may_not_find_the_cache() {
-        let single = estimate(&work(), &terms("claude-haiku-4-5", false, false), &Seen::default()).dollars.unwrap();
-        let batch = estimate(&work(), &terms("claude-haiku-4-5", true, false), &Seen::default()).dollars.unwrap();
+        let single = estimate(&work(), &terms("claude-haiku-4-5", false, false), &Usages::default()).dollars.unwrap();
+        let batch = estimate(&work(), &terms("claude-haiku-4-5", true, false), &Usages::default()).dollars.unwrap();
         near(batch, single.low / 2.0, single.high / 2.0);
-        let found = estimate(&work(), &terms("claude-sonnet-4-6", true, false), &Seen::default());
+        let found = estimate(&work(), &terms("claude-sonnet-4-6", true, false), &Usages::default());
         near(
             found.dollars.unwrap(),
             {
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn thinking_is_a_range_before_a_pilot_and_a_figure_after_it() {
         let terms = terms("claude-sonnet-4-6", false, true);
-        let mut seen = Seen::default();
+        let mut seen = Usages::default();
         let usage = |i: u64| Usage { input: 2_000, output: 300 + i % 2, ..Usage::default() };
         (0..PILOT - 1).for_each(|i| seen.add(usage(i), &terms));
         let before = estimate(&work(), &terms, &seen);
@@ -279,14 +279,14 @@ mod tests {
     #[test]
     fn what_is_answered_already_costs_nothing_and_a_model_without_a_price_has_none() {
         let done = Work { requests: 0, documents: 0, kept: 50, other_bytes: 0, ..work() };
-        let found = estimate(&done, &terms("claude-sonnet-4-6", false, true), &Seen::default());
+        let found = estimate(&done, &terms("claude-sonnet-4-6", false, true), &Usages::default());
         near(found.dollars.unwrap(), 0.0, 0.0);
         assert_eq!(found.notes[0], "50 of 50 documents are answered already");
-        let unknown = estimate(&work(), &terms("no-such-model", false, false), &Seen::default());
+        let unknown = estimate(&work(), &terms("no-such-model", false, false), &Usages::default());
         assert_eq!(unknown.dollars, None);
         assert!(unknown.notes.iter().any(|note| note == "no price of this model is known: give one in `prices`"));
         // The minimum prefix of this model is unknown.
-        let found = estimate(&work(), &terms("claude-sonnet-5-5", false, false), &Seen::default());
+        let found = estimate(&work(), &terms("claude-sonnet-5-5", false, false), &Usages::default());
         assert!(found.notes.iter().any(|note| note.contains("is not known: no discount")), "{:?}", found.notes);
     }
 }

@@ -1,4 +1,4 @@
-//! Durable cache of paid answers: a log shared by all pipelines and processes of a store.
+//! Durable log of paid answers, shared by all pipelines and processes of a store.
 //!
 //! ```text
 //! requests/annotate.claude/<fingerprint of the settings>/
@@ -13,7 +13,7 @@
 //! key counts.
 
 mod claims;
-mod log;
+mod lines;
 #[cfg(test)]
 mod tests;
 
@@ -29,8 +29,8 @@ use super::prices::Usage;
 use super::reply::{Reading, Reply, is_message};
 use super::settings::Settings;
 use claims::Claims;
-pub use log::Verified;
-use log::{Fault, Line, Log};
+use lines::{Fault, LineFile};
+pub use lines::{Line, Verified};
 
 /// A cached answer about one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,22 +67,9 @@ impl Packed {
     }
 }
 
-/// The outcome of a request, to be stored.
-pub struct Landed {
-    /// Document keys by slot.
-    pub documents: Vec<AnswerKey>,
-    pub what: What,
-}
-
-pub enum What {
-    Answer(Value),
-    /// The API rejected the request, with this reason. Not billed.
-    Failed(String),
-}
-
-pub struct Cache {
+pub struct AnswerLog {
     folder: PathBuf,
-    log: Log,
+    log: LineFile,
     claims: Claims,
     reading: Reading,
     kept: HashMap<AnswerKey, Packed>,
@@ -93,7 +80,7 @@ pub struct Cache {
     damaged: Vec<u64>,
 }
 
-impl Cache {
+impl AnswerLog {
     /// Opens the answers for these settings; `requests` is the store's folder of requests.
     ///
     /// # Errors
@@ -102,8 +89,8 @@ impl Cache {
         let folder = folder(requests, settings);
         std::fs::create_dir_all(&folder).at(&folder)?;
         describe(&folder.join("settings.json"), settings)?;
-        let mut cache = Self {
-            log: Log::open(&folder.join("answers.jsonl"))?,
+        let mut log = Self {
+            log: LineFile::open(&folder.join("answers.jsonl"))?,
             claims: Claims::open(&folder.join("claims"))?,
             folder,
             reading: Reading::of(settings),
@@ -112,8 +99,8 @@ impl Cache {
             torn: 0,
             damaged: Vec::new(),
         };
-        cache.refresh()?;
-        Ok(cache)
+        log.refresh()?;
+        Ok(log)
     }
 
     /// Opens the answers for these settings if the store has a folder for them; creates nothing.
@@ -203,20 +190,16 @@ impl Cache {
         })
     }
 
-    /// Stores outcomes durably and makes them available to [`Cache::get`].
+    /// Stores outcomes durably and makes them available to [`AnswerLog::get`].
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn keep(&mut self, landed: Vec<Landed>) -> Result<()> {
-        let lines = landed.into_iter().map(|Landed { documents, what }| match what {
-            What::Answer(answer) => Line::answer(documents, answer),
-            What::Failed(why) => Line::failed(documents, why),
-        });
+    pub fn keep(&mut self, lines: Vec<Line>) -> Result<()> {
         self.log.append(lines)?;
         self.refresh()
     }
 
-    /// Claims a document for this process until [`Cache::release`] or the process ends; false while another process
+    /// Claims a document for this process until [`AnswerLog::release`] or the process ends; false while another process
     /// holds it.
     ///
     /// # Errors
@@ -264,7 +247,7 @@ pub fn verify(requests: &Path) -> Result<Verified> {
         paths.push(entry.at(&logs)?.path().join("answers.jsonl"));
     }
     paths.sort();
-    paths.iter().filter(|path| path.is_file()).try_for_each(|path| log::verify(path, &mut found))?;
+    paths.iter().filter(|path| path.is_file()).try_for_each(|path| lines::verify(path, &mut found))?;
     Ok(found)
 }
 

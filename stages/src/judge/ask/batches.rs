@@ -9,34 +9,34 @@ use engine::error::{Blame, Error, Result};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::POLL;
-use super::desk::{Desk, Ready};
-use super::till::{Admitted, Sent};
-use crate::claude::batch::{Batches, Landed, Manners, News, Request};
-use crate::claude::cache::{self, Cache, What};
-use crate::claude::client::Client;
-use crate::claude::document::AnswerKey;
-use crate::claude::spool::Group;
+use super::gate::{Admission, Reservation};
+use super::queue::{Ready, WorkQueue};
+use crate::judge::answer_log::{AnswerLog, Line};
+use crate::judge::batch::{BatchConfig, BatchEvent, Batches, Request, RequestOutcome};
+use crate::judge::client::Client;
+use crate::judge::document::AnswerKey;
+use crate::judge::spool::Group;
 
 /// Answers stored durably together; until then the API still has them.
-const HANDFUL: usize = 256;
+const FLUSH_AT: usize = 256;
 /// Number of consecutive rounds in which unanswered requests are sent again.
-const PATIENCE: u32 = 3;
+const MAX_UNANSWERED_ROUNDS: u32 = 3;
 /// Subfolder beside the answers for the same settings.
 const FOLDER: &str = "batches";
 
 /// Whether batches of earlier attempts may still bring answers for these settings.
-pub fn are_open(cache: &Cache) -> bool {
-    Batches::are_open(&cache.folder().join(FOLDER))
+pub fn are_open(log: &AnswerLog) -> bool {
+    Batches::are_open(&log.folder().join(FOLDER))
 }
 
 /// State shared by the request iterator and the result handler; only one of them uses it at a time.
-struct Counter<'a, 'b> {
-    desk: &'a mut Desk<'b>,
+struct BatchRound<'a, 'b> {
+    queue: &'a mut WorkQueue<'b>,
     ctx: &'a mut Context,
     /// Requests of this attempt in progress, by the first key of each.
-    under_way: HashMap<AnswerKey, (Group, Sent)>,
-    handful: Vec<cache::Landed>,
-    /// Groups whose answers are in `handful`.
+    under_way: HashMap<AnswerKey, (Group, Reservation)>,
+    unsaved: Vec<Line>,
+    /// Groups whose answers are in `unsaved`.
     finished: Vec<Group>,
     /// Why requests of this round were not answered.
     unanswered: Option<String>,
@@ -48,82 +48,82 @@ struct Counter<'a, 'b> {
     stop: Option<Error>,
 }
 
-impl Counter<'_, '_> {
+impl BatchRound<'_, '_> {
     /// The next request within the budget; a request beyond it is put back.
     fn next(&mut self) -> Option<Result<Request>> {
-        let ready = match self.desk.next() {
+        let ready = match self.queue.next() {
             Ok(ready) => ready?,
             Err(e) => return Some(Err(e)),
         };
-        match self.desk.admit(&ready) {
-            Admitted::Now(sent) => {
+        match self.queue.admit(&ready) {
+            Admission::Now(sent) => {
                 let Ready { group, body } = ready;
                 let ticket: Vec<AnswerKey> = group.iter().map(|entry| entry.key).collect();
                 self.under_way.insert(ticket[0], (group, sent));
                 Some(Ok(Request { ticket, body }))
             }
             // The rest waits until the cost of this batch is known.
-            Admitted::Later => self.desk.give_back(ready.group).err().map(Err),
-            Admitted::Never(error) => {
+            Admission::Later => self.queue.give_back(ready.group).err().map(Err),
+            Admission::Never(error) => {
                 self.stop = Some(error);
-                self.desk.give_back(ready.group).err().map(Err)
+                self.queue.give_back(ready.group).err().map(Err)
             }
         }
     }
 
-    fn hear(&mut self, news: News<'_>) -> Result<()> {
-        match news {
-            News::Landed { ticket, landed } => self.landed(ticket, landed)?,
-            News::Whole => self.flush()?,
-            News::Waiting { left } => {
-                self.desk.progress(self.ctx, Some(("requests of a batch left", left as f64)));
+    fn handle(&mut self, event: BatchEvent<'_>) -> Result<()> {
+        match event {
+            BatchEvent::Done { ticket, outcome } => self.record(ticket, outcome)?,
+            BatchEvent::Whole => self.flush()?,
+            BatchEvent::Waiting { left } => {
+                self.queue.progress(self.ctx, Some(("requests of a batch left", left as f64)));
             }
-            News::Note(note) => self.ctx.warn(format!("annotate.claude: {note}")),
+            BatchEvent::Note(note) => self.ctx.warn(format!("annotate.claude: {note}")),
         }
         Ok(())
     }
 
-    fn landed(&mut self, ticket: &[AnswerKey], landed: Landed) -> Result<()> {
+    fn record(&mut self, ticket: &[AnswerKey], outcome: RequestOutcome) -> Result<()> {
         // A request of an earlier attempt is not in `under_way`; its answers are found in the cache.
         let ours = ticket.first().and_then(|key| self.under_way.remove(key));
-        let sent = ours.as_ref().map_or_else(Sent::default, |(_, sent)| *sent);
-        let lost = matches!(landed, Landed::Lost(_));
-        match landed {
-            Landed::Answer(answer) => {
+        let sent = ours.as_ref().map_or_else(Reservation::default, |(_, sent)| *sent);
+        let lost = matches!(outcome, RequestOutcome::Lost(_));
+        match outcome {
+            RequestOutcome::Answer(answer) => {
                 self.answered += 1;
                 // The number of queued documents that an earlier attempt's batch answers is unknown until its end.
-                let left = if ours.is_some() { self.desk.requests_left() } else { 0 };
-                let noted = self.desk.till.landed(sent, &answer.body, left);
-                self.handful.push(cache::Landed { documents: ticket.to_vec(), what: What::Answer(answer.body) });
+                let left = if ours.is_some() { self.queue.requests_left() } else { 0 };
+                let noted = self.queue.gate.record(sent, &answer.body, left);
+                self.unsaved.push(Line::answer(ticket.to_vec(), answer.body));
                 self.finished.extend(ours.map(|(group, _)| group));
-                if self.handful.len() >= HANDFUL {
+                if self.unsaved.len() >= FLUSH_AT {
                     self.flush()?;
                 }
                 noted?;
             }
-            Landed::Refused(error) => {
-                self.desk.till.unpaid(sent)?;
+            RequestOutcome::Refused(error) => {
+                self.queue.gate.unpaid(sent)?;
                 match ours {
-                    Some((group, _)) if error.blame == Blame::Yours => self.desk.faulty.push((group, error)),
+                    Some((group, _)) if error.blame == Blame::Yours => self.queue.faulty.push((group, error)),
                     Some((group, _)) => {
                         self.stop.get_or_insert(error);
-                        self.desk.give_back(group)?;
+                        self.queue.give_back(group)?;
                     }
                     None => {}
                 }
             }
-            Landed::Unanswered(why) | Landed::Lost(why) => {
-                if lost && let Err(error) = self.desk.till.purse().lost(sent) {
+            RequestOutcome::Unanswered(why) | RequestOutcome::Lost(why) => {
+                if lost && let Err(error) = self.queue.gate.losses().lost(sent) {
                     self.stop.get_or_insert(error);
                 }
-                self.desk.till.unpaid(sent)?;
+                self.queue.gate.unpaid(sent)?;
                 self.unanswered.get_or_insert(why);
-                ours.map_or(Ok(()), |(group, _)| self.desk.give_back(group))?;
+                ours.map_or(Ok(()), |(group, _)| self.queue.give_back(group))?;
             }
-            Landed::Canceled => {
-                self.desk.till.unpaid(sent)?;
+            RequestOutcome::Canceled => {
+                self.queue.gate.unpaid(sent)?;
                 self.canceled += 1;
-                ours.map_or(Ok(()), |(group, _)| self.desk.give_back(group))?;
+                ours.map_or(Ok(()), |(group, _)| self.queue.give_back(group))?;
             }
         }
         Ok(())
@@ -131,19 +131,19 @@ impl Counter<'_, '_> {
 
     /// Stores the collected answers durably.
     fn flush(&mut self) -> Result<()> {
-        self.desk.keep(std::mem::take(&mut self.handful))?;
+        self.queue.keep(std::mem::take(&mut self.unsaved))?;
         for group in self.finished.drain(..) {
-            self.desk.finish(&group)?;
+            self.queue.finish(&group)?;
         }
-        self.desk.tell(self.ctx);
+        self.queue.report(self.ctx);
         Ok(())
     }
 
     /// Puts requests that were not sent back into the queue.
     fn all_back(&mut self) -> Result<()> {
         for (_, (group, sent)) in self.under_way.drain() {
-            self.desk.till.unpaid(sent)?;
-            self.desk.give_back(group)?;
+            self.queue.gate.unpaid(sent)?;
+            self.queue.give_back(group)?;
         }
         Ok(())
     }
@@ -159,42 +159,42 @@ impl Counter<'_, '_> {
         }
         let unanswered = self.unanswered.take();
         self.unlucky = if unanswered.is_some() { self.unlucky + 1 } else { 0 };
-        if let Some(why) = unanswered.filter(|_| self.unlucky >= PATIENCE) {
-            let message = format!("{why}: requests were sent {PATIENCE} times and not answered");
+        if let Some(why) = unanswered.filter(|_| self.unlucky >= MAX_UNANSWERED_ROUNDS) {
+            let message = format!("{why}: requests were sent {MAX_UNANSWERED_ROUNDS} times and not answered");
             return Err(Error::surroundings(message).help("the answers so far are kept; run again later"));
         }
         if self.answered > 0 {
-            self.desk.blame_documents()?;
+            self.queue.blame_documents()?;
         }
-        Ok(self.desk.judge_faulty()? || self.desk.has_more())
+        Ok(self.queue.judge_faulty()? || self.queue.has_more())
     }
 }
 
 /// Sends all queued requests as batches, in rounds, until none is left.
 pub async fn in_batches(
-    desk: &mut Desk<'_>,
+    queue: &mut WorkQueue<'_>,
     client: &Client,
     waits: &mut UnboundedReceiver<String>,
     ctx: &mut Context,
 ) -> Result<()> {
-    with_counter(desk, client, waits, ctx, async |batches, counter, wanted| {
+    with_round(queue, client, waits, ctx, async |batches, round, wanted| {
         let wanted = |key: AnswerKey| wanted.contains(&key);
         loop {
             {
-                let mut requests = std::iter::from_fn(|| counter.borrow_mut().next());
-                let mut news = |news: News<'_>| counter.borrow_mut().hear(news);
-                if !batches.send(&wanted, &mut requests, &mut news).await? {
-                    counter.borrow_mut().all_back()?;
-                    batches.settle_open(&wanted, &mut news).await?;
+                let mut requests = std::iter::from_fn(|| round.borrow_mut().next());
+                let mut event = |event: BatchEvent<'_>| round.borrow_mut().handle(event);
+                if !batches.send(&wanted, &mut requests, &mut event).await? {
+                    round.borrow_mut().all_back()?;
+                    batches.settle_open(&wanted, &mut event).await?;
                 }
             }
-            if !counter.borrow_mut().more()? {
+            if !round.borrow_mut().more()? {
                 return Ok(());
             }
-            if counter.borrow().desk.only_elsewhere() {
+            if round.borrow().queue.only_elsewhere() {
                 tokio::time::sleep(POLL).await;
             }
-            counter.borrow_mut().desk.look_again();
+            round.borrow_mut().queue.look_again();
         }
     })
     .await
@@ -202,34 +202,34 @@ pub async fn in_batches(
 
 /// Waits for batches that earlier attempts sent.
 pub async fn settle(
-    desk: &mut Desk<'_>,
+    queue: &mut WorkQueue<'_>,
     client: &Client,
     waits: &mut UnboundedReceiver<String>,
     ctx: &mut Context,
 ) -> Result<()> {
-    with_counter(desk, client, waits, ctx, async |batches, counter, wanted| {
-        let mut news = |news: News<'_>| counter.borrow_mut().hear(news);
-        batches.settle_open(&|key| wanted.contains(&key), &mut news).await.map(drop)
+    with_round(queue, client, waits, ctx, async |batches, round, wanted| {
+        let mut event = |event: BatchEvent<'_>| round.borrow_mut().handle(event);
+        batches.settle_open(&|key| wanted.contains(&key), &mut event).await.map(drop)
     })
     .await
 }
 
 /// Runs `work` and reports the client's waits meanwhile.
-async fn with_counter<'a, 'b>(
-    desk: &'a mut Desk<'b>,
+async fn with_round<'a, 'b>(
+    queue: &'a mut WorkQueue<'b>,
     client: &Client,
     waits: &mut UnboundedReceiver<String>,
     ctx: &'a mut Context,
-    work: impl AsyncFnOnce(&Batches<'_>, &RefCell<Counter<'a, 'b>>, &HashSet<AnswerKey>) -> Result<()>,
+    work: impl AsyncFnOnce(&Batches<'_>, &RefCell<BatchRound<'a, 'b>>, &HashSet<AnswerKey>) -> Result<()>,
 ) -> Result<()> {
-    let folder = desk.folder().join(Path::new(FOLDER));
-    let batches = Batches::open(client, &folder, Manners::of_environment()?)?;
-    let wanted = desk.wanted();
-    let counter = RefCell::new(Counter {
-        desk,
+    let folder = queue.folder().join(Path::new(FOLDER));
+    let batches = Batches::open(client, &folder, BatchConfig::of_environment()?)?;
+    let wanted = queue.wanted();
+    let round = RefCell::new(BatchRound {
+        queue,
         ctx,
         under_way: HashMap::new(),
-        handful: Vec::new(),
+        unsaved: Vec::new(),
         finished: Vec::new(),
         unanswered: None,
         unlucky: 0,
@@ -238,16 +238,16 @@ async fn with_counter<'a, 'b>(
         stop: None,
     });
     let done = {
-        let mut work = std::pin::pin!(work(&batches, &counter, &wanted));
+        let mut work = std::pin::pin!(work(&batches, &round, &wanted));
         loop {
             tokio::select! {
                 biased;
-                Some(wait) = waits.recv() => counter.borrow_mut().ctx.warn(format!("annotate.claude: {wait}")),
+                Some(wait) = waits.recv() => round.borrow_mut().ctx.warn(format!("annotate.claude: {wait}")),
                 done = &mut work => break done,
             }
         }
     };
     // Answers received before a failure are paid for, so they are stored.
-    let flushed = counter.borrow_mut().flush();
+    let flushed = round.borrow_mut().flush();
     done.and(flushed)
 }

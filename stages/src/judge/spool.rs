@@ -167,7 +167,7 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claude::document::Shown;
+    use crate::judge::document::Shown;
 
     fn question(name: &str, purpose: Purpose, place: u64) -> Question {
         let document = Document { prompt: name.into(), first: "1".into(), second: "2".into() };

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::claude::request::tests::settings;
+use crate::judge::request::tests::settings;
 
 fn key(name: &str) -> AnswerKey {
     AnswerKey::of(&[name.as_bytes()])
@@ -15,30 +15,30 @@ fn answer(first: u8) -> Value {
             "usage": { "input_tokens": 7, "output_tokens": 3 } })
 }
 
-fn landed(names: &[&str], what: What) -> Vec<Landed> {
-    vec![Landed { documents: names.iter().map(|name| key(name)).collect(), what }]
+fn keys(names: &[&str]) -> Vec<AnswerKey> {
+    names.iter().map(|name| key(name)).collect()
 }
 
 #[test]
 fn a_request_that_says_nothing_of_one_document_keeps_the_other() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(json!({}));
-    let mut cache = Cache::open(folder.path(), &settings).unwrap();
-    assert_eq!(cache.answered(), 0);
-    cache.keep(landed(&["a", "b"], What::Answer(answer(2)))).unwrap();
-    cache.keep(landed(&["c"], What::Failed("too long".into()))).unwrap();
-    for cache in [cache, Cache::open(folder.path(), &settings).unwrap()] {
-        let replies = ["a", "b", "c"].map(|name| cache.get(key(name)).unwrap());
+    let mut log = AnswerLog::open(folder.path(), &settings).unwrap();
+    assert_eq!(log.answered(), 0);
+    log.keep(vec![Line::answer(keys(&["a", "b"]), answer(2))]).unwrap();
+    log.keep(vec![Line::failed(keys(&["c"]), "too long".into())]).unwrap();
+    for log in [log, AnswerLog::open(folder.path(), &settings).unwrap()] {
+        let replies = ["a", "b", "c"].map(|name| log.get(key(name)).unwrap());
         assert_eq!(replies.map(|kept| kept.reply), [Reply::Label(2), Reply::Unparsable, Reply::Failed]);
         assert_eq!(replies.map(|kept| kept.slot), [0, 1, 0]);
         let mut usages = Vec::new();
-        cache.usages(|request, usage| usages.push((request, usage))).unwrap();
+        log.usages(|request, usage| usages.push((request, usage))).unwrap();
         assert_eq!(usages, [(replies[1].request, Usage { input: 7, output: 3, ..Usage::default() })]);
         assert_eq!(replies[0].request, replies[1].request);
-        assert_eq!(cache.reason(replies[0]).unwrap(), None);
-        assert_eq!(cache.reason(replies[1]).unwrap().unwrap(), "no choice for it in `{\"doc.3.chosen.summary\": 2}`");
-        assert_eq!(cache.reason(replies[2]).unwrap().unwrap(), "too long");
-        assert!(cache.answered() == 1 && cache.get(key("d")).is_none());
+        assert_eq!(log.reason(replies[0]).unwrap(), None);
+        assert_eq!(log.reason(replies[1]).unwrap().unwrap(), "no choice for it in `{\"doc.3.chosen.summary\": 2}`");
+        assert_eq!(log.reason(replies[2]).unwrap().unwrap(), "too long");
+        assert!(log.answered() == 1 && log.get(key("d")).is_none());
     }
 }
 
@@ -46,30 +46,33 @@ fn a_request_that_says_nothing_of_one_document_keeps_the_other() {
 fn an_old_log_heals_by_being_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(json!({}));
-    let mut cache = Cache::open(folder.path(), &settings).unwrap();
+    let mut log = AnswerLog::open(folder.path(), &settings).unwrap();
     // Entries as an older temper stored them: an error document, and a label before an empty block.
     let error = json!({ "type": "error", "error": { "type": "overloaded_error", "message": "Overloaded" }, "usage": { "input_tokens": 7 } });
     let mut trailing = answer(1);
     trailing["content"].as_array_mut().unwrap().push(json!({ "type": "text", "text": "" }));
-    cache.keep(landed(&["a", "b"], What::Answer(error))).unwrap();
-    cache.keep(landed(&["c"], What::Answer(trailing))).unwrap();
-    assert!(cache.get(key("a")).is_none() && cache.get(key("b")).is_none());
-    assert_eq!(cache.get(key("c")).unwrap().reply, Reply::Label(1));
-    assert_eq!((cache.answered(), cache.torn(), cache.damaged()), (1, 0, &[][..]));
+    log.keep(vec![Line::answer(keys(&["a", "b"]), error)]).unwrap();
+    log.keep(vec![Line::answer(keys(&["c"]), trailing)]).unwrap();
+    assert!(log.get(key("a")).is_none() && log.get(key("b")).is_none());
+    assert_eq!(log.get(key("c")).unwrap().reply, Reply::Label(1));
+    assert_eq!((log.answered(), log.torn(), log.damaged()), (1, 0, &[][..]));
     let mut usages = 0;
-    cache.usages(|_, _| usages += 1).unwrap();
+    log.usages(|_, _| usages += 1).unwrap();
     assert_eq!(usages, 1);
     // The answer received later counts.
-    cache.keep(landed(&["a"], What::Answer(answer(2)))).unwrap();
-    let again = Cache::open(folder.path(), &settings).unwrap();
+    log.keep(vec![Line::answer(keys(&["a"]), answer(2))]).unwrap();
+    let again = AnswerLog::open(folder.path(), &settings).unwrap();
     assert_eq!(again.get(key("a")).unwrap().reply, Reply::Label(2));
 }
 
 #[test]
 fn other_settings_have_other_answers() {
     let folder = tempfile::tempdir().unwrap();
-    Cache::open(folder.path(), &settings(json!({}))).unwrap().keep(landed(&["a"], What::Answer(answer(1)))).unwrap();
-    let other = Cache::open(folder.path(), &settings(json!({ "effort": "low" }))).unwrap();
+    AnswerLog::open(folder.path(), &settings(json!({})))
+        .unwrap()
+        .keep(vec![Line::answer(keys(&["a"]), answer(1))])
+        .unwrap();
+    let other = AnswerLog::open(folder.path(), &settings(json!({ "effort": "low" }))).unwrap();
     assert!(other.get(key("a")).is_none());
 }
 
@@ -77,19 +80,19 @@ fn other_settings_have_other_answers() {
 fn a_line_cut_off_by_a_crash_loses_only_itself() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(json!({}));
-    let mut cache = Cache::open(folder.path(), &settings).unwrap();
-    cache.keep(landed(&["a"], What::Answer(answer(1)))).unwrap();
-    let path = cache.folder().join("answers.jsonl");
+    let mut log = AnswerLog::open(folder.path(), &settings).unwrap();
+    log.keep(vec![Line::answer(keys(&["a"]), answer(1))]).unwrap();
+    let path = log.folder().join("answers.jsonl");
     let mut text = std::fs::read(&path).unwrap();
     text.extend(&text.clone()[..text.len() / 2]);
     std::fs::write(&path, &text).unwrap();
     assert_eq!(verify(folder.path()).unwrap(), Verified { answers: 1, damaged: vec![] });
 
-    let mut after = Cache::open(folder.path(), &settings).unwrap();
-    after.keep(landed(&["b"], What::Answer(answer(2)))).unwrap();
-    for cache in [after, Cache::open(folder.path(), &settings).unwrap()] {
-        let replies = ["a", "b"].map(|name| cache.get(key(name)).unwrap().reply);
-        assert_eq!((replies, cache.torn(), cache.damaged()), ([Reply::Label(1), Reply::Label(2)], 1, &[][..]));
+    let mut after = AnswerLog::open(folder.path(), &settings).unwrap();
+    after.keep(vec![Line::answer(keys(&["b"]), answer(2))]).unwrap();
+    for log in [after, AnswerLog::open(folder.path(), &settings).unwrap()] {
+        let replies = ["a", "b"].map(|name| log.get(key(name)).unwrap().reply);
+        assert_eq!((replies, log.torn(), log.damaged()), ([Reply::Label(1), Reply::Label(2)], 1, &[][..]));
     }
 }
 
@@ -98,9 +101,9 @@ fn two_that_write_at_once_lose_nothing_and_the_first_answer_counts() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(json!({}));
     let write = |name: &str| {
-        let mut cache = Cache::open(folder.path(), &settings).unwrap();
+        let mut log = AnswerLog::open(folder.path(), &settings).unwrap();
         for i in 0..100 {
-            cache.keep(landed(&[&format!("{name} {i}")], What::Answer(answer(1)))).unwrap();
+            log.keep(vec![Line::answer(keys(&[&format!("{name} {i}")]), answer(1))]).unwrap();
         }
     };
     std::thread::scope(|scope| {
@@ -108,19 +111,19 @@ fn two_that_write_at_once_lose_nothing_and_the_first_answer_counts() {
             scope.spawn(move || write(name));
         }
     });
-    let mut cache = Cache::open(folder.path(), &settings).unwrap();
+    let mut log = AnswerLog::open(folder.path(), &settings).unwrap();
     let all = ["x", "y", "z"].iter().flat_map(|name| (0..100).map(move |i| format!("{name} {i}")));
-    assert!(all.into_iter().all(|name| cache.get(key(&name)).is_some()));
-    assert_eq!((cache.torn(), cache.damaged()), (0, &[][..]));
-    cache.keep(landed(&["x 0"], What::Answer(answer(2)))).unwrap();
-    assert_eq!(cache.get(key("x 0")).unwrap().reply, Reply::Label(1));
+    assert!(all.into_iter().all(|name| log.get(key(&name)).is_some()));
+    assert_eq!((log.torn(), log.damaged()), (0, &[][..]));
+    log.keep(vec![Line::answer(keys(&["x 0"]), answer(2))]).unwrap();
+    assert_eq!(log.get(key("x 0")).unwrap().reply, Reply::Label(1));
 }
 
 #[test]
 fn a_claim_holds_until_it_is_released_or_its_holder_ends() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(json!({}));
-    let open = || Cache::open(folder.path(), &settings).unwrap();
+    let open = || AnswerLog::open(folder.path(), &settings).unwrap();
     let (one, other) = (open(), open());
     assert!(one.claim(key("a")).unwrap() && one.claim(key("b")).unwrap());
     assert!(!other.claim(key("a")).unwrap() && other.claim(key("c")).unwrap());
@@ -147,11 +150,11 @@ fn what_is_kept_of_an_answer_in_memory_is_all_there_and_small() {
 
 /// Writes a log of a labelled pair, a failed request and another pair; returns its path and bytes.
 fn small_log(folder: &Path) -> (PathBuf, Vec<u8>) {
-    let mut cache = Cache::open(folder, &settings(json!({}))).unwrap();
-    cache.keep(landed(&["a"], What::Answer(answer(1)))).unwrap();
-    cache.keep(landed(&["b"], What::Failed("too long".into()))).unwrap();
-    cache.keep(landed(&["c"], What::Answer(answer(2)))).unwrap();
-    let path = cache.folder().join("answers.jsonl");
+    let mut log = AnswerLog::open(folder, &settings(json!({}))).unwrap();
+    log.keep(vec![Line::answer(keys(&["a"]), answer(1))]).unwrap();
+    log.keep(vec![Line::failed(keys(&["b"]), "too long".into())]).unwrap();
+    log.keep(vec![Line::answer(keys(&["c"]), answer(2))]).unwrap();
+    let path = log.folder().join("answers.jsonl");
     let bytes = std::fs::read(&path).unwrap();
     (path, bytes)
 }
@@ -169,10 +172,10 @@ fn every_flipped_bit_of_a_log_is_noticed_and_names_its_line() {
         let damaged = verify(folder.path()).unwrap().damaged;
         assert_eq!(damaged.first(), Some(&(path.clone(), line)), "bit {bit}");
         // Opening the cache reports the same lines, and no damaged line gives an answer.
-        let cache = Cache::open(folder.path(), &settings(json!({}))).unwrap();
-        assert_eq!((cache.torn(), cache.damaged().first()), (0, Some(&line)), "bit {bit}");
+        let log = AnswerLog::open(folder.path(), &settings(json!({}))).unwrap();
+        assert_eq!((log.torn(), log.damaged().first()), (0, Some(&line)), "bit {bit}");
         for (name, reply) in [("a", Reply::Label(1)), ("b", Reply::Failed), ("c", Reply::Label(2))] {
-            assert!(cache.get(key(name)).is_none_or(|kept| kept.reply == reply), "bit {bit}");
+            assert!(log.get(key(name)).is_none_or(|kept| kept.reply == reply), "bit {bit}");
         }
     }
 }
@@ -188,9 +191,9 @@ fn lines_without_a_checksum_are_read() {
         .collect();
     std::fs::write(&path, &old).unwrap();
     assert_eq!(verify(folder.path()).unwrap(), Verified { answers: 3, damaged: vec![] });
-    let cache = Cache::open(folder.path(), &settings(json!({}))).unwrap();
-    assert_eq!(cache.get(key("c")).unwrap().reply, Reply::Label(2));
-    assert_eq!((cache.torn(), cache.damaged()), (0, &[][..]));
+    let log = AnswerLog::open(folder.path(), &settings(json!({}))).unwrap();
+    assert_eq!(log.get(key("c")).unwrap().reply, Reply::Label(2));
+    assert_eq!((log.torn(), log.damaged()), (0, &[][..]));
 }
 
 #[test]
@@ -200,7 +203,7 @@ fn a_damaged_line_is_set_aside_once_and_the_others_stay_where_they_are() {
     let mut bytes = whole.clone();
     bytes[20] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
-    let open = || Cache::open(folder.path(), &settings(json!({}))).unwrap();
+    let open = || AnswerLog::open(folder.path(), &settings(json!({}))).unwrap();
     let (mut one, mut other) = (open(), open());
     let aside = one.set_damaged_aside().unwrap();
     other.set_damaged_aside().unwrap();

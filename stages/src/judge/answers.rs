@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::cache::{Cache, Kept};
+use super::answer_log::{AnswerLog, Kept};
 use super::document::{AnswerKey, Purpose, Question};
 use super::params::Params;
 use crate::types::Outcome;
@@ -59,12 +59,12 @@ impl Answers {
         company.copied().unwrap_or(question.key)
     }
 
-    pub fn find(&self, cache: &Cache, question: &Question) -> Found {
+    pub fn find(&self, log: &AnswerLog, question: &Question) -> Found {
         let first = self.key(question);
         let mut attempt = 1;
         loop {
             let key = first.attempt(attempt);
-            match cache.get(key) {
+            match log.get(key) {
                 None => return Found::Wanted(key),
                 Some(kept) if attempt < self.rounds() && self.retry.contains(&kept.reply.outcome()) => attempt += 1,
                 Some(kept) => return Found::Kept(kept),

@@ -7,21 +7,21 @@ use engine::context::Context;
 use engine::error::{Error, Result};
 use serde_json::Value;
 
-use crate::claude::cache::Cache;
-use crate::claude::estimate::{Prefix, Terms};
-use crate::claude::money::{Budget, Caching, Go, PILOT};
-use crate::claude::params::Params;
-use crate::claude::prices::Usage;
-use crate::claude::request;
-use crate::claude::settings::Settings;
+use crate::judge::answer_log::AnswerLog;
+use crate::judge::budget::{Affordable, Budget, PILOT, PromptCacheCheck};
+use crate::judge::estimate::{Prefix, Terms};
+use crate::judge::params::Params;
+use crate::judge::prices::Usage;
+use crate::judge::request;
+use crate::judge::settings::Settings;
 
 /// Minimum time between two cost reports.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-pub struct Till {
+pub struct BudgetGate {
     /// Shared with the senders.
     budget: Arc<Mutex<Budget>>,
-    caching: Caching,
+    caching: PromptCacheCheck,
     max_tokens: u32,
     /// Maximum number of requests of this attempt.
     most: Option<u64>,
@@ -29,19 +29,19 @@ pub struct Till {
     /// Whether to forecast the cost from the first answers.
     forecast: bool,
     warnings: Vec<String>,
-    told: Option<Instant>,
+    reported: Option<Instant>,
 }
 
 /// Handle to the budget for senders of requests.
 #[derive(Clone)]
-pub struct Purse(Arc<Mutex<Budget>>);
+pub struct LossRecorder(Arc<Mutex<Budget>>);
 
-impl Purse {
+impl LossRecorder {
     /// Records that a request was sent without an answer.
     ///
     /// # Errors
     /// If the budget does not allow another try.
-    pub fn lost(&self, sent: Sent) -> Result<()> {
+    pub fn lost(&self, sent: Reservation) -> Result<()> {
         let mut budget = locked(&self.0);
         match budget.lost(sent.bound)? {
             true => Ok(()),
@@ -57,43 +57,43 @@ fn locked(budget: &Mutex<Budget>) -> MutexGuard<'_, Budget> {
 
 /// The amount reserved for a request.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sent {
+pub struct Reservation {
     bound: f64,
     bytes: usize,
 }
 
-pub enum Admitted {
-    Now(Sent),
+pub enum Admission {
+    Now(Reservation),
     /// Once a request in progress has finished.
     Later,
     Never(Error),
 }
 
-impl Till {
+impl BudgetGate {
     /// # Errors
     /// As [`Budget::open`].
-    pub fn open(params: &Params, settings: &Settings, cache: &Cache, ctx: &Context) -> Result<Self> {
+    pub fn open(params: &Params, settings: &Settings, log: &AnswerLog, ctx: &Context) -> Result<Self> {
         let terms = Terms::of(params, settings)?;
         // It is uncertain whether a batch hits the prompt cache.
         let cached = !terms.batch && terms.prefix(request::fixed_bytes(settings, params.mode)) == Prefix::Cached;
         Ok(Self {
             budget: Arc::new(Mutex::new(Budget::open(ctx.checkpoints(), terms.quote, params.max_cost, terms.batch)?)),
-            caching: Caching::new(cached),
+            caching: PromptCacheCheck::new(cached),
             max_tokens: settings.max_tokens,
             most: params.max_requests,
             sent: 0,
-            forecast: cache.answered() < PILOT,
+            forecast: log.answered() < PILOT,
             warnings: Vec::new(),
-            told: None,
+            reported: None,
         })
     }
 
     /// Whether a request may be sent; `left` of `of` documents are not answered yet.
-    pub fn admit(&mut self, body: &Value, left: u64, of: u64) -> Admitted {
+    pub fn admit(&mut self, body: &Value, left: u64, of: u64) -> Admission {
         if self.most.is_some_and(|most| self.sent >= most) {
             let told =
                 format!("max_requests: {} requests were sent: stopped with {left} of {of} documents left", self.sent);
-            return Admitted::Never(
+            return Admission::Never(
                 Error::surroundings(told).help("the answers so far are kept: `plan` says what the rest will cost"),
             );
         }
@@ -101,32 +101,32 @@ impl Till {
         let bytes = if budget.is_limited() { body.to_string().len() } else { 0 };
         let bound = budget.bound(bytes, self.max_tokens);
         match budget.reserve(bound) {
-            Ok(Go::Now) => {
+            Ok(Affordable::Now) => {
                 self.sent += 1;
-                Admitted::Now(Sent { bound, bytes })
+                Admission::Now(Reservation { bound, bytes })
             }
-            Ok(Go::Later) => Admitted::Later,
-            Ok(Go::Never) => {
-                Admitted::Never(budget.exhausted(bound, &format!("stopped with {left} of {of} documents left")))
+            Ok(Affordable::Later) => Admission::Later,
+            Ok(Affordable::Never) => {
+                Admission::Never(budget.exhausted(bound, &format!("stopped with {left} of {of} documents left")))
             }
-            Err(error) => Admitted::Never(error),
+            Err(error) => Admission::Never(error),
         }
     }
 
     /// A handle to the budget for senders of requests.
-    pub fn purse(&self) -> Purse {
-        Purse(self.budget.clone())
+    pub fn losses(&self) -> LossRecorder {
+        LossRecorder(self.budget.clone())
     }
 
     /// Records an answer; `left` requests of this kind may follow.
     ///
     /// # Errors
     /// If the spending cannot be recorded.
-    pub fn landed(&mut self, sent: Sent, answer: &Value, left: u64) -> Result<()> {
+    pub fn record(&mut self, sent: Reservation, answer: &Value, left: u64) -> Result<()> {
         let usage = Usage::of(answer);
         let mut budget = locked(&self.budget);
-        budget.landed(sent.bound, sent.bytes, usage)?;
-        self.warnings.extend(self.caching.landed(usage));
+        budget.record(sent.bound, sent.bytes, usage)?;
+        self.warnings.extend(self.caching.record(usage));
         if self.forecast && budget.requests == PILOT && left > 0 {
             self.warnings.extend(budget.forecast(left));
         }
@@ -137,7 +137,7 @@ impl Till {
     ///
     /// # Errors
     /// If the spending cannot be recorded.
-    pub fn unpaid(&mut self, sent: Sent) -> Result<()> {
+    pub fn unpaid(&mut self, sent: Reservation) -> Result<()> {
         locked(&self.budget).unpaid(sent.bound)
     }
 
@@ -147,14 +147,14 @@ impl Till {
     }
 
     /// Reports warnings and costs; at the end, everything that is pending.
-    pub fn tell(&mut self, ctx: &mut Context, at_the_end: bool) {
+    pub fn report(&mut self, ctx: &mut Context, at_the_end: bool) {
         for warning in self.warnings.drain(..) {
             ctx.warn(format!("annotate.claude: {warning}"));
         }
-        if at_the_end || self.told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
-            self.told = Some(Instant::now());
-            let untold = locked(&self.budget).untold();
-            if let Some(paid) = untold {
+        if at_the_end || self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+            self.reported = Some(Instant::now());
+            let unreported = locked(&self.budget).unreported();
+            if let Some(paid) = unreported {
                 ctx.paid(paid);
             }
         }

@@ -13,7 +13,7 @@ use engine::error::{At, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::claude::document::AnswerKey;
+use crate::judge::document::AnswerKey;
 
 /// The answer keys of one request, in order.
 pub type Ticket = Vec<AnswerKey>;

@@ -3,7 +3,7 @@
 mod batches;
 mod endpoint;
 mod faults;
-mod pace;
+mod rate;
 mod retry;
 #[cfg(test)]
 mod tests;
@@ -19,7 +19,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 pub use batches::{Batch, Created};
 pub use endpoint::Endpoint;
-use pace::Pace;
+use rate::RateLimiter;
 
 use super::reply::is_message;
 use crate::http;
@@ -32,12 +32,12 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 /// Maximum bytes of one response, or of one line of a batch's results.
 const LONGEST_ANSWER: usize = 64 << 20;
 
-/// API client; clones share one pace.
+/// API client; clones share one rate limiter.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
     endpoint: Endpoint,
-    pace: Arc<Mutex<Pace>>,
+    rate: Arc<Mutex<RateLimiter>>,
     /// Receives a message about every wait before a retry.
     waits: UnboundedSender<String>,
     /// First wait if the server names none.
@@ -103,24 +103,24 @@ impl From<Unsent> for Failed {
 }
 
 /// A complete response.
-struct Whole {
+struct FullResponse {
     status: u16,
     headers: HeaderMap,
     body: Vec<u8>,
 }
 
 /// Retry state of a request.
-struct Patience<'a> {
+struct Retries<'a> {
     client: &'a Client,
     failed: u32,
 }
 
-impl Patience<'_> {
+impl Retries<'_> {
     /// Waits before the next try, as long as the fault requires.
     ///
     /// # Errors
     /// If the fault is permanent, requires too long a wait, or occurred too often.
-    async fn outlast(&mut self, fault: Failed) -> Result<()> {
+    async fn wait_or_fail(&mut self, fault: Failed) -> Result<()> {
         let Client { endpoint, waits, first_wait, .. } = self.client;
         let (error, asked) = match fault {
             Failed::ForGood(error) => return Err(endpoint.without_key(error)),
@@ -142,7 +142,7 @@ impl Patience<'_> {
         // Nobody listens any more once the stage has ended.
         let _ = waits.send(format!("{}; try {next} of {tries} in {seconds:.1} s", error.message));
         if asked.is_some() {
-            self.client.pace().close(Instant::now(), wait);
+            self.client.rate().close(Instant::now(), wait);
         }
         tokio::time::sleep(wait).await;
         Ok(())
@@ -150,11 +150,11 @@ impl Patience<'_> {
 }
 
 /// A request in progress; ends when dropped.
-struct Turn<'a>(&'a Client);
+struct Permit<'a>(&'a Client);
 
-impl Drop for Turn<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.0.pace().ended();
+        self.0.rate().ended();
     }
 }
 
@@ -165,7 +165,7 @@ impl Client {
         // On a redirect to another host, the HTTP library drops `Authorization` but not the API's own header with the
         // key.
         let http = http::client(Some(TIMEOUT), http::Redirects::Never)?;
-        Ok(Self { http, endpoint, pace: Arc::default(), waits, first_wait: retry::FIRST_WAIT, timeout: TIMEOUT })
+        Ok(Self { http, endpoint, rate: Arc::default(), waits, first_wait: retry::FIRST_WAIT, timeout: TIMEOUT })
     }
 
     /// The same client with short waits, for tests.
@@ -185,17 +185,17 @@ impl Client {
         self.endpoint.base()
     }
 
-    fn pace(&self) -> MutexGuard<'_, Pace> {
+    fn rate(&self) -> MutexGuard<'_, RateLimiter> {
         // The data are plain numbers, valid also after a panic.
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the rate limits allow one more request.
-    async fn turn(&self) -> Turn<'_> {
+    async fn turn(&self) -> Permit<'_> {
         loop {
-            let wait = self.pace().ask(Instant::now());
+            let wait = self.rate().admit(Instant::now());
             match wait {
-                None => return Turn(self),
+                None => return Permit(self),
                 Some(wait) => tokio::time::sleep(wait).await,
             }
         }
@@ -212,7 +212,7 @@ impl Client {
         let request = || self.http.post(url.clone()).header(CONTENT_TYPE, "application/json").body(text.clone());
         let answer = Answer { body: self.json(&url, MESSAGE, request, on_lost).await? };
         let input = answer.tokens("input_tokens") + answer.tokens("cache_creation_input_tokens");
-        self.pace().took(input, answer.tokens("output_tokens"));
+        self.rate().record_usage(input, answer.tokens("output_tokens"));
         Ok(answer)
     }
 
@@ -224,7 +224,7 @@ impl Client {
         request: impl Fn() -> RequestBuilder,
         on_lost: &OnLost<'_>,
     ) -> Result<Value> {
-        let mut patience = self.patience();
+        let mut retries = self.retries();
         loop {
             let failed = match self.whole(url, request().timeout(self.timeout)).await {
                 Ok(answer) => match judged(url, &answer, expected) {
@@ -236,7 +236,7 @@ impl Client {
             if matches!(failed, Failed::Lost(..)) {
                 on_lost()?;
             }
-            patience.outlast(failed).await?;
+            retries.wait_or_fail(failed).await?;
         }
     }
 
@@ -246,8 +246,8 @@ impl Client {
     }
 
     /// New retry state for one request.
-    fn patience(&self) -> Patience<'_> {
-        Patience { client: self, failed: 0 }
+    fn retries(&self) -> Retries<'_> {
+        Retries { client: self, failed: 0 }
     }
 
     /// Sends a request once and receives the response headers.
@@ -258,19 +258,19 @@ impl Client {
             error if e.is_connect() => Unsent::NotYet(error),
             error => Unsent::Perhaps(error),
         })?;
-        self.pace().told(Instant::now(), SystemTime::now(), response.headers());
+        self.rate().update(Instant::now(), SystemTime::now(), response.headers());
         Ok(response)
     }
 
     /// The same, after waiting for the rate limits, with the complete response.
-    async fn whole(&self, url: &Url, request: RequestBuilder) -> Result<Whole, Failed> {
+    async fn whole(&self, url: &Url, request: RequestBuilder) -> Result<FullResponse, Failed> {
         let _turn = self.turn().await;
         let response = self.send(url, request).await?;
         self.read(url, response).await.map_err(|error| Failed::Lost(error, None))
     }
 
     /// Reads the body of a response.
-    async fn read(&self, url: &Url, mut response: Response) -> Result<Whole> {
+    async fn read(&self, url: &Url, mut response: Response) -> Result<FullResponse> {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| faults::unreachable(url, &e))? {
@@ -279,12 +279,16 @@ impl Client {
                 return Err(Error::surroundings(format!("{url}: answered with more than {} MB", LONGEST_ANSWER >> 20)));
             }
         }
-        Ok(Whole { status, headers, body: self.endpoint.without_key_in(body) })
+        Ok(FullResponse { status, headers, body: self.endpoint.without_key_in(body) })
     }
 }
 
 /// Classifies a response. An error document is a failure whatever its status.
-fn judged(url: &Url, Whole { status, headers, body }: &Whole, expected: Expected) -> Result<Value, Failed> {
+fn judged(
+    url: &Url,
+    FullResponse { status, headers, body }: &FullResponse,
+    expected: Expected,
+) -> Result<Value, Failed> {
     let parsed: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     match *status {
         200..300 if faults::is_error(&parsed) => Err(error_within(url, *status, headers, &parsed)),

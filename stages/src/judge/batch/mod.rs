@@ -32,7 +32,7 @@ const SLACK: Duration = Duration::from_secs(3600);
 
 /// Sizes and waiting times of batches. They affect no answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Manners {
+pub struct BatchConfig {
     pub poll: Duration,
     pub give_up: Duration,
     /// Maximum requests per batch.
@@ -41,7 +41,7 @@ pub struct Manners {
     pub bytes: u64,
 }
 
-impl Default for Manners {
+impl Default for BatchConfig {
     /// The limits and the poll interval of the API's documentation.
     fn default() -> Self {
         let (poll, give_up) = (Duration::from_secs(60), Duration::from_secs(600));
@@ -49,7 +49,7 @@ impl Default for Manners {
     }
 }
 
-impl Manners {
+impl BatchConfig {
     /// The defaults, with times from the environment.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl Manners {
 }
 
 /// The outcome of one request.
-pub enum Landed {
+pub enum RequestOutcome {
     Answer(Answer),
     /// The API rejected it, and would again.
     Refused(Error),
@@ -79,9 +79,9 @@ pub enum Landed {
 }
 
 /// Events while batches are in progress.
-pub enum News<'a> {
+pub enum BatchEvent<'a> {
     /// The outcome of one request, to be stored.
-    Landed { ticket: &'a [AnswerKey], landed: Landed },
+    Done { ticket: &'a [AnswerKey], outcome: RequestOutcome },
     /// All results of a batch have been delivered. They must be durable when the handler returns, because they are not
     /// requested again.
     Whole,
@@ -92,7 +92,7 @@ pub enum News<'a> {
 }
 
 /// Handles events. An error ends the work; batches in progress are found again by the next attempt.
-pub type OnNews<'a> = dyn FnMut(News<'_>) -> Result<()> + 'a;
+pub type OnEvent<'a> = dyn FnMut(BatchEvent<'_>) -> Result<()> + 'a;
 
 /// A request: its keys and its body.
 pub struct Request {
@@ -105,7 +105,7 @@ pub struct Batches<'a> {
     client: &'a Client,
     /// The folder of intents.
     folder: PathBuf,
-    manners: Manners,
+    config: BatchConfig,
 }
 
 impl<'a> Batches<'a> {
@@ -113,9 +113,9 @@ impl<'a> Batches<'a> {
     ///
     /// # Errors
     /// If the folder cannot be created.
-    pub fn open(client: &'a Client, folder: &Path, manners: Manners) -> Result<Self> {
+    pub fn open(client: &'a Client, folder: &Path, config: BatchConfig) -> Result<Self> {
         std::fs::create_dir_all(folder).at(folder)?;
-        Ok(Self { client, folder: folder.to_owned(), manners })
+        Ok(Self { client, folder: folder.to_owned(), config })
     }
 
     /// Whether there may be batches to settle; creates nothing and sends nothing.
@@ -128,8 +128,8 @@ impl<'a> Batches<'a> {
     /// Returns whether there were any, so that fewer answers are needed than before.
     ///
     /// # Errors
-    /// Errors of the API, the disk, and `news`.
-    pub async fn settle_open(&self, wanted: &dyn Fn(AnswerKey) -> bool, news: &mut OnNews<'_>) -> Result<bool> {
+    /// Errors of the API, the disk, and `on_event`.
+    pub async fn settle_open(&self, wanted: &dyn Fn(AnswerKey) -> bool, on_event: &mut OnEvent<'_>) -> Result<bool> {
         let files = {
             let _guard = self.guard()?;
             Intent::files(&self.folder)?
@@ -146,16 +146,16 @@ impl<'a> Batches<'a> {
                         }
                         settled = true;
                         if !std::mem::replace(&mut told, true) {
-                            news(News::Note(
+                            on_event(BatchEvent::Note(
                                 "another process waits for a batch that asks the same: waiting for it".into(),
                             ))?;
                         }
-                        tokio::time::sleep(self.manners.poll).await;
+                        tokio::time::sleep(self.config.poll).await;
                     }
                     Found::Ours(intent) if !intent.is_for(self.client.base()) => {
                         if intent.tickets.iter().flatten().any(|key| wanted(*key)) {
                             let (path, base) = (path.display(), intent.base());
-                            news(News::Note(format!(
+                            on_event(BatchEvent::Note(format!(
                                 "{path}: a batch that asks the same was sent to {base}: passed over"
                             )))?;
                         }
@@ -167,10 +167,10 @@ impl<'a> Batches<'a> {
                         if intent.tickets.iter().flatten().any(|key| wanted(*key)) || self.has_ended(&intent).await? {
                             settled = true;
                             let count = intent.tickets.len();
-                            news(News::Note(format!(
+                            on_event(BatchEvent::Note(format!(
                                 "a batch of {count} requests is gone on with: an attempt before sent it"
                             )))?;
-                            self.settle(intent, news).await?;
+                            self.settle(intent, on_event).await?;
                         }
                         break;
                     }
@@ -185,12 +185,12 @@ impl<'a> Batches<'a> {
     /// and returns `false`.
     ///
     /// # Errors
-    /// Errors of the API, the disk, and `news`. Batches that were sent are found again by the next attempt.
+    /// Errors of the API, the disk, and `on_event`. Batches that were sent are found again by the next attempt.
     pub async fn send(
         &self,
         wanted: &dyn Fn(AnswerKey) -> bool,
         requests: &mut dyn Iterator<Item = Result<Request>>,
-        news: &mut OnNews<'_>,
+        on_event: &mut OnEvent<'_>,
     ) -> Result<bool> {
         let at = self.client.clock().await?;
         let mut intents = Vec::new();
@@ -222,7 +222,7 @@ impl<'a> Batches<'a> {
                 Ok(Created::Yes(batch)) => intents[n].became(&batch.id)?,
                 Ok(Created::Unknown(error)) => {
                     let looked = "whether there is a batch is looked up, not tried again";
-                    news(News::Note(format!("{}: {looked}", error.message)))?;
+                    on_event(BatchEvent::Note(format!("{}: {looked}", error.message)))?;
                 }
                 Err(error) => {
                     // Rejected: there is no batch, and the remaining ones are not sent.
@@ -232,7 +232,7 @@ impl<'a> Batches<'a> {
             }
         }
         for intent in intents {
-            self.settle(intent, news).await?;
+            self.settle(intent, on_event).await?;
         }
         Ok(true)
     }
@@ -255,7 +255,7 @@ impl<'a> Batches<'a> {
         loop {
             let fits = |text: &Text| {
                 let longer = bytes + text.as_ref().map_or(0, |(_, text)| text.len() as u64 + ENVELOPE);
-                tickets.is_empty() || (tickets.len() < self.manners.requests && longer <= self.manners.bytes)
+                tickets.is_empty() || (tickets.len() < self.config.requests && longer <= self.config.bytes)
             };
             let Some(text) = requests.next_if(fits) else { break };
             let (ticket, text) = text?;
@@ -272,19 +272,22 @@ impl<'a> Batches<'a> {
 
     /// Waits for a batch to end and delivers its results, then ends the intent. A batch without a response is first
     /// looked for; if there is none, the intent ends too, since nothing of it was processed or billed.
-    async fn settle(&self, intent: Intent, news: &mut OnNews<'_>) -> Result<()> {
+    async fn settle(&self, intent: Intent, on_event: &mut OnEvent<'_>) -> Result<()> {
         let Some(id) = intent.batch.clone() else {
-            if !self.find(&intent, news).await? {
+            if !self.find(&intent, on_event).await? {
                 let count = intent.tickets.len();
-                news(News::Note(format!("no batch of {count} requests was created: they are sent again")))?;
+                on_event(BatchEvent::Note(format!("no batch of {count} requests was created: they are sent again")))?;
                 for ticket in &intent.tickets {
-                    news(News::Landed { ticket, landed: Landed::Unanswered("no batch was created".to_owned()) })?;
+                    on_event(BatchEvent::Done {
+                        ticket,
+                        outcome: RequestOutcome::Unanswered("no batch was created".to_owned()),
+                    })?;
                 }
             }
             return intent.end();
         };
-        self.ended(&id, news).await.map_err(|error| gone(error, &intent))?;
-        match self.results(&id, &intent, news).await.map_err(|error| gone(error, &intent))? {
+        self.ended(&id, on_event).await.map_err(|error| gone(error, &intent))?;
+        match self.results(&id, &intent, on_event).await.map_err(|error| gone(error, &intent))? {
             true => intent.end(),
             false => Err(Error::surroundings(format!("batch {id} does not answer what was sent")).help(format!(
                 "look at the account's batches; {} is what was written down of it",
@@ -296,27 +299,27 @@ impl<'a> Batches<'a> {
     /// Looks for the batch of an intent among those created since, by its number of requests, and confirms it by the
     /// names in its results, which are delivered. Returns whether there is one, waiting as long as a batch may take to
     /// appear.
-    async fn find(&self, intent: &Intent, news: &mut OnNews<'_>) -> Result<bool> {
+    async fn find(&self, intent: &Intent, on_event: &mut OnEvent<'_>) -> Result<bool> {
         let since = intent.at().checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH);
         let mut foreign: BTreeSet<String> = BTreeSet::new();
         loop {
             // The clock is read first: batches that appear later count in the next round.
-            let late = self.client.clock().await? >= intent.at() + self.manners.give_up;
+            let late = self.client.clock().await? >= intent.at() + self.config.give_up;
             let mut alike = self.client.batches_since(since).await?;
             alike.retain(|batch| batch.count == intent.tickets.len() as u64 && !foreign.contains(&batch.id));
             if late && alike.is_empty() {
                 return Ok(false);
             }
             for batch in alike.iter().rev().filter(|batch| batch.ended) {
-                if self.results(&batch.id, intent, news).await? {
+                if self.results(&batch.id, intent, on_event).await? {
                     return Ok(true);
                 }
                 foreign.insert(batch.id.clone());
             }
             if let Some(Batch { processing, .. }) = alike.iter().find(|batch| !batch.ended) {
-                news(News::Waiting { left: *processing })?;
+                on_event(BatchEvent::Waiting { left: *processing })?;
             }
-            tokio::time::sleep(self.manners.poll).await;
+            tokio::time::sleep(self.config.poll).await;
         }
     }
 
@@ -328,20 +331,20 @@ impl<'a> Batches<'a> {
     }
 
     /// Waits until a batch has ended.
-    async fn ended(&self, id: &str, news: &mut OnNews<'_>) -> Result<()> {
+    async fn ended(&self, id: &str, on_event: &mut OnEvent<'_>) -> Result<()> {
         loop {
             let batch = self.client.batch(id).await?;
-            news(News::Waiting { left: batch.processing })?;
+            on_event(BatchEvent::Waiting { left: batch.processing })?;
             if batch.ended {
                 return Ok(());
             }
-            tokio::time::sleep(self.manners.poll).await;
+            tokio::time::sleep(self.config.poll).await;
         }
     }
 
     /// Delivers each result of an ended batch once, including missing ones. Returns whether the results belong to the
     /// intent: if the first one does not, stops reading.
-    async fn results(&self, id: &str, intent: &Intent, news: &mut OnNews<'_>) -> Result<bool> {
+    async fn results(&self, id: &str, intent: &Intent, on_event: &mut OnEvent<'_>) -> Result<bool> {
         let mut landed = vec![false; intent.tickets.len()];
         let mut foreign = false;
         let mut on_line = |mut line: Value| {
@@ -350,7 +353,10 @@ impl<'a> Batches<'a> {
                 return Ok(ControlFlow::Break(()));
             };
             if !std::mem::replace(&mut landed[index], true) {
-                news(News::Landed { ticket: &intent.tickets[index], landed: result(line["result"].take(), id) })?;
+                on_event(BatchEvent::Done {
+                    ticket: &intent.tickets[index],
+                    outcome: result(line["result"].take(), id),
+                })?;
             }
             Ok(ControlFlow::Continue(()))
         };
@@ -359,9 +365,12 @@ impl<'a> Batches<'a> {
             return Ok(false);
         }
         for (ticket, _) in intent.tickets.iter().zip(landed).filter(|(_, landed)| !landed) {
-            news(News::Landed { ticket, landed: Landed::Unanswered(format!("batch {id}: no result of a request")) })?;
+            on_event(BatchEvent::Done {
+                ticket,
+                outcome: RequestOutcome::Unanswered(format!("batch {id}: no result of a request")),
+            })?;
         }
-        news(News::Whole)?;
+        on_event(BatchEvent::Whole)?;
         Ok(true)
     }
 }
@@ -373,33 +382,33 @@ type Text = Result<(Ticket, Vec<u8>)>;
 const ENVELOPE: u64 = 80;
 
 /// The outcome in a line of results.
-fn result(mut result: Value, batch: &str) -> Landed {
+fn result(mut result: Value, batch: &str) -> RequestOutcome {
     match result["type"].as_str() {
         Some("succeeded") => match Answer::of(result["message"].take()) {
-            Ok(answer) => Landed::Answer(answer),
+            Ok(answer) => RequestOutcome::Answer(answer),
             Err(document) if document["error"].is_object() => errored(&document, batch),
-            Err(_) => Landed::Lost(format!("batch {batch}: a result is something else than a message")),
+            Err(_) => RequestOutcome::Lost(format!("batch {batch}: a result is something else than a message")),
         },
         Some("errored") => errored(&result["error"], batch),
-        Some("canceled") => Landed::Canceled,
-        Some("expired") => Landed::Unanswered(format!("batch {batch}: expired")),
-        _ => Landed::Unanswered(format!("batch {batch}: a result of an unknown type")),
+        Some("canceled") => RequestOutcome::Canceled,
+        Some("expired") => RequestOutcome::Unanswered(format!("batch {batch}: expired")),
+        _ => RequestOutcome::Unanswered(format!("batch {batch}: a result of an unknown type")),
     }
 }
 
 /// The outcome of an error document in place of an answer; some results contain only its inner part.
-fn errored(document: &Value, batch: &str) -> Landed {
+fn errored(document: &Value, batch: &str) -> RequestOutcome {
     let error = document.get("error").unwrap_or(document);
     let text = |field: &str| error[field].as_str().unwrap_or("no message");
     let message = format!("batch {batch}: {}: {}", text("type"), crate::table::cut(text("message"), 500));
     match text("type") {
-        "invalid_request_error" | "not_found_error" | "request_too_large" => {
-            Landed::Refused(Error::yours(message).help("check `model` and the other parameters of annotate.claude"))
-        }
+        "invalid_request_error" | "not_found_error" | "request_too_large" => RequestOutcome::Refused(
+            Error::yours(message).help("check `model` and the other parameters of annotate.claude"),
+        ),
         "authentication_error" | "permission_error" | "billing_error" => {
-            Landed::Refused(Error::surroundings(message).help("check the account and ANTHROPIC_API_KEY"))
+            RequestOutcome::Refused(Error::surroundings(message).help("check the account and ANTHROPIC_API_KEY"))
         }
-        _ => Landed::Unanswered(message),
+        _ => RequestOutcome::Unanswered(message),
     }
 }
 

@@ -130,7 +130,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::claude::request::tests::settings;
+    use crate::judge::request::tests::settings;
 
     fn reading(choice: &str) -> Reading {
         Reading::of(&settings(json!({ "choice": choice })))
