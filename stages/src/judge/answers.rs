@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::answer_log::{AnswerLog, Kept};
 use super::document::{AnswerKey, Purpose, Question};
-use super::params::Params;
+use super::settings::Settings;
 use crate::types::Outcome;
 
 /// Result of looking up a question.
@@ -15,7 +15,7 @@ pub enum Found {
     Wanted(AnswerKey),
 }
 
-/// Rules for selecting answers. They depend only on the parameters, so the same cache gives the same table.
+/// Rules for selecting answers. They depend only on the parameters, so the same log gives the same table.
 pub struct Answers {
     retry: Vec<Outcome>,
     retries: u32,
@@ -24,8 +24,8 @@ pub struct Answers {
 }
 
 impl Answers {
-    pub fn new(params: &Params) -> Self {
-        Self { retry: params.retry.0.clone(), retries: params.retries, company: None }
+    pub fn new(settings: &Settings) -> Self {
+        Self { retry: settings.retry.clone(), retries: settings.retries, company: None }
     }
 
     /// Makes answers valid only in the groups of `n` that all questions form in the order of requests.

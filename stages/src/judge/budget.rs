@@ -255,16 +255,17 @@ impl PromptCacheCheck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::judge::prices::{Price, quote};
+    use crate::judge::prices::Price;
+    use crate::judge::providers::anthropic::quote;
 
     fn dollar_a_token() -> Option<Quote> {
         let million = 1e6;
         let price = Price {
             input: million,
             output: million,
-            cache_write: million,
+            cache_write: Some(million),
             cache_write_hour: Some(million),
-            cache_read: 0.0,
+            cache_read: Some(0.0),
             batch: 0.5,
             minimum_prefix: None,
         };

@@ -1,37 +1,40 @@
-//! Reads the API's address and key from the environment, or from a file that it names. Errors never contain the key.
+//! Reads an API's key from the environment, or from a file that the environment names. Errors never contain the key.
 
 use std::path::Path;
 
 use engine::error::{Error, Result};
 
-use super::client::{BASE_URL, Endpoint, KEY};
 use crate::http;
 
-/// Names a file that holds only the key, for machines where others can see environments.
-pub const KEY_FILE: &str = "ANTHROPIC_API_KEY_FILE";
-const PUBLIC: &str = "https://api.anthropic.com";
-
-/// # Errors
-/// If there is no key, more than one, or one that cannot be sent.
-pub fn endpoint() -> Result<Endpoint> {
-    let key = key(http::variable(KEY), http::variable(KEY_FILE))?;
-    Endpoint::new(&http::variable(BASE_URL).unwrap_or_else(|| PUBLIC.to_owned()), &key)
+/// The variable that names a file which holds only the key of `variable`, for machines where others can see
+/// environments.
+pub fn file_variable(variable: &str) -> String {
+    format!("{variable}_FILE")
 }
 
-fn key(value: Option<String>, file: Option<String>) -> Result<String> {
+/// The key in `variable`, or in the file that its [`file_variable`] names.
+///
+/// # Errors
+/// If there is no key, or more than one.
+pub fn key(variable: &str) -> Result<String> {
+    choose(variable, http::variable(variable), http::variable(&file_variable(variable)))
+}
+
+fn choose(variable: &str, value: Option<String>, file: Option<String>) -> Result<String> {
+    let of_file = file_variable(variable);
     match (value, file) {
-        (Some(_), Some(_)) => Err(Error::surroundings(format!("{KEY} and {KEY_FILE} are both set"))
+        (Some(_), Some(_)) => Err(Error::surroundings(format!("{variable} and {of_file} are both set"))
             .help("unset one of them: they may differ")),
         (Some(key), None) => Ok(key),
-        (None, Some(file)) => read(Path::new(&file)),
-        (None, None) => Err(Error::surroundings(format!("no API key: {KEY} is not set")).help(format!(
-            "set it in the environment that `temper` runs in, or name a file that holds it in {KEY_FILE}"
+        (None, Some(file)) => read(&of_file, Path::new(&file)),
+        (None, None) => Err(Error::surroundings(format!("no API key: {variable} is not set")).help(format!(
+            "set it in the environment that `temper` runs in, or name a file that holds it in {of_file}"
         ))),
     }
 }
 
-fn read(file: &Path) -> Result<String> {
-    let told = |what: &str| Error::surroundings(format!("{KEY_FILE}: {}: {what}", file.display()));
+fn read(of_file: &str, file: &Path) -> Result<String> {
+    let told = |what: &str| Error::surroundings(format!("{of_file}: {}: {what}", file.display()));
     if file.is_relative() {
         return Err(told("not an absolute path"));
     }
@@ -45,6 +48,10 @@ fn read(file: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn key(value: Option<String>, file: Option<String>) -> Result<String> {
+        choose("ANTHROPIC_API_KEY", value, file)
+    }
 
     #[test]
     fn a_key_comes_from_one_place() {

@@ -33,13 +33,14 @@ pub struct Document {
     pub second: String,
 }
 
-/// The cache key of an answer about one document.
+/// The key of an answer about one document.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AnswerKey([u8; 16]);
 
 impl AnswerKey {
     /// Hashes everything that determines an answer, each part prefixed with its length.
     pub fn of(parts: &[&[u8]]) -> Self {
+        // The name is that of the first kind; the settings' fingerprint tells the others apart.
         let mut hasher = blake3::Hasher::new_derive_key("temper annotate.claude answer v2");
         for part in parts {
             hasher.update(&(part.len() as u64).to_le_bytes());

@@ -1,10 +1,9 @@
 //! Cost estimates: a range from sizes alone, or a figure from earlier answers of the same kind. Pure.
 
-use engine::error::Result;
 use engine::estimate::{Estimate, Range};
 
 use super::budget::PILOT;
-use super::params::{Mode, Params, Thinking};
+use super::params::Mode;
 use super::prices::{Quote, Usage};
 use super::settings::Settings;
 
@@ -48,15 +47,13 @@ pub enum Prefix {
 }
 
 impl Terms {
-    /// # Errors
-    /// If the built-in price table is invalid (an internal error).
-    pub fn of(params: &Params, settings: &Settings) -> Result<Self> {
-        Ok(Self {
-            quote: params.quote()?,
-            batch: params.mode == Mode::Batch,
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            quote: settings.quote.clone(),
+            batch: settings.mode == Mode::Batch,
             max_tokens: settings.max_tokens,
-            thinks: settings.thinking != Thinking::Disabled,
-        })
+            thinks: settings.provider.thinks(),
+        }
     }
 
     /// Whether a prefix of `bytes` bytes is long enough for caching.
@@ -155,11 +152,14 @@ fn from_sizes(work: &Work, terms: &Terms, notes: &mut Vec<String>) -> (Range, Ra
         notes.push("no price of this model is known: give one in `prices`".to_owned());
         return (input, output, None);
     };
+    if quote.is_free() {
+        return (input, output, Some(Range::exactly(0.0)));
+    }
     let price = quote.price;
     let plain = input * price.input;
-    let write = if terms.batch { price.hour() } else { price.cache_write };
+    let write = if terms.batch { price.hour() } else { price.write() };
     // The first request writes the prefix, all others read it.
-    let cached = prefix * (write + price.cache_read * (requests - 1.0)) + others * price.input;
+    let cached = prefix * (write + price.read() * (requests - 1.0)) + others * price.input;
     // Worst case: no request finds the prefix, so each writes it again.
     let written = prefix * (write * requests) + others * price.input;
     let about = ((prefix.low + prefix.high) / 2.0).round();
@@ -200,7 +200,7 @@ fn from_sizes(work: &Work, terms: &Terms, notes: &mut Vec<String>) -> (Range, Ra
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::judge::prices::quote;
+    use crate::judge::providers::anthropic::quote;
 
     fn terms(model: &str, batch: bool, thinks: bool) -> Terms {
         Terms { quote: quote(model, None).unwrap(), batch, max_tokens: 1000, thinks }

@@ -1,22 +1,28 @@
-//! Labels of pairs from a language model behind the Messages API, as in the paper (A.2).
+//! Labels of pairs from a language model behind an API, as in the paper (A.2).
+//!
+//! What is general is here: questions about pairs, the log of answers, budget, pace, retries, resumable batches, the
+//! table. A [`Provider`](provider::Provider) says how one API is spoken to; `providers` holds them.
 
 mod answer_log;
 mod answers;
 mod ask;
-mod batch;
+pub(crate) mod batch;
 mod budget;
 mod client;
 mod credentials;
 mod document;
+mod endpoint;
 mod estimate;
-mod params;
-mod prices;
+pub(crate) mod params;
+pub(crate) mod prices;
+pub(crate) mod provider;
+pub(crate) mod providers;
 mod quality;
 mod reply;
 mod request;
-mod settings;
+pub(crate) mod settings;
 mod spool;
-mod template;
+pub(crate) mod template;
 
 use std::path::Path;
 
@@ -24,14 +30,13 @@ use answer_log::AnswerLog;
 pub use answer_log::{Verified, verify};
 use answers::{Answers, Found};
 use ask::Asker;
-use client::{BASE_URL, Endpoint, KEY};
 use document::{Question, Questions};
+use endpoint::Endpoint;
 use engine::context::Context;
 use engine::error::{At, Error, Result};
 use engine::estimate::Estimate;
 use engine::kind::Signature;
 use estimate::{Terms, Usages, Work};
-pub use params::Params;
 use prices::Usage;
 use quality::Quality;
 use reply::Reply;
@@ -44,48 +49,44 @@ use crate::prompt::Parts;
 use crate::text::clean::normalised;
 use crate::types::{Outcome, Pair, Pairs, Posts, Preference, Preferences, Side};
 
-/// The inputs, environment variables and secrets of `annotate.claude`.
-pub(crate) fn signature() -> Signature {
+/// The inputs of a judge, and the environment that it uses beside its own variables `env`; `key` is the variable that
+/// holds its key. `beside_key` adds to the parameters that are not part of the stage's key.
+pub(crate) fn signature(env: &[&str], key: Option<&str>, beside_key: &[&str]) -> Signature {
     let mut signature =
         Signature::gives(Preferences::NAME).many("pairs", &[Pairs::NAME]).optional("exclude", &[Posts::NAME]).seeded();
     signature.deterministic = false;
     signature.pays = true;
-    signature.beside_key = params::BESIDE_KEY.map(str::to_owned).to_vec();
-    let env = [KEY, credentials::KEY_FILE, BASE_URL, ask::CONCURRENCY_VARIABLE, batch::POLL, batch::GIVE_UP];
-    signature.env = env.into_iter().chain(http::ENV).map(str::to_owned).collect();
-    signature.secrets = vec![KEY.to_owned()];
-    signature.secret_files = vec![credentials::KEY_FILE.to_owned()];
+    signature.beside_key = [beside_key, &params::BESIDE_KEY].concat().into_iter().map(str::to_owned).collect();
+    let env = env.iter().copied().chain([ask::CONCURRENCY_VARIABLE]).chain(http::ENV);
+    signature.env = env.map(str::to_owned).collect();
+    if let Some(key) = key {
+        signature.secrets = vec![key.to_owned()];
+        signature.secret_files = vec![credentials::file_variable(key)];
+        signature.env.extend([key.to_owned(), credentials::file_variable(key)]);
+    }
     signature
 }
 
-/// # Errors
-/// If no API key is present.
-pub(crate) fn check_environment() -> Result<()> {
-    credentials::endpoint().map(drop)
-}
-
-/// The cost of the answers that are not cached.
-pub(crate) fn estimate(params: &Params, ctx: &Context) -> Result<Estimate> {
-    let settings = Settings::load(params)?;
-    // Without cached answers, an empty temporary cache is used, so that nothing is created in the store.
+/// The cost of the answers that are not in the log.
+pub(crate) fn estimate(settings: &Settings, ctx: &Context) -> Result<Estimate> {
+    // Without a log, an empty temporary one is used, so that nothing is created in the store.
     let scratch = tempfile::tempdir().at(std::env::temp_dir())?;
-    let log = match AnswerLog::peek(ctx.requests(), &settings)? {
+    let log = match AnswerLog::peek(ctx.requests(), settings)? {
         Some(log) => log,
-        None => AnswerLog::open(scratch.path(), &settings)?,
+        None => AnswerLog::open(scratch.path(), settings)?,
     };
-    let table = Table::survey(params, &settings, ctx)?;
-    let waiting = table.waiting(&log, settings.documents_per_request, ctx, scratch.path())?;
-    estimated(params, &settings, &waiting, &log)
+    let table = Table::survey(settings, ctx)?;
+    let waiting = table.waiting(&log, ctx, scratch.path())?;
+    estimated(settings, &waiting, &log)
 }
 
 /// Labels the pairs of the inputs.
-pub(crate) fn run(params: &Params, ctx: &mut Context) -> Result<()> {
-    run_with(params, ctx, credentials::endpoint)
+pub(crate) fn run(settings: &Settings, ctx: &mut Context) -> Result<()> {
+    run_with(settings, ctx, || settings.provider.endpoint())
 }
 
-fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<Endpoint>) -> Result<()> {
-    let settings = Settings::load(params)?;
-    let mut log = AnswerLog::open(ctx.requests(), &settings)?;
+fn run_with(settings: &Settings, ctx: &mut Context, endpoint: impl Fn() -> Result<Endpoint>) -> Result<()> {
+    let mut log = AnswerLog::open(ctx.requests(), settings)?;
     if log.torn() > 0 {
         let (folder, lines) = (log.folder().display(), log.torn());
         ctx.warn(format!("{folder}: answers.jsonl: {lines} lines cannot be read: what a crash cut off is asked again"));
@@ -99,43 +100,45 @@ fn run_with(params: &Params, ctx: &mut Context, endpoint: impl Fn() -> Result<En
         ctx.warn(format!("{damaged}: {aside}"));
     }
     let may_pay = if damaged.is_some() { ctx.may_pay_again() } else { ctx.may_pay() };
-    let table = Table::survey(params, &settings, ctx)?;
-    let n = settings.documents_per_request;
+    let table = Table::survey(settings, ctx)?;
     let mut asker: Option<Asker> = None;
     for _ in 0..table.answers.rounds() {
-        let mut waiting = table.waiting(&log, n, ctx, ctx.checkpoints())?;
+        let mut waiting = table.waiting(&log, ctx, ctx.checkpoints())?;
         let open = ask::are_open(&log);
         if waiting.is_empty() || !(open || may_pay) {
             break;
         }
         let asker = match &mut asker {
             Some(asker) => asker,
-            none => none.insert(Asker::new(params, &settings, table.answers.are_strict(), endpoint()?, &log, ctx)?),
+            none => none.insert(Asker::new(settings, endpoint()?, &log, ctx)?),
         };
         if open {
             asker.settle(waiting, &mut log, ctx)?;
-            waiting = table.waiting(&log, n, ctx, ctx.checkpoints())?;
+            waiting = table.waiting(&log, ctx, ctx.checkpoints())?;
         }
         if !waiting.is_empty() && may_pay {
             asker.ask(waiting, &mut log, ctx)?;
         }
     }
-    let waiting = table.waiting(&log, n, ctx, ctx.checkpoints())?;
+    let waiting = table.waiting(&log, ctx, ctx.checkpoints())?;
     if !waiting.is_empty() && !may_pay {
         let why = damaged.unwrap_or_else(|| "its table was paid for once and is lost".to_owned());
-        return Err(would_pay_again(&why, &waiting, &estimated(params, &settings, &waiting, &log)?));
+        return Err(would_pay_again(&why, &waiting, &estimated(settings, &waiting, &log)?));
     }
-    table.write(params, &log, ctx)
+    if let Some(warning) = log.model_warning() {
+        ctx.warn(format!("{}: {warning}", settings.kind()));
+    }
+    table.write(&log, ctx)
 }
 
 /// The expected cost of asking everything that is queued.
-fn estimated(params: &Params, settings: &Settings, waiting: &Waiting, log: &AnswerLog) -> Result<Estimate> {
-    let terms = Terms::of(params, settings)?;
-    let fixed = request::fixed_bytes(settings, params.mode);
+fn estimated(settings: &Settings, waiting: &Waiting, log: &AnswerLog) -> Result<Estimate> {
+    let terms = Terms::of(settings);
+    let fixed = request::fixed_bytes(settings, settings.mode);
     let mut work = Work { documents: waiting.wanted(), kept: waiting.kept, fixed_bytes: fixed, ..Work::default() };
     for group in waiting.groups() {
         let documents = group.iter().map(|entry| waiting.document(entry)).collect::<Result<Vec<_>>>()?;
-        let bytes = request::body(settings, params.mode, &documents)["messages"].to_string().len() as u64;
+        let bytes = settings.provider.body(settings, settings.mode, &documents)["messages"].to_string().len() as u64;
         work.requests += 1;
         work.other_bytes += bytes.saturating_sub(fixed);
     }
@@ -175,7 +178,8 @@ fn is_tie(pair: &Pair) -> bool {
 }
 
 /// The pairs of the inputs, their questions, and the selection of answers.
-struct Table {
+struct Table<'a> {
+    settings: &'a Settings,
     questions: Questions,
     answers: Answers,
     /// By row of the inputs: whether its post is held out.
@@ -183,9 +187,9 @@ struct Table {
     dropped: u64,
 }
 
-impl Table {
-    fn survey(params: &Params, settings: &Settings, ctx: &Context) -> Result<Self> {
-        let questions = Questions::new(settings.fingerprint(), params.swap_share, params.repeat_share, |purpose| {
+impl<'a> Table<'a> {
+    fn survey(settings: &'a Settings, ctx: &Context) -> Result<Self> {
+        let questions = Questions::new(settings.fingerprint(), settings.swap_share, settings.repeat_share, |purpose| {
             ctx.generator_key(purpose)
         });
         let mut posts = HeldOut::of(ctx)?;
@@ -195,14 +199,14 @@ impl Table {
             let pair = pair?;
             let out = posts.holds(&pair.post_id, Parts::parse(&pair.prompt).map_or("", |parts| parts.post));
             held_out.push(out);
-            if params.strict_partner && !out && !is_tie(&pair) {
+            if settings.strict_partner && !out && !is_tie(&pair) {
                 all.extend(questions.of(&pair).iter().map(|question| (question.purpose, question.place, question.key)));
             }
         }
-        let answers = Answers::new(params);
+        let answers = Answers::new(settings);
         let answers =
-            if params.strict_partner { answers.in_company(all, params.documents_per_request) } else { answers };
-        Ok(Self { questions, answers, held_out, dropped: posts.dropped })
+            if settings.strict_partner { answers.in_company(all, settings.documents_per_request) } else { answers };
+        Ok(Self { settings, questions, answers, held_out, dropped: posts.dropped })
     }
 
     /// The pairs to judge.
@@ -210,8 +214,8 @@ impl Table {
         pairs(ctx).zip(&self.held_out).filter(|(_, out)| !**out).map(|(pair, _)| pair)
     }
 
-    /// The questions without answers, in groups of `n`; their texts are in a file in `scratch`.
-    fn waiting(&self, log: &AnswerLog, n: usize, ctx: &Context, scratch: &Path) -> Result<Waiting> {
+    /// The questions without answers in groups; their texts are in a file in `scratch`.
+    fn waiting(&self, log: &AnswerLog, ctx: &Context, scratch: &Path) -> Result<Waiting> {
         let mut spool = Spool::new(scratch)?;
         let mut kept = 0;
         for pair in self.rows(ctx) {
@@ -230,20 +234,20 @@ impl Table {
                 }
             }
         }
-        let mut waiting = spool.groups_of(n)?;
+        let mut waiting = spool.groups_of(self.settings.documents_per_request)?;
         waiting.kept = kept;
         Ok(waiting)
     }
 
-    /// Writes the table in the order of pairs; every answer must be cached.
-    fn write(&self, params: &Params, log: &AnswerLog, ctx: &mut Context) -> Result<()> {
+    /// Writes the table in the order of pairs; every answer must be in the log.
+    fn write(&self, log: &AnswerLog, ctx: &mut Context) -> Result<()> {
         let mut judged = Judged::create(ctx.out())?;
         let mut quality = Quality::default();
         let mut requests = Vec::new();
         for pair in self.rows(ctx) {
             let pair = pair?;
             if is_tie(&pair) {
-                let row = Preference::of(pair, Side::A, Outcome::Tie, &params.model);
+                let row = Preference::of(pair, Side::A, Outcome::Tie, &self.settings.model);
                 judged.push(Preference { chosen_first: None, ..row })?;
                 continue;
             }
@@ -267,17 +271,18 @@ impl Table {
                 }
                 _ => Side::A,
             };
-            let row = Preference::of(pair, chosen, kept.reply.outcome(), &params.model);
+            let row = Preference::of(pair, chosen, kept.reply.outcome(), &self.settings.model);
             let chosen_first = match kept.reply {
                 Reply::Label(place) => Some(place == 1),
                 _ => None,
             };
-            judged.push(Preference { chosen_first, reason: log.reason(kept)?, ..row })?;
+            let (confidence, reason) = (log.probability(kept)?, log.reason(kept)?);
+            judged.push(Preference { chosen_first, confidence, reason, ..row })?;
         }
         quality.report(ctx);
         ctx.metric("held_out_dropped", self.dropped as f64);
         report_usage(log, requests, ctx)?;
-        check_unlabelled(&judged, params.max_unlabelled)?;
+        check_unlabelled(&judged, self.settings.max_unlabelled)?;
         judged.finish(ctx)
     }
 }

@@ -15,14 +15,16 @@ pub struct Price {
     pub input: f64,
     /// Output tokens, including thinking.
     pub output: f64,
-    /// Input tokens written to the prompt cache for five minutes.
-    pub cache_write: f64,
+    /// Input tokens written to the prompt cache for five minutes; `annotate.openai` may leave it out.
+    #[serde(default)]
+    pub cache_write: Option<f64>,
     /// Input tokens written to the prompt cache for an hour, as batches request; default: twice `input`, as for every
     /// model so far.
     #[serde(default)]
     pub cache_write_hour: Option<f64>,
-    /// Input tokens read from the prompt cache.
-    pub cache_read: f64,
+    /// Input tokens read from the prompt cache; `annotate.openai` may leave it out, for `input`.
+    #[serde(default)]
+    pub cache_read: Option<f64>,
     /// Price factor of Message Batches.
     #[serde(default = "half")]
     pub batch: f64,
@@ -32,6 +34,16 @@ pub struct Price {
 }
 
 impl Price {
+    /// Price of input tokens written to the prompt cache for five minutes.
+    pub fn write(&self) -> f64 {
+        self.cache_write.unwrap_or(self.input)
+    }
+
+    /// Price of input tokens read from the prompt cache.
+    pub fn read(&self) -> f64 {
+        self.cache_read.unwrap_or(self.input)
+    }
+
     /// Price of input tokens written to the prompt cache for an hour.
     pub fn hour(&self) -> f64 {
         self.cache_write_hour.unwrap_or(2.0 * self.input)
@@ -56,12 +68,17 @@ pub struct Prices {
 }
 
 impl Prices {
-    /// The built-in prices.
+    /// A built-in table.
     ///
     /// # Errors
-    /// If the built-in table is invalid (an internal error).
-    pub fn shipped() -> Result<Self> {
-        serde_json::from_str(include_str!("prices.json")).map_err(|e| Error::ours(format!("prices.json: {e}")))
+    /// If it is invalid (an internal error).
+    pub fn parse(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|e| Error::ours(format!("prices.json: {e}")))
+    }
+
+    /// The price of a model with its source; `whose` names this table.
+    pub fn quote(&self, model: &str, whose: &str) -> Option<Quote> {
+        Some(Quote { price: self.of(model)?, from: format!("{whose} of {}", self.date) })
     }
 
     /// The price of a model, or of its id without a date.
@@ -82,9 +99,9 @@ impl Prices {
             let named = [
                 ("input", price.input),
                 ("output", price.output),
-                ("cache_write", price.cache_write),
+                ("cache_write", price.cache_write.unwrap_or_default()),
                 ("cache_write_hour", price.cache_write_hour.unwrap_or_default()),
-                ("cache_read", price.cache_read),
+                ("cache_read", price.cache_read.unwrap_or_default()),
                 ("batch", price.batch),
             ];
             for (name, value) in named.into_iter().filter(|(_, value)| !(0.0..1e6).contains(value)) {
@@ -103,17 +120,29 @@ pub struct Quote {
     pub from: String,
 }
 
-/// The price of a model from the pipeline file, or else from the built-in table; `None` if neither has it.
-///
-/// # Errors
-/// As [`Prices::shipped`].
-pub fn quote(model: &str, own: Option<&Prices>) -> Result<Option<Quote>> {
-    let shipped = Prices::shipped()?;
-    let tables = [(own, "the pipeline file's prices"), (Some(&shipped), "prices")];
-    Ok(tables.into_iter().find_map(|(table, whose)| {
-        let table = table?;
-        Some(Quote { price: table.of(model)?, from: format!("{whose} of {}", table.date) })
-    }))
+impl Quote {
+    /// The price of an endpoint that costs nothing.
+    pub fn free() -> Self {
+        let price = Price {
+            input: 0.0,
+            output: 0.0,
+            cache_write: None,
+            cache_write_hour: None,
+            cache_read: None,
+            batch: 1.0,
+            minimum_prefix: None,
+        };
+        Self { price, from: "free, as `prices` names no price of this model".to_owned() }
+    }
+
+    pub fn is_free(&self) -> bool {
+        self.price.input == 0.0 && self.price.output == 0.0
+    }
+}
+
+/// A count that a server reports; 0 if it is impossible.
+pub fn believed(count: &Value) -> u64 {
+    count.as_u64().filter(|n| *n < 1 << 40).unwrap_or(0)
 }
 
 /// Token counts of an answer by price category.
@@ -132,25 +161,6 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The usage reported in a message of the API. Impossible counts are ignored.
-    pub fn of(message: &Value) -> Self {
-        let usage = &message["usage"];
-        let believed = |count: &Value| count.as_u64().filter(|n| *n < 1 << 40).unwrap_or(0);
-        let count = |name: &str| believed(&usage[name]);
-        // The total and its parts; if the parts are missing, the shortest cache duration is assumed.
-        let [brief, hour] = ["ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"]
-            .map(|name| believed(&usage["cache_creation"][name]));
-        let written = count("cache_creation_input_tokens").max(brief + hour);
-        Self {
-            input: count("input_tokens"),
-            output: count("output_tokens"),
-            cache_written: written - hour,
-            cache_written_hour: hour,
-            cache_read: count("cache_read_input_tokens"),
-            batch: usage["service_tier"] == "batch",
-        }
-    }
-
     /// All input tokens.
     pub fn sent(&self) -> u64 {
         self.input + self.written() + self.cache_read
@@ -172,9 +182,9 @@ impl Usage {
     /// The cost at these prices.
     pub fn dollars(&self, price: &Price) -> f64 {
         let full = self.input as f64 * price.input
-            + self.cache_written as f64 * price.cache_write
+            + self.cache_written as f64 * price.write()
             + self.cache_written_hour as f64 * price.hour()
-            + self.cache_read as f64 * price.cache_read
+            + self.cache_read as f64 * price.read()
             + self.output as f64 * price.output;
         full * 1e-6 * if self.batch { price.batch } else { 1.0 }
     }
@@ -185,17 +195,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::judge::providers::anthropic::{PROTOCOL, quote};
 
     #[test]
     fn every_shipped_price_is_whole_and_of_a_day() {
-        let shipped = Prices::shipped().unwrap();
+        let shipped = Prices::parse(include_str!("providers/anthropic/prices.json")).unwrap();
         assert_eq!(shipped.faults(), []);
         assert_eq!(shipped.date.len(), 10);
         for (model, price) in &shipped.models {
             // According to the API's documentation, for every model: writing costs a quarter more, reading a tenth or
             // less.
-            assert_eq!(price.cache_write, 1.25 * price.input, "{model}");
-            assert!(price.cache_read <= 0.1 * price.input + 1e-12, "{model}");
+            assert_eq!(price.write(), 1.25 * price.input, "{model}");
+            assert!(price.read() <= 0.1 * price.input + 1e-12, "{model}");
             assert_eq!((price.output, price.batch), (5.0 * price.input, 0.5), "{model}");
             assert!(price.minimum_prefix.is_none_or(|n| (512..=4096).contains(&n)), "{model}");
         }
@@ -220,7 +231,7 @@ mod tests {
     #[test]
     fn what_was_used_costs_by_kind_of_token_and_half_in_a_batch() {
         let message = json!({ "usage": { "input_tokens": 1000, "cache_creation_input_tokens": 2000, "cache_read_input_tokens": 4000, "output_tokens": 500 } });
-        let usage = Usage::of(&message);
+        let usage = (PROTOCOL.usage)(&message);
         let price = quote("claude-sonnet-4-6", None).unwrap().unwrap().price;
         let dollars = (1000.0 * 3.0 + 2000.0 * 3.75 + 4000.0 * 0.3 + 500.0 * 15.0) / 1e6;
         assert!((usage.dollars(&price) - dollars).abs() < 1e-12);
@@ -229,7 +240,7 @@ mod tests {
         let mut kept = message;
         kept["usage"]["cache_creation"] =
             json!({ "ephemeral_5m_input_tokens": 500, "ephemeral_1h_input_tokens": 1500 });
-        let kept = Usage::of(&kept);
+        let kept = (PROTOCOL.usage)(&kept);
         assert_eq!((kept.cache_written, kept.cache_written_hour, kept.sent()), (500, 1500, usage.sent()));
         assert!((kept.dollars(&price) - dollars - 1500.0 * (6.0 - 3.75) / 1e6).abs() < 1e-12);
         let dearer = Price { cache_write_hour: Some(7.0), ..price };
@@ -238,8 +249,11 @@ mod tests {
         assert_eq!((there.cache_written, there.cache_written_hour, there.batch), (0, 2000, true));
         assert_eq!(there.asked_in(false), usage);
         let odd = json!({ "usage": { "cache_creation_input_tokens": 1, "cache_creation": { "ephemeral_1h_input_tokens": 5 } } });
-        assert_eq!((Usage::of(&odd).cache_written, Usage::of(&odd).cache_written_hour), (0, 5));
-        assert_eq!(Usage::of(&json!({ "usage": { "input_tokens": -1, "output_tokens": u64::MAX } })), Usage::default());
+        assert_eq!(((PROTOCOL.usage)(&odd).cache_written, (PROTOCOL.usage)(&odd).cache_written_hour), (0, 5));
+        assert_eq!(
+            (PROTOCOL.usage)(&json!({ "usage": { "input_tokens": -1, "output_tokens": u64::MAX } })),
+            Usage::default()
+        );
     }
 
     #[test]

@@ -1,105 +1,85 @@
-//! Everything that determines an answer except the document, including the files named in the parameters.
+//! What is asked, of whom, and how answers are used: the parameters of a kind with the files that they name.
+
+use std::sync::Arc;
 
 use engine::error::{At, Error, Result};
 use engine::external::InputPath;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::params::{Choice, Effort, Params, Thinking};
+use super::params::{Mode, Shared};
+use super::prices::Quote;
+use super::provider::Provider;
 use super::template::{EXAMPLES, Example, TEMPLATE, Template, examples};
-
-/// Raise with any change of the request for the same settings, because another request gives other answers.
-const REQUEST: u32 = 2;
+use crate::types::Outcome;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
+    pub provider: Arc<dyn Provider>,
     pub model: String,
     pub documents_per_request: usize,
     pub template: Template,
     pub examples: Vec<Example>,
-    pub choice: Choice,
     pub max_tokens: u32,
-    pub thinking: Thinking,
-    pub effort: Option<Effort>,
-    pub temperature: Option<f64>,
-    pub top_p: Option<f64>,
-    pub top_k: Option<u32>,
-    template_text: String,
+    pub strict_partner: bool,
+    pub swap_share: f64,
+    pub repeat_share: f64,
+    pub retry: Vec<Outcome>,
+    pub retries: u32,
+    pub max_unlabelled: f64,
+    pub mode: Mode,
+    pub max_cost: Option<f64>,
+    pub max_requests: Option<u64>,
+    /// The price of the model's tokens, if it is known.
+    pub quote: Option<Quote>,
+    /// [`Provider::asked`].
+    pub asked: Value,
 }
 
 impl Settings {
     /// # Errors
     /// If a file cannot be read or is invalid (already reported in planning).
-    pub fn load(params: &Params) -> Result<Self> {
+    pub fn load(shared: Shared, quote: Option<Quote>, provider: Arc<dyn Provider>) -> Result<Self> {
         let text = |file: &Option<InputPath>, ours: &str| match file {
             Some(InputPath(path)) => engine::text::read(path).at(path),
             None => Ok(ours.to_owned()),
         };
         let faulty = |field: &str, faults: Vec<String>| Error::yours(format!("`{field}`: {}", faults.join("; ")));
-        let template_text = text(&params.template, TEMPLATE)?;
-        Ok(Self {
-            model: params.model.clone(),
-            documents_per_request: params.documents_per_request,
-            template: Template::parse(&template_text).map_err(|faults| faulty("template", faults))?,
-            examples: examples(&text(&params.examples, EXAMPLES)?).map_err(|faults| faulty("examples", faults))?,
-            choice: params.choice,
-            max_tokens: params.max_tokens,
-            thinking: params.thinking,
-            effort: params.effort,
-            temperature: params.temperature,
-            top_p: params.top_p,
-            top_k: params.top_k,
-            template_text,
-        })
+        let template = text(&shared.template, TEMPLATE)?;
+        let mut settings = Self {
+            provider: provider.clone(),
+            model: shared.model,
+            documents_per_request: shared.documents_per_request,
+            template: Template::parse(&template).map_err(|faults| faulty("template", faults))?,
+            examples: examples(&text(&shared.examples, EXAMPLES)?).map_err(|faults| faulty("examples", faults))?,
+            max_tokens: shared.max_tokens,
+            strict_partner: shared.strict_partner,
+            swap_share: shared.swap_share,
+            repeat_share: shared.repeat_share,
+            retry: shared.retry.0,
+            retries: shared.retries,
+            max_unlabelled: shared.max_unlabelled,
+            mode: shared.mode,
+            max_cost: shared.max_cost,
+            max_requests: shared.max_requests,
+            quote,
+            asked: Value::Null,
+        };
+        settings.asked = provider.asked(&settings, &template);
+        Ok(settings)
     }
 
-    /// The JSON document that is hashed into the keys of answers.
-    pub fn asked(&self) -> Value {
-        json!({
-            "request": REQUEST,
-            "model": self.model,
-            "documents_per_request": self.documents_per_request,
-            "choice": self.choice,
-            "max_tokens": self.max_tokens,
-            "thinking": self.thinking,
-            "effort": self.effort,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "template": self.template_text,
-            "examples": self.examples,
-        })
+    /// The kind, for messages.
+    pub fn kind(&self) -> &'static str {
+        self.provider.protocol().kind
     }
 
-    /// BLAKE3 of [`Settings::asked`].
+    /// BLAKE3 of [`Provider::asked`].
     pub fn fingerprint(&self) -> [u8; 32] {
-        *blake3::hash(self.asked().to_string().as_bytes()).as_bytes()
+        *blake3::hash(self.asked.to_string().as_bytes()).as_bytes()
     }
 
     /// The number of the first document after the examples.
     pub fn first(&self) -> usize {
         self.examples.len() + 1
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_byte_order_mark_in_a_file_changes_no_question() {
-        let folder = tempfile::tempdir().unwrap();
-        let fingerprint = |mark: &str| {
-            let file = |name: &str, text: &str| {
-                let path = folder.path().join(name);
-                std::fs::write(&path, format!("{mark}{text}")).unwrap();
-                Some(InputPath(path))
-            };
-            let mut params: Params = serde_json::from_value(json!({ "model": "m" })).unwrap();
-            params.template = file("template.txt", TEMPLATE);
-            params.examples = file("examples.jsonl", EXAMPLES);
-            assert_eq!(params.file_faults(), []);
-            Settings::load(&params).unwrap().fingerprint()
-        };
-        assert_eq!(fingerprint("\u{feff}"), fingerprint(""));
     }
 }

@@ -102,7 +102,7 @@ pub struct Waiting {
     /// Groups put back, before and after all others.
     back: VecDeque<Group>,
     last: Vec<Group>,
-    /// Number of questions whose answers are already cached.
+    /// Number of questions whose answers are already in the log.
     pub kept: u64,
 }
 

@@ -14,8 +14,10 @@ use engine::context::{Context, Tell};
 use engine::kind::AnyKind;
 use serde_json::{Value, json};
 
+use super::providers::anthropic::{KEY, endpoint_at};
 use super::*;
 use crate::kinds::annotate::Claude;
+use crate::kinds::annotate::claude::Params;
 use crate::testing::Bench;
 use crate::testing::api::{self, Api, Fault, Rules};
 
@@ -28,7 +30,7 @@ struct Server {
 impl Server {
     fn new(rules: Rules) -> Self {
         let api = Api::new(rules);
-        let endpoint = Endpoint::new(&api.address, api::KEY).unwrap();
+        let endpoint = endpoint_at(&api.address, api::KEY).unwrap();
         Self { api, endpoint }
     }
 
@@ -139,17 +141,21 @@ enum Pay {
 }
 
 fn attempted(bench: &Bench, endpoint: &Endpoint, store: &Path, with: Value, pay: Pay) -> Seen {
-    let out = tempfile::tempdir().unwrap();
     let mut all = json!({ "model": "a-model", "max_unlabelled": 0.2, "swap_share": 0, "repeat_share": 0 });
     all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
     let params = (&Claude as &dyn AnyKind).normalise(&all).unwrap();
     let params: Params = serde_json::from_value(params).unwrap();
+    ran(bench, &params.settings().unwrap(), endpoint, store, pay)
+}
+
+fn ran(bench: &Bench, settings: &Settings, endpoint: &Endpoint, store: &Path, pay: Pay) -> Seen {
+    let out = tempfile::tempdir().unwrap();
     let warnings: Arc<Mutex<Vec<String>>> = Arc::default();
     let sink = warnings.clone();
     // Checkpoints belong to an attempt, cached answers to the store.
     let checkpoints = tempfile::tempdir().unwrap();
     let mut ctx =
-        Context::new("annotate.claude", 7, bench.inputs(), out.path().to_owned(), checkpoints.path().to_owned())
+        Context::new(settings.kind(), 7, bench.inputs(), out.path().to_owned(), checkpoints.path().to_owned())
             .with_requests(store.join("requests"))
             .with_pay(pay != Pay::Nothing)
             .with_pay_again(pay == Pay::Again)
@@ -158,7 +164,7 @@ fn attempted(bench: &Bench, endpoint: &Endpoint, store: &Path, with: Value, pay:
                     sink.lock().unwrap().push(message);
                 }
             });
-    let rows = run_with(&params, &mut ctx, || Ok(endpoint.clone()))
+    let rows = run_with(settings, &mut ctx, || Ok(endpoint.clone()))
         .and_then(|()| ctx.write_metrics())
         .and_then(|()| Preferences::open(out.path())?.collect::<Result<Vec<_>>>());
     let warnings = warnings.lock().unwrap().clone();
@@ -213,12 +219,12 @@ fn the_key_follows_no_redirect() {
 #[test]
 fn an_address_or_a_key_that_cannot_be_sent_is_told_at_once_by_its_variable() {
     for base in ["ftp://x", "not a url", "https://", "api.anthropic.com", "file:///x"] {
-        let error = Endpoint::new(base, "sk-secret").map(drop).unwrap_err();
+        let error = endpoint_at(base, "sk-secret").map(drop).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.message.starts_with("ANTHROPIC_BASE_URL: "), "{base}: {error}");
     }
     for key in ["sk-\u{1}secret", "sk-sec\nret", "sk-sec\n", "sk sec", "schlüssel"] {
-        let error = Endpoint::new("http://localhost:1/", key).map(drop).unwrap_err();
+        let error = endpoint_at("http://localhost:1/", key).map(drop).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.message.starts_with("ANTHROPIC_API_KEY ") && !error.to_string().contains("sec"), "{error}");
     }

@@ -1,7 +1,7 @@
 //! Durable log of paid answers, shared by all pipelines and processes of a store.
 //!
 //! ```text
-//! requests/annotate.claude/<fingerprint of the settings>/
+//! requests/<kind>/<fingerprint of the settings>/
 //!     settings.json    the settings in readable form
 //!     answers.jsonl    one line per answered request: the documents' keys by slot, the answer as it came, a checksum
 //!     damaged.jsonl    lines whose checksum failed and which were paid for again
@@ -17,22 +17,23 @@ mod lines;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engine::error::{At, Error, Result};
-use serde_json::Value;
 
 use super::document::AnswerKey;
 use super::prices::Usage;
-use super::reply::{Reading, Reply, is_message};
+use super::provider::Provider;
+use super::reply::{Reply, one_line};
 use super::settings::Settings;
 use claims::Claims;
 use lines::{Fault, LineFile};
 pub use lines::{Line, Verified};
 
-/// A cached answer about one document.
+/// A stored answer about one document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
     pub reply: Reply,
@@ -41,9 +42,6 @@ pub struct Kept {
     /// Offset of the request's line in the log.
     pub request: u64,
 }
-
-/// Folder within the store's folder of requests, with a subfolder for each fingerprint.
-const LOGS: &str = "annotate.claude";
 
 /// A [`Kept`] in minimal memory: there may be hundreds of thousands.
 #[derive(Clone, Copy)]
@@ -71,14 +69,23 @@ pub struct AnswerLog {
     folder: PathBuf,
     log: LineFile,
     claims: Claims,
-    reading: Reading,
+    provider: Arc<dyn Provider>,
+    /// The number of the first document in a request.
+    first: usize,
     kept: HashMap<AnswerKey, Packed>,
     /// Number of answered requests.
     answered: u64,
     torn: u64,
     /// Offsets of damaged lines.
     damaged: Vec<u64>,
+    /// The model ids that answers report, each with its number of answers.
+    models: BTreeMap<String, u64>,
+    /// Another model id than before, not yet reported.
+    new_model: Option<String>,
 }
+
+/// Model ids that are told apart; a server that reports more has no stable one.
+const MODELS: usize = 16;
 
 impl AnswerLog {
     /// Opens the answers for these settings; `requests` is the store's folder of requests.
@@ -93,11 +100,14 @@ impl AnswerLog {
             log: LineFile::open(&folder.join("answers.jsonl"))?,
             claims: Claims::open(&folder.join("claims"))?,
             folder,
-            reading: Reading::of(settings),
+            provider: settings.provider.clone(),
+            first: settings.first(),
             kept: HashMap::new(),
             answered: 0,
             torn: 0,
             damaged: Vec::new(),
+            models: BTreeMap::new(),
+            new_model: None,
         };
         log.refresh()?;
         Ok(log)
@@ -126,8 +136,9 @@ impl AnswerLog {
     /// If the log cannot be read.
     pub fn usages(&self, mut each: impl FnMut(u64, Usage)) -> Result<()> {
         self.log.read_again(|offset, line| {
-            let usage =
-                line.ok().and_then(|line| line.answer.as_ref().filter(|answer| is_message(answer)).map(Usage::of));
+            let protocol = self.provider.protocol();
+            let answer = line.ok().and_then(|line| line.answer.filter(|answer| protocol.is_answer(answer)));
+            let usage = answer.map(|answer| (protocol.usage)(&answer));
             if let Some(usage) = usage.filter(|usage| usage.sent() > 0) {
                 each(offset, usage);
             }
@@ -167,7 +178,7 @@ impl AnswerLog {
     /// # Errors
     /// If the log cannot be read.
     pub fn refresh(&mut self) -> Result<()> {
-        let Self { log, reading, kept, answered, torn, damaged, .. } = self;
+        let Self { log, provider, first, kept, answered, torn, damaged, models, new_model, .. } = self;
         log.read_on(|request, line| {
             let Line { documents, answer, failed, .. } = match line {
                 Ok(line) => line,
@@ -176,11 +187,19 @@ impl AnswerLog {
             };
             let replies = match (&answer, &failed) {
                 // Logs of an older temper may store error documents as answers; those documents are asked again.
-                (Some(answer), _) if !is_message(answer) => return,
-                (Some(answer), _) => reading.replies(answer, documents.len()),
+                (Some(answer), _) if !provider.protocol().is_answer(answer) => return,
+                (Some(answer), _) => provider.replies(answer, *first, documents.len()),
                 (None, _) => vec![Reply::Failed; documents.len()],
             };
             *answered += u64::from(answer.is_some());
+            if let Some(model) = answer.as_ref().and_then(|answer| answer["model"].as_str()) {
+                if !models.is_empty() && models.len() < MODELS && !models.contains_key(model) {
+                    *new_model = Some(model.to_owned());
+                }
+                if models.len() < MODELS || models.contains_key(model) {
+                    *models.entry(model.to_owned()).or_default() += 1;
+                }
+            }
             for (slot, (key, reply)) in documents.into_iter().zip(replies).enumerate() {
                 match Packed::of(Kept { reply, slot, request }) {
                     Some(packed) => drop(kept.entry(key).or_insert(packed)),
@@ -197,6 +216,26 @@ impl AnswerLog {
     pub fn keep(&mut self, lines: Vec<Line>) -> Result<()> {
         self.log.append(lines)?;
         self.refresh()
+    }
+
+    /// A warning, once for each change, that answers report another model than before.
+    pub fn model_warning(&mut self) -> Option<String> {
+        let new = one_line(&self.new_model.take()?);
+        let others = self.models.iter().filter(|(model, _)| **model != new);
+        let others: Vec<String> = others.map(|(model, n)| format!("`{}` ({n} answers)", one_line(model))).collect();
+        Some(format!("the endpoint reports the model `{new}`, before {}: the table mixes them", others.join(", ")))
+    }
+
+    /// The probability of a label, if its answer tells.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn probability(&self, kept: Kept) -> Result<Option<f64>> {
+        if !self.provider.tells_probability() || !matches!(kept.reply, Reply::Label(_)) {
+            return Ok(None);
+        }
+        let answer = self.log.line_at(kept.request)?.answer;
+        Ok(answer.and_then(|answer| self.provider.probability(&answer, self.first)))
     }
 
     /// Claims a document for this process until [`AnswerLog::release`] or the process ends; false while another process
@@ -223,13 +262,14 @@ impl AnswerLog {
             return Ok(None);
         }
         let line = self.log.line_at(kept.request)?;
-        Ok(line.failed.or_else(|| self.reading.reason(kept.reply, &line.answer.unwrap_or_default())))
+        let reason = || self.provider.reason(kept.reply, &line.answer.unwrap_or_default());
+        Ok(line.failed.or_else(|| Some(one_line(&reason()))))
     }
 }
 
 fn folder(requests: &Path, settings: &Settings) -> PathBuf {
     let fingerprint: String = settings.fingerprint()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    requests.join(LOGS).join(fingerprint)
+    requests.join(settings.kind()).join(fingerprint)
 }
 
 /// Reads every paid answer below the store's folder `requests`; writes nothing.
@@ -238,13 +278,17 @@ fn folder(requests: &Path, settings: &Settings) -> PathBuf {
 /// If a log cannot be read.
 pub fn verify(requests: &Path) -> Result<Verified> {
     let mut found = Verified::default();
-    let logs = requests.join(LOGS);
-    if !logs.is_dir() {
+    if !requests.is_dir() {
         return Ok(found);
     }
     let mut paths = Vec::new();
-    for entry in std::fs::read_dir(&logs).at(&logs)? {
-        paths.push(entry.at(&logs)?.path().join("answers.jsonl"));
+    for kind in std::fs::read_dir(requests).at(requests)? {
+        let logs = kind.at(requests)?.path();
+        if logs.is_dir() {
+            for entry in std::fs::read_dir(&logs).at(&logs)? {
+                paths.push(entry.at(&logs)?.path().join("answers.jsonl"));
+            }
+        }
     }
     paths.sort();
     paths.iter().filter(|path| path.is_file()).try_for_each(|path| lines::verify(path, &mut found))?;
@@ -256,7 +300,7 @@ fn describe(path: &Path, settings: &Settings) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let mut text = serde_json::to_vec_pretty(&settings.asked()).map_err(|e| Error::ours(format!("settings: {e}")))?;
+    let mut text = serde_json::to_vec_pretty(&settings.asked).map_err(|e| Error::ours(format!("settings: {e}")))?;
     text.push(b'\n');
     // Atomic; concurrent writers write the same content.
     let folder = path.parent().unwrap_or(path);

@@ -1,9 +1,9 @@
-//! Tests of the answer cache: reopening, sharing, cut-off and damaged lines.
+//! Tests of the log of answers: reopening, sharing, cut-off and damaged lines.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
-use crate::judge::request::tests::settings;
+use crate::judge::providers::anthropic::tests::settings;
 
 fn key(name: &str) -> AnswerKey {
     AnswerKey::of(&[name.as_bytes()])
@@ -171,7 +171,7 @@ fn every_flipped_bit_of_a_log_is_noticed_and_names_its_line() {
         let line = whole[..bit / 8].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at as u64 + 1);
         let damaged = verify(folder.path()).unwrap().damaged;
         assert_eq!(damaged.first(), Some(&(path.clone(), line)), "bit {bit}");
-        // Opening the cache reports the same lines, and no damaged line gives an answer.
+        // Opening the log reports the same lines, and no damaged line gives an answer.
         let log = AnswerLog::open(folder.path(), &settings(json!({}))).unwrap();
         assert_eq!((log.torn(), log.damaged().first()), (0, Some(&line)), "bit {bit}");
         for (name, reply) in [("a", Reply::Label(1)), ("b", Reply::Failed), ("c", Reply::Label(2))] {

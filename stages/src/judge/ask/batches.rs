@@ -78,13 +78,13 @@ impl BatchRound<'_, '_> {
             BatchEvent::Waiting { left } => {
                 self.queue.progress(self.ctx, Some(("requests of a batch left", left as f64)));
             }
-            BatchEvent::Note(note) => self.ctx.warn(format!("annotate.claude: {note}")),
+            BatchEvent::Note(note) => self.ctx.warn(format!("{}: {note}", self.queue.kind())),
         }
         Ok(())
     }
 
     fn record(&mut self, ticket: &[AnswerKey], outcome: RequestOutcome) -> Result<()> {
-        // A request of an earlier attempt is not in `under_way`; its answers are found in the cache.
+        // A request of an earlier attempt is not in `under_way`; its answers are found in the log.
         let ours = ticket.first().and_then(|key| self.under_way.remove(key));
         let sent = ours.as_ref().map_or_else(Reservation::default, |(_, sent)| *sent);
         let lost = matches!(outcome, RequestOutcome::Lost(_));
@@ -93,8 +93,8 @@ impl BatchRound<'_, '_> {
                 self.answered += 1;
                 // The number of queued documents that an earlier attempt's batch answers is unknown until its end.
                 let left = if ours.is_some() { self.queue.requests_left() } else { 0 };
-                let noted = self.queue.gate.record(sent, &answer.body, left);
-                self.unsaved.push(Line::answer(ticket.to_vec(), answer.body));
+                let noted = self.queue.gate.record(sent, &answer, left);
+                self.unsaved.push(Line::answer(ticket.to_vec(), answer));
                 self.finished.extend(ours.map(|(group, _)| group));
                 if self.unsaved.len() >= FLUSH_AT {
                     self.flush()?;
@@ -242,7 +242,10 @@ async fn with_round<'a, 'b>(
         loop {
             tokio::select! {
                 biased;
-                Some(wait) = waits.recv() => round.borrow_mut().ctx.warn(format!("annotate.claude: {wait}")),
+                Some(wait) = waits.recv() => {
+                    let BatchRound { queue, ctx, .. } = &mut *round.borrow_mut();
+                    ctx.warn(format!("{}: {wait}", queue.kind()));
+                },
                 done = &mut work => break done,
             }
         }

@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::judge::answer_log::AnswerLog;
 use crate::judge::budget::{Affordable, Budget, PILOT, PromptCacheCheck};
 use crate::judge::estimate::{Prefix, Terms};
-use crate::judge::params::Params;
-use crate::judge::prices::Usage;
+use crate::judge::prices::{Quote, Usage};
+use crate::judge::provider::Protocol;
 use crate::judge::request;
 use crate::judge::settings::Settings;
 
@@ -21,6 +21,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 pub struct BudgetGate {
     /// Shared with the senders.
     budget: Arc<Mutex<Budget>>,
+    protocol: &'static Protocol,
     caching: PromptCacheCheck,
     max_tokens: u32,
     /// Maximum number of requests of this attempt.
@@ -72,17 +73,19 @@ pub enum Admission {
 impl BudgetGate {
     /// # Errors
     /// As [`Budget::open`].
-    pub fn open(params: &Params, settings: &Settings, log: &AnswerLog, ctx: &Context) -> Result<Self> {
-        let terms = Terms::of(params, settings)?;
+    pub fn open(settings: &Settings, log: &AnswerLog, ctx: &Context) -> Result<Self> {
+        let terms = Terms::of(settings);
+        let is_free = terms.quote.as_ref().is_some_and(Quote::is_free);
         // It is uncertain whether a batch hits the prompt cache.
-        let cached = !terms.batch && terms.prefix(request::fixed_bytes(settings, params.mode)) == Prefix::Cached;
+        let cached = !terms.batch && terms.prefix(request::fixed_bytes(settings, settings.mode)) == Prefix::Cached;
         Ok(Self {
-            budget: Arc::new(Mutex::new(Budget::open(ctx.checkpoints(), terms.quote, params.max_cost, terms.batch)?)),
+            budget: Arc::new(Mutex::new(Budget::open(ctx.checkpoints(), terms.quote, settings.max_cost, terms.batch)?)),
+            protocol: settings.provider.protocol(),
             caching: PromptCacheCheck::new(cached),
             max_tokens: settings.max_tokens,
-            most: params.max_requests,
+            most: settings.max_requests,
             sent: 0,
-            forecast: log.answered() < PILOT,
+            forecast: log.answered() < PILOT && !is_free,
             warnings: Vec::new(),
             reported: None,
         })
@@ -123,9 +126,14 @@ impl BudgetGate {
     /// # Errors
     /// If the spending cannot be recorded.
     pub fn record(&mut self, sent: Reservation, answer: &Value, left: u64) -> Result<()> {
-        let usage = Usage::of(answer);
+        let usage = (self.protocol.usage)(answer);
         let mut budget = locked(&self.budget);
-        budget.record(sent.bound, sent.bytes, usage)?;
+        let is_told = usage != Usage::default();
+        if !is_told && budget.is_limited() {
+            // An answer without usage may have cost as much as it can.
+            budget.lost(sent.bound)?;
+        }
+        budget.record(sent.bound, if is_told { sent.bytes } else { 0 }, usage)?;
         self.warnings.extend(self.caching.record(usage));
         if self.forecast && budget.requests == PILOT && left > 0 {
             self.warnings.extend(budget.forecast(left));
@@ -149,7 +157,7 @@ impl BudgetGate {
     /// Reports warnings and costs; at the end, everything that is pending.
     pub fn report(&mut self, ctx: &mut Context, at_the_end: bool) {
         for warning in self.warnings.drain(..) {
-            ctx.warn(format!("annotate.claude: {warning}"));
+            ctx.warn(format!("{}: {warning}", self.protocol.kind));
         }
         if at_the_end || self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
             self.reported = Some(Instant::now());

@@ -1,4 +1,4 @@
-//! Asks until every needed answer is in the cache, by concurrent single requests or by batches.
+//! Asks until every needed answer is in the log, by concurrent single requests or by batches.
 
 mod batches;
 mod gate;
@@ -12,8 +12,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinSet;
 
 use super::answer_log::AnswerLog;
-use super::client::{Client, Endpoint};
-use super::params::{Mode, Params};
+use super::client::Client;
+use super::endpoint::Endpoint;
+use super::params::Mode;
 use super::settings::Settings;
 use super::spool::Waiting;
 use crate::http;
@@ -33,9 +34,6 @@ const POLL: Duration = Duration::from_millis(300);
 /// Sends the requests of an attempt.
 pub struct Asker<'a> {
     settings: &'a Settings,
-    /// Whether groups are never split.
-    strict: bool,
-    mode: Mode,
     client: Client,
     /// Messages of the client about its waits.
     waits: UnboundedReceiver<String>,
@@ -45,17 +43,10 @@ pub struct Asker<'a> {
 impl<'a> Asker<'a> {
     /// # Errors
     /// If requests cannot be sent, or the spending of earlier attempts cannot be read.
-    pub fn new(
-        params: &Params,
-        settings: &'a Settings,
-        strict: bool,
-        endpoint: Endpoint,
-        log: &AnswerLog,
-        ctx: &Context,
-    ) -> Result<Self> {
+    pub fn new(settings: &'a Settings, endpoint: Endpoint, log: &AnswerLog, ctx: &Context) -> Result<Self> {
         let (told, waits) = unbounded_channel();
-        let (client, gate) = (Client::new(endpoint, told)?, BudgetGate::open(params, settings, log, ctx)?);
-        Ok(Self { settings, strict, mode: params.mode, client, waits, gate })
+        let (client, gate) = (Client::new(endpoint, told)?, BudgetGate::open(settings, log, ctx)?);
+        Ok(Self { settings, client, waits, gate })
     }
 
     /// Asks all queued documents. After a failure nothing new is sent, but requests in progress are awaited and stored,
@@ -65,14 +56,14 @@ impl<'a> Asker<'a> {
     /// Whatever stops the stage: the API is unreachable or denies access, it rejects the settings, or the budget is
     /// spent.
     pub fn ask(&mut self, waiting: Waiting, log: &mut AnswerLog, ctx: &mut Context) -> Result<()> {
-        let Self { settings, strict, mode, client, waits, gate } = self;
-        let mut queue = WorkQueue::new(settings, *mode, *strict, waiting, log, gate);
-        let done = match mode {
+        let Self { settings, client, waits, gate } = self;
+        let mut queue = WorkQueue::new(settings, waiting, log, gate);
+        let done = match settings.mode {
             Mode::Single => http::runtime()?.block_on(singly(&mut queue, client, waits, ctx)),
             Mode::Batch => http::runtime()?.block_on(batches::in_batches(&mut queue, client, waits, ctx)),
         };
         while let Ok(wait) = waits.try_recv() {
-            ctx.warn(format!("annotate.claude: {wait}"));
+            ctx.warn(format!("{}: {wait}", settings.kind()));
         }
         gate.report(ctx, true);
         done
@@ -83,8 +74,8 @@ impl<'a> Asker<'a> {
     /// # Errors
     /// As [`Asker::ask`].
     pub fn settle(&mut self, waiting: Waiting, log: &mut AnswerLog, ctx: &mut Context) -> Result<()> {
-        let Self { settings, strict, mode, client, waits, gate } = self;
-        let mut queue = WorkQueue::new(settings, *mode, *strict, waiting, log, gate);
+        let Self { settings, client, waits, gate } = self;
+        let mut queue = WorkQueue::new(settings, waiting, log, gate);
         let done = http::runtime()?.block_on(batches::settle(&mut queue, client, waits, ctx));
         gate.report(ctx, true);
         done
@@ -99,6 +90,7 @@ async fn singly(
     ctx: &mut Context,
 ) -> Result<()> {
     let many = http::variable(CONCURRENCY_VARIABLE).and_then(|n| n.parse().ok()).unwrap_or(CONCURRENCY).clamp(1, 256);
+    let kind = queue.kind();
     let mut running = JoinSet::new();
     // A request that waits for the budget.
     let mut held: Option<Ready> = None;
@@ -145,12 +137,13 @@ async fn singly(
         }
         if !queue.elsewhere.is_empty() && !told_elsewhere {
             told_elsewhere = true;
-            ctx.warn("annotate.claude: another process asks about some of the same pairs: its answers are waited for");
+            let told = "another process asks about some of the same pairs: its answers are waited for";
+            ctx.warn(format!("{kind}: {told}"));
         }
         tokio::select! {
             // Waits come first, so that none is left unreported when the last request ends.
             biased;
-            Some(wait) = waits.recv() => ctx.warn(format!("annotate.claude: {wait}")),
+            Some(wait) = waits.recv() => ctx.warn(format!("{kind}: {wait}")),
             Some(joined) = running.join_next(), if !idle => {
                 let mut finished = vec![joined];
                 // Answers that arrived meanwhile are made durable together.

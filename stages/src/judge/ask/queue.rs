@@ -10,10 +10,7 @@ use tokio::task::JoinError;
 
 use super::gate::{Admission, BudgetGate, Reservation};
 use crate::judge::answer_log::{AnswerLog, Line};
-use crate::judge::client::Answer;
 use crate::judge::document::AnswerKey;
-use crate::judge::params::Mode;
-use crate::judge::request;
 use crate::judge::settings::Settings;
 use crate::judge::spool::{Entry, Group, Waiting};
 
@@ -21,7 +18,7 @@ use crate::judge::spool::{Entry, Group, Waiting};
 const FAULTY_IN_A_ROW: usize = 8;
 
 /// The outcome of one request.
-pub type Joined = Result<(Group, Reservation, Result<Answer>), JoinError>;
+pub type Joined = Result<(Group, Reservation, Result<Value>), JoinError>;
 
 /// A request ready to be sent; its documents are claimed.
 pub struct Ready {
@@ -32,9 +29,6 @@ pub struct Ready {
 /// Queued documents, and the outcomes of requests.
 pub struct WorkQueue<'a> {
     settings: &'a Settings,
-    mode: Mode,
-    /// Whether groups are never split.
-    strict: bool,
     waiting: Waiting,
     log: &'a mut AnswerLog,
     /// Documents that another process is asking about.
@@ -48,16 +42,9 @@ pub struct WorkQueue<'a> {
 }
 
 impl<'a> WorkQueue<'a> {
-    pub fn new(
-        settings: &'a Settings,
-        mode: Mode,
-        strict: bool,
-        waiting: Waiting,
-        log: &'a mut AnswerLog,
-        gate: &'a mut BudgetGate,
-    ) -> Self {
+    pub fn new(settings: &'a Settings, waiting: Waiting, log: &'a mut AnswerLog, gate: &'a mut BudgetGate) -> Self {
         let total = waiting.wanted();
-        Self { settings, mode, strict, waiting, log, elsewhere: Vec::new(), faulty: Vec::new(), gate, total, done: 0 }
+        Self { settings, waiting, log, elsewhere: Vec::new(), faulty: Vec::new(), gate, total, done: 0 }
     }
 
     /// The next request, with its documents claimed and none of them answered yet.
@@ -69,7 +56,7 @@ impl<'a> WorkQueue<'a> {
             }
             // After claiming, because an earlier holder of a claim stores its answers before releasing it.
             self.log.refresh()?;
-            if self.strict && !others.is_empty() {
+            if self.settings.strict_partner && !others.is_empty() {
                 self.release(&mine)?;
                 // In the order of slots.
                 mine.extend(others);
@@ -81,10 +68,11 @@ impl<'a> WorkQueue<'a> {
                 self.elsewhere.push(others);
             }
             let is_open = |entry: &Entry| entry.wanted && self.log.get(entry.key).is_none();
-            let (open, answered): (Group, Group) = mine.into_iter().partition(|entry| match self.strict {
-                true => true,
-                false => is_open(entry),
-            });
+            let (open, answered): (Group, Group) =
+                mine.into_iter().partition(|entry| match self.settings.strict_partner {
+                    true => true,
+                    false => is_open(entry),
+                });
             self.release(&answered)?;
             self.done += answered.len() as u64;
             if !open.iter().any(is_open) {
@@ -93,7 +81,10 @@ impl<'a> WorkQueue<'a> {
                 continue;
             }
             let documents = open.iter().map(|entry| self.waiting.document(entry)).collect::<Result<Vec<_>>>()?;
-            return Ok(Some(Ready { body: request::body(self.settings, self.mode, &documents), group: open }));
+            return Ok(Some(Ready {
+                body: self.settings.provider.body(self.settings, self.settings.mode, &documents),
+                group: open,
+            }));
         }
         Ok(None)
     }
@@ -107,8 +98,8 @@ impl<'a> WorkQueue<'a> {
                 Ok((group, sent, Ok(answer))) => {
                     let left = self.requests_left();
                     // Failing to record the cost must not lose the answer.
-                    stop = stop.or(self.gate.record(sent, &answer.body, left).err());
-                    answers.push(Line::answer(keys(&group), answer.body));
+                    stop = stop.or(self.gate.record(sent, &answer, left).err());
+                    answers.push(Line::answer(keys(&group), answer));
                     groups.push(group);
                 }
                 // The client reports a request that the API rejects as the user's fault.
@@ -120,7 +111,7 @@ impl<'a> WorkQueue<'a> {
                     stop = stop.or(Some(error)).or(self.gate.unpaid(sent).err());
                 }
                 Err(e) => {
-                    let error = Error::ours(format!("annotate.claude: a request's task ended: {e}"));
+                    let error = Error::ours(format!("{}: a request's task ended: {e}", self.settings.kind()));
                     stop = stop.or(Some(error));
                 }
             }
@@ -146,7 +137,7 @@ impl<'a> WorkQueue<'a> {
         if self.faulty.is_empty() {
             return Ok(false);
         }
-        let is_mixed = |group: &Group| group.len() > 1 && !self.strict;
+        let is_mixed = |group: &Group| group.len() > 1 && !self.settings.strict_partner;
         let answered = self.log.answered() > 0;
         if answered || self.faulty.iter().any(|(group, _)| is_mixed(group)) {
             let alone: Vec<_> = match answered {
@@ -165,7 +156,7 @@ impl<'a> WorkQueue<'a> {
     /// document that was already alone fails.
     pub fn blame_documents(&mut self) -> Result<()> {
         for (group, error) in std::mem::take(&mut self.faulty) {
-            if group.len() > 1 && !self.strict {
+            if group.len() > 1 && !self.settings.strict_partner {
                 self.release(&group)?;
                 group.into_iter().for_each(|entry| self.waiting.give_back(vec![entry]));
             } else {
@@ -221,6 +212,11 @@ impl<'a> WorkQueue<'a> {
         self.waiting.groups().flatten().filter(|entry| entry.wanted).map(|entry| entry.key).collect()
     }
 
+    /// The kind, for messages.
+    pub fn kind(&self) -> &'static str {
+        self.settings.kind()
+    }
+
     /// The folder of the answers.
     pub fn folder(&self) -> &Path {
         self.log.folder()
@@ -229,6 +225,9 @@ impl<'a> WorkQueue<'a> {
     /// Reports progress and costs.
     pub fn report(&mut self, ctx: &mut Context) {
         self.gate.report(ctx, false);
+        if let Some(warning) = self.log.model_warning() {
+            ctx.warn(format!("{}: {warning}", self.settings.kind()));
+        }
         self.progress(ctx, None);
     }
 

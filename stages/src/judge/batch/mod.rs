@@ -16,8 +16,9 @@ use std::time::{Duration, SystemTime};
 use engine::error::{At, Error, Result};
 use serde_json::Value;
 
-use super::client::{Answer, Batch, Client, Created};
+use super::client::Client;
 use super::document::AnswerKey;
+use super::providers::anthropic::batches::{Batch, Created, result};
 use crate::http;
 use intent::{Found, Intent};
 
@@ -67,10 +68,10 @@ impl BatchConfig {
 
 /// The outcome of one request.
 pub enum RequestOutcome {
-    Answer(Answer),
+    Answer(Value),
     /// The API rejected it, and would again.
     Refused(Error),
-    /// May have been billed, but gave no message.
+    /// May have been billed, but gave no answer.
     Lost(String),
     /// Neither answered nor billed: expired, or a server error.
     Unanswered(String),
@@ -380,37 +381,6 @@ type Text = Result<(Ticket, Vec<u8>)>;
 
 /// Approximate bytes around a request in a batch's body.
 const ENVELOPE: u64 = 80;
-
-/// The outcome in a line of results.
-fn result(mut result: Value, batch: &str) -> RequestOutcome {
-    match result["type"].as_str() {
-        Some("succeeded") => match Answer::of(result["message"].take()) {
-            Ok(answer) => RequestOutcome::Answer(answer),
-            Err(document) if document["error"].is_object() => errored(&document, batch),
-            Err(_) => RequestOutcome::Lost(format!("batch {batch}: a result is something else than a message")),
-        },
-        Some("errored") => errored(&result["error"], batch),
-        Some("canceled") => RequestOutcome::Canceled,
-        Some("expired") => RequestOutcome::Unanswered(format!("batch {batch}: expired")),
-        _ => RequestOutcome::Unanswered(format!("batch {batch}: a result of an unknown type")),
-    }
-}
-
-/// The outcome of an error document in place of an answer; some results contain only its inner part.
-fn errored(document: &Value, batch: &str) -> RequestOutcome {
-    let error = document.get("error").unwrap_or(document);
-    let text = |field: &str| error[field].as_str().unwrap_or("no message");
-    let message = format!("batch {batch}: {}: {}", text("type"), crate::table::cut(text("message"), 500));
-    match text("type") {
-        "invalid_request_error" | "not_found_error" | "request_too_large" => RequestOutcome::Refused(
-            Error::yours(message).help("check `model` and the other parameters of annotate.claude"),
-        ),
-        "authentication_error" | "permission_error" | "billing_error" => {
-            RequestOutcome::Refused(Error::surroundings(message).help("check the account and ANTHROPIC_API_KEY"))
-        }
-        _ => RequestOutcome::Unanswered(message),
-    }
-}
 
 /// Adds the intent's path to the error for a batch that the API no longer has.
 fn gone(error: Error, intent: &Intent) -> Error {

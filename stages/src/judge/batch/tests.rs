@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::*;
-use crate::judge::client::Endpoint;
+use crate::judge::providers::anthropic::endpoint_at;
 use crate::testing::api::{Api, Fault, KEY, Line, Rules};
 
 const QUICK: BatchConfig = BatchConfig {
@@ -62,7 +62,7 @@ impl Store {
     /// Asks for documents 0..n like a stage: settles open batches, then sends the rest, until nothing is left.
     fn ask(&self, api: &Api, n: usize, config: BatchConfig) -> Result<()> {
         let (waits, _told) = tokio::sync::mpsc::unbounded_channel();
-        let client = Client::new(Endpoint::new(&api.address, KEY)?, waits)?.in_a_hurry();
+        let client = Client::new(endpoint_at(&api.address, KEY)?, waits)?.in_a_hurry();
         let batches = Batches::open(&client, self.folder.path(), config)?;
         let mut count = 0;
         let mut on_event = |event: BatchEvent<'_>| {
@@ -92,7 +92,7 @@ impl Store {
         let mut heard = self.heard();
         match event {
             BatchEvent::Done { ticket, outcome: RequestOutcome::Answer(answer) } => {
-                assert_eq!(answer.body["stop_reason"], "end_turn");
+                assert_eq!(answer["stop_reason"], "end_turn");
                 *heard.answers.entry(number(ticket)).or_default() += 1;
             }
             BatchEvent::Done { ticket, outcome } => heard.others.push(match outcome {

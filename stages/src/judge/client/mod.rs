@@ -1,10 +1,8 @@
 //! HTTP client of the API: paces requests, retries transient faults, and reports permanent ones.
 
-mod batches;
-mod endpoint;
-mod faults;
+pub mod faults;
 mod rate;
-mod retry;
+pub mod retry;
 #[cfg(test)]
 mod tests;
 
@@ -17,73 +15,49 @@ use reqwest::{RequestBuilder, Response, Url};
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
-pub use batches::{Batch, Created};
-pub use endpoint::Endpoint;
 use rate::RateLimiter;
 
-use super::reply::is_message;
+use super::endpoint::Endpoint;
+use super::provider::Expected;
 use crate::http;
-
-pub const KEY: &str = "ANTHROPIC_API_KEY";
-pub const BASE_URL: &str = "ANTHROPIC_BASE_URL";
 
 /// A request with thinking may take long; the API's official clients use the same timeout.
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// Maximum bytes of one response, or of one line of a batch's results.
-const LONGEST_ANSWER: usize = 64 << 20;
+pub(in crate::judge) const LONGEST_ANSWER: usize = 64 << 20;
 
 /// API client; clones share one rate limiter.
 #[derive(Clone)]
 pub struct Client {
-    http: reqwest::Client,
-    endpoint: Endpoint,
+    pub(in crate::judge) http: reqwest::Client,
+    pub(in crate::judge) endpoint: Endpoint,
     rate: Arc<Mutex<RateLimiter>>,
     /// Receives a message about every wait before a retry.
     waits: UnboundedSender<String>,
     /// First wait if the server names none.
     first_wait: Duration,
     /// Timeout of a whole request with its response.
-    timeout: Duration,
+    pub(in crate::judge) timeout: Duration,
 }
 
 /// Called when a request may have been billed although no answer came.
 pub type OnLost<'a> = dyn Fn() -> Result<()> + Sync + 'a;
 
-/// A message of the API: [`is_message`] holds for its body.
-pub struct Answer {
-    pub body: Value,
-}
-
-impl Answer {
-    /// # Errors
-    /// The value itself if it is not a message.
-    pub fn of(body: Value) -> Result<Self, Value> {
-        if is_message(&body) { Ok(Self { body }) } else { Err(body) }
-    }
-
-    /// A count in the answer's `usage`.
-    pub fn tokens(&self, what: &str) -> u64 {
-        self.body["usage"][what].as_u64().unwrap_or(0)
-    }
-}
-
-/// The expected type of a successful response: its name and a predicate.
-type Expected = (&'static str, fn(&Value) -> bool);
-
-const MESSAGE: Expected = ("a message", is_message);
-const OBJECT: Expected = ("a JSON object", Value::is_object);
+pub(in crate::judge) const OBJECT: Expected = ("a JSON object", Value::is_object);
 
 /// Why a try failed.
-enum Failed {
+pub(in crate::judge) enum Failed {
     /// Worth another try, after the wait that the server asks for.
     Again(Error, Option<Duration>),
     /// As `Again`, but the response did not come from the API: the request may have been processed and billed.
     Lost(Error, Option<Duration>),
     ForGood(Error),
+    /// As `ForGood`, but the request may have been processed and billed.
+    Useless(Error),
 }
 
 /// Why a try got no response.
-enum Unsent {
+pub(in crate::judge) enum Unsent {
     /// The request cannot be made.
     Never(Error),
     /// No connection was made.
@@ -103,14 +77,14 @@ impl From<Unsent> for Failed {
 }
 
 /// A complete response.
-struct FullResponse {
-    status: u16,
-    headers: HeaderMap,
-    body: Vec<u8>,
+pub(in crate::judge) struct FullResponse {
+    pub(in crate::judge) status: u16,
+    pub(in crate::judge) headers: HeaderMap,
+    pub(in crate::judge) body: Vec<u8>,
 }
 
 /// Retry state of a request.
-struct Retries<'a> {
+pub(in crate::judge) struct Retries<'a> {
     client: &'a Client,
     failed: u32,
 }
@@ -120,10 +94,10 @@ impl Retries<'_> {
     ///
     /// # Errors
     /// If the fault is permanent, requires too long a wait, or occurred too often.
-    async fn wait_or_fail(&mut self, fault: Failed) -> Result<()> {
+    pub(in crate::judge) async fn wait_or_fail(&mut self, fault: Failed) -> Result<()> {
         let Client { endpoint, waits, first_wait, .. } = self.client;
         let (error, asked) = match fault {
-            Failed::ForGood(error) => return Err(endpoint.without_key(error)),
+            Failed::ForGood(error) | Failed::Useless(error) => return Err(endpoint.without_key(error)),
             Failed::Again(error, asked) | Failed::Lost(error, asked) => (endpoint.without_key(error), asked),
         };
         self.failed += 1;
@@ -150,7 +124,7 @@ impl Retries<'_> {
 }
 
 /// A request in progress; ends when dropped.
-struct Permit<'a>(&'a Client);
+pub(in crate::judge) struct Permit<'a>(&'a Client);
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
@@ -191,7 +165,7 @@ impl Client {
     }
 
     /// Waits until the rate limits allow one more request.
-    async fn turn(&self) -> Permit<'_> {
+    pub(in crate::judge) async fn permit(&self) -> Permit<'_> {
         loop {
             let wait = self.rate().admit(Instant::now());
             match wait {
@@ -201,23 +175,24 @@ impl Client {
         }
     }
 
-    /// Sends a request for a message and retries transient faults. `on_lost` is called after each try that may have
+    /// Sends a request for an answer and retries transient faults. `on_lost` is called after each try that may have
     /// been billed although no answer came; an error of `on_lost` ends the tries.
     ///
     /// # Errors
     /// The API's message and request id, or why it cannot be reached. Never contains the key.
-    pub async fn post(&self, body: &Value, on_lost: &OnLost<'_>) -> Result<Answer> {
-        let url = self.endpoint.at("v1/messages");
+    pub async fn post(&self, body: &Value, on_lost: &OnLost<'_>) -> Result<Value> {
+        let protocol = self.endpoint.protocol;
+        let url = self.endpoint.at(protocol.path);
         let text = serde_json::to_vec(body).map_err(|e| Error::ours(format!("a request does not serialise: {e}")))?;
         let request = || self.http.post(url.clone()).header(CONTENT_TYPE, "application/json").body(text.clone());
-        let answer = Answer { body: self.json(&url, MESSAGE, request, on_lost).await? };
-        let input = answer.tokens("input_tokens") + answer.tokens("cache_creation_input_tokens");
-        self.rate().record_usage(input, answer.tokens("output_tokens"));
+        let answer = self.json(&url, protocol.answer, request, on_lost).await?;
+        let usage = (protocol.usage)(&answer);
+        self.rate().record_usage(usage.input + usage.written(), usage.output);
         Ok(answer)
     }
 
     /// Sends a request until the expected response comes back.
-    async fn json(
+    pub(in crate::judge) async fn json(
         &self,
         url: &Url,
         expected: Expected,
@@ -226,14 +201,14 @@ impl Client {
     ) -> Result<Value> {
         let mut retries = self.retries();
         loop {
-            let failed = match self.whole(url, request().timeout(self.timeout)).await {
-                Ok(answer) => match judged(url, &answer, expected) {
+            let failed = match self.full(url, request().timeout(self.timeout)).await {
+                Ok(answer) => match self.judged(url, &answer, expected) {
                     Ok(body) => return Ok(body),
                     Err(failed) => failed,
                 },
                 Err(failed) => failed,
             };
-            if matches!(failed, Failed::Lost(..)) {
+            if matches!(failed, Failed::Lost(..) | Failed::Useless(_)) {
                 on_lost()?;
             }
             retries.wait_or_fail(failed).await?;
@@ -241,39 +216,41 @@ impl Client {
     }
 
     /// The same for requests that are not billed.
-    async fn json_for_free(&self, url: &Url, expected: Expected) -> Result<Value> {
+    pub(in crate::judge) async fn json_for_free(&self, url: &Url, expected: Expected) -> Result<Value> {
         self.json(url, expected, || self.http.get(url.clone()), &|| Ok(())).await
     }
 
     /// New retry state for one request.
-    fn retries(&self) -> Retries<'_> {
+    pub(in crate::judge) fn retries(&self) -> Retries<'_> {
         Retries { client: self, failed: 0 }
     }
 
     /// Sends a request once and receives the response headers.
-    async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Response, Unsent> {
-        let request = request.header("x-api-key", self.endpoint.header()).header("anthropic-version", "2023-06-01");
-        let response = request.send().await.map_err(|e| match faults::unreachable(url, &e) {
+    pub(in crate::judge) async fn send(&self, url: &Url, request: RequestBuilder) -> Result<Response, Unsent> {
+        let request = request.headers(self.endpoint.headers().clone());
+        let response = request.send().await.map_err(|e| match faults::unreachable(&self.endpoint, url, &e) {
             error if e.is_builder() => Unsent::Never(error),
             error if e.is_connect() => Unsent::NotYet(error),
             error => Unsent::Perhaps(error),
         })?;
-        self.rate().update(Instant::now(), SystemTime::now(), response.headers());
+        if let Some(prefix) = self.endpoint.protocol.rate_headers {
+            self.rate().update(prefix, Instant::now(), SystemTime::now(), response.headers());
+        }
         Ok(response)
     }
 
     /// The same, after waiting for the rate limits, with the complete response.
-    async fn whole(&self, url: &Url, request: RequestBuilder) -> Result<FullResponse, Failed> {
-        let _turn = self.turn().await;
+    pub(in crate::judge) async fn full(&self, url: &Url, request: RequestBuilder) -> Result<FullResponse, Failed> {
+        let _permit = self.permit().await;
         let response = self.send(url, request).await?;
         self.read(url, response).await.map_err(|error| Failed::Lost(error, None))
     }
 
     /// Reads the body of a response.
-    async fn read(&self, url: &Url, mut response: Response) -> Result<FullResponse> {
+    pub(in crate::judge) async fn read(&self, url: &Url, mut response: Response) -> Result<FullResponse> {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| faults::unreachable(url, &e))? {
+        while let Some(chunk) = response.chunk().await.map_err(|e| faults::unreachable(&self.endpoint, url, &e))? {
             body.extend_from_slice(&chunk);
             if body.len() > LONGEST_ANSWER {
                 return Err(Error::surroundings(format!("{url}: answered with more than {} MB", LONGEST_ANSWER >> 20)));
@@ -281,42 +258,49 @@ impl Client {
         }
         Ok(FullResponse { status, headers, body: self.endpoint.without_key_in(body) })
     }
-}
 
-/// Classifies a response. An error document is a failure whatever its status.
-fn judged(
-    url: &Url,
-    FullResponse { status, headers, body }: &FullResponse,
-    expected: Expected,
-) -> Result<Value, Failed> {
-    let parsed: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
-    match *status {
-        200..300 if faults::is_error(&parsed) => Err(error_within(url, *status, headers, &parsed)),
-        200..300 if expected.1(&parsed) => Ok(parsed),
-        200..300 => Err(Failed::Lost(faults::unexpected(url, *status, expected.0, &parsed), None)),
-        300..400 => Err(Failed::ForGood(faults::redirect(url, *status, headers))),
-        status => Err(refused(url, status, headers, &parsed)),
+    /// Classifies a response. An error document is a failure whatever its status.
+    pub(in crate::judge) fn judged(
+        &self,
+        url: &Url,
+        response: &FullResponse,
+        expected: Expected,
+    ) -> Result<Value, Failed> {
+        let Self { endpoint, .. } = self;
+        let FullResponse { status, headers, body } = response;
+        let parsed: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+        match *status {
+            200..300 if faults::is_error(endpoint.protocol, &parsed) => Err(self.error_within(url, response, &parsed)),
+            200..300 if expected.1(&parsed) => Ok(parsed),
+            200..300 if body.starts_with(b"data:") => Err(Failed::Useless(faults::stream(endpoint, url))),
+            200..300 => Err(Failed::Lost(faults::unexpected(endpoint, url, *status, expected.0, body), None)),
+            300..400 => Err(Failed::ForGood(faults::redirect(endpoint, url, *status, headers))),
+            _ => Err(self.refused(url, response, &parsed)),
+        }
     }
-}
 
-/// Classifies a rejection as transient or permanent.
-fn refused(url: &Url, status: u16, headers: &HeaderMap, body: &Value) -> Failed {
-    let error = faults::refusal(url, status, headers, body);
-    let wait = retry::asked_wait(headers, SystemTime::now());
-    match retry::is_passing(status, headers, body) {
-        // The error of a gateway, which may have lost a processed request: the API's own errors are JSON.
-        true if body["error"].is_null() && (status == 408 || status >= 500) => Failed::Lost(error, wait),
-        true => Failed::Again(error, wait),
-        false => Failed::ForGood(error),
+    /// Classifies a rejection as transient or permanent. An error document under a successful status is handled as if
+    /// it had the status of its type.
+    fn refused(&self, url: &Url, FullResponse { status, headers, body: text }: &FullResponse, body: &Value) -> Failed {
+        let protocol = self.endpoint.protocol;
+        let status = (protocol.status)(*status, body);
+        let error = faults::refusal(&self.endpoint, url, status, headers, text, body);
+        let wait = retry::asked_wait(headers, SystemTime::now());
+        match retry::is_passing(protocol, status, headers, body) {
+            // The error of a gateway, which may have lost a processed request: the API's own errors are JSON.
+            true if body["error"].is_null() && (status == 408 || status >= 500) => Failed::Lost(error, wait),
+            true => Failed::Again(error, wait),
+            false => Failed::ForGood(error),
+        }
     }
-}
 
-/// Handles an error document under a successful status as if it had the status of its type.
-fn error_within(url: &Url, status: u16, headers: &HeaderMap, document: &Value) -> Failed {
-    let told = |error: Error| error.within(format!("an error document with status {status}"));
-    match refused(url, retry::status_of(document), headers, document) {
-        Failed::Again(error, wait) => Failed::Again(told(error), wait),
-        Failed::Lost(error, wait) => Failed::Lost(told(error), wait),
-        Failed::ForGood(error) => Failed::ForGood(told(error)),
+    pub(in crate::judge) fn error_within(&self, url: &Url, response: &FullResponse, document: &Value) -> Failed {
+        let told = |error: Error| error.within(format!("an error document with status {}", response.status));
+        match self.refused(url, response, document) {
+            Failed::Again(error, wait) => Failed::Again(told(error), wait),
+            Failed::Lost(error, wait) => Failed::Lost(told(error), wait),
+            Failed::ForGood(error) => Failed::ForGood(told(error)),
+            Failed::Useless(error) => Failed::Useless(told(error)),
+        }
     }
 }

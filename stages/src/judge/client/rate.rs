@@ -90,11 +90,11 @@ impl RateLimiter {
         self.closed_until = Some(self.closed_until.map_or(until, |other| other.max(until)));
     }
 
-    /// Updates the limits from response headers.
-    pub fn update(&mut self, now: Instant, clock: SystemTime, headers: &HeaderMap) {
+    /// Updates the limits from response headers whose names begin with `prefix`.
+    pub fn update(&mut self, prefix: &str, now: Instant, clock: SystemTime, headers: &HeaderMap) {
         let clock = retry::server_time(headers).unwrap_or(clock);
         for (i, counted) in COUNTED.iter().enumerate() {
-            let text = |what: &str| headers.get(format!("anthropic-ratelimit-{counted}-{what}"))?.to_str().ok();
+            let text = |what: &str| headers.get(format!("{prefix}-{counted}-{what}"))?.to_str().ok();
             let number = |what: &str| text(what)?.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
             let (Some(limit), Some(left)) = (number("limit"), number("remaining")) else { continue };
             let reset = text("reset").and_then(|text| DateTime::parse_from_rfc3339(text.trim()).ok());
@@ -124,6 +124,7 @@ impl RateLimiter {
 mod tests {
     use super::*;
 
+    const PREFIX: &str = "anthropic-ratelimit";
     const SECOND: Duration = Duration::from_secs(1);
 
     fn headers(counted: &str, limit: u32, left: u32, reset: &str) -> HeaderMap {
@@ -151,16 +152,16 @@ mod tests {
     fn requests_wait_for_the_refill_instead_of_being_turned_away() {
         let (mut limiter, now) = (RateLimiter::default(), Instant::now());
         // 100 fit, 3 are left, 97 are refilled within a minute.
-        limiter.update(now, clock(), &headers("requests", 100, 3, RESET));
+        limiter.update(PREFIX, now, clock(), &headers("requests", 100, 3, RESET));
         assert!((0..3).all(|_| limiter.admit(now).is_none()));
         let wait = limiter.admit(now).unwrap();
         assert!((wait.as_secs_f64() - 60.0 / 97.0).abs() < 1e-6, "{wait:?}");
         assert_eq!(limiter.admit(now + wait), None);
         // A late response to an earlier request does not count the others.
-        limiter.update(now + wait, clock(), &headers("requests", 100, 60, RESET));
+        limiter.update(PREFIX, now + wait, clock(), &headers("requests", 100, 60, RESET));
         assert!(limiter.admit(now + wait).is_some());
         // Another client uses the same limits.
-        limiter.update(now + 10 * SECOND, clock(), &headers("requests", 100, 1, RESET));
+        limiter.update(PREFIX, now + 10 * SECOND, clock(), &headers("requests", 100, 1, RESET));
         assert_eq!(
             [limiter.admit(now + 10 * SECOND).is_none(), limiter.admit(now + 10 * SECOND).is_none()],
             [true, false]
@@ -172,14 +173,14 @@ mod tests {
         let (mut limiter, now) = (RateLimiter::default(), Instant::now());
         assert!((0..4).all(|_| limiter.admit(now).is_none()));
         // The first response may not count the other three requests.
-        limiter.update(now, clock(), &headers("requests", 100, 5, RESET));
+        limiter.update(PREFIX, now, clock(), &headers("requests", 100, 5, RESET));
         assert_eq!([0, 1, 2].map(|_| limiter.admit(now).is_none()), [true, true, false]);
     }
 
     #[test]
     fn tokens_are_held_back_by_what_requests_usually_take() {
         let (mut limiter, now) = (RateLimiter::default(), Instant::now());
-        limiter.update(now, clock(), &headers("input-tokens", 10_000, 2_500, RESET));
+        limiter.update(PREFIX, now, clock(), &headers("input-tokens", 10_000, 2_500, RESET));
         limiter.record_usage(1_000, 20);
         assert_eq!([limiter.admit(now), limiter.admit(now)], [None, None]);
         let wait = limiter.admit(now).unwrap();
@@ -190,7 +191,7 @@ mod tests {
     #[test]
     fn a_request_larger_than_the_limit_goes_when_the_bucket_is_full() {
         let (mut limiter, now) = (RateLimiter::default(), Instant::now());
-        limiter.update(now, clock(), &headers("output-tokens", 100, 50, RESET));
+        limiter.update(PREFIX, now, clock(), &headers("output-tokens", 100, 50, RESET));
         limiter.record_usage(1, 400);
         assert_eq!(limiter.admit(now), Some(60 * SECOND));
         assert_eq!(limiter.admit(now + 60 * SECOND), None);
@@ -208,12 +209,12 @@ mod tests {
     #[test]
     fn nonsense_in_a_header_counts_for_nothing() {
         let (mut limiter, now) = (RateLimiter::default(), Instant::now());
-        limiter.update(now, clock(), &headers("requests", 100, 100, "yesterday"));
+        limiter.update(PREFIX, now, clock(), &headers("requests", 100, 100, "yesterday"));
         assert!((0..100).all(|_| limiter.admit(now).is_none()));
         let mut odd = headers("requests", 1, 1, RESET);
         odd.insert("anthropic-ratelimit-requests-remaining", "NaN".parse().unwrap());
         let mut fresh = RateLimiter::default();
-        fresh.update(now, clock(), &odd);
+        fresh.update(PREFIX, now, clock(), &odd);
         assert!((0..100).all(|_| fresh.admit(now).is_none()));
     }
 }

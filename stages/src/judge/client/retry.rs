@@ -6,6 +6,8 @@ use chrono::DateTime;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
+use crate::judge::provider::Protocol;
+
 /// Maximum number of tries per request.
 pub const TRIES: u32 = 8;
 /// Default wait before the second try.
@@ -17,43 +19,14 @@ pub const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// Whether a response with this status and body is worth another try. Never if the request itself is wrong or no money
 /// is left; otherwise the server's `x-should-retry` decides, or else the status.
-pub fn is_passing(status: u16, headers: &HeaderMap, body: &Value) -> bool {
-    if matches!(status, 400..=404 | 413) || is_spent(status, body) {
+pub fn is_passing(protocol: &Protocol, status: u16, headers: &HeaderMap, body: &Value) -> bool {
+    if matches!(status, 400..=404 | 413) || (protocol.is_spent)(status, body) {
         return false;
     }
     match headers.get("x-should-retry").and_then(|v| v.to_str().ok()) {
         Some("true") => true,
         Some("false") => false,
         _ => matches!(status, 408 | 409 | 429 | 500..),
-    }
-}
-
-/// The status that the API uses for an error document of this type.
-pub fn status_of(document: &Value) -> u16 {
-    match document.pointer("/error/type").and_then(Value::as_str).unwrap_or_default() {
-        "invalid_request_error" => 400,
-        "authentication_error" => 401,
-        "billing_error" => 402,
-        "permission_error" => 403,
-        "not_found_error" => 404,
-        "request_too_large" => 413,
-        "rate_limit_error" => 429,
-        "timeout_error" => 504,
-        "overloaded_error" => 529,
-        // `api_error`, and undocumented types.
-        _ => 500,
-    }
-}
-
-/// Whether the account's spending limit is reached. The API reports that in three ways, and waiting never helps.
-pub fn is_spent(status: u16, body: &Value) -> bool {
-    let code = body.pointer("/error/details/error_code").and_then(Value::as_str);
-    let message = body.pointer("/error/message").and_then(Value::as_str).unwrap_or_default();
-    match status {
-        402 => true,
-        429 => code == Some("enforced_spend_limit_reached"),
-        400 => message.contains("reached your specified") && message.contains("usage limits"),
-        _ => false,
     }
 }
 
@@ -89,6 +62,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::judge::providers::anthropic::PROTOCOL;
+
+    fn is_passing(status: u16, headers: &HeaderMap, body: &Value) -> bool {
+        super::is_passing(&PROTOCOL, status, headers, body)
+    }
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
@@ -110,6 +88,7 @@ mod tests {
 
     #[test]
     fn an_account_that_may_spend_no_more_is_known_by_each_of_its_answers() {
+        let is_spent = PROTOCOL.is_spent;
         let spent = json!({ "error": { "type": "rate_limit_error", "message": "m", "details": { "error_code": "enforced_spend_limit_reached" } } });
         assert!(is_spent(429, &spent) && !is_passing(429, &headers(&[("x-should-retry", "true")]), &spent));
         let limit = json!({ "error": { "message": "You have reached your specified API usage limits. You will regain access on 2027-01-01" } });

@@ -6,11 +6,13 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use super::*;
+use crate::judge::providers::anthropic::batches::Created;
+use crate::judge::providers::anthropic::endpoint_at;
 use crate::testing::api::{Api, Fault, KEY as TEST_KEY, Limits, Rules};
 
 fn client(api: &Api) -> (Client, tokio::sync::mpsc::UnboundedReceiver<String>) {
     let (waits, told) = tokio::sync::mpsc::unbounded_channel();
-    (Client::new(Endpoint::new(&api.address, TEST_KEY).unwrap(), waits).unwrap().in_a_hurry(), told)
+    (Client::new(endpoint_at(&api.address, TEST_KEY).unwrap(), waits).unwrap().in_a_hurry(), told)
 }
 
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -126,7 +128,7 @@ fn a_success_without_a_message_is_a_failed_try() {
         Ok(())
     };
     let answer = run(client.post(&body(), &on_lost)).unwrap();
-    assert_eq!((answer.body["type"].as_str(), api.messages()), (Some("message"), n + 1));
+    assert_eq!((answer["type"].as_str(), api.messages()), (Some("message"), n + 1));
     // Error documents are not billed; for the other faults this is unknown.
     assert_eq!(lost.into_inner(), 2);
     let told: Vec<String> = std::iter::from_fn(|| told.try_recv().ok()).collect();

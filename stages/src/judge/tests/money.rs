@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::*;
 
 fn endpoint(api: &Api) -> Endpoint {
-    Endpoint::new(&api.address, crate::testing::api::KEY).unwrap()
+    endpoint_at(&api.address, crate::testing::api::KEY).unwrap()
 }
 
 fn thirty() -> Bench {
@@ -117,6 +117,10 @@ fn a_limit_without_a_price_and_a_price_that_is_none_are_told_before_anything_is_
     let prices = json!({ "date": "2027-01-01", "models": { "my-model": price } });
     let told = faults(json!({ "model": "my-model", "max_cost": 1, "prices": prices }));
     assert_eq!(told[0].0, "prices.models.my-model.output");
+    let halved = json!({ "date": "2027-01-01", "models": { "my-model": { "input": 1, "output": 2 } } });
+    let told = faults(json!({ "model": "my-model", "max_cost": 1, "prices": halved }));
+    let fields: Vec<&str> = told.iter().map(|(field, _)| field.as_str()).collect();
+    assert_eq!(fields, ["prices.models.my-model.cache_write", "prices.models.my-model.cache_read"]);
     let fields: Vec<String> =
         faults(json!({ "model": "m", "max_requests": 0, "max_cost": 0 })).into_iter().map(|(field, _)| field).collect();
     assert_eq!(fields, ["max_cost", "max_requests", "max_cost"]);

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Every file below `folder` that contains the key.
-fn leaks(folder: &Path) -> Vec<std::path::PathBuf> {
+pub fn leaks(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

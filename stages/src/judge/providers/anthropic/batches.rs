@@ -10,9 +10,11 @@ use reqwest::Url;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use serde_json::Value;
 
-use super::{
-    Client, Expected, Failed, FullResponse, LONGEST_ANSWER, OBJECT, Unsent, error_within, faults, judged, retry,
-};
+use super::{BASE_URL, KEY, PROTOCOL};
+use crate::judge::batch::RequestOutcome;
+use crate::judge::client::{Client, Failed, FullResponse, LONGEST_ANSWER, OBJECT, Unsent, faults, retry};
+use crate::judge::provider::Expected;
+use crate::table::cut;
 
 /// Timeout of a download, which may have hundreds of megabytes.
 const DOWNLOAD: Duration = Duration::from_secs(4 * 3600);
@@ -93,14 +95,14 @@ impl Client {
         let length = file.metadata().await.at(body).map_err(Failed::ForGood)?.len();
         let timeout = self.timeout + Duration::from_secs(length / SLOWEST_UPLOAD);
         let request = self.http.post(url.clone()).timeout(timeout).header(CONTENT_TYPE, "application/json");
-        let _turn = self.turn().await;
+        let _permit = self.permit().await;
         let answer = match self.send(url, request.header(CONTENT_LENGTH, length).body(file)).await {
             Ok(response) => self.read(url, response).await,
             Err(Unsent::Perhaps(error)) => Err(error),
             Err(unsent) => return Err(unsent.into()),
         };
         match answer {
-            Ok(answer) => created(url, &answer),
+            Ok(answer) => self.created(url, &answer),
             Err(error) => Ok(Created::Unknown(error)),
         }
     }
@@ -158,11 +160,11 @@ impl Client {
     }
 
     async fn results_once(&self, url: &Url, on_line: &mut OnLine<'_>) -> Result<(), Failed> {
-        let _turn = self.turn().await;
+        let _permit = self.permit().await;
         let mut response = self.send(url, self.http.get(url.clone()).timeout(DOWNLOAD)).await?;
         if response.status().as_u16() != 200 {
             let answer = self.read(url, response).await.map_err(|error| Failed::Again(error, None))?;
-            let failed = judged(url, &answer, OBJECT).err();
+            let failed = self.judged(url, &answer, OBJECT).err();
             return Err(failed.unwrap_or_else(|| Failed::ForGood(odd(url, "results"))));
         }
         let mut line = Vec::new();
@@ -170,7 +172,7 @@ impl Client {
             let chunk = tokio::time::timeout(STALLED, response.chunk()).await;
             let stalled = |_| Error::surroundings(format!("{url}: nothing came for {} s", STALLED.as_secs()));
             let chunk = chunk.map_err(|e| Failed::Again(stalled(e).transient(), None))?;
-            let chunk = chunk.map_err(|e| Failed::Again(faults::unreachable(url, &e), None))?;
+            let chunk = chunk.map_err(|e| Failed::Again(faults::unreachable(&self.endpoint, url, &e), None))?;
             for piece in chunk.as_deref().unwrap_or(b"\n").split_inclusive(|byte| *byte == b'\n') {
                 line.extend_from_slice(piece);
                 if line.len() > LONGEST_ANSWER {
@@ -178,7 +180,7 @@ impl Client {
                 }
                 if piece.ends_with(b"\n") {
                     let text = self.endpoint.without_key_in(std::mem::take(&mut line));
-                    if on_text(url, &text, on_line)?.is_break() {
+                    if self.on_text(url, &text, on_line)?.is_break() {
                         return Ok(());
                     }
                 }
@@ -197,46 +199,80 @@ impl Client {
         let url = self.endpoint.at("v1/messages/batches?limit=1");
         let mut retries = self.retries();
         loop {
-            let answer = self.whole(&url, self.http.get(url.clone())).await;
-            match answer.and_then(|answer| judged(&url, &answer, BATCHES).map(|_| answer.headers)) {
+            let answer = self.full(&url, self.http.get(url.clone())).await;
+            match answer.and_then(|answer| self.judged(&url, &answer, BATCHES).map(|_| answer.headers)) {
                 Ok(headers) => return Ok(retry::server_time(&headers).unwrap_or_else(SystemTime::now)),
                 Err(failed) => retries.wait_or_fail(failed).await?,
             }
         }
     }
-}
 
-/// Passes a line on unless it is blank.
-fn on_text(url: &Url, line: &[u8], on_line: &mut OnLine<'_>) -> Result<ControlFlow<()>, Failed> {
-    if line.trim_ascii().is_empty() {
-        return Ok(ControlFlow::Continue(()));
-    }
-    let parsed: Value = serde_json::from_slice(line)
-        .map_err(|_| Failed::Again(faults::unexpected(url, 200, "JSON lines", &Value::Null), None))?;
-    if parsed["custom_id"].is_null() && faults::is_error(&parsed) {
-        return Err(error_within(url, 200, &HeaderMap::new(), &parsed));
-    }
-    on_line(parsed).map_err(Failed::ForGood)
-}
-
-/// Interprets the response to a creation.
-fn created(url: &Url, answer: &FullResponse) -> Result<Created, Failed> {
-    let status = answer.status;
-    // After a server error the batch may exist, but an overloaded server rejects requests before processing.
-    let unclear = status < 300 || status == 408 || (status >= 500 && status != 529);
-    match judged(url, answer, OBJECT) {
-        Ok(body) => Ok(match Batch::parse(&body) {
-            Some(batch) => Created::Yes(batch),
-            None => Created::Unknown(faults::unexpected(url, status, BATCH.0, &body)),
-        }),
-        Err(Failed::Again(error, _) | Failed::Lost(error, _) | Failed::ForGood(error)) if unclear => {
-            Ok(Created::Unknown(error))
+    /// Passes a line on unless it is blank.
+    fn on_text(&self, url: &Url, line: &[u8], on_line: &mut OnLine<'_>) -> Result<ControlFlow<()>, Failed> {
+        if line.trim_ascii().is_empty() {
+            return Ok(ControlFlow::Continue(()));
         }
-        Err(failed) => Err(failed),
+        let parsed: Value = serde_json::from_slice(line)
+            .map_err(|_| Failed::Again(faults::unexpected(&self.endpoint, url, 200, "JSON lines", line), None))?;
+        if parsed["custom_id"].is_null() && faults::is_error(&PROTOCOL, &parsed) {
+            let response = FullResponse { status: 200, headers: HeaderMap::new(), body: Vec::new() };
+            return Err(self.error_within(url, &response, &parsed));
+        }
+        on_line(parsed).map_err(Failed::ForGood)
+    }
+
+    /// Interprets the response to a creation.
+    fn created(&self, url: &Url, answer: &FullResponse) -> Result<Created, Failed> {
+        let status = answer.status;
+        // After a server error the batch may exist, but an overloaded server rejects requests before processing.
+        let unclear = status < 300 || status == 408 || (status >= 500 && status != 529);
+        match self.judged(url, answer, OBJECT) {
+            Ok(body) => Ok(match Batch::parse(&body) {
+                Some(batch) => Created::Yes(batch),
+                None => Created::Unknown(faults::unexpected(&self.endpoint, url, status, BATCH.0, &answer.body)),
+            }),
+            Err(Failed::Again(error, _) | Failed::Lost(error, _) | Failed::ForGood(error) | Failed::Useless(error))
+                if unclear =>
+            {
+                Ok(Created::Unknown(error))
+            }
+            Err(failed) => Err(failed),
+        }
     }
 }
 
 fn odd(url: &Url, expected: &str) -> Error {
     Error::surroundings(format!("{url}: expected {expected}, got something else"))
-        .help("is that the Message Batches API? check ANTHROPIC_BASE_URL")
+        .help(format!("is that the Message Batches API? check {BASE_URL}"))
+}
+
+/// The outcome in a line of results.
+pub fn result(mut result: Value, batch: &str) -> RequestOutcome {
+    match result["type"].as_str() {
+        Some("succeeded") => match result["message"].take() {
+            answer if PROTOCOL.is_answer(&answer) => RequestOutcome::Answer(answer),
+            document if document["error"].is_object() => errored(&document, batch),
+            _ => RequestOutcome::Lost(format!("batch {batch}: a result is something else than a message")),
+        },
+        Some("errored") => errored(&result["error"], batch),
+        Some("canceled") => RequestOutcome::Canceled,
+        Some("expired") => RequestOutcome::Unanswered(format!("batch {batch}: expired")),
+        _ => RequestOutcome::Unanswered(format!("batch {batch}: a result of an unknown type")),
+    }
+}
+
+/// The outcome of an error document in place of an answer; some results contain only its inner part.
+fn errored(document: &Value, batch: &str) -> RequestOutcome {
+    let error = document.get("error").unwrap_or(document);
+    let text = |field: &str| error[field].as_str().unwrap_or("no message");
+    let message = format!("batch {batch}: {}: {}", text("type"), cut(text("message"), 500));
+    match text("type") {
+        "invalid_request_error" | "not_found_error" | "request_too_large" => RequestOutcome::Refused(
+            Error::yours(message).help("check `model` and the other parameters of annotate.claude"),
+        ),
+        "authentication_error" | "permission_error" | "billing_error" => {
+            RequestOutcome::Refused(Error::surroundings(message).help(format!("check the account and {KEY}")))
+        }
+        _ => RequestOutcome::Unanswered(message),
+    }
 }

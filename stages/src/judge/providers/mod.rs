@@ -1,0 +1,3 @@
+//! The providers of answers.
+
+pub mod anthropic;
