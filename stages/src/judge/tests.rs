@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 mod money;
+mod openai;
 mod outcomes;
 mod quality;
 mod secrets;

@@ -1,3 +1,4 @@
 //! The providers of answers.
 
 pub mod anthropic;
+pub mod openai;
