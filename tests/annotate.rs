@@ -1,4 +1,5 @@
-//! Tests of `annotate.claude` through the real binary against a local API server: killed runs, lost replies, money.
+//! Tests of `annotate.claude` and `annotate.openai` through the real binary against a local API server: killed runs, lost
+//! replies, money.
 
 #[allow(dead_code, unused_imports, reason = "the tests of the kind use more of it")]
 #[path = "../stages/src/testing/api/mod.rs"]
@@ -32,7 +33,7 @@ stages:
 
 fn command(space: &TestSpace, api: &Api, arguments: &[&str]) -> Command {
     let mut command = space.command(arguments);
-    command.env("ANTHROPIC_API_KEY", KEY).env("ANTHROPIC_BASE_URL", &api.address);
+    command.env("ANTHROPIC_API_KEY", KEY).env("ANTHROPIC_BASE_URL", &api.address).env("JUDGE_KEY", KEY);
     command.env("TEMPER_BATCH_POLL", "0.02").env("TEMPER_BATCH_GIVE_UP", "60");
     command
 }
@@ -426,4 +427,44 @@ fn a_missing_key_is_reported_before_anything_runs_and_only_where_requests_are_se
     // These parameters give new requests, which have no kept answers.
     let out = without(&["run", "p.yaml", "--set", "stages.annotate.with.max_tokens=77"]);
     assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_judge_behind_any_endpoint_goes_on_after_a_kill_and_keeps_its_key_to_itself() {
+    let latency = std::time::Duration::from_millis(20);
+    let says_the_key = |n: usize, _: &Value| (n == 3).then(|| Fault::status(503, KEY).with("retry-after-ms", 1));
+    let api = Api::new(Rules { latency, message: Box::new(says_the_key), ..Rules::default() });
+    let space = space("");
+    let file = std::fs::read_to_string(space.path("p.yaml")).expect("the pipeline can be read");
+    let (stages, _) = file.split_once("  annotate:").expect("the stage is there");
+    let annotate = format!(
+        "  annotate: {{ uses: annotate.openai, needs: {{ pairs: pairs }}, with: {{ base_url: \"{}/v1\", model: m, \
+         key_variable: JUDGE_KEY, verdict: logprobs, swap_share: 0, repeat_share: 0 }} }}\n",
+        api.address
+    );
+    space.write("p.yaml", &format!("{stages}{annotate}"));
+
+    let keyless =
+        command(&space, &api, &["run", "p.yaml"]).env_remove("JUDGE_KEY").output().expect("the binary starts");
+    assert_eq!(keyless.status.code(), Some(3));
+    assert!(text(&keyless.stderr).contains("no API key: JUDGE_KEY is not set"), "{}", text(&keyless.stderr));
+
+    killed_when(&space, &api, 20, Api::paid_messages);
+    let killed_at = api.paid_messages();
+    assert!(killed_at < 40, "it was not killed in the middle");
+    let plan = temper(&space, &api, &["plan", "p.yaml"]);
+    assert!(text(&plan.stdout).contains("documents are answered already"), "{}", text(&plan.stdout));
+    let out = temper(&space, &api, &["run", "p.yaml"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    // Requests in flight when the run was killed are lost: eight at most.
+    assert!(api.paid_twice().len() <= 8, "{:?}", api.paid_twice());
+    let shown = space.json(&["show", "p.yaml", "annotate", "--json"]);
+    assert_eq!((&shown["metrics"]["rows"], &shown["metrics"]["labelled"]), (&40.0.into(), &40.0.into()), "{shown}");
+    assert_eq!(leaks(&space.path(".")), [""; 0].map(PathBuf::from));
+    assert_eq!(space.temper(&["verify"]).status.code(), Some(0));
+    // Another field for the same limit, and another key, label nothing anew.
+    let same = ["--set", "stages.annotate.with.max_tokens_field=max_completion_tokens"];
+    let plan = space.json(&[&["plan", "p.yaml", "--json"][..], &same].concat());
+    let stages = plan["stages"].as_array().expect("stages");
+    assert!(stages.iter().all(|stage| stage["action"] == "reuse"), "{plan}");
 }

@@ -55,7 +55,7 @@ fn every_module_has_a_header_comment() {
 /// A module uses only those before it.
 const LAYERS: [&str; 20] = [
     "error", "random", "stats", "http", "text", "table", "types", "prompt", "corpus", "assets", "hub", "source",
-    "labels", "train", "model", "reward", "rl", "claude", "kinds", "paper",
+    "labels", "train", "model", "reward", "rl", "judge", "kinds", "paper",
 ];
 
 /// The source files of `stages` without tests: the path inside `src` as module names, and the text.

@@ -13,7 +13,7 @@ const DAMAGED: u8 = 3;
 pub fn verify(at: &StoreArgs, repair: bool) -> CommandResult {
     let store = existing_store(at)?;
     let found = store::verify(&store)?;
-    let answers = stages::claude::verify(&store.requests())?;
+    let answers = stages::judge::verify(&store.requests())?;
     let is_intact = found.is_intact() && answers.damaged.is_empty();
     if at.json {
         let mut all = json!(found);

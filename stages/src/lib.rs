@@ -3,11 +3,11 @@
 #[macro_use]
 pub mod table;
 pub mod assets;
-pub mod claude;
 pub mod corpus;
 pub mod error;
 pub mod http;
 pub mod hub;
+pub mod judge;
 pub mod kinds;
 pub mod labels;
 pub mod model;

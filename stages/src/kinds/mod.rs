@@ -38,6 +38,7 @@ pub fn register(registry: Registry) -> Registry {
         .kind(annotate::Reference)
         .kind(annotate::Human)
         .kind(annotate::Claude)
+        .kind(annotate::Openai)
         .kind(annotate::Agree)
         .kind(dataset::DatasetPairs)
         .kind(command::Command)

@@ -159,6 +159,9 @@ impl<'a> Run<'a> {
                     ),
                     _ => "Annotator: people's comparisons, which the paper names as the simpler way, in Claude's place.".to_owned(),
                 }),
+                "annotate.openai" => {
+                    Some(format!("Annotator: {}, in Claude's place.", text(held.params, "/model").unwrap_or("another model")))
+                }
                 _ => None,
             });
         }

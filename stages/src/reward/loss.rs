@@ -14,6 +14,17 @@ pub fn preference_loss(scores: &Tensor, eta: f64) -> Result<Tensor> {
     loss + (size * eta)?
 }
 
+/// Eq. 1 with labels that are right with a probability `p` each: the first term becomes
+/// `-p log sigmoid(a - b) - (1 - p) log sigmoid(b - a)`, which is `-log sigmoid(a - b) + (1 - p) (a - b)`.
+///
+/// `certainties`: `[pairs]`.
+pub fn soft_preference_loss(scores: &Tensor, certainties: &[f32], eta: f64) -> Result<Tensor> {
+    let pairs = certainties.len();
+    let margins = (scores.narrow(0, 0, pairs)? - scores.narrow(0, pairs, pairs)?)?;
+    let doubts = Tensor::new(certainties, scores.device())?.affine(-1.0, 1.0)?;
+    preference_loss(scores, eta)? + (doubts * margins)?.mean_all()?
+}
+
 /// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), which stays exact where e^x overflows. -log sigmoid(x) is softplus(-x).
 fn softplus(x: &Tensor) -> Result<Tensor> {
     debug_assert_eq!(x.dtype(), DType::F32);
@@ -28,6 +39,18 @@ mod tests {
 
     fn loss(scores: &[f32], eta: f64) -> Result<f32> {
         preference_loss(&Tensor::new(scores, &Device::Cpu)?, eta)?.to_scalar()
+    }
+
+    #[test]
+    fn soft_labels_weigh_both_orders_and_sure_ones_change_nothing() -> Result<()> {
+        let scores = Tensor::new(&[1.0_f32, 0.2, -0.5, 0.4], &Device::Cpu)?;
+        let soft = |certainties: [f32; 2]| soft_preference_loss(&scores, &certainties, 0.01)?.to_scalar::<f32>();
+        assert_eq!(soft([1.0, 1.0])?, loss(&[1.0, 0.2, -0.5, 0.4], 0.01)?);
+        // A label that is right with probability 0 is the other label.
+        assert!((soft([0.0, 0.0])? - loss(&[-0.5, 0.4, 1.0, 0.2], 0.01)?).abs() < 1e-6);
+        let mixed = 0.75 * soft([1.0, 1.0])? + 0.25 * soft([0.0, 0.0])?;
+        assert!((soft([0.75, 0.75])? - mixed).abs() < 1e-6);
+        Ok(())
     }
 
     #[test]

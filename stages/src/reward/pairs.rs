@@ -18,6 +18,8 @@ pub struct PreferenceTable {
     /// Rows 2 i and 2 i + 1 are the chosen and the rejected summary of pair i.
     sequences: SequenceTable,
     corruptions: Vec<Option<Corruption>>,
+    /// The probability that the label of each pair is right; empty unless labels are soft.
+    certainties: Vec<f32>,
     /// Training pairs, in table order.
     pub training: Vec<usize>,
     /// Pairs of held-out posts.
@@ -36,7 +38,13 @@ impl PreferenceTable {
         let key = fixed_key(0, "held-out pairs");
         let mut encoder = Encoder::new(tokenizer, window);
         let sequences = SequenceTable::create(ctx.checkpoints())?;
-        let mut table = Self { sequences, corruptions: Vec::new(), training: Vec::new(), held_out: Vec::new() };
+        let mut table = Self {
+            sequences,
+            corruptions: Vec::new(),
+            certainties: Vec::new(),
+            training: Vec::new(),
+            held_out: Vec::new(),
+        };
         let (mut unlabelled, mut same, mut dropped) = (0_u64, 0_u64, 0_u64);
         for input in ctx.many("preferences") {
             let mut own = None;
@@ -66,6 +74,9 @@ impl PreferenceTable {
                 table.sequences.push(&row.id, &chosen)?;
                 table.sequences.push(&row.id, &rejected)?;
                 table.corruptions.push(row.corruption);
+                if p.soft_labels {
+                    table.certainties.push(certainty(&row.id, row.confidence)?);
+                }
                 let kept = share_of(&key, &row.post_id) < p.held_out;
                 if kept { &mut table.held_out } else { &mut table.training }.push(pair);
             }
@@ -109,8 +120,23 @@ impl PreferenceTable {
         self.sequences.length(2 * pair).max(self.sequences.length(2 * pair + 1))
     }
 
+    /// The probability that the label of the pair is right, if labels are soft.
+    pub fn certainty(&self, pair: usize) -> Option<f32> {
+        self.certainties.get(pair).copied()
+    }
+
     /// The corruption applied to one of the two summaries, if any.
     pub fn corruption(&self, pair: usize) -> Option<Corruption> {
         self.corruptions[pair]
     }
+}
+
+/// A judge's confidence as a probability; people give it on scales of their own.
+fn certainty(id: &str, confidence: Option<f64>) -> Result<f32> {
+    let certainty = confidence.unwrap_or(1.0);
+    if (0.0..=1.0).contains(&certainty) {
+        return Ok(certainty as f32);
+    }
+    Err(Error::user(format!("`soft_labels`: the confidence of row {id} is {certainty}, not a probability"))
+        .help("soft labels need a judge that gives probabilities, such as `annotate.openai` with `verdict: logprobs`"))
 }

@@ -93,6 +93,10 @@ pub struct Params {
     /// calibration posts. Absent or `false`: such a row is an error.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub drop_long: bool,
+    /// `true`: the judge's `confidence`, a probability, weighs both orders of a pair in the loss; a row without one counts
+    /// as sure. Absent or `false`: every label counts as sure.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub soft_labels: bool,
     /// Maximum number of training pairs, taken in table order; absent: all.
     pub pairs: Option<usize>,
     /// Draw the same number of pairs with replacement, by the seed: a bagged member.
@@ -137,6 +141,7 @@ impl Default for Params {
             weight_decay: 0.0,
             clip: Some(1.0),
             drop_long: false,
+            soft_labels: false,
             pairs: None,
             bootstrap: false,
             held_out: 0.05,

@@ -50,6 +50,22 @@ fn sequences(tokenizer: &lm::Tokenizer) -> Vec<Sequence> {
 }
 
 #[test]
+fn soft_labels_that_say_nothing_teach_nothing_and_a_scale_of_people_is_none() -> Result<()> {
+    let rows = |confidence: f64| {
+        let sure = move |row: Preference| Preference { confidence: Some(confidence), ..row };
+        toys::preferences(96, Split::Gold).into_iter().map(sure).collect::<Vec<_>>()
+    };
+    let loss = |confidence: f64, soft: bool| -> Result<f64> {
+        Ok(train_on(rows(confidence), json!({ "soft_labels": soft, "eta": 0 }), 7)?.metric("train_loss"))
+    };
+    assert!(loss(0.5, true)? >= 0.693 && loss(0.5, false)? < loss(0.5, true)?);
+    assert_eq!(loss(1.0, true)?, loss(0.5, false)?);
+    let error = train_on(rows(8.0), json!({ "soft_labels": true }), 7).map(drop).unwrap_err();
+    assert!(error.message.contains("is 8, not a probability"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn a_separable_toy_is_learned_with_either_pool_and_with_all_weights() -> Result<()> {
     for more in [json!({}), json!({ "pool": "sum" }), json!({ "lora": null, "lr": 0.005 })] {
         let out = train(more.clone(), 7)?;

@@ -10,7 +10,7 @@ use crate::error::{IntoStageResult, named, number, on_a_big_stack, rounded};
 use crate::model;
 use crate::random::below;
 use crate::random::fixed_generator;
-use crate::reward::loss::preference_loss;
+use crate::reward::loss::{preference_loss, soft_preference_loss};
 use crate::reward::measure::{Calibration, accuracy, calibrate};
 use crate::reward::pairs::{Corruption, PreferenceTable};
 use crate::reward::params::{Centring, Diversity, Normalise, Order, Params};
@@ -118,11 +118,16 @@ fn train(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &RewardM
         let lengths: Vec<usize> = batch.iter().map(|&row| 2 * table.length(row)).collect();
         let parts = micro_batches(&lengths, p.tokens_at_once).into_iter().map(|part| {
             let share = part.len() as f64 / pairs.len() as f64;
+            let certainties: Vec<f32> = batch[part.clone()].iter().filter_map(|&row| table.certainty(row)).collect();
             let pairs = &pairs[part];
             let sequences: Vec<&Sequence> = pairs.iter().map(|(a, _)| a).chain(pairs.iter().map(|(_, b)| b)).collect();
             let scores =
                 model.scores(&Batch::new(&sequences).into_stage_result()?, dropout.as_mut()).into_stage_result()?;
-            Ok(MicroBatchLoss { loss: preference_loss(&scores, p.eta).into_stage_result()?, share })
+            let loss = match p.soft_labels {
+                true => soft_preference_loss(&scores, &certainties, p.eta),
+                false => preference_loss(&scores, p.eta),
+            };
+            Ok(MicroBatchLoss { loss: loss.into_stage_result()?, share })
         });
         let ids = || batch.iter().map(|&row| table.id(row)).collect::<Result<Vec<_>>>();
         trainer.step(ctx, parts, || Ok(named("pairs", ids()?)))?;

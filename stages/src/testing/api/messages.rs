@@ -80,12 +80,17 @@ pub fn create(shared: &Shared, body: &Value) -> Reply {
     reply.under(fault.as_ref())
 }
 
-/// Bills a response and completes it with id, model and usage.
-pub fn pay(state: &mut State, cacheable: usize, body: &Value, mut message: Value, tier: &str) -> Value {
+/// Counts a billed request and its documents.
+pub fn count(state: &mut State, body: &Value) {
     state.paid_messages += 1;
     for (_, document) in documents(body) {
         *state.paid.entry(document).or_default() += 1;
     }
+}
+
+/// Bills a response and completes it with id, model and usage.
+pub fn pay(state: &mut State, cacheable: usize, body: &Value, mut message: Value, tier: &str) -> Value {
+    count(state, body);
     let usage = usage(state, cacheable, body, &message, tier);
     let sent = ["input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"];
     state.paid_tokens.0 += sent.iter().filter_map(|name| usage[*name].as_u64()).sum::<u64>();
@@ -150,15 +155,19 @@ fn text_of(content: &Value) -> String {
     }
 }
 
-/// Prefers the first summary if it begins with `good`, otherwise the second, in the response format of the request.
-pub fn judge(body: &Value) -> Value {
+/// The choice for each document: the first summary if it begins with `good`, otherwise the second.
+pub fn labels(body: &Value) -> Value {
     let choice = |document: &str| {
         let first = document.split("<doc.summary.1>").nth(1).unwrap_or_default();
         if first.trim_start().starts_with("good") { 1 } else { 2 }
     };
     let labels = documents(body).into_iter();
-    let labels = labels.map(|(n, document)| (format!("doc.{n}.chosen.summary"), json!(choice(&document))));
-    let labels = Value::Object(labels.collect());
+    Value::Object(labels.map(|(n, document)| (format!("doc.{n}.chosen.summary"), json!(choice(&document)))).collect())
+}
+
+/// Prefers summaries that begin with `good`, in the response format of the request.
+pub fn judge(body: &Value) -> Value {
+    let labels = labels(body);
     let last = body["messages"].as_array().and_then(|messages| messages.last());
     if let Some(tool) = body.pointer("/tool_choice/name") {
         let block = json!({ "type": "tool_use", "id": "toolu_1", "name": tool, "input": labels });

@@ -1,7 +1,8 @@
-//! Fake API server on 127.0.0.1: the Messages API and its batches as publicly documented, with scripted faults and a
-//! count of billed requests. Uses only `std`, so that any test or bench can include it.
+//! Fake API server on 127.0.0.1: the Messages API, its batches and chat completions as publicly documented, with scripted
+//! faults and a count of billed requests. Uses only `std`, so that any test or bench can include it.
 
 mod batches;
+mod chat;
 mod messages;
 mod wire;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 pub use batches::Line;
+pub use chat::choose;
 pub use messages::{Limits, documents, judge};
 
 /// The API key that every request must carry.
@@ -39,6 +41,8 @@ pub enum Fault {
     Says(Value),
     /// Status 200 with exactly this body. Not billed.
     Body(Value),
+    /// This status with exactly this text. Not billed.
+    Text(u16, &'static str),
 }
 
 impl Fault {
@@ -63,7 +67,7 @@ pub type Script<T> = Box<dyn Fn(usize, &Value) -> T + Send + Sync>;
 pub struct Rules {
     /// Delay between a request and its response.
     pub latency: Duration,
-    /// Applies to `POST /v1/messages`.
+    /// Applies to `POST /v1/messages` and `POST /v1/chat/completions`.
     pub message: Script<Option<Fault>>,
     /// Applies to `POST /v1/messages/batches`.
     pub create: Script<Option<Fault>>,
@@ -78,6 +82,12 @@ pub struct Rules {
     pub cacheable: usize,
     /// Computes the response from a request's body.
     pub judge: Box<dyn Fn(&Value) -> Value + Send + Sync>,
+    /// Computes the choice of a chat completion from a request's body.
+    pub choose: Box<dyn Fn(&Value) -> Value + Send + Sync>,
+    /// The model id that chat completions report, by the number of the request; `None`: the one asked for.
+    pub model: Box<dyn Fn(usize) -> Option<&'static str> + Send + Sync>,
+    /// Whether chat completions report their usage.
+    pub usage: bool,
 }
 
 impl Default for Rules {
@@ -92,6 +102,9 @@ impl Default for Rules {
             limits: None,
             cacheable: 1024,
             judge: Box::new(judge),
+            choose: Box::new(choose),
+            model: Box::new(|_| None),
+            usage: true,
         }
     }
 }
@@ -272,6 +285,7 @@ impl Reply {
                 reply
             }
             Fault::Body(body) => Self::ok(body),
+            Fault::Text(status, text) => Self { status: *status, body: (*text).to_owned(), ..Self::ok(&Value::Null) },
             Fault::Dropped => Self::ok(&Value::Null).ending(End::Nothing),
             Fault::Garbage => Self { body: "<html>of somebody's proxy".into(), ..Self::ok(&Value::Null) },
             Fault::Proxy(status) => Self { status: *status, body: "<html>".into(), ..Self::ok(&Value::Null) },
@@ -293,6 +307,7 @@ impl Reply {
 fn answer(shared: &Shared, asked: Asked) -> Reply {
     let body: Value = serde_json::from_slice(&asked.body).unwrap_or(Value::Null);
     let reply = match wire::header(&asked.head, "x-api-key") {
+        _ if asked.path == chat::PATH => chat::create(shared, &asked.head, &body),
         Some(KEY) => match wire::header(&asked.head, "anthropic-version") {
             Some("2023-06-01") => route(shared, &asked, &body),
             _ => Reply::error(400, "invalid_request_error", "anthropic-version: header is required"),

@@ -1,0 +1,189 @@
+//! The parameters that all judges share, and their validation.
+
+use engine::external::InputPath;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Serialize};
+
+use super::prices::{Prices, Quote};
+use super::template::{self, Template};
+use crate::types::Outcome;
+
+/// Parameters that affect no label and so are not part of the key.
+pub const BESIDE_KEY: [&str; 3] = ["max_cost", "max_requests", "prices"];
+
+/// How requests are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Single requests, several at a time.
+    #[default]
+    Single,
+    /// Message Batches.
+    Batch,
+}
+
+/// One outcome or a list of them; sorted, so that equal sets have equal keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Retry(pub Vec<Outcome>);
+
+impl<'de> Deserialize<'de> for Retry {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected `refused`, `truncated`, `unparsable`, `failed` or a list of these")]
+        enum Either {
+            Many(Vec<Outcome>),
+            One(Outcome),
+        }
+        let mut outcomes = match Either::deserialize(d)? {
+            Either::Many(outcomes) => outcomes,
+            Either::One(outcome) => vec![outcome],
+        };
+        outcomes.sort_unstable();
+        outcomes.dedup();
+        Ok(Self(outcomes))
+    }
+}
+
+impl JsonSchema for Retry {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Retry".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let outcome = generator.subschema_for::<Outcome>();
+        schemars::json_schema!({ "anyOf": [outcome, { "type": "array", "items": outcome }] })
+    }
+}
+
+/// The parameters of a kind that all judges have, by name; see [`shared!`](super::shared).
+#[derive(Clone, Debug)]
+pub struct Shared {
+    pub model: String,
+    pub documents_per_request: usize,
+    pub template: Option<InputPath>,
+    pub examples: Option<InputPath>,
+    pub max_tokens: u32,
+    pub strict_partner: bool,
+    pub swap_share: f64,
+    pub repeat_share: f64,
+    pub retry: Retry,
+    pub retries: u32,
+    pub max_unlabelled: f64,
+    pub mode: Mode,
+    pub max_cost: Option<f64>,
+    pub max_requests: Option<u64>,
+    pub prices: Option<Prices>,
+}
+
+/// The [`Shared`] parameters of a kind's parameters `$p`.
+macro_rules! shared {
+    ($p:expr, strict_partner: $strict:expr, mode: $mode:expr) => {
+        $crate::judge::params::Shared {
+            model: $p.model.clone(),
+            documents_per_request: $p.documents_per_request,
+            template: $p.template.clone(),
+            examples: $p.examples.clone(),
+            max_tokens: $p.max_tokens,
+            strict_partner: $strict,
+            swap_share: $p.swap_share,
+            repeat_share: $p.repeat_share,
+            retry: $p.retry.clone(),
+            retries: $p.retries,
+            max_unlabelled: $p.max_unlabelled,
+            mode: $mode,
+            max_cost: $p.max_cost,
+            max_requests: $p.max_requests,
+            prices: $p.prices.clone(),
+        }
+    };
+}
+pub(crate) use shared;
+
+/// The defaults that all judges share, for serde.
+pub mod defaults {
+    pub fn swap_share() -> f64 {
+        0.05
+    }
+
+    pub fn repeat_share() -> f64 {
+        0.02
+    }
+
+    pub fn retries() -> u32 {
+        1
+    }
+
+    pub fn max_unlabelled() -> f64 {
+        0.05
+    }
+}
+
+/// Whether `x` is in [0, 1].
+pub fn is_share(x: f64) -> bool {
+    (0.0..=1.0).contains(&x)
+}
+
+impl Shared {
+    /// Faults beyond the types, each as (field, message).
+    pub fn faults(&self) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        let mut fault = |wrong: bool, field: &str, what: &str| {
+            if wrong {
+                faults.push((field.to_owned(), what.to_owned()));
+            }
+        };
+        fault(self.model.trim().is_empty(), "model", "expected the id of a model");
+        fault(!(1..=20).contains(&self.documents_per_request), "documents_per_request", "expected 1 to 20");
+        fault(self.max_tokens == 0, "max_tokens", "expected at least 1");
+        for (field, value) in [
+            ("swap_share", self.swap_share),
+            ("repeat_share", self.repeat_share),
+            ("max_unlabelled", self.max_unlabelled),
+        ] {
+            fault(!is_share(value), field, "expected 0 to 1");
+        }
+        let labels = self.retry.0.iter().any(|outcome| matches!(outcome, Outcome::Labelled | Outcome::Tie));
+        fault(
+            labels,
+            "retry",
+            "expected `refused`, `truncated`, `unparsable` or `failed`: a label is not asked for again",
+        );
+        fault(!(1..=10).contains(&self.retries), "retries", "expected 1 to 10");
+        faults
+    }
+
+    /// Faults of the limits and prices, given the price of the model.
+    pub fn money_faults(&self, quote: Option<&Quote>) -> Vec<(String, String)> {
+        let mut faults: Vec<(String, String)> = Vec::new();
+        if self.max_cost.is_some_and(|most| !(most > 0.0 && most.is_finite())) {
+            faults.push(("max_cost".to_owned(), "expected dollars, more than 0".to_owned()));
+        }
+        if self.max_requests == Some(0) {
+            faults.push(("max_requests".to_owned(), "expected at least 1".to_owned()));
+        }
+        let of_prices = self.prices.iter().flat_map(Prices::faults);
+        faults.extend(of_prices.map(|(place, what)| (format!("prices.{place}"), what)));
+        if self.max_cost.is_some() && quote.is_none() {
+            let what = format!("no price of `{}` is known to hold it against: give one in `prices`", self.model);
+            faults.push(("max_cost".to_owned(), what));
+        }
+        faults
+    }
+
+    /// Faults in the files named by the parameters; missing files are reported elsewhere.
+    pub fn file_faults(&self) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        let mut check = |field: &str, file: &Option<InputPath>, parse: &dyn Fn(&str) -> Vec<String>| {
+            let Some(InputPath(path)) = file.as_ref().filter(|file| file.0.exists()) else { return };
+            let found = match engine::text::read(path) {
+                Ok(text) => parse(&text),
+                Err(e) => vec![e.to_string()],
+            };
+            faults.extend(found.into_iter().map(|what| (field.to_owned(), format!("{}: {what}", path.display()))));
+        };
+        check("template", &self.template, &|text| Template::parse(text).err().unwrap_or_default());
+        check("examples", &self.examples, &|text| template::examples(text).err().unwrap_or_default());
+        faults
+    }
+}

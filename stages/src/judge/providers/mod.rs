@@ -1,0 +1,4 @@
+//! The providers of answers.
+
+pub mod anthropic;
+pub mod openai;
