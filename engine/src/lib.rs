@@ -1,4 +1,9 @@
-//! The orchestrator: pipeline file -> graph -> plan -> attempts -> artifact store.
+//! The orchestrator of temper: pipeline file -> graph -> plan -> attempts -> artifact store.
+//!
+//! [`document`] reads the pipeline file, [`graph`] expands its matrices and connects its stages, [`plan`] decides which instances can
+//! be reused, [`run`] executes the others, each as an [`attempt`] in a process of its own, and [`store`] keeps the artifacts under the
+//! hash of their content. A [`kind::Kind`] is what a stage does and an [`artifact::ArtifactType`] what it produces; a program
+//! registers its own in a [`kind::Registry`]. This crate does no machine learning.
 
 pub mod artifact;
 pub mod attempt;

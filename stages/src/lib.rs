@@ -1,4 +1,8 @@
-//! Stage kinds and artifact types of temper.
+//! The stage kinds and artifact types of temper, on the crates `engine` and `lm`.
+//!
+//! [`kinds`] holds one module per kind, under the kind's name; [`types`] the artifact types with their typed readers and writers. The
+//! modules between them are shared by several kinds: the RL loop ([`rl`]), reward models ([`reward`]), training ([`train`]), labels
+//! from a model behind an API ([`judge`]), the synthetic corpus ([`corpus`]). [`registry`] returns all of it for the orchestrator.
 
 #[macro_use]
 pub mod table;
