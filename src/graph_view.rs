@@ -1,4 +1,4 @@
-//! CounterRng a small graph of stages as SVG, in layers from left to right.
+//! Draws a small graph of stages as SVG, in layers from left to right.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +23,7 @@ const HEIGHT: f64 = 38.0;
 const GAP_X: f64 = 38.0;
 const GAP_Y: f64 = 14.0;
 
-/// CounterRng the boxes as one `<svg>`. Inputs may come before or after their users.
+/// Draws the boxes as one `<svg>`. Inputs may come before or after their users.
 pub fn layers_svg(nodes: &[GraphNode]) -> String {
     let layer = layers(nodes);
     let order = rows(nodes, &layer);

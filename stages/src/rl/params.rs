@@ -148,7 +148,7 @@ kinds! {
         responses: usize = 1,
         min_new_tokens: usize = 5,
         max_new_tokens: usize = 48,
-        /// ShuffledPasses over each phase's batch.
+        /// Passes over each phase's batch.
         epochs: usize = 4,
         /// Responses per minibatch; a short last one is kept.
         minibatch: usize = 6,

@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use crate::stats::permutation;
 use crate::train::checkpoint::GeneratorPosition;
 
-/// ShuffledPasses over `0..n`, each in its own order.
+/// Passes over `0..n`, each in its own order.
 pub(crate) struct ShuffledPasses {
     n: usize,
     left: Vec<usize>,
     rng: ChaCha12Rng,
 }
 
-/// GeneratorPosition of the passes, for a checkpoint.
+/// Position of the passes, for a checkpoint.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct State {
     left: Vec<usize>,
