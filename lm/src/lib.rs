@@ -38,6 +38,7 @@ pub use eos::Eos;
 pub use error::{Error, Result};
 pub use head::{Pool, RewardModel, ScalarHead};
 pub use kernels::backward;
+pub use kernels::simd::{Isa, isa, multiplies_bf16};
 pub use linear::Dropout;
 pub use model::{CausalLm, LmLoss};
 pub use optim::{AdamW, AdamWConfig, Schedule, Shape, StepNorms};

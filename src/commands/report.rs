@@ -21,8 +21,8 @@ pub fn report(pipeline: &Pipeline, run: Option<&str>, export: Option<&Path>, reg
             .ok_or_else(|| Error::yours(format!("there is no run `{id}`")).help("`temper runs` lists them"))?,
         None => {
             let graph = load(pipeline, &[], registry)?;
-            latest(&store, &graph.name, &pipeline.profile)?.ok_or_else(|| {
-                let with = if pipeline.profile.is_empty() { "" } else { " with these profiles" };
+            latest(&store, &graph.name, &pipeline.changes.profile)?.ok_or_else(|| {
+                let with = if pipeline.changes.profile.is_empty() { "" } else { " with these profiles" };
                 Error::yours(format!("{} was never run in this store{with}", pipeline.file.display()))
             })?
         }

@@ -19,6 +19,7 @@ pub mod prompt;
 pub mod quality;
 pub mod reward;
 pub mod rl;
+pub mod services;
 pub mod sft;
 pub mod stats;
 pub mod tokenizer;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::diagnostics::Diagnostics;
 use crate::kind::{Arity, Registry, Signature};
 use crate::names::InstanceName;
-use crate::spec::Report;
+use crate::spec::{Effective, Report};
 
 mod expand;
 mod load;
@@ -91,4 +91,16 @@ pub fn load(file: &Path, options: &Options, registry: &Registry) -> Result<Graph
     let mut faults = Diagnostics::default();
     let graph = load::file(file, options, registry, &mut faults);
     faults.finish(graph)
+}
+
+/// The tree of a pipeline file with the changes of `options` applied, after all checks of [`load`].
+///
+/// # Errors
+/// As [`load`].
+pub fn effective(file: &Path, options: &Options, registry: &Registry) -> Result<Effective, Diagnostics> {
+    let mut faults = Diagnostics::default();
+    let graph = load::file(file, options, registry, &mut faults);
+    // The pipeline file is the first source.
+    let effective = graph.and_then(|_| Effective::of(0, &options.profiles, &options.set, faults.clone()));
+    faults.finish(effective)
 }

@@ -6,6 +6,7 @@ use self::node::{Map, Node, Value};
 use crate::diagnostics::{Diagnostics, Fault, Span, did_you_mean};
 use crate::names::is_name;
 
+pub mod effective;
 pub mod interpolate;
 pub mod matrix;
 pub mod merge;
@@ -15,6 +16,7 @@ pub mod set;
 pub mod stage;
 pub mod yaml;
 
+pub use effective::Effective;
 pub use report::{REPORT_KEYS, Report};
 pub use stage::Stage;
 
@@ -36,6 +38,12 @@ pub struct Spec {
 /// Parses the file's text (source number `source`) and applies profiles, then overrides. Returns `None` if nothing
 /// usable is left.
 pub fn read(source: u32, profiles: &[String], set: &[String], faults: &mut Diagnostics) -> Option<Spec> {
+    let (root, implied) = merged(source, profiles, set, faults)?;
+    Some(spec(root, implied, Span { source, start: 0, length: 0 }, faults))
+}
+
+/// The tree of the file with profiles and overrides applied, and the targets that hold if it states none.
+fn merged(source: u32, profiles: &[String], set: &[String], faults: &mut Diagnostics) -> Option<(Map, Vec<String>)> {
     let text = faults.source(source).to_owned();
     let start = Span { source, start: 0, length: 0 };
     let Some(root) = yaml::parse(source, &text, 0, faults) else {
@@ -69,7 +77,7 @@ pub fn read(source: u32, profiles: &[String], set: &[String], faults: &mut Diagn
     for argument in set {
         set::apply(&mut root, argument, faults);
     }
-    Some(spec(root, implied, start, faults))
+    Some((root, implied))
 }
 
 fn spec(mut root: Map, implied: Vec<String>, start: Span, faults: &mut Diagnostics) -> Spec {

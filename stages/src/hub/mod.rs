@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::http;
+use crate::services::Service;
 use wire::Wire;
 
 /// The type of a repository.
@@ -72,9 +73,22 @@ fn is_commit(revision: &str) -> bool {
 pub fn declare(mut signature: Signature, id: Option<&HubId>) -> Signature {
     let Some(id) = id else { return signature };
     signature.deterministic &= is_commit(&id.revision);
-    signature.env.extend(["HF_ENDPOINT", "HF_TOKEN"].into_iter().chain(http::ENV).map(str::to_owned));
-    signature.secrets.push("HF_TOKEN".to_owned());
+    signature.env.extend([wire::ENDPOINT, wire::TOKEN].into_iter().chain(http::ENV).map(str::to_owned));
+    signature.secrets.push(wire::TOKEN.to_owned());
     signature
+}
+
+/// The hub as a service, for `temper doctor`.
+pub(crate) fn service() -> Service {
+    Service {
+        name: "hub",
+        endpoint: wire::ENDPOINT,
+        address: wire::address(&wire::endpoint()),
+        credentials: wire::TOKEN,
+        set: Ok(http::variable(wire::TOKEN).map(|_| wire::TOKEN)),
+        users: "stages with a `hub` parameter",
+        key_for: "private and gated repositories",
+    }
 }
 
 /// One repository at one commit.

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use engine::error::{Error, Result};
 
-use super::client::{BASE_URL, Endpoint, KEY};
+use super::client::{self, BASE_URL, Endpoint, KEY};
 use crate::http;
+use crate::services::Service;
 
 /// Names a file that holds only the key, for machines where others can see environments.
 pub const KEY_FILE: &str = "ANTHROPIC_API_KEY_FILE";
@@ -15,7 +16,31 @@ const PUBLIC: &str = "https://api.anthropic.com";
 /// If there is no key, more than one, or one that cannot be sent.
 pub fn endpoint() -> Result<Endpoint> {
     let key = key(http::variable(KEY), http::variable(KEY_FILE))?;
-    Endpoint::new(&http::variable(BASE_URL).unwrap_or_else(|| PUBLIC.to_owned()), &key)
+    Endpoint::new(&base(), &key)
+}
+
+/// The API's base address, unchecked.
+fn base() -> String {
+    http::variable(BASE_URL).unwrap_or_else(|| PUBLIC.to_owned())
+}
+
+/// The API as a service, for `temper doctor`.
+pub fn service() -> Service {
+    let (value, file) = (http::variable(KEY), http::variable(KEY_FILE));
+    let name = if value.is_some() { KEY } else { KEY_FILE };
+    let set = match (&value, &file) {
+        (None, None) => Ok(None),
+        _ => key(value, file).and_then(|key| Endpoint::new(PUBLIC, &key)).map(|_| Some(name)),
+    };
+    Service {
+        name: "Claude",
+        endpoint: BASE_URL,
+        address: client::address(&base()),
+        credentials: "ANTHROPIC_API_KEY or ANTHROPIC_API_KEY_FILE",
+        set,
+        users: "`annotate.claude`",
+        key_for: "`annotate.claude`",
+    }
 }
 
 fn key(value: Option<String>, file: Option<String>) -> Result<String> {

@@ -25,6 +25,7 @@ use ask::Asker;
 use cache::Cache;
 pub use cache::{Verified, verify};
 use client::{BASE_URL, Endpoint, KEY};
+pub(crate) use credentials::service;
 use document::{Question, Questions};
 use engine::context::Context;
 use engine::error::{At, Error, Result};

@@ -20,7 +20,7 @@ pub fn multiply() -> Choice<Multiply> {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Choice<Multiply> {
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+    if crate::kernels::simd::multiplies_bf16() {
         /// Only reachable after the feature detection above.
         fn with<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Pair; ROWS]], b: Block<Pair>) {
             // SAFETY: both features that the function enables were found.

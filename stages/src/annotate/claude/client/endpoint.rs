@@ -15,17 +15,24 @@ pub struct Endpoint {
     header: HeaderValue,
 }
 
+/// The base address that paths are joined to.
+///
+/// # Errors
+/// If it is not a valid address.
+pub fn address(base: &str) -> Result<Url> {
+    // The base is checked alone first, because `https://` with a path would parse the path as a host.
+    let plain = Url::parse(base).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    plain.and_then(|_| Url::parse(&format!("{}/", base.trim_end_matches('/'))).ok()).ok_or_else(|| {
+        Error::yours(format!("{BASE_URL}: `{base}` is no address of an API"))
+            .help("expected one like https://api.anthropic.com; unset it for that one")
+    })
+}
+
 impl Endpoint {
     /// # Errors
     /// If address or key cannot be used in a request: names the variable, never the key.
     pub fn new(base: &str, key: &str) -> Result<Self> {
-        // The base is checked alone first, because `https://` with a path would parse the path as a host.
-        let plain = Url::parse(base).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        let base =
-            plain.and_then(|_| Url::parse(&format!("{}/", base.trim_end_matches('/'))).ok()).ok_or_else(|| {
-                Error::yours(format!("{BASE_URL}: `{base}` is no address of an API"))
-                    .help("expected one like https://api.anthropic.com; unset it for that one")
-            })?;
+        let base = address(base)?;
         // Stricter than a header value: keys are plain ASCII, so anything else is a mistake.
         let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
         let mut header = HeaderValue::from_str(key).ok().filter(|_| plain).ok_or_else(|| {

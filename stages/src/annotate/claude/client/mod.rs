@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use batches::{Batch, Created};
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, address};
 use pace::Pace;
 
 use super::reply::is_message;
