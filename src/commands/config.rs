@@ -32,8 +32,9 @@ pub fn config(file: &Path, changes: &Changes, registry: &Registry) -> Done {
 /// The pipeline as YAML. Numbers keep their spelling, because the spelling of a matrix label is its name.
 fn yaml(effective: &Effective) -> Result<String> {
     let write = |marks: Option<&Marks>| {
-        // YAML 1.2 decides what needs quotes, as it decides how the file is read.
-        let options = serde_yaml::ser_options! { yaml_12: true, no_lang_directive: true };
+        // YAML 1.2 decides what needs quotes, as it decides how the file is read. Texts of several lines are quoted too:
+        // in blocks, spaces and line ends at their borders would depend on the indentation.
+        let options = serde_yaml::ser_options! { yaml_12: true, no_lang_directive: true, prefer_block_scalars: false };
         serde_yaml::to_string_with_options(&Tree { effective, node: &effective.root, marks }, options)
             .map_err(|e| Error::ours(format!("the pipeline cannot be written as YAML: {e}")))
     };
@@ -133,7 +134,7 @@ impl Serialize for Tree<'_> {
 fn fits_a_line(items: &[Node]) -> bool {
     let length = |item: &Node| match &item.value {
         Value::List(_) | Value::Map(_) => None,
-        Value::Str(text) => (!text.contains('\n')).then(|| text.len() + 2),
+        Value::Str(text) => Some(text.len() + 2),
         _ => Some(8),
     };
     items.iter().map(length).sum::<Option<usize>>().is_some_and(|sum| sum <= ONE_LINE)

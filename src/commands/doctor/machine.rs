@@ -7,8 +7,8 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{Check, size};
 
-/// Below this much available memory, stages of the shipped pipeline may be killed by the system.
-const LITTLE_MEMORY: u64 = 2 << 30;
+/// Two stages of the shipped pipeline at once take about this much: each was measured at up to half of it.
+const LITTLE_MEMORY: u64 = 1 << 30;
 /// Below this many open files, a run may fail to start an attempt.
 const FEW_FILES: u64 = 256;
 

@@ -8,7 +8,7 @@ use engine::store::{self, Store};
 use super::{Check, existing, size};
 use crate::commands::counted;
 
-/// Below this much free space, a run of the shipped pipeline may fill the disk.
+/// Below this much free space, artifacts and checkpoints may fill the disk. A margin, not a measured need.
 const LITTLE_SPACE: u64 = 2 << 30;
 /// Below this much free space, not even a small stage can store its artifact.
 const NO_SPACE: u64 = 16 << 20;
