@@ -2,19 +2,39 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use engine::text::is_terminal_control;
+
+const NAME: &str = "temper";
+const EXIT_CODES: &str = "Exit codes: 2 the pipeline file or its data, 3 the environment (disk, network, an API), 4 a \
+                          bug in temper, 130 interrupted.";
 
 /// Runs RLHF experiments as a graph of cached stages.
 #[derive(Debug, Parser)]
-#[command(name = "temper", version, about, max_term_width = 100)]
+#[command(name = NAME, version, about, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
+const INSTALL_COMPLETIONS: &str = "\
+Install:
+  temper completions bash > ~/.local/share/bash-completion/completions/temper
+  temper completions fish > ~/.config/fish/completions/temper.fish
+  temper completions zsh > FOLDER/_temper        (a folder of $fpath)";
+const INSTALL_PAGES: &str = "\
+Install: temper man ~/.local/share/man/man1
+Read without installing: temper man | man -l -";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Create a small pipeline to start from, with a JSON schema for editors
+    Init {
+        /// Folder to create the files in
+        #[arg(value_name = "FOLDER", default_value = ".")]
+        folder: PathBuf,
+    },
     /// Run the stages that are not cached, then render the report
     Run(RunArgs),
     /// Show what a run would do with each stage (reuse, run or pending) and why
@@ -23,6 +43,14 @@ pub enum Command {
         file: PipelineArgs,
         #[command(flatten)]
         until: UntilArgs,
+    },
+    /// Print the pipeline with profiles and `--set` applied, as YAML
+    Config {
+        /// The pipeline file
+        #[arg(value_name = "PIPELINE")]
+        file: PathBuf,
+        #[command(flatten)]
+        changes: ChangeArgs,
     },
     /// Show which field of a stage's recipe changed since the nearest earlier record
     Explain {
@@ -86,10 +114,30 @@ pub enum Command {
         #[arg(long)]
         repair: bool,
     },
+    /// Check the machine, the store, keys and network, and say what to do about each problem
+    Doctor {
+        /// Also check this pipeline file, its store, and what its stages need
+        #[arg(value_name = "PIPELINE")]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        changes: ChangeArgs,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
     /// Run a model folder on JSON lines from standard input; prints one line of output per line
     Lm {
         #[command(subcommand)]
         task: LmTask,
+    },
+    /// Print a completion script for a shell
+    #[command(after_help = INSTALL_COMPLETIONS)]
+    Completions { shell: Shell },
+    /// Print the manual page, or write the pages of all commands into a folder
+    #[command(after_help = INSTALL_PAGES)]
+    Man {
+        /// Folder to write the pages into
+        #[arg(value_name = "FOLDER")]
+        folder: Option<PathBuf>,
     },
     /// Execute one attempt at an instance (started by `run`)
     #[command(hide = true)]
@@ -132,14 +180,21 @@ pub struct PipelineArgs {
     /// The pipeline file
     #[arg(value_name = "PIPELINE")]
     pub file: PathBuf,
+    #[command(flatten)]
+    pub changes: ChangeArgs,
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+/// Changes to the pipeline file.
+#[derive(Debug, Args)]
+pub struct ChangeArgs {
     /// Apply a profile of the file; may repeat, later ones win
     #[arg(long, value_name = "NAME")]
     pub profile: Vec<String>,
     /// Change one value: stages.sft.with.lr=1e-4
     #[arg(long, value_name = "PATH=YAML")]
     pub set: Vec<String>,
-    #[command(flatten)]
-    pub store: StoreArgs,
 }
 
 #[derive(Debug, Args)]
@@ -238,6 +293,20 @@ pub enum GraphFormat {
     Mermaid,
     Dot,
     Svg,
+}
+
+/// The definition of the command line without internal commands, for completions and manual pages.
+pub fn public_command() -> clap::Command {
+    // clap_complete offers hidden commands too, and a `Command` cannot lose one: build another.
+    let whole = Cli::command();
+    let commands = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    let about = whole.get_about().cloned().unwrap_or_default();
+    clap::Command::new(NAME)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(about)
+        .after_help(EXIT_CODES)
+        .subcommand_required(true)
+        .subcommands(commands)
 }
 
 pub fn parse() -> Cli {

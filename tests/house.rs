@@ -51,11 +51,11 @@ fn every_module_has_a_header_comment() {
     assert!(missing.is_empty(), "these files do not open with a `//!` sentence: {missing:?}");
 }
 
-/// The modules of `stages`, from the lowest layer up: text, tables, types, models and training, kinds, the paper.
+/// The modules of `stages`, from the lowest layer up: text, tables, types, models and training, services, kinds, the paper.
 /// A module uses only those before it.
-const LAYERS: [&str; 20] = [
+const LAYERS: [&str; 21] = [
     "error", "random", "stats", "http", "text", "table", "types", "prompt", "corpus", "assets", "hub", "source",
-    "labels", "train", "model", "reward", "rl", "judge", "kinds", "paper",
+    "labels", "train", "model", "reward", "rl", "judge", "services", "kinds", "paper",
 ];
 
 /// The source files of `stages` without tests: the path inside `src` as module names, and the text.

@@ -37,6 +37,7 @@ pub use counter_rng::CounterRng;
 pub use eos::Eos;
 pub use error::{Error, Result};
 pub use head::{RewardModel, RewardPooling, ScalarHead};
+pub use kernels::simd::{Isa, has_avx512_bf16, isa};
 pub use kernels::{TokenStats, backward};
 pub use linear::Dropout;
 pub use lora::LoraConfig;

@@ -1,7 +1,11 @@
 //! The commands: each one reads the pipeline, calls the engine and prints.
 
+mod completions;
+mod config;
+mod doctor;
 mod explain;
 mod graph;
+mod init;
 mod kinds;
 mod lm;
 mod plan;
@@ -23,21 +27,25 @@ use crate::args::{Cli, Command, PipelineArgs, StoreArgs};
 use crate::output;
 
 /// Runs a command and turns its errors into messages and exit codes.
-pub fn main(cli: Cli) -> ExitCode {
-    let registry = stages::registry();
+pub fn main(cli: Cli, registry: &Registry) -> ExitCode {
     let result = match cli.command {
-        Command::Attempt { job } => return engine::attempt::main(&job, &registry),
-        Command::Run(args) => run::run(&args, &registry),
-        Command::Plan { file, until } => plan::plan(&file, &until, &registry),
-        Command::Explain { file, stage } => explain::explain(&file, &stage, &registry),
-        Command::Graph { file, format } => graph::graph(&file, format, &registry),
-        Command::Show { file, stage, rows } => show::show(&file, &stage, rows, &registry),
-        Command::Path { file, stage } => show::path(&file, &stage, &registry),
+        Command::Attempt { job } => return engine::attempt::main(&job, registry),
+        Command::Init { folder } => init::init(&folder, registry),
+        Command::Run(args) => run::run(&args, registry),
+        Command::Plan { file, until } => plan::plan(&file, &until, registry),
+        Command::Config { file, changes } => config::config(&file, &changes, registry),
+        Command::Explain { file, stage } => explain::explain(&file, &stage, registry),
+        Command::Graph { file, format } => graph::graph(&file, format, registry),
+        Command::Show { file, stage, rows } => show::show(&file, &stage, rows, registry),
+        Command::Path { file, stage } => show::path(&file, &stage, registry),
         Command::Runs { store } => report::runs(&store),
-        Command::Report { file, run, export } => report::report(&file, run.as_deref(), export.as_deref(), &registry),
-        Command::Kinds { kind, json } => kinds::kinds(kind.as_deref(), json, &registry),
-        Command::Schema => kinds::schema(&registry),
+        Command::Report { file, run, export } => report::report(&file, run.as_deref(), export.as_deref(), registry),
+        Command::Kinds { kind, json } => kinds::kinds(kind.as_deref(), json, registry),
+        Command::Schema => kinds::schema(registry),
         Command::Verify { store, repair } => verify::verify(&store, repair),
+        Command::Doctor { file, changes, store } => doctor::doctor(file, changes, store, registry),
+        Command::Completions { shell } => completions::completions(shell),
+        Command::Man { folder } => completions::man(folder.as_deref()),
         Command::Lm { task } => lm::lm(&task),
     };
     let code = result.unwrap_or_else(|failure| {
@@ -93,14 +101,23 @@ type CommandResult = std::result::Result<u8, Failure>;
 
 /// The graph of the file with its profiles and `--set` applied, cut to `until`.
 fn load(pipeline: &PipelineArgs, until: &[String], registry: &Registry) -> std::result::Result<Graph, Failure> {
-    let options = LoadOptions { profiles: pipeline.profile.clone(), set: pipeline.set.clone(), until: until.to_vec() };
+    let options = LoadOptions {
+        profiles: pipeline.changes.profile.clone(),
+        set: pipeline.changes.set.clone(),
+        until: until.to_vec(),
+    };
     Ok(engine::graph::load(&pipeline.file, &options, registry)?)
 }
 
 /// The store given by `--store`, or `cache` next to the pipeline file.
 fn open_store(pipeline: &PipelineArgs) -> Result<Store> {
-    let default_root = pipeline.file.parent().unwrap_or(Path::new("")).join("cache");
-    Store::open(&pipeline.store.store.clone().unwrap_or(default_root))
+    Store::open(&store_root(pipeline))
+}
+
+/// The folder of [`open_store`].
+fn store_root(pipeline: &PipelineArgs) -> PathBuf {
+    let default_root = || pipeline.file.parent().unwrap_or(Path::new("")).join("cache");
+    pipeline.store.store.clone().unwrap_or_else(default_root)
 }
 
 /// The store given by `--store`, or `cache` in the working directory; it must exist.
@@ -130,6 +147,11 @@ fn load_instance(
                 .into())
         }
     }
+}
+
+/// `1 stage`, `2 stages`.
+fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Prints a value as JSON.

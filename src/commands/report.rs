@@ -21,8 +21,8 @@ pub fn report(pipeline: &PipelineArgs, run: Option<&str>, export: Option<&Path>,
             .ok_or_else(|| Error::user(format!("there is no run `{id}`")).help("`temper runs` lists them"))?,
         None => {
             let graph = load(pipeline, &[], registry)?;
-            latest(&store, &graph.name, &pipeline.profile)?.ok_or_else(|| {
-                let profiles_note = if pipeline.profile.is_empty() { "" } else { " with these profiles" };
+            latest(&store, &graph.name, &pipeline.changes.profile)?.ok_or_else(|| {
+                let profiles_note = if pipeline.changes.profile.is_empty() { "" } else { " with these profiles" };
                 Error::user(format!("{} was never run in this store{profiles_note}", pipeline.file.display()))
             })?
         }

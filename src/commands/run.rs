@@ -34,7 +34,7 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
         pay: args.pay,
         cadence: args.checkpoint_every.map_or_else(Cadence::default, Cadence::Steps),
         flags,
-        profiles: args.file.profile.clone(),
+        profiles: args.file.changes.profile.clone(),
         command_line: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         file: Some(args.file.file.display().to_string()),
         // Attempts allocate and free large buffers all the time; pages returned to the system would have to be faulted

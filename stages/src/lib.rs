@@ -20,6 +20,7 @@ pub mod prompt;
 pub mod random;
 pub mod reward;
 pub mod rl;
+pub mod services;
 pub mod source;
 pub mod stats;
 pub mod text;

@@ -6,6 +6,7 @@ use self::node::{Map, Node, Value};
 use crate::diagnostics::{Diagnostic, Diagnostics, Span, did_you_mean};
 use crate::names::is_name;
 
+pub mod effective;
 pub mod interpolate;
 pub mod matrix;
 pub mod merge;
@@ -15,6 +16,7 @@ pub mod set;
 pub mod stage;
 pub mod yaml;
 
+pub use effective::EffectivePipeline;
 pub use report::{REPORT_KEYS, ReportSettings};
 pub use stage::Stage;
 
@@ -36,6 +38,12 @@ pub struct Document {
 /// Parses the file's text (source number `source`) and applies profiles, then overrides. Returns `None` if nothing
 /// usable is left.
 pub fn read(source: u32, profiles: &[String], set: &[String], faults: &mut Diagnostics) -> Option<Document> {
+    let (root, default_targets) = merged(source, profiles, set, faults)?;
+    Some(build(root, default_targets, Span { source, start: 0, length: 0 }, faults))
+}
+
+/// The tree of the file with profiles and overrides applied, and the targets that apply if the tree states none.
+fn merged(source: u32, profiles: &[String], set: &[String], faults: &mut Diagnostics) -> Option<(Map, Vec<String>)> {
     let text = faults.source(source).to_owned();
     let start = Span { source, start: 0, length: 0 };
     let Some(root) = yaml::parse(source, &text, 0, faults) else {
@@ -65,7 +73,7 @@ pub fn read(source: u32, profiles: &[String], set: &[String], faults: &mut Diagn
     for argument in set {
         set::apply(&mut root, argument, faults);
     }
-    Some(build(root, default_targets, start, faults))
+    Some((root, default_targets))
 }
 
 fn build(mut root: Map, default_targets: Vec<String>, start: Span, faults: &mut Diagnostics) -> Document {

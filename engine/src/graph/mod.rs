@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::diagnostics::Diagnostics;
-use crate::document::ReportSettings;
+use crate::document::{EffectivePipeline, ReportSettings};
 use crate::kind::{Arity, Registry, Signature};
 use crate::names::InstanceName;
 
@@ -92,4 +92,16 @@ pub fn load(file: &Path, options: &LoadOptions, registry: &Registry) -> Result<G
     let mut faults = Diagnostics::default();
     let graph = load::load_file(file, options, registry, &mut faults);
     faults.finish(graph)
+}
+
+/// The tree of a pipeline file with the changes of `options` applied, after all checks of [`load`].
+///
+/// # Errors
+/// As [`load`].
+pub fn effective(file: &Path, options: &LoadOptions, registry: &Registry) -> Result<EffectivePipeline, Diagnostics> {
+    let mut faults = Diagnostics::default();
+    let graph = load::load_file(file, options, registry, &mut faults);
+    // The pipeline file is the first source.
+    let effective = graph.and_then(|_| EffectivePipeline::new(0, &options.profiles, &options.set, faults.clone()));
+    faults.finish(effective)
 }

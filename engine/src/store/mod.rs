@@ -6,6 +6,7 @@ mod crash;
 pub(crate) mod files;
 mod index;
 mod lock;
+mod probe;
 mod read;
 mod record;
 mod timings;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 pub use content::ExternalContent;
 pub use lock::{KeyLock, LockHolder};
+pub use probe::{FileSystemSupport, probe_file_system};
 pub use read::{Artifact, Presence};
 pub use record::{ActionRecord, Platform, Provenance, RecordResult, Resolution, resolve_conflict};
 pub use timings::Timings;
@@ -60,15 +62,7 @@ impl Store {
     /// # Errors
     /// When a newer temper made the store (user error), or the disk fails.
     pub fn open(root: &Path) -> Result<Self> {
-        let root = std::path::absolute(root).at(root)?;
-        if root.to_str().is_none() {
-            return Err(Error::environment(format!("{}: the path of a store must be UTF-8", root.display()))
-                .help("choose another folder with `--store FOLDER`"));
-        }
-        if root.exists() && !root.is_dir() {
-            return Err(Error::user(format!("{}: expected the folder of a store, found a file", root.display()))
-                .help("choose another folder with `--store FOLDER`"));
-        }
+        let root = validated_root(root)?;
         fs::create_dir_all(&root).at(&root)?;
         check_empty(&root)?;
         check_version(&root)?;
@@ -88,6 +82,21 @@ impl Store {
         }
         let index = StatIndex::new(root.join("index"), root.join("locks/index"));
         Ok(Self { root, index })
+    }
+
+    /// Opens the store at `root`; `None` if there is none and one can be created there. Creates nothing.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_existing(root: &Path) -> Result<Option<Self>> {
+        let root = validated_root(root)?;
+        if is_store(&root) {
+            return Self::open(&root).map(Some);
+        }
+        if root.exists() {
+            check_empty(&root)?;
+        }
+        Ok(None)
     }
 
     /// Always absolute.
@@ -131,6 +140,20 @@ impl Store {
 }
 
 const FOLDERS: [&str; 8] = ["quarantine", "blobs", "artifacts", "actions", "work", "requests", "runs", "locks"];
+
+/// The absolute path of a store; an error if no store can be there.
+fn validated_root(root: &Path) -> Result<PathBuf> {
+    let root = std::path::absolute(root).at(root)?;
+    if root.to_str().is_none() {
+        return Err(Error::environment(format!("{}: the path of a store must be UTF-8", root.display()))
+            .help("choose another folder with `--store FOLDER`"));
+    }
+    if root.exists() && !root.is_dir() {
+        return Err(Error::user(format!("{}: expected the folder of a store, found a file", root.display()))
+            .help("choose another folder with `--store FOLDER`"));
+    }
+    Ok(root)
+}
 
 /// Moves a path that is not a readable file into the quarantine; on a read-only disk it stays, and is treated as
 /// missing.

@@ -41,6 +41,17 @@ fn detect() -> Isa {
     Isa::Portable
 }
 
+/// Whether this CPU has the instruction that multiplies pairs of bf16 (AVX512_BF16).
+#[cfg(target_arch = "x86_64")]
+pub fn has_avx512_bf16() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub fn has_avx512_bf16() -> bool {
+    false
+}
+
 /// Compiles a function once per instruction set and calls the best one. The body sees `FMA: bool`, to pass to the
 /// functions of this module. Only plain loops belong in the body: the compiler vectorises them.
 macro_rules! simd {

@@ -11,9 +11,31 @@ use crate::http;
 use crate::table::cut;
 use crate::text::clean::printable;
 
+/// Environment variable: the address of another hub than the public one.
+pub const ENDPOINT: &str = "HF_ENDPOINT";
+/// Environment variable: the access token.
+pub const TOKEN: &str = "HF_TOKEN";
 const PUBLIC: &str = "https://huggingface.co";
 /// More redirects than any hub needs to reach its object store.
 const MOST_REDIRECTS: usize = 10;
+
+/// The hub's address from the environment, unchecked.
+pub fn endpoint() -> String {
+    http::variable(ENDPOINT).unwrap_or_else(|| PUBLIC.to_owned())
+}
+
+/// Parses a hub's address.
+///
+/// # Errors
+/// If the endpoint is not a valid address.
+pub fn address(endpoint: &str) -> Result<Url> {
+    Url::parse(endpoint).ok().filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host()).ok_or_else(
+        || {
+            Error::user(format!("the hub's endpoint `{endpoint}` is no address"))
+                .help("HF_ENDPOINT is such as https://huggingface.co")
+        },
+    )
+}
 
 /// Client for one repository of one hub.
 pub struct HubClient {
@@ -57,21 +79,13 @@ impl HubClient {
     /// # Errors
     /// If the endpoint is not a valid address.
     pub fn from_environment(repo: Repo, id: &HubId) -> Result<Self> {
-        let endpoint = http::variable("HF_ENDPOINT").unwrap_or_else(|| PUBLIC.to_owned());
-        Self::new(repo, id, &endpoint, http::variable("HF_TOKEN"))
+        Self::new(repo, id, &endpoint(), http::variable(TOKEN))
     }
 
     /// # Errors
     /// If the endpoint is not a valid address.
     pub fn new(repo: Repo, id: &HubId, endpoint: &str, token: Option<String>) -> Result<Self> {
-        let no_address = || {
-            Error::user(format!("the hub's endpoint `{endpoint}` is no address"))
-                .help("HF_ENDPOINT is such as https://huggingface.co")
-        };
-        let endpoint = Url::parse(endpoint).map_err(|_| no_address())?;
-        if !["http", "https"].contains(&endpoint.scheme()) || endpoint.host().is_none() {
-            return Err(no_address());
-        }
+        let endpoint = address(endpoint)?;
         let client = http::client(None, http::Redirects::Never)?;
         Ok(Self { repo, id: id.clone(), endpoint, token: token.map(|token| token.trim().to_owned()), client })
     }

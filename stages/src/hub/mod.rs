@@ -1,7 +1,7 @@
 //! Downloads files of one commit of a repository from a hub with Hugging Face's protocol. Downloads resume after a
 //! killed attempt, and their digests are checked.
 
-mod client;
+pub(crate) mod client;
 mod digest;
 
 use std::fs::{File, OpenOptions};
@@ -69,8 +69,8 @@ fn is_commit(revision: &str) -> bool {
 pub fn declare(mut signature: Signature, id: Option<&HubId>) -> Signature {
     let Some(id) = id else { return signature };
     signature.deterministic &= is_commit(&id.revision);
-    signature.env.extend(["HF_ENDPOINT", "HF_TOKEN"].into_iter().chain(http::ENV).map(str::to_owned));
-    signature.secrets.push("HF_TOKEN".to_owned());
+    signature.env.extend([client::ENDPOINT, client::TOKEN].into_iter().chain(http::ENV).map(str::to_owned));
+    signature.secrets.push(client::TOKEN.to_owned());
     signature
 }
 

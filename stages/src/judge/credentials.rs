@@ -12,6 +12,11 @@ pub fn file_variable(variable: &str) -> String {
     format!("{variable}_FILE")
 }
 
+/// Whichever of `variable` and its [`file_variable`] is set; `variable` if both are.
+pub fn variable_set(variable: &str) -> Option<String> {
+    [variable.to_owned(), file_variable(variable)].into_iter().find(|name| http::variable(name).is_some())
+}
+
 /// The key in `variable`, or in the file that its [`file_variable`] names.
 ///
 /// # Errors

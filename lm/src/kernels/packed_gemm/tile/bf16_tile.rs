@@ -20,7 +20,7 @@ pub fn kernels() -> KernelTable<TileKernel> {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> KernelTable<TileKernel> {
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+    if crate::kernels::simd::has_avx512_bf16() {
         /// Only reachable after the feature detection above.
         fn with<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Bf16Pair; ROWS]], b: PanelBlock<Bf16Pair>) {
             // SAFETY: both features that the function enables were found.

@@ -4,6 +4,7 @@ pub mod batches;
 mod reply;
 
 use engine::error::Result;
+use reqwest::Url;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -109,6 +110,34 @@ pub fn endpoint_at(base: &str, key: &str) -> Result<Endpoint> {
     Endpoint::new(&PROTOCOL, (base, BASE_URL), Some((key, KEY)))
 }
 
+/// The API's base address from the environment, unchecked.
+fn base() -> String {
+    http::variable(BASE_URL).unwrap_or_else(|| PUBLIC.to_owned())
+}
+
+/// The address that requests go to.
+///
+/// # Errors
+/// If the variable [`BASE_URL`] holds no valid address.
+pub fn address() -> Result<Url> {
+    Endpoint::new(&PROTOCOL, (&base(), BASE_URL), None).map(|endpoint| endpoint.at(""))
+}
+
+/// The variables that may hold the key.
+pub fn key_variables() -> [String; 2] {
+    [KEY.to_owned(), credentials::file_variable(KEY)]
+}
+
+/// The variable that holds the key; `None` if no variable is set.
+///
+/// # Errors
+/// If the key cannot be used.
+pub fn key_variable_set() -> Result<Option<String>> {
+    let Some(name) = credentials::variable_set(KEY) else { return Ok(None) };
+    endpoint_at(PUBLIC, &credentials::key(KEY)?)?;
+    Ok(Some(name))
+}
+
 /// The start of a prefilled answer; `n` is the number of the first document.
 fn beginning(n: usize) -> String {
     format!("{{\"{}\":", field(n))
@@ -120,7 +149,7 @@ impl Provider for Anthropic {
     }
 
     fn endpoint(&self) -> Result<Endpoint> {
-        endpoint_at(&http::variable(BASE_URL).unwrap_or_else(|| PUBLIC.to_owned()), &credentials::key(KEY)?)
+        endpoint_at(&base(), &credentials::key(KEY)?)
     }
 
     fn asked(&self, settings: &Settings, template: &str) -> Value {

@@ -1,0 +1,87 @@
+//! The processor, its threads, the memory and the limit on open files.
+
+use std::path::{Path, PathBuf};
+
+use lm::Isa;
+use rustix::process::{Resource, getrlimit};
+
+use super::{Check, size};
+
+/// Two concurrent stages of the shipped pipeline need about this much: each was measured at up to half of it.
+const LITTLE_MEMORY: u64 = 1 << 30;
+/// Below this many open files, a run may fail to start an attempt.
+const FEW_FILES: u64 = 256;
+
+pub fn checks() -> Vec<Check> {
+    let version = format!("{} for {}-{}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, std::env::consts::OS);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    [Check::ok("temper", version), cpu(), Check::ok("threads", threads.to_string())]
+        .into_iter()
+        .chain(memory())
+        .chain(open_files())
+        .collect()
+}
+
+fn cpu() -> Check {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or(String::new(), |(_, name)| format!("{name}: "));
+    let bf16 = if lm::has_avx512_bf16() { "+BF16" } else { "" };
+    match lm::isa() {
+        Isa::V4 => Check::ok("cpu", format!("{model}AVX-512{bf16}")),
+        Isa::V3 => Check::ok("cpu", format!("{model}AVX2")),
+        Isa::Portable => Check::warning(
+            "cpu",
+            format!("{model}without AVX2 and FMA"),
+            "models use the target's baseline instructions: expect slower training than on a newer CPU",
+        ),
+    }
+}
+
+fn memory() -> Option<Check> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let field = |name: &str| Some(1024 * number(info.lines().find_map(|line| line.strip_prefix(name))?)?);
+    let (mut total, mut available) = (field("MemTotal:")?, field("MemAvailable:")?);
+    for (limit, left) in groups().iter().filter_map(|group| group_memory(group)) {
+        (total, available) = (total.min(limit), available.min(left));
+    }
+    let message = format!("{} available of {}", size(available), size(total));
+    if available >= LITTLE_MEMORY {
+        return Some(Check::ok("memory", message));
+    }
+    let help = "end other programs, run one stage at a time (`-j 1`), or lower `batch` and `tokens_at_once` of stages";
+    Some(Check::warning("memory", message, help))
+}
+
+/// The first number in `text`.
+fn number(text: &str) -> Option<u64> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
+/// The control groups (version 2) of this process, innermost first.
+fn groups() -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::/")) else { return Vec::new() };
+    root.join(path).ancestors().take_while(|group| group.starts_with(root)).map(Path::to_owned).collect()
+}
+
+/// The limit of a group's memory in bytes, and how much of it is left or can be reclaimed from file caches.
+fn group_memory(group: &Path) -> Option<(u64, u64)> {
+    let read = |file: &str| std::fs::read_to_string(group.join(file)).ok();
+    let limit = number(&read("memory.max")?)?;
+    let used = number(&read("memory.current")?)?;
+    let stat = read("memory.stat")?;
+    let caches = ["inactive_file ", "active_file "];
+    let cached: u64 =
+        caches.iter().filter_map(|name| number(stat.lines().find_map(|line| line.strip_prefix(name))?)).sum();
+    Some((limit, limit.saturating_sub(used.saturating_sub(cached))))
+}
+
+fn open_files() -> Option<Check> {
+    let limit = getrlimit(Resource::Nofile).current?;
+    if limit >= FEW_FILES {
+        return Some(Check::ok("files", format!("{limit} may be open at once")));
+    }
+    Some(Check::warning("files", format!("only {limit} may be open at once"), "raise the limit with `ulimit -n 1024`"))
+}
