@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -20,6 +21,9 @@ pub struct Change {
     /// The instance connected to this input.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<InstanceName>,
+    /// The file or folder that this parameter names; the values are digests of its content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
 }
 
 /// The owned path to a leaf.
@@ -100,6 +104,7 @@ pub(super) fn differences(old: &Leaves, new: &Leaves) -> Vec<Change> {
     let told = |leaves: &Leaves, way: &Way| leaves.get(way).map(|(_, told)| told.clone());
     let ways: BTreeSet<&Way> = old.keys().chain(new.keys()).collect();
     let differs = |way: &&Way| old.get(way).map(|(exact, _)| exact) != new.get(way).map(|(exact, _)| exact);
-    let change = |way: &Way| Change { field: way.to_string(), old: told(old, way), new: told(new, way), from: None };
+    let change =
+        |way: &Way| Change { field: way.to_string(), old: told(old, way), new: told(new, way), from: None, path: None };
     ways.into_iter().filter(differs).map(change).collect()
 }
