@@ -42,7 +42,7 @@ pub fn file(file: &Path, options: &Options, registry: &Registry, faults: &mut Di
     if let Err(left) = &sorted {
         tell_cycles(&needs, left, &drafts, faults);
     }
-    let targets = targets(&layout, &options.until, faults);
+    let targets = targets(&layout, options, faults);
     let needed = order::needed(&needs, &targets);
     check_paths(&checked, &needed, faults);
     if targets.is_empty() && faults.faults().is_empty() {
@@ -247,23 +247,25 @@ fn tell_cycles(needs: &[Vec<usize>], left: &[usize], drafts: &[Draft], faults: &
     }
 }
 
-fn targets(layout: &Layout, until: &[String], faults: &mut Diagnostics) -> Vec<usize> {
-    let given: Vec<(String, Option<Span>)> = if until.is_empty() {
-        layout.spec.targets.clone()
-    } else {
-        let mut place = |text: &String| {
-            let source = faults.add_source("--until", text);
-            Span { source, start: 0, length: text.len() as u32 }
-        };
-        until.iter().map(|text| (text.clone(), Some(place(text)))).collect()
+fn targets(layout: &Layout, options: &Options, faults: &mut Diagnostics) -> Vec<usize> {
+    let mut place = |name: &str, text: &String| {
+        let source = faults.add_source(name, text);
+        (text.clone(), Some(Span { source, start: 0, length: text.len() as u32 }))
     };
+    let (stage, until) = (&options.stage, &options.until);
+    let given: Vec<(String, Option<Span>)> = match stage {
+        Some(stage) => vec![place("STAGE", stage)],
+        None if until.is_empty() => layout.spec.targets.clone(),
+        None => until.iter().map(|text| place("--until", text)).collect(),
+    };
+    let label = if stage.is_some() { "" } else { "target: " };
     let mut targets = Vec::new();
     for (text, span) in given {
         match Selector::parse(&text).and_then(|selector| layout.select(&selector)) {
             Ok(Found::Instances { drafts, .. }) => targets.extend(drafts),
             Ok(Found::Faulty) => {}
             Err((message, help)) => {
-                let fault = Fault { span, ..Fault::nowhere(format!("target: {message}")) };
+                let fault = Fault { span, ..Fault::nowhere(format!("{label}{message}")) };
                 faults.push(fault.maybe_help(help));
             }
         }

@@ -378,6 +378,10 @@ fn what_the_command_line_names_must_be_there() {
             "= help: write `sft`",
         ],
     );
+    told(
+        Options { stage: Some("sft[s]".to_owned()), ..Options::default() },
+        &["error: stage `sft` has no matrix", "--> STAGE:1:1", "= help: write `sft`"],
+    );
     let cases: &[(&str, &[&str])] = &[
         ("stages.sfd.with.lr=1", &["error: unknown stage `sfd`", "--> --set:1:8", "= help: did you mean `sft`?"]),
         ("stages.sft.wth.lr=1", &["error: unknown key `wth`", "--> --set:1:12", "= help: did you mean `with`?"]),
