@@ -19,12 +19,18 @@ pub fn graph(pipeline: &Pipeline, format: GraphFormat, registry: &Registry) -> D
         .zip(&plan.stages)
         .map(|(instance, planned)| {
             let cached = matches!(planned.state, State::Reuse { .. });
+            let state = match planned.state {
+                State::Reuse { .. } => "cached",
+                State::Run { .. } => "to run",
+                State::Pending { .. } => "pending",
+            };
             let sources = instance.inputs.iter().flat_map(|port| &port.from);
             Box {
                 name: instance.name.to_string(),
                 from: sources.map(|s| graph.instances[s.instance].name.to_string()).collect(),
-                note: if cached { "cached".to_owned() } else { instance.kind.clone() },
+                note: format!("{} · {state}", instance.kind),
                 ran: cached,
+                unreached: matches!(planned.state, State::Pending { .. }),
                 ..Box::default()
             }
         })
