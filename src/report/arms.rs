@@ -15,8 +15,8 @@ pub const TEXT: usize = 3;
 /// A column of numbers.
 pub struct Column {
     pub head: &'static str,
-    /// The heading on the terminal.
-    pub short: &'static str,
+    /// The heading on the terminal; `None`: only the page has the column.
+    pub short: Option<&'static str>,
     /// Whether the terminal has space for the interval.
     pub roomy: bool,
     /// The cell of a sampled point, and of the greedy one if there is one.
@@ -24,37 +24,37 @@ pub struct Column {
 }
 
 pub const COLUMNS: [Column; 9] = [
-    Column { head: "true quality", short: "true quality", roomy: true, of: |p, _| quality(p) },
-    Column { head: "gold (SFT sd)", short: "gold (SFT sd)", roomy: true, of: |p, _| Some(gold(p)) },
+    Column { head: "true quality", short: Some("true quality"), roomy: true, of: |p, _| quality(p) },
+    Column { head: "gold (SFT sd)", short: Some("gold sd"), roomy: false, of: |p, _| Some(gold(p)) },
     Column {
         head: "win rate",
-        short: "win rate",
-        roomy: true,
+        short: Some("win rate"),
+        roomy: false,
         of: |p, _| Some(cell(p.win_rate, p.win_rate_low, p.win_rate_high, |v| format!("{v:.2}"))),
     },
-    Column { head: "greedy: true quality", short: "gr. quality", roomy: false, of: |_, greedy| quality(greedy?) },
-    Column { head: "greedy: gold (SFT sd)", short: "gr. gold", roomy: false, of: |_, greedy| Some(gold(greedy?)) },
+    Column { head: "greedy: true quality", short: None, roomy: false, of: |_, greedy| quality(greedy?) },
+    Column { head: "greedy: gold (SFT sd)", short: None, roomy: false, of: |_, greedy| Some(gold(greedy?)) },
     Column {
         head: "proxy",
-        short: "proxy",
+        short: Some("proxy"),
         roomy: false,
         of: |p, _| Some(cell(p.proxy, p.proxy_low, p.proxy_high, |v| format!("{v:+.2}"))),
     },
     Column {
         head: "KL (nats)",
-        short: "KL",
+        short: Some("KL"),
         roomy: false,
         of: |p, _| Some(cell(p.kl, p.kl_low, p.kl_high, |v| format!("{v:.2}"))),
     },
     Column {
         head: "length",
-        short: "length",
+        short: Some("length"),
         roomy: false,
         of: |p, _| Some(cell(p.length, p.length_low, p.length_high, |v| format!("{v:.1}"))),
     },
     Column {
         head: "EOS",
-        short: "EOS",
+        short: Some("EOS"),
         roomy: false,
         of: |p, _| {
             let percent = cell(p.eos_rate, p.eos_rate_low, p.eos_rate_high, |v| format!("{:.0}", 100.0 * v));
