@@ -4,11 +4,13 @@ use engine::error::Error;
 use engine::estimate::{Estimate, Prospect, Range};
 use engine::graph::Graph;
 use engine::kind::Registry;
+use engine::names::{InstanceName, StageName};
 use engine::plan::{Flags, Plan, State};
 use serde_json::{Value, json};
 
 use super::{Done, load, open_store, print_json};
 use crate::args::{Cut, Pipeline};
+use crate::output::counted;
 use crate::report::terminal::table;
 
 pub fn plan(pipeline: &Pipeline, cut: &Cut, registry: &Registry) -> Done {
@@ -53,7 +55,8 @@ pub fn tell(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>], missing:
     let expected: f64 =
         plan.stages.iter().filter(|p| !matches!(p.state, State::Reuse { .. })).filter_map(|p| p.expected_seconds).sum();
     let open = plan.stages.iter().filter(|p| !matches!(p.state, State::Reuse { .. })).count();
-    say!("\n{} stages: {open} to run or pending, {} reused", plan.stages.len(), plan.stages.len() - open);
+    let all = plan.stages.len();
+    say!("\n{}: {open} to run or pending, {} reused", counted(all, "stage"), all - open);
     if expected > 0.0 {
         say!("expected: {expected:.0} s of stage time, by earlier runs");
     }
@@ -66,10 +69,25 @@ pub fn tell(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>], missing:
         say!("{}: {}", graph.instances[planned.instance].name, planned.notes.join("; "));
     }
     if !graph.not_needed.is_empty() {
-        let names: Vec<String> = graph.not_needed.iter().map(ToString::to_string).collect();
-        say!("not needed: {}", names.join(", "));
+        say!("not needed: {}", not_needed(graph));
     }
     missing.iter().for_each(|error| note!("warning: {error}"));
+}
+
+/// The instances that no target needs, by stage: `pairs, sft (3 of 7)`.
+fn not_needed(graph: &Graph) -> String {
+    let mut stages: Vec<(&StageName, usize)> = Vec::new();
+    for InstanceName { stage, .. } in &graph.not_needed {
+        match stages.iter_mut().find(|(name, _)| *name == stage) {
+            Some((_, count)) => *count += 1,
+            None => stages.push((stage, 1)),
+        }
+    }
+    let told = stages.iter().map(|(stage, count)| {
+        let needed = graph.instances.iter().filter(|instance| instance.name.stage == **stage).count();
+        if needed == 0 { stage.to_string() } else { format!("{stage} ({count} of {})", count + needed) }
+    });
+    told.collect::<Vec<_>>().join(", ")
 }
 
 /// The expected cost of a stage, with each note on its own line.
@@ -79,7 +97,7 @@ fn cost(prospect: &Prospect) -> String {
         Prospect::Known(estimate) => estimate,
     };
     let tokens = |range: &Range| between(range, |n| count(n.round() as u64));
-    let mut text = format!("{} requests", count(*requests));
+    let mut text = format!("{} request{}", count(*requests), if *requests == 1 { "" } else { "s" });
     if *requests > 0 {
         text += &format!(", {} tokens in, {} out", tokens(input_tokens), tokens(output_tokens));
         let money = |dollars: &Range| between(dollars, |d| format!("{d:.2}"));

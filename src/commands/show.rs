@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::{Done, load_to, open_store, print_json};
 use crate::args::Pipeline;
+use crate::output::counted;
 
 pub fn path(pipeline: &Pipeline, stage: &str, registry: &Registry) -> Done {
     let (graph, target) = load_to(pipeline, stage, registry)?;
@@ -64,7 +65,7 @@ pub fn show(pipeline: &Pipeline, stage: &str, rows: usize, registry: &Registry) 
         say!("  {:>12}  {name}  {}", file.bytes, file.digest.short());
     }
     for (table, count) in &manifest.facts.rows {
-        say!("{table}: {count} rows");
+        say!("{table}: {}", counted(*count as usize, "row"));
         for (column, kind) in manifest.facts.schema.get(table).into_iter().flatten() {
             say!("  {column}: {kind}");
         }

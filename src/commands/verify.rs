@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{Done, existing_store, print_json};
 use crate::args::StoreAt;
+use crate::output::counted;
 
 /// Exit code for a damaged store, which counts as a fault of the environment.
 const DAMAGED: u8 = 3;
@@ -20,7 +21,9 @@ pub fn verify(at: &StoreAt, repair: bool) -> Done {
         all["paid_answers"] = json!(answers);
         print_json(&all);
     } else {
-        say!("{} artifacts, {} files, {} bytes, {} records", found.artifacts, found.files, found.bytes, found.records);
+        let counts =
+            [(found.artifacts, "artifact"), (found.files, "file"), (found.bytes, "byte"), (found.records, "record")];
+        say!("{}", counts.map(|(n, noun)| counted(n as usize, noun)).join(", "));
         let makers: Vec<ActionRecord> = if found.rotten.is_empty() { Vec::new() } else { store.actions()? };
         for broken in &found.rotten {
             let made = makers.iter().filter(|record| record.digest == broken.artifact);
@@ -30,7 +33,7 @@ pub fn verify(at: &StoreAt, repair: bool) -> Done {
         for path in found.rotten_blobs.iter().chain(&found.broken_records) {
             say!("damaged: {}", path.display());
         }
-        say!("{} paid answers", answers.answers);
+        say!("{}", counted(answers.answers as usize, "paid answer"));
         for (log, byte) in &answers.damaged {
             say!("damaged: {}: the paid answer at byte {byte}; `temper run … --pay` pays for it again", log.display());
         }
