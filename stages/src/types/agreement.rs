@@ -14,10 +14,13 @@ crate::table! {
     pub struct Disagreement {
         /// Identifies the pair: a hash of its content.
         pub pair: String,
+        /// The post that both summarise.
         pub post_id: String,
         /// Prompt text.
         pub prompt: String,
+        /// Summary a.
         pub a_text: String,
+        /// Summary b.
         pub b_text: String,
         /// Words in `a_text` minus words in `b_text`.
         pub longer_by: i64,

@@ -198,7 +198,7 @@ fn documentation() -> String {
                 let words: Vec<String> = words.collect();
                 let words = if words.is_empty() { String::new() } else { format!(" One of {}.", words.join(", ")) };
                 text += &format!(
-                    "| `{}` | {}{nullable} | {}{words} |\n",
+                    "| `{}` | `{}{nullable}` | {}{words} |\n",
                     column.name,
                     column.data_type,
                     cell(&column.about)
