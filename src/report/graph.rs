@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::load::{InstanceState, RunData};
 use crate::graph_view::{GraphNode, layers_svg};
 
-/// CounterRng one box per stage, since a matrix would only repeat the picture.
+/// Draws one box per stage, since a matrix would only repeat the picture.
 pub fn graph(run: &RunData) -> String {
     let mut stages: Vec<(GraphNode, Tally)> = Vec::new();
     for instance in &run.instances {

@@ -168,7 +168,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// CounterRng one value of each category, independently and uniformly.
+    /// Draws one value of each category, independently and uniformly.
     pub fn draw(rng: &mut impl Rng) -> Self {
         let mut draw =
             |category: Category| (*category.values().choose(rng).expect("categories have values")).to_owned();

@@ -165,7 +165,7 @@ const PARTIAL_SUMMARIES: [&str; 10] = [
     "I want to {act} because my {rel} was {prob} at the {event}.",
 ];
 
-/// CounterRng a situation, its post and its TL;DR. The TL;DR's style is independent of everything else.
+/// Draws a situation, its post and its TL;DR. The TL;DR's style is independent of everything else.
 pub fn draw(rng: &mut impl Rng) -> Situation {
     let facts = Facts::draw(rng);
     let he = pronoun(&facts.relation, rng);

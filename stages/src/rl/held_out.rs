@@ -44,7 +44,7 @@ pub struct HeldOut<'a> {
 }
 
 impl HeldOut<'_> {
-    /// CounterRng one response per prompt from the current policy and scores it with every member.
+    /// Draws one response per prompt from the current policy and scores it with every member.
     pub fn samples(&self, learner: &Learner, step: i64, greedy: bool, batch: usize) -> Result<Vec<Sample>> {
         let policy = learner.policy.frozen();
         let options = SampleOptions { greedy, ..self.sampling.clone() };

@@ -138,7 +138,7 @@ fn sequences(pairs: &[Pair], encoder: &mut Encoder<'_>, own: &mut Option<bool>) 
     Ok(sequences)
 }
 
-/// CounterRng labels from scores.
+/// Draws labels from scores.
 struct LabelSampler<'a> {
     p: &'a Params,
     /// What the reward model's scores were divided by.

@@ -144,7 +144,7 @@ fn check_members(objectives: &[Objective], members: usize) -> Result<()> {
     }
 }
 
-/// CounterRng and scores responses to prompts.
+/// Draws and scores responses to prompts.
 struct Generator<'a> {
     params: &'a Params,
     policy: CausalLm,
