@@ -52,7 +52,7 @@ pub enum Command {
         #[command(flatten)]
         changes: ChangeArgs,
     },
-    /// Show which field of a stage's recipe changed since the nearest earlier record
+    /// Show which field of a stage's recipe changed since the nearest earlier record, here or upstream
     Explain {
         #[command(flatten)]
         file: PipelineArgs,
@@ -97,10 +97,14 @@ pub enum Command {
         #[arg(long, value_name = "FOLDER")]
         export: Option<PathBuf>,
     },
-    /// List the kinds of stages with their ports, parameters and defaults
+    /// List the kinds of stages with their ports, parameters and defaults, or the types of artifacts
     Kinds {
         /// Show only this kind, in full
         kind: Option<String>,
+        /// List the artifact types, or show the files and columns of one
+        #[arg(long = "type", value_name = "TYPE", conflicts_with = "kind")]
+        artifact_type: Option<Option<String>>,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },

@@ -1,7 +1,8 @@
 //! All output of the command passes through this module, so that foreign text cannot control the terminal.
 
+use std::ffi::OsStr;
 use std::fmt::Arguments;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 
 use engine::error::{Error, Result};
@@ -45,6 +46,22 @@ pub fn finish() -> Result<()> {
     FAILED.get().map_or(Ok(()), |e| Err(Error::environment(format!("standard output: {e}"))))
 }
 
+/// Whether text on `stream` may have colours: it is a terminal, and the user has not refused them.
+pub fn colours(stream: &impl IsTerminal) -> bool {
+    let variable = |name| std::env::var_os(name);
+    stream.is_terminal() && accepts_colours(variable("NO_COLOR").as_deref(), variable("TERM").as_deref())
+}
+
+/// `no_color`: any text but the empty one refuses colours (https://no-color.org).
+fn accepts_colours(no_color: Option<&OsStr>, term: Option<&OsStr>) -> bool {
+    no_color.is_none_or(OsStr::is_empty) && term.is_none_or(|term| term != "dumb")
+}
+
+/// `1 stage`, `2 stages`: a number with its noun, which is given in the singular.
+pub fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
 /// A value as one line of JSON, with terminal control characters escaped beyond what JSON requires.
 ///
 /// # Errors
@@ -83,6 +100,21 @@ mod tests {
         print(&mut out, format_args!("{TEXT}\n")).unwrap();
         let expected = "a\\u{1b}[2Jb\\u{9b}1mc\\u{202e}d\\u{7f}\n\té\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        let texts = [0, 1, 2].map(|n| counted(n, "stage"));
+        assert_eq!(texts, ["0 stages", "1 stage", "2 stages"]);
+    }
+
+    #[test]
+    fn colours_can_be_refused() {
+        let accepts = |no_color: Option<&'static str>, term: Option<&'static str>| {
+            accepts_colours(no_color.map(OsStr::new), term.map(OsStr::new))
+        };
+        assert!(accepts(None, None) && accepts(Some(""), Some("xterm")));
+        assert!(!accepts(Some("1"), Some("xterm")) && !accepts(Some("0"), None) && !accepts(None, Some("dumb")));
     }
 
     #[test]

@@ -156,6 +156,143 @@ fn kinds_and_schema_come_from_the_same_types() {
     }
 }
 
+/// Standard output of a successful command.
+fn printed(space: &TestSpace, arguments: &[&str]) -> String {
+    let out = space.temper(arguments);
+    assert!(out.status.success(), "{arguments:?}: {}", text(&out.stderr));
+    text(&out.stdout)
+}
+
+#[test]
+fn a_kind_shows_its_ports_values_and_defaults_whatever_it_requires() {
+    let space = TestSpace::new();
+    let cases: &[(&str, &[&str])] = &[
+        (
+            "generate.pairs",
+            &[
+                "  models: Model, one or more\n",
+                "  posts: Posts\n",
+                "  split: sft | gold | proxy | rl | calibration | valid  (required)\n",
+                "    - valid        Held out for evaluation.\n",
+                "  temperature: number  (default 1.0)\n",
+            ],
+        ),
+        ("annotate.reference", &["  posts: Posts; optional with `by: facts`\n", "  by: rouge | facts  (required)\n"]),
+        ("annotate.claude", &["  pairs: Pairs, one or more", "  max_tokens: integer  (default 1024)\n"]),
+        (
+            "command",
+            &[
+                "  any name: any artifact",
+                "output\n  <output>\n",
+                "  seeded: true | false  (default false)\n",
+                "  tables: parquet | jsonl  (default parquet)\n",
+            ],
+        ),
+        (
+            "rl.ppo",
+            &[
+                "  adaptive: PolicyRun; only with `objective: matched`\n",
+                "        unit: phase | optimiser  (default phase)\n",
+            ],
+        ),
+    ];
+    for (kind, parts) in cases {
+        let shown = printed(&space, &["kinds", kind]);
+        for part in *parts {
+            assert!(shown.contains(part), "{kind}: {part:?} is not in\n{shown}");
+        }
+    }
+    for kind in space.json(&["kinds", "--json"]).as_array().expect("a list of kinds") {
+        assert!(kind["signature"].is_object(), "{kind}");
+        let undecided = kind["parameters"].as_array().expect("parameters").iter().find(|p| p["type"] == "");
+        assert_eq!(undecided, None, "{}", kind["kind"]);
+    }
+}
+
+#[test]
+fn an_artifact_type_shows_its_files_and_columns() {
+    let space = TestSpace::new();
+    let shown = printed(&space, &["kinds", "--type", "Preferences"]);
+    for part in [
+        "preferences.parquet\n",
+        "  chosen_ids      list<u32>?  ",
+        "- truncated: The answer was cut off.\n",
+        "`?`: may be null",
+    ] {
+        assert!(shown.contains(part), "{part:?} is not in\n{shown}");
+    }
+    assert!(printed(&space, &["kinds", "--type"]).lines().any(|line| line.starts_with("Comparisons ")));
+    let types = space.json(&["kinds", "--type", "Posts", "--json"]);
+    assert_eq!(types[0]["files"][0]["columns"][0]["name"], "id");
+    let out = space.temper(&["kinds", "--type", "Preference"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("did you mean `Preferences`?"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn what_is_not_needed_is_listed_by_stage() {
+    let space = TestSpace::new();
+    let file = shipped(&space);
+    let plan = printed(&space, &["plan", &file, "--until", "sft[s]"]);
+    let line = plan.lines().find(|line| line.starts_with("not needed: ")).expect("something is not needed");
+    assert!(line.contains("base (6 of 7), ") && line.contains(", gold, ") && !line.contains('['), "{line}");
+    assert!(
+        printed(&space, &["plan", &file, "--until", "posts"]).contains("\n1 stage: 1 to run or pending, 0 reused\n")
+    );
+}
+
+#[test]
+fn a_stage_that_is_not_there_is_told_in_terms_of_the_argument() {
+    let space = TestSpace::new();
+    let file = shipped(&space);
+    for command in ["path", "show", "explain"] {
+        let out = space.temper(&[command, &file, "sft[x]"]);
+        let stderr = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(2));
+        assert!(stderr.contains("has no value `x`") && stderr.contains("--> STAGE:1:1"), "{stderr}");
+        assert!(!stderr.contains("--until"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_change_is_followed_to_the_parameter_or_file_where_it_began() {
+    let space = TestSpace::new();
+    let three = "version: 1
+stages:
+  a: { uses: command, with: { run: [sh, a.sh], files: [a.sh], params: { n: 1 }, output: Files } }
+  b: { uses: command, needs: { a: a }, with: { run: [sh, -c, 'cp $TEMPER_INPUT_a/x $TEMPER_OUTPUT/x'], output: Files } }
+  c: { uses: command, needs: { b: b }, with: { run: [sh, -c, 'cp $TEMPER_INPUT_b/x $TEMPER_OUTPUT/x'], output: Files } }
+";
+    space.write("a.sh", "echo $TEMPER_PARAMS > $TEMPER_OUTPUT/x");
+    space.write("p.yaml", three);
+    assert!(space.temper(&["run", "p.yaml"]).status.success());
+
+    space.write("p.yaml", &three.replace("n: 1", "n: 2"));
+    let explained = || printed(&space, &["explain", "p.yaml", "c"]);
+    let pending = explained();
+    assert!(pending.contains("input `b` (from `b`): known after `a`"), "{pending}");
+    assert!(pending.contains("because of a: run: ") && pending.contains("params.params.n: 1 -> 2\n"), "{pending}");
+    assert!(space.temper(&["run", "p.yaml", "--until", "b"]).status.success());
+    let known = explained();
+    assert!(known.contains("inputs.b (from `b`): ") && known.contains("params.params.n: 1 -> 2\n"), "{known}");
+
+    space.write("a.sh", "echo other > $TEMPER_OUTPUT/x");
+    let file = explained();
+    assert!(file.contains("params.files (") && file.contains("/a.sh): ") && !file.contains("content"), "{file}");
+    let told = space.json(&["explain", "p.yaml", "c", "--json"]);
+    assert!(told["causes"][0]["changes"][0]["path"].as_str().is_some_and(|path| path.ends_with("/a.sh")), "{told}");
+}
+
+#[test]
+fn the_graph_marks_what_is_cached() {
+    let space = TestSpace::new();
+    space.write("two.yaml", TWO);
+    assert!(space.temper(&["run", "two.yaml", "--until", "a"]).status.success());
+    let svg = printed(&space, &["graph", "two.yaml", "--format", "svg"]);
+    assert!(svg.contains("command · cached") && svg.contains("command · to run"), "{svg}");
+    assert_eq!(svg.matches("class=\"ran\"").count(), 1, "{svg}");
+}
+
 const TWO: &str = r"
 version: 1
 stages:

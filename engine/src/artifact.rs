@@ -30,6 +30,12 @@ pub trait ArtifactType: Send + Sync {
         false
     }
 
+    /// The files of the folder, apart from `metrics.json`, which any artifact may have. Empty if the type does not
+    /// prescribe them.
+    fn files(&self) -> Vec<FileSpec> {
+        Vec::new()
+    }
+
     /// Checks that `folder` is a complete artifact of this type and collects its facts.
     ///
     /// # Errors
@@ -38,6 +44,52 @@ pub trait ArtifactType: Send + Sync {
 
     /// The first `rows` rows, as text for a terminal.
     fn preview(&self, folder: &Path, rows: usize) -> Result<String>;
+}
+
+/// A file or folder that artifacts of a type hold.
+#[derive(Clone, Debug, Serialize)]
+pub struct FileSpec {
+    /// Path relative to the artifact's folder; a folder's ends with `/`.
+    pub name: &'static str,
+    pub about: String,
+    /// Whether an artifact may lack it.
+    pub optional: bool,
+    /// Empty if the file is not a table.
+    pub columns: Vec<ColumnSpec>,
+    /// Converts JSON lines to this table; `None` if the file is not a table.
+    #[serde(skip)]
+    pub from_json_lines: Option<FromJsonLines>,
+}
+
+/// Reads rows from a file of JSON lines, writes them as a table to a new file, and returns their number.
+pub type FromJsonLines = fn(lines: &Path, table: &Path) -> Result<u64>;
+
+impl FileSpec {
+    /// A required file that is not a table.
+    pub fn new(name: &'static str, about: impl Into<String>) -> Self {
+        Self { name, about: about.into(), optional: false, columns: Vec::new(), from_json_lines: None }
+    }
+
+    #[must_use]
+    pub fn optional(mut self) -> Self {
+        self.optional = true;
+        self
+    }
+}
+
+/// A column of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ColumnSpec {
+    pub name: &'static str,
+    /// Such as `utf8`, `f64` or `list<u32>`.
+    #[serde(rename = "type")]
+    pub data_type: String,
+    /// Whether it may hold nulls. The table may then also lack the column.
+    pub nullable: bool,
+    pub about: String,
+    /// If the column is limited to a set of words: each word, with its meaning where the name does not say it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub words: Vec<(&'static str, String)>,
 }
 
 /// Facts about an artifact's content that the manifest records besides its files.

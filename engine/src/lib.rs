@@ -9,6 +9,7 @@ pub mod artifact;
 pub mod attempt;
 pub mod checkpoint;
 pub mod context;
+pub mod describe;
 pub mod diagnostics;
 pub mod document;
 pub mod error;

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::describe::describe;
 use crate::kind::{AnyKind, Arity, Registry};
 
 /// For `temper schema` and editors: lets them complete keys, kinds, parameters and ports, and mark errors.
@@ -145,18 +146,19 @@ fn stage(kind: &dyn AnyKind) -> Value {
     })
 }
 
-/// The ports at default parameters; other parameters may have further ports.
 fn ports(kind: &dyn AnyKind) -> Value {
     let mut ports = Map::new();
-    let signature = kind.normalise(&json!({})).ok().and_then(|params| kind.signature(&params).ok());
-    for port in signature.into_iter().flat_map(|signature| signature.ports) {
+    for spec in describe(kind).ports {
+        let (condition, port) = (spec.condition(), spec.port);
         let types = if port.accepts.is_empty() { "any artifact".to_owned() } else { port.accepts.join(" or ") };
         let count = match port.arity {
             Arity::One => "one",
             Arity::Optional => "at most one",
             Arity::Many => "one or more",
         };
-        ports.insert(port.name, with_description(&reference("selectors"), &format!("Takes {count}: {types}.")));
+        let condition = if condition.is_empty() { condition } else { format!(" ({condition})") };
+        let description = format!("Takes {count}: {types}{condition}.");
+        ports.insert(port.name, with_description(&reference("selectors"), &description));
     }
     json!({ "type": ["object", "null"], "properties": ports, "additionalProperties": reference("selectors") })
 }

@@ -23,7 +23,7 @@ const HEADER: &str = "\
 const ONE_LINE: usize = 100;
 
 pub fn config(file: &Path, changes: &ChangeArgs, registry: &Registry) -> CommandResult {
-    let options = LoadOptions { profiles: changes.profile.clone(), set: changes.set.clone(), until: Vec::new() };
+    let options = LoadOptions { profiles: changes.profile.clone(), set: changes.set.clone(), ..LoadOptions::default() };
     let effective = engine::graph::effective(file, &options, registry)?;
     out!("{HEADER}{}", yaml(&effective)?);
     Ok(0)

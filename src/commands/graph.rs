@@ -19,12 +19,18 @@ pub fn graph(pipeline: &PipelineArgs, format: GraphFormat, registry: &Registry) 
         .zip(&plan.stages)
         .map(|(instance, planned)| {
             let cached = matches!(planned.state, PlannedState::Reuse { .. });
+            let state = match planned.state {
+                PlannedState::Reuse { .. } => "cached",
+                PlannedState::Run { .. } => "to run",
+                PlannedState::Pending { .. } => "pending",
+            };
             let sources = instance.inputs.iter().flat_map(|port| &port.from);
             GraphNode {
                 name: instance.name.to_string(),
                 from: sources.map(|s| graph.instances[s.instance].name.to_string()).collect(),
-                note: if cached { "cached".to_owned() } else { instance.kind.clone() },
+                note: format!("{} · {state}", instance.kind),
                 ran: cached,
+                unreached: matches!(planned.state, PlannedState::Pending { .. }),
                 ..GraphNode::default()
             }
         })

@@ -14,7 +14,7 @@ mod run;
 mod show;
 mod verify;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -40,7 +40,8 @@ pub fn main(cli: Cli, registry: &Registry) -> ExitCode {
         Command::Path { file, stage } => show::path(&file, &stage, registry),
         Command::Runs { store } => report::runs(&store),
         Command::Report { file, run, export } => report::report(&file, run.as_deref(), export.as_deref(), registry),
-        Command::Kinds { kind, json } => kinds::kinds(kind.as_deref(), json, registry),
+        Command::Kinds { artifact_type: Some(name), json, .. } => kinds::types(name.as_deref(), json, registry),
+        Command::Kinds { kind, json, .. } => kinds::kinds(kind.as_deref(), json, registry),
         Command::Schema => kinds::schema(registry),
         Command::Verify { store, repair } => verify::verify(&store, repair),
         Command::Doctor { file, changes, store } => doctor::doctor(file, changes, store, registry),
@@ -53,7 +54,8 @@ pub fn main(cli: Cli, registry: &Registry) -> ExitCode {
             // The diagnostics are already escaped and may use colours. Writing fails if standard error is closed.
             Failure::File(faults) => {
                 let mut stderr = std::io::stderr();
-                let _ = writeln!(stderr, "{}", faults.render(stderr.is_terminal()).trim_end());
+                let colours = output::colours(&stderr);
+                let _ = writeln!(stderr, "{}", faults.render(colours).trim_end());
             }
             Failure::Error(error) => errln!("error: {error}"),
         }
@@ -101,12 +103,16 @@ type CommandResult = std::result::Result<u8, Failure>;
 
 /// The graph of the file with its profiles and `--set` applied, cut to `until`.
 fn load(pipeline: &PipelineArgs, until: &[String], registry: &Registry) -> std::result::Result<Graph, Failure> {
-    let options = LoadOptions {
+    let options = LoadOptions { until: until.to_vec(), ..options(pipeline) };
+    Ok(engine::graph::load(&pipeline.file, &options, registry)?)
+}
+
+fn options(pipeline: &PipelineArgs) -> LoadOptions {
+    LoadOptions {
         profiles: pipeline.changes.profile.clone(),
         set: pipeline.changes.set.clone(),
-        until: until.to_vec(),
-    };
-    Ok(engine::graph::load(&pipeline.file, &options, registry)?)
+        ..LoadOptions::default()
+    }
 }
 
 /// The store given by `--store`, or `cache` next to the pipeline file.
@@ -137,12 +143,13 @@ fn load_instance(
     stage: &str,
     registry: &Registry,
 ) -> std::result::Result<(Graph, usize), Failure> {
-    let graph = load(pipeline, &[stage.to_owned()], registry)?;
+    let options = LoadOptions { stage: Some(stage.to_owned()), ..options(pipeline) };
+    let graph = engine::graph::load(&pipeline.file, &options, registry)?;
     match graph.targets[..] {
         [target] => Ok((graph, target)),
         _ => {
             let names: Vec<String> = graph.targets.iter().map(|t| graph.instances[*t].name.to_string()).collect();
-            Err(Error::user(format!("`{stage}` has {} instances", names.len()))
+            Err(Error::user(format!("`{stage}` has {}", output::counted(names.len(), "instance")))
                 .help(format!("choose one of {}", names.join(", ")))
                 .into())
         }

@@ -4,11 +4,13 @@ use engine::error::Error;
 use engine::estimate::{Estimate, EstimateRange, ExpectedCost};
 use engine::graph::Graph;
 use engine::kind::Registry;
+use engine::names::{InstanceName, StageName};
 use engine::plan::{Flags, Plan, PlannedState};
 use serde_json::{Value, json};
 
 use super::{CommandResult, load, open_store, print_json};
 use crate::args::{PipelineArgs, UntilArgs};
+use crate::output::counted;
 use crate::report::terminal::table;
 
 pub fn plan(pipeline: &PipelineArgs, until: &UntilArgs, registry: &Registry) -> CommandResult {
@@ -63,7 +65,8 @@ pub fn print_plan(
         .filter_map(|p| p.expected_seconds)
         .sum();
     let open = plan.stages.iter().filter(|p| !matches!(p.state, PlannedState::Reuse { .. })).count();
-    outln!("\n{} stages: {open} to run or pending, {} reused", plan.stages.len(), plan.stages.len() - open);
+    let all = plan.stages.len();
+    outln!("\n{}: {open} to run or pending, {} reused", counted(all, "stage"), all - open);
     if expected > 0.0 {
         outln!("expected: {expected:.0} s of stage time, according to earlier runs");
     }
@@ -76,10 +79,25 @@ pub fn print_plan(
         outln!("{}: {}", graph.instances[planned.instance].name, planned.notes.join("; "));
     }
     if !graph.not_needed.is_empty() {
-        let names: Vec<String> = graph.not_needed.iter().map(ToString::to_string).collect();
-        outln!("not needed: {}", names.join(", "));
+        outln!("not needed: {}", not_needed(graph));
     }
     missing.iter().for_each(|error| errln!("warning: {error}"));
+}
+
+/// The instances that no target needs, by stage: `pairs, sft (3 of 7)`.
+fn not_needed(graph: &Graph) -> String {
+    let mut stages: Vec<(&StageName, usize)> = Vec::new();
+    for InstanceName { stage, .. } in &graph.not_needed {
+        match stages.iter_mut().find(|(name, _)| *name == stage) {
+            Some((_, count)) => *count += 1,
+            None => stages.push((stage, 1)),
+        }
+    }
+    let parts = stages.iter().map(|(stage, count)| {
+        let needed = graph.instances.iter().filter(|instance| instance.name.stage == **stage).count();
+        if needed == 0 { stage.to_string() } else { format!("{stage} ({count} of {})", count + needed) }
+    });
+    parts.collect::<Vec<_>>().join(", ")
 }
 
 /// The expected cost of a stage, with each note on its own line.
@@ -89,7 +107,7 @@ fn cost_line(expected_cost: &ExpectedCost) -> String {
         ExpectedCost::Known(estimate) => estimate,
     };
     let tokens = |range: &EstimateRange| format_range(range, |n| with_thousands(n.round() as u64));
-    let mut text = format!("{} requests", with_thousands(*requests));
+    let mut text = format!("{} request{}", with_thousands(*requests), if *requests == 1 { "" } else { "s" });
     if *requests > 0 {
         text += &format!(", {} tokens in, {} out", tokens(input_tokens), tokens(output_tokens));
         let money = |dollars: &EstimateRange| format_range(dollars, |d| format!("{d:.2}"));

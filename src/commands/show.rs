@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::{CommandResult, load_instance, open_store, print_json};
 use crate::args::PipelineArgs;
+use crate::output::counted;
 
 pub fn path(pipeline: &PipelineArgs, stage: &str, registry: &Registry) -> CommandResult {
     let (graph, target) = load_instance(pipeline, stage, registry)?;
@@ -64,7 +65,7 @@ pub fn show(pipeline: &PipelineArgs, stage: &str, rows: usize, registry: &Regist
         outln!("  {:>12}  {name}  {}", file.bytes, file.digest.short());
     }
     for (table, count) in &manifest.facts.rows {
-        outln!("{table}: {count} rows");
+        outln!("{table}: {}", counted(*count as usize, "row"));
         for (column, kind) in manifest.facts.schema.get(table).into_iter().flatten() {
             outln!("  {column}: {kind}");
         }

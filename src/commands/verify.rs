@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{CommandResult, existing_store, print_json};
 use crate::args::StoreArgs;
+use crate::output::counted;
 
 /// Exit code for a damaged store, which counts as a fault of the environment.
 const DAMAGED: u8 = 3;
@@ -20,13 +21,9 @@ pub fn verify(at: &StoreArgs, repair: bool) -> CommandResult {
         all["paid_answers"] = json!(answers);
         print_json(&all);
     } else {
-        outln!(
-            "{} artifacts, {} files, {} bytes, {} records",
-            found.artifacts,
-            found.files,
-            found.bytes,
-            found.records
-        );
+        let counts =
+            [(found.artifacts, "artifact"), (found.files, "file"), (found.bytes, "byte"), (found.records, "record")];
+        outln!("{}", counts.map(|(n, noun)| counted(n as usize, noun)).join(", "));
         let records: Vec<ActionRecord> = if found.damaged.is_empty() { Vec::new() } else { store.actions()? };
         for broken in &found.damaged {
             let producers = records.iter().filter(|record| record.digest == broken.artifact);
@@ -36,7 +33,7 @@ pub fn verify(at: &StoreArgs, repair: bool) -> CommandResult {
         for path in found.damaged_blobs.iter().chain(&found.broken_records) {
             outln!("damaged: {}", path.display());
         }
-        outln!("{} paid answers", answers.answers);
+        outln!("{}", counted(answers.answers as usize, "paid answer"));
         for (log, byte) in &answers.damaged {
             outln!(
                 "damaged: {}: the paid answer at byte {byte}; `temper run … --pay` pays for it again",

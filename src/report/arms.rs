@@ -15,8 +15,8 @@ pub const TEXT_COLUMNS: usize = 3;
 /// A column of numbers.
 pub struct Column {
     pub head: &'static str,
-    /// The heading on the terminal.
-    pub short: &'static str,
+    /// The heading on the terminal; `None`: only the page has the column.
+    pub short: Option<&'static str>,
     /// Whether the terminal has space for the interval.
     pub shows_interval: bool,
     /// The cell of a sampled point, and of the greedy one if there is one.
@@ -24,47 +24,37 @@ pub struct Column {
 }
 
 pub const COLUMNS: [Column; 9] = [
-    Column { head: "true quality", short: "true quality", shows_interval: true, of: |p, _| quality(p) },
-    Column { head: "gold (SFT sd)", short: "gold (SFT sd)", shows_interval: true, of: |p, _| Some(gold(p)) },
+    Column { head: "true quality", short: Some("true quality"), shows_interval: true, of: |p, _| quality(p) },
+    Column { head: "gold (SFT sd)", short: Some("gold sd"), shows_interval: false, of: |p, _| Some(gold(p)) },
     Column {
         head: "win rate",
-        short: "win rate",
-        shows_interval: true,
+        short: Some("win rate"),
+        shows_interval: false,
         of: |p, _| Some(cell(p.win_rate, p.win_rate_low, p.win_rate_high, |v| format!("{v:.2}"))),
     },
-    Column {
-        head: "greedy: true quality",
-        short: "gr. quality",
-        shows_interval: false,
-        of: |_, greedy| quality(greedy?),
-    },
-    Column {
-        head: "greedy: gold (SFT sd)",
-        short: "gr. gold",
-        shows_interval: false,
-        of: |_, greedy| Some(gold(greedy?)),
-    },
+    Column { head: "greedy: true quality", short: None, shows_interval: false, of: |_, greedy| quality(greedy?) },
+    Column { head: "greedy: gold (SFT sd)", short: None, shows_interval: false, of: |_, greedy| Some(gold(greedy?)) },
     Column {
         head: "proxy",
-        short: "proxy",
+        short: Some("proxy"),
         shows_interval: false,
         of: |p, _| Some(cell(p.proxy, p.proxy_low, p.proxy_high, |v| format!("{v:+.2}"))),
     },
     Column {
         head: "KL (nats)",
-        short: "KL",
+        short: Some("KL"),
         shows_interval: false,
         of: |p, _| Some(cell(p.kl, p.kl_low, p.kl_high, |v| format!("{v:.2}"))),
     },
     Column {
         head: "length",
-        short: "length",
+        short: Some("length"),
         shows_interval: false,
         of: |p, _| Some(cell(p.length, p.length_low, p.length_high, |v| format!("{v:.1}"))),
     },
     Column {
         head: "EOS",
-        short: "EOS",
+        short: Some("EOS"),
         shows_interval: false,
         of: |p, _| {
             let percent = cell(p.eos_rate, p.eos_rate_low, p.eos_rate_high, |v| format!("{:.0}", 100.0 * v));

@@ -109,11 +109,11 @@ fn header(run: &RunData) -> String {
     let hosts: Vec<&str> = run.hosts.iter().map(String::as_str).collect();
     let host = if hosts.is_empty() { String::new() } else { format!(" · on {}", escape(&hosts.join(", "))) };
     let mut out = format!(
-        "<h1>{}</h1><p class=\"soft\">run {} · {}{host} · {time} · {} stages: {}</p>",
+        "<h1>{}</h1><p class=\"soft\">run {} · {}{host} · {time} · {}: {}</p>",
         escape(&run.pipeline),
         escape(&run.id),
         utc(run.started),
-        run.instances.len(),
+        crate::output::counted(run.instances.len(), "stage"),
         counts.join(", "),
     );
     let mut about = Vec::new();

@@ -86,21 +86,33 @@ fn statement_line(statement: &Statement) -> String {
     format!("{:<4} {:<11} {}: {}{p}\n", statement.name, statement.verdict, statement.sentence, parts.join("; "))
 }
 
-/// The table of arms, with intervals where they fit; the page has all of them.
+/// Width of a terminal that the table of arms fits, unless the arms have very long names.
+const WIDTH: usize = 100;
+
+/// The table of arms, with intervals if they fit; the page has all columns and intervals.
 fn arms_table(study: &Study) -> String {
-    let head: Vec<&str> = arms::ID_COLUMNS.into_iter().chain(arms::COLUMNS.iter().map(|column| column.short)).collect();
+    let whole = arms_columns(study, true);
+    if whole.lines().all(|line| line.chars().count() <= WIDTH) { whole } else { arms_columns(study, false) }
+}
+
+fn arms_columns(study: &Study, intervals: bool) -> String {
+    let head: Vec<&str> =
+        ["arm", "seed", "at phase"].into_iter().chain(arms::COLUMNS.iter().filter_map(|column| column.short)).collect();
     let rows: Vec<Vec<String>> = arms::rows(study)
         .into_iter()
         .map(|row| {
-            let cells = row.cells.iter().zip(&arms::COLUMNS).map(|(cell, column)| match cell {
+            let [arm, seed, at, phase] = row.ids;
+            let at = format!("{} {phase}", at.trim_end_matches(" on A"));
+            let shown = row.cells.iter().zip(&arms::COLUMNS).filter(|(_, column)| column.short.is_some());
+            let cells = shown.map(|(cell, column)| match cell {
                 None => "–".to_owned(),
-                Some(cell) if column.shows_interval => format!("{} {}", cell.mean, cell.interval),
+                Some(cell) if column.shows_interval && intervals => format!("{} {}", cell.mean, cell.interval),
                 Some(cell) => cell.mean.clone(),
             });
-            row.ids.iter().cloned().chain(cells).collect()
+            [arm, seed, at].into_iter().chain(cells).collect()
         })
         .collect();
-    table(&head, arms::TEXT_COLUMNS, &rows)
+    table(&head, 3, &rows)
 }
 
 /// Columns padded to their widest cell; the first `text` columns are aligned left, the others right.
@@ -133,11 +145,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_of_arms_fits_a_terminal() {
-        let arm = super::super::study::tests::arm(&[("arm", "pessimistic")], "pessimistic", &[-0.7, 0.7]);
-        let table = arms_table(&Study { arms: vec![arm], ..Study::default() });
-        let widest = table.lines().map(|line| line.chars().count()).max();
-        assert!(widest.is_some_and(|widest| widest <= 155), "{table}");
+    fn the_tables_of_arms_fit_a_hundred_columns() {
+        let cases = [
+            ("pessimistic", -0.7, true),
+            ("matched-constant", 0.7, true),
+            ("matched-constant", -0.7, false),
+            ("m, 0.005, pessimistic", 0.7, false),
+        ];
+        for (name, end, interval) in cases {
+            let arm = super::super::study::tests::arm(&[("arm", name)], "pessimistic", &[end, 0.7]);
+            let study = Study { arms: vec![arm], ..Study::default() };
+            let table = arms_table(&study);
+            let means = super::table(&arms::OUTCOME_HEAD, 1, &arms::outcomes(&study));
+            let widest = table.lines().chain(means.lines()).map(|line| line.chars().count()).max();
+            assert!(widest.is_some_and(|widest| widest <= 100), "{table}{means}");
+            assert_eq!(table.contains("0.60 [0.50, 0.70]"), interval, "{table}");
+            assert!(table.contains("chosen 4") && table.contains(name), "{table}");
+        }
     }
 
     #[test]

@@ -138,7 +138,13 @@ pub fn run_in(
     let output = kind.signature(params)?.output;
     let registry = crate::registry();
     let artifact_type = registry.get_type(&output).unwrap_or_else(|| panic!("{output} is a registered type"));
-    artifact_type.check(out)?;
+    let facts = artifact_type.check(out)?;
+    for (table, columns) in &facts.schema {
+        let files = artifact_type.files();
+        let described = files.iter().find(|file| file.name == table);
+        let described = described.unwrap_or_else(|| panic!("{output} describes its table {table}"));
+        assert!(columns.iter().map(|(name, _)| name).eq(described.columns.iter().map(|column| column.name)), "{table}");
+    }
     let warnings = warnings.lock().expect("no test panics while it warns").clone();
     Ok(warnings)
 }

@@ -44,7 +44,7 @@ pub fn load_file(file: &Path, options: &LoadOptions, registry: &Registry, faults
     if let Err(left) = &sorted {
         report_cycles(&needs, left, &drafts, faults);
     }
-    let targets = targets(&index, &options.until, faults);
+    let targets = targets(&index, options, faults);
     let needed = order::needed(&needs, &targets);
     check_paths(&checked, &needed, faults);
     if targets.is_empty() && faults.faults().is_empty() {
@@ -258,23 +258,25 @@ fn report_cycles(needs: &[Vec<usize>], left: &[usize], drafts: &[InstanceDraft],
     }
 }
 
-fn targets(index: &DraftIndex, until: &[String], faults: &mut Diagnostics) -> Vec<usize> {
-    let given: Vec<(String, Option<Span>)> = if until.is_empty() {
-        index.document.targets.clone()
-    } else {
-        let mut position = |text: &String| {
-            let source = faults.add_source("--until", text);
-            Span { source, start: 0, length: text.len() as u32 }
-        };
-        until.iter().map(|text| (text.clone(), Some(position(text)))).collect()
+fn targets(index: &DraftIndex, options: &LoadOptions, faults: &mut Diagnostics) -> Vec<usize> {
+    let mut position = |name: &str, text: &String| {
+        let source = faults.add_source(name, text);
+        (text.clone(), Some(Span { source, start: 0, length: text.len() as u32 }))
     };
+    let (stage, until) = (&options.stage, &options.until);
+    let given: Vec<(String, Option<Span>)> = match stage {
+        Some(stage) => vec![position("STAGE", stage)],
+        None if until.is_empty() => index.document.targets.clone(),
+        None => until.iter().map(|text| position("--until", text)).collect(),
+    };
+    let label = if stage.is_some() { "" } else { "target: " };
     let mut targets = Vec::new();
     for (text, span) in given {
         match Selector::parse(&text).and_then(|selector| index.select(&selector)) {
             Ok(Selection::Instances { drafts, .. }) => targets.extend(drafts),
             Ok(Selection::Faulty) => {}
             Err((message, help)) => {
-                let fault = Diagnostic { span, ..Diagnostic::without_span(format!("target: {message}")) };
+                let fault = Diagnostic { span, ..Diagnostic::without_span(format!("{label}{message}")) };
                 faults.push(fault.maybe_help(help));
             }
         }

@@ -82,6 +82,8 @@ pub struct LoadOptions {
     pub set: Vec<String>,
     /// Selectors that replace the file's targets; empty: keep the file's targets.
     pub until: Vec<String>,
+    /// A selector that replaces the targets in place of `until`: the argument STAGE of a command on one stage.
+    pub stage: Option<String>,
 }
 
 /// Reads a pipeline file and checks everything that can be checked before a run.

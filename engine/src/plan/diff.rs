@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -20,6 +21,9 @@ pub struct Change {
     /// The instance connected to this input.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<InstanceName>,
+    /// The file or folder that this parameter names; the values are digests of its content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
 }
 
 /// The owned path to a leaf.
@@ -104,7 +108,12 @@ pub(super) fn differences(old: &Leaves, new: &Leaves) -> Vec<Change> {
     let shown = |leaves: &Leaves, path: &FieldPath| leaves.get(path).map(|(_, shown)| shown.clone());
     let paths: BTreeSet<&FieldPath> = old.keys().chain(new.keys()).collect();
     let differs = |path: &&FieldPath| old.get(path).map(|(value, _)| value) != new.get(path).map(|(value, _)| value);
-    let change =
-        |path: &FieldPath| Change { field: path.to_string(), old: shown(old, path), new: shown(new, path), from: None };
+    let change = |path: &FieldPath| Change {
+        field: path.to_string(),
+        old: shown(old, path),
+        new: shown(new, path),
+        from: None,
+        path: None,
+    };
     paths.into_iter().filter(differs).map(change).collect()
 }

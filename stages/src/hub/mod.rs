@@ -134,7 +134,11 @@ impl Hub {
     /// # Errors
     /// As [`Hub::fetch`].
     pub fn fetch_all(&self, files: &[String], ctx: &mut Context) -> Result<Vec<PathBuf>> {
-        files.iter().map(|file| self.fetch(file, &mut |there, size| ctx.progress(there, size, file, None))).collect()
+        let fetch = |file: &String| {
+            let unit = format!("bytes of {file}");
+            self.fetch(file, &mut |there, size| ctx.progress(there, size, &unit, None))
+        };
+        files.iter().map(fetch).collect()
     }
 
     /// Downloads one file unless it exists; the final path only ever holds a complete, checked file. `told` receives

@@ -13,12 +13,24 @@ use engine::artifact::{check_holes, check_root};
 use engine::context::Context;
 use engine::error::{AtPath, Error, Result};
 use engine::external::InputFiles;
-use engine::kind::{ConnectedInput, Kind, Signature};
+use engine::kind::{ConnectedInput, Kind, Registry, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::types::{self, json_lines};
+
 pub struct Command;
+
+crate::words! {
+    /// The form of tables.
+    pub enum Tables {
+        /// Parquet, as the store holds them.
+        Parquet = "parquet",
+        /// JSON lines: `pairs.jsonl` in place of `pairs.parquet`.
+        Jsonl = "jsonl",
+    }
+}
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -27,8 +39,15 @@ pub struct Params {
     /// input folders of a port, one per line, and the file `TEMPER_INPUTS_FILE` lists all of them as JSON by port. An
     /// argument that names one of `files` is replaced by that file's absolute path.
     pub run: Vec<String>,
-    /// The artifact type of the output in `TEMPER_OUTPUT`; `Files` accepts any files.
+    /// The artifact type of the output in `TEMPER_OUTPUT`; `Files` accepts any files. `temper kinds --type TYPE` lists
+    /// the files of a type and their columns. The program may write a table as JSON lines: `preferences.jsonl` in place
+    /// of `preferences.parquet`.
     pub output: String,
+    /// The form in which the program reads the tables of its inputs.
+    // Left out of the key unless it is set, so that keys of pipelines without it stay.
+    #[serde(default = "parquet", skip_serializing_if = "is_parquet")]
+    #[schemars(extend("default" = "parquet"))]
+    pub tables: Tables,
     /// Scripts and data whose contents are part of the key: files, folders, patterns. Hidden files of a folder are not
     /// part of it.
     #[serde(default)]
@@ -54,6 +73,14 @@ pub struct Params {
 
 fn yes() -> bool {
     true
+}
+
+fn parquet() -> Tables {
+    Tables::Parquet
+}
+
+fn is_parquet(tables: &Tables) -> bool {
+    *tables == Tables::Parquet
 }
 
 /// Variables that the program inherits from temper's own environment.
@@ -150,8 +177,16 @@ impl Kind for Command {
         // The output folder is a direct child of the attempt's folder.
         let attempt = ctx.out().parent().unwrap_or_else(|| ctx.out()).to_owned();
         let mut folders: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        let views = attempt.join("inputs");
         for (port, inputs) in ctx.inputs() {
-            folders.insert(port, inputs.iter().map(|input| input.folder.display().to_string()).collect());
+            for (n, input) in inputs.iter().enumerate() {
+                let mut folder = input.folder.clone();
+                if params.tables == Tables::Jsonl {
+                    folder = views.join(format!("{port}-{n}"));
+                    json_lines::view(&input.folder, &folder)?;
+                }
+                folders.entry(port).or_default().push(folder.display().to_string());
+            }
         }
         // Files take values of any size; variables only values that the system accepts.
         for (name, value) in [("params", params.params.to_string()), ("inputs", json!(folders).to_string())] {
@@ -193,6 +228,9 @@ impl Kind for Command {
             }
         })?;
         let status = child.wait().map_err(|e| Error::environment(format!("`{program}`: {e}")))?;
+        if views.exists() {
+            std::fs::remove_dir_all(&views).at(&views)?;
+        }
         let called = redact(params.run.join(" "), &secrets);
         if !status.success() {
             return Err(Error::user(format!("`{called}` failed with {status}")));
@@ -200,7 +238,11 @@ impl Kind for Command {
         check_root(ctx.out()).map_err(|e| e.context(format!("`{called}`")))?;
         // A random name, so that the program cannot have created it beforehand.
         let name = format!(".copy-{:x}", RandomState::new().build_hasher().finish());
-        own(ctx.out(), &attempt.join(name))
+        own(ctx.out(), &attempt.join(name))?;
+        match types::register(Registry::default()).get_type(&params.output) {
+            Some(output) => json_lines::convert(ctx.out(), output),
+            None => Ok(()),
+        }
     }
 }
 
@@ -277,8 +319,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::testing::{Bench, run};
-    use crate::types::Files;
+    use crate::table;
+    use crate::testing::{Bench, run, toys};
+    use crate::types::{Files, Pair, Pairs, Preference, Preferences, Split};
 
     #[test]
     fn a_program_finds_its_inputs_parameters_and_output() {
@@ -322,6 +365,83 @@ mod tests {
         let error = run(&Command, with, Bench::new().inputs()).map(drop).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.message.ends_with("the output folder was removed"), "{error}");
+    }
+
+    const ROW: &str = r#"{"id": "p", "post_id": "t3_x", "prompt": "POST", "chosen_text": "a", "chosen_ended": true, "rejected_text": "b", "rejected_ended": true, "rejected_ids": [7], "outcome": "labelled", "annotator": "me", "confidence": 0.1}"#;
+
+    /// Runs a program that writes `text` as `preferences.jsonl`.
+    fn written(text: &str) -> Result<crate::testing::Out> {
+        let bench = Bench::new();
+        let rows = bench.write("rows", text);
+        let with = json!({ "run": ["sh", "-c", "cp \"$0\" \"$TEMPER_OUTPUT/preferences.jsonl\"", rows], "output": "Preferences" });
+        run(&Command, with, bench.inputs())
+    }
+
+    #[test]
+    fn json_lines_become_the_table_that_the_output_type_asks_for() {
+        let out = written(&format!("{ROW}\n{}\n", ROW.replace("labelled", "tie"))).unwrap();
+        let rows: Vec<Preference> = table::read(&out.path().join(Preferences::FILE)).unwrap();
+        assert_eq!(rows.iter().map(|row| row.outcome.as_str()).collect::<Vec<_>>(), ["labelled", "tie"]);
+        assert_eq!(
+            (rows[0].confidence, rows[0].rejected_ids.as_deref(), &rows[0].facts),
+            (Some(0.1), Some(&[7][..]), &None)
+        );
+        assert!(!out.path().join("preferences.jsonl").exists());
+    }
+
+    #[test]
+    fn every_error_of_a_line_is_reported_with_its_line_number() {
+        let message_of = |text: &str| written(text).map(drop).unwrap_err().message;
+        let bad =
+            ROW.replace("\"post_id\"", "\"post\"").replace("\"prompt\": \"POST\", ", "").replace("labelled", "good");
+        let bad = bad.replace("\"chosen_ended\": true", "\"chosen_ended\": 1");
+        let message = message_of(&format!("{ROW}\n{bad}\n"));
+        let faults = "preferences.jsonl, line 2: columns `post_id` (utf8), `prompt` (utf8) are missing; column `chosen_ended`: \
+                      expected bool, found 1; column `outcome`: `good` is none of labelled, tie, refused, truncated, unparsable, \
+                      failed; unexpected column `post`; found id, post, chosen_text,";
+        assert!(message.contains(faults), "{message}");
+        for (text, fault) in [("[1]", "line 1: expected one JSON object a line"), ("{\"id\": NaN}", "line 1: ")] {
+            assert!(message_of(text).contains(fault), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_table_in_parquet_is_kept_and_so_are_json_lines_beside_it() {
+        let bench = Bench::new();
+        table::write(&bench.path(Preferences::FILE), Vec::<Preference>::new()).unwrap();
+        let folder = bench.path("");
+        let script =
+            "cp \"$0/preferences.parquet\" \"$TEMPER_OUTPUT\"; echo kept > \"$TEMPER_OUTPUT/preferences.jsonl\"";
+        let with = json!({ "run": ["sh", "-c", script, folder], "output": "Preferences" });
+        let out = run(&Command, with, bench.inputs()).unwrap();
+        let bytes = |folder: &Path| std::fs::read(folder.join(Preferences::FILE)).unwrap();
+        assert_eq!(bytes(&out.path()), bytes(&folder));
+        assert_eq!(std::fs::read_to_string(out.path().join("preferences.jsonl")).unwrap(), "kept\n");
+    }
+
+    #[test]
+    fn tables_that_are_read_and_written_as_json_lines_come_back_byte_by_byte() {
+        let mut bench = Bench::new();
+        bench.input("pairs", Pairs::NAME, |folder| {
+            std::fs::write(folder.join("metrics.json"), "{}").at(folder)?;
+            let pairs = toys::pairs(3, Split::Gold).into_iter();
+            toys::write_pairs(folder, pairs.map(|pair| Pair { facts: Some("\"\n".to_owned()), ..pair }))
+        });
+        let script = "cp \"$TEMPER_INPUT_pairs/pairs.jsonl\" \"$TEMPER_INPUT_pairs/metrics.json\" \"$TEMPER_OUTPUT\"; \
+                      test ! -e \"$TEMPER_INPUT_pairs/pairs.parquet\"";
+        let with = json!({ "run": ["sh", "-c", script], "output": "Pairs", "tables": "jsonl" });
+        let out = run(&Command, with, bench.inputs()).unwrap();
+        let bytes = |folder: &Path| std::fs::read(folder.join(Pairs::FILE)).unwrap();
+        assert_eq!(bytes(&out.path()), bytes(&bench.inputs()["pairs"][0].folder));
+        assert!(!out.path().parent().unwrap().join("inputs").exists());
+    }
+
+    #[test]
+    fn the_form_of_tables_is_in_the_key_only_if_it_is_set() {
+        let normal = |with: Value| (&Command as &dyn engine::kind::AnyKind).normalise(&with).unwrap();
+        let plain = normal(json!({ "run": ["x"], "output": "Files" }));
+        assert!(plain.get("tables").is_none(), "older keys would change: {plain}");
+        assert_eq!(normal(json!({ "run": ["x"], "output": "Files", "tables": "jsonl" }))["tables"], "jsonl");
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub struct Params {
     pub lora: Adapter,
     /// What the seed determines: `all`, or only `head` and batch order.
     pub diversity: Diversity,
-    /// `shuffled` or `contrast_first`.
+    /// The order of the training pairs.
     pub order: Order,
     /// With `contrast_first`: share of the swapped-fact pairs that come before the mixture.
     pub contrast_lead: f64,

@@ -118,7 +118,7 @@ macro_rules! kind {
 // The defaults are the paper's settings where it states them (DIGEST: RL).
 kinds! {
     common {
-        /// standard | mean | pessimistic | mean_minus_std | uwo | soft_min | adaptive | matched
+        /// The objective that the policy maximises.
         objective: Objective = Objective::Adaptive,
         /// The KL coefficient; for `adaptive`, its mean in the first phase (Algorithm 1). 0: no KL penalty.
         lambda: f64 = 0.005,

@@ -1,17 +1,20 @@
 //! Macros that declare tables and closed sets of words.
 
 /// Declares a struct with public fields and implements [`Row`](crate::table::Row) for it: one column per field, in
-/// order.
+/// order. The doc comments describe the table to users.
 #[macro_export]
 macro_rules! table {
-    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$field_meta:meta])* $field_vis:vis $field:ident : $type:ty),* $(,)? }) => {
-        $(#[$meta])*
+    ($(#[doc = $doc:literal])* $(#[derive($($derive:ident),*)] #[serde($($serde:tt)*)])? $vis:vis struct $name:ident { $($(#[doc = $field_doc:literal])* $field_vis:vis $field:ident : $type:ty),* $(,)? }) => {
+        $(#[doc = $doc])*
         #[derive(Clone, Debug, PartialEq)]
-        $vis struct $name { $($(#[$field_meta])* $field_vis $field: $type),* }
+        $(#[derive($($derive),*)] #[serde($($serde)*)])?
+        $vis struct $name { $($(#[doc = $field_doc])* $field_vis $field: $type),* }
 
         impl $crate::table::Row for $name {
+            const ABOUT: &'static [&'static str] = &[$($doc),*];
+
             fn columns() -> Vec<$crate::table::Column> {
-                vec![$($crate::table::Column::of::<$type>(stringify!($field))),*]
+                vec![$($crate::table::Column::of::<$type>(stringify!($field), &[$($field_doc),*])),*]
             }
 
             fn arrays(rows: &[Self]) -> Vec<$crate::table::ArrayRef> {
@@ -25,6 +28,16 @@ macro_rules! table {
                     .map(|i| Ok(Self { $($field: $crate::table::cell::<$type>(stringify!($field), $field, i)?),* }))
                     .collect()
             }
+
+            fn from_json(mut row: $crate::table::JsonRow) -> Result<Self, String> {
+                $(let $field = row.cell::<$type>(stringify!($field));)*
+                row.finish::<Self>()?;
+                match ($($field,)*) {
+                    ($(Some($field),)*) => Ok(Self { $($field),* }),
+                    // `finish` has reported the fault.
+                    _ => Err(String::new()),
+                }
+            }
         }
     };
 }
@@ -32,10 +45,10 @@ macro_rules! table {
 /// Declares a closed set of words: an enum that is stored as text in tables and JSON, and shown as text in messages.
 #[macro_export]
 macro_rules! words {
-    ($(#[$meta:meta])* $vis:vis enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal),* $(,)? }) => {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident { $($(#[doc = $doc:literal])* $variant:ident = $word:literal),* $(,)? }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-        $vis enum $name { $($(#[$variant_meta])* #[serde(rename = $word)] $variant),* }
+        $vis enum $name { $($(#[doc = $doc])* #[serde(rename = $word)] $variant),* }
 
         impl $name {
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
@@ -60,6 +73,8 @@ macro_rules! words {
         }
 
         impl $crate::table::Cell for $name {
+            const WORDS: &'static [(&'static str, &'static [&'static str])] = &[$(($word, &[$($doc),*])),*];
+
             fn data_type() -> $crate::table::DataType {
                 $crate::table::DataType::Utf8
             }
@@ -71,6 +86,10 @@ macro_rules! words {
             fn cell(array: &dyn $crate::table::Array, row: usize) -> Result<Self, String> {
                 let words = array.as_any().downcast_ref::<$crate::table::StringArray>().ok_or("is not utf8")?;
                 words.value(row).parse()
+            }
+
+            fn from_json(value: &$crate::table::Value) -> Result<Self, String> {
+                value.as_str().ok_or_else(|| $crate::table::mismatch::<Self>(value))?.parse()
             }
         }
     };

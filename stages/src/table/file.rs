@@ -16,6 +16,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersi
 
 use super::Row;
 use super::batches::{Batches, builder};
+use super::mismatch::{Mismatch, OTHER_COLUMNS};
 use super::view::type_name;
 
 /// Rows per batch, in writing and reading.
@@ -123,7 +124,7 @@ impl<R: Row> Reader<R> {
     /// Opens a table with exactly R's columns and types, in any order. Nullable columns may be missing.
     ///
     /// # Errors
-    /// Names the file and the column, with the expected and the found type.
+    /// Names the file and every column that is missing, unexpected or of another type.
     pub fn open(path: &Path) -> Result<Self> {
         Self::with(path, true)
     }
@@ -140,38 +141,24 @@ impl<R: Row> Reader<R> {
         let builder = builder(path)?;
         let found = builder.schema().clone();
         let columns = R::columns();
+        let mut mismatch = Mismatch::default();
         for column in &columns {
             let expected = type_name(&column.data_type);
-            match found.field_with_name(column.name) {
+            match found.field_with_name(column.name).map(|field| type_name(field.data_type())) {
                 Err(_) if column.nullable => {}
-                Err(_) => {
-                    return Err(Error::user(format!(
-                        "{}: column `{}` ({expected}) is missing; found {}",
-                        path.display(),
-                        column.name,
-                        list(&found)
-                    ))
-                    .help("was the file written for another stage?"));
-                }
-                Ok(field) if type_name(field.data_type()) != expected => {
-                    return Err(Error::user(format!(
-                        "{}: column `{}`: expected {expected}, found {}",
-                        path.display(),
-                        column.name,
-                        type_name(field.data_type())
-                    ))
-                    .help(format!("write the column as {expected}")));
+                Err(_) => mismatch.missing(column),
+                Ok(other) if other != expected => {
+                    mismatch.wrong(column.name, &format!("expected {expected}, found {other}"));
                 }
                 Ok(_) => {}
             }
         }
-        if exact && let Some(extra) = found.fields().iter().find(|f| columns.iter().all(|c| c.name != f.name())) {
-            let expected = columns.iter().map(|c| c.name).collect::<Vec<_>>().join(", ");
-            return Err(Error::user(format!(
-                "{}: unexpected column `{}`; expected {expected}",
-                path.display(),
-                extra.name()
-            )));
+        if exact {
+            let extra = found.fields().iter().filter(|f| columns.iter().all(|c| c.name != f.name()));
+            extra.for_each(|field| mismatch.unexpected(field.name()));
+        }
+        if let Some(message) = mismatch.message(&list(&found), &columns) {
+            return Err(Error::user(format!("{}: {message}", path.display())).help(OTHER_COLUMNS));
         }
         let roots: Vec<usize> =
             (0..found.fields().len()).filter(|&i| columns.iter().any(|c| c.name == found.field(i).name())).collect();
@@ -372,6 +359,7 @@ mod tests {
     crate::table! { struct Other { a: String, b: f64 } }
     crate::table! { struct Nulls { a: Option<String>, b: i64 } }
     crate::table! { struct More { a: String, b: i64, z: bool } }
+    crate::table! { struct Far { id: String, b: f64, z: bool } }
     crate::table! { struct Without { b: i64 } }
     crate::table! { struct Turned { b: i64, a: String } }
 
@@ -387,6 +375,9 @@ mod tests {
         write(&path, [One { a: "x".into(), b: 1 }]).unwrap();
         assert_eq!(fault::<Other>(&path), format!("{at}: column `b`: expected f64, found i64"));
         assert_eq!(fault::<More>(&path), format!("{at}: column `z` (bool) is missing; found a (utf8), b (i64)"));
+        let all = "columns `id` (utf8), `z` (bool) are missing; column `b`: expected f64, found i64; \
+                   unexpected column `a`; found a (utf8), b (i64); expected id, b, z";
+        assert_eq!(fault::<Far>(&path), format!("{at}: {all}"));
         write(&path, [More { a: "x".into(), b: 1, z: true }]).unwrap();
         assert_eq!(fault::<One>(&path), format!("{at}: unexpected column `z`; expected a, b"));
         assert_eq!(Reader::<One>::open_columns(&path).unwrap().next().unwrap().unwrap().b, 1);

@@ -23,7 +23,9 @@ mod batches;
 mod cells;
 mod file;
 mod json;
+mod mismatch;
 mod pages;
+mod row;
 mod view;
 #[macro_use]
 mod declare;
@@ -31,6 +33,8 @@ mod declare;
 pub use cells::Cell;
 pub use file::{Reader, Writer, check, columns, read, write};
 pub use json::json_rows;
+pub(crate) use mismatch::OTHER_COLUMNS;
+pub use row::{JsonRow, spec};
 pub(crate) use view::cut;
 pub use view::preview;
 
@@ -40,7 +44,9 @@ pub use arrow::array::{Array, ArrayRef, StringArray};
 #[doc(hidden)]
 pub use arrow::datatypes::DataType;
 #[doc(hidden)]
-pub use cells::named as cell;
+pub use cells::{mismatch, named as cell};
+#[doc(hidden)]
+pub use serde_json::Value;
 
 /// One column of a table: its name, its type as shown to users (`utf8`, `f64`, `list<u32>`), whether it may hold nulls.
 #[derive(Clone, Debug)]
@@ -48,16 +54,23 @@ pub struct Column {
     pub name: &'static str,
     pub data_type: DataType,
     pub nullable: bool,
+    /// The lines of the field's doc comment.
+    pub about: &'static [&'static str],
+    /// See [`Cell::WORDS`].
+    pub words: &'static [(&'static str, &'static [&'static str])],
 }
 
 impl Column {
-    pub fn of<C: Cell>(name: &'static str) -> Self {
-        Self { name, data_type: C::data_type(), nullable: C::NULLABLE }
+    pub fn of<C: Cell>(name: &'static str, about: &'static [&'static str]) -> Self {
+        Self { name, data_type: C::data_type(), nullable: C::NULLABLE, about, words: C::WORDS }
     }
 }
 
 /// A row of a table. Implemented by [`table!`](crate::table!).
 pub trait Row: Sized {
+    /// The lines of the struct's doc comment.
+    const ABOUT: &'static [&'static str];
+
     fn columns() -> Vec<Column>;
     /// One array per column, in order.
     fn arrays(rows: &[Self]) -> Vec<ArrayRef>;
@@ -66,4 +79,9 @@ pub trait Row: Sized {
     /// # Errors
     /// Names the column with an invalid value.
     fn rows(arrays: &[ArrayRef]) -> Result<Vec<Self>, String>;
+    /// Builds a row from a JSON object with one field per column. Nullable columns may be missing.
+    ///
+    /// # Errors
+    /// Names every column that is missing, unexpected or invalid.
+    fn from_json(row: JsonRow) -> Result<Self, String>;
 }

@@ -2,25 +2,31 @@
 
 use std::path::Path;
 
-use engine::artifact::{ArtifactType, Facts};
+use engine::artifact::{ArtifactType, Facts, FileSpec};
 use engine::error::Result;
 use serde::{Deserialize, Serialize};
 
-use super::folder;
+use super::{folder, json_lines};
 use crate::table;
 
 crate::table! {
     /// A pair on which judges prefer different summaries.
     pub struct Disagreement {
+        /// Identifies the pair: a hash of its content.
         pub pair: String,
+        /// The post that both summarise.
         pub post_id: String,
+        /// Prompt text.
         pub prompt: String,
+        /// Summary a.
         pub a_text: String,
+        /// Summary b.
         pub b_text: String,
         /// Words in `a_text` minus words in `b_text`.
         pub longer_by: i64,
         /// The judges who prefer `a_text`.
         pub for_a: Vec<String>,
+        /// The judges who prefer `b_text`.
         pub for_b: Vec<String>,
         /// Judges who judged the pair and prefer neither summary: ties, tied votes, answers without a label.
         pub for_neither: Vec<String>,
@@ -126,6 +132,16 @@ impl ArtifactType for Agreement {
 
     fn about(&self) -> &'static str {
         "how far judges of the same pairs say the same, and pairs on which they do not"
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        vec![
+            FileSpec::new(
+                Self::INFO,
+                "the judges, and every two of them compared: agreement, kappa, agreement by length",
+            ),
+            json_lines::table::<Disagreement>(Self::DISAGREEMENTS),
+        ]
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {

@@ -2,26 +2,30 @@
 
 use std::path::Path;
 
-use engine::artifact::{ArtifactType, Facts};
+use engine::artifact::{ArtifactType, Facts, FileSpec};
 use engine::error::{Error, Result};
 use engine::names::Digest;
 use serde::{Deserialize, Serialize};
 
 use super::Objective;
 use super::policy::Half;
-use super::{Split, folder};
+use super::{Split, folder, json_lines};
 use crate::table;
 
 crate::table! {
     /// One of the `n` responses to a prompt. Responses to the same prompt are adjacent, ordered by index.
     pub struct Candidate {
+        /// The post that is summarised.
         pub post_id: String,
+        /// Half of the prompts that the post belongs to.
         pub half: Half,
         /// Counts from 0 within the prompt.
         pub index: i64,
         /// Includes EOS if it was sampled.
         pub ids: Vec<u32>,
+        /// The response as text.
         pub text: String,
+        /// Whether EOS was sampled.
         pub ended: bool,
         /// Centred scores, in member order.
         pub scores: Vec<f32>,
@@ -83,6 +87,16 @@ impl ArtifactType for BestOfN {
 
     fn about(&self) -> &'static str {
         "several responses of one policy to each held-out prompt, scored by every reward model"
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        vec![
+            FileSpec::new(
+                Self::INFO,
+                "the objectives, the sampling parameters, the reward models' labels and the base model's digest",
+            ),
+            json_lines::table::<Candidate>(Self::SAMPLES),
+        ]
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use engine::artifact::{ArtifactType, Facts};
+use engine::artifact::{ArtifactType, Facts, FileSpec};
 use engine::error::{AtPath, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -145,6 +145,13 @@ impl ArtifactType for Comparisons {
 
     fn about(&self) -> &'static str {
         "labelled comparisons of summaries in Stiennon et al.'s schema"
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        let about = "one comparison per line: `info` (`id`, `post` or `article`, `title`, `subreddit`), `summaries` (two of \
+                     `text`, `policy`, `note`), `choice` (0 or 1: the preferred summary), and if known `worker`, `batch`, \
+                     `split`, `extra.confidence` (1 to 9)";
+        vec![FileSpec::new(Self::FILE, about)]
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {

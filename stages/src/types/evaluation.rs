@@ -2,22 +2,24 @@
 
 use std::path::Path;
 
-use engine::artifact::{ArtifactType, Facts};
+use engine::artifact::{ArtifactType, Facts, FileSpec};
 use engine::error::Result;
 use serde::{Deserialize, Serialize};
 
-use super::Objective;
-use super::folder;
 use super::policy::Half;
 use super::reward::FactSensitivity;
+use super::{Objective, folder, json_lines};
 use crate::table;
 
 crate::table! {
     /// One point of the curves: one step on one half of the validation prompts, sampled or greedy. Intervals are 95%
     /// bootstrap.
     pub struct CurvePoint {
+        /// Phases completed; 0 is the SFT model.
         pub step: i64,
+        /// Half of the prompts.
         pub half: Half,
+        /// Whether the responses were decoded greedily instead of sampled.
         pub greedy: bool,
         /// Number of prompts.
         pub n: i64,
@@ -33,24 +35,31 @@ crate::table! {
         pub win_rate: f64,
         pub win_rate_low: f64,
         pub win_rate_high: f64,
+        /// The arm's own reward.
         pub proxy: f64,
         pub proxy_low: f64,
         pub proxy_high: f64,
+        /// Mean of the reward models' scores.
         pub mu: f64,
         /// Variance across the ensemble's members; absent with one reward model.
         pub variance: Option<f64>,
         /// The three parts that sum to `variance`: the members' offsets, their slopes on mu, and the rest.
         pub variance_offset: Option<f64>,
+        /// See `variance_offset`.
         pub variance_slope: Option<f64>,
+        /// See `variance_offset`.
         pub variance_rest: Option<f64>,
+        /// KL to the SFT model in nats per response: mean log pi - log pi_ref.
         pub kl: f64,
         pub kl_low: f64,
         pub kl_high: f64,
         /// Mean KL between the full distributions at the visited positions: same expectation as `kl`, less noise.
         pub kl_exact: f64,
+        /// Tokens per response.
         pub length: f64,
         pub length_low: f64,
         pub length_high: f64,
+        /// Share of responses that ended with EOS.
         pub eos_rate: f64,
         pub eos_rate_low: f64,
         pub eos_rate_high: f64,
@@ -58,8 +67,11 @@ crate::table! {
         pub quality: Option<f64>,
         pub quality_low: Option<f64>,
         pub quality_high: Option<f64>,
+        /// Share of the post's six facts that a summary states.
         pub coverage: Option<f64>,
+        /// Number of wrong facts divided by six.
         pub invented: Option<f64>,
+        /// Share of word bigrams that occur in the grammar's summaries.
         pub fluency: Option<f64>,
         /// Spearman correlation of s2 with (mu - (gold - a) / b)^2, where gold = a + b mu is fitted on the SFT model's
         /// samples of half A.
@@ -70,24 +82,39 @@ crate::table! {
 crate::table! {
     /// One scored sample.
     pub struct Score {
+        /// Phases completed; 0 is the SFT model.
         pub step: i64,
+        /// The post that is summarised.
         pub post_id: String,
+        /// Half of the prompts that the post belongs to.
         pub half: Half,
+        /// Whether the response was decoded greedily instead of sampled.
         pub greedy: bool,
+        /// Raw score of the gold model.
         pub gold: f64,
+        /// The arm's own reward.
         pub proxy: f64,
+        /// Mean of the reward models' scores.
         pub mean: f64,
+        /// Variance of the reward models' scores; absent with one model.
         pub variance: Option<f64>,
         /// k1: log pi - log pi_ref of the response.
         pub kl: f64,
+        /// KL between the full distributions, summed over the response's positions.
         pub kl_exact: f64,
         /// Scores of the reward models, in member order.
         pub scores: Vec<f32>,
+        /// Tokens of the response.
         pub length: i64,
+        /// Whether EOS was sampled.
         pub ended: bool,
+        /// True quality. This and the next three columns are present only if posts carry facts.
         pub quality: Option<f64>,
+        /// Share of the post's six facts that the summary states.
         pub coverage: Option<f64>,
+        /// Number of wrong facts divided by six.
         pub invented: Option<f64>,
+        /// Share of word bigrams that occur in the grammar's summaries.
         pub fluency: Option<f64>,
     }
 }
@@ -97,12 +124,17 @@ crate::table! {
     /// units of the variance: (mu - (truth - a) / b)^2 with truth = a + b mu fitted on the SFT model's samples of half
     /// A.
     pub struct CalibrationBin {
+        /// Lower edge of the range of KL.
         pub kl_low: f64,
+        /// Upper edge; only the last range includes it.
         pub kl_high: f64,
+        /// Mean KL of the samples.
         pub kl: f64,
         /// Number of samples.
         pub n: i64,
+        /// Mean variance across the ensemble's members.
         pub variance: f64,
+        /// Error against the gold score; absent if mu does not rise with it.
         pub gold_error: Option<f64>,
         /// Error against true quality; absent if posts carry no facts.
         pub quality_error: Option<f64>,
@@ -112,13 +144,21 @@ crate::table! {
 crate::table! {
     /// One summary of a post, shown to readers of the report.
     pub struct Example {
+        /// The post that is summarised.
         pub post_id: String,
+        /// Prompt text.
         pub prompt: String,
+        /// The author's own summary.
         pub reference: String,
+        /// Phases completed; 0 is the SFT model.
         pub step: i64,
+        /// The summary.
         pub text: String,
+        /// Raw score of the gold model.
         pub gold: f64,
+        /// The arm's own reward.
         pub proxy: f64,
+        /// True quality; absent if posts carry no facts.
         pub quality: Option<f64>,
     }
 }
@@ -127,9 +167,13 @@ crate::table! {
     /// The expected outcome of best-of-`n` by one objective on one half of the prompts: the mean over prompts of the
     /// unbiased estimate from all subsets of `n` of a prompt's samples. Intervals are 95% bootstrap over prompts.
     pub struct BestOfPoint {
+        /// The objective that chooses among the samples.
         pub objective: Objective,
+        /// Samples to choose from.
         pub n: i64,
+        /// Half of the prompts.
         pub half: Half,
+        /// Number of prompts.
         pub prompts: i64,
         /// log n - (n - 1) / n, in nats: an upper bound on the KL to the sampled policy.
         pub kl: f64,
@@ -149,6 +193,7 @@ crate::table! {
         pub proxy: f64,
         pub proxy_low: f64,
         pub proxy_high: f64,
+        /// Mean of the reward models' scores.
         pub mu: f64,
         pub mu_low: f64,
         pub mu_high: f64,
@@ -156,6 +201,7 @@ crate::table! {
         pub variance: Option<f64>,
         pub variance_low: Option<f64>,
         pub variance_high: Option<f64>,
+        /// Tokens per response.
         pub length: f64,
         pub length_low: f64,
         pub length_high: f64,
@@ -277,6 +323,20 @@ impl ArtifactType for Evaluation {
 
     fn about(&self) -> &'static str {
         "a policy run judged by the gold model and by true quality, step by step"
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        vec![
+            FileSpec::new(
+                Self::INFO,
+                "the arm, the steps, the chosen step, the scale of `gold_sd`, and whether the mechanism was engaged",
+            ),
+            json_lines::table::<CurvePoint>(Self::CURVE),
+            json_lines::table::<Score>(Self::SCORES),
+            json_lines::table::<CalibrationBin>(Self::CALIBRATION),
+            json_lines::table::<Example>(Self::EXAMPLES),
+            json_lines::table::<BestOfPoint>(Self::BEST_OF_N).optional(),
+        ]
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {

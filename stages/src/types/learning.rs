@@ -17,6 +17,7 @@ crate::table! {
         pub step: i64,
         /// Mean over the step's batch, before the update.
         pub loss: f64,
+        /// Learning rate.
         pub lr: f64,
         /// L2 norm over all trained weights, before clipping.
         pub grad_norm: f64,

@@ -6,6 +6,7 @@ pub mod comparisons;
 pub mod evaluation;
 pub mod files;
 pub mod folder;
+pub mod json_lines;
 pub mod learning;
 pub mod model;
 pub mod objective;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use engine::artifact::{ArtifactType, Facts};
+use engine::artifact::{ArtifactType, Facts, FileSpec};
 use engine::error::{Error, Result};
 
-use super::{LearningPoint, folder};
+use super::{LearningPoint, folder, json_lines};
 use crate::error::IntoStageResult;
 
 /// The artifact type: `config.json`, optionally `generation_config.json`, `tokenizer.json`, and `model.safetensors` or
@@ -91,6 +91,17 @@ impl ArtifactType for Model {
 
     fn about(&self) -> &'static str {
         "a language model with its tokenizer, as a Hugging Face folder"
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        vec![
+            FileSpec::new(Self::CONFIG, "the architecture, with Hugging Face's names"),
+            FileSpec::new(Self::GENERATION, "more end-of-text tokens").optional(),
+            FileSpec::new(Self::TOKENIZER, "the tokenizer, in Hugging Face's format"),
+            FileSpec::new(Self::WEIGHTS, "the weights; absent if they are in shards").optional(),
+            FileSpec::new(Self::INDEX, "the shard of each tensor, if the weights are in shards").optional(),
+            json_lines::table::<LearningPoint>(super::LEARNING).optional(),
+        ]
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use engine::artifact::{ArtifactType, Facts};
+use engine::artifact::{ArtifactType, Facts, FileSpec};
 use engine::error::Result;
 
-use super::folder;
+use super::{folder, json_lines};
 use crate::table;
 
 crate::words! {
@@ -29,12 +29,15 @@ crate::words! {
 crate::table! {
     /// A post and its author's summary.
     pub struct Post {
+        /// Name of the post.
         pub id: String,
         /// As in the source data; may be empty.
         pub subreddit: String,
         /// May be empty.
         pub title: String,
+        /// The text to summarise.
         pub post: String,
+        /// The author's own summary.
         pub summary: String,
         /// Empty before `dataset.filter`.
         pub splits: Vec<Split>,
@@ -84,6 +87,10 @@ impl ArtifactType for Posts {
 
     fn about(&self) -> &'static str {
         "posts with their authors' summaries and, after the filter, their splits"
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        vec![json_lines::table::<Post>(Self::FILE)]
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {

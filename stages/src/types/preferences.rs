@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use engine::artifact::{ArtifactType, Facts};
+use engine::artifact::{ArtifactType, Facts, FileSpec};
 use engine::error::Result;
 
-use super::folder;
 use super::pairs::{Corruption, Pair, Side};
+use super::{folder, json_lines};
 use crate::table;
 
 crate::words! {
@@ -26,21 +26,35 @@ crate::words! {
 crate::table! {
     /// A judged pair. If the outcome is not `labelled`, the order of chosen and rejected has no meaning.
     pub struct Preference {
+        /// Name of the pair.
         pub id: String,
+        /// The post that both summaries belong to.
         pub post_id: String,
+        /// Prompt text (template A.1).
         pub prompt: String,
         /// Absent if the texts were written by people: encode them with the model's tokenizer.
         pub prompt_ids: Option<Vec<u32>>,
+        /// The facts behind the post as JSON, if the post was generated from facts.
         pub facts: Option<String>,
+        /// The preferred summary.
         pub chosen_text: String,
+        /// Its token ids, with EOS if it ended. Absent like `prompt_ids`.
         pub chosen_ids: Option<Vec<u32>>,
+        /// Whether EOS was sampled (true for texts that were not sampled).
         pub chosen_ended: bool,
+        /// The other summary.
         pub rejected_text: String,
+        /// As `chosen_ids`.
         pub rejected_ids: Option<Vec<u32>>,
+        /// As `chosen_ended`.
         pub rejected_ended: bool,
+        /// How one of the two was corrupted, if it was.
         pub corruption: Option<Corruption>,
+        /// Only `labelled` rows are trained on.
         pub outcome: Outcome,
+        /// Name of the judge.
         pub annotator: String,
+        /// The judge's confidence in the label, on a scale of its own.
         pub confidence: Option<f64>,
         /// Whether the chosen summary came first: in the judge's view if it saw both, in the pair if it judged each by
         /// itself. Absent if unknown.
@@ -118,6 +132,10 @@ impl ArtifactType for Preferences {
 
     fn about(&self) -> &'static str {
         "judged pairs of summaries, whoever judged"
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        vec![json_lines::table::<Preference>(Self::FILE)]
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {

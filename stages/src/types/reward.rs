@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use engine::artifact::{ArtifactType, Facts};
+use engine::artifact::{ArtifactType, Facts, FileSpec};
 use engine::error::{Error, Result};
 use engine::names::Digest;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::model::Model;
-use super::{LearningPoint, folder};
+use super::{LearningPoint, folder, json_lines};
 
 /// Where the score is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -120,6 +120,16 @@ impl ArtifactType for RewardModel {
         "a language model with a scalar head that scores summaries"
     }
 
+    fn files(&self) -> Vec<FileSpec> {
+        vec![
+            FileSpec::new("base/", "the language model that it was trained from, as in `Model`"),
+            FileSpec::new("adapter/", "the LoRA, as a PEFT folder; absent after full training").optional(),
+            FileSpec::new(HEAD, "the scalar head"),
+            FileSpec::new(INFO, "where the score is read, its centre and scale, the base model's digest, the seed"),
+            json_lines::table::<LearningPoint>(super::LEARNING).optional(),
+        ]
+    }
+
     fn check(&self, folder: &Path) -> Result<Facts> {
         Model::check_folder(&folder.join(BASE))?;
         let info = check_member(folder)?;
@@ -156,6 +166,17 @@ impl ArtifactType for Ensemble {
 
     fn about(&self) -> &'static str {
         "reward models whose disagreement is the uncertainty"
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        vec![
+            FileSpec::new("base/", "the first member's language model, as in `Model`"),
+            FileSpec::new(
+                "members/",
+                "a folder per member: `adapter/`, `head.safetensors`, `reward.json`, and `base/` if it has another base",
+            ),
+            FileSpec::new(ENSEMBLE, "the members' labels in order, and the digest of the base"),
+        ]
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {

@@ -143,3 +143,78 @@ fn every_type_of_the_registry_has_its_own_name() {
     let names: Vec<_> = registry.types().map(|t| t.name()).collect();
     assert_eq!(names.len(), 13, "{names:?}");
 }
+
+#[test]
+fn every_column_of_every_table_says_what_it_holds() {
+    let registry = crate::registry();
+    for artifact_type in registry.types().filter(|t| t.name() != Files::NAME) {
+        let files = artifact_type.files();
+        assert!(!files.is_empty(), "{}", artifact_type.name());
+        for column in files.iter().flat_map(|file| &file.columns) {
+            assert!(!column.about.is_empty(), "{}: {}", artifact_type.name(), column.name);
+        }
+    }
+}
+
+const INTRODUCTION: &str = "\
+# Artifact types
+
+Made from the types in `stages/src/types/` by a test, which also checks that it is up to date. `temper kinds --type TYPE` prints
+the part on one type.
+
+An artifact is a folder with the files below. It may also hold `metrics.json`, numbers by name, and the store adds `manifest.json`.
+Tables are Parquet; `?` after a column's type means that it may be null, and that a table may lack the column. A program of the
+kind `command` may read tables as JSON lines (`tables: jsonl`), and may write a required table so, such as `preferences.jsonl` for
+`preferences.parquet` ([pipeline.md](pipeline.md)): one object per line, with a field per column.
+";
+
+/// `docs/artifacts.md`.
+fn documentation() -> String {
+    // A bar would end the cell.
+    let cell = |text: &str| text.replace('|', "\\|");
+    let mut text = INTRODUCTION.to_owned();
+    for artifact_type in crate::registry().types() {
+        text += &format!("\n## {}\n\n", artifact_type.name());
+        text += &format!("Schema version {}: {}.\n", artifact_type.schema_version(), artifact_type.about());
+        let (tables, plain): (Vec<_>, Vec<_>) =
+            artifact_type.files().into_iter().partition(|file| !file.columns.is_empty());
+        if !plain.is_empty() {
+            text += "\n| file | content |\n|---|---|\n";
+        }
+        for file in plain {
+            let optional = if file.optional { " (optional)" } else { "" };
+            text += &format!("| `{}`{optional} | {} |\n", file.name, cell(&file.about));
+        }
+        for file in tables {
+            let optional = if file.optional { " (optional)" } else { "" };
+            text += &format!("\n### `{}`{optional}\n\nA row: {}\n\n", file.name, file.about);
+            text += "| column | type | meaning |\n|---|---|---|\n";
+            for column in file.columns {
+                let nullable = if column.nullable { "?" } else { "" };
+                let words = column.words.iter().map(|(word, about)| match about.trim_end_matches('.') {
+                    "" => format!("`{word}`"),
+                    about => format!("`{word}` ({about})"),
+                });
+                let words: Vec<String> = words.collect();
+                let words = if words.is_empty() { String::new() } else { format!(" One of {}.", words.join(", ")) };
+                text += &format!(
+                    "| `{}` | `{}{nullable}` | {}{words} |\n",
+                    column.name,
+                    column.data_type,
+                    cell(&column.about)
+                );
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn the_documentation_of_the_artifact_types_is_up_to_date() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/artifacts.md");
+    let (expected, found) = (documentation(), std::fs::read_to_string(&path).unwrap_or_default());
+    if found != expected {
+        std::fs::write(&path, expected).unwrap();
+        panic!("docs/artifacts.md was not up to date; this test has written it anew: commit it");
+    }
+}

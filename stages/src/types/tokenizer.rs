@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use engine::artifact::{ArtifactType, Facts};
+use engine::artifact::{ArtifactType, Facts, FileSpec};
 use engine::error::{Error, Result};
 
 use super::folder;
@@ -30,6 +30,10 @@ impl ArtifactType for Tokenizer {
 
     fn about(&self) -> &'static str {
         "a tokenizer in Hugging Face's format"
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        vec![FileSpec::new(Self::FILE, "the tokenizer, in Hugging Face's format")]
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {

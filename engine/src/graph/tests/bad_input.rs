@@ -378,6 +378,10 @@ fn names_on_the_command_line_must_exist() {
             "= help: write `sft`",
         ],
     );
+    check(
+        LoadOptions { stage: Some("sft[s]".to_owned()), ..LoadOptions::default() },
+        &["error: stage `sft` has no matrix", "--> STAGE:1:1", "= help: write `sft`"],
+    );
     let cases: &[(&str, &[&str])] = &[
         ("stages.sfd.with.lr=1", &["error: unknown stage `sfd`", "--> --set:1:8", "= help: did you mean `sft`?"]),
         ("stages.sft.wth.lr=1", &["error: unknown key `wth`", "--> --set:1:12", "= help: did you mean `with`?"]),

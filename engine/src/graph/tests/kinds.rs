@@ -86,7 +86,16 @@ impl Default for DatasetParams {
     }
 }
 
-kind!(Dataset, "dataset", DatasetParams, |_p| Signature::producing("Posts").seeded(), |_p| Vec::new());
+kind!(
+    Dataset,
+    "dataset",
+    DatasetParams,
+    |p| match p.style {
+        Style::Plain => Signature::producing("Posts").seeded(),
+        Style::Wild => Signature::producing("Posts").one("wildlife", &["Files"]).seeded(),
+    },
+    |_p| Vec::new()
+);
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -38,7 +38,7 @@ report: { deviations: [a small study] }
 
 fn options(profiles: &[&str], set: &[&str], until: &[&str]) -> LoadOptions {
     let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-    LoadOptions { profiles: owned(profiles), set: owned(set), until: owned(until) }
+    LoadOptions { profiles: owned(profiles), set: owned(set), until: owned(until), stage: None }
 }
 
 /// Loads `text` as `p.yaml` in an empty folder, whose name is removed from messages.

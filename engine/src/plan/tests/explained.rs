@@ -1,6 +1,7 @@
 use serde_json::json;
 
-use super::{chain, force, registry};
+use super::{chain, force, graph, registry};
+use crate::external;
 use crate::graph::Graph;
 use crate::plan::{Explanation, Flags, RecipeState, explain, plan, recipe};
 use crate::store::tests::{TestSpace, record};
@@ -17,6 +18,16 @@ fn complete(space: &TestSpace, graph: &Graph, started: f64) {
         record.provenance.stage = instance.name.clone();
         record.provenance.run = format!("run-{started}");
         record.provenance.started = started;
+        let mut paths = std::collections::BTreeMap::new();
+        external::replace(&instance.params, &mut |external| {
+            paths.extend(external.split().into_iter().map(|(path, single)| {
+                let digest = space.store.content_of(&single).unwrap().digest;
+                (path, digest)
+            }));
+            Ok(external.to_value())
+        })
+        .unwrap();
+        record.provenance.paths = paths;
         space.store.record(&record).unwrap();
         known.push(Some(digest));
     }
@@ -53,6 +64,41 @@ fn a_changed_input_is_named_with_the_stage_that_feeds_it() {
     assert_eq!(explanation.changes[0].field, "inputs.in");
     assert_eq!(explanation.changes[0].from.as_ref().unwrap().to_string(), "b");
     assert_ne!(explanation.changes[0].old, explanation.changes[0].new);
+    // The run with the other parameter of `b` made the input.
+    let causes: Vec<_> = explanation.causes.iter().map(|cause| (cause.stage.to_string(), cause.action)).collect();
+    assert_eq!(causes, [("b".to_owned(), "reuse")]);
+    assert!(
+        explanation.to_string().contains("because of b: reuse: ")
+            && explanation.to_string().contains("params.n: 1 -> 5"),
+        "{explanation}"
+    );
+}
+
+#[test]
+fn a_changed_file_is_named_among_those_of_its_parameter() {
+    let space = TestSpace::new();
+    let [x, y, z] = ["x", "y", "z"].map(|name| space.folder.path().join(name));
+    [&x, &y, &z].into_iter().for_each(|path| std::fs::write(path, "old").unwrap());
+    let params =
+        |files: &[&std::path::PathBuf]| json!({ "deep": [{ "files": { "$files": files } }], "one": { "$path": z } });
+    let before = graph(&[("a", params(&[&x, &y]), &[])]);
+    complete(&space, &before, 1.0);
+    let changes = |graph: &Graph| {
+        let explanation = explained(&space, graph, &Flags::default(), 0);
+        let changes = explanation.changes.into_iter().map(|change| (change.field, change.path));
+        changes.collect::<Vec<_>>()
+    };
+    std::fs::write(&y, "newer").unwrap();
+    assert_eq!(changes(&before), [("params.deep[0].files".to_owned(), Some(y.clone()))]);
+    std::fs::write(&z, "newer").unwrap();
+    let both = [("params.deep[0].files".to_owned(), Some(y.clone())), ("params.one".to_owned(), Some(z.clone()))];
+    assert_eq!(changes(&before), both);
+    std::fs::write(&y, "old").unwrap();
+    std::fs::write(&z, "old").unwrap();
+    // The same files in another order are other content.
+    std::fs::write(&y, "other").unwrap();
+    complete(&space, &before, 2.0);
+    assert_eq!(changes(&graph(&[("a", params(&[&y, &x]), &[])])), [("params.deep[0].files".to_owned(), None)]);
 }
 
 #[test]
@@ -65,6 +111,7 @@ fn a_pending_stage_shows_what_is_known_and_what_it_waits_for() {
     assert!(text.contains("params.n: 1 -> 7"), "{text}");
     assert!(text.contains("input `in` (from `b`): known after `a`"), "{text}");
     assert!(!text.contains("inputs.in:"), "{text}");
+    assert!(text.contains("because of a: run: ") && text.contains("params.n: 1 -> 2"), "{text}");
 }
 
 #[test]

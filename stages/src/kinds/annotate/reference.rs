@@ -33,9 +33,9 @@ pub enum By {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// `rouge` or `facts`.
+    /// The measure by which pairs are judged.
     pub by: By,
-    /// `rouge1`, `rouge2` or `rougeL`; for `by: rouge`.
+    /// The kind of ROUGE, for `by: rouge`.
     #[serde(default)]
     pub variant: Variant,
     /// Probability of flipping a label. Absent: 0.05 for facts, 0 for ROUGE.

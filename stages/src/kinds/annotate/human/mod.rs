@@ -43,7 +43,7 @@ pub struct Params {
     pub format: Option<Format>,
     /// Labels to keep. Only Stiennon et al.'s records have the fields used here.
     pub filters: Filters,
-    /// How to treat several labels of one pair: `each` or `majority`.
+    /// How to treat several labels of one pair.
     pub labels: Labels,
     /// Stop after so many preferences.
     pub rows: Option<u64>,

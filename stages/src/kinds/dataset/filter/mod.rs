@@ -137,7 +137,7 @@ pub struct Params {
     pub subreddits: Subreddits,
     /// `{threshold}`: also drop near-duplicates of earlier posts.
     pub near_duplicates: Option<Near>,
-    /// `disjoint` or `paper`.
+    /// Whether a post may be in several splits.
     pub overlap: Overlap,
     /// Posts held out for evaluation: a count, or a fraction of the remaining posts.
     pub validation: Amount,
