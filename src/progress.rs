@@ -343,7 +343,8 @@ mod tests {
             let mut widest = self.widest.lock().unwrap();
             for line in text.lines() {
                 let width = console::measure_text_width(line);
-                if width > widest.0 {
+                // A cleared line is filled with spaces.
+                if width > widest.0 && !line.trim().is_empty() {
                     *widest = (width, line.to_owned());
                 }
             }

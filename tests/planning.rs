@@ -267,7 +267,7 @@ stages:
     space.write("p.yaml", three);
     assert!(space.temper(&["run", "p.yaml"]).status.success());
 
-    space.write("p.yaml", &three.replace("n: 1", "n: 2"));
+    space.write("p.yaml", &three.replace("{ n: 1 }", "{ n: 2 }"));
     let explained = || printed(&space, &["explain", "p.yaml", "c"]);
     let pending = explained();
     assert!(pending.contains("input `b` (from `b`): known after `a`"), "{pending}");

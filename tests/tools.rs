@@ -89,7 +89,7 @@ fn init_overwrites_nothing_and_leaves_nothing_half_done() {
 /// The graph of a file in `space`, under a name that does not depend on the file's.
 fn graph(space: &TestSpace, file: &str, profiles: &[&str], set: &[&str]) -> Graph {
     let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-    let options = LoadOptions { profiles: owned(profiles), set: owned(set), until: Vec::new() };
+    let options = LoadOptions { profiles: owned(profiles), set: owned(set), ..LoadOptions::default() };
     let graph = engine::graph::load(&space.path(file), &options, &stages::registry());
     Graph { name: String::new(), ..graph.unwrap_or_else(|faults| panic!("{file}: {faults}")) }
 }

@@ -149,7 +149,8 @@ mod tests {
         let cases = [
             ("pessimistic", -0.7, true),
             ("matched-constant", 0.7, true),
-            ("matched-constant", -0.7, false),
+            ("matched-constant", -0.7, true),
+            ("matched-constant-b", -0.7, false),
             ("m, 0.005, pessimistic", 0.7, false),
         ];
         for (name, end, interval) in cases {

@@ -83,7 +83,7 @@ impl Service {
         let url = self.public_address()?;
         let client = http::client(Some(TIMEOUT), http::Redirects::Never)?;
         let runtime = http::runtime()?;
-        let response = runtime.block_on(client.head(url).send());
+        let response = runtime.block_on(async { client.head(url).send().await });
         // A pending name lookup must not delay the exit.
         runtime.shutdown_background();
         response

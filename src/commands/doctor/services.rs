@@ -7,6 +7,9 @@ use stages::services::{self, Service};
 
 use super::Check;
 
+/// A service, the stages that use it if they are known, and the status of its response if it was contacted.
+type Answer<'a> = (&'a Service, Option<Vec<String>>, Option<Result<u16>>);
+
 /// `to_run`: the instances to run, if they are known. Services that none of them uses are not contacted.
 pub fn checks(to_run: Option<&[&Instance]>) -> Vec<Check> {
     let all = services::all();
@@ -15,7 +18,7 @@ pub fn checks(to_run: Option<&[&Instance]>) -> Vec<Check> {
         to_run.map(|to_run| to_run.iter().filter(uses).map(|instance| instance.name.to_string()).collect())
     };
     // In parallel: without a network, each may take seconds.
-    let answers: Vec<(&Service, Option<Vec<String>>, Option<Result<u16>>)> = std::thread::scope(|scope| {
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
         let pending: Vec<_> = all
             .iter()
             .map(|service| {
