@@ -5,42 +5,55 @@ use engine::estimate::{Estimate, Prospect, Range};
 use engine::graph::Graph;
 use engine::kind::Registry;
 use engine::plan::{Flags, Plan, State};
+use engine::remote::Shared;
 use serde_json::{Value, json};
 
-use super::{Done, load, open_store, print_json};
-use crate::args::{Cut, Pipeline};
+use super::{Done, load, open_store, print_json, remote};
+use crate::args::{Cut, Pipeline, RemoteAt};
 use crate::report::terminal::table;
 
-pub fn plan(pipeline: &Pipeline, cut: &Cut, registry: &Registry) -> Done {
+pub fn plan(pipeline: &Pipeline, cut: &Cut, at: &RemoteAt, registry: &Registry) -> Done {
     let graph = load(pipeline, &cut.until, registry)?;
     let store = open_store(pipeline)?;
     let flags = Flags::default();
-    let plan = engine::plan::plan(&graph, registry, &store, &flags)?;
+    let address = remote::address(pipeline, at, &graph)?;
+    let (plan, opened) = remote::plan(&graph, registry, &store, &flags, address)?;
+    let shared = Shared { store: &store, remote: opened.as_ref() };
     let prospects = engine::plan::prospects(&graph, &plan, registry, &store)?;
-    let missing = engine::plan::missing(&graph, &plan, registry, &store, &flags)?;
-    tell(&graph, &plan, &prospects, &missing, pipeline.store.json);
+    let missing = engine::plan::missing(&graph, &plan, registry, &store, &shared, &flags)?;
+    tell(&graph, &plan, &shared.from_remote(&plan)?, &prospects, &missing, pipeline.store.json);
     Ok(0)
 }
 
-/// Prints a plan as text or JSON. `missing`: failed checks of the environment that stages need.
-pub fn tell(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>], missing: &[Error], for_machines: bool) {
+/// Prints a plan as text or JSON. `from_remote`: by stage, whether it is reused from the remote store; `missing`: failed
+/// checks of the environment that stages need.
+pub fn tell(
+    graph: &Graph,
+    plan: &Plan,
+    from_remote: &[bool],
+    prospects: &[Option<Prospect>],
+    missing: &[Error],
+    for_machines: bool,
+) {
     if for_machines {
-        let mut told = describe(graph, plan, prospects);
+        let mut told = describe(graph, plan, from_remote, prospects);
         told["warnings"] = missing.iter().map(|error| error.message.as_str()).collect();
         return print_json(&told);
     }
     let rows: Vec<Vec<String>> = plan
         .stages
         .iter()
-        .map(|planned| {
+        .zip(from_remote)
+        .map(|(planned, from_remote)| {
             let line = line(graph, &planned.state);
             let instance = &graph.instances[planned.instance];
+            let action = if *from_remote { "reuse (remote)" } else { line.action };
             let seconds = match planned.state {
                 State::Reuse { .. } => String::new(),
                 _ => planned.expected_seconds.map_or_else(String::new, |s| format!("{s:.0} s")),
             };
             vec![
-                line.action.to_owned(),
+                action.to_owned(),
                 instance.name.to_string(),
                 instance.kind.clone(),
                 line.key.map_or_else(String::new, |k| k[..12].to_owned()),
@@ -128,12 +141,13 @@ fn line(graph: &Graph, state: &State) -> Line {
     }
 }
 
-fn describe(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>]) -> Value {
+fn describe(graph: &Graph, plan: &Plan, from_remote: &[bool], prospects: &[Option<Prospect>]) -> Value {
     let stages: Vec<Value> = plan
         .stages
         .iter()
         .zip(prospects)
-        .map(|(planned, prospect)| {
+        .zip(from_remote)
+        .map(|((planned, prospect), from_remote)| {
             let instance = &graph.instances[planned.instance];
             let line = line(graph, &planned.state);
             let mut told = json!({
@@ -147,6 +161,9 @@ fn describe(graph: &Graph, plan: &Plan, prospects: &[Option<Prospect>]) -> Value
             });
             if let Some(prospect) = prospect {
                 told["cost"] = json!(prospect);
+            }
+            if *from_remote {
+                told["remote"] = json!(true);
             }
             if !planned.notes.is_empty() {
                 told["notes"] = json!(planned.notes);

@@ -6,9 +6,10 @@ use engine::checkpoint::Cadence;
 use engine::journal::Event;
 use engine::kind::Registry;
 use engine::plan::Flags;
+use engine::remote::Shared;
 use engine::run::RunOptions;
 
-use super::{Done, load, open_store, plan};
+use super::{Done, load, open_store, plan, remote};
 use crate::args::Run;
 use crate::progress::Progress;
 use crate::report;
@@ -17,11 +18,14 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
     let graph = load(&args.file, &args.cut.until, registry)?;
     let store = open_store(&args.file)?;
     let flags = Flags::new(&graph, &args.force, &args.from)?;
-    let plan = engine::plan::plan(&graph, registry, &store, &flags)?;
-    let missing = engine::plan::missing(&graph, &plan, registry, &store, &flags)?;
+    let address = if args.no_remote { None } else { remote::address(&args.file, &args.remote, &graph)? };
+    let address = address.map(|(address, read_only)| (address, read_only || args.no_upload));
+    let (plan, opened) = remote::plan(&graph, registry, &store, &flags, address)?;
+    let shared = Shared { store: &store, remote: opened.as_ref() };
+    let missing = engine::plan::missing(&graph, &plan, registry, &store, &shared, &flags)?;
     if args.dry_run {
         let prospects = engine::plan::prospects(&graph, &plan, registry, &store)?;
-        plan::tell(&graph, &plan, &prospects, &missing, args.file.store.json);
+        plan::tell(&graph, &plan, &shared.from_remote(&plan)?, &prospects, &missing, args.file.store.json);
         return Ok(0);
     }
     if let [first, rest @ ..] = &missing[..] {
@@ -37,6 +41,7 @@ pub fn run(args: &Run, registry: &Registry) -> Done {
         profiles: args.file.profile.clone(),
         command_line: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         file: Some(args.file.file.display().to_string()),
+        remote: opened.map(Arc::new),
         // Attempts allocate and free large buffers all the time; pages returned to the system would have to be faulted
         // in again.
         env: vec![("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned())],

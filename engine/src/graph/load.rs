@@ -333,5 +333,6 @@ fn freeze(
         name,
         seed: spec.seed,
         report: spec.report.clone(),
+        remote: spec.remote.clone(),
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::diagnostics::Diagnostics;
 use crate::kind::{Arity, Registry, Signature};
 use crate::names::InstanceName;
-use crate::spec::Report;
+use crate::spec::{RemoteAt, Report};
 
 mod expand;
 mod load;
@@ -37,6 +37,8 @@ pub struct Graph {
     pub seed: u64,
     /// The file's `report:` section.
     pub report: Report,
+    /// The file's `remote`.
+    pub remote: Option<RemoteAt>,
 }
 
 /// One instance of a stage, checked and with every default filled in.

@@ -16,7 +16,14 @@ use crate::store::Store;
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn missing(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store, flags: &Flags) -> Result<Vec<Error>> {
+pub fn missing(
+    graph: &Graph,
+    plan: &Plan,
+    registry: &Registry,
+    store: &Store,
+    index: &dyn Index,
+    flags: &Flags,
+) -> Result<Vec<Error>> {
     let open = plan.stages.iter().filter(|planned| !matches!(planned.state, State::Reuse { .. }));
     let lacking = open.filter_map(|planned| {
         let instance = &graph.instances[planned.instance];
@@ -27,7 +34,7 @@ pub fn missing(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store, f
     if lacking.is_empty() {
         return Ok(Vec::new());
     }
-    let (expected, known) = as_before(graph, registry, store, flags)?;
+    let (expected, known) = as_before(graph, registry, index, flags)?;
     let needs_it = |at: usize, kind: &dyn AnyKind| match &expected.stages[at].state {
         State::Reuse { .. } => false,
         State::Run { key, .. } if graph.instances[at].signature.pays => {
@@ -49,14 +56,19 @@ pub fn missing(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store, f
 
 /// The plan under the assumption that every stage that runs again produces its previous artifact, with the digests
 /// known then.
-fn as_before(graph: &Graph, registry: &Registry, store: &Store, flags: &Flags) -> Result<(Plan, Vec<Option<Digest>>)> {
+fn as_before(
+    graph: &Graph,
+    registry: &Registry,
+    index: &dyn Index,
+    flags: &Flags,
+) -> Result<(Plan, Vec<Option<Digest>>)> {
     let mut found = vec![None; graph.instances.len()];
     loop {
-        let plan = plan_with(graph, registry, store, flags, &found)?;
+        let plan = plan_with(graph, registry, index, flags, &found)?;
         let before = found.iter().flatten().count();
         for planned in &plan.stages {
             match &planned.state {
-                State::Run { key, .. } => found[planned.instance] = Index::recorded(store, key)?,
+                State::Run { key, .. } => found[planned.instance] = index.recorded(key)?,
                 State::Reuse { digest, .. } => found[planned.instance] = Some(*digest),
                 State::Pending { .. } => {}
             }

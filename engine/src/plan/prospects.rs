@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Plan, State};
 use crate::context::{Context, Input};
-use crate::error::{Error, Result};
+use crate::error::{Blame, Error, Result};
 use crate::estimate::Prospect;
 use crate::graph::{Graph, Instance};
 use crate::kind::Registry;
@@ -25,7 +25,13 @@ pub fn prospects(graph: &Graph, plan: &Plan, registry: &Registry, store: &Store)
             Ok(Some(Prospect::Unknown(format!("known after {}", names.join(", ")))))
         }
         State::Run { key, .. } => {
-            let ctx = context(instance, key, &known, registry, store)?;
+            let ctx = match context(instance, key, &known, registry, store) {
+                // Only the remote store has an input's bytes yet.
+                Err(error) if error.blame == Blame::Surroundings => {
+                    return Ok(Some(Prospect::Unknown("its inputs are not in this store yet".to_owned())));
+                }
+                other => other?,
+            };
             let kind = registry.get_kind(&instance.kind).ok_or_else(|| unregistered(instance))?;
             Ok(match kind.estimate(&instance.params, &ctx) {
                 Ok(estimate) => estimate.map(Prospect::Known),

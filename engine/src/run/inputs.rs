@@ -15,6 +15,7 @@ impl Work<'_> {
             let name = &self.instance(source).name;
             let message = match self.store.check_before_reading(&digest)? {
                 Presence::Whole => continue,
+                Presence::Missing if self.fetch_input(source, &digest)? => continue,
                 Presence::Missing => {
                     format!("the artifact of its input {name} is gone from the store ({})", digest.short())
                 }

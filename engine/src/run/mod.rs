@@ -13,12 +13,15 @@ mod ledger;
 mod node;
 mod queue;
 mod record;
-mod redact;
+pub(crate) mod redact;
 mod state;
+mod supply;
+mod uploads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -29,11 +32,13 @@ use crate::journal::{Event, Journal};
 use crate::kind::Registry;
 use crate::names::{Digest, InstanceName};
 use crate::plan::{Flags, Plan, State};
+use crate::remote::{Remote, Shared};
 use crate::store::Store;
 use conductor::{Conductor, Round};
 use ledger::{Fate, Ledger};
 use node::Work;
 use state::Word;
+use uploads::Uploads;
 
 /// Options of a run.
 #[derive(Clone, Debug)]
@@ -61,6 +66,8 @@ pub struct RunOptions {
     pub command_line: Vec<String>,
     /// Pipeline file as given on the command line, for the journal.
     pub file: Option<String>,
+    /// The remote store to fetch from and to upload to.
+    pub remote: Option<Arc<Remote>>,
 }
 
 impl Default for RunOptions {
@@ -77,6 +84,7 @@ impl Default for RunOptions {
             profiles: Vec::new(),
             command_line: Vec::new(),
             file: None,
+            remote: None,
         }
     }
 }
@@ -175,11 +183,19 @@ pub fn run(
     ledger.planned(plan);
     let mut replanned = None;
     let mut set_aside: Vec<Digest> = Vec::new();
+    let shared = Shared { store, remote: options.remote.as_deref() };
+    let uploads = options.remote.as_ref().and_then(|remote| Uploads::start(remote, store));
     for number in 1.. {
-        let plan = replanned.as_ref().unwrap_or(plan);
         let flags = ledger.flags_left(&options.flags);
+        if let Some(plan) =
+            supply::supply(replanned.as_ref().unwrap_or(plan), graph, registry, shared, &flags, &mut ledger)?
+        {
+            replanned = Some(plan);
+        }
+        let plan = replanned.as_ref().unwrap_or(plan);
         let bytes = plan.stages.iter().map(|stage| stage.bytes).collect();
-        let work = Work { graph, store, registry, options, flags, bytes, run: &run };
+        let keys = uploads.as_ref().map(Uploads::sender);
+        let work = Work { graph, store, registry, options, flags, bytes, run: &run, uploads: keys };
         let round = one_round(&work, plan, &mut ledger)?;
         let again = round.damaged.iter().any(|(_, input, _)| !set_aside.contains(input));
         if round.damaged.is_empty() || !again || number == ROUNDS || ledger.stopping() {
@@ -191,7 +207,7 @@ pub fn run(
             set_aside.push(input);
         }
         let flags = ledger.flags_left(&options.flags);
-        match crate::plan::plan(graph, registry, store, &flags) {
+        match crate::plan::plan_through(graph, registry, store, &shared, &flags) {
             Ok(plan) => {
                 ledger.planned(&plan);
                 replanned = Some(plan);
@@ -202,6 +218,10 @@ pub fn run(
             }
         }
     }
+    if let Some(uploads) = uploads {
+        uploads.finish(&mut ledger);
+    }
+    supply::warn(shared, &mut ledger);
     ledger.finish()
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Instant, SystemTime};
 
 use super::child::{self, Ending, Launch, Leash};
@@ -37,6 +38,8 @@ pub(super) struct Work<'a> {
     /// By instance: whether the bytes of its artifact are known to be needed.
     pub bytes: Vec<Bytes>,
     pub run: &'a str,
+    /// Takes what this run makes, if there is a remote store that can be written to.
+    pub uploads: Option<Sender<Key>>,
 }
 
 /// The decision for an instance whose inputs are known.
@@ -125,10 +128,15 @@ impl Work<'_> {
     pub fn decide(&self, node: usize, digests: &[Option<Digest>]) -> Result<Decided> {
         let recipe = self.recipe(node, digests)?;
         let key = recipe.key();
-        Ok(match crate::plan::decide(&self.instance(node).name, &key, self.bytes[node], &self.flags, self.store)? {
-            Decision::Reuse(digest) => Decided::Reuse { key, digest },
-            Decision::Run(reason) => Decided::Run(Box::new(Ready { recipe, key, reason })),
-        })
+        loop {
+            let (name, bytes) = (&self.instance(node).name, self.bytes[node]);
+            return Ok(match crate::plan::decide(name, &key, bytes, &self.flags, &self.shared())? {
+                // What the remote store cannot give after all, it refuses from then on.
+                Decision::Reuse(digest) if !self.obtain(node, &key, &digest)? => continue,
+                Decision::Reuse(digest) => Decided::Reuse { key, digest },
+                Decision::Run(reason) => Decided::Run(Box::new(Ready { recipe, key, reason })),
+            });
+        }
     }
 
     fn recipe(&self, node: usize, digests: &[Option<Digest>]) -> Result<Recipe> {
@@ -250,6 +258,7 @@ impl Work<'_> {
                 let record = ActionRecord { key, digest, recipe: go.ready.recipe.clone(), provenance };
                 let forced = go.ready.reason == Reason::Forced;
                 let digest = self.record(instance, &record, forced, tell)?;
+                self.offer(key);
                 self.clear_checkpoints(&key, tell);
                 Ok(Ended::Made { key, digest, seconds, peak_bytes })
             }

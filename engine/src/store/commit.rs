@@ -92,6 +92,12 @@ impl Store {
             self.put_blob(file, &mut notes)?;
             crash::point();
         }
+        self.assemble(digest, manifest, notes)
+    }
+
+    /// Makes the artifact's folder from blobs that are in the store. `notes`: the stats of the blobs that were just
+    /// hashed, for the stat index.
+    pub(super) fn assemble(&self, digest: &Digest, manifest: &Manifest, mut notes: Vec<(Stat, Digest)>) -> Result<()> {
         let folder = self.artifact_folder(digest);
         let name = files::fresh_name(&folder);
         fs::create_dir(&name).at(&name)?;

@@ -2,6 +2,7 @@
 
 mod claims;
 mod fake;
+mod remotes;
 mod space;
 
 use std::path::Path;
@@ -27,7 +28,7 @@ fn claims(args: &[String]) -> ExitCode {
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let mut failed = 0;
-    for (name, claim) in claims::ALL.iter().filter(|(name, _)| wanted(name)) {
+    for (name, claim) in claims::ALL.iter().chain(remotes::ALL).filter(|(name, _)| wanted(name)) {
         if args.iter().any(|arg| arg == "--list") {
             println!("{name}: test");
             continue;

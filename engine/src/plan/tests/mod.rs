@@ -76,6 +76,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
         name: "test".into(),
         seed: 17,
         report: Report::default(),
+        remote: None,
     }
 }
 
