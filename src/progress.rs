@@ -14,6 +14,8 @@ use crate::output;
 
 /// Interval between progress lines of a stage when there is no terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
+/// Used in place of a stage's name, which cannot contain a space: transfers from and to the remote store.
+const REMOTE: &str = "remote store";
 
 pub struct Progress {
     mode: OutputMode,
@@ -165,6 +167,34 @@ impl Progress {
                 let stage = stage.as_ref().map_or_else(String::new, |s| format!("{s}: "));
                 self.line(&format!("{stage}warning: {message}"));
             }
+            Event::Transfer { upload, bytes, total_bytes } => match &self.mode {
+                OutputMode::Bars(bars) => {
+                    let bar = state.bars.entry(REMOTE.to_owned()).or_insert_with(|| {
+                        let bar = bars.add(ProgressBar::new(0));
+                        bar.set_style(style("{spinner} {prefix:<22} {elapsed:>5} {bar:20} {msg}"));
+                        bar.set_prefix(if *upload { "uploading" } else { "fetching" });
+                        bar
+                    });
+                    bar.set_length(*total_bytes);
+                    bar.set_position(*bytes);
+                    bar.set_message(format!("{} of {}", size(*bytes), size(*total_bytes)));
+                }
+                _ if state.last_line.get(REMOTE).is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL) => {
+                    state.last_line.insert(REMOTE.to_owned(), Instant::now());
+                    let what = if *upload { "uploading" } else { "fetching" };
+                    self.line(&format!("remote: {what}, {} of {}", size(*bytes), size(*total_bytes)));
+                }
+                _ => {}
+            },
+            Event::Transferred { upload, records, files, bytes, seconds } => {
+                self.clear(REMOTE, state);
+                let what = if *upload { "uploaded" } else { "fetched" };
+                let things = if *upload { "files" } else { "artifacts" };
+                self.line(&format!(
+                    "remote: {what} {records} records, {files} {things}, {} in {seconds:.1} s",
+                    size(*bytes)
+                ));
+            }
             Event::Started { .. } | Event::Timing { .. } | Event::Checkpoint { .. } | Event::Finished { .. } => {}
         }
     }
@@ -190,6 +220,16 @@ impl Progress {
 fn usage_text(paid: &ApiUsage) -> String {
     let money = paid.dollars.map_or_else(String::new, |dollars| format!(", ${dollars:.4}"));
     format!("  {} tokens in, {} out{money}", paid.input_tokens, paid.output_tokens)
+}
+
+/// A number of bytes with its unit.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
 }
 
 /// The rate and the remaining time; empty before any progress.

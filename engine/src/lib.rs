@@ -14,6 +14,7 @@ pub mod journal;
 pub mod kind;
 pub mod names;
 pub mod plan;
+pub mod remote;
 pub mod run;
 pub mod schema;
 pub mod store;

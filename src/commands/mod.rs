@@ -5,6 +5,7 @@ mod graph;
 mod kinds;
 mod lm;
 mod plan;
+mod remote;
 mod report;
 mod run;
 mod show;
@@ -28,7 +29,7 @@ pub fn main(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Attempt { job } => return engine::attempt::main(&job, &registry),
         Command::Run(args) => run::run(&args, &registry),
-        Command::Plan { file, until } => plan::plan(&file, &until, &registry),
+        Command::Plan { file, until, remote } => plan::plan(&file, &until, &remote, &registry),
         Command::Explain { file, stage } => explain::explain(&file, &stage, &registry),
         Command::Graph { file, format } => graph::graph(&file, format, &registry),
         Command::Show { file, stage, rows } => show::show(&file, &stage, rows, &registry),
@@ -38,6 +39,8 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Kinds { kind, json } => kinds::kinds(kind.as_deref(), json, &registry),
         Command::Schema => kinds::schema(&registry),
         Command::Verify { store, repair } => verify::verify(&store, repair),
+        Command::Push { file, until, remote, all } => remote::push(&file, &until, &remote, all, &registry),
+        Command::Pull { file, until, remote } => remote::pull(&file, &until, &remote, &registry),
         Command::Lm { task } => lm::lm(&task),
     };
     let code = result.unwrap_or_else(|failure| {

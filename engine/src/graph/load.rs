@@ -348,5 +348,6 @@ fn build_graph(
         name,
         seed: document.seed,
         report: document.report.clone(),
+        remote: document.remote.clone(),
     }
 }
