@@ -43,6 +43,8 @@ pub enum Command {
         file: PipelineArgs,
         #[command(flatten)]
         until: UntilArgs,
+        #[command(flatten)]
+        remote: RemoteArgs,
     },
     /// Print the pipeline with profiles and `--set` applied, as YAML
     Config {
@@ -128,6 +130,27 @@ pub enum Command {
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Upload results to the remote store
+    Push {
+        #[command(flatten)]
+        file: PipelineArgs,
+        #[command(flatten)]
+        until: UntilArgs,
+        #[command(flatten)]
+        remote: RemoteArgs,
+        /// Upload every result in the store, not only those of this pipeline
+        #[arg(long)]
+        all: bool,
+    },
+    /// Fetch the results of the pipeline from the remote store
+    Pull {
+        #[command(flatten)]
+        file: PipelineArgs,
+        #[command(flatten)]
+        until: UntilArgs,
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
     /// Run a model folder on JSON lines from standard input; prints one line of output per line
     Lm {
         #[command(subcommand)]
@@ -154,6 +177,14 @@ pub struct RunArgs {
     pub file: PipelineArgs,
     #[command(flatten)]
     pub until: UntilArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    /// Ignore the remote store
+    #[arg(long, conflicts_with = "remote")]
+    pub no_remote: bool,
+    /// Fetch from the remote store, but upload nothing
+    #[arg(long)]
+    pub no_upload: bool,
     /// Fail unless everything upstream of this stage can be reused
     #[arg(long, value_name = "STAGE")]
     pub from: Vec<String>,
@@ -209,6 +240,13 @@ pub struct StoreArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RemoteArgs {
+    /// Remote store to share results with: a folder, or a URL (s3, gs, az, https) [default: `remote` in the file]
+    #[arg(long, value_name = "URL")]
+    pub remote: Option<String>,
 }
 
 #[derive(Debug, Args)]

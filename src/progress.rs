@@ -14,6 +14,8 @@ use crate::output::{self, counted};
 
 /// Interval between progress lines of a stage when there is no terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
+/// Used in place of a stage's name, which cannot contain a space: transfers from and to the remote store.
+const REMOTE: &str = "remote store";
 
 pub struct Progress {
     mode: OutputMode,
@@ -171,6 +173,34 @@ impl Progress {
                 let stage = stage.as_ref().map_or_else(String::new, |s| format!("{s}: "));
                 self.line(&format!("{stage}warning: {message}"));
             }
+            Event::Transfer { upload, bytes, total_bytes } => match &self.mode {
+                OutputMode::Bars { bars, .. } => {
+                    let bar = state.bars.entry(REMOTE.to_owned()).or_insert_with(|| {
+                        let bar = bars.add(ProgressBar::new(0));
+                        bar.set_style(style("{spinner} {prefix:<22} {elapsed:>5} {bar:20} {msg}"));
+                        bar.set_prefix(if *upload { "uploading" } else { "fetching" });
+                        bar
+                    });
+                    bar.set_length(*total_bytes);
+                    bar.set_position(*bytes);
+                    bar.set_message(format!("{} of {}", size(*bytes as f64), size(*total_bytes as f64)));
+                }
+                _ if state.last_line.get(REMOTE).is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL) => {
+                    state.last_line.insert(REMOTE.to_owned(), Instant::now());
+                    let what = if *upload { "uploading" } else { "fetching" };
+                    self.line(&format!("remote: {what}, {} of {}", size(*bytes as f64), size(*total_bytes as f64)));
+                }
+                _ => {}
+            },
+            Event::Transferred { upload, records, files, bytes, seconds } => {
+                self.clear(REMOTE, state);
+                let what = if *upload { "uploaded" } else { "fetched" };
+                let things = if *upload { "files" } else { "artifacts" };
+                self.line(&format!(
+                    "remote: {what} {records} records, {files} {things}, {} in {seconds:.1} s",
+                    size(*bytes as f64)
+                ));
+            }
             Event::Started { .. } | Event::Timing { .. } | Event::Checkpoint { .. } | Event::Finished { .. } => {}
         }
     }
@@ -256,7 +286,8 @@ fn span(seconds: f64) -> String {
     }
 }
 
-fn size(bytes: f64) -> String {
+/// A number of bytes with its unit.
+pub fn size(bytes: f64) -> String {
     let (divisor, prefix) = scale(bytes);
     format!("{:.1} {prefix}B", bytes / divisor)
 }

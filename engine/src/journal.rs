@@ -105,6 +105,10 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         because: Option<String>,
     },
+    /// Bytes moved so far from the remote store, or to it; at most one event per second.
+    Transfer { upload: bool, bytes: u64, total_bytes: u64 },
+    /// What was moved from the remote store, or to it.
+    Transferred { upload: bool, records: u64, files: u64, bytes: u64, seconds: f64 },
     Finished {
         ran: Vec<String>,
         reused: Vec<String>,

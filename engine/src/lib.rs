@@ -20,6 +20,7 @@ pub mod journal;
 pub mod kind;
 pub mod names;
 pub mod plan;
+pub mod remote;
 pub mod run;
 pub mod schema;
 pub mod store;

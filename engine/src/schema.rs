@@ -36,6 +36,7 @@ pub fn schema(registry: &Registry) -> Value {
                 "additionalProperties": reference("profile"),
             },
             "report": with_description(&reference("report"), "Settings of the report."),
+            "remote": reference("remote"),
         },
         "$defs": definitions,
     })
@@ -100,7 +101,23 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
                     "additionalProperties": { "anyOf": [reference("stage"), changes] },
                 },
                 "report": reference("report"),
+                "remote": reference("remote"),
             },
+        },
+        "remote": {
+            "description": "Store shared with other machines: searched before a stage runs; new results are uploaded to it.",
+            "anyOf": [
+                { "type": ["string", "null"] },
+                {
+                    "type": "object",
+                    "required": ["url"],
+                    "additionalProperties": false,
+                    "properties": {
+                        "url": { "type": "string", "description": "A folder, or a URL: file, s3, gs, az or https." },
+                        "read_only": { "type": "boolean", "description": "Whether nothing is uploaded; false if absent." },
+                    },
+                },
+            ],
         },
         "report": {
             "type": ["object", "null"],

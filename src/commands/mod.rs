@@ -9,6 +9,7 @@ mod init;
 mod kinds;
 mod lm;
 mod plan;
+mod remote;
 mod report;
 mod run;
 mod show;
@@ -32,7 +33,7 @@ pub fn main(cli: Cli, registry: &Registry) -> ExitCode {
         Command::Attempt { job } => return engine::attempt::main(&job, registry),
         Command::Init { folder } => init::init(&folder, registry),
         Command::Run(args) => run::run(&args, registry),
-        Command::Plan { file, until } => plan::plan(&file, &until, registry),
+        Command::Plan { file, until, remote } => plan::plan(&file, &until, &remote, registry),
         Command::Config { file, changes } => config::config(&file, &changes, registry),
         Command::Explain { file, stage } => explain::explain(&file, &stage, registry),
         Command::Graph { file, format } => graph::graph(&file, format, registry),
@@ -47,6 +48,8 @@ pub fn main(cli: Cli, registry: &Registry) -> ExitCode {
         Command::Doctor { file, changes, store } => doctor::doctor(file, changes, store, registry),
         Command::Completions { shell } => completions::completions(shell),
         Command::Man { folder } => completions::man(folder.as_deref()),
+        Command::Push { file, until, remote, all } => remote::push(&file, &until, &remote, all, registry),
+        Command::Pull { file, until, remote } => remote::pull(&file, &until, &remote, registry),
         Command::Lm { task } => lm::lm(&task),
     };
     let code = result.unwrap_or_else(|failure| {

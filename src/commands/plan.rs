@@ -6,49 +6,57 @@ use engine::graph::Graph;
 use engine::kind::Registry;
 use engine::names::{InstanceName, StageName};
 use engine::plan::{Flags, Plan, PlannedState};
+use engine::remote::CombinedStore;
 use serde_json::{Value, json};
 
-use super::{CommandResult, load, open_store, print_json};
-use crate::args::{PipelineArgs, UntilArgs};
+use super::{CommandResult, load, open_store, print_json, remote};
+use crate::args::{PipelineArgs, RemoteArgs, UntilArgs};
 use crate::output::counted;
 use crate::report::terminal::table;
 
-pub fn plan(pipeline: &PipelineArgs, until: &UntilArgs, registry: &Registry) -> CommandResult {
+pub fn plan(pipeline: &PipelineArgs, until: &UntilArgs, at: &RemoteArgs, registry: &Registry) -> CommandResult {
     let graph = load(pipeline, &until.until, registry)?;
     let store = open_store(pipeline)?;
     let flags = Flags::default();
-    let plan = engine::plan::plan(&graph, registry, &store, &flags)?;
+    let address = remote::address(pipeline, at, &graph)?;
+    let (plan, opened) = remote::plan_with_remote(&graph, registry, &store, &flags, address)?;
+    let combined = CombinedStore { store: &store, remote: opened.as_ref() };
     let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;
-    let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &flags)?;
-    print_plan(&graph, &plan, &expected_costs, &missing, pipeline.store.json);
+    let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
+    let from_remote = combined.reused_from_remote(&plan)?;
+    print_plan(&graph, &plan, &from_remote, &expected_costs, &missing, pipeline.store.json);
     Ok(0)
 }
 
-/// Prints a plan as text or JSON. `missing`: failed checks of the environment that stages need.
+/// Prints a plan as text or JSON. `from_remote`: by stage, whether it is reused from the remote store; `missing`: failed
+/// checks of the environment that stages need.
 pub fn print_plan(
     graph: &Graph,
     plan: &Plan,
+    from_remote: &[bool],
     expected_costs: &[Option<ExpectedCost>],
     missing: &[Error],
     as_json: bool,
 ) {
     if as_json {
-        let mut object = describe(graph, plan, expected_costs);
+        let mut object = describe(graph, plan, from_remote, expected_costs);
         object["warnings"] = missing.iter().map(|error| error.message.as_str()).collect();
         return print_json(&object);
     }
     let rows: Vec<Vec<String>> = plan
         .stages
         .iter()
-        .map(|planned| {
+        .zip(from_remote)
+        .map(|(planned, from_remote)| {
             let line = line(graph, &planned.state);
             let instance = &graph.instances[planned.instance];
+            let action = if *from_remote { "reuse (remote)" } else { line.action };
             let seconds = match planned.state {
                 PlannedState::Reuse { .. } => String::new(),
                 _ => planned.expected_seconds.map_or_else(String::new, |s| format!("{s:.0} s")),
             };
             vec![
-                line.action.to_owned(),
+                action.to_owned(),
                 instance.name.to_string(),
                 instance.kind.clone(),
                 line.key.map_or_else(String::new, |k| k[..12].to_owned()),
@@ -156,12 +164,13 @@ fn line(graph: &Graph, state: &PlannedState) -> PlanLine {
     }
 }
 
-fn describe(graph: &Graph, plan: &Plan, expected_costs: &[Option<ExpectedCost>]) -> Value {
+fn describe(graph: &Graph, plan: &Plan, from_remote: &[bool], expected_costs: &[Option<ExpectedCost>]) -> Value {
     let stages: Vec<Value> = plan
         .stages
         .iter()
         .zip(expected_costs)
-        .map(|(planned, expected_cost)| {
+        .zip(from_remote)
+        .map(|((planned, expected_cost), from_remote)| {
             let instance = &graph.instances[planned.instance];
             let line = line(graph, &planned.state);
             let mut object = json!({
@@ -175,6 +184,9 @@ fn describe(graph: &Graph, plan: &Plan, expected_costs: &[Option<ExpectedCost>])
             });
             if let Some(expected_cost) = expected_cost {
                 object["cost"] = json!(expected_cost);
+            }
+            if *from_remote {
+                object["remote"] = json!(true);
             }
             if !planned.notes.is_empty() {
                 object["notes"] = json!(planned.notes);

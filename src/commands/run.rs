@@ -6,9 +6,10 @@ use engine::context::Cadence;
 use engine::journal::Event;
 use engine::kind::Registry;
 use engine::plan::Flags;
+use engine::remote::CombinedStore;
 use engine::run::RunOptions;
 
-use super::{CommandResult, load, open_store, plan};
+use super::{CommandResult, load, open_store, plan, remote};
 use crate::args::RunArgs;
 use crate::progress::Progress;
 use crate::report;
@@ -17,11 +18,15 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
     let graph = load(&args.file, &args.until.until, registry)?;
     let store = open_store(&args.file)?;
     let flags = Flags::new(&graph, &args.force, &args.from)?;
-    let plan = engine::plan::plan(&graph, registry, &store, &flags)?;
-    let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &flags)?;
+    let address = if args.no_remote { None } else { remote::address(&args.file, &args.remote, &graph)? };
+    let address = address.map(|(address, read_only)| (address, read_only || args.no_upload));
+    let (plan, opened) = remote::plan_with_remote(&graph, registry, &store, &flags, address)?;
+    let combined = CombinedStore { store: &store, remote: opened.as_ref() };
+    let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
     if args.dry_run {
         let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;
-        plan::print_plan(&graph, &plan, &expected_costs, &missing, args.file.store.json);
+        let from_remote = combined.reused_from_remote(&plan)?;
+        plan::print_plan(&graph, &plan, &from_remote, &expected_costs, &missing, args.file.store.json);
         return Ok(0);
     }
     if let [first, rest @ ..] = &missing[..] {
@@ -37,6 +42,7 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
         profiles: args.file.changes.profile.clone(),
         command_line: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         file: Some(args.file.file.display().to_string()),
+        remote: opened.map(Arc::new),
         // Attempts allocate and free large buffers all the time; pages returned to the system would have to be faulted
         // in again.
         env: vec![("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned())],

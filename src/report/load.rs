@@ -279,7 +279,9 @@ impl RunData {
             | Event::Waiting { .. }
             | Event::Checkpoint { .. }
             | Event::Resumed { .. }
-            | Event::Retrying { .. } => {}
+            | Event::Retrying { .. }
+            | Event::Transfer { .. }
+            | Event::Transferred { .. } => {}
         }
     }
 

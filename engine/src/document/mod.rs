@@ -11,17 +11,19 @@ pub mod interpolate;
 pub mod matrix;
 pub mod merge;
 pub mod node;
+pub mod remote;
 pub mod report;
 pub mod set;
 pub mod stage;
 pub mod yaml;
 
 pub use effective::EffectivePipeline;
+pub use remote::RemoteSettings;
 pub use report::{REPORT_KEYS, ReportSettings};
 pub use stage::Stage;
 
-pub const TOP_KEYS: &[&str] = &["version", "seed", "targets", "stages", "profiles", "report"];
-pub const PROFILE_KEYS: &[&str] = &["seed", "targets", "stages", "report"];
+pub const TOP_KEYS: &[&str] = &["version", "seed", "targets", "stages", "profiles", "report", "remote"];
+pub const PROFILE_KEYS: &[&str] = &["seed", "targets", "stages", "report", "remote"];
 pub const STAGE_KEYS: &[&str] = &["uses", "needs", "with", "matrix", "seed"];
 pub const LABEL_KEYS: &[&str] = &["with", "needs", "seed"];
 
@@ -33,6 +35,8 @@ pub struct Document {
     pub targets: Vec<(String, Option<Span>)>,
     pub stages: Vec<Stage>,
     pub report: ReportSettings,
+    /// The remote store; never part of a key.
+    pub remote: Option<RemoteSettings>,
 }
 
 /// Parses the file's text (source number `source`) and applies profiles, then overrides. Returns `None` if nothing
@@ -83,6 +87,7 @@ fn build(mut root: Map, default_targets: Vec<String>, start: Span, faults: &mut 
         0
     });
     let report = root.get("report").map_or_else(ReportSettings::default, |node| report::read(node, faults));
+    let remote = root.get("remote").and_then(|node| remote::read(node, faults));
     let targets = root.get("targets").filter(|node| !node.is_null()).map(|node| texts(node, "targets", faults));
     let at = root.position("stages").map(|at| root.0.swap_remove(at));
     let mut stages = Vec::new();
@@ -107,7 +112,7 @@ fn build(mut root: Map, default_targets: Vec<String>, start: Span, faults: &mut 
                 .collect()
         }
     };
-    Document { seed, targets, stages, report }
+    Document { seed, targets, stages, report, remote }
 }
 
 /// The stages that no other stage needs, in file order.
@@ -162,6 +167,9 @@ fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
                 // message are equal.
                 if let Some(node) = map.get("report") {
                     report::read(node, faults);
+                }
+                if let Some(node) = map.get("remote") {
+                    remote::read(node, faults);
                 }
                 for stage in map.get("stages").and_then(Node::as_map).into_iter().flat_map(|stages| &stages.0) {
                     if let Value::Map(stage) = &stage.value.value {

@@ -29,9 +29,9 @@ impl PathLevel {
             (Self::Matrix, _) => Self::Dimension,
             (Self::Dimension, _) => Self::Label,
             (Self::Stage | Self::Label, "needs") => Self::Needs,
-            (Self::Top, "report" | "targets") | (Self::Stage | Self::Label, "with") | (Self::Free | Self::Needs, _) => {
-                Self::Free
-            }
+            (Self::Top, "remote" | "report" | "targets")
+            | (Self::Stage | Self::Label, "with")
+            | (Self::Free | Self::Needs, _) => Self::Free,
             _ => Self::Leaf,
         }
     }

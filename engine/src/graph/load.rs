@@ -350,5 +350,6 @@ fn build_graph(
         name,
         seed: document.seed,
         report: document.report.clone(),
+        remote: document.remote.clone(),
     }
 }

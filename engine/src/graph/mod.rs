@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::diagnostics::Diagnostics;
-use crate::document::{EffectivePipeline, ReportSettings};
+use crate::document::{EffectivePipeline, RemoteSettings, ReportSettings};
 use crate::kind::{Arity, Registry, Signature};
 use crate::names::InstanceName;
 
@@ -38,6 +38,8 @@ pub struct Graph {
     pub seed: u64,
     /// The file's `report:` section.
     pub report: ReportSettings,
+    /// The file's `remote`.
+    pub remote: Option<RemoteSettings>,
 }
 
 /// One instance of a stage, checked and with every default filled in.

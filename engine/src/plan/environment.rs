@@ -21,6 +21,7 @@ pub fn missing_environment(
     plan: &Plan,
     registry: &Registry,
     store: &Store,
+    view: &dyn StoreView,
     flags: &Flags,
 ) -> Result<Vec<Error>> {
     let open = plan.stages.iter().filter(|planned| !matches!(planned.state, PlannedState::Reuse { .. }));
@@ -33,7 +34,7 @@ pub fn missing_environment(
     if failing.is_empty() {
         return Ok(Vec::new());
     }
-    let (expected, known) = plan_as_before(graph, registry, store, flags)?;
+    let (expected, known) = plan_as_before(graph, registry, view, flags)?;
     let needs_it = |at: usize, kind: &dyn AnyKind| match &expected.stages[at].state {
         PlannedState::Reuse { .. } => false,
         PlannedState::Run { key, .. } if graph.instances[at].signature.pays => {
@@ -58,16 +59,16 @@ pub fn missing_environment(
 fn plan_as_before(
     graph: &Graph,
     registry: &Registry,
-    store: &Store,
+    view: &dyn StoreView,
     flags: &Flags,
 ) -> Result<(Plan, Vec<Option<Digest>>)> {
     let mut found = vec![None; graph.instances.len()];
     loop {
-        let plan = plan_with(graph, registry, store, flags, &found)?;
+        let plan = plan_with(graph, registry, view, flags, &found)?;
         let before = found.iter().flatten().count();
         for planned in &plan.stages {
             match &planned.state {
-                PlannedState::Run { key, .. } => found[planned.instance] = StoreView::recorded_digest(store, key)?,
+                PlannedState::Run { key, .. } => found[planned.instance] = view.recorded_digest(key)?,
                 PlannedState::Reuse { digest, .. } => found[planned.instance] = Some(*digest),
                 PlannedState::Pending { .. } => {}
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Plan, PlannedState};
 use crate::context::{Context, Input};
-use crate::error::{Error, Result};
+use crate::error::{Blame, Error, Result};
 use crate::estimate::ExpectedCost;
 use crate::graph::{Graph, Instance};
 use crate::kind::Registry;
@@ -30,7 +30,13 @@ pub fn expected_costs(
             Ok(Some(ExpectedCost::Unknown(format!("known after {}", names.join(", ")))))
         }
         PlannedState::Run { key, .. } => {
-            let ctx = planning_context(instance, key, &known, registry, store)?;
+            let ctx = match planning_context(instance, key, &known, registry, store) {
+                // Only the remote store has the bytes of an input so far.
+                Err(error) if error.blame == Blame::Environment => {
+                    return Ok(Some(ExpectedCost::Unknown("its inputs are not in this store yet".to_owned())));
+                }
+                other => other?,
+            };
             let kind = registry.get_kind(&instance.kind).ok_or_else(|| unregistered(instance))?;
             Ok(match kind.estimate(&instance.params, &ctx) {
                 Ok(estimate) => estimate.map(ExpectedCost::Known),

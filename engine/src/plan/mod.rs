@@ -86,7 +86,18 @@ impl Plan {
 /// Two instances of one stage with equal keys, a path parameter that names nothing, `--from` a stage whose inputs
 /// cannot be reused (all user errors); a disk that fails.
 pub fn plan(graph: &Graph, registry: &Registry, store: &Store, flags: &Flags) -> Result<Plan> {
-    let mut plan = plan_with(graph, registry, store, flags, &[])?;
+    plan_with_view(graph, registry, store, store, flags)
+}
+
+/// [`plan`], with the records and artifacts that `view` shows, such as those of a remote store besides `store`'s own.
+pub fn plan_with_view(
+    graph: &Graph,
+    registry: &Registry,
+    store: &Store,
+    view: &dyn StoreView,
+    flags: &Flags,
+) -> Result<Plan> {
+    let mut plan = plan_with(graph, registry, view, flags, &[])?;
     flags.check_from(graph, &plan)?;
     let timings = store.timings()?;
     for planned in &mut plan.stages {

@@ -15,6 +15,7 @@ impl NodeRunner<'_> {
             let name = &self.instance(source).name;
             let message = match self.store.check_before_reading(&digest)? {
                 Presence::Intact => continue,
+                Presence::Missing if self.fetch_input(source, &digest)? => continue,
                 Presence::Missing => {
                     format!("the artifact of input {name} is no longer in the store ({})", digest.short())
                 }

@@ -10,15 +10,18 @@ mod inputs;
 mod interrupt;
 mod node_runner;
 mod node_state;
+mod prefetch;
 mod queue;
 mod record;
-mod redact;
+pub(crate) mod redact;
 mod run_state;
 mod scheduler;
+mod uploader;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -29,11 +32,13 @@ use crate::journal::{Event, Journal};
 use crate::kind::Registry;
 use crate::names::{Digest, InstanceName};
 use crate::plan::{Flags, Plan, PlannedState};
+use crate::remote::{CombinedStore, Remote};
 use crate::store::Store;
 use node_runner::NodeRunner;
 use node_state::SchedulerEvent;
 use run_state::{InstanceResult, RunState};
 use scheduler::{RoundResult, Scheduler};
+use uploader::Uploader;
 
 /// Options of a run.
 #[derive(Clone, Debug)]
@@ -61,6 +66,8 @@ pub struct RunOptions {
     pub command_line: Vec<String>,
     /// Pipeline file as given on the command line, for the journal.
     pub file: Option<String>,
+    /// The remote store to fetch from and to upload to.
+    pub remote: Option<Arc<Remote>>,
 }
 
 impl Default for RunOptions {
@@ -77,6 +84,7 @@ impl Default for RunOptions {
             profiles: Vec::new(),
             command_line: Vec::new(),
             file: None,
+            remote: None,
         }
     }
 }
@@ -176,11 +184,18 @@ pub fn run(
     run_state.planned(plan);
     let mut replanned = None;
     let mut remade: Vec<Digest> = Vec::new();
+    let combined = CombinedStore { store, remote: options.remote.as_deref() };
+    let uploader = options.remote.as_ref().and_then(|remote| Uploader::start(remote, store));
     for number in 1.. {
-        let plan = replanned.as_ref().unwrap_or(plan);
         let flags = run_state.remaining_flags(&options.flags);
+        let current = replanned.as_ref().unwrap_or(plan);
+        if let Some(plan) = prefetch::prefetch(current, graph, registry, combined, &flags, &mut run_state)? {
+            replanned = Some(plan);
+        }
+        let plan = replanned.as_ref().unwrap_or(plan);
         let needs = plan.stages.iter().map(|stage| stage.need).collect();
-        let runner = NodeRunner { graph, store, registry, options, flags, needs, run: &run };
+        let uploads = uploader.as_ref().map(Uploader::sender);
+        let runner = NodeRunner { graph, store, registry, options, flags, needs, run: &run, uploads };
         let round = run_round(&runner, plan, &mut run_state)?;
         let again = round.damaged.iter().any(|(_, input, _)| !remade.contains(input));
         if round.damaged.is_empty() || !again || number == MAX_ROUNDS || run_state.stopping() {
@@ -192,7 +207,7 @@ pub fn run(
             remade.push(input);
         }
         let flags = run_state.remaining_flags(&options.flags);
-        match crate::plan::plan(graph, registry, store, &flags) {
+        match crate::plan::plan_with_view(graph, registry, store, &combined, &flags) {
             Ok(plan) => {
                 run_state.planned(&plan);
                 replanned = Some(plan);
@@ -203,6 +218,10 @@ pub fn run(
             }
         }
     }
+    if let Some(uploader) = uploader {
+        uploader.finish(&mut run_state);
+    }
+    prefetch::emit_warnings(combined, &mut run_state);
     run_state.finish()
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Instant, SystemTime};
 
 use super::child::{self, AttemptExit, KillHandle, LaunchOptions};
@@ -36,6 +37,8 @@ pub(super) struct NodeRunner<'a> {
     /// By instance: whether the bytes of its artifact are known to be needed.
     pub needs: Vec<ArtifactNeed>,
     pub run: &'a str,
+    /// Takes the keys of new records, if there is a remote store that can be written to.
+    pub uploads: Option<Sender<Key>>,
 }
 
 /// The decision for an instance whose inputs are known.
@@ -124,10 +127,15 @@ impl NodeRunner<'_> {
     pub fn decide(&self, node: usize, digests: &[Option<Digest>]) -> Result<NodeDecision> {
         let recipe = self.recipe(node, digests)?;
         let key = recipe.key();
-        Ok(match crate::plan::decide(&self.instance(node).name, &key, self.needs[node], &self.flags, self.store)? {
-            Decision::Reuse(digest) => NodeDecision::Reuse { key, digest },
-            Decision::Run(reason) => NodeDecision::Run(Box::new(ReadyNode { recipe, key, reason })),
-        })
+        loop {
+            let (name, need) = (&self.instance(node).name, self.needs[node]);
+            return Ok(match crate::plan::decide(name, &key, need, &self.flags, &self.combined_store())? {
+                // The remote store no longer offers what could not be fetched, so the next decision differs.
+                Decision::Reuse(digest) if !self.fetch_reused(node, &key, &digest)? => continue,
+                Decision::Reuse(digest) => NodeDecision::Reuse { key, digest },
+                Decision::Run(reason) => NodeDecision::Run(Box::new(ReadyNode { recipe, key, reason })),
+            });
+        }
     }
 
     fn recipe(&self, node: usize, digests: &[Option<Digest>]) -> Result<Recipe> {
@@ -261,6 +269,7 @@ impl NodeRunner<'_> {
                 let record = ActionRecord { key, digest, recipe: request.ready.recipe.clone(), provenance };
                 let forced = request.ready.reason == Reason::Forced;
                 let digest = self.record(instance, &record, forced, emit)?;
+                self.queue_upload(key);
                 self.clear_checkpoints(&key, emit);
                 Ok(AttemptOutcome::Made { key, digest, seconds, peak_bytes })
             }

@@ -92,6 +92,12 @@ impl Store {
             self.put_blob(file, &mut stats)?;
             crash::point();
         }
+        self.assemble(digest, manifest, stats)
+    }
+
+    /// Makes the artifact's folder from blobs that are in the store. `stats`: those of the blobs that were just
+    /// hashed, for the stat index.
+    pub(super) fn assemble(&self, digest: &Digest, manifest: &Manifest, mut stats: Vec<(Stat, Digest)>) -> Result<()> {
         let folder = self.artifact_folder(digest);
         let name = files::temporary_name(&folder);
         fs::create_dir(&name).at(&name)?;

@@ -1,5 +1,6 @@
 //! The artifact store: blobs, artifacts, action records, locks.
 
+mod adopt;
 mod commit;
 mod content;
 mod crash;
@@ -19,6 +20,7 @@ pub(crate) mod tests;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub(crate) use adopt::{BlobError, BlobWriter, RecordFile, check_manifest, check_record};
 pub use content::ExternalContent;
 pub use lock::{KeyLock, LockHolder};
 pub use probe::{FileSystemSupport, probe_file_system};
@@ -30,6 +32,7 @@ pub use work::AttemptFolder;
 
 use crate::error::{AtPath, Error, Result};
 use crate::names::{Digest, Key};
+pub(crate) use files::Stat;
 use index::StatIndex;
 
 /// The version of the store layout that this program reads and writes.

@@ -157,14 +157,17 @@ fn read_sealed(key: &Key, bytes: &[u8]) -> Option<RecordHead> {
     (holds && head.key == *key).then_some(head)
 }
 
+/// The record at `key`, if its seal and its recipe are those of the key.
+pub(crate) fn parse(key: &Key, bytes: &[u8]) -> Option<ActionRecord> {
+    read_sealed(key, bytes)?;
+    serde_json::from_slice::<ActionRecord>(bytes).ok().filter(|record| record.recipe.key() == *key)
+}
+
 impl Store {
     /// The record at a key; `None` if it is missing or damaged.
     pub fn action(&self, key: &Key) -> Result<Option<ActionRecord>> {
-        let Some(bytes) = files::read_if_file(&self.action_file(key))? else { return Ok(None) };
-        if read_sealed(key, &bytes).is_none() {
-            return Ok(None);
-        }
-        Ok(serde_json::from_slice::<ActionRecord>(&bytes).ok().filter(|record| record.recipe.key() == *key))
+        let bytes = files::read_if_file(&self.action_file(key))?;
+        Ok(bytes.and_then(|bytes| parse(key, &bytes)))
     }
 
     /// The digest in the record at a key: like [`Store::action`], but without parsing the whole record.
@@ -177,8 +180,17 @@ impl Store {
     /// the artifact is committed. The record is on disk when this returns; a crash leaves either no record or a
     /// complete one.
     pub fn record(&self, record: &ActionRecord) -> Result<RecordResult> {
+        let result = self.put_record(record, &self.serialise(record)?)?;
+        if result == RecordResult::New {
+            self.record_seconds(record)?;
+        }
+        Ok(result)
+    }
+
+    /// Writes `bytes`, the file of `record`, unless the key has a record.
+    pub(super) fn put_record(&self, record: &ActionRecord, bytes: &[u8]) -> Result<RecordResult> {
         let path = self.action_file(&record.key);
-        let (temporary, name) = files::write_temporary(&path, &self.serialise(record)?)?;
+        let (temporary, name) = files::write_temporary(&path, bytes)?;
         super::crash::point();
         loop {
             match rustix::fs::renameat_with(CWD, &name, CWD, &path, RenameFlags::NOREPLACE) {
@@ -209,7 +221,6 @@ impl Store {
         temporary.keep();
         super::crash::point();
         files::sync_parent(&path)?;
-        self.record_seconds(record)?;
         Ok(RecordResult::New)
     }
 

@@ -1,6 +1,7 @@
 //! Runs pipelines of fake stages. This binary is the test, the attempt and, in tests that kill it, the orchestrator.
 
 mod fake;
+mod remotes;
 mod space;
 mod tests;
 
@@ -27,7 +28,7 @@ fn tests(args: &[String]) -> ExitCode {
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let mut failed = 0;
-    for (name, test) in tests::TESTS.iter().filter(|(name, _)| wanted(name)) {
+    for (name, test) in tests::TESTS.iter().chain(remotes::TESTS).filter(|(name, _)| wanted(name)) {
         if args.iter().any(|arg| arg == "--list") {
             println!("{name}: test");
             continue;

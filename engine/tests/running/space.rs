@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::graph::{Graph, InputSource, Instance, PortInputs};
 use engine::journal::Event;
 use engine::kind::Arity;
 use engine::names::{Digest, InstanceName};
-use engine::plan::{Flags, Plan, plan};
+use engine::plan::{Flags, Plan, plan_with_view};
+use engine::remote::{Address, CombinedStore, Remote};
 use engine::run::{RunOptions, RunOutcome, run};
 use engine::store::Store;
 use serde::{Deserialize, Serialize};
@@ -78,6 +80,7 @@ pub fn graph(stages: &[Stage]) -> Graph {
         name: "test".into(),
         seed: 0,
         report: engine::document::ReportSettings::default(),
+        remote: None,
     }
 }
 
@@ -89,6 +92,9 @@ pub struct RunRequest {
     pub keep_going: bool,
     pub force: Vec<String>,
     pub pay: bool,
+    /// The folder of a remote store.
+    #[serde(default)]
+    pub remote: Option<PathBuf>,
 }
 
 impl RunRequest {
@@ -98,7 +104,10 @@ impl RunRequest {
         let graph = graph(&self.stages);
         let force: BTreeSet<InstanceName> = self.force.iter().map(|stage| name(stage)).collect();
         let flags = Flags { force, from: BTreeSet::new() };
-        let plan = plan(&graph, &registry, &store, &flags).unwrap();
+        let remote = self.remote.clone().map(|path| Remote::open(&Address::Folder(path), &store, false).unwrap());
+        let remote = remote.map(Arc::new);
+        let combined = CombinedStore { store: &store, remote: remote.as_deref() };
+        let plan = plan_with_view(&graph, &registry, &store, &combined, &flags).unwrap();
         let options = RunOptions {
             jobs: self.jobs,
             keep_going: self.keep_going,
@@ -108,6 +117,7 @@ impl RunRequest {
             retry_delay: Duration::from_millis(5),
             // As if a secret had been given with `--set`.
             command_line: std::env::var("FAKE_SECRET").map(|secret| format!("text={secret}")).into_iter().collect(),
+            remote,
             ..RunOptions::default()
         };
         let outcome = run(&graph, &plan, &store, &registry, &options, &mut listen).unwrap();
@@ -135,8 +145,15 @@ impl TestSpace {
     pub fn new(stages: &[Stage]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("cache");
-        let request =
-            RunRequest { store, stages: stages.to_vec(), jobs: 2, keep_going: false, force: vec![], pay: false };
+        let request = RunRequest {
+            store,
+            stages: stages.to_vec(),
+            jobs: 2,
+            keep_going: false,
+            force: vec![],
+            pay: false,
+            remote: None,
+        };
         let mut space = Self { dir, request };
         space.set_attempt_log();
         space

@@ -77,6 +77,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
         name: "test".into(),
         seed: 17,
         report: ReportSettings::default(),
+        remote: None,
     }
 }
 
