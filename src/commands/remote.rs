@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::{CommandResult, load, open_store, print_json};
 use crate::args::{PipelineArgs, RemoteArgs, UntilArgs};
+use crate::output::counted;
 use crate::progress::{Progress, size};
 
 /// Exit code if a transfer is incomplete: an error of the environment.
@@ -100,14 +101,14 @@ pub fn push(
         }));
     } else {
         outln!(
-            "{} records uploaded with {} files ({}), {} already present",
-            pushed.records,
-            pushed.files,
+            "{} uploaded with {} ({}), {} already present",
+            counted(pushed.records as usize, "record"),
+            counted(pushed.files as usize, "file"),
             size(pushed.bytes as f64),
             pushed.present
         );
         if open > 0 && !all {
-            outln!("{open} stages of the pipeline have no result yet");
+            outln!("{} of the pipeline without a result yet", counted(open, "stage"));
         }
     }
     Ok(if pushed.failed == 0 { 0 } else { INCOMPLETE })
@@ -133,9 +134,12 @@ pub fn pull(pipeline: &PipelineArgs, until: &UntilArgs, at: &RemoteArgs, registr
             "missing": open,
         }));
     } else {
-        outln!("{} records and {} artifacts fetched ({})", pulled.records, pulled.artifacts, size(pulled.bytes as f64));
+        let (records, artifacts) =
+            (counted(pulled.records as usize, "record"), counted(pulled.artifacts as usize, "artifact"));
+        outln!("{records} and {artifacts} fetched ({})", size(pulled.bytes as f64));
         if open > 0 {
-            outln!("{open} of {} stages are not in the remote store; `temper run` runs them", pulled.plan.stages.len());
+            let all = counted(pulled.plan.stages.len(), "stage");
+            outln!("not in the remote store: {open} of {all}; `temper run` runs them");
         }
     }
     Ok(if pulled.failed == 0 { 0 } else { INCOMPLETE })

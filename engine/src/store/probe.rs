@@ -1,4 +1,4 @@
-//! Tests whether a folder's file system does what a store needs, for `temper doctor`.
+//! Checks for `temper doctor` that a folder's file system supports what a store needs, such as locks and links.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;

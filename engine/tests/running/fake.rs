@@ -93,7 +93,7 @@ impl Kind for Fake {
     type Params = Params;
     const NAME: &'static str = "fake";
     const VERSION: u32 = 1;
-    const ABOUT: &'static str = "does what its parameters say";
+    const ABOUT: &'static str = "test kind whose parameters script its behaviour";
 
     fn signature(&self, params: &Params) -> Signature {
         let mut signature = Signature::producing("Text");

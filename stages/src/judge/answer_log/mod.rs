@@ -84,7 +84,7 @@ pub struct AnswerLog {
     new_model: Option<String>,
 }
 
-/// Model ids that are told apart; a server that reports more has no stable one.
+/// Most model ids that a log records; a server that reports more has no stable one.
 const MODELS: usize = 16;
 
 impl AnswerLog {
