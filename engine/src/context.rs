@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -98,7 +100,7 @@ pub struct Context {
     pub(crate) requests: PathBuf,
     pub(crate) may_pay: bool,
     pub(crate) may_pay_again: bool,
-    pub(crate) threads: usize,
+    pub(crate) threads: Arc<AtomicUsize>,
     pub(crate) cadence: Cadence,
     pub(crate) sink: Box<dyn FnMut(StageEvent) + Send>,
     metrics: BTreeMap<String, f64>,
@@ -122,7 +124,7 @@ impl Context {
             may_pay: true,
             may_pay_again: false,
             checkpoints,
-            threads: 1,
+            threads: Arc::new(AtomicUsize::new(1)),
             cadence: Cadence::default(),
             sink: Box::new(|_| ()),
             metrics: BTreeMap::new(),
@@ -151,8 +153,8 @@ impl Context {
     }
 
     #[must_use]
-    pub fn with_threads(mut self, threads: usize) -> Self {
-        self.threads = threads.max(1);
+    pub fn with_threads(mut self, threads: Arc<AtomicUsize>) -> Self {
+        self.threads = threads;
         self
     }
 
@@ -223,9 +225,15 @@ impl Context {
         self.seed
     }
 
-    /// Number of threads that the attempt may use. Never changes a result.
+    /// Number of threads that the attempt may use now. Never changes a result.
     pub fn threads(&self) -> usize {
-        self.threads
+        self.thread_limit().load(Ordering::Relaxed).max(1)
+    }
+
+    /// The number of threads that the attempt may use, which the orchestrator changes as threads become free or are
+    /// needed by others.
+    pub fn thread_limit(&self) -> &Arc<AtomicUsize> {
+        &self.threads
     }
 
     /// The key of a random generator for one purpose: BLAKE3 of (seed, kind, purpose).

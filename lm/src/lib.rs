@@ -45,7 +45,7 @@ pub use model::{CausalLm, LmLoss};
 pub use optim::{AdamW, AdamWConfig, LrDecay, LrSchedule, StepNorms};
 pub use precision::Precision;
 pub use sample::{SampledResponse, sample};
-pub use threads::set_threads;
+pub use threads::{follow_threads, set_threads};
 pub use token_sampler::SampleOptions;
 pub use token_stats::StatOptions;
 pub use tokenizer::Tokenizer;

@@ -1,4 +1,12 @@
-//! The number of compute threads of this process. No result depends on it.
+//! The number of compute threads of this process, which may change while it works. No result depends on it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// The number of threads to use from the next pass on, where it may change.
+static LIMIT: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+/// The pool in use since the number last changed.
+static RESIZED: Mutex<Option<Arc<rayon::ThreadPool>>> = Mutex::new(None);
 
 /// Sets the number of threads of rayon (hence of gemm). Call it first in `main`: the pool is made at its first use and
 /// then keeps its size.
@@ -19,12 +27,36 @@ pub fn set_threads(n: usize) {
     let _ = rayon::ThreadPoolBuilder::new().num_threads(n.max(1)).build_global();
 }
 
+/// As [`set_threads`] with the number in `limit`, which may change at any time: the next pass over a batch then uses as
+/// many threads. Later calls of this function are ignored.
+pub fn follow_threads(limit: Arc<AtomicUsize>) {
+    set_threads(limit.load(Ordering::Relaxed));
+    let _ = LIMIT.set(limit);
+}
+
 /// Runs `f` on a thread of the pool. Outside the pool, each parallel loop in `f` would be handed to the pool and its
 /// result handed back, and threads would fall asleep in between: four times as many context switches while sampling.
 ///
 /// A pool thread that waits may start other work of the pool, so `f` is never more than a pass over a batch.
 pub(crate) fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| f())
+    match resized_pool() {
+        Some(pool) => pool.install(f),
+        None => rayon::scope(|_| f()),
+    }
+}
+
+/// The pool of the size that is asked for now. `None` if that is the pool of the calling thread, rayon's own for a
+/// thread of no pool, or if the system refuses more threads.
+fn resized_pool() -> Option<Arc<rayon::ThreadPool>> {
+    let threads = LIMIT.get()?.load(Ordering::Relaxed).max(1);
+    if rayon::current_thread_index().is_some() || threads == rayon::current_num_threads() {
+        return None;
+    }
+    let mut resized = RESIZED.lock().unwrap_or_else(PoisonError::into_inner);
+    if resized.as_ref().is_none_or(|pool| pool.current_num_threads() != threads) {
+        *resized = rayon::ThreadPoolBuilder::new().num_threads(threads).build().ok().map(Arc::new);
+    }
+    resized.clone()
 }
 
 /// Whether the calling thread is the only one of the process, as far as the operating system tells.

@@ -3,6 +3,9 @@
 mod common;
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use common::*;
 use lm::{
@@ -12,6 +15,8 @@ use lm::{
 use rand::Rng;
 
 const THREADS: &str = "TEMPER_LM_TEST_THREADS";
+/// In place of a number of threads.
+const CHANGING: &str = "changing";
 
 fn hash(bytes: impl IntoIterator<Item = u32>) -> u64 {
     bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
@@ -79,16 +84,32 @@ fn work(config: ModelConfig, precision: Precision) -> Vec<u64> {
     hashes
 }
 
+/// Lets the number of threads change between 1 and 4 all the time.
+fn change_threads() {
+    let limit = Arc::new(AtomicUsize::new(2));
+    lm::follow_threads(limit.clone());
+    std::thread::spawn(move || {
+        for threads in [1, 4, 2, 3].into_iter().cycle() {
+            std::thread::sleep(Duration::from_millis(1));
+            limit.store(threads, Ordering::Relaxed);
+        }
+    });
+}
+
 /// Not a test of its own: the test below runs it in child processes.
 #[test]
 fn child() {
     let Ok(threads) = std::env::var(THREADS) else { return };
-    let threads: usize = threads.parse().unwrap();
-    lm::set_threads(threads);
-    assert_eq!(rayon::current_num_threads(), threads);
-    // A test is not the only thread of its process, so the parent sets the variables that `set_threads` must not
-    // change.
-    assert_eq!(candle_core::utils::barrier_pool().n_workers() + 1, threads, "candle's own pool");
+    match threads.parse() {
+        Ok(threads) => {
+            lm::set_threads(threads);
+            assert_eq!(rayon::current_num_threads(), threads);
+            // A test is not the only thread of its process, so the parent sets the variables that `set_threads` must
+            // not change.
+            assert_eq!(candle_core::utils::barrier_pool().n_workers() + 1, threads, "candle's own pool");
+        }
+        Err(_) => change_threads(),
+    }
     // One model on each side of the threshold at which sampling changes its threading.
     let of = |json| ModelConfig::from_json(json).unwrap();
     let gptj = |d: usize| {
@@ -115,13 +136,13 @@ fn child() {
 }
 
 #[test]
-fn results_are_the_same_bytes_at_one_two_and_three_threads() {
+fn results_are_the_same_bytes_at_one_two_and_a_changing_number_of_threads() {
     let run = |threads: &str| {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--nocapture", "--test-threads=1"])
             .env(THREADS, threads)
-            .env("RAYON_NUM_THREADS", threads)
-            .env("CANDLE_NUM_THREADS", threads)
+            .env("RAYON_NUM_THREADS", if threads == CHANGING { "2" } else { threads })
+            .env("CANDLE_NUM_THREADS", if threads == CHANGING { "2" } else { threads })
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -135,7 +156,7 @@ fn results_are_the_same_bytes_at_one_two_and_three_threads() {
     };
     let one = run("1");
     assert_eq!(one, run("2"));
-    assert_eq!(one, run("3"));
+    assert_eq!(one, run(CHANGING));
 }
 
 /// A pool thread that waits within one pass runs another one meanwhile. The vocabulary is large, so that adding the

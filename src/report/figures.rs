@@ -6,9 +6,9 @@ use stages::stats::GaoFit;
 use stages::types::CurvePoint;
 
 use super::best_of_n;
-use super::chart::{self, Chart, Series, arm_lines, legend};
+use super::chart::{self, Chart, ChartLine, Series, arm_lines, legend};
 use super::html::{escape, table};
-use super::study::{Arm, Run, Study};
+use super::study::{Run, Study};
 
 type ValueOf = fn(&CurvePoint) -> Option<f64>;
 
@@ -80,21 +80,15 @@ fn panels(study: &Study, number: u32, label: &str) -> String {
     )
 }
 
-/// Gao et al.'s R = d (a - b log d), d = sqrt(KL), fitted to the gain since the start over all seeds of each arm.
+/// Gao et al.'s R = d (a - b log d), d = sqrt(KL), fitted to the gain since the start over all seeds of each arm: the
+/// curves over the seeds' points, and their coefficients.
 fn fits(study: &Study) -> String {
-    let fit = |arm: &Arm, of: ValueOf| {
-        let points = arm.runs.iter().flat_map(|run| {
-            let start = run.start().and_then(of);
-            let gain = move |row: &CurvePoint| Some((row.kl_exact.max(0.0).sqrt(), of(row)? - start?));
-            run.sampled().filter_map(gain).collect::<Vec<_>>()
-        });
-        GaoFit::of(&points.collect::<Vec<_>>())
-    };
+    let charts: Vec<Chart> = PANELS[..3].iter().map(|(title, of)| fit_chart(study, title, *of)).collect();
     let rows: Vec<Vec<String>> = study
         .arms
         .iter()
         .map(|arm| {
-            let numbers = PANELS[..3].iter().flat_map(|(_, of)| match fit(arm, *of) {
+            let numbers = PANELS[..3].iter().flat_map(|(_, of)| match GaoFit::of(&gains(&arm.runs, *of)) {
                 Some(GaoFit { a, b }) => [format!("{a:.3}"), format!("{b:.3}")],
                 None => ["–".to_owned(), "–".to_owned()],
             });
@@ -104,9 +98,46 @@ fn fits(study: &Study) -> String {
     let head = ["arm", "gold: a", "gold: b", "true quality: a", "true quality: b", "proxy: a", "proxy: b"];
     format!(
         "<p class=\"soft\">R = d (a - b log d) with d = √KL (Gao et al. 2023), fitted to the gain since the start over all seeds: \
-         a is the gain at d = 1, b how fast the curve bends down.</p>{}",
+         a is the gain at d = 1, b how fast the curve bends down. Thick: the fit; thin: single seeds.</p>{}{}",
+        chart::figures(&charts),
         table(&head, 1, &rows)
     )
+}
+
+/// The gain since the start over d = sqrt(KL) of every evaluation of the runs.
+fn gains(runs: &[Run], of: ValueOf) -> Vec<(f64, f64)> {
+    let points = |run: &Run| {
+        let start = run.start().and_then(of);
+        let gain = |row: &CurvePoint| Some((row.kl_exact.max(0.0).sqrt(), of(row)? - start?));
+        run.sampled().filter_map(gain).collect::<Vec<_>>()
+    };
+    runs.iter().flat_map(points).collect()
+}
+
+/// Every arm's fit over its range of distances, and the points that it was fitted to.
+fn fit_chart(study: &Study, title: &str, of: ValueOf) -> Chart {
+    const POINTS: usize = 48;
+    let title = format!("gain in {title}");
+    let lines = study.arms.iter().enumerate().flat_map(|(style, arm)| {
+        let seed = |run: &Run| {
+            let name = format!("{}, seed {}", arm.label, run.seed);
+            ChartLine { name, points: gains(std::slice::from_ref(run), of), style, thin: true }
+        };
+        let all = gains(&arm.runs, of);
+        let furthest = all.iter().map(|(d, _)| *d).fold(0.0, f64::max);
+        let at = |fit: GaoFit, i: usize| {
+            let d = furthest * i as f64 / POINTS as f64;
+            (d, fit.at(d))
+        };
+        let fitted = GaoFit::of(&all).map(|fit| ChartLine {
+            name: format!("{}, fit", arm.label),
+            points: (0..=POINTS).map(|i| at(fit, i)).collect(),
+            style,
+            thin: false,
+        });
+        arm.runs.iter().map(seed).chain(fitted).collect::<Vec<_>>()
+    });
+    Chart { title: title.clone(), x: "square root of KL".to_owned(), y: title, lines: lines.collect() }
 }
 
 fn chart(study: &Study, title: &str, x: &str, along: ValueOf, of: ValueOf) -> Chart {
@@ -161,5 +192,24 @@ mod tests {
         let study = Study { arms, ..Study::default() };
         assert_eq!(groups(&study).len(), 1);
         assert!(figures(&study).contains("<h3>Figure 4: by step</h3>"));
+    }
+
+    #[test]
+    fn the_fitted_curve_passes_through_points_of_its_own_form() {
+        let truth = GaoFit { a: 2.0, b: 0.7 };
+        let mut arm = arm(&[("arm", "mean")], "mean", &[0.5, 0.6]);
+        for point in arm.runs.iter_mut().flat_map(|run| &mut run.curve) {
+            point.proxy = 3.0 + truth.at(point.kl_exact.sqrt());
+        }
+        let study = Study { arms: vec![arm], ..Study::default() };
+        let chart = fit_chart(&study, "proxy reward", |r| Some(r.proxy));
+        let names: Vec<&str> = chart.lines.iter().map(|line| line.name.as_str()).collect();
+        assert_eq!(names, ["mean, seed 1", "mean, seed 2", "mean, fit"]);
+        let fit = &chart.lines[2];
+        assert!(!fit.thin);
+        assert_eq!(fit.points.last().map(|p| p.0), Some(8f64.sqrt()));
+        for (d, gain) in &fit.points {
+            assert!((gain - truth.at(*d)).abs() < 1e-9, "{d}: {gain}");
+        }
     }
 }

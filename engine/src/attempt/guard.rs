@@ -1,16 +1,17 @@
-//! Ties the life of an attempt, and of every process below it, to the orchestrator's life, and separates the attempt's
-//! standard streams from those of the kind.
+//! Ties the life of an attempt, and of every process below it, to the orchestrator's life, passes on what the
+//! orchestrator says about the number of threads, and separates the attempt's standard streams from those of the kind.
 //!
 //! ```text
 //! orchestrator ──pipe──> guard ──fork──> attempt ──> programs of the kind, and theirs
 //! ```
 //!
-//! The guard only waits: for the attempt to end, or for the pipe to close, which the kernel does however the
-//! orchestrator dies. Then it kills every process below it. As their subreaper it becomes the parent of orphans, so it
+//! The guard only waits: for the attempt to end, for a number of threads, which it passes on, or for the pipe to close,
+//! which the kernel does however the orchestrator dies. Then it kills every process below it. As their subreaper it becomes the parent of orphans, so it
 //! also finds processes that left the group and the session.
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -25,15 +26,26 @@ use crate::error::{AtPath, Error, Result};
 /// Signals that the guard ignores, so that it ends only after it has killed every process below it.
 const IGNORED_SIGNALS: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
+/// A number of threads as the orchestrator writes it: an unsigned little-endian integer.
+pub(crate) type ThreadCount = [u8; 2];
+
+/// An attempt's connections to the orchestrator.
+pub(super) struct Streams {
+    /// The real standard output.
+    pub stdout: File,
+    /// A [`ThreadCount`] each time the number of threads changes. `None` without an orchestrator.
+    pub thread_counts: Option<PipeReader>,
+}
+
 /// Puts a guard between the orchestrator and the rest of this program, which continues in a child process. Then gives
-/// the kind an empty standard input, and redirects its standard output to standard error. Returns the real standard
-/// output. A job run by hand (standard input is not a pipe) has no orchestrator and gets no guard.
+/// the kind an empty standard input, and redirects its standard output to standard error. A job run by hand (standard
+/// input is not a pipe) has no orchestrator and gets no guard.
 ///
 /// Call it before any thread is started.
 ///
 /// # Errors
 /// When the streams cannot be duplicated, the process has more than one thread, or a system call such as fork fails.
-pub(super) fn install() -> Result<File> {
+pub(super) fn install() -> Result<Streams> {
     let failed = |what: &str, e: rustix::io::Errno| Error::environment(format!("{what}: {e}"));
     let stdin = std::io::stdin().lock();
     let liveness_pipe =
@@ -44,7 +56,7 @@ pub(super) fn install() -> Result<File> {
     rustix::stdio::dup2_stdout(std::io::stderr()).map_err(|e| failed("standard output", e))?;
     drop(stdin);
     if !is_pipe(&liveness_pipe) {
-        return Ok(File::from(stdout));
+        return Ok(Streams { stdout: File::from(stdout), thread_counts: None });
     }
     let threads = std::fs::read_dir("/proc/self/task").at("/proc/self/task")?.count();
     if threads != 1 {
@@ -52,25 +64,28 @@ pub(super) fn install() -> Result<File> {
     }
     let become_subreaper = || set_child_subreaper(Some(getpid())).map_err(|e| failed("adopting orphans", e));
     become_subreaper()?;
+    let (thread_counts, relay) = std::io::pipe().at("a pipe")?;
+    // The guard must not wait for an attempt that does not read.
+    rustix::io::ioctl_fionbio(&relay, true).map_err(|e| failed("a pipe", e))?;
     let guard = getpid();
     // SAFETY: this process has a single thread, so the child is a complete copy of it.
     match unsafe { libc::fork() } {
         0 => {
-            drop(liveness_pipe);
+            drop((liveness_pipe, relay));
             set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| failed("parent-death signal", e))?;
             // The guard may have died before the signal was set.
             if getppid() != Some(guard) {
                 std::process::abort();
             }
             become_subreaper()?;
-            Ok(File::from(stdout))
+            Ok(Streams { stdout: File::from(stdout), thread_counts: Some(thread_counts) })
         }
         // -1: fork failed.
         child => match (child > 0).then(|| Pid::from_raw(child)).flatten() {
             Some(child) => {
                 // Only the attempt may hold the stream, so that the orchestrator sees it close when the attempt ends.
-                drop(stdout);
-                run_guard(child, &liveness_pipe)
+                drop((stdout, thread_counts));
+                run_guard(child, liveness_pipe, relay)
             }
             None => Err(Error::environment(format!("cannot fork: {}", std::io::Error::last_os_error()))),
         },
@@ -85,7 +100,7 @@ fn is_pipe(file: &File) -> bool {
 
 /// Waits for the attempt or the orchestrator to end, kills the remaining processes, and exits with the attempt's
 /// status.
-fn run_guard(attempt: Pid, liveness_pipe: &File) -> ! {
+fn run_guard(attempt: Pid, mut liveness_pipe: File, mut relay: PipeWriter) -> ! {
     // A rename, so that killing this program by name does not kill the guard before it has done its work.
     let _ = rustix::thread::set_name(c"guard");
     for signal in IGNORED_SIGNALS {
@@ -99,11 +114,16 @@ fn run_guard(attempt: Pid, liveness_pipe: &File) -> ! {
         if let Some(status) = reap(attempt) {
             break Some(status);
         }
-        let mut fds = vec![PollFd::new(liveness_pipe, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&liveness_pipe, PollFlags::IN)];
         fds.extend(end.as_ref().map(|end| PollFd::from_borrowed_fd(end.as_fd(), PollFlags::IN)));
-        // Nothing is ever written to the lifeline, so it becomes readable only when the orchestrator has closed it.
         if matches!(poll(&mut fds, Timespec::try_from(pause).ok().as_ref()), Ok(1..)) && !fds[0].revents().is_empty() {
-            break None;
+            let mut count = ThreadCount::default();
+            // Fails once the orchestrator has closed the pipe.
+            if liveness_pipe.read_exact(&mut count).is_err() {
+                break None;
+            }
+            // Fails if the attempt has ended, or does not read: it then keeps its number of threads.
+            let _ = relay.write_all(&count);
         }
     };
     kill_descendants();

@@ -5,13 +5,15 @@ mod job;
 
 use std::any::Any;
 use std::fs::File;
-use std::io::Write;
+use std::io::{PipeReader, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
+pub(crate) use guard::ThreadCount;
 pub use job::{FinalMessage, Job};
 
 use crate::context::Context;
@@ -27,14 +29,14 @@ const STACK_BYTES: usize = 256 << 20;
 /// Runs the job in the file `job`. Writes its events as JSON lines to standard output; everything that the kind itself
 /// prints goes to standard error. Does not return before the kind has ended; dies with the orchestrator.
 pub fn main(job: &Path, registry: &Registry) -> ExitCode {
-    let events = match guard::install() {
-        Ok(stdout) => EventWriter(Arc::new(Mutex::new(stdout))),
+    let (events, thread_counts) = match guard::install() {
+        Ok(streams) => (EventWriter(Arc::new(Mutex::new(streams.stdout))), streams.thread_counts),
         Err(e) => {
             eprintln!("{e}");
             return ExitCode::from(e.exit_code());
         }
     };
-    let message = match run_job(job, registry, &events) {
+    let message = match run_job(job, registry, &events, thread_counts) {
         Ok(digest) => FinalMessage::Done { digest, peak_bytes: guard::peak_bytes() },
         Err(error) => FinalMessage::Failed { error },
     };
@@ -46,10 +48,19 @@ pub fn main(job: &Path, registry: &Registry) -> ExitCode {
 }
 
 /// Runs the kind of `job` on a large stack and commits its output; panics become internal errors.
-fn run_job(job: &Path, registry: &Registry, events: &EventWriter) -> Result<Digest> {
+fn run_job(job: &Path, registry: &Registry, events: &EventWriter, thread_counts: Option<PipeReader>) -> Result<Digest> {
     let job = Job::read(job)?;
+    let threads = Arc::new(AtomicUsize::new(job.threads.max(1)));
+    if let Some(thread_counts) = thread_counts {
+        let threads = threads.clone();
+        std::thread::Builder::new()
+            .name("threads".into())
+            .spawn(move || follow(thread_counts, &threads))
+            .map_err(|e| Error::environment(format!("cannot start a thread: {e}")))?;
+    }
     let run = || {
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_kind(&job, registry, events)));
+        let caught =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_kind(&job, registry, events, threads)));
         caught.unwrap_or_else(|panic| Err(Error::internal(format!("panicked: {}", panic_message(&*panic)))))
     };
     std::thread::scope(|scope| {
@@ -60,7 +71,15 @@ fn run_job(job: &Path, registry: &Registry, events: &EventWriter) -> Result<Dige
     })
 }
 
-fn run_kind(job: &Job, registry: &Registry, events: &EventWriter) -> Result<Digest> {
+/// Keeps `threads` at the last number of threads that the orchestrator has written, until it is gone.
+fn follow(mut thread_counts: PipeReader, threads: &AtomicUsize) {
+    let mut count = ThreadCount::default();
+    while thread_counts.read_exact(&mut count).is_ok() {
+        threads.store(u16::from_le_bytes(count).max(1).into(), Ordering::Relaxed);
+    }
+}
+
+fn run_kind(job: &Job, registry: &Registry, events: &EventWriter, threads: Arc<AtomicUsize>) -> Result<Digest> {
     let unknown = |what: &str, name: &str| Error::internal(format!("this binary has no {what} `{name}`"));
     let kind = registry.get_kind(&job.kind).ok_or_else(|| unknown("kind", &job.kind))?;
     let output = registry.get_type(&job.output).ok_or_else(|| unknown("artifact type", &job.output))?;
@@ -74,7 +93,7 @@ fn run_kind(job: &Job, registry: &Registry, events: &EventWriter) -> Result<Dige
         return Err(Error::internal(message).help("the binary was replaced during the run: run again"));
     }
     let mut ctx = Context::new(kind.name(), job.seed, job.inputs.clone(), job.out.clone(), job.checkpoints.clone())
-        .with_threads(job.threads)
+        .with_threads(threads)
         .with_requests(job.requests.clone())
         .with_pay(job.may_pay)
         .with_pay_again(job.may_pay_again)

@@ -18,7 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_proce
 use serde::Deserialize;
 
 use super::redact::{RedactingStream, Secrets};
-use crate::attempt::FinalMessage;
+use crate::attempt::{FinalMessage, ThreadCount};
 use crate::context::StageEvent;
 use crate::error::{AtPath, Error, Result};
 
@@ -57,7 +57,7 @@ pub(super) enum AttemptExit {
     Killed,
 }
 
-/// Lets another thread kill an attempt.
+/// Lets another thread kill an attempt, or change its number of threads.
 #[derive(Clone, Default)]
 pub(super) struct KillHandle(Arc<Mutex<KillState>>);
 
@@ -68,6 +68,8 @@ struct KillState {
     /// The pipe whose closing makes the attempt's guard kill everything.
     liveness_pipe: Option<ChildStdin>,
     killed: bool,
+    /// The last number of threads that was not yet passed on because the process did not exist.
+    threads: Option<u16>,
 }
 
 /// Time that the attempt's guard has to kill the processes below it; after that, the orchestrator kills the process
@@ -91,6 +93,13 @@ impl KillHandle {
         }
     }
 
+    /// Tells the attempt to use `threads` threads from its next step on.
+    pub fn set_threads(&self, threads: usize) {
+        let mut state = self.lock();
+        state.threads = Some(u16::try_from(threads).unwrap_or(u16::MAX));
+        state.pass_on_threads();
+    }
+
     fn lock(&self) -> MutexGuard<'_, KillState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,6 +119,14 @@ impl KillHandle {
 }
 
 impl KillState {
+    fn pass_on_threads(&mut self) {
+        let Some(pipe) = &mut self.liveness_pipe else { return };
+        let Some(threads) = self.threads.take() else { return };
+        let count: ThreadCount = threads.to_le_bytes();
+        // Fails only if the attempt has ended.
+        let _ = pipe.write_all(&count);
+    }
+
     fn kill_group(&self) {
         if let Some(pid) = self.pid {
             // The group may be gone already; with a child of this process, nothing else can fail.
@@ -194,6 +211,7 @@ fn spawn(launch: &LaunchOptions, kill_handle: &KillHandle) -> Result<Option<Chil
         .map_err(|e| Error::environment(format!("cannot start an attempt ({}): {e}", launch.command.display())))?;
     state.pid = Some(Pid::from_child(&child));
     state.liveness_pipe = child.stdin.take();
+    state.pass_on_threads();
     Ok(Some(child))
 }
 

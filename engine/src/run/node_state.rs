@@ -60,7 +60,6 @@ pub(super) enum NodeState {
         until: Instant,
     },
     Running {
-        threads: usize,
         kill_handle: KillHandle,
     },
     /// It has sent its message.

@@ -238,9 +238,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
     }
 
     fn on_attempt_ended(&mut self, node: usize, outcome: AttemptOutcome) {
-        if let NodeState::Running { threads, .. } = self.node(node).state {
-            self.queue.release(threads);
-        }
+        self.queue.release(node);
         match outcome {
             AttemptOutcome::Made { key, digest, seconds, peak_bytes } => {
                 let stage = self.runner.instance(node).name.to_string();
@@ -289,10 +287,9 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
 
     fn on_thread_failed(&mut self, node: usize, error: Error) {
         match &self.node(node).state {
-            NodeState::Running { threads, kill_handle } => {
+            NodeState::Running { kill_handle } => {
                 kill_handle.kill();
-                let threads = *threads;
-                self.queue.release(threads);
+                self.queue.release(node);
             }
             _ => self.deciding -= 1,
         }
@@ -353,12 +350,13 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             });
         }
         let runner = self.runner;
+        let others = self.expected_queries + self.deciding + self.undecided.len();
+        self.rebalance(others);
         loop {
-            let others = self.expected_queries + self.deciding + self.undecided.len();
             let parallel = |node: usize| runner.instance(node).signature.parallel;
-            let Some((node, threads)) = self.queue.next(others, parallel) else { return };
+            let Some((node, threads)) = self.queue.next(others, parallel) else { break };
             let kill_handle = KillHandle::default();
-            let running = NodeState::Running { threads, kill_handle: kill_handle.clone() };
+            let running = NodeState::Running { kill_handle: kill_handle.clone() };
             let NodeState::Queued { ready, lock } = std::mem::replace(&mut self.node(node).state, running) else {
                 // Unreachable: only queued instances are in the queue.
                 continue;
@@ -370,6 +368,16 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
                 let outcome = runner.execute(request, &mut emit);
                 SchedulerEvent::AttemptEnded { node, outcome }
             });
+        }
+        self.rebalance(others);
+    }
+
+    /// Moves threads between the running attempts, so that none stays idle or is held back from a waiting instance.
+    fn rebalance(&mut self, others: usize) {
+        for (node, threads) in self.queue.rebalance(others) {
+            if let NodeState::Running { kill_handle } = &self.node(node).state {
+                kill_handle.set_threads(threads);
+            }
         }
     }
 

@@ -66,8 +66,10 @@ pub enum Behaviour {
     Vary,
     /// The same, but declares itself not deterministic.
     VaryDeclared,
-    /// Declares itself parallel and reports its number of threads.
-    ReportThreads,
+    /// Declares itself parallel.
+    Parallel,
+    /// Declares itself parallel and ends once it may use this many threads.
+    AwaitThreads(usize),
     /// Prints text that looks like the protocol to standard output.
     PrintProtocol,
     /// Sends paid requests.
@@ -98,7 +100,7 @@ impl Kind for Fake {
     fn signature(&self, params: &Params) -> Signature {
         let mut signature = Signature::producing("Text");
         signature.open = true;
-        signature.parallel = params.does == Some(Behaviour::ReportThreads);
+        signature.parallel = matches!(params.does, Some(Behaviour::Parallel | Behaviour::AwaitThreads(_)));
         signature.deterministic = params.does != Some(Behaviour::VaryDeclared);
         signature.env = vec!["FAKE_SECRET".into(), "FAKE_SECRET_FILE".into(), "FAKE_OPEN".into()];
         signature.secrets = vec!["FAKE_SECRET".into()];
@@ -123,7 +125,12 @@ impl Kind for Fake {
         std::thread::sleep(Duration::from_millis(params.sleep_ms));
         let pid = std::process::id();
         match params.does {
-            None => {}
+            None | Some(Behaviour::Parallel) => {}
+            Some(Behaviour::AwaitThreads(threads)) => {
+                while ctx.threads() != threads {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
             Some(Behaviour::Fail) => return Err(Error::user("fails as requested")),
             Some(Behaviour::FailTransiently(times)) => {
                 let count = fs::read_dir(ctx.checkpoints()).at(ctx.checkpoints())?.count();
@@ -145,7 +152,6 @@ impl Kind for Fake {
                 fs::write(&added, "").at(&added)?;
             }
             Some(Behaviour::Vary | Behaviour::VaryDeclared) => text.push_str(&pid.to_string()),
-            Some(Behaviour::ReportThreads) => ctx.warn(format!("threads {}", ctx.threads())),
             Some(Behaviour::PrintProtocol) => {
                 println!(
                     "{}",

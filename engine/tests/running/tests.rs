@@ -42,6 +42,7 @@ tests! {
     secrets_appear_in_no_output_and_no_file
     an_attempt_sees_only_what_it_declares
     one_stage_alone_gets_all_threads_and_several_share_them
+    threads_that_become_free_go_to_the_attempts_that_still_run
     processes_started_by_an_attempt_end_with_it
     every_process_ends_with_its_orchestrator_however_that_ends
     no_process_is_left_whenever_an_orchestrator_is_killed
@@ -398,10 +399,22 @@ fn run_with_secrets(space: &TestSpace) -> Vec<String> {
 }
 
 fn one_stage_alone_gets_all_threads_and_several_share_them() {
-    let wide = |name: &str, needs: &[&str]| stage(name, needs).does(Behaviour::ReportThreads);
+    let wide = |name: &str, needs: &[&str]| stage(name, needs).does(Behaviour::Parallel);
     let mut space = TestSpace::new(&[wide("a", &[]), wide("b", &["a"]), wide("c", &["a"]), stage("d", &["b", "c"])]);
     space.request.jobs = 4;
-    assert_eq!(warnings(&space.run()), ["threads 4", "threads 2", "threads 2"]);
+    let started = |event: Event| match event {
+        Event::StageStarted { threads, .. } => Some(threads),
+        _ => None,
+    };
+    assert_eq!(space.run().events.into_iter().filter_map(started).collect::<Vec<_>>(), [4, 2, 2, 1]);
+}
+
+/// It would wait forever for threads that it does not get.
+fn threads_that_become_free_go_to_the_attempts_that_still_run() {
+    let wide = |name: &str, threads| stage(name, &[]).does(Behaviour::AwaitThreads(threads));
+    let mut space = TestSpace::new(&[stage("short", &[]), wide("long", 2), wide("longer", 4)]);
+    space.request.jobs = 4;
+    assert_eq!(space.run().outcome.exit_code(), 0);
 }
 
 fn processes_started_by_an_attempt_end_with_it() {

@@ -77,7 +77,7 @@ pub(crate) fn check_wiring(objective: Objective, inputs: &[ConnectedInput<'_>]) 
 
 /// Trains a policy and writes a PolicyRun.
 pub(crate) fn run(params: &Params, ctx: &mut Context) -> Result<()> {
-    lm::set_threads(ctx.threads());
+    lm::follow_threads(ctx.thread_limit().clone());
     let mut members = load_members(ctx)?;
     for member in &mut members {
         member.model.lm = params.precision.of(&member.model.lm);

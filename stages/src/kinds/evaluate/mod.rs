@@ -58,7 +58,7 @@ impl Kind for Evaluate {
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        lm::set_threads(ctx.threads());
+        lm::follow_threads(ctx.thread_limit().clone());
         if ctx.one("policy")?.artifact_type == BestOfN::NAME {
             return best_of_n::evaluate(&params, ctx);
         }

@@ -42,7 +42,7 @@ impl Kind for RewardTrain {
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        lm::set_threads(ctx.threads());
+        lm::follow_threads(ctx.thread_limit().clone());
         on_a_big_stack(|| reward(&params, ctx))
     }
 }

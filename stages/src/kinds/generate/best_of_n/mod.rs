@@ -129,7 +129,7 @@ impl Kind for GenerateBestOfN {
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
-        lm::set_threads(ctx.threads());
+        lm::follow_threads(ctx.thread_limit().clone());
         generate(&params, ctx)
     }
 }

@@ -135,7 +135,7 @@ impl Kind for GenerateContrast {
     }
 
     fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {
-        lm::set_threads(ctx.threads());
+        lm::follow_threads(ctx.thread_limit().clone());
         on_a_big_stack(|| generate(&p, ctx))
     }
 }
