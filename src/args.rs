@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use engine::text::is_terminal_control;
+use stages::error::IntoStageResult;
 
 const NAME: &str = "temper";
 const EXIT_CODES: &str = "Exit codes: 2 the pipeline file or its data, 3 the environment (disk, network, an API), 4 a \
@@ -194,6 +195,8 @@ pub struct RunArgs {
     /// CPU threads to share among stages [default: all]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Steps between two checkpoints of a learning stage (for `rl.ppo`: phases and evaluations) [default: about a
     /// minute]
     #[arg(long, value_name = "N")]
@@ -297,6 +300,31 @@ pub struct ModelArgs {
     /// CPU threads; results do not depend on their number [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// Where models compute: cpu, portable (the CPU by the operations that GPUs use), cuda, cuda:N or metal [default:
+    /// $TEMPER_DEVICE, else cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+}
+
+impl DeviceArgs {
+    /// The device's name, checked as far as that is possible without starting it.
+    ///
+    /// # Errors
+    /// It names no device, or one that this program was not built for.
+    pub fn name(&self) -> engine::error::Result<String> {
+        let name = match &self.device {
+            Some(name) => name.clone(),
+            None => std::env::var(lm::DEVICE_VARIABLE).unwrap_or_default(),
+        };
+        lm::check_device_name(&name).into_stage_result()?;
+        Ok(if name.is_empty() { "cpu".to_owned() } else { name })
+    }
 }
 
 /// Sampling options for a response.

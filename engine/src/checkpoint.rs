@@ -40,6 +40,7 @@ pub struct Checkpoints {
     folder: PathBuf,
     format: u32,
     cadence: Cadence,
+    device: String,
     /// Steps since the last checkpoint.
     steps: u64,
     /// When the last checkpoint was written, and how long that took.
@@ -59,6 +60,7 @@ impl Checkpoints {
             folder: ctx.checkpoints().to_owned(),
             format,
             cadence: ctx.cadence(),
+            device: ctx.device.clone(),
             steps: 0,
             last: Instant::now(),
             write_time: Duration::ZERO,
@@ -132,7 +134,7 @@ impl Checkpoints {
         let manifest = CheckpointManifest {
             layout: LAYOUT_VERSION,
             format: self.format,
-            platform: Platform::this_cpu(),
+            platform: Platform::with_device(&self.device),
             files: names,
         };
         let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
@@ -183,7 +185,7 @@ impl Checkpoints {
                 is.0, is.1, expected.0, expected.1
             )));
         }
-        let here = Platform::this_cpu();
+        let here = Platform::with_device(&self.device);
         if manifest.platform != here {
             return Err(bad(format!("written on {:?}, but this is {here:?}", manifest.platform)));
         }

@@ -102,6 +102,7 @@ pub struct Context {
     pub(crate) may_pay_again: bool,
     pub(crate) threads: Arc<AtomicUsize>,
     pub(crate) cadence: Cadence,
+    pub(crate) device: String,
     pub(crate) sink: Box<dyn FnMut(StageEvent) + Send>,
     metrics: BTreeMap<String, f64>,
 }
@@ -126,6 +127,7 @@ impl Context {
             checkpoints,
             threads: Arc::new(AtomicUsize::new(1)),
             cadence: Cadence::default(),
+            device: "cpu".to_owned(),
             sink: Box::new(|_| ()),
             metrics: BTreeMap::new(),
         }
@@ -155,6 +157,12 @@ impl Context {
     #[must_use]
     pub fn with_threads(mut self, threads: Arc<AtomicUsize>) -> Self {
         self.threads = threads;
+        self
+    }
+
+    #[must_use]
+    pub fn with_device(mut self, device: &str) -> Self {
+        device.clone_into(&mut self.device);
         self
     }
 

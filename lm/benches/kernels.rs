@@ -11,10 +11,8 @@ use std::time::Instant;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
-use lm::kernels::{
-    self, Activation, BlockArgs, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, TargetTokens, reference,
-};
-use lm::{AdamW, AdamWConfig, Precision, Variable};
+use lm::kernels::{self, Activation, BlockArgs, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, TargetTokens};
+use lm::{AdamW, AdamWConfig, Precision, Variable, portable};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -72,10 +70,10 @@ const OURS: Implementation = Implementation {
     backward: kernels::backward,
 };
 const STOCK: Implementation = Implementation {
-    norm: reference::norm,
-    block: reference::transformer_block,
-    embedding: reference::embedding,
-    stats: reference::token_stats,
+    norm: portable::norm,
+    block: portable::run_block,
+    embedding: portable::embedding,
+    stats: portable::token_stats,
     backward: Tensor::backward,
 };
 
@@ -127,7 +125,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
     let (norm_w, norm_b) = (var(&[d], 1.0), var(&[d], 1.0));
     for (name, bias) in [("layer norm", Some(&norm_b)), ("RMS norm", None)] {
         let norm = NormRef { weight: &norm_w, bias };
-        forward_and_backward(name, rounds, || kernels::norm(&x, &norm, 1e-5), || reference::norm(&x, &norm, 1e-5));
+        forward_and_backward(name, rounds, || kernels::norm(&x, &norm, 1e-5), || portable::norm(&x, &norm, 1e-5));
     }
     let table = var(&[s.vocab, d], 0.05);
     let ids: Vec<u32> = (0..n).map(|i| (i * 7919 % s.vocab) as u32).collect();
@@ -136,7 +134,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
         "embedding",
         rounds,
         || kernels::embedding(&ids, &table),
-        || reference::embedding(&ids, &table),
+        || portable::embedding(&ids, &table),
     );
     let targets = s.targets();
     let rows = TargetTokens { targets: &targets, forbidden: None };
@@ -159,7 +157,7 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
                 .logprob)
             },
             || {
-                Ok(reference::token_stats(
+                Ok(portable::token_stats(
                     &hidden,
                     &LmHeadRef { weight: &table, bias: None, precision: Precision::F32 },
                     &rows,

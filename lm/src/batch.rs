@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
+use crate::device::device;
 use crate::{Error, Result};
 
 /// A prompt and its response, in ids. The response includes EOS if and only if it was sampled or the caller wants it.
@@ -70,7 +71,7 @@ impl Batch {
         }
         let max_id = ids.iter().copied().max().unwrap_or(0);
         Ok(Self {
-            ids: Tensor::from_vec(ids, (rows.len(), time), &Device::Cpu)?,
+            ids: Tensor::from_vec(ids, (rows.len(), time), &device())?,
             time,
             prompt_lens: rows.iter().map(|r| r.prompt.len()).collect(),
             lens: rows.iter().map(|r| r.len()).collect(),

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use rand_chacha::ChaCha12Rng;
 
+use crate::device::device;
 use crate::files::Checkpoint;
 use crate::linear::Dropout;
 use crate::transformer::NamedTensor;
@@ -22,12 +23,12 @@ impl ScalarHead {
     /// A trainable head: the weight normal with standard deviation `std`, the bias 0.
     pub fn init(d: usize, std: f64, rng: &mut ChaCha12Rng) -> Result<Self> {
         let weight = variable::trainable_copy(&random::normal(&[1, d], std, rng)?)?;
-        Ok(Self { weight, bias: variable::trainable_copy(&Tensor::zeros(1, DType::F32, &Device::Cpu)?)? })
+        Ok(Self { weight, bias: variable::trainable_copy(&Tensor::zeros(1, DType::F32, &device())?)? })
     }
 
     /// A trainable head, all zero.
     pub fn zeros(d: usize) -> Result<Self> {
-        let zeros = |shape: &[usize]| variable::trainable_copy(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+        let zeros = |shape: &[usize]| variable::trainable_copy(&Tensor::zeros(shape, DType::F32, &device())?);
         Ok(Self { weight: zeros(&[1, d])?, bias: zeros(&[1])? })
     }
 
@@ -98,8 +99,8 @@ impl RewardModel {
                 }
                 let (rows, sequence_of) = batch.response_rows();
                 let tokens = self.head.forward(&self.lm.hidden_at(batch, &rows, dropout)?)?;
-                let sequence_of = Tensor::from_vec(sequence_of, rows.len(), &Device::Cpu)?;
-                Ok(Tensor::zeros(batch.len(), DType::F32, &Device::Cpu)?.index_add(&sequence_of, &tokens, 0)?)
+                let sequence_of = Tensor::from_vec(sequence_of, rows.len(), &device())?;
+                Ok(Tensor::zeros(batch.len(), DType::F32, &device())?.index_add(&sequence_of, &tokens, 0)?)
             }
         }
     }

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rand_chacha::ChaCha12Rng;
 
 use crate::architecture::LM_HEAD;
+use crate::device::device;
 use crate::linear::Dropout;
 use crate::lora::{LoraAdapter, LoraConfig};
 use crate::threads::in_pool;
@@ -246,6 +247,6 @@ impl CausalLm {
 
 /// Rows of `hidden` `[batch, time, d]` by their index in `[batch * time]`: `[n, d]`.
 fn select_rows(hidden: &Tensor, index: &[u32]) -> Result<Tensor> {
-    let index = Tensor::from_vec(index.to_vec(), index.len(), &Device::Cpu)?;
+    let index = Tensor::from_vec(index.to_vec(), index.len(), &device())?;
     Ok(hidden.flatten(0, 1)?.index_select(&index, 0)?)
 }

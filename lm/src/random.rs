@@ -1,9 +1,10 @@
 //! Random weights and dropout masks from a seeded generator.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rand::Rng;
 use rand_chacha::ChaCha12Rng;
 
+use crate::device::device;
 use crate::kernels::simd::simd;
 use crate::kernels::{BITS, DropoutMask};
 use crate::{Result, philox};
@@ -20,14 +21,14 @@ pub(crate) fn normal(shape: &[usize], std: f64, rng: &mut ChaCha12Rng) -> Result
         values.push((radius * angle.sin()) as f32);
     }
     values.truncate(n);
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    Ok(Tensor::from_vec(values, shape, &device())?)
 }
 
 /// Uniform values in (-bound, bound).
 pub(crate) fn uniform(shape: &[usize], bound: f64, rng: &mut ChaCha12Rng) -> Result<Tensor> {
     let n: usize = shape.iter().product();
     let values: Vec<f32> = (0..n).map(|_| (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32).collect();
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    Ok(Tensor::from_vec(values, shape, &device())?)
 }
 
 /// A dropout mask that keeps each of `len` elements with probability 1 - p. Takes a key from `rng`; element i uses draw

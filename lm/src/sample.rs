@@ -3,10 +3,11 @@
 use rayon::prelude::*;
 
 use crate::decode::{Decoder, DecoderWeights, KvCache, Workspace};
+use crate::device::is_portable;
 use crate::kernels::gemm::Threads;
 use crate::threads::in_pool;
 use crate::token_sampler::{SampleOptions, TokenSampler};
-use crate::{CausalLm, CounterRng, Error, Result, token_stats};
+use crate::{CausalLm, CounterRng, Error, Result, portable, token_stats};
 
 /// One response.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,9 @@ pub struct SampledResponse {
     /// Whether EOS was sampled.
     pub ended: bool,
 }
+
+/// Sequences that are decoded together on a device.
+const PORTABLE_ROWS: usize = 64;
 
 /// Samples one response per prompt. The token at position t of the response to prompt i is a function of
 /// `rng.uniform(rows[i], t)` and the distribution there, so that neither the batch nor the number of threads matters;
@@ -35,6 +39,13 @@ pub fn sample(
         return Ok(prompts.iter().map(|_| SampledResponse { ids: vec![], logprobs: vec![], ended: false }).collect());
     }
     let model = lm.frozen();
+    if is_portable() {
+        let chunks = prompts.chunks(PORTABLE_ROWS).zip(rows.chunks(PORTABLE_ROWS)).enumerate();
+        let groups = chunks.map(|(n, (prompts, rows))| {
+            in_pool(|| portable::generate(model.transformer(), prompts, options, rng, rows, n * PORTABLE_ROWS))
+        });
+        return Ok(groups.collect::<Result<Vec<_>>>()?.concat());
+    }
     let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + options.max_new_tokens;
     let weights = DecoderWeights::new(model.transformer(), longest)?;
     let plan = SamplingPlan::new(lm, prompts.len(), longest);

@@ -1,7 +1,8 @@
 //! Log-probabilities, entropies and KL divergences of response tokens from hidden states and the output layer.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
+use crate::device::device;
 use crate::threads::in_pool;
 use crate::{Batch, Eos, Error, Result, TokenStats, kernels};
 
@@ -25,7 +26,7 @@ pub(crate) fn token_stats(
     entropy: bool,
 ) -> Result<TokenStats> {
     if targets.is_empty() {
-        let none = Tensor::zeros(0, DType::F32, &Device::Cpu)?;
+        let none = Tensor::zeros(0, DType::F32, &device())?;
         return Ok(TokenStats { entropy: entropy.then(|| none.clone()), logprob: none });
     }
     let rows = target_tokens(lm_head, targets, forbidden)?;

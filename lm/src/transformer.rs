@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use rand_chacha::ChaCha12Rng;
 
 use crate::architecture::{Architecture, LM_HEAD, LmHeadKind, PositionEmbedding};
 use crate::config::ModelConfig;
-use crate::kernels::{self, LmHeadRef, Rotary};
+use crate::device::{check_device, device};
+use crate::kernels::{self, BlockArgs, LmHeadRef, Rotary};
 use crate::linear::{Dropout, Linear};
 use crate::lora::{LoraAdapter, LoraConfig};
 use crate::{Batch, Error, InitStd, Precision, Result, random, variable};
@@ -20,7 +21,7 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
-    fn kernel(&self) -> kernels::NormRef<'_> {
+    pub fn kernel(&self) -> kernels::NormRef<'_> {
         kernels::NormRef { weight: &self.weight, bias: self.bias.as_ref() }
     }
 }
@@ -49,6 +50,30 @@ impl Block {
         self.qkv.iter_mut().chain([&mut self.attn_out]).chain(&mut self.up).chain([&mut self.down])
     }
 
+    /// The block as an argument of kernels, for sequences of `time`, without dropout.
+    pub fn without_dropout(&self, architecture: &Architecture, precision: Precision, time: usize) -> BlockArgs<'_> {
+        fn linear(linear: &Linear) -> kernels::LinearRef<'_> {
+            linear.kernel(None)
+        }
+        BlockArgs {
+            norm_1: self.norm_1.kernel(),
+            qkv: self.qkv.iter().map(linear).collect(),
+            attn_out: linear(&self.attn_out),
+            norm_2: self.norm_2.as_ref().map(Norm::kernel),
+            up: self.up.iter().map(linear).collect(),
+            down: linear(&self.down),
+            activation: architecture.activation,
+            precision,
+            attn_dropout: None,
+            mlp_dropout: None,
+            rotary: None,
+            eps: architecture.eps,
+            heads: architecture.heads,
+            time,
+            output_rows: None,
+        }
+    }
+
     /// Maps `[batch, time, d]` to the same shape, or to `[n, d]` for the `n` rows in `output_rows`. Gradients of frozen
     /// weights are never computed.
     fn forward(
@@ -71,22 +96,16 @@ impl Block {
         let up = self.up.iter().map(|l| mask(l, output_count, dropout)).collect::<Result<Vec<_>>>()?;
         let down = mask(&self.down, output_count, dropout)?;
         let mlp_dropout = residual_dropout_mask(output_count * d, dropout);
-        let block = kernels::BlockArgs {
-            norm_1: self.norm_1.kernel(),
+        let block = BlockArgs {
             qkv: self.qkv.iter().zip(&qkv).map(|(l, m)| l.kernel(m.as_ref())).collect(),
             attn_out: self.attn_out.kernel(attn_out.as_ref()),
-            norm_2: self.norm_2.as_ref().map(Norm::kernel),
             up: self.up.iter().zip(&up).map(|(l, m)| l.kernel(m.as_ref())).collect(),
             down: self.down.kernel(down.as_ref()),
-            activation: architecture.activation,
-            precision,
             attn_dropout: attn_dropout.as_ref(),
             mlp_dropout: mlp_dropout.as_ref(),
             rotary: rotary.cloned(),
-            eps: architecture.eps,
-            heads: architecture.heads,
-            time,
             output_rows,
+            ..self.without_dropout(architecture, precision, time)
         };
         Ok(kernels::transformer_block(x, &block)?)
     }
@@ -199,6 +218,7 @@ impl TransformerBuilder<'_, '_> {
 impl Transformer {
     /// Builds a model without adapters. Calls `get` with each tensor's name and shape in the file, in file order.
     pub fn build(config: &ModelConfig, mut get: impl FnMut(&str, &[usize]) -> Result<Tensor>) -> Result<Self> {
+        check_device()?;
         let architecture = Arc::new(config.architecture().map_err(Error::input)?);
         let names = architecture.names;
         let mut builder = TransformerBuilder { architecture: &architecture, get: &mut get };
@@ -249,8 +269,8 @@ impl Transformer {
             let module = name.strip_suffix(".weight");
             let module_ends_with = |with: &str| module.is_some_and(|m| m.ends_with(with));
             let tensor = match shape {
-                _ if module.is_none() => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
-                [_] => Tensor::ones(shape, DType::F32, &Device::Cpu)?,
+                _ if module.is_none() => Tensor::zeros(shape, DType::F32, &device())?,
+                [_] => Tensor::ones(shape, DType::F32, &device())?,
                 _ if !names.positions.is_empty() && module_ends_with(names.positions) => {
                     random::normal(shape, position_std, rng)?
                 }
@@ -375,7 +395,7 @@ impl Transformer {
         self.frozen_base().map_adapters(|linear| {
             let (rows, out) = linear.weight.dims2()?;
             let a = random::uniform(&[lora.r, rows], 1.0 / (rows as f64).sqrt(), rng)?;
-            let b = Tensor::zeros((out, lora.r), DType::F32, &Device::Cpu)?;
+            let b = Tensor::zeros((out, lora.r), DType::F32, &device())?;
             let (a, b) = (variable::trainable_copy(&a)?, variable::trainable_copy(&b)?);
             Ok(Some(LoraAdapter { a, b, scale: lora.scale(), dropout: lora.dropout }))
         })
@@ -423,7 +443,7 @@ impl Transformer {
             x = x.broadcast_add(&positions.narrow(0, 0, time)?)?;
         }
         if let Some(mask) = residual_dropout_mask(x.elem_count(), &mut dropout) {
-            x = (&x * mask.tensor(x.dims())?)?;
+            x = (&x * mask.tensor(x.dims(), x.device())?)?;
         }
         let rotary = self.rotary(time).map(Arc::new);
         for (i, block) in self.blocks.iter().enumerate() {

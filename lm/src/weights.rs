@@ -11,7 +11,6 @@ use safetensors::{Dtype, SafeTensorError, View};
 
 use crate::architecture::LM_HEAD;
 use crate::files::{self, Checkpoint, Gguf};
-use crate::kernels::candle_interop::CpuSlice;
 use crate::transformer::{NamedTensor, Transformer};
 use crate::{Error, ModelConfig, Result};
 
@@ -90,7 +89,7 @@ fn check_tied(model: &Transformer, file: &Checkpoint, path: &Path) -> Result<()>
         return Ok(());
     }
     let stored = file.get(&lm_head, &[model.architecture.vocab, model.architecture.d])?;
-    if CpuSlice::new(&stored)?[..] != CpuSlice::new(&model.embedding)?[..] {
+    if stored.flatten_all()?.to_vec1::<f32>()? != model.embedding.flatten_all()?.to_vec1::<f32>()? {
         let message = format!(
             "ties the LM head to the embedding, but has a different `{lm_head}`; to use it, set tie_word_embeddings to false"
         );

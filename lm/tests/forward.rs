@@ -128,3 +128,8 @@ fn impossible_batches_are_refused() {
     let error = lm::CausalLm::init(uneven, lm::InitStd::Fixed(0.1), &mut rng(1)).unwrap_err().to_string();
     assert!(error.contains("n_embd 10 is not a multiple of n_head 3"), "{error}");
 }
+
+#[test]
+fn the_portable_path_passes_these_tests() {
+    run_again_on_the_portable_path();
+}

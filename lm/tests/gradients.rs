@@ -87,7 +87,10 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
         let grads = lm::backward(&lm.lm_loss(&batch, 0.0, None).unwrap().loss).unwrap();
         let variables: Vec<_> = lm.variables().iter().map(|v| v.var.id()).collect();
         let other = grads.get_ids().filter(|id| !variables.contains(id)).count();
-        assert_eq!(other, 0, "gradients of frozen weights were computed");
+        // candle's own operations compute gradients of all operands: here of the positions, the last norm and the output bias, which
+        // are vectors and small.
+        let allowed = if is_portable() { 5 } else { 0 };
+        assert!(other <= allowed, "{other} gradients of frozen weights were computed");
     }
 }
 
@@ -104,7 +107,8 @@ fn selected_hidden_states_and_their_gradients_equal_those_of_the_full_pass() {
         for lm in [model(config.clone(), 1), adapted_of(config, 2)] {
             let all = lm.hidden(&batch, None).unwrap().flatten(0, 1).unwrap().index_select(&at, 0).unwrap();
             let alone = lm.hidden_for_responses(&batch, None).unwrap();
-            assert_eq!(floats(&alone), floats(&all));
+            let tolerance = if is_portable() { 1e-6 } else { 0.0 };
+            assert_close(&floats(&alone), &floats(&all), tolerance);
             let grads = |h: &Tensor| lm::backward(&h.powf(3.0).unwrap().sum_all().unwrap()).unwrap();
             let (of_alone, of_all) = (grads(&alone), grads(&all));
             for v in lm.variables() {
@@ -259,4 +263,9 @@ fn only_matrices_of_the_model_decay() {
         assert_eq!(v.decays, v.var.rank() == 2 && !v.name.starts_with("head"), "{}", v.name);
     }
     assert!(adapted(15).variables().iter().all(|v| v.decays));
+}
+
+#[test]
+fn the_portable_path_passes_these_tests() {
+    run_again_on_the_portable_path();
 }

@@ -279,3 +279,8 @@ fn non_finite_weights_are_reported_instead_of_sampled() {
         "{error}"
     );
 }
+
+#[test]
+fn the_portable_path_passes_these_tests() {
+    run_again_on_the_portable_path();
+}

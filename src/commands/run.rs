@@ -33,6 +33,7 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
         rest.iter().for_each(|error| errln!("error: {error}"));
         return Err(first.clone().into());
     }
+    let device = args.device.name()?;
     let options = RunOptions {
         jobs: args.jobs.map_or_else(|| RunOptions::default().jobs, usize::from),
         keep_going: args.keep_going,
@@ -45,7 +46,11 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
         remote: opened.map(Arc::new),
         // Attempts allocate and free large buffers all the time; pages returned to the system would have to be faulted
         // in again.
-        env: vec![("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned())],
+        env: vec![
+            ("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned()),
+            (lm::DEVICE_VARIABLE.to_owned(), device.clone()),
+        ],
+        device: lm::device_name(&device),
         ..RunOptions::default()
     };
     let as_json = args.file.store.json;

@@ -39,6 +39,8 @@ pub struct Job {
     /// Whether the user allowed (`--pay`) paying again for answers that were paid for and lost.
     pub may_pay_again: bool,
     pub cadence: Cadence,
+    /// The device that the attempt computes on.
+    pub device: String,
     pub threads: usize,
 }
 

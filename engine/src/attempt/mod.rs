@@ -98,6 +98,7 @@ fn run_kind(job: &Job, registry: &Registry, events: &EventWriter, threads: Arc<A
         .with_pay(job.may_pay)
         .with_pay_again(job.may_pay_again)
         .with_cadence(job.cadence)
+        .with_device(&job.device)
         .with_sink({
             let events = events.clone();
             move |event| events.write(&event)

@@ -56,6 +56,8 @@ pub struct RunOptions {
     pub command: PathBuf,
     /// Environment variables that the program sets for its own attempts, for example for its allocator.
     pub env: Vec<(String, String)>,
+    /// The device that attempts compute on, which is provenance.
+    pub device: String,
     /// Pause before the second try of a stage with a transient failure; before the third it is four times as long.
     pub retry_delay: Duration,
     /// When stages write checkpoints.
@@ -79,6 +81,7 @@ impl Default for RunOptions {
             flags: Flags::default(),
             command: PathBuf::from("/proc/self/exe"),
             env: Vec::new(),
+            device: "cpu".to_owned(),
             retry_delay: Duration::from_secs(1),
             cadence: Cadence::default(),
             profiles: Vec::new(),

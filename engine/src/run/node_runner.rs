@@ -314,6 +314,7 @@ impl NodeRunner<'_> {
             may_pay: self.options.pay || !request.ready.reason.is_repair(),
             may_pay_again: self.options.pay,
             cadence: self.options.cadence,
+            device: self.options.device.clone(),
             threads: request.threads,
         })
     }

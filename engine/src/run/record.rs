@@ -34,7 +34,7 @@ impl NodeRunner<'_> {
             seconds,
             peak_bytes,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            platform: Platform::this_cpu(),
+            platform: Platform::with_device(&self.options.device),
             run: self.run.to_owned(),
             attempt: folder.root.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             paths,

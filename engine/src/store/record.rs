@@ -55,17 +55,22 @@ pub struct Platform {
     pub target: String,
     /// The widest vector instructions, such as `avx512`.
     pub instructions: String,
-    /// `cpu`, or the name of a GPU.
+    /// `cpu`, or the name of another device.
     pub device: String,
 }
 
 impl Platform {
-    /// The processor that this process runs on.
+    /// This machine, with attempts on its processor.
     pub fn this_cpu() -> Self {
+        Self::with_device("cpu")
+    }
+
+    /// This machine, with attempts on `device`.
+    pub fn with_device(device: &str) -> Self {
         Self {
             target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
             instructions: vector_instructions().to_owned(),
-            device: "cpu".to_owned(),
+            device: device.to_owned(),
         }
     }
 }

@@ -14,11 +14,12 @@ mod unique_map;
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use self::encoding::Encoding;
 pub use self::gguf::Gguf;
 use self::source::Source;
+use crate::device::device;
 use crate::{Error, Result};
 
 /// Numbers decoded at a time: a multiple of every block size.
@@ -163,7 +164,7 @@ impl Checkpoint {
         if let Some(index) = values.iter().position(|v| !v.is_finite()) {
             return Err(invalid(format!("has {} at flat index {index}", values[index])));
         }
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        Ok(Tensor::from_vec(values, shape, &device())?)
     }
 }
 

@@ -18,6 +18,8 @@ struct GradAccumulator {
     /// Index in `sums` of each variable.
     index: HashMap<TensorId, usize>,
     sums: Vec<(Tensor, Vec<f32>)>,
+    /// The sums of gradients that are tensors, with their variables.
+    tensors: HashMap<TensorId, (Tensor, Tensor)>,
 }
 
 thread_local! {
@@ -38,6 +40,13 @@ fn backward_with_accumulator(loss: &Tensor) -> Result<GradStore> {
     let grads = loss.backward();
     let accumulator = ACCUMULATOR.replace(before).unwrap_or_default();
     let mut grads = grads?;
+    for (variable, sum) in accumulator.tensors.into_values() {
+        let sum = match grads.remove(&variable) {
+            Some(other) => (sum + other)?,
+            None => sum,
+        };
+        grads.insert(&variable, sum);
+    }
     for (variable, sum) in accumulator.sums {
         let sum = grad_tensor(sum, &variable)?;
         let sum = match grads.remove(&variable) {
@@ -62,9 +71,23 @@ pub fn accumulate_or_return(to: &Tensor, grad: Vec<f32>) -> Result<Option<Tensor
 pub fn accumulate(to: &Tensor, grad: Vec<f32>) -> Result<()> {
     match accumulate_or_return(to, grad)? {
         None => Ok(()),
-        Some(_) => bail!("a transformer block's backward pass needs lm::backward(&loss) instead of loss.backward()"),
+        Some(_) => bail!("{NEEDS_BACKWARD}"),
     }
 }
+
+/// [`accumulate`] for a gradient on any device.
+pub fn accumulate_tensor(to: &Tensor, grad: Tensor) -> Result<()> {
+    let Some(mut accumulator) = ACCUMULATOR.take() else { bail!("{NEEDS_BACKWARD}") };
+    let sum = match accumulator.tensors.remove(&to.id()) {
+        Some((_, sum)) => (sum + grad)?,
+        None => grad,
+    };
+    accumulator.tensors.insert(to.id(), (to.clone(), sum));
+    ACCUMULATOR.set(Some(accumulator));
+    Ok(())
+}
+
+const NEEDS_BACKWARD: &str = "a transformer block's backward pass needs lm::backward(&loss) instead of loss.backward()";
 
 impl GradAccumulator {
     fn add(&mut self, to: &Tensor, grad: Vec<f32>) {

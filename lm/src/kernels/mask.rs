@@ -51,9 +51,9 @@ impl DropoutMask {
     }
 
     /// The factors as a tensor.
-    pub fn tensor(&self, shape: &[usize]) -> Result<Tensor> {
+    pub fn tensor(&self, shape: &[usize], device: &Device) -> Result<Tensor> {
         let factors = (0..self.len).map(|i| factor(window(&self.words, i), 0, self.keep_scale)).collect();
-        Tensor::from_vec(factors, shape, &Device::Cpu)
+        Tensor::from_vec(factors, shape, device)
     }
 }
 
@@ -117,7 +117,7 @@ mod tests {
             let (mut out, mut sum) = (vec![f32::NAN; n], vec![7.0; n]);
             mask.multiply(&mut out, &x, offset);
             mask.add_product(&mut sum, &x, offset);
-            let factors = mask.tensor(&[len]).unwrap().to_vec1::<f32>().unwrap();
+            let factors = mask.tensor(&[len], &Device::Cpu).unwrap().to_vec1::<f32>().unwrap();
             for i in 0..n {
                 prop_assert_eq!(out[i], x[i] * expected(i));
                 prop_assert_eq!(sum[i], 7.0 + x[i] * expected(i));

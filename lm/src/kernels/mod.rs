@@ -12,7 +12,7 @@ pub(crate) mod buffer;
 pub(crate) mod candle_interop;
 mod embedding;
 pub mod gemm;
-mod grad_accumulator;
+pub(crate) mod grad_accumulator;
 mod layer_norm;
 pub(crate) mod linear;
 mod linear_group;
@@ -20,7 +20,6 @@ mod mask;
 pub mod matmul;
 pub(crate) mod norm;
 mod packed_gemm;
-pub mod reference;
 mod rms_norm;
 pub(crate) mod rotary;
 mod row_subset;
@@ -34,7 +33,8 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::Precision;
+use crate::device::is_portable;
+use crate::{Precision, portable};
 use candle_interop::CpuSlice;
 
 pub use activation::Activation;
@@ -56,6 +56,9 @@ pub enum Direction {
 pub fn norm(x: &Tensor, norm: &NormRef, eps: f64) -> Result<Tensor> {
     let (_, d) = candle_interop::rows_and_width(x)?;
     candle_interop::check_shape("a norm's weight", norm.weight, &[d])?;
+    if is_portable() {
+        return portable::norm(x, norm, eps);
+    }
     let op = norm::NormOp { d, eps: eps as f32 };
     let (x, weight) = (x.contiguous()?, norm.weight.contiguous()?);
     match norm.bias {
@@ -70,6 +73,9 @@ pub fn norm(x: &Tensor, norm: &NormRef, eps: f64) -> Result<Tensor> {
 /// Rows of `table [v, d]` at `ids [..]` (u32) -> `[.., d]`; the backward pass adds in the order of `ids`.
 pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (v, d) = table.dims2()?;
+    if is_portable() {
+        return portable::embedding(ids, table);
+    }
     table.contiguous()?.apply_op1(embedding::EmbeddingOp::new(ids, v, d)?)
 }
 
@@ -105,6 +111,9 @@ pub struct LmHeadRef<'a> {
 /// Gradients flow from both results to all operands; a trained bias needs [`backward`].
 pub fn token_stats(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, entropy: bool) -> Result<TokenStats> {
     let op = token_stats_op(hidden, lm_head, rows, entropy)?;
+    if is_portable() {
+        return portable::token_stats(hidden, lm_head, rows, entropy);
+    }
     let both = hidden.contiguous()?.apply_op2(&lm_head.weight.contiguous()?, op)?;
     let part = |i: usize| both.narrow(0, i, 1)?.squeeze(0);
     Ok(TokenStats { logprob: part(0)?, entropy: if entropy { Some(part(1)?) } else { None } })
@@ -120,6 +129,9 @@ pub fn kl_divergence(
     let (p, q) = (token_stats_op(own.0, own.1, rows, false)?, token_stats_op(other.0, other.1, rows, false)?);
     if p.v != q.v {
         bail!("KL divergence needs one vocabulary, got {} and {} tokens", p.v, q.v);
+    }
+    if is_portable() {
+        return portable::kl_divergence(own, other, rows);
     }
     let (h, w) = (own.0.contiguous()?, own.1.weight.contiguous()?);
     let (other_h, other_w) = (other.0.contiguous()?, other.1.weight.contiguous()?);
@@ -254,6 +266,9 @@ impl BlockArgs<'_> {
 /// The loss of a block with variables must go through [`backward`], once; candle's own `backward` reports an error.
 pub fn transformer_block(x: &Tensor, block: &BlockArgs) -> Result<Tensor> {
     let op = block::TransformerBlockOp::new(x, block)?;
+    if is_portable() {
+        return portable::transformer_block(x, block);
+    }
     let x = x.contiguous()?;
     match op.variable() {
         Some(variable) => x.apply_op2(&variable, op),

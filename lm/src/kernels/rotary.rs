@@ -1,6 +1,8 @@
 //! Rotary position embeddings: pairs of a head's columns are rotated by an angle that grows with the position.
 
-use candle_core::{Result, bail};
+use std::ops::Range;
+
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::Direction;
 use super::simd::simd;
@@ -44,6 +46,17 @@ impl Rotary {
             );
         }
         Ok(())
+    }
+
+    pub fn pairing(&self) -> Pairing {
+        self.pairing
+    }
+
+    /// Cosines and sines at `positions` as tensors, `[positions, pairs]` each.
+    pub fn tables(&self, positions: Range<usize>, device: &Device) -> Result<(Tensor, Tensor)> {
+        let at = positions.start * self.pairs..positions.end * self.pairs;
+        let table = |values: &[f32]| Tensor::from_slice(&values[at.clone()], (positions.len(), self.pairs), device);
+        Ok((table(&self.cos)?, table(&self.sin)?))
     }
 
     /// Rotates the heads of `width` columns side by side in `x`, in place, for `position`. Backward is the inverse,

@@ -1,7 +1,8 @@
-//! AdamW (Loshchilov & Hutter 2019) over named variables, updated in place.
+//! AdamW (Loshchilov & Hutter 2019) over named variables, updated in place. The moments are on the CPU, and so is the
+//! arithmetic: gradients of variables on another device are copied here, and the variables back.
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, bail};
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor, Var, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -56,14 +57,14 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimiser at step 0. Names must be unique; variables must be contiguous f32 on the CPU.
+    /// An optimiser at step 0. Names must be unique; variables must be contiguous f32.
     pub fn new(variables: Vec<Variable>, config: AdamWConfig) -> Result<Self> {
         let mut seen = std::collections::HashSet::new();
         for v in &variables {
             if !seen.insert(v.name.clone()) {
                 return Err(Error::input(format!("two variables have the name {}", v.name)));
             }
-            CpuSlice::new(v.var.as_tensor())?;
+            CpuSlice::new(&v.var.to_device(&Device::Cpu)?)?;
         }
         let params = variables
             .into_iter()
@@ -81,7 +82,9 @@ impl AdamW {
         for param in &mut self.params {
             let name = &param.variable.name;
             param.decay_target = match reference(name) {
-                Some(target) if target.shape() == param.variable.var.shape() => Some(target.detach().contiguous()?),
+                Some(target) if target.shape() == param.variable.var.shape() => {
+                    Some(target.detach().contiguous()?.to_device(&Device::Cpu)?)
+                }
                 Some(target) => {
                     let (found, expected) = (target.dims(), param.variable.var.dims());
                     return Err(Error::input(format!(
@@ -121,7 +124,7 @@ impl AdamW {
             let Some(grad) = grads.get(variable.var.as_tensor()) else {
                 return Err(Error::input(format!("variable {name} has no gradient: the loss does not depend on it")));
             };
-            let grad = grad.contiguous()?;
+            let grad = grad.contiguous()?.to_device(&Device::Cpu)?;
             let own = parallel_sum_of_squares(&CpuSlice::new(&grad)?);
             if !own.is_finite() {
                 return Err(Error::NonFinite { quantity: format!("the gradient of {name}") });
@@ -158,7 +161,14 @@ impl AdamW {
                 state: std::cell::RefCell::new((m, v)),
                 square: std::cell::Cell::new(0.0),
             };
-            variable.var.inplace_op1(&op)?;
+            match variable.var.device() {
+                Device::Cpu => variable.var.inplace_op1(&op)?,
+                device => {
+                    let copy = Var::from_tensor(&variable.var.to_device(&Device::Cpu)?)?;
+                    copy.inplace_op1(&op)?;
+                    variable.var.set(&copy.to_device(device)?)?;
+                }
+            }
             squared_update += op.square.get();
         }
         self.steps = step;

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::AdamW;
@@ -25,7 +25,9 @@ impl AdamW {
     /// Writes each variable and its moments as safetensors (`w.NAME`, `m.NAME`, `v.NAME`), and `step` in the metadata.
     /// Equal states give equal bytes. Serialises one tensor at a time to save memory.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let views = self.params.iter().map(|param| CpuSlice::new(param.variable.var.as_tensor()));
+        let variables = self.params.iter().map(|param| param.variable.var.to_device(&Device::Cpu));
+        let variables = variables.collect::<candle_core::Result<Vec<_>>>()?;
+        let views = variables.iter().map(CpuSlice::new);
         let views = views.collect::<candle_core::Result<Vec<_>>>()?;
         let mut tensors = Vec::with_capacity(KINDS.len() * self.params.len());
         for (param, values) in self.params.iter().zip(&views) {

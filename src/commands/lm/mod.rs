@@ -21,6 +21,7 @@ pub fn lm(task: &LmTask) -> CommandResult {
     let (LmTask::Logprobs { model: at, .. } | LmTask::Generate { model: at, .. } | LmTask::Score { model: at }) = task;
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     lm::set_threads(at.threads.map_or_else(cores, usize::from));
+    lm::use_device(&at.device.name()?).into_stage_result()?;
     if !at.model.exists() {
         return Err(Error::user(format!("{}: no such file or folder", at.model.display()))
             .help("`--model` takes a folder with config.json, weights and tokenizer.json, a .gguf file, or an artifact's folder")

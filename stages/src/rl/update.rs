@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use engine::error::{Error, Result};
 use lm::{AdamW, Batch, CausalLm, ScalarHead, Sequence, StatOptions, Variable};
 use rand_chacha::ChaCha12Rng;
@@ -213,10 +213,12 @@ impl Learner {
 
         // The gradient of sum(x * d) with d held fixed is d: this passes the explicit derivatives to autograd.
         let n = new_logprob.len();
-        let d_logprob = Tensor::from_vec(std::mem::take(&mut losses.d_logprob), n, &Device::Cpu).into_stage_result()?;
+        let d_logprob =
+            Tensor::from_vec(std::mem::take(&mut losses.d_logprob), n, &lm::device()).into_stage_result()?;
         let mut surrogate = (logprob * d_logprob).and_then(|p| p.sum_all()).into_stage_result()?;
         if let Some(value) = value {
-            let d_value = Tensor::from_vec(std::mem::take(&mut losses.d_value), n, &Device::Cpu).into_stage_result()?;
+            let d_value =
+                Tensor::from_vec(std::mem::take(&mut losses.d_value), n, &lm::device()).into_stage_result()?;
             surrogate = (value * d_value).and_then(|v| v.sum_all()? + surrogate).into_stage_result()?;
         }
         Ok(MinibatchOutputs { losses, log_ratio, surrogate })

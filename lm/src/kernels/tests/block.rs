@@ -6,11 +6,11 @@ use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::{agree, loss, noise, values, var};
-use crate::Precision;
 use crate::kernels::{
     self, Activation, BITS, BlockArgs, DropoutMask, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, Pairing, Rotary,
-    TargetTokens, reference,
+    TargetTokens,
 };
+use crate::{Precision, portable};
 
 /// The differences between the families.
 #[derive(Clone, Copy, Debug)]
@@ -236,7 +236,7 @@ proptest! {
         agree(
             &vars.iter().collect::<Vec<_>>(),
             || kernels::transformer_block(&input, &block),
-            || reference::transformer_block(&input, &block),
+            || portable::run_block(&input, &block),
         )?;
     }
 }
@@ -258,7 +258,7 @@ fn query_blocks_without_an_output_row_are_skipped_correctly() -> Result<()> {
             agree(
                 &vars.iter().collect::<Vec<_>>(),
                 || kernels::transformer_block(&x, &block),
-                || reference::transformer_block(&x, &block),
+                || portable::run_block(&x, &block),
             )?;
         }
     }
@@ -315,7 +315,7 @@ fn a_frozen_block_builds_no_graph_and_passes_gradients_on() -> Result<()> {
         let x = var(&[12, style.d()], 1);
         let block = tensors.block(4, false);
         assert!(!kernels::transformer_block(&x.as_detached_tensor(), &block)?.track_op());
-        agree(&[&x], || kernels::transformer_block(&x, &block), || reference::transformer_block(&x, &block))?;
+        agree(&[&x], || kernels::transformer_block(&x, &block), || portable::run_block(&x, &block))?;
     }
     Ok(())
 }
@@ -348,13 +348,13 @@ fn gradients_of_a_variable_used_twice_add_up() -> Result<()> {
     agree(
         &vars.iter().chain([&x]).collect::<Vec<_>>(),
         || twice(&|x| kernels::transformer_block(x, &block)),
-        || twice(&|x| reference::transformer_block(x, &block)),
+        || twice(&|x| portable::run_block(x, &block)),
     )?;
     // A tied embedding gets gradients both through a kernel and through candle's own operations.
     let e = var(&[8, 6], 2);
     let ids = Tensor::new(&[3u32, 0, 7, 3], &Device::Cpu)?;
     let f = |ours: bool| -> Result<Tensor> {
-        let rows = if ours { kernels::embedding(&ids, &e)? } else { reference::embedding(&ids, &e)? };
+        let rows = if ours { kernels::embedding(&ids, &e)? } else { portable::embedding(&ids, &e)? };
         rows.matmul(&e.t()?)
     };
     agree(&[&e], || f(true), || f(false))

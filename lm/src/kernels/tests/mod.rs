@@ -3,8 +3,9 @@
 use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
-use super::{LmHeadRef, NormRef, TargetTokens, reference};
+use super::{LmHeadRef, NormRef, TargetTokens};
 use crate::Precision;
+use crate::portable;
 use block::{BlockTensors, GPT2, LLAMA, STYLES, Style};
 
 mod block;
@@ -88,9 +89,9 @@ proptest! {
     fn norms_agree_with_stock_operations(rows in 1usize..150, d in 4usize..120, seed: u64) {
         let (x, w, b) = (var(&[rows, d], seed), var(&[d], seed ^ 1), var(&[d], seed ^ 2));
         let layer = NormRef { weight: &w, bias: Some(&b) };
-        agree(&[&x, &w, &b], || super::norm(&x, &layer, 1e-5), || reference::norm(&x, &layer, 1e-5))?;
+        agree(&[&x, &w, &b], || super::norm(&x, &layer, 1e-5), || portable::norm(&x, &layer, 1e-5))?;
         let rms = NormRef { weight: &w, bias: None };
-        agree(&[&x, &w], || super::norm(&x, &rms, 1e-5), || reference::norm(&x, &rms, 1e-5))?;
+        agree(&[&x, &w], || super::norm(&x, &rms, 1e-5), || portable::norm(&x, &rms, 1e-5))?;
     }
 
     #[test]
@@ -98,7 +99,7 @@ proptest! {
         let ids: Vec<u32> = (0..n as u64).map(|i| ((seed ^ i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as u32 % v as u32).collect();
         let ids = Tensor::from_vec(ids, (n,), &Device::Cpu)?;
         let table = var(&[v, d], seed);
-        agree(&[&table], || super::embedding(&ids, &table), || reference::embedding(&ids, &table))?;
+        agree(&[&table], || super::embedding(&ids, &table), || portable::embedding(&ids, &table))?;
     }
 
     #[test]
@@ -128,14 +129,14 @@ proptest! {
             agree(
                 &vars,
                 || both(super::token_stats(&h, &output, &rows, entropy)?),
-                || both(reference::token_stats(&h, &output, &rows, entropy)?),
+                || both(portable::token_stats(&h, &output, &rows, entropy)?),
             )?;
         }
         // The log-probability alone, with an entropy that no loss uses.
         agree(
             &vars,
             || Ok(super::token_stats(&h, &output, &rows, true)?.logprob),
-            || Ok(reference::token_stats(&h, &output, &rows, true)?.logprob),
+            || Ok(portable::token_stats(&h, &output, &rows, true)?.logprob),
         )?;
     }
 }
@@ -153,7 +154,7 @@ fn kl_divergence_agrees_with_its_definition_and_is_zero_for_equal_distributions(
     let mut expected = vec![0.0; n];
     for token in 0..v as u32 {
         let rows = TargetTokens { targets: &vec![token; n], ..rows };
-        let log = |h: &Var, o: &LmHeadRef| reference::token_stats(h, o, &rows, false)?.logprob.to_vec1::<f32>();
+        let log = |h: &Var, o: &LmHeadRef| portable::token_stats(h, o, &rows, false)?.logprob.to_vec1::<f32>();
         for (i, (log_p, log_q)) in log(&p, &own)?.into_iter().zip(log(&q, &other)?).enumerate() {
             if !(masked[i] && [0, 29].contains(&token)) {
                 expected[i] += f64::from(log_p).exp() * f64::from(log_p - log_q);

@@ -1,0 +1,310 @@
+//! The model in stock candle operations, on any device: what GPUs run, and the reference that the fused CPU kernels are
+//! compared with. Every function does what its namesake in [`crate::kernels`] does.
+
+mod decode;
+mod recompute;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+
+use crate::Precision;
+use crate::kernels::{
+    Activation, BlockArgs, DropoutMask, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, Pairing, TargetTokens,
+    TokenStats,
+};
+
+pub(crate) use decode::generate;
+
+/// See [`crate::kernels::norm`].
+pub fn norm(x: &Tensor, norm: &NormRef, eps: f64) -> Result<Tensor> {
+    let centred = match norm.bias {
+        Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        None => x.clone(),
+    };
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let y = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(norm.weight)?;
+    match norm.bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
+/// Both operands of a product as `precision` has them.
+fn rounded(x: &Tensor, precision: Precision) -> Result<Tensor> {
+    match precision {
+        Precision::F32 => Ok(x.clone()),
+        Precision::Bf16 => x.to_dtype(DType::BF16)?.to_dtype(DType::F32),
+    }
+}
+
+/// A product with a weight `[in, out]` that needs no gradient. candle's own product computes one all the same.
+struct FrozenMatmul(Tensor);
+
+impl FrozenMatmul {
+    fn product<S: BackendStorage>(x: &S, x_layout: &Layout, w: &S, w_layout: &Layout) -> Result<(S, Shape)> {
+        let ((n, k), (_, m)) = (x_layout.shape().dims2()?, w_layout.shape().dims2()?);
+        Ok((x.matmul(w, (1, n, m, k), x_layout, w_layout)?, Shape::from((n, m))))
+    }
+}
+
+impl CustomOp1 for FrozenMatmul {
+    fn name(&self) -> &'static str {
+        "temper-frozen-matmul"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (storage, w) = self.0.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => Self::product(x, layout, storage, w),
+            _ => bail!("a weight and its input are on different devices"),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        let (storage, w) = self.0.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(storage) => Self::product(x, layout, storage, w),
+            _ => bail!("a weight and its input are on different devices"),
+        }
+    }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(&self, x: &candle_core::MetalStorage, layout: &Layout) -> Result<(candle_core::MetalStorage, Shape)> {
+        let (storage, w) = self.0.storage_and_layout();
+        match &*storage {
+            Storage::Metal(storage) => Self::product(x, layout, storage, w),
+            _ => bail!("a weight and its input are on different devices"),
+        }
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        grad.contiguous()?.matmul(&self.0.t()?).map(Some)
+    }
+}
+
+/// `x [n, in]` times a weight `[in, out]`.
+fn matmul(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
+    let (x, w) = (rounded(x, precision)?, rounded(w, precision)?);
+    if w.track_op() { x.matmul(&w) } else { x.contiguous()?.apply_op1(FrozenMatmul(w)) }
+}
+
+fn linear(p: &LinearRef, x: &Tensor, precision: Precision) -> Result<Tensor> {
+    let y = matmul(x, p.w, precision)?;
+    let y = match p.bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    };
+    let Some(LoraRef { a, b, scale, mask }) = p.adapter.as_ref() else { return Ok(y) };
+    let dropped = match mask {
+        Some(mask) => (x * mask.tensor(x.dims(), x.device())?)?,
+        None => x.clone(),
+    };
+    y + (matmul(&matmul(&dropped, &a.t()?, Precision::F32)?, &b.t()?, Precision::F32)? * *scale)?
+}
+
+/// Outputs of the layers side by side.
+fn linear_group(linears: &[LinearRef], x: &Tensor, precision: Precision) -> Result<Tensor> {
+    let parts = linears.iter().map(|p| linear(p, x, precision)).collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&parts, D::Minus1)
+}
+
+/// Queries, keys and values of `qkv [batch * time, (query + 2 key_value) width]`: `[batch, heads, time, width]` each.
+fn split_heads(qkv: &Tensor, time: usize, heads: Heads) -> Result<[Tensor; 3]> {
+    let Heads { query, key_value, width } = heads;
+    let part = |start: usize, n: usize| -> Result<Tensor> {
+        let part = qkv.narrow(D::Minus1, start * width, n * width)?.reshape(((), time, n, width))?;
+        part.transpose(1, 2)?.force_contiguous()
+    };
+    Ok([part(0, query)?, part(query, key_value)?, part(query + key_value, key_value)?])
+}
+
+/// Attention of queries `[batch, query, n, width]` to keys and values `[batch, key_value, m, width]`, with `mask`, which
+/// broadcasts to `[batch, query, n, m]`, added to the scores: `[batch * n, query width]`.
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, heads: Heads) -> Result<Tensor> {
+    let Heads { query, key_value, width } = heads;
+    let shared = |t: &Tensor| -> Result<Tensor> {
+        if query == key_value {
+            return t.contiguous();
+        }
+        let serves: Vec<u32> = (0..query).map(|h| (h / (query / key_value)) as u32).collect();
+        t.contiguous()?.index_select(&Tensor::from_vec(serves, query, t.device())?, 1)
+    };
+    let scores =
+        (q.matmul(&shared(k)?.transpose(2, 3)?.contiguous()?)? / (width as f64).sqrt())?.broadcast_add(mask)?;
+    let shifted = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
+    let p = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
+    p.matmul(&shared(v)?)?.transpose(1, 2)?.contiguous()?.reshape(((), query * width))
+}
+
+/// What is added to the score of a position that a query cannot see. Finite, so that a row without any visible position
+/// stays a distribution.
+const HIDDEN: f32 = -1e30;
+
+/// The mask of causal attention, `[time, time]`.
+fn causal_mask(time: usize, device: &Device) -> Result<Tensor> {
+    let mask = (0..time * time).map(|i| if i % time > i / time { HIDDEN } else { 0.0 }).collect();
+    Tensor::from_vec(mask, (time, time), device)
+}
+
+/// Rotates the heads of `x [batch, heads, time, width]` by `cos` and `sin`, which broadcast to `[batch, heads, time, pairs]`.
+fn rotate(x: &Tensor, pairing: Pairing, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (pairs, width) = (cos.dim(D::Minus1)?, x.dim(D::Minus1)?);
+    let rotated = |a: &Tensor, b: &Tensor| -> Result<[Tensor; 2]> {
+        let first = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
+        let second = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
+        Ok([first, second])
+    };
+    let turned = match pairing {
+        Pairing::Halves => {
+            let [a, b] = rotated(&x.narrow(3, 0, pairs)?, &x.narrow(3, pairs, pairs)?)?;
+            Tensor::cat(&[a, b], 3)?
+        }
+        Pairing::Interleaved => {
+            let (batch, heads, time, _) = x.dims4()?;
+            let x = x.narrow(3, 0, 2 * pairs)?.contiguous()?.reshape((batch, heads, time, pairs, 2))?;
+            let part = |i: usize| x.narrow(4, i, 1)?.squeeze(4);
+            let [a, b] = rotated(&part(0)?, &part(1)?)?;
+            Tensor::stack(&[a, b], 4)?.reshape((batch, heads, time, 2 * pairs))?
+        }
+    };
+    if 2 * pairs == width {
+        Ok(turned)
+    } else {
+        Tensor::cat(&[&turned, &x.narrow(3, 2 * pairs, width - 2 * pairs)?], 3)
+    }
+}
+
+/// See [`crate::kernels::embedding`].
+pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
+    let mut shape = ids.dims().to_vec();
+    shape.push(table.dim(1)?);
+    table.index_select(&ids.flatten_all()?.to_device(table.device())?, 0)?.reshape(shape)
+}
+
+/// Elements of logits that are computed at a time.
+const LOGITS: usize = 1 << 26;
+
+/// Applies `f` to the log-probabilities `[rows, v]` of some rows at a time, and to the range of those rows.
+fn for_log_probabilities<T>(
+    hidden: &Tensor,
+    lm_head: &LmHeadRef,
+    rows: &TargetTokens,
+    mut f: impl FnMut(Tensor, std::ops::Range<usize>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let (n, v) = (hidden.dim(0)?, lm_head.weight.dim(0)?);
+    let step = (LOGITS / v).max(1);
+    let starts = (0..n).step_by(step);
+    starts
+        .map(|start| {
+            let range = start..n.min(start + step);
+            f(log_probabilities(&hidden.narrow(0, start, range.len())?, lm_head, rows, range.start)?, range)
+        })
+        .collect()
+}
+
+/// The log-probabilities of all tokens, `[n, v]`, from hidden states `[n, d]`, which are those of the rows from `first` on.
+fn log_probabilities(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, first: usize) -> Result<Tensor> {
+    let logits = matmul(hidden, &lm_head.weight.t()?, lm_head.precision)?;
+    let logits = match lm_head.bias {
+        Some(bias) => logits.broadcast_add(bias)?,
+        None => logits,
+    };
+    let (n, v) = logits.dims2()?;
+    let logits = match rows.forbidden {
+        Some((tokens, masked)) => {
+            let device = logits.device();
+            let masked = masked[first..first + n].iter().map(|masked| u8::from(*masked)).collect();
+            let mut forbidden = vec![0u8; v];
+            tokens.iter().for_each(|id| forbidden[*id as usize] = 1);
+            let masked = Tensor::from_vec(masked, (n, 1), device)?;
+            let out = masked.broadcast_mul(&Tensor::from_vec(forbidden, (1, v), device)?)?;
+            out.where_cond(&Tensor::new(HIDDEN, device)?.broadcast_as((n, v))?, &logits)?
+        }
+        None => logits,
+    };
+    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
+    shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
+}
+
+/// See [`crate::kernels::token_stats`].
+pub fn token_stats(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, entropy: bool) -> Result<TokenStats> {
+    let parts = for_log_probabilities(hidden, lm_head, rows, |logp, range| {
+        let targets = Tensor::from_slice(&rows.targets[range.clone()], (range.len(), 1), logp.device())?;
+        let logprob = logp.gather(&targets, 1)?.squeeze(1)?;
+        let entropy = match entropy {
+            true => Some((logp.exp()? * &logp)?.sum(D::Minus1)?.neg()?),
+            false => None,
+        };
+        Ok((logprob, entropy))
+    })?;
+    let (logprobs, entropies): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    let entropies: Option<Vec<Tensor>> = entropies.into_iter().collect();
+    let entropy = entropies.filter(|_| entropy).map(|parts| Tensor::cat(&parts, 0)).transpose()?;
+    Ok(TokenStats { logprob: Tensor::cat(&logprobs, 0)?, entropy })
+}
+
+/// See [`crate::kernels::kl_divergence`].
+pub fn kl_divergence(
+    own: (&Tensor, &LmHeadRef),
+    other: (&Tensor, &LmHeadRef),
+    rows: &TargetTokens,
+) -> Result<Vec<f32>> {
+    let parts = for_log_probabilities(own.0, own.1, rows, |p, range| {
+        let q = log_probabilities(&other.0.narrow(0, range.start, range.len())?, other.1, rows, range.start)?;
+        (p.exp()? * (p - q)?)?.sum(D::Minus1)?.to_vec1::<f32>()
+    })?;
+    Ok(parts.concat())
+}
+
+/// See [`crate::kernels::transformer_block`]. Keeps nothing but its input for the backward pass.
+pub fn transformer_block(x: &Tensor, block: &BlockArgs) -> Result<Tensor> {
+    let rows = x.reshape(((), x.dim(D::Minus1)?))?.contiguous()?;
+    let op = recompute::RecomputedBlock::new(&rows, block);
+    let y = match op.variable() {
+        Some(variable) => rows.apply_op2(&variable, op)?,
+        None => rows.apply_op1(op)?,
+    };
+    if block.output_rows.is_some() { Ok(y) } else { y.reshape(x.shape()) }
+}
+
+/// The block itself, for `x [batch * time, d]`.
+pub fn run_block(x: &Tensor, block: &BlockArgs) -> Result<Tensor> {
+    let h = norm(x, &block.norm_1, block.eps)?;
+    let [q, k, v] = split_heads(&linear_group(&block.qkv, &h, block.precision)?, block.time, block.heads)?;
+    let (q, k) = match &block.rotary {
+        Some(rotary) => {
+            let (cos, sin) = rotary.tables(0..block.time, x.device())?;
+            (rotate(&q, rotary.pairing(), &cos, &sin)?, rotate(&k, rotary.pairing(), &cos, &sin)?)
+        }
+        None => (q, k),
+    };
+    let attended = attend(&q, &k, &v, &causal_mask(block.time, x.device())?, block.heads)?;
+    let select = |t: Tensor| match block.output_rows {
+        Some(rows) => t.index_select(&Tensor::from_slice(rows, rows.len(), t.device())?, 0),
+        None => Ok(t),
+    };
+    finish_block(&select(x.clone())?, select(h)?, &select(attended)?, block)
+}
+
+/// The rest of a block after attention; `h` is the output of `norm_1`.
+fn finish_block(x: &Tensor, h: Tensor, attended: &Tensor, block: &BlockArgs) -> Result<Tensor> {
+    let masked = |x: Tensor, mask: Option<&DropoutMask>| match mask {
+        Some(mask) => &x * mask.tensor(x.dims(), x.device())?,
+        None => Ok(x),
+    };
+    let x = (x + masked(linear(&block.attn_out, attended, block.precision)?, block.attn_dropout)?)?;
+    let h = match &block.norm_2 {
+        Some(norm_2) => norm(&x, norm_2, block.eps)?,
+        None => h,
+    };
+    let up = linear_group(&block.up, &h, block.precision)?;
+    let active = match block.activation {
+        Activation::GeluTanh => up.gelu()?,
+        Activation::SwiGlu => {
+            let (gate, value) = (up.narrow(1, 0, up.dim(1)? / 2)?, up.narrow(1, up.dim(1)? / 2, up.dim(1)? / 2)?);
+            (gate.silu()? * value)?
+        }
+    };
+    x + masked(linear(&block.down, &active, block.precision)?, block.mlp_dropout)?
+}
