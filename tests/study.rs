@@ -172,3 +172,31 @@ fn training_that_diverges_commits_nothing_and_names_the_step() {
     let shown = space.temper(&["show", "study.yaml", "base[s]", "--set", "stages.base.with.lr=1.0e38"]);
     assert_eq!(shown.status.code(), Some(2));
 }
+
+/// The operations that GPUs run, on the CPU: every kind that computes with a model ends, and what does not depend on
+/// sampled tokens, which a rounding error may change, is the same within rounding.
+#[test]
+fn a_study_in_stock_operations_agrees_with_the_fused_kernels() {
+    let run = |device: &str| {
+        let space = TestSpace::new();
+        space.write("study.yaml", PIPELINE);
+        let all = ["run", "study.yaml", "--until", "evaluate[adaptive,5]", "--device", device, "--json"];
+        assert_eq!(names(&space.json(&all)["failed"]), [""; 0]);
+        space
+    };
+    let (fused, stock) = (run("cpu"), run("portable"));
+    let metric = |space: &TestSpace, stage: &str, name: &str| {
+        let shown = space.json(&["show", "study.yaml", stage, "--json"]);
+        shown["metrics"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {shown}"))
+    };
+    for (stage, name) in [
+        ("base[s]", "train_loss"),
+        ("sft[s]", "held_out_response_nll"),
+        ("sft[m]", "train_loss"),
+        ("gold", "train_loss"),
+        ("gold", "calibration_score_std"),
+    ] {
+        let (fused, stock) = (metric(&fused, stage, name), metric(&stock, stage, name));
+        assert!((fused - stock).abs() <= 1e-4 * fused.abs().max(1.0), "{name} of {stage}: {fused} and {stock}");
+    }
+}

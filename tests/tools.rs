@@ -252,3 +252,15 @@ fn the_doctor_of_a_pipeline_finds_what_would_stop_its_run() {
     assert!(code == Some(0) && lines.iter().all(|line| told.contains(line)), "{told}");
     assert_eq!(std::fs::read_dir(space.path("mine")).expect("it is there").count(), 1);
 }
+
+#[test]
+fn a_device_that_does_not_exist_is_refused_before_anything_runs() {
+    let space = TestSpace::new();
+    let file = repository("pipeline.yaml");
+    for (device, told) in [("gpu", "is no device; expected cpu, portable, cuda"), ("cuda:x", "no device number")] {
+        let out = space.temper(&["run", &file.to_string_lossy(), "--store", "store", "--device", device]);
+        assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains(told), "{}", text(&out.stderr));
+        assert!(!text(&out.stdout).contains("started"), "{}", text(&out.stdout));
+    }
+}

@@ -23,6 +23,7 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
     let (plan, opened) = remote::plan_with_remote(&graph, registry, &store, &flags, address)?;
     let combined = CombinedStore { store: &store, remote: opened.as_ref() };
     let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
+    let device = args.device.name()?;
     if args.dry_run {
         let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;
         let from_remote = combined.reused_from_remote(&plan)?;
@@ -33,7 +34,6 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
         rest.iter().for_each(|error| errln!("error: {error}"));
         return Err(first.clone().into());
     }
-    let device = args.device.name()?;
     let options = RunOptions {
         jobs: args.jobs.map_or_else(|| RunOptions::default().jobs, usize::from),
         keep_going: args.keep_going,
