@@ -1,8 +1,11 @@
-//! Language models on candle for the CPU, in f32 or with large matrix products in bf16: GPT-2, GPT-J, Llama, LoRA
+//! Language models on candle, in f32 or with large matrix products in bf16: GPT-2, GPT-J, Llama, LoRA
 //! adapters, scalar heads, sampling, tokenizers, optimisers.
 //!
 //! Shapes are written `[batch, time, d]`. A `Batch` is right-padded; flat arrays of response tokens are
 //! `[response_tokens]`, in row order. No result depends on the number of threads.
+//!
+//! `kernels` computes on the CPU with fused operations; `portable` has the same functions in stock candle operations, which
+//! run on any device ([`use_device`]).
 
 mod architecture;
 mod batch;

@@ -2,6 +2,7 @@
 
 pub mod agreement;
 pub mod pair_key;
+pub mod trl;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::labels::trl::{Layout, write_preferences};
 use crate::table;
 use crate::testing::{Bench, Out, run};
 use crate::text::clean::id_of;
@@ -431,4 +432,24 @@ fn hostile_files_are_told_by_line_and_never_end_the_program() {
     let row = take(&bench, json!({ "files": file })).unwrap().remove(0);
     assert!(row.prompt.contains("\nTITLE: two lines[2J\nPOST:"), "{}", row.prompt);
     assert_eq!(row.post_id, "t3 1");
+}
+
+#[test]
+fn labels_written_for_trl_read_back_as_the_same_labels() {
+    let bench = Bench::new();
+    let file = bench.write("c.jsonl", &lines(&[comparison(1, 1), comparison(2, 0)]));
+    let labelled = run(&Human, json!({ "files": file }), bench.inputs()).unwrap();
+    for layout in [Layout::Texts, Layout::Messages] {
+        let [first, second] = ["first.jsonl", "second.jsonl"].map(|name| bench.path(name));
+        assert_eq!(write_preferences(&labelled.path(), layout, &first).unwrap(), 2);
+        let back = run(&Human, json!({ "files": first }), bench.inputs()).unwrap();
+        write_preferences(&back.path(), layout, &second).unwrap();
+        let [first, second] = [first, second].map(|path| std::fs::read_to_string(path).unwrap());
+        assert_eq!(first, second);
+        let row: Value = serde_json::from_str(first.lines().next().unwrap()).unwrap();
+        match layout {
+            Layout::Texts => assert_eq!(row["chosen"], "drums."),
+            Layout::Messages => assert_eq!(row["chosen"], json!([{ "role": "assistant", "content": "drums." }])),
+        }
+    }
 }
