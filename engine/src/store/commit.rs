@@ -63,6 +63,8 @@ impl Store {
         let manifest = Manifest { artifact_type, schema_version, files, folders, facts };
         let digest = manifest.digest();
         crash::point();
+        // Otherwise a blob could be deleted between the check that it exists and the link to it.
+        let _guard = self.hold_off_collection()?;
         self.publish(&digest, &manifest, &hashed)?;
         Ok((digest, manifest))
     }

@@ -46,7 +46,42 @@ impl KeyLock {
     }
 }
 
+/// Holds off garbage collection, or is the collection itself. Released on drop.
+#[derive(Debug)]
+pub struct CollectionGuard {
+    /// `None` in a store that cannot be written to, where nothing can be deleted either.
+    _file: Option<File>,
+}
+
 impl Store {
+    /// Holds off garbage collection until the guard is dropped; any number of processes may do so at once. Held from
+    /// planning until the journal names what the run will use, while files enter the store, and while a pin is set.
+    pub fn hold_off_collection(&self) -> Result<CollectionGuard> {
+        if !files::is_writable(&self.root().join("locks")) {
+            return Ok(CollectionGuard { _file: None });
+        }
+        let path = self.root().join("locks/gc");
+        let file = open(&path)?;
+        file.lock_shared().at(&path)?;
+        Ok(CollectionGuard { _file: Some(file) })
+    }
+
+    /// Waits until nobody holds off collection, and keeps others from planning and committing until the guard is
+    /// dropped. `on_wait` is called before a wait.
+    pub(crate) fn start_collection(&self, on_wait: impl FnOnce()) -> Result<CollectionGuard> {
+        let path = self.root().join("locks/gc");
+        let file = open(&path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                on_wait();
+                file.lock().at(&path)?;
+            }
+            Err(std::fs::TryLockError::Error(e)) => return Err(e).at(&path),
+        }
+        Ok(CollectionGuard { _file: Some(file) })
+    }
+
     /// Locks the key; `None` if another process or thread holds it.
     pub fn try_lock(&self, key: &Key) -> Result<Option<KeyLock>> {
         let (path, file) = self.open_lock(key)?;
