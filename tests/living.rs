@@ -91,14 +91,14 @@ fn two_runs_with_one_changed_value_are_compared_on_one_screen() {
     assert!(shown.contains("train_loss") && shown.contains("learning.loss  A  "), "{shown}");
 
     let csv = printed(&space, &["compare", "p.yaml", &runs[0], "latest", "--format", "csv", "--set", lr]);
-    assert!(csv.starts_with("what,stage,name,step,side,value\r\nparameter,base,with.lr,,run "), "{csv}");
-    assert!(csv.contains("\r\ncurve,base,learning.loss,1,"), "{csv}");
+    assert!(csv.starts_with("what,stage,name,step,side,value\nparameter,base,with.lr,,run "), "{csv}");
+    assert!(csv.contains("\ncurve,base,learning.loss,1,"), "{csv}");
     let markdown = printed(&space, &["compare", "p.yaml", &runs[0], &runs[1], "--format", "md"]);
     assert!(markdown.contains("| parameter | A | B |\n| --- | ---: | ---: |\n| base.with.lr |"), "{markdown}");
 
     // The pipeline as it is now, with and without the change, and single instances.
     let same = printed(&space, &["compare", "p.yaml", "+", &runs[0]]);
-    assert!(same.contains("no parameter differs") && same.contains("no metric differs"), "{same}");
+    assert!(same.contains("no parameter differs") && same.contains("no common metric differs"), "{same}");
     let one = space.json(&["compare", "p.yaml", &format!("{}:base", runs[0]), "base", "--set", lr, "--json"]);
     assert_eq!(one["parameters"][0]["values"], serde_json::json!(["0.001", "0.002"]));
     let (told, code) = refused(&space, &["compare", "p.yaml", &runs[0], "bsae"]);
@@ -218,7 +218,7 @@ stages:
 fn a_collection_beside_a_running_pipeline_takes_nothing_from_it() {
     let space = TestSpace::new();
     space.write("p.yaml", LONG);
-    space.write("q.yaml", "version: 1\nstages: { q: { uses: command, with: { run: [true], output: Files } } }\n");
+    space.write("q.yaml", "version: 1\nstages: { q: { uses: command, with: { run: ['true'], output: Files } } }\n");
     printed(&space, &["run", "p.yaml", "--until", "pending"]);
     // `slow` runs again and gives the same bytes, so that `pending` is reused.
     let change = ["--set", "stages.slow.with.params.n=2"];

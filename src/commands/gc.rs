@@ -108,15 +108,17 @@ pub fn gc(args: &CollectionArgs, delete: bool, registry: &Registry) -> CommandRe
         outln!("");
     }
     let work: Vec<&WorkUse> = found.work.iter().filter(|work| !work.kept).collect();
-    if !work.is_empty() {
-        let names: BTreeSet<&str> =
-            work.iter().map(|work| work.stage.as_deref().unwrap_or("an unknown stage")).collect();
-        let bytes: u64 = work.iter().map(|work| work.bytes).sum();
-        outln!(
-            "{} in checkpoints, attempts and logs of {}",
-            size(bytes as f64),
-            names.into_iter().collect::<Vec<_>>().join(", ")
-        );
+    for finished in [true, false] {
+        let of: Vec<&&WorkUse> = work.iter().filter(|work| work.finished == finished).collect();
+        let bytes = size(of.iter().map(|work| work.bytes).sum::<u64>() as f64);
+        if finished && !of.is_empty() {
+            outln!("{bytes} in attempts and logs of {} with a result", counted(of.len(), "key"));
+        } else if !of.is_empty() {
+            let names: BTreeSet<&str> =
+                of.iter().map(|work| work.stage.as_deref().unwrap_or("an unknown stage")).collect();
+            let names: Vec<&str> = names.into_iter().collect();
+            outln!("{bytes} in checkpoints and attempts that did not finish: {}", names.join(", "));
+        }
     }
     if found.unused_blob_bytes + found.leftover_bytes > 0 {
         let bytes = found.unused_blob_bytes + found.leftover_bytes;
@@ -126,8 +128,10 @@ pub fn gc(args: &CollectionArgs, delete: bool, registry: &Registry) -> CommandRe
     let artifacts = counted(rows.len(), "artifact");
     if delete {
         outln!("deleted {artifacts}: {freed} freed");
-    } else if rows.is_empty() && found.freed() == 0 {
+    } else if found.freed() == 0 && rows.is_empty() {
         outln!("nothing to delete");
+    } else if rows.is_empty() {
+        outln!("would free {freed}; `--delete` deletes");
     } else {
         outln!("would delete {artifacts} and free {freed}; `--delete` deletes");
     }

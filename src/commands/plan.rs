@@ -154,7 +154,8 @@ pub fn print_plan(
                 duration(expected)
             );
         }
-        _ => {}
+        0 => {}
+        _ => outln!("expected: unknown, as no comparable stage has run here"),
     }
     for (planned, expected_cost) in plan.stages.iter().zip(expected_costs) {
         if let Some(expected_cost) = expected_cost {

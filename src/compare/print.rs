@@ -27,7 +27,9 @@ const MAX_VALUE: usize = 40;
 pub fn print(sides: &[Side], found: &Differences, format: Format, all: bool) -> String {
     match format {
         Format::Json => crate::output::json(&describe(sides, found)).expect("a JSON value is plain data") + "\n",
-        Format::Csv => csv_text(&["what", "stage", "name", "step", "side", "value"], &long_rows(sides, found)),
+        // Without the carriage returns of files: on a terminal they would be shown.
+        Format::Csv => csv_text(&["what", "stage", "name", "step", "side", "value"], &long_rows(sides, found))
+            .replace("\r\n", "\n"),
         Format::Table | Format::Markdown => tables(sides, found, format, all),
     }
 }
@@ -58,7 +60,7 @@ fn tables(sides: &[Side], found: &Differences, format: Format, all: bool) -> Str
         out.push_str(&format!("\n{}", write(&head, 1, &rows)));
     }
     if found.metrics.is_empty() {
-        out.push_str("\nno metric differs\n");
+        out.push_str("\nno common metric differs\n");
     } else {
         let mut head: Vec<&str> = ["stage", "metric"].into_iter().chain(letters.iter().map(String::as_str)).collect();
         if let [a, b] = &letters[..] {

@@ -3,7 +3,7 @@
 //! A result is kept by a pipeline that reuses it now, by a run, by a pin, or by a process that is running. Everything is
 //! decided and deleted under one lock (`locks/gc`), which planning, commits and transfers into the store hold shared. A
 //! running pipeline is therefore either still before its plan, or its journal names what it uses; what it has made but
-//! not recorded yet is kept because the run is alive.
+//! not recorded yet is kept because it was committed since the run began.
 
 mod roots;
 mod survey;

@@ -73,6 +73,8 @@ pub(super) struct RunRoots {
     pub keys: BTreeMap<Key, String>,
     /// While it is running: the instances whose keys it does not know yet.
     pub pending: BTreeSet<String>,
+    /// When it began, by the clock of the file system; `None` before it has written its graph.
+    pub began: Option<SystemTime>,
 }
 
 /// The runs of the store, oldest first.
@@ -92,6 +94,7 @@ fn run(folder: PathBuf, kept: &KeptRuns, newer: usize, now: f64) -> Result<RunRo
         digests: BTreeSet::new(),
         keys: BTreeMap::new(),
         pending: BTreeSet::new(),
+        began: std::fs::metadata(folder.join("graph.json")).and_then(|graph| graph.modified()).ok(),
         folder: PathBuf::new(),
     };
     let lines = journal::read(&folder)?;

@@ -249,8 +249,6 @@ fn artifacts(
     for record in records {
         by_digest.entry(record.digest).or_default().push(record);
     }
-    let running: BTreeSet<Keeper> =
-        runs.iter().filter(|run| run.running).map(|run| Keeper::Running(run.id.clone())).collect();
     let mut contents: HashMap<Digest, Vec<FoundFile>> = HashMap::new();
     let mut kept_blobs: HashSet<Digest> = HashSet::new();
     for digest in digests {
@@ -258,10 +256,14 @@ fn artifacts(
         walk(&store.artifact_folder(&digest), &mut |_, file| files.push(file))?;
         let records = by_digest.get(&digest).map(Vec::as_slice).unwrap_or_default();
         let mut kept_by = keepers.get(&digest).cloned().unwrap_or_default();
-        if records.is_empty() {
-            // Perhaps just committed by a run that has yet to record it.
-            kept_by.extend(running.iter().cloned());
-        }
+        // What a living run has committed and not recorded yet: it has no record, or only one of an earlier attempt
+        // that gave the same bytes.
+        let committed = std::fs::metadata(store.artifact_folder(&digest)).and_then(|folder| folder.modified()).ok();
+        let since =
+            |run: &&RunRoots| run.began.is_none_or(|began| committed.is_none_or(|committed| committed >= began));
+        let living = runs.iter().filter(|run| run.running);
+        let perhaps = living.filter(|run| records.is_empty() || since(run));
+        kept_by.extend(perhaps.map(|run| Keeper::Running(run.id.clone())));
         let manifest = store.open_artifact(&digest).ok().map(|artifact| artifact.manifest);
         if let Some(manifest) = manifest.as_ref().filter(|_| !kept_by.is_empty()) {
             kept_blobs.extend(manifest.files.values().map(|file| file.digest));

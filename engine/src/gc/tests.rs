@@ -115,6 +115,9 @@ fn what_a_running_pipeline_uses_or_may_use_is_kept() {
     let planned = result(&space, 1, "a", "old", &[("own", &bytes(1))]);
     let perhaps = result(&space, 2, "c", "old", &[("own", &bytes(2))]);
     let other = result(&space, 3, "d", "old", &[("own", &bytes(3))]);
+    let again = result(&space, 6, "f", "old", &[("own", &bytes(6))]);
+    // The clock of the file system ticks every few milliseconds.
+    std::thread::sleep(std::time::Duration::from_millis(20));
     let stage = |stage: &str, action: &str, key: Option<Key>| {
         serde_json::from_value(serde_json::json!({
             "stage": stage, "kind": "k", "action": action, "reason": "", "key": key
@@ -123,21 +126,24 @@ fn what_a_running_pipeline_uses_or_may_use_is_kept() {
     };
     let stages = vec![stage("a", "reuse", Some(planned.0)), stage("c", "pending", None)];
     let mut running = run(&space, &[Event::Planned { stages }]);
+    fs::write(running.folder().join("graph.json"), "{}").unwrap();
     // Just recorded, and just committed but not recorded yet.
     let recorded = result(&space, 4, "e", running.id(), &[("own", &bytes(4))]);
     let (committed, _) = space.commit(&[("own", &bytes(5))]);
+    // Made again with the same bytes, from another recipe that has no record yet.
+    assert_eq!(space.commit(&[("own", &bytes(6))]).0, again.1);
 
     let none = KeptRuns { newest: Some(0), days: None };
     let found = collect(&space.store, &none, &[], || ()).unwrap();
     assert_eq!(names(&found), ["d"]);
-    assert!([planned.1, perhaps.1, recorded.1, committed].iter().all(|digest| is_there(&space, digest)));
+    assert!([planned.1, perhaps.1, recorded.1, committed, again.1].iter().all(|digest| is_there(&space, digest)));
     assert!(!is_there(&space, &other.1));
 
     // Once it has ended, only what it names counts, and only if the run is kept.
     running.write(&reused("c", perhaps)).unwrap();
     drop(running);
-    assert_eq!(names(&survey(&space.store, &KeptRuns::default(), &[]).unwrap()), ["", "a", "e"]);
-    assert_eq!(names(&survey(&space.store, &none, &[]).unwrap()), ["", "a", "c", "e"]);
+    assert_eq!(names(&survey(&space.store, &KeptRuns::default(), &[]).unwrap()), ["", "a", "e", "f"]);
+    assert_eq!(names(&survey(&space.store, &none, &[]).unwrap()), ["", "a", "c", "e", "f"]);
 }
 
 #[test]

@@ -5,13 +5,14 @@
 //! cannot tell, or an input's size cannot be told, the time is unknown.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::{Plan, PlannedState, StoreView, recipe_draft};
 use crate::error::Result;
 use crate::estimate::Scaling;
 use crate::graph::Graph;
 use crate::kind::Registry;
-use crate::names::{Digest, InstanceName};
+use crate::names::{Digest, InstanceName, StageName};
 use crate::store::{ActionRecord, Store};
 
 /// Largest relative difference of two sizes that count as equal.
@@ -88,8 +89,33 @@ struct History<'a> {
     store: &'a Store,
     timings: crate::store::Timings,
     sizes: HashMap<Digest, Option<f64>>,
-    /// The latest records by kind and instance, for timings of older versions, which have no key.
-    without_key: Option<HashMap<(String, InstanceName), ActionRecord>>,
+    /// The latest records, for timings of older versions, which have no key.
+    without_key: Option<LatestRecords>,
+}
+
+/// The latest record by kind and instance, and by kind and stage.
+#[derive(Default)]
+struct LatestRecords {
+    instance: HashMap<(String, InstanceName), Arc<ActionRecord>>,
+    stage: HashMap<(String, StageName), Arc<ActionRecord>>,
+}
+
+impl LatestRecords {
+    fn of(mut records: Vec<ActionRecord>) -> Self {
+        records.sort_by(|a, b| a.provenance.started.total_cmp(&b.provenance.started));
+        let mut latest = Self::default();
+        for record in records.into_iter().map(Arc::new) {
+            let (kind, name) = (record.recipe.kind.clone(), record.provenance.stage.clone());
+            latest.stage.insert((kind.clone(), name.stage.clone()), Arc::clone(&record));
+            latest.instance.insert((kind, name), record);
+        }
+        latest
+    }
+
+    fn get(&self, kind: &str, name: &InstanceName) -> Option<Arc<ActionRecord>> {
+        let exact = self.instance.get(&(kind.to_owned(), name.clone()));
+        exact.or_else(|| self.stage.get(&(kind.to_owned(), name.stage.clone()))).cloned()
+    }
 }
 
 impl History<'_> {
@@ -105,22 +131,14 @@ impl History<'_> {
     }
 
     /// The record of the latest attempt at the instance, or else at another instance of its stage with the same kind.
-    fn latest(&mut self, kind: &str, instance: &InstanceName) -> Result<Option<ActionRecord>> {
+    fn latest(&mut self, kind: &str, instance: &InstanceName) -> Result<Option<Arc<ActionRecord>>> {
         let Some(timing) = self.timings.latest(kind, instance) else { return Ok(None) };
         if let Some(key) = timing.key {
-            return self.store.action(&key);
+            return Ok(self.store.action(&key)?.map(Arc::new));
         }
         if self.without_key.is_none() {
-            let mut latest: HashMap<(String, InstanceName), ActionRecord> = HashMap::new();
-            for record in self.store.actions()? {
-                let of = (record.recipe.kind.clone(), record.provenance.stage.clone());
-                let newer = |other: &ActionRecord| other.provenance.started < record.provenance.started;
-                if latest.get(&of).is_none_or(newer) {
-                    latest.insert(of, record);
-                }
-            }
-            self.without_key = Some(latest);
+            self.without_key = Some(LatestRecords::of(self.store.actions()?));
         }
-        Ok(self.without_key.as_ref().and_then(|latest| latest.get(&(kind.to_owned(), instance.clone()))).cloned())
+        Ok(self.without_key.as_ref().and_then(|latest| latest.get(kind, instance)))
     }
 }

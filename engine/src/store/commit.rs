@@ -86,6 +86,8 @@ impl Store {
 
     fn publish(&self, digest: &Digest, manifest: &Manifest, hashed: &[HashedFile]) -> Result<()> {
         if self.presence(digest)? == Presence::Intact {
+            // Garbage collection keeps what was committed since a living run began, and this may be an old artifact.
+            files::touch(&self.artifact_folder(digest));
             // Another process may have renamed it just now without syncing yet.
             return files::sync(&self.artifacts());
         }

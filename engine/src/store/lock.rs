@@ -60,8 +60,7 @@ impl Store {
         if !files::is_writable(&self.root().join("locks")) {
             return Ok(CollectionGuard { _file: None });
         }
-        let path = self.root().join("locks/gc");
-        let file = open(&path)?;
+        let (path, file) = self.open_lock_file(self.collection_lock())?;
         file.lock_shared().at(&path)?;
         Ok(CollectionGuard { _file: Some(file) })
     }
@@ -69,8 +68,7 @@ impl Store {
     /// Waits until nobody holds off collection, and keeps others from planning and committing until the guard is
     /// dropped. `on_wait` is called before a wait.
     pub(crate) fn start_collection(&self, on_wait: impl FnOnce()) -> Result<CollectionGuard> {
-        let path = self.root().join("locks/gc");
-        let file = open(&path)?;
+        let (path, file) = self.open_lock_file(self.collection_lock())?;
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
@@ -84,7 +82,7 @@ impl Store {
 
     /// Locks the key; `None` if another process or thread holds it.
     pub fn try_lock(&self, key: &Key) -> Result<Option<KeyLock>> {
-        let (path, file) = self.open_lock(key)?;
+        let (path, file) = self.open_lock_file(self.lock_file(key))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(without_holder(file, path)?)),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
@@ -94,17 +92,21 @@ impl Store {
 
     /// Locks the key, blocking the thread until it is free.
     pub fn lock(&self, key: &Key) -> Result<KeyLock> {
-        let (path, file) = self.open_lock(key)?;
+        let (path, file) = self.open_lock_file(self.lock_file(key))?;
         file.lock().at(&path)?;
         without_holder(file, path)
     }
 
-    fn open_lock(&self, key: &Key) -> Result<(PathBuf, File)> {
-        let path = self.lock_file(key);
+    fn collection_lock(&self) -> PathBuf {
+        self.root().join("locks/gc")
+    }
+
+    fn open_lock_file(&self, path: PathBuf) -> Result<(PathBuf, File)> {
         if files::metadata_if_exists(&path)?.is_some_and(|metadata| !metadata.is_file()) {
             self.quarantine_file(&path, "this path is reserved for a lock file")?;
         }
-        Ok((path.clone(), open(&path)?))
+        let file = open(&path)?;
+        Ok((path, file))
     }
 
     /// The holder of the key's lock, if it has announced itself.
