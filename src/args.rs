@@ -1,11 +1,13 @@
 //! The command line arguments.
 
+mod lm;
+
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use engine::text::is_terminal_control;
-use stages::error::IntoStageResult;
+pub use lm::{DeviceArgs, LmTask, ModelArgs, SamplingArgs};
 
 const NAME: &str = "temper";
 const EXIT_CODES: &str = "Exit codes: 2 the pipeline file or its data, 3 the environment (disk, network, an API), 4 a \
@@ -46,6 +48,9 @@ pub enum Command {
         until: UntilArgs,
         #[command(flatten)]
         remote: RemoteArgs,
+        /// Plan once for each value of the lists given by `--set`
+        #[arg(long, requires = "set")]
+        sweep: bool,
     },
     /// Print the pipeline with profiles and `--set` applied, as YAML
     Config {
@@ -74,6 +79,9 @@ pub enum Command {
         #[command(flatten)]
         file: PipelineArgs,
         stage: String,
+        /// Show the artifact of this run instead of that of the current recipe
+        #[arg(long, value_name = "ID")]
+        run: Option<String>,
         /// Number of rows to show of each table
         #[arg(long, default_value_t = 5)]
         rows: usize,
@@ -83,9 +91,57 @@ pub enum Command {
         #[command(flatten)]
         file: PipelineArgs,
         stage: String,
+        /// Print the artifact of this run instead of that of the current recipe
+        #[arg(long, value_name = "ID")]
+        run: Option<String>,
     },
-    /// List the runs in the store, newest last
+    /// Compare runs, profiles or stages: parameters and metrics that differ, then curves
+    Compare(CompareArgs),
+    /// Write the metrics and curves of a run for other tools
+    Export(ExportArgs),
+    /// List the runs in the store, newest last, or remove some
     Runs {
+        #[command(subcommand)]
+        command: Option<RunsCommand>,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Show what the results in the store take on the disk, and what keeps each
+    Du {
+        #[command(flatten)]
+        collection: CollectionArgs,
+        /// List every artifact
+        #[arg(long)]
+        all: bool,
+    },
+    /// Delete results that no run, pin or pipeline keeps; without `--delete` only list them
+    Gc {
+        #[command(flatten)]
+        collection: CollectionArgs,
+        /// Delete what is listed
+        #[arg(long)]
+        delete: bool,
+    },
+    /// Keep a stage's results from `gc`, under a name
+    Pin {
+        #[command(flatten)]
+        file: PipelineArgs,
+        /// A stage (all its instances), or an instance such as `sft[s]`
+        stage: String,
+        /// Name of the pin [default: STAGE]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List the pins in the store
+    Pins {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Remove pins
+    Unpin {
+        /// Names of pins
+        #[arg(value_name = "PIN", required = true)]
+        pins: Vec<String>,
         #[command(flatten)]
         store: StoreArgs,
     },
@@ -93,8 +149,8 @@ pub enum Command {
     Report {
         #[command(flatten)]
         file: PipelineArgs,
-        /// Id of the run [default: the latest run of this pipeline]
-        #[arg(long)]
+        /// Id of the run, or its beginning [default: the latest run of this pipeline]
+        #[arg(long, value_name = "ID")]
         run: Option<String>,
         /// Also write every figure as SVG, the summary and all keys into this folder
         #[arg(long, value_name = "FOLDER")]
@@ -172,7 +228,7 @@ pub enum Command {
     Attempt { job: PathBuf },
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     #[command(flatten)]
     pub file: PipelineArgs,
@@ -210,10 +266,112 @@ pub struct RunArgs {
     /// Show the plan and stop
     #[arg(long)]
     pub dry_run: bool,
+    /// Run once for each value of the lists given by `--set`, then compare the results
+    #[arg(long, requires = "set")]
+    pub sweep: bool,
+    /// For the journal.
+    #[arg(skip = command_line())]
+    pub command_line: Vec<String>,
+}
+
+/// This process's command line.
+fn command_line() -> Vec<String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RunsCommand {
+    /// Delete the journals and reports of runs
+    Rm {
+        /// Ids of runs, or their beginnings
+        #[arg(value_name = "ID", required = true)]
+        runs: Vec<String>,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+}
+
+/// What garbage collection keeps.
+#[derive(Debug, Args)]
+pub struct CollectionArgs {
+    /// Pipeline files whose current results are kept, with each of their profiles
+    #[arg(value_name = "PIPELINE", required = true)]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub changes: ChangeArgs,
+    /// Keep the results of the N newest runs only [default: of all runs]
+    #[arg(long, value_name = "N")]
+    pub keep_runs: Option<usize>,
+    /// Keep the results of runs of the last DAYS days only [default: of all runs]
+    #[arg(long, value_name = "DAYS", value_parser = days)]
+    pub keep_days: Option<f64>,
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+const COMPARED: &str = "\
+What to compare:
+  20261123-124100-123-4f2a     a run, by its id or the beginning of it; `latest` is the newest of the pipeline
+  +study, +tldr+claude, +      the pipeline with profiles, or without
+  'rl[mean,301]'               a stage of the pipeline as given
+  latest:'rl[mean,301]'        a stage of a run or of a profile";
+
+#[derive(Debug, Args)]
+#[command(after_help = COMPARED)]
+pub struct CompareArgs {
+    #[command(flatten)]
+    pub file: PipelineArgs,
+    /// Two or more runs, profiles or stages
+    #[arg(value_name = "WHAT", required = true, num_args = 2..)]
+    pub sides: Vec<String>,
+    /// `csv` and `json` list every value of every instance in a row of its own
+    #[arg(long, value_enum, default_value_t = CompareFormat::Table)]
+    pub format: CompareFormat,
+    /// Show every metric and curve that differs
+    #[arg(long)]
+    pub all: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompareFormat {
+    Table,
+    /// A table in Markdown
+    Md,
+    Csv,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    pub file: PipelineArgs,
+    /// Export only these stages or instances [default: all]
+    #[arg(value_name = "STAGE")]
+    pub stages: Vec<String>,
+    /// Id of the run, or its beginning [default: the latest run of this pipeline]
+    #[arg(long, value_name = "ID")]
+    pub run: Option<String>,
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+    /// Folder to write into, created if missing
+    #[arg(long, value_name = "FOLDER", default_value = "metrics")]
+    pub out: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// An event file per instance
+    Tensorboard,
+    /// One table, `metrics.csv`
+    Csv,
+    /// Preferences and posts as JSON lines for TRL's trainers: {"prompt", "chosen", "rejected"}, {"prompt", "completion"}
+    Trl,
+    /// The same as lists of messages with role and content
+    TrlMessages,
 }
 
 /// The pipeline file and the changes applied to it.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct PipelineArgs {
     /// The pipeline file
     #[arg(value_name = "PIPELINE")]
@@ -225,7 +383,7 @@ pub struct PipelineArgs {
 }
 
 /// Changes to the pipeline file.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct ChangeArgs {
     /// Apply a profile of the file; may repeat, later ones win
     #[arg(long, value_name = "NAME")]
@@ -235,7 +393,7 @@ pub struct ChangeArgs {
     pub set: Vec<String>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct StoreArgs {
     /// Folder of artifacts and runs [default: `cache` next to the pipeline file]
     #[arg(long, env = "TEMPER_STORE", value_name = "FOLDER")]
@@ -245,117 +403,30 @@ pub struct StoreArgs {
     pub json: bool,
 }
 
-#[derive(Debug, Args)]
+impl StoreArgs {
+    /// These arguments of a subcommand, completed by those given before its name.
+    pub fn or(self, outer: Self) -> Self {
+        Self { store: self.store.or(outer.store), json: self.json || outer.json }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct RemoteArgs {
     /// Remote store to share results with: a folder, or a URL (s3, gs, az, https) [default: `remote` in the file]
     #[arg(long, value_name = "URL")]
     pub remote: Option<String>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct UntilArgs {
     /// Run only this stage and the stages it needs; may repeat
     #[arg(long, value_name = "STAGE")]
     pub until: Vec<String>,
 }
 
-/// The tasks of `temper lm`.
-#[derive(Debug, Subcommand)]
-pub enum LmTask {
-    /// Log-probabilities: {"text": …} or {"ids": […]} gives {"ids": […], "logprobs": [null, …]}, log p(ids[t] |
-    /// ids[<t]) in nats
-    Logprobs {
-        #[command(flatten)]
-        model: ModelArgs,
-        /// PEFT folder of a LoRA adapter to apply to the model
-        #[arg(long, value_name = "FOLDER")]
-        adapter: Option<PathBuf>,
-    },
-    /// Continue a prompt: {"prompt": …} gives {"prompt", "response", "ids"}, with text and ids of the response
-    Generate {
-        #[command(flatten)]
-        model: ModelArgs,
-        /// PEFT folder of a LoRA adapter to apply to the model
-        #[arg(long, value_name = "FOLDER")]
-        adapter: Option<PathBuf>,
-        #[command(flatten)]
-        sampling: SamplingArgs,
-    },
-    /// Score a response: {"prompt": …, "response": …} gives {"score"} for a RewardModel, {"scores", "mean", "variance"}
-    /// for an Ensemble
-    Score {
-        #[command(flatten)]
-        model: ModelArgs,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct ModelArgs {
-    /// The model's folder (config.json, weights, tokenizer.json) or a .gguf file; for `score` an artifact's folder
-    #[arg(long, value_name = "PATH")]
-    pub model: PathBuf,
-    /// Number of lines read, computed and answered together
-    #[arg(long, value_name = "LINES", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub batch: u16,
-    /// CPU threads; results do not depend on their number [default: all]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-    #[command(flatten)]
-    pub device: DeviceArgs,
-}
-
-#[derive(Debug, Args)]
-pub struct DeviceArgs {
-    /// Where models compute: cpu, portable (the CPU by the operations that GPUs use), cuda, cuda:N or metal [default:
-    /// $TEMPER_DEVICE, else cpu]
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<String>,
-}
-
-impl DeviceArgs {
-    /// The device's name, checked as far as that is possible without starting it.
-    ///
-    /// # Errors
-    /// It names no device, or one that this program was not built for.
-    pub fn name(&self) -> engine::error::Result<String> {
-        let name = match &self.device {
-            Some(name) => name.clone(),
-            None => std::env::var(lm::DEVICE_VARIABLE).unwrap_or_default(),
-        };
-        lm::check_device_name(&name).into_stage_result()?;
-        Ok(if name.is_empty() { "cpu".to_owned() } else { name })
-    }
-}
-
-/// Sampling options for a response.
-#[derive(Debug, Args)]
-pub struct SamplingArgs {
-    #[arg(long, value_name = "N", default_value_t = 48)]
-    pub max_new_tokens: usize,
-    /// Minimum number of tokens before the text may end
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub min_new_tokens: usize,
-    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = positive)]
-    pub temperature: f64,
-    /// Sample from the most probable tokens that together reach this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
-    pub top_p: f64,
-    /// Always take the most probable token
-    #[arg(long, conflicts_with_all = ["temperature", "top_p", "seed"])]
-    pub greedy: bool,
-    /// Random seed; a response depends on it, on its line number and on its prompt
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|x: &f64| *x > 0.0 && x.is_finite());
-    number.ok_or_else(|| "expected a number above 0 (for the most probable token: --greedy)".to_owned())
-}
-
-fn probability(text: &str) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|x| *x > 0.0 && *x <= 1.0);
-    number.ok_or_else(|| "expected a number above 0 and at most 1".to_owned())
+fn days(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|x: &f64| *x >= 0.0 && x.is_finite());
+    number.ok_or_else(|| "expected a number of days".to_owned())
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -24,7 +24,10 @@ macro_rules! errln {
 
 mod args;
 mod commands;
+mod compare;
+mod flatten;
 mod graph_view;
+mod metrics;
 mod output;
 mod progress;
 mod report;

@@ -1,4 +1,4 @@
-//! The expected cost of a stage that sends paid requests, before it runs.
+//! What a stage is expected to cost before it runs: how its time grows, and the price of its paid requests.
 
 use serde::Serialize;
 
@@ -32,6 +32,28 @@ impl std::ops::Add for EstimateRange {
 
     fn add(self, other: Self) -> Self {
         Self::new(self.low + other.low, self.high + other.high)
+    }
+}
+
+/// How the time of an attempt and the size of its artifact grow. Only ratios between two of one kind have a meaning.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaling {
+    /// Amount of computation.
+    pub work: f64,
+    /// Size of the artifact.
+    pub output: f64,
+}
+
+impl Scaling {
+    pub fn new(work: f64, output: f64) -> Self {
+        Self { work, output }
+    }
+
+    /// This divided by another; `None` if a ratio is not a positive number.
+    pub fn relative_to(&self, other: &Self) -> Option<Self> {
+        let ratio = Self::new(self.work / other.work, self.output / other.output);
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        (positive(ratio.work) && positive(ratio.output)).then_some(ratio)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The journal of a run: every event and decision, one JSON line each.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -131,7 +131,7 @@ pub struct PlannedStage {
     pub key: Option<Key>,
     #[serde(default)]
     pub waits_on: Vec<String>,
-    /// Wall time of an earlier attempt.
+    /// Expected wall time, from earlier attempts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_seconds: Option<f64>,
 }
@@ -191,6 +191,8 @@ impl Journal {
                 Ok(()) => {
                     let path = folder.join("journal.jsonl");
                     let file = OpenOptions::new().append(true).create(true).open(&path).at(&path)?;
+                    // Released when the process ends; see `is_running`.
+                    file.lock().at(&path)?;
                     return Ok(Self { id, folder, file, progress: BTreeMap::new() });
                 }
                 // Another run of this process started in the same millisecond.
@@ -224,6 +226,33 @@ impl Journal {
         text.push(b'\n');
         self.file.write_all(&text).at(self.folder.join("journal.jsonl"))
     }
+}
+
+/// Whether a process is still writing the journal in `folder`.
+pub fn is_running(folder: &Path) -> Result<bool> {
+    let path = folder.join("journal.jsonl");
+    let Some(file) = crate::store::files::open_if_file(&path)? else { return Ok(false) };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(e)) => Err(e).at(&path),
+    }
+}
+
+/// The folders of the runs below `runs`, oldest first: their names sort by time.
+pub fn run_folders(runs: &Path) -> Result<Vec<PathBuf>> {
+    if !runs.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(runs).at(runs)? {
+        let path = entry.at(runs)?.path();
+        if path.join("journal.jsonl").is_file() {
+            folders.push(path);
+        }
+    }
+    folders.sort();
+    Ok(folders)
 }
 
 /// Reads the events of the run in `folder`. Replaces each damaged line by a warning, and omits a last line that a crash
@@ -324,6 +353,17 @@ mod tests {
         journal.file.write_all(b"{\"at\":1,\"event\":\"stage_sk").unwrap();
         let read: Vec<Event> = read(journal.folder()).unwrap().into_iter().map(|line| line.event).collect();
         assert_eq!(read, events);
+    }
+
+    #[test]
+    fn a_run_counts_as_running_while_its_journal_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::create(dir.path()).unwrap();
+        let folder = journal.folder().to_owned();
+        assert!(is_running(&folder).unwrap() && is_running(&folder).unwrap());
+        assert_eq!(run_folders(dir.path()).unwrap(), [folder.clone()]);
+        drop(journal);
+        assert!(!is_running(&folder).unwrap() && !is_running(dir.path()).unwrap());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::artifact::ArtifactType;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::estimate::Estimate;
+use crate::estimate::{Estimate, Scaling};
 
 /// How many instances may be connected to a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -188,6 +188,14 @@ pub trait Kind: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// How the time of an attempt and the size of its artifact grow with the parameters and with the sizes of the inputs,
+    /// for the expected time of a plan. `size` gives the total size at a port, in bytes; `None`: not known, or nothing
+    /// connected. `None` if the kind cannot tell.
+    fn scaling(&self, params: &Self::Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let _ = (params, size);
+        None
+    }
+
     /// Runs the stage: writes the artifact into `ctx.out()`.
     ///
     /// # Errors
@@ -214,6 +222,9 @@ pub trait AnyKind: Send + Sync {
     fn check_environment(&self, params: &Value) -> Result<()>;
     fn signature(&self, params: &Value) -> Result<Signature>;
     fn estimate(&self, params: &Value, ctx: &Context) -> Result<Option<Estimate>>;
+    /// See [`Kind::scaling`]. `params` may be those of a record; `None` also if they do not parse, such as a parameter
+    /// that names a file.
+    fn scaling(&self, params: &Value, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling>;
     fn run(&self, params: &Value, ctx: &mut Context) -> Result<()>;
 }
 
@@ -265,6 +276,10 @@ impl<K: Kind> AnyKind for K {
 
     fn estimate(&self, params: &Value, ctx: &Context) -> Result<Option<Estimate>> {
         Kind::estimate(self, &parse::<K>(params)?, ctx)
+    }
+
+    fn scaling(&self, params: &Value, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        Kind::scaling(self, &serde_json::from_value(params.clone()).ok()?, size)
     }
 
     fn run(&self, params: &Value, ctx: &mut Context) -> Result<()> {

@@ -15,6 +15,7 @@ pub mod document;
 pub mod error;
 pub mod estimate;
 pub mod external;
+pub mod gc;
 pub mod graph;
 pub mod journal;
 pub mod kind;

@@ -37,6 +37,7 @@ pub fn schema(registry: &Registry) -> Value {
             },
             "report": with_description(&reference("report"), "Settings of the report."),
             "remote": reference("remote"),
+            "on_finish": reference("command"),
         },
         "$defs": definitions,
     })
@@ -79,9 +80,10 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
             "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }],
         },
         "matrix": {
-            "description": "Variables, each a list of values or a map of labels to changes; the stage has one instance for each combination.",
+            "description": "Variables, each a list of values or a map of labels to changes; the stage has one instance for each combination. `from: STAGE` takes the variables of another stage.",
             "type": "object",
             "propertyNames": reference("name"),
+            "properties": { "from": { "description": "A stage whose matrix variables this one takes, without their changes.", "type": ["string", "array", "object"] } },
             "additionalProperties": {
                 "anyOf": [
                     { "type": "array", "minItems": 1, "items": { "type": ["string", "number", "boolean"] } },
@@ -102,7 +104,13 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
                 },
                 "report": reference("report"),
                 "remote": reference("remote"),
+                "on_finish": reference("command"),
             },
+        },
+        "command": {
+            "description": "A program and its arguments, started after a run with the run as JSON on its standard input.",
+            "type": ["array", "null"],
+            "items": { "type": ["string", "number", "boolean"] },
         },
         "remote": {
             "description": "Store shared with other machines: searched before a stage runs; new results are uploaded to it.",

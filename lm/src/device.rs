@@ -41,10 +41,10 @@ pub fn use_device(name: &str) -> Result<()> {
 /// # Errors
 /// It names no device, or one that this program was not built for.
 pub fn check_device_name(name: &str) -> Result<()> {
-    parts(name).map(drop).map_err(|message| Error::input(format!("device: {message}")))
+    parts(name).map(drop).map_err(|message| Error::input(message))
 }
 
-/// What to call a device in an artifact's provenance: for CUDA, the models of the machine's GPUs.
+/// The name of a device in an artifact's provenance: for CUDA, the models of the machine's GPUs.
 pub fn device_name(name: &str) -> String {
     if !name.starts_with("cuda") {
         return name.to_owned();
@@ -62,6 +62,7 @@ fn parts(name: &str) -> std::result::Result<(&str, usize), String> {
     let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
     let number = number.parse().map_err(|_| format!("{name:?} has no device number after the colon"))?;
     match kind {
+        "" | "cpu" | "portable" if name != kind => Err(format!("{kind:?} takes no device number")),
         "" | "cpu" | "portable" => Ok((kind, number)),
         "cuda" if !cfg!(feature = "cuda") => Err(needs_feature("cuda")),
         "metal" if !cfg!(feature = "metal") => Err(needs_feature("metal")),
@@ -96,7 +97,7 @@ fn needs_feature(feature: &str) -> String {
 pub fn check_device() -> Result<()> {
     match backend() {
         Ok(_) => Ok(()),
-        Err(message) => Err(Error::input(format!("{DEVICE_VARIABLE}: {message}"))),
+        Err(message) => Err(Error::Device { message: message.clone() }),
     }
 }
 
@@ -109,7 +110,7 @@ pub fn device() -> Device {
 }
 
 /// Whether to compute by stock candle operations.
-pub(crate) fn is_portable() -> bool {
+pub fn is_portable() -> bool {
     matches!(backend(), Ok(Backend::Portable(_)))
 }
 

@@ -21,6 +21,9 @@ pub enum Error {
     /// Invalid arguments: an empty batch, ids above the vocabulary, top-p of zero.
     #[error("{message}")]
     BadInput { message: String },
+    /// A device that does not start.
+    #[error("{message}")]
+    Device { message: String },
     /// A file that cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: std::io::Error },

@@ -4,8 +4,8 @@
 //! Shapes are written `[batch, time, d]`. A `Batch` is right-padded; flat arrays of response tokens are
 //! `[response_tokens]`, in row order. No result depends on the number of threads.
 //!
-//! `kernels` computes on the CPU with fused operations; `portable` has the same functions in stock candle operations, which
-//! run on any device ([`use_device`]).
+//! `kernels` computes on the CPU with fused operations; `portable` has the same functions in stock candle operations,
+//! which run on any device ([`use_device`]).
 
 mod architecture;
 mod batch;
@@ -39,7 +39,7 @@ mod weights;
 pub use batch::{Batch, Sequence};
 pub use config::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelConfig};
 pub use counter_rng::CounterRng;
-pub use device::{DEVICE_VARIABLE, check_device, check_device_name, device, device_name, use_device};
+pub use device::{DEVICE_VARIABLE, check_device, check_device_name, device, device_name, is_portable, use_device};
 pub use eos::Eos;
 pub use error::{Error, Result};
 pub use head::{RewardModel, RewardPooling, ScalarHead};

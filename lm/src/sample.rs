@@ -20,9 +20,6 @@ pub struct SampledResponse {
     pub ended: bool,
 }
 
-/// Sequences that are decoded together on a device.
-const PORTABLE_ROWS: usize = 64;
-
 /// Samples one response per prompt. The token at position t of the response to prompt i is a function of
 /// `rng.uniform(rows[i], t)` and the distribution there, so that neither the batch nor the number of threads matters;
 /// another batch may change the distribution by rounding errors. Errors: an empty prompt, ids above the vocabulary, a
@@ -39,14 +36,15 @@ pub fn sample(
         return Ok(prompts.iter().map(|_| SampledResponse { ids: vec![], logprobs: vec![], ended: false }).collect());
     }
     let model = lm.frozen();
+    let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + options.max_new_tokens;
     if is_portable() {
-        let chunks = prompts.chunks(PORTABLE_ROWS).zip(rows.chunks(PORTABLE_ROWS)).enumerate();
+        let together = portable_rows(lm, longest);
+        let chunks = prompts.chunks(together).zip(rows.chunks(together)).enumerate();
         let groups = chunks.map(|(n, (prompts, rows))| {
-            in_pool(|| portable::generate(model.transformer(), prompts, options, rng, rows, n * PORTABLE_ROWS))
+            in_pool(|| portable::generate(model.transformer(), prompts, options, rng, rows, n * together))
         });
         return Ok(groups.collect::<Result<Vec<_>>>()?.concat());
     }
-    let longest = prompts.iter().map(|p| p.len()).max().unwrap_or(0) + options.max_new_tokens;
     let weights = DecoderWeights::new(model.transformer(), longest)?;
     let plan = SamplingPlan::new(lm, prompts.len(), longest);
     let decoder = Decoder::new(&weights, plan.threads);
@@ -55,8 +53,8 @@ pub fn sample(
     };
     let groups: Vec<Vec<SampledResponse>> = match plan.threads {
         Threads::One => {
-            let chunks = prompts.par_chunks(plan.rows).zip(rows.par_chunks(plan.rows));
-            chunks.enumerate().map(group).collect::<Result<_>>()?
+            let chunks = prompts.par_chunks(plan.rows).zip(rows.par_chunks(plan.rows)).enumerate();
+            in_pool(|| chunks.map(group).collect::<Result<_>>())?
         }
         Threads::Pool => {
             let chunks = prompts.chunks(plan.rows).zip(rows.chunks(plan.rows));
@@ -98,6 +96,18 @@ fn check(lm: &CausalLm, prompts: &[&[u32]], options: &SampleOptions, rows: &[u64
         }
     }
     Ok(())
+}
+
+/// Sequences of at most `positions` tokens that are decoded together on a device. Depends on shapes alone.
+fn portable_rows(lm: &CausalLm, positions: usize) -> usize {
+    /// Memory for keys and values, and for the attention scores of a layer.
+    const BYTES: usize = 2 << 30;
+    let architecture = &lm.transformer().architecture;
+    let heads = architecture.heads;
+    let cache = 8 * heads.key_value * heads.width * architecture.layers * positions;
+    // The scores, the mask and two intermediate results of the softmax.
+    let scores = 16 * heads.query * positions * positions;
+    (BYTES / (cache + scores).max(1)).clamp(1, 64)
 }
 
 /// How rows are grouped. Depends on shapes alone, so that the number of threads changes nothing.

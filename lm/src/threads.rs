@@ -63,3 +63,21 @@ fn resized_pool() -> Option<Arc<rayon::ThreadPool>> {
 fn is_single_threaded() -> bool {
     std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pass_uses_the_number_of_threads_of_its_beginning() {
+        let limit = Arc::new(AtomicUsize::new(2));
+        follow_threads(limit.clone());
+        for threads in [1, 3, 2, 4] {
+            limit.store(threads, Ordering::Relaxed);
+            let nested = || in_pool(rayon::current_num_threads);
+            assert_eq!(in_pool(|| (rayon::current_num_threads(), nested())), (threads, threads));
+        }
+        // Other tests of this process go on with the number that they began with.
+        limit.store(rayon::current_num_threads(), Ordering::Relaxed);
+    }
+}

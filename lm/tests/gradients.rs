@@ -87,9 +87,9 @@ fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
         let grads = lm::backward(&lm.lm_loss(&batch, 0.0, None).unwrap().loss).unwrap();
         let variables: Vec<_> = lm.variables().iter().map(|v| v.var.id()).collect();
         let other = grads.get_ids().filter(|id| !variables.contains(id)).count();
-        // candle's own operations compute gradients of all operands: here of the positions, the last norm and the output bias, which
-        // are vectors and small.
-        let allowed = if is_portable() { 5 } else { 0 };
+        // candle's own operations compute gradients of all operands: here of the positions, the last norm and the
+        // output bias, which are small.
+        let allowed = if lm::is_portable() { 5 } else { 0 };
         assert!(other <= allowed, "{other} gradients of frozen weights were computed");
     }
 }
@@ -107,7 +107,7 @@ fn selected_hidden_states_and_their_gradients_equal_those_of_the_full_pass() {
         for lm in [model(config.clone(), 1), adapted_of(config, 2)] {
             let all = lm.hidden(&batch, None).unwrap().flatten(0, 1).unwrap().index_select(&at, 0).unwrap();
             let alone = lm.hidden_for_responses(&batch, None).unwrap();
-            let tolerance = if is_portable() { 1e-6 } else { 0.0 };
+            let tolerance = if lm::is_portable() { 1e-6 } else { 0.0 };
             assert_close(&floats(&alone), &floats(&all), tolerance);
             let grads = |h: &Tensor| lm::backward(&h.powf(3.0).unwrap().sum_all().unwrap()).unwrap();
             let (of_alone, of_all) = (grads(&alone), grads(&all));

@@ -1,18 +1,25 @@
 //! The commands: each one reads the pipeline, calls the engine and prints.
 
+mod compare;
 mod completions;
 mod config;
 mod doctor;
 mod explain;
+mod export;
+mod gc;
 mod graph;
 mod init;
 mod kinds;
 mod lm;
+mod on_finish;
+mod pins;
 mod plan;
 mod remote;
 mod report;
 mod run;
+mod runs;
 mod show;
+mod sweep;
 mod verify;
 
 use std::io::Write;
@@ -24,7 +31,7 @@ use engine::graph::{Graph, LoadOptions};
 use engine::kind::Registry;
 use engine::store::Store;
 
-use crate::args::{Cli, Command, PipelineArgs, StoreArgs};
+use crate::args::{Cli, Command, PipelineArgs, RunsCommand, StoreArgs};
 use crate::output;
 
 /// Runs a command and turns its errors into messages and exit codes.
@@ -33,13 +40,23 @@ pub fn main(cli: Cli, registry: &Registry) -> ExitCode {
         Command::Attempt { job } => return engine::attempt::main(&job, registry),
         Command::Init { folder } => init::init(&folder, registry),
         Command::Run(args) => run::run(&args, registry),
-        Command::Plan { file, until, remote } => plan::plan(&file, &until, &remote, registry),
+        Command::Plan { file, until, remote, sweep } => plan::plan(&file, &until, &remote, sweep, registry),
         Command::Config { file, changes } => config::config(&file, &changes, registry),
         Command::Explain { file, stage } => explain::explain(&file, &stage, registry),
         Command::Graph { file, format } => graph::graph(&file, format, registry),
-        Command::Show { file, stage, rows } => show::show(&file, &stage, rows, registry),
-        Command::Path { file, stage } => show::path(&file, &stage, registry),
-        Command::Runs { store } => report::runs(&store),
+        Command::Show { file, stage, run, rows } => show::show(&file, &stage, run.as_deref(), rows, registry),
+        Command::Path { file, stage, run } => show::path(&file, &stage, run.as_deref(), registry),
+        Command::Compare(args) => compare::compare(&args, registry),
+        Command::Export(args) => export::export(&args, registry),
+        Command::Runs { command: None, store } => runs::list(&store),
+        Command::Runs { command: Some(RunsCommand::Rm { runs, store: own }), store } => {
+            runs::remove(&runs, &own.or(store))
+        }
+        Command::Du { collection, all } => gc::du(&collection, all, registry),
+        Command::Gc { collection, delete } => gc::gc(&collection, delete, registry),
+        Command::Pin { file, stage, name } => pins::pin(&file, &stage, name.as_deref(), registry),
+        Command::Pins { store } => pins::pins(&store),
+        Command::Unpin { pins, store } => pins::unpin(&pins, &store),
         Command::Report { file, run, export } => report::report(&file, run.as_deref(), export.as_deref(), registry),
         Command::Kinds { artifact_type: Some(name), json, .. } => kinds::types(name.as_deref(), json, registry),
         Command::Kinds { kind, json, .. } => kinds::kinds(kind.as_deref(), json, registry),
@@ -125,8 +142,13 @@ fn open_store(pipeline: &PipelineArgs) -> Result<Store> {
 
 /// The folder of [`open_store`].
 fn store_root(pipeline: &PipelineArgs) -> PathBuf {
-    let default_root = || pipeline.file.parent().unwrap_or(Path::new("")).join("cache");
-    pipeline.store.store.clone().unwrap_or_else(default_root)
+    store_root_of(&pipeline.file, &pipeline.store)
+}
+
+/// The store given by `--store`, or `cache` next to `file`.
+fn store_root_of(file: &Path, store: &StoreArgs) -> PathBuf {
+    let default_root = || file.parent().unwrap_or(Path::new("")).join("cache");
+    store.store.clone().unwrap_or_else(default_root)
 }
 
 /// The store given by `--store`, or `cache` in the working directory; it must exist.

@@ -9,12 +9,49 @@ use engine::plan::{Flags, Plan, PlannedState};
 use engine::remote::CombinedStore;
 use serde_json::{Value, json};
 
-use super::{CommandResult, load, open_store, print_json, remote};
+use super::sweep::{Combination, combinations};
+use super::{CommandResult, Failure, load, open_store, print_json, remote};
 use crate::args::{PipelineArgs, RemoteArgs, UntilArgs};
 use crate::output::counted;
 use crate::report::terminal::table;
 
-pub fn plan(pipeline: &PipelineArgs, until: &UntilArgs, at: &RemoteArgs, registry: &Registry) -> CommandResult {
+pub fn plan(
+    pipeline: &PipelineArgs,
+    until: &UntilArgs,
+    at: &RemoteArgs,
+    sweep: bool,
+    registry: &Registry,
+) -> CommandResult {
+    let as_json = pipeline.store.json;
+    if !sweep {
+        let plan = describe_plan(pipeline, until, at, registry)?;
+        plan.print(as_json);
+        return Ok(0);
+    }
+    let mut plans = Vec::new();
+    for (i, Combination { set, name }) in combinations(&pipeline.changes.set)?.into_iter().enumerate() {
+        let mut one = pipeline.clone();
+        one.changes.set = set;
+        let plan = describe_plan(&one, until, at, registry)?;
+        if as_json {
+            plans.push(json!({ "set": one.changes.set, "plan": plan.json() }));
+        } else {
+            outln!("{}--- {name}", if i == 0 { "" } else { "\n" });
+            plan.print(false);
+        }
+    }
+    if as_json {
+        print_json(&json!({ "sweep": plans }));
+    }
+    Ok(0)
+}
+
+fn describe_plan(
+    pipeline: &PipelineArgs,
+    until: &UntilArgs,
+    at: &RemoteArgs,
+    registry: &Registry,
+) -> std::result::Result<PlanView, Failure> {
     let graph = load(pipeline, &until.until, registry)?;
     let store = open_store(pipeline)?;
     let flags = Flags::default();
@@ -24,8 +61,38 @@ pub fn plan(pipeline: &PipelineArgs, until: &UntilArgs, at: &RemoteArgs, registr
     let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;
     let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
     let from_remote = combined.reused_from_remote(&plan)?;
-    print_plan(&graph, &plan, &from_remote, &expected_costs, &missing, pipeline.store.json);
-    Ok(0)
+    Ok(PlanView { graph, plan, from_remote, expected_costs, missing })
+}
+
+/// A plan with what is printed beside it.
+struct PlanView {
+    graph: Graph,
+    plan: Plan,
+    from_remote: Vec<bool>,
+    expected_costs: Vec<Option<ExpectedCost>>,
+    missing: Vec<Error>,
+}
+
+impl PlanView {
+    fn print(&self, as_json: bool) {
+        print_plan(&self.graph, &self.plan, &self.from_remote, &self.expected_costs, &self.missing, as_json);
+    }
+
+    fn json(&self) -> Value {
+        plan_json(&self.graph, &self.plan, &self.from_remote, &self.expected_costs, &self.missing)
+    }
+}
+
+fn plan_json(
+    graph: &Graph,
+    plan: &Plan,
+    from_remote: &[bool],
+    expected_costs: &[Option<ExpectedCost>],
+    missing: &[Error],
+) -> Value {
+    let mut object = describe(graph, plan, from_remote, expected_costs);
+    object["warnings"] = missing.iter().map(|error| error.message.as_str()).collect();
+    object
 }
 
 /// Prints a plan as text or JSON. `from_remote`: by stage, whether it is reused from the remote store; `missing`: failed
@@ -39,9 +106,7 @@ pub fn print_plan(
     as_json: bool,
 ) {
     if as_json {
-        let mut object = describe(graph, plan, from_remote, expected_costs);
-        object["warnings"] = missing.iter().map(|error| error.message.as_str()).collect();
-        return print_json(&object);
+        return print_json(&plan_json(graph, plan, from_remote, expected_costs, missing));
     }
     let rows: Vec<Vec<String>> = plan
         .stages
@@ -53,7 +118,7 @@ pub fn print_plan(
             let action = if *from_remote { "reuse (remote)" } else { line.action };
             let seconds = match planned.state {
                 PlannedState::Reuse { .. } => String::new(),
-                _ => planned.expected_seconds.map_or_else(String::new, |s| format!("{s:.0} s")),
+                _ => planned.expected_seconds.map_or_else(|| "unknown".to_owned(), duration),
             };
             vec![
                 action.to_owned(),
@@ -75,8 +140,22 @@ pub fn print_plan(
     let open = plan.stages.iter().filter(|p| !matches!(p.state, PlannedState::Reuse { .. })).count();
     let all = plan.stages.len();
     outln!("\n{}: {open} to run or pending, {} reused", counted(all, "stage"), all - open);
-    if expected > 0.0 {
-        outln!("expected: {expected:.0} s of stage time, according to earlier runs");
+    let unknown = plan
+        .stages
+        .iter()
+        .filter(|p| !matches!(p.state, PlannedState::Reuse { .. }) && p.expected_seconds.is_none())
+        .count();
+    match unknown {
+        0 if open > 0 => outln!("expected: {} of stage time, according to earlier runs", duration(expected)),
+        _ if expected > 0.0 => {
+            let of = counted(unknown, "stage");
+            outln!(
+                "expected: {} of stage time, according to earlier runs, and that of {of} unknown",
+                duration(expected)
+            );
+        }
+        0 => {}
+        _ => outln!("expected: unknown, as no comparable stage has run here"),
     }
     for (planned, expected_cost) in plan.stages.iter().zip(expected_costs) {
         if let Some(expected_cost) = expected_cost {
@@ -90,6 +169,15 @@ pub fn print_plan(
         outln!("not needed: {}", not_needed(graph));
     }
     missing.iter().for_each(|error| errln!("warning: {error}"));
+}
+
+/// Seconds up to ten minutes, then minutes, then hours.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..600.0 => format!("{seconds:.0} s"),
+        ..36_000.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.0} h", seconds / 3600.0),
+    }
 }
 
 /// The instances that no target needs, by stage: `pairs, sft (3 of 7)`.

@@ -1,5 +1,6 @@
 //! `temper run`: plans, runs and reports. Renders the report after every run, including failed ones.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::context::Cadence;
@@ -9,17 +10,33 @@ use engine::plan::Flags;
 use engine::remote::CombinedStore;
 use engine::run::RunOptions;
 
-use super::{CommandResult, load, open_store, plan, remote};
+use super::{CommandResult, Failure, load, on_finish, open_store, plan, remote, sweep};
 use crate::args::RunArgs;
 use crate::progress::Progress;
 use crate::report;
 
+/// How a run ended.
+pub struct Finished {
+    pub code: u8,
+    /// The folder of the run; `None` for `--dry-run`.
+    pub folder: Option<PathBuf>,
+}
+
 pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
+    match args.sweep {
+        true => sweep::run(args, registry),
+        false => Ok(run_once(args, registry)?.code),
+    }
+}
+
+pub fn run_once(args: &RunArgs, registry: &Registry) -> std::result::Result<Finished, Failure> {
     let graph = load(&args.file, &args.until.until, registry)?;
     let store = open_store(&args.file)?;
     let flags = Flags::new(&graph, &args.force, &args.from)?;
     let address = if args.no_remote { None } else { remote::address(&args.file, &args.remote, &graph)? };
     let address = address.map(|(address, read_only)| (address, read_only || args.no_upload));
+    // Until the journal names what the run uses.
+    let mut guard = Some(store.hold_off_collection()?);
     let (plan, opened) = remote::plan_with_remote(&graph, registry, &store, &flags, address)?;
     let combined = CombinedStore { store: &store, remote: opened.as_ref() };
     let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
@@ -28,7 +45,7 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
         let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;
         let from_remote = combined.reused_from_remote(&plan)?;
         plan::print_plan(&graph, &plan, &from_remote, &expected_costs, &missing, args.file.store.json);
-        return Ok(0);
+        return Ok(Finished { code: 0, folder: None });
     }
     if let [first, rest @ ..] = &missing[..] {
         rest.iter().for_each(|error| errln!("error: {error}"));
@@ -41,15 +58,15 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
         cadence: args.checkpoint_every.map_or_else(Cadence::default, Cadence::Steps),
         flags,
         profiles: args.file.changes.profile.clone(),
-        command_line: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+        command_line: args.command_line.clone(),
         file: Some(args.file.file.display().to_string()),
         remote: opened.map(Arc::new),
         // Attempts allocate and free large buffers all the time; pages returned to the system would have to be faulted
         // in again.
-        env: vec![
-            ("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned()),
-            (lm::DEVICE_VARIABLE.to_owned(), device.clone()),
-        ],
+        env: [("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned()), (lm::DEVICE_VARIABLE.to_owned(), device.clone())]
+            .into_iter()
+            .chain(device_environment(&device))
+            .collect(),
         device: lm::device_name(&device),
         ..RunOptions::default()
     };
@@ -57,7 +74,12 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
     let progress = Arc::new(Progress::new(as_json));
     let outcome = engine::run::run(&graph, &plan, &store, registry, &options, {
         let progress = Arc::clone(&progress);
-        move |event: &Event| progress.handle(event)
+        move |event: &Event| {
+            if matches!(event, Event::Planned { .. }) {
+                drop(guard.take());
+            }
+            progress.handle(event);
+        }
     })?;
     progress.end();
 
@@ -89,5 +111,17 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
     for failure in outcome.failed.iter().rev() {
         errln!("error: {failure}");
     }
-    Ok(outcome.exit_code())
+    let report = written.as_ref().ok().map(|report| report.path.as_path());
+    let description = on_finish::describe(&graph, &args.file.changes.profile, &outcome, report, &store);
+    if let Err(error) = on_finish::start(&graph, &args.file.file, &description) {
+        errln!("warning: on_finish: {error}");
+    }
+    Ok(Finished { code: outcome.exit_code(), folder: Some(outcome.folder) })
+}
+
+/// The variables through which a user tells CUDA which devices and libraries to use: attempts inherit no others.
+fn device_environment(device: &str) -> Vec<(String, String)> {
+    const CUDA: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH"];
+    let names = if device.starts_with("cuda") { &CUDA[..] } else { &[] };
+    names.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect()
 }

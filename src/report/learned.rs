@@ -59,7 +59,7 @@ fn columns(stages: &[(&str, BTreeMap<String, f64>)]) -> String {
 }
 
 /// Four significant digits; whole numbers in full.
-fn number(v: f64) -> String {
+pub fn number(v: f64) -> String {
     if v.fract() == 0.0 && v.abs() < 1e15 {
         return format!("{v:.0}");
     }

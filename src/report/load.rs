@@ -24,6 +24,9 @@ pub struct Instance {
     pub matrix: Vec<(String, String)>,
     pub kind: String,
     pub params: Value,
+    /// `None` for kinds that are not seeded.
+    #[serde(default)]
+    pub seed: Option<u64>,
     /// The artifact type of its output.
     pub output: String,
     pub inputs: Vec<PortInputs>,
@@ -124,6 +127,8 @@ pub struct RunData {
     pub pipeline: String,
     pub profiles: Vec<String>,
     pub instances: Vec<Instance>,
+    /// Names of the instances that the run was to make.
+    pub targets: Vec<String>,
     pub results: BTreeMap<String, InstanceResult>,
     pub warnings: Vec<(Option<String>, String)>,
     /// Seconds since 1970 of the run's first event; `last_event`: of its last one.
@@ -158,6 +163,8 @@ struct GraphFile {
     /// Absent for runs of older versions whose pipeline file had none.
     report: Option<document::ReportSettings>,
     instances: Vec<Instance>,
+    #[serde(default)]
+    targets: Vec<String>,
 }
 
 impl RunData {
@@ -177,6 +184,7 @@ impl RunData {
             pipeline: graph.name,
             profiles: Vec::new(),
             instances: graph.instances,
+            targets: graph.targets,
             results: BTreeMap::new(),
             warnings: Vec::new(),
             started: 0.0,

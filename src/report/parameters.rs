@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 use super::html::{escape, table};
 use super::load::{Instance, RunData, with_arms};
+use crate::flatten::flatten;
 
 /// The page's section; empty for a run without RL stages.
 pub fn section(run: &RunData) -> String {
@@ -36,9 +35,8 @@ fn by_arm<'a>(stages: impl Iterator<Item = &'a Instance> + Clone) -> Vec<(String
             arms.push((name, Parameters::new()));
             arms.len() - 1
         });
-        let mut flat = vec![("kind".to_owned(), instance.kind.clone())];
-        flatten("", &instance.params, &mut flat);
-        for (path, value) in flat {
+        let kind = ("kind".to_owned(), instance.kind.clone());
+        for (path, value) in std::iter::once(kind).chain(flatten(&instance.params)) {
             let values = arms[at].1.entry(path).or_default();
             if !values.contains(&value) {
                 values.push(value);
@@ -46,19 +44,6 @@ fn by_arm<'a>(stages: impl Iterator<Item = &'a Instance> + Clone) -> Vec<(String
         }
     }
     arms
-}
-
-fn flatten(path: &str, value: &Value, out: &mut Vec<(String, String)>) {
-    match value {
-        Value::Object(fields) if !fields.is_empty() => {
-            for (name, value) in fields {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                flatten(&path, value, out);
-            }
-        }
-        Value::String(text) => out.push((path.to_owned(), text.clone())),
-        other => out.push((path.to_owned(), other.to_string())),
-    }
 }
 
 /// Parameters that differ, with their value in each arm (a dash if absent), and the number of those that do not.
@@ -81,7 +66,7 @@ fn compare(arms: &[(String, Parameters)]) -> (Vec<(String, Vec<String>)>, usize)
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -91,6 +76,7 @@ mod tests {
             matrix: vec![("arm".into(), arm.into()), ("seed".into(), seed.into())],
             kind: "rl.ppo".into(),
             params,
+            seed: None,
             output: "PolicyRun".into(),
             inputs: Vec::new(),
         }

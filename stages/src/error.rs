@@ -19,7 +19,8 @@ impl<T> IntoStageResult<T> for lm::Result<T> {
                 lm::Error::BadModel { .. } | lm::Error::BadInput { .. } => Error::user(message),
                 lm::Error::Tokenizer { .. } => Error::user(message).help(TOKENIZER),
                 lm::Error::NonFinite { .. } => Error::user(message).help("lower `lr`, or clip harder"),
-                lm::Error::Io { .. } => Error::environment(message),
+                lm::Error::Io { .. } | lm::Error::Device { .. } => Error::environment(message),
+                lm::Error::Candle(error) => of_candle(&error),
                 _ => Error::internal(message),
             }
         })
@@ -28,8 +29,19 @@ impl<T> IntoStageResult<T> for lm::Result<T> {
 
 impl<T> IntoStageResult<T> for candle_core::Result<T> {
     fn into_stage_result(self) -> Result<T> {
-        self.map_err(|e| Error::internal(e.to_string()))
+        self.map_err(|e| of_candle(&e))
     }
+}
+
+/// A failed tensor operation is a bug in this project, unless a device has no memory left.
+fn of_candle(error: &candle_core::Error) -> Error {
+    let message = error.to_string();
+    // The driver's name of the error, as text: candle wraps it.
+    if ["OUT_OF_MEMORY", "out of memory"].iter().any(|name| message.contains(name)) {
+        return Error::environment(format!("the device has no memory left: {message}"))
+            .help("make the stage's batches smaller, or run fewer stages at a time (-j 1)");
+    }
+    Error::internal(message)
 }
 
 /// Formats a number for a message: with an exponent if its plain digits would be hard to read.

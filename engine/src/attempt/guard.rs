@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The guard only waits: for the attempt to end, for a number of threads, which it passes on, or for the pipe to close,
-//! which the kernel does however the orchestrator dies. Then it kills every process below it. As their subreaper it becomes the parent of orphans, so it
-//! also finds processes that left the group and the session.
+//! which the kernel does however the orchestrator dies. Then it kills every process below it. As their subreaper it
+//! becomes the parent of orphans, so it also finds processes that left the group and the session.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -7,6 +7,7 @@ use crate::diagnostics::{Diagnostic, Diagnostics, Span, did_you_mean};
 use crate::names::is_name;
 
 pub mod effective;
+mod inherit;
 pub mod interpolate;
 pub mod matrix;
 pub mod merge;
@@ -22,8 +23,8 @@ pub use remote::RemoteSettings;
 pub use report::{REPORT_KEYS, ReportSettings};
 pub use stage::Stage;
 
-pub const TOP_KEYS: &[&str] = &["version", "seed", "targets", "stages", "profiles", "report", "remote"];
-pub const PROFILE_KEYS: &[&str] = &["seed", "targets", "stages", "report", "remote"];
+pub const TOP_KEYS: &[&str] = &["version", "seed", "targets", "stages", "profiles", "report", "remote", "on_finish"];
+pub const PROFILE_KEYS: &[&str] = &["seed", "targets", "stages", "report", "remote", "on_finish"];
 pub const STAGE_KEYS: &[&str] = &["uses", "needs", "with", "matrix", "seed"];
 pub const LABEL_KEYS: &[&str] = &["with", "needs", "seed"];
 
@@ -37,6 +38,8 @@ pub struct Document {
     pub report: ReportSettings,
     /// The remote store; never part of a key.
     pub remote: Option<RemoteSettings>,
+    /// The command to start after a run; never part of a key.
+    pub on_finish: Vec<String>,
 }
 
 /// Parses the file's text (source number `source`) and applies profiles, then overrides. Returns `None` if nothing
@@ -88,12 +91,16 @@ fn build(mut root: Map, default_targets: Vec<String>, start: Span, faults: &mut 
     });
     let report = root.get("report").map_or_else(ReportSettings::default, |node| report::read(node, faults));
     let remote = root.get("remote").and_then(|node| remote::read(node, faults));
+    let on_finish = root.get("on_finish").map_or_else(Vec::new, |node| command(node, faults));
     let targets = root.get("targets").filter(|node| !node.is_null()).map(|node| texts(node, "targets", faults));
     let at = root.position("stages").map(|at| root.0.swap_remove(at));
     let mut stages = Vec::new();
     match at {
         Some(entry) => match entry.value.value {
-            Value::Map(map) => stages = stage::read(map, faults),
+            Value::Map(mut map) => {
+                inherit::resolve_matrices(&mut map, faults);
+                stages = stage::read(map, faults);
+            }
             _ => faults.push(Diagnostic::new(
                 entry.value.span,
                 format!("`stages` must be a map; this is {}", entry.value.type_name()),
@@ -112,7 +119,32 @@ fn build(mut root: Map, default_targets: Vec<String>, start: Span, faults: &mut 
                 .collect()
         }
     };
-    Document { seed, targets, stages, report, remote }
+    Document { seed, targets, stages, report, remote, on_finish }
+}
+
+/// Parses `on_finish`: a program and its arguments; null means none.
+fn command(node: &Node, faults: &mut Diagnostics) -> Vec<String> {
+    let words = match &node.value {
+        Value::Null => return Vec::new(),
+        Value::List(items) => items.iter().map(|item| match &item.value {
+            Value::Str(word) => Some(interpolate::substitute(word, &[]).into_owned()),
+            Value::Int(_) | Value::Float(_) | Value::Bool(_) => Some(faults.slice(item.span).to_owned()),
+            Value::Null | Value::List(_) | Value::Map(_) => None,
+        }),
+        _ => {
+            let fault = Diagnostic::new(node.span, format!("`on_finish`: expected a list, found {}", node.type_name()));
+            faults.push(fault.help("write the program and its arguments as a list: `on_finish: [notify-send, done]`"));
+            return Vec::new();
+        }
+    };
+    match words.collect::<Option<Vec<String>>>() {
+        Some(words) => words,
+        None => {
+            faults
+                .push(Diagnostic::new(node.span, "`on_finish`: expected a list of texts: a program and its arguments"));
+            Vec::new()
+        }
+    }
 }
 
 /// The stages that no other stage needs, in file order.
@@ -170,6 +202,9 @@ fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
                 }
                 if let Some(node) = map.get("remote") {
                     remote::read(node, faults);
+                }
+                if let Some(node) = map.get("on_finish") {
+                    command(node, faults);
                 }
                 for stage in map.get("stages").and_then(Node::as_map).into_iter().flat_map(|stages| &stages.0) {
                     if let Value::Map(stage) = &stage.value.value {

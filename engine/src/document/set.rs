@@ -29,7 +29,7 @@ impl PathLevel {
             (Self::Matrix, _) => Self::Dimension,
             (Self::Dimension, _) => Self::Label,
             (Self::Stage | Self::Label, "needs") => Self::Needs,
-            (Self::Top, "remote" | "report" | "targets")
+            (Self::Top, "remote" | "report" | "targets" | "on_finish")
             | (Self::Stage | Self::Label, "with")
             | (Self::Free | Self::Needs, _) => Self::Free,
             _ => Self::Leaf,
@@ -84,6 +84,21 @@ pub fn apply(root: &mut Map, argument: &str, faults: &mut Diagnostics) {
     if let Err(fault) = put(root, source, path, value) {
         faults.push(fault);
     }
+}
+
+/// The arguments with each value of the argument's list in its place; the argument itself if its value is not a list.
+pub fn sweep(argument: &str, faults: &mut Diagnostics) -> Vec<String> {
+    let alone = || vec![argument.to_owned()];
+    let Some((path, text)) = argument.split_once('=') else { return alone() };
+    let source = faults.add_source("--set", argument);
+    let Some(Node { value: Value::List(items), span }) = yaml::parse(source, text, path.len() + 1, faults) else {
+        return alone();
+    };
+    if items.is_empty() {
+        faults.push(Diagnostic::new(span, "`--sweep`: the list has no values"));
+    }
+    let value = |item: &Node| if item.is_null() { "null" } else { faults.slice(item.span) };
+    items.iter().map(|item| format!("{path}={}", value(item))).collect()
 }
 
 fn put(root: &mut Map, source: u32, path: &str, value: Node) -> Result<(), Diagnostic> {
@@ -214,6 +229,27 @@ report: { title: t }
             &[],
         );
         whole.pointer(&format!("/{}", path.replace('.', "/"))).cloned()
+    }
+
+    #[test]
+    fn a_sweep_has_an_argument_for_each_value_of_a_list() {
+        let cases: &[(&str, &[&str])] = &[
+            ("a.b=[1e-4, 3e-4]", &["a.b=1e-4", "a.b=3e-4"]),
+            ("a.b=['x, y', \"z\", null]", &["a.b='x, y'", "a.b=\"z\"", "a.b=null"]),
+            ("a.b=[[1, 2], {c: [3]}]", &["a.b=[1, 2]", "a.b={c: [3]}"]),
+            ("a.b=1", &["a.b=1"]),
+            ("a.b={c: [1, 2]}", &["a.b={c: [1, 2]}"]),
+        ];
+        for (argument, expected) in cases {
+            let mut faults = Diagnostics::default();
+            assert_eq!(sweep(argument, &mut faults), *expected);
+            assert_eq!(faults.faults().len(), 0, "{argument}");
+        }
+        for wrong in ["a.b=[]", "a.b=[1"] {
+            let mut faults = Diagnostics::default();
+            sweep(wrong, &mut faults);
+            assert_eq!(faults.faults().len(), 1, "{wrong}");
+        }
     }
 
     fn path() -> impl Strategy<Value = String> {

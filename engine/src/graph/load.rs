@@ -57,6 +57,14 @@ pub fn load_file(file: &Path, options: &LoadOptions, registry: &Registry, faults
     Some(build_graph(&document, name, drafts, checked, &sorted.ok()?, &targets, &needed))
 }
 
+pub fn read_profile_names(file: &Path, faults: &mut Diagnostics) -> Option<Vec<String>> {
+    let text = read(file, faults)?;
+    let source = faults.add_source(file.display().to_string(), text.clone());
+    let root = document::yaml::parse(source, &text, 0, faults)?;
+    let profiles = root.as_map().and_then(|root| root.get("profiles")).and_then(|profiles| profiles.as_map());
+    Some(profiles.map_or_else(Vec::new, |profiles| profiles.keys().map(str::to_owned).collect()))
+}
+
 fn read(file: &Path, faults: &mut Diagnostics) -> Option<String> {
     let mut bytes = Vec::new();
     let message = match std::fs::File::open(file).and_then(|f| f.take(MAX_BYTES + 1).read_to_end(&mut bytes)) {
@@ -351,5 +359,6 @@ fn build_graph(
         seed: document.seed,
         report: document.report.clone(),
         remote: document.remote.clone(),
+        on_finish: document.on_finish.clone(),
     }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::diagnostics::Diagnostics;
-use crate::document::{EffectivePipeline, RemoteSettings, ReportSettings};
+use crate::diagnostics::{Diagnostic, Diagnostics};
+use crate::document::{EffectivePipeline, RemoteSettings, ReportSettings, set};
 use crate::kind::{Arity, Registry, Signature};
 use crate::names::InstanceName;
 
@@ -40,6 +40,8 @@ pub struct Graph {
     pub report: ReportSettings,
     /// The file's `remote`.
     pub remote: Option<RemoteSettings>,
+    /// The file's `on_finish`: a program and its arguments, started after a run; empty: none.
+    pub on_finish: Vec<String>,
 }
 
 /// One instance of a stage, checked and with every default filled in.
@@ -96,6 +98,49 @@ pub fn load(file: &Path, options: &LoadOptions, registry: &Registry) -> Result<G
     let mut faults = Diagnostics::default();
     let graph = load::load_file(file, options, registry, &mut faults);
     faults.finish(graph)
+}
+
+/// Maximum number of combinations of a sweep.
+const MAX_COMBINATIONS: usize = 1000;
+
+/// The `--set` arguments of a sweep: one list of arguments for each combination of the values in their lists, the last
+/// varying fastest. A list as one of the values is written in a list: `[[a, b]]`.
+///
+/// # Errors
+/// When an argument is not valid YAML, none has a list, or there are too many combinations.
+pub fn sweep(set: &[String]) -> Result<Vec<Vec<String>>, Diagnostics> {
+    let mut faults = Diagnostics::default();
+    let values: Vec<Vec<String>> = set.iter().map(|argument| set::sweep(argument, &mut faults)).collect();
+    let count = values.iter().try_fold(1, |count: usize, values| count.checked_mul(values.len()));
+    let fault = |message: String| Diagnostic::without_span(message);
+    if faults.faults().is_empty() {
+        if set.iter().zip(&values).all(|(argument, values)| *values == [argument.as_str()]) {
+            let help = "give the values as a list: `--set 'stages.rl.with.lr=[1e-4, 3e-4]' --sweep`";
+            faults.push(fault("`--sweep`: no `--set` has a list of values".to_owned()).help(help));
+        } else if count.is_none_or(|count| count > MAX_COMBINATIONS) {
+            faults.push(fault(format!("`--sweep`: more than {MAX_COMBINATIONS} combinations of values")));
+        }
+    }
+    let mut combinations = vec![Vec::new()];
+    if faults.faults().is_empty() {
+        for values in &values {
+            let extended = combinations.iter().flat_map(|before: &Vec<String>| {
+                values.iter().map(|value| [before.as_slice(), std::slice::from_ref(value)].concat())
+            });
+            combinations = extended.collect();
+        }
+    }
+    faults.finish(Some(combinations))
+}
+
+/// The names of the profiles in a pipeline file.
+///
+/// # Errors
+/// When the file cannot be read or parsed.
+pub fn profile_names(file: &Path) -> Result<Vec<String>, Diagnostics> {
+    let mut faults = Diagnostics::default();
+    let names = load::read_profile_names(file, &mut faults);
+    faults.finish(names)
 }
 
 /// The tree of a pipeline file with the changes of `options` applied, after all checks of [`load`].

@@ -8,6 +8,7 @@ mod diff;
 mod duplicates;
 mod environment;
 mod expected_cost;
+mod expected_time;
 mod explain;
 mod flags;
 mod recipe;
@@ -48,7 +49,7 @@ pub struct PlannedInstance {
     pub state: PlannedState,
     /// Whether the artifact's bytes are known to be needed; pass this to [`decide()`] once the inputs are known.
     pub need: ArtifactNeed,
-    /// Wall time of the last attempt at this instance, or else at another instance of its stage.
+    /// Expected wall time of an attempt, from earlier ones; `None` if it is unknown, or if the instance is reused.
     pub expected_seconds: Option<f64>,
     /// Notes for the user about the files that the parameters name.
     pub notes: Vec<String>,
@@ -99,10 +100,9 @@ pub fn plan_with_view(
 ) -> Result<Plan> {
     let mut plan = plan_with(graph, registry, view, flags, &[])?;
     flags.check_from(graph, &plan)?;
-    let timings = store.timings()?;
-    for planned in &mut plan.stages {
-        let instance = &graph.instances[planned.instance];
-        planned.expected_seconds = timings.expected(&instance.kind, &instance.name);
+    let expected = expected_time::expected_seconds(graph, &plan, registry, store, view)?;
+    for (planned, seconds) in plan.stages.iter_mut().zip(expected) {
+        planned.expected_seconds = seconds;
     }
     Ok(plan)
 }

@@ -87,6 +87,8 @@ impl Remote {
         on_progress: OnProgress,
     ) -> Result<FetchSummary> {
         let clock = Instant::now();
+        // Blobs that are here already must stay until they are linked into the artifacts.
+        let _guard = store.hold_off_collection()?;
         let mut summary = FetchSummary::default();
         let needed: HashMap<Digest, bool> = requests.iter().fold(HashMap::new(), |mut needed, request| {
             *needed.entry(request.digest).or_default() |= request.needed;

@@ -173,7 +173,10 @@ mod tests {
         /// Whatever starts and ends: no thread is lost or given twice, every attempt has one, and none is idle while an
         /// attempt that could use it runs alone.
         #[test]
-        fn slots_are_conserved(jobs in 1usize..9, steps in proptest::collection::vec((0usize..6, proptest::bool::ANY), 1..60)) {
+        fn slots_are_conserved(
+            jobs in 1usize..9,
+            steps in proptest::collection::vec((0usize..6, proptest::bool::ANY), 1..60),
+        ) {
             let mut queue = SlotQueue::new(jobs);
             for (node, parallel) in steps {
                 if queue.running.contains_key(&node) {

@@ -63,6 +63,8 @@ impl Store {
         let manifest = Manifest { artifact_type, schema_version, files, folders, facts };
         let digest = manifest.digest();
         crash::point();
+        // Otherwise a blob could be deleted between the check that it exists and the link to it.
+        let _guard = self.hold_off_collection()?;
         self.publish(&digest, &manifest, &hashed)?;
         Ok((digest, manifest))
     }
@@ -84,6 +86,8 @@ impl Store {
 
     fn publish(&self, digest: &Digest, manifest: &Manifest, hashed: &[HashedFile]) -> Result<()> {
         if self.presence(digest)? == Presence::Intact {
+            // Garbage collection keeps what was committed since a living run began, and this may be an old artifact.
+            files::touch(&self.artifact_folder(digest));
             // Another process may have renamed it just now without syncing yet.
             return files::sync(&self.artifacts());
         }

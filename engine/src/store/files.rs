@@ -202,6 +202,15 @@ pub(crate) fn make_executable(path: &Path) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o555)).at(path)
 }
 
+/// Sets the modification time of a file or folder to now, by the clock of its file system. Does nothing if that is not
+/// allowed, such as in a store of another user.
+pub(crate) fn touch(path: &Path) {
+    use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+    let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+    let times = Timestamps { last_access: at(UTIME_OMIT), last_modification: at(UTIME_NOW) };
+    let _ = rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty());
+}
+
 /// The metadata of `path`; `None` if it does not exist. Does not follow symlinks.
 pub(crate) fn metadata_if_exists(path: &Path) -> Result<Option<Metadata>> {
     match fs::symlink_metadata(path) {

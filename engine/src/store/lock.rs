@@ -46,10 +46,43 @@ impl KeyLock {
     }
 }
 
+/// Holds off garbage collection, or is the collection itself. Released on drop.
+#[derive(Debug)]
+pub struct CollectionGuard {
+    /// `None` in a store that cannot be written to, where nothing can be deleted either.
+    _file: Option<File>,
+}
+
 impl Store {
+    /// Holds off garbage collection until the guard is dropped; any number of processes may do so at once. Held from
+    /// planning until the journal names what the run will use, while files enter the store, and while a pin is set.
+    pub fn hold_off_collection(&self) -> Result<CollectionGuard> {
+        if !files::is_writable(&self.root().join("locks")) {
+            return Ok(CollectionGuard { _file: None });
+        }
+        let (path, file) = self.open_lock_file(self.collection_lock())?;
+        file.lock_shared().at(&path)?;
+        Ok(CollectionGuard { _file: Some(file) })
+    }
+
+    /// Waits until nobody holds off collection, and keeps others from planning and committing until the guard is
+    /// dropped. `on_wait` is called before a wait.
+    pub(crate) fn start_collection(&self, on_wait: impl FnOnce()) -> Result<CollectionGuard> {
+        let (path, file) = self.open_lock_file(self.collection_lock())?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                on_wait();
+                file.lock().at(&path)?;
+            }
+            Err(std::fs::TryLockError::Error(e)) => return Err(e).at(&path),
+        }
+        Ok(CollectionGuard { _file: Some(file) })
+    }
+
     /// Locks the key; `None` if another process or thread holds it.
     pub fn try_lock(&self, key: &Key) -> Result<Option<KeyLock>> {
-        let (path, file) = self.open_lock(key)?;
+        let (path, file) = self.open_lock_file(self.lock_file(key))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(without_holder(file, path)?)),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
@@ -59,17 +92,21 @@ impl Store {
 
     /// Locks the key, blocking the thread until it is free.
     pub fn lock(&self, key: &Key) -> Result<KeyLock> {
-        let (path, file) = self.open_lock(key)?;
+        let (path, file) = self.open_lock_file(self.lock_file(key))?;
         file.lock().at(&path)?;
         without_holder(file, path)
     }
 
-    fn open_lock(&self, key: &Key) -> Result<(PathBuf, File)> {
-        let path = self.lock_file(key);
+    fn collection_lock(&self) -> PathBuf {
+        self.root().join("locks/gc")
+    }
+
+    fn open_lock_file(&self, path: PathBuf) -> Result<(PathBuf, File)> {
         if files::metadata_if_exists(&path)?.is_some_and(|metadata| !metadata.is_file()) {
             self.quarantine_file(&path, "this path is reserved for a lock file")?;
         }
-        Ok((path.clone(), open(&path)?))
+        let file = open(&path)?;
+        Ok((path, file))
     }
 
     /// The holder of the key's lock, if it has announced itself.

@@ -7,6 +7,7 @@ mod crash;
 pub(crate) mod files;
 mod index;
 mod lock;
+mod pins;
 mod probe;
 mod read;
 mod record;
@@ -22,11 +23,12 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use adopt::{BlobError, BlobWriter, RecordFile, check_manifest, check_record};
 pub use content::ExternalContent;
-pub use lock::{KeyLock, LockHolder};
+pub use lock::{CollectionGuard, KeyLock, LockHolder};
+pub use pins::{Pin, PinnedResult};
 pub use probe::{FileSystemSupport, probe_file_system};
 pub use read::{Artifact, Presence};
 pub use record::{ActionRecord, Platform, Provenance, RecordResult, Resolution, resolve_conflict};
-pub use timings::Timings;
+pub use timings::{Timing, Timings};
 pub use verify::{DamagedFile, VerifyReport, repair, verify};
 pub use work::AttemptFolder;
 
@@ -48,7 +50,8 @@ pub const VERSION: u32 = 1;
 /// work/<key>/           checkpoints/ and one new folder per attempt
 /// requests/             answers to paid requests
 /// runs/<id>/            journal, plan, logs, report
-/// locks/                one file per key; empty unless the lock is held
+/// locks/                one file per key; empty unless the lock is held. `gc`: held while results are deleted
+/// pins/<name>.json      results that garbage collection keeps; absent without pins
 /// quarantine/           damaged files and artifacts, each with a note
 /// index                 (device, inode, size, mtime, ctime of inputs) -> digest; may be deleted
 /// timings               seconds that stages took; may be deleted
@@ -127,6 +130,19 @@ impl Store {
         self.root.join("artifacts").join(digest.to_string())
     }
 
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    /// Removes files that were deleted from the stat index.
+    pub(crate) fn forget(&self, stats: &[Stat]) -> Result<()> {
+        self.index.forget(stats)
+    }
+
+    pub(crate) fn work_root(&self) -> PathBuf {
+        self.root.join("work")
+    }
+
     pub(crate) fn artifacts(&self) -> PathBuf {
         self.root.join("artifacts")
     }
@@ -134,7 +150,7 @@ impl Store {
     pub(crate) fn blob(&self, digest: &Digest) -> PathBuf {
         let name = digest.to_string();
         let (shard, rest) = name.split_at(2);
-        self.root.join("blobs").join(shard).join(rest)
+        self.blobs().join(shard).join(rest)
     }
 
     pub(crate) fn action_file(&self, key: &Key) -> PathBuf {

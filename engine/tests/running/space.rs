@@ -81,6 +81,7 @@ pub fn graph(stages: &[Stage]) -> Graph {
         seed: 0,
         report: engine::document::ReportSettings::default(),
         remote: None,
+        on_finish: Vec::new(),
     }
 }
 

@@ -143,7 +143,7 @@ impl Checkpoint {
         self.tensors.get(name).map(|location| &location.shape[..])
     }
 
-    /// Reads a tensor as f32, on the CPU. Errors: missing, another shape, not a float of at most 32 bits, or a number
+    /// Reads a tensor as f32, on the device of this process. Errors: missing, another shape, not a float of at most 32 bits, or a number
     /// that is not finite.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let location = self.tensors.get(name).ok_or_else(|| {

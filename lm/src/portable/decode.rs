@@ -28,7 +28,8 @@ struct Decoding<'a> {
     rotary: Option<(Pairing, Tensor, Tensor)>,
 }
 
-/// The responses to `prompts`, as [`crate::sample`] gives them; `first` is the offset of `prompts` in the caller's batch.
+/// The responses to `prompts`, as [`crate::sample`] gives them; `first` is the offset of `prompts` in the caller's
+/// batch.
 pub(crate) fn generate(
     model: &Transformer,
     prompts: &[&[u32]],

@@ -5,7 +5,7 @@ mod decode;
 mod recompute;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::Precision;
 use crate::kernels::{
@@ -29,7 +29,7 @@ pub fn norm(x: &Tensor, norm: &NormRef, eps: f64) -> Result<Tensor> {
     }
 }
 
-/// Both operands of a product as `precision` has them.
+/// An operand of a product as `precision` has it.
 fn rounded(x: &Tensor, precision: Precision) -> Result<Tensor> {
     match precision {
         Precision::F32 => Ok(x.clone()),
@@ -37,56 +37,120 @@ fn rounded(x: &Tensor, precision: Precision) -> Result<Tensor> {
     }
 }
 
-/// A product with a weight `[in, out]` that needs no gradient. candle's own product computes one all the same.
-struct FrozenMatmul(Tensor);
-
-impl FrozenMatmul {
-    fn product<S: BackendStorage>(x: &S, x_layout: &Layout, w: &S, w_layout: &Layout) -> Result<(S, Shape)> {
-        let ((n, k), (_, m)) = (x_layout.shape().dims2()?, w_layout.shape().dims2()?);
-        Ok((x.matmul(w, (1, n, m, k), x_layout, w_layout)?, Shape::from((n, m))))
-    }
+/// `x [n, in]` times a weight `[in, out]`, with operands rounded to `precision` in both passes. candle's own product
+/// computes the gradient of a frozen weight too, and rounds gradients through a conversion.
+struct Matmul {
+    /// The rounded operands.
+    x: Tensor,
+    w: Tensor,
+    precision: Precision,
 }
 
-impl CustomOp1 for FrozenMatmul {
-    fn name(&self) -> &'static str {
-        "temper-frozen-matmul"
+impl Matmul {
+    fn product<S: BackendStorage>(&self, x: &S, w: &S) -> Result<(S, Shape)> {
+        let ((n, k), m) = (self.x.dims2()?, self.w.dim(1)?);
+        Ok((x.matmul(w, (1, n, m, k), self.x.layout(), self.w.layout())?, Shape::from((n, m))))
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (storage, w) = self.0.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(storage) => Self::product(x, layout, storage, w),
+    fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
+        match (&*self.x.storage_and_layout().0, &*self.w.storage_and_layout().0) {
+            (Storage::Cpu(x), Storage::Cpu(w)) => self.product(x, w),
             _ => bail!("a weight and its input are on different devices"),
         }
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
-        let (storage, w) = self.0.storage_and_layout();
-        match &*storage {
-            Storage::Cuda(storage) => Self::product(x, layout, storage, w),
+    fn on_cuda(&self) -> Result<(candle_core::CudaStorage, Shape)> {
+        match (&*self.x.storage_and_layout().0, &*self.w.storage_and_layout().0) {
+            (Storage::Cuda(x), Storage::Cuda(w)) => self.product(x, w),
             _ => bail!("a weight and its input are on different devices"),
         }
     }
 
     #[cfg(feature = "metal")]
-    fn metal_fwd(&self, x: &candle_core::MetalStorage, layout: &Layout) -> Result<(candle_core::MetalStorage, Shape)> {
-        let (storage, w) = self.0.storage_and_layout();
-        match &*storage {
-            Storage::Metal(storage) => Self::product(x, layout, storage, w),
+    fn on_metal(&self) -> Result<(candle_core::MetalStorage, Shape)> {
+        match (&*self.x.storage_and_layout().0, &*self.w.storage_and_layout().0) {
+            (Storage::Metal(x), Storage::Metal(w)) => self.product(x, w),
             _ => bail!("a weight and its input are on different devices"),
         }
     }
 
+    /// The rounded gradient of the result, and that of `x`.
+    fn input_grad(&self, grad: &Tensor) -> Result<(Tensor, Tensor)> {
+        let grad = rounded(&grad.contiguous()?, self.precision)?;
+        let of_x = grad.matmul(&self.w.t()?)?;
+        Ok((grad, of_x))
+    }
+}
+
+/// A product with a frozen weight.
+impl CustomOp1 for Matmul {
+    fn name(&self) -> &'static str {
+        "temper-frozen-matmul"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.on_cpu()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, _: &candle_core::CudaStorage, _: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_cuda()
+    }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(&self, _: &candle_core::MetalStorage, _: &Layout) -> Result<(candle_core::MetalStorage, Shape)> {
+        self.on_metal()
+    }
+
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        grad.contiguous()?.matmul(&self.0.t()?).map(Some)
+        Ok(Some(self.input_grad(grad)?.1))
+    }
+}
+
+/// A product with a weight that is trained.
+impl CustomOp2 for Matmul {
+    fn name(&self) -> &'static str {
+        "temper-matmul"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.on_cpu()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_cuda()
+    }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(
+        &self,
+        _: &candle_core::MetalStorage,
+        _: &Layout,
+        _: &candle_core::MetalStorage,
+        _: &Layout,
+    ) -> Result<(candle_core::MetalStorage, Shape)> {
+        self.on_metal()
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (grad, of_x) = self.input_grad(grad)?;
+        Ok((Some(of_x), Some(self.x.t()?.matmul(&grad)?)))
     }
 }
 
 /// `x [n, in]` times a weight `[in, out]`.
 fn matmul(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
-    let (x, w) = (rounded(x, precision)?, rounded(w, precision)?);
-    if w.track_op() { x.matmul(&w) } else { x.contiguous()?.apply_op1(FrozenMatmul(w)) }
+    let x = x.contiguous()?;
+    let op = Matmul { x: rounded(&x.detach(), precision)?, w: rounded(&w.detach(), precision)?, precision };
+    if w.track_op() { x.apply_op2(w, op) } else { x.apply_op1(op) }
 }
 
 fn linear(p: &LinearRef, x: &Tensor, precision: Precision) -> Result<Tensor> {
@@ -109,7 +173,8 @@ fn linear_group(linears: &[LinearRef], x: &Tensor, precision: Precision) -> Resu
     Tensor::cat(&parts, D::Minus1)
 }
 
-/// Queries, keys and values of `qkv [batch * time, (query + 2 key_value) width]`: `[batch, heads, time, width]` each.
+/// Queries, keys and values of `qkv [batch * time, (query + 2 key_value) width]`: `[batch, heads, time, width]`
+/// each.
 fn split_heads(qkv: &Tensor, time: usize, heads: Heads) -> Result<[Tensor; 3]> {
     let Heads { query, key_value, width } = heads;
     let part = |start: usize, n: usize| -> Result<Tensor> {
@@ -147,7 +212,8 @@ fn causal_mask(time: usize, device: &Device) -> Result<Tensor> {
     Tensor::from_vec(mask, (time, time), device)
 }
 
-/// Rotates the heads of `x [batch, heads, time, width]` by `cos` and `sin`, which broadcast to `[batch, heads, time, pairs]`.
+/// Rotates the heads of `x [batch, heads, time, width]` by `cos` and `sin`, which broadcast to
+/// `[batch, heads, time, pairs]`.
 fn rotate(x: &Tensor, pairing: Pairing, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (pairs, width) = (cos.dim(D::Minus1)?, x.dim(D::Minus1)?);
     let rotated = |a: &Tensor, b: &Tensor| -> Result<[Tensor; 2]> {
@@ -203,7 +269,8 @@ fn for_log_probabilities<T>(
         .collect()
 }
 
-/// The log-probabilities of all tokens, `[n, v]`, from hidden states `[n, d]`, which are those of the rows from `first` on.
+/// The log-probabilities of all tokens, `[n, v]`, from hidden states `[n, d]`, which are those of the rows from
+/// `first` on.
 fn log_probabilities(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, first: usize) -> Result<Tensor> {
     let logits = matmul(hidden, &lm_head.weight.t()?, lm_head.precision)?;
     let logits = match lm_head.bias {

@@ -7,7 +7,7 @@ use engine::error::{AtPath, Error, Result};
 use serde_json::{Value, json};
 
 use crate::prompt;
-use crate::types::{Outcome, Posts, Preferences, Split};
+use crate::types::{Outcome, Posts, Preferences};
 
 /// The layout of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Layout {
 ///
 /// # Errors
 /// The table cannot be read, or the file not written.
-pub fn write_preferences(folder: &Path, layout: Layout, file: &Path) -> Result<u64> {
+pub fn write_preferences(folder: &Path, layout: Layout, file: &Path) -> Result<usize> {
     let rows = Preferences::open(folder)?.filter_map(|row| match row {
         Ok(row) if row.outcome != Outcome::Labelled => None,
         row => Some(row.map(|row| {
@@ -43,23 +43,21 @@ pub fn write_preferences(folder: &Path, layout: Layout, file: &Path) -> Result<u
     write_lines(file, rows)
 }
 
-/// Writes the posts of a split (or all) with their summaries to `file`; returns their number.
+/// Writes the posts with their summaries to `file`; returns their number.
 ///
 /// # Errors
 /// The table cannot be read, or the file not written.
-pub fn write_posts(folder: &Path, split: Option<Split>, layout: Layout, file: &Path) -> Result<u64> {
-    let rows = Posts::open(folder)?.filter_map(|row| match row {
-        Ok(row) if split.is_some_and(|split| !row.is_in(split)) => None,
-        row => Some(row.map(|row| {
-            let completion = layout.text("assistant", &row.summary);
-            json!({ "prompt": layout.text("user", &prompt::text(&row)), "completion": completion })
-        })),
+pub fn write_posts(folder: &Path, layout: Layout, file: &Path) -> Result<usize> {
+    let rows = Posts::open(folder)?.map(|row| {
+        let row = row?;
+        let completion = layout.text("assistant", &row.summary);
+        Ok(json!({ "prompt": layout.text("user", &prompt::text(&row)), "completion": completion }))
     });
     write_lines(file, rows)
 }
 
 /// One JSON object a line.
-fn write_lines(file: &Path, rows: impl Iterator<Item = Result<Value>>) -> Result<u64> {
+fn write_lines(file: &Path, rows: impl Iterator<Item = Result<Value>>) -> Result<usize> {
     let mut out = std::io::BufWriter::new(std::fs::File::create(file).at(file)?);
     let mut count = 0;
     for row in rows {

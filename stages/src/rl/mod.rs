@@ -20,6 +20,7 @@ pub mod update;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{ConnectedInput, Signature};
 use lm::{CounterRng, LoraConfig, SampleOptions, StatOptions, Tokenizer};
 use serde_json::json;
@@ -53,6 +54,15 @@ pub(crate) fn signature(objective: Objective) -> Signature {
         .seeded()
         .numerics(lm::NUMERICS);
     if objective == Objective::Matched { signature.one("adaptive", &["PolicyRun"]) } else { signature }
+}
+
+/// Work: tokens sampled and learned from, times the sizes of the models. Output: mostly the samples of each evaluation.
+pub(crate) fn scaling(params: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+    let phases = params.phases();
+    let evaluations = (0..=phases).filter(|phase| params.evaluates_after(*phase)).count() as f64;
+    let responses = phases as f64 * (params.rollouts * params.responses) as f64;
+    let models = (1.0 + params.epochs as f64) * size("policy")? + size("rewards")?;
+    Some(Scaling::new(responses * params.max_new_tokens as f64 * models, evaluations))
 }
 
 /// Faults of the wiring: a single reward model where an ensemble is needed, a `matched` arm without an adaptive run.

@@ -78,6 +78,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
         seed: 17,
         report: ReportSettings::default(),
         remote: None,
+        on_finish: Vec::new(),
     }
 }
 

@@ -131,7 +131,7 @@ fn a_second_digest_is_an_internal_error_only_for_a_deterministic_kind_on_one_pla
 }
 
 #[test]
-fn expected_seconds_are_those_of_the_instance_else_of_its_stage() {
+fn the_latest_attempt_is_that_at_the_instance_else_at_its_stage() {
     let space = TestSpace::new();
     let digest = space.commit(&[("a", b"1")]).0;
     for (n, stage, seconds) in [(1, "rl[a,1]", 10.0), (2, "rl[b,1]", 20.0), (3, "rl[a,1]", 12.0)] {
@@ -140,7 +140,8 @@ fn expected_seconds_are_those_of_the_instance_else_of_its_stage() {
         space.store.record(&record).unwrap();
     }
     let timings = space.store.timings().unwrap();
-    let expected = |kind, stage| timings.expected(kind, &instance(stage));
+    assert_eq!(timings.latest("test.work", &instance("rl[b,1]")).unwrap().key, Some(record(2, digest).key));
+    let expected = |kind, stage| timings.latest(kind, &instance(stage)).map(|timing| timing.seconds);
     assert_eq!(expected("test.work", "rl[a,1]"), Some(12.0));
     assert_eq!(expected("test.work", "rl[b,1]"), Some(20.0));
     assert_eq!(expected("test.work", "rl[c,1]"), Some(12.0));

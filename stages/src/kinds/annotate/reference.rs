@@ -5,6 +5,7 @@ use std::path::Path;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -132,6 +133,11 @@ impl Kind for Reference {
         let unused = params.by == By::Facts && params.variant != Variant::default();
         faults.must(!unused, "variant", "is for `by: rouge`: facts know no variant");
         faults.0
+    }
+
+    fn scaling(&self, _: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let pairs = size("pairs")?;
+        Some(Scaling::new(pairs, pairs))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use engine::context::Context;
 use engine::error::Result;
+use engine::estimate::Scaling;
 use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,10 @@ impl Kind for DatasetTinyTldr {
         faults.must(p.posts > 0, "posts", "must be at least 1");
         faults.at_most(p.posts, ROWS, "posts");
         faults.0
+    }
+
+    fn scaling(&self, p: &Params, _: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        Some(Scaling::new(p.posts as f64, p.posts as f64))
     }
 
     fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {

@@ -12,6 +12,7 @@ pub use mechanism::kl_shares;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,11 @@ impl Kind for Evaluate {
 
     fn check(&self, params: &Params) -> Vec<(String, String)> {
         if params.resamples < 100 { vec![("resamples".into(), "must be at least 100".into())] } else { Vec::new() }
+    }
+
+    fn scaling(&self, _: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let policy = size("policy")?;
+        Some(Scaling::new(policy * size("gold")?, policy))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{Kind, Signature};
 use lm::{CausalLm, Gpt2Config, InitStd, Tokenizer};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -173,6 +174,16 @@ impl Kind for Pretrain {
         faults.must(p.tokens_at_once > 0, "tokens_at_once", "must be at least 1");
         faults.share(p.held_out, "held_out");
         faults.0
+    }
+
+    fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        // Without the embeddings, whose size the tokenizer decides.
+        let weights = p.n_layer as f64 * (p.n_embd * p.n_embd) as f64;
+        let rows = match p.steps {
+            Some(steps) => steps as f64 * p.batch as f64,
+            None => p.epochs.unwrap_or(1.0) * size("posts")?,
+        };
+        Some(Scaling::new(rows * weights, weights))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

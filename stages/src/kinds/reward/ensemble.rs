@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use engine::context::{Context, Input};
 use engine::error::{AtPath, Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{ConnectedInput, Kind, Signature};
 use lm::{Eos, Sequence};
 use rand_chacha::ChaCha12Rng;
@@ -80,6 +81,11 @@ impl Kind for RewardEnsemble {
             }
         }
         faults
+    }
+
+    fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let members = size("members")?;
+        Some(Scaling::new(members * p.calibration_posts as f64, members))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use engine::context::Context;
 use engine::error::{AtPath, Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{Kind, Signature};
 use lm::{Batch, CausalLm, Dropout, RewardModel, ScalarHead, Sequence, Tokenizer};
 use rand_chacha::ChaCha12Rng;
@@ -39,6 +40,15 @@ impl Kind for RewardTrain {
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
         p.faults()
+    }
+
+    fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let model = size("model")?;
+        let rows = match p.steps {
+            Some(steps) => steps as f64 * p.batch as f64,
+            None => p.epochs.unwrap_or(1.0) * size("preferences")?,
+        };
+        Some(Scaling::new(rows * model, model))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

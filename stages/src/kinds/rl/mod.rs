@@ -5,6 +5,7 @@ macro_rules! kind {
     ($kind:ident, $params:ident, $name:literal, $version:literal, $about:literal) => {
         use engine::context::Context;
         use engine::error::{Error, Result};
+        use engine::estimate::Scaling;
         use engine::kind::{ConnectedInput, Kind, Signature};
 
         use crate::rl;
@@ -29,6 +30,10 @@ macro_rules! kind {
 
             fn check_wiring(&self, params: &$params, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
                 rl::check_wiring(params.objective, inputs)
+            }
+
+            fn scaling(&self, params: &$params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+                rl::scaling(&params.clone().into(), size)
             }
 
             fn run(&self, params: $params, ctx: &mut Context) -> Result<()> {

@@ -5,6 +5,7 @@ mod tests;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{Kind, Signature};
 use lm::{Dropout, Sequence};
 use schemars::JsonSchema;
@@ -120,6 +121,15 @@ impl Kind for Sft {
         faults.must(p.tokens_at_once > 0, "tokens_at_once", "must be at least 1");
         faults.must(p.split != p.held_out_split, "held_out_split", "must differ from `split`");
         faults.0
+    }
+
+    fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let base = size("base")?;
+        let rows = match p.steps {
+            Some(steps) => steps as f64 * p.batch as f64,
+            None => p.epochs.unwrap_or(1.0) * size("posts")?,
+        };
+        Some(Scaling::new(rows * base, base))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

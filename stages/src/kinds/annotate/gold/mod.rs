@@ -4,6 +4,7 @@ mod scores;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{Kind, Signature};
 use lm::Sequence;
 use schemars::JsonSchema;
@@ -61,6 +62,11 @@ impl Kind for Gold {
         faults.must((0.0..=0.5).contains(&p.label_noise), "label_noise", "must be in [0, 0.5]");
         faults.must(p.tie >= 0.0 && p.tie.is_finite(), "tie", "must not be negative");
         faults.0
+    }
+
+    fn scaling(&self, _: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let pairs = size("pairs")?;
+        Some(Scaling::new(pairs * size("reward")?, pairs))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

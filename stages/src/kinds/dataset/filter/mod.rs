@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{Kind, Signature};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -291,6 +292,11 @@ impl Kind for Filter {
             fault("sft", &format!("`{}` takes the rest already", rests[0]));
         }
         faults
+    }
+
+    fn scaling(&self, _: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let posts = size("posts")?;
+        Some(Scaling::new(posts, posts))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

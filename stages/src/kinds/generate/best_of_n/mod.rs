@@ -7,6 +7,7 @@ mod tests;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{ConnectedInput, Kind, Signature};
 use lm::{CausalLm, CounterRng, SampleOptions, Sequence, Tokenizer};
 use schemars::JsonSchema;
@@ -126,6 +127,11 @@ impl Kind for GenerateBestOfN {
         let rewards = inputs.iter().find(|input| input.port == "rewards");
         let members = if rewards.is_some_and(|rewards| rewards.output != Ensemble::NAME) { 1 } else { 2 };
         Vec::from_iter(check_members(&p.objectives, members).err().map(|error| ("rewards", error)))
+    }
+
+    fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let responses = p.n as f64 * p.prompts.map_or(1.0, |prompts| prompts as f64);
+        Some(Scaling::new(responses * p.max_new_tokens as f64 * size("policy")?, responses))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -4,6 +4,7 @@ mod write;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{Kind, Signature};
 use lm::{CausalLm, Tokenizer};
 use schemars::JsonSchema;
@@ -132,6 +133,10 @@ impl Kind for GenerateContrast {
         let good = weights.clone().all(|w| w >= 0.0 && w.is_finite()) && weights.sum::<f64>() > 0.0;
         faults.must(good, "weights", "must not be negative, and not all 0");
         faults.0
+    }
+
+    fn scaling(&self, p: &Params, _: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        Some(Scaling::new(p.pairs as f64, p.pairs as f64))
     }
 
     fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {

@@ -5,6 +5,7 @@ mod tests;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Scaling;
 use engine::kind::{ConnectedInput, Kind, Signature};
 use lm::{CausalLm, CounterRng, SampleOptions, SampledResponse, Tokenizer};
 use schemars::JsonSchema;
@@ -100,6 +101,11 @@ impl Kind for GeneratePairs {
     fn check_wiring(&self, p: &Params, inputs: &[ConnectedInput<'_>]) -> Vec<(&'static str, Error)> {
         let models = inputs.iter().filter(|input| input.port == "models").count();
         Vec::from_iter((models == 1 && !p.same_model).then(|| ("models", too_few())))
+    }
+
+    fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let pairs = p.pairs? as f64;
+        Some(Scaling::new(pairs * p.max_new_tokens as f64 * size("models")?, pairs))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
