@@ -361,7 +361,7 @@ mod tests {
         let journal = Journal::create(dir.path()).unwrap();
         let folder = journal.folder().to_owned();
         assert!(is_running(&folder).unwrap() && is_running(&folder).unwrap());
-        assert_eq!(run_folders(dir.path()).unwrap(), [folder.clone()]);
+        assert_eq!(run_folders(dir.path()).unwrap(), [folder.as_path()]);
         drop(journal);
         assert!(!is_running(&folder).unwrap() && !is_running(dir.path()).unwrap());
     }

@@ -283,23 +283,25 @@ fn setting_rows(sides: &[Side], slots: &[Slot]) -> Vec<SettingRow> {
             let values = counts.iter().map(|count| (*count > 0).then(|| count.to_string())).collect();
             rows.push(SettingRow { stage: stage.to_owned(), name: "instances".to_owned(), values });
         }
-        // The instances by what differs, in order of appearance.
-        let mut differing: Vec<(String, Vec<Option<String>>, Vec<&str>)> = Vec::new();
+        // Each difference with the instances that have it, in order of appearance.
+        let mut differing: Vec<(SettingRow, Vec<&str>)> = Vec::new();
         for slot in &common {
             for (name, values) in differing_settings(slot) {
-                match differing.iter_mut().find(|(other, same, _)| *other == name && *same == values) {
-                    Some((_, _, names)) => names.push(&slot.name),
-                    None => differing.push((name, values, vec![&slot.name])),
+                match differing.iter_mut().find(|(row, _)| row.name == name && row.values == values) {
+                    Some((_, names)) => names.push(&slot.name),
+                    None => {
+                        differing.push((SettingRow { stage: stage.to_owned(), name, values }, vec![&slot.name]));
+                    }
                 }
             }
         }
-        for (name, values, names) in differing {
-            let stage = match names[..] {
-                _ if names.len() == common.len() => stage.to_owned(),
-                [one] => one.to_owned(),
-                _ => format!("{stage} ({} of {})", names.len(), common.len()),
-            };
-            rows.push(SettingRow { stage, name, values });
+        for (mut row, names) in differing {
+            match names[..] {
+                _ if names.len() == common.len() => {}
+                [one] => row.stage = one.to_owned(),
+                _ => row.stage = format!("{stage} ({} of {})", names.len(), common.len()),
+            }
+            rows.push(row);
         }
     }
     rows

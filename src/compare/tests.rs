@@ -104,7 +104,7 @@ fn curves_are_compared_at_the_steps_that_all_have() {
     let sides = [at("a", &a), at("b", &b)];
     let text = print(&sides, &found, Format::Table, false);
     assert!(text.starts_with("A = a\nB = b\n\nno parameter differs\n\nno common metric differs\n"), "{text}");
-    assert!(text.contains("learning.loss  A  █▁"), "{text}");
+    assert!(text.contains("learning.loss  A  █▂"), "{text}");
     let csv = print(&sides, &found, Format::Csv, false);
     assert!(csv.contains("curve,sft,learning.loss,3,b,0.5\n"), "{csv}");
     let json: Value = serde_json::from_str(&print(&sides, &found, Format::Json, false)).unwrap();

@@ -58,7 +58,8 @@ fn table_curves(path: &Path, table: &str) -> Result<Vec<Curve>> {
         let row = row?;
         let is = |column: &str, expected: &str| match &row[column] {
             Value::String(text) => text == expected,
-            other => other.to_string() == expected,
+            Value::Bool(value) => expected.parse() == Ok(*value),
+            _ => false,
         };
         let Some(at) = row[step].as_i64().filter(|_| selection.iter().all(|(column, value)| is(column, value))) else {
             continue;

@@ -3,9 +3,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
+use crate::artifact::Manifest;
 use crate::journal::{Event, Journal};
 use crate::names::{Digest, Key};
-use crate::store::tests::{TestSpace, instance, record};
+use crate::store::tests::{Anything, TestSpace, instance, record};
 use crate::store::{Pin, PinnedResult, Presence};
 
 /// Large enough that every file takes whole blocks.
@@ -13,9 +14,17 @@ fn bytes(n: u8) -> Vec<u8> {
     vec![n; 40_000]
 }
 
+/// Commits an artifact with these files, and discards the output, as the runner does.
+fn commit(space: &TestSpace, files: &[(&str, &[u8])]) -> (Digest, Manifest) {
+    let out = space.out(files);
+    let committed = space.store.commit(&out, &Anything).unwrap();
+    fs::remove_dir_all(out).unwrap();
+    committed
+}
+
 /// An artifact with these files, and a record that names it as the result of `stage`, made by `run`.
 fn result(space: &TestSpace, n: u64, stage: &str, run: &str, files: &[(&str, &[u8])]) -> (Key, Digest) {
-    let (digest, _) = space.commit(files);
+    let (digest, _) = commit(space, files);
     let mut record = record(n, digest);
     record.provenance.stage = instance(stage);
     record.provenance.run = run.into();
@@ -67,7 +76,7 @@ fn what_a_run_a_pin_or_a_pipeline_uses_is_kept_and_the_rest_is_deleted() {
     let pinned = result(&space, 3, "b[x]", "r", &[("own", &bytes(3))]);
     let current = result(&space, 4, "c", "r", &[("own", &bytes(4))]);
     let twins = [5, 6].map(|n| result(&space, n, "d", "r", &[("same", &bytes(5)), ("n", &[n as u8])]));
-    let (unrecorded, _) = space.commit(&[("own", &bytes(7))]);
+    let (unrecorded, _) = commit(&space, &[("own", &bytes(7))]);
     drop(run(&space, &[reused("a", old)]));
     drop(run(&space, &[reused("a", new)]));
     let result = PinnedResult { stage: "b[x]".into(), key: pinned.0, digest: pinned.1 };
@@ -104,7 +113,7 @@ fn what_a_run_a_pin_or_a_pipeline_uses_is_kept_and_the_rest_is_deleted() {
 
 /// Makes the first artifact of the test above again, from blobs of which one was deleted.
 fn result_again(space: &TestSpace) -> Digest {
-    let (digest, _) = space.commit(&[("shared", &bytes(0)), ("own", &bytes(1))]);
+    let (digest, _) = commit(space, &[("shared", &bytes(0)), ("own", &bytes(1))]);
     assert!(is_there(space, &digest));
     digest
 }
@@ -129,9 +138,9 @@ fn what_a_running_pipeline_uses_or_may_use_is_kept() {
     fs::write(running.folder().join("graph.json"), "{}").unwrap();
     // Just recorded, and just committed but not recorded yet.
     let recorded = result(&space, 4, "e", running.id(), &[("own", &bytes(4))]);
-    let (committed, _) = space.commit(&[("own", &bytes(5))]);
+    let (committed, _) = commit(&space, &[("own", &bytes(5))]);
     // Made again with the same bytes, from another recipe that has no record yet.
-    assert_eq!(space.commit(&[("own", &bytes(6))]).0, again.1);
+    assert_eq!(commit(&space, &[("own", &bytes(6))]).0, again.1);
 
     let none = KeptRuns { newest: Some(0), days: None };
     let found = collect(&space.store, &none, &[], || ()).unwrap();
@@ -149,7 +158,7 @@ fn what_a_running_pipeline_uses_or_may_use_is_kept() {
 #[test]
 fn a_collection_waits_for_those_that_plan_and_commit() {
     let space = TestSpace::new();
-    space.commit(&[("own", &bytes(1))]);
+    commit(&space, &[("own", &bytes(1))]);
     let guard = space.store.hold_off_collection().unwrap();
     std::thread::scope(|scope| {
         let (told, waits) = std::sync::mpsc::channel();
@@ -157,7 +166,7 @@ fn a_collection_waits_for_those_that_plan_and_commit() {
         let collection = scope.spawn(move || collect(&other, &KeptRuns::default(), &[], || told.send(()).unwrap()));
         waits.recv().unwrap();
         // Others may still plan meanwhile.
-        let (late, _) = space.commit(&[("own", &bytes(2))]);
+        let (late, _) = commit(&space, &[("own", &bytes(2))]);
         assert!(is_there(&space, &late) && !collection.is_finished());
         drop(guard);
         assert_eq!(collection.join().unwrap().unwrap().artifacts.len(), 2);
@@ -208,7 +217,7 @@ fn leftovers_of_crashes_are_deleted_and_paid_answers_never() {
 #[test]
 fn an_unreadable_pin_stops_a_collection_before_anything_is_deleted() {
     let space = TestSpace::new();
-    let (digest, _) = space.commit(&[("own", b"x")]);
+    let (digest, _) = commit(&space, &[("own", b"x")]);
     fs::create_dir(space.store.root().join("pins")).unwrap();
     fs::write(space.store.root().join("pins/x.json"), "{").unwrap();
     assert!(collect(&space.store, &KeptRuns::default(), &[], || ()).unwrap_err().message.contains("pins/x.json"));
