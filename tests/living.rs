@@ -337,6 +337,14 @@ fn metrics_and_curves_are_exported_and_times_are_scaled() {
         assert!(found(b"brain.Event:2") && found(b"learning/loss") && found(b"metrics/train_loss"));
         assert_eq!(std::fs::read_dir(space.path("tb/base")).unwrap().count(), 1);
     }
+    let written = space.json(&["export", "p.yaml", "--format", "trl", "--out", "trl", "--json"]);
+    let (file, rows) = (written["files"][0]["file"].as_str().unwrap(), written["files"][0]["rows"].as_u64().unwrap());
+    let lines = std::fs::read_to_string(space.path(file)).unwrap();
+    assert_eq!(lines.lines().count() as u64, rows);
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert!(first["prompt"].is_string() && first["completion"].is_string(), "{first}");
+    let (told, code) = refused(&space, &["export", "p.yaml", "base", "--format", "trl"]);
+    assert!(code == Some(2) && told.contains("has no preferences and no posts"), "{told}");
     let (told, code) = refused(&space, &["export", "p.yaml", "bsae", "--format", "csv"]);
     assert!(code == Some(2) && told.contains("has no stage `bsae`"), "{told}");
 
