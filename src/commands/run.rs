@@ -9,20 +9,21 @@ use engine::plan::Flags;
 use engine::remote::CombinedStore;
 use engine::run::RunOptions;
 
-use super::{CommandResult, load, open_store, plan, remote};
+use super::{CommandResult, load_placed, open_store, plan, remote};
 use crate::args::RunArgs;
 use crate::progress::Progress;
 use crate::report;
 
 pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
-    let graph = load(&args.file, &args.until.until, registry)?;
+    let graph = load_placed(&args.file, &args.until.until, &args.executor, registry)?;
     let store = open_store(&args.file)?;
     let flags = Flags::new(&graph, &args.force, &args.from)?;
     let address = if args.no_remote { None } else { remote::address(&args.file, &args.remote, &graph)? };
     let address = address.map(|(address, read_only)| (address, read_only || args.no_upload));
     let (plan, opened) = remote::plan_with_remote(&graph, registry, &store, &flags, address)?;
     let combined = CombinedStore { store: &store, remote: opened.as_ref() };
-    let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
+    let mut missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
+    missing.extend(engine::run::missing_programs(&graph, &plan));
     if args.dry_run {
         let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;
         let from_remote = combined.reused_from_remote(&plan)?;

@@ -40,6 +40,18 @@ pub struct Job {
     pub may_pay_again: bool,
     pub cadence: Cadence,
     pub threads: usize,
+    /// For an attempt that runs without a connection to its orchestrator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached: Option<Detached>,
+}
+
+/// What ties an attempt on another machine to the store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Detached {
+    /// The file of the key's lease.
+    pub lease: PathBuf,
+    /// Time between two signs of life.
+    pub heartbeat_seconds: f64,
 }
 
 impl Job {

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::child::KillHandle;
+use super::executor::KillHandle;
 use super::flow::{NodeMessage, NodeQuery};
+use super::interrupt::Interruption;
 use super::node_runner::{AttemptOutcome, NodeDecision, ReadyNode, RunnerEvent};
 use crate::error::{Error, Result};
 use crate::names::Key;
@@ -32,7 +33,7 @@ pub(super) enum SchedulerEvent {
         node: usize,
         error: Error,
     },
-    Interrupt,
+    Interrupt(Interruption),
     FlowEnded(Result<()>),
 }
 
@@ -43,24 +44,14 @@ pub(super) enum NodeState {
     /// Its inputs are known; a thread looks for its record, or soon will.
     Deciding,
     /// It must run and waits for slots.
-    Queued {
-        ready: Box<ReadyNode>,
-        lock: Option<KeyLock>,
-    },
+    Queued { ready: Box<ReadyNode>, lock: Option<KeyLock> },
     /// Another process holds its key; the lock is tried again at `at`.
-    Locked {
-        key: Key,
-        at: Instant,
-        pause: Duration,
-    },
+    Locked { key: Key, at: Instant, pause: Duration },
     /// Its last try failed; the next one starts at `until`.
-    Backoff {
-        ready: Box<ReadyNode>,
-        lock: Option<KeyLock>,
-        until: Instant,
-    },
+    Backoff { ready: Box<ReadyNode>, lock: Option<KeyLock>, until: Instant },
     Running {
-        threads: usize,
+        /// Threads of this machine, or jobs.
+        slots: usize,
         kill_handle: KillHandle,
     },
     /// It has sent its message.

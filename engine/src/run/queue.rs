@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-/// CPU threads as slots, and the instances that wait for them.
+/// CPU threads as slots, or jobs of a batch system; and the instances that wait for them.
 #[derive(Debug)]
 pub(super) struct SlotQueue {
     free: usize,

@@ -7,8 +7,9 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::child::KillHandle;
+use super::executor::{AttemptEvent, KillHandle};
 use super::flow::{self, NodeMessage, NodeQuery};
+use super::interrupt::Interruption;
 use super::node_runner::{AttemptOutcome, AttemptRequest, Digests, NodeDecision, NodeRunner, ReadyNode, RunnerEvent};
 use super::node_state::{NodeState, ScheduledNode, SchedulerEvent};
 use super::queue::SlotQueue;
@@ -21,8 +22,6 @@ use crate::store::KeyLock;
 
 /// Maximum number of concurrent decisions; a decision may hash a file.
 const MAX_DECISIONS: usize = 4;
-/// Maximum number of tries of a stage that fails with transient errors.
-const MAX_TRIES: u32 = 3;
 /// Minimum and maximum pause between tries to lock a key that another process holds.
 const LOCK_POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
@@ -39,7 +38,10 @@ pub(super) struct Scheduler<'scope, 'env, 'state, 'journal> {
     run_state: &'state mut RunState<'journal>,
     events: Sender<SchedulerEvent>,
     nodes: BTreeMap<usize, ScheduledNode>,
+    /// Threads of this machine.
     queue: SlotQueue,
+    /// Jobs of batch systems, by executor.
+    job_queues: BTreeMap<&'env str, SlotQueue>,
     ranks: &'env [u64],
     undecided: VecDeque<(usize, Option<KeyLock>)>,
     deciding: usize,
@@ -89,6 +91,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             events,
             nodes: nodes.collect(),
             queue: SlotQueue::new(runner.options.jobs),
+            job_queues: BTreeMap::new(),
             ranks,
             undecided: VecDeque::new(),
             deciding: 0,
@@ -153,7 +156,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             SchedulerEvent::Runner { node, event } => self.on_runner_event(node, event),
             SchedulerEvent::AttemptEnded { node, outcome } => self.on_attempt_ended(node, outcome),
             SchedulerEvent::ThreadFailed { node, error } => self.on_thread_failed(node, error),
-            SchedulerEvent::Interrupt => self.on_interrupt(),
+            SchedulerEvent::Interrupt(interruption) => self.on_interrupt(interruption),
             SchedulerEvent::FlowEnded(result) => self.flow_result = Some(result),
         }
     }
@@ -210,37 +213,53 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
 
     fn enqueue(&mut self, node: usize, ready: Box<ReadyNode>, lock: Option<KeyLock>) {
         self.node(node).state = NodeState::Queued { ready, lock };
-        self.queue.push(node, self.ranks[node]);
+        let rank = self.ranks[node];
+        self.queue_of(node).push(node, rank);
+    }
+
+    /// The queue for the slots that an instance needs.
+    fn queue_of(&mut self, node: usize) -> &mut SlotQueue {
+        let runner = self.runner;
+        match runner.placement(node) {
+            None => &mut self.queue,
+            Some((executor, _)) => self.job_queues.entry(executor).or_insert_with(|| {
+                let max_jobs = runner.executors.batch(executor).map_or(1, |batch| batch.settings().max_jobs);
+                SlotQueue::new(max_jobs)
+            }),
+        }
     }
 
     fn on_runner_event(&mut self, node: usize, event: RunnerEvent) {
         let stage = self.runner.instance(node).name.to_string();
         self.run_state.emit(match event {
             RunnerEvent::Started { key, threads, folder } => {
-                let attempt = folder.root.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                Event::StageStarted { stage, key, threads, attempt, log: folder.log }
+                Event::StageStarted { stage, key, threads, attempt: folder.name(), log: folder.log }
             }
-            RunnerEvent::Stage(StageEvent::Progress { done, total, unit, headline }) => {
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Progress { done, total, unit, headline })) => {
                 Event::Progress { stage, done, total, unit, headline }
             }
-            RunnerEvent::Stage(StageEvent::Timing { what, seconds }) => Event::Timing { stage, what, seconds },
-            RunnerEvent::Stage(StageEvent::Checkpoint { done, total, unit }) => {
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Timing { what, seconds })) => {
+                Event::Timing { stage, what, seconds }
+            }
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Checkpoint { done, total, unit })) => {
                 Event::Checkpoint { stage, done, total, unit }
             }
-            RunnerEvent::Stage(StageEvent::Resumed { done, total, unit }) => {
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Resumed { done, total, unit })) => {
                 Event::Resumed { stage, done, total, unit }
             }
-            RunnerEvent::Stage(StageEvent::Paid(paid)) => Event::Paid { stage, paid },
-            RunnerEvent::Stage(StageEvent::Warning { message }) | RunnerEvent::Warning(message) => {
-                Event::Warning { stage: Some(stage), message }
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Paid(paid))) => Event::Paid { stage, paid },
+            RunnerEvent::Attempt(AttemptEvent::Job { executor, id, attached }) => {
+                Event::Job { stage, executor, job: id, attached }
             }
+            RunnerEvent::Attempt(
+                AttemptEvent::Stage(StageEvent::Warning { message }) | AttemptEvent::Warning(message),
+            )
+            | RunnerEvent::Warning(message) => Event::Warning { stage: Some(stage), message },
         });
     }
 
     fn on_attempt_ended(&mut self, node: usize, outcome: AttemptOutcome) {
-        if let NodeState::Running { threads, .. } = self.node(node).state {
-            self.queue.release(threads);
-        }
+        self.release(node);
         match outcome {
             AttemptOutcome::Made { key, digest, seconds, peak_bytes } => {
                 let stage = self.runner.instance(node).name.to_string();
@@ -249,7 +268,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
                 self.publish(node, digest);
             }
             AttemptOutcome::Reused { key, digest } => self.reuse(node, key, digest),
-            AttemptOutcome::Killed => self.finish(node, NodeMessage::Cancelled),
+            AttemptOutcome::Killed | AttemptOutcome::Left => self.finish(node, NodeMessage::Cancelled),
             AttemptOutcome::InputDamaged { input, error } => {
                 self.round.damaged.push((node, input, error));
                 self.finish(node, NodeMessage::Cancelled);
@@ -262,8 +281,9 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             AttemptOutcome::Failed { ready, lock, failure } => {
                 let tries = self.node(node).tries + 1;
                 self.node(node).tries = tries;
-                if failure.error.transient && tries < MAX_TRIES && !self.run_state.stopping() {
-                    let pause = self.runner.options.retry_delay * 4u32.pow(tries - 1);
+                let (max_tries, delay) = self.runner.retries(node);
+                if failure.error.transient && tries < max_tries && !self.run_state.stopping() {
+                    let pause = delay.saturating_mul(4u32.saturating_pow(tries - 1));
                     let stage = self.runner.instance(node).name.to_string();
                     let seconds = pause.as_secs_f64();
                     self.run_state.emit(Event::Retrying { stage, error: failure.error, tries, seconds });
@@ -289,14 +309,20 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
 
     fn on_thread_failed(&mut self, node: usize, error: Error) {
         match &self.node(node).state {
-            NodeState::Running { threads, kill_handle } => {
-                kill_handle.kill();
-                let threads = *threads;
-                self.queue.release(threads);
+            NodeState::Running { kill_handle, .. } => {
+                kill_handle.kill(Interruption::Cancel);
+                self.release(node);
             }
             _ => self.deciding -= 1,
         }
         self.fail(node, self.without_attempt(node, error));
+    }
+
+    /// Returns the slots of an instance that was running.
+    fn release(&mut self, node: usize) {
+        if let NodeState::Running { slots, .. } = self.node(node).state {
+            self.queue_of(node).release(slots);
+        }
     }
 
     fn without_attempt(&self, node: usize, error: Error) -> Failure {
@@ -352,13 +378,10 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
                 SchedulerEvent::Decided { node, lock, decided }
             });
         }
-        let runner = self.runner;
-        loop {
-            let others = self.expected_queries + self.deciding + self.undecided.len();
-            let parallel = |node: usize| runner.instance(node).signature.parallel;
-            let Some((node, threads)) = self.queue.next(others, parallel) else { return };
+        while let Some((node, slots, threads)) = self.next_ready() {
+            let runner = self.runner;
             let kill_handle = KillHandle::default();
-            let running = NodeState::Running { threads, kill_handle: kill_handle.clone() };
+            let running = NodeState::Running { slots, kill_handle: kill_handle.clone() };
             let NodeState::Queued { ready, lock } = std::mem::replace(&mut self.node(node).state, running) else {
                 // Unreachable: only queued instances are in the queue.
                 continue;
@@ -371,6 +394,19 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
                 SchedulerEvent::AttemptEnded { node, outcome }
             });
         }
+    }
+
+    /// The next instance to start, with its slots taken and its number of threads.
+    fn next_ready(&mut self) -> Option<(usize, usize, usize)> {
+        let runner = self.runner;
+        let others = self.expected_queries + self.deciding + self.undecided.len();
+        let parallel = |node: usize| runner.instance(node).signature.parallel;
+        if let Some((node, threads)) = self.queue.next(others, parallel) {
+            return Some((node, threads, threads));
+        }
+        let (node, slots) = self.job_queues.values_mut().find_map(|queue| queue.next(0, |_| false))?;
+        let threads = runner.placement(node).map_or(1, |(_, threads)| threads);
+        Some((node, slots, threads))
     }
 
     /// Runs `task` on a thread and sends its result; a panic becomes `SchedulerEvent::ThreadFailed`.
@@ -416,16 +452,16 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
         }
     }
 
-    /// Ctrl-C: kills all attempts; nothing new starts.
-    fn on_interrupt(&mut self) {
+    /// Kills all attempts, or leaves the jobs among them; nothing new starts.
+    fn on_interrupt(&mut self, interruption: Interruption) {
         self.run_state.interrupted = true;
-        self.kill_all();
+        self.kill_all(interruption);
     }
 
-    fn kill_all(&self) {
+    fn kill_all(&self, interruption: Interruption) {
         for node in self.nodes.values() {
             if let NodeState::Running { kill_handle, .. } = &node.state {
-                kill_handle.kill();
+                kill_handle.kill(interruption);
             }
         }
     }
@@ -433,6 +469,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
     /// Cancels every instance that waits for slots, a lock or its next try.
     fn cancel_waiting(&mut self) {
         let mut waiting = self.queue.drain();
+        waiting.extend(self.job_queues.values_mut().flat_map(SlotQueue::drain));
         waiting.extend(std::mem::take(&mut self.sleeping));
         for node in waiting {
             self.finish(node, NodeMessage::Cancelled);
@@ -448,6 +485,6 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
 impl Drop for Scheduler<'_, '_, '_, '_> {
     /// Without the scheduler, no thread would receive the attempts' events.
     fn drop(&mut self) {
-        self.kill_all();
+        self.kill_all(Interruption::Leave);
     }
 }

@@ -67,6 +67,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
                 seed: 17,
                 signature: Signature::producing("Anything"),
                 inputs,
+                placement: Default::default(),
             }
         })
         .collect();
@@ -78,6 +79,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
         seed: 17,
         report: ReportSettings::default(),
         remote: None,
+        executors: Default::default(),
     }
 }
 
