@@ -115,3 +115,31 @@ impl Store {
         Ok(folder)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::Digest;
+
+    #[test]
+    fn checkpoints_move_to_the_next_attempt_and_the_old_path_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let key: Key = Digest::of(b"key").to_string().parse().unwrap();
+        let here = store.checkpoints(&key).unwrap();
+        fs::create_dir(here.join("checkpoint-1")).unwrap();
+        let first = store.checkpoints_of_attempt(&key, "attempt-1").unwrap();
+        assert!(first.join("checkpoint-1").is_dir() && !here.exists());
+        assert_eq!(store.checkpoints_of_attempt(&key, "attempt-1").unwrap(), first, "a second start of the same job");
+        let second = store.checkpoints_of_attempt(&key, "attempt-2").unwrap();
+        assert!(second.join("checkpoint-1").is_dir() && !first.exists());
+        // An attempt that has lost its lease makes a folder of its own, which nobody takes.
+        fs::create_dir(&first).unwrap();
+        let here = store.checkpoints(&key).unwrap();
+        assert!(here.join("checkpoint-1").is_dir() && !second.exists());
+        let third = store.checkpoints_of_attempt(&key, "attempt-3").unwrap();
+        assert!(third.join("checkpoint-1").is_dir());
+        store.clear_checkpoints(&key).unwrap();
+        assert!(!third.exists() && !first.exists());
+    }
+}

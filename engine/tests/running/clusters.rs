@@ -39,6 +39,7 @@ tests! {
     slurm_gets_resources_and_names_of_variables_only
     secrets_of_jobs_appear_in_no_file
     at_most_the_given_number_of_jobs_is_submitted
+    one_query_asks_for_all_jobs
     a_store_that_jobs_do_not_see_is_found_before_the_run
 }
 
@@ -520,6 +521,14 @@ fn at_most_the_given_number_of_jobs_is_submitted() {
         }
         assert!(live <= 1, "{:?}", run.events);
     }
+}
+
+fn one_query_asks_for_all_jobs() {
+    let stages = ["a", "b", "c"].map(|name| stage(name, &[]).with(|params| params.sleep_ms = 500));
+    let cluster = ClusterSpace::new(&stages, Cluster::slurm());
+    cluster.run().assert_ok();
+    let queries = cluster.recorded("squeue.args");
+    assert!(queries.lines().any(|query| query.ends_with("--jobs=1,2,3")), "{queries}");
 }
 
 fn a_store_that_jobs_do_not_see_is_found_before_the_run() {

@@ -9,6 +9,8 @@ mod submit;
 mod system;
 mod tail;
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -172,7 +174,7 @@ impl Batch {
         let mut last_report = None;
         loop {
             events.pass_on(job.secrets, on_event);
-            if let Some(end) = self.result(job, &mut events, on_event)? {
+            if let Some(end) = self.result(job, &mut events, on_event) {
                 return Ok(end);
             }
             match kill_handle.killed() {
@@ -192,7 +194,8 @@ impl Batch {
                     last_report = Some(report);
                     ended
                 }
-                JobStatus::Gone => true,
+                // A list of jobs may be incomplete; a job that shows signs of life is not over.
+                JobStatus::Gone => !self.beats(&job.folder.root),
                 JobStatus::Unreachable(error) if !warned_unreachable => {
                     let message =
                         format!("cannot ask for the state of jobs, and goes on by their files: {}", error.message);
@@ -206,10 +209,10 @@ impl Batch {
             let over_for = is_over.then(|| over_since.get_or_insert_with(Instant::now).elapsed());
             match over_for {
                 // An attempt that a signal ended says so, and will have no result.
-                Some(time) if time >= self.settings.grace || Stopped::read(&job.folder.root)?.is_some() => {
+                Some(time) if time >= self.settings.grace || is_stopped(&job.folder.root) => {
                     // A last look: nothing may have been read for long.
                     events.pass_on(job.secrets, on_event);
-                    return match self.result(job, &mut events, on_event)? {
+                    return match self.result(job, &mut events, on_event) {
                         Some(end) => Ok(end),
                         None => Err(self.ended_without_result(job, last_report.as_ref())?),
                     };
@@ -229,14 +232,15 @@ impl Batch {
         }
     }
 
-    /// The end of an attempt that has left its result.
+    /// The end of an attempt that has left its result. A network file system may fail for a while: a file that cannot be
+    /// read is not there yet.
     fn result(
         &self,
         job: &RunningJob<'_>,
         events: &mut EventTail,
         on_event: &mut dyn FnMut(AttemptEvent),
-    ) -> Result<Option<AttemptEnd>> {
-        let Some(result) = DetachedResult::read(&job.folder.root)? else { return Ok(None) };
+    ) -> Option<AttemptEnd> {
+        let result = DetachedResult::read(&job.folder.root).ok()??;
         // Every event was written before the result.
         events.pass_on(job.secrets, on_event);
         let DetachedResult { message, status, host, platform, started, seconds } = result;
@@ -245,7 +249,7 @@ impl Batch {
             None => AttemptExit::Unreported(ExitStatus::from_raw(status.unwrap_or(0))),
         };
         let execution = Execution { host, platform, started, seconds, job: self.job_name(job) };
-        Ok(Some(AttemptEnd { exit, execution }))
+        Some(AttemptEnd { exit, execution })
     }
 
     /// Ctrl-C.
@@ -264,7 +268,7 @@ impl Batch {
         }
         let clock = Instant::now();
         while clock.elapsed() < CANCEL_LIMIT {
-            if let Some(end) = self.result(job, events, on_event)? {
+            if let Some(end) = self.result(job, events, on_event) {
                 return Ok(end);
             }
             if self.is_over(id) {
@@ -320,6 +324,8 @@ impl Executor for Batch {
         let command =
             [&program(launch.command)?, "attempt", &launch.job.display().to_string(), "--detached"].map(quoted);
         write_script(&script, &folder.root, settings.chain(threads), &command)?;
+        // Readable by this user only, as the log of a child process is.
+        OpenOptions::new().create(true).append(true).mode(0o600).open(&folder.log).at(&folder.log)?;
         // Before the job, so that it finds its lease; and after it, with the job's id.
         launch.store.write_lease(&launch.key, launch.lease)?;
         let env = exported(launch.env);
@@ -377,6 +383,11 @@ fn write_script(
     text += &format!("exec {}\n", command.join(" "));
     std::fs::write(path, text).at(path)?;
     files::make_executable(path)
+}
+
+/// Whether a signal ended the attempt in a folder.
+fn is_stopped(folder: &Path) -> bool {
+    matches!(Stopped::read(folder), Ok(Some(_)))
 }
 
 /// Whether a heartbeat is at most `max_age` old by the clock of its file system, which may not be this machine's.
