@@ -1,5 +1,6 @@
 //! Runs pipelines of fake stages. This binary is the test, the attempt and, in tests that kill it, the orchestrator.
 
+mod cluster_space;
 mod clusters;
 mod fake;
 mod remotes;

@@ -19,7 +19,7 @@ use engine::run::{RunOptions, RunOutcome, run};
 use engine::store::Store;
 use serde::{Deserialize, Serialize};
 
-use crate::clusters::Cluster;
+use crate::cluster_space::Cluster;
 use crate::fake::{Behaviour, Params, registry};
 
 /// One stage of a test's pipeline. Its text is its name unless set otherwise.
@@ -115,7 +115,7 @@ impl RunRequest {
         let mut graph = graph(&self.stages);
         if let Some(cluster) = &self.cluster {
             graph.executors.insert("cluster".into(), cluster.settings());
-            graph.place_on("cluster")?;
+            graph.place_on(if cluster.is_used { "cluster" } else { "local" })?;
             graph.instances.iter_mut().for_each(|instance| instance.placement.resources = cluster.resources());
         }
         let force: BTreeSet<InstanceName> = self.force.iter().map(|stage| name(stage)).collect();
