@@ -51,6 +51,8 @@ pub enum Command {
         /// Plan once for each value of the lists given by `--set`
         #[arg(long, requires = "set")]
         sweep: bool,
+        #[command(flatten)]
+        executor: ExecutorArgs,
     },
     /// Print the pipeline with profiles and `--set` applied, as YAML
     Config {
@@ -225,7 +227,16 @@ pub enum Command {
     },
     /// Execute one attempt at an instance (started by `run`)
     #[command(hide = true)]
-    Attempt { job: PathBuf },
+    Attempt {
+        /// The job's file, or the folder of a probe
+        job: PathBuf,
+        /// Write events and result to files beside the job, as a job of a batch system
+        #[arg(long)]
+        detached: bool,
+        /// Answer a probe: show that this machine sees the store
+        #[arg(long, conflicts_with = "detached")]
+        probe: bool,
+    },
 }
 
 #[derive(Clone, Debug, Args)]
@@ -236,6 +247,8 @@ pub struct RunArgs {
     pub until: UntilArgs,
     #[command(flatten)]
     pub remote: RemoteArgs,
+    #[command(flatten)]
+    pub executor: ExecutorArgs,
     /// Ignore the remote store
     #[arg(long, conflicts_with = "remote")]
     pub no_remote: bool,
@@ -415,6 +428,13 @@ pub struct RemoteArgs {
     /// Remote store to share results with: a folder, or a URL (s3, gs, az, https) [default: `remote` in the file]
     #[arg(long, value_name = "URL")]
     pub remote: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ExecutorArgs {
+    /// Run all stages on this executor: `local`, `slurm`, or one of the file's [default: as the file says]
+    #[arg(long, value_name = "NAME")]
+    pub executor: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -106,6 +106,13 @@ impl Progress {
                     _ => self.line(&format!("{stage}: started on {}", counted(*threads, "thread"))),
                 }
             }
+            Event::Probing { executor } => {
+                self.line(&format!("executor {executor}: waiting for a job that checks the shared file system"));
+            }
+            Event::Job { stage, executor, job, attached } => {
+                let how = if *attached { "continues with" } else { "submitted as" };
+                self.line(&format!("{stage}: {how} job {job} of {executor}"));
+            }
             Event::Progress { stage, done, total, unit, headline } => {
                 let (first_done, at) = *state.since.entry(stage.clone()).or_insert((*done, Instant::now()));
                 let bar = state.bars.get(stage);

@@ -42,6 +42,16 @@ pub enum Event {
         /// The log file with its standard error.
         log: PathBuf,
     },
+    /// A job that checks the file system that an executor shares with this machine was submitted.
+    Probing { executor: String },
+    /// The attempt is a job of a batch system; `attached`: submitted by an earlier run.
+    Job {
+        stage: String,
+        executor: String,
+        job: String,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        attached: bool,
+    },
     /// Another process holds the lock of this stage's key.
     Waiting { stage: String, key: Key, holder: String },
     Progress {

@@ -38,6 +38,7 @@ pub fn schema(registry: &Registry) -> Value {
             "report": with_description(&reference("report"), "Settings of the report."),
             "remote": reference("remote"),
             "on_finish": reference("command"),
+            "executors": reference("executors"),
         },
         "$defs": definitions,
     })
@@ -70,6 +71,8 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
     let mut changes = json!({ "type": ["object", "null"], "additionalProperties": false, "properties": parts() });
     changes["properties"]["uses"] = json!({ "enum": kinds });
     changes["properties"]["matrix"] = json!({ "anyOf": [reference("matrix"), { "type": "null" }] });
+    changes["properties"]["executor"] = stage_executor();
+    changes["properties"]["resources"] = reference("resources");
     changes["not"] = json!({ "required": ["uses"] });
     let shared = json!({
         "name": { "type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$" },
@@ -105,12 +108,35 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
                 "report": reference("report"),
                 "remote": reference("remote"),
                 "on_finish": reference("command"),
+                "executors": reference("executors"),
             },
         },
         "command": {
             "description": "A program and its arguments, started after a run with the run as JSON on its standard input.",
             "type": ["array", "null"],
             "items": { "type": ["string", "number", "boolean"] },
+        },
+        "executors": {
+            "description": "Batch systems that stages can run on, by name. The name `slurm` also works without settings.",
+            "type": ["object", "null"],
+            "propertyNames": reference("name"),
+            "additionalProperties": reference("executor"),
+        },
+        "executor": executor(),
+        "resources": {
+            "description": "What a stage asks a batch system for. Without effect on stages that run here.",
+            "type": ["object", "null"],
+            "additionalProperties": false,
+            "properties": {
+                "threads": { "type": ["integer", "null"], "minimum": 1, "description": "CPU threads; 1 if absent." },
+                "memory": { "type": ["string", "null"], "pattern": "^ *[0-9]+ *[MGT] *$", "description": "Such as `500M` or `16G`." },
+                "gpus": { "type": ["integer", "null"], "minimum": 0, "description": "Number of GPUs; 0 if absent." },
+                "time": with_description(&reference("duration"), "Maximum time of a job."),
+            },
+        },
+        "duration": {
+            "description": "Seconds, or text such as `30s`, `90m`, `2h`, `1d`, `12:00:00`.",
+            "type": ["number", "string", "null"],
         },
         "remote": {
             "description": "Store shared with other machines: searched before a stage runs; new results are uploaded to it.",
@@ -167,6 +193,46 @@ fn stage(kind: &dyn AnyKind) -> Value {
             "needs": ports(kind),
             "matrix": reference("matrix"),
             "seed": reference("seed"),
+            "executor": stage_executor(),
+            "resources": reference("resources"),
+        },
+    })
+}
+
+fn stage_executor() -> Value {
+    json!({ "type": ["string", "null"], "description": "Executor of the stage's attempts; `local` if absent." })
+}
+
+/// The settings of an executor; a profile may give a part of them.
+fn executor() -> Value {
+    let text = |description: &str| json!({ "type": ["string", "null"], "description": description });
+    let flag = |description: &str| json!({ "type": ["boolean", "null"], "description": description });
+    let number = |least: u64, description: &str| json!({ "type": ["integer", "null"], "minimum": least, "description": description });
+    let duration = |description: &str| with_description(&reference("duration"), description);
+    json!({
+        "type": ["object", "null"],
+        "additionalProperties": false,
+        "properties": {
+            "type": { "enum": ["slurm", "submit"], "description": "`slurm`, or `submit` for commands of your own." },
+            "max_jobs": number(1, "Maximum number of submitted jobs; 100 if absent."),
+            "interval": duration("Time between two queries of the state of all jobs; 10 s if absent."),
+            "grace": duration("Time in which the result of an ended job may still appear; 60 s if absent."),
+            "retries": number(0, "Further tries after a vanished job, a lost node or a time limit; 2 if absent."),
+            "backoff": duration("Pause before the second try, four times as long before each further one; 10 s if absent."),
+            "probe": flag("Whether a job checks the shared file system before a run; true if absent."),
+            "resources": reference("resources"),
+            "partition": text("Partition of Slurm."),
+            "account": text("Account of Slurm."),
+            "flags": {
+                "description": "Further arguments of sbatch.",
+                "type": ["array", "null"],
+                "items": { "type": "string", "pattern": "^-" },
+            },
+            "signal": duration("Time before its limit at which a job of Slurm gets SIGTERM; 60 s if absent."),
+            "requeue": flag("Whether Slurm may start a preempted job again; true if absent."),
+            "submit": text("Shell command that submits `{script}` and prints the job's id."),
+            "status": text("Shell command that prints the ids of all live jobs."),
+            "cancel": text("Shell command that cancels `{job}`."),
         },
     })
 }

@@ -31,16 +31,20 @@ use engine::graph::{Graph, LoadOptions};
 use engine::kind::Registry;
 use engine::store::Store;
 
-use crate::args::{Cli, Command, PipelineArgs, RunsCommand, StoreArgs};
+use crate::args::{Cli, Command, ExecutorArgs, PipelineArgs, RunsCommand, StoreArgs};
 use crate::output;
 
 /// Runs a command and turns its errors into messages and exit codes.
 pub fn main(cli: Cli, registry: &Registry) -> ExitCode {
     let result = match cli.command {
-        Command::Attempt { job } => return engine::attempt::main(&job, registry),
+        Command::Attempt { job, probe: true, .. } => return engine::attempt::answer_probe(&job),
+        Command::Attempt { job, detached: true, .. } => return engine::attempt::main_detached(&job, registry),
+        Command::Attempt { job, .. } => return engine::attempt::main(&job, registry),
         Command::Init { folder } => init::init(&folder, registry),
         Command::Run(args) => run::run(&args, registry),
-        Command::Plan { file, until, remote, sweep } => plan::plan(&file, &until, &remote, sweep, registry),
+        Command::Plan { file, until, remote, sweep, executor } => {
+            plan::plan(&file, &until, &remote, &executor, sweep, registry)
+        }
         Command::Config { file, changes } => config::config(&file, &changes, registry),
         Command::Explain { file, stage } => explain::explain(&file, &stage, registry),
         Command::Graph { file, format } => graph::graph(&file, format, registry),
@@ -133,6 +137,20 @@ fn options(pipeline: &PipelineArgs) -> LoadOptions {
         set: pipeline.changes.set.clone(),
         ..LoadOptions::default()
     }
+}
+
+/// The same, with every instance on the executor given by `--executor`.
+fn load_placed(
+    pipeline: &PipelineArgs,
+    until: &[String],
+    executor: &ExecutorArgs,
+    registry: &Registry,
+) -> std::result::Result<Graph, Failure> {
+    let mut graph = load(pipeline, until, registry)?;
+    if let Some(name) = &executor.executor {
+        graph.place_on(name)?;
+    }
+    Ok(graph)
 }
 
 /// The store given by `--store`, or `cache` next to the pipeline file.

@@ -10,8 +10,8 @@ use engine::remote::CombinedStore;
 use serde_json::{Value, json};
 
 use super::sweep::{Combination, combinations};
-use super::{CommandResult, Failure, load, open_store, print_json, remote};
-use crate::args::{PipelineArgs, RemoteArgs, UntilArgs};
+use super::{CommandResult, Failure, load_placed, open_store, print_json, remote};
+use crate::args::{ExecutorArgs, PipelineArgs, RemoteArgs, UntilArgs};
 use crate::output::counted;
 use crate::report::terminal::table;
 
@@ -19,12 +19,13 @@ pub fn plan(
     pipeline: &PipelineArgs,
     until: &UntilArgs,
     at: &RemoteArgs,
+    executor: &ExecutorArgs,
     sweep: bool,
     registry: &Registry,
 ) -> CommandResult {
     let as_json = pipeline.store.json;
     if !sweep {
-        let plan = describe_plan(pipeline, until, at, registry)?;
+        let plan = describe_plan(pipeline, until, at, executor, registry)?;
         plan.print(as_json);
         return Ok(0);
     }
@@ -32,7 +33,7 @@ pub fn plan(
     for (i, Combination { set, name }) in combinations(&pipeline.changes.set)?.into_iter().enumerate() {
         let mut one = pipeline.clone();
         one.changes.set = set;
-        let plan = describe_plan(&one, until, at, registry)?;
+        let plan = describe_plan(&one, until, at, executor, registry)?;
         if as_json {
             plans.push(json!({ "set": one.changes.set, "plan": plan.json() }));
         } else {
@@ -50,16 +51,18 @@ fn describe_plan(
     pipeline: &PipelineArgs,
     until: &UntilArgs,
     at: &RemoteArgs,
+    executor: &ExecutorArgs,
     registry: &Registry,
 ) -> std::result::Result<PlanView, Failure> {
-    let graph = load(pipeline, &until.until, registry)?;
+    let graph = load_placed(pipeline, &until.until, executor, registry)?;
     let store = open_store(pipeline)?;
     let flags = Flags::default();
     let address = remote::address(pipeline, at, &graph)?;
     let (plan, opened) = remote::plan_with_remote(&graph, registry, &store, &flags, address)?;
     let combined = CombinedStore { store: &store, remote: opened.as_ref() };
     let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;
-    let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
+    let mut missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
+    missing.extend(engine::run::missing_programs(&graph, &plan));
     let from_remote = combined.reused_from_remote(&plan)?;
     Ok(PlanView { graph, plan, from_remote, expected_costs, missing })
 }
@@ -108,6 +111,7 @@ pub fn print_plan(
     if as_json {
         return print_json(&plan_json(graph, plan, from_remote, expected_costs, missing));
     }
+    let some_elsewhere = graph.instances.iter().any(|instance| instance.placement.executor.is_some());
     let rows: Vec<Vec<String>> = plan
         .stages
         .iter()
@@ -120,17 +124,26 @@ pub fn print_plan(
                 PlannedState::Reuse { .. } => String::new(),
                 _ => planned.expected_seconds.map_or_else(|| "unknown".to_owned(), duration),
             };
-            vec![
+            let mut row = vec![
                 action.to_owned(),
                 instance.name.to_string(),
                 instance.kind.clone(),
                 line.key.map_or_else(String::new, |k| k[..12].to_owned()),
                 seconds,
-                line.reason,
-            ]
+            ];
+            if some_elsewhere {
+                let is_open = !matches!(planned.state, PlannedState::Reuse { .. });
+                row.push(instance.placement.executor.clone().filter(|_| is_open).unwrap_or_default());
+            }
+            row.push(line.reason);
+            row
         })
         .collect();
-    out!("{}", table(&["", "stage", "kind", "key", "expected", "reason"], 6, &rows));
+    let mut header = vec!["", "stage", "kind", "key", "expected", "reason"];
+    if some_elsewhere {
+        header.insert(5, "executor");
+    }
+    out!("{}", table(&header, header.len(), &rows));
     let expected: f64 = plan
         .stages
         .iter()
@@ -272,6 +285,9 @@ fn describe(graph: &Graph, plan: &Plan, from_remote: &[bool], expected_costs: &[
             });
             if let Some(expected_cost) = expected_cost {
                 object["cost"] = json!(expected_cost);
+            }
+            if let Some(executor) = &instance.placement.executor {
+                object["executor"] = json!(executor);
             }
             if *from_remote {
                 object["remote"] = json!(true);

@@ -10,7 +10,7 @@ use engine::plan::Flags;
 use engine::remote::CombinedStore;
 use engine::run::RunOptions;
 
-use super::{CommandResult, Failure, load, on_finish, open_store, plan, remote, sweep};
+use super::{CommandResult, Failure, load_placed, on_finish, open_store, plan, remote, sweep};
 use crate::args::RunArgs;
 use crate::progress::Progress;
 use crate::report;
@@ -30,7 +30,7 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
 }
 
 pub fn run_once(args: &RunArgs, registry: &Registry) -> std::result::Result<Finished, Failure> {
-    let graph = load(&args.file, &args.until.until, registry)?;
+    let graph = load_placed(&args.file, &args.until.until, &args.executor, registry)?;
     let store = open_store(&args.file)?;
     let flags = Flags::new(&graph, &args.force, &args.from)?;
     let address = if args.no_remote { None } else { remote::address(&args.file, &args.remote, &graph)? };
@@ -39,7 +39,8 @@ pub fn run_once(args: &RunArgs, registry: &Registry) -> std::result::Result<Fini
     let mut guard = Some(store.hold_off_collection()?);
     let (plan, opened) = remote::plan_with_remote(&graph, registry, &store, &flags, address)?;
     let combined = CombinedStore { store: &store, remote: opened.as_ref() };
-    let missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
+    let mut missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
+    missing.extend(engine::run::missing_programs(&graph, &plan));
     let device = args.device.name()?;
     if args.dry_run {
         let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;

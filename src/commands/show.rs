@@ -68,8 +68,9 @@ pub fn show(
     outln!("{stage}  {} {}", manifest.artifact_type, digest.short());
     outln!("  key {key}\n  folder {}", artifact.folder.display());
     if let Some(p) = provenance {
+        let job = p.job.map_or_else(String::new, |job| format!(" as job {} of {}", job.id, job.executor));
         outln!(
-            "  made by run {} in {:.1} s on {} ({}, {})",
+            "  made by run {} in {:.1} s on {}{job} ({}, {})",
             p.run,
             p.seconds,
             p.host,

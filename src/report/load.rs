@@ -284,6 +284,8 @@ impl RunData {
                 self.interrupted = interrupted;
             }
             Event::Planned { .. }
+            | Event::Probing { .. }
+            | Event::Job { .. }
             | Event::Waiting { .. }
             | Event::Checkpoint { .. }
             | Event::Resumed { .. }

@@ -58,10 +58,7 @@ pub(super) fn install() -> Result<Streams> {
     if !is_pipe(&liveness_pipe) {
         return Ok(Streams { stdout: File::from(stdout), thread_counts: None });
     }
-    let threads = std::fs::read_dir("/proc/self/task").at("/proc/self/task")?.count();
-    if threads != 1 {
-        return Err(Error::internal(format!("an attempt started with {threads} threads instead of one")));
-    }
+    check_single_threaded()?;
     let become_subreaper = || set_child_subreaper(Some(getpid())).map_err(|e| failed("adopting orphans", e));
     become_subreaper()?;
     let (thread_counts, relay) = std::io::pipe().at("a pipe")?;
@@ -89,6 +86,14 @@ pub(super) fn install() -> Result<Streams> {
             }
             None => Err(Error::environment(format!("cannot fork: {}", std::io::Error::last_os_error()))),
         },
+    }
+}
+
+/// Forking copies only one thread.
+pub(super) fn check_single_threaded() -> Result<()> {
+    match std::fs::read_dir("/proc/self/task").at("/proc/self/task")?.count() {
+        1 => Ok(()),
+        threads => Err(Error::internal(format!("an attempt started with {threads} threads instead of one"))),
     }
 }
 
@@ -142,7 +147,7 @@ fn run_guard(attempt: Pid, mut liveness_pipe: File, mut relay: PipeWriter) -> ! 
 }
 
 /// Reaps every child that has ended; returns the attempt's status if it is among them.
-fn reap(attempt: Pid) -> Option<WaitStatus> {
+pub(super) fn reap(attempt: Pid) -> Option<WaitStatus> {
     while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
         if pid == attempt {
             return Some(status);

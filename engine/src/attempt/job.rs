@@ -42,6 +42,18 @@ pub struct Job {
     /// The device that the attempt computes on.
     pub device: String,
     pub threads: usize,
+    /// For an attempt that runs without a connection to its orchestrator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached: Option<Detached>,
+}
+
+/// What ties an attempt on another machine to the store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Detached {
+    /// The file of the key's lease.
+    pub lease: PathBuf,
+    /// Time between two signs of life.
+    pub heartbeat_seconds: f64,
 }
 
 impl Job {

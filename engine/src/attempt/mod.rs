@@ -1,7 +1,10 @@
-//! One attempt: the child process that runs a kind once and commits its output.
+//! One attempt: the process that runs a kind once and commits its output. A child of the orchestrator, or a job of a batch
+//! system.
 
+pub(crate) mod detached;
 mod guard;
 mod job;
+mod probe;
 
 use std::any::Any;
 use std::fs::File;
@@ -14,12 +17,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 pub(crate) use guard::ThreadCount;
-pub use job::{FinalMessage, Job};
+pub use job::{Detached, FinalMessage, Job};
+pub use probe::answer_probe;
+pub(crate) use probe::{ProbeAnswer, Question};
 
-use crate::context::Context;
+use crate::context::{Context, StageEvent};
 use crate::error::{Error, Result};
 use crate::kind::Registry;
 use crate::names::Digest;
+use crate::run::redact::Secrets;
 use crate::store::Store;
 
 /// Stack of the thread that runs the kind, in bytes of virtual memory: candle's backward pass is recursive. Pages are
@@ -30,13 +36,14 @@ const STACK_BYTES: usize = 256 << 20;
 /// prints goes to standard error. Does not return before the kind has ended; dies with the orchestrator.
 pub fn main(job: &Path, registry: &Registry) -> ExitCode {
     let (events, thread_counts) = match guard::install() {
-        Ok(streams) => (EventWriter(Arc::new(Mutex::new(streams.stdout))), streams.thread_counts),
+        Ok(streams) => (EventWriter::new(streams.stdout, Secrets::default()), streams.thread_counts),
         Err(e) => {
             eprintln!("{e}");
             return ExitCode::from(e.exit_code());
         }
     };
-    let message = match run_job(job, registry, &events, thread_counts) {
+    let run = |job: Job| run_job(&job, registry, &events, thread_counts, &|| Ok(()));
+    let message = match Job::read(job).and_then(run) {
         Ok(digest) => FinalMessage::Done { digest, peak_bytes: guard::peak_bytes() },
         Err(error) => FinalMessage::Failed { error },
     };
@@ -47,9 +54,21 @@ pub fn main(job: &Path, registry: &Registry) -> ExitCode {
     }
 }
 
+/// Runs the job in the file `job` as a job of a batch system: writes its events and its result to files beside it, and does
+/// not depend on an orchestrator.
+pub fn main_detached(job: &Path, registry: &Registry) -> ExitCode {
+    detached::main(job, registry)
+}
+
 /// Runs the kind of `job` on a large stack and commits its output; panics become internal errors.
-fn run_job(job: &Path, registry: &Registry, events: &EventWriter, thread_counts: Option<PipeReader>) -> Result<Digest> {
-    let job = Job::read(job)?;
+/// `thread_counts` are those that an orchestrator sends; `may_commit` is asked before the commit.
+fn run_job(
+    job: &Job,
+    registry: &Registry,
+    events: &EventWriter,
+    thread_counts: Option<PipeReader>,
+    may_commit: &(dyn Fn() -> Result<()> + Sync),
+) -> Result<Digest> {
     let threads = Arc::new(AtomicUsize::new(job.threads.max(1)));
     if let Some(thread_counts) = thread_counts {
         let threads = threads.clone();
@@ -59,8 +78,8 @@ fn run_job(job: &Path, registry: &Registry, events: &EventWriter, thread_counts:
             .map_err(|e| Error::environment(format!("cannot start a thread: {e}")))?;
     }
     let run = || {
-        let caught =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_kind(&job, registry, events, threads)));
+        let run = || run_kind(job, registry, events, threads, may_commit);
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
         caught.unwrap_or_else(|panic| Err(Error::internal(format!("panicked: {}", panic_message(&*panic)))))
     };
     std::thread::scope(|scope| {
@@ -79,7 +98,13 @@ fn follow(mut thread_counts: PipeReader, threads: &AtomicUsize) {
     }
 }
 
-fn run_kind(job: &Job, registry: &Registry, events: &EventWriter, threads: Arc<AtomicUsize>) -> Result<Digest> {
+fn run_kind(
+    job: &Job,
+    registry: &Registry,
+    events: &EventWriter,
+    threads: Arc<AtomicUsize>,
+    may_commit: &(dyn Fn() -> Result<()> + Sync),
+) -> Result<Digest> {
     let unknown = |what: &str, name: &str| Error::internal(format!("this binary has no {what} `{name}`"));
     let kind = registry.get_kind(&job.kind).ok_or_else(|| unknown("kind", &job.kind))?;
     let output = registry.get_type(&job.output).ok_or_else(|| unknown("artifact type", &job.output))?;
@@ -101,7 +126,7 @@ fn run_kind(job: &Job, registry: &Registry, events: &EventWriter, threads: Arc<A
         .with_device(&job.device)
         .with_sink({
             let events = events.clone();
-            move |event| events.write(&event)
+            move |event| events.write_event(event)
         });
     let ran = kind.run(&job.params, &mut ctx);
     // No process that the kind started may write to the committed files.
@@ -109,20 +134,38 @@ fn run_kind(job: &Job, registry: &Registry, events: &EventWriter, threads: Arc<A
     ran?;
     ctx.write_metrics()?;
     drop(ctx);
+    may_commit()?;
     let (digest, _) = Store::open(&job.store)?.commit(&job.out, output)?;
     Ok(digest)
 }
 
-/// Writes events to the orchestrator, one JSON line each.
+/// Writes events for the orchestrator, one JSON line each.
 #[derive(Clone)]
-struct EventWriter(Arc<Mutex<File>>);
+struct EventWriter {
+    file: Arc<Mutex<File>>,
+    /// Removed from events; none if the orchestrator reads a pipe, since it removes them itself.
+    secrets: Secrets,
+}
 
 impl EventWriter {
+    fn new(file: File, secrets: Secrets) -> Self {
+        Self { file: Arc::new(Mutex::new(file)), secrets }
+    }
+
+    fn write_event(&self, event: StageEvent) {
+        self.write(&self.secrets.redact_event(event));
+    }
+
     fn write(&self, what: &impl Serialize) {
         let Ok(mut line) = serde_json::to_vec(what) else { return };
         line.push(b'\n');
         // A failed write means that the orchestrator is gone and this process is about to end.
-        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
+        let _ = self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
+    }
+
+    /// Lets other machines see the events.
+    fn sync(&self) {
+        let _ = self.file.lock().unwrap_or_else(PoisonError::into_inner).sync_data();
     }
 }
 

@@ -7,6 +7,7 @@ use crate::diagnostics::{Diagnostic, Diagnostics, Span, did_you_mean};
 use crate::names::is_name;
 
 pub mod effective;
+pub mod executors;
 mod inherit;
 pub mod interpolate;
 pub mod matrix;
@@ -14,18 +15,22 @@ pub mod merge;
 pub mod node;
 pub mod remote;
 pub mod report;
+pub mod resources;
 pub mod set;
 pub mod stage;
 pub mod yaml;
 
 pub use effective::EffectivePipeline;
+pub use executors::{ExecutorSettings, Executors, SlurmSettings, SubmitSettings, SystemSettings};
 pub use remote::RemoteSettings;
 pub use report::{REPORT_KEYS, ReportSettings};
+pub use resources::Resources;
 pub use stage::Stage;
 
-pub const TOP_KEYS: &[&str] = &["version", "seed", "targets", "stages", "profiles", "report", "remote", "on_finish"];
-pub const PROFILE_KEYS: &[&str] = &["seed", "targets", "stages", "report", "remote", "on_finish"];
-pub const STAGE_KEYS: &[&str] = &["uses", "needs", "with", "matrix", "seed"];
+pub const TOP_KEYS: &[&str] =
+    &["version", "seed", "targets", "stages", "profiles", "report", "remote", "executors", "on_finish"];
+pub const PROFILE_KEYS: &[&str] = &["seed", "targets", "stages", "report", "remote", "executors", "on_finish"];
+pub const STAGE_KEYS: &[&str] = &["uses", "needs", "with", "matrix", "seed", "executor", "resources"];
 pub const LABEL_KEYS: &[&str] = &["with", "needs", "seed"];
 
 /// A pipeline file with profiles and overrides applied; kinds and selectors are not resolved yet.
@@ -40,6 +45,8 @@ pub struct Document {
     pub remote: Option<RemoteSettings>,
     /// The command to start after a run; never part of a key.
     pub on_finish: Vec<String>,
+    /// Where attempts can run besides here; never part of a key.
+    pub executors: Executors,
 }
 
 /// Parses the file's text (source number `source`) and applies profiles, then overrides. Returns `None` if nothing
@@ -108,6 +115,9 @@ fn build(mut root: Map, default_targets: Vec<String>, start: Span, faults: &mut 
         },
         None => faults.push(Diagnostic::new(start, "the file has no `stages`")),
     }
+    let (mut executors, names) =
+        root.get("executors").map_or_else(Default::default, |node| executors::read(node, faults));
+    executors::check_stages(&mut executors, &names, &stages, faults);
     let targets = match targets {
         Some(given) => given.into_iter().map(|(text, span)| (text, Some(span))).collect(),
         None => {
@@ -119,7 +129,7 @@ fn build(mut root: Map, default_targets: Vec<String>, start: Span, faults: &mut 
                 .collect()
         }
     };
-    Document { seed, targets, stages, report, remote, on_finish }
+    Document { seed, targets, stages, report, remote, executors, on_finish }
 }
 
 /// Parses `on_finish`: a program and its arguments; null means none.
@@ -205,6 +215,9 @@ fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
                 }
                 if let Some(node) = map.get("on_finish") {
                     command(node, faults);
+                }
+                if let Some(node) = map.get("executors") {
+                    executors::check_overlay(node, faults);
                 }
                 for stage in map.get("stages").and_then(Node::as_map).into_iter().flat_map(|stages| &stages.0) {
                     if let Value::Map(stage) = &stage.value.value {

@@ -2,6 +2,7 @@
 
 use super::matrix::{self, Dimension};
 use super::node::{Map, Node, Value};
+use super::resources::{self, Resources};
 use super::{STAGE_KEYS, check_names, known_keys};
 use crate::diagnostics::{Diagnostic, Diagnostics, Span, nearest};
 use crate::names::{StageName, is_name};
@@ -19,6 +20,9 @@ pub struct Stage {
     pub with_span: Span,
     pub seed: Option<Node>,
     pub matrix: Vec<Dimension>,
+    /// Name of the executor of its attempts; never part of a key, like the resources.
+    pub executor: Option<(String, Span)>,
+    pub resources: Resources,
     /// Whether no fault has been found so far; used to suppress faults that follow from others.
     pub valid: bool,
     /// Whether each variable of the matrix is used.
@@ -44,6 +48,8 @@ pub fn read(map: Map, faults: &mut Diagnostics) -> Vec<Stage> {
             with_span: span,
             seed: None,
             matrix: Vec::new(),
+            executor: None,
+            resources: Resources::default(),
             valid: true,
             all_used: true,
         };
@@ -76,6 +82,10 @@ fn fill_stage(stage: &mut Stage, map: Map, names: &[String], faults: &mut Diagno
         match (entry.key.as_str(), entry.value) {
             ("uses", Node { value: Value::Str(kind), span }) => stage.uses = Some((kind, span)),
             ("uses", other) => faults.push(Diagnostic::new(other.span, "`uses` must name a kind")),
+            ("executor", Node { value: Value::Str(name), span }) => stage.executor = Some((name, span)),
+            ("executor", Node { value: Value::Null, .. }) => {}
+            ("executor", other) => faults.push(Diagnostic::new(other.span, "`executor` must name an executor")),
+            ("resources", node) => stage.resources = resources::read(&node, faults),
             ("seed", node) => stage.seed = Some(node),
             ("with", node) => {
                 stage.with_span = entry.key_span;

@@ -8,8 +8,9 @@ use super::draft_index::DraftIndex;
 use super::expand::{self, InstanceDraft};
 use super::params::{self, CheckedParams, KindSchema};
 use super::select::{Selection, Selector};
-use super::{Graph, InputSource, Instance, LoadOptions, PortInputs, order, wiring};
+use super::{Graph, InputSource, Instance, LoadOptions, Placement, PortInputs, order, wiring};
 use crate::diagnostics::{Diagnostic, Diagnostics, Span, did_you_mean};
+use crate::document::executors::LOCAL;
 use crate::document::{self, Document};
 use crate::kind::{Arity, ConnectedInput, Registry, Signature};
 use crate::names::Digest;
@@ -347,9 +348,13 @@ fn build_graph(
             inputs.push(PortInputs { port: need.port, arity, from });
         }
         inputs.sort_by(|a, b| a.port.cmp(&b.port));
-        let kind = document.stages[draft.stage].uses.as_ref().map_or_else(String::new, |(kind, _)| kind.clone());
+        let stage = &document.stages[draft.stage];
+        let kind = stage.uses.as_ref().map_or_else(String::new, |(kind, _)| kind.clone());
+        let executor = stage.executor.as_ref().map(|(name, _)| name.clone()).filter(|name| name != LOCAL);
+        let placement = Placement { executor, resources: stage.resources.clone() };
         let (name, matrix, seed) = (draft.name, draft.matrix, draft.seed);
-        instances[position[at]] = Some(Instance { name, matrix, kind, params: values.params, seed, signature, inputs });
+        instances[position[at]] =
+            Some(Instance { name, matrix, kind, params: values.params, seed, signature, inputs, placement });
     }
     Graph {
         instances: instances.into_iter().flatten().collect(),
@@ -360,5 +365,6 @@ fn build_graph(
         report: document.report.clone(),
         remote: document.remote.clone(),
         on_finish: document.on_finish.clone(),
+        executors: document.executors.clone(),
     }
 }

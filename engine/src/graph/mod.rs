@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::diagnostics::{Diagnostic, Diagnostics};
-use crate::document::{EffectivePipeline, RemoteSettings, ReportSettings, set};
+use crate::document::{EffectivePipeline, Executors, RemoteSettings, ReportSettings, Resources, executors, set};
+use crate::error::{Error, Result};
 use crate::kind::{Arity, Registry, Signature};
 use crate::names::InstanceName;
 
@@ -42,6 +43,8 @@ pub struct Graph {
     pub remote: Option<RemoteSettings>,
     /// The file's `on_finish`: a program and its arguments, started after a run; empty: none.
     pub on_finish: Vec<String>,
+    /// The file's `executors`.
+    pub executors: Executors,
 }
 
 /// One instance of a stage, checked and with every default filled in.
@@ -57,6 +60,37 @@ pub struct Instance {
     pub signature: Signature,
     /// The connected ports, sorted by name.
     pub inputs: Vec<PortInputs>,
+    pub placement: Placement,
+}
+
+/// Where the attempts of an instance run. Never part of a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Placement {
+    /// Name of an executor; `None`: a child process.
+    pub executor: Option<String>,
+    pub resources: Resources,
+}
+
+impl Graph {
+    /// Places all instances on one executor.
+    ///
+    /// # Errors
+    /// When the pipeline has no such executor, or it needs resources that a stage does not set.
+    pub fn place_on(&mut self, executor: &str) -> Result<()> {
+        let settings = executors::find(&mut self.executors, executor)
+            .map_err(|help| Error::user(format!("unknown executor `{executor}`")).help(help))?
+            .cloned();
+        for instance in &mut self.instances {
+            let missing = settings
+                .as_ref()
+                .and_then(|settings| executors::missing_resource(executor, settings, &instance.placement.resources));
+            if let Some(message) = missing {
+                return Err(Error::user(format!("{}: {message}", instance.name)).help(executors::RESOURCE_HELP));
+            }
+            instance.placement.executor = settings.is_some().then(|| executor.to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// The inputs of one port; never empty.

@@ -1,14 +1,24 @@
 //! Ctrl-C, SIGTERM and SIGHUP (a closed terminal): the first signal stops the runs of this process in an orderly way,
-//! the second ends it at once.
+//! the second ends it at once. Only Ctrl-C also cancels the jobs of batch systems: whoever closes a terminal, or ends the
+//! job that this process is part of, did not ask for that.
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, Once, PoisonError};
 
 use tokio::signal::unix::{SignalKind, signal};
 
+/// How a run is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interruption {
+    /// Ctrl-C: everything that the run started ends.
+    Cancel,
+    /// The orchestrator ends, and with it its child processes. Jobs of batch systems go on.
+    Leave,
+}
+
 struct Hook {
     id: u64,
-    call: Box<dyn Fn() + Send>,
+    call: Box<dyn Fn(Interruption) + Send>,
     called: bool,
 }
 
@@ -29,7 +39,7 @@ impl Drop for HookGuard {
 
 /// Calls `hook` at the first signal. Handlers cannot be removed, so a process that once listened keeps listening:
 /// without a living guard, a signal ends it at once, like the default action.
-pub fn on_signal(hook: impl Fn() + Send + 'static) -> HookGuard {
+pub fn on_signal(hook: impl Fn(Interruption) + Send + 'static) -> HookGuard {
     static NEXT_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     LISTENER.call_once(|| {
         let (ready, started) = std::sync::mpsc::channel();
@@ -57,17 +67,17 @@ fn listen(ready: &std::sync::mpsc::Sender<()>) {
         let mut hangup = if ignores_hangup() { None } else { signal(SignalKind::hangup()).ok() };
         let _ = ready.send(());
         loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                Some(_) = async { hangup.as_mut()?.recv().await } => {}
-            }
+            let interruption = tokio::select! {
+                _ = interrupt.recv() => Interruption::Cancel,
+                _ = terminate.recv() => Interruption::Leave,
+                Some(_) = async { hangup.as_mut()?.recv().await } => Interruption::Leave,
+            };
             let mut hooks = HOOKS.lock().unwrap_or_else(PoisonError::into_inner);
             if hooks.iter().all(|hook| hook.called) {
                 std::process::exit(i32::from(EXIT_CODE));
             }
             for hook in hooks.iter_mut() {
-                (hook.call)();
+                (hook.call)(interruption);
                 hook.called = true;
             }
         }

@@ -4,14 +4,16 @@
 //! must run, no thread and no runtime is started. If a round found damaged inputs, the run plans again and continues
 //! with another round.
 
-mod child;
+mod executor;
 mod flow;
 mod inputs;
 mod interrupt;
+pub(crate) mod log;
 mod node_runner;
 mod node_state;
 mod prefetch;
 mod queue;
+mod reattach;
 mod record;
 pub(crate) mod redact;
 mod run_state;
@@ -34,6 +36,8 @@ use crate::names::{Digest, InstanceName};
 use crate::plan::{Flags, Plan, PlannedState};
 use crate::remote::{CombinedStore, Remote};
 use crate::store::Store;
+pub use executor::missing_programs;
+use executor::{Executors, KillHandle};
 use node_runner::NodeRunner;
 use node_state::SchedulerEvent;
 use run_state::{InstanceResult, RunState};
@@ -185,6 +189,14 @@ pub fn run(
         run_state.emit(Event::Warning { stage: None, message });
     }
     run_state.planned(plan);
+    let executors = Executors::new(&graph.executors);
+    match probe(&executors, graph, plan, store, options, &mut run_state) {
+        Ok(interrupted) => run_state.interrupted = interrupted,
+        Err(error) => {
+            run_state.finish()?;
+            return Err(error);
+        }
+    }
     let mut replanned = None;
     let mut remade: Vec<Digest> = Vec::new();
     let combined = CombinedStore { store, remote: options.remote.as_deref() };
@@ -198,7 +210,8 @@ pub fn run(
         let plan = replanned.as_ref().unwrap_or(plan);
         let needs = plan.stages.iter().map(|stage| stage.need).collect();
         let uploads = uploader.as_ref().map(Uploader::sender);
-        let runner = NodeRunner { graph, store, registry, options, flags, needs, run: &run, uploads };
+        let runner =
+            NodeRunner { graph, store, registry, options, executors: &executors, flags, needs, run: &run, uploads };
         let round = run_round(&runner, plan, &mut run_state)?;
         let again = round.damaged.iter().any(|(_, input, _)| !remade.contains(input));
         if round.damaged.is_empty() || !again || number == MAX_ROUNDS || run_state.stopping() {
@@ -226,6 +239,24 @@ pub fn run(
     }
     prefetch::emit_warnings(combined, &mut run_state);
     run_state.finish()
+}
+
+/// Checks that the batch systems of the plan see the store. Returns whether the run was interrupted meanwhile.
+fn probe(
+    executors: &Executors,
+    graph: &Graph,
+    plan: &Plan,
+    store: &Store,
+    options: &RunOptions,
+    run_state: &mut RunState<'_>,
+) -> Result<bool> {
+    let kill_handle = KillHandle::default();
+    let needs_signals = !executors.is_empty();
+    let _guard = needs_signals.then(|| {
+        let kill_handle = kill_handle.clone();
+        interrupt::on_signal(move |interruption| kill_handle.kill(interruption))
+    });
+    executor::probe::probe(executors, graph, plan, store, options, &kill_handle, |event| run_state.emit(event))
 }
 
 /// Records the instances that the plan reuses and runs the rest.
@@ -280,7 +311,7 @@ fn run_round<'a>(runner: &'a NodeRunner<'a>, plan: &Plan, run_state: &mut RunSta
     let (events, inbox) = channel();
     let _guard = interrupt::on_signal({
         let events = events.clone();
-        move || drop(events.send(SchedulerEvent::Interrupt))
+        move |interruption| drop(events.send(SchedulerEvent::Interrupt(interruption)))
     });
     std::thread::scope(|scope| {
         Scheduler::new(scope, runner, run_state, &ranks, events, &parents, digests).run(inbox, parents)

@@ -5,16 +5,17 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::{Instant, SystemTime};
+use std::time::Duration;
 
-use super::child::{self, AttemptExit, KillHandle, LaunchOptions};
+use super::executor::{AttemptEnd, AttemptEvent, AttemptExit, Executors, KillHandle, LaunchOptions, unreported_exit};
+use super::log;
+use super::reattach::InputState;
 use super::redact::Secrets;
 use super::{Failure, RunOptions};
-use crate::attempt::{FinalMessage, Job};
+use crate::attempt::{Detached, FinalMessage, Job};
 use crate::context::{Input, StageEvent};
-use crate::error::{AtPath, Error, Result};
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Instance};
-use crate::journal::unix_seconds;
 use crate::kind::Registry;
 use crate::names::{Digest, Key};
 use crate::plan::{ArtifactNeed, Decision, Flags, Reason, Recipe, RecipeState};
@@ -32,6 +33,7 @@ pub(super) struct NodeRunner<'a> {
     pub store: &'a Store,
     pub registry: &'a Registry,
     pub options: &'a RunOptions,
+    pub executors: &'a Executors,
     /// The flags without the stages that this run has already forced.
     pub flags: Flags,
     /// By instance: whether the bytes of its artifact are known to be needed.
@@ -97,12 +99,14 @@ pub(super) enum AttemptOutcome {
         failure: Failure,
     },
     Killed,
+    /// Its job goes on after the end of this run.
+    Left,
 }
 
 /// Why a try failed, and the attempt's log if one was started.
-struct TryError {
-    error: Error,
-    log: Option<PathBuf>,
+pub(super) struct TryError {
+    pub error: Error,
+    pub log: Option<PathBuf>,
 }
 
 impl From<Error> for TryError {
@@ -114,7 +118,7 @@ impl From<Error> for TryError {
 /// Events while an instance is executed.
 pub(super) enum RunnerEvent {
     Started { key: Key, threads: usize, folder: AttemptFolder },
-    Stage(StageEvent),
+    Attempt(AttemptEvent),
     Warning(String),
 }
 
@@ -157,7 +161,7 @@ impl NodeRunner<'_> {
                 // Redact again: secrets were removed when the log was written, but other programs may have written to
                 // it since.
                 let secrets = Secrets::of([&self.instance(request.node).signature]);
-                let tail = log.as_deref().map(|log| child::tail(log, TAIL_LINES)).unwrap_or_default();
+                let tail = log.as_deref().map(|path| log::tail(path, TAIL_LINES)).unwrap_or_default();
                 let tail = tail.iter().map(|line| secrets.redact(line)).collect();
                 let failure = Failure { stage: self.instance(request.node).name.clone(), error, log, tail };
                 AttemptOutcome::Failed { ready: request.ready, lock: request.lock, failure }
@@ -187,7 +191,10 @@ impl NodeRunner<'_> {
         }
         match &request.ready.reason {
             // Clears its checkpoints too.
-            Reason::Forced if request.tries == 0 => self.store.clear_work(&key)?,
+            Reason::Forced if request.tries == 0 => {
+                self.revoke_lease(&key, emit)?;
+                self.store.clear_work(&key)?;
+            }
             Reason::ArtifactDamaged { file } => {
                 if let Some(digest) = self.store.recorded_digest(&key)? {
                     let quarantined = self.store.quarantine(&digest)?;
@@ -203,26 +210,50 @@ impl NodeRunner<'_> {
         if let Some(damaged) = self.check_inputs(instance, &request.digests)? {
             return Ok(damaged);
         }
+        if let Some(outcome) = self.follow_leased_attempt(request, emit)? {
+            return Ok(outcome);
+        }
 
-        let folder = self.store.new_attempt(&key)?;
-        let outcome =
-            self.attempt(request, &folder, emit).map_err(|error| TryError { error, log: Some(folder.log.clone()) });
-        // Keep only the log and the job file; the committed artifact has its own links to the files.
+        let mut folder = self.store.new_attempt(&key)?;
+        let outcome = self.attempt(request, &mut folder, emit);
+        self.tidy_up(&key, &folder, &outcome, emit);
+        outcome.map_err(|error| TryError { error, log: Some(folder.log) })
+    }
+
+    /// Keeps only the log and the job file of an attempt that is over: the committed artifact has its own links to the
+    /// files.
+    pub(super) fn tidy_up(
+        &self,
+        key: &Key,
+        folder: &AttemptFolder,
+        outcome: &Result<AttemptOutcome>,
+        emit: &mut dyn FnMut(RunnerEvent),
+    ) {
+        if matches!(outcome, Ok(AttemptOutcome::Left)) {
+            return;
+        }
+        if let Err(error) = self.store.remove_lease(key) {
+            emit(RunnerEvent::Warning(format!("cannot delete the lease of an attempt: {error}")));
+        }
         if let Err(error) = folder.discard() {
             emit(RunnerEvent::Warning(format!("cannot delete {}: {error}", folder.out.display())));
         }
-        outcome
     }
 
     fn attempt(
         &self,
         request: &AttemptRequest,
-        folder: &AttemptFolder,
+        folder: &mut AttemptFolder,
         emit: &mut dyn FnMut(RunnerEvent),
     ) -> Result<AttemptOutcome> {
         let (instance, key) = (self.instance(request.node), request.ready.key);
         let signature = &instance.signature;
         let secrets = Secrets::of([signature]);
+        let before = self.input_state(instance, &request.digests)?;
+        let lease = self.lease(instance, folder, &before);
+        if instance.placement.executor.is_some() {
+            folder.log = folder.root.join(&lease.log);
+        }
         let job = self.job(request, folder)?;
         let job_file = folder.root.join("job.json");
         job.write(&job_file)?;
@@ -230,42 +261,63 @@ impl NodeRunner<'_> {
 
         let Some(lock) = &request.lock else { return Err(Error::internal("an attempt does not hold its key's lock")) };
         let launch = LaunchOptions {
+            store: self.store,
+            key,
             command: &self.options.command,
             job: &job_file,
-            folder: &folder.root,
-            log: &folder.log,
+            folder,
             threads: request.threads,
+            resources: &instance.placement.resources,
             env: &signature.env,
             set_env: &self.options.env,
+            device: &self.options.device,
             secrets: &secrets,
             lock: lock.as_fd(),
+            lease: &lease,
         };
-        let unlisted_files = self.unlisted_files(instance, &request.digests)?;
-        let stats = self.store.input_stats(&instance.params)?;
-        let (started, clock) = (unix_seconds(SystemTime::now()), Instant::now());
+        let executor = self.executors.get(instance.placement.executor.as_deref())?;
         let mut warnings = Vec::new();
-        let exit = child::run(&launch, &request.kill_handle, |event| {
-            if let StageEvent::Warning { message } = &event {
+        let end = executor.run(&launch, &request.kill_handle, &mut |event| {
+            if let AttemptEvent::Stage(StageEvent::Warning { message }) = &event {
                 warnings.push(message.clone());
             }
-            emit(RunnerEvent::Stage(event));
+            emit(RunnerEvent::Attempt(event));
         })?;
-        let seconds = clock.elapsed().as_secs_f64();
-        let changed = self.changed_input(instance, &request.digests, &unlisted_files)?;
-        match (exit, changed) {
+        self.conclude(request, folder, &before, end, warnings, emit)
+    }
+
+    /// The outcome of an attempt that has ended: checks its inputs again and records its artifact.
+    pub(super) fn conclude(
+        &self,
+        request: &AttemptRequest,
+        folder: &AttemptFolder,
+        before: &InputState,
+        end: AttemptEnd,
+        warnings: Vec<String>,
+        emit: &mut dyn FnMut(RunnerEvent),
+    ) -> Result<AttemptOutcome> {
+        let (instance, key) = (self.instance(request.node), request.ready.key);
+        let is_job = end.execution.job.is_some();
+        if matches!(end.exit, AttemptExit::Left) {
+            return Ok(AttemptOutcome::Left);
+        }
+        let changed = self.changed_input(instance, &request.digests, &before.unlisted_files)?;
+        match (end.exit, changed) {
             (AttemptExit::Killed, _) => Ok(AttemptOutcome::Killed),
+            (AttemptExit::Left, _) => Ok(AttemptOutcome::Left),
             (_, Some(error)) => Err(error),
             (AttemptExit::Reported(FinalMessage::Done { digest, peak_bytes }), None) => {
                 // Files outside the store may have changed during the attempt; an artifact made from them must not be
                 // recorded under this key.
-                let now = self.store.input_stats(&instance.params)?;
-                if let Some(((path, _), _)) = stats.iter().zip(&now).find(|(before, now)| before != now) {
+                let now = self.input_state(instance, &request.digests)?.stats;
+                if let Some(((path, _), _)) = before.stats.iter().zip(&now).find(|(before, now)| before != now) {
                     return Err(changed_outside().context(path.display()));
                 }
                 if self.recipe(request.node, &request.digests)?.key() != key {
                     return Err(changed_outside());
                 }
-                let provenance = self.provenance(instance, folder, started, seconds, peak_bytes, warnings)?;
+                let provenance = self.provenance(instance, folder, end.execution, peak_bytes, warnings)?;
+                let seconds = provenance.seconds;
                 let record = ActionRecord { key, digest, recipe: request.ready.recipe.clone(), provenance };
                 let forced = request.ready.reason == Reason::Forced;
                 let digest = self.record(instance, &record, forced, emit)?;
@@ -274,14 +326,13 @@ impl NodeRunner<'_> {
                 Ok(AttemptOutcome::Made { key, digest, seconds, peak_bytes })
             }
             (AttemptExit::Reported(FinalMessage::Failed { error }), None) => Err(error),
-            (AttemptExit::Unreported(status), None) => Err(child::unreported_exit(status, &folder.log)),
+            (AttemptExit::Unreported(status), None) => Err(unreported_exit(status, &folder.log, is_job)),
         }
     }
 
     /// The key has a record now, so no attempt will resume from its checkpoints.
     fn clear_checkpoints(&self, key: &Key, emit: &mut dyn FnMut(RunnerEvent)) {
-        let cleared = self.store.checkpoints(key).and_then(|folder| std::fs::remove_dir_all(&folder).at(&folder));
-        if let Err(error) = cleared {
+        if let Err(error) = self.store.clear_checkpoints(key) {
             emit(RunnerEvent::Warning(format!("cannot delete the checkpoints: {error}")));
         }
     }
@@ -299,6 +350,16 @@ impl NodeRunner<'_> {
             }
             inputs.insert(port.port.clone(), at_port);
         }
+        let key = &request.ready.key;
+        let batch = instance.placement.executor.as_deref().and_then(|name| self.executors.batch(name));
+        let checkpoints = match batch {
+            None => self.store.checkpoints(key)?,
+            Some(_) => self.store.checkpoints_of_attempt(key, &folder.name())?,
+        };
+        let detached = batch.map(|batch| Detached {
+            lease: self.store.lease_file(key),
+            heartbeat_seconds: batch.settings().interval.as_secs_f64(),
+        });
         Ok(Job {
             stage: instance.name.to_string(),
             kind: instance.kind.clone(),
@@ -309,14 +370,33 @@ impl NodeRunner<'_> {
             output: instance.signature.output.clone(),
             store: self.store.root().to_owned(),
             out: folder.out.clone(),
-            checkpoints: self.store.checkpoints(&request.ready.key)?,
+            checkpoints,
             requests: self.store.requests(),
             may_pay: self.options.pay || !request.ready.reason.is_repair(),
             may_pay_again: self.options.pay,
             cadence: self.options.cadence,
             device: self.options.device.clone(),
             threads: request.threads,
+            detached,
         })
+    }
+
+    /// The threads that a stage asks its batch system for, and the name of that executor; `None`: it runs here.
+    pub fn placement(&self, node: usize) -> Option<(&str, usize)> {
+        let placement = &self.instance(node).placement;
+        let name = placement.executor.as_deref()?;
+        let defaults = self.executors.batch(name).map(|batch| &batch.settings().resources);
+        let threads = placement.resources.threads.or(defaults.and_then(|defaults| defaults.threads));
+        Some((name, threads.map_or(1, |threads| threads as usize)))
+    }
+
+    /// Maximum number of tries of a stage that fails with transient errors, and the pause before the second.
+    pub fn retries(&self, node: usize) -> (u32, Duration) {
+        const LOCAL_TRIES: u32 = 3;
+        match self.placement(node).and_then(|(name, _)| self.executors.batch(name)) {
+            None => (LOCAL_TRIES, self.options.retry_delay),
+            Some(batch) => (batch.settings().retries.saturating_add(1), batch.settings().backoff),
+        }
     }
 
     /// Describes the holder of `key`'s lock, if it has announced itself.

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::child::KillHandle;
+use super::executor::KillHandle;
 use super::flow::{NodeMessage, NodeQuery};
+use super::interrupt::Interruption;
 use super::node_runner::{AttemptOutcome, NodeDecision, ReadyNode, RunnerEvent};
 use crate::error::{Error, Result};
 use crate::names::Key;
@@ -32,7 +33,7 @@ pub(super) enum SchedulerEvent {
         node: usize,
         error: Error,
     },
-    Interrupt,
+    Interrupt(Interruption),
     FlowEnded(Result<()>),
 }
 

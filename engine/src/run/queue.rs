@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// CPU threads as slots, the instances that wait for them and those that hold them.
+/// CPU threads as slots, or jobs of a batch system; the instances that wait for them and those that hold them.
 #[derive(Debug)]
 pub(super) struct SlotQueue {
     total: usize,

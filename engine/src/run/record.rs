@@ -2,22 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use super::executor::Execution;
 use super::node_runner::{NodeRunner, RunnerEvent};
 use crate::error::{Error, Result};
 use crate::external;
 use crate::graph::Instance;
 use crate::names::Digest;
-use crate::store::{
-    ActionRecord, AttemptFolder, Platform, Presence, Provenance, RecordResult, Resolution, resolve_conflict,
-};
+use crate::store::{ActionRecord, AttemptFolder, Presence, Provenance, RecordResult, Resolution, resolve_conflict};
 
 impl NodeRunner<'_> {
     pub fn provenance(
         &self,
         instance: &Instance,
         folder: &AttemptFolder,
-        started: f64,
-        seconds: f64,
+        execution: Execution,
         peak_bytes: u64,
         warnings: Vec<String>,
     ) -> Result<Provenance> {
@@ -28,15 +26,17 @@ impl NodeRunner<'_> {
             }
             Ok(external.to_value())
         })?;
+        let Execution { host, platform, started, seconds, job } = execution;
         Ok(Provenance {
             stage: instance.name.clone(),
             started,
             seconds,
             peak_bytes,
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            platform: Platform::with_device(&self.options.device),
+            host,
+            platform,
             run: self.run.to_owned(),
-            attempt: folder.root.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            attempt: folder.name(),
+            job,
             paths,
             warnings,
         })

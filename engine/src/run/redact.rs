@@ -7,6 +7,9 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD_NO_PAD as STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use crate::attempt::FinalMessage;
+use crate::context::StageEvent;
+use crate::error::Error;
 use crate::kind::Signature;
 use crate::text;
 
@@ -56,6 +59,35 @@ impl Secrets {
         let mut clean = stream.push(text.as_bytes());
         clean.extend(stream.end());
         String::from_utf8_lossy(&clean).into_owned()
+    }
+
+    pub fn redact_event(&self, event: StageEvent) -> StageEvent {
+        match event {
+            StageEvent::Progress { done, total, unit, headline } => {
+                let headline = headline.map(|(name, value)| (self.redact(&name), value));
+                StageEvent::Progress { done, total, unit: self.redact(&unit), headline }
+            }
+            StageEvent::Timing { what, seconds } => {
+                let seconds = seconds.into_iter().map(|(name, value)| (self.redact(&name), value)).collect();
+                StageEvent::Timing { what: self.redact(&what), seconds }
+            }
+            StageEvent::Checkpoint { done, total, unit } => {
+                StageEvent::Checkpoint { done, total, unit: self.redact(&unit) }
+            }
+            StageEvent::Resumed { done, total, unit } => StageEvent::Resumed { done, total, unit: self.redact(&unit) },
+            StageEvent::Paid(paid) => StageEvent::Paid(paid),
+            StageEvent::Warning { message } => StageEvent::Warning { message: self.redact(&message) },
+        }
+    }
+
+    pub fn redact_final(&self, message: FinalMessage) -> FinalMessage {
+        match message {
+            FinalMessage::Done { .. } => message,
+            FinalMessage::Failed { error } => {
+                let (message, help) = (self.redact(&error.message), error.help.map(|help| self.redact(&help)));
+                FinalMessage::Failed { error: Error { message, help, ..error } }
+            }
+        }
     }
 }
 

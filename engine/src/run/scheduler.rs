@@ -7,8 +7,9 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::child::KillHandle;
+use super::executor::{AttemptEvent, KillHandle};
 use super::flow::{self, NodeMessage, NodeQuery};
+use super::interrupt::Interruption;
 use super::node_runner::{AttemptOutcome, AttemptRequest, Digests, NodeDecision, NodeRunner, ReadyNode, RunnerEvent};
 use super::node_state::{NodeState, ScheduledNode, SchedulerEvent};
 use super::queue::SlotQueue;
@@ -21,8 +22,6 @@ use crate::store::KeyLock;
 
 /// Maximum number of concurrent decisions; a decision may hash a file.
 const MAX_DECISIONS: usize = 4;
-/// Maximum number of tries of a stage that fails with transient errors.
-const MAX_TRIES: u32 = 3;
 /// Minimum and maximum pause between tries to lock a key that another process holds.
 const LOCK_POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
@@ -39,7 +38,10 @@ pub(super) struct Scheduler<'scope, 'env, 'state, 'journal> {
     run_state: &'state mut RunState<'journal>,
     events: Sender<SchedulerEvent>,
     nodes: BTreeMap<usize, ScheduledNode>,
+    /// Threads of this machine.
     queue: SlotQueue,
+    /// Jobs of batch systems, by executor.
+    job_queues: BTreeMap<&'env str, SlotQueue>,
     ranks: &'env [u64],
     undecided: VecDeque<(usize, Option<KeyLock>)>,
     deciding: usize,
@@ -89,6 +91,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             events,
             nodes: nodes.collect(),
             queue: SlotQueue::new(runner.options.jobs),
+            job_queues: BTreeMap::new(),
             ranks,
             undecided: VecDeque::new(),
             deciding: 0,
@@ -153,7 +156,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             SchedulerEvent::Runner { node, event } => self.on_runner_event(node, event),
             SchedulerEvent::AttemptEnded { node, outcome } => self.on_attempt_ended(node, outcome),
             SchedulerEvent::ThreadFailed { node, error } => self.on_thread_failed(node, error),
-            SchedulerEvent::Interrupt => self.on_interrupt(),
+            SchedulerEvent::Interrupt(interruption) => self.on_interrupt(interruption),
             SchedulerEvent::FlowEnded(result) => self.flow_result = Some(result),
         }
     }
@@ -210,35 +213,53 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
 
     fn enqueue(&mut self, node: usize, ready: Box<ReadyNode>, lock: Option<KeyLock>) {
         self.node(node).state = NodeState::Queued { ready, lock };
-        self.queue.push(node, self.ranks[node]);
+        let rank = self.ranks[node];
+        self.queue_of(node).push(node, rank);
+    }
+
+    /// The queue for the slots that an instance needs.
+    fn queue_of(&mut self, node: usize) -> &mut SlotQueue {
+        let runner = self.runner;
+        match runner.placement(node) {
+            None => &mut self.queue,
+            Some((executor, _)) => self.job_queues.entry(executor).or_insert_with(|| {
+                let max_jobs = runner.executors.batch(executor).map_or(1, |batch| batch.settings().max_jobs);
+                SlotQueue::new(max_jobs)
+            }),
+        }
     }
 
     fn on_runner_event(&mut self, node: usize, event: RunnerEvent) {
         let stage = self.runner.instance(node).name.to_string();
         self.run_state.emit(match event {
             RunnerEvent::Started { key, threads, folder } => {
-                let attempt = folder.root.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                Event::StageStarted { stage, key, threads, attempt, log: folder.log }
+                Event::StageStarted { stage, key, threads, attempt: folder.name(), log: folder.log }
             }
-            RunnerEvent::Stage(StageEvent::Progress { done, total, unit, headline }) => {
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Progress { done, total, unit, headline })) => {
                 Event::Progress { stage, done, total, unit, headline }
             }
-            RunnerEvent::Stage(StageEvent::Timing { what, seconds }) => Event::Timing { stage, what, seconds },
-            RunnerEvent::Stage(StageEvent::Checkpoint { done, total, unit }) => {
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Timing { what, seconds })) => {
+                Event::Timing { stage, what, seconds }
+            }
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Checkpoint { done, total, unit })) => {
                 Event::Checkpoint { stage, done, total, unit }
             }
-            RunnerEvent::Stage(StageEvent::Resumed { done, total, unit }) => {
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Resumed { done, total, unit })) => {
                 Event::Resumed { stage, done, total, unit }
             }
-            RunnerEvent::Stage(StageEvent::Paid(paid)) => Event::Paid { stage, paid },
-            RunnerEvent::Stage(StageEvent::Warning { message }) | RunnerEvent::Warning(message) => {
-                Event::Warning { stage: Some(stage), message }
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Paid(paid))) => Event::Paid { stage, paid },
+            RunnerEvent::Attempt(AttemptEvent::Job { executor, id, attached }) => {
+                Event::Job { stage, executor, job: id, attached }
             }
+            RunnerEvent::Attempt(
+                AttemptEvent::Stage(StageEvent::Warning { message }) | AttemptEvent::Warning(message),
+            )
+            | RunnerEvent::Warning(message) => Event::Warning { stage: Some(stage), message },
         });
     }
 
     fn on_attempt_ended(&mut self, node: usize, outcome: AttemptOutcome) {
-        self.queue.release(node);
+        self.queue_of(node).release(node);
         match outcome {
             AttemptOutcome::Made { key, digest, seconds, peak_bytes } => {
                 let stage = self.runner.instance(node).name.to_string();
@@ -247,7 +268,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
                 self.publish(node, digest);
             }
             AttemptOutcome::Reused { key, digest } => self.reuse(node, key, digest),
-            AttemptOutcome::Killed => self.finish(node, NodeMessage::Cancelled),
+            AttemptOutcome::Killed | AttemptOutcome::Left => self.finish(node, NodeMessage::Cancelled),
             AttemptOutcome::InputDamaged { input, error } => {
                 self.round.damaged.push((node, input, error));
                 self.finish(node, NodeMessage::Cancelled);
@@ -260,8 +281,9 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             AttemptOutcome::Failed { ready, lock, failure } => {
                 let tries = self.node(node).tries + 1;
                 self.node(node).tries = tries;
-                if failure.error.transient && tries < MAX_TRIES && !self.run_state.stopping() {
-                    let pause = self.runner.options.retry_delay * 4u32.pow(tries - 1);
+                let (max_tries, delay) = self.runner.retries(node);
+                if failure.error.transient && tries < max_tries && !self.run_state.stopping() {
+                    let pause = delay.saturating_mul(4u32.saturating_pow(tries - 1));
                     let stage = self.runner.instance(node).name.to_string();
                     let seconds = pause.as_secs_f64();
                     self.run_state.emit(Event::Retrying { stage, error: failure.error, tries, seconds });
@@ -288,8 +310,8 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
     fn on_thread_failed(&mut self, node: usize, error: Error) {
         match &self.node(node).state {
             NodeState::Running { kill_handle } => {
-                kill_handle.kill();
-                self.queue.release(node);
+                kill_handle.kill(Interruption::Cancel);
+                self.queue_of(node).release(node);
             }
             _ => self.deciding -= 1,
         }
@@ -349,12 +371,10 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
                 SchedulerEvent::Decided { node, lock, decided }
             });
         }
-        let runner = self.runner;
         let others = self.expected_queries + self.deciding + self.undecided.len();
         self.rebalance(others);
-        loop {
-            let parallel = |node: usize| runner.instance(node).signature.parallel;
-            let Some((node, threads)) = self.queue.next(others, parallel) else { break };
+        while let Some((node, threads)) = self.next_ready(others) {
+            let runner = self.runner;
             let kill_handle = KillHandle::default();
             let running = NodeState::Running { kill_handle: kill_handle.clone() };
             let NodeState::Queued { ready, lock } = std::mem::replace(&mut self.node(node).state, running) else {
@@ -372,13 +392,25 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
         self.rebalance(others);
     }
 
-    /// Moves threads between the running attempts, so that none stays idle or is held back from a waiting instance.
+    /// Moves threads between the running attempts of this machine, so that none stays idle or is held back from a waiting instance.
     fn rebalance(&mut self, others: usize) {
         for (node, threads) in self.queue.rebalance(others) {
             if let NodeState::Running { kill_handle } = &self.node(node).state {
                 kill_handle.set_threads(threads);
             }
         }
+    }
+
+    /// The next instance to start, with its slots taken, and its number of threads. `others` are about to wait.
+    fn next_ready(&mut self, others: usize) -> Option<(usize, usize)> {
+        let runner = self.runner;
+        let parallel = |node: usize| runner.instance(node).signature.parallel;
+        if let Some(next) = self.queue.next(others, parallel) {
+            return Some(next);
+        }
+        let (node, _) = self.job_queues.values_mut().find_map(|queue| queue.next(0, |_| false))?;
+        let threads = runner.placement(node).map_or(1, |(_, threads)| threads);
+        Some((node, threads))
     }
 
     /// Runs `task` on a thread and sends its result; a panic becomes `SchedulerEvent::ThreadFailed`.
@@ -424,16 +456,16 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
         }
     }
 
-    /// Ctrl-C: kills all attempts; nothing new starts.
-    fn on_interrupt(&mut self) {
+    /// Kills all attempts, or leaves the jobs among them; nothing new starts.
+    fn on_interrupt(&mut self, interruption: Interruption) {
         self.run_state.interrupted = true;
-        self.kill_all();
+        self.kill_all(interruption);
     }
 
-    fn kill_all(&self) {
+    fn kill_all(&self, interruption: Interruption) {
         for node in self.nodes.values() {
             if let NodeState::Running { kill_handle, .. } = &node.state {
-                kill_handle.kill();
+                kill_handle.kill(interruption);
             }
         }
     }
@@ -441,6 +473,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
     /// Cancels every instance that waits for slots, a lock or its next try.
     fn cancel_waiting(&mut self) {
         let mut waiting = self.queue.drain();
+        waiting.extend(self.job_queues.values_mut().flat_map(SlotQueue::drain));
         waiting.extend(std::mem::take(&mut self.sleeping));
         for node in waiting {
             self.finish(node, NodeMessage::Cancelled);
@@ -456,6 +489,6 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
 impl Drop for Scheduler<'_, '_, '_, '_> {
     /// Without the scheduler, no thread would receive the attempts' events.
     fn drop(&mut self) {
-        self.kill_all();
+        self.kill_all(Interruption::Leave);
     }
 }

@@ -44,6 +44,11 @@ impl Stat {
         Self { ctime: Some(nanoseconds(m.ctime(), m.ctime_nsec())), ..Self::from(m) }
     }
 
+    /// The stat entry without the device, whose number differs between machines that share a file system.
+    pub fn without_device(&self) -> String {
+        format!("{} {} {} {:?}", self.inode, self.size, self.mtime, self.ctime)
+    }
+
     /// Whether the file system appears to store only whole seconds.
     pub fn is_coarse(&self) -> bool {
         self.mtime % 1_000_000_000 == 0

@@ -6,6 +6,7 @@ mod content;
 mod crash;
 pub(crate) mod files;
 mod index;
+mod lease;
 mod lock;
 mod pins;
 mod probe;
@@ -23,11 +24,12 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use adopt::{BlobError, BlobWriter, RecordFile, check_manifest, check_record};
 pub use content::ExternalContent;
+pub use lease::Lease;
 pub use lock::{CollectionGuard, KeyLock, LockHolder};
 pub use pins::{Pin, PinnedResult};
 pub use probe::{FileSystemSupport, probe_file_system};
 pub use read::{Artifact, Presence};
-pub use record::{ActionRecord, Platform, Provenance, RecordResult, Resolution, resolve_conflict};
+pub use record::{ActionRecord, JobName, Platform, Provenance, RecordResult, Resolution, resolve_conflict};
 pub use timings::{Timing, Timings};
 pub use verify::{DamagedFile, VerifyReport, repair, verify};
 pub use work::AttemptFolder;
@@ -50,7 +52,8 @@ pub const VERSION: u32 = 1;
 /// work/<key>/           checkpoints/ and one new folder per attempt
 /// requests/             answers to paid requests
 /// runs/<id>/            journal, plan, logs, report
-/// locks/                one file per key; empty unless the lock is held. `gc`: held while results are deleted
+/// locks/                one file per key, empty unless the lock is held; leases of attempts on other machines; `gc`: held
+///                       while results are deleted
 /// pins/<name>.json      results that garbage collection keeps; absent without pins
 /// quarantine/           damaged files and artifacts, each with a note
 /// index                 (device, inode, size, mtime, ctime of inputs) -> digest; may be deleted

@@ -40,12 +40,23 @@ pub struct Provenance {
     pub run: String,
     /// The name of the attempt's folder.
     pub attempt: String,
+    /// The job of a batch system that ran the attempt; `None`: a child process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobName>,
     /// The files and folders outside the store whose content is in the recipe.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub paths: BTreeMap<PathBuf, Digest>,
     /// Warnings of the attempt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+/// A job of a batch system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobName {
+    pub executor: String,
+    /// The batch system's id of the job.
+    pub id: String,
 }
 
 /// What an artifact's bytes may depend on besides the recipe.

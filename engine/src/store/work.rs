@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::{Store, files};
+use super::{Lease, Store, files};
 use crate::error::{AtPath, Result};
 use crate::names::Key;
+
+const CHECKPOINTS: &str = "checkpoints";
 
 /// A new folder for one attempt, whose path is never reused.
 #[derive(Clone, Debug)]
@@ -19,6 +21,11 @@ pub struct AttemptFolder {
 }
 
 impl AttemptFolder {
+    /// The name by which journal, provenance and leases know the attempt.
+    pub fn name(&self) -> String {
+        self.root.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Deletes the output folder and keeps the log. Committed files stay: the store has its own links.
     pub fn discard(&self) -> Result<()> {
         match fs::remove_dir_all(&self.out) {
@@ -42,11 +49,55 @@ impl Store {
         Ok(AttemptFolder { root, out, log })
     }
 
-    /// The checkpoint folder of a key, kept between attempts; created if missing.
+    /// The folder of the attempt that a lease names.
+    pub fn leased_attempt(&self, key: &Key, lease: &Lease) -> AttemptFolder {
+        let root = self.root().join("work").join(key.to_string()).join(&lease.attempt);
+        AttemptFolder { out: root.join("out"), log: root.join(&lease.log), root }
+    }
+
+    /// The checkpoint folder of a key, kept between attempts; created if missing. The caller must hold the key's lock.
     pub fn checkpoints(&self, key: &Key) -> Result<PathBuf> {
-        let folder = self.work(key)?.join("checkpoints");
-        fs::create_dir_all(&folder).at(&folder)?;
+        self.claim_checkpoints(key, CHECKPOINTS.to_owned())
+    }
+
+    /// The same for an attempt on another machine, which may go on after it has lost its lease: the folder has a path of
+    /// its own, which ends to exist when the next attempt takes the folder.
+    pub fn checkpoints_of_attempt(&self, key: &Key, attempt: &str) -> Result<PathBuf> {
+        self.claim_checkpoints(key, format!("{CHECKPOINTS}-{attempt}"))
+    }
+
+    /// Deletes the checkpoints of a key. The caller must hold the key's lock.
+    pub fn clear_checkpoints(&self, key: &Key) -> Result<()> {
+        let folders = self.checkpoint_folders(key)?;
+        folders.iter().try_for_each(|folder| fs::remove_dir_all(folder).at(folder))
+    }
+
+    fn claim_checkpoints(&self, key: &Key, name: String) -> Result<PathBuf> {
+        let folder = self.work(key)?.join(name);
+        let mut found = self.checkpoint_folders(key)?;
+        if !found.contains(&folder) {
+            // The folder without a suffix comes first: what an attempt without a lease makes beside it is not read. Names
+            // of attempts sort by time.
+            found.sort_unstable();
+            let taken = found.first().filter(|first| first.ends_with(CHECKPOINTS)).or(found.last());
+            match taken {
+                Some(taken) => fs::rename(taken, &folder).at(taken)?,
+                None => fs::create_dir(&folder).at(&folder)?,
+            }
+        }
         Ok(folder)
+    }
+
+    fn checkpoint_folders(&self, key: &Key) -> Result<Vec<PathBuf>> {
+        let work = self.work(key)?;
+        let mut folders = Vec::new();
+        for entry in fs::read_dir(&work).at(&work)? {
+            let entry = entry.at(&work)?;
+            if entry.file_name().as_encoded_bytes().starts_with(CHECKPOINTS.as_bytes()) {
+                folders.push(entry.path());
+            }
+        }
+        Ok(folders)
     }
 
     /// Deletes the work folder of a key: checkpoints, attempts and their logs. The caller must hold the key's lock.
@@ -62,5 +113,33 @@ impl Store {
         let folder = self.root().join("work").join(key.to_string());
         fs::create_dir_all(&folder).at(&folder)?;
         Ok(folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::Digest;
+
+    #[test]
+    fn checkpoints_move_to_the_next_attempt_and_the_old_path_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let key: Key = Digest::of(b"key").to_string().parse().unwrap();
+        let here = store.checkpoints(&key).unwrap();
+        fs::create_dir(here.join("checkpoint-1")).unwrap();
+        let first = store.checkpoints_of_attempt(&key, "attempt-1").unwrap();
+        assert!(first.join("checkpoint-1").is_dir() && !here.exists());
+        assert_eq!(store.checkpoints_of_attempt(&key, "attempt-1").unwrap(), first, "a second start of the same job");
+        let second = store.checkpoints_of_attempt(&key, "attempt-2").unwrap();
+        assert!(second.join("checkpoint-1").is_dir() && !first.exists());
+        // An attempt that has lost its lease makes a folder of its own, which nobody takes.
+        fs::create_dir(&first).unwrap();
+        let here = store.checkpoints(&key).unwrap();
+        assert!(here.join("checkpoint-1").is_dir() && !second.exists());
+        let third = store.checkpoints_of_attempt(&key, "attempt-3").unwrap();
+        assert!(third.join("checkpoint-1").is_dir());
+        store.clear_checkpoints(&key).unwrap();
+        assert!(!third.exists() && !first.exists());
     }
 }

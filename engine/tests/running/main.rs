@@ -1,5 +1,7 @@
 //! Runs pipelines of fake stages. This binary is the test, the attempt and, in tests that kill it, the orchestrator.
 
+mod cluster_space;
+mod clusters;
 mod fake;
 mod remotes;
 mod space;
@@ -12,6 +14,8 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["attempt", job] => engine::attempt::main(Path::new(job), &fake::registry()),
+        ["attempt", job, "--detached"] => engine::attempt::main_detached(Path::new(job), &fake::registry()),
+        ["attempt", folder, "--probe"] => engine::attempt::answer_probe(Path::new(folder)),
         ["orchestrate", request] => orchestrate(Path::new(request)),
         _ => tests(&args),
     }
@@ -19,8 +23,13 @@ fn main() -> ExitCode {
 
 fn orchestrate(request: &Path) -> ExitCode {
     let request: space::RunRequest = serde_json::from_slice(&std::fs::read(request).unwrap()).unwrap();
-    let (outcome, _) = request.execute(|event| println!("{}", serde_json::to_string(event).unwrap()));
-    ExitCode::from(outcome.exit_code())
+    match request.try_execute(|event| println!("{}", serde_json::to_string(event).unwrap())) {
+        Ok((outcome, _)) => ExitCode::from(outcome.exit_code()),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
 }
 
 /// Like libtest: runs the tests whose name contains one of the arguments.
@@ -28,7 +37,9 @@ fn tests(args: &[String]) -> ExitCode {
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let mut failed = 0;
-    for (name, test) in tests::TESTS.iter().chain(remotes::TESTS).filter(|(name, _)| wanted(name)) {
+    for (name, test) in
+        tests::TESTS.iter().chain(remotes::TESTS).chain(clusters::TESTS).filter(|(name, _)| wanted(name))
+    {
         if args.iter().any(|arg| arg == "--list") {
             println!("{name}: test");
             continue;

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::error::Result;
 use engine::graph::{Graph, InputSource, Instance, PortInputs};
 use engine::journal::Event;
 use engine::kind::Arity;
@@ -18,6 +19,7 @@ use engine::run::{RunOptions, RunOutcome, run};
 use engine::store::Store;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster_space::Cluster;
 use crate::fake::{Behaviour, Params, registry};
 
 /// One stage of a test's pipeline. Its text is its name unless set otherwise.
@@ -70,6 +72,7 @@ pub fn graph(stages: &[Stage]) -> Graph {
             params,
             seed: 0,
             inputs: inputs.collect(),
+            placement: Default::default(),
         }
     });
     let targets = (0..stages.len()).filter(|i| !stages[*i].name.starts_with('_')).collect();
@@ -82,6 +85,7 @@ pub fn graph(stages: &[Stage]) -> Graph {
         report: engine::document::ReportSettings::default(),
         remote: None,
         on_finish: Vec::new(),
+        executors: Default::default(),
     }
 }
 
@@ -96,13 +100,25 @@ pub struct RunRequest {
     /// The folder of a remote store.
     #[serde(default)]
     pub remote: Option<PathBuf>,
+    /// Where all stages run, if not here.
+    #[serde(default)]
+    pub cluster: Option<Cluster>,
 }
 
 impl RunRequest {
-    pub fn execute(&self, mut listen: impl FnMut(&Event)) -> (RunOutcome, Plan) {
+    pub fn execute(&self, listen: impl FnMut(&Event)) -> (RunOutcome, Plan) {
+        self.try_execute(listen).unwrap()
+    }
+
+    pub fn try_execute(&self, mut listen: impl FnMut(&Event)) -> Result<(RunOutcome, Plan)> {
         let registry = registry();
         let store = Store::open(&self.store).unwrap();
-        let graph = graph(&self.stages);
+        let mut graph = graph(&self.stages);
+        if let Some(cluster) = &self.cluster {
+            graph.executors.insert("cluster".into(), cluster.settings());
+            graph.place_on(if cluster.is_used { "cluster" } else { "local" })?;
+            graph.instances.iter_mut().for_each(|instance| instance.placement.resources = cluster.resources());
+        }
         let force: BTreeSet<InstanceName> = self.force.iter().map(|stage| name(stage)).collect();
         let flags = Flags { force, from: BTreeSet::new() };
         let remote = self.remote.clone().map(|path| Remote::open(&Address::Folder(path), &store, false).unwrap());
@@ -121,8 +137,8 @@ impl RunRequest {
             remote,
             ..RunOptions::default()
         };
-        let outcome = run(&graph, &plan, &store, &registry, &options, &mut listen).unwrap();
-        (outcome, plan)
+        let outcome = run(&graph, &plan, &store, &registry, &options, &mut listen)?;
+        Ok((outcome, plan))
     }
 }
 
@@ -154,6 +170,7 @@ impl TestSpace {
             force: vec![],
             pay: false,
             remote: None,
+            cluster: None,
         };
         let mut space = Self { dir, request };
         space.set_attempt_log();
@@ -191,11 +208,16 @@ impl TestSpace {
         self.start_through(&[])
     }
 
-    /// The same through another program, which gets the command line of this one as arguments.
-    pub fn start_through(&self, through: &[&str]) -> (Child, BufReader<ChildStdout>) {
+    /// Writes the file for an orchestrator in its own process.
+    pub fn write_request(&self) -> PathBuf {
         let file = tempfile::NamedTempFile::new_in(self.dir.path()).unwrap();
         serde_json::to_writer(&file, &self.request).unwrap();
-        let path = file.into_temp_path().keep().unwrap();
+        file.into_temp_path().keep().unwrap()
+    }
+
+    /// The same through another program, which gets the command line of this one as arguments.
+    pub fn start_through(&self, through: &[&str]) -> (Child, BufReader<ChildStdout>) {
+        let path = self.write_request();
         let this = std::env::current_exe().unwrap();
         let mut command = Command::new(through.first().map_or(this.as_os_str(), AsRef::as_ref));
         command.args(through.iter().skip(1)).args(through.first().map(|_| &this));

@@ -35,7 +35,8 @@ fn check_plan<'g>(graph: &'g Graph, store: &Store, registry: &Registry) -> Resul
         let error = Error::environment("stages must run, and the store cannot be written to");
         checks.push(Check::error("pipeline", error.help("choose another store with `--store FOLDER`")));
     }
-    let missing = plan::missing_environment(graph, &plan, registry, store, store, &flags)?;
+    let mut missing = plan::missing_environment(graph, &plan, registry, store, store, &flags)?;
+    missing.extend(engine::run::missing_programs(graph, &plan));
     checks.extend(missing.into_iter().map(|error| Check::error("pipeline", error)));
     let sends = |cost: &Option<ExpectedCost>| !matches!(cost, Some(ExpectedCost::Known(known)) if known.requests == 0);
     Ok((checks, to_run.into_iter().filter(|(_, cost)| sends(cost)).map(|(instance, _)| instance).collect()))

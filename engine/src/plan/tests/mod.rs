@@ -67,6 +67,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
                 seed: 17,
                 signature: Signature::producing("Anything"),
                 inputs,
+                placement: Default::default(),
             }
         })
         .collect();
@@ -79,6 +80,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
         report: ReportSettings::default(),
         remote: None,
         on_finish: Vec::new(),
+        executors: Default::default(),
     }
 }
 

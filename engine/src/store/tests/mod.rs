@@ -103,6 +103,7 @@ pub(crate) fn record(n: u64, digest: Digest) -> ActionRecord {
         platform: Platform::this_cpu(),
         run: "1".into(),
         attempt: "1".into(),
+        job: None,
         paths: Default::default(),
         warnings: Vec::new(),
     };
