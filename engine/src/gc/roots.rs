@@ -81,12 +81,21 @@ pub(super) struct RunRoots {
 pub(super) fn runs(store: &Store, kept: &KeptRuns) -> Result<Vec<RunRoots>> {
     let folders = journal::run_folders(&store.runs())?;
     let (count, now) = (folders.len(), unix_seconds(SystemTime::now()));
-    folders.into_iter().enumerate().map(|(i, folder)| run(folder, kept, count - 1 - i, now)).collect()
+    // A job of a batch system goes on when its orchestrator has ended.
+    let with_jobs: BTreeSet<String> = store.leases()?.into_iter().map(|lease| lease.run).collect();
+    let folders = folders.into_iter().enumerate();
+    folders.map(|(i, folder)| run(folder, &with_jobs, kept, count - 1 - i, now)).collect()
 }
 
-fn run(folder: PathBuf, kept: &KeptRuns, newer: usize, now: f64) -> Result<RunRoots> {
+fn run(
+    folder: PathBuf,
+    with_jobs: &BTreeSet<String>,
+    kept: &KeptRuns,
+    newer: usize,
+    now: f64,
+) -> Result<RunRoots> {
     let id = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let running = journal::is_running(&folder)?;
+    let running = with_jobs.contains(&id) || journal::is_running(&folder)?;
     let mut roots = RunRoots {
         id,
         running,

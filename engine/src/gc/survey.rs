@@ -361,7 +361,7 @@ fn work(
         let is_finished = finished.contains_key(&key);
         let is_named = !is_finished && named.iter().any(|keys| keys.contains_key(&key));
         // Checked again under the lock before it is deleted.
-        let kept = is_named || !is_writable || store.try_lock(&key)?.is_none();
+        let kept = is_named || !is_writable || store.lease(&key)?.is_some() || store.try_lock(&key)?.is_none();
         let stage = finished.get(&key).or(name).cloned();
         found.work.push(WorkUse { key, stage, finished: is_finished, bytes: allocated(&folder)?, kept });
     }

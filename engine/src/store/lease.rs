@@ -58,6 +58,19 @@ impl Store {
         Ok(Lease::read(&self.lease_file(key))?.filter(|lease| is_name(&lease.attempt) && is_name(&lease.log)))
     }
 
+    /// All leases of the store.
+    pub fn leases(&self) -> Result<Vec<Lease>> {
+        let folder = self.root().join("locks");
+        let mut leases = Vec::new();
+        for entry in fs::read_dir(&folder).at(&folder)? {
+            let path = entry.at(&folder)?.path();
+            if path.extension().is_some_and(|extension| extension == "lease") {
+                leases.extend(Lease::read(&path)?);
+            }
+        }
+        Ok(leases)
+    }
+
     /// Gives the key to another attempt. The caller must hold the key's lock.
     pub fn write_lease(&self, key: &Key, lease: &Lease) -> Result<()> {
         let path = self.lease_file(key);
