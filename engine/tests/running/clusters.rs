@@ -338,7 +338,7 @@ fn at_most_the_given_number_of_jobs_is_submitted() {
 }
 
 fn one_query_asks_for_all_jobs() {
-    let stages = ["a", "b", "c"].map(|name| stage(name, &[]).with(|params| params.sleep_ms = 500));
+    let stages = ["a", "b", "c"].map(|name| stage(name, &[]).with(|params| params.sleep_ms = 1500));
     let cluster = ClusterSpace::new(&stages, Cluster::slurm());
     cluster.run().assert_ok();
     let queries = cluster.recorded("squeue.args");
