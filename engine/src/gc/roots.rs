@@ -87,13 +87,7 @@ pub(super) fn runs(store: &Store, kept: &KeptRuns) -> Result<Vec<RunRoots>> {
     folders.map(|(i, folder)| run(folder, &with_jobs, kept, count - 1 - i, now)).collect()
 }
 
-fn run(
-    folder: PathBuf,
-    with_jobs: &BTreeSet<String>,
-    kept: &KeptRuns,
-    newer: usize,
-    now: f64,
-) -> Result<RunRoots> {
+fn run(folder: PathBuf, with_jobs: &BTreeSet<String>, kept: &KeptRuns, newer: usize, now: f64) -> Result<RunRoots> {
     let id = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let running = with_jobs.contains(&id) || journal::is_running(&folder)?;
     let mut roots = RunRoots {

@@ -7,7 +7,7 @@ use crate::artifact::Manifest;
 use crate::journal::{Event, Journal};
 use crate::names::{Digest, Key};
 use crate::store::tests::{Anything, TestSpace, instance, record};
-use crate::store::{Pin, PinnedResult, Presence};
+use crate::store::{Lease, Pin, PinnedResult, Presence};
 
 /// Large enough that every file takes whole blocks.
 fn bytes(n: u8) -> Vec<u8> {
@@ -222,4 +222,35 @@ fn an_unreadable_pin_stops_a_collection_before_anything_is_deleted() {
     fs::write(space.store.root().join("pins/x.json"), "{").unwrap();
     assert!(collect(&space.store, &KeptRuns::default(), &[], || ()).unwrap_err().message.contains("pins/x.json"));
     assert!(is_there(&space, &digest));
+}
+
+#[test]
+fn what_a_job_without_an_orchestrator_uses_is_kept() {
+    let space = TestSpace::new();
+    let input = result(&space, 1, "a", "r", &[("own", &bytes(1))]);
+    let journal = run(&space, &[reused("a", input)]);
+    let id = journal.folder().file_name().unwrap().to_str().unwrap().to_owned();
+    drop(journal);
+    let key = result(&space, 2, "b", "r", &[("own", &bytes(2))]).0;
+    let checkpoints = space.store.checkpoints(&key).unwrap();
+    fs::write(checkpoints.join("one"), bytes(3)).unwrap();
+    let nothing = KeptRuns { newest: Some(0), days: None };
+    let lease = Lease {
+        attempt: "1".into(),
+        stage: "b".into(),
+        run: id,
+        host: "login".into(),
+        executor: "slurm".into(),
+        job: Some("7".into()),
+        submitted: 0,
+        log: "log".into(),
+        input_stats: BTreeMap::new(),
+        unlisted_files: Vec::new(),
+    };
+    space.store.write_lease(&key, &lease).unwrap();
+    collect(&space.store, &nothing, &[], || ()).unwrap();
+    assert!(is_there(&space, &input.1) && checkpoints.join("one").exists());
+    space.store.remove_lease(&key).unwrap();
+    collect(&space.store, &nothing, &[], || ()).unwrap();
+    assert!(!is_there(&space, &input.1) && !checkpoints.exists());
 }
