@@ -41,7 +41,7 @@ pub fn use_device(name: &str) -> Result<()> {
 /// # Errors
 /// It names no device, or one that this program was not built for.
 pub fn check_device_name(name: &str) -> Result<()> {
-    parts(name).map(drop).map_err(|message| Error::input(message))
+    parts(name).map(drop).map_err(Error::input)
 }
 
 /// The name of a device in an artifact's provenance: for CUDA, the models of the machine's GPUs.
