@@ -99,7 +99,7 @@ pub enum Command {
     },
     /// Compare runs, profiles or stages: parameters and metrics that differ, then curves
     Compare(CompareArgs),
-    /// Write the metrics and curves of a run for other tools
+    /// Write the metrics and curves of a run, or its labels and posts, for other tools
     Export(ExportArgs),
     /// List the runs in the store, newest last, or remove some
     Runs {

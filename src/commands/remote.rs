@@ -31,7 +31,8 @@ pub fn address(pipeline: &PipelineArgs, at: &RemoteArgs, graph: &Graph) -> Resul
     }
 }
 
-/// Plans with the remote store, unless the local one has everything. A remote that cannot be reached is a warning.
+/// Plans with the remote store, unless the local one has everything. A remote that cannot be reached is a warning; one
+/// that refuses is an error.
 pub fn plan_with_remote(
     graph: &Graph,
     registry: &Registry,
@@ -44,9 +45,11 @@ pub fn plan_with_remote(
         && store.is_writable()
         && !engine::plan::plan_with(graph, registry, store, flags, &[])?.is_complete()
     {
+        // A folder that is not there may be on a disk that is not mounted.
+        let is_folder = matches!(address, Address::Folder(_));
         match Remote::open(&address, store, read_only) {
             Ok(opened) => remote = Some(opened),
-            Err(error) if error.blame == Blame::Environment => {
+            Err(error) if error.blame == Blame::Environment && (error.transient || is_folder) => {
                 errln!("warning: the remote store is not used: {error}");
             }
             Err(error) => return Err(error),

@@ -68,6 +68,8 @@ pub fn run_once(args: &RunArgs, registry: &Registry) -> std::result::Result<Fini
             .into_iter()
             .chain(device_environment(&device))
             .collect(),
+        // The memory of a GPU is not scheduled.
+        at_once: if ["cuda", "metal"].iter().any(|gpu| device.starts_with(gpu)) { 1 } else { usize::MAX },
         device: lm::device_name(&device),
         ..RunOptions::default()
     };

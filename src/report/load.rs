@@ -8,7 +8,7 @@ use engine::document;
 use engine::error::{AtPath, Error, Result};
 use engine::journal::{self, Event};
 use engine::names::{Digest, Key};
-use engine::store::{Presence, Store};
+use engine::store::Store;
 use serde::Deserialize;
 use serde_json::Value;
 use stages::paper::StageInstance;
@@ -206,9 +206,7 @@ impl RunData {
         for (name, result) in &mut run.results {
             let Some(digest) = result.digest else { continue };
             // An artifact that has since been deleted or damaged leaves a gap in the report, but is no error.
-            if let Ok(Presence::Intact) = store.presence(&digest)
-                && let Ok(artifact) = store.open_artifact(&digest)
-            {
+            if let Ok(Some(artifact)) = store.intact_artifact(&digest) {
                 run.folders.insert(name.clone(), artifact.folder);
                 run.metrics.insert(name.clone(), artifact.manifest.facts.metrics);
             }

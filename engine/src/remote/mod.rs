@@ -162,9 +162,11 @@ impl Remote {
         Ok(())
     }
 
+    /// Transient if the remote is down. It is not if the remote refuses, or has no such bucket.
     fn unusable(&self, error: &RemoteError) -> Error {
-        Error::environment(format!("{}: {error}", self.client))
-            .help("check the address, the network and the credentials in the environment; see docs/remote.md")
+        let unusable = Error::environment(format!("{}: {error}", self.client))
+            .help("check the address, the network and the credentials in the environment; see docs/remote.md");
+        if matches!(error, RemoteError::Unavailable(_)) { unusable.transient() } else { unusable }
     }
 
     /// Whether results are uploaded.

@@ -562,6 +562,16 @@ fn a_damaged_artifact_here_is_replaced_and_never_uploaded() {
 }
 
 #[test]
+fn a_remote_that_refuses_is_told_from_one_that_is_down() {
+    for (what, transient) in [(What::Denied, false), (What::Busy, true)] {
+        let (faulty, _) = remote_with(&[("own", b"one")]);
+        faulty.fails("list", "index", 99, what);
+        let error = faulty.try_open().err().expect("no index");
+        assert_eq!((error.exit_code(), error.transient), (3, transient), "{error}");
+    }
+}
+
+#[test]
 fn a_remote_of_a_newer_layout_is_not_touched() {
     let faulty = Faulty::default();
     faulty.write("temper-remote.json", b"{\"temper_remote\": 2}");

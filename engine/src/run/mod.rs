@@ -60,6 +60,8 @@ pub struct RunOptions {
     pub command: PathBuf,
     /// Environment variables that the program sets for its own attempts, for example for its allocator.
     pub env: Vec<(String, String)>,
+    /// Maximum number of attempts at once on this machine, for those that share a device.
+    pub at_once: usize,
     /// The device that attempts compute on, which is provenance.
     pub device: String,
     /// Pause before the second try of a stage with a transient failure; before the third it is four times as long.
@@ -85,6 +87,7 @@ impl Default for RunOptions {
             flags: Flags::default(),
             command: PathBuf::from("/proc/self/exe"),
             env: Vec::new(),
+            at_once: usize::MAX,
             device: "cpu".to_owned(),
             retry_delay: Duration::from_secs(1),
             cadence: Cadence::default(),

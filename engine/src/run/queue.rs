@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) struct SlotQueue {
     total: usize,
     free: usize,
+    /// Maximum number of instances that run at once.
+    at_once: usize,
     /// By descending rank, then in the order of the graph.
     waiting: BTreeSet<(Reverse<u64>, usize)>,
     running: BTreeMap<usize, Slots>,
@@ -25,7 +27,17 @@ struct Slots {
 impl SlotQueue {
     pub fn new(jobs: usize) -> Self {
         let total = jobs.max(1);
-        Self { total, free: total, waiting: BTreeSet::new(), running: BTreeMap::new() }
+        Self { total, free: total, at_once: total, waiting: BTreeSet::new(), running: BTreeMap::new() }
+    }
+
+    /// With at most `n` instances at once.
+    pub fn at_most(self, n: usize) -> Self {
+        Self { at_once: n.clamp(1, self.total), ..self }
+    }
+
+    /// Number of waiting instances that may start before another one ends, and of `others`.
+    fn next_to_start(&self, others: usize) -> usize {
+        (self.waiting.len() + others).min(self.at_once - self.running.len().min(self.at_once))
     }
 
     pub fn push(&mut self, node: usize, rank: u64) {
@@ -41,10 +53,10 @@ impl SlotQueue {
     /// others get a fair share of the free threads among all waiting instances and the `others` that are about to wait,
     /// which is all threads for a lone instance.
     pub fn next(&mut self, others: usize, parallel: impl Fn(usize) -> bool) -> Option<(usize, usize)> {
-        if self.free == 0 {
+        let shares = self.next_to_start(others);
+        if self.free == 0 || shares == 0 {
             return None;
         }
-        let shares = self.waiting.len() + others;
         let (Reverse(rank), node) = self.waiting.pop_first()?;
         let elastic = parallel(node);
         let threads = if elastic { (self.free / shares).max(1) } else { 1 };
@@ -58,8 +70,9 @@ impl SlotQueue {
     /// `others` is about to, the free threads go to those that have the fewest, the highest rank first.
     pub fn rebalance(&mut self, others: usize) -> BTreeMap<usize, usize> {
         let mut changed = BTreeMap::new();
-        let fair = (self.total / (self.running.len() + self.waiting.len()).max(1)).max(1);
-        while self.free < self.waiting.len() * fair
+        let starting = self.next_to_start(0);
+        let fair = (self.total / (self.running.len() + starting).max(1)).max(1);
+        while self.free < starting * fair
             && let Some((node, slots)) = self.elastic().max_by_key(|(_, slots)| (slots.threads, Reverse(slots.rank)))
             && slots.threads > fair
         {
@@ -68,8 +81,7 @@ impl SlotQueue {
             self.free += 1;
         }
         while self.free > 0
-            && self.waiting.is_empty()
-            && others == 0
+            && self.next_to_start(others) == 0
             && let Some((node, slots)) = self.elastic().min_by_key(|(_, slots)| (slots.threads, Reverse(slots.rank)))
         {
             slots.threads += 1;
@@ -157,6 +169,16 @@ mod tests {
         queue.push(4, 9);
         assert_eq!(queue.rebalance(0), BTreeMap::from([(0, 2), (1, 2)]));
         assert_eq!([queue.next(0, |_| true), queue.next(0, |_| true)], [Some((3, 2)), Some((4, 2))]);
+    }
+
+    #[test]
+    fn of_those_that_share_a_device_one_runs_with_all_threads() {
+        let mut queue = SlotQueue::new(4).at_most(1);
+        (0..2).for_each(|node| queue.push(node, 1));
+        assert_eq!((queue.next(3, |_| true), queue.next(0, |_| true)), (Some((0, 4)), None));
+        assert_eq!(queue.rebalance(0), BTreeMap::new(), "the other cannot start");
+        queue.release(0);
+        assert_eq!(queue.next(0, |_| true), Some((1, 4)));
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             run_state,
             events,
             nodes: nodes.collect(),
-            queue: SlotQueue::new(runner.options.jobs),
+            queue: SlotQueue::new(runner.options.jobs).at_most(runner.options.at_once),
             job_queues: BTreeMap::new(),
             ranks,
             undecided: VecDeque::new(),

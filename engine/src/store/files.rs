@@ -228,20 +228,27 @@ pub(crate) fn metadata_if_exists(path: &Path) -> Result<Option<Metadata>> {
 /// The bytes of the regular file at `path`. `None` if it does not exist, is something else (a folder, a link, a FIFO),
 /// or may not be read by this user.
 pub(crate) fn read_if_file(path: &Path) -> Result<Option<Vec<u8>>> {
-    let Some(mut file) = open_if_file(path)? else { return Ok(None) };
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).at(path)?;
+    /// More than most files of a store have; with this much room left, reading ends without a probe.
+    const ROOM: u64 = 64 << 10;
+    let Some((file, metadata)) = open_with_metadata(path)? else { return Ok(None) };
+    let mut bytes = Vec::with_capacity(metadata.len().min(ROOM) as usize + 64);
+    // `Take` hides that it is a file, whose size would be asked for again.
+    file.take(u64::MAX).read_to_end(&mut bytes).at(path)?;
     Ok(Some(bytes))
 }
 
 /// Opens a file for reading; `None` as in [`read_if_file`].
 pub(crate) fn open_if_file(path: &Path) -> Result<Option<File>> {
+    Ok(open_with_metadata(path)?.map(|(file, _)| file))
+}
+
+fn open_with_metadata(path: &Path) -> Result<Option<(File, Metadata)>> {
     // Check first, because opening some special files has side effects.
     if !metadata_if_exists(path)?.is_some_and(|metadata| metadata.is_file()) {
         return Ok(None);
     }
     match open_nonblocking(path, libc::O_NOFOLLOW) {
-        Ok((file, metadata)) => Ok(metadata.is_file().then_some(file)),
+        Ok((file, metadata)) => Ok(metadata.is_file().then_some((file, metadata))),
         Err(e) if is_absent(&e) || e.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
         Err(e) => Err(e).at(path),
     }

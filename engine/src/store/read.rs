@@ -34,14 +34,23 @@ impl Store {
     /// Checks whether an artifact is present and intact. Needs only a few stats if nothing changed since it was last
     /// hashed; hashes files with a changed stat again, and remembers them if their bytes are still right.
     pub fn presence(&self, digest: &Digest) -> Result<Presence> {
+        Ok(self.examine(digest)?.err().unwrap_or(Presence::Intact))
+    }
+
+    /// An artifact that is present and intact, checked as by [`Store::presence`].
+    pub fn intact_artifact(&self, digest: &Digest) -> Result<Option<Artifact>> {
+        Ok(self.examine(digest)?.ok())
+    }
+
+    /// The artifact if it is intact, else what it is instead.
+    fn examine(&self, digest: &Digest) -> Result<std::result::Result<Artifact, Presence>> {
         let folder = self.artifact_folder(digest);
+        let damaged = |file: &str| Ok(Err(Presence::Damaged { file: file.to_owned() }));
         let Some(bytes) = files::read_if_file(&folder.join(MANIFEST))? else {
             let exists = files::metadata_if_exists(&folder)?.is_some();
-            return Ok(if exists { Presence::Damaged { file: MANIFEST.to_owned() } } else { Presence::Missing });
+            return if exists { damaged(MANIFEST) } else { Ok(Err(Presence::Missing)) };
         };
-        let Some(manifest) = parse(&bytes, digest) else {
-            return Ok(Presence::Damaged { file: MANIFEST.to_owned() });
-        };
+        let Some(manifest) = parse(&bytes, digest) else { return damaged(MANIFEST) };
         for (name, entry) in &manifest.files {
             let path = folder.join(name);
             let is_intact = match files::metadata_if_exists(&path)? {
@@ -51,12 +60,12 @@ impl Store {
                 _ => false,
             };
             if !is_intact {
-                return Ok(Presence::Damaged { file: name.clone() });
+                return damaged(name);
             }
         }
         match manifest.folders.iter().find(|name| !folder.join(name).is_dir()) {
-            Some(name) => Ok(Presence::Damaged { file: name.clone() }),
-            None => Ok(Presence::Intact),
+            Some(name) => damaged(name),
+            None => Ok(Ok(Artifact { folder, manifest })),
         }
     }
 
