@@ -566,7 +566,7 @@ fn a_remote_that_refuses_is_told_from_one_that_is_down() {
     for (what, transient) in [(What::Denied, false), (What::Busy, true)] {
         let (faulty, _) = remote_with(&[("own", b"one")]);
         faulty.fails("list", "index", 99, what);
-        let error = faulty.try_open().err().expect("no index");
+        let error = faulty.try_open().unwrap_err();
         assert_eq!((error.exit_code(), error.transient), (3, transient), "{error}");
     }
 }
