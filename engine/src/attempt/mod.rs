@@ -70,7 +70,9 @@ fn run_job(
     may_commit: &(dyn Fn() -> Result<()> + Sync),
 ) -> Result<Digest> {
     let threads = Arc::new(AtomicUsize::new(job.threads.max(1)));
-    if let Some(thread_counts) = thread_counts {
+    let kind = registry.get_kind(&job.kind);
+    let is_parallel = kind.is_some_and(|kind| kind.signature(&job.params).is_ok_and(|signature| signature.parallel));
+    if let Some(thread_counts) = thread_counts.filter(|_| is_parallel) {
         let threads = threads.clone();
         std::thread::Builder::new()
             .name("threads".into())
