@@ -418,6 +418,8 @@ impl Client {
             | E::Unauthenticated { .. }
             | E::NotImplemented { .. }
             | E::NotSupported { .. } => RemoteError::Denied(self.one_line(e)),
+            // The crate has no variant for S3's answer that the bucket does not exist.
+            _ if e.to_string().contains("NoSuchBucket") => RemoteError::Denied(self.one_line(e)),
             _ => RemoteError::Unavailable(self.one_line(e)),
         }
     }
