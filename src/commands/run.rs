@@ -64,10 +64,10 @@ pub fn run_once(args: &RunArgs, registry: &Registry) -> std::result::Result<Fini
         remote: opened.map(Arc::new),
         // Attempts allocate and free large buffers all the time; pages returned to the system would have to be faulted
         // in again.
-        env: [("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned()), (lm::DEVICE_VARIABLE.to_owned(), device.clone())]
-            .into_iter()
-            .chain(device_environment(&device))
-            .collect(),
+        env: vec![
+            ("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned()),
+            (lm::DEVICE_VARIABLE.to_owned(), device.clone()),
+        ],
         // The memory of a GPU is not scheduled.
         at_once: if ["cuda", "metal"].iter().any(|gpu| device.starts_with(gpu)) { 1 } else { usize::MAX },
         device: lm::device_name(&device),
@@ -120,11 +120,4 @@ pub fn run_once(args: &RunArgs, registry: &Registry) -> std::result::Result<Fini
         errln!("warning: on_finish: {error}");
     }
     Ok(Finished { code: outcome.exit_code(), folder: Some(outcome.folder) })
-}
-
-/// The variables through which a user tells CUDA which devices and libraries to use: attempts inherit no others.
-fn device_environment(device: &str) -> Vec<(String, String)> {
-    const CUDA: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH"];
-    let names = if device.starts_with("cuda") { &CUDA[..] } else { &[] };
-    names.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect()
 }

@@ -135,6 +135,7 @@ impl RunRequest {
             // As if a secret had been given with `--set`.
             command_line: std::env::var("FAKE_SECRET").map(|secret| format!("text={secret}")).into_iter().collect(),
             remote,
+            device: std::env::var("FAKE_DEVICE").unwrap_or_else(|_| "cpu".to_owned()),
             ..RunOptions::default()
         };
         let outcome = run(&graph, &plan, &store, &registry, &options, &mut listen)?;

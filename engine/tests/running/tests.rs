@@ -383,6 +383,8 @@ fn an_attempt_sees_only_what_it_declares() {
     let names: Vec<&str> = text.lines().collect();
     assert!(names.contains(&"FAKE_OPEN") && names.contains(&"RAYON_NUM_THREADS"), "{names:?}");
     assert!(!names.contains(&"UNDECLARED"), "{names:?}");
+    // The choice of a GPU is passed to attempts on a GPU.
+    assert!(names.contains(&"CUDA_VISIBLE_DEVICES"), "{names:?}");
 }
 
 /// Runs in a process whose environment contains a secret; returns its output lines.
@@ -394,7 +396,13 @@ fn run_with_secrets(space: &TestSpace) -> Vec<String> {
     std::fs::write(&secret, "hush again\n").unwrap();
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.env("FAKE_SECRET_FILE", secret);
-    command.arg("orchestrate").arg(file).envs([("FAKE_SECRET", "hush-hush"), ("FAKE_OPEN", "1"), ("UNDECLARED", "1")]);
+    command.arg("orchestrate").arg(file).envs([
+        ("FAKE_SECRET", "hush-hush"),
+        ("FAKE_OPEN", "1"),
+        ("UNDECLARED", "1"),
+        ("FAKE_DEVICE", "cuda"),
+        ("CUDA_VISIBLE_DEVICES", "1"),
+    ]);
     String::from_utf8(command.output().unwrap().stdout).unwrap().lines().map(str::to_owned).collect()
 }
 

@@ -1,5 +1,5 @@
 //! The model in stock candle operations, on any device: what GPUs run, and the reference that the fused CPU kernels are
-//! compared with. Every function does what its namesake in [`crate::kernels`] does.
+//! compared with. Its functions have the names and results of those in [`crate::kernels`].
 
 mod decode;
 mod recompute;

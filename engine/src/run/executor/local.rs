@@ -26,6 +26,9 @@ use crate::store::Platform;
 
 /// Environment variables that every attempt gets, besides those that its kind declares.
 const ALWAYS_PASSED: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
+/// Variables through which a user tells a GPU's driver which devices and libraries to use; for attempts that are not on
+/// the CPU. A job of a batch system gets those of its node instead.
+const DEVICE_VARIABLES: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH"];
 /// Serialises spawning: while the lock's descriptor is inheritable, no other child of this process may be spawned.
 pub(super) static SPAWN_LOCK: Mutex<()> = Mutex::new(());
 
@@ -94,6 +97,7 @@ fn ends_within(child: &Child, limit: Duration) -> bool {
 }
 
 fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<Child>> {
+    let of_device = if launch.device == "cpu" { &[][..] } else { &DEVICE_VARIABLES };
     let mut command = Command::new(launch.command);
     command
         .arg0("temper")
@@ -101,7 +105,9 @@ fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<
         .arg(launch.job)
         .current_dir(&launch.folder.root)
         .env_clear()
-        .envs(ALWAYS_PASSED.iter().filter_map(|name| std::env::var_os(name).map(|value| (*name, value))))
+        .envs(
+            ALWAYS_PASSED.iter().chain(of_device).filter_map(|name| std::env::var_os(name).map(|value| (*name, value))),
+        )
         .envs(launch.env.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))))
         .envs(launch.set_env.iter().map(|(name, value)| (name, value)))
         .envs(THREAD_LIMITS.map(|name| (name, launch.threads.to_string())))
