@@ -270,6 +270,9 @@ pub struct RunArgs {
     /// minute]
     #[arg(long, value_name = "N")]
     pub checkpoint_every: Option<std::num::NonZeroU64>,
+    /// Memory that the stages on this machine may use together, such as 16G [default: all]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub memory: Option<u64>,
     /// After a failure, continue with stages that do not depend on it
     #[arg(long)]
     pub keep_going: bool,
@@ -487,4 +490,9 @@ pub fn parse() -> Cli {
             _ => std::process::exit(error.exit_code()),
         }
     })
+}
+
+/// MiB.
+fn memory(text: &str) -> Result<u64, String> {
+    engine::document::resources::parse_memory(text).ok_or_else(|| "expected a size such as 500M or 16G".to_owned())
 }

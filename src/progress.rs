@@ -39,6 +39,8 @@ struct ProgressState {
     /// Where each stage's speed is measured from: its first reported progress, or the checkpoint that it resumed from.
     since: BTreeMap<String, (u64, Instant)>,
     paid: BTreeMap<String, ApiUsage>,
+    /// The last progress of each stage, as text.
+    reached: BTreeMap<String, String>,
     /// Number of stages left to run by the plan.
     open: usize,
     done: usize,
@@ -95,6 +97,7 @@ impl Progress {
             }
             Event::StageStarted { stage, threads, .. } => {
                 state.since.remove(stage);
+                state.reached.remove(stage);
                 match &self.mode {
                     OutputMode::Bars { bars, columns } => {
                         let bar = bars.add(ProgressBar::new(0));
@@ -128,6 +131,7 @@ impl Progress {
                 if let Some(paid) = state.paid.get(stage) {
                     text += &usage_text(paid);
                 }
+                state.reached.insert(stage.clone(), text.clone());
                 let Some(bar) = bar else {
                     state.last_line.insert(stage.clone(), Instant::now());
                     return self.line(&format!("{stage}: {text}"));
@@ -141,6 +145,21 @@ impl Progress {
                 }
                 bar.set_position(*done);
                 bar.set_message(escape_controls(&text).into_owned());
+            }
+            Event::Activity { stage, what } => {
+                let due = state.last_line.get(stage).is_none_or(|t| t.elapsed() >= PLAIN_INTERVAL);
+                let text = match state.reached.get(stage) {
+                    Some(reached) => format!("{reached}  {what}"),
+                    None => what.clone(),
+                };
+                match state.bars.get(stage) {
+                    Some(bar) => bar.set_message(escape_controls(&text).into_owned()),
+                    None if due => {
+                        state.last_line.insert(stage.clone(), Instant::now());
+                        self.line(&format!("{stage}: {text}"));
+                    }
+                    None => {}
+                }
             }
             Event::Paid { stage, paid } => state.paid.entry(stage.clone()).or_default().add(*paid),
             Event::Resumed { stage, done, total, unit } => {

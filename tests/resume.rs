@@ -4,7 +4,7 @@ mod space;
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use space::{TestSpace, names, text};
@@ -102,6 +102,52 @@ fn a_study_killed_in_every_stage_that_learns_or_scores_gives_the_digests_of_an_u
     let checkpoints = std::fs::read_dir(space.path("cache/work")).expect("folders of keys");
     let left = checkpoints.filter(|key| key.as_ref().is_ok_and(|key| key.path().join("checkpoints").exists()));
     assert_eq!(left.count(), 0, "checkpoints of finished stages are deleted");
+}
+
+/// Starts a run, sends SIGINT when `stage` has made progress, and returns its events.
+fn interrupted_at(space: &TestSpace, arguments: &[&str], stage: &str) -> Vec<Value> {
+    let mut command = space.command(&[&["run", "study.yaml", "--json"], arguments].concat());
+    let mut run = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary starts");
+    let mut asked = false;
+    let mut events = Vec::new();
+    for line in BufReader::new(run.stdout.take().expect("a pipe")).lines() {
+        let event: Value = serde_json::from_str(&line.expect("a line")).expect("an event");
+        if !asked && event["event"] == "progress" && event["stage"] == stage {
+            asked = true;
+            let sent = Command::new("kill").args(["-INT", &run.id().to_string()]).status().expect("`kill` runs");
+            assert!(sent.success());
+        }
+        events.push(event);
+    }
+    assert_eq!(run.wait().expect("it ends").code(), Some(130), "{:?}", events.last());
+    events
+}
+
+#[test]
+fn an_interrupted_stage_writes_a_checkpoint_first_and_resumes_from_it() {
+    let space = TestSpace::new();
+    space.write("study.yaml", PIPELINE);
+    let long = ["--until", "base", "--set", "stages.base.with.steps=400"];
+    let interrupted = interrupted_at(&space, &long, "base");
+    // By the clock, none is due within the first minute.
+    let written: Vec<&Value> = interrupted.iter().filter(|event| event["event"] == "checkpoint").collect();
+    assert_eq!(written.len(), 1, "{interrupted:?}");
+    let went_on = events(&space.temper(&[&["run", "study.yaml", "--json"], &long[..]].concat()));
+    assert_eq!(resumed(&went_on), [("base".to_owned(), written[0]["done"].as_u64().expect("a number"))]);
+}
+
+#[test]
+fn a_stage_that_times_out_resumes_in_its_next_try() {
+    let space = TestSpace::new();
+    space.write("study.yaml", PIPELINE);
+    let limits = ["stages.base.with.steps=1000000", "stages.base.timeout=2s", "stages.base.retries=1"];
+    let set = limits.iter().flat_map(|change| ["--set", change]);
+    let arguments: Vec<&str> = ["run", "study.yaml", "--until", "base", "--json"].into_iter().chain(set).collect();
+    let out = space.temper(&arguments);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+    let lines: Vec<Value> =
+        text(&out.stdout).lines().map(|line| serde_json::from_str(line).expect("an event")).collect();
+    assert!(resumed(&lines).iter().any(|(stage, done)| stage == "base" && *done > 0), "{lines:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::context::{Cadence, Context, StepProgress};
+use crate::context::{Cadence, Context, StepProgress, StopRequest};
 use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 use crate::store::{Platform, files};
@@ -40,6 +40,7 @@ pub struct Checkpoints {
     folder: PathBuf,
     format: u32,
     cadence: Cadence,
+    stop: StopRequest,
     device: String,
     /// Steps since the last checkpoint.
     steps: u64,
@@ -56,10 +57,12 @@ impl Checkpoints {
     /// The checkpoints of the key that the attempt `ctx` belongs to. `format` is the version of the kind's checkpoint
     /// files; checkpoints of another format are ignored.
     pub fn new(ctx: &Context, format: u32) -> Self {
+        ctx.stop.follow();
         Self {
             folder: ctx.checkpoints().to_owned(),
             format,
             cadence: ctx.cadence(),
+            stop: ctx.stop.clone(),
             device: ctx.device.clone(),
             steps: 0,
             last: Instant::now(),
@@ -96,6 +99,7 @@ impl Checkpoints {
     pub fn due(&mut self) -> bool {
         self.steps += 1;
         match self.cadence {
+            _ if self.stop.is_requested() => true,
             Cadence::Steps(n) => self.steps >= n.get(),
             Cadence::Timed => self.last.elapsed() >= INTERVAL.max(self.write_time * MIN_COST_FACTOR),
         }

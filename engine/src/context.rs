@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -31,6 +31,8 @@ pub struct Input {
 pub enum StageEvent {
     /// How far the stage has come, and its headline metric.
     Progress { done: u64, total: u64, unit: String, headline: Option<(String, f64)> },
+    /// What the stage does now, such as `sampling`, while its progress stands still.
+    Activity { what: String },
     /// Seconds spent, by name, for the journal: for example sampling, scoring and update of one PPO phase.
     Timing { what: String, seconds: BTreeMap<String, f64> },
     /// A checkpoint has been written: the next attempt at this key resumes from it.
@@ -82,6 +84,33 @@ pub enum Cadence {
     Steps(NonZeroU64),
 }
 
+/// Asks an attempt to write a checkpoint, after which it is ended.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StopRequest(Arc<StopState>);
+
+#[derive(Debug, Default)]
+struct StopState {
+    requested: AtomicBool,
+    writes_checkpoints: AtomicBool,
+}
+
+impl StopRequest {
+    /// Returns whether the attempt writes checkpoints.
+    pub fn request(&self) -> bool {
+        self.0.requested.store(true, Ordering::Relaxed);
+        self.0.writes_checkpoints.load(Ordering::Relaxed)
+    }
+
+    /// For the attempt: it writes checkpoints from now on.
+    pub fn follow(&self) {
+        self.0.writes_checkpoints.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_requested(&self) -> bool {
+        self.0.requested.load(Ordering::Relaxed)
+    }
+}
+
 /// A stage's progress, such as 120 of 600 steps.
 #[derive(Clone, Copy, Debug)]
 pub struct StepProgress<'a> {
@@ -101,6 +130,7 @@ pub struct Context {
     pub(crate) may_pay: bool,
     pub(crate) may_pay_again: bool,
     pub(crate) threads: Arc<AtomicUsize>,
+    pub(crate) stop: StopRequest,
     pub(crate) cadence: Cadence,
     pub(crate) device: String,
     pub(crate) sink: Box<dyn FnMut(StageEvent) + Send>,
@@ -126,6 +156,7 @@ impl Context {
             may_pay_again: false,
             checkpoints,
             threads: Arc::new(AtomicUsize::new(1)),
+            stop: StopRequest::default(),
             cadence: Cadence::default(),
             device: "cpu".to_owned(),
             sink: Box::new(|_| ()),
@@ -157,6 +188,12 @@ impl Context {
     #[must_use]
     pub fn with_threads(mut self, threads: Arc<AtomicUsize>) -> Self {
         self.threads = threads;
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn with_stop(mut self, stop: StopRequest) -> Self {
+        self.stop = stop;
         self
     }
 
@@ -263,6 +300,11 @@ impl Context {
     pub fn progress(&mut self, done: u64, total: u64, unit: &str, headline: Option<(&str, f64)>) {
         let headline = headline.map(|(name, value)| (name.to_owned(), value));
         (self.sink)(StageEvent::Progress { done, total, unit: unit.to_owned(), headline });
+    }
+
+    /// Reports what the stage does now, such as `sampling`, until the next progress or activity.
+    pub fn activity(&mut self, what: &str) {
+        (self.sink)(StageEvent::Activity { what: what.to_owned() });
     }
 
     /// Records seconds in the journal; never in artifacts.

@@ -62,6 +62,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         headline: Option<(String, f64)>,
     },
+    /// What a stage does now, such as `sampling`, while its progress stands still.
+    Activity { stage: String, what: String },
     /// Seconds by name, for example sampling, scoring and update of one PPO phase.
     Timing { stage: String, what: String, seconds: BTreeMap<String, f64> },
     /// The attempt wrote a checkpoint; the next attempt at this key resumes from it.

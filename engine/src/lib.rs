@@ -19,6 +19,7 @@ pub mod gc;
 pub mod graph;
 pub mod journal;
 pub mod kind;
+pub mod machine;
 pub mod names;
 pub mod plan;
 pub mod remote;

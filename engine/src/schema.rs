@@ -39,6 +39,7 @@ pub fn schema(registry: &Registry) -> Value {
             "remote": reference("remote"),
             "on_finish": reference("command"),
             "executors": reference("executors"),
+            "pools": reference("pools"),
         },
         "$defs": definitions,
     })
@@ -73,6 +74,8 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
     changes["properties"]["matrix"] = json!({ "anyOf": [reference("matrix"), { "type": "null" }] });
     changes["properties"]["executor"] = stage_executor();
     changes["properties"]["resources"] = reference("resources");
+    changes["properties"]["timeout"] = timeout();
+    changes["properties"]["retries"] = retries();
     changes["not"] = json!({ "required": ["uses"] });
     let shared = json!({
         "name": { "type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$" },
@@ -109,6 +112,7 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
                 "remote": reference("remote"),
                 "on_finish": reference("command"),
                 "executors": reference("executors"),
+                "pools": reference("pools"),
             },
         },
         "command": {
@@ -124,15 +128,22 @@ fn shared(kinds: &[&str]) -> Map<String, Value> {
         },
         "executor": executor(),
         "resources": {
-            "description": "What a stage asks a batch system for. Without effect on stages that run here.",
+            "description": "What an attempt of the stage needs. On this machine, attempts start when it is free; a batch system is asked for it.",
             "type": ["object", "null"],
             "additionalProperties": false,
             "properties": {
-                "threads": { "type": ["integer", "null"], "minimum": 1, "description": "CPU threads; 1 if absent." },
-                "memory": { "type": ["string", "null"], "pattern": "^ *[0-9]+ *[MGT] *$", "description": "Such as `500M` or `16G`." },
-                "gpus": { "type": ["integer", "null"], "minimum": 0, "description": "Number of GPUs; 0 if absent." },
-                "time": with_description(&reference("duration"), "Maximum time of a job."),
+                "threads": { "type": ["integer", "null"], "minimum": 1, "description": "CPU threads. If absent: 1; on this machine, a fair share for stages that train or sample." },
+                "memory": { "type": ["string", "null"], "pattern": "^ *[0-9]+ *[MGT] *$", "description": "Such as `500M` or `16G`. If absent, on this machine: what an earlier attempt used." },
+                "gpus": { "type": ["integer", "null"], "minimum": 0, "description": "Number of GPUs. If absent: 0; 1 for stages that train or sample under `--device cuda`." },
+                "time": with_description(&reference("duration"), "Maximum time of a job of a batch system."),
+                "pools": with_description(&reference("pools"), "Units of pools; on this machine only."),
             },
+        },
+        "pools": {
+            "description": "Named things that stages share, with their number: `pools: { scratch: 2 }`.",
+            "type": ["object", "null"],
+            "propertyNames": reference("name"),
+            "additionalProperties": { "type": ["integer", "null"], "minimum": 1 },
         },
         "duration": {
             "description": "Seconds, or text such as `30s`, `90m`, `2h`, `1d`, `12:00:00`.",
@@ -195,7 +206,24 @@ fn stage(kind: &dyn AnyKind) -> Value {
             "seed": reference("seed"),
             "executor": stage_executor(),
             "resources": reference("resources"),
+            "timeout": timeout(),
+            "retries": retries(),
         },
+    })
+}
+
+fn timeout() -> Value {
+    with_description(
+        &reference("duration"),
+        "Maximum time of an attempt; it ends with a checkpoint if its kind writes any.",
+    )
+}
+
+fn retries() -> Value {
+    json!({
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "description": "Further tries after any failure; if absent, only after failures that may pass.",
     })
 }
 

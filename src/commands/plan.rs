@@ -4,15 +4,18 @@ use engine::error::Error;
 use engine::estimate::{Estimate, EstimateRange, ExpectedCost};
 use engine::graph::Graph;
 use engine::kind::Registry;
+use engine::machine::Machine;
 use engine::names::{InstanceName, StageName};
 use engine::plan::{Flags, Plan, PlannedState};
 use engine::remote::CombinedStore;
+use engine::run::DeviceShare;
 use serde_json::{Value, json};
 
 use super::sweep::{Combination, combinations};
 use super::{CommandResult, Failure, load_placed, open_store, print_json, remote};
 use crate::args::{ExecutorArgs, PipelineArgs, RemoteArgs, UntilArgs};
 use crate::output::counted;
+use crate::progress::size;
 use crate::report::terminal::table;
 
 pub fn plan(
@@ -63,6 +66,9 @@ fn describe_plan(
     let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;
     let mut missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
     missing.extend(engine::run::missing_programs(&graph, &plan));
+    let share = DeviceShare::Nothing;
+    let machine = Machine::detect(engine::run::needs_gpus(&graph, &plan, share))?;
+    missing.extend(engine::run::unfit(&graph, &plan, &machine, share));
     let from_remote = combined.reused_from_remote(&plan)?;
     Ok(PlanView { graph, plan, from_remote, expected_costs, missing })
 }
@@ -122,7 +128,7 @@ pub fn print_plan(
             let action = if *from_remote { "reuse (remote)" } else { line.action };
             let seconds = match planned.state {
                 PlannedState::Reuse { .. } => String::new(),
-                _ => planned.expected_seconds.map_or_else(|| "unknown".to_owned(), duration),
+                _ => planned.expected.seconds.map_or_else(|| "unknown".to_owned(), duration),
             };
             let mut row = vec![
                 action.to_owned(),
@@ -130,6 +136,8 @@ pub fn print_plan(
                 instance.kind.clone(),
                 line.key.map_or_else(String::new, |k| k[..12].to_owned()),
                 seconds,
+                amount(planned.expected.memory),
+                amount(planned.expected.disk),
             ];
             if some_elsewhere {
                 let is_open = !matches!(planned.state, PlannedState::Reuse { .. });
@@ -139,16 +147,16 @@ pub fn print_plan(
             row
         })
         .collect();
-    let mut header = vec!["", "stage", "kind", "key", "expected", "reason"];
+    let mut header = vec!["", "stage", "kind", "key", "expected", "memory", "disk", "reason"];
     if some_elsewhere {
-        header.insert(5, "executor");
+        header.insert(7, "executor");
     }
     out!("{}", table(&header, header.len(), &rows));
     let expected: f64 = plan
         .stages
         .iter()
         .filter(|p| !matches!(p.state, PlannedState::Reuse { .. }))
-        .filter_map(|p| p.expected_seconds)
+        .filter_map(|p| p.expected.seconds)
         .sum();
     let open = plan.stages.iter().filter(|p| !matches!(p.state, PlannedState::Reuse { .. })).count();
     let all = plan.stages.len();
@@ -156,7 +164,7 @@ pub fn print_plan(
     let unknown = plan
         .stages
         .iter()
-        .filter(|p| !matches!(p.state, PlannedState::Reuse { .. }) && p.expected_seconds.is_none())
+        .filter(|p| !matches!(p.state, PlannedState::Reuse { .. }) && p.expected.seconds.is_none())
         .count();
     match unknown {
         0 if open > 0 => outln!("expected: {} of stage time, according to earlier runs", duration(expected)),
@@ -182,6 +190,10 @@ pub fn print_plan(
         outln!("not needed: {}", not_needed(graph));
     }
     missing.iter().for_each(|error| errln!("warning: {error}"));
+}
+
+fn amount(bytes: Option<u64>) -> String {
+    bytes.map_or_else(String::new, |bytes| size(bytes as f64))
 }
 
 /// Seconds up to ten minutes, then minutes, then hours.
@@ -281,7 +293,9 @@ fn describe(graph: &Graph, plan: &Plan, from_remote: &[bool], expected_costs: &[
                 "reason": line.reason,
                 "key": line.key,
                 "waits_on": line.waits_on,
-                "expected_seconds": planned.expected_seconds,
+                "expected_seconds": planned.expected.seconds,
+                "expected_memory_bytes": planned.expected.memory,
+                "expected_disk_bytes": planned.expected.disk,
             });
             if let Some(expected_cost) = expected_cost {
                 object["cost"] = json!(expected_cost);

@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::context::Cadence;
+use engine::error::Result;
+use engine::graph::Graph;
 use engine::journal::Event;
 use engine::kind::Registry;
-use engine::plan::Flags;
+use engine::machine::Machine;
+use engine::plan::{Flags, Plan};
 use engine::remote::CombinedStore;
-use engine::run::RunOptions;
+use engine::run::{DeviceShare, RunOptions};
 
 use super::{CommandResult, Failure, load_placed, on_finish, open_store, plan, remote, sweep};
 use crate::args::RunArgs;
@@ -29,6 +32,25 @@ pub fn run(args: &RunArgs, registry: &Registry) -> CommandResult {
     }
 }
 
+/// What attempts share on this machine, and what those that compute on `device` take of it.
+fn share(graph: &Graph, plan: &Plan, device: &str, memory: Option<u64>) -> Result<(Machine, DeviceShare)> {
+    let share = match device {
+        "metal" => DeviceShare::Device,
+        _ if is_cuda(device) => DeviceShare::Gpu,
+        _ => DeviceShare::Nothing,
+    };
+    let mut machine = Machine::detect(engine::run::needs_gpus(graph, plan, share))?;
+    if let Some(number) = device.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok()) {
+        machine.gpus = machine.gpus.into_iter().skip(number).take(1).collect();
+    }
+    machine.memory = memory.or(machine.memory);
+    Ok((machine, share))
+}
+
+fn is_cuda(device: &str) -> bool {
+    device.starts_with("cuda")
+}
+
 pub fn run_once(args: &RunArgs, registry: &Registry) -> std::result::Result<Finished, Failure> {
     let graph = load_placed(&args.file, &args.until.until, &args.executor, registry)?;
     let store = open_store(&args.file)?;
@@ -42,6 +64,8 @@ pub fn run_once(args: &RunArgs, registry: &Registry) -> std::result::Result<Fini
     let mut missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
     missing.extend(engine::run::missing_programs(&graph, &plan));
     let device = args.device.name()?;
+    let (machine, device_share) = share(&graph, &plan, &device, args.memory)?;
+    missing.extend(engine::run::unfit(&graph, &plan, &machine, device_share));
     if args.dry_run {
         let expected_costs = engine::plan::expected_costs(&graph, &plan, registry, &store)?;
         let from_remote = combined.reused_from_remote(&plan)?;
@@ -66,10 +90,11 @@ pub fn run_once(args: &RunArgs, registry: &Registry) -> std::result::Result<Fini
         // in again.
         env: vec![
             ("MIMALLOC_PURGE_DELAY".to_owned(), "-1".to_owned()),
-            (lm::DEVICE_VARIABLE.to_owned(), device.clone()),
+            // An attempt sees only the GPU that it may use.
+            (lm::DEVICE_VARIABLE.to_owned(), if is_cuda(&device) { "cuda".to_owned() } else { device.clone() }),
         ],
-        // The memory of a GPU is not scheduled.
-        at_once: if ["cuda", "metal"].iter().any(|gpu| device.starts_with(gpu)) { 1 } else { usize::MAX },
+        machine,
+        device_share,
         device: lm::device_name(&device),
         ..RunOptions::default()
     };

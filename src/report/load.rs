@@ -285,6 +285,7 @@ impl RunData {
             | Event::Probing { .. }
             | Event::Job { .. }
             | Event::Waiting { .. }
+            | Event::Activity { .. }
             | Event::Checkpoint { .. }
             | Event::Resumed { .. }
             | Event::Retrying { .. }

@@ -29,6 +29,9 @@ const IGNORED_SIGNALS: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, li
 /// A number of threads as the orchestrator writes it: an unsigned little-endian integer.
 pub(crate) type ThreadCount = [u8; 2];
 
+/// In place of a number of threads: the attempt is to write a checkpoint and end.
+pub(crate) const STOP: ThreadCount = [0; 2];
+
 /// An attempt's connections to the orchestrator.
 pub(super) struct Streams {
     /// The real standard output.

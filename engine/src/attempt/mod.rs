@@ -16,12 +16,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-pub(crate) use guard::ThreadCount;
+pub(crate) use guard::{STOP, ThreadCount};
 pub use job::{Detached, FinalMessage, Job};
 pub use probe::answer_probe;
 pub(crate) use probe::{ProbeAnswer, Question};
 
-use crate::context::{Context, StageEvent};
+use crate::context::{Context, StageEvent, StopRequest};
 use crate::error::{Error, Result};
 use crate::kind::Registry;
 use crate::names::Digest;
@@ -72,15 +72,16 @@ fn run_job(
     let threads = Arc::new(AtomicUsize::new(job.threads.max(1)));
     let kind = registry.get_kind(&job.kind);
     let is_parallel = kind.is_some_and(|kind| kind.signature(&job.params).is_ok_and(|signature| signature.parallel));
+    let stop = StopRequest::default();
     if let Some(thread_counts) = thread_counts.filter(|_| is_parallel) {
-        let threads = threads.clone();
+        let (threads, stop) = (threads.clone(), stop.clone());
         std::thread::Builder::new()
             .name("threads".into())
-            .spawn(move || follow(thread_counts, &threads))
+            .spawn(move || follow(thread_counts, &threads, &stop))
             .map_err(|e| Error::environment(format!("cannot start a thread: {e}")))?;
     }
     let run = || {
-        let run = || run_kind(job, registry, events, threads, may_commit);
+        let run = || run_kind(job, registry, events, threads, stop, may_commit);
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
         caught.unwrap_or_else(|panic| Err(Error::internal(format!("panicked: {}", panic_message(&*panic)))))
     };
@@ -92,10 +93,17 @@ fn run_job(
     })
 }
 
-/// Keeps `threads` at the last number of threads that the orchestrator has written, until it is gone.
-fn follow(mut thread_counts: PipeReader, threads: &AtomicUsize) {
+/// Keeps `threads` at the last number of threads that the orchestrator has written, until it is gone. When it asks the
+/// attempt to end, an attempt that writes checkpoints ends after the next one, any other at once.
+fn follow(mut thread_counts: PipeReader, threads: &AtomicUsize, stop: &StopRequest) {
     let mut count = ThreadCount::default();
     while thread_counts.read_exact(&mut count).is_ok() {
+        if count == STOP {
+            if !stop.request() {
+                std::process::exit(i32::from(crate::run::INTERRUPTED));
+            }
+            continue;
+        }
         threads.store(u16::from_le_bytes(count).max(1).into(), Ordering::Relaxed);
     }
 }
@@ -105,6 +113,7 @@ fn run_kind(
     registry: &Registry,
     events: &EventWriter,
     threads: Arc<AtomicUsize>,
+    stop: StopRequest,
     may_commit: &(dyn Fn() -> Result<()> + Sync),
 ) -> Result<Digest> {
     let unknown = |what: &str, name: &str| Error::internal(format!("this binary has no {what} `{name}`"));
@@ -121,6 +130,7 @@ fn run_kind(
     }
     let mut ctx = Context::new(kind.name(), job.seed, job.inputs.clone(), job.out.clone(), job.checkpoints.clone())
         .with_threads(threads)
+        .with_stop(stop)
         .with_requests(job.requests.clone())
         .with_pay(job.may_pay)
         .with_pay_again(job.may_pay_again)

@@ -1,6 +1,6 @@
 //! Parses the pipeline file into a [`Document`]: data with source positions, profiles and overrides applied.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use self::node::{Map, Node, Value};
 use crate::diagnostics::{Diagnostic, Diagnostics, Span, did_you_mean};
@@ -28,9 +28,10 @@ pub use resources::Resources;
 pub use stage::Stage;
 
 pub const TOP_KEYS: &[&str] =
-    &["version", "seed", "targets", "stages", "profiles", "report", "remote", "executors", "on_finish"];
-pub const PROFILE_KEYS: &[&str] = &["seed", "targets", "stages", "report", "remote", "executors", "on_finish"];
-pub const STAGE_KEYS: &[&str] = &["uses", "needs", "with", "matrix", "seed", "executor", "resources"];
+    &["version", "seed", "targets", "stages", "profiles", "report", "remote", "executors", "pools", "on_finish"];
+pub const PROFILE_KEYS: &[&str] = &["seed", "targets", "stages", "report", "remote", "executors", "pools", "on_finish"];
+pub const STAGE_KEYS: &[&str] =
+    &["uses", "needs", "with", "matrix", "seed", "executor", "resources", "timeout", "retries"];
 pub const LABEL_KEYS: &[&str] = &["with", "needs", "seed"];
 
 /// A pipeline file with profiles and overrides applied; kinds and selectors are not resolved yet.
@@ -47,6 +48,8 @@ pub struct Document {
     pub on_finish: Vec<String>,
     /// Where attempts can run besides here; never part of a key.
     pub executors: Executors,
+    /// The size of each named pool of this machine; never part of a key.
+    pub pools: BTreeMap<String, u64>,
 }
 
 /// Parses the file's text (source number `source`) and applies profiles, then overrides. Returns `None` if nothing
@@ -118,6 +121,8 @@ fn build(mut root: Map, default_targets: Vec<String>, start: Span, faults: &mut 
     let (mut executors, names) =
         root.get("executors").map_or_else(Default::default, |node| executors::read(node, faults));
     executors::check_stages(&mut executors, &names, &stages, faults);
+    let pools = root.get("pools").map_or_else(Default::default, |node| resources::units(node, "`pools`", faults));
+    resources::check_pools(&pools, &stages, faults);
     let targets = match targets {
         Some(given) => given.into_iter().map(|(text, span)| (text, Some(span))).collect(),
         None => {
@@ -129,7 +134,7 @@ fn build(mut root: Map, default_targets: Vec<String>, start: Span, faults: &mut 
                 .collect()
         }
     };
-    Document { seed, targets, stages, report, remote, executors, on_finish }
+    Document { seed, targets, stages, report, remote, executors, pools, on_finish }
 }
 
 /// Parses `on_finish`: a program and its arguments; null means none.
@@ -215,6 +220,9 @@ fn apply_profiles(root: &mut Map, names: &[String], faults: &mut Diagnostics) {
                 }
                 if let Some(node) = map.get("on_finish") {
                     command(node, faults);
+                }
+                if let Some(node) = map.get("pools") {
+                    resources::units(node, "`pools`", faults);
                 }
                 if let Some(node) = map.get("executors") {
                     executors::check_overlay(node, faults);

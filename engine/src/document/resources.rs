@@ -1,24 +1,29 @@
-//! Resources that a stage asks a batch system for, and how they are written in a pipeline file.
+//! Resources that the attempts of a stage need, and how they are written in a pipeline file.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::known_keys;
 use super::node::{Node, Value};
-use crate::diagnostics::{Diagnostic, Diagnostics};
+use super::{Stage, check_names, known_keys};
+use crate::diagnostics::{Diagnostic, Diagnostics, did_you_mean};
+use crate::names::is_name;
 
-pub const RESOURCE_KEYS: &[&str] = &["threads", "memory", "gpus", "time"];
+pub const RESOURCE_KEYS: &[&str] = &["threads", "memory", "gpus", "time", "pools"];
 
-/// What a job gets from its batch system. Never part of a key.
+/// What an attempt gets from this machine, or a job from its batch system. Never part of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Resources {
     pub threads: Option<u64>,
     /// MiB.
     pub memory: Option<u64>,
     pub gpus: Option<u64>,
-    /// Maximum wall time.
+    /// Maximum wall time of a job.
     pub time: Option<Duration>,
+    /// Units of named pools; only on this machine.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pools: BTreeMap<String, u64>,
 }
 
 impl Resources {
@@ -30,9 +35,13 @@ impl Resources {
             memory: self.memory.or(defaults.memory),
             gpus: self.gpus.or(defaults.gpus),
             time: self.time.or(defaults.time),
+            pools: self.pools.clone(),
         }
     }
 }
+
+/// Bytes.
+pub const MIB: u64 = 1 << 20;
 
 /// Parses `resources`; null means none.
 pub fn read(node: &Node, faults: &mut Diagnostics) -> Resources {
@@ -54,10 +63,53 @@ pub fn read(node: &Node, faults: &mut Diagnostics) -> Resources {
             "gpus" => resources.gpus = count(node, 0, &what, faults),
             "memory" => resources.memory = memory(node, &what, faults),
             "time" => resources.time = duration(node, &what, faults),
+            "pools" => resources.pools = units(node, &what, faults),
             _ => {}
         }
     }
     resources
+}
+
+/// Parses a map of pools to their units, such as `{ scratch: 2 }`; null means none.
+pub fn units(node: &Node, what: &str, faults: &mut Diagnostics) -> BTreeMap<String, u64> {
+    let map = match &node.value {
+        Value::Null => return BTreeMap::new(),
+        Value::Map(map) => map,
+        _ => {
+            let message = format!("{what}: expected a map of pools to numbers, found {}", node.type_name());
+            faults.push(Diagnostic::new(node.span, message).help("for example `{ scratch: 2 }`"));
+            return BTreeMap::new();
+        }
+    };
+    check_names(map.0.iter().map(|e| (e.key.as_str(), e.key_span)), "pool", is_name, faults);
+    let entries = map.0.iter().filter_map(|entry| {
+        let number = count(&entry.value, 1, &format!("{what}: `{}`", entry.key), faults)?;
+        Some((entry.key.clone(), number))
+    });
+    entries.collect()
+}
+
+/// Reports stages that need pools that do not exist, or more of one than it has.
+pub fn check_pools(pools: &BTreeMap<String, u64>, stages: &[Stage], faults: &mut Diagnostics) {
+    for stage in stages {
+        for (pool, units) in &stage.resources.pools {
+            let what = format!("stage `{}`: resources", stage.name);
+            let fault = match pools.get(pool) {
+                Some(size) if units <= size => continue,
+                Some(size) => {
+                    let message =
+                        format!("{what}: {units} of pool `{pool}`, which has {size}: the stage can never run");
+                    Diagnostic::new(stage.span, message).help("raise the number under `pools`, or lower the stage's")
+                }
+                None => {
+                    let help = did_you_mean(pool, pools.keys().map(String::as_str));
+                    let help = help.unwrap_or_else(|| format!("define it: `pools: {{ {pool}: {units} }}`"));
+                    Diagnostic::new(stage.span, format!("{what}: unknown pool `{pool}`")).help(help)
+                }
+            };
+            faults.push(fault);
+        }
+    }
 }
 
 /// A whole number from `least` to a million.
@@ -87,7 +139,16 @@ fn memory(node: &Node, what: &str, faults: &mut Diagnostics) -> Option<u64> {
     mebibytes
 }
 
-fn parse_memory(text: &str) -> Option<u64> {
+/// An amount of memory in MiB as it is written in a pipeline file, rounded.
+pub fn size(mebibytes: u64) -> String {
+    match mebibytes {
+        ..10_240 => format!("{mebibytes}M"),
+        _ => format!("{}G", (mebibytes + 512) >> 10),
+    }
+}
+
+/// The MiB of a size such as `500M` or `16G`.
+pub fn parse_memory(text: &str) -> Option<u64> {
     let (number, factor) = [("M", 1), ("G", 1 << 10), ("T", 1 << 20)]
         .into_iter()
         .find_map(|(unit, factor)| Some((text.trim().strip_suffix(unit)?, factor)))?;

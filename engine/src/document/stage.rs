@@ -1,5 +1,7 @@
 //! One entry of `stages`: parsing and validation.
 
+use std::time::Duration;
+
 use super::matrix::{self, Dimension};
 use super::node::{Map, Node, Value};
 use super::resources::{self, Resources};
@@ -23,6 +25,10 @@ pub struct Stage {
     /// Name of the executor of its attempts; never part of a key, like the resources.
     pub executor: Option<(String, Span)>,
     pub resources: Resources,
+    /// Maximum wall time of an attempt.
+    pub timeout: Option<Duration>,
+    /// Further tries after any failure; `None`: only after failures that may pass.
+    pub retries: Option<u32>,
     /// Whether no fault has been found so far; used to suppress faults that follow from others.
     pub valid: bool,
     /// Whether each variable of the matrix is used.
@@ -50,6 +56,8 @@ pub fn read(map: Map, faults: &mut Diagnostics) -> Vec<Stage> {
             matrix: Vec::new(),
             executor: None,
             resources: Resources::default(),
+            timeout: None,
+            retries: None,
             valid: true,
             all_used: true,
         };
@@ -77,6 +85,8 @@ fn fill_stage(stage: &mut Stage, map: Map, names: &[String], faults: &mut Diagno
             near.map_or("name a kind: `temper kinds` lists them".into(), |near| format!("did you mean `{near}`?"));
         faults.push(Diagnostic::new(stage.span, message).help(help));
     }
+    let name = stage.name.clone();
+    let what = |key: &str| format!("stage `{name}`: `{key}`");
     let mut matrix = None;
     for entry in map.0 {
         match (entry.key.as_str(), entry.value) {
@@ -86,6 +96,12 @@ fn fill_stage(stage: &mut Stage, map: Map, names: &[String], faults: &mut Diagno
             ("executor", Node { value: Value::Null, .. }) => {}
             ("executor", other) => faults.push(Diagnostic::new(other.span, "`executor` must name an executor")),
             ("resources", node) => stage.resources = resources::read(&node, faults),
+            ("timeout", node) if !node.is_null() => {
+                stage.timeout = resources::duration(&node, &what("timeout"), faults);
+            }
+            ("retries", node) if !node.is_null() => {
+                stage.retries = resources::count(&node, 0, &what("retries"), faults).map(|n| n as u32);
+            }
             ("seed", node) => stage.seed = Some(node),
             ("with", node) => {
                 stage.with_span = entry.key_span;

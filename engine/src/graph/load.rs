@@ -351,7 +351,8 @@ fn build_graph(
         let stage = &document.stages[draft.stage];
         let kind = stage.uses.as_ref().map_or_else(String::new, |(kind, _)| kind.clone());
         let executor = stage.executor.as_ref().map(|(name, _)| name.clone()).filter(|name| name != LOCAL);
-        let placement = Placement { executor, resources: stage.resources.clone() };
+        let (timeout, retries) = (stage.timeout, stage.retries);
+        let placement = Placement { executor, resources: stage.resources.clone(), timeout, retries };
         let (name, matrix, seed) = (draft.name, draft.matrix, draft.seed);
         instances[position[at]] =
             Some(Instance { name, matrix, kind, params: values.params, seed, signature, inputs, placement });
@@ -366,5 +367,6 @@ fn build_graph(
         remote: document.remote.clone(),
         on_finish: document.on_finish.clone(),
         executors: document.executors.clone(),
+        pools: document.pools.clone(),
     }
 }

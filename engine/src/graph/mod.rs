@@ -1,6 +1,8 @@
 //! The graph: stage instances and their inputs, restricted to what the targets need.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -45,6 +47,8 @@ pub struct Graph {
     pub on_finish: Vec<String>,
     /// The file's `executors`.
     pub executors: Executors,
+    /// The file's `pools`: the size of each named pool of this machine.
+    pub pools: BTreeMap<String, u64>,
 }
 
 /// One instance of a stage, checked and with every default filled in.
@@ -63,12 +67,18 @@ pub struct Instance {
     pub placement: Placement,
 }
 
-/// Where the attempts of an instance run. Never part of a key.
+/// Where the attempts of an instance run, and with what. Never part of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// Name of an executor; `None`: a child process.
     pub executor: Option<String>,
     pub resources: Resources,
+    /// Maximum wall time of an attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// Further tries after any failure; `None`: only after failures that may pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
 }
 
 impl Graph {

@@ -7,8 +7,8 @@ mod decide;
 mod diff;
 mod duplicates;
 mod environment;
+mod expected;
 mod expected_cost;
-mod expected_time;
 mod explain;
 mod flags;
 mod recipe;
@@ -49,10 +49,21 @@ pub struct PlannedInstance {
     pub state: PlannedState,
     /// Whether the artifact's bytes are known to be needed; pass this to [`decide()`] once the inputs are known.
     pub need: ArtifactNeed,
-    /// Expected wall time of an attempt, from earlier ones; `None` if it is unknown, or if the instance is reused.
-    pub expected_seconds: Option<f64>,
+    /// What an attempt is expected to take; nothing is known of instances that are reused.
+    pub expected: Expected,
     /// Notes for the user about the files that the parameters name.
     pub notes: Vec<String>,
+}
+
+/// The expected cost of an attempt on this machine, from earlier ones; `None`: unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Expected {
+    /// Wall time in seconds.
+    pub seconds: Option<f64>,
+    /// Peak memory in bytes.
+    pub memory: Option<u64>,
+    /// Size of the artifact in bytes.
+    pub disk: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,10 +111,8 @@ pub fn plan_with_view(
 ) -> Result<Plan> {
     let mut plan = plan_with(graph, registry, view, flags, &[])?;
     flags.check_from(graph, &plan)?;
-    let expected = expected_time::expected_seconds(graph, &plan, registry, store, view)?;
-    for (planned, seconds) in plan.stages.iter_mut().zip(expected) {
-        planned.expected_seconds = seconds;
-    }
+    let expected = expected::expected(graph, &plan, registry, store, view)?;
+    plan.stages.iter_mut().zip(expected).for_each(|(planned, expected)| planned.expected = expected);
     Ok(plan)
 }
 
@@ -125,7 +134,7 @@ pub fn plan_with(
             let stages = states.into_iter().zip(notes).enumerate().map(|(instance, (state, notes))| {
                 let needed = targets.contains(&instance) || lost[instance].is_some();
                 let need = if needed { ArtifactNeed::Bytes } else { ArtifactNeed::DigestOnly };
-                PlannedInstance { instance, state, need, expected_seconds: None, notes }
+                PlannedInstance { instance, state, need, expected: Expected::default(), notes }
             });
             return Ok(Plan { stages: stages.collect() });
         }

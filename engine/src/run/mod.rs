@@ -5,7 +5,9 @@
 //! with another round.
 
 mod executor;
+mod fit;
 mod flow;
+mod gpu_locks;
 mod inputs;
 mod interrupt;
 pub(crate) mod log;
@@ -32,12 +34,15 @@ use crate::error::Result;
 use crate::graph::Graph;
 use crate::journal::{Event, Journal};
 use crate::kind::Registry;
+use crate::machine::Machine;
 use crate::names::{Digest, InstanceName};
 use crate::plan::{Flags, Plan, PlannedState};
 use crate::remote::{CombinedStore, Remote};
 use crate::store::Store;
-pub use executor::missing_programs;
 use executor::{Executors, KillHandle};
+pub use executor::{missing_programs, passed_variables};
+pub use fit::{needs_gpus, unfit};
+pub use interrupt::EXIT_CODE as INTERRUPTED;
 use node_runner::NodeRunner;
 use node_state::SchedulerEvent;
 use run_state::{InstanceResult, RunState};
@@ -60,8 +65,10 @@ pub struct RunOptions {
     pub command: PathBuf,
     /// Environment variables that the program sets for its own attempts, for example for its allocator.
     pub env: Vec<(String, String)>,
-    /// Maximum number of attempts at once on this machine, for those that share a device.
-    pub at_once: usize,
+    /// The memory and the GPUs that attempts share.
+    pub machine: Machine,
+    /// What attempts that train or sample take by default.
+    pub device_share: DeviceShare,
     /// The device that attempts compute on, which is provenance.
     pub device: String,
     /// Pause before the second try of a stage with a transient failure; before the third it is four times as long.
@@ -78,6 +85,18 @@ pub struct RunOptions {
     pub remote: Option<Arc<Remote>>,
 }
 
+/// What an attempt that trains or samples takes of this machine's devices, unless its stage says something else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceShare {
+    /// It computes on the CPU.
+    #[default]
+    Nothing,
+    /// One of the GPUs.
+    Gpu,
+    /// The only device.
+    Device,
+}
+
 impl Default for RunOptions {
     fn default() -> Self {
         Self {
@@ -87,7 +106,8 @@ impl Default for RunOptions {
             flags: Flags::default(),
             command: PathBuf::from("/proc/self/exe"),
             env: Vec::new(),
-            at_once: usize::MAX,
+            machine: Machine::default(),
+            device_share: DeviceShare::Nothing,
             device: "cpu".to_owned(),
             retry_delay: Duration::from_secs(1),
             cadence: Cadence::default(),
@@ -212,9 +232,20 @@ pub fn run(
         }
         let plan = replanned.as_ref().unwrap_or(plan);
         let needs = plan.stages.iter().map(|stage| stage.need).collect();
+        let expected_memory = plan.stages.iter().map(|stage| stage.expected.memory).collect();
         let uploads = uploader.as_ref().map(Uploader::sender);
-        let runner =
-            NodeRunner { graph, store, registry, options, executors: &executors, flags, needs, run: &run, uploads };
+        let runner = NodeRunner {
+            graph,
+            store,
+            registry,
+            options,
+            executors: &executors,
+            flags,
+            needs,
+            expected_memory,
+            run: &run,
+            uploads,
+        };
         let round = run_round(&runner, plan, &mut run_state)?;
         let again = round.damaged.iter().any(|(_, input, _)| !remade.contains(input));
         if round.damaged.is_empty() || !again || number == MAX_ROUNDS || run_state.stopping() {
@@ -277,7 +308,7 @@ fn run_round<'a>(runner: &'a NodeRunner<'a>, plan: &Plan, run_state: &mut RunSta
         } else {
             unfinished[node] = run_state.results[node] != Some(InstanceResult::Failed);
             // Count an unknown duration as a second, so that longer chains still start first.
-            costs[node] = (stage.expected_seconds.unwrap_or(1.0) * 1000.0) as u64;
+            costs[node] = (stage.expected.seconds.unwrap_or(1.0) * 1000.0) as u64;
         }
     }
     if !unfinished.contains(&true) {

@@ -8,12 +8,15 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::executor::{AttemptEnd, AttemptEvent, AttemptExit, Executors, KillHandle, LaunchOptions, unreported_exit};
+use super::gpu_locks::GpuLock;
 use super::log;
+use super::queue::Demand;
 use super::reattach::InputState;
 use super::redact::Secrets;
-use super::{Failure, RunOptions};
+use super::{Failure, RunOptions, fit};
 use crate::attempt::{Detached, FinalMessage, Job};
 use crate::context::{Input, StageEvent};
+use crate::document::resources::clock;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Instance};
 use crate::kind::Registry;
@@ -38,6 +41,8 @@ pub(super) struct NodeRunner<'a> {
     pub flags: Flags,
     /// By instance: whether the bytes of its artifact are known to be needed.
     pub needs: Vec<ArtifactNeed>,
+    /// By instance: the expected peak memory of an attempt, in bytes.
+    pub expected_memory: Vec<Option<u64>>,
     pub run: &'a str,
     /// Takes the keys of new records, if there is a remote store that can be written to.
     pub uploads: Option<Sender<Key>>,
@@ -65,6 +70,7 @@ pub(super) struct AttemptRequest {
     pub lock: Option<KeyLock>,
     pub kill_handle: KillHandle,
     pub threads: usize,
+    pub gpus: Vec<GpuLock>,
     /// Number of earlier failed tries.
     pub tries: u32,
     pub digests: Digests,
@@ -268,6 +274,9 @@ impl NodeRunner<'_> {
             folder,
             threads: request.threads,
             resources: &instance.placement.resources,
+            timeout: instance.placement.timeout,
+            can_stop: signature.parallel,
+            gpus: &request.gpus,
             env: &signature.env,
             set_env: &self.options.env,
             device: &self.options.device,
@@ -304,6 +313,7 @@ impl NodeRunner<'_> {
         let changed = self.changed_input(instance, &request.digests, &before.unlisted_files)?;
         match (end.exit, changed) {
             (AttemptExit::Killed, _) => Ok(AttemptOutcome::Killed),
+            (AttemptExit::TimedOut, _) => Err(timed_out(instance.placement.timeout)),
             (AttemptExit::Left, _) => Ok(AttemptOutcome::Left),
             (_, Some(error)) => Err(error),
             (AttemptExit::Reported(FinalMessage::Done { digest, peak_bytes }), None) => {
@@ -390,13 +400,21 @@ impl NodeRunner<'_> {
         Some((name, threads.map_or(1, |threads| threads as usize)))
     }
 
-    /// Maximum number of tries of a stage that fails with transient errors, and the pause before the second.
-    pub fn retries(&self, node: usize) -> (u32, Duration) {
-        const LOCAL_TRIES: u32 = 3;
-        match self.placement(node).and_then(|(name, _)| self.executors.batch(name)) {
-            None => (LOCAL_TRIES, self.options.retry_delay),
-            Some(batch) => (batch.settings().retries.saturating_add(1), batch.settings().backoff),
-        }
+    /// What an attempt takes of its queue.
+    pub fn demand(&self, node: usize) -> Demand {
+        fit::demand(self.instance(node), self.options, self.expected_memory[node])
+    }
+
+    /// The pause before the next try of a stage that failed with `error`, if there is to be one. `tries` counts those so far.
+    pub fn retry_pause(&self, node: usize, error: &Error, tries: u32) -> Option<Duration> {
+        const LOCAL_RETRIES: u32 = 2;
+        let (retries, pause) = match self.placement(node).and_then(|(name, _)| self.executors.batch(name)) {
+            None => (LOCAL_RETRIES, self.options.retry_delay),
+            Some(batch) => (batch.settings().retries, batch.settings().backoff),
+        };
+        let of_stage = self.instance(node).placement.retries;
+        let again = of_stage.is_some() || error.transient;
+        (again && tries <= of_stage.unwrap_or(retries)).then(|| pause.saturating_mul(4u32.saturating_pow(tries - 1)))
     }
 
     /// Describes the holder of `key`'s lock, if it has announced itself.
@@ -417,6 +435,12 @@ impl NodeRunner<'_> {
 /// The digest of an input, which is known before an attempt starts.
 pub(super) fn known_digest(digests: &Digests, instance: usize) -> Result<Digest> {
     digests[instance].ok_or_else(|| Error::internal("the digest of an attempt's input is not known"))
+}
+
+fn timed_out(limit: Option<Duration>) -> Error {
+    let limit = limit.map_or_else(String::new, |limit| format!(" of {}", clock(limit)));
+    Error::environment(format!("the attempt exceeded the stage's `timeout`{limit}"))
+        .help("the next one resumes from the last checkpoint, if the kind writes any: run again, or raise `timeout`")
 }
 
 fn changed_outside() -> Error {

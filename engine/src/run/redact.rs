@@ -67,6 +67,7 @@ impl Secrets {
                 let headline = headline.map(|(name, value)| (self.redact(&name), value));
                 StageEvent::Progress { done, total, unit: self.redact(&unit), headline }
             }
+            StageEvent::Activity { what } => StageEvent::Activity { what: self.redact(&what) },
             StageEvent::Timing { what, seconds } => {
                 let seconds = seconds.into_iter().map(|(name, value)| (self.redact(&name), value)).collect();
                 StageEvent::Timing { what: self.redact(&what), seconds }

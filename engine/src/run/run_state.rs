@@ -110,7 +110,7 @@ impl<'a> RunState<'a> {
                 }
             };
             let kind = self.graph.instances[stage.instance].kind.clone();
-            let expected_seconds = stage.expected_seconds;
+            let expected_seconds = stage.expected.seconds;
             PlannedStage { stage: name(stage.instance), kind, action, reason, key, waits_on, expected_seconds }
         });
         let stages = stages.collect();

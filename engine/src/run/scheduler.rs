@@ -7,13 +7,14 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::executor::{AttemptEvent, KillHandle};
+use super::executor::{AttemptEvent, CHECKPOINT_PERIOD, KillHandle};
 use super::flow::{self, NodeMessage, NodeQuery};
+use super::gpu_locks::{self, GpuLock};
 use super::interrupt::Interruption;
 use super::node_runner::{AttemptOutcome, AttemptRequest, Digests, NodeDecision, NodeRunner, ReadyNode, RunnerEvent};
 use super::node_state::{NodeState, ScheduledNode, SchedulerEvent};
-use super::queue::SlotQueue;
-use super::{Failure, InstanceResult, RunState};
+use super::queue::{Amounts, SlotQueue, Start};
+use super::{Failure, InstanceResult, RunState, fit};
 use crate::context::StageEvent;
 use crate::error::{Error, Result};
 use crate::journal::Event;
@@ -90,7 +91,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             run_state,
             events,
             nodes: nodes.collect(),
-            queue: SlotQueue::new(runner.options.jobs).at_most(runner.options.at_once),
+            queue: SlotQueue::new(runner.options.jobs, fit::limits(runner.options, &runner.graph.pools)),
             job_queues: BTreeMap::new(),
             ranks,
             undecided: VecDeque::new(),
@@ -136,13 +137,16 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             if self.run_state.stopping() {
                 self.cancel_waiting();
             }
+            self.queue.retry_gpus();
             self.start_ready();
+            self.report_waiting_for_gpus();
         }
     }
 
-    /// The next message, or `None` when a sleeping instance is due.
+    /// The next message, or `None` when a sleeping instance is due or GPUs should be tried again.
     fn next_event(&self, inbox: &Receiver<SchedulerEvent>) -> Option<SchedulerEvent> {
-        match self.sleeping.iter().filter_map(|node| self.nodes[node].state.due()).min() {
+        let retry_gpus = (!self.queue.waiting_for_gpus().is_empty()).then(|| Instant::now() + LOCK_POLL.1);
+        match self.sleeping.iter().filter_map(|node| self.nodes[node].state.due()).chain(retry_gpus).min() {
             // The scheduler holds a sender, so the channel cannot close.
             None => inbox.recv().ok(),
             Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())).ok(),
@@ -213,8 +217,8 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
 
     fn enqueue(&mut self, node: usize, ready: Box<ReadyNode>, lock: Option<KeyLock>) {
         self.node(node).state = NodeState::Queued { ready, lock };
-        let rank = self.ranks[node];
-        self.queue_of(node).push(node, rank);
+        let (rank, demand) = (self.ranks[node], self.runner.demand(node));
+        self.queue_of(node).push(node, rank, demand);
     }
 
     /// The queue for the slots that an instance needs.
@@ -224,7 +228,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             None => &mut self.queue,
             Some((executor, _)) => self.job_queues.entry(executor).or_insert_with(|| {
                 let max_jobs = runner.executors.batch(executor).map_or(1, |batch| batch.settings().max_jobs);
-                SlotQueue::new(max_jobs)
+                SlotQueue::new(max_jobs, Amounts::new())
             }),
         }
     }
@@ -238,6 +242,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Progress { done, total, unit, headline })) => {
                 Event::Progress { stage, done, total, unit, headline }
             }
+            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Activity { what })) => Event::Activity { stage, what },
             RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Timing { what, seconds })) => {
                 Event::Timing { stage, what, seconds }
             }
@@ -281,9 +286,8 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             AttemptOutcome::Failed { ready, lock, failure } => {
                 let tries = self.node(node).tries + 1;
                 self.node(node).tries = tries;
-                let (max_tries, delay) = self.runner.retries(node);
-                if failure.error.transient && tries < max_tries && !self.run_state.stopping() {
-                    let pause = delay.saturating_mul(4u32.saturating_pow(tries - 1));
+                let pause = self.runner.retry_pause(node, &failure.error, tries);
+                if let Some(pause) = pause.filter(|_| !self.run_state.stopping()) {
                     let stage = self.runner.instance(node).name.to_string();
                     let seconds = pause.as_secs_f64();
                     self.run_state.emit(Event::Retrying { stage, error: failure.error, tries, seconds });
@@ -291,6 +295,19 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
                 } else {
                     self.fail(node, failure);
                 }
+            }
+        }
+    }
+
+    /// Reports once that an instance waits for GPUs which other processes hold.
+    fn report_waiting_for_gpus(&mut self) {
+        for node in self.queue.waiting_for_gpus() {
+            if !std::mem::replace(&mut self.node(node).reported_waiting, true)
+                && let NodeState::Queued { ready, .. } = &self.nodes[&node].state
+            {
+                let (stage, key) = (self.runner.instance(node).name.to_string(), ready.key);
+                let holder = "a GPU, which other runs on this machine hold".to_owned();
+                self.run_state.emit(Event::Waiting { stage, key, holder });
             }
         }
     }
@@ -372,8 +389,9 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             });
         }
         let others = self.expected_queries + self.deciding + self.undecided.len();
-        self.rebalance(others);
-        while let Some((node, threads)) = self.next_ready(others) {
+        loop {
+            self.rebalance(others);
+            let Some((Start { node, threads }, gpus)) = self.next_ready(others) else { return };
             let runner = self.runner;
             let kill_handle = KillHandle::default();
             let running = NodeState::Running { kill_handle: kill_handle.clone() };
@@ -381,15 +399,22 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
                 // Unreachable: only queued instances are in the queue.
                 continue;
             };
+            let gpus = match gpus {
+                Ok(gpus) => gpus,
+                Err(error) => {
+                    self.queue.release(node);
+                    self.fail(node, self.without_attempt(node, error));
+                    continue;
+                }
+            };
             let (tries, digests) = (self.node(node).tries, self.digests.clone());
-            let request = AttemptRequest { node, ready, lock, kill_handle, threads, tries, digests };
+            let request = AttemptRequest { node, ready, lock, kill_handle, threads, gpus, tries, digests };
             self.spawn(node, move |events| {
                 let mut emit = |event| drop(events.send(SchedulerEvent::Runner { node, event }));
                 let outcome = runner.execute(request, &mut emit);
                 SchedulerEvent::AttemptEnded { node, outcome }
             });
         }
-        self.rebalance(others);
     }
 
     /// Moves threads between the running attempts of this machine, so that none stays idle or is held back from a waiting instance.
@@ -401,16 +426,20 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
         }
     }
 
-    /// The next instance to start, with its slots taken, and its number of threads. `others` are about to wait.
-    fn next_ready(&mut self, others: usize) -> Option<(usize, usize)> {
+    /// The next instance to start, with its shares taken and its GPUs. `others` are about to wait.
+    fn next_ready(&mut self, others: usize) -> Option<(Start, Result<Vec<GpuLock>>)> {
         let runner = self.runner;
-        let parallel = |node: usize| runner.instance(node).signature.parallel;
-        if let Some(next) = self.queue.next(others, parallel) {
-            return Some(next);
+        let mut gpus = Ok(Vec::new());
+        let mut claim = |n: u64| {
+            gpus = gpu_locks::lock(&runner.options.machine.gpus, n as usize).transpose().unwrap_or(Ok(Vec::new()));
+            gpus.as_ref().map_or(true, |gpus| !gpus.is_empty())
+        };
+        if let Some(start) = self.queue.next(others, &mut claim) {
+            return Some((start, gpus));
         }
-        let (node, _) = self.job_queues.values_mut().find_map(|queue| queue.next(0, |_| false))?;
+        let Start { node, .. } = self.job_queues.values_mut().find_map(|queue| queue.next(0, &mut |_| true))?;
         let threads = runner.placement(node).map_or(1, |(_, threads)| threads);
-        Some((node, threads))
+        Some((Start { node, threads }, Ok(Vec::new())))
     }
 
     /// Runs `task` on a thread and sends its result; a panic becomes `SchedulerEvent::ThreadFailed`.
@@ -456,10 +485,21 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
         }
     }
 
-    /// Kills all attempts, or leaves the jobs among them; nothing new starts.
+    /// Ends all attempts, or leaves the jobs among them; nothing new starts.
     fn on_interrupt(&mut self, interruption: Interruption) {
         self.run_state.interrupted = true;
-        self.kill_all(interruption);
+        let stops = |node: &ScheduledNode| match &node.state {
+            NodeState::Running { kill_handle } => kill_handle.stop(interruption),
+            _ => false,
+        };
+        let stopping = self.nodes.values().filter(|node| stops(node)).count();
+        if stopping > 0 {
+            let seconds = CHECKPOINT_PERIOD.as_secs();
+            let message = format!(
+                "interrupted: running stages may write a checkpoint first, for at most {seconds} s; interrupt again to end them at once"
+            );
+            self.run_state.emit(Event::Warning { stage: None, message });
+        }
     }
 
     fn kill_all(&self, interruption: Interruption) {

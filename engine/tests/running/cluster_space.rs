@@ -74,6 +74,7 @@ impl Cluster {
             memory: Some(memory),
             gpus: Some(gpus),
             time: Some(Duration::from_secs(seconds)),
+            ..Resources::default()
         })
     }
 }

@@ -86,6 +86,7 @@ pub fn graph(stages: &[Stage]) -> Graph {
         remote: None,
         on_finish: Vec::new(),
         executors: Default::default(),
+        pools: Default::default(),
     }
 }
 

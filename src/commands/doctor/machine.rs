@@ -1,7 +1,6 @@
 //! The processor, its threads, the memory and the limit on open files.
 
-use std::path::{Path, PathBuf};
-
+use engine::machine::Memory;
 use lm::Isa;
 use rustix::process::{Resource, getrlimit};
 
@@ -39,43 +38,13 @@ fn cpu() -> Check {
 }
 
 fn memory() -> Option<Check> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let field = |name: &str| Some(1024 * number(info.lines().find_map(|line| line.strip_prefix(name))?)?);
-    let (mut total, mut available) = (field("MemTotal:")?, field("MemAvailable:")?);
-    for (limit, left) in groups().iter().filter_map(|group| group_memory(group)) {
-        (total, available) = (total.min(limit), available.min(left));
-    }
+    let Memory { total, available } = engine::machine::memory()?;
     let message = format!("{} available of {}", size(available), size(total));
     if available >= LITTLE_MEMORY {
         return Some(Check::ok("memory", message));
     }
     let help = "end other programs, run one stage at a time (`-j 1`), or lower `batch` and `tokens_at_once` of stages";
     Some(Check::warning("memory", message, help))
-}
-
-/// The first number in `text`.
-fn number(text: &str) -> Option<u64> {
-    text.split_whitespace().next()?.parse().ok()
-}
-
-/// The control groups (version 2) of this process, innermost first.
-fn groups() -> Vec<PathBuf> {
-    let root = Path::new("/sys/fs/cgroup");
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::/")) else { return Vec::new() };
-    root.join(path).ancestors().take_while(|group| group.starts_with(root)).map(Path::to_owned).collect()
-}
-
-/// The limit of a group's memory in bytes, and how much of it is left or can be reclaimed from file caches.
-fn group_memory(group: &Path) -> Option<(u64, u64)> {
-    let read = |file: &str| std::fs::read_to_string(group.join(file)).ok();
-    let limit = number(&read("memory.max")?)?;
-    let used = number(&read("memory.current")?)?;
-    let stat = read("memory.stat")?;
-    let caches = ["inactive_file ", "active_file "];
-    let cached: u64 =
-        caches.iter().filter_map(|name| number(stat.lines().find_map(|line| line.strip_prefix(name))?)).sum();
-    Some((limit, limit.saturating_sub(used.saturating_sub(cached))))
 }
 
 fn open_files() -> Option<Check> {

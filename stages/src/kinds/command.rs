@@ -83,9 +83,6 @@ fn is_parquet(tables: &Tables) -> bool {
     *tables == Tables::Parquet
 }
 
-/// Variables that the program inherits from temper's own environment.
-const KEPT: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
-
 fn is_variable(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with(|c: char| c.is_ascii_digit())
@@ -172,7 +169,8 @@ impl Kind for Command {
         let secrets = params.pass_env.iter().map(|name| passed(name)).collect::<Result<Vec<_>>>()?;
 
         let mut command = std::process::Command::new(program);
-        command.args(args).env_clear().envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        let inherited = engine::run::passed_variables().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        command.args(args).env_clear().envs(inherited);
         command.envs(&params.env).envs(secrets.iter().map(|(name, value)| (name, value)));
         // The output folder is a direct child of the attempt's folder.
         let attempt = ctx.out().parent().unwrap_or_else(|| ctx.out()).to_owned();

@@ -28,6 +28,7 @@ pub fn accuracy(p: &Params, ctx: &mut Context, table: &PreferenceTable, model: &
         }
         return Ok(());
     }
+    ctx.activity("scoring held-out pairs");
     let chosen = raw_scores(model, &pairs.iter().map(|(a, _)| a).collect::<Vec<_>>(), SCORED)?;
     let rejected = raw_scores(model, &pairs.iter().map(|(_, b)| b).collect::<Vec<_>>(), SCORED)?;
     let right: Vec<f64> =
@@ -95,6 +96,7 @@ pub fn calibrate(
         max_new_tokens: p.max_new_tokens,
         batch: SCORED,
     };
+    ctx.activity("calibrating");
     let samples = calibration::samples(ctx, policy, policy_tokenizer, &posts, &options)?;
     let same = sampler.is_none()
         || policy_tokenizer.to_json().into_stage_result()? == tokenizer.to_json().into_stage_result()?;

@@ -153,14 +153,17 @@ impl<'a> Phases<'a> {
 
     /// Runs phase `done + 1`.
     pub fn run(&mut self, learner: &mut Learner, done: u64, ctx: &mut Context) -> Result<Phase> {
+        ctx.activity("sampling");
         let clock = Instant::now();
         let mut rollout = self.sample(learner)?;
         let sampling = clock.elapsed().as_secs_f64();
 
+        ctx.activity("scoring");
         let clock = Instant::now();
         self.score(learner, &mut rollout)?;
         let scoring = clock.elapsed().as_secs_f64();
 
+        ctx.activity("updating");
         let clock = Instant::now();
         let rewards = self.rewards(&rollout, done)?;
         let credit = self.credit(&rollout, &rewards.weights);

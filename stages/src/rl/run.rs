@@ -78,6 +78,7 @@ impl<'a> Run<'a> {
     }
 
     fn evaluate(&mut self, ctx: &mut Context) -> Result<()> {
+        ctx.activity("sampling on held-out prompts");
         let started = std::time::Instant::now();
         let (done, total) = (self.done, self.params.phases());
         let greedy = match self.params.greedy {

@@ -81,6 +81,7 @@ fn graph(stages: &[(&str, Value, &[usize])]) -> Graph {
         remote: None,
         on_finish: Vec::new(),
         executors: Default::default(),
+        pools: Default::default(),
     }
 }
 

@@ -1,15 +1,19 @@
-//! Ends an attempt from another thread, or changes its number of threads.
+//! Ends an attempt from another thread, at once or at its next checkpoint, or changes its number of threads.
 
 use std::io::Write;
 use std::process::{Child, ChildStdin, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::local::GRACE_PERIOD;
-use crate::attempt::ThreadCount;
+use crate::attempt::{STOP, ThreadCount};
 use crate::error::{Error, Result};
 use crate::run::interrupt::Interruption;
+
+/// Time that an attempt has to write a checkpoint before it is killed.
+pub(in crate::run) const CHECKPOINT_PERIOD: Duration = Duration::from_secs(20);
 
 /// Lets another thread kill an attempt, or change its number of threads.
 #[derive(Clone, Default)]
@@ -23,6 +27,10 @@ pub(super) struct KillState {
     /// The pipe whose closing makes the guard of a local attempt kill everything.
     pub liveness_pipe: Option<ChildStdin>,
     pub killed: Option<Interruption>,
+    /// Whether the attempt can be asked for a checkpoint.
+    pub can_stop: bool,
+    /// To be killed at its next checkpoint.
+    stopping: Option<Interruption>,
     /// The last number of threads that was not yet passed on because the process did not exist.
     threads: Option<u16>,
 }
@@ -35,14 +43,46 @@ impl KillHandle {
         state.killed = Some(interruption);
         state.liveness_pipe = None;
         // A stopped (SIGSTOP) guard does not notice the closed pipe.
-        let kill_handle = self.clone();
-        let kill_later = move || {
-            std::thread::sleep(GRACE_PERIOD);
-            kill_handle.lock().kill_group();
-        };
-        if state.pid.is_some() && std::thread::Builder::new().stack_size(64 << 10).spawn(kill_later).is_err() {
+        if state.pid.is_some() && !self.later(GRACE_PERIOD, |handle| handle.lock().kill_group()) {
             state.kill_group();
         }
+    }
+
+    /// Lets a local attempt write a checkpoint, then kills it; kills one that writes none, or takes too long. Returns whether
+    /// the attempt has that time.
+    pub fn stop(&self, interruption: Interruption) -> bool {
+        let mut state = self.lock();
+        if state.can_stop && state.stopping.is_none() && state.killed.is_none() {
+            state.stopping = Some(interruption);
+            if let Some(pipe) = &mut state.liveness_pipe {
+                // Fails only if the attempt has ended.
+                let _ = pipe.write_all(&STOP);
+            }
+            if self.later(CHECKPOINT_PERIOD, move |handle| handle.kill(interruption)) {
+                return true;
+            }
+        }
+        drop(state);
+        self.kill(interruption);
+        false
+    }
+
+    /// Kills an attempt that was to be stopped: it has written a checkpoint.
+    pub(super) fn checkpointed(&self) {
+        let stopping = self.lock().stopping;
+        if let Some(interruption) = stopping {
+            self.kill(interruption);
+        }
+    }
+
+    /// Calls `call` after a pause on another thread; returns whether that thread was started.
+    fn later(&self, pause: Duration, call: impl FnOnce(&Self) + Send + 'static) -> bool {
+        let kill_handle = self.clone();
+        let later = move || {
+            std::thread::sleep(pause);
+            call(&kill_handle);
+        };
+        std::thread::Builder::new().stack_size(64 << 10).spawn(later).is_ok()
     }
 
     /// Tells a local attempt to use `threads` threads from its next step on.
@@ -65,8 +105,10 @@ impl KillHandle {
         child.wait().map_err(|e| Error::environment(format!("cannot wait for an attempt: {e}")))
     }
 
+    /// Why it was killed, or stopped and ended on its own.
     pub(super) fn killed(&self) -> Option<Interruption> {
-        self.lock().killed
+        let state = self.lock();
+        state.killed.or(state.stopping)
     }
 }
 

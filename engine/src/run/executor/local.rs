@@ -2,12 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,20 +17,19 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use serde::Deserialize;
 
-use super::{AttemptEnd, AttemptEvent, AttemptExit, Execution, Executor, KillHandle, LaunchOptions, THREAD_LIMITS};
+use super::{
+    ALWAYS_PASSED, AttemptEnd, AttemptEvent, AttemptExit, DEVICE_VARIABLES, Execution, Executor, KillHandle,
+    LaunchOptions, THREAD_LIMITS,
+};
 use crate::attempt::FinalMessage;
 use crate::context::StageEvent;
 use crate::error::{AtPath, Error, Result};
 use crate::journal::unix_seconds;
+use crate::run::interrupt::Interruption;
 use crate::run::log::{BoundedLog, LOG_HALF, tail};
 use crate::run::redact::{RedactingStream, Secrets};
 use crate::store::Platform;
 
-/// Environment variables that every attempt gets, besides those that its kind declares.
-const ALWAYS_PASSED: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
-/// Variables through which a user tells a GPU's driver which devices and libraries to use; for attempts that are not on
-/// the CPU. A job of a batch system gets those of its node instead.
-const DEVICE_VARIABLES: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH"];
 /// Serialises spawning: while the lock's descriptor is inheritable, no other child of this process may be spawned.
 pub(super) static SPAWN_LOCK: Mutex<()> = Mutex::new(());
 
@@ -64,6 +65,14 @@ fn run(
     let log = &launch.folder.log;
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(log).at(log)?;
     let Some(mut child) = spawn(launch, kill_handle)? else { return Ok(AttemptExit::Killed) };
+    let watchdog = launch.timeout.map(|limit| Watchdog::start(limit, kill_handle.clone()));
+    let on_event = &mut |event: StageEvent| {
+        let checkpointed = matches!(event, StageEvent::Checkpoint { .. });
+        on_event(event);
+        if checkpointed {
+            kill_handle.checkpointed();
+        }
+    };
     let log_done = child.stderr.take().map(|stderr| relay_log(stderr, log, launch.secrets.clone()));
     let stdout = child.stdout.take().map(BufReader::new);
     let message = stdout.and_then(|stdout| read_events(stdout, launch.secrets, on_event));
@@ -83,10 +92,39 @@ fn run(
     }
     Ok(match message {
         Some(message @ FinalMessage::Done { .. }) => AttemptExit::Reported(message),
+        _ if watchdog.is_some_and(|watchdog| watchdog.has_fired()) => AttemptExit::TimedOut,
         _ if kill_handle.killed().is_some() => AttemptExit::Killed,
         Some(message) => AttemptExit::Reported(message),
         None => AttemptExit::Unreported(status),
     })
+}
+
+/// Stops an attempt after its maximum time, unless this is dropped before.
+struct Watchdog {
+    fired: Arc<AtomicBool>,
+    _keep: Sender<()>,
+}
+
+impl Watchdog {
+    fn start(limit: Duration, kill_handle: KillHandle) -> Self {
+        let (keep, dropped) = channel();
+        let fired = Arc::new(AtomicBool::new(false));
+        let watch = {
+            let fired = fired.clone();
+            move || {
+                if matches!(dropped.recv_timeout(limit), Err(RecvTimeoutError::Timeout)) {
+                    fired.store(true, Ordering::Relaxed);
+                    kill_handle.stop(Interruption::Leave);
+                }
+            }
+        };
+        std::thread::spawn(watch);
+        Self { fired, _keep: keep }
+    }
+
+    fn has_fired(&self) -> bool {
+        self.fired.load(Ordering::Relaxed)
+    }
 }
 
 /// Waits at most `limit` for a child's end; returns whether it ended.
@@ -97,7 +135,11 @@ fn ends_within(child: &Child, limit: Duration) -> bool {
 }
 
 fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<Child>> {
-    let of_device = if launch.device == "cpu" { &[][..] } else { &DEVICE_VARIABLES };
+    let uses_device = launch.device != "cpu" || !launch.gpus.is_empty();
+    let of_device = if uses_device { &DEVICE_VARIABLES[..] } else { &[] };
+    let gpus = launch.gpus.iter().map(|gpu| gpu.id.as_str()).collect::<Vec<_>>().join(",");
+    // An attempt whose stage asks for no GPU must not see those of others.
+    let visible = (launch.resources.gpus.is_some() || !gpus.is_empty()).then_some(("CUDA_VISIBLE_DEVICES", gpus));
     let mut command = Command::new(launch.command);
     command
         .arg0("temper")
@@ -110,6 +152,7 @@ fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<
         )
         .envs(launch.env.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))))
         .envs(launch.set_env.iter().map(|(name, value)| (name, value)))
+        .envs(visible)
         .envs(THREAD_LIMITS.map(|name| (name, launch.threads.to_string())))
         .process_group(0)
         .stdin(Stdio::piped())
@@ -120,9 +163,10 @@ fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<
         return Ok(None);
     }
     let spawning = SPAWN_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let locks = || launch.gpus.iter().map(|gpu| gpu.file.as_fd()).chain([launch.lock]);
     let set_lock_flags = |flags| {
-        fcntl_setfd(launch.lock, flags)
-            .map_err(|e| Error::environment(format!("cannot pass the key's lock to the attempt: {e}")))
+        let failed = |e| Error::environment(format!("cannot pass a lock to the attempt: {e}"));
+        locks().try_for_each(|lock| fcntl_setfd(lock, flags).map_err(failed))
     };
     set_lock_flags(FdFlags::empty())?;
     let spawned = command.spawn();
@@ -132,6 +176,7 @@ fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<
         .map_err(|e| Error::environment(format!("cannot start an attempt ({}): {e}", launch.command.display())))?;
     state.pid = Some(Pid::from_child(&child));
     state.liveness_pipe = child.stdin.take();
+    state.can_stop = launch.can_stop;
     state.pass_on_threads();
     Ok(Some(child))
 }

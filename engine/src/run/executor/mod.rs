@@ -11,11 +11,13 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 pub(super) use batch::{Batch, job_name, probe};
-pub(super) use kill::KillHandle;
+pub(super) use kill::{CHECKPOINT_PERIOD, KillHandle};
 pub(super) use local::{Local, unreported_exit};
 
+use super::gpu_locks::GpuLock;
 use super::redact::Secrets;
 use crate::attempt::FinalMessage;
 use crate::context::StageEvent;
@@ -26,8 +28,18 @@ use crate::names::Key;
 use crate::plan::{Plan, PlannedState};
 use crate::store::{AttemptFolder, JobName, Lease, Platform, Store};
 
+/// Environment variables that every attempt gets, besides those that its kind declares.
+const ALWAYS_PASSED: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
+/// Variables through which a user tells a GPU's driver which devices and libraries to use; for attempts that use a GPU. A job
+/// of a batch system gets those of its node instead.
+const DEVICE_VARIABLES: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH"];
 /// Environment variables that limit the number of threads that libraries start.
 const THREAD_LIMITS: [&str; 4] = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"];
+
+/// The environment variables of an attempt that a program which it starts may need too.
+pub fn passed_variables() -> impl Iterator<Item = &'static str> {
+    ALWAYS_PASSED.into_iter().chain(DEVICE_VARIABLES).chain(THREAD_LIMITS)
+}
 
 pub(super) trait Executor: Send + Sync {
     /// Runs an attempt to its end on this thread. Passes its events on, redacted.
@@ -101,6 +113,12 @@ pub(super) struct LaunchOptions<'a> {
     pub folder: &'a AttemptFolder,
     pub threads: usize,
     pub resources: &'a Resources,
+    /// Maximum wall time.
+    pub timeout: Option<Duration>,
+    /// Whether the attempt listens for requests to write a checkpoint and end.
+    pub can_stop: bool,
+    /// The GPUs of this machine that the attempt may use.
+    pub gpus: &'a [GpuLock],
     /// Names of further environment variables to pass on.
     pub env: &'a [String],
     /// Variables that this program sets for its own attempts.
@@ -132,6 +150,8 @@ pub(super) enum AttemptEvent {
 #[derive(Debug)]
 pub(super) enum AttemptExit {
     Reported(FinalMessage),
+    /// It was ended after its maximum time.
+    TimedOut,
     /// It ended without a final message.
     Unreported(ExitStatus),
     /// It was killed through its [`KillHandle`], or for that reason never started.

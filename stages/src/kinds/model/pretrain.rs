@@ -253,6 +253,7 @@ fn pretrain(p: &Params, ctx: &mut Context) -> Result<()> {
     };
     let trained = train(ctx, task, plan)?;
     if !held_out.is_empty() {
+        ctx.activity("evaluating");
         let nll = response_nll(&model, &held_out, p.batch)?;
         ctx.metric("held_out_response_nll", nll);
     }

@@ -100,6 +100,7 @@ fn ensemble(p: &Params, ctx: &mut Context) -> Result<()> {
     // Load the written files, so that the measurements describe the artifact.
     let members = load_ensemble(ctx.out())?;
     ctx.metric("members", members.len() as f64);
+    ctx.activity("comparing the members");
     compare(p, ctx, &inputs, &members)
 }
 

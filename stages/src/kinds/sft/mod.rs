@@ -165,6 +165,7 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     let order = BatchOrder::bucketed(table.lengths(), p.batch, ctx.generator("order"));
     let plan = learning!(p).plan(order.batches_per_epoch());
     if !held_out.is_empty() {
+        ctx.activity("evaluating");
         let nll = response_nll(&base, &held_out, p.batch)?;
         ctx.metric("held_out_response_nll_before", nll);
     }
@@ -187,6 +188,7 @@ fn sft(p: &Params, ctx: &mut Context) -> Result<()> {
     let trained = train(ctx, task, plan)?;
     let merged = if p.lora.0.is_some() { trainable.merged().into_stage_result()? } else { trainable.frozen() };
     if !held_out.is_empty() {
+        ctx.activity("evaluating");
         let nll = response_nll(&merged, &held_out, p.batch)?;
         ctx.metric("held_out_response_nll", nll);
     }

@@ -49,6 +49,7 @@ impl Kind for Train {
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
+        ctx.activity("training");
         let posts = Posts::open(&ctx.one("posts")?.folder)?;
         let wanted = |post: &crate::types::Post| params.split.is_none_or(|split| post.is_in(split));
         // The trainer takes an iterator of texts without errors: the first error is stored and ends the iterator.

@@ -82,7 +82,7 @@ impl Batch {
         // Small, so that it starts soon. A template may need an amount of memory; Slurm may refuse one.
         let default_memory = matches!(self.settings.system, SystemSettings::Submit(_)).then_some(1024);
         let (memory, time) = (self.settings.resources.memory.or(default_memory), Some(Duration::from_secs(600)));
-        let resources = Resources { threads: Some(1), memory, gpus: Some(0), time };
+        let resources = Resources { threads: Some(1), memory, gpus: Some(0), time, ..Resources::default() };
         let (name, env) = ("temper-probe", exported(&[]));
         let submission = Submission { name, script: &script, log: &log, folder, env: &env, resources: &resources };
         let context = |error: Error| error.context(format!("the probe job of executor `{}`", self.name));

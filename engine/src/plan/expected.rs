@@ -1,13 +1,13 @@
-//! The expected time of the instances that will run, from earlier attempts.
+//! The expected time, memory and disk space of the instances that will run, from earlier attempts.
 //!
 //! A time is used as it is if the recipe was the same but for what costs no time. It is scaled by the kind's own estimate
 //! of the work ([`Kind::scaling`](crate::kind::Kind::scaling)) if parameters or the sizes of inputs differ. If the kind
-//! cannot tell, or an input's size cannot be told, the time is unknown.
+//! cannot tell, or an input's size cannot be told, the time is unknown. So is the memory unless the recipe was the same.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Plan, PlannedState, StoreView, recipe_draft};
+use super::{Expected, Plan, PlannedState, StoreView, recipe_draft};
 use crate::error::Result;
 use crate::estimate::Scaling;
 use crate::graph::Graph;
@@ -18,19 +18,19 @@ use crate::store::{ActionRecord, Store};
 /// Largest relative difference of two sizes that count as equal.
 const SAME_SIZE: f64 = 0.02;
 
-/// Seconds by instance; `None` if unknown, and for instances that are reused.
+/// By instance.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub(super) fn expected_seconds(
+pub(super) fn expected(
     graph: &Graph,
     plan: &Plan,
     registry: &Registry,
     store: &Store,
     view: &dyn StoreView,
-) -> Result<Vec<Option<f64>>> {
+) -> Result<Vec<Expected>> {
     if plan.is_complete() {
-        return Ok(vec![None; plan.stages.len()]);
+        return Ok(vec![Expected::default(); plan.stages.len()]);
     }
     let known = plan.known();
     let mut history = History { store, timings: store.timings()?, sizes: HashMap::new(), without_key: None };
@@ -39,13 +39,13 @@ pub(super) fn expected_seconds(
     for planned in &plan.stages {
         if let PlannedState::Reuse { digest, .. } = planned.state {
             sizes.push(history.size(&digest)?);
-            expected.push(None);
+            expected.push(Expected::default());
             continue;
         }
         let instance = &graph.instances[planned.instance];
         let Some(record) = history.latest(&instance.kind, &instance.name)? else {
             sizes.push(None);
-            expected.push(None);
+            expected.push(Expected::default());
             continue;
         };
         let kind = registry.get_kind(&instance.kind);
@@ -69,7 +69,8 @@ pub(super) fn expected_seconds(
                 _ => false,
             });
         let draft = recipe_draft::draft_recipe(graph, registry, view, planned.instance, &known)?;
-        let ratio = if same_sizes && draft.recipe.params == record.recipe.params {
+        let same = same_sizes && draft.recipe.params == record.recipe.params;
+        let ratio = if same {
             Some(Scaling { work: 1.0, output: 1.0 })
         } else {
             let of = |params, sizes: &HashMap<&str, Option<f64>>| {
@@ -78,8 +79,11 @@ pub(super) fn expected_seconds(
             let (new, old) = (of(&instance.params, &now), of(&record.recipe.params, &then));
             new.zip(old).and_then(|(new, old)| new.relative_to(&old))
         };
-        sizes.push(ratio.zip(history.size(&record.digest)?).map(|(ratio, size)| ratio.output * size));
-        expected.push(ratio.map(|ratio| ratio.work * record.provenance.seconds));
+        let size = ratio.zip(history.size(&record.digest)?).map(|(ratio, size)| ratio.output * size);
+        sizes.push(size);
+        let memory = Some(record.provenance.peak_bytes).filter(|bytes| same && *bytes > 0);
+        let seconds = ratio.map(|ratio| ratio.work * record.provenance.seconds);
+        expected.push(Expected { seconds, memory, disk: size.map(|size| size as u64) });
     }
     Ok(expected)
 }

@@ -1,0 +1,206 @@
+//! What stages share on one machine: threads, memory, GPUs and pools; how long they may take and how often they are tried.
+
+mod space;
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+
+use space::{TestSpace, text};
+
+/// Runs `script` in `n` stages that need `resources`.
+fn pipeline(space: &TestSpace, file: &str, n: usize, resources: &str, script: &str) {
+    let members: Vec<String> = (0..n).map(|n| n.to_string()).collect();
+    let (members, folder) = (members.join(", "), space.path("").display().to_string());
+    let text = format!(
+        r#"
+version: 1
+pools: {{ desk: 2 }}
+stages:
+  s:
+    uses: command
+    matrix: {{ n: [{members}] }}
+    resources: {resources}
+    with:
+      run: [sh, -c, 'cd {folder}; {script}; echo $0 > "$TEMPER_OUTPUT/x"', "${{n}}"]
+      output: Files
+"#
+    );
+    space.write(file, &text);
+}
+
+/// Puts an `nvidia-smi` on the PATH that lists `n` GPUs whose ids belong to this test alone.
+fn with_gpus(space: &TestSpace, arguments: &[&str], n: usize) -> Command {
+    let listed: String = (0..n).map(|n| format!("{n}, {}\\n", gpu(space, n))).collect();
+    let program = space.write("nvidia-smi", &format!("#!/bin/sh\nprintf '{listed}'\n"));
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("it is ours");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = space.command(arguments);
+    command.env("PATH", format!("{}:{path}", space.path("").display())).env_remove("CUDA_VISIBLE_DEVICES");
+    command
+}
+
+fn gpu(space: &TestSpace, n: usize) -> String {
+    let own = space.path("");
+    let own = own.file_name().expect("a name").to_string_lossy().replace(|c: char| !c.is_ascii_alphanumeric(), "");
+    format!("GPU-{own}{n}")
+}
+
+fn remove_locks(space: &TestSpace, n: usize) {
+    let locks = (0..n).map(|n| format!("/tmp/temper-gpu-{}.lock", gpu(space, n)));
+    locks.for_each(|lock| std::fs::remove_file(&lock).expect(&lock));
+}
+
+fn succeeded(out: &Output) {
+    assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+}
+
+fn fails(out: &Output, code: i32, parts: &[&str]) {
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "{}{said}", text(&out.stdout));
+    parts.iter().for_each(|part| assert!(said.contains(part), "no {part:?} in: {said}"));
+}
+
+#[test]
+fn a_gpu_is_never_given_twice_also_across_two_runs() {
+    let space = TestSpace::new();
+    let script = r#"mkdir "in-$CUDA_VISIBLE_DEVICES" || touch twice; echo "$CUDA_VISIBLE_DEVICES" >> used; sleep 0.03; rmdir "in-$CUDA_VISIBLE_DEVICES""#;
+    pipeline(&space, "p.yaml", 12, "{ gpus: 1 }", script);
+    let runs = ["one", "two"].map(|store| {
+        let mut command = with_gpus(&space, &["run", "p.yaml", "-j", "8", "--store", store], 4);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
+    });
+    runs.into_iter().for_each(|run| succeeded(&run.wait_with_output().expect("it ends")));
+    assert!(!space.path("twice").exists(), "two attempts had the same GPU");
+    let used = std::fs::read_to_string(space.path("used")).expect("every attempt wrote its GPU");
+    let all: Vec<String> = (0..4).map(|n| gpu(&space, n)).collect();
+    assert_eq!(used.lines().count(), 24);
+    assert!(used.lines().all(|id| all.iter().any(|gpu| gpu == id)), "{used}");
+    remove_locks(&space, 4);
+}
+
+#[test]
+fn an_attempt_sees_as_many_gpus_as_its_stage_asks_for() {
+    let space = TestSpace::new();
+    pipeline(&space, "two.yaml", 1, "{ gpus: 2 }", r#"echo "$CUDA_VISIBLE_DEVICES" > visible"#);
+    succeeded(&with_gpus(&space, &["run", "two.yaml"], 3).output().expect("it starts"));
+    let visible = || std::fs::read_to_string(space.path("visible")).expect("the attempt wrote it");
+    assert_eq!(visible().trim(), format!("{},{}", gpu(&space, 0), gpu(&space, 1)));
+    remove_locks(&space, 2);
+    pipeline(&space, "none.yaml", 1, "{ gpus: 0 }", r#"echo "none:$CUDA_VISIBLE_DEVICES" > visible"#);
+    succeeded(&space.temper(&["run", "none.yaml"]));
+    assert_eq!(visible().trim(), "none:");
+}
+
+#[test]
+fn a_stage_waits_for_a_gpu_that_another_process_holds() {
+    let space = TestSpace::new();
+    pipeline(&space, "p.yaml", 1, "{ gpus: 1 }", r#"echo "$CUDA_VISIBLE_DEVICES" > visible"#);
+    let lock = format!("/tmp/temper-gpu-{}.lock", gpu(&space, 2));
+    let held = std::fs::File::create(&lock).expect("a lock file");
+    held.lock().expect("a lock");
+    let run = |visible| {
+        let mut command = with_gpus(&space, &["run", "p.yaml", "--force", "s", "--json"], 3);
+        command.env("CUDA_VISIBLE_DEVICES", visible).stdout(Stdio::piped());
+        command.spawn().expect("it starts")
+    };
+    let visible = || std::fs::read_to_string(space.path("visible")).expect("the attempt wrote it");
+    succeeded(&run("2,1").wait_with_output().expect("it ends"));
+    assert_eq!(visible().trim(), gpu(&space, 1));
+    let mut waiting = run("2");
+    let lines = BufReader::new(waiting.stdout.take().expect("a pipe")).lines();
+    let mut held = Some(held);
+    for line in lines {
+        if line.expect("a line").contains("other runs on this machine hold") {
+            drop(held.take());
+        }
+    }
+    assert!(held.is_none(), "it did not wait");
+    assert!(waiting.wait().expect("it ends").success());
+    assert_eq!(visible().trim(), gpu(&space, 2));
+    for n in [1, 2] {
+        std::fs::remove_file(format!("/tmp/temper-gpu-{}.lock", gpu(&space, n))).expect("its lock");
+    }
+}
+
+/// At most `n` of these scripts may run at a time.
+fn at_most(n: usize) -> String {
+    let tries: Vec<String> = (0..n).map(|n| format!("{{ mkdir at-{n} 2>/dev/null && d=at-{n}; }}")).collect();
+    format!("{} || touch too-many; sleep 0.05; rmdir $d", tries.join(" || "))
+}
+
+#[test]
+fn pools_and_memory_limit_how_many_attempts_run_at_a_time() {
+    for (resources, most) in [("{ pools: { desk: 1 } }", 2), ("{ pools: { desk: 2 } }", 1), ("{ memory: 400M }", 2)] {
+        let space = TestSpace::new();
+        pipeline(&space, "p.yaml", 6, resources, &at_most(most));
+        succeeded(&space.temper(&["run", "p.yaml", "-j", "6", "--memory", "1G"]));
+        assert!(!space.path("too-many").exists(), "{resources}");
+    }
+}
+
+#[test]
+fn a_stage_with_more_threads_than_there_are_gets_all_of_them() {
+    let space = TestSpace::new();
+    pipeline(&space, "p.yaml", 2, "{ threads: 64 }", &format!("{}; echo $OMP_NUM_THREADS > threads", at_most(1)));
+    succeeded(&space.temper(&["run", "p.yaml", "-j", "2"]));
+    assert_eq!(std::fs::read_to_string(space.path("threads")).expect("written").trim(), "2");
+    assert!(!space.path("too-many").exists());
+}
+
+#[test]
+fn a_stage_that_can_never_fit_is_an_error_before_anything_runs() {
+    for (resources, parts) in [
+        ("{ gpus: 5 }", ["s[0], s[1]: needs 5 GPUs and only 4 are visible here", "help:"]),
+        ("{ memory: 900T }", ["s[0], s[1]: needs 921600G of memory and this machine has", "help:"]),
+    ] {
+        let space = TestSpace::new();
+        pipeline(&space, "p.yaml", 2, resources, "touch ran");
+        fails(&with_gpus(&space, &["run", "p.yaml"], 4).output().expect("it starts"), 3, &parts);
+        assert!(!space.path("ran").exists());
+        let plan = with_gpus(&space, &["plan", "p.yaml"], 4).output().expect("it starts");
+        succeeded(&plan);
+        assert!(text(&plan.stderr).contains(parts[0]), "{}", text(&plan.stderr));
+    }
+    let space = TestSpace::new();
+    for (resources, part) in [
+        ("{ pools: { desk: 3 } }", "3 of pool `desk`, which has 2: the stage can never run"),
+        ("{ pools: { dsek: 1 } }", "did you mean `desk`?"),
+        ("{ pools: [desk] }", "expected a map of pools to numbers, found a list"),
+        ("{ pools: { desk: 0 } }", "expected a whole number from 1"),
+    ] {
+        pipeline(&space, "p.yaml", 1, resources, "touch ran");
+        fails(&space.temper(&["run", "p.yaml"]), 2, &[part]);
+    }
+}
+
+#[test]
+fn a_failing_nvidia_smi_is_an_error_of_the_environment() {
+    let space = TestSpace::new();
+    pipeline(&space, "p.yaml", 1, "{ gpus: 1 }", "touch ran");
+    let mut command = with_gpus(&space, &["run", "p.yaml"], 1);
+    space.write("nvidia-smi", "#!/bin/sh\necho 'Driver/library version mismatch'; exit 18\n");
+    fails(&command.output().expect("it starts"), 3, &["`nvidia-smi` failed", "Driver/library version mismatch"]);
+}
+
+#[test]
+fn a_stage_is_tried_again_as_often_as_it_says() {
+    let space = TestSpace::new();
+    let fails_once = "echo x >> tries; test $(wc -l < tries) -gt 1 || exit 1";
+    pipeline(&space, "p.yaml", 1, "{}\n    retries: 1", fails_once);
+    succeeded(&space.temper(&["run", "p.yaml"]));
+    let space = TestSpace::new();
+    pipeline(&space, "p.yaml", 1, "{}", fails_once);
+    assert!(!space.temper(&["run", "p.yaml"]).status.success(), "without `retries` a program's failure is final");
+}
+
+#[test]
+fn an_attempt_that_takes_longer_than_its_timeout_is_ended() {
+    let space = TestSpace::new();
+    pipeline(&space, "p.yaml", 1, "{}\n    timeout: 0.2", "sleep 60");
+    fails(&space.temper(&["run", "p.yaml"]), 3, &["s[0]: the attempt exceeded the stage's `timeout`", "run again"]);
+    pipeline(&space, "p.yaml", 1, "{}\n    timeout: 0", "sleep 60");
+    fails(&space.temper(&["run", "p.yaml"]), 2, &["`timeout`: expected a duration"]);
+    pipeline(&space, "p.yaml", 1, "{}\n    timeout: 1h\n    retries: few", "true");
+    fails(&space.temper(&["run", "p.yaml"]), 2, &["`retries`: expected a whole number"]);
+}
