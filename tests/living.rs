@@ -348,11 +348,17 @@ fn metrics_and_curves_are_exported_and_times_are_scaled() {
     let (told, code) = refused(&space, &["export", "p.yaml", "bsae", "--format", "csv"]);
     assert!(code == Some(2) && told.contains("has no stage `bsae`"), "{told}");
 
-    let seconds = space.json(&["show", "p.yaml", "base", "--json"])["provenance"]["seconds"].as_f64().unwrap();
+    let provenance = space.json(&["show", "p.yaml", "base", "--json"])["provenance"].clone();
+    let seconds = provenance["seconds"].as_f64().unwrap();
+    let plan = |set: &str| space.json(&["plan", "p.yaml", "--json", "--set", set])["stages"].clone();
     let expected = |set: &str| -> Vec<Option<f64>> {
-        let plan = space.json(&["plan", "p.yaml", "--json", "--set", set]);
-        plan["stages"].as_array().unwrap().iter().map(|stage| stage["expected_seconds"].as_f64()).collect()
+        plan(set).as_array().unwrap().iter().map(|stage| stage["expected_seconds"].as_f64()).collect()
     };
+    let base = |set: &str| plan(set)[2].clone();
+    let longer = base("stages.base.with.steps=200");
+    assert_eq!(longer["expected_memory_bytes"], provenance["peak_bytes"], "more steps need no more memory");
+    assert!(longer["expected_disk_bytes"].as_u64().unwrap() > 10_000, "{longer}");
+    assert!(base("stages.base.with.batch=8")["expected_memory_bytes"].is_null());
     let times = expected("stages.base.with.steps=200");
     assert_eq!(times[..2], [None, None], "reused");
     assert!((times[2].unwrap() / seconds - 10.0).abs() < 1e-6, "{times:?} {seconds}");

@@ -42,16 +42,25 @@ pub struct Scaling {
     pub work: f64,
     /// Size of the artifact.
     pub output: f64,
+    /// A number that is equal for two attempts which need equally much memory; `None`: unknown.
+    pub memory: Option<f64>,
 }
 
 impl Scaling {
     pub fn new(work: f64, output: f64) -> Self {
-        Self { work, output }
+        Self { work, output, memory: None }
+    }
+
+    /// With memory that depends on nothing but `amount`.
+    #[must_use]
+    pub fn memory(self, amount: f64) -> Self {
+        Self { memory: Some(amount), ..self }
     }
 
     /// This divided by another; `None` if a ratio is not a positive number.
     pub fn relative_to(&self, other: &Self) -> Option<Self> {
-        let ratio = Self::new(self.work / other.work, self.output / other.output);
+        let memory = self.memory.zip(other.memory).map(|(new, old)| new / old);
+        let ratio = Self { work: self.work / other.work, output: self.output / other.output, memory };
         let positive = |x: f64| x.is_finite() && x > 0.0;
         (positive(ratio.work) && positive(ratio.output)).then_some(ratio)
     }

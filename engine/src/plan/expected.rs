@@ -2,7 +2,7 @@
 //!
 //! A time is used as it is if the recipe was the same but for what costs no time. It is scaled by the kind's own estimate
 //! of the work ([`Kind::scaling`](crate::kind::Kind::scaling)) if parameters or the sizes of inputs differ. If the kind
-//! cannot tell, or an input's size cannot be told, the time is unknown. So is the memory unless the recipe was the same.
+//! cannot tell, or an input's size cannot be told, the time is unknown. So is the memory unless nothing that it depends on differs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ pub(super) fn expected(
         let draft = recipe_draft::draft_recipe(graph, registry, view, planned.instance, &known)?;
         let same = same_sizes && draft.recipe.params == record.recipe.params;
         let ratio = if same {
-            Some(Scaling { work: 1.0, output: 1.0 })
+            Some(Scaling::new(1.0, 1.0).memory(1.0))
         } else {
             let of = |params, sizes: &HashMap<&str, Option<f64>>| {
                 kind?.scaling(params, &|port| sizes.get(port).copied().flatten())
@@ -81,7 +81,8 @@ pub(super) fn expected(
         };
         let size = ratio.zip(history.size(&record.digest)?).map(|(ratio, size)| ratio.output * size);
         sizes.push(size);
-        let memory = Some(record.provenance.peak_bytes).filter(|bytes| same && *bytes > 0);
+        let as_before = ratio.and_then(|ratio| ratio.memory).is_some_and(|ratio| (ratio - 1.0).abs() <= SAME_SIZE);
+        let memory = Some(record.provenance.peak_bytes).filter(|bytes| as_before && *bytes > 0);
         let seconds = ratio.map(|ratio| ratio.work * record.provenance.seconds);
         expected.push(Expected { seconds, memory, disk: size.map(|size| size as u64) });
     }

@@ -62,7 +62,9 @@ pub(crate) fn scaling(params: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Op
     let evaluations = (0..=phases).filter(|phase| params.evaluates_after(*phase)).count() as f64;
     let responses = phases as f64 * (params.rollouts * params.responses) as f64;
     let models = (1.0 + params.epochs as f64) * size("policy")? + size("rewards")?;
-    Some(Scaling::new(responses * params.max_new_tokens as f64 * models, evaluations))
+    let phase = (params.rollouts * params.responses + params.minibatch) as f64;
+    let scaling = Scaling::new(responses * params.max_new_tokens as f64 * models, evaluations);
+    Some(scaling.memory(phase * params.max_new_tokens as f64 * models))
 }
 
 /// Faults of the wiring: a single reward model where an ensemble is needed, a `matched` arm without an adaptive run.

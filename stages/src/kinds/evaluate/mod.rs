@@ -60,7 +60,8 @@ impl Kind for Evaluate {
 
     fn scaling(&self, _: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let policy = size("policy")?;
-        Some(Scaling::new(policy * size("gold")?, policy))
+        let gold = size("gold")?;
+        Some(Scaling::new(policy * gold, policy).memory(gold))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -85,7 +85,7 @@ impl Kind for RewardEnsemble {
 
     fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let members = size("members")?;
-        Some(Scaling::new(members * p.calibration_posts as f64, members))
+        Some(Scaling::new(members * p.calibration_posts as f64, members).memory(members))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

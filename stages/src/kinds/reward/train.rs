@@ -48,7 +48,8 @@ impl Kind for RewardTrain {
             Some(steps) => steps as f64 * p.batch as f64,
             None => p.epochs.unwrap_or(1.0) * size("preferences")?,
         };
-        Some(Scaling::new(rows * model, model))
+        let trained = if p.lora.0.is_some() { 1.0 } else { 4.0 };
+        Some(Scaling::new(rows * model, model).memory(trained * model * p.batch.min(p.tokens_at_once) as f64))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

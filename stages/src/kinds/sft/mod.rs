@@ -129,7 +129,7 @@ impl Kind for Sft {
             Some(steps) => steps as f64 * p.batch as f64,
             None => p.epochs.unwrap_or(1.0) * size("posts")?,
         };
-        Some(Scaling::new(rows * base, base))
+        Some(Scaling::new(rows * base, base).memory(base * p.batch.min(p.tokens_at_once) as f64))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

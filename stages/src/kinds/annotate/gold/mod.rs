@@ -66,7 +66,8 @@ impl Kind for Gold {
 
     fn scaling(&self, _: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let pairs = size("pairs")?;
-        Some(Scaling::new(pairs * size("reward")?, pairs))
+        let reward = size("reward")?;
+        Some(Scaling::new(pairs * reward, pairs).memory(reward))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -131,7 +131,8 @@ impl Kind for GenerateBestOfN {
 
     fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let responses = p.n as f64 * p.prompts.map_or(1.0, |prompts| prompts as f64);
-        Some(Scaling::new(responses * p.max_new_tokens as f64 * size("policy")?, responses))
+        let (policy, tokens) = (size("policy")?, p.max_new_tokens as f64);
+        Some(Scaling::new(responses * tokens * policy, responses).memory(p.batch as f64 * tokens * policy))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -105,7 +105,8 @@ impl Kind for GeneratePairs {
 
     fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let pairs = p.pairs? as f64;
-        Some(Scaling::new(pairs * p.max_new_tokens as f64 * size("models")?, pairs))
+        let (models, tokens) = (size("models")?, p.max_new_tokens as f64);
+        Some(Scaling::new(pairs * tokens * models, pairs).memory(p.batch as f64 * tokens * models))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
