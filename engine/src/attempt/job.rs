@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::context::{Cadence, Input};
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 
@@ -62,7 +63,7 @@ impl Job {
     pub fn write(&self, path: &Path) -> Result<()> {
         let text =
             serde_json::to_vec_pretty(self).map_err(|e| Error::internal(format!("cannot serialise a job: {e}")))?;
-        std::fs::write(path, text).at(path)
+        disk::write(path, text).at(path)
     }
 
     /// # Errors

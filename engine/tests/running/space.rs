@@ -112,7 +112,7 @@ impl RunRequest {
 
     pub fn try_execute(&self, mut listen: impl FnMut(&Event)) -> Result<(RunOutcome, Plan)> {
         let registry = registry();
-        let store = Store::open(&self.store).unwrap();
+        let store = Store::open(&self.store)?;
         let mut graph = graph(&self.stages);
         if let Some(cluster) = &self.cluster {
             graph.executors.insert("cluster".into(), cluster.settings());
@@ -121,10 +121,10 @@ impl RunRequest {
         }
         let force: BTreeSet<InstanceName> = self.force.iter().map(|stage| name(stage)).collect();
         let flags = Flags { force, from: BTreeSet::new() };
-        let remote = self.remote.clone().map(|path| Remote::open(&Address::Folder(path), &store, false).unwrap());
-        let remote = remote.map(Arc::new);
+        let remote = self.remote.clone().map(|path| Remote::open(&Address::Folder(path), &store, false));
+        let remote = remote.transpose()?.map(Arc::new);
         let combined = CombinedStore { store: &store, remote: remote.as_deref() };
-        let plan = plan_with_view(&graph, &registry, &store, &combined, &flags).unwrap();
+        let plan = plan_with_view(&graph, &registry, &store, &combined, &flags)?;
         let options = RunOptions {
             jobs: self.jobs,
             keep_going: self.keep_going,
@@ -135,6 +135,8 @@ impl RunRequest {
             // As if a secret had been given with `--set`.
             command_line: std::env::var("FAKE_SECRET").map(|secret| format!("text={secret}")).into_iter().collect(),
             remote,
+            // Faults count the steps of all processes.
+            env: std::env::var("TEMPER_FAULT").map(|fault| ("TEMPER_FAULT".to_owned(), fault)).into_iter().collect(),
             device: std::env::var("FAKE_DEVICE").unwrap_or_else(|_| "cpu".to_owned()),
             ..RunOptions::default()
         };

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use super::{AttemptEnd, AttemptEvent, AttemptExit, Execution, Executor, KillHandle, LaunchOptions, THREAD_LIMITS};
 use crate::attempt::FinalMessage;
 use crate::context::StageEvent;
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::journal::unix_seconds;
 use crate::run::log::{BoundedLog, LOG_HALF, tail};
@@ -62,7 +63,7 @@ fn run(
     on_event: &mut dyn FnMut(StageEvent),
 ) -> Result<AttemptExit> {
     let log = &launch.folder.log;
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(log).at(log)?;
+    let log = disk::open(OpenOptions::new().create(true).append(true).mode(0o600), log).at(log)?;
     let Some(mut child) = spawn(launch, kill_handle)? else { return Ok(AttemptExit::Killed) };
     let log_done = child.stderr.take().map(|stderr| relay_log(stderr, log, launch.secrets.clone()));
     let stdout = child.stdout.take().map(BufReader::new);
