@@ -13,7 +13,7 @@ use crate::space::{Digests, Options, PIPELINE, Space, digests, kill, told};
 const VARIANTS: u64 = 4;
 
 fn set(variant: u64) -> String {
-    format!("stages.start.with.run=[sh, -c, 'seq 1 300 > $TEMPER_OUTPUT/x; echo $0 >> $TEMPER_OUTPUT/x', '{variant}']")
+    format!("stages.start.with.run=[sh, -ec, 'seq 1 300 > $TEMPER_OUTPUT/x; echo $0 >> $TEMPER_OUTPUT/x', '{variant}']")
 }
 
 /// Each of the processes runs versions of the pipeline, forces stages, collects garbage and verifies, again and again, and is

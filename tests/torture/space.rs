@@ -12,19 +12,19 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Programs, and a stage that trains and leaves checkpoints. `variant` changes everything below `start`, but not the bytes of
-/// `cut`.
+/// `cut`. The programs stop at the first failure, as those of a pipeline must: one of theirs may be killed.
 pub const PIPELINE: &str = r#"
 version: 1
 seed: 3
 stages:
-  start: { uses: command, with: { run: [sh, -c, 'seq 1 300 > $TEMPER_OUTPUT/x; echo $0 >> $TEMPER_OUTPUT/x', '0'], output: Files } }
-  cut: { uses: command, needs: { x: start }, with: { run: [sh, -c, 'head -n 200 $TEMPER_INPUT_x/x > $TEMPER_OUTPUT/x'], output: Files } }
+  start: { uses: command, with: { run: [sh, -ec, 'seq 1 300 > $TEMPER_OUTPUT/x; echo $0 >> $TEMPER_OUTPUT/x', '0'], output: Files } }
+  cut: { uses: command, needs: { x: start }, with: { run: [sh, -ec, 'head -n 200 $TEMPER_INPUT_x/x > $TEMPER_OUTPUT/x'], output: Files } }
   part:
     uses: command
     matrix: { k: [1, 2, 3] }
     needs: { x: start, y: cut }
-    with: { run: [sh, -c, 'sed "s/$/ $0/" $TEMPER_INPUT_x/x > $TEMPER_OUTPUT/x; mkdir $TEMPER_OUTPUT/y; cat $TEMPER_INPUT_y/x > $TEMPER_OUTPUT/y/z', '${k}'], output: Files }
-  end: { uses: command, needs: { parts: 'part[*]' }, with: { run: [sh, -c, 'for p in $TEMPER_INPUT_parts; do cat $p/x; done > $TEMPER_OUTPUT/x'], output: Files } }
+    with: { run: [sh, -ec, 'sed "s/$/ $0/" $TEMPER_INPUT_x/x > $TEMPER_OUTPUT/x; mkdir $TEMPER_OUTPUT/y; cat $TEMPER_INPUT_y/x > $TEMPER_OUTPUT/y/z', '${k}'], output: Files }
+  end: { uses: command, needs: { parts: 'part[*]' }, with: { run: [sh, -ec, 'for p in $TEMPER_INPUT_parts; do cat $p/x; done > $TEMPER_OUTPUT/x'], output: Files } }
   posts: { uses: dataset.tinytldr, with: { posts: 60 } }
   tokenizer: { uses: tokenizer.train, needs: { posts: posts }, with: { vocab_size: 300 } }
   base:
