@@ -43,6 +43,9 @@ pub struct Job {
     /// The device that the attempt computes on.
     pub device: String,
     pub threads: usize,
+    /// Whether to confine the kind to its inputs and its own folders, where the kernel can.
+    #[serde(default)]
+    pub confine: bool,
     /// For an attempt that runs without a connection to its orchestrator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detached: Option<Detached>,

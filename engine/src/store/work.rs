@@ -27,12 +27,17 @@ impl AttemptFolder {
         self.root.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Deletes the output folder and keeps the log. Committed files stay: the store has its own links.
+    /// The attempt's own folder for temporary files, if it needs one.
+    pub fn temporary(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// Deletes the output and temporary files, and keeps the log. Committed files stay: the store has its own links.
     pub fn discard(&self) -> Result<()> {
-        match disk::remove_dir_all(&self.out) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at(&self.out),
+        [self.out.clone(), self.temporary()].iter().try_for_each(|folder| match disk::remove_dir_all(folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at(folder),
             _ => Ok(()),
-        }
+        })
     }
 }
 

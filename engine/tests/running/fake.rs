@@ -9,7 +9,7 @@ use engine::artifact::{ArtifactType, Facts};
 use engine::checkpoint::Checkpoints;
 use engine::context::{Context, StepProgress};
 use engine::error::{AtPath, Error, Result};
-use engine::kind::{Kind, Registry, Signature};
+use engine::kind::{Access, Kind, Registry, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +109,10 @@ impl Kind for Fake {
         signature.secrets = vec!["FAKE_SECRET".into()];
         signature.secret_files = vec!["FAKE_SECRET_FILE".into()];
         signature
+    }
+
+    fn access(&self, params: &Params) -> Access {
+        Access { read: Vec::new(), write: params.attempt_log.iter().cloned().collect() }
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -97,6 +97,9 @@ pub struct RunRequest {
     pub keep_going: bool,
     pub force: Vec<String>,
     pub pay: bool,
+    /// Whether to confine attempts; most stages here do what confinement forbids, to show that it would be noticed.
+    #[serde(default)]
+    pub confine: bool,
     /// The folder of a remote store.
     #[serde(default)]
     pub remote: Option<PathBuf>,
@@ -129,6 +132,7 @@ impl RunRequest {
             jobs: self.jobs,
             keep_going: self.keep_going,
             pay: self.pay,
+            confine: self.confine,
             flags,
             command: std::env::current_exe().unwrap(),
             retry_delay: Duration::from_millis(5),
@@ -172,6 +176,7 @@ impl TestSpace {
             keep_going: false,
             force: vec![],
             pay: false,
+            confine: false,
             remote: None,
             cluster: None,
         };

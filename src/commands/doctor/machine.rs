@@ -19,6 +19,7 @@ pub fn checks() -> Vec<Check> {
         .into_iter()
         .chain(memory())
         .chain(open_files())
+        .chain([landlock()])
         .collect()
 }
 
@@ -76,6 +77,13 @@ fn group_memory(group: &Path) -> Option<(u64, u64)> {
     let cached: u64 =
         caches.iter().filter_map(|name| number(stat.lines().find_map(|line| line.strip_prefix(name))?)).sum();
     Some((limit, limit.saturating_sub(used.saturating_sub(cached))))
+}
+
+fn landlock() -> Check {
+    match engine::attempt::can_confine() {
+        true => Check::ok("landlock", "stages can read only what they are given, and change only their own folders"),
+        false => Check::ok("landlock", "not in this kernel: stages can read and change every file that this user can"),
+    }
 }
 
 fn open_files() -> Option<Check> {

@@ -116,6 +116,12 @@ fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    // A store among temporary files must not be open to attempts because these are.
+    if launch.store.root().starts_with(std::env::temp_dir()) {
+        let temporary = launch.folder.temporary();
+        disk::create_dir_all(&temporary).at(&temporary)?;
+        command.env("TMPDIR", temporary);
+    }
     let mut state = kill_handle.lock();
     if state.killed.is_some() {
         return Ok(None);
