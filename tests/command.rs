@@ -65,3 +65,27 @@ stages:
     }
     assert!(stderr.contains("`temper kinds --type TYPE`"), "{stderr}");
 }
+
+#[test]
+fn a_program_changes_what_it_may_and_access_is_no_part_of_the_key() {
+    if !engine::attempt::can_confine() {
+        eprintln!("not tested: this kernel has no Landlock");
+        return;
+    }
+    let space = TestSpace::new();
+    let outside = space.write("outside", "");
+    let run = |access: &str| {
+        let command = format!("echo a > $TEMPER_OUTPUT/x && echo a >> {}", outside.display());
+        let stage = format!("a: {{ uses: command, with: {{ run: [sh, -c, '{command}'], output: Files{access} }} }}");
+        space.write("p.yaml", &format!("version: 1\nstages:\n  {stage}\n"));
+        space.temper(&["run", "p.yaml"])
+    };
+    let written = || std::fs::read_to_string(&outside).expect("the file is there");
+    let denied = run("");
+    assert_eq!((denied.status.code(), written().as_str()), (Some(2), ""), "{}", text(&denied.stderr));
+    assert!(text(&denied.stderr).to_lowercase().contains("permission denied"), "{}", text(&denied.stderr));
+    let allowed = run(&format!(", access: {{ write: ['{}'] }}", outside.display()));
+    assert_eq!((allowed.status.code(), written().as_str()), (Some(0), "a\n"), "{}", text(&allowed.stderr));
+    let reused = run("");
+    assert_eq!((reused.status.code(), written().as_str()), (Some(0), "a\n"), "{}", text(&reused.stderr));
+}

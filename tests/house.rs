@@ -125,3 +125,53 @@ fn the_path_of_a_kind_is_its_name() {
         assert!(code.contains(&format!("{:?}", kind.name())), "stages/src/{} declares another kind", path.join("/"));
     }
 }
+
+/// The parts of the engine that write what other processes read, or what must survive a crash.
+const THROUGH_DISK: [&str; 6] = ["attempt/job.rs", "checkpoint.rs", "gc", "journal.rs", "run/run_state.rs", "store"];
+
+/// Each step of a commit is then a fault point of the tests.
+#[test]
+fn the_engine_changes_files_through_one_module() {
+    let changes = [
+        "fs::write(",
+        "fs::rename(",
+        "fs::create_dir(",
+        "fs::create_dir_all(",
+        "fs::remove_file(",
+        "fs::remove_dir_all(",
+        "fs::set_permissions(",
+        "File::create",
+        ".write_all(",
+        ".sync_all(",
+        ".set_len(",
+        "syncfs(",
+        "renameat",
+    ];
+    // Nothing reads what may be left behind there.
+    let exceptions = ["impl Drop for TemporaryPath"];
+    let mut found = Vec::new();
+    let mut open: Vec<_> = THROUGH_DISK.iter().map(|name| space::repository("engine/src").join(name)).collect();
+    while let Some(path) = open.pop() {
+        if path.ends_with("tests") || path.ends_with("tests.rs") {
+            continue;
+        }
+        if path.is_dir() {
+            open.extend(
+                std::fs::read_dir(&path).expect("a source folder can be read").flatten().map(|entry| entry.path()),
+            );
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("a source file can be read");
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        // Items, roughly: an exception covers the one that names it.
+        for item in code.split("\n}\n").filter(|item| !exceptions.iter().any(|name| item.contains(name))) {
+            let direct = changes.iter().filter(|change| item.lines().any(|line| calls_directly(line, change)));
+            found.extend(direct.map(|change| format!("{}: {change}", path.display())));
+        }
+    }
+    assert!(found.is_empty(), "use `disk` instead: {found:#?}");
+}
+
+fn calls_directly(line: &str, call: &str) -> bool {
+    line.contains(call) && !line.contains("disk::")
+}

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::context::{Cadence, Context, StepProgress, StopRequest};
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 use crate::store::{Platform, files};
@@ -124,7 +125,7 @@ impl Checkpoints {
     fn write(&mut self, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let target = self.folder.join(format!("{PREFIX}{}", self.number + 1));
         let fresh = files::temporary_name(&target);
-        fs::create_dir(&fresh).at(&fresh)?;
+        disk::create_dir(&fresh).at(&fresh)?;
         let temporary = files::TemporaryPath::new(fresh.clone());
         fill(&fresh)?;
         let mut names = BTreeMap::new();
@@ -143,17 +144,17 @@ impl Checkpoints {
         };
         let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
         let path = fresh.join(MANIFEST);
-        fs::write(&path, text).at(&path)?;
+        disk::write(&path, text).at(&path)?;
         paths.push(path);
         files::sync_all(&paths)?;
         files::sync(&fresh)?;
-        fs::rename(&fresh, &target).at(&target)?;
+        disk::rename(&fresh, &target).at(&target)?;
         temporary.keep();
         self.number += 1;
         files::sync(&self.folder)?;
         for (number, older) in self.list()? {
             if number != self.number {
-                fs::remove_dir_all(&older).at(&older)?;
+                disk::remove_dir_all(&older).at(&older)?;
             }
         }
         Ok(())
@@ -167,7 +168,7 @@ impl Checkpoints {
             let name = entry.file_name();
             if files::is_temporary_name(&name) {
                 // Attempts of one key never overlap, so no process is writing it.
-                fs::remove_dir_all(entry.path()).at(entry.path())?;
+                disk::remove_dir_all(&entry.path()).at(entry.path())?;
             } else if let Some(number) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.parse().ok()) {
                 found.push((number, entry.path()));
             }

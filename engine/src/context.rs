@@ -10,6 +10,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 
@@ -344,7 +345,7 @@ impl Context {
         let path = self.out.join("metrics.json");
         let mut text = serde_json::to_vec_pretty(&self.metrics).expect("a map of numbers is plain data");
         text.push(b'\n');
-        std::fs::write(&path, text).at(&path)
+        disk::write(&path, text).at(&path)
     }
 
     /// Puts a file of an input into the output under the relative path `to`: as a hard link if the file system allows

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::context::ApiUsage;
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::names::{Digest, Key};
 
@@ -182,7 +183,7 @@ impl Journal {
     /// # Errors
     /// When the folder cannot be created.
     pub fn create(runs: &Path) -> Result<Self> {
-        std::fs::create_dir_all(runs).at(runs)?;
+        disk::create_dir_all(runs).at(runs)?;
         Self::create_as(runs, "")
     }
 
@@ -199,10 +200,10 @@ impl Journal {
         loop {
             let id = fresh_id(SystemTime::now());
             let folder = parent.join(format!("{prefix}{id}"));
-            match std::fs::create_dir(&folder) {
+            match disk::create_dir(&folder) {
                 Ok(()) => {
                     let path = folder.join("journal.jsonl");
-                    let file = OpenOptions::new().append(true).create(true).open(&path).at(&path)?;
+                    let file = disk::open(OpenOptions::new().append(true).create(true), &path).at(&path)?;
                     // Released when the process ends; see `is_running`.
                     file.lock().at(&path)?;
                     return Ok(Self { id, folder, file, progress: BTreeMap::new() });
@@ -236,7 +237,8 @@ impl Journal {
         let mut text =
             serde_json::to_vec(&line).map_err(|e| Error::internal(format!("cannot serialise an event: {e}")))?;
         text.push(b'\n');
-        self.file.write_all(&text).at(self.folder.join("journal.jsonl"))
+        let path = self.folder.join("journal.jsonl");
+        disk::write_all(&self.file, &path, &text).at(&path)
     }
 }
 
@@ -339,6 +341,8 @@ fn calendar_date(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn progress(done: u64) -> Event {

@@ -1,6 +1,7 @@
 //! The stage contract: what a stage kind declares (parameters, ports, output type) and how it runs.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -126,6 +127,14 @@ pub struct ConnectedInput<'a> {
     pub params: &'a Value,
 }
 
+/// Files and folders by absolute paths; a folder stands for everything below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    pub read: Vec<PathBuf>,
+    /// May also be read.
+    pub write: Vec<PathBuf>,
+}
+
 /// A kind of stage. Register one with [`Registry::kind`].
 pub trait Kind: Send + Sync + 'static {
     /// Deserialised from the stage's `with`; every field except required ones has a serde default. Use
@@ -196,6 +205,13 @@ pub trait Kind: Send + Sync + 'static {
         None
     }
 
+    /// The files and folders that an attempt uses besides its inputs, its own folders, the files that its parameters name, and
+    /// installed software. Never part of the key. Asked on the machine of the attempt.
+    fn access(&self, params: &Self::Params) -> Access {
+        let _ = params;
+        Access::default()
+    }
+
     /// Runs the stage: writes the artifact into `ctx.out()`.
     ///
     /// # Errors
@@ -225,6 +241,7 @@ pub trait AnyKind: Send + Sync {
     /// See [`Kind::scaling`]. `params` may be those of a record; `None` also if they do not parse, such as a parameter
     /// that names a file.
     fn scaling(&self, params: &Value, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling>;
+    fn access(&self, params: &Value) -> Result<Access>;
     fn run(&self, params: &Value, ctx: &mut Context) -> Result<()>;
 }
 
@@ -280,6 +297,10 @@ impl<K: Kind> AnyKind for K {
 
     fn scaling(&self, params: &Value, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         Kind::scaling(self, &serde_json::from_value(params.clone()).ok()?, size)
+    }
+
+    fn access(&self, params: &Value) -> Result<Access> {
+        Ok(Kind::access(self, &parse::<K>(params)?))
     }
 
     fn run(&self, params: &Value, ctx: &mut Context) -> Result<()> {

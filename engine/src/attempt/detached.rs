@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use super::job::Detached;
 use super::{EventWriter, FinalMessage, Job, guard, run_job};
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::journal::unix_seconds;
 use crate::kind::Registry;
@@ -201,13 +202,13 @@ impl AttemptPlace {
     /// Removes what an earlier start of the same job left.
     fn prepare(&self, job: &Job) -> Result<()> {
         for path in [job.out.clone(), self.folder.join(STOPPED)] {
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let removed = if path.is_dir() { disk::remove_dir_all(&path) } else { disk::remove_file(&path) };
             match removed {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).at(&path),
                 _ => {}
             }
         }
-        fs::create_dir(&job.out).at(&job.out)?;
+        disk::create_dir(&job.out).at(&job.out)?;
         let events = self.folder.join(EVENTS);
         if files::read_if_file(&events)?.is_some_and(|text| !text.is_empty() && !text.ends_with(b"\n")) {
             let mut file = OpenOptions::new().append(true).open(&events).at(&events)?;

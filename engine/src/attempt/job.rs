@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::context::{Cadence, Input};
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 
@@ -42,6 +43,9 @@ pub struct Job {
     /// The device that the attempt computes on.
     pub device: String,
     pub threads: usize,
+    /// Whether to confine the kind to its inputs and its own folders, where the kernel can.
+    #[serde(default)]
+    pub confine: bool,
     /// For an attempt that runs without a connection to its orchestrator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detached: Option<Detached>,
@@ -62,7 +66,7 @@ impl Job {
     pub fn write(&self, path: &Path) -> Result<()> {
         let text =
             serde_json::to_vec_pretty(self).map_err(|e| Error::internal(format!("cannot serialise a job: {e}")))?;
-        std::fs::write(path, text).at(path)
+        disk::write(path, text).at(path)
     }
 
     /// # Errors

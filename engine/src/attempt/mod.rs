@@ -1,6 +1,7 @@
 //! One attempt: the process that runs a kind once and commits its output. A child of the orchestrator, or a job of a batch
 //! system.
 
+mod confine;
 pub(crate) mod detached;
 mod guard;
 mod job;
@@ -16,11 +17,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
+pub use confine::can_confine;
 pub(crate) use guard::{STOP, ThreadCount};
 pub use job::{Detached, FinalMessage, Job};
 pub use probe::answer_probe;
 pub(crate) use probe::{ProbeAnswer, Question};
 
+use self::confine::Surroundings;
 use crate::context::{Context, StageEvent, StopRequest};
 use crate::error::{Error, Result};
 use crate::kind::Registry;
@@ -80,16 +83,26 @@ fn run_job(
             .spawn(move || follow(thread_counts, &threads, &stop))
             .map_err(|e| Error::environment(format!("cannot start a thread: {e}")))?;
     }
-    let run = || {
-        let run = || run_kind(job, registry, events, threads, stop, may_commit);
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-        caught.unwrap_or_else(|panic| Err(Error::internal(format!("panicked: {}", panic_message(&*panic)))))
-    };
+    let output = registry.get_type(&job.output).ok_or_else(|| unknown("artifact type", &job.output))?;
+    on_large_stack(&job.kind, || run_kind(job, registry, events, threads, stop))?;
+    // On a thread that is not confined: it writes to the store.
+    on_large_stack("commit", || {
+        may_commit()?;
+        let (digest, _) = Store::open(&job.store)?.commit(&job.out, output)?;
+        Ok(digest)
+    })
+}
+
+/// Runs `work` on a thread of its own; a panic becomes an internal error.
+fn on_large_stack<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let panicked = |panic: Box<dyn Any + Send>| Error::internal(format!("panicked: {}", panic_message(&*panic)));
+    let caught =
+        || std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(panic)));
     std::thread::scope(|scope| {
-        let thread =
-            std::thread::Builder::new().name(job.kind.clone()).stack_size(STACK_BYTES).spawn_scoped(scope, run);
+        let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
+        let thread = thread.spawn_scoped(scope, caught);
         let thread = thread.map_err(|e| Error::environment(format!("cannot start a thread: {e}")))?;
-        thread.join().unwrap_or_else(|panic| Err(Error::internal(format!("panicked: {}", panic_message(&*panic)))))
+        thread.join().unwrap_or_else(|panic| Err(panicked(panic)))
     })
 }
 
@@ -108,17 +121,19 @@ fn follow(mut thread_counts: PipeReader, threads: &AtomicUsize, stop: &StopReque
     }
 }
 
+fn unknown(what: &str, name: &str) -> Error {
+    Error::internal(format!("this binary has no {what} `{name}`"))
+}
+
+/// Runs the kind on this thread, which is confined for good.
 fn run_kind(
     job: &Job,
     registry: &Registry,
     events: &EventWriter,
     threads: Arc<AtomicUsize>,
     stop: StopRequest,
-    may_commit: &(dyn Fn() -> Result<()> + Sync),
-) -> Result<Digest> {
-    let unknown = |what: &str, name: &str| Error::internal(format!("this binary has no {what} `{name}`"));
+) -> Result<()> {
     let kind = registry.get_kind(&job.kind).ok_or_else(|| unknown("kind", &job.kind))?;
-    let output = registry.get_type(&job.output).ok_or_else(|| unknown("artifact type", &job.output))?;
     if kind.version() != job.version {
         let message = format!(
             "this binary has version {1} of {0}, but version {2} was planned",
@@ -127,6 +142,12 @@ fn run_kind(
             job.version
         );
         return Err(Error::internal(message).help("the binary was replaced during the run: run again"));
+    }
+    let mut is_confined = false;
+    if job.confine {
+        let surroundings = Surroundings::here(&kind.signature(&job.params)?.env);
+        let access = confine::access(job, kind.access(&job.params)?, &surroundings)?;
+        is_confined = confine::confine_thread(&access);
     }
     let mut ctx = Context::new(kind.name(), job.seed, job.inputs.clone(), job.out.clone(), job.checkpoints.clone())
         .with_threads(threads)
@@ -143,12 +164,16 @@ fn run_kind(
     let ran = kind.run(&job.params, &mut ctx);
     // No process that the kind started may write to the committed files.
     guard::kill_descendants();
-    ran?;
-    ctx.write_metrics()?;
-    drop(ctx);
-    may_commit()?;
-    let (digest, _) = Store::open(&job.store)?.commit(&job.out, output)?;
-    Ok(digest)
+    ran.map_err(|error| if is_confined { explain_denial(error) } else { error })?;
+    ctx.write_metrics()
+}
+
+/// Says why a file could not be opened that this user may open.
+fn explain_denial(error: Error) -> Error {
+    match error.help.is_none() && error.message.contains("Permission denied") {
+        true => error.help("an attempt reads its inputs and changes its own folders only: see docs/pipeline.md"),
+        false => error,
+    }
 }
 
 /// Writes events for the orchestrator, one JSON line each.

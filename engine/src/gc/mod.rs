@@ -10,12 +10,12 @@ mod survey;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::path::Path;
 
 pub use roots::{KeptRuns, PipelineRoots, pipeline_roots};
 pub use survey::{ArtifactUse, Keeper, RunUse, Survey, WorkUse, survey};
 
+use crate::disk;
 use crate::error::{AtPath, Result};
 use crate::store::{Stat, Store, files};
 
@@ -32,13 +32,13 @@ pub fn collect(store: &Store, kept: &KeptRuns, pipelines: &[PipelineRoots], on_w
         let folder = store.artifact_folder(&artifact.digest);
         // Gone for all readers at once: temporary names are never read.
         let name = files::temporary_name(&folder);
-        fs::rename(&folder, &name).at(&folder)?;
-        fs::remove_dir_all(&name).at(&name)?;
+        disk::rename(&folder, &name).at(&folder)?;
+        disk::remove_dir_all(&name).at(&name)?;
     }
     for path in &found.unused_blobs {
         if let Some(metadata) = files::metadata_if_exists(path)? {
             deleted.push(Stat::from(&metadata));
-            fs::remove_file(path).at(path)?;
+            disk::remove_file(path).at(path)?;
         }
     }
     // The inode of a deleted file may be used again.
@@ -61,14 +61,14 @@ pub fn collect(store: &Store, kept: &KeptRuns, pipelines: &[PipelineRoots], on_w
 /// When it cannot be deleted.
 pub fn remove_run(folder: &Path) -> Result<()> {
     let name = files::temporary_name(folder);
-    fs::rename(folder, &name).at(folder)?;
-    fs::remove_dir_all(&name).at(&name)
+    disk::rename(folder, &name).at(folder)?;
+    disk::remove_dir_all(&name).at(&name)
 }
 
 fn remove(path: &Path) -> Result<()> {
     match files::metadata_if_exists(path)? {
         None => Ok(()),
-        Some(metadata) if metadata.is_dir() => fs::remove_dir_all(path).at(path),
-        Some(_) => fs::remove_file(path).at(path),
+        Some(metadata) if metadata.is_dir() => disk::remove_dir_all(path).at(path),
+        Some(_) => disk::remove_file(path).at(path),
     }
 }

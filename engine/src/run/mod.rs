@@ -71,6 +71,8 @@ pub struct RunOptions {
     pub device_share: DeviceShare,
     /// The device that attempts compute on, which is provenance.
     pub device: String,
+    /// Whether to confine attempts to their inputs and their own folders, where the kernel can.
+    pub confine: bool,
     /// Pause before the second try of a stage with a transient failure; before the third it is four times as long.
     pub retry_delay: Duration,
     /// When stages write checkpoints.
@@ -109,6 +111,7 @@ impl Default for RunOptions {
             machine: Machine::default(),
             device_share: DeviceShare::Nothing,
             device: "cpu".to_owned(),
+            confine: true,
             retry_delay: Duration::from_secs(1),
             cadence: Cadence::default(),
             profiles: Vec::new(),

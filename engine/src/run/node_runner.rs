@@ -387,6 +387,7 @@ impl NodeRunner<'_> {
             cadence: self.options.cadence,
             device: self.options.device.clone(),
             threads: request.threads,
+            confine: self.options.confine,
             detached,
         })
     }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::redact::Secrets;
 use super::{Failure, RunOptions, RunOutcome};
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::graph::Graph;
 use crate::journal::{Event, Journal, PlannedAction, PlannedStage};
@@ -51,7 +52,7 @@ impl<'a> RunState<'a> {
         let path = journal.folder().join("graph.json");
         let text = serde_json::to_vec(&describe(graph))
             .map_err(|e| Error::internal(format!("cannot serialise the graph: {e}")))?;
-        std::fs::write(&path, text).at(&path)?;
+        disk::write(&path, text).at(&path)?;
         // A `--set` argument may contain a secret.
         let secrets = Secrets::of(graph.instances.iter().map(|instance| &instance.signature));
         let started = Event::Started {

@@ -2,14 +2,14 @@
 //! and manifests against their digests, a record against its seal and key.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::File;
 use std::path::PathBuf;
 
 use super::commit::MANIFEST;
 use super::files::{self, Stat, TemporaryPath};
 use super::{ActionRecord, Presence, RecordResult, Store, record};
 use crate::artifact::Manifest;
+use crate::disk;
 use crate::document::matrix::is_label;
 use crate::error::{AtPath, Error, Result};
 use crate::names::{Digest, Key};
@@ -120,9 +120,9 @@ impl Store {
     pub(crate) fn create_blob(&self, digest: &Digest, bytes: u64) -> Result<BlobWriter> {
         let blob = self.blob(digest);
         let shard = blob.parent().unwrap_or(&blob);
-        fs::create_dir_all(shard).at(shard)?;
+        disk::create_dir_all(shard).at(shard)?;
         let name = files::temporary_name(&blob);
-        let file = File::create_new(&name).at(&name)?;
+        let file = disk::create_new(&name).at(&name)?;
         let temporary = TemporaryPath::new(name.clone());
         let hasher = blake3::Hasher::new();
         Ok(BlobWriter { blob, name, file, temporary, hasher, digest: *digest, expected: bytes, received: 0 })
@@ -177,7 +177,7 @@ impl BlobWriter {
             return Err(BlobError::Mismatch(format!("more than {} bytes", self.expected)));
         }
         self.hasher.update(bytes);
-        Ok(self.file.write_all(bytes).at(&self.name)?)
+        Ok(disk::write_all(&self.file, &self.name, bytes).at(&self.name)?)
     }
 
     /// Adds the blob to the store. The next commit that uses the blob syncs it.
@@ -190,7 +190,7 @@ impl BlobWriter {
         }
         files::make_read_only(&self.name)?;
         let stat = Stat::from(&self.file.metadata().at(&self.name)?);
-        fs::rename(&self.name, &self.blob).at(&self.blob)?;
+        disk::rename(&self.name, &self.blob).at(&self.blob)?;
         self.temporary.keep();
         Ok(stat)
     }

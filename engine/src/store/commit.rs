@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::files::{self, Stat, TemporaryPath};
-use super::{Presence, Store, crash};
+use super::{Presence, Store};
 use crate::artifact::{self, ArtifactType, FileEntry, Manifest};
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 use crate::text::strip_bom;
@@ -62,7 +62,6 @@ impl Store {
         let (artifact_type, schema_version) = (t.name().to_owned(), t.schema_version());
         let manifest = Manifest { artifact_type, schema_version, files, folders, facts };
         let digest = manifest.digest();
-        crash::point();
         // Otherwise a blob could be deleted between the check that it exists and the link to it.
         let _guard = self.hold_off_collection()?;
         self.publish(&digest, &manifest, &hashed)?;
@@ -94,7 +93,6 @@ impl Store {
         let mut stats = Vec::with_capacity(hashed.len() + 1);
         for file in hashed {
             self.put_blob(file, &mut stats)?;
-            crash::point();
         }
         self.assemble(digest, manifest, stats)
     }
@@ -104,17 +102,14 @@ impl Store {
     pub(super) fn assemble(&self, digest: &Digest, manifest: &Manifest, mut stats: Vec<(Stat, Digest)>) -> Result<()> {
         let folder = self.artifact_folder(digest);
         let name = files::temporary_name(&folder);
-        fs::create_dir(&name).at(&name)?;
+        disk::create_dir(&name).at(&name)?;
         let temporary = TemporaryPath::new(name.clone());
         self.populate(&name, manifest, &mut stats)?;
-        crash::point();
         sync(&name, manifest, &self.artifacts())?;
-        crash::point();
         for _ in 0..3 {
-            match fs::rename(&name, &folder) {
+            match disk::rename(&name, &folder) {
                 Ok(()) => {
                     temporary.keep();
-                    crash::point();
                     files::sync(&self.artifacts())?;
                     // On file systems with whole-second times, another write in the same second would not change the
                     // stat.
@@ -148,11 +143,11 @@ impl Store {
                 self.quarantine_file(&blob, "the bytes of this blob do not match its digest")?;
             }
             let shard = blob.parent().unwrap_or(&blob);
-            fs::create_dir_all(shard).at(shard)?;
+            disk::create_dir_all(shard).at(shard)?;
             // If the file has other links (an input's, a user's file), their owners could write to the blob.
             if file.is_only_link {
                 files::make_read_only(&file.path)?;
-                match fs::hard_link(&file.path, &blob) {
+                match disk::hard_link(&file.path, &blob) {
                     Ok(()) => {
                         stats.push((file.stat, file.digest));
                         return Ok(());
@@ -184,7 +179,7 @@ impl Store {
             if let Some(parent) = path.parent()
                 && made.insert(parent.to_owned())
             {
-                fs::create_dir_all(parent).at(parent)?;
+                disk::create_dir_all(parent).at(parent)?;
             }
             if entry.executable {
                 // The executable bit belongs to the inode, which links share, and blobs do not have it; so copy.
@@ -192,7 +187,7 @@ impl Store {
                 files::make_executable(&path)?;
                 continue;
             }
-            match fs::hard_link(&blob, &path) {
+            match disk::hard_link(&blob, &path) {
                 Ok(()) => (),
                 Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Err(e).at(&path),
                 // EMLINK at 65,000 links on ext4, or a file system without hard links.
@@ -201,11 +196,11 @@ impl Store {
         }
         for name in &manifest.folders {
             let path = folder.join(name);
-            fs::create_dir_all(&path).at(&path)?;
+            disk::create_dir_all(&path).at(&path)?;
         }
         let path = folder.join(MANIFEST);
-        let mut file = File::create_new(&path).at(&path)?;
-        file.write_all(&manifest.to_bytes()).at(&path)?;
+        let file = disk::create_new(&path).at(&path)?;
+        disk::write_all(file, &path, &manifest.to_bytes()).at(&path)?;
         files::make_read_only(&path)
     }
 }
@@ -276,10 +271,10 @@ fn metrics(out: &Path) -> Result<BTreeMap<String, f64>> {
 fn copy(from: &Path, to: &Path) -> Result<Stat> {
     let name = files::temporary_name(to);
     let temporary = TemporaryPath::new(name.clone());
-    fs::copy(from, &name).at(to)?;
+    disk::copy(from, &name).at(to)?;
     files::make_read_only(&name)?;
     let stat = Stat::from(&fs::symlink_metadata(&name).at(&name)?);
-    fs::rename(&name, to).at(to)?;
+    disk::rename(&name, to).at(to)?;
     temporary.keep();
     Ok(stat)
 }
@@ -288,7 +283,7 @@ fn copy(from: &Path, to: &Path) -> Result<Stat> {
 fn sync(folder: &Path, manifest: &Manifest, file_system: &Path) -> Result<()> {
     if manifest.files.len() > MAX_SINGLE_SYNCS {
         let handle = File::open(file_system).at(file_system)?;
-        return rustix::fs::syncfs(&handle).map_err(Into::into).at(file_system);
+        return disk::sync_file_system(&handle, file_system).at(file_system);
     }
     let mut paths = BTreeSet::from([folder.to_owned()]);
     for name in manifest.files.keys().map(String::as_str).chain([MANIFEST]) {

@@ -1,13 +1,14 @@
 //! Files on disk: identity by stat, digest, atomic writing.
 
 use std::fs::{self, File, Metadata};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 
@@ -160,7 +161,7 @@ impl Drop for TemporaryPath {
 /// Writes a file atomically, even across a crash, and replaces an existing one.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = write_temporary(path, bytes)?;
-    fs::rename(&temporary.1, path).at(path)?;
+    disk::rename(&temporary.1, path).at(path)?;
     temporary.0.keep();
     sync_parent(path)
 }
@@ -168,16 +169,16 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Writes and syncs a temporary file in the folder of `path`.
 pub(crate) fn write_temporary(path: &Path, bytes: &[u8]) -> Result<(TemporaryPath, PathBuf)> {
     let name = temporary_name(path);
-    let mut file = File::create_new(&name).at(path)?;
+    let file = disk::create_new(&name).at(path)?;
     let temporary = TemporaryPath::new(name.clone());
-    file.write_all(bytes).at(path)?;
-    file.sync_all().at(path)?;
+    disk::write_all(&file, path, bytes).at(path)?;
+    disk::sync(&file, path).at(path)?;
     Ok((temporary, name))
 }
 
 /// Syncs a file or a folder.
 pub(crate) fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|f| f.sync_all()).at(path)
+    File::open(path).and_then(|file| disk::sync(&file, path)).at(path)
 }
 
 /// Syncs in parallel, so that the file system can write everything together: a sync mostly waits.
@@ -200,11 +201,11 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
 }
 
 pub(crate) fn make_read_only(path: &Path) -> Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o444)).at(path)
+    disk::set_permissions(path, fs::Permissions::from_mode(0o444)).at(path)
 }
 
 pub(crate) fn make_executable(path: &Path) -> Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o555)).at(path)
+    disk::set_permissions(path, fs::Permissions::from_mode(0o555)).at(path)
 }
 
 /// Sets the modification time of a file or folder to now, by the clock of its file system. Does nothing if that is not
@@ -273,21 +274,21 @@ pub(crate) fn move_to_quarantine(root: &Path, path: &Path, why: &str) -> Result<
     let fresh = fresh.file_name().unwrap_or_default().to_string_lossy().replace(".new-", "");
     // The quarantine's own path may be something other than a folder.
     if metadata_if_exists(&quarantine)?.is_some_and(|found| !found.is_dir()) {
-        fs::rename(&quarantine, root.join(format!(".quarantine-{fresh}"))).at(&quarantine)?;
+        disk::rename(&quarantine, &root.join(format!(".quarantine-{fresh}"))).at(&quarantine)?;
     }
-    fs::create_dir_all(&quarantine).at(&quarantine)?;
+    disk::create_dir_all(&quarantine).at(&quarantine)?;
     if path == quarantine {
         return Ok(quarantine);
     }
     let name = path.strip_prefix(root).unwrap_or(path).to_string_lossy().replace('/', "-");
     let to = quarantine.join(format!("{name}-{fresh}"));
-    match fs::rename(path, &to) {
+    match disk::rename(path, &to) {
         // Another process has already moved it.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(to),
         other => other.at(path)?,
     }
     let note = quarantine.join(format!("{name}-{fresh}.txt"));
-    fs::write(&note, format!("{}\n{why}\n", path.display())).at(&note)?;
+    disk::write(&note, format!("{}\n{why}\n", path.display())).at(&note)?;
     Ok(to)
 }
 

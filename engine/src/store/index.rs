@@ -5,12 +5,13 @@
 //! checksum.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::fs::{File, Metadata};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::files::{self, Stat};
+use crate::disk;
 use crate::error::{AtPath, Result};
 use crate::names::Digest;
 
@@ -83,13 +84,13 @@ impl StatIndex {
         let _lock = self.lock_exclusively()?;
         self.load(&mut state)?;
         let bytes: Vec<u8> = fresh.iter().flat_map(|(stat, digest)| encode(stat, digest)).collect();
-        let mut file = File::options().create(true).append(true).open(&self.file).at(&self.file)?;
+        let file = disk::open(File::options().create(true).append(true), &self.file).at(&self.file)?;
         let length = file.metadata().at(&self.file)?.len();
         if length % ENTRY_BYTES as u64 != 0 {
             // A partial entry, left by a full disk or a crash.
-            file.set_len(length - length % ENTRY_BYTES as u64).at(&self.file)?;
+            disk::set_len(&file, &self.file, length - length % ENTRY_BYTES as u64).at(&self.file)?;
         }
-        file.write_all(&bytes).at(&self.file)?;
+        disk::write_all(&file, &self.file, &bytes).at(&self.file)?;
         self.load(&mut state)?;
         if state.entries > 4096 && state.entries > 2 * state.known.len() {
             self.rewrite(&mut state)?;
@@ -101,8 +102,8 @@ impl StatIndex {
     fn rewrite(&self, state: &mut IndexState) -> Result<()> {
         let bytes: Vec<u8> = state.known.values().flat_map(|(stat, digest)| encode(stat, digest)).collect();
         let name = files::temporary_name(&self.file);
-        fs::write(&name, bytes).at(&self.file)?;
-        fs::rename(&name, &self.file).at(&self.file)?;
+        disk::write(&name, bytes).at(&self.file)?;
+        disk::rename(&name, &self.file).at(&self.file)?;
         *state = IndexState::default();
         self.load(state)
     }
@@ -137,7 +138,7 @@ impl StatIndex {
     }
 
     fn lock_exclusively(&self) -> Result<File> {
-        let file = File::options().create(true).truncate(false).write(true).open(&self.lock).at(&self.lock)?;
+        let file = disk::open(File::options().create(true).truncate(false).write(true), &self.lock).at(&self.lock)?;
         file.lock().at(&self.lock)?;
         Ok(file)
     }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Store, files};
+use crate::disk;
 use crate::error::{AtPath, Result};
 use crate::names::Key;
 
@@ -84,7 +85,7 @@ impl Store {
     /// Takes the key from its attempt. The caller must hold the key's lock.
     pub fn remove_lease(&self, key: &Key) -> Result<()> {
         let path = self.lease_file(key);
-        match fs::remove_file(&path) {
+        match disk::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at(&path),
             _ => Ok(()),
         }

@@ -1,13 +1,14 @@
 //! Locks on keys; the kernel releases them when their holders die.
 
 use std::fs::File;
-use std::io::{Seek, Write};
+use std::io::Seek;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Store, files};
+use crate::disk;
 use crate::error::{AtPath, Result};
 use crate::names::Key;
 
@@ -42,7 +43,10 @@ impl KeyLock {
     pub fn announce(&self, holder: &LockHolder) -> Result<()> {
         let text = serde_json::to_vec(holder).expect("a holder is plain data");
         let mut file = &self.file;
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&text)).at(&self.path)
+        disk::set_len(file, &self.path, 0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| disk::write_all(file, &self.path, &text))
+            .at(&self.path)
     }
 }
 
@@ -137,11 +141,11 @@ impl Store {
 }
 
 fn open(path: &Path) -> Result<File> {
-    File::options().create(true).truncate(false).read(true).write(true).open(path).at(path)
+    disk::open(File::options().create(true).truncate(false).read(true).write(true), path).at(path)
 }
 
 /// Erases the previous holder, which may have been killed.
 fn without_holder(file: File, path: PathBuf) -> Result<KeyLock> {
-    file.set_len(0).at(&path)?;
+    disk::set_len(&file, &path, 0).at(&path)?;
     Ok(KeyLock { file, path })
 }

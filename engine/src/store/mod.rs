@@ -3,7 +3,6 @@
 mod adopt;
 mod commit;
 mod content;
-mod crash;
 pub(crate) mod files;
 mod index;
 mod lease;
@@ -34,6 +33,7 @@ pub use timings::{Timing, Timings};
 pub use verify::{DamagedFile, VerifyReport, repair, verify};
 pub use work::AttemptFolder;
 
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::names::{Digest, Key};
 pub(crate) use files::Stat;
@@ -72,7 +72,7 @@ impl Store {
     /// When a newer temper made the store (user error), or the disk fails.
     pub fn open(root: &Path) -> Result<Self> {
         let root = validated_root(root)?;
-        fs::create_dir_all(&root).at(&root)?;
+        disk::create_dir_all(&root).at(&root)?;
         check_empty(&root)?;
         check_version(&root)?;
         for folder in FOLDERS {
@@ -81,9 +81,11 @@ impl Store {
             if files::metadata_if_exists(&folder)?.is_some_and(|found| !found.is_dir()) && !folder.is_dir() {
                 files::move_to_quarantine(&root, &folder, "this path is reserved for a folder of the store")?;
             }
-            match fs::create_dir(&folder) {
-                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e).at(&folder),
-                _ => (),
+            if !folder.is_dir()
+                && let Err(e) = disk::create_dir(&folder)
+                && e.kind() != std::io::ErrorKind::AlreadyExists
+            {
+                return Err(e).at(&folder);
             }
         }
         for file in ["index", "timings"] {

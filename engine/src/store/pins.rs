@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, files};
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::names::{Digest, Key};
 
@@ -77,7 +78,7 @@ impl Store {
                 .help("choose another name with `--name`, or remove the pin with `temper unpin`"));
         }
         let folder = self.pin_folder();
-        fs::create_dir_all(&folder).at(&folder)?;
+        disk::create_dir_all(&folder).at(&folder)?;
         files::write_atomically(
             &self.pin_file(&pin.name),
             &serde_json::to_vec_pretty(pin).expect("a pin is plain data"),
@@ -93,7 +94,7 @@ impl Store {
             return Err(Error::user(format!("there is no pin `{name}`")).help("`temper pins` lists them"));
         }
         let path = self.pin_file(name);
-        fs::remove_file(&path).at(&path)
+        disk::remove_file(&path).at(&path)
     }
 
     // Created by the first pin, so that older stores on read-only disks can still be opened.

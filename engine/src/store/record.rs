@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use rustix::fs::{CWD, RenameFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{Store, files};
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::names::{Digest, InstanceName, Key};
 use crate::plan::Recipe;
@@ -207,9 +207,8 @@ impl Store {
     pub(super) fn put_record(&self, record: &ActionRecord, bytes: &[u8]) -> Result<RecordResult> {
         let path = self.action_file(&record.key);
         let (temporary, name) = files::write_temporary(&path, bytes)?;
-        super::crash::point();
         loop {
-            match rustix::fs::renameat_with(CWD, &name, CWD, &path, RenameFlags::NOREPLACE) {
+            match disk::rename_new(&name, &path) {
                 Ok(()) => break,
                 Err(rustix::io::Errno::EXIST) => match self.action(&record.key)? {
                     Some(first) if first.digest == record.digest => return Ok(RecordResult::Same),
@@ -228,14 +227,13 @@ impl Store {
                     if files::metadata_if_exists(&path)?.is_some() {
                         self.quarantine_file(&path, "this action record cannot be read")?;
                     }
-                    fs::rename(&name, &path).at(&path)?;
+                    disk::rename(&name, &path).at(&path)?;
                     break;
                 }
                 Err(e) => return Err(e.into()).at(&path),
             }
         }
         temporary.keep();
-        super::crash::point();
         files::sync_parent(&path)?;
         Ok(RecordResult::New)
     }

@@ -1,11 +1,11 @@
 //! How long stages took, for estimates. The file may be lost without harm.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{ActionRecord, Store, files};
+use crate::disk;
 use crate::error::{AtPath, Result};
 use crate::names::{InstanceName, Key};
 
@@ -65,10 +65,11 @@ impl Store {
         let (kind, stage) = (&record.recipe.kind, &record.provenance.stage);
         let (seconds, key) = (record.provenance.seconds, record.key);
         // Non-blocking, in case the path has become a FIFO.
-        let mut file =
-            File::options().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(&path).at(&path)?;
+        let options = File::options().create(true).append(true).custom_flags(libc::O_NONBLOCK).clone();
+        let file = disk::open(&options, &path).at(&path)?;
         // A single write, so that lines of several processes do not mix.
-        file.write_all(format!("{kind}\t{stage}\t{seconds:.3}\t{key}\n").as_bytes()).at(&path)?;
+        let line = format!("{kind}\t{stage}\t{seconds:.3}\t{key}\n");
+        disk::write_all(&file, &path, line.as_bytes()).at(&path)?;
         if file.metadata().at(&path)?.len() > REWRITE_ABOVE {
             let mut lines: Vec<_> = self.timings()?.exact.into_iter().collect();
             lines.sort_by(|a, b| a.0.cmp(&b.0));
@@ -79,7 +80,7 @@ impl Store {
             let text: String = lines.iter().map(line).collect();
             let name = files::temporary_name(&path);
             // A line that another process appends meanwhile is lost, which costs only an estimate.
-            fs::write(&name, text).and_then(|()| fs::rename(&name, &path)).at(&path)?;
+            disk::write(&name, text).and_then(|()| disk::rename(&name, &path)).at(&path)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::{Lease, Store, files};
+use crate::disk;
 use crate::error::{AtPath, Result};
 use crate::names::Key;
 
@@ -26,12 +27,17 @@ impl AttemptFolder {
         self.root.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Deletes the output folder and keeps the log. Committed files stay: the store has its own links.
+    /// The attempt's own folder for temporary files, if it needs one.
+    pub fn temporary(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// Deletes the output and temporary files, and keeps the log. Committed files stay: the store has its own links.
     pub fn discard(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.out) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at(&self.out),
+        [self.out.clone(), self.temporary()].iter().try_for_each(|folder| match disk::remove_dir_all(folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at(folder),
             _ => Ok(()),
-        }
+        })
     }
 }
 
@@ -44,8 +50,8 @@ impl Store {
         let name = name.to_string_lossy().replace(".new-", "attempt-");
         let root = work.join(name);
         let (out, log) = (root.join("out"), root.join("log"));
-        fs::create_dir(&root).at(&root)?;
-        fs::create_dir(&out).at(&out)?;
+        disk::create_dir(&root).at(&root)?;
+        disk::create_dir(&out).at(&out)?;
         Ok(AttemptFolder { root, out, log })
     }
 
@@ -69,7 +75,7 @@ impl Store {
     /// Deletes the checkpoints of a key. The caller must hold the key's lock.
     pub fn clear_checkpoints(&self, key: &Key) -> Result<()> {
         let folders = self.checkpoint_folders(key)?;
-        folders.iter().try_for_each(|folder| fs::remove_dir_all(folder).at(folder))
+        folders.iter().try_for_each(|folder| disk::remove_dir_all(folder).at(folder))
     }
 
     fn claim_checkpoints(&self, key: &Key, name: String) -> Result<PathBuf> {
@@ -81,8 +87,8 @@ impl Store {
             found.sort_unstable();
             let taken = found.first().filter(|first| first.ends_with(CHECKPOINTS)).or(found.last());
             match taken {
-                Some(taken) => fs::rename(taken, &folder).at(taken)?,
-                None => fs::create_dir(&folder).at(&folder)?,
+                Some(taken) => disk::rename(taken, &folder).at(taken)?,
+                None => disk::create_dir(&folder).at(&folder)?,
             }
         }
         Ok(folder)
@@ -103,7 +109,7 @@ impl Store {
     /// Deletes the work folder of a key: checkpoints, attempts and their logs. The caller must hold the key's lock.
     pub fn clear_work(&self, key: &Key) -> Result<()> {
         let folder = self.root().join("work").join(key.to_string());
-        match fs::remove_dir_all(&folder) {
+        match disk::remove_dir_all(&folder) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at(&folder),
             _ => Ok(()),
         }
@@ -111,7 +117,7 @@ impl Store {
 
     fn work(&self, key: &Key) -> Result<PathBuf> {
         let folder = self.root().join("work").join(key.to_string());
-        fs::create_dir_all(&folder).at(&folder)?;
+        disk::create_dir_all(&folder).at(&folder)?;
         Ok(folder)
     }
 }

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engine::artifact::{ArtifactType, Facts};
-use engine::context::Context;
+use engine::checkpoint::Checkpoints;
+use engine::context::{Context, StepProgress};
 use engine::error::{AtPath, Error, Result};
-use engine::kind::{Kind, Registry, Signature};
+use engine::kind::{Access, Kind, Registry, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +73,8 @@ pub enum Behaviour {
     AwaitThreads(usize),
     /// Prints text that looks like the protocol to standard output.
     PrintProtocol,
+    /// Writes this many checkpoints.
+    Checkpoint(u64),
     /// Sends paid requests.
     Pay,
     /// Writes its secrets to every output, then fails.
@@ -106,6 +109,10 @@ impl Kind for Fake {
         signature.secrets = vec!["FAKE_SECRET".into()];
         signature.secret_files = vec!["FAKE_SECRET_FILE".into()];
         signature
+    }
+
+    fn access(&self, params: &Params) -> Access {
+        Access { read: Vec::new(), write: params.attempt_log.iter().cloned().collect() }
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
@@ -186,6 +193,16 @@ impl Kind for Fake {
                 std::process::Command::new("sh").args(["-c", &script]).status().at("sh")?;
                 if forever {
                     std::thread::sleep(Duration::from_secs(600));
+                }
+            }
+            Some(Behaviour::Checkpoint(count)) => {
+                let mut checkpoints = Checkpoints::new(ctx, 1);
+                let read = |folder: &Path| fs::read_to_string(folder.join("done")).at(folder);
+                let from = checkpoints.latest(ctx, read)?.map_or(0, |(done, _)| done.parse().expect("a number"));
+                for done in from + 1..=count {
+                    let progress = StepProgress { done, total: count, unit: "steps" };
+                    checkpoints
+                        .publish(ctx, progress, |folder| fs::write(folder.join("done"), done.to_string()).at(folder));
                 }
             }
             Some(Behaviour::Pay) if !ctx.may_pay() => return Err(Error::environment("would pay again")),

@@ -3,6 +3,7 @@
 mod cluster_space;
 mod clusters;
 mod fake;
+mod faults;
 mod remotes;
 mod space;
 mod tests;
@@ -17,14 +18,23 @@ fn main() -> ExitCode {
         ["attempt", job, "--detached"] => engine::attempt::main_detached(Path::new(job), &fake::registry()),
         ["attempt", folder, "--probe"] => engine::attempt::answer_probe(Path::new(folder)),
         ["orchestrate", request] => orchestrate(Path::new(request)),
+        ["collect", request] => exit(faults::pin_and_collect(&read(Path::new(request)))),
         _ => tests(&args),
     }
 }
 
+fn read(request: &Path) -> space::RunRequest {
+    serde_json::from_slice(&std::fs::read(request).unwrap()).unwrap()
+}
+
 fn orchestrate(request: &Path) -> ExitCode {
-    let request: space::RunRequest = serde_json::from_slice(&std::fs::read(request).unwrap()).unwrap();
-    match request.try_execute(|event| println!("{}", serde_json::to_string(event).unwrap())) {
-        Ok((outcome, _)) => ExitCode::from(outcome.exit_code()),
+    let outcome = read(request).try_execute(|event| println!("{}", serde_json::to_string(event).unwrap()));
+    exit(outcome.map(|(outcome, _)| outcome.exit_code()))
+}
+
+fn exit(code: engine::error::Result<u8>) -> ExitCode {
+    match code {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("{error}");
             ExitCode::from(error.exit_code())
@@ -37,8 +47,12 @@ fn tests(args: &[String]) -> ExitCode {
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let mut failed = 0;
-    for (name, test) in
-        tests::TESTS.iter().chain(remotes::TESTS).chain(clusters::TESTS).filter(|(name, _)| wanted(name))
+    for (name, test) in tests::TESTS
+        .iter()
+        .chain(faults::TESTS)
+        .chain(remotes::TESTS)
+        .chain(clusters::TESTS)
+        .filter(|(name, _)| wanted(name))
     {
         if args.iter().any(|arg| arg == "--list") {
             println!("{name}: test");

@@ -98,6 +98,9 @@ pub struct RunRequest {
     pub keep_going: bool,
     pub force: Vec<String>,
     pub pay: bool,
+    /// Whether to confine attempts; most stages here do what confinement forbids, to show that it would be noticed.
+    #[serde(default)]
+    pub confine: bool,
     /// The folder of a remote store.
     #[serde(default)]
     pub remote: Option<PathBuf>,
@@ -113,7 +116,7 @@ impl RunRequest {
 
     pub fn try_execute(&self, mut listen: impl FnMut(&Event)) -> Result<(RunOutcome, Plan)> {
         let registry = registry();
-        let store = Store::open(&self.store).unwrap();
+        let store = Store::open(&self.store)?;
         let mut graph = graph(&self.stages);
         if let Some(cluster) = &self.cluster {
             graph.executors.insert("cluster".into(), cluster.settings());
@@ -122,20 +125,23 @@ impl RunRequest {
         }
         let force: BTreeSet<InstanceName> = self.force.iter().map(|stage| name(stage)).collect();
         let flags = Flags { force, from: BTreeSet::new() };
-        let remote = self.remote.clone().map(|path| Remote::open(&Address::Folder(path), &store, false).unwrap());
-        let remote = remote.map(Arc::new);
+        let remote = self.remote.clone().map(|path| Remote::open(&Address::Folder(path), &store, false));
+        let remote = remote.transpose()?.map(Arc::new);
         let combined = CombinedStore { store: &store, remote: remote.as_deref() };
-        let plan = plan_with_view(&graph, &registry, &store, &combined, &flags).unwrap();
+        let plan = plan_with_view(&graph, &registry, &store, &combined, &flags)?;
         let options = RunOptions {
             jobs: self.jobs,
             keep_going: self.keep_going,
             pay: self.pay,
+            confine: self.confine,
             flags,
             command: std::env::current_exe().unwrap(),
             retry_delay: Duration::from_millis(5),
             // As if a secret had been given with `--set`.
             command_line: std::env::var("FAKE_SECRET").map(|secret| format!("text={secret}")).into_iter().collect(),
             remote,
+            // Faults count the steps of all processes.
+            env: std::env::var("TEMPER_FAULT").map(|fault| ("TEMPER_FAULT".to_owned(), fault)).into_iter().collect(),
             device: std::env::var("FAKE_DEVICE").unwrap_or_else(|_| "cpu".to_owned()),
             ..RunOptions::default()
         };
@@ -171,6 +177,7 @@ impl TestSpace {
             keep_going: false,
             force: vec![],
             pay: false,
+            confine: false,
             remote: None,
             cluster: None,
         };

@@ -7,6 +7,7 @@ use engine::error::Blame;
 use engine::journal::{self, Event};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cluster_space::Cluster;
 use crate::fake::Behaviour;
 use crate::space::{RunResult, Stage, TestSpace, events, is_alive, processes_below, stage, wait_for};
 
@@ -31,6 +32,7 @@ tests! {
     equal_recipes_under_two_names_run_once
     a_stage_that_writes_to_its_input_fails
     a_stage_that_adds_a_file_to_its_input_fails_and_later_ones_are_unaffected
+    a_confined_stage_can_change_nothing_but_its_own_folders
     a_damaged_input_is_quarantined_and_produced_again_in_the_same_run
     a_lost_artifact_is_produced_again_when_its_bytes_are_needed
     a_lost_paid_artifact_is_paid_again_only_on_request
@@ -253,6 +255,28 @@ fn a_stage_that_adds_a_file_to_its_input_fails_and_later_ones_are_unaffected() {
     assert_eq!(space.run().failed, "bad");
     space.change(stage("bad", &["a"]));
     assert_eq!(space.run().ran, "bad");
+}
+
+/// Here as a child process and as a job of a batch system.
+fn a_confined_stage_can_change_nothing_but_its_own_folders() {
+    if !engine::attempt::can_confine() {
+        println!("  not tested: this kernel has no Landlock");
+        return;
+    }
+    for cluster in [None, Some(Cluster::background())] {
+        for does in [Behaviour::ChangeInput, Behaviour::AddToInput] {
+            let mut space = TestSpace::new(&[stage("a", &[]), stage("bad", &["a"]).does(does)]);
+            (space.request.confine, space.request.cluster) = (true, cluster.clone());
+            std::fs::write(space.dir.path().join("attempts"), "").unwrap();
+            let result = space.run();
+            assert_eq!((result.ran.as_str(), result.failed.as_str()), ("a", "bad"));
+            let error = &result.outcome.failed[0].error;
+            assert!(error.message.contains("Permission denied"), "{error}");
+            assert!(error.help.as_ref().is_some_and(|help| help.contains("its own folders")), "{error}");
+            assert!(engine::store::verify(&space.store()).unwrap().is_intact());
+            assert_eq!(space.text(&result.outcome.digests[0].unwrap()), "a");
+        }
+    }
 }
 
 /// A store in which the artifact of `_b` has been damaged by `damage_artifact`, and a run in which `c` has to read it.

@@ -18,6 +18,7 @@ pub fn checks() -> Vec<Check> {
         .into_iter()
         .chain(memory())
         .chain(open_files())
+        .chain([landlock()])
         .collect()
 }
 
@@ -45,6 +46,13 @@ fn memory() -> Option<Check> {
     }
     let help = "end other programs, run one stage at a time (`-j 1`), or lower `batch` and `tokens_at_once` of stages";
     Some(Check::warning("memory", message, help))
+}
+
+fn landlock() -> Check {
+    match engine::attempt::can_confine() {
+        true => Check::ok("landlock", "stages can read only what they are given, and change only their own folders"),
+        false => Check::ok("landlock", "not in this kernel: stages can read and change every file that this user can"),
+    }
 }
 
 fn open_files() -> Option<Check> {

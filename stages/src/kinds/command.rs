@@ -69,6 +69,59 @@ pub struct Params {
     /// Whether the stage's seed is part of the key and passed in `TEMPER_SEED`.
     #[serde(default)]
     pub seeded: bool,
+    /// Files and folders that the program may use besides its inputs, `files`, installed software and TMPDIR, where the kernel
+    /// has Landlock. Not part of the key.
+    #[serde(default, skip_serializing_if = "Access::is_empty")]
+    pub access: Access,
+}
+
+/// Further files and folders of a program: absolute paths, or paths in the home directory such as `~/.triton`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Access {
+    /// Only for reading.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub read: Vec<String>,
+    /// For reading and writing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub write: Vec<String>,
+}
+
+impl Access {
+    fn is_empty(&self) -> bool {
+        self.read.is_empty() && self.write.is_empty()
+    }
+}
+
+/// `~` stands for the home directory.
+fn expanded(path: &str) -> PathBuf {
+    match (path.strip_prefix("~/"), std::env::var_os("HOME")) {
+        (Some(rest), Some(home)) => PathBuf::from(home).join(rest),
+        _ => PathBuf::from(path),
+    }
+}
+
+/// What a program reads to start: itself with its installation (a virtual environment has its own and its interpreter's), and
+/// the files that its arguments name by absolute paths.
+fn started_from(run: &[String]) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> =
+        run.iter().map(PathBuf::from).filter(|path| path.is_absolute() && path.exists()).collect();
+    let program = Path::new(run.first().map_or("", String::as_str));
+    let places: Vec<PathBuf> = match program.components().count() {
+        1 => {
+            std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).map(|dir| dir.join(program)).collect()
+        }
+        _ => vec![program.to_owned()],
+    };
+    if let Some(place) = places.into_iter().find(|place| place.is_absolute() && place.is_file()) {
+        let real = place.canonicalize().unwrap_or_else(|_| place.clone());
+        for place in [place, real] {
+            let bin = place.parent().filter(|parent| parent.ends_with("bin")).and_then(Path::parent);
+            // Not the root directory, which `/bin` lies in.
+            found.push(bin.filter(|prefix| prefix.parent().is_some()).map_or(place.clone(), Path::to_owned));
+        }
+    }
+    found
 }
 
 fn yes() -> bool {
@@ -103,6 +156,7 @@ impl Kind for Command {
         signature.deterministic = params.deterministic;
         signature.env.clone_from(&params.pass_env);
         signature.secrets.clone_from(&params.pass_env);
+        signature.excluded_from_key = vec!["access".to_owned()];
         signature
     }
 
@@ -113,6 +167,14 @@ impl Kind for Command {
         }
         if params.run.iter().any(|arg| arg.contains('\0')) {
             faults.push(("run".to_owned(), "an argument holds a NUL".to_owned()));
+        }
+        for (field, paths) in [("access.read", &params.access.read), ("access.write", &params.access.write)] {
+            for path in paths.iter().filter(|path| !path.starts_with('/') && !path.starts_with("~/")) {
+                faults.push((
+                    field.to_owned(),
+                    format!("`{path}`: expected an absolute path, or one that starts with `~/`"),
+                ));
+            }
         }
         for name in params.env.keys().chain(&params.pass_env) {
             let field = if params.env.contains_key(name) { "env" } else { "pass_env" };
@@ -159,6 +221,13 @@ impl Kind for Command {
 
     fn check_environment(&self, params: &Params) -> Result<()> {
         params.pass_env.iter().try_for_each(|name| passed(name).map(drop))
+    }
+
+    fn access(&self, params: &Params) -> engine::kind::Access {
+        let paths = |paths: &[String]| paths.iter().map(|path| expanded(path)).collect::<Vec<PathBuf>>();
+        let mut read = [started_from(&params.run), paths(&params.access.read)].concat();
+        read.extend(params.env.values().map(PathBuf::from));
+        engine::kind::Access { read, write: paths(&params.access.write) }
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {
@@ -320,6 +389,19 @@ mod tests {
     use crate::table;
     use crate::testing::{Bench, run, toys};
     use crate::types::{Files, Pair, Pairs, Preference, Preferences, Split};
+
+    #[test]
+    fn access_is_no_part_of_the_key_and_takes_absolute_paths() {
+        let access = json!({ "write": ["~/x", "/y", "z"] });
+        let params = json!({ "run": ["sh"], "output": "Files", "env": { "DATA": "/data" }, "access": access });
+        let params: Params = serde_json::from_value(params).unwrap();
+        let fault = "`z`: expected an absolute path, or one that starts with `~/`".to_owned();
+        assert_eq!(Command.check(&params), [("access.write".to_owned(), fault)]);
+        assert_eq!(Command.signature(&params).excluded_from_key, ["access"]);
+        let found = Command.access(&params);
+        assert!(found.read.contains(&"/data".into()) && found.write.contains(&"/y".into()), "{found:?}");
+        assert!(found.read.iter().any(|path| path.ends_with("usr") || path.ends_with("sh")), "{found:?}");
+    }
 
     #[test]
     fn a_program_finds_its_inputs_parameters_and_output() {

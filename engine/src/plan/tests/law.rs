@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::{MemoryStore, force, graph, registry};
 use crate::graph::Graph;
+use crate::kind::Registry;
 use crate::names::{Digest, Key};
-use crate::plan::{Decision, Flags, PlannedState, Reason, RecipeState, StoreView, decide, plan_with, recipe};
+use crate::plan::{Decision, Flags, PlannedState, Reason, Recipe, RecipeState, StoreView, decide, plan_with, recipe};
 use crate::store::Presence;
 
 /// A stage's output: a function of its key with so few values that different keys often produce the same bytes.
@@ -16,23 +17,31 @@ fn outcome(stage: usize, key: &Key) -> Digest {
     Digest::of(&[stage as u8, key.as_bytes()[0] % 2])
 }
 
+/// The bytes that an attempt at an instance with this recipe makes; `forced`: because of `--force`.
+type Outcome<'a> = &'a dyn Fn(usize, &Recipe, bool) -> Digest;
+
 /// The decisions and digests of a run.
 #[derive(Debug, PartialEq)]
-struct SimulatedRun {
+pub(super) struct SimulatedRun {
     /// By instance.
-    decisions: Vec<Decision>,
-    digests: Vec<Digest>,
+    pub decisions: Vec<Decision>,
+    pub digests: Vec<Digest>,
 }
 
 /// Simulates the runner: plans, then decides each instance once its inputs are known. An instance whose inputs turn out
-/// to be missing is postponed, with everything that depends on it, and planned again. With `nondeterministic`, a forced
-/// stage produces other bytes than before.
-fn run(graph: &Graph, store: &mut MemoryStore, flags: &Flags, nondeterministic: bool) -> SimulatedRun {
+/// to be missing is postponed, with everything that depends on it, and planned again.
+pub(super) fn run(
+    graph: &Graph,
+    registry: &Registry,
+    store: &mut MemoryStore,
+    flags: &Flags,
+    outcome: Outcome<'_>,
+) -> SimulatedRun {
     let n = graph.instances.len();
     let mut flags = flags.clone();
     let mut ran: Vec<Option<Reason>> = vec![None; n];
     for _ in 0..=n {
-        let digests = round(graph, store, &mut flags, nondeterministic, &mut ran);
+        let digests = round(graph, registry, store, &mut flags, outcome, &mut ran);
         if digests.iter().all(Option::is_some) {
             let digests: Vec<Digest> = digests.into_iter().flatten().collect();
             let decision =
@@ -45,12 +54,13 @@ fn run(graph: &Graph, store: &mut MemoryStore, flags: &Flags, nondeterministic: 
 
 fn round(
     graph: &Graph,
+    registry: &Registry,
     store: &mut MemoryStore,
     flags: &mut Flags,
-    nondeterministic: bool,
+    outcome: Outcome<'_>,
     ran: &mut [Option<Reason>],
 ) -> Vec<Option<Digest>> {
-    let plan = plan_with(graph, &registry(), store, flags, &[]).unwrap();
+    let plan = plan_with(graph, registry, store, flags, &[]).unwrap();
     let mut known: Vec<Option<Digest>> = Vec::new();
     for (i, planned) in plan.stages.iter().enumerate() {
         let name = &graph.instances[i].name;
@@ -60,9 +70,7 @@ fn round(
             known.push(None);
             continue;
         };
-        let RecipeState::Ready(recipe) = recipe(graph, &registry(), store, i, &known).unwrap() else {
-            panic!("pending")
-        };
+        let RecipeState::Ready(recipe) = recipe(graph, registry, store, i, &known).unwrap() else { panic!("pending") };
         let key = recipe.key();
         let decision = decide(name, &key, planned.need, flags, store).unwrap();
         match &planned.state {
@@ -81,10 +89,9 @@ fn round(
             Decision::Run(_) if inputs.iter().any(|d| store.presence(d).unwrap() != Presence::Intact) => None,
             Decision::Run(reason) => {
                 let digest = match store.recorded_digest(&key).unwrap() {
-                    _ if reason == Reason::Forced && nondeterministic => Digest::of(&[i as u8, b's']),
                     // Surprising bytes stay recorded: only a forced stage produces other bytes than its record.
                     Some(digest) if reason != Reason::Forced => digest,
-                    _ => outcome(i, &key),
+                    _ => outcome(i, &recipe, reason == Reason::Forced),
                 };
                 store.put(key, digest);
                 flags.force.remove(name);
@@ -185,7 +192,8 @@ proptest! {
         let mut store = MemoryStore::default();
         let (last, earlier) = scenario.params.split_last().unwrap();
         for params in earlier {
-            run(&scenario.graph(params), &mut store, &Flags::default(), false);
+            let outcome = |i: usize, recipe: &Recipe, _| outcome(i, &recipe.key());
+            run(&scenario.graph(params), &registry(), &mut store, &Flags::default(), &outcome);
         }
         let nth = |i: usize, of: usize| (i * 7919) % of.max(1);
         for i in &scenario.lost_records {
@@ -204,7 +212,11 @@ proptest! {
         let forced: Vec<String> = scenario.forced.iter().map(|i| format!("s{i}")).collect();
         let flags = force(&forced.iter().map(String::as_str).collect::<Vec<_>>());
         let before = store.clone();
-        let ran = run(&g, &mut store, &flags, scenario.nondeterministic);
+        // With `nondeterministic`, a forced stage produces other bytes than before.
+        let ran = run(&g, &registry(), &mut store, &flags, &|i, recipe, forced| match forced {
+            true if scenario.nondeterministic => Digest::of(&[i as u8, b's']),
+            _ => outcome(i, &recipe.key()),
+        });
 
         let found: Vec<Option<Digest>> = ran.digests.iter().copied().map(Some).collect();
         let again = plan_with(&g, &registry(), &before, &flags, &found).unwrap();

@@ -2,6 +2,7 @@
 
 mod explained;
 mod law;
+mod oracle;
 mod planned;
 mod recipes;
 

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::attempt::FinalMessage;
 use crate::context::StageEvent;
+use crate::disk;
 use crate::error::{AtPath, Error, Result};
 use crate::journal::unix_seconds;
 use crate::run::interrupt::Interruption;
@@ -63,7 +64,7 @@ fn run(
     on_event: &mut dyn FnMut(StageEvent),
 ) -> Result<AttemptExit> {
     let log = &launch.folder.log;
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(log).at(log)?;
+    let log = disk::open(OpenOptions::new().create(true).append(true).mode(0o600), log).at(log)?;
     let Some(mut child) = spawn(launch, kill_handle)? else { return Ok(AttemptExit::Killed) };
     let watchdog = launch.timeout.map(|limit| Watchdog::start(limit, kill_handle.clone()));
     let on_event = &mut |event: StageEvent| {
@@ -158,6 +159,12 @@ fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    // A store among temporary files must not be open to attempts because these are.
+    if launch.store.root().starts_with(std::env::temp_dir()) {
+        let temporary = launch.folder.temporary();
+        disk::create_dir_all(&temporary).at(&temporary)?;
+        command.env("TMPDIR", temporary);
+    }
     let mut state = kill_handle.lock();
     if state.killed.is_some() {
         return Ok(None);

@@ -21,6 +21,7 @@ use self::system::{BatchSystem, JobReport, JobState, Submission, quoted};
 use self::tail::EventTail;
 use super::{AttemptEnd, AttemptEvent, AttemptExit, Execution, Executor, KillHandle, LaunchOptions, THREAD_LIMITS};
 use crate::attempt::detached::{DetachedResult, HEARTBEAT, Stopped};
+use crate::disk;
 use crate::document::{ExecutorSettings, SystemSettings};
 use crate::error::{AtPath, Error, Result};
 use crate::run::interrupt::Interruption;
@@ -325,7 +326,7 @@ impl Executor for Batch {
             [&program(launch.command)?, "attempt", &launch.job.display().to_string(), "--detached"].map(quoted);
         write_script(&script, &folder.root, settings.chain(threads), &command)?;
         // Readable by this user only, as the log of a child process is.
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&folder.log).at(&folder.log)?;
+        disk::open(OpenOptions::new().create(true).append(true).mode(0o600), &folder.log).at(&folder.log)?;
         // Before the job, so that it finds its lease; and after it, with the job's id.
         launch.store.write_lease(&launch.key, launch.lease)?;
         let env = exported(launch.env);
@@ -382,7 +383,7 @@ fn write_script(
         text += &format!("export {name}={}\n", quoted(&value));
     }
     text += &format!("exec {}\n", command.join(" "));
-    std::fs::write(path, text).at(path)?;
+    disk::write(path, text).at(path)?;
     files::make_executable(path)
 }
 
