@@ -1,7 +1,7 @@
-//! Labels of pairs from a language model behind an API, as in the paper (A.2).
+//! Labels of pairs from a language model, asked as in the paper (A.2): behind an API, or in this process (`local`).
 //!
-//! What is general is here: questions about pairs, the log of answers, budget, pace, retries, resumable batches, the
-//! table. A [`Provider`](provider::Provider) says how one API is spoken to; `providers` holds them.
+//! What is general about APIs is here: questions about pairs, the log of answers, budget, pace, retries, resumable batches,
+//! the table. A [`Provider`](provider::Provider) says how one API is spoken to; `providers` holds them.
 
 mod answer_log;
 mod answers;

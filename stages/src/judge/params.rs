@@ -232,12 +232,16 @@ impl Shared {
 
     /// As [`file_faults`].
     pub fn file_faults(&self) -> Vec<(String, String)> {
-        file_faults(self.template.as_ref(), self.examples.as_ref())
+        file_faults(self.template.as_ref(), self.examples.as_ref(), &self.questions)
     }
 }
 
 /// Faults in the files named by the parameters; missing files are reported elsewhere.
-pub fn file_faults(template: Option<&InputPath>, examples: Option<&InputPath>) -> Vec<(String, String)> {
+pub fn file_faults(
+    template: Option<&InputPath>,
+    examples: Option<&InputPath>,
+    questions: &[Aspect],
+) -> Vec<(String, String)> {
     let mut faults = Vec::new();
     let mut check = |field: &str, file: Option<&InputPath>, parse: &dyn Fn(&str) -> Vec<String>| {
         let Some(InputPath(path)) = file.filter(|file| file.0.exists()) else { return };
@@ -248,6 +252,13 @@ pub fn file_faults(template: Option<&InputPath>, examples: Option<&InputPath>) -
         faults.extend(found.into_iter().map(|what| (field.to_owned(), format!("{}: {what}", path.display()))));
     };
     check("template", template, &|text| Template::parse(text).err().unwrap_or_default());
-    check("examples", examples, &|text| parse_examples(text).err().unwrap_or_default());
+    let is_asked = |name: &&String| questions.iter().any(|question| question.name == **name);
+    check("examples", examples, &|text| match parse_examples(text) {
+        Err(faults) => faults,
+        Ok(examples) => {
+            let unknown = examples.iter().flat_map(|example| example.answers.keys()).find(|name| !is_asked(name));
+            Vec::from_iter(unknown.map(|name| format!("`answers` names `{name}`, which is none of `questions`")))
+        }
+    });
     faults
 }

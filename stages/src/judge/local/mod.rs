@@ -54,8 +54,8 @@ pub struct LocalJudge<'a> {
     pub max_unlabelled: f64,
 }
 
-/// Pairs in memory at once, and between two checks for a due checkpoint.
-const CHUNK: usize = 128;
+/// Pairs in memory at once, and between two reports of progress and checks for a due checkpoint. A pair may take seconds.
+const CHUNK: usize = 16;
 /// With a smaller mean probability of `1` and `2` together, the model expects another kind of answer.
 const FEW: f64 = 0.05;
 /// Both orders of display; scores are in this order.

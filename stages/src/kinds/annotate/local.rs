@@ -79,7 +79,7 @@ impl Kind for Local {
     }
 
     fn check_files(&self, p: &Params) -> Vec<(String, String)> {
-        let mut faults = params::file_faults(p.template.as_ref(), p.examples.as_ref());
+        let mut faults = params::file_faults(p.template.as_ref(), p.examples.as_ref(), &p.questions);
         if let (true, Some(shots), Ok(texts)) =
             (faults.is_empty(), p.shots, Params { shots: None, ..p.clone() }.texts())
         {
