@@ -102,7 +102,7 @@ fn the_small_result_is_pinned_by_the_version() {
 fn a_killed_attempt_resumes_to_the_same_bytes() {
     let mut pairs = toys::pairs(40, Split::Proxy);
     pairs[3].b_text = pairs[3].a_text.clone();
-    let bench = bench_with(pairs, 512, None);
+    let bench = bench_with(pairs, 1024, None);
     let inputs = bench.inputs();
     let with = json!({ "shots": 0, "prompt": "plain" });
     let attempts = || Attempts::new(&Local, &with, inputs.clone(), 1).unwrap();
