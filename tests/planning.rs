@@ -15,7 +15,7 @@ fn every_profile_plans() {
     let space = TestSpace::new();
     let file = shipped(&space);
     space.write("posts.jsonl", "{\"id\":\"a\",\"subreddit\":\"\",\"title\":\"\",\"post\":\"p\",\"summary\":\"s\"}\n");
-    for profile in ["from-scratch", "stiennon", "agreement", "claude", "openai", "tldr", "study", "paper"] {
+    for profile in ["from-scratch", "stiennon", "agreement", "claude", "openai", "local", "tldr", "study", "paper"] {
         let plan = space.json(&["plan", &file, "--profile", profile, "--json"]);
         assert!(!plan["stages"].as_array().expect("a plan has stages").is_empty(), "{profile}");
     }

@@ -23,6 +23,7 @@ stages:
     resources: {resources}
     with:
       run: [sh, -c, 'cd {folder}; {script}; echo $0 > "$TEMPER_OUTPUT/x"', "${{n}}"]
+      access: {{ write: [{folder}] }}
       output: Files
 "#
     );

@@ -11,7 +11,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, ModelWrapper, PostProcessorWrapper, TokenizerBuilder};
 
 use crate::files::{self, Gguf};
-use crate::{Eos, Error, ModelConfig, Result};
+use crate::{Eos, Error, MarkupTokenizer, ModelConfig, Result};
 
 /// Names of EOS tokens to look for, in this order, if no config file names the id: those of GPT-2, Llama 3, Llama 2,
 /// Gemma, ChatML and Llama 3's chats.
@@ -209,6 +209,16 @@ impl Tokenizer {
         let text = self.decode(&[&self.mark_ids, ids].concat());
         // Bytes that belong to a character begun before these ids merge with those of the mark.
         text.trim_start().strip_prefix(CONTINUATION_MARK).map_or_else(|| self.decode(ids), str::to_owned)
+    }
+
+    /// An encoder for texts whose markup may hold special tokens.
+    pub fn markup(&self) -> MarkupTokenizer {
+        MarkupTokenizer::new(self.inner.clone())
+    }
+
+    /// The id of a token, special ones included.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
     }
 
     /// The number of tokens, special ones included.

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use stages::types::Agreement;
-use stages::types::agreement::{AgreementInfo, Compared, Disagreement, Judge, Kappa, Share};
+use stages::types::agreement::{AgreementInfo, Compared, Disagreement, Judge, Kappa, QuestionAgreement, Share};
 
 use super::html::{escape, table};
 use super::load::RunData;
@@ -38,7 +38,7 @@ pub fn sentences(measured: &[AgreementResult]) -> Vec<String> {
     infos
         .flat_map(|(info, _)| {
             let alone = info.judges.iter().flat_map(|judge| [consistency(judge), bias(judge)]).flatten();
-            info.compared.iter().map(agreed).chain(alone)
+            info.compared.iter().map(agreed).chain(info.questions.iter().flat_map(answered)).chain(alone)
         })
         .collect()
 }
@@ -54,6 +54,11 @@ fn agreed(two: &Compared) -> String {
             kappa.map_or_else(String::new, |kappa| format!("; kappa {}", of_kappa(kappa)))
         ),
     }
+}
+
+/// Agreement on one of several questions.
+fn answered(question: &QuestionAgreement) -> impl Iterator<Item = String> {
+    question.compared.iter().map(|two| format!("On `{}`, {}", question.question, agreed(two)))
 }
 
 /// How often two labels of one pair are the same: in practice an upper bound on agreement with another judge.
@@ -234,6 +239,8 @@ mod tests {
             kappa: Some(Kappa { kappa: 0.4, low: 0.32, high: 0.48 }),
             by_length: Vec::new(),
         };
+        let accurate = Compared { agreement: share(580, 0.8), kappa: None, ..two.clone() };
+        let questions = vec![QuestionAgreement { question: "accurate".to_owned(), compared: vec![accurate] }];
         let disagreement = Disagreement {
             pair: "p".to_owned(),
             post_id: "t3_1".to_owned(),
@@ -245,8 +252,8 @@ mod tests {
             for_b: vec!["<claude>".to_owned()],
             for_neither: Vec::new(),
         };
-        let info =
-            AgreementInfo { judges: vec![judge("people", first_chosen), judge("<claude>", None)], compared: vec![two] };
+        let judges = vec![judge("people", first_chosen), judge("<claude>", None)];
+        let info = AgreementInfo { judges, compared: vec![two], questions };
         AgreementResult { name: "agreement".to_owned(), read: Ok((info, vec![disagreement])) }
     }
 
@@ -257,11 +264,12 @@ mod tests {
             sentences_of(share(590, 0.52)),
             [
                 "people and <claude> agree on 70.0% [66.0, 74.0] of 580 pairs; kappa 0.40 [0.32, 0.48].",
+                "On `accurate`, people and <claude> agree on 80.0% [76.0, 84.0] of 580 pairs.",
                 "Two labels that people has of one pair are the same in 77.0% [73.0, 81.0] of 90 cases."
             ]
         );
         assert_eq!(
-            sentences_of(share(590, 0.44))[2],
+            sentences_of(share(590, 0.44))[3],
             "people leans to the summary that comes second: the first is chosen in 44.0% [40.0, 48.0] of 590 labels."
         );
     }

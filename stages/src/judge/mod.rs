@@ -1,7 +1,7 @@
-//! Labels of pairs from a language model behind an API, as in the paper (A.2).
+//! Labels of pairs from a language model, asked as in the paper (A.2): behind an API, or in this process (`local`).
 //!
-//! What is general is here: questions about pairs, the log of answers, budget, pace, retries, resumable batches, the
-//! table. A [`Provider`](provider::Provider) says how one API is spoken to; `providers` holds them.
+//! What is general about APIs is here: questions about pairs, the log of answers, budget, pace, retries, resumable batches,
+//! the table. A [`Provider`](provider::Provider) says how one API is spoken to; `providers` holds them.
 
 mod answer_log;
 mod answers;
@@ -13,13 +13,14 @@ mod credentials;
 mod document;
 mod endpoint;
 mod estimate;
+pub(crate) mod local;
 pub(crate) mod params;
 pub(crate) mod prices;
 pub(crate) mod provider;
 pub(crate) mod providers;
 mod quality;
 mod reply;
-mod request;
+pub(crate) mod request;
 pub(crate) mod settings;
 mod spool;
 pub(crate) mod template;
@@ -40,6 +41,7 @@ use estimate::{Terms, Usages, Work};
 use prices::Usage;
 use quality::Quality;
 use reply::Reply;
+use request::Texts;
 use settings::Settings;
 use spool::{Spool, Waiting};
 
@@ -47,7 +49,7 @@ use crate::http;
 use crate::labels::{HeldOut, PreferenceWriter};
 use crate::prompt::Parts;
 use crate::text::clean::normalised;
-use crate::types::{Outcome, Pair, Pairs, Posts, Preference, Preferences, Side};
+use crate::types::{Aspect, Outcome, Pair, Pairs, Posts, Preference, Preferences, Side};
 
 /// The inputs of a judge, and the environment that it uses beside its own variables `env`; `key` is the variable that
 /// holds its key. `excluded_from_key` adds to the parameters that are not part of the stage's key.
@@ -137,7 +139,7 @@ fn run_with(settings: &Settings, ctx: &mut Context, endpoint: impl Fn() -> Resul
 /// The expected cost of asking everything that is queued.
 fn estimated(settings: &Settings, waiting: &Waiting, log: &AnswerLog) -> Result<Estimate> {
     let terms = Terms::of(settings);
-    let fixed = request::fixed_bytes(settings, settings.mode);
+    let fixed = settings.fixed_bytes();
     let mut work = Work { documents: waiting.wanted(), kept: waiting.kept, fixed_bytes: fixed, ..Work::default() };
     for group in waiting.groups() {
         let documents = group.iter().map(|entry| waiting.document(entry)).collect::<Result<Vec<_>>>()?;
@@ -244,13 +246,15 @@ impl<'a> Table<'a> {
 
     /// Writes the table in the order of pairs; every answer must be in the log.
     fn write(&self, log: &AnswerLog, ctx: &mut Context) -> Result<()> {
-        let mut judged = PreferenceWriter::create(ctx.out())?;
+        let texts = &self.settings.texts;
+        let mut judged = writer(texts, ctx)?;
         let mut quality = Quality::default();
         let mut requests = Vec::new();
         for pair in self.rows(ctx) {
             let pair = pair?;
             if is_tie(&pair) {
                 let row = Preference::of(pair, Side::A, Outcome::Tie, &self.settings.model);
+                push_aspects(&mut judged, texts, &row.id, &[])?;
                 judged.push(Preference { chosen_first: None, ..row })?;
                 continue;
             }
@@ -280,6 +284,14 @@ impl<'a> Table<'a> {
                 _ => None,
             };
             let (confidence, reason) = (log.probability(kept)?, log.reason(kept)?);
+            if !texts.questions.is_empty() {
+                let place_of_chosen = if question.shown.side(1) == chosen { 1 } else { 2 };
+                let answers = log.questions(kept)?.into_iter().map(|(_, reply, first_wins)| match reply {
+                    Reply::Label(place) => (Some(place == place_of_chosen), first_wins.map(|p| p.max(1.0 - p))),
+                    _ => (None, None),
+                });
+                push_aspects(&mut judged, texts, &row.id, &answers.collect::<Vec<_>>())?;
+            }
             judged.push(Preference { chosen_first, confidence, reason, ..row })?;
         }
         quality.report(ctx);
@@ -288,6 +300,31 @@ impl<'a> Table<'a> {
         check_unlabelled(&judged, self.settings.max_unlabelled)?;
         judged.finish(ctx)
     }
+}
+
+/// The writer of a judge's table; with a second table for several questions.
+fn writer(texts: &Texts, ctx: &Context) -> Result<PreferenceWriter> {
+    if texts.questions.is_empty() {
+        PreferenceWriter::create(ctx.out())
+    } else {
+        PreferenceWriter::with_aspects(ctx.out())
+    }
+}
+
+/// Writes the answers to the questions about a pair, each as (for the chosen summary, probability); those that are
+/// missing as no answer.
+fn push_aspects(
+    judged: &mut PreferenceWriter,
+    texts: &Texts,
+    id: &str,
+    answers: &[(Option<bool>, Option<f64>)],
+) -> Result<()> {
+    for (i, question) in texts.questions.iter().enumerate() {
+        let (for_chosen, confidence) = answers.get(i).copied().unwrap_or_default();
+        let (question, weight) = (question.name.clone(), question.weight);
+        judged.push_aspect(Aspect { id: id.to_owned(), question, weight, for_chosen, confidence })?;
+    }
+    Ok(())
 }
 
 /// The pairs of all inputs, in the order of the pipeline file.

@@ -5,7 +5,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 use super::prices::{Prices, Quote};
-use super::template::{self, Template};
+use super::request::{self, Aspect};
+use super::template::{Template, examples as parse_examples};
 use crate::types::Outcome;
 
 /// Parameters that affect no label and so are not part of the key.
@@ -63,6 +64,8 @@ pub struct Shared {
     pub documents_per_request: usize,
     pub template: Option<InputPath>,
     pub examples: Option<InputPath>,
+    pub rubric: Option<String>,
+    pub questions: Vec<Aspect>,
     pub max_tokens: u32,
     pub strict_partner: bool,
     pub swap_share: f64,
@@ -76,6 +79,59 @@ pub struct Shared {
     pub prices: Option<Prices>,
 }
 
+/// Declares the parameters of a judge behind an API: its own, those that all have, and its own that are not part of the key.
+/// Flattening a struct instead is ruled out by `deny_unknown_fields`.
+macro_rules! judge_params {
+    ({ $($own:tt)* } beside_key { $($beside:tt)* }) => {
+        #[derive(Clone, Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct Params {
+            $($own)*
+            /// A file with a request template instead of the built-in one. The part from `{{#document}}` to
+            /// `{{/document}}` is repeated for each pair, with `{{n}}`, `{{summary.1}}`, `{{summary.2}}` and `{{prompt}}`,
+            /// or `{{subreddit}}`, `{{title}}` and `{{post}}`; each of these texts except `{{n}}` must be enclosed in tags.
+            #[serde(default)]
+            pub template: Option<engine::external::InputPath>,
+            /// A file with worked examples instead of the two built-in ones: lines of
+            /// `{"prompt": "…", "summaries": ["…", "…"], "better": 1}`.
+            #[serde(default)]
+            pub examples: Option<engine::external::InputPath>,
+            /// What counts in a good summary: a text that follows the template's instructions.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub rubric: Option<String>,
+            /// Several questions about each pair instead of one: `[{name, text, weight}]`. The label is their weighted
+            /// vote; the single answers are in `aspects.parquet`.
+            #[serde(default, skip_serializing_if = "Vec::is_empty")]
+            pub questions: Vec<$crate::judge::request::Aspect>,
+            /// The fraction of pairs that are also asked with the summaries in the other order.
+            #[serde(default = "crate::judge::params::defaults::swap_share")]
+            pub swap_share: f64,
+            /// The fraction of pairs that are asked twice.
+            #[serde(default = "crate::judge::params::defaults::repeat_share")]
+            pub repeat_share: f64,
+            /// Outcomes after which a pair is asked again: any of `refused`, `truncated`, `unparsable`, `failed`. The last
+            /// answer counts.
+            #[serde(default)]
+            pub retry: $crate::judge::params::Retry,
+            /// Maximum number of times that a pair is asked again.
+            #[serde(default = "crate::judge::params::defaults::retries")]
+            pub retries: u32,
+            /// Maximum fraction of pairs without a label (refused, truncated, unparsable or failed).
+            #[serde(default = "crate::judge::params::defaults::max_unlabelled")]
+            pub max_unlabelled: f64,
+            $($beside)*
+            /// Maximum cost in dollars over all attempts until the stage succeeds; the stage stops before it is exceeded.
+            /// Needs a price. Like `max_requests` and `prices`, not part of the key.
+            #[serde(default)]
+            pub max_cost: Option<f64>,
+            /// Maximum requests of one attempt. A pilot of 20 lets `plan` estimate the cost of thinking.
+            #[serde(default)]
+            pub max_requests: Option<u64>,
+        }
+    };
+}
+pub(crate) use judge_params;
+
 /// The [`Shared`] parameters of a kind's parameters `$p`.
 macro_rules! shared {
     ($p:expr, strict_partner: $strict:expr, mode: $mode:expr) => {
@@ -84,6 +140,8 @@ macro_rules! shared {
             documents_per_request: $p.documents_per_request,
             template: $p.template.clone(),
             examples: $p.examples.clone(),
+            rubric: $p.rubric.clone(),
+            questions: $p.questions.clone(),
             max_tokens: $p.max_tokens,
             strict_partner: $strict,
             swap_share: $p.swap_share,
@@ -150,6 +208,7 @@ impl Shared {
             "expected `refused`, `truncated`, `unparsable` or `failed`: a label is not asked for again",
         );
         fault(!(1..=10).contains(&self.retries), "retries", "expected 1 to 10");
+        faults.extend(request::faults(&self.questions));
         faults
     }
 
@@ -171,19 +230,35 @@ impl Shared {
         faults
     }
 
-    /// Faults in the files named by the parameters; missing files are reported elsewhere.
+    /// As [`file_faults`].
     pub fn file_faults(&self) -> Vec<(String, String)> {
-        let mut faults = Vec::new();
-        let mut check = |field: &str, file: &Option<InputPath>, parse: &dyn Fn(&str) -> Vec<String>| {
-            let Some(InputPath(path)) = file.as_ref().filter(|file| file.0.exists()) else { return };
-            let found = match engine::text::read(path) {
-                Ok(text) => parse(&text),
-                Err(e) => vec![e.to_string()],
-            };
-            faults.extend(found.into_iter().map(|what| (field.to_owned(), format!("{}: {what}", path.display()))));
-        };
-        check("template", &self.template, &|text| Template::parse(text).err().unwrap_or_default());
-        check("examples", &self.examples, &|text| template::examples(text).err().unwrap_or_default());
-        faults
+        file_faults(self.template.as_ref(), self.examples.as_ref(), &self.questions)
     }
+}
+
+/// Faults in the files named by the parameters; missing files are reported elsewhere.
+pub fn file_faults(
+    template: Option<&InputPath>,
+    examples: Option<&InputPath>,
+    questions: &[Aspect],
+) -> Vec<(String, String)> {
+    let mut faults = Vec::new();
+    let mut check = |field: &str, file: Option<&InputPath>, parse: &dyn Fn(&str) -> Vec<String>| {
+        let Some(InputPath(path)) = file.filter(|file| file.0.exists()) else { return };
+        let found = match engine::text::read(path) {
+            Ok(text) => parse(&text),
+            Err(e) => vec![e.to_string()],
+        };
+        faults.extend(found.into_iter().map(|what| (field.to_owned(), format!("{}: {what}", path.display()))));
+    };
+    check("template", template, &|text| Template::parse(text).err().unwrap_or_default());
+    let is_asked = |name: &&String| questions.iter().any(|question| question.name == **name);
+    check("examples", examples, &|text| match parse_examples(text) {
+        Err(faults) => faults,
+        Ok(examples) => {
+            let unknown = examples.iter().flat_map(|example| example.answers.keys()).find(|name| !is_asked(name));
+            Vec::from_iter(unknown.map(|name| format!("`answers` names `{name}`, which is none of `questions`")))
+        }
+    });
+    faults
 }

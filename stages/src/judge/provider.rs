@@ -57,8 +57,8 @@ pub trait Provider: Debug + Send + Sync {
     fn endpoint(&self) -> Result<Endpoint>;
 
     /// The document that is hashed into the keys of answers: everything that determines an answer but the document
-    /// asked about. `template` and `examples` are the texts in use.
-    fn asked(&self, settings: &Settings, template: &str) -> Value;
+    /// asked about, the rubric and the questions.
+    fn asked(&self, settings: &Settings) -> Value;
 
     /// The messages that begin every request: the worked examples.
     fn fixed(&self, settings: &Settings, mode: Mode) -> Vec<Value>;
@@ -69,20 +69,19 @@ pub trait Provider: Debug + Send + Sync {
     /// Whether the model may think before it answers, which costs tokens.
     fn thinks(&self) -> bool;
 
-    /// The results for each of `n` documents, numbered from `first`. The reason why the answer ended takes precedence
-    /// over its text.
-    fn replies(&self, answer: &Value, first: usize, n: usize) -> Vec<Reply>;
+    /// The result for each field of an answer. The reason why the answer ended takes precedence over its text.
+    fn replies(&self, answer: &Value, fields: &[String]) -> Vec<Reply>;
 
     /// Why an answer has no label.
     fn reason(&self, reply: Reply, answer: &Value) -> String;
 
-    /// Whether [`Provider::probability`] may give one.
+    /// Whether [`Provider::first_wins`] may give a probability.
     fn tells_probability(&self) -> bool {
         false
     }
 
-    /// The probability of the label given in an answer about one document, if the answer tells.
-    fn probability(&self, _answer: &Value, _first: usize) -> Option<f64> {
+    /// The probability that the first summary is better, at a field of an answer about one document, if the answer tells.
+    fn first_wins(&self, _answer: &Value, _field: &str) -> Option<f64> {
         None
     }
 }

@@ -11,7 +11,7 @@ use crate::labels::agreement::Tally;
 use crate::types::Side;
 
 /// Records a share with its interval; nothing if there are no observations.
-fn report(tally: Tally, name: &str, ctx: &mut Context) {
+pub fn report(tally: Tally, name: &str, ctx: &mut Context) {
     if let Some(share) = tally.share() {
         ctx.metric(name, share.share);
         ctx.metric(format!("{name}_low"), share.low);

@@ -1,49 +1,231 @@
-//! The texts of the paper's request (A.2), which providers put into the form of their API. Pure.
+//! The texts of a judge's question: the paper's request (A.2), or several questions about each pair. Pure.
 
+use std::collections::BTreeSet;
+
+use engine::error::{AtPath, Error, Result};
+use engine::external::InputPath;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::document::Document;
-use super::params::Mode;
-use super::settings::Settings;
+use super::template::{EXAMPLES, Example, QUESTIONS, TEMPLATE, Template, examples};
 
-/// The field of the choice for document `n`.
-pub fn field(n: usize) -> String {
-    format!("doc.{n}.chosen.summary")
+/// A question about each pair.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Aspect {
+    /// A short name of letters, digits and underscores, such as `accurate`.
+    pub name: String,
+    /// The question, such as `Which summary says only what the post says?`.
+    pub text: String,
+    /// The weight of its answer.
+    #[serde(default = "one")]
+    pub weight: f64,
 }
 
-/// The worked examples as messages: the same for all requests with the same settings.
-pub fn examples(settings: &Settings) -> Vec<Value> {
-    let mut messages = Vec::with_capacity(2 * settings.examples.len());
-    for (i, example) in settings.examples.iter().enumerate() {
-        let text = settings.template.document(i + 1, &example.document());
-        let head = if i == 0 { settings.template.head.as_str() } else { "" };
-        messages.push(json!({ "role": "user", "content": paragraphs(&[head, &text, &settings.template.tail]) }));
-        let answer = json!({ (field(i + 1)): example.better }).to_string();
-        messages.push(json!({ "role": "assistant", "content": answer }));
+fn one() -> f64 {
+    1.0
+}
+
+/// Most questions about one pair.
+const QUESTIONS_AT_MOST: usize = 8;
+
+/// Faults of questions, each as (field, message).
+pub fn faults(questions: &[Aspect]) -> Vec<(String, String)> {
+    let mut faults = Vec::new();
+    let mut names = BTreeSet::new();
+    if questions.len() > QUESTIONS_AT_MOST {
+        faults.push(("questions".to_owned(), format!("expected at most {QUESTIONS_AT_MOST}")));
     }
-    messages
+    for (i, Aspect { name, text, weight }) in questions.iter().enumerate() {
+        let mut fault = |wrong: bool, field: &str, what: &str| {
+            if wrong {
+                faults.push((format!("questions[{i}].{field}"), what.to_owned()));
+            }
+        };
+        let is_name = (1..=40).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        fault(!is_name, "name", "expected 1 to 40 letters, digits and underscores");
+        fault(!names.insert(name), "name", "another question has this name");
+        fault(text.trim().is_empty(), "text", "expected a question");
+        fault(!(*weight > 0.0 && weight.is_finite()), "weight", "expected a number above 0");
+    }
+    faults
 }
 
-/// The message about the documents.
-pub fn question(settings: &Settings, documents: &[Document]) -> Value {
-    let text = |(i, document)| settings.template.document(settings.first() + i, document);
-    let texts: Vec<String> = documents.iter().enumerate().map(text).collect();
-    json!({ "role": "user", "content": paragraphs(&[&texts.join("\n\n"), &settings.template.tail]) })
+/// A turn of the conversation with the judge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    pub role: &'static str,
+    pub content: String,
 }
 
-/// Bytes of the fixed prefix of all requests with the same settings.
-pub fn fixed_bytes(settings: &Settings, mode: Mode) -> u64 {
-    json!(settings.provider.fixed(settings, mode)).to_string().len() as u64
+/// Everything that is said to a judge but the documents.
+#[derive(Clone, Debug)]
+pub struct Texts {
+    template: Template,
+    /// The template's text, which is part of the key of answers.
+    pub template_text: String,
+    pub examples: Vec<Example>,
+    pub rubric: Option<String>,
+    /// Empty: the one question of the template.
+    pub questions: Vec<Aspect>,
+}
+
+impl Texts {
+    /// # Errors
+    /// If a file cannot be read or is invalid (already reported in planning).
+    pub fn load(
+        template: Option<&InputPath>,
+        examples_file: Option<&InputPath>,
+        rubric: Option<&str>,
+        questions: &[Aspect],
+    ) -> Result<Self> {
+        let text = |file: Option<&InputPath>, ours: &str| match file {
+            Some(InputPath(path)) => engine::text::read(path).at(path),
+            None => Ok(ours.to_owned()),
+        };
+        let faulty = |field: &str, faults: Vec<String>| Error::user(format!("`{field}`: {}", faults.join("; ")));
+        let template_text = text(template, if questions.is_empty() { TEMPLATE } else { QUESTIONS })?;
+        Ok(Self {
+            template: Template::parse(&template_text).map_err(|faults| faulty("template", faults))?,
+            template_text,
+            examples: examples(&text(examples_file, EXAMPLES)?).map_err(|faults| faulty("examples", faults))?,
+            rubric: rubric.map(|rubric| rubric.trim().to_owned()).filter(|rubric| !rubric.is_empty()),
+            questions: questions.to_vec(),
+        })
+    }
+
+    /// The number of the first document after the examples.
+    pub fn first(&self) -> usize {
+        self.examples.len() + 1
+    }
+
+    /// Number of questions about each pair.
+    pub fn questions_per_pair(&self) -> usize {
+        self.questions.len().max(1)
+    }
+
+    /// The fields of an answer about document `n`, one per question.
+    pub fn fields(&self, n: usize) -> Vec<String> {
+        match &self.questions[..] {
+            [] => vec![format!("doc.{n}.chosen.summary")],
+            questions => questions.iter().map(|question| format!("doc.{n}.{}", question.name)).collect(),
+        }
+    }
+
+    /// The fields of an answer about `documents` documents, one per document and question.
+    pub fn all_fields(&self, documents: usize) -> Vec<String> {
+        (0..documents).flat_map(|i| self.fields(self.first() + i)).collect()
+    }
+
+    /// The worked examples as turns: the same for all requests with the same settings.
+    pub fn worked_examples(&self) -> Vec<Message> {
+        let mut messages = Vec::with_capacity(2 * self.examples.len());
+        for (i, example) in self.examples.iter().enumerate() {
+            let text = self.template.document(i + 1, &example.document());
+            let head = if i == 0 { self.head() } else { String::new() };
+            let content = paragraphs(&[&head, &text, &self.template.tail]);
+            messages.push(Message { role: "user", content });
+            let place = |name: &str| example.answers.get(name).copied().unwrap_or(example.better);
+            let places: Vec<u8> = match &self.questions[..] {
+                [] => vec![example.better],
+                questions => questions.iter().map(|question| place(&question.name)).collect(),
+            };
+            let fields = self.fields(i + 1).into_iter().zip(places.into_iter().map(Value::from));
+            let answer = Value::Object(fields.collect()).to_string();
+            messages.push(Message { role: "assistant", content: answer });
+        }
+        messages
+    }
+
+    /// The turn about the documents.
+    pub fn question(&self, documents: &[Document]) -> Message {
+        let text = |(i, document)| self.template.document(self.first() + i, document);
+        let texts: Vec<String> = documents.iter().enumerate().map(text).collect();
+        let head = if self.examples.is_empty() { self.head() } else { String::new() };
+        Message { role: "user", content: paragraphs(&[&head, &texts.join("\n\n"), &self.template.tail]) }
+    }
+
+    /// The schema of exactly one choice for each field of `documents` documents.
+    pub fn schema(&self, documents: usize) -> Value {
+        let names = self.all_fields(documents);
+        let properties: Map<String, Value> =
+            names.iter().map(|name| (name.clone(), json!({ "type": "integer", "enum": [1, 2] }))).collect();
+        json!({ "type": "object", "properties": properties, "required": names, "additionalProperties": false })
+    }
+
+    /// The template's head, the rubric and the questions.
+    fn head(&self) -> String {
+        let rubric = self.rubric.as_ref().map(|rubric| format!("<rubric>\n{rubric}\n</rubric>"));
+        let questions = (!self.questions.is_empty()).then(|| {
+            let list: String = self.questions.iter().map(|q| format!("- {}: {}\n", q.name, q.text.trim())).collect();
+            let example = |n, place| self.fields(n).into_iter().map(move |field| (field, Value::from(place)));
+            let example: Map<String, Value> = example(1, 2).chain(example(2, 1)).collect();
+            format!(
+                "The questions about each document:\n{list}Write one JSON object with one field for each document and question. \
+                 For example, {} means that the second summary of the first document and the first summary of the second \
+                 document do better in everything.",
+                Value::Object(example)
+            )
+        });
+        paragraphs(&[&self.template.head, &rubric.unwrap_or_default(), &questions.unwrap_or_default()])
+    }
+
+    /// The parts of `self` that are beside the template and the examples, for the document that is hashed into the keys
+    /// of answers. Weights change no answer.
+    pub fn add_to(&self, asked: &mut Value) {
+        if let Some(rubric) = &self.rubric {
+            asked["rubric"] = json!(rubric);
+        }
+        if !self.questions.is_empty() {
+            let questions = self.questions.iter().map(|q| json!({ "name": q.name, "text": q.text.trim() }));
+            asked["questions"] = questions.collect();
+        }
+    }
 }
 
 fn paragraphs(parts: &[&str]) -> String {
     parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join("\n\n")
 }
 
-/// The schema of exactly one choice for each of `n` documents.
-pub fn schema(settings: &Settings, n: usize) -> Value {
-    let names: Vec<String> = (0..n).map(|i| field(settings.first() + i)).collect();
-    let properties: Map<String, Value> =
-        names.iter().map(|name| (name.clone(), json!({ "type": "integer", "enum": [1, 2] }))).collect();
-    json!({ "type": "object", "properties": properties, "required": names, "additionalProperties": false })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn aspect(name: &str, weight: f64) -> Aspect {
+        Aspect { name: name.to_owned(), text: format!("Which one is {name}?"), weight }
+    }
+
+    #[test]
+    fn questions_have_distinct_names_and_positive_weights() {
+        let fields = |questions: &[Aspect]| faults(questions).into_iter().map(|(field, _)| field).collect::<Vec<_>>();
+        assert_eq!(fields(&[aspect("accurate", 2.0), aspect("covers_most", 0.5)]), [""; 0]);
+        assert_eq!(fields(&[aspect("a", 1.0), aspect("a", 0.0)]), ["questions[1].name", "questions[1].weight"]);
+        assert_eq!(fields(&[aspect("doc.1", f64::NAN)]), ["questions[0].name", "questions[0].weight"]);
+        assert_eq!(fields(&(0..9).map(|i| aspect(&format!("q{i}"), 1.0)).collect::<Vec<_>>()), ["questions"]);
+    }
+
+    #[test]
+    fn each_question_has_a_field_per_document_and_examples_answer_it() {
+        let questions = [aspect("accurate", 1.0), aspect("covers", 2.0)];
+        let mut texts = Texts::load(None, None, Some(" Facts first.\n"), &questions).unwrap();
+        texts.examples[1].answers.insert("covers".to_owned(), 1);
+        assert_eq!(texts.all_fields(2), ["doc.3.accurate", "doc.3.covers", "doc.4.accurate", "doc.4.covers"]);
+        let turns = texts.worked_examples();
+        assert!(
+            turns[0]
+                .content
+                .contains("<rubric>\nFacts first.\n</rubric>\n\nThe questions about each document:\n- accurate")
+        );
+        assert!(!turns[0].content.contains("chosen.summary") && !turns[2].content.contains("rubric"));
+        assert_eq!(turns[1].content, r#"{"doc.1.accurate":1,"doc.1.covers":1}"#);
+        assert_eq!(turns[3].content, r#"{"doc.2.accurate":2,"doc.2.covers":1}"#);
+        assert_eq!(texts.schema(1)["required"], json!(["doc.3.accurate", "doc.3.covers"]));
+        // Without examples, the instructions come with the documents.
+        texts.examples.clear();
+        let document = Document { prompt: "p".into(), first: "a".into(), second: "b".into() };
+        let question = texts.question(&[document]).content;
+        assert!(question.starts_with("You are a helpful assistant") && question.contains("<doc.1>"), "{question}");
+    }
 }

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use engine::error::{AtPath, Error, Result};
-use engine::external::InputPath;
+use engine::error::Result;
 use serde_json::Value;
 
 use super::params::{Mode, Shared};
 use super::prices::Quote;
 use super::provider::Provider;
-use super::template::{EXAMPLES, Example, TEMPLATE, Template, examples};
+use super::request::Texts;
 use crate::types::Outcome;
 
 #[derive(Clone, Debug)]
@@ -17,8 +16,7 @@ pub struct Settings {
     pub provider: Arc<dyn Provider>,
     pub model: String,
     pub documents_per_request: usize,
-    pub template: Template,
-    pub examples: Vec<Example>,
+    pub texts: Texts,
     pub max_tokens: u32,
     pub strict_partner: bool,
     pub swap_share: f64,
@@ -39,18 +37,17 @@ impl Settings {
     /// # Errors
     /// If a file cannot be read or is invalid (already reported in planning).
     pub fn load(shared: Shared, quote: Option<Quote>, provider: Arc<dyn Provider>) -> Result<Self> {
-        let text = |file: &Option<InputPath>, ours: &str| match file {
-            Some(InputPath(path)) => engine::text::read(path).at(path),
-            None => Ok(ours.to_owned()),
-        };
-        let faulty = |field: &str, faults: Vec<String>| Error::user(format!("`{field}`: {}", faults.join("; ")));
-        let template = text(&shared.template, TEMPLATE)?;
+        let texts = Texts::load(
+            shared.template.as_ref(),
+            shared.examples.as_ref(),
+            shared.rubric.as_deref(),
+            &shared.questions,
+        )?;
         let mut settings = Self {
             provider: provider.clone(),
             model: shared.model,
             documents_per_request: shared.documents_per_request,
-            template: Template::parse(&template).map_err(|faults| faulty("template", faults))?,
-            examples: examples(&text(&shared.examples, EXAMPLES)?).map_err(|faults| faulty("examples", faults))?,
+            texts,
             max_tokens: shared.max_tokens,
             strict_partner: shared.strict_partner,
             swap_share: shared.swap_share,
@@ -64,7 +61,8 @@ impl Settings {
             quote,
             asked: Value::Null,
         };
-        settings.asked = provider.asked(&settings, &template);
+        settings.asked = provider.asked(&settings);
+        settings.texts.add_to(&mut settings.asked);
         Ok(settings)
     }
 
@@ -78,8 +76,8 @@ impl Settings {
         *blake3::hash(self.asked.to_string().as_bytes()).as_bytes()
     }
 
-    /// The number of the first document after the examples.
-    pub fn first(&self) -> usize {
-        self.examples.len() + 1
+    /// Bytes of the fixed prefix of all requests with these settings.
+    pub fn fixed_bytes(&self) -> u64 {
+        Value::Array(self.provider.fixed(self, self.mode)).to_string().len() as u64
     }
 }

@@ -1,5 +1,7 @@
 //! The request template with its placeholders, and the worked examples.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::document::Document;
@@ -8,6 +10,8 @@ use crate::text::clean::printable;
 
 /// The default template: the paper's (A.2), with a warning about instructions in posts.
 pub const TEMPLATE: &str = include_str!("template.txt");
+/// The default template for several questions about each pair.
+pub const QUESTIONS: &str = include_str!("questions.txt");
 /// The default examples, written for this program; one is labelled 1 and one 2.
 pub const EXAMPLES: &str = include_str!("examples.jsonl");
 
@@ -171,6 +175,9 @@ pub struct Example {
     pub summaries: [String; 2],
     /// The better summary, 1 or 2.
     pub better: u8,
+    /// Its answer to each question whose answer differs from `better`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub answers: BTreeMap<String, u8>,
 }
 
 impl Example {
@@ -188,8 +195,13 @@ pub fn examples(text: &str) -> Result<Vec<Example>, Vec<String>> {
     let (mut examples, mut faults) = (Vec::new(), Vec::new());
     for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         match serde_json::from_str::<Example>(line) {
-            Ok(example) if matches!(example.better, 1 | 2) => examples.push(example),
-            Ok(_) => faults.push(format!("line {}: `better`: expected 1 or 2", n + 1)),
+            Ok(example) if !matches!(example.better, 1 | 2) => {
+                faults.push(format!("line {}: `better`: expected 1 or 2", n + 1));
+            }
+            Ok(example) if !example.answers.values().all(|place| matches!(place, 1 | 2)) => {
+                faults.push(format!("line {}: `answers`: expected 1 or 2 for each question", n + 1));
+            }
+            Ok(example) => examples.push(example),
             Err(e) => faults.push(format!("line {}: {e}", n + 1)),
         }
     }

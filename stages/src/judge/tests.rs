@@ -7,6 +7,7 @@ mod money;
 mod openai;
 mod outcomes;
 mod quality;
+mod questions;
 mod secrets;
 mod sharing;
 mod strangers;

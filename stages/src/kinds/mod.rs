@@ -39,6 +39,7 @@ pub fn register(registry: Registry) -> Registry {
         .kind(annotate::Human)
         .kind(annotate::Claude)
         .kind(annotate::Openai)
+        .kind(annotate::Local)
         .kind(annotate::Agree)
         .kind(dataset::DatasetPairs)
         .kind(command::Command)

@@ -2,6 +2,7 @@
 
 pub mod agreement;
 pub mod pair_key;
+pub mod scores;
 pub mod trl;
 
 use std::collections::{BTreeMap, HashSet};
@@ -12,11 +13,12 @@ use engine::error::{Error, Result};
 
 use crate::table;
 use crate::text::clean::fingerprint;
-use crate::types::{Outcome, Post, Posts, Preference, Preferences, Split};
+use crate::types::{Aspect, Outcome, Post, Posts, Preference, Preferences, Split};
 
-/// Writes a table of preferences and counts outcomes.
+/// Writes a table of preferences, with the answers to single questions if there are several, and counts outcomes.
 pub struct PreferenceWriter {
     writer: table::Writer<Preference>,
+    aspects: Option<table::Writer<Aspect>>,
     outcomes: BTreeMap<Outcome, u64>,
 }
 
@@ -24,7 +26,23 @@ impl PreferenceWriter {
     /// # Errors
     /// If the table cannot be created.
     pub fn create(folder: &Path) -> Result<Self> {
-        Ok(Self { writer: Preferences::create(folder)?, outcomes: BTreeMap::new() })
+        Ok(Self { writer: Preferences::create(folder)?, aspects: None, outcomes: BTreeMap::new() })
+    }
+
+    /// With a table of answers to single questions: each call of [`PreferenceWriter::push`] follows as many calls of
+    /// [`PreferenceWriter::push_aspect`] as there are questions.
+    ///
+    /// # Errors
+    /// If a table cannot be created.
+    pub fn with_aspects(folder: &Path) -> Result<Self> {
+        let aspects = table::Writer::create(&folder.join(Preferences::ASPECTS))?;
+        Ok(Self { aspects: Some(aspects), ..Self::create(folder)? })
+    }
+
+    /// # Errors
+    /// If the table cannot be written.
+    pub fn push_aspect(&mut self, row: Aspect) -> Result<()> {
+        self.aspects.as_mut().map_or(Ok(()), |aspects| aspects.push(row))
     }
 
     /// # Errors
@@ -54,6 +72,7 @@ impl PreferenceWriter {
         let others = Outcome::ALL.iter().filter(|&&o| self.count(o) > 0).map(|&o| format!("{} {o}", self.count(o)));
         let told = others.collect::<Vec<_>>().join(", ");
         let rows = self.writer.finish()?;
+        self.aspects.map(table::Writer::finish).transpose()?;
         ctx.metric("rows", rows as f64);
         if labelled == 0 {
             let told = if rows == 0 { "the table is empty".to_owned() } else { format!("{rows} rows: {told}") };

@@ -1,5 +1,6 @@
 //! Language models as artifacts: loading, saving, and downloads from a hub.
 
+pub mod chat;
 pub mod source;
 
 use std::path::Path;

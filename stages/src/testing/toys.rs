@@ -36,6 +36,20 @@ pub fn tokenizer() -> Tokenizer {
     Tokenizer::from_bytes(json.as_bytes()).expect("the JSON of a tokenizer")
 }
 
+/// The toy tokenizer with ChatML's markers of turns as special tokens.
+pub fn chat_tokenizer() -> Tokenizer {
+    let json = tokenizer().to_json().expect("a tokenizer is JSON");
+    let mut file: serde_json::Value = serde_json::from_str(&json).expect("the JSON of a tokenizer");
+    let next = tokenizer().vocab_size();
+    let tokens = file["added_tokens"].as_array_mut().expect("a list");
+    for (i, marker) in ["<|im_start|>", "<|im_end|>"].into_iter().enumerate() {
+        let token = serde_json::json!({ "id": next + i, "content": marker, "single_word": false, "lstrip": false,
+                                        "rstrip": false, "normalized": false, "special": true });
+        tokens.push(token);
+    }
+    Tokenizer::from_bytes(file.to_string().as_bytes()).expect("the JSON of a tokenizer")
+}
+
 /// `n` short posts of one split; each summary repeats two words of its post.
 pub fn posts(n: usize, split: Split) -> Vec<Post> {
     (0..n)
@@ -86,14 +100,18 @@ const WIDTH: usize = 16;
 
 /// Writes a Model artifact: untrained, width 16, one block, a window of 256 tokens.
 pub fn write_model(folder: &Path, seed: u64) -> Result<()> {
-    let tokenizer = tokenizer();
+    write_model_with(folder, seed, &tokenizer(), 256)
+}
+
+/// As [`write_model`], with another tokenizer and window.
+pub fn write_model_with(folder: &Path, seed: u64, tokenizer: &Tokenizer, window: usize) -> Result<()> {
     let config = Gpt2Config {
         eos_token_id: tokenizer.eos().ids().to_vec(),
-        ..Gpt2Config::new(tokenizer.vocab_size(), 256, WIDTH, 1, 2)
+        ..Gpt2Config::new(tokenizer.vocab_size(), window, WIDTH, 1, 2)
     };
     let model =
         CausalLm::init(config, InitStd::InverseSqrtWidth, &mut fixed_generator(seed, "toy")).into_stage_result()?;
-    model::save(&model, &tokenizer, folder, Weights::F32)
+    model::save(&model, tokenizer, folder, Weights::F32)
 }
 
 /// Writes an Ensemble artifact on the base that [`write_model`] makes with `seed`, with one untrained head per member.

@@ -102,6 +102,17 @@ pub struct AgreementInfo {
     pub judges: Vec<Judge>,
     /// Every pair of judges.
     pub compared: Vec<Compared>,
+    /// The same for single questions, if two judges were asked the same ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub questions: Vec<QuestionAgreement>,
+}
+
+/// The judges that were asked one question, compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QuestionAgreement {
+    /// Name of the question.
+    pub question: String,
+    pub compared: Vec<Compared>,
 }
 
 /// The artifact type: `agreement.json`, `disagreements.parquet`, `metrics.json`.

@@ -30,7 +30,7 @@ pub use objective::Objective;
 pub use pairs::{Corruption, Pair, Pairs, Side};
 pub use policy::{Half, Phase, PolicyInfo, PolicyRun, Sample};
 pub use posts::{Post, Posts, Split};
-pub use preferences::{Outcome, Preference, Preferences};
+pub use preferences::{Aspect, Outcome, Preference, Preferences};
 pub use reward::{Ensemble, EnsembleInfo, FactSensitivity, Pooling, RewardInfo, RewardModel};
 pub use tokenizer::Tokenizer;
 

@@ -21,6 +21,10 @@ impl Model {
     pub const GENERATION: &'static str = "generation_config.json";
     pub const WEIGHTS: &'static str = "model.safetensors";
     pub const TOKENIZER: &'static str = "tokenizer.json";
+    /// May hold the chat template, and the tokens that it uses.
+    pub const TOKENIZER_CONFIG: &'static str = "tokenizer_config.json";
+    /// The chat template in a file of its own, as newer tools write it.
+    pub const CHAT_TEMPLATE: &'static str = "chat_template.jinja";
     /// Maps tensors to shards if the weights are split.
     pub const INDEX: &'static str = "model.safetensors.index.json";
 
@@ -98,6 +102,8 @@ impl ArtifactType for Model {
             FileSpec::new(Self::CONFIG, "the architecture, with Hugging Face's names"),
             FileSpec::new(Self::GENERATION, "more end-of-text tokens").optional(),
             FileSpec::new(Self::TOKENIZER, "the tokenizer, in Hugging Face's format"),
+            FileSpec::new(Self::TOKENIZER_CONFIG, "the chat template, and the tokens that it uses").optional(),
+            FileSpec::new(Self::CHAT_TEMPLATE, "the chat template, if it has a file of its own").optional(),
             FileSpec::new(Self::WEIGHTS, "the weights; absent if they are in shards").optional(),
             FileSpec::new(Self::INDEX, "the shard of each tensor, if the weights are in shards").optional(),
             json_lines::table::<LearningPoint>(super::LEARNING).optional(),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engine::artifact::{ArtifactType, Facts, FileSpec};
-use engine::error::Result;
+use engine::error::{Error, Result};
 
 use super::pairs::{Corruption, Pair, Side};
 use super::{folder, json_lines};
@@ -93,12 +93,58 @@ impl Preference {
     }
 }
 
-/// The artifact type: `preferences.parquet`.
+crate::table! {
+    /// A judge's answer to one of several questions about a pair. Each row of `preferences.parquet` has the same number of
+    /// rows here, in the same order.
+    pub struct Aspect {
+        /// Name of the pair.
+        pub id: String,
+        /// Name of the question.
+        pub question: String,
+        /// Its weight in the label.
+        pub weight: f64,
+        /// Whether the answer prefers `chosen_text` of the pair's row. Absent without an answer.
+        pub for_chosen: Option<bool>,
+        /// The probability of the answer, if the judge tells it.
+        pub confidence: Option<f64>,
+    }
+}
+
+/// A judged pair with its answers to single questions.
+pub type WithAspects = (Preference, Vec<Aspect>);
+
+/// The artifact type: `preferences.parquet`, and `aspects.parquet` if the judge was asked several questions.
 pub struct Preferences;
 
 impl Preferences {
     pub const NAME: &'static str = "Preferences";
     pub const FILE: &'static str = "preferences.parquet";
+    pub const ASPECTS: &'static str = "aspects.parquet";
+
+    /// Every judged pair with its answers to single questions; `None` if the judge was asked one question only.
+    ///
+    /// # Errors
+    /// If a table is unreadable, or if the tables do not belong together.
+    pub fn with_aspects(folder: &Path) -> Result<Option<impl Iterator<Item = Result<WithAspects>> + use<>>> {
+        let path = folder.join(Self::ASPECTS);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let (rows, mut aspects) = (Self::open(folder)?, table::Reader::<Aspect>::open(&path)?);
+        let per_row = aspects.rows().checked_div(rows.rows()).unwrap_or(0);
+        let apart = move || {
+            Error::user(format!("{}: its rows are not those of {}", path.display(), Self::FILE))
+                .help("expected the same number of rows for each judged pair, in the same order")
+        };
+        if per_row * rows.rows() != aspects.rows() {
+            return Err(apart());
+        }
+        Ok(Some(rows.map(move |row| {
+            let row = row?;
+            let own = aspects.by_ref().take(per_row as usize).collect::<Result<Vec<_>>>()?;
+            if own.iter().any(|aspect| aspect.id != row.id) { Err(apart()) } else { Ok((row, own)) }
+        })))
+    }
 
     /// # Errors
     /// If the table is missing or unreadable.
@@ -135,12 +181,16 @@ impl ArtifactType for Preferences {
     }
 
     fn files(&self) -> Vec<FileSpec> {
-        vec![json_lines::table::<Preference>(Self::FILE)]
+        vec![json_lines::table::<Preference>(Self::FILE), json_lines::table::<Aspect>(Self::ASPECTS).optional()]
     }
 
     fn check(&self, folder: &Path) -> Result<Facts> {
         let mut facts = Facts::default();
         table::check::<Preference>(&folder::file(folder, Self::FILE)?, &mut facts)?;
+        if let Some(mut rows) = Self::with_aspects(folder)? {
+            table::check::<Aspect>(&folder.join(Self::ASPECTS), &mut facts)?;
+            rows.try_for_each(|row| row.map(drop))?;
+        }
         folder::metrics(folder, &mut facts)?;
         Ok(facts)
     }

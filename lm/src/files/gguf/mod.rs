@@ -19,6 +19,8 @@ pub struct Gguf {
     pub config: serde_json::Value,
     /// `tokenizer.json`.
     pub tokenizer: serde_json::Value,
+    /// `tokenizer_config.json` with the chat template; `None` if the file has none.
+    pub tokenizer_config: Option<serde_json::Value>,
     /// The weights, dequantised when read: `model.embed_tokens.weight` and so on, `[out, in]`.
     pub weights: Checkpoint,
 }
@@ -41,6 +43,7 @@ impl Gguf {
         };
         let config = config::read(&metadata, &tensors, divisors.as_deref()).map_err(invalid)?;
         let tokenizer = tokenizer::read(&metadata).map_err(invalid)?;
+        let tokenizer_config = tokenizer::chat(&metadata).map_err(invalid)?;
 
         let mut locations = TensorLocations::new();
         for (name, location) in tensors {
@@ -58,7 +61,7 @@ impl Gguf {
             tensors: locations,
             supported_types: header::SUPPORTED_TYPES,
         };
-        Ok(Self { config: config.json(), tokenizer, weights })
+        Ok(Self { config: config.json(), tokenizer, tokenizer_config, weights })
     }
 }
 

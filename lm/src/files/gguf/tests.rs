@@ -152,6 +152,16 @@ fn values(file: &Gguf, name: &str) -> Vec<f32> {
 }
 
 #[test]
+fn the_chat_template_comes_with_the_tokens_that_it_uses() {
+    let file = GgufBuilder::llama().with("tokenizer.chat_template", typed(TEXT, &text("{{ messages }}")));
+    let config = file.open().unwrap().tokenizer_config.unwrap();
+    let expected =
+        serde_json::json!({ "bos_token": null, "eos_token": "<|endoftext|>", "chat_template": "{{ messages }}" });
+    assert_eq!(config, expected);
+    assert!(GgufBuilder::llama().open().unwrap().tokenizer_config.is_none());
+}
+
+#[test]
 fn a_llama_has_hugging_faces_names() {
     let file = GgufBuilder::llama().open().unwrap();
     let names: Vec<_> = file.weights.names().collect();

@@ -23,11 +23,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::error::{AtPath, Error, Result};
+use serde_json::Value;
 
 use super::document::AnswerKey;
 use super::prices::Usage;
 use super::provider::Provider;
-use super::reply::{Reply, one_line};
+use super::reply::{Reply, one_line, verdict};
+use super::request::Texts;
 use super::settings::Settings;
 use claims::Claims;
 use lines::{Fault, LineFile};
@@ -48,8 +50,8 @@ pub struct Kept {
 struct Packed(u64);
 
 /// Reply codes by index.
-const REPLIES: [Reply; 6] =
-    [Reply::Label(1), Reply::Label(2), Reply::Refused, Reply::Truncated, Reply::Unparsable, Reply::Failed];
+const REPLIES: [Reply; 7] =
+    [Reply::Label(1), Reply::Label(2), Reply::Refused, Reply::Truncated, Reply::Unparsable, Reply::Failed, Reply::Tie];
 
 impl Packed {
     /// Slots and replies take one byte each; `None` if a request has more documents, or if the log is impossibly long.
@@ -70,8 +72,7 @@ pub struct AnswerLog {
     log: LineFile,
     claims: Claims,
     provider: Arc<dyn Provider>,
-    /// The number of the first document in a request.
-    first: usize,
+    texts: Texts,
     kept: HashMap<AnswerKey, Packed>,
     /// Number of answered requests.
     answered: u64,
@@ -101,7 +102,7 @@ impl AnswerLog {
             claims: Claims::open(&folder.join("claims"))?,
             folder,
             provider: settings.provider.clone(),
-            first: settings.first(),
+            texts: settings.texts.clone(),
             kept: HashMap::new(),
             answered: 0,
             torn: 0,
@@ -178,7 +179,7 @@ impl AnswerLog {
     /// # Errors
     /// If the log cannot be read.
     pub fn refresh(&mut self) -> Result<()> {
-        let Self { log, provider, first, kept, answered, torn, damaged, models, new_model, .. } = self;
+        let Self { log, provider, texts, kept, answered, torn, damaged, models, new_model, .. } = self;
         log.read_on(|request, line| {
             let Line { documents, answer, failed, .. } = match line {
                 Ok(line) => line,
@@ -188,7 +189,10 @@ impl AnswerLog {
             let replies = match (&answer, &failed) {
                 // Logs of an older temper may store error documents as answers; those documents are asked again.
                 (Some(answer), _) if !provider.protocol().is_answer(answer) => return,
-                (Some(answer), _) => provider.replies(answer, *first, documents.len()),
+                (Some(answer), _) => answered_questions(&**provider, texts, answer, documents.len())
+                    .iter()
+                    .map(|answers| verdict(answers).0)
+                    .collect(),
                 (None, _) => vec![Reply::Failed; documents.len()],
             };
             *answered += u64::from(answer.is_some());
@@ -234,8 +238,18 @@ impl AnswerLog {
         if !self.provider.tells_probability() || !matches!(kept.reply, Reply::Label(_)) {
             return Ok(None);
         }
-        let answer = self.log.line_at(kept.request)?.answer;
-        Ok(answer.and_then(|answer| self.provider.probability(&answer, self.first)))
+        Ok(verdict(&self.questions(kept)?).1)
+    }
+
+    /// The answers to a pair's questions: weight, reply, and the probability that the first summary is better.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn questions(&self, kept: Kept) -> Result<Vec<(f64, Reply, Option<f64>)>> {
+        let line = self.log.line_at(kept.request)?;
+        let answer = line.answer.unwrap_or_default();
+        let mut all = answered_questions(&*self.provider, &self.texts, &answer, line.documents.len());
+        Ok(all.swap_remove(kept.slot))
     }
 
     /// Claims a document for this process until [`AnswerLog::release`] or the process ends; false while another process
@@ -258,13 +272,30 @@ impl AnswerLog {
     /// # Errors
     /// If the log cannot be read.
     pub fn reason(&self, kept: Kept) -> Result<Option<String>> {
-        if matches!(kept.reply, Reply::Label(_)) {
+        if matches!(kept.reply, Reply::Label(_) | Reply::Tie) {
             return Ok(None);
         }
         let line = self.log.line_at(kept.request)?;
         let reason = || self.provider.reason(kept.reply, &line.answer.unwrap_or_default());
         Ok(line.failed.or_else(|| Some(one_line(&reason()))))
     }
+}
+
+/// For each document of an answer, the answers to its questions.
+fn answered_questions(
+    provider: &dyn Provider,
+    texts: &Texts,
+    answer: &Value,
+    documents: usize,
+) -> Vec<Vec<(f64, Reply, Option<f64>)>> {
+    let fields = texts.all_fields(documents);
+    let replies = provider.replies(answer, &fields);
+    let first_wins = |field| provider.first_wins(answer, field).filter(|_| provider.tells_probability());
+    let read: Vec<(Reply, Option<f64>)> = replies.into_iter().zip(fields.iter().map(|f| first_wins(f))).collect();
+    let weight = |i: usize| texts.questions.get(i).map_or(1.0, |question| question.weight);
+    let one =
+        |own: &[(Reply, Option<f64>)]| own.iter().enumerate().map(|(i, (reply, p))| (weight(i), *reply, *p)).collect();
+    read.chunks(texts.questions_per_pair()).map(one).collect()
 }
 
 fn folder(requests: &Path, settings: &Settings) -> PathBuf {

@@ -12,7 +12,6 @@ use crate::judge::budget::{Affordable, Budget, PILOT, PromptCacheCheck};
 use crate::judge::estimate::{Prefix, Terms};
 use crate::judge::prices::{Quote, Usage};
 use crate::judge::provider::Protocol;
-use crate::judge::request;
 use crate::judge::settings::Settings;
 
 /// Minimum time between two cost reports.
@@ -77,7 +76,7 @@ impl BudgetGate {
         let terms = Terms::of(settings);
         let is_free = terms.quote.as_ref().is_some_and(Quote::is_free);
         // It is uncertain whether a batch hits the prompt cache.
-        let cached = !terms.batch && terms.prefix(request::fixed_bytes(settings, settings.mode)) == Prefix::Cached;
+        let cached = !terms.batch && terms.prefix(settings.fixed_bytes()) == Prefix::Cached;
         Ok(Self {
             budget: Arc::new(Mutex::new(Budget::open(ctx.checkpoints(), terms.quote, settings.max_cost, terms.batch)?)),
             protocol: settings.provider.protocol(),

@@ -14,7 +14,6 @@ use crate::judge::params::Mode;
 use crate::judge::prices::{Usage, believed};
 use crate::judge::provider::{Protocol, Provider};
 use crate::judge::reply::Reply;
-use crate::judge::request::{examples, field, question, schema};
 use crate::judge::settings::Settings;
 
 static PROTOCOL: Protocol = Protocol {
@@ -115,7 +114,7 @@ impl Provider for OpenAi {
     }
 
     // The address is part of it: model ids of local servers are arbitrary, so the same id elsewhere may be another model.
-    fn asked(&self, settings: &Settings, template: &str) -> Value {
+    fn asked(&self, settings: &Settings) -> Value {
         json!({
             "request": REQUEST,
             "base_url": self.base_url.trim_end_matches('/'),
@@ -126,18 +125,18 @@ impl Provider for OpenAi {
             "max_tokens": settings.max_tokens,
             "temperature": self.temperature,
             "extra_body": self.extra_body,
-            "template": template,
-            "examples": settings.examples,
+            "template": settings.texts.template_text,
+            "examples": settings.texts.examples,
         })
     }
 
     fn fixed(&self, settings: &Settings, _: Mode) -> Vec<Value> {
-        examples(settings)
+        settings.texts.worked_examples().into_iter().map(|message| json!(message)).collect()
     }
 
-    fn body(&self, settings: &Settings, _: Mode, documents: &[Document]) -> Value {
-        let mut messages = examples(settings);
-        messages.push(question(settings, documents));
+    fn body(&self, settings: &Settings, mode: Mode, documents: &[Document]) -> Value {
+        let mut messages = self.fixed(settings, mode);
+        messages.push(json!(settings.texts.question(documents)));
         let mut body = json!({ "model": settings.model, "messages": messages, "stream": false });
         body[match self.max_tokens_field {
             MaxTokensField::MaxTokens => "max_tokens",
@@ -147,7 +146,7 @@ impl Provider for OpenAi {
             body["temperature"] = json!(temperature);
         }
         if self.response_format == ResponseFormat::JsonSchema {
-            let schema = json!({ "name": "choices", "strict": true, "schema": schema(settings, documents.len()) });
+            let schema = json!({ "name": "choices", "strict": true, "schema": settings.texts.schema(documents.len()) });
             body["response_format"] = json!({ "type": "json_schema", "json_schema": schema });
         }
         if self.verdict == Verdict::Logprobs {
@@ -165,25 +164,21 @@ impl Provider for OpenAi {
         true
     }
 
-    fn replies(&self, answer: &Value, first: usize, n: usize) -> Vec<Reply> {
+    fn replies(&self, answer: &Value, fields: &[String]) -> Vec<Reply> {
         let choice = &answer["choices"][0];
         let refused = choice["message"]["refusal"].as_str().is_some_and(|refusal| !refusal.is_empty());
         if refused || choice["finish_reason"] == "content_filter" {
-            return vec![Reply::Refused; n];
+            return vec![Reply::Refused; fields.len()];
         }
         let is_cut = choice["finish_reason"] == "length";
         let unread = if is_cut { Reply::Truncated } else { Reply::Unparsable };
-        if self.verdict == Verdict::Logprobs {
-            // An answer of one token ends by its length, and says all.
-            let first_wins = first_wins(choice, first);
-            return vec![first_wins.map_or(unread, |p| Reply::Label(if p >= 0.5 { 1 } else { 2 })); n];
-        }
         let text = text(choice);
-        let label = |i: usize| match chosen(&text, first + i, n == 1).filter(|_| !is_cut) {
-            Some(place) => Reply::Label(place),
-            None => unread,
+        let place = |field: &String| match self.verdict {
+            // An answer of one token ends by its length, and says all.
+            Verdict::Logprobs => first_wins(choice, field).map(|p| if p >= 0.5 { 1 } else { 2 }),
+            Verdict::Text => chosen(&text, field, fields.len() == 1).filter(|_| !is_cut),
         };
-        (0..n).map(label).collect()
+        fields.iter().map(|field| place(field).map_or(unread, Reply::Label)).collect()
     }
 
     fn reason(&self, reply: Reply, answer: &Value) -> String {
@@ -207,8 +202,8 @@ impl Provider for OpenAi {
         self.verdict == Verdict::Logprobs
     }
 
-    fn probability(&self, answer: &Value, first: usize) -> Option<f64> {
-        first_wins(&answer["choices"][0], first).map(|p| p.max(1.0 - p))
+    fn first_wins(&self, answer: &Value, field: &str) -> Option<f64> {
+        first_wins(&answer["choices"][0], field)
     }
 }
 
@@ -266,10 +261,9 @@ fn text(choice: &Value) -> String {
     text.rsplit_once("</think>").map_or(text.clone(), |(_, answer)| answer.to_owned())
 }
 
-/// The place that a text gives for document `n`: at the document's field, which must have the same value wherever it
-/// stands. A text about one document may also consist of anything with one number, which is 1 or 2.
-fn chosen(text: &str, n: usize, is_alone: bool) -> Option<u8> {
-    let field = field(n);
+/// The place that a text gives at a field, which must have the same value wherever it stands. An answer with one field
+/// may also consist of anything with one number, which is 1 or 2.
+fn chosen(text: &str, field: &str, is_alone: bool) -> Option<u8> {
     let value = |rest: &str| {
         let rest = rest.trim_start_matches(|c: char| c.is_whitespace() || "\"'`*:=\\".contains(c));
         match rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?.trim_end_matches('.') {
@@ -278,13 +272,16 @@ fn chosen(text: &str, n: usize, is_alone: bool) -> Option<u8> {
             _ => None,
         }
     };
-    let named: Vec<&str> = text.split(&field).skip(1).collect();
+    // Another field may begin with this one.
+    let ends = |rest: &&str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    let named: Vec<&str> = text.split(field).skip(1).filter(ends).collect();
     if !named.is_empty() {
         let mut values = named.into_iter().map(value);
         let first = values.next()??;
         return values.all(|value| value == Some(first)).then_some(first);
     }
-    if is_alone { numbers(&text.replace(&format!("doc.{n}"), " ")) } else { None }
+    let document = field.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
+    if is_alone { numbers(&text.replace(&document, " ")) } else { None }
 }
 
 /// 1 or 2, if that is the only number in a text.
@@ -298,9 +295,9 @@ fn numbers(text: &str) -> Option<u8> {
     numbers.all(|number| number == place.to_string()).then_some(place)
 }
 
-/// The probability that the first summary is better: of `1` against `2`, at the token with the choice for document
-/// `n`. `None` without such a token or its probability.
-fn first_wins(choice: &Value, n: usize) -> Option<f64> {
+/// The probability that the first summary is better: of `1` against `2`, at the token with the choice at `field`. `None`
+/// without such a token or its probability.
+fn first_wins(choice: &Value, field: &str) -> Option<f64> {
     let tokens = choice["logprobs"]["content"].as_array()?;
     let text = |token: &Value| token["token"].as_str().unwrap_or_default().to_owned();
     let place = |token: &str| match token.trim_matches(|c: char| !c.is_alphanumeric()) {
@@ -311,8 +308,10 @@ fn first_wins(choice: &Value, n: usize) -> Option<f64> {
     let probability =
         |token: &Value| token["logprob"].as_f64().map(f64::exp).filter(|p| (0.0..=1.0 + 1e-6).contains(p));
     let whole: String = tokens.iter().map(text).collect();
-    let marks = ["</think>".to_owned(), field(n)];
-    let from = marks.iter().filter_map(|mark| Some(whole.rfind(mark)? + mark.len())).max().unwrap_or(0);
+    let is_whole = |end: &usize| !whole[*end..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    let named = whole.rmatch_indices(field).map(|(start, _)| start + field.len()).find(is_whole);
+    let thought = whole.rfind("</think>").map(|start| start + "</think>".len());
+    let from = named.max(thought).unwrap_or(0);
     let mut start = 0;
     let token = tokens.iter().find(|token| {
         let at = start;

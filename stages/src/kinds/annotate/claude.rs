@@ -5,12 +5,9 @@ use std::sync::Arc;
 use engine::context::Context;
 use engine::error::Result;
 use engine::estimate::Estimate;
-use engine::external::InputPath;
 use engine::kind::{Kind, Signature};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use crate::judge::params::{Mode, Retry, Shared, defaults, is_share, shared};
+use crate::judge::params::{Mode, Shared, is_share, judge_params, shared};
 use crate::judge::prices::{Prices, Quote};
 use crate::judge::provider::Provider;
 use crate::judge::providers::anthropic::{self, Anthropic, Choice, Effort, Thinking};
@@ -19,76 +16,46 @@ use crate::judge::{self, batch};
 
 pub struct Claude;
 
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Params {
-    /// The model's id at the API. There is no default, because it determines cost and quality.
-    pub model: String,
-    /// Pairs per request. In the paper: 2.
-    #[serde(default = "two")]
-    pub documents_per_request: usize,
-    /// A file with a request template instead of the built-in one. The part from `{{#document}}` to `{{/document}}` is
-    /// repeated for each pair, with `{{n}}`, `{{summary.1}}`, `{{summary.2}}` and `{{prompt}}`, or `{{subreddit}}`,
-    /// `{{title}}` and `{{post}}`; each of these texts except `{{n}}` must be enclosed in tags.
-    #[serde(default)]
-    pub template: Option<InputPath>,
-    /// A file with worked examples instead of the two built-in ones: lines of
-    /// `{"prompt": "…", "summaries": ["…", "…"], "better": 1}`.
-    #[serde(default)]
-    pub examples: Option<InputPath>,
-    /// `schema`, `tool` or `prefill`.
-    #[serde(default)]
-    pub choice: Choice,
-    /// Maximum tokens of an answer, including thinking.
-    #[serde(default = "answer_tokens")]
-    pub max_tokens: u32,
-    /// `model`, `disabled`, `adaptive` or `{budget: TOKENS}`.
-    #[serde(default)]
-    pub thinking: Thinking,
-    /// `low` to `max`; sent only if given.
-    #[serde(default)]
-    pub effort: Option<Effort>,
-    /// Reservation only if given, as are `top_p` and `top_k`: newer models refuse them.
-    #[serde(default)]
-    pub temperature: Option<f64>,
-    #[serde(default)]
-    pub top_p: Option<f64>,
-    #[serde(default)]
-    pub top_k: Option<u32>,
-    /// Whether an answer is valid only next to the same other pairs in the same order. Then adding or removing one pair
-    /// causes many answers to be asked again.
-    #[serde(default)]
-    pub strict_partner: bool,
-    /// The fraction of pairs that are also asked with the summaries in the other order.
-    #[serde(default = "defaults::swap_share")]
-    pub swap_share: f64,
-    /// The fraction of pairs that are asked twice.
-    #[serde(default = "defaults::repeat_share")]
-    pub repeat_share: f64,
-    /// Outcomes after which a pair is asked again: any of `refused`, `truncated`, `unparsable`, `failed`. The last
-    /// answer counts.
-    #[serde(default)]
-    pub retry: Retry,
-    /// Maximum number of times that a pair is asked again.
-    #[serde(default = "defaults::retries")]
-    pub retries: u32,
-    /// Maximum fraction of pairs without a label (refused, truncated, unparsable or failed).
-    #[serde(default = "defaults::max_unlabelled")]
-    pub max_unlabelled: f64,
-    /// `single`, or `batch` for half the price and an hour to a day of waiting. Like all parameters below, not part of
-    /// the key.
-    #[serde(default)]
-    pub mode: Mode,
-    /// Maximum cost in dollars over all attempts until the stage succeeds; the stage stops before it is exceeded.
-    #[serde(default)]
-    pub max_cost: Option<f64>,
-    /// Maximum requests of one attempt. A pilot of 20 lets `plan` estimate the cost of thinking.
-    #[serde(default)]
-    pub max_requests: Option<u64>,
-    /// Prices that override the built-in ones: `{date, source, models: {ID: {input, output, cache_write,
-    /// cache_write_hour, cache_read, batch, minimum_prefix}}}`, in dollars per million tokens.
-    #[serde(default)]
-    pub prices: Option<Prices>,
+judge_params! {
+    {
+        /// The model's id at the API. There is no default, because it determines cost and quality.
+        pub model: String,
+        /// Pairs per request. In the paper: 2.
+        #[serde(default = "two")]
+        pub documents_per_request: usize,
+        /// `schema`, `tool` or `prefill`.
+        #[serde(default)]
+        pub choice: Choice,
+        /// Maximum tokens of an answer, including thinking.
+        #[serde(default = "answer_tokens")]
+        pub max_tokens: u32,
+        /// `model`, `disabled`, `adaptive` or `{budget: TOKENS}`.
+        #[serde(default)]
+        pub thinking: Thinking,
+        /// `low` to `max`; sent only if given.
+        #[serde(default)]
+        pub effort: Option<Effort>,
+        /// Sent only if given, as are `top_p` and `top_k`: newer models refuse them.
+        #[serde(default)]
+        pub temperature: Option<f64>,
+        #[serde(default)]
+        pub top_p: Option<f64>,
+        #[serde(default)]
+        pub top_k: Option<u32>,
+        /// Whether an answer is valid only next to the same other pairs in the same order. Then adding or removing one pair
+        /// causes many answers to be asked again.
+        #[serde(default)]
+        pub strict_partner: bool,
+    }
+    beside_key {
+        /// `single`, or `batch` for half the price and an hour to a day of waiting. Not part of the key.
+        #[serde(default)]
+        pub mode: Mode,
+        /// Prices that override the built-in ones: `{date, source, models: {ID: {input, output, cache_write,
+        /// cache_write_hour, cache_read, batch, minimum_prefix}}}`, in dollars per million tokens.
+        #[serde(default)]
+        pub prices: Option<Prices>,
+    }
 }
 
 fn two() -> usize {

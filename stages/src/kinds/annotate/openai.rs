@@ -6,14 +6,11 @@ use std::sync::Arc;
 use engine::context::Context;
 use engine::error::Result;
 use engine::estimate::Estimate;
-use engine::external::InputPath;
 use engine::kind::{Kind, Signature};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::judge;
-use crate::judge::params::{Mode, Retry, Shared, defaults, shared};
+use crate::judge::params::{Mode, Shared, judge_params, shared};
 use crate::judge::prices::{Prices, Quote};
 use crate::judge::provider::Provider;
 use crate::judge::providers::openai::{MaxTokensField, OWN_FIELDS, OpenAi, ResponseFormat, Verdict};
@@ -22,72 +19,45 @@ use crate::train::params::{or_none, or_none_schema};
 
 pub struct Openai;
 
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Params {
-    /// The address before `/chat/completions`, such as `http://localhost:8000/v1`.
-    pub base_url: String,
-    /// The model's id at the endpoint.
-    pub model: String,
-    /// The environment variable that holds the endpoint's key, such as `OPENAI_API_KEY`, or with `_FILE` after it names
-    /// a file that does. Absent: no key is sent. Not part of the stage's key.
-    #[serde(default)]
-    pub key_variable: Option<String>,
-    /// Pairs per request.
-    #[serde(default = "one")]
-    pub documents_per_request: usize,
-    /// A file with a request template instead of the built-in one, as for `annotate.claude`.
-    #[serde(default)]
-    pub template: Option<InputPath>,
-    /// A file with worked examples instead of the two built-in ones, as for `annotate.claude`.
-    #[serde(default)]
-    pub examples: Option<InputPath>,
-    /// `json_schema`: the server forces the form of the answer. `none`: the answer is read as text.
-    #[serde(default)]
-    pub response_format: ResponseFormat,
-    /// `text`, or `logprobs`: the label is the more probable of `1` and `2`, and `confidence` its probability.
-    #[serde(default)]
-    pub verdict: Verdict,
-    /// Maximum tokens of an answer, including thinking.
-    #[serde(default = "answer_tokens")]
-    pub max_tokens: u32,
-    /// The field that carries it: `max_tokens` or `max_completion_tokens`. Not part of the stage's key.
-    #[serde(default)]
-    pub max_tokens_field: MaxTokensField,
-    /// Sampling temperature; `none`: not sent, for models that refuse it.
-    #[serde(default = "greedy", deserialize_with = "or_none")]
-    #[schemars(schema_with = "or_none_schema::<f64>")]
-    pub temperature: Option<f64>,
-    /// More fields of the request's body, such as `{seed: 1, chat_template_kwargs: {enable_thinking: false}}`.
-    #[serde(default)]
-    pub extra_body: BTreeMap<String, Value>,
-    /// The fraction of pairs that are also asked with the summaries in the other order.
-    #[serde(default = "defaults::swap_share")]
-    pub swap_share: f64,
-    /// The fraction of pairs that are asked twice.
-    #[serde(default = "defaults::repeat_share")]
-    pub repeat_share: f64,
-    /// Outcomes after which a pair is asked again: any of `refused`, `truncated`, `unparsable`, `failed`. The last
-    /// answer counts.
-    #[serde(default)]
-    pub retry: Retry,
-    /// Maximum number of times that a pair is asked again.
-    #[serde(default = "defaults::retries")]
-    pub retries: u32,
-    /// Maximum fraction of pairs without a label (refused, truncated, unparsable or failed).
-    #[serde(default = "defaults::max_unlabelled")]
-    pub max_unlabelled: f64,
-    /// Maximum cost in dollars over all attempts until the stage succeeds; needs a price. Like all parameters below, not
-    /// part of the stage's key.
-    #[serde(default)]
-    pub max_cost: Option<f64>,
-    /// Maximum requests of one attempt.
-    #[serde(default)]
-    pub max_requests: Option<u64>,
-    /// Prices in dollars per million tokens: `{date, source, models: {ID: {input, output, cache_read}}}`. A model
-    /// without a price counts as free.
-    #[serde(default)]
-    pub prices: Option<Prices>,
+judge_params! {
+    {
+        /// The address before `/chat/completions`, such as `http://localhost:8000/v1`.
+        pub base_url: String,
+        /// The model's id at the endpoint.
+        pub model: String,
+        /// Pairs per request.
+        #[serde(default = "one")]
+        pub documents_per_request: usize,
+        /// `json_schema`: the server forces the form of the answer. `none`: the answer is read as text.
+        #[serde(default)]
+        pub response_format: ResponseFormat,
+        /// `text`, or `logprobs`: the label is the more probable of `1` and `2`, and `confidence` its probability.
+        #[serde(default)]
+        pub verdict: Verdict,
+        /// Maximum tokens of an answer, including thinking.
+        #[serde(default = "answer_tokens")]
+        pub max_tokens: u32,
+        /// Sampling temperature; `none`: not sent, for models that refuse it.
+        #[serde(default = "greedy", deserialize_with = "or_none")]
+        #[schemars(schema_with = "or_none_schema::<f64>")]
+        pub temperature: Option<f64>,
+        /// More fields of the request's body, such as `{seed: 1, chat_template_kwargs: {enable_thinking: false}}`.
+        #[serde(default)]
+        pub extra_body: BTreeMap<String, Value>,
+    }
+    beside_key {
+        /// The environment variable that holds the endpoint's key, such as `OPENAI_API_KEY`, or with `_FILE` after it names
+        /// a file that does. Absent: no key is sent. Not part of the stage's key.
+        #[serde(default)]
+        pub key_variable: Option<String>,
+        /// The field that carries `max_tokens`: `max_tokens` or `max_completion_tokens`. Not part of the stage's key.
+        #[serde(default)]
+        pub max_tokens_field: MaxTokensField,
+        /// Prices in dollars per million tokens: `{date, source, models: {ID: {input, output, cache_read}}}`. A model
+        /// without a price counts as free.
+        #[serde(default)]
+        pub prices: Option<Prices>,
+    }
 }
 
 fn one() -> usize {

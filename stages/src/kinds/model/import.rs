@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::assets::{self, AssetName};
 use crate::error::IntoStageResult;
 use crate::hub::{self, HubId};
+use crate::model::chat::ChatTemplate;
 use crate::model::source::Source;
 use crate::train::Weights;
 use crate::train::params::Faults;
 use crate::types::Model;
+use crate::types::folder::write_json;
 
 pub struct Import;
 
@@ -33,6 +35,10 @@ pub struct Params {
     pub file: Option<InputPath>,
     /// A repository on the Hugging Face hub.
     pub hub: Option<HubId>,
+    /// Whether to take the chat template too (from `tokenizer_config.json`, `chat_template.jinja` or the GGUF's metadata),
+    /// for `annotate.local`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub chat_template: bool,
 }
 
 impl Kind for Import {
@@ -56,6 +62,8 @@ impl Kind for Import {
             let gguf = file.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
             faults.must(gguf, "file", "must be a .gguf file; `folder` takes what Hugging Face's tools write");
         }
+        let has_template = !p.chat_template || p.asset.is_none();
+        faults.must(has_template, "chat_template", "the program's own models have no chat template");
         faults.0
     }
 
@@ -66,13 +74,18 @@ impl Kind for Import {
                 assets::write(name, ctx.out())?;
                 name.clone()
             }
-            Params { folder: Some(folder), .. } => take(&Source::folder(&folder.0), ctx, port.is_some())?,
+            Params { folder: Some(folder), .. } => take(&Source::folder(&folder.0), ctx, port.is_some(), &params)?,
             Params { file: Some(file), .. } => {
                 let (model, tokenizer) = crate::model::load(&file.0)?;
                 crate::model::save(&model, &tokenizer, ctx.out(), Weights::F32)?;
+                if params.chat_template {
+                    let config = lm::files::Gguf::open(&file.0).into_stage_result()?.tokenizer_config;
+                    let config = config.ok_or_else(|| no_chat_template(&file.0.display().to_string()))?;
+                    write_json(&ctx.out().join(Model::TOKENIZER_CONFIG), &config)?;
+                }
                 file.0.display().to_string()
             }
-            Params { hub: Some(id), .. } => take(&Source::hub(id, ctx)?, ctx, port.is_some())?,
+            Params { hub: Some(id), .. } => take(&Source::hub(id, ctx)?, ctx, port.is_some(), &params)?,
             _ => return Err(Error::internal("model.import: no source")),
         };
         if let Some(tokenizer) = &port {
@@ -105,12 +118,12 @@ impl Kind for Import {
 
 /// Copies a model's files into the artifact and returns the name of their source. Safetensors are kept unchanged;
 /// pickles are converted to f32 safetensors, which can hold all their values.
-fn take(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result<String> {
-    take_files(source, ctx, has_tokenizer).map_err(|e| renamed(e, &source.here, &source.name))?;
+fn take(source: &Source, ctx: &mut Context, has_tokenizer: bool, params: &Params) -> Result<String> {
+    take_files(source, ctx, has_tokenizer, params.chat_template).map_err(|e| renamed(e, &source.here, &source.name))?;
     Ok(source.name.clone())
 }
 
-fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result<()> {
+fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool, chat_template: bool) -> Result<()> {
     let mut files = vec![Model::CONFIG.to_owned()];
     if source.has(Model::GENERATION) {
         files.push(Model::GENERATION.to_owned());
@@ -118,7 +131,14 @@ fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result
     if !has_tokenizer {
         files.push(Model::TOKENIZER.to_owned());
     }
+    if chat_template {
+        let held = [Model::TOKENIZER_CONFIG, Model::CHAT_TEMPLATE].into_iter().filter(|file| source.has(file));
+        files.extend(held.map(str::to_owned));
+    }
     source.fetch(&files, ctx)?;
+    if chat_template && !ChatTemplate::is_in(&source.here)? {
+        return Err(no_chat_template(&source.name));
+    }
     // Check the family before fetching gigabytes of an unknown one.
     lm::ModelConfig::load(&source.here).into_stage_result()?;
     let weights = source.weights(ctx)?;
@@ -130,6 +150,11 @@ fn take_files(source: &Source, ctx: &mut Context, has_tokenizer: bool) -> Result
         files.extend(weights.files);
     }
     files.iter().try_for_each(|file| source.put(file, ctx))
+}
+
+fn no_chat_template(source: &str) -> Error {
+    Error::user(format!("{source}: has no chat template"))
+        .help("leave `chat_template` out; `annotate.local` can take a template from a file")
 }
 
 /// Replaces the path `from` by `to` in the message; either may end in a slash.

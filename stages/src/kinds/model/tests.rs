@@ -169,6 +169,25 @@ fn a_generation_config_comes_along_for_the_ends_it_names() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_chat_template_comes_along_only_if_asked_for() -> Result<()> {
+    let bench = Bench::new();
+    toys::write_model(&bench.path(""), 1)?;
+    let with = json!({ "folder": bench.path(""), "chat_template": true });
+    let missing = error(run(&Import, with.clone(), Bench::new().inputs()));
+    assert!(missing.message.ends_with("has no chat template") && missing.exit_code() == 2, "{missing}");
+    bench.write("tokenizer_config.json", r#"{ "eos_token": "</s>" }"#);
+    bench.write("chat_template.jinja", "{{ messages[0].content }}");
+    let out = run(&Import, with, Bench::new().inputs())?;
+    for file in [Model::TOKENIZER_CONFIG, Model::CHAT_TEMPLATE] {
+        assert!(out.path().join(file).is_file(), "{file}");
+        assert!(!import(&bench.path(""), false)?.path().join(file).exists(), "{file}");
+    }
+    let asset = error(run(&Import, json!({ "asset": "tinytldr-s", "chat_template": true }), Bench::new().inputs()));
+    assert!(asset.message.contains("no chat template"), "{asset}");
+    Ok(())
+}
+
 /// The token of an id.
 fn tokenizer_token(tokenizer: &serde_json::Value, id: u32) -> serde_json::Value {
     let vocab = tokenizer["model"]["vocab"].as_object().expect("a vocabulary");

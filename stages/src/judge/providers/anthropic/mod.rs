@@ -17,7 +17,6 @@ use crate::judge::params::Mode;
 use crate::judge::prices::{self, Prices, Quote, Usage};
 use crate::judge::provider::{Protocol, Provider};
 use crate::judge::reply::Reply;
-use crate::judge::request::{examples, field, question, schema};
 use crate::judge::settings::Settings;
 
 /// Environment variables: the key, and another address than the public one.
@@ -138,9 +137,9 @@ pub fn key_variable_set() -> Result<Option<String>> {
     Ok(Some(name))
 }
 
-/// The start of a prefilled answer; `n` is the number of the first document.
-fn beginning(n: usize) -> String {
-    format!("{{\"{}\":", field(n))
+/// The start of a prefilled answer, up to the first field.
+fn beginning(field: &str) -> String {
+    format!("{{\"{field}\":")
 }
 
 impl Provider for Anthropic {
@@ -152,7 +151,7 @@ impl Provider for Anthropic {
         endpoint_at(&base(), &credentials::key(KEY)?)
     }
 
-    fn asked(&self, settings: &Settings, template: &str) -> Value {
+    fn asked(&self, settings: &Settings) -> Value {
         json!({
             "request": REQUEST,
             "model": settings.model,
@@ -164,13 +163,14 @@ impl Provider for Anthropic {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
-            "template": template,
-            "examples": settings.examples,
+            "template": settings.texts.template_text,
+            "examples": settings.texts.examples,
         })
     }
 
     fn fixed(&self, settings: &Settings, mode: Mode) -> Vec<Value> {
-        let mut messages = examples(settings);
+        let mut messages: Vec<Value> =
+            settings.texts.worked_examples().into_iter().map(|message| json!(message)).collect();
         if let Some(last) = messages.last_mut() {
             // Everything up to here is the same in all requests, so the API may cache it and charge less for reading it.
             let text = last["content"].take();
@@ -185,24 +185,24 @@ impl Provider for Anthropic {
     }
 
     fn body(&self, settings: &Settings, mode: Mode, documents: &[Document]) -> Value {
-        let first = settings.first();
+        let texts = &settings.texts;
         let mut messages = self.fixed(settings, mode);
-        messages.push(question(settings, documents));
+        messages.push(json!(texts.question(documents)));
         let mut body = json!({ "model": settings.model, "max_tokens": settings.max_tokens });
         let mut output = Map::new();
         match self.choice {
             Choice::Schema => {
-                let schema = schema(settings, documents.len());
+                let schema = texts.schema(documents.len());
                 output.insert("format".to_owned(), json!({ "type": "json_schema", "schema": schema }));
             }
             Choice::Tool => {
                 let about = "Says which summary of each document is better.";
-                let schema = schema(settings, documents.len());
+                let schema = texts.schema(documents.len());
                 body["tools"] = json!([{ "name": TOOL, "description": about, "input_schema": schema }]);
                 body["tool_choice"] = json!({ "type": "tool", "name": TOOL, "disable_parallel_tool_use": true });
             }
             Choice::Prefill => {
-                messages.push(json!({ "role": "assistant", "content": beginning(first) }));
+                messages.push(json!({ "role": "assistant", "content": beginning(&texts.fields(texts.first())[0]) }));
                 body["stop_sequences"] = json!(["}"]);
             }
         }
@@ -231,8 +231,8 @@ impl Provider for Anthropic {
         self.thinking != Thinking::Disabled
     }
 
-    fn replies(&self, answer: &Value, first: usize, n: usize) -> Vec<Reply> {
-        reply::replies(self.choice, answer, first, n)
+    fn replies(&self, answer: &Value, fields: &[String]) -> Vec<Reply> {
+        reply::replies(self.choice, answer, fields)
     }
 
     fn reason(&self, reply: Reply, answer: &Value) -> String {

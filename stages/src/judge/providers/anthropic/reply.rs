@@ -4,36 +4,35 @@ use serde_json::Value;
 
 use super::{Choice, TOOL, beginning};
 use crate::judge::reply::Reply;
-use crate::judge::request::field;
 
 /// Whether a JSON value is a message of the API.
 pub fn is_message(answer: &Value) -> bool {
     answer["type"] == "message" && answer["content"].is_array()
 }
 
-/// The results for `n` documents, numbered from `first`. The stop reason takes precedence over the text.
-pub fn replies(choice: Choice, answer: &Value, first: usize, n: usize) -> Vec<Reply> {
+/// The result for each field. The stop reason takes precedence over the text.
+pub fn replies(choice: Choice, answer: &Value, fields: &[String]) -> Vec<Reply> {
     match answer["stop_reason"].as_str() {
-        Some("refusal") => return vec![Reply::Refused; n],
-        Some("max_tokens" | "model_context_window_exceeded") => return vec![Reply::Truncated; n],
+        Some("refusal") => return vec![Reply::Refused; fields.len()],
+        Some("max_tokens" | "model_context_window_exceeded") => return vec![Reply::Truncated; fields.len()],
         _ => {}
     }
-    let choices = choices(choice, answer, first);
-    let place = |i: usize| match choices.get(field(first + i))? {
+    let choices = choices(choice, answer, fields.first().map_or("", String::as_str));
+    let place = |field: &String| match choices.get(field)? {
         Value::Number(n) => n.as_u64(),
         Value::String(s) => s.trim().parse().ok(),
         _ => None,
     };
-    let reply = |i: usize| match place(i) {
+    let reply = |field| match place(field) {
         Some(1) => Reply::Label(1),
         Some(2) => Reply::Label(2),
         _ => Reply::Unparsable,
     };
-    (0..n).map(reply).collect()
+    fields.iter().map(reply).collect()
 }
 
 /// The map of choices; null if there is none.
-fn choices(choice: Choice, answer: &Value, first: usize) -> Value {
+fn choices(choice: Choice, answer: &Value, first: &str) -> Value {
     if choice == Choice::Tool {
         let called = blocks(answer).iter().rev().find(|block| block["type"] == "tool_use" && block["name"] == TOOL);
         return called.map_or(Value::Null, |block| block["input"].clone());
@@ -92,7 +91,8 @@ mod tests {
 
     impl Reading {
         fn replies(&self, answer: &Value, n: usize) -> Vec<Reply> {
-            self.0.replies(answer, 3, n)
+            let fields: Vec<String> = (3..3 + n).map(|n| format!("doc.{n}.chosen.summary")).collect();
+            self.0.replies(answer, &fields)
         }
 
         fn reason(&self, reply: Reply, answer: &Value) -> String {

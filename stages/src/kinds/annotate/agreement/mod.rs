@@ -17,7 +17,7 @@ use crate::labels::agreement::{ByLength, Counts, LengthCounts};
 use crate::labels::pair_key::{PairKey, Text};
 use crate::table;
 use crate::types::Preferences;
-use crate::types::agreement::{Agreement, AgreementInfo, Compared, Disagreement, Judge};
+use crate::types::agreement::{Agreement, AgreementInfo, Compared, Disagreement, Judge, QuestionAgreement};
 use crate::types::folder::write_json;
 
 pub struct Agree;
@@ -99,7 +99,8 @@ impl Kind for Agree {
         }
         tell(ctx, &judges, &compared);
         disagreements(&pairs, &inputs, &names, params.disagreements, ctx)?;
-        write_json(&ctx.out().join(Agreement::INFO), &AgreementInfo { judges, compared })
+        let questions = questions(&inputs, &names, ctx)?;
+        write_json(&ctx.out().join(Agreement::INFO), &AgreementInfo { judges, compared, questions })
     }
 }
 
@@ -151,6 +152,29 @@ fn compare(pairs: &Pairs, names: &[String]) -> Vec<Compared> {
         }
     }
     all
+}
+
+/// Compares the answers to each question that at least two judges were asked about a pair, and records agreement and kappa
+/// as metrics `name[question]`, or `name[question,first,second]` for more than two judges.
+fn questions(inputs: &[Input], names: &[String], ctx: &mut Context) -> Result<Vec<QuestionAgreement>> {
+    let mut questions = Vec::new();
+    for (question, pairs) in verdicts::questions(inputs)? {
+        let mut compared = compare(&pairs, names);
+        compared.retain(|two| two.matched > 0);
+        for two in &compared {
+            let of = if names.len() == 2 { String::new() } else { format!(",{},{}", two.first, two.second) };
+            if let Some(share) = two.agreement {
+                ctx.metric(format!("agreement[{question}{of}]"), share.share);
+            }
+            if let Some(kappa) = two.kappa {
+                ctx.metric(format!("kappa[{question}{of}]"), kappa.kappa);
+            }
+        }
+        if !compared.is_empty() {
+            questions.push(QuestionAgreement { question, compared });
+        }
+    }
+    Ok(questions)
 }
 
 /// Records metrics: under plain names for two judges, under `name[first,second]` for more.

@@ -169,6 +169,50 @@ fn three_judges_are_compared_two_by_two_and_equal_names_told_apart() -> Result<(
 }
 
 #[test]
+fn answers_to_the_same_question_are_compared_by_its_name() -> Result<()> {
+    let mut bench = Bench::new();
+    // The judges agree on what is accurate, differ on every third length, and one alone was asked about style.
+    for (judge, names) in [["accurate", "length", "style"].as_slice(), &["length", "accurate"]].into_iter().enumerate()
+    {
+        bench.input("preferences", "Preferences", |folder| {
+            let mut writer = crate::labels::PreferenceWriter::with_aspects(folder)?;
+            for (i, row) in table(&but_every(120, 4)).into_iter().enumerate() {
+                // In the second table the rows have the other side chosen; so have the answers.
+                let row = if judge == 0 {
+                    row
+                } else {
+                    Preference { chosen_text: row.rejected_text.clone(), rejected_text: row.chosen_text.clone(), ..row }
+                };
+                for name in names {
+                    let for_chosen = judge == 0 || (*name == "length" && i % 3 == 0);
+                    writer.push_aspect(crate::types::Aspect {
+                        id: row.id.clone(),
+                        question: (*name).to_owned(),
+                        weight: 1.0,
+                        for_chosen: (i != 7).then_some(for_chosen),
+                        confidence: None,
+                    })?;
+                }
+                writer.push(row)?;
+            }
+            let mut ctx = Context::new("test", 1, BTreeMap::new(), folder.to_owned(), folder.to_owned());
+            writer.finish(&mut ctx)
+        });
+    }
+    let out = run(&Agree, json!({}), bench.inputs())?;
+    let questions = Agreement::info(&out.path())?.questions;
+    let told: Vec<_> = questions
+        .iter()
+        .map(|q| {
+            (q.question.as_str(), q.compared[0].matched, q.compared[0].agreement.map(|share| (share.of, share.share)))
+        })
+        .collect();
+    assert_eq!(told, [("accurate", 120, Some((119, 1.0))), ("length", 120, Some((119, 79.0 / 119.0)))]);
+    assert_eq!(out.metric("agreement[length]"), 79.0 / 119.0);
+    Ok(())
+}
+
+#[test]
 fn tables_without_a_common_pair_or_with_few_are_told() -> Result<()> {
     let error = agree(&[table(&but_every(5, 2))]).map(drop).expect_err("one table");
     assert!(error.message.contains("agrees with none") && error.exit_code() == 2, "{error}");

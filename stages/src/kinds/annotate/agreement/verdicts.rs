@@ -1,8 +1,9 @@
 //! Verdicts of all judges on all pairs, keyed by the pair's content; texts are not kept.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use engine::context::Input;
 use engine::error::Result;
 
 use crate::labels::agreement::Counts;
@@ -86,19 +87,8 @@ impl Pairs {
             let (chosen_words, rejected_words) = (words(&row.chosen_text), words(&row.rejected_text));
             let longer_by =
                 if chosen == Some(Text::High) { rejected_words - chosen_words } else { chosen_words - rejected_words };
-            let (judges, post) = (self.judges, post_of(&row.prompt));
-            let heard = self.pairs.entry(key);
-            let heard = heard.or_insert_with(|| JudgedPair {
-                by: vec![LabelCounts::default(); judges].into(),
-                longer_by,
-                post,
-            });
-            let said = &mut heard.by[judge];
-            match chosen.filter(|_| row.outcome == Outcome::Labelled) {
-                Some(Text::Low) => said.low += 1,
-                Some(Text::High) => said.high += 1,
-                None => said.neither += 1,
-            }
+            let post = post_of(&row.prompt);
+            self.count(judge, key, (longer_by, post), chosen.filter(|_| row.outcome == Outcome::Labelled));
             if row.outcome == Outcome::Labelled {
                 let [first_chosen, longer_chosen] = chosen_by_post.entry(post).or_default();
                 if let Some(first) = row.chosen_first {
@@ -114,6 +104,20 @@ impl Pairs {
             rows.longer_chosen.add_post(longer_chosen);
         }
         Ok(rows)
+    }
+
+    /// Adds one label of a judge; `pair` is [`JudgedPair::longer_by`] and the hash of the post.
+    fn count(&mut self, judge: usize, key: PairKey, pair: (i64, u64), label: Option<Text>) {
+        let (judges, (longer_by, post)) = (self.judges, pair);
+        let heard = self.pairs.entry(key);
+        let heard =
+            heard.or_insert_with(|| JudgedPair { by: vec![LabelCounts::default(); judges].into(), longer_by, post });
+        let said = &mut heard.by[judge];
+        match label {
+            Some(Text::Low) => said.low += 1,
+            Some(Text::High) => said.high += 1,
+            None => said.neither += 1,
+        }
     }
 
     /// Every pair with its key, in arbitrary order.
@@ -157,6 +161,26 @@ impl Pairs {
         }
         counts
     }
+}
+
+/// The answers of all judges to single questions, by the question's name.
+pub fn questions(inputs: &[Input]) -> Result<BTreeMap<String, Pairs>> {
+    let mut questions: BTreeMap<String, Pairs> = BTreeMap::new();
+    for (judge, input) in inputs.iter().enumerate() {
+        let Some(rows) = Preferences::with_aspects(&input.folder)? else { continue };
+        for row in rows {
+            let (row, aspects) = row?;
+            let (key, chosen) = key_of(&row);
+            let longer_by = words(&row.chosen_text) - words(&row.rejected_text);
+            let longer_by = if chosen == Some(Text::High) { -longer_by } else { longer_by };
+            for aspect in aspects {
+                let label = chosen.zip(aspect.for_chosen).map(|(text, own)| if own { text } else { text.other() });
+                let pairs = questions.entry(aspect.question).or_insert_with(|| Pairs::of(inputs.len()));
+                pairs.count(judge, key, (longer_by, post_of(&row.prompt)), label);
+            }
+        }
+    }
+    Ok(questions)
 }
 
 /// A row's pair key, and which of its texts is chosen.

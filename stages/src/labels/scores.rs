@@ -6,11 +6,13 @@ use engine::checkpoint::Checkpoints;
 use engine::context::{Context, StepProgress};
 use engine::error::{AtPath, Error, Result};
 
-/// The scores of both sides of all pairs so far. A checkpoint holds nothing else, at eight bytes per pair: labels and
-/// rows are recomputed from them.
+/// The scores of all pairs so far, a fixed number for each. A checkpoint holds nothing else: labels and rows are
+/// recomputed from them.
 pub struct Scores {
-    found: Vec<[f32; 2]>,
-    /// Number of pairs already requested.
+    /// Scores of one pair.
+    per_pair: usize,
+    found: Vec<f32>,
+    /// Number of scores already requested.
     used: usize,
     checkpoints: Checkpoints,
 }
@@ -25,16 +27,16 @@ impl Scores {
     ///
     /// # Errors
     /// If the folder of checkpoints cannot be listed.
-    pub fn of(ctx: &mut Context, total: u64) -> Result<Self> {
+    pub fn of(ctx: &mut Context, total: u64, per_pair: usize) -> Result<Self> {
         let mut checkpoints = Checkpoints::new(ctx, FORMAT);
-        let found = checkpoints.latest(ctx, |folder| Self::read(folder, total))?.map(|(found, _)| found);
+        let found = checkpoints.latest(ctx, |folder| Self::read(folder, total, per_pair))?.map(|(found, _)| found);
         if let Some(found) = &found {
-            ctx.resumed(StepProgress { done: found.len() as u64, total, unit: "pairs" });
+            ctx.resumed(StepProgress { done: (found.len() / per_pair) as u64, total, unit: "pairs" });
         }
-        Ok(Self { found: found.unwrap_or_default(), used: 0, checkpoints })
+        Ok(Self { per_pair, found: found.unwrap_or_default(), used: 0, checkpoints })
     }
 
-    /// The scores of the next `pairs` pairs, two for each in order; calls `make` unless a checkpoint has them.
+    /// The scores of the next `pairs` pairs in order; calls `make` unless a checkpoint has them.
     ///
     /// # Errors
     /// Errors of `make`.
@@ -44,12 +46,12 @@ impl Scores {
         pairs: usize,
         (done, total): (u64, u64),
         make: impl FnOnce() -> Result<Vec<f32>>,
-    ) -> Result<Vec<[f32; 2]>> {
-        let end = self.used + pairs;
+    ) -> Result<Vec<f32>> {
+        let end = self.used + pairs * self.per_pair;
         if self.found.len() < end {
             // Inputs and chunks are the same in every attempt, so an earlier attempt stopped between two calls.
             self.found.truncate(self.used);
-            self.found.extend_from_slice(make()?.as_chunks::<2>().0);
+            self.found.extend(make()?);
             if self.checkpoints.due() {
                 let found = &self.found;
                 self.checkpoints
@@ -61,21 +63,21 @@ impl Scores {
         Ok(scores)
     }
 
-    fn write(folder: &Path, found: &[[f32; 2]]) -> Result<()> {
-        let bytes: Vec<u8> = found.iter().flatten().flat_map(|score| score.to_le_bytes()).collect();
+    fn write(folder: &Path, found: &[f32]) -> Result<()> {
+        let bytes: Vec<u8> = found.iter().flat_map(|score| score.to_le_bytes()).collect();
         let path = folder.join(Self::FILE);
         std::fs::write(&path, bytes).at(&path)
     }
 
-    fn read(folder: &Path, total: u64) -> Result<Vec<[f32; 2]>> {
+    fn read(folder: &Path, total: u64, per_pair: usize) -> Result<Vec<f32>> {
         let path = folder.join(Self::FILE);
         let bytes = std::fs::read(&path).at(&path)?;
         let (scores, rest) = bytes.as_chunks::<4>();
-        let (pairs, odd) = scores.as_chunks::<2>();
-        if !rest.is_empty() || !odd.is_empty() || pairs.len() as u64 > total {
+        let is_whole = rest.is_empty() && scores.len().is_multiple_of(per_pair);
+        if !is_whole || scores.len() as u64 > total.saturating_mul(per_pair as u64) {
             let what = format!("{}: holds {} bytes, no scores of {total} pairs", path.display(), bytes.len());
             return Err(Error::environment(what));
         }
-        Ok(pairs.iter().map(|pair| pair.map(f32::from_le_bytes)).collect())
+        Ok(scores.iter().map(|score| f32::from_le_bytes(*score)).collect())
     }
 }

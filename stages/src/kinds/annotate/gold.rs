@@ -1,7 +1,5 @@
 //! `annotate.gold`: labels pairs with a reward model.
 
-mod scores;
-
 use engine::context::Context;
 use engine::error::{Error, Result};
 use engine::estimate::Scaling;
@@ -10,9 +8,9 @@ use lm::Sequence;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::scores::Scores;
 use crate::error::on_a_big_stack;
 use crate::labels::pair_key::{PairKey, Text as Which};
+use crate::labels::scores::Scores;
 use crate::labels::{HeldOut, PreferenceWriter};
 use crate::prompt::Parts;
 use crate::reward::{load_reward_model, load_tokenizer, score};
@@ -96,7 +94,7 @@ fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
     let mut judged = PreferenceWriter::create(ctx.out())?;
     let tables = ctx.many("pairs").iter().map(|input| Pairs::open(&input.folder)).collect::<Result<Vec<_>>>()?;
     let total = tables.iter().map(|table| table.rows()).sum();
-    let mut scores = Scores::of(ctx, total)?;
+    let mut scores = Scores::of(ctx, total, 2)?;
     let mut encoder = Encoder::new(&tokenizer, reward.model.lm.config().window());
     let mut done = 0;
     for table in tables {
@@ -115,8 +113,8 @@ fn annotate(p: &Params, ctx: &mut Context) -> Result<()> {
                 let sequences = sequences(&chunk, &mut encoder, &mut own)?;
                 score(&reward, &sequences.iter().collect::<Vec<_>>(), SCORED)
             })?;
-            for (pair, [a, b]) in chunk.into_iter().zip(found) {
-                judged.push(drawn.label(pair, a, b)?)?;
+            for (pair, [a, b]) in chunk.into_iter().zip(found.as_chunks::<2>().0) {
+                judged.push(drawn.label(pair, *a, *b)?)?;
             }
             ctx.progress(done, total, "pairs", None);
         }

@@ -1,0 +1,108 @@
+//! `annotate.local`: a language model in this process labels pairs.
+
+use engine::context::Context;
+use engine::error::Result;
+use engine::estimate::Scaling;
+use engine::external::InputPath;
+use engine::kind::{Kind, Signature};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::judge::local::{self, LocalJudge, PromptForm};
+use crate::judge::params::{self, defaults};
+use crate::judge::request::{self, Aspect, Texts};
+use crate::train::params::Faults;
+use crate::types::{Model, Pairs, Posts, Preferences};
+
+pub struct Local;
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// A file with a request template instead of the built-in one, as for `annotate.claude`.
+    #[serde(default)]
+    pub template: Option<InputPath>,
+    /// A file with worked examples instead of the two built-in ones, as for `annotate.claude`.
+    #[serde(default)]
+    pub examples: Option<InputPath>,
+    /// Number of worked examples that each prompt shows, from the first. Absent: all. They take most of the time; small
+    /// windows have no room for them.
+    #[serde(default)]
+    pub shots: Option<usize>,
+    /// What counts in a good summary: a text that follows the template's instructions.
+    #[serde(default)]
+    pub rubric: Option<String>,
+    /// Several questions about each pair instead of one: `[{name, text, weight}]`. The label is the weighted mean of their
+    /// probabilities; the single answers are in `aspects.parquet`.
+    #[serde(default)]
+    pub questions: Vec<Aspect>,
+    /// `auto`: the chat template if there is one, otherwise plain text. `chat`: the chat template. `plain`: plain text, for
+    /// models that know no chats.
+    #[serde(default)]
+    pub prompt: PromptForm,
+    /// A file with a chat template instead of the model's: a `tokenizer_config.json`, or the template itself.
+    #[serde(default)]
+    pub chat_template: Option<InputPath>,
+    /// Maximum fraction of pairs that are too long for the model's window; those are marked `failed`.
+    #[serde(default = "defaults::max_unlabelled")]
+    pub max_unlabelled: f64,
+}
+
+impl Params {
+    fn texts(&self) -> Result<Texts> {
+        let (template, examples) = (self.template.as_ref(), self.examples.as_ref());
+        let mut texts = Texts::load(template, examples, self.rubric.as_deref(), &self.questions)?;
+        texts.examples.truncate(self.shots.unwrap_or(usize::MAX));
+        Ok(texts)
+    }
+}
+
+impl Kind for Local {
+    type Params = Params;
+
+    const NAME: &'static str = "annotate.local";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "judges pairs by a language model that runs in the process, without a server";
+
+    fn signature(&self, _: &Params) -> Signature {
+        let signature = Signature::producing(Preferences::NAME).many("pairs", &[Pairs::NAME]);
+        signature.one("model", &[Model::NAME]).optional("exclude", &[Posts::NAME]).numerics(lm::NUMERICS)
+    }
+
+    fn check(&self, p: &Params) -> Vec<(String, String)> {
+        let mut faults = Faults::default();
+        faults.must(params::is_share(p.max_unlabelled), "max_unlabelled", "expected 0 to 1");
+        let unused = p.prompt == PromptForm::Plain && p.chat_template.is_some();
+        faults.must(!unused, "chat_template", "is not used with `prompt: plain`");
+        faults.0.extend(request::faults(&p.questions));
+        faults.0
+    }
+
+    fn check_files(&self, p: &Params) -> Vec<(String, String)> {
+        let mut faults = params::file_faults(p.template.as_ref(), p.examples.as_ref(), &p.questions);
+        if let (true, Some(shots), Ok(texts)) =
+            (faults.is_empty(), p.shots, Params { shots: None, ..p.clone() }.texts())
+        {
+            let there = texts.examples.len();
+            if shots > there {
+                faults.push(("shots".to_owned(), format!("there are {there} worked examples")));
+            }
+        }
+        faults
+    }
+
+    fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
+        let pairs = size("pairs")? * p.questions.len().max(1) as f64;
+        Some(Scaling::new(pairs * size("model")?, pairs))
+    }
+
+    fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {
+        let judge = LocalJudge {
+            texts: p.texts()?,
+            prompt: p.prompt,
+            chat_template: p.chat_template.as_ref().map(|file| file.0.as_path()),
+            max_unlabelled: p.max_unlabelled,
+        };
+        local::run(&judge, ctx)
+    }
+}
