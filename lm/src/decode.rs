@@ -4,50 +4,52 @@
 //! part. So buffers are allocated once, and a finished sequence leaves the batch without any copy.
 
 mod packed_linear;
-mod weights;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use self::packed_linear::PackedLinear;
-pub(crate) use self::weights::DecoderWeights;
-use self::weights::NormSlices;
-use crate::architecture::Architecture;
+use crate::block::{Attention, Block};
 use crate::kernels::attention::{self, AttentionShape};
 use crate::kernels::buffer::{CHUNK, for_each_chunk};
+use crate::kernels::candle_interop::CpuSlice;
 use crate::kernels::gemm::{Mat, Threads, WriteMode};
 use crate::kernels::linear::OutputColumns;
 use crate::kernels::matmul::{PackedRhs, Rhs, matmul, matmul_transposed_rhs};
 use crate::kernels::norm::RowNorm;
 use crate::kernels::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
-use crate::kernels::{Direction, Rotary};
+use crate::kernels::{Direction, LmHead, RotaryTable};
+use crate::transformer::Transformer;
+use crate::{Precision, Result};
 
-struct DecoderLayer<'a> {
-    norm_1: RowNorm<'a>,
-    qkv: &'a [PackedLinear<'a>],
-    attn_out: &'a PackedLinear<'a>,
-    norm_2: Option<RowNorm<'a>>,
-    up: &'a [PackedLinear<'a>],
-    down: &'a PackedLinear<'a>,
-}
+/// A block with its weights rounded or rearranged once.
+type PackedBlock<'a> = Block<PackedLinear<'a>, RowNorm<CpuSlice<'a>>>;
 
-/// The model's weights as slices, and how threads share the work.
+/// The model's weights in memory, and how threads share the work.
 pub(crate) struct Decoder<'a> {
-    architecture: &'a Architecture,
+    d: usize,
+    vocab: usize,
     /// Sizes of one sequence, with `time` 0.
     size: AttentionShape,
-    embedding: &'a [f32],
-    positions: Option<&'a [f32]>,
-    lm_head: &'a [f32],
-    packed_lm_head: Option<&'a PackedRhs>,
-    lm_head_bias: Option<&'a [f32]>,
-    rotary: Option<&'a Rotary>,
-    layers: Vec<DecoderLayer<'a>>,
-    norm: RowNorm<'a>,
+    embedding: CpuSlice<'a>,
+    positions: Option<CpuSlice<'a>>,
+    blocks: Vec<PackedBlock<'a>>,
+    norm: RowNorm<CpuSlice<'a>>,
+    /// The output layer as stored, `[vocab, d]`.
+    lm_head: CpuSlice<'a>,
+    /// The output layer packed for matrix products, `[d, vocab]`; None in f32 if it is [`LARGE_LM_HEAD`].
+    packed_lm_head: Option<PackedRhs>,
+    lm_head_bias: Option<CpuSlice<'a>>,
+    rotary: Option<RotaryTable>,
     /// `One` if groups of rows run in parallel, `Pool` if the work within a group does.
     pub threads: Threads,
 }
+
+/// From this many elements on, an f32 output layer gets no second, packed copy: for the few rows of a step it is read
+/// from memory in either form, and in a small model with a large vocabulary it is most of the weights.
+const LARGE_LM_HEAD: usize = 1 << 24;
 
 /// The key-value cache of one sequence.
 pub(crate) struct KvCache {
@@ -89,21 +91,29 @@ fn scratch_slice(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 impl<'a> Decoder<'a> {
-    pub fn new(weights: &'a DecoderWeights, threads: Threads) -> Self {
-        let architecture = weights.architecture;
-        let eps = architecture.eps as f32;
-        let norm = |(w, b): &'a NormSlices| RowNorm { w, b: b.as_deref(), eps };
-        let layers = weights.layers.iter().map(|l| DecoderLayer {
-            norm_1: norm(&l.norm_1),
-            qkv: &l.qkv,
-            attn_out: &l.attn_out,
-            norm_2: l.norm_2.as_ref().map(norm),
-            up: &l.up,
-            down: &l.down,
-        });
-        let heads = architecture.heads;
-        Self {
-            architecture,
+    /// For sequences of at most `positions` tokens; `lm_head` is the model's. Errors: a tensor that is not contiguous
+    /// f32.
+    pub fn new(model: &'a Transformer, lm_head: &'a LmHead, positions: usize, threads: Threads) -> Result<Self> {
+        let heads = model.architecture.block.attention.heads;
+        let pack = |block: &'a Arc<Block>| -> Result<PackedBlock<'a>> {
+            // The last block is asked separately for queries, and for keys and values: the first columns and the rest.
+            let mut split = heads.columns(heads.query);
+            block.parts().try_map(
+                &mut split,
+                |split, linear| {
+                    let packed = PackedLinear::new(linear, model.precision, *split)?;
+                    *split = split.saturating_sub(packed.d_out());
+                    Ok(packed)
+                },
+                |_, norm| Ok(RowNorm::new(norm)?),
+            )
+        };
+        let (vocab, d) = lm_head.weight.dims2()?;
+        let weight = CpuSlice::new(&lm_head.weight)?;
+        let is_packed = model.precision == Precision::Bf16 || vocab * d < LARGE_LM_HEAD;
+        Ok(Self {
+            d,
+            vocab,
             size: AttentionShape {
                 batch: 1,
                 time: 0,
@@ -111,23 +121,23 @@ impl<'a> Decoder<'a> {
                 kv_heads: heads.key_value,
                 width: heads.width,
             },
-            embedding: &weights.embedding,
-            positions: weights.positions.as_deref(),
-            lm_head: &weights.lm_head,
-            packed_lm_head: weights.packed_lm_head.as_ref(),
-            lm_head_bias: weights.lm_head_bias.as_deref(),
-            rotary: weights.rotary.as_ref(),
-            layers: layers.collect(),
-            norm: norm(&weights.norm),
+            embedding: CpuSlice::new(&model.embedding)?,
+            positions: model.positions.as_ref().map(CpuSlice::new).transpose()?,
+            blocks: model.blocks.iter().map(pack).collect::<Result<_>>()?,
+            norm: RowNorm::new(&model.norm)?,
+            packed_lm_head: is_packed.then(|| PackedRhs::new(Mat::new(&weight, vocab, d).t(), None, model.precision)),
+            lm_head: weight,
+            lm_head_bias: lm_head.bias.as_ref().map(CpuSlice::new).transpose()?,
+            rotary: model.rotary(positions),
             threads,
-        }
+        })
     }
 
     /// An empty cache with capacity for `positions`.
     pub fn cache(&self, positions: usize) -> KvCache {
         let capacity = positions.next_multiple_of(LANES);
         let len = self.size.kv_heads * self.size.width * capacity;
-        let layers = self.layers.iter().map(|_| LayerCache { keys: vec![0.0; len], values: vec![0.0; len] }).collect();
+        let layers = self.blocks.iter().map(|_| LayerCache { keys: vec![0.0; len], values: vec![0.0; len] }).collect();
         KvCache { len: 0, capacity, layers, scores: vec![0.0; capacity] }
     }
 
@@ -141,8 +151,8 @@ impl<'a> Decoder<'a> {
         last: &mut Vec<f32>,
     ) {
         let n: usize = prompts.iter().map(|p| p.len()).sum();
-        let (rows, d, size) = (prompts.len(), self.architecture.d, self.size);
-        let (queries, qkv_width) = (size.out_width(), size.qkv_width());
+        let (rows, d, size) = (prompts.len(), self.d, self.size);
+        let (queries, keys, qkv_width) = (size.out_width(), size.kv_heads * size.width, size.qkv_width());
         let mut x = std::mem::take(&mut workspace.x);
         let x_all = scratch_slice(&mut x, n * d);
         let tokens = prompts.iter().flat_map(|p| p.iter().enumerate());
@@ -157,12 +167,12 @@ impl<'a> Decoder<'a> {
             })
             .collect();
         let positions = || prompts.iter().flat_map(|p| 0..p.len());
-        let (final_layer, layers) = self.layers.split_last().expect("a checked architecture has layers");
-        for (l, layer) in layers.iter().enumerate() {
-            self.norm_rows(scratch_slice(&mut workspace.h, n * d), x_all, &layer.norm_1);
+        let (last_block, blocks) = self.blocks.split_last().expect("a checked architecture has layers");
+        for (l, block) in blocks.iter().enumerate() {
+            self.norm_rows(scratch_slice(&mut workspace.h, n * d), x_all, &block.norm_1);
             let qkv = scratch_slice(&mut workspace.qkv, n * qkv_width);
-            self.linear(qkv, &workspace.h[..n * d], layer.qkv, 0..qkv_width);
-            self.rotate(qkv, qkv_width, 0..queries + size.kv_heads * size.width, positions());
+            self.linear(qkv, &workspace.h[..n * d], &block.attention.qkv, 0..qkv_width);
+            self.position(&block.attention, qkv, [queries, keys], qkv_width, positions());
             let attended = scratch_slice(&mut workspace.attended, n * queries);
             for ((cache, prompt), &end) in caches.iter_mut().zip(prompts).zip(&ends) {
                 let start = end - prompt.len();
@@ -186,16 +196,16 @@ impl<'a> Decoder<'a> {
                     }
                 }
             }
-            self.finish_layer(layer, x_all, n, workspace);
+            self.finish_block(block, x_all, n, workspace);
         }
 
         // The last layer's only later uses are its keys, its values and the state of each prompt's last token.
-        let l = layers.len();
-        self.norm_rows(scratch_slice(&mut workspace.h, n * d), x_all, &final_layer.norm_1);
+        let l = blocks.len();
+        self.norm_rows(scratch_slice(&mut workspace.h, n * d), x_all, &last_block.norm_1);
         let kv_width = qkv_width - queries;
         let kv = scratch_slice(&mut workspace.qkv, n * kv_width);
-        self.linear(kv, &workspace.h[..n * d], final_layer.qkv, queries..qkv_width);
-        self.rotate(kv, kv_width, 0..kv_width / 2, positions());
+        self.linear(kv, &workspace.h[..n * d], &last_block.attention.qkv, queries..qkv_width);
+        self.position(&last_block.attention, kv, [0, keys], kv_width, positions());
         for ((cache, prompt), &end) in caches.iter_mut().zip(prompts).zip(&ends) {
             let start = end - prompt.len();
             for (t, token) in kv[start * kv_width..end * kv_width].chunks_exact(kv_width).enumerate() {
@@ -209,31 +219,31 @@ impl<'a> Decoder<'a> {
             workspace.h.copy_within(last_token, i * d);
         }
         let q = scratch_slice(&mut workspace.qkv, rows * queries);
-        self.linear(q, &workspace.h[..rows * d], final_layer.qkv, 0..queries);
-        self.rotate(q, queries, 0..queries, prompts.iter().map(|p| p.len() - 1));
+        self.linear(q, &workspace.h[..rows * d], &last_block.attention.qkv, 0..queries);
+        self.position(&last_block.attention, q, [queries, 0], queries, prompts.iter().map(|p| p.len() - 1));
         self.attend(caches, l, queries, rows, workspace);
-        self.finish_layer(final_layer, &mut x_all[..rows * d], rows, workspace);
+        self.finish_block(last_block, &mut x_all[..rows * d], rows, workspace);
         last.extend_from_slice(&x_all[..rows * d]);
         workspace.x = x;
     }
 
     /// Appends one token to each sequence. `x` receives the states before the final norm, `[rows, d]`.
     pub fn step(&self, caches: &mut [&mut KvCache], tokens: &[u32], workspace: &mut Workspace, x: &mut Vec<f32>) {
-        let (n, d, size) = (tokens.len(), self.architecture.d, self.size);
-        let (queries, qkv_width) = (size.out_width(), size.qkv_width());
+        let (n, d, size) = (tokens.len(), self.d, self.size);
+        let (queries, keys, qkv_width) = (size.out_width(), size.kv_heads * size.width, size.qkv_width());
         x.resize(n * d, 0.0);
         for ((x, cache), &id) in x.chunks_exact_mut(d).zip(caches.iter_mut()).zip(tokens) {
             self.embed(x, id, cache.len);
             cache.len += 1;
         }
-        for (l, layer) in self.layers.iter().enumerate() {
-            self.norm_rows(scratch_slice(&mut workspace.h, n * d), x, &layer.norm_1);
+        for (l, block) in self.blocks.iter().enumerate() {
+            self.norm_rows(scratch_slice(&mut workspace.h, n * d), x, &block.norm_1);
             let qkv = scratch_slice(&mut workspace.qkv, n * qkv_width);
-            self.linear(qkv, &workspace.h[..n * d], layer.qkv, 0..qkv_width);
+            self.linear(qkv, &workspace.h[..n * d], &block.attention.qkv, 0..qkv_width);
             let positions = caches.iter().map(|cache| cache.len - 1);
-            self.rotate(qkv, qkv_width, 0..queries + size.kv_heads * size.width, positions);
+            self.position(&block.attention, qkv, [queries, keys], qkv_width, positions);
             self.attend(caches, l, qkv_width, n, workspace);
-            self.finish_layer(layer, x, n, workspace);
+            self.finish_block(block, x, n, workspace);
         }
     }
 
@@ -244,40 +254,48 @@ impl<'a> Decoder<'a> {
         x: &[f32],
         workspace: &mut Workspace,
     ) -> impl Iterator<Item = &'l mut [f32]> + use<'l> {
-        let (d, vocab) = (self.architecture.d, self.architecture.vocab);
+        let (d, vocab) = (self.d, self.vocab);
         let n = x.len() / d;
         self.norm_rows(scratch_slice(&mut workspace.h, n * d), x, &self.norm);
         let out = scratch_slice(logits, n * vocab);
         let mut mode = WriteMode::Overwrite;
-        if let Some(bias) = self.lm_head_bias {
+        if let Some(bias) = &self.lm_head_bias {
             out.chunks_exact_mut(vocab).for_each(|row| row.copy_from_slice(bias));
             mode = WriteMode::Add;
         }
         let h = Mat::new(&workspace.h, n, d);
-        match self.packed_lm_head {
+        match &self.packed_lm_head {
             Some(lm_head) => matmul(out, mode, 1.0, h, Rhs::Packed(lm_head), self.threads),
-            None => matmul_transposed_rhs(out, mode, 1.0, h, Mat::new(self.lm_head, vocab, d), self.threads),
+            None => matmul_transposed_rhs(out, mode, 1.0, h, Mat::new(&self.lm_head, vocab, d), self.threads),
         }
         out.chunks_exact_mut(vocab)
     }
 
     fn embed(&self, x: &mut [f32], id: u32, position: usize) {
-        let d = self.architecture.d;
+        let d = self.d;
         x.copy_from_slice(&self.embedding[id as usize * d..][..d]);
-        if let Some(positions) = self.positions {
+        if let Some(positions) = &self.positions {
             add_assign(x, &positions[position * d..][..d]);
         }
     }
 
-    fn norm_rows(&self, y: &mut [f32], x: &[f32], norm: &RowNorm) {
-        self.for_each_part(y, self.architecture.d, |start, y| norm.forward(y, &x[start..start + y.len()]));
+    fn norm_rows(&self, y: &mut [f32], x: &[f32], norm: &RowNorm<CpuSlice>) {
+        self.for_each_part(y, self.d, |start, y| norm.forward(y, &x[start..start + y.len()]));
     }
 
-    /// Applies the rotary embedding to the heads in the given columns of rows of `stride`, at the rows' positions.
-    fn rotate(&self, rows: &mut [f32], stride: usize, columns: Range<usize>, positions: impl Iterator<Item = usize>) {
-        let Some(rotary) = self.rotary else { return };
+    /// Rotates heads for the rows' positions. Rows of `stride` begin with the given numbers of columns of queries and of
+    /// keys.
+    fn position(
+        &self,
+        _attention: &Attention<PackedLinear, RowNorm<CpuSlice>>,
+        rows: &mut [f32],
+        [queries, keys]: [usize; 2],
+        stride: usize,
+        positions: impl Iterator<Item = usize>,
+    ) {
+        let Some(rotary) = &self.rotary else { return };
         for (row, position) in rows.chunks_exact_mut(stride).zip(positions) {
-            rotary.rotate(&mut row[columns.clone()], self.size.width, position, Direction::Forward);
+            rotary.rotate(&mut row[..queries + keys], self.size.width, position, Direction::Forward);
         }
     }
 
@@ -297,27 +315,27 @@ impl<'a> Decoder<'a> {
 
     /// `x += linear(y)`.
     fn add_linear(&self, x: &mut [f32], y: &[f32], linear: &PackedLinear) {
-        let d = self.architecture.d;
+        let d = self.d;
         linear.apply(x, OutputColumns { stride: d, offset: 0 }, WriteMode::Add, y, 0..d, self.threads);
     }
 
-    /// The rest of a layer after attention. Reads attention's output from `workspace.attended` and the output of
+    /// The rest of a block after attention. Reads attention's output from `workspace.attended` and the output of
     /// `norm_1` from `workspace.h`.
-    fn finish_layer(&self, layer: &DecoderLayer, x: &mut [f32], n: usize, workspace: &mut Workspace) {
-        let (d, inner) = (self.architecture.d, self.architecture.inner);
-        self.add_linear(x, &workspace.attended[..n * self.size.out_width()], layer.attn_out);
-        if let Some(norm_2) = &layer.norm_2 {
+    fn finish_block(&self, block: &PackedBlock, x: &mut [f32], n: usize, workspace: &mut Workspace) {
+        let (d, inner, activation) = (self.d, block.mlp.down.d_in(), block.mlp.activation);
+        self.add_linear(x, &workspace.attended[..n * self.size.out_width()], &block.attention.out);
+        if let Some(norm_2) = &block.norm_2 {
             self.norm_rows(scratch_slice(&mut workspace.h, n * d), x, norm_2);
         }
-        let input = self.architecture.activation.input_width(inner);
+        let input = activation.input_width(inner);
         let wide = scratch_slice(&mut workspace.inner, n * input);
-        self.linear(wide, &workspace.h[..n * d], layer.up, 0..input);
+        self.linear(wide, &workspace.h[..n * d], &block.mlp.up, 0..input);
         let active = scratch_slice(&mut workspace.active, n * inner);
         self.for_each_part(active, inner, |offset, y| {
             let (start, rows) = (offset / inner, y.len() / inner);
-            self.architecture.activation.forward(y, &wide[start * input..(start + rows) * input], inner);
+            activation.forward(y, &wide[start * input..(start + rows) * input], inner);
         });
-        self.add_linear(x, active, layer.down);
+        self.add_linear(x, active, &block.mlp.down);
     }
 
     /// Attention of one query per sequence over its cache. Each row of `workspace.qkv` has `stride` columns and begins

@@ -9,6 +9,7 @@
 
 mod architecture;
 mod batch;
+mod block;
 mod config;
 mod counter_rng;
 mod decode;
@@ -17,14 +18,14 @@ mod eos;
 mod error;
 pub mod files;
 mod head;
-pub mod kernels;
+mod kernels;
 mod linear;
 mod lora;
 mod model;
-pub mod optim;
+mod optim;
 mod peft;
 mod philox;
-pub mod portable;
+mod portable;
 mod precision;
 mod random;
 mod sample;
@@ -57,6 +58,21 @@ pub use token_stats::StatOptions;
 pub use tokenizer::Tokenizer;
 pub use variable::Variable;
 pub use weights::WeightType;
+
+/// For the benchmarks of the kernels; no part of the library's interface.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::block::{Attention, Block, Heads, Mlp, Norm};
+    pub use crate::kernels::{Activation, BlockPass, LmHead, TargetTokens};
+    pub use crate::linear::Linear;
+    pub use crate::lora::LoraAdapter;
+    pub mod kernels {
+        pub use crate::kernels::{backward, embedding, gemm, matmul, norm, token_stats, transformer_block};
+    }
+    pub mod portable {
+        pub use crate::portable::{embedding, norm, run_block, token_stats};
+    }
+}
 
 /// Raised whenever the same weights, data and seeds give different numbers than before; part of the cache key of every
 /// stage that trains or samples.

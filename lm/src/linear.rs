@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 use rand_chacha::ChaCha12Rng;
 
+use crate::kernels::DropoutMask;
 use crate::lora::LoraAdapter;
-use crate::{Result, kernels, random};
+use crate::{Result, random};
 
 /// Dropout of one training forward pass. Adapters drop their input with the probability in their own `LoraConfig`;
 /// embeddings and residual branches are dropped only if `model` is above 0.
@@ -27,9 +28,9 @@ impl Dropout {
     }
 }
 
-/// y = x W + b, W `[in, out]`, plus scale (x A^T) B^T if there is an adapter.
+/// y = x W + b, W `[in, out]`, plus scale (x A') B' if there is an adapter. With an adapter, W and b are frozen.
 #[derive(Debug, Clone)]
-pub(crate) struct Linear {
+pub struct Linear {
     /// The module's name in the model's file, without `.weight`.
     pub name: String,
     pub weight: Tensor,
@@ -38,19 +39,29 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// The layer as an argument of kernels; `mask` drops entries of the adapter's input.
-    pub fn kernel<'a>(&'a self, mask: Option<&'a kernels::DropoutMask>) -> kernels::LinearRef<'a> {
-        let adapter = self.adapter.as_ref();
-        let adapter = adapter.map(|lora| kernels::LoraRef { a: &lora.a, b: &lora.b, scale: lora.scale, mask });
-        kernels::LinearRef { w: &self.weight, bias: self.bias.as_ref(), adapter }
+    /// The tensors, those of the adapter included.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let adapter = self.adapter.iter().flat_map(|adapter| [&adapter.a, &adapter.b]);
+        [&self.weight].into_iter().chain(&self.bias).chain(adapter)
+    }
+
+    /// The layer with weight and bias replaced by `f` of them, without adapter.
+    pub fn try_map(self, mut f: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self { name: self.name, weight: f(self.weight)?, bias: self.bias.map(f).transpose()?, adapter: None })
+    }
+
+    /// A frozen view that shares storage, with the adapter.
+    pub fn frozen(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            weight: self.weight.detach(),
+            bias: self.bias.as_ref().map(Tensor::detach),
+            adapter: self.adapter.as_ref().map(LoraAdapter::frozen),
+        }
     }
 
     /// The dropout mask of the adapter's input, `[rows, in]`; None without dropout or without an adapter that has it.
-    pub fn adapter_dropout_mask(
-        &self,
-        rows: usize,
-        dropout: Option<&mut Dropout>,
-    ) -> Result<Option<kernels::DropoutMask>> {
+    pub fn draw_mask(&self, rows: usize, dropout: &mut Option<&mut Dropout>) -> Result<Option<DropoutMask>> {
         match (dropout, &self.adapter) {
             (Some(dropout), Some(adapter)) if adapter.dropout > 0.0 => {
                 Ok(Some(random::dropout_mask(rows * self.weight.dim(0)?, adapter.dropout, &mut dropout.rng)))
@@ -59,11 +70,11 @@ impl Linear {
         }
     }
 
-    /// The weight with the adapter added, `[in, out]`, detached.
-    pub fn merged_weight(&self) -> Result<Tensor> {
-        let weight = self.weight.detach();
-        let Some(adapter) = &self.adapter else { return Ok(weight) };
-        let delta = (adapter.a.detach().t()?.matmul(&adapter.b.detach().t()?)? * adapter.scale)?;
-        Ok((weight + delta)?)
+    /// A frozen layer with the adapter added into the weight.
+    pub fn merged(self) -> Result<Self> {
+        let frozen = self.frozen();
+        let Some(LoraAdapter { a, b, scale, .. }) = frozen.adapter else { return Ok(frozen) };
+        let weight = (frozen.weight + (a.t()?.matmul(&b.t()?)? * scale)?)?;
+        Ok(Self { weight, adapter: None, ..frozen })
     }
 }

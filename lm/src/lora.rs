@@ -2,6 +2,8 @@
 
 use candle_core::Tensor;
 
+use crate::{Result, variable};
+
 /// The hyperparameters of a LoRA adapter: W x + alpha/r B A dropout(x).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoraConfig {
@@ -17,7 +19,7 @@ impl LoraConfig {
         self.alpha / self.r as f64
     }
 
-    pub(crate) fn check(&self) -> std::result::Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         if self.r == 0 {
             return Err("lora r is 0, expected at least 1".to_owned());
         }
@@ -33,7 +35,7 @@ impl LoraConfig {
 
 /// The adapter of one linear layer: A `[r, in]`, B `[out, r]` as PEFT stores them; scale = alpha / r.
 #[derive(Debug, Clone)]
-pub(crate) struct LoraAdapter {
+pub struct LoraAdapter {
     pub a: Tensor,
     pub b: Tensor,
     pub scale: f64,
@@ -44,5 +46,10 @@ impl LoraAdapter {
     /// A frozen view that shares storage.
     pub fn frozen(&self) -> Self {
         Self { a: self.a.detach(), b: self.b.detach(), ..*self }
+    }
+
+    /// A trainable copy.
+    pub fn trainable(self) -> Result<Self> {
+        Ok(Self { a: variable::trainable_copy(&self.a)?, b: variable::trainable_copy(&self.b)?, ..self })
     }
 }

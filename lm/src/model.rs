@@ -8,7 +8,7 @@ use rand_chacha::ChaCha12Rng;
 
 use crate::architecture::LM_HEAD;
 use crate::device::device;
-use crate::linear::Dropout;
+use crate::linear::{Dropout, Linear};
 use crate::lora::{LoraAdapter, LoraConfig};
 use crate::threads::in_pool;
 use crate::transformer::Transformer;
@@ -92,7 +92,7 @@ impl CausalLm {
     /// The same weights with an adapter read from a PEFT folder; all frozen. [`CausalLm::with_trainable_adapter`] makes
     /// the adapter trainable.
     pub fn load_adapter(&self, folder: &Path) -> Result<Self> {
-        let (transformer, lora) = peft::load(self.transformer.frozen_base(), folder)?;
+        let (transformer, lora) = peft::load(&self.transformer, folder)?;
         Ok(Self::new(transformer, Some(lora)))
     }
 
@@ -101,7 +101,13 @@ impl CausalLm {
         if self.lora.is_none() {
             return Err(Error::input("the model has no adapter to train"));
         }
-        self.map_adapters(variable::trainable_copy)
+        let trainable = |linear: Linear| -> Result<Linear> {
+            let adapter = linear.adapter.map(LoraAdapter::trainable).transpose()?;
+            Ok(Linear { adapter, ..linear })
+        };
+        let transformer = Transformer::clone(&self.transformer);
+        let transformer = transformer.try_map(&mut (), |(), linear| trainable(linear), |(), tensor| Ok(tensor))?;
+        Ok(Self::new(transformer, self.lora))
     }
 
     /// Writes the adapter as a PEFT folder. `base` names the model it belongs to. Errors: the model has no adapter.
@@ -175,7 +181,7 @@ impl CausalLm {
         let forbidden = token_stats::eos_forbidden(batch, options.min_new_tokens);
         token_stats::token_stats(
             hidden,
-            &self.transformer.lm_head_ref(),
+            &self.transformer.lm_head(),
             batch.targets(),
             Some((&options.eos, &forbidden)),
             options.entropy,
@@ -194,8 +200,7 @@ impl CausalLm {
         options: &StatOptions,
     ) -> Result<Vec<f32>> {
         let forbidden = token_stats::eos_forbidden(batch, options.min_new_tokens);
-        let (own, other) =
-            ((hidden, &self.transformer.lm_head_ref()), (other_hidden, &other.transformer.lm_head_ref()));
+        let (own, other) = ((hidden, &self.transformer.lm_head()), (other_hidden, &other.transformer.lm_head()));
         token_stats::kl_divergence(own, other, batch.targets(), (&options.eos, &forbidden))
     }
 
@@ -211,7 +216,7 @@ impl CausalLm {
             return Err(Error::input("the batch has no token to train on"));
         }
         let nll = |hidden: &Tensor, targets: &[u32]| -> Result<Tensor> {
-            let stats = token_stats::token_stats(hidden, &self.transformer.lm_head_ref(), targets, None, false)?;
+            let stats = token_stats::token_stats(hidden, &self.transformer.lm_head(), targets, None, false)?;
             Ok(stats.logprob.sum_all()?.neg()?)
         };
         let (response, sum) = if prompt_rows.is_empty() {
@@ -234,14 +239,6 @@ impl CausalLm {
 
     fn new(transformer: Transformer, lora: Option<LoraConfig>) -> Self {
         Self { transformer: Arc::new(transformer), lora }
-    }
-
-    fn map_adapters(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        let transformer = Transformer::clone(&self.transformer).map_adapters(|linear| match &linear.adapter {
-            Some(adapter) => Ok(Some(LoraAdapter { a: f(&adapter.a)?, b: f(&adapter.b)?, ..adapter.clone() })),
-            None => Ok(None),
-        })?;
-        Ok(Self::new(transformer, self.lora))
     }
 }
 

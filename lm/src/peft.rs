@@ -92,7 +92,7 @@ pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: 
         r: lora.r,
         lora_alpha: lora.alpha,
         lora_dropout: lora.dropout,
-        fan_in_fan_out: !model.architecture.names.transposed,
+        fan_in_fan_out: !model.architecture.transposed,
         bias: Some("none".to_owned()),
         target_modules: targets.into_iter().collect(),
         modules_to_save: None,
@@ -121,8 +121,8 @@ pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: 
     weights::write(&folder.join(WEIGHTS_FILE), &tensors, WeightType::F32)
 }
 
-/// Reads an adapter onto `model`, frozen. `model` must have no adapter.
-pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, LoraConfig)> {
+/// Reads an adapter onto `model`, in place of its own; all frozen.
+pub(crate) fn load(model: &Transformer, folder: &Path) -> Result<(Transformer, LoraConfig)> {
     let path = folder.join(CONFIG_FILE);
     let bytes = files::read_small(&path, MAX_CONFIG_BYTES)?;
     let config: PeftConfig =
@@ -136,22 +136,22 @@ pub(crate) fn load(model: Transformer, folder: &Path) -> Result<(Transformer, Lo
     let path = folder.join(name);
     let file = Checkpoint::file(&path)?;
     let mut unused: BTreeSet<String> = file.names().map(str::to_owned).collect();
-    let model = model.map_adapters(|linear| {
+    let model = model.frozen_with(&mut unused, |unused, linear| {
         let (rows, columns) = linear.weight.dims2()?;
-        let [a, b] = tensor_names(linear);
+        let [a, b] = tensor_names(&linear);
         // An adapter need not cover every layer, but A without B or B without A is an error.
-        if !unused.contains(&a) && !unused.contains(&b) {
-            return Ok(None);
-        }
-        let adapter = LoraAdapter {
-            a: file.get(&a, &[lora.r, rows])?,
-            b: file.get(&b, &[columns, lora.r])?,
-            scale: lora.scale(),
-            dropout: lora.dropout,
+        let adapter = match unused.contains(&a) || unused.contains(&b) {
+            false => None,
+            true => Some(LoraAdapter {
+                a: file.get(&a, &[lora.r, rows])?,
+                b: file.get(&b, &[columns, lora.r])?,
+                scale: lora.scale(),
+                dropout: lora.dropout,
+            }),
         };
         unused.remove(&a);
         unused.remove(&b);
-        Ok(Some(adapter))
+        Ok(Linear { adapter, ..linear.frozen() })
     })?;
     if let Some(name) = unused.first() {
         return Err(Error::model(

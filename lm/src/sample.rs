@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::decode::{Decoder, DecoderWeights, KvCache, Workspace};
+use crate::decode::{Decoder, KvCache, Workspace};
 use crate::device::is_portable;
 use crate::kernels::gemm::Threads;
 use crate::threads::in_pool;
@@ -45,9 +45,9 @@ pub fn sample(
         });
         return Ok(groups.collect::<Result<Vec<_>>>()?.concat());
     }
-    let weights = DecoderWeights::new(model.transformer(), longest)?;
+    let lm_head = model.transformer().lm_head();
     let plan = SamplingPlan::new(lm, prompts.len(), longest);
-    let decoder = Decoder::new(&weights, plan.threads);
+    let decoder = Decoder::new(model.transformer(), &lm_head, longest, plan.threads)?;
     let group = |(n, (prompts, rows)): (usize, (&[&[u32]], &[u64]))| {
         generate(&decoder, prompts, options, rng, rows, n * plan.rows, plan.prefill_tokens)
     };
@@ -103,11 +103,9 @@ fn portable_rows(lm: &CausalLm, positions: usize) -> usize {
     /// Memory for keys and values, and for the attention scores of a layer.
     const BYTES: usize = 2 << 30;
     let architecture = &lm.transformer().architecture;
-    let heads = architecture.heads;
-    let cache = 8 * heads.key_value * heads.width * architecture.layers * positions;
     // The scores, the mask and two intermediate results of the softmax.
-    let scores = 16 * heads.query * positions * positions;
-    (BYTES / (cache + scores).max(1)).clamp(1, 64)
+    let scores = 16 * architecture.block.attention.heads.query * positions * positions;
+    (BYTES / (architecture.cache_bytes(positions) + scores).max(1)).clamp(1, 64)
 }
 
 /// How rows are grouped. Depends on shapes alone, so that the number of threads changes nothing.
@@ -127,12 +125,11 @@ impl SamplingPlan {
         const SMALL_LAYER: usize = 2 << 20;
         const CACHE_BYTES: usize = 512 << 20;
         let architecture = &lm.transformer().architecture;
-        if 4 * architecture.weights_per_layer() <= SMALL_LAYER {
+        if 4 * architecture.weights_per_block() <= SMALL_LAYER {
             // Each thread takes whole groups: no step ever waits for another thread.
             return Self { rows: even_rows(32), prefill_tokens: 512, threads: Threads::One };
         }
-        let row_bytes = 8 * architecture.heads.key_value * architecture.heads.width * architecture.layers * positions;
-        let max_rows = (CACHE_BYTES / row_bytes.max(1)).clamp(16, 64);
+        let max_rows = (CACHE_BYTES / architecture.cache_bytes(positions).max(1)).clamp(16, 64);
         Self { rows: even_rows(max_rows), prefill_tokens: 512, threads: Threads::Pool }
     }
 }

@@ -20,7 +20,7 @@ pub struct StatOptions {
 /// `hidden` `[n, d]` predicts `targets`; if `forbidden.1[i]`, the tokens `forbidden.0` are impossible in row i.
 pub(crate) fn token_stats(
     hidden: &Tensor,
-    lm_head: &kernels::LmHeadRef,
+    lm_head: &kernels::LmHead,
     targets: &[u32],
     forbidden: Option<(&Eos, &[bool])>,
     entropy: bool,
@@ -36,8 +36,8 @@ pub(crate) fn token_stats(
 /// KL(own || other) between next-token distributions, `[n]` in nats. `own` and `other` hold hidden states and output
 /// layer; `forbidden` is as in [`token_stats`], for both.
 pub(crate) fn kl_divergence(
-    own: (&Tensor, &kernels::LmHeadRef),
-    other: (&Tensor, &kernels::LmHeadRef),
+    own: (&Tensor, &kernels::LmHead),
+    other: (&Tensor, &kernels::LmHead),
     targets: &[u32],
     forbidden: (&Eos, &[bool]),
 ) -> Result<Vec<f32>> {
@@ -49,7 +49,7 @@ pub(crate) fn kl_divergence(
 }
 
 fn target_tokens<'a>(
-    lm_head: &kernels::LmHeadRef,
+    lm_head: &kernels::LmHead,
     targets: &'a [u32],
     forbidden: Option<(&'a Eos, &'a [bool])>,
 ) -> Result<kernels::TargetTokens<'a>> {

@@ -31,7 +31,7 @@ pub(crate) fn load(path: &Path) -> Result<Transformer> {
     } else {
         (ModelConfig::load(path)?, Checkpoint::open(path)?)
     };
-    let prefix = config.architecture().map_err(Error::input)?.names.prefix;
+    let prefix = config.architecture().map_err(Error::input)?.prefix;
     // A bare trunk's file has no prefix in its names.
     let without_prefix = !file.names().any(|name| name.starts_with(prefix));
     let mut unused: BTreeSet<&str> = file.names().filter(|name| !is_buffer(name)).collect();
@@ -83,12 +83,12 @@ fn lm_head_name() -> String {
 /// Errors: the config ties the output layer to the embedding, but the file has a different output layer, which the
 /// program that wrote the file uses.
 fn check_tied(model: &Transformer, file: &Checkpoint, path: &Path) -> Result<()> {
-    let (lm_head, names) = (lm_head_name(), model.architecture.names);
-    let embedding = format!("{}{}.weight", names.prefix, names.embedding);
+    let (lm_head, architecture) = (lm_head_name(), &model.architecture);
+    let embedding = format!("{}{}.weight", architecture.prefix, architecture.embedding);
     if model.lm_head.is_some() || !file.has(&lm_head) || file.same_bytes(&lm_head, &embedding) {
         return Ok(());
     }
-    let stored = file.get(&lm_head, &[model.architecture.vocab, model.architecture.d])?;
+    let stored = file.get(&lm_head, &[architecture.vocab, architecture.d])?;
     if stored.flatten_all()?.to_vec1::<f32>()? != model.embedding.flatten_all()?.to_vec1::<f32>()? {
         let message = format!(
             "ties the LM head to the embedding, but has a different `{lm_head}`; to use it, set tie_word_embeddings to false"

@@ -3,24 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{check_activation, default_true};
-use crate::architecture::{Architecture, LmHeadKind, PositionEmbedding, TensorNames, head_width};
-use crate::kernels::{Activation, Heads};
-
-static NAMES: TensorNames = TensorNames {
-    prefix: "transformer.",
-    embedding: "wte",
-    positions: "wpe",
-    layers: "h",
-    norm_1: "ln_1",
-    qkv: &["attn.c_attn"],
-    attn_out: "attn.c_proj",
-    norm_2: Some("ln_2"),
-    up: &["mlp.c_fc"],
-    down: "mlp.c_proj",
-    norm: "ln_f",
-    norm_bias: true,
-    transposed: false,
-};
+use crate::architecture::{Architecture, LmHeadKind, head_width};
+use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape};
+use crate::kernels::Activation;
 
 /// The shape of a GPT-2, with the names and defaults of Hugging Face's `GPT2Config`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,20 +75,37 @@ impl Gpt2Config {
         if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx {
             return Err("only attention scaled by 1/sqrt(head width) is supported".to_owned());
         }
-        let width = head_width("n_embd", self.n_embd, "n_head", self.n_head)?;
+        let (d, inner) = (self.n_embd, self.inner());
+        let width = head_width("n_embd", d, "n_head", self.n_head)?;
+        let norm = |module| NormShape { module, d, bias: true, eps: self.layer_norm_epsilon };
+        let linear = |module, d_in, d_out| LinearShape { module, d_in, d_out, bias: true };
         Ok(Architecture {
-            names: &NAMES,
+            prefix: "transformer.",
+            embedding: "wte",
+            positions: Some("wpe"),
+            blocks: "h",
+            transposed: false,
             vocab: self.vocab_size,
             window: self.n_positions,
-            d: self.n_embd,
+            d,
             layers: self.n_layer,
-            heads: Heads { query: self.n_head, key_value: self.n_head, width },
-            inner: self.inner(),
-            eps: self.layer_norm_epsilon,
-            activation: Activation::GeluTanh,
-            positions: PositionEmbedding::Learned,
-            attn_bias: true,
-            mlp_bias: true,
+            block: Block {
+                norm_1: norm("ln_1"),
+                attention: Attention {
+                    qkv: vec![linear("attn.c_attn", d, d.saturating_mul(3))],
+                    out: linear("attn.c_proj", d, d),
+                    qk_norm: None,
+                    heads: Heads { query: self.n_head, key_value: self.n_head, width },
+                    rotary: None,
+                },
+                norm_2: Some(norm("ln_2")),
+                mlp: Mlp {
+                    up: vec![linear("mlp.c_fc", d, inner)],
+                    down: linear("mlp.c_proj", inner, d),
+                    activation: Activation::GeluTanh,
+                },
+            },
+            norm: norm("ln_f"),
             lm_head: if self.tie_word_embeddings { LmHeadKind::Tied } else { LmHeadKind::Untied { bias: false } },
         })
     }

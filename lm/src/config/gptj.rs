@@ -1,28 +1,15 @@
 //! GPT-J: rotary positions on neighbouring columns of part of each head, attention and MLP after one shared norm, a
 //! separate output layer with a bias.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::check_activation;
 use super::rope::frequencies;
-use crate::architecture::{Architecture, LmHeadKind, PositionEmbedding, TensorNames, head_width};
-use crate::kernels::{Activation, Heads, Pairing};
-
-static NAMES: TensorNames = TensorNames {
-    prefix: "transformer.",
-    embedding: "wte",
-    positions: "",
-    layers: "h",
-    norm_1: "ln_1",
-    qkv: &["attn.q_proj", "attn.k_proj", "attn.v_proj"],
-    attn_out: "attn.out_proj",
-    norm_2: None,
-    up: &["mlp.fc_in"],
-    down: "mlp.fc_out",
-    norm: "ln_f",
-    norm_bias: true,
-    transposed: true,
-};
+use crate::architecture::{Architecture, LmHeadKind, head_width};
+use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
+use crate::kernels::Activation;
 
 /// The base of GPT-J's rotary frequencies; its config file does not hold it.
 const THETA: f64 = 10_000.0;
@@ -79,22 +66,40 @@ impl GptJConfig {
         if self.tie_word_embeddings {
             return Err("tie_word_embeddings is set, which is not supported for GPT-J".to_owned());
         }
+        let d = self.n_embd;
+        let inner = self.n_inner.unwrap_or_else(|| d.saturating_mul(4));
+        let norm = |module| NormShape { module, d, bias: true, eps: self.layer_norm_epsilon };
+        let linear = |module, d_in, d_out, bias| LinearShape { module, d_in, d_out, bias };
         Ok(Architecture {
-            names: &NAMES,
+            prefix: "transformer.",
+            embedding: "wte",
+            positions: None,
+            blocks: "h",
+            transposed: true,
             vocab: self.vocab_size,
             window: self.n_positions,
-            d: self.n_embd,
+            d,
             layers: self.n_layer,
-            heads: Heads { query: self.n_head, key_value: self.n_head, width },
-            inner: self.n_inner.unwrap_or_else(|| self.n_embd.saturating_mul(4)),
-            eps: self.layer_norm_epsilon,
-            activation: Activation::GeluTanh,
-            positions: PositionEmbedding::Rotary {
-                pairing: Pairing::Interleaved,
-                frequencies: frequencies(THETA, dim)?,
+            block: Block {
+                norm_1: norm("ln_1"),
+                attention: Attention {
+                    qkv: ["attn.q_proj", "attn.k_proj", "attn.v_proj"].map(|module| linear(module, d, d, false)).into(),
+                    out: linear("attn.out_proj", d, d, false),
+                    qk_norm: None,
+                    heads: Heads { query: self.n_head, key_value: self.n_head, width },
+                    rotary: Some(Arc::new(Rotary {
+                        pairing: Pairing::Interleaved,
+                        frequencies: frequencies(THETA, dim)?,
+                    })),
+                },
+                norm_2: None,
+                mlp: Mlp {
+                    up: vec![linear("mlp.fc_in", d, inner, true)],
+                    down: linear("mlp.fc_out", inner, d, true),
+                    activation: Activation::GeluTanh,
+                },
             },
-            attn_bias: false,
-            mlp_bias: true,
+            norm: norm("ln_f"),
             lm_head: LmHeadKind::Untied { bias: true },
         })
     }

@@ -1,27 +1,14 @@
 //! Llama and similar models: rotary positions, RMS norms, grouped-query attention, SwiGLU.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::check_activation;
 use super::rope::RopeConfig;
-use crate::architecture::{Architecture, LmHeadKind, PositionEmbedding, TensorNames, head_width};
-use crate::kernels::{Activation, Heads, Pairing};
-
-static NAMES: TensorNames = TensorNames {
-    prefix: "model.",
-    embedding: "embed_tokens",
-    positions: "",
-    layers: "layers",
-    norm_1: "input_layernorm",
-    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-    attn_out: "self_attn.o_proj",
-    norm_2: Some("post_attention_layernorm"),
-    up: &["mlp.gate_proj", "mlp.up_proj"],
-    down: "mlp.down_proj",
-    norm: "norm",
-    norm_bias: false,
-    transposed: true,
-};
+use crate::architecture::{Architecture, LmHeadKind, head_width};
+use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
+use crate::kernels::Activation;
 
 /// The shape of a Llama, with the names and defaults of Hugging Face's `LlamaConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,22 +76,46 @@ impl LlamaConfig {
         if width == 0 || !width.is_multiple_of(2) {
             return Err(format!("the head width is {width}, but rotary embeddings need a positive even number"));
         }
+        let heads = Heads { query, key_value, width };
+        let (d, inner) = (self.hidden_size, self.intermediate_size);
+        let (q, kv) = (heads.columns(query), heads.columns(key_value));
+        let norm = |module| NormShape { module, d, bias: false, eps: self.rms_norm_eps };
+        let attention = |module, d_in, d_out| LinearShape { module, d_in, d_out, bias: self.attention_bias };
+        let mlp = |module, d_in, d_out| LinearShape { module, d_in, d_out, bias: self.mlp_bias };
         Ok(Architecture {
-            names: &NAMES,
+            prefix: "model.",
+            embedding: "embed_tokens",
+            positions: None,
+            blocks: "layers",
+            transposed: true,
             vocab: self.vocab_size,
             window: self.max_position_embeddings,
-            d: self.hidden_size,
+            d,
             layers: self.num_hidden_layers,
-            heads: Heads { query, key_value, width },
-            inner: self.intermediate_size,
-            eps: self.rms_norm_eps,
-            activation: Activation::SwiGlu,
-            positions: PositionEmbedding::Rotary {
-                pairing: Pairing::Halves,
-                frequencies: self.rope.frequencies(width)?,
+            block: Block {
+                norm_1: norm("input_layernorm"),
+                attention: Attention {
+                    qkv: vec![
+                        attention("self_attn.q_proj", d, q),
+                        attention("self_attn.k_proj", d, kv),
+                        attention("self_attn.v_proj", d, kv),
+                    ],
+                    out: attention("self_attn.o_proj", q, d),
+                    qk_norm: None,
+                    heads,
+                    rotary: Some(Arc::new(Rotary {
+                        pairing: Pairing::Halves,
+                        frequencies: self.rope.frequencies(width)?,
+                    })),
+                },
+                norm_2: Some(norm("post_attention_layernorm")),
+                mlp: Mlp {
+                    up: vec![mlp("mlp.gate_proj", d, inner), mlp("mlp.up_proj", d, inner)],
+                    down: mlp("mlp.down_proj", inner, d),
+                    activation: Activation::SwiGlu,
+                },
             },
-            attn_bias: self.attention_bias,
-            mlp_bias: self.mlp_bias,
+            norm: norm("norm"),
             lm_head: if self.tie_word_embeddings { LmHeadKind::Tied } else { LmHeadKind::Untied { bias: false } },
         })
     }

@@ -8,26 +8,18 @@ use crate::kernels::gemm::{self, Mat, Threads, WriteMode};
 use crate::kernels::linear::{OutputColumns, scaled_transpose};
 use crate::kernels::matmul::{LowRankUpdate, PackedRhs, matmul_columns};
 use crate::linear::Linear;
+use crate::lora::LoraAdapter;
 use crate::{Precision, Result};
 
 /// `x W + b`, `W [in, out]`, plus `scale (x A') B'` if there is an adapter.
 pub struct PackedLinear<'a> {
     b: Option<CpuSlice<'a>>,
-    /// The adapter, if it is not merged into the packed weight.
-    unmerged_lora: Option<ScaledLora<'a>>,
+    /// The adapter, if it is not merged into the packed weight: its rank, A `[rank, in]` and, scaled, B' `[rank, out]`.
+    unmerged_lora: Option<(usize, CpuSlice<'a>, Vec<f32>)>,
     /// The weight, split by columns.
     column_blocks: Vec<(Range<usize>, PackedRhs)>,
     d_in: usize,
     d_out: usize,
-}
-
-/// An adapter with its scale in B.
-struct ScaledLora<'a> {
-    /// `[rank, in]`
-    a: CpuSlice<'a>,
-    /// B', scaled, `[rank, out]`.
-    b: Vec<f32>,
-    rank: usize,
 }
 
 impl<'a> PackedLinear<'a> {
@@ -36,13 +28,9 @@ impl<'a> PackedLinear<'a> {
     /// contiguous f32.
     pub fn new(linear: &'a Linear, precision: Precision, split: usize) -> Result<Self> {
         let (d_in, d_out) = linear.weight.dims2()?;
-        let lora = linear.adapter.as_ref().map(|lora| -> Result<ScaledLora> {
-            let rank = lora.a.dim(0)?;
-            Ok(ScaledLora {
-                a: CpuSlice::new(&lora.a)?,
-                b: scaled_transpose(&CpuSlice::new(&lora.b)?, rank, lora.scale as f32),
-                rank,
-            })
+        let lora = linear.adapter.as_ref().map(|LoraAdapter { a, b, scale, .. }| -> Result<_> {
+            let rank = a.dim(0)?;
+            Ok((rank, CpuSlice::new(a)?, scaled_transpose(&CpuSlice::new(b)?, rank, *scale as f32)))
         });
         let lora = lora.transpose()?;
         let merged = lora.as_ref().filter(|_| precision == Precision::F32);
@@ -51,8 +39,9 @@ impl<'a> PackedLinear<'a> {
         let column_blocks = [0..split, split..d_out].into_iter().filter(|columns| !columns.is_empty());
         let column_blocks = column_blocks.map(|columns| {
             let block = Mat::columns(&w, d_in, columns.len(), d_out, columns.start);
-            let b: Vec<f32> = merged.map_or(vec![], |lora| lora.columns(columns.clone()));
-            let update = merged.map(|lora| LowRankUpdate { a: &lora.a, b: &b, rank: lora.rank });
+            let rows = merged.iter().flat_map(|(_, _, b)| b.chunks_exact(d_out.max(1)));
+            let b: Vec<f32> = rows.flat_map(|row| &row[columns.clone()]).copied().collect();
+            let update = merged.map(|(rank, a, _)| LowRankUpdate { a, b: &b, rank: *rank });
             let block = PackedRhs::new(block, update, precision);
             (columns, block)
         });
@@ -60,6 +49,10 @@ impl<'a> PackedLinear<'a> {
         let unmerged_lora = lora.filter(|_| precision != Precision::F32);
         let b = linear.bias.as_ref().map(CpuSlice::new).transpose()?;
         Ok(Self { b, unmerged_lora, column_blocks, d_in, d_out })
+    }
+
+    pub fn d_in(&self) -> usize {
+        self.d_in
     }
 
     pub fn d_out(&self) -> usize {
@@ -89,19 +82,11 @@ impl<'a> PackedLinear<'a> {
                 matmul_columns(y, stride, offset + block_columns.start - columns.start, mode, bias, x, block, threads);
             }
         }
-        let Some(lora) = &self.unmerged_lora else { return };
-        with_scratch(n * lora.rank, |z| {
-            gemm::gemm(z, WriteMode::Overwrite, 1.0, x, Mat::new(&lora.a, lora.rank, self.d_in).t(), threads);
-            let b = Mat::columns(&lora.b, lora.rank, columns.len(), self.d_out, columns.start);
-            gemm::gemm_columns(y, stride, offset, WriteMode::Add, 1.0, Mat::new(z, n, lora.rank), b, threads);
+        let Some((rank, a, b)) = &self.unmerged_lora else { return };
+        with_scratch(n * rank, |z| {
+            gemm::gemm(z, WriteMode::Overwrite, 1.0, x, Mat::new(a, *rank, self.d_in).t(), threads);
+            let b = Mat::columns(b, *rank, columns.len(), self.d_out, columns.start);
+            gemm::gemm_columns(y, stride, offset, WriteMode::Add, 1.0, Mat::new(z, n, *rank), b, threads);
         });
-    }
-}
-
-impl ScaledLora<'_> {
-    /// The given columns of B', `[rank, columns]`.
-    fn columns(&self, columns: Range<usize>) -> Vec<f32> {
-        let width = self.b.len() / self.rank.max(1);
-        self.b.chunks_exact(width.max(1)).flat_map(|row| &row[columns.clone()]).copied().collect()
     }
 }

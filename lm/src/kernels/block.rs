@@ -13,84 +13,36 @@ use rayon::prelude::*;
 
 use super::attention::{self, AttentionShape, BackwardInputs, HeadIndex};
 use super::buffer::{build_chunked, split_at_lengths_mut, split_submatrices, with_scratch};
-use super::candle_interop::{CpuSlice, SavedForBackward, check_shape, contiguous_slice, grad_tensor, op_output};
+use super::candle_interop::{CpuSlice, SavedForBackward, contiguous_slice, grad_tensor, op_output, rows_and_width};
 use super::gemm::WriteMode;
-use super::grad_accumulator::accumulate;
-use super::linear::{LinearSlices, leaf_or_constant};
-use super::linear_group::{LinearGroup, PreparedLinearGroup};
+use super::linear::{self, LinearView};
 use super::norm::RowNorm;
-use super::rotary::Rotary;
 use super::row_subset::{ChunkRows, RowSubset};
 use super::simd::add_assign;
 use super::weight_grad_inputs::{ChunkWriter, PerLinear, WeightGradInputs};
-use super::{Activation, BlockArgs, Direction, DropoutMask, NormRef};
-use crate::Precision;
+use super::{BlockPass, Direction, DropoutMask, leaf_or_constant};
+use crate::block::{Block, Heads};
+use crate::linear::Linear;
 
 /// Least number of rows in a chunk, if there are as many.
 const CHUNK_ROWS: usize = 128;
 
-/// Indices of the linear groups in arrays of four.
+/// Indices of the groups of linear layers.
 const QKV: usize = 0;
 const ATTN_OUT: usize = 1;
 const UP: usize = 2;
 const DOWN: usize = 3;
 
-struct NormTensors {
-    w: Tensor,
-    b: Option<Tensor>,
-}
+/// The block's weights in memory, for one direction.
+type BlockView<'a> = Block<LinearView<'a>, RowNorm<CpuSlice<'a>>>;
 
-impl NormTensors {
-    fn new(norm: &NormRef, d: usize) -> Result<Self> {
-        check_shape("a norm's weight", norm.weight, &[d])?;
-        if let Some(bias) = norm.bias {
-            check_shape("a norm's bias", bias, &[d])?;
-        }
-        Ok(Self { w: leaf_or_constant(norm.weight)?, b: norm.bias.map(leaf_or_constant).transpose()? })
-    }
-
-    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        [&self.w].into_iter().chain(&self.b)
-    }
-
-    /// Number of elements of its gradients; 0 if none of it is trained.
-    fn small_grad_len(&self) -> usize {
-        if self.tensors().any(Tensor::track_op) { self.tensors().map(Tensor::elem_count).sum() } else { 0 }
-    }
-
-    fn views(&self) -> Result<(CpuSlice<'_>, Option<CpuSlice<'_>>)> {
-        Ok((CpuSlice::new(&self.w)?, self.b.as_ref().map(CpuSlice::new).transpose()?))
-    }
-
-    fn accumulate(&self, mut small_grads: &[f32]) -> Result<()> {
-        if small_grads.is_empty() {
-            return Ok(());
-        }
-        for tensor in self.tensors() {
-            let (own, rest) = small_grads.split_at(tensor.elem_count());
-            if tensor.track_op() {
-                accumulate(tensor, own.to_vec())?;
-            }
-            small_grads = rest;
-        }
-        Ok(())
-    }
-}
-
-/// The block as a candle operation, with its weights and settings.
+/// The block as a candle operation.
 pub struct TransformerBlockOp {
-    /// One if both branches share a norm, else two.
-    norms: Vec<NormTensors>,
-    /// The linear groups at indices `QKV`, `ATTN_OUT`, `UP`, `DOWN`.
-    linears: [LinearGroup; 4],
+    block: Arc<Block>,
+    /// Without its output rows.
+    pass: BlockPass,
     /// The rows kept after attention.
     row_subset: RowSubset,
-    /// Dropout masks of the two branches, `[selected rows, d]`.
-    masks: [Option<DropoutMask>; 2],
-    rotary: Option<Arc<Rotary>>,
-    activation: Activation,
-    precision: Precision,
-    eps: f32,
     d: usize,
     /// The width of the MLP.
     inner: usize,
@@ -126,69 +78,49 @@ struct ChunkInputs<'a> {
     writer: Option<ChunkWriter<'a>>,
 }
 
-/// The weights and masks, prepared for one direction.
-struct PreparedWeights<'a> {
-    linears: [PreparedLinearGroup<'a>; 4],
-    norms: Vec<RowNorm<'a>>,
-    masks: [Option<&'a DropoutMask>; 2],
-}
-
-impl PreparedWeights<'_> {
-    /// The norm in front of the MLP.
-    fn norm_2(&self) -> Option<&RowNorm<'_>> {
-        self.norms.get(1)
-    }
-}
-
 impl TransformerBlockOp {
-    pub fn new(x: &Tensor, block: &BlockArgs) -> Result<Self> {
-        let (rows, d) = super::candle_interop::rows_and_width(x)?;
-        let attn_shape = block.attention_shape(rows)?;
-        let norms = [Some(block.norm_1), block.norm_2].into_iter().flatten();
-        let inner = block.down.w.dims2()?.0;
-        if let Some(rotary) = &block.rotary {
-            rotary.check(attn_shape.width, attn_shape.time)?;
+    pub fn new(x: &Tensor, block: Arc<Block>, mut pass: BlockPass) -> Result<Self> {
+        let (rows, d) = rows_and_width(x)?;
+        let time = pass.time;
+        let heads @ Heads { query, key_value, width } = block.attention.heads;
+        if width == 0 || key_value == 0 || query == 0 || !query.is_multiple_of(key_value) {
+            bail!(
+                "attention needs query heads in a multiple of its key/value heads, got {query} and {key_value} of width {width}"
+            );
         }
-        let row_subset = RowSubset::new(rows, block.output_rows)?;
+        if time == 0 || !rows.is_multiple_of(time) {
+            bail!("attention needs whole sequences, got {rows} rows for sequences of {time}");
+        }
+        let attn_shape = AttentionShape { batch: rows / time, time, heads: query, kv_heads: key_value, width };
+        if let Some(rotary) = &pass.rotary {
+            rotary.check(width, time)?;
+        }
+        let inner = block.mlp.down.weight.dim(0)?;
+        let row_subset = RowSubset::new(rows, pass.output_rows.take())?;
         let n = row_subset.len();
-        let single = |p: &super::LinearRef, d_in, d_out| LinearGroup::new(std::slice::from_ref(p), n, d_in, d_out);
-        let linears = [
-            LinearGroup::new(&block.qkv, rows, d, attn_shape.qkv_width())?,
-            single(&block.attn_out, attn_shape.out_width(), d)?,
-            LinearGroup::new(&block.up, n, d, block.activation.input_width(inner))?,
-            single(&block.down, inner, d)?,
-        ];
-        let mask = |m: Option<&DropoutMask>| match m {
-            Some(m) if m.elements() != n * d => {
-                bail!("a dropout mask has {} elements, expected {n} rows of {d}", m.elements())
+        let wide = block.mlp.activation.input_width(inner);
+        let widths = [(rows, d, attn_shape.qkv_width()), (n, heads.columns(query), d), (n, d, wide), (n, inner, d)];
+        let mut masks = pass.adapter_masks();
+        for (group, (rows, d_in, d_out)) in block.groups().into_iter().zip(widths) {
+            linear::check_widths(group, d_in, d_out)?;
+            for mask in masks.by_ref().take(group.len()).flatten() {
+                check_mask(mask, rows, d_in)?;
             }
-            m => Ok(m.cloned()),
-        };
-        let mut block = Self {
-            norms: norms.map(|n| NormTensors::new(&n, d)).collect::<Result<_>>()?,
-            linears,
-            row_subset,
-            masks: [mask(block.attn_dropout)?, mask(block.mlp_dropout)?],
-            rotary: block.rotary.clone(),
-            activation: block.activation,
-            precision: block.precision,
-            eps: block.eps as f32,
-            d,
-            inner,
-            attn_shape,
-            chunk_sequences: (attn_shape.batch / 4).clamp(1, CHUNK_ROWS.div_ceil(attn_shape.time)),
-            tracked: false,
-            input_needs_grad: x.track_op(),
-            saved: SavedForBackward::default(),
-        };
-        block.tracked = block.input_needs_grad || block.variable().is_some();
-        Ok(block)
+        }
+        drop(masks);
+        pass.residual_dropout.iter().flatten().try_for_each(|mask| check_mask(mask, n, d))?;
+        let tensors = block.tensors();
+        tensors.iter().try_for_each(|tensor| leaf_or_constant(tensor).map(drop))?;
+        let input_needs_grad = x.track_op();
+        let tracked = input_needs_grad || tensors.iter().any(|tensor| tensor.is_variable());
+        let chunk_sequences = (attn_shape.batch / 4).clamp(1, CHUNK_ROWS.div_ceil(time));
+        let saved = SavedForBackward::default();
+        Ok(Self { block, pass, row_subset, d, inner, attn_shape, chunk_sequences, tracked, input_needs_grad, saved })
     }
 
     /// A variable among the weights, if there is one.
     pub fn variable(&self) -> Option<Tensor> {
-        let norms = self.norms.iter().flat_map(NormTensors::tensors).filter(|t| t.track_op());
-        norms.chain(self.linears.iter().flat_map(LinearGroup::trained_tensors)).next().cloned()
+        self.block.tensors().into_iter().find(|tensor| tensor.is_variable()).cloned()
     }
 
     /// Rows of a chunk.
@@ -196,35 +128,31 @@ impl TransformerBlockOp {
         self.chunk_sequences * self.attn_shape.time
     }
 
-    /// Calls `f` with every weight prepared for one direction.
-    fn with_prepared<R>(&self, direction: Direction, f: impl FnOnce(&PreparedWeights) -> Result<R>) -> Result<R> {
-        let [a, b, c, e] = &self.linears;
-        let views: [Vec<LinearSlices>; 4] = [a.views()?, b.views()?, c.views()?, e.views()?];
-        let norms = self.norms.iter().map(NormTensors::views).collect::<Result<Vec<_>>>()?;
-        let new = |i: usize| PreparedLinearGroup::new(&views[i], self.precision, direction);
-        let ((qkv, out), (up, down)) =
-            rayon::join(|| rayon::join(|| new(QKV), || new(ATTN_OUT)), || rayon::join(|| new(UP), || new(DOWN)));
-        f(&PreparedWeights {
-            linears: [qkv, out, up, down],
-            norms: norms.iter().map(|(w, b)| RowNorm { w, b: b.as_deref(), eps: self.eps }).collect(),
-            masks: self.masks.each_ref().map(Option::as_ref),
-        })
+    /// The weights, packed for one direction.
+    fn view(&self, direction: Direction) -> Result<BlockView<'_>> {
+        let view = self.block.parts().try_map(
+            &mut self.pass.adapter_masks(),
+            |masks, linear| LinearView::new(linear, masks.next().flatten(), self.pass.precision, direction),
+            |_, norm| RowNorm::new(norm),
+        )?;
+        let pack = |group: usize| view.groups()[group].iter().for_each(LinearView::pack);
+        rayon::join(|| rayon::join(|| pack(QKV), || pack(ATTN_OUT)), || rayon::join(|| pack(UP), || pack(DOWN)));
+        Ok(view)
     }
 
     fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
         let chunk_rows = self.chunk_rows();
         let chunks = self.row_subset.chunks(chunk_rows);
         let mut y = build_chunked(self.row_subset.len() * self.d, chunk_rows * self.d, |_, _| {});
-        let saved: Vec<Option<SavedActivations>> = self.with_prepared(Direction::Forward, |weights| {
-            let outputs = split_at_lengths_mut(&mut y, chunks.iter().map(|chunk| chunk.len() * self.d));
-            let tasks = outputs.into_par_iter().zip(x.par_chunks(chunk_rows * self.d)).zip(chunks);
-            Ok(tasks
-                .map(|((y, x), chunk)| {
-                    let saved = self.forward_chunk(y, x, chunk, weights);
-                    self.tracked.then_some(saved)
-                })
-                .collect())
-        })?;
+        let view = self.view(Direction::Forward)?;
+        let outputs = split_at_lengths_mut(&mut y, chunks.iter().map(|chunk| chunk.len() * self.d));
+        let tasks = outputs.into_par_iter().zip(x.par_chunks(chunk_rows * self.d)).zip(chunks);
+        let saved: Vec<Option<SavedActivations>> = tasks
+            .map(|((y, x), chunk)| {
+                let saved = self.forward_chunk(y, x, chunk, &view);
+                self.tracked.then_some(saved)
+            })
+            .collect();
         if let Some(saved) = saved.into_iter().collect() {
             self.saved.save(saved);
         }
@@ -240,24 +168,22 @@ impl TransformerBlockOp {
 
     /// Applies the rotary embedding to the queries and keys of joint rows.
     fn rotate(&self, qkv: &mut [f32], direction: Direction) {
-        let Some(rotary) = &self.rotary else { return };
+        let Some(rotary) = &self.pass.rotary else { return };
         let AttentionShape { time, heads, kv_heads, width, .. } = self.attn_shape;
         for (i, row) in qkv.chunks_exact_mut(self.attn_shape.qkv_width()).enumerate() {
             rotary.rotate(&mut row[..(heads + kv_heads) * width], width, i % time, direction);
         }
     }
 
-    fn forward_chunk(&self, y: &mut [f32], x: &[f32], chunk: ChunkRows, weights: &PreparedWeights) -> SavedActivations {
+    fn forward_chunk(&self, y: &mut [f32], x: &[f32], chunk: ChunkRows, view: &BlockView) -> SavedActivations {
         let d = self.d;
-        let (rows, n) = (chunk.rows, chunk.len());
+        let (rows, n, first_output) = (chunk.rows, chunk.len(), chunk.selected_before);
         let attn_shape = AttentionShape { batch: rows / self.attn_shape.time, ..self.attn_shape };
+        let [qkv_layers, out_layer, up_layers, down_layer] = view.groups();
         let (mut qkv, shared_up) = with_scratch(x.len(), |h| {
-            weights.norms[0].forward(h, x);
-            let up = weights
-                .norm_2()
-                .is_none()
-                .then(|| weights.linears[UP].apply(&chunk.gather(h, d), n, chunk.selected_before));
-            (weights.linears[QKV].apply(h, rows, chunk.first_row), up)
+            view.norm_1.forward(h, x);
+            let up = view.norm_2.is_none().then(|| linear::apply(up_layers, &chunk.gather(h, d), n, first_output));
+            (linear::apply(qkv_layers, h, rows, chunk.first_row), up)
         });
         self.rotate(&mut qkv, Direction::Forward);
         let mut attended = vec![0.0; rows * attn_shape.out_width()];
@@ -268,29 +194,29 @@ impl TransformerBlockOp {
             let head = HeadIndex { sequence, head, first_row: chunk.first_in_sequence(sequence, attn_shape.time) };
             attention::forward_head(out, lse, attention::split_qkv(&qkv, attn_shape), attn_shape, head);
         }
-        let add_branch =
-            |y: &mut [f32], group: &PreparedLinearGroup, input: &[f32], mask: Option<&DropoutMask>| match mask {
-                None => group.add_to(y, input, chunk.selected_before),
-                Some(mask) => {
-                    mask.add_product(y, &group.apply(input, n, chunk.selected_before), chunk.selected_before * d)
-                }
-            };
+        let add_branch = |y: &mut [f32], layer: &[LinearView], input: &[f32], branch: usize| match &self
+            .pass
+            .residual_dropout[branch]
+        {
+            None => linear::add_to(layer, y, input, first_output),
+            Some(mask) => mask.add_product(y, &linear::apply(layer, input, n, first_output), first_output * d),
+        };
         chunk.gather_into(y, x, d);
-        add_branch(y, &weights.linears[ATTN_OUT], &chunk.gather(&attended, attn_shape.out_width()), weights.masks[0]);
+        add_branch(y, out_layer, &chunk.gather(&attended, attn_shape.out_width()), 0);
         let mut x1 = vec![];
-        let up = match (weights.norm_2(), shared_up) {
+        let up = match (&view.norm_2, shared_up) {
             (Some(norm), _) => {
                 x1 = y.to_vec();
                 with_scratch(x1.len(), |h| {
                     norm.forward(h, &x1);
-                    weights.linears[UP].apply(h, n, chunk.selected_before)
+                    linear::apply(up_layers, h, n, first_output)
                 })
             }
             (None, up) => up.unwrap_or_default(),
         };
         with_scratch(n * self.inner, |active| {
-            self.activation.forward(active, &up, self.inner);
-            add_branch(y, &weights.linears[DOWN], active, weights.masks[1]);
+            self.block.mlp.activation.forward(active, &up, self.inner);
+            add_branch(y, down_layer, active, 1);
         });
         SavedActivations { qkv, lse, attended, x1, up }
     }
@@ -304,89 +230,88 @@ impl TransformerBlockOp {
         let chunk_rows = self.chunk_rows();
         let chunks = self.row_subset.chunks(chunk_rows);
         let mut dx = build_chunked(x_v.len(), chunk_rows * self.d, |_, _| {});
-        let total: usize = self.small_grad_lens().iter().sum();
+        let mut total = 0;
+        let add = |total: &mut usize, len: usize| {
+            *total += len;
+            len
+        };
+        let small_grad_lens = self.block.parts().map(
+            &mut total,
+            |total, linear| add(total, linear.small_grad_len()),
+            |total, norm| add(total, norm.small_grad_len()),
+        );
         let sizes = || chunks.iter().map(|&chunk| self.sizes(chunk)).collect::<Vec<_>>();
-        let mut weight_grad_inputs =
-            self.linears.iter().any(LinearGroup::trains_weights).then(|| WeightGradInputs::new(&sizes()));
+        let trains_weights = self.block.linears().any(|linear| linear.weight.is_variable());
+        let mut weight_grad_inputs = trains_weights.then(|| WeightGradInputs::new(&sizes()));
         let writers = match &mut weight_grad_inputs {
             Some(inputs) => inputs.writers().into_iter().map(Some).collect(),
             None => chunks.iter().map(|_| None).collect::<Vec<_>>(),
         };
-        let chunk_grads: Vec<Vec<f32>> = self.with_prepared(Direction::Backward, |weights| {
-            let rows = dx.par_chunks_mut(chunk_rows * self.d).zip(x_v.par_chunks(chunk_rows * self.d));
-            Ok(rows
-                .zip(saved)
-                .zip(chunks.par_iter().zip(writers))
-                .map(|(((dx, x), saved), (&chunk, writer))| {
-                    let g = &g_v[chunk.selected_before * self.d..][..chunk.len() * self.d];
-                    let mut small_grads = vec![0.0; total];
-                    self.backward_chunk(dx, &mut small_grads, ChunkInputs { x, g, saved, chunk, writer }, weights);
-                    small_grads
-                })
-                .collect())
-        })?;
+        let view = self.view(Direction::Backward)?;
+        let rows = dx.par_chunks_mut(chunk_rows * self.d).zip(x_v.par_chunks(chunk_rows * self.d));
+        let chunk_grads: Vec<Vec<f32>> = rows
+            .zip(saved)
+            .zip(chunks.par_iter().zip(writers))
+            .map(|(((dx, x), saved), (&chunk, writer))| {
+                let g = &g_v[chunk.selected_before * self.d..][..chunk.len() * self.d];
+                let mut small_grads = vec![0.0; total];
+                let parts = small_grad_lens.parts().map(&mut &mut *small_grads, split_off, split_off);
+                self.backward_chunk(dx, parts, ChunkInputs { x, g, saved, chunk, writer }, &view);
+                small_grads
+            })
+            .collect();
+        drop(view);
         let mut chunk_sums = chunk_grads.iter();
         let mut small_grads = chunk_sums.next().map_or_else(|| vec![0.0; total], Vec::clone);
         chunk_sums.for_each(|s| add_assign(&mut small_grads, s));
-        self.accumulate_small_grads(&small_grads)?;
+        let mut rest = &*small_grads;
+        let mut take = |len: usize| rest.split_off(..len).expect("small gradients of all parts");
+        self.block.parts().try_map(
+            &mut take,
+            |take, linear| linear.accumulate_small_grads(take(linear.small_grad_len())),
+            |take, norm| norm.accumulate_small_grads(take(norm.small_grad_len())),
+        )?;
         if let Some(weight_grad_inputs) = weight_grad_inputs {
-            let mut linears = self.linears.iter().zip(weight_grad_inputs.finish());
-            linears.try_for_each(|(group, [x, g])| group.accumulate_weight_grads(&x, &g, self.precision))?;
+            let groups = self.block.groups().into_iter().zip(weight_grad_inputs.finish());
+            for (group, [x, g]) in groups {
+                linear::accumulate_weight_grads(group, &x, &g, self.pass.precision)?;
+            }
         }
         self.input_needs_grad.then(|| grad_tensor(dx, x)).transpose()
     }
 
     /// Number of elements of each group's input and output.
     fn sizes(&self, chunk: ChunkRows) -> PerLinear<usize> {
-        let mut sizes = self.linears.each_ref().map(|group| [group.d_in, group.d_out].map(|width| chunk.len() * width));
-        sizes[QKV] = [self.linears[QKV].d_in, self.linears[QKV].d_out].map(|width| chunk.rows * width);
-        sizes
-    }
-
-    /// Number of elements of the small gradients (all but those of weights) of the norms and of the four groups.
-    fn small_grad_lens(&self) -> [usize; 6] {
-        let norm = |i: usize| self.norms.get(i).map_or(0, NormTensors::small_grad_len);
-        let [a, b, c, e] = self.linears.each_ref().map(LinearGroup::small_grad_len);
-        [norm(0), norm(1), a, b, c, e]
-    }
-
-    fn accumulate_small_grads(&self, mut small_grads: &[f32]) -> Result<()> {
-        let parts = self.small_grad_lens().map(|n| {
-            let (part, rest) = small_grads.split_at(n);
-            small_grads = rest;
-            part
+        let [qkv, out, up, down] = self.block.groups().map(|group| {
+            let d_out: usize = group.iter().map(|linear: &Linear| linear.weight.dims()[1]).sum();
+            [group[0].weight.dims()[0], d_out]
         });
-        self.norms.iter().zip(&parts).try_for_each(|(norm, part)| norm.accumulate(part))?;
-        self.linears.iter().zip(&parts[2..]).try_for_each(|(group, part)| group.accumulate_small_grads(part))
+        [(qkv, chunk.rows), (out, chunk.len()), (up, chunk.len()), (down, chunk.len())]
+            .map(|(widths, rows)| widths.map(|width| width * rows))
     }
 
     fn backward_chunk(
         &self,
         dx: &mut [f32],
-        mut small_grads: &mut [f32],
+        mut small_grads: Block<&mut [f32], &mut [f32]>,
         ChunkInputs { x, g, saved, chunk, mut writer }: ChunkInputs,
-        weights: &PreparedWeights,
+        view: &BlockView,
     ) {
         let d = self.d;
-        let (rows, n) = (chunk.rows, chunk.len());
+        let (rows, n, first_output) = (chunk.rows, chunk.len(), chunk.selected_before);
         let attn_shape = AttentionShape { batch: rows / self.attn_shape.time, ..self.attn_shape };
-        let [s_norm1, s_norm2, s_qkv, s_out, s_up, s_down] = self.small_grad_lens().map(|n| {
-            let (part, rest) = std::mem::take(&mut small_grads).split_at_mut(n);
-            small_grads = rest;
-            part
-        });
         // The gradient of a branch's output: that of the sum, times the dropout mask if there is one.
-        let masked = |out: &'_ mut [f32], g: &[f32], mask: Option<&DropoutMask>| match mask {
+        let masked = |out: &mut [f32], g: &[f32], branch: usize| match &self.pass.residual_dropout[branch] {
             None => out.copy_from_slice(g),
-            Some(mask) => mask.multiply(out, g, chunk.selected_before * d),
+            Some(mask) => mask.multiply(out, g, first_output * d),
         };
-        let norm_backward = |dx: &mut [f32], small_grads: &mut [f32], x: &[f32], g: &[f32], norm: &RowNorm| {
+        let norm_backward = |dx: &mut [f32], small_grads: &mut [f32], x: &[f32], g: &[f32], norm: &RowNorm<_>| {
             norm.backward(dx, x, g);
             if !small_grads.is_empty() {
                 norm.backward_weights(small_grads, x, g);
             }
         };
-        let [qkv, attn_out, up, down] = &weights.linears;
+        let [qkv, attn_out, up, down] = view.groups();
         let mut write_inputs = |group: usize, x: &[f32], g: &[f32]| {
             if let Some(writer) = &mut writer {
                 writer.write(group, x, g);
@@ -401,33 +326,31 @@ impl TransformerBlockOp {
             let [h, branch, dx_selected] = [&mut *all_h, &mut *all_branch, &mut *dx].map(|x| &mut x[..n * d]);
             dx_selected.copy_from_slice(g);
 
-            masked(branch, g, weights.masks[1]);
+            masked(branch, g, 1);
             let (active, d_up) = buffer[..active + wide].split_at_mut(active);
-            self.activation.backward(active, d_up, &saved.up, self.inner, |d_active| {
-                down.input_gradient(d_active, WriteMode::Overwrite, branch, chunk.selected_before)
+            self.block.mlp.activation.backward(active, d_up, &saved.up, self.inner, |d_active| {
+                linear::input_gradient(down, d_active, WriteMode::Overwrite, branch, first_output)
             });
-            down.small_gradients(s_down, active, branch, chunk.selected_before);
+            let grad = std::slice::from_mut(&mut small_grads.mlp.down);
+            linear::small_gradients(down, grad, active, branch, first_output);
             write_inputs(DOWN, active, branch);
-            match weights.norm_2() {
+            match &view.norm_2 {
                 Some(norm) => norm.forward(branch, &saved.x1),
-                None => weights.norms[0].forward(branch, &chunk.gather(x, d)),
+                None => view.norm_1.forward(branch, &chunk.gather(x, d)),
             }
-            up.input_gradient(h, WriteMode::Overwrite, d_up, chunk.selected_before);
-            up.small_gradients(s_up, branch, d_up, chunk.selected_before);
+            linear::input_gradient(up, h, WriteMode::Overwrite, d_up, first_output);
+            linear::small_gradients(up, &mut small_grads.mlp.up, branch, d_up, first_output);
             write_inputs(UP, branch, d_up);
-            if let Some(norm_2) = weights.norm_2() {
-                norm_backward(dx_selected, s_norm2, &saved.x1, h, norm_2);
+            if let (Some(norm_2), Some(grad)) = (&view.norm_2, small_grads.norm_2) {
+                norm_backward(dx_selected, grad, &saved.x1, h, norm_2);
             }
 
-            masked(branch, dx_selected, weights.masks[0]);
-            attn_out.input_gradient(
-                &mut d_attended[..n * attn_shape.out_width()],
-                WriteMode::Overwrite,
-                branch,
-                chunk.selected_before,
-            );
+            masked(branch, dx_selected, 0);
+            let d_output = &mut d_attended[..n * attn_shape.out_width()];
+            linear::input_gradient(attn_out, d_output, WriteMode::Overwrite, branch, first_output);
             let attended = chunk.gather(&saved.attended, attn_shape.out_width());
-            attn_out.small_gradients(s_out, &attended, branch, chunk.selected_before);
+            let grad = std::slice::from_mut(&mut small_grads.attention.out);
+            linear::small_gradients(attn_out, grad, &attended, branch, first_output);
             write_inputs(ATTN_OUT, &attended, branch);
             chunk.scatter(d_attended, attn_shape.out_width());
             chunk.scatter(dx, d);
@@ -447,23 +370,35 @@ impl TransformerBlockOp {
                 attention::backward_heads(grads, inputs, attn_shape, head);
             }
             self.rotate(d_qkv, Direction::Backward);
-            weights.norms[0].forward(all_branch, x);
-            qkv.small_gradients(s_qkv, all_branch, d_qkv, chunk.first_row);
+            view.norm_1.forward(all_branch, x);
+            linear::small_gradients(qkv, &mut small_grads.attention.qkv, all_branch, d_qkv, chunk.first_row);
             write_inputs(QKV, all_branch, d_qkv);
-            if self.input_needs_grad || !s_norm1.is_empty() {
+            if self.input_needs_grad || !small_grads.norm_1.is_empty() {
                 // With a shared norm, `h` holds the MLP's gradient; attention's is added to it.
-                let mode = match weights.norm_2() {
+                let mode = match &view.norm_2 {
                     Some(_) => WriteMode::Overwrite,
                     None => {
                         chunk.scatter(all_h, d);
                         WriteMode::Add
                     }
                 };
-                qkv.input_gradient(all_h, mode, d_qkv, chunk.first_row);
-                norm_backward(dx, s_norm1, x, all_h, &weights.norms[0]);
+                linear::input_gradient(qkv, all_h, mode, d_qkv, chunk.first_row);
+                norm_backward(dx, small_grads.norm_1, x, all_h, &view.norm_1);
             }
         });
     }
+}
+
+/// Takes the first `len` elements of `rest`.
+fn split_off<'a>(rest: &mut &'a mut [f32], len: &usize) -> &'a mut [f32] {
+    rest.split_off_mut(..*len).expect("small gradients of all parts")
+}
+
+fn check_mask(mask: &DropoutMask, rows: usize, d: usize) -> Result<()> {
+    if mask.elements() != rows * d {
+        bail!("a dropout mask has {} elements, expected {rows} rows of {d}", mask.elements());
+    }
+    Ok(())
 }
 
 impl CustomOp1 for TransformerBlockOp {

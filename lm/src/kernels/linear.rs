@@ -1,177 +1,21 @@
-//! A linear layer with an optional bias and LoRA adapter, on slices that hold some rows of a batch; its output fills
-//! some columns of a wider matrix. The part that [`LinearGroup`](super::linear_group::LinearGroup) is made of.
+//! Linear layers on slices that hold some rows of a batch. Layers of one input have their outputs side by side: queries,
+//! keys and values, or a gate and a value, whether a model has one weight for them or several.
 //!
 //! "Small gradients" are those of bias, A and B': they are summed over chunks, unlike the gradient of the weight.
+
+use std::sync::OnceLock;
 
 use candle_core::{Result, Tensor, bail};
 
 use super::buffer::with_scratch;
-use super::candle_interop::{CpuSlice, check_shape};
+use super::candle_interop::CpuSlice;
 use super::gemm::{self, Mat, Threads, WriteMode};
 use super::grad_accumulator::accumulate;
 use super::matmul::{LowRankUpdate, PackedRhs, Rhs, matmul, matmul_columns, matmul_unpacked};
 use super::simd::add_assign;
-use super::{Direction, DropoutMask, LinearRef, LoraRef};
+use super::{Direction, DropoutMask};
 use crate::Precision;
-
-/// The tensors of a linear layer, kept for the backward pass.
-pub struct LinearTensors {
-    w: Tensor,
-    bias: Option<Tensor>,
-    lora: Option<LoraTensors>,
-    pub d_in: usize,
-    pub d_out: usize,
-}
-
-struct LoraTensors {
-    a: Tensor,
-    b: Tensor,
-    rank: usize,
-    scale: f32,
-    mask: Option<DropoutMask>,
-}
-
-impl LinearTensors {
-    /// Checks the shapes of a layer of `d_in` columns, applied to `rows` rows.
-    pub fn new(p: &LinearRef, rows: usize, d_in: usize) -> Result<Self> {
-        let (w_in, d_out) = p.w.dims2()?;
-        if w_in != d_in || d_out == 0 {
-            bail!("a linear weight has shape {:?}, expected [{d_in}, out] with out above 0", p.w.shape());
-        }
-        if let Some(bias) = p.bias {
-            check_shape("a linear bias", bias, &[d_out])?;
-        }
-        let Some(LoraRef { a, b, scale, mask }) = &p.adapter else {
-            return Ok(Self {
-                w: leaf_or_constant(p.w)?,
-                bias: p.bias.map(leaf_or_constant).transpose()?,
-                lora: None,
-                d_in,
-                d_out,
-            });
-        };
-        let rank = a.dims2()?.0;
-        check_shape("lora_A", a, &[rank, d_in])?;
-        check_shape("lora_B", b, &[d_out, rank])?;
-        if let Some(mask) = mask
-            && mask.elements() != rows * d_in
-        {
-            bail!("a LoRA dropout mask has {} elements, expected {rows} rows of {d_in}", mask.elements());
-        }
-        let lora = LoraTensors {
-            a: leaf_or_constant(a)?,
-            b: leaf_or_constant(b)?,
-            rank,
-            scale: *scale as f32,
-            mask: mask.cloned(),
-        };
-        let frozen = |t: &Tensor| t.detach().contiguous();
-        Ok(Self { w: frozen(p.w)?, bias: p.bias.map(frozen).transpose()?, lora: Some(lora), d_in, d_out })
-    }
-
-    /// The trained tensors.
-    pub fn trained_tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let lora = self.lora.iter().flat_map(|l| [&l.a, &l.b]);
-        [&self.w].into_iter().chain(&self.bias).chain(lora).filter(|t| t.track_op())
-    }
-
-    /// Slices of the tensors, to be taken once per pass.
-    pub fn views(&self) -> Result<LinearSlices<'_>> {
-        let lora = match &self.lora {
-            Some(l) => Some((CpuSlice::new(&l.a)?, CpuSlice::new(&l.b)?)),
-            None => None,
-        };
-        let bias = self.bias.as_ref().map(CpuSlice::new).transpose()?;
-        Ok(LinearSlices { w: CpuSlice::new(&self.w)?, bias, lora, tensors: self })
-    }
-}
-
-/// Accepts a variable, or a tensor that needs no gradient, which becomes contiguous.
-pub fn leaf_or_constant(t: &Tensor) -> Result<Tensor> {
-    if t.track_op() && !t.is_variable() {
-        bail!("a trained weight must be a variable, not the result of another operation");
-    }
-    if t.is_variable() { Ok(t.clone()) } else { t.contiguous() }
-}
-
-type LoraSlices<'a> = (CpuSlice<'a>, CpuSlice<'a>);
-
-/// The elements of a layer's tensors.
-pub struct LinearSlices<'a> {
-    w: CpuSlice<'a>,
-    bias: Option<CpuSlice<'a>>,
-    lora: Option<LoraSlices<'a>>,
-    tensors: &'a LinearTensors,
-}
-
-impl LinearSlices<'_> {
-    /// Prepares the layer for one direction. In f32, an adapter without dropout is merged into the weight, w + scale a'
-    /// b'; in bf16 it stays separate, since rounding may lose its contribution.
-    pub fn prepare(&self, precision: Precision, direction: Direction) -> PreparedLinear<'_> {
-        let LinearTensors { d_in, d_out, .. } = *self.tensors;
-        let mut lora = None;
-        let scaled_b: Vec<f32>;
-        let mut update = None;
-        if let (Some((a, b)), Some(tensors)) = (&self.lora, &self.tensors.lora) {
-            let mask = tensors.mask.as_ref();
-            let merged = mask.is_none() && precision == Precision::F32;
-            if merged {
-                scaled_b = scaled_transpose(b, tensors.rank, tensors.scale);
-                let (a, b) = match direction {
-                    Direction::Forward => (&**a, &*scaled_b),
-                    Direction::Backward => (&*scaled_b, &**a),
-                };
-                update = Some(LowRankUpdate { a, b, rank: tensors.rank });
-            }
-            lora = Some(PreparedLora { a, b, rank: tensors.rank, scale: tensors.scale, mask, merged });
-        }
-        let (trains_bias, small_grad_len) = (self.tensors.trains_bias(), self.tensors.small_grad_len());
-        let w = Mat::new(&self.w, d_in, d_out);
-        let w = match direction {
-            Direction::Forward => w,
-            Direction::Backward => w.t(),
-        };
-        let w = PackedRhs::new(w, update, precision);
-        PreparedLinear { w, direction, bias: self.bias.as_deref(), lora, d_in, d_out, trains_bias, small_grad_len }
-    }
-}
-
-/// `scale b'` of `b [n, rank]`: `[rank, n]`.
-pub fn scaled_transpose(b: &[f32], rank: usize, scale: f32) -> Vec<f32> {
-    (0..rank).flat_map(|r| b.iter().skip(r).step_by(rank).map(|x| scale * x)).collect()
-}
-
-struct PreparedLora<'a> {
-    a: &'a [f32],
-    b: &'a [f32],
-    rank: usize,
-    scale: f32,
-    mask: Option<&'a DropoutMask>,
-    /// Whether it is merged into the packed weight.
-    merged: bool,
-}
-
-impl PreparedLora<'_> {
-    /// The adapter's input for `x`, whose first element is element `offset` of the batch; `buffer` is as large as `x`.
-    fn dropped_input<'x>(&self, buffer: &'x mut [f32], x: &'x [f32], offset: usize) -> &'x [f32] {
-        let Some(mask) = self.mask else { return x };
-        mask.multiply(buffer, x, offset);
-        buffer
-    }
-}
-
-/// A layer prepared for one direction. Methods take the index in the batch of their first row, for the dropout mask,
-/// and the columns that the layer's output occupies.
-pub struct PreparedLinear<'a> {
-    w: PackedRhs,
-    direction: Direction,
-    bias: Option<&'a [f32]>,
-    lora: Option<PreparedLora<'a>>,
-    d_in: usize,
-    d_out: usize,
-    trains_bias: bool,
-    small_grad_len: usize,
-}
+use crate::linear::Linear;
 
 /// The columns of a layer's output: `offset` columns into rows of `stride`.
 #[derive(Clone, Copy)]
@@ -186,47 +30,130 @@ impl OutputColumns {
     }
 }
 
-impl PreparedLinear<'_> {
-    pub fn d_out(&self) -> usize {
-        self.d_out
+/// `scale b'` of `b [n, rank]`: `[rank, n]`.
+pub fn scaled_transpose(b: &[f32], rank: usize, scale: f32) -> Vec<f32> {
+    (0..rank).flat_map(|r| b.iter().skip(r).step_by(rank).map(|x| scale * x)).collect()
+}
+
+/// A layer's elements in memory, for one direction of one pass. Methods take the index in the batch of their first row,
+/// for the dropout mask, and the columns that the layer's output occupies.
+pub struct LinearView<'a> {
+    w: CpuSlice<'a>,
+    bias: Option<CpuSlice<'a>>,
+    lora: Option<LoraView<'a>>,
+    d_in: usize,
+    d_out: usize,
+    trains_bias: bool,
+    precision: Precision,
+    direction: Direction,
+    packed: OnceLock<PackedRhs>,
+}
+
+/// An adapter's elements: A `[rank, in]`, B `[out, rank]`.
+struct LoraView<'a> {
+    a: CpuSlice<'a>,
+    b: CpuSlice<'a>,
+    rank: usize,
+    scale: f32,
+    mask: Option<&'a DropoutMask>,
+    /// Whether it is merged into the packed weight, w + scale a' b': in f32 and without dropout. In bf16 rounding may
+    /// lose its contribution.
+    merged: bool,
+}
+
+impl LoraView<'_> {
+    /// The adapter's input for `x`, whose first element is element `offset` of the batch; `buffer` is as large as `x`.
+    fn dropped_input<'x>(&self, buffer: &'x mut [f32], x: &'x [f32], offset: usize) -> &'x [f32] {
+        let Some(mask) = self.mask else { return x };
+        mask.multiply(buffer, x, offset);
+        buffer
+    }
+}
+
+impl<'a> LinearView<'a> {
+    /// `mask` drops entries of the adapter's input. The view computes only after [`LinearView::pack`].
+    pub fn new(
+        linear: &'a Linear,
+        mask: Option<&'a DropoutMask>,
+        precision: Precision,
+        direction: Direction,
+    ) -> Result<Self> {
+        let (d_in, d_out) = linear.weight.dims2()?;
+        let lora = linear.adapter.as_ref().map(|adapter| -> Result<_> {
+            Ok(LoraView {
+                a: CpuSlice::new(&adapter.a)?,
+                b: CpuSlice::new(&adapter.b)?,
+                rank: adapter.a.dim(0)?,
+                scale: adapter.scale as f32,
+                mask,
+                merged: mask.is_none() && precision == Precision::F32,
+            })
+        });
+        Ok(Self {
+            w: CpuSlice::new(&linear.weight)?,
+            bias: linear.bias.as_ref().map(CpuSlice::new).transpose()?,
+            lora: lora.transpose()?,
+            d_in,
+            d_out,
+            trains_bias: linear.trains_bias(),
+            precision,
+            direction,
+            packed: OnceLock::new(),
+        })
+    }
+
+    /// Packs the weight, on any thread.
+    pub fn pack(&self) {
+        let scaled_b: Vec<f32>;
+        let mut update = None;
+        if let Some(LoraView { a, b, rank, scale, merged: true, .. }) = &self.lora {
+            scaled_b = scaled_transpose(b, *rank, *scale);
+            let (a, b) = match self.direction {
+                Direction::Forward => (&**a, &*scaled_b),
+                Direction::Backward => (&*scaled_b, &**a),
+            };
+            update = Some(LowRankUpdate { a, b, rank: *rank });
+        }
+        let w = Mat::new(&self.w, self.d_in, self.d_out);
+        let w = match self.direction {
+            Direction::Forward => w,
+            Direction::Backward => w.t(),
+        };
+        self.packed.get_or_init(|| PackedRhs::new(w, update, self.precision));
     }
 
     fn weight(&self, direction: Direction) -> &PackedRhs {
         assert_eq!(self.direction, direction, "a layer runs in the direction it was prepared for");
-        &self.w
+        self.packed.get().expect("a layer is packed before it runs")
     }
 
     /// Writes the layer's output for `x` to `y`, or adds it.
-    pub fn forward(&self, y: &mut [f32], columns: OutputColumns, mode: WriteMode, x: &[f32], first_row: usize) {
+    fn forward(&self, y: &mut [f32], columns: OutputColumns, mode: WriteMode, x: &[f32], first_row: usize) {
         let Self { d_in, d_out, .. } = *self;
         let n = x.len() / d_in;
         let OutputColumns { stride, offset } = columns;
         let w = self.weight(Direction::Forward);
-        matmul_columns(y, stride, offset, mode, self.bias, Mat::new(x, n, d_in), w, Threads::One);
+        matmul_columns(y, stride, offset, mode, self.bias.as_deref(), Mat::new(x, n, d_in), w, Threads::One);
         if let Some(lora) = self.lora.as_ref().filter(|lora| !lora.merged) {
             with_scratch(n * (d_in + lora.rank), |buffer| {
                 let (dropped, z) = buffer.split_at_mut(n * d_in);
                 let dropped = lora.dropped_input(dropped, x, first_row * d_in);
-                let a = Mat::new(lora.a, lora.rank, d_in);
+                let a = Mat::new(&lora.a, lora.rank, d_in);
                 gemm::gemm(z, WriteMode::Overwrite, 1.0, Mat::new(dropped, n, d_in), a.t(), Threads::One);
-                let (z, b) = (Mat::new(z, n, lora.rank), Mat::new(lora.b, d_out, lora.rank));
+                let (z, b) = (Mat::new(z, n, lora.rank), Mat::new(&lora.b, d_out, lora.rank));
                 gemm::gemm_columns(y, stride, offset, WriteMode::Add, lora.scale, z, b.t(), Threads::One);
             });
         }
     }
 
-    /// Number of elements of [`PreparedLinear::small_gradients`].
-    pub fn small_grad_len(&self) -> usize {
-        self.small_grad_len
-    }
-
     /// Writes the gradient of the layer's input to `dx`, or adds it.
-    pub fn input_gradient(&self, dx: &mut [f32], mode: WriteMode, g: &[f32], columns: OutputColumns, first_row: usize) {
+    fn input_gradient(&self, dx: &mut [f32], mode: WriteMode, g: &[f32], columns: OutputColumns, first_row: usize) {
         let Self { d_in, d_out, .. } = *self;
         let n = g.len() / columns.stride;
         let g = columns.matrix(g, d_out);
         matmul(dx, mode, 1.0, g, Rhs::Packed(self.weight(Direction::Backward)), Threads::One);
-        let Some(PreparedLora { a, b, rank, scale, mask, merged: false }) = self.lora else { return };
+        let Some(LoraView { a, b, rank, scale, mask, merged: false }) = &self.lora else { return };
+        let (rank, scale) = (*rank, *scale);
         with_scratch(n * (rank + d_in), |buffer| {
             let (dz, dropped) = buffer.split_at_mut(n * rank);
             gemm::gemm(dz, WriteMode::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
@@ -238,7 +165,7 @@ impl PreparedLinear<'_> {
     }
 
     /// Writes the gradients of bias, A and B' to `grads`, one after the other.
-    pub fn small_gradients(&self, grads: &mut [f32], x: &[f32], g: &[f32], columns: OutputColumns, first_row: usize) {
+    fn small_gradients(&self, grads: &mut [f32], x: &[f32], g: &[f32], columns: OutputColumns, first_row: usize) {
         let Self { d_in, d_out, .. } = *self;
         let n = x.len() / d_in;
         let (bias, adapter) = grads.split_at_mut(if self.trains_bias { d_out } else { 0 });
@@ -248,7 +175,8 @@ impl PreparedLinear<'_> {
             }
         }
         let Some(lora) = &self.lora else { return };
-        let PreparedLora { a, b, rank, scale, .. } = *lora;
+        let LoraView { a, b, rank, scale, .. } = lora;
+        let (rank, scale) = (*rank, *scale);
         let g = columns.matrix(g, d_out);
         let (da, db) = adapter.split_at_mut(rank * d_in);
         with_scratch(n * (2 * rank + d_in), |buffer| {
@@ -264,55 +192,102 @@ impl PreparedLinear<'_> {
     }
 }
 
-impl LinearTensors {
+/// Each layer of a group, given with the width of its output, and the columns of that output.
+fn with_columns<'a, L>(
+    group: &'a [L],
+    d_out: impl Fn(&L) -> usize + Copy + 'a,
+) -> impl Iterator<Item = (&'a L, OutputColumns)> {
+    let stride = group.iter().map(d_out).sum();
+    group.iter().scan(0, move |next, linear| {
+        let offset = *next;
+        *next += d_out(linear);
+        Some((linear, OutputColumns { stride, offset }))
+    })
+}
+
+/// Each layer of a group and the columns of its output.
+fn columns<'v, 'a>(group: &'v [LinearView<'a>]) -> impl Iterator<Item = (&'v LinearView<'a>, OutputColumns)> {
+    with_columns(group, |linear| linear.d_out)
+}
+
+/// The outputs of a group for `x` side by side, `[rows, d_out]`.
+pub fn apply(group: &[LinearView], x: &[f32], rows: usize, first_row: usize) -> Vec<f32> {
+    let mut y = vec![0.0; rows * group.iter().map(|linear| linear.d_out).sum::<usize>()];
+    columns(group).for_each(|(linear, columns)| linear.forward(&mut y, columns, WriteMode::Overwrite, x, first_row));
+    y
+}
+
+/// Adds the outputs of a group for `x` to `y`.
+pub fn add_to(group: &[LinearView], y: &mut [f32], x: &[f32], first_row: usize) {
+    columns(group).for_each(|(linear, columns)| linear.forward(y, columns, WriteMode::Add, x, first_row));
+}
+
+/// Writes the gradient of a group's input to `dx`, or adds it.
+pub fn input_gradient(group: &[LinearView], dx: &mut [f32], mut mode: WriteMode, g: &[f32], first_row: usize) {
+    for (linear, columns) in columns(group) {
+        linear.input_gradient(dx, mode, g, columns, first_row);
+        mode = WriteMode::Add;
+    }
+}
+
+/// Writes the small gradients of each layer of a group to its part of `grads`.
+pub fn small_gradients(group: &[LinearView], grads: &mut [&mut [f32]], x: &[f32], g: &[f32], first_row: usize) {
+    for ((linear, columns), grads) in columns(group).zip(grads) {
+        linear.small_gradients(grads, x, g, columns, first_row);
+    }
+}
+
+/// Accumulates the gradients x' g of a group's weights; `x` and `g` hold the inputs and the output gradients of all
+/// rows.
+pub fn accumulate_weight_grads(group: &[Linear], x: &[f32], g: &[f32], precision: Precision) -> Result<()> {
+    let d_out = |linear: &Linear| linear.weight.dims()[1];
+    for (linear, columns) in with_columns(group, d_out).filter(|(linear, _)| linear.weight.is_variable()) {
+        let d_in = linear.weight.dim(0)?;
+        let x = Mat::new(x, x.len() / d_in, d_in);
+        accumulate(&linear.weight, matmul_unpacked(x.t(), columns.matrix(g, d_out(linear)), precision))?;
+    }
+    Ok(())
+}
+
+impl Linear {
+    fn trains_bias(&self) -> bool {
+        self.bias.as_ref().is_some_and(Tensor::is_variable)
+    }
+
     /// Number of elements of the small gradients: bias, A, B'.
     pub fn small_grad_len(&self) -> usize {
-        let bias = if self.trains_bias() { self.d_out } else { 0 };
-        bias + self.lora.as_ref().map_or(0, |l| l.rank * (self.d_in + self.d_out))
+        let bias = self.bias.as_ref().filter(|bias| bias.is_variable()).map_or(0, Tensor::elem_count);
+        bias + self.adapter.as_ref().map_or(0, |adapter| adapter.a.elem_count() + adapter.b.elem_count())
     }
 
-    fn trains_bias(&self) -> bool {
-        self.bias.as_ref().is_some_and(Tensor::track_op)
-    }
-
-    /// Accumulates the small gradients, in the layout of [`PreparedLinear::small_gradients`].
-    pub fn accumulate_small_grads(&self, grads: &[f32]) -> Result<()> {
-        let (bias_gradient, adapter) = grads.split_at(if self.trains_bias() { self.d_out } else { 0 });
-        if let Some(bias) = &self.bias
-            && bias.track_op()
-        {
-            accumulate(bias, bias_gradient.to_vec())?;
+    /// Accumulates the small gradients, in the layout of [`small_gradients`].
+    pub fn accumulate_small_grads(&self, mut grads: &[f32]) -> Result<()> {
+        let mut take =
+            |tensor: &Tensor| grads.split_off(..tensor.elem_count()).expect("small gradients of all tensors");
+        if let Some(bias) = self.bias.as_ref().filter(|bias| bias.is_variable()) {
+            accumulate(bias, take(bias).to_vec())?;
         }
-        let Some(lora) = &self.lora else { return Ok(()) };
-        let (da, db) = adapter.split_at(lora.rank * self.d_in);
-        if lora.a.track_op() {
-            accumulate(&lora.a, da.to_vec())?;
+        let Some(adapter) = &self.adapter else { return Ok(()) };
+        let (da, db) = (take(&adapter.a), take(&adapter.b));
+        if adapter.a.is_variable() {
+            accumulate(&adapter.a, da.to_vec())?;
         }
-        if lora.b.track_op() {
-            let transposed = (0..db.len()).map(|i| db[i % lora.rank * self.d_out + i / lora.rank]).collect();
-            accumulate(&lora.b, transposed)?;
+        if adapter.b.is_variable() {
+            let (d_out, rank) = adapter.b.dims2()?;
+            let transposed = (0..db.len()).map(|i| db[i % rank * d_out + i / rank]).collect();
+            accumulate(&adapter.b, transposed)?;
         }
         Ok(())
     }
+}
 
-    pub fn trains_weight(&self) -> bool {
-        self.w.track_op()
+/// Errors: layers of other widths than `d_in` and, side by side, `d_out`.
+pub fn check_widths(group: &[Linear], d_in: usize, d_out: usize) -> Result<()> {
+    let shapes: Vec<_> = group.iter().map(|linear| linear.weight.dims()).collect();
+    if shapes.iter().any(|shape| shape[0] != d_in) || shapes.iter().map(|shape| shape[1]).sum::<usize>() != d_out {
+        bail!("linear layers of shapes {shapes:?} side by side, expected [{d_in}, {d_out}] in all");
     }
-
-    /// Accumulates the weight's gradient, x' g.
-    pub fn accumulate_weight_grad(
-        &self,
-        x: &[f32],
-        g: &[f32],
-        columns: OutputColumns,
-        precision: Precision,
-    ) -> Result<()> {
-        if !self.trains_weight() {
-            return Ok(());
-        }
-        let x = Mat::new(x, x.len() / self.d_in, self.d_in);
-        accumulate(&self.w, matmul_unpacked(x.t(), columns.matrix(g, self.d_out), precision))
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -320,34 +295,24 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::lora::LoraAdapter;
 
     /// In bf16, 1 and its successor are 2^-7 apart: added to the weight, 2^-10 would be lost.
     #[test]
     fn rounding_does_not_lose_a_small_adapter() -> Result<()> {
         let tensor = |x: f32, rows: usize, cols: usize| Tensor::full(x, (rows, cols), &Device::Cpu);
-        let (w, a, b) = (tensor(1.0, 6, 5)?, tensor(1.0 / 1024.0, 1, 6)?, tensor(1.0, 5, 1)?);
-        let adapter = LoraRef { a: &a, b: &b, scale: 1.0, mask: None };
-        let tensors = LinearTensors::new(&LinearRef { w: &w, bias: None, adapter: Some(adapter) }, 2, 6)?;
-        let views = tensors.views()?;
+        let adapter = LoraAdapter { a: tensor(1.0 / 1024.0, 1, 6)?, b: tensor(1.0, 5, 1)?, scale: 1.0, dropout: 0.0 };
+        let linear = Linear { name: String::new(), weight: tensor(1.0, 6, 5)?, bias: None, adapter: Some(adapter) };
         for precision in [Precision::F32, Precision::Bf16] {
-            let columns = OutputColumns { stride: 5, offset: 0 };
-            let mut y = [0.0; 2 * 5];
-            views.prepare(precision, Direction::Forward).forward(
-                &mut y,
-                columns,
-                WriteMode::Overwrite,
-                &[1.0; 2 * 6],
-                0,
-            );
+            let view = |direction| -> Result<[LinearView<'_>; 1]> {
+                let view = LinearView::new(&linear, None, precision, direction)?;
+                view.pack();
+                Ok([view])
+            };
+            let y = apply(&view(Direction::Forward)?, &[1.0; 2 * 6], 2, 0);
             assert_eq!(y, [6.0 + 6.0 / 1024.0; 2 * 5]);
             let mut dx = [0.0; 2 * 6];
-            views.prepare(precision, Direction::Backward).input_gradient(
-                &mut dx,
-                WriteMode::Overwrite,
-                &[1.0; 2 * 5],
-                columns,
-                0,
-            );
+            input_gradient(&view(Direction::Backward)?, &mut dx, WriteMode::Overwrite, &[1.0; 2 * 5], 0);
             assert_eq!(dx, [5.0 + 5.0 / 1024.0; 2 * 6]);
         }
         Ok(())

@@ -15,7 +15,6 @@ pub mod gemm;
 pub(crate) mod grad_accumulator;
 mod layer_norm;
 pub(crate) mod linear;
-mod linear_group;
 mod mask;
 pub mod matmul;
 pub(crate) mod norm;
@@ -33,6 +32,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor, bail};
 
+use crate::block::{Block, Norm};
 use crate::device::is_portable;
 use crate::{Precision, portable};
 use candle_interop::CpuSlice;
@@ -40,7 +40,7 @@ use candle_interop::CpuSlice;
 pub use activation::Activation;
 pub use grad_accumulator::backward;
 pub use mask::{BITS, DropoutMask};
-pub use rotary::{Pairing, Rotary};
+pub use rotary::RotaryTable;
 
 /// The direction of a pass through a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,17 +51,16 @@ pub enum Direction {
     Backward,
 }
 
-/// Layer normalisation over the last dimension, `(x - mean) / sqrt(variance + eps) * weight + bias`, or without a bias
-/// RMS normalisation, `x / sqrt(mean(x^2) + eps) * weight`. `x [.., d]`, `weight [d]`, `bias [d]` -> `[.., d]`.
-pub fn norm(x: &Tensor, norm: &NormRef, eps: f64) -> Result<Tensor> {
+/// `x [.., d]` normalised over the last dimension: `[.., d]`.
+pub fn norm(x: &Tensor, norm: &Norm) -> Result<Tensor> {
     let (_, d) = candle_interop::rows_and_width(x)?;
-    candle_interop::check_shape("a norm's weight", norm.weight, &[d])?;
+    candle_interop::check_shape("a norm's weight", &norm.weight, &[d])?;
     if is_portable() {
-        return portable::norm(x, norm, eps);
+        return portable::norm(x, norm);
     }
-    let op = norm::NormOp { d, eps: eps as f32 };
+    let op = norm::NormOp { d, eps: norm.eps as f32 };
     let (x, weight) = (x.contiguous()?, norm.weight.contiguous()?);
-    match norm.bias {
+    match &norm.bias {
         Some(bias) => {
             candle_interop::check_shape("a norm's bias", bias, &[d])?;
             x.apply_op3(&weight, &bias.contiguous()?, op)
@@ -98,18 +97,18 @@ pub struct TokenStats {
 }
 
 /// The output layer: logits = hidden weight' + bias.
-#[derive(Clone, Copy)]
-pub struct LmHeadRef<'a> {
+#[derive(Debug, Clone)]
+pub struct LmHead {
     /// `[v, d]`; the embedding itself if the two are tied.
-    pub weight: &'a Tensor,
+    pub weight: Tensor,
     /// `[v]`; a variable or a constant.
-    pub bias: Option<&'a Tensor>,
+    pub bias: Option<Tensor>,
     pub precision: Precision,
 }
 
 /// Log-probabilities (and entropies) from final hidden states `[n, d]`, without holding all logits `[n, v]` at once.
 /// Gradients flow from both results to all operands; a trained bias needs [`backward`].
-pub fn token_stats(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, entropy: bool) -> Result<TokenStats> {
+pub fn token_stats(hidden: &Tensor, lm_head: &LmHead, rows: &TargetTokens, entropy: bool) -> Result<TokenStats> {
     let op = token_stats_op(hidden, lm_head, rows, entropy)?;
     if is_portable() {
         return portable::token_stats(hidden, lm_head, rows, entropy);
@@ -121,11 +120,7 @@ pub fn token_stats(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, en
 
 /// KL(p || q) in nats for each row, `[n]`, over the whole vocabulary: p is the distribution of `own`, q that of
 /// `other`, each given by hidden states `[n, d]` and output layer. Not differentiable.
-pub fn kl_divergence(
-    own: (&Tensor, &LmHeadRef),
-    other: (&Tensor, &LmHeadRef),
-    rows: &TargetTokens,
-) -> Result<Vec<f32>> {
+pub fn kl_divergence(own: (&Tensor, &LmHead), other: (&Tensor, &LmHead), rows: &TargetTokens) -> Result<Vec<f32>> {
     let (p, q) = (token_stats_op(own.0, own.1, rows, false)?, token_stats_op(other.0, other.1, rows, false)?);
     if p.v != q.v {
         bail!("KL divergence needs one vocabulary, got {} and {} tokens", p.v, q.v);
@@ -142,14 +137,14 @@ pub fn kl_divergence(
 
 fn token_stats_op(
     hidden: &Tensor,
-    lm_head: &LmHeadRef,
+    lm_head: &LmHead,
     rows: &TargetTokens,
     entropy: bool,
 ) -> Result<token_stats::TokenStatsOp> {
     let (n, d) = hidden.dims2()?;
     let v = lm_head.weight.dim(0)?;
-    candle_interop::check_shape("the output layer", lm_head.weight, &[v, d])?;
-    if let Some(bias) = lm_head.bias {
+    candle_interop::check_shape("the output layer", &lm_head.weight, &[v, d])?;
+    if let Some(bias) = &lm_head.bias {
         candle_interop::check_shape("the output layer's bias", bias, &[v])?;
     }
     if rows.targets.len() != n || rows.forbidden.is_some_and(|(_, masked)| masked.len() != n) {
@@ -159,7 +154,7 @@ fn token_stats_op(
     if let Some(id) = ids.find(|&&id| id as usize >= v) {
         bail!("token id {id} is not below the vocabulary of {v}");
     }
-    let bias = lm_head.bias.map(linear::leaf_or_constant).transpose()?;
+    let bias = lm_head.bias.as_ref().map(leaf_or_constant).transpose()?;
     let trained = lm_head.weight.track_op() || bias.as_ref().is_some_and(Tensor::track_op);
     Ok(token_stats::TokenStatsOp {
         n,
@@ -176,99 +171,56 @@ fn token_stats_op(
     })
 }
 
-/// A low-rank adapter beside a frozen weight, in PEFT's layout: adds `scale (mask * x) a' b'` to the layer's
-/// output for `x`.
-pub struct LoraRef<'a> {
-    /// `lora_A [rank, in]`
-    pub a: &'a Tensor,
-    /// `lora_B [out, rank]`
-    pub b: &'a Tensor,
-    /// `alpha / rank`
-    pub scale: f64,
-    /// Dropout on the adapter's input, `[.., in]`; None outside training.
-    pub mask: Option<&'a DropoutMask>,
+/// Accepts a variable, or a tensor that needs no gradient, which becomes contiguous.
+fn leaf_or_constant(t: &Tensor) -> Result<Tensor> {
+    if t.track_op() && !t.is_variable() {
+        bail!("a trained weight must be a variable, not the result of another operation");
+    }
+    if t.is_variable() { Ok(t.clone()) } else { t.contiguous() }
 }
 
-/// A linear layer of a [`BlockArgs`], `x w + bias`: `w [in, out]`, `bias [out]`. With an adapter, both are frozen.
-pub struct LinearRef<'a> {
-    pub w: &'a Tensor,
-    pub bias: Option<&'a Tensor>,
-    pub adapter: Option<LoraRef<'a>>,
-}
-
-/// Weight and bias of a normalisation, `[d]` each: layer norm with a bias, RMS norm without.
-#[derive(Clone, Copy)]
-pub struct NormRef<'a> {
-    pub weight: &'a Tensor,
-    pub bias: Option<&'a Tensor>,
-}
-
-/// The heads of an attention layer, of `width` columns each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads.
-    pub query: usize,
-    /// Key/value heads; each serves `query / key_value` neighbouring query heads.
-    pub key_value: usize,
-    pub width: usize,
-}
-
-/// The weights and settings of a pre-norm transformer block of width `d`. Weights are variables, or tensors that need
-/// no gradient.
-pub struct BlockArgs<'a> {
-    pub norm_1: NormRef<'a>,
-    /// `d -> (query + 2 key_value) width`: queries, keys, values side by side, in one layer or in several.
-    pub qkv: Vec<LinearRef<'a>>,
-    /// `query width -> d`
-    pub attn_out: LinearRef<'a>,
-    /// None: attention and MLP both read the output of `norm_1`, and both add to the residual stream at once.
-    pub norm_2: Option<NormRef<'a>>,
-    /// `d -> inner`, or for SwiGLU `d -> 2 inner`: the gate, then the value, in one layer or in two.
-    pub up: Vec<LinearRef<'a>>,
-    /// `inner -> d`
-    pub down: LinearRef<'a>,
-    pub activation: Activation,
-    /// Precision of products with weights; attention and low-rank adapters are always f32.
-    pub precision: Precision,
-    /// Dropout masks of the two branches before they join the residual stream, `[output rows, d]`.
-    pub attn_dropout: Option<&'a DropoutMask>,
-    pub mlp_dropout: Option<&'a DropoutMask>,
-    pub rotary: Option<Arc<Rotary>>,
-    pub eps: f64,
-    pub heads: Heads,
+/// The settings of one pass of a batch through a block.
+#[derive(Clone)]
+pub struct BlockPass {
     /// Rows per sequence.
     pub time: usize,
+    /// Precision of products with weights; attention and low-rank adapters are always f32.
+    pub precision: Precision,
+    /// The angles of at least `time` positions, if the block's positions are rotary.
+    pub rotary: Option<Arc<RotaryTable>>,
     /// Rows whose output is computed, ascending; None: all. The steps after attention run on these rows only, and their
     /// dropout masks have these rows only.
-    pub output_rows: Option<&'a [u32]>,
+    pub output_rows: Option<Vec<u32>>,
+    /// Dropout masks of the inputs of the linear layers' adapters, `[rows, in]`, in file order; empty without dropout.
+    pub adapter_dropout: Vec<Option<DropoutMask>>,
+    /// Dropout masks of the two branches before they join the residual stream, `[output rows, d]`.
+    pub residual_dropout: [Option<DropoutMask>; 2],
 }
 
-impl BlockArgs<'_> {
-    fn attention_shape(&self, rows: usize) -> Result<attention::AttentionShape> {
-        let (Heads { query, key_value, width }, time) = (self.heads, self.time);
-        if width == 0 || key_value == 0 || query == 0 || !query.is_multiple_of(key_value) {
-            bail!(
-                "attention needs query heads in a multiple of its key/value heads, got {query} and {key_value} of width {width}"
-            );
-        }
-        if time == 0 || !rows.is_multiple_of(time) {
-            bail!("attention needs whole sequences, got {rows} rows for sequences of {time}");
-        }
-        Ok(attention::AttentionShape { batch: rows / time, time, heads: query, kv_heads: key_value, width })
+impl BlockPass {
+    /// A pass over all rows without rotation and dropout.
+    pub fn new(time: usize, precision: Precision) -> Self {
+        let (rotary, output_rows, adapter_dropout) = (None, None, vec![]);
+        Self { time, precision, rotary, output_rows, adapter_dropout, residual_dropout: [None, None] }
+    }
+
+    /// The mask of each linear layer, in file order.
+    pub fn adapter_masks(&self) -> impl Iterator<Item = Option<&DropoutMask>> {
+        self.adapter_dropout.iter().map(Option::as_ref).chain(std::iter::repeat(None))
     }
 }
 
-/// `x1 = x + attn_out(attention(qkv(norm_1(x))))`, `y = x1 + down(activation(up(norm_2(x1))))` as one operation, with
-/// queries and keys rotated by position if there is a [`Rotary`]. The rows of `x [.., d]` are sequences of `time`; the
-/// result is `[.., d]`, or `[n, d]` for `n` output rows. Position `t` sees positions `0..=t`, so right padding needs no
-/// mask.
+/// The block as one operation. The rows of `x [.., d]` are sequences of `pass.time`; the result is `[.., d]`, or `[n, d]`
+/// for `n` output rows. Right padding needs no mask: attention is causal.
 ///
 /// The loss of a block with variables must go through [`backward`], once; candle's own `backward` reports an error.
-pub fn transformer_block(x: &Tensor, block: &BlockArgs) -> Result<Tensor> {
-    let op = block::TransformerBlockOp::new(x, block)?;
+pub fn transformer_block(x: &Tensor, block: &Arc<Block>, pass: BlockPass) -> Result<Tensor> {
     if is_portable() {
-        return portable::transformer_block(x, block);
+        // With the errors of the fused operation.
+        block::TransformerBlockOp::new(x, block.clone(), pass.clone())?;
+        return portable::transformer_block(x, block, pass);
     }
+    let op = block::TransformerBlockOp::new(x, block.clone(), pass)?;
     let x = x.contiguous()?;
     match op.variable() {
         Some(variable) => x.apply_op2(&variable, op),

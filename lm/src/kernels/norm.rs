@@ -1,43 +1,53 @@
 //! Layer norm and RMS norm behind one interface, on slices and as a candle operation: layer norm with a bias, RMS norm
 //! without.
 
+use std::ops::Deref;
+
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::buffer::{CHUNK, build_chunked, sum_chunks};
 use super::candle_interop::{CpuSlice, contiguous_slice, grad_tensor, op_output};
-use super::grad_accumulator::accumulate_or_return;
+use super::grad_accumulator::{accumulate, accumulate_or_return};
 use super::{layer_norm, rms_norm};
+use crate::block::Norm;
 
 /// Rows per task in the sums for the gradients of weight and bias.
 const ROWS: usize = 64;
 
 /// A normalisation of rows of `w.len()` elements.
 #[derive(Clone, Copy)]
-pub struct RowNorm<'a> {
-    pub w: &'a [f32],
-    pub b: Option<&'a [f32]>,
+pub struct RowNorm<S> {
+    pub w: S,
+    pub b: Option<S>,
     pub eps: f32,
 }
 
-impl RowNorm<'_> {
+impl<'a> RowNorm<CpuSlice<'a>> {
+    pub fn new(norm: &'a Norm) -> Result<Self> {
+        let b = norm.bias.as_ref().map(CpuSlice::new).transpose()?;
+        Ok(Self { w: CpuSlice::new(&norm.weight)?, b, eps: norm.eps as f32 })
+    }
+}
+
+impl<S: Deref<Target = [f32]>> RowNorm<S> {
     pub fn forward(&self, y: &mut [f32], x: &[f32]) {
-        match self.b {
-            Some(b) => layer_norm::forward(y, x, self.w, b, self.eps),
-            None => rms_norm::forward(y, x, self.w, self.eps),
+        match &self.b {
+            Some(b) => layer_norm::forward(y, x, &self.w, b, self.eps),
+            None => rms_norm::forward(y, x, &self.w, self.eps),
         }
     }
 
     /// Adds to `dx` the gradient of `x`, given the gradient `g` of the result.
     pub fn backward(&self, dx: &mut [f32], x: &[f32], g: &[f32]) {
         match self.b {
-            Some(_) => layer_norm::backward(dx, x, g, self.w, self.eps),
-            None => rms_norm::backward(dx, x, g, self.w, self.eps),
+            Some(_) => layer_norm::backward(dx, x, g, &self.w, self.eps),
+            None => rms_norm::backward(dx, x, g, &self.w, self.eps),
         }
     }
 
     /// Number of elements of the gradients of weight and bias together.
     pub fn size(&self) -> usize {
-        self.w.len() + self.b.map_or(0, <[f32]>::len)
+        self.w.len() + self.b.as_ref().map_or(0, |b| b.len())
     }
 
     /// Adds to `both` the gradients of the weight and, behind it, of the bias.
@@ -71,8 +81,7 @@ impl NormOp {
     fn backward(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, g: &Tensor) -> Result<[Option<Tensor>; 3]> {
         let g = g.contiguous()?;
         let (x_v, w_v, g_v) = (CpuSlice::new(x)?, CpuSlice::new(w)?, CpuSlice::new(&g)?);
-        let b_v = b.map(CpuSlice::new).transpose()?;
-        let norm = RowNorm { w: &w_v, b: b_v.as_deref(), eps: self.eps };
+        let norm = RowNorm { w: w_v, b: b.map(CpuSlice::new).transpose()?, eps: self.eps };
         let d = self.d;
         let dx = x.track_op().then(|| {
             build_chunked(x_v.len(), self.chunk(), |start, dx| {
@@ -140,5 +149,26 @@ impl CustomOp3 for NormOp {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [dx, dw, db] = self.backward(x, w, Some(b), g)?;
         Ok((dx, dw, db))
+    }
+}
+
+/// The gradients of a norm's tensors, in the layout of [`RowNorm::backward_weights`].
+impl Norm {
+    /// Number of elements; 0 if none of it is trained.
+    pub fn small_grad_len(&self) -> usize {
+        if self.tensors().any(Tensor::is_variable) { self.tensors().map(Tensor::elem_count).sum() } else { 0 }
+    }
+
+    pub fn accumulate_small_grads(&self, mut grads: &[f32]) -> Result<()> {
+        if grads.is_empty() {
+            return Ok(());
+        }
+        for tensor in self.tensors() {
+            let own = grads.split_off(..tensor.elem_count()).expect("gradients of all tensors");
+            if tensor.is_variable() {
+                accumulate(tensor, own.to_vec())?;
+            }
+        }
+        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Rotary position embeddings: pairs of a head's columns are rotated by an angle that grows with the position.
+//! Rotary position embeddings, on slices.
 
 use std::ops::Range;
 
@@ -6,19 +6,11 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::Direction;
 use super::simd::simd;
-
-/// Which columns of a head form a pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pairing {
-    /// Columns i and i + dim/2 (Llama's `rotate_half`).
-    Halves,
-    /// Columns 2i and 2i + 1 (GPT-J's `rotate_every_two`).
-    Interleaved,
-}
+use crate::block::{Pairing, Rotary};
 
 /// Cosines and sines of the angles of every position.
 #[derive(Debug)]
-pub struct Rotary {
+pub struct RotaryTable {
     pairing: Pairing,
     /// Number of pairs; the first `2 pairs` columns of a head are rotated.
     pairs: usize,
@@ -27,13 +19,14 @@ pub struct Rotary {
     sin: Vec<f32>,
 }
 
-impl Rotary {
-    /// `frequencies` are radians per position, one for each pair. Their multiples are rounded to f32 as in
-    /// transformers: at position 2,000 that changes the angle by up to 6e-5.
-    pub fn new(pairing: Pairing, frequencies: &[f32], positions: usize) -> Self {
+impl RotaryTable {
+    /// Multiples of the frequencies are rounded to f32 as in transformers: at position 2,000 that changes the angle by
+    /// up to 6e-5.
+    pub fn new(rotary: &Rotary, positions: usize) -> Self {
+        let Rotary { pairing, frequencies } = rotary;
         let angles = (0..positions).flat_map(|t| frequencies.iter().map(move |f| f64::from(t as f32 * f)));
         let (sin, cos) = angles.map(|a| (a.sin() as f32, a.cos() as f32)).unzip();
-        Self { pairing, pairs: frequencies.len(), cos, sin }
+        Self { pairing: *pairing, pairs: frequencies.len(), cos, sin }
     }
 
     /// Errors unless heads are wide enough and there are angles for `time` positions.
@@ -46,10 +39,6 @@ impl Rotary {
             );
         }
         Ok(())
-    }
-
-    pub fn pairing(&self) -> Pairing {
-        self.pairing
     }
 
     /// Cosines and sines at `positions` as tensors, `[positions, pairs]` each.
@@ -101,8 +90,12 @@ simd! {
 mod tests {
     use super::*;
 
-    fn rotary(pairing: Pairing) -> Rotary {
-        Rotary::new(pairing, &[1.0, 0.1], 8)
+    fn table(pairing: Pairing, frequencies: &[f32], positions: usize) -> RotaryTable {
+        RotaryTable::new(&Rotary { pairing, frequencies: frequencies.to_vec() }, positions)
+    }
+
+    fn rotary(pairing: Pairing) -> RotaryTable {
+        table(pairing, &[1.0, 0.1], 8)
     }
 
     #[test]
@@ -125,7 +118,7 @@ mod tests {
         // For theta 500,000 over 14 columns, at position 1,999: (1999 * frequency).cos() in f32. The exact value is
         // 0.3586156.
         let mut x = [1.0, 0.0];
-        Rotary::new(Pairing::Halves, &[0.153_412_73], 2000).rotate(&mut x, 2, 1999, Direction::Forward);
+        table(Pairing::Halves, &[0.153_412_73], 2000).rotate(&mut x, 2, 1999, Direction::Forward);
         assert!((x[0] - 0.358_606_22).abs() < 1e-7 && (x[1] + 0.933_488_9).abs() < 1e-7, "{x:?}");
     }
 

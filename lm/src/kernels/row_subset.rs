@@ -13,16 +13,16 @@ pub struct RowSubset {
 
 impl RowSubset {
     /// Errors: rows that do not ascend, or that do not exist.
-    pub fn new(rows: usize, indices: Option<&[u32]>) -> Result<Self> {
-        if let Some(&[a, b]) = indices.and_then(|indices| indices.array_windows().find(|[a, b]| a >= b)) {
+    pub fn new(rows: usize, indices: Option<Vec<u32>>) -> Result<Self> {
+        if let Some(&[a, b]) = indices.as_ref().and_then(|indices| indices.array_windows().find(|[a, b]| a >= b)) {
             bail!("output rows must be in ascending order, got row {b} after row {a}");
         }
-        if let Some(&last) = indices.and_then(<[u32]>::last)
+        if let Some(&last) = indices.as_ref().and_then(|indices| indices.last())
             && last as usize >= rows
         {
             bail!("output row {last} does not exist: the batch has {rows} rows");
         }
-        Ok(Self { rows, indices: indices.map(<[u32]>::to_vec) })
+        Ok(Self { rows, indices })
     }
 
     /// The number of selected rows.
@@ -122,7 +122,7 @@ mod tests {
             let rows = selected.len();
             let indices: Vec<u32> = (0..rows as u32).filter(|&i| selected[i as usize]).collect();
             let x: Vec<f32> = (1..=rows * width).map(|i| i as f32).collect();
-            let all = RowSubset::new(rows, Some(&indices)).unwrap();
+            let all = RowSubset::new(rows, Some(indices.clone())).unwrap();
             prop_assert_eq!(all.len(), indices.len());
             let (mut count, mut end) = (0, 0);
             for chunk in all.chunks(chunk_rows) {
@@ -159,8 +159,8 @@ mod tests {
 
     #[test]
     fn missing_and_unordered_rows_are_refused() {
-        assert!(RowSubset::new(3, Some(&[0, 3])).is_err());
-        assert!(RowSubset::new(3, Some(&[1, 1])).is_err());
-        assert!(RowSubset::new(3, Some(&[])).is_ok());
+        assert!(RowSubset::new(3, Some(vec![0, 3])).is_err());
+        assert!(RowSubset::new(3, Some(vec![1, 1])).is_err());
+        assert!(RowSubset::new(3, Some(vec![])).is_ok());
     }
 }

@@ -3,8 +3,8 @@
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 
-use super::{HIDDEN, attend, embedding, finish_block, linear_group, matmul, norm, rotate, split_heads};
-use crate::kernels::{BlockArgs, Pairing};
+use super::{HIDDEN, attend, embedding, finish_block, linear_group, logits, norm, split_heads};
+use crate::kernels::BlockPass;
 use crate::token_sampler::{SampleOptions, TokenSampler};
 use crate::transformer::Transformer;
 use crate::{CounterRng, Error, Result, SampledResponse};
@@ -24,8 +24,8 @@ struct Decoding<'a> {
     padding: Vec<usize>,
     /// Columns stored.
     len: usize,
-    /// How heads are rotated, with cosines and sines of every position, `[positions, pairs]` each.
-    rotary: Option<(Pairing, Tensor, Tensor)>,
+    /// Cosines and sines of every position, `[positions, pairs]` each.
+    rotary: Option<(Tensor, Tensor)>,
 }
 
 /// The responses to `prompts`, as [`crate::sample`] gives them; `first` is the offset of `prompts` in the caller's
@@ -76,13 +76,11 @@ impl<'a> Decoding<'a> {
     fn new(model: &'a Transformer, prompts: &[&[u32]], capacity: usize, device: &'a Device) -> TensorResult<Self> {
         let (architecture, rows) = (&model.architecture, prompts.len());
         let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
-        let shape = (rows, architecture.heads.key_value, capacity, architecture.heads.width);
+        let heads = architecture.block.attention.heads;
+        let shape = (rows, heads.key_value, capacity, heads.width);
         let cache = |_| Tensor::zeros(shape, DType::F32, device);
         let caches = (0..architecture.layers).map(|i| Ok(LayerCache { keys: cache(i)?, values: cache(i)? }));
-        let rotary = model.rotary(capacity).map(|rotary| {
-            let (cos, sin) = rotary.tables(0..capacity, device)?;
-            Ok::<_, candle_core::Error>((rotary.pairing(), cos, sin))
-        });
+        let rotary = model.rotary(capacity).map(|rotary| rotary.tables(0..capacity, device));
         Ok(Self {
             model,
             device,
@@ -107,38 +105,27 @@ impl<'a> Decoding<'a> {
             x = (x + table.index_select(&positions, 0)?)?;
         }
         let angles = match &self.rotary {
-            Some((pairing, cos, sin)) => {
+            Some((cos, sin)) => {
                 let of = |table: &Tensor| table.index_select(&positions, 0)?.reshape((rows, 1, columns, ()));
-                Some((*pairing, of(cos)?, of(sin)?))
+                Some((of(cos)?, of(sin)?))
             }
             None => None,
         };
-        let mask = self.mask(columns)?;
-        let heads = model.architecture.heads;
+        let (mask, pass) = (self.mask(columns)?, BlockPass::new(columns, model.precision));
         for (block, cache) in model.blocks.iter().zip(&self.caches) {
-            let block: BlockArgs = block.without_dropout(&model.architecture, model.precision, columns);
-            let h = norm(&x, &block.norm_1, block.eps)?;
-            let [q, k, v] = split_heads(&linear_group(&block.qkv, &h, block.precision)?, columns, heads)?;
-            let (q, k) = match &angles {
-                Some((pairing, cos, sin)) => (rotate(&q, *pairing, cos, sin)?, rotate(&k, *pairing, cos, sin)?),
-                None => (q, k),
-            };
+            let (attention, mut masks) = (&block.attention, pass.adapter_masks());
+            let h = norm(&x, &block.norm_1)?;
+            let qkv = linear_group(&attention.qkv, &h, &mut masks, pass.precision)?;
+            let [q, k, v] = split_heads(&qkv, columns, attention, angles.as_ref())?;
             cache.keys.slice_set(&k.contiguous()?, 2, at)?;
             cache.values.slice_set(&v, 2, at)?;
             let stored = |cache: &Tensor| cache.narrow(2, 0, at + columns);
-            let attended = attend(&q, &stored(&cache.keys)?, &stored(&cache.values)?, &mask, heads)?;
-            x = finish_block(&x, h, &attended, &block)?;
+            let attended = attend(&q, &stored(&cache.keys)?, &stored(&cache.values)?, &mask, attention.heads)?;
+            x = finish_block(&x, h, &attended, block, &pass, &mut masks)?;
         }
         self.len += columns;
         let last = x.reshape((rows, columns, ()))?.narrow(1, columns - 1, 1)?.squeeze(1)?.contiguous()?;
-        let last = norm(&last, &model.norm.kernel(), model.architecture.eps)?;
-        let lm_head = model.lm_head_ref();
-        let logits = matmul(&last, &lm_head.weight.t()?, lm_head.precision)?;
-        match lm_head.bias {
-            Some(bias) => logits.broadcast_add(bias)?,
-            None => logits,
-        }
-        .to_vec2()
+        logits(&norm(&last, &model.norm)?, &model.lm_head())?.to_vec2()
     }
 
     /// The mask of the next `columns` queries: `[rows, 1, columns, stored + columns]`.

@@ -4,26 +4,28 @@
 mod decode;
 mod recompute;
 
+use std::sync::Arc;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::Precision;
-use crate::kernels::{
-    Activation, BlockArgs, DropoutMask, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, Pairing, TargetTokens,
-    TokenStats,
-};
+use crate::block::{Attention, Block, Heads, Norm, Pairing};
+use crate::kernels::{Activation, BlockPass, DropoutMask, LmHead, TargetTokens, TokenStats};
+use crate::linear::Linear;
+use crate::lora::LoraAdapter;
 
 pub(crate) use decode::generate;
 
 /// See [`crate::kernels::norm`].
-pub fn norm(x: &Tensor, norm: &NormRef, eps: f64) -> Result<Tensor> {
-    let centred = match norm.bias {
+pub fn norm(x: &Tensor, norm: &Norm) -> Result<Tensor> {
+    let centred = match &norm.bias {
         Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
         None => x.clone(),
     };
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let y = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(norm.weight)?;
-    match norm.bias {
+    let y = centred.broadcast_div(&(variance + norm.eps)?.sqrt()?)?.broadcast_mul(&norm.weight)?;
+    match &norm.bias {
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
     }
@@ -153,35 +155,63 @@ fn matmul(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
     if w.track_op() { x.apply_op2(w, op) } else { x.apply_op1(op) }
 }
 
-fn linear(p: &LinearRef, x: &Tensor, precision: Precision) -> Result<Tensor> {
-    let y = matmul(x, p.w, precision)?;
-    let y = match p.bias {
+/// The layer's output for `x`; `mask` drops entries of the adapter's input.
+fn linear(layer: &Linear, x: &Tensor, mask: Option<&DropoutMask>, precision: Precision) -> Result<Tensor> {
+    let y = matmul(x, &layer.weight, precision)?;
+    let y = match &layer.bias {
         Some(bias) => y.broadcast_add(bias)?,
         None => y,
     };
-    let Some(LoraRef { a, b, scale, mask }) = p.adapter.as_ref() else { return Ok(y) };
-    let dropped = match mask {
-        Some(mask) => (x * mask.tensor(x.dims(), x.device())?)?,
-        None => x.clone(),
-    };
+    let Some(LoraAdapter { a, b, scale, .. }) = &layer.adapter else { return Ok(y) };
+    let dropped = masked(x, mask)?;
     y + (matmul(&matmul(&dropped, &a.t()?, Precision::F32)?, &b.t()?, Precision::F32)? * *scale)?
 }
 
-/// Outputs of the layers side by side.
-fn linear_group(linears: &[LinearRef], x: &Tensor, precision: Precision) -> Result<Tensor> {
-    let parts = linears.iter().map(|p| linear(p, x, precision)).collect::<Result<Vec<_>>>()?;
-    Tensor::cat(&parts, D::Minus1)
+fn masked(x: &Tensor, mask: Option<&DropoutMask>) -> Result<Tensor> {
+    match mask {
+        Some(mask) => x * mask.tensor(x.dims(), x.device())?,
+        None => Ok(x.clone()),
+    }
+}
+
+/// Outputs of the layers side by side; takes the mask of each layer.
+fn linear_group<'m>(
+    layers: &[Linear],
+    x: &Tensor,
+    masks: &mut impl Iterator<Item = Option<&'m DropoutMask>>,
+    precision: Precision,
+) -> Result<Tensor> {
+    let parts = layers.iter().map(|layer| linear(layer, x, masks.next().flatten(), precision));
+    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, D::Minus1)
 }
 
 /// Queries, keys and values of `qkv [batch * time, (query + 2 key_value) width]`: `[batch, heads, time, width]`
-/// each.
-fn split_heads(qkv: &Tensor, time: usize, heads: Heads) -> Result<[Tensor; 3]> {
-    let Heads { query, key_value, width } = heads;
+/// each. Queries and keys are normalised, and rotated by cosines and sines, which broadcast to `[batch, heads, time,
+/// pairs]`.
+fn split_heads(
+    qkv: &Tensor,
+    time: usize,
+    attention: &Attention<Linear, Norm>,
+    angles: Option<&(Tensor, Tensor)>,
+) -> Result<[Tensor; 3]> {
+    let Heads { query, key_value, width } = attention.heads;
     let part = |start: usize, n: usize| -> Result<Tensor> {
         let part = qkv.narrow(D::Minus1, start * width, n * width)?.reshape(((), time, n, width))?;
         part.transpose(1, 2)?.force_contiguous()
     };
-    Ok([part(0, query)?, part(query, key_value)?, part(query + key_value, key_value)?])
+    let mut parts = [part(0, query)?, part(query, key_value)?];
+    if let Some(norms) = &attention.qk_norm {
+        for (part, head_norm) in parts.iter_mut().zip(norms) {
+            *part = norm(part, head_norm)?;
+        }
+    }
+    if let (Some(rotary), Some((cos, sin))) = (&attention.rotary, angles) {
+        for part in &mut parts {
+            *part = rotate(part, rotary.pairing, cos, sin)?;
+        }
+    }
+    let [q, k] = parts;
+    Ok([q, k, part(query + key_value, key_value)?])
 }
 
 /// Attention of queries `[batch, query, n, width]` to keys and values `[batch, key_value, m, width]`, with `mask`, which
@@ -212,8 +242,7 @@ fn causal_mask(time: usize, device: &Device) -> Result<Tensor> {
     Tensor::from_vec(mask, (time, time), device)
 }
 
-/// Rotates the heads of `x [batch, heads, time, width]` by `cos` and `sin`, which broadcast to
-/// `[batch, heads, time, pairs]`.
+/// Rotates the heads of `x [batch, heads, time, width]`; see [`split_heads`].
 fn rotate(x: &Tensor, pairing: Pairing, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (pairs, width) = (cos.dim(D::Minus1)?, x.dim(D::Minus1)?);
     let rotated = |a: &Tensor, b: &Tensor| -> Result<[Tensor; 2]> {
@@ -254,7 +283,7 @@ const LOGITS: usize = 1 << 26;
 /// Applies `f` to the log-probabilities `[rows, v]` of some rows at a time, and to the range of those rows.
 fn for_log_probabilities<T>(
     hidden: &Tensor,
-    lm_head: &LmHeadRef,
+    lm_head: &LmHead,
     rows: &TargetTokens,
     mut f: impl FnMut(Tensor, std::ops::Range<usize>) -> Result<T>,
 ) -> Result<Vec<T>> {
@@ -269,14 +298,19 @@ fn for_log_probabilities<T>(
         .collect()
 }
 
+/// Logits `[n, v]` from hidden states `[n, d]`.
+fn logits(hidden: &Tensor, lm_head: &LmHead) -> Result<Tensor> {
+    let logits = matmul(hidden, &lm_head.weight.t()?, lm_head.precision)?;
+    match &lm_head.bias {
+        Some(bias) => logits.broadcast_add(bias),
+        None => Ok(logits),
+    }
+}
+
 /// The log-probabilities of all tokens, `[n, v]`, from hidden states `[n, d]`, which are those of the rows from
 /// `first` on.
-fn log_probabilities(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, first: usize) -> Result<Tensor> {
-    let logits = matmul(hidden, &lm_head.weight.t()?, lm_head.precision)?;
-    let logits = match lm_head.bias {
-        Some(bias) => logits.broadcast_add(bias)?,
-        None => logits,
-    };
+fn log_probabilities(hidden: &Tensor, lm_head: &LmHead, rows: &TargetTokens, first: usize) -> Result<Tensor> {
+    let logits = logits(hidden, lm_head)?;
     let (n, v) = logits.dims2()?;
     let logits = match rows.forbidden {
         Some((tokens, masked)) => {
@@ -295,7 +329,7 @@ fn log_probabilities(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, 
 }
 
 /// See [`crate::kernels::token_stats`].
-pub fn token_stats(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, entropy: bool) -> Result<TokenStats> {
+pub fn token_stats(hidden: &Tensor, lm_head: &LmHead, rows: &TargetTokens, entropy: bool) -> Result<TokenStats> {
     let parts = for_log_probabilities(hidden, lm_head, rows, |logp, range| {
         let targets = Tensor::from_slice(&rows.targets[range.clone()], (range.len(), 1), logp.device())?;
         let logprob = logp.gather(&targets, 1)?.squeeze(1)?;
@@ -312,11 +346,7 @@ pub fn token_stats(hidden: &Tensor, lm_head: &LmHeadRef, rows: &TargetTokens, en
 }
 
 /// See [`crate::kernels::kl_divergence`].
-pub fn kl_divergence(
-    own: (&Tensor, &LmHeadRef),
-    other: (&Tensor, &LmHeadRef),
-    rows: &TargetTokens,
-) -> Result<Vec<f32>> {
+pub fn kl_divergence(own: (&Tensor, &LmHead), other: (&Tensor, &LmHead), rows: &TargetTokens) -> Result<Vec<f32>> {
     let parts = for_log_probabilities(own.0, own.1, rows, |p, range| {
         let q = log_probabilities(&other.0.narrow(0, range.start, range.len())?, other.1, rows, range.start)?;
         (p.exp()? * (p - q)?)?.sum(D::Minus1)?.to_vec1::<f32>()
@@ -325,53 +355,56 @@ pub fn kl_divergence(
 }
 
 /// See [`crate::kernels::transformer_block`]. Keeps nothing but its input for the backward pass.
-pub fn transformer_block(x: &Tensor, block: &BlockArgs) -> Result<Tensor> {
+pub fn transformer_block(x: &Tensor, block: &Arc<Block>, pass: BlockPass) -> Result<Tensor> {
     let rows = x.reshape(((), x.dim(D::Minus1)?))?.contiguous()?;
-    let op = recompute::RecomputedBlock::new(&rows, block);
+    let all = pass.output_rows.is_none();
+    let op = recompute::RecomputedBlock::new(&rows, block.clone(), pass);
     let y = match op.variable() {
         Some(variable) => rows.apply_op2(&variable, op)?,
         None => rows.apply_op1(op)?,
     };
-    if block.output_rows.is_some() { Ok(y) } else { y.reshape(x.shape()) }
+    if all { y.reshape(x.shape()) } else { Ok(y) }
 }
 
 /// The block itself, for `x [batch * time, d]`.
-pub fn run_block(x: &Tensor, block: &BlockArgs) -> Result<Tensor> {
-    let h = norm(x, &block.norm_1, block.eps)?;
-    let [q, k, v] = split_heads(&linear_group(&block.qkv, &h, block.precision)?, block.time, block.heads)?;
-    let (q, k) = match &block.rotary {
-        Some(rotary) => {
-            let (cos, sin) = rotary.tables(0..block.time, x.device())?;
-            (rotate(&q, rotary.pairing(), &cos, &sin)?, rotate(&k, rotary.pairing(), &cos, &sin)?)
-        }
-        None => (q, k),
-    };
-    let attended = attend(&q, &k, &v, &causal_mask(block.time, x.device())?, block.heads)?;
-    let select = |t: Tensor| match block.output_rows {
+pub fn run_block(x: &Tensor, block: &Block, pass: &BlockPass) -> Result<Tensor> {
+    let mut masks = pass.adapter_masks();
+    let h = norm(x, &block.norm_1)?;
+    let qkv = linear_group(&block.attention.qkv, &h, &mut masks, pass.precision)?;
+    let angles = pass.rotary.as_ref().map(|rotary| rotary.tables(0..pass.time, x.device())).transpose()?;
+    let [q, k, v] = split_heads(&qkv, pass.time, &block.attention, angles.as_ref())?;
+    let attended = attend(&q, &k, &v, &causal_mask(pass.time, x.device())?, block.attention.heads)?;
+    let select = |t: Tensor| match &pass.output_rows {
         Some(rows) => t.index_select(&Tensor::from_slice(rows, rows.len(), t.device())?, 0),
         None => Ok(t),
     };
-    finish_block(&select(x.clone())?, select(h)?, &select(attended)?, block)
+    finish_block(&select(x.clone())?, select(h)?, &select(attended)?, block, pass, &mut masks)
 }
 
 /// The rest of a block after attention; `h` is the output of `norm_1`.
-fn finish_block(x: &Tensor, h: Tensor, attended: &Tensor, block: &BlockArgs) -> Result<Tensor> {
-    let masked = |x: Tensor, mask: Option<&DropoutMask>| match mask {
-        Some(mask) => &x * mask.tensor(x.dims(), x.device())?,
-        None => Ok(x),
-    };
-    let x = (x + masked(linear(&block.attn_out, attended, block.precision)?, block.attn_dropout)?)?;
+fn finish_block<'m>(
+    x: &Tensor,
+    h: Tensor,
+    attended: &Tensor,
+    block: &Block,
+    pass: &BlockPass,
+    masks: &mut impl Iterator<Item = Option<&'m DropoutMask>>,
+) -> Result<Tensor> {
+    let [attn_dropout, mlp_dropout] = pass.residual_dropout.each_ref().map(Option::as_ref);
+    let attended = linear(&block.attention.out, attended, masks.next().flatten(), pass.precision)?;
+    let x = (x + masked(&attended, attn_dropout)?)?;
     let h = match &block.norm_2 {
-        Some(norm_2) => norm(&x, norm_2, block.eps)?,
+        Some(norm_2) => norm(&x, norm_2)?,
         None => h,
     };
-    let up = linear_group(&block.up, &h, block.precision)?;
-    let active = match block.activation {
+    let up = linear_group(&block.mlp.up, &h, masks, pass.precision)?;
+    let active = match block.mlp.activation {
         Activation::GeluTanh => up.gelu()?,
         Activation::SwiGlu => {
             let (gate, value) = (up.narrow(1, 0, up.dim(1)? / 2)?, up.narrow(1, up.dim(1)? / 2, up.dim(1)? / 2)?);
             (gate.silu()? * value)?
         }
     };
-    x + masked(linear(&block.down, &active, block.precision)?, block.mlp_dropout)?
+    let down = linear(&block.mlp.down, &active, masks.next().flatten(), pass.precision)?;
+    x + masked(&down, mlp_dropout)?
 }

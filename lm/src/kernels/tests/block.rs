@@ -5,11 +5,11 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
-use super::{agree, loss, noise, values, var};
-use crate::kernels::{
-    self, Activation, BITS, BlockArgs, DropoutMask, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, Pairing, Rotary,
-    TargetTokens,
-};
+use super::{agree, head, loss, noise, norm, small, values, var};
+use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
+use crate::kernels::{self, Activation, BITS, BlockPass, DropoutMask, RotaryTable, TargetTokens};
+use crate::linear::Linear;
+use crate::lora::LoraAdapter;
 use crate::{Precision, portable};
 
 /// The differences between the families.
@@ -56,147 +56,104 @@ impl Style {
         self.heads * self.width
     }
 
-    /// Input and output widths of the linear layers: of queries, keys and values; of attention's output; of the MLP's
-    /// inputs; of its output.
-    fn linear_shapes(self, inner: usize) -> Vec<(usize, usize)> {
+    fn shape(self, inner: usize) -> Block<LinearShape, NormShape> {
         let (d, kv) = (self.d(), self.kv_heads * self.width);
-        let mut linears = if self.joint { vec![(d, d + 2 * kv)] } else { vec![(d, d), (d, kv), (d, kv)] };
-        linears.push((d, d));
-        linears.extend(vec![(d, inner); self.activation.input_width(inner) / inner]);
-        linears.push((inner, d));
-        linears
-    }
-}
-
-/// The tensors of a block: norms (weight, bias), linear layers (weight, bias), their adapters (A, B), dropout masks.
-pub struct BlockTensors {
-    style: Style,
-    inner: usize,
-    pub weights: Vec<Tensor>,
-    adapters: Vec<Tensor>,
-    /// Masks of the adapters' inputs, in the order of `linear_shapes` with one mask per input; then of the two residual
-    /// branches.
-    masks: Vec<DropoutMask>,
-}
-
-impl BlockTensors {
-    /// Weights are variables unless there are adapters.
-    pub fn new(style: Style, rows: usize, inner: usize, lora: bool, seed: u64) -> Result<Self> {
-        Self::with_output_rows(style, [rows, rows], inner, lora, seed)
-    }
-
-    /// For `rows` rows, of which `output_rows` are computed after attention.
-    fn with_output_rows(
-        style: Style,
-        [rows, output_rows]: [usize; 2],
-        inner: usize,
-        lora: bool,
-        seed: u64,
-    ) -> Result<Self> {
-        let (d, linears) = (style.d(), style.linear_shapes(inner));
-        let mut shapes = vec![vec![d]; 4];
-        shapes.extend(linears.iter().flat_map(|&(i, o)| [vec![i, o], vec![o]]));
-        let small = |shape: &[usize], seed: u64| noise(shape, seed) * (0.7 / (shape[0] as f64).sqrt());
-        let weights = shapes.iter().zip(seed..).map(|(shape, seed)| {
-            let t = small(shape, seed)?;
-            if lora { Ok(t) } else { Ok(Var::from_tensor(&t)?.into_inner()) }
-        });
-        let adapters = linears.iter().flat_map(|&(i, o)| [vec![2, i], vec![o, 2]]).zip(seed + 50..);
-        let mask = |rows: usize, width, which: u64| -> Result<DropoutMask> {
-            if rows == 0 {
-                return Ok(DropoutMask::new(0, 1.25, |_, _| {}));
-            }
-            let kept = noise(&[rows * width], seed ^ which << 41).ge(-0.5)?.to_vec1::<u8>()?;
-            let word = |elements: &[u8]| elements.iter().rev().fold(0, |word, &kept| word << 1 | u32::from(kept));
-            let words: Vec<u32> = kept.chunks(BITS).map(word).collect();
-            Ok(DropoutMask::new(kept.len(), 1.25, |first, part| {
-                part.copy_from_slice(&words[first..first + part.len()])
-            }))
-        };
-        Ok(Self {
-            style,
-            inner,
-            weights: weights.collect::<Result<_>>()?,
-            adapters: match lora {
-                true => adapters.map(|(shape, seed)| var(&shape, seed).into_inner()).collect(),
-                false => vec![],
+        let [attn, mlp, norm] = self.biases;
+        let norm = || NormShape { module: "", d, bias: norm, eps: 1e-5 };
+        let linear = |bias: bool, d_in, d_out| LinearShape { module: "", d_in, d_out, bias };
+        let qkv = if self.joint { vec![d + 2 * kv] } else { vec![d, kv, kv] };
+        let up = vec![inner; self.activation.input_width(inner) / inner];
+        // Only part of a head is rotated.
+        let frequencies = [1.0, 0.2][..(self.width / 2).clamp(1, 2)].to_vec();
+        Block {
+            norm_1: norm(),
+            attention: Attention {
+                qkv: qkv.into_iter().map(|d_out| linear(attn, d, d_out)).collect(),
+                out: linear(attn, d, d),
+                qk_norm: None,
+                heads: Heads { query: self.heads, key_value: self.kv_heads, width: self.width },
+                rotary: self.pairing.map(|pairing| Arc::new(Rotary { pairing, frequencies })),
             },
-            masks: vec![
-                mask(rows, d, 0)?,
-                mask(output_rows, style.d(), 1)?,
-                mask(output_rows, d, 2)?,
-                mask(output_rows, inner, 3)?,
-                mask(output_rows, d, 4)?,
-                mask(output_rows, d, 5)?,
-            ],
-        })
-    }
-
-    /// The variables that the style uses.
-    pub fn variables(&self) -> Vec<Tensor> {
-        let Style { biases: [attn, mlp, norm], parallel, .. } = self.style;
-        let linears = self.style.linear_shapes(self.inner).len();
-        let first_mlp = linears - 1 - self.style.activation.input_width(self.inner) / self.inner;
-        let used = |i: usize| match i {
-            1 => norm,
-            2 => !parallel,
-            3 => norm && !parallel,
-            i if i >= 4 && i % 2 == 1 => {
-                if (i - 4) / 2 >= first_mlp {
-                    mlp
-                } else {
-                    attn
-                }
-            }
-            _ => true,
-        };
-        let weights = self.weights.iter().enumerate().filter(|&(i, _)| used(i)).map(|(_, t)| t);
-        weights.chain(&self.adapters).filter(|t| t.is_variable()).cloned().collect()
-    }
-
-    pub fn block(&self, time: usize, dropout: bool) -> BlockArgs<'_> {
-        let style = self.style;
-        let [attn, mlp, norm_bias] = style.biases;
-        let mask = |i: usize| dropout.then(|| &self.masks[i]);
-        let widths = style.linear_shapes(self.inner);
-        let out = if style.joint { 1 } else { 3 };
-        let linear = |i: usize, bias: bool| LinearRef {
-            w: &self.weights[4 + 2 * i],
-            bias: bias.then(|| &self.weights[5 + 2 * i]),
-            adapter: self.adapters.get(2 * i).map(|a| LoraRef {
-                a,
-                b: &self.adapters[2 * i + 1],
-                scale: 0.5,
-                mask: mask(if i < out {
-                    0
-                } else if i == out {
-                    1
-                } else {
-                    2 + usize::from(i + 1 == widths.len())
-                }),
-            }),
-        };
-        let norm =
-            |i: usize| NormRef { weight: &self.weights[2 * i], bias: norm_bias.then(|| &self.weights[2 * i + 1]) };
-        let down = widths.len() - 1;
-        BlockArgs {
-            norm_1: norm(0),
-            qkv: (0..out).map(|i| linear(i, attn)).collect(),
-            attn_out: linear(out, attn),
-            norm_2: (!style.parallel).then(|| norm(1)),
-            up: (out + 1..down).map(|i| linear(i, mlp)).collect(),
-            down: linear(down, mlp),
-            activation: style.activation,
-            precision: Precision::F32,
-            attn_dropout: mask(4),
-            mlp_dropout: mask(5),
-            rotary: style.pairing.map(|p| Arc::new(Rotary::new(p, &[0.7, 0.05], time))),
-            eps: 1e-5,
-            heads: Heads { query: style.heads, key_value: style.kv_heads, width: style.width },
-            time,
-            output_rows: None,
+            norm_2: (!self.parallel).then(norm),
+            mlp: Mlp {
+                up: up.into_iter().map(|d_out| linear(mlp, d, d_out)).collect(),
+                down: linear(mlp, inner, d),
+                activation: self.activation,
+            },
         }
     }
+
+    /// A random block. Its weights are variables, or with `lora` those of its adapters.
+    pub fn block(self, inner: usize, lora: bool, seed: u64) -> Arc<Block> {
+        let tensor = |seed: &mut u64, shape: &[usize]| {
+            *seed += 1;
+            if lora { small(shape, *seed) } else { var(shape, *seed).into_inner() }
+        };
+        let block = self.shape(inner).map(
+            &mut (seed << 8),
+            |seed, LinearShape { d_in, d_out, bias, .. }| Linear {
+                name: String::new(),
+                weight: tensor(seed, &[d_in, d_out]),
+                bias: bias.then(|| tensor(seed, &[d_out])),
+                adapter: lora.then(|| LoraAdapter {
+                    a: var(&[2, d_in], *seed + 50).into_inner(),
+                    b: var(&[d_out, 2], *seed + 90).into_inner(),
+                    scale: 0.5,
+                    dropout: 0.0,
+                }),
+            },
+            |seed, NormShape { d, bias, .. }| {
+                let weight = tensor(seed, &[d]);
+                norm(&weight, bias.then(|| tensor(seed, &[d])).as_ref())
+            },
+        );
+        Arc::new(block)
+    }
+
+    /// A pass over `rows` rows, of which `outputs` are computed after attention.
+    pub fn pass(self, time: usize, dropout: bool, [rows, outputs]: [usize; 2], inner: usize) -> BlockPass {
+        let mask = |rows: usize, width: usize, which: u64| {
+            if rows == 0 {
+                return DropoutMask::new(0, 1.25, |_, _| {});
+            }
+            let kept =
+                noise(&[rows * width], which << 41).ge(-0.5).and_then(|kept| kept.to_vec1::<u8>()).expect("bits");
+            let word = |elements: &[u8]| elements.iter().rev().fold(0, |word, &kept| word << 1 | u32::from(kept));
+            let words: Vec<u32> = kept.chunks(BITS).map(word).collect();
+            DropoutMask::new(kept.len(), 1.25, |first, part| part.copy_from_slice(&words[first..first + part.len()]))
+        };
+        let shape = self.shape(inner);
+        let rotary = shape.attention.rotary.as_ref().map(|rotary| Arc::new(RotaryTable::new(rotary, time)));
+        let mut pass = BlockPass { rotary, ..BlockPass::new(time, Precision::F32) };
+        if dropout {
+            let qkv = shape.attention.qkv.len();
+            let masks = shape.linears().enumerate();
+            let masks =
+                masks.map(|(i, linear)| Some(mask(if i < qkv { rows } else { outputs }, linear.d_in, i as u64)));
+            pass.adapter_dropout = masks.collect();
+            pass.residual_dropout = [20, 21].map(|which| Some(mask(outputs, self.d(), which)));
+        }
+        pass
+    }
+}
+
+/// The trained tensors.
+fn variables(block: &Block) -> Vec<Var> {
+    let trained = block.tensors().into_iter().filter(|tensor| tensor.is_variable());
+    trained.map(|tensor| Var::from_tensor(tensor).expect("a variable")).collect()
+}
+
+/// The fused and the stock block agree on `x` and on the gradients of all variables, `x` among them if it is tracked.
+fn blocks_agree(x: &Tensor, block: &Arc<Block>, pass: &BlockPass) -> Result<()> {
+    let mut vars = variables(block);
+    if x.is_variable() {
+        vars.push(Var::from_tensor(x)?);
+    }
+    agree(
+        &vars.iter().collect::<Vec<_>>(),
+        || kernels::transformer_block(x, block, pass.clone()),
+        || portable::run_block(x, block, pass),
+    )
 }
 
 proptest! {
@@ -224,20 +181,11 @@ proptest! {
         let output_rows = output_rows.transpose()?;
         let count = output_rows.as_ref().map_or(rows, Vec::len);
         prop_assume!(count > 0);
-        let tensors = BlockTensors::with_output_rows(style, [rows, count], inner, lora, seed)?;
-        let block = BlockArgs { output_rows: output_rows.as_deref(), ..tensors.block(time, dropout) };
+        let block = style.block(inner, lora, seed);
+        let pass = BlockPass { output_rows, ..style.pass(time, dropout, [rows, count], inner) };
         let x = var(&[rows, d], seed ^ 1);
         // With frozen embeddings, a model's first block gets an untracked input.
-        let input = if first { x.as_detached_tensor() } else { x.as_tensor().clone() };
-        let mut vars: Vec<Var> = tensors.variables().iter().map(Var::from_tensor).collect::<Result<_>>()?;
-        if !first {
-            vars.push(x);
-        }
-        agree(
-            &vars.iter().collect::<Vec<_>>(),
-            || kernels::transformer_block(&input, &block),
-            || portable::run_block(&input, &block),
-        )?;
+        blocks_agree(&if first { x.as_detached_tensor() } else { x.into_inner() }, &block, &pass)?;
     }
 }
 
@@ -250,16 +198,9 @@ fn query_blocks_without_an_output_row_are_skipped_correctly() -> Result<()> {
             let rows = from.len() * time;
             let output_rows: Vec<u32> =
                 (0..rows).filter(|row| row % time >= from[row / time]).map(|row| row as u32).collect();
-            let tensors = BlockTensors::with_output_rows(style, [rows, output_rows.len()], 10, lora, 7)?;
-            let block = BlockArgs { output_rows: Some(&output_rows), ..tensors.block(time, dropout) };
-            let x = var(&[rows, style.d()], 1);
-            let mut vars: Vec<Var> = tensors.variables().iter().map(Var::from_tensor).collect::<Result<_>>()?;
-            vars.push(x.clone());
-            agree(
-                &vars.iter().collect::<Vec<_>>(),
-                || kernels::transformer_block(&x, &block),
-                || portable::run_block(&x, &block),
-            )?;
+            let pass = style.pass(time, dropout, [rows, output_rows.len()], 10);
+            let pass = BlockPass { output_rows: Some(output_rows), ..pass };
+            blocks_agree(&var(&[rows, style.d()], 1), &style.block(10, lora, 7), &pass)?;
         }
     }
     Ok(())
@@ -270,12 +211,13 @@ fn query_blocks_without_an_output_row_are_skipped_correctly() -> Result<()> {
 fn an_output_row_does_not_depend_on_the_selection() -> Result<()> {
     for style in STYLES.map(|s| Style { width: 48 / s.heads, ..s }) {
         let (time, rows, d) = (70, 280, style.d());
-        let tensors = BlockTensors::new(style, rows, 4 * d, true, 5)?;
-        let (x, block) = (noise(&[rows, d], 1), tensors.block(time, false));
+        let (x, block) = (noise(&[rows, d], 1), style.block(4 * d, true, 5));
+        let pass = || style.pass(time, false, [rows, rows], 4 * d);
         let output_rows = [3, 69, 138, 139, 279];
-        let all = kernels::transformer_block(&x, &block)?.index_select(&Tensor::new(&output_rows, &Device::Cpu)?, 0)?;
-        let some = kernels::transformer_block(&x, &BlockArgs { output_rows: Some(&output_rows), ..block })?;
-        assert_eq!(values(&some), values(&all));
+        let all = kernels::transformer_block(&x, &block, pass())?;
+        let all = all.index_select(&Tensor::new(&output_rows, &Device::Cpu)?, 0)?;
+        let some = BlockPass { output_rows: Some(output_rows.to_vec()), ..pass() };
+        assert_eq!(values(&kernels::transformer_block(&x, &block, some)?), values(&all));
     }
     Ok(())
 }
@@ -284,13 +226,13 @@ fn an_output_row_does_not_depend_on_the_selection() -> Result<()> {
 fn a_block_without_output_rows_gives_an_empty_result() -> Result<()> {
     for (style, lora) in STYLES.into_iter().flat_map(|style| [(style, false), (style, true)]) {
         for precision in [Precision::F32, Precision::Bf16] {
-            let tensors = BlockTensors::with_output_rows(style, [12, 0], 20, lora, 7)?;
-            let block = BlockArgs { output_rows: Some(&[]), precision, ..tensors.block(4, true) };
+            let block = style.block(20, lora, 7);
+            let pass = BlockPass { output_rows: Some(vec![]), precision, ..style.pass(4, true, [12, 0], 20) };
             let x = var(&[12, style.d()], 1);
-            let y = kernels::transformer_block(&x, &block)?;
+            let y = kernels::transformer_block(&x, &block, pass)?;
             assert_eq!(y.dims(), [0, style.d()]);
             let grads = kernels::backward(&y.sum_all()?)?;
-            for v in tensors.variables().iter().chain([x.as_tensor()]) {
+            for v in variables(&block).iter().chain([&x]) {
                 assert!(values(grads.get(v).expect("a gradient")).iter().all(|&g| g == 0.0));
             }
         }
@@ -300,9 +242,9 @@ fn a_block_without_output_rows_gives_an_empty_result() -> Result<()> {
 
 #[test]
 fn output_rows_out_of_order_are_refused() -> Result<()> {
-    let tensors = BlockTensors::new(GPT2, 12, 20, false, 7)?;
-    let block = BlockArgs { output_rows: Some(&[2, 1]), ..tensors.block(4, false) };
-    let error = kernels::transformer_block(&noise(&[12, GPT2.d()], 1), &block).expect_err("an order").to_string();
+    let pass = BlockPass { output_rows: Some(vec![2, 1]), ..GPT2.pass(4, false, [12, 2], 20) };
+    let result = kernels::transformer_block(&noise(&[12, GPT2.d()], 1), &GPT2.block(20, false, 7), pass);
+    let error = result.expect_err("an order").to_string();
     assert!(error.contains("row 1 after row 2"), "{error}");
     Ok(())
 }
@@ -310,29 +252,21 @@ fn output_rows_out_of_order_are_refused() -> Result<()> {
 #[test]
 fn a_frozen_block_builds_no_graph_and_passes_gradients_on() -> Result<()> {
     for style in STYLES {
-        let mut tensors = BlockTensors::new(style, 12, 20, false, 7)?;
-        tensors.weights.iter_mut().for_each(|w| *w = w.detach());
+        let (block, pass) = (Arc::new(style.block(20, false, 7).frozen()), style.pass(4, false, [12, 12], 20));
         let x = var(&[12, style.d()], 1);
-        let block = tensors.block(4, false);
-        assert!(!kernels::transformer_block(&x.as_detached_tensor(), &block)?.track_op());
-        agree(&[&x], || kernels::transformer_block(&x, &block), || portable::run_block(&x, &block))?;
+        assert!(!kernels::transformer_block(&x.as_detached_tensor(), &block, pass.clone())?.track_op());
+        blocks_agree(&x, &block, &pass)?;
     }
     Ok(())
 }
 
 #[test]
-fn a_trained_block_needs_our_backward() -> Result<()> {
-    let tensors = BlockTensors::new(GPT2, 4, 8, true, 7)?;
-    let y = kernels::transformer_block(&noise(&[4, GPT2.d()], 1), &tensors.block(4, false))?;
-    let error = y.sum_all()?.backward().expect_err("the weights' gradients have nowhere to go").to_string();
+fn a_trained_block_needs_our_backward_once_for_each_forward_pass() -> Result<()> {
+    let block =
+        || kernels::transformer_block(&noise(&[4, 12], 1), &GPT2.block(8, true, 7), GPT2.pass(4, false, [4, 4], 8));
+    let error = block()?.sum_all()?.backward().expect_err("the weights' gradients have nowhere to go").to_string();
     assert!(error.contains("lm::backward"), "{error}");
-    Ok(())
-}
-
-#[test]
-fn a_block_runs_backward_once() -> Result<()> {
-    let tensors = BlockTensors::new(GPT2, 4, 8, true, 7)?;
-    let y = kernels::transformer_block(&noise(&[4, GPT2.d()], 1), &tensors.block(4, false))?;
+    let y = block()?;
     kernels::backward(&y.sum_all()?)?;
     let error = kernels::backward(&y.sum_all()?).expect_err("what the forward pass left is used up").to_string();
     assert!(error.contains("runs backward once per forward pass"), "{error}");
@@ -341,14 +275,12 @@ fn a_block_runs_backward_once() -> Result<()> {
 
 #[test]
 fn gradients_of_a_variable_used_twice_add_up() -> Result<()> {
-    let tensors = BlockTensors::new(GPT2, 6, 8, false, 3)?;
-    let (x, block) = (var(&[6, GPT2.d()], 1), tensors.block(3, false));
-    let vars: Vec<Var> = tensors.variables().iter().map(Var::from_tensor).collect::<Result<_>>()?;
+    let (x, block, pass) = (var(&[6, GPT2.d()], 1), GPT2.block(8, false, 3), GPT2.pass(3, false, [6, 6], 8));
     let twice = |f: &dyn Fn(&Tensor) -> Result<Tensor>| f(&f(&x)?);
     agree(
-        &vars.iter().chain([&x]).collect::<Vec<_>>(),
-        || twice(&|x| kernels::transformer_block(x, &block)),
-        || twice(&|x| portable::run_block(x, &block)),
+        &variables(&block).iter().chain([&x]).collect::<Vec<_>>(),
+        || twice(&|x| kernels::transformer_block(x, &block, pass.clone())),
+        || twice(&|x| portable::run_block(x, &block, &pass)),
     )?;
     // A tied embedding gets gradients both through a kernel and through candle's own operations.
     let e = var(&[8, 6], 2);
@@ -371,26 +303,25 @@ fn everything() -> Result<Vec<Vec<u32>>> {
         let targets: Vec<u32> = (0..n as u32).map(|i| i * 11 % v as u32).collect();
         let ids = Tensor::from_slice(&targets, (n,), &Device::Cpu)?;
         let h = (&kernels::embedding(&ids, &e)? + x.as_tensor())?;
-        let norm = NormRef { weight: &w, bias: style.joint.then_some(b.as_tensor()) };
-        let h = kernels::norm(&h, &norm, 1e-5)?;
-        let full = BlockTensors::new(style, n, 4 * d, false, 20)?;
-        let lora = BlockTensors::new(style, n, 4 * d, true, 40)?;
-        let h = kernels::transformer_block(&h, &full.block(time, true))?;
-        let h = kernels::transformer_block(&h, &lora.block(time / 4, false))?;
-        let h = kernels::transformer_block(&h, &lora.block(time / 4, true))?;
+        let h = kernels::norm(&h, &norm(&w, style.joint.then_some(b.as_tensor())))?;
+        let inner = 4 * d;
+        let pass = |time, dropout| style.pass(time, dropout, [n, n], inner);
+        let (full, lora, ends) =
+            (style.block(inner, false, 20), style.block(inner, true, 40), style.block(inner, false, 60));
+        let h = kernels::transformer_block(&h, &full, pass(time, true))?;
+        let h = kernels::transformer_block(&h, &lora, pass(time / 4, false))?;
+        let h = kernels::transformer_block(&h, &lora, pass(time / 4, true))?;
         let last: Vec<u32> = (0..n as u32).filter(|row| row % 160 >= 90).collect();
-        let ends = BlockTensors::with_output_rows(style, [n, last.len()], 4 * d, false, 60)?;
-        let h_last = kernels::transformer_block(&h, &BlockArgs { output_rows: Some(&last), ..ends.block(time, true) })?;
+        let end = style.pass(time, true, [n, last.len()], inner);
+        let h_last = kernels::transformer_block(&h, &ends, BlockPass { output_rows: Some(last), ..end })?;
         let h = (h + h_last.mean_all()?.broadcast_as((n, d))?)?;
-        let output =
-            LmHeadRef { weight: &e, bias: style.parallel.then_some(bias.as_tensor()), precision: Precision::F32 };
+        let output = head(&e, style.parallel.then_some(bias.as_tensor()));
         let stats = kernels::token_stats(&h, &output, &TargetTokens { targets: &targets, forbidden: None }, true)?;
         let entropy = stats.entropy.expect("asked for");
         let grads = kernels::backward(&(loss(&stats.logprob)? + loss(&entropy)?)?)?;
         all.extend([h, stats.logprob, entropy]);
-        let trained = full.variables().into_iter().chain(lora.variables()).chain(ends.variables());
-        let trained = trained.chain([x, w, e].map(|v| v.as_tensor().clone()));
-        all.extend(trained.map(|v| grads.get(&v).expect("a gradient").clone()));
+        let trained = [full, lora, ends].iter().flat_map(|block| variables(block)).chain([x, w, e]).collect::<Vec<_>>();
+        all.extend(trained.iter().map(|v| grads.get(v).expect("a gradient").clone()));
         all.extend([b, bias].iter().filter_map(|v| grads.get(v).cloned()));
     }
     Ok(all.iter().map(|t| values(t).iter().map(|v| v.to_bits()).collect()).collect())

@@ -3,10 +3,12 @@
 use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
-use super::{LmHeadRef, NormRef, TargetTokens};
-use crate::Precision;
-use crate::portable;
-use block::{BlockTensors, GPT2, LLAMA, STYLES, Style};
+use std::sync::Arc;
+
+use super::{LmHead, TargetTokens};
+use crate::block::Norm;
+use crate::{Precision, portable};
+use block::{GPT2, LLAMA, STYLES, Style};
 
 mod block;
 
@@ -20,6 +22,19 @@ fn noise(shape: &[usize], seed: u64) -> Tensor {
     let n = shape.iter().product();
     let values: Vec<f32> = (0..n).map(|_| (0..3).map(|_| next()).sum()).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).expect("as many values as the shape has")
+}
+
+/// A weight of a layer whose outputs are of about unit size.
+fn small(shape: &[usize], seed: u64) -> Tensor {
+    (noise(shape, seed) * (0.7 / (shape[0] as f64).sqrt())).expect("a product")
+}
+
+fn norm(weight: &Tensor, bias: Option<&Tensor>) -> Norm {
+    Norm { name: String::new(), weight: weight.clone(), bias: bias.cloned(), eps: 1e-5 }
+}
+
+fn head(weight: &Tensor, bias: Option<&Tensor>) -> LmHead {
+    LmHead { weight: weight.clone(), bias: bias.cloned(), precision: Precision::F32 }
 }
 
 fn var(shape: &[usize], seed: u64) -> Var {
@@ -88,10 +103,9 @@ proptest! {
     #[test]
     fn norms_agree_with_stock_operations(rows in 1usize..150, d in 4usize..120, seed: u64) {
         let (x, w, b) = (var(&[rows, d], seed), var(&[d], seed ^ 1), var(&[d], seed ^ 2));
-        let layer = NormRef { weight: &w, bias: Some(&b) };
-        agree(&[&x, &w, &b], || super::norm(&x, &layer, 1e-5), || portable::norm(&x, &layer, 1e-5))?;
-        let rms = NormRef { weight: &w, bias: None };
-        agree(&[&x, &w], || super::norm(&x, &rms, 1e-5), || portable::norm(&x, &rms, 1e-5))?;
+        for (norm, vars) in [(norm(&w, Some(&b)), &[&x, &w, &b][..]), (norm(&w, None), &[&x, &w])] {
+            agree(vars, || super::norm(&x, &norm), || portable::norm(&x, &norm))?;
+        }
     }
 
     #[test]
@@ -115,7 +129,7 @@ proptest! {
         let (h, e, b) = (var(&[n, d], seed), var(&[v, d], seed ^ 1), var(&[v], seed ^ 2));
         let kept = |v: &Var| if frozen { v.as_detached_tensor() } else { v.as_tensor().clone() };
         let (e_tensor, b_tensor) = (kept(&e), kept(&b));
-        let output = LmHeadRef { weight: &e_tensor, bias: biased.then_some(&b_tensor), precision: Precision::F32 };
+        let output = head(&e_tensor, biased.then_some(&b_tensor));
         let vars = match (frozen, biased) {
             (true, _) => vec![&h],
             (false, false) => vec![&h, &e],
@@ -147,14 +161,13 @@ fn kl_divergence_agrees_with_its_definition_and_is_zero_for_equal_distributions(
     let (p, q, e, f, b) = (var(&[n, d], 1), var(&[n, d], 2), var(&[v, d], 3), var(&[v, d], 4), var(&[v], 5));
     let masked: Vec<bool> = (0..n).map(|i| i % 3 == 0).collect();
     let rows = TargetTokens { targets: &vec![1; n], forbidden: Some((&[0, 29], &masked)) };
-    let own = LmHeadRef { weight: &e, bias: Some(&b), precision: Precision::F32 };
-    let other = LmHeadRef { weight: &f, bias: None, precision: Precision::F32 };
+    let (own, other) = (head(&e, Some(&b)), head(&f, None));
     let found = super::kl_divergence((&p, &own), (&q, &other), &rows)?;
     // By definition, from the log-probabilities of each token in turn.
     let mut expected = vec![0.0; n];
     for token in 0..v as u32 {
         let rows = TargetTokens { targets: &vec![token; n], ..rows };
-        let log = |h: &Var, o: &LmHeadRef| portable::token_stats(h, o, &rows, false)?.logprob.to_vec1::<f32>();
+        let log = |h: &Var, o: &LmHead| portable::token_stats(h, o, &rows, false)?.logprob.to_vec1::<f32>();
         for (i, (log_p, log_q)) in log(&p, &own)?.into_iter().zip(log(&q, &other)?).enumerate() {
             if !(masked[i] && [0, 29].contains(&token)) {
                 expected[i] += f64::from(log_p).exp() * f64::from(log_p - log_q);
@@ -173,13 +186,13 @@ fn kl_divergence_agrees_with_its_definition_and_is_zero_for_equal_distributions(
 fn gradients_agree_with_finite_differences() -> Result<()> {
     let (x, w, b) = (var(&[6, 10], 1), var(&[10], 2), var(&[10], 3));
     for v in [&x, &w, &b] {
-        differentiable(v, || super::norm(&x, &NormRef { weight: &w, bias: Some(&b) }, 1e-5))?;
+        differentiable(v, || super::norm(&x, &norm(&w, Some(&b))))?;
     }
     for v in [&x, &w] {
-        differentiable(v, || super::norm(&x, &NormRef { weight: &w, bias: None }, 1e-5))?;
+        differentiable(v, || super::norm(&x, &norm(&w, None)))?;
     }
     let e = var(&[9, 10], 5);
-    let output = LmHeadRef { weight: &e, bias: None, precision: Precision::F32 };
+    let output = head(&e, None);
     let rows = TargetTokens {
         targets: &[1, 2, 3, 4, 5, 8],
         forbidden: Some((&[0, 6], &[true, false, true, false, false, true])),
@@ -189,10 +202,9 @@ fn gradients_agree_with_finite_differences() -> Result<()> {
         differentiable(v, || Ok(super::token_stats(&x, &output, &rows, true)?.entropy.expect("asked for")))?;
     }
     for style in STYLES {
-        let mut tensors = BlockTensors::new(style, 10, 24, false, 4)?;
-        tensors.weights.iter_mut().for_each(|w| *w = w.detach());
+        let block = Arc::new(style.block(24, false, 4).frozen());
         let x = var(&[10, style.d()], 1);
-        differentiable(&x, || super::transformer_block(&x, &tensors.block(5, false)))?;
+        differentiable(&x, || super::transformer_block(&x, &block, style.pass(5, false, [10, 10], 24)))?;
     }
     Ok(())
 }
@@ -205,10 +217,10 @@ fn wrong_shapes_and_ids_are_errors() {
         assert!(e.contains(what), "{e}");
     };
     let (short, long) = (noise(&[5], 1), noise(&[6], 1));
-    says(super::norm(&x, &NormRef { weight: &short, bias: Some(&long) }, 1e-5), "weight has shape [5], expected [6]");
+    says(super::norm(&x, &norm(&short, Some(&long))), "weight has shape [5], expected [6]");
     let block = |rows: usize, style: Style, time: usize| {
-        let tensors = BlockTensors::new(style, rows, 8, false, 1)?;
-        super::transformer_block(&noise(&[rows, style.d()], 1), &tensors.block(time, false))
+        let pass = style.pass(time, false, [rows, rows], 8);
+        super::transformer_block(&noise(&[rows, style.d()], 1), &style.block(8, false, 1), pass)
     };
     says(block(4, GPT2, 3), "sequences of 3");
     says(block(4, Style { kv_heads: 3, ..LLAMA }, 4), "got 4 and 3");
@@ -216,13 +228,9 @@ fn wrong_shapes_and_ids_are_errors() {
     says(super::embedding(&ids, &x), "token id 4 is not below the table's 4 rows");
     let rows = TargetTokens { targets: &[0, 1, 2, 9], forbidden: None };
     let weight = noise(&[5, 6], 1);
-    says(
-        super::token_stats(&x, &LmHeadRef { weight: &weight, bias: None, precision: Precision::F32 }, &rows, false)
-            .map(|s| s.logprob),
-        "vocabulary of 5",
-    );
+    says(super::token_stats(&x, &head(&weight, None), &rows, false).map(|s| s.logprob), "vocabulary of 5");
     let [doubles, weight] = [&x, &long].map(|t| t.to_dtype(candle_core::DType::F64).expect("a conversion"));
-    assert!(super::norm(&doubles, &NormRef { weight: &weight, bias: None }, 1e-5).is_err());
+    assert!(super::norm(&doubles, &norm(&weight, None)).is_err());
 }
 
 #[test]
@@ -233,23 +241,15 @@ fn non_finite_inputs_give_non_finite_outputs() -> Result<()> {
         let x = Tensor::from_vec(x, (3, 24), &Device::Cpu)?;
         let spoiled = |t: Tensor| values(&t).iter().any(|v| !v.is_finite());
         let (w, b) = (noise(&[24], 1), noise(&[24], 2));
-        assert!(spoiled(super::norm(&x, &NormRef { weight: &w, bias: Some(&b) }, 1e-5)?));
-        assert!(spoiled(super::norm(&x, &NormRef { weight: &w, bias: None }, 1e-5)?));
+        assert!(spoiled(super::norm(&x, &norm(&w, Some(&b)))?));
+        assert!(spoiled(super::norm(&x, &norm(&w, None))?));
         for style in STYLES.map(|s| Style { width: 24 / s.heads, ..s }) {
-            let tensors = BlockTensors::new(style, 3, 8, false, 1)?;
-            assert!(spoiled(super::transformer_block(&x, &tensors.block(3, false))?));
+            let block = style.block(8, false, 1);
+            assert!(spoiled(super::transformer_block(&x, &block, style.pass(3, false, [3, 3], 8))?));
         }
         let rows = TargetTokens { targets: &[0, 1, 2], forbidden: None };
-        let output = noise(&[5, 24], 1);
-        assert!(spoiled(
-            super::token_stats(
-                &x,
-                &LmHeadRef { weight: &output, bias: None, precision: Precision::F32 },
-                &rows,
-                false
-            )?
-            .logprob
-        ));
+        let output = head(&noise(&[5, 24], 1), None);
+        assert!(spoiled(super::token_stats(&x, &output, &rows, false)?.logprob));
     }
     Ok(())
 }
