@@ -18,7 +18,7 @@ use crate::kernels::candle_interop::CpuSlice;
 use crate::kernels::gemm::{Mat, Threads, WriteMode};
 use crate::kernels::linear::OutputColumns;
 use crate::kernels::matmul::{PackedRhs, Rhs, matmul, matmul_transposed_rhs};
-use crate::kernels::norm::RowNorm;
+use crate::kernels::norm::{RowNorm, norm_heads};
 use crate::kernels::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
 use crate::kernels::{Direction, LmHead, RotaryTable};
 use crate::transformer::Transformer;
@@ -283,16 +283,19 @@ impl<'a> Decoder<'a> {
         self.for_each_part(y, self.d, |start, y| norm.forward(y, &x[start..start + y.len()]));
     }
 
-    /// Rotates heads for the rows' positions. Rows of `stride` begin with the given numbers of columns of queries and of
+    /// Normalises heads if the block does, and rotates them for the rows' positions. Rows of `stride` begin with the given numbers of columns of queries and of
     /// keys.
     fn position(
         &self,
-        _attention: &Attention<PackedLinear, RowNorm<CpuSlice>>,
+        attention: &Attention<PackedLinear, RowNorm<CpuSlice>>,
         rows: &mut [f32],
         [queries, keys]: [usize; 2],
         stride: usize,
         positions: impl Iterator<Item = usize>,
     ) {
+        if let Some(norms) = &attention.qk_norm {
+            norm_heads(norms, rows, stride, [queries, keys]);
+        }
         let Some(rotary) = &self.rotary else { return };
         for (row, position) in rows.chunks_exact_mut(stride).zip(positions) {
             rotary.rotate(&mut row[..queries + keys], self.size.width, position, Direction::Forward);

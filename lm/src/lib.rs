@@ -1,5 +1,5 @@
-//! Language models on candle, in f32 or with large matrix products in bf16: GPT-2, GPT-J, Llama, LoRA
-//! adapters, scalar heads, sampling, tokenizers, optimisers.
+//! Language models on candle, in f32 or with large matrix products in bf16: GPT-2, GPT-J, Llama, Qwen3, LoRA adapters,
+//! scalar heads, sampling, tokenizers, optimisers.
 //!
 //! Shapes are written `[batch, time, d]`. A `Batch` is right-padded; flat arrays of response tokens are
 //! `[response_tokens]`, in row order. No result depends on the number of threads.
@@ -38,7 +38,7 @@ mod variable;
 mod weights;
 
 pub use batch::{Batch, Sequence};
-pub use config::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelConfig};
+pub use config::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelConfig, Qwen3Config};
 pub use counter_rng::CounterRng;
 pub use device::{DEVICE_VARIABLE, check_device, check_device_name, device, device_name, is_portable, use_device};
 pub use eos::Eos;

@@ -39,7 +39,7 @@ impl CausalLm {
         Ok(Self::new(Transformer::init(&config.into(), init, rng)?, None))
     }
 
-    /// Loads a GPT-2, GPT-J or Llama from a Hugging Face folder (`config.json` and weights in f32, f16 or bf16, tensor
+    /// Loads a model of any family from a Hugging Face folder (`config.json` and weights in f32, f16 or bf16, tensor
     /// names with or without the trunk's prefix), or a Llama from a GGUF file, dequantised. Frozen.
     pub fn load(path: &Path) -> Result<Self> {
         Ok(Self::new(weights::load(path)?, None))

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{check_activation, default_true};
+use super::{Family, check_activation, default_true};
 use crate::architecture::{Architecture, LmHeadKind, head_width};
 use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape};
 use crate::kernels::Activation;
@@ -69,8 +69,18 @@ impl Gpt2Config {
     pub fn inner(&self) -> usize {
         self.n_inner.unwrap_or_else(|| self.n_embd.saturating_mul(4))
     }
+}
 
-    pub(super) fn architecture(&self) -> std::result::Result<Architecture, String> {
+impl Family for Gpt2Config {
+    fn sizes(&self) -> [usize; 3] {
+        [self.vocab_size, self.n_positions, self.n_embd]
+    }
+
+    fn eos_ids(&self) -> &[u32] {
+        &self.eos_token_id
+    }
+
+    fn architecture(&self) -> Result<Architecture, String> {
         check_activation("activation_function", &self.activation_function, &["gelu_new", "gelu_pytorch_tanh"])?;
         if !self.scale_attn_weights || self.scale_attn_by_inverse_layer_idx {
             return Err("only attention scaled by 1/sqrt(head width) is supported".to_owned());

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::check_activation;
 use super::rope::frequencies;
+use super::{Family, check_activation};
 use crate::architecture::{Architecture, LmHeadKind, head_width};
 use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
 use crate::kernels::Activation;
@@ -55,8 +55,16 @@ fn default_activation() -> String {
     "gelu_new".to_owned()
 }
 
-impl GptJConfig {
-    pub(super) fn architecture(&self) -> std::result::Result<Architecture, String> {
+impl Family for GptJConfig {
+    fn sizes(&self) -> [usize; 3] {
+        [self.vocab_size, self.n_positions, self.n_embd]
+    }
+
+    fn eos_ids(&self) -> &[u32] {
+        &self.eos_token_id
+    }
+
+    fn architecture(&self) -> Result<Architecture, String> {
         check_activation("activation_function", &self.activation_function, &["gelu_new", "gelu_pytorch_tanh"])?;
         let width = head_width("n_embd", self.n_embd, "n_head", self.n_head)?;
         let dim = self.rotary_dim;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::check_activation;
 use super::rope::RopeConfig;
+use super::{Family, check_activation};
 use crate::architecture::{Architecture, LmHeadKind, head_width};
 use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
 use crate::kernels::Activation;
@@ -61,8 +61,16 @@ fn default_activation() -> String {
     "silu".to_owned()
 }
 
-impl LlamaConfig {
-    pub(super) fn architecture(&self) -> std::result::Result<Architecture, String> {
+impl Family for LlamaConfig {
+    fn sizes(&self) -> [usize; 3] {
+        [self.vocab_size, self.max_position_embeddings, self.hidden_size]
+    }
+
+    fn eos_ids(&self) -> &[u32] {
+        &self.eos_token_id
+    }
+
+    fn architecture(&self) -> Result<Architecture, String> {
         check_activation("hidden_act", &self.hidden_act, &["silu", "swish"])?;
         let query = self.num_attention_heads;
         let key_value = self.num_key_value_heads.unwrap_or(query);

@@ -3,6 +3,7 @@
 mod gpt2;
 mod gptj;
 mod llama;
+mod qwen3;
 pub(crate) mod rope;
 
 use std::fs;
@@ -17,6 +18,7 @@ use crate::{Eos, Error, Result, eos, files};
 pub use gpt2::Gpt2Config;
 pub use gptj::GptJConfig;
 pub use llama::LlamaConfig;
+pub use qwen3::Qwen3Config;
 
 const CONFIG_FILE: &str = "config.json";
 
@@ -29,14 +31,6 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Keys that change the output of a model of any family and are not supported.
 const UNSUPPORTED: [&str; 3] = ["per_layer_config", "quantization_config", "sliding_window"];
 
-/// The configuration of a causal language model of a supported family.
-#[derive(Debug, Clone, PartialEq)]
-pub enum ModelConfig {
-    Gpt2(Gpt2Config),
-    GptJ(GptJConfig),
-    Llama(Box<LlamaConfig>),
-}
-
 /// The standard deviation of freshly drawn weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum InitStd {
@@ -46,128 +40,154 @@ pub enum InitStd {
     InverseSqrtWidth,
 }
 
-impl From<Gpt2Config> for ModelConfig {
-    fn from(config: Gpt2Config) -> Self {
-        Self::Gpt2(config)
-    }
+/// The config of one family. Its `architecture` is all that the rest of the crate knows of the family.
+trait Family {
+    /// Errors: an impossible or unsupported configuration.
+    fn architecture(&self) -> Result<Architecture, String>;
+
+    /// The vocabulary, the longest sequence, the width of the residual stream.
+    fn sizes(&self) -> [usize; 3];
+
+    /// The tokens that end a text, as the file lists them.
+    fn eos_ids(&self) -> &[u32];
 }
 
-impl From<GptJConfig> for ModelConfig {
-    fn from(config: GptJConfig) -> Self {
-        Self::GptJ(config)
-    }
+/// A family per line: its config, `model_type` in the file, transformers' class, and its name in messages.
+macro_rules! families {
+    ($($variant:ident($config:ident), $model_type:literal, $class:literal, $name:literal;)*) => {
+        /// The configuration of a causal language model of a supported family.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum ModelConfig {
+            $($variant(Box<$config>),)*
+        }
+
+        $(impl From<$config> for ModelConfig {
+            fn from(config: $config) -> Self {
+                Self::$variant(Box::new(config))
+            }
+        })*
+
+        impl ModelConfig {
+            fn family(&self) -> &dyn Family {
+                match self {
+                    $(Self::$variant(config) => &**config,)*
+                }
+            }
+
+            /// `model_type` as in the file.
+            pub fn model_type(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $model_type,)*
+                }
+            }
+
+            /// Reads the config of the family called `model_type`.
+            fn of_family(model_type: &str, value: Value) -> Result<Self, String> {
+                match model_type {
+                    $($model_type => match serde_json::from_value::<$config>(value) {
+                        Ok(config) => Ok(config.into()),
+                        Err(e) => Err(format!("not a {} config: {e}", $name)),
+                    },)*
+                    other => {
+                        let known = [$($model_type),*].map(|known| format!("\"{known}\"")).join(", ");
+                        Err(format!("model_type is \"{other}\", expected one of {known}"))
+                    }
+                }
+            }
+
+            /// The contents of a config file.
+            fn text(&self, torch_dtype: &str) -> serde_json::Result<String> {
+                match self {
+                    $(Self::$variant(config) => serde_json::to_string_pretty(&ConfigFile {
+                        architectures: [$class],
+                        model_type: $model_type,
+                        torch_dtype,
+                        config: &**config,
+                    }),)*
+                }
+            }
+        }
+    };
 }
 
-impl From<LlamaConfig> for ModelConfig {
-    fn from(config: LlamaConfig) -> Self {
-        Self::Llama(Box::new(config))
-    }
+families! {
+    Gpt2(Gpt2Config), "gpt2", "GPT2LMHeadModel", "GPT-2";
+    GptJ(GptJConfig), "gptj", "GPTJForCausalLM", "GPT-J";
+    Llama(LlamaConfig), "llama", "LlamaForCausalLM", "Llama";
+    Qwen3(Qwen3Config), "qwen3", "Qwen3ForCausalLM", "Qwen3";
+}
+
+#[derive(Serialize)]
+struct ConfigFile<'a, T> {
+    architectures: [&'a str; 1],
+    model_type: &'a str,
+    torch_dtype: &'a str,
+    #[serde(flatten)]
+    config: &'a T,
 }
 
 impl ModelConfig {
     pub fn vocab_size(&self) -> usize {
-        match self {
-            Self::Gpt2(c) => c.vocab_size,
-            Self::GptJ(c) => c.vocab_size,
-            Self::Llama(c) => c.vocab_size,
-        }
+        self.family().sizes()[0]
     }
 
     /// The longest sequence, in tokens.
     pub fn window(&self) -> usize {
-        match self {
-            Self::Gpt2(c) => c.n_positions,
-            Self::GptJ(c) => c.n_positions,
-            Self::Llama(c) => c.max_position_embeddings,
-        }
+        self.family().sizes()[1]
     }
 
     /// The width of the residual stream, d.
     pub fn width(&self) -> usize {
-        match self {
-            Self::Gpt2(c) => c.n_embd,
-            Self::GptJ(c) => c.n_embd,
-            Self::Llama(c) => c.hidden_size,
-        }
+        self.family().sizes()[2]
     }
 
     /// The tokens that end a text, if the file names any that the vocabulary has: small models often keep an id from
     /// the default of a large vocabulary.
     pub fn eos(&self) -> Option<Eos> {
-        let ids = match self {
-            Self::Gpt2(c) => &c.eos_token_id,
-            Self::GptJ(c) => &c.eos_token_id,
-            Self::Llama(c) => &c.eos_token_id,
-        };
-        Eos::new(ids.iter().copied().filter(|&id| (id as usize) < self.vocab_size()))
-    }
-
-    /// `model_type` as in the file.
-    pub fn model_type(&self) -> &'static str {
-        match self {
-            Self::Gpt2(_) => "gpt2",
-            Self::GptJ(_) => "gptj",
-            Self::Llama(_) => "llama",
-        }
+        let ids = self.family().eos_ids().iter().copied();
+        Eos::new(ids.filter(|&id| (id as usize) < self.vocab_size()))
     }
 
     /// The architecture for weights and forward pass. Errors: an impossible or unsupported configuration.
-    pub(crate) fn architecture(&self) -> std::result::Result<Architecture, String> {
-        let architecture = match self {
-            Self::Gpt2(c) => c.architecture()?,
-            Self::GptJ(c) => c.architecture()?,
-            Self::Llama(c) => c.architecture()?,
-        };
+    pub(crate) fn architecture(&self) -> Result<Architecture, String> {
+        let architecture = self.family().architecture()?;
         architecture.check()?;
         Ok(architecture)
     }
 
-    /// Reads and checks `folder/config.json`, with the EOS ids of a `generation_config.json` beside it.
+    /// Reads and checks `folder/config.json`, with the EOS ids of a `generation_config.json` beside it, at which
+    /// generation stops as well.
     pub fn load(folder: &Path) -> Result<Self> {
-        let path = folder.join(CONFIG_FILE);
-        Self::from_json(read(&path)?).map_err(|message| Error::model(&path, message))?.with_generation(folder)
-    }
-
-    /// Appends the EOS ids of the generation config, at which generation stops as well, to the model's own.
-    fn with_generation(mut self, folder: &Path) -> Result<Self> {
         #[derive(Deserialize)]
-        struct GenerationConfig {
+        struct EosIds {
             #[serde(default, deserialize_with = "eos::deserialize_ids")]
             eos_token_id: Vec<u32>,
         }
-        let path = folder.join(GENERATION_FILE);
-        if path.try_exists().map_err(Error::io(&path))? {
-            let bad = |e| Error::model(&path, format!("not a generation config: {e}"));
-            let more: GenerationConfig = serde_json::from_value(read(&path)?).map_err(bad)?;
-            let ids = match &mut self {
-                Self::Gpt2(c) => &mut c.eos_token_id,
-                Self::GptJ(c) => &mut c.eos_token_id,
-                Self::Llama(c) => &mut c.eos_token_id,
-            };
-            let all = ids.iter().chain(&more.eos_token_id).copied();
-            *ids = Eos::new(all).map_or_else(Vec::new, |eos| eos.ids().to_vec());
+        let path = folder.join(CONFIG_FILE);
+        let mut value = read(&path)?;
+        let generation = folder.join(GENERATION_FILE);
+        if generation.try_exists().map_err(Error::io(&generation))? {
+            let bad = |e| Error::model(&generation, format!("not a generation config: {e}"));
+            let more = EosIds::deserialize(read(&generation)?).map_err(bad)?;
+            // An invalid list of the config itself is reported below.
+            if let (Ok(own), Some(object)) = (EosIds::deserialize(&value), value.as_object_mut()) {
+                let all = Eos::new(own.eos_token_id.into_iter().chain(more.eos_token_id));
+                object.insert("eos_token_id".to_owned(), all.map_or(Value::Null, |eos| eos.ids().into()));
+            }
         }
-        Ok(self)
+        Self::from_json(value).map_err(|message| Error::model(&path, message))
     }
 
     /// Parses the contents of a `config.json`; a file without `model_type` is taken for a GPT-2. Errors say what is
     /// wrong.
-    pub fn from_json(value: Value) -> std::result::Result<Self, String> {
+    pub fn from_json(value: Value) -> Result<Self, String> {
         if !value.is_object() {
             return Err("expected a JSON object such as {\"model_type\": \"gpt2\", …}".to_owned());
         }
         let family = value.get("model_type").map_or(Ok("gpt2"), |v| v.as_str().ok_or_else(|| v.to_string()));
         let family = family.map(str::to_owned).map_err(|v| format!("model_type is {v}, expected a string"))?;
         let unsupported = UNSUPPORTED.iter().find(|key| value.get(key).is_some_and(|set| !set.is_null()));
-        fn read<T: serde::de::DeserializeOwned>(value: Value, name: &str) -> std::result::Result<T, String> {
-            serde_json::from_value(value).map_err(|e| format!("not a {name} config: {e}"))
-        }
-        let config: Self = match family.as_str() {
-            "gpt2" => read::<Gpt2Config>(value, "GPT-2")?.into(),
-            "gptj" => read::<GptJConfig>(value, "GPT-J")?.into(),
-            "llama" => read::<LlamaConfig>(value, "Llama")?.into(),
-            other => return Err(format!("model_type is \"{other}\", expected \"gpt2\", \"gptj\" or \"llama\"")),
-        };
+        let config = Self::of_family(&family, value)?;
         if let Some(key) = unsupported {
             return Err(format!("{key} is set, which is not supported"));
         }
@@ -177,29 +197,8 @@ impl ModelConfig {
 
     /// Writes `folder/config.json` so that `transformers` loads it.
     pub fn save(&self, folder: &Path, torch_dtype: &str) -> Result<()> {
-        #[derive(Serialize)]
-        struct ConfigFile<'a, T> {
-            architectures: [&'a str; 1],
-            model_type: &'a str,
-            torch_dtype: &'a str,
-            #[serde(flatten)]
-            config: &'a T,
-        }
-        fn text<T: Serialize>(
-            class: &str,
-            model_type: &str,
-            torch_dtype: &str,
-            config: &T,
-        ) -> serde_json::Result<String> {
-            serde_json::to_string_pretty(&ConfigFile { architectures: [class], model_type, torch_dtype, config })
-        }
         let path = folder.join(CONFIG_FILE);
-        let model_type = self.model_type();
-        let text = match self {
-            Self::Gpt2(c) => text("GPT2LMHeadModel", model_type, torch_dtype, c),
-            Self::GptJ(c) => text("GPTJForCausalLM", model_type, torch_dtype, c),
-            Self::Llama(c) => text("LlamaForCausalLM", model_type, torch_dtype, &**c),
-        };
+        let text = self.text(torch_dtype);
         let mut text = text.map_err(|e| Error::model(&path, format!("cannot be written: {e}")))?;
         text.push('\n');
         fs::write(&path, text).map_err(Error::io(&path))
@@ -216,7 +215,7 @@ fn default_true() -> bool {
 }
 
 /// Errors unless `found` is in `known`, which lists names of one and the same function.
-fn check_activation(name: &str, found: &str, known: &[&str]) -> std::result::Result<(), String> {
+fn check_activation(name: &str, found: &str, known: &[&str]) -> Result<(), String> {
     match known.contains(&found) {
         true => Ok(()),
         false => Err(format!("{name} is `{found}`; only `{}` is supported", known[0])),

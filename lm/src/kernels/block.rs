@@ -16,7 +16,7 @@ use super::buffer::{build_chunked, split_at_lengths_mut, split_submatrices, with
 use super::candle_interop::{CpuSlice, SavedForBackward, contiguous_slice, grad_tensor, op_output, rows_and_width};
 use super::gemm::WriteMode;
 use super::linear::{self, LinearView};
-use super::norm::RowNorm;
+use super::norm::{RowNorm, norm_heads, norm_heads_backward};
 use super::row_subset::{ChunkRows, RowSubset};
 use super::simd::add_assign;
 use super::weight_grad_inputs::{ChunkWriter, PerLinear, WeightGradInputs};
@@ -59,8 +59,10 @@ pub struct TransformerBlockOp {
 /// Activations that one chunk saves for its backward pass, `[rows, ..]` each; `x1` and `up` have selected rows only.
 /// All activations not listed are quicker to recompute.
 struct SavedActivations {
-    /// After rotation.
+    /// After norms and rotation.
     qkv: Vec<f32>,
+    /// Queries and keys before their norms; empty if there are none.
+    qk: Vec<f32>,
     lse: Vec<f32>,
     attended: Vec<f32>,
     /// The input of the second norm; empty if there is none.
@@ -166,12 +168,19 @@ impl TransformerBlockOp {
         op_output(self.forward(x)?, shape)
     }
 
+    /// Columns of queries and of keys in joint rows.
+    fn qk_columns(&self) -> [usize; 2] {
+        let AttentionShape { heads, kv_heads, width, .. } = self.attn_shape;
+        [heads * width, kv_heads * width]
+    }
+
     /// Applies the rotary embedding to the queries and keys of joint rows.
     fn rotate(&self, qkv: &mut [f32], direction: Direction) {
         let Some(rotary) = &self.pass.rotary else { return };
-        let AttentionShape { time, heads, kv_heads, width, .. } = self.attn_shape;
+        let AttentionShape { time, width, .. } = self.attn_shape;
+        let columns = self.qk_columns().iter().sum::<usize>();
         for (i, row) in qkv.chunks_exact_mut(self.attn_shape.qkv_width()).enumerate() {
-            rotary.rotate(&mut row[..(heads + kv_heads) * width], width, i % time, direction);
+            rotary.rotate(&mut row[..columns], width, i % time, direction);
         }
     }
 
@@ -185,6 +194,13 @@ impl TransformerBlockOp {
             let up = view.norm_2.is_none().then(|| linear::apply(up_layers, &chunk.gather(h, d), n, first_output));
             (linear::apply(qkv_layers, h, rows, chunk.first_row), up)
         });
+        let mut qk = vec![];
+        if let Some(norms) = &view.attention.qk_norm {
+            let [queries, keys] = self.qk_columns();
+            let rows = qkv.chunks_exact(attn_shape.qkv_width());
+            qk = rows.flat_map(|row| &row[..queries + keys]).copied().collect();
+            norm_heads(norms, &mut qkv, attn_shape.qkv_width(), [queries, keys]);
+        }
         self.rotate(&mut qkv, Direction::Forward);
         let mut attended = vec![0.0; rows * attn_shape.out_width()];
         let mut lse = vec![0.0; attn_shape.batch * attn_shape.heads * attn_shape.time];
@@ -218,7 +234,7 @@ impl TransformerBlockOp {
             self.block.mlp.activation.forward(active, &up, self.inner);
             add_branch(y, down_layer, active, 1);
         });
-        SavedActivations { qkv, lse, attended, x1, up }
+        SavedActivations { qkv, qk, lse, attended, x1, up }
     }
 
     fn backward(&self, x: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
@@ -370,6 +386,9 @@ impl TransformerBlockOp {
                 attention::backward_heads(grads, inputs, attn_shape, head);
             }
             self.rotate(d_qkv, Direction::Backward);
+            if let (Some(norms), Some(grads)) = (&view.attention.qk_norm, small_grads.attention.qk_norm) {
+                norm_heads_backward(norms, grads, d_qkv, &saved.qk, attn_shape.qkv_width(), self.qk_columns());
+            }
             view.norm_1.forward(all_branch, x);
             linear::small_gradients(qkv, &mut small_grads.attention.qkv, all_branch, d_qkv, chunk.first_row);
             write_inputs(QKV, all_branch, d_qkv);

@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
-use super::buffer::{CHUNK, build_chunked, sum_chunks};
+use super::buffer::{CHUNK, build_chunked, sum_chunks, with_scratch};
 use super::candle_interop::{CpuSlice, contiguous_slice, grad_tensor, op_output};
 use super::grad_accumulator::{accumulate, accumulate_or_return};
 use super::{layer_norm, rms_norm};
@@ -58,6 +58,55 @@ impl<S: Deref<Target = [f32]>> RowNorm<S> {
             None => rms_norm::backward_weight(dw, x, g, self.eps),
         }
     }
+}
+
+/// Normalises the heads of queries and keys, in place. They begin each row of `stride` columns, in the given numbers of
+/// columns.
+pub fn norm_heads<S: Deref<Target = [f32]>>(
+    norms: &[RowNorm<S>; 2],
+    rows: &mut [f32],
+    stride: usize,
+    columns: [usize; 2],
+) {
+    let all = columns[0] + columns[1];
+    with_scratch(all, |copy| {
+        for row in rows.chunks_exact_mut(stride) {
+            copy.copy_from_slice(&row[..all]);
+            let (q, k) = row[..all].split_at_mut(columns[0]);
+            norms[0].forward(q, &copy[..columns[0]]);
+            norms[1].forward(k, &copy[columns[0]..]);
+        }
+    });
+}
+
+/// The backward pass of [`norm_heads`]: replaces the gradients in `rows` and adds those of each norm's tensors to its
+/// part of `small_grads`, if they are trained. `x [rows, all columns]` holds queries and keys before they were
+/// normalised.
+pub fn norm_heads_backward<S: Deref<Target = [f32]>>(
+    norms: &[RowNorm<S>; 2],
+    small_grads: [&mut [f32]; 2],
+    rows: &mut [f32],
+    x: &[f32],
+    stride: usize,
+    columns: [usize; 2],
+) {
+    let all = columns[0] + columns[1];
+    let [of_q, of_k] = small_grads;
+    with_scratch(all, |g| {
+        for (row, x) in rows.chunks_exact_mut(stride).zip(x.chunks_exact(all)) {
+            g.copy_from_slice(&row[..all]);
+            row[..all].fill(0.0);
+            let (q, k) = row[..all].split_at_mut(columns[0]);
+            let ((g_q, g_k), (x_q, x_k)) = (g.split_at(columns[0]), x.split_at(columns[0]));
+            for (norm, grads, dx, x, g) in [(&norms[0], &mut *of_q, q, x_q, g_q), (&norms[1], &mut *of_k, k, x_k, g_k)]
+            {
+                norm.backward(dx, x, g);
+                if !grads.is_empty() {
+                    norm.backward_weights(grads, x, g);
+                }
+            }
+        }
+    });
 }
 
 /// Normalises the rows `[.., d]` of its first operand; the others are the weight `[d]` and, for layer norm, the bias

@@ -26,6 +26,7 @@ pub struct Style {
     pub parallel: bool,
     pub activation: Activation,
     pub pairing: Option<Pairing>,
+    pub qk_norm: bool,
 }
 
 pub const GPT2: Style = Style {
@@ -37,6 +38,7 @@ pub const GPT2: Style = Style {
     parallel: false,
     activation: Activation::GeluTanh,
     pairing: None,
+    qk_norm: false,
 };
 const GPTJ: Style =
     Style { joint: false, biases: [false, true, true], parallel: true, pairing: Some(Pairing::Interleaved), ..GPT2 };
@@ -48,7 +50,8 @@ pub const LLAMA: Style = Style {
     pairing: Some(Pairing::Halves),
     ..GPT2
 };
-pub const STYLES: [Style; 3] = [GPT2, GPTJ, LLAMA];
+const QWEN3: Style = Style { qk_norm: true, ..LLAMA };
+pub const STYLES: [Style; 4] = [GPT2, GPTJ, LLAMA, QWEN3];
 
 impl Style {
     /// The width of the residual stream, here equal to that of all heads.
@@ -59,22 +62,22 @@ impl Style {
     fn shape(self, inner: usize) -> Block<LinearShape, NormShape> {
         let (d, kv) = (self.d(), self.kv_heads * self.width);
         let [attn, mlp, norm] = self.biases;
-        let norm = || NormShape { module: "", d, bias: norm, eps: 1e-5 };
+        let norm = |d| NormShape { module: "", d, bias: norm, eps: 1e-5 };
         let linear = |bias: bool, d_in, d_out| LinearShape { module: "", d_in, d_out, bias };
         let qkv = if self.joint { vec![d + 2 * kv] } else { vec![d, kv, kv] };
         let up = vec![inner; self.activation.input_width(inner) / inner];
         // Only part of a head is rotated.
         let frequencies = [1.0, 0.2][..(self.width / 2).clamp(1, 2)].to_vec();
         Block {
-            norm_1: norm(),
+            norm_1: norm(d),
             attention: Attention {
                 qkv: qkv.into_iter().map(|d_out| linear(attn, d, d_out)).collect(),
                 out: linear(attn, d, d),
-                qk_norm: None,
+                qk_norm: self.qk_norm.then(|| [norm(self.width), norm(self.width)]),
                 heads: Heads { query: self.heads, key_value: self.kv_heads, width: self.width },
                 rotary: self.pairing.map(|pairing| Arc::new(Rotary { pairing, frequencies })),
             },
-            norm_2: (!self.parallel).then(norm),
+            norm_2: (!self.parallel).then(|| norm(d)),
             mlp: Mlp {
                 up: up.into_iter().map(|d_out| linear(mlp, d, d_out)).collect(),
                 down: linear(mlp, inner, d),
