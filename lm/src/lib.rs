@@ -7,37 +7,28 @@
 //! `kernels` computes on the CPU with fused operations; `portable` has the same functions in stock candle operations,
 //! which run on any device ([`use_device`]).
 
-mod architecture;
 mod batch;
-mod block;
-mod config;
-mod counter_rng;
-mod decode;
-mod device;
 mod eos;
 mod error;
-pub mod files;
-mod head;
-mod kernels;
-mod linear;
-mod lora;
+mod exec;
+pub mod io;
 mod model;
 mod optim;
-mod peft;
-mod philox;
-mod portable;
 mod precision;
-mod random;
-mod sample;
-mod threads;
-mod token_sampler;
+mod tensor;
 mod token_stats;
 mod tokenizer;
-mod transformer;
 mod variable;
-mod weights;
+
+use exec::decode::{sample, token_sampler};
+use exec::{decode, portable, train as kernels};
+use io as files;
+use io::{peft, weights};
+use model::{adapter as lora, architecture, block, causal_lm, families as config, head, linear, transformer};
+use tensor::{counter_rng, device, philox, random, threads};
 
 pub use batch::{Batch, Sequence};
+pub use causal_lm::{CausalLm, LmLoss};
 pub use config::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelConfig, Qwen3Config};
 pub use counter_rng::CounterRng;
 pub use device::{DEVICE_VARIABLE, check_device, check_device_name, device, device_name, is_portable, use_device};
@@ -48,7 +39,6 @@ pub use kernels::simd::{Isa, has_avx512_bf16, isa};
 pub use kernels::{TokenStats, backward};
 pub use linear::Dropout;
 pub use lora::LoraConfig;
-pub use model::{CausalLm, LmLoss};
 pub use optim::{AdamW, AdamWConfig, LrDecay, LrSchedule, StepNorms};
 pub use precision::Precision;
 pub use sample::{SampledResponse, sample};

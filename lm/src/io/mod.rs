@@ -4,12 +4,14 @@
 mod encoding;
 mod gguf;
 mod index;
+pub(crate) mod peft;
 mod safetensors;
 mod source;
 #[cfg(test)]
 mod tests;
 mod torch;
 mod unique_map;
+pub(crate) mod weights;
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use std::path::{Path, PathBuf};

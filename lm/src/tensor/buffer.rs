@@ -123,7 +123,7 @@ impl SubmatrixMut<'_> {
         SubmatrixMut { first, rows, cols: self.cols, stride: self.stride, matrix: PhantomData }
     }
 
-    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
+    pub fn as_mut_ptr(&mut self) -> *mut f32 {
         self.first
     }
 }

@@ -4,6 +4,8 @@
 //! part. So buffers are allocated once, and a finished sequence leaves the batch without any copy.
 
 mod packed_linear;
+pub mod sample;
+pub mod token_sampler;
 
 use std::ops::Range;
 use std::sync::Arc;

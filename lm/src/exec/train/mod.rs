@@ -8,11 +8,8 @@
 mod activation;
 pub(crate) mod attention;
 mod block;
-pub(crate) mod buffer;
-pub(crate) mod candle_interop;
 mod embedding;
 pub mod gemm;
-pub(crate) mod grad_accumulator;
 mod layer_norm;
 pub(crate) mod linear;
 mod mask;
@@ -21,7 +18,6 @@ pub(crate) mod norm;
 mod packed_gemm;
 mod rms_norm;
 pub(crate) mod rotary;
-mod row_subset;
 pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
@@ -34,6 +30,7 @@ use candle_core::{Result, Tensor, bail};
 
 use crate::block::{Block, Norm};
 use crate::device::is_portable;
+pub(crate) use crate::tensor::{buffer, candle_interop, grad_accumulator, row_subset};
 use crate::{Precision, portable};
 use candle_interop::CpuSlice;
 
