@@ -20,47 +20,42 @@ mod token_stats;
 mod tokenizer;
 mod variable;
 
-use exec::decode::{sample, token_sampler};
-use exec::{decode, portable, train as kernels};
-use io as files;
-use io::{peft, weights};
-use model::{adapter as lora, architecture, block, causal_lm, families as config, head, linear, transformer};
-use tensor::{counter_rng, device, philox, random, threads};
-
 pub use batch::{Batch, Sequence};
-pub use causal_lm::{CausalLm, LmLoss};
-pub use config::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelConfig, Qwen3Config};
-pub use counter_rng::CounterRng;
-pub use device::{DEVICE_VARIABLE, check_device, check_device_name, device, device_name, is_portable, use_device};
 pub use eos::Eos;
 pub use error::{Error, Result};
-pub use head::{RewardModel, RewardPooling, ScalarHead};
-pub use kernels::simd::{Isa, has_avx512_bf16, isa};
-pub use kernels::{TokenStats, backward};
-pub use linear::Dropout;
-pub use lora::LoraConfig;
+pub use exec::decode::sample::{SampledResponse, sample};
+pub use exec::decode::token_sampler::SampleOptions;
+pub use exec::train::simd::{Isa, has_avx512_bf16, isa};
+pub use exec::train::{TokenStats, backward};
+pub use io::weights::WeightType;
+pub use model::adapter::LoraConfig;
+pub use model::causal_lm::{CausalLm, LmLoss};
+pub use model::families::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelConfig, Qwen3Config};
+pub use model::head::{RewardModel, RewardPooling, ScalarHead};
+pub use model::linear::Dropout;
 pub use optim::{AdamW, AdamWConfig, LrDecay, LrSchedule, StepNorms};
 pub use precision::Precision;
-pub use sample::{SampledResponse, sample};
-pub use threads::{follow_threads, set_threads};
-pub use token_sampler::SampleOptions;
+pub use tensor::counter_rng::CounterRng;
+pub use tensor::device::{
+    DEVICE_VARIABLE, check_device, check_device_name, device, device_name, is_portable, use_device,
+};
+pub use tensor::threads::{follow_threads, set_threads};
 pub use token_stats::StatOptions;
 pub use tokenizer::Tokenizer;
 pub use variable::Variable;
-pub use weights::WeightType;
 
 /// For the benchmarks of the kernels; no part of the library's interface.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::block::{Attention, Block, Heads, Mlp, Norm};
-    pub use crate::kernels::{Activation, BlockPass, LmHead, TargetTokens};
-    pub use crate::linear::Linear;
-    pub use crate::lora::LoraAdapter;
+    pub use crate::exec::train::{Activation, BlockPass, LmHead, TargetTokens};
+    pub use crate::model::adapter::LoraAdapter;
+    pub use crate::model::block::{Attention, Block, Heads, Mlp, Norm};
+    pub use crate::model::linear::Linear;
     pub mod kernels {
-        pub use crate::kernels::{backward, embedding, gemm, matmul, norm, token_stats, transformer_block};
+        pub use crate::exec::train::{backward, embedding, gemm, matmul, norm, token_stats, transformer_block};
     }
     pub mod portable {
-        pub use crate::portable::{embedding, norm, run_block, token_stats};
+        pub use crate::exec::portable::{embedding, norm, run_block, token_stats};
     }
 }
 

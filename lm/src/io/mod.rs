@@ -21,7 +21,7 @@ use candle_core::Tensor;
 use self::encoding::Encoding;
 pub use self::gguf::Gguf;
 use self::source::Source;
-use crate::device::device;
+use crate::tensor::device::device;
 use crate::{Error, Result};
 
 /// Numbers decoded at a time: a multiple of every block size.

@@ -7,11 +7,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{self, Checkpoint};
-use crate::linear::Linear;
-use crate::lora::{LoraAdapter, LoraConfig};
-use crate::transformer::{NamedTensor, Transformer};
-use crate::weights;
+use crate::io::weights;
+use crate::io::{self, Checkpoint};
+use crate::model::adapter::{LoraAdapter, LoraConfig};
+use crate::model::linear::Linear;
+use crate::model::transformer::{NamedTensor, Transformer};
 use crate::{Error, Result, WeightType};
 
 const CONFIG_FILE: &str = "adapter_config.json";
@@ -124,7 +124,7 @@ pub(crate) fn save(model: &Transformer, lora: &LoraConfig, folder: &Path, base: 
 /// Reads an adapter onto `model`, in place of its own; all frozen.
 pub(crate) fn load(model: &Transformer, folder: &Path) -> Result<(Transformer, LoraConfig)> {
     let path = folder.join(CONFIG_FILE);
-    let bytes = files::read_small(&path, MAX_CONFIG_BYTES)?;
+    let bytes = io::read_small(&path, MAX_CONFIG_BYTES)?;
     let config: PeftConfig =
         serde_json::from_slice(&bytes).map_err(|e| Error::model(&path, format!("not a LoRA config: {e}")))?;
     let lora = config.check().map_err(|message| Error::model(&path, message))?;

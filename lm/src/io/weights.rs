@@ -9,9 +9,9 @@ use candle_core::Tensor;
 use half::f16;
 use safetensors::{Dtype, SafeTensorError, View};
 
-use crate::architecture::LM_HEAD;
-use crate::files::{self, Checkpoint, Gguf};
-use crate::transformer::{NamedTensor, Transformer};
+use crate::io::{self, Checkpoint, Gguf};
+use crate::model::architecture::LM_HEAD;
+use crate::model::transformer::{NamedTensor, Transformer};
 use crate::{Error, ModelConfig, Result};
 
 const WEIGHTS_FILE: &str = "model.safetensors";
@@ -25,7 +25,7 @@ pub enum WeightType {
 
 /// Reads a folder's `config.json` and weights, or a GGUF file; every tensor is frozen.
 pub(crate) fn load(path: &Path) -> Result<Transformer> {
-    let (config, file) = if files::is_gguf(path) {
+    let (config, file) = if io::is_gguf(path) {
         let file = Gguf::open(path)?;
         (ModelConfig::from_json(file.config).map_err(|message| Error::model(path, message))?, file.weights)
     } else {

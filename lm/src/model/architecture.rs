@@ -1,6 +1,6 @@
 //! The shape of a whole model, which a family's config is translated into.
 
-use crate::block::{Block, LinearShape, NormShape};
+use crate::model::block::{Block, LinearShape, NormShape};
 
 /// The output layer's name in every family.
 pub(crate) const LM_HEAD: &str = "lm_head";

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use crate::kernels::Activation;
-use crate::linear::Linear;
+use crate::exec::train::Activation;
+use crate::model::linear::Linear;
 use crate::{Result, variable};
 
 /// A pre-norm transformer block of width `d`: `x1 = x + out(attention(qkv(norm_1(x))))`, `y = x1 +

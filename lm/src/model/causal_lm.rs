@@ -6,15 +6,17 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use rand_chacha::ChaCha12Rng;
 
-use crate::architecture::LM_HEAD;
-use crate::device::device;
-use crate::linear::{Dropout, Linear};
-use crate::lora::{LoraAdapter, LoraConfig};
-use crate::threads::in_pool;
-use crate::transformer::Transformer;
+use crate::io::peft;
+use crate::io::weights;
+use crate::model::adapter::{LoraAdapter, LoraConfig};
+use crate::model::architecture::LM_HEAD;
+use crate::model::linear::{Dropout, Linear};
+use crate::model::transformer::Transformer;
+use crate::tensor::device::device;
+use crate::tensor::threads::in_pool;
 use crate::{
-    Batch, Error, InitStd, ModelConfig, Precision, Result, StatOptions, TokenStats, Variable, WeightType, peft,
-    token_stats, variable, weights,
+    Batch, Error, InitStd, ModelConfig, Precision, Result, StatOptions, TokenStats, Variable, WeightType, token_stats,
+    variable,
 };
 
 /// A causal language model. Cloning is cheap and shares the weights.

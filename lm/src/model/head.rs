@@ -5,12 +5,13 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 use rand_chacha::ChaCha12Rng;
 
-use crate::device::device;
-use crate::files::Checkpoint;
-use crate::linear::Dropout;
-use crate::transformer::NamedTensor;
-use crate::weights;
-use crate::{Batch, CausalLm, Error, Result, Variable, WeightType, random, variable};
+use crate::io::Checkpoint;
+use crate::io::weights;
+use crate::model::linear::Dropout;
+use crate::model::transformer::NamedTensor;
+use crate::tensor::device::device;
+use crate::tensor::random;
+use crate::{Batch, CausalLm, Error, Result, Variable, WeightType, variable};
 
 /// x . w + b: weight `[1, d]`, bias `[1]`.
 #[derive(Debug, Clone)]

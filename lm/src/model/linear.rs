@@ -3,9 +3,10 @@
 use candle_core::Tensor;
 use rand_chacha::ChaCha12Rng;
 
-use crate::kernels::DropoutMask;
-use crate::lora::LoraAdapter;
-use crate::{Result, random};
+use crate::Result;
+use crate::exec::train::DropoutMask;
+use crate::model::adapter::LoraAdapter;
+use crate::tensor::random;
 
 /// Dropout of one training forward pass. Adapters drop their input with the probability in their own `LoraConfig`;
 /// embeddings and residual branches are dropped only if `model` is above 0.

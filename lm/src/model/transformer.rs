@@ -5,14 +5,15 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use rand_chacha::ChaCha12Rng;
 
-use crate::architecture::{Architecture, LM_HEAD, LmHeadKind};
-use crate::block::{Block, LinearShape, Norm, NormShape};
-use crate::config::ModelConfig;
-use crate::device::{check_device, device};
-use crate::kernels::{self, BlockPass, DropoutMask, LmHead, RotaryTable};
-use crate::linear::{Dropout, Linear};
-use crate::lora::{LoraAdapter, LoraConfig};
-use crate::{Batch, Error, InitStd, Precision, Result, random, variable};
+use crate::exec::train::{self, BlockPass, DropoutMask, LmHead, RotaryTable};
+use crate::model::adapter::{LoraAdapter, LoraConfig};
+use crate::model::architecture::{Architecture, LM_HEAD, LmHeadKind};
+use crate::model::block::{Block, LinearShape, Norm, NormShape};
+use crate::model::families::ModelConfig;
+use crate::model::linear::{Dropout, Linear};
+use crate::tensor::device::{check_device, device};
+use crate::tensor::random;
+use crate::{Batch, Error, InitStd, Precision, Result, variable};
 
 /// A tensor of a model with its name and orientation in the file.
 pub(crate) struct NamedTensor<'a> {
@@ -245,7 +246,7 @@ impl Transformer {
             let id = batch.max_id();
             return Err(Error::input(format!("token id {id} is not below the model's vocabulary of {vocab}")));
         }
-        let mut x = kernels::embedding(batch.ids(), &self.embedding)?;
+        let mut x = train::embedding(batch.ids(), &self.embedding)?;
         if let Some(positions) = &self.positions {
             x = x.broadcast_add(&positions.narrow(0, 0, time)?)?;
         }
@@ -260,9 +261,9 @@ impl Transformer {
             if dropout.is_some() {
                 draw_masks(&mut pass, block, batch.len() * time, d, &mut dropout)?;
             }
-            x = kernels::transformer_block(&x, block, pass)?;
+            x = train::transformer_block(&x, block, pass)?;
         }
-        Ok(kernels::norm(&x, &self.norm)?)
+        Ok(train::norm(&x, &self.norm)?)
     }
 }
 

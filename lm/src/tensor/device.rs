@@ -13,9 +13,9 @@ pub const DEVICE_VARIABLE: &str = "TEMPER_DEVICE";
 /// How this process computes.
 #[derive(Clone, Debug)]
 enum Backend {
-    /// The fused kernels of [`crate::kernels`], on the CPU.
+    /// The fused kernels of [`crate::exec::train`], on the CPU.
     Fused,
-    /// Stock candle operations of [`crate::portable`], on any device.
+    /// Stock candle operations of [`crate::exec::portable`], on any device.
     Portable(Device),
 }
 

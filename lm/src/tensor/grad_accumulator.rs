@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor, TensorId, bail};
 use super::buffer::{CHUNK, for_each_chunk};
 use super::candle_interop::grad_tensor;
 use super::simd::add_assign;
-use crate::threads::in_pool;
+use crate::tensor::threads::in_pool;
 
 /// The gradients summed so far.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): counter-based random draws, many
 //! at a time. Any part of a long sequence can be computed on its own.
 
-use crate::kernels::simd::simd;
+use crate::exec::train::simd::simd;
 
 /// Counters computed side by side.
 const WIDTH: usize = 16;

@@ -4,10 +4,11 @@ use candle_core::Tensor;
 use rand::Rng;
 use rand_chacha::ChaCha12Rng;
 
-use crate::device::device;
-use crate::kernels::simd::simd;
-use crate::kernels::{BITS, DropoutMask};
-use crate::{Result, philox};
+use crate::Result;
+use crate::exec::train::simd::simd;
+use crate::exec::train::{BITS, DropoutMask};
+use crate::tensor::device::device;
+use crate::tensor::philox;
 
 /// Normal values of mean 0: Box-Muller in f64, two from each pair of uniforms.
 pub(crate) fn normal(shape: &[usize], std: f64, rng: &mut ChaCha12Rng) -> Result<Tensor> {

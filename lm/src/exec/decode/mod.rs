@@ -13,17 +13,17 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use self::packed_linear::PackedLinear;
-use crate::block::{Attention, Block};
-use crate::kernels::attention::{self, AttentionShape};
-use crate::kernels::buffer::{CHUNK, for_each_chunk};
-use crate::kernels::candle_interop::CpuSlice;
-use crate::kernels::gemm::{Mat, Threads, WriteMode};
-use crate::kernels::linear::OutputColumns;
-use crate::kernels::matmul::{PackedRhs, Rhs, matmul, matmul_transposed_rhs};
-use crate::kernels::norm::{RowNorm, norm_heads};
-use crate::kernels::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
-use crate::kernels::{Direction, LmHead, RotaryTable};
-use crate::transformer::Transformer;
+use crate::exec::train::attention::{self, AttentionShape};
+use crate::exec::train::gemm::{Mat, Threads, WriteMode};
+use crate::exec::train::linear::OutputColumns;
+use crate::exec::train::matmul::{PackedRhs, Rhs, matmul, matmul_transposed_rhs};
+use crate::exec::train::norm::{RowNorm, norm_heads};
+use crate::exec::train::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
+use crate::exec::train::{Direction, LmHead, RotaryTable};
+use crate::model::block::{Attention, Block};
+use crate::model::transformer::Transformer;
+use crate::tensor::buffer::{CHUNK, for_each_chunk};
+use crate::tensor::candle_interop::CpuSlice;
 use crate::{Precision, Result};
 
 /// A block with its weights rounded or rearranged once.

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use crate::kernels::buffer::with_scratch;
-use crate::kernels::candle_interop::CpuSlice;
-use crate::kernels::gemm::{self, Mat, Threads, WriteMode};
-use crate::kernels::linear::{OutputColumns, scaled_transpose};
-use crate::kernels::matmul::{LowRankUpdate, PackedRhs, matmul_columns};
-use crate::linear::Linear;
-use crate::lora::LoraAdapter;
+use crate::exec::train::gemm::{self, Mat, Threads, WriteMode};
+use crate::exec::train::linear::{OutputColumns, scaled_transpose};
+use crate::exec::train::matmul::{LowRankUpdate, PackedRhs, matmul_columns};
+use crate::model::adapter::LoraAdapter;
+use crate::model::linear::Linear;
+use crate::tensor::buffer::with_scratch;
+use crate::tensor::candle_interop::CpuSlice;
 use crate::{Precision, Result};
 
 /// `x W + b`, `W [in, out]`, plus `scale (x A') B'` if there is an adapter.

@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
-use crate::decode::{Decoder, KvCache, Workspace};
-use crate::device::is_portable;
-use crate::kernels::gemm::Threads;
-use crate::threads::in_pool;
-use crate::token_sampler::{SampleOptions, TokenSampler};
-use crate::{CausalLm, CounterRng, Error, Result, portable, token_stats};
+use crate::exec::decode::token_sampler::{SampleOptions, TokenSampler};
+use crate::exec::decode::{Decoder, KvCache, Workspace};
+use crate::exec::portable;
+use crate::exec::train::gemm::Threads;
+use crate::tensor::device::is_portable;
+use crate::tensor::threads::in_pool;
+use crate::{CausalLm, CounterRng, Error, Result, token_stats};
 
 /// One response.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,7 @@
 //! Samples one token from one row of logits and one uniform number.
 
 use crate::Eos;
-use crate::kernels::simd::{exp, max, simd};
+use crate::exec::train::simd::{exp, max, simd};
 
 /// Sampling settings.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,9 +4,9 @@
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 
 use super::{HIDDEN, attend, embedding, finish_block, linear_group, logits, norm, split_heads};
-use crate::kernels::BlockPass;
-use crate::token_sampler::{SampleOptions, TokenSampler};
-use crate::transformer::Transformer;
+use crate::exec::decode::token_sampler::{SampleOptions, TokenSampler};
+use crate::exec::train::BlockPass;
+use crate::model::transformer::Transformer;
 use crate::{CounterRng, Error, Result, SampledResponse};
 
 /// Keys and values of one layer, `[rows, kv_heads, capacity, width]` each.
@@ -28,7 +28,7 @@ struct Decoding<'a> {
     rotary: Option<(Tensor, Tensor)>,
 }
 
-/// The responses to `prompts`, as [`crate::sample`] gives them; `first` is the offset of `prompts` in the caller's
+/// The responses to `prompts`, as [`crate::exec::decode::sample`] gives them; `first` is the offset of `prompts` in the caller's
 /// batch.
 pub(crate) fn generate(
     model: &Transformer,
@@ -38,7 +38,7 @@ pub(crate) fn generate(
     rows: &[u64],
     first: usize,
 ) -> Result<Vec<SampledResponse>> {
-    let device = crate::device::device();
+    let device = crate::tensor::device::device();
     let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
     let mut decoding = Decoding::new(model, prompts, longest + options.max_new_tokens, &device)?;
     let mut out = vec![SampledResponse { ids: vec![], logprobs: vec![], ended: false }; prompts.len()];

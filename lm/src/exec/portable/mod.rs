@@ -1,5 +1,5 @@
 //! The model in stock candle operations, on any device: what GPUs run, and the reference that the fused CPU kernels are
-//! compared with. Its functions have the names and results of those in [`crate::kernels`].
+//! compared with. Its functions have the names and results of those in [`crate::exec::train`].
 
 mod decode;
 mod recompute;
@@ -10,14 +10,14 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::Precision;
-use crate::block::{Attention, Block, Heads, Norm, Pairing};
-use crate::kernels::{Activation, BlockPass, DropoutMask, LmHead, TargetTokens, TokenStats};
-use crate::linear::Linear;
-use crate::lora::LoraAdapter;
+use crate::exec::train::{Activation, BlockPass, DropoutMask, LmHead, TargetTokens, TokenStats};
+use crate::model::adapter::LoraAdapter;
+use crate::model::block::{Attention, Block, Heads, Norm, Pairing};
+use crate::model::linear::Linear;
 
 pub(crate) use decode::generate;
 
-/// See [`crate::kernels::norm`].
+/// See [`crate::exec::train::norm`].
 pub fn norm(x: &Tensor, norm: &Norm) -> Result<Tensor> {
     let centred = match &norm.bias {
         Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
@@ -270,7 +270,7 @@ fn rotate(x: &Tensor, pairing: Pairing, cos: &Tensor, sin: &Tensor) -> Result<Te
     }
 }
 
-/// See [`crate::kernels::embedding`].
+/// See [`crate::exec::train::embedding`].
 pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     let mut shape = ids.dims().to_vec();
     shape.push(table.dim(1)?);
@@ -328,7 +328,7 @@ fn log_probabilities(hidden: &Tensor, lm_head: &LmHead, rows: &TargetTokens, fir
     shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
 }
 
-/// See [`crate::kernels::token_stats`].
+/// See [`crate::exec::train::token_stats`].
 pub fn token_stats(hidden: &Tensor, lm_head: &LmHead, rows: &TargetTokens, entropy: bool) -> Result<TokenStats> {
     let parts = for_log_probabilities(hidden, lm_head, rows, |logp, range| {
         let targets = Tensor::from_slice(&rows.targets[range.clone()], (range.len(), 1), logp.device())?;
@@ -345,7 +345,7 @@ pub fn token_stats(hidden: &Tensor, lm_head: &LmHead, rows: &TargetTokens, entro
     Ok(TokenStats { logprob: Tensor::cat(&logprobs, 0)?, entropy })
 }
 
-/// See [`crate::kernels::kl_divergence`].
+/// See [`crate::exec::train::kl_divergence`].
 pub fn kl_divergence(own: (&Tensor, &LmHead), other: (&Tensor, &LmHead), rows: &TargetTokens) -> Result<Vec<f32>> {
     let parts = for_log_probabilities(own.0, own.1, rows, |p, range| {
         let q = log_probabilities(&other.0.narrow(0, range.start, range.len())?, other.1, rows, range.start)?;
@@ -354,7 +354,7 @@ pub fn kl_divergence(own: (&Tensor, &LmHead), other: (&Tensor, &LmHead), rows: &
     Ok(parts.concat())
 }
 
-/// See [`crate::kernels::transformer_block`]. Keeps nothing but its input for the backward pass.
+/// See [`crate::exec::train::transformer_block`]. Keeps nothing but its input for the backward pass.
 pub fn transformer_block(x: &Tensor, block: &Arc<Block>, pass: BlockPass) -> Result<Tensor> {
     let rows = x.reshape(((), x.dim(D::Minus1)?))?.contiguous()?;
     let all = pass.output_rows.is_none();

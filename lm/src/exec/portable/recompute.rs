@@ -7,9 +7,9 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, Var, bail};
 
 use super::run_block;
-use crate::block::Block;
-use crate::kernels::BlockPass;
-use crate::kernels::grad_accumulator::accumulate_tensor;
+use crate::exec::train::BlockPass;
+use crate::model::block::Block;
+use crate::tensor::grad_accumulator::accumulate_tensor;
 
 /// The block as an operation on its input.
 pub struct RecomputedBlock {

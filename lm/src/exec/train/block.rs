@@ -21,8 +21,8 @@ use super::row_subset::{ChunkRows, RowSubset};
 use super::simd::add_assign;
 use super::weight_grad_inputs::{ChunkWriter, PerLinear, WeightGradInputs};
 use super::{BlockPass, Direction, DropoutMask, leaf_or_constant};
-use crate::block::{Block, Heads};
-use crate::linear::Linear;
+use crate::model::block::{Block, Heads};
+use crate::model::linear::Linear;
 
 /// Least number of rows in a chunk, if there are as many.
 const CHUNK_ROWS: usize = 128;

@@ -15,7 +15,7 @@ use super::matmul::{LowRankUpdate, PackedRhs, Rhs, matmul, matmul_columns, matmu
 use super::simd::add_assign;
 use super::{Direction, DropoutMask};
 use crate::Precision;
-use crate::linear::Linear;
+use crate::model::linear::Linear;
 
 /// The columns of a layer's output: `offset` columns into rows of `stride`.
 #[derive(Clone, Copy)]
@@ -295,7 +295,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::lora::LoraAdapter;
+    use crate::model::adapter::LoraAdapter;
 
     /// In bf16, 1 and its successor are 2^-7 apart: added to the weight, 2^-10 would be lost.
     #[test]

@@ -28,10 +28,11 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::block::{Block, Norm};
-use crate::device::is_portable;
+use crate::Precision;
+use crate::exec::portable;
+use crate::model::block::{Block, Norm};
+use crate::tensor::device::is_portable;
 pub(crate) use crate::tensor::{buffer, candle_interop, grad_accumulator, row_subset};
-use crate::{Precision, portable};
 use candle_interop::CpuSlice;
 
 pub use activation::Activation;

@@ -9,7 +9,7 @@ use super::buffer::{CHUNK, build_chunked, sum_chunks, with_scratch};
 use super::candle_interop::{CpuSlice, contiguous_slice, grad_tensor, op_output};
 use super::grad_accumulator::{accumulate, accumulate_or_return};
 use super::{layer_norm, rms_norm};
-use crate::block::Norm;
+use crate::model::block::Norm;
 
 /// Rows per task in the sums for the gradients of weight and bias.
 const ROWS: usize = 64;

@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::Direction;
 use super::simd::simd;
-use crate::block::{Pairing, Rotary};
+use crate::model::block::{Pairing, Rotary};
 
 /// Cosines and sines of the angles of every position.
 #[derive(Debug)]

@@ -72,12 +72,12 @@ macro_rules! simd {
                     const FMA: bool = true;
                     $body
                 }
-                match $crate::kernels::simd::isa() {
+                match $crate::exec::train::simd::isa() {
                     // SAFETY: `isa` returned V4, so it found every feature that `v4` enables.
-                    $crate::kernels::simd::Isa::V4 => return unsafe { v4($($arg),*) },
+                    $crate::exec::train::simd::Isa::V4 => return unsafe { v4($($arg),*) },
                     // SAFETY: `isa` returned V3, so it found every feature that `v3` enables.
-                    $crate::kernels::simd::Isa::V3 => return unsafe { v3($($arg),*) },
-                    $crate::kernels::simd::Isa::Portable => {}
+                    $crate::exec::train::simd::Isa::V3 => return unsafe { v3($($arg),*) },
+                    $crate::exec::train::simd::Isa::Portable => {}
                 }
             }
             #[allow(dead_code, reason = "not every body multiplies and adds")]

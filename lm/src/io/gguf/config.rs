@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{Metadata, required};
-use crate::config::rope::{frequencies, llama3_frequency};
-use crate::files::encoding::Encoding;
-use crate::files::{TensorLocation, TensorLocations, WeightFile};
+use crate::io::encoding::Encoding;
+use crate::io::{TensorLocation, TensorLocations, WeightFile};
+use crate::model::families::rope::{frequencies, llama3_frequency};
 
 /// Keys of other models that llama.cpp runs. Each changes the model's output, and a Llama has none of them.
 const UNSUPPORTED: [&str; 5] = [

@@ -10,9 +10,9 @@ use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
 
-use crate::files::TensorLocation;
-use crate::files::encoding::Encoding;
-use crate::files::source::{self, Source};
+use crate::io::TensorLocation;
+use crate::io::encoding::Encoding;
+use crate::io::source::{self, Source};
 use crate::{Error, Result};
 
 const MAGIC: [u8; 4] = *b"GGUF";

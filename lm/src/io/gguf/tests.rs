@@ -4,7 +4,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
 use super::*;
-use crate::files::check_gguf;
+use crate::io::check_gguf;
 
 const U32: u32 = 4;
 const F32: u32 = 6;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::files::source::Source;
+use crate::io::source::Source;
 
 const END: u32 = 0x0605_4b50;
 const END_64: u32 = 0x0606_4b50;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::pickle::{Global, Id, MAX_NAME, Pickle, RebuiltTensor, Value};
-use crate::files::encoding::Encoding;
+use crate::io::encoding::Encoding;
 
 const MAX_DIMS: usize = 8;
 

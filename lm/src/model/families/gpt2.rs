@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Family, check_activation, default_true};
-use crate::architecture::{Architecture, LmHeadKind, head_width};
-use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape};
-use crate::kernels::Activation;
+use crate::exec::train::Activation;
+use crate::model::architecture::{Architecture, LmHeadKind, head_width};
+use crate::model::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape};
 
 /// The shape of a GPT-2, with the names and defaults of Hugging Face's `GPT2Config`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::rope::frequencies;
 use super::{Family, check_activation};
-use crate::architecture::{Architecture, LmHeadKind, head_width};
-use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
-use crate::kernels::Activation;
+use crate::exec::train::Activation;
+use crate::model::architecture::{Architecture, LmHeadKind, head_width};
+use crate::model::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
 
 /// The base of GPT-J's rotary frequencies; its config file does not hold it.
 const THETA: f64 = 10_000.0;

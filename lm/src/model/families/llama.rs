@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::rope::RopeConfig;
 use super::{Family, check_activation};
-use crate::architecture::{Architecture, LmHeadKind, head_width};
-use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
-use crate::kernels::Activation;
+use crate::exec::train::Activation;
+use crate::model::architecture::{Architecture, LmHeadKind, head_width};
+use crate::model::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
 
 /// The shape of a Llama, with the names and defaults of Hugging Face's `LlamaConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

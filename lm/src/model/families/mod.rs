@@ -12,8 +12,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::architecture::Architecture;
-use crate::{Eos, Error, Result, eos, files};
+use crate::io;
+use crate::model::architecture::Architecture;
+use crate::{Eos, Error, Result, eos};
 
 pub use gpt2::Gpt2Config;
 pub use gptj::GptJConfig;
@@ -206,7 +207,7 @@ impl ModelConfig {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    serde_json::from_slice(&files::read_small(path, MAX_CONFIG_BYTES)?)
+    serde_json::from_slice(&io::read_small(path, MAX_CONFIG_BYTES)?)
         .map_err(|e| Error::model(path, format!("not JSON: {e}")))
 }
 

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Family, LlamaConfig};
-use crate::architecture::Architecture;
-use crate::block::NormShape;
+use crate::model::architecture::Architecture;
+use crate::model::block::NormShape;
 
 /// The width of a head in a config file without one.
 const HEAD_DIM: usize = 128;

@@ -6,11 +6,12 @@ use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::{agree, head, loss, noise, norm, small, values, var};
-use crate::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
-use crate::kernels::{self, Activation, BITS, BlockPass, DropoutMask, RotaryTable, TargetTokens};
-use crate::linear::Linear;
-use crate::lora::LoraAdapter;
-use crate::{Precision, portable};
+use crate::Precision;
+use crate::exec::portable;
+use crate::exec::train::{self, Activation, BITS, BlockPass, DropoutMask, RotaryTable, TargetTokens};
+use crate::model::adapter::LoraAdapter;
+use crate::model::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
+use crate::model::linear::Linear;
 
 /// The differences between the families.
 #[derive(Clone, Copy, Debug)]
@@ -154,7 +155,7 @@ fn blocks_agree(x: &Tensor, block: &Arc<Block>, pass: &BlockPass) -> Result<()> 
     }
     agree(
         &vars.iter().collect::<Vec<_>>(),
-        || kernels::transformer_block(x, block, pass.clone()),
+        || train::transformer_block(x, block, pass.clone()),
         || portable::run_block(x, block, pass),
     )
 }
@@ -217,10 +218,10 @@ fn an_output_row_does_not_depend_on_the_selection() -> Result<()> {
         let (x, block) = (noise(&[rows, d], 1), style.block(4 * d, true, 5));
         let pass = || style.pass(time, false, [rows, rows], 4 * d);
         let output_rows = [3, 69, 138, 139, 279];
-        let all = kernels::transformer_block(&x, &block, pass())?;
+        let all = train::transformer_block(&x, &block, pass())?;
         let all = all.index_select(&Tensor::new(&output_rows, &Device::Cpu)?, 0)?;
         let some = BlockPass { output_rows: Some(output_rows.to_vec()), ..pass() };
-        assert_eq!(values(&kernels::transformer_block(&x, &block, some)?), values(&all));
+        assert_eq!(values(&train::transformer_block(&x, &block, some)?), values(&all));
     }
     Ok(())
 }
@@ -232,9 +233,9 @@ fn a_block_without_output_rows_gives_an_empty_result() -> Result<()> {
             let block = style.block(20, lora, 7);
             let pass = BlockPass { output_rows: Some(vec![]), precision, ..style.pass(4, true, [12, 0], 20) };
             let x = var(&[12, style.d()], 1);
-            let y = kernels::transformer_block(&x, &block, pass)?;
+            let y = train::transformer_block(&x, &block, pass)?;
             assert_eq!(y.dims(), [0, style.d()]);
-            let grads = kernels::backward(&y.sum_all()?)?;
+            let grads = train::backward(&y.sum_all()?)?;
             for v in variables(&block).iter().chain([&x]) {
                 assert!(values(grads.get(v).expect("a gradient")).iter().all(|&g| g == 0.0));
             }
@@ -246,7 +247,7 @@ fn a_block_without_output_rows_gives_an_empty_result() -> Result<()> {
 #[test]
 fn output_rows_out_of_order_are_refused() -> Result<()> {
     let pass = BlockPass { output_rows: Some(vec![2, 1]), ..GPT2.pass(4, false, [12, 2], 20) };
-    let result = kernels::transformer_block(&noise(&[12, GPT2.d()], 1), &GPT2.block(20, false, 7), pass);
+    let result = train::transformer_block(&noise(&[12, GPT2.d()], 1), &GPT2.block(20, false, 7), pass);
     let error = result.expect_err("an order").to_string();
     assert!(error.contains("row 1 after row 2"), "{error}");
     Ok(())
@@ -257,7 +258,7 @@ fn a_frozen_block_builds_no_graph_and_passes_gradients_on() -> Result<()> {
     for style in STYLES {
         let (block, pass) = (Arc::new(style.block(20, false, 7).frozen()), style.pass(4, false, [12, 12], 20));
         let x = var(&[12, style.d()], 1);
-        assert!(!kernels::transformer_block(&x.as_detached_tensor(), &block, pass.clone())?.track_op());
+        assert!(!train::transformer_block(&x.as_detached_tensor(), &block, pass.clone())?.track_op());
         blocks_agree(&x, &block, &pass)?;
     }
     Ok(())
@@ -266,12 +267,12 @@ fn a_frozen_block_builds_no_graph_and_passes_gradients_on() -> Result<()> {
 #[test]
 fn a_trained_block_needs_our_backward_once_for_each_forward_pass() -> Result<()> {
     let block =
-        || kernels::transformer_block(&noise(&[4, 12], 1), &GPT2.block(8, true, 7), GPT2.pass(4, false, [4, 4], 8));
+        || train::transformer_block(&noise(&[4, 12], 1), &GPT2.block(8, true, 7), GPT2.pass(4, false, [4, 4], 8));
     let error = block()?.sum_all()?.backward().expect_err("the weights' gradients have nowhere to go").to_string();
     assert!(error.contains("lm::backward"), "{error}");
     let y = block()?;
-    kernels::backward(&y.sum_all()?)?;
-    let error = kernels::backward(&y.sum_all()?).expect_err("what the forward pass left is used up").to_string();
+    train::backward(&y.sum_all()?)?;
+    let error = train::backward(&y.sum_all()?).expect_err("what the forward pass left is used up").to_string();
     assert!(error.contains("runs backward once per forward pass"), "{error}");
     Ok(())
 }
@@ -282,14 +283,14 @@ fn gradients_of_a_variable_used_twice_add_up() -> Result<()> {
     let twice = |f: &dyn Fn(&Tensor) -> Result<Tensor>| f(&f(&x)?);
     agree(
         &variables(&block).iter().chain([&x]).collect::<Vec<_>>(),
-        || twice(&|x| kernels::transformer_block(x, &block, pass.clone())),
+        || twice(&|x| train::transformer_block(x, &block, pass.clone())),
         || twice(&|x| portable::run_block(x, &block, &pass)),
     )?;
     // A tied embedding gets gradients both through a kernel and through candle's own operations.
     let e = var(&[8, 6], 2);
     let ids = Tensor::new(&[3u32, 0, 7, 3], &Device::Cpu)?;
     let f = |ours: bool| -> Result<Tensor> {
-        let rows = if ours { kernels::embedding(&ids, &e)? } else { portable::embedding(&ids, &e)? };
+        let rows = if ours { train::embedding(&ids, &e)? } else { portable::embedding(&ids, &e)? };
         rows.matmul(&e.t()?)
     };
     agree(&[&e], || f(true), || f(false))
@@ -305,23 +306,23 @@ fn everything() -> Result<Vec<Vec<u32>>> {
         let (e, bias) = (var(&[v, d], 8), var(&[v], 9));
         let targets: Vec<u32> = (0..n as u32).map(|i| i * 11 % v as u32).collect();
         let ids = Tensor::from_slice(&targets, (n,), &Device::Cpu)?;
-        let h = (&kernels::embedding(&ids, &e)? + x.as_tensor())?;
-        let h = kernels::norm(&h, &norm(&w, style.joint.then_some(b.as_tensor())))?;
+        let h = (&train::embedding(&ids, &e)? + x.as_tensor())?;
+        let h = train::norm(&h, &norm(&w, style.joint.then_some(b.as_tensor())))?;
         let inner = 4 * d;
         let pass = |time, dropout| style.pass(time, dropout, [n, n], inner);
         let (full, lora, ends) =
             (style.block(inner, false, 20), style.block(inner, true, 40), style.block(inner, false, 60));
-        let h = kernels::transformer_block(&h, &full, pass(time, true))?;
-        let h = kernels::transformer_block(&h, &lora, pass(time / 4, false))?;
-        let h = kernels::transformer_block(&h, &lora, pass(time / 4, true))?;
+        let h = train::transformer_block(&h, &full, pass(time, true))?;
+        let h = train::transformer_block(&h, &lora, pass(time / 4, false))?;
+        let h = train::transformer_block(&h, &lora, pass(time / 4, true))?;
         let last: Vec<u32> = (0..n as u32).filter(|row| row % 160 >= 90).collect();
         let end = style.pass(time, true, [n, last.len()], inner);
-        let h_last = kernels::transformer_block(&h, &ends, BlockPass { output_rows: Some(last), ..end })?;
+        let h_last = train::transformer_block(&h, &ends, BlockPass { output_rows: Some(last), ..end })?;
         let h = (h + h_last.mean_all()?.broadcast_as((n, d))?)?;
         let output = head(&e, style.parallel.then_some(bias.as_tensor()));
-        let stats = kernels::token_stats(&h, &output, &TargetTokens { targets: &targets, forbidden: None }, true)?;
+        let stats = train::token_stats(&h, &output, &TargetTokens { targets: &targets, forbidden: None }, true)?;
         let entropy = stats.entropy.expect("asked for");
-        let grads = kernels::backward(&(loss(&stats.logprob)? + loss(&entropy)?)?)?;
+        let grads = train::backward(&(loss(&stats.logprob)? + loss(&entropy)?)?)?;
         all.extend([h, stats.logprob, entropy]);
         let trained = [full, lora, ends].iter().flat_map(|block| variables(block)).chain([x, w, e]).collect::<Vec<_>>();
         all.extend(trained.iter().map(|v| grads.get(v).expect("a gradient").clone()));

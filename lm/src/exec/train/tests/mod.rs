@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use std::sync::Arc;
 
 use super::{LmHead, TargetTokens};
-use crate::block::Norm;
-use crate::{Precision, portable};
+use crate::Precision;
+use crate::exec::portable;
+use crate::model::block::Norm;
 use block::{GPT2, LLAMA, STYLES, Style};
 
 mod block;
