@@ -4,8 +4,7 @@
 //! Shapes are written `[batch, time, d]`. A `Batch` is right-padded; flat arrays of response tokens are
 //! `[response_tokens]`, in row order. No result depends on the number of threads.
 //!
-//! `kernels` computes on the CPU with fused operations; `portable` has the same functions in stock candle operations,
-//! which run on any device ([`use_device`]).
+//! Models compute on the CPU by fused operations, or on any device by stock candle operations ([`use_device`]).
 
 mod batch;
 mod eos;

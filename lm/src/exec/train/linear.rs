@@ -15,6 +15,7 @@ use super::matmul::{LowRankUpdate, PackedRhs, Rhs, matmul, matmul_columns, matmu
 use super::simd::add_assign;
 use super::{Direction, DropoutMask};
 use crate::Precision;
+use crate::model::adapter::LoraAdapter;
 use crate::model::linear::Linear;
 
 /// The columns of a layer's output: `offset` columns into rows of `stride`.
@@ -40,7 +41,13 @@ pub fn scaled_transpose(b: &[f32], rank: usize, scale: f32) -> Vec<f32> {
 pub struct LinearView<'a> {
     w: CpuSlice<'a>,
     bias: Option<CpuSlice<'a>>,
-    lora: Option<LoraView<'a>>,
+    /// The adapter's A `[rank, in]` and B `[out, rank]`.
+    lora: Option<[CpuSlice<'a>; 2]>,
+    rank: usize,
+    /// The adapter's alpha / r.
+    scale: f32,
+    /// Drops entries of the adapter's input.
+    mask: Option<&'a DropoutMask>,
     d_in: usize,
     d_out: usize,
     trains_bias: bool,
@@ -49,29 +56,8 @@ pub struct LinearView<'a> {
     packed: OnceLock<PackedRhs>,
 }
 
-/// An adapter's elements: A `[rank, in]`, B `[out, rank]`.
-struct LoraView<'a> {
-    a: CpuSlice<'a>,
-    b: CpuSlice<'a>,
-    rank: usize,
-    scale: f32,
-    mask: Option<&'a DropoutMask>,
-    /// Whether it is merged into the packed weight, w + scale a' b': in f32 and without dropout. In bf16 rounding may
-    /// lose its contribution.
-    merged: bool,
-}
-
-impl LoraView<'_> {
-    /// The adapter's input for `x`, whose first element is element `offset` of the batch; `buffer` is as large as `x`.
-    fn dropped_input<'x>(&self, buffer: &'x mut [f32], x: &'x [f32], offset: usize) -> &'x [f32] {
-        let Some(mask) = self.mask else { return x };
-        mask.multiply(buffer, x, offset);
-        buffer
-    }
-}
-
 impl<'a> LinearView<'a> {
-    /// `mask` drops entries of the adapter's input. The view computes only after [`LinearView::pack`].
+    /// The view computes only after [`LinearView::pack`].
     pub fn new(
         linear: &'a Linear,
         mask: Option<&'a DropoutMask>,
@@ -79,40 +65,51 @@ impl<'a> LinearView<'a> {
         direction: Direction,
     ) -> Result<Self> {
         let (d_in, d_out) = linear.weight.dims2()?;
-        let lora = linear.adapter.as_ref().map(|adapter| -> Result<_> {
-            Ok(LoraView {
-                a: CpuSlice::new(&adapter.a)?,
-                b: CpuSlice::new(&adapter.b)?,
-                rank: adapter.a.dim(0)?,
-                scale: adapter.scale as f32,
-                mask,
-                merged: mask.is_none() && precision == Precision::F32,
-            })
-        });
-        Ok(Self {
+        let mut view = Self {
             w: CpuSlice::new(&linear.weight)?,
             bias: linear.bias.as_ref().map(CpuSlice::new).transpose()?,
-            lora: lora.transpose()?,
+            lora: None,
+            rank: 0,
+            scale: 0.0,
+            mask,
             d_in,
             d_out,
             trains_bias: linear.trains_bias(),
             precision,
             direction,
             packed: OnceLock::new(),
-        })
+        };
+        if let Some(LoraAdapter { a, b, scale, .. }) = &linear.adapter {
+            (view.rank, view.scale) = (a.dim(0)?, *scale as f32);
+            view.lora = Some([CpuSlice::new(a)?, CpuSlice::new(b)?]);
+        }
+        Ok(view)
+    }
+
+    /// Whether an adapter is merged into the packed weight, w + scale a' b': in f32 and without dropout. In bf16
+    /// rounding may lose its contribution.
+    fn merges(&self) -> bool {
+        self.mask.is_none() && self.precision == Precision::F32
+    }
+
+    /// The adapter's input for `x`, whose first element is element `offset` of the batch; `buffer` is as large as `x`.
+    fn dropped_input<'x>(&self, buffer: &'x mut [f32], x: &'x [f32], offset: usize) -> &'x [f32] {
+        let Some(mask) = self.mask else { return x };
+        mask.multiply(buffer, x, offset);
+        buffer
     }
 
     /// Packs the weight, on any thread.
     pub fn pack(&self) {
         let scaled_b: Vec<f32>;
         let mut update = None;
-        if let Some(LoraView { a, b, rank, scale, merged: true, .. }) = &self.lora {
-            scaled_b = scaled_transpose(b, *rank, *scale);
+        if let Some([a, b]) = self.lora.as_ref().filter(|_| self.merges()) {
+            scaled_b = scaled_transpose(b, self.rank, self.scale);
             let (a, b) = match self.direction {
                 Direction::Forward => (&**a, &*scaled_b),
                 Direction::Backward => (&*scaled_b, &**a),
             };
-            update = Some(LowRankUpdate { a, b, rank: *rank });
+            update = Some(LowRankUpdate { a, b, rank: self.rank });
         }
         let w = Mat::new(&self.w, self.d_in, self.d_out);
         let w = match self.direction {
@@ -129,31 +126,29 @@ impl<'a> LinearView<'a> {
 
     /// Writes the layer's output for `x` to `y`, or adds it.
     fn forward(&self, y: &mut [f32], columns: OutputColumns, mode: WriteMode, x: &[f32], first_row: usize) {
-        let Self { d_in, d_out, .. } = *self;
+        let Self { d_in, d_out, rank, scale, .. } = *self;
         let n = x.len() / d_in;
         let OutputColumns { stride, offset } = columns;
         let w = self.weight(Direction::Forward);
         matmul_columns(y, stride, offset, mode, self.bias.as_deref(), Mat::new(x, n, d_in), w, Threads::One);
-        if let Some(lora) = self.lora.as_ref().filter(|lora| !lora.merged) {
-            with_scratch(n * (d_in + lora.rank), |buffer| {
-                let (dropped, z) = buffer.split_at_mut(n * d_in);
-                let dropped = lora.dropped_input(dropped, x, first_row * d_in);
-                let a = Mat::new(&lora.a, lora.rank, d_in);
-                gemm::gemm(z, WriteMode::Overwrite, 1.0, Mat::new(dropped, n, d_in), a.t(), Threads::One);
-                let (z, b) = (Mat::new(z, n, lora.rank), Mat::new(&lora.b, d_out, lora.rank));
-                gemm::gemm_columns(y, stride, offset, WriteMode::Add, lora.scale, z, b.t(), Threads::One);
-            });
-        }
+        let Some([a, b]) = self.lora.as_ref().filter(|_| !self.merges()) else { return };
+        with_scratch(n * (d_in + rank), |buffer| {
+            let (dropped, z) = buffer.split_at_mut(n * d_in);
+            let dropped = self.dropped_input(dropped, x, first_row * d_in);
+            let a = Mat::new(a, rank, d_in);
+            gemm::gemm(z, WriteMode::Overwrite, 1.0, Mat::new(dropped, n, d_in), a.t(), Threads::One);
+            let (z, b) = (Mat::new(z, n, rank), Mat::new(b, d_out, rank));
+            gemm::gemm_columns(y, stride, offset, WriteMode::Add, scale, z, b.t(), Threads::One);
+        });
     }
 
     /// Writes the gradient of the layer's input to `dx`, or adds it.
     fn input_gradient(&self, dx: &mut [f32], mode: WriteMode, g: &[f32], columns: OutputColumns, first_row: usize) {
-        let Self { d_in, d_out, .. } = *self;
+        let Self { d_in, d_out, rank, scale, mask, .. } = *self;
         let n = g.len() / columns.stride;
         let g = columns.matrix(g, d_out);
         matmul(dx, mode, 1.0, g, Rhs::Packed(self.weight(Direction::Backward)), Threads::One);
-        let Some(LoraView { a, b, rank, scale, mask, merged: false }) = &self.lora else { return };
-        let (rank, scale) = (*rank, *scale);
+        let Some([a, b]) = self.lora.as_ref().filter(|_| !self.merges()) else { return };
         with_scratch(n * (rank + d_in), |buffer| {
             let (dz, dropped) = buffer.split_at_mut(n * rank);
             gemm::gemm(dz, WriteMode::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
@@ -166,7 +161,7 @@ impl<'a> LinearView<'a> {
 
     /// Writes the gradients of bias, A and B' to `grads`, one after the other.
     fn small_gradients(&self, grads: &mut [f32], x: &[f32], g: &[f32], columns: OutputColumns, first_row: usize) {
-        let Self { d_in, d_out, .. } = *self;
+        let Self { d_in, d_out, rank, scale, .. } = *self;
         let n = x.len() / d_in;
         let (bias, adapter) = grads.split_at_mut(if self.trains_bias { d_out } else { 0 });
         if self.trains_bias {
@@ -174,15 +169,13 @@ impl<'a> LinearView<'a> {
                 add_assign(bias, &row[columns.offset..columns.offset + d_out]);
             }
         }
-        let Some(lora) = &self.lora else { return };
-        let LoraView { a, b, rank, scale, .. } = lora;
-        let (rank, scale) = (*rank, *scale);
+        let Some([a, b]) = &self.lora else { return };
         let g = columns.matrix(g, d_out);
         let (da, db) = adapter.split_at_mut(rank * d_in);
         with_scratch(n * (2 * rank + d_in), |buffer| {
             let (z, rest) = buffer.split_at_mut(n * rank);
             let (dz, dropped) = rest.split_at_mut(n * rank);
-            let x = Mat::new(lora.dropped_input(dropped, x, first_row * d_in), n, d_in);
+            let x = Mat::new(self.dropped_input(dropped, x, first_row * d_in), n, d_in);
             gemm::gemm(dz, WriteMode::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
             gemm::gemm(da, WriteMode::Overwrite, 1.0, Mat::new(dz, n, rank).t(), x, Threads::One);
             gemm::gemm(z, WriteMode::Overwrite, scale, x, Mat::new(a, rank, d_in).t(), Threads::One);
@@ -295,7 +288,6 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::model::adapter::LoraAdapter;
 
     /// In bf16, 1 and its successor are 2^-7 apart: added to the weight, 2^-10 would be lost.
     #[test]
