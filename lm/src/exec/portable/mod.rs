@@ -77,76 +77,93 @@ impl Matmul {
         }
     }
 
-    /// The rounded gradient of the result, and that of `x`.
-    fn input_grad(&self, grad: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// The gradients of `x` and, if it is trained, of the weight.
+    fn backward(&self, _: &Tensor, grad: &Tensor, trained: bool) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = rounded(&grad.contiguous()?, self.precision)?;
         let of_x = grad.matmul(&self.w.t()?)?;
-        Ok((grad, of_x))
+        let of_w = if trained { Some(self.x.t()?.matmul(&grad)?) } else { None };
+        Ok((Some(of_x), of_w))
     }
 }
 
-/// A product with a frozen weight.
-impl CustomOp1 for Matmul {
-    fn name(&self) -> &'static str {
-        "temper-frozen-matmul"
-    }
+/// Implements candle's operations by the methods `on_cpu`, `on_cuda`, `on_metal` and `backward` of `$op`. With a second
+/// operand, a variable is trained.
+macro_rules! custom_op {
+    ($op:ty, $name:literal) => {
+        impl CustomOp1 for $op {
+            fn name(&self) -> &'static str {
+                $name
+            }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu()
-    }
+            fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+                self.on_cpu()
+            }
 
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, _: &candle_core::CudaStorage, _: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
-        self.on_cuda()
-    }
+            #[cfg(feature = "cuda")]
+            fn cuda_fwd(&self, _: &candle_core::CudaStorage, _: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+                self.on_cuda()
+            }
 
-    #[cfg(feature = "metal")]
-    fn metal_fwd(&self, _: &candle_core::MetalStorage, _: &Layout) -> Result<(candle_core::MetalStorage, Shape)> {
-        self.on_metal()
-    }
+            #[cfg(feature = "metal")]
+            fn metal_fwd(
+                &self,
+                _: &candle_core::MetalStorage,
+                _: &Layout,
+            ) -> Result<(candle_core::MetalStorage, Shape)> {
+                self.on_metal()
+            }
 
-    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.input_grad(grad)?.1))
-    }
+            fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+                Ok(self.backward(x, grad, false)?.0)
+            }
+        }
+
+        impl CustomOp2 for $op {
+            fn name(&self) -> &'static str {
+                $name
+            }
+
+            fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+                self.on_cpu()
+            }
+
+            #[cfg(feature = "cuda")]
+            fn cuda_fwd(
+                &self,
+                _: &candle_core::CudaStorage,
+                _: &Layout,
+                _: &candle_core::CudaStorage,
+                _: &Layout,
+            ) -> Result<(candle_core::CudaStorage, Shape)> {
+                self.on_cuda()
+            }
+
+            #[cfg(feature = "metal")]
+            fn metal_fwd(
+                &self,
+                _: &candle_core::MetalStorage,
+                _: &Layout,
+                _: &candle_core::MetalStorage,
+                _: &Layout,
+            ) -> Result<(candle_core::MetalStorage, Shape)> {
+                self.on_metal()
+            }
+
+            fn bwd(
+                &self,
+                x: &Tensor,
+                _: &Tensor,
+                _: &Tensor,
+                grad: &Tensor,
+            ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+                self.backward(x, grad, true)
+            }
+        }
+    };
 }
+use custom_op;
 
-/// A product with a weight that is trained.
-impl CustomOp2 for Matmul {
-    fn name(&self) -> &'static str {
-        "temper-matmul"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu()
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        _: &candle_core::CudaStorage,
-        _: &Layout,
-        _: &candle_core::CudaStorage,
-        _: &Layout,
-    ) -> Result<(candle_core::CudaStorage, Shape)> {
-        self.on_cuda()
-    }
-
-    #[cfg(feature = "metal")]
-    fn metal_fwd(
-        &self,
-        _: &candle_core::MetalStorage,
-        _: &Layout,
-        _: &candle_core::MetalStorage,
-        _: &Layout,
-    ) -> Result<(candle_core::MetalStorage, Shape)> {
-        self.on_metal()
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (grad, of_x) = self.input_grad(grad)?;
-        Ok((Some(of_x), Some(self.x.t()?.matmul(&grad)?)))
-    }
-}
+custom_op!(Matmul, "temper-matmul");
 
 /// `x [n, in]` times a weight `[in, out]`.
 fn matmul(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, Var, bail};
 
-use super::run_block;
+use super::{custom_op, run_block};
 use crate::exec::train::BlockPass;
 use crate::model::block::Block;
 use crate::tensor::grad_accumulator::accumulate_tensor;
@@ -35,8 +35,31 @@ impl RecomputedBlock {
         Ok((copy(&storage, layout)?, layout.shape().clone()))
     }
 
+    fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
+        self.forward(|storage, layout| match storage {
+            Storage::Cpu(storage) => storage.try_clone(layout),
+            _ => bail!("{OTHER_DEVICE}"),
+        })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_cuda(&self) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.forward(|storage, layout| match storage {
+            Storage::Cuda(storage) => storage.try_clone(layout),
+            _ => bail!("{OTHER_DEVICE}"),
+        })
+    }
+
+    #[cfg(feature = "metal")]
+    fn on_metal(&self) -> Result<(candle_core::MetalStorage, Shape)> {
+        self.forward(|storage, layout| match storage {
+            Storage::Metal(storage) => storage.try_clone(layout),
+            _ => bail!("{OTHER_DEVICE}"),
+        })
+    }
+
     /// The gradient of the input; those of variables go to the accumulator.
-    fn backward(&self, x: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, x: &Tensor, grad: &Tensor, _: bool) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let x = Var::from_tensor(&x.detach())?;
         let y = run_block(&x, &self.block, &self.pass)?;
         let mut grads = (y * grad)?.sum_all()?.backward()?;
@@ -45,91 +68,10 @@ impl RecomputedBlock {
                 accumulate_tensor(variable, grad)?;
             }
         }
-        Ok(grads.remove(&x))
+        Ok((grads.remove(&x), None))
     }
 }
 
-fn copy_cpu(storage: &Storage, layout: &Layout) -> Result<CpuStorage> {
-    match storage {
-        Storage::Cpu(storage) => storage.try_clone(layout),
-        _ => bail!("the tensors of a block are on different devices"),
-    }
-}
+const OTHER_DEVICE: &str = "the tensors of a block are on different devices";
 
-#[cfg(feature = "cuda")]
-fn copy_cuda(storage: &Storage, layout: &Layout) -> Result<candle_core::CudaStorage> {
-    match storage {
-        Storage::Cuda(storage) => storage.try_clone(layout),
-        _ => bail!("the tensors of a block are on different devices"),
-    }
-}
-
-#[cfg(feature = "metal")]
-fn copy_metal(storage: &Storage, layout: &Layout) -> Result<candle_core::MetalStorage> {
-    match storage {
-        Storage::Metal(storage) => storage.try_clone(layout),
-        _ => bail!("the tensors of a block are on different devices"),
-    }
-}
-
-const NAME: &str = "temper-recomputed-block";
-
-impl CustomOp1 for RecomputedBlock {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(copy_cpu)
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, _: &candle_core::CudaStorage, _: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
-        self.forward(copy_cuda)
-    }
-
-    #[cfg(feature = "metal")]
-    fn metal_fwd(&self, _: &candle_core::MetalStorage, _: &Layout) -> Result<(candle_core::MetalStorage, Shape)> {
-        self.forward(copy_metal)
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        self.backward(x, grad)
-    }
-}
-
-impl CustomOp2 for RecomputedBlock {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(copy_cpu)
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        _: &candle_core::CudaStorage,
-        _: &Layout,
-        _: &candle_core::CudaStorage,
-        _: &Layout,
-    ) -> Result<(candle_core::CudaStorage, Shape)> {
-        self.forward(copy_cuda)
-    }
-
-    #[cfg(feature = "metal")]
-    fn metal_fwd(
-        &self,
-        _: &candle_core::MetalStorage,
-        _: &Layout,
-        _: &candle_core::MetalStorage,
-        _: &Layout,
-    ) -> Result<(candle_core::MetalStorage, Shape)> {
-        self.forward(copy_metal)
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((self.backward(x, grad)?, None))
-    }
-}
+custom_op!(RecomputedBlock, "temper-recomputed-block");
