@@ -196,10 +196,12 @@ impl TransformerBlockOp {
         });
         let mut qk = vec![];
         if let Some(norms) = &view.attention.qk_norm {
-            let [queries, keys] = self.qk_columns();
-            let rows = qkv.chunks_exact(attn_shape.qkv_width());
-            qk = rows.flat_map(|row| &row[..queries + keys]).copied().collect();
-            norm_heads(norms, &mut qkv, attn_shape.qkv_width(), [queries, keys]);
+            let columns = self.qk_columns();
+            qk.reserve_exact(rows * (columns[0] + columns[1]));
+            for row in qkv.chunks_exact(attn_shape.qkv_width()) {
+                qk.extend_from_slice(&row[..columns[0] + columns[1]]);
+            }
+            norm_heads(norms, &mut qkv, attn_shape.qkv_width(), columns);
         }
         self.rotate(&mut qkv, Direction::Forward);
         let mut attended = vec![0.0; rows * attn_shape.out_width()];
@@ -210,15 +212,13 @@ impl TransformerBlockOp {
             let head = HeadIndex { sequence, head, first_row: chunk.first_in_sequence(sequence, attn_shape.time) };
             attention::forward_head(out, lse, attention::split_qkv(&qkv, attn_shape), attn_shape, head);
         }
-        let add_branch = |y: &mut [f32], layer: &[LinearView], input: &[f32], branch: usize| match &self
-            .pass
-            .residual_dropout[branch]
-        {
+        let add_branch = |y: &mut [f32], layer: &[LinearView], input: &[f32], mask: &Option<DropoutMask>| match mask {
             None => linear::add_to(layer, y, input, first_output),
             Some(mask) => mask.add_product(y, &linear::apply(layer, input, n, first_output), first_output * d),
         };
+        let [attn_dropout, mlp_dropout] = &self.pass.residual_dropout;
         chunk.gather_into(y, x, d);
-        add_branch(y, out_layer, &chunk.gather(&attended, attn_shape.out_width()), 0);
+        add_branch(y, out_layer, &chunk.gather(&attended, attn_shape.out_width()), attn_dropout);
         let mut x1 = vec![];
         let up = match (&view.norm_2, shared_up) {
             (Some(norm), _) => {
@@ -232,7 +232,7 @@ impl TransformerBlockOp {
         };
         with_scratch(n * self.inner, |active| {
             self.block.mlp.activation.forward(active, &up, self.inner);
-            add_branch(y, down_layer, active, 1);
+            add_branch(y, down_layer, active, mlp_dropout);
         });
         SavedActivations { qkv, qk, lse, attended, x1, up }
     }
@@ -317,7 +317,7 @@ impl TransformerBlockOp {
         let (rows, n, first_output) = (chunk.rows, chunk.len(), chunk.selected_before);
         let attn_shape = AttentionShape { batch: rows / self.attn_shape.time, ..self.attn_shape };
         // The gradient of a branch's output: that of the sum, times the dropout mask if there is one.
-        let masked = |out: &mut [f32], g: &[f32], branch: usize| match &self.pass.residual_dropout[branch] {
+        let masked = |out: &mut [f32], g: &[f32], mask: &Option<DropoutMask>| match mask {
             None => out.copy_from_slice(g),
             Some(mask) => mask.multiply(out, g, first_output * d),
         };
@@ -327,6 +327,7 @@ impl TransformerBlockOp {
                 norm.backward_weights(small_grads, x, g);
             }
         };
+        let [attn_dropout, mlp_dropout] = &self.pass.residual_dropout;
         let [qkv, attn_out, up, down] = view.groups();
         let mut write_inputs = |group: usize, x: &[f32], g: &[f32]| {
             if let Some(writer) = &mut writer {
@@ -342,7 +343,7 @@ impl TransformerBlockOp {
             let [h, branch, dx_selected] = [&mut *all_h, &mut *all_branch, &mut *dx].map(|x| &mut x[..n * d]);
             dx_selected.copy_from_slice(g);
 
-            masked(branch, g, 1);
+            masked(branch, g, mlp_dropout);
             let (active, d_up) = buffer[..active + wide].split_at_mut(active);
             self.block.mlp.activation.backward(active, d_up, &saved.up, self.inner, |d_active| {
                 linear::input_gradient(down, d_active, WriteMode::Overwrite, branch, first_output)
@@ -361,7 +362,7 @@ impl TransformerBlockOp {
                 norm_backward(dx_selected, grad, &saved.x1, h, norm_2);
             }
 
-            masked(branch, dx_selected, 0);
+            masked(branch, dx_selected, attn_dropout);
             let d_output = &mut d_attended[..n * attn_shape.out_width()];
             linear::input_gradient(attn_out, d_output, WriteMode::Overwrite, branch, first_output);
             let attended = chunk.gather(&saved.attended, attn_shape.out_width());
