@@ -28,8 +28,8 @@ thread_local! {
     static ACCUMULATOR: Cell<Option<GradAccumulator>> = const { Cell::new(None) };
 }
 
-/// The gradients of `loss` with respect to every variable: [`Tensor::backward`], faster, and required for
-/// [`super::transformer_block`].
+/// The gradients of `loss` with respect to every variable: [`Tensor::backward`], faster, and required for the blocks of
+/// a model.
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
     in_pool(|| backward_with_accumulator(loss))
 }

@@ -1,4 +1,4 @@
-//! What executors and optimisers share: access to tensors' memory, gradients, parallel buffers, threads, the device, and
+//! Shared by executors and optimisers: access to tensors' memory, gradients, parallel buffers, threads, the device,
 //! random numbers.
 
 pub mod buffer;

@@ -28,7 +28,7 @@ struct Decoding<'a> {
     rotary: Option<(Tensor, Tensor)>,
 }
 
-/// The responses to `prompts`, as [`crate::exec::decode::sample`] gives them; `first` is the offset of `prompts` in the caller's
+/// The responses to `prompts`, as [`crate::sample`] gives them; `first` is the offset of `prompts` in the caller's
 /// batch.
 pub(crate) fn generate(
     model: &Transformer,

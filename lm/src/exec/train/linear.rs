@@ -1,5 +1,5 @@
-//! Linear layers on slices that hold some rows of a batch. Layers of one input have their outputs side by side: queries,
-//! keys and values, or a gate and a value, whether a model has one weight for them or several.
+//! Linear layers on slices that hold some rows of a batch. Layers of one input have their outputs side by side:
+//! queries, keys and values, or a gate and a value, whether a model has one weight for them or several.
 //!
 //! "Small gradients" are those of bias, A and B': they are summed over chunks, unlike the gradient of the weight.
 

@@ -208,8 +208,8 @@ impl BlockPass {
     }
 }
 
-/// The block as one operation. The rows of `x [.., d]` are sequences of `pass.time`; the result is `[.., d]`, or `[n, d]`
-/// for `n` output rows. Right padding needs no mask: attention is causal.
+/// The block as one operation. The rows of `x [.., d]` are sequences of `pass.time`; the result is `[.., d]`, or
+/// `[n, d]` for `n` output rows. Right padding needs no mask: attention is causal.
 ///
 /// The loss of a block with variables must go through [`backward`], once; candle's own `backward` reports an error.
 pub fn transformer_block(x: &Tensor, block: &Arc<Block>, pass: BlockPass) -> Result<Tensor> {
