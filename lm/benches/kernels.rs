@@ -6,13 +6,17 @@
 //! Shapes: T is the default pipeline's policy, M a 14-million-parameter GPT-2. Medians of interleaved rounds.
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
-use lm::kernels::{self, Activation, BlockArgs, Heads, LinearRef, LmHeadRef, LoraRef, NormRef, TargetTokens};
-use lm::{AdamW, AdamWConfig, Precision, Variable, portable};
+use lm::internals::{
+    Activation, Attention, Block, BlockPass, Heads, Linear, LmHead, LoraAdapter, Mlp, Norm, TargetTokens, kernels,
+    portable,
+};
+use lm::{AdamW, AdamWConfig, Precision, TokenStats, Variable};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -55,10 +59,10 @@ fn var(shape: &[usize], std: f64) -> Tensor {
 
 /// The functions under test: ours or stock.
 struct Implementation {
-    norm: fn(&Tensor, &NormRef, f64) -> Result<Tensor>,
-    block: fn(&Tensor, &BlockArgs) -> Result<Tensor>,
+    norm: fn(&Tensor, &Norm) -> Result<Tensor>,
+    block: fn(&Tensor, &Arc<Block>, BlockPass) -> Result<Tensor>,
     embedding: fn(&Tensor, &Tensor) -> Result<Tensor>,
-    stats: fn(&Tensor, &LmHeadRef, &TargetTokens, bool) -> Result<kernels::TokenStats>,
+    stats: fn(&Tensor, &LmHead, &TargetTokens, bool) -> Result<TokenStats>,
     backward: fn(&Tensor) -> Result<GradStore>,
 }
 
@@ -71,7 +75,7 @@ const OURS: Implementation = Implementation {
 };
 const STOCK: Implementation = Implementation {
     norm: portable::norm,
-    block: portable::run_block,
+    block: |x, block, pass| portable::run_block(x, block, &pass),
     embedding: portable::embedding,
     stats: portable::token_stats,
     backward: Tensor::backward,
@@ -122,10 +126,9 @@ fn forward_and_backward(
 fn kernel_by_kernel(s: Shape, rounds: usize) {
     let (n, d) = (s.rows(), s.d);
     let x = var(&[n, d], 1.0);
-    let (norm_w, norm_b) = (var(&[d], 1.0), var(&[d], 1.0));
-    for (name, bias) in [("layer norm", Some(&norm_b)), ("RMS norm", None)] {
-        let norm = NormRef { weight: &norm_w, bias };
-        forward_and_backward(name, rounds, || kernels::norm(&x, &norm, 1e-5), || portable::norm(&x, &norm, 1e-5));
+    for (name, bias) in [("layer norm", Some(var(&[d], 1.0))), ("RMS norm", None)] {
+        let norm = Norm { bias, ..norm(d, false) };
+        forward_and_backward(name, rounds, || kernels::norm(&x, &norm), || portable::norm(&x, &norm));
     }
     let table = var(&[s.vocab, d], 0.05);
     let ids: Vec<u32> = (0..n).map(|i| (i * 7919 % s.vocab) as u32).collect();
@@ -144,54 +147,30 @@ fn kernel_by_kernel(s: Shape, rounds: usize) {
         ("token stats, frozen", table.detach(), false),
         ("token stats, frozen, entropy", table.detach(), true),
     ] {
+        let head = LmHead { weight: table, bias: None, precision: Precision::F32 };
         forward_and_backward(
             name,
             rounds,
-            || {
-                Ok(kernels::token_stats(
-                    &hidden,
-                    &LmHeadRef { weight: &table, bias: None, precision: Precision::F32 },
-                    &rows,
-                    entropy,
-                )?
-                .logprob)
-            },
-            || {
-                Ok(portable::token_stats(
-                    &hidden,
-                    &LmHeadRef { weight: &table, bias: None, precision: Precision::F32 },
-                    &rows,
-                    entropy,
-                )?
-                .logprob)
-            },
+            || Ok(kernels::token_stats(&hidden, &head, &rows, entropy)?.logprob),
+            || Ok(portable::token_stats(&hidden, &head, &rows, entropy)?.logprob),
         );
     }
 }
 
-/// A linear layer of the model below.
-struct Layer {
-    w: Tensor,
-    bias: Tensor,
-    adapter: Option<(Tensor, Tensor)>,
+fn kept(tensor: Tensor, frozen: bool) -> Tensor {
+    if frozen { tensor.detach() } else { tensor }
 }
 
-impl Layer {
-    fn new(d_in: usize, d_out: usize, lora: bool) -> Self {
-        let (w, bias) = (var(&[d_in, d_out], 0.02), var(&[d_out], 0.02));
-        match lora {
-            false => Self { w, bias, adapter: None },
-            true => {
-                let adapter = (var(&[RANK, d_in], 0.02), var(&[d_out, RANK], 0.02));
-                Self { w: w.detach(), bias: bias.detach(), adapter: Some(adapter) }
-            }
-        }
-    }
+fn norm(d: usize, frozen: bool) -> Norm {
+    let (weight, bias) = (kept(var(&[d], 1.0), frozen), Some(kept(var(&[d], 0.1), frozen)));
+    Norm { name: String::new(), weight, bias, eps: 1e-5 }
+}
 
-    fn linear(&self) -> LinearRef<'_> {
-        let adapter = self.adapter.as_ref().map(|(a, b)| LoraRef { a, b, scale: 2.0, mask: None });
-        LinearRef { w: &self.w, bias: Some(&self.bias), adapter }
-    }
+fn linear(d_in: usize, d_out: usize, lora: bool) -> Linear {
+    let adapter =
+        || LoraAdapter { a: var(&[RANK, d_in], 0.02), b: var(&[d_out, RANK], 0.02), scale: 2.0, dropout: 0.0 };
+    let (weight, bias) = (kept(var(&[d_in, d_out], 0.02), lora), Some(kept(var(&[d_out], 0.02), lora)));
+    Linear { name: String::new(), weight, bias, adapter: lora.then(adapter) }
 }
 
 /// A GPT-2, reduced to the parts of a training step.
@@ -199,36 +178,45 @@ struct Model {
     shape: Shape,
     wte: Tensor,
     wpe: Tensor,
-    norms: Vec<(Tensor, Tensor)>,
-    blocks: Vec<[Layer; 4]>,
+    blocks: Vec<Arc<Block>>,
+    norm: Norm,
 }
 
 impl Model {
     fn new(shape: Shape, lora: bool) -> Self {
-        let d = shape.d;
-        let kept = |t: Tensor| if lora { t.detach() } else { t };
-        let norm = || (kept(var(&[d], 1.0)), kept(var(&[d], 0.1)));
-        let layer = |i, o| Layer::new(i, o, lora);
+        let Shape { d, heads, .. } = shape;
+        let block = |_| {
+            Arc::new(Block {
+                norm_1: norm(d, lora),
+                attention: Attention {
+                    qkv: vec![linear(d, 3 * d, lora)],
+                    out: linear(d, d, lora),
+                    qk_norm: None,
+                    heads: Heads { query: heads, key_value: heads, width: d / heads },
+                    rotary: None,
+                },
+                norm_2: Some(norm(d, lora)),
+                mlp: Mlp {
+                    up: vec![linear(d, 4 * d, lora)],
+                    down: linear(4 * d, d, lora),
+                    activation: Activation::GeluTanh,
+                },
+            })
+        };
         Self {
             shape,
-            wte: kept(var(&[shape.vocab, d], 0.02)),
-            wpe: kept(var(&[shape.time, d], 0.02)),
-            norms: (0..2 * shape.layers + 1).map(|_| norm()).collect(),
-            blocks: (0..shape.layers)
-                .map(|_| [layer(d, 3 * d), layer(d, d), layer(d, 4 * d), layer(4 * d, d)])
-                .collect(),
+            wte: kept(var(&[shape.vocab, d], 0.02), lora),
+            wpe: kept(var(&[shape.time, d], 0.02), lora),
+            blocks: (0..shape.layers).map(block).collect(),
+            norm: norm(d, lora),
         }
     }
 
     fn variables(&self) -> Vec<Variable> {
-        let layers = self.blocks.iter().flatten();
-        let layers = layers.flat_map(|l| match &l.adapter {
-            None => vec![&l.w, &l.bias],
-            Some((a, b)) => vec![a, b],
-        });
-        let norms = self.norms.iter().flat_map(|(w, b)| [w, b]);
-        let all = [&self.wte, &self.wpe].into_iter().chain(norms).chain(layers).filter(|t| t.is_variable());
-        all.enumerate()
+        let blocks = self.blocks.iter().flat_map(|block| block.tensors());
+        let all = [&self.wte, &self.wpe].into_iter().chain(blocks).chain(self.norm.tensors());
+        all.filter(|tensor| tensor.is_variable())
+            .enumerate()
             .map(|(i, t)| Variable {
                 name: i.to_string(),
                 var: Var::from_tensor(t).expect("a variable"),
@@ -244,32 +232,14 @@ impl Model {
         response: &Tensor,
         targets: &[u32],
     ) -> Result<Tensor> {
-        let Shape { d, heads, batch, time, .. } = self.shape;
-        let norm = |i: usize| NormRef { weight: &self.norms[i].0, bias: Some(&self.norms[i].1) };
+        let Shape { d, batch, time, .. } = self.shape;
         let tokens = (implementation.embedding)(ids, &self.wte)?.reshape((batch, time, d))?;
         let mut x = tokens.broadcast_add(&self.wpe)?.reshape((batch * time, d))?;
-        for (i, [qkv, proj, up, down]) in self.blocks.iter().enumerate() {
-            let block = BlockArgs {
-                norm_1: norm(2 * i),
-                qkv: vec![qkv.linear()],
-                attn_out: proj.linear(),
-                norm_2: Some(norm(2 * i + 1)),
-                up: vec![up.linear()],
-                down: down.linear(),
-                activation: Activation::GeluTanh,
-                precision: Precision::F32,
-                attn_dropout: None,
-                mlp_dropout: None,
-                rotary: None,
-                eps: 1e-5,
-                heads: Heads { query: heads, key_value: heads, width: d / heads },
-                time,
-                output_rows: None,
-            };
-            x = (implementation.block)(&x, &block)?;
+        for block in &self.blocks {
+            x = (implementation.block)(&x, block, BlockPass::new(time, Precision::F32))?;
         }
-        let h = (implementation.norm)(&x, &norm(self.norms.len() - 1), 1e-5)?.index_select(response, 0)?;
-        let output = LmHeadRef { weight: &self.wte, bias: None, precision: Precision::F32 };
+        let h = (implementation.norm)(&x, &self.norm)?.index_select(response, 0)?;
+        let output = LmHead { weight: self.wte.clone(), bias: None, precision: Precision::F32 };
         (implementation.stats)(&h, &output, &TargetTokens { targets, forbidden: None }, false)?
             .logprob
             .mean_all()?

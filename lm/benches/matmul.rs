@@ -8,8 +8,8 @@
 use std::time::Instant;
 
 use lm::Precision;
-use lm::kernels::gemm::{Mat, Threads, WriteMode, gemm};
-use lm::kernels::matmul::{PackedRhs, Rhs, matmul, matmul_unpacked_into};
+use lm::internals::kernels::gemm::{Mat, Threads, WriteMode, gemm};
+use lm::internals::kernels::matmul::{PackedRhs, Rhs, matmul, matmul_unpacked_into};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

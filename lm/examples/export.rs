@@ -11,7 +11,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};
 
-const FAMILIES: [&str; 4] = ["gpt2", "gptj", "llama", "llama_tied"];
+const FAMILIES: [&str; 5] = ["gpt2", "gptj", "llama", "llama_tied", "qwen3"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = std::env::args().nth(1).map(PathBuf::from).ok_or("usage: export OUT")?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use crate::device::device;
+use crate::tensor::device::device;
 use crate::{Error, Result};
 
 /// A prompt and its response, in ids. The response includes EOS if and only if it was sampled or the caller wants it.

@@ -1,64 +1,64 @@
-//! Language models on candle, in f32 or with large matrix products in bf16: GPT-2, GPT-J, Llama, LoRA
-//! adapters, scalar heads, sampling, tokenizers, optimisers.
+//! Language models on candle, in f32 or with large matrix products in bf16: GPT-2, GPT-J, Llama, Qwen3, LoRA adapters,
+//! scalar heads, sampling, tokenizers, optimisers.
 //!
 //! Shapes are written `[batch, time, d]`. A `Batch` is right-padded; flat arrays of response tokens are
 //! `[response_tokens]`, in row order. No result depends on the number of threads.
 //!
-//! `kernels` computes on the CPU with fused operations; `portable` has the same functions in stock candle operations,
-//! which run on any device ([`use_device`]).
+//! Models compute on the CPU by fused operations, or on any device by stock candle operations ([`use_device`]).
 
-mod architecture;
 mod batch;
-mod config;
-mod counter_rng;
-mod decode;
-mod device;
 mod eos;
 mod error;
-pub mod files;
-mod head;
-pub mod kernels;
-mod linear;
-mod lora;
+mod exec;
+pub mod io;
 mod markup;
 mod model;
-pub mod optim;
-mod peft;
-mod philox;
-pub mod portable;
+mod optim;
 mod precision;
-mod random;
-mod sample;
-mod threads;
-mod token_sampler;
+mod tensor;
 mod token_stats;
 mod tokenizer;
-mod transformer;
 mod variable;
-mod weights;
 
 pub use batch::{Batch, Sequence};
-pub use config::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelConfig};
-pub use counter_rng::CounterRng;
-pub use device::{DEVICE_VARIABLE, check_device, check_device_name, device, device_name, is_portable, use_device};
 pub use eos::Eos;
 pub use error::{Error, Result};
-pub use head::{RewardModel, RewardPooling, ScalarHead};
-pub use kernels::simd::{Isa, has_avx512_bf16, isa};
-pub use kernels::{TokenStats, backward};
-pub use linear::Dropout;
-pub use lora::LoraConfig;
+pub use exec::decode::sample::{SampledResponse, sample};
+pub use exec::decode::token_sampler::SampleOptions;
+pub use exec::train::simd::{Isa, has_avx512_bf16, isa};
+pub use exec::train::{TokenStats, backward};
+pub use io::weights::WeightType;
 pub use markup::{MarkupTokenizer, TextPiece};
-pub use model::{CausalLm, LmLoss};
+pub use model::adapter::LoraConfig;
+pub use model::causal_lm::{CausalLm, LmLoss};
+pub use model::families::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelConfig, Qwen3Config};
+pub use model::head::{RewardModel, RewardPooling, ScalarHead};
+pub use model::linear::Dropout;
 pub use optim::{AdamW, AdamWConfig, LrDecay, LrSchedule, StepNorms};
 pub use precision::Precision;
-pub use sample::{SampledResponse, sample};
-pub use threads::{follow_threads, set_threads};
-pub use token_sampler::SampleOptions;
+pub use tensor::counter_rng::CounterRng;
+pub use tensor::device::{
+    DEVICE_VARIABLE, check_device, check_device_name, device, device_name, is_portable, use_device,
+};
+pub use tensor::threads::{follow_threads, set_threads};
 pub use token_stats::StatOptions;
 pub use tokenizer::Tokenizer;
 pub use variable::Variable;
-pub use weights::WeightType;
+
+/// For the benchmarks of the kernels; no part of the library's interface.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::exec::train::{Activation, BlockPass, LmHead, TargetTokens};
+    pub use crate::model::adapter::LoraAdapter;
+    pub use crate::model::block::{Attention, Block, Heads, Mlp, Norm};
+    pub use crate::model::linear::Linear;
+    pub mod kernels {
+        pub use crate::exec::train::{backward, embedding, gemm, matmul, norm, token_stats, transformer_block};
+    }
+    pub mod portable {
+        pub use crate::exec::portable::{embedding, norm, run_block, token_stats};
+    }
+}
 
 /// Raised whenever the same weights, data and seeds give different numbers than before; part of the cache key of every
 /// stage that trains or samples.

@@ -2,9 +2,10 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::device::device;
-use crate::threads::in_pool;
-use crate::{Batch, Eos, Error, Result, TokenStats, kernels};
+use crate::exec::train;
+use crate::tensor::device::device;
+use crate::tensor::threads::in_pool;
+use crate::{Batch, Eos, Error, Result, TokenStats};
 
 /// Settings for the next-token distribution.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct StatOptions {
 /// `hidden` `[n, d]` predicts `targets`; if `forbidden.1[i]`, the tokens `forbidden.0` are impossible in row i.
 pub(crate) fn token_stats(
     hidden: &Tensor,
-    lm_head: &kernels::LmHeadRef,
+    lm_head: &train::LmHead,
     targets: &[u32],
     forbidden: Option<(&Eos, &[bool])>,
     entropy: bool,
@@ -30,14 +31,14 @@ pub(crate) fn token_stats(
         return Ok(TokenStats { entropy: entropy.then(|| none.clone()), logprob: none });
     }
     let rows = target_tokens(lm_head, targets, forbidden)?;
-    Ok(in_pool(|| kernels::token_stats(hidden, lm_head, &rows, entropy))?)
+    Ok(in_pool(|| train::token_stats(hidden, lm_head, &rows, entropy))?)
 }
 
 /// KL(own || other) between next-token distributions, `[n]` in nats. `own` and `other` hold hidden states and output
 /// layer; `forbidden` is as in [`token_stats`], for both.
 pub(crate) fn kl_divergence(
-    own: (&Tensor, &kernels::LmHeadRef),
-    other: (&Tensor, &kernels::LmHeadRef),
+    own: (&Tensor, &train::LmHead),
+    other: (&Tensor, &train::LmHead),
     targets: &[u32],
     forbidden: (&Eos, &[bool]),
 ) -> Result<Vec<f32>> {
@@ -45,20 +46,20 @@ pub(crate) fn kl_divergence(
         return Ok(Vec::new());
     }
     let rows = target_tokens(own.1, targets, Some(forbidden))?;
-    Ok(in_pool(|| kernels::kl_divergence(own, other, &rows))?)
+    Ok(in_pool(|| train::kl_divergence(own, other, &rows))?)
 }
 
 fn target_tokens<'a>(
-    lm_head: &kernels::LmHeadRef,
+    lm_head: &train::LmHead,
     targets: &'a [u32],
     forbidden: Option<(&'a Eos, &'a [bool])>,
-) -> Result<kernels::TargetTokens<'a>> {
+) -> Result<train::TargetTokens<'a>> {
     if let Some((eos, _)) = forbidden {
         check_eos(eos, lm_head.weight.dim(0)?)?;
     }
     // A batch without masked rows takes the kernel's plain path.
     let forbidden = forbidden.filter(|(_, rows)| rows.contains(&true)).map(|(eos, rows)| (eos.ids(), rows));
-    Ok(kernels::TargetTokens { targets, forbidden })
+    Ok(train::TargetTokens { targets, forbidden })
 }
 
 /// Errors: an id that the model does not have.

@@ -10,7 +10,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, ModelWrapper, PostProcessorWrapper, TokenizerBuilder};
 
-use crate::files::{self, Gguf};
+use crate::io::{self, Gguf};
 use crate::{Eos, Error, MarkupTokenizer, ModelConfig, Result};
 
 /// Names of EOS tokens to look for, in this order, if no config file names the id: those of GPT-2, Llama 3, Llama 2,
@@ -250,12 +250,12 @@ impl Tokenizer {
 
 /// The tokenizer of a file or folder, and the path of the file that holds it.
 fn read(path: &Path) -> Result<(tokenizers::Tokenizer, PathBuf)> {
-    if files::is_gguf(path) {
+    if io::is_gguf(path) {
         let inner = parse(Gguf::open(path)?.tokenizer.to_string().as_bytes(), path)?;
         return Ok((inner, path.to_path_buf()));
     }
     let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
-    Ok((parse(&files::read_small(&path, MAX_FILE_BYTES)?, &path)?, path))
+    Ok((parse(&io::read_small(&path, MAX_FILE_BYTES)?, &path)?, path))
 }
 
 fn parse(bytes: &[u8], path: &Path) -> Result<tokenizers::Tokenizer> {

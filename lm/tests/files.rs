@@ -179,12 +179,17 @@ fn a_setting_that_would_change_the_numbers_is_refused() {
         (1, "rotary_dim", 0.into()),
         (2, "sliding_window", 4.into()),
         (2, "partial_rotary_factor", 0.5.into()),
+        (3, "use_sliding_window", true.into()),
+        (3, "layer_types", serde_json::json!(["full_attention", "sliding_attention"])),
     ] {
         let folder = tempfile::tempdir().unwrap();
         model(families()[family].clone(), 4).save(folder.path(), WeightType::F32).unwrap();
         let path = folder.path().join("config.json");
         let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        for (value, refused) in [(value, true), (serde_json::Value::Null, key.contains("tie") || key == "rotary_dim")] {
+        for (value, refused) in [
+            (value, true),
+            (serde_json::Value::Null, ["tie_word_embeddings", "rotary_dim", "use_sliding_window"].contains(&key)),
+        ] {
             config[key] = value;
             fs::write(&path, config.to_string()).unwrap();
             match CausalLm::load(folder.path()) {
@@ -391,6 +396,7 @@ fn an_adapter_folder_round_trips_byte_for_byte() {
 
     for (config, targets) in families().into_iter().skip(1).zip([
         serde_json::json!(["fc_in", "fc_out", "k_proj", "out_proj", "q_proj", "v_proj"]),
+        serde_json::json!(["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]),
         serde_json::json!(["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]),
     ]) {
         let base = model(config, 11).frozen();

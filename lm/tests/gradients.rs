@@ -54,7 +54,8 @@ fn assert_every_variable_has_a_gradient(variables: &[Variable], loss: &Tensor) {
 fn every_variable_of_a_full_model_gets_a_gradient() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
-    for (config, tensors) in families().into_iter().zip([2 + 2 * 12 + 2, 1 + 2 * 10 + 4, 1 + 2 * 9 + 2]) {
+    for (config, tensors) in families().into_iter().zip([2 + 2 * 12 + 2, 1 + 2 * 10 + 4, 1 + 2 * 9 + 2, 1 + 2 * 11 + 2])
+    {
         for pool in [RewardPooling::Last, RewardPooling::Sum] {
             let reward = reward(model(config.clone(), 1), pool);
             let variables = [reward.lm.variables(), reward.head.variables()].concat();
@@ -71,7 +72,7 @@ fn every_variable_of_a_full_model_gets_a_gradient() {
 fn every_variable_of_an_adapter_gets_a_gradient_and_nothing_else_does() {
     let rows = sequences();
     let batch = Batch::new(&refs(&rows)).unwrap();
-    for (config, linears) in families().into_iter().zip([4, 6, 7]) {
+    for (config, linears) in families().into_iter().zip([4, 6, 7, 7]) {
         let lm = adapted_of(config, 3);
         assert_eq!(lm.variables().len(), 2 * linears * 2);
         let mut dropout = Dropout::with_model(0.1, rng(4));

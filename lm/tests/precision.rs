@@ -13,7 +13,7 @@ use rand::Rng;
 const LORA: LoraConfig = LoraConfig { r: 4, alpha: 8.0, dropout: 0.0 };
 
 /// Models of each family, large enough for rounding errors to average as they do in real ones.
-fn configs() -> [ModelConfig; 3] {
+fn configs() -> [ModelConfig; 4] {
     let of = |json| ModelConfig::from_json(json).unwrap();
     [
         of(serde_json::json!({ "model_type": "gpt2", "vocab_size": 300, "n_positions": 64, "n_embd": 96,
@@ -23,6 +23,9 @@ fn configs() -> [ModelConfig; 3] {
         of(serde_json::json!({ "model_type": "llama", "vocab_size": 300, "max_position_embeddings": 64,
             "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 6,
             "num_key_value_heads": 3 })),
+        of(serde_json::json!({ "model_type": "qwen3", "vocab_size": 300, "max_position_embeddings": 64,
+            "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 6,
+            "num_key_value_heads": 3, "head_dim": 16 })),
     ]
 }
 

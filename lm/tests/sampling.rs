@@ -44,7 +44,7 @@ fn adapted(seed: u64) -> CausalLm {
 }
 
 /// Like [`wide_config`], for the other families.
-fn wide_families() -> [ModelConfig; 2] {
+fn wide_families() -> [ModelConfig; 3] {
     let gptj = serde_json::json!({
         "model_type": "gptj", "vocab_size": 40, "n_positions": 24, "n_embd": 264, "n_layer": 2, "n_head": 3,
         "rotary_dim": 16,
@@ -53,7 +53,9 @@ fn wide_families() -> [ModelConfig; 2] {
         "model_type": "llama", "vocab_size": 40, "max_position_embeddings": 24, "hidden_size": 264,
         "intermediate_size": 500, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 3,
     });
-    [gptj, llama].map(|json| ModelConfig::from_json(json).unwrap())
+    let mut qwen3 = llama.clone();
+    (qwen3["model_type"], qwen3["head_dim"]) = ("qwen3".into(), 44.into());
+    [gptj, llama, qwen3].map(|json| ModelConfig::from_json(json).unwrap())
 }
 
 /// A model with so large a vocabulary that its LM head, which has a bias, is not packed into a second copy.

@@ -121,6 +121,9 @@ fn child() {
             "hidden_size": d, "intermediate_size": 2 * d, "num_hidden_layers": 2, "num_attention_heads": 6,
             "num_key_value_heads": 3 }))
     };
+    let qwen3 = of(serde_json::json!({ "model_type": "qwen3", "vocab_size": 300, "max_position_embeddings": 64,
+        "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 3, "head_dim": 20 }));
     for config in [
         Gpt2Config::new(300, 64, 96, 3, 3).into(),
         Gpt2Config::new(1000, 64, 216, 2, 6).into(),
@@ -128,6 +131,7 @@ fn child() {
         gptj(264),
         llama(96),
         llama(264),
+        qwen3,
     ] {
         for precision in [Precision::F32, Precision::Bf16] {
             println!("hashes {:?}", work(config.clone(), precision));
@@ -151,7 +155,7 @@ fn results_are_the_same_bytes_at_one_two_and_a_changing_number_of_threads() {
             .lines()
             .filter_map(|l| l.find("hashes ").map(|at| l[at..].to_owned()))
             .collect();
-        assert_eq!(lines.len(), 12);
+        assert_eq!(lines.len(), 14);
         lines
     };
     let one = run("1");

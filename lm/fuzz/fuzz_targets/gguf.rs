@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let _ = lm::files::check_gguf(bytes);
+    let _ = lm::io::check_gguf(bytes);
 });

@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let _ = lm::files::check_safetensors(bytes);
+    let _ = lm::io::check_safetensors(bytes);
 });

@@ -6,8 +6,8 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor, Var, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::kernels::{candle_interop::CpuSlice, simd::fma, simd::simd};
-use crate::threads::in_pool;
+use crate::exec::train::{candle_interop::CpuSlice, simd::fma, simd::simd};
+use crate::tensor::threads::in_pool;
 use crate::{Error, Result, Variable};
 
 /// Elements per parallel task. Norms are summed per chunk, in index order, so that they do not depend on threads.
@@ -277,7 +277,7 @@ fn update(
                 Some(decay_target) => decay_towards_target(change, p, &decay_target[part], constants.decay),
             }
         }
-        crate::kernels::simd::add_assign(p, change);
+        crate::exec::train::simd::add_assign(p, change);
         square += sum_of_squares(change);
     }
     square

@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::AdamW;
-use crate::kernels::candle_interop::CpuSlice;
+use crate::tensor::candle_interop::CpuSlice;
 use crate::{Error, Result, Variable};
 
 /// The tensors saved per variable: its values, and the first and second moments of its gradient.

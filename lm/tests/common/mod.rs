@@ -32,9 +32,9 @@ pub fn tiny_config() -> Gpt2Config {
     config
 }
 
-/// A small model of each family, with the same vocabulary and window. In GPT-J and Llama, sizes that could be confused
+/// A small model of each family, with the same vocabulary and window. In all but GPT-2, sizes that could be confused
 /// with one another differ.
-pub fn families() -> [ModelConfig; 3] {
+pub fn families() -> [ModelConfig; 4] {
     let gptj = serde_json::json!({
         "model_type": "gptj", "vocab_size": 31, "n_positions": 24, "n_embd": 12, "n_layer": 2, "n_head": 3,
         "rotary_dim": 2, "n_inner": 20, "eos_token_id": EOS,
@@ -44,7 +44,10 @@ pub fn families() -> [ModelConfig; 3] {
         "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 6, "rms_norm_eps": 1e-5, "eos_token_id": [EOS, 1],
     });
-    [tiny_config().into(), ModelConfig::from_json(gptj).unwrap(), ModelConfig::from_json(llama).unwrap()]
+    let mut qwen3 = llama.clone();
+    qwen3["model_type"] = "qwen3".into();
+    let [gptj, llama, qwen3] = [gptj, llama, qwen3].map(|json| ModelConfig::from_json(json).unwrap());
+    [tiny_config().into(), gptj, llama, qwen3]
 }
 
 /// Sets every variable, biases and norms too, to normal values of the given spread, so that mistakes show.
@@ -110,7 +113,7 @@ impl Reference {
             .map(|v| (v.name.replace("transformer.", ""), floats(&v.var).into_iter().map(f64::from).collect()))
             .collect();
         let ModelConfig::Gpt2(config) = lm.config().clone() else { panic!("the reference is a GPT-2") };
-        Self { config, tensors }
+        Self { config: *config, tensors }
     }
 
     fn linear(&self, x: &[f64], name: &str) -> Vec<f64> {

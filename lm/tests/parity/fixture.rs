@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lm::{Batch, CausalLm, Sequence, StatOptions};
 
-use crate::mutants::FAMILIES;
+use crate::mutants::{FAMILIES, SHARED};
 use crate::numbers::{Numbers, floats};
 
 /// A model folder with its inputs and the references' results.
@@ -25,7 +25,8 @@ pub struct Fixture {
 impl Fixture {
     /// The fixtures of all families.
     pub fn all() -> impl Iterator<Item = Self> {
-        FAMILIES.iter().map(|&(family, mutants)| {
+        FAMILIES.iter().map(|&(family, [logprobs, gradient])| {
+            let mutants = [&[("logprobs", logprobs), ("gradient", gradient)], SHARED].concat();
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
             let inputs = std::fs::read(folder.join("inputs.json")).unwrap();
             let inputs: serde_json::Value = serde_json::from_slice(&inputs).unwrap();
@@ -35,7 +36,7 @@ impl Fixture {
                 eos: serde_json::from_value(inputs["eos"].clone()).unwrap(),
                 prompt: serde_json::from_value(inputs["prompt"].clone()).unwrap(),
                 sampling: serde_json::from_value(inputs["sampling"].clone()).unwrap(),
-                numbers: Numbers::load(&folder.join("expected.safetensors"), mutants),
+                numbers: Numbers::load(&folder.join("expected.safetensors"), &mutants),
                 folder,
             }
         })

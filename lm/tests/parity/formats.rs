@@ -8,7 +8,7 @@ use crate::fixture::logprobs;
 use crate::numbers::{Mutants, Numbers, Within};
 
 const TOLERANCE: Within = Within::Each(1e-4);
-const MUTANTS: Mutants = &[("bf16", &["not_rounded"]), ("f16", &["not_rounded"])];
+const MUTANTS: Mutants = &[("bf16", "not_rounded"), ("f16", "not_rounded")];
 
 #[test]
 fn every_file_format_gives_the_same_log_probabilities() {

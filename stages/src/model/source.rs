@@ -88,7 +88,7 @@ impl Source {
             let index = format!("{whole}.index.json");
             if self.has(&index) {
                 self.fetch(std::slice::from_ref(&index), ctx)?;
-                let shards = lm::files::shards(&self.here.join(&index)).into_stage_result()?;
+                let shards = lm::io::shards(&self.here.join(&index)).into_stage_result()?;
                 return Ok(Weights { files: std::iter::once(index).chain(shards).collect(), pickled });
             }
         }

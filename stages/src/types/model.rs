@@ -70,7 +70,7 @@ impl Model {
 /// Names of the files that hold the weights.
 fn weights(folder: &Path) -> Result<Vec<String>> {
     if Model::is_sharded(folder) {
-        return Ok(lm::files::shards(&folder.join(Model::INDEX)).into_stage_result()?.into_iter().collect());
+        return Ok(lm::io::shards(&folder.join(Model::INDEX)).into_stage_result()?.into_iter().collect());
     }
     Ok(vec![Model::WEIGHTS.to_owned()])
 }
