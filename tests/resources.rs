@@ -15,7 +15,7 @@ fn pipeline(space: &TestSpace, file: &str, n: usize, resources: &str, script: &s
     let text = format!(
         r#"
 version: 1
-pools: {{ desk: 2 }}
+pools: {{ license: 2 }}
 stages:
   s:
     uses: command
@@ -47,9 +47,14 @@ fn gpu(space: &TestSpace, n: usize) -> String {
     format!("GPU-{own}{n}")
 }
 
-fn remove_locks(space: &TestSpace, n: usize) {
-    let locks = (0..n).map(|n| format!("/tmp/temper-gpu-{}.lock", gpu(space, n)));
-    locks.for_each(|lock| std::fs::remove_file(&lock).expect(&lock));
+/// The lock file of a GPU.
+fn lock(space: &TestSpace, n: usize) -> String {
+    let folder = if std::fs::exists("/dev/shm").is_ok_and(|is| is) { "/dev/shm" } else { "/tmp" };
+    format!("{folder}/temper-gpu-{}.lock", gpu(space, n))
+}
+
+fn remove_locks(space: &TestSpace, gpus: impl IntoIterator<Item = usize>) {
+    gpus.into_iter().map(|n| lock(space, n)).for_each(|lock| std::fs::remove_file(&lock).expect(&lock));
 }
 
 fn succeeded(out: &Output) {
@@ -77,7 +82,7 @@ fn a_gpu_is_never_given_twice_also_across_two_runs() {
     let all: Vec<String> = (0..4).map(|n| gpu(&space, n)).collect();
     assert_eq!(used.lines().count(), 24);
     assert!(used.lines().all(|id| all.iter().any(|gpu| gpu == id)), "{used}");
-    remove_locks(&space, 4);
+    remove_locks(&space, 0..4);
 }
 
 #[test]
@@ -87,18 +92,20 @@ fn an_attempt_sees_as_many_gpus_as_its_stage_asks_for() {
     succeeded(&with_gpus(&space, &["run", "two.yaml"], 3).output().expect("it starts"));
     let visible = || std::fs::read_to_string(space.path("visible")).expect("the attempt wrote it");
     assert_eq!(visible().trim(), format!("{},{}", gpu(&space, 0), gpu(&space, 1)));
-    remove_locks(&space, 2);
-    pipeline(&space, "none.yaml", 1, "{ gpus: 0 }", r#"echo "none:$CUDA_VISIBLE_DEVICES" > visible"#);
-    succeeded(&space.temper(&["run", "none.yaml"]));
-    assert_eq!(visible().trim(), "none:");
+    remove_locks(&space, 0..2);
+    for resources in ["{ gpus: 0 }", "{}"] {
+        pipeline(&space, "none.yaml", 1, resources, r#"echo "none:$CUDA_VISIBLE_DEVICES" > visible"#);
+        let mut command = space.command(&["run", "none.yaml", "--force", "s"]);
+        succeeded(&command.env("CUDA_VISIBLE_DEVICES", "0,1").output().expect("it starts"));
+        assert_eq!(visible().trim(), "none:", "{resources}");
+    }
 }
 
 #[test]
 fn a_stage_waits_for_a_gpu_that_another_process_holds() {
     let space = TestSpace::new();
     pipeline(&space, "p.yaml", 1, "{ gpus: 1 }", r#"echo "$CUDA_VISIBLE_DEVICES" > visible"#);
-    let lock = format!("/tmp/temper-gpu-{}.lock", gpu(&space, 2));
-    let held = std::fs::File::create(&lock).expect("a lock file");
+    let held = std::fs::File::create(lock(&space, 2)).expect("a lock file");
     held.lock().expect("a lock");
     let run = |visible| {
         let mut command = with_gpus(&space, &["run", "p.yaml", "--force", "s", "--json"], 3);
@@ -119,9 +126,7 @@ fn a_stage_waits_for_a_gpu_that_another_process_holds() {
     assert!(held.is_none(), "it did not wait");
     assert!(waiting.wait().expect("it ends").success());
     assert_eq!(visible().trim(), gpu(&space, 2));
-    for n in [1, 2] {
-        std::fs::remove_file(format!("/tmp/temper-gpu-{}.lock", gpu(&space, n))).expect("its lock");
-    }
+    remove_locks(&space, [1, 2]);
 }
 
 /// At most `n` of these scripts may run at a time.
@@ -132,7 +137,9 @@ fn at_most(n: usize) -> String {
 
 #[test]
 fn pools_and_memory_limit_how_many_attempts_run_at_a_time() {
-    for (resources, most) in [("{ pools: { desk: 1 } }", 2), ("{ pools: { desk: 2 } }", 1), ("{ memory: 400M }", 2)] {
+    for (resources, most) in
+        [("{ pools: { license: 1 } }", 2), ("{ pools: { license: 2 } }", 1), ("{ memory: 400M }", 2)]
+    {
         let space = TestSpace::new();
         pipeline(&space, "p.yaml", 6, resources, &at_most(most));
         succeeded(&space.temper(&["run", "p.yaml", "-j", "6", "--memory", "1G"]));
@@ -165,10 +172,10 @@ fn a_stage_that_can_never_fit_is_an_error_before_anything_runs() {
     }
     let space = TestSpace::new();
     for (resources, part) in [
-        ("{ pools: { desk: 3 } }", "3 of pool `desk`, which has 2: the stage can never run"),
-        ("{ pools: { dsek: 1 } }", "did you mean `desk`?"),
-        ("{ pools: [desk] }", "expected a map of pools to numbers, found a list"),
-        ("{ pools: { desk: 0 } }", "expected a whole number from 1"),
+        ("{ pools: { license: 3 } }", "3 of pool `license`, which has 2: the stage can never run"),
+        ("{ pools: { licence: 1 } }", "did you mean `license`?"),
+        ("{ pools: [license] }", "expected a map of pools to numbers, found a list"),
+        ("{ pools: { license: 0 } }", "expected a whole number from 1"),
     ] {
         pipeline(&space, "p.yaml", 1, resources, "touch ran");
         fails(&space.temper(&["run", "p.yaml"]), 2, &[part]);

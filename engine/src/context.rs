@@ -348,8 +348,8 @@ impl Context {
         disk::write(&path, text).at(&path)
     }
 
-    /// Puts a file of an input into the output under the relative path `to`: as a hard link if the file system allows
-    /// it, else as a copy.
+    /// Puts a file of an input into the output under the relative path `to`: as a hard link if the file system and
+    /// Landlock allow it, else as a copy.
     pub fn link_or_copy(&self, from: &Path, to: &str) -> Result<()> {
         let to = self.out.join(to);
         if let Some(parent) = to.parent() {

@@ -1,5 +1,6 @@
 //! What this machine has for attempts: memory and GPUs.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -108,7 +109,8 @@ fn visible_gpus(listed: Option<&str>, visible: Option<&str>) -> Vec<String> {
                 }
                 _ => Some(name.to_owned()),
             });
-            ids.collect()
+            let mut seen = BTreeSet::new();
+            ids.filter(|id| seen.insert(id.clone())).collect()
         }
     }
 }
@@ -125,6 +127,7 @@ mod tests {
             (Some(listed), Some("2,0"), &["GPU-cc", "GPU-aa"]),
             (Some(listed), Some("GPU-b"), &["GPU-bb"]),
             (Some(listed), Some("1,7,0"), &["GPU-bb"]),
+            (Some(listed), Some("0,0,1"), &["GPU-aa", "GPU-bb"]),
             (Some(listed), Some("MIG-1/2"), &["MIG-1/2"]),
             (Some(listed), Some(""), &[]),
             (Some(listed), Some("-1"), &[]),

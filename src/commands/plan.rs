@@ -67,8 +67,10 @@ fn describe_plan(
     let mut missing = engine::plan::missing_environment(&graph, &plan, registry, &store, &combined, &flags)?;
     missing.extend(engine::run::missing_programs(&graph, &plan));
     let share = DeviceShare::Nothing;
-    let machine = Machine::detect(engine::run::needs_gpus(&graph, &plan, share))?;
-    missing.extend(engine::run::unfit(&graph, &plan, &machine, share));
+    match Machine::detect(engine::run::needs_gpus(&graph, &plan, share)) {
+        Ok(machine) => missing.extend(engine::run::unfit(&graph, &plan, &machine, share)),
+        Err(error) => missing.push(error),
+    }
     let from_remote = combined.reused_from_remote(&plan)?;
     Ok(PlanView { graph, plan, from_remote, expected_costs, missing })
 }

@@ -43,6 +43,10 @@ fn share(graph: &Graph, plan: &Plan, device: &str, memory: Option<u64>) -> Resul
     if let Some(number) = device.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok()) {
         machine.gpus = machine.gpus.into_iter().skip(number).take(1).collect();
     }
+    // Some containers have a driver that lists no GPUs; CUDA says so if there is none.
+    if machine.gpus.is_empty() && is_cuda(device) && std::env::var_os("CUDA_VISIBLE_DEVICES").is_none() {
+        machine.gpus.push(device.strip_prefix("cuda:").unwrap_or("0").to_owned());
+    }
     machine.memory = memory.or(machine.memory);
     Ok((machine, share))
 }

@@ -17,6 +17,7 @@ use super::Job;
 use crate::error::Result;
 use crate::external;
 use crate::kind::Access;
+use crate::run::is_below;
 
 /// Without the right to move files between folders, which version 2 brought, programs fail in unexpected places.
 const OLDEST: ABI = ABI::V2;
@@ -50,7 +51,11 @@ impl Surroundings {
             home: std::env::var_os("HOME").map(PathBuf::from),
             temporary: std::env::temp_dir(),
             libraries: std::env::var_os("LD_LIBRARY_PATH"),
-            passed: env.iter().filter_map(std::env::var_os).map(PathBuf::from).collect(),
+            passed: env
+                .iter()
+                .filter_map(std::env::var_os)
+                .flat_map(|value| std::env::split_paths(&value).collect::<Vec<_>>())
+                .collect(),
         }
     }
 }
@@ -62,13 +67,17 @@ impl Surroundings {
 pub(crate) fn access(job: &Job, of_kind: Access, surroundings: &Surroundings) -> Result<Access> {
     let mut read: Vec<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
     for folder in [&surroundings.path, &surroundings.libraries].into_iter().flatten().flat_map(std::env::split_paths) {
-        read.push(installation(&folder).to_owned());
+        let of_home = installation(&folder);
+        let is_home = surroundings.home.as_deref() == Some(of_home);
+        read.push(if is_home { folder } else { of_home.to_owned() });
     }
     let home = surroundings.home.as_deref().filter(|home| home.is_absolute());
     read.extend(home.into_iter().flat_map(|home| OF_HOME.map(|name| home.join(name))));
     read.extend(job.inputs.values().flatten().map(|input| input.folder.clone()));
     external::replace(&job.params, &mut |external| {
-        read.extend(external.absolute_paths());
+        let paths: Vec<PathBuf> = external.absolute_paths().into_iter().map(Into::into).collect();
+        paths.iter().for_each(|path| link_targets(path, &mut read));
+        read.extend(paths);
         if let external::ExternalInput::Files(files) = &external
             && !files.is_empty()
         {
@@ -87,7 +96,7 @@ pub(crate) fn access(job: &Job, of_kind: Access, surroundings: &Surroundings) ->
     let attempt = job.out.parent().unwrap_or(&job.out).to_owned();
     let mut write = vec![attempt, job.checkpoints.clone(), job.requests.clone()];
     // Otherwise the attempt has a temporary folder of its own: `run/executor/local.rs`.
-    if !job.store.starts_with(&surroundings.temporary) {
+    if !is_below(&job.store, &surroundings.temporary) {
         write.push(surroundings.temporary.clone());
     }
     // Terminals, shared memory, GPUs.
@@ -98,6 +107,17 @@ pub(crate) fn access(job: &Job, of_kind: Access, surroundings: &Surroundings) ->
     write.extend(home.filter(|_| job.device != "cpu").map(|home| home.join(".nv")));
     write.extend(of_kind.write);
     Ok(Access { read, write })
+}
+
+/// The targets of the links below a folder: downloaded models are folders of links to files elsewhere.
+fn link_targets(folder: &Path, targets: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_symlink() => targets.extend(entry.path().canonicalize()),
+            Ok(kind) if kind.is_dir() => link_targets(&entry.path(), targets),
+            _ => {}
+        }
+    }
 }
 
 /// The folder that a program's folder belongs to: `/opt/python` of `/opt/python/bin`.

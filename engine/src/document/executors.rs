@@ -158,7 +158,7 @@ pub fn check_stages(executors: &mut Executors, names: &[String], stages: &[Stage
         let Some((name, span)) = &stage.executor else { continue };
         match find(executors, name) {
             Ok(Some(settings)) => {
-                if let Some(message) = missing_resource(name, settings, &stage.resources) {
+                if let Some(message) = missing_resource(name, settings, &stage.resources.within(stage.timeout)) {
                     let fault = Diagnostic::new(*span, format!("stage `{}`: {message}", stage.name));
                     faults.push(fault.help(RESOURCE_HELP));
                 }

@@ -27,6 +27,12 @@ pub struct Resources {
 }
 
 impl Resources {
+    /// These resources, with a time of at most `timeout`.
+    #[must_use]
+    pub fn within(&self, timeout: Option<Duration>) -> Self {
+        Self { time: self.time.into_iter().chain(timeout).min(), ..self.clone() }
+    }
+
     /// These resources, with those of `defaults` where this has none.
     #[must_use]
     pub fn or(&self, defaults: &Self) -> Self {

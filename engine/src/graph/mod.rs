@@ -91,9 +91,10 @@ impl Graph {
             .map_err(|help| Error::user(format!("unknown executor `{executor}`")).help(help))?
             .cloned();
         for instance in &mut self.instances {
-            let missing = settings
-                .as_ref()
-                .and_then(|settings| executors::missing_resource(executor, settings, &instance.placement.resources));
+            let missing = settings.as_ref().and_then(|settings| {
+                let Placement { resources, timeout, .. } = &instance.placement;
+                executors::missing_resource(executor, settings, &resources.within(*timeout))
+            });
             if let Some(message) = missing {
                 return Err(Error::user(format!("{}: {message}", instance.name)).help(executors::RESOURCE_HELP));
             }

@@ -1,16 +1,17 @@
 //! Host-wide locks on GPUs, so that no two attempts get the same one, in whichever process they were started.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::error::{AtPath, Result};
 
-/// Where the lock files are: the same folder for every user and store.
-const FOLDER: &str = "/tmp";
+/// Where the lock files are: the first of these that exists, which is the same for every user and store. Programs that clean
+/// `/tmp` by age would delete a lock that is held.
+const FOLDERS: [&str; 2] = ["/dev/shm", "/tmp"];
 
 /// A GPU that an attempt may use. An attempt inherits the lock, so it ends with the attempt's last process.
 #[derive(Debug)]
@@ -43,23 +44,31 @@ pub(super) fn lock(gpus: &[String], n: usize) -> Result<Option<Vec<GpuLock>>> {
 
 fn path(id: &str) -> PathBuf {
     let name: String = id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-    Path::new(FOLDER).join(format!("temper-gpu-{name}.lock"))
+    let folder = FOLDERS.map(Path::new).into_iter().find(|folder| folder.is_dir()).unwrap_or(Path::new("/tmp"));
+    folder.join(format!("temper-gpu-{name}.lock"))
 }
 
-/// Opens a lock file of any user, or creates it; never follows a link that another user may have put there.
+/// Opens a lock file of any user, or creates it; neither follows a link nor waits at a pipe that another user may have put
+/// there.
 fn open(path: &Path) -> std::io::Result<File> {
-    let no_follow = (OFlags::NOFOLLOW | OFlags::CLOEXEC).bits() as i32;
-    let existing = || OpenOptions::new().read(true).custom_flags(no_follow).open(path);
-    match existing() {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
+    let existing = || OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = match existing() {
         Err(e) if e.kind() == ErrorKind::NotFound => {
             let mut new = OpenOptions::new();
-            // Readable by all: other users lock it too.
-            match new.read(true).write(true).create_new(true).mode(0o444).custom_flags(no_follow).open(path) {
-                Err(e) if e.kind() == ErrorKind::AlreadyExists => existing(),
-                created => created,
+            match new.read(true).write(true).create_new(true).custom_flags(flags).open(path) {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => existing()?,
+                // Readable by all, whatever the umask: other users lock it too.
+                created => {
+                    created.and_then(|file| file.set_permissions(Permissions::from_mode(0o444)).map(|()| file))?
+                }
             }
         }
-        opened => opened,
+        opened => opened?,
+    };
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(std::io::Error::new(ErrorKind::InvalidInput, "not a file")),
     }
 }
 

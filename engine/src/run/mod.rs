@@ -19,6 +19,7 @@ mod reattach;
 mod record;
 pub(crate) mod redact;
 mod run_state;
+mod runner_event;
 mod scheduler;
 mod uploader;
 
@@ -39,6 +40,7 @@ use crate::names::{Digest, InstanceName};
 use crate::plan::{Flags, Plan, PlannedState};
 use crate::remote::{CombinedStore, Remote};
 use crate::store::Store;
+pub(crate) use executor::is_below;
 use executor::{Executors, KillHandle};
 pub use executor::{missing_programs, passed_variables};
 pub use fit::{needs_gpus, unfit};

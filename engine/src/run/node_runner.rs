@@ -13,6 +13,7 @@ use super::log;
 use super::queue::Demand;
 use super::reattach::InputState;
 use super::redact::Secrets;
+use super::runner_event::RunnerEvent;
 use super::{Failure, RunOptions, fit};
 use crate::attempt::{Detached, FinalMessage, Job};
 use crate::context::{Input, StageEvent};
@@ -119,13 +120,6 @@ impl From<Error> for TryError {
     fn from(error: Error) -> Self {
         Self { error, log: None }
     }
-}
-
-/// Events while an instance is executed.
-pub(super) enum RunnerEvent {
-    Started { key: Key, threads: usize, folder: AttemptFolder },
-    Attempt(AttemptEvent),
-    Warning(String),
 }
 
 impl NodeRunner<'_> {
@@ -409,13 +403,15 @@ impl NodeRunner<'_> {
     /// The pause before the next try of a stage that failed with `error`, if there is to be one. `tries` counts those so far.
     pub fn retry_pause(&self, node: usize, error: &Error, tries: u32) -> Option<Duration> {
         const LOCAL_RETRIES: u32 = 2;
+        const LONGEST_PAUSE: Duration = Duration::from_secs(600);
         let (retries, pause) = match self.placement(node).and_then(|(name, _)| self.executors.batch(name)) {
             None => (LOCAL_RETRIES, self.options.retry_delay),
             Some(batch) => (batch.settings().retries, batch.settings().backoff),
         };
         let of_stage = self.instance(node).placement.retries;
         let again = of_stage.is_some() || error.transient;
-        (again && tries <= of_stage.unwrap_or(retries)).then(|| pause.saturating_mul(4u32.saturating_pow(tries - 1)))
+        (again && tries <= of_stage.unwrap_or(retries))
+            .then(|| pause.saturating_mul(4u32.saturating_pow(tries - 1)).min(LONGEST_PAUSE.max(pause)))
     }
 
     /// Describes the holder of `key`'s lock, if it has announced itself.

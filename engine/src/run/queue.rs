@@ -48,8 +48,8 @@ pub(super) struct SlotQueue {
     /// By descending rank, then in the order of the graph.
     waiting: BTreeMap<(Reverse<u64>, usize), Demand>,
     running: BTreeMap<usize, Slots>,
-    /// Whether other processes hold GPUs that are free here.
-    gpus_held_elsewhere: bool,
+    /// The smallest number of GPUs that could not be had because other processes hold some that are free here.
+    refused_gpus: Option<u64>,
 }
 
 /// What a running attempt holds.
@@ -67,7 +67,7 @@ impl SlotQueue {
     pub fn new(threads: usize, limits: Amounts) -> Self {
         let threads = threads.max(1);
         let (waiting, running) = (BTreeMap::new(), BTreeMap::new());
-        Self { threads, free_threads: threads, free: limits, waiting, running, gpus_held_elsewhere: false }
+        Self { threads, free_threads: threads, free: limits, waiting, running, refused_gpus: None }
     }
 
     pub fn push(&mut self, node: usize, rank: u64, demand: Demand) {
@@ -84,7 +84,7 @@ impl SlotQueue {
     /// the `others` that are about to wait, which is all threads for a lone instance.
     ///
     /// `claim_gpus` reserves this many GPUs of the host for an instance; if other processes hold too many of them, instances
-    /// that need some wait until [`Self::retry_gpus`].
+    /// that need as many wait until [`Self::retry_gpus`].
     pub fn next(&mut self, others: usize, claim_gpus: &mut dyn FnMut(u64) -> bool) -> Option<Start> {
         loop {
             let shares = self.startable().len() + others;
@@ -99,7 +99,7 @@ impl SlotQueue {
             }
             let gpus = demand.amounts.get(&Resource::Gpus).copied().unwrap_or(0);
             if gpus > 0 && !claim_gpus(gpus) {
-                self.gpus_held_elsewhere = true;
+                self.refused_gpus = Some(self.refused_gpus.map_or(gpus, |refused| refused.min(gpus)));
                 continue;
             }
             let amounts = self.waiting.remove(&(Reverse(rank), node))?.amounts;
@@ -112,21 +112,24 @@ impl SlotQueue {
 
     /// The instances that wait only because other processes hold GPUs.
     pub fn waiting_for_gpus(&self) -> Vec<usize> {
-        let needs = |demand: &Demand| demand.amounts.get(&Resource::Gpus).is_some_and(|n| *n > 0);
-        let waiting = self.waiting.iter().filter(|(_, demand)| self.gpus_held_elsewhere && needs(demand));
-        waiting.map(|((_, node), _)| *node).collect()
+        let is_refused = |demand: &Demand| demand.amounts.get(&Resource::Gpus).is_some_and(|n| self.refuses(*n));
+        self.waiting.iter().filter(|(_, demand)| is_refused(demand)).map(|((_, node), _)| *node).collect()
     }
 
     /// Lets instances that need GPUs try to claim them again.
     pub fn retry_gpus(&mut self) {
-        self.gpus_held_elsewhere = false;
+        self.refused_gpus = None;
+    }
+
+    fn refuses(&self, gpus: u64) -> bool {
+        self.refused_gpus.is_some_and(|refused| gpus >= refused)
     }
 
     /// Whether `free` has what an instance needs besides threads.
     fn has(&self, free: &Amounts, demand: &Demand) -> bool {
         demand.amounts.iter().filter(|(_, needed)| **needed > 0).all(|(resource, needed)| {
-            let elsewhere = *resource == Resource::Gpus && self.gpus_held_elsewhere;
-            !elsewhere && free.get(resource).is_none_or(|free| free >= needed)
+            let refused = *resource == Resource::Gpus && self.refuses(*needed);
+            !refused && free.get(resource).is_none_or(|free| free >= needed)
         })
     }
 
@@ -149,15 +152,17 @@ impl SlotQueue {
     pub fn rebalance(&mut self, others: usize) -> BTreeMap<usize, usize> {
         let mut changed = BTreeMap::new();
         let startable = self.startable();
-        let fair = (self.threads / (self.running.len() + startable.len()).max(1)).max(1);
-        let need = |threads: &Threads| match threads {
+        let fixed: usize = self.running.values().filter(|slots| !slots.elastic).map(|slots| slots.threads).sum();
+        let sharing = self.running.values().filter(|slots| slots.elastic).count() + startable.len();
+        let fair = ((self.threads - fixed) / sharing.max(1)).max(1);
+        let need = |threads: &Threads, share: usize| match threads {
             Threads::Fixed(n) => (*n).min(self.threads),
-            Threads::Elastic => fair,
+            Threads::Elastic => share,
         };
         let spare: usize = self.running.values().filter(|s| s.elastic).map(|s| s.threads.saturating_sub(fair)).sum();
         // If the first can start only after another attempt ends, threads that are kept for it would be idle until then.
-        let waiting = match startable.first().map(need) {
-            Some(first) if first <= self.free_threads + spare => startable.iter().map(need).sum(),
+        let waiting: usize = match startable.first() {
+            Some(first) if need(first, 1) <= self.free_threads + spare => startable.iter().map(|t| need(t, fair)).sum(),
             _ => 0,
         };
         while self.free_threads < waiting
@@ -309,6 +314,30 @@ mod tests {
         let mut queue = queue_of(2);
         queue.push(0, 1, demand(Threads::Fixed(64), &[]));
         assert_eq!(next(&mut queue, 0), Some((0, 2)), "more than there are: all of them");
+    }
+
+    #[test]
+    fn threads_of_attempts_with_a_fixed_number_are_not_shared_out() {
+        let mut queue = queue_of(16);
+        queue.push(0, 9, demand(Threads::Fixed(12), &[]));
+        elastic(&mut queue, 1, 1);
+        assert_eq!([next(&mut queue, 0), next(&mut queue, 0)], [Some((0, 12)), Some((1, 4))]);
+        elastic(&mut queue, 2, 9);
+        assert_eq!(queue.rebalance(0), BTreeMap::from([(1, 2)]));
+        assert_eq!(next(&mut queue, 0), Some((2, 2)));
+        serial(&mut queue, 3, 1);
+        assert_eq!(queue.rebalance(0), BTreeMap::from([(2, 1)]));
+        assert_eq!(next(&mut queue, 0), Some((3, 1)));
+    }
+
+    #[test]
+    fn a_refusal_of_many_gpus_does_not_hold_back_those_that_need_fewer() {
+        let mut queue = SlotQueue::new(4, Amounts::from([(Resource::Gpus, 4)]));
+        queue.push(0, 9, demand(Threads::Fixed(1), &[(Resource::Gpus, 4)]));
+        queue.push(1, 1, demand(Threads::Fixed(1), &[(Resource::Gpus, 1)]));
+        let three_free = &mut |n| n <= 3;
+        assert_eq!(queue.next(0, three_free), Some(Start { node: 1, threads: 1 }));
+        assert_eq!(queue.waiting_for_gpus(), [0]);
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::executor::{AttemptEvent, job_name};
-use super::node_runner::{AttemptOutcome, AttemptRequest, Digests, NodeRunner, RunnerEvent, TryError};
+use super::node_runner::{AttemptOutcome, AttemptRequest, Digests, NodeRunner, TryError};
 use super::redact::Secrets;
+use super::runner_event::RunnerEvent;
 use crate::context::StageEvent;
 use crate::error::{Error, Result};
 use crate::graph::Instance;

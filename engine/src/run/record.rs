@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::executor::Execution;
-use super::node_runner::{NodeRunner, RunnerEvent};
+use super::node_runner::NodeRunner;
+use super::runner_event::RunnerEvent;
 use crate::error::{Error, Result};
 use crate::external;
 use crate::graph::Instance;

@@ -7,15 +7,15 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::executor::{AttemptEvent, CHECKPOINT_PERIOD, KillHandle};
+use super::executor::{CHECKPOINT_PERIOD, KillHandle};
 use super::flow::{self, NodeMessage, NodeQuery};
 use super::gpu_locks::{self, GpuLock};
 use super::interrupt::Interruption;
-use super::node_runner::{AttemptOutcome, AttemptRequest, Digests, NodeDecision, NodeRunner, ReadyNode, RunnerEvent};
+use super::node_runner::{AttemptOutcome, AttemptRequest, Digests, NodeDecision, NodeRunner, ReadyNode};
 use super::node_state::{NodeState, ScheduledNode, SchedulerEvent};
 use super::queue::{Amounts, SlotQueue, Start};
+use super::runner_event::RunnerEvent;
 use super::{Failure, InstanceResult, RunState, fit};
-use crate::context::StageEvent;
 use crate::error::{Error, Result};
 use crate::journal::Event;
 use crate::names::{Digest, Key};
@@ -25,6 +25,9 @@ use crate::store::KeyLock;
 const MAX_DECISIONS: usize = 4;
 /// Minimum and maximum pause between tries to lock a key that another process holds.
 const LOCK_POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+/// Pause between tries to lock a GPU that another process holds.
+const GPU_POLL: Duration = Duration::from_millis(500);
 
 /// The result of a round.
 #[derive(Default)]
@@ -39,8 +42,10 @@ pub(super) struct Scheduler<'scope, 'env, 'state, 'journal> {
     run_state: &'state mut RunState<'journal>,
     events: Sender<SchedulerEvent>,
     nodes: BTreeMap<usize, ScheduledNode>,
-    /// Threads of this machine.
+    /// For what the attempts on this machine share.
     queue: SlotQueue,
+    /// When to try again to lock GPUs that other processes held.
+    gpu_poll: Instant,
     /// Jobs of batch systems, by executor.
     job_queues: BTreeMap<&'env str, SlotQueue>,
     ranks: &'env [u64],
@@ -92,6 +97,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             events,
             nodes: nodes.collect(),
             queue: SlotQueue::new(runner.options.jobs, fit::limits(runner.options, &runner.graph.pools)),
+            gpu_poll: Instant::now(),
             job_queues: BTreeMap::new(),
             ranks,
             undecided: VecDeque::new(),
@@ -137,7 +143,10 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
             if self.run_state.stopping() {
                 self.cancel_waiting();
             }
-            self.queue.retry_gpus();
+            if self.gpu_poll <= Instant::now() {
+                self.queue.retry_gpus();
+                self.gpu_poll = Instant::now() + GPU_POLL;
+            }
             self.start_ready();
             self.report_waiting_for_gpus();
         }
@@ -145,7 +154,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
 
     /// The next message, or `None` when a sleeping instance is due or GPUs should be tried again.
     fn next_event(&self, inbox: &Receiver<SchedulerEvent>) -> Option<SchedulerEvent> {
-        let retry_gpus = (!self.queue.waiting_for_gpus().is_empty()).then(|| Instant::now() + LOCK_POLL.1);
+        let retry_gpus = (!self.queue.waiting_for_gpus().is_empty()).then_some(self.gpu_poll);
         match self.sleeping.iter().filter_map(|node| self.nodes[node].state.due()).chain(retry_gpus).min() {
             // The scheduler holds a sender, so the channel cannot close.
             None => inbox.recv().ok(),
@@ -235,32 +244,7 @@ impl<'scope, 'env, 'state, 'journal> Scheduler<'scope, 'env, 'state, 'journal> {
 
     fn on_runner_event(&mut self, node: usize, event: RunnerEvent) {
         let stage = self.runner.instance(node).name.to_string();
-        self.run_state.emit(match event {
-            RunnerEvent::Started { key, threads, folder } => {
-                Event::StageStarted { stage, key, threads, attempt: folder.name(), log: folder.log }
-            }
-            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Progress { done, total, unit, headline })) => {
-                Event::Progress { stage, done, total, unit, headline }
-            }
-            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Activity { what })) => Event::Activity { stage, what },
-            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Timing { what, seconds })) => {
-                Event::Timing { stage, what, seconds }
-            }
-            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Checkpoint { done, total, unit })) => {
-                Event::Checkpoint { stage, done, total, unit }
-            }
-            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Resumed { done, total, unit })) => {
-                Event::Resumed { stage, done, total, unit }
-            }
-            RunnerEvent::Attempt(AttemptEvent::Stage(StageEvent::Paid(paid))) => Event::Paid { stage, paid },
-            RunnerEvent::Attempt(AttemptEvent::Job { executor, id, attached }) => {
-                Event::Job { stage, executor, job: id, attached }
-            }
-            RunnerEvent::Attempt(
-                AttemptEvent::Stage(StageEvent::Warning { message }) | AttemptEvent::Warning(message),
-            )
-            | RunnerEvent::Warning(message) => Event::Warning { stage: Some(stage), message },
-        });
+        self.run_state.emit(event.for_journal(stage));
     }
 
     fn on_attempt_ended(&mut self, node: usize, outcome: AttemptOutcome) {

@@ -33,6 +33,8 @@ pub struct Terms {
     pub max_tokens: u32,
     /// Whether the model may think before it answers.
     pub thinks: bool,
+    /// Answers about each document.
+    pub questions: u64,
 }
 
 /// Whether the model caches the fixed prefix.
@@ -53,6 +55,7 @@ impl Terms {
             batch: settings.mode == Mode::Batch,
             max_tokens: settings.max_tokens,
             thinks: settings.provider.thinks(),
+            questions: settings.texts.questions_per_pair() as u64,
         }
     }
 
@@ -149,7 +152,7 @@ fn from_sizes(
     let prefix = TOKENS_PER_BYTE * work.fixed_bytes as f64;
     let others = TOKENS_PER_BYTE * work.other_bytes as f64;
     let input = prefix * requests + others;
-    let mut output = LABEL_TOKENS * work.documents as f64;
+    let mut output = LABEL_TOKENS * (work.documents * terms.questions) as f64;
     if terms.thinks {
         output.high = output.high.max(f64::from(terms.max_tokens) * requests);
         notes.push(format!(
@@ -214,7 +217,7 @@ mod tests {
     use crate::judge::providers::anthropic::quote;
 
     fn terms(model: &str, batch: bool, thinks: bool) -> Terms {
-        Terms { quote: quote(model, None).unwrap(), batch, max_tokens: 1000, thinks }
+        Terms { quote: quote(model, None).unwrap(), batch, max_tokens: 1000, thinks, questions: 1 }
     }
 
     fn work() -> Work {

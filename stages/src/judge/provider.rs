@@ -80,8 +80,9 @@ pub trait Provider: Debug + Send + Sync {
         false
     }
 
-    /// The probability that the first summary is better, at a field of an answer about one document, if the answer tells.
-    fn first_wins(&self, _answer: &Value, _field: &str) -> Option<f64> {
+    /// The probability that the first summary is better, at a field of an answer about one document, if the answer tells;
+    /// `is_alone`: the answer should have no other field.
+    fn first_wins(&self, _answer: &Value, _field: &str, _is_alone: bool) -> Option<f64> {
         None
     }
 }

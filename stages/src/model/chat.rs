@@ -17,7 +17,9 @@ use crate::types::Model;
 use crate::types::folder::read_json;
 
 /// Instructions that a template may take; those of known models take fewer than 100 per message.
-const FUEL: u64 = 1_000_000;
+const FUEL: u64 = 10_000;
+/// Longest template and longest text that it may render to, in bytes; those of known models have fewer than 10,000.
+const MAX_TEXT: usize = 128 << 10;
 /// Largest file of a template, in bytes. Some tokenizer_config.json list tens of thousands of tokens.
 const MAX_BYTES: u64 = 32 << 20;
 /// Begins the text that stands for a message; ends with its number and `X`. Letters, so that no filter changes it.
@@ -155,7 +157,18 @@ impl ChatTemplate {
     /// If the template is invalid, refuses the conversation, does too much, or does not show each message once and in
     /// order.
     pub fn render(&self, roles: &[&str]) -> Result<Vec<ChatPiece>> {
+        let too_long = |what: &str| {
+            let path = self.path.display();
+            let error = Error::user(format!("{path}: the chat template {what} more than {MAX_TEXT} bytes"));
+            Err(error.help("use `prompt: plain`, or another template by `chat_template`"))
+        };
+        if self.source.len() > MAX_TEXT {
+            return too_long("has");
+        }
         let rendered = self.rendered(roles).map_err(|e| self.error(&e))?;
+        if rendered.len() > MAX_TEXT {
+            return too_long("renders to");
+        }
         let apart = || {
             let what = format!("{}: the chat template does not show each message once, in order", self.path.display());
             Error::user(what).help("use `prompt: plain`, or another template by `chat_template`")
@@ -336,6 +349,8 @@ mod tests {
             ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "does not show each message once"),
             ("{% include '/etc/passwd' %}", "line 1 of the chat template"),
             ("{% if %}", "line 1 of the chat template"),
+            ("{{ 'x' * 200000 }}", "renders to more than"),
+            (&"{{ 'x' }}".repeat(20_000), "has more than"),
             ("{{ messages[0].content.explode() }}", "explode"),
         ] {
             let error = text(source, &["user", "assistant"]).unwrap_err();

@@ -52,7 +52,10 @@ impl KillHandle {
     /// the attempt has that time.
     pub fn stop(&self, interruption: Interruption) -> bool {
         let mut state = self.lock();
-        if state.can_stop && state.stopping.is_none() && state.killed.is_none() {
+        if state.stopping.is_some() && state.killed.is_none() {
+            return true;
+        }
+        if state.can_stop && state.killed.is_none() {
             state.stopping = Some(interruption);
             if let Some(pipe) = &mut state.liveness_pipe {
                 // Fails only if the attempt has ended.

@@ -65,8 +65,8 @@ fn run(
 ) -> Result<AttemptExit> {
     let log = &launch.folder.log;
     let log = disk::open(OpenOptions::new().create(true).append(true).mode(0o600), log).at(log)?;
+    let watchdog = launch.timeout.map(|limit| Watchdog::start(limit, kill_handle.clone())).transpose()?;
     let Some(mut child) = spawn(launch, kill_handle)? else { return Ok(AttemptExit::Killed) };
-    let watchdog = launch.timeout.map(|limit| Watchdog::start(limit, kill_handle.clone()));
     let on_event = &mut |event: StageEvent| {
         let checkpointed = matches!(event, StageEvent::Checkpoint { .. });
         on_event(event);
@@ -107,7 +107,7 @@ struct Watchdog {
 }
 
 impl Watchdog {
-    fn start(limit: Duration, kill_handle: KillHandle) -> Self {
+    fn start(limit: Duration, kill_handle: KillHandle) -> Result<Self> {
         let (keep, dropped) = channel();
         let fired = Arc::new(AtomicBool::new(false));
         let watch = {
@@ -119,8 +119,9 @@ impl Watchdog {
                 }
             }
         };
-        std::thread::spawn(watch);
-        Self { fired, _keep: keep }
+        let thread = std::thread::Builder::new().name("timeout".into()).stack_size(64 << 10).spawn(watch);
+        thread.map_err(|e| Error::environment(format!("cannot start a thread: {e}")))?;
+        Ok(Self { fired, _keep: keep })
     }
 
     fn has_fired(&self) -> bool {
@@ -139,8 +140,6 @@ fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<
     let uses_device = launch.device != "cpu" || !launch.gpus.is_empty();
     let of_device = if uses_device { &DEVICE_VARIABLES[..] } else { &[] };
     let gpus = launch.gpus.iter().map(|gpu| gpu.id.as_str()).collect::<Vec<_>>().join(",");
-    // An attempt whose stage asks for no GPU must not see those of others.
-    let visible = (launch.resources.gpus.is_some() || !gpus.is_empty()).then_some(("CUDA_VISIBLE_DEVICES", gpus));
     let mut command = Command::new(launch.command);
     command
         .arg0("temper")
@@ -153,14 +152,15 @@ fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<
         )
         .envs(launch.env.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))))
         .envs(launch.set_env.iter().map(|(name, value)| (name, value)))
-        .envs(visible)
+        // An attempt whose stage asks for no GPU must not see those of others.
+        .env("CUDA_VISIBLE_DEVICES", gpus)
         .envs(THREAD_LIMITS.map(|name| (name, launch.threads.to_string())))
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     // A store among temporary files must not be open to attempts because these are.
-    if launch.store.root().starts_with(std::env::temp_dir()) {
+    if is_below(launch.store.root(), &std::env::temp_dir()) {
         let temporary = launch.folder.temporary();
         disk::create_dir_all(&temporary).at(&temporary)?;
         command.env("TMPDIR", temporary);
@@ -186,6 +186,12 @@ fn spawn(launch: &LaunchOptions<'_>, kill_handle: &KillHandle) -> Result<Option<
     state.can_stop = launch.can_stop;
     state.pass_on_threads();
     Ok(Some(child))
+}
+
+/// Whether a path lies in a folder, with links followed.
+pub(crate) fn is_below(path: &Path, folder: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    real(path).starts_with(real(folder))
 }
 
 /// Reads an attempt's events until its final message, or until its standard output ends.

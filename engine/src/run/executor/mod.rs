@@ -15,6 +15,7 @@ use std::time::Duration;
 
 pub(super) use batch::{Batch, job_name, probe};
 pub(super) use kill::{CHECKPOINT_PERIOD, KillHandle};
+pub(crate) use local::is_below;
 pub(super) use local::{Local, unreported_exit};
 
 use super::gpu_locks::GpuLock;

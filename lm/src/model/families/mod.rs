@@ -187,7 +187,10 @@ impl ModelConfig {
         }
         let family = value.get("model_type").map_or(Ok("gpt2"), |v| v.as_str().ok_or_else(|| v.to_string()));
         let family = family.map(str::to_owned).map_err(|v| format!("model_type is {v}, expected a string"))?;
-        let unsupported = UNSUPPORTED.iter().find(|key| value.get(key).is_some_and(|set| !set.is_null()));
+        let is_off =
+            |key: &str| key == "sliding_window" && value.get("use_sliding_window") == Some(&Value::Bool(false));
+        let is_set = |key: &str| value.get(key).is_some_and(|set| !set.is_null()) && !is_off(key);
+        let unsupported = UNSUPPORTED.into_iter().find(|key| is_set(key));
         let config = Self::of_family(&family, value)?;
         if let Some(key) = unsupported {
             return Err(format!("{key} is set, which is not supported"));

@@ -290,7 +290,8 @@ fn answered_questions(
 ) -> Vec<Vec<(f64, Reply, Option<f64>)>> {
     let fields = texts.all_fields(documents);
     let replies = provider.replies(answer, &fields);
-    let first_wins = |field| provider.first_wins(answer, field).filter(|_| provider.tells_probability());
+    let is_alone = fields.len() == 1;
+    let first_wins = |field| provider.first_wins(answer, field, is_alone).filter(|_| provider.tells_probability());
     let read: Vec<(Reply, Option<f64>)> = replies.into_iter().zip(fields.iter().map(|f| first_wins(f))).collect();
     let weight = |i: usize| texts.questions.get(i).map_or(1.0, |question| question.weight);
     let one =

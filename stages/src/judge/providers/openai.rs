@@ -175,7 +175,7 @@ impl Provider for OpenAi {
         let text = text(choice);
         let place = |field: &String| match self.verdict {
             // An answer of one token ends by its length, and says all.
-            Verdict::Logprobs => first_wins(choice, field).map(|p| if p >= 0.5 { 1 } else { 2 }),
+            Verdict::Logprobs => first_wins(choice, field, fields.len() == 1).map(|p| if p >= 0.5 { 1 } else { 2 }),
             Verdict::Text => chosen(&text, field, fields.len() == 1).filter(|_| !is_cut),
         };
         fields.iter().map(|field| place(field).map_or(unread, Reply::Label)).collect()
@@ -202,8 +202,8 @@ impl Provider for OpenAi {
         self.verdict == Verdict::Logprobs
     }
 
-    fn first_wins(&self, answer: &Value, field: &str) -> Option<f64> {
-        first_wins(&answer["choices"][0], field)
+    fn first_wins(&self, answer: &Value, field: &str, is_alone: bool) -> Option<f64> {
+        first_wins(&answer["choices"][0], field, is_alone)
     }
 }
 
@@ -295,9 +295,9 @@ fn numbers(text: &str) -> Option<u8> {
     numbers.all(|number| number == place.to_string()).then_some(place)
 }
 
-/// The probability that the first summary is better: of `1` against `2`, at the token with the choice at `field`. `None`
-/// without such a token or its probability.
-fn first_wins(choice: &Value, field: &str) -> Option<f64> {
+/// The probability that the first summary is better: of `1` against `2`, at the token with the choice at `field`, or of an
+/// answer that `is_alone` at its first number. `None` without such a token or its probability.
+fn first_wins(choice: &Value, field: &str, is_alone: bool) -> Option<f64> {
     let tokens = choice["logprobs"]["content"].as_array()?;
     let text = |token: &Value| token["token"].as_str().unwrap_or_default().to_owned();
     let place = |token: &str| match token.trim_matches(|c: char| !c.is_alphanumeric()) {
@@ -311,6 +311,10 @@ fn first_wins(choice: &Value, field: &str) -> Option<f64> {
     let is_whole = |end: &usize| !whole[*end..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
     let named = whole.rmatch_indices(field).map(|(start, _)| start + field.len()).find(is_whole);
     let thought = whole.rfind("</think>").map(|start| start + "</think>".len());
+    // A bare number answers a single question only.
+    if named.is_none() && !is_alone {
+        return None;
+    }
     let from = named.max(thought).unwrap_or(0);
     let mut start = 0;
     let token = tokens.iter().find(|token| {

@@ -89,12 +89,13 @@ fn an_answer_that_is_missing_leaves_no_label_and_says_which_are_there() {
     assert!(lost.iter().all(|(row, aspects)| row.reason.is_some() && aspects[2].is_none()), "{lost:?}");
 }
 
-#[test]
-fn probabilities_of_several_questions_are_weighed_into_one() {
-    let choose = |body: &Value| {
+/// Rows of an endpoint that tells probabilities: those that prefer good, and less surely the rest. `tells` says at which
+/// fields it answers.
+fn told_probabilities(tells: fn(&str) -> bool, with: &Value) -> Seen {
+    let choose = move |body: &Value| {
         let token = |token: &str, p: f64| json!({ "token": token, "logprob": p.ln() });
         let mut tokens = Vec::new();
-        for (field, place) in answers(body) {
+        for (field, place) in answers(body).into_iter().filter(|(field, _)| tells(field)) {
             let (this, other) = if place == 1 { ("1", "2") } else { ("2", "1") };
             // Sure of what is good, and hardly of the rest.
             let p = if field.ends_with("good") { 0.9 } else { 0.6 };
@@ -105,13 +106,26 @@ fn probabilities_of_several_questions_are_weighed_into_one() {
         json!({ "message": { "content": map(answers(body)) }, "finish_reason": "stop", "logprobs": { "content": tokens } })
     };
     let api = Api::new(Rules { choose: Box::new(choose), ..Rules::default() });
-    let with = json!({ "base_url": format!("{}/v1", api.address), "model": "m", "verdict": "logprobs",
-                       "questions": questions([2.0, 1.0, 1.0]), "swap_share": 0, "repeat_share": 0 });
+    let mut all = json!({ "base_url": format!("{}/v1", api.address), "model": "m", "verdict": "logprobs",
+                      "questions": questions([2.0, 1.0, 1.0]), "swap_share": 0, "repeat_share": 0 });
+    all.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+    let with = all;
     let params: openai::Params = serde_json::from_value((&Openai as &dyn AnyKind).normalise(&with).unwrap()).unwrap();
     let settings = params.settings().unwrap();
     let endpoint = settings.provider.endpoint().unwrap();
     let store = tempfile::tempdir().unwrap();
-    let seen = ran(&bench((0..10).map(pair).collect()), &settings, &endpoint, store.path(), Pay::Once);
+    ran(&bench((0..10).map(pair).collect()), &settings, &endpoint, store.path(), Pay::Once)
+}
+
+#[test]
+fn an_answer_without_one_of_the_probabilities_gives_no_label() {
+    let seen = told_probabilities(|field| field.ends_with("good"), &json!({ "max_unlabelled": 1 }));
+    assert!(seen.rows().iter().all(|row| row.outcome == Outcome::Unparsable), "{:?}", seen.rows());
+}
+
+#[test]
+fn probabilities_of_several_questions_are_weighed_into_one() {
+    let seen = told_probabilities(|_| true, &json!({}));
     for row in seen.rows() {
         assert!(row.chosen_text.starts_with("good"));
         // One of the other two answers is for it and one against it.

@@ -93,7 +93,8 @@ impl Kind for Local {
 
     fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let pairs = size("pairs")? * p.questions.len().max(1) as f64;
-        Some(Scaling::new(pairs * size("model")?, pairs))
+        let model = size("model")?;
+        Some(Scaling::new(pairs * model, pairs).memory(model))
     }
 
     fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {

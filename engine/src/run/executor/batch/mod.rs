@@ -330,8 +330,7 @@ impl Executor for Batch {
         // Before the job, so that it finds its lease; and after it, with the job's id.
         launch.store.write_lease(&launch.key, launch.lease)?;
         let env = exported(launch.env);
-        let mut resources = launch.resources.or(&self.settings.resources);
-        resources.time = resources.time.into_iter().chain(launch.timeout).min();
+        let resources = launch.resources.or(&self.settings.resources).within(launch.timeout);
         let name = job_name(launch.lease);
         let submission = Submission {
             name: &name,
