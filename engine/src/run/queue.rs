@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(queue.rebalance(0), BTreeMap::from([(1, 2)]));
         assert_eq!(next(&mut queue, 0), Some((2, 2)));
         serial(&mut queue, 3, 1);
-        assert_eq!(queue.rebalance(0), BTreeMap::from([(2, 1)]));
+        assert_eq!(queue.rebalance(0), BTreeMap::from([(1, 1)]), "the one of lower rank");
         assert_eq!(next(&mut queue, 0), Some((3, 1)));
     }
 
