@@ -75,7 +75,7 @@ pub(crate) fn access(job: &Job, of_kind: Access, surroundings: &Surroundings) ->
     read.extend(home.into_iter().flat_map(|home| OF_HOME.map(|name| home.join(name))));
     read.extend(job.inputs.values().flatten().map(|input| input.folder.clone()));
     external::replace(&job.params, &mut |external| {
-        let paths: Vec<PathBuf> = external.absolute_paths().into_iter().map(Into::into).collect();
+        let paths = Vec::from_iter(external.absolute_paths());
         paths.iter().for_each(|path| link_targets(path, &mut read));
         read.extend(paths);
         if let external::ExternalInput::Files(files) = &external
