@@ -24,7 +24,7 @@ const MAX_TEXT: usize = 128 << 10;
 const MAX_BYTES: u64 = 32 << 20;
 /// Begins the text that stands for a message; ends with its number and `X`. Letters, so that no filter changes it.
 const MARKER: &str = "TEMPERMESSAGE";
-/// The date that templates are told, so that equal inputs give equal prompts: that of Llama 3's templates without a clock.
+/// The date given to templates, so that equal inputs give equal prompts: that of Llama 3's templates without a clock.
 const DATE: (i32, u32, u32) = (2024, 7, 26);
 
 /// A piece of a rendered conversation.

@@ -39,7 +39,7 @@ pub enum PromptForm {
     Auto,
     /// The chat template; an error if there is none.
     Chat,
-    /// The messages one after the other, for models that know no chats.
+    /// The messages one after the other, for models without a chat format.
     Plain,
 }
 

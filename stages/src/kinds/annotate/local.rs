@@ -37,7 +37,7 @@ pub struct Params {
     #[serde(default)]
     pub questions: Vec<Aspect>,
     /// `auto`: the chat template if there is one, otherwise plain text. `chat`: the chat template. `plain`: plain text, for
-    /// models that know no chats.
+    /// models without a chat format.
     #[serde(default)]
     pub prompt: PromptForm,
     /// A file with a chat template instead of the model's: a `tokenizer_config.json`, or the template itself.
