@@ -1,12 +1,12 @@
-//! Ties the life of an attempt, and of every process below it, to the orchestrator's life, passes on what the
-//! orchestrator says about the number of threads, and separates the attempt's standard streams from those of the kind.
+//! Ties the life of an attempt, and of every process below it, to the orchestrator's life, passes on the orchestrator's
+//! instructions (another number of threads, or to stop), and separates the attempt's standard streams from the kind's.
 //!
 //! ```text
 //! orchestrator ──pipe──> guard ──fork──> attempt ──> programs of the kind, and theirs
 //! ```
 //!
-//! The guard only waits: for the attempt to end, for a number of threads, which it passes on, or for the pipe to close,
-//! which the kernel does however the orchestrator dies. Then it kills every process below it. As their subreaper it
+//! The guard only waits: for the attempt to end, for an instruction, which it passes on, or for the pipe to close, which
+//! the kernel does however the orchestrator dies. Then it kills every process below it. As their subreaper it
 //! becomes the parent of orphans, so it also finds processes that left the group and the session.
 
 use std::collections::HashMap;
@@ -36,7 +36,7 @@ pub(crate) const STOP: ThreadCount = [0; 2];
 pub(super) struct Streams {
     /// The real standard output.
     pub stdout: File,
-    /// A [`ThreadCount`] each time the number of threads changes. `None` without an orchestrator.
+    /// A [`ThreadCount`] each time the number of threads changes, or [`STOP`]. `None` without an orchestrator.
     pub thread_counts: Option<PipeReader>,
 }
 

@@ -15,7 +15,7 @@ use crate::run::interrupt::Interruption;
 /// Time that an attempt has to write a checkpoint before it is killed.
 pub(in crate::run) const CHECKPOINT_PERIOD: Duration = Duration::from_secs(20);
 
-/// Lets another thread kill an attempt, or change its number of threads.
+/// Lets another thread kill an attempt, stop it at its next checkpoint, or change its number of threads.
 #[derive(Clone, Default)]
 pub(in crate::run) struct KillHandle(Arc<Mutex<KillState>>);
 
