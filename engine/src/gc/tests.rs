@@ -254,3 +254,26 @@ fn what_a_job_without_an_orchestrator_uses_is_kept() {
     collect(&space.store, &nothing, &[], || ()).unwrap();
     assert!(!is_there(&space, &input.1) && !checkpoints.exists());
 }
+
+#[test]
+fn verify_finds_no_damage_in_what_collections_delete_and_commits_bring_back() {
+    let space = TestSpace::new();
+    let files: Vec<_> = (0..20).map(|n| (format!("{n}"), bytes(n))).collect();
+    let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let order = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let other = TestSpace { folder: tempfile::tempdir().unwrap(), store: space.reopen() };
+            for n in 0..60 {
+                commit(&other, &files[n % 7..]);
+                collect(&other.store, &KeptRuns::default(), &[], || ()).unwrap();
+            }
+            done.store(true, order);
+        });
+        while !done.load(order) {
+            let found = crate::store::verify(&space.store).unwrap();
+            assert!(found.is_intact(), "{found:?}");
+        }
+    });
+}

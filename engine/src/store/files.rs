@@ -13,7 +13,7 @@ use crate::error::{AtPath, Error, Result};
 use crate::names::Digest;
 
 /// Identifies a file's content without reading it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Stat {
     pub device: u64,
     pub inode: u64,

@@ -1,4 +1,5 @@
 //! `verify` hashes every file of the store, regardless of the stat index. `repair` quarantines what it found damaged.
+//! Other programs may use the store meanwhile.
 
 use std::collections::HashMap;
 use std::fs;
@@ -95,8 +96,8 @@ pub fn verify(store: &Store) -> Result<VerifyReport> {
 
 struct Verifier<'a> {
     store: &'a Store,
-    /// Digests by (device, inode).
-    hashed: HashMap<(u64, u64), Digest>,
+    /// By file. The inode alone would not do: that of a deleted file is used again.
+    hashed: HashMap<Stat, Digest>,
     report: VerifyReport,
 }
 
@@ -117,47 +118,53 @@ impl Verifier<'_> {
     }
 
     fn artifact(&mut self, digest: Digest, folder: &Path) -> Result<()> {
-        self.report.artifacts += 1;
-        let damaged_file = |file: &str| DamagedFile { artifact: digest, file: file.to_owned() };
-        let Ok(artifact) = self.store.open_artifact(&digest) else {
-            self.report.damaged.push(damaged_file(super::commit::MANIFEST));
+        let Some((damaged, unlisted)) = undisturbed(folder, || self.damaged_and_unlisted(digest, folder))? else {
             return Ok(());
         };
-        for (name, entry) in &artifact.manifest.files {
-            if !self.has_digest(&folder.join(name), &entry.digest)? {
-                self.report.damaged.push(damaged_file(name));
+        self.report.artifacts += 1;
+        self.report.damaged.extend(damaged.into_iter().map(|file| DamagedFile { artifact: digest, file }));
+        self.report.unlisted_files.extend(unlisted.into_iter().map(|name| folder.join(name)));
+        Ok(())
+    }
+
+    /// The names of an artifact's files that are damaged, and of those that its manifest does not name.
+    fn damaged_and_unlisted(&mut self, digest: Digest, folder: &Path) -> Result<(Vec<String>, Vec<String>)> {
+        let Ok(artifact) = self.store.open_artifact(&digest) else {
+            return Ok((vec![super::commit::MANIFEST.to_owned()], Vec::new()));
+        };
+        let mut damaged = Vec::new();
+        for (name, entry) in artifact.manifest.files {
+            if !self.has_digest(&folder.join(&name), &entry.digest)? {
+                damaged.push(name);
             }
         }
-        let unlisted_files = self.store.unlisted_files(&digest)?;
-        self.report.unlisted_files.extend(unlisted_files.into_iter().map(|name| folder.join(name)));
-        Ok(())
+        Ok((damaged, self.store.unlisted_files(&digest)?))
     }
 
     fn blob(&mut self, path: PathBuf) -> Result<()> {
         let shard = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         let rest = path.file_name().unwrap_or_default().to_string_lossy();
-        match format!("{shard}{rest}").parse() {
-            Ok(digest) if self.has_digest(&path, &digest)? => (),
-            Ok(_) => self.report.damaged_blobs.push(path),
-            Err(_) => self.report.unlisted_files.push(path),
+        let Ok(digest) = format!("{shard}{rest}").parse() else {
+            self.report.unlisted_files.push(path);
+            return Ok(());
+        };
+        if undisturbed(&path, || self.has_digest(&path, &digest))? == Some(false) {
+            self.report.damaged_blobs.push(path);
         }
         Ok(())
     }
 
     fn record(&mut self, path: PathBuf) -> Result<()> {
-        let key = path.file_stem().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-        let record = match key {
-            Some(key) => self.store.action(&key)?,
-            None => None,
-        };
-        match record {
-            Some(record) => {
+        let key: Option<Key> = path.file_stem().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        match undisturbed(&path, || key.map_or(Ok(None), |key| self.store.action(&key)))? {
+            Some(Some(record)) => {
                 self.report.records += 1;
                 if files::metadata_if_exists(&self.store.artifact_folder(&record.digest))?.is_none() {
                     self.report.without_artifact.push(record.key);
                 }
             }
-            None => self.report.broken_records.push(path),
+            Some(None) => self.report.broken_records.push(path),
+            None => (),
         }
         Ok(())
     }
@@ -166,14 +173,14 @@ impl Verifier<'_> {
     fn has_digest(&mut self, path: &Path, digest: &Digest) -> Result<bool> {
         let Some(metadata) = files::metadata_if_exists(path)?.filter(fs::Metadata::is_file) else { return Ok(false) };
         let stat = Stat::from(&metadata);
-        let found = match self.hashed.get(&(stat.device, stat.inode)) {
+        let found = match self.hashed.get(&stat) {
             Some(found) => *found,
             None if files::open_if_file(path)?.is_none() => return Ok(false),
             None => {
                 let (found, _) = files::hash_file(path)?;
                 self.report.files += 1;
                 self.report.bytes += stat.size;
-                self.hashed.insert((stat.device, stat.inode), found);
+                self.hashed.insert(stat, found);
                 found
             }
         };
@@ -182,6 +189,22 @@ impl Verifier<'_> {
         }
         Ok(found == *digest)
     }
+}
+
+/// What `check` finds at `path` while nobody replaces it. `None` if it was removed, for example by a garbage collection:
+/// what was found then says nothing about the store.
+fn undisturbed<T>(path: &Path, mut check: impl FnMut() -> Result<T>) -> Result<Option<T>> {
+    let stat = || files::metadata_if_exists(path).map(|found| found.as_ref().map(Stat::from));
+    let mut before = stat()?;
+    while before.is_some() {
+        let found = check();
+        let after = stat()?;
+        if after == before {
+            return found.map(Some);
+        }
+        before = after;
+    }
+    Ok(None)
 }
 
 fn digest_of_name(path: &Path) -> Option<Digest> {
