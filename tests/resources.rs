@@ -212,3 +212,33 @@ fn an_attempt_that_takes_longer_than_its_timeout_is_ended() {
     pipeline(&space, "p.yaml", 1, "{}\n    timeout: 1h\n    retries: few", "true");
     fails(&space.temper(&["run", "p.yaml"]), 2, &["`retries`: expected a whole number"]);
 }
+
+#[test]
+fn memory_is_expected_before_anything_has_run_and_follows_the_models_sizes() {
+    let space = TestSpace::new();
+    std::fs::copy(space::repository("pipeline.yaml"), space.path("pipeline.yaml")).unwrap();
+    let memory = |set: &str| -> Vec<(String, String, Option<f64>)> {
+        let plan = space.json(&["plan", "pipeline.yaml", "--json", "--set", set]);
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let stages = plan["stages"].as_array().unwrap().iter();
+        stages.map(|s| (text(&s["stage"]), text(&s["kind"]), s["expected_memory_bytes"].as_f64())).collect()
+    };
+    let wide = memory("stages.base.with.asset=tinytldr-l");
+    let base = memory("seed=1");
+    let uses_model = ["model.", "sft", "reward.", "rl.", "evaluate", "generate.best_of_n", "annotate.gold"];
+    let mut known = 0;
+    for ((stage, kind, memory), (_, _, wider)) in base.iter().zip(&wide) {
+        if !uses_model.iter().any(|with| kind.starts_with(with)) {
+            continue;
+        }
+        let memory = memory.unwrap_or_else(|| panic!("{stage}: the memory is unknown"));
+        assert!((5e7..2e10).contains(&memory), "{stage}: {memory}");
+        known += 1;
+        assert!(wider.unwrap() >= memory, "{stage}: larger models need no less");
+    }
+    assert!(known > 40, "{known}");
+    let of = |plan: &[(String, String, Option<f64>)], name: &str| {
+        plan.iter().find(|(stage, ..)| stage == name).and_then(|(.., memory)| *memory).unwrap()
+    };
+    assert!(of(&wide, "sft[s]") > of(&base, "sft[s]"));
+}

@@ -21,7 +21,7 @@ pub(crate) mod rotary;
 pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
-mod token_stats;
+pub mod token_stats;
 mod weight_grad_inputs;
 
 use std::sync::{Arc, OnceLock};

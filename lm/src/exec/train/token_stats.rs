@@ -17,7 +17,7 @@ use super::simd::{add_assign, exp, fma, max, simd, sum_map};
 use crate::Precision;
 
 /// Logits held in memory at once.
-const MAX_LOGITS: usize = 4 << 20;
+pub const MAX_LOGITS: usize = 4 << 20;
 
 /// Sizes (`n` rows of `d` columns, a vocabulary of `v`) and the tokens of each row.
 pub struct TokenStatsOp {

@@ -94,7 +94,7 @@ impl Kind for Local {
     fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let pairs = size("pairs")? * p.questions.len().max(1) as f64;
         let model = size("model")?;
-        Some(Scaling::new(pairs * model, pairs).memory(model))
+        Some(Scaling::new(pairs * model, pairs))
     }
 
     fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {
