@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::prompt::{Asked, Layout, Prompter};
-use self::scorer::Scorer;
+use self::scorer::{LmScorer, QuantizedScorer, Scorer};
 use super::document::{Document, Shown};
 use super::quality::report;
 use super::request::Texts;
@@ -46,12 +46,32 @@ pub enum PromptForm {
 /// What a local judge is asked, and how.
 #[derive(Clone, Debug)]
 pub struct LocalJudge<'a> {
+    pub model: JudgeModel<'a>,
     pub texts: Texts,
     pub prompt: PromptForm,
     /// A file with the chat template, instead of the model's.
     pub chat_template: Option<&'a Path>,
     /// Maximum fraction of pairs that are too long for the model.
     pub max_unlabelled: f64,
+}
+
+/// Where the model is.
+#[derive(Clone, Copy, Debug)]
+pub enum JudgeModel<'a> {
+    /// The artifact at port `model`, run by `lm`.
+    Port,
+    /// A GGUF file and its tokenizer.json, run with quantised weights.
+    Gguf { file: &'a Path, tokenizer: &'a Path },
+}
+
+impl JudgeModel<'_> {
+    /// The name in messages.
+    fn name(self) -> String {
+        match self {
+            Self::Port => "the model at port `model`".to_owned(),
+            Self::Gguf { file, .. } => file.display().to_string(),
+        }
+    }
 }
 
 /// Pairs in memory at once, and between two reports of progress and checks for a due checkpoint. A pair may take seconds.
@@ -72,9 +92,25 @@ pub(crate) fn run(judge: &LocalJudge, ctx: &mut Context) -> Result<()> {
 }
 
 fn annotate(judge: &LocalJudge, ctx: &mut Context) -> Result<()> {
-    let folder = ctx.one("model")?.folder.clone();
-    let (scorer, tokenizer) = scorer::LmScorer::load(&folder)?;
-    let prompter = Prompter::new(&judge.texts, layout(judge, &folder, ctx)?, &tokenizer, scorer.window());
+    let path = match judge.model {
+        JudgeModel::Port => ctx.one("model")?.folder.clone(),
+        JudgeModel::Gguf { file, .. } => file.to_owned(),
+    };
+    let (mut scorer, tokenizer): (Box<dyn Scorer>, _) = match judge.model {
+        JudgeModel::Port => {
+            let (scorer, tokenizer) = LmScorer::load(&path)?;
+            (Box::new(scorer), tokenizer)
+        }
+        JudgeModel::Gguf { file, tokenizer } => {
+            let (scorer, tokenizer) = QuantizedScorer::load(file, tokenizer)?;
+            if scorer.family() == "gemma3" {
+                ctx.warn("candle-transformers runs Gemma 3 with SiLU in place of its GELU: expect other labels than elsewhere");
+            }
+            (Box::new(scorer), tokenizer)
+        }
+    };
+    let window = scorer.window();
+    let prompter = Prompter::new(&judge.texts, layout(judge, &path, ctx)?, &tokenizer, window);
     let mut held_out = HeldOut::of(ctx)?;
     let tables = ctx.many("pairs").iter().map(|input| Pairs::open(&input.folder)).collect::<Result<Vec<_>>>()?;
     let total = tables.iter().map(|table| table.rows()).sum();
@@ -90,13 +126,14 @@ fn annotate(judge: &LocalJudge, ctx: &mut Context) -> Result<()> {
         let is_kept =
             |pair: &Pair| !held_out.holds(&pair.post_id, Parts::parse(&pair.prompt).map_or("", |parts| parts.post));
         let chunk: Vec<Pair> = chunk.into_iter().filter(is_kept).collect();
-        let found = scores.next(ctx, chunk.len(), (done, total), || score(&chunk, &prompter, &scorer))?;
+        let found = scores.next(ctx, chunk.len(), (done, total), || score(&chunk, &prompter, &mut *scorer))?;
         for (pair, found) in chunk.into_iter().zip(found.chunks_exact(per_pair)) {
-            let verdict = Verdict::of(&judge.texts, &pair, found)?;
+            let verdict = Verdict::of(&judge.texts, &pair, found)
+                .map_err(|e| e.help(format!("look at {}", judge.model.name())))?;
             counts.add(&verdict);
             let aspects = verdict.for_chosen();
             push_aspects(&mut judged, &judge.texts, &pair.id, &aspects)?;
-            judged.push(verdict.row(pair, scorer.window()))?;
+            judged.push(verdict.row(pair, window))?;
         }
         ctx.progress(done, total, "pairs", None);
     }
@@ -104,8 +141,7 @@ fn annotate(judge: &LocalJudge, ctx: &mut Context) -> Result<()> {
     let asked = judged.rows() - counts.equal;
     if too_long as f64 > judge.max_unlabelled * asked as f64 {
         return Err(Error::user(format!(
-            "{too_long} of {asked} pairs do not fit the model's window of {} tokens, more than max_unlabelled = {}",
-            scorer.window(),
+            "{too_long} of {asked} pairs do not fit the model's window of {window} tokens, more than max_unlabelled = {}",
             judge.max_unlabelled
         ))
         .help("show fewer worked examples (`shots: 0`), or use a model with a longer window"));
@@ -115,22 +151,28 @@ fn annotate(judge: &LocalJudge, ctx: &mut Context) -> Result<()> {
     judged.finish(ctx)
 }
 
-/// The form of the prompt, by the parameters and the model's folder.
-fn layout(judge: &LocalJudge, folder: &Path, ctx: &mut Context) -> Result<Layout> {
+/// The form of the prompt, by the parameters and the files of the model, a folder or a GGUF file.
+fn layout(judge: &LocalJudge, model: &Path, ctx: &mut Context) -> Result<Layout> {
     let template = match (judge.prompt, judge.chat_template) {
         (PromptForm::Plain, _) => return Ok(Layout::Plain),
-        (_, Some(file)) => Some(ChatTemplate::of_file(file, folder)?),
-        (_, None) => ChatTemplate::of_model(folder)?,
+        (_, Some(file)) => Some(ChatTemplate::of_file(file, model)?),
+        (_, None) => ChatTemplate::of_model(model)?,
+    };
+    let remedy = match judge.model {
+        JudgeModel::Port => "import it with `chat_template: true`, or name a file by `chat_template`",
+        JudgeModel::Gguf { .. } => "name a file by `chat_template`",
     };
     match template {
         Some(template) => Layout::chat(&template, &judge.texts),
-        None if judge.prompt == PromptForm::Chat => Err(Error::user("the model at port `model` has no chat template")
-            .help("import it with `chat_template: true`, or name a file by `chat_template`")),
+        None if judge.prompt == PromptForm::Chat => {
+            Err(Error::user(format!("{} has no chat template", judge.model.name())).help(remedy))
+        }
         None => {
-            ctx.warn(
-                "the model has no chat template, so it is asked in plain text; `prompt: plain` says that this is meant, and \
-                 `model.import` takes a template with `chat_template: true`",
-            );
+            ctx.warn(format!(
+                "{} has no chat template, so it is asked in plain text; `prompt: plain` says that this is meant, otherwise \
+                 {remedy}",
+                judge.model.name()
+            ));
             Ok(Layout::Plain)
         }
     }
@@ -141,7 +183,7 @@ const SCORES_PER_QUESTION: usize = 2 * ORDERS.len();
 
 /// The scores of pairs, [`SCORES_PER_QUESTION`] for each question. A prompt that does not fit has NaN and its number of
 /// tokens instead; two equal texts have zeros, since nothing is asked about them.
-fn score(pairs: &[Pair], prompter: &Prompter, scorer: &impl Scorer) -> Result<Vec<f32>> {
+fn score(pairs: &[Pair], prompter: &Prompter, scorer: &mut dyn Scorer) -> Result<Vec<f32>> {
     let mut scores = Vec::new();
     let (mut choices, mut places) = (Vec::new(), Vec::new());
     for pair in pairs {
@@ -205,8 +247,7 @@ impl Verdict {
             return Ok(Self::TooLong { tokens });
         }
         if !scores.iter().all(|score| score.is_finite()) {
-            return Err(Error::user(format!("pair `{}`: the model's log-probabilities are no numbers", pair.id))
-                .help("look at the model at port `model`"));
+            return Err(Error::user(format!("pair `{}`: the model's log-probabilities are no numbers", pair.id)));
         }
         let weight = |i: usize| texts.questions.get(i).map_or(1.0, |question| question.weight);
         let all: f64 = (0..texts.questions_per_pair()).map(weight).sum();

@@ -1,3 +1,5 @@
+mod gguf;
+
 use serde_json::{Value, json};
 
 use super::prompt::Choice;
@@ -43,7 +45,7 @@ impl Scorer for Biased {
         10_000
     }
 
-    fn score(&self, choices: &[Choice]) -> Result<Vec<[f32; 2]>> {
+    fn score(&mut self, choices: &[Choice]) -> Result<Vec<[f32; 2]>> {
         let tokenizer = toys::chat_tokenizer();
         let good_first = |choice: &Choice| {
             let text = tokenizer.decode(&choice.prompt);
@@ -59,7 +61,7 @@ fn a_preference_for_a_place_cancels_and_is_told() {
     let (texts, tokenizer) = (texts(json!([])), toys::chat_tokenizer());
     let prompter = Prompter::new(&texts, Layout::Plain, &tokenizer, 10_000);
     let pairs = toys::pairs(12, Split::Proxy);
-    let scores = score(&pairs, &prompter, &Biased).unwrap();
+    let scores = score(&pairs, &prompter, &mut Biased).unwrap();
     let mut counts = Counts::default();
     for (pair, scores) in pairs.into_iter().zip(scores.chunks_exact(4)) {
         let verdict = Verdict::of(&texts, &pair, scores).unwrap();
@@ -170,7 +172,7 @@ fn a_strangers_text_ends_no_turn() {
 fn an_answer_of_several_tokens_weighs_as_one_of_one_token() {
     let folder = tempfile::tempdir().unwrap();
     toys::write_model(folder.path(), 5).unwrap();
-    let (scorer, tokenizer) = LmScorer::load(folder.path()).unwrap();
+    let (mut scorer, tokenizer) = LmScorer::load(folder.path()).unwrap();
     let (prompt, more) = (tokenizer.encode("My cat is sad. The answer"), tokenizer.encode(" is"));
     let [one, two] = ["1", "2"].map(|text| tokenizer.encode(text));
     let short = Choice { prompt: [&prompt[..], &more].concat(), answers: [one.clone(), two.clone()] };

@@ -8,7 +8,7 @@ use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::judge::local::{self, LocalJudge, PromptForm};
+use crate::judge::local::{self, JudgeModel, LocalJudge, PromptForm};
 use crate::judge::params::{self, defaults};
 use crate::judge::request::{self, Aspect, Texts};
 use crate::train::params::Faults;
@@ -19,6 +19,13 @@ pub struct Local;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
+    /// A GGUF file of a Llama, Qwen2, Qwen3, Gemma 3 or Phi 3, in place of the input `model`. It runs with its quantised
+    /// weights, on the CPU, with prompts of at most 4,096 tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gguf: Option<InputPath>,
+    /// The `tokenizer.json` of the model in `gguf`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<InputPath>,
     /// A file with a request template instead of the built-in one, as for `annotate.claude`.
     #[serde(default)]
     pub template: Option<InputPath>,
@@ -64,14 +71,22 @@ impl Kind for Local {
     const VERSION: u32 = 1;
     const ABOUT: &'static str = "judges pairs by a language model that runs in the process, without a server";
 
-    fn signature(&self, _: &Params) -> Signature {
+    fn signature(&self, p: &Params) -> Signature {
         let signature = Signature::producing(Preferences::NAME).many("pairs", &[Pairs::NAME]);
-        signature.one("model", &[Model::NAME]).optional("exclude", &[Posts::NAME]).numerics(lm::NUMERICS)
+        let signature = if p.gguf.is_none() { signature.one("model", &[Model::NAME]) } else { signature };
+        signature.optional("exclude", &[Posts::NAME]).numerics(lm::NUMERICS)
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
         let mut faults = Faults::default();
         faults.must(params::is_share(p.max_unlabelled), "max_unlabelled", "expected 0 to 1");
+        if let Some(InputPath(file)) = &p.gguf {
+            let is_gguf = file.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+            faults.must(is_gguf, "gguf", "must be a .gguf file; `model.import` reads other models");
+        }
+        let (gguf, tokenizer) = (p.gguf.is_some(), p.tokenizer.is_some());
+        faults.must(tokenizer || !gguf, "tokenizer", "`gguf` needs the model's tokenizer.json");
+        faults.must(gguf || !tokenizer, "tokenizer", "is not used without `gguf`; a model artifact has its tokenizer");
         let unused = p.prompt == PromptForm::Plain && p.chat_template.is_some();
         faults.must(!unused, "chat_template", "is not used with `prompt: plain`");
         faults.0.extend(request::faults(&p.questions));
@@ -88,17 +103,30 @@ impl Kind for Local {
                 faults.push(("shots".to_owned(), format!("there are {there} worked examples")));
             }
         }
+        if let Some(Err(error)) =
+            p.gguf.as_ref().filter(|file| file.0.is_file()).map(|InputPath(file)| lm::QuantizedLm::check(file))
+        {
+            faults.push(("gguf".to_owned(), error.to_string()));
+        }
         faults
     }
 
     fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let pairs = size("pairs")? * p.questions.len().max(1) as f64;
-        let model = size("model")?;
+        let model = match &p.gguf {
+            Some(InputPath(file)) => std::fs::metadata(file).ok()?.len() as f64,
+            None => size("model")?,
+        };
         Some(Scaling::new(pairs * model, pairs).memory(model))
     }
 
     fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {
+        let model = match (&p.gguf, &p.tokenizer) {
+            (Some(InputPath(file)), Some(InputPath(tokenizer))) => JudgeModel::Gguf { file, tokenizer },
+            _ => JudgeModel::Port,
+        };
         let judge = LocalJudge {
+            model,
             texts: p.texts()?,
             prompt: p.prompt,
             chat_template: p.chat_template.as_ref().map(|file| file.0.as_path()),
