@@ -10,7 +10,7 @@ use candle_core::quantized::gguf_file::Value;
 use candle_core::{DType, Device, Tensor};
 use common::gguf::GgufFile;
 use common::*;
-use lm::{Batch, CausalLm, ModelConfig, QuantizedLm, Sequence, StatOptions};
+use lm::{Batch, CausalLm, InitStd, ModelConfig, QuantizedLm, Sequence, StatOptions};
 
 /// A random model of two layers: heads of 16 in a width of 64.
 fn tiny(model_type: &str, head_dim: usize, theta: f64) -> CausalLm {
@@ -19,8 +19,10 @@ fn tiny(model_type: &str, head_dim: usize, theta: f64) -> CausalLm {
         "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": head_dim, "rms_norm_eps": 1e-5, "rope_theta": theta, "eos_token_id": EOS,
     });
-    let lm = model(ModelConfig::from_json(config).unwrap(), 5);
-    // Weights of the usual size, so that no softmax is all but one-hot.
+    let lm = CausalLm::init(ModelConfig::from_json(config).unwrap(), InitStd::Fixed(0.1), &mut rng(5)).unwrap();
+    let lm = lm.with_full_training().unwrap();
+    // Norms too. Of the usual size, so that no softmax is all but one-hot.
+    randomise(&lm.variables(), 0.1, 6);
     lm.frozen()
 }
 
@@ -68,21 +70,21 @@ fn each_family_gives_the_log_probabilities_of_lms_model_with_the_same_weights() 
     ] {
         let (found, expected) = (found(&file), expected(model));
         let furthest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(furthest < 1e-3, "{name}: {furthest}");
+        assert!(furthest < 1e-4, "{name}: {furthest}");
     }
 }
 
 #[test]
 fn one_quantised_file_is_nearly_the_same_model_with_quantised_and_dequantised_products() {
     let mut file = GgufFile::llama(&llama());
-    for (matrices, tolerance) in [(GgmlDType::Q8_0, 0.1), (GgmlDType::Q4_0, 0.3)] {
+    for matrices in [GgmlDType::Q8_0, GgmlDType::Q4_0] {
         file.matrices = matrices;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         file.write(&path);
         let (found, expected) = (found(&file), expected(&CausalLm::load(&path).unwrap()));
         let furthest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(furthest < tolerance && furthest > 0.0, "{matrices:?}: {furthest}");
+        assert!(furthest < 0.05 && furthest > 0.0, "{matrices:?}: {furthest}");
     }
 }
 
@@ -151,7 +153,7 @@ fn a_file_that_candle_would_run_wrongly_is_refused_with_the_reason() {
         ("block_count", Value::U32(1), "tensor `blk.1.attn_k.weight` is not part of a llama"),
         ("block_count", Value::U32(3), "tensor `blk.2.attn_k.weight` is missing"),
         ("block_count", Value::U32(i32::MAX as u32), "tensor `blk.10.attn_k.weight` is missing"),
-        ("embedding_length", Value::U32(32), "has shape [288, 64], expected rows of 32"),
+        ("embedding_length", Value::U32(32), "only 8 of each is supported"),
         ("feed_forward_length", Value::U32(64), "expected [64, 64]"),
         ("context_length", Value::U32(0), "`llama.context_length` is 0"),
         ("expert_count", Value::U32(8), "mixtures of experts"),
