@@ -283,8 +283,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    use crate::testing::toys::CHATML;
 
     fn template(source: &str) -> ChatTemplate {
         let config = TokenizerConfig { bos_token: Some(Token::Text("<s>".into())), ..TokenizerConfig::default() };

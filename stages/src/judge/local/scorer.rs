@@ -21,7 +21,7 @@ pub trait Scorer {
 }
 
 /// Most tokens of one forward pass, padding included, unless one sequence alone has more.
-const TOKENS: usize = 4096;
+const MAX_BATCH_TOKENS: usize = 4096;
 
 /// A model of `lm`.
 pub struct LmScorer {
@@ -76,7 +76,7 @@ impl Scorer for LmScorer {
         let mut scores = vec![[0.0; 2]; choices.len()];
         let mut rest = &order[..];
         while !rest.is_empty() {
-            let fits = |n: &usize| n * choices[rest[n - 1]].len() <= TOKENS;
+            let fits = |n: &usize| n * choices[rest[n - 1]].len() <= MAX_BATCH_TOKENS;
             let n = (1..=rest.len()).take_while(fits).last().unwrap_or(1);
             let (now, later) = rest.split_at(n);
             let found = self.batch(&now.iter().map(|i| &choices[*i]).collect::<Vec<_>>())?;

@@ -8,9 +8,9 @@ use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::judge::instructions::{self, Criterion, Instructions};
 use crate::judge::local::{self, JudgeModel, LocalJudge, PromptForm};
 use crate::judge::params::{self, defaults};
-use crate::judge::request::{self, Aspect, Texts};
 use crate::train::params::Faults;
 use crate::types::{Model, Pairs, Posts, Preferences};
 
@@ -42,7 +42,7 @@ pub struct Params {
     /// Several questions about each pair instead of one: `[{name, text, weight}]`. The label is the weighted mean of their
     /// probabilities; the single answers are in `aspects.parquet`.
     #[serde(default)]
-    pub questions: Vec<Aspect>,
+    pub questions: Vec<Criterion>,
     /// `auto`: the chat template if there is one, otherwise plain text. `chat`: the chat template. `plain`: plain text, for
     /// models without a chat format.
     #[serde(default)]
@@ -56,11 +56,11 @@ pub struct Params {
 }
 
 impl Params {
-    fn texts(&self) -> Result<Texts> {
+    fn instructions(&self) -> Result<Instructions> {
         let (template, examples) = (self.template.as_ref(), self.examples.as_ref());
-        let mut texts = Texts::load(template, examples, self.rubric.as_deref(), &self.questions)?;
-        texts.examples.truncate(self.shots.unwrap_or(usize::MAX));
-        Ok(texts)
+        let mut instructions = Instructions::load(template, examples, self.rubric.as_deref(), &self.questions)?;
+        instructions.examples.truncate(self.shots.unwrap_or(usize::MAX));
+        Ok(instructions)
     }
 }
 
@@ -89,16 +89,16 @@ impl Kind for Local {
         faults.must(gguf || !tokenizer, "tokenizer", "is not used without `gguf`; a model artifact has its tokenizer");
         let unused = p.prompt == PromptForm::Plain && p.chat_template.is_some();
         faults.must(!unused, "chat_template", "is not used with `prompt: plain`");
-        faults.0.extend(request::faults(&p.questions));
+        faults.0.extend(instructions::faults(&p.questions));
         faults.0
     }
 
     fn check_files(&self, p: &Params) -> Vec<(String, String)> {
         let mut faults = params::file_faults(p.template.as_ref(), p.examples.as_ref(), &p.questions);
-        if let (true, Some(shots), Ok(texts)) =
-            (faults.is_empty(), p.shots, Params { shots: None, ..p.clone() }.texts())
+        if let (true, Some(shots), Ok(instructions)) =
+            (faults.is_empty(), p.shots, Params { shots: None, ..p.clone() }.instructions())
         {
-            let there = texts.examples.len();
+            let there = instructions.examples.len();
             if shots > there {
                 faults.push(("shots".to_owned(), format!("there are {there} worked examples")));
             }
@@ -127,7 +127,7 @@ impl Kind for Local {
         };
         let judge = LocalJudge {
             model,
-            texts: p.texts()?,
+            instructions: p.instructions()?,
             prompt: p.prompt,
             chat_template: p.chat_template.as_ref().map(|file| file.0.as_path()),
             max_unlabelled: p.max_unlabelled,

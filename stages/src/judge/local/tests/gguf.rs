@@ -136,7 +136,7 @@ fn assert_same(a: &[(String, f64)], b: &[(String, f64)]) {
 
 #[test]
 fn a_gguf_file_labels_as_the_artifact_with_the_same_weights() {
-    for template in [Some(CHATML), None] {
+    for template in [Some(toys::CHATML), None] {
         let judge = Judge::new(template);
         let pairs = toys::pairs(6, Split::Proxy);
         let (gguf, artifact) = (judge.run(pairs.clone(), json!({})).unwrap(), judge.run_artifact(pairs));
@@ -150,7 +150,7 @@ fn a_gguf_file_labels_as_the_artifact_with_the_same_weights() {
 
 #[test]
 fn the_label_of_a_gguf_judge_does_not_depend_on_the_sides_of_a_pair() {
-    let judge = Judge::new(Some(CHATML));
+    let judge = Judge::new(Some(toys::CHATML));
     let turned = |pair: Pair| Pair { a_text: pair.b_text.clone(), b_text: pair.a_text.clone(), ..pair };
     let pairs = toys::pairs(4, Split::Proxy);
     let other: Vec<Pair> = pairs.iter().cloned().map(turned).collect();
@@ -161,7 +161,7 @@ fn the_label_of_a_gguf_judge_does_not_depend_on_the_sides_of_a_pair() {
 #[test]
 fn the_chat_template_is_the_files_or_a_given_one() {
     let pairs = || toys::pairs(2, Split::Proxy);
-    let (with, without) = (Judge::new(Some(CHATML)), Judge::new(None));
+    let (with, without) = (Judge::new(Some(toys::CHATML)), Judge::new(None));
     let chat = labels(&with.run(pairs(), json!({ "prompt": "chat" })).unwrap());
     let plain = without.run(pairs(), json!({})).unwrap();
     assert!(plain.warnings.iter().any(|warning| warning.contains("judge.gguf has no chat template")));
@@ -169,11 +169,11 @@ fn the_chat_template_is_the_files_or_a_given_one() {
     let error = without.run(pairs(), json!({ "prompt": "chat" })).map(drop).unwrap_err();
     assert!(error.message.ends_with("judge.gguf has no chat template"), "{error}");
     assert!(error.exit_code() == 2 && error.help.is_some_and(|help| help.contains("`chat_template`")));
-    std::fs::write(without.path("own.jinja"), CHATML).unwrap();
+    std::fs::write(without.path("own.jinja"), toys::CHATML).unwrap();
     let own = without.run(pairs(), json!({ "chat_template": without.path("own.jinja") })).unwrap();
     assert_same(&labels(&own), &chat);
     // The template may use the end token that the file names.
-    let ending = CHATML.replace("'<|im_end|>'", "eos_token");
+    let ending = toys::CHATML.replace("'<|im_end|>'", "eos_token");
     std::fs::write(without.path("own.jinja"), ending).unwrap();
     let own = without.run(pairs(), json!({ "chat_template": without.path("own.jinja") })).unwrap();
     assert_same(&labels(&own), &chat);
