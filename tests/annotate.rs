@@ -1,15 +1,12 @@
 //! Tests of `annotate.claude` and `annotate.openai` through the real binary against a local API server: killed runs, lost
 //! replies, money.
 
-#[allow(dead_code, unused_imports, reason = "the tests of the kind use more of it")]
-#[path = "../stages/src/testing/api/mod.rs"]
-mod api;
 mod space;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use api::{Api, Fault, KEY, Line, Rules};
+use fake_api::{Api, Fault, KEY, Line, Rules};
 use serde_json::Value;
 use space::{TestSpace, text};
 

@@ -10,16 +10,12 @@
 //!
 //! All of it: `benches/annotate/run.sh`. Without the local judge: `cargo bench --bench annotate`.
 
-#[allow(dead_code, unused_imports, reason = "the tests use more of it")]
-#[path = "../../stages/src/testing/api/mod.rs"]
-mod api;
-
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use api::{Api, KEY, Rules};
+use fake_api::{Api, KEY, Rules};
 use serde_json::{Value, json};
 
 /// Pairs for the local judge: each is read twice, once in each order.

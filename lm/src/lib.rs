@@ -26,6 +26,7 @@ pub use error::{Error, Result};
 pub use exec::decode::sample::{SampledResponse, sample};
 pub use exec::decode::token_sampler::SampleOptions;
 pub use exec::memory::{MemoryEstimate, Trainable};
+pub use exec::quantized::QuantizedLm;
 pub use exec::train::simd::{Isa, has_avx512_bf16, isa};
 pub use exec::train::{TokenStats, backward};
 pub use io::weights::WeightType;

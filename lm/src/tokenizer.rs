@@ -211,9 +211,9 @@ impl Tokenizer {
         text.trim_start().strip_prefix(CONTINUATION_MARK).map_or_else(|| self.decode(ids), str::to_owned)
     }
 
-    /// An encoder for texts whose markup may hold special tokens.
+    /// An encoder for texts whose markup may hold added tokens.
     pub fn markup(&self) -> MarkupTokenizer {
-        MarkupTokenizer::new(self.inner.clone())
+        MarkupTokenizer::new(&self.inner)
     }
 
     /// The id of a token, special ones included.

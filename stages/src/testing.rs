@@ -1,11 +1,5 @@
 //! Test helper that runs a kind on small inputs in fresh folders.
 
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "benches and the tests of the binary use what the tests of the kinds do not"
-)]
-pub mod api;
 pub mod attempts;
 /// Numeric comparisons shared with the tests of `lm`.
 #[path = "../../lm/tests/parity/numbers.rs"]

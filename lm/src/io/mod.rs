@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 
 use self::encoding::Encoding;
-pub use self::gguf::Gguf;
+pub use self::gguf::{Gguf, gguf_chat_config};
+pub(crate) use self::gguf::{QuantizedFamily, QuantizedFile};
 use self::source::Source;
 use crate::tensor::device::device;
 use crate::{Error, Result};

@@ -1,6 +1,8 @@
 //! Small random models, and an independent GPT-2 in f64 to compare with.
 #![allow(dead_code, reason = "every test binary uses some of it")]
 
+pub mod gguf;
+
 use std::collections::HashMap;
 
 use candle_core::Tensor;

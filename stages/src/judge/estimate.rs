@@ -55,7 +55,7 @@ impl Terms {
             batch: settings.mode == Mode::Batch,
             max_tokens: settings.max_tokens,
             thinks: settings.provider.thinks(),
-            questions: settings.texts.questions_per_pair() as u64,
+            questions: settings.instructions.criteria_per_pair() as u64,
         }
     }
 

@@ -13,6 +13,7 @@ mod credentials;
 mod document;
 mod endpoint;
 mod estimate;
+pub(crate) mod instructions;
 pub(crate) mod local;
 pub(crate) mod params;
 pub(crate) mod prices;
@@ -20,7 +21,6 @@ pub(crate) mod provider;
 pub(crate) mod providers;
 mod quality;
 mod reply;
-pub(crate) mod request;
 pub(crate) mod settings;
 mod spool;
 pub(crate) mod template;
@@ -38,10 +38,10 @@ use engine::error::{AtPath, Error, Result};
 use engine::estimate::Estimate;
 use engine::kind::Signature;
 use estimate::{Terms, Usages, Work};
+use instructions::Instructions;
 use prices::Usage;
 use quality::Quality;
 use reply::Reply;
-use request::Texts;
 use settings::Settings;
 use spool::{Spool, Waiting};
 
@@ -61,7 +61,7 @@ pub(crate) fn signature(env: &[&str], key: Option<&str>, excluded_from_key: &[&s
     signature.deterministic = false;
     signature.pays = true;
     signature.excluded_from_key =
-        [excluded_from_key, &params::BESIDE_KEY].concat().into_iter().map(str::to_owned).collect();
+        [excluded_from_key, &params::EXCLUDED_FROM_KEY].concat().into_iter().map(str::to_owned).collect();
     let env = env.iter().copied().chain([ask::CONCURRENCY_VARIABLE]).chain(http::ENV);
     signature.env = env.map(str::to_owned).collect();
     if let Some(key) = key {
@@ -246,15 +246,15 @@ impl<'a> Table<'a> {
 
     /// Writes the table in the order of pairs; every answer must be in the log.
     fn write(&self, log: &AnswerLog, ctx: &mut Context) -> Result<()> {
-        let texts = &self.settings.texts;
-        let mut judged = writer(texts, ctx)?;
+        let instructions = &self.settings.instructions;
+        let mut judged = writer(instructions, ctx)?;
         let mut quality = Quality::default();
         let mut requests = Vec::new();
         for pair in self.rows(ctx) {
             let pair = pair?;
             if is_tie(&pair) {
                 let row = Preference::of(pair, Side::A, Outcome::Tie, &self.settings.model);
-                push_aspects(&mut judged, texts, &row.id, &[])?;
+                push_aspects(&mut judged, instructions, &row.id, &[])?;
                 judged.push(Preference { chosen_first: None, ..row })?;
                 continue;
             }
@@ -284,13 +284,13 @@ impl<'a> Table<'a> {
                 _ => None,
             };
             let (confidence, reason) = (log.probability(kept)?, log.reason(kept)?);
-            if !texts.questions.is_empty() {
+            if !instructions.criteria.is_empty() {
                 let place_of_chosen = if question.shown.side(1) == chosen { 1 } else { 2 };
-                let answers = log.questions(kept)?.into_iter().map(|(_, reply, first_wins)| match reply {
-                    Reply::Label(place) => (Some(place == place_of_chosen), first_wins.map(|p| p.max(1.0 - p))),
+                let answers = log.answers(kept)?.into_iter().map(|answer| match answer.reply {
+                    Reply::Label(place) => (Some(place == place_of_chosen), answer.first_wins.map(|p| p.max(1.0 - p))),
                     _ => (None, None),
                 });
-                push_aspects(&mut judged, texts, &row.id, &answers.collect::<Vec<_>>())?;
+                push_aspects(&mut judged, instructions, &row.id, &answers.collect::<Vec<_>>())?;
             }
             judged.push(Preference { chosen_first, confidence, reason, ..row })?;
         }
@@ -303,8 +303,8 @@ impl<'a> Table<'a> {
 }
 
 /// The writer of a judge's table; with a second table for several questions.
-fn writer(texts: &Texts, ctx: &Context) -> Result<PreferenceWriter> {
-    if texts.questions.is_empty() {
+fn writer(instructions: &Instructions, ctx: &Context) -> Result<PreferenceWriter> {
+    if instructions.criteria.is_empty() {
         PreferenceWriter::create(ctx.out())
     } else {
         PreferenceWriter::with_aspects(ctx.out())
@@ -315,13 +315,13 @@ fn writer(texts: &Texts, ctx: &Context) -> Result<PreferenceWriter> {
 /// missing as no answer.
 fn push_aspects(
     judged: &mut PreferenceWriter,
-    texts: &Texts,
+    instructions: &Instructions,
     id: &str,
     answers: &[(Option<bool>, Option<f64>)],
 ) -> Result<()> {
-    for (i, question) in texts.questions.iter().enumerate() {
+    for (i, criterion) in instructions.criteria.iter().enumerate() {
         let (for_chosen, confidence) = answers.get(i).copied().unwrap_or_default();
-        let (question, weight) = (question.name.clone(), question.weight);
+        let (question, weight) = (criterion.name.clone(), criterion.weight);
         judged.push_aspect(Aspect { id: id.to_owned(), question, weight, for_chosen, confidence })?;
     }
     Ok(())

@@ -4,13 +4,13 @@ use engine::external::InputPath;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
+use super::instructions::{self, Criterion};
 use super::prices::{Prices, Quote};
-use super::request::{self, Aspect};
 use super::template::{Template, examples as parse_examples};
 use crate::types::Outcome;
 
 /// Parameters that affect no label and so are not part of the key.
-pub const BESIDE_KEY: [&str; 3] = ["max_cost", "max_requests", "prices"];
+pub const EXCLUDED_FROM_KEY: [&str; 3] = ["max_cost", "max_requests", "prices"];
 
 /// How requests are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -65,7 +65,7 @@ pub struct Shared {
     pub template: Option<InputPath>,
     pub examples: Option<InputPath>,
     pub rubric: Option<String>,
-    pub questions: Vec<Aspect>,
+    pub questions: Vec<Criterion>,
     pub max_tokens: u32,
     pub strict_partner: bool,
     pub swap_share: f64,
@@ -82,7 +82,7 @@ pub struct Shared {
 /// Declares the parameters of a judge behind an API: its own, those that all have, and its own that are not part of the key.
 /// Flattening a struct instead is ruled out by `deny_unknown_fields`.
 macro_rules! judge_params {
-    ({ $($own:tt)* } beside_key { $($beside:tt)* }) => {
+    ({ $($own:tt)* } excluded_from_key { $($excluded:tt)* }) => {
         #[derive(Clone, Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
         #[serde(deny_unknown_fields)]
         pub struct Params {
@@ -102,7 +102,7 @@ macro_rules! judge_params {
             /// Several questions about each pair instead of one: `[{name, text, weight}]`. The label is their weighted
             /// vote; the single answers are in `aspects.parquet`.
             #[serde(default, skip_serializing_if = "Vec::is_empty")]
-            pub questions: Vec<$crate::judge::request::Aspect>,
+            pub questions: Vec<$crate::judge::instructions::Criterion>,
             /// The fraction of pairs that are also asked with the summaries in the other order.
             #[serde(default = "crate::judge::params::defaults::swap_share")]
             pub swap_share: f64,
@@ -119,7 +119,7 @@ macro_rules! judge_params {
             /// Maximum fraction of pairs without a label (refused, truncated, unparsable or failed).
             #[serde(default = "crate::judge::params::defaults::max_unlabelled")]
             pub max_unlabelled: f64,
-            $($beside)*
+            $($excluded)*
             /// Maximum cost in dollars over all attempts until the stage succeeds; the stage stops before it is exceeded.
             /// Needs a price. Like `max_requests` and `prices`, not part of the key.
             #[serde(default)]
@@ -208,7 +208,7 @@ impl Shared {
             "expected `refused`, `truncated`, `unparsable` or `failed`: a label is not asked for again",
         );
         fault(!(1..=10).contains(&self.retries), "retries", "expected 1 to 10");
-        faults.extend(request::faults(&self.questions));
+        faults.extend(instructions::faults(&self.questions));
         faults
     }
 
@@ -240,7 +240,7 @@ impl Shared {
 pub fn file_faults(
     template: Option<&InputPath>,
     examples: Option<&InputPath>,
-    questions: &[Aspect],
+    questions: &[Criterion],
 ) -> Vec<(String, String)> {
     let mut faults = Vec::new();
     let mut check = |field: &str, file: Option<&InputPath>, parse: &dyn Fn(&str) -> Vec<String>| {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use engine::error::Result;
 use serde_json::Value;
 
+use super::instructions::Instructions;
 use super::params::{Mode, Shared};
 use super::prices::Quote;
 use super::provider::Provider;
-use super::request::Texts;
 use crate::types::Outcome;
 
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub struct Settings {
     pub provider: Arc<dyn Provider>,
     pub model: String,
     pub documents_per_request: usize,
-    pub texts: Texts,
+    pub instructions: Instructions,
     pub max_tokens: u32,
     pub strict_partner: bool,
     pub swap_share: f64,
@@ -37,7 +37,7 @@ impl Settings {
     /// # Errors
     /// If a file cannot be read or is invalid (already reported in planning).
     pub fn load(shared: Shared, quote: Option<Quote>, provider: Arc<dyn Provider>) -> Result<Self> {
-        let texts = Texts::load(
+        let instructions = Instructions::load(
             shared.template.as_ref(),
             shared.examples.as_ref(),
             shared.rubric.as_deref(),
@@ -47,7 +47,7 @@ impl Settings {
             provider: provider.clone(),
             model: shared.model,
             documents_per_request: shared.documents_per_request,
-            texts,
+            instructions,
             max_tokens: shared.max_tokens,
             strict_partner: shared.strict_partner,
             swap_share: shared.swap_share,
@@ -62,7 +62,7 @@ impl Settings {
             asked: Value::Null,
         };
         settings.asked = provider.asked(&settings);
-        settings.texts.add_to(&mut settings.asked);
+        settings.instructions.add_to(&mut settings.asked);
         Ok(settings)
     }
 

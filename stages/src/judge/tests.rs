@@ -21,7 +21,7 @@ use super::*;
 use crate::kinds::annotate::Claude;
 use crate::kinds::annotate::claude::Params;
 use crate::testing::Bench;
-use crate::testing::api::{self, Api, Fault, Rules};
+use fake_api::{Api, Fault, Rules};
 
 /// The API server and its address.
 struct Server {
@@ -32,7 +32,7 @@ struct Server {
 impl Server {
     fn new(rules: Rules) -> Self {
         let api = Api::new(rules);
-        let endpoint = endpoint_at(&api.address, api::KEY).unwrap();
+        let endpoint = endpoint_at(&api.address, fake_api::KEY).unwrap();
         Self { api, endpoint }
     }
 
@@ -60,7 +60,7 @@ impl Server {
 fn documents(body: &Value) -> Vec<(usize, String)> {
     let first =
         |text: String| text.split("<doc.summary.1>\n").nth(1).and_then(|rest| rest.lines().next()).unwrap().to_owned();
-    api::documents(body).into_iter().map(|(n, text)| (n, first(text))).collect()
+    fake_api::documents(body).into_iter().map(|(n, text)| (n, first(text))).collect()
 }
 
 /// An API error with this message.
@@ -200,7 +200,7 @@ fn faults_that_pass_are_tried_again_and_others_stop_with_the_apis_message_and_no
     assert_eq!(attempt(&one, &busy, tempfile::tempdir().unwrap().path()).unwrap().len(), 1);
     assert_eq!(busy.count(), 3);
 
-    let message = format!("no such model; key {}", api::KEY);
+    let message = format!("no such model; key {}", fake_api::KEY);
     let strict = Server::scripted(move |_, _| Some(told(400, &message).with("request-id", "req_9")));
     let error = attempt(&one, &strict, tempfile::tempdir().unwrap().path()).unwrap_err();
     assert_eq!((strict.count(), error.exit_code()), (1, 2));
@@ -234,7 +234,7 @@ fn an_address_or_a_key_that_cannot_be_sent_is_told_at_once_by_its_variable() {
 
 #[test]
 fn every_wait_is_a_warning_and_the_last_failure_says_what_is_kept() {
-    let message = format!("slow down, {}", api::KEY);
+    let message = format!("slow down, {}", fake_api::KEY);
     let busy = Server::scripted(move |_, _| Some(told(429, &message).with("retry-after-ms", 1)));
     let one = bench(vec![pair(0)]);
     let (rows, warnings) = warned(&one, &busy.endpoint, tempfile::tempdir().unwrap().path());

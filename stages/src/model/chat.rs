@@ -11,6 +11,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Deserialize;
 
+use crate::error::IntoStageResult;
 use crate::table::cut;
 use crate::text::clean::printable;
 use crate::types::Model;
@@ -86,48 +87,51 @@ impl Token {
 }
 
 impl ChatTemplate {
-    /// Whether a model's folder holds a chat template.
+    /// Whether a model has a chat template.
     ///
     /// # Errors
     /// As [`ChatTemplate::of_model`].
-    pub fn is_in(folder: &Path) -> Result<bool> {
-        Ok(Self::of_model(folder)?.is_some())
+    pub fn is_in(model: &Path) -> Result<bool> {
+        Ok(Self::of_model(model)?.is_some())
     }
 
-    /// The chat template in a model's folder.
+    /// The chat template of a model: a Model folder or a GGUF file.
     ///
     /// # Errors
     /// If a file cannot be read, or has another form.
-    pub fn of_model(folder: &Path) -> Result<Option<Self>> {
-        let file = folder.join(Model::CHAT_TEMPLATE);
-        if file.is_file() { Self::of_file(&file, folder).map(Some) } else { Self::of_config(folder, folder) }
+    pub fn of_model(model: &Path) -> Result<Option<Self>> {
+        let file = model.join(Model::CHAT_TEMPLATE);
+        if file.is_file() {
+            return Self::of_file(&file, model).map(Some);
+        }
+        let path = if model.is_file() { model.to_owned() } else { model.join(Model::TOKENIZER_CONFIG) };
+        Self::of_config(config(model)?, &path)
     }
 
-    /// The chat template in a file: a `tokenizer_config.json`, or else the template itself. `folder` is the model's, which
-    /// names the tokens that the template may use.
+    /// The chat template in a file: a `tokenizer_config.json`, or else the template itself. The model names the tokens that
+    /// the template may use, unless the file does.
     ///
     /// # Errors
     /// If the file cannot be read, or holds no template.
-    pub fn of_file(file: &Path, folder: &Path) -> Result<Self> {
+    pub fn of_file(file: &Path, model: &Path) -> Result<Self> {
+        check_size(file)?;
         if file.extension().is_some_and(|end| end == "json") {
-            return Self::of_config(file, folder)?
+            let own: TokenizerConfig = read_json(file)?;
+            let tokens = match own {
+                TokenizerConfig { bos_token: None, eos_token: None, .. } => config(model)?,
+                _ => TokenizerConfig::default(),
+            };
+            let (bos_token, eos_token) = (own.bos_token.or(tokens.bos_token), own.eos_token.or(tokens.eos_token));
+            return Self::of_config(TokenizerConfig { bos_token, eos_token, ..own }, file)?
                 .ok_or_else(|| Error::user(format!("{}: has no field `chat_template`", file.display())));
         }
-        check_size(file)?;
         let source = engine::text::read(file).at(file)?;
-        let config = config(folder)?;
-        Ok(Self::new(source, config, file))
+        Ok(Self::new(source, config(model)?, file))
     }
 
-    /// The template in the `tokenizer_config.json` at `path`, a file or a folder.
-    fn of_config(path: &Path, folder: &Path) -> Result<Option<Self>> {
-        let path = if path.is_dir() { path.join(Model::TOKENIZER_CONFIG) } else { path.to_owned() };
-        if !path.is_file() {
-            return Ok(None);
-        }
-        check_size(&path)?;
-        let mut own: TokenizerConfig = read_json(&path)?;
-        let source = match own.chat_template.take() {
+    /// The template among the fields of the `tokenizer_config.json`, or of the GGUF file, at `path`.
+    fn of_config(mut config: TokenizerConfig, path: &Path) -> Result<Option<Self>> {
+        let source = match config.chat_template.take() {
             None => return Ok(None),
             Some(Templates::One(source)) => source,
             Some(Templates::Named(named)) => {
@@ -139,10 +143,7 @@ impl ChatTemplate {
                 default.ok_or_else(|| Error::user(missing()))?.template
             }
         };
-        if own.bos_token.is_none() && own.eos_token.is_none() {
-            own = config(folder)?;
-        }
-        Ok(Some(Self::new(source, own, &path)))
+        Ok(Some(Self::new(source, config, path)))
     }
 
     fn new(source: String, config: TokenizerConfig, path: &Path) -> Self {
@@ -236,9 +237,13 @@ fn marker(message: usize) -> String {
     format!("{MARKER}{message}X")
 }
 
-/// The `tokenizer_config.json` of a model's folder; empty if there is none.
-fn config(folder: &Path) -> Result<TokenizerConfig> {
-    let path = folder.join(Model::TOKENIZER_CONFIG);
+/// The fields of a model's `tokenizer_config.json`, or of its GGUF file; empty if a folder has no such file.
+fn config(model: &Path) -> Result<TokenizerConfig> {
+    if model.is_file() {
+        let fields = lm::io::gguf_chat_config(model).into_stage_result()?;
+        return serde_json::from_value(fields).map_err(|e| Error::internal(e.to_string()));
+    }
+    let path = model.join(Model::TOKENIZER_CONFIG);
     if !path.is_file() {
         return Ok(TokenizerConfig::default());
     }
@@ -278,8 +283,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    use crate::testing::toys::CHATML;
 
     fn template(source: &str) -> ChatTemplate {
         let config = TokenizerConfig { bos_token: Some(Token::Text("<s>".into())), ..TokenizerConfig::default() };

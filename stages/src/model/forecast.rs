@@ -43,6 +43,11 @@ impl Models {
         self.models.iter().map(|(model, _)| model.scoring_pass(sequences * model.window())).fold(0.0, f64::max)
     }
 
+    /// Bytes of an attempt that scores so many tokens at once.
+    pub fn scoring_tokens(&self, tokens: usize) -> f64 {
+        self.with(self.models.iter().map(|(model, _)| model.scoring_pass(tokens)))
+    }
+
     /// Bytes of an attempt that loads the models and does nothing with them.
     pub fn loaded(&self) -> f64 {
         self.with([])
@@ -87,6 +92,11 @@ pub struct Training {
     pub scored: usize,
     /// Whether the adapter is merged into a copy of the weights at the end.
     pub merges: bool,
+}
+
+/// Bytes of an attempt that computes with the quantised weights of a GGUF file of this length.
+pub fn quantised(file: u64) -> f64 {
+    PROGRAM + file as f64
 }
 
 /// A forecast of a stage whose artifact no stage loads as a model.

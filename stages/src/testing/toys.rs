@@ -36,6 +36,9 @@ pub fn tokenizer() -> Tokenizer {
     Tokenizer::from_bytes(json.as_bytes()).expect("the JSON of a tokenizer")
 }
 
+/// ChatML's template, as many models have it.
+pub const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
 /// The toy tokenizer with ChatML's markers of turns as special tokens.
 pub fn chat_tokenizer() -> Tokenizer {
     let json = tokenizer().to_json().expect("a tokenizer is JSON");

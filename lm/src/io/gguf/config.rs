@@ -7,14 +7,20 @@ use crate::io::encoding::Encoding;
 use crate::io::{TensorLocation, TensorLocations, WeightFile};
 use crate::model::families::rope::{frequencies, llama3_frequency};
 
-/// Keys of other models that llama.cpp runs. Each changes the model's output, and a Llama has none of them.
-const UNSUPPORTED: [&str; 5] = [
-    "llama.attention.scale",
-    "llama.attention.sliding_window",
-    "llama.embedding_scale",
-    "llama.logit_scale",
-    "llama.residual_scale",
+/// Settings of some models that llama.cpp runs, behind the architecture's name. Each changes the model's output, and a
+/// Llama has none of them.
+pub(super) const UNSUPPORTED: [&str; 7] = [
+    "attention.scale",
+    "attention.sliding_window",
+    "attn_logit_softcapping",
+    "embedding_scale",
+    "final_logit_softcapping",
+    "logit_scale",
+    "residual_scale",
 ];
+
+/// The kind of scaling of rotary positions, behind the architecture's name.
+pub(super) const SCALING_TYPE: &str = "rope.scaling.type";
 
 /// The shape of a Llama, as llama.cpp defines it.
 pub(super) struct LlamaShape {
@@ -55,7 +61,8 @@ pub(super) fn read(
     if metadata.count("llama.expert_count")?.unwrap_or(0) > 0 {
         return Err("`llama.expert_count` is set; mixtures of experts are not supported".to_owned());
     }
-    if let Some(key) = UNSUPPORTED.iter().find(|key| metadata.0.contains_key(**key)) {
+    if let Some(key) = UNSUPPORTED.map(|name| format!("llama.{name}")).iter().find(|key| metadata.0.contains_key(*key))
+    {
         return Err(format!("`{key}` is set; that is not supported"));
     }
     let (width, heads) = (size("llama.embedding_length")?, size("llama.attention.head_count")?);

@@ -21,7 +21,7 @@ const ALIGNMENT: &str = "general.alignment";
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 20;
 /// Far more than any model has; each also takes at least 13 bytes of the file.
-const MAX_ENTRIES: u64 = 1 << 16;
+pub(super) const MAX_ENTRIES: u64 = 1 << 16;
 /// Texts per array; a vocabulary and its merges have a few hundred thousand.
 const MAX_TEXTS: u64 = 1 << 20;
 /// Bytes per key; the format's own limit.

@@ -2,13 +2,16 @@
 
 mod config;
 mod header;
+mod quantized;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
 
 use std::path::Path;
 
+use self::config::{SCALING_TYPE, UNSUPPORTED};
 use self::header::{Header, Value};
+pub(crate) use self::quantized::{QuantizedFamily, QuantizedFile};
 use super::source::Source;
 use super::{Checkpoint, TensorLocation, TensorLocations, WeightFile};
 use crate::{Error, Result};
@@ -19,8 +22,6 @@ pub struct Gguf {
     pub config: serde_json::Value,
     /// `tokenizer.json`.
     pub tokenizer: serde_json::Value,
-    /// `tokenizer_config.json` with the chat template; `None` if the file has none.
-    pub tokenizer_config: Option<serde_json::Value>,
     /// The weights, dequantised when read: `model.embed_tokens.weight` and so on, `[out, in]`.
     pub weights: Checkpoint,
 }
@@ -43,7 +44,6 @@ impl Gguf {
         };
         let config = config::read(&metadata, &tensors, divisors.as_deref()).map_err(invalid)?;
         let tokenizer = tokenizer::read(&metadata).map_err(invalid)?;
-        let tokenizer_config = tokenizer::chat(&metadata).map_err(invalid)?;
 
         let mut locations = TensorLocations::new();
         for (name, location) in tensors {
@@ -61,8 +61,19 @@ impl Gguf {
             tensors: locations,
             supported_types: header::SUPPORTED_TYPES,
         };
-        Ok(Self { config: config.json(), tokenizer, tokenizer_config, weights })
+        Ok(Self { config: config.json(), tokenizer, weights })
     }
+}
+
+/// The fields of `tokenizer_config.json` that concern chats, from a GGUF file of any model: `bos_token`, `eos_token` and
+/// `chat_template`, each null if the file has none. Errors: not a GGUF, or a token's id without a token.
+pub fn gguf_chat_config(path: &Path) -> Result<serde_json::Value> {
+    chat_config(&Source::open(path)?, path)
+}
+
+fn chat_config(source: &Source, path: &Path) -> Result<serde_json::Value> {
+    let metadata = Metadata(Header::read(source, path)?.metadata);
+    tokenizer::chat_config(&metadata).map_err(|message| Error::model(path, message))
 }
 
 /// Metadata with errors that name the key.

@@ -154,11 +154,25 @@ fn values(file: &Gguf, name: &str) -> Vec<f32> {
 #[test]
 fn the_chat_template_comes_with_the_tokens_that_it_uses() {
     let file = GgufBuilder::llama().with("tokenizer.chat_template", typed(TEXT, &text("{{ messages }}")));
-    let config = file.open().unwrap().tokenizer_config.unwrap();
-    let expected =
-        serde_json::json!({ "bos_token": null, "eos_token": "<|endoftext|>", "chat_template": "{{ messages }}" });
-    assert_eq!(config, expected);
-    assert!(GgufBuilder::llama().open().unwrap().tokenizer_config.is_none());
+    let config = |file: &GgufBuilder| chat_config(&Source::from_memory(file.bytes()), Path::new("model.gguf"));
+    let expected = |template: Option<&str>| serde_json::json!({ "bos_token": null, "eos_token": "<|endoftext|>", "chat_template": template });
+    assert_eq!(config(&file).unwrap(), expected(Some("{{ messages }}")));
+    assert_eq!(config(&GgufBuilder::llama()).unwrap(), expected(None));
+}
+
+#[test]
+fn an_odd_chat_template_matters_only_to_those_who_want_it() {
+    for (key, value, why) in [
+        ("tokenizer.chat_template", number(3), "`tokenizer.chat_template` is not a string"),
+        ("tokenizer.ggml.bos_token_id", number(999), "`tokenizer.ggml.bos_token_id` is 999, which is not a token"),
+    ] {
+        let file = GgufBuilder::llama().with("tokenizer.chat_template", typed(TEXT, &text("x"))).with(key, value);
+        let error = chat_config(&Source::from_memory(file.bytes()), Path::new("model.gguf")).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        if key == "tokenizer.chat_template" {
+            file.open().map(drop).unwrap();
+        }
+    }
 }
 
 #[test]

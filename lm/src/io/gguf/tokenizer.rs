@@ -91,15 +91,15 @@ pub(super) fn read(metadata: &Metadata) -> Result<Value, String> {
 }
 
 /// The chat template and the tokens that it may use, with transformers' names. Errors: a token's id without a token.
-pub(super) fn chat(metadata: &Metadata) -> Result<Option<Value>, String> {
-    let Some(template) = metadata.text("tokenizer.chat_template")? else { return Ok(None) };
+pub(super) fn chat_config(metadata: &Metadata) -> Result<Value, String> {
+    let template = metadata.text("tokenizer.chat_template")?;
     let tokens = required(TOKENS, metadata.texts(TOKENS))?;
     let token = |key: &str| match metadata.token(key)? {
         Some(id) => tokens.get(id).map(Some).ok_or_else(|| format!("`{key}` is {id}, which is not a token")),
         None => Ok(None),
     };
     let (bos, eos) = (token(BOS)?, token("tokenizer.ggml.eos_token_id")?);
-    Ok(Some(json!({ "bos_token": bos, "eos_token": eos, "chat_template": template })))
+    Ok(json!({ "bos_token": bos, "eos_token": eos, "chat_template": template }))
 }
 
 /// A post-processor that puts a token before every text.

@@ -26,10 +26,10 @@ use engine::error::{AtPath, Error, Result};
 use serde_json::Value;
 
 use super::document::AnswerKey;
+use super::instructions::Instructions;
 use super::prices::Usage;
 use super::provider::Provider;
-use super::reply::{Reply, one_line, verdict};
-use super::request::Texts;
+use super::reply::{Answer, Reply, one_line, verdict};
 use super::settings::Settings;
 use claims::Claims;
 use lines::{Fault, LineFile};
@@ -72,7 +72,7 @@ pub struct AnswerLog {
     log: LineFile,
     claims: Claims,
     provider: Arc<dyn Provider>,
-    texts: Texts,
+    instructions: Instructions,
     kept: HashMap<AnswerKey, Packed>,
     /// Number of answered requests.
     answered: u64,
@@ -102,7 +102,7 @@ impl AnswerLog {
             claims: Claims::open(&folder.join("claims"))?,
             folder,
             provider: settings.provider.clone(),
-            texts: settings.texts.clone(),
+            instructions: settings.instructions.clone(),
             kept: HashMap::new(),
             answered: 0,
             torn: 0,
@@ -179,7 +179,7 @@ impl AnswerLog {
     /// # Errors
     /// If the log cannot be read.
     pub fn refresh(&mut self) -> Result<()> {
-        let Self { log, provider, texts, kept, answered, torn, damaged, models, new_model, .. } = self;
+        let Self { log, provider, instructions, kept, answered, torn, damaged, models, new_model, .. } = self;
         log.read_on(|request, line| {
             let Line { documents, answer, failed, .. } = match line {
                 Ok(line) => line,
@@ -189,7 +189,7 @@ impl AnswerLog {
             let replies = match (&answer, &failed) {
                 // Logs of an older temper may store error documents as answers; those documents are asked again.
                 (Some(answer), _) if !provider.protocol().is_answer(answer) => return,
-                (Some(answer), _) => answered_questions(&**provider, texts, answer, documents.len())
+                (Some(answer), _) => answers_by_document(&**provider, instructions, answer, documents.len())
                     .iter()
                     .map(|answers| verdict(answers).0)
                     .collect(),
@@ -230,25 +230,25 @@ impl AnswerLog {
         Some(format!("the endpoint reports the model `{new}`, before {}: the table mixes them", others.join(", ")))
     }
 
-    /// The probability of a label, if its answer tells.
+    /// The probability of a label or tie, if its answer tells.
     ///
     /// # Errors
     /// If the log cannot be read.
     pub fn probability(&self, kept: Kept) -> Result<Option<f64>> {
-        if !self.provider.tells_probability() || !matches!(kept.reply, Reply::Label(_)) {
+        if !self.provider.tells_probability() || !matches!(kept.reply, Reply::Label(_) | Reply::Tie) {
             return Ok(None);
         }
-        Ok(verdict(&self.questions(kept)?).1)
+        Ok(verdict(&self.answers(kept)?).1)
     }
 
-    /// The answers to a pair's questions: weight, reply, and the probability that the first summary is better.
+    /// The answers to a pair's questions.
     ///
     /// # Errors
     /// If the log cannot be read.
-    pub fn questions(&self, kept: Kept) -> Result<Vec<(f64, Reply, Option<f64>)>> {
+    pub fn answers(&self, kept: Kept) -> Result<Vec<Answer>> {
         let line = self.log.line_at(kept.request)?;
         let answer = line.answer.unwrap_or_default();
-        let mut all = answered_questions(&*self.provider, &self.texts, &answer, line.documents.len());
+        let mut all = answers_by_document(&*self.provider, &self.instructions, &answer, line.documents.len());
         Ok(all.swap_remove(kept.slot))
     }
 
@@ -281,22 +281,26 @@ impl AnswerLog {
     }
 }
 
-/// For each document of an answer, the answers to its questions.
-fn answered_questions(
+/// For each document of a response, the answers to its questions.
+fn answers_by_document(
     provider: &dyn Provider,
-    texts: &Texts,
-    answer: &Value,
+    instructions: &Instructions,
+    response: &Value,
     documents: usize,
-) -> Vec<Vec<(f64, Reply, Option<f64>)>> {
-    let fields = texts.all_fields(documents);
-    let replies = provider.replies(answer, &fields);
+) -> Vec<Vec<Answer>> {
+    let fields = instructions.all_fields(documents);
+    let replies = provider.replies(response, &fields);
     let is_alone = fields.len() == 1;
-    let first_wins = |field| provider.first_wins(answer, field, is_alone).filter(|_| provider.tells_probability());
-    let read: Vec<(Reply, Option<f64>)> = replies.into_iter().zip(fields.iter().map(|f| first_wins(f))).collect();
-    let weight = |i: usize| texts.questions.get(i).map_or(1.0, |question| question.weight);
-    let one =
-        |own: &[(Reply, Option<f64>)]| own.iter().enumerate().map(|(i, (reply, p))| (weight(i), *reply, *p)).collect();
-    read.chunks(texts.questions_per_pair()).map(one).collect()
+    let first_wins =
+        |field: &str| provider.first_wins(response, field, is_alone).filter(|_| provider.tells_probability());
+    let weights = instructions.weights();
+    let answers: Vec<Answer> = replies
+        .into_iter()
+        .zip(&fields)
+        .zip(weights.iter().cycle())
+        .map(|((reply, field), weight)| Answer { weight: *weight, reply, first_wins: first_wins(field) })
+        .collect();
+    answers.chunks(weights.len()).map(<[Answer]>::to_vec).collect()
 }
 
 fn folder(requests: &Path, settings: &Settings) -> PathBuf {

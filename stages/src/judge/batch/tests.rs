@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::judge::providers::anthropic::endpoint_at;
-use crate::testing::api::{Api, Fault, KEY, Line, Rules};
+use fake_api::{Api, Fault, KEY, Line, Rules};
 
 const QUICK: BatchConfig = BatchConfig {
     poll: Duration::from_millis(2),

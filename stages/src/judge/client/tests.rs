@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::judge::providers::anthropic::batches::Created;
 use crate::judge::providers::anthropic::endpoint_at;
-use crate::testing::api::{Api, Fault, KEY as TEST_KEY, Limits, Rules};
+use fake_api::{Api, Fault, KEY as TEST_KEY, Limits, Rules};
 
 fn client(api: &Api) -> (Client, tokio::sync::mpsc::UnboundedReceiver<String>) {
     let (waits, told) = tokio::sync::mpsc::unbounded_channel();

@@ -17,10 +17,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::prompt::{Asked, Layout, Prompter};
-use self::scorer::Scorer;
+pub use self::scorer::MAX_BATCH_TOKENS;
+use self::scorer::{LmScorer, QuantizedScorer, Scorer};
 use super::document::{Document, Shown};
+use super::instructions::Instructions;
 use super::quality::report;
-use super::request::Texts;
+use super::reply::{is_even, weighted_mean};
 use super::{is_tie, pairs, push_aspects, writer};
 use crate::error::on_a_big_stack;
 use crate::labels::HeldOut;
@@ -46,7 +48,8 @@ pub enum PromptForm {
 /// What a local judge is asked, and how.
 #[derive(Clone, Debug)]
 pub struct LocalJudge<'a> {
-    pub texts: Texts,
+    pub model: JudgeModel<'a>,
+    pub instructions: Instructions,
     pub prompt: PromptForm,
     /// A file with the chat template, instead of the model's.
     pub chat_template: Option<&'a Path>,
@@ -54,10 +57,29 @@ pub struct LocalJudge<'a> {
     pub max_unlabelled: f64,
 }
 
+/// Where the model is.
+#[derive(Clone, Copy, Debug)]
+pub enum JudgeModel<'a> {
+    /// The artifact at port `model`, run by `lm`.
+    Port,
+    /// A GGUF file and its tokenizer.json, run with quantised weights.
+    Gguf { file: &'a Path, tokenizer: &'a Path },
+}
+
+impl JudgeModel<'_> {
+    /// The name in messages.
+    fn name(self) -> String {
+        match self {
+            Self::Port => "the model at port `model`".to_owned(),
+            Self::Gguf { file, .. } => file.display().to_string(),
+        }
+    }
+}
+
 /// Pairs in memory at once, and between two reports of progress and checks for a due checkpoint. A pair may take seconds.
-const CHUNK: usize = 16;
+const PAIRS_AT_ONCE: usize = 16;
 /// With a smaller mean probability of `1` and `2` together, the model expects another kind of answer.
-const FEW: f64 = 0.05;
+const MIN_ANSWER_PROBABILITY: f64 = 0.05;
 /// Both orders of display; scores are in this order.
 const ORDERS: [Shown; 2] = [Shown::AFirst, Shown::BFirst];
 
@@ -72,87 +94,108 @@ pub(crate) fn run(judge: &LocalJudge, ctx: &mut Context) -> Result<()> {
 }
 
 fn annotate(judge: &LocalJudge, ctx: &mut Context) -> Result<()> {
-    let folder = ctx.one("model")?.folder.clone();
-    let (scorer, tokenizer) = scorer::LmScorer::load(&folder)?;
-    let prompter = Prompter::new(&judge.texts, layout(judge, &folder, ctx)?, &tokenizer, scorer.window());
+    let path = match judge.model {
+        JudgeModel::Port => ctx.one("model")?.folder.clone(),
+        JudgeModel::Gguf { file, .. } => file.to_owned(),
+    };
+    let (mut scorer, tokenizer): (Box<dyn Scorer>, _) = match judge.model {
+        JudgeModel::Port => {
+            let (scorer, tokenizer) = LmScorer::load(&path)?;
+            (Box::new(scorer), tokenizer)
+        }
+        JudgeModel::Gguf { file, tokenizer } => {
+            let (scorer, tokenizer) = QuantizedScorer::load(file, tokenizer)?;
+            if scorer.family() == "gemma3" {
+                ctx.warn("candle-transformers runs Gemma 3 with SiLU in place of its GELU: expect other labels than elsewhere");
+            }
+            (Box::new(scorer), tokenizer)
+        }
+    };
+    let window = scorer.window();
+    let prompter = Prompter::new(&judge.instructions, layout(judge, &path, ctx)?, &tokenizer, window);
     let mut held_out = HeldOut::of(ctx)?;
     let tables = ctx.many("pairs").iter().map(|input| Pairs::open(&input.folder)).collect::<Result<Vec<_>>>()?;
     let total = tables.iter().map(|table| table.rows()).sum();
-    let per_pair = judge.texts.questions_per_pair() * SCORES_PER_QUESTION;
+    let per_pair = judge.instructions.criteria_per_pair() * SCORES_PER_CRITERION;
     let mut scores = Scores::of(ctx, total, per_pair)?;
-    let mut judged = writer(&judge.texts, ctx)?;
+    let mut judged = writer(&judge.instructions, ctx)?;
     let mut counts = Counts::default();
     let mut done = 0;
     let mut rows = pairs(ctx).peekable();
     while rows.peek().is_some() {
-        let chunk = rows.by_ref().take(CHUNK).collect::<Result<Vec<Pair>>>()?;
+        let chunk = rows.by_ref().take(PAIRS_AT_ONCE).collect::<Result<Vec<Pair>>>()?;
         done += chunk.len() as u64;
         let is_kept =
             |pair: &Pair| !held_out.holds(&pair.post_id, Parts::parse(&pair.prompt).map_or("", |parts| parts.post));
         let chunk: Vec<Pair> = chunk.into_iter().filter(is_kept).collect();
-        let found = scores.next(ctx, chunk.len(), (done, total), || score(&chunk, &prompter, &scorer))?;
+        let found = scores.next(ctx, chunk.len(), (done, total), || score(&chunk, &prompter, &mut *scorer))?;
         for (pair, found) in chunk.into_iter().zip(found.chunks_exact(per_pair)) {
-            let verdict = Verdict::of(&judge.texts, &pair, found)?;
-            counts.add(&verdict);
-            let aspects = verdict.for_chosen();
-            push_aspects(&mut judged, &judge.texts, &pair.id, &aspects)?;
-            judged.push(verdict.row(pair, scorer.window()))?;
+            let judgement = PairJudgement::of(&judge.instructions, &pair, found)
+                .map_err(|e| e.help(format!("look at {}", judge.model.name())))?;
+            counts.add(&judgement);
+            let aspects = judgement.for_chosen();
+            push_aspects(&mut judged, &judge.instructions, &pair.id, &aspects)?;
+            judged.push(judgement.row(pair, window))?;
+        }
+        let (too_long, asked) = (judged.count(Outcome::Failed), total - held_out.dropped - counts.equal);
+        if too_long as f64 > judge.max_unlabelled * asked as f64 {
+            return Err(Error::user(format!(
+                "{too_long} of {asked} pairs do not fit the model's window of {window} tokens, more than max_unlabelled = {}",
+                judge.max_unlabelled
+            ))
+            .help("show fewer worked examples (`shots: 0`), or use a model with a longer window"));
         }
         ctx.progress(done, total, "pairs", None);
-    }
-    let too_long = judged.count(Outcome::Failed);
-    let asked = judged.rows() - counts.equal;
-    if too_long as f64 > judge.max_unlabelled * asked as f64 {
-        return Err(Error::user(format!(
-            "{too_long} of {asked} pairs do not fit the model's window of {} tokens, more than max_unlabelled = {}",
-            scorer.window(),
-            judge.max_unlabelled
-        ))
-        .help("show fewer worked examples (`shots: 0`), or use a model with a longer window"));
     }
     counts.report(ctx);
     ctx.metric("held_out_dropped", held_out.dropped as f64);
     judged.finish(ctx)
 }
 
-/// The form of the prompt, by the parameters and the model's folder.
-fn layout(judge: &LocalJudge, folder: &Path, ctx: &mut Context) -> Result<Layout> {
+/// The form of the prompt, by the parameters and the files of the model, a folder or a GGUF file.
+fn layout(judge: &LocalJudge, model: &Path, ctx: &mut Context) -> Result<Layout> {
     let template = match (judge.prompt, judge.chat_template) {
         (PromptForm::Plain, _) => return Ok(Layout::Plain),
-        (_, Some(file)) => Some(ChatTemplate::of_file(file, folder)?),
-        (_, None) => ChatTemplate::of_model(folder)?,
+        (_, Some(file)) => Some(ChatTemplate::of_file(file, model)?),
+        (_, None) => ChatTemplate::of_model(model)?,
+    };
+    let remedy = match judge.model {
+        JudgeModel::Port => "import it with `chat_template: true`, or name a file by `chat_template`",
+        JudgeModel::Gguf { .. } => "name a file by `chat_template`",
     };
     match template {
-        Some(template) => Layout::chat(&template, &judge.texts),
-        None if judge.prompt == PromptForm::Chat => Err(Error::user("the model at port `model` has no chat template")
-            .help("import it with `chat_template: true`, or name a file by `chat_template`")),
+        Some(template) => Layout::chat(&template, &judge.instructions),
+        None if judge.prompt == PromptForm::Chat => {
+            Err(Error::user(format!("{} has no chat template", judge.model.name())).help(remedy))
+        }
         None => {
-            ctx.warn(
-                "the model has no chat template, so it is asked in plain text; `prompt: plain` says that this is meant, and \
-                 `model.import` takes a template with `chat_template: true`",
-            );
+            ctx.warn(format!(
+                "{} has no chat template, so it is asked in plain text; `prompt: plain` says that this is meant, otherwise \
+                 {remedy}",
+                judge.model.name()
+            ));
             Ok(Layout::Plain)
         }
     }
 }
 
 /// Scores of one question: log p("1") and log p("2") in each order.
-const SCORES_PER_QUESTION: usize = 2 * ORDERS.len();
+const SCORES_PER_CRITERION: usize = 2 * ORDERS.len();
 
-/// The scores of pairs, [`SCORES_PER_QUESTION`] for each question. A prompt that does not fit has NaN and its number of
+/// The scores of pairs, [`SCORES_PER_CRITERION`] for each question. A prompt that does not fit has NaN and its number of
 /// tokens instead; two equal texts have zeros, since nothing is asked about them.
-fn score(pairs: &[Pair], prompter: &Prompter, scorer: &impl Scorer) -> Result<Vec<f32>> {
+fn score(pairs: &[Pair], prompter: &Prompter, scorer: &mut dyn Scorer) -> Result<Vec<f32>> {
     let mut scores = Vec::new();
     let (mut choices, mut places) = (Vec::new(), Vec::new());
     for pair in pairs {
-        for question in 0..prompter.questions() {
+        for criterion in 0..prompter.criteria() {
             for shown in ORDERS {
                 let place = scores.len();
                 scores.extend([0.0; 2]);
                 if is_tie(pair) {
                     continue;
                 }
-                match prompter.ask(&document(pair, shown), question)? {
+                match prompter.ask(&document(pair, shown), criterion)? {
                     Asked::Choice(choice) => {
                         choices.push(choice);
                         places.push(place);
@@ -177,7 +220,7 @@ fn document(pair: &Pair, shown: Shown) -> Document {
 }
 
 /// What a model's scores say about a pair.
-enum Verdict {
+enum PairJudgement {
     /// Both texts are equal.
     Equal,
     /// The longest prompt has this many tokens.
@@ -194,8 +237,8 @@ enum Verdict {
     },
 }
 
-impl Verdict {
-    fn of(texts: &Texts, pair: &Pair, scores: &[f32]) -> Result<Self> {
+impl PairJudgement {
+    fn of(instructions: &Instructions, pair: &Pair, scores: &[f32]) -> Result<Self> {
         if is_tie(pair) {
             return Ok(Self::Equal);
         }
@@ -205,27 +248,23 @@ impl Verdict {
             return Ok(Self::TooLong { tokens });
         }
         if !scores.iter().all(|score| score.is_finite()) {
-            return Err(Error::user(format!("pair `{}`: the model's log-probabilities are no numbers", pair.id))
-                .help("look at the model at port `model`"));
+            return Err(Error::user(format!("pair `{}`: the model's log-probabilities are no numbers", pair.id)));
         }
-        let weight = |i: usize| texts.questions.get(i).map_or(1.0, |question| question.weight);
-        let all: f64 = (0..texts.questions_per_pair()).map(weight).sum();
-        let (mut p, mut first_wins, mut by_question) = (0.0, [0.0; 2], Vec::new());
-        for (i, in_both_orders) in answers.as_chunks::<{ ORDERS.len() }>().0.iter().enumerate() {
-            let odds = in_both_orders.map(|[one, two]| f64::from(one) - f64::from(two));
-            by_question.push(sigmoid((odds[0] - odds[1]) / 2.0));
-            p += weight(i) / all * by_question[i];
-            for (sum, odds) in first_wins.iter_mut().zip(odds) {
-                *sum += weight(i) / all * sigmoid(odds);
-            }
-        }
+        let odds = |[one, two]: [f32; 2]| f64::from(one) - f64::from(two);
+        let by_question: Vec<[f64; 2]> = answers.as_chunks().0.iter().map(|orders| orders.map(odds)).collect();
+        let weights = instructions.weights();
+        let mean = |p: &dyn Fn(&[f64; 2]) -> f64| weighted_mean(weights.iter().copied().zip(by_question.iter().map(p)));
+        let p_of_a = |odds: &[f64; 2]| sigmoid((odds[0] - odds[1]) / 2.0);
+        let p = mean(&p_of_a);
+        let first_wins = [0, 1].map(|order| mean(&|odds| sigmoid(odds[order])));
+        let by_question = by_question.iter().map(p_of_a).collect();
         let expected: f64 = scores.iter().map(|score| f64::from(*score).exp()).sum::<f64>() / answers.len() as f64;
         Ok(Self::Preference { p, by_question, first_wins, expected })
     }
 
-    /// The chosen side and the outcome. Smaller differences are rounding errors.
+    /// The chosen side and the outcome.
     fn label(p: f64) -> (Side, Outcome) {
-        let outcome = if (p - 0.5).abs() < 1e-9 { Outcome::Tie } else { Outcome::Labelled };
+        let outcome = if is_even(p) { Outcome::Tie } else { Outcome::Labelled };
         (if p >= 0.5 { Side::A } else { Side::B }, outcome)
     }
 
@@ -277,11 +316,11 @@ struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, verdict: &Verdict) {
-        match verdict {
-            Verdict::Equal => self.equal += 1,
-            Verdict::TooLong { .. } => {}
-            Verdict::Preference { p, first_wins, expected, .. } => {
+    fn add(&mut self, judgement: &PairJudgement) {
+        match judgement {
+            PairJudgement::Equal => self.equal += 1,
+            PairJudgement::TooLong { .. } => {}
+            PairJudgement::Preference { p, first_wins, expected, .. } => {
                 let for_first = first_wins.map(|p| p >= 0.5);
                 for_first.into_iter().for_each(|first| self.first_shown.count(first));
                 self.swapped.count(for_first[0] != for_first[1]);
@@ -301,7 +340,7 @@ impl Counts {
         let expected = self.expected / self.pairs;
         ctx.metric("mean_confidence", self.confidence / self.pairs);
         ctx.metric("answer_probability", expected);
-        if expected < FEW {
+        if expected < MIN_ANSWER_PROBABILITY {
             ctx.warn(format!(
                 "where the answer names a summary, the model gives 1 and 2 together a probability of {expected:.3} only: it \
                  expects another kind of answer, and its labels say little; is its chat template the right one?"

@@ -1,9 +1,9 @@
-//! Log-probabilities of answers.
+//! Log-probabilities of answers: of a model of `lm`, or of one with quantised weights.
 
 use std::path::Path;
 
-use engine::error::Result;
-use lm::{Batch, CausalLm, Sequence, StatOptions, Tokenizer};
+use engine::error::{Error, Result};
+use lm::{Batch, CausalLm, QuantizedLm, Sequence, StatOptions, Tokenizer};
 
 use super::prompt::Choice;
 use crate::error::IntoStageResult;
@@ -17,11 +17,11 @@ pub trait Scorer {
     ///
     /// # Errors
     /// If the model cannot be evaluated.
-    fn score(&self, choices: &[Choice]) -> Result<Vec<[f32; 2]>>;
+    fn score(&mut self, choices: &[Choice]) -> Result<Vec<[f32; 2]>>;
 }
 
 /// Most tokens of one forward pass, padding included, unless one sequence alone has more.
-const TOKENS: usize = 4096;
+pub const MAX_BATCH_TOKENS: usize = 4096;
 
 /// A model of `lm`.
 pub struct LmScorer {
@@ -69,19 +69,72 @@ impl Scorer for LmScorer {
         self.model.config().window()
     }
 
-    fn score(&self, choices: &[Choice]) -> Result<Vec<[f32; 2]>> {
+    fn score(&mut self, choices: &[Choice]) -> Result<Vec<[f32; 2]>> {
         let mut order: Vec<usize> = (0..choices.len()).collect();
         // Sequences of similar length need little padding. The sort is stable, so batches depend on the inputs alone.
         order.sort_by_key(|i| choices[*i].len());
         let mut scores = vec![[0.0; 2]; choices.len()];
         let mut rest = &order[..];
         while !rest.is_empty() {
-            let fits = |n: &usize| n * choices[rest[n - 1]].len() <= TOKENS;
+            let fits = |n: &usize| n * choices[rest[n - 1]].len() <= MAX_BATCH_TOKENS;
             let n = (1..=rest.len()).take_while(fits).last().unwrap_or(1);
             let (now, later) = rest.split_at(n);
             let found = self.batch(&now.iter().map(|i| &choices[*i]).collect::<Vec<_>>())?;
             now.iter().zip(found).for_each(|(i, found)| scores[*i] = found);
             rest = later;
+        }
+        Ok(scores)
+    }
+}
+
+/// A model that computes with the quantised weights of a GGUF file.
+pub struct QuantizedScorer(QuantizedLm);
+
+impl QuantizedScorer {
+    /// Loads a GGUF file, with the tokenizer in a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// As [`QuantizedLm::load`], and if the tokenizer cannot be read or has more tokens than the model.
+    pub fn load(file: &Path, tokenizer_file: &Path) -> Result<(Self, Tokenizer)> {
+        let model = QuantizedLm::load(file).into_stage_result()?;
+        let tokenizer = Tokenizer::load(tokenizer_file).into_stage_result()?;
+        let (tokens, rows) = (tokenizer.vocab_size(), model.vocab_size());
+        if tokens > rows {
+            return Err(Error::user(format!(
+                "{}: has {tokens} tokens, but {} has embeddings of {rows} only",
+                tokenizer_file.display(),
+                file.display()
+            ))
+            .help("`tokenizer` must be the tokenizer.json of the model in `gguf`"));
+        }
+        Ok((Self(model), tokenizer))
+    }
+
+    /// The model's family, as its file names it.
+    pub fn family(&self) -> &'static str {
+        self.0.family()
+    }
+}
+
+impl Scorer for QuantizedScorer {
+    fn window(&self) -> usize {
+        self.0.window()
+    }
+
+    fn score(&mut self, choices: &[Choice]) -> Result<Vec<[f32; 2]>> {
+        let mut scores = Vec::with_capacity(choices.len());
+        for choice in choices {
+            // Both answers begin here, and nearly always each is one token.
+            let first = self.0.next_logprobs(&choice.prompt).into_stage_result()?;
+            let mut of_answers = [0.0; 2];
+            for (score, answer) in of_answers.iter_mut().zip(&choice.answers) {
+                *score = first[answer[0] as usize];
+                for known in 1..answer.len() {
+                    let ids = [&choice.prompt, &answer[..known]].concat();
+                    *score += self.0.next_logprobs(&ids).into_stage_result()?[answer[known] as usize];
+                }
+            }
+            scores.push(of_answers);
         }
         Ok(scores)
     }

@@ -72,7 +72,7 @@ pub enum MaxTokensField {
 /// What the label is taken from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum VerdictSource {
     /// The text of the answer.
     #[default]
     Text,
@@ -89,7 +89,7 @@ pub struct OpenAi {
     pub max_tokens_field: MaxTokensField,
     pub temperature: Option<f64>,
     pub extra_body: BTreeMap<String, Value>,
-    pub verdict: Verdict,
+    pub verdict: VerdictSource,
 }
 
 impl OpenAi {
@@ -125,18 +125,18 @@ impl Provider for OpenAi {
             "max_tokens": settings.max_tokens,
             "temperature": self.temperature,
             "extra_body": self.extra_body,
-            "template": settings.texts.template_text,
-            "examples": settings.texts.examples,
+            "template": settings.instructions.template_text,
+            "examples": settings.instructions.examples,
         })
     }
 
     fn fixed(&self, settings: &Settings, _: Mode) -> Vec<Value> {
-        settings.texts.worked_examples().into_iter().map(|message| json!(message)).collect()
+        settings.instructions.worked_examples().into_iter().map(|message| json!(message)).collect()
     }
 
     fn body(&self, settings: &Settings, mode: Mode, documents: &[Document]) -> Value {
         let mut messages = self.fixed(settings, mode);
-        messages.push(json!(settings.texts.question(documents)));
+        messages.push(json!(settings.instructions.final_turn(documents)));
         let mut body = json!({ "model": settings.model, "messages": messages, "stream": false });
         body[match self.max_tokens_field {
             MaxTokensField::MaxTokens => "max_tokens",
@@ -146,10 +146,11 @@ impl Provider for OpenAi {
             body["temperature"] = json!(temperature);
         }
         if self.response_format == ResponseFormat::JsonSchema {
-            let schema = json!({ "name": "choices", "strict": true, "schema": settings.texts.schema(documents.len()) });
+            let schema =
+                json!({ "name": "choices", "strict": true, "schema": settings.instructions.schema(documents.len()) });
             body["response_format"] = json!({ "type": "json_schema", "json_schema": schema });
         }
-        if self.verdict == Verdict::Logprobs {
+        if self.verdict == VerdictSource::Logprobs {
             body["logprobs"] = json!(true);
             body["top_logprobs"] = json!(TOP_LOGPROBS);
         }
@@ -175,8 +176,10 @@ impl Provider for OpenAi {
         let text = text(choice);
         let place = |field: &String| match self.verdict {
             // An answer of one token ends by its length, and says all.
-            Verdict::Logprobs => first_wins(choice, field, fields.len() == 1).map(|p| if p >= 0.5 { 1 } else { 2 }),
-            Verdict::Text => chosen(&text, field, fields.len() == 1).filter(|_| !is_cut),
+            VerdictSource::Logprobs => {
+                first_wins(choice, field, fields.len() == 1).map(|p| if p >= 0.5 { 1 } else { 2 })
+            }
+            VerdictSource::Text => chosen(&text, field, fields.len() == 1).filter(|_| !is_cut),
         };
         fields.iter().map(|field| place(field).map_or(unread, Reply::Label)).collect()
     }
@@ -190,7 +193,7 @@ impl Provider for OpenAi {
                 None => format!("ended by a content filter: `{text}`"),
             },
             Reply::Truncated => format!("cut off (length) after {} tokens", usage(answer).output),
-            _ if self.verdict == Verdict::Logprobs && !choice["logprobs"]["content"].is_array() => {
+            _ if self.verdict == VerdictSource::Logprobs && !choice["logprobs"]["content"].is_array() => {
                 "the answer has no log-probabilities: does the server know `logprobs`?".to_owned()
             }
             _ if text.trim().is_empty() => "no text".to_owned(),
@@ -199,7 +202,7 @@ impl Provider for OpenAi {
     }
 
     fn tells_probability(&self) -> bool {
-        self.verdict == Verdict::Logprobs
+        self.verdict == VerdictSource::Logprobs
     }
 
     fn first_wins(&self, answer: &Value, field: &str, is_alone: bool) -> Option<f64> {

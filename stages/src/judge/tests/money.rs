@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::*;
 
 fn endpoint(api: &Api) -> Endpoint {
-    endpoint_at(&api.address, crate::testing::api::KEY).unwrap()
+    endpoint_at(&api.address, fake_api::KEY).unwrap()
 }
 
 fn thirty() -> Bench {
@@ -64,7 +64,7 @@ fn the_first_twenty_answers_tell_what_the_rest_will_cost() {
 fn whatever_the_answers_cost_the_limit_is_not_passed_and_what_was_paid_is_kept() {
     // The response uses ten times as many tokens as the judge reports; the limit holds nevertheless.
     let judge = |body: &Value| {
-        let mut message = crate::testing::api::judge(body);
+        let mut message = fake_api::judge(body);
         message["content"]
             .as_array_mut()
             .unwrap()

@@ -26,7 +26,7 @@ fn provider(base_url: &str, key: bool) -> OpenAi {
 }
 
 fn asked(pairs: usize, api: &Api, store: &Path, with: Value) -> Seen {
-    let endpoint = provider(&format!("{}/v1", api.address), true).endpoint_with(Some(api::KEY)).unwrap();
+    let endpoint = provider(&format!("{}/v1", api.address), true).endpoint_with(Some(fake_api::KEY)).unwrap();
     ran(&bench((0..pairs).map(pair).collect()), &params(api, with).settings().unwrap(), &endpoint, store, Pay::Once)
 }
 
@@ -37,7 +37,7 @@ fn server(script: impl Fn(usize, &Value) -> Option<Fault> + Send + Sync + 'stati
 /// A server whose every answer has this text; `{N}` is the number of the document.
 fn saying(text: &'static str) -> Api {
     let choose = move |body: &Value| {
-        let n = api::documents(body)[0].0.to_string();
+        let n = fake_api::documents(body)[0].0.to_string();
         json!({ "message": { "content": text.replace("{N}", &n) }, "finish_reason": "stop" })
     };
     Api::new(Rules { choose: Box::new(choose), ..Rules::default() })
@@ -76,7 +76,7 @@ fn the_request_has_what_was_set_and_nothing_else() {
     let body = |with: Value| {
         asked(1, &api, store.path(), with);
         let (head, body) = api.requests().pop().unwrap();
-        assert!(head.contains(&format!("authorization: Bearer {}\r\n", api::KEY)), "{head}");
+        assert!(head.contains(&format!("authorization: Bearer {}\r\n", fake_api::KEY)), "{head}");
         body
     };
     let fields = |body: &Value| body.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
@@ -217,16 +217,16 @@ fn the_key_follows_no_redirect_and_is_nowhere_in_what_is_kept() {
     assert_eq!(seen.error().help.as_deref(), Some("if that is the API, name it in `base_url`"));
 
     let api = server(|n, _| {
-        let says = format!("Bearer {}", api::KEY);
+        let says = format!("Bearer {}", fake_api::KEY);
         match n {
             0 => Some(told(503, &says).with("retry-after-ms", 1)),
-            1 => Some(Fault::Says(json!({ "message": { "content": says }, (api::KEY): 1 }))),
+            1 => Some(Fault::Says(json!({ "message": { "content": says }, (fake_api::KEY): 1 }))),
             _ => None,
         }
     });
     let seen = asked(10, &api, store.path(), json!({}));
     assert!(seen.rows().iter().any(|row| row.outcome == Outcome::Unparsable));
-    assert!(!seen.warnings.is_empty() && !seen.warnings.concat().contains(api::KEY), "{:?}", seen.warnings);
+    assert!(!seen.warnings.is_empty() && !seen.warnings.concat().contains(fake_api::KEY), "{:?}", seen.warnings);
     assert_eq!(super::secrets::leaks(store.path()), Vec::<std::path::PathBuf>::new());
     assert_eq!(super::secrets::leaks(seen.out.path()), Vec::<std::path::PathBuf>::new());
 }
@@ -234,7 +234,7 @@ fn the_key_follows_no_redirect_and_is_nowhere_in_what_is_kept() {
 #[test]
 fn without_a_key_none_is_sent_and_a_wish_for_one_says_how() {
     let api = Api::new(Rules::default());
-    let endpoint = provider(&format!("{}/v1/", api.address), false).endpoint_with(Some(api::KEY)).unwrap();
+    let endpoint = provider(&format!("{}/v1/", api.address), false).endpoint_with(Some(fake_api::KEY)).unwrap();
     let settings = params(&api, json!({ "key_variable": null })).settings().unwrap();
     let bench = bench(vec![pair(0)]);
     let store = tempfile::tempdir().unwrap();

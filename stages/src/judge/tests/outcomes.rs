@@ -47,7 +47,7 @@ fn a_cut_off_answer_labels_nothing_and_one_that_says_nothing_of_a_document_label
     let bench = bench((0..10).map(pair).collect());
     let store = tempfile::tempdir().unwrap();
     let cut = but("post 3\n", |body| {
-        let mut answer = api::judge(body);
+        let mut answer = fake_api::judge(body);
         answer["stop_reason"] = "max_tokens".into();
         Fault::Says(answer)
     });
@@ -56,7 +56,7 @@ fn a_cut_off_answer_labels_nothing_and_one_that_says_nothing_of_a_document_label
 
     let store = tempfile::tempdir().unwrap();
     let half = but("post 3\n", |body| {
-        let mut answer = api::judge(body);
+        let mut answer = fake_api::judge(body);
         answer["content"][0]["text"] = "{\"doc.4.chosen.summary\": 1}".into();
         Fault::Says(answer)
     });

@@ -135,3 +135,13 @@ fn probabilities_of_several_questions_are_weighed_into_one() {
     }
     assert_eq!(aspects(&seen).len(), 10);
 }
+
+#[test]
+fn probabilities_that_outweigh_each_other_are_a_tie_of_one_half() {
+    // What is good and shown first has 0.9 + 0.6 + 5 * 0.4 of 7.
+    let seen = told_probabilities(|_, _| true, &json!({ "questions": questions([1.0, 1.0, 5.0]) }));
+    let rows = seen.rows();
+    let (tied, labelled): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.outcome == Outcome::Tie);
+    assert!(!tied.is_empty() && !labelled.is_empty());
+    assert!(tied.iter().all(|row| row.confidence.is_some_and(|p| (p - 0.5).abs() < 1e-9)), "{tied:?}");
+}

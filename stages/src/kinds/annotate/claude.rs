@@ -47,7 +47,7 @@ judge_params! {
         #[serde(default)]
         pub strict_partner: bool,
     }
-    beside_key {
+    excluded_from_key {
         /// `single`, or `batch` for half the price and an hour to a day of waiting. Not part of the key.
         #[serde(default)]
         pub mode: Mode,

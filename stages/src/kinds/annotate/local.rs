@@ -2,15 +2,17 @@
 
 use engine::context::Context;
 use engine::error::Result;
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::external::InputPath;
 use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::judge::local::{self, LocalJudge, PromptForm};
+use crate::judge::instructions::{self, Criterion, Instructions};
+use crate::judge::local::{self, JudgeModel, LocalJudge, PromptForm};
 use crate::judge::params::{self, defaults};
-use crate::judge::request::{self, Aspect, Texts};
+use crate::model::forecast::{self, Models, memory};
 use crate::train::params::Faults;
 use crate::types::{Model, Pairs, Posts, Preferences};
 
@@ -19,6 +21,13 @@ pub struct Local;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
+    /// A GGUF file of a Llama, Qwen2, Qwen3, Gemma 3 or Phi 3, in place of the input `model`. It runs with its quantised
+    /// weights, on the CPU, with prompts of at most 4,096 tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gguf: Option<InputPath>,
+    /// The `tokenizer.json` of the model in `gguf`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<InputPath>,
     /// A file with a request template instead of the built-in one, as for `annotate.claude`.
     #[serde(default)]
     pub template: Option<InputPath>,
@@ -35,7 +44,7 @@ pub struct Params {
     /// Several questions about each pair instead of one: `[{name, text, weight}]`. The label is the weighted mean of their
     /// probabilities; the single answers are in `aspects.parquet`.
     #[serde(default)]
-    pub questions: Vec<Aspect>,
+    pub questions: Vec<Criterion>,
     /// `auto`: the chat template if there is one, otherwise plain text. `chat`: the chat template. `plain`: plain text, for
     /// models without a chat format.
     #[serde(default)]
@@ -49,11 +58,11 @@ pub struct Params {
 }
 
 impl Params {
-    fn texts(&self) -> Result<Texts> {
+    fn instructions(&self) -> Result<Instructions> {
         let (template, examples) = (self.template.as_ref(), self.examples.as_ref());
-        let mut texts = Texts::load(template, examples, self.rubric.as_deref(), &self.questions)?;
-        texts.examples.truncate(self.shots.unwrap_or(usize::MAX));
-        Ok(texts)
+        let mut instructions = Instructions::load(template, examples, self.rubric.as_deref(), &self.questions)?;
+        instructions.examples.truncate(self.shots.unwrap_or(usize::MAX));
+        Ok(instructions)
     }
 }
 
@@ -64,42 +73,70 @@ impl Kind for Local {
     const VERSION: u32 = 1;
     const ABOUT: &'static str = "judges pairs by a language model that runs in the process, without a server";
 
-    fn signature(&self, _: &Params) -> Signature {
+    fn signature(&self, p: &Params) -> Signature {
         let signature = Signature::producing(Preferences::NAME).many("pairs", &[Pairs::NAME]);
-        signature.one("model", &[Model::NAME]).optional("exclude", &[Posts::NAME]).numerics(lm::NUMERICS)
+        let signature = if p.gguf.is_none() { signature.one("model", &[Model::NAME]) } else { signature };
+        signature.optional("exclude", &[Posts::NAME]).numerics(lm::NUMERICS)
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
         let mut faults = Faults::default();
         faults.must(params::is_share(p.max_unlabelled), "max_unlabelled", "expected 0 to 1");
+        if let Some(InputPath(file)) = &p.gguf {
+            let is_gguf = file.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+            faults.must(is_gguf, "gguf", "must be a .gguf file; `model.import` reads other models");
+        }
+        let (gguf, tokenizer) = (p.gguf.is_some(), p.tokenizer.is_some());
+        faults.must(tokenizer || !gguf, "tokenizer", "`gguf` needs the model's tokenizer.json");
+        faults.must(gguf || !tokenizer, "tokenizer", "is not used without `gguf`; a model artifact has its tokenizer");
         let unused = p.prompt == PromptForm::Plain && p.chat_template.is_some();
         faults.must(!unused, "chat_template", "is not used with `prompt: plain`");
-        faults.0.extend(request::faults(&p.questions));
+        faults.0.extend(instructions::faults(&p.questions));
         faults.0
     }
 
     fn check_files(&self, p: &Params) -> Vec<(String, String)> {
         let mut faults = params::file_faults(p.template.as_ref(), p.examples.as_ref(), &p.questions);
-        if let (true, Some(shots), Ok(texts)) =
-            (faults.is_empty(), p.shots, Params { shots: None, ..p.clone() }.texts())
+        if let (true, Some(shots), Ok(instructions)) =
+            (faults.is_empty(), p.shots, Params { shots: None, ..p.clone() }.instructions())
         {
-            let there = texts.examples.len();
+            let there = instructions.examples.len();
             if shots > there {
                 faults.push(("shots".to_owned(), format!("there are {there} worked examples")));
             }
+        }
+        if let Some(Err(error)) =
+            p.gguf.as_ref().filter(|file| file.0.is_file()).map(|InputPath(file)| lm::QuantizedLm::check(file))
+        {
+            faults.push(("gguf".to_owned(), error.to_string()));
         }
         faults
     }
 
     fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let pairs = size("pairs")? * p.questions.len().max(1) as f64;
-        let model = size("model")?;
+        let model = match &p.gguf {
+            Some(InputPath(file)) => std::fs::metadata(file).ok()?.len() as f64,
+            None => size("model")?,
+        };
         Some(Scaling::new(pairs * model, pairs))
     }
 
+    fn forecast(&self, p: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        memory(match &p.gguf {
+            Some(InputPath(file)) => std::fs::metadata(file).ok().map(|file| forecast::quantised(file.len())),
+            None => Models::new(&inputs("model")).map(|models| models.scoring_tokens(local::MAX_BATCH_TOKENS)),
+        })
+    }
+
     fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {
+        let model = match (&p.gguf, &p.tokenizer) {
+            (Some(InputPath(file)), Some(InputPath(tokenizer))) => JudgeModel::Gguf { file, tokenizer },
+            _ => JudgeModel::Port,
+        };
         let judge = LocalJudge {
-            texts: p.texts()?,
+            model,
+            instructions: p.instructions()?,
             prompt: p.prompt,
             chat_template: p.chat_template.as_ref().map(|file| file.0.as_path()),
             max_unlabelled: p.max_unlabelled,

@@ -13,7 +13,7 @@ use crate::judge;
 use crate::judge::params::{Mode, Shared, judge_params, shared};
 use crate::judge::prices::{Prices, Quote};
 use crate::judge::provider::Provider;
-use crate::judge::providers::openai::{MaxTokensField, OWN_FIELDS, OpenAi, ResponseFormat, Verdict};
+use crate::judge::providers::openai::{MaxTokensField, OWN_FIELDS, OpenAi, ResponseFormat, VerdictSource};
 use crate::judge::settings::Settings;
 use crate::train::params::{or_none, or_none_schema};
 
@@ -33,7 +33,7 @@ judge_params! {
         pub response_format: ResponseFormat,
         /// `text`, or `logprobs`: the label is the more probable of `1` and `2`, and `confidence` its probability.
         #[serde(default)]
-        pub verdict: Verdict,
+        pub verdict: VerdictSource,
         /// Maximum tokens of an answer, including thinking.
         #[serde(default = "answer_tokens")]
         pub max_tokens: u32,
@@ -45,7 +45,7 @@ judge_params! {
         #[serde(default)]
         pub extra_body: BTreeMap<String, Value>,
     }
-    beside_key {
+    excluded_from_key {
         /// The environment variable that holds the endpoint's key, such as `OPENAI_API_KEY`, or with `_FILE` after it names
         /// a file that does. Absent: no key is sent. Not part of the stage's key.
         #[serde(default)]
@@ -130,7 +130,7 @@ impl Params {
                 "other parameters determine this field, or it has to stay out".to_owned(),
             );
         }
-        let alone = self.verdict == Verdict::Text || self.documents_per_request == 1;
+        let alone = self.verdict == VerdictSource::Text || self.documents_per_request == 1;
         fault(!alone, "documents_per_request", "expected 1 with `verdict: logprobs`".to_owned());
         faults.extend(self.shared().money_faults(self.quote().as_ref()));
         faults

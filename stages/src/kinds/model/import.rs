@@ -95,8 +95,10 @@ impl Kind for Import {
                 let (model, tokenizer) = crate::model::load(&file.0)?;
                 crate::model::save(&model, &tokenizer, ctx.out(), Weights::F32)?;
                 if params.chat_template {
-                    let config = lm::io::Gguf::open(&file.0).into_stage_result()?.tokenizer_config;
-                    let config = config.ok_or_else(|| no_chat_template(&file.0.display().to_string()))?;
+                    let config = lm::io::gguf_chat_config(&file.0).into_stage_result()?;
+                    if config["chat_template"].is_null() {
+                        return Err(no_chat_template(&file.0.display().to_string()));
+                    }
                     write_json(&ctx.out().join(Model::TOKENIZER_CONFIG), &config)?;
                 }
                 file.0.display().to_string()

@@ -163,14 +163,14 @@ impl Provider for Anthropic {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
-            "template": settings.texts.template_text,
-            "examples": settings.texts.examples,
+            "template": settings.instructions.template_text,
+            "examples": settings.instructions.examples,
         })
     }
 
     fn fixed(&self, settings: &Settings, mode: Mode) -> Vec<Value> {
         let mut messages: Vec<Value> =
-            settings.texts.worked_examples().into_iter().map(|message| json!(message)).collect();
+            settings.instructions.worked_examples().into_iter().map(|message| json!(message)).collect();
         if let Some(last) = messages.last_mut() {
             // Everything up to here is the same in all requests, so the API may cache it and charge less for reading it.
             let text = last["content"].take();
@@ -185,9 +185,9 @@ impl Provider for Anthropic {
     }
 
     fn body(&self, settings: &Settings, mode: Mode, documents: &[Document]) -> Value {
-        let texts = &settings.texts;
+        let texts = &settings.instructions;
         let mut messages = self.fixed(settings, mode);
-        messages.push(json!(texts.question(documents)));
+        messages.push(json!(texts.final_turn(documents)));
         let mut body = json!({ "model": settings.model, "max_tokens": settings.max_tokens });
         let mut output = Map::new();
         match self.choice {

@@ -1,5 +1,5 @@
 //! Fake API server on 127.0.0.1: the Messages API, its batches and chat completions as publicly documented, with scripted
-//! faults and a count of billed requests. Uses only `std`, so that any test or bench can include it.
+//! faults and a count of billed requests.
 
 mod batches;
 mod chat;

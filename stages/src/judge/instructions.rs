@@ -1,4 +1,4 @@
-//! The texts of a judge's question: the paper's request (A.2), or several questions about each pair. Pure.
+//! What a judge is told: the paper's request (A.2), or several questions about each pair. Pure.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +11,10 @@ use serde_json::{Map, Value, json};
 use super::document::Document;
 use super::template::{EXAMPLES, Example, QUESTIONS, TEMPLATE, Template, examples};
 
-/// A question about each pair.
+/// A question about each pair: an entry of the parameter `questions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Aspect {
+pub struct Criterion {
     /// A short name of letters, digits and underscores, such as `accurate`.
     pub name: String,
     /// The question, such as `Which summary says only what the post says?`.
@@ -29,16 +29,16 @@ fn one() -> f64 {
 }
 
 /// Most questions about one pair.
-const QUESTIONS_AT_MOST: usize = 8;
+const MAX_CRITERIA: usize = 8;
 
 /// Faults of questions, each as (field, message).
-pub fn faults(questions: &[Aspect]) -> Vec<(String, String)> {
+pub fn faults(questions: &[Criterion]) -> Vec<(String, String)> {
     let mut faults = Vec::new();
     let mut names = BTreeSet::new();
-    if questions.len() > QUESTIONS_AT_MOST {
-        faults.push(("questions".to_owned(), format!("expected at most {QUESTIONS_AT_MOST}")));
+    if questions.len() > MAX_CRITERIA {
+        faults.push(("questions".to_owned(), format!("expected at most {MAX_CRITERIA}")));
     }
-    for (i, Aspect { name, text, weight }) in questions.iter().enumerate() {
+    for (i, Criterion { name, text, weight }) in questions.iter().enumerate() {
         let mut fault = |wrong: bool, field: &str, what: &str| {
             if wrong {
                 faults.push((format!("questions[{i}].{field}"), what.to_owned()));
@@ -60,39 +60,39 @@ pub struct Message {
     pub content: String,
 }
 
-/// Everything that is said to a judge but the documents.
+/// Everything that a judge is told but the documents.
 #[derive(Clone, Debug)]
-pub struct Texts {
+pub struct Instructions {
     template: Template,
     /// The template's text, which is part of the key of answers.
     pub template_text: String,
     pub examples: Vec<Example>,
     pub rubric: Option<String>,
     /// Empty: the one question of the template.
-    pub questions: Vec<Aspect>,
+    pub criteria: Vec<Criterion>,
 }
 
-impl Texts {
+impl Instructions {
     /// # Errors
     /// If a file cannot be read or is invalid (already reported in planning).
     pub fn load(
         template: Option<&InputPath>,
         examples_file: Option<&InputPath>,
         rubric: Option<&str>,
-        questions: &[Aspect],
+        criteria: &[Criterion],
     ) -> Result<Self> {
         let text = |file: Option<&InputPath>, ours: &str| match file {
             Some(InputPath(path)) => engine::text::read(path).at(path),
             None => Ok(ours.to_owned()),
         };
         let faulty = |field: &str, faults: Vec<String>| Error::user(format!("`{field}`: {}", faults.join("; ")));
-        let template_text = text(template, if questions.is_empty() { TEMPLATE } else { QUESTIONS })?;
+        let template_text = text(template, if criteria.is_empty() { TEMPLATE } else { QUESTIONS })?;
         Ok(Self {
             template: Template::parse(&template_text).map_err(|faults| faulty("template", faults))?,
             template_text,
             examples: examples(&text(examples_file, EXAMPLES)?).map_err(|faults| faulty("examples", faults))?,
             rubric: rubric.map(|rubric| rubric.trim().to_owned()).filter(|rubric| !rubric.is_empty()),
-            questions: questions.to_vec(),
+            criteria: criteria.to_vec(),
         })
     }
 
@@ -102,15 +102,24 @@ impl Texts {
     }
 
     /// Number of questions about each pair.
-    pub fn questions_per_pair(&self) -> usize {
-        self.questions.len().max(1)
+    pub fn criteria_per_pair(&self) -> usize {
+        self.criteria.len().max(1)
+    }
+
+    /// The weights of the questions about a pair, in order.
+    pub fn weights(&self) -> Vec<f64> {
+        if self.criteria.is_empty() {
+            vec![1.0]
+        } else {
+            self.criteria.iter().map(|criterion| criterion.weight).collect()
+        }
     }
 
     /// The fields of an answer about document `n`, one per question.
     pub fn fields(&self, n: usize) -> Vec<String> {
-        match &self.questions[..] {
+        match &self.criteria[..] {
             [] => vec![format!("doc.{n}.chosen.summary")],
-            questions => questions.iter().map(|question| format!("doc.{n}.{}", question.name)).collect(),
+            criteria => criteria.iter().map(|criterion| format!("doc.{n}.{}", criterion.name)).collect(),
         }
     }
 
@@ -128,9 +137,9 @@ impl Texts {
             let content = paragraphs(&[&head, &text, &self.template.tail]);
             messages.push(Message { role: "user", content });
             let place = |name: &str| example.answers.get(name).copied().unwrap_or(example.better);
-            let places: Vec<u8> = match &self.questions[..] {
+            let places: Vec<u8> = match &self.criteria[..] {
                 [] => vec![example.better],
-                questions => questions.iter().map(|question| place(&question.name)).collect(),
+                criteria => criteria.iter().map(|criterion| place(&criterion.name)).collect(),
             };
             let fields = self.fields(i + 1).into_iter().zip(places.into_iter().map(Value::from));
             let answer = Value::Object(fields.collect()).to_string();
@@ -140,7 +149,7 @@ impl Texts {
     }
 
     /// The turn about the documents.
-    pub fn question(&self, documents: &[Document]) -> Message {
+    pub fn final_turn(&self, documents: &[Document]) -> Message {
         let text = |(i, document)| self.template.document(self.first() + i, document);
         let texts: Vec<String> = documents.iter().enumerate().map(text).collect();
         let head = if self.examples.is_empty() { self.head() } else { String::new() };
@@ -158,8 +167,8 @@ impl Texts {
     /// The template's head, the rubric and the questions.
     fn head(&self) -> String {
         let rubric = self.rubric.as_ref().map(|rubric| format!("<rubric>\n{rubric}\n</rubric>"));
-        let questions = (!self.questions.is_empty()).then(|| {
-            let list: String = self.questions.iter().map(|q| format!("- {}: {}\n", q.name, q.text.trim())).collect();
+        let questions = (!self.criteria.is_empty()).then(|| {
+            let list: String = self.criteria.iter().map(|q| format!("- {}: {}\n", q.name, q.text.trim())).collect();
             let example = |n, place| self.fields(n).into_iter().map(move |field| (field, Value::from(place)));
             let example: Map<String, Value> = example(1, 2).chain(example(2, 1)).collect();
             format!(
@@ -178,8 +187,8 @@ impl Texts {
         if let Some(rubric) = &self.rubric {
             asked["rubric"] = json!(rubric);
         }
-        if !self.questions.is_empty() {
-            let questions = self.questions.iter().map(|q| json!({ "name": q.name, "text": q.text.trim() }));
+        if !self.criteria.is_empty() {
+            let questions = self.criteria.iter().map(|q| json!({ "name": q.name, "text": q.text.trim() }));
             asked["questions"] = questions.collect();
         }
     }
@@ -193,26 +202,27 @@ fn paragraphs(parts: &[&str]) -> String {
 mod tests {
     use super::*;
 
-    fn aspect(name: &str, weight: f64) -> Aspect {
-        Aspect { name: name.to_owned(), text: format!("Which one is {name}?"), weight }
+    fn criterion(name: &str, weight: f64) -> Criterion {
+        Criterion { name: name.to_owned(), text: format!("Which one is {name}?"), weight }
     }
 
     #[test]
     fn questions_have_distinct_names_and_positive_weights() {
-        let fields = |questions: &[Aspect]| faults(questions).into_iter().map(|(field, _)| field).collect::<Vec<_>>();
-        assert_eq!(fields(&[aspect("accurate", 2.0), aspect("covers_most", 0.5)]), [""; 0]);
-        assert_eq!(fields(&[aspect("a", 1.0), aspect("a", 0.0)]), ["questions[1].name", "questions[1].weight"]);
-        assert_eq!(fields(&[aspect("doc.1", f64::NAN)]), ["questions[0].name", "questions[0].weight"]);
-        assert_eq!(fields(&(0..9).map(|i| aspect(&format!("q{i}"), 1.0)).collect::<Vec<_>>()), ["questions"]);
+        let fields =
+            |questions: &[Criterion]| faults(questions).into_iter().map(|(field, _)| field).collect::<Vec<_>>();
+        assert_eq!(fields(&[criterion("accurate", 2.0), criterion("covers_most", 0.5)]), [""; 0]);
+        assert_eq!(fields(&[criterion("a", 1.0), criterion("a", 0.0)]), ["questions[1].name", "questions[1].weight"]);
+        assert_eq!(fields(&[criterion("doc.1", f64::NAN)]), ["questions[0].name", "questions[0].weight"]);
+        assert_eq!(fields(&(0..9).map(|i| criterion(&format!("q{i}"), 1.0)).collect::<Vec<_>>()), ["questions"]);
     }
 
     #[test]
     fn each_question_has_a_field_per_document_and_examples_answer_it() {
-        let questions = [aspect("accurate", 1.0), aspect("covers", 2.0)];
-        let mut texts = Texts::load(None, None, Some(" Facts first.\n"), &questions).unwrap();
-        texts.examples[1].answers.insert("covers".to_owned(), 1);
-        assert_eq!(texts.all_fields(2), ["doc.3.accurate", "doc.3.covers", "doc.4.accurate", "doc.4.covers"]);
-        let turns = texts.worked_examples();
+        let criteria = [criterion("accurate", 1.0), criterion("covers", 2.0)];
+        let mut instructions = Instructions::load(None, None, Some(" Facts first.\n"), &criteria).unwrap();
+        instructions.examples[1].answers.insert("covers".to_owned(), 1);
+        assert_eq!(instructions.all_fields(2), ["doc.3.accurate", "doc.3.covers", "doc.4.accurate", "doc.4.covers"]);
+        let turns = instructions.worked_examples();
         assert!(
             turns[0]
                 .content
@@ -221,11 +231,11 @@ mod tests {
         assert!(!turns[0].content.contains("chosen.summary") && !turns[2].content.contains("rubric"));
         assert_eq!(turns[1].content, r#"{"doc.1.accurate":1,"doc.1.covers":1}"#);
         assert_eq!(turns[3].content, r#"{"doc.2.accurate":2,"doc.2.covers":1}"#);
-        assert_eq!(texts.schema(1)["required"], json!(["doc.3.accurate", "doc.3.covers"]));
+        assert_eq!(instructions.schema(1)["required"], json!(["doc.3.accurate", "doc.3.covers"]));
         // Without examples, the instructions come with the documents.
-        texts.examples.clear();
+        instructions.examples.clear();
         let document = Document { prompt: "p".into(), first: "a".into(), second: "b".into() };
-        let question = texts.question(&[document]).content;
+        let question = instructions.final_turn(&[document]).content;
         assert!(question.starts_with("You are a helpful assistant") && question.contains("<doc.1>"), "{question}");
     }
 }
