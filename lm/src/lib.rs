@@ -40,7 +40,7 @@ pub use optim::{AdamW, AdamWConfig, LrDecay, LrSchedule, StepNorms};
 pub use precision::Precision;
 pub use tensor::counter_rng::CounterRng;
 pub use tensor::device::{
-    DEVICE_VARIABLE, check_device, check_device_name, device, device_name, is_portable, use_device,
+    DEVICE_VARIABLE, check_device, check_device_name, device, device_failure, device_name, is_portable, use_device,
 };
 pub use tensor::threads::{follow_threads, set_threads};
 pub use token_stats::StatOptions;
@@ -50,9 +50,9 @@ pub use variable::Variable;
 /// For the benchmarks of the kernels; no part of the library's interface.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::exec::train::{Activation, BlockPass, LmHead, TargetTokens};
+    pub use crate::exec::train::{BlockPass, LmHead, TargetTokens};
     pub use crate::model::adapter::LoraAdapter;
-    pub use crate::model::block::{Attention, Block, Heads, Mlp, Norm};
+    pub use crate::model::block::{Activation, Attention, Block, Heads, Mlp, Norm};
     pub use crate::model::linear::Linear;
     pub mod kernels {
         pub use crate::exec::train::{backward, embedding, gemm, matmul, norm, token_stats, transformer_block};

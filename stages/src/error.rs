@@ -33,15 +33,9 @@ impl<T> IntoStageResult<T> for candle_core::Result<T> {
     }
 }
 
-/// A failed tensor operation is a bug in this project, unless a device has no memory left.
+/// A failed tensor operation is a bug in this project, unless the device failed.
 fn of_candle(error: &candle_core::Error) -> Error {
-    let message = error.to_string();
-    // The driver's name of the error, as text: candle wraps it.
-    if ["OUT_OF_MEMORY", "out of memory"].iter().any(|name| message.contains(name)) {
-        return Error::environment(format!("the device has no memory left: {message}"))
-            .help("make the stage's batches smaller, or run fewer stages at a time (-j 1)");
-    }
-    Error::internal(message)
+    lm::device_failure(error).map_or_else(|| Error::internal(error.to_string()), Error::environment)
 }
 
 /// Formats a number for a message: with an exponent if its plain digits would be hard to read.

@@ -1,12 +1,13 @@
-//! AdamW (Loshchilov & Hutter 2019) over named variables, updated in place. The moments are on the CPU, and so is the
-//! arithmetic: gradients of variables on another device are copied here, and the variables back.
+//! AdamW (Loshchilov & Hutter 2019) over named variables, updated in place: by a fused kernel on the CPU, or by stock candle
+//! operations on the variables' device.
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor, Var, bail};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, Var, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::exec::train::{candle_interop::CpuSlice, simd::fma, simd::simd};
+use crate::tensor::device::is_portable;
 use crate::tensor::threads::in_pool;
 use crate::{Error, Result, Variable};
 
@@ -42,11 +43,26 @@ pub struct StepNorms {
 /// A variable and its optimiser state.
 pub(super) struct ParamState {
     pub(super) variable: Variable,
-    /// First and second moments of the gradient.
-    pub(super) m: Vec<f32>,
-    pub(super) v: Vec<f32>,
+    pub(super) moments: Moments,
     /// The target of weight decay; None is zero.
     decay_target: Option<Tensor>,
+}
+
+/// First and second moments of a variable's gradient.
+pub(super) enum Moments {
+    /// For the fused kernel.
+    Fused([Vec<f32>; 2]),
+    /// For stock operations, where the variable is.
+    Stock([Tensor; 2]),
+}
+
+impl Moments {
+    fn zeros(var: &Var, portable: bool) -> Result<Self> {
+        Ok(match portable {
+            true => Self::Stock([var.zeros_like()?, var.zeros_like()?]),
+            false => Self::Fused([vec![0.0; var.elem_count()], vec![0.0; var.elem_count()]]),
+        })
+    }
 }
 
 /// The optimiser: the variables with their moments, and the number of steps taken.
@@ -59,21 +75,22 @@ pub struct AdamW {
 impl AdamW {
     /// An optimiser at step 0. Names must be unique; variables must be contiguous f32.
     pub fn new(variables: Vec<Variable>, config: AdamWConfig) -> Result<Self> {
+        Self::with_operations(variables, config, is_portable())
+    }
+
+    /// [`AdamW::new`], by stock operations if `portable`.
+    pub(super) fn with_operations(variables: Vec<Variable>, config: AdamWConfig, portable: bool) -> Result<Self> {
         let mut seen = std::collections::HashSet::new();
-        for v in &variables {
-            if !seen.insert(v.name.clone()) {
-                return Err(Error::input(format!("two variables have the name {}", v.name)));
+        let params = variables.into_iter().map(|variable| {
+            if !seen.insert(variable.name.clone()) {
+                return Err(Error::input(format!("two variables have the name {}", variable.name)));
             }
-            CpuSlice::new(&v.var.to_device(&Device::Cpu)?)?;
-        }
-        let params = variables
-            .into_iter()
-            .map(|variable| {
-                let n = variable.var.elem_count();
-                ParamState { variable, m: vec![0.0; n], v: vec![0.0; n], decay_target: None }
-            })
-            .collect();
-        Ok(Self { config, params, steps: 0 })
+            if !portable {
+                CpuSlice::new(&variable.var)?;
+            }
+            Ok(ParamState { moments: Moments::zeros(&variable.var, portable)?, variable, decay_target: None })
+        });
+        Ok(Self { config, params: params.collect::<Result<_>>()?, steps: 0 })
     }
 
     /// Makes weight decay pull towards `reference(name)` instead of zero, for example towards the reference policy in
@@ -82,9 +99,7 @@ impl AdamW {
         for param in &mut self.params {
             let name = &param.variable.name;
             param.decay_target = match reference(name) {
-                Some(target) if target.shape() == param.variable.var.shape() => {
-                    Some(target.detach().contiguous()?.to_device(&Device::Cpu)?)
-                }
+                Some(target) if target.shape() == param.variable.var.shape() => Some(target.detach().contiguous()?),
                 Some(target) => {
                     let (found, expected) = (target.dims(), param.variable.var.dims());
                     return Err(Error::input(format!(
@@ -117,20 +132,19 @@ impl AdamW {
     }
 
     fn update(&mut self, grads: &GradStore, lr: f64, clip: Option<f64>) -> Result<StepNorms> {
-        let mut squared_norm = 0.0;
         let mut gradients = Vec::with_capacity(self.params.len());
-        for ParamState { variable, .. } in &self.params {
-            let name = &variable.name;
-            let Some(grad) = grads.get(variable.var.as_tensor()) else {
+        for ParamState { variable: Variable { name, var, .. }, .. } in &self.params {
+            let Some(grad) = grads.get(var.as_tensor()) else {
                 return Err(Error::input(format!("variable {name} has no gradient: the loss does not depend on it")));
             };
-            let grad = grad.contiguous()?.to_device(&Device::Cpu)?;
-            let own = parallel_sum_of_squares(&CpuSlice::new(&grad)?);
+            gradients.push(grad.contiguous()?);
+        }
+        let mut squared_norm = 0.0;
+        for (own, param) in self.sums_of_squares(&gradients)?.into_iter().zip(&self.params) {
             if !own.is_finite() {
-                return Err(Error::NonFinite { quantity: format!("the gradient of {name}") });
+                return Err(Error::NonFinite { quantity: format!("the gradient of {}", param.variable.name) });
             }
             squared_norm += own;
-            gradients.push(grad);
         }
         let grad_norm = squared_norm.sqrt();
         let step = self.steps + 1;
@@ -139,8 +153,9 @@ impl AdamW {
         let bias1 = 1.0 - beta1.powi(power);
         let bias2 = 1.0 - beta2.powi(power);
         let mut squared_update = 0.0;
+        let mut changes = Vec::new();
         for (param, grad) in self.params.iter_mut().zip(&gradients) {
-            let ParamState { variable, m, v, decay_target } = param;
+            let ParamState { variable, moments, decay_target } = param;
             let constants = StepConstants {
                 clip: clip.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0)) as f32,
                 beta1: beta1 as f32,
@@ -152,28 +167,77 @@ impl AdamW {
                 eps: eps as f32,
                 decay: if variable.decays { (lr * weight_decay) as f32 } else { 0.0 },
             };
-            let grad = CpuSlice::new(grad)?;
-            let decay_target = decay_target.as_ref().map(CpuSlice::new).transpose()?;
-            let op = AdamWUpdate {
-                constants,
-                grad: &grad,
-                decay_target: decay_target.as_deref(),
-                state: std::cell::RefCell::new((m, v)),
-                square: std::cell::Cell::new(0.0),
-            };
-            match variable.var.device() {
-                Device::Cpu => variable.var.inplace_op1(&op)?,
-                device => {
-                    let copy = Var::from_tensor(&variable.var.to_device(&Device::Cpu)?)?;
-                    copy.inplace_op1(&op)?;
-                    variable.var.set(&copy.to_device(device)?)?;
+            match moments {
+                Moments::Fused([m, v]) => {
+                    let grad = CpuSlice::new(grad)?;
+                    let decay_target = decay_target.as_ref().map(CpuSlice::new).transpose()?;
+                    let op = AdamWUpdate {
+                        constants,
+                        grad: &grad,
+                        decay_target: decay_target.as_deref(),
+                        state: std::cell::RefCell::new((m, v)),
+                        square: std::cell::Cell::new(0.0),
+                    };
+                    variable.var.inplace_op1(&op)?;
+                    squared_update += op.square.get();
+                }
+                Moments::Stock(moments) => {
+                    changes.push(update_by_stock_operations(
+                        &variable.var,
+                        moments,
+                        grad,
+                        decay_target.as_ref(),
+                        constants,
+                    )?);
                 }
             }
-            squared_update += op.square.get();
         }
         self.steps = step;
+        squared_update += sums_on_device(&changes)?.into_iter().sum::<f64>();
         Ok(StepNorms { grad_norm, update_norm: squared_update.sqrt() })
     }
+
+    /// The sum of each gradient's squares.
+    fn sums_of_squares(&self, gradients: &[Tensor]) -> Result<Vec<f64>> {
+        if self.params.iter().any(|param| matches!(param.moments, Moments::Stock(_))) {
+            let sums = gradients.iter().map(|grad| grad.sqr()?.sum_all());
+            return Ok(sums_on_device(&sums.collect::<candle_core::Result<Vec<_>>>()?)?);
+        }
+        gradients.iter().map(|grad| Ok(parallel_sum_of_squares(&CpuSlice::new(grad)?))).collect()
+    }
+}
+
+/// Scalars in one copy from their device.
+fn sums_on_device(sums: &[Tensor]) -> candle_core::Result<Vec<f64>> {
+    if sums.is_empty() {
+        return Ok(vec![]);
+    }
+    Ok(Tensor::stack(sums, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+}
+
+/// Updates one variable as [`update`] does; returns the squared norm of the change.
+fn update_by_stock_operations(
+    p: &Var,
+    [m, v]: &mut [Tensor; 2],
+    grad: &Tensor,
+    decay_target: Option<&Tensor>,
+    constants: StepConstants,
+) -> candle_core::Result<Tensor> {
+    let scaled = |t: &Tensor, by: f32| t.affine(f64::from(by), 0.0);
+    let g = scaled(grad, constants.clip)?;
+    *m = (scaled(m, constants.beta1)? + scaled(&g, constants.one_minus_beta1)?)?;
+    *v = (scaled(v, constants.beta2)? + scaled(&g.sqr()?, constants.one_minus_beta2)?)?;
+    let root = v.sqrt()?.affine(f64::from(constants.inverse_root_bias2), f64::from(constants.eps))?;
+    let mut change = (scaled(m, -constants.step_size)? / root)?;
+    if constants.decay != 0.0 {
+        let distance = match decay_target {
+            None => p.as_detached_tensor(),
+            Some(target) => (p.as_detached_tensor() - target)?,
+        };
+        change = (change - scaled(&distance, constants.decay)?)?;
+    }
+    p.set(&(p.as_detached_tensor() + &change)?)?;
+    change.sqr()?.sum_all()
 }
 
 fn parallel_sum_of_squares(x: &[f32]) -> f64 {

@@ -50,11 +50,11 @@ fn wave(n: usize, t: usize) -> Vec<f32> {
 fn many_steps_agree_with_a_textbook_adamw() -> Result<()> {
     let n = 40_000;
     let config = AdamWConfig { beta1: 0.8, beta2: 0.95, eps: 1e-7, weight_decay: 0.1 };
-    for decays in [true, false] {
+    for (decays, portable) in [(true, false), (false, false), (true, true), (false, true)] {
         let v = variable("w", &wave(n, 0), decays);
         let p: Vec<f64> = wave(n, 0).into_iter().map(f64::from).collect();
         let mut plain = ReferenceAdamW { p, m: vec![0.0; n], v: vec![0.0; n] };
-        let mut adam = AdamW::new(vec![v.clone()], config)?;
+        let mut adam = AdamW::with_operations(vec![v.clone()], config, portable)?;
         for t in 1..=20 {
             let g = wave(n, t);
             let norm = g.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
@@ -67,7 +67,7 @@ fn many_steps_agree_with_a_textbook_adamw() -> Result<()> {
             let g: Vec<f64> = g.iter().map(|&g| f64::from(g) * factor).collect();
             plain.step(&g, lr, t as i32, config, decays);
             let moved = before.iter().zip(&plain.p).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
-            assert!((norms.grad_norm / norm - 1.0).abs() < 1e-9);
+            assert!((norms.grad_norm / norm - 1.0).abs() < if portable { 1e-5 } else { 1e-9 });
             assert!((norms.update_norm / moved - 1.0).abs() < 1e-4, "{} against {moved}", norms.update_norm);
         }
         for (a, b) in values(&v).iter().zip(&plain.p) {

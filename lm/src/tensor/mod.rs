@@ -4,6 +4,8 @@
 pub mod buffer;
 pub mod candle_interop;
 pub mod counter_rng;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod device;
 pub mod grad_accumulator;
 pub mod philox;

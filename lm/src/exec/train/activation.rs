@@ -5,29 +5,13 @@
 
 use super::buffer::with_scratch;
 use super::simd::{exp, fma, simd};
+use crate::model::block::Activation;
 
 /// 2 sqrt(2/pi)
 const SLOPE: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 
-/// The activation of an MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// Elementwise; GPT-2's and GPT-J's `gelu_new`.
-    GeluTanh,
-    /// Llama's. Each input row holds a gate and a value side by side, so the output is half as wide.
-    SwiGlu,
-}
-
 impl Activation {
-    /// Columns of the input for an output of `inner` columns.
-    pub fn input_width(self, inner: usize) -> usize {
-        match self {
-            Self::GeluTanh => inner,
-            Self::SwiGlu => 2 * inner,
-        }
-    }
-
     /// `y [n, inner]` from `x [n, input_width]`.
     pub fn forward(self, y: &mut [f32], x: &[f32], inner: usize) {
         match self {

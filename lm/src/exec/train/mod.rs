@@ -35,7 +35,6 @@ use crate::tensor::device::is_portable;
 pub(crate) use crate::tensor::{buffer, candle_interop, grad_accumulator, row_subset};
 use candle_interop::CpuSlice;
 
-pub use activation::Activation;
 pub use grad_accumulator::backward;
 pub use mask::{BITS, DropoutMask};
 pub use rotary::RotaryTable;
@@ -102,6 +101,13 @@ pub struct LmHead {
     /// `[v]`; a variable or a constant.
     pub bias: Option<Tensor>,
     pub precision: Precision,
+}
+
+impl LmHead {
+    /// A frozen view that shares storage.
+    pub fn frozen(&self) -> Self {
+        Self { weight: self.weight.detach(), bias: self.bias.as_ref().map(Tensor::detach), precision: self.precision }
+    }
 }
 
 /// Log-probabilities (and entropies) from final hidden states `[n, d]`, without holding all logits `[n, v]` at once.
