@@ -14,7 +14,6 @@ pub mod io;
 mod markup;
 mod model;
 mod optim;
-mod precision;
 mod tensor;
 mod token_stats;
 mod tokenizer;
@@ -27,7 +26,6 @@ pub use exec::decode::sample::{SampledResponse, sample};
 pub use exec::decode::token_sampler::SampleOptions;
 pub use exec::memory::{MemoryEstimate, Trainable};
 pub use exec::quantized::QuantizedLm;
-pub use exec::train::simd::{Isa, has_avx512_bf16, isa};
 pub use exec::train::{TokenStats, backward};
 pub use io::weights::WeightType;
 pub use markup::{MarkupTokenizer, TextPiece};
@@ -37,7 +35,8 @@ pub use model::families::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelCon
 pub use model::head::{RewardModel, RewardPooling, ScalarHead};
 pub use model::linear::Dropout;
 pub use optim::{AdamW, AdamWConfig, LrDecay, LrSchedule, StepNorms};
-pub use precision::Precision;
+pub use temper_gemm::Precision;
+pub use temper_gemm::simd::{Isa, has_avx512_bf16, isa};
 pub use tensor::counter_rng::CounterRng;
 pub use tensor::device::{
     DEVICE_VARIABLE, check_device, check_device_name, device, device_failure, device_name, is_portable, use_device,
@@ -55,7 +54,7 @@ pub mod internals {
     pub use crate::model::block::{Activation, Attention, Block, Heads, Mlp, Norm};
     pub use crate::model::linear::Linear;
     pub mod kernels {
-        pub use crate::exec::train::{backward, embedding, gemm, matmul, norm, token_stats, transformer_block};
+        pub use crate::exec::train::{backward, embedding, norm, token_stats, transformer_block};
     }
     pub mod portable {
         pub use crate::exec::portable::{embedding, norm, run_block, token_stats};

@@ -1,8 +1,9 @@
 //! The memory that a model and its passes take, from its config alone: for plans made before there are weights. Bytes, and
 //! upper bounds where data decides: every sequence is taken to be as long as it may be.
 
+use temper_gemm::Threads;
+
 use super::decode::sample::SamplingPlan;
-use super::train::gemm::Threads;
 use super::train::token_stats::MAX_LOGITS;
 use crate::model::architecture::{Architecture, LmHeadKind};
 use crate::model::families::ModelConfig;
@@ -34,19 +35,18 @@ impl MemoryEstimate {
         self.0.window
     }
 
-    /// The weights.
+    /// The weights, without biases and norms, which are small.
     pub fn weights(&self) -> f64 {
-        let Architecture { block, vocab, window, d, layers, .. } = &self.0;
-        let positions = if self.0.positions.is_some() { window * d } else { 0 };
-        let lm_head = if self.0.lm_head == LmHeadKind::Tied { 0 } else { vocab * d };
-        // Biases and norms are not worth counting.
-        F32 * (vocab * d + positions + lm_head + layers * block.linears().map(|l| l.d_in * l.d_out).sum::<usize>())
-            as f64
+        let Architecture { vocab, window, d, positions, lm_head, .. } = &self.0;
+        let tables = vocab + if positions.is_some() { *window } else { 0 };
+        let lm_head = if *lm_head == LmHeadKind::Tied { 0 } else { *vocab };
+        F32 * (tables + lm_head) as f64 * *d as f64 + self.linear_copies()
     }
 
     /// The linear layers once more, as a merged adapter or packed for decoding.
     pub fn linear_copies(&self) -> f64 {
-        F32 * (self.0.layers * self.0.weights_per_block()) as f64
+        let weights = self.0.block.linears().map(|linear| linear.d_in as f64 * linear.d_out as f64);
+        F32 * self.0.layers as f64 * weights.sum::<f64>()
     }
 
     /// What training adds to the frozen weights between passes: the adapter, and AdamW's two moments.
@@ -55,7 +55,7 @@ impl MemoryEstimate {
             Trainable::All => 2.0 * self.weights(),
             Trainable::Adapter(rank) => {
                 let widths: usize = self.0.block.linears().map(|linear| linear.d_in + linear.d_out).sum();
-                3.0 * F32 * (rank * self.0.layers * widths) as f64
+                3.0 * F32 * rank as f64 * self.0.layers as f64 * widths as f64
             }
         }
     }
@@ -77,13 +77,14 @@ impl MemoryEstimate {
             Trainable::All => (d + qkv) + (heads.columns(heads.query) + out) + (d + up) + (inner + down),
             Trainable::Adapter(_) => 0,
         };
-        let pass = F32 * (tokens as f64 * (layers * saved + gradients + weight_gradients) as f64) + self.logits();
+        let per_token = *layers as f64 * saved as f64 + (gradients + weight_gradients) as f64;
+        let pass = F32 * tokens as f64 * per_token + self.logits();
         if trainable == Trainable::All { pass.max(self.weights()) } else { pass }
     }
 
     /// Forward pass without gradients over `tokens` tokens.
     pub fn scoring_pass(&self, tokens: usize) -> f64 {
-        F32 * (2 * tokens * self.0.d) as f64 + self.logits()
+        F32 * 2.0 * tokens as f64 * self.0.d as f64 + self.logits()
     }
 
     /// Sampling of `sequences` of at most `positions` tokens: keys and values, and packed weights.
@@ -94,13 +95,13 @@ impl MemoryEstimate {
         let plan = SamplingPlan::new(&self.0, sequences, positions);
         let groups = if plan.threads == Threads::One { rayon::current_num_threads() } else { 1 };
         let sequences = sequences.min(groups * plan.rows);
-        let lm_head = F32 * (self.0.vocab * self.0.d) as f64;
-        (sequences * self.0.cache_bytes(positions)) as f64 + self.linear_copies() + lm_head
+        let lm_head = F32 * self.0.vocab as f64 * self.0.d as f64;
+        sequences as f64 * self.0.cache_bytes(positions) as f64 + self.linear_copies() + lm_head
     }
 
     /// A chunk of logits.
     fn logits(&self) -> f64 {
-        F32 * MAX_LOGITS.max(64 * self.0.vocab) as f64
+        F32 * (MAX_LOGITS as f64).max(64.0 * self.0.vocab as f64)
     }
 }
 

@@ -5,8 +5,10 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, Var, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use temper_gemm::simd;
+use temper_gemm::simd::fma;
 
-use crate::exec::train::{candle_interop::CpuSlice, simd::fma, simd::simd};
+use crate::tensor::candle_interop::CpuSlice;
 use crate::tensor::device::is_portable;
 use crate::tensor::threads::in_pool;
 use crate::{Error, Result, Variable};
@@ -341,7 +343,7 @@ fn update(
                 Some(decay_target) => decay_towards_target(change, p, &decay_target[part], constants.decay),
             }
         }
-        crate::exec::train::simd::add_assign(p, change);
+        temper_gemm::simd::add_assign(p, change);
         square += sum_of_squares(change);
     }
     square

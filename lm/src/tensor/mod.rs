@@ -1,7 +1,6 @@
 //! Shared by executors and optimisers: access to tensors' memory, gradients, parallel buffers, threads, the device,
 //! random numbers.
 
-pub mod buffer;
 pub mod candle_interop;
 pub mod counter_rng;
 #[cfg(feature = "cuda")]
@@ -12,5 +11,3 @@ pub mod philox;
 pub mod random;
 pub mod row_subset;
 pub mod threads;
-
-use crate::exec::train::simd;

@@ -11,18 +11,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use temper_gemm::buffer::{CHUNK, for_each_chunk};
+use temper_gemm::matmul::matmul_transposed_rhs;
+use temper_gemm::simd::{LANES, add_assign, exp, fma, max, sum_map};
+use temper_gemm::{Mat, PackedRhs, Rhs, Threads, WriteMode, matmul, simd};
 
 use self::packed_linear::PackedLinear;
 use crate::exec::train::attention::{self, AttentionShape};
-use crate::exec::train::gemm::{Mat, Threads, WriteMode};
 use crate::exec::train::linear::OutputColumns;
-use crate::exec::train::matmul::{PackedRhs, Rhs, matmul, matmul_transposed_rhs};
 use crate::exec::train::norm::{RowNorm, norm_heads};
-use crate::exec::train::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
 use crate::exec::train::{Direction, LmHead, RotaryTable};
 use crate::model::block::{Attention, Block};
 use crate::model::transformer::Transformer;
-use crate::tensor::buffer::{CHUNK, for_each_chunk};
 use crate::tensor::candle_interop::CpuSlice;
 use crate::{Precision, Result};
 

@@ -1,11 +1,11 @@
 //! Sampling responses from a model.
 
 use rayon::prelude::*;
+use temper_gemm::Threads;
 
 use crate::exec::decode::token_sampler::{SampleOptions, TokenSampler};
 use crate::exec::decode::{Decoder, KvCache, Workspace};
 use crate::exec::portable;
-use crate::exec::train::gemm::Threads;
 use crate::model::architecture::Architecture;
 use crate::tensor::device::is_portable;
 use crate::tensor::threads::in_pool;
@@ -127,7 +127,7 @@ impl SamplingPlan {
         /// Bytes of a layer's weights that leave room for activations in a core's L2 cache.
         const SMALL_LAYER: usize = 2 << 20;
         const CACHE_BYTES: usize = 512 << 20;
-        if 4 * architecture.weights_per_block() <= SMALL_LAYER {
+        if architecture.weights_per_block() <= SMALL_LAYER / 4 {
             // Each thread takes whole groups: no step ever waits for another thread.
             return Self { rows: even_rows(32), prefill_tokens: 512, threads: Threads::One };
         }

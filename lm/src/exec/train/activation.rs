@@ -3,8 +3,10 @@
 //! gelu(x) = x / 2 (1 + tanh u) = x sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3), which needs one exponential and
 //! no tanh. swiglu(a, b) = a sigmoid(a) b.
 
-use super::buffer::with_scratch;
-use super::simd::{exp, fma, simd};
+use temper_gemm::buffer::with_scratch;
+use temper_gemm::simd;
+use temper_gemm::simd::{exp, fma};
+
 use crate::model::block::Activation;
 
 /// 2 sqrt(2/pi)

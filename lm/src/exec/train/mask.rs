@@ -4,9 +4,8 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-
-use super::buffer::{CHUNK, build_chunked};
-use super::simd::simd;
+use temper_gemm::buffer::{CHUNK, build_chunked};
+use temper_gemm::simd;
 
 /// Elements per word.
 pub const BITS: usize = u32::BITS as usize;

@@ -9,16 +9,12 @@ mod activation;
 pub(crate) mod attention;
 mod block;
 mod embedding;
-pub mod gemm;
 mod layer_norm;
 pub(crate) mod linear;
 mod mask;
-pub mod matmul;
 pub(crate) mod norm;
-mod packed_gemm;
 mod rms_norm;
 pub(crate) mod rotary;
-pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
 pub mod token_stats;
@@ -32,7 +28,7 @@ use crate::Precision;
 use crate::exec::portable;
 use crate::model::block::{Block, Norm};
 use crate::tensor::device::is_portable;
-pub(crate) use crate::tensor::{buffer, candle_interop, grad_accumulator, row_subset};
+pub(crate) use crate::tensor::{candle_interop, grad_accumulator, row_subset};
 use candle_interop::CpuSlice;
 
 pub use grad_accumulator::backward;
