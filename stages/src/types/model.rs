@@ -91,7 +91,7 @@ impl ModelOutline {
         folder::read_json(&folder.join(Model::CONFIG)).map_or(Value::Null, Self::of)
     }
 
-    /// The outline of a model with this outline that was trained; of an ensemble, with `members` of them.
+    /// The outline of a reward model that was trained from a model with this outline.
     pub fn trained(outline: &Value, adapter: bool) -> Value {
         serde_json::from_value(outline.clone()).map_or(Value::Null, |outline: Self| Self { adapter, ..outline }.json())
     }

@@ -92,7 +92,11 @@ impl Kind for RewardEnsemble {
 
     fn forecast(&self, _: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
         let outline = ModelOutline::ensemble(&inputs("members"));
-        Forecast { memory: Models::new([&outline]).map(|models| models.scoring(SCORED)), outline }
+        let models = Models::new([&outline].into_iter().chain(&inputs("sampler")));
+        // Members are compared on samples for the posts, if there are any.
+        let samples = !inputs("posts").is_empty();
+        let memory = models.map(|models| if samples { models.sampling(SCORED) } else { models.loaded() });
+        Forecast { memory, outline }
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

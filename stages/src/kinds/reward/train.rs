@@ -14,7 +14,7 @@ use crate::model::forecast::{Models, Training};
 use crate::random::below;
 use crate::random::fixed_generator;
 use crate::reward::loss::{preference_loss, soft_preference_loss};
-use crate::reward::measure::{Calibration, accuracy, calibrate};
+use crate::reward::measure::{Calibration, SCORED, accuracy, calibrate};
 use crate::reward::pairs::{Corruption, PreferenceTable};
 use crate::reward::params::{Centring, Diversity, Normalise, Order, Params};
 use crate::train::{BatchOrder, MicroBatchLoss, Trainer, Weights, learning, micro_batches};
@@ -55,16 +55,17 @@ impl Kind for RewardTrain {
 
     fn forecast(&self, p: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
         let model = inputs("model");
+        let samples = !inputs("posts").is_empty();
         let training = Training {
             rank: p.lora.0.as_ref().map(|lora| lora.r),
             // Both summaries of a pair.
             sequences: 2 * p.batch,
             tokens_at_once: p.tokens_at_once,
-            sampled: p.calibration_posts,
-            scored: p.batch,
+            sampled: if samples { SCORED } else { 0 },
+            scored: SCORED,
             merges: false,
         };
-        let memory = Models::new(&model).map(|models| models.training(&training));
+        let memory = Models::new(model.iter().chain(&inputs("sampler"))).map(|models| models.training(&training));
         let outline = model.first().map_or(Value::Null, |model| ModelOutline::trained(model, p.lora.0.is_some()));
         Forecast { memory, outline }
     }
