@@ -56,7 +56,8 @@ cargo check -p temper-lm --features cuda
 [ "${2:-}" != check ] || exit 0
 profile=profile.dev.package.temper-lm
 program=$(cargo rustc -p temper-lm --features cuda --test cuda --config $profile.opt-level=1 --config $profile.codegen-units=16 \
-    --message-format=json-render-diagnostics -- --cfg null_driver -C link-arg=-Wl,--unresolved-symbols=ignore-all -C link-arg=-Wl,-rpath,"$kit/lib" |
+    --message-format=json-render-diagnostics -- --cfg null_driver \
+    -C link-arg=-Wl,--unresolved-symbols=ignore-all -C link-arg=-Wl,-rpath,"$kit/lib" |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
 # The null driver has the functions that are called; a call of another one ends the program with its name.
 symbols() { nm -D "$@" | awk '$(NF - 1) ~ /^[TU]$/ && $NF !~ /@/ { print $NF }' | sort -u; }
