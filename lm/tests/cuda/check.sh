@@ -54,7 +54,9 @@ export CUDA_HOME=$kit NVCC=$kit/bin/nvcc PATH=$kit/bin:$PATH CUDA_COMPUTE_CAP=80
 cd "$here/../../.."
 cargo check -p temper-lm --features cuda
 [ "${2:-}" != check ] || exit 0
-program=$(cargo rustc -p temper-lm --features cuda --test cuda --message-format=json-render-diagnostics -- --cfg null_driver \
+profile=profile.dev.package.temper-lm
+program=$(cargo rustc -p temper-lm --features cuda --test cuda --config $profile.opt-level=1 --config $profile.codegen-units=16 \
+    --message-format=json-render-diagnostics -- --cfg null_driver \
     -C link-arg=-Wl,--unresolved-symbols=ignore-all -C link-arg=-Wl,-rpath,"$kit/lib" |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
 # The null driver has the functions that are called; a call of another one ends the program with its name.

@@ -72,6 +72,7 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
 }
 
 /// The tokens whose statistics [`token_stats`] computes, one per row.
+#[derive(Clone, Copy)]
 pub struct TargetTokens<'a> {
     /// The token of each row: `[n]`.
     pub targets: &'a [u32],

@@ -51,7 +51,7 @@ pub const LLAMA: Style = Style {
     pairing: Some(Pairing::Halves),
     ..GPT2
 };
-const QWEN3: Style = Style { qk_norm: true, ..LLAMA };
+pub const QWEN3: Style = Style { qk_norm: true, ..LLAMA };
 pub const STYLES: [Style; 4] = [GPT2, GPTJ, LLAMA, QWEN3];
 
 impl Style {
