@@ -90,4 +90,16 @@ mod tests {
         assert_eq!(named("posts", ["a", "b", "c", "d", "e", "f"]), "posts `a`, `b`, `c`, `d` and 2 more");
         assert_eq!([0.612_345, 5.0, 3.123_456e16].map(rounded), ["0.6123", "5", "3.123e16"]);
     }
+
+    #[test]
+    fn a_failed_device_is_the_environments_fault_and_any_other_failed_operation_a_bug() {
+        let exit_codes = |text: &str| {
+            let error = || candle_core::Error::Msg(text.to_owned());
+            let direct = candle_core::Result::<()>::Err(error()).into_stage_result();
+            let through_lm = lm::Result::<()>::Err(error().into()).into_stage_result();
+            [direct, through_lm].map(|result| result.expect_err("a failed operation").exit_code())
+        };
+        assert_eq!(exit_codes("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"), [3, 3]);
+        assert_eq!(exit_codes("shape mismatch in add"), [4, 4]);
+    }
 }

@@ -70,6 +70,8 @@ impl Moments {
 /// The optimiser: the variables with their moments, and the number of steps taken.
 pub struct AdamW {
     config: AdamWConfig,
+    /// Whether to use stock operations.
+    portable: bool,
     pub(super) params: Vec<ParamState>,
     pub(super) steps: u64,
 }
@@ -92,7 +94,7 @@ impl AdamW {
             }
             Ok(ParamState { moments: Moments::zeros(&variable.var, portable)?, variable, decay_target: None })
         });
-        Ok(Self { config, params: params.collect::<Result<_>>()?, steps: 0 })
+        Ok(Self { config, portable, params: params.collect::<Result<_>>()?, steps: 0 })
     }
 
     /// Makes weight decay pull towards `reference(name)` instead of zero, for example towards the reference policy in
@@ -141,104 +143,146 @@ impl AdamW {
             };
             gradients.push(grad.contiguous()?);
         }
-        let mut squared_norm = 0.0;
-        for (own, param) in self.sums_of_squares(&gradients)?.into_iter().zip(&self.params) {
-            if !own.is_finite() {
-                return Err(Error::NonFinite { quantity: format!("the gradient of {}", param.variable.name) });
-            }
-            squared_norm += own;
+        let groups = if self.portable { self.groups(&gradients)? } else { vec![] };
+        let squares = match self.portable {
+            true => sums_on_device(groups.iter().map(|group| group.grad.sqr()?.sum_all()))?,
+            false => gradients
+                .iter()
+                .map(|grad| Ok(parallel_sum_of_squares(&CpuSlice::new(grad)?)))
+                .collect::<Result<_>>()?,
+        };
+        if let Some(at) = squares.iter().position(|square| !square.is_finite()) {
+            let of_group = groups.get(at).map_or(vec![at], |group| group.params.clone());
+            return Err(self.non_finite(&gradients, &of_group)?);
         }
-        let grad_norm = squared_norm.sqrt();
+        let grad_norm = squares.iter().sum::<f64>().sqrt();
         let step = self.steps + 1;
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         let power = i32::try_from(step).unwrap_or(i32::MAX);
         let bias1 = 1.0 - beta1.powi(power);
         let bias2 = 1.0 - beta2.powi(power);
+        let constants = |variable: &Variable| StepConstants {
+            clip: clip.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0)) as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            one_minus_beta1: (1.0 - beta1) as f32,
+            one_minus_beta2: (1.0 - beta2) as f32,
+            step_size: (lr / bias1) as f32,
+            inverse_root_bias2: (1.0 / bias2.sqrt()) as f32,
+            eps: eps as f32,
+            decay: if variable.decays { (lr * weight_decay) as f32 } else { 0.0 },
+        };
         let mut squared_update = 0.0;
-        let mut changes = Vec::new();
-        for (param, grad) in self.params.iter_mut().zip(&gradients) {
-            let ParamState { variable, moments, decay_target } = param;
-            let constants = StepConstants {
-                clip: clip.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0)) as f32,
-                beta1: beta1 as f32,
-                beta2: beta2 as f32,
-                one_minus_beta1: (1.0 - beta1) as f32,
-                one_minus_beta2: (1.0 - beta2) as f32,
-                step_size: (lr / bias1) as f32,
-                inverse_root_bias2: (1.0 / bias2.sqrt()) as f32,
-                eps: eps as f32,
-                decay: if variable.decays { (lr * weight_decay) as f32 } else { 0.0 },
+        for (ParamState { variable, moments, decay_target }, grad) in self.params.iter_mut().zip(&gradients) {
+            let Moments::Fused([m, v]) = moments else { continue };
+            let grad = CpuSlice::new(grad)?;
+            let decay_target = decay_target.as_ref().map(CpuSlice::new).transpose()?;
+            let op = AdamWUpdate {
+                constants: constants(variable),
+                grad: &grad,
+                decay_target: decay_target.as_deref(),
+                state: std::cell::RefCell::new((m, v)),
+                square: std::cell::Cell::new(0.0),
             };
-            match moments {
-                Moments::Fused([m, v]) => {
-                    let grad = CpuSlice::new(grad)?;
-                    let decay_target = decay_target.as_ref().map(CpuSlice::new).transpose()?;
-                    let op = AdamWUpdate {
-                        constants,
-                        grad: &grad,
-                        decay_target: decay_target.as_deref(),
-                        state: std::cell::RefCell::new((m, v)),
-                        square: std::cell::Cell::new(0.0),
-                    };
-                    variable.var.inplace_op1(&op)?;
-                    squared_update += op.square.get();
-                }
-                Moments::Stock(moments) => {
-                    changes.push(update_by_stock_operations(
-                        &variable.var,
-                        moments,
-                        grad,
-                        decay_target.as_ref(),
-                        constants,
-                    )?);
-                }
-            }
+            variable.var.inplace_op1(&op)?;
+            squared_update += op.square.get();
         }
+        let changes = groups.iter().map(|group| {
+            let constants = constants(&self.params[group.params[0]].variable);
+            update_by_stock_operations(&mut self.params, group, constants)
+        });
+        squared_update += sums_on_device(changes)?.into_iter().sum::<f64>();
         self.steps = step;
-        squared_update += sums_on_device(&changes)?.into_iter().sum::<f64>();
         Ok(StepNorms { grad_norm, update_norm: squared_update.sqrt() })
     }
 
-    /// The sum of each gradient's squares.
-    fn sums_of_squares(&self, gradients: &[Tensor]) -> Result<Vec<f64>> {
-        if self.params.iter().any(|param| matches!(param.moments, Moments::Stock(_))) {
-            let sums = gradients.iter().map(|grad| grad.sqr()?.sum_all());
-            return Ok(sums_on_device(&sums.collect::<candle_core::Result<Vec<_>>>()?)?);
-        }
-        gradients.iter().map(|grad| Ok(parallel_sum_of_squares(&CpuSlice::new(grad)?))).collect()
+    /// The error of a gradient among those of `params` that is not finite.
+    fn non_finite(&self, gradients: &[Tensor], params: &[usize]) -> Result<Error> {
+        let squares = sums_on_device(params.iter().map(|&i| gradients[i].sqr()?.sum_all()))?;
+        let at = squares.iter().position(|square| !square.is_finite()).unwrap_or(0);
+        Ok(Error::NonFinite { quantity: format!("the gradient of {}", self.params[params[at]].variable.name) })
     }
+
+    /// The variables in groups whose members are decayed alike.
+    fn groups(&self, gradients: &[Tensor]) -> Result<Vec<Group>> {
+        /// Elements of a group of more than one variable.
+        const ELEMENTS: usize = 4 << 20;
+        let mut groups: Vec<(usize, Vec<usize>)> = vec![];
+        let kind = |i: usize| (self.params[i].variable.decays, self.params[i].decay_target.is_some());
+        for (i, grad) in gradients.iter().enumerate() {
+            let n = grad.elem_count();
+            match groups.iter_mut().rfind(|(_, params)| kind(params[0]) == kind(i)) {
+                Some((elements, params)) if *elements + n <= ELEMENTS => {
+                    *elements += n;
+                    params.push(i);
+                }
+                _ => groups.push((n, vec![i])),
+            }
+        }
+        let group = |(_, params): (usize, Vec<usize>)| {
+            Ok(Group { grad: side_by_side(params.iter().map(|&i| &gradients[i]))?, params })
+        };
+        groups.into_iter().map(group).collect()
+    }
+}
+
+/// Variables that stock operations update as one, in a fifth of the launches.
+struct Group {
+    /// Indices, ascending.
+    params: Vec<usize>,
+    /// Their gradients side by side, `[elements]`.
+    grad: Tensor,
+}
+
+fn side_by_side<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> candle_core::Result<Tensor> {
+    Tensor::cat(&tensors.map(|tensor| tensor.detach().flatten_all()).collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 
 /// Scalars in one copy from their device.
-fn sums_on_device(sums: &[Tensor]) -> candle_core::Result<Vec<f64>> {
+fn sums_on_device(sums: impl Iterator<Item = candle_core::Result<Tensor>>) -> candle_core::Result<Vec<f64>> {
+    let sums = sums.collect::<candle_core::Result<Vec<_>>>()?;
     if sums.is_empty() {
         return Ok(vec![]);
     }
-    Ok(Tensor::stack(sums, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+    Ok(Tensor::stack(&sums, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
 
-/// Updates one variable as [`update`] does; returns the squared norm of the change.
+/// Updates the variables of a group as [`update`] does; returns the squared norm of the change.
 fn update_by_stock_operations(
-    p: &Var,
-    [m, v]: &mut [Tensor; 2],
-    grad: &Tensor,
-    decay_target: Option<&Tensor>,
+    params: &mut [ParamState],
+    group: &Group,
     constants: StepConstants,
 ) -> candle_core::Result<Tensor> {
+    let members = || group.params.iter().map(|&i| &params[i]);
+    let moments = |which: usize| {
+        side_by_side(members().filter_map(move |param| match &param.moments {
+            Moments::Stock(moments) => Some(&moments[which]),
+            Moments::Fused(_) => None,
+        }))
+    };
     let scaled = |t: &Tensor, by: f32| t.affine(f64::from(by), 0.0);
-    let g = scaled(grad, constants.clip)?;
-    *m = (scaled(m, constants.beta1)? + scaled(&g, constants.one_minus_beta1)?)?;
-    *v = (scaled(v, constants.beta2)? + scaled(&g.sqr()?, constants.one_minus_beta2)?)?;
+    let (p, g) =
+        (side_by_side(members().map(|param| param.variable.var.as_tensor()))?, scaled(&group.grad, constants.clip)?);
+    let m = (scaled(&moments(0)?, constants.beta1)? + scaled(&g, constants.one_minus_beta1)?)?;
+    let v = (scaled(&moments(1)?, constants.beta2)? + scaled(&g.sqr()?, constants.one_minus_beta2)?)?;
     let root = v.sqrt()?.affine(f64::from(constants.inverse_root_bias2), f64::from(constants.eps))?;
-    let mut change = (scaled(m, -constants.step_size)? / root)?;
+    let mut change = (scaled(&m, -constants.step_size)? / root)?;
     if constants.decay != 0.0 {
-        let distance = match decay_target {
-            None => p.as_detached_tensor(),
-            Some(target) => (p.as_detached_tensor() - target)?,
+        let distance = match members().all(|param| param.decay_target.is_some()) {
+            true => (&p - side_by_side(members().flat_map(|param| &param.decay_target))?)?,
+            false => p.clone(),
         };
         change = (change - scaled(&distance, constants.decay)?)?;
     }
-    p.set(&(p.as_detached_tensor() + &change)?)?;
+    let p = (p + &change)?;
+    let mut start = 0;
+    for &i in &group.params {
+        let ParamState { variable: Variable { var, .. }, moments, .. } = &mut params[i];
+        let own = |all: &Tensor| all.narrow(0, start, var.elem_count())?.reshape(var.shape());
+        var.set(&own(&p)?)?;
+        *moments = Moments::Stock([own(&m)?, own(&v)?]);
+        start += var.elem_count();
+    }
     change.sqr()?.sum_all()
 }
 

@@ -5,7 +5,7 @@
 #   lm/tests/cuda/check.sh FOLDER          compiles, then runs the tests of lm/tests/cuda/main.rs
 #   lm/tests/cuda/check.sh FOLDER check    compiles only
 #
-# FOLDER keeps compiler (0.4 GB) and build (1.5 GB) for the next time. Needs gcc, pip and unzip; the first time, 105 MB from PyPI
+# FOLDER keeps compiler (0.3 GB) and build (1.2 GB) for the next time. Needs gcc, pip and unzip; the first time, 105 MB from PyPI
 # and some minutes. Ends with 3 if PyPI cannot be reached.
 set -euo pipefail
 
