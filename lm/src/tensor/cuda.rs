@@ -25,7 +25,10 @@ pub fn start(number: usize) -> Result<Device> {
     let Device::Cuda(cuda) = &device else { return Ok(device) };
     // SAFETY: all tensors of the device are made, used and freed on its one stream.
     unsafe { cuda.disable_event_tracking() };
-    keep_freed_memory(cuda)?;
+    // Devices without a pool allocate from the system each time.
+    if cuda.cuda_stream().context().has_async_alloc() {
+        keep_freed_memory(cuda)?;
+    }
     Tensor::zeros(1, DType::F32, &device)?.affine(1.0, 1.0)?.to_vec1::<f32>()?;
     Ok(device)
 }
@@ -45,7 +48,7 @@ fn check_capability(number: usize) -> Result<()> {
             "CUDA device {number} ({}) has compute capability {}, and this program was compiled for {}: build it again with \
              CUDA_COMPUTE_CAP={found} in the environment",
             name(device)?,
-            f64::from(found) / 10.0,
+            format_args!("{:.1}", f64::from(found) / 10.0),
             format_args!("{:.1}", f64::from(compiled) / 10.0),
         );
     }

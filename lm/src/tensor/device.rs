@@ -92,7 +92,7 @@ const FAILURES: [(&[&str], &str); 5] = [
     (
         &["OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory"],
         "the device has no memory left: halve what a stage computes at once (`tokens_at_once` in training, `minibatch` in RL, `batch` \
-         elsewhere), or use a device with more",
+         where a stage has one), or use a device with more",
     ),
     (
         &["CUDA_ERROR_NO_DEVICE"],

@@ -179,13 +179,14 @@ fn use_a_device() {
 
 #[test]
 fn what_a_user_of_a_gpu_meets_is_told() {
-    let cases: [(&str, &[(&str, &str)], &[&str]); 6] = [
+    let cases: [(&str, &[(&str, &str)], &[&str]); 7] = [
         ("cuda", &[], &["it works"]),
         ("cuda:1", &[], &["there is no CUDA device 1", "1 device", "0 to 0", "nvidia-smi"]),
         ("cuda:1", &[("NULL_DEVICES", "2")], &["it works"]),
+        ("cuda", &[("NULL_MEMORY_POOLS", "0")], &["it works"]),
         ("cuda", &[("NULL_DEVICES", "0")], &["no CUDA device", "CUDA_VISIBLE_DEVICES"]),
         ("cuda", &[("NULL_CAPABILITY", "75")], &["compute capability 7.5", "8.0", "CUDA_COMPUTE_CAP=75"]),
-        ("cuda", &[("NULL_MEMORY_MIB", "4")], &["no memory left", "0.00 of 0.00 GiB", "tokens_at_once"]),
+        ("cuda", &[("NULL_MEMORY_MIB", "10")], &["no memory left", "of 0.01 GiB", "tokens_at_once"]),
     ];
     for (device, environment, expected) in cases {
         let found = error_of(device, environment);

@@ -1,7 +1,8 @@
 // Stands in for the CUDA driver, cuBLAS and cuRAND: memory of a device is memory of the process, copies are done, kernels and
 // matrix products are counted and not run. A kernel that the loaded PTX does not have is an error, as it is with a GPU.
 //
-// Environment: NULL_DEVICES (1), NULL_CAPABILITY (80), NULL_MEMORY_MIB (24576, of one device).
+// Environment: NULL_DEVICES (1), NULL_CAPABILITY (80), NULL_MEMORY_MIB (24576, of one device),
+// NULL_MEMORY_POOLS (1: there are some).
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -89,7 +90,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
         case MULTIPROCESSORS: *value = 72; break;
         case MAJOR: *value = capability / 10; break;
         case MINOR: *value = capability % 10; break;
-        case MEMORY_POOLS: *value = 1; break;
+        case MEMORY_POOLS: *value = (int)setting("NULL_MEMORY_POOLS", 1); break;
         default: *value = 0;
     }
     return SUCCESS;

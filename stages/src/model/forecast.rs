@@ -148,7 +148,7 @@ mod tests {
         for (kind, with, settings) in [
             (
                 "model.pretrain",
-                json!({ "n_embd": 64 }),
+                json!({ "n_embd": 64, "n_head": 4 }),
                 vec![("batch", json!(32)), ("n_layer", json!(6)), ("n_positions", json!(512))],
             ),
             ("sft", json!({ "batch": 8 }), vec![("batch", json!(16)), ("lora", json!(null)), ("lora", lora.clone())]),
@@ -191,8 +191,9 @@ mod tests {
             assert!(forecast(kind, json!({}), json!({ "n_layer": 12 })) > before, "{kind}");
             let [longest, longer] =
                 [1024, 131_072].map(|window| forecast(kind, json!({}), json!({ "n_positions": window })));
-            // But for the table of positions and its training.
-            assert!(longer - longest < 0.5e9, "{kind}: {longer}, {longest}");
+            // But for the tables of positions, of at most four models.
+            let tables = 4.0 * 4.0 * 256.0 * (131_072.0 - 1024.0);
+            assert!(longer - longest <= tables * 1.01, "{kind}: {longer}, {longest}");
         }
     }
 
@@ -200,7 +201,7 @@ mod tests {
     fn a_hostile_or_unknown_config_gives_no_number_and_no_panic() {
         let size = i32::MAX;
         let config = json!({
-            "model_type": "gpt2", "vocab_size": size, "n_positions": size, "n_embd": size, "n_layer": size, "n_head": 1,
+            "model_type": "gpt2", "vocab_size": size, "n_positions": size, "n_embd": size / 4, "n_layer": size, "n_head": 1,
         });
         let models = Models::new([&ModelOutline::of(config)]).unwrap();
         let training = Training { rank: None, sequences: 8, tokens_at_once: 8192, sampled: 8, scored: 8, merges: true };
