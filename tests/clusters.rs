@@ -40,6 +40,7 @@ stages:
   posts: { uses: dataset.tinytldr, executor: pbs, resources: { memory: 16, gpu: 1 } }
   more: { uses: dataset.tinytldr, executor: gpuu, with: { posts: 10 } }
   third: { uses: dataset.tinytldr, executor: pbs, with: { posts: 20 } }
+  fourth: { uses: dataset.tinytldr, executor: pbs, resources: { memory: 1G }, timeout: 1h, with: { posts: 30 } }
 ",
     );
     let out = space.temper(&["plan", "p.yaml"]);
@@ -58,6 +59,7 @@ stages:
         "`resources` has no key `gpu`",
         "stage `more`: unknown executor `gpuu`",
         "stage `third`: the `submit` command of executor `pbs` needs `memory`, which is not set",
+        "stage `fourth`: `timeout` has no effect: the `submit` command of executor `pbs` sets no time limit",
     ] {
         assert!(shown.contains(message), "{message}\n\n{shown}");
     }

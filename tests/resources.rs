@@ -70,14 +70,18 @@ fn fails(out: &Output, code: i32, parts: &[&str]) {
 #[test]
 fn a_gpu_is_never_given_twice_also_across_two_runs() {
     let space = TestSpace::new();
-    let script = r#"mkdir "in-$CUDA_VISIBLE_DEVICES" || touch twice; echo "$CUDA_VISIBLE_DEVICES" >> used; sleep 0.03; rmdir "in-$CUDA_VISIBLE_DEVICES""#;
-    pipeline(&space, "p.yaml", 12, "{ gpus: 1 }", script);
+    let script = format!(
+        r#"mkdir "in-$CUDA_VISIBLE_DEVICES" || touch twice; echo "$CUDA_VISIBLE_DEVICES" >> used; {}; sleep 0.03; rmdir "in-$CUDA_VISIBLE_DEVICES""#,
+        until_full("in", 4)
+    );
+    pipeline(&space, "p.yaml", 12, "{ gpus: 1 }", &script);
     let runs = ["one", "two"].map(|store| {
         let mut command = with_gpus(&space, &["run", "p.yaml", "-j", "8", "--store", store], 4);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
     });
     runs.into_iter().for_each(|run| succeeded(&run.wait_with_output().expect("it ends")));
     assert!(!space.path("twice").exists(), "two attempts had the same GPU");
+    assert!(space.path("full").exists(), "the four GPUs were never in use together");
     let used = std::fs::read_to_string(space.path("used")).expect("every attempt wrote its GPU");
     let all: Vec<String> = (0..4).map(|n| gpu(&space, n)).collect();
     assert_eq!(used.lines().count(), 24);
@@ -129,10 +133,16 @@ fn a_stage_waits_for_a_gpu_that_another_process_holds() {
     remove_locks(&space, [1, 2]);
 }
 
-/// At most `n` of these scripts may run at a time.
+/// Waits, the first time, until `n` folders with this prefix are there: so many attempts run at once. Gives up after a while.
+fn until_full(prefix: &str, n: usize) -> String {
+    let full = format!("[ $(ls -d {prefix}-* | wc -l) -ge {n} ] && touch full");
+    format!("for i in $(seq 100); do [ -e full ] && break; {full}; sleep 0.05; done")
+}
+
+/// At most `n` of these scripts may run at a time, and so many must once.
 fn at_most(n: usize) -> String {
     let tries: Vec<String> = (0..n).map(|n| format!("{{ mkdir at-{n} 2>/dev/null && d=at-{n}; }}")).collect();
-    format!("{} || touch too-many; sleep 0.05; rmdir $d", tries.join(" || "))
+    format!("{} || touch too-many; {}; sleep 0.05; rmdir $d", tries.join(" || "), until_full("at", n))
 }
 
 #[test]
@@ -144,6 +154,7 @@ fn pools_and_memory_limit_how_many_attempts_run_at_a_time() {
         pipeline(&space, "p.yaml", 6, resources, &at_most(most));
         succeeded(&space.temper(&["run", "p.yaml", "-j", "6", "--memory", "1G"]));
         assert!(!space.path("too-many").exists(), "{resources}");
+        assert!(space.path("full").exists(), "{resources}: fewer ran at a time than may");
     }
 }
 
@@ -211,4 +222,33 @@ fn an_attempt_that_takes_longer_than_its_timeout_is_ended() {
     fails(&space.temper(&["run", "p.yaml"]), 2, &["`timeout`: expected a duration"]);
     pipeline(&space, "p.yaml", 1, "{}\n    timeout: 1h\n    retries: few", "true");
     fails(&space.temper(&["run", "p.yaml"]), 2, &["`retries`: expected a whole number"]);
+}
+
+#[test]
+fn memory_is_expected_before_anything_has_run_and_follows_the_models_sizes() {
+    let space = TestSpace::new();
+    std::fs::copy(space::repository("pipeline.yaml"), space.path("pipeline.yaml")).unwrap();
+    let memory = |set: &str| -> Vec<(String, String, Option<f64>)> {
+        let plan = space.json(&["plan", "pipeline.yaml", "--json", "--set", set]);
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let stages = plan["stages"].as_array().unwrap().iter();
+        stages.map(|s| (text(&s["stage"]), text(&s["kind"]), s["expected_memory_bytes"].as_f64())).collect()
+    };
+    let base = memory("seed=1");
+    let of = |plan: &[(String, String, Option<f64>)], name: &str| {
+        plan.iter().find(|(stage, ..)| stage == name).and_then(|(.., memory)| *memory).unwrap()
+    };
+    let uses_model = ["model.", "sft", "reward.", "rl.", "evaluate", "generate.best_of_n", "annotate.gold"];
+    let mut known = 0;
+    for (stage, kind, memory) in &base {
+        if !uses_model.iter().any(|with| kind.starts_with(with)) {
+            continue;
+        }
+        let memory = memory.unwrap_or_else(|| panic!("{stage}: the memory is unknown"));
+        assert!((5e7..2e10).contains(&memory), "{stage}: {memory}");
+        known += 1;
+    }
+    assert!(known > 40, "{known}");
+    assert!(of(&base, "sft[s]") < of(&base, "sft[m]") && of(&base, "sft[m]") < of(&base, "sft[l]"));
+    assert!(of(&memory("stages.sft.with.batch=1"), "sft[s]") < of(&base, "sft[s]"));
 }

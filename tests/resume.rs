@@ -76,28 +76,35 @@ fn events(out: &std::process::Output) -> Vec<Value> {
 
 #[test]
 fn a_study_killed_in_every_stage_that_learns_or_scores_gives_the_digests_of_an_undisturbed_one() {
+    // By fused kernels, and by the operations that GPUs use.
+    ["cpu", "portable"].into_iter().for_each(kill_in_every_stage);
+}
+
+fn kill_in_every_stage(device: &str) {
     let space = TestSpace::new();
     space.write("study.yaml", PIPELINE);
-    let whole = space.json(&["run", "study.yaml", "--store", "undisturbed", "--json", "-j", "1"]);
+    let on_device = |arguments: &[&'static str]| [arguments, &["--device", device]].concat();
+    let whole = space.json(&on_device(&["run", "study.yaml", "--store", "undisturbed", "--json", "-j", "1"]));
     assert_eq!(names(&whole["failed"]), [""; 0]);
 
     // A different number of threads each time.
-    let (one, two) = (["--checkpoint-every", "1", "-j", "1"], ["--checkpoint-every", "1", "-j", "2"]);
-    let labels = ["--until", "labels", "--checkpoint-every", "1", "-j", "2"];
+    let one = on_device(&["--checkpoint-every", "1", "-j", "1"]);
+    let two = on_device(&["--checkpoint-every", "1", "-j", "2"]);
+    let labels = on_device(&["--until", "labels", "--checkpoint-every", "1", "-j", "2"]);
     let kills: [(&[&str], &str, u64); 5] =
         [(&two, "base", 5), (&one, "sft", 7), (&two, "proxy[2]", 3), (&labels, "labels", 128), (&one, "rl", 2)];
     let mut all_events: Vec<Value> =
         kills.iter().flat_map(|(arguments, stage, done)| killed_at(&space, arguments, stage, *done)).collect();
-    all_events.extend(events(&space.temper(&["run", "study.yaml", "--json", "-j", "2"])));
+    all_events.extend(events(&space.temper(&on_device(&["run", "study.yaml", "--json", "-j", "2"]))));
     // A stage may have finished before the kill arrived, but hardly all of them; a stage that ran next to the watched
     // one may have just begun.
     let went_on = resumed(&all_events);
     let least = |stage: &str| kills.iter().find(|kill| kill.1 == stage).map_or(1, |kill| kill.2);
-    assert!(!went_on.is_empty() && went_on.iter().all(|(stage, done)| *done >= least(stage)), "{went_on:?}");
+    assert!(!went_on.is_empty() && went_on.iter().all(|(stage, done)| *done >= least(stage)), "{device}: {went_on:?}");
 
     for stage in ["base", "sft", "proxy[1]", "proxy[2]", "rl", "labels"] {
         let digest = |store| space.json(&["show", "study.yaml", stage, "--store", store, "--json"])["digest"].clone();
-        assert_eq!(digest("cache"), digest("undisturbed"), "{stage}");
+        assert_eq!(digest("cache"), digest("undisturbed"), "{stage} on {device}");
     }
     let checkpoints = std::fs::read_dir(space.path("cache/work")).expect("folders of keys");
     let left = checkpoints.filter(|key| key.as_ref().is_ok_and(|key| key.path().join("checkpoints").exists()));

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use lm::internals::kernels::gemm::{Mat, Threads, WriteMode};
-use lm::internals::kernels::matmul::{PackedRhs, Rhs, matmul};
+use temper_gemm::{Mat, PackedRhs, Rhs, Threads, WriteMode, matmul};
+
 use lm::{AdamW, AdamWConfig, Batch, CausalLm, CounterRng, Dropout, Precision, SampleOptions, Sequence};
 use stages::random::fixed_generator;
 

@@ -42,6 +42,13 @@ pub trait ArtifactType: Send + Sync {
     /// When a file is missing or does not have the declared format: names the file and what was expected.
     fn check(&self, folder: &Path) -> Result<Facts>;
 
+    /// What forecasts of later stages need to know of the artifact ([`Kind::forecast`](crate::kind::Kind::forecast)); null:
+    /// nothing, or it cannot be read.
+    fn outline(&self, folder: &Path) -> serde_json::Value {
+        let _ = folder;
+        serde_json::Value::Null
+    }
+
     /// The first `rows` rows, as text for a terminal.
     fn preview(&self, folder: &Path, rows: usize) -> Result<String>;
 }

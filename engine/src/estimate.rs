@@ -1,6 +1,7 @@
 //! What a stage is expected to cost before it runs: how its time grows, and the price of its paid requests.
 
 use serde::Serialize;
+use serde_json::Value;
 
 /// An expected range, from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -42,28 +43,28 @@ pub struct Scaling {
     pub work: f64,
     /// Size of the artifact.
     pub output: f64,
-    /// A number that is equal for two attempts which need equally much memory; `None`: unknown.
-    pub memory: Option<f64>,
 }
 
 impl Scaling {
     pub fn new(work: f64, output: f64) -> Self {
-        Self { work, output, memory: None }
-    }
-
-    /// With memory that depends on nothing but `amount`.
-    #[must_use]
-    pub fn memory(self, amount: f64) -> Self {
-        Self { memory: Some(amount), ..self }
+        Self { work, output }
     }
 
     /// This divided by another; `None` if a ratio is not a positive number.
     pub fn relative_to(&self, other: &Self) -> Option<Self> {
-        let memory = self.memory.zip(other.memory).map(|(new, old)| new / old);
-        let ratio = Self { work: self.work / other.work, output: self.output / other.output, memory };
+        let ratio = Self { work: self.work / other.work, output: self.output / other.output };
         let positive = |x: f64| x.is_finite() && x > 0.0;
         (positive(ratio.work) && positive(ratio.output)).then_some(ratio)
     }
+}
+
+/// What a kind can tell of an attempt from its parameters, before its inputs exist.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Forecast {
+    /// Peak memory in bytes, for data that fills what the parameters allow; `None`: unknown.
+    pub memory: Option<f64>,
+    /// What [`ArtifactType::outline`](crate::artifact::ArtifactType::outline) will give for the artifact.
+    pub outline: Value,
 }
 
 /// Requests, tokens and cost of one stage.

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::artifact::ArtifactType;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::estimate::{Estimate, Scaling};
+use crate::estimate::{Estimate, Forecast, Scaling};
 
 /// How many instances may be connected to a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -205,6 +205,13 @@ pub trait Kind: Send + Sync + 'static {
         None
     }
 
+    /// The memory of an attempt, and what later stages' forecasts need to know of its artifact. `inputs` gives the outlines of
+    /// the artifacts at a port, in the order of the pipeline file; null: not known. Runs at planning.
+    fn forecast(&self, params: &Self::Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        let _ = (params, inputs);
+        Forecast::default()
+    }
+
     /// The files and folders that an attempt uses besides its inputs, its own folders, the files that its parameters name, and
     /// installed software. Never part of the key. Asked on the machine of the attempt.
     fn access(&self, params: &Self::Params) -> Access {
@@ -241,6 +248,8 @@ pub trait AnyKind: Send + Sync {
     /// See [`Kind::scaling`]. `params` may be those of a record; `None` also if they do not parse, such as a parameter
     /// that names a file.
     fn scaling(&self, params: &Value, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling>;
+    /// See [`Kind::forecast`]; `params` as for `scaling`.
+    fn forecast(&self, params: &Value, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast;
     fn access(&self, params: &Value) -> Result<Access>;
     fn run(&self, params: &Value, ctx: &mut Context) -> Result<()>;
 }
@@ -297,6 +306,11 @@ impl<K: Kind> AnyKind for K {
 
     fn scaling(&self, params: &Value, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         Kind::scaling(self, &serde_json::from_value(params.clone()).ok()?, size)
+    }
+
+    fn forecast(&self, params: &Value, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        let params = serde_json::from_value(params.clone());
+        params.map(|params| Kind::forecast(self, &params, inputs)).unwrap_or_default()
     }
 
     fn access(&self, params: &Value) -> Result<Access> {

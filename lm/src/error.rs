@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::tensor::device::device_failure;
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -21,7 +23,7 @@ pub enum Error {
     /// Invalid arguments: an empty batch, ids above the vocabulary, top-p of zero.
     #[error("{message}")]
     BadInput { message: String },
-    /// A device that does not start.
+    /// A device that does not start, or fails later.
     #[error("{message}")]
     Device { message: String },
     /// A file that cannot be read or written.
@@ -29,7 +31,16 @@ pub enum Error {
     Io { path: PathBuf, source: std::io::Error },
     /// A tensor operation that failed: almost always a wrong shape, hence a bug in this project.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Candle(candle_core::Error),
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        match device_failure(&error) {
+            Some(message) => Self::Device { message },
+            None => Self::Candle(error),
+        }
+    }
 }
 
 impl Error {

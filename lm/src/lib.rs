@@ -14,7 +14,6 @@ pub mod io;
 mod markup;
 mod model;
 mod optim;
-mod precision;
 mod tensor;
 mod token_stats;
 mod tokenizer;
@@ -25,8 +24,8 @@ pub use eos::Eos;
 pub use error::{Error, Result};
 pub use exec::decode::sample::{SampledResponse, sample};
 pub use exec::decode::token_sampler::SampleOptions;
+pub use exec::memory::{MemoryEstimate, Trainable};
 pub use exec::quantized::QuantizedLm;
-pub use exec::train::simd::{Isa, has_avx512_bf16, isa};
 pub use exec::train::{TokenStats, backward};
 pub use io::weights::WeightType;
 pub use markup::{MarkupTokenizer, TextPiece};
@@ -36,10 +35,11 @@ pub use model::families::{Gpt2Config, GptJConfig, InitStd, LlamaConfig, ModelCon
 pub use model::head::{RewardModel, RewardPooling, ScalarHead};
 pub use model::linear::Dropout;
 pub use optim::{AdamW, AdamWConfig, LrDecay, LrSchedule, StepNorms};
-pub use precision::Precision;
+pub use temper_gemm::Precision;
+pub use temper_gemm::simd::{Isa, has_avx512_bf16, isa};
 pub use tensor::counter_rng::CounterRng;
 pub use tensor::device::{
-    DEVICE_VARIABLE, check_device, check_device_name, device, device_name, is_portable, use_device,
+    DEVICE_VARIABLE, check_device, check_device_name, device, device_failure, device_name, is_portable, use_device,
 };
 pub use tensor::threads::{follow_threads, set_threads};
 pub use token_stats::StatOptions;
@@ -49,12 +49,12 @@ pub use variable::Variable;
 /// For the benchmarks of the kernels; no part of the library's interface.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::exec::train::{Activation, BlockPass, LmHead, TargetTokens};
+    pub use crate::exec::train::{BlockPass, LmHead, TargetTokens};
     pub use crate::model::adapter::LoraAdapter;
-    pub use crate::model::block::{Attention, Block, Heads, Mlp, Norm};
+    pub use crate::model::block::{Activation, Attention, Block, Heads, Mlp, Norm};
     pub use crate::model::linear::Linear;
     pub mod kernels {
-        pub use crate::exec::train::{backward, embedding, gemm, matmul, norm, token_stats, transformer_block};
+        pub use crate::exec::train::{backward, embedding, norm, token_stats, transformer_block};
     }
     pub mod portable {
         pub use crate::exec::portable::{embedding, norm, run_block, token_stats};

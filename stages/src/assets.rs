@@ -53,6 +53,12 @@ pub fn get(name: &str) -> Result<&'static Asset> {
     })
 }
 
+/// The `config.json` of an asset; `None` if it has none.
+pub fn config(name: &str) -> Option<serde_json::Value> {
+    let (_, bytes) = get(name).ok()?.files.iter().find(|(file, _)| *file == "config.json")?;
+    serde_json::from_slice(bytes).ok()
+}
+
 /// Writes an asset's files into `folder`.
 ///
 /// # Errors

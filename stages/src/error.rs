@@ -33,15 +33,9 @@ impl<T> IntoStageResult<T> for candle_core::Result<T> {
     }
 }
 
-/// A failed tensor operation is a bug in this project, unless a device has no memory left.
+/// A failed tensor operation is a bug in this project, unless the device failed.
 fn of_candle(error: &candle_core::Error) -> Error {
-    let message = error.to_string();
-    // The driver's name of the error, as text: candle wraps it.
-    if ["OUT_OF_MEMORY", "out of memory"].iter().any(|name| message.contains(name)) {
-        return Error::environment(format!("the device has no memory left: {message}"))
-            .help("make the stage's batches smaller, or run fewer stages at a time (-j 1)");
-    }
-    Error::internal(message)
+    lm::device_failure(error).map_or_else(|| Error::internal(error.to_string()), Error::environment)
 }
 
 /// Formats a number for a message: with an exponent if its plain digits would be hard to read.
@@ -95,5 +89,17 @@ mod tests {
         assert_eq!(named("posts", ["a", "b"]), "posts `a`, `b`");
         assert_eq!(named("posts", ["a", "b", "c", "d", "e", "f"]), "posts `a`, `b`, `c`, `d` and 2 more");
         assert_eq!([0.612_345, 5.0, 3.123_456e16].map(rounded), ["0.6123", "5", "3.123e16"]);
+    }
+
+    #[test]
+    fn a_failed_device_is_the_environments_fault_and_any_other_failed_operation_a_bug() {
+        let exit_codes = |text: &str| {
+            let error = || candle_core::Error::Msg(text.to_owned());
+            let direct = candle_core::Result::<()>::Err(error()).into_stage_result();
+            let through_lm = lm::Result::<()>::Err(error().into()).into_stage_result();
+            [direct, through_lm].map(|result| result.expect_err("a failed operation").exit_code())
+        };
+        assert_eq!(exit_codes("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"), [3, 3]);
+        assert_eq!(exit_codes("shape mismatch in add"), [4, 4]);
     }
 }

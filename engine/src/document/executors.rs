@@ -72,13 +72,19 @@ pub struct SubmitSettings {
     pub cancel: String,
 }
 
+/// Placeholders of a job's time limit.
+const TIME: [&str; 2] = ["time", "seconds"];
+
 impl SubmitSettings {
+    fn uses(&self, names: &[&str]) -> bool {
+        placeholders(&self.submit).any(|name| names.contains(&name))
+    }
+
     /// The resource that the submit command needs and `resources` does not give.
     pub fn missing_resource(&self, resources: &Resources) -> Option<&'static str> {
-        let uses = |names: &[&str]| placeholders(&self.submit).any(|name| names.contains(&name));
-        if uses(&["memory_mb"]) && resources.memory.is_none() {
+        if self.uses(&["memory_mb"]) && resources.memory.is_none() {
             Some("memory")
-        } else if uses(&["time", "seconds"]) && resources.time.is_none() {
+        } else if self.uses(&TIME) && resources.time.is_none() {
             Some("time")
         } else {
             None
@@ -158,9 +164,9 @@ pub fn check_stages(executors: &mut Executors, names: &[String], stages: &[Stage
         let Some((name, span)) = &stage.executor else { continue };
         match find(executors, name) {
             Ok(Some(settings)) => {
-                if let Some(message) = missing_resource(name, settings, &stage.resources.within(stage.timeout)) {
+                if let Some((message, help)) = mismatch(name, settings, &stage.resources, stage.timeout) {
                     let fault = Diagnostic::new(*span, format!("stage `{}`: {message}", stage.name));
-                    faults.push(fault.help(RESOURCE_HELP));
+                    faults.push(fault.help(help));
                 }
             }
             Ok(None) => {}
@@ -173,8 +179,6 @@ pub fn check_stages(executors: &mut Executors, names: &[String], stages: &[Stage
         }
     }
 }
-
-pub const RESOURCE_HELP: &str = "set it in `resources` of the stage, or of the executor";
 
 /// The settings of an executor; `None` for `local`. Adds the built-in `slurm` at its first use.
 ///
@@ -197,11 +201,22 @@ pub fn find<'a>(executors: &'a mut Executors, name: &str) -> Result<Option<&'a E
     }
 }
 
-/// What is wrong with a stage's resources for this executor.
-pub fn missing_resource(name: &str, settings: &ExecutorSettings, of_stage: &Resources) -> Option<String> {
+/// What a stage lacks for this executor, or what the executor cannot do for it, and what to do.
+pub fn mismatch(
+    name: &str,
+    settings: &ExecutorSettings,
+    of_stage: &Resources,
+    timeout: Option<Duration>,
+) -> Option<(String, &'static str)> {
     let SystemSettings::Submit(submit) = &settings.system else { return None };
-    let missing = submit.missing_resource(&of_stage.or(&settings.resources))?;
-    Some(format!("the `submit` command of executor `{name}` needs `{missing}`, which is not set"))
+    if let Some(missing) = submit.missing_resource(&of_stage.within(timeout).or(&settings.resources)) {
+        let message = format!("the `submit` command of executor `{name}` needs `{missing}`, which is not set");
+        return Some((message, "set it in `resources` of the stage, or of the executor"));
+    }
+    (timeout.is_some() && !submit.uses(&TIME)).then(|| {
+        let message = format!("`timeout` has no effect: the `submit` command of executor `{name}` sets no time limit");
+        (message, "use `{time}` or `{seconds}` in the command, or remove `timeout`")
+    })
 }
 
 /// Reads the settings of one executor.

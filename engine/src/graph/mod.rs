@@ -91,12 +91,10 @@ impl Graph {
             .map_err(|help| Error::user(format!("unknown executor `{executor}`")).help(help))?
             .cloned();
         for instance in &mut self.instances {
-            let missing = settings.as_ref().and_then(|settings| {
-                let Placement { resources, timeout, .. } = &instance.placement;
-                executors::missing_resource(executor, settings, &resources.within(*timeout))
-            });
-            if let Some(message) = missing {
-                return Err(Error::user(format!("{}: {message}", instance.name)).help(executors::RESOURCE_HELP));
+            let Placement { resources, timeout, .. } = &instance.placement;
+            let mismatch = settings.as_ref().and_then(|to| executors::mismatch(executor, to, resources, *timeout));
+            if let Some((message, help)) = mismatch {
+                return Err(Error::user(format!("{}: {message}", instance.name)).help(help));
             }
             instance.placement.executor = settings.is_some().then(|| executor.to_owned());
         }

@@ -30,7 +30,8 @@ pub(super) fn demand(instance: &Instance, options: &RunOptions, expected_memory:
         None if instance.signature.parallel => Threads::Elastic,
         None => Threads::Fixed(1),
     };
-    // An estimate must not keep a stage from running.
+    // What is expected is the memory of a run on the CPU. An estimate must not keep a stage from running.
+    let expected_memory = expected_memory.filter(|_| options.device == "cpu");
     let most = options.machine.memory.unwrap_or(u64::MAX);
     let memory = resources.memory.unwrap_or_else(|| expected_memory.map_or(0, |bytes| bytes.div_ceil(MIB)).min(most));
     let pools = resources.pools.iter().map(|(pool, units)| (Resource::Pool(pool.clone()), *units));

@@ -2,6 +2,7 @@
 //! models with quantised weights.
 
 pub mod decode;
+pub mod memory;
 pub mod portable;
 pub mod quantized;
 pub mod train;

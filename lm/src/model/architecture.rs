@@ -40,13 +40,14 @@ pub(crate) struct Architecture {
 impl Architecture {
     /// Number of weights in one block's linear layers, biases excluded.
     pub fn weights_per_block(&self) -> usize {
-        self.block.linears().map(|linear| linear.d_in * linear.d_out).sum()
+        self.block.linears().fold(0, |sum: usize, linear| sum.saturating_add(linear.d_in.saturating_mul(linear.d_out)))
     }
 
     /// Bytes of the keys and values of one sequence of `positions` tokens.
     pub fn cache_bytes(&self, positions: usize) -> usize {
         let heads = self.block.attention.heads;
-        8 * heads.columns(heads.key_value) * self.layers * positions
+        let width = 8 * heads.columns(heads.key_value);
+        width.saturating_mul(self.layers).saturating_mul(positions)
     }
 
     /// Errors: the reason why no model can have this shape.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use crate::exec::train::Activation;
 use crate::model::linear::Linear;
 use crate::{Result, variable};
 
@@ -42,6 +41,15 @@ pub struct Mlp<L> {
     /// `inner -> d`
     pub down: L,
     pub activation: Activation,
+}
+
+/// The activation of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Elementwise; GPT-2's and GPT-J's `gelu_new`.
+    GeluTanh,
+    /// Llama's. Each input row holds a gate and a value side by side, so the output is half as wide.
+    SwiGlu,
 }
 
 /// The heads of an attention layer, of `width` columns each.
@@ -185,6 +193,16 @@ impl Block {
     /// A frozen view that shares storage, adapters included.
     pub fn frozen(&self) -> Self {
         self.parts().map(&mut (), |(), linear| linear.frozen(), |(), norm| norm.frozen())
+    }
+}
+
+impl Activation {
+    /// Columns of the input for an output of `inner` columns.
+    pub fn input_width(self, inner: usize) -> usize {
+        match self {
+            Self::GeluTanh => inner,
+            Self::SwiGlu => 2 * inner,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -11,6 +12,7 @@ use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::AdamW;
+use super::adamw::{Moments, ParamState};
 use crate::tensor::candle_interop::CpuSlice;
 use crate::{Error, Result, Variable};
 
@@ -25,15 +27,14 @@ impl AdamW {
     /// Writes each variable and its moments as safetensors (`w.NAME`, `m.NAME`, `v.NAME`), and `step` in the metadata.
     /// Equal states give equal bytes. Serialises one tensor at a time to save memory.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let variables = self.params.iter().map(|param| param.variable.var.to_device(&Device::Cpu));
-        let variables = variables.collect::<candle_core::Result<Vec<_>>>()?;
-        let views = variables.iter().map(CpuSlice::new);
-        let views = views.collect::<candle_core::Result<Vec<_>>>()?;
         let mut tensors = Vec::with_capacity(KINDS.len() * self.params.len());
-        for (param, values) in self.params.iter().zip(&views) {
-            let shape = param.variable.var.dims();
-            for (kind, values) in KINDS.into_iter().zip([&**values, &param.m, &param.v]) {
-                tensors.push((format!("{kind}.{}", param.variable.name), LazyTensor { shape, values }));
+        for ParamState { variable: Variable { name, var, .. }, moments, .. } in &self.params {
+            let values = match moments {
+                Moments::Fused([m, v]) => [on_host(var)?, Box::new(&m[..]), Box::new(&v[..])],
+                Moments::Stock([m, v]) => [on_host(var)?, on_host(m)?, on_host(v)?],
+            };
+            for (kind, values) in KINDS.into_iter().zip(values) {
+                tensors.push((format!("{kind}.{name}"), LazyTensor { shape: var.dims(), values }));
             }
         }
         let step = HashMap::from([(STEP.to_owned(), self.steps.to_string())]);
@@ -58,13 +59,20 @@ impl AdamW {
     /// changed.
     pub fn load(&mut self, path: &Path) -> Result<()> {
         let saved = SavedState::open(path, &self.params.iter().map(|param| &param.variable).collect::<Vec<_>>())?;
-        for param in &mut self.params {
-            let Variable { name, var, .. } = &param.variable;
-            let mut values = vec![0.0; param.m.len()];
-            saved.read("w", name, &mut values)?;
-            var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
-            saved.read("m", name, &mut param.m)?;
-            saved.read("v", name, &mut param.v)?;
+        for ParamState { variable: Variable { name, var, .. }, moments, .. } in &mut self.params {
+            let read = |kind| -> Result<Tensor> {
+                let mut values = vec![0.0; var.elem_count()];
+                saved.read(kind, name, &mut values)?;
+                Ok(Tensor::from_vec(values, var.shape(), var.device())?)
+            };
+            var.set(&read("w")?)?;
+            match moments {
+                Moments::Fused([m, v]) => {
+                    saved.read("m", name, m)?;
+                    saved.read("v", name, v)?;
+                }
+                Moments::Stock([m, v]) => (*m, *v) = (read("m")?, read("v")?),
+            }
         }
         self.steps = saved.steps;
         Ok(())
@@ -145,7 +153,17 @@ impl<'a> SavedState<'a> {
 /// A tensor that is serialised only when the file is written.
 struct LazyTensor<'a> {
     shape: &'a [usize],
-    values: &'a [f32],
+    values: Values<'a>,
+}
+
+type Values<'a> = Box<dyn Deref<Target = [f32]> + 'a>;
+
+/// A tensor's values; copies those on another device.
+fn on_host(tensor: &Tensor) -> candle_core::Result<Values<'_>> {
+    match tensor.device() {
+        Device::Cpu => Ok(Box::new(CpuSlice::new(tensor)?)),
+        _ => Ok(Box::new(tensor.flatten_all()?.to_vec1::<f32>()?)),
+    }
 }
 
 impl safetensors::View for LazyTensor<'_> {

@@ -1,10 +1,11 @@
 //! The device that this process computes on, chosen once by the environment variable `TEMPER_DEVICE`.
 
-use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use candle_core::Device;
 
+#[cfg(feature = "cuda")]
+use crate::tensor::cuda;
 use crate::{Error, Result};
 
 /// The environment variable that names the device: `cpu` (default), `portable`, `cuda`, `cuda:N` or `metal`.
@@ -44,17 +45,13 @@ pub fn check_device_name(name: &str) -> Result<()> {
     parts(name).map(drop).map_err(Error::input)
 }
 
-/// The name of a device in an artifact's provenance: for CUDA, the models of the machine's GPUs.
+/// The name of a device in an artifact's provenance: for CUDA, what results may depend on, if there is a GPU.
 pub fn device_name(name: &str) -> String {
-    if !name.starts_with("cuda") {
-        return name.to_owned();
+    #[cfg(feature = "cuda")]
+    if let Some(description) = name.starts_with("cuda").then(cuda::describe).flatten() {
+        return description;
     }
-    let files = std::fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten();
-    let models: BTreeSet<String> = files
-        .filter_map(|gpu| std::fs::read_to_string(gpu.path().join("information")).ok())
-        .filter_map(|text| Some(text.lines().find_map(|line| line.strip_prefix("Model:"))?.trim().to_owned()))
-        .collect();
-    if models.is_empty() { name.to_owned() } else { models.into_iter().collect::<Vec<_>>().join(", ") }
+    name.to_owned()
 }
 
 /// The kind and number of the device called `name`, if this program was built for it.
@@ -74,10 +71,10 @@ fn parts(name: &str) -> std::result::Result<(&str, usize), String> {
 fn parse(name: &str) -> std::result::Result<Backend, String> {
     let (kind, number) = parts(name)?;
     match kind {
-        // A stream of its own: passes move between threads, and candle's default stream is that of one thread.
-        "cuda" => Device::new_cuda_with_stream(number)
-            .map(Backend::Portable)
-            .map_err(|e| format!("CUDA device {number} cannot be used ({e}); `nvidia-smi` lists the devices")),
+        #[cfg(feature = "cuda")]
+        "cuda" => {
+            cuda::start(number).map(Backend::Portable).map_err(|e| device_failure(&e).unwrap_or_else(|| e.to_string()))
+        }
         "metal" => Device::new_metal(number)
             .map(Backend::Portable)
             .map_err(|e| format!("Metal device {number} cannot be used ({e})")),
@@ -88,6 +85,60 @@ fn parse(name: &str) -> std::result::Result<Backend, String> {
 
 fn needs_feature(feature: &str) -> String {
     format!("this program was built without {feature}: build it with `cargo install --path . --features {feature}`")
+}
+
+/// The advice for each failure of a device, found by the names that drivers and libraries give their errors.
+const FAILURES: [(&[&str], &str); 5] = [
+    (
+        &["OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory"],
+        "the device has no memory left: halve what a stage computes at once (`tokens_at_once` in training, `minibatch` in RL, `batch` \
+         elsewhere), or use a device with more",
+    ),
+    (
+        &["CUDA_ERROR_NO_DEVICE"],
+        "there is no CUDA device: `nvidia-smi -L` lists the machine's, and CUDA_VISIBLE_DEVICES may hide them; without one, use \
+         `--device cpu`",
+    ),
+    (
+        &["NO_BINARY_FOR_GPU", "INVALID_PTX", "UNSUPPORTED_PTX_VERSION", "ARCH_MISMATCH"],
+        "the driver cannot load this program's kernels: update it, or build the program with a CUDA toolkit that is not newer than \
+         the version that `nvidia-smi` shows",
+    ),
+    (
+        &[
+            "SYSTEM_DRIVER_MISMATCH",
+            "STUB_LIBRARY",
+            "SYSTEM_NOT_READY",
+            "COMPAT_NOT_SUPPORTED",
+            "CUBLAS_STATUS_NOT_INITIALIZED",
+        ],
+        "the CUDA driver does not start: check that `nvidia-smi` works, and that LD_LIBRARY_PATH leads to the driver's own libcuda \
+         and to the cuBLAS of the toolkit that built this program",
+    ),
+    (
+        &["DEVICE_UNAVAILABLE", "ECC_UNCORRECTABLE", "LAUNCH_TIMEOUT"],
+        "the device cannot be used now: `nvidia-smi` shows its state and the processes that hold it; run again, or choose another by \
+         CUDA_VISIBLE_DEVICES",
+    ),
+];
+
+/// What happened and what to do, if a tensor operation failed for the device's sake rather than through a bug in this project.
+pub fn device_failure(error: &candle_core::Error) -> Option<String> {
+    let text = error.to_string();
+    let (names, advice) = FAILURES.iter().find(|(names, _)| names.iter().any(|name| text.contains(name)))?;
+    let memory = if names[0] == "OUT_OF_MEMORY" { memory_left() } else { None };
+    Some(format!("{advice} ({}{})", text.lines().next().unwrap_or_default(), memory.unwrap_or_default()))
+}
+
+/// The memory of this process's device, for a message.
+fn memory_left() -> Option<String> {
+    #[cfg(feature = "cuda")]
+    if let Some(Ok(Backend::Portable(Device::Cuda(device)))) = BACKEND.get() {
+        let (free, total) = cuda::memory(device)?;
+        let gib = |bytes| bytes as f64 / f64::from(1 << 30);
+        return Some(format!("; {:.2} of {:.2} GiB are free", gib(free), gib(total)));
+    }
+    None
 }
 
 /// Checks that the device can be used. Models check it when they are loaded or initialised.
@@ -130,5 +181,24 @@ mod tests {
         if cfg!(not(feature = "cuda")) {
             assert!(parse("cuda:1").unwrap_err().contains("--features cuda"));
         }
+    }
+
+    #[test]
+    fn failures_of_a_device_are_told_with_what_to_do() {
+        // As cudarc writes errors.
+        for (name, advice) in [
+            ("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "halve what a stage computes at once"),
+            ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", "`tokens_at_once`"),
+            ("DriverError(CUDA_ERROR_NO_DEVICE, \"no CUDA-capable device is detected\")", "CUDA_VISIBLE_DEVICES"),
+            ("DriverError(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, \"the provided PTX\")", "not newer than"),
+            ("DriverError(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, \"system has\")", "LD_LIBRARY_PATH"),
+            ("DriverError(CUDA_ERROR_DEVICE_UNAVAILABLE, \"busy\")", "the processes that hold it"),
+        ] {
+            let error = || candle_core::Error::Msg(name.to_owned()).bt();
+            let message = device_failure(&error()).unwrap_or_default();
+            assert!(message.contains(advice) && message.contains(name) && !message.contains('\n'), "{name}: {message}");
+            assert!(matches!(Error::from(error()), Error::Device { .. }));
+        }
+        assert_eq!(device_failure(&candle_core::Error::Msg("shape mismatch in add".to_owned())), None);
     }
 }

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId, bail};
+use temper_gemm::buffer::{CHUNK, for_each_chunk};
+use temper_gemm::simd::add_assign;
 
-use super::buffer::{CHUNK, for_each_chunk};
 use super::candle_interop::grad_tensor;
-use super::simd::add_assign;
 use crate::tensor::threads::in_pool;
 
 /// The gradients summed so far.

@@ -1,7 +1,6 @@
 //! Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): counter-based random draws, many
 //! at a time. Any part of a long sequence can be computed on its own.
-
-use crate::exec::train::simd::simd;
+use temper_gemm::simd;
 
 /// Counters computed side by side.
 const WIDTH: usize = 16;

@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 use rand::Rng;
 use rand_chacha::ChaCha12Rng;
+use temper_gemm::simd;
 
 use crate::Result;
-use crate::exec::train::simd::simd;
 use crate::exec::train::{BITS, DropoutMask};
 use crate::tensor::device::device;
 use crate::tensor::philox;

@@ -3,6 +3,8 @@
 //! Each claim is tested twice: our numbers agree with the reference's within the tolerance, and disagree within the
 //! same tolerance with those of deliberately wrong implementations (mutants).
 
+#[path = "../common/mod.rs"]
+mod common;
 mod fixture;
 mod formats;
 mod logprobs;
@@ -16,11 +18,5 @@ mod training;
 /// The same claims of the stock candle operations, in a process of their own.
 #[test]
 fn the_portable_path_passes_these_tests() {
-    if std::env::var_os(lm::DEVICE_VARIABLE).is_some() {
-        assert!(lm::is_portable());
-        return;
-    }
-    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    let output = command.env(lm::DEVICE_VARIABLE, "portable").output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    common::run_again_on_the_portable_path();
 }

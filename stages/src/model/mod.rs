@@ -1,6 +1,7 @@
 //! Language models as artifacts: loading, saving, and downloads from a hub.
 
 pub mod chat;
+pub mod forecast;
 pub mod source;
 
 use std::path::Path;

@@ -14,7 +14,7 @@ use crate::train::encode::Encoder;
 use crate::types::FactSensitivity;
 
 /// Sequences per scoring batch.
-const SCORED: usize = 32;
+pub const SCORED: usize = 32;
 /// Scores with a smaller deviation count as constant.
 const SAME: f64 = 1e-6;
 

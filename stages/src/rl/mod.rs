@@ -20,12 +20,13 @@ pub mod update;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::kind::{ConnectedInput, Signature};
 use lm::{CounterRng, LoraConfig, SampleOptions, StatOptions, Tokenizer};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::IntoStageResult;
+use crate::model::forecast::{Models, Training, memory};
 use crate::model::{self, tokenizer_digest};
 use crate::prompt::Truncation;
 use crate::reward::{LoadedReward, load_ensemble, load_reward_model};
@@ -62,9 +63,25 @@ pub(crate) fn scaling(params: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Op
     let evaluations = (0..=phases).filter(|phase| params.evaluates_after(*phase)).count() as f64;
     let responses = phases as f64 * (params.rollouts * params.responses) as f64;
     let models = (1.0 + params.epochs as f64) * size("policy")? + size("rewards")?;
-    let phase = (params.rollouts * params.responses + params.minibatch) as f64;
-    let scaling = Scaling::new(responses * params.max_new_tokens as f64 * models, evaluations);
-    Some(scaling.memory(phase * params.max_new_tokens as f64 * models))
+    Some(Scaling::new(responses * params.max_new_tokens as f64 * models, evaluations))
+}
+
+/// Memory: the policy, its training on a minibatch or sampling, and the reward models.
+pub(crate) fn forecast(params: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+    let training = Training {
+        rank: params.lora.as_ref().map(|lora| lora.r),
+        sequences: params.minibatch,
+        // Minibatches are not split.
+        tokens_at_once: usize::MAX,
+        sampled: SCORING_BATCH.min(params.rollouts * params.responses),
+        scored: SCORING_BATCH.min(params.rollouts * params.responses),
+        merges: false,
+    };
+    // With all weights trained, the reference policy has weights of its own.
+    let policy = inputs("policy");
+    let reference = if params.lora.is_none() { policy.clone() } else { Vec::new() };
+    let models = Models::new(policy.iter().chain(&reference).chain(&inputs("rewards")));
+    memory(models.map(|models| models.training(&training)))
 }
 
 /// Faults of the wiring: a single reward model where an ensemble is needed, a `matched` arm without an adaptive run.

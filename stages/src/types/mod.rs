@@ -25,7 +25,7 @@ pub use evaluation::{
 };
 pub use files::Files;
 pub use learning::{LEARNING, LearningPoint};
-pub use model::Model;
+pub use model::{Model, ModelOutline};
 pub use objective::Objective;
 pub use pairs::{Corruption, Pair, Pairs, Side};
 pub use policy::{Half, Phase, PolicyInfo, PolicyRun, Sample};

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use engine::artifact::{ArtifactType, Facts, FileSpec};
 use engine::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{LearningPoint, folder, json_lines};
 use crate::error::IntoStageResult;
@@ -67,6 +69,49 @@ impl Model {
     }
 }
 
+/// What is known of language models before they are made: the outline of artifacts that hold some.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelOutline {
+    /// `config.json`.
+    pub config: Value,
+    /// How many weights of this shape are in memory once they are loaded.
+    pub copies: usize,
+    /// Whether the weights are an adapter's and those of a base that an ensemble shares.
+    pub adapter: bool,
+}
+
+impl ModelOutline {
+    /// Of one model.
+    pub fn of(config: Value) -> Value {
+        Self { config, copies: 1, adapter: false }.json()
+    }
+
+    /// Of the model in `folder`; null if its config cannot be read.
+    pub fn read(folder: &Path) -> Value {
+        folder::read_json(&folder.join(Model::CONFIG)).map_or(Value::Null, Self::of)
+    }
+
+    /// The outline of a reward model that was trained from a model with this outline.
+    pub fn trained(outline: &Value, adapter: bool) -> Value {
+        serde_json::from_value(outline.clone()).map_or(Value::Null, |outline: Self| Self { adapter, ..outline }.json())
+    }
+
+    /// Of an ensemble of models with these outlines. Adapters share one base.
+    pub fn ensemble(members: &[Value]) -> Value {
+        let members: Result<Vec<Self>, _> =
+            members.iter().map(|member| serde_json::from_value(member.clone())).collect();
+        let Ok([first, ..]) = members.as_deref() else { return Value::Null };
+        let members = members.as_deref().unwrap_or_default();
+        let full = members.iter().filter(|member| !member.adapter).count();
+        let copies = full + usize::from(full < members.len());
+        Self { config: first.config.clone(), copies, adapter: false }.json()
+    }
+
+    fn json(self) -> Value {
+        json!({ "config": self.config, "copies": self.copies, "adapter": self.adapter })
+    }
+}
+
 /// Names of the files that hold the weights.
 fn weights(folder: &Path) -> Result<Vec<String>> {
     if Model::is_sharded(folder) {
@@ -116,6 +161,10 @@ impl ArtifactType for Model {
         LearningPoint::check(folder, &mut facts)?;
         facts.metrics.insert("parameters".to_owned(), Self::check_folder(folder)? as f64);
         Ok(facts)
+    }
+
+    fn outline(&self, folder: &Path) -> Value {
+        ModelOutline::read(folder)
     }
 
     fn preview(&self, folder: &Path, rows: usize) -> Result<String> {

@@ -7,8 +7,9 @@ use engine::error::{Error, Result};
 use engine::names::Digest;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::model::Model;
+use super::model::{Model, ModelOutline};
 use super::{LearningPoint, folder, json_lines};
 
 /// Where the score is read.
@@ -140,6 +141,10 @@ impl ArtifactType for RewardModel {
         Ok(facts)
     }
 
+    fn outline(&self, folder: &Path) -> Value {
+        ModelOutline::trained(&ModelOutline::read(&folder.join(BASE)), folder.join(ADAPTER).is_dir())
+    }
+
     fn preview(&self, folder: &Path, _rows: usize) -> Result<String> {
         folder::show(folder, INFO)
     }
@@ -200,6 +205,16 @@ impl ArtifactType for Ensemble {
         folder::metrics(folder, &mut facts)?;
         facts.metrics.insert("members".to_owned(), info.members.len() as f64);
         Ok(facts)
+    }
+
+    fn outline(&self, folder: &Path) -> Value {
+        let base = ModelOutline::read(&folder.join(BASE));
+        let member = |label: &String| {
+            let own = folder.join(MEMBERS).join(label);
+            ModelOutline::trained(&base, !own.join(BASE).is_dir())
+        };
+        Self::info(folder)
+            .map_or(Value::Null, |info| ModelOutline::ensemble(&info.members.iter().map(member).collect::<Vec<_>>()))
     }
 
     fn preview(&self, folder: &Path, _rows: usize) -> Result<String> {

@@ -43,6 +43,11 @@ impl ArtifactType for Tokenizer {
         Ok(facts)
     }
 
+    /// The number of tokens.
+    fn outline(&self, folder: &Path) -> serde_json::Value {
+        load(folder).map_or_else(|_| serde_json::Value::Null, |tokenizer| tokenizer.get_vocab_size(true).into())
+    }
+
     fn preview(&self, folder: &Path, rows: usize) -> Result<String> {
         let tokenizer = load(folder)?;
         let size = tokenizer.get_vocab_size(true);

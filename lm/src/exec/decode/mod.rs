@@ -11,18 +11,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use temper_gemm::buffer::{CHUNK, for_each_chunk};
+use temper_gemm::matmul::matmul_transposed_rhs;
+use temper_gemm::simd::{LANES, add_assign, exp, fma, max, sum_map};
+use temper_gemm::{Mat, PackedRhs, Rhs, Threads, WriteMode, matmul, simd};
 
 use self::packed_linear::PackedLinear;
 use crate::exec::train::attention::{self, AttentionShape};
-use crate::exec::train::gemm::{Mat, Threads, WriteMode};
 use crate::exec::train::linear::OutputColumns;
-use crate::exec::train::matmul::{PackedRhs, Rhs, matmul, matmul_transposed_rhs};
 use crate::exec::train::norm::{RowNorm, norm_heads};
-use crate::exec::train::simd::{LANES, add_assign, exp, fma, max, simd, sum_map};
 use crate::exec::train::{Direction, LmHead, RotaryTable};
 use crate::model::block::{Attention, Block};
 use crate::model::transformer::Transformer;
-use crate::tensor::buffer::{CHUNK, for_each_chunk};
 use crate::tensor::candle_interop::CpuSlice;
 use crate::{Precision, Result};
 
@@ -174,7 +174,7 @@ impl<'a> Decoder<'a> {
             self.norm_rows(scratch_slice(&mut workspace.h, n * d), x_all, &block.norm_1);
             let qkv = scratch_slice(&mut workspace.qkv, n * qkv_width);
             self.linear(qkv, &workspace.h[..n * d], &block.attention.qkv, 0..qkv_width);
-            self.position(&block.attention, qkv, [queries, keys], qkv_width, positions());
+            self.normalise_and_rotate(&block.attention, qkv, [queries, keys], qkv_width, positions());
             let attended = scratch_slice(&mut workspace.attended, n * queries);
             for ((cache, prompt), &end) in caches.iter_mut().zip(prompts).zip(&ends) {
                 let start = end - prompt.len();
@@ -207,7 +207,7 @@ impl<'a> Decoder<'a> {
         let kv_width = qkv_width - queries;
         let kv = scratch_slice(&mut workspace.qkv, n * kv_width);
         self.linear(kv, &workspace.h[..n * d], &last_block.attention.qkv, queries..qkv_width);
-        self.position(&last_block.attention, kv, [0, keys], kv_width, positions());
+        self.normalise_and_rotate(&last_block.attention, kv, [0, keys], kv_width, positions());
         for ((cache, prompt), &end) in caches.iter_mut().zip(prompts).zip(&ends) {
             let start = end - prompt.len();
             for (t, token) in kv[start * kv_width..end * kv_width].chunks_exact(kv_width).enumerate() {
@@ -222,7 +222,7 @@ impl<'a> Decoder<'a> {
         }
         let q = scratch_slice(&mut workspace.qkv, rows * queries);
         self.linear(q, &workspace.h[..rows * d], &last_block.attention.qkv, 0..queries);
-        self.position(&last_block.attention, q, [queries, 0], queries, prompts.iter().map(|p| p.len() - 1));
+        self.normalise_and_rotate(&last_block.attention, q, [queries, 0], queries, prompts.iter().map(|p| p.len() - 1));
         self.attend(caches, l, queries, rows, workspace);
         self.finish_block(last_block, &mut x_all[..rows * d], rows, workspace);
         last.extend_from_slice(&x_all[..rows * d]);
@@ -243,7 +243,7 @@ impl<'a> Decoder<'a> {
             let qkv = scratch_slice(&mut workspace.qkv, n * qkv_width);
             self.linear(qkv, &workspace.h[..n * d], &block.attention.qkv, 0..qkv_width);
             let positions = caches.iter().map(|cache| cache.len - 1);
-            self.position(&block.attention, qkv, [queries, keys], qkv_width, positions);
+            self.normalise_and_rotate(&block.attention, qkv, [queries, keys], qkv_width, positions);
             self.attend(caches, l, qkv_width, n, workspace);
             self.finish_block(block, x, n, workspace);
         }
@@ -285,9 +285,9 @@ impl<'a> Decoder<'a> {
         self.for_each_part(y, self.d, |start, y| norm.forward(y, &x[start..start + y.len()]));
     }
 
-    /// Normalises heads if the block does, and rotates them for the rows' positions. Rows of `stride` begin with the given numbers of columns of queries and of
-    /// keys.
-    fn position(
+    /// Normalises heads if the block does, and rotates them for the rows' positions. Rows of `stride` begin with the
+    /// given numbers of columns of queries and of keys.
+    fn normalise_and_rotate(
         &self,
         attention: &Attention<PackedLinear, RowNorm<CpuSlice>>,
         rows: &mut [f32],

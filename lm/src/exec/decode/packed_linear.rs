@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use crate::exec::train::gemm::{self, Mat, Threads, WriteMode};
+use temper_gemm::buffer::with_scratch;
+use temper_gemm::matmul::matmul_columns;
+use temper_gemm::{LowRankUpdate, Mat, PackedRhs, Threads, WriteMode, dense};
+
 use crate::exec::train::linear::{OutputColumns, scaled_transpose};
-use crate::exec::train::matmul::{LowRankUpdate, PackedRhs, matmul_columns};
 use crate::model::adapter::LoraAdapter;
 use crate::model::linear::Linear;
-use crate::tensor::buffer::with_scratch;
 use crate::tensor::candle_interop::CpuSlice;
 use crate::{Precision, Result};
 
@@ -84,9 +85,9 @@ impl<'a> PackedLinear<'a> {
         }
         let Some((rank, a, b)) = &self.unmerged_lora else { return };
         with_scratch(n * rank, |z| {
-            gemm::gemm(z, WriteMode::Overwrite, 1.0, x, Mat::new(a, *rank, self.d_in).t(), threads);
+            dense::gemm(z, WriteMode::Overwrite, 1.0, x, Mat::new(a, *rank, self.d_in).t(), threads);
             let b = Mat::columns(b, *rank, columns.len(), self.d_out, columns.start);
-            gemm::gemm_columns(y, stride, offset, WriteMode::Add, 1.0, Mat::new(z, n, *rank), b, threads);
+            dense::gemm_columns(y, stride, offset, WriteMode::Add, 1.0, Mat::new(z, n, *rank), b, threads);
         });
     }
 }

@@ -1,11 +1,12 @@
 //! Sampling responses from a model.
 
 use rayon::prelude::*;
+use temper_gemm::Threads;
 
 use crate::exec::decode::token_sampler::{SampleOptions, TokenSampler};
 use crate::exec::decode::{Decoder, KvCache, Workspace};
 use crate::exec::portable;
-use crate::exec::train::gemm::Threads;
+use crate::model::architecture::Architecture;
 use crate::tensor::device::is_portable;
 use crate::tensor::threads::in_pool;
 use crate::{CausalLm, CounterRng, Error, Result, token_stats};
@@ -47,7 +48,7 @@ pub fn sample(
         return Ok(groups.collect::<Result<Vec<_>>>()?.concat());
     }
     let lm_head = model.transformer().lm_head();
-    let plan = SamplingPlan::new(lm, prompts.len(), longest);
+    let plan = SamplingPlan::new(&model.transformer().architecture, prompts.len(), longest);
     let decoder = Decoder::new(model.transformer(), &lm_head, longest, plan.threads)?;
     let group = |(n, (prompts, rows)): (usize, (&[&[u32]], &[u64]))| {
         generate(&decoder, prompts, options, rng, rows, n * plan.rows, plan.prefill_tokens)
@@ -110,23 +111,23 @@ fn portable_rows(lm: &CausalLm, positions: usize) -> usize {
 }
 
 /// How rows are grouped. Depends on shapes alone, so that the number of threads changes nothing.
-struct SamplingPlan {
+pub struct SamplingPlan {
     /// Sequences decoded together.
-    rows: usize,
+    pub rows: usize,
     /// Prompt tokens read in one prefill.
     prefill_tokens: usize,
-    threads: Threads,
+    /// `One`: each thread decodes a group of its own.
+    pub threads: Threads,
 }
 
 impl SamplingPlan {
     /// For `n` sequences of at most `positions` tokens, in groups of about equal size.
-    fn new(lm: &CausalLm, n: usize, positions: usize) -> Self {
+    pub fn new(architecture: &Architecture, n: usize, positions: usize) -> Self {
         let even_rows = |max_rows: usize| n.div_ceil(n.div_ceil(max_rows).max(1)).max(1);
         /// Bytes of a layer's weights that leave room for activations in a core's L2 cache.
         const SMALL_LAYER: usize = 2 << 20;
         const CACHE_BYTES: usize = 512 << 20;
-        let architecture = &lm.transformer().architecture;
-        if 4 * architecture.weights_per_block() <= SMALL_LAYER {
+        if architecture.weights_per_block() <= SMALL_LAYER / 4 {
             // Each thread takes whole groups: no step ever waits for another thread.
             return Self { rows: even_rows(32), prefill_tokens: 512, threads: Threads::One };
         }

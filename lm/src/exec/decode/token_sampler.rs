@@ -1,7 +1,9 @@
 //! Samples one token from one row of logits and one uniform number.
 
+use temper_gemm::simd;
+use temper_gemm::simd::{exp, max};
+
 use crate::Eos;
-use crate::exec::train::simd::{exp, max, simd};
 
 /// Sampling settings.
 #[derive(Debug, Clone, PartialEq)]

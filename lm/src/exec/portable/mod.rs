@@ -4,18 +4,20 @@
 mod decode;
 mod recompute;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::Precision;
-use crate::exec::train::{Activation, BlockPass, DropoutMask, LmHead, TargetTokens, TokenStats};
+use crate::exec::train::{BlockPass, DropoutMask, LmHead, TargetTokens, TokenStats};
 use crate::model::adapter::LoraAdapter;
-use crate::model::block::{Attention, Block, Heads, Norm, Pairing};
+use crate::model::block::{Activation, Attention, Block, Heads, Norm, Pairing};
 use crate::model::linear::Linear;
 
 pub(crate) use decode::generate;
+use recompute::{Tape, recomputed};
 
 /// See [`crate::exec::train::norm`].
 pub fn norm(x: &Tensor, norm: &Norm) -> Result<Tensor> {
@@ -294,25 +296,37 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     table.index_select(&ids.flatten_all()?.to_device(table.device())?, 0)?.reshape(shape)
 }
 
-/// Elements of logits that are computed at a time.
-const LOGITS: usize = 1 << 26;
+/// Elements of logits that are computed at a time: the backward pass holds about ten results of this size.
+const LOGITS: usize = 1 << 24;
 
-/// Applies `f` to the log-probabilities `[rows, v]` of some rows at a time, and to the range of those rows.
-fn for_log_probabilities<T>(
-    hidden: &Tensor,
-    lm_head: &LmHead,
-    rows: &TargetTokens,
-    mut f: impl FnMut(Tensor, std::ops::Range<usize>) -> Result<T>,
-) -> Result<Vec<T>> {
-    let (n, v) = (hidden.dim(0)?, lm_head.weight.dim(0)?);
-    let step = (LOGITS / v).max(1);
-    let starts = (0..n).step_by(step);
-    starts
-        .map(|start| {
-            let range = start..n.min(start + step);
-            f(log_probabilities(&hidden.narrow(0, start, range.len())?, lm_head, rows, range.start)?, range)
-        })
-        .collect()
+/// The tokens of some rows on the device, of which the log-probabilities are computed together.
+struct Rows {
+    range: Range<usize>,
+    /// `[rows, 1]`
+    targets: Tensor,
+    /// Which of the rows cannot have some tokens, `[rows, 1]`, and which tokens, `[1, v]`.
+    forbidden: Option<(Tensor, Tensor)>,
+}
+
+/// The rows in parts whose logits fit into memory.
+fn row_chunks(rows: &TargetTokens, v: usize, device: &Device) -> Result<Vec<Rows>> {
+    let (n, step) = (rows.targets.len(), (LOGITS / v).max(1));
+    let part = |start: usize| {
+        let range = start..n.min(start + step);
+        let targets = Tensor::from_slice(&rows.targets[range.clone()], (range.len(), 1), device)?;
+        let forbidden = match rows.forbidden {
+            Some((tokens, masked)) => {
+                let masked = masked[range.clone()].iter().map(|masked| u8::from(*masked)).collect();
+                let mut forbidden = vec![0u8; v];
+                tokens.iter().for_each(|id| forbidden[*id as usize] = 1);
+                let masked = Tensor::from_vec(masked, (range.len(), 1), device)?;
+                Some((masked, Tensor::from_vec(forbidden, (1, v), device)?))
+            }
+            None => None,
+        };
+        Ok(Rows { range, targets, forbidden })
+    };
+    (0..n).step_by(step).map(part).collect()
 }
 
 /// Logits `[n, v]` from hidden states `[n, d]`.
@@ -324,62 +338,69 @@ fn logits(hidden: &Tensor, lm_head: &LmHead) -> Result<Tensor> {
     }
 }
 
-/// The log-probabilities of all tokens, `[n, v]`, from hidden states `[n, d]`, which are those of the rows from
-/// `first` on.
-fn log_probabilities(hidden: &Tensor, lm_head: &LmHead, rows: &TargetTokens, first: usize) -> Result<Tensor> {
-    let logits = logits(hidden, lm_head)?;
-    let (n, v) = logits.dims2()?;
-    let logits = match rows.forbidden {
-        Some((tokens, masked)) => {
-            let device = logits.device();
-            let masked = masked[first..first + n].iter().map(|masked| u8::from(*masked)).collect();
-            let mut forbidden = vec![0u8; v];
-            tokens.iter().for_each(|id| forbidden[*id as usize] = 1);
-            let masked = Tensor::from_vec(masked, (n, 1), device)?;
-            let out = masked.broadcast_mul(&Tensor::from_vec(forbidden, (1, v), device)?)?;
-            out.where_cond(&Tensor::new(HIDDEN, device)?.broadcast_as((n, v))?, &logits)?
+impl Rows {
+    /// The part of `hidden [n, d]` that belongs to these rows.
+    fn of(&self, hidden: &Tensor) -> Result<Tensor> {
+        hidden.narrow(0, self.range.start, self.range.len())
+    }
+
+    /// The log-probabilities of all tokens, `[rows, v]`, from these rows' hidden states.
+    fn log_probabilities(&self, hidden: &Tensor, lm_head: &LmHead) -> Result<Tensor> {
+        let logits = logits(hidden, lm_head)?;
+        let logits = match &self.forbidden {
+            Some((masked, tokens)) => {
+                let hidden = Tensor::new(HIDDEN, logits.device())?.broadcast_as(logits.dims())?;
+                masked.broadcast_mul(tokens)?.where_cond(&hidden, &logits)?
+            }
+            None => logits,
+        };
+        let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
+        shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
+    }
+
+    /// The log-probability of each row's target, and with `entropy` the entropy: `[1 or 2, rows]`.
+    fn stats(&self, hidden: &Tensor, lm_head: &LmHead, entropy: bool) -> Result<Tensor> {
+        let logp = self.log_probabilities(hidden, lm_head)?;
+        let logprob = logp.gather(&self.targets, 1)?.t()?;
+        match entropy {
+            true => Tensor::cat(&[logprob, (logp.exp()? * &logp)?.sum_keepdim(1)?.neg()?.t()?], 0),
+            false => Ok(logprob),
         }
-        None => logits,
-    };
-    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
-    shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
+    }
 }
 
-/// See [`crate::exec::train::token_stats`].
+/// See [`crate::exec::train::token_stats`]. Keeps no logits for the backward pass.
 pub fn token_stats(hidden: &Tensor, lm_head: &LmHead, rows: &TargetTokens, entropy: bool) -> Result<TokenStats> {
-    let parts = for_log_probabilities(hidden, lm_head, rows, |logp, range| {
-        let targets = Tensor::from_slice(&rows.targets[range.clone()], (range.len(), 1), logp.device())?;
-        let logprob = logp.gather(&targets, 1)?.squeeze(1)?;
-        let entropy = match entropy {
-            true => Some((logp.exp()? * &logp)?.sum(D::Minus1)?.neg()?),
-            false => None,
-        };
-        Ok((logprob, entropy))
-    })?;
-    let (logprobs, entropies): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-    let entropies: Option<Vec<Tensor>> = entropies.into_iter().collect();
-    let entropy = entropies.filter(|_| entropy).map(|parts| Tensor::cat(&parts, 0)).transpose()?;
-    Ok(TokenStats { logprob: Tensor::cat(&logprobs, 0)?, entropy })
+    let parts = row_chunks(rows, lm_head.weight.dim(0)?, hidden.device())?.into_iter().map(|rows| {
+        let (part, lm_head) = (rows.of(hidden)?.contiguous()?, lm_head.clone());
+        let weights: Vec<Tensor> = [&lm_head.weight].into_iter().chain(&lm_head.bias).cloned().collect();
+        recomputed(&part, &weights, move |hidden, tape| match tape {
+            Tape::On => rows.stats(hidden, &lm_head, entropy),
+            Tape::Off => rows.stats(hidden, &lm_head.frozen(), entropy),
+        })
+    });
+    let both = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 1)?;
+    Ok(TokenStats { logprob: both.get(0)?, entropy: if entropy { Some(both.get(1)?) } else { None } })
 }
 
 /// See [`crate::exec::train::kl_divergence`].
 pub fn kl_divergence(own: (&Tensor, &LmHead), other: (&Tensor, &LmHead), rows: &TargetTokens) -> Result<Vec<f32>> {
-    let parts = for_log_probabilities(own.0, own.1, rows, |p, range| {
-        let q = log_probabilities(&other.0.narrow(0, range.start, range.len())?, other.1, rows, range.start)?;
-        (p.exp()? * (p - q)?)?.sum(D::Minus1)?.to_vec1::<f32>()
-    })?;
-    Ok(parts.concat())
+    let parts = row_chunks(rows, own.1.weight.dim(0)?, own.0.device())?.into_iter().map(|rows| {
+        let [p, q] = [own, other].map(|(hidden, lm_head)| rows.log_probabilities(&rows.of(hidden)?, &lm_head.frozen()));
+        let p = p?;
+        (p.exp()? * (p - q?)?)?.sum(D::Minus1)?.to_vec1::<f32>()
+    });
+    Ok(parts.collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// See [`crate::exec::train::transformer_block`]. Keeps nothing but its input for the backward pass.
 pub fn transformer_block(x: &Tensor, block: &Arc<Block>, pass: BlockPass) -> Result<Tensor> {
     let rows = x.reshape(((), x.dim(D::Minus1)?))?.contiguous()?;
-    let all = pass.output_rows.is_none();
-    let op = recompute::RecomputedBlock::new(&rows, block.clone(), pass);
-    let y = match op.variable() {
-        Some(variable) => rows.apply_op2(&variable, op)?,
-        None => rows.apply_op1(op)?,
-    };
+    let (all, run) = (pass.output_rows.is_none(), block.clone());
+    let y = recomputed(&rows, block.tensors(), move |x, tape| match tape {
+        Tape::On => run_block(x, &run, &pass),
+        Tape::Off => run_block(x, &run.frozen(), &pass),
+    })?;
     if all { y.reshape(x.shape()) } else { Ok(y) }
 }
 

@@ -1,36 +1,50 @@
-//! A transformer block that keeps its input for the backward pass and nothing else: the backward pass runs the block
-//! again. A tape of all its operations would keep every intermediate result of every layer.
-
-use std::sync::Arc;
+//! Parts of a model that keep their input for the backward pass and nothing else: the backward pass runs the part again. A tape of
+//! all operations would keep every intermediate result of every layer.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, Var, bail};
 
-use super::{custom_op, run_block};
-use crate::exec::train::BlockPass;
-use crate::model::block::Block;
+use super::custom_op;
 use crate::tensor::grad_accumulator::accumulate_tensor;
 
-/// The block as an operation on its input.
-pub struct RecomputedBlock {
-    x: Tensor,
-    block: Arc<Block>,
-    pass: BlockPass,
+/// Computes a part's output; with a tape if gradients are wanted, else with frozen weights.
+pub type Run = dyn Fn(&Tensor, Tape) -> Result<Tensor> + Send + Sync;
+
+/// Whether a run of a part records its operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tape {
+    Off,
+    On,
 }
 
-impl RecomputedBlock {
-    pub fn new(x: &Tensor, block: Arc<Block>, pass: BlockPass) -> Self {
-        Self { x: x.detach(), block, pass }
-    }
+/// A part as an operation on its input.
+struct Recomputed {
+    x: Tensor,
+    /// The part's weights that are trained.
+    variables: Vec<Tensor>,
+    run: Box<Run>,
+}
 
-    /// A variable of the block, through which candle learns that the block has gradients even if its input has none.
-    pub fn variable(&self) -> Option<Tensor> {
-        self.block.tensors().into_iter().find(|tensor| tensor.is_variable()).cloned()
+/// `run` of `x` and of the variables among `weights`.
+pub fn recomputed<'t>(
+    x: &Tensor,
+    weights: impl IntoIterator<Item = &'t Tensor>,
+    run: impl Fn(&Tensor, Tape) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let variables: Vec<Tensor> = weights.into_iter().filter(|tensor| tensor.is_variable()).cloned().collect();
+    // Through a variable candle learns that the part has gradients even if its input has none.
+    let first = variables.first().cloned();
+    let op = Recomputed { x: x.detach(), variables, run: Box::new(run) };
+    match first {
+        Some(variable) => x.apply_op2(&variable, op),
+        None => x.apply_op1(op),
     }
+}
 
+impl Recomputed {
     /// The output without any tape; `copy` takes it out of its tensor.
     fn forward<S>(&self, copy: impl Fn(&Storage, &Layout) -> Result<S>) -> Result<(S, Shape)> {
-        let y = run_block(&self.x, &self.block.frozen(), &self.pass)?.contiguous()?;
+        let y = (self.run)(&self.x, Tape::Off)?.contiguous()?;
         let (storage, layout) = y.storage_and_layout();
         Ok((copy(&storage, layout)?, layout.shape().clone()))
     }
@@ -58,20 +72,22 @@ impl RecomputedBlock {
         })
     }
 
-    /// The gradient of the input; those of variables go to the accumulator.
+    /// The gradients of the input and of the first variable; those of the others go to the accumulator.
     fn backward(&self, x: &Tensor, grad: &Tensor, _: bool) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let x = Var::from_tensor(&x.detach())?;
-        let y = run_block(&x, &self.block, &self.pass)?;
+        let y = (self.run)(&x, Tape::On)?;
         let mut grads = (y * grad)?.sum_all()?.backward()?;
-        for variable in self.block.tensors().into_iter().filter(|tensor| tensor.is_variable()) {
-            if let Some(grad) = grads.remove(variable) {
+        let mut of_variables = self.variables.iter().map(|variable| (variable, grads.remove(variable)));
+        let first = of_variables.next().and_then(|(_, grad)| grad);
+        for (variable, grad) in of_variables {
+            if let Some(grad) = grad {
                 accumulate_tensor(variable, grad)?;
             }
         }
-        Ok((grads.remove(&x), None))
+        Ok((grads.remove(&x), first))
     }
 }
 
-const OTHER_DEVICE: &str = "the tensors of a block are on different devices";
+const OTHER_DEVICE: &str = "the tensors of a part of the model are on different devices";
 
-custom_op!(RecomputedBlock, "temper-recomputed-block");
+custom_op!(Recomputed, "temper-recomputed");

@@ -3,31 +3,17 @@
 //! gelu(x) = x / 2 (1 + tanh u) = x sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3), which needs one exponential and
 //! no tanh. swiglu(a, b) = a sigmoid(a) b.
 
-use super::buffer::with_scratch;
-use super::simd::{exp, fma, simd};
+use temper_gemm::buffer::with_scratch;
+use temper_gemm::simd;
+use temper_gemm::simd::{exp, fma};
+
+use crate::model::block::Activation;
 
 /// 2 sqrt(2/pi)
 const SLOPE: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 
-/// The activation of an MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// Elementwise; GPT-2's and GPT-J's `gelu_new`.
-    GeluTanh,
-    /// Llama's. Each input row holds a gate and a value side by side, so the output is half as wide.
-    SwiGlu,
-}
-
 impl Activation {
-    /// Columns of the input for an output of `inner` columns.
-    pub fn input_width(self, inner: usize) -> usize {
-        match self {
-            Self::GeluTanh => inner,
-            Self::SwiGlu => 2 * inner,
-        }
-    }
-
     /// `y [n, inner]` from `x [n, input_width]`.
     pub fn forward(self, y: &mut [f32], x: &[f32], inner: usize) {
         match self {

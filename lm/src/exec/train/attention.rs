@@ -2,10 +2,10 @@
 //! time. The backward pass recomputes probabilities from the log-sum-exp of each row.
 
 use rayon::prelude::*;
-
-use super::buffer::{SubmatrixMut, build_chunked, split_submatrices, with_scratch};
-use super::gemm::{self, Mat, Threads, WriteMode, gemm_submatrix};
-use super::simd::{exp, max, simd, sum_map, sum_map2};
+use temper_gemm::buffer::{SubmatrixMut, build_chunked, split_submatrices, with_scratch};
+use temper_gemm::dense::gemm_submatrix;
+use temper_gemm::simd::{exp, max, sum_map, sum_map2};
+use temper_gemm::{Mat, Threads, WriteMode, dense, simd};
 
 /// Query rows per block of scores.
 const BLOCK: usize = 64;
@@ -109,7 +109,7 @@ pub fn forward_head(
             let n = end - start;
             let p = &mut p[..n * end];
             let (q, k) = (q.matrix(shape, sequence, head, start, n), k.matrix(shape, sequence, kv_head, 0, end));
-            gemm::gemm(p, WriteMode::Overwrite, shape.scale(), q, k.t(), Threads::One);
+            dense::gemm(p, WriteMode::Overwrite, shape.scale(), q, k.t(), Threads::One);
             softmax(p, end, start, &mut lse[start..end]);
             let v = v.matrix(shape, sequence, kv_head, 0, end);
             gemm_submatrix(&mut out.row_range(start, n), WriteMode::Overwrite, 1.0, Mat::new(p, n, end), v);
@@ -204,8 +204,8 @@ fn backward_head(
             let k = k.matrix(shape, sequence, kv_head, 0, end);
             let v = v.matrix(shape, sequence, kv_head, 0, end);
             let g_block = g.matrix(shape, sequence, head, start, n);
-            gemm::gemm(p, WriteMode::Overwrite, shape.scale(), q, k.t(), Threads::One);
-            gemm::gemm(ds, WriteMode::Overwrite, 1.0, g_block, v.t(), Threads::One);
+            dense::gemm(p, WriteMode::Overwrite, shape.scale(), q, k.t(), Threads::One);
+            dense::gemm(ds, WriteMode::Overwrite, 1.0, g_block, v.t(), Threads::One);
             for (r, (p, ds)) in p.chunks_exact_mut(end).zip(ds.chunks_exact_mut(end)).enumerate() {
                 let (p, p_future) = split_padded(p, start + r + 1);
                 let (ds, ds_future) = ds.split_at_mut(p.len());

@@ -10,15 +10,15 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+use temper_gemm::WriteMode;
+use temper_gemm::buffer::{build_chunked, split_at_lengths_mut, split_submatrices, with_scratch};
+use temper_gemm::simd::add_assign;
 
 use super::attention::{self, AttentionShape, BackwardInputs, HeadIndex};
-use super::buffer::{build_chunked, split_at_lengths_mut, split_submatrices, with_scratch};
 use super::candle_interop::{CpuSlice, SavedForBackward, contiguous_slice, grad_tensor, op_output, rows_and_width};
-use super::gemm::WriteMode;
 use super::linear::{self, LinearView};
 use super::norm::{RowNorm, norm_heads, norm_heads_backward};
 use super::row_subset::{ChunkRows, RowSubset};
-use super::simd::add_assign;
 use super::weight_grad_inputs::{ChunkWriter, PerLinear, WeightGradInputs};
 use super::{BlockPass, Direction, DropoutMask, leaf_or_constant};
 use crate::model::block::{Block, Heads};

@@ -1,11 +1,11 @@
 //! Embedding lookup; the backward pass adds gradients in the order of the ids.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use temper_gemm::buffer::{CHUNK, build_chunked};
+use temper_gemm::simd::add_assign;
 
-use super::buffer::{CHUNK, build_chunked};
 use super::candle_interop::{CpuSlice, contiguous_slice, op_output};
 use super::grad_accumulator::accumulate_or_return;
-use super::simd::add_assign;
 
 /// Looks up the rows of its operand, a table of `d` columns.
 pub struct EmbeddingOp {

@@ -1,7 +1,7 @@
 //! Layer normalisation of rows, forward and backward: (x - mean) / sqrt(variance + eps) * w + b. The backward pass
 //! recomputes each row's mean and deviation, which is cheaper than storing them.
-
-use super::simd::{fma, simd, sum_map, sum_map2, sum_map3};
+use temper_gemm::simd;
+use temper_gemm::simd::{fma, sum_map, sum_map2, sum_map3};
 
 /// Mean and 1 / sqrt(variance + eps) of a row.
 #[inline(always)]

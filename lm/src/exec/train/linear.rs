@@ -6,13 +6,13 @@
 use std::sync::OnceLock;
 
 use candle_core::{Result, Tensor, bail};
+use temper_gemm::buffer::with_scratch;
+use temper_gemm::matmul::{matmul_columns, matmul_unpacked};
+use temper_gemm::simd::add_assign;
+use temper_gemm::{LowRankUpdate, Mat, PackedRhs, Rhs, Threads, WriteMode, dense, matmul};
 
-use super::buffer::with_scratch;
 use super::candle_interop::CpuSlice;
-use super::gemm::{self, Mat, Threads, WriteMode};
 use super::grad_accumulator::accumulate;
-use super::matmul::{LowRankUpdate, PackedRhs, Rhs, matmul, matmul_columns, matmul_unpacked};
-use super::simd::add_assign;
 use super::{Direction, DropoutMask};
 use crate::Precision;
 use crate::model::adapter::LoraAdapter;
@@ -136,9 +136,9 @@ impl<'a> LinearView<'a> {
             let (dropped, z) = buffer.split_at_mut(n * d_in);
             let dropped = self.dropped_input(dropped, x, first_row * d_in);
             let a = Mat::new(a, rank, d_in);
-            gemm::gemm(z, WriteMode::Overwrite, 1.0, Mat::new(dropped, n, d_in), a.t(), Threads::One);
+            dense::gemm(z, WriteMode::Overwrite, 1.0, Mat::new(dropped, n, d_in), a.t(), Threads::One);
             let (z, b) = (Mat::new(z, n, rank), Mat::new(b, d_out, rank));
-            gemm::gemm_columns(y, stride, offset, WriteMode::Add, scale, z, b.t(), Threads::One);
+            dense::gemm_columns(y, stride, offset, WriteMode::Add, scale, z, b.t(), Threads::One);
         });
     }
 
@@ -151,10 +151,10 @@ impl<'a> LinearView<'a> {
         let Some([a, b]) = self.lora.as_ref().filter(|_| !self.merges()) else { return };
         with_scratch(n * (rank + d_in), |buffer| {
             let (dz, dropped) = buffer.split_at_mut(n * rank);
-            gemm::gemm(dz, WriteMode::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
+            dense::gemm(dz, WriteMode::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
             let (dz, a) = (Mat::new(dz, n, rank), Mat::new(a, rank, d_in));
-            let Some(mask) = mask else { return gemm::gemm(dx, WriteMode::Add, 1.0, dz, a, Threads::One) };
-            gemm::gemm(dropped, WriteMode::Overwrite, 1.0, dz, a, Threads::One);
+            let Some(mask) = mask else { return dense::gemm(dx, WriteMode::Add, 1.0, dz, a, Threads::One) };
+            dense::gemm(dropped, WriteMode::Overwrite, 1.0, dz, a, Threads::One);
             mask.add_product(dx, dropped, first_row * d_in);
         });
     }
@@ -176,11 +176,11 @@ impl<'a> LinearView<'a> {
             let (z, rest) = buffer.split_at_mut(n * rank);
             let (dz, dropped) = rest.split_at_mut(n * rank);
             let x = Mat::new(self.dropped_input(dropped, x, first_row * d_in), n, d_in);
-            gemm::gemm(dz, WriteMode::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
-            gemm::gemm(da, WriteMode::Overwrite, 1.0, Mat::new(dz, n, rank).t(), x, Threads::One);
-            gemm::gemm(z, WriteMode::Overwrite, scale, x, Mat::new(a, rank, d_in).t(), Threads::One);
+            dense::gemm(dz, WriteMode::Overwrite, scale, g, Mat::new(b, d_out, rank), Threads::One);
+            dense::gemm(da, WriteMode::Overwrite, 1.0, Mat::new(dz, n, rank).t(), x, Threads::One);
+            dense::gemm(z, WriteMode::Overwrite, scale, x, Mat::new(a, rank, d_in).t(), Threads::One);
             // Transposed: a product of few rows is faster than one of few columns.
-            gemm::gemm(db, WriteMode::Overwrite, 1.0, Mat::new(z, n, rank).t(), g, Threads::One);
+            dense::gemm(db, WriteMode::Overwrite, 1.0, Mat::new(z, n, rank).t(), g, Threads::One);
         });
     }
 }

@@ -4,9 +4,8 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-
-use super::buffer::{CHUNK, build_chunked};
-use super::simd::simd;
+use temper_gemm::buffer::{CHUNK, build_chunked};
+use temper_gemm::simd;
 
 /// Elements per word.
 pub const BITS: usize = u32::BITS as usize;
@@ -50,10 +49,16 @@ impl DropoutMask {
         );
     }
 
-    /// The factors as a tensor.
+    /// The factors as a tensor. Only bytes are copied to the device, each of which selects eight factors there.
     pub fn tensor(&self, shape: &[usize], device: &Device) -> Result<Tensor> {
-        let factors = (0..self.len).map(|i| factor(window(&self.words, i), 0, self.keep_scale)).collect();
-        Tensor::from_vec(factors, shape, device)
+        const BYTE: usize = u8::BITS as usize;
+        let table = (0..BYTE << BYTE).map(|i| factor((i / BYTE) as u32, i % BYTE, self.keep_scale)).collect();
+        let table = Tensor::from_vec(table, (1 << BYTE, BYTE), device)?;
+        let bytes = self.words.iter().flat_map(|word| word.to_le_bytes()).map(u32::from);
+        let bytes: Vec<u32> = bytes.take(self.len.div_ceil(BYTE)).collect();
+        let n = bytes.len();
+        let factors = table.index_select(&Tensor::from_vec(bytes, n, device)?, 0)?;
+        factors.flatten_all()?.narrow(0, 0, self.len)?.reshape(shape)
     }
 }
 

@@ -9,19 +9,15 @@ mod activation;
 pub(crate) mod attention;
 mod block;
 mod embedding;
-pub mod gemm;
 mod layer_norm;
 pub(crate) mod linear;
 mod mask;
-pub mod matmul;
 pub(crate) mod norm;
-mod packed_gemm;
 mod rms_norm;
 pub(crate) mod rotary;
-pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
-mod token_stats;
+pub mod token_stats;
 mod weight_grad_inputs;
 
 use std::sync::{Arc, OnceLock};
@@ -32,10 +28,9 @@ use crate::Precision;
 use crate::exec::portable;
 use crate::model::block::{Block, Norm};
 use crate::tensor::device::is_portable;
-pub(crate) use crate::tensor::{buffer, candle_interop, grad_accumulator, row_subset};
+pub(crate) use crate::tensor::{candle_interop, grad_accumulator, row_subset};
 use candle_interop::CpuSlice;
 
-pub use activation::Activation;
 pub use grad_accumulator::backward;
 pub use mask::{BITS, DropoutMask};
 pub use rotary::RotaryTable;
@@ -77,6 +72,7 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
 }
 
 /// The tokens whose statistics [`token_stats`] computes, one per row.
+#[derive(Clone, Copy)]
 pub struct TargetTokens<'a> {
     /// The token of each row: `[n]`.
     pub targets: &'a [u32],
@@ -102,6 +98,13 @@ pub struct LmHead {
     /// `[v]`; a variable or a constant.
     pub bias: Option<Tensor>,
     pub precision: Precision,
+}
+
+impl LmHead {
+    /// A frozen view that shares storage.
+    pub fn frozen(&self) -> Self {
+        Self { weight: self.weight.detach(), bias: self.bias.as_ref().map(Tensor::detach), precision: self.precision }
+    }
 }
 
 /// Log-probabilities (and entropies) from final hidden states `[n, d]`, without holding all logits `[n, v]` at once.

@@ -4,8 +4,8 @@
 use std::ops::Deref;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use temper_gemm::buffer::{CHUNK, build_chunked, sum_chunks, with_scratch};
 
-use super::buffer::{CHUNK, build_chunked, sum_chunks, with_scratch};
 use super::candle_interop::{CpuSlice, contiguous_slice, grad_tensor, op_output};
 use super::grad_accumulator::{accumulate, accumulate_or_return};
 use super::{layer_norm, rms_norm};

@@ -1,6 +1,6 @@
 //! RMS normalisation of rows, forward and backward: x / sqrt(mean(x^2) + eps) * w.
-
-use super::simd::{fma, simd, sum_map, sum_map3};
+use temper_gemm::simd;
+use temper_gemm::simd::{fma, sum_map, sum_map3};
 
 /// 1 / sqrt(mean(x^2) + eps).
 #[inline(always)]

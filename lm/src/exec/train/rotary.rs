@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor, bail};
+use temper_gemm::simd;
 
 use super::Direction;
-use super::simd::simd;
 use crate::model::block::{Pairing, Rotary};
 
 /// Cosines and sines of the angles of every position.

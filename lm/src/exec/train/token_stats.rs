@@ -7,17 +7,17 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+use temper_gemm::buffer::{for_each_chunk, with_scratch};
+use temper_gemm::matmul::matmul_unpacked_into;
+use temper_gemm::simd::{add_assign, exp, fma, max, sum_map};
+use temper_gemm::{Mat, PackedRhs, Rhs, Threads, WriteMode, matmul, simd};
 
-use super::buffer::{for_each_chunk, with_scratch};
 use super::candle_interop::{CpuSlice, SavedForBackward, contiguous_slice, grad_tensor, op_output};
-use super::gemm::{Mat, Threads, WriteMode};
 use super::grad_accumulator::{accumulate, accumulate_or_return};
-use super::matmul::{PackedRhs, Rhs, matmul, matmul_unpacked_into};
-use super::simd::{add_assign, exp, fma, max, simd, sum_map};
 use crate::Precision;
 
 /// Logits held in memory at once.
-const MAX_LOGITS: usize = 4 << 20;
+pub const MAX_LOGITS: usize = 4 << 20;
 
 /// Sizes (`n` rows of `d` columns, a vocabulary of `v`) and the tokens of each row.
 pub struct TokenStatsOp {

@@ -3,9 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Family, check_activation, default_true};
-use crate::exec::train::Activation;
 use crate::model::architecture::{Architecture, LmHeadKind, head_width};
-use crate::model::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape};
+use crate::model::block::{Activation, Attention, Block, Heads, LinearShape, Mlp, NormShape};
 
 /// The shape of a GPT-2, with the names and defaults of Hugging Face's `GPT2Config`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -7,9 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::rope::frequencies;
 use super::{Family, check_activation};
-use crate::exec::train::Activation;
 use crate::model::architecture::{Architecture, LmHeadKind, head_width};
-use crate::model::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
+use crate::model::block::{Activation, Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
 
 /// The base of GPT-J's rotary frequencies; its config file does not hold it.
 const THETA: f64 = 10_000.0;

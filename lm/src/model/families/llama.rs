@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::rope::RopeConfig;
 use super::{Family, check_activation};
-use crate::exec::train::Activation;
 use crate::model::architecture::{Architecture, LmHeadKind, head_width};
-use crate::model::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
+use crate::model::block::{Activation, Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
 
 /// The shape of a Llama, with the names and defaults of Hugging Face's `LlamaConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

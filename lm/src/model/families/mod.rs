@@ -199,6 +199,13 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// The contents of a `config.json`.
+    pub fn to_json(&self) -> Value {
+        // By way of text, which shows f32 numbers as short as the file does.
+        let json = self.text("float32").and_then(|text| serde_json::from_str(&text));
+        json.expect("a config is plain JSON")
+    }
+
     /// Writes `folder/config.json` so that `transformers` loads it.
     pub fn save(&self, folder: &Path, torch_dtype: &str) -> Result<()> {
         let path = folder.join(CONFIG_FILE);

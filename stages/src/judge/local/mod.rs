@@ -17,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::prompt::{Asked, Layout, Prompter};
+pub use self::scorer::MAX_BATCH_TOKENS;
 use self::scorer::{LmScorer, QuantizedScorer, Scorer};
 use super::document::{Document, Shown};
 use super::instructions::Instructions;

@@ -21,7 +21,7 @@ pub trait Scorer {
 }
 
 /// Most tokens of one forward pass, padding included, unless one sequence alone has more.
-const MAX_BATCH_TOKENS: usize = 4096;
+pub const MAX_BATCH_TOKENS: usize = 4096;
 
 /// A model of `lm`.
 pub struct LmScorer {

@@ -2,16 +2,18 @@
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::kind::{Kind, Signature};
 use lm::Sequence;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::on_a_big_stack;
 use crate::labels::pair_key::{PairKey, Text as Which};
 use crate::labels::scores::Scores;
 use crate::labels::{HeldOut, PreferenceWriter};
+use crate::model::forecast::{Models, memory};
 use crate::prompt::Parts;
 use crate::reward::{load_reward_model, load_tokenizer, score};
 use crate::train::encode::{Encoder, Text};
@@ -65,7 +67,11 @@ impl Kind for Gold {
     fn scaling(&self, _: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let pairs = size("pairs")?;
         let reward = size("reward")?;
-        Some(Scaling::new(pairs * reward, pairs).memory(reward))
+        Some(Scaling::new(pairs * reward, pairs))
+    }
+
+    fn forecast(&self, _: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        memory(Models::new(&inputs("reward")).map(|models| models.scoring(SCORED)))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -2,15 +2,17 @@
 
 use engine::context::Context;
 use engine::error::Result;
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::external::InputPath;
 use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::judge::instructions::{self, Criterion, Instructions};
 use crate::judge::local::{self, JudgeModel, LocalJudge, PromptForm};
 use crate::judge::params::{self, defaults};
+use crate::model::forecast::{self, Models, memory};
 use crate::train::params::Faults;
 use crate::types::{Model, Pairs, Posts, Preferences};
 
@@ -117,7 +119,14 @@ impl Kind for Local {
             Some(InputPath(file)) => std::fs::metadata(file).ok()?.len() as f64,
             None => size("model")?,
         };
-        Some(Scaling::new(pairs * model, pairs).memory(model))
+        Some(Scaling::new(pairs * model, pairs))
+    }
+
+    fn forecast(&self, p: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        memory(match &p.gguf {
+            Some(InputPath(file)) => std::fs::metadata(file).ok().map(|file| forecast::quantised(file.len())),
+            None => Models::new(&inputs("model")).map(|models| models.scoring_tokens(local::MAX_BATCH_TOKENS)),
+        })
     }
 
     fn run(&self, p: Params, ctx: &mut Context) -> Result<()> {

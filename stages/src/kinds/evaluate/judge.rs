@@ -12,7 +12,7 @@ use crate::reward::{LoadedReward, load_reward_model, load_tokenizer, score};
 use crate::types::reward::BASE;
 use crate::types::{PolicyInfo, Post, Posts, RewardInfo, RewardModel, Sample, Score, Split};
 
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// The posts of a split by id.
 pub fn posts(ctx: &Context, split: Split) -> Result<BTreeMap<String, Post>> {

@@ -12,12 +12,13 @@ pub use mechanism::kl_shares;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::model::forecast::{Models, memory};
 use crate::table;
 use crate::types::folder::write_json;
 use crate::types::{BestOfN, CurvePoint, Evaluation, EvaluationInfo, Half, PolicyRun, Sample, SftScale, Split};
@@ -61,7 +62,11 @@ impl Kind for Evaluate {
     fn scaling(&self, _: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let policy = size("policy")?;
         let gold = size("gold")?;
-        Some(Scaling::new(policy * gold, policy).memory(gold))
+        Some(Scaling::new(policy * gold, policy))
+    }
+
+    fn forecast(&self, _: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        memory(Models::new(&inputs("gold")).map(|models| models.scoring(judge::BATCH)))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

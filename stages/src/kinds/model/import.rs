@@ -4,21 +4,24 @@ use std::path::Path;
 
 use engine::context::Context;
 use engine::error::{AtPath, Error, Result};
+use engine::estimate::Forecast;
 use engine::external::InputPath;
 use engine::kind::{Kind, Signature};
 use lm::{CausalLm, WeightType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::assets::{self, AssetName};
 use crate::error::IntoStageResult;
 use crate::hub::{self, HubId};
 use crate::model::chat::ChatTemplate;
+use crate::model::forecast::Models;
 use crate::model::source::Source;
 use crate::train::Weights;
 use crate::train::params::Faults;
-use crate::types::Model;
 use crate::types::folder::write_json;
+use crate::types::{Model, ModelOutline};
 
 pub struct Import;
 
@@ -65,6 +68,19 @@ impl Kind for Import {
         let has_template = !p.chat_template || p.asset.is_none();
         faults.must(has_template, "chat_template", "the program's own models have no chat template");
         faults.0
+    }
+
+    fn forecast(&self, p: &Params, _: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        let outline = match p {
+            Params { asset: Some(AssetName(name)), .. } => assets::config(name).map_or(Value::Null, ModelOutline::of),
+            Params { folder: Some(folder), .. } => ModelOutline::read(&folder.0),
+            Params { file: Some(file), .. } => {
+                lm::io::Gguf::open(&file.0).map_or(Value::Null, |file| ModelOutline::of(file.config))
+            }
+            // A hub is asked by the attempt only.
+            _ => Value::Null,
+        };
+        Forecast { memory: Models::new([&outline]).map(|models| models.loaded()), outline }
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

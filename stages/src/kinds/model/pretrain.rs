@@ -4,19 +4,21 @@ use std::borrow::Cow;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::kind::{Kind, Signature};
-use lm::{CausalLm, Gpt2Config, InitStd, Tokenizer};
+use lm::{CausalLm, Gpt2Config, InitStd, ModelConfig, Tokenizer};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{IntoStageResult, on_a_big_stack};
+use crate::model::forecast::{Models, Training};
 use crate::random::share_of;
 use crate::train::encode::Encoder;
 use crate::train::language::{LanguageTask, response_nll, train};
 use crate::train::params::{BATCH, RANK};
 use crate::train::{BatchOrder, Precision, SequenceTable, Weights, learning};
-use crate::types::{LearningPoint, Posts, Split};
+use crate::types::{LearningPoint, ModelOutline, Posts, Split};
 
 pub struct Pretrain;
 
@@ -183,7 +185,25 @@ impl Kind for Pretrain {
             Some(steps) => steps as f64 * p.batch as f64,
             None => p.epochs.unwrap_or(1.0) * size("posts")?,
         };
-        Some(Scaling::new(rows * weights, weights).memory(weights * p.batch.min(p.tokens_at_once) as f64))
+        Some(Scaling::new(rows * weights, weights))
+    }
+
+    fn forecast(&self, p: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        let vocab = inputs("tokenizer").first().and_then(Value::as_u64).unwrap_or_default() as usize;
+        if vocab == 0 {
+            return Forecast::default();
+        }
+        let config = Gpt2Config::new(vocab, p.n_positions, p.n_embd, p.n_layer, p.n_head);
+        let outline = ModelOutline::of(ModelConfig::from(config).to_json());
+        let training = Training {
+            rank: None,
+            sequences: p.batch,
+            tokens_at_once: p.tokens_at_once,
+            sampled: 0,
+            scored: p.batch,
+            merges: false,
+        };
+        Forecast { memory: Models::new([&outline]).map(|models| models.training(&training)), outline }
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

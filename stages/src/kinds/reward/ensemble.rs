@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 
 use engine::context::{Context, Input};
 use engine::error::{AtPath, Error, Result};
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::kind::{ConnectedInput, Kind, Signature};
 use lm::{Eos, Sequence};
 use rand_chacha::ChaCha12Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::train::RewardTrain;
 use crate::error::{IntoStageResult, on_a_big_stack};
+use crate::model::forecast::Models;
 use crate::model::{self, tokenizer_digest};
 use crate::random::{below, fixed_generator, shuffle};
 use crate::reward::calibration::{self, CalibrationOptions, calibration_posts, correlation};
@@ -21,7 +23,7 @@ use crate::stats::{mean, moments};
 use crate::train::params::Faults;
 use crate::types::folder::write_json;
 use crate::types::reward::{ADAPTER, BASE, ENSEMBLE, MEMBERS};
-use crate::types::{EnsembleInfo, LEARNING, RewardModel};
+use crate::types::{EnsembleInfo, LEARNING, ModelOutline, RewardModel};
 
 pub struct RewardEnsemble;
 
@@ -85,7 +87,16 @@ impl Kind for RewardEnsemble {
 
     fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let members = size("members")?;
-        Some(Scaling::new(members * p.calibration_posts as f64, members).memory(members))
+        Some(Scaling::new(members * p.calibration_posts as f64, members))
+    }
+
+    fn forecast(&self, _: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        let outline = ModelOutline::ensemble(&inputs("members"));
+        let models = Models::new([&outline].into_iter().chain(&inputs("sampler")));
+        // Members are compared on samples for the posts, if there are any.
+        let samples = !inputs("posts").is_empty();
+        let memory = models.map(|models| if samples { models.sampling(SCORED) } else { models.loaded() });
+        Forecast { memory, outline }
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

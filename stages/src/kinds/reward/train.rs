@@ -2,23 +2,25 @@
 
 use engine::context::Context;
 use engine::error::{AtPath, Error, Result};
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::kind::{Kind, Signature};
 use lm::{Batch, CausalLm, Dropout, RewardModel, ScalarHead, Sequence, Tokenizer};
 use rand_chacha::ChaCha12Rng;
+use serde_json::Value;
 
 use crate::error::{IntoStageResult, named, number, on_a_big_stack, rounded};
 use crate::model;
+use crate::model::forecast::{Models, Training};
 use crate::random::below;
 use crate::random::fixed_generator;
 use crate::reward::loss::{preference_loss, soft_preference_loss};
-use crate::reward::measure::{Calibration, accuracy, calibrate};
+use crate::reward::measure::{Calibration, SCORED, accuracy, calibrate};
 use crate::reward::pairs::{Corruption, PreferenceTable};
 use crate::reward::params::{Centring, Diversity, Normalise, Order, Params};
 use crate::train::{BatchOrder, MicroBatchLoss, Trainer, Weights, learning, micro_batches};
 use crate::types::folder::write_json;
 use crate::types::reward::{ADAPTER, BASE, HEAD, INFO};
-use crate::types::{LearningPoint, Model, RewardInfo};
+use crate::types::{LearningPoint, Model, ModelOutline, RewardInfo};
 
 pub struct RewardTrain;
 
@@ -48,8 +50,24 @@ impl Kind for RewardTrain {
             Some(steps) => steps as f64 * p.batch as f64,
             None => p.epochs.unwrap_or(1.0) * size("preferences")?,
         };
-        let trained = if p.lora.0.is_some() { 1.0 } else { 4.0 };
-        Some(Scaling::new(rows * model, model).memory(trained * model * p.batch.min(p.tokens_at_once) as f64))
+        Some(Scaling::new(rows * model, model))
+    }
+
+    fn forecast(&self, p: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        let model = inputs("model");
+        let samples = !inputs("posts").is_empty();
+        let training = Training {
+            rank: p.lora.0.as_ref().map(|lora| lora.r),
+            // Both summaries of a pair.
+            sequences: 2 * p.batch,
+            tokens_at_once: p.tokens_at_once,
+            sampled: if samples { SCORED } else { 0 },
+            scored: SCORED,
+            merges: false,
+        };
+        let memory = Models::new(model.iter().chain(&inputs("sampler"))).map(|models| models.training(&training));
+        let outline = model.first().map_or(Value::Null, |model| ModelOutline::trained(model, p.lora.0.is_some()));
+        Forecast { memory, outline }
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -5,8 +5,9 @@ macro_rules! kind {
     ($kind:ident, $params:ident, $name:literal, $version:literal, $about:literal) => {
         use engine::context::Context;
         use engine::error::{Error, Result};
-        use engine::estimate::Scaling;
+        use engine::estimate::{Forecast, Scaling};
         use engine::kind::{ConnectedInput, Kind, Signature};
+        use serde_json::Value;
 
         use crate::rl;
         use crate::rl::params::{Params, $params};
@@ -34,6 +35,10 @@ macro_rules! kind {
 
             fn scaling(&self, params: &$params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
                 rl::scaling(&params.clone().into(), size)
+            }
+
+            fn forecast(&self, params: &$params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+                rl::forecast(&params.clone().into(), inputs)
             }
 
             fn run(&self, params: $params, ctx: &mut Context) -> Result<()> {

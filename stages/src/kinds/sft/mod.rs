@@ -5,14 +5,16 @@ mod tests;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::kind::{Kind, Signature};
 use lm::{Dropout, Sequence};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{IntoStageResult, on_a_big_stack};
 use crate::model;
+use crate::model::forecast::{Models, Training};
 use crate::train::encode::{Encoder, fitting};
 use crate::train::language::{LanguageTask, response_nll, train};
 use crate::train::{Adapter, BatchOrder, Precision, SequenceTable, Weights, learning};
@@ -129,7 +131,21 @@ impl Kind for Sft {
             Some(steps) => steps as f64 * p.batch as f64,
             None => p.epochs.unwrap_or(1.0) * size("posts")?,
         };
-        Some(Scaling::new(rows * base, base).memory(base * p.batch.min(p.tokens_at_once) as f64))
+        Some(Scaling::new(rows * base, base))
+    }
+
+    fn forecast(&self, p: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        let base = inputs("base");
+        let training = Training {
+            rank: p.lora.0.as_ref().map(|lora| lora.r),
+            sequences: p.batch,
+            tokens_at_once: p.tokens_at_once,
+            sampled: 0,
+            scored: p.batch,
+            merges: true,
+        };
+        let memory = Models::new(&base).map(|models| models.training(&training));
+        Forecast { memory, outline: base.into_iter().next().unwrap_or_default() }
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

@@ -2,9 +2,11 @@
 
 use engine::context::Context;
 use engine::error::{Error, Result};
+use engine::estimate::Forecast;
 use engine::kind::{Kind, Signature};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::prompt;
 use crate::train::params::Faults;
@@ -46,6 +48,10 @@ impl Kind for Train {
         faults.at_most(params.vocab_size as u64, 10_000_000, "vocab_size");
         faults.must(params.rows != Some(0), "rows", "must be at least 1");
         faults.0
+    }
+
+    fn forecast(&self, p: &Params, _: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        Forecast { memory: None, outline: p.vocab_size.into() }
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

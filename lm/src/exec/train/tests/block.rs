@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use super::{agree, head, loss, noise, norm, small, values, var};
 use crate::Precision;
 use crate::exec::portable;
-use crate::exec::train::{self, Activation, BITS, BlockPass, DropoutMask, RotaryTable, TargetTokens};
+use crate::exec::train::{self, BITS, BlockPass, DropoutMask, RotaryTable, TargetTokens};
 use crate::model::adapter::LoraAdapter;
-use crate::model::block::{Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
+use crate::model::block::{Activation, Attention, Block, Heads, LinearShape, Mlp, NormShape, Pairing, Rotary};
 use crate::model::linear::Linear;
 
 /// The differences between the families.
@@ -51,7 +51,7 @@ pub const LLAMA: Style = Style {
     pairing: Some(Pairing::Halves),
     ..GPT2
 };
-const QWEN3: Style = Style { qk_norm: true, ..LLAMA };
+pub const QWEN3: Style = Style { qk_norm: true, ..LLAMA };
 pub const STYLES: [Style; 4] = [GPT2, GPTJ, LLAMA, QWEN3];
 
 impl Style {

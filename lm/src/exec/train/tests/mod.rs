@@ -12,6 +12,10 @@ use crate::model::block::Norm;
 use block::{GPT2, LLAMA, STYLES, Style};
 
 mod block;
+mod mutants;
+
+/// The largest distance between results of a kernel and of stock operations.
+const FORWARD: f64 = 1e-5;
 
 /// A deterministic tensor with entries of about unit size.
 fn noise(shape: &[usize], seed: u64) -> Tensor {
@@ -65,8 +69,8 @@ fn agree(vars: &[&Var], ours: impl Fn() -> Result<Tensor>, stock: impl Fn() -> R
     let (a, b) = (ours()?, stock()?);
     assert_eq!(a.dims(), b.dims());
     let off = distance(&a, &b);
-    assert!(off < 1e-5, "forward: off by {off:e}");
-    let (ga, gb) = (super::backward(&loss(&a)?)?, loss(&b)?.backward()?);
+    assert!(off < FORWARD, "forward: off by {off:e}");
+    let (ga, gb) = (super::backward(&loss(&a)?)?, super::backward(&loss(&b)?)?);
     for (i, v) in vars.iter().enumerate() {
         let gradient = ga.get(v.as_tensor()).expect("the kernel gives every variable a gradient");
         let off = distance(gradient, gb.get(v.as_tensor()).expect("so does candle"));

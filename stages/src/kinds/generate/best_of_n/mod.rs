@@ -7,14 +7,16 @@ mod tests;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::kind::{ConnectedInput, Kind, Signature};
 use lm::{CausalLm, CounterRng, SampleOptions, Sequence, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::IntoStageResult;
 use crate::model;
+use crate::model::forecast::{Models, memory};
 use crate::prompt::Truncation;
 use crate::random::bits_of;
 use crate::reward::LoadedReward;
@@ -132,7 +134,12 @@ impl Kind for GenerateBestOfN {
     fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let responses = p.n as f64 * p.prompts.map_or(1.0, |prompts| prompts as f64);
         let (policy, tokens) = (size("policy")?, p.max_new_tokens as f64);
-        Some(Scaling::new(responses * tokens * policy, responses).memory(p.batch as f64 * tokens * policy))
+        Some(Scaling::new(responses * tokens * policy, responses))
+    }
+
+    fn forecast(&self, p: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        let models = Models::new(inputs("policy").iter().chain(&inputs("rewards")));
+        memory(models.map(|models| models.sampling(p.batch)))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

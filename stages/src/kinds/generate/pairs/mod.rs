@@ -5,14 +5,16 @@ mod tests;
 
 use engine::context::Context;
 use engine::error::{Error, Result};
-use engine::estimate::Scaling;
+use engine::estimate::{Forecast, Scaling};
 use engine::kind::{ConnectedInput, Kind, Signature};
 use lm::{CausalLm, CounterRng, SampleOptions, SampledResponse, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{IntoStageResult, on_a_big_stack};
 use crate::model;
+use crate::model::forecast::{Models, memory};
 use crate::prompt::{Fitted, Truncation};
 use crate::random::bits_of;
 use crate::train::by_length;
@@ -106,7 +108,11 @@ impl Kind for GeneratePairs {
     fn scaling(&self, p: &Params, size: &dyn Fn(&str) -> Option<f64>) -> Option<Scaling> {
         let pairs = p.pairs? as f64;
         let (models, tokens) = (size("models")?, p.max_new_tokens as f64);
-        Some(Scaling::new(pairs * tokens * models, pairs).memory(p.batch as f64 * tokens * models))
+        Some(Scaling::new(pairs * tokens * models, pairs))
+    }
+
+    fn forecast(&self, p: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
+        memory(Models::new(&inputs("models")).map(|models| models.sampling(p.batch)))
     }
 
     fn run(&self, params: Params, ctx: &mut Context) -> Result<()> {

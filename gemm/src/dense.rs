@@ -2,45 +2,49 @@
 
 use gemm::Parallelism;
 
-use super::buffer::SubmatrixMut;
+use crate::buffer::SubmatrixMut;
 
 /// A matrix stored in a slice.
 #[derive(Clone, Copy)]
 pub struct Mat<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-    pub(super) row_stride: usize,
-    pub(super) col_stride: usize,
+    pub(crate) data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) row_stride: usize,
+    pub(crate) col_stride: usize,
 }
 
 impl<'a> Mat<'a> {
     /// Row-major and dense.
+    #[inline]
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
     }
 
     /// `cols` columns from `offset` on of row-major rows of `stride` elements.
+    #[inline]
     pub fn columns(data: &'a [f32], rows: usize, cols: usize, stride: usize, offset: usize) -> Self {
         Self::strided(data.get(offset..).unwrap_or_default(), rows, cols, stride)
     }
 
     /// Row-major, with `row_stride` elements between the starts of rows.
+    #[inline]
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         let last = if rows * cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
         assert!(last <= data.len(), "a {rows} x {cols} matrix of row stride {row_stride} in {} elements", data.len());
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
-    pub(super) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
-    pub(super) fn cols(&self) -> usize {
+    pub(crate) fn cols(&self) -> usize {
         self.cols
     }
 
     /// The transpose.
+    #[inline]
     pub fn t(self) -> Self {
         Self {
             rows: self.cols,

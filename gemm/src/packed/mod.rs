@@ -22,7 +22,7 @@ pub use pack::LowRankUpdate;
 pub use rhs::RhsPanels;
 pub use tile::bf16::Bf16Pair;
 
-use super::gemm::{Threads, WriteMode};
+use crate::dense::{Threads, WriteMode};
 use tile::{COLS, PanelBlock, ROWS};
 
 /// Words per block along the inner dimension: more than most products have. A block of a panel of the right operand,

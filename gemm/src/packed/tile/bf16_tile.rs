@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 
 use super::bf16::{Bf16Pair, even, odd};
 use super::{COLS, KernelTable, PanelBlock, REGISTERS, ROWS, Tile, kernel_table};
-use crate::exec::train::simd::simd;
 
 /// Writes the product of two panels of equal depth to a tile. Only the left panel's first rows are valid: as many as
 /// the function is made for.
@@ -20,7 +19,7 @@ pub fn kernels() -> KernelTable<TileKernel> {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> KernelTable<TileKernel> {
-    if crate::exec::train::simd::has_avx512_bf16() {
+    if crate::simd::has_avx512_bf16() {
         /// Only reachable after the feature detection above.
         fn with<const R: usize, const V: usize>(tile: &mut Tile, a: &[[Bf16Pair; ROWS]], b: PanelBlock<Bf16Pair>) {
             // SAFETY: both features that the function enables were found.

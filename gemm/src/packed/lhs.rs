@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::pack::{Operand, PanelWord, pack_lhs};
 use super::tile::bf16::Bf16Pair;
 use super::tile::{KernelTable, PanelBlock, ROWS, Tile, bf16_tile, f32_tile, select_kernel};
-use crate::exec::train::gemm::{Mat, Threads};
+use crate::dense::{Mat, Threads};
 
 /// A left operand, multiplied by a right operand with the same kind of words.
 pub trait Lhs: Sync {

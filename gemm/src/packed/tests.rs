@@ -9,8 +9,8 @@ use super::tile::bf16::Bf16Pair;
 use super::tile::{COLS, PanelBlock, ROWS, bf16_tile, f32_tile, select_kernel};
 use super::{DEPTH, Destination, LhsPanels, LhsRows, LowRankUpdate, RhsPanels, gemm_packed};
 use crate::Precision;
-use crate::exec::train::gemm::{Mat, Threads, WriteMode};
-use crate::exec::train::simd::{Isa, isa};
+use crate::dense::{Mat, Threads, WriteMode};
+use crate::simd::{Isa, isa};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 

@@ -16,6 +16,7 @@ pub enum Isa {
 }
 
 /// The best instruction set of this CPU.
+#[inline]
 pub fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(detect)
@@ -54,6 +55,7 @@ pub fn has_avx512_bf16() -> bool {
 
 /// Compiles a function once per instruction set and calls the best one. The body sees `FMA: bool`, to pass to the
 /// functions of this module. Only plain loops belong in the body: the compiler vectorises them.
+#[macro_export]
 macro_rules! simd {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -72,12 +74,12 @@ macro_rules! simd {
                     const FMA: bool = true;
                     $body
                 }
-                match $crate::exec::train::simd::isa() {
+                match $crate::simd::isa() {
                     // SAFETY: `isa` returned V4, so it found every feature that `v4` enables.
-                    $crate::exec::train::simd::Isa::V4 => return unsafe { v4($($arg),*) },
+                    $crate::simd::Isa::V4 => return unsafe { v4($($arg),*) },
                     // SAFETY: `isa` returned V3, so it found every feature that `v3` enables.
-                    $crate::exec::train::simd::Isa::V3 => return unsafe { v3($($arg),*) },
-                    $crate::exec::train::simd::Isa::Portable => {}
+                    $crate::simd::Isa::V3 => return unsafe { v3($($arg),*) },
+                    $crate::simd::Isa::Portable => {}
                 }
             }
             #[allow(dead_code, reason = "not every body multiplies and adds")]
@@ -86,8 +88,6 @@ macro_rules! simd {
         }
     };
 }
-pub(crate) use simd;
-
 /// f32 in a cache line.
 pub const CACHE_LINE: usize = 16;
 

@@ -3,8 +3,7 @@
 use std::marker::PhantomData;
 
 use super::tile::{COLS, ROWS};
-use crate::exec::train::gemm::WriteMode;
-use crate::exec::train::simd::simd;
+use crate::dense::WriteMode;
 
 /// Exclusive access to the elements of a matrix whose rows or whose columns are contiguous.
 pub struct Destination<'a> {
@@ -62,7 +61,7 @@ impl<'a> Destination<'a> {
     pub fn prefetch(&self, row: usize, col: usize, rows: usize, cols: usize) {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 
-        use crate::exec::train::simd::CACHE_LINE;
+        use crate::simd::CACHE_LINE;
 
         let (row_step, col_step) = if self.col_stride == 1 { (1, CACHE_LINE) } else { (CACHE_LINE, 1) };
         for i in (row..(row + rows).min(self.rows)).step_by(row_step) {

@@ -55,7 +55,7 @@ pub fn sum_chunks(d: usize, chunks: usize, f: impl Fn(usize, &mut [f32]) + Sync)
     let mut parts = partial.chunks_exact(d.max(1));
     let mut sum = parts.next().map_or_else(|| vec![0.0; d], <[f32]>::to_vec);
     for part in parts {
-        super::simd::add_assign(&mut sum, part);
+        crate::simd::add_assign(&mut sum, part);
     }
     sum
 }
@@ -90,19 +90,22 @@ pub struct SubmatrixMut<'a> {
 unsafe impl Send for SubmatrixMut<'_> {}
 
 impl SubmatrixMut<'_> {
+    #[inline]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
+    #[inline]
     pub fn cols(&self) -> usize {
         self.cols
     }
 
+    #[inline]
     pub fn stride(&self) -> usize {
         self.stride
     }
 
-    #[cfg(test)]
+    #[inline]
     pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows);
         // SAFETY: the row lies within the matrix (checked by `split_submatrices`), belongs to this submatrix alone, and
@@ -111,11 +114,13 @@ impl SubmatrixMut<'_> {
     }
 
     /// The rows `0..rows` of this submatrix.
+    #[inline]
     pub fn first_rows(&mut self, rows: usize) -> SubmatrixMut<'_> {
         self.row_range(0, rows)
     }
 
     /// `rows` rows of this submatrix from row `start` on.
+    #[inline]
     pub fn row_range(&mut self, start: usize, rows: usize) -> SubmatrixMut<'_> {
         assert!(rows > 0 && start + rows <= self.rows);
         // SAFETY: row `start` lies within the matrix.
@@ -123,6 +128,7 @@ impl SubmatrixMut<'_> {
         SubmatrixMut { first, rows, cols: self.cols, stride: self.stride, matrix: PhantomData }
     }
 
+    #[inline]
     pub fn as_mut_ptr(&mut self) -> *mut f32 {
         self.first
     }

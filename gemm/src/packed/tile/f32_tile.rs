@@ -5,7 +5,7 @@
 use std::sync::OnceLock;
 
 use super::{COLS, KernelTable, PanelBlock, REGISTERS, ROWS, Tile, kernel_table};
-use crate::exec::train::simd::{Isa, isa};
+use crate::simd::{Isa, isa};
 
 /// Writes the product of rows and a panel of equal depth to a tile. Only the first rows are valid: as many as the
 /// function is made for.

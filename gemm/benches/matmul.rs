@@ -1,15 +1,15 @@
 //! Matrix products with a packed right operand and in bf16 against those of the `gemm` crate, at the shapes of training
 //! and decoding, on one thread and on all: GFLOP/s and ratios. Run it with nothing else on the machine:
 //!
-//!     MIMALLOC_PURGE_DELAY=-1 cargo bench -p temper-lm --bench matmul [-- rounds]
+//!     MIMALLOC_PURGE_DELAY=-1 cargo bench -p temper-gemm --bench matmul [-- rounds]
 //!
 //! Medians of interleaved rounds. "Packed" excludes the packing of the right operand, which several products share.
 
 use std::time::Instant;
 
-use lm::Precision;
-use lm::internals::kernels::gemm::{Mat, Threads, WriteMode, gemm};
-use lm::internals::kernels::matmul::{PackedRhs, Rhs, matmul, matmul_unpacked_into};
+use temper_gemm::dense::gemm;
+use temper_gemm::matmul::matmul_unpacked_into;
+use temper_gemm::{Mat, PackedRhs, Precision, Rhs, Threads, WriteMode, matmul};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

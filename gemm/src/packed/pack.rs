@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::tile::bf16::{Bf16Pair, bf16_pair};
 use super::tile::{COLS, ROWS};
-use crate::exec::train::gemm::{Mat, Threads};
-use crate::exec::train::simd::{fma, prefetch, simd};
+use crate::dense::{Mat, Threads};
+use crate::simd::{fma, prefetch};
 
 /// Lanes packed together: a whole number of panels of either kind.
 pub const GROUP_LANES: usize = 96;

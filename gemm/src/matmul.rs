@@ -1,10 +1,10 @@
 //! Matrix products of slices in a chosen precision.
 
-use super::gemm::{self, Mat, Threads, WriteMode};
-use super::packed_gemm::{Bf16Pair, Destination, LhsPanels, LhsRows, RhsPanels, gemm_packed};
 use crate::Precision;
+use crate::dense::{self, Mat, Threads, WriteMode};
+use crate::packed::{Bf16Pair, Destination, LhsPanels, LhsRows, RhsPanels, gemm_packed};
 
-pub use super::packed_gemm::LowRankUpdate;
+pub use crate::packed::LowRankUpdate;
 
 /// A right operand packed once for many products, in their precision.
 pub enum PackedRhs {
@@ -41,7 +41,7 @@ pub enum Rhs<'a> {
 /// `out [a.rows, b.cols] = or += scale * a b`. The rows of `a` must be contiguous.
 pub fn matmul(out: &mut [f32], mode: WriteMode, scale: f32, a: Mat, b: Rhs, threads: Threads) {
     match b {
-        Rhs::InPlace(b) => gemm::gemm(out, mode, scale, a, b, threads),
+        Rhs::InPlace(b) => dense::gemm(out, mode, scale, a, b, threads),
         Rhs::Packed(b) => {
             let destination = Destination::new(out, a.rows(), b.cols(), b.cols());
             matmul_packed(destination, mode, None, scale, a, b, threads);
@@ -93,7 +93,7 @@ pub fn matmul_transposed_rhs(out: &mut [f32], mode: WriteMode, scale: f32, a: Ma
 /// A new `a b`, of operands used only once.
 pub fn matmul_unpacked(a: Mat, b: Mat, precision: Precision) -> Vec<f32> {
     match precision {
-        Precision::F32 => gemm::gemm_to_vec(1.0, a, b),
+        Precision::F32 => dense::gemm_to_vec(1.0, a, b),
         Precision::Bf16 => {
             let mut out = vec![0.0; a.rows() * b.cols()];
             matmul_unpacked_into(&mut out, WriteMode::Overwrite, 1.0, a, b, precision);
@@ -105,7 +105,7 @@ pub fn matmul_unpacked(a: Mat, b: Mat, precision: Precision) -> Vec<f32> {
 /// [`matmul`] with operands used only once, on all threads; `a` may be a transpose.
 pub fn matmul_unpacked_into(out: &mut [f32], mode: WriteMode, scale: f32, a: Mat, b: Mat, precision: Precision) {
     match precision {
-        Precision::F32 => gemm::gemm(out, mode, scale, a, b, Threads::Pool),
+        Precision::F32 => dense::gemm(out, mode, scale, a, b, Threads::Pool),
         Precision::Bf16 => {
             matmul(out, mode, scale, a, Rhs::Packed(&PackedRhs::new(b, None, precision)), Threads::Pool);
         }

@@ -4,7 +4,7 @@ pub mod bf16;
 pub mod bf16_tile;
 pub mod f32_tile;
 
-use crate::exec::train::simd::{CACHE_LINE, prefetch_far};
+use crate::simd::{CACHE_LINE, prefetch_far};
 
 /// Rows of a tile.
 pub const ROWS: usize = 8;

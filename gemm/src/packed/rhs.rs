@@ -2,8 +2,8 @@
 
 use super::pack::{LowRankUpdate, Operand, PanelWord};
 use super::tile::COLS;
-use crate::exec::train::gemm::Mat;
-use crate::tensor::buffer::build_chunked;
+use crate::buffer::build_chunked;
+use crate::dense::Mat;
 
 /// The columns of a right operand, [`COLS`] per panel.
 pub struct RhsPanels<W> {
