@@ -34,7 +34,8 @@ def main(model: str, prompts: str, answer: str, threads: str) -> None:
             llama.n_tokens = shared
             llama._ctx.kv_cache_seq_rm(-1, shared, -1)
             llama.eval(ids[shared:])
-            logits = llama._scores[-1]
+            # `llama.scores` is filled with `logits_all` alone, which computes those of every token.
+            logits = llama._ctx.get_logits_ith(-1)
             differences.append(float(logits[one] - logits[two]))
             held = ids
         seconds = time.perf_counter() - started

@@ -5,13 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use engine::context::Context;
-use engine::error::{Blame, Error, Result};
+use engine::error::{Error, Result};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::POLL;
-use super::gate::{Admission, Reservation};
-use super::queue::{Ready, WorkQueue};
-use crate::judge::answer_log::{AnswerLog, Line};
+use super::gate::Reservation;
+use super::queue::{Ready, WorkQueue, keys};
+use crate::judge::answer_log::AnswerLog;
 use crate::judge::batch::{BatchConfig, BatchEvent, Batches, Request, RequestOutcome};
 use crate::judge::client::Client;
 use crate::judge::document::AnswerKey;
@@ -35,107 +35,44 @@ struct BatchRound<'a, 'b> {
     ctx: &'a mut Context,
     /// Requests of this attempt in progress, by the first key of each.
     under_way: HashMap<AnswerKey, (Group, Reservation)>,
-    unsaved: Vec<Line>,
-    /// Groups whose answers are in `unsaved`.
-    finished: Vec<Group>,
     /// Why requests of this round were not answered.
     unanswered: Option<String>,
     /// Number of consecutive rounds with unanswered requests.
     unlucky: u32,
     canceled: u64,
-    answered: u64,
-    /// Why no more requests are sent.
-    stop: Option<Error>,
 }
 
 impl BatchRound<'_, '_> {
-    /// The next request within the budget; a request beyond it is put back.
-    fn next(&mut self) -> Option<Result<Request>> {
-        let ready = match self.queue.next() {
-            Ok(ready) => ready?,
-            Err(e) => return Some(Err(e)),
-        };
-        match self.queue.admit(&ready) {
-            Admission::Now(sent) => {
-                let Ready { group, body } = ready;
-                let ticket: Vec<AnswerKey> = group.iter().map(|entry| entry.key).collect();
-                self.under_way.insert(ticket[0], (group, sent));
-                Some(Ok(Request { ticket, body }))
-            }
-            // The rest waits until the cost of this batch is known.
-            Admission::Later => self.queue.give_back(ready.group).err().map(Err),
-            Admission::Never(error) => {
-                self.stop = Some(error);
-                self.queue.give_back(ready.group).err().map(Err)
-            }
-        }
+    /// The next request within the budget; the rest waits until the cost of this batch is known.
+    fn next(&mut self) -> Result<Option<Request>> {
+        let Some((Ready { group, body }, sent)) = self.queue.take()? else { return Ok(None) };
+        let ticket = keys(&group);
+        self.under_way.insert(ticket[0], (group, sent));
+        Ok(Some(Request { ticket, body }))
     }
 
     fn handle(&mut self, event: BatchEvent<'_>) -> Result<()> {
         match event {
-            BatchEvent::Done { ticket, outcome } => self.record(ticket, outcome)?,
-            BatchEvent::Whole => self.flush()?,
+            BatchEvent::Done { ticket, outcome } => {
+                match &outcome {
+                    RequestOutcome::Unanswered(why) | RequestOutcome::Lost(why) => {
+                        self.unanswered.get_or_insert_with(|| why.clone());
+                    }
+                    RequestOutcome::Canceled => self.canceled += 1,
+                    RequestOutcome::Answer(_) | RequestOutcome::Refused(_) => {}
+                }
+                let ours = ticket.first().and_then(|key| self.under_way.remove(key));
+                self.queue.record(ticket.to_vec(), ours, outcome)?;
+                if self.queue.unsaved() >= FLUSH_AT {
+                    self.queue.flush(self.ctx)?;
+                }
+            }
+            BatchEvent::Whole => self.queue.flush(self.ctx)?,
             BatchEvent::Waiting { left } => {
                 self.queue.progress(self.ctx, Some(("requests of a batch left", left as f64)));
             }
             BatchEvent::Note(note) => self.ctx.warn(format!("{}: {note}", self.queue.kind())),
         }
-        Ok(())
-    }
-
-    fn record(&mut self, ticket: &[AnswerKey], outcome: RequestOutcome) -> Result<()> {
-        // A request of an earlier attempt is not in `under_way`; its answers are found in the log.
-        let ours = ticket.first().and_then(|key| self.under_way.remove(key));
-        let sent = ours.as_ref().map_or_else(Reservation::default, |(_, sent)| *sent);
-        let lost = matches!(outcome, RequestOutcome::Lost(_));
-        match outcome {
-            RequestOutcome::Answer(answer) => {
-                self.answered += 1;
-                // The number of queued documents that an earlier attempt's batch answers is unknown until its end.
-                let left = if ours.is_some() { self.queue.requests_left() } else { 0 };
-                let noted = self.queue.gate.record(sent, &answer, left);
-                self.unsaved.push(Line::answer(ticket.to_vec(), answer));
-                self.finished.extend(ours.map(|(group, _)| group));
-                if self.unsaved.len() >= FLUSH_AT {
-                    self.flush()?;
-                }
-                noted?;
-            }
-            RequestOutcome::Refused(error) => {
-                self.queue.gate.unpaid(sent)?;
-                match ours {
-                    Some((group, _)) if error.blame == Blame::User => self.queue.faulty.push((group, error)),
-                    Some((group, _)) => {
-                        self.stop.get_or_insert(error);
-                        self.queue.give_back(group)?;
-                    }
-                    None => {}
-                }
-            }
-            RequestOutcome::Unanswered(why) | RequestOutcome::Lost(why) => {
-                if lost && let Err(error) = self.queue.gate.losses().lost(sent) {
-                    self.stop.get_or_insert(error);
-                }
-                self.queue.gate.unpaid(sent)?;
-                self.unanswered.get_or_insert(why);
-                ours.map_or(Ok(()), |(group, _)| self.queue.give_back(group))?;
-            }
-            RequestOutcome::Canceled => {
-                self.queue.gate.unpaid(sent)?;
-                self.canceled += 1;
-                ours.map_or(Ok(()), |(group, _)| self.queue.give_back(group))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Stores the collected answers durably.
-    fn flush(&mut self) -> Result<()> {
-        self.queue.keep(std::mem::take(&mut self.unsaved))?;
-        for group in self.finished.drain(..) {
-            self.queue.finish(&group)?;
-        }
-        self.queue.report(self.ctx);
         Ok(())
     }
 
@@ -150,7 +87,7 @@ impl BatchRound<'_, '_> {
 
     /// Whether there is more to ask after a round.
     fn more(&mut self) -> Result<bool> {
-        if let Some(error) = self.stop.take() {
+        if let Some(error) = self.queue.stop.take() {
             return Err(error);
         }
         if self.canceled > 0 {
@@ -162,9 +99,6 @@ impl BatchRound<'_, '_> {
         if let Some(why) = unanswered.filter(|_| self.unlucky >= MAX_UNANSWERED_ROUNDS) {
             let message = format!("{why}: requests were sent {MAX_UNANSWERED_ROUNDS} times and not answered");
             return Err(Error::environment(message).help("the answers so far are kept; run again later"));
-        }
-        if self.answered > 0 {
-            self.queue.blame_documents()?;
         }
         Ok(self.queue.judge_faulty()? || self.queue.has_more())
     }
@@ -181,7 +115,7 @@ pub async fn in_batches(
         let wanted = |key: AnswerKey| wanted.contains(&key);
         loop {
             {
-                let mut requests = std::iter::from_fn(|| round.borrow_mut().next());
+                let mut requests = std::iter::from_fn(|| round.borrow_mut().next().transpose());
                 let mut event = |event: BatchEvent<'_>| round.borrow_mut().handle(event);
                 if !batches.send(&wanted, &mut requests, &mut event).await? {
                     round.borrow_mut().all_back()?;
@@ -225,18 +159,8 @@ async fn with_round<'a, 'b>(
     let folder = queue.folder().join(Path::new(FOLDER));
     let batches = Batches::open(client, &folder, BatchConfig::of_environment()?)?;
     let wanted = queue.wanted();
-    let round = RefCell::new(BatchRound {
-        queue,
-        ctx,
-        under_way: HashMap::new(),
-        unsaved: Vec::new(),
-        finished: Vec::new(),
-        unanswered: None,
-        unlucky: 0,
-        canceled: 0,
-        answered: 0,
-        stop: None,
-    });
+    let round =
+        RefCell::new(BatchRound { queue, ctx, under_way: HashMap::new(), unanswered: None, unlucky: 0, canceled: 0 });
     let done = {
         let mut work = std::pin::pin!(work(&batches, &round, &wanted));
         loop {
@@ -251,6 +175,6 @@ async fn with_round<'a, 'b>(
         }
     };
     // Answers received before a failure are paid for, so they are stored.
-    let flushed = round.borrow_mut().flush();
-    done.and(flushed)
+    let BatchRound { queue, ctx, .. } = round.into_inner();
+    done.and(queue.flush(ctx))
 }

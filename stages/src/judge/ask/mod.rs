@@ -12,14 +12,15 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinSet;
 
 use super::answer_log::AnswerLog;
+use super::batch::RequestOutcome;
 use super::client::Client;
 use super::endpoint::Endpoint;
 use super::params::Mode;
 use super::settings::Settings;
 use super::spool::Waiting;
 use crate::http;
-use gate::{Admission, BudgetGate};
-use queue::{Ready, WorkQueue};
+use gate::BudgetGate;
+use queue::{Ready, WorkQueue, keys};
 
 pub use batches::are_open;
 
@@ -28,6 +29,8 @@ const CONCURRENCY: usize = 8;
 /// Environment variable for the number of concurrent requests. Not a parameter, since it changes no label and so must
 /// not be part of the key.
 pub const CONCURRENCY_VARIABLE: &str = "TEMPER_REQUESTS";
+/// After this number of rejected requests without an answer between them, the settings are at fault.
+const FAULTY_IN_A_ROW: usize = 8;
 /// Interval for checking documents that another process is asking about.
 const POLL: Duration = Duration::from_millis(300);
 
@@ -92,47 +95,31 @@ async fn singly(
     let many = http::variable(CONCURRENCY_VARIABLE).and_then(|n| n.parse().ok()).unwrap_or(CONCURRENCY).clamp(1, 256);
     let kind = queue.kind();
     let mut running = JoinSet::new();
-    // A request that waits for the budget.
-    let mut held: Option<Ready> = None;
-    let mut failed: Option<Error> = None;
     let mut told_elsewhere = false;
     loop {
         let most = if queue.gate.is_warm() { many } else { 1 };
-        while failed.is_none() && running.len() < most {
-            let ready = match held.take() {
-                Some(ready) => ready,
-                None => match queue.next() {
-                    Ok(Some(ready)) => ready,
-                    Ok(None) => break,
-                    Err(e) => {
-                        failed = Some(e);
-                        break;
-                    }
-                },
-            };
-            match queue.admit(&ready) {
-                Admission::Now(sent) => {
-                    let (client, losses, Ready { group, body }) = (client.clone(), queue.gate.losses(), ready);
+        while running.len() < most {
+            match queue.take() {
+                Ok(Some((Ready { group, body }, sent))) => {
+                    let (client, losses) = (client.clone(), queue.gate.losses());
                     running.spawn(async move {
                         let answer = client.post(&body, &|| losses.lost(sent)).await;
-                        (group, sent, answer)
+                        (group, sent, answer.map_or_else(RequestOutcome::Refused, RequestOutcome::Answer))
                     });
                 }
-                Admission::Later => {
-                    held = Some(ready);
-                    break;
-                }
-                Admission::Never(error) => {
-                    failed = Some(queue.give_back(ready.group).err().unwrap_or(error));
+                Ok(None) => break,
+                Err(error) => {
+                    queue.stop.get_or_insert(error);
                 }
             }
         }
         let idle = running.is_empty();
-        if idle && (failed.is_some() || queue.elsewhere.is_empty()) {
-            match queue.judge_faulty() {
-                Ok(true) if failed.is_none() => continue,
-                Ok(_) => return failed.map_or(Ok(()), Err),
-                Err(e) => return Err(failed.unwrap_or(e)),
+        if idle && (queue.stop.is_some() || queue.elsewhere.is_empty()) {
+            let more = queue.judge_faulty();
+            match (queue.stop.take(), more) {
+                (Some(error), _) | (None, Err(error)) => return Err(error),
+                (None, Ok(true)) => continue,
+                (None, Ok(false)) => return Ok(()),
             }
         }
         if !queue.elsewhere.is_empty() && !told_elsewhere {
@@ -145,15 +132,24 @@ async fn singly(
             biased;
             Some(wait) = waits.recv() => ctx.warn(format!("{kind}: {wait}")),
             Some(joined) = running.join_next(), if !idle => {
-                let mut finished = vec![joined];
                 // Answers that arrived meanwhile are made durable together.
-                while let Some(joined) = running.try_join_next() {
-                    finished.push(joined);
+                for joined in std::iter::once(joined).chain(std::iter::from_fn(|| running.try_join_next())) {
+                    let recorded = match joined {
+                        Ok((group, sent, outcome)) => queue.record(keys(&group), Some((group, sent)), outcome),
+                        Err(e) => Err(Error::internal(format!("{kind}: a request's task ended: {e}"))),
+                    };
+                    if let Err(error) = recorded {
+                        queue.stop.get_or_insert(error);
+                    }
                 }
-                if let Err(e) = queue.record(finished) {
-                    failed.get_or_insert(e);
+                if let Err(error) = queue.flush(ctx) {
+                    queue.stop.get_or_insert(error);
                 }
-                queue.report(ctx);
+                if queue.faulty.len() >= FAULTY_IN_A_ROW {
+                    let error = queue.faulty.remove(0).1;
+                    let error = error.context(format!("{FAULTY_IN_A_ROW} requests in a row were turned down"));
+                    queue.stop.get_or_insert(error);
+                }
             }
             () = tokio::time::sleep(POLL), if !queue.elsewhere.is_empty() => queue.look_again(),
         }

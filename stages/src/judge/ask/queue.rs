@@ -6,19 +6,13 @@ use std::path::Path;
 use engine::context::Context;
 use engine::error::{Blame, Error, Result};
 use serde_json::Value;
-use tokio::task::JoinError;
 
 use super::gate::{Admission, BudgetGate, Reservation};
 use crate::judge::answer_log::{AnswerLog, Line};
+use crate::judge::batch::RequestOutcome;
 use crate::judge::document::AnswerKey;
 use crate::judge::settings::Settings;
 use crate::judge::spool::{Entry, Group, Waiting};
-
-/// After this number of rejected requests without an answer between them, the settings are at fault.
-const FAULTY_IN_A_ROW: usize = 8;
-
-/// The outcome of one request.
-pub type Joined = Result<(Group, Reservation, Result<Value>), JoinError>;
 
 /// A request ready to be sent; its documents are claimed.
 pub struct Ready {
@@ -36,6 +30,11 @@ pub struct WorkQueue<'a> {
     /// Requests that the API rejected since the last answer; whether they or the settings are at fault is not known
     /// yet.
     pub faulty: Vec<(Group, Error)>,
+    /// Why no more requests are sent.
+    pub stop: Option<Error>,
+    /// Answers that are not stored yet, and the groups that they answer.
+    unsaved: Vec<Line>,
+    finished: Vec<Group>,
     pub gate: &'a mut BudgetGate,
     total: u64,
     done: u64,
@@ -44,11 +43,39 @@ pub struct WorkQueue<'a> {
 impl<'a> WorkQueue<'a> {
     pub fn new(settings: &'a Settings, waiting: Waiting, log: &'a mut AnswerLog, gate: &'a mut BudgetGate) -> Self {
         let total = waiting.wanted();
-        Self { settings, waiting, log, elsewhere: Vec::new(), faulty: Vec::new(), gate, total, done: 0 }
+        Self {
+            settings,
+            waiting,
+            log,
+            elsewhere: Vec::new(),
+            faulty: Vec::new(),
+            stop: None,
+            unsaved: Vec::new(),
+            finished: Vec::new(),
+            gate,
+            total,
+            done: 0,
+        }
+    }
+
+    /// The next request within the budget, and what is reserved for it. `None` if there is none, or none until a request
+    /// in progress has finished, or none ever ([`WorkQueue::stop`]).
+    pub fn take(&mut self) -> Result<Option<(Ready, Reservation)>> {
+        if self.stop.is_some() {
+            return Ok(None);
+        }
+        let Some(ready) = self.next()? else { return Ok(None) };
+        match self.gate.admit(&ready.body, self.total.saturating_sub(self.done), self.total) {
+            Admission::Now(sent) => return Ok(Some((ready, sent))),
+            Admission::Later => {}
+            Admission::Never(error) => self.stop = Some(error),
+        }
+        self.give_back(ready.group)?;
+        Ok(None)
     }
 
     /// The next request, with its documents claimed and none of them answered yet.
-    pub fn next(&mut self) -> Result<Option<Ready>> {
+    fn next(&mut self) -> Result<Option<Ready>> {
         while let Some(group) = self.waiting.take() {
             let (mut mine, mut others) = (Group::new(), Group::new());
             for entry in group {
@@ -89,47 +116,68 @@ impl<'a> WorkQueue<'a> {
         Ok(None)
     }
 
-    /// Stores the outcomes of requests.
-    pub fn record(&mut self, finished: Vec<Joined>) -> Result<()> {
-        let (mut answers, mut groups) = (Vec::new(), Vec::new());
-        let mut stop = None;
-        for joined in finished {
-            match joined {
-                Ok((group, sent, Ok(answer))) => {
-                    let left = self.requests_left();
-                    // Failing to record the cost must not lose the answer.
-                    stop = stop.or(self.gate.record(sent, &answer, left).err());
-                    answers.push(Line::answer(keys(&group), answer));
-                    groups.push(group);
-                }
-                // The client reports a request that the API rejects as the user's fault.
-                Ok((group, sent, Err(error))) if error.blame == Blame::User => {
-                    stop = stop.or(self.gate.unpaid(sent).err());
-                    self.faulty.push((group, error));
-                }
-                Ok((_, sent, Err(error))) => {
-                    stop = stop.or(Some(error)).or(self.gate.unpaid(sent).err());
-                }
-                Err(e) => {
-                    let error = Error::internal(format!("{}: a request's task ended: {e}", self.settings.kind()));
-                    stop = stop.or(Some(error));
-                }
-            }
+    /// Notes the outcome of a request for these keys. Answers are stored by [`WorkQueue::flush`]. `ours` is absent for a
+    /// request of an earlier attempt, whose answers are found in the log.
+    pub fn record(
+        &mut self,
+        keys: Vec<AnswerKey>,
+        ours: Option<(Group, Reservation)>,
+        outcome: RequestOutcome,
+    ) -> Result<()> {
+        let (group, sent) = ours.map_or_else(Default::default, |(group, sent)| (Some(group), sent));
+        if let RequestOutcome::Answer(answer) = outcome {
+            // The number of queued documents that an earlier attempt's batch answers is unknown until its end.
+            let left = if group.is_some() { self.requests_left() } else { 0 };
+            let recorded = self.gate.record(sent, &answer, left);
+            // Failing to record the cost must not lose the answer.
+            self.unsaved.push(Line::answer(keys, answer));
+            self.finished.extend(group);
+            return recorded;
         }
-        let any = !answers.is_empty();
-        self.log.keep(answers)?;
-        for group in groups {
+        if matches!(outcome, RequestOutcome::Lost(_))
+            && let Err(error) = self.gate.losses().lost(sent)
+        {
+            self.stop.get_or_insert(error);
+        }
+        self.gate.unpaid(sent)?;
+        match (group, outcome) {
+            // The client reports a request that the API rejects as the user's fault.
+            (Some(group), RequestOutcome::Refused(error)) if error.blame == Blame::User => {
+                self.faulty.push((group, error));
+            }
+            (Some(group), outcome) => {
+                if let RequestOutcome::Refused(error) = outcome {
+                    self.stop.get_or_insert(error);
+                }
+                self.give_back(group)?;
+            }
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    /// Number of answers that are not stored yet.
+    pub fn unsaved(&self) -> usize {
+        self.unsaved.len()
+    }
+
+    /// Stores answers durably, and reports progress and costs.
+    pub fn flush(&mut self, ctx: &mut Context) -> Result<()> {
+        let any = !self.unsaved.is_empty();
+        self.log.keep(std::mem::take(&mut self.unsaved))?;
+        for group in std::mem::take(&mut self.finished) {
             self.finish(&group)?;
         }
         if any {
             // An answer shows that the settings are not at fault.
             self.blame_documents()?;
         }
-        if self.faulty.len() >= FAULTY_IN_A_ROW {
-            let error = self.faulty.remove(0).1;
-            stop.get_or_insert(error.context(format!("{FAULTY_IN_A_ROW} requests in a row were turned down")));
+        self.gate.report(ctx, false);
+        if let Some(warning) = self.log.model_warning() {
+            ctx.warn(format!("{}: {warning}", self.settings.kind()));
         }
-        stop.map_or(Ok(()), Err)
+        self.progress(ctx, None);
+        Ok(())
     }
 
     /// Called when no other work is left: handles the rejected requests, and returns whether there is more to ask.
@@ -154,7 +202,7 @@ impl<'a> WorkQueue<'a> {
 
     /// Asks the documents of rejected requests again one by one, so that a good one does not fail with a bad one; a
     /// document that was already alone fails.
-    pub fn blame_documents(&mut self) -> Result<()> {
+    fn blame_documents(&mut self) -> Result<()> {
         for (group, error) in std::mem::take(&mut self.faulty) {
             if group.len() > 1 && !self.settings.strict_partner {
                 self.release(&group)?;
@@ -167,18 +215,13 @@ impl<'a> WorkQueue<'a> {
         Ok(())
     }
 
-    pub fn finish(&mut self, group: &Group) -> Result<()> {
+    fn finish(&mut self, group: &Group) -> Result<()> {
         self.done += group.iter().filter(|entry| entry.wanted).count() as u64;
         self.release(group)
     }
 
     fn release(&self, group: &Group) -> Result<()> {
         group.iter().try_for_each(|entry| self.log.release(entry.key))
-    }
-
-    /// Stores outcomes durably.
-    pub fn keep(&mut self, lines: Vec<Line>) -> Result<()> {
-        self.log.keep(lines)
     }
 
     /// Puts a request that was not sent or not answered back into the queue.
@@ -188,12 +231,8 @@ impl<'a> WorkQueue<'a> {
         Ok(())
     }
 
-    pub fn admit(&mut self, ready: &Ready) -> Admission {
-        self.gate.admit(&ready.body, self.total.saturating_sub(self.done), self.total)
-    }
-
     /// Number of requests still queued.
-    pub fn requests_left(&self) -> u64 {
+    fn requests_left(&self) -> u64 {
         self.waiting.len() as u64
     }
 
@@ -222,15 +261,6 @@ impl<'a> WorkQueue<'a> {
         self.log.folder()
     }
 
-    /// Reports progress and costs.
-    pub fn report(&mut self, ctx: &mut Context) {
-        self.gate.report(ctx, false);
-        if let Some(warning) = self.log.model_warning() {
-            ctx.warn(format!("{}: {warning}", self.settings.kind()));
-        }
-        self.progress(ctx, None);
-    }
-
     pub fn progress(&self, ctx: &mut Context, headline: Option<(&str, f64)>) {
         ctx.progress(self.done, self.total, "labels", headline);
     }
@@ -240,6 +270,7 @@ impl<'a> WorkQueue<'a> {
     }
 }
 
-fn keys(group: &Group) -> Vec<AnswerKey> {
+/// The keys of a request's documents.
+pub fn keys(group: &Group) -> Vec<AnswerKey> {
     group.iter().map(|entry| entry.key).collect()
 }

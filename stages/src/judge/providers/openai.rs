@@ -222,16 +222,17 @@ fn usage(answer: &Value) -> Usage {
     Usage { input: input.saturating_sub(cache_read), output, cache_read, ..Usage::default() }
 }
 
-/// Servers differ: some report an error under a successful status, others a request that is too long as their own
-/// failure.
+/// Servers differ: some report an error under a successful status, others a request that is too long, or has a field that
+/// they do not know (llama-cpp-python), as their own failure.
 fn status(status: u16, document: &Value) -> u16 {
     let error = if document["error"].is_object() { &document["error"] } else { document };
     let text = |field: &str| error[field].as_str().unwrap_or_default().to_lowercase();
     let (kind, code, message) = (text("type"), text("code"), text("message"));
     let says = |word: &str| kind.contains(word) || code.contains(word);
     let too_long = says("context_length") || says("exceed_context") || message.contains("context length");
+    let is_refused = too_long || message.contains("validation error");
     match status {
-        200..300 | 500.. if too_long => 400,
+        200..300 | 500.. if is_refused => 400,
         200..300 => {
             let number = error["code"].as_u64().filter(|code| (400..600).contains(code));
             let by_name = [

@@ -191,6 +191,19 @@ fn a_page_of_html_in_the_place_of_an_answer_is_a_failed_try() {
 }
 
 #[test]
+fn a_request_that_a_server_cannot_read_stops_the_stage_whatever_the_status() {
+    // llama-cpp-python's answer to a JSON schema.
+    let refusal = "{\"error\":{\"message\":\"1 validation error:\\n  {'loc': ('body', 'response_format', 'type'), 'msg': \
+                   \\\"Input should be 'text' or 'json_object'\\\"}\",\"type\":\"internal_server_error\",\"code\":null}}";
+    let api = server(move |_, _| Some(Fault::Text(500, refusal)));
+    let store = tempfile::tempdir().unwrap();
+    let seen = asked(1, &api, store.path(), json!({}));
+    let error = seen.error();
+    assert!(error.message.contains("Input should be 'text' or 'json_object'") && error.exit_code() == 2, "{error}");
+    assert_eq!(api.messages(), 1, "it is not tried again");
+}
+
+#[test]
 fn a_document_longer_than_the_models_context_fails_alone_whatever_the_status() {
     let llama = "{\"error\":{\"code\":500,\"message\":\"too much\",\"type\":\"exceed_context_size_error\"}}";
     let fastapi = "{\"object\":\"error\",\"message\":\"This model's maximum context length is 9 tokens\",\"code\":400}";
