@@ -152,15 +152,11 @@ mod tests {
                 vec![("batch", json!(32)), ("n_layer", json!(6)), ("n_positions", json!(512))],
             ),
             ("sft", json!({ "batch": 8 }), vec![("batch", json!(16)), ("lora", json!(null)), ("lora", lora.clone())]),
-            (
-                "reward.train",
-                json!({ "batch": 8 }),
-                vec![("batch", json!(16)), ("lora", json!(null)), ("lora", lora.clone())],
-            ),
+            ("reward.train", json!({ "batch": 8 }), vec![("batch", json!(16)), ("lora", json!(null)), ("lora", lora)]),
             (
                 "rl.ppo",
                 json!({ "minibatch": 16 }),
-                vec![("minibatch", json!(32)), ("lora", json!(null)), ("lora", lora)],
+                vec![("minibatch", json!(32)), ("lora", json!(null)), ("lora", json!({ "r": 64, "alpha": 64 }))],
             ),
         ] {
             let before = forecast(kind, with.clone(), json!({}));
@@ -187,10 +183,10 @@ mod tests {
             "evaluate",
         ];
         for kind in kinds {
-            let before = forecast(kind, json!({}), json!({}));
-            assert!(forecast(kind, json!({}), json!({ "n_layer": 12 })) > before, "{kind}");
-            let [longest, longer] =
-                [1024, 131_072].map(|window| forecast(kind, json!({}), json!({ "n_positions": window })));
+            let with = if kind == "generate.pairs" { json!({ "split": "proxy" }) } else { json!({}) };
+            let of = |config: Value| forecast(kind, with.clone(), config);
+            assert!(of(json!({ "n_layer": 12 })) > of(json!({})), "{kind}");
+            let [longest, longer] = [1024, 131_072].map(|window| of(json!({ "n_positions": window })));
             // But for the tables of positions, of at most four models.
             let tables = 4.0 * 4.0 * 256.0 * (131_072.0 - 1024.0);
             assert!(longer - longest <= tables * 1.01, "{kind}: {longer}, {longest}");
@@ -205,7 +201,7 @@ mod tests {
         });
         let models = Models::new([&ModelOutline::of(config)]).unwrap();
         let training = Training { rank: None, sequences: 8, tokens_at_once: 8192, sampled: 8, scored: 8, merges: true };
-        assert!(models.training(&training) > 1e30 && models.sampling(8) > 1e20);
+        assert!(models.training(&training) > 1e28 && models.sampling(8) > 1e20);
         assert!(Models::new([&json!(null)]).is_none());
         assert!(Models::new([&ModelOutline::of(json!({ "model_type": "mamba" }))]).is_none());
     }
