@@ -27,6 +27,7 @@ pub use exec::decode::token_sampler::SampleOptions;
 pub use exec::memory::{MemoryEstimate, Trainable};
 pub use exec::quantized::QuantizedLm;
 pub use exec::train::{TokenStats, backward};
+pub use io::QuantizedFile;
 pub use io::weights::WeightType;
 pub use markup::{MarkupTokenizer, TextPiece};
 pub use model::adapter::LoraConfig;

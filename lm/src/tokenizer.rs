@@ -238,8 +238,13 @@ impl Tokenizer {
 
     /// Errors if this tokenizer can give an id that the model does not have.
     pub fn check_fits(&self, config: &ModelConfig) -> Result<()> {
+        self.check_ids(config.vocab_size())
+    }
+
+    /// Errors if this tokenizer can give an id that is not below `vocab`. The ids of a file may have gaps, so that their
+    /// number says little.
+    pub fn check_ids(&self, vocab: usize) -> Result<()> {
         let largest = self.inner.get_vocab(true).into_values().max().unwrap_or(0);
-        let vocab = config.vocab_size();
         if largest as usize >= vocab {
             let message = format!("has id {largest}, but the model's vocabulary has only {vocab} tokens");
             return Err(error(&self.path, message));

@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 
 use self::encoding::Encoding;
-pub use self::gguf::{Gguf, gguf_chat_config};
-pub(crate) use self::gguf::{QuantizedFamily, QuantizedFile};
+pub use self::gguf::{Gguf, QuantizedFile, gguf_chat_config};
+pub(crate) use self::gguf::{QuantizedFamily, QuantizedShape};
 use self::source::Source;
 use crate::tensor::device::device;
 use crate::{Error, Result};

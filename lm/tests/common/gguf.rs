@@ -44,6 +44,10 @@ impl GgufFile {
         gguf_file::write(&mut std::fs::File::create(path).unwrap(), &metadata, &tensors).unwrap();
     }
 
+    pub fn architecture(&self) -> &str {
+        self.metadata["general.architecture"].to_string().unwrap()
+    }
+
     /// Sets a number in the metadata, behind the architecture's name.
     pub fn set(&mut self, architecture: &str, name: &str, value: Value) {
         self.metadata.insert(format!("{architecture}.{name}"), value);
@@ -109,17 +113,6 @@ impl GgufFile {
                 file.tensors.insert(format!("blk.{layer}.{whole}.weight"), Tensor::cat(&parts, 0).unwrap());
             }
         }
-        file
-    }
-
-    /// A Gemma 3: a Qwen3 with two norms more and a window in all but each sixth layer.
-    pub fn gemma3(model: &CausalLm) -> Self {
-        let mut file = Self::new(model, "gemma3");
-        file.set("gemma3", "attention.sliding_window", Value::U32(8));
-        let norms = file.tensors.iter().filter(|(name, _)| name.contains("attn_norm") || name.contains("ffn_norm"));
-        let copy = |name: &str| name.replace("attn_norm", "post_attention_norm").replace("ffn_norm", "post_ffw_norm");
-        let norms: Vec<_> = norms.map(|(name, tensor)| (copy(name), tensor.clone())).collect();
-        file.tensors.extend(norms);
         file
     }
 }

@@ -1,7 +1,7 @@
 //! Forecasts of memory for stages that train, sample or score, from the outlines of their models.
 
 use engine::estimate::Forecast;
-use lm::{MemoryEstimate, ModelConfig, Trainable};
+use lm::{MemoryEstimate, ModelConfig, QuantizedFile, Trainable};
 use serde_json::Value;
 
 use crate::types::ModelOutline;
@@ -109,9 +109,9 @@ pub struct Training {
     pub merges: bool,
 }
 
-/// For an attempt that computes with the quantised weights of a GGUF file of this length.
-pub fn quantised(file: u64) -> f64 {
-    PROGRAM + file as f64
+/// For an attempt that computes with the quantised weights of a GGUF file.
+pub fn quantised(file: &QuantizedFile) -> f64 {
+    PROGRAM + file.memory() + KEPT_BY_MALLOC
 }
 
 /// A forecast of a stage whose artifact no stage loads as a model.

@@ -1,4 +1,5 @@
-//! A Llama in a GGUF file, with Hugging Face's names: config, tokenizer, and tensors in Hugging Face's row order.
+//! GGUF files: a Llama with Hugging Face's names (config, tokenizer, and tensors in Hugging Face's row order), the chat
+//! metadata of any model, and the models that candle-transformers runs with quantised weights (`quantized`).
 
 mod config;
 mod header;
@@ -11,7 +12,8 @@ use std::path::Path;
 
 use self::config::{SCALING_TYPE, UNSUPPORTED};
 use self::header::{Header, Value};
-pub(crate) use self::quantized::{QuantizedFamily, QuantizedFile};
+pub use self::quantized::QuantizedFile;
+pub(crate) use self::quantized::{QuantizedFamily, Shape as QuantizedShape};
 use super::source::Source;
 use super::{Checkpoint, TensorLocation, TensorLocations, WeightFile};
 use crate::{Error, Result};

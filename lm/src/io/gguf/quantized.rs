@@ -2,7 +2,7 @@
 //! the file states, and leaves out tensors and settings that it does not know.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value, VersionedMagic};
@@ -16,25 +16,24 @@ use crate::{Error, Result};
 /// grows with its square.
 const MAX_WINDOW: usize = 4096;
 
-/// The families of candle-transformers that a file may name as `general.architecture`.
+/// The families of candle-transformers that a file may name as `general.architecture`. Its Gemma 3 is not among them:
+/// candle-transformers 0.11 computes it with SiLU for GELU, and with sliding windows of one token more than its authors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuantizedFamily {
     Llama,
     Qwen2,
     Qwen3,
-    Gemma3,
     Phi3,
 }
 
 impl QuantizedFamily {
-    const ALL: [Self; 5] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gemma3, Self::Phi3];
+    const ALL: [Self; 4] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Phi3];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
-            Self::Gemma3 => "gemma3",
             Self::Phi3 => "phi3",
         }
     }
@@ -49,19 +48,22 @@ impl QuantizedFamily {
     }
 }
 
-/// A file whose metadata and tensors are those of its family, with shapes that agree.
-pub(crate) struct QuantizedFile {
-    pub family: QuantizedFamily,
+/// A GGUF file for [`QuantizedLm`](crate::QuantizedLm), before its weights are read. Its metadata and tensors are those of
+/// its family, with shapes that agree.
+pub struct QuantizedFile {
+    pub(crate) path: PathBuf,
+    pub(crate) shape: Shape,
     /// The checked metadata that the family needs, and the tensors, at offsets from the start of the file.
-    pub content: Content,
-    /// Longest sequence, in tokens.
-    pub window: usize,
-    /// Number of tokens.
-    pub vocabulary: usize,
+    pub(crate) content: Content,
+    pub(crate) vocabulary: usize,
 }
 
 impl QuantizedFile {
-    /// Errors: not a GGUF, another family, or contents that candle-transformers would not run as the model's authors do.
+    /// Reads the header, and checks everything that candle-transformers takes from it.
+    ///
+    /// # Errors
+    /// Not a GGUF, another family, or contents that candle-transformers would not run as the model's authors do: a
+    /// mixture of experts, scaled rotary positions, a tensor more or less.
     pub fn open(path: &Path) -> Result<Self> {
         let Header { metadata, tensors } = Header::read(&Source::open(path)?, path)?;
         let invalid = |message: String| Error::model(path, message);
@@ -110,35 +112,38 @@ impl QuantizedFile {
             tensor_infos: infos,
             tensor_data_offset: 0,
         };
-        Ok(Self { family, content, window: shape.window, vocabulary })
+        Ok(Self { path: path.to_path_buf(), shape, content, vocabulary })
+    }
+
+    /// Number of tokens that the model has embeddings of.
+    pub fn vocab_size(&self) -> usize {
+        self.vocabulary
     }
 }
 
 const EMBEDDINGS: &str = "token_embd.weight";
 const OUTPUT: &str = "output.weight";
+const SLIDING_WINDOW: &str = "attention.sliding_window";
 
 /// The sizes and settings of a model.
-struct Shape {
-    family: QuantizedFamily,
-    width: usize,
-    inner: usize,
-    layers: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    window: usize,
+pub(crate) struct Shape {
+    pub family: QuantizedFamily,
+    pub width: usize,
+    pub inner: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Longest sequence, in tokens: the model's, and at most [`MAX_WINDOW`].
+    pub window: usize,
     epsilon: f64,
     theta: Option<f64>,
-    /// Of Gemma 3.
-    sliding_window: usize,
-    /// Of Gemma 3's layers with a sliding window.
-    local_theta: Option<f64>,
 }
 
 impl Shape {
     /// Errors name a key that is missing, of another type, or set to a value that candle-transformers does not apply.
     fn read(family: QuantizedFamily, metadata: &Metadata) -> Result<Self, String> {
-        use QuantizedFamily::{Gemma3, Phi3, Qwen3};
+        use QuantizedFamily::{Phi3, Qwen3};
         let key = |name: &str| format!("{}.{name}", family.name());
         let size = |name: &str| match required(&key(name), metadata.count(&key(name)))? {
             0 => Err(format!("`{}` is 0", key(name))),
@@ -151,9 +156,7 @@ impl Shape {
         if metadata.count(&key("expert_count"))?.unwrap_or(0) > 0 {
             return Err(format!("`{}` is set; mixtures of experts are not supported", key("expert_count")));
         }
-        // Gemma 3 has its window in the layers that candle gives one; Phi 3's is longer than a prompt may be.
-        let has_window = |name: &str| name == "attention.sliding_window" && [Gemma3, Phi3].contains(&family);
-        let unsupported = UNSUPPORTED.iter().filter(|name| !has_window(name));
+        let unsupported = UNSUPPORTED.iter().filter(|name| family != Phi3 || **name != SLIDING_WINDOW);
         if let Some(key) = unsupported.map(|name| key(name)).find(|key| metadata.0.contains_key(key)) {
             return Err(format!("`{key}` is set; that is not supported"));
         }
@@ -172,7 +175,7 @@ impl Shape {
         }
         let given = metadata.count(&key("attention.key_length"))?;
         let head_dim = match given {
-            Some(given) if [Qwen3, Gemma3].contains(&family) => given,
+            Some(given) if family == Qwen3 => given,
             _ if width.is_multiple_of(heads) => width / heads,
             _ => return Err(format!("`{}` {width} is not a multiple of {heads} heads", key("embedding_length"))),
         };
@@ -190,7 +193,9 @@ impl Shape {
             return Err(format!("`{}` is not 10000, the only base of candle's phi3", key("rope.freq_base")));
         }
         let epsilon = "attention.layer_norm_rms_epsilon";
-        let window = size("context_length")?.min(MAX_WINDOW);
+        // candle's Phi 3 has no sliding window, which is the same as one for sequences that fit it. 0 means none.
+        let sliding = metadata.count(&key(SLIDING_WINDOW))?.filter(|window| *window > 0).unwrap_or(MAX_WINDOW);
+        let window = size("context_length")?.min(MAX_WINDOW).min(sliding);
         Ok(Self {
             family,
             width,
@@ -203,14 +208,12 @@ impl Shape {
             epsilon: required(&key(epsilon), positive(epsilon))?,
             // Qwen 3 has no other default in candle.
             theta: theta.or((family == Qwen3).then_some(10_000.0)),
-            sliding_window: if family == Gemma3 { size("attention.sliding_window")? } else { 0 },
-            local_theta: if family == Gemma3 { positive("rope.local_freq_base")? } else { None },
         })
     }
 
     /// Shapes of the tensors, `[out, in]`, by name.
     fn tensors(&self, vocabulary: usize) -> BTreeMap<String, Vec<usize>> {
-        use QuantizedFamily::{Gemma3, Phi3, Qwen2, Qwen3};
+        use QuantizedFamily::{Phi3, Qwen2, Qwen3};
         let (width, inner, head) = (self.width, self.inner, self.head_dim);
         let (queries, keys) = (self.heads * head, self.kv_heads * head);
         let mut block = vec![
@@ -236,11 +239,8 @@ impl Shape {
         if self.family == Qwen2 {
             block.extend([("attn_q.bias", vec![queries]), ("attn_k.bias", vec![keys]), ("attn_v.bias", vec![keys])]);
         }
-        if [Qwen3, Gemma3].contains(&self.family) {
+        if self.family == Qwen3 {
             block.extend([("attn_q_norm.weight", vec![head]), ("attn_k_norm.weight", vec![head])]);
-        }
-        if self.family == Gemma3 {
-            block.extend([("post_attention_norm.weight", vec![width]), ("post_ffw_norm.weight", vec![width])]);
         }
         let whole = [
             (EMBEDDINGS, vec![vocabulary, width]),
@@ -260,8 +260,6 @@ impl Shape {
             ("attention.head_count", self.heads),
             ("attention.head_count_kv", self.kv_heads),
             ("attention.key_length", self.head_dim),
-            ("attention.value_length", self.head_dim),
-            ("attention.sliding_window", self.sliding_window),
             ("block_count", self.layers),
             ("context_length", self.window),
             ("embedding_length", self.width),
@@ -270,11 +268,7 @@ impl Shape {
         ];
         // Counts fit an i32.
         let counts = counts.map(|(name, count)| (key(name), Value::U32(count as u32)));
-        let floats = [
-            ("attention.layer_norm_rms_epsilon", Some(self.epsilon)),
-            ("rope.freq_base", self.theta),
-            ("rope.local_freq_base", self.local_theta),
-        ];
+        let floats = [("attention.layer_norm_rms_epsilon", Some(self.epsilon)), ("rope.freq_base", self.theta)];
         let floats = floats.into_iter().filter_map(|(name, value)| Some((key(name), Value::F32(value? as f32))));
         let architecture = ("general.architecture".to_owned(), Value::String(self.family.name().to_owned()));
         // F32: candle's Qwen 3 would otherwise compute rotary positions in f16, which does not tell apart those above 2,048.

@@ -98,6 +98,8 @@ fn annotate(judge: &LocalJudge, ctx: &mut Context) -> Result<()> {
         JudgeModel::Port => ctx.one("model")?.folder.clone(),
         JudgeModel::Gguf { file, .. } => file.to_owned(),
     };
+    // Before the weights, which take longer to read.
+    let layout = layout(judge, &path, ctx)?;
     let (mut scorer, tokenizer): (Box<dyn Scorer>, _) = match judge.model {
         JudgeModel::Port => {
             let (scorer, tokenizer) = LmScorer::load(&path)?;
@@ -105,14 +107,11 @@ fn annotate(judge: &LocalJudge, ctx: &mut Context) -> Result<()> {
         }
         JudgeModel::Gguf { file, tokenizer } => {
             let (scorer, tokenizer) = QuantizedScorer::load(file, tokenizer)?;
-            if scorer.family() == "gemma3" {
-                ctx.warn("candle-transformers runs Gemma 3 with SiLU in place of its GELU: expect other labels than elsewhere");
-            }
             (Box::new(scorer), tokenizer)
         }
     };
     let window = scorer.window();
-    let prompter = Prompter::new(&judge.instructions, layout(judge, &path, ctx)?, &tokenizer, window);
+    let prompter = Prompter::new(&judge.instructions, layout, &tokenizer, window);
     let mut held_out = HeldOut::of(ctx)?;
     let tables = ctx.many("pairs").iter().map(|input| Pairs::open(&input.folder)).collect::<Result<Vec<_>>>()?;
     let total = tables.iter().map(|table| table.rows()).sum();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use engine::error::{Error, Result};
-use lm::{Batch, CausalLm, QuantizedLm, Sequence, StatOptions, Tokenizer};
+use lm::{Batch, CausalLm, QuantizedFile, QuantizedLm, Sequence, StatOptions, Tokenizer};
 
 use super::prompt::Choice;
 use crate::error::IntoStageResult;
@@ -94,25 +94,20 @@ impl QuantizedScorer {
     /// Loads a GGUF file, with the tokenizer in a `tokenizer.json`.
     ///
     /// # Errors
-    /// As [`QuantizedLm::load`], and if the tokenizer cannot be read or has more tokens than the model.
-    pub fn load(file: &Path, tokenizer_file: &Path) -> Result<(Self, Tokenizer)> {
-        let model = QuantizedLm::load(file).into_stage_result()?;
-        let tokenizer = Tokenizer::load(tokenizer_file).into_stage_result()?;
-        let (tokens, rows) = (tokenizer.vocab_size(), model.vocab_size());
-        if tokens > rows {
-            return Err(Error::user(format!(
-                "{}: has {tokens} tokens, but {} has embeddings of {rows} only",
-                tokenizer_file.display(),
-                file.display()
-            ))
-            .help("`tokenizer` must be the tokenizer.json of the model in `gguf`"));
-        }
-        Ok((Self(model), tokenizer))
+    /// As [`QuantizedLm::load`], and if the tokenizer cannot be read or can give an id that the model does not have. All
+    /// of that is found before the weights are read.
+    pub fn load(file: &Path, tokenizer: &Path) -> Result<(Self, Tokenizer)> {
+        let file = QuantizedFile::open(file).into_stage_result()?;
+        let tokenizer = Tokenizer::load(tokenizer).into_stage_result()?;
+        let fits = tokenizer.check_ids(file.vocab_size()).into_stage_result();
+        fits.map_err(|error| error.help("`tokenizer` must be the tokenizer.json of the model in `gguf`"))?;
+        Ok((Self(QuantizedLm::read(file).into_stage_result()?), tokenizer))
     }
 
-    /// The model's family, as its file names it.
-    pub fn family(&self) -> &'static str {
-        self.0.family()
+    /// The log-probability of one token, of those of all.
+    fn of_token(logprobs: &[f32], id: u32) -> Result<f32> {
+        let found = logprobs.get(id as usize).copied();
+        found.ok_or_else(|| Error::internal(format!("an answer has id {id}, above {} tokens", logprobs.len())))
     }
 }
 
@@ -128,10 +123,11 @@ impl Scorer for QuantizedScorer {
             let first = self.0.next_logprobs(&choice.prompt).into_stage_result()?;
             let mut of_answers = [0.0; 2];
             for (score, answer) in of_answers.iter_mut().zip(&choice.answers) {
-                *score = first[answer[0] as usize];
+                *score = Self::of_token(&first, answer[0])?;
                 for known in 1..answer.len() {
                     let ids = [&choice.prompt, &answer[..known]].concat();
-                    *score += self.0.next_logprobs(&ids).into_stage_result()?[answer[known] as usize];
+                    let next = self.0.next_logprobs(&ids).into_stage_result()?;
+                    *score += Self::of_token(&next, answer[known])?;
                 }
             }
             scores.push(of_answers);

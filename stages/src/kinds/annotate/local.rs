@@ -21,7 +21,7 @@ pub struct Local;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// A GGUF file of a Llama, Qwen2, Qwen3, Gemma 3 or Phi 3, in place of the input `model`. It runs with its quantised
+    /// A GGUF file of a Llama, Qwen2, Qwen3 or Phi 3, in place of the input `model`. It runs with its quantised
     /// weights, on the CPU, with prompts of at most 4,096 tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gguf: Option<InputPath>,
@@ -75,8 +75,11 @@ impl Kind for Local {
 
     fn signature(&self, p: &Params) -> Signature {
         let signature = Signature::producing(Preferences::NAME).many("pairs", &[Pairs::NAME]);
-        let signature = if p.gguf.is_none() { signature.one("model", &[Model::NAME]) } else { signature };
-        signature.optional("exclude", &[Posts::NAME]).numerics(lm::NUMERICS)
+        match p.gguf {
+            None => signature.one("model", &[Model::NAME]).optional("exclude", &[Posts::NAME]).numerics(lm::NUMERICS),
+            // Its numbers are those of candle-transformers, which computes here on the CPU alone.
+            Some(_) => Signature { parallel: true, ..signature.optional("exclude", &[Posts::NAME]) },
+        }
     }
 
     fn check(&self, p: &Params) -> Vec<(String, String)> {
@@ -106,7 +109,7 @@ impl Kind for Local {
             }
         }
         if let Some(Err(error)) =
-            p.gguf.as_ref().filter(|file| file.0.is_file()).map(|InputPath(file)| lm::QuantizedLm::check(file))
+            p.gguf.as_ref().filter(|file| file.0.is_file()).map(|InputPath(file)| lm::QuantizedFile::open(file))
         {
             faults.push(("gguf".to_owned(), error.to_string()));
         }
@@ -124,7 +127,7 @@ impl Kind for Local {
 
     fn forecast(&self, p: &Params, inputs: &dyn Fn(&str) -> Vec<Value>) -> Forecast {
         memory(match &p.gguf {
-            Some(InputPath(file)) => std::fs::metadata(file).ok().map(|file| forecast::quantised(file.len())),
+            Some(InputPath(file)) => lm::QuantizedFile::open(file).ok().map(|file| forecast::quantised(&file)),
             None => Models::new(&inputs("model")).map(|models| models.scoring_tokens(local::MAX_BATCH_TOKENS)),
         })
     }

@@ -191,7 +191,14 @@ fn a_tokenizer_of_another_model_is_an_error() {
     }
     std::fs::write(judge.path("tokenizer.json"), file.to_string()).unwrap();
     let error = judge.run(toys::pairs(1, Split::Proxy), json!({})).map(drop).unwrap_err();
-    assert!(error.message.contains("tokenizer.json: has 600 tokens, but") && error.exit_code() == 2, "{error}");
+    assert!(error.message.contains("tokenizer.json: has id 599, but") && error.exit_code() == 2, "{error}");
+    // Few tokens, but one far above the others.
+    let mut file: Value = serde_json::from_str(&toys::chat_tokenizer().to_json().unwrap()).unwrap();
+    file["model"]["vocab"]["far away"] = json!(5000);
+    std::fs::write(judge.path("tokenizer.json"), file.to_string()).unwrap();
+    let error = judge.run(toys::pairs(1, Split::Proxy), json!({})).map(drop).unwrap_err();
+    assert!(error.message.contains("tokenizer.json: has id 5000, but") && error.exit_code() == 2, "{error}");
+    assert!(error.help.is_some_and(|help| help.contains("of the model in `gguf`")));
 }
 
 #[test]
@@ -216,6 +223,18 @@ fn wrong_files_are_told_at_planning() {
     judge.write_gguf("mamba", None);
     let found = files(&judge.path("tokenizer.json"));
     assert!(found[0].0 == "gguf" && found[0].1.contains("supported are `llama`, `qwen2`"), "{found:?}");
+}
+
+#[test]
+fn a_judge_from_a_gguf_file_takes_no_gpu_and_tells_its_memory() {
+    let kind: &dyn AnyKind = &Local;
+    let judge = Judge::new(None);
+    let with = json!({ "gguf": judge.path("judge.gguf"), "tokenizer": judge.path("tokenizer.json") });
+    let with = kind.normalise(&with).unwrap();
+    let signature = kind.signature(&with).unwrap();
+    assert!(signature.numerics.is_none() && signature.parallel);
+    let file = std::fs::metadata(judge.path("judge.gguf")).unwrap().len() as f64;
+    assert!(kind.forecast(&with, &|_| Vec::new()).memory.unwrap() > 65e6 + file);
 }
 
 #[test]
