@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The memory that `temper plan` expects of stages that never ran, beside the peaks of runs, at two model sizes. Stages are short:
-# a peak is reached in the first steps. About five minutes on two cores.
+# a peak is reached in the first steps. About twenty minutes on two cores, most of it PPO of the larger model.
 set -euo pipefail
 cd "$(dirname "$0")"
 temper=${TEMPER:-../../target/release/temper}
