@@ -1,5 +1,5 @@
-//! candle's CUDA back end over `null_driver.c`, without a GPU: every operation has its kernel, what passes take, and what a user
-//! is told. It proves no number. `check.sh` compiles and runs it.
+//! candle's CUDA back end over `null_driver.c`, without a GPU: every operation has its kernel, what passes take, and the errors
+//! that a user sees. It proves no number. `check.sh` compiles and runs it.
 #![cfg(null_driver)]
 
 #[path = "../common/mod.rs"]

@@ -1,4 +1,4 @@
-//! What a judge is told: the paper's request (A.2), or several questions about each pair. Pure.
+//! The instructions of a judge: the paper's request (A.2), or several questions about each pair. Pure.
 
 use std::collections::BTreeSet;
 
@@ -60,7 +60,7 @@ pub struct Message {
     pub content: String,
 }
 
-/// Everything that a judge is told but the documents.
+/// The part of a request that is the same for all documents.
 #[derive(Clone, Debug)]
 pub struct Instructions {
     template: Template,
